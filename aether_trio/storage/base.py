@@ -1,0 +1,84 @@
+"""The Database seam: one copy of portable SQL, run by whichever engine is configured.
+
+A unit of work is a *program*: a generator that yields statements and is sent their results. The engine decides how
+to drive it. SQLite runs a whole program inside its writer thread (one thread hop for many programs, which commit as
+one group); PostgreSQL drives the same generator over one connection inside a transaction. A program is pure: it does
+no I/O of its own, reads no clock and keeps no state outside its locals, because an engine may run it again from the
+start.
+
+SQL is portable: `$1` parameters, `ON CONFLICT`, `RETURNING`, integer milliseconds, no engine functions.
+
+Invariants: `run` returns only after the commit that contains the program is durable; programs given to `run` by one
+caller, one after another, take effect in that order; a program that raises leaves no trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+T = TypeVar("T")
+
+Value: TypeAlias = str | int | float | bytes | None
+Row: TypeAlias = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Run a query (or a write with `RETURNING`); the program is sent `list[Row]`."""
+
+    sql: str
+    args: Sequence[Value] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Execute:
+    """Run a write; the program is sent the number of rows it touched."""
+
+    sql: str
+    args: Sequence[Value] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ExecuteMany:
+    """Run one write for many parameter rows; the program is sent None."""
+
+    sql: str
+    rows: Iterable[Sequence[Value]]
+
+
+Statement: TypeAlias = Fetch | Execute | ExecuteMany
+Program: TypeAlias = Generator[Statement, Any, T]
+ProgramFactory: TypeAlias = Callable[[], Program[T]]
+
+
+class StorageUnavailable(Exception):
+    """The engine could not commit or read now (disk full, file locked, server gone). Safe to try again later."""
+
+
+class Database(Protocol):
+    """One logical database. Engines are async context managers; closing one flushes what was accepted."""
+
+    async def run(self, program: ProgramFactory[T]) -> T:
+        """Run a read-write program atomically; return its result after the commit is durable.
+
+        Raises StorageUnavailable when nothing was written, or whatever the program itself raised.
+        """
+        ...
+
+    async def read(self, program: ProgramFactory[T]) -> T:
+        """Run a read-only program on one consistent snapshot that includes every write committed before the call."""
+        ...
+
+    async def fetch(self, sql: str, *args: Value) -> list[Row]:
+        """One read-only query."""
+        ...
+
+    async def execute(self, sql: str, *args: Value) -> int:
+        """One write; the number of rows it touched."""
+        ...
+
+    async def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
+        """One write for many rows, in one transaction."""
+        ...

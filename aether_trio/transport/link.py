@@ -1,0 +1,93 @@
+"""The Link seam: one participant's stream, whatever lane carries it.
+
+The session reads batches of upstream messages and *offers* downstream bytes; it never pushes them. A lane pulls when
+its flow-control window and its socket have room, so a slow peer's backlog stays in one place, the session's outbox,
+where it is bounded and may be replaced by a catch-up read from the log.
+
+Invariants: everything here that is not `async` is callable from any task of the same trio run and never blocks;
+`kick` may call back into `FrameSource.pull` and `flushed` before it returns; frames leave in the order pulled; after
+the link has ended it pulls no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from aether_trio.model.errors import Status
+
+if TYPE_CHECKING:
+    from aether_trio.wire.pb.aether_pb2 import UpstreamMessage
+
+
+@dataclass(frozen=True, slots=True)
+class PeerCertificate:
+    """What a verified client certificate says of its holder."""
+
+    common_name: str
+    dns_names: tuple[str, ...] = ()
+    serial_number: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end, as far as the transport knows.
+
+    `address` is "host:port"; `lane` is "grpc", "framed", "websocket" or "memory"; `metadata` has lower-case keys.
+    """
+
+    address: str
+    lane: str
+    certificate: PeerCertificate | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class LinkBroken(Exception):
+    """The peer vanished (reset, cancel, protocol error) instead of ending its side of the stream."""
+
+
+class FrameSource(Protocol):
+    """What a session gives its link to pull from."""
+
+    def pull(self, max_bytes: int) -> list[bytes]:
+        """Take the next encoded DownstreamMessages, in order; [] when there is nothing to send.
+
+        Stops once `max_bytes` is reached, so only the last message may go beyond it. Never raises.
+        """
+        ...
+
+    def flushed(self) -> None:
+        """Everything pulled so far has been handed to the kernel. Called once per drained burst."""
+        ...
+
+
+class Link(Protocol):
+    """One bidirectional stream of messages."""
+
+    peer: Peer
+
+    async def receive(self) -> Sequence[UpstreamMessage]:
+        """The next messages, at least one. An empty sequence means that the peer has ended its side cleanly.
+
+        Raises LinkBroken when the stream was cut, and StatusError (INVALID_ARGUMENT, RESOURCE_EXHAUSTED) when the peer sent
+        what cannot be decoded or is over the limit. Backpressure: not calling `receive` stops the peer.
+        """
+        ...
+
+    def attach(self, source: FrameSource) -> None:
+        """Say where downstream messages come from. Once, before the first `kick`."""
+        ...
+
+    def kick(self) -> None:
+        """The source has something new: try to write now, or as soon as there is room. Cheap to call twice."""
+        ...
+
+    @property
+    def stalled_since(self) -> float | None:
+        """trio time since when pulled bytes wait for the peer to make room; None when nothing waits."""
+        ...
+
+    async def close(self, status: Status, message: str = "") -> None:
+        """End the stream with a status, after what was pulled already. Idempotent; bounded in time by the lane."""
+        ...
