@@ -1,0 +1,58 @@
+"""Every check and tool of the project. `pip install nox && nox -s tests` is all a fresh machine needs.
+
+Sessions make their own virtual environments with the standard library's venv and keep them between runs.
+"""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "tests"]
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def group(name: str) -> list[str]:
+    """The requirements of one dependency group (PEP 735)."""
+    return list(nox.project.dependency_groups(PYPROJECT, name))
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The whole test suite; arguments after -- go to pytest."""
+    session.install("-e", ".", *group("test"), *group("bench"))
+    session.run("python", "-m", "pytest", "--durations=15", "--durations-min=1.0", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff (rules and format), mypy --strict, and the import arrows."""
+    session.install("-e", ".", *group("lint"), *group("test"), *group("bench"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+    session.run("lint-imports", "--no-cache")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """A gateway, two agents of the published SDK, a user and a progress line. `-- --once` ends by itself."""
+    session.install("-e", ".", *group("interop"))
+    session.run("python", "-m", "aether_trio.demo", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure; arguments after -- go to the bench (try `-- --help`)."""
+    session.install("-e", ".", *group("bench"), *group("interop"))
+    session.run("python", "-m", "bench", *session.posargs)
+
+
+@nox.session
+def proto(session: nox.Session) -> None:
+    """Compile proto/ into aether_trio/wire/pb; arguments after -- go to the script."""
+    session.install("-e", ".", *group("proto"))
+    session.run("python", "scripts/compile_proto.py", *session.posargs)
