@@ -1,0 +1,46 @@
+"""Settings: what can be configured, where a value may come from, and how it is explained.
+
+Layers, the later one wins: defaults, YAML file, environment (`AETHER_SECTION__KEY`), command-line flags,
+`--set KEY.PATH=VALUE`. Nothing is ignored in silence: an unknown key is an error that names its source and the nearest
+known key, and a wrong value is an error that names the type and the unit that were expected.
+"""
+
+from aether_trio.config.describe import describe
+from aether_trio.config.keys import Key, SettingsError, all_keys
+from aether_trio.config.loading import Loaded, load_settings, load_settings_with_origins
+from aether_trio.config.settings import (
+    ApiKey,
+    AuthSettings,
+    GatewaySettings,
+    GrpcSettings,
+    KvSettings,
+    LoggingSettings,
+    LogSettings,
+    OpsSettings,
+    Settings,
+    StorageSettings,
+    TlsSettings,
+    is_loopback,
+)
+
+__all__ = [
+    "ApiKey",
+    "AuthSettings",
+    "GatewaySettings",
+    "GrpcSettings",
+    "Key",
+    "KvSettings",
+    "Loaded",
+    "LogSettings",
+    "LoggingSettings",
+    "OpsSettings",
+    "Settings",
+    "SettingsError",
+    "StorageSettings",
+    "TlsSettings",
+    "all_keys",
+    "describe",
+    "is_loopback",
+    "load_settings",
+    "load_settings_with_origins",
+]

@@ -1,0 +1,59 @@
+"""Settings as commented YAML: what `aether config default` and `aether config show` print, and what they can read back."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+import yaml
+
+from aether_trio.config.keys import Key, all_keys, section_texts
+from aether_trio.config.settings import Settings
+
+WIDTH: Final = 110
+HIDDEN: Final = "********"
+
+
+def describe(
+    settings: Settings | None = None,
+    *,
+    origins: Mapping[str, str] | None = None,
+    only_origins: bool = False,
+    hide_secrets: bool = True,
+) -> str:
+    """YAML of the whole tree with a comment above each key, and who set it where `origins` knows.
+
+    `only_origins` leaves out everything that is at its default.
+    """
+    settings = settings or Settings()
+    origins = origins or {}
+    lines: list[str] = []
+    section = ""
+    for key in all_keys().values():
+        if only_origins and key.name not in origins:
+            continue
+        if key.path[0] != section:
+            section = key.path[0]
+            if lines:
+                lines.append("")
+            lines += [f"# {section_texts()[section]}", f"{section}:"]
+        value = getattr(getattr(settings, section), key.path[1])
+        if hide_secrets and value and key.path[1].endswith("token"):
+            value = HIDDEN
+        lines += _entry(key, value, origins.get(key.name))
+    return "\n".join(lines) + "\n" if lines else "# Every setting is at its default.\n"
+
+
+def _entry(key: Key, value: Any, origin: str | None) -> list[str]:
+    text = key.description
+    accepts = key.expected
+    if accepts.startswith("one of"):
+        text += f" {accepts.capitalize()}."
+    comment = [f"  # {line}" for line in textwrap.wrap(text, WIDTH - 4)]
+    body = yaml.safe_dump({key.path[1]: msgspec.to_builtins(value)}, sort_keys=False, width=WIDTH).rstrip()
+    body_lines = [f"  {line}" for line in body.splitlines()]
+    if origin:
+        body_lines[0] += f"  # set by {origin}"
+    return comment + body_lines

@@ -1,0 +1,275 @@
+"""The tree of settings: one frozen struct per section, one documented key per field.
+
+Units are in the names: `_s` seconds (floats), `_bytes` bytes, `_per_s` a rate per second. A rate of 0 means "not
+limited", a period of 0 means "never"; each field says so where it applies. Reference values are the defaults, unless the
+text says why not. The struct itself never reads a file or the environment; loading.py does.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from aether_trio.model.limits import Limits
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+MINUTES: Final = 60.0
+HOURS: Final = 60 * MINUTES
+DAYS: Final = 24 * HOURS
+
+Principal = Literal[
+    "agent", "task", "user", "service", "bridge", "orchestrator", "workflow_engine", "metrics_bridge", "*"
+]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a listener on `host` (a name other than localhost counts as reachable)."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A group of settings."""
+
+
+class GatewaySettings(Section, frozen=True):
+    host: Annotated[str, Meta(description="Address to listen on. Development mode listens on 127.0.0.1.")] = "0.0.0.0"  # noqa: S104  # serve refuses to start there without credentials
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port of the one listener; 0 picks a free one.")] = 50051
+    data_dir: Annotated[str, Meta(min_length=1, description="Directory of the durable state.")] = "aether-data"
+    ephemeral: Annotated[
+        bool, Meta(description="Keep everything in a temporary directory that is deleted at the end.")
+    ] = False
+    dev: Annotated[
+        bool,
+        Meta(description="Development mode: loopback, no credentials, no message rates. Alias AETHER_DEV_MODE."),
+    ] = False
+    id: Annotated[
+        str, Meta(max_length=128, description="Name of this gateway in its own notices; empty makes one per start.")
+    ] = ""
+    strict_identifier_charset: Annotated[
+        bool,
+        Meta(
+            description="Refuse identity parts outside the protocol's charset. Alias AETHER_STRICT_IDENTIFIER_CHARSET."
+        ),
+    ] = True
+
+
+class OpsSettings(Section, frozen=True):
+    enabled: Annotated[bool, Meta(description="Serve /healthz, /readyz, /metrics and /v1/tail.")] = True
+    host: Annotated[str, Meta(description="Address of the ops port. Nothing on it asks for credentials but tail.")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port of the ops server; 0 picks a free one.")] = 9090
+    tail: Annotated[
+        bool, Meta(description="Serve /v1/tail: on loopback in development mode, elsewhere with ops.tail_token.")
+    ] = True
+    tail_token: Annotated[
+        str | None, Meta(min_length=16, description="Bearer token that allows /v1/tail; 16 characters or more.")
+    ] = None
+    max_connections: Annotated[int, Meta(ge=1, description="Ops connections at a time; more are refused.")] = 64
+    max_header_bytes: Annotated[int, Meta(ge=1024, description="Largest request line and headers together.")] = 16 * KIB
+    request_timeout_s: Annotated[
+        float, Meta(gt=0, description="For a request to arrive, and for each write of an answer to be taken.")
+    ] = 10.0
+    idle_timeout_s: Annotated[float, Meta(gt=0, description="An idle keep-alive connection is closed after this.")] = (
+        75.0
+    )
+
+
+class TlsSettings(Section, frozen=True):
+    cert: Annotated[str | None, Meta(description="PEM file of the server's certificate chain; enables TLS.")] = None
+    key: Annotated[str | None, Meta(description="PEM file of the server's private key.")] = None
+    client_ca: Annotated[
+        str | None, Meta(description="PEM file of the authorities whose client certificates are accepted.")
+    ] = None
+    require_client_cert: Annotated[
+        bool, Meta(description="Refuse the TLS handshake of a client without a certificate (needs tls.client_ca).")
+    ] = False
+
+
+class ApiKey(Section, frozen=True):
+    """One API key as the settings keep it: never the key itself. `aether keys new` prints such a record."""
+
+    id: Annotated[str, Meta(min_length=1, max_length=128)]
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    principal: Principal = "*"
+    identity: Annotated[str, Meta(min_length=1)] = "*"
+    workspaces: tuple[str, ...] = ("*",)
+    created: str = ""
+
+
+class AuthSettings(Section, frozen=True):
+    api_keys: Annotated[
+        tuple[ApiKey, ...],
+        Meta(description="Accepted API keys, as hashes: records that `aether keys new` prints."),
+    ] = ()
+    allow_anonymous: Annotated[
+        bool, Meta(description="Accept connections without credentials. Development mode does.")
+    ] = False
+    trust_network: Annotated[
+        bool,
+        Meta(description="Start without credentials on a reachable address: the network in front keeps strangers out."),
+    ] = False
+    client_cert_mode: Annotated[
+        Literal["strict", "semi-strict", "relaxed"],
+        Meta(
+            description="What a client certificate's common name decides: the whole identity, all of it but the "
+            "specifier, or the kind of principal."
+        ),
+    ] = "relaxed"
+    max_failures: Annotated[int, Meta(ge=1, description="Refused credentials per identity before the cool-down.")] = 5
+    failure_window_s: Annotated[float, Meta(gt=0, description="Window in which auth.max_failures count.")] = 30.0
+    cooldown_s: Annotated[float, Meta(ge=0, description="How long such an identity is refused unheard.")] = 30.0
+    max_tracked_identities: Annotated[int, Meta(ge=1, description="Identities whose failures are remembered.")] = 1024
+
+
+class GrpcSettings(Section, frozen=True):
+    max_receive_bytes: Annotated[
+        int, Meta(ge=KIB, description="Largest message taken from a client; refused before it is buffered.")
+    ] = 10 * MIB
+    max_send_bytes: Annotated[
+        int, Meta(ge=KIB, description="Largest message sent. Clients refuse 4 MiB and more by default.")
+    ] = 4 * MIB - 1
+    max_concurrent_streams: Annotated[int, Meta(ge=1, description="Open streams per HTTP/2 connection.")] = 1000
+    max_connections: Annotated[int, Meta(ge=1, description="Open TCP connections; more are refused.")] = 65536
+    max_header_list_bytes: Annotated[int, Meta(ge=KIB, description="Largest header list of one request.")] = 16 * KIB
+    stream_window_bytes: Annotated[
+        int, Meta(ge=65535, le=2**31 - 1, description="Receive window of a stream: what a stalled reader lets in.")
+    ] = 256 * KIB
+    connection_window_bytes: Annotated[
+        int, Meta(ge=65535, le=2**31 - 1, description="Receive window of a connection.")
+    ] = 1 * MIB
+    handshake_timeout_s: Annotated[
+        float, Meta(gt=0, description="For TLS and the HTTP/2 preface of a new connection.")
+    ] = 10.0
+    idle_timeout_s: Annotated[
+        float, Meta(ge=0, description="A connection without streams is closed after this; 0 is never.")
+    ] = 15 * MINUTES
+    min_ping_interval_s: Annotated[
+        float, Meta(ge=0, description="Clients may ping this often, with and without streams.")
+    ] = 10.0
+    max_ping_strikes: Annotated[
+        int, Meta(ge=1, description="Pings that came too early before GOAWAY ENHANCE_YOUR_CALM.")
+    ] = 2
+    ping_interval_s: Annotated[
+        float, Meta(ge=0, description="The gateway pings a silent connection this often; 0 leaves it to TCP.")
+    ] = 30.0
+    ping_timeout_s: Annotated[float, Meta(gt=0, description="An unanswered ping ends the connection after this.")] = (
+        10.0
+    )
+    max_connection_age_s: Annotated[
+        float, Meta(ge=0, description="Connections are asked to leave after this; 0 is never (the reference: 7200).")
+    ] = 0.0
+    max_connection_age_grace_s: Annotated[
+        float, Meta(ge=0, description="Time for the streams of an aged connection to end.")
+    ] = 5.0
+    drain_deadline_s: Annotated[float, Meta(gt=0, description="A drain ends whatever is left after this.")] = 10.0
+    write_timeout_s: Annotated[
+        float, Meta(gt=0, description="A peer that takes no byte for this long loses its connection.")
+    ] = 60.0
+    tcp_user_timeout_s: Annotated[
+        float, Meta(ge=0, description="Unacknowledged bytes end a connection after this; 0 is the kernel's choice.")
+    ] = 30.0
+    tcp_keepalive_idle_s: Annotated[
+        int, Meta(ge=0, description="Silence before TCP probes the peer, in whole seconds; 0 is off.")
+    ] = 15
+    tcp_keepalive_interval_s: Annotated[int, Meta(ge=1, description="Between two TCP probes, in whole seconds.")] = 5
+    tcp_keepalive_probes: Annotated[int, Meta(ge=1, description="Unanswered TCP probes that end a connection.")] = 3
+    abuse_window_s: Annotated[float, Meta(gt=0, description="Window of the frame budgets below.")] = 10.0
+    max_stream_resets: Annotated[int, Meta(ge=1, description="Client resets per window (rapid reset).")] = 200
+    max_settings_frames: Annotated[int, Meta(ge=1, description="SETTINGS frames per window.")] = 20
+    max_ping_frames: Annotated[int, Meta(ge=1, description="PING frames per window, whatever their spacing.")] = 100
+    max_empty_data_frames: Annotated[int, Meta(ge=1, description="DATA frames without data per window.")] = 500
+    max_continuation_frames: Annotated[int, Meta(ge=1, description="CONTINUATION frames of one header list.")] = 8
+    reflection: Annotated[bool, Meta(description="Serve gRPC reflection (grpcurl and the like).")] = True
+
+
+class StorageSettings(Section, frozen=True):
+    synchronous: Annotated[
+        Literal["full", "normal"],
+        Meta(description="full: every commit is on the disk before it counts; normal: a power cut may lose the last."),
+    ] = "full"
+    readers: Annotated[int, Meta(ge=1, le=32, description="Reader threads beside the one writer of a file.")] = 2
+    busy_timeout_s: Annotated[float, Meta(gt=0, description="Wait for a database that another process has locked.")] = (
+        5.0
+    )
+
+
+class LogSettings(Section, frozen=True):
+    retention_age_s: Annotated[float, Meta(ge=0, description="Messages are kept this long; 0 is for ever.")] = 1 * DAYS
+    retention_bytes: Annotated[int, Meta(ge=0, description="Bytes kept per topic; 0 is without limit.")] = 1 * GIB
+    offset_retention_age_s: Annotated[
+        float, Meta(ge=0, description="A subscriber's position is kept this long without use; 0 is for ever.")
+    ] = 7 * DAYS
+    retention_sweep_s: Annotated[float, Meta(gt=0, description="Between two looks for what is too old.")] = 60.0
+    group_max_messages: Annotated[int, Meta(ge=1, description="Messages committed as one group.")] = 1024
+    group_max_bytes: Annotated[int, Meta(ge=1, description="Bytes committed as one group.")] = 4 * MIB
+    pending_bytes: Annotated[
+        int, Meta(ge=1, description="Bytes waiting for their commit; when it is reached, readers wait.")
+    ] = 32 * MIB
+    outbox_bytes: Annotated[
+        int, Meta(ge=1, description="Bytes waiting per subscriber; beyond, it reads from the log again.")
+    ] = 256 * KIB
+    catchup_page_bytes: Annotated[int, Meta(ge=1, description="Bytes read at a time by a subscriber behind.")] = (
+        128 * KIB
+    )
+    ephemeral_messages: Annotated[
+        int, Meta(ge=1, description="Progress and samples waiting per subscriber; the oldest are dropped.")
+    ] = 256
+    offset_flush_s: Annotated[
+        float, Meta(gt=0, description="Subscribers' positions are written this often, and when they leave.")
+    ] = 1.0
+
+
+class KvSettings(Section, frozen=True):
+    sweep_interval_s: Annotated[float, Meta(gt=0, description="Between two sweeps of expired entries.")] = 10.0
+    sweep_batch_rows: Annotated[int, Meta(ge=1, description="Expired entries deleted by one transaction.")] = 500
+
+
+class LoggingSettings(Section, frozen=True):
+    format: Annotated[
+        Literal["console", "json"], Meta(description="For people, or one JSON object a line. Alias AETHER_LOG_FORMAT.")
+    ] = "console"
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="Least level shown. Alias AETHER_LOG_LEVEL.")
+    ] = "info"
+
+
+class Settings(Section, frozen=True):
+    """Everything that can be configured. `Settings()` is `aether serve` without a file; `Settings.for_dev()` is dev."""
+
+    gateway: Annotated[GatewaySettings, Meta(description="The gateway itself.")] = GatewaySettings()
+    ops: Annotated[OpsSettings, Meta(description="The port for operators.")] = OpsSettings()
+    tls: Annotated[TlsSettings, Meta(description="Transport security of the gateway's port.")] = TlsSettings()
+    auth: Annotated[AuthSettings, Meta(description="Who may connect.")] = AuthSettings()
+    limits: Annotated[Limits, Meta(description="What a client may ask for.")] = Limits()
+    grpc: Annotated[GrpcSettings, Meta(description="The gRPC (HTTP/2) lane and its sockets.")] = GrpcSettings()
+    storage: Annotated[StorageSettings, Meta(description="The embedded database.")] = StorageSettings()
+    log: Annotated[LogSettings, Meta(description="The durable message log.")] = LogSettings()
+    kv: Annotated[KvSettings, Meta(description="The key-value store.")] = KvSettings()
+    logging: Annotated[LoggingSettings, Meta(description="What the gateway says about itself.")] = LoggingSettings()
+
+    @classmethod
+    def for_dev(cls, **sections: Any) -> Settings:
+        """The settings of `aether dev`, with whole sections replaced by keyword."""
+        from aether_trio.config.loading import load_settings
+
+        settings = load_settings(None, {}, {"gateway.dev": True})
+        return msgspec.structs.replace(settings, **sections) if sections else settings
+
+    @property
+    def open_to_the_world(self) -> bool:
+        """Whether strangers can reach the port and nothing asks who they are."""
+        if is_loopback(self.gateway.host) or self.auth.trust_network:
+            return False
+        anonymous = self.auth.allow_anonymous or not (self.auth.api_keys or self.tls.client_ca)
+        return anonymous and not (self.tls.client_ca and self.tls.require_client_cert)
