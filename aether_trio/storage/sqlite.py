@@ -1,0 +1,206 @@
+"""The SQLite engine: one file, one writer thread that commits in groups, a small pool of readers.
+
+`run` puts a program into a bounded queue and sleeps until the group that contains it is durable (WAL, fsync at every
+commit). `read` runs on a reader's own connection; since it starts after the call, it sees everything that was committed
+before the call. With `path=None` the database lives in memory and the writer thread also reads: same promises, gone at
+exit.
+
+Cancellation: a caller that is cancelled while it waits for room in the queue has done nothing. Once its program is
+queued the program runs as if nothing had happened, wholly or not at all, and only the result is lost.
+
+When the environment fails (disk full, file locked by another process, I/O error) every program of the group gets
+StorageUnavailable and none has written; the next group simply tries again, so the engine recovers by itself.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Final, TypeVar
+
+import outcome
+import trio
+
+from aether_trio.storage.base import Execute, ExecuteMany, Fetch, Program, ProgramFactory, Row, Statement, Value
+from aether_trio.storage.migrations import SQLITE, upgrade
+from aether_trio.storage.sqlite_connection import Synchronous, connect_reader, connect_writer, setup_error
+from aether_trio.storage.sqlite_statements import drive
+from aether_trio.storage.sqlite_threads import Job, Reader, Worker, Writer
+
+T = TypeVar("T")
+
+QUEUE_PROGRAMS: Final = 1024  # waiting programs; callers beyond that wait for room
+READERS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class SqliteStatistics:
+    """What the writer has done since it was opened. `queued` includes the group that is being committed."""
+
+    groups: int
+    programs: int
+    rows: int
+    largest_group: int
+    queued: int
+    failed_groups: int
+    last_error: str
+
+    @property
+    def rows_per_group(self) -> float:
+        return self.rows / self.groups if self.groups else 0.0
+
+
+class SqliteDatabase:
+    """A base.Database over one file. Made by `open_sqlite`."""
+
+    def __init__(self, name: str, path: Path | None) -> None:
+        self.name = name
+        self.path = path
+        self._writes: SimpleQueue[Job | None] = SimpleQueue()
+        self._reads: SimpleQueue[Job | None] = self._writes if path is None else SimpleQueue()
+        self._room = trio.Semaphore(QUEUE_PROGRAMS)
+        self._closed = False
+        self._writer: Writer | None = None
+        self._readers: list[Worker] = []
+
+    async def run(self, program: ProgramFactory[T]) -> T:
+        """Run a read-write program; return its result after the commit that contains it is durable.
+
+        Raises StorageUnavailable when nothing was written, or what the program itself raised.
+        """
+        result: T = await self._submit(Job(program, is_read=False), self._writes)
+        return result
+
+    async def read(self, program: ProgramFactory[T]) -> T:
+        """Run a read-only program on one snapshot that includes every write committed before the call."""
+        result: T = await self._submit(Job(program, is_read=True), self._reads)
+        return result
+
+    async def fetch(self, sql: str, *args: Value) -> list[Row]:
+        """One read-only query."""
+        rows: list[Row] = await self.read(lambda: _single(Fetch(sql, args)))
+        return rows
+
+    async def execute(self, sql: str, *args: Value) -> int:
+        """One write (INSERT, UPDATE, DELETE); the number of rows it touched."""
+        count: int = await self.run(lambda: _single(Execute(sql, args)))
+        return count
+
+    async def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
+        """One write for many rows, in one transaction. `rows` is read in this task, before anything is queued."""
+        held = rows if isinstance(rows, list) else list(rows)
+        await self.run(lambda: _single(ExecuteMany(sql, held)))
+
+    def statistics(self) -> SqliteStatistics:
+        writer = self._writer
+        assert writer is not None, "the database is not open"
+        return SqliteStatistics(
+            groups=writer.groups,
+            programs=writer.programs,
+            rows=writer.rows,
+            largest_group=writer.largest_group,
+            queued=QUEUE_PROGRAMS - self._room.value,
+            failed_groups=writer.failed_groups,
+            last_error=writer.last_error,
+        )
+
+    async def _submit(self, job: Job, queue: SimpleQueue[Job | None]) -> Any:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            self._room.acquire_nowait()
+        except trio.WouldBlock:
+            await self._room.acquire()
+        if self._closed:
+            self._room.release()
+            raise trio.ClosedResourceError(f"the {self.name} database is closed")
+        job.task = trio.lowlevel.current_task()
+        queue.put(job)
+        return await trio.lowlevel.wait_task_rescheduled(job.forget)
+
+    def _deliver(self, jobs: Sequence[Job]) -> None:
+        """Wake the callers of a finished group. Runs in the trio thread, once per group."""
+        for job in jobs:
+            self._room.release()
+            task, job.task = job.task, None
+            if task is not None:
+                trio.lowlevel.reschedule(
+                    task, outcome.Value(job.value) if job.error is None else outcome.Error(job.error)
+                )
+
+    def _start(self, connections: _Connections) -> None:
+        self._writer = Writer(f"{self.name}-writer", self._writes, self._deliver, connections.writer, self.path)
+        self._writer.start()
+        for number, connection in enumerate(connections.readers):
+            reader = Reader(f"{self.name}-reader-{number}", self._reads, self._deliver, connection)
+            reader.start()
+            self._readers.append(reader)
+
+    async def _stop(self) -> None:
+        """Refuse new programs, finish those that were accepted, end the threads. Readers first: the last connection
+        to close is the writer's, and it folds the write-ahead log into the file."""
+        assert self._writer is not None
+        self._closed = True
+        with trio.CancelScope(shield=True):
+            for _ in self._readers:
+                self._reads.put(None)
+            for reader in self._readers:
+                await reader.ended()
+            self._writes.put(None)
+            await self._writer.ended()
+
+
+@dataclass(frozen=True, slots=True)
+class _Connections:
+    writer: Any
+    readers: list[Any]
+
+
+@asynccontextmanager
+async def open_sqlite(
+    path: Path | str | None,
+    *,
+    readers: int = READERS,
+    name: str = "scratch",
+    synchronous: Synchronous = "FULL",
+) -> AsyncIterator[SqliteDatabase]:
+    """Open (and create) a database file, bring its schema up to date, and serve it until the block ends.
+
+    `name` is the logical database: "state", "log" and "audit" bring their schema (migrations.py), other names none.
+    `path=None` keeps everything in memory. Raises StorageSetupError, whose text names the file and the way out.
+    Leaving the block commits what was accepted.
+    """
+    file = None if path is None else Path(path)
+    connections = await trio.to_thread.run_sync(_open_connections, file, name, synchronous, readers)
+    database = SqliteDatabase(name, file)
+    database._start(connections)
+    try:
+        yield database
+    finally:
+        await database._stop()
+
+
+def _open_connections(path: Path | None, name: str, synchronous: Synchronous, readers: int) -> _Connections:
+    writer = connect_writer(path, synchronous)
+    opened: list[Any] = [writer]
+    try:
+        cursor = writer.cursor()
+        cursor.execute("BEGIN IMMEDIATE")
+        drive(cursor, lambda: upgrade(name, SQLITE, str(path or "in memory")))
+        cursor.execute("COMMIT")
+        if path is not None:
+            opened.extend(connect_reader(path) for _ in range(readers))
+        return _Connections(writer, opened[1:])
+    except BaseException as exc:
+        for connection in reversed(opened):
+            connection.close()
+        if isinstance(exc, sqlite3.Error):
+            raise setup_error(path, exc) from exc
+        raise
+
+
+def _single(statement: Statement) -> Program[Any]:
+    return (yield statement)

@@ -1,0 +1,259 @@
+"""The threads behind an open SQLite file: one that writes in groups, a few that read.
+
+    trio tasks ──put──▶ SimpleQueue ──▶ writer:  BEGIN IMMEDIATE · program · program · … · COMMIT
+         ▲                                                                                  │
+         └───────────────── one run_sync_soon per group, not one per program ◀──────────────┘
+
+While a group waits for its fsync the next one collects, so the group grows exactly with the load (group commit).
+
+A group is first run without savepoints: programs that raise are rare, savepoints would cost every program two more
+statements. When one does raise, the group is rolled back and run again with each program in its own SAVEPOINT; programs
+are pure (base.py), so running them again is allowed, and the failing one then leaves no trace in the others' commit.
+
+Invariants: a job is answered exactly once; nothing is answered before the COMMIT that contains it; an error of the
+environment fails the whole group and leaves no transaction open; the threads end only when told to.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, Final
+
+import trio
+
+from aether_trio.storage.base import ProgramFactory, StorageUnavailable
+from aether_trio.storage.sqlite_connection import is_environment
+from aether_trio.storage.sqlite_statements import drive
+
+MAX_GROUP: Final = 512  # programs a commit: bounds how long the first of them waits for the last
+WAL_CHECK_GROUPS: Final = 64  # groups between two looks at the size of the write-ahead log
+WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024  # readers that never leave a gap can keep the log from being reused
+
+Deliver = Callable[[Sequence["Job"]], None]
+
+
+class Job:
+    """One program on its way through a thread, and then its result."""
+
+    __slots__ = ("error", "factory", "is_read", "task", "value")
+
+    def __init__(self, factory: ProgramFactory[Any], *, is_read: bool) -> None:
+        self.factory = factory
+        self.is_read = is_read
+        self.task: trio.lowlevel.Task | None = None
+        self.value: Any = None
+        self.error: Exception | None = None
+
+    def forget(self, _raise_cancel: Any) -> trio.lowlevel.Abort:
+        """The caller was cancelled: the job goes on, nobody is told."""
+        self.task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+
+class _SpoiledError(Exception):
+    """A program raised in a group that has no savepoints."""
+
+
+class Worker:
+    """A thread that takes jobs from a queue until it is stopped. What it does with them is the subclass's."""
+
+    def __init__(self, name: str, queue: SimpleQueue[Job | None], deliver: Deliver) -> None:
+        self._queue = queue
+        self._deliver = deliver
+        self._trio = trio.lowlevel.current_trio_token()
+        self._ended = trio.Event()
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    async def ended(self) -> None:
+        await self._ended.wait()
+
+    def _main(self) -> None:
+        try:
+            while True:
+                jobs, last = self._collect()
+                if jobs:
+                    try:
+                        self._process(jobs)
+                    except Exception as exc:  # a defect in the worker: answer rather than strand the callers
+                        self._fail(jobs, exc)
+                    self._hand_over(lambda jobs=jobs: self._deliver(jobs))
+                if last:
+                    return
+        finally:
+            self._close()
+            self._hand_over(self._ended.set)
+
+    def _hand_over(self, call: Callable[[], None]) -> None:
+        try:
+            self._trio.run_sync_soon(call)
+        except trio.RunFinishedError:  # the run ended without closing the database: nobody is left to tell
+            pass
+
+    def _fail(self, jobs: Sequence[Job], exc: BaseException) -> None:
+        for job in jobs:
+            job.error = StorageUnavailable(f"{self._thread.name}: {exc}")
+            job.error.__cause__ = exc
+
+    def _collect(self) -> tuple[list[Job], bool]:
+        raise NotImplementedError
+
+    def _process(self, jobs: list[Job]) -> None:
+        raise NotImplementedError
+
+    def _close(self) -> None:
+        raise NotImplementedError
+
+
+class Writer(Worker):
+    """The only thread that changes the file."""
+
+    def __init__(
+        self,
+        name: str,
+        queue: SimpleQueue[Job | None],
+        deliver: Deliver,
+        connection: sqlite3.Connection,
+        path: Path | None,
+    ) -> None:
+        super().__init__(name, queue, deliver)
+        self._connection = connection
+        self._cursor = connection.cursor()
+        self._wal = None if path is None else Path(f"{path}-wal")
+        # Counters: written here, read by statistics() in the trio thread; each is a single reference.
+        self.groups = 0
+        self.programs = 0
+        self.rows = 0
+        self.largest_group = 0
+        self.failed_groups = 0
+        self.last_error = ""
+
+    def _collect(self) -> tuple[list[Job], bool]:
+        job = self._queue.get()
+        jobs: list[Job] = []
+        try:
+            while job is not None:
+                jobs.append(job)
+                if len(jobs) == MAX_GROUP:
+                    return jobs, False
+                job = self._queue.get_nowait()
+        except Empty:
+            return jobs, False
+        return jobs, True
+
+    def _process(self, jobs: list[Job]) -> None:
+        writes = [job for job in jobs if not job.is_read]
+        if writes:
+            self._write(writes)
+        reads = [job for job in jobs if job.is_read]
+        if reads:  # only in memory, where there is no second connection to read from
+            self._cursor.execute("PRAGMA query_only=ON")
+            for job in reads:
+                read_job(self._connection, self._cursor, job)
+            self._cursor.execute("PRAGMA query_only=OFF")
+
+    def _write(self, jobs: list[Job]) -> None:
+        before = self._connection.total_changes
+        try:
+            try:
+                self._attempt(jobs, isolated=False)
+            except _SpoiledError:
+                self._rollback()
+                self._attempt(jobs, isolated=True)
+        except Exception as exc:
+            self._rollback()
+            if not is_environment(exc):
+                raise
+            self.failed_groups += 1
+            self.last_error = f"{type(exc).__name__}: {exc}"
+            self._fail(jobs, exc)
+            return
+        self.groups += 1
+        self.programs += len(jobs)
+        self.rows += self._connection.total_changes - before
+        self.largest_group = max(self.largest_group, len(jobs))
+        if self._wal is not None and self.groups % WAL_CHECK_GROUPS == 0:
+            self._bound_wal(self._wal)
+
+    def _attempt(self, jobs: list[Job], *, isolated: bool) -> None:
+        cursor = self._cursor
+        cursor.execute("BEGIN IMMEDIATE")
+        for job in jobs:
+            if isolated:
+                cursor.execute("SAVEPOINT program")
+            try:
+                job.value = drive(cursor, job.factory)
+            except Exception as exc:
+                if is_environment(exc):
+                    raise
+                if len(jobs) == 1:
+                    self._rollback()
+                    job.error = exc
+                    return
+                if not isolated:
+                    raise _SpoiledError from exc
+                job.error = exc
+                cursor.execute("ROLLBACK TO program")
+            if isolated:
+                cursor.execute("RELEASE program")
+        cursor.execute("COMMIT")
+
+    def _rollback(self) -> None:
+        """Leave the transaction, which SQLite may have left by itself (full disk, I/O error)."""
+        if self._connection.in_transaction:
+            self._cursor.execute("ROLLBACK")
+
+    def _bound_wal(self, wal: Path) -> None:
+        """Cut the log when the automatic checkpoints could not: waits for the readers, at most the busy timeout."""
+        try:
+            if wal.stat().st_size > WAL_LIMIT_BYTES:
+                self._cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except (OSError, sqlite3.Error) as exc:
+            self.last_error = f"checkpoint: {exc}"
+
+    def _close(self) -> None:
+        self._connection.close()
+
+
+class Reader(Worker):
+    """One of the threads that answer queries, each from its own connection and snapshot."""
+
+    def __init__(
+        self, name: str, queue: SimpleQueue[Job | None], deliver: Deliver, connection: sqlite3.Connection
+    ) -> None:
+        super().__init__(name, queue, deliver)
+        self._connection = connection
+        self._cursor = connection.cursor()
+
+    def _collect(self) -> tuple[list[Job], bool]:
+        job = self._queue.get()  # one at a time: the queue is shared, the rest is for the other readers
+        return ([], True) if job is None else ([job], False)
+
+    def _process(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            read_job(self._connection, self._cursor, job)
+
+    def _close(self) -> None:
+        self._connection.close()
+
+
+def read_job(connection: sqlite3.Connection, cursor: sqlite3.Cursor, job: Job) -> None:
+    """Run one read-only program on one snapshot."""
+    try:
+        cursor.execute("BEGIN")
+        job.value = drive(cursor, job.factory)
+        cursor.execute("COMMIT")
+    except Exception as exc:
+        if connection.in_transaction:
+            cursor.execute("ROLLBACK")
+        # Code 8 (read-only) from a reader is a program that tried to write: the program's fault, not the machine's.
+        job.error = exc
+        if is_environment(exc) and getattr(exc, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_READONLY:
+            job.error = StorageUnavailable(str(exc))
+            job.error.__cause__ = exc
