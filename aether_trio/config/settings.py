@@ -73,7 +73,8 @@ class OpsSettings(Section, frozen=True):
         bool, Meta(description="Serve /v1/tail: on loopback in development mode, elsewhere with ops.tail_token.")
     ] = True
     tail_token: Annotated[
-        str | None, Meta(min_length=16, description="Bearer token that allows /v1/tail; 16 characters or more.")
+        Annotated[str, Meta(min_length=16)] | None,
+        Meta(description="Bearer token that allows /v1/tail; 16 characters or more."),
     ] = None
     max_connections: Annotated[int, Meta(ge=1, description="Ops connections at a time; more are refused.")] = 64
     max_header_bytes: Annotated[int, Meta(ge=1024, description="Largest request line and headers together.")] = 16 * KIB
