@@ -82,9 +82,7 @@ RETRYABLE: Final[frozenset[Code]] = frozenset(
 class AetherError(Exception):
     """A refusal inside a live stream. `retryable` follows RETRYABLE unless said otherwise (a KV quota is final)."""
 
-    def __init__(
-        self, code: Code, message: str, *, retryable: bool | None = None, retry_after_ms: int = 0
-    ) -> None:
+    def __init__(self, code: Code, message: str, *, retryable: bool | None = None, retry_after_ms: int = 0) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message

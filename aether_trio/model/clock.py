@@ -1,0 +1,101 @@
+"""The clock seam. Logic never asks the operating system for the time; it is given a Clock.
+
+Two times, because they answer different questions. `now_ms` is a calendar time to be stored and shown: message
+timestamps, expiry of keys and tokens. `monotonic` measures how long something took or may take; it never jumps, and
+it means nothing outside this process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+MAX_HOLD_MS: Final = 1_000
+"""How far the wall clock may step back before `SystemClock` follows it."""
+
+
+class Clock(Protocol):
+    """What a component needs to know of time. Both calls are cheap and never block."""
+
+    def now_ms(self) -> int:
+        """Unix time in milliseconds."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds since some fixed moment; trio's time when the gateway runs."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock, smoothed.
+
+    When the machine's clock steps back by up to MAX_HOLD_MS (a time daemon's correction), `now_ms` stands still until
+    the machine has caught up, so timestamps do not run backwards. A larger step back is somebody setting the clock,
+    and is followed at once: standing still for that long would keep expired keys alive. Steps forward are followed at
+    once. Nothing may depend on `now_ms` for order; order is the log's offsets.
+
+    `monotonic` and `wall_ns` are the sources; the gateway gives `trio.current_time` for the first, so that deadlines
+    computed from it fit trio's own.
+    """
+
+    def __init__(
+        self, monotonic: Callable[[], float] = time.monotonic, wall_ns: Callable[[], int] = time.time_ns
+    ) -> None:
+        self._monotonic = monotonic
+        self._wall_ns = wall_ns
+        self._latest_ms = wall_ns() // 1_000_000
+
+    def now_ms(self) -> int:
+        wall_ms = self._wall_ns() // 1_000_000
+        if self._latest_ms - MAX_HOLD_MS <= wall_ms < self._latest_ms:
+            return self._latest_ms
+        self._latest_ms = wall_ms
+        return wall_ms
+
+    def monotonic(self) -> float:
+        return self._monotonic()
+
+
+class VirtualClock:
+    """Calendar time that follows a monotonic source, for tests and simulations on trio's virtual clock.
+
+    With `monotonic=trio.current_time` under an autojump clock, a key with a TTL of an hour expires when the test has
+    slept for an hour of virtual time. `epoch_ms` is the calendar time at the moment of construction.
+    """
+
+    def __init__(self, monotonic: Callable[[], float], epoch_ms: int = 1_700_000_000_000) -> None:
+        self._monotonic = monotonic
+        self._start = monotonic()
+        self._epoch_ms = epoch_ms
+
+    def now_ms(self) -> int:
+        return self._epoch_ms + int((self._monotonic() - self._start) * 1_000)
+
+    def monotonic(self) -> float:
+        return self._monotonic()
+
+
+class ManualClock:
+    """A clock that moves only when a test says so. It needs no trio run."""
+
+    def __init__(self, epoch_ms: int = 1_700_000_000_000) -> None:
+        self._now_ms = epoch_ms
+        self._elapsed_ms = 0
+
+    def now_ms(self) -> int:
+        return self._now_ms
+
+    def monotonic(self) -> float:
+        return self._elapsed_ms / 1_000
+
+    def advance(self, ms: int) -> None:
+        """Let both times pass. Time does not run backwards: see `set_wall` for a clock that is set back."""
+        if ms < 0:
+            raise ValueError(f"cannot advance by {ms} ms; use set_wall to set the calendar back")
+        self._now_ms += ms
+        self._elapsed_ms += ms
+
+    def set_wall(self, now_ms: int) -> None:
+        """Set the calendar time alone, as an operator or a time daemon does."""
+        self._now_ms = now_ms

@@ -1,0 +1,277 @@
+"""Who a participant is: the nine principal forms, their identity strings, topics and rules (reference: core.md section 2).
+
+An identity string is its lock key, its log key and, for most kinds, its own topic, so two identities must never share
+one. That makes two rules stricter than the reference's:
+
+* No empty part. The reference tolerates `ag::ws::::x`, whose meaning then depends on who splits it.
+* A part that is followed by another may not end with ":". Strings are split at the leftmost "::", so "a:" joined to
+  "b" gives "a:::b", which reads back as "a" and ":b". A part may *begin* with ":", and the last part may end with one:
+  neither can be read in two ways. The property test in tests/model/test_identity.py holds the claim.
+
+Invariants: an `Identity` that exists is valid; `Identity.parse(str(identity)) == identity`; equal text means equal
+identity. Everything derived is computed once, when the object is made.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping
+from dataclasses import InitVar, dataclass, field
+from types import MappingProxyType
+from typing import Final
+
+SEPARATOR: Final = "::"
+MAX_TOKEN_BYTES: Final = 128
+"""The longest part of an identity, in bytes of UTF-8."""
+
+_FORBIDDEN: Final = re.compile(r"[\x00-\x20\x7f*>]")
+
+
+class IdentityError(ValueError):
+    """A part or a string that cannot be an identity. The message names the part and the rule it breaks."""
+
+
+class PrincipalType(enum.IntEnum):
+    """The protocol's PrincipalType. Both kinds of task are TASK on the wire."""
+
+    AGENT = 1
+    TASK = 2
+    USER = 3
+    ORCHESTRATOR = 4
+    WORKFLOW_ENGINE = 5
+    METRICS_BRIDGE = 6
+    BRIDGE = 7
+    SERVICE = 8
+
+    @property
+    def type_name(self) -> str:
+        """The name used in grants, access rules, tasks and credentials: lower snake case."""
+        return self.name.lower()
+
+
+_TYPE_NAMES: Final[Mapping[str, PrincipalType]] = MappingProxyType(
+    {kind.type_name: kind for kind in PrincipalType}
+    | {
+        "unique_task": PrincipalType.TASK,
+        "non_unique_task": PrincipalType.TASK,
+        "workflowengine": PrincipalType.WORKFLOW_ENGINE,
+        "metricsbridge": PrincipalType.METRICS_BRIDGE,
+    }
+)
+
+
+def parse_principal_type(name: str) -> PrincipalType:
+    """Read a principal type name, in any case, with the aliases that the reference accepts. Raises IdentityError."""
+    try:
+        return _TYPE_NAMES[name.lower()]
+    except KeyError:
+        known = ", ".join(kind.type_name for kind in PrincipalType)
+        raise IdentityError(f"unknown principal type {name!r}; known are {known}") from None
+
+
+class Kind(enum.StrEnum):
+    """What a participant is. Finer than PrincipalType: the two kinds of task differ in everything but the wire number."""
+
+    AGENT = "agent"
+    UNIQUE_TASK = "unique_task"
+    TASK = "task"
+    """A non-unique task: the gateway makes up its last part, so it never collides."""
+    USER = "user"
+    ORCHESTRATOR = "orchestrator"
+    WORKFLOW_ENGINE = "workflow_engine"
+    METRICS_BRIDGE = "metrics_bridge"
+    BRIDGE = "bridge"
+    SERVICE = "service"
+
+    @property
+    def principal_type(self) -> PrincipalType:
+        return PrincipalType.TASK if self is Kind.UNIQUE_TASK else PrincipalType[self.name]
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How a kind is written: its prefix, then (attribute, name for people) of each part in order."""
+
+    prefix: str
+    parts: tuple[tuple[str, str], ...]
+    topic: str | None = None
+    """A topic that is not the identity string itself; "" for none."""
+    shard: str = ""
+    """The fixed second part of a singleton."""
+
+
+_WORKSPACE: Final = ("workspace", "workspace")
+_IMPLEMENTATION: Final = ("implementation", "implementation")
+_SPECIFIER: Final = ("specifier", "specifier")
+_IN_WORKSPACE: Final = (_WORKSPACE, _IMPLEMENTATION, _SPECIFIER)
+_SYSTEM: Final = (_IMPLEMENTATION, _SPECIFIER)
+
+_FORMS: Final[Mapping[Kind, _Form]] = MappingProxyType(
+    {
+        Kind.AGENT: _Form("ag", _IN_WORKSPACE),
+        Kind.UNIQUE_TASK: _Form("tu", _IN_WORKSPACE),
+        Kind.TASK: _Form("ta", _IN_WORKSPACE),
+        Kind.USER: _Form("us", (("implementation", "user id"), ("specifier", "window id"))),
+        Kind.ORCHESTRATOR: _Form("orc", _SYSTEM, topic=""),
+        Kind.WORKFLOW_ENGINE: _Form("wfe", (), topic="event::receiver0", shard="shard0"),
+        Kind.METRICS_BRIDGE: _Form("metrics", (), topic="metric::receiver0", shard="shard0"),
+        Kind.BRIDGE: _Form("br", _SYSTEM),
+        Kind.SERVICE: _Form("sv", _SYSTEM),
+    }
+)
+_KIND_OF_PREFIX: Final[Mapping[str, Kind]] = MappingProxyType({form.prefix: kind for kind, form in _FORMS.items()})
+
+
+def check_token(text: str, what: str, *, last: bool = False, strict: bool = True) -> str:
+    """Return `text` if it may be one part of an identity or topic, else raise IdentityError naming `what`.
+
+    1-128 bytes of UTF-8 without "*", ">", space, control bytes, DEL or "::". `last` says that nothing follows the
+    part, which then may end with ":" (see the module's text). `strict=False` is the reference's
+    AETHER_STRICT_IDENTIFIER_CHARSET=false: it lifts the character rule only, because without the others two identities
+    could share one string.
+    """
+    if not text:
+        raise IdentityError(f"{what} is empty")
+    try:
+        size = len(text) if text.isascii() else len(text.encode())
+    except UnicodeEncodeError:
+        raise IdentityError(f"{what} {text!r} has a lone surrogate and cannot be written as UTF-8") from None
+    if size > MAX_TOKEN_BYTES:
+        raise IdentityError(f"{what} is {size} bytes long; at most {MAX_TOKEN_BYTES} are allowed")
+    if SEPARATOR in text:
+        raise IdentityError(f'{what} {text!r} contains "::", which separates the parts of an identity')
+    if not last and text.endswith(":"):
+        raise IdentityError(f'{what} {text!r} ends with ":", which would merge with the "::" that follows it')
+    if strict and (found := _FORBIDDEN.search(text)):
+        raise IdentityError(f"{what} {text!r} contains {found[0]!r}; '*', '>', space and control bytes are not allowed")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """One participant. Made by a constructor named after its kind, or by `parse`; always valid.
+
+    Users keep their user id in `implementation` and their window id in `specifier`. `workspace` is "" for every kind
+    that does not carry one in its string (a user's current workspace is a fact of the session, not of the identity).
+
+    The text of an agent or a task can be longer than the 256 bytes of a topic when its parts are long. Such a
+    participant may connect, as in the reference, but nobody can send to it.
+    """
+
+    kind: Kind
+    workspace: str = ""
+    implementation: str = ""
+    specifier: str = ""
+    strict: InitVar[bool] = True
+
+    text: str = field(init=False, compare=False, repr=False)
+    """The identity string: lock key, log key, and the name in credentials and records."""
+    topic: str = field(init=False, compare=False, repr=False)
+    """The topic this participant owns; "" for orchestrators, which own none."""
+    canonical_id: str = field(init=False, compare=False, repr=False)
+    """The id in access rules and grants: a user's bare user id (all its windows are one), else the identity string."""
+
+    def __post_init__(self, strict: bool) -> None:
+        form = _FORMS[self.kind]
+        used = {name for name, _ in form.parts}
+        for name in ("workspace", "implementation", "specifier"):
+            if name not in used and getattr(self, name):
+                raise IdentityError(f"{self.kind} has no {name}, but {getattr(self, name)!r} was given")
+        parts = [form.prefix]
+        for position, (name, what) in enumerate(form.parts, start=1):
+            last = position == len(form.parts)
+            parts.append(check_token(getattr(self, name), f"{self.kind} {what}", last=last, strict=strict))
+        if form.shard:
+            parts.append(form.shard)
+        text = SEPARATOR.join(parts)
+        # The class is frozen for others; these three are its own, written once.
+        object.__setattr__(self, "text", text)
+        object.__setattr__(self, "topic", text if form.topic is None else form.topic)
+        object.__setattr__(self, "canonical_id", self.implementation if self.kind is Kind.USER else text)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __hash__(self) -> int:
+        # Equal identities have equal texts, and a str remembers its hash.
+        return hash(self.text)
+
+    @property
+    def wire_type(self) -> PrincipalType:
+        """The protocol's PrincipalType number."""
+        return self.kind.principal_type
+
+    @property
+    def type_name(self) -> str:
+        """The principal type in grants, access rules and tasks: "task" for both kinds of task."""
+        return self.kind.principal_type.type_name
+
+    @property
+    def user_id(self) -> str:
+        """The user id of a user; "" for every other kind."""
+        return self.implementation if self.kind is Kind.USER else ""
+
+    @property
+    def window_id(self) -> str:
+        """The window id of a user; "" for every other kind."""
+        return self.specifier if self.kind is Kind.USER else ""
+
+    @classmethod
+    def agent(cls, workspace: str, implementation: str, specifier: str, *, strict: bool = True) -> Identity:
+        return cls(Kind.AGENT, workspace, implementation, specifier, strict)
+
+    @classmethod
+    def unique_task(cls, workspace: str, implementation: str, specifier: str, *, strict: bool = True) -> Identity:
+        return cls(Kind.UNIQUE_TASK, workspace, implementation, specifier, strict)
+
+    @classmethod
+    def task(cls, workspace: str, implementation: str, uuid: str, *, strict: bool = True) -> Identity:
+        """A non-unique task. The gateway makes the `uuid`, one per connection (`IdFactory.unique`)."""
+        return cls(Kind.TASK, workspace, implementation, uuid, strict)
+
+    @classmethod
+    def user(cls, user_id: str, window_id: str, *, strict: bool = True) -> Identity:
+        return cls(Kind.USER, "", user_id, window_id, strict)
+
+    @classmethod
+    def orchestrator(cls, implementation: str, specifier: str, *, strict: bool = True) -> Identity:
+        """An orchestrator. One that connects without a specifier is given a made-up one first (`IdFactory.short`)."""
+        return cls(Kind.ORCHESTRATOR, "", implementation, specifier, strict)
+
+    @classmethod
+    def workflow_engine(cls) -> Identity:
+        """The workflow engine, of which there is one."""
+        return cls(Kind.WORKFLOW_ENGINE)
+
+    @classmethod
+    def metrics_bridge(cls) -> Identity:
+        """The metrics bridge, of which there is one."""
+        return cls(Kind.METRICS_BRIDGE)
+
+    @classmethod
+    def bridge(cls, implementation: str, specifier: str, *, strict: bool = True) -> Identity:
+        return cls(Kind.BRIDGE, "", implementation, specifier, strict)
+
+    @classmethod
+    def service(cls, implementation: str, specifier: str, *, strict: bool = True) -> Identity:
+        return cls(Kind.SERVICE, "", implementation, specifier, strict)
+
+    @classmethod
+    def parse(cls, text: str, *, strict: bool = True) -> Identity:
+        """Read an identity string, the inverse of `str(identity)`. Raises IdentityError."""
+        prefix, *values = text.split(SEPARATOR)
+        kind = _KIND_OF_PREFIX.get(prefix)
+        if kind is None:
+            known = ", ".join(_KIND_OF_PREFIX)
+            raise IdentityError(f"{text!r} is not an identity: it begins with none of {known}")
+        form = _FORMS[kind]
+        if form.shard:
+            if values != [form.shard]:
+                raise IdentityError(f"{text!r} is not an identity: the only {kind} is {form.prefix}::{form.shard}")
+            return cls(kind)
+        if len(values) != len(form.parts):
+            shape = SEPARATOR.join([form.prefix, *(f"{{{what}}}" for _, what in form.parts)])
+            raise IdentityError(f"{text!r} is not an identity: expected {shape}")
+        named = {name: value for (name, _), value in zip(form.parts, values, strict=True)}
+        return cls(kind, **named, strict=strict)

@@ -1,0 +1,80 @@
+"""Every bound a client can run into, with the reference's value as its default (core.md section 5.4) and its unit in its name.
+
+Bounds of a transport (message caps, flow-control windows, flood budgets) live with the transport.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Final
+
+from aether_trio.model.identity import MAX_TOKEN_BYTES
+from aether_trio.model.topics import MAX_TOPIC_BYTES
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Frozen: a running gateway's limits do not change. A rate or a count of 0 means unlimited."""
+
+    topic_bytes: ClassVar[int] = MAX_TOPIC_BYTES
+    """The protocol's own, not a setting: identities are stored under it."""
+    token_bytes: ClassVar[int] = MAX_TOKEN_BYTES
+    """The protocol's own, not a setting."""
+
+    payload_bytes: int = 1 * MIB
+    """Payload of one message; beyond it ERR_PAYLOAD_TOO_LARGE."""
+    task_payload_bytes: int = 512 * KIB
+    """Payload of a created task; beyond it TASK_PAYLOAD_TOO_LARGE."""
+
+    send_rate_per_s: float = 100.0
+    """Messages and progress reports of one connection; beyond it ERR_RATE_LIMITED."""
+    send_burst: int = 200
+    workspace_rate_per_s: float = 0.0
+    """Messages of one workspace, burst of one second; beyond it ERR_WORKSPACE_RATE_LIMITED. Off unless configured."""
+    identity_rate_per_s: float = 0.0
+    """Messages of one identity, burst of one second; beyond it ERR_QUOTA_001. The reference uses 100 with quotas on."""
+
+    connections_per_workspace: int = 1000
+    """Beyond it the handshake ends with RESOURCE_EXHAUSTED."""
+    init_wait_s: float = 30.0
+    """How long a stream may take to say who it is; beyond it DEADLINE_EXCEEDED."""
+    credentials_per_connection: int = 16
+    """Entries of InitConnection.credentials. The reference has no bound; the SDK sends at most four."""
+    credential_bytes: int = 16 * KIB
+    """One credential, key and value together. A large signed token has about 8 KiB."""
+    extensions_per_connection: int = 64
+    """Declared extensions, message and metadata together. The reference has no bound."""
+    extension_uri_bytes: int = 1 * KIB
+
+    metric_entries: int = 1024
+    metric_metadata_keys: int = 64
+
+    kv_key_bytes: int = 256
+    kv_value_bytes: int = 1 * MIB
+    """Value of one key; beyond it ERR_QUOTA_001."""
+    kv_list_page: int = 100
+    """Page size when the client names none."""
+    kv_list_page_max: int = 1000
+    """Page size that is given when the client asks for more."""
+
+    checkpoint_bytes: int = 4 * MIB
+    """One checkpoint. The reference has no bound of its own and is stopped by its transport at 4 MiB."""
+    checkpoint_key_bytes: int = 256
+
+    def __post_init__(self) -> None:
+        may_be_off = {"send_rate_per_s", "workspace_rate_per_s", "identity_rate_per_s", "connections_per_workspace"}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if value < 0 or (value == 0 and item.name not in may_be_off):
+                raise ValueError(
+                    f"limit {item.name} is {value}; it must be {'at least 0' if item.name in may_be_off else 'positive'}"
+                )
+        if self.kv_list_page > self.kv_list_page_max:
+            raise ValueError(f"limit kv_list_page {self.kv_list_page} is over kv_list_page_max {self.kv_list_page_max}")
+
+    def without_rates(self) -> Limits:
+        """The same limits with every message rate off, as in development."""
+        return replace(self, send_rate_per_s=0.0, workspace_rate_per_s=0.0, identity_rate_per_s=0.0)

@@ -1,0 +1,243 @@
+"""Topics: where a message goes, read once and then passed around as a value (reference: core.md section 3).
+
+A topic is a prefix and one to three parts joined with "::". The reference looks only at the prefix when a message is
+sent, so a topic with a wrong number of parts is accepted and lost. Here a topic that no receiver can ever own is
+refused with ERR_INVALID_TOPIC and the expected shape. Parts obey the rules of identity parts, because every part of a
+topic is a part of some identity.
+
+Three spellings are aliases, rewritten before anything else looks at the topic (`rewrite_alias`):
+
+* `event::*`, `event::` and `event::{ws}` mean `event::receiver0`, on behalf of the sender's or the named workspace;
+  `metric` likewise.
+* `event::receiver0` is left alone, on behalf of the sender's workspace. (The reference declares nothing then, which
+  lets a client that spells it out pass the check on foreign workspaces.) A workspace called "receiver" and digits
+  therefore cannot be named here.
+* `ta::{ws}::{impl}::`, with nothing last, is what the SDK sends to a class of tasks; it means `tb::{ws}::{impl}`.
+
+Reading is on the path of every message. Results are remembered for CACHE_SIZE topics: a topic seen before costs about
+0.1 µs, a new one about 3 µs; memory is at most about 4 MiB whatever clients send, since only valid topics stay.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.identity import SEPARATOR, IdentityError, check_token
+
+MAX_TOPIC_BYTES: Final = 256
+CACHE_SIZE: Final = 4096
+"""Topics remembered. More than a busy gateway's working set, and still small."""
+
+
+class TopicKind(enum.StrEnum):
+    """What a topic is, named by its prefix."""
+
+    AGENT = "ag"
+    UNIQUE_TASK = "tu"
+    TASK = "ta"
+    TASK_CLASS = "tb"
+    USER_WINDOW = "us"
+    USER_IN_WORKSPACE = "uw"
+    USER_EVERYWHERE = "uu"
+    ALL_AGENTS = "ga"
+    ALL_USERS = "gu"
+    PROGRESS = "pg"
+    TASK_LANE = "tk"
+    EVENT = "event"
+    METRIC = "metric"
+    BRIDGE = "br"
+    SERVICE = "sv"
+
+
+class Topic(NamedTuple):
+    """A valid topic. `parts` are what follows the prefix; `workspace` is the one that access rules look at, or ""."""
+
+    kind: TopicKind
+    text: str
+    parts: tuple[str, ...]
+    workspace: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Target(NamedTuple):
+    """Where a message that a client sent goes: the topic, and the workspace it declared by an event or metric alias."""
+
+    topic: Topic
+    declared_workspace: str
+
+
+EVENT_INTAKE: Final = "event::receiver0"
+METRIC_INTAKE: Final = "metric::receiver0"
+TASK_LANES: Final = ("events", "msg", "input")
+
+_KINDS: Final[Mapping[str, TopicKind]] = MappingProxyType({kind.value: kind for kind in TopicKind})
+
+_IN_WORKSPACE: Final = (("workspace", "implementation", "specifier"),)
+_SHAPES: Final[Mapping[TopicKind, tuple[tuple[str, ...], ...]]] = MappingProxyType(
+    {
+        TopicKind.AGENT: _IN_WORKSPACE,
+        TopicKind.UNIQUE_TASK: _IN_WORKSPACE,
+        TopicKind.TASK: _IN_WORKSPACE,
+        TopicKind.TASK_CLASS: (("workspace", "implementation"),),
+        TopicKind.USER_WINDOW: (("user id", "window id"),),
+        TopicKind.USER_IN_WORKSPACE: (("user id", "workspace"),),
+        TopicKind.USER_EVERYWHERE: (("user id",),),
+        TopicKind.ALL_AGENTS: (("workspace",),),
+        TopicKind.ALL_USERS: (("workspace",),),
+        TopicKind.PROGRESS: (("workspace",), ("=us", "user id")),
+        TopicKind.TASK_LANE: tuple(("workspace", "task id", f"={lane}") for lane in TASK_LANES),
+        TopicKind.EVENT: (("=receiver0",),),
+        TopicKind.METRIC: (("=receiver0",),),
+        TopicKind.BRIDGE: (("implementation", "specifier"),),
+        TopicKind.SERVICE: (("implementation",), ("implementation", "specifier")),
+    }
+)
+"""The shapes of each kind, after the prefix. "=word" stands for itself, everything else names a part."""
+
+_RECEIVER: Final = re.compile(r"receiver[0-9]+")
+
+
+def parse_topic(text: str, strict: bool = True) -> Topic:
+    """Read a topic that is no alias. Raises AetherError(ERR_INVALID_TOPIC) saying what was expected.
+
+    `strict=False` lifts the rule on characters, as `check_token` says.
+    """
+    if len(text) > MAX_TOPIC_BYTES:  # at least as many bytes as characters; do not hash or remember a huge one
+        raise _invalid(text, f"it is longer than {MAX_TOPIC_BYTES} bytes")
+    return _parse(text, strict)
+
+
+def resolve_target(text: str, sender_workspace: str, strict: bool = True) -> Target:
+    """`rewrite_alias` and `parse_topic` in one remembered call: what the send path uses. Raises like `parse_topic`."""
+    if len(text) > MAX_TOPIC_BYTES:
+        raise _invalid(text, f"it is longer than {MAX_TOPIC_BYTES} bytes")
+    return _resolve(text, sender_workspace, strict)
+
+
+def rewrite_alias(text: str, sender_workspace: str, strict: bool = True) -> tuple[str, str]:
+    """Replace an alias by what it stands for; every other text is returned as it is, valid or not.
+
+    Returns the topic's text and the declared workspace: the one an event or a metric is sent on behalf of, whose
+    rules apply when it differs from the sender's. It is "" for other topics, and when a sender without a workspace
+    names none. Raises AetherError(ERR_INVALID_TOPIC) for an alias that names an impossible workspace.
+    """
+    prefix, separator, rest = text.partition(SEPARATOR)
+    if not separator:
+        return text, ""
+    if prefix in ("event", "metric"):
+        if rest in ("", "*"):
+            return f"{prefix}::receiver0", sender_workspace
+        if _RECEIVER.fullmatch(rest):
+            return text, sender_workspace
+        try:
+            return f"{prefix}::receiver0", check_token(rest, "workspace", strict=strict)
+        except IdentityError as error:
+            raise _invalid(text, str(error)) from None
+    if prefix == "ta" and text.endswith(SEPARATOR) and rest.count(SEPARATOR) == 2:
+        return f"tb::{rest.removesuffix(SEPARATOR)}", ""
+    return text, ""
+
+
+def agents_of(workspace: str) -> str:
+    """Every agent of a workspace."""
+    return f"ga::{workspace}"
+
+
+def users_of(workspace: str) -> str:
+    """Every user window that is switched to a workspace."""
+    return f"gu::{workspace}"
+
+
+def user_in(user_id: str, workspace: str) -> str:
+    """The windows of a user that are switched to a workspace."""
+    return f"uw::{user_id}::{workspace}"
+
+
+def user_everywhere(user_id: str) -> str:
+    """Every window of a user."""
+    return f"uu::{user_id}"
+
+
+def progress_of(workspace: str) -> str:
+    """Progress reports of a workspace."""
+    return f"pg::{workspace}"
+
+
+def progress_of_user(user_id: str) -> str:
+    """Progress reports that concern a user, from every workspace."""
+    return f"pg::us::{user_id}"
+
+
+def workers_of(workspace: str, implementation: str) -> str:
+    """The class of non-unique tasks of one implementation."""
+    return f"tb::{workspace}::{implementation}"
+
+
+def task_lane(workspace: str, task_id: str, lane: str) -> str:
+    """A lane of one task: "events", "msg" or "input"."""
+    assert lane in TASK_LANES
+    return f"tk::{workspace}::{task_id}::{lane}"
+
+
+def any_service(implementation: str) -> str:
+    """Any live instance of a service."""
+    return f"sv::{implementation}"
+
+
+@lru_cache(maxsize=CACHE_SIZE)
+def _resolve(text: str, sender_workspace: str, strict: bool) -> Target:
+    rewritten, declared = rewrite_alias(text, sender_workspace, strict)
+    return Target(_parse(rewritten, strict), declared)
+
+
+@lru_cache(maxsize=CACHE_SIZE)
+def _parse(text: str, strict: bool) -> Topic:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise _invalid(text, "it has a lone surrogate and cannot be written as UTF-8") from None
+    if size > MAX_TOPIC_BYTES:
+        raise _invalid(text, f"it is {size} bytes long; at most {MAX_TOPIC_BYTES} are allowed")
+    prefix, *values = text.split(SEPARATOR)
+    kind = _KINDS.get(prefix)
+    if kind is None or not values:
+        raise _invalid(text, f'it must begin with one of {", ".join(_KINDS)}, then "::"')
+    for shape in _SHAPES[kind]:
+        if _fits(shape, values):
+            break
+    else:
+        raise _invalid(text, f"expected {' or '.join(_describe(kind, shape) for shape in _SHAPES[kind])}")
+    workspace = ""
+    try:
+        for position, (name, value) in enumerate(zip(shape, values, strict=True), start=1):
+            if name.startswith("="):
+                continue
+            check_token(value, name, last=position == len(values) and name != "workspace", strict=strict)
+            if name == "workspace":
+                workspace = value
+    except IdentityError as error:
+        raise _invalid(text, str(error)) from None
+    return Topic(kind, text, tuple(values), workspace)
+
+
+def _fits(shape: tuple[str, ...], values: list[str]) -> bool:
+    return len(shape) == len(values) and all(
+        name == f"={value}" for name, value in zip(shape, values, strict=True) if name.startswith("=")
+    )
+
+
+def _describe(kind: TopicKind, shape: tuple[str, ...]) -> str:
+    return SEPARATOR.join([kind.value, *(name[1:] if name.startswith("=") else f"{{{name}}}" for name in shape)])
+
+
+def _invalid(text: str, why: str) -> AetherError:
+    shown = text if len(text) <= MAX_TOPIC_BYTES else f"{text[:MAX_TOPIC_BYTES]}..."
+    return AetherError(Code.INVALID_TOPIC, f"{shown!r} is not a topic: {why}")
