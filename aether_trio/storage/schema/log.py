@@ -1,8 +1,9 @@
 """The topic log: what was sent, and how far each consumer has read.
 
-Retention needs no index of its own. Within a topic both offset and time only grow, so what is too old is a prefix of
-the primary key: a sweep seeks to each topic's first row and walks forward only as far as it deletes. `topics.bytes` is
-kept up to date by the append that writes the topic's row anyway, so retention by size starts from a number, not a scan.
+Retention needs no index of its own. Within a topic offset, time and `topic_bytes` (bytes appended to the topic since it was
+made, this message included) only grow, so what is too old or too much is a prefix of the primary key, found by seeking.
+`topics.floor_offset` and `floor_bytes` remember the last message that retention took, so that a topic which has been
+emptied goes on counting where it was; no counter row is written per message.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ MIGRATIONS: Final = (
         """CREATE TABLE topics (
             id {row_id},
             name TEXT NOT NULL UNIQUE,
-            next_offset {bigint} NOT NULL,
-            bytes {bigint} NOT NULL DEFAULT 0
+            floor_offset {bigint} NOT NULL DEFAULT 0,
+            floor_bytes {bigint} NOT NULL DEFAULT 0
         )""",
         """CREATE TABLE messages (
             topic_id {bigint} NOT NULL,
             msg_offset {bigint} NOT NULL,
             ts_ms {bigint} NOT NULL,
+            topic_bytes {bigint} NOT NULL,
             data {blob} NOT NULL,
             PRIMARY KEY (topic_id, msg_offset)
         ) {clustered}""",

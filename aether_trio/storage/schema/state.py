@@ -35,6 +35,12 @@ MIGRATIONS: Final = (
             PRIMARY KEY (identity, key)
         )""",
         "CREATE INDEX checkpoint_expiry ON checkpoints (expires_ms) WHERE expires_ms IS NOT NULL",
-        "CREATE TABLE presence (identity TEXT PRIMARY KEY, last_seen_ms {bigint} NOT NULL) {clustered}",
+        """CREATE TABLE presence (
+            identity TEXT PRIMARY KEY,
+            last_seen_ms {bigint} NOT NULL,
+            session_id TEXT NOT NULL,
+            initial_connection_ms {bigint} NOT NULL,
+            reconnections {bigint} NOT NULL
+        ) {clustered}""",
     ),
 )

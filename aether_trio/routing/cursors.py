@@ -1,0 +1,74 @@
+"""Where each durable consumer has read to, kept in memory until the next commit carries it to disk.
+
+A cursor moves when bytes have gone to the socket, which is far more often than it is worth a write; the log takes
+the dirty ones along a few times a second. After a crash a consumer therefore sees its last moments again, never a gap.
+
+Invariants: a cursor never moves back; one that is being written still counts as unwritten until its commit is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from aether_trio.routing.topic_state import TopicState
+
+Key = tuple[TopicState, str]
+
+
+class CursorStore:
+    """Dirty cursors by (topic, consumer)."""
+
+    __slots__ = ("_dirty", "_flushing", "_wake")
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._dirty: dict[Key, int] = {}
+        self._flushing: dict[Key, int] = {}
+        self._wake = wake
+
+    @property
+    def dirty(self) -> bool:
+        """Whether anything waits to be written."""
+        return bool(self._dirty)
+
+    def advance(self, state: TopicState, consumer: str, offset: int) -> None:
+        """The consumer has been given everything up to and including `offset`."""
+        key = (state, consumer)
+        known = self._dirty.get(key)
+        if known is None:
+            if not self._dirty:
+                self._wake()
+            # A dirty cursor holds its topic in memory: the pair below counts as a message in flight.
+            state.waiting += 1
+            self._dirty[key] = offset
+        elif offset > known:
+            self._dirty[key] = offset
+
+    def unwritten(self, state: TopicState, consumer: str) -> int | None:
+        """The cursor as memory knows it, or None when the database is up to date."""
+        key = (state, consumer)
+        known = self._dirty.get(key)
+        return known if known is not None else self._flushing.get(key)
+
+    def begin_flush(self, now_ms: int) -> list[tuple[int, str, int, int]]:
+        """Rows for `programs.save_cursors`; each call is followed by `end_flush` or `abort_flush`."""
+        assert not self._flushing
+        self._flushing, self._dirty = self._dirty, {}
+        return [
+            (state.topic_id, consumer, offset, now_ms)
+            for (state, consumer), offset in self._flushing.items()
+            if state.topic_id is not None
+        ]
+
+    def end_flush(self) -> None:
+        """The rows are durable."""
+        for state, _ in self._flushing:
+            state.waiting -= 1
+        self._flushing = {}
+
+    def abort_flush(self) -> None:
+        """The rows were not written: they stay dirty, unless newer ones have come."""
+        for key, offset in self._flushing.items():
+            if key in self._dirty:
+                key[0].waiting -= 1
+            self._dirty[key] = max(offset, self._dirty.get(key, 0))
+        self._flushing = {}

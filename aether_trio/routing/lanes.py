@@ -1,0 +1,75 @@
+"""Ephemeral lanes: progress updates, which are worth something only while they are fresh.
+
+Nothing here is stored. An update goes to whoever listens now; a listener that does not keep up loses the oldest ones
+and is told so once (session/outbox.py). The side effects that durable work hangs on a progress report (heartbeats, task
+events) will live with tasks, not here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aether_trio.session.outbox import Outbox
+
+
+class LaneListener:
+    """One participant that listens. `identity` is its identity string, for the recipient filter."""
+
+    __slots__ = ("identity", "outbox", "topic")
+
+    def __init__(self, identity: str, topic: str, outbox: Outbox) -> None:
+        self.identity = identity
+        self.topic = topic
+        self.outbox = outbox
+
+    def accepts(self, source: str, recipient: str) -> bool:
+        """The protocol's filter: never one's own updates; an empty recipient is everybody; `us::uid` is every window."""
+        if source == self.topic:
+            return False
+        return not recipient or recipient == self.identity or self.identity.startswith(recipient + "::")
+
+
+@dataclass(frozen=True, slots=True)
+class LaneStatistics:
+    """Counters since start."""
+
+    published: int
+    delivered: int
+    listeners: int
+
+
+class Lanes:
+    """All ephemeral topics of a node."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[str, dict[LaneListener, None]] = {}
+        self._published = 0
+        self._delivered = 0
+
+    def listen(self, topic: str, listener: LaneListener) -> None:
+        """Give this listener the updates of a lane."""
+        self._listeners.setdefault(topic, {})[listener] = None
+
+    def unlisten(self, topic: str, listener: LaneListener) -> None:
+        """Undo `listen`. Idempotent."""
+        listeners = self._listeners.get(topic)
+        if listeners is not None:
+            listeners.pop(listener, None)
+            if not listeners:
+                del self._listeners[topic]
+
+    def publish(self, topic: str, source: str, recipient: str, frame: bytes) -> int:
+        """Hand an update to everybody on the lane whom it is for; returns how many those were."""
+        self._published += 1
+        count = 0
+        for listener in tuple(self._listeners.get(topic, ())):
+            if listener.accepts(source, recipient):
+                listener.outbox.put_lane(frame)
+                listener.outbox.kick()
+                count += 1
+        self._delivered += count
+        return count
+
+    def statistics(self) -> LaneStatistics:
+        """Counters since start."""
+        return LaneStatistics(self._published, self._delivered, sum(map(len, self._listeners.values())))

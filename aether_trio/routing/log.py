@@ -1,0 +1,328 @@
+"""The durable topic log: append, group commit, fan-out.
+
+Appends are queued without waiting and committed in groups by one task. When a group is durable its messages are offered
+to their topics' subscribers, in order, and only then: what anybody has seen is in the log. While one group is being
+written the next one gathers, so the busier the node, the cheaper a message.
+
+Invariants
+* Order: messages of one topic are committed and offered in the order in which they were appended.
+* A sequence number is *settled* once its group is committed or refused; numbers settle in order. A response that
+  waits for its connection's last append is therefore a barrier.
+* A group that cannot be written (disk full, file locked) is refused as a whole: every sender is told, offsets are
+  given back, and the next group tries again. Nothing of a refused group is ever offered.
+* Memory: appends are admitted only while `has_room`; readers wait for it, and TCP pushes back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from aether_trio.model.clock import Clock
+from aether_trio.routing import programs
+from aether_trio.routing.cursors import CursorStore
+from aether_trio.routing.topic_state import TopicState
+from aether_trio.session.outbox import Outbox
+from aether_trio.storage.base import Database, Row, StorageUnavailable, Value
+
+logger = structlog.get_logger("aether.log")
+
+Refusal = Callable[[str], None]
+"""Called with a reason when an append could not be committed."""
+
+OFFERS_PER_SLICE = 2_000
+"""Offers made between two checkpoints: about 2 ms of work, so that a broadcast to thousands starves nobody."""
+
+MAX_COLD_TOPICS = 50_000
+"""Topics remembered without a subscriber (about 300 bytes each); beyond it the cold ones are forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogLimits:
+    """`pending_bytes`/`pending_messages` wait for a commit at most; a group takes at most `group_messages`."""
+
+    pending_bytes: int = 16 * 1024 * 1024
+    pending_messages: int = 20_000
+    group_messages: int = 4_000
+    cursor_flush_s: float = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class LogStatistics:
+    """Counters since start, and what waits now. `settled - refused` messages are durable."""
+
+    appended: int
+    settled: int
+    refused: int
+    groups: int
+    pending_messages: int
+    pending_bytes: int
+    topics: int
+    storage_failing: bool
+
+
+class TopicLog:
+    """See the module docstring. Made by `open_log`."""
+
+    def __init__(self, database: Database, clock: Clock, limits: LogLimits) -> None:
+        self._database = database
+        self._clock = clock
+        self._limits = limits
+        self._topics: dict[str, TopicState] = {}
+        self._pending: list[tuple[TopicState, bytes, Refusal]] = []
+        self._pending_bytes = 0
+        self._in_commit_bytes = 0
+        self._in_commit_messages = 0
+        self._work = trio.Event()
+        self._settled_event = trio.Event()
+        self._appended = 0
+        self._settled = 0
+        self._refused = 0
+        self._groups = 0
+        self._failing = False
+        self._cold_limit = MAX_COLD_TOPICS
+        self.cursors = CursorStore(self._wake)
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
+    def topic(self, name: str) -> TopicState:
+        """The state of a topic, made cold (unknown to the database yet) when it is not in memory."""
+        state = self._topics.get(name)
+        if state is None:
+            if len(self._topics) >= self._cold_limit:
+                self._forget_cold_topics()
+            state = self._topics[name] = TopicState(name)
+        return state
+
+    def current(self, state: TopicState) -> bool:
+        """Whether `state` is still the one in use for its topic; a cached one may have been forgotten meanwhile."""
+        return self._topics.get(state.name) is state
+
+    def _forget_cold_topics(self) -> None:
+        self._topics = {name: state for name, state in self._topics.items() if not state.forgettable}
+        self._cold_limit = len(self._topics) + MAX_COLD_TOPICS
+
+    async def warm(self, wanted: Sequence[tuple[str, str | None]]) -> list[tuple[TopicState, int | None]]:
+        """Load several topics from the database, with the cursor of a consumer each: (state, cursor or None).
+
+        Cursors that wait to be written count as written. Raises StorageUnavailable.
+        """
+        facts = await self._database.read(lambda: programs.many_topic_facts(wanted))
+        found: list[tuple[TopicState, int | None]] = []
+        for (name, consumer), fact in zip(wanted, facts, strict=True):
+            state = self.topic(name)
+            self._learn(state, fact)
+            cursor = fact.cursor
+            if consumer is not None:
+                unwritten = self.cursors.unwritten(state, consumer)
+                if unwritten is not None:
+                    cursor = max(unwritten, cursor or 0)
+            found.append((state, cursor))
+        return found
+
+    @staticmethod
+    def _learn(state: TopicState, facts: programs.TopicFacts) -> None:
+        # Only a cold state learns: once it has an id, memory is ahead of any snapshot.
+        if state.topic_id is None and facts.topic_id is not None:
+            state.topic_id = facts.topic_id
+            state.tail = state.assigned = facts.tail
+            state.tail_bytes = state.assigned_bytes = facts.total_bytes
+
+    # -- append ---------------------------------------------------------------------------------------------------
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a polite sender may append now."""
+        return (
+            self._pending_bytes + self._in_commit_bytes < self._limits.pending_bytes
+            and len(self._pending) + self._in_commit_messages < self._limits.pending_messages
+        )
+
+    async def wait_room(self) -> None:
+        """Wait until `has_room`."""
+        while not self.has_room:
+            await self._settled_event.wait()
+
+    def append_nowait(self, state: TopicState, frame: bytes, refused: Refusal) -> int:
+        """Queue a message; returns its sequence number. Call only while `has_room` (one batch beyond it is tolerated)."""
+        state.waiting += 1
+        self._pending.append((state, frame, refused))
+        self._pending_bytes += len(frame)
+        self._appended += 1
+        self._wake()
+        return self._appended
+
+    def is_settled(self, sequence: int) -> bool:
+        """Whether the append with this number was committed or refused."""
+        return sequence <= self._settled
+
+    async def wait_settled(self, sequence: int) -> None:
+        """Wait until `is_settled(sequence)`."""
+        while sequence > self._settled:
+            await self._settled_event.wait()
+
+    def _wake(self) -> None:
+        if not self._work.is_set():
+            self._work.set()
+
+    # -- commit ---------------------------------------------------------------------------------------------------
+
+    async def _commit_forever(self) -> None:
+        limits = self._limits
+        next_cursor_flush = -math.inf
+        while True:
+            if not self._pending:
+                if not self.cursors.dirty:
+                    await self._work.wait()
+                else:
+                    with trio.move_on_at(next_cursor_flush):
+                        await self._work.wait()
+                self._work = trio.Event()
+            batch = self._pending[: limits.group_messages]
+            del self._pending[: len(batch)]
+            cursors: list[tuple[int, str, int, int]] = []
+            if trio.current_time() >= next_cursor_flush:
+                cursors = self.cursors.begin_flush(self._clock.now_ms())
+                next_cursor_flush = trio.current_time() + limits.cursor_flush_s
+            if batch or cursors:
+                await self._commit(batch, cursors)
+
+    async def _commit(
+        self, batch: list[tuple[TopicState, bytes, Refusal]], cursors: list[tuple[int, str, int, int]]
+    ) -> None:
+        size = sum(len(entry[1]) for entry in batch)
+        self._pending_bytes -= size
+        self._in_commit_bytes, self._in_commit_messages = size, len(batch)
+        offsets: list[int] = []
+        try:
+            await self._ensure_topics(batch)
+            now_ms = self._clock.now_ms()
+            flat: list[Value] = []
+            for state, frame, _ in batch:
+                state.assigned += 1
+                state.assigned_bytes += len(frame)
+                offsets.append(state.assigned)
+                flat += (state.topic_id, state.assigned, now_ms, state.assigned_bytes, frame)
+            await self._database.run(lambda: programs.append_messages(flat, cursors))
+        except StorageUnavailable as error:
+            self.cursors.abort_flush()
+            self._settle(len(batch))
+            self._refuse(batch, str(error))
+            # A failing engine may answer at once; do not spin on cursors alone.
+            await trio.sleep(0.05)
+        else:
+            self._failing = False
+            self._groups += 1
+            self.cursors.end_flush()
+            await self._fan_out(batch, offsets)
+
+    async def _ensure_topics(self, batch: list[tuple[TopicState, bytes, Refusal]]) -> None:
+        names = sorted({entry[0].name for entry in batch if entry[0].topic_id is None})
+        if names:
+            created = await self._database.run(lambda: programs.create_topics(names))
+            for name, facts in created.items():
+                self._learn(self._topics[name], facts)
+
+    def _refuse(self, batch: list[tuple[TopicState, bytes, Refusal]], reason: str) -> None:
+        if not self._failing:
+            logger.error("log group refused", messages=len(batch), reason=reason)
+        self._failing = True
+        self._refused += len(batch)
+        for state, _, refused in batch:
+            state.waiting -= 1
+            state.assigned, state.assigned_bytes = state.tail, state.tail_bytes
+            refused(reason)
+
+    async def _fan_out(self, batch: list[tuple[TopicState, bytes, Refusal]], offsets: list[int]) -> None:
+        touched: set[Outbox] = set()
+        offers = 0
+        # Senders may go on as soon as their messages are durable; delivery is not their wait.
+        self._settle(len(batch))
+        for (state, frame, _), offset in zip(batch, offsets, strict=True):
+            state.waiting -= 1
+            state.tail = offset
+            state.tail_bytes += len(frame)
+            for subscriber in state.subscribers:
+                subscriber.offer(offset, frame, touched)
+                offers += 1
+            if offers >= OFFERS_PER_SLICE:
+                offers = 0
+                await self._kick(touched)
+        await self._kick(touched)
+
+    @staticmethod
+    async def _kick(touched: set[Outbox]) -> None:
+        kicks = 0
+        while touched:
+            touched.pop().kick()
+            kicks += 1
+            if kicks % 64 == 0:
+                await trio.lowlevel.checkpoint()
+
+    def _settle(self, count: int) -> None:
+        self._in_commit_bytes = self._in_commit_messages = 0
+        self._settled += count
+        event, self._settled_event = self._settled_event, trio.Event()
+        event.set()
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    async def read(self, state: TopicState, after: int, *, rows: int, max_bytes: int) -> list[Row]:
+        """Committed messages (offset, ts_ms, frame) behind `after`, oldest first. Raises StorageUnavailable."""
+        topic_id, tail = state.topic_id, state.tail
+        if topic_id is None or after >= tail:
+            return []
+        return await self._database.read(lambda: programs.read_page(topic_id, after, tail, rows, max_bytes))
+
+    async def read_at(self, state: TopicState, offsets: Sequence[int]) -> list[Row]:
+        """The messages (offset, frame) at these offsets that retention has left. Raises StorageUnavailable."""
+        topic_id = state.topic_id
+        if topic_id is None:
+            return []
+        return await self._database.read(lambda: programs.read_some(topic_id, offsets))
+
+    async def drain(self) -> None:
+        """Wait until all that was appended is settled."""
+        await self.wait_settled(self._appended)
+
+    async def _save_last_cursors(self) -> None:
+        rows = self.cursors.begin_flush(self._clock.now_ms())
+        if rows:
+            try:
+                await self._database.run(lambda: programs.save_cursors(rows))
+            except StorageUnavailable as error:
+                logger.warning("cursors not saved at stop; messages will be delivered again", reason=str(error))
+
+    def statistics(self) -> LogStatistics:
+        """What happened since start."""
+        return LogStatistics(
+            appended=self._appended,
+            settled=self._settled,
+            refused=self._refused,
+            groups=self._groups,
+            pending_messages=len(self._pending) + self._in_commit_messages,
+            pending_bytes=self._pending_bytes + self._in_commit_bytes,
+            topics=len(self._topics),
+            storage_failing=self._failing,
+        )
+
+
+@asynccontextmanager
+async def open_log(database: Database, clock: Clock, limits: LogLimits) -> AsyncIterator[TopicLog]:
+    """A running log on an open database with the log schema. Leaving settles what was appended and saves cursors."""
+    log = TopicLog(database, clock, limits)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(log._commit_forever, name="log-committer")
+        try:
+            yield log
+        finally:
+            with trio.CancelScope(shield=True):
+                with trio.move_on_after(10):
+                    await log.drain()
+                nursery.cancel_scope.cancel()
+                await log._save_last_cursors()

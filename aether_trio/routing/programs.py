@@ -1,0 +1,129 @@
+"""The topic log's SQL, as programs for the Database seam. Offsets start at 1; a cursor of 0 has seen nothing.
+
+A topic's tail is the larger of its last message and its `floor_offset`, which retention raises when it deletes; so a
+topic whose every message has expired never hands out an offset twice. The log file is written by exactly one node, so
+tails are counted in memory and no counter row is written per message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from aether_trio.storage.base import Execute, ExecuteMany, Fetch, Program, Row, Value
+
+ROWS_PER_INSERT = 128
+"""Rows in one INSERT: one statement step (and one release of the interpreter lock) for many rows; 5 parameters each."""
+
+_COLUMNS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class TopicFacts:
+    """A topic as the database knows it. `topic_id` is None for a topic that nobody has published to."""
+
+    topic_id: int | None
+    tail: int
+    total_bytes: int
+    cursor: int | None
+
+
+@lru_cache(maxsize=ROWS_PER_INSERT + 1)
+def _insert_sql(rows: int) -> str:
+    groups = ", ".join(
+        "(" + ", ".join(f"${row * _COLUMNS + column + 1}" for column in range(_COLUMNS)) + ")" for row in range(rows)
+    )
+    return f"INSERT INTO messages (topic_id, msg_offset, ts_ms, topic_bytes, data) VALUES {groups}"
+
+
+def create_topics(names: Sequence[str]) -> Program[dict[str, TopicFacts]]:
+    """Make rows for topics where missing; returns facts by name."""
+    found: dict[str, TopicFacts] = {}
+    for name in names:
+        yield Execute("INSERT INTO topics (name) VALUES ($1) ON CONFLICT (name) DO NOTHING", (name,))
+        found[name] = yield from topic_facts(name, None)
+    return found
+
+
+def topic_facts(name: str, consumer: str | None) -> Program[TopicFacts]:
+    """The topic's id and tail, and where `consumer` (if any) has read to."""
+    rows: list[Row] = yield Fetch("SELECT id, floor_offset, floor_bytes FROM topics WHERE name = $1", (name,))
+    if not rows:
+        return TopicFacts(None, 0, 0, None)
+    topic_id, tail, total_bytes = rows[0]
+    rows = yield Fetch(
+        "SELECT msg_offset, topic_bytes FROM messages WHERE topic_id = $1 ORDER BY msg_offset DESC LIMIT 1",
+        (topic_id,),
+    )
+    if rows and rows[0][0] > tail:
+        tail, total_bytes = rows[0]
+    cursor = None
+    if consumer is not None:
+        rows = yield Fetch(
+            "SELECT msg_offset FROM cursors WHERE topic_id = $1 AND consumer = $2", (topic_id, consumer)
+        )
+        cursor = rows[0][0] if rows else None
+    return TopicFacts(topic_id, tail, total_bytes, cursor)
+
+
+def many_topic_facts(wanted: Sequence[tuple[str, str | None]]) -> Program[list[TopicFacts]]:
+    """`topic_facts` for several (topic, consumer) pairs, from one snapshot."""
+    facts = []
+    for name, consumer in wanted:
+        facts.append((yield from topic_facts(name, consumer)))
+    return facts
+
+
+def append_messages(flat: Sequence[Value], cursors: Sequence[tuple[int, str, int, int]]) -> Program[None]:
+    """Write one group: `flat` is topic_id, offset, ts_ms, topic_bytes, data for each message, one after another."""
+    step = ROWS_PER_INSERT * _COLUMNS
+    for start in range(0, len(flat), step):
+        part = flat[start : start + step]
+        yield Execute(_insert_sql(len(part) // _COLUMNS), part)
+    if cursors:
+        yield from save_cursors(cursors)
+
+
+def save_cursors(cursors: Sequence[tuple[int, str, int, int]]) -> Program[None]:
+    """Store (topic_id, consumer, offset, now_ms); a cursor never moves back."""
+    yield ExecuteMany(
+        "INSERT INTO cursors (topic_id, consumer, msg_offset, updated_ms) VALUES ($1, $2, $3, $4) "
+        "ON CONFLICT (topic_id, consumer) DO UPDATE SET msg_offset = excluded.msg_offset, "
+        "updated_ms = excluded.updated_ms WHERE excluded.msg_offset > cursors.msg_offset",
+        cursors,
+    )
+
+
+def read_page(topic_id: int, after: int, upto: int, rows: int, max_bytes: int) -> Program[list[Row]]:
+    """Messages (offset, ts_ms, data) with after < offset <= upto, oldest first: at most `rows` of them, and no more
+    than `max_bytes` unless a single message is larger. Sizes are looked at first, so that no page is read in vain."""
+    sizes: list[Row] = yield Fetch(
+        "SELECT msg_offset, LENGTH(data) FROM messages WHERE topic_id = $1 AND msg_offset > $2 AND msg_offset <= $3 "
+        "ORDER BY msg_offset LIMIT $4",
+        (topic_id, after, upto, rows),
+    )
+    if not sizes:
+        return []
+    last, total = sizes[0]
+    for offset, size in sizes[1:]:
+        total += size
+        if total > max_bytes:
+            break
+        last = offset
+    page: list[Row] = yield Fetch(
+        "SELECT msg_offset, ts_ms, data FROM messages WHERE topic_id = $1 AND msg_offset > $2 AND msg_offset <= $3 "
+        "ORDER BY msg_offset",
+        (topic_id, after, last),
+    )
+    return page
+
+
+def read_some(topic_id: int, offsets: Sequence[int]) -> Program[list[Row]]:
+    """The messages (offset, data) at these offsets, as far as they still exist."""
+    found: list[Row] = []
+    for offset in offsets:
+        found += yield Fetch(
+            "SELECT msg_offset, data FROM messages WHERE topic_id = $1 AND msg_offset = $2", (topic_id, offset)
+        )
+    return found

@@ -1,0 +1,112 @@
+"""Retention: what is too old, or too much for its topic, leaves the log.
+
+Age and size are limits per topic (the reference keeps about 1 GB a topic, or 24 hours). A sweep visits topics in order
+of their ids and deletes in bounded steps, each its own transaction, so that a commit of new messages never waits long. A
+consumer that was away for longer than messages are kept finds them gone and is told so (routing/catchup.py).
+
+Invariant: `floor_offset` is raised in the same transaction that deletes, so a topic's offsets never start again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from aether_trio.model.clock import Clock
+from aether_trio.storage.base import Database, Execute, Fetch, Program, Row, StorageUnavailable
+
+logger = structlog.get_logger("aether.retention")
+
+ROWS_PER_STEP = 500
+TOPICS_PER_PAGE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionLimits:
+    """Messages older than `age_s` go, and the oldest of a topic with more than `topic_bytes`. 0 is unlimited."""
+
+    age_s: float = 7 * 24 * 3600.0
+    topic_bytes: int = 1024 * 1024 * 1024
+    sweep_s: float = 60.0
+
+
+def expired_upto(topic_id: int, oldest_ms: int, topic_bytes: int) -> Program[int]:
+    """The largest offset that is to go from this topic in one step; 0 when nothing is."""
+    rows: list[Row] = yield Fetch(
+        "SELECT msg_offset, ts_ms, topic_bytes FROM messages WHERE topic_id = $1 ORDER BY msg_offset LIMIT $2",
+        (topic_id, ROWS_PER_STEP),
+    )
+    if not rows:
+        return 0
+    newest: list[Row] = yield Fetch(
+        "SELECT topic_bytes FROM messages WHERE topic_id = $1 ORDER BY msg_offset DESC LIMIT 1", (topic_id,)
+    )
+    surplus = newest[0][0] - topic_bytes if topic_bytes else 0
+    upto = 0
+    for offset, ts_ms, bytes_so_far in rows:
+        if ts_ms >= oldest_ms and bytes_so_far > surplus:
+            break
+        upto = offset
+    return upto
+
+
+def expire(topic_id: int, oldest_ms: int, topic_bytes: int) -> Program[int]:
+    """Delete one step of what is expired; returns how many messages went."""
+    upto = yield from expired_upto(topic_id, oldest_ms, topic_bytes)
+    if not upto:
+        return 0
+    last: list[Row] = yield Fetch(
+        "SELECT topic_bytes FROM messages WHERE topic_id = $1 AND msg_offset = $2", (topic_id, upto)
+    )
+    yield Execute(
+        "UPDATE topics SET floor_offset = $2, floor_bytes = $3 WHERE id = $1 AND floor_offset < $2",
+        (topic_id, upto, last[0][0]),
+    )
+    gone: int = yield Execute("DELETE FROM messages WHERE topic_id = $1 AND msg_offset <= $2", (topic_id, upto))
+    return gone
+
+
+class Retention:
+    """The sweeper of one log database."""
+
+    def __init__(self, database: Database, clock: Clock, limits: RetentionLimits) -> None:
+        self._database = database
+        self._clock = clock
+        self._limits = limits
+        self.expired = 0
+
+    async def sweep_forever(self) -> None:
+        """Sweep every `sweep_s`. Runs until cancelled; a failing engine only postpones it."""
+        while True:
+            await trio.sleep(self._limits.sweep_s)
+            try:
+                await self.sweep()
+            except StorageUnavailable as error:
+                logger.warning("retention postponed", reason=str(error))
+
+    async def sweep(self) -> int:
+        """Visit every topic once; returns how many messages went."""
+        limits = self._limits
+        if not limits.age_s and not limits.topic_bytes:
+            return 0
+        oldest_ms = self._clock.now_ms() - int(limits.age_s * 1000) if limits.age_s else -(2**62)
+        gone = 0
+        last_id = 0
+        while True:
+            topics = await self._database.fetch(
+                "SELECT id FROM topics WHERE id > $1 ORDER BY id LIMIT $2", last_id, TOPICS_PER_PAGE
+            )
+            if not topics:
+                self.expired += gone
+                return gone
+            for (last_id,) in topics:
+                gone += await self._sweep_topic(last_id, oldest_ms)
+
+    async def _sweep_topic(self, topic_id: int, oldest_ms: int) -> int:
+        gone = 0
+        topic_bytes = self._limits.topic_bytes
+        while await self._database.read(lambda: expired_upto(topic_id, oldest_ms, topic_bytes)):
+            gone += await self._database.run(lambda: expire(topic_id, oldest_ms, topic_bytes))
+        return gone

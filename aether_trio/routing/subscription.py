@@ -1,0 +1,72 @@
+"""One participant's place in one topic's log.
+
+A subscription is either *live* (it has been offered everything up to the topic's tail and takes new messages as they
+are committed) or *lagging* (its outbox was full, or it has just connected with a backlog; the catch-up reader pages
+from the log until it is level again).
+
+Invariants: `position` is the offset last put into the outbox, `position >= cursor`; messages enter the outbox in offset
+order without gaps, whichever of the two ways they come; the cursor moves only when bytes have gone to the socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from aether_trio.routing.cursors import CursorStore
+from aether_trio.routing.topic_state import TopicState
+from aether_trio.session.outbox import Outbox
+
+
+class Subscription:
+    """See the module docstring. `consumer` is None for a subscription that starts at the tail each time."""
+
+    __slots__ = ("_cursors", "_on_lag", "consumer", "lagging", "outbox", "position", "state")
+
+    def __init__(
+        self,
+        state: TopicState,
+        outbox: Outbox,
+        cursors: CursorStore,
+        consumer: str | None,
+        position: int,
+        on_lag: Callable[[Subscription], None],
+    ) -> None:
+        self.state = state
+        self.outbox = outbox
+        self._cursors = cursors
+        self.consumer = consumer
+        self.position = position
+        self.lagging = False
+        self._on_lag = on_lag
+
+    def open(self) -> None:
+        """Start to take messages; behind the tail means lagging from the start."""
+        self.state.subscribers.append(self)
+        if self.position < self.state.tail:
+            self.lag()
+
+    def close(self) -> None:
+        """Take no more. Idempotent."""
+        if self in self.state.subscribers:
+            self.state.subscribers.remove(self)
+
+    def lag(self) -> None:
+        """Leave the rest to the catch-up reader."""
+        if not self.lagging:
+            self.lagging = True
+            self._on_lag(self)
+
+    def offer(self, offset: int, frame: bytes, touched: set[Outbox]) -> None:
+        """See topic_state.Subscriber."""
+        if self.lagging or offset <= self.position:
+            return
+        if self.outbox.try_deliver(frame, self, offset):
+            self.position = offset
+            touched.add(self.outbox)
+        else:
+            self.lag()
+
+    def delivered(self, offset: int) -> None:
+        """See outbox.Origin."""
+        if self.consumer is not None:
+            self._cursors.advance(self.state, self.consumer, offset)

@@ -1,0 +1,50 @@
+"""What one node knows of one topic: where its log ends and who listens.
+
+A `TopicState` is made when somebody first publishes to or subscribes to a topic and may be forgotten again while nobody
+listens and nothing waits to be committed; the database then has all of it.
+
+Invariants: `tail` is the offset of the last *committed and fanned-out* message; `assigned` is the offset last given to
+a message that waits for its commit (equal to `tail` when none waits); the two `_bytes` count the
+topic's bytes since it was made, up to the same two messages; offsets of a topic are consecutive, and a group
+that could not be committed gives its offsets back.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from aether_trio.session.outbox import Outbox
+
+
+class Subscriber(Protocol):
+    """Somebody who wants each committed message of a topic, in order."""
+
+    def offer(self, offset: int, frame: bytes, touched: set[Outbox]) -> None:
+        """Take the message or note that it must be read from the log later. Never blocks, never raises.
+
+        Adds the outbox that now has something to write to `touched`, so that a burst costs one write.
+        """
+        ...
+
+
+class TopicState:
+    """See the module docstring. `topic_id` is None until the topic has a row in the database."""
+
+    __slots__ = ("assigned", "assigned_bytes", "name", "subscribers", "tail", "tail_bytes", "topic_id", "waiting")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.topic_id: int | None = None
+        self.tail = self.assigned = 0
+        self.tail_bytes = self.assigned_bytes = 0
+        self.waiting = 0
+        self.subscribers: list[Subscriber] = []
+
+    def __repr__(self) -> str:
+        return f"<TopicState {self.name} id={self.topic_id} tail={self.tail} subscribers={len(self.subscribers)}>"
+
+    @property
+    def forgettable(self) -> bool:
+        """Whether the database knows all that this object knows."""
+        return not self.subscribers and not self.waiting

@@ -1,0 +1,206 @@
+"""A work group: the topic `tb::ws::impl`, each of whose messages goes to exactly one connected worker.
+
+The group reads its topic's log once, as one consumer, and hands each message to the next worker in turn that has fewer
+than `WINDOW` messages on their way to it. What a worker had not been sent when it left goes to the others, first. With
+no worker connected messages wait in the log.
+
+Invariants: an offset is in exactly one place: behind `position` (not read yet), in `_returned`, in flight with one
+member, or done. The persisted cursor is the largest offset below which everything is done, so after a crash a message
+may be handed out again (at-least-once), and never lost.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+
+import structlog
+import trio
+
+from aether_trio.routing.log import TopicLog
+from aether_trio.routing.topic_state import TopicState
+from aether_trio.session.outbox import Outbox
+from aether_trio.storage.base import Row, StorageUnavailable
+
+logger = structlog.get_logger("aether.work")
+
+WINDOW = 64
+"""Messages on their way to one worker at most: enough to fill a pipe, few enough to share work evenly."""
+
+CONSUMER = "*"
+"""The group's name in the cursor table; no identity can be spelled so."""
+
+RETRY_S = 0.5
+
+
+class Member:
+    """One worker's place in its group."""
+
+    __slots__ = ("group", "in_flight", "outbox")
+
+    def __init__(self, group: WorkGroup, outbox: Outbox) -> None:
+        self.group = group
+        self.outbox = outbox
+        self.in_flight: list[int] = []
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the worker may be given another message."""
+        return len(self.in_flight) < WINDOW and self.outbox.wants_deliveries
+
+    def delivered(self, offset: int) -> None:
+        """See outbox.Origin: everything handed to this worker before `offset` (in hand-out order) is with it."""
+        done = self.in_flight.index(offset) + 1 if offset in self.in_flight else 0
+        del self.in_flight[:done]
+        self.group.progressed()
+
+    def leave(self) -> None:
+        """The worker is gone."""
+        self.group.leave(self)
+
+
+class WorkGroup:
+    """See the module docstring."""
+
+    def __init__(
+        self,
+        log: TopicLog,
+        state: TopicState,
+        cursor: int,
+        nursery: trio.Nursery,
+        on_empty: Callable[[WorkGroup], None],
+    ) -> None:
+        self.state = state
+        self._log = log
+        self._nursery = nursery
+        self._on_empty = on_empty
+        self.position = cursor
+        self._returned: list[int] = []
+        self._members: list[Member] = []
+        self._next = 0
+        self._pumping = False
+        self._room = trio.Event()
+        state.subscribers.append(self)
+
+    def join(self, outbox: Outbox) -> Member:
+        """Add a worker; what waits goes to it at once."""
+        member = Member(self, outbox)
+        self._members.append(member)
+        outbox.listen(self._look_for_room)
+        self._room.set()
+        self._pump_if_behind()
+        return member
+
+    def leave(self, member: Member) -> None:
+        """Remove a worker and hand what it was not sent to the others."""
+        if member not in self._members:
+            return
+        self._members.remove(member)
+        member.outbox.unlisten(self._look_for_room)
+        for offset in member.in_flight:
+            heapq.heappush(self._returned, offset)
+        member.in_flight = []
+        if not self._members:
+            self.state.subscribers.remove(self)
+            self._save_cursor()
+            self._on_empty(self)
+        else:
+            self._room.set()
+            self._pump_if_behind()
+
+    def progressed(self) -> None:
+        """A worker has been sent something."""
+        self._save_cursor()
+        self._look_for_room()
+        self._pump_if_behind()
+
+    def _look_for_room(self) -> None:
+        self._room.set()
+
+    def offer(self, offset: int, frame: bytes, touched: set[Outbox]) -> None:
+        """See topic_state.Subscriber."""
+        if self._pumping or self._returned or offset != self.position + 1:
+            self._pump_if_behind()
+            return
+        member = self._choose()
+        if member is not None and self._hand(member, offset, frame):
+            self.position = offset
+            touched.add(member.outbox)
+        else:
+            self._pump_if_behind()
+
+    def _choose(self) -> Member | None:
+        members = self._members
+        for step in range(len(members)):
+            member = members[(self._next + step) % len(members)]
+            if member.has_room:
+                self._next = (self._next + step + 1) % len(members)
+                return member
+        return None
+
+    @staticmethod
+    def _hand(member: Member, offset: int, frame: bytes) -> bool:
+        member.in_flight.append(offset)
+        if member.outbox.try_deliver(frame, member, offset):
+            return True
+        if offset in member.in_flight:
+            member.in_flight.remove(offset)
+        return False
+
+    def _save_cursor(self) -> None:
+        # In-flight lists are in hand-out order: a returned message may be older than what was handed out before it.
+        open_offsets = [min(member.in_flight) for member in self._members if member.in_flight]
+        open_offsets += self._returned[:1]
+        done = min(open_offsets) - 1 if open_offsets else self.position
+        self._log.cursors.advance(self.state, CONSUMER, done)
+
+    # -- reading what could not be handed out live ----------------------------------------------------------------
+
+    def _pump_if_behind(self) -> None:
+        # `state.tail` is set before the offers of a message, so a message that was not handed out counts as behind.
+        if not self._pumping and self._members and (self._returned or self.position < self.state.tail):
+            self._pumping = True
+            self._nursery.start_soon(self._pump, name="work-group")
+
+    async def _pump(self) -> None:
+        try:
+            while self._members and (self._returned or self.position < self.state.tail):
+                if not any(member.has_room for member in self._members):
+                    self._room = trio.Event()
+                    await self._room.wait()
+                    continue
+                try:
+                    await self._hand_out_some()
+                except StorageUnavailable as error:
+                    logger.warning("work group read failed, trying again", reason=str(error))
+                    await trio.sleep(RETRY_S)
+        finally:
+            self._pumping = False
+
+    async def _hand_out_some(self) -> None:
+        if self._returned:
+            wanted = sorted(self._returned)[:WINDOW]
+            rows: list[Row] = await self._log.read_at(self.state, wanted)
+            still_there = {row[0] for row in rows}
+            self._returned = [one for one in self._returned if one not in wanted or one in still_there]
+            heapq.heapify(self._returned)
+            for offset, frame in rows:
+                if offset not in self._returned or not self._give(offset, frame):
+                    return
+                self._returned.remove(offset)
+                heapq.heapify(self._returned)
+            return
+        rows = await self._log.read(self.state, self.position, rows=WINDOW, max_bytes=128 * 1024)
+        for offset, _, frame in rows:
+            if not self._give(offset, frame):
+                return
+            self.position = offset
+        if not rows:
+            self.position = self.state.tail  # retention took the rest
+
+    def _give(self, offset: int, frame: bytes) -> bool:
+        member = self._choose()
+        if member is None or not self._hand(member, offset, frame):
+            return False
+        member.outbox.kick()
+        return True

@@ -1,0 +1,218 @@
+"""What waits to be written to one participant, bounded in bytes; the FrameSource of its link.
+
+Three queues, drained in this order:
+
+* control: acks, replies, errors, signals. Filled by the session's own task, which waits for room before it takes the
+  next request, so a client that asks and never reads stops being served, and costs no more than that.
+* deliveries: durable messages. When it is full the subscription is marked lagging and its messages stay in the log, to
+  be paged in by the catch-up reader (routing/catchup.py) when there is room. Nothing is dropped.
+* lane: ephemeral updates (progress). When it is full the oldest goes, is counted, and the client is told once.
+
+Invariants: bytes of deliveries and lane never exceed their limit by more than one message; `flushed` reports a
+delivery to its subscription only after the kernel has its bytes; after `close` everything is a no-op;
+`listeners` are called after each flush, and are for those who wait for room.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+
+from aether_trio.transport.link import Link
+
+
+class Origin(Protocol):
+    """The subscription that a delivery belongs to."""
+
+    def delivered(self, offset: int) -> None:
+        """Everything offered through this outbox up to `offset` has gone to the kernel."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxLimits:
+    """Bytes that may wait in each queue."""
+
+    control_bytes: int = 256 * 1024
+    delivery_bytes: int = 256 * 1024
+    lane_bytes: int = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxStatistics:
+    """What waits now, and what was dropped from the lane since start."""
+
+    control_bytes: int
+    delivery_bytes: int
+    lane_bytes: int
+    lane_dropped: int
+
+
+class Outbox:
+    """See the module docstring."""
+
+    __slots__ = (
+        "_control",
+        "_deliveries",
+        "_flushing",
+        "_lane",
+        "_link",
+        "_on_lane_drop",
+        "_room",
+        "closed",
+        "control_bytes",
+        "delivery_bytes",
+        "lane_bytes",
+        "lane_dropped",
+        "limits",
+        "listeners",
+    )
+
+    def __init__(self, link: Link, limits: OutboxLimits, on_lane_drop: Callable[[int], None]) -> None:
+        self._link = link
+        self.limits = limits
+        self._control: deque[bytes] = deque()
+        self._deliveries: deque[tuple[bytes, Origin, int]] = deque()
+        self._lane: deque[bytes] = deque()
+        self._flushing: dict[Origin, int] = {}
+        self._room: trio.Event | None = None
+        self._on_lane_drop = on_lane_drop
+        self.listeners: tuple[Callable[[], None], ...] = ()
+        self.control_bytes = 0
+        self.delivery_bytes = 0
+        self.lane_bytes = 0
+        self.lane_dropped = 0
+        self.closed = False
+
+    # -- filling --------------------------------------------------------------------------------------------------
+
+    def put_control(self, frame: bytes) -> None:
+        """Queue a reply and try to write it."""
+        if not self.closed:
+            self._control.append(frame)
+            self.control_bytes += len(frame)
+            self._link.kick()
+
+    @property
+    def control_has_room(self) -> bool:
+        """Whether another request may be taken from this client."""
+        return self.control_bytes < self.limits.control_bytes
+
+    async def wait_control_room(self) -> None:
+        """Wait until `control_has_room`."""
+        while not self.control_has_room and not self.closed:
+            if self._room is None:
+                self._room = trio.Event()
+            await self._room.wait()
+
+    def try_deliver(self, frame: bytes, origin: Origin, offset: int) -> bool:
+        """Queue a durable message; False when there is no room. The caller kicks, once for many."""
+        size = len(frame)
+        waiting = self.delivery_bytes
+        if waiting and waiting + size > self.limits.delivery_bytes:
+            # The burst may be ahead of a socket that is free: give the link one chance before calling it lag.
+            self._link.kick()
+            waiting = self.delivery_bytes
+            if waiting and waiting + size > self.limits.delivery_bytes:
+                return False
+        if self.closed:
+            return False
+        self._deliveries.append((frame, origin, offset))
+        self.delivery_bytes = waiting + size
+        return True
+
+    @property
+    def wants_deliveries(self) -> bool:
+        """Whether a catch-up reader should page in more: at most half full."""
+        return not self.closed and self.delivery_bytes * 2 <= self.limits.delivery_bytes
+
+    def put_lane(self, frame: bytes) -> None:
+        """Queue an ephemeral update, dropping the oldest ones when it does not fit. The caller kicks."""
+        if self.closed:
+            return
+        self._lane.append(frame)
+        self.lane_bytes += len(frame)
+        dropped = 0
+        while self.lane_bytes > self.limits.lane_bytes and len(self._lane) > 1:
+            self.lane_bytes -= len(self._lane.popleft())
+            dropped += 1
+        if dropped:
+            self.lane_dropped += dropped
+            self._on_lane_drop(dropped)
+
+    def kick(self) -> None:
+        """Let the link write what it can."""
+        if not self.closed:
+            self._link.kick()
+
+    # -- FrameSource ----------------------------------------------------------------------------------------------
+
+    def pull(self, max_bytes: int) -> list[bytes]:
+        """See FrameSource."""
+        frames: list[bytes] = []
+        budget = max_bytes
+        control = self._control
+        while control and budget > 0:
+            frame = control.popleft()
+            self.control_bytes -= len(frame)
+            budget -= len(frame)
+            frames.append(frame)
+        if self._room is not None and self.control_has_room:
+            self._room.set()
+            self._room = None
+        deliveries = self._deliveries
+        if deliveries:
+            taken = 0
+            flushing = self._flushing
+            while deliveries and budget > taken:
+                frame, origin, offset = deliveries.popleft()
+                taken += len(frame)
+                flushing[origin] = offset
+                frames.append(frame)
+            self.delivery_bytes -= taken
+            budget -= taken
+        lane = self._lane
+        while lane and budget > 0:
+            frame = lane.popleft()
+            self.lane_bytes -= len(frame)
+            budget -= len(frame)
+            frames.append(frame)
+        return frames
+
+    def flushed(self) -> None:
+        """See FrameSource."""
+        if self._flushing:
+            done, self._flushing = self._flushing, {}
+            for origin, offset in done.items():
+                origin.delivered(offset)
+        for drained in self.listeners:
+            drained()
+
+    def close(self) -> None:
+        """Drop everything that was not pulled yet; durable messages remain in the log behind their cursors."""
+        self.closed = True
+        self._control.clear()
+        self._deliveries.clear()
+        self._lane.clear()
+        self._flushing = {}
+        self.control_bytes = self.delivery_bytes = self.lane_bytes = 0
+        self.listeners = ()
+        if self._room is not None:
+            self._room.set()
+            self._room = None
+
+    def listen(self, drained: Callable[[], None]) -> None:
+        """Call `drained` after each flush, from now on."""
+        self.listeners = (*self.listeners, drained)
+
+    def unlisten(self, drained: Callable[[], None]) -> None:
+        """Undo `listen`. Idempotent."""
+        self.listeners = tuple(one for one in self.listeners if one != drained)
+
+    def statistics(self) -> OutboxStatistics:
+        """What waits now."""
+        return OutboxStatistics(self.control_bytes, self.delivery_bytes, self.lane_bytes, self.lane_dropped)
