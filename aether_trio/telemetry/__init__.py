@@ -1,0 +1,8 @@
+"""How operators see the gateway: logs, metrics, health, and the port that serves them."""
+
+from aether_trio.telemetry.health import Health, Phase, Readiness
+from aether_trio.telemetry.logging import configure_logging
+from aether_trio.telemetry.metrics import Metrics
+from aether_trio.telemetry.ops import TailSource, serve_ops
+
+__all__ = ["Health", "Metrics", "Phase", "Readiness", "TailSource", "configure_logging", "serve_ops"]

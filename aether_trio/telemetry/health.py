@@ -1,0 +1,71 @@
+"""Whether the gateway lives and whether it should be given work.
+
+`/healthz` asks the first question: answering at all is the answer. `/readyz` asks the second: no while starting, while
+draining, and while a probe (storage, say) reports a problem. Probes are plain calls that read a flag; they do no I/O,
+because a readiness check must be quick exactly when the disk is not.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+Probe = Callable[[], str | None]
+"""Returns None when all is well, else the problem in a few words."""
+
+
+class Phase(enum.StrEnum):
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """The answer of `/readyz`. `problems` has one entry per probe that is unwell."""
+
+    phase: Phase
+    problems: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ready(self) -> bool:
+        return self.phase is Phase.SERVING and not self.problems
+
+
+class Health:
+    """The gateway's phase and its probes. The composition root owns one and moves it on."""
+
+    def __init__(self) -> None:
+        self._phase = Phase.STARTING
+        self._probes: dict[str, Probe] = {}
+
+    @property
+    def phase(self) -> Phase:
+        return self._phase
+
+    def add_probe(self, name: str, probe: Probe) -> None:
+        """Ask `probe` at every readiness check. A second probe of the same name is a mistake."""
+        if name in self._probes:
+            raise ValueError(f"there is already a probe {name!r}; give this one another name")
+        self._probes[name] = probe
+
+    def serving(self) -> None:
+        """All is open. Has no effect once draining: a drain is never taken back."""
+        if self._phase is Phase.STARTING:
+            self._phase = Phase.SERVING
+
+    def draining(self) -> None:
+        self._phase = Phase.DRAINING
+
+    def readiness(self) -> Readiness:
+        """Never raises: a probe that fails is a problem like any other."""
+        problems: dict[str, str] = {}
+        for name, probe in self._probes.items():
+            try:
+                problem = probe()
+            except Exception as exc:
+                problem = f"probe failed: {exc!r}"
+            if problem:
+                problems[name] = problem
+        return Readiness(self._phase, problems)

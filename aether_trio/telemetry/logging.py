@@ -1,0 +1,59 @@
+"""What the gateway says about itself: structlog for us, the standard library's logging for what we use, one output.
+
+Lines go to standard error, so that a command's standard output stays for its result. Console lines are for people,
+JSON lines (one object each) for machines. Never log credentials, payloads or message metadata.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Final, TextIO
+
+import structlog
+from structlog.typing import Processor
+
+from aether_trio.config import LoggingSettings
+
+_LEVELS: Final = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+
+
+def configure_logging(settings: LoggingSettings, stream: TextIO | None = None) -> None:
+    """Send every log line of this process to `stream` (standard error) in the configured format. Call once, first."""
+    output = stream or sys.stderr
+    level = _LEVELS[settings.level]
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=settings.format == "json"),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    final: list[Processor]
+    if settings.format == "json":
+        final = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+    else:
+        colours = output.isatty() and not os.environ.get("NO_COLOR")
+        final = [structlog.dev.ConsoleRenderer(colors=colours, pad_event_to=32)]
+    structlog.configure(
+        processors=[*shared, *final],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(file=output),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(output)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    # Libraries are quieter than we are: their debug lines describe every frame.
+    root.setLevel(max(level, logging.INFO))

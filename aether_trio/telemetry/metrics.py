@@ -1,0 +1,197 @@
+"""Prometheus metrics, collected when somebody asks.
+
+The hot path adds to a plain dictionary (Tally, Distribution) or to nothing at all: components have `.statistics()`
+records, and `watch` reads them at scrape time. Names and labels are the reference's (security.md 7.4) where it has
+them; others follow the OpenTelemetry naming conventions with an `aether_` prefix.
+
+Invariants: no label carries an identity, a topic or anything else that a client can make up without end. Workspaces are
+the one label of a client's choosing, so each family keeps at most MAX_SERIES label sets and counts the rest under
+"_other". Every registry is its own; the process-wide default one is never touched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from aether_trio.version import __version__
+
+MAX_SERIES: Final = 1000
+OTHER: Final = "_other"
+
+Labels = tuple[str, ...]
+
+
+def doubling(start: float, count: int) -> tuple[float, ...]:
+    """Histogram bounds as the reference makes them: `start`, twice that, four times that, ..."""
+    return tuple(start * 2**n for n in range(count))
+
+
+class Tally:
+    """A counter family. `add` costs one dictionary update."""
+
+    def __init__(self, name: str, text: str, labels: Labels = ()) -> None:
+        self.name, self.text, self.labels = name, text, labels
+        self._values: dict[Labels, float] = {} if labels else {(): 0}
+        self._other: Labels = (OTHER,) * len(labels)
+
+    def add(self, labels: Labels = (), amount: float = 1) -> None:
+        values = self._values
+        try:
+            values[labels] += amount
+        except KeyError:
+            if len(labels) != len(self.labels):
+                raise ValueError(f"{self.name} has labels {self.labels}, not {labels}") from None
+            if len(values) >= MAX_SERIES:
+                labels = self._other
+            values[labels] = values.get(labels, 0) + amount
+
+    def value(self, labels: Labels = ()) -> float:
+        return self._values.get(labels, 0)
+
+    def collect(self) -> Iterable[Metric]:
+        family = CounterMetricFamily(self.name, self.text, labels=self.labels)
+        for labels, value in self._values.items():
+            family.add_metric(labels, value)
+        yield family
+
+
+class Distribution:
+    """A histogram family with fixed bounds."""
+
+    def __init__(self, name: str, text: str, labels: Labels, bounds: tuple[float, ...]) -> None:
+        self.name, self.text, self.labels, self.bounds = name, text, labels, bounds
+        self._counts: dict[Labels, list[int]] = {}
+        self._sums: dict[Labels, float] = {}
+        self._other: Labels = (OTHER,) * len(labels)
+
+    def observe(self, value: float, labels: Labels = ()) -> None:
+        counts = self._counts.get(labels)
+        if counts is None:
+            if len(labels) != len(self.labels):
+                raise ValueError(f"{self.name} has labels {self.labels}, not {labels}")
+            if len(self._counts) >= MAX_SERIES:
+                labels = self._other
+            counts = self._counts.setdefault(labels, [0] * (len(self.bounds) + 1))
+        counts[bisect_left(self.bounds, value)] += 1
+        self._sums[labels] = self._sums.get(labels, 0.0) + value
+
+    def collect(self) -> Iterable[Metric]:
+        family = HistogramMetricFamily(self.name, self.text, labels=self.labels)
+        for labels, counts in self._counts.items():
+            buckets: list[tuple[str, float]] = []
+            total = 0
+            for bound, count in zip((*self.bounds, float("inf")), counts, strict=True):
+                total += count
+                buckets.append((str(bound) if bound != float("inf") else "+Inf", total))
+            family.add_metric(labels, buckets, self._sums[labels])
+        yield family
+
+
+class Metrics(Collector):
+    """Every metric of one gateway. Composition hands it to whoever counts something."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry(auto_describe=False)
+        self._sources: list[Callable[[], Iterable[Metric]]] = []
+
+        self.connection_attempts = self._tally(
+            "aether_connection_attempts", "Handshakes, by how they ended", ("workspace", "principal_type", "status")
+        )
+        self.connection_duration = self._distribution(
+            "aether_connection_duration_seconds",
+            "How long ended connections lasted",
+            ("workspace", "principal_type"),
+            doubling(1.0, 15),
+        )
+        self.messages_routed = self._tally(
+            "aether_messages_routed", "Messages accepted and committed", ("workspace", "message_type")
+        )
+        self.message_errors = self._tally("aether_message_errors", "Messages refused", ("workspace", "error_type"))
+        self.message_routing_latency = self._distribution(
+            "aether_message_routing_latency_seconds",
+            "From a message read to its group committed",
+            ("workspace",),
+            doubling(0.0001, 16),
+        )
+        self.kv_operations = self._tally("aether_kv_operations", "KV operations", ("operation", "scope", "status"))
+        self.kv_operation_latency = self._distribution(
+            "aether_kv_operation_latency_seconds",
+            "Time of KV operations",
+            ("operation", "scope"),
+            doubling(0.0001, 14),
+        )
+        self.session_lock_duration = self._distribution(
+            "aether_session_lock_duration_seconds", "Time to take an identity's hold", (), doubling(0.0001, 16)
+        )
+        self.bytes_routed = self._tally(
+            "aether_metering_bytes_routed", "Payload bytes accepted and committed", ("workspace",)
+        )
+        self.checkpoint_operations = self._tally(
+            "aether_metering_checkpoint_operations", "Checkpoint operations", ("workspace", "operation")
+        )
+
+        build = GaugeMetricFamily("aether_build_info", "The version that runs", labels=("version",))
+        build.add_metric((__version__,), 1)
+        self._sources.append(lambda: [build])
+        self.registry.register(self)
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+
+    def gauge(self, name: str, text: str, labels: Labels, read: Callable[[], Mapping[Labels, float]]) -> None:
+        """A gauge whose values are read at scrape time: `{label values: value}`."""
+
+        def collect() -> Iterable[Metric]:
+            family = GaugeMetricFamily(name, text, labels=labels)
+            for values, value in read().items():
+                family.add_metric(values, value)
+            yield family
+
+        self._sources.append(collect)
+
+    def watch(self, prefix: str, statistics: Callable[[], Any]) -> None:
+        """Expose the numbers of a component's `.statistics()` record, as `aether_{prefix}_{field}`.
+
+        A field whose name ends in `_total` is a counter, every other a gauge. Fields that are not numbers are left out.
+        """
+
+        def collect() -> Iterable[Metric]:
+            record = statistics()
+            for field in dataclasses.fields(record):
+                value = getattr(record, field.name)
+                if not isinstance(value, (int, float)):
+                    continue
+                name = f"aether_{prefix}_{field.name}"
+                text = f"{prefix}: {field.name.replace('_', ' ')}"
+                if field.name.endswith("_total"):
+                    yield CounterMetricFamily(name.removesuffix("_total"), text, value=value)
+                else:
+                    yield GaugeMetricFamily(name, text, value=value)
+
+        self._sources.append(collect)
+
+    def collect(self) -> Iterable[Metric]:
+        for source in self._sources:
+            yield from source()
+
+    def render(self) -> tuple[str, bytes]:
+        """(content type, body) of a scrape."""
+        return CONTENT_TYPE_LATEST, generate_latest(self.registry)
+
+    def _tally(self, name: str, text: str, labels: Labels = ()) -> Tally:
+        tally = Tally(name, text, labels)
+        self._sources.append(tally.collect)
+        return tally
+
+    def _distribution(self, name: str, text: str, labels: Labels, bounds: tuple[float, ...]) -> Distribution:
+        distribution = Distribution(name, text, labels, bounds)
+        self._sources.append(distribution.collect)
+        return distribution
