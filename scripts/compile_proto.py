@@ -88,13 +88,8 @@ def slim(serialized_set: bytes) -> bytes:
 
 
 def stub(text: str) -> str:
-    """mypy-protobuf's stub, importing from our package and with the POOL attribute that our loader adds."""
-    text = replace(text, "from google.protobuf import descriptor as _descriptor\n", after=POOL_IMPORT)
-    text = replace(text, "DESCRIPTOR: _descriptor.FileDescriptor\n", after="POOL: _descriptor_pool.DescriptorPool\n")
+    """mypy-protobuf's stub, importing from our package."""
     return HEADER + text.replace("from aether.v1 import ", f"from {PACKAGE} import ")
-
-
-POOL_IMPORT = "from google.protobuf import descriptor_pool as _descriptor_pool\n"
 
 
 def service_bases(text: str) -> str:

@@ -9,6 +9,8 @@ strangers to each other (isinstance never holds across them) and meet only as by
 type stubs. Use the modules beside this one, not this one:
 
     from aether_trio.wire.pb import aether_pb2 as pb
+
+The pool itself is an attribute here and not there: `pb.POOL` is a value of TaskAssignmentMode.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ def exports(file_name: str, module: str) -> dict[str, Any]:
     the grpclib bases are in the `*_grpc` modules.
     """
     file: FileDescriptor = POOL.FindFileByName(file_name)
-    names: dict[str, Any] = {"DESCRIPTOR": file, "POOL": POOL}
+    names: dict[str, Any] = {"DESCRIPTOR": file}
     for name, enum in file.enum_types_by_name.items():
         names[name] = EnumTypeWrapper(enum)
         names.update((value.name, value.number) for value in enum.values)

@@ -19,7 +19,6 @@ the reply.
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
-from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -38,7 +37,6 @@ else:
     from typing_extensions import deprecated as _deprecated
 
 DESCRIPTOR: _descriptor.FileDescriptor
-POOL: _descriptor_pool.DescriptorPool
 
 class _PrincipalType:
     ValueType = _typing.NewType("ValueType", _builtins.int)

@@ -10,7 +10,6 @@ Equal on the wire to the published SDK's file of the same name; see aether.proto
 
 from aether_trio.wire.pb import aether_pb2 as _aether_pb2
 from google.protobuf import descriptor as _descriptor
-from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import message as _message
 import builtins as _builtins
 import sys
@@ -22,7 +21,6 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
-POOL: _descriptor_pool.DescriptorPool
 
 @_typing.final
 class TunnelFrame(_message.Message):
