@@ -1,0 +1,57 @@
+"""One development gateway for the whole session, and gateways of their own for the scenarios that need one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from tests.helpers.gateway import GatewayProcess, start_gateway
+from tests.interop.idle import IdleWatch
+
+
+@pytest.fixture(scope="session")
+def shared_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    with start_gateway(data_dir=tmp_path_factory.mktemp("interop") / "data") as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def target(shared_gateway: GatewayProcess) -> str:
+    """HOST:PORT of the shared gateway."""
+    return shared_gateway.address
+
+
+@pytest.fixture
+def own_gateway() -> Iterator[Callable[..., GatewayProcess]]:
+    """Start gateways that belong to this test; whatever still runs at its end is killed."""
+    with ExitStack() as stack:
+
+        def start(*args: Any, **kwargs: Any) -> GatewayProcess:
+            return stack.enter_context(start_gateway(*args, **kwargs))
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def idle_watch(shared_gateway: GatewayProcess) -> Iterator[IdleWatch]:
+    """The idle client of scenario 25. It needs 35 seconds of nothing, so it idles while the other scenarios run."""
+    with IdleWatch(shared_gateway.address) as watch:
+        yield watch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def start_idling_early(request: pytest.FixtureRequest) -> None:
+    """Start the idle client with the first scenario of the session, if scenario 25 is going to run."""
+    if any(item.name.startswith("test_25_") for item in request.session.items):
+        request.getfixturevalue("idle_watch")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every scenario here is marked; scenario 25 comes last, when its client has idled long enough."""
+    for item in items:
+        if "tests/interop/" in item.nodeid:
+            item.add_marker(pytest.mark.interop)
+    items.sort(key=lambda item: item.name.startswith("test_25_"))

@@ -1,0 +1,111 @@
+"""Scenarios 26 and 28: TLS with private authorities, and API keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.helpers.forwarder import forwarder
+from tests.helpers.gateway import GatewayProcess
+from tests.helpers.sdk import World, run_async, sdk_log
+from tests.interop.keys import SERVE, new_key, serve_arguments
+
+
+class Certificates:
+    """A private authority, a server certificate for 127.0.0.1 (clients dial an address, not a name), a client's."""
+
+    def __init__(self, directory: Path) -> None:
+        self.ca, self.strangers = trustme.CA(), trustme.CA()
+        server = self.ca.issue_cert("127.0.0.1")
+        client = self.ca.issue_cert("client@example.test", common_name="client")
+        stranger = self.strangers.issue_cert("client@example.test", common_name="client")
+        self.ca_pem, self.server_cert, self.server_key = directory / "ca", directory / "cert", directory / "key"
+        self.ca.cert_pem.write_to_path(self.ca_pem)
+        server.private_key_pem.write_to_path(self.server_key)
+        for n, blob in enumerate(server.cert_chain_pems):
+            blob.write_to_path(self.server_cert, append=n > 0)
+        self.trust = {"tls_enabled": True, "tls_root_cert": self.ca.cert_pem.bytes()}
+        self.client, self.stranger = (
+            {
+                "tls_client_cert": b"".join(pem.bytes() for pem in leaf.cert_chain_pems),
+                "tls_client_key": leaf.private_key_pem.bytes(),
+            }
+            for leaf in (client, stranger)
+        )
+
+    @property
+    def server_settings(self) -> list[str]:
+        return ["--set", f"tls.cert={self.server_cert}", "--set", f"tls.key={self.server_key}"]
+
+    @property
+    def mutual_settings(self) -> list[str]:
+        required = ["--set", f"tls.client_ca={self.ca_pem}", "--set", "tls.require_client_cert=true"]
+        return [*self.server_settings, *required]
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+async def round_trip(world: World) -> None:
+    a, b = await world.open(world.agent("a"), world.agent("b"))
+    await a.client.send_message_to_agent(world.ws, world.impl, "b", b"hello")
+    await b.message(b"hello")
+
+
+def test_26_a_tls_with_a_private_ca(own_gateway: Callable[..., GatewayProcess], certificates: Certificates) -> None:
+    gateway = own_gateway(ephemeral=True, extra_args=certificates.server_settings)
+
+    async def scenario() -> None:
+        async with World(gateway.address, **certificates.trust) as world:
+            await round_trip(world)
+        # Who trusts another authority, or speaks plaintext, must not get through.
+        wrong = {"tls_enabled": True, "tls_root_cert": certificates.strangers.cert_pem.bytes()}
+        for settings in (wrong, {"tls_enabled": False}):
+            async with World(gateway.address, **settings, auto_reconnect=True, max_retries=1) as world:
+                agent = await world.agent("a").connect()
+                await agent.client.wait_until_disconnected()
+                assert agent.connects.empty()
+
+    run_async(scenario)
+
+
+def test_26_a_mutual_tls(own_gateway: Callable[..., GatewayProcess], certificates: Certificates) -> None:
+    gateway = own_gateway(ephemeral=True, extra_args=certificates.mutual_settings)
+
+    async def scenario() -> None:
+        async with World(gateway.address, **certificates.trust, **certificates.client) as world:
+            await round_trip(world)
+        for settings in ({}, certificates.stranger):
+            async with World(gateway.address, **certificates.trust, **settings) as world:
+                agent = await world.agent("a", auto_reconnect=True, max_retries=1).connect()
+                await agent.client.wait_until_disconnected()
+                assert agent.connects.empty(), "connected without a certificate of the required authority"
+
+    run_async(scenario)
+
+
+def test_28_a_bad_api_key_is_refused_once(own_gateway: Callable[..., GatewayProcess], tmp_path: Path) -> None:
+    key, record = new_key(tmp_path)
+    gateway = own_gateway(command=SERVE, extra_args=serve_arguments(tmp_path, [record]))
+
+    async def scenario() -> None:
+        with forwarder(gateway.address) as path:
+            for bad in ({"x-api-key": key + "x"}, {"x-api-key": ""}, {}):
+                before = path.connections
+                async with World(path.address, credentials=bad or None) as world:
+                    with sdk_log() as log:
+                        agent = await world.agent("a", auto_reconnect=True, max_retries=5).connect()
+                        await agent.refused()
+                    assert "UNAUTHENTICATED" in log.text
+                    assert key not in log.text
+                assert path.connections == before + 1, "a refused client came back"
+            async with World(path.address, credentials={"x-api-key": key}) as world:
+                await round_trip(world)
+        assert key not in gateway.output()
+
+    run_async(scenario)

@@ -1,0 +1,23 @@
+"""The smoke script that every gateway of the protocol is measured with, when it lies beside the checkout."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[3] / "shared" / "interop" / "sdk_smoke.py"
+ONLY = "1-14,18"  # the rest is about tasks and orchestration
+
+
+@pytest.mark.skipif(not SCRIPT.exists(), reason="no shared/interop/sdk_smoke.py beside the checkout")
+def test_smoke_script(target: str) -> None:
+    argv = [sys.executable, str(SCRIPT), target, "--only", ONLY, "--limit", "60", "--keep-going"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=280, check=False)
+    print(done.stdout, done.stderr)
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith("FAIL")] == []
+    assert sum(line.startswith("PASS") for line in lines) == 15
+    assert done.returncode == 0
