@@ -1,0 +1,300 @@
+"""One HTTP/2 connection on a socket: reading, writing on demand, and the end. Both our server and our client use it.
+
+Pattern: one task reads. There is no writer task while the socket accepts what we have: `pump` collects what the streams
+may send, joins it with control frames into one buffer and sends that at once, from whatever task had the news. Only when
+the kernel takes less than everything does a writer task start; it waits for room, finishes, pumps on, and ends.
+
+Sockets are plain non-blocking ones from the standard library, waited for with `trio.lowlevel.wait_readable/writable`:
+trio documents both for foreign sockets, whereas the send of trio's own socket objects is async only and their inner
+socket private. It also keeps an idle connection smaller.
+
+Invariants: bytes go out in the order produced; no stream is asked for more while a backlog exists; everything that is not
+`async` never blocks and may be called from any task; the socket is closed by `run` alone.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from aether_trio.transport.grpc import frames
+from aether_trio.transport.grpc.control import ControlPlane
+from aether_trio.transport.grpc.dataplane import DataPlane, DataStream
+from aether_trio.transport.grpc.frames import ErrorCode, ProtocolViolation
+from aether_trio.transport.grpc.limits import GrpcLimits
+
+if TYPE_CHECKING:
+    from aether_trio.transport.grpc.budgets import Budgets
+    from aether_trio.transport.grpc.statistics import Counters
+
+RECV_BYTES = 64 * 1024
+BURST_BYTES = 64 * 1024
+"""Asked of the streams for one send."""
+BURSTS_PER_PUMP = 4
+"""Then the others have a turn: the writer task goes on."""
+
+
+class Sealer(Protocol):
+    """TLS without a socket: plain bytes on one side, records on the other. See transport/tls.py."""
+
+    def seal(self, data: bytes) -> bytes: ...
+
+    def open(self, data: bytes) -> bytes: ...
+
+
+class PumpedStream(DataStream):
+    """A stream that the connection asks for bytes and tells about room."""
+
+    __slots__ = ()
+
+    def fill(self) -> bool:
+        """Put bytes into the plane. True when there is more and room for it."""
+        raise NotImplementedError
+
+    def drained(self) -> None:
+        """The kernel has everything that this stream gave."""
+        raise NotImplementedError
+
+    def wake(self) -> None:
+        """There is news for the reader."""
+        raise NotImplementedError
+
+    def broken(self, reason: str) -> None:
+        """The stream has ended abnormally; nothing more comes or goes."""
+        raise NotImplementedError
+
+
+class Connection:
+    """What both sides of a connection do alike. Subclasses decide what streams and control frames mean."""
+
+    __slots__ = (
+        "_backlog",
+        "_bursts",
+        "_pumping",
+        "_writing",
+        "closing",
+        "control_plane",
+        "counters",
+        "dirty",
+        "limits",
+        "nursery",
+        "plane",
+        "sealer",
+        "sock",
+    )
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        sealer: Sealer | None,
+        limits: GrpcLimits,
+        budgets: Budgets,
+        counters: Counters,
+        nursery: trio.Nursery,
+        *,
+        client_side: bool,
+    ) -> None:
+        self.sock = sock
+        self.sealer = sealer
+        self.limits = limits
+        self.counters = counters
+        self.nursery = nursery
+        self.plane = DataPlane(self, limits, budgets, expect_preface=not client_side)
+        self.control_plane = ControlPlane(limits, client_side=client_side)
+        self.closing = False
+        """Nothing more is read or started; what is in `out` still goes."""
+        self.dirty: dict[PumpedStream, None] = {}
+        """Streams whose bytes are not all with the kernel."""
+        self._backlog: memoryview | None = None
+        self._writing = False
+        self._pumping = False
+
+    # Owner of the data plane -------------------------------------------------------------------------------------
+
+    def control(self, kind: int, flags: int, stream_id: int, frame: bytes) -> None:
+        raise NotImplementedError
+
+    def end_of_stream(self, stream: DataStream) -> None:
+        self.control_plane.receive(frames.empty_end_of_stream(stream.stream_id))
+
+    def stream_error(self, stream_id: int, code: ErrorCode, text: str) -> None:
+        raise NotImplementedError
+
+    # Reading -----------------------------------------------------------------------------------------------------
+
+    async def read_until_end(self, head: bytes = b"") -> str:
+        """Read and serve until the peer ends the connection, or it breaks, or `closing`. Returns why."""
+        sock, plane, counters = self.sock, self.plane, self.counters
+        data = head
+        while True:
+            if data:
+                counters.bytes_received += len(data)
+                try:
+                    if self.sealer is not None:
+                        data = self.sealer.open(data)
+                    plane.receive(data)
+                except ProtocolViolation as violation:
+                    self.violated(violation)
+                    return violation.reason
+                except OSError as error:
+                    return f"tls: {error}"
+                if plane.touched:
+                    self._wake_touched()
+                if plane.out or plane.ready:
+                    self.pump()
+                if self.closing:
+                    return "closed"
+            data = b""
+            await trio.lowlevel.wait_readable(sock)
+            try:
+                data = sock.recv(RECV_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                return error.strerror or type(error).__name__
+            if not data:
+                return "end of connection"
+
+    def _wake_touched(self) -> None:
+        touched, self.plane.touched = self.plane.touched, []
+        for stream in touched:
+            stream.wake()  # type: ignore[attr-defined]
+
+    def violated(self, violation: ProtocolViolation) -> None:
+        """The peer broke a rule: say so once and stop."""
+        self.counters.reject(violation.reason)
+        if not self.closing:
+            self.closing = True
+            self.plane.out.append(frames.goaway(self.plane.highest_stream_id, violation.code, violation.debug))
+            self.pump()
+
+    # Writing -----------------------------------------------------------------------------------------------------
+
+    @property
+    def stalled(self) -> bool:
+        """The socket takes nothing at the moment."""
+        return self._writing
+
+    def kick(self, stream: PumpedStream) -> None:
+        """This stream has something to send."""
+        if stream not in self.plane.blocked or self.plane.room(stream) > 0:
+            self.plane.ready[stream] = None
+            if not self._pumping:
+                self.pump()
+
+    def pump(self) -> None:
+        """Send what there is. Never blocks; called again from inside itself it leaves the work to the outer call."""
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            for _ in range(BURSTS_PER_PUMP):
+                if self._writing:
+                    self._bound_backlog()
+                    return
+                if self.plane.ready and not self.closing:
+                    self._collect()
+                if not self.plane.out:
+                    self._tell_drained()
+                    if not self.plane.ready:
+                        return
+                elif not self._send_out():
+                    return
+            self._start_writer()
+        finally:
+            self._pumping = False
+
+    def _collect(self) -> None:
+        plane = self.plane
+        ready = plane.ready
+        budget = plane.data_frames_sent + BURST_BYTES // plane.peer_frame_bytes
+        while ready:
+            stream: PumpedStream = next(iter(ready))  # type: ignore[assignment]
+            del ready[stream]
+            if stream.fill():
+                ready[stream] = None
+            if plane.data_frames_sent >= budget:
+                return
+
+    def _send_out(self) -> bool:
+        """Hand `out` to the kernel. False when some of it must wait."""
+        out = self.plane.out
+        data: bytes = b"".join(out)
+        out.clear()
+        if self.sealer is not None:
+            data = self.sealer.seal(data)
+        try:
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.abandon()
+            return False
+        self.counters.bytes_sent += sent
+        if sent == len(data):
+            if self.dirty:
+                self._tell_drained()
+            return True
+        self._backlog = memoryview(data)[sent:]
+        self._start_writer()
+        return False
+
+    def _tell_drained(self) -> None:
+        dirty = self.dirty
+        if dirty:
+            self.dirty = {}
+            for stream in dirty:
+                if stream.pending is None:
+                    stream.drained()
+                else:
+                    self.dirty[stream] = None
+
+    def _bound_backlog(self) -> None:
+        if sum(map(len, self.plane.out)) > self.limits.max_backlog_bytes:
+            self.counters.reject("unread_replies")
+            self.abandon()
+
+    def _start_writer(self) -> None:
+        if not self._writing:
+            self._writing = True
+            self.nursery.start_soon(self._write_backlog)
+
+    async def _write_backlog(self) -> None:
+        try:
+            await self._wait_out_backlog()
+        except OSError:
+            self.abandon()
+            return
+        finally:
+            self._writing = False
+        self.pump()
+
+    async def _wait_out_backlog(self) -> None:
+        while True:
+            await trio.lowlevel.wait_writable(self.sock)
+            backlog = self._backlog
+            if backlog is None:
+                return
+            try:
+                sent = self.sock.send(backlog)
+            except BlockingIOError:
+                continue
+            self.counters.bytes_sent += sent
+            if sent == len(backlog):
+                self._backlog = None
+                return
+            self._backlog = backlog[sent:]
+
+    # Ending ------------------------------------------------------------------------------------------------------
+
+    def abandon(self) -> None:
+        """The socket is of no more use: drop what waits and let the reader see the end."""
+        self.closing = True
+        self._backlog = None
+        self.plane.out.clear()
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it is gone already

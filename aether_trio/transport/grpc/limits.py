@@ -1,0 +1,91 @@
+"""What a peer may cost us: every bound of the gRPC lane in one frozen record, with its unit in its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+SECONDS: Final = 1.0
+MINUTES: Final = 60 * SECONDS
+HOURS: Final = 60 * MINUTES
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """A token bucket: `burst` events at once, then `per_second`."""
+
+    burst: int
+    per_second: float
+
+
+UNLIMITED: Final = Allowance(2**62, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Allowances:
+    """Budgets for frames that cost us more than the peer and that HTTP/2 itself does not bound.
+
+    The well-behaved stay far below: grpc-core sends a handful of SETTINGS in a connection's life, one BDP ping per
+    100 ms at most, no PRIORITY, no empty DATA. `resets` covers streams the peer resets (CVE-2023-44487) and those it makes
+    us reset (CVE-2025-8671). `window_updates` are earned back by the DATA frames we send.
+    """
+
+    settings: Allowance = Allowance(20, 1.0)
+    pings: Allowance = Allowance(60, 10.0)
+    resets: Allowance = Allowance(200, 50.0)
+    empty_data: Allowance = Allowance(100, 10.0)
+    priorities: Allowance = Allowance(100, 10.0)
+    window_updates: Allowance = Allowance(2_000, 200.0)
+    stray_data: Allowance = Allowance(1_000, 100.0)
+    unknown_frames: Allowance = Allowance(100, 10.0)
+
+
+NO_ALLOWANCES: Final = Allowances(*(UNLIMITED for _ in range(8)))
+"""For our own client, which trusts its server."""
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcLimits:
+    """Defaults suit an open port; reference values where the reference has one (core.md section 0, sdk.md section 3)."""
+
+    max_receive_message_bytes: int = 10 * MIB
+    max_assembling_bytes: int = 40 * MIB
+    """Declared lengths of messages still arriving, over one connection; a stream that goes beyond is refused."""
+    stream_window_bytes: int = 65_535
+    """What an RPC that does not read can make us hold. At least 65,535: a peer may use that much before our SETTINGS."""
+    connection_window_bytes: int = 1 * MIB
+    max_unread_bytes: int = 8 * MIB
+    """Unread by all RPCs of a connection together; beyond it the connection window stays shut until they read."""
+    max_header_list_bytes: int = 16 * KIB
+    max_header_block_bytes: int = 32 * KIB
+    max_continuation_frames: int = 8
+    header_table_bytes: int = 0
+    """HPACK memory that we offer the peer. 0: an idle connection keeps nothing, a header list costs some bytes more."""
+    max_concurrent_streams: int = 1_000
+    max_backlog_bytes: int = 64 * KIB
+    """Control replies (acks, resets, window updates) waiting for a peer that does not read."""
+
+    handshake_timeout_s: float = 10 * SECONDS
+    """For the TLS handshake, and again for the HTTP/2 preface with its SETTINGS."""
+    idle_timeout_s: float = 15 * MINUTES
+    """Without any stream."""
+    close_timeout_s: float = 5 * SECONDS
+    """For a status to follow what was pulled, and for the tasks of a broken connection to end."""
+    linger_s: float = 1 * SECONDS
+    """Reading on after a GOAWAY, so that the kernel does not replace it with a reset."""
+    max_connection_age_s: float | None = None
+    max_connection_age_grace_s: float = 5 * SECONDS
+
+    min_ping_interval_s: float = 10 * SECONDS
+    max_ping_strikes: int = 2
+    """As in grpc-core: the third early ping without data from us between them ends the connection."""
+
+    allowances: Allowances = field(default_factory=Allowances)
+
+    def __post_init__(self) -> None:
+        if self.stream_window_bytes < 65_535 or self.connection_window_bytes < 65_535:
+            raise ValueError("windows start at 65,535 bytes (RFC 9113 section 6.9.2) and can only be widened here")
+        if self.max_assembling_bytes < self.max_receive_message_bytes:
+            raise ValueError("max_assembling_bytes must hold one message of max_receive_message_bytes")

@@ -1,0 +1,72 @@
+"""A participant's Link over the stream of AetherGateway/Connect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import trio
+from google.protobuf.message import DecodeError
+
+from aether_trio.model.errors import Status, StatusError
+from aether_trio.transport.grpc.stream import ServerStream
+from aether_trio.transport.link import FrameSource, LinkBroken, Peer
+from aether_trio.wire.pb.aether_pb2 import UpstreamMessage
+
+
+class GrpcLink:
+    """See transport.link.Link. Makes its stream report a cut by LinkBroken instead of cancelling the RPC's task."""
+
+    __slots__ = ("_decode", "_stream", "peer")
+
+    def __init__(self, stream: ServerStream) -> None:
+        self._stream = stream
+        self._decode = UpstreamMessage.FromString
+        metadata = {key: value for key, value in stream.metadata.items() if isinstance(value, str)}
+        user_agent = stream.user_agent
+        if user_agent is not None:
+            metadata["user-agent"] = user_agent
+        self.peer = Peer(_address(stream), "grpc", stream.connection.certificate, metadata)
+        stream.scope = None
+        # The request's headers are not needed any more and an idle stream should hold nothing idle.
+        stream.headers = [(":path", stream.path)]
+
+    async def receive(self) -> Sequence[UpstreamMessage]:
+        batch = await self._stream.receive_batch()
+        try:
+            return [self._decode(message) for message in batch]
+        except DecodeError as error:
+            raise StatusError(Status.INVALID_ARGUMENT, f"cannot decode UpstreamMessage: {error}") from error
+
+    def attach(self, source: FrameSource) -> None:
+        if self._stream.source is not None:
+            raise RuntimeError("a link has one source; attach it once")
+        self._stream.source = source
+
+    def kick(self) -> None:
+        self._stream.kick()
+
+    @property
+    def stalled_since(self) -> float | None:
+        return self._stream.stalled_since
+
+    async def close(self, status: Status, message: str = "") -> None:
+        """Trailers after what was pulled; if the peer makes no room within `close_timeout_s`, without the rest of it."""
+        stream = self._stream
+        if stream.finished:
+            await trio.lowlevel.checkpoint()
+            return
+        stream.stop_pulling()
+        with trio.move_on_after(stream.connection.limits.close_timeout_s):
+            try:
+                await stream.wait_drained()
+            except LinkBroken:
+                return
+        stream.finish(status, message)
+
+
+def _address(stream: ServerStream) -> str:
+    address = stream.peer.addr()
+    if not isinstance(address, tuple):
+        return "unknown"
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

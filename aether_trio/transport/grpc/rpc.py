@@ -1,0 +1,150 @@
+"""One RPC from its headers to its trailers: routing to a handler, deadline, and what an exception becomes.
+
+Invariants: every accepted stream ends with exactly one status or one reset; a handler's cancellation never leaks into the
+connection; what a handler raises by mistake is logged here and reaches the caller as UNKNOWN without its text.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+import trio
+from grpclib.const import Handler
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+from grpclib.metadata import decode_timeout, encode_grpc_message
+
+from aether_trio.model.errors import Status, StatusError
+from aether_trio.transport.grpc import frames, messages
+from aether_trio.transport.grpc.server_connection import ServerConnection
+from aether_trio.transport.grpc.stream import ServerStream
+from aether_trio.transport.link import LinkBroken
+
+log = logging.getLogger(__name__)
+
+_CONTENT_TYPES: Final = ("application/grpc", "application/grpc+proto")
+
+
+class Refusal(Exception):
+    """The request cannot become an RPC."""
+
+    def __init__(self, http_status: int, status: Status, message: str) -> None:
+        super().__init__(message)
+        self.http_status = http_status
+        self.status = status
+        self.message = message
+
+
+def accept_rpc(
+    handlers: Mapping[str, Handler],
+    connection: ServerConnection,
+    stream_id: int,
+    raw_headers: list[tuple[bytes, bytes]],
+) -> None:
+    """Start the task of an RPC, or answer why there is none. Synchronous: called while the read buffer is scanned."""
+    # Header values are octets; latin-1 keeps each of them.
+    headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in raw_headers]
+    try:
+        stream = _open(handlers, connection, stream_id, headers)
+    except Refusal as refusal:
+        _refuse(connection, stream_id, refusal)
+        return
+    connection.open(stream)
+    connection.nursery.start_soon(run_rpc, stream)
+
+
+def _open(
+    handlers: Mapping[str, Handler], connection: ServerConnection, stream_id: int, headers: list[tuple[str, str]]
+) -> ServerStream:
+    by_name = dict(headers)
+    if by_name.get(":method") != "POST":
+        raise Refusal(405, Status.INTERNAL, "gRPC requests are POST")
+    content_type = by_name.get("content-type", "").partition(";")[0].strip()
+    if content_type not in _CONTENT_TYPES:
+        raise Refusal(415, Status.INTERNAL, f"unacceptable content-type {content_type!r}")
+    if by_name.get("te") != "trailers":
+        raise Refusal(400, Status.INTERNAL, 'the header "te: trailers" is missing')
+    handler = handlers.get(by_name.get(":path", ""))
+    if handler is None:
+        raise Refusal(200, Status.UNIMPLEMENTED, f"Method not found: {by_name.get(':path', '')}")
+    encoding = by_name.get("grpc-encoding", "identity")
+    if not messages.known_encoding(encoding):
+        raise Refusal(200, Status.UNIMPLEMENTED, f"grpc-encoding {encoding!r} is not supported")
+    deadline = None
+    if "grpc-timeout" in by_name:
+        try:
+            deadline = trio.current_time() + decode_timeout(by_name["grpc-timeout"])
+        except ValueError:
+            raise Refusal(200, Status.INTERNAL, "invalid grpc-timeout header") from None
+    stream = ServerStream(stream_id, connection, handler, headers, deadline)
+    stream.encoding = encoding
+    return stream
+
+
+def _refuse(connection: ServerConnection, stream_id: int, refusal: Refusal) -> None:
+    headers = [
+        (b":status", b"%d" % refusal.http_status),
+        (b"content-type", b"application/grpc"),
+        (b"grpc-status", b"%d" % refusal.status),
+        (b"grpc-message", _quote(refusal.message)),
+        (b"grpc-accept-encoding", messages.ACCEPT_ENCODING.encode()),
+    ]
+    connection.counters.reject(f"http_{refusal.http_status}" if refusal.http_status != 200 else "unimplemented")
+    control, out = connection.control_plane, connection.plane.out
+    out.append(control.send_headers(stream_id, headers, end_stream=True))
+    out.append(control.reset(stream_id, frames.ErrorCode.NO_ERROR))
+    control.forget(stream_id)
+
+
+async def run_rpc(stream: ServerStream) -> None:
+    """The RPC task."""
+    scope = stream.scope = trio.CancelScope()
+    if stream.deadline is not None:
+        scope.deadline = stream.deadline
+    try:
+        with scope:
+            await stream.handler.func(stream)
+            await _end_well(stream)
+    except Exception as error:
+        _end_badly(stream, error)
+    if scope.cancelled_caught:
+        stream.finish(Status.DEADLINE_EXCEEDED, "Deadline exceeded")
+
+
+async def _end_well(stream: ServerStream) -> None:
+    """The handler returned: OK, unless it ended the stream itself or forgot the one message of a unary response."""
+    if not stream.finished:
+        await stream.wait_drained()
+        if stream.incomplete:
+            log.error("handler of %s returned without a response", stream.path)
+            stream.finish(Status.UNKNOWN, "Internal Server Error")
+        else:
+            stream.finish(Status.OK, None)
+
+
+def _end_badly(stream: ServerStream, error: Exception) -> None:
+    leaf = _first_status(error)
+    if isinstance(leaf, GRPCError):
+        stream.finish(leaf.status.value, leaf.message)
+    elif isinstance(leaf, StatusError):
+        stream.finish(leaf.status, leaf.message)
+    elif stream.broken_reason is not None and isinstance(leaf, (LinkBroken, StreamTerminatedError)):
+        pass  # the handler let it end, as it should
+    else:
+        log.error("handler of %s failed", stream.path, exc_info=error)
+        stream.finish(Status.UNKNOWN, "Internal Server Error")
+
+
+def _first_status(error: BaseException) -> BaseException:
+    """The error that names a status, out of the groups in which nurseries wrap it; otherwise the error itself."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            leaf = _first_status(inner)
+            if isinstance(leaf, (GRPCError, StatusError, LinkBroken, StreamTerminatedError)):
+                return leaf
+    return error
+
+
+def _quote(message: str) -> bytes:
+    return encode_grpc_message(message).encode("ascii")

@@ -1,0 +1,305 @@
+"""The server's side of a connection: what control frames mean, which streams live, keepalive rules, and the end.
+
+Lifecycle: `serve` owns a nursery in which the RPC tasks and the on-demand writer live, while it reads itself. When reading
+ends, every open stream is told that it broke; tasks whose stream has a scope are cancelled, link tasks see LinkBroken,
+and whoever is left after `close_timeout_s` is cancelled with the nursery. One deadline, the nursery's own, covers the
+handshake, idleness, and that last wait.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import h2.events
+import trio
+
+from aether_trio.transport.grpc import budgets, frames
+from aether_trio.transport.grpc.budgets import Budgets
+from aether_trio.transport.grpc.connection import Connection, PumpedStream, Sealer
+from aether_trio.transport.grpc.dataplane import DataStream
+from aether_trio.transport.grpc.frames import STREAM_MASK, UINT32, ErrorCode, ProtocolViolation
+from aether_trio.transport.grpc.statistics import ConnectionStatistics, Counters
+from aether_trio.transport.link import PeerCertificate
+
+if TYPE_CHECKING:
+    from aether_trio.transport.grpc.limits import Allowance, GrpcLimits
+
+_NEVER: Final = float("-inf")
+
+Accept = Callable[["ServerConnection", int, list[tuple[bytes, bytes]]], None]
+
+
+class ServerConnection(Connection):
+    """One client. `accept` starts an RPC for a request's headers, or refuses it."""
+
+    __slots__ = (
+        "_accept",
+        "_last_ping",
+        "_ping_acked",
+        "_strikes",
+        "certificate",
+        "draining",
+        "goaway_limit",
+        "started",
+    )
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        sealer: Sealer | None,
+        certificate: PeerCertificate | None,
+        limits: GrpcLimits,
+        allowances: tuple[Allowance, ...],
+        counters: Counters,
+        nursery: trio.Nursery,
+        accept: Accept,
+    ) -> None:
+        super().__init__(
+            sock, sealer, limits, Budgets(allowances, trio.current_time), counters, nursery, client_side=False
+        )
+        self.certificate = certificate
+        self.started = trio.current_time()
+        self.draining = False
+        self.goaway_limit = STREAM_MASK
+        """Streams above it are refused: the last id of our final GOAWAY."""
+        self._accept = accept
+        self._strikes = 0
+        self._last_ping = _NEVER
+        self._ping_acked: trio.Event | None = None
+
+    # The task ------------------------------------------------------------------------------------------------------
+
+    async def serve(self, head: bytes) -> str:
+        """Serve until the connection ends; returns why. The caller closes the socket."""
+        self.nursery.cancel_scope.deadline = self.started + self.limits.handshake_timeout_s
+        self.plane.out.append(self.control_plane.settings(self.limits))
+        self.plane.out.append(self.plane.opening_window_update())
+        self.pump()
+        reason = await self.read_until_end(head)
+        self.nursery.cancel_scope.deadline = trio.current_time() + self.limits.close_timeout_s
+        self.closing = True
+        self.break_streams(reason)
+        return reason
+
+    def break_streams(self, reason: str) -> None:
+        for stream in list(self.plane.streams.values()):
+            assert isinstance(stream, PumpedStream)
+            stream.broken(reason)
+
+    # Control frames ------------------------------------------------------------------------------------------------
+
+    def control(self, kind: int, flags: int, stream_id: int, frame: bytes) -> None:
+        """See dataplane.Owner."""
+        if kind == frames.PING:
+            self._ping(flags, stream_id, frame)
+        elif kind == frames.PRIORITY:
+            self._priority(stream_id, frame)
+        elif kind == frames.GOAWAY:
+            self._goaway(stream_id, frame)
+        elif kind > frames.CONTINUATION:
+            self.plane.budgets.spend(budgets.UNKNOWN_FRAME_FLOOD)
+        else:
+            self._through_h2(kind, flags, stream_id, frame)
+
+    def _through_h2(self, kind: int, flags: int, stream_id: int, frame: bytes) -> None:
+        plane, control = self.plane, self.control_plane
+        if kind == frames.SETTINGS and not flags & frames.ACK:
+            plane.budgets.spend(budgets.SETTINGS_FLOOD)
+        elif kind == frames.RST_STREAM:
+            if plane.is_idle(stream_id):
+                raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "idle_stream", f"RST_STREAM on idle {stream_id}")
+            plane.budgets.spend(budgets.RESET_FLOOD)
+        elif kind == frames.PUSH_PROMISE:
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "push", "a client cannot push")
+        for event in control.receive(frame):
+            handler = _EVENTS.get(type(event))
+            if handler is not None:
+                handler(self, event)
+        output = control.take_output()
+        if output:
+            plane.out.append(output)
+
+    def _request(self, event: h2.events.RequestReceived) -> None:
+        stream_id = event.stream_id
+        plane = self.plane
+        plane.highest_stream_id = max(plane.highest_stream_id, stream_id)
+        if self.draining and stream_id > self.goaway_limit:
+            self._refuse(stream_id, "draining")
+        elif len(plane.streams) >= self.limits.max_concurrent_streams:
+            self._refuse(stream_id, "too_many_streams")
+        else:
+            self.control_plane.ignore_content_length(stream_id)
+            self._accept(self, stream_id, event.headers)  # type: ignore[arg-type]
+
+    def _refuse(self, stream_id: int, reason: str) -> None:
+        self.counters.reject(reason)
+        self.plane.budgets.spend(budgets.RESET_FLOOD)
+        self.plane.out.append(self.control_plane.reset(stream_id, ErrorCode.REFUSED_STREAM))
+        self.control_plane.forget(stream_id)
+
+    def _ended(self, event: h2.events.StreamEnded) -> None:
+        stream = self.plane.streams.get(event.stream_id)
+        if stream is not None and not stream.ended:
+            stream.ended = True
+            self.plane.touched.append(stream)
+
+    def _reset(self, event: h2.events.StreamReset) -> None:
+        if not event.remote_reset:
+            self.plane.budgets.spend(budgets.RESET_FLOOD)
+        stream = self.plane.streams.get(event.stream_id)
+        if stream is not None:
+            assert isinstance(stream, PumpedStream)
+            stream.ended = True
+            stream.broken(f"stream reset by the peer ({event.error_code!r})")
+            self.forget(stream)
+
+    def _settings(self, event: h2.events.RemoteSettingsChanged) -> None:
+        changed = {int(code): setting.new_value for code, setting in event.changed_settings.items()}
+        frame_bytes = changed.get(5)
+        self.plane.peer_settings(changed.get(4), None if frame_bytes is None else min(frame_bytes, 65_536))
+        self.control_plane.settings_changed()
+
+    def _settings_acked(self, event: h2.events.SettingsAcknowledged) -> None:
+        """The handshake is done: from here only idleness is bounded."""
+        self.arm_idle_deadline()
+
+    def _ping(self, flags: int, stream_id: int, frame: bytes) -> None:
+        if len(frame) != frames.HEADER_BYTES + 8:
+            raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "frame_size", "PING is not 8 bytes")
+        if stream_id:
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "ping", "PING on a stream")
+        self.plane.budgets.spend(budgets.PING_FLOOD)
+        if flags & frames.ACK:
+            if self._ping_acked is not None:
+                self._ping_acked.set()
+            return
+        now = trio.current_time()
+        if now < self._last_ping + self.limits.min_ping_interval_s:
+            self._strikes += 1
+            if self._strikes > self.limits.max_ping_strikes:
+                raise ProtocolViolation(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
+        self._last_ping = now
+        self.plane.out.append(frames.ping(frame[frames.HEADER_BYTES :], ack=True))
+
+    def sent_something(self) -> None:
+        """Headers or DATA went out: early pings are forgiven, for a client may measure the path when it gets data."""
+        self._strikes = 0
+        self._last_ping = _NEVER
+
+    def _priority(self, stream_id: int, frame: bytes) -> None:
+        """Checked and ignored: streams take turns here (RFC 9113 section 5.3 deprecates the scheme)."""
+        self.plane.budgets.spend(budgets.PRIORITY_FLOOD)
+        if not stream_id:
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "priority", "PRIORITY on stream 0")
+        if len(frame) != frames.HEADER_BYTES + 5:
+            raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "frame_size", "PRIORITY is not 5 bytes")
+        if UINT32.unpack_from(frame, frames.HEADER_BYTES)[0] & STREAM_MASK == stream_id:
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "priority", "a stream depends on itself")
+
+    def _goaway(self, stream_id: int, frame: bytes) -> None:
+        """The client opens no more streams; those that are open go on, and the connection ends with the last."""
+        if stream_id or len(frame) < frames.HEADER_BYTES + 8:
+            raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "frame_size", "malformed GOAWAY")
+        self.draining = True
+        self.goaway_limit = 0
+        self._end_if_done()
+
+    # Streams -------------------------------------------------------------------------------------------------------
+
+    def open(self, stream: PumpedStream) -> None:
+        self.plane.open(stream)
+        self.counters.streams_open += 1
+        self.counters.streams_total += 1
+        self.nursery.cancel_scope.deadline = float("inf")
+
+    def forget(self, stream: PumpedStream) -> None:
+        """The stream is over on both sides."""
+        if stream.stream_id in self.plane.streams:
+            self.plane.close(stream)
+            self.dirty.pop(stream, None)
+            self.control_plane.forget(stream.stream_id)
+            self.counters.streams_open -= 1
+            self.arm_idle_deadline()
+            self._end_if_done()
+
+    def closed_locally(self, stream: PumpedStream) -> None:
+        """Our trailers or reset are in the output."""
+        self.forget(stream)
+        self.pump()
+
+    def reset(self, stream: DataStream, code: ErrorCode) -> None:
+        self.plane.out.append(self.control_plane.reset(stream.stream_id, code))
+
+    def stream_error(self, stream_id: int, code: ErrorCode, text: str) -> None:
+        """See dataplane.Owner. Every reset that the peer provokes is charged to it."""
+        self.plane.budgets.spend(budgets.RESET_FLOOD)
+        stream = self.plane.streams.get(stream_id)
+        if stream is None:
+            self.plane.out.append(frames.rst_stream(stream_id, code))
+            return
+        assert isinstance(stream, PumpedStream)
+        self.counters.reject("stream_error")
+        self.reset(stream, code)
+        stream.ended = True
+        stream.broken(text)
+        self.forget(stream)
+
+    def arm_idle_deadline(self) -> None:
+        if not self.plane.streams and not self.closing:
+            self.nursery.cancel_scope.deadline = trio.current_time() + self.limits.idle_timeout_s
+
+    # Draining ------------------------------------------------------------------------------------------------------
+
+    async def drain(self, round_trip_s: float) -> None:
+        """Two GOAWAYs (RFC 9113 section 6.8): the first asks the client to stop, the second says where we stopped."""
+        if self.draining or self.closing:
+            await trio.lowlevel.checkpoint()
+            return
+        self.draining = True
+        self._ping_acked = trio.Event()
+        self.plane.out.append(frames.goaway(STREAM_MASK, ErrorCode.NO_ERROR, "draining"))
+        self.plane.out.append(frames.ping(b"draining"))
+        self.pump()
+        with trio.move_on_after(round_trip_s):
+            await self._ping_acked.wait()
+        self._ping_acked = None
+        if not self.closing:
+            self.goaway_limit = self.plane.highest_stream_id
+            self.plane.out.append(frames.goaway(self.goaway_limit, ErrorCode.NO_ERROR, "draining"))
+            self.pump()
+            self._end_if_done()
+
+    def _end_if_done(self) -> None:
+        """Nothing more can come on a drained connection: end our side, and the peer will end its own."""
+        if self.goaway_limit != STREAM_MASK and not self.plane.streams and not self.closing:
+            self.closing = True
+            self.nursery.start_soon(self._shut_down)
+
+    async def _shut_down(self) -> None:
+        self.pump()
+        while self._writing:
+            await trio.sleep(0.01)
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # gone already
+
+    def statistics(self) -> ConnectionStatistics:
+        return ConnectionStatistics(
+            streams_open=len(self.plane.streams),
+            send_window_bytes=self.plane.send_window,
+            streams_blocked=len(self.plane.blocked),
+            backlog_bytes=0 if self._backlog is None else len(self._backlog),
+            data_frames_sent=self.plane.data_frames_sent,
+        )
+
+
+_EVENTS: Final = {
+    h2.events.RequestReceived: ServerConnection._request,
+    h2.events.StreamEnded: ServerConnection._ended,
+    h2.events.StreamReset: ServerConnection._reset,
+    h2.events.RemoteSettingsChanged: ServerConnection._settings,
+    h2.events.SettingsAcknowledged: ServerConnection._settings_acked,
+}

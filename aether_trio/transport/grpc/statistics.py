@@ -1,0 +1,68 @@
+"""Counters of the gRPC lane and the frozen records that show them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcServerStatistics:
+    """Totals since the server was made, except `*_open`. `rejects` counts by reason what was refused or cut off."""
+
+    connections_open: int
+    connections_total: int
+    streams_open: int
+    streams_total: int
+    bytes_received: int
+    bytes_sent: int
+    rejects: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionStatistics:
+    """One connection at this moment."""
+
+    streams_open: int
+    send_window_bytes: int
+    streams_blocked: int
+    backlog_bytes: int
+    data_frames_sent: int
+
+
+class Counters:
+    """What connections count into; one per server or channel."""
+
+    __slots__ = (
+        "bytes_received",
+        "bytes_sent",
+        "connections_open",
+        "connections_total",
+        "rejects",
+        "streams_open",
+        "streams_total",
+    )
+
+    def __init__(self) -> None:
+        self.connections_open = 0
+        self.connections_total = 0
+        self.streams_open = 0
+        self.streams_total = 0
+        self.bytes_received = 0
+        self.bytes_sent = 0
+        self.rejects: Counter[str] = Counter()
+
+    def reject(self, reason: str) -> None:
+        self.rejects[reason] += 1
+
+    def snapshot(self) -> GrpcServerStatistics:
+        return GrpcServerStatistics(
+            connections_open=self.connections_open,
+            connections_total=self.connections_total,
+            streams_open=self.streams_open,
+            streams_total=self.streams_total,
+            bytes_received=self.bytes_received,
+            bytes_sent=self.bytes_sent,
+            rejects=dict(self.rejects),
+        )

@@ -1,0 +1,374 @@
+"""The server's end of one RPC: what a grpclib-style handler is given, and what our links are built on.
+
+The public coroutines and attributes are those of `grpclib.server.Stream`, so that generated service bases and grpclib's
+own reflection service run on it unchanged; `receive_batch`, `source` and `kick` are ours, for the hot path.
+
+One reader and one sender per stream at a time. Every coroutine here is a checkpoint.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+from grpclib.const import Handler
+from grpclib.const import Status as GrpclibStatus
+from grpclib.exceptions import ProtocolError, StreamTerminatedError
+from grpclib.metadata import decode_metadata, encode_grpc_message, encode_metadata
+
+from aether_trio.transport.grpc import messages
+from aether_trio.transport.grpc.connection import PumpedStream
+from aether_trio.transport.grpc.frames import ErrorCode
+from aether_trio.transport.link import FrameSource, LinkBroken, PeerCertificate
+
+if TYPE_CHECKING:
+    from multidict import MultiDict
+
+    from aether_trio.transport.grpc.server_connection import ServerConnection
+
+MetadataLike = Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]]
+
+_RESPONSE: Final = (
+    (b":status", b"200"),
+    (b"content-type", b"application/grpc+proto"),
+    (b"grpc-accept-encoding", messages.ACCEPT_ENCODING.encode()),
+)
+
+
+class StreamPeer:
+    """As `grpclib.protocol.Peer`, plus the verified certificate's content."""
+
+    __slots__ = ("_sock", "certificate")
+
+    def __init__(self, sock: socket.socket, certificate: PeerCertificate | None) -> None:
+        self._sock = sock
+        self.certificate = certificate
+
+    def addr(self) -> Any:
+        try:
+            return self._sock.getpeername()
+        except OSError:
+            return None  # the peer has gone; who it was is in the accept log
+
+    def cert(self) -> PeerCertificate | None:
+        return self.certificate
+
+
+class ServerStream(PumpedStream):
+    """See the module. `handler` says which message types travel; `headers` are the request's, pseudo headers included."""
+
+    __slots__ = (
+        "_closing",
+        "_initial_sent",
+        "_message_sent",
+        "_reader",
+        "_sender",
+        "broken_reason",
+        "connection",
+        "deadline",
+        "finished",
+        "handler",
+        "headers",
+        "scope",
+        "source",
+        "stalled_since",
+    )
+
+    def __init__(
+        self,
+        stream_id: int,
+        connection: ServerConnection,
+        handler: Handler,
+        headers: list[tuple[str, str]],
+        deadline: float | None,
+    ) -> None:
+        super().__init__(stream_id)
+        self.connection = connection
+        self.handler = handler
+        self.headers: list[tuple[str, str]] = headers
+        self.deadline = deadline
+        """trio time, from grpc-timeout."""
+        self.scope: trio.CancelScope | None = None
+        """Cancelled when the stream breaks; None for a stream whose reader is told by LinkBroken instead."""
+        self.source: FrameSource | None = None
+        self.stalled_since: float | None = None
+        self.broken_reason: str | None = None
+        self.finished = False
+        """Trailers or RST_STREAM have gone out, or the stream broke."""
+        self._closing = False
+        self._initial_sent = False
+        self._message_sent = False
+        self._reader: trio.lowlevel.Task | None = None
+        self._sender: trio.lowlevel.Task | None = None
+
+    # What the call is ----------------------------------------------------------------------------------------------
+
+    @property
+    def metadata(self) -> MultiDict[Any]:
+        """The caller's metadata, without HTTP/2's and gRPC's own headers; `-bin` values are bytes."""
+        return decode_metadata(self.headers)
+
+    @property
+    def path(self) -> str:
+        """The method's full name, "/package.Service/Method"."""
+        return dict(self.headers).get(":path", "")
+
+    @property
+    def incomplete(self) -> bool:
+        """A response of one message that has none yet."""
+        return not (self._message_sent or self.handler.cardinality.server_streaming)
+
+    @property
+    def user_agent(self) -> str | None:
+        return dict(self.headers).get("user-agent")
+
+    @property
+    def peer(self) -> StreamPeer:
+        return StreamPeer(self.connection.sock, self.connection.certificate)
+
+    # Receiving -----------------------------------------------------------------------------------------------------
+
+    async def receive_batch(self) -> list[bytes]:
+        """All messages that have arrived, at least one; [] once the peer has ended its side.
+
+        Raises StatusError for what cannot be accepted (after the messages before it) and LinkBroken for a cut stream.
+        """
+        if self.inbox or self.ended or self.failure is not None or self.broken_reason is not None:
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._wait_for_news()
+        if self.inbox:
+            batch = self.connection.plane.take(self)
+            if self.connection.plane.out:
+                self.connection.pump()
+            return batch
+        if self.failure is not None:
+            raise self.failure
+        if self.broken_reason is not None:
+            raise LinkBroken(self.broken_reason)
+        return []
+
+    async def _wait_for_news(self) -> None:
+        if self._reader is not None:
+            raise trio.BusyResourceError("another task is already receiving from this stream")
+        plane = self.connection.plane
+        self.reading = True
+        if self.unread:
+            # Parts of a message that must be read before the rest can come.
+            plane.take(self)
+            if plane.out:
+                self.connection.pump()
+        self._reader = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._stop_reading)
+
+    def _stop_reading(self, _: object) -> trio.lowlevel.Abort:
+        self._reader = None
+        self.reading = False
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    async def recv_message(self) -> Any:
+        """The next message, decoded; None once the peer has ended its side."""
+        if not self.inbox:
+            # A batch of one: the others stay, unread, and hold the window shut.
+            if self.ended or self.failure is not None or self.broken_reason is not None:
+                await trio.lowlevel.checkpoint()
+            else:
+                await self._wait_for_news()
+        else:
+            await trio.lowlevel.checkpoint()
+        if self.inbox:
+            message = self.inbox.pop(0)
+            if not self.inbox:
+                self.connection.plane.take(self)
+                if self.connection.plane.out:
+                    self.connection.pump()
+            return self.handler.request_type.FromString(message)
+        if self.failure is not None:
+            raise self.failure
+        if self.broken_reason is not None:
+            raise StreamTerminatedError(self.broken_reason)
+        return None
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        message = await self.recv_message()
+        if message is None:
+            raise StopAsyncIteration
+        return message
+
+    def wake(self) -> None:
+        reader = self._reader
+        if reader is not None and (self.inbox or self.ended or self.failure is not None or self.broken_reason is not None):
+            self._reader = None
+            self.reading = False
+            trio.lowlevel.reschedule(reader)
+
+    # Sending -------------------------------------------------------------------------------------------------------
+
+    def start_response(self, metadata: MetadataLike = ()) -> None:
+        """Put the response headers into the output; they leave with what follows, or at the next pump."""
+        if self._initial_sent:
+            raise ProtocolError("Initial metadata was already sent")
+        self._initial_sent = True
+        self._headers_out([*_RESPONSE, *_encode(metadata)], end_stream=False)
+
+    async def send_initial_metadata(self, *, metadata: MetadataLike | None = None) -> None:
+        if not self.finished:
+            self.start_response(metadata or ())
+            self.connection.pump()
+        await trio.lowlevel.checkpoint()
+
+    async def send_message(self, message: Any) -> None:
+        """Send one message; returns when the windows and the kernel have taken it."""
+        if not isinstance(message, self.handler.reply_type):
+            raise TypeError(f"Message must be of type {self.handler.reply_type!r}, not {type(message)!r}")
+        if self._message_sent and not self.handler.cardinality.server_streaming:
+            raise ProtocolError("Message was already sent")
+        await self.send_batch([message.SerializeToString()])
+
+    async def send_batch(self, batch: list[bytes]) -> None:
+        """Send encoded messages; returns when the windows and the kernel have taken them. Raises LinkBroken."""
+        self._check_sendable()
+        if not self._initial_sent:
+            self.start_response()
+        self._message_sent = True
+        self.connection.dirty[self] = None
+        self.connection.plane.send(self, batch)
+        self.connection.pump()
+        await self.wait_drained()
+
+    async def wait_drained(self) -> None:
+        """Until everything given so far is with the kernel. Raises LinkBroken."""
+        if self in self.connection.dirty:
+            if self._sender is not None:
+                raise trio.BusyResourceError("another task is already sending on this stream")
+            self._sender = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._stop_sending)
+        else:
+            await trio.lowlevel.checkpoint()
+        self._check_sendable()
+
+    def _check_sendable(self) -> None:
+        if self.broken_reason is not None:
+            raise LinkBroken(self.broken_reason)
+        if self.finished:
+            raise ProtocolError("the stream has ended already")
+
+    def _stop_sending(self, _: object) -> trio.lowlevel.Abort:
+        self._sender = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def stop_pulling(self) -> None:
+        """Take nothing more from the source; what was taken still goes."""
+        self._closing = True
+
+    def fill(self) -> bool:
+        """See PumpedStream: what waits first, then what the source has."""
+        plane, source = self.connection.plane, self.source
+        if not plane.send_pending(self):
+            self._stall()
+            return False
+        if source is None or self._closing:
+            return False
+        room = plane.room(self)
+        if room <= 0:
+            plane.blocked[self] = None
+            self._stall()
+            return False
+        batch = source.pull(min(room, 65_536))
+        if not batch:
+            self.stalled_since = None
+            return False
+        if not self._initial_sent:
+            self.start_response()
+        self.connection.dirty[self] = None
+        plane.send(self, batch)
+        return self.pending is None
+
+    def _stall(self) -> None:
+        if self.stalled_since is None:
+            self.stalled_since = trio.current_time()
+
+    def drained(self) -> None:
+        if self._sender is not None:
+            trio.lowlevel.reschedule(self._sender)
+            self._sender = None
+        if self.source is not None and not self.finished:
+            self.stalled_since = None
+            self.source.flushed()
+
+    def kick(self) -> None:
+        if not self.finished:
+            self.connection.kick(self)
+
+    # Ending --------------------------------------------------------------------------------------------------------
+
+    async def send_trailing_metadata(
+        self,
+        *,
+        status: GrpclibStatus = GrpclibStatus.OK,
+        status_message: str | None = None,
+        status_details: Any = None,
+        metadata: MetadataLike | None = None,
+    ) -> None:
+        """End the RPC. `status_details` is not supported: it needs googleapis' messages, which Aether does not use."""
+        if status_details is not None:
+            raise NotImplementedError("status_details needs the googleapis messages")
+        if status is GrpclibStatus.OK and self.incomplete:
+            raise ProtocolError("Unary response with OK status requires a single message to be sent")
+        if self in self.connection.dirty and not self.finished:
+            await self.wait_drained()
+        else:
+            await trio.lowlevel.checkpoint()
+        self.finish(status.value, status_message, metadata or ())
+
+    def finish(self, status: int, message: str | None, metadata: MetadataLike = ()) -> None:
+        """Trailers, now; a trailers-only response when nothing was sent before. Does nothing on an ended stream."""
+        if self.finished:
+            return
+        self.finished = self._closing = True
+        headers = [] if self._initial_sent else list(_RESPONSE[:2])
+        headers.append((b"grpc-status", b"%d" % status))
+        if message:
+            headers.append((b"grpc-message", encode_grpc_message(message).encode("ascii")))
+        headers.extend(_encode(metadata))
+        self._headers_out(headers, end_stream=True)
+        if not self.ended:
+            # The peer may still be sending; tell it that nobody reads (RFC 9113 section 8.1).
+            self.connection.reset(self, ErrorCode.NO_ERROR)
+        self.connection.closed_locally(self)
+
+    async def cancel(self) -> None:
+        """Reset the stream instead of ending it with a status."""
+        if not self.finished:
+            self.finished = self._closing = True
+            self.connection.reset(self, ErrorCode.CANCEL)
+            self.connection.closed_locally(self)
+        await trio.lowlevel.checkpoint()
+
+    def broken(self, reason: str) -> None:
+        """The peer reset the stream, or the connection has ended."""
+        if self.broken_reason is None:
+            self.broken_reason = reason
+            self.finished = self._closing = True
+            self.wake()
+            if self._sender is not None:
+                trio.lowlevel.reschedule(self._sender)
+                self._sender = None
+            if self.scope is not None:
+                self.scope.cancel()
+
+    def _headers_out(self, headers: list[tuple[bytes, bytes]], *, end_stream: bool) -> None:
+        connection = self.connection
+        connection.plane.out.append(
+            connection.control_plane.send_headers(self.stream_id, headers, end_stream=end_stream)
+        )
+        connection.sent_something()
+
+
+def _encode(metadata: MetadataLike) -> list[tuple[bytes, bytes]]:
+    return [(key.encode("ascii"), value.encode("ascii")) for key, value in encode_metadata(metadata)]

@@ -1,0 +1,164 @@
+"""TCP listeners and the accept loop.
+
+Plain non-blocking sockets throughout (see grpc/connection.py for why). `serve_tcp` hands each accepted socket, configured,
+to a handler task; the seam for choosing a lane by a connection's first bytes is that handler.
+
+Invariant: nothing that a peer or the kernel's limits do ends the accept loop; only cancellation does.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+log = logging.getLogger(__name__)
+
+_PAUSE_S: Final = 0.1
+"""After the process or the system ran out of descriptors or memory: long enough for some connection to end."""
+_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_ACCEPTS_PER_TURN: Final = 64
+"""Then the connections that were accepted have theirs."""
+
+
+@dataclass(frozen=True, slots=True)
+class TcpSettings:
+    """What is set on accepted sockets. The keepalive values let the kernel find a dead peer in about 50 s."""
+
+    backlog: int = 1024
+    max_connections: int = 100_000
+    keepalive_idle_s: int = 20
+    keepalive_interval_s: int = 10
+    keepalive_probes: int = 3
+    user_timeout_ms: int = 30_000
+    """Unacknowledged data for this long ends the connection (TCP_USER_TIMEOUT); 0 leaves it to retransmission."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerStatistics:
+    accepted: int
+    open: int
+    refused_over_limit: int
+    pauses: int
+
+
+Handler = Callable[[socket.socket], Awaitable[None]]
+
+
+def open_tcp_listeners(host: str | None, port: int, *, backlog: int = 1024) -> list[socket.socket]:
+    """Listening sockets for every address of `host` (None: all interfaces, IPv4 and IPv6), on one port; 0 picks one."""
+    listeners: list[socket.socket] = []
+    try:
+        for family, kind, proto, _, address in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            try:
+                listener = socket.socket(family, kind, proto)
+            except OSError as error:
+                if error.errno == errno.EAFNOSUPPORT:
+                    continue  # this machine has no IPv6
+                raise
+            listeners.append(listener)
+            listener.setblocking(False)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if port == 0 and len(listeners) > 1:
+                address = (address[0], listeners[0].getsockname()[1], *address[2:])  # noqa: PLW2901
+            listener.bind(address)
+            listener.listen(backlog)
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    if not listeners:
+        raise OSError(f"no address to listen on for {host!r}")
+    return listeners
+
+
+class Acceptor:
+    """Accepts on some listeners until cancelled. The connections live in `nursery`, which outlives the accepting."""
+
+    def __init__(self, handler: Handler, nursery: trio.Nursery, settings: TcpSettings | None = None) -> None:
+        self._handler = handler
+        self._nursery = nursery
+        self._settings = settings or TcpSettings()
+        self._accepted = self._open = self._refused = self._pauses = 0
+
+    def statistics(self) -> ListenerStatistics:
+        return ListenerStatistics(self._accepted, self._open, self._refused, self._pauses)
+
+    async def serve(self, listeners: Sequence[socket.socket]) -> None:
+        """Accept until cancelled, then close the listeners."""
+        try:
+            async with trio.open_nursery() as nursery:
+                for listener in listeners:
+                    nursery.start_soon(self._accept_from, listener)
+        finally:
+            for listener in listeners:
+                trio.lowlevel.notify_closing(listener)
+                listener.close()
+
+    async def _accept_from(self, listener: socket.socket) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            for _ in range(_ACCEPTS_PER_TURN):
+                try:
+                    sock, _address = listener.accept()
+                except BlockingIOError:
+                    break
+                except OSError as error:
+                    if error.errno in _OUT_OF_RESOURCES:
+                        self._pauses += 1
+                        log.error("cannot accept connections: %s; trying again in %s s", error, _PAUSE_S)
+                        await trio.sleep(_PAUSE_S)
+                    # Anything else belongs to the connection that was to be accepted (ECONNABORTED, EPROTO, ...).
+                    break
+                self._start(sock)
+
+    def _start(self, sock: socket.socket) -> None:
+        if self._open >= self._settings.max_connections:
+            self._refused += 1
+            sock.close()
+            return
+        try:
+            configure(sock, self._settings)
+        except OSError:
+            sock.close()  # the peer has gone already
+            return
+        self._accepted += 1
+        self._open += 1
+        self._nursery.start_soon(self._run, sock)
+
+    async def _run(self, sock: socket.socket) -> None:
+        try:
+            await self._handler(sock)
+        except Exception:
+            # One connection's bug must not end the others; it is ours, so it is loud.
+            log.exception("connection failed")
+        finally:
+            self._open -= 1
+            if sock.fileno() >= 0:
+                trio.lowlevel.notify_closing(sock)
+                sock.close()
+
+
+def configure(sock: socket.socket, settings: TcpSettings) -> None:
+    """Non-blocking, no Nagle, and the kernel looking for peers that vanished."""
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", settings.keepalive_idle_s),
+        ("TCP_KEEPINTVL", settings.keepalive_interval_s),
+        ("TCP_KEEPCNT", settings.keepalive_probes),
+        ("TCP_USER_TIMEOUT", settings.user_timeout_ms),
+    ):
+        option = getattr(socket, name, None)
+        if option is not None:  # not every system has each of them
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
