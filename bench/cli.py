@@ -1,0 +1,195 @@
+"""The command line of the bench."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench import compare, machine, results, table
+from bench.lanes import LANES
+from bench.runner import Progress, run
+from bench.scenarios import SCENARIOS, Scenario
+from bench.servers import ServerOptions
+from bench.world import Options
+
+PAGE = Path("docs/performance.md")
+DEFAULT_JSON = Path("bench-results/latest.json")
+QUICK = {"windows": 3, "connections": 400, "pairs": 20, "fanout": (20, 100)}
+
+EPILOG = """\
+examples:
+  python -m bench                                   everything, about three minutes
+  python -m bench routed-16 idle                    two scenarios
+  python -m bench --quick                           all of it, small and short: a smoke test, not a measurement
+  python -m bench --json bench/baseline.json        keep the figures
+  python -m bench --compare bench/baseline.json     show the change; exit status 1 when a cost grew too much
+  python -m bench --target 127.0.0.1:50051 --pid N  measure a gateway that runs already
+  python -m bench routed-16 --profile out.prof      see where the CPU goes (out.svg: py-spy's flame graph)
+  python -m bench report bench/baseline.json        render the table into docs/performance.md
+
+exit status: 0 all well; 1 a scenario failed, lost or repeated something, or got dearer; 2 wrong arguments
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of a measurement."""
+    made = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measure what a gateway of the Aether protocol costs, in echoes (docs/performance.md).",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="what to run; all when none is named")
+    made.add_argument("--only", default="", metavar="A,B", help="the same as naming scenarios")
+    made.add_argument("--list", action="store_true", help="list the scenarios and leave")
+    sizes = made.add_argument_group("sizes")
+    sizes.add_argument("--quick", action="store_true", help="three windows and small sizes")
+    sizes.add_argument("--seconds", type=_positive, metavar="S", help="measured time for each scenario (5)")
+    sizes.add_argument("--window", type=_positive, default=0.5, metavar="S", help="length of a window (0.5)")
+    sizes.add_argument("--pairs", type=_count, metavar="N", help="pairs of agents in routed scenarios (100)")
+    sizes.add_argument("--payload", type=_count, default=200, metavar="BYTES", help="payload of a message (200)")
+    sizes.add_argument("--connections", type=_count, metavar="N", help="idle connections (2000)")
+    sizes.add_argument("--fanout", type=_counts, metavar="A,B", help="receivers of the two fan-outs (100,1000)")
+    sizes.add_argument(
+        "--rate", type=_positive, metavar="R", help="messages per second of `paced` (half of the maximum)"
+    )
+    output = made.add_argument_group("output")
+    output.add_argument("--json", type=Path, default=DEFAULT_JSON, metavar="FILE", help=f"results ({DEFAULT_JSON})")
+    output.add_argument("--compare", type=Path, metavar="FILE", help="earlier results to compare with")
+    output.add_argument(
+        "--threshold", type=_positive, default=compare.THRESHOLD, metavar="T", help="growth that fails --compare (0.15)"
+    )
+    server = made.add_argument_group("server")
+    server.add_argument("--target", metavar="HOST:PORT", help="a running gateway (plaintext); nothing is started")
+    server.add_argument("--pid", type=_counts, default=(), metavar="N[,M]", help="its processes, for CPU and memory")
+    server.add_argument("--credential", action="append", default=[], metavar="KEY=VALUE", help="credential for Init")
+    server.add_argument("--lane", choices=sorted(LANES), default="grpc", help="how to speak to it (grpc)")
+    server.add_argument(
+        "--server-arg", action="append", default=[], metavar="ARG", help="one more argument for the started gateway"
+    )
+    server.add_argument(
+        "--data-root", type=Path, metavar="DIR", help="where its data goes (the system's temporary directory)"
+    )
+    server.add_argument(
+        "--profile", type=Path, metavar="OUT", help="profile it: OUT.prof by cProfile, OUT.svg or OUT.json by py-spy"
+    )
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["report"]:
+        return report(arguments[1:])
+    made = parser()
+    given = made.parse_args(arguments)
+    if given.list:
+        for scenario in SCENARIOS.values():
+            print(f"{scenario.name:14}{scenario.doc}")
+        return 0
+    try:
+        chosen = choose([*given.scenarios, *filter(None, given.only.split(","))])
+        options = options_of(given)
+        baseline = results.read(given.compare) if given.compare else None
+    except (ValueError, results.UnreadableResults) as wrong:
+        made.error(str(wrong))
+    server = ServerOptions(given.target, given.pid, given.server_arg, given.profile, given.data_root)
+    found = measure(chosen, options, server)
+    results.write(given.json, found)
+    print(f"\n{table.text(found)}\n\nwritten to {given.json}")
+    ill = any(result.get("failed") for result in found["scenarios"].values())
+    worse = show_changes(baseline, found, given.threshold) if baseline else False
+    return 1 if ill or worse else 0
+
+
+def measure(chosen: Sequence[type[Scenario]], options: Options, server: ServerOptions) -> dict[str, Any]:
+    """Run, and wrap what was found in where and when."""
+    facts = machine.describe(server.data_root)
+    scenarios = run(chosen, options, server, Progress())
+    return {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": facts,
+        "lane": options.lane,
+        "server": "target" if server.target else "started",
+        "server_args": list(server.args),
+        "profiled": server.profile is not None,
+        "scenarios": scenarios,
+    }
+
+
+def show_changes(before: dict[str, Any], after: dict[str, Any], threshold: float) -> bool:
+    """Print the comparison; True when something got worse."""
+    changes = compare.changes(before, after, threshold)
+    lost = compare.lost(before, after)
+    print("\ncompared with the earlier results:")
+    for change in changes:
+        print(f"  {change}")
+    for name in lost:
+        print(f"  {name}: worked before, fails now")
+    if not changes:
+        print("  nothing in common")
+    return bool(lost) or any(change.worse for change in changes)
+
+
+def report(arguments: Sequence[str]) -> int:
+    """`python -m bench report FILE`: render results into a page."""
+    made = argparse.ArgumentParser(prog="python -m bench report", description="Render results into a page's table.")
+    made.add_argument("results", type=Path, help="a file written by --json")
+    made.add_argument("--page", type=Path, default=PAGE, help=f"the page with the markers ({PAGE})")
+    made.add_argument("--print", action="store_true", help="print the Markdown instead")
+    given = made.parse_args(arguments)
+    try:
+        found = results.read(given.results)
+        if given.print:
+            print(table.markdown(found))
+        else:
+            table.render(given.page, found)
+    except (ValueError, OSError, results.UnreadableResults) as wrong:
+        made.error(str(wrong))
+    return 0
+
+
+def choose(names: Sequence[str]) -> list[type[Scenario]]:
+    """Scenario classes by name, in their own order; all for no names. ValueError names an unknown one."""
+    unknown = [name for name in names if name not in SCENARIOS]
+    if unknown:
+        raise ValueError(f"no scenario is called {unknown[0]!r}; there are {', '.join(SCENARIOS)}")
+    return [scenario for name, scenario in SCENARIOS.items() if not names or name in names]
+
+
+def options_of(given: argparse.Namespace) -> Options:
+    """Sizes: what was given, else --quick's, else the defaults."""
+    sizes: dict[str, Any] = dict(QUICK) if given.quick else {}
+    for name in ("pairs", "connections", "fanout", "rate"):
+        if getattr(given, name) is not None:
+            sizes[name] = getattr(given, name)
+    if given.seconds is not None:
+        sizes["windows"] = max(1, round(given.seconds / given.window))
+    if len(sizes.get("fanout", (1, 1))) != 2:
+        raise ValueError("--fanout takes two numbers")
+    credentials = dict(entry.partition("=")[::2] for entry in given.credential)
+    return Options(
+        payload=given.payload, window_seconds=given.window, lane=given.lane, credentials=credentials, **sizes
+    )
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(_count(part) for part in text.split(","))

@@ -1,0 +1,62 @@
+"""Results as JSON objects: made here, written, read back, and checked for their shape's version."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bench.scenarios import Scenario
+from bench.units import Figures, Window, figures
+
+SCHEMA = 1
+
+
+class UnreadableResults(Exception):
+    """A file that holds no results of this version."""
+
+
+def of_scenario(scenario: Scenario, windows: Sequence[Window], echo_windows: Sequence[Window]) -> dict[str, Any]:
+    """All that one scenario found."""
+    found: Figures = figures(windows, echo_windows)
+    errors = dict(scenario.world.errors)
+    failures = list(scenario.verdict.failures)
+    failures += [f"{count} x {code}" for code, count in errors.items()]
+    return {
+        "doc": scenario.doc,
+        "unit": scenario.unit,
+        "gated": list(scenario.gated),
+        "parameters": scenario.parameters(),
+        **asdict(found),
+        "latency_us": scenario.latencies.summary(),
+        "checks": scenario.verdict.counts,
+        "errors": errors,
+        "failed": "; ".join(failures),
+        **scenario.extra,
+        "windows": [asdict(window) for window in windows],
+        "echo_windows": [asdict(window) for window in echo_windows],
+    }
+
+
+def failed(scenario: type[Scenario], why: str) -> dict[str, Any]:
+    """A scenario without figures."""
+    return {"doc": scenario.doc, "unit": scenario.unit, "gated": [], "parameters": {}, "failed": why}
+
+
+def write(path: Path, results: Mapping[str, Any]) -> None:
+    """One file, stable enough for a diff."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"schema": SCHEMA, **results}, indent=1) + "\n")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """UnreadableResults when it is missing, broken or of another version."""
+    try:
+        found: Any = json.loads(path.read_text())
+    except (OSError, ValueError) as broken:
+        raise UnreadableResults(f"{path}: {broken}") from broken
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        raise UnreadableResults(f"{path}: not results of schema {SCHEMA}")
+    return found

@@ -1,0 +1,123 @@
+"""Takes a scenario's windows in turns with the echo's, and makes a result of them."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter, process_time_ns
+from typing import Any
+
+from bench import results
+from bench.echo import EchoProcess
+from bench.lanes import LANES
+from bench.loop import Loop
+from bench.process import ProcessGone
+from bench.scenarios import Scenario
+from bench.servers import ServerFailed, ServerOptions, Target, serving
+from bench.units import Window, figures
+from bench.world import Options, ScenarioFailed, World
+
+WARM_UP_SECONDS = 0.3
+SETTLE_SECONDS = 0.03
+"""What a server does behind its last answer (offsets, statistics) belongs to the window that caused it."""
+
+
+class Progress:
+    """One line on standard error that is rewritten on a terminal, and only its last state elsewhere."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+
+    def say(self, text: str, last: bool = False) -> None:
+        """Show a state. Never called inside a window."""
+        if self._terminal:
+            print(f"\r\x1b[K{text}", end="\n" if last else "", file=sys.stderr, flush=True)
+        elif last:
+            print(text, file=sys.stderr, flush=True)
+
+
+def run(
+    scenarios: Sequence[type[Scenario]], options: Options, server: ServerOptions, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """Name → result for each scenario, in order. One that fails does not stop the others."""
+    raise_file_limit()
+    found: dict[str, dict[str, Any]] = {}
+    with EchoProcess() as echo:
+        for scenario in scenarios:
+            progress.say(f"{scenario.name}: starting")
+            try:
+                found[scenario.name] = _run_one(scenario, options, server, echo, progress)
+            except (ScenarioFailed, ServerFailed, ProcessGone, OSError) as why:
+                found[scenario.name] = results.failed(scenario, str(why))
+                progress.say(f"{scenario.name}: FAILED: {why}", last=True)
+    return found
+
+
+def _run_one(
+    kind: type[Scenario], options: Options, server: ServerOptions, echo: EchoProcess, progress: Progress
+) -> dict[str, Any]:
+    with _target(kind, server) as target, Loop() as loop:
+        world = World(loop, LANES[options.lane], target.address, target.probe, options)
+        scenario = kind(world, options)
+        progress.say(f"{kind.name}: preparing")
+        scenario.prepare()
+        scenario.window(min(WARM_UP_SECONDS, options.window_seconds))
+        scenario.latencies.drop_window()
+        windows: list[Window] = []
+        echo_windows: list[Window] = []
+        with _quiet_collector():
+            for number in range(options.windows):
+                echo_windows.append(echo.window(options.window_seconds))
+                windows.append(_take(scenario, options.window_seconds))
+                scenario.latencies.close_window()
+                progress.say(f"{kind.name}: {_state(windows, echo_windows)}  {number + 1}/{options.windows}")
+            echo_windows.append(echo.window(options.window_seconds))
+        scenario.finish()
+        progress.say(f"{kind.name}: {_state(windows, echo_windows)}", last=True)
+        return results.of_scenario(scenario, windows, echo_windows)
+
+
+@contextmanager
+def _target(kind: type[Scenario], server: ServerOptions) -> Iterator[Target]:
+    if kind.own_server:
+        yield Target("127.0.0.1:0", None)
+    else:
+        with serving(server, kind.name) as target:
+            yield target
+
+
+def _take(scenario: Scenario, seconds: float) -> Window:
+    probe = scenario.world.probe
+    server = probe.cpu_ns() if probe else 0
+    load, start = process_time_ns(), perf_counter()
+    count = scenario.window(seconds)
+    elapsed, used = perf_counter() - start, process_time_ns() - load
+    scenario.world.pause(SETTLE_SECONDS)
+    return Window(elapsed, count, probe.cpu_ns() - server if probe else None, used)
+
+
+def _state(windows: Sequence[Window], echo_windows: Sequence[Window]) -> str:
+    so_far = figures(windows, echo_windows)
+    cost = f"{so_far.echoes.best:.2f} echoes (mean {so_far.echoes.mean:.2f})" if so_far.echoes else "cost unknown"
+    return f"{so_far.rate.best:,.0f}/s  {cost}"
+
+
+@contextmanager
+def _quiet_collector() -> Iterator[None]:
+    """The load makes no cycles that matter within a run; its collector would only add noise."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def raise_file_limit() -> None:
+    """Two thousand connections need as many files, here and in the servers, which inherit the limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,28 @@
+"""All scenarios, in the order in which they run, by the name the command line takes."""
+
+from bench.scenarios.base import Scenario
+from bench.scenarios.connections import ConnectStorm, Idle
+from bench.scenarios.enqueue import Enqueue
+from bench.scenarios.fanout import FanOut100, FanOut1000
+from bench.scenarios.kv import PutGet
+from bench.scenarios.paced import Paced
+from bench.scenarios.raw_echo import RawEcho
+from bench.scenarios.routed import Routed1, Routed16
+
+SCENARIOS: dict[str, type[Scenario]] = {
+    scenario.name: scenario
+    for scenario in (
+        RawEcho,
+        ConnectStorm,
+        Idle,
+        Routed1,
+        Routed16,
+        Paced,
+        FanOut100,
+        FanOut1000,
+        PutGet,
+        Enqueue,
+    )
+}
+
+__all__ = ["SCENARIOS", "Scenario"]

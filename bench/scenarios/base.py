@@ -1,0 +1,88 @@
+"""What a scenario is: something to prepare, a window of work that ends at rest, and a verdict.
+
+Life: `prepare` once, `window` for the warm-up and then many times, `finish` once. Between windows nothing is in flight, so
+that the CPU counted is the CPU of what was counted, and the echo has the machine for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, ClassVar
+
+from bench.latency import Latencies
+from bench.numbered import Ledger
+from bench.world import Options, ScenarioFailed, World
+
+DRAIN_SECONDS = 30.0
+
+
+@dataclass(slots=True)
+class Verdict:
+    """Whether what was sent arrived. `failures` are sentences; none means that the scenario passes."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+
+class Scenario:
+    """Base of all scenarios; `name`, `doc` and `unit` go into tables and files."""
+
+    name: ClassVar[str]
+    doc: ClassVar[str]
+    unit: ClassVar[str] = "message"
+    gated: ClassVar[tuple[str, ...]] = ("echoes",)
+    """Which of "echoes" and "kib" a comparison judges."""
+
+    own_server: ClassVar[bool] = False
+    """The scenario brings what it measures and needs no gateway."""
+
+    def __init__(self, world: World, options: Options) -> None:
+        self.world, self.options = world, options
+        self.latencies = Latencies()
+        self.extra: dict[str, Any] = {}
+        self.verdict = Verdict()
+        self.running = False
+
+    def prepare(self) -> None:
+        """Connect everybody."""
+
+    def window(self, seconds: float) -> int:
+        """Work for that long, come to rest, and say how many units were done."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Check what has to hold in the end, into `verdict`."""
+
+    def parameters(self) -> dict[str, Any]:
+        """The sizes that make two results comparable."""
+        return {}
+
+    def work(self, seconds: float, outstanding: Callable[[], int]) -> None:
+        """Run the loop for a window with `running` set, then drain."""
+        self.running = True
+        self.world.loop.run(perf_counter() + seconds)
+        self.running = False
+        self.drain(outstanding)
+
+    def drain(self, outstanding: Callable[[], int]) -> None:
+        """Run the loop until nothing is outstanding; ScenarioFailed when something stays out."""
+        if not self.world.loop.run(perf_counter() + DRAIN_SECONDS, lambda: not outstanding()):
+            raise ScenarioFailed(
+                f"{outstanding()} still missing {DRAIN_SECONDS:.0f} s after the window{self.world.refusals()}"
+            )
+
+    def judge(self, sent: int, received: int, refused: int, lost: int, ledgers: Sequence[Ledger]) -> None:
+        """The verdict on numbered messages: every one once and in its turn."""
+        counts = {
+            "sent": sent,
+            "received": received,
+            "refused": refused,
+            "lost": lost,
+            "repeated": sum(ledger.repeated for ledger in ledgers),
+            "out_of_order": sum(ledger.out_of_order for ledger in ledgers),
+        }
+        self.verdict.counts = counts
+        bad = ("refused", "lost", "repeated", "out_of_order")
+        self.verdict.failures = [f"{counts[what]} {what.replace('_', ' ')}" for what in bad if counts[what]]

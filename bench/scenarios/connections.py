@@ -1,0 +1,106 @@
+"""What a connection costs: to make one, and to keep one."""
+
+from __future__ import annotations
+
+from time import perf_counter, perf_counter_ns
+from typing import Any
+
+from bench import wire
+from bench.scenarios.base import Scenario
+from bench.units import slope
+from bench.world import Participant, ScenarioFailed
+
+IN_FLIGHT = 32
+IDLE_STEPS = 4
+WARM_CONNECTIONS = 100
+SETTLE_SECONDS = 0.5
+
+
+class ConnectStorm(Scenario):
+    """New agents, each with an identity never seen before, as fast as the server acknowledges them."""
+
+    name = "connect"
+    doc = "connect storm: TCP, HTTP/2, Init, ack, clean end; 32 handshakes in flight"
+    unit = "connection"
+
+    def prepare(self) -> None:
+        """See `Scenario.prepare`."""
+        self._number = 0
+        self._started: dict[Participant, int] = {}
+        self.done = 0
+        self.running = False
+        self.world.on_greeted = self._greeted
+
+    def window(self, seconds: float) -> int:
+        """See `Scenario.window`."""
+        before = self.done
+        self.running = True
+        for _ in range(IN_FLIGHT):
+            self._dial()
+        self.world.loop.run(perf_counter() + seconds)
+        self.running = False
+        self.world.wait(lambda: not self.world.busy, "the last connections")
+        return self.done - before
+
+    def _dial(self) -> None:
+        init = wire.agent_init(self.world.workspace, "storm", str(self._number), self.options.credentials)
+        participant = self.world.dial(init, "storm", self._number)
+        self._started[participant] = perf_counter_ns()
+        self._number += 1
+
+    def _greeted(self, participant: Participant) -> None:
+        self.latencies.pending.append(perf_counter_ns() - self._started.pop(participant))
+        self.done += 1
+        self.world.begin_close(participant)
+        if self.running:
+            self._dial()
+
+    def finish(self) -> None:
+        """See `Scenario.finish`."""
+        self.verdict.counts = {"connections": self.done}
+
+    def parameters(self) -> dict[str, Any]:
+        """See `Scenario.parameters`."""
+        return {"in_flight": IN_FLIGHT}
+
+
+class Idle(Scenario):
+    """Memory by the slope over several steps, so that what the process needs anyway does not count; then CPU at rest."""
+
+    name = "idle"
+    doc = "idle agents: resident KiB of the server for each connection, and CPU for each connection-second"
+    unit = "connection-second"
+    gated = ("kib",)
+
+    def prepare(self) -> None:
+        """See `Scenario.prepare`."""
+        if self.world.probe is None:
+            raise ScenarioFailed("memory needs the server's process: give --pid")
+        self.world.close_all(self.world.agents("warm", WARM_CONNECTIONS))
+        self.steps = [(0, self._rss())]
+        self.open = 0
+        step = max(1, self.options.connections // IDLE_STEPS)
+        for number in range(IDLE_STEPS):
+            self.world.agents(f"idle{number}", step)
+            self.open += step
+            self.steps.append((self.open, self._rss()))
+        self.extra["memory_steps"] = [{"connections": count, "rss_kib": kib} for count, kib in self.steps]
+        self.extra["kib_per_connection"] = slope(self.steps)
+
+    def _rss(self) -> int:
+        self.world.pause(SETTLE_SECONDS)
+        assert self.world.probe is not None
+        return self.world.probe.rss_kib()
+
+    def window(self, seconds: float) -> int:
+        """See `Scenario.window`."""
+        self.world.pause(seconds)
+        return max(1, round(self.open * seconds))
+
+    def finish(self) -> None:
+        """See `Scenario.finish`. A connection that ended meanwhile has failed the scenario already."""
+        self.verdict.counts = {"connections": self.open}
+
+    def parameters(self) -> dict[str, Any]:
+        """See `Scenario.parameters`."""
+        return {"connections": self.options.connections}

@@ -1,0 +1,105 @@
+"""One message to many: a task sends to `ga::{workspace}`, where every agent of the workspace listens.
+
+The sender is a unique task because tasks do not hear `ga` themselves. A few broadcasts are in flight; each is over when its
+last receiver has it. The unit is one delivery, since that is what costs.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter_ns
+from typing import Any, ClassVar
+
+from bench import wire
+from bench.numbered import HEAD, MARK, Ledger, PayloadReader, filler
+from bench.scenarios.base import Scenario
+from bench.world import Participant
+
+IN_FLIGHT = 4
+
+
+class FanOut(Scenario):
+    """A subclass says to how many."""
+
+    unit = "delivery"
+    position: ClassVar[int]
+
+    def prepare(self) -> None:
+        """See `Scenario.prepare`."""
+        world = self.world
+        self.size = self.options.fanout[self.position]
+        self.reader = PayloadReader(world.lane.payload_at)
+        self.receivers = world.agents("listener", self.size)
+        init = wire.task_init(world.workspace, "speaker", "0", self.options.credentials)
+        (self.sender,) = world.open([init], "speaker")
+        self.prefix = world.lane.publication_prefix(f"ga::{world.workspace}", self.options.payload)
+        self.filler = filler(self.options.payload)
+        self.ledgers = [Ledger() for _ in range(self.size)]
+        self.remaining: dict[int, int] = {}
+        self.sent = self.received = self.refused = 0
+        for receiver in self.receivers:
+            receiver.handler = self._delivered
+        world.on_refusal = self._refusal
+
+    def _send(self) -> None:
+        self.remaining[self.sent] = self.size
+        self.sender.send(self.prefix + HEAD.pack(MARK, 0, self.sent, perf_counter_ns()) + self.filler)
+        self.sent += 1
+
+    def window(self, seconds: float) -> int:
+        """See `Scenario.window`."""
+        before = self.received
+        for _ in range(IN_FLIGHT):
+            self._send()
+        self.work(seconds, lambda: len(self.remaining))
+        return self.received - before
+
+    def _delivered(self, receiver: Participant, messages: list[bytes]) -> None:
+        now = perf_counter_ns()
+        remaining = self.remaining
+        for message in messages:
+            head = self.reader.read(message)
+            if head is None:
+                self.world.other(receiver, message)
+                continue
+            _, number, stamp = head
+            if not self.ledgers[receiver.index].note(number):
+                continue
+            self.latencies.pending.append(now - stamp)
+            self.received += 1
+            left = remaining[number] - 1
+            if left:
+                remaining[number] = left
+                continue
+            del remaining[number]
+            if self.running:
+                self._send()
+
+    def _refusal(self, participant: Participant, code: str) -> None:
+        """To the sender: no broadcast. To a receiver (BACKPRESSURE): one delivery will be missing; the drain will tell."""
+        if participant is self.sender:
+            self.refused += 1
+
+    def finish(self) -> None:
+        """See `Scenario.finish`."""
+        lost = sum(ledger.lost(self.sent) for ledger in self.ledgers)
+        self.judge(self.sent, self.received, self.refused, lost, self.ledgers)
+
+    def parameters(self) -> dict[str, Any]:
+        """See `Scenario.parameters`."""
+        return {"receivers": self.size, "payload": self.options.payload, "window": IN_FLIGHT}
+
+
+class FanOut100(FanOut):
+    """A team."""
+
+    name = "fanout-100"
+    doc = "fan-out 1:100 over ga::workspace, 4 broadcasts in flight"
+    position = 0
+
+
+class FanOut1000(FanOut):
+    """A crowd."""
+
+    name = "fanout-1000"
+    doc = "fan-out 1:1000 over ga::workspace, 4 broadcasts in flight"
+    position = 1

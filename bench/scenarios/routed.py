@@ -1,0 +1,103 @@
+"""The main job: durable messages from one agent to another, windowed by delivery receipt.
+
+Each of `pairs` senders keeps `in_flight` numbered messages on the way to its receiver; a receipt at the receiver releases
+the next. Both ends live here, so the receipt costs no message.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter_ns
+from typing import Any, ClassVar
+
+from bench.numbered import HEAD, MARK, Ledger, PayloadReader, filler
+from bench.scenarios.base import Scenario
+from bench.world import Participant
+
+
+class Routed(Scenario):
+    """Pairs of agents; a subclass says how many messages are in flight on each."""
+
+    in_flight: ClassVar[int]
+
+    def prepare(self) -> None:
+        """See `Scenario.prepare`."""
+        world, pairs = self.world, self.options.pairs
+        self.reader = PayloadReader(world.lane.payload_at)
+        self.receivers = world.agents("receiver", pairs)
+        self.senders = world.agents("sender", pairs)
+        self.prefixes = [
+            world.lane.publication_prefix(world.topic("receiver", n), self.options.payload) for n in range(pairs)
+        ]
+        self.filler = filler(self.options.payload)
+        self.ledgers = [Ledger() for _ in range(pairs)]
+        self.sent = [0] * pairs
+        self.outstanding = self.received = self.refused = 0
+        for receiver in self.receivers:
+            receiver.handler = self.delivered
+        world.on_refusal = self.refusal
+
+    def send(self, pair: int, stamp: int) -> None:
+        """Queue the pair's next message, as sent at `stamp` nanoseconds."""
+        number = self.sent[pair]
+        self.sent[pair] = number + 1
+        self.outstanding += 1
+        self.senders[pair].send(self.prefixes[pair] + HEAD.pack(MARK, pair, number, stamp) + self.filler)
+
+    def window(self, seconds: float) -> int:
+        """See `Scenario.window`."""
+        before = self.received
+        now = perf_counter_ns()
+        for pair in range(self.options.pairs):
+            for _ in range(self.in_flight):
+                self.send(pair, now)
+        self.work(seconds, lambda: self.outstanding)
+        return self.received - before
+
+    def delivered(self, receiver: Participant, messages: list[bytes]) -> None:
+        """Receipts: check each number, take its time, release the next message."""
+        now = perf_counter_ns()
+        for message in messages:
+            head = self.reader.read(message)
+            if head is None:
+                self.world.other(receiver, message)
+                continue
+            pair, number, stamp = head
+            if not self.ledgers[pair].note(number) or pair != receiver.index:
+                continue
+            self.latencies.pending.append(now - stamp)
+            self.received += 1
+            self.outstanding -= 1
+            if self.running:
+                self.send(pair, now)
+
+    def refusal(self, participant: Participant, code: str) -> None:
+        """The gateway has refused a message of this sender: it will not arrive, and the next one may be tried."""
+        self.refused += 1
+        self.outstanding -= 1
+        if self.running:
+            self.send(participant.index, perf_counter_ns())
+
+    def finish(self) -> None:
+        """See `Scenario.finish`."""
+        lost = sum(ledger.lost(sent) for ledger, sent in zip(self.ledgers, self.sent, strict=True)) - self.refused
+        self.judge(sum(self.sent), self.received, self.refused, lost, self.ledgers)
+
+    def parameters(self) -> dict[str, Any]:
+        """See `Scenario.parameters`."""
+        return {"pairs": self.options.pairs, "payload": self.options.payload, "window": self.in_flight}
+
+
+class Routed1(Routed):
+    """Strict ping: the price of a message that travels alone."""
+
+    name = "routed-1"
+    doc = "routed 1:1, durable, one message in flight for each pair"
+    in_flight = 1
+
+
+class Routed16(Routed):
+    """The headline: the price of a message among others."""
+
+    name = "routed-16"
+    doc = "routed 1:1, durable, 16 messages in flight for each pair"
+    in_flight = 16

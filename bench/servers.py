@@ -1,0 +1,123 @@
+"""What is measured: a gateway started here in a process of its own, or one that runs already.
+
+A started gateway is the real one: `aether dev` with its SQLite log on a disk, synchronous FULL, on a free port, on data that
+is thrown away afterwards. It gets SIGTERM at the end, and SIGKILL if it does not leave.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.process import ProcessProbe
+
+READY_SECONDS = 60.0
+LEAVE_SECONDS = 30.0
+STDERR_LINES = 20
+PY_SPY_SUFFIXES = (".svg", ".json")
+COMMAND = ("-m", "aether_trio.cli", "dev")
+
+
+class ServerFailed(Exception):
+    """The gateway did not start; the text ends with what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where to connect, and whose CPU to count."""
+
+    address: str
+    probe: ProcessProbe | None
+    data_dir: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """How to get a target. With `target` nothing is started."""
+
+    target: str | None = None
+    pids: Sequence[int] = ()
+    args: Sequence[str] = ()
+    profile: Path | None = None
+    data_root: Path | None = None
+
+
+@contextmanager
+def serving(options: ServerOptions, scenario: str) -> Iterator[Target]:
+    """A target for one scenario."""
+    if options.target:
+        yield Target(options.target, ProcessProbe(options.pids) if options.pids else None)
+        return
+    place = Path(tempfile.mkdtemp(prefix="aether-bench-", dir=options.data_root))
+    try:
+        with _gateway(options, scenario, place) as target:
+            yield target
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def command(options: ServerOptions, scenario: str, place: Path) -> list[str]:
+    """The command line of a gateway on `place`, under a profiler if one is asked for."""
+    tail = ["--port", "0", "--ready-file", str(place / "ready.json"), "--data-dir", str(place / "data"), *options.args]
+    if options.profile is None:
+        return [sys.executable, *COMMAND, *tail]
+    out = options.profile.with_name(f"{options.profile.stem}.{scenario}{options.profile.suffix or '.prof'}")
+    if out.suffix in PY_SPY_SUFFIXES:
+        kind = "flamegraph" if out.suffix == ".svg" else "speedscope"
+        spy = ["py-spy", "record", "--format", kind, "--output", str(out), "--"]
+        return [*spy, sys.executable, *COMMAND, *tail]
+    return [sys.executable, "-m", "bench.profiled", str(out), *COMMAND[1:], *tail]
+
+
+@contextmanager
+def _gateway(options: ServerOptions, scenario: str, place: Path) -> Iterator[Target]:
+    said = place / "output.txt"
+    with said.open("wb") as output:
+        process = subprocess.Popen(
+            command(options, scenario, place), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+    try:
+        ready = _wait_ready(process, place / "ready.json", said)
+        pid = int(ready["pid"])
+        yield Target(str(ready["gateway"]), ProcessProbe([pid]), place / "data")
+        if process.poll() is not None:
+            raise ServerFailed(f"the gateway ended with {process.returncode} during the run\n{_tail(said)}")
+        os.kill(pid, signal.SIGTERM)
+        process.wait(LEAVE_SECONDS)
+    except subprocess.TimeoutExpired:
+        print(f"bench: the gateway did not leave within {LEAVE_SECONDS:.0f} s of SIGTERM", file=sys.stderr)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _wait_ready(process: subprocess.Popen[bytes], ready: Path, said: Path) -> dict[str, Any]:
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline:
+        if ready.exists() and (text := ready.read_text()):
+            try:
+                answer: dict[str, Any] = json.loads(text)
+            except ValueError:
+                pass  # caught in the middle of a write
+            else:
+                return answer
+        if process.poll() is not None:
+            raise ServerFailed(f"the gateway ended with {process.returncode} before it was ready\n{_tail(said)}")
+        time.sleep(0.02)
+    raise ServerFailed(f"the gateway was not ready after {READY_SECONDS:.0f} s\n{_tail(said)}")
+
+
+def _tail(said: Path) -> str:
+    return "\n".join(said.read_text(errors="replace").splitlines()[-STDERR_LINES:])

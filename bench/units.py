@@ -1,0 +1,90 @@
+"""The arithmetic of echoes.
+
+A window is half a second of one kind of work. Windows of the raw echo and of the scenario alternate, so that both meet
+the same machine; of each kind the cheapest window counts, because a neighbour that steals the CPU (or its caches) can only
+make work dearer, never cheaper. One echo is the CPU time of one round of the echo in its best window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+NS_PER_US = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What one window saw. `server_cpu_ns` is None when the server's process is not known."""
+
+    seconds: float
+    count: int
+    server_cpu_ns: int | None
+    load_cpu_ns: int
+
+    @property
+    def rate(self) -> float:
+        """Things done per second of wall time."""
+        return self.count / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def cpu_us(self) -> float | None:
+        """Server CPU microseconds for each thing done; None when unknown or when nothing was done."""
+        if self.server_cpu_ns is None or not self.count:
+            return None
+        return self.server_cpu_ns / self.count / NS_PER_US
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A figure in its best window, and over all windows together."""
+
+    best: float
+    mean: float
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """A scenario's cost. `cpu_us` and `echoes` are None without a known server process."""
+
+    rate: Pair
+    cpu_us: Pair | None
+    echo_us: Pair | None
+    echoes: Pair | None
+    load_us: float
+
+
+def cpu_pair(windows: Sequence[Window]) -> Pair | None:
+    """CPU microseconds per thing: the cheapest window, and total CPU over total count."""
+    known = [cost for window in windows if (cost := window.cpu_us) is not None]
+    if not known:
+        return None
+    counted = [window for window in windows if window.cpu_us is not None]
+    total_ns = sum(window.server_cpu_ns or 0 for window in counted)
+    return Pair(min(known), total_ns / sum(window.count for window in counted) / NS_PER_US)
+
+
+def rate_pair(windows: Sequence[Window]) -> Pair:
+    """Things per second: the fastest window, and total count over total time."""
+    seconds = sum(window.seconds for window in windows)
+    mean = sum(window.count for window in windows) / seconds if seconds else 0.0
+    return Pair(max((window.rate for window in windows), default=0.0), mean)
+
+
+def figures(windows: Sequence[Window], echo_windows: Sequence[Window]) -> Figures:
+    """Best against best and mean against mean."""
+    cpu, echo = cpu_pair(windows), cpu_pair(echo_windows)
+    echoes = Pair(cpu.best / echo.best, cpu.mean / echo.mean) if cpu and echo and echo.best and echo.mean else None
+    count = sum(window.count for window in windows)
+    load = sum(window.load_cpu_ns for window in windows) / count / NS_PER_US if count else 0.0
+    return Figures(rate_pair(windows), cpu, echo, echoes, load)
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """The least-squares slope through (x, y) points; ValueError with fewer than two different x."""
+    mean_x = sum(x for x, _ in points) / len(points) if points else 0.0
+    mean_y = sum(y for _, y in points) / len(points) if points else 0.0
+    spread = sum((x - mean_x) ** 2 for x, _ in points)
+    if not spread:
+        raise ValueError("a slope needs two different x")
+    return sum((x - mean_x) * (y - mean_y) for x, y in points) / spread

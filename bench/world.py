@@ -1,0 +1,207 @@
+"""What a scenario is given: the loop, the lane, the target, and participants to open on it.
+
+A participant is one connection that has sent Init. What it receives goes to its handler in whole batches; what no scenario
+wants (configuration, the ack, errors) is sorted out here, so a refusal by the gateway is always counted by its code and
+never mistaken for slowness.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+
+from bench import wire
+from bench.lanes import ClientCodec, Lane
+from bench.loop import READ_BYTES, Loop, dial
+from bench.process import ProcessProbe
+
+CONNECTING_AT_ONCE = 32
+PATIENCE_SECONDS = 60.0
+"""How long anything that must happen may take before the scenario gives up; long, because CPU is stolen in bursts."""
+
+
+class ScenarioFailed(Exception):
+    """The scenario cannot go on; the text says what the server did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The sizes that the command line may change."""
+
+    pairs: int = 100
+    payload: int = 200
+    connections: int = 2000
+    fanout: Sequence[int] = (100, 1000)
+    rate: float | None = None
+    windows: int = 10
+    window_seconds: float = 0.5
+    lane: str = "grpc"
+    credentials: Mapping[str, str] = field(default_factory=dict)
+
+
+class Participant:
+    """One connection. `handler(participant, messages)` gets every batch that follows the ack."""
+
+    __slots__ = ("acknowledged", "closing", "codec", "early", "handler", "index", "label", "socket", "world")
+
+    def __init__(self, world: World, raw: socket.socket, codec: ClientCodec, label: str, index: int) -> None:
+        self.world, self.socket, self.codec, self.label, self.index = world, raw, codec, label, index
+        self.handler: Callable[[Participant, list[bytes]], None] = world.ignore
+        self.acknowledged = self.closing = False
+        self.early: list[bytes] = []
+
+    def send(self, message: bytes) -> None:
+        """Queue a message for the end of this round of the loop."""
+        self.codec.send(message)
+        self.world.loop.wants_write(self)
+
+    def take(self) -> bytes:
+        """See `Pollable.take`."""
+        return self.codec.take()
+
+    def readable(self) -> None:
+        """See `Pollable.readable`."""
+        try:
+            data = self.socket.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as broken:
+            self.world.gone(self, str(broken))
+            return
+        if not data:
+            self.world.gone(self, "the server closed the connection")
+            return
+        codec = self.codec
+        messages = codec.receive(data)
+        if messages:
+            if self.acknowledged:
+                self.handler(self, messages)
+            else:
+                self.world.greeted(self, messages)
+        if codec.ended:
+            self.world.gone(self, "")
+        else:
+            self.world.loop.wants_write(self)
+
+
+class World:
+    """A target and the participants on it. `probe` is None when the server's process is not known."""
+
+    def __init__(self, loop: Loop, lane: Lane, address: str, probe: ProcessProbe | None, options: Options) -> None:
+        self.loop, self.lane, self.address, self.probe, self.options = loop, lane, address, probe, options
+        host, _, port = address.rpartition(":")
+        self._host, self._port = host.strip("[]"), int(port)
+        self.workspace = f"bench-{secrets.token_hex(4)}"
+        self.errors: Counter[str] = Counter()
+        self.error_texts: dict[str, str] = {}
+        self.on_refusal: Callable[[Participant, str], None] | None = None
+        self._greeting: set[Participant] = set()
+        self._closing: set[Participant] = set()
+        self.on_greeted: Callable[[Participant], None] | None = None
+
+    def dial(self, init: bytes, label: str, index: int = 0) -> Participant:
+        """Begin to connect one participant; `on_greeted` is told of its ack."""
+        participant = Participant(
+            self, dial(self._host, self._port), self.lane.codec(self.address), f"{label} {index}", index
+        )
+        self.loop.add(participant)
+        participant.codec.send(init)
+        self._greeting.add(participant)
+        return participant
+
+    def open(self, inits: Iterable[bytes], label: str) -> list[Participant]:
+        """Connect one participant for each Init, a few at a time, and wait until all have their ack."""
+        waiting = deque(inits)
+        opened: list[Participant] = []
+
+        def more() -> bool:
+            while waiting and len(self._greeting) < CONNECTING_AT_ONCE:
+                opened.append(self.dial(waiting.popleft(), label, len(opened)))
+            return not waiting and not self._greeting
+
+        self.wait(more, f"{label}: connections")
+        return opened
+
+    def agents(self, implementation: str, count: int, workspace: str = "") -> list[Participant]:
+        """Open agents `implementation::0`, `::1`, …; `index` of each is its number."""
+        place = workspace or self.workspace
+        credentials = self.options.credentials
+        return self.open(
+            (wire.agent_init(place, implementation, str(n), credentials) for n in range(count)), implementation
+        )
+
+    def topic(self, implementation: str, index: int) -> str:
+        """The own topic of such an agent."""
+        return f"ag::{self.workspace}::{implementation}::{index}"
+
+    def begin_close(self, participant: Participant) -> None:
+        """End the stream cleanly; the socket closes once the server has ended its side."""
+        participant.closing = True
+        self._closing.add(participant)
+        participant.codec.end()
+        self.loop.wants_write(participant)
+
+    def close_all(self, participants: Iterable[Participant]) -> None:
+        """End these streams and wait for the server to agree."""
+        for participant in participants:
+            self.begin_close(participant)
+        self.wait(lambda: not self._closing, "closing connections")
+
+    @property
+    def busy(self) -> int:
+        """Connections that are being opened or closed."""
+        return len(self._greeting) + len(self._closing)
+
+    def wait(self, done: Callable[[], bool], what: str) -> None:
+        """Run the loop until `done`; ScenarioFailed when that takes unreasonably long."""
+        if not self.loop.run(perf_counter() + PATIENCE_SECONDS, done):
+            raise ScenarioFailed(f"{what}: not done after {PATIENCE_SECONDS:.0f} s{self.refusals()}")
+
+    def pause(self, seconds: float) -> None:
+        """Let time pass while pings are answered."""
+        self.loop.run(perf_counter() + seconds)
+
+    def greeted(self, participant: Participant, messages: list[bytes]) -> None:
+        """The first messages of a connection: the ack, with more behind it or (some gateways do) before it."""
+        participant.early += messages
+        for position, message in enumerate(participant.early):
+            if message[0] == wire.ACK:
+                early, participant.early = participant.early, []
+                del early[position]
+                participant.acknowledged = True
+                self._greeting.discard(participant)
+                if self.on_greeted:
+                    self.on_greeted(participant)
+                if early:
+                    participant.handler(participant, early)
+                return
+
+    def gone(self, participant: Participant, how: str) -> None:
+        """A connection has ended: as asked, or the scenario fails with the server's own words."""
+        status = participant.codec.status() if participant.codec.ended and not participant.closing else how
+        self.loop.discard(participant)
+        if not participant.closing:
+            raise ScenarioFailed(f"{participant.label} lost its stream: {status or how}{self.refusals()}")
+        self._closing.discard(participant)
+
+    def ignore(self, participant: Participant, messages: list[bytes]) -> None:
+        """The handler of those who expect nothing."""
+        for message in messages:
+            self.other(participant, message)
+
+    def other(self, participant: Participant, message: bytes) -> None:
+        """A message that the scenario did not ask for: an error is counted, the rest is let go."""
+        if message[0] == wire.ERROR:
+            code, text = wire.read_error(message)
+            self.errors[code] += 1
+            self.error_texts.setdefault(code, text)
+            if self.on_refusal:
+                self.on_refusal(participant, code)
+
+    def refusals(self) -> str:
+        """The errors so far, to hang on to another text."""
+        return "".join(f"; {count} x {code} ({self.error_texts[code]})" for code, count in self.errors.items())
