@@ -1,16 +1,11 @@
-"""From portable statements to SQLite calls: parameter translation, bulk inserts, and the loop that drives a program.
+"""From portable statements to SQLite calls: parameter translation and the loop that drives a program.
 
 Portable SQL writes `$1`; SQLite would take that for a *named* parameter. Each text is translated once to bare `?` plus,
 when a parameter is used twice or out of order, the order in which the arguments must be given.
-
-`ExecuteMany` of a plain INSERT is folded into multi-row VALUES. That is not about SQLite, which would insert row by row
-just as fast: every step of a statement gives up and takes back the interpreter lock, and when the event loop is busy each
-of these costs a thread switch. 64 rows a step make that a small matter.
 """
 
 from __future__ import annotations
 
-import itertools
 import re
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -22,14 +17,9 @@ from aether_trio.storage.base import Execute, ExecuteMany, Fetch, Program, State
 
 T = TypeVar("T")
 
-BULK_ROWS: Final = (64, 8)  # rows a step; two sizes only, so that the statement cache holds both
 SQL_CACHE: Final = 1024  # distinct statement texts; they are constants of the program, so this is never reached
 
 _TOKEN: Final = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|--[^\n]*|\$(\d+)""")
-_PLAIN_INSERT: Final = re.compile(
-    r"(\s*INSERT\s+INTO\s+[^()']+?(?:\([^()']*\))?\s*VALUES\s*)(\([?,\s]*\))(\s*(?:ON\s+CONFLICT\b[^?]*)?)",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +28,6 @@ class Compiled:
 
     text: str
     order: tuple[int, ...] | None
-    bulk: tuple[str, ...] | None  # the text for each size in BULK_ROWS, for inserts that can be folded
 
     def arrange(self, args: Sequence[Value]) -> Sequence[Value]:
         return args if self.order is None else [args[i] for i in self.order]
@@ -57,44 +46,23 @@ def compile_sql(sql: str) -> Compiled:
 
     text = _TOKEN.sub(replace, sql)
     order = None if used == list(range(len(used))) else tuple(used)
-    return Compiled(text, order, _bulk_texts(text) if order is None and used else None)
-
-
-def _bulk_texts(text: str) -> tuple[str, ...] | None:
-    match = _PLAIN_INSERT.fullmatch(text)
-    if match is None or "RETURNING" in text.upper():
-        return None
-    head, row, tail = match.groups()
-    return tuple(f"{head}{','.join([row] * size)}{tail}" for size in BULK_ROWS)
+    return Compiled(text, order)
 
 
 def run_statement(cursor: sqlite3.Cursor, statement: Statement) -> Any:
     """Run one statement; return what its program is to be sent."""
-    kind = type(statement)
-    if kind is Fetch:
+    if isinstance(statement, Fetch):
         compiled = compile_sql(statement.sql)
-        return cursor.execute(compiled.text, compiled.arrange(statement.args)).fetchall()  # type: ignore[union-attr]
-    if kind is Execute:
+        return cursor.execute(compiled.text, compiled.arrange(statement.args)).fetchall()
+    if isinstance(statement, Execute):
         compiled = compile_sql(statement.sql)
-        return max(cursor.execute(compiled.text, compiled.arrange(statement.args)).rowcount, 0)  # type: ignore[union-attr]
+        return max(cursor.execute(compiled.text, compiled.arrange(statement.args)).rowcount, 0)
     if isinstance(statement, ExecuteMany):
-        return _run_many(cursor, statement)
+        compiled = compile_sql(statement.sql)
+        rows = statement.rows if compiled.order is None else map(compiled.arrange, statement.rows)
+        cursor.executemany(compiled.text, rows)
+        return None
     raise TypeError(f"a program yields Fetch, Execute or ExecuteMany, not {statement!r}")
-
-
-def _run_many(cursor: sqlite3.Cursor, statement: ExecuteMany) -> None:
-    compiled = compile_sql(statement.sql)
-    rows = statement.rows if isinstance(statement.rows, Sequence) else list(statement.rows)
-    if compiled.bulk is None:
-        cursor.executemany(compiled.text, rows if compiled.order is None else map(compiled.arrange, rows))
-        return
-    done = 0
-    for size, text in zip(BULK_ROWS, compiled.bulk, strict=True):
-        while len(rows) - done >= size:
-            cursor.execute(text, list(itertools.chain.from_iterable(rows[done : done + size])))
-            done += size
-    if done < len(rows):
-        cursor.executemany(compiled.text, rows[done:])
 
 
 def drive(cursor: sqlite3.Cursor, factory: Callable[[], Program[T]]) -> T:

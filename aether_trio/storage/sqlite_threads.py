@@ -19,6 +19,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final
@@ -83,7 +84,7 @@ class Worker:
                         self._process(jobs)
                     except Exception as exc:  # a defect in the worker: answer rather than strand the callers
                         self._fail(jobs, exc)
-                    self._hand_over(lambda jobs=jobs: self._deliver(jobs))
+                    self._hand_over(partial(self._deliver, jobs))
                 if last:
                     return
         finally:
