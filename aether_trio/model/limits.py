@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Final
 
 from aether_trio.model.identity import MAX_TOKEN_BYTES
+from aether_trio.model.metric import MAX_ENTRIES, MAX_METADATA_KEYS
 from aether_trio.model.topics import MAX_TOPIC_BYTES
 
 KIB: Final = 1024
@@ -49,8 +50,8 @@ class Limits:
     """Declared extensions, message and metadata together. The reference has no bound."""
     extension_uri_bytes: int = 1 * KIB
 
-    metric_entries: int = 1024
-    metric_metadata_keys: int = 64
+    metric_entries: int = MAX_ENTRIES
+    metric_metadata_keys: int = MAX_METADATA_KEYS
 
     kv_key_bytes: int = 256
     kv_value_bytes: int = 1 * MIB

@@ -102,6 +102,9 @@ _SHAPES: Final[Mapping[TopicKind, tuple[tuple[str, ...], ...]]] = MappingProxyTy
 )
 """The shapes of each kind, after the prefix. "=word" stands for itself, everything else names a part."""
 
+_LAST_OF_IDENTITY: Final = ("specifier", "window id")
+"""The parts that are last in the identity they belong to, wherever the topic has them: only these may end with ":"."""
+
 _RECEIVER: Final = re.compile(r"receiver[0-9]+")
 
 
@@ -217,10 +220,10 @@ def _parse(text: str, strict: bool) -> Topic:
         raise _invalid(text, f"expected {' or '.join(_describe(kind, shape) for shape in _SHAPES[kind])}")
     workspace = ""
     try:
-        for position, (name, value) in enumerate(zip(shape, values, strict=True), start=1):
+        for name, value in zip(shape, values, strict=True):
             if name.startswith("="):
                 continue
-            check_token(value, name, last=position == len(values) and name != "workspace", strict=strict)
+            check_token(value, name, last=name in _LAST_OF_IDENTITY, strict=strict)
             if name == "workspace":
                 workspace = value
     except IdentityError as error:

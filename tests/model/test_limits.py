@@ -1,0 +1,55 @@
+"""Limits: the reference's values, and refusals of values that would switch off what cannot be off."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from aether_trio.model.limits import Limits
+
+
+def test_reference_values() -> None:
+    limits = Limits()
+    assert limits.payload_bytes == 1_048_576
+    assert limits.task_payload_bytes == 524_288
+    assert limits.kv_value_bytes == 1_048_576
+    assert limits.kv_key_bytes == 256
+    assert limits.topic_bytes == 256
+    assert limits.token_bytes == 128
+    assert (limits.send_rate_per_s, limits.send_burst) == (100, 200)
+    assert (limits.workspace_rate_per_s, limits.identity_rate_per_s) == (0, 0)
+    assert limits.connections_per_workspace == 1000
+    assert limits.init_wait_s == 30
+    assert (limits.metric_entries, limits.metric_metadata_keys) == (1024, 64)
+    assert (limits.kv_list_page, limits.kv_list_page_max) == (100, 1000)
+
+
+@pytest.mark.parametrize("name", [item.name for item in dataclasses.fields(Limits)])
+def test_zero_is_unlimited_or_refused_and_negative_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"limit {name} is -1"):
+        Limits(**{name: -1})
+    if name in ("send_rate_per_s", "workspace_rate_per_s", "identity_rate_per_s", "connections_per_workspace"):
+        assert getattr(Limits(**{name: 0}), name) == 0
+    else:
+        with pytest.raises(ValueError, match=f"limit {name} is 0; it must be positive"):
+            Limits(**{name: 0})
+
+
+def test_a_page_is_not_larger_than_the_largest() -> None:
+    assert Limits(kv_list_page=50, kv_list_page_max=50).kv_list_page == 50
+    with pytest.raises(ValueError, match="kv_list_page 51 is over kv_list_page_max 50"):
+        Limits(kv_list_page=51, kv_list_page_max=50)
+
+
+def test_development_has_no_rates_and_keeps_the_rest() -> None:
+    limits = Limits(workspace_rate_per_s=5, identity_rate_per_s=5, payload_bytes=10).without_rates()
+    assert (limits.send_rate_per_s, limits.workspace_rate_per_s, limits.identity_rate_per_s) == (0, 0, 0)
+    assert limits.payload_bytes == 10
+
+
+def test_the_protocols_own_limits_are_not_settings() -> None:
+    with pytest.raises(TypeError):
+        Limits(topic_bytes=512)  # type: ignore[call-arg]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Limits().payload_bytes = 1  # type: ignore[misc]
