@@ -13,7 +13,6 @@ from bench.world import Participant, ScenarioFailed
 IN_FLIGHT = 32
 IDLE_STEPS = 4
 WARM_CONNECTIONS = 100
-SETTLE_SECONDS = 0.5
 
 
 class ConnectStorm(Scenario):
@@ -88,7 +87,7 @@ class Idle(Scenario):
         self.extra["kib_per_connection"] = slope(self.steps)
 
     def _rss(self) -> int:
-        self.world.pause(SETTLE_SECONDS)
+        self.world.pause(self.options.window_seconds)
         assert self.world.probe is not None
         return self.world.probe.rss_kib()
 

@@ -18,6 +18,8 @@ from bench.world import Participant
 
 SENDERS = 20
 BATCH = 32
+LATE_SECONDS = 0.2
+"""A repetition would come behind the last message."""
 
 
 class Enqueue(Scenario):
@@ -82,6 +84,7 @@ class Enqueue(Scenario):
         refused = world.errors.total()
         world.wait(lambda: self.received >= sum(self.sent) - refused, "catching up")
         elapsed = perf_counter() - start
+        world.pause(LATE_SECONDS)
         self.extra["catch_up"] = {
             "messages": self.received,
             "rate": round(self.received / elapsed, 1),

@@ -14,7 +14,6 @@ from typing import Any
 from bench.scenarios.routed import Routed
 
 CALIBRATION_WINDOWS = 3
-CALIBRATION_SECONDS = 0.5
 SHARE_OF_MAXIMUM = 0.5
 SEED = 20
 
@@ -41,7 +40,7 @@ class Paced(Routed):
         best = 0.0
         for _ in range(CALIBRATION_WINDOWS):
             start = perf_counter()
-            count = super().window(CALIBRATION_SECONDS)
+            count = super().window(self.options.window_seconds)
             best = max(best, count / (perf_counter() - start))
         return best
 

@@ -1,0 +1,61 @@
+"""Reading other processes, and the echo that is the unit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from bench.echo import EchoProcess
+from bench.process import ProcessGone, ProcessProbe
+
+BURN = "import sys, time\nwhile time.process_time() < 0.2: pass\nheap = bytearray(40 << 20)\nprint(flush=True)\nsys.stdin.read()"
+
+
+@pytest.fixture
+def burner() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has used 0.2 s of CPU and holds 40 MiB."""
+    with subprocess.Popen([sys.executable, "-c", BURN], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def test_cpu_and_memory_of_another_process(burner: subprocess.Popen[bytes]) -> None:
+    probe = ProcessProbe([burner.pid])
+    assert 200_000_000 <= probe.cpu_ns() < 20_000_000_000
+    assert probe.rss_kib() > 40 * 1024
+
+
+def test_several_processes_are_added_up(burner: subprocess.Popen[bytes]) -> None:
+    assert ProcessProbe([burner.pid, os.getpid()]).rss_kib() > ProcessProbe([burner.pid]).rss_kib()
+
+
+def test_the_ticks_serve_where_the_clock_is_refused(
+    burner: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(clock: int) -> int:
+        raise PermissionError(clock)
+
+    monkeypatch.setattr(time, "clock_gettime_ns", refuse)
+    assert ProcessProbe([burner.pid]).cpu_ns() >= 150_000_000
+
+
+def test_a_process_that_is_gone_is_an_error(burner: subprocess.Popen[bytes]) -> None:
+    burner.kill()
+    burner.wait()
+    with pytest.raises(ProcessGone):
+        ProcessProbe([burner.pid]).cpu_ns()
+    with pytest.raises(ProcessGone):
+        ProcessProbe([burner.pid]).rss_kib()
+
+
+def test_an_echo_window_counts_rounds_and_the_cpu_of_the_server() -> None:
+    with EchoProcess() as echo:
+        windows = [echo.window(0.05) for _ in range(2)]
+    assert all(window.count >= 10 and window.cpu_us and window.load_cpu_ns for window in windows)

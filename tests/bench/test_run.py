@@ -1,0 +1,120 @@
+"""Whole runs, small and short: what is counted, and that no fault of a gateway passes unnoticed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import cli
+from bench.scenarios import SCENARIOS, base
+
+TINY = ["--quick", "--window", "0.05", "--pairs", "4", "--connections", "40", "--fanout", "5,10"]
+GATEWAY_SCENARIOS = [name for name, scenario in SCENARIOS.items() if not scenario.own_server]
+
+Start = Callable[..., list[str]]
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> Iterator[Start]:
+    """Start the stub gateway with some faults; gives the arguments that aim the bench at it."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*faults: str) -> list[str]:
+        ready = tmp_path / "stub.json"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.bench.stub_gateway", "--ready-file", str(ready), *faults]
+        )
+        started.append(process)
+        while not ready.exists():
+            assert process.poll() is None, "the stub did not start"
+            time.sleep(0.01)
+        found = json.loads(ready.read_text())
+        return ["--target", found["gateway"], "--pid", str(found["pid"])]
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Callable[..., tuple[int, dict[str, Any]]]:
+    """Run the bench; gives its exit status and its results by scenario."""
+
+    def run(*arguments: str) -> tuple[int, dict[str, Any]]:
+        out = tmp_path / "out.json"
+        status = cli.main([*TINY, "--json", str(out), *arguments])
+        return status, json.loads(out.read_text())["scenarios"]
+
+    return run
+
+
+def test_every_scenario_measures_another_gateway(stub: Start, bench: Callable[..., Any]) -> None:
+    status, found = bench(*stub())
+    assert {name: result["failed"] for name, result in found.items()} == dict.fromkeys(SCENARIOS, "")
+    assert status == 0
+    for name, result in found.items():
+        assert result["rate"]["best"] > 0
+        assert result["echoes"]["best"] > 0 or name == "idle"  # rest may cost nothing
+        assert len(result["echo_windows"]) == len(result["windows"]) + 1
+    for name in ("routed-1", "routed-16", "paced", "enqueue"):
+        checks = found[name]["checks"]
+        assert checks["sent"] == checks["received"] > 0
+    fanout = found["fanout-1000"]["checks"]
+    assert fanout["received"] == 10 * fanout["sent"] > 0
+    assert found["idle"]["checks"] == {"connections": 40}
+    assert [step["connections"] for step in found["idle"]["memory_steps"]] == [0, 10, 20, 30, 40]
+    assert found["paced"]["latency_us"]["all"]["p50"] > 0
+
+
+@pytest.mark.parametrize("scenario", ["routed-16", "fanout-100", "enqueue"])
+def test_a_repeated_message_fails_the_run(scenario: str, stub: Start, bench: Callable[..., Any]) -> None:
+    status, found = bench(scenario, *stub("--repeat", "7"))
+    assert status == 1
+    assert found[scenario]["checks"]["repeated"] > 0
+    assert "repeated" in found[scenario]["failed"]
+
+
+@pytest.mark.parametrize("scenario", ["routed-16", "fanout-100"])
+def test_a_lost_message_fails_the_run(
+    scenario: str, stub: Start, bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "DRAIN_SECONDS", 0.3)  # what is lost never comes, however long one waits
+    status, found = bench(scenario, *stub("--lose", "7"))
+    assert status == 1
+    assert "still missing" in found[scenario]["failed"]
+
+
+def test_a_refusal_is_reported_by_its_code(stub: Start, bench: Callable[..., Any]) -> None:
+    status, found = bench("routed-16", *stub("--refuse", "7"))
+    assert status == 1
+    assert found["routed-16"]["errors"]["ERR_RATE_LIMITED"] == found["routed-16"]["checks"]["refused"] > 0
+    assert found["routed-16"]["checks"]["lost"] == 0
+    assert "x ERR_RATE_LIMITED" in found["routed-16"]["failed"]
+
+
+def test_a_refused_connection_tells_the_servers_reason(stub: Start, bench: Callable[..., Any]) -> None:
+    status, found = bench("routed-1", *stub("--refuse-all"))
+    assert status == 1
+    assert "gRPC status 7 the stub lets nobody in" in found["routed-1"]["failed"]
+
+
+def test_a_target_without_a_process_gives_rates_only(stub: Start, bench: Callable[..., Any]) -> None:
+    status, found = bench("routed-1", "idle", *stub()[:2])
+    assert found["routed-1"]["echoes"] is None
+    assert found["routed-1"]["rate"]["best"] > 0
+    assert "give --pid" in found["idle"]["failed"]
+    assert status == 1
+
+
+def test_nobody_listening_is_a_failure_not_a_wait(bench: Callable[..., Any]) -> None:
+    status, found = bench("kv", "--target", "127.0.0.1:1")
+    assert status == 1
+    assert "refused" in found["kv"]["failed"]

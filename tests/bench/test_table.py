@@ -1,0 +1,73 @@
+"""Tables for consoles and pages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import table
+
+LATENCY = {"p50": 1000.0, "p90": 2000.0, "p99": 3000.0, "p99.9": 4000.0, "max": 5000.0}
+RESULTS: dict[str, Any] = {
+    "machine": {
+        "cores": 2,
+        "cpu": "A CPU",
+        "kernel": "6.1",
+        "python": "CPython 3.11",
+        "packages": {"trio": "0.30"},
+        "fsync_us": 80.4,
+    },
+    "scenarios": {
+        "routed-16": {
+            "rate": {"best": 12345.6, "mean": 1.0},
+            "echoes": {"best": 1.987, "mean": 2.5},
+            "cpu_us": {"best": 30.0, "mean": 40.0},
+            "echo_us": {"best": 15.04, "mean": 16.0},
+            "latency_us": {"all": LATENCY},
+            "load_us": 8.0,
+            "checks": {"sent": 7000, "lost": 0},
+            "failed": "",
+        },
+        "idle": {"failed": "memory needs the server's process"},
+    },
+}
+
+
+def test_a_row_holds_each_figure_under_its_heading() -> None:
+    routed, idle = table.rows(RESULTS)
+    assert dict(zip(table.HEADINGS[:3], routed, strict=False)) == {
+        "scenario": "routed-16",
+        "rate /s": "12,346",
+        "echoes": "1.99",
+    }
+    assert routed[3:] == ("2.50", "30.0", "40.0", "1.00", "2.00", "3.00", "4.00", "5.00", "")
+    assert idle == ("idle", *[""] * (len(table.HEADINGS) - 1))
+
+
+def test_the_console_says_what_was_checked_and_what_failed() -> None:
+    shown = table.text(RESULTS)
+    assert "routed-16: 7,000 sent, 0 lost; load 8.0 us each" in shown
+    assert "idle: FAILED: memory needs the server's process" in shown
+
+
+def test_a_page_gets_the_table_between_its_markers_and_keeps_the_rest(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    for _ in range(2):  # rendering again changes nothing
+        table.render(page, RESULTS)
+        text = page.read_text()
+        assert text.startswith(f"before\n{table.BEGIN}\n")
+        assert text.endswith(f"{table.END}\nafter\n")
+        assert "old" not in text
+        assert text.count("| routed-16 | 12,346 | 1.99 |") == 1
+        assert "one echo was 15.0 us" in text
+
+
+def test_a_page_without_markers_is_left_alone(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("nothing here")
+    with pytest.raises(ValueError, match="has no"):
+        table.render(page, RESULTS)
+    assert page.read_text() == "nothing here"
