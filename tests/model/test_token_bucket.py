@@ -124,3 +124,15 @@ def test_a_full_bucket_behaves_as_a_new_one(rate: float, burst: int, start: floa
     if used.is_full(now):
         assert used.take(now, burst) == new.take(now, burst)
         assert used.take(now) == pytest.approx(new.take(now))
+
+
+def test_rounding_does_not_send_a_patient_client_away_again() -> None:
+    # Without the tolerance dozens of these waits end a few ulps early: now + wait rounds down at large clock values.
+    for rate in (3, 7, 30, 97, 100, 333):
+        bucket = TokenBucket(rate, 2)
+        now = 1e7 + 0.1
+        for _ in range(200):
+            wait_s = bucket.take(now)
+            if wait_s:
+                now += wait_s
+                assert bucket.take(now) == 0.0
