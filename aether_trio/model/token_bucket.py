@@ -14,7 +14,7 @@ import math
 from typing import Final
 
 TOLERANCE_S: Final = 1e-6
-"""Absorbs the rounding of large clock values, so that a client that waits as told is not told to wait again."""
+"""Absorbs rounding, so that a client that waits exactly as told is not told to wait again."""
 
 
 class TokenBucket:
