@@ -1,0 +1,10 @@
+"""The `aether` command: one file per command, loaded only when it is used, so that `aether version` opens no gateway."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Run the command line of this process; the console script `aether` calls it."""
+    from aether_trio.cli.app import app
+
+    app(prog_name="aether")

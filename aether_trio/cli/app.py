@@ -1,0 +1,67 @@
+"""The table of commands."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+import click
+
+from aether_trio.cli.exits import EXIT_CODES_TEXT
+from aether_trio.version import __version__
+
+# name: (module, line for the overview). The overview is here so that `aether --help` imports none of them.
+COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
+    "dev": ("dev", "Start a gateway for development on this machine."),
+    "serve": ("serve", "Start a gateway that others reach; asks for credentials."),
+    "send": ("send", "Send one message to a topic."),
+    "tail": ("tail", "Show a topic's messages as they come."),
+    "kv": ("kv", "Read and write the key-value store."),
+    "sessions": ("sessions", "Show who is connected; disconnect somebody."),
+    "config": ("config_command", "Show, check and explain the settings."),
+    "keys": ("keys", "Make API keys."),
+    "version": ("version_command", "Show the version."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"aether_trio.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            raise click.UsageError(f"{error.message} There are {', '.join(COMMANDS)}.", ctx) from None
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=f"""
+\b
+Start here:
+  aether dev                                        in one terminal
+  aether tail ag::default::echo::1                  in a second one
+  aether send ag::default::echo::1 "hello"          in a third one
+
+{EXIT_CODES_TEXT}
+""",
+)
+@click.version_option(__version__, prog_name="aether", message="%(prog)s %(version)s")
+def app() -> None:
+    """An Aether gateway: agents, users and services hold one stream each and exchange durable messages."""

@@ -1,0 +1,63 @@
+"""`aether config`: what can be set, what is set and by whom, and whether a file is right."""
+
+from __future__ import annotations
+
+import click
+
+from aether_trio.cli.options import load, settings_options
+from aether_trio.config import describe
+
+
+@click.group(
+    name="config",
+    epilog="""
+\b
+Examples:
+  aether config default > aether.yaml         every setting, explained
+  aether config check --config aether.yaml    is it right?
+  aether config show --config aether.yaml     what counts, and who set it
+""",
+)
+def command() -> None:
+    """Show, check and explain the settings.
+
+    A setting comes from, the later one winning: its default, the YAML file, the environment (AETHER_SECTION__KEY),
+    options of the command, --set KEY.PATH=VALUE. An unknown key is an error, wherever it is.
+    """
+
+
+@command.command()
+@click.option("--dev", is_flag=True, help="The defaults of development mode.")
+def default(dev: bool) -> None:
+    """Print every setting with its default and its meaning, as YAML."""
+    if dev:
+        loaded = load(None, {"gateway.dev": True}, ())
+        click.echo(describe(loaded.settings), nl=False)
+    else:
+        click.echo(describe(), nl=False)
+
+
+@command.command()
+@settings_options
+@click.option("--dev", is_flag=True, default=None, help="As `aether dev` would see it.")
+@click.option("--changed", is_flag=True, help="Only what is not at its default.")
+@click.option("--show-secrets", is_flag=True, help="Do not hide tokens.")
+def show(config_file: str | None, sets: tuple[str, ...], dev: bool | None, changed: bool, show_secrets: bool) -> None:
+    """Print the settings that count here, and who set each one."""
+    loaded = load(config_file, {"gateway.dev": dev}, sets)
+    text = describe(loaded.settings, origins=loaded.origins, only_origins=changed, hide_secrets=not show_secrets)
+    click.echo(text, nl=False)
+
+
+@command.command()
+@settings_options
+def check(config_file: str | None, sets: tuple[str, ...]) -> None:
+    """Say whether `aether serve` could start with these settings; exit code 3 when it could not."""
+    loaded = load(config_file, {}, sets)
+    from aether_trio.cli.running import refuse_open_gateway
+
+    refuse_open_gateway(loaded.settings)
+    changed = len(loaded.origins)
+    click.echo(f"ok: {changed} setting{'' if changed == 1 else 's'} given, the rest at default")
+    if not loaded.settings.auth.api_keys and not loaded.settings.tls.client_ca:
+        click.echo("note: nothing asks for credentials; only this machine can connect", err=True)

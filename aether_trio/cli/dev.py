@@ -1,0 +1,60 @@
+"""`aether dev`."""
+
+from __future__ import annotations
+
+import click
+
+from aether_trio.cli.options import load, settings_options
+from aether_trio.cli.running import run_gateway
+
+
+@click.command(
+    name="dev",
+    epilog="""
+\b
+Examples:
+  aether dev                                    data in ./aether-data
+  aether dev --ephemeral                        data goes away with it
+  aether dev --port 0 --ready-file ready.json   for scripts: a free port, told in a file
+  aether dev --set log.retention_age_s=60
+""",
+)
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 picks a free one.  [default: 50051]")
+@click.option(
+    "--ops-port", type=click.IntRange(0, 65535),
+    help="Port of the ops server; 0 picks a free one.  [default: 9090, or 0 with --port 0]",
+)  # fmt: skip
+@click.option("--data-dir", type=click.Path(file_okay=False), help="Where the data lies.  [default: ./aether-data]")
+@click.option("--ephemeral", is_flag=True, default=None, help="Keep nothing: the data is deleted at the end.")
+@click.option(
+    "--ready-file", type=click.Path(dir_okay=False), help="Write {pid, gateway, ops} here once all is served."
+)
+@click.option("--log-level", help="debug, info, warning or error.")
+@click.option("--log-format", help="console or json.")
+@settings_options
+def command(
+    port: int | None,
+    ops_port: int | None,
+    data_dir: str | None,
+    ephemeral: bool | None,
+    ready_file: str | None,
+    log_level: str | None,
+    log_format: str | None,
+    config_file: str | None,
+    sets: tuple[str, ...],
+) -> None:
+    """Start a gateway for development.
+
+    It listens on 127.0.0.1 only, asks for no credentials and limits no message rates. Ctrl-C drains it: clients are
+    told to reconnect, what was accepted is on the disk.
+    """
+    flags = {
+        "gateway.dev": True,
+        "gateway.port": port,
+        "gateway.data_dir": data_dir,
+        "gateway.ephemeral": ephemeral,
+        "ops.port": 0 if ops_port is None and port == 0 else ops_port,
+        "logging.level": log_level,
+        "logging.format": log_format,
+    }
+    run_gateway(load(config_file, flags, sets).settings, ready_file=ready_file)

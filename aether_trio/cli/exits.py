@@ -1,0 +1,31 @@
+"""Exit codes, and the errors that carry them. One line to the person, a number to the script."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import click
+
+FAILED: Final = 1
+USAGE: Final = 2
+SETTINGS: Final = 3
+UNREACHABLE: Final = 4
+REFUSED: Final = 5
+
+EXIT_CODES_TEXT: Final = """\b
+Exit codes:
+  0  done
+  1  the gateway said no to the operation, or something failed
+  2  the command line is wrong
+  3  the settings are wrong, or a gateway cannot start with them
+  4  the gateway cannot be reached
+  5  the gateway refused the connection (credentials, identity in use)
+"""
+
+
+class CliError(click.ClickException):
+    """What went wrong and what to do next. Shown as `Error: ...` on standard error."""
+
+    def __init__(self, message: str, code: int = FAILED) -> None:
+        super().__init__(message)
+        self.exit_code = code  # type: ignore[misc]  # click wants it per class; ours differs per error

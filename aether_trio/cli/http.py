@@ -1,0 +1,68 @@
+"""The little HTTP that `aether tail` needs: GET a stream of lines over h11 on trio."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import h11
+import trio
+
+from aether_trio.cli import exits
+
+_READ_BYTES = 64 * 1024
+_MAX_LINE_BYTES = 32 * 1024 * 1024  # a payload of 10 MiB as base64, and some
+
+
+async def stream_lines(
+    host: str, port: int, path: str, headers: dict[str, str], *, timeout_s: float, hint: str
+) -> AsyncIterator[bytes]:
+    """Yield the lines of the answer as they come. Raises CliError when there is no answer, or one that is not 200.
+
+    `timeout_s` bounds connecting and the answer's head, not the stream.
+    """
+    where = f"{host}:{port}"
+    try:
+        with trio.fail_after(timeout_s):
+            stream = await trio.open_tcp_stream(host, port)
+    except (OSError, trio.TooSlowError):
+        raise exits.CliError(f"nothing answers on {where}; {hint}", exits.UNREACHABLE) from None
+    async with stream:
+        connection = h11.Connection(h11.CLIENT)
+        request = h11.Request(
+            method="GET", target=path, headers=[("host", where), ("connection", "close"), *headers.items()]
+        )
+        await stream.send_all((connection.send(request) or b"") + (connection.send(h11.EndOfMessage()) or b""))
+        try:
+            with trio.fail_after(timeout_s):
+                response = await _next_event(connection, stream)
+        except trio.TooSlowError:
+            raise exits.CliError(f"{where} does not answer", exits.UNREACHABLE) from None
+        except (h11.RemoteProtocolError, trio.BrokenResourceError):
+            raise exits.CliError(f"{where} is not an ops port; {hint}", exits.UNREACHABLE) from None
+        status = response.status_code if isinstance(response, h11.Response) else 0
+        rest = b""
+        while True:
+            try:
+                event = await _next_event(connection, stream)
+            except (h11.RemoteProtocolError, trio.BrokenResourceError):
+                raise exits.CliError(f"{where} broke off", exits.UNREACHABLE) from None
+            if not isinstance(event, h11.Data):
+                break
+            *lines, rest = (rest + bytes(event.data)).split(b"\n")
+            if len(rest) > _MAX_LINE_BYTES:
+                raise exits.CliError(f"{where} sends a line without end")
+            if status == 200:
+                for line in lines:
+                    yield line
+            elif lines:
+                raise exits.CliError(f"{where}: {lines[0].decode(errors='replace')}")
+        if status != 200:
+            raise exits.CliError(f"{where} answered {status}")
+
+
+async def _next_event(connection: h11.Connection, stream: trio.SocketStream) -> object:
+    while True:
+        event = connection.next_event()
+        if event is not h11.NEED_DATA:
+            return event
+        connection.receive_data(bytes(await stream.receive_some(_READ_BYTES)))

@@ -1,0 +1,120 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import click
+
+from aether_trio.cli import exits
+from aether_trio.config import Loaded, SettingsError, load_settings_with_origins
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_GATEWAY: Final = "127.0.0.1:50051"
+DEFAULT_OPS: Final = "127.0.0.1:9090"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """How a client command reaches the gateway, and with what credential."""
+
+    host: str
+    port: int
+    api_key: str | None
+    tls: bool
+    tls_ca: str | None
+    tls_cert: str | None
+    tls_key: str | None
+    timeout_s: float
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def credentials(self) -> dict[str, str]:
+        return {"api_key": self.api_key} if self.api_key else {}
+
+
+def split_address(text: str, default_port: int | None = None) -> tuple[str, int]:
+    """("host", port) of "HOST:PORT"; IPv6 hosts in brackets. Raises click.BadParameter."""
+    host, colon, port = text.rpartition(":")
+    if not colon and default_port is not None:
+        return text, default_port
+    if not host or not port.isdigit() or not 0 < int(port) < 65536 or (":" in host and not host.startswith("[")):
+        raise click.BadParameter(f"{text!r} is not HOST:PORT", param_hint="address")
+    return host.strip("[]"), int(port)
+
+
+def client_options(command: F) -> F:
+    """--gateway, --api-key, TLS and --timeout, handed to the command as `target`."""
+
+    @click.option(
+        "--gateway", default=DEFAULT_GATEWAY, show_default=True, envvar="AETHER_GATEWAY", show_envvar=True,
+        metavar="HOST:PORT", help="The gateway to talk to.",
+    )  # fmt: skip
+    @click.option("--api-key", envvar="AETHER_API_KEY", show_envvar=True, metavar="KEY", help="The API key to show.")
+    @click.option(
+        "--tls/--no-tls", default=None, envvar="AETHER_TLS_ENABLED", help="Use TLS; implied by the options below."
+    )
+    @click.option(
+        "--tls-ca", envvar="AETHER_TLS_CA_CERT", show_envvar=True, type=click.Path(exists=True, dir_okay=False),
+        help="PEM file of the authority to trust, instead of the system's.",
+    )  # fmt: skip
+    @click.option(
+        "--tls-cert", envvar="AETHER_TLS_CLIENT_CERT", show_envvar=True, type=click.Path(exists=True, dir_okay=False),
+        help="PEM file of the client certificate.",
+    )  # fmt: skip
+    @click.option(
+        "--tls-key", envvar="AETHER_TLS_CLIENT_KEY", show_envvar=True, type=click.Path(exists=True, dir_okay=False),
+        help="PEM file of its key.",
+    )  # fmt: skip
+    @click.option(
+        "--timeout", "timeout_s", default=10.0, show_default=True, type=click.FloatRange(min=0, min_open=True),
+        metavar="SECONDS", help="Give up after this long.",
+    )  # fmt: skip
+    @functools.wraps(command)
+    def wrapper(
+        gateway: str,
+        api_key: str | None,
+        tls: bool | None,
+        tls_ca: str | None,
+        tls_cert: str | None,
+        tls_key: str | None,
+        timeout_s: float,
+        **kwargs: Any,
+    ) -> Any:
+        host, port = split_address(gateway, 50051)
+        if bool(tls_cert) != bool(tls_key):
+            raise click.UsageError("--tls-cert and --tls-key belong together: give both, or neither.")
+        use_tls = tls if tls is not None else bool(tls_ca or tls_cert)
+        target = Target(host, port, api_key or None, use_tls, tls_ca, tls_cert, tls_key, timeout_s)
+        return command(target=target, **kwargs)
+
+    return wrapper  # type: ignore[return-value]  # click replaces it anyway
+
+
+def settings_options(command: F) -> F:
+    """--config and --set, as `config_file` and `sets`."""
+    command = click.option(
+        "--set", "sets", multiple=True, metavar="KEY.PATH=VALUE",
+        help="Set one setting; may be repeated. `aether config default` lists them all.",
+    )(command)  # fmt: skip
+    return click.option(
+        "--config", "config_file", envvar="AETHER_CONFIG", show_envvar=True, type=click.Path(dir_okay=False),
+        help="YAML file with settings.",
+    )(command)  # fmt: skip
+
+
+def load(config_file: str | None, flags: dict[str, Any], sets: tuple[str, ...]) -> Loaded:
+    """All layers of settings, or a CliError with every problem."""
+    try:
+        return load_settings_with_origins(config_file, os.environ, flags, sets)
+    except SettingsError as error:
+        lines = "\n  ".join(error.problems)
+        text = lines if len(error.problems) == 1 else f"the settings have {len(error.problems)} problems:\n  {lines}"
+        raise exits.CliError(text, exits.SETTINGS) from None

@@ -1,0 +1,173 @@
+"""Running a gateway from the command line: signals, the ready line, the ready file.
+
+Order: settings are checked, logging is set up, the gateway opens everything, and only when all is served the ready line
+and the ready file appear. The first SIGTERM or SIGINT drains; the second one stops at once. A signal that comes while
+the gateway is still opening stops it right away, because nothing has been promised yet.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Protocol
+
+import click
+import trio
+
+from aether_trio.cli import exits
+from aether_trio.config import Settings
+from aether_trio.telemetry.logging import configure_logging
+from aether_trio.version import __version__
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class RunningGateway(Protocol):
+    """What the command line needs of a gateway (gateway.py's Gateway)."""
+
+    @property
+    def address(self) -> str: ...
+    @property
+    def ops_address(self) -> str | None: ...
+    async def wait_closed(self) -> None: ...
+    async def drain(self) -> None: ...
+
+
+def refuse_open_gateway(settings: Settings) -> None:
+    """Raise when strangers could reach the gateway and nothing would ask who they are."""
+    if not settings.open_to_the_world:
+        return
+    host, port = settings.gateway.host, settings.gateway.port
+    raise exits.CliError(
+        f"refusing to listen on {host}:{port} without credentials: anyone who reaches it could be anyone. Choose one:\n"
+        "  keys         aether keys new, and put the record it prints into the file that you give with --config\n"
+        "  certificates --set tls.cert=… --set tls.key=… --set tls.client_ca=CA.pem --set tls.require_client_cert=true\n"
+        "  this machine --set gateway.host=127.0.0.1\n"
+        "  a network that keeps strangers out --set auth.trust_network=true --set auth.allow_anonymous=true",
+        exits.SETTINGS,
+    )
+
+
+def run_gateway(settings: Settings, *, ready_file: str | None) -> None:
+    """Run until drained or stopped. Exits by CliError or SystemExit; returns after a drain."""
+    refuse_open_gateway(settings)
+    configure_logging(settings.logging)
+    from aether_trio.gateway import open_gateway
+
+    try:
+        stopped_by = trio.run(_run, settings, ready_file, lambda: open_gateway(settings))
+    except* OSError as group:
+        raise _start_error(group, settings) from group
+    finally:
+        if ready_file:
+            Path(ready_file).unlink(missing_ok=True)
+    if stopped_by is not None:
+        raise SystemExit(128 + stopped_by)
+
+
+async def _run(settings: Settings, ready_file: str | None, opener: _Opener) -> int | None:
+    with trio.open_signal_receiver(*_SIGNALS) as signals:
+        async with trio.open_nursery() as nursery:
+            stop = _Stop(nursery.cancel_scope)
+            nursery.start_soon(stop.watch, signals)
+            async with opener() as gateway:
+                stop.gateway = gateway
+                click.echo(ready_text(settings, gateway))
+                if ready_file:
+                    write_ready_file(ready_file, gateway)
+                await gateway.wait_closed()
+            stop.done = True
+            nursery.cancel_scope.cancel()
+    return None if stop.done else stop.signal
+
+
+class _Opener(Protocol):
+    def __call__(self) -> AbstractAsyncContextManager[RunningGateway]: ...
+
+
+class _Stop:
+    """Turns signals into a drain, then into a stop."""
+
+    def __init__(self, scope: trio.CancelScope) -> None:
+        self._scope = scope
+        self.gateway: RunningGateway | None = None
+        self.signal: int | None = None
+        self.done = False
+
+    async def watch(self, signals: AsyncIterator[int]) -> None:
+        async with trio.open_nursery() as nursery:
+            async for number in signals:
+                name = signal.Signals(number).name
+                if self.gateway is None or self.signal is not None:
+                    click.echo(f"{name}: stopping at once", err=True)
+                    self.signal = number
+                    self._scope.cancel()
+                    return
+                self.signal = number
+                click.echo(
+                    f"{name}: draining; clients are asked to reconnect elsewhere. Again to stop at once.", err=True
+                )
+                nursery.start_soon(self.gateway.drain)
+
+
+def ready_text(settings: Settings, gateway: RunningGateway) -> str:
+    """What a person wants to know now: what runs, where, on which data, and what to type next."""
+    where = "" if gateway.address == "127.0.0.1:50051" else f" --gateway {gateway.address}"
+    if settings.gateway.dev:
+        manner = "development: this machine only, no credentials, no rates"
+    else:
+        manner = "credentials required" if not settings.auth.allow_anonymous else "no credentials asked"
+    tls = " with TLS" if settings.tls.cert else ""
+    data = "nowhere (ephemeral)" if settings.gateway.ephemeral else str(Path(settings.gateway.data_dir).absolute())
+    lines = [
+        f"aether {__version__} is serving on {gateway.address}{tls} ({manner})",
+        f"  data  {data}",
+    ]
+    if gateway.ops_address:
+        lines.append(f"  ops   http://{gateway.ops_address}  /healthz /readyz /metrics")
+    if settings.gateway.dev:
+        ops = "" if gateway.ops_address == "127.0.0.1:9090" else f" --ops {gateway.ops_address}"
+        if gateway.ops_address:
+            lines.append(f"  try   aether tail ag::default::echo::1{ops}")
+        lines += [
+            f'        aether send ag::default::echo::1 "hello"{where}',
+            f"        aether sessions{where}",
+            f'  SDK   AgentClient("{gateway.address}", "default", "echo", "1")',
+        ]
+    lines.append("  stop  Ctrl-C drains; a second one stops at once")
+    return "\n".join(lines)
+
+
+def write_ready_file(path: str, gateway: RunningGateway) -> None:
+    """Tell scripts where everything is. Whoever sees the file sees all of it: it is renamed into place."""
+    body = {"pid": os.getpid(), "gateway": gateway.address, "ops": gateway.ops_address or ""}
+    target = Path(path)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    scratch.write_text(json.dumps(body) + "\n")
+    scratch.replace(target)
+
+
+def _start_error(group: BaseExceptionGroup[OSError], settings: Settings) -> exits.CliError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, OSError)
+    gateway, ops = settings.gateway, settings.ops
+    if error.errno == errno.EADDRINUSE:
+        return exits.CliError(
+            f"a port is taken: the gateway wants {gateway.host}:{gateway.port} and the ops server {ops.host}:{ops.port}. "
+            "Stop the other program, or choose others with --port and --ops-port (0 picks a free one).",
+            exits.SETTINGS,
+        )
+    if error.errno == errno.EADDRNOTAVAIL:
+        return exits.CliError(
+            f"this machine has no address {gateway.host} (or {ops.host}); see gateway.host and ops.host", exits.SETTINGS
+        )
+    if error.filename:
+        return exits.CliError(f"{error.filename}: {error.strerror}", exits.SETTINGS)
+    return exits.CliError(f"cannot run: {error}", exits.FAILED)

@@ -1,0 +1,85 @@
+"""`aether send`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Final
+
+import click
+import trio
+
+from aether_trio.cli import exits
+from aether_trio.cli.identities import made_up, parse_identity
+from aether_trio.cli.options import Target, client_options
+from aether_trio.cli.session import open_session
+from aether_trio.model.errors import AetherError
+from aether_trio.model.identity import Identity, Kind
+from aether_trio.model.topics import TopicKind, parse_topic, rewrite_alias
+from aether_trio.wire.pb import aether_pb2 as pb
+
+TYPES: Final = ("chat", "control", "tool_call", "event", "metric", "opaque")
+
+
+@click.command(
+    name="send",
+    epilog="""
+\b
+Examples:
+  aether send ag::default::echo::1 "hello"
+  aether send ga::default "to every agent of the workspace"
+  aether send us::alice::w1 "hi" --as ag::default::helper::1
+  date | aether send ag::default::echo::1 -
+""",
+)
+@click.argument("topic")
+@click.argument("text", metavar="TEXT|-")
+@click.option(
+    "--as", "sender", metavar="IDENTITY", help="Who sends, such as ag::default::me::1.  [default: a made-up one]"
+)
+@click.option(
+    "--type", "message_type", type=click.Choice(TYPES), default="chat", show_default=True, help="The message type."
+)
+@click.option("--json", "as_json", is_flag=True, help="Report as one JSON object.")
+@client_options
+def command(target: Target, topic: str, text: str, sender: str | None, message_type: str, as_json: bool) -> None:
+    """Send one message to TOPIC. A TEXT of - reads standard input.
+
+    Done means durable: the command waits until the gateway has answered a request that it sent after the message, and
+    a gateway answers only when all that came before is committed. It does not mean that somebody has read it.
+    """
+    payload = sys.stdin.buffer.read() if text == "-" else text.encode()
+    identity = parse_identity(sender) if sender else _sender_for(topic)
+    trio.run(_send, target, identity, topic, payload, message_type)
+    if as_json:
+        click.echo(json.dumps({"topic": topic, "from": str(identity), "bytes": len(payload)}))
+    else:
+        click.echo(f"sent {len(payload)} bytes to {topic} as {identity}")
+
+
+def _sender_for(topic: str) -> Identity:
+    """An agent in the topic's workspace, where most rules allow it; a service for topics that agents may not send to."""
+    try:
+        kind, workspace = _look_at(topic)
+    except AetherError as error:
+        raise exits.CliError(f"{error.code}: {error.message}") from None
+    if kind is TopicKind.USER_EVERYWHERE:
+        return made_up(Kind.SERVICE)
+    return made_up(Kind.AGENT, workspace or "default")
+
+
+def _look_at(topic: str) -> tuple[TopicKind, str]:
+    parsed = parse_topic(rewrite_alias(topic, "default")[0].text)
+    return parsed.kind, parsed.workspace
+
+
+async def _send(target: Target, identity: Identity, topic: str, payload: bytes, message_type: str) -> None:
+    async with open_session(target, identity) as session:
+        number = pb.MessageType.Value(message_type.upper())
+        await session.tell(
+            pb.UpstreamMessage(send=pb.SendMessage(target_topic=topic, payload=payload, message_type=number))
+        )
+        await session.barrier()
+        for error in session.errors:
+            hint = " (it may work later)" if error.retryable else ""
+            raise exits.CliError(f"not sent: {error.code}: {error.message}{hint}")

@@ -1,0 +1,126 @@
+"""`aether sessions`."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import click
+import trio
+from rich.table import Table
+
+from aether_trio.cli import exits
+from aether_trio.cli.identities import made_up, parse_identity
+from aether_trio.cli.options import Target, client_options
+from aether_trio.cli.session import open_session
+from aether_trio.cli.show import print_table
+from aether_trio.model.identity import Identity, Kind, PrincipalType
+from aether_trio.wire.pb import aether_pb2 as pb
+
+_PAGE: Final = 500
+
+
+@click.command(
+    name="sessions",
+    epilog="""
+\b
+Examples:
+  aether sessions
+  aether sessions --type agent --workspace default
+  aether sessions --json | jq -r .[].identity
+  aether sessions --disconnect SESSION_ID
+""",
+)
+@click.option("--type", "kind", type=click.Choice([one.type_name for one in PrincipalType]), help="Only this kind.")
+@click.option("--workspace", default="", help="Only this workspace.")
+@click.option(
+    "--disconnect",
+    "session_id",
+    metavar="SESSION_ID",
+    help="End this session; its client does not come back by itself.",
+)
+@click.option(
+    "--reason", default="disconnected by an operator", show_default=True, help="What --disconnect tells the client."
+)
+@click.option(
+    "--as",
+    "viewer",
+    metavar="IDENTITY",
+    help="Who asks: an orchestrator or the workflow engine may.  [default: a made-up orchestrator]",
+)
+@click.option("--json", "as_json", is_flag=True, help="A JSON array.")
+@client_options
+def command(
+    target: Target,
+    kind: str | None,
+    workspace: str,
+    session_id: str | None,
+    reason: str,
+    viewer: str | None,
+    as_json: bool,
+) -> None:
+    """Show who is connected. The command's own connection is left out."""
+    identity = parse_identity(viewer) if viewer else made_up(Kind.ORCHESTRATOR)
+    if session_id:
+        trio.run(_disconnect, target, identity, session_id, reason)
+        click.echo(f"disconnected {session_id}")
+        return
+    wanted = pb.ConnectionFilter(workspace=workspace)
+    if kind:
+        wanted.type = PrincipalType[kind.upper()].value
+    rows = [row for row in trio.run(_list, target, identity, wanted) if row.identity != str(identity)]
+    if as_json:
+        click.echo(json.dumps([_as_json(row) for row in rows], indent=2))
+        return
+    table = Table("identity", "workspace", "type", "session", "since", "for", "address")
+    for row in rows:
+        since = datetime.fromtimestamp(_seconds(row.connected_at), UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        table.add_row(row.identity, row.workspace, _type(row), row.session_id, since, row.duration, row.remote_addr)
+    print_table(table, "nobody is connected")
+
+
+async def _list(target: Target, identity: Identity, wanted: pb.ConnectionFilter) -> list[pb.ConnectionInfo]:
+    rows: list[pb.ConnectionInfo] = []
+    async with open_session(target, identity) as session:
+        while True:
+            wanted.limit, wanted.offset = _PAGE, len(rows)
+            operation = pb.SessionOperation(op=pb.SessionOperation.LIST, filter=wanted)
+            page = (await session.request(pb.UpstreamMessage(session_op=operation))).session_response
+            if not page.success:
+                raise exits.CliError(page.error or page.message)
+            rows += page.connections
+            if len(page.connections) < _PAGE:
+                return rows
+
+
+async def _disconnect(target: Target, identity: Identity, session_id: str, reason: str) -> None:
+    async with open_session(target, identity) as session:
+        operation = pb.SessionOperation(op=pb.SessionOperation.DISCONNECT, session_id=session_id, reason=reason)
+        answer = (await session.request(pb.UpstreamMessage(session_op=operation))).session_response
+        if not answer.success:
+            raise exits.CliError(answer.error or answer.message)
+
+
+def _seconds(unix: int) -> float:
+    """ConnectionInfo.connected_at is Unix milliseconds here and seconds in older gateways."""
+    return unix / 1000 if unix > 10**11 else float(unix)
+
+
+def _type(row: pb.ConnectionInfo) -> str:
+    try:
+        return PrincipalType(row.type).type_name
+    except ValueError:
+        return str(row.type)
+
+
+def _as_json(row: pb.ConnectionInfo) -> dict[str, Any]:
+    return {
+        "session_id": row.session_id,
+        "identity": row.identity,
+        "type": _type(row),
+        "workspace": row.workspace,
+        "connected_at": row.connected_at,
+        "last_activity": row.last_activity,
+        "remote_addr": row.remote_addr,
+    }

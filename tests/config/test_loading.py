@@ -1,0 +1,363 @@
+"""Every setting can be said in every layer, later layers win, and no mistake is silent."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aether_trio.config import (
+    ApiKey,
+    Key,
+    Settings,
+    SettingsError,
+    all_keys,
+    describe,
+    load_settings,
+    load_settings_with_origins,
+)
+from aether_trio.config.keys import LIMIT_TEXTS
+from aether_trio.config.loading import ALIASES, CLIENT_PREFIXES, CLIENT_VARIABLES, environment_names
+from aether_trio.model.limits import Limits
+
+TLS = {"tls.cert": "c.pem", "tls.key": "k.pem", "tls.client_ca": "ca.pem"}
+
+
+def read(settings: Settings, name: str) -> Any:
+    section, leaf = name.split(".")
+    return getattr(getattr(settings, section), leaf)
+
+
+def another_value(key: Key) -> Any:
+    """A legal value that is not the default."""
+    default = key.default
+    if key.name == "auth.api_keys":
+        return [{"id": "k", "sha256": "ab" * 32}]
+    if key.is_switch:
+        return not default
+    alternatives = [one for one in get_args(getattr(key.type, "__origin__", key.type)) if isinstance(one, str)]
+    if alternatives:
+        return next(one for one in alternatives if one != default)
+    if isinstance(default, int):
+        return default - 1 if key.name == "grpc.stream_window_bytes" else default + 1
+    if isinstance(default, float):
+        return default + 1.5
+    return "another-value-of-some-length"
+
+
+def expected_value(key: Key) -> Any:
+    value = another_value(key)
+    return (ApiKey(id="k", sha256="ab" * 32),) if key.name == "auth.api_keys" else value
+
+
+def nested(name: str, value: Any) -> dict[str, Any]:
+    section, leaf = name.split(".")
+    return {section: {leaf: value}}
+
+
+def companions(name: str) -> dict[str, Any]:
+    """What must be said too, for the whole to make sense."""
+    return {other: value for other, value in TLS.items() if name.startswith("tls.") and other != name}
+
+
+@pytest.fixture(params=list(all_keys().values()), ids=lambda key: key.name)
+def key(request: pytest.FixtureRequest) -> Key:
+    one: Key = request.param
+    return one
+
+
+def test_a_file_sets_it(key: Key, tmp_path: Path) -> None:
+    path = tmp_path / "aether.yaml"
+    path.write_text(yaml.safe_dump(nested(key.name, another_value(key))))
+    assert read(load_settings(path, flags=companions(key.name)), key.name) == expected_value(key)
+
+
+def test_the_environment_sets_it(key: Key) -> None:
+    text = yaml.safe_dump(another_value(key), default_flow_style=True).removesuffix("\n...\n").strip()
+    settings = load_settings(environ={key.environment: text}, flags=companions(key.name))
+    assert read(settings, key.name) == expected_value(key)
+
+
+def test_a_flag_sets_it(key: Key) -> None:
+    settings = load_settings(flags={**companions(key.name), key.name: another_value(key)})
+    assert read(settings, key.name) == expected_value(key)
+
+
+def test_set_sets_it(key: Key) -> None:
+    text = yaml.safe_dump(another_value(key), default_flow_style=True).removesuffix("\n...\n").strip()
+    settings = load_settings(flags=companions(key.name), sets=[f"{key.name}={text}"])
+    assert read(settings, key.name) == expected_value(key)
+
+
+def test_a_misspelt_name_is_an_error_that_names_it(key: Key, tmp_path: Path) -> None:
+    wrong = key.name + "x"
+    path = tmp_path / "aether.yaml"
+    path.write_text(yaml.safe_dump(nested(wrong, 1)))
+    for arguments, source in (
+        ({"path": path}, f"file {path}"),
+        ({"environ": {"AETHER_" + wrong.upper().replace(".", "__"): "1"}}, "environment"),
+        ({"flags": {wrong: 1}}, "flag"),
+        ({"sets": [f"{wrong}=1"]}, "--set"),
+    ):
+        with pytest.raises(SettingsError) as caught:
+            load_settings(**arguments)  # type: ignore[arg-type]
+        (problem,) = caught.value.problems
+        assert problem.startswith(source)
+        suggestion = key.environment if source == "environment" else key.name
+        assert f"did you mean {suggestion}?" in problem
+
+
+def test_every_key_is_explained(key: Key) -> None:
+    assert key.description.endswith(".")
+    assert key.expected
+
+
+# A key for text takes any text, so it has no wrong type.
+@pytest.mark.parametrize("key", [key for key in all_keys().values() if not key.takes_text], ids=lambda key: key.name)
+def test_a_wrong_type_names_the_key_the_value_and_what_was_expected(key: Key) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(sets=[f"{key.name}={{a: mapping}}"])
+    (problem,) = caught.value.problems
+    assert key.name in problem
+    assert "{'a': 'mapping'}" in problem
+    assert key.expected in problem
+
+
+def test_later_layers_win(tmp_path: Path) -> None:
+    path = tmp_path / "aether.yaml"
+    path.write_text("gateway: {port: 1}\nops: {port: 1}\ngrpc: {idle_timeout_s: 1}\nkv: {sweep_interval_s: 1}\n")
+    loaded = load_settings_with_origins(
+        path,
+        {"AETHER_OPS__PORT": "2", "AETHER_GRPC__IDLE_TIMEOUT_S": "2", "AETHER_KV__SWEEP_INTERVAL_S": "2"},
+        {"grpc.idle_timeout_s": 3, "kv.sweep_interval_s": 3, "gateway.data_dir": None},
+        ["kv.sweep_interval_s=4"],
+    )
+    settings = loaded.settings
+    assert (settings.gateway.port, settings.ops.port) == (1, 2)
+    assert (settings.grpc.idle_timeout_s, settings.kv.sweep_interval_s) == (3, 4)
+    assert loaded.origins == {
+        "gateway.port": f"file {path}",
+        "ops.port": "environment AETHER_OPS__PORT",
+        "grpc.idle_timeout_s": "flag",
+        "kv.sweep_interval_s": "--set kv.sweep_interval_s",
+    }
+
+
+def test_the_short_spelling_of_a_variable_is_accepted_where_it_has_one_meaning() -> None:
+    settings = load_settings(
+        environ={"AETHER_GRPC_DRAIN_DEADLINE_S": "3", "AETHER_TLS_CERT": "c", "AETHER_TLS_KEY": "k"}
+    )
+    assert settings.grpc.drain_deadline_s == 3
+    assert settings.tls.cert == "c"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("true", True), ("1", True), ("yes", True), ("0", False), ("no", False), ("false", False)]
+)
+def test_the_aliases_of_the_reference_are_read(text: str, value: bool) -> None:
+    settings = load_settings(environ={"AETHER_DEV_MODE": text, "AETHER_STRICT_IDENTIFIER_CHARSET": text})
+    assert settings.gateway.dev is value
+    assert settings.gateway.strict_identifier_charset is value
+
+
+def test_every_alias_names_a_key() -> None:
+    assert set(ALIASES.values()) <= set(all_keys())
+    assert not any(name in CLIENT_VARIABLES or name.startswith(CLIENT_PREFIXES) for name in environment_names())
+
+
+def test_two_spellings_of_one_key_must_agree() -> None:
+    assert load_settings(environ={"AETHER_PORT": "1", "AETHER_GATEWAY__PORT": "1"}).gateway.port == 1
+    with pytest.raises(SettingsError, match="AETHER_PORT and AETHER_GATEWAY__PORT both set"):
+        load_settings(environ={"AETHER_PORT": "1", "AETHER_GATEWAY__PORT": "2"})
+
+
+def test_variables_of_clients_are_left_alone() -> None:
+    environ = dict.fromkeys(CLIENT_VARIABLES, "x") | {
+        "AETHER_GRPC_KEEPALIVE_TIME_MS": "10000",
+        "AETHER_GRPC_HTTP2_MAX_PINGS_WITHOUT_DATA": "0",
+        "PATH": "/bin",
+    }
+    assert load_settings(environ=environ) == Settings()
+
+
+def test_the_variables_of_the_published_sdk_are_all_known_to_us() -> None:
+    # Searched in the SDK's own source, so that a new release that reads a new variable is noticed here.
+    code = (
+        "import pathlib, re, scitrera_aether_client as sdk\n"
+        "root = pathlib.Path(sdk.__file__).parent\n"
+        "text = ''.join(p.read_text() for p in root.rglob('*.py'))\n"
+        "print(*sorted(set(re.findall(r'AETHER_[A-Z0-9_]+[A-Z0-9]', text))))\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    names = [name for name in out.stdout.split() if name not in {"AETHER_TLS", "AETHER_GRPC_KEEPALIVE"}]
+    assert names
+    assert load_settings(environ=dict.fromkeys(names, "x")) == Settings()
+
+
+def test_development_mode_changes_defaults_and_nothing_that_was_said() -> None:
+    dev = Settings.for_dev()
+    assert (dev.gateway.host, dev.auth.allow_anonymous) == ("127.0.0.1", True)
+    assert dev.limits == Limits().without_rates()
+    said = load_settings(flags={"gateway.dev": True}, sets=["limits.send_rate_per_s=5", "auth.allow_anonymous=false"])
+    assert (said.limits.send_rate_per_s, said.auth.allow_anonymous) == (5, False)
+
+
+@pytest.mark.parametrize(
+    ("sets", "open_"),
+    [
+        ([], True),
+        (["gateway.host=127.0.0.1"], False),
+        (["gateway.host=::1"], False),
+        (["gateway.host=localhost"], False),
+        (["gateway.host=192.0.2.1"], True),
+        (["gateway.host=gateway.example"], True),
+        (["auth.api_keys=[{id: k, sha256: " + "ab" * 32 + "}]"], False),
+        (["auth.api_keys=[{id: k, sha256: " + "ab" * 32 + "}]", "auth.allow_anonymous=true"], True),
+        (["tls.cert=c", "tls.key=k"], True),
+        (["tls.cert=c", "tls.key=k", "tls.client_ca=a"], False),
+        (["tls.cert=c", "tls.key=k", "tls.client_ca=a", "auth.allow_anonymous=true"], True),
+        (["auth.trust_network=true"], False),
+        (["gateway.dev=true"], False),
+        (["gateway.dev=true", "gateway.host=0.0.0.0"], True),
+    ],
+)
+def test_open_to_the_world(sets: list[str], open_: bool) -> None:
+    assert load_settings(sets=sets).open_to_the_world is open_
+
+
+@pytest.mark.parametrize(
+    ("sets", "text"),
+    [
+        (["tls.cert=c"], "tls.cert and tls.key belong together"),
+        (["tls.client_ca=c"], "tls.client_ca needs TLS"),
+        (["tls.cert=c", "tls.key=k", "tls.require_client_cert=true"], "needs tls.client_ca"),
+        (
+            ["auth.api_keys=[{id: k, sha256: " + "ab" * 32 + "}, {id: k, sha256: " + "cd" * 32 + "}]"],
+            "'k' is used twice",
+        ),
+        (["auth.api_keys=[{id: k, sha256: short}]"], r"auth.api_keys\[0\].sha256"),
+        (["auth.api_keys=[{id: k, sha256: " + "ab" * 32 + ", wrokspaces: [a]}]"], "wrokspaces"),
+        (["limits.payload_bytes=0"], "payload_bytes is 0"),
+        (["grpc"], "must look like KEY.PATH=VALUE"),
+        (["grpc=3"], "grpc is a section; set one of its keys, such as grpc.max_receive_bytes"),
+        (["ops.tail_token=short"], "(hidden)"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(sets: list[str], text: str) -> None:
+    with pytest.raises(SettingsError, match=text.replace("(hidden)", r"\(hidden\)")):
+        load_settings(sets=sets)
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ("- a\n", "must be a mapping"),
+        ("gateway: [\n", "is not YAML"),
+        ("gateway: {port: 1, port: 2}\n", "'port' is given twice"),
+        ("gateway: 3\n", "gateway is a section"),
+        ("gatewya: {port: 3}\n", r"unknown key gatewya.port; did you mean gateway.port\?"),
+        ("nonsense: {}\n", "unknown key nonsense"),
+        ("gateway: {port: '3'}\n", "gateway.port = '3' is not a whole number"),
+        ("gateway: {port: {deep: 1}}\n", "is not a whole number"),
+        ("gateway: {a: {b: {c: 1}}}\n", r"unknown key gateway\.a\.b\.c"),
+    ],
+)
+def test_what_a_file_can_get_wrong(body: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "aether.yaml"
+    path.write_text(body)
+    with pytest.raises(SettingsError, match=text):
+        load_settings(path)
+
+
+@pytest.mark.parametrize("body", ["", "gateway:\n", "# only a comment\n", "gateway: {}\n"])
+def test_an_empty_file_says_nothing(body: str, tmp_path: Path) -> None:
+    path = tmp_path / "aether.yaml"
+    path.write_text(body)
+    assert load_settings(path) == Settings()
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="No such file"):
+        load_settings(tmp_path / "none.yaml")
+
+
+def test_all_problems_come_at_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(environ={"AETHER_GRCP_X": "1", "AETHER_PORT": "many"}, sets=["kv.x=1", "ops.port=-1"])
+    assert len(caught.value.problems) == 4
+
+
+def test_the_description_reads_back_as_the_same_settings(tmp_path: Path) -> None:
+    for settings in (
+        Settings(),
+        Settings.for_dev(),
+        load_settings(sets=["auth.api_keys=[{id: k, sha256: " + "ab" * 32 + "}]"]),
+    ):
+        path = tmp_path / "aether.yaml"
+        path.write_text(describe(settings))
+        assert load_settings(path) == settings
+
+
+def test_the_description_says_who_set_what_and_hides_tokens() -> None:
+    loaded = load_settings_with_origins(flags={"gateway.port": 5}, sets=["ops.tail_token=0123456789abcdef"])
+    text = describe(loaded.settings, origins=loaded.origins, only_origins=True)
+    assert "port: 5  # set by flag" in text
+    assert "0123456789abcdef" not in text
+    assert "grpc:" not in text
+    assert "0123456789abcdef" in describe(loaded.settings, hide_secrets=False)
+
+
+def test_every_limit_of_the_model_is_explained_and_nothing_else() -> None:
+    assert set(LIMIT_TEXTS) == {field.name for field in dataclasses.fields(Limits)}
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        Settings().gateway.port = 1  # type: ignore[misc]
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"nonsense": 1}, Settings)
+
+
+names = st.sampled_from(sorted(all_keys()))
+
+
+@given(name=names, letter=st.sampled_from("abcdefghijklmnopqrstuvwxyz_"), data=st.data())
+def test_one_slip_of_the_finger_is_always_put_right(name: str, letter: str, data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(name) - 1))
+    if name[at] == ".":
+        return
+    slipped = name[:at] + letter + name[at + 1 :]
+    if slipped in all_keys():
+        return
+    with pytest.raises(SettingsError) as caught:
+        load_settings(sets=[f"{slipped}=1"])
+    suggestion = caught.value.problems[0].rpartition("did you mean ")[2].rstrip("?")
+    # Some names differ from each other by little; the suggestion must then be at least as close as the true one.
+    assert suggestion in all_keys()
+    assert sum(a != b for a, b in zip(suggestion, slipped, strict=False)) + abs(
+        len(suggestion) - len(slipped)
+    ) <= 1 or (suggestion == name)
+
+
+@given(text=st.text(max_size=40))
+def test_no_text_in_the_environment_raises_anything_but_a_settings_error(text: str) -> None:
+    if "\x00" in text:
+        return
+    for variable in ("AETHER_GATEWAY__PORT", "AETHER_AUTH__API_KEYS", "AETHER_GRPC__IDLE_TIMEOUT_S", "AETHER_DEV_MODE"):
+        with contextlib.suppress(SettingsError):
+            load_settings(environ={variable: text})
+
+
+def test_this_test_reads_no_environment_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "AETHER_NONSENSE", "1")
+    assert load_settings() == Settings()

@@ -1,0 +1,281 @@
+"""Who gets in: API keys, certificates, development mode, and what happens to those who keep guessing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aether_trio.config import ApiKey, AuthSettings
+from aether_trio.model.clock import ManualClock
+from aether_trio.model.errors import Status, StatusError
+from aether_trio.model.identity import Identity
+from aether_trio.services.credentials import (
+    KEY_PREFIX,
+    Accepted,
+    CredentialChecker,
+    find_key,
+    hash_api_key,
+    matches,
+    new_api_key,
+)
+from aether_trio.transport.link import PeerCertificate
+
+AGENT = Identity.agent("prod", "echo", "1")
+EVERY_KIND = [
+    AGENT,
+    Identity.unique_task("prod", "echo", "1"),
+    Identity.task("prod", "echo", "7c7f"),
+    Identity.user("alice", "w1"),
+    Identity.service("billing", "1"),
+    Identity.bridge("billing", "1"),
+    Identity.orchestrator("local", "1"),
+    Identity.workflow_engine(),
+    Identity.metrics_bridge(),
+]
+KEY = "aek_correct"
+
+
+def record(**fields: Any) -> ApiKey:
+    return ApiKey(**{"id": "k", "sha256": hash_api_key(KEY), **fields})
+
+
+def checker(*keys: ApiKey, clock: ManualClock | None = None, **auth: Any) -> CredentialChecker:
+    return CredentialChecker(AuthSettings(api_keys=keys, **auth), clock or ManualClock())
+
+
+def refusal(check: CredentialChecker, identity: Identity, credentials: dict[str, str], name: str = "") -> StatusError:
+    with pytest.raises(StatusError) as caught:
+        check.check(identity, credentials, PeerCertificate(name) if name else None)
+    return caught.value
+
+
+@pytest.mark.parametrize("identity", EVERY_KIND, ids=str)
+def test_outside_development_every_kind_needs_a_credential(identity: Identity) -> None:
+    error = refusal(checker(record()), identity, {})
+    assert error.status is Status.UNAUTHENTICATED
+    assert "aether keys new" in error.message
+
+
+@pytest.mark.parametrize("identity", EVERY_KIND, ids=str)
+def test_in_development_everyone_gets_in(identity: Identity) -> None:
+    check = checker(allow_anonymous=True)
+    for credentials in ({}, {"token": "made-up"}, {"api_key": "whatever"}, {"authorization": "Bearer x"}):
+        assert check.check(identity, credentials) == Accepted("anonymous")
+
+
+@pytest.mark.parametrize("name", ["api_key", "x-api-key"])
+@pytest.mark.parametrize("identity", EVERY_KIND, ids=str)
+def test_the_right_key_gets_in(identity: Identity, name: str) -> None:
+    assert checker(record()).check(identity, {name: KEY}) == Accepted("api_key", "k", ("*",))
+
+
+def test_api_key_is_looked_at_before_x_api_key() -> None:
+    check = checker(record())
+    assert check.check(AGENT, {"api_key": KEY, "x-api-key": "wrong"}).key_id == "k"
+    assert refusal(check, AGENT, {"api_key": "wrong", "x-api-key": KEY}).status is Status.UNAUTHENTICATED
+    assert check.check(AGENT, {"api_key": "", "x-api-key": KEY}).key_id == "k"
+
+
+def test_a_wrong_key_is_refused_even_where_none_is_needed() -> None:
+    check = checker(record(), allow_anonymous=True)
+    assert refusal(check, AGENT, {"api_key": "wrong"}).status is Status.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("token", "task tokens"),
+        ("task_token", "task tokens"),
+        ("bearer_token", "bearer tokens"),
+        ("authorization", "bearer tokens"),
+        ("session_token", "web session tokens"),
+    ],
+)
+def test_tokens_that_are_not_built_yet_are_refused_by_name(name: str, text: str) -> None:
+    error = refusal(checker(record()), AGENT, {name: "x"})
+    assert error.status is Status.UNAUTHENTICATED
+    assert f"{text}" in error.message
+    assert "not accepted by this gateway yet" in error.message
+
+
+def test_a_token_beside_a_right_key_does_no_harm() -> None:
+    assert checker(record()).check(AGENT, {"token": "x", "api_key": KEY}).method == "api_key"
+
+
+@pytest.mark.parametrize(
+    ("fields", "identity", "text"),
+    [
+        ({"principal": "user"}, AGENT, "is for principals of type user, not agent"),
+        ({"principal": "agent"}, Identity.task("prod", "echo", "1"), "is for principals of type agent, not task"),
+        ({"identity": "ag::prod::other::*"}, AGENT, "is for ag::prod::other::*, not for ag::prod::echo::1"),
+        ({"identity": "bob"}, Identity.user("alice", "w"), "is for bob"),
+        ({"workspaces": ("dev*", "test")}, AGENT, "does not reach workspace 'prod' (it reaches dev*, test)"),
+        ({"workspaces": ("prod",)}, Identity.service("s", "1"), "a service works in all of them"),
+        ({"workspaces": ("prod",)}, Identity.workflow_engine(), "a workflow_engine works in all of them"),
+    ],
+)
+def test_a_key_for_somebody_else_is_refused(fields: dict[str, Any], identity: Identity, text: str) -> None:
+    error = refusal(checker(record(**fields)), identity, {"api_key": KEY})
+    assert error.status is Status.PERMISSION_DENIED
+    assert text in error.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "identity"),
+    [
+        ({"principal": "agent"}, AGENT),
+        ({"principal": "task"}, Identity.unique_task("prod", "echo", "1")),
+        ({"principal": "task"}, Identity.task("prod", "echo", "1")),
+        ({"identity": "ag::*::echo::*"}, AGENT),
+        ({"identity": "alice"}, Identity.user("alice", "w9")),
+        ({"workspaces": ("dev", "pro?")}, AGENT),
+        ({"workspaces": ("dev",)}, Identity.user("alice", "w")),
+    ],
+)
+def test_a_key_that_fits_gets_in(fields: dict[str, Any], identity: Identity) -> None:
+    assert checker(record(**fields)).check(identity, {"api_key": KEY}).method == "api_key"
+
+
+def test_what_was_accepted_knows_its_workspaces_for_a_later_switch() -> None:
+    accepted = checker(record(workspaces=("dev*",))).check(Identity.user("alice", "w"), {"api_key": KEY})
+    assert accepted.allows_workspace("dev-1")
+    assert not accepted.allows_workspace("prod")
+
+
+@pytest.mark.parametrize("name", ["_anonymous"])
+def test_an_anonymous_certificate_is_no_credential(name: str) -> None:
+    assert refusal(checker(record()), AGENT, {}, name).status is Status.UNAUTHENTICATED
+    assert checker(record()).check(AGENT, {"api_key": KEY}, PeerCertificate(name)).method == "api_key"
+
+
+OK, DENIED, UNNAMED = None, Status.PERMISSION_DENIED, Status.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize(
+    ("name", "relaxed", "semi_strict", "strict"),
+    [
+        ("ag::prod::echo::1", OK, OK, OK),
+        ("ag::prod::echo::2", OK, OK, DENIED),
+        ("ag::prod::other::1", OK, DENIED, DENIED),
+        ("ag::dev::echo::1", OK, DENIED, DENIED),
+        ("ga::prod", OK, OK, UNNAMED),
+        ("ga::dev", OK, DENIED, UNNAMED),
+        ("tu::prod::echo::1", DENIED, DENIED, DENIED),
+        ("tb::prod::echo", DENIED, DENIED, UNNAMED),
+        ("us::alice::w1", DENIED, DENIED, DENIED),
+        ("sv::echo::1", DENIED, DENIED, DENIED),
+        ("wfe::shard0", DENIED, DENIED, DENIED),
+        ("laptop.example", OK, UNNAMED, UNNAMED),
+        ("ag::prod::::1", OK, UNNAMED, UNNAMED),
+    ],
+)
+def test_a_certificate_against_an_agent(
+    name: str, relaxed: Status | None, semi_strict: Status | None, strict: Status | None
+) -> None:
+    for mode, expected in (("relaxed", relaxed), ("semi-strict", semi_strict), ("strict", strict)):
+        check = checker(client_cert_mode=mode)
+        if expected is None:
+            assert check.check(AGENT, {}, PeerCertificate(name)) == Accepted("certificate")
+        else:
+            assert refusal(check, AGENT, {}, name).status is expected, mode
+
+
+def test_partial_certificates_of_tasks_and_users() -> None:
+    task = Identity.task("prod", "echo", "uuid")
+    for name in ("tb::prod::echo", "ta::prod::echo", "ta::prod::echo::uuid"):
+        checker(client_cert_mode="semi-strict").check(task, {}, PeerCertificate(name))
+    checker(client_cert_mode="semi-strict").check(Identity.user("alice", "w"), {}, PeerCertificate("gu::any"))
+
+
+def test_a_wrong_key_is_refused_beside_a_good_certificate() -> None:
+    assert refusal(checker(record()), AGENT, {"api_key": "wrong"}, str(AGENT)).status is Status.UNAUTHENTICATED
+
+
+class TestThrottle:
+    """Five failures in 30 s close the door to an identity for 30 s."""
+
+    def fail(self, check: CredentialChecker, times: int, identity: Identity = AGENT) -> StatusError:
+        for _ in range(times):
+            error = refusal(check, identity, {"api_key": "wrong"})
+        return error
+
+    def test_the_sixth_try_is_refused_unheard_even_with_the_right_key(self) -> None:
+        clock = ManualClock()
+        check = checker(record(), clock=clock)
+        assert "throttled" not in self.fail(check, 5).message
+        error = refusal(check, AGENT, {"api_key": KEY})
+        assert error.status is Status.UNAUTHENTICATED
+        assert "temporarily throttled after 5 failures; try again in 30 s" in error.message
+        clock.advance(29_999)
+        refusal(check, AGENT, {"api_key": KEY})
+        clock.advance(2)
+        assert check.check(AGENT, {"api_key": KEY}).method == "api_key"
+
+    def test_old_failures_do_not_count(self) -> None:
+        clock = ManualClock()
+        check = checker(record(), clock=clock)
+        for _ in range(20):
+            self.fail(check, 1)
+            clock.advance(7_600)  # four of them fall into any 30 s
+        assert check.check(AGENT, {"api_key": KEY}).method == "api_key"
+
+    def test_a_success_wipes_the_slate(self) -> None:
+        check = checker(record())
+        for _ in range(3):
+            self.fail(check, 4)
+            check.check(AGENT, {"api_key": KEY})
+
+    def test_others_are_not_affected(self) -> None:
+        check = checker(record())
+        self.fail(check, 5)
+        assert check.check(Identity.agent("prod", "echo", "2"), {"api_key": KEY}).method == "api_key"
+
+    def test_the_refusals_of_the_cool_down_do_not_prolong_it(self) -> None:
+        clock = ManualClock()
+        check = checker(record(), clock=clock)
+        self.fail(check, 5)
+        clock.advance(20_000)
+        self.fail(check, 50)
+        clock.advance(10_001)
+        assert check.check(AGENT, {"api_key": KEY}).method == "api_key"
+
+    def test_a_flood_of_made_up_identities_costs_bounded_memory(self) -> None:
+        check = checker(record(), max_tracked_identities=10, max_failures=2)
+        for n in range(100):
+            self.fail(check, 1 + n % 2, Identity.agent("prod", "echo", str(n)))
+        throttle = check._throttle
+        assert len(throttle._failures) <= 10
+        assert len(throttle._until) <= 10
+
+
+def test_a_new_key_has_the_prefix_and_256_bits() -> None:
+    keys = {new_api_key() for _ in range(50)}
+    assert len(keys) == 50
+    assert all(key.startswith(KEY_PREFIX) and len(key) == len(KEY_PREFIX) + 43 for key in keys)
+    assert new_api_key(lambda n: b"\xff" * n) == "aek_" + "_" * 42 + "8"
+
+
+def test_the_record_of_a_key_is_found_among_others() -> None:
+    records = [record(id=str(n), sha256=hash_api_key(str(n))) for n in range(5)]
+    assert [found.id for n in range(5) if (found := find_key(records, str(n)))] == ["0", "1", "2", "3", "4"]
+    assert find_key(records, "5") is None
+
+
+@given(st.text())
+def test_a_lone_star_matches_everything(text: str) -> None:
+    assert matches("*", text)
+
+
+@given(st.text(alphabet="ab/*?[.", max_size=6), st.text(alphabet="ab/[.", max_size=6))
+def test_patterns_are_globs_that_do_not_cross_a_slash(pattern: str, text: str) -> None:
+    def reference(p: str, t: str) -> bool:
+        if not p:
+            return not t
+        if p[0] == "*":
+            return reference(p[1:], t) or (bool(t) and t[0] != "/" and reference(p, t[1:]))
+        return bool(t) and (p[0] == t[0] or (p[0] == "?" and t[0] != "/")) and reference(p[1:], t[1:])
+
+    assert matches(pattern, text) is (pattern == "*" or reference(pattern, text))
