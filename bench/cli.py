@@ -18,6 +18,8 @@ from bench.world import Options
 
 PAGE = Path("docs/performance.md")
 DEFAULT_JSON = Path("bench-results/latest.json")
+DATA_ROOT = Path("/var/tmp")
+"""Unlike /tmp this is on a disk everywhere, so that a commit costs what a commit costs."""
 QUICK = {"windows": 3, "connections": 400, "pairs": 20, "fanout": (20, 100)}
 
 EPILOG = """\
@@ -69,10 +71,14 @@ def parser() -> argparse.ArgumentParser:
     server.add_argument("--credential", action="append", default=[], metavar="KEY=VALUE", help="credential for Init")
     server.add_argument("--lane", choices=sorted(LANES), default="grpc", help="how to speak to it (grpc)")
     server.add_argument(
-        "--server-arg", action="append", default=[], metavar="ARG", help="one more argument for the started gateway"
+        "--server-arg",
+        action="append",
+        default=[],
+        metavar="ARG",
+        help="one more argument for the started gateway, e.g. --server-arg=--ephemeral",
     )
     server.add_argument(
-        "--data-root", type=Path, metavar="DIR", help="where its data goes (the system's temporary directory)"
+        "--data-root", type=Path, default=DATA_ROOT, metavar="DIR", help=f"where its data goes ({DATA_ROOT})"
     )
     server.add_argument(
         "--profile", type=Path, metavar="OUT", help="profile it: OUT.prof by cProfile, OUT.svg or OUT.json by py-spy"
@@ -98,7 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, results.UnreadableResults) as wrong:
         made.error(str(wrong))
     server = ServerOptions(given.target, given.pid, given.server_arg, given.profile, given.data_root)
-    found = measure(chosen, options, server)
+    try:
+        found = measure(chosen, options, server)
+    except KeyboardInterrupt:
+        print("\nbench: interrupted", file=sys.stderr)
+        return 130
     results.write(given.json, found)
     print(f"\n{table.text(found)}\n\nwritten to {given.json}")
     ill = any(result.get("failed") for result in found["scenarios"].values())
