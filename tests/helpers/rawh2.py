@@ -97,10 +97,24 @@ class RawH2:
         self._half_close_wanted = True
         self._pump()
 
+    def reset_stream(self) -> None:
+        """RST_STREAM with CANCEL."""
+        self._out += frame(RST_STREAM, 0, STREAM, struct.pack(">I", 8))
+
     def grant(self, amount: int) -> None:
         """Open the window by so many bytes, of the stream and of the connection."""
         for stream in (0, STREAM):
             self._out += frame(WINDOW_UPDATE, 0, stream, struct.pack(">I", amount))
+
+    def shut(self) -> None:
+        """Grant nothing more."""
+        self._keep_open = False
+
+    def reopen(self) -> None:
+        """Keep the window open from now on, and give back what was taken while it was not."""
+        self._keep_open = True
+        self.grant(max(1, self._ungranted))
+        self._ungranted = 0
 
     def outgoing(self) -> bytes:
         """Take what must be written now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +11,14 @@ from pathlib import Path
 SERVE = (sys.executable, "-m", "aether_trio", "serve")
 
 
-def new_key(directory: Path, *arguments: str) -> tuple[str, dict[str, object]]:
+def new_key(*arguments: str) -> tuple[str, dict[str, object]]:
     """The plaintext of a new key, and the record of it for the settings."""
-    raise NotImplementedError
+    made = subprocess.run(
+        [sys.executable, "-m", "aether_trio", "keys", "new", "--json", *arguments],
+        check=True, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    answer = json.loads(made.stdout)
+    return answer["key"], answer["record"]
 
 
 def serve_arguments(directory: Path, records: Sequence[dict[str, object]]) -> list[str]:

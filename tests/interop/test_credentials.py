@@ -90,7 +90,7 @@ def test_26_a_mutual_tls(own_gateway: Callable[..., GatewayProcess], certificate
 
 
 def test_28_a_bad_api_key_is_refused_once(own_gateway: Callable[..., GatewayProcess], tmp_path: Path) -> None:
-    key, record = new_key(tmp_path)
+    key, record = new_key()
     gateway = own_gateway(command=SERVE, extra_args=serve_arguments(tmp_path, [record]))
 
     async def scenario() -> None:

@@ -1,0 +1,11 @@
+"""Fault tests kill, starve and disconnect real gateway processes; all of them are marked `crash`."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tests/faults/" in item.nodeid:
+            item.add_marker(pytest.mark.crash)

@@ -1,0 +1,177 @@
+"""A full disk and a locked database, seen by clients: senders are told, nobody is thrown off, and it passes by itself.
+
+What is due: ERR_PUBLISH_FAILED (retryable) for the messages that could not be written, the stream stays up, the process stays
+up, and once the cause is gone the same gateway accepts again without help. What had been accepted before is still there,
+and what was refused is not delivered later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import sqlite3
+import subprocess
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.gateway import GatewayProcess, start_gateway
+from tests.helpers.sdk import LIMIT_S, Peer, World, answered, run_async
+
+KIB = 1024
+QUICK_TO_GIVE_UP = ("--set", "storage.busy_timeout_s=0.5")
+
+
+async def publish_until(sender: Peer, world: World, name: str, *, refused: bool) -> tuple[list[bytes], list[bytes]]:
+    """Send numbered messages to the offline agent `late` until one is refused (or accepted): (accepted, refused).
+
+    One message at a time, each followed by a barrier, so that an error belongs to exactly one message. The barrier is an
+    KV GET, which writes nothing and must be answered whatever the disk does.
+    """
+    accepted: list[bytes] = []
+    rejected: list[bytes] = []
+    async with asyncio.timeout(120):
+        for n in range(100_000):
+            payload = f"{name} {n} ".encode() + b"." * 4 * KIB
+            await sender.client.send_message_to_agent(world.ws, world.impl, "late", payload)
+            answer = await sender.client.kv_get("barrier", timeout=60)
+            assert answer is not None, "a request that only reads was not answered"
+            if sender.errors.empty():
+                accepted.append(payload)
+                if not refused:
+                    break
+            else:
+                error = sender.errors.get_nowait()
+                assert (error.code, error.retryable) == ("ERR_PUBLISH_FAILED", True), error
+                rejected.append(payload)
+                if refused:
+                    break
+    return accepted, rejected
+
+
+def healthy(gateway: GatewayProcess) -> bool:
+    with urllib.request.urlopen(f"http://{gateway.ops_address}/healthz", timeout=LIMIT_S) as response:
+        return bool(response.status == 200)
+
+
+def fault(gateway: GatewayProcess, cause: Callable[[], contextlib.AbstractContextManager[object]]) -> None:
+    """The scenario that every fault shares: good, then the cause, then good again."""
+
+    async def scenario() -> None:
+        async with World(gateway.address) as world:
+            sender, other = await world.open(world.agent("sender"), world.agent("other"))
+            kept, _ = await publish_until(sender, world, "before", refused=False)
+            answered(await sender.client.kv_put("k", b"before", timeout=LIMIT_S), "put")
+            with cause():
+                accepted, rejected = await publish_until(sender, world, "during", refused=True)
+                kept += accepted
+                # Writes fail loudly too, reads go on, and so does everybody's connection.
+                refused = await sender.client.kv_put("k", b"x" * 512 * KIB, timeout=60)
+                assert refused is not None, "a write that failed was not answered"
+                assert not refused.success
+                await sender.error("KV_ERROR")
+                assert answered(await other.client.kv_get("k", timeout=LIMIT_S), "get").value == b"before"
+                assert await asyncio.to_thread(healthy, gateway)
+                newcomer = await world.agent("newcomer").connect()
+                assert await newcomer.came_up(), "nobody can connect while the database cannot be written"
+            accepted, more = await publish_until(sender, world, "after", refused=False)
+            kept += accepted
+            rejected += more
+            assert answered(await sender.client.kv_put("k", b"after", timeout=LIMIT_S), "put").success
+            assert gateway.running
+            assert sender.connects.empty(), "the sender had to connect again"
+            assert not sender.gone.is_set()
+            (late,) = await world.open(world.agent("late"))
+            got = [(await late.take()).payload for _ in kept]
+            assert got == kept
+            await late.only(other)
+
+    run_async(scenario, limit_s=280)
+
+
+def test_another_process_holds_the_logs_lock() -> None:
+    with start_gateway(extra_args=QUICK_TO_GIVE_UP) as gateway:
+
+        @contextlib.contextmanager
+        def locked() -> Iterator[None]:
+            with contextlib.ExitStack() as stack:
+                for name in ("log.db", "state.db"):
+                    connection = sqlite3.connect(gateway.data_dir / name, isolation_level=None)
+                    stack.callback(connection.close)
+                    connection.execute("BEGIN EXCLUSIVE")
+                yield
+
+        fault(gateway, locked)
+
+
+def test_files_may_not_grow() -> None:
+    """RLIMIT_FSIZE of the running process: what a quota does. Needs no rights."""
+    with start_gateway() as gateway:
+
+        @contextlib.contextmanager
+        def limited() -> Iterator[None]:
+            sizes = [path.stat().st_size for path in gateway.data_dir.rglob("*") if path.is_file()]
+            soft, hard = resource.prlimit(gateway.pid, resource.RLIMIT_FSIZE)
+            resource.prlimit(gateway.pid, resource.RLIMIT_FSIZE, (max(sizes) + 256 * KIB, hard))
+            try:
+                yield
+            finally:
+                resource.prlimit(gateway.pid, resource.RLIMIT_FSIZE, (soft, hard))
+
+        fault(gateway, limited)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MiB, where this user may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_the_disk_is_full(small_disk: Path) -> None:
+    with start_gateway(data_dir=small_disk / "data") as gateway:
+
+        @contextlib.contextmanager
+        def full() -> Iterator[None]:
+            filler = small_disk / "filler"
+            with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(b"\0" * 4 * KIB)
+            yield
+            filler.unlink()
+
+        fault(gateway, full)
+
+
+@pytest.mark.parametrize("name", ["log.db", "state.db"])
+def test_one_database_is_locked_for_a_moment_only(name: str) -> None:
+    """Shorter than the gateway's patience: nobody notices anything but the wait."""
+    with start_gateway(extra_args=("--set", "storage.busy_timeout_s=60")) as gateway:
+
+        async def scenario() -> None:
+            async with World(gateway.address) as world:
+                a, b = await world.open(world.agent("a"), world.agent("b"))
+                connection = sqlite3.connect(gateway.data_dir / name, isolation_level=None)
+                try:
+                    connection.execute("BEGIN EXCLUSIVE")
+                    await a.client.send_message_to_agent(world.ws, world.impl, "b", b"through the lock")
+                    write = asyncio.ensure_future(a.client.kv_put("k", b"v", timeout=LIMIT_S))
+                    await asyncio.sleep(0.3)
+                    connection.execute("ROLLBACK")
+                finally:
+                    connection.close()
+                answered(await write, "put")
+                await b.message(b"through the lock")
+                assert a.errors.empty()
+
+        run_async(scenario)
