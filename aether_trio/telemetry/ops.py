@@ -197,6 +197,11 @@ class _Connection:
         if not isinstance(await self._next_event_in_time(), h11.EndOfMessage):
             await self._send_answer(_Answer.text(413, "requests have no body here"), close=True)
             return
+        if request.http_version not in {b"1.0", b"1.1"}:
+            await self._send_answer(
+                _Answer.text(505, "this port speaks HTTP/1.1; gRPC is on the other one"), close=True
+            )
+            return
         head = request.method == b"HEAD"
         try:
             if not head and request.method != b"GET":

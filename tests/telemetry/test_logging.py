@@ -1,0 +1,73 @@
+"""Log lines: one format for ours and for the libraries' lines, at the level that was asked for."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from aether_trio.config import LoggingSettings
+from aether_trio.telemetry import configure_logging
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def test_json_lines_from_us_and_from_libraries_have_one_shape() -> None:
+    out = io.StringIO()
+    configure_logging(LoggingSettings(format="json"), out)
+    structlog.get_logger().info("listening", address="127.0.0.1:1")
+    logging.getLogger("library").warning("odd %s", "thing")
+    ours, theirs = (json.loads(line) for line in out.getvalue().splitlines())
+    assert (ours["event"], ours["level"], ours["address"]) == ("listening", "info", "127.0.0.1:1")
+    assert (theirs["event"], theirs["level"], theirs["logger"]) == ("odd thing", "warning", "library")
+    assert ours["timestamp"].endswith("Z")
+    assert theirs["timestamp"].endswith("Z")
+
+
+def test_an_exception_is_one_json_line() -> None:
+    out = io.StringIO()
+    configure_logging(LoggingSettings(format="json"), out)
+    try:
+        raise ValueError("no good")
+    except ValueError:
+        structlog.get_logger().exception("failed")
+    (line,) = out.getvalue().splitlines()
+    assert json.loads(line)["exception"][0]["exc_value"] == "no good"
+
+
+@pytest.mark.parametrize(("level", "shown"), [("debug", 3), ("info", 2), ("warning", 1), ("error", 0)])
+def test_the_level_is_kept(level: str, shown: int) -> None:
+    out = io.StringIO()
+    configure_logging(LoggingSettings(level=level), out)  # type: ignore[arg-type]
+    log = structlog.get_logger()
+    log.debug("one")
+    log.info("two")
+    log.warning("three")
+    assert len(out.getvalue().splitlines()) == shown
+
+
+def test_the_debug_lines_of_libraries_stay_out() -> None:
+    out = io.StringIO()
+    configure_logging(LoggingSettings(level="debug"), out)
+    logging.getLogger("hpack").debug("every header")
+    assert out.getvalue() == ""
+
+
+def test_console_lines_are_plain_where_nobody_looks() -> None:
+    out = io.StringIO()
+    configure_logging(LoggingSettings(), out)
+    structlog.get_logger().info("listening", port=1)
+    assert "listening" in out.getvalue()
+    assert "\x1b" not in out.getvalue()

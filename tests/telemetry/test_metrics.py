@@ -1,0 +1,98 @@
+"""Metrics: cheap to count, read when scraped, and never without bound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from aether_trio.telemetry.metrics import MAX_SERIES, OTHER, Metrics, doubling
+
+
+def scrape(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    _, body = metrics.render()
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(body.decode())
+        for sample in family.samples
+    }
+
+
+def test_a_tally_counts_per_label_set() -> None:
+    metrics = Metrics()
+    metrics.messages_routed.add(("prod", "chat"))
+    metrics.messages_routed.add(("prod", "chat"), 9)
+    metrics.messages_routed.add(("dev", "chat"))
+    samples = scrape(metrics)
+    name = "aether_messages_routed_total"
+    assert samples[name, (("message_type", "chat"), ("workspace", "prod"))] == 10
+    assert samples[name, (("message_type", "chat"), ("workspace", "dev"))] == 1
+
+
+def test_labels_that_clients_make_up_are_bounded() -> None:
+    metrics = Metrics()
+    for n in range(MAX_SERIES + 50):
+        metrics.messages_routed.add((f"made-up-{n}", "chat"))
+        metrics.message_routing_latency.observe(0.1, (f"made-up-{n}",))
+    assert metrics.messages_routed.value((OTHER, OTHER)) == 50
+    samples = scrape(metrics)
+    assert sum(1 for name, _ in samples if name == "aether_messages_routed_total") == MAX_SERIES + 1
+    assert samples["aether_message_routing_latency_seconds_count", (("workspace", OTHER),)] == 50
+
+
+def test_a_wrong_number_of_labels_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="has labels"):
+        Metrics().messages_routed.add(("prod",))
+    with pytest.raises(ValueError, match="has labels"):
+        Metrics().message_routing_latency.observe(1.0)
+
+
+def test_a_distribution_has_cumulative_buckets() -> None:
+    metrics = Metrics()
+    for value in (0.0001, 0.00015, 5.0):
+        metrics.session_lock_duration.observe(value)
+    samples = scrape(metrics)
+    name = "aether_session_lock_duration_seconds"
+    assert samples[f"{name}_bucket", (("le", "0.0001"),)] == 1
+    assert samples[f"{name}_bucket", (("le", "0.0002"),)] == 2
+    assert samples[f"{name}_bucket", (("le", "+Inf"),)] == samples[f"{name}_count", ()] == 3
+    assert samples[f"{name}_sum", ()] == pytest.approx(5.00025)
+
+
+def test_bounds_double() -> None:
+    assert doubling(1.0, 4) == (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    waiting_bytes: int
+    dropped_total: int
+    ratio: float
+    name: str
+
+
+def test_a_components_statistics_are_read_at_scrape_time() -> None:
+    metrics = Metrics()
+    now = Statistics(1, 2, 0.5, "log")
+    metrics.watch("log", lambda: now)
+    now = Statistics(10, 20, 0.25, "log")
+    samples = scrape(metrics)
+    assert samples["aether_log_waiting_bytes", ()] == 10
+    assert samples["aether_log_dropped_total", ()] == 20
+    assert samples["aether_log_ratio", ()] == 0.25
+    assert ("aether_log_name", ()) not in samples
+
+
+def test_a_gauge_is_read_at_scrape_time() -> None:
+    metrics = Metrics()
+    live = {("prod", "agent"): 1.0}
+    metrics.gauge("aether_active_connections", "Live connections", ("workspace", "principal_type"), lambda: live)
+    live["prod", "agent"] = 7
+    assert scrape(metrics)["aether_active_connections", (("principal_type", "agent"), ("workspace", "prod"))] == 7
+
+
+def test_two_gateways_in_one_process_do_not_share_metrics() -> None:
+    one, two = Metrics(), Metrics()
+    one.kv_operations.add(("GET", "GLOBAL", "ok"))
+    assert two.kv_operations.value(("GET", "GLOBAL", "ok")) == 0

@@ -1,0 +1,347 @@
+"""The ops port answers what operators ask, streams tails to those who may see them, and cannot be worn out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
+
+from aether_trio.config import OpsSettings
+from aether_trio.telemetry import Health, Metrics, serve_ops
+from aether_trio.telemetry.ops import OpsServer
+from aether_trio.wire.pb import aether_pb2 as pb
+
+TOPIC = "ag::default::echo::1"
+
+
+def delivered(text: bytes, offset: int) -> tuple[int, int, bytes]:
+    message = pb.IncomingMessage(source_topic="ag::default::a::1", payload=text, message_type=pb.CHAT)
+    return offset, 1_700_000_000_000 + offset, pb.DownstreamMessage(msg=message).SerializeToString()
+
+
+@dataclass
+class Log:
+    """A topic's log that a test appends to."""
+
+    messages: list[tuple[int, int, bytes]]
+    asked: list[tuple[str, int | None]]
+    closed: trio.Event
+    more: trio.Event
+
+    async def tail(self, topic: str, start: int | None) -> AsyncGenerator[tuple[int, int, bytes], None]:
+        self.asked.append((topic, start))
+        at = len(self.messages) if start is None else start
+        try:
+            while True:
+                while at < len(self.messages):
+                    yield self.messages[at]
+                    at += 1
+                await self.more.wait()
+        finally:
+            self.closed.set()
+
+    def append(self, text: bytes) -> None:
+        self.messages.append(delivered(text, len(self.messages)))
+        self.more.set()
+        self.more = trio.Event()
+
+
+@pytest.fixture
+async def log() -> Log:
+    return Log([], [], trio.Event(), trio.Event())
+
+
+@pytest.fixture
+async def health() -> Health:
+    health = Health()
+    health.serving()
+    return health
+
+
+@pytest.fixture
+async def server(log: Log, health: Health) -> OpsServer:
+    return make_server(log, health)
+
+
+def make_server(log: Log | None, health: Health | None = None, *, dev: bool = True, **settings: Any) -> OpsServer:
+    tail = log.tail if log else None
+    return OpsServer(OpsSettings(**settings), health=health or Health(), metrics=Metrics(), tail=tail, dev=dev)
+
+
+async def ask(server: OpsServer, request: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Send raw bytes, half-close, read everything: (status, headers, body) of the first answer."""
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.handle, theirs)
+        await ours.send_all(request)
+        await ours.send_eof()
+        answer = b"".join([chunk async for chunk in ours])
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    return int(status.split()[1]) if status else 0, headers, body
+
+
+async def get(server: OpsServer, path: str, *headers: str) -> tuple[int, str]:
+    lines = "".join(f"{line}\r\n" for line in ("Host: 127.0.0.1:9090", *headers))
+    status, _, body = await ask(server, f"GET {path} HTTP/1.1\r\n{lines}\r\n".encode())
+    return status, body.decode()
+
+
+async def test_healthz_answers_even_while_not_ready(server: OpsServer, health: Health) -> None:
+    health.draining()
+    assert await get(server, "/healthz") == (200, "ok\n")
+
+
+async def test_readyz_follows_the_phase_and_the_probes(log: Log) -> None:
+    health = Health()
+    server = make_server(log, health)
+    problem: str | None = None
+    health.add_probe("storage", lambda: problem)
+
+    status, body = await get(server, "/readyz")
+    assert (status, json.loads(body)) == (503, {"ready": False, "phase": "starting", "problems": {}})
+    health.serving()
+    assert (await get(server, "/readyz"))[0] == 200
+    problem = "disk full"
+    status, body = await get(server, "/readyz")
+    assert (status, json.loads(body)["problems"]) == (503, {"storage": "disk full"})
+    problem = None
+    assert (await get(server, "/readyz"))[0] == 200
+    health.draining()
+    health.serving()
+    status, body = await get(server, "/readyz")
+    assert (status, json.loads(body)["phase"]) == (503, "draining")
+
+
+async def test_a_probe_that_fails_is_a_problem_and_no_crash(server: OpsServer, health: Health) -> None:
+    health.add_probe("storage", lambda: str(1 // 0))
+    status, body = await get(server, "/readyz")
+    assert status == 503
+    assert "ZeroDivisionError" in json.loads(body)["problems"]["storage"]
+    with pytest.raises(ValueError, match="already a probe 'storage'"):
+        health.add_probe("storage", lambda: None)
+
+
+async def test_metrics_are_prometheus_text(server: OpsServer) -> None:
+    status, headers, body = await ask(server, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert status == 200
+    assert headers["content-type"].startswith("text/plain; version=")
+    assert b"aether_build_info" in body
+    assert b"process_cpu_seconds_total" in body
+
+
+async def test_head_has_no_body(server: OpsServer) -> None:
+    status, headers, body = await ask(server, b"HEAD /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (status, headers["content-length"], body) == (200, "3", b"")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+        (b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", 405),
+        (b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody", 413),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n", 413),
+        (b"GET /healthz HTTP/1.1\r\n\r\n", 400),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+        (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400),
+        (b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 431),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\nBig: " + b"a" * 40_000 + b"\r\n\r\n", 431),
+        (b"GET /v1/tail?topic= HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /v1/tail?topic=nonsense HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /v1/tail?topic=ag::a::b::c&from=-1 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /v1/tail?topic=ag::a::b::c&from=x HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+    ],
+)
+async def test_what_is_refused(server: OpsServer, request_: bytes, status: int) -> None:
+    got, _, body = await ask(server, request_)
+    assert got == status, body
+    assert body
+
+
+async def test_several_requests_share_a_connection(server: OpsServer) -> None:
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.handle, theirs)
+        for _ in range(3):
+            await ours.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b"ok\n"):
+                answer += await ours.receive_some()
+        await ours.aclose()
+
+
+async def test_a_request_that_does_not_arrive_is_not_waited_for(server: OpsServer, autojump_clock: MockClock) -> None:
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.handle, theirs)
+        await ours.send_all(b"GET /healthz HT")
+        assert await ours.receive_some() == b""
+    assert trio.current_time() >= OpsSettings().request_timeout_s
+
+
+async def test_connections_beyond_the_limit_are_closed(log: Log) -> None:
+    server = make_server(log, max_connections=2)
+    pairs = [memory_stream_pair() for _ in range(3)]
+    async with trio.open_nursery() as nursery:
+        for _, theirs in pairs:
+            nursery.start_soon(server.handle, theirs)
+            await wait_all_tasks_blocked()
+        assert await pairs[2][0].receive_some() == b""
+        await pairs[0][0].aclose()
+        await wait_all_tasks_blocked()
+        assert await get(server, "/healthz") == (200, "ok\n")
+        nursery.cancel_scope.cancel()
+
+
+async def read_lines(stream: trio.abc.ReceiveStream, count: int) -> list[dict[str, Any]]:
+    data = b""
+    while data.count(b"}\n") < count:
+        chunk = await stream.receive_some()
+        assert chunk, data
+        data += chunk
+    return [json.loads(line) for line in data.splitlines() if line.startswith(b"{")]
+
+
+async def test_a_tail_streams_what_is_there_and_what_comes(server: OpsServer, log: Log) -> None:
+    log.append(b"old")
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.handle, theirs)
+        await ours.send_all(f"GET /v1/tail?topic={TOPIC}&from=0 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        (old,) = await read_lines(ours, 1)
+        assert old == {
+            "offset": 0,
+            "timestamp_ms": 1_700_000_000_000,
+            "topic": TOPIC,
+            "kind": "msg",
+            "source": "ag::default::a::1",
+            "type": "chat",
+            "text": "old",
+        }
+        log.append("né".encode())
+        log.append(b"\xff")
+        first, second = await read_lines(ours, 2)
+        assert first["text"] == "né"
+        assert second["payload_base64"] == "/w=="
+        await ours.aclose()
+    assert log.asked == [(TOPIC, 0)]
+    assert log.closed.is_set()
+
+
+async def test_a_tail_begins_now_unless_told_otherwise(server: OpsServer, log: Log) -> None:
+    log.append(b"old")
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.handle, theirs)
+        await ours.send_all(f"GET /v1/tail?topic={TOPIC} HTTP/1.1\r\nHost: localhost:9090\r\n\r\n".encode())
+        await wait_all_tasks_blocked()
+        log.append(b"new")
+        (line,) = await read_lines(ours, 1)
+        assert line["text"] == "new"
+        await ours.aclose()
+    assert log.asked == [(TOPIC, None)]
+
+
+async def test_an_idle_tail_ends_when_its_reader_leaves(server: OpsServer, log: Log) -> None:
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.handle, theirs)
+        await ours.send_all(f"GET /v1/tail?topic={TOPIC} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        await wait_all_tasks_blocked()
+        await ours.aclose()
+    assert log.closed.is_set()
+
+
+async def test_a_reader_who_stops_reading_is_cut_off(log: Log, autojump_clock: MockClock) -> None:
+    server = make_server(log)
+    ours, theirs = memory_stream_pair()
+    blocked = trio.Event()
+
+    async def never() -> None:
+        blocked.set()
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.handle, theirs)
+        await ours.send_all(f"GET /v1/tail?topic={TOPIC} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        await wait_all_tasks_blocked()
+        theirs.send_stream.send_all_hook = never
+        log.append(b"x")
+        await log.closed.wait()
+    assert blocked.is_set()
+
+
+async def test_a_message_of_another_kind_is_shown_in_full(server: OpsServer, log: Log) -> None:
+    update = pb.ProgressUpdate(source="ag::default::a::1", state="running", completion=0.5)
+    log.messages.append((7, 1, pb.DownstreamMessage(progress_update=update).SerializeToString()))
+    log.messages.append((8, 1, b"\xff\xff"))
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.handle, theirs)
+        await ours.send_all(b"GET /v1/tail?topic=pg::default&from=0 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        shown, broken = await read_lines(ours, 2)
+        await ours.aclose()
+    assert shown["kind"] == "progress_update"
+    assert shown["message"]["progress_update"]["completion"] == 0.5
+    assert (broken["kind"], broken["payload_base64"]) == ("unreadable", "//8=")
+
+
+class TestWhoMayTail:
+    async def test_a_web_page_that_came_by_another_name_may_not(self, server: OpsServer, log: Log) -> None:
+        status, _, body = await ask(
+            server, f"GET /v1/tail?topic={TOPIC} HTTP/1.1\r\nHost: evil.example\r\n\r\n".encode()
+        )
+        assert (status, body) == (403, b"ask by a loopback address\n")
+        assert log.asked == []
+
+    @pytest.mark.parametrize(("dev", "host"), [(False, "127.0.0.1"), (True, "192.0.2.1")])
+    async def test_outside_development_on_loopback_it_needs_a_token(self, log: Log, dev: bool, host: str) -> None:
+        server = make_server(log, dev=dev, host=host)
+        status, body = await get(server, f"/v1/tail?topic={TOPIC}")
+        assert status == 403
+        assert "ops.tail_token" in body
+
+    async def test_the_token_opens_it_anywhere(self, log: Log) -> None:
+        server = make_server(log, dev=False, host="192.0.2.1", tail_token="0123456789abcdef")
+        for headers in ((), ("Authorization: Bearer wrong",), ("Authorization: 0123456789abcdeg",)):
+            assert (await get(server, f"/v1/tail?topic={TOPIC}", *headers))[0] == 401
+        ours, theirs = memory_stream_pair()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.handle, theirs)
+            await ours.send_all(
+                f"GET /v1/tail?topic={TOPIC} HTTP/1.1\r\nHost: gateway.example\r\n"
+                "Authorization: Bearer 0123456789abcdef\r\n\r\n".encode()
+            )
+            assert b"200" in await ours.receive_some()
+            await ours.aclose()
+
+    async def test_it_can_be_switched_off(self, log: Log) -> None:
+        for server in (make_server(log, tail=False), make_server(None)):
+            assert (await get(server, f"/v1/tail?topic={TOPIC}"))[0] == 404
+
+
+async def test_a_real_port_is_served_and_named(log: Log, health: Health) -> None:
+    async with trio.open_nursery() as nursery:
+        settings = OpsSettings(port=0)
+
+        async def serve(task_status: trio.TaskStatus[str]) -> None:
+            await serve_ops(settings, health=health, metrics=Metrics(), task_status=task_status)
+
+        address: str = await nursery.start(serve)
+        host, _, port = address.rpartition(":")
+        assert host == "127.0.0.1"
+        stream = await trio.open_tcp_stream(host, int(port))
+        async with stream:
+            await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            answer = b"".join([chunk async for chunk in stream])
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        with pytest.raises(OSError, match=r"in use|97|98"):
+            await serve_ops(OpsSettings(port=int(port)), health=health, metrics=Metrics())
+        nursery.cancel_scope.cancel()
