@@ -16,8 +16,8 @@ import structlog
 import trio
 
 from aether_trio.routing.log import TopicLog
+from aether_trio.routing.outbox import Outbox
 from aether_trio.routing.subscription import Subscription
-from aether_trio.session.outbox import Outbox
 from aether_trio.storage.base import StorageUnavailable
 
 logger = structlog.get_logger("aether.catchup")

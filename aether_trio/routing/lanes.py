@@ -8,22 +8,39 @@ events) will live with tasks, not here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
-from aether_trio.session.outbox import Outbox
+
+class LaneSink(Protocol):
+    """Where updates go: an Outbox, or somebody who only watches."""
+
+    def put_lane(self, frame: bytes) -> None:
+        """Take an update, dropping old ones if need be."""
+        ...
+
+    def kick(self) -> None:
+        """There is something new."""
+        ...
 
 
 class LaneListener:
-    """One participant that listens. `identity` is its identity string, for the recipient filter."""
+    """One participant that listens. `identity` is its identity string, for the recipient filter.
 
-    __slots__ = ("identity", "outbox", "topic")
+    `everything` is for watchers, whom the filter does not concern.
+    """
 
-    def __init__(self, identity: str, topic: str, outbox: Outbox) -> None:
+    __slots__ = ("everything", "identity", "outbox", "topic")
+
+    def __init__(self, identity: str, topic: str, outbox: LaneSink, *, everything: bool = False) -> None:
         self.identity = identity
         self.topic = topic
         self.outbox = outbox
+        self.everything = everything
 
     def accepts(self, source: str, recipient: str) -> bool:
         """The protocol's filter: never one's own updates; an empty recipient is everybody; `us::uid` is every window."""
+        if self.everything:
+            return True
         if source == self.topic:
             return False
         return not recipient or recipient == self.identity or self.identity.startswith(recipient + "::")

@@ -16,7 +16,7 @@ Invariants
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -26,8 +26,8 @@ import trio
 from aether_trio.model.clock import Clock
 from aether_trio.routing import programs
 from aether_trio.routing.cursors import CursorStore
+from aether_trio.routing.outbox import Outbox
 from aether_trio.routing.topic_state import TopicState
-from aether_trio.session.outbox import Outbox
 from aether_trio.storage.base import Database, Row, StorageUnavailable, Value
 
 logger = structlog.get_logger("aether.log")
@@ -44,11 +44,13 @@ MAX_COLD_TOPICS = 50_000
 
 @dataclass(frozen=True, slots=True)
 class LogLimits:
-    """`pending_bytes`/`pending_messages` wait for a commit at most; a group takes at most `group_messages`."""
+    """`pending_bytes`/`pending_messages` wait for a commit at most; a group takes at most
+    `group_messages`, and about `group_bytes`."""
 
     pending_bytes: int = 16 * 1024 * 1024
     pending_messages: int = 20_000
     group_messages: int = 4_000
+    group_bytes: int = 4 * 1024 * 1024
     cursor_flush_s: float = 0.25
 
 
@@ -110,13 +112,15 @@ class TopicLog:
     async def warm(self, wanted: Sequence[tuple[str, str | None]]) -> list[tuple[TopicState, int | None]]:
         """Load several topics from the database, with the cursor of a consumer each: (state, cursor or None).
 
-        Cursors that wait to be written count as written. Raises StorageUnavailable.
+        Cursors that wait to be written count as written. Each state is pinned (`waiting`) until the caller hands it to
+        `unpin`. Raises StorageUnavailable.
         """
         facts = await self._database.read(lambda: programs.many_topic_facts(wanted))
         found: list[tuple[TopicState, int | None]] = []
         for (name, consumer), fact in zip(wanted, facts, strict=True):
             state = self.topic(name)
             self._learn(state, fact)
+            state.waiting += 1
             cursor = fact.cursor
             if consumer is not None:
                 unwritten = self.cursors.unwritten(state, consumer)
@@ -124,6 +128,12 @@ class TopicLog:
                     cursor = max(unwritten, cursor or 0)
             found.append((state, cursor))
         return found
+
+    @staticmethod
+    def unpin(states: Iterable[TopicState]) -> None:
+        """Undo the pins of `warm`."""
+        for state in states:
+            state.waiting -= 1
 
     @staticmethod
     def _learn(state: TopicState, facts: programs.TopicFacts) -> None:
@@ -183,14 +193,28 @@ class TopicLog:
                     with trio.move_on_at(next_cursor_flush):
                         await self._work.wait()
                 self._work = trio.Event()
-            batch = self._pending[: limits.group_messages]
-            del self._pending[: len(batch)]
+            batch = self._take_group()
             cursors: list[tuple[int, str, int, int]] = []
             if trio.current_time() >= next_cursor_flush:
                 cursors = self.cursors.begin_flush(self._clock.now_ms())
                 next_cursor_flush = trio.current_time() + limits.cursor_flush_s
             if batch or cursors:
                 await self._commit(batch, cursors)
+
+    def _take_group(self) -> list[tuple[TopicState, bytes, Refusal]]:
+        limits = self._limits
+        if len(self._pending) <= limits.group_messages and self._pending_bytes <= limits.group_bytes:
+            batch, self._pending = self._pending, []
+            return batch
+        size = count = 0
+        for _, frame, _ in self._pending[: limits.group_messages]:
+            size += len(frame)
+            count += 1
+            if size >= limits.group_bytes:
+                break
+        batch = self._pending[:count]
+        del self._pending[:count]
+        return batch
 
     async def _commit(
         self, batch: list[tuple[TopicState, bytes, Refusal]], cursors: list[tuple[int, str, int, int]]

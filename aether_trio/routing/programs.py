@@ -60,9 +60,7 @@ def topic_facts(name: str, consumer: str | None) -> Program[TopicFacts]:
         tail, total_bytes = rows[0]
     cursor = None
     if consumer is not None:
-        rows = yield Fetch(
-            "SELECT msg_offset FROM cursors WHERE topic_id = $1 AND consumer = $2", (topic_id, consumer)
-        )
+        rows = yield Fetch("SELECT msg_offset FROM cursors WHERE topic_id = $1 AND consumer = $2", (topic_id, consumer))
         cursor = rows[0][0] if rows else None
     return TopicFacts(topic_id, tail, total_bytes, cursor)
 

@@ -25,10 +25,12 @@ TOPICS_PER_PAGE = 200
 
 @dataclass(frozen=True, slots=True)
 class RetentionLimits:
-    """Messages older than `age_s` go, and the oldest of a topic with more than `topic_bytes`. 0 is unlimited."""
+    """Messages older than `age_s` go, and the oldest of a topic with more than `topic_bytes`; so do positions that have not
+    moved for `cursor_age_s` and lie before everything that is kept. 0 is unlimited."""
 
-    age_s: float = 7 * 24 * 3600.0
+    age_s: float = 24 * 3600.0
     topic_bytes: int = 1024 * 1024 * 1024
+    cursor_age_s: float = 7 * 24 * 3600.0
     sweep_s: float = 60.0
 
 
@@ -68,6 +70,20 @@ def expire(topic_id: int, oldest_ms: int, topic_bytes: int) -> Program[int]:
     return gone
 
 
+def forget_cursors(topic_id: int, unused_since_ms: int) -> Program[int]:
+    """Delete positions that nothing depends on: unused, and before the first message that is still there.
+
+    A consumer without a position starts at the oldest retained message, which is where these would have started too.
+    """
+    gone: int = yield Execute(
+        "DELETE FROM cursors WHERE topic_id = $1 AND updated_ms < $2 AND NOT EXISTS "
+        "(SELECT 1 FROM messages WHERE messages.topic_id = cursors.topic_id AND messages.msg_offset <= "
+        "cursors.msg_offset)",
+        (topic_id, unused_since_ms),
+    )
+    return gone
+
+
 class Retention:
     """The sweeper of one log database."""
 
@@ -89,9 +105,9 @@ class Retention:
     async def sweep(self) -> int:
         """Visit every topic once; returns how many messages went."""
         limits = self._limits
-        if not limits.age_s and not limits.topic_bytes:
-            return 0
-        oldest_ms = self._clock.now_ms() - int(limits.age_s * 1000) if limits.age_s else -(2**62)
+        now_ms = self._clock.now_ms()
+        oldest_ms = now_ms - int(limits.age_s * 1000) if limits.age_s else -(2**62)
+        unused_since_ms = now_ms - int(limits.cursor_age_s * 1000) if limits.cursor_age_s else -(2**62)
         gone = 0
         last_id = 0
         while True:
@@ -103,6 +119,8 @@ class Retention:
                 return gone
             for (last_id,) in topics:
                 gone += await self._sweep_topic(last_id, oldest_ms)
+            if limits.cursor_age_s:
+                await self._forget_cursors([row[0] for row in topics], unused_since_ms)
 
     async def _sweep_topic(self, topic_id: int, oldest_ms: int) -> int:
         gone = 0
@@ -110,3 +128,12 @@ class Retention:
         while await self._database.read(lambda: expired_upto(topic_id, oldest_ms, topic_bytes)):
             gone += await self._database.run(lambda: expire(topic_id, oldest_ms, topic_bytes))
         return gone
+
+    async def _forget_cursors(self, topic_ids: list[int], unused_since_ms: int) -> None:
+        def forget() -> Program[None]:
+            for topic_id in topic_ids:
+                yield from forget_cursors(topic_id, unused_since_ms)
+
+        stale = await self._database.fetch("SELECT 1 FROM cursors WHERE updated_ms < $1 LIMIT 1", unused_since_ms)
+        if stale:
+            await self._database.run(forget)

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from aether_trio.routing.cursors import CursorStore
+from aether_trio.routing.outbox import Outbox
 from aether_trio.routing.topic_state import TopicState
-from aether_trio.session.outbox import Outbox
 
 
 class Subscription:
@@ -60,7 +60,7 @@ class Subscription:
         """See topic_state.Subscriber."""
         if self.lagging or offset <= self.position:
             return
-        if self.outbox.try_deliver(frame, self, offset):
+        if offset == self.position + 1 and self.outbox.try_deliver(frame, self, offset):
             self.position = offset
             touched.add(self.outbox)
         else:

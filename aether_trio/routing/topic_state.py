@@ -6,7 +6,8 @@ listens and nothing waits to be committed; the database then has all of it.
 Invariants: `tail` is the offset of the last *committed and fanned-out* message; `assigned` is the offset last given to
 a message that waits for its commit (equal to `tail` when none waits); the two `_bytes` count the
 topic's bytes since it was made, up to the same two messages; offsets of a topic are consecutive, and a group
-that could not be committed gives its offsets back.
+that could not be committed gives its offsets back. `waiting` counts what needs this very object: messages and cursors
+that wait for a commit, and sessions that have looked the topic up and not yet closed their subscription.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from aether_trio.session.outbox import Outbox
+    from aether_trio.routing.outbox import Outbox
 
 
 class Subscriber(Protocol):

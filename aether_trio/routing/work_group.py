@@ -18,8 +18,8 @@ import structlog
 import trio
 
 from aether_trio.routing.log import TopicLog
+from aether_trio.routing.outbox import Outbox
 from aether_trio.routing.topic_state import TopicState
-from aether_trio.session.outbox import Outbox
 from aether_trio.storage.base import Row, StorageUnavailable
 
 logger = structlog.get_logger("aether.work")
@@ -204,3 +204,34 @@ class WorkGroup:
             return False
         member.outbox.kick()
         return True
+
+
+class WorkGroups:
+    """The work groups of one node that have a worker connected."""
+
+    def __init__(self, log: TopicLog, nursery: trio.Nursery) -> None:
+        self._log = log
+        self._nursery = nursery
+        self._groups: dict[str, WorkGroup] = {}
+
+    async def find(self, topic: str) -> tuple[TopicState, int]:
+        """What `join` needs to know: the topic's state (pinned, see TopicLog.warm) and the group's cursor.
+
+        Raises StorageUnavailable.
+        """
+        ((state, cursor),) = await self._log.warm([(topic, CONSUMER)])
+        return state, cursor or 0
+
+    def join(self, found: tuple[TopicState, int], outbox: Outbox) -> Member:
+        """Make the owner of `outbox` a worker of the group. No checkpoint."""
+        state = found[0]
+        group = self._groups.get(state.name)
+        if group is None:
+            unwritten = self._log.cursors.unwritten(state, CONSUMER)
+            cursor = max(found[1], unwritten or 0)
+            group = WorkGroup(self._log, state, cursor, self._nursery, self._forget)
+            self._groups[state.name] = group
+        return group.join(outbox)
+
+    def _forget(self, group: WorkGroup) -> None:
+        del self._groups[group.state.name]

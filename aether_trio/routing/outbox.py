@@ -9,7 +9,7 @@ Three queues, drained in this order:
 * lane: ephemeral updates (progress). When it is full the oldest goes, is counted, and the client is told once.
 
 Invariants: bytes of deliveries and lane never exceed their limit by more than one message; `flushed` reports a
-delivery to its subscription only after the kernel has its bytes; after `close` everything is a no-op;
+delivery to its subscription only after the kernel has its bytes; after `detach` only control messages still go out;
 `listeners` are called after each flush, and are for those who wait for room.
 """
 
@@ -22,7 +22,13 @@ from typing import Protocol
 
 import trio
 
-from aether_trio.transport.link import Link
+
+class Kickable(Protocol):
+    """The part of a Link that an outbox needs."""
+
+    def kick(self) -> None:
+        """There is something new to pull."""
+        ...
 
 
 class Origin(Protocol):
@@ -72,7 +78,7 @@ class Outbox:
         "listeners",
     )
 
-    def __init__(self, link: Link, limits: OutboxLimits, on_lane_drop: Callable[[int], None]) -> None:
+    def __init__(self, link: Kickable, limits: OutboxLimits, on_lane_drop: Callable[[], None]) -> None:
         self._link = link
         self.limits = limits
         self._control: deque[bytes] = deque()
@@ -92,10 +98,9 @@ class Outbox:
 
     def put_control(self, frame: bytes) -> None:
         """Queue a reply and try to write it."""
-        if not self.closed:
-            self._control.append(frame)
-            self.control_bytes += len(frame)
-            self._link.kick()
+        self._control.append(frame)
+        self.control_bytes += len(frame)
+        self._link.kick()
 
     @property
     def control_has_room(self) -> bool:
@@ -104,7 +109,7 @@ class Outbox:
 
     async def wait_control_room(self) -> None:
         """Wait until `control_has_room`."""
-        while not self.control_has_room and not self.closed:
+        while not self.control_has_room:
             if self._room is None:
                 self._room = trio.Event()
             await self._room.wait()
@@ -142,7 +147,7 @@ class Outbox:
             dropped += 1
         if dropped:
             self.lane_dropped += dropped
-            self._on_lane_drop(dropped)
+            self._on_lane_drop()
 
     def kick(self) -> None:
         """Let the link write what it can."""
@@ -161,7 +166,7 @@ class Outbox:
             self.control_bytes -= len(frame)
             budget -= len(frame)
             frames.append(frame)
-        if self._room is not None and self.control_has_room:
+        if self._room is not None and (self.control_has_room or not control):
             self._room.set()
             self._room = None
         deliveries = self._deliveries
@@ -192,18 +197,24 @@ class Outbox:
         for drained in self.listeners:
             drained()
 
-    def close(self) -> None:
-        """Drop everything that was not pulled yet; durable messages remain in the log behind their cursors."""
+    def detach(self) -> None:
+        """Drop deliveries and lane for good; durable messages remain in the log behind their cursors. Idempotent.
+
+        What was pulled and not flushed no longer moves a cursor, because somebody else may hold it from now on.
+        """
         self.closed = True
-        self._control.clear()
         self._deliveries.clear()
         self._lane.clear()
         self._flushing = {}
-        self.control_bytes = self.delivery_bytes = self.lane_bytes = 0
+        self.delivery_bytes = self.lane_bytes = 0
         self.listeners = ()
-        if self._room is not None:
-            self._room.set()
-            self._room = None
+
+    async def wait_control_sent(self) -> None:
+        """Wait until every control message has been pulled."""
+        while self._control:
+            if self._room is None:
+                self._room = trio.Event()
+            await self._room.wait()
 
     def listen(self, drained: Callable[[], None]) -> None:
         """Call `drained` after each flush, from now on."""

@@ -1,0 +1,74 @@
+"""Message rates: of a connection, of a workspace, of an identity, checked in the protocol's order.
+
+Invariants: a refused message takes nothing from the buckets behind the one that refused; the maps of buckets are bounded,
+because a bucket that is full again may be forgotten.
+"""
+
+from __future__ import annotations
+
+from aether_trio.model.clock import Clock
+from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.limits import Limits
+from aether_trio.model.token_bucket import TokenBucket
+
+MAX_BUCKETS = 10_000
+WORKSPACE_RETRY_MS = 100
+IDENTITY_RETRY_MS = 1000
+MIN_RETRY_MS = 10
+
+
+class Rates:
+    """The rate limits of one node."""
+
+    def __init__(self, limits: Limits, clock: Clock) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._workspaces: dict[str, TokenBucket] = {}
+        self._identities: dict[str, TokenBucket] = {}
+        self.unlimited = not (limits.send_rate_per_s or limits.workspace_rate_per_s or limits.identity_rate_per_s)
+
+    def connection_bucket(self) -> TokenBucket:
+        """A new connection's own bucket."""
+        return TokenBucket(self._limits.send_rate_per_s, self._limits.send_burst)
+
+    def take(self, bucket: TokenBucket, workspace: str, identity: str) -> None:
+        """Take one message. Raises AetherError with how long to wait."""
+        if self.unlimited:
+            return
+        now = self._clock.monotonic()
+        self.take_connection(bucket, now)
+        if workspace and self._limits.workspace_rate_per_s:
+            rate = self._limits.workspace_rate_per_s
+            if self._bucket(self._workspaces, workspace, rate, now).take(now):
+                raise AetherError(
+                    Code.WORKSPACE_RATE_LIMITED,
+                    f"workspace {workspace} may send {rate:g} messages per second",
+                    retry_after_ms=WORKSPACE_RETRY_MS,
+                )
+        if self._limits.identity_rate_per_s:
+            rate = self._limits.identity_rate_per_s
+            if self._bucket(self._identities, identity, rate, now).take(now):
+                raise AetherError(
+                    Code.QUOTA, f"{identity} may send {rate:g} messages per second", retry_after_ms=IDENTITY_RETRY_MS
+                )
+
+    def take_connection(self, bucket: TokenBucket, now: float | None = None) -> None:
+        """Take one message from the connection's bucket alone, as a progress report does. Raises AetherError."""
+        wait_s = bucket.take(self._clock.monotonic() if now is None else now)
+        if wait_s:
+            rate = bucket.rate_per_s
+            raise AetherError(
+                Code.RATE_LIMITED,
+                f"this connection may send {rate:g} messages per second, {bucket.burst:g} at once",
+                retry_after_ms=max(MIN_RETRY_MS, round(1000 / rate)),
+            )
+
+    @staticmethod
+    def _bucket(buckets: dict[str, TokenBucket], name: str, rate: float, now: float) -> TokenBucket:
+        bucket = buckets.get(name)
+        if bucket is None:
+            if len(buckets) >= MAX_BUCKETS:
+                for key in [key for key, one in buckets.items() if one.is_full(now)]:
+                    del buckets[key]
+            bucket = buckets[name] = TokenBucket(rate, max(1.0, rate))
+        return bucket

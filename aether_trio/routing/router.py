@@ -1,0 +1,242 @@
+"""From a SendMessage to the log: the checks of the protocol in their order, then one append.
+
+What does not change from one message of a sender to the next (topic syntax, permission, access rule, the topic's state
+in memory) is decided once per target and kept in the sender's `SendState` until its workspace changes. What is left
+per message is a dictionary look-up, the rate limits, six joined byte strings and an append to a list.
+
+Success is silent on the wire; every refusal is an AetherError with the protocol's code. Nothing here waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Protocol
+
+from google.protobuf.message import DecodeError
+
+from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.identity import Identity, IdentityError, check_token
+from aether_trio.model.limits import Limits
+from aether_trio.model.metric import check_metric
+from aether_trio.model.permissions import may_send
+from aether_trio.model.token_bucket import TokenBucket
+from aether_trio.model.topics import Topic, TopicKind, resolve_target
+from aether_trio.routing.log import TopicLog
+from aether_trio.routing.rates import Rates
+from aether_trio.routing.topic_state import TopicState
+from aether_trio.wire.delivery import delivery_suffix, encode_delivery
+from aether_trio.wire.pb import aether_pb2 as pb
+
+MAX_ROUTES = 1024
+"""Targets remembered per sender (about 300 bytes each)."""
+MAX_SUFFIXES = 64
+"""Remembered (type, workspace) endings per sender: more than a well-behaved one has."""
+
+
+class SendRules(Protocol):
+    """The part of the Authorizer that sends need (services/access.py). Synchronous: it is asked on the message path."""
+
+    def check_send(self, identity: Identity, topic: Topic, *, workspace: str, declared_workspace: str) -> str | None:
+        """Why this sender may not send there, as a sentence for people; None when it may."""
+        ...
+
+    def may_credit_metrics(self, identity: Identity) -> bool:
+        """Whether this sender may report negative quantities."""
+        ...
+
+
+@dataclass(slots=True)
+class Route:
+    """What was decided about one target of one sender. `state` is None for a target that is chosen per message."""
+
+    topic: Topic
+    declared_workspace: str
+    refusal: AetherError | None
+    state: TopicState | None
+
+
+@dataclass(slots=True)
+class Sender:
+    """What the router keeps of one session."""
+
+    identity: Identity
+    workspace: str
+    bucket: TokenBucket
+    prefix: bytes
+    refused: Callable[[str], None]
+    allows_workspace: Callable[[str], bool]
+    last_append: int = 0
+    routes: dict[str, Route] = field(default_factory=dict)
+    suffixes: dict[tuple[int, str], bytes] = field(default_factory=dict)
+
+    def moved_to(self, workspace: str) -> None:
+        """The sender is in another workspace: what was decided is to be decided again."""
+        self.workspace = workspace
+        self.routes.clear()
+
+    def suffix(self, message_type: int, workspace: str) -> bytes:
+        """`delivery_suffix`, remembered."""
+        key = (message_type, workspace)
+        found = self.suffixes.get(key)
+        if found is None:
+            if len(self.suffixes) >= MAX_SUFFIXES:
+                self.suffixes.clear()
+            found = self.suffixes[key] = delivery_suffix(message_type, workspace)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class RouterStatistics:
+    """Counters since start."""
+
+    accepted: int
+    refused: dict[str, int]
+
+
+class Router:
+    """See the module docstring. `pick_service(implementation)` gives the topic of a live instance, each in its turn."""
+
+    def __init__(
+        self,
+        log: TopicLog,
+        rates: Rates,
+        limits: Limits,
+        rules: SendRules,
+        pick_service: Callable[[str], str | None],
+        *,
+        strict: bool = True,
+    ) -> None:
+        self._log = log
+        self._rates = rates
+        self._limits = limits
+        self._rules = rules
+        self._pick_service = pick_service
+        self._strict = strict
+        self._accepted = 0
+        self._refused: dict[str, int] = {}
+
+    def send(self, sender: Sender, message: pb.SendMessage) -> None:
+        """Check and append one message. Raises AetherError."""
+        try:
+            self._send(sender, message)
+        except AetherError as error:
+            self._refused[error.code] = self._refused.get(error.code, 0) + 1
+            raise
+        self._accepted += 1
+
+    def _send(self, sender: Sender, message: pb.SendMessage) -> None:
+        target = message.target_topic
+        route = sender.routes.get(target)
+        if route is None:
+            route = self._route(sender, target)
+        state = route.state
+        if state is None:
+            state = self._choose_instance(route.topic)
+        elif not self._log.current(state):
+            state = route.state = self._log.topic(state.name)
+        payload = message.payload
+        limits = self._limits
+        if len(payload) > limits.payload_bytes:
+            raise AetherError(
+                Code.PAYLOAD_TOO_LARGE,
+                f"the payload has {len(payload)} bytes; at most {limits.payload_bytes} are allowed",
+            )
+        self._rates.take(sender.bucket, sender.workspace, sender.identity.text)
+        if route.refusal is not None:
+            raise route.refusal
+        message_type = message.message_type
+        negative = message_type == pb.METRIC and self._check_metric(payload)
+        if message.HasField("authorization"):
+            _check_authorization(message.authorization)
+        if message.HasField("checked_access") or message.HasField("authority_continuation"):
+            raise AetherError(
+                Code.NOT_IMPLEMENTED, "checked sends are not served by this gateway yet; the message was not delivered"
+            )
+        if negative and not self._rules.may_credit_metrics(sender.identity):
+            raise AetherError(
+                Code.METRIC_NEGATIVE_FORBIDDEN,
+                "a negative quantity needs the capability metric_credit at level ADMIN",
+            )
+        workspace = message.app_workspace
+        if workspace:
+            _check_app_workspace(workspace)
+        else:
+            workspace = route.declared_workspace or sender.workspace
+        frame = encode_delivery(sender.prefix, payload, sender.suffix(message_type, workspace))
+        sender.last_append = self._log.append_nowait(state, frame, sender.refused)
+
+    def _route(self, sender: Sender, text: str) -> Route:
+        topic, declared = resolve_target(text, sender.workspace, self._strict)
+        refusal: AetherError | None = None
+        state: TopicState | None = None
+        if not may_send(sender.identity.kind, topic.kind):
+            refusal = AetherError(
+                Code.PERMISSION_DENIED, f"a {sender.identity.kind} may not send to {topic.kind} topics"
+            )
+        elif topic.kind is TopicKind.TASK_LANE and topic.parts[-1] == "events":
+            refusal = AetherError(Code.PERMISSION_DENIED, "only the gateway writes to the events lane of a task")
+        elif not all(sender.allows_workspace(one) for one in (topic.workspace, declared) if one):
+            refusal = AetherError(Code.PERMISSION_DENIED, f"this credential does not reach the workspace of {text}")
+        else:
+            why = self._rules.check_send(
+                sender.identity, topic, workspace=sender.workspace, declared_workspace=declared
+            )
+            if why is not None:
+                refusal = AetherError(Code.PERMISSION_DENIED, why)
+        if topic.kind is not TopicKind.SERVICE or len(topic.parts) > 1:
+            state = self._log.topic(topic.text)
+        elif refusal is None:
+            self._choose_instance(topic)  # an absent service is reported before the limits are
+        if len(sender.routes) >= MAX_ROUTES:
+            sender.routes.clear()
+        route = sender.routes[text] = Route(topic, declared, refusal, state)
+        return route
+
+    def _choose_instance(self, topic: Topic) -> TopicState:
+        name = self._pick_service(topic.parts[0])
+        if name is None:
+            raise AetherError(
+                Code.SV_UNAVAILABLE, f"no instance of service {topic.parts[0]} is connected", retry_after_ms=1000
+            )
+        return self._log.topic(name)
+
+    def _check_metric(self, payload: bytes) -> bool:
+        try:
+            metric = pb.Metric.FromString(payload)
+        except DecodeError:
+            raise AetherError(Code.METRIC_INVALID, "the payload is not a Metric message") from None
+        return check_metric(
+            [(entry.name, entry.qty) for entry in metric.entries],
+            len(metric.metadata),
+            max_entries=self._limits.metric_entries,
+            max_metadata_keys=self._limits.metric_metadata_keys,
+        )
+
+    def statistics(self) -> RouterStatistics:
+        """Counters since start; refusals by code."""
+        return RouterStatistics(self._accepted, dict(self._refused))
+
+
+def _check_authorization(context: pb.AuthorizationContext) -> None:
+    mode = context.authority_mode
+    if mode in ("", "direct"):
+        if context.grant_id or context.HasField("subject"):
+            raise AetherError(
+                Code.PERMISSION_DENIED, "a direct send carries no subject and no grant; did you mean on_behalf_of?"
+            )
+        return
+    if mode == "on_behalf_of":
+        raise AetherError(
+            Code.PERMISSION_DENIED, "authority grants are not served by this gateway yet, so nobody can act for others"
+        )
+    raise AetherError(Code.PERMISSION_DENIED, f"unknown authority_mode {mode!r}: expected direct or on_behalf_of")
+
+
+@lru_cache(maxsize=1024)
+def _check_app_workspace(workspace: str) -> None:
+    try:
+        check_token(workspace, "app_workspace", last=True)
+    except IdentityError as error:
+        raise AetherError(Code.INVALID_ARGUMENT, str(error)) from None

@@ -1,0 +1,132 @@
+"""When each identity was last seen, and the history of its last session, kept across restarts.
+
+Written when a session ends, in batches; what waits to be written is answered from memory. After a kill -9 the sessions
+that were live then have the times of their previous end: presence is information, never a lock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from aether_trio.model.clock import Clock
+from aether_trio.session.registry import History
+from aether_trio.session.session import Session
+from aether_trio.storage.base import Database, StorageUnavailable
+
+logger = structlog.get_logger("aether.presence")
+
+MAX_WAITING = 50_000
+"""Ended sessions that wait to be written; beyond it (a database that is away for long) the oldest are forgotten."""
+
+RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The last end of a session of an identity."""
+
+    last_seen_ms: int
+    history: History
+
+
+class PresenceStore:
+    """See the module docstring. `run` must run while sessions end."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+        self._waiting: dict[str, Seen] = {}
+        self._writing: dict[str, Seen] = {}
+        self._work = trio.Event()
+
+    def ended(self, session: Session) -> None:
+        """Remember that this session is over."""
+        name = session.identity.text
+        self._waiting.pop(name, None)
+        if len(self._waiting) >= MAX_WAITING:
+            del self._waiting[next(iter(self._waiting))]
+        self._waiting[name] = Seen(self._clock.now_ms(), session.history)
+        self._work.set()
+
+    async def seen(self, identity: str) -> Seen | None:
+        """The last end of a session of this identity; None when there was none. Raises StorageUnavailable."""
+        found = self._waiting.get(identity) or self._writing.get(identity)
+        if found is not None:
+            return found
+        rows = await self._database.fetch(
+            "SELECT last_seen_ms, session_id, initial_connection_ms, reconnections FROM presence WHERE identity = $1",
+            identity,
+        )
+        if not rows:
+            return None
+        last_seen_ms, session_id, initial_ms, reconnections = rows[0]
+        return Seen(last_seen_ms, History(session_id, initial_ms, reconnections))
+
+    async def user_seen_ms(self, user_id: str) -> int:
+        """The last end of a session of any window of this user, Unix milliseconds; 0 when there was none."""
+        prefix = f"us::{user_id}::"
+        waiting = [seen.last_seen_ms for name, seen in self._waiting.items() if name.startswith(prefix)]
+        waiting += [seen.last_seen_ms for name, seen in self._writing.items() if name.startswith(prefix)]
+        # Identity strings order by their bytes, so the windows of a user are a range: ";" comes right behind ":".
+        rows = await self._database.fetch(
+            "SELECT MAX(last_seen_ms) FROM presence WHERE identity >= $1 AND identity < $2",
+            prefix,
+            f"us::{user_id}:;",
+        )
+        return max([*waiting, rows[0][0] or 0])
+
+    async def recall(self, identity: str, session_id: str) -> History | None:
+        """The history of this session, if it was the identity's last one."""
+        found = await self.seen(identity)
+        return found.history if found is not None and found.history.session_id == session_id else None
+
+    async def run(self) -> None:
+        """Write what waits, until cancelled."""
+        while True:
+            await self._work.wait()
+            self._work = trio.Event()
+            try:
+                await self.flush()
+            except StorageUnavailable as error:
+                logger.warning("presence not written, trying again", reason=str(error))
+                self._work.set()
+                await trio.sleep(RETRY_S)
+
+    async def flush_at_end(self) -> None:
+        """Write what waits, or say that it is lost."""
+        try:
+            await self.flush()
+        except StorageUnavailable as error:
+            logger.warning("presence not written at stop", reason=str(error))
+
+    async def flush(self) -> None:
+        """Write what waits now. Raises StorageUnavailable, and then it waits on."""
+        if not self._waiting:
+            return
+        self._writing, self._waiting = self._waiting, {}
+        try:
+            await self._database.executemany(
+                "INSERT INTO presence (identity, last_seen_ms, session_id, initial_connection_ms, reconnections) "
+                "VALUES ($1, $2, $3, $4, $5) ON CONFLICT (identity) DO UPDATE SET last_seen_ms = "
+                "excluded.last_seen_ms, session_id = excluded.session_id, initial_connection_ms = "
+                "excluded.initial_connection_ms, reconnections = excluded.reconnections",
+                [
+                    (
+                        name,
+                        seen.last_seen_ms,
+                        seen.history.session_id,
+                        seen.history.initial_connection_ms,
+                        seen.history.reconnections,
+                    )
+                    for name, seen in self._writing.items()
+                    if not name.startswith("ta::")  # a name that never comes back
+                ],
+            )
+        except BaseException:
+            self._waiting = {**self._writing, **self._waiting}
+            raise
+        finally:
+            self._writing = {}

@@ -1,0 +1,87 @@
+"""Progress reports: validated, stamped and handed to the lane they belong to (reference: core.md section 8).
+
+A report for a user (`us::uid` or `us::uid::window`) goes to that user's lane, everything else to the lane of the
+reporter's workspace. Success is silent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aether_trio.model.clock import Clock
+from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.identity import Identity, IdentityError, Kind
+from aether_trio.model.topics import progress_of, progress_of_user
+from aether_trio.routing.lanes import Lanes
+from aether_trio.routing.rates import Rates
+from aether_trio.session.dispatch import NO_ANSWER
+from aether_trio.session.session import Session
+from aether_trio.wire.delivery import encode_progress
+from aether_trio.wire.pb import aether_pb2 as pb
+
+REPORTERS = frozenset({Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK, Kind.SERVICE})
+MAX_REPORT_BYTES = 64 * 1024
+"""A report is a line for people and a few tags; the reference has no bound of its own."""
+
+
+class ProgressService:
+    """Handles the `progress` operation."""
+
+    def __init__(self, lanes: Lanes, rates: Rates, clock: Clock) -> None:
+        self._lanes = lanes
+        self._rates = rates
+        self._clock = clock
+
+    async def handle(self, session: Session, report: pb.ProgressReport) -> Sequence[pb.DownstreamMessage]:
+        """Publish one report. Raises AetherError."""
+        identity = session.identity
+        if identity.kind not in REPORTERS:
+            raise AetherError(Code.INVALID_PRINCIPAL, f"a {identity.kind} may not report progress")
+        self._rates.take_connection(session.sender.bucket)
+        size = report.ByteSize()
+        if size > MAX_REPORT_BYTES:
+            raise AetherError(
+                Code.PAYLOAD_TOO_LARGE, f"the report has {size} bytes; at most {MAX_REPORT_BYTES} are allowed"
+            )
+        lane = self._lane(session, report.recipient)
+        update = pb.ProgressUpdate(
+            source=identity.topic,
+            task_id=report.task_id,
+            state=report.state,
+            completion=report.completion,
+            summary=report.summary,
+            step=report.step if report.HasField("step") else None,
+            timestamp_ms=self._clock.now_ms(),
+            workspace=session.workspace,
+            request_id=report.request_id,
+            metadata=report.metadata,
+            recipient=report.recipient,
+            kind=report.kind,
+        )
+        self._lanes.publish(lane, identity.topic, report.recipient, encode_progress(update))
+        return NO_ANSWER
+
+    @staticmethod
+    def _lane(session: Session, recipient: str) -> str:
+        if recipient:
+            user_id = _user_of(recipient)
+            if user_id is not None:
+                return progress_of_user(user_id)
+        if not session.workspace:
+            raise AetherError(
+                Code.INVALID_ARGUMENT,
+                f"a {session.identity.kind} has no workspace to report to; name a recipient such as us::USER",
+            )
+        return progress_of(session.workspace)
+
+
+def _user_of(recipient: str) -> str | None:
+    """The user id of `us::uid` or `us::uid::window`; None for another participant. Raises AetherError."""
+    prefix, _, rest = recipient.partition("::")
+    try:
+        if prefix == "us" and "::" not in rest:
+            return Identity.user(rest, "any").user_id
+        identity = Identity.parse(recipient)
+    except IdentityError as error:
+        raise AetherError(Code.INVALID_ARGUMENT, f"recipient: {error}") from None
+    return identity.user_id if identity.kind is Kind.USER else None

@@ -1,0 +1,121 @@
+"""Answers for the operations that are not built yet: a typed failure at once, and ERR_NOT_IMPLEMENTED.
+
+A client that asks must not run into its time-out. The typed failure releases the caller that waits for it (by id, or
+by order of arrival); the ErrorResponse says which code it is. As operations are built their rows leave this table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from aether_trio.model.errors import AetherError, Code
+from aether_trio.session.dispatch import Dispatcher, Handler, request_id_of
+from aether_trio.session.session import Session, error_response
+from aether_trio.wire.pb import aether_pb2 as pb
+
+Failure: TypeAlias = Callable[[Any, str], pb.DownstreamMessage]
+"""Builds the typed failure for (payload, text)."""
+
+
+def _tunnel_closed(payload: Any, text: str) -> pb.DownstreamMessage:
+    return pb.DownstreamMessage(
+        tunnel_close=pb.TunnelClose(tunnel_id=payload.tunnel_id, reason=pb.TunnelClose.ERROR, detail=text)
+    )
+
+
+FAILURES: dict[str, Failure | None] = {
+    "create_task": lambda op, text: pb.DownstreamMessage(
+        create_task=pb.CreateTaskResponse(error_code=Code.NOT_IMPLEMENTED, error_message=text, request_id=op.request_id)
+    ),
+    "task_query": lambda op, text: pb.DownstreamMessage(
+        task_query=pb.TaskQueryResponse(error=text, request_id=op.request_id)
+    ),
+    "task_op": lambda op, text: pb.DownstreamMessage(
+        task_op=pb.TaskOperationResponse(error=text, request_id=op.request_id)
+    ),
+    "workspace_op": lambda op, text: pb.DownstreamMessage(
+        workspace=pb.WorkspaceResponse(error=text, request_id=op.request_id)
+    ),
+    "agent_op": lambda op, text: pb.DownstreamMessage(agent=pb.AgentResponse(error=text, request_id=op.request_id)),
+    "acl_op": lambda op, text: pb.DownstreamMessage(acl=pb.ACLResponse(error=text, request_id=op.request_id)),
+    "workflow_op": lambda op, text: pb.DownstreamMessage(
+        workflow_response=pb.WorkflowResponse(error=text, request_id=op.request_id)
+    ),
+    "token_op": lambda op, text: pb.DownstreamMessage(token=pb.TokenResponse(error=text, request_id=op.request_id)),
+    "audit_query": lambda op, text: pb.DownstreamMessage(
+        audit_response=pb.AuditQueryResponse(error=text, request_id=op.request_id)
+    ),
+    "authority_grant_op": lambda op, text: pb.DownstreamMessage(
+        authority_grant=pb.AuthorityGrantResponse(error=text, request_id=op.request_id)
+    ),
+    "authority_request_op": lambda op, text: pb.DownstreamMessage(
+        authority_request_response=pb.AuthorityRequestOperationResponse(
+            error=text, client_request_id=op.client_request_id
+        )
+    ),
+    "resolve_authority_request": lambda op, text: pb.DownstreamMessage(
+        resolve_authority_response=pb.ResolveAuthorityResponse(error=text, request_id=op.request_id)
+    ),
+    "task_subscription_op": lambda op, text: pb.DownstreamMessage(
+        task_subscription_response=pb.TaskSubscriptionOperationResponse(
+            error=text, client_request_id=op.client_request_id, task_id=op.task_id
+        )
+    ),
+    "submit_audit_event": lambda op, text: pb.DownstreamMessage(
+        submit_audit_event_response=pb.SubmitAuditEventResponse(
+            error_code=Code.NOT_IMPLEMENTED, error_message=text, client_request_id=op.client_request_id
+        )
+    ),
+    "access_check": lambda op, text: pb.DownstreamMessage(
+        access_check_response=pb.AccessCheckResponse(error=text, request_id=op.request_id)
+    ),
+    "batch_access_check": lambda op, text: pb.DownstreamMessage(
+        batch_access_check_response=pb.BatchAccessCheckResponse(error=text, request_id=op.request_id)
+    ),
+    "proxy_http_request": lambda op, text: pb.DownstreamMessage(
+        proxy_http_response=pb.ProxyHttpResponse(
+            request_id=op.request_id, error=pb.ProxyError(kind=pb.ProxyError.SIDECAR_UNAVAILABLE, message=text)
+        )
+    ),
+    "tunnel_open": _tunnel_closed,
+    "tunnel_data": _tunnel_closed,
+    # No caller waits for an answer to these.
+    "tunnel_ack": None,
+    "tunnel_close": None,
+    "proxy_http_body_chunk": None,
+    "proxy_http_response": None,
+    "workflow_response": None,
+    "admin_query": None,
+}
+
+_LAST_WORDS = frozenset({"tunnel_close"})
+"""Messages that say goodbye; there is nothing to refuse."""
+
+
+def failure(case: str, payload: Any) -> Sequence[pb.DownstreamMessage]:
+    """What to answer to an operation of this table."""
+    error = AetherError(Code.NOT_IMPLEMENTED, f"{case} is not served by this gateway yet")
+    typed = FAILURES[case]
+    request_id = request_id_of(payload)
+    answers = [error_response(error, request_id)]
+    if typed is not None:
+        answers.insert(0, typed(payload, str(error)))
+    if case == "create_task":
+        # The protocol's order here: an ErrorResponse without an id, then the typed failure if somebody waits for it.
+        return [error_response(error), *(answers[:1] if request_id else [])]
+    return answers
+
+
+def _handler(case: str) -> Handler:
+    async def answer(session: Session, payload: Any) -> Sequence[pb.DownstreamMessage]:
+        return () if case in _LAST_WORDS else failure(case, payload)
+
+    return answer
+
+
+def register(dispatcher: Dispatcher) -> None:
+    """Put every operation of the table into the dispatch table, unless somebody serves it already."""
+    for case in FAILURES:
+        if case not in dispatcher.cases:
+            dispatcher.register(case, _handler(case))

@@ -1,0 +1,50 @@
+"""SwitchWorkspace: a user window enters another workspace (reference: core.md section 9).
+
+There is no success reply in the protocol. Unlike in the reference the name is checked, and a switch that fails changes
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.identity import IdentityError, Kind, check_token
+from aether_trio.services.access import Authorizer
+from aether_trio.session.dispatch import NO_ANSWER
+from aether_trio.session.session import Session
+from aether_trio.storage.base import StorageUnavailable
+from aether_trio.wire.pb import aether_pb2 as pb
+
+
+class WorkspaceSwitch:
+    """Handles the `switch_workspace` operation."""
+
+    def __init__(self, authorizer: Authorizer, *, strict: bool = True) -> None:
+        self._authorizer = authorizer
+        self._strict = strict
+
+    async def handle(self, session: Session, request: pb.SwitchWorkspace) -> Sequence[pb.DownstreamMessage]:
+        """Switch, or leave the workspace with an empty name. Raises AetherError."""
+        workspace = request.new_workspace_id
+        if session.identity.kind is not Kind.USER:
+            raise AetherError(Code.INVALID_PRINCIPAL, f"a {session.identity.kind} cannot switch its workspace")
+        if workspace == session.workspace:
+            return NO_ANSWER
+        if workspace:
+            try:
+                check_token(workspace, "workspace", strict=self._strict)
+            except IdentityError as error:
+                raise AetherError(Code.WORKSPACE_SWITCH_FAILED, str(error)) from None
+            if not session.allows_workspace(workspace):
+                raise AetherError(Code.PERMISSION_DENIED, f"this credential does not reach workspace {workspace}")
+            decision = await self._authorizer.check_workspace(session.identity, workspace)
+            if not decision.allowed:
+                raise AetherError(Code.PERMISSION_DENIED, decision.reason)
+        assert session.subscriptions is not None
+        try:
+            await session.subscriptions.switch(workspace)
+        except StorageUnavailable as error:
+            raise AetherError(Code.WORKSPACE_SWITCH_FAILED, str(error), retryable=True) from None
+        session.sender.moved_to(workspace)
+        return NO_ANSWER

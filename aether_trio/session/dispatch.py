@@ -1,0 +1,76 @@
+"""The dispatch table: which handler answers which upstream message.
+
+A handler is `async (session, payload) -> messages`, the payload being the oneof's value; it returns what to answer, in
+order, and raises AetherError for a refusal that has no typed answer of its own. Every case of the protocol is in the
+table (services/unbuilt.py answers for those to come), so nothing is met with silence.
+
+Invariant: what a request's answer says comes after everything its connection sent before. The dispatcher holds each
+answer back until the connection's last message is committed or refused (routing/log.py, `wait_settled`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias
+
+import structlog
+
+from aether_trio.model.errors import AetherError, Code
+from aether_trio.routing.log import TopicLog
+from aether_trio.session.session import Session
+from aether_trio.wire.pb import aether_pb2 as pb
+
+logger = structlog.get_logger("aether.dispatch")
+
+Handler: TypeAlias = Callable[[Session, Any], Awaitable[Sequence[pb.DownstreamMessage]]]
+
+NO_ANSWER: tuple[pb.DownstreamMessage, ...] = ()
+
+
+def request_id_of(payload: Any) -> str:
+    """The id that correlates an answer with this request; "" for operations that have none."""
+    for name in ("request_id", "client_request_id"):
+        value = getattr(payload, name, "")
+        if value:
+            return str(value)
+    return ""
+
+
+class Dispatcher:
+    """See the module docstring. `counts` is the number of requests by operation."""
+
+    def __init__(self, log: TopicLog) -> None:
+        self._log = log
+        self._handlers: dict[str, Handler] = {}
+        self.counts: dict[str, int] = {}
+
+    def register(self, case: str, handler: Handler) -> None:
+        """Let `handler` answer the oneof case. Registering twice is a mistake in the composition."""
+        if case in self._handlers:
+            raise ValueError(f"{case} has a handler already")
+        self._handlers[case] = handler
+        self.counts[case] = 0
+
+    @property
+    def cases(self) -> frozenset[str]:
+        """The cases that have a handler."""
+        return frozenset(self._handlers)
+
+    async def dispatch(self, session: Session, case: str | None, message: pb.UpstreamMessage) -> None:
+        """Answer one request. Raises nothing but cancellation and StatusError."""
+        handler = self._handlers.get(case) if case is not None else None
+        if handler is None or case is None:
+            session.put_error(AetherError(Code.NOT_IMPLEMENTED, "this message carries nothing that the gateway knows"))
+            return
+        self.counts[case] += 1
+        payload = getattr(message, case)
+        try:
+            answers = await handler(session, payload)
+        except AetherError as error:
+            await self._log.wait_settled(session.sender.last_append)
+            session.put_error(error, request_id_of(payload))
+            return
+        if answers:
+            await self._log.wait_settled(session.sender.last_append)
+            for answer in answers:
+                session.put(answer)

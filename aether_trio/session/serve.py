@@ -1,0 +1,229 @@
+"""One connection's life, from its first message to the close of its stream.
+
+    admit (refusals end the stream before any message) -> hold the identity -> subscribe -> ack, config -> read loop
+    -> detach -> close the stream with a status
+
+Everything up to the acknowledgement happens in one order for all; the hold, the subscriptions and the acknowledgement
+are taken in one step without a checkpoint, so a client that has its ack misses nothing.
+
+Invariants: requests of one session are handled one after another, in order; a client that floods is read no further
+while the log has no room or its own answers pile up, and TCP tells it; the stream is closed exactly once, in bounded time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from aether_trio.model.clock import Clock
+from aether_trio.model.errors import AetherError, Status, StatusError
+from aether_trio.model.identity import Identity, Kind
+from aether_trio.model.ids import IdFactory
+from aether_trio.model.limits import Limits
+from aether_trio.routing.lanes import Lanes
+from aether_trio.routing.log import TopicLog
+from aether_trio.routing.outbox import OutboxLimits
+from aether_trio.routing.rates import Rates
+from aether_trio.routing.router import Router
+from aether_trio.routing.work_group import WorkGroups
+from aether_trio.session.admission import Claim, read_claim, undeclared_extensions
+from aether_trio.session.dispatch import Dispatcher
+from aether_trio.session.registry import History, Registry
+from aether_trio.session.session import ClientInfo, Session
+from aether_trio.session.subscriptions import Subscriptions
+from aether_trio.storage.base import StorageUnavailable
+from aether_trio.transport.link import Link, LinkBroken, Peer
+from aether_trio.wire.pb import aether_pb2 as pb
+
+logger = structlog.get_logger("aether.session")
+
+CLOSE_S = 5.0
+"""How long a stream may take to carry its last messages and its status to a peer that still reads."""
+
+AllowsWorkspace = Callable[[str], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a session is made from. The four hooks are the services' and are called in this order:
+
+    `authenticate(identity, claim, peer)` raises StatusError, or says which workspaces the credential reaches;
+    `recall(identity, session_id)` finds a session that ended before this gateway started;
+    `config_snapshot(identity)` is what an agent or task is told first; `ended(session)` is called once, when it is over.
+    """
+
+    clock: Clock
+    ids: IdFactory
+    limits: Limits
+    outbox_limits: OutboxLimits
+    log: TopicLog
+    lanes: Lanes
+    groups: WorkGroups
+    rates: Rates
+    router: Router
+    registry: Registry
+    dispatcher: Dispatcher
+    authenticate: Callable[[Identity, Claim, Peer], AllowsWorkspace]
+    recall: Callable[[str, str], Awaitable[History | None]]
+    config_snapshot: Callable[[Identity], Awaitable[pb.ConfigSnapshot]]
+    ended: Callable[[Session], None]
+    server_version: str
+    strict_charset: bool = True
+    init_wait_s: float = 30.0
+
+
+class SessionServer:
+    """Serves links. One per gateway; `serve` runs once per stream, in that stream's own task."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self.draining = False
+
+    async def serve(self, link: Link) -> None:
+        """The whole life of one stream. Raises only cancellation."""
+        try:
+            status, text = await self._live(link)
+        except StatusError as error:
+            status, text = error.status, error.message
+        except LinkBroken:
+            return
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_S):
+            await link.close(status, text)
+
+    async def _live(self, link: Link) -> tuple[Status, str]:
+        claim, early = await self._first_message(link)
+        parts = self._parts
+        allows_workspace = parts.authenticate(claim.identity, claim, link.peer)
+        session = self._make_session(link, claim, allows_workspace)
+        history = await self._recall(claim)
+        if self.draining:
+            raise StatusError(Status.UNAVAILABLE, "the gateway is shutting down; connect again")
+        displaced, continued = parts.registry.claim(session, claim.resume_session_id)
+        continued = continued or history
+        if displaced is not None:
+            displaced.end(Status.CANCELLED, f"session {session.session_id} has taken over this identity")
+        resumed = continued is not None
+        if continued is not None:
+            session.history = History(session.session_id, continued.initial_connection_ms, continued.reconnections + 1)
+        broken: LinkBroken | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                session.scope = nursery.cancel_scope
+                try:
+                    await self._open(session, claim, resumed, nursery)
+                    await self._read(session, early)
+                except StatusError as error:
+                    session.ending = session.ending or error
+                except LinkBroken as error:
+                    broken = error
+                nursery.cancel_scope.cancel()
+        finally:
+            session.detach()
+            parts.ended(session)
+        if session.ending is not None:
+            raise session.ending
+        if broken is not None:
+            raise broken
+        with trio.move_on_after(CLOSE_S):
+            await session.outbox.wait_control_sent()
+        return Status.OK, ""
+
+    # -- coming in ------------------------------------------------------------------------------------------------
+
+    async def _first_message(self, link: Link) -> tuple[Claim, Sequence[pb.UpstreamMessage]]:
+        parts = self._parts
+        with trio.move_on_after(parts.init_wait_s) as waiting:
+            batch = await link.receive()
+        if waiting.cancelled_caught:
+            raise StatusError(Status.DEADLINE_EXCEEDED, f"no InitConnection came within {parts.init_wait_s:g} seconds")
+        if not batch:
+            raise StatusError(Status.INVALID_ARGUMENT, "the stream ended before its InitConnection")
+        claim = read_claim(batch[0], link.peer.metadata, parts.ids, parts.limits, strict=parts.strict_charset)
+        return claim, batch[1:]
+
+    async def _recall(self, claim: Claim) -> History | None:
+        """What an earlier life of the gateway remembers of the session to be resumed."""
+        if not claim.resume_session_id or self._parts.registry.remembers(claim.identity.text):
+            return None
+        try:
+            return await self._parts.recall(claim.identity.text, claim.resume_session_id)
+        except StorageUnavailable:
+            return None
+
+    def _make_session(self, link: Link, claim: Claim, allows_workspace: AllowsWorkspace) -> Session:
+        parts = self._parts
+        session = Session(
+            identity=claim.identity,
+            session_id=parts.ids.session_id(),
+            link=link,
+            outbox_limits=parts.outbox_limits,
+            registry=parts.registry,
+            bucket=parts.rates.connection_bucket(),
+            now_ms=parts.clock.now_ms(),
+            client=ClientInfo(claim.sdk, claim.version),
+            allows_workspace=allows_workspace,
+        )
+        link.attach(session.outbox)
+        return session
+
+    async def _open(self, session: Session, claim: Claim, resumed: bool, nursery: trio.Nursery) -> None:
+        parts = self._parts
+        identity = session.identity
+        config: pb.ConfigSnapshot | None = None
+        subscriptions = Subscriptions(
+            identity, session.outbox, parts.log, parts.lanes, parts.groups, nursery, session.told_of_gap
+        )
+        try:
+            if identity.kind in (Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK):
+                config = await parts.config_snapshot(identity)
+            open_base = await subscriptions.prepare_base()
+        except StorageUnavailable as error:
+            raise StatusError(Status.UNAVAILABLE, f"the gateway's storage does not answer: {error}") from None
+        session.subscriptions = subscriptions
+        ack = pb.ConnectionAck(
+            session_id=session.session_id,
+            resumed=resumed,
+            assigned_id=claim.assigned_id,
+            negotiated_extensions=claim.extensions,
+            server_supported_extensions=undeclared_extensions(claim),
+            server_version=parts.server_version,
+            initial_connection_unix_ms=session.history.initial_connection_ms,
+            reconnection_count=session.history.reconnections,
+        )
+        session.put(pb.DownstreamMessage(connection_ack=ack))
+        if config is not None:
+            session.put(pb.DownstreamMessage(config=config))
+        open_base()
+
+    # -- the read loop --------------------------------------------------------------------------------------------
+
+    async def _read(self, session: Session, early: Sequence[pb.UpstreamMessage]) -> None:
+        link, outbox, log = session.link, session.outbox, self._parts.log
+        batch = early or await link.receive()
+        while batch:
+            session.last_activity_ms = self._parts.clock.now_ms()
+            await self._handle_batch(session, batch)
+            if not log.has_room:
+                await log.wait_room()
+            if not outbox.control_has_room:
+                await outbox.wait_control_room()
+            batch = await link.receive()
+
+    async def _handle_batch(self, session: Session, batch: Sequence[pb.UpstreamMessage]) -> None:
+        router, dispatcher = self._parts.router, self._parts.dispatcher
+        for message in batch:
+            case = message.WhichOneof("payload")
+            if case == "send":
+                try:
+                    router.send(session.sender, message.send)
+                except AetherError as error:
+                    session.put_error(error)
+            elif case == "init":
+                raise StatusError(Status.INVALID_ARGUMENT, "this stream has had its InitConnection already")
+            else:
+                await dispatcher.dispatch(session, case, message)
+                if not session.outbox.control_has_room:
+                    await session.outbox.wait_control_room()

@@ -1,0 +1,182 @@
+"""One participant's live connection: what it is, what it owns, and how it ends.
+
+A session is a block. Its nursery holds everything that runs for the participant, and whatever ends the block (the peer's
+end of stream, a cut, a kick, a takeover, a drain) ends all of that and gives the identity back. `end` is how anybody
+else ends it: detached at once, without a checkpoint, so that a successor owes the old stream nothing; the stream itself
+is closed by its own task with the status given.
+
+Invariants: after `detach` the session receives nothing more and holds nothing; `detach` happens exactly once; a
+session never ends a live stream with OK unless the peer has ended its side, since clients take OK for a zombie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import trio
+
+from aether_trio.model.errors import AetherError, Code, Status, StatusError
+from aether_trio.model.identity import Identity
+from aether_trio.model.token_bucket import TokenBucket
+from aether_trio.routing.outbox import Outbox, OutboxLimits
+from aether_trio.routing.router import Sender
+from aether_trio.session.registry import History, Registry
+from aether_trio.session.subscriptions import Subscriptions
+from aether_trio.transport.link import Link
+from aether_trio.wire.delivery import delivery_prefix
+from aether_trio.wire.pb import aether_pb2 as pb
+
+RETRY_PUBLISH_MS = 1000
+"""When a sender may try again after the log could not be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientInfo:
+    """What the client says of itself."""
+
+    sdk: str = ""
+    version: str = ""
+
+
+class Session:
+    """See the module docstring. `workspace` changes for users only; times are Unix milliseconds."""
+
+    __slots__ = (
+        "__weakref__",
+        "allows_workspace",
+        "client",
+        "connected_ms",
+        "ending",
+        "history",
+        "identity",
+        "lane_behind",
+        "last_activity_ms",
+        "link",
+        "outbox",
+        "registry",
+        "scope",
+        "sender",
+        "session_id",
+        "subscriptions",
+    )
+
+    def __init__(
+        self,
+        identity: Identity,
+        session_id: str,
+        link: Link,
+        outbox_limits: OutboxLimits,
+        registry: Registry,
+        bucket: TokenBucket,
+        now_ms: int,
+        client: ClientInfo,
+        allows_workspace: Callable[[str], bool],
+    ) -> None:
+        self.identity = identity
+        self.session_id = session_id
+        self.link = link
+        self.outbox = Outbox(link, outbox_limits, self.lane_dropped)
+        self.registry = registry
+        self.client = client
+        self.allows_workspace = allows_workspace
+        self.connected_ms = now_ms
+        self.last_activity_ms = now_ms
+        self.history = History(session_id, now_ms, 0)
+        self.sender = Sender(
+            identity,
+            identity.workspace,
+            bucket,
+            delivery_prefix(identity.topic or identity.text),
+            self.refused,
+            allows_workspace,
+        )
+        self.subscriptions: Subscriptions | None = None
+        self.scope: trio.CancelScope | None = None
+        self.ending: StatusError | None = None
+        self.lane_behind = False
+
+    def __repr__(self) -> str:
+        return f"<Session {self.identity.text} {self.session_id}>"
+
+    @property
+    def workspace(self) -> str:
+        """The workspace that the participant is in; a user's changes."""
+        return self.sender.workspace
+
+    # -- answering ------------------------------------------------------------------------------------------------
+
+    def put(self, message: pb.DownstreamMessage) -> None:
+        """Queue a reply. Never blocks."""
+        self.outbox.put_control(message.SerializeToString())
+
+    def put_error(self, error: AetherError, request_id: str = "") -> None:
+        """Queue an ErrorResponse."""
+        self.put(error_response(error, request_id))
+
+    def refused(self, reason: str) -> None:
+        """A message of this session could not be committed (routing/log.py)."""
+        self.outbox.put_control(_publish_failed(reason))
+
+    def lane_dropped(self) -> None:
+        """Ephemeral updates were dropped: say so, once."""
+        if not self.lane_behind:
+            self.lane_behind = True
+            self.outbox.put_control(_lane_notice())
+
+    def told_of_gap(self, topic: str, count: int) -> None:
+        """Retention was faster than this client: say what is missing."""
+        self.put_error(
+            AetherError(
+                Code.BACKPRESSURE,
+                f"{count} messages of {topic} were older than the gateway keeps them and are gone",
+            )
+        )
+
+    # -- ending ---------------------------------------------------------------------------------------------------
+
+    def end(self, status: Status, reason: str, signal: pb.Signal.SignalType.ValueType | None = None) -> None:
+        """End the session from outside: signal the client (if asked to), let go of everything, close the stream."""
+        if self.ending is not None:
+            return
+        if signal is not None:
+            self.put(pb.DownstreamMessage(signal=pb.Signal(type=signal, reason=reason)))
+        self.ending = StatusError(status, reason)
+        self.detach()
+        if self.scope is not None:
+            self.scope.cancel()
+
+    def detach(self) -> None:
+        """Listen to nothing and hold nothing from now on. Idempotent, no checkpoint."""
+        if self.subscriptions is not None:
+            self.subscriptions.close()
+        self.outbox.detach()
+        self.registry.release(self)
+
+
+@lru_cache(maxsize=64)
+def _publish_failed(reason: str) -> bytes:
+    error = AetherError(Code.PUBLISH_FAILED, f"the message was not stored: {reason}", retry_after_ms=RETRY_PUBLISH_MS)
+    return error_response(error).SerializeToString()
+
+
+@lru_cache(maxsize=1)
+def _lane_notice() -> bytes:
+    error = AetherError(
+        Code.BACKPRESSURE, "this client reads too slowly: the oldest progress updates are being dropped"
+    )
+    return error_response(error).SerializeToString()
+
+
+def error_response(error: AetherError, request_id: str = "") -> pb.DownstreamMessage:
+    """The one place that turns an AetherError into wire form."""
+    return pb.DownstreamMessage(
+        error=pb.ErrorResponse(
+            code=error.code,
+            message=error.message,
+            retryable=error.retryable,
+            retry_after_ms=error.retry_after_ms,
+            request_id=request_id,
+        )
+    )

@@ -1,0 +1,197 @@
+"""What each kind of participant listens to, as a table, and how a session opens and closes it.
+
+Invariants: everything a session subscribed to is closed by `close`, without a checkpoint; what a user listens to
+because of its workspace is separate from the rest, so that a switch touches nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from aether_trio.model import topics
+from aether_trio.model.identity import Identity, Kind
+from aether_trio.routing.catchup import CatchUp
+from aether_trio.routing.lanes import LaneListener, Lanes
+from aether_trio.routing.log import TopicLog
+from aether_trio.routing.outbox import Outbox
+from aether_trio.routing.subscription import Subscription
+from aether_trio.routing.topic_state import TopicState
+from aether_trio.routing.work_group import Member, WorkGroups
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One durable topic. `named`: the position is kept under the identity; else the topic is read from its tail on.
+
+    `from_oldest`: a consumer without a position starts at the oldest retained message, not at the tail.
+    """
+
+    topic: str
+    named: bool
+    from_oldest: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Durable topics, a work group to join, and ephemeral lanes."""
+
+    topics: tuple[Wanted, ...] = ()
+    group: str | None = None
+    lanes: tuple[str, ...] = ()
+
+
+def plan_for(identity: Identity) -> Plan:
+    """What a participant listens to for as long as it is connected (reference: core.md section 2.4)."""
+    own = Wanted(identity.topic, named=True, from_oldest=True)
+    match identity.kind:
+        case Kind.AGENT:
+            everyone = Wanted(topics.agents_of(identity.workspace), named=False)
+            return Plan((own, everyone), lanes=(topics.progress_of(identity.workspace),))
+        case Kind.UNIQUE_TASK | Kind.SERVICE | Kind.BRIDGE | Kind.WORKFLOW_ENGINE | Kind.METRICS_BRIDGE:
+            return Plan((own,))
+        case Kind.TASK:
+            # Its name is new with each connection, so there is no position to keep.
+            group = topics.workers_of(identity.workspace, identity.implementation)
+            return Plan((Wanted(identity.topic, named=False, from_oldest=True),), group=group)
+        case Kind.USER:
+            everywhere = Wanted(topics.user_everywhere(identity.user_id), named=True)
+            return Plan((own, everywhere), lanes=(topics.progress_of_user(identity.user_id),))
+        case Kind.ORCHESTRATOR:
+            return Plan()
+
+
+def plan_for_workspace(user_id: str, workspace: str) -> Plan:
+    """What a user window listens to in addition while it is switched to a workspace."""
+    return Plan(
+        (
+            Wanted(topics.users_of(workspace), named=False),
+            Wanted(topics.user_in(user_id, workspace), named=True),
+        ),
+        lanes=(topics.progress_of(workspace),),
+    )
+
+
+@dataclass(slots=True)
+class _Open:
+    subscriptions: list[Subscription] = field(default_factory=list)
+    member: Member | None = None
+    lanes: tuple[str, ...] = ()
+    pinned: list[TopicState] = field(default_factory=list)
+
+
+class Subscriptions:
+    """Everything one session listens to."""
+
+    __slots__ = ("_base", "_catchup", "_identity", "_lanes", "_listener", "_log", "_outbox", "_workspace", "groups")
+
+    def __init__(
+        self,
+        identity: Identity,
+        outbox: Outbox,
+        log: TopicLog,
+        lanes: Lanes,
+        groups: WorkGroups,
+        nursery: trio.Nursery,
+        on_gap: Callable[[str, int], None],
+    ) -> None:
+        self._identity = identity
+        self._outbox = outbox
+        self._log = log
+        self._lanes = lanes
+        self.groups = groups
+        self._listener: LaneListener | None = None
+        self._catchup = CatchUp(
+            log, outbox, nursery, lambda subscription, count: on_gap(subscription.state.name, count)
+        )
+        self._base: _Open | None = None
+        self._workspace: _Open | None = None
+
+    async def prepare(self, plan: Plan) -> Callable[[], _Open]:
+        """Read what the log knows of the plan's topics. The returned function opens it all, without a checkpoint, and is to be
+        called right away.
+
+        Raises StorageUnavailable.
+        """
+        consumer = self._identity.text
+        found = await self._log.warm([(one.topic, consumer if one.named else None) for one in plan.topics])
+        pinned = [state for state, _ in found]
+        try:
+            group = await self.groups.find(plan.group) if plan.group else None
+        except BaseException:
+            self._log.unpin(pinned)
+            raise
+        if group is not None:
+            pinned.append(group[0])
+
+        def open_all() -> _Open:
+            opened = _Open(lanes=plan.lanes, pinned=pinned)
+            for wanted, (state, cursor) in zip(plan.topics, found, strict=True):
+                # A takeover moves the cursor while this session is being prepared.
+                latest = self._log.cursors.unwritten(state, consumer) if wanted.named else None
+                position = max((one for one in (cursor, latest) if one is not None), default=None)
+                if position is None:
+                    position = 0 if wanted.from_oldest else state.tail
+                subscription = Subscription(
+                    state,
+                    self._outbox,
+                    self._log.cursors,
+                    consumer if wanted.named else None,
+                    position,
+                    self._catchup.add,
+                )
+                opened.subscriptions.append(subscription)
+                subscription.open()
+                if wanted.named and cursor is None and latest is None and not wanted.from_oldest:
+                    # "From now on" has to be remembered, or the next connection would start at its own now.
+                    subscription.delivered(position)
+            if group is not None:
+                opened.member = self.groups.join(group, self._outbox)
+            for lane in plan.lanes:
+                if self._listener is None:
+                    self._listener = LaneListener(self._identity.text, self._identity.topic, self._outbox)
+                self._lanes.listen(lane, self._listener)
+            return opened
+
+        return open_all
+
+    async def prepare_base(self) -> Callable[[], None]:
+        """Prepare what the identity listens to; call the result to open it."""
+        open_all = await self.prepare(plan_for(self._identity))
+
+        def open_base() -> None:
+            self._base = open_all()
+
+        return open_base
+
+    async def switch(self, workspace: str) -> None:
+        """Listen to another workspace ("" for none). Raises StorageUnavailable, and then nothing has changed."""
+        if workspace:
+            open_all = await self.prepare(plan_for_workspace(self._identity.user_id, workspace))
+            self._close(self._workspace)
+            self._workspace = open_all()
+            self._outbox.kick()
+        else:
+            self._close(self._workspace)
+            self._workspace = None
+
+    def close(self) -> None:
+        """Stop listening. Idempotent, and no checkpoint."""
+        self._close(self._workspace)
+        self._close(self._base)
+        self._workspace = self._base = None
+
+    def _close(self, opened: _Open | None) -> None:
+        if opened is None:
+            return
+        for subscription in opened.subscriptions:
+            subscription.close()
+            self._catchup.remove(subscription)
+        if opened.member is not None:
+            opened.member.leave()
+        self._log.unpin(opened.pinned)
+        if self._listener is not None:
+            for lane in opened.lanes:
+                self._lanes.unlisten(lane, self._listener)
