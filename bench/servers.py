@@ -26,7 +26,7 @@ READY_SECONDS = 60.0
 LEAVE_SECONDS = 30.0
 STDERR_LINES = 20
 PY_SPY_SUFFIXES = (".svg", ".json")
-COMMAND = ("-m", "aether_trio.cli", "dev")
+COMMAND = ("-m", "aether_trio", "dev")
 
 
 class ServerFailed(Exception):

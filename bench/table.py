@@ -65,7 +65,8 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         if result.get("load_us"):
             parts.append(f"load {result['load_us']:.1f} us each")
         if why := result.get("failed"):
-            parts.append(f"FAILED: {why}")
+            lines = why.splitlines()  # a server that broke says much; its first and last words tell most
+            parts.append("FAILED: " + " … ".join(lines[:1] + lines[1:][-1:]))
         if parts:
             said.append(f"{name}: {'; '.join(parts)}")
     return said

@@ -118,9 +118,9 @@ def test_files_of_another_kind_are_refused(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("profile", "starts"),
     [
-        (None, ["-m", "aether_trio.cli", "dev", "--port", "0"]),
-        ("out.prof", ["-m", "bench.profiled", "out.kv.prof", "aether_trio.cli", "dev"]),
-        ("out", ["-m", "bench.profiled", "out.kv.prof", "aether_trio.cli", "dev"]),
+        (None, ["-m", "aether_trio", "dev", "--port", "0"]),
+        ("out.prof", ["-m", "bench.profiled", "out.kv.prof", "aether_trio", "dev"]),
+        ("out", ["-m", "bench.profiled", "out.kv.prof", "aether_trio", "dev"]),
         ("out.svg", ["record", "--format", "flamegraph", "--output", "out.kv.svg"]),
         ("out.json", ["record", "--format", "speedscope", "--output", "out.kv.json"]),
     ],
