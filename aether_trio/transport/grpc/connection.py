@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from aether_trio.transport.grpc import frames
-from aether_trio.transport.grpc.control import ControlPlane
+from aether_trio.transport.grpc.control import ControlPlane, SharedControl
 from aether_trio.transport.grpc.dataplane import DataPlane, DataStream
 from aether_trio.transport.grpc.frames import ErrorCode, ProtocolViolation
 from aether_trio.transport.grpc.limits import GrpcLimits
@@ -91,6 +91,7 @@ class Connection:
         sealer: Sealer | None,
         limits: GrpcLimits,
         budgets: Budgets,
+        shared: SharedControl,
         counters: Counters,
         nursery: trio.Nursery,
         *,
@@ -102,7 +103,7 @@ class Connection:
         self.counters = counters
         self.nursery = nursery
         self.plane = DataPlane(self, limits, budgets, expect_preface=not client_side)
-        self.control_plane = ControlPlane(limits, client_side=client_side)
+        self.control_plane = ControlPlane(shared, client_side=client_side)
         self.closing = False
         """Nothing more is read or started; what is in `out` still goes."""
         self.dirty: dict[PumpedStream, None] = {}

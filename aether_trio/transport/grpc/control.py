@@ -15,9 +15,11 @@ import h2.connection
 import h2.events
 import h2.exceptions
 import h2.settings
+import hyperframe.frame
 
 from aether_trio.transport.grpc import frames
 from aether_trio.transport.grpc.frames import ErrorCode, ProtocolViolation
+from aether_trio.transport.grpc.hpack_cache import BlockCache, CachingDecoder
 from aether_trio.transport.grpc.limits import GrpcLimits
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -35,10 +37,53 @@ _CONFIGS: Final = {
 }
 
 
+_SETTING_BYTES: Final = 6
+_KNOWN_SETTINGS: Final = frozenset(code.to_bytes(2, "big") for code in h2.settings.SettingCodes)
+
+_FRAMES: Final = (
+    hyperframe.frame.HeadersFrame,
+    hyperframe.frame.DataFrame,
+    hyperframe.frame.SettingsFrame,
+    hyperframe.frame.RstStreamFrame,
+)
+
+
+class _Values(list[int | None]):
+    """A setting's current and proposed values: what h2 asks of the deques (760 bytes each) that it would keep them in."""
+
+    __slots__ = ()
+
+    def popleft(self) -> int | None:
+        return self.pop(0)
+
+
+class _LeanSettings(h2.settings.Settings):
+    """h2's Settings in a tenth of the memory; an idle connection has two of them with ten values and more."""
+
+    def __init__(self, *, client: bool) -> None:
+        # Not calling the base class on purpose: it does nothing but fill `_settings` with deques.
+        self._client = client
+        defaults = ((1, 4096), (2, int(client)), (4, 65_535), (5, 16_384), (8, 0))
+        self._settings = {h2.settings.SettingCodes(code): _Values((value,)) for code, value in defaults}
+
+    def __setitem__(self, key: h2.settings.SettingCodes | int, value: int) -> None:
+        self._settings.setdefault(key, _Values((None,)))
+        super().__setitem__(key, value)
+
+
 class _LeanH2(h2.connection.H2Connection):
-    """h2 without its scan of all streams at every HEADERS: we count streams, refuse with REFUSED_STREAM, and forget."""
+    """h2 with less memory, and without its scan of all streams at every HEADERS: we count streams ourselves, refuse with
+    REFUSED_STREAM instead of ending the connection, and say when a stream can be forgotten."""
 
     MAX_CLOSED_STREAMS = 64
+
+    def __init__(self, config: h2.config.H2Configuration) -> None:
+        super().__init__(config)
+        self.local_settings = _LeanSettings(client=config.client_side)
+        self.remote_settings = _LeanSettings(client=not config.client_side)
+        # The frames that we let through; bound methods, so each entry is an object per connection.
+        table = self._frame_dispatch_table
+        self._frame_dispatch_table = {kind: table[kind] for kind in _FRAMES}
 
     @property
     def open_inbound_streams(self) -> int:
@@ -54,33 +99,58 @@ class _LeanH2(h2.connection.H2Connection):
             self._closed_streams[stream_id] = stream.closed_by
 
 
+class SharedControl:
+    """What all connections of one server or channel share: our settings, as h2 and as the peer see them, and the cache."""
+
+    __slots__ = ("blocks", "max_header_list_bytes", "settings", "settings_frame")
+
+    def __init__(self, limits: GrpcLimits, *, client_side: bool) -> None:
+        codes = h2.settings.SettingCodes
+        self.settings: dict[h2.settings.SettingCodes | int, int] = {
+            codes.HEADER_TABLE_SIZE: limits.header_table_bytes,
+            codes.INITIAL_WINDOW_SIZE: limits.stream_window_bytes,
+            codes.MAX_HEADER_LIST_SIZE: limits.max_header_list_bytes,
+        }
+        if client_side:
+            self.settings[codes.ENABLE_PUSH] = 0
+        else:
+            self.settings[codes.MAX_CONCURRENT_STREAMS] = limits.max_concurrent_streams
+        self.settings_frame = frames.settings({int(code): value for code, value in self.settings.items()})
+        self.max_header_list_bytes = limits.max_header_list_bytes
+        self.blocks = BlockCache()
+
+
 class ControlPlane:
     """One connection's h2, reduced to what the lane uses."""
 
     __slots__ = ("_h2",)
 
-    def __init__(self, limits: GrpcLimits, *, client_side: bool) -> None:
+    def __init__(self, shared: SharedControl, *, client_side: bool) -> None:
         self._h2 = _LeanH2(_CONFIGS[client_side])
-        self._h2.decoder.max_header_list_size = limits.max_header_list_bytes
-        # Never more encoder memory than none: our few headers are static entries or short.
+        self._h2.decoder = CachingDecoder(shared.blocks, shared.max_header_list_bytes)
+        # No table for what we send: our few headers are static entries or short. An empty deque is 760 bytes, and with a
+        # size of 0 hpack only ever clears it.
         self._h2.encoder.header_table_size = 0
+        self._h2.encoder.header_table.dynamic_entries = []  # type: ignore[assignment]
 
-    def settings(self, limits: GrpcLimits) -> bytes:
+    def settings(self, shared: SharedControl) -> bytes:
         """Our SETTINGS frame; they count from the peer's ack on."""
-        values = {
-            h2.settings.SettingCodes.HEADER_TABLE_SIZE: limits.header_table_bytes,
-            h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: limits.stream_window_bytes,
-            h2.settings.SettingCodes.MAX_HEADER_LIST_SIZE: limits.max_header_list_bytes,
-        }
-        if self._h2.config.client_side:
-            values[h2.settings.SettingCodes.ENABLE_PUSH] = 0
-        else:
-            values[h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS] = limits.max_concurrent_streams
-        self._h2.update_settings(values)
-        # The preface is the data plane's business; tell h2's reader that it has passed.
+        # What h2's update_settings does, without building the same frame for every connection.
+        self._h2.local_settings.update(shared.settings)
         if not self._h2.config.client_side:
+            # The preface is the data plane's business; tell h2's reader that it has passed.
             self._h2.incoming_buffer.add_data(frames.PREFACE)
-        return self._h2.data_to_send()
+        return shared.settings_frame
+
+    def receive_settings(self, frame: bytes) -> list[h2.events.Event]:
+        """As `receive`, for a SETTINGS frame: h2 remembers every identifier it has seen, so it sees the known ones only."""
+        body = memoryview(frame)[frames.HEADER_BYTES :]
+        if len(body) % _SETTING_BYTES == 0:
+            entries = [bytes(body[at : at + _SETTING_BYTES]) for at in range(0, len(body), _SETTING_BYTES)]
+            known = [entry for entry in entries if entry[:2] in _KNOWN_SETTINGS]
+            if len(known) != len(entries):
+                frame = frames.with_body(frame, b"".join(known))
+        return self.receive(frame)
 
     def receive(self, frame: bytes) -> list[h2.events.Event]:
         """Feed one whole frame. Raises ProtocolViolation."""

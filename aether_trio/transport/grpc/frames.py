@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Mapping
 from typing import Final
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -72,6 +73,7 @@ FRAME_HEADER: Final = struct.Struct(">IBI")
 
 UINT32: Final = struct.Struct(">I")
 _GOAWAY = struct.Struct(">IBIII")
+_SETTING = struct.Struct(">HI")
 _ONE_UINT32 = struct.Struct(">IBII")
 
 
@@ -101,3 +103,14 @@ def ping(opaque: bytes, *, ack: bool = False) -> bytes:
 def goaway(last_stream_id: int, code: ErrorCode, debug: str = "") -> bytes:
     text = debug.encode("utf-8", "replace")[:256]
     return _GOAWAY.pack((8 + len(text)) << 8 | GOAWAY, 0, 0, last_stream_id, code) + text
+
+
+def settings(values: Mapping[int, int]) -> bytes:
+    body = b"".join(_SETTING.pack(identifier, value) for identifier, value in values.items())
+    return FRAME_HEADER.pack(len(body) << 8 | SETTINGS, 0, 0) + body
+
+
+def with_body(frame: bytes, body: bytes) -> bytes:
+    """The same frame around another body."""
+    word, flags, stream_id = FRAME_HEADER.unpack_from(frame)
+    return FRAME_HEADER.pack(len(body) << 8 | word & 0xFF, flags, stream_id) + body

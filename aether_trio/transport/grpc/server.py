@@ -17,6 +17,7 @@ import trio
 from grpclib.const import Handler
 
 from aether_trio.transport.grpc import budgets
+from aether_trio.transport.grpc.control import SharedControl
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.rpc import accept_rpc
 from aether_trio.transport.grpc.server_connection import ServerConnection
@@ -46,6 +47,7 @@ class GrpcServer:
         for service in services:
             self._handlers.update(service.__mapping__())
         self._allowances = budgets.table(self.limits.allowances)
+        self._shared = SharedControl(self.limits, client_side=False)
         self._counters = Counters()
         self._connections: set[ServerConnection] = set()
 
@@ -71,7 +73,7 @@ class GrpcServer:
         try:
             async with trio.open_nursery() as nursery:
                 connection = ServerConnection(
-                    sock, None, None, self.limits, self._allowances, counters, nursery, self._accept
+                    sock, None, None, self.limits, self._allowances, self._shared, counters, nursery, self._accept
                 )
                 self._connections.add(connection)
                 await connection.serve(head)

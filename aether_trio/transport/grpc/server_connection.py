@@ -18,6 +18,7 @@ import trio
 from aether_trio.transport.grpc import budgets, frames
 from aether_trio.transport.grpc.budgets import Budgets
 from aether_trio.transport.grpc.connection import Connection, PumpedStream, Sealer
+from aether_trio.transport.grpc.control import SharedControl
 from aether_trio.transport.grpc.dataplane import DataStream
 from aether_trio.transport.grpc.frames import STREAM_MASK, UINT32, ErrorCode, ProtocolViolation
 from aether_trio.transport.grpc.statistics import ConnectionStatistics, Counters
@@ -42,6 +43,7 @@ class ServerConnection(Connection):
         "certificate",
         "draining",
         "goaway_limit",
+        "shared",
         "started",
     )
 
@@ -52,14 +54,16 @@ class ServerConnection(Connection):
         certificate: PeerCertificate | None,
         limits: GrpcLimits,
         allowances: tuple[Allowance, ...],
+        shared: SharedControl,
         counters: Counters,
         nursery: trio.Nursery,
         accept: Accept,
     ) -> None:
         super().__init__(
-            sock, sealer, limits, Budgets(allowances, trio.current_time), counters, nursery, client_side=False
+            sock, sealer, limits, Budgets(allowances, trio.current_time), shared, counters, nursery, client_side=False
         )
         self.certificate = certificate
+        self.shared = shared
         self.started = trio.current_time()
         self.draining = False
         self.goaway_limit = STREAM_MASK
@@ -74,9 +78,9 @@ class ServerConnection(Connection):
     async def serve(self, head: bytes) -> str:
         """Serve until the connection ends; returns why. The caller closes the socket."""
         self.nursery.cancel_scope.deadline = self.started + self.limits.handshake_timeout_s
-        self.plane.out.append(self.control_plane.settings(self.limits))
+        # These leave with the answer to the client's first bytes, which it sends without waiting (RFC 9113 section 3.4).
+        self.plane.out.append(self.control_plane.settings(self.shared))
         self.plane.out.append(self.plane.opening_window_update())
-        self.pump()
         reason = await self.read_until_end(head)
         self.nursery.cancel_scope.deadline = trio.current_time() + self.limits.close_timeout_s
         self.closing = True
@@ -113,7 +117,8 @@ class ServerConnection(Connection):
             plane.budgets.spend(budgets.RESET_FLOOD)
         elif kind == frames.PUSH_PROMISE:
             raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "push", "a client cannot push")
-        for event in control.receive(frame):
+        events = control.receive_settings(frame) if kind == frames.SETTINGS else control.receive(frame)
+        for event in events:
             handler = _EVENTS.get(type(event))
             if handler is not None:
                 handler(self, event)
