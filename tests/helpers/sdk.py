@@ -136,7 +136,9 @@ class Peer:
 
     def _on_disconnect(self, reason: str) -> None:
         self.reasons.append(reason)
-        self.gone.set()
+        # A GRACEFUL_DISCONNECT comes this way too, with a reason of its own, and is followed by a reconnection.
+        if reason == "connection lost" or not self.client.is_running:
+            self.gone.set()
 
     @property
     def session_id(self) -> str:

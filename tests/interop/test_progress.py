@@ -79,6 +79,7 @@ def test_72_a_progress_for_one_window_or_for_all(target: str) -> None:
             await inside.barrier()
             await a.client.report_progress("t", summary="one window", recipient=w1.topic)
             await a.client.report_progress("t", summary="every window", recipient=f"us::{world.uid}")
+            await a.barrier()
             await service.client.report_progress("t", summary="from a service", recipient=f"us::{world.uid}")
             await service.barrier()
             expected = ["every window", "from a service"]
