@@ -1,0 +1,137 @@
+"""Checkpoints: what a participant saves under its own identity, for its next life (reference: core.md section 7).
+
+Private by construction: every statement names the caller's identity string, and nothing else can be asked for. Any
+principal may use them. There is no ErrorResponse; a refusal is `success=false` with a text in the typed reply.
+
+The reference has no limits and is stopped by its transport. Here a SAVE that could not be LOADed again (clients refuse
+messages over 4 MiB) is refused, and an identity keeps at most MAX_KEYS, so that LIST, which has no pages, always fits one message.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Final
+
+import trio
+
+from aether_trio.model.clock import Clock
+from aether_trio.model.identity import Identity
+from aether_trio.model.limits import KIB, MIB, Limits
+from aether_trio.storage.base import Database, Execute, Fetch, Program, StorageUnavailable
+from aether_trio.wire.pb import aether_pb2 as pb
+
+DEFAULT_KEY: Final = "default"
+MAX_DATA_BYTES: Final = 4 * MIB - 64 * KIB  # one downstream message less its envelope
+MAX_KEYS: Final = 10_000  # times 256 bytes a key: 2.5 MiB
+MAX_EXPIRES_MS: Final = 2**62  # a ttl beyond it is no different from none, and must not overflow the column
+SWEEP_PAGE: Final = 100
+SWEEP_INTERVAL_S: Final = 60.0  # expired checkpoints are invisible at once; this only gives their room back
+
+Op = pb.CheckpointOperation
+
+
+class CheckpointService:
+    """All checkpoint operations over one "state" database. `default_ttl_s` is what a negative ttl means; 0 is for ever."""
+
+    def __init__(self, db: Database, clock: Clock, limits: Limits, *, default_ttl_s: int = 0) -> None:
+        self._db = db
+        self._clock = clock
+        self._data_bytes = min(limits.checkpoint_bytes, MAX_DATA_BYTES)
+        self._key_bytes = limits.checkpoint_key_bytes
+        self._default_ttl_s = default_ttl_s
+
+    async def handle(self, identity: Identity, op: pb.CheckpointOperation) -> pb.CheckpointResponse:
+        """Do one operation. Never raises for a client's mistake, nor when storage is unavailable."""
+        try:
+            return await self._respond(identity, op)
+        except StorageUnavailable as exc:
+            return _failed(op, f"storage is unavailable, try again: {exc}")
+
+    async def sweep_forever(self) -> None:
+        """Give back the room of expired checkpoints. Runs until cancelled."""
+        while True:
+            await trio.sleep(SWEEP_INTERVAL_S)
+            await self.sweep()
+
+    async def sweep(self) -> int:
+        """Delete what has expired, in pages so that others get between; return how many checkpoints."""
+        total = 0
+        try:
+            while True:
+                count = await self._db.run(partial(_sweep_page, self._clock.now_ms()))
+                total += count
+                if count < SWEEP_PAGE:
+                    return total
+        except StorageUnavailable:  # nothing is lost: they are invisible, and the next round tries again
+            return total
+
+    async def _respond(self, identity: Identity, op: pb.CheckpointOperation) -> pb.CheckpointResponse:
+        key = (op.key or DEFAULT_KEY).encode()
+        if len(key) > self._key_bytes:
+            return _failed(op, f"a checkpoint key has at most {self._key_bytes} bytes, this one has {len(key)}")
+        now_ms = self._clock.now_ms()
+        done = pb.CheckpointResponse(success=True, request_id=op.request_id)
+        if op.op == Op.SAVE:
+            return await self._save(identity, op, key, now_ms, done)
+        if op.op == Op.LOAD:
+            rows = await self._db.fetch(_LOAD, identity.text, key, now_ms)
+            if rows:
+                done.data, done.saved_at = rows[0]
+        elif op.op == Op.DELETE:
+            await self._db.execute("DELETE FROM checkpoints WHERE identity = $1 AND key = $2", identity.text, key)
+        elif op.op == Op.LIST:
+            rows = await self._db.fetch(_LIST, identity.text, now_ms, MAX_KEYS)
+            done.keys.extend(found.decode() for (found,) in rows)
+        else:
+            return _failed(op, f"unknown operation {op.op}")
+        return done
+
+    async def _save(
+        self, identity: Identity, op: pb.CheckpointOperation, key: bytes, now_ms: int, done: pb.CheckpointResponse
+    ) -> pb.CheckpointResponse:
+        if len(op.data) > self._data_bytes:
+            return _failed(op, f"a checkpoint has at most {self._data_bytes} bytes, this one has {len(op.data)}")
+        ttl_s = self._default_ttl_s if op.ttl < 0 else op.ttl
+        expires_ms = min(now_ms + ttl_s * 1000, MAX_EXPIRES_MS) if ttl_s > 0 else None
+        if not await self._db.run(partial(_save, identity.text, key, op.data, now_ms, expires_ms)):
+            return _failed(op, f"an identity keeps at most {MAX_KEYS} checkpoints; delete some first")
+        done.saved_at = now_ms // 1000
+        return done
+
+
+_LIVE: Final = "(expires_ms IS NULL OR expires_ms > {now})"
+_LOAD: Final = f"SELECT data, saved_s FROM checkpoints WHERE identity = $1 AND key = $2 AND {_LIVE.format(now='$3')}"
+_LIST: Final = f"SELECT key FROM checkpoints WHERE identity = $1 AND {_LIVE.format(now='$2')} ORDER BY key LIMIT $3"
+
+
+def _save(identity: str, key: bytes, data: bytes, now_ms: int, expires_ms: int | None) -> Program[bool]:
+    """Write or replace; False when the key is new and the identity already keeps MAX_KEYS live ones."""
+    replaced = yield Execute(
+        "UPDATE checkpoints SET data = $3, saved_s = $4, expires_ms = $5 WHERE identity = $1 AND key = $2",
+        (identity, key, data, now_ms // 1000, expires_ms),
+    )
+    if replaced:
+        return True
+    rows = yield Fetch(
+        f"SELECT count(*) FROM checkpoints WHERE identity = $1 AND {_LIVE.format(now='$2')}", (identity, now_ms)
+    )
+    if rows[0][0] >= MAX_KEYS:
+        return False
+    yield Execute(
+        "INSERT INTO checkpoints (identity, key, data, saved_s, expires_ms) VALUES ($1, $2, $3, $4, $5)",
+        (identity, key, data, now_ms // 1000, expires_ms),
+    )
+    return True
+
+
+def _sweep_page(now_ms: int) -> Program[int]:
+    count: int = yield Execute(
+        "DELETE FROM checkpoints WHERE (identity, key) IN ("
+        "SELECT identity, key FROM checkpoints WHERE expires_ms <= $1 ORDER BY expires_ms LIMIT $2)",
+        (now_ms, SWEEP_PAGE),
+    )
+    return count
+
+
+def _failed(op: pb.CheckpointOperation, text: str) -> pb.CheckpointResponse:
+    return pb.CheckpointResponse(success=False, error=text, request_id=op.request_id)

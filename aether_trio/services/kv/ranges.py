@@ -1,0 +1,102 @@
+"""The operations on many keys: LIST, the snapshot of exclusive keys, PURGE_IDENTITY and the sweep of expired ones.
+
+Pages are keyset pages: a cursor names the last key that was given, and the next page begins after it in key order. A key that
+exists all the time is therefore seen exactly once, whatever is written or deleted in between. Each page is bounded by
+count and by bytes, since a client cannot receive a message over 4 MiB; sizes are read before values are, so what does
+not fit is never loaded.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass
+from typing import Final
+
+from aether_trio.services.kv.spaces import after
+from aether_trio.storage.base import Execute, Fetch, Program, Value
+
+ENTRY_OVERHEAD_BYTES: Final = 32  # tags and lengths of one key in `keys` and one entry in `kv_map`, rounded up
+_CURSOR_VERSION: Final = b"1"
+
+
+class CursorError(ValueError):
+    """The cursor was not made by this store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Keys in order with their values; a set has an empty one. `cursor` is empty on the last page."""
+
+    entries: list[tuple[bytes, bytes]]
+    cursor: str = ""
+
+
+def encode_cursor(key: bytes) -> str:
+    return base64.urlsafe_b64encode(_CURSOR_VERSION + key).decode("ascii")
+
+
+def decode_cursor(cursor: str) -> bytes:
+    """The key a page ended with. Raises CursorError."""
+    try:
+        raw = base64.b64decode(cursor.encode("ascii"), altchars=b"-_", validate=True)
+    except (binascii.Error, UnicodeEncodeError):
+        raw = b""
+    if raw[:1] != _CURSOR_VERSION:
+        raise CursorError("the cursor is not one that a LIST has returned")
+    return raw[1:]
+
+
+def list_page(
+    space: bytes, prefix: bytes, last_key: bytes | None, limit: int, max_bytes: int, now_ms: int
+) -> Program[Page]:
+    """Up to `limit` live keys after `last_key` that begin with `prefix`. A first entry over `max_bytes` goes alone."""
+    # A cursor from another prefix cannot leave this one: the range below is bounded by both.
+    floor, operator = (prefix, ">=") if last_key is None or last_key < prefix else (last_key, ">")
+    where = f"space = $1 AND key {operator} $2 AND (expires_ms IS NULL OR expires_ms > $3)"
+    args: list[Value] = [space, floor, now_ms]
+    if prefix:
+        where += " AND key < $4"
+        args.append(after(prefix))
+    sizes = yield Fetch(
+        f"SELECT key, coalesce(length(value), 0) FROM kv_entries WHERE {where} ORDER BY key LIMIT {limit + 1:d}",  # noqa: S608
+        args,
+    )
+    count, total = 0, 0
+    for key, size in sizes[:limit]:
+        total += 2 * len(key) + size + ENTRY_OVERHEAD_BYTES
+        if total > max_bytes and count:
+            break
+        count += 1
+    if not count:
+        return Page([])
+    last = sizes[count - 1][0]
+    rows = yield Fetch(
+        f"SELECT key, value FROM kv_entries WHERE {where} AND key <= ${len(args) + 1} ORDER BY key",  # noqa: S608
+        [*args, last],
+    )
+    return Page([(key, value or b"") for key, value in rows], encode_cursor(last) if count < len(sizes) else "")
+
+
+def purge_page(floor: bytes, end: bytes, prefix: bytes, page: int, now_ms: int) -> Program[tuple[int, int]]:
+    """Delete up to `page` keys that begin with `prefix` in the spaces from `floor` to before `end`.
+
+    Returns how many, and how many of them were live.
+    """
+    rows = yield Fetch(
+        "DELETE FROM kv_entries WHERE (space, key) IN ("
+        "SELECT space, key FROM kv_entries WHERE space >= $1 AND space < $2 AND substr(key, 1, $3) = $4 LIMIT $5"
+        ") RETURNING expires_ms",
+        (floor, end, len(prefix), prefix, page),
+    )
+    return len(rows), sum(expires_ms is None or expires_ms > now_ms for (expires_ms,) in rows)
+
+
+def sweep_page(now_ms: int, page: int) -> Program[int]:
+    """Delete up to `page` expired keys, oldest first; return how many."""
+    count: int = yield Execute(
+        "DELETE FROM kv_entries WHERE (space, key) IN ("
+        "SELECT space, key FROM kv_entries WHERE expires_ms <= $1 ORDER BY expires_ms LIMIT $2)",
+        (now_ms, page),
+    )
+    return count

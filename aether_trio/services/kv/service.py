@@ -1,0 +1,283 @@
+"""KV operations from the wire to programs and back (reference: core.md section 6).
+
+Order of checks: who may use KV at all; the operation; the authorization context; scope and its parameters; key; value
+size; access. Every refusal carries the request id. Its shape is the reference's, because clients act on the first
+reply with their id:
+
+| refusal | sent |
+|---|---|
+| anything not named below | KVResponse{success=false} (only with a request id), then ErrorResponse KV_ERROR |
+| scope parameters | ErrorResponse KV_ERROR alone: the SDK raises it from the call |
+| value too large | ErrorResponse ERR_QUOTA_001 alone, not retryable |
+| authorization context | ErrorResponse ERR_PERMISSION_DENIED, then KVResponse{success=false} |
+
+The one difference: the reference sends KV_ERROR alone also for a principal type that may not use KV. A user's SDK call is to
+see success=false (sdk.md, scenario 65), so those get both, in the usual order.
+
+`handle` never raises for a client's mistake, nor when storage is unavailable (KV_ERROR, retryable).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final, TypeAlias
+
+import trio
+
+from aether_trio.model.access import AccessLevel
+from aether_trio.model.clock import Clock
+from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.identity import Identity, IdentityError, Kind
+from aether_trio.model.limits import KIB, MIB, Limits
+from aether_trio.services.access import DIRECT, Authority, Authorizer, Capability
+from aether_trio.services.kv import programs, ranges
+from aether_trio.services.kv.programs import Outcome, Refusal, Slot
+from aether_trio.services.kv.ranges import CursorError
+from aether_trio.services.kv.spaces import Scope, ScopeError, after, exclusive_root, parse_scope, space_of
+from aether_trio.storage.base import Database, Program, StorageUnavailable
+from aether_trio.wire.pb import aether_pb2 as pb
+
+Op = pb.KVOperation
+SlotProgram: TypeAlias = Callable[[Slot, pb.KVOperation], Program[Outcome | Refusal]]
+
+MAX_RESPONSE_BYTES: Final = 3 * MIB + 512 * KIB  # clients refuse messages over 4 MiB; the rest is for the envelope
+SNAPSHOT_KEYS: Final = 100  # of each kind, as in the reference
+PURGE_PAGE: Final = 1000
+SWEEP_PAGE: Final = 500
+SWEEP_INTERVAL_S: Final = 30.0  # expired keys are invisible at once; this only gives their room back
+
+_MAY_USE: Final = frozenset(
+    {Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK, Kind.SERVICE, Kind.WORKFLOW_ENGINE, Kind.METRICS_BRIDGE}
+)
+
+_READS: Final[dict[int, SlotProgram]] = {
+    Op.GET: lambda slot, op: programs.get(slot),
+    Op.SET_CARD: lambda slot, op: programs.set_size(slot),
+}
+_WRITES: Final[dict[int, SlotProgram]] = {
+    Op.PUT: lambda slot, op: programs.put(slot, op.value, op.ttl),
+    Op.DELETE: lambda slot, op: programs.delete(slot),
+    Op.INCREMENT: lambda slot, op: programs.add(slot, 1, op.ttl),
+    Op.DECREMENT: lambda slot, op: programs.add(slot, -1, op.ttl),
+    Op.INCREMENT_IF: lambda slot, op: programs.add_within(slot, op.delta_value or 1, op.guard_value, op.ttl),
+    Op.DECREMENT_IF: lambda slot, op: programs.add_within(slot, -(op.delta_value or 1), op.guard_value, op.ttl),
+    Op.SET_NX: lambda slot, op: programs.set_if_absent(slot, op.value, op.ttl),
+    Op.COMPARE_AND_SET: lambda slot, op: programs.compare_and_set(slot, op.expected_value, op.value, op.ttl),
+    Op.COMPARE_AND_DELETE: lambda slot, op: programs.compare_and_delete(slot, op.expected_value),
+    Op.SET_ADD: lambda slot, op: programs.set_add(slot, op.value, op.ttl),
+}
+_KNOWN: Final = frozenset({*_READS, *_WRITES, Op.LIST, Op.PURGE_IDENTITY})
+
+
+class _Refused(Exception):
+    """The operation is answered with these messages instead of a success."""
+
+    def __init__(self, *messages: pb.DownstreamMessage) -> None:
+        super().__init__()
+        self.messages = list(messages)
+
+
+class KvService:
+    """All KV operations over one "state" database."""
+
+    def __init__(self, db: Database, clock: Clock, limits: Limits, authorizer: Authorizer) -> None:
+        self._db = db
+        self._clock = clock
+        self._limits = limits
+        self._authorizer = authorizer
+        self._value_bytes = min(limits.kv_value_bytes, MAX_RESPONSE_BYTES)  # else a GET could not be delivered
+
+    async def handle(self, identity: Identity, op: pb.KVOperation) -> list[pb.DownstreamMessage]:
+        """Do one operation; return what the caller is sent, in order."""
+        try:
+            return [pb.DownstreamMessage(kv=await self._respond(identity, op))]
+        except _Refused as refused:
+            return refused.messages
+        except StorageUnavailable as exc:
+            return _failure(op, f"storage is unavailable, try again: {exc}", retryable=True)
+
+    async def exclusive_snapshot(self, identity: Identity) -> tuple[dict[str, bytes], dict[str, bytes]]:
+        """The caller's (workspace-exclusive, global-exclusive) entries for its ConfigSnapshot.
+
+        The first 100 of each in key order, fewer when they would not fit one message together. Empty for identities that
+        cannot have any. Raises StorageUnavailable.
+        """
+        workspace = await self._snapshot(identity, Scope.WORKSPACE_EXCLUSIVE)
+        return workspace, await self._snapshot(identity, Scope.GLOBAL_EXCLUSIVE)
+
+    async def sweep_forever(self) -> None:
+        """Give back the room of expired keys. Runs until cancelled."""
+        while True:
+            await trio.sleep(SWEEP_INTERVAL_S)
+            await self.sweep()
+
+    async def sweep(self) -> int:
+        """Delete what has expired, in pages so that others get between; return how many keys."""
+        total = 0
+        try:
+            while True:
+                count = await self._db.run(partial(ranges.sweep_page, self._clock.now_ms(), SWEEP_PAGE))
+                total += count
+                if count < SWEEP_PAGE:
+                    return total
+        except StorageUnavailable:  # nothing is lost: the keys are invisible, and the next round tries again
+            return total
+
+    async def _respond(self, identity: Identity, op: pb.KVOperation) -> pb.KVResponse:
+        if identity.kind not in _MAY_USE:
+            raise _refused(op, f"a {identity.kind} may not use the key-value store")
+        if op.op not in _KNOWN:
+            raise _refused(op, f"unknown operation {op.op}")
+        authority = await self._authority(identity, op)
+        if op.op == Op.PURGE_IDENTITY:
+            return await self._purge(identity, op, authority)
+        try:
+            scope = parse_scope(op.scope)
+            space = space_of(scope, identity, op.user_id, op.workspace)
+        except ScopeError as exc:
+            raise _Refused(_error(op, Code.KV_ERROR, str(exc))) from None
+        self._check_sizes(op)
+        await self._check_access(identity, op, scope, authority)
+        if op.op == Op.LIST:
+            return await self._list(op, space)
+        return await self._operate(op, Slot(space, op.key.encode(), self._clock.now_ms()))
+
+    async def _operate(self, op: pb.KVOperation, slot: Slot) -> pb.KVResponse:
+        if op.op in _READS:
+            outcome = await self._db.read(partial(_READS[op.op], slot, op))
+        else:
+            outcome = await self._db.run(partial(_WRITES[op.op], slot, op))
+        if isinstance(outcome, Refusal):
+            raise _refused(op, outcome.reason)
+        return pb.KVResponse(
+            success=True,
+            value=outcome.value,
+            counter_value=outcome.counter,
+            applied=outcome.applied,
+            request_id=op.request_id,
+        )
+
+    async def _list(self, op: pb.KVOperation, space: bytes) -> pb.KVResponse:
+        limit = min(op.limit, self._limits.kv_list_page_max) if op.limit > 0 else self._limits.kv_list_page
+        try:
+            last_key = ranges.decode_cursor(op.cursor) if op.cursor else None
+        except CursorError as exc:
+            raise _refused(op, str(exc)) from None
+        page = await self._db.read(
+            partial(ranges.list_page, space, op.key.encode(), last_key, limit, MAX_RESPONSE_BYTES, self._clock.now_ms())
+        )
+        entries = _text_keys(page)
+        return pb.KVResponse(
+            success=True,
+            keys=list(entries),
+            kv_map=entries,
+            next_cursor=page.cursor,
+            has_more=bool(page.cursor),
+            request_id=op.request_id,
+        )
+
+    async def _purge(self, identity: Identity, op: pb.KVOperation, authority: Authority) -> pb.KVResponse:
+        """Everything the target keeps for itself, or what begins with `key`. Never a shared space.
+
+        In pages of their own transactions: a purge that is cut off has deleted some, and can simply be sent again.
+        """
+        decision = await self._authorizer.check(
+            identity,
+            "kv_purge_identity",
+            "capability",
+            Capability.KV_PURGE_IDENTITY,
+            "",
+            AccessLevel.MANAGE,
+            authority,
+        )
+        if not decision.allowed:
+            raise _refused(op, decision.reason)
+        try:
+            floor, end = _purge_range(op)
+        except (ScopeError, IdentityError) as exc:
+            raise _refused(op, str(exc)) from None
+        total, now_ms = 0, self._clock.now_ms()
+        while True:
+            deleted, live = await self._db.run(
+                partial(ranges.purge_page, floor, end, op.key.encode(), PURGE_PAGE, now_ms)
+            )
+            total += live
+            if deleted < PURGE_PAGE:
+                return pb.KVResponse(success=True, counter_value=total, request_id=op.request_id)
+
+    async def _authority(self, identity: Identity, op: pb.KVOperation) -> Authority:
+        if not op.HasField("authorization"):
+            return DIRECT
+        try:
+            return await self._authorizer.authority(identity, op.authorization)
+        except AetherError as exc:
+            raise _Refused(_error(op, exc.code, exc.message), *_unsuccessful(op)) from None
+
+    def _check_sizes(self, op: pb.KVOperation) -> None:
+        size = len(op.key.encode())
+        if size > self._limits.kv_key_bytes or (size == 0 and op.op != Op.LIST):
+            raise _refused(op, f"a key has 1 to {self._limits.kv_key_bytes} bytes, this one has {size}")
+        if len(op.value) > self._value_bytes:
+            text = f"a value has at most {self._value_bytes} bytes, this one has {len(op.value)}"
+            raise _Refused(_error(op, Code.QUOTA, text))
+        if op.delta_value < 0 and op.op in {Op.INCREMENT_IF, Op.DECREMENT_IF}:
+            raise _refused(op, "delta_value is negative; use the opposite operation")
+
+    async def _check_access(self, identity: Identity, op: pb.KVOperation, scope: Scope, authority: Authority) -> None:
+        """Nobody is asked about keys that are the caller's own; LIST of them included, unlike in the reference [Q]."""
+        if scope.is_exclusive and authority.is_direct:
+            return
+        level = AccessLevel.READ if op.op in {Op.GET, Op.LIST, Op.SET_CARD} else AccessLevel.READWRITE
+        workspace = op.workspace or identity.workspace
+        decision = await self._authorizer.check_kv(identity, scope.label, op.key, workspace, level, authority)
+        if not decision.allowed:
+            raise _refused(op, decision.reason)
+
+    async def _snapshot(self, identity: Identity, scope: Scope) -> dict[str, bytes]:
+        try:
+            space = space_of(scope, identity, "", "")
+        except ScopeError:
+            return {}
+        page = await self._db.read(
+            partial(ranges.list_page, space, b"", None, SNAPSHOT_KEYS, MAX_RESPONSE_BYTES // 2, self._clock.now_ms())
+        )
+        return _text_keys(page)
+
+
+def _purge_range(op: pb.KVOperation) -> tuple[bytes, bytes]:
+    """The spaces to purge, first and end: all exclusive ones of the target, or the one that a scope names."""
+    target = Identity.parse(op.target_identity)
+    if op.scope == Op.SCOPE_UNSPECIFIED:
+        root = exclusive_root(target, "a purge")
+        return root, after(root)
+    scope = parse_scope(op.scope)
+    if not scope.is_exclusive:
+        raise ScopeError(f"{scope.label} is shared with others; only exclusive scopes can be purged")
+    space = space_of(scope, target, op.user_id, op.workspace)
+    return space, space + b"\0"
+
+
+def _text_keys(page: ranges.Page) -> dict[str, bytes]:
+    return {key.decode(): value for key, value in page.entries}
+
+
+def _error(op: pb.KVOperation, code: Code, text: str, *, retryable: bool = False) -> pb.DownstreamMessage:
+    return pb.DownstreamMessage(
+        error=pb.ErrorResponse(code=code, message=text, retryable=retryable, request_id=op.request_id)
+    )
+
+
+def _unsuccessful(op: pb.KVOperation) -> list[pb.DownstreamMessage]:
+    """A typed failure, for callers that can be told apart by a request id."""
+    if not op.request_id:
+        return []
+    return [pb.DownstreamMessage(kv=pb.KVResponse(success=False, request_id=op.request_id))]
+
+
+def _failure(op: pb.KVOperation, text: str, *, retryable: bool = False) -> list[pb.DownstreamMessage]:
+    return [*_unsuccessful(op), _error(op, Code.KV_ERROR, text, retryable=retryable)]
+
+
+def _refused(op: pb.KVOperation, text: str) -> _Refused:
+    return _Refused(*_failure(op, text))

@@ -1,0 +1,116 @@
+"""Which keys belong together: from a scope and a caller to one namespace, called a space.
+
+The reference writes a namespace as text joined by ":" and "|" and replaces those in its parts by "_", so that an agent
+"a:b" and an agent "a_b" read each other's exclusive keys. Stored names are never seen on the wire, so ours are free: each
+part is escaped, "/" joins them, and different parts can never give the same space.
+
+Exclusive spaces begin with `agent/<implementation>/<specifier>/`, so that one range of the table is everything that one
+identity keeps for itself. As in the reference they belong to implementation and specifier, not to a workspace or a
+principal type.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Final
+
+from aether_trio.model.identity import Identity, Kind
+from aether_trio.wire.pb import aether_pb2 as pb
+
+MAX_PART_BYTES: Final = 256  # user ids and workspaces named in an operation; twice what an identity may hold
+
+
+class ScopeError(ValueError):
+    """The operation does not say enough, or the caller cannot have such keys."""
+
+
+class Scope(enum.IntEnum):
+    """The wire's numbers. `label` is the name in access rules and in the SDK."""
+
+    GLOBAL = pb.KVOperation.GLOBAL
+    WORKSPACE = pb.KVOperation.WORKSPACE
+    USER = pb.KVOperation.USER
+    USER_WORKSPACE = pb.KVOperation.USER_WORKSPACE
+    GLOBAL_EXCLUSIVE = pb.KVOperation.GLOBAL_EXCLUSIVE
+    WORKSPACE_EXCLUSIVE = pb.KVOperation.WORKSPACE_EXCLUSIVE
+    USER_SHARED = pb.KVOperation.USER_SHARED
+    USER_WORKSPACE_SHARED = pb.KVOperation.USER_WORKSPACE_SHARED
+
+    @property
+    def label(self) -> str:
+        return self.name.lower().replace("_", "-")
+
+    @property
+    def is_exclusive(self) -> bool:
+        return _RULES[self].exclusive
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    exclusive: bool
+    user: bool
+    workspace: bool
+
+
+_RULES: Final = {
+    Scope.GLOBAL: _Rule(exclusive=False, user=False, workspace=False),
+    Scope.WORKSPACE: _Rule(exclusive=False, user=False, workspace=True),
+    Scope.USER: _Rule(exclusive=True, user=True, workspace=False),
+    Scope.USER_WORKSPACE: _Rule(exclusive=True, user=True, workspace=True),
+    Scope.GLOBAL_EXCLUSIVE: _Rule(exclusive=True, user=False, workspace=False),
+    Scope.WORKSPACE_EXCLUSIVE: _Rule(exclusive=True, user=False, workspace=True),
+    Scope.USER_SHARED: _Rule(exclusive=False, user=True, workspace=False),
+    Scope.USER_WORKSPACE_SHARED: _Rule(exclusive=False, user=True, workspace=True),
+}
+
+# Kinds whose implementation and specifier are chosen by the participant and come back with it. A non-unique task gets
+# a new last part at every connection, the two singletons have neither.
+_HAVE_EXCLUSIVE: Final = frozenset({Kind.AGENT, Kind.UNIQUE_TASK, Kind.SERVICE})
+
+
+def parse_scope(number: int) -> Scope:
+    """The scope of a wire number; 0 (unspecified) is WORKSPACE. Raises ScopeError."""
+    try:
+        return Scope(number or Scope.WORKSPACE)
+    except ValueError:
+        raise ScopeError(f"unknown scope {number}") from None
+
+
+def space_of(scope: Scope, identity: Identity, user_id: str, workspace: str) -> bytes:
+    """The space that `identity` means by `scope`. An empty workspace is the caller's own. Raises ScopeError."""
+    rule = _RULES[scope]
+    root = exclusive_root(identity, scope.label) if rule.exclusive else b"shared/"
+    parts: list[bytes] = []
+    if rule.user:
+        parts += [b"user", _part(user_id, "user_id", scope)]
+    if rule.workspace:
+        parts += [b"ws", _part(workspace or identity.workspace, "workspace", scope)]
+    return root + b"/".join(parts or [b"global"])
+
+
+def exclusive_root(identity: Identity, what: str) -> bytes:
+    """The beginning of every exclusive space of `identity`, up to and with the last "/". Raises ScopeError."""
+    if identity.kind not in _HAVE_EXCLUSIVE:
+        raise ScopeError(f"{what} needs an implementation and a specifier of its own; a {identity.kind} has none")
+    return b"agent/%b/%b/" % (_escape(identity.implementation), _escape(identity.specifier))
+
+
+def after(prefix: bytes) -> bytes:
+    """The smallest byte string above everything that begins with `prefix`, which is not empty.
+
+    Keys and spaces are UTF-8, where the byte 0xff does not occur, so the last byte can always be raised by one.
+    """
+    return prefix[:-1] + bytes([prefix[-1] + 1])
+
+
+def _part(text: str, what: str, scope: Scope) -> bytes:
+    if not text:
+        raise ScopeError(f"scope {scope.label} needs a {what}")
+    if len(text.encode()) > MAX_PART_BYTES:
+        raise ScopeError(f"{what} is longer than {MAX_PART_BYTES} bytes")
+    return _escape(text)
+
+
+def _escape(text: str) -> bytes:
+    return text.encode().replace(b"%", b"%25").replace(b"/", b"%2F")
