@@ -49,15 +49,19 @@ class CursorStore:
         known = self._dirty.get(key)
         return known if known is not None else self._flushing.get(key)
 
-    def begin_flush(self, now_ms: int) -> list[tuple[int, str, int, int]]:
-        """Rows for `programs.save_cursors`; each call is followed by `end_flush` or `abort_flush`."""
+    def begin_flush(self) -> list[TopicState]:
+        """Take what is dirty along; the topics it belongs to. Each call is followed by `end_flush` or `abort_flush`."""
         assert not self._flushing
         self._flushing, self._dirty = self._dirty, {}
-        return [
-            (state.topic_id, consumer, offset, now_ms)
-            for (state, consumer), offset in self._flushing.items()
-            if state.topic_id is not None
-        ]
+        return [state for state, _ in self._flushing]
+
+    def rows(self, now_ms: int) -> list[tuple[int, str, int, int]]:
+        """What is being flushed, for `programs.save_cursors`. Every topic of it must have its id by now."""
+        rows = []
+        for (state, consumer), offset in self._flushing.items():
+            assert state.topic_id is not None
+            rows.append((state.topic_id, consumer, offset, now_ms))
+        return rows
 
     def end_flush(self) -> None:
         """The rows are durable."""

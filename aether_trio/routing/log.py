@@ -194,12 +194,11 @@ class TopicLog:
                         await self._work.wait()
                 self._work = trio.Event()
             batch = self._take_group()
-            cursors: list[tuple[int, str, int, int]] = []
-            if trio.current_time() >= next_cursor_flush:
-                cursors = self.cursors.begin_flush(self._clock.now_ms())
+            cursors_due = self.cursors.dirty and trio.current_time() >= next_cursor_flush
+            if cursors_due:
                 next_cursor_flush = trio.current_time() + limits.cursor_flush_s
-            if batch or cursors:
-                await self._commit(batch, cursors)
+            if batch or cursors_due:
+                await self._commit(batch, self.cursors.begin_flush() if cursors_due else [])
 
     def _take_group(self) -> list[tuple[TopicState, bytes, Refusal]]:
         limits = self._limits
@@ -217,15 +216,16 @@ class TopicLog:
         return batch
 
     async def _commit(
-        self, batch: list[tuple[TopicState, bytes, Refusal]], cursors: list[tuple[int, str, int, int]]
+        self, batch: list[tuple[TopicState, bytes, Refusal]], cursor_topics: list[TopicState]
     ) -> None:
         size = sum(len(entry[1]) for entry in batch)
         self._pending_bytes -= size
         self._in_commit_bytes, self._in_commit_messages = size, len(batch)
         offsets: list[int] = []
         try:
-            await self._ensure_topics(batch)
+            await self._ensure_topics([*cursor_topics, *(entry[0] for entry in batch)])
             now_ms = self._clock.now_ms()
+            cursors = self.cursors.rows(now_ms)
             flat: list[Value] = []
             for state, frame, _ in batch:
                 state.assigned += 1
@@ -245,8 +245,8 @@ class TopicLog:
             self.cursors.end_flush()
             await self._fan_out(batch, offsets)
 
-    async def _ensure_topics(self, batch: list[tuple[TopicState, bytes, Refusal]]) -> None:
-        names = sorted({entry[0].name for entry in batch if entry[0].topic_id is None})
+    async def _ensure_topics(self, states: Iterable[TopicState]) -> None:
+        names = sorted({state.name for state in states if state.topic_id is None})
         if names:
             created = await self._database.run(lambda: programs.create_topics(names))
             for name, facts in created.items():
@@ -315,9 +315,12 @@ class TopicLog:
         await self.wait_settled(self._appended)
 
     async def _save_last_cursors(self) -> None:
-        rows = self.cursors.begin_flush(self._clock.now_ms())
-        if rows:
+        self.cursors.abort_flush()  # the committer may have been cancelled in the middle of one
+        topics = self.cursors.begin_flush()
+        if topics:
             try:
+                await self._ensure_topics(topics)
+                rows = self.cursors.rows(self._clock.now_ms())
                 await self._database.run(lambda: programs.save_cursors(rows))
             except StorageUnavailable as error:
                 logger.warning("cursors not saved at stop; messages will be delivered again", reason=str(error))

@@ -34,7 +34,7 @@ def _insert_sql(rows: int) -> str:
     groups = ", ".join(
         "(" + ", ".join(f"${row * _COLUMNS + column + 1}" for column in range(_COLUMNS)) + ")" for row in range(rows)
     )
-    return f"INSERT INTO messages (topic_id, msg_offset, ts_ms, topic_bytes, data) VALUES {groups}"
+    return f"INSERT INTO messages (topic_id, msg_offset, ts_ms, topic_bytes, data) VALUES {groups}"  # noqa: S608  # only $n
 
 
 def create_topics(names: Sequence[str]) -> Program[dict[str, TopicFacts]]:

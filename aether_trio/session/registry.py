@@ -114,13 +114,12 @@ class Registry:
 
     def _check_quota(self, identity: Identity) -> None:
         if self._per_workspace and self._workspaces.get(identity.workspace, 0) >= self._per_workspace:
-            if identity.workspace:
-                self._refused += 1
-                raise StatusError(
-                    Status.RESOURCE_EXHAUSTED,
-                    f"workspace {identity.workspace} has {self._per_workspace} connections, which is its limit "
-                    "(limits.connections_per_workspace)",
-                )
+            self._refused += 1
+            raise StatusError(
+                Status.RESOURCE_EXHAUSTED,
+                f"workspace {identity.workspace} has {self._per_workspace} connections, which is its limit "
+                "(limits.connections_per_workspace)",
+            )
 
     def _count(self, identity: Identity, step: int) -> None:
         self._live[identity.kind.value] += step
