@@ -65,13 +65,17 @@ class PumpedStream(DataStream):
         """The stream has ended abnormally; nothing more comes or goes."""
         raise NotImplementedError
 
+    def evict(self, status: int, message: str) -> None:
+        """End the stream now with a status."""
+        raise NotImplementedError
+
 
 class Connection:
     """What both sides of a connection do alike. Subclasses decide what streams and control frames mean."""
 
     __slots__ = (
         "_backlog",
-        "_bursts",
+        "_half_close_when_flushed",
         "_pumping",
         "_writing",
         "closing",
@@ -111,6 +115,7 @@ class Connection:
         self._backlog: memoryview | None = None
         self._writing = False
         self._pumping = False
+        self._half_close_when_flushed = False
 
     # Owner of the data plane -------------------------------------------------------------------------------------
 
@@ -199,7 +204,9 @@ class Connection:
                     self._collect()
                 if not self.plane.out:
                     self._tell_drained()
-                    if not self.plane.ready:
+                    if not self.plane.ready or self.closing:
+                        if self._half_close_when_flushed:
+                            self._half_close()
                         return
                 elif not self._send_out():
                     return
@@ -289,6 +296,18 @@ class Connection:
             self._backlog = backlog[sent:]
 
     # Ending ------------------------------------------------------------------------------------------------------
+
+    def end_when_flushed(self) -> None:
+        """Read and start nothing more, send what there is, then end our side; the peer ends its own, and so the reader."""
+        self.closing = self._half_close_when_flushed = True
+        self.pump()
+
+    def _half_close(self) -> None:
+        self._half_close_when_flushed = False
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # it is gone already
 
     def abandon(self) -> None:
         """The socket is of no more use: drop what waits and let the reader see the end."""

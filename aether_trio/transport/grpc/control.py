@@ -64,10 +64,10 @@ class _LeanSettings(h2.settings.Settings):
         # Not calling the base class on purpose: it does nothing but fill `_settings` with deques.
         self._client = client
         defaults = ((1, 4096), (2, int(client)), (4, 65_535), (5, 16_384), (8, 0))
-        self._settings = {h2.settings.SettingCodes(code): _Values((value,)) for code, value in defaults}
+        self._settings = {h2.settings.SettingCodes(code): _Values((value,)) for code, value in defaults}  # type: ignore[misc]
 
     def __setitem__(self, key: h2.settings.SettingCodes | int, value: int) -> None:
-        self._settings.setdefault(key, _Values((None,)))
+        self._settings.setdefault(key, _Values((None,)))  # type: ignore[arg-type]
         super().__setitem__(key, value)
 
 

@@ -345,7 +345,9 @@ class DataPlane:
             self.fail(stream, messages.too_large(length, self.limits.max_receive_message_bytes))
             return False
         if self._assembling + length > self.limits.max_assembling_bytes:
-            self.fail(stream, StatusError(Status.RESOURCE_EXHAUSTED, "too many large messages at once on one connection"))
+            self.fail(
+                stream, StatusError(Status.RESOURCE_EXHAUSTED, "too many large messages at once on one connection")
+            )
             return False
         self._assembling += length
         return True
@@ -422,7 +424,12 @@ class DataPlane:
             size += length
             pieces.append(pack(0, length))
             pieces.append(message)
-        if stream.pending is None and size <= self.peer_frame_bytes and size <= self.send_window and size <= stream.send_window:
+        if (
+            stream.pending is None
+            and size <= self.peer_frame_bytes
+            and size <= self.send_window
+            and size <= stream.send_window
+        ):
             self.out.append(FRAME_HEADER.pack(size << 8, 0, stream.stream_id))
             self.out += pieces
             self.send_window -= size

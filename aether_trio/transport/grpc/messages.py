@@ -48,6 +48,4 @@ def decompress(message: bytes, encoding: str, max_bytes: int) -> bytes:
 
 
 def too_large(size_bytes: int, max_bytes: int) -> StatusError:
-    return StatusError(
-        Status.RESOURCE_EXHAUSTED, f"Received message larger than max ({size_bytes} vs. {max_bytes})"
-    )
+    return StatusError(Status.RESOURCE_EXHAUSTED, f"Received message larger than max ({size_bytes} vs. {max_bytes})")

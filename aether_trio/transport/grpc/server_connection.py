@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import h2.events
 import trio
 
+from aether_trio.model.errors import Status
 from aether_trio.transport.grpc import budgets, frames
 from aether_trio.transport.grpc.budgets import Budgets
 from aether_trio.transport.grpc.connection import Connection, PumpedStream, Sealer
@@ -37,12 +38,15 @@ class ServerConnection(Connection):
 
     __slots__ = (
         "_accept",
+        "_ended_event",
+        "_finished",
         "_last_ping",
         "_ping_acked",
         "_strikes",
         "certificate",
         "draining",
         "goaway_limit",
+        "lingering",
         "shared",
         "started",
     )
@@ -63,6 +67,10 @@ class ServerConnection(Connection):
             sock, sealer, limits, Budgets(allowances, trio.current_time), shared, counters, nursery, client_side=False
         )
         self.certificate = certificate
+        self.lingering = False
+        """The end came from us: the socket must not be closed before the peer has read why."""
+        self._ended_event: trio.Event | None = None
+        self._finished = False
         self.shared = shared
         self.started = trio.current_time()
         self.draining = False
@@ -81,16 +89,58 @@ class ServerConnection(Connection):
         # These leave with the answer to the client's first bytes, which it sends without waiting (RFC 9113 section 3.4).
         self.plane.out.append(self.control_plane.settings(self.shared))
         self.plane.out.append(self.plane.opening_window_update())
-        reason = await self.read_until_end(head)
-        self.nursery.cancel_scope.deadline = trio.current_time() + self.limits.close_timeout_s
+        try:
+            reason = await self.read_until_end(head)
+        except trio.Cancelled:
+            self._cut_off()
+            raise
+        self.lingering = self.closing
         self.closing = True
+        self.nursery.cancel_scope.deadline = trio.current_time() + self.limits.close_timeout_s
+        if not self.lingering:
+            self.abandon()
         self.break_streams(reason)
         return reason
 
+    def _cut_off(self) -> None:
+        """A deadline passed, or the server stops without a drain: say so as far as that goes without waiting."""
+        self.lingering = True
+        if self.plane.streams:
+            self.evict(Status.UNAVAILABLE, "the server stops")
+        elif not self.closing:
+            settled = self.plane.settings_seen
+            self.counters.reject("idle_timeout" if settled else "handshake_timeout")
+            code = ErrorCode.NO_ERROR if settled else ErrorCode.SETTINGS_TIMEOUT
+            self.plane.out.append(frames.goaway(self.plane.highest_stream_id, code, "timeout"))
+        self.closing = True
+        self.pump()
+
     def break_streams(self, reason: str) -> None:
+        """Tell every open stream that the connection has ended."""
         for stream in list(self.plane.streams.values()):
             assert isinstance(stream, PumpedStream)
             stream.broken(reason)
+            self.forget(stream)
+
+    def evict(self, status: Status, message: str) -> None:
+        """End every stream with trailers, and then the connection. Does not wait."""
+        self._say_last_goaway()
+        for stream in list(self.plane.streams.values()):
+            assert isinstance(stream, PumpedStream)
+            stream.evict(status, message)
+        self._end_if_done()
+
+    async def wait_ended(self) -> None:
+        if self._ended_event is None:
+            self._ended_event = trio.Event()
+        await self._ended_event.wait()
+
+    def finish(self) -> None:
+        """All tasks of the connection have ended."""
+        self.closing = True
+        self._finished = True
+        if self._ended_event is not None:
+            self._ended_event.set()
 
     # Control frames ------------------------------------------------------------------------------------------------
 
@@ -119,12 +169,23 @@ class ServerConnection(Connection):
             raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "push", "a client cannot push")
         events = control.receive_settings(frame) if kind == frames.SETTINGS else control.receive(frame)
         for event in events:
-            handler = _EVENTS.get(type(event))
-            if handler is not None:
-                handler(self, event)
+            self._event(event)
         output = control.take_output()
         if output:
             plane.out.append(output)
+
+    def _event(self, event: h2.events.Event) -> None:
+        if isinstance(event, h2.events.RequestReceived):
+            self._request(event)
+        elif isinstance(event, h2.events.StreamEnded):
+            self._ended(event)
+        elif isinstance(event, h2.events.StreamReset):
+            self._reset(event)
+        elif isinstance(event, h2.events.RemoteSettingsChanged):
+            self._settings(event)
+        elif isinstance(event, h2.events.SettingsAcknowledged):
+            # The handshake is done: from here on only idleness is bounded.
+            self.arm_idle_deadline()
 
     def _request(self, event: h2.events.RequestReceived) -> None:
         stream_id = event.stream_id
@@ -136,7 +197,7 @@ class ServerConnection(Connection):
             self._refuse(stream_id, "too_many_streams")
         else:
             self.control_plane.ignore_content_length(stream_id)
-            self._accept(self, stream_id, event.headers)  # type: ignore[arg-type]
+            self._accept(self, stream_id, event.headers)
 
     def _refuse(self, stream_id: int, reason: str) -> None:
         self.counters.reject(reason)
@@ -165,10 +226,6 @@ class ServerConnection(Connection):
         frame_bytes = changed.get(5)
         self.plane.peer_settings(changed.get(4), None if frame_bytes is None else min(frame_bytes, 65_536))
         self.control_plane.settings_changed()
-
-    def _settings_acked(self, event: h2.events.SettingsAcknowledged) -> None:
-        """The handshake is done: from here only idleness is bounded."""
-        self.arm_idle_deadline()
 
     def _ping(self, flags: int, stream_id: int, frame: bytes) -> None:
         if len(frame) != frames.HEADER_BYTES + 8:
@@ -270,26 +327,21 @@ class ServerConnection(Connection):
         with trio.move_on_after(round_trip_s):
             await self._ping_acked.wait()
         self._ping_acked = None
-        if not self.closing:
+        self._say_last_goaway()
+        self._end_if_done()
+
+    def _say_last_goaway(self) -> None:
+        if self.goaway_limit == STREAM_MASK and not self.closing:
+            self.draining = True
             self.goaway_limit = self.plane.highest_stream_id
             self.plane.out.append(frames.goaway(self.goaway_limit, ErrorCode.NO_ERROR, "draining"))
             self.pump()
-            self._end_if_done()
 
     def _end_if_done(self) -> None:
         """Nothing more can come on a drained connection: end our side, and the peer will end its own."""
         if self.goaway_limit != STREAM_MASK and not self.plane.streams and not self.closing:
-            self.closing = True
-            self.nursery.start_soon(self._shut_down)
-
-    async def _shut_down(self) -> None:
-        self.pump()
-        while self._writing:
-            await trio.sleep(0.01)
-        try:
-            self.sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # gone already
+            self.nursery.cancel_scope.deadline = trio.current_time() + self.limits.close_timeout_s
+            self.end_when_flushed()
 
     def statistics(self) -> ConnectionStatistics:
         return ConnectionStatistics(
@@ -299,12 +351,3 @@ class ServerConnection(Connection):
             backlog_bytes=0 if self._backlog is None else len(self._backlog),
             data_frames_sent=self.plane.data_frames_sent,
         )
-
-
-_EVENTS: Final = {
-    h2.events.RequestReceived: ServerConnection._request,
-    h2.events.StreamEnded: ServerConnection._ended,
-    h2.events.StreamReset: ServerConnection._reset,
-    h2.events.RemoteSettingsChanged: ServerConnection._settings,
-    h2.events.SettingsAcknowledged: ServerConnection._settings_acked,
-}

@@ -9,7 +9,7 @@ One reader and one sender per stream at a time. Every coroutine here is a checkp
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from aether_trio.transport.grpc.server_connection import ServerConnection
 
-MetadataLike = Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]]
+MetadataLike = Mapping[str, str | bytes] | Collection[tuple[str, str | bytes]]
 
 _RESPONSE: Final = (
     (b":status", b"200"),
@@ -202,7 +202,9 @@ class ServerStream(PumpedStream):
 
     def wake(self) -> None:
         reader = self._reader
-        if reader is not None and (self.inbox or self.ended or self.failure is not None or self.broken_reason is not None):
+        if reader is not None and (
+            self.inbox or self.ended or self.failure is not None or self.broken_reason is not None
+        ):
             self._reader = None
             self.reading = False
             trio.lowlevel.reschedule(reader)
@@ -341,6 +343,11 @@ class ServerStream(PumpedStream):
             # The peer may still be sending; tell it that nobody reads (RFC 9113 section 8.1).
             self.connection.reset(self, ErrorCode.NO_ERROR)
         self.connection.closed_locally(self)
+
+    def evict(self, status: int, message: str) -> None:
+        """End the RPC from outside: its caller gets the status, its task finds the stream broken."""
+        self.finish(status, message)
+        self.broken(f"ended by the server: {message}")
 
     async def cancel(self) -> None:
         """Reset the stream instead of ending it with a status."""

@@ -1,0 +1,68 @@
+"""grpc.health.v1 on trio. Statuses are set by the gateway; "" stands for the server as a whole.
+
+grpclib's own service is bound to asyncio; its messages and base are used as they are.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import trio
+from grpclib.const import Status as GrpclibStatus
+from grpclib.health.v1.health_grpc import HealthBase
+from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+from aether_trio.transport.grpc.stream import ServerStream
+
+if TYPE_CHECKING:
+    ServingStatus: TypeAlias = HealthCheckResponse.ServingStatus.ValueType
+
+OVERALL: Final = ""
+GATEWAY: Final = "aether.v1.AetherGateway"
+SERVING: Final = HealthCheckResponse.SERVING
+NOT_SERVING: Final = HealthCheckResponse.NOT_SERVING
+
+
+class Health(HealthBase):
+    """Check and Watch over a table of statuses. Every known service starts as NOT_SERVING."""
+
+    def __init__(self, services: tuple[str, ...] = (OVERALL, GATEWAY)) -> None:
+        self._statuses: dict[str, ServingStatus] = dict.fromkeys(services, NOT_SERVING)
+        self._changed = trio.Event()
+
+    def set_status(self, status: ServingStatus, *services: str) -> None:
+        """Set the status of `services`, by default of all, and tell the watchers."""
+        for service in services or tuple(self._statuses):
+            self._statuses[service] = status
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    def status(self, service: str = OVERALL) -> ServingStatus | None:
+        """None for a service that nobody has named."""
+        return self._statuses.get(service)
+
+    async def Check(self, stream: ServerStream) -> None:  # type: ignore[override]  # noqa: N802
+        request = await _request(stream)
+        status = self._statuses.get(request.service)
+        if status is None:
+            await stream.send_trailing_metadata(status=GrpclibStatus.NOT_FOUND, status_message="unknown service")
+        else:
+            await stream.send_message(HealthCheckResponse(status=status))
+
+    async def Watch(self, stream: ServerStream) -> None:  # type: ignore[override]  # noqa: N802
+        """Each change once; a service that is not known yet is SERVICE_UNKNOWN until it is."""
+        request = await _request(stream)
+        last: ServingStatus | None = None
+        while True:
+            changed = self._changed
+            status = self._statuses.get(request.service, HealthCheckResponse.SERVICE_UNKNOWN)
+            if status != last:
+                last = status
+                await stream.send_message(HealthCheckResponse(status=status))
+            else:
+                await changed.wait()
+
+
+async def _request(stream: ServerStream) -> HealthCheckRequest:
+    request = await stream.recv_message()
+    return HealthCheckRequest() if request is None else request

@@ -1,0 +1,26 @@
+"""Closing a socket so that the peer still reads our last words."""
+
+from __future__ import annotations
+
+import socket
+
+import trio
+
+_READ_BYTES = 64 * 1024
+
+
+async def linger(sock: socket.socket, seconds: float) -> None:
+    """End our side, then read and drop for at most `seconds` until the peer ends its own.
+
+    A socket closed with unread bytes in it sends a reset, and a reset makes the peer's kernel throw away what it has
+    received and not read: the GOAWAY that says why.
+    """
+    with trio.move_on_after(seconds):
+        try:
+            sock.shutdown(socket.SHUT_WR)
+            while True:
+                await trio.lowlevel.wait_readable(sock)
+                if not sock.recv(_READ_BYTES):
+                    return
+        except OSError:
+            return

@@ -1,0 +1,55 @@
+"""Server reflection, v1 and v1alpha, over our private descriptor pool.
+
+grpclib's reflection services touch nothing of asyncio, so they run as they are on our streams; they only need a pool in
+which every served file can be found. Ours is private (the published SDK defines the same names in the default pool) and
+knows nothing of health, hence the second look into the default pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
+
+from google.protobuf import descriptor_pool
+from grpclib.reflection.service import ServerReflection
+
+from aether_trio.transport.grpc.server import Servable
+from aether_trio.wire.pb.aether_pb2 import POOL
+
+T = TypeVar("T")
+
+
+class _Pools:
+    """The part of DescriptorPool that reflection asks for: the first pool that knows a thing answers."""
+
+    def __init__(self, *pools: Any) -> None:
+        self._pools = pools
+
+    def _first(self, find: Callable[[Any], T]) -> T:
+        for pool in self._pools[:-1]:
+            try:
+                return find(pool)
+            except KeyError:
+                continue
+        return find(self._pools[-1])
+
+    def FindFileByName(self, name: str) -> Any:  # noqa: N802
+        return self._first(lambda pool: pool.FindFileByName(name))
+
+    def FindFileContainingSymbol(self, symbol: str) -> Any:  # noqa: N802
+        return self._first(lambda pool: pool.FindFileContainingSymbol(symbol))
+
+    def FindMessageTypeByName(self, name: str) -> Any:  # noqa: N802
+        return self._first(lambda pool: pool.FindMessageTypeByName(name))
+
+    def FindExtensionByNumber(self, message: Any, number: int) -> Any:  # noqa: N802
+        return self._first(lambda pool: pool.FindExtensionByNumber(message, number))
+
+    def FindAllExtensions(self, message: Any) -> Any:  # noqa: N802
+        return [extension for pool in self._pools for extension in pool.FindAllExtensions(message)]
+
+
+def with_reflection(services: Collection[Servable]) -> list[Servable]:
+    """`services` and the two reflection services that describe them."""
+    pools = _Pools(POOL, descriptor_pool.Default())
+    return list(ServerReflection.extend(list(services), pool=pools))

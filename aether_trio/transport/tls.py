@@ -1,0 +1,160 @@
+"""TLS for the lanes: contexts from certificate files, and records as a pure transformation.
+
+`TlsSession` wraps an `ssl.SSLObject` on two memory buffers: plain bytes in, records out, and back. trio's SSLStream does
+the same around a stream, but then sending is a coroutine; here a connection seals what it has and sends it at once, so an
+idle TLS connection needs no writer task either. TLS 1.3 only: no renegotiation, hence writing never needs a read.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from aether_trio.transport.link import PeerCertificate
+
+ALPN_H2: Final = "h2"
+_RECORDS_BYTES: Final = 64 * 1024
+_READ_BYTES: Final = 64 * 1024
+
+
+class ClientCertificates(StrEnum):
+    """What is asked of clients when there is a client CA."""
+
+    REQUIRED = "required"
+    OPTIONAL = "optional"
+
+
+@dataclass(frozen=True, slots=True)
+class TlsSettings:
+    """PEM files. `client_ca_file` turns client certificates on."""
+
+    cert_file: Path
+    key_file: Path
+    client_ca_file: Path | None = None
+    client_certificates: ClientCertificates = ClientCertificates.REQUIRED
+
+
+def server_context(settings: TlsSettings, *, alpn: Sequence[str] = (ALPN_H2,)) -> ssl.SSLContext:
+    """TLS 1.3 with session tickets off: each would cost a kilobyte per connection, and long streams rarely resume."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(settings.cert_file, settings.key_file)
+    context.set_alpn_protocols(list(alpn))
+    context.num_tickets = 0
+    if settings.client_ca_file is not None:
+        context.load_verify_locations(settings.client_ca_file)
+        required = settings.client_certificates is ClientCertificates.REQUIRED
+        context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
+    return context
+
+
+def client_context(
+    *, ca_file: Path | None = None, cert_file: Path | None = None, key_file: Path | None = None
+) -> ssl.SSLContext:
+    """For our own client: the system's CAs, or `ca_file` alone; a certificate of its own if given."""
+    context = ssl.create_default_context(cafile=ca_file)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols([ALPN_H2])
+    if cert_file is not None:
+        context.load_cert_chain(cert_file, key_file)
+    return context
+
+
+class TlsSession:
+    """One connection's TLS state. `open` and `seal` never block; both raise ssl.SSLError (an OSError) when the peer cheats."""
+
+    __slots__ = ("_incoming", "_object", "_outgoing")
+
+    def __init__(
+        self, context: ssl.SSLContext, *, server_hostname: str | None = None, server_side: bool = True
+    ) -> None:
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._object = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
+        )
+
+    async def handshake(self, sock: socket.socket, head: bytes = b"") -> None:
+        """Raises ssl.SSLError or OSError; the caller sets the deadline. Sends the alert that says why it failed."""
+        self._incoming.write(head)
+        try:
+            while True:
+                try:
+                    self._object.do_handshake()
+                    return
+                except ssl.SSLWantReadError:
+                    pass
+                await self._flush(sock)
+                await trio.lowlevel.wait_readable(sock)
+                self._feed(sock)
+        finally:
+            # The last flight of a success, or the alert of a failure. It fits the socket's empty buffer.
+            rest = self._outgoing.read()
+            if rest:
+                try:
+                    sock.send(rest)
+                except OSError:
+                    pass  # the peer does not listen any more; nothing is lost that it would read
+
+    async def _flush(self, sock: socket.socket) -> None:
+        data = memoryview(self._outgoing.read())
+        while data:
+            try:
+                data = data[sock.send(data) :]
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(sock)
+
+    def _feed(self, sock: socket.socket) -> None:
+        try:
+            data = sock.recv(_RECORDS_BYTES)
+        except BlockingIOError:
+            return
+        if not data:
+            raise ConnectionResetError("connection ended during the TLS handshake")
+        self._incoming.write(data)
+
+    def seal(self, data: bytes) -> bytes:
+        """Records for `data`, together with whatever else TLS has to say."""
+        if data:
+            self._object.write(data)
+        return self._outgoing.read()
+
+    def open(self, data: bytes) -> bytes:
+        """The plain bytes of the records that are complete; b"" when none is. After close_notify the socket ends anyway."""
+        self._incoming.write(data)
+        chunks = []
+        try:
+            while chunk := self._object.read(_READ_BYTES):
+                chunks.append(chunk)
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            pass
+        return b"".join(chunks)
+
+    @property
+    def alpn(self) -> str | None:
+        return self._object.selected_alpn_protocol()
+
+    @property
+    def version(self) -> str | None:
+        return self._object.version()
+
+    def peer_certificate(self) -> PeerCertificate | None:
+        """What the verified certificate says; None when the peer showed none."""
+        certificate: dict[str, Any] | None = self._object.getpeercert()
+        if not certificate:
+            return None
+        subject = {key: value for names in certificate.get("subject", ()) for key, value in names}
+        return PeerCertificate(
+            common_name=subject.get("commonName", ""),
+            dns_names=tuple(value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"),
+            serial_number=certificate.get("serialNumber", ""),
+        )
