@@ -52,12 +52,17 @@ def show(config_file: str | None, sets: tuple[str, ...], dev: bool | None, chang
 @command.command()
 @settings_options
 def check(config_file: str | None, sets: tuple[str, ...]) -> None:
-    """Say whether `aether serve` could start with these settings; exit code 3 when it could not."""
+    """Say whether the settings are right.
+
+    And whether `aether serve` would start with them. Exit code 3 when not.
+    """
     loaded = load(config_file, {}, sets)
     from aether_trio.cli.running import refuse_open_gateway
 
     refuse_open_gateway(loaded.settings)
     changed = len(loaded.origins)
     click.echo(f"ok: {changed} setting{'' if changed == 1 else 's'} given, the rest at default")
-    if not loaded.settings.auth.api_keys and not loaded.settings.tls.client_ca:
-        click.echo("note: nothing asks for credentials; only this machine can connect", err=True)
+    if loaded.settings.lets_nobody_in:
+        click.echo(
+            "note: nobody can connect: there is no API key and no client authority (see `aether keys new`)", err=True
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import h11
 import trio
@@ -15,7 +15,7 @@ _MAX_LINE_BYTES = 32 * 1024 * 1024  # a payload of 10 MiB as base64, and some
 
 async def stream_lines(
     host: str, port: int, path: str, headers: dict[str, str], *, timeout_s: float, hint: str
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Yield the lines of the answer as they come. Raises CliError when there is no answer, or one that is not 200.
 
     `timeout_s` bounds connecting and the answer's head, not the stream.

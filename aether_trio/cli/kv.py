@@ -137,24 +137,26 @@ async def _exists(session: ClientSession, place: Place, key: str) -> bool:
 @command.command()
 @click.argument("key")
 @click.argument("value", metavar="VALUE|-")
-@click.option("--ttl", type=click.IntRange(min=1), default=0, metavar="SECONDS", help="Forget it after this long.")
+@click.option("--ttl", type=click.IntRange(min=1), metavar="SECONDS", help="Forget it after this long.")
 @click.option("--if-absent", is_flag=True, help="Only when there is no such key.")
 @click.option("--if-equals", metavar="VALUE", help="Only when it has this value now.")
 @place_options
-def put(place: Place, key: str, value: str, ttl: int, if_absent: bool, if_equals: str | None) -> None:
+def put(place: Place, key: str, value: str, ttl: int | None, if_absent: bool, if_equals: str | None) -> None:
     """Set KEY to VALUE; - reads standard input. Exit code 1 when a condition did not hold."""
     if if_absent and if_equals is not None:
         raise click.UsageError("--if-absent and --if-equals exclude each other.")
     data = sys.stdin.buffer.read() if value == "-" else value.encode()
     if if_absent:
-        answer = _ask(place, place.operation(pb.KVOperation.SET_NX, key, value=data, ttl=ttl))
+        answer = _ask(place, place.operation(pb.KVOperation.SET_NX, key, value=data, ttl=ttl or 0))
         _applied(answer, f"{key!r} exists already")
     elif if_equals is not None:
         expected = if_equals.encode()
-        message = place.operation(pb.KVOperation.COMPARE_AND_SET, key, value=data, expected_value=expected, ttl=ttl)
+        message = place.operation(
+            pb.KVOperation.COMPARE_AND_SET, key, value=data, expected_value=expected, ttl=ttl or 0
+        )
         _applied(_ask(place, message), f"{key!r} has another value")
     else:
-        _ask(place, place.operation(pb.KVOperation.PUT, key, value=data, ttl=ttl))
+        _ask(place, place.operation(pb.KVOperation.PUT, key, value=data, ttl=ttl or 0))
     click.echo(f"put {key} ({len(data)} bytes)")
 
 
@@ -268,11 +270,11 @@ def _count(
 @command.command()
 @click.argument("key")
 @click.argument("member", metavar="MEMBER")
-@click.option("--ttl", type=click.IntRange(min=1), default=0, metavar="SECONDS", help="Forget the set after this long.")
+@click.option("--ttl", type=click.IntRange(min=1), metavar="SECONDS", help="Forget the set after this long.")
 @place_options
-def add(place: Place, key: str, member: str, ttl: int) -> None:
+def add(place: Place, key: str, member: str, ttl: int | None) -> None:
     """Add MEMBER to the set KEY and print how many it has."""
-    answer = _ask(place, place.operation(pb.KVOperation.SET_ADD, key, value=member.encode(), ttl=ttl))
+    answer = _ask(place, place.operation(pb.KVOperation.SET_ADD, key, value=member.encode(), ttl=ttl or 0))
     click.echo(answer.counter_value)
 
 

@@ -122,6 +122,8 @@ def ready_text(settings: Settings, gateway: RunningGateway) -> str:
         manner = "development: this machine only, no credentials, no rates"
     else:
         manner = "credentials required" if not settings.auth.allow_anonymous else "no credentials asked"
+        if settings.lets_nobody_in:
+            manner = "nobody can connect: no API key and no client authority is set"
     tls = " with TLS" if settings.tls.cert else ""
     data = "nowhere (ephemeral)" if settings.gateway.ephemeral else str(Path(settings.gateway.data_dir).absolute())
     lines = [
@@ -137,7 +139,7 @@ def ready_text(settings: Settings, gateway: RunningGateway) -> str:
         lines += [
             f'        aether send ag::default::echo::1 "hello"{where}',
             f"        aether sessions{where}",
-            f'  SDK   AgentClient("{gateway.address}", "default", "echo", "1")',
+            f'  SDK   AgentClient("default", "echo", "1").connect("{gateway.address}")',
         ]
     lines.append("  stop  Ctrl-C drains; a second one stops at once")
     return "\n".join(lines)

@@ -69,7 +69,7 @@ def _sender_for(topic: str) -> Identity:
 
 
 def _look_at(topic: str) -> tuple[TopicKind, str]:
-    parsed = parse_topic(rewrite_alias(topic, "default")[0].text)
+    parsed = parse_topic(rewrite_alias(topic, "default")[0])
     return parsed.kind, parsed.workspace
 
 

@@ -11,15 +11,17 @@ import secrets
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 
 from aether_trio.cli import exits
 from aether_trio.cli.identities import first_message
+from aether_trio.cli.lane import GrpcLane, open_lane
 from aether_trio.cli.options import Target
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Identity
+from aether_trio.transport.link import LinkBroken
 from aether_trio.wire.pb import aether_pb2 as pb
 
 _REFUSALS: Final = frozenset(
@@ -34,17 +36,10 @@ _HINTS: Final = {
 _REASON_WAIT_S: Final = 2.0
 
 
-class Lane(Protocol):
-    """The stream below: encoded messages out, decoded ones in. None means that the gateway ended it."""
-
-    async def send(self, message: pb.UpstreamMessage) -> None: ...
-    async def receive(self) -> pb.DownstreamMessage | None: ...
-
-
 class ClientSession:
     """A connected participant. Made by `open_session`."""
 
-    def __init__(self, lane: Lane, identity: Identity, ack: pb.ConnectionAck) -> None:
+    def __init__(self, lane: GrpcLane, identity: Identity, ack: pb.ConnectionAck) -> None:
         self._lane = lane
         self.identity = identity
         self.ack = ack
@@ -132,6 +127,8 @@ def explain(target: Target, error: Exception) -> Exception:
             return exits.CliError(f"{target} said {inner.status.name}: {inner.message}{hint}", code)
         case ssl.SSLError():
             return exits.CliError(f"TLS with {target} failed: {inner}", exits.UNREACHABLE)
+        case LinkBroken():
+            return exits.CliError(f"{target} broke the connection: {inner}", exits.UNREACHABLE)
         case OSError() | trio.BrokenResourceError():
             return exits.CliError(
                 f"no gateway answers on {target}; start one with `aether dev`, or name another with --gateway",
@@ -145,5 +142,5 @@ def _innermost(error: Exception) -> Exception:
     while isinstance(error, ExceptionGroup):
         # Nurseries wrap what went wrong; one that we made ourselves says it best.
         ours = [one for one in error.exceptions if isinstance(one, exits.CliError)]
-        error = (ours or list(error.exceptions))[0]
+        error = ours[0] if ours else error.exceptions[0]
     return error

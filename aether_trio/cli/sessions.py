@@ -68,7 +68,7 @@ def command(
         return
     wanted = pb.ConnectionFilter(workspace=workspace)
     if kind:
-        wanted.type = PrincipalType[kind.upper()].value
+        wanted.type = pb.PrincipalType.Value(f"PRINCIPAL_{kind.upper()}")
     rows = [row for row in trio.run(_list, target, identity, wanted) if row.identity != str(identity)]
     if as_json:
         click.echo(json.dumps([_as_json(row) for row in rows], indent=2))

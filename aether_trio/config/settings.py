@@ -274,3 +274,8 @@ class Settings(Section, frozen=True):
             return False
         anonymous = self.auth.allow_anonymous or not (self.auth.api_keys or self.tls.client_ca)
         return anonymous and not (self.tls.client_ca and self.tls.require_client_cert)
+
+    @property
+    def lets_nobody_in(self) -> bool:
+        """Whether credentials are asked for that nobody can have."""
+        return not (self.auth.allow_anonymous or self.auth.api_keys or self.tls.client_ca)

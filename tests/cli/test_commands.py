@@ -1,0 +1,201 @@
+"""Commands that need no gateway: help, version, settings, keys, and a refusal to start open to the world."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from aether_trio.cli.app import COMMANDS
+from aether_trio.config import Settings, load_settings
+from aether_trio.services.credentials import KEY_PREFIX, hash_api_key
+from aether_trio.version import __version__
+
+ROOT = Path(__file__).parents[2]
+SUBCOMMANDS = [
+    *([name] for name in COMMANDS),
+    *(["kv", name] for name in ("get", "put", "list", "delete", "incr", "decr", "add", "card")),
+    *(["config", name] for name in ("default", "show", "check")),
+    ["keys", "new"],
+]
+
+
+def aether(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run `aether` as a user would, without the variables of whoever runs the tests."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("AETHER_")}
+    clean |= {"PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "110"} | env
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "aether_trio", *arguments],
+        cwd=cwd,
+        env=clean,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def fails(code: int, text: str, *arguments: str, cwd: Path | None = None, **env: str) -> None:
+    done = aether(*arguments, cwd=cwd, **env)
+    assert done.returncode == code, done
+    assert text in done.stderr, done
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [[], *SUBCOMMANDS], ids=lambda parts: "-".join(parts) or "aether")
+def test_every_command_explains_itself(command: list[str]) -> None:
+    done = aether(*command, "--help")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert done.stdout.startswith(f"Usage: aether {' '.join(command)}".rstrip())
+    # Nothing is cut off, and no subcommand is left without a word.
+    for line in done.stdout.splitlines()[1:]:
+        assert not line.endswith("...")
+
+
+@pytest.mark.parametrize("command", ["dev", "serve", "send", "tail", "kv", "sessions", "config"])
+def test_the_help_has_examples(command: str) -> None:
+    assert f"aether {command}" in aether(command, "--help").stdout.partition("Examples:")[2]
+
+
+def test_an_overview_names_the_exit_codes_and_all_commands() -> None:
+    out = aether("--help").stdout
+    assert "Exit codes:" in out
+    assert all(f"  {name} " in out for name in COMMANDS)
+
+
+def test_version() -> None:
+    assert aether("version").stdout == f"aether {__version__}\n"
+    assert aether("--version").stdout == f"aether {__version__}\n"
+    assert json.loads(aether("version", "--json").stdout)["aether"] == __version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["nonsense"], "No such command 'nonsense'. There are dev, serve,"),
+        (["dev", "--nonsense"], "No such option"),
+        (["send", "ag::a::b::c"], "Missing argument 'TEXT|-'"),
+        (["sessions", "--gateway", "host:port"], "'host:port' is not HOST:PORT"),
+        (["sessions", "--tls-cert", __file__], "belong together"),
+        (["sessions", "--as", "nobody"], "is not an identity"),
+        (["kv", "get", "k", "--scope", "user"], "needs --user"),
+        (["kv", "get", "k", "--scope", "own"], "name them with --as"),
+        (["kv", "put", "k", "v", "--if-absent", "--if-equals", "x"], "exclude each other"),
+        (["kv", "incr", "k", "--by", "0"], "not in the range"),
+        (["keys", "new", "--principal", "king"], "'king' is not one of"),
+    ],
+)
+def test_a_wrong_command_line_is_exit_code_2(arguments: list[str], text: str) -> None:
+    fails(2, text, *arguments)
+
+
+def test_a_topic_that_cannot_be_is_refused_before_connecting() -> None:
+    fails(1, "ERR_INVALID_TOPIC", "send", "nonsense", "text")
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["sessions"], ["kv", "get", "k"], ["send", "ag::default::echo::1", "x"]],
+    ids=lambda parts: parts[0],
+)
+def test_no_gateway_is_exit_code_4_with_a_hint(command: list[str]) -> None:
+    fails(4, "start one with `aether dev`", *command, "--gateway", f"127.0.0.1:{free_port()}")
+
+
+def test_no_ops_port_is_exit_code_4_with_a_hint() -> None:
+    fails(4, "is the gateway running", "tail", "ag::default::echo::1", "--ops", f"127.0.0.1:{free_port()}")
+
+
+class TestConfig:
+    def test_default_prints_every_setting_and_can_be_read_back(self, tmp_path: Path) -> None:
+        path = tmp_path / "aether.yaml"
+        path.write_text(aether("config", "default").stdout)
+        assert load_settings(path) == Settings()
+        path.write_text(aether("config", "default", "--dev").stdout)
+        assert load_settings(path) == Settings.for_dev()
+
+    def test_show_says_who_set_what(self, tmp_path: Path) -> None:
+        (tmp_path / "aether.yaml").write_text("kv: {sweep_interval_s: 3}\n")
+        done = aether(
+            "config", "show", "--changed", "--config", "aether.yaml", "--set", "log.retention_age_s=5",
+            cwd=tmp_path, AETHER_PORT="7",
+        )  # fmt: skip
+        assert "port: 7  # set by environment AETHER_PORT" in done.stdout
+        assert "sweep_interval_s: 3.0  # set by file aether.yaml" in done.stdout
+        assert "retention_age_s: 5.0  # set by --set log.retention_age_s" in done.stdout
+        assert set(yaml.safe_load(done.stdout)) == {"gateway", "log", "kv"}
+
+    def test_show_hides_tokens(self) -> None:
+        show = ["config", "show", "--set", "ops.tail_token=0123456789abcdef"]
+        assert "0123456789abcdef" not in aether(*show).stdout
+        assert "0123456789abcdef" in aether(*show, "--show-secrets").stdout
+
+    def test_the_file_may_be_named_by_the_environment(self, tmp_path: Path) -> None:
+        (tmp_path / "a.yaml").write_text("kv: {sweep_interval_s: 3}\n")
+        done = aether("config", "show", "--changed", AETHER_CONFIG=str(tmp_path / "a.yaml"))
+        assert "sweep_interval_s: 3.0" in done.stdout
+
+    def test_check_finds_every_problem(self, tmp_path: Path) -> None:
+        (tmp_path / "aether.yaml").write_text("gateway: {prot: 1}\nkv: {sweep_interval_s: soon}\n")
+        fails(3, "did you mean gateway.port?", "config", "check", "--config", "aether.yaml", cwd=tmp_path)
+        fails(3, "is not a number of seconds", "config", "check", "--config", "aether.yaml", cwd=tmp_path)
+        fails(3, "2 problems", "config", "check", "--config", "aether.yaml", cwd=tmp_path)
+
+    def test_check_finds_an_open_gateway(self) -> None:
+        fails(3, "refusing to listen on 0.0.0.0:50051 without credentials", "config", "check")
+
+    def test_check_accepts_what_is_right(self) -> None:
+        done = aether("config", "check", "--set", "gateway.host=127.0.0.1", "--set", "auth.allow_anonymous=true")
+        assert (done.returncode, done.stdout) == (0, "ok: 2 settings given, the rest at default\n")
+
+    def test_variables_of_the_sdk_do_no_harm(self) -> None:
+        done = aether("config", "show", "--changed", AETHER_GATEWAY="x:1", AETHER_GRPC_KEEPALIVE_TIME_MS="1")
+        assert done.stdout == "# Every setting is at its default.\n"
+
+
+class TestKeys:
+    def test_a_new_key_fits_its_record_and_the_record_fits_the_settings(self, tmp_path: Path) -> None:
+        done = aether(
+            "keys", "new", "--principal", "agent", "--workspace", "prod*", "--workspace", "dev", "--id", "first"
+        )
+        key = next(line.strip() for line in done.stdout.splitlines() if line.strip().startswith(KEY_PREFIX))
+        (tmp_path / "aether.yaml").write_text(done.stdout[done.stdout.index("auth:") : done.stdout.index("\nClients")])
+        (record,) = load_settings(tmp_path / "aether.yaml").auth.api_keys
+        assert record.sha256 == hash_api_key(key)
+        assert (record.id, record.principal, record.workspaces) == ("first", "agent", ("prod*", "dev"))
+        assert key not in done.stdout[done.stdout.index("auth:") :]
+
+    def test_json(self) -> None:
+        one, two = (json.loads(aether("keys", "new", "--json").stdout) for _ in range(2))
+        assert one["record"]["sha256"] == hash_api_key(one["key"])
+        assert one["key"] != two["key"]
+        assert one["record"]["id"] != two["record"]["id"]
+
+
+class TestServe:
+    def test_it_refuses_to_start_open_to_the_world_and_says_how_to_fix_it(self, tmp_path: Path) -> None:
+        fails(3, "aether keys new", "serve", cwd=tmp_path)
+        fails(3, "tls.client_ca", "serve", "--host", "192.0.2.1", cwd=tmp_path)
+        fails(3, "refusing to listen", "dev", "--set", "gateway.host=0.0.0.0", cwd=tmp_path)
+        fails(3, "refusing to listen", "serve", cwd=tmp_path, AETHER_AUTH__ALLOW_ANONYMOUS="true")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_wrong_settings_are_exit_code_3(self, tmp_path: Path) -> None:
+        fails(3, "did you mean gateway.port?", "serve", "--set", "gateway.prt=1", cwd=tmp_path)
+        fails(3, "none.yaml: cannot be read", "serve", "--config", "none.yaml", cwd=tmp_path)
+        fails(3, "logging.level = 'loud' is not one of debug, info", "dev", "--log-level", "loud", cwd=tmp_path)

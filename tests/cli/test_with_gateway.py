@@ -1,0 +1,319 @@
+"""Commands against a real `aether dev`: what a person types, and what comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aether_trio.config import ApiKey, describe, load_settings
+from aether_trio.services.credentials import hash_api_key
+from tests.helpers.gateway import GatewayFailed, GatewayProcess, start_gateway
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 60
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[GatewayProcess]:
+    with start_gateway(ephemeral=True) as process:
+        yield process
+
+
+class Shell:
+    """A terminal whose environment names the gateway."""
+
+    def __init__(self, gateway: GatewayProcess, **env: str) -> None:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("AETHER_")}
+        self.env = clean | {
+            "PYTHONPATH": str(ROOT),
+            "NO_COLOR": "1",
+            "AETHER_GATEWAY": gateway.address,
+            "AETHER_OPS": gateway.ops_address,
+            **env,
+        }
+
+    def run(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [sys.executable, "-W", "error", "-m", "aether_trio", *arguments],
+            env=self.env,
+            input=stdin,
+            capture_output=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
+
+    def out(self, *arguments: str, stdin: bytes = b"") -> str:
+        done = self.run(*arguments, stdin=stdin)
+        assert done.returncode == 0, done
+        assert done.stderr == b""
+        return done.stdout.decode()
+
+    def fails(self, code: int, text: str, *arguments: str) -> None:
+        done = self.run(*arguments)
+        assert done.returncode == code, done
+        assert text in done.stderr.decode(), done
+        assert b"Traceback" not in done.stderr
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "aether_trio", *arguments]
+        return subprocess.Popen(command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.fixture
+def shell(gateway: GatewayProcess) -> Shell:
+    return Shell(gateway)
+
+
+def tail(shell: Shell, topic: str, limit: int) -> list[dict[str, object]]:
+    out = shell.out("tail", topic, "--from", "start", "--limit", str(limit), "--json")
+    return [json.loads(line) for line in out.splitlines()]
+
+
+class TestSend:
+    def test_what_was_sent_is_in_the_log_when_the_command_ends(self, shell: Shell) -> None:
+        topic = "ag::default::send::1"
+        out = shell.out("send", topic, "hello", "--as", "ag::default::me::1", "--type", "control")
+        assert out == f"sent 5 bytes to {topic} as ag::default::me::1\n"
+        report = json.loads(shell.out("send", topic, "-", "--json", stdin=b"\x00\xff"))
+        first, second = tail(shell, topic, 2)
+        assert (first["source"], first["type"], first["text"]) == ("ag::default::me::1", "control", "hello")
+        assert (second["source"], second["payload_base64"]) == (report["from"], "AP8=")
+        assert str(report["from"]).startswith("ag::default::cli::")
+
+    def test_the_made_up_sender_lives_in_the_topics_workspace(self, shell: Shell) -> None:
+        shell.out("send", "ga::elsewhere", "hello")
+        assert str(tail(shell, "ga::elsewhere", 1)[0]["source"]).startswith("ag::elsewhere::cli::")
+
+    def test_topics_that_agents_may_not_send_to_get_a_service_as_sender(self, shell: Shell) -> None:
+        shell.out("send", "uu::alice", "hello")
+        assert str(tail(shell, "uu::alice", 1)[0]["source"]).startswith("sv::cli::")
+
+    def test_a_refusal_is_shown_and_fails(self, shell: Shell) -> None:
+        shell.fails(1, "ERR_PERMISSION_DENIED", "send", "uu::alice", "x", "--as", "ag::default::me::2")
+        shell.fails(1, "ERR_SV_UNAVAILABLE", "send", "sv::nobody", "x")
+        shell.fails(1, "(it may work later)", "send", "sv::nobody", "x")
+        shell.fails(1, "ERR_PERMISSION_DENIED", "send", "pg::default", "x")
+
+    def test_a_payload_over_the_limit_is_refused(self, shell: Shell) -> None:
+        done = shell.run("send", "ag::default::send::2", "-", stdin=b"x" * (2**20 + 1))
+        assert done.returncode == 1
+        assert b"ERR_PAYLOAD_TOO_LARGE" in done.stderr
+
+
+class TestTail:
+    def test_it_shows_what_comes_until_it_is_stopped(self, shell: Shell) -> None:
+        topic = "ag::default::tail::1"
+        shell.out("send", topic, "before")
+        process = shell.start("tail", topic, "--from", "start")
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().endswith(b"before\n")
+            shell.out("send", topic, "after", "--as", "ag::default::me::3")
+            line = process.stdout.readline().decode()
+            assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3} +\d+  ag::default::me::3  chat  after\n", line)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(LIMIT_S) == 130
+        finally:
+            process.kill()
+            process.communicate()
+
+    def test_a_topic_that_cannot_be_is_refused(self, shell: Shell) -> None:
+        shell.fails(1, "nonsense", "tail", "nonsense")
+
+    def test_the_grpc_port_is_told_from_the_ops_port(self, shell: Shell, gateway: GatewayProcess) -> None:
+        shell.fails(4, "is not an ops port", "tail", "ag::default::tail::1", "--ops", gateway.address)
+
+
+class TestKv:
+    def test_put_get_list_delete(self, shell: Shell) -> None:
+        place = ("--workspace", "kv-1")
+        assert shell.out("kv", "put", "colour", "blue", *place) == "put colour (4 bytes)\n"
+        shell.out("kv", "put", "bytes", "-", *place, stdin=b"\xff\x00")
+        assert shell.out("kv", "get", "colour", *place) == "blue\n"
+        assert shell.run("kv", "get", "bytes", *place).stdout == b"\xff\x00\n"
+        assert json.loads(shell.out("kv", "list", "--json", *place)) == {"bytes": {"base64": "/wA="}, "colour": "blue"}
+        assert json.loads(shell.out("kv", "list", "--json", "--prefix", "c", *place)) == {"colour": "blue"}
+        assert len(json.loads(shell.out("kv", "list", "--json", "--limit", "1", *place))) == 1
+        table = shell.out("kv", "list", *place).splitlines()
+        assert table[0].split() == ["key", "bytes", "value"]
+        assert ["colour", "4", "blue"] in [line.split() for line in table]
+        assert shell.out("kv", "delete", "colour", *place) == "deleted colour\n"
+        shell.fails(1, "there is no key 'colour'", "kv", "get", "colour", *place)
+        assert shell.out("kv", "list", *place, "--prefix", "nothing") == "no keys\n"
+
+    def test_an_empty_value_is_not_a_missing_one(self, shell: Shell) -> None:
+        shell.out("kv", "put", "empty", "", "--workspace", "kv-2")
+        assert shell.out("kv", "get", "empty", "--workspace", "kv-2") == "\n"
+
+    def test_conditions(self, shell: Shell) -> None:
+        place = ("--workspace", "kv-3")
+        shell.out("kv", "put", "lock", "me", "--if-absent", "--ttl", "60", *place)
+        shell.fails(1, "exists already", "kv", "put", "lock", "you", "--if-absent", *place)
+        shell.fails(1, "has another value", "kv", "put", "lock", "you", "--if-equals", "them", *place)
+        shell.out("kv", "put", "lock", "you", "--if-equals", "me", *place)
+        shell.fails(1, "has another value", "kv", "delete", "lock", "--if-equals", "me", *place)
+        shell.out("kv", "delete", "lock", "--if-equals", "you", *place)
+
+    def test_counters(self, shell: Shell) -> None:
+        place = ("--workspace", "kv-4")
+        assert shell.out("kv", "incr", "n", *place) == "1\n"
+        assert shell.out("kv", "incr", "n", "--by", "5", *place) == "6\n"
+        assert shell.out("kv", "decr", "n", *place) == "5\n"
+        shell.fails(1, "5 would go over --max", "kv", "incr", "n", "--max", "5", *place)
+        assert shell.out("kv", "decr", "n", "--by", "2", "--min", "3", *place) == "3\n"
+        shell.fails(1, "3 would go under --min", "kv", "decr", "n", "--min", "3", *place)
+        shell.out("kv", "put", "text", "abc", *place)
+        shell.fails(1, "KV_ERROR", "kv", "incr", "text", *place)
+
+    def test_sets(self, shell: Shell) -> None:
+        place = ("--workspace", "kv-5")
+        assert shell.out("kv", "add", "team", "ann", *place) == "1\n"
+        assert shell.out("kv", "add", "team", "bob", *place) == "2\n"
+        assert shell.out("kv", "add", "team", "ann", *place) == "2\n"
+        assert shell.out("kv", "card", "team", *place) == "2\n"
+
+    def test_scopes_are_apart(self, shell: Shell) -> None:
+        ways = [
+            ("--scope", "global"),
+            ("--workspace", "kv-6"),
+            ("--scope", "user", "--user", "u"),
+            ("--scope", "user-workspace", "--user", "u", "--workspace", "kv-6"),
+            ("--scope", "own", "--as", "sv::own::1"),
+            ("--scope", "own-workspace", "--as", "sv::own::1", "--workspace", "kv-6"),
+            ("--scope", "own-user", "--as", "sv::own::1", "--user", "u"),
+        ]
+        for n, way in enumerate(ways):
+            shell.out("kv", "put", "apart", str(n), *way)
+        for n, way in enumerate(ways):
+            assert shell.out("kv", "get", "apart", *way) == f"{n}\n"
+
+
+class TestSessions:
+    def test_it_shows_others_and_not_itself_and_can_disconnect_them(self, shell: Shell) -> None:
+        watcher = subprocess.Popen(
+            [sys.executable, "-c", _CONNECTED_AGENT, shell.env["AETHER_GATEWAY"]], stdout=subprocess.PIPE
+        )
+        try:
+            assert watcher.stdout is not None
+            assert watcher.stdout.readline() == b"connected\n"
+            (row,) = json.loads(shell.out("sessions", "--json", "--workspace", "sessions"))
+            assert (row["identity"], row["type"]) == ("ag::sessions::idle::1", "agent")
+            table = shell.out("sessions", "--type", "agent").splitlines()
+            assert table[0].split()[:4] == ["identity", "workspace", "type", "session"]
+            assert any(line.startswith("ag::sessions::idle::1 ") and row["session_id"] in line for line in table)
+            assert shell.out("sessions", "--type", "bridge") == "nobody is connected\n"
+            shell.fails(5, "ALREADY_EXISTS", "kv", "get", "x", "--as", "ag::sessions::idle::1")
+            assert "disconnected" in shell.out("sessions", "--disconnect", row["session_id"])
+            assert watcher.stdout.readline() == b"disconnected\n"
+            assert json.loads(shell.out("sessions", "--json", "--workspace", "sessions")) == []
+        finally:
+            watcher.kill()
+            watcher.communicate()
+
+    def test_an_unknown_session_cannot_be_disconnected(self, shell: Shell) -> None:
+        assert shell.run("sessions", "--disconnect", "no-such-session").returncode == 1
+
+
+_CONNECTED_AGENT = """
+import sys, trio
+from aether_trio.cli.identities import first_message
+from aether_trio.model.identity import Identity
+from aether_trio.transport.grpc.client import open_channel
+from aether_trio.wire.pb import aether_pb2 as pb
+
+async def main():
+    host, port = sys.argv[1].split(":")
+    async with open_channel(host, int(port)) as channel:
+        async with channel.stream("/aether.v1.AetherGateway/Connect", pb.DownstreamMessage) as call:
+            await call.send(first_message(Identity.agent("sessions", "idle", "1"), {}))
+            await call.receive()
+            print("connected", flush=True)
+            try:
+                while await call.receive():
+                    pass
+            except Exception:
+                pass
+            print("disconnected", flush=True)
+
+trio.run(main)
+"""
+
+
+class TestRunning:
+    def test_the_ready_line_says_what_where_and_what_next(self, tmp_path: Path) -> None:
+        with start_gateway(tmp_path / "data") as process:
+            text = process.output()
+            assert f"is serving on {process.address}" in text
+            assert str(tmp_path / "data") in text
+            assert f"http://{process.ops_address}" in text
+            assert f"aether sessions --gateway {process.address}" in text
+
+    def test_a_first_sigterm_drains_and_exits_with_0(self) -> None:
+        with start_gateway(ephemeral=True) as process:
+            process.terminate()
+            assert process.wait() == 0
+            assert "SIGTERM: draining" in process.output()
+            assert not list(process._scratch.glob("ready.json"))
+
+    def test_the_same_data_cannot_be_served_twice(self, tmp_path: Path) -> None:
+        with start_gateway(tmp_path / "data"), pytest.raises(GatewayFailed) as caught:
+            start_gateway(tmp_path / "data")
+        assert "ended with 3" in str(caught.value)
+        assert "Traceback" not in str(caught.value)
+
+    @pytest.mark.parametrize("which", ["gateway", "ops"])
+    def test_a_taken_port_is_named(self, which: str, gateway: GatewayProcess) -> None:
+        address = gateway.address if which == "gateway" else gateway.ops_address
+        port = int(address.rpartition(":")[2])
+        with pytest.raises(GatewayFailed) as caught:
+            start_gateway(ephemeral=True, **{"port" if which == "gateway" else "ops_port": port})
+        assert "ended with 3" in str(caught.value)
+        assert "a port is taken" in str(caught.value)
+        assert "Traceback" not in str(caught.value)
+
+    def test_json_logs(self) -> None:
+        with start_gateway(ephemeral=True, extra_args=["--log-format", "json"]) as process:
+            process.terminate()
+            process.wait()
+            lines = [line for line in process.output().splitlines() if line.startswith("{")]
+        assert "drained" in {json.loads(line)["event"] for line in lines}
+
+
+class TestServe:
+    """`aether serve` on loopback, with a key."""
+
+    KEY = "aek_for-this-test"
+
+    @pytest.fixture(scope="class")
+    def serving(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+        directory = tmp_path_factory.mktemp("serve")
+        record = ApiKey(id="test", sha256=hash_api_key(self.KEY), principal="service")
+        settings = load_settings(flags={"gateway.host": "127.0.0.1", "auth.api_keys": [record]})
+        (directory / "aether.yaml").write_text(describe(settings))
+        command = [sys.executable, "-m", "aether_trio", "serve", "--config", str(directory / "aether.yaml")]
+        with start_gateway(ephemeral=True, command=command) as process:
+            yield process
+
+    def test_the_right_key_gets_in(self, serving: GatewayProcess) -> None:
+        assert Shell(serving).out("kv", "put", "a", "b", "--api-key", self.KEY) == "put a (1 bytes)\n"
+        assert Shell(serving, AETHER_API_KEY=self.KEY).out("kv", "get", "a") == "b\n"
+
+    @pytest.mark.parametrize(
+        "command", [["kv", "get", "a"], ["sessions"], ["send", "ag::a::b::c", "x"]], ids=lambda c: c[0]
+    )
+    def test_without_one_nobody_gets_in(self, serving: GatewayProcess, command: list[str]) -> None:
+        Shell(serving).fails(5, "give a key with --api-key", *command)
+
+    def test_a_key_for_others_does_not_fit(self, serving: GatewayProcess) -> None:
+        Shell(serving, AETHER_API_KEY=self.KEY).fails(5, "is for principals of type service", "sessions")
+
+    def test_tail_is_not_served(self, serving: GatewayProcess) -> None:
+        Shell(serving).fails(1, "ops.tail_token", "tail", "ag::a::b::c")
