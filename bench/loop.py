@@ -89,7 +89,8 @@ class Loop:
                 return True
             if now >= until:
                 return False
-            timeout = max(0.0, wake - perf_counter())
+            # `done` may have queued something (a new connection's opening): do not sleep on it.
+            timeout = 0.0 if self._dirty else max(0.0, wake - perf_counter())
             if pulse and timeout:
                 select.select([self._epoll], [], [], timeout)
                 timeout = 0.0
