@@ -22,7 +22,8 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 DEFAULT_KEY: Final = "default"
 MAX_DATA_BYTES: Final = 4 * MIB - 64 * KIB  # one downstream message less its envelope
-MAX_KEYS: Final = 10_000  # times 256 bytes a key: 2.5 MiB
+MAX_KEYS: Final = 10_000
+MAX_KEY_BYTES: Final = 256  # times MAX_KEYS: 2.5 MiB
 MAX_EXPIRES_MS: Final = 2**62  # a ttl beyond it is no different from none, and must not overflow the column
 SWEEP_PAGE: Final = 100
 SWEEP_INTERVAL_S: Final = 60.0  # expired checkpoints are invisible at once; this only gives their room back
@@ -37,7 +38,7 @@ class CheckpointService:
         self._db = db
         self._clock = clock
         self._data_bytes = min(limits.checkpoint_bytes, MAX_DATA_BYTES)
-        self._key_bytes = limits.checkpoint_key_bytes
+        self._key_bytes = min(limits.checkpoint_key_bytes, MAX_KEY_BYTES)
         self._default_ttl_s = default_ttl_s
 
     async def handle(self, identity: Identity, op: pb.CheckpointOperation) -> pb.CheckpointResponse:
@@ -99,28 +100,28 @@ class CheckpointService:
         return done
 
 
-_LIVE: Final = "(expires_ms IS NULL OR expires_ms > {now})"
-_LOAD: Final = f"SELECT data, saved_s FROM checkpoints WHERE identity = $1 AND key = $2 AND {_LIVE.format(now='$3')}"
-_LIST: Final = f"SELECT key FROM checkpoints WHERE identity = $1 AND {_LIVE.format(now='$2')} ORDER BY key LIMIT $3"
+_LOAD: Final = (
+    "SELECT data, saved_s FROM checkpoints WHERE identity = $1 AND key = $2 AND (expires_ms IS NULL OR expires_ms > $3)"
+)
+_LIST: Final = (
+    "SELECT key FROM checkpoints WHERE identity = $1 AND (expires_ms IS NULL OR expires_ms > $2) ORDER BY key LIMIT $3"
+)
+_COUNT_OTHERS: Final = (
+    "SELECT count(*) FROM checkpoints WHERE identity = $1 AND key <> $2 AND (expires_ms IS NULL OR expires_ms > $3)"
+)
+_UPSERT: Final = (
+    "INSERT INTO checkpoints (identity, key, data, saved_s, expires_ms) VALUES ($1, $2, $3, $4, $5) "
+    "ON CONFLICT (identity, key) DO UPDATE "
+    "SET data = excluded.data, saved_s = excluded.saved_s, expires_ms = excluded.expires_ms"
+)
 
 
 def _save(identity: str, key: bytes, data: bytes, now_ms: int, expires_ms: int | None) -> Program[bool]:
-    """Write or replace; False when the key is new and the identity already keeps MAX_KEYS live ones."""
-    replaced = yield Execute(
-        "UPDATE checkpoints SET data = $3, saved_s = $4, expires_ms = $5 WHERE identity = $1 AND key = $2",
-        (identity, key, data, now_ms // 1000, expires_ms),
-    )
-    if replaced:
-        return True
-    rows = yield Fetch(
-        f"SELECT count(*) FROM checkpoints WHERE identity = $1 AND {_LIVE.format(now='$2')}", (identity, now_ms)
-    )
+    """Write or replace; False when the identity already keeps MAX_KEYS others."""
+    rows = yield Fetch(_COUNT_OTHERS, (identity, key, now_ms))
     if rows[0][0] >= MAX_KEYS:
         return False
-    yield Execute(
-        "INSERT INTO checkpoints (identity, key, data, saved_s, expires_ms) VALUES ($1, $2, $3, $4, $5)",
-        (identity, key, data, now_ms // 1000, expires_ms),
-    )
+    yield Execute(_UPSERT, (identity, key, data, now_ms // 1000, expires_ms))
     return True
 
 

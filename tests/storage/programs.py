@@ -34,7 +34,8 @@ def insert_then_raise(number: int, error: Exception) -> Callable[[], Program[Non
 
 def pragma(text: str) -> ProgramFactory[list[Any]]:
     def program() -> Program[list[Any]]:
-        return (yield Fetch(f"PRAGMA {text}"))
+        rows: list[Any] = yield Fetch(f"PRAGMA {text}")
+        return rows
 
     return program
 

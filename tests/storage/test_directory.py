@@ -19,10 +19,9 @@ def test_the_directory_is_made_for_its_owner_only(tmp_path: Path) -> None:
 
 
 def test_a_second_holder_is_refused_and_told_who_and_what_to_do(tmp_path: Path) -> None:
-    with lock_directory(tmp_path):
-        with pytest.raises(DirectoryInUseError, match=rf"in use by another gateway \(pid {os.getpid()}\)\. Stop that"):
-            with lock_directory(tmp_path):
-                pass
+    expected = rf"in use by another gateway \(pid {os.getpid()}\)\. Stop that"
+    with lock_directory(tmp_path), pytest.raises(DirectoryInUseError, match=expected), lock_directory(tmp_path):
+        pass
     with lock_directory(tmp_path):
         pass
 
@@ -38,9 +37,8 @@ def test_a_killed_holder_leaves_nothing_behind(tmp_path: Path) -> None:
     with holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(DirectoryInUseError, match=f"pid {holder.pid}"):
-            with lock_directory(tmp_path):
-                pass
+        with pytest.raises(DirectoryInUseError, match=f"pid {holder.pid}"), lock_directory(tmp_path):
+            pass
         holder.kill()
     with lock_directory(tmp_path):
         pass
@@ -48,6 +46,6 @@ def test_a_killed_holder_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_a_path_that_cannot_be_a_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageSetupError, match=r"file/data: .*Choose another with --data-dir"):
-        with lock_directory(tmp_path / "file" / "data"):
-            pass
+    expected = r"file/data: .*Choose another with --data-dir"
+    with pytest.raises(StorageSetupError, match=expected), lock_directory(tmp_path / "file" / "data"):
+        pass

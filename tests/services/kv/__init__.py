@@ -1,0 +1,1 @@
+"""The key-value store, through the service and through its programs."""
