@@ -57,9 +57,10 @@ def check(config_file: str | None, sets: tuple[str, ...]) -> None:
     And whether `aether serve` would start with them. Exit code 3 when not.
     """
     loaded = load(config_file, {}, sets)
-    from aether_trio.cli.running import refuse_open_gateway
+    from aether_trio.cli.running import refuse_missing_files, refuse_open_gateway
 
     refuse_open_gateway(loaded.settings)
+    refuse_missing_files(loaded.settings)
     changed = len(loaded.origins)
     click.echo(f"ok: {changed} setting{'' if changed == 1 else 's'} given, the rest at default")
     if loaded.settings.lets_nobody_in:

@@ -14,15 +14,18 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar, cast
 
 import click
 import trio
 
 from aether_trio.cli import exits
 from aether_trio.config import Settings
+from aether_trio.storage.errors import StorageSetupError
 from aether_trio.telemetry.logging import configure_logging
 from aether_trio.version import __version__
+
+E = TypeVar("E", bound=Exception)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -53,16 +56,32 @@ def refuse_open_gateway(settings: Settings) -> None:
     )
 
 
+def refuse_missing_files(settings: Settings) -> None:
+    """Raise when a file that the settings name cannot be read; OpenSSL's own error would not say which."""
+    for leaf in ("cert", "key", "client_ca"):
+        name = getattr(settings.tls, leaf)
+        if name is None:
+            continue
+        try:
+            with Path(name).open("rb"):
+                pass
+        except OSError as error:
+            raise exits.CliError(f"tls.{leaf}: {name}: {error.strerror}", exits.SETTINGS) from None
+
+
 def run_gateway(settings: Settings, *, ready_file: str | None) -> None:
     """Run until drained or stopped. Exits by CliError or SystemExit; returns after a drain."""
     refuse_open_gateway(settings)
+    refuse_missing_files(settings)
     configure_logging(settings.logging)
     from aether_trio.gateway import open_gateway
 
     try:
         stopped_by = trio.run(_run, settings, ready_file, lambda: open_gateway(settings))
     except* OSError as group:
-        raise _start_error(group, settings) from group
+        raise _start_error(_first(group), settings) from group
+    except* StorageSetupError as group:
+        raise exits.CliError(str(_first(group)), exits.SETTINGS) from group
     finally:
         if ready_file:
             Path(ready_file).unlink(missing_ok=True)
@@ -154,11 +173,14 @@ def write_ready_file(path: str, gateway: RunningGateway) -> None:
     scratch.replace(target)
 
 
-def _start_error(group: BaseExceptionGroup[OSError], settings: Settings) -> exits.CliError:
+def _first(group: BaseExceptionGroup[E]) -> E:
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    assert isinstance(error, OSError)
+    return cast("E", error)
+
+
+def _start_error(error: OSError, settings: Settings) -> exits.CliError:
     gateway, ops = settings.gateway, settings.ops
     if error.errno == errno.EADDRINUSE:
         return exits.CliError(

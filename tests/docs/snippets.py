@@ -6,6 +6,7 @@ done with it:
     <!-- skip: reason -->          it cannot run here, and this is why
     <!-- background: reason -->    start it, and stop it at the end of the page
     <!-- file: NAME -->            (any language) save it as NAME for the examples after it
+    <!-- prepare: COMMAND -->      run this first; readers have it already
 
 A block ```text output after a python block is what that must print. In console blocks the lines after a `$ command` are its
 output. In expected output `...` stands for anything, within a line or (alone on a line) for any number of lines.
@@ -20,12 +21,12 @@ from typing import Final
 
 RUNNABLE: Final = frozenset({"python", "console", "bash", "sh"})
 _FENCE: Final = re.compile(r"^(```+)\s*(\S*)\s*(.*)$")
-_MARKER: Final = re.compile(r"^<!--\s*(skip|background|file):\s*(.*?)\s*-->$")
+_MARKER: Final = re.compile(r"^<!--\s*(skip|background|file|prepare):\s*(.*?)\s*-->$")
 
 
 @dataclass(frozen=True, slots=True)
 class Snippet:
-    """One fenced block. `marker` is "", "skip", "background" or "file", `note` the text after it."""
+    """One fenced block. `marker` is "", "skip", "background", "file" or "prepare", `note` the text after it."""
 
     line: int
     language: str

@@ -109,6 +109,8 @@ def test_the_examples_of_a_page_do_what_it_says(page: Path, reader: Reader) -> N
     for at, snippet in enumerate(snippets):
         where = f"{page.name}:{snippet.line}"
         body = reader.here(snippet.body)
+        if snippet.marker == "prepare":
+            reader.run(["bash", "-ec", snippet.note], where)
         if snippet.marker == "file":
             (reader.directory / snippet.note).write_text(body)
         elif snippet.language not in RUNNABLE or snippet.marker == "skip":
