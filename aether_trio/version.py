@@ -1,5 +1,4 @@
 """The version of this program, in one place: the build, `aether version` and ConnectionAck read it here."""
 
-from typing import Final
-
-__version__: Final = "0.1.0"
+# Not annotated: the build finds it with a pattern that knows plain assignments only.
+__version__ = "0.1.0"
