@@ -117,6 +117,10 @@ async def test_an_increments_ttl_counts_only_when_it_yields_one(alice: Caller, c
     await alice.INCREMENT(key="m", ttl=10)
     clock.advance(20_000)
     assert (await alice.GET(key="m")).value == b"0"
+    await alice.PUT(key="m", value=b"2")
+    await alice.DECREMENT(key="m", ttl=10)  # yields 1, but is no increment
+    clock.advance(20_000)
+    assert (await alice.INCREMENT(key="m")).counter_value == 2
 
 
 async def test_guarded_counters_at_and_beyond_their_guard(alice: Caller) -> None:
