@@ -15,6 +15,7 @@ import h2.connection
 import h2.events
 import h2.exceptions
 import h2.settings
+import h2.stream
 import hyperframe.frame
 
 from aether_trio.transport.grpc import frames
@@ -185,6 +186,10 @@ class ControlPlane:
     def is_closed(self, stream_id: int) -> bool:
         stream = self._h2.streams.get(stream_id)
         return stream is None or stream.closed
+
+    def reset_by_us(self, stream_id: int) -> bool:
+        """Among the last streams that closed, this one closed by our RST_STREAM."""
+        return self._h2._closed_streams.get(stream_id) is h2.stream.StreamClosedBy.SEND_RST_STREAM
 
     def forget(self, stream_id: int) -> None:
         self._h2.forget(stream_id)

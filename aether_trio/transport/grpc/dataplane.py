@@ -185,6 +185,9 @@ class DataPlane:
         position, end = 0, len(data)
         if self._preface:
             position = self._take_preface(data)
+            if self._preface:
+                self._tail = data  # to be compared again from its start
+                return
         largest = frames.DEFAULT_FRAME_BYTES
         unpack = FRAME_HEADER.unpack_from
         while end - position >= HEADER_BYTES:
@@ -222,7 +225,7 @@ class DataPlane:
         if have != want[: len(have)]:
             raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "bad_preface", "this port speaks gRPC over HTTP/2")
         if len(have) < len(want):
-            return 0  # stays in the tail, to be compared again from the start
+            return 0
         self._preface = 0
         return len(want)
 

@@ -38,6 +38,7 @@ class ServerConnection(Connection):
 
     __slots__ = (
         "_accept",
+        "_data_seen",
         "_ended_event",
         "_finished",
         "_last_ping",
@@ -78,6 +79,7 @@ class ServerConnection(Connection):
         """Streams above it are refused: the last id of our final GOAWAY."""
         self._accept = accept
         self._strikes = 0
+        self._data_seen = 0
         self._last_ping = _NEVER
         self._ping_acked: trio.Event | None = None
 
@@ -238,6 +240,9 @@ class ServerConnection(Connection):
                 self._ping_acked.set()
             return
         now = trio.current_time()
+        if self._data_seen != self.plane.data_frames_sent:
+            self._data_seen = self.plane.data_frames_sent
+            self.sent_something()
         if now < self._last_ping + self.limits.min_ping_interval_s:
             self._strikes += 1
             if self._strikes > self.limits.max_ping_strikes:
@@ -296,11 +301,13 @@ class ServerConnection(Connection):
 
     def stream_error(self, stream_id: int, code: ErrorCode, text: str) -> None:
         """See dataplane.Owner. Every reset that the peer provokes is charged to it."""
-        self.plane.budgets.spend(budgets.RESET_FLOOD)
         stream = self.plane.streams.get(stream_id)
         if stream is None:
-            self.plane.out.append(frames.rst_stream(stream_id, code))
+            # Charged as stray already. What was on its way when we reset a stream needs no second word.
+            if not self.control_plane.reset_by_us(stream_id):
+                self.plane.out.append(frames.rst_stream(stream_id, code))
             return
+        self.plane.budgets.spend(budgets.RESET_FLOOD)
         assert isinstance(stream, PumpedStream)
         self.counters.reject("stream_error")
         self.reset(stream, code)

@@ -1,0 +1,270 @@
+"""Peers that cost more than they should: each budget ends the connection loudly, and others do not notice."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import trio
+
+from aether_trio.transport.grpc import frames
+from aether_trio.transport.grpc.frames import ErrorCode
+from aether_trio.transport.grpc.limits import Allowance, Allowances, GrpcLimits
+from tests.transport.grpc.harness import RawClient, data, frame, message, probe_server, serving, settings
+
+SMALL = Allowance(20, 0.0)
+TIGHT = replace(Allowances(*[SMALL] * 8), window_updates=Allowance(60, 0.0))
+
+Flood = Callable[[RawClient], bytes]
+
+
+def rapid_reset(client: RawClient) -> bytes:
+    return b"".join(
+        client.request(stream_id) + frames.rst_stream(stream_id, ErrorCode.CANCEL) for stream_id in range(1, 101, 2)
+    )
+
+
+def made_to_reset(client: RawClient) -> bytes:
+    """CVE-2025-8671: the client never resets, it provokes the server's resets."""
+    return b"".join(client.request(stream_id) + frames.window_update(stream_id, 0) for stream_id in range(1, 101, 2))
+
+
+def empty_data(client: RawClient) -> bytes:
+    return client.request(1) + data(1, b"") * 100
+
+
+def padded_empty_data(client: RawClient) -> bytes:
+    return client.request(1) + frame(frames.DATA, frames.PADDED, 1, b"\x05" + b"\0" * 5) * 100
+
+
+def window_updates(client: RawClient) -> bytes:
+    return frames.window_update(0, 1) * 100
+
+
+def priorities(client: RawClient) -> bytes:
+    return frame(frames.PRIORITY, 0, 1, b"\0\0\0\0\x10") * 100
+
+
+def stray_data(client: RawClient) -> bytes:
+    return client.request(1) + frames.rst_stream(1, ErrorCode.CANCEL) + data(1, b"x") * 100
+
+
+def refused_streams(client: RawClient) -> bytes:
+    return b"".join(client.request(stream_id) for stream_id in range(1, 2001, 2))
+
+
+@pytest.mark.parametrize(
+    ("flood", "reason"),
+    [
+        (lambda _: settings() * 100, "settings_flood"),
+        (lambda _: frames.ping(b"12345678", ack=True) * 100, "ping_flood"),
+        (rapid_reset, "rapid_reset"),
+        (made_to_reset, "rapid_reset"),
+        (empty_data, "empty_data_flood"),
+        (padded_empty_data, "empty_data_flood"),
+        (window_updates, "window_update_flood"),
+        (priorities, "priority_flood"),
+        (stray_data, "stray_data_flood"),
+        (refused_streams, "rapid_reset"),
+        (lambda _: frame(0x77, 0, 0, b"?") * 100, "unknown_frame_flood"),
+    ],
+)
+async def test_floods_end_with_enhance_your_calm(flood: Flood, reason: str) -> None:
+    limits = GrpcLimits(allowances=TIGHT, max_concurrent_streams=100 if flood is not refused_streams else 1)
+    server, _ = probe_server(limits=limits)
+    async with serving(server) as port:
+        other = await RawClient.connect(port)
+        await other.send(other.request(1))
+        client = await RawClient.connect(port)
+        await client.send(flood(client))
+        _, code, debug = await client.goaway()
+        assert (code, debug) == (ErrorCode.ENHANCE_YOUR_CALM, reason)
+        assert await client.next() is None
+        assert server.statistics().rejects[reason] == 1
+        await other.send(data(1, message(b"unmoved")))
+        assert await other.payload(1, 12) == message(b"unmoved")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (
+            lambda c: frame(frames.HEADERS, 0, 1, c.block()) + frame(frames.CONTINUATION, 0, 1) * 100,
+            "continuation_flood",
+        ),
+        (
+            lambda c: (
+                frame(frames.HEADERS, 0, 1, b"\0" * 16_000) + frame(frames.CONTINUATION, 0, 1, b"\0" * 16_000) * 3
+            ),
+            "header_block_size",
+        ),
+        (lambda c: c.request(1, x_large="v" * 20_000), "header_list_size"),
+    ],
+)
+async def test_header_bombs(content: Flood, reason: str) -> None:
+    server, _ = probe_server()
+    async with serving(server) as port:
+        client = await RawClient.connect(port)
+        sent = content(client)
+        if reason == "header_list_size":
+            sent = _in_frames(client.block(x_large="v" * 20_000))
+        await client.send(sent)
+        _, code, _ = await client.goaway()
+        assert code == ErrorCode.ENHANCE_YOUR_CALM
+        assert server.statistics().rejects[reason] == 1
+
+
+def _in_frames(block: bytes) -> bytes:
+    return frame(frames.HEADERS, 0, 1, block[:16_000]) + frame(
+        frames.CONTINUATION, frames.END_HEADERS, 1, block[16_000:]
+    )
+
+
+async def test_many_unknown_settings_are_not_remembered() -> None:
+    server, _ = probe_server()
+    async with serving(server) as port:
+        client = await RawClient.connect(port)
+        body = b"".join((1000 + n).to_bytes(2, "big") + b"\0\0\0\1" for n in range(2000))
+        await client.send(frame(frames.SETTINGS, 0, 0, body), client.request(1), data(1, message(b"fine")))
+        assert await client.payload(1, 9) == message(b"fine")
+        (connection,) = server.connections
+        assert len(connection.control_plane._h2.remote_settings) < 10
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (settings(push=2), ErrorCode.PROTOCOL_ERROR),
+        (settings(window=2**31), ErrorCode.FLOW_CONTROL_ERROR),
+        (settings(frame=100), ErrorCode.PROTOCOL_ERROR),
+        (frame(frames.SETTINGS, 0, 0, b"12345"), ErrorCode.FRAME_SIZE_ERROR),
+        (frame(frames.PING, 0, 0, b"short"), ErrorCode.FRAME_SIZE_ERROR),
+        (frame(frames.PING, 0, 1, b"12345678"), ErrorCode.PROTOCOL_ERROR),
+        (frame(frames.RST_STREAM, 0, 1, b"\0\0\0\1"), ErrorCode.PROTOCOL_ERROR),
+        (frame(frames.RST_STREAM, 0, 2, b"\0\0\0\1"), ErrorCode.PROTOCOL_ERROR),
+        (frame(frames.PRIORITY, 0, 1, b"\0\0\0\1\1"), ErrorCode.PROTOCOL_ERROR),
+        (frame(frames.PRIORITY, 0, 1, b"123"), ErrorCode.FRAME_SIZE_ERROR),
+        (frame(frames.PUSH_PROMISE, 4, 1, b"\0\0\0\2\x82"), ErrorCode.PROTOCOL_ERROR),
+        (frame(frames.GOAWAY, 0, 0, b"123"), ErrorCode.FRAME_SIZE_ERROR),
+        (frame(frames.HEADERS, 4, 2, b"\x82"), ErrorCode.PROTOCOL_ERROR),
+        (frame(frames.HEADERS, 4, 1, b"\xff\xff\xff\xff\xff"), ErrorCode.COMPRESSION_ERROR),
+    ],
+)
+async def test_malformed_control_frames_are_answered_by_goaway(content: bytes, code: ErrorCode) -> None:
+    server, _ = probe_server()
+    async with serving(server) as port:
+        client = await RawClient.connect(port)
+        await client.send(content)
+        _, got, _ = await client.goaway()
+        # h2 reports every failure of HPACK as PROTOCOL_ERROR.
+        assert got in {code, ErrorCode.PROTOCOL_ERROR}
+        assert await client.next() is None
+
+
+async def test_http_1_is_told_what_this_port_speaks() -> None:
+    server, _ = probe_server()
+    async with serving(server) as port:
+        client = await RawClient.bare(port)
+        await client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert "gRPC" in (await client.goaway())[2]
+
+
+async def test_early_pings_are_struck_and_forgiven_by_data() -> None:
+    server, _ = probe_server()
+    async with serving(server) as port:
+        client = await RawClient.connect(port)
+        await client.send(client.request(1))
+        for _ in range(5):  # each answer forgives, as grpc-core's own probes need
+            await client.send(frames.ping(b"measure!"), frames.ping(b"measure!"), data(1, message(b"m")))
+            await client.payload(1, 6)
+        await client.send(frames.ping(b"too many") * 4)
+        _, code, debug = await client.goaway()
+        assert (code, debug) == (ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
+
+
+async def test_pings_ten_seconds_apart_are_fine_without_any_stream(autojump_clock: trio.testing.MockClock) -> None:
+    autojump_clock.autojump_threshold = 0.2
+    server, _ = probe_server()
+    async with serving(server) as port:
+        client = await RawClient.connect(port)
+        for _ in range(20):
+            await client.send(frames.ping(b"keep up!"))
+            assert (await client.until_kind(frames.PING)).flags == frames.ACK
+            await trio.sleep(10)
+
+
+@pytest.mark.parametrize("first", [b"", frames.PREFACE[:10], frames.PREFACE])
+async def test_a_slow_handshake_is_cut_off(first: bytes, autojump_clock: trio.testing.MockClock) -> None:
+    autojump_clock.autojump_threshold = 0.2
+    server, _ = probe_server()
+    async with serving(server) as port:
+        client = await RawClient.bare(port)
+        client.acks_settings = False
+        if first:
+            await client.send(first)
+        assert (await client.goaway())[1] == ErrorCode.SETTINGS_TIMEOUT
+        assert await client.next() is None
+    assert server.statistics().rejects["handshake_timeout"] == 1
+
+
+async def test_a_connection_without_streams_ends_after_its_idle_time(autojump_clock: trio.testing.MockClock) -> None:
+    autojump_clock.autojump_threshold = 0.2
+    server, _ = probe_server(limits=GrpcLimits(idle_timeout_s=60))
+    async with serving(server) as port:
+        client = await RawClient.connect(port)
+        await client.until_kind(frames.SETTINGS)
+        await client.send(client.request(1), data(1, message(b"busy")))
+        await client.payload(1, 9)
+        await trio.sleep(600)  # an open stream keeps it
+        await client.send(data(1, b"", end=True))
+        await client.trailers(1)
+        before = trio.current_time()
+        assert (await client.goaway())[1] == ErrorCode.NO_ERROR
+        assert trio.current_time() - before >= 60
+    assert server.statistics().rejects["idle_timeout"] == 1
+
+
+async def test_a_peer_that_never_reads_our_replies_is_dropped() -> None:
+    limits = GrpcLimits(allowances=replace(Allowances(), pings=Allowance(10**9, 0.0)), max_ping_strikes=10**9)
+    server, _ = probe_server(limits=limits)
+    async with serving(server) as port:
+        stream = await port.connect()
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        await stream.send_all(frames.PREFACE + settings())
+        with pytest.raises(trio.BrokenResourceError):
+            while True:
+                await stream.send_all(frames.ping(b"12345678") * 5000)
+    assert server.statistics().rejects["unread_replies"] == 1
+
+
+async def test_random_mutations_of_a_session_never_break_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    import random
+
+    server, _ = probe_server(limits=GrpcLimits(linger_s=0.05))
+    randomness = random.Random(7)
+    async with serving(server) as port:
+        for _ in range(150):
+            client = await RawClient.bare(port)
+            session = bytearray(
+                frames.PREFACE
+                + settings(window=70_000)
+                + client.request(1)
+                + data(1, message(b"m" * 30))
+                + frames.window_update(1, 7)
+                + client.request(3, end=True)
+                + frames.ping(b"12345678")
+                + frame(frames.PRIORITY, 0, 3, b"\0\0\0\0\x10")
+                + frames.rst_stream(3, ErrorCode.CANCEL)
+                + data(1, b"", end=True)
+            )
+            for _ in range(randomness.randint(1, 4)):
+                session[randomness.randrange(24, len(session))] = randomness.randrange(256)
+            await client.send(bytes(session))
+            await client.stream.send_eof()
+            await client.rest()
+        other = await RawClient.connect(port)
+        await other.send(other.request(1), data(1, message(b"alive")))
+        assert await other.payload(1, 10) == message(b"alive")
+    assert "connection failed" not in caplog.text
