@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
+import trio.testing
 
 from aether_trio.model.clock import ManualClock
 from aether_trio.model.identity import Identity
@@ -108,6 +110,23 @@ async def test_ttl(database: SqliteDatabase, clock: ManualClock) -> None:
     assert list((await ask("LIST")).keys) == ["for ever", "longest"]
     assert await service.sweep() == 2
     assert await database.fetch("SELECT count(*) FROM checkpoints") == [(2,)]
+
+
+async def test_the_sweep_runs_by_itself(
+    service: CheckpointService,
+    ask: Ask,
+    clock: ManualClock,
+    database: SqliteDatabase,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    await ask("SAVE", "k", data=b"x", ttl=1)
+    clock.advance(1_000)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(service.sweep_forever)
+        while await database.fetch("SELECT key FROM checkpoints"):
+            await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() >= checkpoints.SWEEP_INTERVAL_S
 
 
 async def test_without_a_server_default_a_negative_ttl_is_for_ever(ask: Ask, clock: ManualClock) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import trio
+import trio.testing
 
 from aether_trio.model.clock import ManualClock
 from aether_trio.services.kv import KvService
+from aether_trio.services.kv.service import SWEEP_INTERVAL_S
 from aether_trio.storage.sqlite import SqliteDatabase
 from tests.services.kv.conftest import Caller
 
@@ -72,6 +74,19 @@ async def test_the_sweep_gives_room_back_in_pages(
     assert database.statistics().groups - before == 3
     assert await database.fetch("SELECT key FROM kv_entries") == [(b"kept",)]
     assert await database.fetch("SELECT member FROM kv_members") == []
+
+
+async def test_the_sweep_runs_by_itself(
+    alice: Caller, clock: ManualClock, database: SqliteDatabase, autojump_clock: trio.testing.MockClock
+) -> None:
+    await alice.PUT(key="k", value=b"v", ttl=1)
+    clock.advance(1_000)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alice.service.sweep_forever)
+        while await database.fetch("SELECT key FROM kv_entries"):
+            await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() >= SWEEP_INTERVAL_S
 
 
 async def test_counters_are_decimal_text_and_start_from_nothing(alice: Caller) -> None:
