@@ -39,7 +39,7 @@ def configure_logging(settings: LoggingSettings, stream: TextIO | None = None) -
         final = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
     else:
         colours = output.isatty() and not os.environ.get("NO_COLOR")
-        final = [structlog.dev.ConsoleRenderer(colors=colours, pad_event_to=32)]
+        final = [structlog.dev.ConsoleRenderer(colors=colours)]
     structlog.configure(
         processors=[*shared, *final],
         wrapper_class=structlog.make_filtering_bound_logger(level),
