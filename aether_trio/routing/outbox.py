@@ -96,10 +96,11 @@ class Outbox:
 
     # -- filling --------------------------------------------------------------------------------------------------
 
-    def put_control(self, frame: bytes) -> None:
-        """Queue a reply and try to write it."""
-        self._control.append(frame)
-        self.control_bytes += len(frame)
+    def put_control(self, *frames: bytes) -> None:
+        """Queue replies and try to write them."""
+        for frame in frames:
+            self._control.append(frame)
+            self.control_bytes += len(frame)
         self._link.kick()
 
     @property

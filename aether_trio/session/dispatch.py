@@ -72,5 +72,4 @@ class Dispatcher:
             return
         if answers:
             await self._log.wait_settled(session.sender.last_append)
-            for answer in answers:
-                session.put(answer)
+            session.put(*answers)

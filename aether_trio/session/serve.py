@@ -41,7 +41,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 logger = structlog.get_logger("aether.session")
 
 CLOSE_S = 5.0
-"""How long a stream may take to carry its last messages and its status to a peer that still reads."""
+"""How long a peer that has ended its side may take to read the answers to what it asked before."""
 
 AllowsWorkspace = Callable[[str], bool]
 
@@ -90,8 +90,7 @@ class SessionServer:
             status, text = error.status, error.message
         except LinkBroken:
             return
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_S):
-            await link.close(status, text)
+        await link.close(status, text)
 
     async def _live(self, link: Link) -> tuple[Status, str]:
         claim, early = await self._first_message(link)
@@ -127,8 +126,9 @@ class SessionServer:
             raise session.ending
         if broken is not None:
             raise broken
-        with trio.move_on_after(CLOSE_S):
-            await session.outbox.wait_control_sent()
+        if session.outbox.control_bytes:
+            with trio.move_on_after(CLOSE_S):
+                await session.outbox.wait_control_sent()
         return Status.OK, ""
 
     # -- coming in ------------------------------------------------------------------------------------------------
@@ -193,9 +193,10 @@ class SessionServer:
             initial_connection_unix_ms=session.history.initial_connection_ms,
             reconnection_count=session.history.reconnections,
         )
-        session.put(pb.DownstreamMessage(connection_ack=ack))
+        greeting = [pb.DownstreamMessage(connection_ack=ack)]
         if config is not None:
-            session.put(pb.DownstreamMessage(config=config))
+            greeting.append(pb.DownstreamMessage(config=config))
+        session.put(*greeting)
         open_base()
 
     # -- the read loop --------------------------------------------------------------------------------------------

@@ -107,9 +107,9 @@ class Session:
 
     # -- answering ------------------------------------------------------------------------------------------------
 
-    def put(self, message: pb.DownstreamMessage) -> None:
-        """Queue a reply. Never blocks."""
-        self.outbox.put_control(message.SerializeToString())
+    def put(self, *messages: pb.DownstreamMessage) -> None:
+        """Queue replies, in one write if possible. Never blocks."""
+        self.outbox.put_control(*[message.SerializeToString() for message in messages])
 
     def put_error(self, error: AetherError, request_id: str = "") -> None:
         """Queue an ErrorResponse."""
