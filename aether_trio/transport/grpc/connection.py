@@ -57,6 +57,9 @@ class PumpedStream(DataStream):
         """The kernel has everything that this stream gave."""
         raise NotImplementedError
 
+    def stall(self) -> None:
+        """What this stream gave, or would give, waits for room."""
+
     def wake(self) -> None:
         """There is news for the reader."""
         raise NotImplementedError
@@ -185,10 +188,11 @@ class Connection:
 
     def kick(self, stream: PumpedStream) -> None:
         """This stream has something to send."""
-        if stream not in self.plane.blocked or self.plane.room(stream) > 0:
-            self.plane.ready[stream] = None
-            if not self._pumping:
-                self.pump()
+        if self._writing or (stream in self.plane.blocked and self.plane.room(stream) <= 0):
+            stream.stall()
+        self.plane.ready[stream] = None
+        if not self._pumping:
+            self.pump()
 
     def pump(self) -> None:
         """Send what there is. Never blocks; called again from inside itself it leaves the work to the outer call."""
@@ -246,6 +250,8 @@ class Connection:
                 self._tell_drained()
             return True
         self._backlog = memoryview(data)[sent:]
+        for stream in self.dirty:
+            stream.stall()
         self._start_writer()
         return False
 

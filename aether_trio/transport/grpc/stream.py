@@ -272,14 +272,14 @@ class ServerStream(PumpedStream):
         """See PumpedStream: what waits first, then what the source has."""
         plane, source = self.connection.plane, self.source
         if not plane.send_pending(self):
-            self._stall()
+            self.stall()
             return False
         if source is None or self._closing:
             return False
         room = plane.room(self)
         if room <= 0:
             plane.blocked[self] = None
-            self._stall()
+            self.stall()
             return False
         batch = source.pull(min(room, 65_536))
         if not batch:
@@ -289,9 +289,12 @@ class ServerStream(PumpedStream):
             self.start_response()
         self.connection.dirty[self] = None
         plane.send(self, batch)
-        return self.pending is None
+        if self.pending is not None:
+            self.stall()
+            return False
+        return True
 
-    def _stall(self) -> None:
+    def stall(self) -> None:
         if self.stalled_since is None:
             self.stalled_since = trio.current_time()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import zlib
 
@@ -95,7 +96,7 @@ def parse(content: bytes) -> list[tuple[int, int, int, bytes]]:
 
 def split(content: bytes, cuts: list[int]) -> list[bytes]:
     points = sorted({cut % (len(content) + 1) for cut in cuts} | {0, len(content)})
-    return [content[a:b] for a, b in zip(points, points[1:], strict=False)]
+    return [content[a:b] for a, b in itertools.pairwise(points)]
 
 
 payloads = st.lists(st.binary(max_size=300), max_size=12)
@@ -141,7 +142,7 @@ def test_every_split_of_a_valid_stream_gives_the_same_messages(
 @given(
     content=st.lists(
         st.builds(
-            lambda kind, flags, stream_id, body: frame(kind, flags, stream_id, body),
+            frame,
             st.integers(0, 12),
             st.integers(0, 255),
             st.integers(0, 7),

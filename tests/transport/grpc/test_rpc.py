@@ -172,7 +172,7 @@ async def test_content_length_is_not_held_against_data_that_h2_never_sees() -> N
 
 
 async def test_a_client_that_says_goaway_still_gets_its_answers_and_then_the_end() -> None:
-    server, probe = probe_server()
+    server, _probe = probe_server()
     async with serving(server) as port:
         client = await RawClient.connect(port)
         await client.send(client.request(1), frames.goaway(0, ErrorCode.NO_ERROR), data(1, message(b"a")))
