@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
@@ -63,6 +64,8 @@ async def _tail(
 ) -> None:
     hint = "is the gateway running, and is this its ops port? (--ops)"
     count = 0
+    if sys.stderr.isatty():
+        click.echo(f"tailing on {host}:{port}; Ctrl-C ends it", err=True)
     async with aclosing(stream_lines(host, port, path, headers, timeout_s=timeout_s, hint=hint)) as lines:
         async for line in lines:
             click.echo(line.decode() if as_json else _readable(json.loads(line)))
