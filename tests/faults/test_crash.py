@@ -97,6 +97,10 @@ class Run:
     def sent(self) -> int:
         return sum(sender.sent for sender in self.senders)
 
+    @property
+    def all_at_end(self) -> bool:
+        return all(target.at_end for target in self.targets)
+
     def topic(self, target: Target) -> str:
         return f"ag::{self.ws}::target::{target.name}"
 
@@ -192,7 +196,7 @@ class Run:
                         nursery.start_soon(self.receive, target, gateway.address)
                 if n < DELIVERY_KILLS:
                     kill_at = (n + self.random.random()) / (DELIVERY_KILLS + 1) * expected
-                    while sum(len(target.log) for target in self.targets) < kill_at:
+                    while sum(len(target.log) for target in self.targets) < kill_at and not self.all_at_end:
                         await trio.sleep(0.001)
                     await trio.to_thread.run_sync(gateway.kill)
             if n < DELIVERY_KILLS:
@@ -231,5 +235,5 @@ async def test_a_killed_gateway_loses_nothing_accepted() -> None:
             assert run.sent == TOTAL
             await run.mark_the_ends(gateway.address)
             await run.deliver_everything(gateway)
-    assert all(target.at_end for target in run.targets)
+    assert run.all_at_end
     print(f"\nkilled {KILLS} times while sending, {DELIVERY_KILLS} times while delivering: {run.check()}")
