@@ -250,8 +250,6 @@ class Connection:
                 self._tell_drained()
             return True
         self._backlog = memoryview(data)[sent:]
-        for stream in self.dirty:
-            stream.stall()
         self._start_writer()
         return False
 
@@ -273,6 +271,8 @@ class Connection:
     def _start_writer(self) -> None:
         if not self._writing:
             self._writing = True
+            for stream in (*self.dirty, *self.plane.ready):
+                stream.stall()  # type: ignore[attr-defined]
             self.nursery.start_soon(self._write_backlog)
 
     async def _write_backlog(self) -> None:

@@ -216,7 +216,8 @@ async def test_one_stalled_stream_does_not_hold_up_another_on_the_same_connectio
     async with serving(GrpcServer([gateway])) as port:
         client = await RawClient.connect(port, settings(window=0))
         await client.send(client.request(1, CONNECT), client.request(3, CONNECT))
-        stalled, moving = await gateway.link(), await gateway.link()
+        links = [await gateway.link(), await gateway.link()]  # trio starts tasks in any order
+        stalled, moving = sorted(links, key=lambda link: link._stream.stream_id)
         sources = Source(), Source()
         for link, source in zip((stalled, moving), sources, strict=True):
             link.attach(source)
