@@ -137,15 +137,12 @@ class GrpcSettings(Section, frozen=True):
     max_receive_bytes: Annotated[
         int, Meta(ge=KIB, description="Largest message taken from a client; refused before it is buffered.")
     ] = 10 * MIB
-    max_send_bytes: Annotated[
-        int, Meta(ge=KIB, description="Largest message sent. Clients refuse 4 MiB and more by default.")
-    ] = 4 * MIB - 1
     max_concurrent_streams: Annotated[int, Meta(ge=1, description="Open streams per HTTP/2 connection.")] = 1000
     max_connections: Annotated[int, Meta(ge=1, description="Open TCP connections; more are refused.")] = 65536
     max_header_list_bytes: Annotated[int, Meta(ge=KIB, description="Largest header list of one request.")] = 16 * KIB
     stream_window_bytes: Annotated[
         int, Meta(ge=65535, le=2**31 - 1, description="Receive window of a stream: what a stalled reader lets in.")
-    ] = 256 * KIB
+    ] = 64 * KIB
     connection_window_bytes: Annotated[
         int, Meta(ge=65535, le=2**31 - 1, description="Receive window of a connection.")
     ] = 1 * MIB
@@ -161,12 +158,6 @@ class GrpcSettings(Section, frozen=True):
     max_ping_strikes: Annotated[
         int, Meta(ge=1, description="Pings that came too early before GOAWAY ENHANCE_YOUR_CALM.")
     ] = 2
-    ping_interval_s: Annotated[
-        float, Meta(ge=0, description="The gateway pings a silent connection this often; 0 leaves it to TCP.")
-    ] = 30.0
-    ping_timeout_s: Annotated[float, Meta(gt=0, description="An unanswered ping ends the connection after this.")] = (
-        10.0
-    )
     max_connection_age_s: Annotated[
         float, Meta(ge=0, description="Connections are asked to leave after this; 0 is never (the reference: 7200).")
     ] = 0.0
@@ -174,9 +165,6 @@ class GrpcSettings(Section, frozen=True):
         float, Meta(ge=0, description="Time for the streams of an aged connection to end.")
     ] = 5.0
     drain_deadline_s: Annotated[float, Meta(gt=0, description="A drain ends whatever is left after this.")] = 10.0
-    write_timeout_s: Annotated[
-        float, Meta(gt=0, description="A peer that takes no byte for this long loses its connection.")
-    ] = 60.0
     tcp_user_timeout_s: Annotated[
         float, Meta(ge=0, description="Unacknowledged bytes end a connection after this; 0 is the kernel's choice.")
     ] = 30.0
@@ -220,20 +208,12 @@ class LogSettings(Section, frozen=True):
     outbox_bytes: Annotated[
         int, Meta(ge=1, description="Bytes waiting per subscriber; beyond, it reads from the log again.")
     ] = 256 * KIB
-    catchup_page_bytes: Annotated[int, Meta(ge=1, description="Bytes read at a time by a subscriber behind.")] = (
-        128 * KIB
-    )
-    ephemeral_messages: Annotated[
-        int, Meta(ge=1, description="Progress and samples waiting per subscriber; the oldest are dropped.")
-    ] = 256
+    ephemeral_bytes: Annotated[
+        int, Meta(ge=1, description="Bytes of progress waiting per subscriber; beyond, the oldest are dropped.")
+    ] = 64 * KIB
     offset_flush_s: Annotated[
         float, Meta(gt=0, description="Subscribers' positions are written this often, and when they leave.")
     ] = 1.0
-
-
-class KvSettings(Section, frozen=True):
-    sweep_interval_s: Annotated[float, Meta(gt=0, description="Between two sweeps of expired entries.")] = 10.0
-    sweep_batch_rows: Annotated[int, Meta(ge=1, description="Expired entries deleted by one transaction.")] = 500
 
 
 class LoggingSettings(Section, frozen=True):
@@ -256,7 +236,6 @@ class Settings(Section, frozen=True):
     grpc: Annotated[GrpcSettings, Meta(description="The gRPC (HTTP/2) lane and its sockets.")] = GrpcSettings()
     storage: Annotated[StorageSettings, Meta(description="The embedded database.")] = StorageSettings()
     log: Annotated[LogSettings, Meta(description="The durable message log.")] = LogSettings()
-    kv: Annotated[KvSettings, Meta(description="The key-value store.")] = KvSettings()
     logging: Annotated[LoggingSettings, Meta(description="What the gateway says about itself.")] = LoggingSettings()
 
     @classmethod

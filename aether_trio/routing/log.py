@@ -215,9 +215,7 @@ class TopicLog:
         del self._pending[:count]
         return batch
 
-    async def _commit(
-        self, batch: list[tuple[TopicState, bytes, Refusal]], cursor_topics: list[TopicState]
-    ) -> None:
+    async def _commit(self, batch: list[tuple[TopicState, bytes, Refusal]], cursor_topics: list[TopicState]) -> None:
         size = sum(len(entry[1]) for entry in batch)
         self._pending_bytes -= size
         self._in_commit_bytes, self._in_commit_messages = size, len(batch)
@@ -228,10 +226,11 @@ class TopicLog:
             cursors = self.cursors.rows(now_ms)
             flat: list[Value] = []
             for state, frame, _ in batch:
+                assert state.topic_id is not None
                 state.assigned += 1
                 state.assigned_bytes += len(frame)
                 offsets.append(state.assigned)
-                flat += (state.topic_id, state.assigned, now_ms, state.assigned_bytes, frame)
+                flat += (programs.key_of(state.topic_id, state.assigned), now_ms, state.assigned_bytes, frame)
             await self._database.run(lambda: programs.append_messages(flat, cursors))
         except StorageUnavailable as error:
             self.cursors.abort_flush()

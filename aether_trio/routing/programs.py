@@ -14,9 +14,22 @@ from functools import lru_cache
 from aether_trio.storage.base import Execute, ExecuteMany, Fetch, Program, Row, Value
 
 ROWS_PER_INSERT = 128
-"""Rows in one INSERT: one statement step (and one release of the interpreter lock) for many rows; 5 parameters each."""
+"""Rows in one INSERT: one statement step (and one release of the interpreter lock) for many rows; 4 parameters each."""
 
-_COLUMNS = 5
+_COLUMNS = 4
+
+OFFSET_BITS = 36
+"""Of a message's key: 68 thousand million messages per topic, 134 million topics."""
+
+
+def key_of(topic_id: int, offset: int) -> int:
+    """A message's key: ordered by topic, then by offset."""
+    return topic_id << OFFSET_BITS | offset
+
+
+def offset_of(key: int) -> int:
+    """The offset in a message's key."""
+    return key & ((1 << OFFSET_BITS) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +47,7 @@ def _insert_sql(rows: int) -> str:
     groups = ", ".join(
         "(" + ", ".join(f"${row * _COLUMNS + column + 1}" for column in range(_COLUMNS)) + ")" for row in range(rows)
     )
-    return f"INSERT INTO messages (topic_id, msg_offset, ts_ms, topic_bytes, data) VALUES {groups}"  # noqa: S608  # only $n
+    return f"INSERT INTO messages (message_key, ts_ms, topic_bytes, data) VALUES {groups}"  # noqa: S608  # only $n
 
 
 def create_topics(names: Sequence[str]) -> Program[dict[str, TopicFacts]]:
@@ -52,17 +65,24 @@ def topic_facts(name: str, consumer: str | None) -> Program[TopicFacts]:
     if not rows:
         return TopicFacts(None, 0, 0, None)
     topic_id, tail, total_bytes = rows[0]
-    rows = yield Fetch(
-        "SELECT msg_offset, topic_bytes FROM messages WHERE topic_id = $1 ORDER BY msg_offset DESC LIMIT 1",
-        (topic_id,),
-    )
-    if rows and rows[0][0] > tail:
-        tail, total_bytes = rows[0]
+    last = yield from last_message(topic_id)
+    if last is not None and last[0] > tail:
+        tail, total_bytes = last
     cursor = None
     if consumer is not None:
         rows = yield Fetch("SELECT msg_offset FROM cursors WHERE topic_id = $1 AND consumer = $2", (topic_id, consumer))
         cursor = rows[0][0] if rows else None
     return TopicFacts(topic_id, tail, total_bytes, cursor)
+
+
+def last_message(topic_id: int) -> Program[tuple[int, int] | None]:
+    """(offset, topic_bytes) of the newest message that is still there."""
+    rows: list[Row] = yield Fetch(
+        "SELECT message_key, topic_bytes FROM messages WHERE message_key > $1 AND message_key < $2 "
+        "ORDER BY message_key DESC LIMIT 1",
+        (key_of(topic_id, 0), key_of(topic_id + 1, 0)),
+    )
+    return (offset_of(rows[0][0]), rows[0][1]) if rows else None
 
 
 def many_topic_facts(wanted: Sequence[tuple[str, str | None]]) -> Program[list[TopicFacts]]:
@@ -74,7 +94,7 @@ def many_topic_facts(wanted: Sequence[tuple[str, str | None]]) -> Program[list[T
 
 
 def append_messages(flat: Sequence[Value], cursors: Sequence[tuple[int, str, int, int]]) -> Program[None]:
-    """Write one group: `flat` is topic_id, offset, ts_ms, topic_bytes, data for each message, one after another."""
+    """Write one group: `flat` is key, ts_ms, topic_bytes, data for each message, one after another."""
     step = ROWS_PER_INSERT * _COLUMNS
     for start in range(0, len(flat), step):
         part = flat[start : start + step]
@@ -97,31 +117,30 @@ def read_page(topic_id: int, after: int, upto: int, rows: int, max_bytes: int) -
     """Messages (offset, ts_ms, data) with after < offset <= upto, oldest first: at most `rows` of them, and no more
     than `max_bytes` unless a single message is larger. Sizes are looked at first, so that no page is read in vain."""
     sizes: list[Row] = yield Fetch(
-        "SELECT msg_offset, LENGTH(data) FROM messages WHERE topic_id = $1 AND msg_offset > $2 AND msg_offset <= $3 "
-        "ORDER BY msg_offset LIMIT $4",
-        (topic_id, after, upto, rows),
+        "SELECT message_key, LENGTH(data) FROM messages WHERE message_key > $1 AND message_key <= $2 "
+        "ORDER BY message_key LIMIT $3",
+        (key_of(topic_id, after), key_of(topic_id, upto), rows),
     )
     if not sizes:
         return []
     last, total = sizes[0]
-    for offset, size in sizes[1:]:
+    for key, size in sizes[1:]:
         total += size
         if total > max_bytes:
             break
-        last = offset
+        last = key
     page: list[Row] = yield Fetch(
-        "SELECT msg_offset, ts_ms, data FROM messages WHERE topic_id = $1 AND msg_offset > $2 AND msg_offset <= $3 "
-        "ORDER BY msg_offset",
-        (topic_id, after, last),
+        "SELECT message_key, ts_ms, data FROM messages WHERE message_key > $1 AND message_key <= $2 "
+        "ORDER BY message_key",
+        (key_of(topic_id, after), last),
     )
-    return page
+    return [(offset_of(key), ts_ms, data) for key, ts_ms, data in page]
 
 
 def read_some(topic_id: int, offsets: Sequence[int]) -> Program[list[Row]]:
     """The messages (offset, data) at these offsets, as far as they still exist."""
     found: list[Row] = []
     for offset in offsets:
-        found += yield Fetch(
-            "SELECT msg_offset, data FROM messages WHERE topic_id = $1 AND msg_offset = $2", (topic_id, offset)
-        )
+        rows: list[Row] = yield Fetch("SELECT data FROM messages WHERE message_key = $1", (key_of(topic_id, offset),))
+        found += [(offset, row[0]) for row in rows]
     return found

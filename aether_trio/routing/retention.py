@@ -15,6 +15,7 @@ import structlog
 import trio
 
 from aether_trio.model.clock import Clock
+from aether_trio.routing.programs import key_of, last_message, offset_of
 from aether_trio.storage.base import Database, Execute, Fetch, Program, Row, StorageUnavailable
 
 logger = structlog.get_logger("aether.retention")
@@ -34,39 +35,39 @@ class RetentionLimits:
     sweep_s: float = 60.0
 
 
-def expired_upto(topic_id: int, oldest_ms: int, topic_bytes: int) -> Program[int]:
-    """The largest offset that is to go from this topic in one step; 0 when nothing is."""
+def expired_upto(topic_id: int, oldest_ms: int, topic_bytes: int) -> Program[tuple[int, int]]:
+    """(largest offset that is to go from this topic in one step, its topic_bytes); zeros when nothing is."""
     rows: list[Row] = yield Fetch(
-        "SELECT msg_offset, ts_ms, topic_bytes FROM messages WHERE topic_id = $1 ORDER BY msg_offset LIMIT $2",
-        (topic_id, ROWS_PER_STEP),
+        "SELECT message_key, ts_ms, topic_bytes FROM messages WHERE message_key > $1 AND message_key < $2 "
+        "ORDER BY message_key LIMIT $3",
+        (key_of(topic_id, 0), key_of(topic_id + 1, 0), ROWS_PER_STEP),
     )
     if not rows:
-        return 0
-    newest: list[Row] = yield Fetch(
-        "SELECT topic_bytes FROM messages WHERE topic_id = $1 ORDER BY msg_offset DESC LIMIT 1", (topic_id,)
-    )
-    surplus = newest[0][0] - topic_bytes if topic_bytes else 0
-    upto = 0
-    for offset, ts_ms, bytes_so_far in rows:
+        return 0, 0
+    newest = yield from last_message(topic_id)
+    assert newest is not None
+    surplus = newest[1] - topic_bytes if topic_bytes else 0
+    upto = (0, 0)
+    for key, ts_ms, bytes_so_far in rows:
         if ts_ms >= oldest_ms and bytes_so_far > surplus:
             break
-        upto = offset
+        upto = (offset_of(key), bytes_so_far)
     return upto
 
 
 def expire(topic_id: int, oldest_ms: int, topic_bytes: int) -> Program[int]:
     """Delete one step of what is expired; returns how many messages went."""
-    upto = yield from expired_upto(topic_id, oldest_ms, topic_bytes)
+    upto, bytes_so_far = yield from expired_upto(topic_id, oldest_ms, topic_bytes)
     if not upto:
         return 0
-    last: list[Row] = yield Fetch(
-        "SELECT topic_bytes FROM messages WHERE topic_id = $1 AND msg_offset = $2", (topic_id, upto)
-    )
     yield Execute(
         "UPDATE topics SET floor_offset = $2, floor_bytes = $3 WHERE id = $1 AND floor_offset < $2",
-        (topic_id, upto, last[0][0]),
+        (topic_id, upto, bytes_so_far),
     )
-    gone: int = yield Execute("DELETE FROM messages WHERE topic_id = $1 AND msg_offset <= $2", (topic_id, upto))
+    gone: int = yield Execute(
+        "DELETE FROM messages WHERE message_key > $1 AND message_key <= $2",
+        (key_of(topic_id, 0), key_of(topic_id, upto)),
+    )
     return gone
 
 
@@ -75,11 +76,14 @@ def forget_cursors(topic_id: int, unused_since_ms: int) -> Program[int]:
 
     A consumer without a position starts at the oldest retained message, which is where these would have started too.
     """
+    first: list[Row] = yield Fetch(
+        "SELECT message_key FROM messages WHERE message_key > $1 AND message_key < $2 ORDER BY message_key LIMIT 1",
+        (key_of(topic_id, 0), key_of(topic_id + 1, 0)),
+    )
+    first_kept = offset_of(first[0][0]) if first else key_of(1, 0)
     gone: int = yield Execute(
-        "DELETE FROM cursors WHERE topic_id = $1 AND updated_ms < $2 AND NOT EXISTS "
-        "(SELECT 1 FROM messages WHERE messages.topic_id = cursors.topic_id AND messages.msg_offset <= "
-        "cursors.msg_offset)",
-        (topic_id, unused_since_ms),
+        "DELETE FROM cursors WHERE topic_id = $1 AND updated_ms < $2 AND msg_offset < $3",
+        (topic_id, unused_since_ms, first_kept),
     )
     return gone
 
@@ -125,7 +129,7 @@ class Retention:
     async def _sweep_topic(self, topic_id: int, oldest_ms: int) -> int:
         gone = 0
         topic_bytes = self._limits.topic_bytes
-        while await self._database.read(lambda: expired_upto(topic_id, oldest_ms, topic_bytes)):
+        while (await self._database.read(lambda: expired_upto(topic_id, oldest_ms, topic_bytes)))[0]:
             gone += await self._database.run(lambda: expire(topic_id, oldest_ms, topic_bytes))
         return gone
 

@@ -57,7 +57,7 @@ class SessionService:
         found = [
             session
             for session in self._registry
-            if (not wanted.type or session.identity.wire_type == wanted.type)
+            if (not wanted.type or int(session.identity.wire_type) == wanted.type)
             and (not wanted.workspace or session.workspace == wanted.workspace)
         ]
         found.sort(key=lambda session: session.identity.text)

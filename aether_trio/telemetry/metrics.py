@@ -157,6 +157,17 @@ class Metrics(Collector):
 
         self._sources.append(collect)
 
+    def counter(self, name: str, text: str, labels: Labels, read: Callable[[], Mapping[Labels, float]]) -> None:
+        """A counter whose values are read at scrape time: `{label values: value}`."""
+
+        def collect() -> Iterable[Metric]:
+            family = CounterMetricFamily(name, text, labels=labels)
+            for values, value in read().items():
+                family.add_metric(values, value)
+            yield family
+
+        self._sources.append(collect)
+
     def watch(self, prefix: str, statistics: Callable[[], Any]) -> None:
         """Expose the numbers of a component's `.statistics()` record, as `aether_{prefix}_{field}`.
 

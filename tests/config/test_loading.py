@@ -139,17 +139,17 @@ def test_later_layers_win(tmp_path: Path) -> None:
     loaded = load_settings_with_origins(
         path,
         {"AETHER_OPS__PORT": "2", "AETHER_GRPC__IDLE_TIMEOUT_S": "2", "AETHER_KV__SWEEP_INTERVAL_S": "2"},
-        {"grpc.idle_timeout_s": 3, "kv.sweep_interval_s": 3, "gateway.data_dir": None},
-        ["kv.sweep_interval_s=4"],
+        {"grpc.idle_timeout_s": 3, "log.retention_sweep_s": 3, "gateway.data_dir": None},
+        ["log.retention_sweep_s=4"],
     )
     settings = loaded.settings
     assert (settings.gateway.port, settings.ops.port) == (1, 2)
-    assert (settings.grpc.idle_timeout_s, settings.kv.sweep_interval_s) == (3, 4)
+    assert (settings.grpc.idle_timeout_s, settings.log.retention_sweep_s) == (3, 4)
     assert loaded.origins == {
         "gateway.port": f"file {path}",
         "ops.port": "environment AETHER_OPS__PORT",
         "grpc.idle_timeout_s": "flag",
-        "kv.sweep_interval_s": "--set kv.sweep_interval_s",
+        "log.retention_sweep_s": "--set log.retention_sweep_s",
     }
 
 

@@ -31,8 +31,6 @@ LIMIT_S = 1800.0 if FULL else 280.0
 # Whether a peer that takes nothing is cut after a while is not what is measured here.
 NEVER_CUT = (
     *("--set", "grpc.tcp_user_timeout_s=0"),
-    *("--set", "grpc.write_timeout_s=86400"),
-    *("--set", "grpc.ping_interval_s=0"),
 )
 
 

@@ -1,5 +1,9 @@
 """The topic log: what was sent, and how far each consumer has read.
 
+A message's key is its topic's id and its offset in one integer (routing/programs.py, `key_of`). In SQLite that is the
+rowid, so messages lie in offset order by topic in a table tree, which holds rows of a kilobyte without overflow pages; as
+`WITHOUT ROWID (topic_id, msg_offset)` they took 3.5 times the space and twice the CPU.
+
 Retention needs no index of its own. Within a topic offset, time and `topic_bytes` (bytes appended to the topic since it was
 made, this message included) only grow, so what is too old or too much is a prefix of the primary key, found by seeking.
 `topics.floor_offset` and `floor_bytes` remember the last message that retention took, so that a topic which has been
@@ -19,13 +23,11 @@ MIGRATIONS: Final = (
             floor_bytes {bigint} NOT NULL DEFAULT 0
         )""",
         """CREATE TABLE messages (
-            topic_id {bigint} NOT NULL,
-            msg_offset {bigint} NOT NULL,
+            message_key {row_id},
             ts_ms {bigint} NOT NULL,
             topic_bytes {bigint} NOT NULL,
-            data {blob} NOT NULL,
-            PRIMARY KEY (topic_id, msg_offset)
-        ) {clustered}""",
+            data {blob} NOT NULL
+        )""",
         """CREATE TABLE cursors (
             topic_id {bigint} NOT NULL,
             consumer TEXT NOT NULL,

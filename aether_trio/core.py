@@ -1,0 +1,199 @@
+"""The gateway without its sockets: databases, log, sessions and services, joined.
+
+Everything between the transports and the disk. `open_core` opens it as nested async context managers; each part is
+handed what it needs when it is made, and nothing looks anything up later. Tests use it with in-memory links
+(aether_trio.testing.memory), a seeded randomness and their own clock.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from aether_trio import wiring
+from aether_trio.config import Settings
+from aether_trio.model.clock import Clock, SystemClock
+from aether_trio.model.errors import Status
+from aether_trio.model.identity import Identity
+from aether_trio.model.ids import IdFactory
+from aether_trio.routing.lanes import Lanes
+from aether_trio.routing.log import TopicLog, open_log
+from aether_trio.routing.rates import Rates
+from aether_trio.routing.retention import Retention
+from aether_trio.routing.router import Router
+from aether_trio.routing.tail import Tail
+from aether_trio.routing.work_group import WorkGroups
+from aether_trio.services import unbuilt
+from aether_trio.services.access import DevAuthorizer
+from aether_trio.services.checkpoints import CheckpointService
+from aether_trio.services.credentials import CredentialChecker
+from aether_trio.services.kv import KvService
+from aether_trio.services.presence import PresenceStore
+from aether_trio.services.progress import ProgressService
+from aether_trio.services.sessions import SessionService
+from aether_trio.services.workspaces import WorkspaceSwitch
+from aether_trio.session.admission import Claim
+from aether_trio.session.dispatch import Dispatcher
+from aether_trio.session.registry import Registry
+from aether_trio.session.serve import Parts, SessionServer
+from aether_trio.session.session import Session
+from aether_trio.storage.directory import lock_directory
+from aether_trio.storage.sqlite import SqliteDatabase, open_sqlite
+from aether_trio.telemetry.health import Health
+from aether_trio.telemetry.metrics import Metrics
+from aether_trio.transport.link import Peer
+from aether_trio.version import __version__
+from aether_trio.wire.pb import aether_pb2 as pb
+
+
+class Core:
+    """Everything between the transports and the databases."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        ids: IdFactory,
+        log: TopicLog,
+        state: SqliteDatabase,
+        nursery: trio.Nursery,
+    ) -> None:
+        limits = settings.limits
+        strict = settings.gateway.strict_identifier_charset
+        self.settings = settings
+        self.clock = clock
+        self.log = log
+        self.health = Health()
+        self.metrics = Metrics()
+        self.lanes = Lanes()
+        self.registry = Registry(limits.connections_per_workspace)
+        self.authorizer = DevAuthorizer()
+        self.credentials = CredentialChecker(settings.auth, clock)
+        self.presence = PresenceStore(state, clock)
+        rates = Rates(limits, clock)
+        self.router = Router(log, rates, limits, self.authorizer, self._pick_service, strict=strict)
+        self.dispatcher = Dispatcher(log)
+        self.kv = KvService(state, clock, limits, self.authorizer)
+        self.checkpoints = CheckpointService(state, clock, limits)
+        self.tail = Tail(log, self.lanes, clock)
+        self._register(rates, strict)
+        self.sessions = SessionServer(
+            Parts(
+                clock=clock,
+                ids=ids,
+                limits=limits,
+                outbox_limits=wiring.outbox_limits(settings),
+                log=log,
+                lanes=self.lanes,
+                groups=WorkGroups(log, nursery),
+                rates=rates,
+                router=self.router,
+                registry=self.registry,
+                dispatcher=self.dispatcher,
+                authenticate=self._authenticate,
+                recall=self.presence.recall,
+                config_snapshot=self._config_snapshot,
+                ended=self._ended,
+                server_version=__version__,
+                strict_charset=strict,
+                init_wait_s=limits.init_wait_s,
+            )
+        )
+
+    def _register(self, rates: Rates, strict: bool) -> None:
+        register = self.dispatcher.register
+        sessions = SessionService(self.registry, self.presence, self.authorizer, self.clock)
+
+        async def kv_op(session: Session, op: pb.KVOperation) -> list[pb.DownstreamMessage]:
+            return await self.kv.handle(session.identity, op)
+
+        async def checkpoint_op(session: Session, op: pb.CheckpointOperation) -> list[pb.DownstreamMessage]:
+            return [pb.DownstreamMessage(checkpoint=await self.checkpoints.handle(session.identity, op))]
+
+        register("kv_op", kv_op)
+        register("checkpoint_op", checkpoint_op)
+        register("progress", ProgressService(self.lanes, rates, self.clock).handle)
+        register("switch_workspace", WorkspaceSwitch(self.authorizer, strict=strict).handle)
+        register("session_op", sessions.operate)
+        register("connection_status_request", sessions.status)
+        unbuilt.register(self.dispatcher)
+
+    def _pick_service(self, implementation: str) -> str | None:
+        session = self.registry.pick_service(implementation)
+        return session.identity.topic if session is not None else None
+
+    def _authenticate(self, identity: Identity, claim: Claim, peer: Peer) -> Callable[[str], bool]:
+        return self.credentials.check(identity, claim.credentials, peer.certificate).allows_workspace
+
+    async def _config_snapshot(self, identity: Identity) -> pb.ConfigSnapshot:
+        in_workspace, everywhere = await self.kv.exclusive_snapshot(identity)
+        return pb.ConfigSnapshot(workspace_exclusive_kv=in_workspace, global_exclusive_kv=everywhere)
+
+    def _ended(self, session: Session) -> None:
+        self.presence.ended(session)
+        self.metrics.connection_duration.observe(
+            (self.clock.now_ms() - session.connected_ms) / 1000,
+            (session.identity.workspace, session.identity.type_name),
+        )
+
+    async def end_sessions(self, reason: str) -> None:
+        """End every session with UNAVAILABLE, in slices, so that its client resumes at once.
+
+        The published Python SDK's blocking client takes GRACEFUL_DISCONNECT for the end of everything, so Python
+        clients are only given the status, which both of its clients answer by reconnecting.
+        """
+        for count, session in enumerate(self.registry):
+            signal = None if session.client.sdk == "python" else pb.Signal.GRACEFUL_DISCONNECT
+            session.end(Status.UNAVAILABLE, reason, signal)
+            if count % 64 == 63:
+                await trio.lowlevel.checkpoint()
+
+
+@asynccontextmanager
+async def open_core(
+    settings: Settings, *, clock: Clock | None = None, randomness: random.Random | None = None
+) -> AsyncIterator[Core]:
+    """The gateway without its sockets: databases, log, services. Tests give a clock and a seeded `randomness`."""
+    clock = clock or SystemClock(trio.current_time)
+    ids = IdFactory(randomness or random.SystemRandom())
+    storage = settings.storage
+    async with AsyncExitStack() as stack:
+
+        async def open_database(name: str) -> SqliteDatabase:
+            path = None if settings.gateway.ephemeral else Path(settings.gateway.data_dir) / f"{name}.db"
+            return await stack.enter_async_context(
+                open_sqlite(
+                    path,
+                    name=name,
+                    readers=storage.readers,
+                    synchronous="FULL" if storage.synchronous == "full" else "NORMAL",
+                )
+            )
+
+        if not settings.gateway.ephemeral:
+            stack.enter_context(lock_directory(Path(settings.gateway.data_dir)))
+        state = await open_database("state")
+        log_database = await open_database("log")
+        log = await stack.enter_async_context(open_log(log_database, clock, wiring.log_limits(settings)))
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        core = Core(settings, clock, ids, log, state, nursery)
+        core.health.add_probe(
+            "log", lambda: "the last group could not be written" if log.statistics().storage_failing else None
+        )
+        retention = Retention(log_database, clock, wiring.retention_limits(settings))
+        wiring.watch_metrics(core.metrics, core, state=state, log=log_database)
+        nursery.start_soon(retention.sweep_forever, name="retention")
+        nursery.start_soon(core.presence.run, name="presence")
+        nursery.start_soon(core.kv.sweep_forever, name="kv-sweep")
+        nursery.start_soon(core.checkpoints.sweep_forever, name="checkpoint-sweep")
+        try:
+            yield core
+        finally:
+            core.sessions.draining = True
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+                await core.presence.flush_at_end()
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,134 @@
+"""What the settings mean to each part, and what each part shows to Prometheus. No behaviour of its own.
+
+Parts know nothing of the settings file: each has its own record of limits, with its own defaults, and is usable without
+a gateway. Here the names of the one are spelled out in the names of the other, so a setting without an effect would
+be seen as a name that stands nowhere.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aether_trio.config import GrpcSettings, Settings, TlsSettings
+from aether_trio.routing.log import LogLimits
+from aether_trio.routing.outbox import OutboxLimits
+from aether_trio.routing.retention import RetentionLimits
+from aether_trio.telemetry.metrics import Metrics
+from aether_trio.transport import tls
+from aether_trio.transport.grpc.limits import Allowance, Allowances, GrpcLimits
+from aether_trio.transport.listener import TcpSettings
+
+if TYPE_CHECKING:
+    from aether_trio.core import Core
+
+
+def log_limits(settings: Settings) -> LogLimits:
+    """Of the topic log."""
+    log = settings.log
+    return LogLimits(
+        pending_bytes=log.pending_bytes,
+        group_messages=log.group_max_messages,
+        group_bytes=log.group_max_bytes,
+        cursor_flush_s=log.offset_flush_s,
+    )
+
+
+def outbox_limits(settings: Settings) -> OutboxLimits:
+    """Of what may wait for one participant."""
+    log = settings.log
+    return OutboxLimits(delivery_bytes=log.outbox_bytes, lane_bytes=log.ephemeral_bytes)
+
+
+def retention_limits(settings: Settings) -> RetentionLimits:
+    """What the log keeps."""
+    log = settings.log
+    return RetentionLimits(
+        age_s=log.retention_age_s,
+        topic_bytes=log.retention_bytes,
+        cursor_age_s=log.offset_retention_age_s,
+        sweep_s=log.retention_sweep_s,
+    )
+
+
+def grpc_limits(settings: GrpcSettings) -> GrpcLimits:
+    """Of the gRPC lane."""
+
+    def per_window(count: int) -> Allowance:
+        return Allowance(count, count / settings.abuse_window_s)
+
+    return GrpcLimits(
+        max_receive_message_bytes=settings.max_receive_bytes,
+        max_assembling_bytes=4 * settings.max_receive_bytes,
+        stream_window_bytes=settings.stream_window_bytes,
+        connection_window_bytes=settings.connection_window_bytes,
+        max_header_list_bytes=settings.max_header_list_bytes,
+        max_continuation_frames=settings.max_continuation_frames,
+        max_concurrent_streams=settings.max_concurrent_streams,
+        handshake_timeout_s=settings.handshake_timeout_s,
+        idle_timeout_s=settings.idle_timeout_s,
+        max_connection_age_s=settings.max_connection_age_s or None,
+        max_connection_age_grace_s=settings.max_connection_age_grace_s,
+        min_ping_interval_s=settings.min_ping_interval_s,
+        max_ping_strikes=settings.max_ping_strikes,
+        allowances=Allowances(
+            settings=per_window(settings.max_settings_frames),
+            pings=per_window(settings.max_ping_frames),
+            resets=per_window(settings.max_stream_resets),
+            empty_data=per_window(settings.max_empty_data_frames),
+        ),
+    )
+
+
+def tcp_settings(settings: GrpcSettings) -> TcpSettings:
+    """Of accepted sockets."""
+    return TcpSettings(
+        max_connections=settings.max_connections,
+        keepalive_idle_s=settings.tcp_keepalive_idle_s,
+        keepalive_interval_s=settings.tcp_keepalive_interval_s,
+        keepalive_probes=settings.tcp_keepalive_probes,
+        user_timeout_ms=round(settings.tcp_user_timeout_s * 1000),
+    )
+
+
+def tls_settings(settings: TlsSettings) -> tls.TlsSettings | None:
+    """The certificate files; None for a port without TLS."""
+    if settings.cert is None or settings.key is None:
+        return None
+    required = settings.require_client_cert
+    return tls.TlsSettings(
+        cert_file=Path(settings.cert),
+        key_file=Path(settings.key),
+        client_ca_file=Path(settings.client_ca) if settings.client_ca else None,
+        client_certificates=tls.ClientCertificates.REQUIRED if required else tls.ClientCertificates.OPTIONAL,
+    )
+
+
+def watch_metrics(metrics: Metrics, core: Core, **databases: Any) -> None:
+    """Show every part's statistics."""
+    metrics.watch("log", core.log.statistics)
+    metrics.watch("progress", core.lanes.statistics)
+    metrics.watch("registry", core.registry.statistics)
+    for name, database in databases.items():
+        metrics.watch(f"storage_{name}", database.statistics)
+    metrics.gauge(
+        "aether_active_connections",
+        "Live sessions",
+        ("principal_type",),
+        lambda: {(kind,): count for kind, count in core.registry.statistics().live.items()},
+    )
+    metrics.counter(
+        "aether_messages_refused",
+        "Messages refused, by error code",
+        ("code",),
+        lambda: {(code,): count for code, count in core.router.statistics().refused.items()},
+    )
+    metrics.counter(
+        "aether_messages_accepted", "Messages accepted", (), lambda: {(): core.router.statistics().accepted}
+    )
+    metrics.counter(
+        "aether_requests",
+        "Requests answered, by operation",
+        ("operation",),
+        lambda: {(case,): count for case, count in core.dispatcher.counts.items()},
+    )
