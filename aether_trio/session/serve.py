@@ -43,6 +43,9 @@ logger = structlog.get_logger("aether.session")
 CLOSE_S = 5.0
 """How long a peer that has ended its side may take to read the answers to what it asked before."""
 
+DUPLICATE_GRACE_S = 0.1
+"""How long a second holder of an identity waits for the first one's end before it is refused."""
+
 AllowsWorkspace = Callable[[str], bool]
 
 
@@ -98,6 +101,7 @@ class SessionServer:
         allows_workspace = parts.authenticate(claim.identity, claim, link.peer)
         session = self._make_session(link, claim, allows_workspace)
         history = await self._recall(claim)
+        await self._let_predecessor_end(claim)
         if self.draining:
             raise StatusError(Status.UNAVAILABLE, "the gateway is shutting down; connect again")
         displaced, continued = parts.registry.claim(session, claim.resume_session_id)
@@ -152,6 +156,17 @@ class SessionServer:
             return await self._parts.recall(claim.identity.text, claim.resume_session_id)
         except StorageUnavailable:
             return None
+
+    async def _let_predecessor_end(self, claim: Claim) -> None:
+        """Give a holder that is just leaving the moment that it needs.
+
+        A script that closes its client and opens the next one races against itself: the new stream can be here before
+        the end of the old one is. Only then is a duplicate refused.
+        """
+        holder = self._parts.registry.holder(claim.identity.text)
+        if holder is not None and holder.session_id != claim.resume_session_id:
+            with trio.move_on_after(DUPLICATE_GRACE_S):
+                await holder.wait_detached()
 
     def _make_session(self, link: Link, claim: Claim, allows_workspace: AllowsWorkspace) -> Session:
         parts = self._parts

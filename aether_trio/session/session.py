@@ -45,9 +45,11 @@ class Session:
 
     __slots__ = (
         "__weakref__",
+        "_detached_event",
         "allows_workspace",
         "client",
         "connected_ms",
+        "detached",
         "ending",
         "history",
         "identity",
@@ -96,6 +98,8 @@ class Session:
         self.scope: trio.CancelScope | None = None
         self.ending: StatusError | None = None
         self.lane_behind = False
+        self.detached = False
+        self._detached_event: trio.Event | None = None
 
     def __repr__(self) -> str:
         return f"<Session {self.identity.text} {self.session_id}>"
@@ -153,6 +157,16 @@ class Session:
             self.subscriptions.close()
         self.outbox.detach()
         self.registry.release(self)
+        self.detached = True
+        if self._detached_event is not None:
+            self._detached_event.set()
+
+    async def wait_detached(self) -> None:
+        """Wait until the session holds nothing any more."""
+        if not self.detached:
+            if self._detached_event is None:
+                self._detached_event = trio.Event()
+            await self._detached_event.wait()
 
 
 @lru_cache(maxsize=64)
