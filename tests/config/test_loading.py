@@ -207,7 +207,7 @@ def test_the_variables_of_the_published_sdk_are_all_known_to_us() -> None:
 def test_development_mode_changes_defaults_and_nothing_that_was_said() -> None:
     dev = Settings.for_dev()
     assert (dev.gateway.host, dev.auth.allow_anonymous) == ("127.0.0.1", True)
-    assert dev.limits == Limits().without_rates()
+    assert dev.limits == dataclasses.replace(Limits().without_rates(), connections_per_workspace=0)
     said = load_settings(flags={"gateway.dev": True}, sets=["limits.send_rate_per_s=5", "auth.allow_anonymous=false"])
     assert (said.limits.send_rate_per_s, said.auth.allow_anonymous) == (5, False)
 
