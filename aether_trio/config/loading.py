@@ -64,6 +64,7 @@ DEV_DEFAULTS: Final[Mapping[str, Any]] = {
     "limits.send_rate_per_s": 0.0,
     "limits.workspace_rate_per_s": 0.0,
     "limits.identity_rate_per_s": 0.0,
+    "limits.connections_per_workspace": 0,
 }
 
 

@@ -115,7 +115,7 @@ class TopicLog:
         Cursors that wait to be written count as written. Each state is pinned (`waiting`) until the caller hands it to
         `unpin`. Raises StorageUnavailable.
         """
-        facts = await self._database.read(lambda: programs.many_topic_facts(wanted))
+        facts = await self._database.read_small(lambda: programs.many_topic_facts(wanted))
         found: list[tuple[TopicState, int | None]] = []
         for (name, consumer), fact in zip(wanted, facts, strict=True):
             state = self.topic(name)

@@ -66,6 +66,7 @@ class SqliteDatabase:
         self._closed = False
         self._writer: Writer | None = None
         self._readers: list[Worker] = []
+        self._inline: sqlite3.Connection | None = None
 
     async def run(self, program: ProgramFactory[T]) -> T:
         """Run a read-write program; return its result after the commit that contains it is durable.
@@ -79,6 +80,29 @@ class SqliteDatabase:
         """Run a read-only program on one snapshot that includes every write committed before the call."""
         result: T = await self._submit(Job(program, is_read=True), self._reads)
         return result
+
+    async def read_small(self, program: ProgramFactory[T]) -> T:
+        """`read` for a few rows found by key, on this thread: 10 µs instead of the 100 of two thread hops.
+
+        It never waits for a lock: when another process holds one, or memory is where the data is, a reader thread does
+        the work after all.
+        """
+        connection = self._inline
+        if connection is None:
+            return await self.read(program)
+        if self._closed:
+            raise trio.ClosedResourceError(f"the {self.name} database is closed")
+        await trio.lowlevel.checkpoint()
+        try:
+            cursor = connection.cursor()
+            cursor.execute("BEGIN")
+            try:
+                return drive(cursor, program)
+            finally:
+                cursor.execute("ROLLBACK")
+        except sqlite3.Error:
+            # Locked, or the disk fails: let a reader try with its patience, and say what is wrong in the usual way.
+            return await self.read(program)
 
     async def fetch(self, sql: str, *args: Value) -> list[Row]:
         """One read-only query."""
@@ -134,6 +158,7 @@ class SqliteDatabase:
     def _start(self, connections: _Connections) -> None:
         self._writer = Writer(f"{self.name}-writer", self._writes, self._deliver, connections.writer, self.path)
         self._writer.start()
+        self._inline = connections.inline
         for number, connection in enumerate(connections.readers):
             reader = Reader(f"{self.name}-reader-{number}", self._reads, self._deliver, connection)
             reader.start()
@@ -144,6 +169,8 @@ class SqliteDatabase:
         to close is the writer's, and it folds the write-ahead log into the file."""
         assert self._writer is not None
         self._closed = True
+        if self._inline is not None:
+            self._inline.close()
         with trio.CancelScope(shield=True):
             for _ in self._readers:
                 self._reads.put(None)
@@ -157,6 +184,7 @@ class SqliteDatabase:
 class _Connections:
     writer: Any
     readers: list[Any]
+    inline: Any
 
 
 @asynccontextmanager
@@ -191,9 +219,11 @@ def _open_connections(path: Path | None, name: str, synchronous: Synchronous, re
         cursor.execute("BEGIN IMMEDIATE")
         drive(cursor, lambda: upgrade(name, SQLITE, str(path or "in memory")))
         cursor.execute("COMMIT")
+        inline = None
         if path is not None:
             opened.extend(connect_reader(path) for _ in range(readers))
-        return _Connections(writer, opened[1:])
+            inline = connect_reader(path, busy_timeout_s=0.0)
+        return _Connections(writer, opened[1:], inline)
     except BaseException as exc:
         for connection in reversed(opened):
             connection.close()

@@ -88,10 +88,10 @@ def connect_writer(path: Path | None, synchronous: Synchronous) -> sqlite3.Conne
         raise (exc if isinstance(exc, StorageSetupError) else setup_error(path, exc)) from exc
 
 
-def connect_reader(path: Path) -> sqlite3.Connection:
+def connect_reader(path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
     """Open another connection to a file that connect_writer has prepared. It cannot write."""
     try:
-        connection = _connect(path)
+        connection = _connect(path, busy_timeout_s)
         connection.execute(f"PRAGMA cache_size=-{READER_CACHE_KIB}")
         connection.execute("PRAGMA query_only=ON")
         return connection
@@ -99,10 +99,10 @@ def connect_reader(path: Path) -> sqlite3.Connection:
         raise setup_error(path, exc) from exc
 
 
-def _connect(path: Path | None) -> sqlite3.Connection:
+def _connect(path: Path | None, busy_timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
     connection = sqlite3.connect(
         ":memory:" if path is None else path,
-        timeout=BUSY_TIMEOUT_S,
+        timeout=busy_timeout_s,
         isolation_level=None,  # transactions are opened and closed by the writer, never by the sqlite3 module
         check_same_thread=False,  # opened in one thread, used by exactly one other
         cached_statements=CACHED_STATEMENTS,

@@ -103,8 +103,26 @@ class KvService:
         The first 100 of each in key order, fewer when they would not fit one message together. Empty for identities that
         cannot have any. Raises StorageUnavailable.
         """
-        workspace = await self._snapshot(identity, Scope.WORKSPACE_EXCLUSIVE)
-        return workspace, await self._snapshot(identity, Scope.GLOBAL_EXCLUSIVE)
+        spaces = []
+        for scope in (Scope.WORKSPACE_EXCLUSIVE, Scope.GLOBAL_EXCLUSIVE):
+            try:
+                spaces.append(space_of(scope, identity, "", ""))
+            except ScopeError:
+                spaces.append(None)
+        now_ms = self._clock.now_ms()
+
+        def both() -> Program[list[dict[str, bytes]]]:
+            found = []
+            for space in spaces:
+                if space is None:
+                    found.append({})
+                else:
+                    page = yield from ranges.list_page(space, b"", None, SNAPSHOT_KEYS, MAX_RESPONSE_BYTES // 2, now_ms)
+                    found.append(_text_keys(page))
+            return found
+
+        in_workspace, everywhere = await self._db.read_small(both)
+        return in_workspace, everywhere
 
     async def sweep_forever(self) -> None:
         """Give back the room of expired keys. Runs until cancelled."""
@@ -145,7 +163,7 @@ class KvService:
 
     async def _operate(self, op: pb.KVOperation, slot: Slot) -> pb.KVResponse:
         if op.op in _READS:
-            outcome = await self._db.read(partial(_READS[op.op], slot, op))
+            outcome = await self._db.read_small(partial(_READS[op.op], slot, op))
         else:
             outcome = await self._db.run(partial(_WRITES[op.op], slot, op))
         if isinstance(outcome, Refusal):
@@ -233,16 +251,6 @@ class KvService:
         decision = await self._authorizer.check_kv(identity, scope.label, op.key, workspace, level, authority)
         if not decision.allowed:
             raise _refused(op, decision.reason)
-
-    async def _snapshot(self, identity: Identity, scope: Scope) -> dict[str, bytes]:
-        try:
-            space = space_of(scope, identity, "", "")
-        except ScopeError:
-            return {}
-        page = await self._db.read(
-            partial(ranges.list_page, space, b"", None, SNAPSHOT_KEYS, MAX_RESPONSE_BYTES // 2, self._clock.now_ms())
-        )
-        return _text_keys(page)
 
 
 def _purge_range(op: pb.KVOperation) -> tuple[bytes, bytes]:
