@@ -134,37 +134,42 @@ class Connection:
     # Reading -----------------------------------------------------------------------------------------------------
 
     async def read_until_end(self, head: bytes = b"") -> str:
-        """Read and serve until the peer ends the connection, or it breaks, or `closing`. Returns why."""
-        sock, plane, counters = self.sock, self.plane, self.counters
-        data = head
+        """Read and serve until the peer ends the connection, or it breaks, or `closing`. Returns why.
+
+        `head` is what was read, and under TLS opened, before.
+        """
+        if head and not self._received(head):
+            return "closed"
+        sock, counters = self.sock, self.counters
         while True:
-            if data:
-                counters.bytes_received += len(data)
-                try:
-                    if self.sealer is not None:
-                        data = self.sealer.open(data)
-                    plane.receive(data)
-                except ProtocolViolation as violation:
-                    self.violated(violation)
-                    return violation.reason
-                except OSError as error:
-                    return f"tls: {error}"
-                if plane.touched:
-                    self._wake_touched()
-                if plane.out or plane.ready:
-                    self.pump()
-                if self.closing:
-                    return "closed"
-            data = b""
             await trio.lowlevel.wait_readable(sock)
             try:
                 data = sock.recv(RECV_BYTES)
+                if not data:
+                    return "end of connection"
+                counters.bytes_received += len(data)
+                if self.sealer is not None:
+                    data = self.sealer.open(data)
             except BlockingIOError:
                 continue
             except OSError as error:
                 return error.strerror or type(error).__name__
-            if not data:
-                return "end of connection"
+            if not self._received(data):
+                return "closed"
+
+    def _received(self, data: bytes) -> bool:
+        """Serve what one read brought. False when that was the last."""
+        plane = self.plane
+        try:
+            plane.receive(data)
+        except ProtocolViolation as violation:
+            self.violated(violation)
+            return False
+        if plane.touched:
+            self._wake_touched()
+        if plane.out or plane.ready:
+            self.pump()
+        return not self.closing
 
     def _wake_touched(self) -> None:
         touched, self.plane.touched = self.plane.touched, []

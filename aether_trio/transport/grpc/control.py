@@ -180,7 +180,10 @@ class ControlPlane:
         stream = self._h2.streams.get(stream_id)
         if stream is None or stream.closed:
             return b""
-        self._h2.reset_stream(stream_id, code)
+        try:
+            self._h2.reset_stream(stream_id, code)
+        except h2.exceptions.ProtocolError:
+            return b""  # h2 has given the connection up, and so shall we
         return self._h2.data_to_send()
 
     def is_closed(self, stream_id: int) -> bool:
@@ -202,5 +205,11 @@ class ControlPlane:
         return self._h2.get_next_available_stream_id()
 
     def settings_changed(self) -> None:
-        """The peer sent SETTINGS: keep the encoder without a table whatever it offers."""
-        self._h2.encoder.header_table_size = 0
+        """The peer sent SETTINGS: keep the encoder without a table whatever it offers, and say so in the next block.
+
+        hpack forgets to announce a size that is set to the same value again before the next block (a peer that offers 0
+        does that), and then the peer's decoder rightly complains; hence the flag.
+        """
+        encoder = self._h2.encoder
+        encoder.header_table_size = 0
+        encoder.header_table.resized = bool(encoder.table_size_changes)

@@ -14,7 +14,7 @@ from google.protobuf import descriptor_pool
 from grpclib.reflection.service import ServerReflection
 
 from aether_trio.transport.grpc.server import Servable
-from aether_trio.wire.pb.aether_pb2 import POOL
+from aether_trio.wire.pb import POOL
 
 T = TypeVar("T")
 

@@ -350,6 +350,10 @@ class ServerConnection(Connection):
             self.nursery.cancel_scope.deadline = trio.current_time() + self.limits.close_timeout_s
             self.end_when_flushed()
 
+    def _half_close(self) -> None:
+        self.nursery.cancel_scope.deadline = trio.current_time() + self.limits.linger_s
+        super()._half_close()
+
     def statistics(self) -> ConnectionStatistics:
         return ConnectionStatistics(
             streams_open=len(self.plane.streams),

@@ -231,10 +231,10 @@ class RawClient:
 
     async def payload(self, stream_id: int, size: int) -> bytes:
         """`size` bytes of DATA of one stream."""
-        have = b""
+        have = bytearray()
         while len(have) < size:
             have += (await self.until_kind(frames.DATA, stream_id=stream_id)).body
-        return have
+        return bytes(have)
 
     async def trailers(self, stream_id: int) -> dict[str, str]:
         """The header block that ends a stream."""

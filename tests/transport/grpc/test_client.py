@@ -1,0 +1,97 @@
+"""The native client against our server."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+from grpclib.health.v1.health_pb2 import HealthCheckRequest
+
+from aether_trio.transport.grpc.client import open_channel
+from aether_trio.transport.grpc.limits import GrpcLimits
+from aether_trio.transport.link import LinkBroken
+from tests.transport.grpc.harness import probe_server, serving
+
+
+def ask(text: str) -> HealthCheckRequest:
+    return HealthCheckRequest(service=text)
+
+
+async def test_unary() -> None:
+    server, _ = probe_server()
+    async with serving(server) as port, open_channel("127.0.0.1", int(port)) as channel:
+        assert (await channel.unary("/probe.Probe/One", ask("x"), HealthCheckRequest)).service == "x"
+        assert channel.statistics().bytes_sent > 0
+
+
+async def test_large_messages_cross_every_window() -> None:
+    server, _ = probe_server()
+    big = "b" * 3_000_000
+    async with serving(server) as port, open_channel("127.0.0.1", int(port)) as channel:
+        async with channel.stream("/probe.Probe/Echo", HealthCheckRequest) as call, trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def send() -> None:
+                for _ in range(3):
+                    await call.send(ask(big), ask("small"))
+                await call.end()
+
+            got = [reply.service async for reply in call]
+        assert got == [big, "small"] * 3
+
+
+async def test_a_status_is_raised_around_the_channel_as_it_is() -> None:
+    server, _ = probe_server()
+    async with serving(server) as port:
+        with pytest.raises(GRPCError) as caught:
+            async with open_channel("127.0.0.1", int(port)) as channel:
+                await channel.unary("/probe.Probe/Fail", ask("größer"), HealthCheckRequest)
+    assert (caught.value.status, caught.value.message) == (Status.FAILED_PRECONDITION, "größer")
+
+
+async def test_leaving_a_call_cancels_it() -> None:
+    server, probe = probe_server()
+    async with serving(server) as port, open_channel("127.0.0.1", int(port)) as channel:
+        async with channel.stream("/probe.Probe/Hang", HealthCheckRequest):
+            await probe.started.wait()
+        await probe.cancelled.wait()
+
+
+async def test_a_timeout_reaches_the_server_and_is_raised() -> None:
+    server, probe = probe_server()
+    async with serving(server) as port, open_channel("127.0.0.1", int(port)) as channel:
+        with pytest.raises(GRPCError) as caught:
+            async with channel.stream("/probe.Probe/Hang", HealthCheckRequest, timeout=0.2) as call:
+                await call.receive()
+        assert caught.value.status is Status.DEADLINE_EXCEEDED
+        await probe.cancelled.wait()
+
+
+async def test_a_drained_server_breaks_new_calls_and_the_end_breaks_old_ones() -> None:
+    server, probe = probe_server()
+    async with serving(server) as port, open_channel("127.0.0.1", int(port)) as channel:
+        async with channel.stream("/probe.Probe/Hang", HealthCheckRequest) as call:
+            await probe.started.wait()
+            await server.drain(0)
+            with pytest.raises(GRPCError) as caught:
+                await call.receive()
+            assert caught.value.status is Status.UNAVAILABLE
+        with pytest.raises(LinkBroken):
+            async with channel.stream("/probe.Probe/Echo", HealthCheckRequest):
+                pass
+
+
+async def test_the_clients_own_message_cap() -> None:
+    server, _ = probe_server()
+    limits = GrpcLimits(max_receive_message_bytes=100)
+    async with serving(server) as port, open_channel("127.0.0.1", int(port), limits=limits) as channel:
+        with pytest.raises(GRPCError) as caught:
+            await channel.unary("/probe.Probe/One", ask("x" * 200), HealthCheckRequest)
+        assert caught.value.status is Status.RESOURCE_EXHAUSTED
+
+
+async def test_no_server() -> None:
+    with pytest.raises(OSError, match="all attempts to connect"):
+        async with open_channel("127.0.0.1", 1):
+            pass

@@ -1,0 +1,135 @@
+"""The orderly end: two GOAWAYs, in-flight RPCs finish, and after the deadline the rest gets UNAVAILABLE."""
+
+from __future__ import annotations
+
+import struct
+
+import grpc
+import pytest
+import trio
+
+from aether_trio.transport.grpc import frames
+from aether_trio.transport.grpc.frames import ErrorCode
+from aether_trio.transport.grpc.limits import GrpcLimits
+from aether_trio.transport.listener import open_tcp_listeners
+from tests.transport.grpc.harness import RawClient, data, frame, message, probe_server, serving
+
+
+async def test_first_goaway_allows_all_second_names_the_last_and_later_streams_are_refused() -> None:
+    server, _ = probe_server()
+    async with serving(server) as port, trio.open_nursery() as nursery:
+        client = await RawClient.connect(port)
+        await client.send(client.request(1), data(1, message(b"a")))
+        await client.payload(1, 6)
+        nursery.start_soon(server.drain, 1000)
+
+        assert (await client.goaway())[:2] == (2**31 - 1, ErrorCode.NO_ERROR)
+        probe_ping = await client.until_kind(frames.PING)
+        # On its way when the client learned of the drain: still served.
+        await client.send(client.request(3), frame(frames.PING, frames.ACK, 0, probe_ping.body))
+        assert (await client.goaway())[:2] == (3, ErrorCode.NO_ERROR)
+
+        await client.send(client.request(5))
+        refused = await client.until_kind(frames.RST_STREAM)
+        assert (refused.stream_id, refused.body) == (5, struct.pack(">I", ErrorCode.REFUSED_STREAM))
+
+        await client.send(data(1, message(b"b"), end=True), data(3, message(b"c"), end=True))
+        assert (await client.trailers(1))["grpc-status"] == "0"
+        assert (await client.trailers(3))["grpc-status"] == "0"
+        assert await client.next() is None
+        await client.stream.aclose()
+    assert server.statistics().connections_open == 0
+    assert server.statistics().rejects == {"draining": 1}
+
+
+async def test_serve_returns_when_drained() -> None:
+    server, _ = probe_server()
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.serve, open_tcp_listeners("127.0.0.1", 0))
+            await server.drain(10)
+
+
+async def test_a_drain_that_finds_no_ping_ack_goes_on(autojump_clock: trio.testing.MockClock) -> None:
+    autojump_clock.autojump_threshold = 0.2
+    server, _ = probe_server()
+    async with serving(server) as port, trio.open_nursery() as nursery:
+        client = await RawClient.connect(port)
+        await client.until_kind(frames.SETTINGS)
+        nursery.start_soon(server.drain, 1000)
+        assert (await client.goaway())[0] == 2**31 - 1
+        assert (await client.goaway())[0] == 0
+        assert await client.next() is None
+
+
+async def test_after_the_deadline_the_rest_gets_unavailable(autojump_clock: trio.testing.MockClock) -> None:
+    autojump_clock.autojump_threshold = 0.2
+    server, probe = probe_server()
+    async with serving(server) as port, trio.open_nursery() as nursery:
+        client = await RawClient.connect(port)
+        await client.send(client.request(1, "/probe.Probe/Hang"))
+        await probe.started.wait()
+        before = trio.current_time()
+        nursery.start_soon(server.drain, 20)
+        trailers = await client.trailers(1)
+        assert trailers["grpc-status"] == "14"
+        assert trio.current_time() - before >= 20
+        await client.rest()
+    assert probe.cancelled.is_set()
+
+
+async def test_a_cancelled_server_still_says_unavailable() -> None:
+    server, probe = probe_server()
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            listeners = await nursery.start(server.serve, open_tcp_listeners("127.0.0.1", 0))
+            client = RawClient(await trio.open_tcp_stream("127.0.0.1", listeners[0].getsockname()[1]))
+            async with client.stream:
+                await client.send(frames.PREFACE, frame(frames.SETTINGS, 0, 0), client.request(1, "/probe.Probe/Hang"))
+                await probe.started.wait()
+                nursery.cancel_scope.cancel()
+                with trio.CancelScope(shield=True):
+                    assert (await client.trailers(1))["grpc-status"] == "14"
+
+
+async def test_grpcio_finishes_its_call_during_a_drain_and_finds_nobody_afterwards() -> None:
+    server, _ = probe_server()
+
+    def client(port: int) -> tuple[list[bytes], object]:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.stream_stream("/probe.Probe/Echo")
+
+            def requests() -> object:
+                yield b"first"
+                trio.from_thread.run(drain_and_wait_for_goaway, trio_token=token)
+                yield b"second"
+
+            replies = list(call(requests()))
+            with pytest.raises(grpc.RpcError) as caught:
+                list(call(iter([b"late"])))
+            return replies, caught.value.code()
+
+    token = trio.lowlevel.current_trio_token()
+    async with serving(server) as port, trio.open_nursery() as nursery:
+
+        async def drain_and_wait_for_goaway() -> None:
+            nursery.start_soon(server.drain, 1000)
+            while not all(connection.goaway_limit < 2**31 - 1 for connection in server.connections):
+                await trio.sleep(0.01)
+
+        replies, code = await trio.to_thread.run_sync(client, int(port))
+    assert replies == [b"first", b"second"]
+    assert code is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_an_old_connection_is_drained_and_then_ended(autojump_clock: trio.testing.MockClock) -> None:
+    autojump_clock.autojump_threshold = 0.2
+    server, _ = probe_server(limits=GrpcLimits(max_connection_age_s=100))
+    async with serving(server) as port:
+        client = await RawClient.connect(port)
+        await client.send(client.request(1))
+        before = trio.current_time()
+        assert (await client.goaway())[0] == 2**31 - 1
+        assert 90 <= trio.current_time() - before <= 125
+        assert (await client.trailers(1))["grpc-status"] == "14"
+        await client.rest()
