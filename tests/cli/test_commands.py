@@ -130,15 +130,15 @@ class TestConfig:
         assert load_settings(path) == Settings.for_dev()
 
     def test_show_says_who_set_what(self, tmp_path: Path) -> None:
-        (tmp_path / "aether.yaml").write_text("kv: {sweep_interval_s: 3}\n")
+        (tmp_path / "aether.yaml").write_text("log: {retention_sweep_s: 3}\n")
         done = aether(
             "config", "show", "--changed", "--config", "aether.yaml", "--set", "log.retention_age_s=5",
             cwd=tmp_path, AETHER_PORT="7",
         )  # fmt: skip
         assert "port: 7  # set by environment AETHER_PORT" in done.stdout
-        assert "sweep_interval_s: 3.0  # set by file aether.yaml" in done.stdout
+        assert "retention_sweep_s: 3.0  # set by file aether.yaml" in done.stdout
         assert "retention_age_s: 5.0  # set by --set log.retention_age_s" in done.stdout
-        assert set(yaml.safe_load(done.stdout)) == {"gateway", "log", "kv"}
+        assert set(yaml.safe_load(done.stdout)) == {"gateway", "log"}
 
     def test_show_hides_tokens(self) -> None:
         show = ["config", "show", "--set", "ops.tail_token=0123456789abcdef"]
@@ -146,12 +146,12 @@ class TestConfig:
         assert "0123456789abcdef" in aether(*show, "--show-secrets").stdout
 
     def test_the_file_may_be_named_by_the_environment(self, tmp_path: Path) -> None:
-        (tmp_path / "a.yaml").write_text("kv: {sweep_interval_s: 3}\n")
+        (tmp_path / "a.yaml").write_text("log: {retention_sweep_s: 3}\n")
         done = aether("config", "show", "--changed", AETHER_CONFIG=str(tmp_path / "a.yaml"))
-        assert "sweep_interval_s: 3.0" in done.stdout
+        assert "retention_sweep_s: 3.0" in done.stdout
 
     def test_check_finds_every_problem(self, tmp_path: Path) -> None:
-        (tmp_path / "aether.yaml").write_text("gateway: {prot: 1}\nkv: {sweep_interval_s: soon}\n")
+        (tmp_path / "aether.yaml").write_text("gateway: {prot: 1}\nlog: {retention_sweep_s: soon}\n")
         fails(3, "did you mean gateway.port?", "config", "check", "--config", "aether.yaml", cwd=tmp_path)
         fails(3, "is not a number of seconds", "config", "check", "--config", "aether.yaml", cwd=tmp_path)
         fails(3, "2 problems", "config", "check", "--config", "aether.yaml", cwd=tmp_path)

@@ -135,10 +135,10 @@ def test_a_wrong_type_names_the_key_the_value_and_what_was_expected(key: Key) ->
 
 def test_later_layers_win(tmp_path: Path) -> None:
     path = tmp_path / "aether.yaml"
-    path.write_text("gateway: {port: 1}\nops: {port: 1}\ngrpc: {idle_timeout_s: 1}\nkv: {sweep_interval_s: 1}\n")
+    path.write_text("gateway: {port: 1}\nops: {port: 1}\ngrpc: {idle_timeout_s: 1}\nlog: {retention_sweep_s: 1}\n")
     loaded = load_settings_with_origins(
         path,
-        {"AETHER_OPS__PORT": "2", "AETHER_GRPC__IDLE_TIMEOUT_S": "2", "AETHER_KV__SWEEP_INTERVAL_S": "2"},
+        {"AETHER_OPS__PORT": "2", "AETHER_GRPC__IDLE_TIMEOUT_S": "2", "AETHER_LOG__RETENTION_SWEEP_S": "2"},
         {"grpc.idle_timeout_s": 3, "log.retention_sweep_s": 3, "gateway.data_dir": None},
         ["log.retention_sweep_s=4"],
     )
