@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     sizes.add_argument("--connections", type=_count, metavar="N", help="idle connections (2000)")
     sizes.add_argument("--fanout", type=_counts, metavar="A,B", help="receivers of the two fan-outs (100,1000)")
     sizes.add_argument(
-        "--rate", type=_positive, metavar="R", help="messages per second of `paced` (half of the maximum)"
+        "--rate", type=_positive, metavar="R", help="messages per second of `paced` (half of routed-1's)"
     )
     output = made.add_argument_group("output")
     output.add_argument("--json", type=Path, default=DEFAULT_JSON, metavar="FILE", help=f"results ({DEFAULT_JSON})")

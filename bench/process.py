@@ -34,6 +34,10 @@ class ProcessProbe:
         """CPU nanoseconds used so far."""
         return sum(map(_cpu_ns, self.pids))
 
+    def main_thread_ns(self) -> int:
+        """CPU nanoseconds of the main threads alone; 0 where the kernel keeps no scheduler statistics."""
+        return sum(map(_main_thread_ns, self.pids))
+
     def rss_kib(self) -> int:
         """Resident KiB."""
         return sum(map(_rss_kib, self.pids))
@@ -49,6 +53,13 @@ def _cpu_ns(pid: int) -> int:
     except OSError as gone:
         raise ProcessGone(f"process {pid} has ended") from gone
     return (int(ticks[11]) + int(ticks[12])) * 10**9 // os.sysconf("SC_CLK_TCK")
+
+
+def _main_thread_ns(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+    except OSError:
+        return 0
 
 
 def _rss_kib(pid: int) -> int:

@@ -14,7 +14,7 @@ from bench import results
 from bench.echo import EchoProcess
 from bench.lanes import LANES
 from bench.loop import Loop
-from bench.process import ProcessGone
+from bench.process import ProcessGone, ProcessProbe
 from bench.scenarios import Scenario
 from bench.servers import ServerFailed, ServerOptions, Target, serving
 from bench.units import Window, figures
@@ -66,6 +66,7 @@ def _run_one(
         scenario.prepare()
         scenario.window(min(WARM_UP_SECONDS, options.window_seconds))
         scenario.latencies.drop_window()
+        shares = _Shares(target.probe)
         windows: list[Window] = []
         echo_windows: list[Window] = []
         with _quiet_collector():
@@ -75,9 +76,25 @@ def _run_one(
                 scenario.latencies.close_window()
                 progress.say(f"{kind.name}: {_state(windows, echo_windows)}  {number + 1}/{options.windows}")
             echo_windows.append(echo.window(options.window_seconds))
+        scenario.extra |= shares.since()
         scenario.finish()
         progress.say(f"{kind.name}: {_state(windows, echo_windows)}", last=True)
         return results.of_scenario(scenario, windows, echo_windows)
+
+
+class _Shares:
+    """How much of a server's CPU its main thread (the event loop) used, and how much its other threads (the storage)."""
+
+    def __init__(self, probe: ProcessProbe | None) -> None:
+        self._probe = probe
+        self._start = (probe.cpu_ns(), probe.main_thread_ns()) if probe else (0, 0)
+
+    def since(self) -> dict[str, float]:
+        """{"main_thread_share": 0.0 to 1.0}, or {} when unknown."""
+        if self._probe is None:
+            return {}
+        everything, main = self._probe.cpu_ns() - self._start[0], self._probe.main_thread_ns() - self._start[1]
+        return {"main_thread_share": round(main / everything, 3)} if main and everything else {}
 
 
 @contextmanager

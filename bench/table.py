@@ -62,6 +62,8 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             parts.append(f"paced at {rate:,.0f}/s")
         if catch_up := result.get("catch_up"):
             parts.append(f"caught up at {catch_up['rate']:,.0f}/s")
+        if share := result.get("main_thread_share"):
+            parts.append(f"{share:.0%} of the CPU in the main thread")
         if result.get("load_us"):
             parts.append(f"load {result['load_us']:.1f} us each")
         if why := result.get("failed"):

@@ -58,10 +58,9 @@ def agent_init(workspace: str, implementation: str, specifier: str, credentials:
     return _init(1, identity, credentials)
 
 
-def task_init(workspace: str, implementation: str, specifier: str, credentials: Mapping[str, str]) -> bytes:
-    """InitConnection of the unique task `tu::{workspace}::{implementation}::{specifier}`."""
-    identity = bytes_field(1, workspace) + bytes_field(2, implementation) + bytes_field(3, specifier)
-    return _init(2, identity, credentials)
+def service_init(implementation: str, specifier: str, credentials: Mapping[str, str]) -> bytes:
+    """InitConnection of `sv::{implementation}::{specifier}`, which belongs to no workspace."""
+    return _init(8, bytes_field(1, implementation) + bytes_field(2, specifier), credentials)
 
 
 def send_prefix(topic: str, payload_bytes: int) -> bytes:

@@ -80,7 +80,8 @@ class Idle(Scenario):
         self.open = 0
         step = max(1, self.options.connections // IDLE_STEPS)
         for number in range(IDLE_STEPS):
-            self.world.agents(f"idle{number}", step)
+            # each step in a workspace of its own, because the reference allows a thousand connections in one
+            self.world.agents("idle", step, f"{self.world.workspace}-{number}")
             self.open += step
             self.steps.append((self.open, self._rss()))
         self.extra["memory_steps"] = [{"connections": count, "rss_kib": kib} for count, kib in self.steps]

@@ -1,6 +1,7 @@
-"""One message to many: a task sends to `ga::{workspace}`, where every agent of the workspace listens.
+"""One message to many: a service sends to `ga::{workspace}`, where every agent of the workspace listens.
 
-The sender is a unique task because tasks do not hear `ga` themselves. A few broadcasts are in flight; each is over when its
+The sender is a service because services do not hear `ga` themselves and do not count among a workspace's connections,
+of which the reference allows a thousand. A few broadcasts are in flight; each is over when its
 last receiver has it. The unit is one delivery, since that is what costs.
 """
 
@@ -29,7 +30,7 @@ class FanOut(Scenario):
         self.size = self.options.fanout[self.position]
         self.reader = PayloadReader(world.lane.payload_at)
         self.receivers = world.agents("listener", self.size)
-        init = wire.task_init(world.workspace, "speaker", "0", self.options.credentials)
+        init = wire.service_init("speaker", world.workspace, self.options.credentials)
         (self.sender,) = world.open([init], "speaker")
         self.prefix = world.lane.publication_prefix(f"ga::{world.workspace}", self.options.payload)
         self.filler = filler(self.options.payload)

@@ -2,7 +2,8 @@
 
 A closed loop waits for a slow server before it sends again and so hides the wait (coordinated omission); here the schedule
 does not wait. Gaps are exponential with a fixed seed, so that bursts come as they do in life and the same in every run.
-The rate is half of what the same pairs reach in a closed loop just before, unless `--rate` gives it.
+The rate is half of what the same pairs reach just before in a closed loop with one message in flight each, unless `--rate`
+gives it. Not half of the highest rate there is: that one lives on large batches, which a schedule does not make.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ class Paced(Routed):
     """Messages on a schedule, dealt to the pairs in turns."""
 
     name = "paced"
-    doc = "routed 1:1, durable, open loop at half of the maximum rate; latency from the intended send"
+    doc = "routed 1:1, durable, open loop at half of what routed-1 reaches; latency from the intended send"
     gated = ()
-    in_flight = 16
+    in_flight = 1
 
     def prepare(self) -> None:
         """See `Scenario.prepare`."""

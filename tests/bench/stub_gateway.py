@@ -39,7 +39,7 @@ class Stub:
         if kind == "agent":
             topic = f"ag::{init.agent.workspace}::{init.agent.implementation}::{init.agent.specifier}"
         else:
-            topic = f"tu::{init.task.workspace}::{init.task.implementation}::{init.task.unique_specifier}"
+            topic = f"sv::{init.service.implementation}::{init.service.specifier}"
         if self.options.refuse_all:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "the stub lets nobody in")
         queue: asyncio.Queue[pb.DownstreamMessage | None] = asyncio.Queue()

@@ -29,6 +29,7 @@ def burner() -> Iterator[subprocess.Popen[bytes]]:
 def test_cpu_and_memory_of_another_process(burner: subprocess.Popen[bytes]) -> None:
     probe = ProcessProbe([burner.pid])
     assert 200_000_000 <= probe.cpu_ns() < 20_000_000_000
+    assert 200_000_000 <= probe.main_thread_ns() <= probe.cpu_ns()
     assert probe.rss_kib() > 40 * 1024
 
 

@@ -118,3 +118,28 @@ def test_nobody_listening_is_a_failure_not_a_wait(bench: Callable[..., Any]) -> 
     status, found = bench("kv", "--target", "127.0.0.1:1")
     assert status == 1
     assert "refused" in found["kv"]["failed"]
+
+
+def test_our_own_gateway_is_started_measured_and_ended(bench: Callable[..., Any], tmp_path: Path) -> None:
+    status, found = bench("connect", "idle", "routed-16", "enqueue", "--data-root", str(tmp_path))
+    assert {name: result["failed"] for name, result in found.items()} == dict.fromkeys(found, "")
+    assert status == 0
+    assert found["routed-16"]["checks"]["received"] == found["routed-16"]["checks"]["sent"] > 0
+    assert found["enqueue"]["catch_up"]["messages"] == found["enqueue"]["checks"]["sent"] > 0
+    assert found["idle"]["kib_per_connection"] > 0
+    assert not list(tmp_path.glob("aether-bench-*"))  # its data went with it
+
+
+def test_a_gateway_that_does_not_start_says_why(bench: Callable[..., Any], tmp_path: Path) -> None:
+    status, found = bench("kv", "--server-arg=--no-such-option", "--data-root", str(tmp_path))
+    assert status == 1
+    assert "before it was ready" in found["kv"]["failed"]
+    assert "--no-such-option" in found["kv"]["failed"]
+
+
+def test_a_profile_is_written_for_each_scenario(bench: Callable[..., Any], tmp_path: Path) -> None:
+    status, _ = bench("kv", "--profile", str(tmp_path / "out.prof"), "--data-root", str(tmp_path))
+    assert status == 0
+    assert "function calls" in (tmp_path / "out.kv.txt").read_text()
+    assert (tmp_path / "out.kv.prof").stat().st_size > 0
+    assert json.loads((tmp_path / "out.json").read_text())["profiled"] is True

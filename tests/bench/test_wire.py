@@ -29,9 +29,9 @@ def test_agent_init(workspace: str, implementation: str, specifier: str, credent
     assert dict(read.credentials) == credentials
 
 
-def test_task_init_names_a_unique_task() -> None:
-    read = pb.UpstreamMessage.FromString(wire.task_init("w", "i", "s", {})).init
-    assert read.task == pb.TaskIdentity(workspace="w", implementation="i", unique_specifier="s")
+def test_service_init() -> None:
+    read = pb.UpstreamMessage.FromString(wire.service_init("i", "s", {})).init
+    assert read.service == pb.ServiceIdentity(implementation="i", specifier="s")
 
 
 @given(st.text(min_size=1, max_size=256), st.binary(max_size=40_000))
