@@ -103,7 +103,7 @@ class KvService:
         The first 100 of each in key order, fewer when they would not fit one message together. Empty for identities that
         cannot have any. Raises StorageUnavailable.
         """
-        spaces = []
+        spaces: list[bytes | None] = []
         for scope in (Scope.WORKSPACE_EXCLUSIVE, Scope.GLOBAL_EXCLUSIVE):
             try:
                 spaces.append(space_of(scope, identity, "", ""))
@@ -112,7 +112,7 @@ class KvService:
         now_ms = self._clock.now_ms()
 
         def both() -> Program[list[dict[str, bytes]]]:
-            found = []
+            found: list[dict[str, bytes]] = []
             for space in spaces:
                 if space is None:
                     found.append({})

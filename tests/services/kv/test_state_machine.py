@@ -40,7 +40,7 @@ class DirectDatabase:
     async def run(self, program: Callable[[], Program[T]]) -> T:
         return drive(self.cursor, program)
 
-    read = run
+    read = read_small = run
 
 
 class Model:
