@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -17,7 +16,7 @@ def print_table(table: Table, empty: str) -> None:
     if not table.row_count:
         console.print(empty)
         return
-    table.box = SIMPLE_HEAD
+    table.box = None
     table.pad_edge = False
     for column in table.columns:
         column.overflow = "fold"

@@ -287,24 +287,25 @@ class TestRunning:
         assert "drained" in {json.loads(line)["event"] for line in lines}
 
 
+KEY = "aek_for-this-test"
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """`aether serve` on loopback, with one key for services."""
+    directory = tmp_path_factory.mktemp("serve")
+    record = ApiKey(id="test", sha256=hash_api_key(KEY), principal="service")
+    settings = load_settings(flags={"gateway.host": "127.0.0.1", "auth.api_keys": [record]})
+    (directory / "aether.yaml").write_text(describe(settings))
+    command = [sys.executable, "-m", "aether_trio", "serve", "--config", str(directory / "aether.yaml")]
+    with start_gateway(ephemeral=True, command=command) as process:
+        yield process
+
+
 class TestServe:
-    """`aether serve` on loopback, with a key."""
-
-    KEY = "aek_for-this-test"
-
-    @pytest.fixture(scope="class")
-    def serving(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-        directory = tmp_path_factory.mktemp("serve")
-        record = ApiKey(id="test", sha256=hash_api_key(self.KEY), principal="service")
-        settings = load_settings(flags={"gateway.host": "127.0.0.1", "auth.api_keys": [record]})
-        (directory / "aether.yaml").write_text(describe(settings))
-        command = [sys.executable, "-m", "aether_trio", "serve", "--config", str(directory / "aether.yaml")]
-        with start_gateway(ephemeral=True, command=command) as process:
-            yield process
-
     def test_the_right_key_gets_in(self, serving: GatewayProcess) -> None:
-        assert Shell(serving).out("kv", "put", "a", "b", "--api-key", self.KEY) == "put a (1 bytes)\n"
-        assert Shell(serving, AETHER_API_KEY=self.KEY).out("kv", "get", "a") == "b\n"
+        assert Shell(serving).out("kv", "put", "a", "b", "--api-key", KEY) == "put a (1 bytes)\n"
+        assert Shell(serving, AETHER_API_KEY=KEY).out("kv", "get", "a") == "b\n"
 
     @pytest.mark.parametrize(
         "command", [["kv", "get", "a"], ["sessions"], ["send", "ag::a::b::c", "x"]], ids=lambda c: c[0]
@@ -313,7 +314,7 @@ class TestServe:
         Shell(serving).fails(5, "give a key with --api-key", *command)
 
     def test_a_key_for_others_does_not_fit(self, serving: GatewayProcess) -> None:
-        Shell(serving, AETHER_API_KEY=self.KEY).fails(5, "is for principals of type service", "sessions")
+        Shell(serving, AETHER_API_KEY=KEY).fails(5, "is for principals of type service", "sessions")
 
     def test_tail_is_not_served(self, serving: GatewayProcess) -> None:
         Shell(serving).fails(1, "ops.tail_token", "tail", "ag::a::b::c")
