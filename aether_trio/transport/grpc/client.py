@@ -28,7 +28,7 @@ from aether_trio.transport.grpc import budgets, frames
 from aether_trio.transport.grpc.budgets import Budgets
 from aether_trio.transport.grpc.connection import Connection, PumpedStream
 from aether_trio.transport.grpc.control import SharedControl
-from aether_trio.transport.grpc.dataplane import DataStream
+from aether_trio.transport.grpc.data_stream import DataStream
 from aether_trio.transport.grpc.frames import UINT32, ErrorCode, ProtocolViolation
 from aether_trio.transport.grpc.limits import NO_ALLOWANCES, GrpcLimits
 from aether_trio.transport.grpc.statistics import Counters, GrpcServerStatistics

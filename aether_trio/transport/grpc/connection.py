@@ -21,7 +21,8 @@ import trio
 
 from aether_trio.transport.grpc import frames
 from aether_trio.transport.grpc.control import ControlPlane, SharedControl
-from aether_trio.transport.grpc.dataplane import DataPlane, DataStream
+from aether_trio.transport.grpc.data_stream import DataStream
+from aether_trio.transport.grpc.dataplane import DataPlane
 from aether_trio.transport.grpc.frames import ErrorCode, ProtocolViolation
 from aether_trio.transport.grpc.limits import GrpcLimits
 

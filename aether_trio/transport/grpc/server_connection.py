@@ -20,7 +20,7 @@ from aether_trio.transport.grpc import budgets, frames
 from aether_trio.transport.grpc.budgets import Budgets
 from aether_trio.transport.grpc.connection import Connection, PumpedStream, Sealer
 from aether_trio.transport.grpc.control import SharedControl
-from aether_trio.transport.grpc.dataplane import DataStream
+from aether_trio.transport.grpc.data_stream import DataStream
 from aether_trio.transport.grpc.frames import STREAM_MASK, UINT32, ErrorCode, ProtocolViolation
 from aether_trio.transport.grpc.statistics import ConnectionStatistics, Counters
 from aether_trio.transport.link import PeerCertificate
@@ -234,7 +234,8 @@ class ServerConnection(Connection):
             raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "frame_size", "PING is not 8 bytes")
         if stream_id:
             raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "ping", "PING on a stream")
-        self.plane.budgets.spend(budgets.PING_FLOOD)
+        # grpc-go measures the path with a ping per batch of DATA that it gets, so those are earned.
+        self.plane.budgets.spend(budgets.PING_FLOOD, self.plane.data_frames_sent)
         if flags & frames.ACK:
             if self._ping_acked is not None:
                 self._ping_acked.set()
@@ -303,8 +304,9 @@ class ServerConnection(Connection):
         """See dataplane.Owner. Every reset that the peer provokes is charged to it."""
         stream = self.plane.streams.get(stream_id)
         if stream is None:
-            # Charged as stray already. What was on its way when we reset a stream needs no second word.
+            # What was on its way when we reset a stream needs no second word.
             if not self.control_plane.reset_by_us(stream_id):
+                self.plane.budgets.spend(budgets.STRAY_DATA_FLOOD)
                 self.plane.out.append(frames.rst_stream(stream_id, code))
             return
         self.plane.budgets.spend(budgets.RESET_FLOOD)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from aether_trio.model.errors import Status
 from aether_trio.transport.grpc import budgets, frames
 from aether_trio.transport.grpc.budgets import Budgets
-from aether_trio.transport.grpc.dataplane import DataPlane, DataStream
+from aether_trio.transport.grpc.data_stream import DataStream
+from aether_trio.transport.grpc.dataplane import DataPlane
 from aether_trio.transport.grpc.frames import ErrorCode, ProtocolViolation
 from aether_trio.transport.grpc.limits import Allowances, GrpcLimits
 from tests.transport.grpc.harness import data, frame, message, settings
