@@ -128,7 +128,8 @@ def explain(target: Target, error: Exception) -> Exception:
         case ssl.SSLError():
             return exits.CliError(f"TLS with {target} failed: {inner}", exits.UNREACHABLE)
         case LinkBroken():
-            return exits.CliError(f"{target} broke the connection: {inner}", exits.UNREACHABLE)
+            hint = "" if target.tls else " (if it speaks TLS, give --tls or --tls-ca)"
+            return exits.CliError(f"{target} broke the connection: {inner}{hint}", exits.UNREACHABLE)
         case OSError() | trio.BrokenResourceError():
             return exits.CliError(
                 f"no gateway answers on {target}; start one with `aether dev`, or name another with --gateway",

@@ -8,10 +8,12 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from aether_trio.config import ApiKey, describe, load_settings
 from aether_trio.services.credentials import hash_api_key
@@ -247,6 +249,33 @@ trio.run(main)
 """
 
 
+def _until(process: GatewayProcess, text: str) -> None:
+    """Wait until the gateway has said `text`."""
+    deadline = time.monotonic() + LIMIT_S
+    while text not in process.output():
+        assert time.monotonic() < deadline, process.output()
+        time.sleep(0.02)  # another process's output has no event to wait for
+
+
+_SILENT_STREAM = """
+import sys, trio
+from aether_trio.transport.grpc.client import open_channel
+from aether_trio.wire.pb import aether_pb2 as pb
+
+async def main():
+    host, port = sys.argv[1].split(":")
+    async with open_channel(host, int(port)) as channel:
+        async with channel.stream("/aether.v1.AetherGateway/Connect", pb.DownstreamMessage) as call:
+            # A stream that says nothing keeps the drain waiting for its Init. The answer to a health check behind it shows
+            # that the gateway has seen it (both answers begin with an enumeration, so Signal can read this one).
+            await channel.unary("/grpc.health.v1.Health/Check", pb.Signal(), pb.Signal)
+            print("open", flush=True)
+            await trio.sleep_forever()
+
+trio.run(main)
+"""
+
+
 class TestRunning:
     def test_the_ready_line_says_what_where_and_what_next(self, tmp_path: Path) -> None:
         with start_gateway(tmp_path / "data") as process:
@@ -262,6 +291,26 @@ class TestRunning:
             assert process.wait() == 0
             assert "SIGTERM: draining" in process.output()
             assert not list(process._scratch.glob("ready.json"))
+
+    def test_a_second_signal_stops_at_once(self) -> None:
+        with start_gateway(ephemeral=True, extra_args=["--set", "grpc.drain_deadline_s=3600"]) as process:
+            silent = subprocess.Popen(
+                [sys.executable, "-c", _SILENT_STREAM, process.address],
+                stdout=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
+            )
+            try:
+                assert silent.stdout is not None
+                assert silent.stdout.readline() == b"open\n"
+                process.terminate()
+                _until(process, "draining")
+                assert process.running
+                process.terminate()
+                assert process.wait() == 128 + signal.SIGTERM
+                assert "SIGTERM: stopping at once" in process.output()
+            finally:
+                silent.kill()
+                silent.communicate()
 
     def test_the_same_data_cannot_be_served_twice(self, tmp_path: Path) -> None:
         with start_gateway(tmp_path / "data"), pytest.raises(GatewayFailed) as caught:
@@ -285,6 +334,44 @@ class TestRunning:
             process.wait()
             lines = [line for line in process.output().splitlines() if line.startswith("{")]
         assert "drained" in {json.loads(line)["event"] for line in lines}
+
+
+class TestTls:
+    """`aether serve` with TLS, where a client certificate is the credential."""
+
+    @pytest.fixture
+    def certificates(self, tmp_path: Path) -> Path:
+        authority, clients = trustme.CA(), trustme.CA()
+        authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+        clients.cert_pem.write_to_path(str(tmp_path / "clients-ca.pem"))
+        server = authority.issue_cert("127.0.0.1")
+        server.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "server.pem"))
+        for name, common_name in (("agent", "ag::default::cert::1"), ("service", "sv::cert::1")):
+            issued = clients.issue_cert(f"{name}.example", common_name=common_name)
+            issued.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / f"{name}.pem"))
+        return tmp_path
+
+    def test_the_certificate_decides(self, certificates: Path) -> None:
+        server, authority = str(certificates / "server.pem"), str(certificates / "ca.pem")
+        settings = {
+            "gateway.host": "127.0.0.1",
+            "tls.cert": server,
+            "tls.key": server,
+            "tls.client_ca": str(certificates / "clients-ca.pem"),
+            "auth.client_cert_mode": "strict",
+        }
+        command = [sys.executable, "-m", "aether_trio", "serve"]
+        sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+        service = ("--tls-cert", str(certificates / "service.pem"), "--tls-key", str(certificates / "service.pem"))
+        trust = ("--tls-ca", authority)
+        with start_gateway(ephemeral=True, command=command, extra_args=sets) as process:
+            assert "with TLS (credentials required)" in process.output()
+            shell = Shell(process)
+            assert shell.out("kv", "put", "a", "b", "--as", "sv::cert::1", *trust, *service) == "put a (1 bytes)\n"
+            shell.fails(5, "identity mismatch", "kv", "get", "a", "--as", "sv::cert::2", *trust, *service)
+            shell.fails(5, "needs a credential", "kv", "get", "a", *trust)
+            shell.fails(4, "certificate verify failed", "kv", "get", "a", "--tls", *service)
+            shell.fails(4, "--tls", "kv", "get", "a")
 
 
 KEY = "aek_for-this-test"
