@@ -188,9 +188,6 @@ class StorageSettings(Section, frozen=True):
         Meta(description="full: every commit is on the disk before it counts; normal: a power cut may lose the last."),
     ] = "full"
     readers: Annotated[int, Meta(ge=1, le=32, description="Reader threads beside the one writer of a file.")] = 2
-    busy_timeout_s: Annotated[float, Meta(gt=0, description="Wait for a database that another process has locked.")] = (
-        5.0
-    )
 
 
 class LogSettings(Section, frozen=True):
