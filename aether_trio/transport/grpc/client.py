@@ -14,145 +14,36 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import h2.events
 import trio
 from grpclib.const import Status as GrpclibStatus
 from grpclib.exceptions import GRPCError
-from grpclib.metadata import decode_grpc_message, encode_metadata, encode_timeout
+from grpclib.metadata import encode_metadata, encode_timeout
 
 from aether_trio.transport.grpc import budgets, frames
 from aether_trio.transport.grpc.budgets import Budgets
-from aether_trio.transport.grpc.connection import Connection, PumpedStream
+from aether_trio.transport.grpc.call import Call, Message
+from aether_trio.transport.grpc.checks import parse_goaway
+from aether_trio.transport.grpc.connection import Connection
 from aether_trio.transport.grpc.control import SharedControl
 from aether_trio.transport.grpc.data_stream import DataStream
-from aether_trio.transport.grpc.frames import UINT32, ErrorCode, ProtocolViolation
+from aether_trio.transport.grpc.frames import ErrorCode
 from aether_trio.transport.grpc.limits import NO_ALLOWANCES, GrpcLimits
 from aether_trio.transport.grpc.statistics import Counters, GrpcServerStatistics
 from aether_trio.transport.link import LinkBroken
 from aether_trio.transport.tls import TlsSession
 
+__all__ = ["Call", "Channel", "open_channel"]
+
 USER_AGENT: Final = "grpc-python-aether-trio"
 _TABLE: Final = budgets.table(NO_ALLOWANCES)
 
 
-class Message(Protocol):
-    """A protobuf message class, seen from here."""
-
-    def SerializeToString(self) -> bytes: ...  # noqa: N802
-
-
 M = TypeVar("M")
-
-
-class Call(PumpedStream):
-    """One RPC. One reader and one sender at a time."""
-
-    __slots__ = ("_broken", "_channel", "_decode", "_events", "_sent_end", "headers", "trailers")
-
-    def __init__(self, stream_id: int, channel: Channel, reply_type: Any) -> None:
-        super().__init__(stream_id)
-        self._channel = channel
-        self._decode = reply_type.FromString
-        self._broken: str | None = None
-        self._sent_end = False
-        self._events = trio.Event()
-        self.headers: dict[str, str] = {}
-        self.trailers: dict[str, str] = {}
-
-    # Called by the connection
-
-    def fill(self) -> bool:
-        self._channel.plane.send_pending(self)
-        return False
-
-    def drained(self) -> None:
-        self.wake()
-
-    def wake(self) -> None:
-        self._events.set()
-        self._events = trio.Event()
-
-    def broken(self, reason: str) -> None:
-        self._broken = self._broken or reason
-        self.wake()
-
-    # Called by the user
-
-    async def send(self, *messages: Message) -> None:
-        """Send; returns when the peer's windows and the kernel have taken it all."""
-        await self.send_bytes([message.SerializeToString() for message in messages])
-
-    async def send_bytes(self, batch: list[bytes]) -> None:
-        channel = self._channel
-        self._check(sending=True)
-        channel.dirty[self] = None
-        channel.plane.send(self, batch)
-        channel.pump()
-        await trio.lowlevel.checkpoint()
-        while self in channel.dirty:
-            self._check(sending=True)
-            await self._events.wait()
-
-    async def end(self) -> None:
-        """Say that nothing more will be sent."""
-        await trio.lowlevel.checkpoint()
-        if not self._sent_end and self._broken is None and not self.ended:
-            self._sent_end = True
-            self._channel.plane.out.append(self._channel.control_plane.end_stream(self.stream_id))
-            self._channel.pump()
-
-    async def receive_bytes(self) -> Sequence[bytes]:
-        """The messages that have arrived, at least one; [] after status OK. Raises GRPCError for any other status."""
-        await trio.lowlevel.checkpoint()
-        while True:
-            if self.inbox:
-                batch = self._channel.plane.take(self)
-                self._channel.pump()
-                return batch
-            if self.failure is not None:
-                raise GRPCError(GrpclibStatus(int(self.failure.status)), self.failure.message)
-            if self.ended and self.trailers:
-                self._raise_for_status()
-                return []
-            self._check()
-            self.reading = True
-            if self.unread:
-                self._channel.plane.take(self)
-                self._channel.pump()
-            try:
-                await self._events.wait()
-            finally:
-                self.reading = False
-
-    async def receive(self) -> list[Any]:
-        """As `receive_bytes`, decoded."""
-        return [self._decode(message) for message in await self.receive_bytes()]
-
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        while batch := await self.receive():
-            for message in batch:
-                yield message
-
-    def _check(self, *, sending: bool = False) -> None:
-        if sending and self.ended and self.trailers:
-            self._raise_for_status()
-            raise LinkBroken("the server has ended the call")
-        if self._broken is not None:
-            raise LinkBroken(self._broken)
-
-    def _raise_for_status(self) -> None:
-        http_status = self.headers.get(":status", "200")
-        try:
-            status = GrpclibStatus(int(self.trailers.get("grpc-status", "2")))
-        except ValueError:
-            status = GrpclibStatus.UNKNOWN
-        if status is not GrpclibStatus.OK:
-            message = decode_grpc_message(self.trailers.get("grpc-message", f"HTTP status {http_status}"))
-            raise GRPCError(status, message)
 
 
 class Channel(Connection):
@@ -266,7 +157,7 @@ class Channel(Connection):
             if not flags & frames.ACK:
                 self.plane.out.append(frames.ping(frame[frames.HEADER_BYTES :], ack=True))
         elif kind == frames.GOAWAY:
-            self._goaway(frame)
+            self._goaway(stream_id, frame)
         elif kind != frames.PRIORITY and kind <= frames.CONTINUATION:
             events = self.control_plane.receive(frame)
             for event in events:
@@ -275,16 +166,13 @@ class Channel(Connection):
             if output:
                 self.plane.out.append(output)
 
-    def _goaway(self, frame: bytes) -> None:
-        if len(frame) < frames.HEADER_BYTES + 8:
-            raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "frame_size", "malformed GOAWAY")
-        last = UINT32.unpack_from(frame, frames.HEADER_BYTES)[0] & frames.STREAM_MASK
-        code = UINT32.unpack_from(frame, frames.HEADER_BYTES + 4)[0]
-        self._failure = f"GOAWAY {code}: {frame[frames.HEADER_BYTES + 8 :].decode('utf-8', 'replace')}"
-        for stream_id, stream in list(self.plane.streams.items()):
-            if stream_id > last:
-                assert isinstance(stream, Call)
-                stream.broken(self._failure)
+    def _goaway(self, stream_id: int, frame: bytes) -> None:
+        last, code, debug = parse_goaway(stream_id, frame)
+        self._failure = f"GOAWAY {code}: {debug}"
+        for call_id, call in list(self.plane.streams.items()):
+            if call_id > last:
+                assert isinstance(call, Call)
+                call.broken(self._failure)
 
     def _event(self, event: h2.events.Event) -> None:
         if isinstance(event, h2.events.RemoteSettingsChanged):

@@ -25,6 +25,7 @@ from aether_trio.transport.grpc.data_stream import DataStream
 from aether_trio.transport.grpc.dataplane import DataPlane
 from aether_trio.transport.grpc.frames import ErrorCode, ProtocolViolation
 from aether_trio.transport.grpc.limits import GrpcLimits
+from aether_trio.transport.grpc.pumped import PumpedStream
 
 if TYPE_CHECKING:
     from aether_trio.transport.grpc.budgets import Budgets
@@ -43,35 +44,6 @@ class Sealer(Protocol):
     def seal(self, data: bytes) -> bytes: ...
 
     def open(self, data: bytes) -> bytes: ...
-
-
-class PumpedStream(DataStream):
-    """A stream that the connection asks for bytes and tells about room."""
-
-    __slots__ = ()
-
-    def fill(self) -> bool:
-        """Put bytes into the plane. True when there is more and room for it."""
-        raise NotImplementedError
-
-    def drained(self) -> None:
-        """The kernel has everything that this stream gave."""
-        raise NotImplementedError
-
-    def stall(self) -> None:
-        """What this stream gave, or would give, waits for room."""
-
-    def wake(self) -> None:
-        """There is news for the reader."""
-        raise NotImplementedError
-
-    def broken(self, reason: str) -> None:
-        """The stream has ended abnormally; nothing more comes or goes."""
-        raise NotImplementedError
-
-    def evict(self, status: int, message: str) -> None:
-        """End the stream now with a status."""
-        raise NotImplementedError
 
 
 class Connection:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import h2.events
 import trio
@@ -18,17 +18,18 @@ import trio
 from aether_trio.model.errors import Status
 from aether_trio.transport.grpc import budgets, frames
 from aether_trio.transport.grpc.budgets import Budgets
-from aether_trio.transport.grpc.connection import Connection, PumpedStream, Sealer
+from aether_trio.transport.grpc.checks import check_ping, check_priority, parse_goaway
+from aether_trio.transport.grpc.connection import Connection, Sealer
 from aether_trio.transport.grpc.control import SharedControl
 from aether_trio.transport.grpc.data_stream import DataStream
-from aether_trio.transport.grpc.frames import STREAM_MASK, UINT32, ErrorCode, ProtocolViolation
+from aether_trio.transport.grpc.frames import STREAM_MASK, ErrorCode, ProtocolViolation
+from aether_trio.transport.grpc.keepalive import PingStrikes
+from aether_trio.transport.grpc.pumped import PumpedStream
 from aether_trio.transport.grpc.statistics import ConnectionStatistics, Counters
 from aether_trio.transport.link import PeerCertificate
 
 if TYPE_CHECKING:
     from aether_trio.transport.grpc.limits import Allowance, GrpcLimits
-
-_NEVER: Final = float("-inf")
 
 Accept = Callable[["ServerConnection", int, list[tuple[bytes, bytes]]], None]
 
@@ -38,12 +39,10 @@ class ServerConnection(Connection):
 
     __slots__ = (
         "_accept",
-        "_data_seen",
         "_ended_event",
         "_finished",
-        "_last_ping",
         "_ping_acked",
-        "_strikes",
+        "_pings",
         "certificate",
         "draining",
         "goaway_limit",
@@ -78,9 +77,7 @@ class ServerConnection(Connection):
         self.goaway_limit = STREAM_MASK
         """Streams above it are refused: the last id of our final GOAWAY."""
         self._accept = accept
-        self._strikes = 0
-        self._data_seen = 0
-        self._last_ping = _NEVER
+        self._pings = PingStrikes()
         self._ping_acked: trio.Event | None = None
 
     # The task ------------------------------------------------------------------------------------------------------
@@ -230,46 +227,31 @@ class ServerConnection(Connection):
         self.control_plane.settings_changed()
 
     def _ping(self, flags: int, stream_id: int, frame: bytes) -> None:
-        if len(frame) != frames.HEADER_BYTES + 8:
-            raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "frame_size", "PING is not 8 bytes")
-        if stream_id:
-            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "ping", "PING on a stream")
+        check_ping(stream_id, frame)
+        plane, limits = self.plane, self.limits
         # grpc-go measures the path with a ping per batch of DATA that it gets, so those are earned.
-        self.plane.budgets.spend(budgets.PING_FLOOD, self.plane.data_frames_sent)
+        plane.budgets.spend(budgets.PING_FLOOD, plane.data_frames_sent)
         if flags & frames.ACK:
             if self._ping_acked is not None:
                 self._ping_acked.set()
             return
-        now = trio.current_time()
-        if self._data_seen != self.plane.data_frames_sent:
-            self._data_seen = self.plane.data_frames_sent
-            self.sent_something()
-        if now < self._last_ping + self.limits.min_ping_interval_s:
-            self._strikes += 1
-            if self._strikes > self.limits.max_ping_strikes:
-                raise ProtocolViolation(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
-        self._last_ping = now
-        self.plane.out.append(frames.ping(frame[frames.HEADER_BYTES :], ack=True))
+        self._pings.ping(
+            trio.current_time(), plane.data_frames_sent, limits.min_ping_interval_s, limits.max_ping_strikes
+        )
+        plane.out.append(frames.ping(frame[frames.HEADER_BYTES :], ack=True))
 
-    def sent_something(self) -> None:
-        """Headers or DATA went out: early pings are forgiven, for a client may measure the path when it gets data."""
-        self._strikes = 0
-        self._last_ping = _NEVER
+    def sent_headers(self) -> None:
+        """A response's headers or trailers went out."""
+        self._pings.forgive()
 
     def _priority(self, stream_id: int, frame: bytes) -> None:
         """Checked and ignored: streams take turns here (RFC 9113 section 5.3 deprecates the scheme)."""
         self.plane.budgets.spend(budgets.PRIORITY_FLOOD)
-        if not stream_id:
-            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "priority", "PRIORITY on stream 0")
-        if len(frame) != frames.HEADER_BYTES + 5:
-            raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "frame_size", "PRIORITY is not 5 bytes")
-        if UINT32.unpack_from(frame, frames.HEADER_BYTES)[0] & STREAM_MASK == stream_id:
-            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "priority", "a stream depends on itself")
+        check_priority(stream_id, frame)
 
     def _goaway(self, stream_id: int, frame: bytes) -> None:
         """The client opens no more streams; those that are open go on, and the connection ends with the last."""
-        if stream_id or len(frame) < frames.HEADER_BYTES + 8:
-            raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "frame_size", "malformed GOAWAY")
+        parse_goaway(stream_id, frame)
         self.draining = True
         self.goaway_limit = 0
         self._end_if_done()

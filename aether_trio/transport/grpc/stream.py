@@ -19,7 +19,7 @@ from grpclib.exceptions import ProtocolError, StreamTerminatedError
 from grpclib.metadata import decode_metadata, encode_grpc_message, encode_metadata
 
 from aether_trio.transport.grpc import messages
-from aether_trio.transport.grpc.connection import PumpedStream
+from aether_trio.transport.grpc.duplex import DuplexStream
 from aether_trio.transport.grpc.frames import ErrorCode
 from aether_trio.transport.link import FrameSource, LinkBroken, PeerCertificate
 
@@ -56,19 +56,15 @@ class StreamPeer:
         return self.certificate
 
 
-class ServerStream(PumpedStream):
+class ServerStream(DuplexStream):
     """See the module. `handler` says which message types travel; `headers` are the request's, pseudo headers included."""
 
     __slots__ = (
         "_closing",
         "_initial_sent",
         "_message_sent",
-        "_reader",
-        "_sender",
-        "broken_reason",
         "connection",
         "deadline",
-        "finished",
         "handler",
         "headers",
         "scope",
@@ -94,14 +90,13 @@ class ServerStream(PumpedStream):
         """Cancelled when the stream breaks; None for a stream whose reader is told by LinkBroken instead."""
         self.source: FrameSource | None = None
         self.stalled_since: float | None = None
-        self.broken_reason: str | None = None
-        self.finished = False
-        """Trailers or RST_STREAM have gone out, or the stream broke."""
         self._closing = False
         self._initial_sent = False
         self._message_sent = False
-        self._reader: trio.lowlevel.Task | None = None
-        self._sender: trio.lowlevel.Task | None = None
+
+    @property
+    def _wire(self) -> ServerConnection:
+        return self.connection
 
     # What the call is ----------------------------------------------------------------------------------------------
 
@@ -130,66 +125,13 @@ class ServerStream(PumpedStream):
 
     # Receiving -----------------------------------------------------------------------------------------------------
 
-    async def receive_batch(self) -> list[bytes]:
-        """All messages that have arrived, at least one; [] once the peer has ended its side.
-
-        Raises StatusError for what cannot be accepted (after the messages before it) and LinkBroken for a cut stream.
-        """
-        if self.inbox or self.ended or self.failure is not None or self.broken_reason is not None:
-            await trio.lowlevel.checkpoint()
-        else:
-            await self._wait_for_news()
-        if self.inbox:
-            batch = self.connection.plane.take(self)
-            if self.connection.plane.out:
-                self.connection.pump()
-            return batch
-        if self.failure is not None:
-            raise self.failure
-        if self.broken_reason is not None:
-            raise LinkBroken(self.broken_reason)
-        return []
-
-    async def _wait_for_news(self) -> None:
-        if self._reader is not None:
-            raise trio.BusyResourceError("another task is already receiving from this stream")
-        plane = self.connection.plane
-        self.reading = True
-        if self.unread:
-            # Parts of a message that must be read before the rest can come.
-            plane.take(self)
-            if plane.out:
-                self.connection.pump()
-        self._reader = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(self._stop_reading)
-
-    def _stop_reading(self, _: object) -> trio.lowlevel.Abort:
-        self._reader = None
-        self.reading = False
-        return trio.lowlevel.Abort.SUCCEEDED
-
     async def recv_message(self) -> Any:
-        """The next message, decoded; None once the peer has ended its side."""
-        if not self.inbox:
-            # A batch of one: the others stay, unread, and hold the window shut.
-            if self.ended or self.failure is not None or self.broken_reason is not None:
-                await trio.lowlevel.checkpoint()
-            else:
-                await self._wait_for_news()
-        else:
-            await trio.lowlevel.checkpoint()
-        if self.inbox:
-            message = self.inbox.pop(0)
-            if not self.inbox:
-                self.connection.plane.take(self)
-                if self.connection.plane.out:
-                    self.connection.pump()
-            return self.handler.request_type.FromString(message)
-        if self.failure is not None:
-            raise self.failure
-        if self.broken_reason is not None:
-            raise StreamTerminatedError(self.broken_reason)
-        return None
+        """The next message, decoded; None once the peer has ended its side. As in grpclib, a cut is StreamTerminatedError."""
+        try:
+            message = await self.receive_one()
+        except LinkBroken as error:
+            raise StreamTerminatedError(str(error)) from None
+        return None if message is None else self.handler.request_type.FromString(message)
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
@@ -199,15 +141,6 @@ class ServerStream(PumpedStream):
         if message is None:
             raise StopAsyncIteration
         return message
-
-    def wake(self) -> None:
-        reader = self._reader
-        if reader is not None and (
-            self.inbox or self.ended or self.failure is not None or self.broken_reason is not None
-        ):
-            self._reader = None
-            self.reading = False
-            trio.lowlevel.reschedule(reader)
 
     # Sending -------------------------------------------------------------------------------------------------------
 
@@ -234,35 +167,11 @@ class ServerStream(PumpedStream):
 
     async def send_batch(self, batch: list[bytes]) -> None:
         """Send encoded messages; returns when the windows and the kernel have taken them. Raises LinkBroken."""
-        self._check_sendable()
+        self.check_sendable()
         if not self._initial_sent:
             self.start_response()
         self._message_sent = True
-        self.connection.dirty[self] = None
-        self.connection.plane.send(self, batch)
-        self.connection.pump()
-        await self.wait_drained()
-
-    async def wait_drained(self) -> None:
-        """Until everything given so far is with the kernel. Raises LinkBroken."""
-        if self in self.connection.dirty:
-            if self._sender is not None:
-                raise trio.BusyResourceError("another task is already sending on this stream")
-            self._sender = trio.lowlevel.current_task()
-            await trio.lowlevel.wait_task_rescheduled(self._stop_sending)
-        else:
-            await trio.lowlevel.checkpoint()
-        self._check_sendable()
-
-    def _check_sendable(self) -> None:
-        if self.broken_reason is not None:
-            raise LinkBroken(self.broken_reason)
-        if self.finished:
-            raise ProtocolError("the stream has ended already")
-
-    def _stop_sending(self, _: object) -> trio.lowlevel.Abort:
-        self._sender = None
-        return trio.lowlevel.Abort.SUCCEEDED
+        await self._send_and_wait(batch)
 
     def stop_pulling(self) -> None:
         """Take nothing more from the source; what was taken still goes."""
@@ -299,9 +208,7 @@ class ServerStream(PumpedStream):
             self.stalled_since = trio.current_time()
 
     def drained(self) -> None:
-        if self._sender is not None:
-            trio.lowlevel.reschedule(self._sender)
-            self._sender = None
+        super().drained()
         if self.source is not None and not self.finished:
             self.stalled_since = None
             self.source.flushed()
@@ -361,14 +268,9 @@ class ServerStream(PumpedStream):
         await trio.lowlevel.checkpoint()
 
     def broken(self, reason: str) -> None:
-        """The peer reset the stream, or the connection has ended."""
         if self.broken_reason is None:
-            self.broken_reason = reason
-            self.finished = self._closing = True
-            self.wake()
-            if self._sender is not None:
-                trio.lowlevel.reschedule(self._sender)
-                self._sender = None
+            self._closing = True
+            super().broken(reason)
             if self.scope is not None:
                 self.scope.cancel()
 
@@ -377,7 +279,7 @@ class ServerStream(PumpedStream):
         connection.plane.out.append(
             connection.control_plane.send_headers(self.stream_id, headers, end_stream=end_stream)
         )
-        connection.sent_something()
+        connection.sent_headers()
 
 
 def _encode(metadata: MetadataLike) -> list[tuple[bytes, bytes]]:

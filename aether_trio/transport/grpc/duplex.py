@@ -1,0 +1,148 @@
+"""A stream with one waiting reader and one waiting sender, the same on both sides of a connection.
+
+Both park their task and are rescheduled by the connection: the reader when a read brought messages, once however many;
+the sender when the kernel has everything. Every coroutine here is a checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+from grpclib.exceptions import ProtocolError
+
+from aether_trio.transport.grpc.pumped import PumpedStream
+from aether_trio.transport.link import LinkBroken
+
+if TYPE_CHECKING:
+    from aether_trio.transport.grpc.connection import Connection
+
+
+class DuplexStream(PumpedStream):
+    """Receiving batches and waiting for what was sent."""
+
+    __slots__ = ("_reader", "_sender", "broken_reason", "finished")
+
+    def __init__(self, stream_id: int) -> None:
+        super().__init__(stream_id)
+        self.broken_reason: str | None = None
+        self.finished = False
+        """We have sent the last that we shall send, or the stream broke."""
+        self._reader: trio.lowlevel.Task | None = None
+        self._sender: trio.lowlevel.Task | None = None
+
+    @property
+    def _wire(self) -> Connection:
+        raise NotImplementedError
+
+    # Receiving -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _has_news(self) -> bool:
+        return bool(self.inbox) or self.ended or self.failure is not None or self.broken_reason is not None
+
+    async def receive_batch(self) -> list[bytes]:
+        """All messages that have arrived, at least one; [] once the peer has ended its side.
+
+        Raises StatusError for what cannot be accepted (after the messages before it) and LinkBroken for a cut stream.
+        """
+        await self._wait_for_news()
+        if self.inbox:
+            return self._take()
+        self._raise_what_happened()
+        return []
+
+    async def receive_one(self) -> bytes | None:
+        """The next message, None at the end. The others stay unread and hold the window shut."""
+        await self._wait_for_news()
+        if not self.inbox:
+            self._raise_what_happened()
+            return None
+        message = self.inbox.pop(0)
+        if not self.inbox:
+            self._take()
+        return message
+
+    def _take(self) -> list[bytes]:
+        wire = self._wire
+        batch = wire.plane.take(self)
+        if wire.plane.out:
+            wire.pump()
+        return batch
+
+    def _raise_what_happened(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+        if self.broken_reason is not None:
+            raise LinkBroken(self.broken_reason)
+
+    async def _wait_for_news(self) -> None:
+        if self._has_news:
+            await trio.lowlevel.checkpoint()
+            return
+        if self._reader is not None:
+            raise trio.BusyResourceError("another task is already receiving from this stream")
+        self.reading = True
+        if self.unread:
+            # Parts of a message that must be read before the rest can come.
+            self._take()
+        self._reader = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._stop_reading)
+
+    def _stop_reading(self, _: object) -> trio.lowlevel.Abort:
+        self._reader = None
+        self.reading = False
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def wake(self) -> None:
+        reader = self._reader
+        if reader is not None and self._has_news:
+            self._reader = None
+            self.reading = False
+            trio.lowlevel.reschedule(reader)
+
+    # Sending -------------------------------------------------------------------------------------------------------
+
+    async def _send_and_wait(self, batch: list[bytes]) -> None:
+        wire = self._wire
+        wire.dirty[self] = None
+        wire.plane.send(self, batch)
+        wire.pump()
+        await self.wait_drained()
+
+    async def wait_drained(self) -> None:
+        """Until everything given so far is with the kernel. Raises LinkBroken."""
+        if self in self._wire.dirty:
+            if self._sender is not None:
+                raise trio.BusyResourceError("another task is already sending on this stream")
+            self._sender = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._stop_sending)
+        else:
+            await trio.lowlevel.checkpoint()
+        self.check_sendable()
+
+    def check_sendable(self) -> None:
+        """Raises LinkBroken when the stream was cut, ProtocolError when we have ended it ourselves."""
+        if self.broken_reason is not None:
+            raise LinkBroken(self.broken_reason)
+        if self.finished:
+            raise ProtocolError("the stream has ended already")
+
+    def _stop_sending(self, _: object) -> trio.lowlevel.Abort:
+        self._sender = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def drained(self) -> None:
+        sender, self._sender = self._sender, None
+        if sender is not None:
+            trio.lowlevel.reschedule(sender)
+
+    # Ending --------------------------------------------------------------------------------------------------------
+
+    def broken(self, reason: str) -> None:
+        """The peer reset the stream, or the connection has ended: reader and sender are told."""
+        if self.broken_reason is None:
+            self.broken_reason = reason
+            self.finished = True
+            self.wake()
+            DuplexStream.drained(self)

@@ -1,0 +1,34 @@
+"""What a connection asks of each of its streams."""
+
+from __future__ import annotations
+
+from aether_trio.transport.grpc.data_stream import DataStream
+
+
+class PumpedStream(DataStream):
+    """A stream that the connection asks for bytes and tells about room."""
+
+    __slots__ = ()
+
+    def fill(self) -> bool:
+        """Put bytes into the plane. True when there is more and room for it."""
+        raise NotImplementedError
+
+    def drained(self) -> None:
+        """The kernel has everything that this stream gave."""
+        raise NotImplementedError
+
+    def stall(self) -> None:
+        """What this stream gave, or would give, waits for room."""
+
+    def wake(self) -> None:
+        """There is news for the reader."""
+        raise NotImplementedError
+
+    def broken(self, reason: str) -> None:
+        """The stream has ended abnormally; nothing more comes or goes."""
+        raise NotImplementedError
+
+    def evict(self, status: int, message: str) -> None:
+        """End the stream now with a status."""
+        raise NotImplementedError
