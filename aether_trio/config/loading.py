@@ -27,7 +27,6 @@ ALIASES: Final[Mapping[str, str]] = {
     "AETHER_STRICT_IDENTIFIER_CHARSET": "gateway.strict_identifier_charset",
     "AETHER_PORT": "gateway.port",
     "AETHER_DATA_DIR": "gateway.data_dir",
-    "AETHER_GATEWAY_ID": "gateway.id",
     "AETHER_OPS_PORT": "ops.port",
     "AETHER_LOG_LEVEL": "logging.level",
     "AETHER_LOG_FORMAT": "logging.format",

@@ -52,9 +52,6 @@ class GatewaySettings(Section, frozen=True):
         bool,
         Meta(description="Development mode: loopback, no credentials, no message rates. Alias AETHER_DEV_MODE."),
     ] = False
-    id: Annotated[
-        str, Meta(max_length=128, description="Name of this gateway in its own notices; empty makes one per start.")
-    ] = ""
     strict_identifier_charset: Annotated[
         bool,
         Meta(

@@ -102,41 +102,16 @@ class Metrics(Collector):
         self.registry = CollectorRegistry(auto_describe=False)
         self._sources: list[Callable[[], Iterable[Metric]]] = []
 
-        self.connection_attempts = self._tally(
+        self.connection_attempts = self.tally(
             "aether_connection_attempts", "Handshakes, by how they ended", ("workspace", "principal_type", "status")
         )
-        self.connection_duration = self._distribution(
+        self.connection_duration = self.distribution(
             "aether_connection_duration_seconds",
             "How long ended connections lasted",
             ("workspace", "principal_type"),
             doubling(1.0, 15),
         )
-        self.messages_routed = self._tally(
-            "aether_messages_routed", "Messages accepted and committed", ("workspace", "message_type")
-        )
-        self.message_errors = self._tally("aether_message_errors", "Messages refused", ("workspace", "error_type"))
-        self.message_routing_latency = self._distribution(
-            "aether_message_routing_latency_seconds",
-            "From a message read to its group committed",
-            ("workspace",),
-            doubling(0.0001, 16),
-        )
-        self.kv_operations = self._tally("aether_kv_operations", "KV operations", ("operation", "scope", "status"))
-        self.kv_operation_latency = self._distribution(
-            "aether_kv_operation_latency_seconds",
-            "Time of KV operations",
-            ("operation", "scope"),
-            doubling(0.0001, 14),
-        )
-        self.session_lock_duration = self._distribution(
-            "aether_session_lock_duration_seconds", "Time to take an identity's hold", (), doubling(0.0001, 16)
-        )
-        self.bytes_routed = self._tally(
-            "aether_metering_bytes_routed", "Payload bytes accepted and committed", ("workspace",)
-        )
-        self.checkpoint_operations = self._tally(
-            "aether_metering_checkpoint_operations", "Checkpoint operations", ("workspace", "operation")
-        )
+        self.kv_operations = self.tally("aether_kv_operations", "KV operations", ("operation", "scope", "status"))
 
         build = GaugeMetricFamily("aether_build_info", "The version that runs", labels=("version",))
         build.add_metric((__version__,), 1)
@@ -197,12 +172,14 @@ class Metrics(Collector):
         """(content type, body) of a scrape."""
         return CONTENT_TYPE_LATEST, generate_latest(self.registry)
 
-    def _tally(self, name: str, text: str, labels: Labels = ()) -> Tally:
+    def tally(self, name: str, text: str, labels: Labels = ()) -> Tally:
+        """A counter for whoever counts by hand; `_total` is added to its name."""
         tally = Tally(name, text, labels)
         self._sources.append(tally.collect)
         return tally
 
-    def _distribution(self, name: str, text: str, labels: Labels, bounds: tuple[float, ...]) -> Distribution:
+    def distribution(self, name: str, text: str, labels: Labels, bounds: tuple[float, ...]) -> Distribution:
+        """A histogram with fixed bounds, in the unit that its name says."""
         distribution = Distribution(name, text, labels, bounds)
         self._sources.append(distribution.collect)
         return distribution

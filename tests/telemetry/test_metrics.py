@@ -21,43 +21,51 @@ def scrape(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], fl
 
 def test_a_tally_counts_per_label_set() -> None:
     metrics = Metrics()
-    metrics.messages_routed.add(("prod", "chat"))
-    metrics.messages_routed.add(("prod", "chat"), 9)
-    metrics.messages_routed.add(("dev", "chat"))
+    routed = metrics.tally("routed", "Messages", ("workspace", "type"))
+    routed.add(("prod", "chat"))
+    routed.add(("prod", "chat"), 9)
+    routed.add(("dev", "chat"))
     samples = scrape(metrics)
-    name = "aether_messages_routed_total"
-    assert samples[name, (("message_type", "chat"), ("workspace", "prod"))] == 10
-    assert samples[name, (("message_type", "chat"), ("workspace", "dev"))] == 1
+    assert samples["routed_total", (("type", "chat"), ("workspace", "prod"))] == 10
+    assert samples["routed_total", (("type", "chat"), ("workspace", "dev"))] == 1
+
+
+def test_a_tally_without_labels_shows_0_before_it_counts() -> None:
+    metrics = Metrics()
+    metrics.tally("kicks", "Kicks")
+    assert scrape(metrics)["kicks_total", ()] == 0
 
 
 def test_labels_that_clients_make_up_are_bounded() -> None:
     metrics = Metrics()
+    routed = metrics.tally("routed", "Messages", ("workspace", "type"))
+    latency = metrics.distribution("latency_seconds", "Time", ("workspace",), doubling(0.1, 3))
     for n in range(MAX_SERIES + 50):
-        metrics.messages_routed.add((f"made-up-{n}", "chat"))
-        metrics.message_routing_latency.observe(0.1, (f"made-up-{n}",))
-    assert metrics.messages_routed.value((OTHER, OTHER)) == 50
+        routed.add((f"made-up-{n}", "chat"))
+        latency.observe(0.1, (f"made-up-{n}",))
+    assert routed.value((OTHER, OTHER)) == 50
     samples = scrape(metrics)
-    assert sum(1 for name, _ in samples if name == "aether_messages_routed_total") == MAX_SERIES + 1
-    assert samples["aether_message_routing_latency_seconds_count", (("workspace", OTHER),)] == 50
+    assert sum(1 for name, _ in samples if name == "routed_total") == MAX_SERIES + 1
+    assert samples["latency_seconds_count", (("workspace", OTHER),)] == 50
 
 
 def test_a_wrong_number_of_labels_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="has labels"):
-        Metrics().messages_routed.add(("prod",))
+        Metrics().kv_operations.add(("GET",))
     with pytest.raises(ValueError, match="has labels"):
-        Metrics().message_routing_latency.observe(1.0)
+        Metrics().connection_duration.observe(1.0)
 
 
 def test_a_distribution_has_cumulative_buckets() -> None:
     metrics = Metrics()
+    duration = metrics.distribution("duration_seconds", "Time", (), doubling(0.0001, 16))
     for value in (0.0001, 0.00015, 5.0):
-        metrics.session_lock_duration.observe(value)
+        duration.observe(value)
     samples = scrape(metrics)
-    name = "aether_session_lock_duration_seconds"
-    assert samples[f"{name}_bucket", (("le", "0.0001"),)] == 1
-    assert samples[f"{name}_bucket", (("le", "0.0002"),)] == 2
-    assert samples[f"{name}_bucket", (("le", "+Inf"),)] == samples[f"{name}_count", ()] == 3
-    assert samples[f"{name}_sum", ()] == pytest.approx(5.00025)
+    assert samples["duration_seconds_bucket", (("le", "0.0001"),)] == 1
+    assert samples["duration_seconds_bucket", (("le", "0.0002"),)] == 2
+    assert samples["duration_seconds_bucket", (("le", "+Inf"),)] == samples["duration_seconds_count", ()] == 3
+    assert samples["duration_seconds_sum", ()] == pytest.approx(5.00025)
 
 
 def test_bounds_double() -> None:
@@ -82,6 +90,14 @@ def test_a_components_statistics_are_read_at_scrape_time() -> None:
     assert samples["aether_log_dropped_total", ()] == 20
     assert samples["aether_log_ratio", ()] == 0.25
     assert ("aether_log_name", ()) not in samples
+
+
+def test_a_counter_is_read_at_scrape_time() -> None:
+    metrics = Metrics()
+    refused = {("ERR_X",): 1.0}
+    metrics.counter("refused", "Refusals", ("code",), lambda: refused)
+    refused["ERR_X",] = 3
+    assert scrape(metrics)["refused_total", (("code", "ERR_X"),)] == 3
 
 
 def test_a_gauge_is_read_at_scrape_time() -> None:
