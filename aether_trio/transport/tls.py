@@ -122,8 +122,10 @@ class TlsSession:
 
     def seal(self, data: bytes) -> bytes:
         """Records for `data`, together with whatever else TLS has to say."""
-        if data:
-            self._object.write(data)
+        rest = memoryview(data)
+        while rest:
+            # OpenSSL may take one record of 16 KiB at a time.
+            rest = rest[self._object.write(rest) :]
         return self._outgoing.read()
 
     def open(self, data: bytes) -> bytes:

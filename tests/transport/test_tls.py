@@ -17,7 +17,7 @@ from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.server import GrpcServer
 from aether_trio.transport.grpc.stream import ServerStream
 from aether_trio.transport.link import PeerCertificate
-from aether_trio.transport.tls import ClientCertificates, TlsSettings, client_context, server_context
+from aether_trio.transport.tls import ClientCertificates, TlsSession, TlsSettings, client_context, server_context
 from tests.transport.grpc.harness import Probe, serving
 
 ONE = "/probe.Probe/One"
@@ -169,3 +169,23 @@ async def test_plain_text_to_a_tls_port_is_refused(pki: Pki) -> None:
         while await stream.receive_some():
             pass
     assert server.statistics().rejects == {"tls_handshake": 1}
+
+
+def test_a_session_seals_and_opens_any_amount_at_once(pki: Pki) -> None:
+    server = TlsSession(server_context(TlsSettings(pki.cert, pki.key)))
+    client = TlsSession(client_context(ca_file=pki.ca), server_hostname="localhost", server_side=False)
+    for _ in range(3):
+        for side, other in ((client, server), (server, client)):
+            try:
+                side._object.do_handshake()
+            except ssl.SSLWantReadError:
+                pass
+            other._incoming.write(side._outgoing.read())
+    body = bytes(range(256)) * 4000
+    records = client.seal(body)
+    cut = len(records) // 2
+    assert server.open(records[:cut]) + server.open(records[cut:]) == body
+    assert client.open(server.seal(b"")) == b""
+    assert (server.alpn, server.version) == ("h2", "TLSv1.3")
+    with pytest.raises(ssl.SSLError):
+        server.open(b"\x17\x03\x03\x00\x05wrong")
