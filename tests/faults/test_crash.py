@@ -32,7 +32,7 @@ SENDERS = 4
 TARGETS = 3
 PADDING = b"." * 180
 BATCH = 20  # messages between two barriers
-IN_FLIGHT = 200  # messages of one sender that wait for their acceptance
+IN_FLIGHT = 100  # messages of one sender that wait for their acceptance
 LIMIT_S = 280.0
 END = b"end"
 

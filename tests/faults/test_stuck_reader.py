@@ -29,9 +29,7 @@ MAX_GROWTH_BYTES = 16 * 1024 * 1024
 LIMIT_S = 1800.0 if FULL else 280.0
 
 # Whether a peer that takes nothing is cut after a while is not what is measured here.
-NEVER_CUT = (
-    *("--set", "grpc.tcp_user_timeout_s=0"),
-)
+NEVER_CUT = (*("--set", "grpc.tcp_user_timeout_s=0"),)
 
 
 @dataclass

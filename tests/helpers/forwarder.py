@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Self
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-PING, GOAWAY = 0x6, 0x7
+HEADERS, PING, GOAWAY = 0x1, 0x6, 0x7
 ACK = 0x1
 
 
@@ -107,6 +107,11 @@ class Forwarder:
 
     def _count(self, side: int, kind: int, *, ack: bool) -> int:
         return sum(counters[side].frames[kind, ack] for counters in self._counters)
+
+    @property
+    def client_streams(self) -> int:
+        """RPCs that clients started; grpcio shares connections between clients of a process, so those say little."""
+        return sum(n for counters in self._counters for (kind, _), n in counters[0].frames.items() if kind == HEADERS)
 
     @property
     def client_pings(self) -> int:

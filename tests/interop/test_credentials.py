@@ -96,14 +96,14 @@ def test_28_a_bad_api_key_is_refused_once(own_gateway: Callable[..., GatewayProc
     async def scenario() -> None:
         with forwarder(gateway.address) as path:
             for bad in ({"x-api-key": key + "x"}, {"x-api-key": ""}, {}):
-                before = path.connections
+                before = path.client_streams
                 async with World(path.address, credentials=bad or None) as world:
                     with sdk_log() as log:
                         agent = await world.agent("a", auto_reconnect=True, max_retries=5).connect()
                         await agent.refused()
                     assert "UNAUTHENTICATED" in log.text
                     assert key not in log.text
-                assert path.connections == before + 1, "a refused client came back"
+                assert path.client_streams == before + 1, "a refused client came back"
             async with World(path.address, credentials={"x-api-key": key}) as world:
                 await round_trip(world)
         assert key not in gateway.output()
