@@ -1,0 +1,92 @@
+"""The verdict: what the story claims, compared with what happened. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from aether_trio.demo import story
+
+GIVEN_BEFORE: Final = 3
+"""Questions that the researcher had been sent when it was killed."""
+ANSWERED_BEFORE: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was observed, each by the one who can know it.
+
+    `waiting`: texts in the researcher's topic, from the gateway's log, while the researcher was dead. `connections`: of
+    planner and window. `answers`: questions in the order in which the planner got their answers. The rest is what the window
+    received: who said what, how many lines came again, and (answers, of how many) of each progress report.
+    """
+
+    waiting: Sequence[str]
+    connections: Sequence[int]
+    answers: Sequence[str]
+    counter: int
+    planner_said: Sequence[str]
+    researcher_said: Sequence[str]
+    repeated: int
+    reports: Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One claim."""
+
+    holds: bool
+    claim: str
+    seen: str
+
+
+def verdict(facts: Facts) -> list[Check]:
+    """Every claim of the story."""
+    asked = list(story.QUESTIONS)
+    answers = list(dict.fromkeys(facts.answers))
+    back = story.came_back(ANSWERED_BEFORE, asked[ANSWERED_BEFORE])
+    told = [f"{question} {story.BOOK[question]}" for question in asked]
+    last = facts.reports[-1] if facts.reports else (0, 0)
+    return [
+        Check(
+            list(facts.waiting) == asked,
+            "messages waited for the dead researcher",
+            f"{max(0, len(facts.waiting) - GIVEN_BEFORE)}, on the gateway's disk",
+        ),
+        Check(
+            list(facts.connections) == [2, 2],
+            "planner and window came back by themselves",
+            f"connected {' and '.join(map(str, facts.connections))} times",
+        ),
+        Check(
+            back in facts.researcher_said,
+            "the researcher went on from its checkpoint",
+            f"{ANSWERED_BEFORE} answers were in it" if back in facts.researcher_said else "it said nothing of one",
+        ),
+        Check(
+            answers == asked,
+            "every question was answered, in order",
+            f"{len(answers)} of {len(asked)}{_again(len(facts.answers) - len(answers))}",
+        ),
+        Check(
+            facts.counter == 2 * len(asked),
+            "the shared counter counted each step once",
+            f"{facts.counter}; {len(asked)} questions and {len(asked)} answers are {2 * len(asked)}",
+        ),
+        Check(
+            list(facts.planner_said) == [*asked, story.PLAN]
+            and list(facts.researcher_said) == [story.ARRIVED, *told[:ANSWERED_BEFORE], back, *told[ANSWERED_BEFORE:]],
+            "the window missed nothing of all this",
+            f"{len(facts.planner_said) + len(facts.researcher_said)} lines{_again(facts.repeated)}",
+        ),
+        Check(
+            last == (len(asked), len(asked)),
+            "the progress line went to its end",
+            f"{last[0]} of {last[1]}, in {len(facts.reports)} reports",
+        ),
+    ]
+
+
+def _again(count: int) -> str:
+    return f", {count} of them twice (at least once)" if count else ""

@@ -1,0 +1,213 @@
+"""The order of events: who comes when, what is killed when, and what must have happened before the story goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from aether_trio.demo import story
+from aether_trio.demo.checks import Check, Facts, verdict
+from aether_trio.demo.people import Line, Missed, Planner, Window
+from aether_trio.demo.processes import GatewayProcess, ResearcherProcess
+from aether_trio.demo.screen import Screen
+
+
+class Play:
+    """One performance. `pace_s` is the breath between two lines."""
+
+    def __init__(self, screen: Screen, scratch: Path, pace_s: float) -> None:
+        self.screen = screen
+        self.gateway = GatewayProcess(scratch)
+        self.researcher = ResearcherProcess(scratch, pace_s)
+        self.planner = Planner(pace_s)
+        self.window = Window(screen.line, screen.progress)
+        self._pace_s = pace_s
+        self._waiting: list[str] = []
+
+    async def perform(self) -> list[Check]:
+        """The whole story; the verdict on it. Raises Missed when it cannot go on."""
+        await self._enter()
+        await self._first_wish()
+        await self._lose_the_researcher()
+        await self._lose_the_gateway()
+        await self._finish()
+        return await self._judge()
+
+    async def _breathe(self, breaths: float = 1.0) -> None:
+        await asyncio.sleep(breaths * self._pace_s)
+
+    async def _enter(self) -> None:
+        screen, gateway = self.screen, self.gateway
+        screen.title("aether-trio: planning a day trip, through a gateway that gets killed")
+        await gateway.start()
+        screen.introduce("gateway", gateway.address, f"process {gateway.pid}, in {gateway.data.parent}")
+        await self.window.client.connect(gateway.address)
+        await self.window.until(lambda: self.window.connections == 1, "the user's window is connected")
+        await self.planner.client.connect(gateway.address)
+        await self.planner.until(lambda: self.planner.connections == 1, "the planner is connected")
+        await self.researcher.start(gateway.address)
+        screen.introduce(story.PLANNER, story.PLANNER_TOPIC, "an agent, written with the published SDK")
+        screen.introduce(story.RESEARCHER, story.RESEARCHER_TOPIC, f"another one, in process {self.researcher.pid}")
+        screen.introduce(story.USER, story.WINDOW_TOPIC, "her window; below is what it receives")
+        screen.blank()
+        await self.window.until(
+            lambda: self.window.saw(story.RESEARCHER_TOPIC, story.ARRIVED), "the researcher says that it is there"
+        )
+
+    async def _wish(self, text: str) -> None:
+        self.screen.line(Line(story.WINDOW_TOPIC, story.PLANNER, text))
+        await self.window.ask(text)
+
+    async def _first_wish(self) -> None:
+        await self._wish(story.FIRST_WISH)
+        await self.window.until(
+            lambda: any(update.summary == story.RINGING for update in self.window.progress),
+            "the progress line says that the researcher rings the hut",
+        )
+
+    async def _lose_the_researcher(self) -> None:
+        await self._breathe()
+        pid = await self.researcher.kill()
+        self.screen.event(f"kill -9 {pid}", "the researcher is gone, in the middle of a question")
+        await self._breathe(2)
+        await self._wish(story.SECOND_WISH)
+        planner, total = self.planner, len(story.QUESTIONS)
+        await planner.until(lambda: planner.asked == total, "the planner has asked everything")
+        await planner.barrier()
+        await self.window.until(
+            lambda: self.window.saw(story.PLANNER_TOPIC, story.BACK, story.PACK), "the window saw the new questions"
+        )
+        in_log = await self.gateway.log_of(story.RESEARCHER_TOPIC, total)
+        self._waiting = [entry["text"] for entry in in_log]
+        offsets = " and ".join(str(entry["offset"]) for entry in in_log[3:])
+        self.screen.event("nobody reads that", f"messages {offsets} of its topic wait on the disk")
+        await self._breathe(3)
+
+    async def _lose_the_gateway(self) -> None:
+        pid = await self.gateway.kill()
+        self.screen.event(f"kill -9 {pid}", "the gateway is gone too, without a word to anybody")
+        await self._breathe(2)
+        await self.gateway.start()
+        self.screen.event(f"aether dev, process {self.gateway.pid}", f"the same data, again at {self.gateway.address}")
+        await self.planner.until(lambda: self.planner.connections == 2, "the planner is connected again")
+        await self.window.until(lambda: self.window.connections == 2, "the window is connected again")
+        self.screen.event("planner and window are back by themselves")
+        await self._breathe()
+        await self.researcher.start(self.gateway.address)
+        self.screen.event(f"the researcher's second life, process {self.researcher.pid}")
+
+    async def _finish(self) -> None:
+        await self.window.until(lambda: self.window.saw(story.PLANNER_TOPIC, story.PLAN), "the window got the plan")
+        total = len(story.QUESTIONS)
+        await self.window.until(
+            lambda: any(update.step.sequence == total for update in self.window.progress), "the progress line ended"
+        )
+
+    async def _judge(self) -> list[Check]:
+        counter = await self.planner.barrier()
+        window = self.window
+        return verdict(
+            Facts(
+                waiting=self._waiting,
+                connections=[self.planner.connections, window.connections],
+                answers=self.planner.answers,
+                counter=counter,
+                planner_said=window.heard(story.PLANNER_TOPIC),
+                researcher_said=window.heard(story.RESEARCHER_TOPIC),
+                repeated=window.repeated,
+                reports=[(update.step.sequence, update.step.total_steps) for update in window.progress],
+            )
+        )
+
+    def tell_what_to_try(self) -> None:
+        """Commands for another terminal."""
+        screen, gateway, ops = self.screen, self.gateway.address, self.gateway.ops_address
+        aether = _aether_command()
+        screen.note("It goes on. In another terminal:")
+        screen.suggest(
+            f'{aether} send {story.RESEARCHER_TOPIC} "Is there a bus?" --gateway {gateway}',
+            "the answer goes to the sender, and its copy appears here",
+        )
+        screen.suggest(f"{aether} tail {story.RESEARCHER_TOPIC} --from start --ops {ops}", "its topic in the log")
+        screen.suggest(f"{aether} sessions --gateway {gateway}", "who is connected")
+        screen.suggest(f"{aether} kv list --workspace {story.WORKSPACE} --gateway {gateway}", "the shared counter")
+        screen.suggest(f"curl -s http://{ops}/metrics", "what the gateway counts")
+        screen.note("Ctrl-C ends it.")
+        screen.blank()
+
+
+def _aether_command() -> str:
+    """How the reader can type `aether` here: by name when it is on PATH, else by a path, else as a module."""
+    script = Path(sys.executable).with_name("aether")
+    found = shutil.which("aether")
+    if found and script.exists() and Path(found).samefile(script):
+        return "aether"
+    if not script.exists():
+        return f"{sys.executable} -m aether_trio"
+    relative = os.path.relpath(script)
+    return str(script) if relative.startswith("..") else relative
+
+
+@asynccontextmanager
+async def open_play(screen: Screen, pace_s: float) -> AsyncIterator[Play]:
+    """A play with its processes and its scratch directory, which are gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="aether-demo-") as scratch:
+        # What the SDK logs (it says so when a connection is lost) is for the curious, not for the screen.
+        logging.basicConfig(filename=Path(scratch) / "clients.log", level=logging.INFO, force=True)
+        play = Play(screen, Path(scratch), pace_s)
+        try:
+            yield play
+        finally:
+            for client in (play.planner.client, play.window.client):
+                await client.close()  # type: ignore[no-untyped-call]
+            await play.researcher.kill()
+            await play.gateway.stop()
+            logging.shutdown()
+
+
+async def run(screen: Screen, *, once: bool, pace_s: float, stop: asyncio.Event) -> bool:
+    """Perform, judge, and unless `once` keep serving until `stop`. Whether all happened as told."""
+    async with open_play(screen, pace_s) as play:
+        planner = asyncio.create_task(play.planner.work())
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            with screen:
+                performance = asyncio.create_task(play.perform())
+                await asyncio.wait({performance, planner, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                if not performance.done():
+                    performance.cancel()
+                    if planner.done():
+                        planner.result()
+                    return False
+                checks = performance.result()
+        except Missed as missed:
+            screen.failure(f"{missed}\n{play.researcher.printed()}".rstrip())
+            return False
+        else:
+            good = _show(screen, checks)
+            if good and not once:
+                play.tell_what_to_try()
+                await stop.wait()
+            return good
+        finally:
+            planner.cancel()
+            stopped.cancel()
+
+
+def _show(screen: Screen, checks: list[Check]) -> bool:
+    """The verdict; whether it is good."""
+    screen.blank()
+    screen.verdict(checks)
+    screen.blank()
+    if not all(check.holds for check in checks):
+        screen.failure("Not all of it happened as told.")
+        return False
+    screen.note(f"All of it happened as told, in {screen.elapsed_s:.1f} s.")
+    return True

@@ -1,0 +1,134 @@
+"""The researcher: an agent of the published SDK in a process of its own, which the demo kills.
+
+    python -m aether_trio.demo.researcher HOST:PORT PACE_S
+
+It takes questions from whoever sends them, answers one after another, and reports its progress to the user. What it has
+been given and what it has answered is in its checkpoint before it goes on, so a new process continues where a killed
+one was. Messages come at least once: a question that it knows already is not taken twice.
+
+It ends when its standard input does, so that it never outlives the demo.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from scitrera_aether_client import AsyncAgentClient
+
+from aether_trio.demo import story
+from aether_trio.demo.people import CLIENT_SETTINGS, answered, say
+
+PATIENCE_S = 60.0
+"""How long the telephone rings at the hut, the first time that somebody tries."""
+
+
+@dataclass
+class Notebook:
+    """What must survive this process: [question, who asked], twice, and whether the hut was rung before."""
+
+    todo: list[list[str]] = field(default_factory=list)
+    done: list[list[str]] = field(default_factory=list)
+    rung: bool = False
+
+    def take(self, question: str, sender: str) -> bool:
+        """Write a question down; False when it was known, because the message came again."""
+        entry = [question, sender]
+        if entry in self.done or entry in self.todo:
+            return False
+        self.todo.append(entry)
+        return True
+
+    def encode(self) -> bytes:
+        """For the checkpoint."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Notebook:
+        """From the checkpoint; empty data is an empty notebook."""
+        return cls(**json.loads(data)) if data else cls()
+
+
+class Researcher:
+    """One life of the researcher."""
+
+    def __init__(self, pace_s: float) -> None:
+        self._pace_s = pace_s
+        self._client = AsyncAgentClient(story.WORKSPACE, story.RESEARCHER, "1", **CLIENT_SETTINGS)
+        self._inbox: asyncio.Queue[Any] = asyncio.Queue()
+        self._client.on_message = self._inbox.put_nowait
+        self._notes = Notebook()
+
+    async def live(self, address: str) -> None:
+        """Connect, remember, work for ever."""
+        await self._client.connect(address)
+        checkpoint = answered(await self._client.checkpoint_load(story.NOTEBOOK))
+        self._notes = Notebook.decode(checkpoint.data)
+        if self._notes.todo:
+            known = story.came_back(len(self._notes.done), self._notes.todo[0][0])
+            await say(self._client, story.PLANNER_TOPIC, known)
+        elif not self._notes.done:
+            await say(self._client, story.PLANNER_TOPIC, story.ARRIVED)
+        while True:
+            if not self._notes.todo:
+                await self._take_mail(wait=True)
+                await asyncio.sleep(self._pace_s)
+            await self._take_mail(wait=False)
+            await self._work(*self._notes.todo[0])
+
+    async def _take_mail(self, *, wait: bool) -> None:
+        news = False
+        while wait or not self._inbox.empty():
+            message = await self._inbox.get()
+            news |= self._notes.take(message.payload.decode(), message.source_topic)
+            wait = not self._notes.todo
+        if news:
+            await self._save()
+
+    async def _work(self, question: str, sender: str) -> None:
+        await self._report(0.0, question)
+        await asyncio.sleep(self._pace_s)
+        if question == story.HUT and not self._notes.rung:
+            self._notes.rung = True
+            await self._save()
+            await self._report(0.5, story.RINGING)
+            await asyncio.sleep(PATIENCE_S)
+        answer = story.BOOK.get(question, story.NOBODY_KNOWS)
+        await say(self._client, sender, f"{question} {answer}")
+        answered(await self._client.kv_increment(story.COUNTER, scope="workspace"))
+        self._notes.done.append(self._notes.todo.pop(0))
+        await self._save()
+        if not self._notes.todo and self._inbox.empty():
+            await self._report(0.0, "done")
+
+    async def _save(self) -> None:
+        answered(await self._client.checkpoint_save(self._notes.encode(), key=story.NOTEBOOK))
+
+    async def _report(self, part: float, summary: str) -> None:
+        done, total = len(self._notes.done), len(self._notes.done) + len(self._notes.todo)
+        await self._client.report_progress(
+            task_id=story.WORKSPACE,
+            completion=(done + part) / total,
+            summary=summary,
+            step_name="answers",
+            step_sequence=done,
+            step_total=total,
+            recipient=f"us::{story.USER}",
+        )
+
+
+async def _main(address: str, pace_s: float) -> None:
+    living = asyncio.ensure_future(Researcher(pace_s).live(address))
+    stdin_ends = asyncio.get_running_loop().run_in_executor(None, sys.stdin.buffer.read)
+    done, _ = await asyncio.wait({living, stdin_ends}, return_when=asyncio.FIRST_COMPLETED)
+    if living in done:
+        living.result()
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the demo, which ends us
+    asyncio.run(_main(sys.argv[1], float(sys.argv[2])))

@@ -1,0 +1,155 @@
+"""What the demo prints: a transcript, a progress line that stays at the bottom, and the verdict.
+
+In a terminal the progress line is drawn over; elsewhere each report is a line of its own. Colours and width are the
+terminal's (rich decides; NO_COLOR is honoured), and without UTF-8 the marks are ASCII.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Final, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from aether_trio.demo import story
+from aether_trio.demo.checks import Check
+from aether_trio.demo.people import Line
+
+_STYLES: Final = {story.USER: "magenta", story.PLANNER: "cyan", story.RESEARCHER: "green"}
+_BAR: Final = 24
+_TIME: Final = 6
+_WHO: Final = 20
+_MAX_WIDTH: Final = 110
+
+
+class Screen:
+    """Prints. Use as a context manager: the progress line lives inside it."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=False)
+        self.console.width = min(self.console.width, _MAX_WIDTH)
+        self._utf8 = self.console.encoding.lower().replace("-", "") in {"utf8", "utf16"}
+        self._started = time.monotonic()
+        self._progress: Text | None = None
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, get_renderable=self._bottom, auto_refresh=False, transient=True)
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.freeze()
+
+    def freeze(self) -> None:
+        """Leave the progress line where it is; what comes later is printed below."""
+        if self._live is not None:
+            self._live.__exit__(None, None, None)
+            self._live = None
+            if self._progress is not None:
+                self.console.print(self._progress)
+
+    def _bottom(self) -> Text:
+        return self._progress or Text("")
+
+    def _mark(self, mark: str, plain: str) -> str:
+        return mark if self._utf8 else plain
+
+    def _row(self, who: Text | None, what: Text) -> None:
+        row = Table.grid(padding=(0, 1))
+        row.add_column(width=_TIME, justify="right", style="dim")
+        if who is not None:
+            row.add_column(width=_WHO)
+        row.add_column(ratio=1)
+        cells = [what] if who is None else [who, what]
+        row.add_row(f"{self.elapsed_s:.1f}s", *cells)
+        self.console.print(row)
+
+    # -- what is shown ------------------------------------------------------------------------------------------------
+
+    def title(self, text: str) -> None:
+        """The first line."""
+        self.console.print(Text(text, style="bold"))
+        self.console.print()
+
+    def introduce(self, name: str, identity: str, what: str) -> None:
+        """One of the cast, or the gateway."""
+        row = Table.grid(padding=(0, 1))
+        row.add_column(width=10, style=_STYLES.get(name, "yellow") + " bold")
+        row.add_column(width=23)
+        row.add_column(ratio=1, style="dim")
+        row.add_row(name, identity, what)
+        self.console.print(row)
+
+    def blank(self) -> None:
+        """Some air."""
+        self.console.print()
+
+    def line(self, line: Line) -> None:
+        """Something that somebody said."""
+        speaker = line.speaker.split("::")[-2]
+        who = Text(speaker, style=_STYLES.get(speaker, "blue") + " bold")
+        if line.to:
+            who.append(f" {self._mark('→', '>')} ", style="dim")
+            who.append(line.to, style=_STYLES.get(line.to, "blue"))
+        self._row(who, Text(line.text))
+
+    def event(self, text: str, note: str = "") -> None:
+        """Something that was done to the cast, and what follows from it."""
+        what = Text(f"{self._mark('──', '--')} {text}", style="yellow")
+        if note:
+            what.append(f": {note}", style="not bold dim")
+        self._row(None, what)
+
+    def progress(self, update: Any) -> None:
+        """A report of the researcher, as the user's window got it."""
+        done, total = update.step.sequence, update.step.total_steps
+        filled = round(_BAR * min(1.0, max(0.0, update.completion)))
+        bar = Text("  ")
+        bar.append("researcher ", style="green bold")
+        bar.append(self._mark("━", "#") * filled, style="green")
+        bar.append(self._mark("─", ".") * (_BAR - filled), style="dim")
+        bar.append(f" {done} of {total}", style="bold")
+        bar.append(f"  {update.summary}", style="dim")
+        bar.truncate(self.console.width)
+        self._progress = bar
+        if self._live is not None:
+            self._live.refresh()
+        else:
+            self.console.print(bar)
+
+    def verdict(self, checks: Sequence[Check]) -> None:
+        """What was claimed, and what was seen."""
+        table = Table.grid(padding=(0, 1))
+        table.add_column(width=1)
+        table.add_column(no_wrap=True)
+        table.add_column(ratio=1, style="dim")
+        for check in checks:
+            mark = self._mark("✓", "+") if check.holds else self._mark("✗", "X")
+            style = "green" if check.holds else "red bold"
+            table.add_row(Text(mark, style=style), Text(check.claim, style="" if check.holds else style), check.seen)
+        self.console.print(table)
+
+    def note(self, text: str) -> None:
+        """A sentence at the margin."""
+        self.console.print(Text(text, style="dim"))
+
+    def suggest(self, command: str, why: str) -> None:
+        """Something to type, never wrapped: it is to be copied."""
+        self.console.print(Text(f"  {command}"), soft_wrap=True)
+        self.console.print(Text(f"      {why}", style="dim"))
+
+    def failure(self, text: str) -> None:
+        """Why the demo ends."""
+        self.freeze()
+        self.console.print(Text(f"{self._mark('✗', 'X')} {text}", style="red bold"), soft_wrap=True)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self._started

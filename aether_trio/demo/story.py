@@ -1,0 +1,49 @@
+"""The words of the story, and who is who. Questions end with "?", so an answer is "QUESTION? answer"."""
+
+from __future__ import annotations
+
+from typing import Final
+
+WORKSPACE: Final = "trip"
+PLANNER: Final = "planner"
+RESEARCHER: Final = "researcher"
+USER: Final = "maya"
+WINDOW: Final = "window"
+
+PLANNER_TOPIC: Final = f"ag::{WORKSPACE}::{PLANNER}::1"
+RESEARCHER_TOPIC: Final = f"ag::{WORKSPACE}::{RESEARCHER}::1"
+WINDOW_TOPIC: Final = f"us::{USER}::{WINDOW}"
+
+COUNTER: Final = "steps"
+"""A key of the workspace: one up for each question asked (by the planner) and answered (by the researcher)."""
+NOTEBOOK: Final = "notebook"
+"""The researcher's checkpoint."""
+
+WEATHER: Final = "How is the weather on Saturday?"
+TRAIN: Final = "When does a train go up?"
+HUT: Final = "Is the hut open?"
+BACK: Final = "And the last train down?"
+PACK: Final = "What goes into the bag?"
+
+BOOK: Final = {
+    WEATHER: "Sun until four, then thunder.",
+    TRAIN: "7:12 from platform 3.",
+    HUT: "It is, and there is cake.",
+    BACK: "18:40. With that thunder, better 15:40.",
+    PACK: "Water, and a rain jacket.",
+}
+NOBODY_KNOWS: Final = "I have asked around, and nobody knows."
+
+FIRST_WISH: Final = "Up to the hut on Saturday! What do I need to know?"
+SECOND_WISH: Final = "Oh, and how do I get down again, and what do I pack?"
+WISHES: Final = {FIRST_WISH: (WEATHER, TRAIN, HUT), SECOND_WISH: (BACK, PACK)}
+QUESTIONS: Final = (WEATHER, TRAIN, HUT, BACK, PACK)
+
+ARRIVED: Final = "I am here."
+RINGING: Final = "ringing the hut"
+PLAN: Final = "Up at 7:12, cake at the hut, down at 15:40. Take a rain jacket."
+
+
+def came_back(done: int, question: str) -> str:
+    """What the researcher says in its second life, from its checkpoint."""
+    return f"Back! My notebook: {done} answered, next: {question}"

@@ -1,0 +1,153 @@
+"""The demo as a reader runs it: real processes, real kills, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from aether_trio.demo.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 120
+
+pytestmark = pytest.mark.interop
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Scratch directories go to `tmp_path`; somebody's own settings are there to be ignored."""
+    return os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "TMPDIR": str(tmp_path),
+        "COLUMNS": "100",
+        "AETHER_GATEWAY__PORT": "1",
+        "AETHER_TLS_ENABLED": "true",
+    }
+
+
+def processes_in(directory: Path) -> list[str]:
+    """Command lines of live processes whose scratch directory is this one."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"TMPDIR={directory}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue  # it has ended, or is somebody else's
+    return found
+
+
+def test_the_story_happens_as_told(tmp_path: Path, environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "aether_trio.demo", "--once", "--pace", "0.02"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert done.stdout.count("✓") == 7
+    assert "✗" not in done.stdout
+    assert len(re.findall(r"kill -9 \d+", done.stdout)) == 2
+    assert "Back! My notebook: 2 answered" in done.stdout
+    assert "5 of 5" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    assert processes_in(tmp_path) == []
+
+
+@pytest.fixture
+def serving(tmp_path: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "aether_trio.demo", "--pace", "0.02"],
+        env=environment,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def read_until(process: subprocess.Popen[str], wanted: str) -> str:
+    """Everything up to the line with `wanted`; fails when the demo ends before it."""
+    text = ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        text += line
+        if wanted in line:
+            return text
+    raise AssertionError(f"no {wanted!r} in:\n{text}")
+
+
+def test_it_serves_on_and_says_how_to_talk_to_it(
+    serving: subprocess.Popen[str], tmp_path: Path, environment: dict[str, str]
+) -> None:
+    text = read_until(serving, "Ctrl-C ends it")
+    suggested = re.search(r"(send \S+) \"(.*?)\" (--gateway \S+)", text)
+    assert suggested is not None, text
+    sent = subprocess.run(
+        [sys.executable, "-m", "aether_trio", *suggested[1].split(), suggested[2], *suggested[3].split()],
+        env={name: value for name, value in environment.items() if not name.startswith("AETHER_")},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert sent.returncode == 0, sent.stderr
+    assert "researcher → cli" in read_until(serving, f"{suggested[2]} ")
+    serving.send_signal(signal.SIGINT)
+    assert serving.wait(LIMIT_S) == 0
+    assert list(tmp_path.iterdir()) == []
+    assert processes_in(tmp_path) == []
+
+
+def test_ending_it_in_the_middle_leaves_nothing(serving: subprocess.Popen[str], tmp_path: Path) -> None:
+    read_until(serving, "kill -9")
+    serving.send_signal(signal.SIGTERM)
+    assert serving.wait(LIMIT_S) == 1
+    assert list(tmp_path.iterdir()) == []
+    assert processes_in(tmp_path) == []
+
+
+def test_a_gateway_that_does_not_start_is_said(tmp_path: Path, environment: dict[str, str]) -> None:
+    package = tmp_path / "broken" / "aether_trio"
+    package.mkdir(parents=True)
+    for part in ("demo", "__init__.py"):
+        (package / part).symlink_to(ROOT / "aether_trio" / part)
+    (package / "__main__.py").write_text("raise SystemExit('out of order')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "aether_trio.demo", "--once"],
+        env=environment | {"PYTHONPATH": str(package.parent)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "the gateway ended at once" in done.stdout
+    assert "out of order" in done.stdout
+
+
+def test_without_the_sdk_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = CliRunner().invoke(main, ["--once"])
+    assert result.exit_code == 1
+    assert "pip install 'aether-trio[sdk]'" in result.output
