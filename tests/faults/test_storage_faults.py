@@ -22,7 +22,6 @@ from tests.helpers.gateway import GatewayProcess, start_gateway
 from tests.helpers.sdk import LIMIT_S, Peer, World, answered, run_async
 
 KIB = 1024
-QUICK_TO_GIVE_UP = ("--set", "storage.busy_timeout_s=0.5")
 
 
 async def publish_until(sender: Peer, world: World, name: str, *, refused: bool) -> tuple[list[bytes], list[bytes]]:
@@ -93,7 +92,7 @@ def fault(gateway: GatewayProcess, cause: Callable[[], contextlib.AbstractContex
 
 
 def test_another_process_holds_the_logs_lock() -> None:
-    with start_gateway(extra_args=QUICK_TO_GIVE_UP) as gateway:
+    with start_gateway() as gateway:
 
         @contextlib.contextmanager
         def locked() -> Iterator[None]:
@@ -151,27 +150,3 @@ def test_the_disk_is_full(small_disk: Path) -> None:
             filler.unlink()
 
         fault(gateway, full)
-
-
-@pytest.mark.parametrize("name", ["log.db", "state.db"])
-def test_one_database_is_locked_for_a_moment_only(name: str) -> None:
-    """Shorter than the gateway's patience: nobody notices anything but the wait."""
-    with start_gateway(extra_args=("--set", "storage.busy_timeout_s=60")) as gateway:
-
-        async def scenario() -> None:
-            async with World(gateway.address) as world:
-                a, b = await world.open(world.agent("a"), world.agent("b"))
-                connection = sqlite3.connect(gateway.data_dir / name, isolation_level=None)
-                try:
-                    connection.execute("BEGIN EXCLUSIVE")
-                    await a.client.send_message_to_agent(world.ws, world.impl, "b", b"through the lock")
-                    write = asyncio.ensure_future(a.client.kv_put("k", b"v", timeout=LIMIT_S))
-                    await asyncio.sleep(0.3)
-                    connection.execute("ROLLBACK")
-                finally:
-                    connection.close()
-                answered(await write, "put")
-                await b.message(b"through the lock")
-                assert a.errors.empty()
-
-        run_async(scenario)
