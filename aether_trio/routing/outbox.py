@@ -69,6 +69,7 @@ class Outbox:
         "_link",
         "_on_lane_drop",
         "_room",
+        "broken",
         "closed",
         "control_bytes",
         "delivery_bytes",
@@ -93,6 +94,7 @@ class Outbox:
         self.lane_bytes = 0
         self.lane_dropped = 0
         self.closed = False
+        self.broken = False
 
     # -- filling --------------------------------------------------------------------------------------------------
 
@@ -105,8 +107,8 @@ class Outbox:
 
     @property
     def control_has_room(self) -> bool:
-        """Whether another request may be taken from this client."""
-        return self.control_bytes < self.limits.control_bytes
+        """Whether another request may be taken from this client. Of a broken link the reader is to hear, so: yes."""
+        return self.control_bytes < self.limits.control_bytes or self.broken
 
     async def wait_control_room(self) -> None:
         """Wait until `control_has_room`."""
@@ -198,6 +200,13 @@ class Outbox:
         for drained in self.listeners:
             drained()
 
+    def cut(self) -> None:
+        """See FrameSource."""
+        self.broken = True
+        if self._room is not None:
+            self._room.set()
+            self._room = None
+
     def detach(self) -> None:
         """Drop deliveries and lane for good; durable messages remain in the log behind their cursors. Idempotent.
 
@@ -211,8 +220,8 @@ class Outbox:
         self.listeners = ()
 
     async def wait_control_sent(self) -> None:
-        """Wait until every control message has been pulled."""
-        while self._control:
+        """Wait until every control message has been pulled, or the link has broken."""
+        while self._control and not self.broken:
             if self._room is None:
                 self._room = trio.Event()
             await self._room.wait()

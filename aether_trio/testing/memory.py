@@ -61,15 +61,15 @@ class MemoryLink:
 
     async def receive(self) -> Sequence[pb.UpstreamMessage]:
         """See Link."""
+        await trio.lowlevel.checkpoint()
         while not self._upstream:
             if self._broken:
                 raise LinkBroken("cut")
             if self._finished:
-                await trio.lowlevel.checkpoint()
                 return ()
             self._news = trio.Event()
             await self._news.wait()
-        await trio.lowlevel.checkpoint()
+        # No checkpoint here: like a socket's lane, a batch that has woken its reader is handed over though it is cancelled.
         batch = tuple(self._upstream)
         self._upstream.clear()
         return batch
@@ -119,6 +119,8 @@ class MemoryLink:
         """Vanish."""
         self._broken = True
         self._news.set()
+        if self._source is not None:
+            self._source.cut()
 
     def pause(self) -> None:
         """Stop reading."""

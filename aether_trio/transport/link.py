@@ -61,6 +61,13 @@ class FrameSource(Protocol):
         """Everything pulled so far has been handed to the kernel. Called once per drained burst."""
         ...
 
+    def cut(self) -> None:
+        """The stream has broken and nothing will be pulled any more. Whoever waits for room is to look again.
+
+        A session that waits for its peer to read does not call `receive`, so it would not learn it there.
+        """
+        ...
+
 
 class Link(Protocol):
     """One bidirectional stream of messages."""

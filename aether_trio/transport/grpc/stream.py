@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 from grpclib.const import Handler
 from grpclib.const import Status as GrpclibStatus
-from grpclib.exceptions import ProtocolError, StreamTerminatedError
-from grpclib.metadata import decode_metadata, encode_grpc_message, encode_metadata
+from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+from grpclib.metadata import decode_metadata, encode_metadata
 
 from aether_trio.transport.grpc import messages
 from aether_trio.transport.grpc.duplex import DuplexStream
@@ -102,8 +102,14 @@ class ServerStream(DuplexStream):
 
     @property
     def metadata(self) -> MultiDict[Any]:
-        """The caller's metadata, without HTTP/2's and gRPC's own headers; `-bin` values are bytes."""
-        return decode_metadata(self.headers)
+        """The caller's metadata, without HTTP/2's and gRPC's own headers; `-bin` values are bytes.
+
+        Raises GRPCError for a binary value that is none: the caller's mistake, not the handler's.
+        """
+        try:
+            return decode_metadata(self.headers)
+        except ValueError as error:
+            raise GRPCError(GrpclibStatus.INTERNAL, f"malformed binary metadata: {error}") from error
 
     @property
     def path(self) -> str:
@@ -246,7 +252,7 @@ class ServerStream(DuplexStream):
         headers = [] if self._initial_sent else list(_RESPONSE[:2])
         headers.append((b"grpc-status", b"%d" % status))
         if message:
-            headers.append((b"grpc-message", encode_grpc_message(message).encode("ascii")))
+            headers.append((b"grpc-message", messages.status_message(message)))
         headers.extend(_encode(metadata))
         self._headers_out(headers, end_stream=True)
         if not self.ended:
@@ -271,6 +277,8 @@ class ServerStream(DuplexStream):
         if self.broken_reason is None:
             self._closing = True
             super().broken(reason)
+            if self.source is not None:
+                self.source.cut()
             if self.scope is not None:
                 self.scope.cancel()
 

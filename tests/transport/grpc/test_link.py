@@ -32,6 +32,7 @@ class Source:
         self.asked: list[int] = []
         self.flushes = 0
         self.pulled = 0
+        self.cuts = 0
 
     def pull(self, max_bytes: int) -> list[bytes]:
         self.asked.append(max_bytes)
@@ -45,6 +46,9 @@ class Source:
 
     def flushed(self) -> None:
         self.flushes += 1
+
+    def cut(self) -> None:
+        self.cuts += 1
 
 
 class Gateway(AetherGatewayBase):
@@ -145,6 +149,7 @@ async def test_a_cut_stream_raises_link_broken_and_does_not_cancel_the_task(how:
         source.queue.append(b"never")
         link.kick()
         assert source.pulled == 0
+        assert source.cuts == 1  # whoever waits for the peer to read is told as well
         assert not gateway.ended.is_set()
         await link.close(Status.UNAVAILABLE)
         gateway.leave.set()
@@ -274,7 +279,7 @@ async def test_close_does_not_wait_for_ever_for_a_stalled_peer(autojump_clock: t
 
 
 async def test_a_source_may_kick_from_flushed() -> None:
-    async with linked() as (client, link, source, _):
+    async with linked() as (client, link, _, _):
 
         class Refilling(Source):
             def flushed(self) -> None:
