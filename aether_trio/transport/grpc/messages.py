@@ -9,11 +9,16 @@ import struct
 import zlib
 from typing import Final
 
+from grpclib.metadata import encode_grpc_message
+
 from aether_trio.model.errors import Status, StatusError
 
 PREFIX: Final = struct.Struct(">BI")
 """Compressed flag, length."""
 PREFIX_BYTES: Final = 5
+
+MAX_STATUS_MESSAGE: Final = 2048
+"""Characters. Clients bound header lists too (grpc-core: 8 KiB) and would lose the status with the message."""
 
 ACCEPT_ENCODING: Final = "identity,deflate,gzip"
 _WBITS: Final = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
@@ -49,3 +54,9 @@ def decompress(message: bytes, encoding: str, max_bytes: int) -> bytes:
 
 def too_large(size_bytes: int, max_bytes: int) -> StatusError:
     return StatusError(Status.RESOURCE_EXHAUSTED, f"Received message larger than max ({size_bytes} vs. {max_bytes})")
+
+
+def status_message(text: str) -> bytes:
+    """The value of grpc-message. Any text will do: what UTF-8 cannot say is replaced, and the rest cut off."""
+    sayable = text[:MAX_STATUS_MESSAGE].encode("utf-8", "replace").decode("utf-8")
+    return encode_grpc_message(sayable).encode("ascii")

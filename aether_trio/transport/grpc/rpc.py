@@ -13,7 +13,7 @@ from typing import Final
 import trio
 from grpclib.const import Handler
 from grpclib.exceptions import GRPCError, StreamTerminatedError
-from grpclib.metadata import decode_timeout, encode_grpc_message
+from grpclib.metadata import decode_timeout
 
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.transport.grpc import frames, messages
@@ -23,6 +23,7 @@ from aether_trio.transport.link import LinkBroken
 
 log = logging.getLogger(__name__)
 
+_TIMEOUT_CHARACTERS: Final = 9
 _CONTENT_TYPES: Final = ("application/grpc", "application/grpc+proto")
 
 
@@ -73,13 +74,20 @@ def _open(
         raise Refusal(200, Status.UNIMPLEMENTED, f"grpc-encoding {encoding!r} is not supported")
     deadline = None
     if "grpc-timeout" in by_name:
-        try:
-            deadline = trio.current_time() + decode_timeout(by_name["grpc-timeout"])
-        except ValueError:
-            raise Refusal(200, Status.INTERNAL, "invalid grpc-timeout header") from None
+        deadline = trio.current_time() + _timeout(by_name["grpc-timeout"])
     stream = ServerStream(stream_id, connection, handler, headers, deadline)
     stream.encoding = encoding
     return stream
+
+
+def _timeout(value: str) -> float:
+    """Seconds. The specification allows eight digits, and Python's numbers would go much further."""
+    try:
+        if len(value) <= _TIMEOUT_CHARACTERS:
+            return decode_timeout(value)
+    except ValueError:
+        pass
+    raise Refusal(200, Status.INTERNAL, "invalid grpc-timeout header")
 
 
 def _refuse(connection: ServerConnection, stream_id: int, refusal: Refusal) -> None:
@@ -87,7 +95,7 @@ def _refuse(connection: ServerConnection, stream_id: int, refusal: Refusal) -> N
         (b":status", b"%d" % refusal.http_status),
         (b"content-type", b"application/grpc"),
         (b"grpc-status", b"%d" % refusal.status),
-        (b"grpc-message", _quote(refusal.message)),
+        (b"grpc-message", messages.status_message(refusal.message)),
         (b"grpc-accept-encoding", messages.ACCEPT_ENCODING.encode()),
     ]
     connection.counters.reject(f"http_{refusal.http_status}" if refusal.http_status != 200 else "unimplemented")
@@ -144,7 +152,3 @@ def _first_status(error: BaseException) -> BaseException:
             if isinstance(leaf, (GRPCError, StatusError, LinkBroken, StreamTerminatedError)):
                 return leaf
     return error
-
-
-def _quote(message: str) -> bytes:
-    return encode_grpc_message(message).encode("ascii")

@@ -169,14 +169,12 @@ async def test_grpclib_streams_and_sees_errors() -> None:
 
     async def talk(port: int) -> tuple[list[str], Any]:
         async with grpclib.client.Channel("127.0.0.1", port) as channel:
-            got = []
             async with channel.request(
                 ECHO, Cardinality.STREAM_STREAM, HealthCheckRequest, HealthCheckRequest
             ) as stream:
                 for number in range(50):
                     await stream.send_message(HealthCheckRequest(service=str(number) * 1000), end=number == 49)
-                async for reply in stream:
-                    got.append(reply.service[:2])
+                got = [reply.service[:2] async for reply in stream]
             method = grpclib.client.UnaryUnaryMethod(
                 channel, "/probe.Probe/Fail", HealthCheckRequest, HealthCheckRequest
             )

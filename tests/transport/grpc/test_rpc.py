@@ -8,8 +8,9 @@ import pytest
 import trio
 from grpclib.health.v1.health_pb2 import HealthCheckRequest
 
-from aether_trio.transport.grpc import frames
+from aether_trio.transport.grpc import frames, messages
 from aether_trio.transport.grpc.frames import ErrorCode
+from aether_trio.transport.grpc.limits import GrpcLimits
 from tests.transport.grpc.harness import RawClient, data, frame, message, probe_server, serving
 
 
@@ -27,6 +28,8 @@ def body(text: str) -> bytes:
         ({"path": "/probe.Probe/Nothing"}, "200", "12"),
         ({"grpc_encoding": "snappy"}, "200", "12"),
         ({"grpc_timeout": "soon"}, "200", "13"),
+        ({"grpc_timeout": "9" * 400 + "H"}, "200", "13"),
+        ({"path": "/" + "long" * 3000}, "200", "12"),
     ],
 )
 async def test_what_is_no_rpc_is_refused_before_any_message(
@@ -148,8 +151,6 @@ async def test_a_message_over_the_cap_fails_its_rpc_only() -> None:
 
 
 async def test_streams_beyond_the_limit_are_refused_and_may_be_retried() -> None:
-    from aether_trio.transport.grpc.limits import GrpcLimits
-
     server, _ = probe_server(limits=GrpcLimits(max_concurrent_streams=2))
     async with serving(server) as port:
         client = await RawClient.connect(port)
@@ -203,3 +204,20 @@ async def test_priority_inside_headers_is_accepted() -> None:
         flags = frames.END_HEADERS | 0x20
         await client.send(frame(frames.HEADERS, flags, 1, b"\0\0\0\0\x0f" + client.block()), data(1, message(b"p")))
         assert await client.payload(1, 6) == message(b"p")
+
+
+async def test_malformed_binary_metadata_is_the_callers_mistake(caplog: pytest.LogCaptureFixture) -> None:
+    server, _ = probe_server()
+    async with serving(server) as port:
+        client = await RawClient.connect(port)
+        await client.send(client.request(1, "/probe.Probe/Metadata", raw_bin="A"), data(1, body(""), end=True))
+        assert (await client.trailers(1))["grpc-status"] == "13"
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("text", ["\ud800", "x" * 100_000, "\0\r\n"])
+def test_any_text_can_be_a_status_message(text: str) -> None:
+    value = messages.status_message(text)
+    assert value.isascii()
+    assert len(value) <= 3 * messages.MAX_STATUS_MESSAGE
+    assert b"\n" not in value
