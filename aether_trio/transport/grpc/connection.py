@@ -113,8 +113,10 @@ class Connection:
         """
         if head and not self._received(head):
             return "closed"
+        head = b""
         sock, counters = self.sock, self.counters
         while True:
+            data = b""  # an idle connection must not keep what it read last alive in this frame
             await trio.lowlevel.wait_readable(sock)
             try:
                 data = sock.recv(RECV_BYTES)
