@@ -41,7 +41,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 logger = structlog.get_logger("aether.session")
 
 CLOSE_S = 5.0
-"""How long a peer that has ended its side may take to read the answers to what it asked before."""
+"""How long the end of a stream waits for its peer to read the answers to what it asked before."""
 
 DUPLICATE_GRACE_S = 0.1
 """How long a second holder of an identity waits for the first one's end before it is refused."""
@@ -108,32 +108,40 @@ class SessionServer:
         continued = continued or history
         if displaced is not None:
             displaced.end(Status.CANCELLED, f"session {session.session_id} has taken over this identity")
-        resumed = continued is not None
         if continued is not None:
-            session.history = History(session.session_id, continued.initial_connection_ms, continued.reconnections + 1)
+            # Until the acknowledgement carries the new session id, the old one is what the client knows to resume.
+            session.history = continued
         broken: LinkBroken | None = None
         try:
             async with trio.open_nursery() as nursery:
                 session.scope = nursery.cancel_scope
                 try:
-                    await self._open(session, claim, resumed, nursery)
+                    await self._open(session, claim, nursery, resumed=continued is not None)
                     await self._read(session, early)
                 except StatusError as error:
                     session.ending = session.ending or error
                 except LinkBroken as error:
                     broken = error
+                finally:
+                    # Here, where the nursery is open: a subscription that begins to lag starts a task in it.
+                    session.detach()
                 nursery.cancel_scope.cancel()
         finally:
-            session.detach()
             parts.ended(session)
+        if broken is not None and session.ending is None:
+            raise broken
+        await self._finish(session)
         if session.ending is not None:
             raise session.ending
-        if broken is not None:
-            raise broken
-        if session.outbox.control_bytes:
-            with trio.move_on_after(CLOSE_S):
-                await session.outbox.wait_control_sent()
         return Status.OK, ""
+
+    async def _finish(self, session: Session) -> None:
+        """Let a client that reads have its last answers and signals, and hear what of its messages was not stored."""
+        log, outbox, last_append = self._parts.log, session.outbox, session.sender.last_append
+        if outbox.control_bytes or not log.is_settled(last_append):
+            with trio.move_on_after(CLOSE_S):
+                await log.wait_settled(last_append)
+                await outbox.wait_control_sent()
 
     # -- coming in ------------------------------------------------------------------------------------------------
 
@@ -184,20 +192,27 @@ class SessionServer:
         link.attach(session.outbox)
         return session
 
-    async def _open(self, session: Session, claim: Claim, resumed: bool, nursery: trio.Nursery) -> None:
+    async def _open(self, session: Session, claim: Claim, nursery: trio.Nursery, *, resumed: bool) -> None:
         parts = self._parts
         identity = session.identity
         config: pb.ConfigSnapshot | None = None
         subscriptions = Subscriptions(
             identity, session.outbox, parts.log, parts.lanes, parts.groups, nursery, session.told_of_gap
         )
+        session.subscriptions = subscriptions
         try:
             if identity.kind in (Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK):
                 config = await parts.config_snapshot(identity)
             open_base = await subscriptions.prepare_base()
         except StorageUnavailable as error:
             raise StatusError(Status.UNAVAILABLE, f"the gateway's storage does not answer: {error}") from None
-        session.subscriptions = subscriptions
+        if session.ending is not None:
+            # Ended by somebody else while the last answer was on its way here.
+            open_base()
+            raise session.ending
+        before = session.history
+        if resumed:
+            session.history = History(session.session_id, before.initial_connection_ms, before.reconnections + 1)
         ack = pb.ConnectionAck(
             session_id=session.session_id,
             resumed=resumed,
@@ -211,6 +226,7 @@ class SessionServer:
         greeting = [pb.DownstreamMessage(connection_ack=ack)]
         if config is not None:
             greeting.append(pb.DownstreamMessage(config=config))
+        session.acknowledged = True
         session.put(*greeting)
         open_base()
 
@@ -220,6 +236,8 @@ class SessionServer:
         link, outbox, log = session.link, session.outbox, self._parts.log
         batch = early or await link.receive()
         while batch:
+            if session.ending is not None:
+                raise session.ending  # the batch and the end have met
             session.last_activity_ms = self._parts.clock.now_ms()
             await self._handle_batch(session, batch)
             if not log.has_room:
@@ -241,5 +259,7 @@ class SessionServer:
                 raise StatusError(Status.INVALID_ARGUMENT, "this stream has had its InitConnection already")
             else:
                 await dispatcher.dispatch(session, case, message)
+                if session.ending is not None:
+                    raise session.ending
                 if not session.outbox.control_has_room:
                     await session.outbox.wait_control_room()

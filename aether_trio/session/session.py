@@ -46,6 +46,7 @@ class Session:
     __slots__ = (
         "__weakref__",
         "_detached_event",
+        "acknowledged",
         "allows_workspace",
         "client",
         "connected_ms",
@@ -98,6 +99,7 @@ class Session:
         self.scope: trio.CancelScope | None = None
         self.ending: StatusError | None = None
         self.lane_behind = False
+        self.acknowledged = False
         self.detached = False
         self._detached_event: trio.Event | None = None
 
@@ -141,10 +143,13 @@ class Session:
     # -- ending ---------------------------------------------------------------------------------------------------
 
     def end(self, status: Status, reason: str, signal: pb.Signal.SignalType.ValueType | None = None) -> None:
-        """End the session from outside: signal the client (if asked to), let go of everything, close the stream."""
+        """End the session from outside: signal the client (if asked to), let go of everything, close the stream.
+
+        A client that has not been acknowledged gets the status alone: it takes any message for "connected".
+        """
         if self.ending is not None:
             return
-        if signal is not None:
+        if signal is not None and self.acknowledged:
             self.put(pb.DownstreamMessage(signal=pb.Signal(type=signal, reason=reason)))
         self.ending = StatusError(status, reason)
         self.detach()

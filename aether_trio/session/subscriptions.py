@@ -85,7 +85,18 @@ class _Open:
 class Subscriptions:
     """Everything one session listens to."""
 
-    __slots__ = ("_base", "_catchup", "_identity", "_lanes", "_listener", "_log", "_outbox", "_workspace", "groups")
+    __slots__ = (
+        "_base",
+        "_catchup",
+        "_closed",
+        "_identity",
+        "_lanes",
+        "_listener",
+        "_log",
+        "_outbox",
+        "_workspace",
+        "groups",
+    )
 
     def __init__(
         self,
@@ -108,6 +119,7 @@ class Subscriptions:
         )
         self._base: _Open | None = None
         self._workspace: _Open | None = None
+        self._closed = False
 
     async def prepare(self, plan: Plan) -> Callable[[], _Open]:
         """Read what the log knows of the plan's topics. The returned function opens it all, without a checkpoint, and is to be
@@ -127,6 +139,9 @@ class Subscriptions:
             pinned.append(group[0])
 
         def open_all() -> _Open:
+            if self._closed:  # while the log was being read
+                self._log.unpin(pinned)
+                return _Open()
             opened = _Open(lanes=plan.lanes, pinned=pinned)
             for wanted, (state, cursor) in zip(plan.topics, found, strict=True):
                 # A takeover moves the cursor while this session is being prepared.
@@ -178,7 +193,8 @@ class Subscriptions:
             self._workspace = None
 
     def close(self) -> None:
-        """Stop listening. Idempotent, and no checkpoint."""
+        """Stop listening, for good. Idempotent, and no checkpoint."""
+        self._closed = True
         self._close(self._workspace)
         self._close(self._base)
         self._workspace = self._base = None
