@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -42,9 +43,13 @@ class Reader:
         self.background: list[subprocess.Popen[bytes]] = []
         tools = directory / ".tools"
         tools.mkdir()
-        aether = tools / "aether"
-        aether.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m aether_trio "$@"\n')
-        aether.chmod(0o755)
+        self._tool(tools / "aether", f'#!/bin/sh\nexec "{sys.executable}" -m aether_trio "$@"\n')
+        if shutil.which("curl") is None:
+            # Readers have curl; the machine that runs the tests needs Python only.
+            fetch = (
+                "import sys, urllib.request as r; sys.stdout.buffer.write(r.urlopen(sys.argv[-1], timeout=30).read())"
+            )
+            self._tool(tools / "curl", f'#!/bin/sh\nexec "{sys.executable}" -c \'{fetch}\' "$@"\n')
         clean = {name: value for name, value in os.environ.items() if not name.startswith("AETHER_")}
         self.environment: Mapping[str, str] = clean | {
             "PATH": f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -53,6 +58,11 @@ class Reader:
             "AETHER_OPS": gateway.ops_address,
             "NO_COLOR": "1",
         }
+
+    @staticmethod
+    def _tool(path: Path, script: str) -> None:
+        path.write_text(script)
+        path.chmod(0o755)
 
     def here(self, text: str) -> str:
         """The page's addresses, replaced by the gateway's."""
