@@ -201,13 +201,13 @@ class Connection:
     def _collect(self) -> None:
         plane = self.plane
         ready = plane.ready
-        budget = plane.data_frames_sent + BURST_BYTES // plane.peer_frame_bytes
+        enough = plane.send_window - BURST_BYTES
         while ready:
             stream: PumpedStream = next(iter(ready))  # type: ignore[assignment]
             del ready[stream]
             if stream.fill():
                 ready[stream] = None
-            if plane.data_frames_sent >= budget:
+            if plane.send_window <= enough:
                 return
 
     def _send_out(self) -> bool:

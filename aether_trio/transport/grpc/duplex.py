@@ -106,8 +106,13 @@ class DuplexStream(PumpedStream):
     async def _send_and_wait(self, batch: list[bytes]) -> None:
         wire = self._wire
         wire.dirty[self] = None
-        wire.plane.send(self, batch)
-        wire.pump()
+        if wire.stalled:
+            # Framed now it would be memory that a peer which does not read makes us hold, for as many streams as it has.
+            wire.plane.hold(self, batch)
+            wire.kick(self)
+        else:
+            wire.plane.send(self, batch)
+            wire.pump()
         await self.wait_drained()
 
     async def wait_drained(self) -> None:

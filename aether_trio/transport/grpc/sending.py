@@ -71,14 +71,7 @@ class SendSide:
 
     def send(self, stream: DataStream, batch: list[bytes]) -> None:
         """Frame messages into `out` as far as the windows reach; the rest waits in `stream.pending`."""
-        pack = PREFIX.pack
-        pieces: list[bytes | memoryview] = []
-        size = PREFIX_BYTES * len(batch)
-        for message in batch:
-            length = len(message)
-            size += length
-            pieces.append(pack(0, length))
-            pieces.append(message)
+        size = PREFIX_BYTES * len(batch) + sum(map(len, batch))
         if (
             stream.pending is None
             and size <= self.peer_frame_bytes
@@ -86,15 +79,20 @@ class SendSide:
             and size <= stream.send_window
         ):
             self.out.append(FRAME_HEADER.pack(size << 8, 0, stream.stream_id))
-            self.out += pieces
+            self.out += _with_prefixes(batch)
             self.send_window -= size
             stream.send_window -= size
             self.data_frames_sent += 1
-            return
+        else:
+            self.hold(stream, batch)
+            self.send_pending(stream)
+
+    def hold(self, stream: DataStream, batch: list[bytes]) -> None:
+        """Put messages behind what waits in `stream.pending` already, and frame nothing."""
+        pieces = _with_prefixes(batch)
         if stream.pending is not None:
             pieces.insert(0, stream.pending)
         stream.pending = memoryview(b"".join(pieces))
-        self.send_pending(stream)
 
     def send_pending(self, stream: DataStream) -> bool:
         """Frame more of what waits. True when nothing waits any more."""
@@ -166,3 +164,12 @@ class SendSide:
     def is_idle(self, stream_id: int) -> bool:
         """Never opened. We accept only the client's odd ids, and a client's own streams are odd as well."""
         return stream_id > self.highest_stream_id or stream_id % 2 == 0
+
+
+def _with_prefixes(batch: list[bytes]) -> list[bytes | memoryview]:
+    pack = PREFIX.pack
+    pieces: list[bytes | memoryview] = []
+    for message in batch:
+        pieces.append(pack(0, len(message)))
+        pieces.append(message)
+    return pieces

@@ -19,6 +19,7 @@ from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from grpclib.metadata import decode_metadata, encode_metadata
 
 from aether_trio.transport.grpc import messages
+from aether_trio.transport.grpc.connection import BURST_BYTES
 from aether_trio.transport.grpc.duplex import DuplexStream
 from aether_trio.transport.grpc.frames import ErrorCode
 from aether_trio.transport.link import FrameSource, LinkBroken, PeerCertificate
@@ -196,7 +197,8 @@ class ServerStream(DuplexStream):
             plane.blocked[self] = None
             self.stall()
             return False
-        batch = source.pull(min(room, 65_536))
+        asked = min(room, BURST_BYTES)
+        batch = source.pull(asked)
         if not batch:
             self.stalled_since = None
             return False
@@ -207,7 +209,8 @@ class ServerStream(DuplexStream):
         if self.pending is not None:
             self.stall()
             return False
-        return True
+        # A source stops short of what was asked for only when it has nothing more.
+        return sum(map(len, batch)) >= asked
 
     def stall(self) -> None:
         if self.stalled_since is None:

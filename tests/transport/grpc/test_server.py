@@ -12,7 +12,7 @@ import trio
 from aether_trio.transport.grpc import frames
 from aether_trio.transport.grpc.frames import ErrorCode
 from aether_trio.transport.grpc.limits import GrpcLimits
-from tests.transport.grpc.harness import RawClient, data, frame, message, probe_server, serving, settings
+from tests.transport.grpc.harness import Frame, RawClient, data, frame, message, probe_server, serving, settings
 
 
 @pytest.mark.parametrize("taken", [1, 10, 24, 30, 200])
@@ -155,3 +155,42 @@ def _tasks(task: trio.lowlevel.Task | None) -> Iterator[trio.lowlevel.Task]:
         for nursery in task.child_nurseries:
             for child in nursery.child_tasks:
                 yield from _tasks(child)
+
+
+async def test_large_answers_on_many_streams_wait_for_a_slow_reader_and_all_arrive() -> None:
+    server, _ = probe_server()
+    streams, size = range(1, 16, 2), 1_000_000
+    async with serving(server) as port:
+        client = await RawClient.connect(port, settings(window=2**30))
+        await client.send(frames.window_update(0, 2**30))
+        for stream_id in streams:
+            await client.send(client.request(stream_id))
+        body = message(b"l" * size)
+        await _send_within_windows(client, streams, body)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        (connection,) = server.connections
+        assert connection.stalled
+        assert sum(map(len, connection.plane.out)) < 10_000
+        got = dict.fromkeys(streams, b"")
+        await client.send(*(data(stream_id, b"", end=True) for stream_id in streams))
+        for found in await _until_all_ended(client, len(streams)):
+            if found.kind == frames.DATA:
+                got[found.stream_id] += found.body
+        assert {stream_id for stream_id in streams if got[stream_id] == body} == set(streams)
+        assert server.statistics().rejects == {}
+
+
+async def _send_within_windows(client: RawClient, streams: range, body: bytes) -> None:
+    """Upload `body` on every stream, reading nothing but windows, which the server gives back as it reads."""
+    for stream_id in streams:
+        for at in range(0, len(body), 16_000):
+            await client.send(data(stream_id, body[at : at + 16_000]))
+
+
+async def _until_all_ended(client: RawClient, count: int) -> list[Frame]:
+    ended = 0
+    while ended < count:
+        found = await client.next()
+        assert found is not None
+        ended += found.kind == frames.HEADERS and bool(found.flags & frames.END_STREAM)
+    return client.seen
