@@ -1,0 +1,389 @@
+"""A gateway's core in memory, for tests: databases without threads, scripted participants, a virtual clock.
+
+`InlineDatabase` runs the real programs on a real SQLite connection, in the test's own thread. So nothing happens behind
+the scheduler's back: on a clock that jumps (`use_virtual_time`) a whole core runs in virtual time, a commit can be held at
+a gate or made to fail, and the same databases can be opened by one core after another, as a restart does.
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+from unittest import mock
+
+import msgspec
+import pytest
+import trio
+from trio.testing import MockClock
+
+from aether_trio.config import Settings
+from aether_trio.core import Core, open_core
+from aether_trio.model.clock import VirtualClock
+from aether_trio.storage.base import Execute, ExecuteMany, Fetch, Program, ProgramFactory, Row, StorageUnavailable, Value
+from aether_trio.storage.migrations import SQLITE, upgrade
+from aether_trio.storage.sqlite_statements import drive
+from aether_trio.testing.memory import MemoryLink, StreamEnded, agent, message_to, open_participant
+from aether_trio.wire.pb import aether_pb2 as pb
+
+__all__ = [
+    "Gate",
+    "InlineDatabase",
+    "World",
+    "agent",
+    "barrier",
+    "bridge",
+    "connect",
+    "deadlock_is_an_error",
+    "errors",
+    "kv_get",
+    "message_to",
+    "metrics_bridge",
+    "open_world",
+    "orchestrator",
+    "payloads",
+    "pump",
+    "rest_of",
+    "run_in_virtual_time",
+    "service",
+    "settings_for_tests",
+    "switch_to",
+    "task",
+    "use_virtual_time",
+    "user",
+    "workflow_engine",
+]
+
+T = TypeVar("T")
+
+_numbers = count(1)
+
+
+def run_in_virtual_time(
+    main: Callable[[], Awaitable[T]], *, clock: trio.abc.Clock | None = None, instruments: Sequence[Any] = ()
+) -> T:
+    """`trio.run` on a clock that jumps to the next deadline when nothing can go on."""
+    return trio.run(main, clock=clock or MockClock(autojump_threshold=0), instruments=instruments)
+
+
+def use_virtual_time(items: Iterable[pytest.Item], folder: Path, names: Sequence[str] = ()) -> None:
+    """Run the tests below `folder` (of the modules `names`, if given) in virtual time.
+
+    pytest-trio gives a run its clock only when the test function itself asks for one; here it is the folder that does.
+    """
+    for item in items:
+        chosen = folder in item.path.parents and (not names or item.path.stem in names)
+        if chosen and isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+            item.add_marker(pytest.mark.trio(run=run_in_virtual_time), append=False)
+
+
+class Gate:
+    """A place where callers can be made to wait."""
+
+    def __init__(self) -> None:
+        self._open = trio.Event()
+        self._open.set()
+        self._arrived = trio.Event()
+        self.waiting = 0
+
+    def close(self) -> None:
+        """Stop whoever comes from now on."""
+        self._open = trio.Event()
+        self._arrived = trio.Event()
+
+    def open(self) -> None:
+        """Let everybody through."""
+        self._open.set()
+
+    async def passed(self) -> None:
+        """Wait while the gate is closed."""
+        self.waiting += 1
+        self._arrived.set()
+        try:
+            await self._open.wait()
+        finally:
+            self.waiting -= 1
+
+    async def arrival(self) -> None:
+        """Wait until somebody stands at the gate, since it was closed."""
+        await self._arrived.wait()
+
+
+class InlineDatabase:
+    """A Database over one in-memory SQLite connection, driven in the caller's task. See the module docstring.
+
+    `before_write` holds programs before they take effect, `after_write` between their commit and the answer, `after_read`
+    between a read's snapshot and its answer. `failing` makes every program fail, `fail_writes` the next n writes.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._connection = sqlite3.connect(":memory:", isolation_level=None)
+        self._cursor = self._connection.cursor()
+        self._cursor.execute("BEGIN")
+        drive(self._cursor, lambda: upgrade(name, SQLITE, "in memory"))
+        self._cursor.execute("COMMIT")
+        self.before_write = Gate()
+        self.after_write = Gate()
+        self.after_read = Gate()
+        self.failing = False
+        self.fail_writes = 0
+        self.reads = 0
+        self.writes = 0
+
+    def renew(self) -> None:
+        """Open all gates, for another trio run or another owner."""
+        self.before_write, self.after_write, self.after_read = Gate(), Gate(), Gate()
+        self.failing, self.fail_writes = False, 0
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    async def run(self, program: ProgramFactory[T]) -> T:
+        """See Database."""
+        await self.before_write.passed()
+        self.writes += 1
+        if self.failing or self.fail_writes > 0:
+            self.fail_writes -= 1
+            raise StorageUnavailable("no room on this disk")
+        self._cursor.execute("BEGIN")
+        try:
+            result = drive(self._cursor, program)
+        except BaseException:
+            self._cursor.execute("ROLLBACK")
+            raise
+        self._cursor.execute("COMMIT")
+        await self.after_write.passed()
+        return result
+
+    async def read(self, program: ProgramFactory[T]) -> T:
+        """See Database."""
+        await trio.lowlevel.checkpoint()
+        self.reads += 1
+        if self.failing:
+            raise StorageUnavailable("this disk does not answer")
+        result = drive(self._cursor, program)
+        await self.after_read.passed()
+        return result
+
+    async def read_small(self, program: ProgramFactory[T]) -> T:
+        """See Database."""
+        return await self.read(program)
+
+    async def fetch(self, sql: str, *args: Value) -> list[Row]:
+        """See Database."""
+        rows: list[Row] = await self.read(lambda: _single(Fetch(sql, args)))
+        return rows
+
+    async def execute(self, sql: str, *args: Value) -> int:
+        """See Database."""
+        touched: int = await self.run(lambda: _single(Execute(sql, args)))
+        return touched
+
+    async def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
+        """See Database."""
+        held = list(rows)
+        await self.run(lambda: _single(ExecuteMany(sql, held)))
+
+    def query(self, sql: str, *args: Value) -> list[Row]:
+        """Look into the database now, for assertions."""
+        return drive(self._cursor, lambda: _single(Fetch(sql, args)))
+
+    def statistics(self) -> object:
+        """What metrics ask for."""
+        return self
+
+
+def _single(statement: Fetch | Execute | ExecuteMany) -> Program[Any]:
+    return (yield statement)
+
+
+def settings_for_tests(**changes: Mapping[str, Any]) -> Settings:
+    """Development settings without a directory; `changes` are sections, each a mapping of its fields."""
+    settings = Settings.for_dev()
+    changes = {"gateway": {"ephemeral": True}, "log": {"offset_flush_s": 0.05}, **changes}
+    for section, fields in changes.items():
+        settings = _changed(settings, section, fields)
+    return settings
+
+
+def _changed(settings: Settings, section: str, fields: Mapping[str, Any]) -> Settings:
+    old = getattr(settings, section)
+    if isinstance(old, msgspec.Struct):
+        new = msgspec.structs.replace(old, **fields)
+    else:
+        new = type(old)(**{name: fields.get(name, getattr(old, name)) for name in old.__slots__})
+    return msgspec.structs.replace(settings, **{section: new})
+
+
+class World:
+    """Databases that outlive the cores that are opened on them."""
+
+    def __init__(self) -> None:
+        self.databases = {"state": InlineDatabase("state"), "log": InlineDatabase("log")}
+
+    @property
+    def log(self) -> InlineDatabase:
+        """The database of the topic log."""
+        return self.databases["log"]
+
+    @property
+    def state(self) -> InlineDatabase:
+        """The database of everything else."""
+        return self.databases["state"]
+
+    @asynccontextmanager
+    async def open(self, **changes: Mapping[str, Any]) -> AsyncIterator[Core]:
+        """A core on these databases. At the end it stops as a gateway that is told to."""
+        for database in self.databases.values():
+            database.renew()
+
+        @asynccontextmanager
+        async def open_inline(path: object, *, name: str, **options: object) -> AsyncIterator[InlineDatabase]:
+            yield self.databases[name]
+
+        with mock.patch("aether_trio.core.open_sqlite", open_inline):
+            opened = open_core(
+                settings_for_tests(**changes), clock=VirtualClock(trio.current_time), randomness=random.Random(1)
+            )
+            async with opened as core:
+                yield core
+
+    def close(self) -> None:
+        """Forget everything."""
+        for database in self.databases.values():
+            database.close()
+
+
+@contextmanager
+def open_world() -> Iterator[World]:
+    """Fresh databases."""
+    world = World()
+    try:
+        yield world
+    finally:
+        world.close()
+
+
+@asynccontextmanager
+async def deadlock_is_an_error() -> AsyncIterator[None]:
+    """In virtual time an hour passes at once when nothing can go on; then the test has failed."""
+
+    async def give_up() -> None:
+        await trio.sleep(3600)
+        raise AssertionError("nothing went on for an hour of virtual time: whatever the test waits for never comes")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(give_up)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+def connect(core: Core, hello: pb.UpstreamMessage, **options: Any) -> AbstractAsyncContextManager[MemoryLink]:
+    """A scripted participant of this core; see `open_participant`."""
+    return open_participant(core.sessions, hello, **options)
+
+
+# -- first messages ---------------------------------------------------------------------------------------------------
+
+
+def _init(client: Mapping[str, Any], init: Mapping[str, Any]) -> pb.UpstreamMessage:
+    return pb.UpstreamMessage(init=pb.InitConnection(**client, **init))
+
+
+def task(workspace: str, implementation: str, specifier: str = "", **init: Any) -> pb.UpstreamMessage:
+    """The InitConnection of a task; without a specifier a non-unique one."""
+    identity = pb.TaskIdentity(workspace=workspace, implementation=implementation, unique_specifier=specifier)
+    return _init({"task": identity}, init)
+
+
+def user(user_id: str, window_id: str, **init: Any) -> pb.UpstreamMessage:
+    """The InitConnection of a user's window."""
+    return _init({"user": pb.UserIdentity(user_id=user_id, window_id=window_id)}, init)
+
+
+def service(implementation: str, specifier: str, **init: Any) -> pb.UpstreamMessage:
+    """The InitConnection of a service."""
+    return _init({"service": pb.ServiceIdentity(implementation=implementation, specifier=specifier)}, init)
+
+
+def bridge(implementation: str, specifier: str, **init: Any) -> pb.UpstreamMessage:
+    """The InitConnection of a bridge."""
+    return _init({"bridge": pb.BridgeIdentity(implementation=implementation, specifier=specifier)}, init)
+
+
+def orchestrator(implementation: str, specifier: str = "", **init: Any) -> pb.UpstreamMessage:
+    """The InitConnection of an orchestrator."""
+    identity = pb.OrchestratorIdentity(implementation=implementation, specifier=specifier)
+    return _init({"orchestrator": identity}, init)
+
+
+def workflow_engine(**init: Any) -> pb.UpstreamMessage:
+    """The InitConnection of the workflow engine."""
+    return _init({"workflow_engine": pb.WorkflowEngineIdentity()}, init)
+
+
+def metrics_bridge(**init: Any) -> pb.UpstreamMessage:
+    """The InitConnection of the metrics bridge."""
+    return _init({"metrics_bridge": pb.MetricsBridgeIdentity()}, init)
+
+
+# -- other messages ---------------------------------------------------------------------------------------------------
+
+
+def switch_to(workspace: str) -> pb.UpstreamMessage:
+    """A SwitchWorkspace."""
+    return pb.UpstreamMessage(switch_workspace=pb.SwitchWorkspace(new_workspace_id=workspace))
+
+
+def kv_get(request_id: str) -> pb.UpstreamMessage:
+    """A KV GET of a key that is not there."""
+    op = pb.KVOperation(op=pb.KVOperation.GET, scope=pb.KVOperation.GLOBAL, key="nothing", request_id=request_id)
+    return pb.UpstreamMessage(kv_op=op)
+
+
+async def barrier(*peers: MemoryLink) -> None:
+    """Until everything that these participants have sent is committed and handed on, in turn.
+
+    Asks for a checkpoint, which every kind of participant may. What came before the answer is left for the test to read.
+    """
+    for peer in peers:
+        request_id = f"barrier-{next(_numbers)}"
+        op = pb.CheckpointOperation(op=pb.CheckpointOperation.LOAD, request_id=request_id)
+        peer.send(pb.UpstreamMessage(checkpoint_op=op))
+        while not any(one.checkpoint.request_id == request_id for one in peer.waiting("checkpoint")):
+            if peer.ended is not None:
+                raise peer.ended
+            await trio.sleep(0.001)
+    await pump()
+
+
+async def pump(ticks: int = 20) -> None:
+    """Let every task that can run do so for a while, in no time."""
+    for _ in range(ticks):
+        await trio.lowlevel.checkpoint()
+
+
+def payloads(peer: MemoryLink) -> list[bytes]:
+    """The payloads of the messages that have arrived, not taking them."""
+    return [message.msg.payload for message in peer.waiting("msg")]
+
+
+def errors(peer: MemoryLink) -> list[pb.ErrorResponse]:
+    """The ErrorResponses that have arrived, not taking them."""
+    return [message.error for message in peer.waiting("error")]
+
+
+async def rest_of(peer: MemoryLink) -> list[pb.DownstreamMessage]:
+    """Everything that still arrives until the gateway ends the stream; `peer.ended` says how it did."""
+    messages: list[pb.DownstreamMessage] = []
+    while True:
+        try:
+            messages.append(await peer.receive_message())
+        except StreamEnded:
+            return messages

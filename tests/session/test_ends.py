@@ -1,0 +1,329 @@
+"""However a session ends, its identity is free, nothing of it goes on, and its client knows what it must."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import trio
+
+from aether_trio.core import Core
+from aether_trio.model.errors import Code, Status
+from aether_trio.routing.outbox import Outbox
+from aether_trio.testing.memory import MemoryLink
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import (
+    World,
+    agent,
+    barrier,
+    connect,
+    kv_get,
+    message_to,
+    orchestrator,
+    payloads,
+    pump,
+    rest_of,
+    user,
+)
+
+ONE = "ag::w::a::1"
+
+
+def disconnect(session_id: str, reason: str = "") -> pb.UpstreamMessage:
+    op = pb.SessionOperation(op=pb.SessionOperation.DISCONNECT, session_id=session_id, reason=reason)
+    return pb.UpstreamMessage(session_op=op)
+
+
+def session_id_of(core: Core, identity: str) -> str:
+    holder = core.registry.holder(identity)
+    assert holder is not None
+    return holder.session_id
+
+
+# -- the ways to end --------------------------------------------------------------------------------------------------
+
+
+async def test_a_clean_end_gives_ok_and_the_identity_back(core: Core) -> None:
+    async with connect(core, agent("w", "a", "1")) as peer:
+        peer.finish()
+        assert (await peer.wait_end()).status is Status.OK
+        assert core.registry.holder(ONE) is None
+    async with connect(core, agent("w", "a", "1")):
+        pass
+
+
+async def test_a_cut_gives_the_identity_back(core: Core) -> None:
+    async with connect(core, agent("w", "a", "1")) as peer:
+        peer.cut()
+        await pump()
+        assert core.registry.holder(ONE) is None
+        assert peer.ended is None  # nobody is there to be told
+    async with connect(core, agent("w", "a", "1")):
+        pass
+
+
+async def test_a_cut_is_noticed_while_answers_pile_up(core: Core) -> None:
+    """A client that asks, reads nothing and vanishes must not keep its identity."""
+    async with connect(core, agent("w", "a", "1")) as peer:
+        peer.pause()
+        limit = core.sessions._parts.outbox_limits.control_bytes
+        size = 16 * 1024
+        for number in range(limit // size + 2):
+            peer.send(kv_get(f"{number}" + "x" * size))
+        with trio.fail_after(30):
+            while core.registry.holder(ONE).outbox.control_has_room:  # type: ignore[union-attr]
+                await trio.sleep(0.01)
+        await pump()
+        peer.cut()
+        await pump()
+        assert core.registry.holder(ONE) is None
+
+
+async def test_a_kick_signals_force_and_ends_with_a_status_that_is_not_ok(core: Core) -> None:
+    async with connect(core, orchestrator("ops", "1")) as operator, connect(core, agent("w", "a", "1")) as peer:
+        operator.send(disconnect(session_id_of(core, ONE), "too loud"))
+        signal = (await peer.next("signal")).signal
+        assert (signal.type, signal.reason) == (pb.Signal.FORCE_DISCONNECT, "too loud")
+        ended = await peer.wait_end()
+        assert (ended.status, ended.message) == (Status.CANCELLED, "too loud")
+        assert (await operator.next("session_response")).session_response.success
+        assert core.registry.holder(ONE) is None
+    async with connect(core, agent("w", "a", "1")):
+        pass
+
+
+async def test_a_kick_waits_a_moment_for_a_reader_that_is_behind(core: Core) -> None:
+    """The signal decides whether the client comes back; a full socket must not swallow it."""
+    async with connect(core, orchestrator("ops", "1")) as operator, connect(core, agent("w", "a", "1")) as peer:
+        peer.pause()
+        operator.send(disconnect(session_id_of(core, ONE)))
+        await operator.next("session_response")
+        await pump()
+        assert core.registry.holder(ONE) is None  # the identity is free at once
+        assert peer.ended is None
+        peer.resume()
+        assert (await peer.next("signal")).signal.type == pb.Signal.FORCE_DISCONNECT
+        assert (await peer.wait_end()).status is Status.CANCELLED
+
+
+async def test_a_kick_of_a_stuck_reader_ends_in_bounded_time(core: Core) -> None:
+    async with connect(core, orchestrator("ops", "1")) as operator, connect(core, agent("w", "a", "1")) as peer:
+        peer.pause()
+        operator.send(disconnect(session_id_of(core, ONE)))
+        await trio.sleep(60)
+        assert peer.ended is not None
+        assert peer.ended.status is Status.CANCELLED
+
+
+async def test_who_disconnects_itself_is_served_no_further(core: Core) -> None:
+    async with connect(core, agent("w", "a", "2")) as other, connect(core, orchestrator("ops", "1")) as peer:
+        peer.send(disconnect(session_id_of(core, "orc::ops::1")), message_to("ag::w::a::2", b"from beyond"))
+        assert (await peer.wait_end()).status is Status.CANCELLED
+        await barrier(other)
+        assert payloads(other) == []
+
+
+async def test_a_batch_that_meets_the_end_of_its_session_is_not_handled(core: Core) -> None:
+    link = MemoryLink()
+    async with trio.open_nursery() as nursery, connect(core, agent("w", "a", "2")) as other:
+        nursery.start_soon(core.sessions.serve, link)
+        link.send(agent("w", "a", "1"))
+        await link.next("config")
+        await pump()
+        link.send(message_to("ag::w::a::2", b"late"))  # wakes its task...
+        core.registry.holder(ONE).end(Status.CANCELLED, "taken over")  # type: ignore[union-attr]  # ...too late
+        assert (await link.wait_end()).status is Status.CANCELLED
+        await barrier(other)
+        assert payloads(other) == []
+
+
+# -- takeover ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_takeover_evicts_the_old_stream_and_keeps_the_history(core: Core) -> None:
+    link = MemoryLink()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(core.sessions.serve, link)
+        link.send(agent("w", "a", "1"))
+        first = (await link.next("connection_ack")).connection_ack
+        await trio.sleep(7)
+        async with connect(core, agent("w", "a", "1", resume_session_id=first.session_id), wait_ack=False) as heir:
+            second = (await heir.next("connection_ack")).connection_ack
+            assert second.resumed
+            assert second.session_id != first.session_id
+            assert second.initial_connection_unix_ms == first.initial_connection_unix_ms
+            assert second.reconnection_count == 1
+            ended = await link.wait_end()
+            assert ended.status is Status.CANCELLED
+            await pump()
+            # The cleanup of the evicted one has run by now; the heir still holds.
+            assert session_id_of(core, ONE) == second.session_id
+            heir.send(message_to(ONE, b"to myself"))
+            await barrier(heir)
+            assert payloads(heir) == [b"to myself"]
+
+
+async def test_a_takeover_loses_and_repeats_nothing(core: Core) -> None:
+    async with trio.open_nursery() as nursery, connect(core, agent("w", "a", "2")) as sender:
+        link, got = MemoryLink(), []
+        nursery.start_soon(core.sessions.serve, link)
+        link.send(agent("w", "a", "1"))
+        for generation in range(20):
+            ack = (await link.next("connection_ack")).connection_ack
+            sender.send(*(message_to(ONE, b"%d-%d" % (generation, number)) for number in range(20)))
+            await pump(generation)  # at a different moment each time
+            heir = MemoryLink()
+            nursery.start_soon(core.sessions.serve, heir)
+            heir.send(agent("w", "a", "1", resume_session_id=ack.session_id))
+            got += [one.msg.payload for one in await rest_of(link) if one.HasField("msg")]
+            link = heir
+        await barrier(sender, link)
+        got += payloads(link)
+        link.finish()
+    assert got == [b"%d-%d" % (generation, number) for generation in range(20) for number in range(20)]
+
+
+async def test_a_session_evicted_while_it_opens_opens_nothing(core: Core, world: World) -> None:
+    world.state.after_read.close()
+    async with trio.open_nursery() as nursery:
+        first, second = MemoryLink(), MemoryLink()
+        nursery.start_soon(core.sessions.serve, first)
+        first.send(agent("w", "a", "1"), message_to("ag::w::a::9", b"early"))
+        await world.state.after_read.arrival()
+        session = core.registry.holder(ONE)
+        assert session is not None
+        world.state.after_read.open()
+        world.log.after_read.close()
+        await world.log.after_read.arrival()
+        world.log.after_read.open()  # its answer is under way...
+        nursery.start_soon(core.sessions.serve, second)
+        session.end(Status.CANCELLED, "taken over")  # ...when it is ended
+        assert await rest_of(first) == []
+        assert first.ended is not None
+        assert first.ended.status is Status.CANCELLED
+        second.send(agent("w", "a", "1"))
+        await second.next("connection_ack")
+        await barrier(second)
+        assert core.router.statistics().accepted == 0
+        assert [state.waiting for state in core.log._topics.values() if not state.subscribers] == []
+        second.finish()
+
+
+# -- what must not break when a session ends ----------------------------------------------------------------------------
+
+
+class EndingLink(MemoryLink):
+    """Says when the end of the client's side has just been reported."""
+
+    reported = False
+
+    async def receive(self) -> Sequence[pb.UpstreamMessage]:
+        batch = await super().receive()
+        self.reported = not batch
+        return batch
+
+
+async def test_an_offer_in_the_moment_of_an_end_harms_nobody(core: Core) -> None:
+    """A subscriber that begins to lag starts a task in its session's nursery; there must be no moment without one."""
+    touched: set[Outbox] = set()
+    for _ in range(20):  # tasks run in random order, and the moment is one turn of the scheduler long
+        link = EndingLink()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(core.sessions.serve, link)
+            link.send(agent("w", "a", "1"))
+            await link.next("config")
+            state = core.log.topic(ONE)
+            assert len(state.subscribers) == 1
+            link.finish()
+            while link.ended is None:
+                if link.reported:
+                    for subscriber in list(state.subscribers):
+                        subscriber.offer(10**9, b"too far ahead to be taken", touched)
+                await trio.lowlevel.checkpoint()
+        assert link.reported
+        assert state.subscribers == []
+
+
+async def test_ok_comes_after_the_commit_of_what_was_sent(core: Core, world: World) -> None:
+    async with connect(core, agent("w", "a", "1")) as peer:
+        world.log.before_write.close()
+        peer.send(message_to(ONE, b"last words"))
+        peer.finish()
+        await world.log.before_write.arrival()
+        await pump()
+        assert core.registry.holder(ONE) is None
+        assert peer.ended is None
+        world.log.before_write.open()
+        assert (await peer.wait_end()).status is Status.OK
+
+
+async def test_who_ends_its_side_still_learns_what_was_not_stored(core: Core, world: World) -> None:
+    async with connect(core, agent("w", "a", "1")) as peer:
+        world.log.failing = True
+        peer.send(message_to(ONE, b"last words"))
+        peer.finish()
+        assert (await peer.next("error")).error.code == Code.PUBLISH_FAILED
+        assert (await peer.wait_end()).status is Status.OK
+        world.log.failing = False
+
+
+async def test_answers_come_before_the_end(core: Core) -> None:
+    async with connect(core, agent("w", "a", "1")) as peer:
+        peer.pause()
+        peer.send(kv_get("asked"))
+        peer.finish()
+        await pump()
+        peer.resume()
+        assert (await peer.next("kv")).kv.request_id == "asked"
+        assert (await peer.wait_end()).status is Status.OK
+
+
+# -- drain ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("sdk", "signalled"), [("python", False), ("go", True), ("", True)])
+async def test_a_drain_ends_with_unavailable(core: Core, sdk: str, signalled: bool) -> None:
+    async with connect(core, agent("w", "a", "1", client_sdk=sdk)) as peer:
+        await core.end_sessions("going down")
+        assert [one.signal.type for one in peer.waiting("signal")] == [pb.Signal.GRACEFUL_DISCONNECT] * signalled
+        ended = await peer.wait_end()
+        assert (ended.status, ended.message) == (Status.UNAVAILABLE, "going down")
+
+
+async def test_while_draining_nobody_comes_in(core: Core) -> None:
+    core.sessions.draining = True
+    async with connect(core, agent("w", "a", "1"), wait_ack=False) as peer:
+        assert await rest_of(peer) == []
+        assert peer.ended is not None
+        assert peer.ended.status is Status.UNAVAILABLE
+    assert len(core.registry) == 0
+
+
+async def test_a_drain_ends_a_session_that_is_opening_before_it_says_anything(core: Core, world: World) -> None:
+    world.state.after_read.close()
+    async with connect(core, agent("w", "a", "1", client_sdk="go"), wait_ack=False) as peer:
+        await world.state.after_read.arrival()
+        await core.end_sessions("going down")
+        assert await rest_of(peer) == []  # a first message of any kind would read as "connected"
+        assert peer.ended is not None
+        assert peer.ended.status is Status.UNAVAILABLE
+        world.state.after_read.open()
+
+
+async def test_many_sessions_come_and_go_and_leave_nothing(core: Core) -> None:
+    async def visit(number: int) -> None:
+        async with connect(core, [agent("w", "a", f"{number}"), user("u", f"{number}")][number % 2]) as peer:
+            peer.send(message_to(f"ag::w::a::{number // 2}", b"hello"))
+            if number % 3:
+                await barrier(peer)
+            if number % 5 == 0:
+                peer.cut()
+
+    async with trio.open_nursery() as nursery:
+        for number in range(300):
+            nursery.start_soon(visit, number)
+    await pump()
+    assert len(core.registry) == 0
+    await core.log.drain()
+    await trio.sleep(1)  # cursors are written
+    assert [state for state in core.log._topics.values() if not state.forgettable] == []
