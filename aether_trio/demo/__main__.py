@@ -13,7 +13,7 @@ import click
 @click.command()
 @click.option("--once", is_flag=True, help="End after the story instead of serving on.")
 @click.option(
-    "--pace", "pace_s", type=click.FloatRange(0, 5), default=0.45, show_default=True, metavar="SECONDS",
+    "--pace", "pace_s", type=click.FloatRange(0, 5), default=0.4, show_default=True, metavar="SECONDS",
     help="The breath between two lines.",
 )  # fmt: skip
 def main(once: bool, pace_s: float) -> None:

@@ -72,7 +72,7 @@ def verdict(facts: Facts) -> list[Check]:
         Check(
             facts.counter == 2 * len(asked),
             "the shared counter counted each step once",
-            f"{facts.counter}; {len(asked)} questions and {len(asked)} answers are {2 * len(asked)}",
+            f"{facts.counter}, for {len(asked)} questions and {len(asked)} answers",
         ),
         Check(
             list(facts.planner_said) == [*asked, story.PLAN]

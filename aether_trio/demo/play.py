@@ -11,12 +11,16 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Final
 
 from aether_trio.demo import story
 from aether_trio.demo.checks import Check, Facts, verdict
 from aether_trio.demo.people import Line, Missed, Planner, Window
 from aether_trio.demo.processes import GatewayProcess, ResearcherProcess
 from aether_trio.demo.screen import Screen
+
+LATE_S: Final = 9.0
+"""A busy machine needs longer for everything; from here on there are shorter breaths, so that the reader need not wait."""
 
 
 class Play:
@@ -25,10 +29,10 @@ class Play:
     def __init__(self, screen: Screen, scratch: Path, pace_s: float) -> None:
         self.screen = screen
         self.gateway = GatewayProcess(scratch)
-        self.researcher = ResearcherProcess(scratch, pace_s)
+        self.researcher = ResearcherProcess(scratch)
         self.planner = Planner(pace_s)
         self.window = Window(screen.line, screen.progress)
-        self._pace_s = pace_s
+        self._normal_pace_s = pace_s
         self._waiting: list[str] = []
 
     async def perform(self) -> list[Check]:
@@ -39,6 +43,10 @@ class Play:
         await self._lose_the_gateway()
         await self._finish()
         return await self._judge()
+
+    @property
+    def _pace_s(self) -> float:
+        return self._normal_pace_s if self.screen.elapsed_s < LATE_S else self._normal_pace_s / 4
 
     async def _breathe(self, breaths: float = 1.0) -> None:
         await asyncio.sleep(breaths * self._pace_s)
@@ -52,7 +60,7 @@ class Play:
         await self.window.until(lambda: self.window.connections == 1, "the user's window is connected")
         await self.planner.client.connect(gateway.address)
         await self.planner.until(lambda: self.planner.connections == 1, "the planner is connected")
-        await self.researcher.start(gateway.address)
+        await self.researcher.start(gateway.address, self._pace_s)
         screen.introduce(story.PLANNER, story.PLANNER_TOPIC, "an agent, written with the published SDK")
         screen.introduce(story.RESEARCHER, story.RESEARCHER_TOPIC, f"another one, in process {self.researcher.pid}")
         screen.introduce(story.USER, story.WINDOW_TOPIC, "her window; below is what it receives")
@@ -100,7 +108,7 @@ class Play:
         await self.window.until(lambda: self.window.connections == 2, "the window is connected again")
         self.screen.event("planner and window are back by themselves")
         await self._breathe()
-        await self.researcher.start(self.gateway.address)
+        await self.researcher.start(self.gateway.address, self._pace_s)
         self.screen.event(f"the researcher's second life, process {self.researcher.pid}")
 
     async def _finish(self) -> None:

@@ -115,9 +115,9 @@ def _read_lines(url: str, count: int) -> list[dict[str, Any]]:
 class ResearcherProcess(Process):
     """The researcher, which may be started any number of times."""
 
-    def __init__(self, scratch: Path, pace_s: float) -> None:
+    def __init__(self, scratch: Path) -> None:
         super().__init__(scratch / "researcher.log")
-        self._pace_s = pace_s
 
-    async def start(self, address: str) -> None:
-        await self._start("aether_trio.demo.researcher", address, str(self._pace_s))
+    async def start(self, address: str, pace_s: float) -> None:
+        """Start another life of it; returns at once."""
+        await self._start("aether_trio.demo.researcher", address, str(pace_s))
