@@ -110,7 +110,7 @@ class Swarm:
             assert state["problems"] == [], state
             if state[key] == value:
                 return
-            await trio.sleep(0.05)
+            await trio.sleep(0.002)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ class IdleWatch:
     """Owns the forwarder and the idle process. `finish` lets it idle out and returns what it saw."""
 
     def __init__(self, target: str) -> None:
-        self.idle_s = 185.0 if os.environ.get("AETHER_SLOW") else 35.0
+        self.idle_s = 185.0 if os.environ.get("TESTS_SLOW") else 35.0
         self.forwarder = Forwarder(target)
 
     def __enter__(self) -> Self:

@@ -47,7 +47,7 @@ def test_22_a_client_resumes_after_a_drain(own_gateway: Callable[..., GatewayPro
 
 
 def test_25_a_idle_connection_with_pings_is_left_alone(idle_watch: IdleWatch) -> None:
-    """35 s, that is three pings, beside the other scenarios; with AETHER_SLOW=1 the three minutes of the checklist."""
+    """35 s, that is three pings, beside the other scenarios; with TESTS_SLOW=1 the three minutes of the checklist."""
     seen = idle_watch.finish()
     assert seen["alive"]
     assert seen["connects"] == 1
