@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -137,7 +137,7 @@ class Play:
     def tell_what_to_try(self) -> None:
         """Commands for another terminal."""
         screen, gateway, ops = self.screen, self.gateway.address, self.gateway.ops_address
-        aether = _aether_command()
+        aether = aether_command(sys.executable, os.environ)
         screen.note("It goes on. In another terminal:")
         screen.suggest(
             f'{aether} send {story.RESEARCHER_TOPIC} "Is there a bus?" --gateway {gateway}',
@@ -151,14 +151,15 @@ class Play:
         screen.blank()
 
 
-def _aether_command() -> str:
-    """How the reader can type `aether` here: by name when it is on PATH, else by a path, else as a module."""
-    script = Path(sys.executable).with_name("aether")
-    found = shutil.which("aether")
-    if found and script.exists() and Path(found).samefile(script):
-        return "aether"
+def aether_command(python: str, environment: Mapping[str, str]) -> str:
+    """How the reader can type `aether` in another terminal: by name when it is on PATH there, else by path or as a module."""
+    script = Path(python).with_name("aether")
     if not script.exists():
-        return f"{sys.executable} -m aether_trio"
+        return f"{python} -m aether_trio"
+    # nox puts its own environment first on the PATH, but not on that of other terminals.
+    found = None if "NOX_CURRENT_SESSION" in environment else shutil.which("aether", path=environment.get("PATH", ""))
+    if found and Path(found).samefile(script):
+        return "aether"
     relative = os.path.relpath(script)
     return str(script) if relative.startswith("..") else relative
 
