@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import trio
@@ -31,7 +32,7 @@ from aether_trio.services import unbuilt
 from aether_trio.services.access import DevAuthorizer
 from aether_trio.services.checkpoints import CheckpointService
 from aether_trio.services.credentials import CredentialChecker
-from aether_trio.services.kv import KvService
+from aether_trio.services.kv import KvService, refusal
 from aether_trio.services.presence import PresenceStore
 from aether_trio.services.progress import ProgressService
 from aether_trio.services.sessions import SessionService
@@ -97,6 +98,7 @@ class Core:
                 authenticate=self._authenticate,
                 recall=self.presence.recall,
                 config_snapshot=self._config_snapshot,
+                attempted=self._attempted,
                 ended=self._ended,
                 server_version=__version__,
                 strict_charset=strict,
@@ -108,19 +110,35 @@ class Core:
         register = self.dispatcher.register
         sessions = SessionService(self.registry, self.presence, self.authorizer, self.clock)
 
-        async def kv_op(session: Session, op: pb.KVOperation) -> list[pb.DownstreamMessage]:
-            return await self.kv.handle(session.identity, op)
-
-        async def checkpoint_op(session: Session, op: pb.CheckpointOperation) -> list[pb.DownstreamMessage]:
-            return [pb.DownstreamMessage(checkpoint=await self.checkpoints.handle(session.identity, op))]
-
-        register("kv_op", kv_op)
-        register("checkpoint_op", checkpoint_op)
+        register("kv_op", self._kv_op)
+        register("checkpoint_op", self._checkpoint_op)
         register("progress", ProgressService(self.lanes, rates, self.clock).handle)
         register("switch_workspace", WorkspaceSwitch(self.authorizer, strict=strict).handle)
         register("session_op", sessions.operate)
         register("connection_status_request", sessions.status)
         unbuilt.register(self.dispatcher)
+
+    async def _kv_op(self, session: Session, op: pb.KVOperation) -> list[pb.DownstreamMessage]:
+        if op.workspace and not session.allows_workspace(op.workspace):
+            return refusal(op, f"this credential does not reach workspace {op.workspace}")
+        started = self.clock.monotonic()
+        answers = await self.kv.handle(session.identity, op)
+        operation, scope = _kv_labels(op)
+        succeeded = answers[0].WhichOneof("payload") == "kv" and answers[0].kv.success
+        self.metrics.kv_operations.add((operation, scope, "success" if succeeded else "error"))
+        self.metrics.kv_operation_latency.observe(self.clock.monotonic() - started, (operation, scope))
+        return answers
+
+    async def _checkpoint_op(self, session: Session, op: pb.CheckpointOperation) -> list[pb.DownstreamMessage]:
+        answer = await self.checkpoints.handle(session.identity, op)
+        names = pb.CheckpointOperation.OpType
+        operation = _label(names.Name(op.op)) if op.op in names.values() else "unknown"
+        self.metrics.checkpoint_operations.add((session.workspace, operation))
+        return [pb.DownstreamMessage(checkpoint=answer)]
+
+    def _attempted(self, claim: Claim | None, status: Status) -> None:
+        workspace, kind = ("", "unknown") if claim is None else (claim.identity.workspace, claim.identity.type_name)
+        self.metrics.connection_attempts.add((workspace, kind, _label(status.name)))
 
     def _pick_service(self, implementation: str) -> str | None:
         session = self.registry.pick_service(implementation)
@@ -151,6 +169,19 @@ class Core:
             session.end(Status.UNAVAILABLE, reason, signal)
             if count % 64 == 63:
                 await trio.lowlevel.checkpoint()
+
+
+@lru_cache(maxsize=256)
+def _label(name: str) -> str:
+    return name.lower()
+
+
+def _kv_labels(op: pb.KVOperation) -> tuple[str, str]:
+    """Operation and scope as labels; numbers that the protocol does not know are all one."""
+    operations, scopes = pb.KVOperation.OpType, pb.KVOperation.Scope
+    operation = _label(operations.Name(op.op)) if op.op in operations.values() else "unknown"
+    scope = _label(scopes.Name(op.scope)) if op.scope in scopes.values() else "unknown"
+    return operation, scope
 
 
 @asynccontextmanager

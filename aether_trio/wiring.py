@@ -118,13 +118,17 @@ def watch_metrics(metrics: Metrics, core: Core, **databases: Any) -> None:
         lambda: {(kind,): count for kind, count in core.registry.statistics().live.items()},
     )
     metrics.counter(
-        "aether_messages_refused",
-        "Messages refused, by error code",
-        ("code",),
-        lambda: {(code,): count for code, count in core.router.statistics().refused.items()},
+        "aether_messages_routed",
+        "Messages accepted, by the sender's workspace",
+        ("workspace", "message_type"),
+        lambda: {key: messages for key, (messages, _) in core.router.statistics().accepted.items()},
     )
+    metrics.counter("aether_metering_bytes_routed", "Payload bytes accepted", ("workspace",), lambda: _bytes(core))
     metrics.counter(
-        "aether_messages_accepted", "Messages accepted", (), lambda: {(): core.router.statistics().accepted}
+        "aether_message_errors",
+        "Messages refused, by the sender's workspace and the error code",
+        ("workspace", "error_type"),
+        lambda: {key: count for key, count in core.router.statistics().refused.items()},  # noqa: C416  # widens the type
     )
     metrics.counter(
         "aether_requests",
@@ -132,3 +136,10 @@ def watch_metrics(metrics: Metrics, core: Core, **databases: Any) -> None:
         ("operation",),
         lambda: {(case,): count for case, count in core.dispatcher.counts.items()},
     )
+
+
+def _bytes(core: Core) -> dict[tuple[str, ...], float]:
+    totals: dict[tuple[str, ...], float] = {}
+    for (workspace, _), (_, payload_bytes) in core.router.statistics().accepted.items():
+        totals[workspace,] = totals.get((workspace,), 0) + payload_bytes
+    return totals

@@ -31,6 +31,9 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 MAX_ROUTES = 1024
 """Targets remembered per sender (about 300 bytes each)."""
+MAX_SERIES = 1000
+"""Workspaces and types counted apart; the rest is counted together as OTHER."""
+OTHER = "_other"
 MAX_SUFFIXES = 64
 """Remembered (type, workspace) endings per sender: more than a well-behaved one has."""
 
@@ -69,30 +72,29 @@ class Sender:
     allows_workspace: Callable[[str], bool]
     last_append: int = 0
     routes: dict[str, Route] = field(default_factory=dict)
-    suffixes: dict[tuple[int, str], bytes] = field(default_factory=dict)
+    suffixes: dict[tuple[int, str], tuple[bytes, Tally]] = field(default_factory=dict)
 
     def moved_to(self, workspace: str) -> None:
         """The sender is in another workspace: what was decided is to be decided again."""
         self.workspace = workspace
         self.routes.clear()
+        self.suffixes.clear()
 
-    def suffix(self, message_type: int, workspace: str) -> bytes:
-        """`delivery_suffix`, remembered."""
-        key = (message_type, workspace)
-        found = self.suffixes.get(key)
-        if found is None:
-            if len(self.suffixes) >= MAX_SUFFIXES:
-                self.suffixes.clear()
-            found = self.suffixes[key] = delivery_suffix(message_type, workspace)
-        return found
+
+@dataclass(slots=True)
+class Tally:
+    """Messages and payload bytes of one (type, workspace)."""
+
+    messages: int = 0
+    payload_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class RouterStatistics:
-    """Counters since start."""
+    """Counters since start: messages and payload bytes by (workspace, type), refusals by (workspace, code)."""
 
-    accepted: int
-    refused: dict[str, int]
+    accepted: dict[tuple[str, str], tuple[int, int]]
+    refused: dict[tuple[str, str], int]
 
 
 class Router:
@@ -114,17 +116,19 @@ class Router:
         self._rules = rules
         self._pick_service = pick_service
         self._strict = strict
-        self._accepted = 0
-        self._refused: dict[str, int] = {}
+        self._accepted: dict[tuple[int, str], Tally] = {}
+        self._refused: dict[tuple[str, str], int] = {}
 
     def send(self, sender: Sender, message: pb.SendMessage) -> None:
         """Check and append one message. Raises AetherError."""
         try:
             self._send(sender, message)
         except AetherError as error:
-            self._refused[error.code] = self._refused.get(error.code, 0) + 1
+            key = (sender.workspace, error.code.value)
+            if key not in self._refused and len(self._refused) >= MAX_SERIES:
+                key = (OTHER, error.code.value)
+            self._refused[key] = self._refused.get(key, 0) + 1
             raise
-        self._accepted += 1
 
     def _send(self, sender: Sender, message: pb.SendMessage) -> None:
         target = message.target_topic
@@ -164,8 +168,23 @@ class Router:
             _check_app_workspace(workspace)
         else:
             workspace = route.declared_workspace or sender.workspace
-        frame = encode_delivery(sender.prefix, payload, sender.suffix(message_type, workspace))
+        known = sender.suffixes.get((message_type, workspace))
+        suffix, tally = known if known is not None else self._suffix(sender, message_type, workspace)
+        tally.messages += 1
+        tally.payload_bytes += len(payload)
+        frame = encode_delivery(sender.prefix, payload, suffix)
         sender.last_append = self._log.append_nowait(state, frame, sender.refused)
+
+    def _suffix(self, sender: Sender, message_type: int, workspace: str) -> tuple[bytes, Tally]:
+        """The ending of such a sender's deliveries and where they are counted, remembered."""
+        if len(sender.suffixes) >= MAX_SUFFIXES:
+            sender.suffixes.clear()
+        counted = (message_type, sender.workspace)
+        if counted not in self._accepted and len(self._accepted) >= MAX_SERIES:
+            counted = (message_type, OTHER)
+        tally = self._accepted.setdefault(counted, Tally())
+        found = sender.suffixes[message_type, workspace] = (delivery_suffix(message_type, workspace), tally)
+        return found
 
     def _route(self, sender: Sender, text: str) -> Route:
         topic, declared = resolve_target(text, sender.workspace, self._strict)
@@ -215,8 +234,20 @@ class Router:
         )
 
     def statistics(self) -> RouterStatistics:
-        """Counters since start; refusals by code."""
-        return RouterStatistics(self._accepted, dict(self._refused))
+        """Counters since start."""
+        accepted: dict[tuple[str, str], tuple[int, int]] = {}
+        for (message_type, workspace), tally in self._accepted.items():
+            key = (workspace, _type_name(message_type))
+            messages, payload_bytes = accepted.get(key, (0, 0))
+            accepted[key] = (messages + tally.messages, payload_bytes + tally.payload_bytes)
+        return RouterStatistics(accepted, dict(self._refused))
+
+
+def _type_name(message_type: int) -> str:
+    """A message type as a label; numbers that the protocol does not know are all one."""
+    if message_type in pb.MessageType.values():
+        return pb.MessageType.Name(pb.MessageType.ValueType(message_type)).lower()
+    return OTHER
 
 
 def _check_authorization(context: pb.AuthorizationContext) -> None:

@@ -51,11 +51,12 @@ AllowsWorkspace = Callable[[str], bool]
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a session is made from. The four hooks are the services' and are called in this order:
+    """What a session is made from. The hooks are the services' and are called in this order:
 
     `authenticate(identity, claim, peer)` raises StatusError, or says which workspaces the credential reaches;
     `recall(identity, session_id)` finds a session that ended before this gateway started;
-    `config_snapshot(identity)` is what an agent or task is told first; `ended(session)` is called once, when it is over.
+    `config_snapshot(identity)` is what an agent or task is told first; `attempted(claim, status)` is told how each
+    handshake ended (OK: acknowledged; no claim: nobody could tell whose); `ended(session)` is called once, when it is over.
     """
 
     clock: Clock
@@ -72,6 +73,7 @@ class Parts:
     authenticate: Callable[[Identity, Claim, Peer], AllowsWorkspace]
     recall: Callable[[str, str], Awaitable[History | None]]
     config_snapshot: Callable[[Identity], Awaitable[pb.ConfigSnapshot]]
+    attempted: Callable[[Claim | None, Status], None]
     ended: Callable[[Session], None]
     server_version: str
     strict_charset: bool = True
@@ -96,18 +98,14 @@ class SessionServer:
         await link.close(status, text)
 
     async def _live(self, link: Link) -> tuple[Status, str]:
-        claim, early = await self._first_message(link)
         parts = self._parts
-        allows_workspace = parts.authenticate(claim.identity, claim, link.peer)
-        session = self._make_session(link, claim, allows_workspace)
-        history = await self._recall(claim)
-        await self._let_predecessor_end(claim)
-        if self.draining:
-            raise StatusError(Status.UNAVAILABLE, "the gateway is shutting down; connect again")
-        displaced, continued = parts.registry.claim(session, claim.resume_session_id)
-        continued = continued or history
-        if displaced is not None:
-            displaced.end(Status.CANCELLED, f"session {session.session_id} has taken over this identity")
+        claim: Claim | None = None
+        try:
+            claim, early = await self._first_message(link)
+            session, continued = await self._admit(link, claim)
+        except StatusError as error:
+            parts.attempted(claim, error.status)
+            raise
         if continued is not None:
             # Until the acknowledgement carries the new session id, the old one is what the client knows to resume.
             session.history = continued
@@ -176,6 +174,21 @@ class SessionServer:
             with trio.move_on_after(DUPLICATE_GRACE_S):
                 await holder.wait_detached()
 
+    async def _admit(self, link: Link, claim: Claim) -> tuple[Session, History | None]:
+        """Credentials, duplicates, the hold: (session, history that it continues). Raises StatusError."""
+        parts = self._parts
+        allows_workspace = parts.authenticate(claim.identity, claim, link.peer)
+        session = self._make_session(link, claim, allows_workspace)
+        history = await self._recall(claim)
+        await self._let_predecessor_end(claim)
+        if self.draining:
+            raise StatusError(Status.UNAVAILABLE, "the gateway is shutting down; connect again")
+        displaced, continued = parts.registry.claim(session, claim.resume_session_id)
+        continued = continued or history
+        if displaced is not None:
+            displaced.end(Status.CANCELLED, f"session {session.session_id} has taken over this identity")
+        return session, continued
+
     def _make_session(self, link: Link, claim: Claim, allows_workspace: AllowsWorkspace) -> Session:
         parts = self._parts
         session = Session(
@@ -228,6 +241,7 @@ class SessionServer:
             greeting.append(pb.DownstreamMessage(config=config))
         session.acknowledged = True
         session.put(*greeting)
+        parts.attempted(claim, Status.OK)
         open_base()
 
     # -- the read loop --------------------------------------------------------------------------------------------

@@ -112,6 +112,15 @@ class Metrics(Collector):
             doubling(1.0, 15),
         )
         self.kv_operations = self.tally("aether_kv_operations", "KV operations", ("operation", "scope", "status"))
+        self.kv_operation_latency = self.distribution(
+            "aether_kv_operation_latency_seconds",
+            "Time of KV operations",
+            ("operation", "scope"),
+            doubling(0.0001, 14),
+        )
+        self.checkpoint_operations = self.tally(
+            "aether_metering_checkpoint_operations", "Checkpoint operations", ("workspace", "operation")
+        )
 
         build = GaugeMetricFamily("aether_build_info", "The version that runs", labels=("version",))
         build.add_metric((__version__,), 1)

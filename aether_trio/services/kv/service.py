@@ -283,6 +283,11 @@ def _unsuccessful(op: pb.KVOperation) -> list[pb.DownstreamMessage]:
     return [pb.DownstreamMessage(kv=pb.KVResponse(success=False, request_id=op.request_id))]
 
 
+def refusal(op: pb.KVOperation, reason: str) -> list[pb.DownstreamMessage]:
+    """What a caller is sent whom somebody else has refused: ERR_PERMISSION_DENIED, then the typed failure."""
+    return [_error(op, Code.PERMISSION_DENIED, reason), *_unsuccessful(op)]
+
+
 def _failure(op: pb.KVOperation, text: str, *, retryable: bool = False) -> list[pb.DownstreamMessage]:
     return [*_unsuccessful(op), _error(op, Code.KV_ERROR, text, retryable=retryable)]
 
