@@ -60,8 +60,8 @@ class CatchUp:
             while self._lagging:
                 for subscription in list(self._lagging):
                     await self._wait_room()
-                    if subscription in self._lagging:
-                        await self._page(subscription)
+                    if subscription in self._lagging and not await self._page(subscription):
+                        await self._drained.wait()
         finally:
             self._running = False
             self._outbox.unlisten(self._drain)
@@ -76,8 +76,13 @@ class CatchUp:
             self._drained = trio.Event()
             await self._drained.wait()
 
-    async def _page(self, subscription: Subscription) -> None:
+    async def _page(self, subscription: Subscription) -> bool:
+        """Read a page and queue it. False when a message found no room: then wait for `_drained` before the next try.
+
+        The outbox may be nearly empty and still have no room for a large message; asking it again would not help.
+        """
         state = subscription.state
+        tail = state.tail  # what the page can know of: more may be committed while it is read
         try:
             rows = await self._log.read(
                 state, subscription.position, rows=PAGE_ROWS, max_bytes=self._outbox.limits.delivery_bytes // 2
@@ -85,19 +90,27 @@ class CatchUp:
         except StorageUnavailable as error:
             logger.warning("catch-up read failed, trying again", topic=state.name, reason=str(error))
             await trio.sleep(RETRY_S)
-            return
+            return True
+        if subscription not in self._lagging:
+            return True  # closed in the meantime
+        taken = True
         for offset, _, frame in rows:
-            if offset > subscription.position + 1:
-                self._on_gap(subscription, offset - subscription.position - 1)
-            if not self._outbox.try_deliver(frame, subscription, offset):
+            taken = self._outbox.try_deliver(frame, subscription, offset)
+            if not taken:
                 break
+            self._move_to(subscription, offset - 1)
             subscription.position = offset
-        else:
-            if not rows and subscription.position < state.tail:
-                # Retention took the rest.
-                self._on_gap(subscription, state.tail - subscription.position)
-                subscription.position = state.tail
+        if not rows:
+            self._move_to(subscription, tail)  # retention took the rest
         if subscription.position >= state.tail:
             subscription.lagging = False
             self._lagging.pop(subscription, None)
+        self._drained = trio.Event()
         self._outbox.kick()
+        return taken
+
+    def _move_to(self, subscription: Subscription, offset: int) -> None:
+        gone = offset - subscription.position
+        if gone > 0:
+            self._on_gap(subscription, gone)
+            subscription.position = offset

@@ -3,12 +3,14 @@
 A cursor moves when bytes have gone to the socket, which is far more often than it is worth a write; the log takes
 the dirty ones along a few times a second. After a crash a consumer therefore sees its last moments again, never a gap.
 
-Invariants: a cursor never moves back; one that is being written still counts as unwritten until its commit is known.
+Invariants: a cursor never moves back; one that is being written still counts as unwritten until its commit is known, and
+until the reads that may have missed that commit are over (`remembering`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from aether_trio.routing.topic_state import TopicState
 
@@ -18,11 +20,13 @@ Key = tuple[TopicState, str]
 class CursorStore:
     """Dirty cursors by (topic, consumer)."""
 
-    __slots__ = ("_dirty", "_flushing", "_wake")
+    __slots__ = ("_dirty", "_flushing", "_readers", "_wake", "_written")
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._dirty: dict[Key, int] = {}
         self._flushing: dict[Key, int] = {}
+        self._written: dict[Key, int] = {}
+        self._readers = 0
         self._wake = wake
 
     @property
@@ -46,8 +50,21 @@ class CursorStore:
     def unwritten(self, state: TopicState, consumer: str) -> int | None:
         """The cursor as memory knows it, or None when the database is up to date."""
         key = (state, consumer)
-        known = self._dirty.get(key)
-        return known if known is not None else self._flushing.get(key)
+        for known in (self._dirty, self._flushing, self._written):
+            if key in known:
+                return known[key]
+        return None
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """While cursors are read from the database: what gets written meanwhile may be missing in that snapshot."""
+        self._readers += 1
+        try:
+            yield
+        finally:
+            self._readers -= 1
+            if not self._readers:
+                self._written.clear()
 
     def begin_flush(self) -> list[TopicState]:
         """Take what is dirty along; the topics it belongs to. Each call is followed by `end_flush` or `abort_flush`."""
@@ -67,6 +84,8 @@ class CursorStore:
         """The rows are durable."""
         for state, _ in self._flushing:
             state.waiting -= 1
+        if self._readers:
+            self._written.update(self._flushing)
         self._flushing = {}
 
     def abort_flush(self) -> None:

@@ -38,6 +38,9 @@ Refusal = Callable[[str], None]
 OFFERS_PER_SLICE = 2_000
 """Offers made between two checkpoints: about 2 ms of work, so that a broadcast to thousands starves nobody."""
 
+PROBE_S = 1.0
+"""Between two looks whether a failing engine can write again, while there is nothing to write."""
+
 MAX_COLD_TOPICS = 50_000
 """Topics remembered without a subscriber (about 300 bytes each); beyond it the cold ones are forgotten."""
 
@@ -115,18 +118,23 @@ class TopicLog:
         Cursors that wait to be written count as written. Each state is pinned (`waiting`) until the caller hands it to
         `unpin`. Raises StorageUnavailable.
         """
-        facts = await self._database.read_small(lambda: programs.many_topic_facts(wanted))
+        states: list[TopicState] = []
         found: list[tuple[TopicState, int | None]] = []
-        for (name, consumer), fact in zip(wanted, facts, strict=True):
-            state = self.topic(name)
-            self._learn(state, fact)
-            state.waiting += 1
-            cursor = fact.cursor
-            if consumer is not None:
-                unwritten = self.cursors.unwritten(state, consumer)
-                if unwritten is not None:
-                    cursor = max(unwritten, cursor or 0)
-            found.append((state, cursor))
+        try:
+            # Pinned before the read: a state that was forgotten and made anew meanwhile would learn from an old snapshot.
+            for name, _ in wanted:
+                state = self.topic(name)
+                state.waiting += 1
+                states.append(state)
+            with self.cursors.remembering():
+                facts = await self._database.read_small(lambda: programs.many_topic_facts(wanted))
+                for state, (_, consumer), fact in zip(states, wanted, facts, strict=True):
+                    self._learn(state, fact)
+                    unwritten = self.cursors.unwritten(state, consumer) if consumer is not None else None
+                    found.append((state, fact.cursor if unwritten is None else max(unwritten, fact.cursor or 0)))
+        except BaseException:
+            self.unpin(states)
+            raise
         return found
 
     @staticmethod
@@ -187,10 +195,10 @@ class TopicLog:
         next_cursor_flush = -math.inf
         while True:
             if not self._pending:
-                if not self.cursors.dirty:
+                if not self.cursors.dirty and not self._failing:
                     await self._work.wait()
                 else:
-                    with trio.move_on_at(next_cursor_flush):
+                    with trio.move_on_at(next_cursor_flush if self.cursors.dirty else trio.current_time() + PROBE_S):
                         await self._work.wait()
                 self._work = trio.Event()
             batch = self._take_group()
@@ -199,6 +207,8 @@ class TopicLog:
                 next_cursor_flush = trio.current_time() + limits.cursor_flush_s
             if batch or cursors_due:
                 await self._commit(batch, self.cursors.begin_flush() if cursors_due else [])
+            elif self._failing:
+                await self._probe()
 
     def _take_group(self) -> list[tuple[TopicState, bytes, Refusal]]:
         limits = self._limits
@@ -243,6 +253,14 @@ class TopicLog:
             self._groups += 1
             self.cursors.end_flush()
             await self._fan_out(batch, offsets)
+
+    async def _probe(self) -> None:
+        """See whether the engine can write again: who was turned away by our health may bring no message to find out."""
+        try:
+            await self._database.run(programs.touch)
+        except StorageUnavailable:
+            return
+        self._failing = False
 
     async def _ensure_topics(self, states: Iterable[TopicState]) -> None:
         names = sorted({state.name for state in states if state.topic_id is None})

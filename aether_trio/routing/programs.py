@@ -113,6 +113,11 @@ def save_cursors(cursors: Sequence[tuple[int, str, int, int]]) -> Program[None]:
     )
 
 
+def touch() -> Program[None]:
+    """Write something and change nothing: fails when a group would."""
+    yield Execute("UPDATE schema_version SET version = version")
+
+
 def read_page(topic_id: int, after: int, upto: int, rows: int, max_bytes: int) -> Program[list[Row]]:
     """Messages (offset, ts_ms, data) with after < offset <= upto, oldest first: at most `rows` of them, and no more
     than `max_bytes` unless a single message is larger. Sizes are looked at first, so that no page is read in vain."""

@@ -74,12 +74,13 @@ class Tail:
         try:
             while True:
                 bell.rung = trio.Event()
+                tail = state.tail
                 rows = await self._log.read(state, position, rows=PAGE_ROWS, max_bytes=PAGE_BYTES)
                 for offset, ts_ms, frame in rows:
                     yield offset, ts_ms, frame
                     position = offset
                 if not rows:
-                    position = max(position, state.tail)
+                    position = max(position, tail)
                     await bell.rung.wait()
         finally:
             state.subscribers.remove(bell)

@@ -5,8 +5,9 @@ than `WINDOW` messages on their way to it. What a worker had not been sent when 
 no worker connected messages wait in the log.
 
 Invariants: an offset is in exactly one place: behind `position` (not read yet), in `_returned`, in flight with one
-member, or done. The persisted cursor is the largest offset below which everything is done, so after a crash a message
-may be handed out again (at-least-once), and never lost.
+member, or done. The persisted cursor is the largest offset below which everything is done, so after a restart a message
+may be handed out again (at-least-once), and never lost. A group whose last worker leaves something undone in front of
+what is done stays in memory, so that without a restart nothing is handed out twice.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ CONSUMER = "*"
 """The group's name in the cursor table; no identity can be spelled so."""
 
 RETRY_S = 0.5
+
+MAX_IDLE_GROUPS = 10_000
+"""Groups without a worker that are remembered for what was done out of order (some hundred bytes each)."""
 
 
 class Member:
@@ -80,10 +84,16 @@ class WorkGroup:
         self._next = 0
         self._pumping = False
         self._room = trio.Event()
-        state.subscribers.append(self)
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether the cursor alone would not say what is done, once nobody has anything in flight."""
+        return bool(self._returned) and len(self._returned) <= self.position - self._returned[0]
 
     def join(self, outbox: Outbox) -> Member:
         """Add a worker; what waits goes to it at once."""
+        if not self._members:
+            self.state.subscribers.append(self)
         member = Member(self, outbox)
         self._members.append(member)
         outbox.listen(self._look_for_room)
@@ -100,12 +110,12 @@ class WorkGroup:
         for offset in member.in_flight:
             heapq.heappush(self._returned, offset)
         member.in_flight = []
+        self._room.set()
         if not self._members:
             self.state.subscribers.remove(self)
             self._save_cursor()
             self._on_empty(self)
         else:
-            self._room.set()
             self._pump_if_behind()
 
     def progressed(self) -> None:
@@ -122,18 +132,19 @@ class WorkGroup:
         if self._pumping or self._returned or offset != self.position + 1:
             self._pump_if_behind()
             return
-        member = self._choose()
-        if member is not None and self._hand(member, offset, frame):
+        member = self._hand_out(offset, frame)
+        if member is not None:
             self.position = offset
             touched.add(member.outbox)
         else:
             self._pump_if_behind()
 
-    def _choose(self) -> Member | None:
+    def _hand_out(self, offset: int, frame: bytes) -> Member | None:
+        """Give the message to the next in turn who has room for it; None when nobody has."""
         members = self._members
         for step in range(len(members)):
             member = members[(self._next + step) % len(members)]
-            if member.has_room:
+            if member.has_room and self._hand(member, offset, frame):
                 self._next = (self._next + step + 1) % len(members)
                 return member
         return None
@@ -165,19 +176,20 @@ class WorkGroup:
     async def _pump(self) -> None:
         try:
             while self._members and (self._returned or self.position < self.state.tail):
-                if not any(member.has_room for member in self._members):
-                    self._room = trio.Event()
-                    await self._room.wait()
-                    continue
                 try:
-                    await self._hand_out_some()
+                    some_waits = not any(member.has_room for member in self._members) or not await self._hand_out_some()
+                    if some_waits:
+                        # Nobody can take the next one, small as its outbox may be: a large message needs an empty one.
+                        self._room = trio.Event()
+                        await self._room.wait()
                 except StorageUnavailable as error:
                     logger.warning("work group read failed, trying again", reason=str(error))
                     await trio.sleep(RETRY_S)
         finally:
             self._pumping = False
 
-    async def _hand_out_some(self) -> None:
+    async def _hand_out_some(self) -> bool:
+        """Read some and hand them out, first what was returned. False when one of them found nobody."""
         if self._returned:
             wanted = sorted(self._returned)[:WINDOW]
             rows: list[Row] = await self._log.read_at(self.state, wanted)
@@ -185,34 +197,34 @@ class WorkGroup:
             self._returned = [one for one in self._returned if one not in wanted or one in still_there]
             heapq.heapify(self._returned)
             for offset, frame in rows:
-                if offset not in self._returned or not self._give(offset, frame):
-                    return
+                member = self._hand_out(offset, frame)
+                if member is None:
+                    return False
                 self._returned.remove(offset)
                 heapq.heapify(self._returned)
-            return
+                member.outbox.kick()
+            return True
+        tail = self.state.tail  # what the page can know of: more may be committed while it is read
         rows = await self._log.read(self.state, self.position, rows=WINDOW, max_bytes=128 * 1024)
         for offset, _, frame in rows:
-            if not self._give(offset, frame):
-                return
+            member = self._hand_out(offset, frame)
+            if member is None:
+                return False
             self.position = offset
+            member.outbox.kick()
         if not rows:
-            self.position = self.state.tail  # retention took the rest
-
-    def _give(self, offset: int, frame: bytes) -> bool:
-        member = self._choose()
-        if member is None or not self._hand(member, offset, frame):
-            return False
-        member.outbox.kick()
+            self.position = tail  # retention took the rest
         return True
 
 
 class WorkGroups:
-    """The work groups of one node that have a worker connected."""
+    """The work groups of one node that have a worker connected, and those whose cursor alone would repeat work."""
 
     def __init__(self, log: TopicLog, nursery: trio.Nursery) -> None:
         self._log = log
         self._nursery = nursery
         self._groups: dict[str, WorkGroup] = {}
+        self._idle: dict[str, WorkGroup] = {}
 
     async def find(self, topic: str) -> tuple[TopicState, int]:
         """What `join` needs to know: the topic's state (pinned, see TopicLog.warm) and the group's cursor.
@@ -226,6 +238,10 @@ class WorkGroups:
         """Make the owner of `outbox` a worker of the group. No checkpoint."""
         state = found[0]
         group = self._groups.get(state.name)
+        if group is None and (group := self._idle.pop(state.name, None)) is not None:
+            assert group.state is state, "an idle group pins its topic's state"
+            self._groups[state.name] = group
+            self._log.unpin([state])
         if group is None:
             unwritten = self._log.cursors.unwritten(state, CONSUMER)
             cursor = max(found[1], unwritten or 0)
@@ -234,4 +250,11 @@ class WorkGroups:
         return group.join(outbox)
 
     def _forget(self, group: WorkGroup) -> None:
-        del self._groups[group.state.name]
+        state = group.state
+        del self._groups[state.name]
+        if group.has_gaps:
+            state.waiting += 1
+            self._idle[state.name] = group
+            if len(self._idle) > MAX_IDLE_GROUPS:
+                oldest = self._idle.pop(next(iter(self._idle)))
+                self._log.unpin([oldest.state])
