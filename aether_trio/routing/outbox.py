@@ -16,7 +16,7 @@ delivery to its subscription only after the kernel has its bytes; after `detach`
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -206,6 +206,12 @@ class Outbox:
         if self._room is not None:
             self._room.set()
             self._room = None
+
+    def withdraw(self, origins: Collection[Origin]) -> None:
+        """Take back the deliveries that are queued for these; they remain in the log behind their cursors."""
+        if self._deliveries:
+            self._deliveries = deque(entry for entry in self._deliveries if entry[1] not in origins)
+            self.delivery_bytes = sum(len(entry[0]) for entry in self._deliveries)
 
     def detach(self) -> None:
         """Drop deliveries and lane for good; durable messages remain in the log behind their cursors. Idempotent.

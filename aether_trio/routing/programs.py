@@ -104,11 +104,11 @@ def append_messages(flat: Sequence[Value], cursors: Sequence[tuple[int, str, int
 
 
 def save_cursors(cursors: Sequence[tuple[int, str, int, int]]) -> Program[None]:
-    """Store (topic_id, consumer, offset, now_ms); a cursor never moves back."""
+    """Store (topic_id, consumer, offset, now_ms); a cursor never moves back, and writing it again renews its age."""
     yield ExecuteMany(
         "INSERT INTO cursors (topic_id, consumer, msg_offset, updated_ms) VALUES ($1, $2, $3, $4) "
         "ON CONFLICT (topic_id, consumer) DO UPDATE SET msg_offset = excluded.msg_offset, "
-        "updated_ms = excluded.updated_ms WHERE excluded.msg_offset > cursors.msg_offset",
+        "updated_ms = excluded.updated_ms WHERE excluded.msg_offset >= cursors.msg_offset",
         cursors,
     )
 

@@ -74,7 +74,9 @@ def expire(topic_id: int, oldest_ms: int, topic_bytes: int) -> Program[int]:
 def forget_cursors(topic_id: int, unused_since_ms: int) -> Program[int]:
     """Delete positions that nothing depends on: unused, and before the first message that is still there.
 
-    A consumer without a position starts at the oldest retained message, which is where these would have started too.
+    Most consumers without a position start at the oldest retained message, which is where these would have started too.
+    The others (a user's windows) renew theirs when they connect and when they leave (routing/subscription.py), so only
+    who has been away for that long starts anew.
     """
     first: list[Row] = yield Fetch(
         "SELECT message_key FROM messages WHERE message_key > $1 AND message_key < $2 ORDER BY message_key LIMIT 1",

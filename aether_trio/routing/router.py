@@ -149,7 +149,7 @@ class Router:
             )
         self._rates.take(sender.bucket, sender.workspace, sender.identity.text)
         if route.refusal is not None:
-            raise route.refusal
+            raise route.refusal.with_traceback(None)  # else each raise would add its frames to those of all before
         message_type = message.message_type
         negative = message_type == pb.METRIC and self._check_metric(payload)
         if message.HasField("authorization"):
@@ -206,8 +206,6 @@ class Router:
                 refusal = AetherError(Code.PERMISSION_DENIED, why)
         if topic.kind is not TopicKind.SERVICE or len(topic.parts) > 1:
             state = self._log.topic(topic.text)
-        elif refusal is None:
-            self._choose_instance(topic)  # an absent service is reported before the limits are
         if len(sender.routes) >= MAX_ROUTES:
             sender.routes.clear()
         route = sender.routes[text] = Route(topic, declared, refusal, state)

@@ -18,9 +18,13 @@ from aether_trio.routing.topic_state import TopicState
 
 
 class Subscription:
-    """See the module docstring. `consumer` is None for a subscription that starts at the tail each time."""
+    """See the module docstring. `consumer` is None for a subscription that starts at the tail each time.
 
-    __slots__ = ("_cursors", "_on_lag", "consumer", "lagging", "outbox", "position", "state")
+    `renews`: opening and closing write the cursor again though it has not moved, so that retention sees that it is used.
+    That is for consumers which without a cursor would start at the tail and miss what came while they were away.
+    """
+
+    __slots__ = ("_cursors", "_on_lag", "_renews", "consumer", "cursor", "lagging", "outbox", "position", "state")
 
     def __init__(
         self,
@@ -30,18 +34,23 @@ class Subscription:
         consumer: str | None,
         position: int,
         on_lag: Callable[[Subscription], None],
+        *,
+        renews: bool = False,
     ) -> None:
         self.state = state
         self.outbox = outbox
         self._cursors = cursors
         self.consumer = consumer
-        self.position = position
+        self.position = self.cursor = position
+        self._renews = renews
         self.lagging = False
         self._on_lag = on_lag
 
     def open(self) -> None:
         """Start to take messages; behind the tail means lagging from the start."""
         self.state.subscribers.append(self)
+        if self._renews:
+            self.delivered(self.position)
         if self.position < self.state.tail:
             self.lag()
 
@@ -49,6 +58,8 @@ class Subscription:
         """Take no more. Idempotent."""
         if self in self.state.subscribers:
             self.state.subscribers.remove(self)
+            if self._renews:
+                self.delivered(self.cursor)
 
     def lag(self) -> None:
         """Leave the rest to the catch-up reader."""
@@ -68,5 +79,6 @@ class Subscription:
 
     def delivered(self, offset: int) -> None:
         """See outbox.Origin."""
+        self.cursor = offset
         if self.consumer is not None:
             self._cursors.advance(self.state, self.consumer, offset)

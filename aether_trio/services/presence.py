@@ -106,7 +106,8 @@ class PresenceStore:
         """Write what waits now. Raises StorageUnavailable, and then it waits on."""
         if not self._waiting:
             return
-        self._writing, self._waiting = self._waiting, {}
+        writing, self._waiting = self._waiting, {}
+        self._writing = {**self._writing, **writing}  # two may write at a time, when the gateway stops
         try:
             await self._database.executemany(
                 "INSERT INTO presence (identity, last_seen_ms, session_id, initial_connection_ms, reconnections) "
@@ -121,12 +122,12 @@ class PresenceStore:
                         seen.history.initial_connection_ms,
                         seen.history.reconnections,
                     )
-                    for name, seen in self._writing.items()
+                    for name, seen in writing.items()
                     if not name.startswith("ta::")  # a name that never comes back
                 ],
             )
         except BaseException:
-            self._waiting = {**self._writing, **self._waiting}
+            self._waiting = {**writing, **self._waiting}
             raise
         finally:
-            self._writing = {}
+            self._writing = {name: seen for name, seen in self._writing.items() if writing.get(name) is not seen}

@@ -57,9 +57,10 @@ class Dispatcher:
         return frozenset(self._handlers)
 
     async def dispatch(self, session: Session, case: str | None, message: pb.UpstreamMessage) -> None:
-        """Answer one request. Raises nothing but cancellation and StatusError."""
+        """Answer one request. Raises nothing but cancellation."""
         handler = self._handlers.get(case) if case is not None else None
         if handler is None or case is None:
+            await self._log.wait_settled(session.sender.last_append)
             session.put_error(AetherError(Code.NOT_IMPLEMENTED, "this message carries nothing that the gateway knows"))
             return
         self.counts[case] += 1
@@ -69,6 +70,12 @@ class Dispatcher:
         except AetherError as error:
             await self._log.wait_settled(session.sender.last_append)
             session.put_error(error, request_id_of(payload))
+            return
+        except Exception:
+            # A mistake of ours costs its caller an answer, not its connection and its identity.
+            logger.exception("handler failed", operation=case)
+            await self._log.wait_settled(session.sender.last_append)
+            session.put_error(AetherError(Code.INTERNAL, f"{case} failed inside the gateway"), request_id_of(payload))
             return
         if answers:
             await self._log.wait_settled(session.sender.last_append)

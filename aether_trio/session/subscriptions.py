@@ -156,12 +156,10 @@ class Subscriptions:
                     consumer if wanted.named else None,
                     position,
                     self._catchup.add,
+                    renews=wanted.named and not wanted.from_oldest,
                 )
                 opened.subscriptions.append(subscription)
                 subscription.open()
-                if wanted.named and cursor is None and latest is None and not wanted.from_oldest:
-                    # "From now on" has to be remembered, or the next connection would start at its own now.
-                    subscription.delivered(position)
             if group is not None:
                 opened.member = self.groups.join(group, self._outbox)
             for lane in plan.lanes:
@@ -185,12 +183,17 @@ class Subscriptions:
         """Listen to another workspace ("" for none). Raises StorageUnavailable, and then nothing has changed."""
         if workspace:
             open_all = await self.prepare(plan_for_workspace(self._identity.user_id, workspace))
-            self._close(self._workspace)
+            self._leave_workspace()
             self._workspace = open_all()
             self._outbox.kick()
         else:
-            self._close(self._workspace)
-            self._workspace = None
+            self._leave_workspace()
+
+    def _leave_workspace(self) -> None:
+        left, self._workspace = self._workspace, None
+        if left is not None:
+            self._close(left)
+            self._outbox.withdraw(left.subscriptions)
 
     def close(self) -> None:
         """Stop listening, for good. Idempotent, and no checkpoint."""

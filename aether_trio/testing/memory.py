@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 
@@ -161,7 +161,7 @@ class MemoryLink:
                 return ended
 
 
-def agent(workspace: str, implementation: str, specifier: str, **init: str) -> pb.UpstreamMessage:
+def agent(workspace: str, implementation: str, specifier: str, **init: Any) -> pb.UpstreamMessage:
     """The InitConnection of an agent."""
     identity = pb.AgentIdentity(workspace=workspace, implementation=implementation, specifier=specifier)
     return pb.UpstreamMessage(init=pb.InitConnection(agent=identity, **init))
@@ -169,9 +169,7 @@ def agent(workspace: str, implementation: str, specifier: str, **init: str) -> p
 
 def message_to(topic: str, payload: bytes, message_type: pb.MessageType.ValueType = pb.OPAQUE) -> pb.UpstreamMessage:
     """A SendMessage."""
-    return pb.UpstreamMessage(
-        send=pb.SendMessage(target_topic=topic, payload=payload, message_type=message_type)
-    )
+    return pb.UpstreamMessage(send=pb.SendMessage(target_topic=topic, payload=payload, message_type=message_type))
 
 
 @asynccontextmanager

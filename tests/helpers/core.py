@@ -25,7 +25,16 @@ from trio.testing import MockClock
 from aether_trio.config import Settings
 from aether_trio.core import Core, open_core
 from aether_trio.model.clock import VirtualClock
-from aether_trio.storage.base import Execute, ExecuteMany, Fetch, Program, ProgramFactory, Row, StorageUnavailable, Value
+from aether_trio.storage.base import (
+    Execute,
+    ExecuteMany,
+    Fetch,
+    Program,
+    ProgramFactory,
+    Row,
+    StorageUnavailable,
+    Value,
+)
 from aether_trio.storage.migrations import SQLITE, upgrade
 from aether_trio.storage.sqlite_statements import drive
 from aether_trio.testing.memory import MemoryLink, StreamEnded, agent, message_to, open_participant
