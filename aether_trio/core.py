@@ -50,6 +50,9 @@ from aether_trio.transport.link import Peer
 from aether_trio.version import __version__
 from aether_trio.wire.pb import aether_pb2 as pb
 
+STUCK_CHECKS = 10
+"""Looks at every session per write timeout: a stuck one is ended at most a tenth late."""
+
 
 class Core:
     """Everything between the transports and the databases."""
@@ -158,6 +161,19 @@ class Core:
             (session.identity.workspace, session.identity.type_name),
         )
 
+    async def cut_stuck_sessions(self, write_timeout_s: float) -> None:
+        """End sessions whose client has read nothing of what waits for it for so long. Runs until cancelled.
+
+        What is durable waits in the log; the identity must not stay with a client that is stuck.
+        """
+        while True:
+            await trio.sleep(write_timeout_s / STUCK_CHECKS)
+            latest = trio.current_time() - write_timeout_s
+            for session in self.registry:
+                stalled_since = session.link.stalled_since
+                if stalled_since is not None and stalled_since < latest:
+                    session.end(Status.UNAVAILABLE, f"this client has read nothing for {write_timeout_s:g} seconds")
+
     async def end_sessions(self, reason: str) -> None:
         """End every session with UNAVAILABLE, in slices, so that its client resumes at once.
 
@@ -219,6 +235,8 @@ async def open_core(
         wiring.watch_metrics(core.metrics, core, state=state, log=log_database)
         nursery.start_soon(retention.sweep_forever, name="retention")
         nursery.start_soon(core.presence.run, name="presence")
+        if settings.grpc.write_timeout_s:
+            nursery.start_soon(core.cut_stuck_sessions, settings.grpc.write_timeout_s, name="stuck-sessions")
         nursery.start_soon(core.kv.sweep_forever, name="kv-sweep")
         nursery.start_soon(core.checkpoints.sweep_forever, name="checkpoint-sweep")
         try:

@@ -162,6 +162,10 @@ class GrpcSettings(Section, frozen=True):
         float, Meta(ge=0, description="Time for the streams of an aged connection to end.")
     ] = 5.0
     drain_deadline_s: Annotated[float, Meta(gt=0, description="A drain ends whatever is left after this.")] = 10.0
+    write_timeout_s: Annotated[
+        float,
+        Meta(ge=0, description="A client that reads nothing of what waits for it is asked to reconnect; 0 is never."),
+    ] = 5 * MINUTES
     tcp_user_timeout_s: Annotated[
         float, Meta(ge=0, description="Unacknowledged bytes end a connection after this; 0 is the kernel's choice.")
     ] = 30.0
@@ -207,7 +211,7 @@ class LogSettings(Section, frozen=True):
     ] = 64 * KIB
     offset_flush_s: Annotated[
         float, Meta(gt=0, description="Subscribers' positions are written this often, and when they leave.")
-    ] = 1.0
+    ] = 0.25
 
 
 class LoggingSettings(Section, frozen=True):

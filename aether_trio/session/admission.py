@@ -23,12 +23,16 @@ KNOWN_EXTENSIONS: frozenset[str] = frozenset()
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What an InitConnection asks for. `assigned_id` is what the gateway made up for the client, if anything."""
+    """What an InitConnection asks for. `assigned_id` is what the gateway made up for the client, if anything.
+
+    `takes_any` is false for a service that does not stand in for its kind: `sv::impl` never means it.
+    """
 
     identity: Identity
     assigned_id: str
     credentials: Mapping[str, str]
     resume_session_id: str
+    takes_any: bool
     extensions: tuple[pb.NegotiatedExtension, ...]
     sdk: str
     version: str
@@ -56,6 +60,7 @@ def read_claim(
         assigned_id,
         credentials,
         init.resume_session_id,
+        not init.service.no_pool_consumer,
         _negotiate(init.extensions, metadata.get(EXTENSIONS_HEADER, ""), limits),
         init.client_sdk[:64],
         init.client_version[:64],

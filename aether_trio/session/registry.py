@@ -5,7 +5,7 @@ identity, and it lasts exactly as long as the session's block (session/session.p
 refresh.
 
 Invariants: `holder(identity)` is live; giving back compares first, so the end of a displaced session never frees the
-identity of its successor; every change of an identity's holder raises its epoch.
+identity of its successor.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Registry:
         self._by_identity[name] = session
         self._by_id[session.session_id] = session
         self._count(session.identity, +1)
-        if session.identity.kind is Kind.SERVICE:
+        if session.identity.kind is Kind.SERVICE and session.takes_any:
             self._services.setdefault(session.identity.implementation, []).append(session)
         return holder, history
 
@@ -101,7 +101,7 @@ class Registry:
         del self._by_identity[name]
         del self._by_id[session.session_id]
         self._count(session.identity, -1)
-        if session.identity.kind is Kind.SERVICE:
+        if session.identity.kind is Kind.SERVICE and session.takes_any:
             instances = self._services[session.identity.implementation]
             instances.remove(session)
             if not instances:

@@ -201,6 +201,7 @@ class SessionServer:
             now_ms=parts.clock.now_ms(),
             client=ClientInfo(claim.sdk, claim.version),
             allows_workspace=allows_workspace,
+            takes_any=claim.takes_any,
         )
         link.attach(session.outbox)
         return session

@@ -63,6 +63,7 @@ class Session:
         "sender",
         "session_id",
         "subscriptions",
+        "takes_any",
     )
 
     def __init__(
@@ -76,6 +77,7 @@ class Session:
         now_ms: int,
         client: ClientInfo,
         allows_workspace: Callable[[str], bool],
+        takes_any: bool = True,
     ) -> None:
         self.identity = identity
         self.session_id = session_id
@@ -84,6 +86,7 @@ class Session:
         self.registry = registry
         self.client = client
         self.allows_workspace = allows_workspace
+        self.takes_any = takes_any
         self.connected_ms = now_ms
         self.last_activity_ms = now_ms
         self.history = History(session_id, now_ms, 0)

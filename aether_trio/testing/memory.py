@@ -54,6 +54,7 @@ class MemoryLink:
         self._finished = False
         self._broken = False
         self._paused = paused
+        self._stalled_since: float | None = None
         self.ended: StreamEnded | None = None
         self.pulled_bytes = 0
 
@@ -81,8 +82,13 @@ class MemoryLink:
     def kick(self) -> None:
         """See Link."""
         source = self._source
-        if source is None or self._paused or self._broken or self.ended is not None:
+        if source is None or self._broken or self.ended is not None:
             return
+        if self._paused:
+            if self._stalled_since is None:
+                self._stalled_since = trio.current_time()
+            return
+        self._stalled_since = None
         while frames := source.pull(PULL_BYTES):
             for frame in frames:
                 self.pulled_bytes += len(frame)
@@ -93,7 +99,7 @@ class MemoryLink:
     @property
     def stalled_since(self) -> float | None:
         """See Link."""
-        return None
+        return self._stalled_since
 
     async def close(self, status: Status, message: str = "") -> None:
         """See Link."""
