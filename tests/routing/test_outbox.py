@@ -1,0 +1,140 @@
+"""What waits for one participant: bounded, in order, and reported only when the kernel has it."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from aether_trio.routing.outbox import OutboxLimits
+from tests.routing.parts import SMALL, Reader
+
+
+class Offsets:
+    """A subscription that only notes what has been delivered."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def delivered(self, offset: int) -> None:
+        self.seen.append(offset)
+
+
+def test_control_goes_before_deliveries_and_these_before_the_lane() -> None:
+    reader = Reader(paused=True)
+    reader.outbox.put_lane(b"lane")
+    assert reader.outbox.try_deliver(b"delivery", Offsets(), 1)
+    reader.outbox.put_control(b"first", b"second")
+    reader.resume()
+    assert reader.frames == [b"first", b"second", b"delivery", b"lane"]
+
+
+def test_pull_stops_at_its_budget_and_only_the_last_frame_goes_beyond_it() -> None:
+    reader = Reader(paused=True)
+    for offset in range(1, 11):
+        assert reader.outbox.try_deliver(b"%010d" % offset, Offsets(), offset)
+    assert reader.outbox.pull(25) == [b"%010d" % offset for offset in (1, 2, 3)]
+    assert reader.outbox.delivery_bytes == 70
+
+
+def test_a_delivery_is_reported_when_it_is_flushed_and_not_before() -> None:
+    reader, offsets = Reader(paused=True), Offsets()
+    for offset in (1, 2, 3):
+        reader.outbox.try_deliver(b"x" * 10, offsets, offset)
+    reader.outbox.pull(20)
+    assert offsets.seen == []
+    reader.outbox.flushed()
+    assert offsets.seen == [2]  # everything up to it
+    reader.outbox.flushed()
+    assert offsets.seen == [2]
+
+
+def test_a_full_outbox_takes_no_more_deliveries_and_any_message_fits_into_an_empty_one() -> None:
+    reader = Reader(paused=True)
+    assert reader.outbox.try_deliver(b"x" * 5000, Offsets(), 1)  # larger than the limit, alone
+    assert not reader.outbox.try_deliver(b"x", Offsets(), 2)
+    reader.resume()
+    assert reader.outbox.delivery_bytes == 0
+    assert reader.outbox.try_deliver(b"x", Offsets(), 2)
+
+
+def test_a_burst_ahead_of_a_free_socket_is_no_lag() -> None:
+    reader = Reader()
+    for offset in range(1, 100):
+        assert reader.outbox.try_deliver(b"x" * 100, Offsets(), offset)
+    assert reader.kicks > 0
+    assert reader.highest <= SMALL.delivery_bytes
+
+
+def test_the_lane_drops_its_oldest_and_counts_them() -> None:
+    reader = Reader(paused=True)
+    for number in range(10):
+        reader.outbox.put_lane(b"%064d" % number)
+    assert reader.outbox.statistics().lane_bytes <= SMALL.lane_bytes
+    assert reader.outbox.lane_dropped == 6
+    reader.resume()
+    assert reader.frames == [b"%064d" % number for number in (6, 7, 8, 9)]
+
+
+def test_an_update_larger_than_the_lane_still_goes() -> None:
+    reader = Reader(paused=True)
+    reader.outbox.put_lane(b"x" * 1000)
+    reader.resume()
+    assert reader.frames == [b"x" * 1000]
+
+
+def test_after_detach_only_control_goes_out_and_nothing_is_reported() -> None:
+    reader, offsets = Reader(paused=True), Offsets()
+    reader.outbox.try_deliver(b"a", offsets, 1)
+    reader.outbox.pull(10)
+    reader.outbox.try_deliver(b"b", offsets, 2)
+    reader.outbox.put_lane(b"lane")
+    reader.outbox.put_control(b"goodbye")
+    reader.outbox.detach()
+    assert not reader.outbox.try_deliver(b"c", offsets, 3)
+    reader.outbox.put_lane(b"lane")
+    reader.resume()
+    assert reader.frames == [b"goodbye"]
+    assert offsets.seen == []
+    assert reader.outbox.statistics().delivery_bytes == 0
+
+
+def test_what_is_withdrawn_is_not_sent() -> None:
+    reader, kept, gone = Reader(paused=True), Offsets(), Offsets()
+    reader.outbox.try_deliver(b"kept", kept, 1)
+    reader.outbox.try_deliver(b"gone", gone, 1)
+    reader.outbox.withdraw([gone])
+    assert reader.outbox.delivery_bytes == 4
+    reader.resume()
+    assert reader.frames == [b"kept"]
+    assert (kept.seen, gone.seen) == ([1], [])
+
+
+def test_listeners_hear_of_each_flush_until_they_leave() -> None:
+    reader, heard = Reader(), []
+
+    def listener() -> None:
+        heard.append(1)
+
+    reader.outbox.listen(listener)
+    reader.outbox.put_control(b"x")
+    reader.outbox.unlisten(listener)
+    reader.outbox.unlisten(listener)
+    reader.outbox.put_control(b"x")
+    assert heard == [1]
+
+
+@pytest.mark.parametrize("how", ["read", "cut"])
+async def test_whoever_waits_for_room_goes_on_when_the_peer_reads_or_is_gone(how: str) -> None:
+    reader = Reader(OutboxLimits(control_bytes=10), paused=True)
+    reader.outbox.put_control(b"x" * 10)
+    assert not reader.outbox.control_has_room
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reader.outbox.wait_control_room)
+        nursery.start_soon(reader.outbox.wait_control_sent)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(nursery.child_tasks) == 2
+        if how == "read":
+            reader.resume()
+        else:
+            reader.outbox.cut()
+    assert reader.outbox.control_has_room
