@@ -7,10 +7,12 @@ the gateway is still opening stops it right away, because nothing has been promi
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import json
 import os
+import resource
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
@@ -77,6 +79,7 @@ def run_gateway(settings: Settings, *, ready_file: str | None) -> None:
     configure_logging(settings.logging)
     from aether_trio.gateway import open_gateway
 
+    raise_file_limit()
     try:
         stopped_by = trio.run(_run, settings, ready_file, lambda: open_gateway(settings))
     except* OSError as group:
@@ -105,6 +108,14 @@ async def _run(settings: Settings, ready_file: str | None, opener: _Opener) -> i
             stop.done = True
             nursery.cancel_scope.cancel()
     return None if stop.done else stop.signal
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as this user may have: each connection is one, and shells begin with 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def quieten_collector() -> None:
