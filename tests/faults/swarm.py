@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +20,7 @@ from tests.faults import numbered, upstream
 from tests.helpers.rawh2 import open_raw_peer
 
 SAMPLE_EVERY = 4
+ROOT = Path(__file__).resolve().parents[2]  # the process must find the tests, wherever pytest was started
 
 
 class Readers:
@@ -80,7 +82,7 @@ class Swarm:
 
     def __init__(self, address: str, workspace: str, count: int) -> None:
         argv = [sys.executable, "-m", "tests.faults.swarm", address, workspace, str(count)]
-        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.count = count
 
     def __enter__(self) -> Self:

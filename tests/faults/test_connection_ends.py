@@ -28,6 +28,7 @@ from tests.interop.keys import SERVE, new_key, serve_arguments
 LIMIT_S = 30.0
 VANISHED_LIMIT_S = 180.0
 ALREADY_EXISTS = 6
+ROOT = Path(__file__).resolve().parents[2]  # the holder's process must find the tests
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ async def test_the_client_ends(gateway: GatewayProcess, ws: str, end: Callable[[
 
 async def test_the_clients_process_is_killed(gateway: GatewayProcess, ws: str) -> None:
     argv = [sys.executable, "-m", "tests.faults.holder", gateway.address, ws]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             assert await trio.to_thread.run_sync(process.stdout.readline) == "connected\n"
@@ -196,7 +197,7 @@ async def test_the_clients_machine_vanishes(ws: str, tmp_path: Path) -> None:
         arguments = [*serve_arguments(tmp_path, [record]), "--set", f"gateway.host={machine.near}"]
         gateway = stack.enter_context(start_gateway(ephemeral=True, command=SERVE, extra_args=arguments))
         argv = [*machine.prefix, sys.executable, "-m", "tests.faults.holder", gateway.address, ws, key]
-        process = stack.enter_context(subprocess.Popen(argv, stdout=subprocess.PIPE, text=True))
+        process = stack.enter_context(subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True))
         stack.callback(process.kill)
         assert process.stdout is not None
         assert await trio.to_thread.run_sync(process.stdout.readline) == "connected\n"

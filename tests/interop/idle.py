@@ -11,11 +11,13 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Self
 
 from tests.helpers.forwarder import Forwarder
 
 PING_MS = 10_000
+ROOT = Path(__file__).resolve().parents[2]  # the process must find the tests, wherever pytest was started
 
 
 class IdleWatch:
@@ -33,7 +35,7 @@ class IdleWatch:
             "AETHER_GRPC_HTTP2_MIN_PING_INTERVAL_WITHOUT_DATA_MS": str(PING_MS),
         }
         argv = [sys.executable, "-m", "tests.interop.idle", self.forwarder.address, str(self.idle_s)]
-        self.process = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(argv, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         return self
 
     def __exit__(self, *exc: object) -> None:
