@@ -97,7 +97,8 @@ class _LeanH2(h2.connection.H2Connection):
     def forget(self, stream_id: int) -> None:
         stream = self.streams.pop(stream_id, None)
         if stream is not None:
-            self._closed_streams[stream_id] = stream.closed_by
+            # A server's answers do not pass through h2, so it does not know of their end.
+            self._closed_streams[stream_id] = stream.closed_by or h2.stream.StreamClosedBy.SEND_END_STREAM
 
 
 class SharedControl:

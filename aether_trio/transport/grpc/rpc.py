@@ -16,7 +16,7 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.metadata import decode_timeout
 
 from aether_trio.model.errors import Status, StatusError
-from aether_trio.transport.grpc import frames, messages
+from aether_trio.transport.grpc import frames, messages, response_headers
 from aether_trio.transport.grpc.server_connection import ServerConnection
 from aether_trio.transport.grpc.stream import ServerStream
 from aether_trio.transport.link import LinkBroken
@@ -91,18 +91,10 @@ def _timeout(value: str) -> float:
 
 
 def _refuse(connection: ServerConnection, stream_id: int, refusal: Refusal) -> None:
-    headers = [
-        (b":status", b"%d" % refusal.http_status),
-        (b"content-type", b"application/grpc"),
-        (b"grpc-status", b"%d" % refusal.status),
-        (b"grpc-message", messages.status_message(refusal.message)),
-        (b"grpc-accept-encoding", messages.ACCEPT_ENCODING.encode()),
-    ]
     connection.counters.reject(f"http_{refusal.http_status}" if refusal.http_status != 200 else "unimplemented")
-    control, out = connection.control_plane, connection.plane.out
-    out.append(control.send_headers(stream_id, headers, end_stream=True))
-    out.append(control.reset(stream_id, frames.ErrorCode.NO_ERROR))
-    control.forget(stream_id)
+    block = response_headers.refusal(refusal.http_status, refusal.status, refusal.message)
+    connection.send_block(stream_id, block, end_stream=True)
+    connection.refuse(stream_id, frames.ErrorCode.NO_ERROR)
 
 
 async def run_rpc(stream: ServerStream) -> None:

@@ -16,7 +16,7 @@ import h2.events
 import trio
 
 from aether_trio.model.errors import Status
-from aether_trio.transport.grpc import budgets, frames
+from aether_trio.transport.grpc import budgets, frames, response_headers
 from aether_trio.transport.grpc.budgets import Budgets
 from aether_trio.transport.grpc.checks import check_ping, check_priority, parse_goaway
 from aether_trio.transport.grpc.connection import Connection, Sealer
@@ -43,6 +43,7 @@ class ServerConnection(Connection):
         "_finished",
         "_ping_acked",
         "_pings",
+        "_said_no_table",
         "certificate",
         "draining",
         "goaway_limit",
@@ -79,6 +80,7 @@ class ServerConnection(Connection):
         self._accept = accept
         self._pings = PingStrikes()
         self._ping_acked: trio.Event | None = None
+        self._said_no_table = False
 
     # The task ------------------------------------------------------------------------------------------------------
 
@@ -201,8 +203,7 @@ class ServerConnection(Connection):
     def _refuse(self, stream_id: int, reason: str) -> None:
         self.counters.reject(reason)
         self.plane.budgets.spend(budgets.RESET_FLOOD)
-        self.plane.out.append(self.control_plane.reset(stream_id, ErrorCode.REFUSED_STREAM))
-        self.control_plane.forget(stream_id)
+        self.refuse(stream_id, ErrorCode.REFUSED_STREAM)
 
     def _ended(self, event: h2.events.StreamEnded) -> None:
         stream = self.plane.streams.get(event.stream_id)
@@ -240,10 +241,6 @@ class ServerConnection(Connection):
         )
         plane.out.append(frames.ping(frame[frames.HEADER_BYTES :], ack=True))
 
-    def sent_headers(self) -> None:
-        """A response's headers or trailers went out."""
-        self._pings.forgive()
-
     def _priority(self, stream_id: int, frame: bytes) -> None:
         """Checked and ignored: streams take turns here (RFC 9113 section 5.3 deprecates the scheme)."""
         self.plane.budgets.spend(budgets.PRIORITY_FLOOD)
@@ -273,6 +270,20 @@ class ServerConnection(Connection):
             self.counters.streams_open -= 1
             self.arm_idle_deadline()
             self._end_if_done()
+
+    def send_block(self, stream_id: int, block: bytes, *, end_stream: bool) -> None:
+        """Put a response's headers or trailers (response_headers.py) into the output; they leave with the next pump."""
+        if not self._said_no_table:
+            self._said_no_table = True
+            block = response_headers.NO_TABLE + block
+        plane = self.plane
+        plane.out.append(response_headers.block_frames(stream_id, block, plane.peer_frame_bytes, end_stream=end_stream))
+        self._pings.forgive()
+
+    def refuse(self, stream_id: int, code: ErrorCode) -> None:
+        """Reset a stream that never became an RPC."""
+        self.plane.out.append(self.control_plane.reset(stream_id, code))
+        self.control_plane.forget(stream_id)
 
     def closed_locally(self, stream: PumpedStream) -> None:
         """Our trailers or reset are in the output."""

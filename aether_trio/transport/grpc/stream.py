@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator, Collection, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import trio
 from grpclib.const import Handler
@@ -18,7 +18,7 @@ from grpclib.const import Status as GrpclibStatus
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from grpclib.metadata import decode_metadata, encode_metadata
 
-from aether_trio.transport.grpc import messages
+from aether_trio.transport.grpc import response_headers
 from aether_trio.transport.grpc.connection import BURST_BYTES
 from aether_trio.transport.grpc.duplex import DuplexStream
 from aether_trio.transport.grpc.frames import ErrorCode
@@ -30,12 +30,6 @@ if TYPE_CHECKING:
     from aether_trio.transport.grpc.server_connection import ServerConnection
 
 MetadataLike = Mapping[str, str | bytes] | Collection[tuple[str, str | bytes]]
-
-_RESPONSE: Final = (
-    (b":status", b"200"),
-    (b"content-type", b"application/grpc+proto"),
-    (b"grpc-accept-encoding", messages.ACCEPT_ENCODING.encode()),
-)
 
 
 class StreamPeer:
@@ -156,7 +150,10 @@ class ServerStream(DuplexStream):
         if self._initial_sent:
             raise ProtocolError("Initial metadata was already sent")
         self._initial_sent = True
-        self._headers_out([*_RESPONSE, *_encode(metadata)], end_stream=False)
+        block = response_headers.RESPONSE
+        if metadata:
+            block += response_headers.metadata(encode_metadata(metadata))
+        self.connection.send_block(self.stream_id, block, end_stream=False)
 
     async def send_initial_metadata(self, *, metadata: MetadataLike | None = None) -> None:
         if not self.finished:
@@ -252,12 +249,12 @@ class ServerStream(DuplexStream):
         if self.finished:
             return
         self.finished = self._closing = True
-        headers = [] if self._initial_sent else list(_RESPONSE[:2])
-        headers.append((b"grpc-status", b"%d" % status))
-        if message:
-            headers.append((b"grpc-message", messages.status_message(message)))
-        headers.extend(_encode(metadata))
-        self._headers_out(headers, end_stream=True)
+        block = response_headers.trailers(status, message)
+        if not self._initial_sent:
+            block = response_headers.OK + block
+        if metadata:
+            block += response_headers.metadata(encode_metadata(metadata))
+        self.connection.send_block(self.stream_id, block, end_stream=True)
         if not self.ended:
             # The peer may still be sending; tell it that nobody reads (RFC 9113 section 8.1).
             self.connection.reset(self, ErrorCode.NO_ERROR)
@@ -284,14 +281,3 @@ class ServerStream(DuplexStream):
                 self.source.cut()
             if self.scope is not None:
                 self.scope.cancel()
-
-    def _headers_out(self, headers: list[tuple[bytes, bytes]], *, end_stream: bool) -> None:
-        connection = self.connection
-        connection.plane.out.append(
-            connection.control_plane.send_headers(self.stream_id, headers, end_stream=end_stream)
-        )
-        connection.sent_headers()
-
-
-def _encode(metadata: MetadataLike) -> list[tuple[bytes, bytes]]:
-    return [(key.encode("ascii"), value.encode("ascii")) for key, value in encode_metadata(metadata)]
