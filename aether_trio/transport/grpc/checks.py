@@ -1,4 +1,4 @@
-"""What must be true of the control frames that we answer without h2 (RFC 9113 sections 6.3, 6.7, 6.8). Pure."""
+"""What must be true of the control frames that we answer without h2 (RFC 9113 sections 6.3, 6.4, 6.7, 6.8). Pure."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ def check_priority(stream_id: int, frame: bytes) -> None:
         raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "frame_size", "PRIORITY is not 5 bytes")
     if UINT32.unpack_from(frame, HEADER_BYTES)[0] & STREAM_MASK == stream_id:
         raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "priority", "a stream depends on itself")
+
+
+def parse_reset(stream_id: int, frame: bytes) -> int:
+    """The error code."""
+    if len(frame) != HEADER_BYTES + 4:
+        raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "frame_size", "RST_STREAM is not 4 bytes")
+    if not stream_id:
+        raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "reset", "RST_STREAM on stream 0")
+    code: int = UINT32.unpack_from(frame, HEADER_BYTES)[0]
+    return code
 
 
 def parse_goaway(stream_id: int, frame: bytes) -> tuple[int, int, str]:

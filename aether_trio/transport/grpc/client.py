@@ -29,7 +29,7 @@ from aether_trio.transport.grpc.budgets import Budgets
 from aether_trio.transport.grpc.call import Call, Message
 from aether_trio.transport.grpc.checks import parse_goaway
 from aether_trio.transport.grpc.connection import Connection
-from aether_trio.transport.grpc.control import SharedControl
+from aether_trio.transport.grpc.control import ControlPlane, SharedControl
 from aether_trio.transport.grpc.data_stream import DataStream
 from aether_trio.transport.grpc.frames import ErrorCode
 from aether_trio.transport.grpc.limits import NO_ALLOWANCES, GrpcLimits
@@ -49,16 +49,15 @@ M = TypeVar("M")
 class Channel(Connection):
     """One connection to a server. Made by `open_channel`."""
 
-    __slots__ = ("_authority", "_failure", "_scheme")
+    __slots__ = ("_authority", "_failure", "_scheme", "control_plane")
 
     def __init__(
         self, sock: socket.socket, session: TlsSession | None, authority: str, limits: GrpcLimits, nursery: trio.Nursery
     ) -> None:
         shared = SharedControl(limits, client_side=True)
         counters = Counters()
-        super().__init__(
-            sock, session, limits, Budgets(_TABLE, trio.current_time), shared, counters, nursery, client_side=True
-        )
+        super().__init__(sock, session, limits, Budgets(_TABLE, trio.current_time), counters, nursery, client_side=True)
+        self.control_plane = ControlPlane(shared, client_side=True)
         self._authority = authority
         self._scheme = "http" if session is None else "https"
         self._failure: str | None = None
@@ -200,7 +199,7 @@ class Channel(Connection):
 
     def end_of_stream(self, stream: DataStream) -> None:
         """The server ended a call by DATA, without trailers: no gRPC server does."""
-        super().end_of_stream(stream)
+        self.control_plane.end_of_stream(stream.stream_id)
         assert isinstance(stream, Call)
         stream.trailers = {"grpc-status": "2", "grpc-message": "stream ended without a status"}
 

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from aether_trio.transport.grpc import frames
-from aether_trio.transport.grpc.control import ControlPlane, SharedControl
 from aether_trio.transport.grpc.data_stream import DataStream
 from aether_trio.transport.grpc.dataplane import DataPlane
 from aether_trio.transport.grpc.frames import ErrorCode, ProtocolViolation
@@ -55,7 +54,6 @@ class Connection:
         "_pumping",
         "_writing",
         "closing",
-        "control_plane",
         "counters",
         "dirty",
         "limits",
@@ -71,7 +69,6 @@ class Connection:
         sealer: Sealer | None,
         limits: GrpcLimits,
         budgets: Budgets,
-        shared: SharedControl,
         counters: Counters,
         nursery: trio.Nursery,
         *,
@@ -83,7 +80,6 @@ class Connection:
         self.counters = counters
         self.nursery = nursery
         self.plane = DataPlane(self, limits, budgets, expect_preface=not client_side)
-        self.control_plane = ControlPlane(shared, client_side=client_side)
         self.closing = False
         """Nothing more is read or started; what is in `out` still goes."""
         self.dirty: dict[PumpedStream, None] = {}
@@ -99,7 +95,7 @@ class Connection:
         raise NotImplementedError
 
     def end_of_stream(self, stream: DataStream) -> None:
-        self.control_plane.receive(frames.empty_end_of_stream(stream.stream_id))
+        raise NotImplementedError
 
     def stream_error(self, stream_id: int, code: ErrorCode, text: str) -> None:
         raise NotImplementedError

@@ -38,6 +38,9 @@ _CONFIGS: Final = {
 }
 
 
+_CLOSED: Final = h2.stream.StreamClosedBy
+_LEAST_REQUEST: Final = b"\x83\x86\x84\x01\x01x"
+"""`:method POST, :scheme http, :path /, :authority x` by HPACK's static table: valid, and without effect on a dynamic one."""
 _SETTING_BYTES: Final = 6
 _KNOWN_SETTINGS: Final = frozenset(code.to_bytes(2, "big") for code in h2.settings.SettingCodes)
 
@@ -94,17 +97,18 @@ class _LeanH2(h2.connection.H2Connection):
     def open_outbound_streams(self) -> int:
         return 0
 
-    def forget(self, stream_id: int) -> None:
+    def forget(self, stream_id: int, *, reset_by_us: bool) -> None:
         stream = self.streams.pop(stream_id, None)
         if stream is not None:
-            # A server's answers do not pass through h2, so it does not know of their end.
-            self._closed_streams[stream_id] = stream.closed_by or h2.stream.StreamClosedBy.SEND_END_STREAM
+            # A server's answers and resets do not pass through h2, so it does not know how a stream ended.
+            by_us = _CLOSED.SEND_RST_STREAM if reset_by_us else _CLOSED.SEND_END_STREAM
+            self._closed_streams[stream_id] = stream.closed_by or by_us
 
 
 class SharedControl:
     """What all connections of one server or channel share: our settings, as h2 and as the peer see them, and the cache."""
 
-    __slots__ = ("blocks", "max_header_list_bytes", "settings", "settings_frame")
+    __slots__ = ("blocks", "header_table_bytes", "max_header_list_bytes", "peer_settings", "settings", "settings_frame")
 
     def __init__(self, limits: GrpcLimits, *, client_side: bool) -> None:
         codes = h2.settings.SettingCodes
@@ -119,17 +123,20 @@ class SharedControl:
             self.settings[codes.MAX_CONCURRENT_STREAMS] = limits.max_concurrent_streams
         self.settings_frame = frames.settings({int(code): value for code, value in self.settings.items()})
         self.max_header_list_bytes = limits.max_header_list_bytes
+        self.header_table_bytes = limits.header_table_bytes
         self.blocks = BlockCache()
+        self.peer_settings: dict[bytes, dict[int, int]] = {}
+        """Bodies of SETTINGS frames that h2 has found valid, with the values in them. Bounded by server_control.py."""
 
 
 class ControlPlane:
     """One connection's h2, reduced to what the lane uses."""
 
-    __slots__ = ("_h2",)
+    __slots__ = ("_h2", "decoder")
 
     def __init__(self, shared: SharedControl, *, client_side: bool) -> None:
         self._h2 = _LeanH2(_CONFIGS[client_side])
-        self._h2.decoder = CachingDecoder(shared.blocks, shared.max_header_list_bytes)
+        self.decoder = self._h2.decoder = CachingDecoder(shared.blocks, shared.max_header_list_bytes)
         # No table for what we send: our few headers are static entries or short. An empty deque is 760 bytes, and with a
         # size of 0 hpack only ever clears it.
         self._h2.encoder.header_table_size = 0
@@ -146,9 +153,9 @@ class ControlPlane:
 
     def receive_settings(self, frame: bytes) -> list[h2.events.Event]:
         """As `receive`, for a SETTINGS frame: h2 remembers every identifier it has seen, so it sees the known ones only."""
-        body = memoryview(frame)[frames.HEADER_BYTES :]
+        body = frame[frames.HEADER_BYTES :]
         if len(body) % _SETTING_BYTES == 0:
-            entries = [bytes(body[at : at + _SETTING_BYTES]) for at in range(0, len(body), _SETTING_BYTES)]
+            entries = [body[at : at + _SETTING_BYTES] for at in range(0, len(body), _SETTING_BYTES)]
             known = [entry for entry in entries if entry[:2] in _KNOWN_SETTINGS]
             if len(known) != len(entries):
                 frame = frames.with_body(frame, b"".join(known))
@@ -187,16 +194,25 @@ class ControlPlane:
             return b""  # h2 has given the connection up, and so shall we
         return self._h2.data_to_send()
 
-    def is_closed(self, stream_id: int) -> bool:
-        stream = self._h2.streams.get(stream_id)
-        return stream is None or stream.closed
+    def end_of_stream(self, stream_id: int) -> None:
+        """The peer ended a stream with DATA."""
+        self.receive(frames.empty_end_of_stream(stream_id))
 
-    def reset_by_us(self, stream_id: int) -> bool:
-        """Among the last streams that closed, this one closed by our RST_STREAM."""
-        return self._h2._closed_streams.get(stream_id) is h2.stream.StreamClosedBy.SEND_RST_STREAM
+    def adopt(self, stream_id: int, *, ended: bool) -> None:
+        """Let h2 know of a stream that was opened without it: the least request there is stands in for the real one."""
+        flags = frames.END_HEADERS | (frames.END_STREAM if ended else 0)
+        self.receive(
+            frames.FRAME_HEADER.pack(len(_LEAST_REQUEST) << 8 | frames.HEADERS, flags, stream_id) + _LEAST_REQUEST
+        )
 
-    def forget(self, stream_id: int) -> None:
-        self._h2.forget(stream_id)
+    def adopt_closed(self, highest_stream_id: int, reset_by_us: Iterable[int]) -> None:
+        """...and of those that are over."""
+        self._h2.highest_inbound_stream_id = highest_stream_id
+        for stream_id in reset_by_us:
+            self._h2._closed_streams[stream_id] = _CLOSED.SEND_RST_STREAM
+
+    def forget(self, stream_id: int, *, reset_by_us: bool = False) -> None:
+        self._h2.forget(stream_id, reset_by_us=reset_by_us)
 
     def ignore_content_length(self, stream_id: int) -> None:
         """h2 would compare content-length with DATA that it never sees; gRPC's own prefixes say what belongs together."""

@@ -1,8 +1,9 @@
-"""An HPACK decoder that remembers whole header blocks for all connections together.
+"""Header blocks that have been seen before, remembered for all connections together, and an HPACK decoder that asks.
 
 The first request of a connection is the dear part of opening it: about 90 µs of Huffman decoding in Python. But while a
 connection's dynamic table is empty, what a block means, and what it leaves in the table, follow from its bytes and two
-sizes alone; and clients of one kind send the same bytes. So results are kept by exactly that key.
+sizes alone; and clients of one kind send the same bytes. So results are kept by exactly that key, and with them, once
+h2 has taken a block for a sound request, that request (server_control.py).
 
 Bounds: entries, and bytes per entry; the oldest goes first. A block with a never-indexed field (a secret, by RFC 7541
 section 7.1.3) is not kept.
@@ -21,21 +22,39 @@ import hpack.table
 MAX_BLOCKS: Final = 256
 MAX_BLOCK_BYTES: Final = 1024
 
-_Key = tuple[bytes, int, int]
-_Table = tuple[int, int, tuple[tuple[bytes, bytes], ...]]
+Key = tuple[bytes, int, int]
+"""A block, the table's size, and the largest size that it may have."""
+Table = tuple[int, int, tuple[tuple[bytes, bytes], ...]]
+"""What a block leaves: the table's size, the bytes used of it, and its entries."""
+EMPTY_TABLE: Final[Table] = (hpack.table.HeaderTable.DEFAULT_SIZE, 0, ())
+
+
+class KnownBlock:
+    """What a block means. `request`: the same as h2 has checked and normalized it, when it did."""
+
+    __slots__ = ("headers", "request", "table")
+
+    def __init__(self, headers: tuple[hpack.struct.HeaderTuple, ...], table: Table) -> None:
+        self.headers = headers
+        self.table = table
+        self.request: list[tuple[bytes, bytes]] | None = None
 
 
 class BlockCache:
-    """Decoded blocks by (bytes, table size, largest table size)."""
+    """Known blocks, shared by all connections."""
 
     __slots__ = ("_blocks", "hits", "misses")
 
     def __init__(self) -> None:
-        self._blocks: dict[_Key, tuple[tuple[hpack.struct.HeaderTuple, ...], _Table]] = {}
+        self._blocks: dict[Key, KnownBlock] = {}
         self.hits = 0
         self.misses = 0
 
-    def get(self, key: _Key) -> tuple[tuple[hpack.struct.HeaderTuple, ...], _Table] | None:
+    def peek(self, key: Key) -> KnownBlock | None:
+        """As `get`, uncounted."""
+        return self._blocks.get(key)
+
+    def get(self, key: Key) -> KnownBlock | None:
         found = self._blocks.get(key)
         if found is None:
             self.misses += 1
@@ -43,10 +62,10 @@ class BlockCache:
             self.hits += 1
         return found
 
-    def put(self, key: _Key, headers: tuple[hpack.struct.HeaderTuple, ...], table: _Table) -> None:
+    def put(self, key: Key, headers: tuple[hpack.struct.HeaderTuple, ...], table: Table) -> None:
         if len(self._blocks) >= MAX_BLOCKS:
             del self._blocks[next(iter(self._blocks))]
-        self._blocks[key] = headers, table
+        self._blocks[key] = KnownBlock(headers, table)
 
 
 class CachingDecoder(hpack.hpack.Decoder):
@@ -63,10 +82,15 @@ class CachingDecoder(hpack.hpack.Decoder):
         key = (bytes(data), table.maxsize, self.max_allowed_table_size)
         found = self._cache.get(key)
         if found is not None:
-            headers, (table._maxsize, table._current_size, entries) = found
-            table.dynamic_entries.extend(entries)
-            return list(headers)
+            self.restore(found.table)
+            return list(found.headers)
         decoded = list(super().decode(data, raw))
         if all(header.indexable for header in decoded):
             self._cache.put(key, tuple(decoded), (table.maxsize, table._current_size, tuple(table.dynamic_entries)))
         return decoded
+
+    def restore(self, left: Table) -> None:
+        """Go on with an empty table as if the block that left this had been decoded here."""
+        table = self.header_table
+        table._maxsize, table._current_size, entries = left
+        table.dynamic_entries.extend(entries)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import h2.events
 import trio
@@ -18,18 +18,24 @@ import trio
 from aether_trio.model.errors import Status
 from aether_trio.transport.grpc import budgets, frames, response_headers
 from aether_trio.transport.grpc.budgets import Budgets
-from aether_trio.transport.grpc.checks import check_ping, check_priority, parse_goaway
+from aether_trio.transport.grpc.checks import check_ping, check_priority, parse_goaway, parse_reset
 from aether_trio.transport.grpc.connection import Connection, Sealer
 from aether_trio.transport.grpc.control import SharedControl
 from aether_trio.transport.grpc.data_stream import DataStream
 from aether_trio.transport.grpc.frames import STREAM_MASK, ErrorCode, ProtocolViolation
 from aether_trio.transport.grpc.keepalive import PingStrikes
 from aether_trio.transport.grpc.pumped import PumpedStream
+from aether_trio.transport.grpc.server_control import SETTINGS_ACK, ServerControl
 from aether_trio.transport.grpc.statistics import ConnectionStatistics, Counters
 from aether_trio.transport.link import PeerCertificate
 
 if TYPE_CHECKING:
     from aether_trio.transport.grpc.limits import Allowance, GrpcLimits
+
+_INITIAL_WINDOW_SIZE: Final = 4
+_MAX_FRAME_SIZE: Final = 5
+_LARGEST_FRAME_BYTES: Final = 64 * 1024
+"""Ours, whatever more the peer allows: one stream's frame is what the others wait for."""
 
 Accept = Callable[["ServerConnection", int, list[tuple[bytes, bytes]]], None]
 
@@ -45,6 +51,7 @@ class ServerConnection(Connection):
         "_pings",
         "_said_no_table",
         "certificate",
+        "control_plane",
         "draining",
         "goaway_limit",
         "lingering",
@@ -65,8 +72,9 @@ class ServerConnection(Connection):
         accept: Accept,
     ) -> None:
         super().__init__(
-            sock, sealer, limits, Budgets(allowances, trio.current_time), shared, counters, nursery, client_side=False
+            sock, sealer, limits, Budgets(allowances, trio.current_time), counters, nursery, client_side=False
         )
+        self.control_plane = ServerControl(shared, self.plane)
         self.certificate = certificate
         self.lingering = False
         """The end came from us: the socket must not be closed before the peer has read why."""
@@ -88,7 +96,7 @@ class ServerConnection(Connection):
         """Serve until the connection ends; returns why. The caller closes the socket."""
         self.nursery.cancel_scope.deadline = self.started + self.limits.handshake_timeout_s
         # These leave with the answer to the client's first bytes, which it sends without waiting (RFC 9113 section 3.4).
-        self.plane.out.append(self.control_plane.settings(self.shared))
+        self.plane.out.append(self.shared.settings_frame)
         self.plane.out.append(self.plane.opening_window_update())
         try:
             reason = await self.read_until_end(head)
@@ -155,41 +163,33 @@ class ServerConnection(Connection):
             self._goaway(stream_id, frame)
         elif kind > frames.CONTINUATION:
             self.plane.budgets.spend(budgets.UNKNOWN_FRAME_FLOOD)
-        else:
-            self._through_h2(kind, flags, stream_id, frame)
-
-    def _through_h2(self, kind: int, flags: int, stream_id: int, frame: bytes) -> None:
-        plane, control = self.plane, self.control_plane
-        if kind == frames.SETTINGS and not flags & frames.ACK:
-            plane.budgets.spend(budgets.SETTINGS_FLOOD)
+        elif kind == frames.SETTINGS:
+            self._settings(flags, frame)
         elif kind == frames.RST_STREAM:
-            if plane.is_idle(stream_id):
-                raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "idle_stream", f"RST_STREAM on idle {stream_id}")
-            plane.budgets.spend(budgets.RESET_FLOOD)
+            self._reset(stream_id, frame)
         elif kind == frames.PUSH_PROMISE:
             raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "push", "a client cannot push")
-        events = control.receive_settings(frame) if kind == frames.SETTINGS else control.receive(frame)
-        for event in events:
-            self._event(event)
-        output = control.take_output()
-        if output:
-            plane.out.append(output)
+        else:
+            self._header_block(kind, flags, stream_id, frame)
 
-    def _event(self, event: h2.events.Event) -> None:
-        if isinstance(event, h2.events.RequestReceived):
-            self._request(event)
-        elif isinstance(event, h2.events.StreamEnded):
-            self._ended(event)
-        elif isinstance(event, h2.events.StreamReset):
-            self._reset(event)
-        elif isinstance(event, h2.events.RemoteSettingsChanged):
-            self._settings(event)
-        elif isinstance(event, h2.events.SettingsAcknowledged):
-            # The handshake is done: from here on only idleness is bounded.
-            self.arm_idle_deadline()
+    def _header_block(self, kind: int, flags: int, stream_id: int, frame: bytes) -> None:
+        headers = self.control_plane.known_request(flags, stream_id, frame) if kind == frames.HEADERS else None
+        if headers is not None:
+            self._request(stream_id, headers)
+            if flags & frames.END_STREAM:
+                self._ended(stream_id)
+            return
+        for event in self.control_plane.receive(kind, flags, frame):
+            if isinstance(event, h2.events.RequestReceived):
+                self._request(event.stream_id, event.headers)
+            elif isinstance(event, h2.events.StreamEnded):
+                self._ended(event.stream_id)
+            elif isinstance(event, h2.events.StreamReset):
+                # By h2, for headers on a stream that they cannot belong to.
+                self.plane.budgets.spend(budgets.RESET_FLOOD)
+                self._broken(event.stream_id, f"stream reset ({event.error_code!r})")
 
-    def _request(self, event: h2.events.RequestReceived) -> None:
-        stream_id = event.stream_id
+    def _request(self, stream_id: int, headers: list[tuple[bytes, bytes]]) -> None:
         plane = self.plane
         plane.highest_stream_id = max(plane.highest_stream_id, stream_id)
         if self.draining and stream_id > self.goaway_limit:
@@ -197,35 +197,47 @@ class ServerConnection(Connection):
         elif len(plane.streams) >= self.limits.max_concurrent_streams:
             self._refuse(stream_id, "too_many_streams")
         else:
-            self.control_plane.ignore_content_length(stream_id)
-            self._accept(self, stream_id, event.headers)
+            self._accept(self, stream_id, headers)
 
     def _refuse(self, stream_id: int, reason: str) -> None:
         self.counters.reject(reason)
         self.plane.budgets.spend(budgets.RESET_FLOOD)
         self.refuse(stream_id, ErrorCode.REFUSED_STREAM)
 
-    def _ended(self, event: h2.events.StreamEnded) -> None:
-        stream = self.plane.streams.get(event.stream_id)
+    def _ended(self, stream_id: int) -> None:
+        stream = self.plane.streams.get(stream_id)
         if stream is not None and not stream.ended:
             stream.ended = True
             self.plane.touched.append(stream)
 
-    def _reset(self, event: h2.events.StreamReset) -> None:
-        if not event.remote_reset:
-            self.plane.budgets.spend(budgets.RESET_FLOOD)
-        stream = self.plane.streams.get(event.stream_id)
+    def _reset(self, stream_id: int, frame: bytes) -> None:
+        code = parse_reset(stream_id, frame)
+        if self.plane.is_idle(stream_id):
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "idle_stream", f"RST_STREAM on idle {stream_id}")
+        self.plane.budgets.spend(budgets.RESET_FLOOD)
+        self._broken(stream_id, f"stream reset by the peer (error {code})")
+
+    def _broken(self, stream_id: int, reason: str) -> None:
+        stream = self.plane.streams.get(stream_id)
         if stream is not None:
             assert isinstance(stream, PumpedStream)
             stream.ended = True
-            stream.broken(f"stream reset by the peer ({event.error_code!r})")
+            stream.broken(reason)
             self.forget(stream)
 
-    def _settings(self, event: h2.events.RemoteSettingsChanged) -> None:
-        changed = {int(code): setting.new_value for code, setting in event.changed_settings.items()}
-        frame_bytes = changed.get(5)
-        self.plane.peer_settings(changed.get(4), None if frame_bytes is None else min(frame_bytes, 65_536))
-        self.control_plane.settings_changed()
+    def _settings(self, flags: int, frame: bytes) -> None:
+        if flags & frames.ACK:
+            self.control_plane.acked(frame)
+            # The handshake is done: from here on only idleness is bounded.
+            self.arm_idle_deadline()
+            return
+        self.plane.budgets.spend(budgets.SETTINGS_FLOOD)
+        values = self.control_plane.settings(frame)
+        frame_bytes = values.get(_MAX_FRAME_SIZE)
+        self.plane.out.append(SETTINGS_ACK)
+        self.plane.peer_settings(
+            values.get(_INITIAL_WINDOW_SIZE), None if frame_bytes is None else min(frame_bytes, _LARGEST_FRAME_BYTES)
+        )
 
     def _ping(self, flags: int, stream_id: int, frame: bytes) -> None:
         check_ping(stream_id, frame)
@@ -282,8 +294,8 @@ class ServerConnection(Connection):
 
     def refuse(self, stream_id: int, code: ErrorCode) -> None:
         """Reset a stream that never became an RPC."""
-        self.plane.out.append(self.control_plane.reset(stream_id, code))
-        self.control_plane.forget(stream_id)
+        self.plane.out.append(frames.rst_stream(stream_id, code))
+        self.control_plane.forget(stream_id, reset_by_us=True)
 
     def closed_locally(self, stream: PumpedStream) -> None:
         """Our trailers or reset are in the output."""
@@ -291,7 +303,13 @@ class ServerConnection(Connection):
         self.pump()
 
     def reset(self, stream: DataStream, code: ErrorCode) -> None:
-        self.plane.out.append(self.control_plane.reset(stream.stream_id, code))
+        """Put RST_STREAM into the output; the caller is about to forget the stream."""
+        self.plane.out.append(frames.rst_stream(stream.stream_id, code))
+        self.control_plane.forget(stream.stream_id, reset_by_us=True)
+
+    def end_of_stream(self, stream: DataStream) -> None:
+        """See dataplane.Owner."""
+        self.control_plane.end_of_stream(stream.stream_id)
 
     def stream_error(self, stream_id: int, code: ErrorCode, text: str) -> None:
         """See dataplane.Owner. Every reset that the peer provokes is charged to it."""
