@@ -28,8 +28,11 @@ NO_ANSWER: tuple[pb.DownstreamMessage, ...] = ()
 
 
 def request_id_of(payload: Any) -> str:
-    """The id that correlates an answer with this request; "" for operations that have none."""
-    for name in ("request_id", "client_request_id"):
+    """The id that correlates an answer with this request; "" for operations that have none.
+
+    Where a message has both, `request_id` is what it is about (an authority request), and not who is asking.
+    """
+    for name in ("client_request_id", "request_id"):
         value = getattr(payload, name, "")
         if value:
             return str(value)
