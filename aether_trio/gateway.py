@@ -23,6 +23,7 @@ from aether_trio.telemetry.ops import serve_ops
 from aether_trio.transport.grpc.health import NOT_SERVING, SERVING, Health
 from aether_trio.transport.grpc.link import GrpcLink
 from aether_trio.transport.grpc.reflection import with_reflection
+from aether_trio.transport.grpc.rpc import told_when_broken
 from aether_trio.transport.grpc.server import GrpcServer, Servable
 from aether_trio.transport.grpc.stream import ServerStream
 from aether_trio.transport.link import Link
@@ -41,6 +42,7 @@ class GatewayService(AetherGatewayBase):
     def __init__(self, serve: Callable[[Link], Awaitable[None]]) -> None:
         self._serve = serve
 
+    @told_when_broken
     async def Connect(self, stream: ServerStream) -> None:  # type: ignore[override]  # noqa: N802
         """Serve one participant."""
         await self._serve(GrpcLink(stream))

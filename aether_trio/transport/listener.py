@@ -1,6 +1,6 @@
 """TCP listeners and the accept loop.
 
-Plain non-blocking sockets throughout (see grpc/connection.py for why). `serve_tcp` hands each accepted socket, configured,
+Plain non-blocking sockets throughout (see grpc/connection.py for why). `Acceptor` hands each accepted socket, configured,
 to a handler task; the seam for choosing a lane by a connection's first bytes is that handler.
 
 Invariant: nothing that a peer or the kernel's limits do ends the accept loop; only cancellation does.
@@ -11,9 +11,10 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -47,7 +48,11 @@ class ListenerStatistics:
     pauses: int
 
 
-Handler = Callable[[socket.socket], Awaitable[None]]
+Handler = Callable[[socket.socket, Any], Awaitable[None]]
+"""Serves a socket; given the peer's address as `accept` returns it. The socket is closed after it."""
+
+_INHERITS: Final = sys.platform == "linux"
+"""Accepted sockets have the listener's options, so six system calls for each of them are made once (tcp(7))."""
 
 
 def open_tcp_listeners(host: str | None, port: int, *, backlog: int = 1024) -> list[socket.socket]:
@@ -98,6 +103,7 @@ class Acceptor:
         try:
             async with trio.open_nursery() as nursery:
                 for listener in listeners:
+                    set_options(listener, self._settings)
                     nursery.start_soon(self._accept_from, listener)
         finally:
             for listener in listeners:
@@ -109,7 +115,7 @@ class Acceptor:
             await trio.lowlevel.wait_readable(listener)
             for _ in range(_ACCEPTS_PER_TURN):
                 try:
-                    sock, _address = listener.accept()
+                    sock, address = listener.accept()
                 except BlockingIOError:
                     break
                 except OSError as error:
@@ -119,38 +125,38 @@ class Acceptor:
                         await trio.sleep(_PAUSE_S)
                     # Anything else belongs to the connection that was to be accepted (ECONNABORTED, EPROTO, ...).
                     break
-                self._start(sock)
+                self._start(sock, address)
 
-    def _start(self, sock: socket.socket) -> None:
+    def _start(self, sock: socket.socket, address: Any) -> None:
         if self._open >= self._settings.max_connections:
             self._refused += 1
             sock.close()
             return
         try:
-            configure(sock, self._settings)
+            sock.setblocking(False)
+            if not _INHERITS:
+                set_options(sock, self._settings)
         except OSError:
             sock.close()  # the peer has gone already
             return
         self._accepted += 1
         self._open += 1
-        self._nursery.start_soon(self._run, sock)
+        self._nursery.start_soon(self._run, sock, address)
 
-    async def _run(self, sock: socket.socket) -> None:
+    async def _run(self, sock: socket.socket, address: Any) -> None:
         try:
-            await self._handler(sock)
+            await self._handler(sock, address)
         except Exception:
             # One connection's bug must not end the others; it is ours, so it is loud.
             log.exception("connection failed")
         finally:
             self._open -= 1
-            if sock.fileno() >= 0:
-                trio.lowlevel.notify_closing(sock)
-                sock.close()
+            # Without notify_closing: whoever could wait for this socket was a task of the handler, and has ended.
+            sock.close()
 
 
-def configure(sock: socket.socket, settings: TcpSettings) -> None:
-    """Non-blocking, no Nagle, and the kernel looking for peers that vanished."""
-    sock.setblocking(False)
+def set_options(sock: socket.socket, settings: TcpSettings) -> None:
+    """No Nagle, and the kernel looking for peers that vanished."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (

@@ -27,11 +27,11 @@ async def accepting(handler: Any, settings: TcpSettings | None = None) -> AsyncI
             nursery.cancel_scope.cancel()
 
 
-async def hello(sock: socket.socket) -> None:
+async def hello(sock: socket.socket, _address: Any) -> None:
     sock.send(b"hello")
 
 
-async def hold(sock: socket.socket) -> None:
+async def hold(sock: socket.socket, _address: Any) -> None:
     sock.send(b"hello")
     await trio.lowlevel.wait_readable(sock)
 
@@ -51,7 +51,7 @@ async def test_each_connection_gets_its_handler_and_is_closed_after_it() -> None
 async def test_accepted_sockets_look_for_dead_peers() -> None:
     seen: dict[str, int] = {}
 
-    async def look(sock: socket.socket) -> None:
+    async def look(sock: socket.socket, _address: Any) -> None:
         assert sock.getblocking() is False
         for name in ("TCP_NODELAY", "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT"):
             seen[name] = sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
@@ -74,7 +74,7 @@ async def test_accepted_sockets_look_for_dead_peers() -> None:
 async def test_a_failing_handler_ends_its_own_connection_only(caplog: pytest.LogCaptureFixture) -> None:
     calls = []
 
-    async def handler(sock: socket.socket) -> None:
+    async def handler(sock: socket.socket, _address: Any) -> None:
         calls.append(sock)
         if len(calls) == 1:
             raise ZeroDivisionError

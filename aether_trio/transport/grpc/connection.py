@@ -35,6 +35,8 @@ BURST_BYTES = 64 * 1024
 """Asked of the streams for one send."""
 BURSTS_PER_PUMP = 4
 """Then the others have a turn: the writer task goes on."""
+ANSWER_TURNS = 6
+"""Of the scheduler, in which a new stream may answer: enough for a session that waits for no other thread."""
 
 
 class Sealer(Protocol):
@@ -58,6 +60,7 @@ class Connection:
         "dirty",
         "limits",
         "nursery",
+        "opened",
         "plane",
         "sealer",
         "sock",
@@ -82,6 +85,8 @@ class Connection:
         self.plane = DataPlane(self, limits, budgets, expect_preface=not client_side)
         self.closing = False
         """Nothing more is read or started; what is in `out` still goes."""
+        self.opened = False
+        """The bytes being served have opened a stream."""
         self.dirty: dict[PumpedStream, None] = {}
         """Streams whose bytes are not all with the kernel."""
         self._backlog: memoryview | None = None
@@ -102,34 +107,33 @@ class Connection:
 
     # Reading -----------------------------------------------------------------------------------------------------
 
-    async def read_until_end(self, head: bytes = b"") -> str:
-        """Read and serve until the peer ends the connection, or it breaks, or `closing`. Returns why.
-
-        `head` is what was read, and under TLS opened, before.
-        """
-        if head and not self._received(head):
-            return "closed"
-        head = b""
-        sock, counters = self.sock, self.counters
+    async def read_until_end(self) -> str:
+        """Read and serve until the peer ends the connection, or it breaks, or `closing`. Returns why."""
+        sock = self.sock
         while True:
             data = b""  # an idle connection must not keep what it read last alive in this frame
             await trio.lowlevel.wait_readable(sock)
             try:
-                data = sock.recv(RECV_BYTES)
+                data = self.receive_some()
                 if not data:
                     return "end of connection"
-                counters.bytes_received += len(data)
                 if self.sealer is not None:
                     data = self.sealer.open(data)
             except BlockingIOError:
                 continue
             except OSError as error:
                 return error.strerror or type(error).__name__
-            if not self._received(data):
+            if not await self.received(data):
                 return "closed"
 
-    def _received(self, data: bytes) -> bool:
-        """Serve what one read brought. False when that was the last."""
+    def receive_some(self) -> bytes:
+        """What the socket has; raises OSError."""
+        data = self.sock.recv(RECV_BYTES)
+        self.counters.bytes_received += len(data)
+        return data
+
+    async def received(self, data: bytes) -> bool:
+        """Serve what one read brought. False when that was the last. A checkpoint only when it opened streams."""
         plane = self.plane
         try:
             plane.receive(data)
@@ -138,9 +142,20 @@ class Connection:
             return False
         if plane.touched:
             self._wake_touched()
+        if self.opened:
+            self.opened = False
+            if plane.out and not plane.ready:
+                await self._let_answer()
         if plane.out or plane.ready:
             self.pump()
         return not self.closing
+
+    async def _let_answer(self) -> None:
+        """Streams were opened. If they answer soon, then acknowledgements leave with that, in one send instead of two."""
+        for _ in range(ANSWER_TURNS):
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            if not self.plane.out:
+                return
 
     def _wake_touched(self) -> None:
         touched, self.plane.touched = self.plane.touched, []

@@ -65,9 +65,10 @@ class DuplexStream(PumpedStream):
 
     def _take(self) -> list[bytes]:
         wire = self._wire
+        waited = len(wire.plane.out)
         batch = wire.plane.take(self)
-        if wire.plane.out:
-            wire.pump()
+        if len(wire.plane.out) > waited:
+            wire.pump()  # the peer may be waiting for this room; what waited before has a reason (Connection.received)
         return batch
 
     def _raise_what_happened(self) -> None:
@@ -115,9 +116,14 @@ class DuplexStream(PumpedStream):
             wire.pump()
         await self.wait_drained()
 
+    @property
+    def drains(self) -> bool:
+        """Something that was given is not with the kernel yet."""
+        return self in self._wire.dirty
+
     async def wait_drained(self) -> None:
         """Until everything given so far is with the kernel. Raises LinkBroken."""
-        if self in self._wire.dirty:
+        if self.drains:
             if self._sender is not None:
                 raise trio.BusyResourceError("another task is already sending on this stream")
             self._sender = trio.lowlevel.current_task()

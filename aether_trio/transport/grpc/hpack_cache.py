@@ -37,7 +37,7 @@ class KnownBlock:
     def __init__(self, headers: tuple[hpack.struct.HeaderTuple, ...], table: Table) -> None:
         self.headers = headers
         self.table = table
-        self.request: list[tuple[bytes, bytes]] | None = None
+        self.request: list[tuple[str, str]] | None = None
 
 
 class BlockCache:

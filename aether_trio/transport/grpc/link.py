@@ -56,11 +56,14 @@ class GrpcLink:
             await trio.lowlevel.checkpoint()
             return
         stream.stop_pulling()
-        with trio.move_on_after(stream.connection.limits.close_timeout_s):
-            try:
-                await stream.wait_drained()
-            except LinkBroken:
-                return
+        if stream.drains:
+            with trio.move_on_after(stream.connection.limits.close_timeout_s):
+                try:
+                    await stream.wait_drained()
+                except LinkBroken:
+                    return
+        else:
+            await trio.lowlevel.checkpoint()
         stream.finish(status, message)
 
 

@@ -7,8 +7,8 @@ connection; what a handler raises by mistake is logged here and reaches the call
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, TypeVar
 
 import trio
 from grpclib.const import Handler
@@ -23,8 +23,16 @@ from aether_trio.transport.link import LinkBroken
 
 log = logging.getLogger(__name__)
 
+Method = TypeVar("Method", bound=Callable[..., Awaitable[None]])
+
 _TIMEOUT_CHARACTERS: Final = 9
 _CONTENT_TYPES: Final = ("application/grpc", "application/grpc+proto")
+
+
+def told_when_broken(handler: Method) -> Method:
+    """Mark a handler whose reads end with LinkBroken when its stream breaks, so that nobody need cancel it."""
+    handler.told_when_broken = True  # type: ignore[attr-defined]
+    return handler
 
 
 class Refusal(Exception):
@@ -41,11 +49,9 @@ def accept_rpc(
     handlers: Mapping[str, Handler],
     connection: ServerConnection,
     stream_id: int,
-    raw_headers: list[tuple[bytes, bytes]],
+    headers: list[tuple[str, str]],
 ) -> None:
     """Start the task of an RPC, or answer why there is none. Synchronous: called while the read buffer is scanned."""
-    # Header values are octets; latin-1 keeps each of them.
-    headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in raw_headers]
     try:
         stream = _open(handlers, connection, stream_id, headers)
     except Refusal as refusal:
@@ -99,6 +105,9 @@ def _refuse(connection: ServerConnection, stream_id: int, refusal: Refusal) -> N
 
 async def run_rpc(stream: ServerStream) -> None:
     """The RPC task."""
+    if stream.deadline is None and getattr(stream.handler.func, "told_when_broken", False):
+        await _run_unscoped(stream)
+        return
     scope = stream.scope = trio.CancelScope()
     if stream.deadline is not None:
         scope.deadline = stream.deadline
@@ -110,6 +119,14 @@ async def run_rpc(stream: ServerStream) -> None:
         _end_badly(stream, error)
     if scope.cancelled_caught:
         stream.finish(Status.DEADLINE_EXCEEDED, "Deadline exceeded")
+
+
+async def _run_unscoped(stream: ServerStream) -> None:
+    try:
+        await stream.handler.func(stream)
+        await _end_well(stream)
+    except Exception as error:
+        _end_badly(stream, error)
 
 
 async def _end_well(stream: ServerStream) -> None:

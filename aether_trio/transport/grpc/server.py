@@ -16,7 +16,7 @@ import random
 import socket
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import trio
 from grpclib.const import Handler
@@ -99,7 +99,7 @@ class GrpcServer:
                         accepting.start_soon(self._retire_the_old, nursery, self.limits.max_connection_age_s)
                     task_status.started(listeners)
 
-    async def handle(self, sock: socket.socket, head: bytes = b"") -> None:
+    async def handle(self, sock: socket.socket, address: Any, head: bytes = b"") -> None:
         """Serve one accepted, non-blocking socket to its end. `head` is what somebody has read from it already."""
         counters = self._counters
         counters.connections_open += 1
@@ -111,7 +111,7 @@ class GrpcServer:
                 if session is None:
                     return
                 head = session.open(b"")
-            await self._serve_connection(sock, session, head)
+            await self._serve_connection(sock, address, session, head)
         finally:
             counters.connections_open -= 1
 
@@ -132,12 +132,15 @@ class GrpcServer:
             return None
         return session
 
-    async def _serve_connection(self, sock: socket.socket, session: TlsSession | None, head: bytes) -> None:
+    async def _serve_connection(
+        self, sock: socket.socket, address: Any, session: TlsSession | None, head: bytes
+    ) -> None:
         connection: ServerConnection | None = None
         try:
             async with trio.open_nursery() as nursery:
                 connection = ServerConnection(
                     sock,
+                    address,
                     session,
                     None if session is None else session.peer_certificate(),
                     self.limits,
@@ -158,7 +161,7 @@ class GrpcServer:
         if connection.lingering:
             await linger(sock, self.limits.linger_s)
 
-    def _accept(self, connection: ServerConnection, stream_id: int, headers: list[tuple[bytes, bytes]]) -> None:
+    def _accept(self, connection: ServerConnection, stream_id: int, headers: list[tuple[str, str]]) -> None:
         accept_rpc(self._handlers, connection, stream_id, headers)
 
     async def drain(self, deadline_s: float) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from math import inf
+from typing import TYPE_CHECKING, Any, Final
 
 import h2.events
 import trio
@@ -25,7 +26,7 @@ from aether_trio.transport.grpc.data_stream import DataStream
 from aether_trio.transport.grpc.frames import STREAM_MASK, ErrorCode, ProtocolViolation
 from aether_trio.transport.grpc.keepalive import PingStrikes
 from aether_trio.transport.grpc.pumped import PumpedStream
-from aether_trio.transport.grpc.server_control import SETTINGS_ACK, ServerControl
+from aether_trio.transport.grpc.server_control import SETTINGS_ACK, ServerControl, as_text
 from aether_trio.transport.grpc.statistics import ConnectionStatistics, Counters
 from aether_trio.transport.link import PeerCertificate
 
@@ -37,7 +38,7 @@ _MAX_FRAME_SIZE: Final = 5
 _LARGEST_FRAME_BYTES: Final = 64 * 1024
 """Ours, whatever more the peer allows: one stream's frame is what the others wait for."""
 
-Accept = Callable[["ServerConnection", int, list[tuple[bytes, bytes]]], None]
+Accept = Callable[["ServerConnection", int, list[tuple[str, str]]], None]
 
 
 class ServerConnection(Connection):
@@ -50,6 +51,7 @@ class ServerConnection(Connection):
         "_ping_acked",
         "_pings",
         "_said_no_table",
+        "address",
         "certificate",
         "control_plane",
         "draining",
@@ -62,6 +64,7 @@ class ServerConnection(Connection):
     def __init__(
         self,
         sock: socket.socket,
+        address: Any,
         sealer: Sealer | None,
         certificate: PeerCertificate | None,
         limits: GrpcLimits,
@@ -75,6 +78,8 @@ class ServerConnection(Connection):
             sock, sealer, limits, Budgets(allowances, trio.current_time), counters, nursery, client_side=False
         )
         self.control_plane = ServerControl(shared, self.plane)
+        self.address = address
+        """The peer's, as `accept` returned it."""
         self.certificate = certificate
         self.lingering = False
         """The end came from us: the socket must not be closed before the peer has read why."""
@@ -94,22 +99,39 @@ class ServerConnection(Connection):
 
     async def serve(self, head: bytes) -> str:
         """Serve until the connection ends; returns why. The caller closes the socket."""
-        self.nursery.cancel_scope.deadline = self.started + self.limits.handshake_timeout_s
         # These leave with the answer to the client's first bytes, which it sends without waiting (RFC 9113 section 3.4).
         self.plane.out.append(self.shared.settings_frame)
         self.plane.out.append(self.plane.opening_window_update())
         try:
-            reason = await self.read_until_end(head)
+            reason = await self._serve_first(head or self._first_bytes()) or await self.read_until_end()
         except trio.Cancelled:
             self._cut_off()
             raise
         self.lingering = self.closing
         self.closing = True
-        self.nursery.cancel_scope.deadline = trio.current_time() + self.limits.close_timeout_s
-        if not self.lingering:
-            self.abandon()
+        if self.nursery.child_tasks:
+            self.nursery.cancel_scope.deadline = trio.current_time() + self.limits.close_timeout_s
+            if not self.lingering:
+                self.abandon()
         self.break_streams(reason)
         return reason
+
+    def _first_bytes(self) -> bytes:
+        """Clients speak first, and mostly they have spoken by the time that we have accepted: look before waiting."""
+        if self.sealer is None:
+            try:
+                return self.receive_some()
+            except OSError:
+                pass  # nothing yet, or the next look finds the end
+        return b""
+
+    async def _serve_first(self, head: bytes) -> str | None:
+        """Serve what has come at once; why that was the end, if it was. From here on the handshake is waited for."""
+        if head and not await self.received(head):
+            return "closed"
+        if not self.plane.streams:
+            self.nursery.cancel_scope.deadline = self.started + self.limits.handshake_timeout_s
+        return None
 
     def _cut_off(self) -> None:
         """A deadline passed, or the server stops without a drain: say so as far as that goes without waiting."""
@@ -181,7 +203,7 @@ class ServerConnection(Connection):
             return
         for event in self.control_plane.receive(kind, flags, frame):
             if isinstance(event, h2.events.RequestReceived):
-                self._request(event.stream_id, event.headers)
+                self._request(event.stream_id, as_text(event.headers))
             elif isinstance(event, h2.events.StreamEnded):
                 self._ended(event.stream_id)
             elif isinstance(event, h2.events.StreamReset):
@@ -189,7 +211,7 @@ class ServerConnection(Connection):
                 self.plane.budgets.spend(budgets.RESET_FLOOD)
                 self._broken(event.stream_id, f"stream reset ({event.error_code!r})")
 
-    def _request(self, stream_id: int, headers: list[tuple[bytes, bytes]]) -> None:
+    def _request(self, stream_id: int, headers: list[tuple[str, str]]) -> None:
         plane = self.plane
         plane.highest_stream_id = max(plane.highest_stream_id, stream_id)
         if self.draining and stream_id > self.goaway_limit:
@@ -269,9 +291,11 @@ class ServerConnection(Connection):
 
     def open(self, stream: PumpedStream) -> None:
         self.plane.open(stream)
+        self.opened = True
         self.counters.streams_open += 1
         self.counters.streams_total += 1
-        self.nursery.cancel_scope.deadline = float("inf")
+        if self.nursery.cancel_scope.deadline != inf:
+            self.nursery.cancel_scope.deadline = inf
 
     def forget(self, stream: PumpedStream) -> None:
         """The stream is over on both sides."""

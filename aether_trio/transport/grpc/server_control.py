@@ -12,6 +12,7 @@ a connection has its h2 yet cannot be seen from outside.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 import h2.events
@@ -31,6 +32,11 @@ _MAX_KNOWN_SETTINGS: Final = 64
 _MAX_SETTINGS_BYTES: Final = 60
 _MAX_REMEMBERED_RESETS: Final = 64
 _NO_SETTINGS: Final[dict[int, int]] = {}
+
+
+def as_text(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
+    """Header values are octets; latin-1 keeps each of them."""
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
 
 
 class ServerControl:
@@ -79,7 +85,7 @@ class ServerControl:
 
     # Header blocks -------------------------------------------------------------------------------------------------
 
-    def known_request(self, flags: int, stream_id: int, frame: bytes) -> list[tuple[bytes, bytes]] | None:
+    def known_request(self, flags: int, stream_id: int, frame: bytes) -> list[tuple[str, str]] | None:
         """The headers of a request that opens a stream with HEADERS as others have before; None: h2 is to say."""
         if self._h2 is not None or flags & ~_PLAIN or not flags & frames.END_HEADERS:
             return None
@@ -101,7 +107,7 @@ class ServerControl:
             if isinstance(event, h2.events.RequestReceived):
                 engine.ignore_content_length(event.stream_id)
                 if block is not None and block.request is None:
-                    block.request = event.headers
+                    block.request = as_text(event.headers)
         output = engine.take_output()
         if output:
             self._plane.out.append(output)

@@ -8,7 +8,6 @@ One reader and one sender per stream at a time. Every coroutine here is a checkp
 
 from __future__ import annotations
 
-import socket
 from collections.abc import AsyncIterator, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -35,17 +34,14 @@ MetadataLike = Mapping[str, str | bytes] | Collection[tuple[str, str | bytes]]
 class StreamPeer:
     """As `grpclib.protocol.Peer`, plus the verified certificate's content."""
 
-    __slots__ = ("_sock", "certificate")
+    __slots__ = ("_address", "certificate")
 
-    def __init__(self, sock: socket.socket, certificate: PeerCertificate | None) -> None:
-        self._sock = sock
+    def __init__(self, address: Any, certificate: PeerCertificate | None) -> None:
+        self._address = address
         self.certificate = certificate
 
     def addr(self) -> Any:
-        try:
-            return self._sock.getpeername()
-        except OSError:
-            return None  # the peer has gone; who it was is in the accept log
+        return self._address
 
     def cert(self) -> PeerCertificate | None:
         return self.certificate
@@ -122,7 +118,7 @@ class ServerStream(DuplexStream):
 
     @property
     def peer(self) -> StreamPeer:
-        return StreamPeer(self.connection.sock, self.connection.certificate)
+        return StreamPeer(self.connection.address, self.connection.certificate)
 
     # Receiving -----------------------------------------------------------------------------------------------------
 

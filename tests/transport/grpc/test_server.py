@@ -24,7 +24,7 @@ async def test_a_socket_whose_first_bytes_were_read_by_a_sniffer(taken: int) -> 
     with trio.fail_after(60), far:
         async with client.stream, trio.open_nursery() as nursery:
             await client.send(frames.PREFACE, settings(), client.request(1), data(1, message(b"sniffed")))
-            nursery.start_soon(server.handle, far, far.recv(taken))
+            nursery.start_soon(server.handle, far, None, far.recv(taken))
             assert await client.payload(1, 12) == message(b"sniffed")
             nursery.cancel_scope.cancel()
 
@@ -77,7 +77,7 @@ async def test_shuffled_and_damaged_sessions_end_cleanly(seed: int, caplog: pyte
         far.setblocking(False)
         with near, far, trio.fail_after(60):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(server.handle, far)
+                nursery.start_soon(server.handle, far, None)
                 session = _session(randomness)
                 for at in range(0, len(session), 97):
                     try:
@@ -194,3 +194,40 @@ async def _until_all_ended(client: RawClient, count: int) -> list[Frame]:
         assert found is not None
         ended += found.kind == frames.HEADERS and bool(found.flags & frames.END_STREAM)
     return client.seen
+
+
+async def test_a_prompt_answer_leaves_together_with_the_handshake() -> None:
+    server, _ = probe_server()
+    async with serving(server) as port:
+        client = await RawClient.bare(port)
+        await client.send(frames.PREFACE, settings(), client.request(1), data(1, message(b"now"), end=True))
+        first = await client.stream.receive_some()
+        assert message(b"now") in first
+        assert first.startswith(server._shared.settings_frame)
+        await client.stream.aclose()
+
+
+async def test_a_slow_answer_does_not_hold_the_handshake_back() -> None:
+    server, _ = probe_server()
+    async with serving(server) as port:
+        client = await RawClient.connect(port)
+        await client.send(client.request(1, "/probe.Probe/Hang"))
+        await client.until(lambda found: found.kind == frames.SETTINGS and bool(found.flags & frames.ACK))
+        await client.stream.aclose()
+
+
+@pytest.mark.parametrize("says", ["nothing", "its settings"])
+async def test_a_client_that_is_silent_after_connecting_is_let_go(
+    says: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    autojump_clock.autojump_threshold = 0.2
+    server, _ = probe_server(limits=GrpcLimits(handshake_timeout_s=5))
+    async with serving(server) as port:
+        client = await RawClient.bare(port)
+        if says != "nothing":
+            await client.send(frames.PREFACE + settings())
+            client.acks_settings = False
+        before = trio.current_time()
+        await client.rest()
+        assert trio.current_time() - before >= 5
+    assert server.statistics().connections_open == 0
