@@ -50,6 +50,7 @@ def measured(payload: bytes) -> pb.UpstreamMessage:
 
 ON_BEHALF = pb.AuthorizationContext(authority_mode="on_behalf_of", grant_id="g")
 
+
 def accepted(core: Core) -> int:
     return sum(count for count, _ in core.router.statistics().accepted.values())
 
@@ -215,7 +216,9 @@ async def test_an_answer_comes_after_the_commit_of_what_was_sent_before(core: Co
         assert world.log.query("SELECT COUNT(*) FROM messages") == [(2,)]
 
 
-@pytest.mark.parametrize("request_", [pb.UpstreamMessage(), pb.UpstreamMessage(task_query=pb.TaskQuery(request_id="q"))])
+@pytest.mark.parametrize(
+    "request_", [pb.UpstreamMessage(), pb.UpstreamMessage(task_query=pb.TaskQuery(request_id="q"))]
+)
 async def test_a_refusal_of_a_request_is_a_barrier_as_well(
     core: Core, world: World, request_: pb.UpstreamMessage
 ) -> None:

@@ -1,0 +1,74 @@
+"""Positions on their way to the disk."""
+
+from __future__ import annotations
+
+from aether_trio.routing.cursors import CursorStore
+from aether_trio.routing.topic_state import TopicState
+
+
+class Wakes:
+    """Counts wake-ups of the committer."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+
+
+def make() -> tuple[CursorStore, TopicState, Wakes]:
+    wakes = Wakes()
+    state = TopicState("ag::w::a::1")
+    state.topic_id = 7
+    return CursorStore(wakes), state, wakes
+
+
+def test_a_cursor_wakes_the_committer_once_and_never_moves_back() -> None:
+    store, state, wakes = make()
+    store.advance(state, "me", 5)
+    store.advance(state, "me", 3)
+    store.advance(state, "you", 1)
+    assert (store.unwritten(state, "me"), store.unwritten(state, "you")) == (5, 1)
+    assert wakes.count == 1
+    assert store.begin_flush() == [state, state]
+    assert sorted(store.rows(99)) == [(7, "me", 5, 99), (7, "you", 1, 99)]
+
+
+def test_what_is_being_written_is_still_known_and_pins_its_topic() -> None:
+    store, state, _ = make()
+    store.advance(state, "me", 5)
+    assert state.waiting == 1
+    store.begin_flush()
+    assert not store.dirty
+    assert store.unwritten(state, "me") == 5
+    assert not state.forgettable
+    store.end_flush()
+    assert store.unwritten(state, "me") is None
+    assert state.forgettable
+
+
+def test_a_flush_that_failed_is_merged_with_what_came_since() -> None:
+    store, state, wakes = make()
+    store.advance(state, "me", 5)
+    store.advance(state, "you", 2)
+    store.begin_flush()
+    store.advance(state, "me", 6)
+    assert wakes.count == 2
+    store.abort_flush()
+    assert (store.unwritten(state, "me"), store.unwritten(state, "you")) == (6, 2)
+    assert state.waiting == 2
+    store.begin_flush()
+    store.end_flush()
+    assert state.forgettable
+
+
+def test_what_was_written_during_a_read_is_remembered_until_all_reads_are_over() -> None:
+    store, state, _ = make()
+    store.advance(state, "me", 5)
+    with store.remembering():
+        with store.remembering():
+            store.begin_flush()
+            store.end_flush()
+            assert store.unwritten(state, "me") == 5
+        assert store.unwritten(state, "me") == 5
+    assert store.unwritten(state, "me") is None

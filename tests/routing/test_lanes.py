@@ -1,0 +1,97 @@
+"""Progress lanes: whom an update is for, and what a slow listener loses."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from aether_trio.core import Core
+from aether_trio.model.errors import Code
+from aether_trio.routing.lanes import LaneListener, Lanes
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, errors, service
+from tests.routing.parts import Reader
+
+
+@pytest.mark.parametrize(
+    ("identity", "topic", "source", "recipient", "accepted"),
+    [
+        ("ag::w::a::1", "ag::w::a::1", "ag::w::a::2", "", True),
+        ("ag::w::a::1", "ag::w::a::1", "ag::w::a::1", "", False),  # never one's own
+        ("ag::w::a::1", "ag::w::a::1", "ag::w::a::2", "ag::w::a::1", True),
+        ("ag::w::a::1", "ag::w::a::1", "ag::w::a::2", "ag::w::a::3", False),
+        ("ag::w::a::11", "ag::w::a::11", "ag::w::a::2", "ag::w::a::1", False),
+        ("us::u::1", "us::u::1", "ag::w::a::2", "us::u", True),  # a bare user is every window
+        ("us::u::1", "us::u::1", "ag::w::a::2", "us::u::1", True),
+        ("us::u::2", "us::u::2", "ag::w::a::2", "us::u::1", False),
+        ("us::uu::1", "us::uu::1", "ag::w::a::2", "us::u", False),
+    ],
+)
+def test_the_recipient_filter(identity: str, topic: str, source: str, recipient: str, accepted: bool) -> None:
+    lanes, reader = Lanes(), Reader()
+    lanes.listen("pg::w", LaneListener(identity, topic, reader.outbox))
+    assert lanes.publish("pg::w", source, recipient, b"x") == accepted
+    assert reader.frames == [b"x"] * accepted
+
+
+def test_a_watcher_sees_everything() -> None:
+    lanes, reader = Lanes(), Reader()
+    lanes.listen("pg::w", LaneListener("", "", reader.outbox, everything=True))
+    assert lanes.publish("pg::w", "ag::w::a::1", "us::somebody", b"x") == 1
+
+
+def test_who_has_left_gets_nothing() -> None:
+    lanes, reader = Lanes(), Reader()
+    listener = LaneListener("a", "a", reader.outbox)
+    lanes.listen("pg::w", listener)
+    lanes.listen("pg::v", listener)
+    lanes.unlisten("pg::w", listener)
+    lanes.unlisten("pg::w", listener)
+    assert lanes.publish("pg::w", "b", "", b"x") == 0
+    assert lanes.publish("pg::v", "b", "", b"y") == 1
+    statistics = lanes.statistics()
+    assert (statistics.published, statistics.delivered, statistics.listeners) == (2, 1, 1)
+
+
+def report(number: int) -> pb.UpstreamMessage:
+    return pb.UpstreamMessage(progress=pb.ProgressReport(task_id=f"{number}", summary="x" * 100))
+
+
+async def test_a_slow_listener_loses_the_oldest_and_is_told_once(world: World) -> None:
+    async with (
+        deadlock_is_an_error(),
+        world.open(log={"ephemeral_bytes": 2000}) as core,
+        connect(core, agent("w", "a", "1")) as reporter,
+        connect(core, agent("w", "a", "2")) as slow,
+    ):
+        slow.pause()
+        for number in range(200):
+            reporter.send(report(number))
+        await barrier(reporter)
+        outbox = core.registry.holder("ag::w::a::2").outbox  # type: ignore[union-attr]
+        assert outbox.lane_bytes <= 2000
+        slow.resume()
+        await barrier(slow)
+        numbers = [int(one.progress_update.task_id) for one in slow.waiting("progress_update")]
+        assert numbers == list(range(200 - len(numbers), 200))
+        assert outbox.lane_dropped == 200 - len(numbers) > 0
+        [notice] = errors(slow)
+        assert (notice.code, notice.retryable) == (Code.BACKPRESSURE, False)
+
+
+async def test_progress_does_not_disturb_durable_messages(core: Core) -> None:
+    async with (
+        connect(core, agent("w", "a", "1")) as reporter,
+        connect(core, agent("w", "a", "2")) as slow,
+        connect(core, service("s", "1")) as sender,
+    ):
+        slow.pause()
+        for number in range(3000):
+            reporter.send(report(number))
+            if number % 300 == 0:
+                sender.send(pb.UpstreamMessage(send=pb.SendMessage(target_topic="ag::w::a::2", payload=b"%d" % number)))
+        await barrier(reporter, sender)
+        slow.resume()
+        await barrier(slow)
+        await trio.sleep(1)
+        assert [one.msg.payload for one in slow.waiting("msg")] == [b"%d" % number for number in range(0, 3000, 300)]
