@@ -56,7 +56,7 @@ class Parts:
     `authenticate(identity, claim, peer)` raises StatusError, or says which workspaces the credential reaches;
     `recall(identity, session_id)` finds a session that ended before this gateway started;
     `config_snapshot(identity)` is what an agent or task is told first; `attempted(claim, status)` is told how each
-    handshake ended (OK: acknowledged; no claim: nobody could tell whose); `ended(session)` is called once, when it is over.
+    handshake ended (OK: acknowledged; no claim: nobody could tell whose); `ended(session)` is called once, when it lets go.
     """
 
     clock: Clock
@@ -110,22 +110,19 @@ class SessionServer:
             # Until the acknowledgement carries the new session id, the old one is what the client knows to resume.
             session.history = continued
         broken: LinkBroken | None = None
-        try:
-            async with trio.open_nursery() as nursery:
-                session.scope = nursery.cancel_scope
-                try:
-                    await self._open(session, claim, nursery, resumed=continued is not None)
-                    await self._read(session, early)
-                except StatusError as error:
-                    session.ending = session.ending or error
-                except LinkBroken as error:
-                    broken = error
-                finally:
-                    # Here, where the nursery is open: a subscription that begins to lag starts a task in it.
-                    session.detach()
-                nursery.cancel_scope.cancel()
-        finally:
-            parts.ended(session)
+        async with trio.open_nursery() as nursery:
+            session.scope = nursery.cancel_scope
+            try:
+                await self._open(session, claim, nursery, resumed=continued is not None)
+                await self._read(session, early)
+            except StatusError as error:
+                session.ending = session.ending or error
+            except LinkBroken as error:
+                broken = error
+            finally:
+                # Here, where the nursery is open: a subscription that begins to lag starts a task in it.
+                session.detach()
+            nursery.cancel_scope.cancel()
         if broken is not None and session.ending is None:
             raise broken
         await self._finish(session)
@@ -201,6 +198,7 @@ class SessionServer:
             now_ms=parts.clock.now_ms(),
             client=ClientInfo(claim.sdk, claim.version),
             allows_workspace=allows_workspace,
+            on_detached=parts.ended,
             takes_any=claim.takes_any,
         )
         link.attach(session.outbox)

@@ -57,6 +57,7 @@ class Session:
         "lane_behind",
         "last_activity_ms",
         "link",
+        "on_detached",
         "outbox",
         "registry",
         "scope",
@@ -77,6 +78,7 @@ class Session:
         now_ms: int,
         client: ClientInfo,
         allows_workspace: Callable[[str], bool],
+        on_detached: Callable[[Session], None],
         takes_any: bool = True,
     ) -> None:
         self.identity = identity
@@ -86,6 +88,7 @@ class Session:
         self.registry = registry
         self.client = client
         self.allows_workspace = allows_workspace
+        self.on_detached = on_detached
         self.takes_any = takes_any
         self.connected_ms = now_ms
         self.last_activity_ms = now_ms
@@ -165,7 +168,10 @@ class Session:
             self.subscriptions.close()
         self.outbox.detach()
         self.registry.release(self)
-        self.detached = True
+        if not self.detached:
+            # In the same step, so that nobody can find it neither connected nor gone.
+            self.detached = True
+            self.on_detached(self)
         if self._detached_event is not None:
             self._detached_event.set()
 
