@@ -162,6 +162,9 @@ class ServerConnection(Connection):
         self._end_if_done()
 
     async def wait_ended(self) -> None:
+        if self._finished:
+            await trio.lowlevel.checkpoint()
+            return
         if self._ended_event is None:
             self._ended_event = trio.Event()
         await self._ended_event.wait()

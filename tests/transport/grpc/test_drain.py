@@ -132,3 +132,21 @@ async def test_an_old_connection_is_drained_and_then_ended(autojump_clock: trio.
         assert 90 <= trio.current_time() - before <= 125
         assert (await client.trailers(1))["grpc-status"] == "14"
         await client.rest()
+
+
+async def test_a_drain_does_not_wait_for_connections_that_ended_while_it_waited_for_another(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    autojump_clock.autojump_threshold = 0.2
+    server, _ = probe_server()
+    async with serving(server) as port:
+        clients = [await RawClient.connect(port) for _ in range(5)]
+        for client in clients:
+            await client.until_kind(frames.SETTINGS)
+        before = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for client in clients:
+                nursery.start_soon(client.rest)
+            await server.drain(1000)
+        assert trio.current_time() - before < 500
+        assert not server.connections
