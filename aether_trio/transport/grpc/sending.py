@@ -6,13 +6,17 @@ Pure. Invariants: no DATA frame exceeds a window or the peer's frame size; a str
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from aether_trio.transport.grpc import budgets, frames
 from aether_trio.transport.grpc.budgets import Budgets
 from aether_trio.transport.grpc.data_stream import DataStream
 from aether_trio.transport.grpc.frames import FRAME_HEADER, LARGEST_WINDOW_BYTES, ErrorCode, ProtocolViolation
 from aether_trio.transport.grpc.messages import PREFIX, PREFIX_BYTES
+
+UPDATES_PER_FRAME: Final = 4
+"""WINDOW_UPDATEs that one DATA frame earns. grpc-core answers each small message with two, for the stream and for the
+connection, and a large frame that is read in pieces with some more. A flood earns nothing, for it sends without reading."""
 
 
 class Owner(Protocol):
@@ -118,8 +122,8 @@ class SendSide:
         return False
 
     def window_update(self, stream_id: int, increment: int) -> None:
-        """The peer has made room. One update is earned by each DATA frame that we sent."""
-        self.budgets.spend(budgets.WINDOW_UPDATE_FLOOD, self.data_frames_sent)
+        """The peer has made room. DATA frames that we sent earn it the right to say so."""
+        self.budgets.spend(budgets.WINDOW_UPDATE_FLOOD, UPDATES_PER_FRAME * self.data_frames_sent)
         if not stream_id:
             self.send_window += increment
             if not increment:

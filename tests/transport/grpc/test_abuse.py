@@ -268,3 +268,19 @@ async def test_random_mutations_of_a_session_never_break_the_server(caplog: pyte
         await other.send(other.request(1), data(1, message(b"alive")))
         assert await other.payload(1, 10) == message(b"alive")
     assert "connection failed" not in caplog.text
+
+
+async def test_a_client_that_answers_each_message_with_window_updates_is_no_flood() -> None:
+    """grpc-core does: one for the stream and one for the connection."""
+    server, _ = probe_server(limits=GrpcLimits(allowances=TIGHT))
+    async with serving(server) as port:
+        client = await RawClient.connect(port)
+        await client.send(client.request(1))
+        answer = frames.window_update(0, 6) + frames.window_update(1, 6)
+        for _ in range(300):
+            await client.send(data(1, message(b"x")))
+            await client.payload(1, 6)
+            await client.send(answer)
+        # Without reading anything, the same frames end the connection.
+        await client.send(answer * 600)
+        assert (await client.goaway())[2] == "window_update_flood"
