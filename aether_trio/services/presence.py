@@ -41,6 +41,7 @@ class PresenceStore:
         self._waiting: dict[str, Seen] = {}
         self._writing: dict[str, Seen] = {}
         self._work = trio.Event()
+        self._flushing = trio.Lock()
 
     def ended(self, session: Session) -> None:
         """Remember that this session is over."""
@@ -103,31 +104,37 @@ class PresenceStore:
             logger.warning("presence not written at stop", reason=str(error))
 
     async def flush(self) -> None:
-        """Write what waits now. Raises StorageUnavailable, and then it waits on."""
-        if not self._waiting:
-            return
-        writing, self._waiting = self._waiting, {}
-        self._writing = {**self._writing, **writing}  # two may write at a time, when the gateway stops
-        try:
-            await self._database.executemany(
-                "INSERT INTO presence (identity, last_seen_ms, session_id, initial_connection_ms, reconnections) "
-                "VALUES ($1, $2, $3, $4, $5) ON CONFLICT (identity) DO UPDATE SET last_seen_ms = "
-                "excluded.last_seen_ms, session_id = excluded.session_id, initial_connection_ms = "
-                "excluded.initial_connection_ms, reconnections = excluded.reconnections",
-                [
-                    (
-                        name,
-                        seen.last_seen_ms,
-                        seen.history.session_id,
-                        seen.history.initial_connection_ms,
-                        seen.history.reconnections,
-                    )
-                    for name, seen in writing.items()
-                    if not name.startswith("ta::")  # a name that never comes back
-                ],
-            )
-        except BaseException:
-            self._waiting = {**writing, **self._waiting}
-            raise
-        finally:
-            self._writing = {name: seen for name, seen in self._writing.items() if writing.get(name) is not seen}
+        """Write what waits now. Raises StorageUnavailable, and then it waits on.
+
+        One at a time: the last one, when the gateway stops, waits for the one that is under way.
+        """
+        async with self._flushing:
+            if not self._waiting:
+                return
+            self._writing, self._waiting = self._waiting, {}
+            try:
+                await self._write()
+            except BaseException:
+                self._waiting = {**self._writing, **self._waiting}
+                raise
+            finally:
+                self._writing = {}
+
+    async def _write(self) -> None:
+        await self._database.executemany(
+            "INSERT INTO presence (identity, last_seen_ms, session_id, initial_connection_ms, reconnections) "
+            "VALUES ($1, $2, $3, $4, $5) ON CONFLICT (identity) DO UPDATE SET last_seen_ms = "
+            "excluded.last_seen_ms, session_id = excluded.session_id, initial_connection_ms = "
+            "excluded.initial_connection_ms, reconnections = excluded.reconnections",
+            [
+                (
+                    name,
+                    seen.last_seen_ms,
+                    seen.history.session_id,
+                    seen.history.initial_connection_ms,
+                    seen.history.reconnections,
+                )
+                for name, seen in self._writing.items()
+                if not name.startswith("ta::")  # a name that never comes back
+            ],
+        )

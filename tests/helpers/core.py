@@ -235,6 +235,7 @@ class World:
 
     def __init__(self) -> None:
         self.databases = {"state": InlineDatabase("state"), "log": InlineDatabase("log")}
+        self._lives = 0
 
     @property
     def log(self) -> InlineDatabase:
@@ -249,6 +250,7 @@ class World:
     @asynccontextmanager
     async def open(self, **changes: Mapping[str, Any]) -> AsyncIterator[Core]:
         """A core on these databases. At the end it stops as a gateway that is told to."""
+        self._lives += 1
         for database in self.databases.values():
             database.renew()
 
@@ -258,7 +260,9 @@ class World:
 
         with mock.patch("aether_trio.core.open_sqlite", open_inline):
             opened = open_core(
-                settings_for_tests(**changes), clock=VirtualClock(trio.current_time), randomness=random.Random(1)
+                settings_for_tests(**changes),
+                clock=VirtualClock(trio.current_time),
+                randomness=random.Random(self._lives),
             )
             async with opened as core:
                 yield core

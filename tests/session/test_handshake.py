@@ -1,0 +1,435 @@
+"""Coming in: what is refused before any message, what is said first, and what a resume continues."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import trio
+
+from aether_trio.core import Core
+from aether_trio.model.errors import Status
+from aether_trio.testing.memory import MemoryLink
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import (
+    World,
+    agent,
+    barrier,
+    bridge,
+    connect,
+    deadlock_is_an_error,
+    kv_get,
+    message_to,
+    metrics_bridge,
+    open_world,
+    orchestrator,
+    payloads,
+    pump,
+    rest_of,
+    service,
+    task,
+    user,
+    workflow_engine,
+)
+
+ONE = "ag::w::a::1"
+
+
+def extension(uri: str, *, required: bool = False) -> pb.ExtensionDeclaration:
+    return pb.ExtensionDeclaration(uri=uri, version="1", required=required)
+
+
+async def ack_of(peer: MemoryLink) -> pb.ConnectionAck:
+    return (await peer.next("connection_ack")).connection_ack
+
+
+# -- order ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hello", "topic", "configured"),
+    [
+        (agent("w", "a", "1"), ONE, True),
+        (task("w", "t", "1"), "tu::w::t::1", True),
+        (service("s", "1"), "sv::s::1", False),
+        (bridge("b", "1"), "br::b::1", False),
+        (user("u", "1"), "us::u::1", False),
+        (workflow_engine(), "event::receiver0", False),
+        (metrics_bridge(), "metric::receiver0", False),
+    ],
+)
+async def test_the_ack_is_first_then_the_configuration_then_the_backlog(
+    core: Core, hello: pb.UpstreamMessage, topic: str, configured: bool
+) -> None:
+    async with connect(core, service("sender", "1")) as sender:
+        sender.send(*(message_to(topic, b"%d" % number) for number in range(3)))
+        await barrier(sender)
+        async with connect(core, hello, wait_ack=False) as peer:
+            kinds = [(await peer.receive_message()).WhichOneof("payload") for _ in range(4 + configured)]
+    assert kinds == ["connection_ack", *(["config"] * configured), "msg", "msg", "msg"]
+
+
+async def test_a_live_message_does_not_overtake_the_backlog_or_the_ack(core: Core, world: World) -> None:
+    async with connect(core, service("sender", "1")) as sender:
+        sender.send(message_to(ONE, b"old"))
+        await barrier(sender)
+        world.state.after_read.close()
+        async with connect(core, agent("w", "a", "1"), wait_ack=False) as peer:
+            await world.state.after_read.arrival()
+            sender.send(message_to(ONE, b"while it connects"))
+            await core.log.drain()
+            await pump()
+            world.state.after_read.open()
+            sender.send(message_to(ONE, b"new"))
+            await barrier(sender, peer)
+            kinds = [one.WhichOneof("payload") for one in peer._downstream]
+            assert kinds[:2] == ["connection_ack", "config"]
+            assert payloads(peer) == [b"old", b"while it connects", b"new"]
+
+
+async def test_the_configuration_carries_what_is_the_agents_own(core: Core) -> None:
+    def put(scope: pb.KVOperation.Scope.ValueType, key: str) -> pb.UpstreamMessage:
+        op = pb.KVOperation(op=pb.KVOperation.PUT, scope=scope, key=key, value=key.encode(), request_id=key)
+        return pb.UpstreamMessage(kv_op=op)
+
+    async with connect(core, agent("w", "a", "1")) as peer:
+        assert not (await peer.next("config")).config.workspace_exclusive_kv
+        peer.send(
+            put(pb.KVOperation.WORKSPACE_EXCLUSIVE, "here"),
+            put(pb.KVOperation.GLOBAL_EXCLUSIVE, "everywhere"),
+            put(pb.KVOperation.WORKSPACE, "shared"),
+        )
+        await barrier(peer)
+    async with connect(core, agent("w", "a", "1")) as peer:
+        config = (await peer.next("config")).config
+        assert dict(config.workspace_exclusive_kv) == {"here": b"here"}
+        assert dict(config.global_exclusive_kv) == {"everywhere": b"everywhere"}
+
+
+async def test_requests_right_behind_init_are_served_in_order(core: Core) -> None:
+    link = MemoryLink()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(core.sessions.serve, link)
+        link.send(agent("w", "a", "1"), message_to(ONE, b"1"), kv_get("first"), message_to(ONE, b"2"), kv_get("second"))
+        link.finish()
+        messages = await rest_of(link)
+    kinds = [one.WhichOneof("payload") for one in messages]
+    assert kinds[:2] == ["connection_ack", "config"]
+    assert [one.kv.request_id for one in messages if one.HasField("kv")] == ["first", "second"]
+    assert b"1" in [one.msg.payload for one in messages]
+    assert core.log.statistics().settled == 2
+
+
+# -- the ack ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_fresh_ack(core: Core) -> None:
+    async with connect(core, agent("w", "a", "1"), wait_ack=False) as peer:
+        ack = await ack_of(peer)
+    assert len(ack.session_id) == 36
+    assert not ack.resumed
+    assert ack.assigned_id == ""
+    assert ack.reconnection_count == 0
+    assert ack.initial_connection_unix_ms == 1_700_000_000_000
+    assert ack.server_version
+    assert list(ack.negotiated_extensions) == list(ack.server_supported_extensions) == []
+
+
+async def test_a_non_unique_task_is_told_its_name_and_reached_by_it(core: Core) -> None:
+    async with (
+        connect(core, task("w", "t"), wait_ack=False) as first,
+        connect(core, task("w", "t"), wait_ack=False) as second,
+    ):
+        ids = [(await ack_of(peer)).assigned_id for peer in (first, second)]
+        assert len(set(ids)) == 2
+        first.send(message_to(f"ta::w::t::{ids[1]}", b"hello"))
+        await barrier(first)
+        assert [one.msg.source_topic for one in second.waiting("msg")] == [f"ta::w::t::{ids[0]}"]
+
+
+async def test_an_orchestrator_without_a_specifier_is_given_one(core: Core) -> None:
+    async with (
+        connect(core, orchestrator("k8s"), wait_ack=False) as first,
+        connect(core, orchestrator("k8s"), wait_ack=False) as second,
+        connect(core, orchestrator("k8s", "mine"), wait_ack=False) as third,
+    ):
+        ids = [(await ack_of(peer)).assigned_id for peer in (first, second, third)]
+        assert len(ids[0]) == 8
+        assert ids[0] != ids[1]
+        assert ids[2] == ""
+        assert core.registry.holder(f"orc::k8s::{ids[0]}") is not None
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------
+
+REFUSED: dict[str, tuple[pb.UpstreamMessage, Status, str]] = {
+    "not init": (kv_get("x"), Status.INVALID_ARGUMENT, "first message"),
+    "an empty message": (pb.UpstreamMessage(), Status.INVALID_ARGUMENT, "first message"),
+    "nobody": (pb.UpstreamMessage(init=pb.InitConnection()), Status.INVALID_ARGUMENT, "nothing of who"),
+    "an empty part": (agent("w", "", "1"), Status.INVALID_ARGUMENT, "implementation is empty"),
+    "a separator": (agent("w", "a::b", "1"), Status.INVALID_ARGUMENT, "::"),
+    "a wildcard": (agent("w", "a", "*"), Status.INVALID_ARGUMENT, r"\*"),
+    "a long part": (agent("w", "a", "x" * 129), Status.INVALID_ARGUMENT, "129 bytes"),
+    "a user without a window": (user("u", ""), Status.INVALID_ARGUMENT, "window id is empty"),
+    "a service without a name": (service("s", ""), Status.INVALID_ARGUMENT, "specifier is empty"),
+    "a required extension": (
+        agent("w", "a", "1", extensions=[extension("urn:x", required=True)]),
+        Status.FAILED_PRECONDITION,
+        "^ERR_EXTENSION_UNSUPPORTED: .*urn:x",
+    ),
+    "too many extensions": (
+        agent("w", "a", "1", extensions=[extension(f"urn:{number}") for number in range(65)]),
+        Status.INVALID_ARGUMENT,
+        "65 extensions",
+    ),
+    "a long extension": (
+        agent("w", "a", "1", extensions=[extension("x" * 1025)]),
+        Status.INVALID_ARGUMENT,
+        "extension URI",
+    ),
+    "too many credentials": (
+        agent("w", "a", "1", credentials={f"{number}": "x" for number in range(17)}),
+        Status.INVALID_ARGUMENT,
+        "17 credentials",
+    ),
+    "a long credential": (
+        agent("w", "a", "1", credentials={"token": "x" * 20_000}),
+        Status.INVALID_ARGUMENT,
+        "credential is longer",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+async def test_a_refusal_comes_before_any_message(core: Core, case: str) -> None:
+    hello, status, text = REFUSED[case]
+    async with connect(core, hello, wait_ack=False) as peer:
+        assert await rest_of(peer) == []
+        assert peer.ended is not None
+        assert peer.ended.status is status
+        with pytest.raises(type(peer.ended), match=text.removeprefix("^")):
+            raise peer.ended
+    assert len(core.registry) == 0
+    assert core.registry.statistics().claims == 0
+
+
+async def test_who_says_nothing_is_sent_away_in_time(core: Core) -> None:
+    link = MemoryLink()
+    before = trio.current_time()
+    await core.sessions.serve(link)
+    assert link.ended is not None
+    assert link.ended.status is Status.DEADLINE_EXCEEDED
+    assert trio.current_time() - before == 30
+
+
+async def test_a_stream_that_ends_or_breaks_before_init_leaves_nothing(core: Core) -> None:
+    ended, broken = MemoryLink(), MemoryLink()
+    ended.finish()
+    broken.cut()
+    await core.sessions.serve(ended)
+    await core.sessions.serve(broken)
+    assert ended.ended is not None
+    assert broken.ended is None
+    assert len(core.registry) == 0
+
+
+async def test_credentials_are_asked_for_before_the_identity_is_taken(world: World) -> None:
+    auth = {"allow_anonymous": False, "trust_network": False}
+    async with deadlock_is_an_error(), world.open(gateway={"dev": False, "ephemeral": True}, auth=auth) as core:
+        async with connect(core, agent("w", "a", "1"), wait_ack=False) as peer:
+            assert await rest_of(peer) == []
+            assert peer.ended is not None
+            assert peer.ended.status is Status.UNAUTHENTICATED
+        assert core.registry.statistics().claims == 0
+
+
+async def test_a_workspace_may_be_full(world: World) -> None:
+    async with (
+        deadlock_is_an_error(),
+        world.open(limits={"connections_per_workspace": 2}) as core,
+        connect(core, agent("w", "a", "1"), wait_ack=False) as first,
+        connect(core, task("w", "t")),
+        connect(core, agent("v", "a", "1")),
+        connect(core, user("u", "1")),
+        connect(core, user("u", "2")),
+        connect(core, user("u", "3")),
+    ):
+        ack = await ack_of(first)
+        async with connect(core, agent("w", "a", "3"), wait_ack=False) as third:
+            assert await rest_of(third) == []
+            assert third.ended is not None
+            assert third.ended.status is Status.RESOURCE_EXHAUSTED
+        async with connect(core, agent("w", "a", "1", resume_session_id=ack.session_id)):
+            pass  # a takeover is no additional connection
+        async with connect(core, agent("w", "a", "4")):
+            pass  # and its end has made room
+
+
+async def test_a_gateway_that_cannot_read_its_log_says_so_and_holds_nothing(core: Core, world: World) -> None:
+    world.log.failing = True
+    async with connect(core, agent("w", "a", "1"), wait_ack=False) as peer:
+        assert await rest_of(peer) == []
+        assert peer.ended is not None
+        assert peer.ended.status is Status.UNAVAILABLE
+    world.log.failing = False
+    assert core.registry.holder(ONE) is None
+    async with connect(core, agent("w", "a", "1")):
+        pass
+
+
+async def test_a_second_init_ends_the_stream_after_what_came_before_it(core: Core) -> None:
+    async with connect(core, agent("w", "a", "1")) as peer:
+        peer.send(kv_get("before"), agent("w", "a", "2"), kv_get("behind"))
+        messages = await rest_of(peer)
+        assert [one.kv.request_id for one in messages if one.HasField("kv")] == ["before"]
+        assert peer.ended is not None
+        assert peer.ended.status is Status.INVALID_ARGUMENT
+        assert len(core.registry) == 0
+
+
+# -- duplicates and resumes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resume", ["", "a session that never was"])
+async def test_a_duplicate_is_refused_and_the_holder_not_disturbed(core: Core, resume: str) -> None:
+    async with connect(core, agent("w", "a", "1")) as holder:
+        async with connect(core, agent("w", "a", "1", resume_session_id=resume), wait_ack=False) as peer:
+            assert await rest_of(peer) == []
+            assert peer.ended is not None
+            assert peer.ended.status is Status.ALREADY_EXISTS
+            assert peer.ended.message.startswith("DuplicateIdentityError:")
+        holder.send(message_to(ONE, b"still here"))
+        await barrier(holder)
+        assert payloads(holder) == [b"still here"]
+
+
+@pytest.mark.parametrize("hello", [workflow_engine, metrics_bridge])
+async def test_there_is_one_engine_and_one_metrics_bridge(core: Core, hello: Any) -> None:
+    async with connect(core, hello()), connect(core, hello(), wait_ack=False) as second:
+        assert (await second.wait_end()).status is Status.ALREADY_EXISTS
+
+
+async def test_a_holder_that_is_just_leaving_is_waited_for(core: Core) -> None:
+    async with connect(core, agent("w", "a", "1")) as first:
+        async with connect(core, agent("w", "a", "1"), wait_ack=False) as second:
+            await pump()
+            first.finish()
+            assert not (await ack_of(second)).resumed
+
+
+@pytest.mark.parametrize("how", ["finish", "cut"])
+async def test_a_resume_continues_a_dead_session(core: Core, how: str) -> None:
+    session_id, start = "", 0
+    for number in range(4):
+        async with connect(core, agent("w", "a", "1", resume_session_id=session_id), wait_ack=False) as peer:
+            ack = await ack_of(peer)
+            assert ack.resumed == bool(number)
+            assert ack.reconnection_count == number
+            start = start or ack.initial_connection_unix_ms
+            assert ack.initial_connection_unix_ms == start
+            session_id = ack.session_id
+            await trio.sleep(5)
+            getattr(peer, how)()
+
+
+async def test_a_stale_resume_is_a_plain_connect(core: Core) -> None:
+    async with connect(core, agent("w", "a", "1"), wait_ack=False) as peer:
+        stale = (await ack_of(peer)).session_id
+    await trio.sleep(5)
+    async with connect(core, agent("w", "a", "1"), wait_ack=False) as peer:
+        second = await ack_of(peer)
+    assert not second.resumed
+    async with connect(core, agent("w", "a", "1", resume_session_id=stale), wait_ack=False) as peer:
+        third = await ack_of(peer)
+    assert not third.resumed
+    assert third.reconnection_count == 0
+    assert third.initial_connection_unix_ms > second.initial_connection_unix_ms - 5000
+
+
+async def test_a_session_id_belongs_to_its_identity(core: Core) -> None:
+    async with connect(core, agent("w", "a", "1"), wait_ack=False) as peer:
+        session_id = (await ack_of(peer)).session_id
+    async with connect(core, agent("w", "a", "2", resume_session_id=session_id), wait_ack=False) as peer:
+        assert not (await ack_of(peer)).resumed
+
+
+async def test_a_resume_continues_across_a_restart_of_the_gateway(world: World) -> None:
+    async with deadlock_is_an_error():
+        async with world.open() as core, connect(core, agent("w", "a", "1"), wait_ack=False) as peer:
+            first = await ack_of(peer)
+            await trio.sleep(5)
+        async with world.open() as core:
+            hello = agent("w", "a", "1", resume_session_id=first.session_id)
+            async with connect(core, hello, wait_ack=False) as peer:
+                second = await ack_of(peer)
+        async with world.open() as core:
+            hello = agent("w", "a", "1", resume_session_id=first.session_id)  # of the life before the last
+            async with connect(core, hello, wait_ack=False) as peer:
+                third = await ack_of(peer)
+    assert second.resumed
+    assert second.reconnection_count == 1
+    assert second.initial_connection_unix_ms == first.initial_connection_unix_ms
+    assert not third.resumed
+
+
+async def test_a_resume_whose_ack_was_never_sent_can_be_repeated(core: Core, world: World) -> None:
+    """The client knows only its old session id, so that one must go on working."""
+    async with connect(core, agent("w", "a", "1"), wait_ack=False) as peer:
+        first = await ack_of(peer)
+    hello = agent("w", "a", "1", resume_session_id=first.session_id)
+    world.log.failing = True
+    async with connect(core, hello, wait_ack=False) as peer:
+        assert (await peer.wait_end()).status is Status.UNAVAILABLE
+    world.log.failing = False
+    async with connect(core, hello, wait_ack=False) as peer:
+        second = await ack_of(peer)
+    assert second.resumed
+    assert second.reconnection_count == 1
+
+
+# -- extensions -------------------------------------------------------------------------------------------------------
+
+
+async def test_each_declared_extension_is_answered(core: Core) -> None:
+    hello = agent("w", "a", "1", extensions=[extension("urn:one")])
+    metadata: Mapping[str, str] = {"aether-extensions": " urn:two ,, urn:one"}
+    async with connect(core, hello, metadata=metadata, wait_ack=False) as peer:
+        ack = await ack_of(peer)
+    answers = [(one.uri, one.version, one.supported) for one in ack.negotiated_extensions]
+    assert answers == [("urn:one", "1", False), ("urn:two", "", False), ("urn:one", "", False)]
+    assert all(one.rejection_reason for one in ack.negotiated_extensions)
+
+
+async def test_known_extensions_are_supported_and_named(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aether_trio.session.admission.KNOWN_EXTENSIONS", frozenset({"urn:a", "urn:b", "urn:c"}))
+    async with connect(core, agent("w", "a", "1", extensions=[extension("urn:b", required=True)]), wait_ack=False) as p:
+        ack = await ack_of(p)
+    assert [(one.uri, one.supported, one.rejection_reason) for one in ack.negotiated_extensions] == [
+        ("urn:b", True, "")
+    ]
+    assert list(ack.server_supported_extensions) == ["urn:a", "urn:c"]
+    async with connect(core, agent("w", "a", "2"), wait_ack=False) as p:
+        assert not (await ack_of(p)).server_supported_extensions  # nothing declared, nothing negotiated
+
+
+# -- real threads and files -------------------------------------------------------------------------------------------
+
+
+async def test_two_hundred_agents_at_once(core: Core) -> None:
+    async def one(number: int) -> None:
+        async with connect(core, agent("w", "a", f"{number}")) as peer:
+            peer.send(message_to(f"ag::w::a::{(number + 1) % 200}", b"hello"))
+            await barrier(peer)
+            await trio.sleep(1)
+            assert payloads(peer) == [b"hello"]
+
+    async with trio.open_nursery() as nursery:
+        for number in range(200):
+            nursery.start_soon(one, number)
+    assert core.registry.statistics().claims == 200
+
+
+def test_worlds_are_apart() -> None:
+    with open_world() as one, open_world() as other:
+        assert one.log is not other.log
