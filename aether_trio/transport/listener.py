@@ -156,9 +156,9 @@ class Acceptor:
 
 
 def set_options(sock: socket.socket, settings: TcpSettings) -> None:
-    """No Nagle, and the kernel looking for peers that vanished."""
+    """No Nagle, and the kernel looking for peers that vanished; an idle time of 0 lets it not look."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, settings.keepalive_idle_s > 0)
     for name, value in (
         ("TCP_KEEPIDLE", settings.keepalive_idle_s),
         ("TCP_KEEPINTVL", settings.keepalive_interval_s),
@@ -166,5 +166,5 @@ def set_options(sock: socket.socket, settings: TcpSettings) -> None:
         ("TCP_USER_TIMEOUT", settings.user_timeout_ms),
     ):
         option = getattr(socket, name, None)
-        if option is not None:  # not every system has each of them
+        if option is not None and (value or name == "TCP_USER_TIMEOUT"):  # not every system has each of them
             sock.setsockopt(socket.IPPROTO_TCP, option, value)

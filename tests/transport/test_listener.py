@@ -71,6 +71,18 @@ async def test_accepted_sockets_look_for_dead_peers() -> None:
     }
 
 
+async def test_keepalive_can_be_off() -> None:
+    seen: list[int] = []
+
+    async def look(sock: socket.socket, _address: Any) -> None:
+        seen.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        sock.send(b"hello")
+
+    async with accepting(look, TcpSettings(keepalive_idle_s=0)) as (port, _):
+        await greeting(port)
+    assert seen == [0]
+
+
 async def test_a_failing_handler_ends_its_own_connection_only(caplog: pytest.LogCaptureFixture) -> None:
     calls = []
 

@@ -30,6 +30,9 @@ class Allowances:
     The well-behaved stay far below: grpc-core sends a handful of SETTINGS in a connection's life, one BDP ping per
     100 ms at most, no PRIORITY, no empty DATA. `resets` covers streams the peer resets (CVE-2023-44487) and those it makes
     us reset (CVE-2025-8671). `window_updates` are earned back by the DATA frames we send.
+
+    The last four are constants and no settings of the gateway: nothing that works sends so many of such frames, so whoever
+    met one of these bounds would have a client to mend and not a number to tune.
     """
 
     settings: Allowance = Allowance(20, 1.0)
@@ -65,12 +68,12 @@ class GrpcLimits:
     """HPACK memory that we offer the peer. 0: an idle connection keeps nothing, a header list costs some bytes more."""
     max_concurrent_streams: int = 1_000
     max_backlog_bytes: int = 64 * KIB
-    """Control replies (acks, resets, window updates) waiting for a peer that does not read."""
+    """Control replies (acks, resets, window updates) waiting for a peer that does not read. No setting, as above."""
 
     handshake_timeout_s: float = 10 * SECONDS
     """For the TLS handshake, and again for the HTTP/2 preface with its SETTINGS."""
     idle_timeout_s: float = 15 * MINUTES
-    """Without any stream."""
+    """Without any stream; 0 is never."""
     close_timeout_s: float = 5 * SECONDS
     """For a status to follow what was pulled, and for the tasks of a broken connection to end."""
     linger_s: float = 1 * SECONDS

@@ -1,4 +1,4 @@
-"""The server's side of a connection: what control frames mean, which streams live, keepalive rules, and the end.
+"""The server's side of a connection: its life, what control frames mean, keepalive rules, drain, and the end.
 
 Lifecycle: `serve` owns a nursery in which the RPC tasks and the on-demand writer live, while it reads itself. When reading
 ends, every open stream is told that it broke; tasks whose stream has a scope are cancelled, link tasks see LinkBroken,
@@ -10,23 +10,20 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 import h2.events
 import trio
 
 from aether_trio.model.errors import Status
-from aether_trio.transport.grpc import budgets, frames, response_headers
-from aether_trio.transport.grpc.budgets import Budgets
+from aether_trio.transport.grpc import budgets, frames
 from aether_trio.transport.grpc.checks import check_ping, check_priority, parse_goaway, parse_reset
-from aether_trio.transport.grpc.connection import Connection, Sealer
 from aether_trio.transport.grpc.control import SharedControl
-from aether_trio.transport.grpc.data_stream import DataStream
 from aether_trio.transport.grpc.frames import STREAM_MASK, ErrorCode, ProtocolViolation
-from aether_trio.transport.grpc.keepalive import PingStrikes
+from aether_trio.transport.grpc.output import Sealer
 from aether_trio.transport.grpc.pumped import PumpedStream
-from aether_trio.transport.grpc.server_control import SETTINGS_ACK, ServerControl, as_text
+from aether_trio.transport.grpc.server_control import SETTINGS_ACK, as_text
+from aether_trio.transport.grpc.server_streams import ServerStreams
 from aether_trio.transport.grpc.statistics import ConnectionStatistics, Counters
 from aether_trio.transport.link import PeerCertificate
 
@@ -41,7 +38,7 @@ _LARGEST_FRAME_BYTES: Final = 64 * 1024
 Accept = Callable[["ServerConnection", int, list[tuple[str, str]]], None]
 
 
-class ServerConnection(Connection):
+class ServerConnection(ServerStreams):
     """One client. `accept` starts an RPC for a request's headers, or refuses it."""
 
     __slots__ = (
@@ -49,13 +46,8 @@ class ServerConnection(Connection):
         "_ended_event",
         "_finished",
         "_ping_acked",
-        "_pings",
-        "_said_no_table",
         "address",
         "certificate",
-        "control_plane",
-        "draining",
-        "goaway_limit",
         "lingering",
         "shared",
         "started",
@@ -74,10 +66,7 @@ class ServerConnection(Connection):
         nursery: trio.Nursery,
         accept: Accept,
     ) -> None:
-        super().__init__(
-            sock, sealer, limits, Budgets(allowances, trio.current_time), counters, nursery, client_side=False
-        )
-        self.control_plane = ServerControl(shared, self.plane)
+        super().__init__(sock, sealer, limits, allowances, shared, counters, nursery)
         self.address = address
         """The peer's, as `accept` returned it."""
         self.certificate = certificate
@@ -87,13 +76,8 @@ class ServerConnection(Connection):
         self._finished = False
         self.shared = shared
         self.started = trio.current_time()
-        self.draining = False
-        self.goaway_limit = STREAM_MASK
-        """Streams above it are refused: the last id of our final GOAWAY."""
         self._accept = accept
-        self._pings = PingStrikes()
         self._ping_acked: trio.Event | None = None
-        self._said_no_table = False
 
     # The task ------------------------------------------------------------------------------------------------------
 
@@ -159,7 +143,7 @@ class ServerConnection(Connection):
         for stream in list(self.plane.streams.values()):
             assert isinstance(stream, PumpedStream)
             stream.evict(status, message)
-        self._end_if_done()
+        self.end_if_done()
 
     async def wait_ended(self) -> None:
         if self._finished:
@@ -273,7 +257,7 @@ class ServerConnection(Connection):
             if self._ping_acked is not None:
                 self._ping_acked.set()
             return
-        self._pings.ping(
+        self.pings.ping(
             trio.current_time(), plane.data_frames_sent, limits.min_ping_interval_s, limits.max_ping_strikes
         )
         plane.out.append(frames.ping(frame[frames.HEADER_BYTES :], ack=True))
@@ -288,76 +272,7 @@ class ServerConnection(Connection):
         parse_goaway(stream_id, frame)
         self.draining = True
         self.goaway_limit = 0
-        self._end_if_done()
-
-    # Streams -------------------------------------------------------------------------------------------------------
-
-    def open(self, stream: PumpedStream) -> None:
-        self.plane.open(stream)
-        self.opened = True
-        self.counters.streams_open += 1
-        self.counters.streams_total += 1
-        if self.nursery.cancel_scope.deadline != inf:
-            self.nursery.cancel_scope.deadline = inf
-
-    def forget(self, stream: PumpedStream) -> None:
-        """The stream is over on both sides."""
-        if stream.stream_id in self.plane.streams:
-            self.plane.close(stream)
-            self.dirty.pop(stream, None)
-            self.control_plane.forget(stream.stream_id)
-            self.counters.streams_open -= 1
-            self.arm_idle_deadline()
-            self._end_if_done()
-
-    def send_block(self, stream_id: int, block: bytes, *, end_stream: bool) -> None:
-        """Put a response's headers or trailers (response_headers.py) into the output; they leave with the next pump."""
-        if not self._said_no_table:
-            self._said_no_table = True
-            block = response_headers.NO_TABLE + block
-        plane = self.plane
-        plane.out.append(response_headers.block_frames(stream_id, block, plane.peer_frame_bytes, end_stream=end_stream))
-        self._pings.forgive()
-
-    def refuse(self, stream_id: int, code: ErrorCode) -> None:
-        """Reset a stream that never became an RPC."""
-        self.plane.out.append(frames.rst_stream(stream_id, code))
-        self.control_plane.forget(stream_id, reset_by_us=True)
-
-    def closed_locally(self, stream: PumpedStream) -> None:
-        """Our trailers or reset are in the output."""
-        self.forget(stream)
-        self.pump()
-
-    def reset(self, stream: DataStream, code: ErrorCode) -> None:
-        """Put RST_STREAM into the output; the caller is about to forget the stream."""
-        self.plane.out.append(frames.rst_stream(stream.stream_id, code))
-        self.control_plane.forget(stream.stream_id, reset_by_us=True)
-
-    def end_of_stream(self, stream: DataStream) -> None:
-        """See dataplane.Owner."""
-        self.control_plane.end_of_stream(stream.stream_id)
-
-    def stream_error(self, stream_id: int, code: ErrorCode, text: str) -> None:
-        """See dataplane.Owner. Every reset that the peer provokes is charged to it."""
-        stream = self.plane.streams.get(stream_id)
-        if stream is None:
-            # What was on its way when we reset a stream needs no second word.
-            if not self.control_plane.reset_by_us(stream_id):
-                self.plane.budgets.spend(budgets.STRAY_DATA_FLOOD)
-                self.plane.out.append(frames.rst_stream(stream_id, code))
-            return
-        self.plane.budgets.spend(budgets.RESET_FLOOD)
-        assert isinstance(stream, PumpedStream)
-        self.counters.reject("stream_error")
-        self.reset(stream, code)
-        stream.ended = True
-        stream.broken(text)
-        self.forget(stream)
-
-    def arm_idle_deadline(self) -> None:
-        if not self.plane.streams and not self.closing:
-            self.nursery.cancel_scope.deadline = trio.current_time() + self.limits.idle_timeout_s
+        self.end_if_done()
 
     # Draining ------------------------------------------------------------------------------------------------------
 
@@ -375,7 +290,7 @@ class ServerConnection(Connection):
             await self._ping_acked.wait()
         self._ping_acked = None
         self._say_last_goaway()
-        self._end_if_done()
+        self.end_if_done()
 
     def _say_last_goaway(self) -> None:
         if self.goaway_limit == STREAM_MASK and not self.closing:
@@ -383,12 +298,6 @@ class ServerConnection(Connection):
             self.goaway_limit = self.plane.highest_stream_id
             self.plane.out.append(frames.goaway(self.goaway_limit, ErrorCode.NO_ERROR, "draining"))
             self.pump()
-
-    def _end_if_done(self) -> None:
-        """Nothing more can come on a drained connection: end our side, and the peer will end its own."""
-        if self.goaway_limit != STREAM_MASK and not self.plane.streams and not self.closing:
-            self.nursery.cancel_scope.deadline = trio.current_time() + self.limits.close_timeout_s
-            self.end_when_flushed()
 
     def _half_close(self) -> None:
         self.nursery.cancel_scope.deadline = trio.current_time() + self.limits.linger_s

@@ -18,9 +18,9 @@ from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from grpclib.metadata import decode_metadata, encode_metadata
 
 from aether_trio.transport.grpc import response_headers
-from aether_trio.transport.grpc.connection import BURST_BYTES
 from aether_trio.transport.grpc.duplex import DuplexStream
 from aether_trio.transport.grpc.frames import ErrorCode
+from aether_trio.transport.grpc.output import BURST_BYTES
 from aether_trio.transport.link import FrameSource, LinkBroken, PeerCertificate
 
 if TYPE_CHECKING:

@@ -284,3 +284,15 @@ async def test_a_client_that_answers_each_message_with_window_updates_is_no_floo
         # Without reading anything, the same frames end the connection.
         await client.send(answer * 600)
         assert (await client.goaway())[2] == "window_update_flood"
+
+
+async def test_an_idle_timeout_of_zero_is_none(autojump_clock: trio.testing.MockClock) -> None:
+    autojump_clock.autojump_threshold = 0.2
+    server, _ = probe_server(limits=GrpcLimits(idle_timeout_s=0))
+    async with serving(server) as port:
+        client = await RawClient.connect(port)
+        await client.until_kind(frames.SETTINGS)
+        await trio.sleep(40_000)
+        await client.send(client.request(1), data(1, message(b"here"), end=True))
+        assert (await client.trailers(1))["grpc-status"] == "0"
+        await client.stream.aclose()

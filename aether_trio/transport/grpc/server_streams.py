@@ -1,0 +1,127 @@
+"""The streams of a server's connection: how they open, answer, and are forgotten.
+
+Invariants: a stream is open in the plane from `open` to `forget`, and counted as long; headers, trailers and resets leave
+without h2, which is told only that a stream is over; a drained connection ends with its last stream.
+"""
+
+from __future__ import annotations
+
+import socket
+from math import inf
+from typing import TYPE_CHECKING
+
+import trio
+
+from aether_trio.transport.grpc import budgets, frames, response_headers
+from aether_trio.transport.grpc.budgets import Budgets
+from aether_trio.transport.grpc.connection import Connection
+from aether_trio.transport.grpc.control import SharedControl
+from aether_trio.transport.grpc.data_stream import DataStream
+from aether_trio.transport.grpc.frames import STREAM_MASK, ErrorCode
+from aether_trio.transport.grpc.keepalive import PingStrikes
+from aether_trio.transport.grpc.output import Sealer
+from aether_trio.transport.grpc.pumped import PumpedStream
+from aether_trio.transport.grpc.server_control import ServerControl
+from aether_trio.transport.grpc.statistics import Counters
+
+if TYPE_CHECKING:
+    from aether_trio.transport.grpc.limits import Allowance, GrpcLimits
+
+
+class ServerStreams(Connection):
+    """A connection that serves streams; ServerConnection adds what frames mean and how it ends."""
+
+    __slots__ = ("_said_no_table", "control_plane", "draining", "goaway_limit", "pings")
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        sealer: Sealer | None,
+        limits: GrpcLimits,
+        allowances: tuple[Allowance, ...],
+        shared: SharedControl,
+        counters: Counters,
+        nursery: trio.Nursery,
+    ) -> None:
+        super().__init__(
+            sock, sealer, limits, Budgets(allowances, trio.current_time), counters, nursery, client_side=False
+        )
+        self.control_plane = ServerControl(shared, self.plane)
+        self.pings = PingStrikes()
+        self.draining = False
+        self.goaway_limit = STREAM_MASK
+        """Streams above it are refused: the last id of our final GOAWAY."""
+        self._said_no_table = False
+
+    def open(self, stream: PumpedStream) -> None:
+        self.plane.open(stream)
+        self.opened = True
+        self.counters.streams_open += 1
+        self.counters.streams_total += 1
+        if self.nursery.cancel_scope.deadline != inf:
+            self.nursery.cancel_scope.deadline = inf
+
+    def forget(self, stream: PumpedStream) -> None:
+        """The stream is over on both sides."""
+        if stream.stream_id in self.plane.streams:
+            self.plane.close(stream)
+            self.dirty.pop(stream, None)
+            self.control_plane.forget(stream.stream_id)
+            self.counters.streams_open -= 1
+            self.arm_idle_deadline()
+            self.end_if_done()
+
+    def send_block(self, stream_id: int, block: bytes, *, end_stream: bool) -> None:
+        """Put a response's headers or trailers (response_headers.py) into the output; they leave with the next pump."""
+        if not self._said_no_table:
+            self._said_no_table = True
+            block = response_headers.NO_TABLE + block
+        plane = self.plane
+        plane.out.append(response_headers.block_frames(stream_id, block, plane.peer_frame_bytes, end_stream=end_stream))
+        self.pings.forgive()
+
+    def refuse(self, stream_id: int, code: ErrorCode) -> None:
+        """Reset a stream that never became an RPC."""
+        self.plane.out.append(frames.rst_stream(stream_id, code))
+        self.control_plane.forget(stream_id, reset_by_us=True)
+
+    def closed_locally(self, stream: PumpedStream) -> None:
+        """Our trailers or reset are in the output."""
+        self.forget(stream)
+        self.pump()
+
+    def reset(self, stream: DataStream, code: ErrorCode) -> None:
+        """Put RST_STREAM into the output; the caller is about to forget the stream."""
+        self.plane.out.append(frames.rst_stream(stream.stream_id, code))
+        self.control_plane.forget(stream.stream_id, reset_by_us=True)
+
+    def end_of_stream(self, stream: DataStream) -> None:
+        """See dataplane.Owner."""
+        self.control_plane.end_of_stream(stream.stream_id)
+
+    def stream_error(self, stream_id: int, code: ErrorCode, text: str) -> None:
+        """See dataplane.Owner. Every reset that the peer provokes is charged to it."""
+        stream = self.plane.streams.get(stream_id)
+        if stream is None:
+            # What was on its way when we reset a stream needs no second word.
+            if not self.control_plane.reset_by_us(stream_id):
+                self.plane.budgets.spend(budgets.STRAY_DATA_FLOOD)
+                self.plane.out.append(frames.rst_stream(stream_id, code))
+            return
+        self.plane.budgets.spend(budgets.RESET_FLOOD)
+        assert isinstance(stream, PumpedStream)
+        self.counters.reject("stream_error")
+        self.reset(stream, code)
+        stream.ended = True
+        stream.broken(text)
+        self.forget(stream)
+
+    def arm_idle_deadline(self) -> None:
+        if not self.plane.streams and not self.closing:
+            self.nursery.cancel_scope.deadline = trio.current_time() + (self.limits.idle_timeout_s or inf)
+
+    def end_if_done(self) -> None:
+        """Nothing more can come on a drained connection: end our side, and the peer will end its own."""
+        if self.goaway_limit != STREAM_MASK and not self.plane.streams and not self.closing:
+            self.nursery.cancel_scope.deadline = trio.current_time() + self.limits.close_timeout_s
+            self.end_when_flushed()
