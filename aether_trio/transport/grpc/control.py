@@ -1,8 +1,9 @@
-"""The control plane: h2 for what is rare and intricate (SETTINGS, header blocks and HPACK, RST_STREAM, stream states).
+"""The control plane: h2 for what is rare and intricate (SETTINGS, header blocks and HPACK, stream states).
 
-A thin shell that trims what h2 keeps per connection, turns its exceptions into ProtocolViolation, and answers by itself
-the frames for which h2 would do no more than echo (PING, PRIORITY, GOAWAY, unknown ones). GOAWAY must not reach h2 at
-all: it would then refuse every later frame, while a client that says GOAWAY still waits for its answers.
+A thin shell that trims what h2 keeps per connection and turns its exceptions into ProtocolViolation. Frames for which h2
+would do no more than echo (PING, PRIORITY, GOAWAY, unknown ones) never come here. GOAWAY must not reach h2 at all: it
+would then refuse every later frame, while a client that says GOAWAY still waits for its answers. A client has one of
+these for each connection; of a server's connections only those that need it (server_control.py), and for what arrives.
 """
 
 from __future__ import annotations
