@@ -130,8 +130,6 @@ class SessionService:
         else:
             holder = self._registry.holder(identity.text)
             live = [holder] if holder is not None else []
-        response.ok = True
-        response.connected = bool(live)
         if live:
             response.last_seen_at = max(one.last_activity_ms for one in live) // 1000
         elif identity is not None:
@@ -139,6 +137,8 @@ class SessionService:
             response.last_seen_at = seen.last_seen_ms // 1000 if seen is not None else 0
         else:
             response.last_seen_at = await self._presence.user_seen_ms(user_id) // 1000
+        response.ok = True
+        response.connected = bool(live)
 
 
 def _read_principal(principal: pb.PrincipalRef) -> tuple[str, Identity | None]:

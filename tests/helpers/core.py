@@ -285,11 +285,11 @@ def open_world() -> Iterator[World]:
 
 @asynccontextmanager
 async def deadlock_is_an_error() -> AsyncIterator[None]:
-    """In virtual time an hour passes at once when nothing can go on; then the test has failed."""
+    """In virtual time hours pass at once when nothing can go on; then the test has failed."""
 
     async def give_up() -> None:
-        await trio.sleep(3600)
-        raise AssertionError("nothing went on for an hour of virtual time: whatever the test waits for never comes")
+        await trio.sleep(7200)
+        raise AssertionError("nothing went on for two hours of virtual time: whatever the test waits for never comes")
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(give_up)

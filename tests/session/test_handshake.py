@@ -311,11 +311,13 @@ async def test_there_is_one_engine_and_one_metrics_bridge(core: Core, hello: Any
 
 
 async def test_a_holder_that_is_just_leaving_is_waited_for(core: Core) -> None:
-    async with connect(core, agent("w", "a", "1")) as first:
-        async with connect(core, agent("w", "a", "1"), wait_ack=False) as second:
-            await pump()
-            first.finish()
-            assert not (await ack_of(second)).resumed
+    async with (
+        connect(core, agent("w", "a", "1")) as first,
+        connect(core, agent("w", "a", "1"), wait_ack=False) as second,
+    ):
+        await pump()
+        first.finish()
+        assert not (await ack_of(second)).resumed
 
 
 @pytest.mark.parametrize("how", ["finish", "cut"])

@@ -1,0 +1,152 @@
+"""Holds: one per identity, given back by comparison, counted right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aether_trio.model.errors import Status, StatusError
+from aether_trio.model.identity import Identity, Kind
+from aether_trio.session import registry as module
+from aether_trio.session.registry import History, Registry
+
+A1 = Identity.agent("w", "a", "1")
+
+
+@dataclass(eq=False)
+class Stub:
+    """What the registry knows of a session."""
+
+    identity: Identity
+    session_id: str
+    history: History = field(init=False)
+    takes_any: bool = True
+
+    def __post_init__(self) -> None:
+        self.history = History(self.session_id, 1000, 0)
+
+
+def make(identity: Identity = A1, session_id: str = "s1") -> Stub:
+    return Stub(identity, session_id)
+
+
+def claim(registry: Registry, session: Stub, resume: str = "") -> tuple[Stub | None, History | None]:
+    return registry.claim(session, resume)  # type: ignore[arg-type, return-value]
+
+
+def test_a_held_identity_is_refused_unless_its_session_is_named() -> None:
+    registry, first, second = Registry(), make(), make(session_id="s2")
+    assert claim(registry, first) == (None, None)
+    for resume in ("", "s0", "s2"):
+        with pytest.raises(StatusError) as caught:
+            claim(registry, second, resume)
+        assert caught.value.status is Status.ALREADY_EXISTS
+    assert registry.holder(A1.text) is first
+    assert claim(registry, second, "s1") == (first, first.history)
+    assert registry.holder(A1.text) is second
+    assert registry.session("s1") is None
+    statistics = registry.statistics()
+    assert (statistics.claims, statistics.takeovers, statistics.refused) == (2, 1, 3)
+
+
+def test_the_end_of_a_displaced_session_does_not_free_its_successor() -> None:
+    registry, first, second = Registry(), make(), make(session_id="s2")
+    claim(registry, first)
+    claim(registry, second, "s1")
+    assert not registry.release(first)  # type: ignore[arg-type]
+    assert registry.holder(A1.text) is second
+    assert registry.release(second)  # type: ignore[arg-type]
+    assert not registry.release(second)  # type: ignore[arg-type]
+    assert len(registry) == 0
+
+
+def test_only_the_last_session_of_an_identity_can_be_resumed_and_only_once() -> None:
+    registry = Registry()
+    for number in (1, 2):
+        session = make(session_id=f"s{number}")
+        claim(registry, session)
+        registry.release(session)  # type: ignore[arg-type]
+    third = make(session_id="s3")
+    assert claim(registry, third, "s1") == (None, None)
+    registry.release(third)  # type: ignore[arg-type]
+    fourth = make(session_id="s4")
+    assert claim(registry, fourth, "s3") == (None, third.history)
+
+
+def test_what_is_remembered_of_the_ended_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REMEMBERED_ENDS", 3)
+    registry = Registry()
+    for number in range(10):
+        session = make(Identity.agent("w", "a", f"{number}"), f"s{number}")
+        claim(registry, session)
+        registry.release(session)  # type: ignore[arg-type]
+    assert [number for number in range(10) if registry.remembers(f"ag::w::a::{number}")] == [7, 8, 9]
+
+
+def test_a_quota_counts_connections_and_not_takeovers() -> None:
+    registry = Registry(connections_per_workspace=2)
+    sessions = [make(Identity.agent("w", "a", f"{number}"), f"s{number}") for number in range(3)]
+    claim(registry, sessions[0])
+    claim(registry, sessions[1])
+    with pytest.raises(StatusError) as caught:
+        claim(registry, sessions[2])
+    assert caught.value.status is Status.RESOURCE_EXHAUSTED
+    claim(registry, make(Identity.agent("w", "a", "0"), "s9"), "s0")
+    claim(registry, make(Identity.agent("other", "a", "0"), "s10"))
+    for number in range(5):
+        claim(registry, make(Identity.user("u", f"{number}"), f"u{number}"))
+    registry.release(sessions[1])  # type: ignore[arg-type]
+    claim(registry, sessions[2])
+
+
+def test_services_take_turns_and_one_that_leaves_is_not_chosen() -> None:
+    registry = Registry()
+    instances = [make(Identity.service("s", f"{number}"), f"s{number}") for number in range(3)]
+    assert registry.pick_service("s") is None
+    for instance in instances:
+        claim(registry, instance)
+    picked = [registry.pick_service("s") for _ in range(6)]
+    assert picked == [*instances, *instances]
+    registry.release(instances[1])  # type: ignore[arg-type]
+    assert {id(registry.pick_service("s")) for _ in range(4)} == {id(instances[0]), id(instances[2])}
+    registry.release(instances[0])  # type: ignore[arg-type]
+    registry.release(instances[2])  # type: ignore[arg-type]
+    assert registry.pick_service("s") is None
+
+
+identities = st.sampled_from(
+    [Identity.agent("w", "a", "1"), Identity.agent("v", "a", "1"), Identity.service("s", "1"), Identity.user("u", "1")]
+)
+steps = st.lists(st.tuples(identities, st.sampled_from(("connect", "resume", "end", "end an old one"))), max_size=60)
+
+
+@given(steps)
+def test_counts_and_indexes_agree_with_a_model(script: list[tuple[Identity, str]]) -> None:
+    registry = Registry(connections_per_workspace=5)
+    held: dict[str, Stub] = {}
+    displaced: list[Stub] = []
+    for number, (identity, action) in enumerate(script):
+        session = make(identity, f"s{number}")
+        holder = held.get(identity.text)
+        if action == "connect" and holder is None:
+            claim(registry, session)
+            held[identity.text] = session
+        elif action == "connect":
+            with pytest.raises(StatusError):
+                claim(registry, session)
+        elif action == "resume" and holder is not None:
+            assert claim(registry, session, holder.session_id)[0] is holder
+            held[identity.text] = session
+            displaced.append(holder)
+        elif action == "end" and holder is not None:
+            assert registry.release(held.pop(identity.text))  # type: ignore[arg-type]
+        elif action == "end an old one" and displaced:
+            assert not registry.release(displaced.pop())  # type: ignore[arg-type]
+        assert {one.session_id for one in registry} == {one.session_id for one in held.values()}
+        assert all(registry.session(one.session_id) is one for one in held.values())
+        live = registry.statistics().live
+        assert live == {kind.value: sum(one.identity.kind is kind for one in held.values()) for kind in Kind}
+        assert (registry.pick_service("s") is not None) == ("sv::s::1" in held)
