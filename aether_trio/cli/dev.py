@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from aether_trio.cli.options import load, settings_options
+from aether_trio.cli.options import load, serving_options
 from aether_trio.cli.running import run_gateway
 
 
@@ -19,19 +19,7 @@ Examples:
   aether dev --set log.retention_age_s=60
 """,
 )
-@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 picks a free one.  [default: 50051]")
-@click.option(
-    "--ops-port", type=click.IntRange(0, 65535),
-    help="Port of the ops server; 0 picks a free one.  [default: 9090, or 0 with --port 0]",
-)  # fmt: skip
-@click.option("--data-dir", type=click.Path(file_okay=False), help="Where the data lies.  [default: ./aether-data]")
-@click.option("--ephemeral", is_flag=True, default=None, help="Keep nothing: the data is deleted at the end.")
-@click.option(
-    "--ready-file", type=click.Path(dir_okay=False), help="Write {pid, gateway, ops} here once all is served."
-)
-@click.option("--log-level", help="debug, info, warning or error.")
-@click.option("--log-format", help="console or json.")
-@settings_options
+@serving_options
 def command(
     port: int | None,
     ops_port: int | None,

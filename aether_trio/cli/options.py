@@ -50,6 +50,31 @@ def split_address(text: str, default_port: int | None = None) -> tuple[str, int]
     return host.strip("[]"), int(port)
 
 
+def serving_options(command: F) -> F:
+    """What `aether dev` and `aether serve` share: ports, data, ready file and logging."""
+    options = [
+        click.option(
+            "--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 picks a free one.  [default: 50051]"
+        ),
+        click.option(
+            "--ops-port", type=click.IntRange(0, 65535),
+            help="Port of the ops server; 0 picks a free one.  [default: 9090; dev: 0 with --port 0]",
+        ),
+        click.option(
+            "--data-dir", type=click.Path(file_okay=False), help="Where the data lies.  [default: ./aether-data]"
+        ),
+        click.option("--ephemeral", is_flag=True, default=None, help="Keep nothing: the data is deleted at the end."),
+        click.option(
+            "--ready-file", type=click.Path(dir_okay=False), help="Write {pid, gateway, ops} here once all is served."
+        ),
+        click.option("--log-level", help="debug, info, warning or error."),
+        click.option("--log-format", help="console or json."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return settings_options(command)
+
+
 def client_options(command: F) -> F:
     """--gateway, --api-key, TLS and --timeout, handed to the command as `target`."""
 

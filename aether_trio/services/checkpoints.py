@@ -12,12 +12,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
-import trio
-
 from aether_trio.model.clock import Clock
 from aether_trio.model.identity import Identity
 from aether_trio.model.limits import KIB, MIB, Limits
 from aether_trio.storage.base import Database, Execute, Fetch, Program, StorageUnavailable
+from aether_trio.storage.expiry import sweep, sweep_forever
 from aether_trio.wire.pb import aether_pb2 as pb
 
 DEFAULT_KEY: Final = "default"
@@ -50,21 +49,11 @@ class CheckpointService:
 
     async def sweep_forever(self) -> None:
         """Give back the room of expired checkpoints. Runs until cancelled."""
-        while True:
-            await trio.sleep(SWEEP_INTERVAL_S)
-            await self.sweep()
+        await sweep_forever(self._db, self._clock, _sweep_page, SWEEP_PAGE, SWEEP_INTERVAL_S)
 
     async def sweep(self) -> int:
-        """Delete what has expired, in pages so that others get between; return how many checkpoints."""
-        total = 0
-        try:
-            while True:
-                count = await self._db.run(partial(_sweep_page, self._clock.now_ms()))
-                total += count
-                if count < SWEEP_PAGE:
-                    return total
-        except StorageUnavailable:  # nothing is lost: they are invisible, and the next round tries again
-            return total
+        """Delete what has expired now; return how many checkpoints."""
+        return await sweep(self._db, self._clock, _sweep_page, SWEEP_PAGE)
 
     async def _respond(self, identity: Identity, op: pb.CheckpointOperation) -> pb.CheckpointResponse:
         key = (op.key or DEFAULT_KEY).encode()
@@ -125,11 +114,11 @@ def _save(identity: str, key: bytes, data: bytes, now_ms: int, expires_ms: int |
     return True
 
 
-def _sweep_page(now_ms: int) -> Program[int]:
+def _sweep_page(now_ms: int, rows: int) -> Program[int]:
     count: int = yield Execute(
         "DELETE FROM checkpoints WHERE (identity, key) IN ("
         "SELECT identity, key FROM checkpoints WHERE expires_ms <= $1 ORDER BY expires_ms LIMIT $2)",
-        (now_ms, SWEEP_PAGE),
+        (now_ms, rows),
     )
     return count
 

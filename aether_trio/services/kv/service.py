@@ -23,8 +23,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, TypeAlias
 
-import trio
-
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.clock import Clock
 from aether_trio.model.errors import AetherError, Code
@@ -36,6 +34,7 @@ from aether_trio.services.kv.programs import Outcome, Refusal, Slot
 from aether_trio.services.kv.ranges import CursorError
 from aether_trio.services.kv.spaces import Scope, ScopeError, after, exclusive_root, parse_scope, space_of
 from aether_trio.storage.base import Database, Program, StorageUnavailable
+from aether_trio.storage.expiry import sweep, sweep_forever
 from aether_trio.wire.pb import aether_pb2 as pb
 
 Op = pb.KVOperation
@@ -126,21 +125,11 @@ class KvService:
 
     async def sweep_forever(self) -> None:
         """Give back the room of expired keys. Runs until cancelled."""
-        while True:
-            await trio.sleep(SWEEP_INTERVAL_S)
-            await self.sweep()
+        await sweep_forever(self._db, self._clock, ranges.sweep_page, SWEEP_PAGE, SWEEP_INTERVAL_S)
 
     async def sweep(self) -> int:
-        """Delete what has expired, in pages so that others get between; return how many keys."""
-        total = 0
-        try:
-            while True:
-                count = await self._db.run(partial(ranges.sweep_page, self._clock.now_ms(), SWEEP_PAGE))
-                total += count
-                if count < SWEEP_PAGE:
-                    return total
-        except StorageUnavailable:  # nothing is lost: the keys are invisible, and the next round tries again
-            return total
+        """Delete what has expired now; return how many keys."""
+        return await sweep(self._db, self._clock, ranges.sweep_page, SWEEP_PAGE)
 
     async def _respond(self, identity: Identity, op: pb.KVOperation) -> pb.KVResponse:
         if identity.kind not in _MAY_USE:
