@@ -7,6 +7,7 @@ idle TLS connection needs no writer task either. TLS 1.3 only: no renegotiation,
 
 from __future__ import annotations
 
+import errno
 import socket
 import ssl
 from collections.abc import Sequence
@@ -42,17 +43,51 @@ class TlsSettings:
 
 
 def server_context(settings: TlsSettings, *, alpn: Sequence[str] = (ALPN_H2,)) -> ssl.SSLContext:
-    """TLS 1.3 with session tickets off: each would cost a kilobyte per connection, and long streams rarely resume."""
+    """TLS 1.3 with session tickets off: each would cost a kilobyte per connection, and long streams rarely resume.
+
+    Raises OSError that names the file which is of no use, and says why: OpenSSL's own does neither.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_cert_chain(settings.cert_file, settings.key_file)
+    _load_chain(context, settings.cert_file, settings.key_file)
     context.set_alpn_protocols(list(alpn))
     context.num_tickets = 0
     if settings.client_ca_file is not None:
-        context.load_verify_locations(settings.client_ca_file)
+        _load_authorities(context, settings.client_ca_file)
         required = settings.client_certificates is ClientCertificates.REQUIRED
         context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
     return context
+
+
+def _load_chain(context: ssl.SSLContext, cert_file: Path, key_file: Path) -> None:
+    encrypted = False
+
+    def no_password() -> bytes:  # without it OpenSSL asks on the terminal, and a service waits there for ever
+        nonlocal encrypted
+        encrypted = True
+        return b""
+
+    try:
+        context.load_cert_chain(cert_file, key_file, password=no_password)
+    except ssl.SSLError as error:
+        if encrypted:
+            raise _unusable(key_file, "the private key is encrypted; give one without a passphrase") from error
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise _unusable(key_file, f"is not the key of the certificate in {cert_file}") from error
+        # One message for both files: whoever can read the certificate knows that it was the key.
+        _load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), cert_file)
+        raise _unusable(key_file, "holds no private key in PEM form") from error
+
+
+def _load_authorities(context: ssl.SSLContext, ca_file: Path) -> None:
+    try:
+        context.load_verify_locations(ca_file)
+    except ssl.SSLError as error:
+        raise _unusable(ca_file, "holds no certificate in PEM form") from error
+
+
+def _unusable(file: Path, reason: str) -> OSError:
+    return OSError(errno.EINVAL, reason, str(file))
 
 
 def client_context(

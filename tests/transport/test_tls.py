@@ -10,6 +10,7 @@ import grpc
 import pytest
 import trio
 import trustme
+from cryptography.hazmat.primitives import serialization
 from grpclib.health.v1.health_pb2 import HealthCheckRequest
 
 from aether_trio.transport.grpc.client import open_channel
@@ -189,3 +190,28 @@ def test_a_session_seals_and_opens_any_amount_at_once(pki: Pki) -> None:
     assert (server.alpn, server.version) == ("h2", "TLSv1.3")
     with pytest.raises(ssl.SSLError):
         server.open(b"\x17\x03\x03\x00\x05wrong")
+
+
+@pytest.mark.parametrize(
+    ("files", "culprit", "reason"),
+    [
+        ({"cert_file": "junk"}, "junk", "no certificate"),
+        ({"cert_file": "key"}, "key", "no certificate"),
+        ({"key_file": "junk"}, "junk", "no private key"),
+        ({"key_file": "cert"}, "cert", "no private key"),
+        ({"key_file": "client_key"}, "client_key", "not the key of the certificate"),
+        ({"key_file": "locked"}, "locked", "encrypted"),
+        ({"client_ca_file": "junk"}, "junk", "no certificate"),
+    ],
+)
+def test_a_file_of_no_use_is_named(pki: Pki, tmp_path: Path, files: dict[str, str], culprit: str, reason: str) -> None:
+    junk, locked = tmp_path / "junk.pem", tmp_path / "locked.key"
+    junk.write_text("junk")
+    key = serialization.load_pem_private_key(pki.key.read_bytes(), None)
+    encryption = serialization.BestAvailableEncryption(b"secret")
+    locked.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption))
+    paths = {"junk": junk, "locked": locked, "cert": pki.cert, "key": pki.key, "client_key": pki.client_key}
+    chosen = {"cert_file": pki.cert, "key_file": pki.key} | {field: paths[name] for field, name in files.items()}
+    with pytest.raises(OSError, match=reason) as refused:
+        server_context(TlsSettings(**chosen))
+    assert refused.value.filename == str(paths[culprit])
