@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import h2.events
 import hpack
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from aether_trio.transport.grpc import frames
+from aether_trio.transport.grpc.control import SharedControl
+from aether_trio.transport.grpc.data_stream import DataStream
+from aether_trio.transport.grpc.frames import ProtocolViolation
+from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.server import GrpcServer
+from aether_trio.transport.grpc.server_control import ServerControl, as_text
 from tests.transport.grpc.harness import Frame, RawClient, data, frame, message, probe_server, serving, settings
 
 ACK = frame(frames.SETTINGS, frames.ACK, 0)
@@ -163,3 +172,116 @@ async def test_settings_are_bounded_and_applied_each_time() -> None:
                 assert (await client.until_kind(frames.DATA)).body == message(b"abcdef")[:window]
             await client.stream.aclose()
         assert len(server._shared.peer_settings) <= 64
+
+
+class Plane:
+    """What a ServerControl asks of its plane."""
+
+    def __init__(self) -> None:
+        self.streams: dict[int, DataStream] = {}
+        self.highest_stream_id = 0
+        self.out: list[bytes] = []
+
+    def is_idle(self, stream_id: int) -> bool:
+        return stream_id > self.highest_stream_id or stream_id % 2 == 0
+
+
+class Peer:
+    """One connection: carries out a step on a ServerControl as ServerConnection does, and writes down what came of it."""
+
+    def __init__(self, shared: SharedControl) -> None:
+        self.plane = Plane()
+        self.control = ServerControl(shared, self.plane)  # type: ignore[arg-type]
+        self.encoder = hpack.Encoder()
+        self.seen: list[object] = []
+
+    def do(self, step: tuple[Any, ...]) -> bool:
+        try:
+            self.seen.append(getattr(self, step[0])(*step[1:]))
+        except ProtocolViolation as violation:
+            self.seen.append((violation.code, violation.debug))
+            return False
+        return True
+
+    def settings(self, body: bytes) -> object:
+        return self.control.settings(frame(frames.SETTINGS, 0, 0, body))
+
+    def ack(self) -> None:
+        self.control.acked(ACK)
+
+    def table(self, size: int) -> None:
+        self.encoder.header_table_size = size
+
+    def headers(self, stream_id: int, end: bool, fields: list[tuple[str, str]]) -> object:
+        flags = frames.END_HEADERS | (frames.END_STREAM if end else 0)
+        sent = frame(frames.HEADERS, flags, stream_id, self.encoder.encode(fields))
+        known = self.control.known_request(flags, stream_id, sent)
+        found: list[object] = []
+        if known is not None:
+            found = [("request", stream_id, known)] + ([("ended", stream_id)] if end else [])
+        else:
+            for event in self.control.receive(frames.HEADERS, flags, sent):
+                if isinstance(event, h2.events.RequestReceived):
+                    found.append(("request", event.stream_id, as_text(event.headers)))
+                elif isinstance(event, h2.events.StreamEnded):
+                    found.append(("ended", event.stream_id))
+                elif isinstance(event, (h2.events.TrailersReceived, h2.events.StreamReset)):
+                    found.append((type(event).__name__, event.stream_id))
+        for kind, on, *_ in found:  # type: ignore[misc]
+            if kind == "request":
+                self.plane.streams[on] = DataStream(on)
+                self.plane.highest_stream_id = max(self.plane.highest_stream_id, on)
+            elif kind == "ended" and on in self.plane.streams:
+                self.plane.streams[on].ended = True
+        return found, self.plane.out.copy()
+
+    def end(self, stream_id: int) -> None:
+        if stream_id in self.plane.streams and not self.plane.streams[stream_id].ended:
+            self.plane.streams[stream_id].ended = True
+            self.control.end_of_stream(stream_id)
+
+    def forget(self, stream_id: int, by_reset: bool) -> None:
+        if self.plane.streams.pop(stream_id, None) is not None:
+            if by_reset:
+                self.control.forget(stream_id, reset_by_us=True)
+            self.control.forget(stream_id)
+
+
+STREAMS = st.integers(1, 9)
+FIELDS = st.sampled_from(
+    [
+        list(HEADERS),
+        [*HEADERS, ("x-more", "1")],
+        [*HEADERS, ("content-length", "7")],
+        [*HEADERS, ("cookie", "a"), ("cookie", "b")],
+        [("x-last", "1")],
+        [*HEADERS, ("Upper", "1")],
+    ]
+)
+BODIES = st.sampled_from(
+    [b"", *(settings(**values)[9:] for values in ({"window": 9}, {"table": 0, "push": 0}, {"push": 3}))]
+)
+STEPS = st.one_of(
+    st.tuples(st.just("settings"), BODIES),
+    st.tuples(st.just("ack")),
+    st.tuples(st.just("table"), st.sampled_from([0, 100, 4096])),
+    st.tuples(st.just("headers"), STREAMS, st.booleans(), FIELDS),
+    st.tuples(st.just("headers"), STREAMS, st.booleans(), FIELDS),
+    st.tuples(st.just("end"), STREAMS),
+    st.tuples(st.just("forget"), STREAMS, st.booleans()),
+)
+
+
+@given(first=st.lists(STEPS, max_size=12), second=st.lists(STEPS, max_size=12))
+def test_any_history_is_judged_alike_whatever_is_remembered(
+    first: list[tuple[Any, ...]], second: list[tuple[Any, ...]]
+) -> None:
+    limits = GrpcLimits()
+    warm = SharedControl(limits, client_side=False)
+    for steps in (first, second, second):
+        alone, among_others = Peer(SharedControl(limits, client_side=False)), Peer(warm)
+        alone.control._engine()  # h2 from the beginning
+        for step in steps:
+            if not (alone.do(step) & among_others.do(step)):
+                break
+        assert among_others.seen == alone.seen
