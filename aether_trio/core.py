@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
 
+import structlog
 import trio
 
 from aether_trio import wiring
@@ -22,7 +23,8 @@ from aether_trio.model.errors import Status
 from aether_trio.model.identity import Identity
 from aether_trio.model.ids import IdFactory
 from aether_trio.routing.lanes import Lanes
-from aether_trio.routing.log import TopicLog, open_log
+from aether_trio.routing.log import PROBE_S, TopicLog, open_log
+from aether_trio.routing.programs import touch
 from aether_trio.routing.rates import Rates
 from aether_trio.routing.retention import Retention
 from aether_trio.routing.router import Router
@@ -42,6 +44,7 @@ from aether_trio.session.dispatch import Dispatcher
 from aether_trio.session.registry import Registry
 from aether_trio.session.serve import Parts, SessionServer
 from aether_trio.session.session import Session
+from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.directory import lock_directory
 from aether_trio.storage.sqlite import SqliteDatabase, open_sqlite
 from aether_trio.telemetry.health import Health
@@ -49,6 +52,8 @@ from aether_trio.telemetry.metrics import Metrics
 from aether_trio.transport.link import Peer
 from aether_trio.version import __version__
 from aether_trio.wire.pb import aether_pb2 as pb
+
+logger = structlog.get_logger("aether.core")
 
 STUCK_CHECKS = 10
 """Looks at every session per write timeout: a stuck one is ended at most a tenth late."""
@@ -192,6 +197,24 @@ def _label(name: str) -> str:
     return name.lower()
 
 
+async def _find_well_again(state: SqliteDatabase) -> None:
+    """See whether a failing database can write again: who was turned away by our health may write nothing to find out."""
+    failing = False
+    while True:
+        await trio.sleep(PROBE_S)
+        if state.statistics().failing:
+            try:
+                await state.run(touch)
+            except StorageUnavailable as error:
+                if not failing:
+                    logger.error("state database fails", reason=str(error))
+                failing = True
+                continue
+        if failing:
+            logger.info("state database can be written again")
+        failing = False
+
+
 def _kv_labels(op: pb.KVOperation) -> tuple[str, str]:
     """Operation and scope as labels; numbers that the protocol does not know are all one."""
     operations, scopes = pb.KVOperation.OpType, pb.KVOperation.Scope
@@ -231,10 +254,14 @@ async def open_core(
         core.health.add_probe(
             "log", lambda: "the last group could not be written" if log.statistics().storage_failing else None
         )
+        core.health.add_probe(
+            "state", lambda: "the last group could not be written" if state.statistics().failing else None
+        )
         retention = Retention(log_database, clock, wiring.retention_limits(settings))
         wiring.watch_metrics(core.metrics, core, state=state, log=log_database)
         nursery.start_soon(retention.sweep_forever, name="retention")
         nursery.start_soon(core.presence.run, name="presence")
+        nursery.start_soon(_find_well_again, state, name="state-probe")
         if settings.grpc.write_timeout_s:
             nursery.start_soon(core.cut_stuck_sessions, settings.grpc.write_timeout_s, name="stuck-sessions")
         nursery.start_soon(core.kv.sweep_forever, name="kv-sweep")

@@ -12,7 +12,18 @@ import trio
 from aether_trio.core import Core, open_core
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import agent, barrier, connect, message_to, payloads, service, settings_for_tests, task, user
+from tests.helpers.core import (
+    agent,
+    barrier,
+    connect,
+    message_to,
+    open_world,
+    payloads,
+    service,
+    settings_for_tests,
+    task,
+    user,
+)
 
 TOPIC = "ag::w::a::1"
 
@@ -114,3 +125,17 @@ async def test_ephemeral_means_without_files(tmp_path: Path, monkeypatch: pytest
             await barrier(peer)
             assert payloads(peer) == [b"x"]
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_state_database_that_cannot_be_written_shows_until_it_can() -> None:
+    with open_world() as world:
+        async with world.open() as core:
+            core.health.serving()
+            assert core.health.readiness().ready
+            world.state.failing = True
+            assert set(core.health.readiness().problems) == {"state"}
+            looks = world.state.writes
+            while world.state.writes == looks:  # somebody looks without being asked to
+                await trio.sleep(0.01)
+            world.state.failing = False
+            assert core.health.readiness().ready

@@ -39,7 +39,8 @@ READERS: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class SqliteStatistics:
-    """What the writer has done since it was opened. `queued` includes the group that is being committed."""
+    """What the writer has done since it was opened. `queued` includes the group that is being committed; `failing` is true
+    from a group that the machine did not take (a full disk, a lock) until the next one that it took."""
 
     groups: int
     programs: int
@@ -47,6 +48,7 @@ class SqliteStatistics:
     largest_group: int
     queued: int
     failed_groups: int
+    failing: bool
     last_error: str
 
     @property
@@ -129,6 +131,7 @@ class SqliteDatabase:
             largest_group=writer.largest_group,
             queued=QUEUE_PROGRAMS - self._room.value,
             failed_groups=writer.failed_groups,
+            failing=writer.failing,
             last_error=writer.last_error,
         )
 

@@ -133,6 +133,7 @@ class Writer(Worker):
         self.rows = 0
         self.largest_group = 0
         self.failed_groups = 0
+        self.failing = False
         self.last_error = ""
 
     def _collect(self) -> tuple[list[Job], bool]:
@@ -172,9 +173,11 @@ class Writer(Worker):
             if not is_environment(exc):
                 raise
             self.failed_groups += 1
+            self.failing = True
             self.last_error = f"{type(exc).__name__}: {exc}"
             self._fail(jobs, exc)
             return
+        self.failing = False
         self.groups += 1
         self.programs += len(jobs)
         self.rows += self._connection.total_changes - before

@@ -36,8 +36,10 @@ async def test_a_full_file_fails_the_whole_group_and_recovers(database: SqliteDa
     assert await ids(database) == []
     assert "full" in database.statistics().last_error
     assert database.statistics().failed_groups == 1
+    assert database.statistics().failing
 
     await database.run(insert(4, b"small"))  # there is room for this one
+    assert not database.statistics().failing
     await database.run(pragma("max_page_count=1000000"))
     await database.run(insert(2, bytes(100_000)))
     assert await ids(database) == [2, 4]
