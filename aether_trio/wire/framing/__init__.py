@@ -1,0 +1,98 @@
+"""Our own binary framing, without sockets. docs/framing.md is its specification.
+
+No lane serves it yet. Servers, clients, load generators and fuzzers are to share this: `Connection` is a whole end of it,
+`FrameDecoder` and the `encode_*` functions are its two halves without the rules. Nothing here waits, and nothing knows
+protobuf.
+"""
+
+from aether_trio.wire.framing.connection import Connection
+from aether_trio.wire.framing.constants import ErrorCode, FrameType, GoAwayReason
+from aether_trio.wire.framing.decode import DecoderStatistics, FrameDecoder
+from aether_trio.wire.framing.encode import (
+    deliver_header,
+    encode,
+    encode_ack,
+    encode_channel,
+    encode_channel_closed,
+    encode_credit,
+    encode_deliver,
+    encode_delivered,
+    encode_envelope,
+    encode_error,
+    encode_goaway,
+    encode_hello,
+    encode_nack,
+    encode_ping,
+    encode_pong,
+    encode_send,
+    join,
+)
+from aether_trio.wire.framing.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
+from aether_trio.wire.framing.events import (
+    Ack,
+    Channel,
+    ChannelClosed,
+    ClientHello,
+    Deliver,
+    Delivered,
+    Envelope,
+    Error,
+    Event,
+    GoAway,
+    GrantCredit,
+    Nack,
+    Ping,
+    Pong,
+    Send,
+    ServerHello,
+    Skipped,
+)
+from aether_trio.wire.framing.states import Role, State
+
+__all__ = [
+    "Ack",
+    "Channel",
+    "ChannelClosed",
+    "ClientHello",
+    "Connection",
+    "DecoderStatistics",
+    "Deliver",
+    "Delivered",
+    "Envelope",
+    "Error",
+    "ErrorCode",
+    "Event",
+    "FrameDecoder",
+    "FrameType",
+    "GoAway",
+    "GoAwayReason",
+    "GrantCredit",
+    "LocalProtocolError",
+    "Nack",
+    "Ping",
+    "Pong",
+    "ProtocolError",
+    "RemoteProtocolError",
+    "Role",
+    "Send",
+    "ServerHello",
+    "Skipped",
+    "State",
+    "deliver_header",
+    "encode",
+    "encode_ack",
+    "encode_channel",
+    "encode_channel_closed",
+    "encode_credit",
+    "encode_deliver",
+    "encode_delivered",
+    "encode_envelope",
+    "encode_error",
+    "encode_goaway",
+    "encode_hello",
+    "encode_nack",
+    "encode_ping",
+    "encode_pong",
+    "encode_send",
+    "join",
+]

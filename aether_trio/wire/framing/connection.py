@@ -1,0 +1,280 @@
+"""A whole connection without its socket: bytes in, events out; events in, bytes out; the same for both ends.
+
+    connection = Connection(Role.SERVER)
+    for event in connection.receive(data):             # RemoteProtocolError: tell the peer, and close
+        ...
+    data = connection.send(ServerHello())              # LocalProtocolError: a mistake of ours
+
+It checks what docs/framing.md says: who may send what when (states.py), numbers, channels and credit (ledger.py), and
+both frame limits. It keeps no messages, sends nothing by itself and knows no time: answering a Ping, repeating what
+was not acknowledged, and budgets against floods are the caller's. The preface goes in front of the first frame that is
+sent, and is taken off the first one that comes.
+
+Invariants: a call that raises LocalProtocolError has changed nothing; after RemoteProtocolError every `receive` raises it,
+and an Error may still be sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final
+
+from aether_trio.wire.framing import encode, ledger
+from aether_trio.wire.framing import events as ev
+from aether_trio.wire.framing.constants import (
+    DEFAULT_MAX_FRAME_BYTES,
+    HEADER_BYTES,
+    LEAST_MAX_FRAME_BYTES,
+    OPENING_FRAME_BYTES,
+    PREFACE,
+    ErrorCode,
+)
+from aether_trio.wire.framing.decode import DecoderStatistics, FrameDecoder
+from aether_trio.wire.framing.errors import LocalProtocolError, RemoteProtocolError
+from aether_trio.wire.framing.states import LOCALLY_ILLEGAL, Role, State, States
+
+__all__ = ["Connection"]
+
+_DELIVER_FIXED: Final = 12
+_ACCEPTED: Final = frozenset({State.LIVE, State.LEAVING})
+_FINISHING: Final = frozenset({State.LEAVING, State.DONE})
+
+
+class Connection:
+    """See the module docstring. `max_frame_bytes` is what we accept, and what our HELLO has to say."""
+
+    __slots__ = (
+        "_decoder",
+        "_delivering",
+        "_greeted",
+        "_max_frame_bytes",
+        "_peer_max_frame_bytes",
+        "_states",
+        "channels",
+        "credit",
+        "delivery_acks",
+        "minor",
+        "role",
+        "sequence",
+    )
+
+    def __init__(self, role: Role, *, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> None:
+        if max_frame_bytes < LEAST_MAX_FRAME_BYTES:
+            raise ValueError(f"max_frame_bytes is {max_frame_bytes}; every side accepts {LEAST_MAX_FRAME_BYTES}")
+        self.role = role
+        self._states = States()
+        self._max_frame_bytes = max_frame_bytes
+        self._peer_max_frame_bytes = LEAST_MAX_FRAME_BYTES
+        # What is read from a client that nobody knows yet must not cost much.
+        self._decoder = FrameDecoder(OPENING_FRAME_BYTES if role is Role.SERVER else max_frame_bytes)
+        self._greeted = False
+        self._delivering = False  # the states' part of `deliverable`
+        self.sequence = ledger.Sequence()
+        self.channels = ledger.Channels()
+        self.credit = ledger.Credit()
+        self.delivery_acks = True
+        self.minor = 0
+        """The client's from its HELLO on; what both speak, from the server's HELLO on."""
+
+    @property
+    def state(self) -> State:
+        """Of our side."""
+        return self._states[self.role]
+
+    @property
+    def peer_state(self) -> State:
+        """Of the other side."""
+        return self._states[self.role.peer]
+
+    @property
+    def send_limit_bytes(self) -> int:
+        """How long a frame may be now, behind its header. A client's limit grows when it has been accepted."""
+        if self.role is Role.CLIENT and self.peer_state not in _ACCEPTED:
+            return OPENING_FRAME_BYTES
+        return self._peer_max_frame_bytes
+
+    @property
+    def deliverable(self) -> bool:
+        """Whether one more Deliver may be sent now."""
+        return self._delivering and self.credit.available
+
+    def statistics(self) -> DecoderStatistics:
+        """What was received so far."""
+        return self._decoder.statistics()
+
+    def send(self, event: ev.Event) -> bytes:
+        """The bytes of one event, which the caller sends. Raises LocalProtocolError."""
+        if isinstance(event, ev.Deliver):
+            return self.send_deliver(event.channel, event.offset, event.message)
+        kind = type(event)
+        after = self._may_send(kind)
+        frame = encode.encode(event)
+        self._may_have(len(frame) - HEADER_BYTES)
+        self._account(event)
+        if after is not self.state:
+            self._move(self.role, after)
+        if not self._greeted:
+            self._greeted = True
+            return PREFACE + frame
+        return frame
+
+    def send_deliver(self, channel: int, offset: int, message: bytes) -> bytes:
+        """As `send(Deliver(channel, offset, message))`, without making one."""
+        frame = encode.encode_deliver(channel, offset, message)
+        self.count_deliver(channel, offset, len(message))
+        return frame
+
+    def count_deliver(self, channel: int, offset: int, size: int) -> None:
+        """Check and count a delivery of `size` bytes, for a caller that has its frame already."""
+        if not self._delivering:
+            self._may_send(ev.Deliver)
+        if size + _DELIVER_FIXED > self._peer_max_frame_bytes:
+            self._may_have(size + _DELIVER_FIXED)
+        try:
+            self._deliver(channel, offset, size)
+        except ledger.Breach as breach:
+            raise LocalProtocolError(breach.code, breach.message) from None
+
+    def end(self) -> None:
+        """We end our side of the stream."""
+        self._move(self.role, State.DONE)
+
+    def receive(self, data: bytes | bytearray | memoryview) -> Sequence[ev.Event]:
+        """The events that the next bytes complete. A Delivered that comes too late for its channel is left out.
+
+        Raises RemoteProtocolError, with the events before the mistake.
+        """
+        failed: RemoteProtocolError | None = None
+        found: Sequence[ev.Event]
+        try:
+            found = self._decoder.receive(data)
+        except RemoteProtocolError as error:
+            failed, found = error, error.events
+        peer = self.role.peer
+        state = self._states[peer]
+        moves = self._states.moves(peer)
+        sequence = self.sequence
+        late: set[int] = set()
+        for index, event in enumerate(found):
+            kind = type(event)
+            after = moves.get(kind, State.IDLE)
+            try:
+                if after is State.IDLE:  # where no frame leads
+                    raise ledger.Breach(
+                        ErrorCode.ILLEGAL_FRAME, f"{kind.__name__} from a {peer.value} that is {state.value}"
+                    )
+                if isinstance(event, ev.Send):  # the hot one, without the detour
+                    sequence.send(event.seq)
+                elif (count := _COUNTS.get(kind)) is not None:
+                    count(self, event)
+            except ledger.Late:
+                late.add(index)
+            except ledger.Breach as breach:
+                failed = RemoteProtocolError(breach.code, breach.message)
+                self._decoder.fail(breach.code, breach.message)
+                found = found[:index]
+                break
+            if after is not state:
+                self._move(peer, after)
+                state = self._states[peer]
+                moves = self._states.moves(peer)
+        if late:
+            found = [event for index, event in enumerate(found) if index not in late]
+        if failed is not None:
+            failed.events = tuple(found)
+            self._move(peer, State.DONE)
+            raise failed
+        return found
+
+    def receive_end(self) -> None:
+        """The peer has ended its side. Raises RemoteProtocolError (TRUNCATED) when that was inside of a frame."""
+        self._move(self.role.peer, State.DONE)
+        self._decoder.finish()
+
+    def _may_send(self, kind: type) -> State:
+        after = self._states.moves(self.role).get(kind)
+        if after is None:
+            raise LocalProtocolError(
+                ErrorCode.ILLEGAL_FRAME, f"a {self.role.value} that is {self.state.value} sends no {kind.__name__}"
+            )
+        if kind in LOCALLY_ILLEGAL[self.role] and self.peer_state in _FINISHING:
+            raise LocalProtocolError(
+                ErrorCode.ILLEGAL_FRAME,
+                f"no {kind.__name__} to a {self.role.peer.value} that is {self.peer_state.value}",
+            )
+        return after
+
+    def _may_have(self, size: int) -> None:
+        if size > self.send_limit_bytes:
+            raise LocalProtocolError(
+                ErrorCode.FRAME_TOO_LARGE, f"a frame of {size} bytes; the peer accepts {self.send_limit_bytes}"
+            )
+
+    def _account(self, event: ev.Event) -> None:
+        if isinstance(event, ev.ClientHello | ev.ServerHello) and event.max_frame != self._max_frame_bytes:
+            raise LocalProtocolError(
+                ErrorCode.BAD_HELLO, f"max_frame is {event.max_frame}, but this end accepts {self._max_frame_bytes}"
+            )
+        count = _COUNTS.get(type(event))
+        try:
+            if count is not None:
+                count(self, event)
+        except ledger.Breach as breach:
+            raise LocalProtocolError(breach.code, breach.message) from None
+
+    def _move(self, role: Role, after: State) -> None:
+        states = self._states
+        states.move(role, after)
+        if self.role is Role.SERVER:
+            if states[Role.SERVER] is State.LIVE:
+                self._decoder.max_frame_bytes = self._max_frame_bytes
+            self._delivering = ev.Deliver in states.moves(Role.SERVER) and states[Role.CLIENT] not in _FINISHING
+
+    # What a frame of either side changes in the ledgers.
+
+    def _client_hello(self, hello: ev.ClientHello) -> None:
+        self.minor = hello.minor
+        self.delivery_acks = hello.delivery_acks
+        self.credit = ledger.Credit(hello.credit_messages, hello.credit_bytes)
+        if self.role is Role.SERVER:
+            self._peer_max_frame_bytes = hello.max_frame
+
+    def _server_hello(self, hello: ev.ServerHello) -> None:
+        if hello.minor > self.minor:
+            raise ledger.Breach(ErrorCode.BAD_HELLO, f"the server speaks 1.{hello.minor}, the client 1.{self.minor}")
+        self.minor = hello.minor
+        self.sequence.window = hello.publish_window
+        if self.role is Role.CLIENT:
+            self._peer_max_frame_bytes = hello.max_frame
+
+    def _deliver(self, channel: int, offset: int, size: int) -> None:
+        credit = self.credit
+        if credit.bounded and not credit.available:
+            raise ledger.Breach(ErrorCode.BAD_CREDIT, "a delivery without credit for it")
+        self.channels.deliver(channel, offset)
+        if credit.bounded:
+            credit.take(size)
+
+    def _delivered(self, event: ev.Delivered) -> None:
+        if not self.delivery_acks:
+            raise ledger.Breach(ErrorCode.ILLEGAL_FRAME, "DELIVERED, but the HELLO has asked for delivery_acks: false")
+        self.channels.delivered(event.channel, event.offset)
+
+
+_COUNTS: Final[Mapping[type, Callable[[Connection, Any], None]]] = MappingProxyType(
+    {
+        ev.ClientHello: Connection._client_hello,
+        ev.ServerHello: Connection._server_hello,
+        ev.Send: lambda self, event: self.sequence.send(event.seq),
+        ev.Ack: lambda self, event: self.sequence.ack(event.seq),
+        ev.Nack: lambda self, event: self.sequence.nack(event.seq),
+        ev.Channel: lambda self, event: self.channels.open(
+            event.channel, event.topic, event.position, shared=event.shared
+        ),
+        ev.ChannelClosed: lambda self, event: self.channels.close(event.channel),
+        ev.Deliver: lambda self, event: self._deliver(event.channel, event.offset, len(event.message)),
+        ev.Delivered: Connection._delivered,
+        ev.GrantCredit: lambda self, event: self.credit.grant(event.message_count, event.byte_count),
+    }
+)

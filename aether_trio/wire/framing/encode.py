@@ -1,0 +1,277 @@
+"""Events to bytes. Each function returns one whole frame; `encode` finds the function for an event.
+
+The functions of hot frames (SEND, DELIVER, ACK) take plain values, so that nobody makes an event only to have it encoded.
+What no correct peer could accept raises LocalProtocolError and encodes nothing. They do not know the connection: what
+may be sent when, and the peer's frame limit, are Connection's business.
+
+`deliver_header` is for those who write many deliveries at once: `join([header, message, header, message])` copies each
+message once, `join` of encoded frames twice. A frame is the same for everybody who has the same number for the channel.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import msgspec
+
+from aether_trio.model.topics import MAX_TOPIC_BYTES
+from aether_trio.wire.framing import events
+from aether_trio.wire.framing.constants import (
+    HEADER_BYTES,
+    MAX_CODE_BYTES,
+    MAX_HELLO_BYTES,
+    MAX_TEXT_BYTES,
+    ErrorCode,
+    Flag,
+    FrameType,
+)
+from aether_trio.wire.framing.errors import LocalProtocolError
+
+__all__ = [
+    "deliver_header",
+    "encode",
+    "encode_ack",
+    "encode_channel",
+    "encode_channel_closed",
+    "encode_credit",
+    "encode_deliver",
+    "encode_delivered",
+    "encode_envelope",
+    "encode_error",
+    "encode_goaway",
+    "encode_hello",
+    "encode_nack",
+    "encode_ping",
+    "encode_pong",
+    "encode_send",
+    "join",
+]
+
+# Length, type and flags as one u16, then the fixed part of the body.
+_HEADER: Final = struct.Struct(">IH").pack
+_SEND: Final = struct.Struct(">IHqHHI").pack
+_DELIVER: Final = struct.Struct(">IHIq").pack
+_ACK: Final = struct.Struct(">IHq").pack
+_NACK: Final = struct.Struct(">IHqIH").pack
+_DELIVERED: Final = _DELIVER
+_CREDIT: Final = struct.Struct(">IHqq").pack
+_PING: Final = struct.Struct(">IHQ").pack
+_GOAWAY: Final = struct.Struct(">IHHI").pack
+_ERROR: Final = _GOAWAY
+_CHANNEL: Final = _DELIVER
+_CHANNEL_CLOSED: Final = struct.Struct(">IHI").pack
+
+_SEND_FIXED: Final = 16
+_DELIVER_FIXED: Final = 12
+_NACK_FIXED: Final = 14
+_GOAWAY_FIXED: Final = 6
+
+# Type and flags; plain ints, because every access of an enum's member is a look-up.
+_HELLO_TYPE: Final = FrameType.HELLO << 8
+_SEND_TYPE: Final = FrameType.SEND << 8
+_DELIVER_TYPE: Final = FrameType.DELIVER << 8
+_ACK_TYPE: Final = FrameType.ACK << 8
+_NACK_TYPE: Final = FrameType.NACK << 8
+_DELIVERED_TYPE: Final = FrameType.DELIVERED << 8
+_CREDIT_TYPE: Final = FrameType.CREDIT << 8
+_ENVELOPE_TYPE: Final = FrameType.ENVELOPE << 8
+_PING_TYPE: Final = FrameType.PING << 8
+_PONG_TYPE: Final = FrameType.PONG << 8
+_GOAWAY_TYPE: Final = FrameType.GOAWAY << 8
+_ERROR_TYPE: Final = FrameType.ERROR << 8
+_CHANNEL_TYPE: Final = FrameType.CHANNEL << 8
+
+
+def _refuse(what: str, cause: Exception | None = None) -> LocalProtocolError:
+    error = LocalProtocolError(ErrorCode.MALFORMED, what)
+    error.__cause__ = cause
+    return error
+
+
+def _positive(value: int, what: str) -> None:
+    if value < 1:
+        raise _refuse(f"{what} is {value}; it counts from 1")
+
+
+def _text(text: str) -> bytes:
+    """UTF-8, cut to MAX_TEXT_BYTES between characters: an explanation that is too long is still one."""
+    data = text.encode(errors="replace")
+    if len(data) > MAX_TEXT_BYTES:
+        data = data[:MAX_TEXT_BYTES].decode(errors="ignore").encode()
+    return data
+
+
+def encode_send(seq: int, topic: str, payload: bytes, message_type: int = 0, extra: bytes = b"") -> bytes:
+    """SEND: the topic and the lengths in 16 bits, the payload untouched."""
+    if seq < 1:
+        raise _refuse(f"seq is {seq}; it counts from 1")
+    try:
+        target = topic.encode()
+        size = len(target)
+        head = _SEND(16 + size + len(extra) + len(payload), _SEND_TYPE, seq, message_type, size, len(extra))
+    except (struct.error, UnicodeEncodeError) as error:
+        raise _refuse(f"a SEND cannot say this: {error}", error) from error
+    return b"".join((head, target, extra, payload))
+
+
+def deliver_header(channel: int, offset: int, size: int) -> bytes:
+    """What goes in front of a delivery of `size` bytes."""
+    if offset < 1:
+        raise _refuse(f"offset is {offset}; it counts from 1")
+    try:
+        return _DELIVER(size + 12, _DELIVER_TYPE, channel, offset)
+    except struct.error as error:
+        raise _refuse(f"a DELIVER cannot say this: {error}", error) from error
+
+
+def encode_deliver(channel: int, offset: int, message: bytes) -> bytes:
+    """DELIVER: the serialized DownstreamMessage as it is."""
+    if offset < 1:
+        raise _refuse(f"offset is {offset}; it counts from 1")
+    try:
+        return _DELIVER(len(message) + 12, _DELIVER_TYPE, channel, offset) + message
+    except struct.error as error:
+        raise _refuse(f"a DELIVER cannot say this: {error}", error) from error
+
+
+def encode_ack(seq: int) -> bytes:
+    """ACK of every SEND up to `seq`."""
+    _positive(seq, "seq")
+    return _pack(_ACK, 8, _ACK_TYPE, seq)
+
+
+def encode_nack(seq: int, code: str, message: str = "", *, retryable: bool = False, retry_after_ms: int = 0) -> bytes:
+    """NACK of one SEND. A longer text than MAX_TEXT_BYTES is cut; a code is never."""
+    _positive(seq, "seq")
+    try:
+        name = code.encode()
+    except UnicodeEncodeError as error:
+        raise _refuse(f"a code cannot say this: {error}", error) from error
+    if not 0 < len(name) <= MAX_CODE_BYTES:
+        raise _refuse(f"a code has 1 to {MAX_CODE_BYTES} bytes, not {len(name)}")
+    text = _text(message)
+    kind = _NACK_TYPE | (Flag.RETRYABLE if retryable else 0)
+    return _pack(_NACK, _NACK_FIXED + len(name) + len(text), kind, seq, retry_after_ms, len(name)) + name + text
+
+
+def encode_delivered(channel: int, offset: int) -> bytes:
+    """DELIVERED: done up to `offset`, or with `offset` alone on a shared channel."""
+    _positive(offset, "offset")
+    return _pack(_DELIVERED, 12, _DELIVERED_TYPE, channel, offset)
+
+
+def encode_credit(message_count: int = 0, byte_count: int = 0) -> bytes:
+    """CREDIT for so many more messages and bytes."""
+    if message_count < 0 or byte_count < 0 or not (message_count or byte_count):
+        raise _refuse(f"credit of {message_count} messages and {byte_count} bytes; credit only grows")
+    return _pack(_CREDIT, 16, _CREDIT_TYPE, message_count, byte_count)
+
+
+def encode_envelope(message: bytes) -> bytes:
+    """ENVELOPE around a serialized UpstreamMessage or DownstreamMessage."""
+    return _pack(_HEADER, len(message), _ENVELOPE_TYPE) + message
+
+
+def encode_ping(number: int = 0) -> bytes:
+    """PING with any unsigned 64-bit number."""
+    return _pack(_PING, 8, _PING_TYPE, number)
+
+
+def encode_pong(number: int) -> bytes:
+    """PONG for the PING of that number, and those before it."""
+    return _pack(_PING, 8, _PONG_TYPE, number)
+
+
+def encode_goaway(reason: int = 0, within_ms: int = 0, message: str = "") -> bytes:
+    """GOAWAY. `reason`: see GoAwayReason."""
+    text = _text(message)
+    return _pack(_GOAWAY, _GOAWAY_FIXED + len(text), _GOAWAY_TYPE, reason, within_ms) + text
+
+
+def encode_error(code: int, message: str = "", *, retryable: bool = False, retry_after_ms: int = 0) -> bytes:
+    """ERROR: a gRPC status or an ErrorCode. 0 is no error: a stream that ends well just ends."""
+    _positive(code, "code")
+    text = _text(message)
+    kind = _ERROR_TYPE | (Flag.RETRYABLE if retryable else 0)
+    return _pack(_ERROR, _GOAWAY_FIXED + len(text), kind, code, retry_after_ms) + text
+
+
+def encode_channel(channel: int, topic: str, position: int = 0, *, shared: bool = False) -> bytes:
+    """CHANNEL: `channel` is `topic` from now on."""
+    if position < 0:
+        raise _refuse(f"position is {position}; it is 0 in front of everything")
+    try:
+        name = topic.encode()
+    except UnicodeEncodeError as error:
+        raise _refuse(f"a topic cannot say this: {error}", error) from error
+    if not 0 < len(name) <= MAX_TOPIC_BYTES:
+        raise _refuse(f"a topic has 1 to {MAX_TOPIC_BYTES} bytes, not {len(name)}")
+    kind = _CHANNEL_TYPE | (Flag.SHARED if shared else 0)
+    return _pack(_CHANNEL, _DELIVER_FIXED + len(name), kind, channel, position) + name
+
+
+def encode_channel_closed(channel: int) -> bytes:
+    """CHANNEL with the flag CLOSED."""
+    return _pack(_CHANNEL_CLOSED, 4, _CHANNEL_TYPE | Flag.CLOSED, channel)
+
+
+def encode_hello(hello: events.ClientHello | events.ServerHello) -> bytes:
+    """HELLO of either side. Checks what the peer will check."""
+    try:
+        body = msgspec.msgpack.encode(hello)
+        msgspec.msgpack.decode(body, type=type(hello))
+    except (msgspec.MsgspecError, ValueError, OverflowError) as error:
+        raise _refuse(f"a HELLO cannot say this: {error}", error) from error
+    assert len(body) <= MAX_HELLO_BYTES
+    kind = _HELLO_TYPE | (Flag.FROM_SERVER if isinstance(hello, events.ServerHello) else 0)
+    return _HEADER(len(body), kind) + body
+
+
+def _pack(pack: Callable[..., bytes], *values: int) -> bytes:
+    try:
+        return pack(*values)
+    except struct.error as error:
+        raise _refuse(f"a frame cannot say this: {error}", error) from error
+
+
+def _skipped(event: events.Skipped) -> bytes:
+    raise _refuse(f"an optional frame of type {event.kind:#04x} was skipped, and its content is not known any more")
+
+
+_ENCODERS: Final[dict[type, Callable[[Any], bytes]]] = {
+    events.ClientHello: encode_hello,
+    events.ServerHello: encode_hello,
+    events.Send: lambda one: encode_send(one.seq, one.topic, one.payload, one.message_type, one.extra),
+    events.Deliver: lambda one: encode_deliver(one.channel, one.offset, one.message),
+    events.Ack: lambda one: encode_ack(one.seq),
+    events.Nack: lambda one: encode_nack(
+        one.seq, one.code, one.message, retryable=one.retryable, retry_after_ms=one.retry_after_ms
+    ),
+    events.Delivered: lambda one: encode_delivered(one.channel, one.offset),
+    events.GrantCredit: lambda one: encode_credit(one.message_count, one.byte_count),
+    events.Envelope: lambda one: encode_envelope(one.message),
+    events.Ping: lambda one: encode_ping(one.number),
+    events.Pong: lambda one: encode_pong(one.number),
+    events.GoAway: lambda one: encode_goaway(one.reason, one.within_ms, one.message),
+    events.Error: lambda one: encode_error(
+        one.code, one.message, retryable=one.retryable, retry_after_ms=one.retry_after_ms
+    ),
+    events.Channel: lambda one: encode_channel(one.channel, one.topic, one.position, shared=one.shared),
+    events.ChannelClosed: lambda one: encode_channel_closed(one.channel),
+    events.Skipped: _skipped,
+}
+
+
+def encode(event: events.Event) -> bytes:
+    """The frame of any event."""
+    return _ENCODERS[type(event)](event)
+
+
+def join(parts: Iterable[bytes]) -> bytes:
+    """Many frames, or headers and messages in turn, as what one `send_all` takes."""
+    return b"".join(parts)
+
+
+assert len(_HEADER(0, 0)) == HEADER_BYTES

@@ -1,0 +1,193 @@
+"""One frozen record per frame: what a decoder returns and what `Connection.send` takes.
+
+They are msgspec Structs rather than dataclasses because a frozen dataclass of five fields costs 0.63 µs to make and such
+a Struct 0.06 (CPython 3.11), and SEND and DELIVER are made for every message. Otherwise they are the same thing: frozen,
+slotted, compared and hashed by value. None can be part of a reference cycle, hence gc=False.
+
+A record holds what was on the wire and interprets nothing: protobuf stays bytes, times are milliseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+import msgspec
+
+from aether_trio.wire.framing.constants import (
+    DEFAULT_MAX_FRAME_BYTES,
+    DEFAULT_PUBLISH_WINDOW,
+    LEAST_MAX_FRAME_BYTES,
+    MAX_AGENT_BYTES,
+    MAX_CREDIT,
+    MAX_FRAME_BYTES,
+    MAX_INT64,
+    MAX_PUBLISH_WINDOW,
+    MAX_UINT16,
+    MAX_UINT32,
+    MINOR,
+    PUBLISHER_BYTES,
+)
+
+Minor: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_UINT16)]
+MaxFrame: TypeAlias = Annotated[int, msgspec.Meta(ge=LEAST_MAX_FRAME_BYTES, le=MAX_FRAME_BYTES)]
+# Characters, of which none is shorter than a byte; the bytes are bounded by the frame.
+Agent: TypeAlias = Annotated[str, msgspec.Meta(max_length=MAX_AGENT_BYTES)]
+Credit: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_CREDIT)]
+Publisher: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=PUBLISHER_BYTES, max_length=PUBLISHER_BYTES)]
+Window: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MAX_PUBLISH_WINDOW)]
+
+
+class ClientHello(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=False):
+    """HELLO of a client. A bound of None is no bound."""
+
+    minor: Minor = MINOR
+    max_frame: MaxFrame = DEFAULT_MAX_FRAME_BYTES
+    """The longest frame it accepts, in bytes behind the header."""
+    agent: Agent = ""
+    """Program and version, for logs: "name/1.2"."""
+    credit_messages: Credit | None = None
+    credit_bytes: Credit | None = None
+    delivery_acks: bool = True
+    """Whether positions move by DELIVERED, or else as soon as the kernel has the bytes."""
+    publisher: Publisher | None = None
+    """Whose sequence numbers these are; None does without deduplication across connections."""
+
+
+class ServerHello(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=False):
+    """HELLO of a server."""
+
+    minor: Minor = MINOR
+    """What is spoken from here on: at most the client's."""
+    max_frame: MaxFrame = DEFAULT_MAX_FRAME_BYTES
+    max_payload: Annotated[int, msgspec.Meta(ge=0, le=MAX_INT64)] = 1024 * 1024
+    """Payload of one SEND in bytes; a longer one is NACKed."""
+    publish_window: Window = DEFAULT_PUBLISH_WINDOW
+    """How far a SEND's number may be beyond the last ACK's."""
+    dedup_s: Annotated[int, msgspec.Meta(ge=0, le=MAX_UINT32)] = 0
+    """Seconds for which a publisher's numbers are remembered after its connection has ended."""
+    agent: Agent = ""
+
+
+class Send(msgspec.Struct, frozen=True, gc=False):
+    """Publish a message. `extra` is a serialized SendMessage with the rarer fields only, mostly empty."""
+
+    seq: int
+    topic: str
+    payload: bytes
+    message_type: int = 0
+    extra: bytes = b""
+
+
+class Deliver(msgspec.Struct, frozen=True, gc=False):
+    """A durable message: `message` is a serialized DownstreamMessage{msg}, byte for byte as it was encoded once for all."""
+
+    channel: int
+    offset: int
+    message: bytes
+
+
+class Ack(msgspec.Struct, frozen=True, gc=False):
+    """Every SEND of this connection up to `seq` is settled: committed, or NACKed before."""
+
+    seq: int
+
+
+class Nack(msgspec.Struct, frozen=True, gc=False):
+    """One SEND was refused. `code` as in ErrorResponse."""
+
+    seq: int
+    code: str
+    message: str = ""
+    retryable: bool = False
+    retry_after_ms: int = 0
+
+
+class Delivered(msgspec.Struct, frozen=True, gc=False):
+    """The application is done with everything of the channel up to `offset` (of a shared channel: with just that one)."""
+
+    channel: int
+    offset: int
+
+
+class GrantCredit(msgspec.Struct, frozen=True, gc=False):
+    """CREDIT: so many more messages and bytes may be delivered."""
+
+    message_count: int = 0
+    byte_count: int = 0
+
+
+class Envelope(msgspec.Struct, frozen=True, gc=False):
+    """A serialized UpstreamMessage (from a client) or DownstreamMessage (from a server)."""
+
+    message: bytes
+
+
+class Ping(msgspec.Struct, frozen=True, gc=False):
+    """To be answered by a Pong with the same number."""
+
+    number: int = 0
+
+
+class Pong(msgspec.Struct, frozen=True, gc=False):
+    """Answers the Ping with that number, and those before it."""
+
+    number: int = 0
+
+
+class GoAway(msgspec.Struct, frozen=True, gc=False):
+    """The sender starts nothing new; the peer has `within_ms` to finish (0: unsaid). `reason`: see GoAwayReason."""
+
+    reason: int = 0
+    within_ms: int = 0
+    message: str = ""
+
+
+class Error(msgspec.Struct, frozen=True, gc=False):
+    """The last frame of its sender. `code` below 256 is a gRPC status, from 256 on an ErrorCode."""
+
+    code: int
+    message: str = ""
+    retryable: bool = False
+    retry_after_ms: int = 0
+
+
+class Channel(msgspec.Struct, frozen=True, gc=False):
+    """From now on `channel` stands for the log of `topic`; deliveries have offsets beyond `position`."""
+
+    channel: int
+    topic: str
+    position: int = 0
+    shared: bool = False
+
+
+class ChannelClosed(msgspec.Struct, frozen=True, gc=False):
+    """The number stands for nothing any more, until it is announced again."""
+
+    channel: int
+
+
+class Skipped(msgspec.Struct, frozen=True, gc=False):
+    """An optional frame of a type that this version does not know. Decoded for counting, never sent."""
+
+    kind: int
+    size: int
+
+
+Event: TypeAlias = (
+    ClientHello
+    | ServerHello
+    | Send
+    | Deliver
+    | Ack
+    | Nack
+    | Delivered
+    | GrantCredit
+    | Envelope
+    | Ping
+    | Pong
+    | GoAway
+    | Error
+    | Channel
+    | ChannelClosed
+    | Skipped
+)

@@ -1,0 +1,162 @@
+"""What one connection counts beside its states: sequence numbers, channels, credit.
+
+Both ends count the same frames, the one as it sends them, the other as it receives them, and both find the same
+mistakes. Methods raise `Breach`, which Connection turns into the local or the remote error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aether_trio.wire.framing.constants import MAX_CHANNELS, MAX_CREDIT, ErrorCode
+
+
+class Breach(Exception):
+    """A rule was broken; by whom is for the caller to say."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Late(Breach):
+    """A DELIVERED for nothing that is open. Of the peer it is no mistake: it did not know yet, and is not listened to."""
+
+
+class Sequence:
+    """Sends and their settlement. Numbers grow, with gaps; an ACK is never beyond the last SEND, and never repeated."""
+
+    __slots__ = ("acked", "last", "window")
+
+    def __init__(self) -> None:
+        self.last = 0
+        self.acked = 0
+        """The last ACK's number; before the first ACK, the number in front of the first SEND's."""
+        self.window = 0
+        """How far `last` may be ahead of `acked`; set by the server's HELLO."""
+
+    def send(self, seq: int) -> None:
+        """A SEND with this number."""
+        if seq <= self.last:
+            raise Breach(ErrorCode.BAD_SEQUENCE, f"SEND {seq} after {self.last}; numbers grow")
+        acked = self.acked if self.last else seq - 1
+        if seq - acked > self.window:
+            raise Breach(
+                ErrorCode.BAD_SEQUENCE, f"SEND {seq} while {acked} is the last ACK; the window is {self.window}"
+            )
+        self.acked = acked
+        self.last = seq
+
+    def ack(self, seq: int) -> None:
+        """An ACK up to this number."""
+        if not self.acked < seq <= self.last:
+            raise Breach(ErrorCode.BAD_SEQUENCE, f"ACK {seq}, while {self.acked} is settled and {self.last} was sent")
+        self.acked = seq
+
+    def nack(self, seq: int) -> None:
+        """A NACK of this number."""
+        if not self.acked < seq <= self.last:
+            raise Breach(ErrorCode.BAD_SEQUENCE, f"NACK {seq}, while {self.acked} is settled and {self.last} was sent")
+
+
+@dataclass(slots=True)
+class OpenChannel:
+    """One channel: `position` is the greatest offset that was delivered, or that the channel began behind."""
+
+    topic: str
+    position: int
+    shared: bool
+
+
+class Channels:
+    """The open channels by number."""
+
+    __slots__ = ("_open",)
+
+    def __init__(self) -> None:
+        self._open: dict[int, OpenChannel] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def get(self, number: int) -> OpenChannel | None:
+        """The channel, if it is open."""
+        return self._open.get(number)
+
+    def open(self, number: int, topic: str, position: int, *, shared: bool) -> None:
+        """CHANNEL."""
+        if number in self._open:
+            raise Breach(ErrorCode.BAD_CHANNEL, f"channel {number} is open already")
+        if len(self._open) >= MAX_CHANNELS:
+            raise Breach(ErrorCode.BAD_CHANNEL, f"more than {MAX_CHANNELS} channels")
+        self._open[number] = OpenChannel(topic, position, shared)
+
+    def close(self, number: int) -> None:
+        """CHANNEL with CLOSED."""
+        if self._open.pop(number, None) is None:
+            raise Breach(ErrorCode.BAD_CHANNEL, f"channel {number} is not open")
+
+    def deliver(self, number: int, offset: int) -> None:
+        """DELIVER."""
+        channel = self._open.get(number)
+        if channel is None:
+            raise Breach(ErrorCode.BAD_CHANNEL, f"channel {number} is not open")
+        if offset > channel.position:
+            channel.position = offset
+        elif not channel.shared:
+            raise Breach(
+                ErrorCode.BAD_OFFSET, f"offset {offset} after {channel.position} on channel {number}; offsets grow"
+            )
+
+    def delivered(self, number: int, offset: int) -> None:
+        """DELIVERED. Raises Late when the channel was closed, or closed and opened again further back."""
+        channel = self._open.get(number)
+        if channel is None:
+            raise Late(ErrorCode.BAD_CHANNEL, f"channel {number} is not open")
+        if offset > channel.position:
+            raise Late(
+                ErrorCode.BAD_OFFSET, f"offset {offset} on channel {number}, where {channel.position} is the last"
+            )
+
+
+class Credit:
+    """What may still be delivered. A bound of None is no bound.
+
+    The last delivery may take the bytes below zero, so that a message longer than all the credit is not stuck.
+    """
+
+    __slots__ = ("bounded", "byte_count", "message_count")
+
+    def __init__(self, message_count: int | None = None, byte_count: int | None = None) -> None:
+        self.message_count = message_count
+        self.byte_count = byte_count
+        self.bounded = message_count is not None or byte_count is not None
+
+    @property
+    def available(self) -> bool:
+        """Whether one more message may be delivered, of any size."""
+        messages, size = self.message_count, self.byte_count
+        return (messages is None or messages > 0) and (size is None or size > 0)
+
+    def take(self, size: int) -> None:
+        """One delivery of `size` bytes, for which credit is available."""
+        assert self.available
+        if self.message_count is not None:
+            self.message_count -= 1
+        if self.byte_count is not None:
+            self.byte_count -= size
+
+    def grant(self, message_count: int, byte_count: int) -> None:
+        """CREDIT."""
+        after = []
+        for what, held, more in (
+            ("messages", self.message_count, message_count),
+            ("bytes", self.byte_count, byte_count),
+        ):
+            if held is None and more:
+                raise Breach(ErrorCode.BAD_CREDIT, f"credit for {what}, of which the HELLO set no bound")
+            if held is not None and held + more > MAX_CREDIT:
+                raise Breach(ErrorCode.BAD_CREDIT, f"credit for {held} + {more} {what}; {MAX_CREDIT} is the most")
+            after.append(None if held is None else held + more)
+        self.message_count, self.byte_count = after
