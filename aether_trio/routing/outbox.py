@@ -67,6 +67,7 @@ class Outbox:
         "_flushing",
         "_lane",
         "_link",
+        "_on_cut",
         "_on_lane_drop",
         "_room",
         "broken",
@@ -79,8 +80,15 @@ class Outbox:
         "listeners",
     )
 
-    def __init__(self, link: Kickable, limits: OutboxLimits, on_lane_drop: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        link: Kickable,
+        limits: OutboxLimits,
+        on_lane_drop: Callable[[], None],
+        on_cut: Callable[[], None] | None = None,
+    ) -> None:
         self._link = link
+        self._on_cut = on_cut
         self.limits = limits
         self._control: deque[bytes] = deque()
         self._deliveries: deque[tuple[bytes, Origin, int]] = deque()
@@ -206,6 +214,8 @@ class Outbox:
         if self._room is not None:
             self._room.set()
             self._room = None
+        if self._on_cut is not None:
+            self._on_cut()
 
     def withdraw(self, origins: Collection[Origin]) -> None:
         """Take back the deliveries that are queued for these; they remain in the log behind their cursors."""

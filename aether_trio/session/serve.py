@@ -111,7 +111,7 @@ class SessionServer:
             session.history = continued
         broken: LinkBroken | None = None
         async with trio.open_nursery() as nursery:
-            session.scope = nursery.cancel_scope
+            session.nursery = nursery
             try:
                 await self._open(session, claim, nursery, resumed=continued is not None)
                 await self._read(session, early)
@@ -180,6 +180,8 @@ class SessionServer:
         await self._let_predecessor_end(claim)
         if self.draining:
             raise StatusError(Status.UNAVAILABLE, "the gateway is shutting down; connect again")
+        if session.outbox.broken:
+            raise LinkBroken("the stream broke while it was admitted")
         displaced, continued = parts.registry.claim(session, claim.resume_session_id)
         continued = continued or history
         if displaced is not None:

@@ -28,6 +28,10 @@ from aether_trio.transport.link import Link
 from aether_trio.wire.delivery import delivery_prefix
 from aether_trio.wire.pb import aether_pb2 as pb
 
+CUT_GRACE_S = 0.5
+"""How long a session may go on after its link has broken, with what had arrived before. Storage that hangs must not keep
+an identity from its owner's next connection."""
+
 RETRY_PUBLISH_MS = 1000
 """When a sender may try again after the log could not be written."""
 
@@ -57,10 +61,10 @@ class Session:
         "lane_behind",
         "last_activity_ms",
         "link",
+        "nursery",
         "on_detached",
         "outbox",
         "registry",
-        "scope",
         "sender",
         "session_id",
         "subscriptions",
@@ -84,7 +88,7 @@ class Session:
         self.identity = identity
         self.session_id = session_id
         self.link = link
-        self.outbox = Outbox(link, outbox_limits, self.lane_dropped)
+        self.outbox = Outbox(link, outbox_limits, self.lane_dropped, self.cut)
         self.registry = registry
         self.client = client
         self.allows_workspace = allows_workspace
@@ -102,7 +106,7 @@ class Session:
             allows_workspace,
         )
         self.subscriptions: Subscriptions | None = None
-        self.scope: trio.CancelScope | None = None
+        self.nursery: trio.Nursery | None = None
         self.ending: StatusError | None = None
         self.lane_behind = False
         self.acknowledged = False
@@ -159,8 +163,18 @@ class Session:
             self.put(pb.DownstreamMessage(signal=pb.Signal(type=signal, reason=reason)))
         self.ending = StatusError(status, reason)
         self.detach()
-        if self.scope is not None:
-            self.scope.cancel()
+        if self.nursery is not None:
+            self.nursery.cancel_scope.cancel()
+
+    def cut(self) -> None:
+        """The link has broken. Whoever reads from it learns so there; a session held up elsewhere ends all the same."""
+        if self.nursery is not None and not self.detached:
+            self.nursery.start_soon(self._end_after_cut, name="cut")
+
+    async def _end_after_cut(self) -> None:
+        await trio.sleep(CUT_GRACE_S)
+        assert self.nursery is not None
+        self.nursery.cancel_scope.cancel()
 
     def detach(self) -> None:
         """Listen to nothing and hold nothing from now on. Idempotent, no checkpoint."""

@@ -78,6 +78,8 @@ class MemoryLink:
     def attach(self, source: FrameSource) -> None:
         """See Link."""
         self._source = source
+        if self._broken:
+            source.cut()
 
     def kick(self) -> None:
         """See Link."""

@@ -83,7 +83,7 @@ class Link(Protocol):
         ...
 
     def attach(self, source: FrameSource) -> None:
-        """Say where downstream messages come from. Once, before the first `kick`."""
+        """Say where downstream messages come from. Once, before the first `kick`. A broken link cuts its source at once."""
         ...
 
     def kick(self) -> None:

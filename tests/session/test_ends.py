@@ -17,6 +17,7 @@ from tests.helpers.core import (
     agent,
     barrier,
     connect,
+    deadlock_is_an_error,
     kv_get,
     message_to,
     orchestrator,
@@ -77,6 +78,56 @@ async def test_a_cut_is_noticed_while_answers_pile_up(core: Core) -> None:
         peer.cut()
         await pump()
         assert core.registry.holder(ONE) is None
+
+
+@pytest.mark.parametrize("what", ["a request", "a commit", "room in the log", "its opening"])
+async def test_a_cut_frees_the_identity_though_storage_hangs(world: World, what: str) -> None:
+    log = {"pending_bytes": 2000}
+    async with deadlock_is_an_error(), world.open(log=log) as core:
+        link = MemoryLink()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(core.sessions.serve, link)
+            if what == "its opening":
+                world.state.after_read.close()
+            link.send(agent("w", "a", "1"))
+            if what != "its opening":
+                await link.next("config")
+            world.state.before_write.close()
+            world.log.before_write.close()
+            if what == "a request":
+                op = pb.KVOperation(op=pb.KVOperation.PUT, scope=pb.KVOperation.WORKSPACE, key="k", value=b"v")
+                link.send(pb.UpstreamMessage(kv_op=op))
+            elif what == "a commit":
+                link.send(message_to(ONE, b"x"), kv_get("asked"))
+            elif what == "room in the log":
+                link.send(message_to(ONE, b"x" * 3000))
+            await pump(50)
+            assert core.registry.holder(ONE) is not None
+            link.cut()
+            await trio.sleep(0.9)
+            assert core.registry.holder(ONE) is None
+            world.state.after_read.open()
+            world.state.before_write.open()
+            world.log.before_write.open()
+        assert core.registry.holder(ONE) is None
+
+
+async def test_what_arrived_before_a_cut_is_still_handled(core: Core) -> None:
+    async with connect(core, agent("w", "a", "1")) as peer, connect(core, agent("w", "a", "2")) as other:
+        peer.send(message_to("ag::w::a::2", b"last words"))
+        peer.cut()
+        await barrier(other)
+        assert payloads(other) == [b"last words"]
+
+
+async def test_a_stream_that_broke_while_it_was_admitted_takes_nothing_over(core: Core) -> None:
+    async with connect(core, agent("w", "a", "1"), wait_ack=False) as holder:
+        ack = (await holder.next("connection_ack")).connection_ack
+        dead = MemoryLink()
+        dead.send(agent("w", "a", "1", resume_session_id=ack.session_id))
+        dead.cut()
+        await core.sessions.serve(dead)
+        assert session_id_of(core, ONE) == ack.session_id
 
 
 async def test_a_kick_signals_force_and_ends_with_a_status_that_is_not_ok(core: Core) -> None:

@@ -41,6 +41,8 @@ class GrpcLink:
         if self._stream.source is not None:
             raise RuntimeError("a link has one source; attach it once")
         self._stream.source = source
+        if self._stream.broken_reason is not None:
+            source.cut()
 
     def kick(self) -> None:
         self._stream.kick()
