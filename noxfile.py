@@ -52,6 +52,15 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Fuzz the binary framing for a minute; arguments after -- go to libFuzzer, a directory among them is the corpus."""
+    session.install("-e", ".", *group("fuzz"))
+    corpus = session.create_tmp()
+    arguments = session.posargs or ["-max_total_time=60", "-timeout=10", f"-artifact_prefix={corpus}/", corpus]
+    session.run("python", "-m", "fuzz.fuzz_framing", *arguments)
+
+
+@nox.session
 def proto(session: nox.Session) -> None:
     """Compile proto/ into aether_trio/wire/pb; arguments after -- go to the script."""
     session.install("-e", ".", *group("proto"))

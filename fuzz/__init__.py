@@ -1,0 +1,1 @@
+"""Fuzz targets: `nox -s fuzz`."""

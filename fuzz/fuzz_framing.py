@@ -1,0 +1,133 @@
+"""Fuzz the binary framing: `python -m fuzz.fuzz_framing [arguments of libFuzzer]`, or `nox -s fuzz` for a minute.
+
+Needs atheris. The check itself does not, so that the test suite runs it on the vectors and on arbitrary bytes.
+
+An input is three bytes of choices (how the stream begins, who reads it, how it is split) and the stream. Whatever it is:
+decoding gives events or one RemoteProtocolError; splitting it changes nothing; no more is kept than one frame; what was
+decoded encodes to what decodes to the same; and a Connection of either role raises nothing else either.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from aether_trio.wire.framing import (
+    ClientHello,
+    Connection,
+    Envelope,
+    ErrorCode,
+    Event,
+    FrameDecoder,
+    RemoteProtocolError,
+    Role,
+    ServerHello,
+    Skipped,
+    encode,
+    join,
+)
+from aether_trio.wire.framing.constants import PREFACE
+
+LIMIT_BYTES: Final = 64 * 1024
+"""Frames of the fuzzed decoder: small, so that the limit is met."""
+VECTORS: Final = Path(__file__).parents[1] / "tests" / "wire" / "vectors"
+
+
+def decode(receive: Callable[[bytes], Iterable[Event]], parts: Iterable[bytes]) -> tuple[list[Event], ErrorCode | None]:
+    """All events, and the code of the mistake that ended them."""
+    found: list[Event] = []
+    for part in parts:
+        try:
+            found += receive(part)
+        except RemoteProtocolError as error:
+            return [*found, *error.events], error.code
+    return found, None
+
+
+def split(stream: bytes, step: int) -> Iterator[bytes]:
+    """Parts of 1 to `step` bytes, of changing lengths; the whole for step 0."""
+    at, length = 0, step
+    while at < len(stream):
+        yield stream[at : at + length] if step else stream
+        at += length if step else len(stream)
+        length = length % step + 1 if step else 0
+
+
+def check(data: bytes) -> None:
+    """Raises AssertionError, or whatever should not have been raised."""
+    start, reader, step = (*data[:3], 0, 0, 0)[:3]
+    stream = data[3:] if start & 1 else PREFACE + data[3:]
+
+    whole = decode(FrameDecoder(LIMIT_BYTES).receive, [stream])
+    decoder = FrameDecoder(LIMIT_BYTES)
+    parts = split(stream, step)
+
+    def receive(part: bytes) -> list[Event]:
+        events = decoder.receive(part)
+        assert decoder.statistics().buffered_bytes <= LIMIT_BYTES + 6
+        return events
+
+    assert decode(receive, parts) == whole, f"split into {step}"
+
+    known = [event for event in whole[0] if not isinstance(event, Skipped)]
+    again = decode(FrameDecoder(LIMIT_BYTES, preface=False).receive, [join(encode(event) for event in known)])
+    assert again == (known, None)
+
+    assert talk(stream, reader, 0) == talk(stream, reader, step), f"split into {step}"
+
+
+def talk(stream: bytes, reader: int, step: int) -> tuple[list[Event], ErrorCode | None]:
+    """What a connection hears that has already said everything that it owes, or nothing."""
+    connection = Connection(Role.SERVER if reader & 1 else Role.CLIENT)
+    if reader & 2:
+        greet(connection, accept=bool(reader & 4))
+    return decode(connection.receive, split(stream[len(PREFACE) :] if reader & 2 else stream, step))
+
+
+def greet(connection: Connection, *, accept: bool) -> None:
+    """Bring a connection to where its peer is live (or only greeted)."""
+    peer = Connection(connection.role.peer)
+    client, server = (connection, peer) if connection.role is Role.CLIENT else (peer, connection)
+    server.receive(client.send(ClientHello()))
+    client.receive(server.send(ServerHello()))
+    if accept:
+        server.receive(client.send(Envelope(b"init")))
+        client.receive(server.send(Envelope(b"ack")))
+
+
+def seeds() -> Iterator[bytes]:
+    """The test vectors as inputs."""
+    for item in json.loads((VECTORS / "frames.json").read_text())["frames"]:
+        for reader in (2 | 4, 1 | 2 | 4):
+            yield bytes((0, reader, 3)) + bytes.fromhex(item["hex"])
+    for item in json.loads((VECTORS / "invalid.json").read_text())["streams"]:
+        yield bytes((1, 1, 5)) + bytes.fromhex(item["hex"])
+    for item in json.loads((VECTORS / "conversations.json").read_text())["conversations"]:
+        for reader, side in ((1, "client"), (0, "gateway")):
+            stream = b"".join(bytes.fromhex(step["hex"]) for step in item["steps"] if step["from"] == side)
+            yield bytes((1, reader, 7)) + stream
+            # The same behind what the greeting has said.
+            yield bytes((1, reader | 6, 7)) + stream
+
+
+def main() -> int:
+    """Run libFuzzer; its arguments are ours, and a directory among them is the corpus."""
+    try:
+        import atheris
+    except ImportError:
+        print("fuzzing needs atheris: `nox -s fuzz`, or pip install --group fuzz", file=sys.stderr)
+        return 2
+    for directory in filter(Path.is_dir, map(Path, sys.argv[1:])):
+        for number, seed in enumerate(seeds()):
+            (directory / f"seed-{number}").write_bytes(seed)
+    atheris.instrument_all()
+    atheris.Setup(sys.argv, check)
+    atheris.Fuzz()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
