@@ -88,6 +88,12 @@ class Kind(enum.StrEnum):
     def principal_type(self) -> PrincipalType:
         return PrincipalType.TASK if self is Kind.UNIQUE_TASK else PrincipalType[self.name]
 
+    @property
+    def with_article(self) -> str:
+        """For sentences: "an agent", "a workflow engine"."""
+        article = "an" if self in {Kind.AGENT, Kind.ORCHESTRATOR} else "a"
+        return f"{article} {self.value.replace('_', ' ')}"
+
 
 @dataclass(frozen=True, slots=True)
 class _Form:

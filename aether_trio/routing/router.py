@@ -192,7 +192,7 @@ class Router:
         state: TopicState | None = None
         if not may_send(sender.identity.kind, topic.kind):
             refusal = AetherError(
-                Code.PERMISSION_DENIED, f"a {sender.identity.kind} may not send to {topic.kind} topics"
+                Code.PERMISSION_DENIED, f"{sender.identity.kind.with_article} may not send to {topic.kind} topics"
             )
         elif topic.kind is TopicKind.TASK_LANE and topic.parts[-1] == "events":
             refusal = AetherError(Code.PERMISSION_DENIED, "only the gateway writes to the events lane of a task")

@@ -142,7 +142,7 @@ class CredentialChecker:
             )
         return StatusError(
             Status.UNAUTHENTICATED,
-            f"a {identity.kind} needs a credential here: an api_key (made by `aether keys new`) or a client certificate",
+            f"{identity.kind.with_article} needs a credential here: an api_key (made by `aether keys new`) or a client certificate",
         )
 
 
@@ -166,7 +166,7 @@ def key_problem(record: ApiKey, identity: Identity) -> str | None:
         if not any(matches(pattern, identity.workspace) for pattern in record.workspaces):
             return f"does not reach workspace {identity.workspace!r} (it reaches {', '.join(record.workspaces)})"
     elif identity.kind is not Kind.USER and "*" not in record.workspaces:
-        return f"is limited to workspaces {', '.join(record.workspaces)}, but a {identity.kind} works in all of them"
+        return f"is limited to workspaces {', '.join(record.workspaces)}, but {identity.kind.with_article} works in all of them"
     return None
 
 

@@ -36,7 +36,7 @@ class ProgressService:
         """Publish one report. Raises AetherError."""
         identity = session.identity
         if identity.kind not in REPORTERS:
-            raise AetherError(Code.INVALID_PRINCIPAL, f"a {identity.kind} may not report progress")
+            raise AetherError(Code.INVALID_PRINCIPAL, f"{identity.kind.with_article} may not report progress")
         self._rates.take_connection(session.sender.bucket)
         size = report.ByteSize()
         if size > MAX_REPORT_BYTES:
@@ -70,7 +70,7 @@ class ProgressService:
         if not session.workspace:
             raise AetherError(
                 Code.INVALID_ARGUMENT,
-                f"a {session.identity.kind} has no workspace to report to; name a recipient such as us::USER",
+                f"{session.identity.kind.with_article} has no workspace to report to; name a recipient such as us::USER",
             )
         return progress_of(session.workspace)
 

@@ -323,3 +323,9 @@ def test_unknown_principal_type_names(name: str) -> None:
 @given(st.sampled_from(list(PrincipalType)))
 def test_type_names_read_back(kind: PrincipalType) -> None:
     assert parse_principal_type(kind.type_name) is kind
+
+
+def test_kinds_have_their_article_in_sentences() -> None:
+    said = {kind.with_article for kind in Kind}
+    assert {"an agent", "an orchestrator", "a user", "a unique task", "a workflow engine", "a metrics bridge"} < said
+    assert all(" " in text and "_" not in text for text in said)

@@ -114,7 +114,7 @@ def test_a_token_beside_a_right_key_does_no_harm() -> None:
         ({"identity": "bob"}, Identity.user("alice", "w"), "is for bob"),
         ({"workspaces": ("dev*", "test")}, AGENT, "does not reach workspace 'prod' (it reaches dev*, test)"),
         ({"workspaces": ("prod",)}, Identity.service("s", "1"), "a service works in all of them"),
-        ({"workspaces": ("prod",)}, Identity.workflow_engine(), "a workflow_engine works in all of them"),
+        ({"workspaces": ("prod",)}, Identity.workflow_engine(), "a workflow engine works in all of them"),
     ],
 )
 def test_a_key_for_somebody_else_is_refused(fields: dict[str, Any], identity: Identity, text: str) -> None:

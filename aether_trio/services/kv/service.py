@@ -133,7 +133,7 @@ class KvService:
 
     async def _respond(self, identity: Identity, op: pb.KVOperation) -> pb.KVResponse:
         if identity.kind not in _MAY_USE:
-            raise _refused(op, f"a {identity.kind} may not use the key-value store")
+            raise _refused(op, f"{identity.kind.with_article} may not use the key-value store")
         if op.op not in _KNOWN:
             raise _refused(op, f"unknown operation {op.op}")
         authority = await self._authority(identity, op)
