@@ -112,6 +112,19 @@ async def test_a_cut_frees_the_identity_though_storage_hangs(world: World, what:
         assert core.registry.holder(ONE) is None
 
 
+async def test_a_session_that_hangs_behind_a_cut_is_no_duplicate(core: Core, world: World) -> None:
+    async with connect(core, agent("w", "a", "1")) as peer:
+        world.state.before_write.close()
+        op = pb.KVOperation(op=pb.KVOperation.PUT, scope=pb.KVOperation.WORKSPACE, key="k", value=b"v")
+        peer.send(pb.UpstreamMessage(kv_op=op))
+        await world.state.before_write.arrival()
+        peer.cut()
+        before = trio.current_time()
+        async with connect(core, agent("w", "a", "1")):
+            assert trio.current_time() - before <= 0.1
+        world.state.before_write.open()
+
+
 async def test_what_arrived_before_a_cut_is_still_handled(core: Core) -> None:
     async with connect(core, agent("w", "a", "1")) as peer, connect(core, agent("w", "a", "2")) as other:
         peer.send(message_to("ag::w::a::2", b"last words"))
