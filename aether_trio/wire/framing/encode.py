@@ -63,7 +63,6 @@ _ERROR: Final = _GOAWAY
 _CHANNEL: Final = _DELIVER
 _CHANNEL_CLOSED: Final = struct.Struct(">IHI").pack
 
-_SEND_FIXED: Final = 16
 _DELIVER_FIXED: Final = 12
 _NACK_FIXED: Final = 14
 _GOAWAY_FIXED: Final = 6
