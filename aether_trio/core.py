@@ -133,20 +133,20 @@ class Core:
         answers = await self.kv.handle(session.identity, op)
         operation, scope = _kv_labels(op)
         succeeded = answers[0].WhichOneof("payload") == "kv" and answers[0].kv.success
-        self.metrics.kv_operations.add((operation, scope, "success" if succeeded else "error"))
+        self.metrics.kv_operations.add((operation, scope, "ok" if succeeded else "error"))
         self.metrics.kv_operation_latency.observe(self.clock.monotonic() - started, (operation, scope))
         return answers
 
     async def _checkpoint_op(self, session: Session, op: pb.CheckpointOperation) -> list[pb.DownstreamMessage]:
         answer = await self.checkpoints.handle(session.identity, op)
         names = pb.CheckpointOperation.OpType
-        operation = _label(names.Name(op.op)) if op.op in names.values() else "unknown"
+        operation = names.Name(op.op) if op.op in names.values() else "UNKNOWN"
         self.metrics.checkpoint_operations.add((session.workspace, operation))
         return [pb.DownstreamMessage(checkpoint=answer)]
 
     def _attempted(self, claim: Claim | None, status: Status) -> None:
         workspace, kind = ("", "unknown") if claim is None else (claim.identity.workspace, claim.identity.type_name)
-        self.metrics.connection_attempts.add((workspace, kind, _label(status.name)))
+        self.metrics.connection_attempts.add((workspace, kind, _attempt_label(status)))
 
     def _pick_service(self, implementation: str) -> str | None:
         session = self.registry.pick_service(implementation)
@@ -193,8 +193,10 @@ class Core:
 
 
 @lru_cache(maxsize=256)
-def _label(name: str) -> str:
-    return name.lower()
+def _attempt_label(status: Status) -> str:
+    """The reference's word for how a handshake ended; it has none for most of what we tell apart."""
+    words = {Status.OK: "success", Status.ALREADY_EXISTS: "lock_failed", Status.RESOURCE_EXHAUSTED: "quota_exceeded"}
+    return words.get(status, status.name.lower())
 
 
 async def _find_well_again(state: SqliteDatabase) -> None:
@@ -218,8 +220,8 @@ async def _find_well_again(state: SqliteDatabase) -> None:
 def _kv_labels(op: pb.KVOperation) -> tuple[str, str]:
     """Operation and scope as labels; numbers that the protocol does not know are all one."""
     operations, scopes = pb.KVOperation.OpType, pb.KVOperation.Scope
-    operation = _label(operations.Name(op.op)) if op.op in operations.values() else "unknown"
-    scope = _label(scopes.Name(op.scope)) if op.scope in scopes.values() else "unknown"
+    operation = operations.Name(op.op) if op.op in operations.values() else "UNKNOWN"
+    scope = scopes.Name(op.scope) if op.scope in scopes.values() else "UNKNOWN"
     return operation, scope
 
 

@@ -109,7 +109,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
         listeners = open_tcp_listeners(settings.gateway.host, settings.gateway.port)
         address = _address(listeners)
         await nursery.start(server.serve, listeners)
-        core.metrics.watch("grpc", server.statistics)
+        wiring.watch_server(core.metrics, server)
         ops_address: str | None = None
         if settings.ops.enabled:
             ops_address = await nursery.start(

@@ -14,13 +14,14 @@ from aether_trio.config import GrpcSettings, Settings, TlsSettings
 from aether_trio.routing.log import LogLimits
 from aether_trio.routing.outbox import OutboxLimits
 from aether_trio.routing.retention import RetentionLimits
-from aether_trio.telemetry.metrics import Metrics
+from aether_trio.telemetry.metrics import MAX_SERIES, OTHER, Metrics
 from aether_trio.transport import tls
 from aether_trio.transport.grpc.limits import Allowance, Allowances, GrpcLimits
 from aether_trio.transport.listener import TcpSettings
 
 if TYPE_CHECKING:
     from aether_trio.core import Core
+    from aether_trio.transport.grpc.server import GrpcServer
 
 
 def log_limits(settings: Settings) -> LogLimits:
@@ -106,16 +107,17 @@ def tls_settings(settings: TlsSettings) -> tls.TlsSettings | None:
 
 def watch_metrics(metrics: Metrics, core: Core, **databases: Any) -> None:
     """Show every part's statistics."""
-    metrics.watch("log", core.log.statistics)
-    metrics.watch("progress", core.lanes.statistics)
-    metrics.watch("registry", core.registry.statistics)
+    metrics.watch("log", core.log.statistics, counters={"appended", "settled", "refused", "groups"})
+    metrics.watch("progress", core.lanes.statistics, counters={"published", "delivered"})
+    metrics.watch("registry", core.registry.statistics, counters={"claims", "takeovers", "refused"})
     for name, database in databases.items():
-        metrics.watch(f"storage_{name}", database.statistics)
+        growing = {"groups", "programs", "rows", "failed_groups"}
+        metrics.watch(f"storage_{name}", database.statistics, counters=growing)
     metrics.gauge(
         "aether_active_connections",
         "Live sessions",
-        ("principal_type",),
-        lambda: {(kind,): count for kind, count in core.registry.statistics().live.items()},
+        ("workspace", "principal_type"),
+        lambda: _live(core),
     )
     metrics.counter(
         "aether_messages_routed",
@@ -136,6 +138,22 @@ def watch_metrics(metrics: Metrics, core: Core, **databases: Any) -> None:
         ("operation",),
         lambda: {(case,): count for case, count in core.dispatcher.counts.items()},
     )
+
+
+def watch_server(metrics: Metrics, server: GrpcServer) -> None:
+    """Show what the gRPC server and its listener count."""
+    metrics.watch("grpc", server.statistics, counters={"bytes_received", "bytes_sent"})
+    metrics.watch("listener", server.listener_statistics, counters={"accepted", "refused_over_limit", "pauses"})
+
+
+def _live(core: Core) -> dict[tuple[str, ...], float]:
+    counts: dict[tuple[str, ...], float] = {}
+    for session in core.registry:
+        labels = (session.workspace, session.identity.type_name)
+        if labels not in counts and len(counts) >= MAX_SERIES:
+            labels = (OTHER, OTHER)
+        counts[labels] = counts.get(labels, 0) + 1
+    return counts
 
 
 def _bytes(core: Core) -> dict[tuple[str, ...], float]:

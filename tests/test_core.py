@@ -10,12 +10,14 @@ import pytest
 import trio
 
 from aether_trio.core import Core, open_core
+from aether_trio.model.errors import Status
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import (
     agent,
     barrier,
     connect,
+    kv_get,
     message_to,
     open_world,
     payloads,
@@ -139,3 +141,30 @@ async def test_a_state_database_that_cannot_be_written_shows_until_it_can() -> N
                 await trio.sleep(0.01)
             world.state.failing = False
             assert core.health.readiness().ready
+
+
+async def test_metrics_have_the_references_names_labels_and_words(tmp_path: Path) -> None:
+    async with (
+        on_files(tmp_path) as core,
+        connect(core, agent("w", "a", "1")) as peer,
+        connect(core, user("u", "1")),
+        connect(core, agent("w", "a", "1"), wait_ack=False) as second,
+    ):
+        assert (await second.wait_end()).status is Status.ALREADY_EXISTS
+        peer.send(kv_get("k"), message_to(TOPIC, b"x"))
+        await barrier(peer)
+        _, body = core.metrics.render()
+    lines = set(body.decode().splitlines())
+    expected = {
+        'aether_active_connections{principal_type="agent",workspace="w"} 1.0',
+        'aether_active_connections{principal_type="user",workspace=""} 1.0',
+        'aether_connection_attempts_total{principal_type="agent",status="success",workspace="w"} 1.0',
+        'aether_connection_attempts_total{principal_type="agent",status="lock_failed",workspace="w"} 1.0',
+        'aether_kv_operations_total{operation="GET",scope="GLOBAL",status="ok"} 1.0',
+        'aether_metering_checkpoint_operations_total{operation="LOAD",workspace="w"} 1.0',
+        'aether_messages_routed_total{message_type="opaque",workspace="w"} 1.0',
+        'aether_metering_bytes_routed_total{workspace="w"} 1.0',
+        "aether_log_appended_total 1.0",
+    }
+    assert expected - lines == set()
+    assert not [line for line in lines if "ag::" in line or "us::" in line]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -152,10 +152,11 @@ class Metrics(Collector):
 
         self._sources.append(collect)
 
-    def watch(self, prefix: str, statistics: Callable[[], Any]) -> None:
+    def watch(self, prefix: str, statistics: Callable[[], Any], *, counters: Collection[str] = ()) -> None:
         """Expose the numbers of a component's `.statistics()` record, as `aether_{prefix}_{field}`.
 
-        A field whose name ends in `_total` is a counter, every other a gauge. Fields that are not numbers are left out.
+        A field whose name is in `counters`, or ends in `_total`, only grows: it is a counter, and its metric ends in
+        `_total`. Every other is a gauge. Fields that are not numbers are left out.
         """
 
         def collect() -> Iterable[Metric]:
@@ -166,7 +167,7 @@ class Metrics(Collector):
                     continue
                 name = f"aether_{prefix}_{field.name}"
                 text = f"{prefix}: {field.name.replace('_', ' ')}"
-                if field.name.endswith("_total"):
+                if field.name in counters or field.name.endswith("_total"):
                     yield CounterMetricFamily(name.removesuffix("_total"), text, value=value)
                 else:
                     yield GaugeMetricFamily(name, text, value=value)

@@ -76,18 +76,20 @@ def test_bounds_double() -> None:
 class Statistics:
     waiting_bytes: int
     dropped_total: int
+    appended: int
     ratio: float
     name: str
 
 
 def test_a_components_statistics_are_read_at_scrape_time() -> None:
     metrics = Metrics()
-    now = Statistics(1, 2, 0.5, "log")
-    metrics.watch("log", lambda: now)
-    now = Statistics(10, 20, 0.25, "log")
+    now = Statistics(1, 2, 3, 0.5, "log")
+    metrics.watch("log", lambda: now, counters={"appended"})
+    now = Statistics(10, 20, 30, 0.25, "log")
     samples = scrape(metrics)
     assert samples["aether_log_waiting_bytes", ()] == 10
     assert samples["aether_log_dropped_total", ()] == 20
+    assert samples["aether_log_appended_total", ()] == 30
     assert samples["aether_log_ratio", ()] == 0.25
     assert ("aether_log_name", ()) not in samples
 
