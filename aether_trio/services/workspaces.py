@@ -28,7 +28,9 @@ class WorkspaceSwitch:
         """Switch, or leave the workspace with an empty name. Raises AetherError."""
         workspace = request.new_workspace_id
         if session.identity.kind is not Kind.USER:
-            raise AetherError(Code.INVALID_PRINCIPAL, f"{session.identity.kind.with_article} cannot switch its workspace")
+            raise AetherError(
+                Code.INVALID_PRINCIPAL, f"{session.identity.kind.with_article} cannot switch its workspace"
+            )
         if workspace == session.workspace:
             return NO_ANSWER
         if workspace:

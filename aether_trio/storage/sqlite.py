@@ -51,10 +51,6 @@ class SqliteStatistics:
     failing: bool
     last_error: str
 
-    @property
-    def rows_per_group(self) -> float:
-        return self.rows / self.groups if self.groups else 0.0
-
 
 class SqliteDatabase:
     """A base.Database over one file. Made by `open_sqlite`."""
