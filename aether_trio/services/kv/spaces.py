@@ -92,7 +92,9 @@ def space_of(scope: Scope, identity: Identity, user_id: str, workspace: str) -> 
 def exclusive_root(identity: Identity, what: str) -> bytes:
     """The beginning of every exclusive space of `identity`, up to and with the last "/". Raises ScopeError."""
     if identity.kind not in _HAVE_EXCLUSIVE:
-        raise ScopeError(f"{what} needs an implementation and a specifier of its own; {identity.kind.with_article} has none")
+        raise ScopeError(
+            f"{what} needs an implementation and a specifier of its own; {identity.kind.with_article} has none"
+        )
     return b"agent/%b/%b/" % (_escape(identity.implementation), _escape(identity.specifier))
 
 
