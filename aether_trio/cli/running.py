@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
-import json
-import os
 import resource
 import signal
 from collections.abc import AsyncIterator
@@ -23,6 +21,7 @@ import click
 import trio
 
 from aether_trio.cli import exits
+from aether_trio.cli.ready_file import ReadyFile
 from aether_trio.config import Settings
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.telemetry.logging import configure_logging
@@ -80,20 +79,23 @@ def run_gateway(settings: Settings, *, ready_file: str | None) -> None:
     from aether_trio.gateway import open_gateway
 
     raise_file_limit()
+    ready = ReadyFile(ready_file) if ready_file else None
+    if ready is not None:
+        ready.prepare()
     try:
-        stopped_by = trio.run(_run, settings, ready_file, lambda: open_gateway(settings))
+        stopped_by = trio.run(_run, settings, ready, lambda: open_gateway(settings))
     except* OSError as group:
         raise _start_error(_first(group), settings) from group
     except* StorageSetupError as group:
         raise exits.CliError(str(_first(group)), exits.SETTINGS) from group
     finally:
-        if ready_file:
-            Path(ready_file).unlink(missing_ok=True)
+        if ready is not None:
+            ready.remove()
     if stopped_by is not None:
         raise SystemExit(128 + stopped_by)
 
 
-async def _run(settings: Settings, ready_file: str | None, opener: _Opener) -> int | None:
+async def _run(settings: Settings, ready: ReadyFile | None, opener: _Opener) -> int | None:
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
             stop = _Stop(nursery.cancel_scope)
@@ -102,8 +104,8 @@ async def _run(settings: Settings, ready_file: str | None, opener: _Opener) -> i
                 stop.gateway = gateway
                 quieten_collector()
                 click.echo(ready_text(settings, gateway))
-                if ready_file:
-                    write_ready_file(ready_file, gateway)
+                if ready is not None:
+                    ready.write(gateway.address, gateway.ops_address or "")
                 await gateway.wait_closed()
             stop.done = True
             nursery.cancel_scope.cancel()
@@ -186,15 +188,6 @@ def ready_text(settings: Settings, gateway: RunningGateway) -> str:
         ]
     lines.append("  stop  Ctrl-C drains; a second one stops at once")
     return "\n".join(lines)
-
-
-def write_ready_file(path: str, gateway: RunningGateway) -> None:
-    """Tell scripts where everything is. Whoever sees the file sees all of it: it is renamed into place."""
-    body = {"pid": os.getpid(), "gateway": gateway.address, "ops": gateway.ops_address or ""}
-    target = Path(path)
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(body) + "\n")
-    scratch.replace(target)
 
 
 def _first(group: BaseExceptionGroup[E]) -> E:

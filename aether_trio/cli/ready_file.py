@@ -1,0 +1,65 @@
+"""The ready file: how a script learns that a gateway serves, and where.
+
+Invariants: whoever sees the file sees all of it. While it is there its gateway serves, or has been killed; then the
+next start takes it away before it opens anything. A gateway that did not write the file leaves it alone, so a second one
+on the same data directory, which must fail, does not take the first one's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from aether_trio.cli import exits
+
+
+class ReadyFile:
+    """`prepare` before anything is opened, `write` once all is served, `remove` at the end."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        self._scratch = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        self._written = False
+
+    def prepare(self) -> None:
+        """Take away what a killed gateway has left. Raises CliError when the file could not be written later."""
+        try:
+            self._scratch.touch()
+            self._scratch.unlink()
+            if self._path.exists() and not self._writer_lives():
+                self._path.unlink(missing_ok=True)
+        except OSError as error:
+            raise exits.CliError(
+                f"cannot write the ready file {self._path}: {error.strerror}", exits.SETTINGS
+            ) from None
+
+    def write(self, gateway: str, ops: str) -> None:
+        """Appear, in one step. Addresses are HOST:PORT, `ops` may be empty."""
+        body = {"pid": os.getpid(), "gateway": gateway, "ops": ops}
+        self._scratch.write_text(json.dumps(body) + "\n")
+        self._scratch.replace(self._path)
+        self._written = True
+
+    def remove(self) -> None:
+        """Disappear, if it is this process's file."""
+        if self._written and self._pid() == os.getpid():
+            self._path.unlink(missing_ok=True)
+
+    def _pid(self) -> int | None:
+        try:
+            return int(json.loads(self._path.read_text())["pid"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _writer_lives(self) -> bool:
+        pid = self._pid()
+        if pid is None or pid <= 0 or pid == os.getpid():
+            return False
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass  # somebody else's, but alive
+        return True
