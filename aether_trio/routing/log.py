@@ -263,11 +263,22 @@ class TopicLog:
         self._failing = False
 
     async def _ensure_topics(self, states: Iterable[TopicState]) -> None:
-        names = sorted({state.name for state in states if state.topic_id is None})
-        if names:
-            created = await self._database.run(lambda: programs.create_topics(names))
-            for name, facts in created.items():
-                self._learn(self._topics[name], facts)
+        unsure = {state.name: state for state in states if state.topic_id is None or state.doubtful}
+        if unsure:
+            names = sorted(unsure)
+            known = await self._database.run(lambda: programs.create_topics(names))
+            for name, facts in known.items():
+                self._learn(unsure[name], facts)
+                self._settle_doubt(unsure[name], facts)
+
+    @staticmethod
+    def _settle_doubt(state: TopicState, facts: programs.TopicFacts) -> None:
+        # An engine may fail to say that it has committed. What it wrote then is in the log, though its senders were
+        # refused: offsets go on behind it, and subscribers, who see that some are missing, read it from there.
+        state.doubtful = False
+        if facts.tail > state.tail:
+            state.tail = state.assigned = facts.tail
+            state.tail_bytes = state.assigned_bytes = facts.total_bytes
 
     def _refuse(self, batch: list[tuple[TopicState, bytes, Refusal]], reason: str) -> None:
         if not self._failing:
@@ -276,7 +287,9 @@ class TopicLog:
         self._refused += len(batch)
         for state, _, refused in batch:
             state.waiting -= 1
-            state.assigned, state.assigned_bytes = state.tail, state.tail_bytes
+            if state.assigned > state.tail:
+                state.doubtful = True
+                state.assigned, state.assigned_bytes = state.tail, state.tail_bytes
             refused(reason)
 
     async def _fan_out(self, batch: list[tuple[TopicState, bytes, Refusal]], offsets: list[int]) -> None:

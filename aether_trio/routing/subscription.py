@@ -48,7 +48,7 @@ class Subscription:
 
     def open(self) -> None:
         """Start to take messages; behind the tail means lagging from the start."""
-        self.state.subscribers.append(self)
+        self.state.subscribers[self] = None
         if self._renews:
             self.delivered(self.position)
         if self.position < self.state.tail:
@@ -57,7 +57,7 @@ class Subscription:
     def close(self) -> None:
         """Take no more. Idempotent."""
         if self in self.state.subscribers:
-            self.state.subscribers.remove(self)
+            del self.state.subscribers[self]
             if self._renews:
                 self.delivered(self.cursor)
 

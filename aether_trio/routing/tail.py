@@ -69,7 +69,7 @@ class Tail:
     async def _durable(self, topic: str, from_offset: int | None) -> AsyncGenerator[Entry, None]:
         ((state, _),) = await self._log.warm([(topic, None)])
         bell = _Bell()
-        state.subscribers.append(bell)
+        state.subscribers[bell] = None
         position = state.tail if from_offset is None else max(0, from_offset - 1)
         try:
             while True:
@@ -83,7 +83,7 @@ class Tail:
                     position = max(position, tail)
                     await bell.rung.wait()
         finally:
-            state.subscribers.remove(bell)
+            del state.subscribers[bell]
             self._log.unpin([state])
 
     async def _lane(self, topic: str) -> AsyncGenerator[Entry, None]:

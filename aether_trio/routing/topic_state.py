@@ -6,7 +6,9 @@ listens and nothing waits to be committed; the database then has all of it.
 Invariants: `tail` is the offset of the last *committed and fanned-out* message; `assigned` is the offset last given to
 a message that waits for its commit (equal to `tail` when none waits); the two `_bytes` count the
 topic's bytes since it was made, up to the same two messages; offsets of a topic are consecutive, and a group
-that could not be committed gives its offsets back. `waiting` counts what needs this very object: messages and cursors
+that could not be committed gives its offsets back. `doubtful` says that a
+group may have been written although its commit failed, so `tail` has to be read again before offsets are given out.
+`waiting` counts what needs this very object: messages and cursors
 that wait for a commit, and sessions that have looked the topic up and not yet closed their subscription.
 """
 
@@ -32,7 +34,17 @@ class Subscriber(Protocol):
 class TopicState:
     """See the module docstring. `topic_id` is None until the topic has a row in the database."""
 
-    __slots__ = ("assigned", "assigned_bytes", "name", "subscribers", "tail", "tail_bytes", "topic_id", "waiting")
+    __slots__ = (
+        "assigned",
+        "assigned_bytes",
+        "doubtful",
+        "name",
+        "subscribers",
+        "tail",
+        "tail_bytes",
+        "topic_id",
+        "waiting",
+    )
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -40,7 +52,8 @@ class TopicState:
         self.tail = self.assigned = 0
         self.tail_bytes = self.assigned_bytes = 0
         self.waiting = 0
-        self.subscribers: list[Subscriber] = []
+        self.subscribers: dict[Subscriber, None] = {}
+        self.doubtful = False
 
     def __repr__(self) -> str:
         return f"<TopicState {self.name} id={self.topic_id} tail={self.tail} subscribers={len(self.subscribers)}>"

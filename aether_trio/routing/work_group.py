@@ -93,7 +93,7 @@ class WorkGroup:
     def join(self, outbox: Outbox) -> Member:
         """Add a worker; what waits goes to it at once."""
         if not self._members:
-            self.state.subscribers.append(self)
+            self.state.subscribers[self] = None
         member = Member(self, outbox)
         self._members.append(member)
         outbox.listen(self._look_for_room)
@@ -112,7 +112,7 @@ class WorkGroup:
         member.in_flight = []
         self._room.set()
         if not self._members:
-            self.state.subscribers.remove(self)
+            del self.state.subscribers[self]
             self._save_cursor()
             self._on_empty(self)
         else:

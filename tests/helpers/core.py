@@ -127,7 +127,8 @@ class InlineDatabase:
     """A Database over one in-memory SQLite connection, driven in the caller's task. See the module docstring.
 
     `before_write` holds programs before they take effect, `after_write` between their commit and the answer, `after_read`
-    between a read's snapshot and its answer. `failing` makes every program fail, `fail_writes` the next n writes.
+    between a read's snapshot and its answer. `failing` makes every program fail, `fail_writes` the next n writes. `denied_writes` of the next ones take effect and are
+    reported as failed all the same, as when a disk reports an error for a commit that it has written.
     """
 
     def __init__(self, name: str) -> None:
@@ -141,13 +142,14 @@ class InlineDatabase:
         self.after_read = Gate()
         self.failing = False
         self.fail_writes = 0
+        self.denied_writes = 0
         self.reads = 0
         self.writes = 0
 
     def renew(self) -> None:
         """Open all gates, for another trio run or another owner."""
         self.before_write, self.after_write, self.after_read = Gate(), Gate(), Gate()
-        self.failing, self.fail_writes = False, 0
+        self.failing, self.fail_writes, self.denied_writes = False, 0, 0
 
     def close(self) -> None:
         """Close the connection."""
@@ -167,6 +169,9 @@ class InlineDatabase:
             self._cursor.execute("ROLLBACK")
             raise
         self._cursor.execute("COMMIT")
+        if self.denied_writes > 0:
+            self.denied_writes -= 1
+            raise StorageUnavailable("disk I/O error")
         await self.after_write.passed()
         return result
 

@@ -97,6 +97,23 @@ async def test_a_group_that_fails_is_refused_as_a_whole_and_its_offsets_are_used
     assert (state.tail, state.assigned, state.waiting) == (6, 6, 0)
 
 
+async def test_a_group_that_was_written_although_it_failed_does_not_stop_the_log(
+    bench: Bench, database: InlineDatabase
+) -> None:
+    reader = Reader()
+    await bench.subscribe(TOPIC, reader, "me")
+    await bench.publish(TOPIC, *numbers(0, 3))
+    database.denied_writes = 1
+    await bench.publish(TOPIC, *numbers(3, 6))
+    assert bench.refusals == ["disk I/O error"] * 3
+    await bench.publish(TOPIC, *numbers(6, 9))
+    await pump()
+    # Its senders will send again; what is in the log is delivered all the same, in its place.
+    assert reader.frames == stored(database) == numbers(0, 9)
+    state = bench.log.topic(TOPIC)
+    assert (state.tail, state.assigned) == (9, 9)
+
+
 async def test_a_topic_whose_first_message_fails_starts_at_one(bench: Bench, database: InlineDatabase) -> None:
     database.fail_writes = 1
     await bench.publish(TOPIC, b"lost")

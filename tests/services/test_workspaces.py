@@ -81,7 +81,7 @@ async def test_a_session_that_ends_while_it_switches_leaves_nothing(core: Core, 
         world.log.after_read.open()
     await core.log.drain()
     await pump()
-    assert core.log.topic("gu::w").subscribers == []
+    assert not core.log.topic("gu::w").subscribers
     assert core.log.topic("gu::w").waiting == 0
 
 

@@ -305,7 +305,7 @@ async def test_an_offer_in_the_moment_of_an_end_harms_nobody(core: Core) -> None
                         subscriber.offer(10**9, b"too far ahead to be taken", touched)
                 await trio.lowlevel.checkpoint()
         assert link.reported
-        assert state.subscribers == []
+        assert not state.subscribers
 
 
 async def test_ok_comes_after_the_commit_of_what_was_sent(core: Core, world: World) -> None:
