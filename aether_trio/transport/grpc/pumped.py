@@ -10,6 +10,11 @@ class PumpedStream(DataStream):
 
     __slots__ = ()
 
+    @property
+    def answered(self) -> bool:
+        """The response has begun."""
+        raise NotImplementedError
+
     def fill(self) -> bool:
         """Put bytes into the plane. True when there is more and room for it."""
         raise NotImplementedError

@@ -223,7 +223,12 @@ class ServerConnection(ServerStreams):
         code = parse_reset(stream_id, frame)
         if self.plane.is_idle(stream_id):
             raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "idle_stream", f"RST_STREAM on idle {stream_id}")
-        self.plane.budgets.spend(budgets.RESET_FLOOD)
+        stream = self.plane.streams.get(stream_id)
+        assert stream is None or isinstance(stream, PumpedStream)
+        if stream is None or not stream.answered:
+            # Floods reset before they are answered (CVE-2023-44487). Who closes many clients resets as many streams that
+            # were served, on the one connection that they share in a process; some of these resets cross our trailers.
+            self.plane.budgets.spend(budgets.RESET_FLOOD, self.plane.data_frames_sent)
         self._broken(stream_id, f"stream reset by the peer (error {code})")
 
     def _broken(self, stream_id: int, reason: str) -> None:

@@ -113,6 +113,11 @@ class ServerStream(DuplexStream):
         return not (self._message_sent or self.handler.cardinality.server_streaming)
 
     @property
+    def answered(self) -> bool:
+        """See PumpedStream."""
+        return self._initial_sent
+
+    @property
     def user_agent(self) -> str | None:
         return dict(self.headers).get("user-agent")
 

@@ -171,6 +171,20 @@ async def test_http_1_is_told_what_this_port_speaks() -> None:
         assert "gRPC" in (await client.goaway())[2]
 
 
+async def test_resets_of_streams_that_were_served_are_no_flood() -> None:
+    server, _ = probe_server(limits=GrpcLimits(allowances=TIGHT))
+    async with serving(server) as port:
+        client = await RawClient.connect(port)
+        await client.send(client.request(1))
+        served = range(3, 203, 2)
+        for stream_id in served:
+            await client.send(client.request(stream_id), data(stream_id, message(b"m")))
+            await client.payload(stream_id, 6)
+        await client.send(b"".join(frames.rst_stream(stream_id, ErrorCode.CANCEL) for stream_id in served))
+        await client.send(data(1, message(b"unmoved")))
+        assert await client.payload(1, 12) == message(b"unmoved")
+
+
 async def test_early_pings_are_struck_and_forgiven_by_data() -> None:
     server, _ = probe_server()
     async with serving(server) as port:
