@@ -105,6 +105,15 @@ class SessionServer:
             session, continued = await self._admit(link, claim)
         except StatusError as error:
             parts.attempted(claim, error.status)
+            # The client knows why, if somebody looks there. An operator who is asked "why can it not connect?" looks here.
+            who = "nobody yet" if claim is None else claim.identity.text
+            logger.info(
+                "connection refused",
+                status=error.status.name,
+                identity=who,
+                peer=link.peer.address,
+                reason=error.message,
+            )
             raise
         if continued is not None:
             # Until the acknowledgement carries the new session id, the old one is what the client knows to resume.
