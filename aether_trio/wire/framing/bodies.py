@@ -19,12 +19,14 @@ from aether_trio.wire.framing.constants import (
     MAX_CODE_BYTES,
     MAX_FRAME_BYTES,
     MAX_HELLO_BYTES,
+    MAX_HELLO_NESTING,
     MAX_TEXT_BYTES,
     ErrorCode,
     Flag,
     FrameType,
 )
 from aether_trio.wire.framing.errors import RemoteProtocolError
+from aether_trio.wire.framing.nesting import nesting
 
 __all__ = ["CHANNEL_OFFSET", "malformed", "reader_of", "text_of"]
 
@@ -63,9 +65,11 @@ def _positive(value: int, what: str) -> int:
 
 def _hello(body: bytes, flags: int) -> events.Event:
     decoder = _SERVER_HELLO if flags & Flag.FROM_SERVER else _CLIENT_HELLO
+    if nesting(body, MAX_HELLO_NESTING) > MAX_HELLO_NESTING:
+        raise RemoteProtocolError(ErrorCode.BAD_HELLO, f"HELLO: nested deeper than {MAX_HELLO_NESTING} arrays and maps")
     try:
         return decoder.decode(body)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError) as error:
         raise RemoteProtocolError(ErrorCode.BAD_HELLO, f"HELLO: {error}") from error
 
 
