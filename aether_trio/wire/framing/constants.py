@@ -86,9 +86,9 @@ class GoAwayReason(enum.IntEnum):
 
 
 MAX_HELLO_BYTES: Final = 4 * KIB
+"""Read before anybody is known. The fields of version 1.0 need at most 450 bytes."""
 MAX_HELLO_NESTING: Final = 16
 """Arrays and maps inside each other in a HELLO; the known keys need one."""
-"""Read before anybody is known. The fields of version 1.0 need at most 450 bytes."""
 OPENING_FRAME_BYTES: Final = 512 * KIB
 """The longest frame of a client that is not accepted yet. The largest InitConnection within the limits (16 credentials
 of 16 KiB, 64 extensions) has about 400 KiB."""

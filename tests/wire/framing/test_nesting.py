@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgpack
+import msgspec.msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +18,7 @@ LEAVES = (
     | st.floats(allow_nan=False)
     | st.text(max_size=300)
     | st.binary(max_size=300)
-    | st.builds(msgpack.ExtType, st.integers(0, 127), st.binary(max_size=40))
+    | st.builds(msgspec.msgpack.Ext, st.integers(0, 127), st.binary(max_size=40))
 )
 VALUES = st.recursive(
     LEAVES, lambda inner: st.lists(inner, max_size=20) | st.dictionaries(st.text(max_size=5), inner, max_size=20)
@@ -35,7 +35,7 @@ def depth(value: Any) -> int:
 
 @given(VALUES)
 def test_counts_what_is_there(value: Any) -> None:
-    assert nesting(msgpack.packb(value), 100) == depth(value)
+    assert nesting(msgspec.msgpack.encode(value), 100) == depth(value)
 
 
 @given(st.binary(max_size=200))
