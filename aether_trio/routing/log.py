@@ -207,6 +207,7 @@ class TopicLog:
                 next_cursor_flush = trio.current_time() + limits.cursor_flush_s
             if batch or cursors_due:
                 await self._commit(batch, self.cursors.begin_flush() if cursors_due else [])
+                batch = []  # an idle log holds nothing of the last group, and nobody who sent it
             elif self._failing:
                 await self._probe()
 

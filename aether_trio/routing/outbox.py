@@ -235,6 +235,12 @@ class Outbox:
         self.delivery_bytes = self.lane_bytes = 0
         self.listeners = ()
 
+    def forget(self) -> None:
+        """The link is closed: let go of it and of the owner, which both refer to this."""
+        self._link = _NO_LINK
+        self._on_cut = None
+        self._on_lane_drop = _nothing
+
     async def wait_control_sent(self) -> None:
         """Wait until every control message has been pulled, or the link has broken."""
         while self._control and not self.broken:
@@ -253,3 +259,19 @@ class Outbox:
     def statistics(self) -> OutboxStatistics:
         """What waits now."""
         return OutboxStatistics(self.control_bytes, self.delivery_bytes, self.lane_bytes, self.lane_dropped)
+
+
+def _nothing() -> None:
+    """Nobody is told."""
+
+
+class _NoLink:
+    """Where a forgotten outbox kicks."""
+
+    __slots__ = ()
+
+    def kick(self) -> None:
+        """Nothing is pulled any more."""
+
+
+_NO_LINK = _NoLink()

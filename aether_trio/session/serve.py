@@ -89,15 +89,28 @@ class SessionServer:
 
     async def serve(self, link: Link) -> None:
         """The whole life of one stream. Raises only cancellation."""
+        session: Session | None = None
+        status: Status | None
         try:
-            status, text = await self._live(link)
+            session, claim, early, resumed = await self._come_in(link)
+            status, text = await self._live(session, claim, early, resumed=resumed)
         except StatusError as error:
             status, text = error.status, error.message
-        except LinkBroken:
-            return
-        await link.close(status, text)
+            # Sessions are let go by counting references, not by the cycle collector (cli/running.py makes that one rare):
+            # a traceback holds the frames that hold the session that holds the error.
+            error.__traceback__ = None
+        except LinkBroken as error:
+            status, text = None, ""
+            error.__traceback__ = None
+        try:
+            if status is not None:
+                await link.close(status, text)
+        finally:
+            if session is not None:
+                session.forget()
 
-    async def _live(self, link: Link) -> tuple[Status, str]:
+    async def _come_in(self, link: Link) -> tuple[Session, Claim, Sequence[pb.UpstreamMessage], bool]:
+        """(session that holds its identity, claim, what came right behind it, whether it resumes another)."""
         parts = self._parts
         claim: Claim | None = None
         try:
@@ -118,11 +131,16 @@ class SessionServer:
         if continued is not None:
             # Until the acknowledgement carries the new session id, the old one is what the client knows to resume.
             session.history = continued
+        return session, claim, early, continued is not None
+
+    async def _live(
+        self, session: Session, claim: Claim, early: Sequence[pb.UpstreamMessage], *, resumed: bool
+    ) -> tuple[Status, str]:
         broken: LinkBroken | None = None
         async with trio.open_nursery() as nursery:
             session.nursery = nursery
             try:
-                await self._open(session, claim, nursery, resumed=continued is not None)
+                await self._open(session, claim, nursery, resumed=resumed)
                 await self._read(session, early)
             except StatusError as error:
                 session.ending = session.ending or error

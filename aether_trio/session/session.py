@@ -189,12 +189,23 @@ class Session:
         if self._detached_event is not None:
             self._detached_event.set()
 
+    def forget(self) -> None:
+        """The stream is closed: refer to nothing that refers back, so that all of it is freed at once."""
+        self.sender.refused = _to_nobody
+        self.subscriptions = None
+        self.nursery = None
+        self.outbox.forget()
+
     async def wait_detached(self) -> None:
         """Wait until the session holds nothing any more."""
         if not self.detached:
             if self._detached_event is None:
                 self._detached_event = trio.Event()
             await self._detached_event.wait()
+
+
+def _to_nobody(reason: str) -> None:
+    """Where refusals go when the stream is closed."""
 
 
 @lru_cache(maxsize=64)

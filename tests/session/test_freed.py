@@ -1,0 +1,74 @@
+"""Sessions are freed by counting references: a gateway makes the cycle collector rare, and must not fill up with the dead."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from aether_trio.core import Core
+from aether_trio.model.errors import Status
+from aether_trio.session.session import Session
+from aether_trio.testing.memory import MemoryLink
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import agent, barrier, connect, message_to, pump, task, user
+
+End = Callable[[Core, MemoryLink], None]
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def session_of(core: Core) -> Session:
+    [session] = list(core.registry)
+    return session
+
+
+def finishes(core: Core, peer: MemoryLink) -> None:
+    peer.finish()
+
+
+def is_cut(core: Core, peer: MemoryLink) -> None:
+    peer.cut()
+
+
+def is_kicked(core: Core, peer: MemoryLink) -> None:
+    session_of(core).end(Status.CANCELLED, "kicked", pb.Signal.FORCE_DISCONNECT)
+
+
+def cheats(core: Core, peer: MemoryLink) -> None:
+    peer.send(pb.UpstreamMessage(init=pb.InitConnection()))
+
+
+@pytest.mark.parametrize("end", [finishes, is_cut, is_kicked, cheats])
+@pytest.mark.parametrize("hello", [agent("w", "a", "1"), task("w", "t"), user("u", "1")], ids=["agent", "task", "user"])
+@pytest.mark.usefixtures("no_collector")
+async def test_a_session_is_freed_when_its_stream_has_ended(core: Core, hello: pb.UpstreamMessage, end: End) -> None:
+    async with connect(core, hello) as peer:
+        peer.send(message_to("ag::w::b::1", b"x"))
+        await barrier(peer)
+        freed = weakref.ref(session_of(core))
+        end(core, peer)
+        await pump(100)
+    await pump(100)
+    assert len(core.registry) == 0
+    assert freed() is None
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_so_is_one_that_was_taken_over(core: Core) -> None:
+    async with connect(core, agent("w", "a", "1"), wait_ack=False) as first:
+        ack = (await first.next("connection_ack")).connection_ack
+        freed = weakref.ref(session_of(core))
+        async with connect(core, agent("w", "a", "1", resume_session_id=ack.session_id)):
+            await first.wait_end()
+            await pump(100)
+            assert freed() is None
