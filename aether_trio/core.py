@@ -133,6 +133,7 @@ class Core:
         answers = await self.kv.handle(session.identity, op)
         operation, scope = _kv_labels(op)
         succeeded = answers[0].WhichOneof("payload") == "kv" and answers[0].kv.success
+        self.metrics.metered_kv_operations.add((session.workspace, operation))
         self.metrics.kv_operations.add((operation, scope, "ok" if succeeded else "error"))
         self.metrics.kv_operation_latency.observe(self.clock.monotonic() - started, (operation, scope))
         return answers

@@ -125,6 +125,25 @@ def watch_metrics(metrics: Metrics, core: Core, **databases: Any) -> None:
         ("workspace", "message_type"),
         lambda: {key: messages for key, (messages, _) in core.router.statistics().accepted.items()},
     )
+    metrics.counter(
+        "aether_metering_messages_routed",
+        "The same, under the name that metering reads",
+        ("workspace", "message_type"),
+        lambda: {key: messages for key, (messages, _) in core.router.statistics().accepted.items()},
+    )
+    metrics.gauge(
+        "aether_metering_active_connections",
+        "Live sessions, under the name that metering reads",
+        ("workspace", "principal_type"),
+        lambda: _live(core),
+    )
+    metrics.gauge(
+        "aether_topic_subscriptions_active",
+        "Subscriptions of connected participants to durable topics",
+        (),
+        lambda: {(): core.log.statistics().subscriptions},
+    )
+    core.log.on_group = lambda seconds, messages: metrics.message_routing_latency.observe(seconds, times=messages)
     metrics.counter("aether_metering_bytes_routed", "Payload bytes accepted", ("workspace",), lambda: _bytes(core))
     metrics.counter(
         "aether_message_errors",

@@ -164,6 +164,11 @@ async def test_metrics_have_the_references_names_labels_and_words(tmp_path: Path
         'aether_metering_checkpoint_operations_total{operation="LOAD",workspace="w"} 1.0',
         'aether_messages_routed_total{message_type="opaque",workspace="w"} 1.0',
         'aether_metering_bytes_routed_total{workspace="w"} 1.0',
+        'aether_metering_messages_routed_total{message_type="opaque",workspace="w"} 1.0',
+        'aether_metering_kv_operations_total{operation="GET",workspace="w"} 1.0',
+        'aether_metering_active_connections{principal_type="agent",workspace="w"} 1.0',
+        "aether_message_routing_latency_seconds_count 1.0",
+        "aether_topic_subscriptions_active 4.0",  # of the agent: its own topic, ga; of the window: its own, uu
         "aether_log_appended_total 1.0",
     }
     assert expected - lines == set()

@@ -35,6 +35,9 @@ logger = structlog.get_logger("aether.log")
 Refusal = Callable[[str], None]
 """Called with a reason when an append could not be committed."""
 
+GroupReport = Callable[[float, int], None]
+"""Told of each committed and offered group: seconds since its first message came, and how many messages it has."""
+
 OFFERS_PER_SLICE = 2_000
 """Offers made between two checkpoints: about 2 ms of work, so that a broadcast to thousands starves nobody."""
 
@@ -57,6 +60,10 @@ class LogLimits:
     cursor_flush_s: float = 0.25
 
 
+def _unheard(seconds: float, messages: int) -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class LogStatistics:
     """Counters since start, and what waits now. `settled - refused` messages are durable."""
@@ -68,6 +75,7 @@ class LogStatistics:
     pending_messages: int
     pending_bytes: int
     topics: int
+    subscriptions: int
     storage_failing: bool
 
 
@@ -91,6 +99,8 @@ class TopicLog:
         self._groups = 0
         self._failing = False
         self._cold_limit = MAX_COLD_TOPICS
+        self._waiting_since = 0.0
+        self.on_group: GroupReport = _unheard
         self.cursors = CursorStore(self._wake)
 
     # -- state ----------------------------------------------------------------------------------------------------
@@ -169,6 +179,8 @@ class TopicLog:
     def append_nowait(self, state: TopicState, frame: bytes, refused: Refusal) -> int:
         """Queue a message; returns its sequence number. Call only while `has_room` (one batch beyond it is tolerated)."""
         state.waiting += 1
+        if not self._pending:
+            self._waiting_since = self._clock.monotonic()
         self._pending.append((state, frame, refused))
         self._pending_bytes += len(frame)
         self._appended += 1
@@ -205,8 +217,11 @@ class TopicLog:
             cursors_due = self.cursors.dirty and trio.current_time() >= next_cursor_flush
             if cursors_due:
                 next_cursor_flush = trio.current_time() + limits.cursor_flush_s
+            started, self._waiting_since = self._waiting_since, self._clock.monotonic()
             if batch or cursors_due:
                 await self._commit(batch, self.cursors.begin_flush() if cursors_due else [])
+                if batch and not self._failing:
+                    self.on_group(self._clock.monotonic() - started, len(batch))
                 batch = []  # an idle log holds nothing of the last group, and nobody who sent it
             elif self._failing:
                 await self._probe()
@@ -366,6 +381,7 @@ class TopicLog:
             pending_messages=len(self._pending) + self._in_commit_messages,
             pending_bytes=self._pending_bytes + self._in_commit_bytes,
             topics=len(self._topics),
+            subscriptions=sum(len(state.subscribers) for state in self._topics.values()),
             storage_failing=self._failing,
         )
 

@@ -72,7 +72,8 @@ class Distribution:
         self._sums: dict[Labels, float] = {}
         self._other: Labels = (OTHER,) * len(labels)
 
-    def observe(self, value: float, labels: Labels = ()) -> None:
+    def observe(self, value: float, labels: Labels = (), times: int = 1) -> None:
+        """Count `value`, or the same value several times at once."""
         counts = self._counts.get(labels)
         if counts is None:
             if len(labels) != len(self.labels):
@@ -80,8 +81,8 @@ class Distribution:
             if len(self._counts) >= MAX_SERIES:
                 labels = self._other
             counts = self._counts.setdefault(labels, [0] * (len(self.bounds) + 1))
-        counts[bisect_left(self.bounds, value)] += 1
-        self._sums[labels] = self._sums.get(labels, 0.0) + value
+        counts[bisect_left(self.bounds, value)] += times
+        self._sums[labels] = self._sums.get(labels, 0.0) + value * times
 
     def collect(self) -> Iterable[Metric]:
         family = HistogramMetricFamily(self.name, self.text, labels=self.labels)
@@ -117,6 +118,15 @@ class Metrics(Collector):
             "Time of KV operations",
             ("operation", "scope"),
             doubling(0.0001, 14),
+        )
+        self.message_routing_latency = self.distribution(
+            "aether_message_routing_latency_seconds",
+            "From the first message of a group read to all of it committed and offered to its receivers",
+            (),
+            doubling(0.0001, 16),
+        )
+        self.metered_kv_operations = self.tally(
+            "aether_metering_kv_operations", "KV operations by workspace", ("workspace", "operation")
         )
         self.checkpoint_operations = self.tally(
             "aether_metering_checkpoint_operations", "Checkpoint operations", ("workspace", "operation")
