@@ -123,7 +123,7 @@ class AuthSettings(Section, frozen=True):
             description="What a client certificate's common name decides: the whole identity, all of it but the "
             "specifier, or the kind of principal."
         ),
-    ] = "relaxed"
+    ] = "strict"
     max_failures: Annotated[int, Meta(ge=1, description="Refused credentials per identity before the cool-down.")] = 5
     failure_window_s: Annotated[float, Meta(gt=0, description="Window in which auth.max_failures count.")] = 30.0
     cooldown_s: Annotated[float, Meta(ge=0, description="How long such an identity is refused unheard.")] = 30.0

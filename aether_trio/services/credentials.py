@@ -209,7 +209,11 @@ def check_certificate(name: str, identity: Identity, mode: Literal["strict", "se
     if certified is None or (mode == "strict" and certified.identity is None):
         if mode == "relaxed":
             return
-        raise StatusError(Status.UNAUTHENTICATED, f"invalid client certificate: {name!r} names no identity")
+        raise StatusError(
+            Status.UNAUTHENTICATED,
+            f"invalid client certificate: its common name {name!r} is no identity, such as ag::workspace::implementation::"
+            "specifier (auth.client_cert_mode=relaxed would take any name)",
+        )
     fits = certified.type_name == identity.type_name
     if mode == "semi-strict":
         fits = (

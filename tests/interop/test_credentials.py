@@ -43,6 +43,7 @@ class Certificates:
     @property
     def mutual_settings(self) -> list[str]:
         required = ["--set", f"tls.client_ca={self.ca_pem}", "--set", "tls.require_client_cert=true"]
+        required += ["--set", "auth.client_cert_mode=relaxed"]
         return [*self.server_settings, *required]
 
 
