@@ -110,7 +110,6 @@ class Core:
                 ended=self._ended,
                 server_version=__version__,
                 strict_charset=strict,
-                init_wait_s=limits.init_wait_s,
             )
         )
 

@@ -113,30 +113,16 @@ def watch_metrics(metrics: Metrics, core: Core, **databases: Any) -> None:
     for name, database in databases.items():
         growing = {"groups", "programs", "rows", "failed_groups"}
         metrics.watch(f"storage_{name}", database.statistics, counters=growing)
-    metrics.gauge(
-        "aether_active_connections",
-        "Live sessions",
-        ("workspace", "principal_type"),
-        lambda: _live(core),
-    )
-    metrics.counter(
-        "aether_messages_routed",
-        "Messages accepted, by the sender's workspace",
-        ("workspace", "message_type"),
-        lambda: {key: messages for key, (messages, _) in core.router.statistics().accepted.items()},
-    )
-    metrics.counter(
-        "aether_metering_messages_routed",
-        "The same, under the name that metering reads",
-        ("workspace", "message_type"),
-        lambda: {key: messages for key, (messages, _) in core.router.statistics().accepted.items()},
-    )
-    metrics.gauge(
-        "aether_metering_active_connections",
-        "Live sessions, under the name that metering reads",
-        ("workspace", "principal_type"),
-        lambda: _live(core),
-    )
+    for prefix in ("aether", "aether_metering"):  # the reference has both names for these two
+        metrics.gauge(
+            f"{prefix}_active_connections", "Live sessions", ("workspace", "principal_type"), lambda: _live(core)
+        )
+        metrics.counter(
+            f"{prefix}_messages_routed",
+            "Messages accepted, by the sender's workspace",
+            ("workspace", "message_type"),
+            lambda: {key: messages for key, (messages, _) in core.router.statistics().accepted.items()},
+        )
     metrics.gauge(
         "aether_topic_subscriptions_active",
         "Subscriptions of connected participants to durable topics",

@@ -45,6 +45,10 @@ class SendRules(Protocol):
         """Why this sender may not send there, as a sentence for people; None when it may."""
         ...
 
+    def check_send_authority(self, identity: Identity, context: pb.AuthorizationContext) -> str | None:
+        """Why this sender may not send under that authorization context; None when it may."""
+        ...
+
     def may_credit_metrics(self, identity: Identity) -> bool:
         """Whether this sender may report negative quantities."""
         ...
@@ -153,7 +157,9 @@ class Router:
         message_type = message.message_type
         negative = message_type == pb.METRIC and self._check_metric(payload)
         if message.HasField("authorization"):
-            _check_authorization(message.authorization)
+            why = self._rules.check_send_authority(sender.identity, message.authorization)
+            if why is not None:
+                raise AetherError(Code.PERMISSION_DENIED, why)
         if message.HasField("checked_access") or message.HasField("authority_continuation"):
             raise AetherError(
                 Code.NOT_IMPLEMENTED, "checked sends are not served by this gateway yet; the message was not delivered"
@@ -246,21 +252,6 @@ def _type_name(message_type: int) -> str:
     if message_type in pb.MessageType.values():
         return pb.MessageType.Name(pb.MessageType.ValueType(message_type)).lower()
     return OTHER
-
-
-def _check_authorization(context: pb.AuthorizationContext) -> None:
-    mode = context.authority_mode
-    if mode in ("", "direct"):
-        if context.grant_id or context.HasField("subject"):
-            raise AetherError(
-                Code.PERMISSION_DENIED, "a direct send carries no subject and no grant; did you mean on_behalf_of?"
-            )
-        return
-    if mode == "on_behalf_of":
-        raise AetherError(
-            Code.PERMISSION_DENIED, "authority grants are not served by this gateway yet, so nobody can act for others"
-        )
-    raise AetherError(Code.PERMISSION_DENIED, f"unknown authority_mode {mode!r}: expected direct or on_behalf_of")
 
 
 @lru_cache(maxsize=1024)

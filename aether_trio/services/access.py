@@ -132,6 +132,10 @@ class Authorizer(Protocol):
         """
         ...
 
+    def check_send_authority(self, identity: Identity, context: pb.AuthorizationContext) -> str | None:
+        """`authority` for a message: why `context` does not hold; None when it does. Never waits."""
+        ...
+
     def may_credit_metrics(self, identity: Identity) -> bool:
         """Whether `identity` may report negative quantities. Never waits."""
         ...
@@ -154,6 +158,21 @@ _SYSTEM_KINDS: Final = frozenset({Kind.WORKFLOW_ENGINE, Kind.ORCHESTRATOR})
 _SYSTEM_HOLDS: Final = frozenset({*Admin, Capability.QUERY_CONNECTIONS, Capability.RESOLVE_AUTHORITY})
 
 
+_NO_RULES: Final = "acting on behalf of others needs access rules, and none are configured"
+
+
+def _context_problem(context: pb.AuthorizationContext) -> str | None:
+    """What is wrong with an authorization context where there are no grants; None when it is a direct one."""
+    mode = context.authority_mode
+    if mode in {"", "direct"}:
+        if context.grant_id or context.HasField("subject"):
+            return "a direct operation carries no subject and no grant; did you mean on_behalf_of?"
+        return None
+    if mode == "on_behalf_of":
+        return _NO_RULES
+    return f"unknown authority_mode {mode!r}: expected direct or on_behalf_of"
+
+
 class DevAuthorizer:
     """No rules: allows what the reference allows when no ACL service is configured, and nothing that fails closed there.
 
@@ -174,7 +193,7 @@ class DevAuthorizer:
         authority: Authority = DIRECT,
     ) -> Decision:
         if not authority.is_direct:
-            return Decision(False, "acting on behalf of others needs access rules, and none are configured")
+            return Decision(False, _NO_RULES)
         if self._holds(identity, resource_id):
             return ALLOWED
         return Decision(False, f"{operation} needs {resource_id} at {level.name}, which nobody has been granted")
@@ -208,19 +227,16 @@ class DevAuthorizer:
     async def authority(self, identity: Identity, context: pb.AuthorizationContext | None) -> Authority:
         if context is None:
             return DIRECT
-        mode = context.authority_mode
-        if mode in {"", "direct"}:
-            if context.grant_id or context.HasField("subject"):
-                raise AetherError(Code.PERMISSION_DENIED, "a direct operation carries no subject and no grant")
-            return DIRECT
-        if mode == "on_behalf_of":
-            raise AetherError(
-                Code.PERMISSION_DENIED, "acting on behalf of others needs access rules, and none are configured"
-            )
-        raise AetherError(Code.PERMISSION_DENIED, f"unknown authority mode {mode!r}")
+        why = _context_problem(context)
+        if why is not None:
+            raise AetherError(Code.PERMISSION_DENIED, why)
+        return DIRECT
 
     def check_send(self, identity: Identity, topic: Topic, *, workspace: str, declared_workspace: str) -> str | None:
         return None
+
+    def check_send_authority(self, identity: Identity, context: pb.AuthorizationContext) -> str | None:
+        return _context_problem(context)
 
     def may_credit_metrics(self, identity: Identity) -> bool:
         return self._holds(identity, Capability.METRIC_CREDIT)

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aether_trio.model.access import AccessLevel
 from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Status
 from aether_trio.model.identity import Identity, IdentityError, Kind, parse_principal_type
-from aether_trio.services.access import Admin, Authorizer, Capability
+from aether_trio.services.access import Authorizer
 from aether_trio.services.presence import PresenceStore
 from aether_trio.session.registry import Registry
 from aether_trio.session.session import Session
@@ -38,9 +37,7 @@ class SessionService:
     async def operate(self, session: Session, op: pb.SessionOperation) -> Sequence[pb.DownstreamMessage]:
         """LIST, GET or DISCONNECT; every refusal is in the typed reply."""
         response = pb.SessionOperationResponse(request_id=op.request_id)
-        decision = await self._authorizer.check(
-            session.identity, "session_op", "admin", Admin.SESSIONS, "", AccessLevel.ADMIN
-        )
+        decision = await self._authorizer.check_admin(session.identity, "sessions", operation="session_op")
         if not decision.allowed:
             response.error = decision.reason
         elif op.op == pb.SessionOperation.LIST:
@@ -119,9 +116,7 @@ class SessionService:
         own = session.identity
         itself = (identity is not None and identity == own) or (user_id and own.user_id == user_id)
         if not itself:
-            decision = await self._authorizer.check(
-                own, "connection_status", "capability", Capability.QUERY_CONNECTIONS, own.workspace, AccessLevel.READ
-            )
+            decision = await self._authorizer.check_query_connections(own)
             if not decision.allowed:
                 response.error = decision.reason
                 return

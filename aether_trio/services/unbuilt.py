@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 
 from aether_trio.model.errors import AetherError, Code
 from aether_trio.session.dispatch import Dispatcher, Handler, request_id_of
-from aether_trio.session.session import Session, error_response
+from aether_trio.session.session import Session
+from aether_trio.wire.errors import error_response
 from aether_trio.wire.pb import aether_pb2 as pb
 
 Failure: TypeAlias = Callable[[Any, str], pb.DownstreamMessage]

@@ -77,7 +77,6 @@ class Parts:
     ended: Callable[[Session], None]
     server_version: str
     strict_charset: bool = True
-    init_wait_s: float = 30.0
 
 
 class SessionServer:
@@ -168,11 +167,11 @@ class SessionServer:
     # -- coming in ------------------------------------------------------------------------------------------------
 
     async def _first_message(self, link: Link) -> tuple[Claim, Sequence[pb.UpstreamMessage]]:
-        parts = self._parts
-        with trio.move_on_after(parts.init_wait_s) as waiting:
+        parts, wait_s = self._parts, self._parts.limits.init_wait_s
+        with trio.move_on_after(wait_s) as waiting:
             batch = await link.receive()
         if waiting.cancelled_caught:
-            raise StatusError(Status.DEADLINE_EXCEEDED, f"no InitConnection came within {parts.init_wait_s:g} seconds")
+            raise StatusError(Status.DEADLINE_EXCEEDED, f"no InitConnection came within {wait_s:g} seconds")
         if not batch:
             raise StatusError(Status.INVALID_ARGUMENT, "the stream ended before its InitConnection")
         claim = read_claim(batch[0], link.peer.metadata, parts.ids, parts.limits, strict=parts.strict_charset)

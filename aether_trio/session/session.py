@@ -26,6 +26,7 @@ from aether_trio.session.registry import History, Registry
 from aether_trio.session.subscriptions import Subscriptions
 from aether_trio.transport.link import Link
 from aether_trio.wire.delivery import delivery_prefix
+from aether_trio.wire.errors import error_response
 from aether_trio.wire.pb import aether_pb2 as pb
 
 CUT_GRACE_S = 0.5
@@ -220,16 +221,3 @@ def _lane_notice() -> bytes:
         Code.BACKPRESSURE, "this client reads too slowly: the oldest progress updates are being dropped"
     )
     return error_response(error).SerializeToString()
-
-
-def error_response(error: AetherError, request_id: str = "") -> pb.DownstreamMessage:
-    """The one place that turns an AetherError into wire form."""
-    return pb.DownstreamMessage(
-        error=pb.ErrorResponse(
-            code=error.code,
-            message=error.message,
-            retryable=error.retryable,
-            retry_after_ms=error.retry_after_ms,
-            request_id=request_id,
-        )
-    )

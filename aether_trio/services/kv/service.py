@@ -35,6 +35,7 @@ from aether_trio.services.kv.ranges import CursorError
 from aether_trio.services.kv.spaces import Scope, ScopeError, after, exclusive_root, parse_scope, space_of
 from aether_trio.storage.base import Database, Program, StorageUnavailable
 from aether_trio.storage.expiry import sweep, sweep_forever
+from aether_trio.wire.errors import error_response
 from aether_trio.wire.pb import aether_pb2 as pb
 
 Op = pb.KVOperation
@@ -260,9 +261,7 @@ def _text_keys(page: ranges.Page) -> dict[str, bytes]:
 
 
 def _error(op: pb.KVOperation, code: Code, text: str, *, retryable: bool = False) -> pb.DownstreamMessage:
-    return pb.DownstreamMessage(
-        error=pb.ErrorResponse(code=code, message=text, retryable=retryable, request_id=op.request_id)
-    )
+    return error_response(AetherError(code, text, retryable=retryable), op.request_id)
 
 
 def _unsuccessful(op: pb.KVOperation) -> list[pb.DownstreamMessage]:
