@@ -1,4 +1,4 @@
-"""A core in virtual time for the tests of this folder."""
+"""A core in virtual time for the tests of this folder, and a log on a database without threads."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from aether_trio.core import Core
-from tests.helpers.core import World, deadlock_is_an_error, open_world, use_virtual_time
+from tests.helpers.core import InlineDatabase, deadlock_is_an_error, use_virtual_time
+from tests.helpers.core_fixtures import core, world
+from tests.routing.parts import Bench, open_bench
+
+__all__ = ["bench", "core", "database", "world"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -16,12 +19,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
-    with open_world() as opened:
-        yield opened
+def database() -> Iterator[InlineDatabase]:
+    opened = InlineDatabase("log")
+    yield opened
+    opened.close()
 
 
 @pytest.fixture
-async def core(world: World) -> AsyncIterator[Core]:
-    async with deadlock_is_an_error(), world.open() as opened:
+async def bench(database: InlineDatabase) -> AsyncIterator[Bench]:
+    async with deadlock_is_an_error(), open_bench(database) as opened:
         yield opened

@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-
-import pytest
 import trio
 
-from tests.helpers.core import InlineDatabase, deadlock_is_an_error, pump
-from tests.routing.parts import SMALL, Bench, Reader, open_bench
+from tests.helpers.core import InlineDatabase, pump
+from tests.routing.parts import SMALL, Bench, Reader
 
 TOPIC = "ag::w::a::1"
-
-
-@pytest.fixture
-def database() -> Iterator[InlineDatabase]:
-    opened = InlineDatabase("log")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-async def bench(database: InlineDatabase) -> AsyncIterator[Bench]:
-    async with deadlock_is_an_error(), open_bench(database) as opened:
-        yield opened
 
 
 async def expire(database: InlineDatabase) -> None:

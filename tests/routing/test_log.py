@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-
 import pytest
 import trio
 
@@ -12,19 +10,6 @@ from tests.helpers.core import InlineDatabase, deadlock_is_an_error, pump
 from tests.routing.parts import Bench, Reader, open_bench
 
 TOPIC = "ag::w::a::1"
-
-
-@pytest.fixture
-def database() -> Iterator[InlineDatabase]:
-    opened = InlineDatabase("log")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-async def bench(database: InlineDatabase) -> AsyncIterator[Bench]:
-    async with deadlock_is_an_error(), open_bench(database) as opened:
-        yield opened
 
 
 def numbers(start: int, end: int) -> list[bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 import trio
@@ -26,13 +26,6 @@ from tests.routing.parts import Bench, Reader, open_bench
 
 TOPIC = "ag::w::a::1"
 DAYS = 24 * 3600.0
-
-
-@pytest.fixture
-def database() -> Iterator[InlineDatabase]:
-    opened = InlineDatabase("log")
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 
 import pytest
@@ -12,23 +11,10 @@ from aether_trio.model.clock import VirtualClock
 from aether_trio.model.errors import AetherError
 from aether_trio.routing.lanes import Lanes
 from aether_trio.routing.tail import Tail
-from tests.helpers.core import InlineDatabase, deadlock_is_an_error
-from tests.routing.parts import Bench, open_bench
+from tests.helpers.core import InlineDatabase
+from tests.routing.parts import Bench
 
 TOPIC = "ag::w::a::1"
-
-
-@pytest.fixture
-def database() -> Iterator[InlineDatabase]:
-    opened = InlineDatabase("log")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-async def bench(database: InlineDatabase) -> AsyncIterator[Bench]:
-    async with deadlock_is_an_error(), open_bench(database) as opened:
-        yield opened
 
 
 class Watcher:

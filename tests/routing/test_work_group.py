@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 import trio
@@ -25,13 +25,6 @@ from tests.helpers.core import (
 from tests.routing.parts import SMALL, Bench, Reader, open_bench
 
 TOPIC = "tb::w::resize"
-
-
-@pytest.fixture
-def database() -> Iterator[InlineDatabase]:
-    opened = InlineDatabase("log")
-    yield opened
-    opened.close()
 
 
 class Groups:

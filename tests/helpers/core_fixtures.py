@@ -1,0 +1,22 @@
+"""Fixtures of the folders whose tests run a whole core in virtual time; their conftest.py import them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from aether_trio.core import Core
+from tests.helpers.core import World, deadlock_is_an_error, open_world
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with open_world() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def core(world: World) -> AsyncIterator[Core]:
+    async with deadlock_is_an_error(), world.open() as opened:
+        yield opened
