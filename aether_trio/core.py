@@ -260,6 +260,7 @@ async def open_core(
             "state", lambda: "the last group could not be written" if state.statistics().failing else None
         )
         retention = Retention(log_database, clock, wiring.retention_limits(settings))
+        core.metrics.counter("aether_log_expired", "Messages that retention took", (), lambda: {(): retention.expired})
         wiring.watch_metrics(core.metrics, core, state=state, log=log_database)
         nursery.start_soon(retention.sweep_forever, name="retention")
         nursery.start_soon(core.presence.run, name="presence")

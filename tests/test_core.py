@@ -170,6 +170,7 @@ async def test_metrics_have_the_references_names_labels_and_words(tmp_path: Path
         "aether_message_routing_latency_seconds_count 1.0",
         "aether_topic_subscriptions_active 4.0",  # of the agent: its own topic, ga; of the window: its own, uu
         "aether_log_appended_total 1.0",
+        "aether_log_expired_total 0.0",
     }
     assert expected - lines == set()
     assert not [line for line in lines if "ag::" in line or "us::" in line]

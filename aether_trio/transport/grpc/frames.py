@@ -77,11 +77,6 @@ _SETTING = struct.Struct(">HI")
 _ONE_UINT32 = struct.Struct(">IBII")
 
 
-def data_header(length: int, stream_id: int) -> bytes:
-    """The header of a DATA frame without flags."""
-    return FRAME_HEADER.pack(length << 8, 0, stream_id)
-
-
 def empty_end_of_stream(stream_id: int) -> bytes:
     """An empty DATA frame with END_STREAM."""
     return FRAME_HEADER.pack(0, END_STREAM, stream_id)
