@@ -52,6 +52,9 @@ class GatewaySettings(Section, frozen=True):
         bool,
         Meta(description="Development mode: loopback, no credentials, no message rates. Alias AETHER_DEV_MODE."),
     ] = False
+    first_bytes_timeout_s: Annotated[
+        float, Meta(gt=0, description="For TLS and the first bytes of a connection, by which its lane is chosen.")
+    ] = 10.0
     strict_identifier_charset: Annotated[
         bool,
         Meta(
@@ -131,6 +134,11 @@ class AuthSettings(Section, frozen=True):
 
 
 class GrpcSettings(Section, frozen=True):
+    enabled: Annotated[bool, Meta(description="Serve gRPC.")] = True
+    port: Annotated[
+        Annotated[int, Meta(ge=0, le=65535)] | None,
+        Meta(description="A port of its own for gRPC; unset: it shares gateway.port."),
+    ] = None
     max_receive_bytes: Annotated[
         int, Meta(ge=KIB, description="Largest message taken from a client; refused before it is buffered.")
     ] = 10 * MIB
@@ -183,6 +191,62 @@ class GrpcSettings(Section, frozen=True):
     reflection: Annotated[bool, Meta(description="Serve gRPC reflection (grpcurl and the like).")] = True
 
 
+class FramedSettings(Section, frozen=True):
+    enabled: Annotated[bool, Meta(description="Serve the binary framing.")] = True
+    port: Annotated[
+        Annotated[int, Meta(ge=0, le=65535)] | None,
+        Meta(description="A port of its own for the binary framing; unset: it shares gateway.port."),
+    ] = None
+    max_frame_bytes: Annotated[
+        int, Meta(ge=4 * MIB, le=2**31 - 1, description="Longest frame taken from an accepted client.")
+    ] = 10 * MIB
+    publish_window: Annotated[
+        int, Meta(ge=1, le=2**20, description="How far a client's sends may be ahead of their acknowledgement.")
+    ] = 4096
+    dedup_s: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=2**32 - 1,
+            description="A client that comes back within this time, in seconds, may repeat what was not acknowledged.",
+        ),
+    ] = 3600
+    control_frames_per_s: Annotated[
+        float, Meta(gt=0, description="PING, CREDIT and unknown frames a client may send; ten seconds' worth at once.")
+    ] = 100.0
+
+
+class WebSocketSettings(Section, frozen=True):
+    enabled: Annotated[bool, Meta(description="Serve WebSocket connections, and the browser's client.")] = True
+    port: Annotated[
+        Annotated[int, Meta(ge=0, le=65535)] | None,
+        Meta(description="A port of its own for HTTP/1.1 and WebSocket; unset: it shares gateway.port."),
+    ] = None
+    principals: Annotated[
+        tuple[Principal, ...], Meta(description='Kinds of participants that may use it; "*" is all.')
+    ] = ("user",)
+    allowed_origins: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Origins of pages that may connect, besides the gateway's own: "
+            '"https://app.example.com"; "*" is any, which lets every web site connect as its visitor.'
+        ),
+    ] = ()
+    max_message_bytes: Annotated[
+        int, Meta(ge=KIB, description="Largest message taken from a client, in the bytes of its codec.")
+    ] = 2 * MIB
+    handshake_timeout_s: Annotated[float, Meta(gt=0, description="For the HTTP request and the upgrade.")] = 10.0
+    max_messages_per_s: Annotated[
+        float, Meta(gt=0, description="Messages and pings a client may send; ten seconds' worth at once.")
+    ] = 1000.0
+    idle_timeout_s: Annotated[
+        float, Meta(gt=0, description="An HTTP connection without a request is closed after this.")
+    ] = 15.0
+    page: Annotated[
+        bool, Meta(description="Serve the page with which a person can try the gateway. Development mode does.")
+    ] = False
+
+
 class StorageSettings(Section, frozen=True):
     synchronous: Annotated[
         Literal["full", "normal"],
@@ -232,6 +296,8 @@ class Settings(Section, frozen=True):
     auth: Annotated[AuthSettings, Meta(description="Who may connect.")] = AuthSettings()
     limits: Annotated[Limits, Meta(description="What a client may ask for.")] = Limits()
     grpc: Annotated[GrpcSettings, Meta(description="The gRPC (HTTP/2) lane and its sockets.")] = GrpcSettings()
+    framed: Annotated[FramedSettings, Meta(description="The lane of the binary framing.")] = FramedSettings()
+    websocket: Annotated[WebSocketSettings, Meta(description="The WebSocket lane, for browsers.")] = WebSocketSettings()
     storage: Annotated[StorageSettings, Meta(description="The embedded database.")] = StorageSettings()
     log: Annotated[LogSettings, Meta(description="The durable message log.")] = LogSettings()
     logging: Annotated[LoggingSettings, Meta(description="What the gateway says about itself.")] = LoggingSettings()

@@ -1,0 +1,50 @@
+"""What the port hands to a lane: a connection whose first bytes have been seen, and what a lane is.
+
+The port (port.py) accepts, ends the TLS handshake and looks at the first bytes; the lane does the rest. The socket is plain,
+non-blocking and closed by whoever accepted it, after the lane's `serve` has returned.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from aether_trio.transport.link import PeerCertificate
+from aether_trio.transport.tls import TlsSession
+
+
+@dataclass(slots=True)
+class Accepted:
+    """One connection. `head` is what was read of it already, without TLS; mostly the client's whole first flight."""
+
+    sock: socket.socket
+    address: Any
+    """As `accept` returned it."""
+    tls: TlsSession | None = None
+    head: bytes = b""
+
+    @property
+    def peer_address(self) -> str:
+        """ "host:port", for people."""
+        if not isinstance(self.address, tuple):
+            return "unknown"
+        host, port = self.address[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    @property
+    def certificate(self) -> PeerCertificate | None:
+        """The client's, when it showed one that was verified."""
+        return None if self.tls is None else self.tls.peer_certificate()
+
+
+class Lane(Protocol):
+    """One way of speaking to the gateway."""
+
+    async def serve(self, accepted: Accepted) -> None:
+        """Serve one connection to its end. Raises nothing but cancellation."""
+        ...
+
+    async def drain(self, deadline_s: float) -> None:
+        """Ask clients to go elsewhere, and wait until they have gone; after `deadline_s` end what is left."""
+        ...
