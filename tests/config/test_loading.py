@@ -44,6 +44,12 @@ def another_value(key: Key) -> Any:
     default = key.default
     if key.name == "auth.api_keys":
         return [{"id": "k", "sha256": "ab" * 32}]
+    if key.name == "websocket.principals":
+        return ["agent", "user"]
+    if key.name == "websocket.allowed_origins":
+        return ["https://app.example.com"]
+    if key.name.endswith(".port") and default is None:
+        return 4711
     if key.is_switch:
         return not default
     alternatives = [one for one in get_args(getattr(key.type, "__origin__", key.type)) if isinstance(one, str)]
