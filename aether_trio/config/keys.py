@@ -59,6 +59,11 @@ class Key:
         return _bare(self.type) is bool
 
     @property
+    def is_text_list(self) -> bool:
+        """Whether it is a list of texts, which one text with commas can say too."""
+        return _is_text_list(_bare(self.type))
+
+    @property
     def optional(self) -> bool:
         return NoneType in _alternatives(self.type)
 
@@ -71,6 +76,8 @@ class Key:
 
     def check(self, value: Any) -> Any:
         """The value in this key's own type. Raises ValueError with what is wrong with it."""
+        if self.is_text_list and isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
         try:
             return msgspec.convert(value, self.type)
         except msgspec.ValidationError as exc:
@@ -87,6 +94,13 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
     if origin is typing.Literal or origin not in {typing.Union, type(int | str)}:
         return (bare,)
     return tuple(_bare(one) for one in typing.get_args(bare))
+
+
+def _is_text_list(kind: Any) -> bool:
+    if typing.get_origin(kind) is not tuple:
+        return False
+    item = _bare(typing.get_args(kind)[0])
+    return item is str or typing.get_origin(item) is typing.Literal
 
 
 _NUMBER_UNITS: Final = (
@@ -111,6 +125,10 @@ def _words(kind: Any, name: str) -> str:
         return f"{number} of {unit}" if unit else number
     if kind is str:
         return "text"
+    if _is_text_list(kind):
+        item = typing.get_args(kind)[0]
+        each = "" if item is str else f", each {_words(item, name)}"
+        return f"a list of texts, or one text with commas between them{each}"
     return "a list of records" if typing.get_origin(kind) is tuple else "a record"
 
 

@@ -17,7 +17,7 @@ import msgspec
 import yaml
 
 from aether_trio.config.keys import SEPARATOR, Key, SettingsError, all_keys, nearest
-from aether_trio.config.settings import Settings
+from aether_trio.config.settings import LANES, Settings
 
 ENVIRONMENT_PREFIX: Final = "AETHER_"
 
@@ -269,10 +269,10 @@ def _from_sets(sets: Sequence[str], problems: list[str]) -> Iterator[tuple[str, 
 
 
 def _parsed(origin: str, key: Key, text: str, problems: list[str]) -> _Given:
-    """A value that came as text. Text keys take it as it is; all others read it as YAML."""
+    """A value that came as text. Text keys take it as it is, lists of texts if it has commas; all others are YAML."""
     if key.optional and text.strip() in {"", "null", "~"}:
         return _Given(origin, None)
-    if key.takes_text:
+    if key.takes_text or (key.is_text_list and not text.lstrip().startswith(("[", "{"))):
         return _Given(origin, text)
     try:
         value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  # a SafeLoader
@@ -290,9 +290,29 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
         yield "tls.client_ca needs TLS: set tls.cert and tls.key too"
     if values.get("tls.require_client_cert") and not values.get("tls.client_ca"):
         yield "tls.require_client_cert needs tls.client_ca, the authorities to trust"
+    yield from _lanes_without_a_place(values)
     keys = [key.id for key in values.get("auth.api_keys", ())]
     for twice in sorted({one for one in keys if keys.count(one) > 1}):
         yield f"auth.api_keys: the id {twice!r} is used twice"
+
+
+def _lanes_without_a_place(values: Mapping[str, Any]) -> Iterator[str]:
+    def value(name: str) -> Any:
+        return values.get(name, all_keys()[name].default)
+
+    lanes = [lane for lane in LANES if value(f"{lane}.enabled")]
+    if not lanes:
+        yield "no lane is left: " + ", ".join(f"{lane}.enabled" for lane in LANES) + " are all false"
+    owners: dict[int, str] = {value("gateway.port"): "gateway.port"}
+    for lane in lanes:
+        port = value(f"{lane}.port")
+        if not port:  # unset, or any that is free
+            continue
+        owner = owners.setdefault(port, f"{lane}.port")
+        if owner == "gateway.port":
+            yield f"{lane}.port is gateway.port, {port}: leave it unset, and the lane is served there with the others"
+        elif owner != f"{lane}.port":
+            yield f"{owner} and {lane}.port are both {port}: a port of its own has one lane"
 
 
 def _build(values: Mapping[str, Any]) -> Settings:

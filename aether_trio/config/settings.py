@@ -22,6 +22,9 @@ MINUTES: Final = 60.0
 HOURS: Final = 60 * MINUTES
 DAYS: Final = 24 * HOURS
 
+LANES: Final = ("grpc", "framed", "websocket")
+"""The ways of speaking to the gateway, each a section with `enabled` and `port`."""
+
 Principal = Literal[
     "agent", "task", "user", "service", "bridge", "orchestrator", "workflow_engine", "metrics_bridge", "*"
 ]
@@ -43,7 +46,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 class GatewaySettings(Section, frozen=True):
     host: Annotated[str, Meta(description="Address to listen on. Development mode listens on 127.0.0.1.")] = "0.0.0.0"  # noqa: S104  # serve refuses to start there without credentials
-    port: Annotated[int, Meta(ge=0, le=65535, description="Port of the one listener; 0 picks a free one.")] = 50051
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port that the lanes share; 0 picks a free one.")] = 50051
     data_dir: Annotated[str, Meta(min_length=1, description="Directory of the durable state.")] = "aether-data"
     ephemeral: Annotated[
         bool, Meta(description="Keep everything in a temporary directory that is deleted at the end.")
