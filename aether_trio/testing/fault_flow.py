@@ -1,0 +1,188 @@
+"""One direction of a proxied connection, and what can be done to it. fault_proxy.py joins two of them.
+
+A task reads up to 64 KiB at a time, another one writes; between them are at most 16 pieces, so a direction that does not
+move keeps 1 MiB and leaves the rest to TCP. All that is done to a direction is done where it writes.
+
+Invariants: bytes leave in the order in which they came, unchanged, or not at all; once one was dropped none follows; a fault
+takes effect on what has not been handed to the kernel, also when the writer waits for room at that moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import math
+import socket
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+_READ_BYTES: Final = 64 * 1024
+_PIECES: Final = 16
+
+
+class Fault(enum.Enum):
+    """What can happen to a connection; the names of the statistics."""
+
+    CUT = "cut"
+    """RST, to both sides or to one."""
+    END = "end"
+    """FIN to both sides, in place of whatever was on its way."""
+    HALF_CLOSE = "half_close"
+    """FIN to one side only; what the other one says to it is dropped."""
+    STALL = "stall"
+    """Nothing moves for a time, and nothing closes."""
+    DELAY = "delay"
+    """Everything comes later."""
+    DROP = "drop"
+    """The rest of a direction is read and thrown away, and nothing closes."""
+    TRUNCATE = "truncate"
+    """A certain byte is the last; another fault follows it."""
+    DRIP = "drip"
+    """A few bytes at a time."""
+
+
+class Flow:
+    """One direction: from `source` to `sink`. Made by the proxy; every method may be called at any time from its trio run."""
+
+    def __init__(self, source: trio.socket.SocketType, sink: trio.socket.SocketType, injected: Counter[Fault]) -> None:
+        self._source = source
+        self._sink = sink
+        self._injected = injected
+        self._pieces, self._take = trio.open_memory_channel[tuple[float, bytes]](_PIECES)
+        self._news = trio.Event()  # something below has changed, or bytes were forwarded
+        self._stalled_until = -math.inf
+        self._delay_s = 0.0
+        self._drip: tuple[int, float] | None = None
+        self._last: tuple[int, Callable[[], None]] | None = None
+        self._dropping = False
+        self.forwarded_bytes = 0
+        self.dropped_bytes = 0
+
+    # Faults.
+
+    def stall(self, seconds: float = math.inf) -> None:
+        """Forward nothing for so long, or until `release`."""
+        self._injected[Fault.STALL] += 1
+        self._stalled_until = trio.current_time() + seconds
+        self._tell()
+
+    def delay(self, seconds: float) -> None:
+        """From now on bytes leave so long after they have come, in their order. 0 ends it."""
+        self._injected[Fault.DELAY] += 1
+        self._delay_s = seconds
+
+    def drip(self, size: int, interval_s: float) -> None:
+        """From now on at most `size` bytes leave at a time, with this pause behind each."""
+        self._injected[Fault.DRIP] += 1
+        self._drip = size, interval_s
+
+    def release(self) -> None:
+        """End a stall, a delay and a drip."""
+        self._stalled_until = -math.inf
+        self._delay_s = 0.0
+        self._drip = None
+        self._tell()
+
+    def truncate(self, after_bytes: int, then: Callable[[], None]) -> None:
+        """Forward so many bytes more, then call this, which is another fault's method. What comes later is dropped."""
+        self._injected[Fault.TRUNCATE] += 1
+        self._last = self.forwarded_bytes + after_bytes, then
+        self._tell()
+
+    def drop(self) -> None:
+        """Read the rest and throw it away. Neither side is told."""
+        self._injected[Fault.DROP] += 1
+        self.discard()
+
+    def half_close(self) -> None:
+        """FIN to the receiver, although the sender has not ended; what it still sends is dropped."""
+        self._injected[Fault.HALF_CLOSE] += 1
+        self.finish()
+
+    # For scripts.
+
+    async def until_forwarded(self, total_bytes: int) -> None:
+        """Wait until this direction has forwarded so many bytes since it began."""
+        while self.forwarded_bytes < total_bytes:
+            await self._news.wait()
+
+    # For the proxy.
+
+    def discard(self) -> None:
+        """As `drop`, without counting it."""
+        self._dropping = True
+        self.release()
+
+    def finish(self) -> None:
+        """As `half_close`, without counting it."""
+        self.discard()
+        with contextlib.suppress(OSError):
+            self._sink.shutdown(socket.SHUT_WR)
+
+    async def run(self) -> bool:
+        """Forward until the sender has ended its side. False: one of the sockets has failed, or was closed under us."""
+        whole = True
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._read)
+                async with self._take:
+                    async for arrived, data in self._take:
+                        await self._write(arrived, data)
+        except* (OSError, trio.ClosedResourceError):
+            whole = False
+        if whole:
+            with contextlib.suppress(OSError):
+                self._sink.shutdown(socket.SHUT_WR)
+        return whole
+
+    async def _read(self) -> None:
+        async with self._pieces:
+            while data := await self._source.recv(_READ_BYTES):
+                await self._pieces.send((trio.current_time(), data))
+
+    async def _write(self, arrived: float, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            await self._wait_for_turn(arrived)
+            room, pause = self._room(len(view))
+            if self._dropping:
+                self.dropped_bytes += len(view)
+                return
+            sent = await self._send(view[:room]) if room else 0
+            self.forwarded_bytes += sent
+            view = view[sent:]
+            self._tell()
+            await trio.sleep(pause)
+
+    async def _send(self, data: memoryview) -> int:
+        try:
+            return await self._sink.send(data)
+        except (OSError, trio.ClosedResourceError):
+            if not self._dropping:
+                raise
+            return 0  # finished while this waited for room
+
+    async def _wait_for_turn(self, arrived: float) -> None:
+        while not self._dropping and trio.current_time() < (until := max(self._stalled_until, arrived + self._delay_s)):
+            with trio.move_on_at(until):
+                await self._news.wait()
+
+    def _room(self, size: int) -> tuple[int, float]:
+        """How many bytes may leave now, and the pause behind them. Sets off the fault that follows the last byte."""
+        room, pause = size, 0.0
+        if self._drip is not None:
+            room, pause = min(room, self._drip[0]), self._drip[1]
+        if self._last is not None and not self._dropping:
+            last, then = self._last
+            room = min(room, last - self.forwarded_bytes)
+            if room <= 0:
+                self.discard()
+                then()
+        return room, pause
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = trio.Event()
