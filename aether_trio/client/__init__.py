@@ -1,0 +1,1 @@
+"""Clients of an Aether gateway, for trio and asyncio."""

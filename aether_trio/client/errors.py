@@ -1,0 +1,273 @@
+"""What the client raises. Every failure that a program may want to tell apart is a class of its own.
+
+`AetherError` is the root. Three families below it:
+
+* a refusal of one message or request, the connection lives on: the classes in REFUSALS, chosen by the gateway's code;
+* the end of the connection, or a connection that was not let in: the classes in ENDINGS, chosen by its gRPC status;
+* what the client itself finds: ConnectionLost, RequestTimeout, ClientClosed, UnexpectedAnswer, AddressError.
+
+Each carries `code` (the protocol's spelling, a status name, or a word of the client's own), `message`, `retryable`
+(the same may work later without being changed) and `retry_after_s` (0 when nobody can say).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from aether_trio.model.errors import RETRYABLE, Code, Status
+from aether_trio.wire.framing import ErrorCode
+
+__all__ = [
+    "AddressError",
+    "AetherError",
+    "AlreadyExists",
+    "ClientClosed",
+    "ConnectionLost",
+    "DuplicateIdentity",
+    "FailedPrecondition",
+    "FeedOverflow",
+    "InternalGatewayError",
+    "InvalidArgument",
+    "NotFound",
+    "NotImplementedByGateway",
+    "PayloadTooLarge",
+    "PermissionDenied",
+    "ProtocolViolation",
+    "RateLimited",
+    "Refused",
+    "RequestTimeout",
+    "SessionEnded",
+    "Unauthenticated",
+    "Unavailable",
+    "UnexpectedAnswer",
+    "from_code",
+    "from_status",
+    "from_text",
+]
+
+
+class AetherError(Exception):
+    """See the module docstring."""
+
+    def __init__(self, code: str, message: str, *, retryable: bool = False, retry_after_s: float = 0.0) -> None:
+        super().__init__(f"{code}: {message}" if message else code)
+        self.code = code
+        self.message = message
+        self.retryable = retryable
+        self.retry_after_s = retry_after_s
+
+
+class Refused(AetherError):
+    """The gateway has refused this, for a reason that has no class of its own: see `code`."""
+
+
+class PermissionDenied(AetherError):
+    """This participant may not do that."""
+
+
+class Unauthenticated(AetherError):
+    """The credential is missing, unknown, expired or revoked."""
+
+
+class NotFound(AetherError):
+    """There is no such thing, or none that this participant may see."""
+
+
+class AlreadyExists(AetherError):
+    """Something of that name is there already."""
+
+
+class DuplicateIdentity(AlreadyExists):
+    """Somebody else is connected as this identity."""
+
+
+class InvalidArgument(AetherError):
+    """The message, topic, identity or request cannot be right, whoever sends it."""
+
+
+class PayloadTooLarge(InvalidArgument):
+    """Longer than the gateway allows."""
+
+
+class FailedPrecondition(AetherError):
+    """Not in this state: an extension that is not supported, a task that is over."""
+
+
+class RateLimited(AetherError):
+    """Too many; `retry_after_s` says when there is room again."""
+
+
+class Unavailable(AetherError):
+    """Not now: the gateway drains or cannot be reached, no instance of the service is connected, the log cannot be written."""
+
+
+class NotImplementedByGateway(AetherError):
+    """This gateway does not serve the operation."""
+
+
+class InternalGatewayError(AetherError):
+    """A defect of the gateway; its log says more."""
+
+
+class ProtocolViolation(AetherError):
+    """One side broke the rules of the lane, or something else than a gateway answered."""
+
+
+class SessionEnded(AetherError):
+    """The gateway has ended this session for good: an operator did, or another client has taken the session over."""
+
+
+class ConnectionLost(AetherError):
+    """The connection was cut while this was on its way.
+
+    `in_doubt` says whether it may have happened: False means that it has never been sent.
+    """
+
+    def __init__(self, message: str, *, in_doubt: bool) -> None:
+        super().__init__("CONNECTION_LOST", message, retryable=True)
+        self.in_doubt = in_doubt
+
+
+class RequestTimeout(AetherError, TimeoutError):
+    """No answer within the time that the caller gave. Whether it happened is unknown."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("TIMEOUT", message, retryable=True)
+
+
+class ClientClosed(AetherError):
+    """The client is not connected any more, or not yet: it works inside of its `async with` block."""
+
+    def __init__(self, message: str = "the client is closed; use it inside of its `async with` block") -> None:
+        super().__init__("CLIENT_CLOSED", message)
+
+
+class UnexpectedAnswer(AetherError):
+    """The gateway has answered with something that answers nothing of the kind."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("UNEXPECTED_ANSWER", message)
+
+
+class FeedOverflow(AetherError):
+    """A feed that must not lose anything was not read for too long, and has lost something."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("FEED_OVERFLOW", message)
+
+
+class AddressError(AetherError, ValueError):
+    """The address is no gateway's, or does not go with the other arguments."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("BAD_ADDRESS", message)
+
+
+REFUSALS: Final[Mapping[str, type[AetherError]]] = MappingProxyType(
+    {
+        Code.INVALID_TOPIC: InvalidArgument,
+        Code.SV_UNAVAILABLE: Unavailable,
+        Code.PAYLOAD_TOO_LARGE: PayloadTooLarge,
+        Code.RATE_LIMITED: RateLimited,
+        Code.WORKSPACE_RATE_LIMITED: RateLimited,
+        Code.QUOTA: RateLimited,
+        Code.PERMISSION_DENIED: PermissionDenied,
+        Code.METRIC_INVALID: InvalidArgument,
+        Code.METRIC_EMPTY: InvalidArgument,
+        Code.METRIC_INVALID_ENTRY: InvalidArgument,
+        Code.METRIC_NEGATIVE_FORBIDDEN: PermissionDenied,
+        Code.CIRCUIT_OPEN: Unavailable,
+        Code.PUBLISH_FAILED: Unavailable,
+        Code.INVALID_PRINCIPAL: PermissionDenied,
+        Code.NOT_IMPLEMENTED: NotImplementedByGateway,
+        Code.INVALID_IDENTIFIER: InvalidArgument,
+        Code.TASKS_NOT_ENABLED: NotImplementedByGateway,
+        Code.INVALID_ARGUMENT: InvalidArgument,
+        Code.INTERNAL: InternalGatewayError,
+        Code.TASK_PAYLOAD_TOO_LARGE: PayloadTooLarge,
+        Code.PREFIX_CONFLICT: AlreadyExists,
+        Code.AUDIT_TYPE_FORBIDDEN: PermissionDenied,
+        Code.AUDIT_RATE_LIMITED: RateLimited,
+        Code.AUDIT_DISABLED: NotImplementedByGateway,
+    }
+)
+"""By the code of an ErrorResponse, a NACK or a typed failure. Others are Refused, or what _BY_WORD finds in them."""
+
+_BY_WORD: Final[tuple[tuple[str, type[AetherError]], ...]] = (
+    ("PERMISSION_DENIED", PermissionDenied),
+    ("UNAUTHENTICATED", Unauthenticated),
+    ("NOT_FOUND", NotFound),
+    ("ALREADY_EXISTS", AlreadyExists),
+    ("INVALID_ARGUMENT", InvalidArgument),
+    ("TOO_LARGE", PayloadTooLarge),
+    ("RATE_LIMITED", RateLimited),
+    ("UNAVAILABLE", Unavailable),
+    ("NOT_IMPLEMENTED", NotImplementedByGateway),
+)
+
+ENDINGS: Final[Mapping[Status, type[AetherError]]] = MappingProxyType(
+    {
+        Status.CANCELLED: SessionEnded,
+        Status.INVALID_ARGUMENT: InvalidArgument,
+        Status.DEADLINE_EXCEEDED: Unavailable,
+        Status.NOT_FOUND: NotFound,
+        Status.ALREADY_EXISTS: DuplicateIdentity,
+        Status.PERMISSION_DENIED: PermissionDenied,
+        Status.RESOURCE_EXHAUSTED: RateLimited,
+        Status.FAILED_PRECONDITION: FailedPrecondition,
+        Status.ABORTED: Unavailable,
+        Status.UNIMPLEMENTED: NotImplementedByGateway,
+        Status.INTERNAL: InternalGatewayError,
+        Status.UNKNOWN: InternalGatewayError,
+        Status.UNAVAILABLE: Unavailable,
+        Status.UNAUTHENTICATED: Unauthenticated,
+    }
+)
+"""By the status that a connection ends with. Others are SessionEnded."""
+
+RETRYABLE_STATUSES: Final = frozenset(
+    {
+        Status.UNAVAILABLE,
+        Status.RESOURCE_EXHAUSTED,
+        Status.DEADLINE_EXCEEDED,
+        Status.ABORTED,
+        Status.INTERNAL,
+        Status.UNKNOWN,
+    }
+)
+"""After these a client comes back by itself; after all others it does not."""
+
+_CODED_TEXT: Final = re.compile(r"([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+):\s*(.*)", re.DOTALL)
+
+
+def from_code(code: str, message: str, *, retryable: bool = False, retry_after_ms: int = 0) -> AetherError:
+    """The error for a code of the protocol."""
+    kind = REFUSALS.get(code)
+    if kind is None:
+        kind = next((kind for word, kind in _BY_WORD if word in code), Refused)
+    return kind(code, message, retryable=retryable, retry_after_s=retry_after_ms / 1000)
+
+
+def from_text(text: str, default_code: str) -> AetherError:
+    """The error for the text of a typed failure. Most begin with their code: "ERR_NOT_IMPLEMENTED: ..."."""
+    if found := _CODED_TEXT.fullmatch(text):
+        code, message = found.groups()
+    else:
+        code, message = default_code, text
+    return from_code(code, message, retryable=code in RETRYABLE)
+
+
+def from_status(number: int, message: str, *, retryable: bool, retry_after_ms: int = 0) -> AetherError:
+    """The error for the code of a framed ERROR: a gRPC status, or from 256 on a mistake in the framing."""
+    after = retry_after_ms / 1000
+    if number >= min(ErrorCode):
+        name = ErrorCode(number).name if number in set(ErrorCode) else f"FRAMING_{number:#x}"
+        return ProtocolViolation(name, message, retryable=retryable, retry_after_s=after)
+    if number not in set(Status):
+        return SessionEnded(f"STATUS_{number}", message, retryable=retryable, retry_after_s=after)
+    status = Status(number)
+    kind = ENDINGS.get(status, SessionEnded)
+    return kind(status.name, message, retryable=retryable, retry_after_s=after)

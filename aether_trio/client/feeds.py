@@ -1,0 +1,130 @@
+"""Bounded streams of things nobody asked for: progress, signals, states, assignments.
+
+`put` is synchronous and never waits, so the reader of the connection is never held up by who does not listen. A feed that is
+full drops its oldest (lossy), or breaks: the next read raises FeedOverflow, so nothing is lost in silence.
+
+Invariant: an iterator that is waiting is woken by a `put`, a `close`, or the failure that `close` was given.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, Self, TypeVar
+
+import anyio
+import anyio.lowlevel
+
+from aether_trio.client.errors import FeedOverflow
+
+__all__ = ["Feed", "Feeds"]
+
+T = TypeVar("T")
+
+
+class Feed(Generic[T]):
+    """One reader's queue. Iterate it; it ends when it is closed, or raises what it was closed with."""
+
+    def __init__(self, capacity: int, *, lossy: bool, match: Callable[[T], bool] | None = None) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity is {capacity}; a feed holds one thing at least")
+        self.capacity = capacity
+        self.lossy = lossy
+        self.dropped = 0
+        """How many things a lossy feed has dropped because nobody read them."""
+        self._match = match
+        self._waiting: deque[T] = deque()
+        self._failure: BaseException | None = None
+        self._closed = False
+        self._news = anyio.Event()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, thing: T) -> None:
+        """Add it, if it matches and the feed is open. Never waits."""
+        if self._closed or (self._match is not None and not self._match(thing)):
+            return
+        if len(self._waiting) >= self.capacity:
+            if not self.lossy:
+                self.close(FeedOverflow(f"more than {self.capacity} things were not read in time"))
+                return
+            self._waiting.popleft()
+            self.dropped += 1
+        self._waiting.append(thing)
+        self._wake()
+
+    def close(self, failure: BaseException | None = None) -> None:
+        """Nothing more comes. What waits can still be read; then iteration ends, or raises `failure`."""
+        if not self._closed:
+            self._closed = True
+            self._failure = failure
+            self._wake()
+
+    def get_nowait(self) -> T | None:
+        """The next thing, or None when nothing waits."""
+        return self._waiting.popleft() if self._waiting else None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        await anyio.lowlevel.checkpoint()
+        while not self._waiting:
+            if self._failure is not None:
+                raise self._failure
+            if self._closed:
+                raise StopAsyncIteration
+            if self._news.is_set():
+                self._news = anyio.Event()
+            await self._news.wait()
+        return self._waiting.popleft()
+
+    def _wake(self) -> None:
+        self._news.set()
+
+
+class Feeds:
+    """The open feeds by oneof case, and the way from a message to them."""
+
+    def __init__(self) -> None:
+        self._by_case: dict[str, list[Feed[Any]]] = {}
+        self._all: set[Feed[Any]] = set()
+
+    def publish(self, case: str, thing: Any) -> None:
+        """Give it to every feed that listens to this case."""
+        for feed in self._by_case.get(case, ()):
+            feed.put(thing)
+
+    def has(self, case: str) -> bool:
+        """Whether anybody listens."""
+        return bool(self._by_case.get(case))
+
+    def add(self, feed: Feed[Any], *cases: str) -> None:
+        """Let it hear these cases."""
+        self._all.add(feed)
+        for case in cases:
+            self._by_case.setdefault(case, []).append(feed)
+
+    def remove(self, feed: Feed[Any]) -> None:
+        """Let it hear nothing more."""
+        self._all.discard(feed)
+        for feeds in self._by_case.values():
+            if feed in feeds:
+                feeds.remove(feed)
+
+    @contextmanager
+    def opened(self, feed: Feed[Any], *cases: str) -> Iterator[Feed[Any]]:
+        """The feed, for as long as the block lasts."""
+        self.add(feed, *cases)
+        try:
+            yield feed
+        finally:
+            self.remove(feed)
+            feed.close()
+
+    def close(self, failure: BaseException | None) -> None:
+        """Close all of them."""
+        for feed in list(self._all):
+            feed.close(failure)
