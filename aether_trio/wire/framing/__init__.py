@@ -1,6 +1,6 @@
-"""Our own binary framing, without sockets. docs/framing.md is its specification.
+"""Our own binary framing, without sockets. docs/wire.md is its specification.
 
-No lane serves it yet. Servers, clients, load generators and fuzzers are to share this: `Connection` is a whole end of it,
+Servers, clients, load generators and fuzzers share this: `Connection` is a whole end of it,
 `FrameDecoder` and the `encode_*` functions are its two halves without the rules. Nothing here waits, and nothing knows
 protobuf.
 """

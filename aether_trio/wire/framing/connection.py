@@ -5,7 +5,7 @@
         ...
     data = connection.send(ServerHello())              # LocalProtocolError: a mistake of ours
 
-It checks what docs/framing.md says: who may send what when (states.py), numbers, channels and credit (ledger.py), and
+It checks what docs/wire.md says: who may send what when (states.py), numbers, channels and credit (ledger.py), and
 both frame limits. It keeps no messages, sends nothing by itself and knows no time: answering a Ping, repeating what
 was not acknowledged, and budgets against floods are the caller's. The preface goes in front of the first frame that is
 sent, and is taken off the first one that comes.

@@ -1,4 +1,4 @@
-"""Every number of the framing, with the reason for it. docs/framing.md is the specification; this file repeats its tables.
+"""Every number of the framing, with the reason for it. docs/wire.md is the specification; this file repeats its tables.
 
 All integers on the wire are big-endian. Sequence numbers and offsets are signed 64-bit and positive, so that languages
 without unsigned integers can hold them.

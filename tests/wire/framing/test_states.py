@@ -21,7 +21,7 @@ FRAME_OF = {
     "GrantCredit": "CREDIT",
     "ChannelClosed": "CHANNEL",
 }
-PAGE = Path(__file__).parents[3] / "docs" / "framing.md"
+PAGE = Path(__file__).parents[3] / "docs" / "wire.md"
 
 
 def specified(side: str) -> dict[str, set[str]]:
