@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import compare, machine, results, table
-from bench.lanes import LANES
+from bench.lanes import ALL_LANES, LANES
 from bench.runner import Progress, run
 from bench.scenarios import SCENARIOS, Scenario
 from bench.servers import ServerOptions
@@ -24,8 +24,9 @@ QUICK = {"windows": 3, "connections": 400, "pairs": 20, "fanout": (20, 100)}
 
 EPILOG = """\
 examples:
-  python -m bench                                   everything, about three minutes
+  python -m bench                                   everything on three lanes, about eight minutes
   python -m bench routed-16 idle                    two scenarios
+  python -m bench --lane framed,framed-acks idle    two lanes, side by side
   python -m bench --quick                           all of it, small and short: a smoke test, not a measurement
   python -m bench --json bench/baseline.json        keep the figures
   python -m bench --compare bench/baseline.json     show the change; exit status 1 when a cost grew too much
@@ -69,7 +70,13 @@ def parser() -> argparse.ArgumentParser:
     server.add_argument("--target", metavar="HOST:PORT", help="a running gateway (plaintext); nothing is started")
     server.add_argument("--pid", type=_counts, default=(), metavar="N[,M]", help="its processes, for CPU and memory")
     server.add_argument("--credential", action="append", default=[], metavar="KEY=VALUE", help="credential for Init")
-    server.add_argument("--lane", choices=sorted(LANES), default="grpc", help="how to speak to it (grpc)")
+    server.add_argument(
+        "--lane",
+        type=_lanes,
+        default=ALL_LANES,
+        metavar="A,B",
+        help=f"how to speak to it: {', '.join(LANES)}; all is {', '.join(ALL_LANES)}, and what runs if it is not given",
+    )
     server.add_argument(
         "--server-arg",
         action="append",
@@ -105,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         made.error(str(wrong))
     server = ServerOptions(given.target, given.pid, given.server_arg, given.profile, given.data_root)
     try:
-        found = measure(chosen, options, server)
+        found = measure(chosen, given.lane, options, server)
     except KeyboardInterrupt:
         print("\nbench: interrupted", file=sys.stderr)
         return 130
@@ -116,14 +123,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if ill or worse else 0
 
 
-def measure(chosen: Sequence[type[Scenario]], options: Options, server: ServerOptions) -> dict[str, Any]:
+def measure(
+    chosen: Sequence[type[Scenario]], lanes: Sequence[str], options: Options, server: ServerOptions
+) -> dict[str, Any]:
     """Run, and wrap what was found in where and when."""
     facts = machine.describe(server.data_root)
-    scenarios = run(chosen, options, server, Progress())
+    scenarios = run(chosen, lanes, options, server, Progress())
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": facts,
-        "lane": options.lane,
+        "lanes": list(lanes),
         "server": "target" if server.target else "started",
         "server_args": list(server.args),
         "profiled": server.profile is not None,
@@ -182,9 +191,7 @@ def options_of(given: argparse.Namespace) -> Options:
     if len(sizes.get("fanout", (1, 1))) != 2:
         raise ValueError("--fanout takes two numbers")
     credentials = dict(entry.partition("=")[::2] for entry in given.credential)
-    return Options(
-        payload=given.payload, window_seconds=given.window, lane=given.lane, credentials=credentials, **sizes
-    )
+    return Options(payload=given.payload, window_seconds=given.window, credentials=credentials, **sizes)
 
 
 def _positive(text: str) -> float:
@@ -199,6 +206,14 @@ def _count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
+
+
+def _lanes(text: str) -> tuple[str, ...]:
+    names = ALL_LANES if text == "all" else tuple(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in LANES:
+            raise argparse.ArgumentTypeError(f"no lane is called {name!r}; there are all, {', '.join(LANES)}")
+    return names
 
 
 def _counts(text: str) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from time import perf_counter
 from typing import Protocol, Self
 
@@ -40,12 +41,18 @@ class Loop:
         self._watched: dict[int, Pollable] = {}
         self._dirty: set[Pollable] = set()
         self._unsent: dict[Pollable, bytes] = {}
+        self._ending: set[Pollable] = set()
+
+    @property
+    def watched(self) -> list[Pollable]:
+        """All connections."""
+        return list(self._watched.values())
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for connection in list(self._watched.values()):
+        for connection in self.watched:
             self.discard(connection)
         self._epoll.close()
 
@@ -62,12 +69,18 @@ class Loop:
         if fd >= 0 and self._watched.pop(fd, None) is not None:
             self._epoll.unregister(fd)
         self._dirty.discard(connection)
+        self._ending.discard(connection)
         self._unsent.pop(connection, None)
         connection.socket.close()
 
     def wants_write(self, connection: Pollable) -> None:
         """`connection.take` has something new. Cheap to call again and again."""
         self._dirty.add(connection)
+
+    def ends_writing(self, connection: Pollable) -> None:
+        """End this side of the socket behind everything that `connection` has to write. It stays watched."""
+        self._dirty.add(connection)
+        self._ending.add(connection)
 
     def run(
         self,
@@ -124,6 +137,14 @@ class Loop:
                 unsent[connection] = data[sent:]
                 self._epoll.modify(connection.socket.fileno(), READ | WRITE)
         self._dirty.clear()
+        if self._ending:
+            self._end_writing()
+
+    def _end_writing(self) -> None:
+        for connection in self._ending.difference(self._unsent):
+            self._ending.discard(connection)
+            with suppress(OSError):  # a peer that has gone is seen by the reading side
+                connection.socket.shutdown(socket.SHUT_WR)
 
 
 def dial(host: str, port: int) -> socket.socket:

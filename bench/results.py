@@ -8,14 +8,27 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bench.lanes import MAIN_LANE
 from bench.scenarios import Scenario
 from bench.units import Figures, Window, figures
 
 SCHEMA = 1
+LANE_MARK = "/"
 
 
 class UnreadableResults(Exception):
     """A file that holds no results of this version."""
+
+
+def name_of(lane: str, scenario: str) -> str:
+    """What a result is called: "routed-16" on the main lane, "framed/routed-16" on another."""
+    return scenario if lane == MAIN_LANE else f"{lane}{LANE_MARK}{scenario}"
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """(lane, scenario) of such a name."""
+    lane, mark, scenario = name.rpartition(LANE_MARK)
+    return (lane if mark else MAIN_LANE), scenario
 
 
 def of_scenario(scenario: Scenario, windows: Sequence[Window], echo_windows: Sequence[Window]) -> dict[str, Any]:

@@ -7,12 +7,13 @@ import resource
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from time import perf_counter, process_time_ns
 from typing import Any
 
 from bench import results
 from bench.echo import EchoProcess
-from bench.lanes import LANES
+from bench.lanes import LANES, MAIN_LANE, Lane
 from bench.loop import Loop
 from bench.process import ProcessGone, ProcessProbe
 from bench.scenarios import Scenario
@@ -40,29 +41,48 @@ class Progress:
 
 
 def run(
-    scenarios: Sequence[type[Scenario]], options: Options, server: ServerOptions, progress: Progress
+    scenarios: Sequence[type[Scenario]],
+    lanes: Sequence[str],
+    options: Options,
+    server: ServerOptions,
+    progress: Progress,
 ) -> dict[str, dict[str, Any]]:
-    """Name → result for each scenario, in order. One that fails does not stop the others."""
+    """Name → result for each scenario on each lane. One that fails does not stop the others.
+
+    The lanes of a scenario follow each other, so that what is compared was measured close together.
+    """
     raise_file_limit()
     found: dict[str, dict[str, Any]] = {}
     with EchoProcess() as echo:
-        for scenario in scenarios:
-            progress.say(f"{scenario.name}: starting")
+        for scenario, lane in planned(scenarios, lanes):
+            name = results.name_of(lane, scenario.name)
+            progress.say(f"{name}: starting")
             try:
-                found[scenario.name] = _run_one(scenario, options, server, echo, progress)
-            except (ScenarioFailed, ServerFailed, ProcessGone, OSError) as why:
-                found[scenario.name] = results.failed(scenario, str(why))
-                progress.say(f"{scenario.name}: FAILED: {why}", last=True)
+                found[name] = _run_one(scenario, name, LANES[lane], options, server, echo, progress)
+            except (ScenarioFailed, ServerFailed, ProcessGone, OSError, ValueError) as why:
+                found[name] = results.failed(scenario, str(why))
+                progress.say(f"{name}: FAILED: {why}", last=True)
     return found
 
 
+def planned(scenarios: Sequence[type[Scenario]], lanes: Sequence[str]) -> list[tuple[type[Scenario], str]]:
+    """Every scenario on every lane; one that needs no gateway has no lane, and counts for the main one."""
+    return [(scenario, lane) for scenario in scenarios for lane in ([MAIN_LANE] if scenario.own_server else lanes)]
+
+
 def _run_one(
-    kind: type[Scenario], options: Options, server: ServerOptions, echo: EchoProcess, progress: Progress
+    kind: type[Scenario],
+    name: str,
+    lane: Lane,
+    options: Options,
+    server: ServerOptions,
+    echo: EchoProcess,
+    progress: Progress,
 ) -> dict[str, Any]:
-    with _target(kind, server) as target, Loop() as loop:
-        world = World(loop, LANES[options.lane], target.address, target.probe, options)
+    with _target(kind, name, lane, server) as target, Loop() as loop:
+        world = World(loop, lane, target.address, target.probe, options)
         scenario = kind(world, options)
-        progress.say(f"{kind.name}: preparing")
+        progress.say(f"{name}: preparing")
         scenario.prepare()
         scenario.window(min(WARM_UP_SECONDS, options.window_seconds))
         scenario.latencies.drop_window()
@@ -74,11 +94,16 @@ def _run_one(
                 echo_windows.append(echo.window(options.window_seconds))
                 windows.append(_take(scenario, options.window_seconds))
                 scenario.latencies.close_window()
-                progress.say(f"{kind.name}: {_state(windows, echo_windows)}  {number + 1}/{options.windows}")
+                progress.say(f"{name}: {_state(windows, echo_windows)}  {number + 1}/{options.windows}")
             echo_windows.append(echo.window(options.window_seconds))
         scenario.extra |= shares.since()
+        unsettled = world.unsettled()
+        if acks := sum(participant.codec.ack_frames for participant in world.participants):
+            scenario.extra["ack_frames"] = acks
         scenario.finish()
-        progress.say(f"{kind.name}: {_state(windows, echo_windows)}", last=True)
+        if unsettled:
+            scenario.verdict.failures.append(f"{unsettled} never acknowledged")
+        progress.say(f"{name}: {_state(windows, echo_windows)}", last=True)
         return results.of_scenario(scenario, windows, echo_windows)
 
 
@@ -98,11 +123,11 @@ class _Shares:
 
 
 @contextmanager
-def _target(kind: type[Scenario], server: ServerOptions) -> Iterator[Target]:
+def _target(kind: type[Scenario], name: str, lane: Lane, server: ServerOptions) -> Iterator[Target]:
     if kind.own_server:
         yield Target("127.0.0.1:0", None)
     else:
-        with serving(server, kind.name) as target:
+        with serving(replace(server, args=[*lane.gateway_args, *server.args]), name) as target:
             yield target
 
 

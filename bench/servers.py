@@ -72,7 +72,8 @@ def command(options: ServerOptions, scenario: str, place: Path) -> list[str]:
     tail = ["--port", "0", "--ready-file", str(place / "ready.json"), "--data-dir", str(place / "data"), *options.args]
     if options.profile is None:
         return [sys.executable, *COMMAND, *tail]
-    out = options.profile.with_name(f"{options.profile.stem}.{scenario}{options.profile.suffix or '.prof'}")
+    label = scenario.replace("/", "-")  # of another lane: "framed/kv"
+    out = options.profile.with_name(f"{options.profile.stem}.{label}{options.profile.suffix or '.prof'}")
     if out.suffix in PY_SPY_SUFFIXES:
         kind = "flamegraph" if out.suffix == ".svg" else "speedscope"
         spy = ["py-spy", "record", "--format", kind, "--output", str(out), "--"]

@@ -1,13 +1,18 @@
-"""Results as a table: columns on a console, or Markdown between two markers of a page."""
+"""Results as tables: columns on a console, or Markdown between two markers of a page.
+
+With several lanes a small table comes first that has them side by side, one figure each.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.results import split_name
+
 HEADINGS = (
-    "scenario", "rate /s", "echoes", "mean", "CPU us", "mean", "p50 ms", "p90", "p99", "p99.9", "max", "KiB/conn",
+    "scenario", "lane", "rate /s", "echoes", "mean", "CPU us", "mean", "p50 ms", "p90", "p99", "p99.9", "max", "KiB/conn",
 )  # fmt: skip
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
@@ -18,13 +23,15 @@ def rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _row(name: str, result: Mapping[str, Any]) -> tuple[str, ...]:
+    lane, scenario = split_name(name)
     if "rate" not in result:
-        return (name, *[""] * (len(HEADINGS) - 1))
+        return (scenario, lane, *[""] * (len(HEADINGS) - 2))
     echoes, cpu = result.get("echoes"), result.get("cpu_us")
     latency = (result.get("latency_us") or {}).get("all", {})
     kib = result.get("kib_per_connection")
     return (
-        name,
+        scenario,
+        lane,
         f"{result['rate']['best']:,.0f}",
         *(_pair(echoes, ".2f") if echoes else ("", "")),
         *(_pair(cpu, ".1f") if cpu else ("", "")),
@@ -37,18 +44,45 @@ def _pair(pair: Mapping[str, float], form: str) -> tuple[str, str]:
     return format(pair["best"], form), format(pair["mean"], form)
 
 
+def side_by_side(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Headings, then for each scenario its figure on each lane: echoes, or KiB where those are what counts.
+
+    Empty when no scenario ran on several.
+    """
+    figures: dict[str, dict[str, str]] = {}
+    for name, result in results["scenarios"].items():
+        lane, scenario = split_name(name)
+        figures.setdefault(scenario, {})[lane] = _figure(result)
+    several = {scenario: row for scenario, row in figures.items() if len(row) > 1}
+    lanes = dict.fromkeys(lane for row in several.values() for lane in row)
+    body = [(scenario, *(row.get(lane, "") for lane in lanes)) for scenario, row in several.items()]
+    return [("echoes", *lanes), *body] if body else []
+
+
+def _figure(result: Mapping[str, Any]) -> str:
+    kib, echoes = result.get("kib_per_connection"), result.get("echoes")
+    if kib is not None:
+        return f"{kib:.1f} KiB"
+    return f"{echoes['best']:.2f}" if echoes else "failed" if result.get("failed") else ""
+
+
 def text(results: Mapping[str, Any]) -> str:
-    """The table for a console, with what failed and what was checked below it."""
-    lines = [HEADINGS, *rows(results)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
+    """The tables for a console, with what failed and what was checked below them."""
+    shown = _columns([HEADINGS, *rows(results)], left=2)
+    beside = side_by_side(results)
+    return "\n".join([*shown, "", *([*_columns(beside), ""] if beside else ()), *notes(results)])
+
+
+def _columns(lines: Sequence[tuple[str, ...]], left: int = 1) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     shown = [
         "  ".join(
-            cell.ljust(width) if not at else cell.rjust(width)
+            cell.ljust(width) if at < left else cell.rjust(width)
             for at, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
         for line in lines
     ]
-    return "\n".join([shown[0], "-" * len(shown[0]), *shown[1:], "", *notes(results)])
+    return [shown[0], "-" * len(shown[0]), *shown[1:]]
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
@@ -62,6 +96,8 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             parts.append(f"paced at {rate:,.0f}/s")
         if catch_up := result.get("catch_up"):
             parts.append(f"caught up at {catch_up['rate']:,.0f}/s")
+        if acks := result.get("ack_frames"):
+            parts.append(f"acknowledged in {acks:,} frames")
         if share := result.get("main_thread_share"):
             parts.append(f"{share:.0%} of the CPU in the main thread")
         if result.get("load_us"):
@@ -77,15 +113,20 @@ def notes(results: Mapping[str, Any]) -> list[str]:
 def markdown(results: Mapping[str, Any]) -> str:
     """The table for a page, with the machine it was measured on."""
     machine = results["machine"]
-    head = ["| " + " | ".join(line) + " |" for line in (HEADINGS, ["---", *["---:"] * (len(HEADINGS) - 1)])]
-    body = ["| " + " | ".join(row) + " |" for row in rows(results)]
+    beside = side_by_side(results)
     echo = [result["echo_us"]["best"] for result in results["scenarios"].values() if result.get("echo_us")]
     measured = (
         f"Measured on {machine['cores']} cores of {machine['cpu']}, Linux {machine['kernel']}, {machine['python']}, "
         f"trio {machine['packages'].get('trio', '?')}; a 4 KiB fdatasync took {machine['fsync_us']:.0f} us"
         + (f"; one echo was {min(echo):.1f} us in the best window." if echo else ".")
     )
-    return "\n".join([measured, "", *head, *body, "", *[f"* {note}" for note in notes(results)]])
+    tables = [*([*_markdown_rows(beside), ""] if beside else ()), *_markdown_rows([HEADINGS, *rows(results)], left=2)]
+    return "\n".join([measured, "", *tables, "", *[f"* {note}" for note in notes(results)]])
+
+
+def _markdown_rows(lines: Sequence[tuple[str, ...]], left: int = 1) -> list[str]:
+    rule = ("---",) * left + ("---:",) * (len(lines[0]) - left)
+    return ["| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:])]
 
 
 def render(page: Path, results: Mapping[str, Any]) -> None:

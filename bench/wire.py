@@ -4,7 +4,7 @@ A real protobuf runtime would cost the load as much as the server; a benchmark c
 another number in it needs a prefix and a concatenation. Field numbers are those of reference `aether.v1` (InitConnection,
 SendMessage, KVOperation upstream; IncomingMessage, ErrorResponse, KVResponse, ConnectionAck downstream).
 
-Invariant: what a function here returns is one whole UpstreamMessage, unless its name ends in `_prefix`.
+Invariant: a function that makes bytes makes one whole message, unless its name ends in `_prefix` or `_field`.
 """
 
 from __future__ import annotations
@@ -79,6 +79,11 @@ def kv_get(key: str, request_id: str) -> bytes:
     """KVOperation GET in the workspace scope."""
     fields = number_field(1, KV_GET) + number_field(2, SCOPE_WORKSPACE) + bytes_field(3, key)
     return bytes_field(4, fields + bytes_field(8, request_id))
+
+
+def error_response(code: bytes, text: bytes) -> bytes:
+    """A DownstreamMessage with an ErrorResponse, for a lane that has another frame for refusals."""
+    return bytes_field(4, bytes_field(1, code) + bytes_field(2, text))
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:

@@ -20,6 +20,8 @@ from bench.loop import READ_BYTES, Loop, dial
 from bench.process import ProcessProbe
 
 CONNECTING_AT_ONCE = 32
+SETTLING_SECONDS = 30.0
+"""How long acknowledgements may come behind the last delivery."""
 PATIENCE_SECONDS = 60.0
 """How long anything that must happen may take before the scenario gives up; long, because CPU is stolen in bursts."""
 
@@ -39,7 +41,6 @@ class Options:
     rate: float | None = None
     windows: int = 10
     window_seconds: float = 0.5
-    lane: str = "grpc"
     credentials: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -143,13 +144,30 @@ class World:
         participant.closing = True
         self._closing.add(participant)
         participant.codec.end()
-        self.loop.wants_write(participant)
+        if participant.codec.half_closes:
+            self.loop.ends_writing(participant)
+        else:
+            self.loop.wants_write(participant)
 
     def close_all(self, participants: Iterable[Participant]) -> None:
         """End these streams and wait for the server to agree."""
         for participant in participants:
             self.begin_close(participant)
         self.wait(lambda: not self._closing, "closing connections")
+
+    def unsettled(self) -> int:
+        """Publications without their acknowledgement; waits for them a while."""
+
+        def count() -> int:
+            return sum(participant.codec.unsettled() for participant in self.participants)
+
+        self.loop.run(perf_counter() + SETTLING_SECONDS, lambda: not count())
+        return count()
+
+    @property
+    def participants(self) -> list[Participant]:
+        """All that are connected."""
+        return [connection for connection in self.loop.watched if isinstance(connection, Participant)]
 
     @property
     def busy(self) -> int:

@@ -1,11 +1,13 @@
 """What a lane gives the bench: a sans-I/O codec per connection, and the shape of its messages.
 
-A lane that carries protobuf envelopes takes everything from `bench.wire`. One with a faster frame for SEND and DELIVER
-(the framed lane will) answers `publication_prefix` and `payload_at` in its own bytes, and scenarios need not know.
+A lane that carries protobuf envelopes takes everything from `bench.wire`. One with frames of its own for messages (the
+framed lane) answers `publication_prefix` in its own bytes, and hands on what it receives as the envelopes that its frames
+stand for. Scenarios need not know.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 
@@ -14,6 +16,9 @@ class ClientCodec(Protocol):
 
     ended: bool
     """The peer has ended the stream, in whatever way."""
+
+    half_closes: bool
+    """The end of this side is the socket's FIN, and so is the peer's; otherwise both are bytes."""
 
     def status(self) -> str:
         """How the stream ended: "OK", or a status and its text. Slow; for the one who asks why."""
@@ -24,7 +29,14 @@ class ClientCodec(Protocol):
         ...
 
     def end(self) -> None:
-        """Queue the clean end of this side's stream."""
+        """Queue the clean end of this side's stream, where that is bytes."""
+        ...
+
+    ack_frames: int
+    """How many acknowledgements of publications have come; 0 on a lane without them."""
+
+    def unsettled(self) -> int:
+        """How many publications the peer has not acknowledged; 0 on a lane without acknowledgements."""
         ...
 
     def take(self) -> bytes:
@@ -40,6 +52,9 @@ class Lane(Protocol):
     """A kind of connection."""
 
     name: str
+
+    gateway_args: Sequence[str]
+    """What a gateway that is started for this lane is told besides."""
 
     def codec(self, authority: str) -> ClientCodec:
         """A fresh codec for a connection to `authority` ("host:port")."""

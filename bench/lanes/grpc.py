@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
+from collections.abc import Sequence
 
 from bench import wire
 
@@ -59,6 +60,7 @@ class GrpcLane:
     """`Lane` for plaintext gRPC with prior knowledge."""
 
     name = "grpc"
+    gateway_args: Sequence[str] = ()
 
     def __init__(self) -> None:
         self._openings: dict[str, bytes] = {}
@@ -93,6 +95,9 @@ class GrpcCodec:
         "_partial", "_received", "_reset", "_rest", "_stream_window", "ended",
     )  # fmt: skip
 
+    half_closes = False
+    ack_frames = 0
+
     def __init__(self, opening: bytes) -> None:
         self._out = [opening]
         self._held: deque[bytes | None] = deque()  # DATA payloads waiting for window; None ends the stream
@@ -122,6 +127,10 @@ class GrpcCodec:
         """See `ClientCodec.end`."""
         self._held.append(None)
         self._pump()
+
+    def unsettled(self) -> int:
+        """See `ClientCodec.unsettled`."""
+        return 0
 
     def take(self) -> bytes:
         """See `ClientCodec.take`."""

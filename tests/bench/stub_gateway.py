@@ -1,7 +1,8 @@
-"""A gateway of a few lines on grpcio's server, to try the bench against: another HTTP/2 stack, and faults on order.
+"""A gateway of a few lines to try the bench against: other stacks than ours, and faults on order.
 
-`python -m tests.bench.stub_gateway --ready-file F [--lose N] [--repeat N] [--refuse N]` loses, repeats or refuses the N-th
-message it is sent, and every N-th after it. Offline messages stay in memory. Ends on SIGTERM.
+`python -m tests.bench.stub_gateway --ready-file F [--lane L] [--lose N] [--repeat N] [--refuse N] [--forget N]` loses,
+repeats or refuses the N-th message it is sent and every N-th after it, and forgets one acknowledgement. gRPC is served
+by grpcio, the other lanes by `stub_lanes`. Offline messages stay in memory. Ends on SIGTERM.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 import grpc.aio
 
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.bench import stub_lanes
 
 
 class Stub:
@@ -31,9 +33,9 @@ class Stub:
         self.sends = 0
 
     async def connect(
-        self, requests: AsyncIterator[pb.UpstreamMessage], context: grpc.aio.ServicerContext
+        self, requests: AsyncIterator[pb.UpstreamMessage], context: grpc.aio.ServicerContext | stub_lanes.Context
     ) -> AsyncIterator[pb.DownstreamMessage]:
-        """The one RPC."""
+        """The one RPC; on a lane with acknowledgements, with an empty message behind what each send has caused."""
         init = (await anext(requests)).init
         kind = init.WhichOneof("client_type")
         if kind == "agent":
@@ -48,17 +50,20 @@ class Stub:
         yield pb.DownstreamMessage(config=pb.ConfigSnapshot())
         for message in self.stored.pop(topic, ()):
             yield message
-        reader = asyncio.create_task(self._read(requests, topic, queue))
+        acknowledged = isinstance(context, stub_lanes.Context) and context.acknowledged
+        reader = asyncio.create_task(self._read(requests, topic, queue, acknowledged))
         while (message := await queue.get()) is not None:
             yield message
         await reader
         del self.queues[topic]
 
-    async def _read(self, requests, topic: str, queue) -> None:
+    async def _read(self, requests, topic: str, queue, acknowledged: bool) -> None:
         async for request in requests:
             what = request.WhichOneof("payload")
             if what == "send":
                 self._route(request.send, topic, queue)
+                if acknowledged and self.sends != self.options.forget:
+                    queue.put_nowait(pb.DownstreamMessage())
             elif what == "kv_op":
                 queue.put_nowait(pb.DownstreamMessage(kv=self._kv(request.kv_op)))
         queue.put_nowait(None)
@@ -96,6 +101,9 @@ class Stub:
 async def main(options: argparse.Namespace) -> None:
     """Serve until SIGTERM."""
     stub = Stub(options)
+    if options.lane != "grpc":
+        await until_told(await stub_lanes.serve(options.lane, stub.connect), options.ready_file)
+        return
     handler = grpc.stream_stream_rpc_method_handler(
         stub.connect, pb.UpstreamMessage.FromString, pb.DownstreamMessage.SerializeToString
     )
@@ -104,21 +112,27 @@ async def main(options: argparse.Namespace) -> None:
     server.add_generic_rpc_handlers((service,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
+    await until_told(port, options.ready_file)
+    await server.stop(0)
+
+
+async def until_told(port: int, ready_file: Path) -> None:
+    """Say where it is served, and wait for SIGTERM."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     ready = {"pid": os.getpid(), "gateway": f"127.0.0.1:{port}", "ops": ""}
-    part = options.ready_file.with_suffix(".part")
+    part = ready_file.with_suffix(".part")
     part.write_text(json.dumps(ready))
-    part.rename(options.ready_file)
+    part.rename(ready_file)
     await stop.wait()
-    await server.stop(0)
 
 
 def arguments() -> argparse.Namespace:
     """Those of the real gateway that the bench passes are accepted."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--ready-file", type=Path, required=True)
-    for fault in ("--lose", "--repeat", "--refuse"):
+    parser.add_argument("--lane", choices=("grpc", "framed", "websocket"), default="grpc")
+    for fault in ("--lose", "--repeat", "--refuse", "--forget"):
         parser.add_argument(fault, type=int, default=0)
     parser.add_argument("--refuse-all", action="store_true")
     return parser.parse_known_args()[0]

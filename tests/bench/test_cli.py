@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench import cli, results
+from bench import cli, results, runner
 from bench.scenarios import SCENARIOS
 from bench.servers import ServerOptions, command
 
@@ -44,6 +44,7 @@ def test_sizes_come_from_arguments_then_quick_then_defaults() -> None:
         ["--fanout", "3"],
         ["--compare", "missing.json"],
         ["--lane", "smoke-signals"],
+        ["--lane", "grpc,"],
         ["report", "missing.json"],
     ],
 )
@@ -52,6 +53,27 @@ def test_wrong_arguments_end_with_2(arguments: list[str], capsys: pytest.Capture
         cli.main(arguments)
     assert left.value.code == 2
     assert "error:" in capsys.readouterr().err
+
+
+def test_lanes_are_the_main_ones_or_those_that_are_named() -> None:
+    def lanes(*arguments: str) -> Any:
+        return cli.parser().parse_args(arguments).lane
+
+    assert lanes() == lanes("--lane", "all") == ("grpc", "framed", "websocket")
+    assert lanes("--lane", "framed-acks,grpc,framed-acks") == ("framed-acks", "grpc")
+
+
+def test_what_needs_no_gateway_runs_once_and_the_lanes_of_a_scenario_follow_each_other() -> None:
+    plan = runner.planned(cli.choose(["raw-echo", "kv", "idle"]), ("framed", "grpc"))
+    assert [results.name_of(lane, scenario.name) for scenario, lane in plan] == [
+        "raw-echo",
+        "framed/idle",
+        "idle",
+        "framed/kv",
+        "kv",
+    ]
+    assert results.split_name("framed/idle") == ("framed", "idle")
+    assert results.split_name("idle") == ("grpc", "idle")
 
 
 def test_list_names_every_scenario(capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,6 +135,11 @@ def test_files_of_another_kind_are_refused(text: str, tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(results.UnreadableResults):
         results.read(path)
+
+
+def test_each_lane_has_its_own_profile(tmp_path: Path) -> None:
+    chosen = ServerOptions(profile=tmp_path / "out.prof")
+    assert str(tmp_path / "out.framed-kv.prof") in command(chosen, "framed/kv", tmp_path)
 
 
 @pytest.mark.parametrize(

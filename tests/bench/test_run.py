@@ -12,31 +12,36 @@ from typing import Any
 
 import pytest
 
-from bench import cli
+from bench import cli, world
 from bench.scenarios import SCENARIOS, base
 
 TINY = ["--quick", "--window", "0.05", "--pairs", "4", "--connections", "40", "--fanout", "5,10"]
-GATEWAY_SCENARIOS = [name for name, scenario in SCENARIOS.items() if not scenario.own_server]
 
 Start = Callable[..., list[str]]
 
 
+@pytest.fixture(params=["grpc", "framed", "websocket"])
+def lane(request: pytest.FixtureRequest) -> str:
+    """Each of the main lanes."""
+    return str(request.param)
+
+
 @pytest.fixture
 def stub(tmp_path: Path) -> Iterator[Start]:
-    """Start the stub gateway with some faults; gives the arguments that aim the bench at it."""
+    """Start the stub gateway on a lane, with some faults; gives the arguments that aim the bench at it."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(*faults: str) -> list[str]:
+    def start(lane: str, *faults: str) -> list[str]:
         ready = tmp_path / "stub.json"
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.bench.stub_gateway", "--ready-file", str(ready), *faults]
+            [sys.executable, "-m", "tests.bench.stub_gateway", "--lane", lane, "--ready-file", str(ready), *faults]
         )
         started.append(process)
         while not ready.exists():
             assert process.poll() is None, "the stub did not start"
             time.sleep(0.01)
         found = json.loads(ready.read_text())
-        return ["--target", found["gateway"], "--pid", str(found["pid"])]
+        return ["--lane", lane, "--target", found["gateway"], "--pid", str(found["pid"])]
 
     yield start
     for process in started:
@@ -56,8 +61,10 @@ def bench(tmp_path: Path) -> Callable[..., tuple[int, dict[str, Any]]]:
     return run
 
 
-def test_every_scenario_measures_another_gateway(stub: Start, bench: Callable[..., Any]) -> None:
-    status, found = bench(*stub())
+def test_every_scenario_measures_another_gateway(lane: str, stub: Start, bench: Callable[..., Any]) -> None:
+    status, results = bench(*stub(lane))
+    found = {name.removeprefix(f"{lane}/"): result for name, result in results.items()}
+    assert set(found) == set(SCENARIOS)
     assert {name: result["failed"] for name, result in found.items()} == dict.fromkeys(SCENARIOS, "")
     assert status == 0
     for name, result in found.items():
@@ -67,6 +74,7 @@ def test_every_scenario_measures_another_gateway(stub: Start, bench: Callable[..
     for name in ("routed-1", "routed-16", "paced", "enqueue"):
         checks = found[name]["checks"]
         assert checks["sent"] == checks["received"] > 0
+        assert found[name].get("ack_frames", 0) == (checks["sent"] if lane == "framed" else 0)
     fanout = found["fanout-1000"]["checks"]
     assert fanout["received"] == 10 * fanout["sent"] > 0
     assert found["idle"]["checks"] == {"connections": 40}
@@ -76,7 +84,7 @@ def test_every_scenario_measures_another_gateway(stub: Start, bench: Callable[..
 
 @pytest.mark.parametrize("scenario", ["routed-16", "fanout-100", "enqueue"])
 def test_a_repeated_message_fails_the_run(scenario: str, stub: Start, bench: Callable[..., Any]) -> None:
-    status, found = bench(scenario, *stub("--repeat", "7"))
+    status, found = bench(scenario, *stub("grpc", "--repeat", "7"))
     assert status == 1
     assert found[scenario]["checks"]["repeated"] > 0
     assert "repeated" in found[scenario]["failed"]
@@ -87,27 +95,43 @@ def test_a_lost_message_fails_the_run(
     scenario: str, stub: Start, bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base, "DRAIN_SECONDS", 0.3)  # what is lost never comes, however long one waits
-    status, found = bench(scenario, *stub("--lose", "7"))
+    status, found = bench(scenario, *stub("grpc", "--lose", "7"))
     assert status == 1
     assert "still missing" in found[scenario]["failed"]
 
 
-def test_a_refusal_is_reported_by_its_code(stub: Start, bench: Callable[..., Any]) -> None:
-    status, found = bench("routed-16", *stub("--refuse", "7"))
+def test_a_publication_that_is_never_acknowledged_fails_the_run(
+    stub: Start, bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world, "SETTLING_SECONDS", 0.3)
+    status, found = bench("routed-1", *stub("framed", "--forget", "7"))
     assert status == 1
-    assert found["routed-16"]["errors"]["ERR_RATE_LIMITED"] == found["routed-16"]["checks"]["refused"] > 0
-    assert found["routed-16"]["checks"]["lost"] == 0
-    assert "x ERR_RATE_LIMITED" in found["routed-16"]["failed"]
+    assert "never acknowledged" in found["framed/routed-1"]["failed"]
 
 
-def test_a_refused_connection_tells_the_servers_reason(stub: Start, bench: Callable[..., Any]) -> None:
-    status, found = bench("routed-1", *stub("--refuse-all"))
+def test_a_refusal_is_reported_by_its_code(lane: str, stub: Start, bench: Callable[..., Any]) -> None:
+    status, found = bench("routed-16", *stub(lane, "--refuse", "7"))
+    (result,) = found.values()
     assert status == 1
-    assert "gRPC status 7 the stub lets nobody in" in found["routed-1"]["failed"]
+    assert result["errors"]["ERR_RATE_LIMITED"] == result["checks"]["refused"] > 0
+    assert result["checks"]["lost"] == 0
+    assert "x ERR_RATE_LIMITED" in result["failed"]
+
+
+@pytest.mark.parametrize(
+    ("lane", "words"), [("grpc", "gRPC status 7"), ("framed", "framed error 7"), ("websocket", "WebSocket close 4207")]
+)
+def test_a_refused_connection_tells_the_servers_reason(
+    lane: str, words: str, stub: Start, bench: Callable[..., Any]
+) -> None:
+    status, found = bench("routed-1", *stub(lane, "--refuse-all"))
+    (result,) = found.values()
+    assert status == 1
+    assert f"{words} the stub lets nobody in" in result["failed"]
 
 
 def test_a_target_without_a_process_gives_rates_only(stub: Start, bench: Callable[..., Any]) -> None:
-    status, found = bench("routed-1", "idle", *stub()[:2])
+    status, found = bench("routed-1", "idle", *stub("grpc")[:4])
     assert found["routed-1"]["echoes"] is None
     assert found["routed-1"]["rate"]["best"] > 0
     assert "give --pid" in found["idle"]["failed"]
@@ -115,13 +139,13 @@ def test_a_target_without_a_process_gives_rates_only(stub: Start, bench: Callabl
 
 
 def test_nobody_listening_is_a_failure_not_a_wait(bench: Callable[..., Any]) -> None:
-    status, found = bench("kv", "--target", "127.0.0.1:1")
+    status, found = bench("kv", "--lane", "grpc", "--target", "127.0.0.1:1")
     assert status == 1
     assert "refused" in found["kv"]["failed"]
 
 
 def test_our_own_gateway_is_started_measured_and_ended(bench: Callable[..., Any], tmp_path: Path) -> None:
-    status, found = bench("connect", "idle", "routed-16", "enqueue", "--data-root", str(tmp_path))
+    status, found = bench("connect", "idle", "routed-16", "enqueue", "--lane", "grpc", "--data-root", str(tmp_path))
     assert {name: result["failed"] for name, result in found.items()} == dict.fromkeys(found, "")
     assert status == 0
     assert found["routed-16"]["checks"]["received"] == found["routed-16"]["checks"]["sent"] > 0
@@ -131,14 +155,14 @@ def test_our_own_gateway_is_started_measured_and_ended(bench: Callable[..., Any]
 
 
 def test_a_gateway_that_does_not_start_says_why(bench: Callable[..., Any], tmp_path: Path) -> None:
-    status, found = bench("kv", "--server-arg=--no-such-option", "--data-root", str(tmp_path))
+    status, found = bench("kv", "--lane", "grpc", "--server-arg=--no-such-option", "--data-root", str(tmp_path))
     assert status == 1
     assert "before it was ready" in found["kv"]["failed"]
     assert "--no-such-option" in found["kv"]["failed"]
 
 
 def test_a_profile_is_written_for_each_scenario(bench: Callable[..., Any], tmp_path: Path) -> None:
-    status, _ = bench("kv", "--profile", str(tmp_path / "out.prof"), "--data-root", str(tmp_path))
+    status, _ = bench("kv", "--lane", "grpc", "--profile", str(tmp_path / "out.prof"), "--data-root", str(tmp_path))
     assert status == 0
     assert "function calls" in (tmp_path / "out.kv.txt").read_text()
     assert (tmp_path / "out.kv.prof").stat().st_size > 0

@@ -37,19 +37,52 @@ RESULTS: dict[str, Any] = {
 
 def test_a_row_holds_each_figure_under_its_heading() -> None:
     routed, idle = table.rows(RESULTS)
-    assert dict(zip(table.HEADINGS[:3], routed, strict=False)) == {
+    assert dict(zip(table.HEADINGS[:4], routed, strict=False)) == {
         "scenario": "routed-16",
+        "lane": "grpc",
         "rate /s": "12,346",
         "echoes": "1.99",
     }
-    assert routed[3:] == ("2.50", "30.0", "40.0", "1.00", "2.00", "3.00", "4.00", "5.00", "")
-    assert idle == ("idle", *[""] * (len(table.HEADINGS) - 1))
+    assert routed[4:] == ("2.50", "30.0", "40.0", "1.00", "2.00", "3.00", "4.00", "5.00", "")
+    assert idle == ("idle", "grpc", *[""] * (len(table.HEADINGS) - 2))
 
 
 def test_the_console_says_what_was_checked_and_what_failed() -> None:
     shown = table.text(RESULTS)
     assert "routed-16: 7,000 sent, 0 lost; load 8.0 us each" in shown
     assert "idle: FAILED: memory needs the server's process" in shown
+
+
+def beside(**scenarios: dict[str, Any]) -> dict[str, Any]:
+    return RESULTS | {"scenarios": {name.replace("__", "/").replace("_", "-"): one for name, one in scenarios.items()}}
+
+
+def measured(echoes: float, **more: Any) -> dict[str, Any]:
+    return RESULTS["scenarios"]["routed-16"] | {"echoes": {"best": echoes, "mean": 9.0}} | more
+
+
+def test_lanes_stand_side_by_side() -> None:
+    found = beside(
+        raw_echo=measured(1.0),
+        idle=measured(0.1, kib_per_connection=18.84),
+        framed__idle=measured(0.1, kib_per_connection=9.0),
+        kv=measured(7.0),
+        framed__kv={"failed": "broken"},
+    )
+    assert table.side_by_side(found) == [
+        ("echoes", "grpc", "framed"),
+        ("idle", "18.8 KiB", "9.0 KiB"),
+        ("kv", "7.00", "failed"),
+    ]
+    assert [row[:2] for row in table.rows(found)][1:3] == [("idle", "grpc"), ("idle", "framed")]
+    assert "| idle | 18.8 KiB | 9.0 KiB |\n| kv | 7.00 | failed |\n\n| scenario | lane |" in table.markdown(found)
+    shown = table.text(found).splitlines()
+    assert [line.split() for line in shown if line.startswith("kv ")][-1] == ["kv", "7.00", "failed"]
+
+
+def test_one_lane_stands_alone() -> None:
+    assert table.side_by_side(RESULTS) == []
+    assert table.side_by_side(beside(raw_echo=measured(1.0), framed__kv=measured(7.0))) == []
 
 
 def test_a_page_gets_the_table_between_its_markers_and_keeps_the_rest(tmp_path: Path) -> None:
@@ -61,7 +94,7 @@ def test_a_page_gets_the_table_between_its_markers_and_keeps_the_rest(tmp_path: 
         assert text.startswith(f"before\n{table.BEGIN}\n")
         assert text.endswith(f"{table.END}\nafter\n")
         assert "old" not in text
-        assert text.count("| routed-16 | 12,346 | 1.99 |") == 1
+        assert text.count("| routed-16 | grpc | 12,346 | 1.99 |") == 1
         assert "one echo was 15.0 us" in text
 
 
