@@ -1,16 +1,15 @@
-"""The running gateway: a core (core.py), the listener and its lanes, and the ops port. The top of the composition.
+"""The running gateway: a core (core.py), its lanes and their ports, and the ops port. The top of the composition.
 
 Order of opening, and backwards at the end: data directory (locked against a second gateway) -> databases -> log and its
-tasks -> sessions and services -> transport -> ops port.
+tasks -> sessions and services -> lanes -> ports -> ops port.
 
-Draining loses nothing: new streams are refused, GOAWAY asks clients to go, sessions end with UNAVAILABLE so that they
+Draining loses nothing: nothing more is accepted, each lane asks clients to go, sessions end with UNAVAILABLE so that they
 resume elsewhere, then the log settles what it was given.
 """
 
 from __future__ import annotations
 
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import structlog
@@ -20,6 +19,7 @@ from aether_trio import wiring
 from aether_trio.config import Settings
 from aether_trio.core import Core, open_core
 from aether_trio.telemetry.ops import serve_ops
+from aether_trio.transport.accepted import Lane
 from aether_trio.transport.grpc.health import NOT_SERVING, SERVING, Health
 from aether_trio.transport.grpc.link import GrpcLink
 from aether_trio.transport.grpc.reflection import with_reflection
@@ -27,8 +27,7 @@ from aether_trio.transport.grpc.rpc import told_when_broken
 from aether_trio.transport.grpc.server import GrpcServer, Servable
 from aether_trio.transport.grpc.stream import ServerStream
 from aether_trio.transport.link import Link
-from aether_trio.transport.listener import open_tcp_listeners
-from aether_trio.transport.tls import server_context
+from aether_trio.transport.ports import Ports
 from aether_trio.wire.pb.aether_grpc import AetherGatewayBase
 
 logger = structlog.get_logger("aether.gateway")
@@ -49,21 +48,16 @@ class GatewayService(AetherGatewayBase):
 
 
 class Gateway:
-    """A running gateway. Made by `open_gateway`; `address` and `ops_address` are "HOST:PORT"."""
+    """A running gateway. Made by `open_gateway`."""
 
-    def __init__(
-        self,
-        core: Core,
-        server: GrpcServer,
-        health: Health,
-        settings: Settings,
-        address: str,
-        ops_address: str | None,
-    ) -> None:
+    def __init__(self, core: Core, ports: Ports, health: Health, settings: Settings, ops_address: str | None) -> None:
         self.core = core
-        self.address = address
+        self.address = ports.address
+        """HOST:PORT that the lanes share; of the first lane when each has its own."""
+        self.addresses: Mapping[str, str] = ports.addresses
+        """HOST:PORT by lane: "grpc", "framed", "websocket". Those that are off are not in it."""
         self.ops_address = ops_address
-        self._server = server
+        self._ports = ports
         self._health = health
         self._settings = settings
         self._closed = trio.Event()
@@ -84,7 +78,7 @@ class Gateway:
         deadline_s = self._settings.grpc.drain_deadline_s
         logger.info("draining", sessions=len(core.registry), deadline_s=deadline_s)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._server.drain, deadline_s)
+            nursery.start_soon(self._ports.drain, deadline_s)
             await core.end_sessions(DRAIN_NOTICE)
         await core.log.drain()
         logger.info("drained")
@@ -95,21 +89,11 @@ class Gateway:
 async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
     """A gateway that serves. Raises OSError when a port is taken or the data directory is in use."""
     async with open_core(settings) as core, trio.open_nursery() as nursery:
-        certificates = wiring.tls_settings(settings.tls)
         health = Health()
-        services: list[Servable] = [GatewayService(core.sessions.serve), health]
-        if settings.grpc.reflection:
-            services = with_reflection(services)
-        server = GrpcServer(
-            services,
-            limits=wiring.grpc_limits(settings.grpc),
-            tcp=wiring.tcp_settings(settings.grpc),
-            tls=server_context(certificates) if certificates is not None else None,
-        )
-        listeners = open_tcp_listeners(settings.gateway.host, settings.gateway.port)
-        address = _address(listeners)
-        await nursery.start(server.serve, listeners)
-        wiring.watch_server(core.metrics, server)
+        lanes = _open_lanes(core, health, nursery)
+        ports = wiring.ports(settings, lanes)
+        await nursery.start(ports.serve)
+        wiring.watch_ports(core.metrics, ports)
         ops_address: str | None = None
         if settings.ops.enabled:
             ops_address = await nursery.start(
@@ -124,13 +108,22 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             )
         core.health.serving()
         health.set_status(SERVING)
-        gateway = Gateway(core, server, health, settings, address, ops_address)
+        gateway = Gateway(core, ports, health, settings, ops_address)
         try:
             yield gateway
         finally:
             nursery.cancel_scope.cancel()
 
 
-def _address(listeners: list[socket.socket]) -> str:
-    host, port = listeners[0].getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def _open_lanes(core: Core, health: Health, nursery: trio.Nursery) -> dict[str, Lane]:
+    """The lanes that are on, by name. What they need beside their connections runs in `nursery`."""
+    settings, metrics, serve = core.settings, core.metrics, core.sessions.serve
+    lanes: dict[str, Lane] = {}
+    if settings.grpc.enabled:
+        services: list[Servable] = [GatewayService(serve), health]
+        if settings.grpc.reflection:
+            services = with_reflection(services)
+        lanes["grpc"] = grpc = GrpcServer(services, limits=wiring.grpc_limits(settings.grpc))
+        nursery.start_soon(grpc.retire_the_old, name="grpc-age")
+        wiring.watch_lane(metrics, "grpc", grpc.statistics)
+    return lanes

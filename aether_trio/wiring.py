@@ -7,6 +7,7 @@ be seen as a name that stands nowhere.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,11 @@ from aether_trio.telemetry.metrics import MAX_SERIES, OTHER, Metrics
 from aether_trio.transport import tls
 from aether_trio.transport.grpc.limits import Allowance, Allowances, GrpcLimits
 from aether_trio.transport.listener import TcpSettings
+from aether_trio.transport.ports import Ports
 
 if TYPE_CHECKING:
     from aether_trio.core import Core
-    from aether_trio.transport.grpc.server import GrpcServer
+    from aether_trio.transport.accepted import Lane
 
 
 def log_limits(settings: Settings) -> LogLimits:
@@ -92,6 +94,20 @@ def tcp_settings(settings: GrpcSettings) -> TcpSettings:
     )
 
 
+def ports(settings: Settings, lanes: Mapping[str, Lane]) -> Ports:
+    """Where these lanes are spoken, opened. Raises OSError when a port is taken or a certificate is of no use."""
+    own = {"grpc": settings.grpc.port, "framed": settings.framed.port, "websocket": settings.websocket.port}
+    return Ports(
+        lanes,
+        host=settings.gateway.host,
+        port=settings.gateway.port,
+        own={lane: port for lane, port in own.items() if port is not None},
+        tls=tls_settings(settings.tls),
+        tcp=tcp_settings(settings.grpc),
+        first_bytes_timeout_s=settings.gateway.first_bytes_timeout_s,
+    )
+
+
 def tls_settings(settings: TlsSettings) -> tls.TlsSettings | None:
     """The certificate files; None for a port without TLS."""
     if settings.cert is None or settings.key is None:
@@ -145,10 +161,33 @@ def watch_metrics(metrics: Metrics, core: Core, **databases: Any) -> None:
     )
 
 
-def watch_server(metrics: Metrics, server: GrpcServer) -> None:
-    """Show what the gRPC server and its listener count."""
-    metrics.watch("grpc", server.statistics, counters={"bytes_received", "bytes_sent"})
-    metrics.watch("listener", server.listener_statistics, counters={"accepted", "refused_over_limit", "pauses"})
+def watch_ports(metrics: Metrics, ports: Ports) -> None:
+    """Show what the ports and their listeners count."""
+    metrics.watch("listener", ports.listener_statistics, counters={"accepted", "refused_over_limit", "pauses"})
+    metrics.watch("port", ports.statistics)
+    metrics.counter(
+        "aether_port_connections",
+        "Connections given to a lane",
+        ("lane",),
+        lambda: {(lane,): count for lane, count in ports.statistics().chosen.items()},
+    )
+    metrics.counter(
+        "aether_port_rejects",
+        "Connections that reached no lane, by reason",
+        ("reason",),
+        lambda: {(reason,): count for reason, count in ports.statistics().rejects.items()},
+    )
+
+
+def watch_lane(metrics: Metrics, name: str, statistics: Callable[[], Any]) -> None:
+    """Show what a lane counts, `rejects` by reason."""
+    metrics.watch(name, statistics, counters={"bytes_received", "bytes_sent"})
+    metrics.counter(
+        f"aether_{name}_rejects",
+        "What was refused or cut off on this lane, by reason",
+        ("reason",),
+        lambda: {(reason,): count for reason, count in statistics().rejects.items()},
+    )
 
 
 def _live(core: Core) -> dict[tuple[str, ...], float]:

@@ -8,6 +8,7 @@ import h11
 import trio
 
 from aether_trio.cli import exits
+from aether_trio.telemetry.ops import OPS_SERVER
 
 _READ_BYTES = 64 * 1024
 _MAX_LINE_BYTES = 32 * 1024 * 1024  # a payload of 10 MiB as base64, and some
@@ -39,7 +40,10 @@ async def stream_lines(
             raise exits.CliError(f"{where} does not answer", exits.UNREACHABLE) from None
         except (h11.RemoteProtocolError, trio.BrokenResourceError):
             raise exits.CliError(f"{where} is not an ops port; {hint}", exits.UNREACHABLE) from None
-        status = response.status_code if isinstance(response, h11.Response) else 0
+        if not isinstance(response, h11.Response) or dict(response.headers).get(b"server") != OPS_SERVER:
+            # A gateway's own port answers HTTP too.
+            raise exits.CliError(f"{where} is not an ops port; {hint}", exits.UNREACHABLE)
+        status = response.status_code
         rest = b""
         while True:
             try:

@@ -154,9 +154,9 @@ class GrpcSettings(Section, frozen=True):
     connection_window_bytes: Annotated[
         int, Meta(ge=65535, le=2**31 - 1, description="Receive window of a connection.")
     ] = 1 * MIB
-    handshake_timeout_s: Annotated[
-        float, Meta(gt=0, description="For TLS and the HTTP/2 preface of a new connection.")
-    ] = 10.0
+    handshake_timeout_s: Annotated[float, Meta(gt=0, description="For the HTTP/2 handshake of a new connection.")] = (
+        10.0
+    )
     idle_timeout_s: Annotated[
         float, Meta(ge=0, description="A connection without streams is closed after this; 0 is never.")
     ] = 15 * MINUTES

@@ -35,7 +35,8 @@ TailSource = Callable[[str, int | None], AsyncGenerator[tuple[int, int, bytes], 
 `from_offset` is the first offset wanted; None means only what comes from now on.
 """
 
-_SERVER: Final = b"aether-trio"
+OPS_SERVER: Final = b"aether-trio-ops"
+"""The Server header, by which `aether tail` knows an ops port."""
 _READ_BYTES: Final = 16 * 1024
 _TEXT: Final = "text/plain; charset=utf-8"
 _JSON: Final = "application/json"
@@ -234,7 +235,7 @@ class _Connection:
 
     async def _send_answer(self, answer: _Answer, *, head: bool = False, close: bool = False) -> None:
         headers = [
-            (b"server", _SERVER),
+            (b"server", OPS_SERVER),
             (b"content-type", answer.content_type.encode()),
             (b"content-length", str(len(answer.body)).encode()),
             (b"cache-control", b"no-store"),
@@ -250,7 +251,7 @@ class _Connection:
     async def _send_tail(self, request: _Stream) -> None:
         """Stream messages until the reader leaves. A reader too slow to take one write in time is cut off."""
         headers = [
-            (b"server", _SERVER),
+            (b"server", OPS_SERVER),
             (b"content-type", b"application/x-ndjson"),
             (b"cache-control", b"no-store"),
             (b"connection", b"close"),

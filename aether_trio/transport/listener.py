@@ -1,7 +1,7 @@
 """TCP listeners and the accept loop.
 
 Plain non-blocking sockets throughout (see grpc/connection.py for why). `Acceptor` hands each accepted socket, configured,
-to a handler task; the seam for choosing a lane by a connection's first bytes is that handler.
+to a handler in a task of its own: a Port (port.py), which chooses the lane.
 
 Invariant: nothing that a peer or the kernel's limits do ends the accept loop; only cancellation does.
 """
@@ -87,10 +87,12 @@ def open_tcp_listeners(host: str | None, port: int, *, backlog: int = 1024) -> l
 
 
 class Acceptor:
-    """Accepts on some listeners until cancelled. The connections live in `nursery`, which outlives the accepting."""
+    """Accepts until cancelled. The connections live in `nursery`, which outlives the accepting.
 
-    def __init__(self, handler: Handler, nursery: trio.Nursery, settings: TcpSettings | None = None) -> None:
-        self._handler = handler
+    Several `serve` may run at once, with a handler each; the limit of connections is theirs together.
+    """
+
+    def __init__(self, nursery: trio.Nursery, settings: TcpSettings | None = None) -> None:
         self._nursery = nursery
         self._settings = settings or TcpSettings()
         self._accepted = self._open = self._refused = self._pauses = 0
@@ -98,19 +100,19 @@ class Acceptor:
     def statistics(self) -> ListenerStatistics:
         return ListenerStatistics(self._accepted, self._open, self._refused, self._pauses)
 
-    async def serve(self, listeners: Sequence[socket.socket]) -> None:
+    async def serve(self, listeners: Sequence[socket.socket], handler: Handler) -> None:
         """Accept until cancelled, then close the listeners."""
         try:
             async with trio.open_nursery() as nursery:
                 for listener in listeners:
                     set_options(listener, self._settings)
-                    nursery.start_soon(self._accept_from, listener)
+                    nursery.start_soon(self._accept_from, listener, handler)
         finally:
             for listener in listeners:
                 trio.lowlevel.notify_closing(listener)
                 listener.close()
 
-    async def _accept_from(self, listener: socket.socket) -> None:
+    async def _accept_from(self, listener: socket.socket, handler: Handler) -> None:
         while True:
             await trio.lowlevel.wait_readable(listener)
             for _ in range(_ACCEPTS_PER_TURN):
@@ -125,9 +127,9 @@ class Acceptor:
                         await trio.sleep(_PAUSE_S)
                     # Anything else belongs to the connection that was to be accepted (ECONNABORTED, EPROTO, ...).
                     break
-                self._start(sock, address)
+                self._start(sock, address, handler)
 
-    def _start(self, sock: socket.socket, address: Any) -> None:
+    def _start(self, sock: socket.socket, address: Any, handler: Handler) -> None:
         if self._open >= self._settings.max_connections:
             self._refused += 1
             sock.close()
@@ -141,11 +143,11 @@ class Acceptor:
             return
         self._accepted += 1
         self._open += 1
-        self._nursery.start_soon(self._run, sock, address)
+        self._nursery.start_soon(self._run, sock, address, handler)
 
-    async def _run(self, sock: socket.socket, address: Any) -> None:
+    async def _run(self, sock: socket.socket, address: Any, handler: Handler) -> None:
         try:
-            await self._handler(sock, address)
+            await handler(sock, address)
         except Exception:
             # One connection's bug must not end the others; it is ours, so it is loud.
             log.exception("connection failed")

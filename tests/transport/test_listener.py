@@ -19,10 +19,10 @@ from aether_trio.transport.listener import Acceptor, TcpSettings, open_tcp_liste
 async def accepting(handler: Any, settings: TcpSettings | None = None) -> AsyncIterator[tuple[int, Acceptor]]:
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
-            acceptor = Acceptor(handler, nursery, settings)
+            acceptor = Acceptor(nursery, settings)
             listeners = open_tcp_listeners("127.0.0.1", 0)
             port = listeners[0].getsockname()[1]
-            nursery.start_soon(acceptor.serve, listeners)
+            nursery.start_soon(acceptor.serve, listeners, handler)
             yield port, acceptor
             nursery.cancel_scope.cancel()
 
@@ -132,7 +132,7 @@ async def test_accepting_survives_what_the_kernel_says(number: int) -> None:
     listener.setblocking(False)
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(Acceptor(hello, nursery).serve, [listener])
+            nursery.start_soon(Acceptor(nursery).serve, [listener], hello)
             assert await greeting(listener.getsockname()[1]) == b"hello"
             nursery.cancel_scope.cancel()
     assert listener.fileno() == -1

@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives import serialization
 from grpclib.health.v1.health_pb2 import HealthCheckRequest
 
 from aether_trio.transport.grpc.client import open_channel
-from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.server import GrpcServer
 from aether_trio.transport.grpc.stream import ServerStream
 from aether_trio.transport.link import PeerCertificate
+from aether_trio.transport.port import Port
 from aether_trio.transport.tls import ClientCertificates, TlsSession, TlsSettings, client_context, server_context
 from tests.transport.grpc.harness import Probe, serving
 
@@ -63,14 +63,15 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
     return Pki(tmp_path_factory.mktemp("pki"))
 
 
-def server_for(pki: Pki, mode: ClientCertificates | None = None, **options: Any) -> tuple[GrpcServer, Identified]:
+def port_for(pki: Pki, mode: ClientCertificates | None = None) -> tuple[GrpcServer, Port, Identified]:
     probe = Identified()
+    server = GrpcServer([probe])
     context = server_context(
         TlsSettings(pki.cert, pki.key)
         if mode is None
         else TlsSettings(pki.cert, pki.key, client_ca_file=pki.ca, client_certificates=mode)
     )
-    return GrpcServer([probe], tls=context, **options), probe
+    return server, Port({"grpc": server}, tls=context, first_bytes_timeout_s=10), probe
 
 
 async def call(port: int, context: ssl.SSLContext) -> str:
@@ -80,8 +81,8 @@ async def call(port: int, context: ssl.SSLContext) -> str:
 
 
 async def test_a_call_over_tls_and_a_large_one(pki: Pki) -> None:
-    server, probe = server_for(pki)
-    async with serving(server) as port:
+    server, door, probe = port_for(pki)
+    async with serving(server, door.serve) as port:
         assert await call(int(port), client_context(ca_file=pki.ca)) == "over TLS"
         async with open_channel("127.0.0.1", int(port), tls=client_context(ca_file=pki.ca)) as channel:
             big = HealthCheckRequest(service="b" * 2_000_000)
@@ -90,7 +91,7 @@ async def test_a_call_over_tls_and_a_large_one(pki: Pki) -> None:
 
 
 async def test_grpcio_over_mutual_tls_is_known_by_its_certificate(pki: Pki) -> None:
-    server, probe = server_for(pki, ClientCertificates.REQUIRED)
+    server, door, probe = port_for(pki, ClientCertificates.REQUIRED)
     credentials = grpc.ssl_channel_credentials(
         pki.ca.read_bytes(), pki.client_key.read_bytes(), pki.client_cert.read_bytes()
     )
@@ -100,7 +101,7 @@ async def test_grpcio_over_mutual_tls_is_known_by_its_certificate(pki: Pki) -> N
             channel.unary_unary(ONE)(HealthCheckRequest(service="x").SerializeToString())
             return list(channel.stream_stream("/probe.Probe/Echo")(iter([b"z" * 100_000] * 50)))
 
-    async with serving(server) as port:
+    async with serving(server, door.serve) as port:
         assert await trio.to_thread.run_sync(client, int(port)) == [b"z" * 100_000] * 50
     (certificate,) = probe.certificates
     assert certificate is not None
@@ -110,66 +111,66 @@ async def test_grpcio_over_mutual_tls_is_known_by_its_certificate(pki: Pki) -> N
 
 
 async def test_a_required_certificate_that_is_missing_is_refused(pki: Pki) -> None:
-    server, probe = server_for(pki, ClientCertificates.REQUIRED)
-    async with serving(server) as port:
+    server, door, probe = port_for(pki, ClientCertificates.REQUIRED)
+    async with serving(server, door.serve) as port:
         with pytest.raises(Exception, match=r".*"):
             await call(int(port), client_context(ca_file=pki.ca))
-        while not server.statistics().rejects:
+        while not door.statistics().rejects:
             await trio.sleep(0.01)
     assert probe.certificates == []
-    assert server.statistics().rejects == {"tls_handshake": 1}
+    assert door.statistics().rejects == {"tls_handshake": 1}
 
 
 async def test_an_optional_certificate_may_be_missing(pki: Pki) -> None:
-    server, probe = server_for(pki, ClientCertificates.OPTIONAL)
+    server, door, probe = port_for(pki, ClientCertificates.OPTIONAL)
     with_certificate = client_context(ca_file=pki.ca, cert_file=pki.client_cert, key_file=pki.client_key)
-    async with serving(server) as port:
+    async with serving(server, door.serve) as port:
         await call(int(port), client_context(ca_file=pki.ca))
         await call(int(port), with_certificate)
     assert [found and found.common_name for found in probe.certificates] == [None, "agent-7"]
 
 
 async def test_a_certificate_of_another_ca_is_refused(pki: Pki, tmp_path: Path) -> None:
-    server, probe = server_for(pki, ClientCertificates.OPTIONAL)
+    server, door, probe = port_for(pki, ClientCertificates.OPTIONAL)
     stranger = Pki(tmp_path)
     context = client_context(ca_file=pki.ca, cert_file=stranger.client_cert, key_file=stranger.client_key)
-    async with serving(server) as port:
+    async with serving(server, door.serve) as port:
         with pytest.raises(Exception, match=r".*"):
             await call(int(port), context)
     assert probe.certificates == []
 
 
 async def test_an_older_tls_is_refused(pki: Pki) -> None:
-    server, _ = server_for(pki)
+    server, door, _ = port_for(pki)
     context = client_context(ca_file=pki.ca)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.maximum_version = ssl.TLSVersion.TLSv1_2
-    async with serving(server) as port:
+    async with serving(server, door.serve) as port:
         with pytest.raises(ssl.SSLError):
             await call(int(port), context)
-    assert server.statistics().rejects == {"tls_handshake": 1}
+    assert door.statistics().rejects == {"tls_handshake": 1}
 
 
 async def test_a_client_that_does_not_finish_its_handshake_is_cut_off(
     pki: Pki, autojump_clock: trio.testing.MockClock
 ) -> None:
     autojump_clock.autojump_threshold = 0.2
-    server, _ = server_for(pki, limits=GrpcLimits(handshake_timeout_s=10))
-    async with serving(server) as port:
+    server, door, _ = port_for(pki)
+    async with serving(server, door.serve) as port:
         stream = await port.connect()
         await stream.send_all(b"\x16\x03\x01")
         assert await stream.receive_some() == b""
-    assert server.statistics().rejects == {"tls_handshake_timeout": 1}
+    assert door.statistics().rejects == {"timeout": 1}
 
 
 async def test_plain_text_to_a_tls_port_is_refused(pki: Pki) -> None:
-    server, _ = server_for(pki)
-    async with serving(server) as port:
+    server, door, _ = port_for(pki)
+    async with serving(server, door.serve) as port:
         stream = await port.connect()
         await stream.send_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         while await stream.receive_some():
             pass
-    assert server.statistics().rejects == {"tls_handshake": 1}
+    assert door.statistics().rejects == {"tls_missing": 1}
 
 
 def test_a_session_seals_and_opens_any_amount_at_once(pki: Pki) -> None:

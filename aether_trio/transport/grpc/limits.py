@@ -71,7 +71,7 @@ class GrpcLimits:
     """Control replies (acks, resets, window updates) waiting for a peer that does not read. No setting, as above."""
 
     handshake_timeout_s: float = 10 * SECONDS
-    """For the TLS handshake, and again for the HTTP/2 preface with its SETTINGS."""
+    """For the HTTP/2 preface, its SETTINGS, and their acknowledgement."""
     idle_timeout_s: float = 15 * MINUTES
     """Without any stream; 0 is never."""
     close_timeout_s: float = 5 * SECONDS

@@ -87,7 +87,7 @@ class ServerConnection(ServerStreams):
         self.plane.out.append(self.shared.settings_frame)
         self.plane.out.append(self.plane.opening_window_update())
         try:
-            reason = await self._serve_first(head or self._first_bytes()) or await self.read_until_end()
+            reason = await self._serve_first(head) or await self.read_until_end()
         except trio.Cancelled:
             self._cut_off()
             raise
@@ -99,15 +99,6 @@ class ServerConnection(ServerStreams):
                 self.abandon()
         self.break_streams(reason)
         return reason
-
-    def _first_bytes(self) -> bytes:
-        """Clients speak first, and mostly they have spoken by the time that we have accepted: look before waiting."""
-        if self.sealer is None:
-            try:
-                return self.receive_some()
-            except OSError:
-                pass  # nothing yet, or the next look finds the end
-        return b""
 
     async def _serve_first(self, head: bytes) -> str | None:
         """Serve what has come at once; why that was the end, if it was. From here on the handshake is waited for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,10 +15,12 @@ from grpclib.const import Status as GrpclibStatus
 from grpclib.exceptions import GRPCError
 from grpclib.health.v1.health_pb2 import HealthCheckRequest
 
+from aether_trio.transport.accepted import Accepted
 from aether_trio.transport.grpc import frames
 from aether_trio.transport.grpc.server import GrpcServer
 from aether_trio.transport.grpc.stream import ServerStream
-from aether_trio.transport.listener import open_tcp_listeners
+from aether_trio.transport.listener import Acceptor, TcpSettings, open_tcp_listeners
+from aether_trio.transport.listener import Handler as SocketHandler
 
 PATIENCE_S = 100_000
 """In trio's time, which some tests make jump by hours; hanging tests are caught by pytest's own timeout."""
@@ -84,10 +87,20 @@ class Probe:
         }
 
 
+def only(server: GrpcServer) -> SocketHandler:
+    """Hands `server` every socket, whatever its first bytes."""
+
+    async def handle(sock: socket.socket, address: Any) -> None:
+        await server.serve(Accepted(sock, address))
+
+    return handle
+
+
 class Port(int):
     """A port number that remembers what was opened to it."""
 
     opened: list[trio.SocketStream]
+    accepting: trio.CancelScope
 
     async def connect(self) -> trio.SocketStream:
         stream = await trio.open_tcp_stream("127.0.0.1", int(self))
@@ -96,13 +109,26 @@ class Port(int):
 
 
 @asynccontextmanager
-async def serving(server: GrpcServer) -> AsyncIterator[Port]:
-    """The server's port on 127.0.0.1; the server is cancelled, and its clients closed, at the end."""
+async def serving(
+    server: GrpcServer, handler: SocketHandler | None = None, *, host: str = "127.0.0.1", tcp: TcpSettings | None = None
+) -> AsyncIterator[Port]:
+    """The server's port on `host`; the server is cancelled, and its clients closed, at the end.
+
+    Without a handler the server gets every connection, unseen.
+    """
     with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
-            listeners = await nursery.start(server.serve, open_tcp_listeners("127.0.0.1", 0))
+            listeners = open_tcp_listeners(host, 0)
+            nursery.start_soon(server.retire_the_old)
             port = Port(listeners[0].getsockname()[1])
             port.opened = []
+            port.accepting = trio.CancelScope()
+
+            async def accept() -> None:
+                with port.accepting:
+                    await Acceptor(nursery, tcp).serve(listeners, handler or only(server))
+
+            nursery.start_soon(accept)
             try:
                 yield port
             finally:

@@ -11,9 +11,9 @@ import trio
 
 from aether_trio.transport.grpc import frames
 from aether_trio.transport.grpc.server import GrpcServer
-from aether_trio.transport.listener import TcpSettings, open_tcp_listeners
+from aether_trio.transport.listener import TcpSettings
 from tests.helpers.netns import RemoteMachine, Unavailable, remote_machine
-from tests.transport.grpc.harness import Probe, RawClient, settings
+from tests.transport.grpc.harness import Probe, RawClient, serving, settings
 
 CLIENT = """
 import socket, sys, time
@@ -35,11 +35,9 @@ def machine() -> Iterator[RemoteMachine]:
 async def test_a_vanished_peer_ends_its_rpc(machine: RemoteMachine) -> None:
     probe = Probe()
     tcp = TcpSettings(keepalive_idle_s=1, keepalive_interval_s=1, keepalive_probes=2, user_timeout_ms=2_000)
-    server = GrpcServer([probe], tcp=tcp)
+    server = GrpcServer([probe])
     with trio.fail_after(60):
-        async with trio.open_nursery() as nursery:
-            listeners = await nursery.start(server.serve, open_tcp_listeners(machine.near, 0))
-            port = listeners[0].getsockname()[1]
+        async with serving(server, host=machine.near, tcp=tcp) as port:
             request = RawClient(None).request(1, "/probe.Probe/Hang")  # type: ignore[arg-type]
             opening = (frames.PREFACE + settings() + request).hex()
             command = [*machine.prefix, sys.executable, "-c", CLIENT, machine.near, str(port), opening]
@@ -50,4 +48,3 @@ async def test_a_vanished_peer_ends_its_rpc(machine: RemoteMachine) -> None:
                 client.kill()
             while server.statistics().connections_open:
                 await trio.sleep(0.01)
-            nursery.cancel_scope.cancel()
