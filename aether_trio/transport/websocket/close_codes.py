@@ -1,0 +1,48 @@
+"""How a stream's end is told over WebSocket: close codes for statuses (RFC 6455 section 7.4).
+
+    1000                    a clean end
+    1002, 1003, 1007, 1009  as in the RFC: protocol error, wrong kind of message, bad UTF-8, message too big
+    4100 + status           connect again: the gateway or this connection had to stop, the client did nothing wrong
+    4200 + status           do not connect again by yourself: the next attempt would end in the same way
+
+`status` is the number of the gRPC status. The reason is its text, cut to what a close frame can hold.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aether_trio.model.errors import Status
+
+NORMAL: Final = 1000
+PROTOCOL_ERROR: Final = 1002
+UNSUPPORTED_DATA: Final = 1003
+TOO_BIG: Final = 1009
+RECONNECT: Final = 4100
+STAY_AWAY: Final = 4200
+
+RECONNECTABLE: Final = frozenset(
+    {
+        Status.UNAVAILABLE,
+        Status.RESOURCE_EXHAUSTED,
+        Status.DEADLINE_EXCEEDED,
+        Status.ABORTED,
+        Status.INTERNAL,
+        Status.UNKNOWN,
+    }
+)
+REASON_BYTES: Final = 123
+"""A control frame holds 125 bytes, of which the code takes two (RFC 6455 section 5.5)."""
+
+
+def close_code(status: Status) -> int:
+    """The code that says how a stream has ended."""
+    if status is Status.OK:
+        return NORMAL
+    return (RECONNECT if status in RECONNECTABLE else STAY_AWAY) + status
+
+
+def close_reason(text: str) -> str:
+    """The text, cut to REASON_BYTES of UTF-8 at a character."""
+    data = text.encode("utf-8", "replace")
+    return data[:REASON_BYTES].decode("utf-8", "ignore")

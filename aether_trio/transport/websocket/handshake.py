@@ -1,0 +1,99 @@
+"""The WebSocket upgrade, judged without I/O (RFC 6455 section 4.2).
+
+Beyond what the RFC asks: the client must offer one of our subprotocols, the page's origin must be allowed, and the URL has
+no query: addresses end up in logs and histories, so credentials must not be in them. Extensions are never agreed upon,
+permessage-deflate least of all: its window would cost 64 KiB for each connection.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from wsproto.utilities import generate_accept_token
+
+from aether_trio.transport.websocket.files import Headers
+from aether_trio.transport.websocket.http import Request
+from aether_trio.transport.websocket.origins import OriginPolicy
+from aether_trio.wire.browser import CODECS, Codec
+
+_VERSION = "13"
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """Agreed: what to answer, and the codec of all that follows."""
+
+    codec: Codec
+    response: bytes
+
+
+class UpgradeRefused(Exception):
+    """Not agreed, with this answer."""
+
+    def __init__(self, status: HTTPStatus, text: str, headers: Headers | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+        self.headers = headers or []
+
+
+def negotiate(request: Request, origins: OriginPolicy, *, secure: bool, loopback: bool) -> Upgrade:
+    """Raises UpgradeRefused."""
+    headers = request.headers
+    if "websocket" not in _tokens(headers.get("upgrade", "")) or "upgrade" not in _tokens(
+        headers.get("connection", "")
+    ):
+        raise UpgradeRefused(
+            HTTPStatus.UPGRADE_REQUIRED,
+            "this address is for WebSocket connections",
+            [("Upgrade", "websocket"), ("Connection", "Upgrade")],
+        )
+    if headers.get("sec-websocket-version") != _VERSION:
+        raise UpgradeRefused(
+            HTTPStatus.UPGRADE_REQUIRED,
+            f"Sec-WebSocket-Version must be {_VERSION}",
+            [("Sec-WebSocket-Version", _VERSION)],
+        )
+    key = headers.get("sec-websocket-key", "")
+    if not _is_key(key):
+        raise UpgradeRefused(HTTPStatus.BAD_REQUEST, "Sec-WebSocket-Key must be 16 bytes in base64")
+    origin = headers.get("origin")
+    if not origins.allows(origin, headers.get("host", ""), secure=secure, loopback=loopback):
+        raise UpgradeRefused(
+            HTTPStatus.FORBIDDEN, f"pages of {origin!a} may not connect; see the setting websocket.allowed_origins"
+        )
+    if request.query is not None:
+        raise UpgradeRefused(
+            HTTPStatus.BAD_REQUEST, "no query, please: credentials go into the first message, never into the address"
+        )
+    offered = [name.strip() for name in headers.get("sec-websocket-protocol", "").split(",")]
+    codec = next((CODECS[name] for name in offered if name in CODECS), None)
+    if codec is None:
+        raise UpgradeRefused(
+            HTTPStatus.BAD_REQUEST, f"offer one of these in Sec-WebSocket-Protocol: {', '.join(CODECS)}"
+        )
+    return Upgrade(codec, _response(key, codec.subprotocol))
+
+
+def _response(key: str, subprotocol: str) -> bytes:
+    accept = generate_accept_token(key.encode("ascii")).decode("ascii")
+    return (
+        "HTTP/1.1 101 Switching Protocols\r\n"
+        "Upgrade: websocket\r\n"
+        "Connection: Upgrade\r\n"
+        f"Sec-WebSocket-Accept: {accept}\r\n"
+        f"Sec-WebSocket-Protocol: {subprotocol}\r\n\r\n"
+    ).encode("ascii")
+
+
+def _tokens(value: str) -> set[str]:
+    return {token.strip().lower() for token in value.split(",")}
+
+
+def _is_key(value: str) -> bool:
+    try:
+        return len(base64.b64decode(value, validate=True)) == 16
+    except (binascii.Error, ValueError):
+        return False

@@ -1,0 +1,101 @@
+"""HTTP/1.1 requests, one after another, on one connection; h11 does the protocol.
+
+Only what a browser needs to load a few files and to ask for an upgrade: requests have no bodies, responses have a length.
+Limits: MAX_HEAD_BYTES for a request's head, and deadlines, which are the caller's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+import h11
+
+from aether_trio.transport.websocket.files import Headers
+from aether_trio.transport.websocket.stream import ByteStream
+
+MAX_HEAD_BYTES: Final = 16 * 1024
+"""Request line and headers. Browsers stay far below it; cookies of other services on the same host are what is long."""
+_BODY: Final = frozenset(("content-length", "transfer-encoding"))
+
+
+class BadRequest(Exception):
+    """It cannot be served; `status` and the text say why. The connection is of no more use."""
+
+    def __init__(self, status: HTTPStatus, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Header names are in lower case; of repeated headers the values are joined with commas, as RFC 9110 has it."""
+
+    method: str
+    path: str
+    query: str | None
+    headers: dict[str, str]
+
+
+class HttpConnection:
+    """The server's side of one connection."""
+
+    __slots__ = ("_h11", "_stream", "served")
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
+        self.served = 0
+
+    async def next_request(self) -> Request | None:
+        """The next request; None when the client has gone or is not to send another. Raises BadRequest and OSError."""
+        if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
+            self._h11.start_next_cycle()
+        if self._h11.our_state is not h11.IDLE:
+            return None
+        try:
+            event = self._h11.next_event()
+            while event is h11.NEED_DATA:
+                self._h11.receive_data(await self._stream.receive())
+                event = self._h11.next_event()
+            if not isinstance(event, h11.Request):
+                return None
+            request = _read(event)
+            if not _BODY.isdisjoint(request.headers) and request.headers.get("content-length") != "0":
+                raise BadRequest(HTTPStatus.BAD_REQUEST, "requests with a body are not served")
+            self._h11.next_event()  # its EndOfMessage
+        except h11.RemoteProtocolError as error:
+            raise BadRequest(HTTPStatus(error.error_status_hint), str(error)) from None
+        self.served += 1
+        return request
+
+    def leftover(self) -> bytes:
+        """What the client sent behind its upgrade request."""
+        return self._h11.trailing_data[0]
+
+    async def respond(
+        self, status: HTTPStatus, headers: Headers, body: bytes, *, head_only: bool = False, close: bool = False
+    ) -> None:
+        """Send a whole response. Raises OSError."""
+        if self._h11.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            return
+        fields = [*headers]
+        if status is not HTTPStatus.NOT_MODIFIED:
+            fields.append(("Content-Length", str(len(body))))
+        if close:
+            fields.append(("Connection", "close"))
+        parts = [self._h11.send(h11.Response(status_code=status, headers=fields, reason=status.phrase.encode()))]
+        if body and not head_only and status is not HTTPStatus.NOT_MODIFIED:
+            parts.append(self._h11.send(h11.Data(data=body)))
+        parts.append(self._h11.send(h11.EndOfMessage()))
+        await self._stream.send_all(b"".join(part for part in parts if part))
+
+
+def _read(event: h11.Request) -> Request:
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in event.headers:
+        name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    path, mark, query = event.target.decode("ascii", "replace").partition("?")
+    return Request(event.method.decode("ascii"), path, query if mark else None, headers)

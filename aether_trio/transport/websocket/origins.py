@@ -1,0 +1,63 @@
+"""Which pages may open a WebSocket: the guard against cross-site hijacking (RFC 6455 section 10.2).
+
+A browser lets a page of any site connect to any WebSocket server, and says in Origin whose page it is. Requests without
+Origin do not come from a browser's page. Allowed are the gateway's own pages and the origins that are configured.
+
+Own means that Origin and Host name the same host. That alone would let a page in whose name an attacker has pointed at
+this machine (DNS rebinding), so over plain HTTP on a loopback address, where a developer's gateway listens, the host must be
+"localhost" or an address; another name there (a reverse proxy's) is to be listed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+ANY = "*"
+_ANY_PORT = ":*"
+
+
+class OriginPolicy:
+    """Judges origins. `allowed` has exact origins, origins with `:*` for a port, and "*" for every page there is."""
+
+    def __init__(self, allowed: Iterable[str]) -> None:
+        entries = {entry.strip().rstrip("/").lower() for entry in allowed}
+        self._any = ANY in entries
+        self._ports = frozenset(entry.removesuffix(_ANY_PORT) for entry in entries if entry.endswith(_ANY_PORT))
+        self._exact = frozenset(entries)
+
+    def allows(self, origin: str | None, host: str, *, secure: bool, loopback: bool) -> bool:
+        """Whether a page of `origin` may connect to `host` (the Host header).
+
+        `secure`: the connection is TLS; `loopback`: it came in on a loopback address.
+        """
+        if origin is None or self._any:
+            return True
+        origin = origin.lower()
+        if origin in self._exact:
+            return True
+        try:
+            parts = urlsplit(origin)
+            name = parts.hostname
+        except ValueError:
+            return False
+        if not name or parts.scheme not in ("http", "https") or parts.path or parts.query or parts.fragment:
+            return False
+        if self._ports and f"{parts.scheme}://{f'[{name}]' if ':' in name else name}" in self._ports:
+            return True
+        if parts.netloc != host.lower():
+            return False
+        if secure:
+            return parts.scheme == "https"
+        return not loopback or _is_local(name)
+
+
+def _is_local(name: str) -> bool:
+    if name == "localhost" or name.endswith(".localhost"):  # browsers answer these themselves
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

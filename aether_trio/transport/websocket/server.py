@@ -1,0 +1,237 @@
+"""The HTTP and WebSocket lane of the port.
+
+    server = HttpServer(core.sessions.serve, settings.websocket, nursery)
+    ...
+    await server.serve(accepted)          # for each connection that the port has found to speak HTTP/1.1
+    await server.drain(deadline_s)
+
+`serve` is what a Link is given to; `nursery` outlives the connections and holds the tasks that write what a socket did not take
+at once. GET /v1/connect is the upgrade; every other path is a file (files.py), or 404.
+
+Limits: a connection's first request within `handshake_timeout_s`, each further one within `idle_timeout_s`, responses
+likewise; http.py bounds a request's head, link.py what comes after the upgrade. A drain answers upgrades with 503, ends
+connections that only fetch files, and waits for the WebSockets, whose sessions the core ends.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+import trio
+from wsproto.connection import Connection, ConnectionType
+
+from aether_trio.config.settings import WebSocketSettings, is_loopback
+from aether_trio.model.token_bucket import TokenBucket
+from aether_trio.transport.accepted import Accepted
+from aether_trio.transport.linger import linger
+from aether_trio.transport.link import Link, Peer
+from aether_trio.transport.websocket.files import Headers, load_files
+from aether_trio.transport.websocket.handshake import Upgrade, UpgradeRefused, negotiate
+from aether_trio.transport.websocket.http import BadRequest, HttpConnection, Request
+from aether_trio.transport.websocket.link import WebSocketLink
+from aether_trio.transport.websocket.origins import OriginPolicy
+from aether_trio.transport.websocket.stream import ByteStream
+
+CONNECT_PATH: Final = "/v1/connect"
+BURST_S: Final = 10.0
+"""A client may be this many seconds of its rate of messages ahead."""
+LINGER_S: Final = 1.0
+"""For a client to read why its request was refused, before its socket is closed."""
+
+_TEXT: Final[Headers] = [
+    ("Content-Type", "text/plain; charset=utf-8"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Cache-Control", "no-store"),
+]
+_METADATA: Final[tuple[str, ...]] = ("user-agent", "origin", "aether-extensions")
+"""Headers that a session may look at."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpStatistics:
+    """Connections open now, WebSockets among them, and what was answered since start."""
+
+    open: int
+    websockets: int
+    requests: int
+    upgrades: int
+    upgrades_refused: int
+
+
+@dataclass(slots=True)
+class _Agreed:
+    """What an upgrade leaves behind of its request."""
+
+    upgrade: Upgrade
+    peer: Peer
+    early: bytes
+
+
+class HttpServer:
+    """See the module docstring. A Lane (transport/accepted.py)."""
+
+    def __init__(
+        self, serve: Callable[[Link], Awaitable[None]], settings: WebSocketSettings, nursery: trio.Nursery
+    ) -> None:
+        self._serve_link = serve
+        self._settings = settings
+        self._nursery = nursery
+        self._origins = OriginPolicy(settings.allowed_origins)
+        self._files = load_files(page=settings.page)
+        self._fetching: set[ByteStream] = set()
+        self._websockets: set[ByteStream] = set()
+        self._draining = False
+        self._empty: trio.Event | None = None
+        self._requests = self._upgrades = self._refused = 0
+
+    def statistics(self) -> HttpStatistics:
+        """What is open, and what was answered."""
+        websockets = len(self._websockets)
+        return HttpStatistics(
+            len(self._fetching) + websockets, websockets, self._requests, self._upgrades, self._refused
+        )
+
+    async def serve(self, accepted: Accepted) -> None:
+        """See Lane."""
+        stream = ByteStream(accepted)
+        accepted.head = b""
+        try:
+            agreed = await self._fetch(accepted, stream)
+            if agreed is not None:
+                await self._bridge(stream, agreed)
+        except OSError:
+            pass  # the peer has gone
+        finally:
+            if self._empty is not None and not self._fetching and not self._websockets:
+                self._empty.set()
+
+    async def drain(self, deadline_s: float) -> None:
+        """See Lane."""
+        self._draining = True
+        for stream in self._fetching:
+            stream.shutdown(socket.SHUT_RD)  # what was read is answered; then it is the end
+        with trio.move_on_after(deadline_s):
+            while self._fetching or self._websockets:
+                self._empty = trio.Event()
+                await self._empty.wait()
+        for stream in (*self._fetching, *self._websockets):
+            stream.shutdown()
+
+    # -- files, and the request to upgrade ------------------------------------------------------------------------
+
+    async def _fetch(self, accepted: Accepted, stream: ByteStream) -> _Agreed | None:
+        """Answer requests until the connection ends, or is to become a WebSocket. Raises OSError."""
+        self._fetching.add(stream)
+        try:
+            http = HttpConnection(stream)
+            while True:
+                request = await self._next_request(http, stream)
+                if request is None:
+                    return None
+                self._requests += 1
+                if request.path == CONNECT_PATH and request.method == "GET":
+                    return await self._upgrade(http, request, accepted, stream)
+                await self._answer(http, request)
+        finally:
+            self._fetching.discard(stream)
+
+    async def _next_request(self, http: HttpConnection, stream: ByteStream) -> Request | None:
+        settings = self._settings
+        try:
+            with trio.move_on_after(settings.idle_timeout_s if http.served else settings.handshake_timeout_s):
+                return await http.next_request()
+        except BadRequest as error:
+            await self._say(http, error.status, str(error), close=True)
+            await linger(stream.sock, LINGER_S)
+        return None
+
+    async def _answer(self, http: HttpConnection, request: Request) -> None:
+        head_only = request.method == "HEAD"
+        if request.method not in ("GET", "HEAD") or request.path == CONNECT_PATH:
+            allow = "GET" if request.path == CONNECT_PATH else "GET, HEAD"
+            await self._say(
+                http,
+                HTTPStatus.METHOD_NOT_ALLOWED,
+                f"{request.path} takes {allow}",
+                [("Allow", allow)],
+                head_only=head_only,
+            )
+            return
+        file = self._files.get(request.path)
+        if file is None:
+            await self._say(http, HTTPStatus.NOT_FOUND, "there is nothing at this address", head_only=head_only)
+            return
+        unchanged = file.unchanged(request.headers.get("if-none-match", ""))
+        with trio.move_on_after(self._settings.handshake_timeout_s):
+            await http.respond(
+                HTTPStatus.NOT_MODIFIED if unchanged else HTTPStatus.OK, file.headers, file.body, head_only=head_only
+            )
+
+    async def _say(
+        self,
+        http: HttpConnection,
+        status: HTTPStatus,
+        text: str,
+        headers: Headers | None = None,
+        *,
+        head_only: bool = False,
+        close: bool = False,
+    ) -> None:
+        with trio.move_on_after(self._settings.handshake_timeout_s):
+            await http.respond(
+                status, [*_TEXT, *(headers or [])], f"{text}\n".encode(), head_only=head_only, close=close
+            )
+
+    async def _upgrade(
+        self, http: HttpConnection, request: Request, accepted: Accepted, stream: ByteStream
+    ) -> _Agreed | None:
+        """Judge the upgrade and answer it. Raises OSError."""
+        loopback = is_loopback(stream.sock.getsockname()[0])
+        try:
+            if self._draining:
+                raise UpgradeRefused(
+                    HTTPStatus.SERVICE_UNAVAILABLE,
+                    "the gateway is shutting down; connect again",
+                    [("Retry-After", "1")],
+                )
+            upgrade = negotiate(request, self._origins, secure=accepted.tls is not None, loopback=loopback)
+        except UpgradeRefused as refused:
+            self._refused += 1
+            await self._say(http, refused.status, str(refused), refused.headers, close=True)
+            await linger(stream.sock, LINGER_S)
+            return None
+        with trio.move_on_after(self._settings.handshake_timeout_s) as in_time:
+            await stream.send_all(upgrade.response)
+        if in_time.cancelled_caught:
+            return None
+        metadata = {name: request.headers[name] for name in _METADATA if name in request.headers}
+        peer = Peer(accepted.peer_address, "websocket", accepted.certificate, metadata)
+        return _Agreed(upgrade, peer, http.leftover())
+
+    # -- WebSockets -----------------------------------------------------------------------------------------------
+
+    async def _bridge(self, stream: ByteStream, agreed: _Agreed) -> None:
+        settings = self._settings
+        stream.head = agreed.early
+        link = WebSocketLink(
+            stream,
+            Connection(ConnectionType.SERVER),
+            agreed.upgrade.codec,
+            agreed.peer,
+            self._nursery,
+            kinds=settings.principals,
+            max_message_bytes=settings.max_message_bytes,
+            rate=TokenBucket(settings.max_messages_per_s, max(1.0, BURST_S * settings.max_messages_per_s)),
+        )
+        del agreed
+        self._upgrades += 1
+        self._websockets.add(stream)
+        try:
+            await self._serve_link(link)
+        finally:
+            link.release()
+            self._websockets.discard(stream)

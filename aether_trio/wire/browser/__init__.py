@@ -1,0 +1,20 @@
+"""The three codecs of the WebSocket lane: one WebSocket message is one UpstreamMessage or DownstreamMessage.
+
+    aether.v1.proto     binary   serialized protobuf
+    aether.v1.msgpack   binary   MessagePack of a plain map; bytes are bin, integers are integers
+    aether.v1.json      text     proto3 JSON with the proto's own snake_case names
+
+The name is the WebSocket subprotocol. codecs.py has them, plain.py what JSON and MessagePack have in common. Sans-I/O.
+
+    codec = CODECS["aether.v1.json"]
+    message = codec.decode(data)                        # the gateway's side: UpstreamMessage from a client's message
+    data = codec.encode(message.SerializeToString())    #   and the data of a WebSocket message for a DownstreamMessage
+    data = codec.encode_upstream(message)               # a client's side
+    message = codec.decode_downstream(data)
+"""
+
+from __future__ import annotations
+
+from aether_trio.wire.browser.codecs import CODECS, JSON, MSGPACK, PROTO, Codec
+
+__all__ = ["CODECS", "JSON", "MSGPACK", "PROTO", "Codec"]

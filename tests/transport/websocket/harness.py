@@ -1,0 +1,233 @@
+"""A real core behind the WebSocket lane on a real port, and a client of wsproto on a real socket."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+from wsproto import ConnectionType, WSConnection
+from wsproto.connection import ConnectionState
+from wsproto.events import (
+    AcceptConnection,
+    BytesMessage,
+    CloseConnection,
+    Event,
+    Ping,
+    RejectConnection,
+    RejectData,
+    Request,
+    TextMessage,
+)
+
+from aether_trio.config import Settings
+from aether_trio.core import Core, open_core
+from aether_trio.transport.link import Link
+from aether_trio.transport.ports import Ports
+from aether_trio.transport.tls import TlsSettings
+from aether_trio.transport.websocket.server import HttpServer
+from aether_trio.wire.browser import CODECS, PROTO, Codec
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import settings_for_tests
+
+WAIT_S = 30.0
+"""For whatever must come. A test that waits so long has failed."""
+
+
+class Lane:
+    """The lane under test: `address` is (host, port); `core` is None when links are served by a function of the test."""
+
+    def __init__(self, core: Core | None, server: HttpServer, ports: Ports) -> None:
+        self.core = core
+        self.server = server
+        self.ports = ports
+        host, port = ports.address.rsplit(":", 1)
+        self.address = (host, int(port))
+
+
+@asynccontextmanager
+async def open_lane(
+    serve: Callable[[Link], Awaitable[None]] | None = None, *, tls: TlsSettings | None = None, **websocket: Any
+) -> AsyncIterator[Lane]:
+    """The lane, with these settings of `websocket`, in front of a core of its own or of `serve`."""
+    settings = settings_for_tests(websocket=websocket)
+    if serve is not None:
+        async with _open(None, serve, settings, tls) as lane:
+            yield lane
+    else:
+        async with open_core(settings) as core, _open(core, core.sessions.serve, settings, tls) as lane:
+            yield lane
+
+
+@asynccontextmanager
+async def _open(
+    core: Core | None, serve: Callable[[Link], Awaitable[None]], settings: Settings, tls: TlsSettings | None
+) -> AsyncIterator[Lane]:
+    async with trio.open_nursery() as nursery:
+        server = HttpServer(serve, settings.websocket, nursery)
+        ports = Ports({"websocket": server}, host="127.0.0.1", port=0, tls=tls)
+        await nursery.start(ports.serve)
+        yield Lane(core, server, ports)
+        nursery.cancel_scope.cancel()
+
+
+class Closed(Exception):
+    """The gateway has closed the WebSocket; 1006 when it did not say so."""
+
+    def __init__(self, code: int, reason: str = "") -> None:
+        super().__init__(f"{code} {reason}")
+        self.code = code
+        self.reason = reason
+
+
+class Rejected(Exception):
+    """The upgrade was refused."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], text: str) -> None:
+        super().__init__(f"{status} {text}")
+        self.status = status
+        self.headers = headers
+        self.text = text
+
+
+class Client:
+    """One WebSocket. Deadlines are inside: nothing here waits longer than WAIT_S."""
+
+    def __init__(self, stream: trio.abc.Stream, codec: Codec = PROTO) -> None:
+        self.stream = stream
+        self.codec = codec
+        self.ws = WSConnection(ConnectionType.CLIENT)
+        self.events: list[Event] = []
+        self._part = b""
+
+    async def upgrade(self, path: str = "/v1/connect", **options: Any) -> AcceptConnection:
+        """Ask for the upgrade. Raises Rejected."""
+        options.setdefault("host", "localhost")
+        options.setdefault("subprotocols", [self.codec.subprotocol])
+        await self.stream.send_all(self.ws.send(Request(target=path, **options)))
+        event = await self.next_event()
+        if isinstance(event, RejectConnection):
+            text = b""
+            while event.has_body:
+                part = await self.next_event()
+                assert isinstance(part, RejectData)
+                text += part.data
+                if part.body_finished:
+                    break
+            headers = {name.decode().lower(): value.decode() for name, value in event.headers}
+            raise Rejected(event.status_code, headers, text.decode())
+        assert isinstance(event, AcceptConnection)
+        return event
+
+    async def next_event(self) -> Event:
+        """The next event of any kind; Closed(1006) when the connection ends without one."""
+        with trio.fail_after(WAIT_S):
+            while not self.events:
+                try:
+                    data = await self.stream.receive_some(65536)
+                except trio.BrokenResourceError:
+                    data = b""
+                if not data:
+                    raise Closed(1006)
+                self.ws.receive_data(data)
+                self.events.extend(self.ws.events())
+        return self.events.pop(0)
+
+    async def receive_data(self) -> bytes:
+        """The data of the next message. Answers a close frame, and raises Closed."""
+        while True:
+            event = await self.next_event()
+            if isinstance(event, (BytesMessage, TextMessage)):
+                assert isinstance(event, TextMessage) is self.codec.text
+                self._part += event.data.encode() if isinstance(event, TextMessage) else event.data
+                if event.message_finished:
+                    data, self._part = self._part, b""
+                    return data
+            elif isinstance(event, CloseConnection):
+                if self.ws.state is ConnectionState.REMOTE_CLOSING:
+                    await self.stream.send_all(self.ws.send(event.response()))
+                raise Closed(int(event.code), event.reason or "")
+
+    async def receive(self) -> pb.DownstreamMessage:
+        """The next message."""
+        return self.codec.decode_downstream(await self.receive_data())
+
+    async def next(self, case: str) -> pb.DownstreamMessage:
+        """The next message of one kind, letting others pass."""
+        while True:
+            message = await self.receive()
+            if message.WhichOneof("payload") == case:
+                return message
+
+    async def closed(self) -> Closed:
+        """Let everything pass until the gateway closes; how it did."""
+        while True:
+            try:
+                await self.receive_data()
+            except Closed as closed:
+                return closed
+
+    def frames(self, *messages: pb.UpstreamMessage) -> bytes:
+        """These messages, as bytes for the socket."""
+        return b"".join(self.frame(self.codec.encode_upstream(message)) for message in messages)
+
+    def frame(self, data: bytes, *, finished: bool = True) -> bytes:
+        """One frame with `data`."""
+        event = (
+            TextMessage(data=data.decode(), message_finished=finished)
+            if self.codec.text
+            else BytesMessage(data=data, message_finished=finished)
+        )
+        return self.ws.send(event)
+
+    async def send(self, *messages: pb.UpstreamMessage) -> None:
+        """Send messages, in one write."""
+        await self.send_bytes(self.frames(*messages))
+
+    async def send_bytes(self, data: bytes) -> None:
+        """Send bytes as they are."""
+        with trio.fail_after(WAIT_S):
+            await self.stream.send_all(data)
+
+    async def ping(self, payload: bytes = b"") -> None:
+        """Send a ping."""
+        await self.send_bytes(self.ws.send(Ping(payload=payload)))
+
+    async def close(self, code: int = 1000, reason: str | None = None) -> Closed:
+        """Say goodbye; what the gateway answers."""
+        await self.send_bytes(self.ws.send(CloseConnection(code=code, reason=reason)))
+        return await self.closed()
+
+
+@asynccontextmanager
+async def open_socket(lane: Lane, codec: Codec | str = PROTO, **upgrade: Any) -> AsyncIterator[Client]:
+    """An upgraded WebSocket; at the end its socket is closed."""
+    chosen = CODECS[codec] if isinstance(codec, str) else codec
+    async with await trio.open_tcp_stream(*lane.address) as stream:
+        client = Client(stream, chosen)
+        await client.upgrade(**upgrade)
+        yield client
+
+
+@asynccontextmanager
+async def open_window(
+    lane: Lane, user_id: str = "ada", window_id: str = "w1", codec: Codec | str = PROTO, **init: Any
+) -> AsyncIterator[Client]:
+    """A user's window that is connected."""
+    async with open_socket(lane, codec) as client:
+        await client.send(hello(user_id, window_id, **init))
+        await client.next("connection_ack")
+        yield client
+
+
+def hello(user_id: str = "ada", window_id: str = "w1", **init: Any) -> pb.UpstreamMessage:
+    """The InitConnection of a user's window."""
+    identity = pb.UserIdentity(user_id=user_id, window_id=window_id)
+    return pb.UpstreamMessage(init=pb.InitConnection(user=identity, **init))
+
+
+def random_bytes(size: int) -> bytes:
+    """Bytes that do not compress."""
+    return os.urandom(size)
