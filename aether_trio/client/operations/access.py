@@ -1,0 +1,132 @@
+"""`agent.access`: may I do this to that? And messages that are delivered only if I may.
+
+A verdict of "no" is an answer, not an error: look at `allowed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from aether_trio.client.message import MessageType
+from aether_trio.client.operations.enums import ContinuationMode
+from aether_trio.client.operations.namespace import Namespace
+from aether_trio.client.operations.principals import (
+    AccessLevel,
+    Authorization,
+    Principal,
+    ResourceScope,
+    authorization_context,
+)
+from aether_trio.client.operations.records import Millis, Wire, read, write
+from aether_trio.wire.pb import aether_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessRequest:
+    """Something to be done to a resource. `workspace` is where the resource is; "" if it is in none."""
+
+    resource_type: str
+    resource_id: str
+    operation: str
+    workspace: str = ""
+    required_access_level: AccessLevel = AccessLevel.NONE
+    correlation_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """The verdict on one access, with what it rests on."""
+
+    decision_id: str
+    request: AccessRequest | None
+    allowed: bool
+    decision: str
+    """A word for how it was reached."""
+    effective_access_level: AccessLevel
+    actor: Principal | None
+    subject: Principal | None
+    root_subject: Principal | None
+    authority_mode: str
+    grant_id: str
+    root_grant_id: str
+    evaluated_at: Annotated[Millis, Wire("evaluated_at_ms", "ms")]
+    expires_at: Annotated[Millis, Wire("expires_at_ms", "ms")]
+    denial_code: str
+    """Only when not allowed."""
+    delivery_target: str
+    """The only receiver it is meant for, when it travels with a message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContinuationScope:
+    """Limits of a continued authority."""
+
+    workspace_scope: tuple[str, ...] = ()
+    resource_scope: tuple[ResourceScope, ...] = ()
+    operation_scope: tuple[str, ...] = ()
+    max_access_level: AccessLevel = AccessLevel.NONE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Continuation:
+    """Let the receiver of a message go on with the sender's delegated authority."""
+
+    mode: Annotated[ContinuationMode, Wire("scope_mode")] = ContinuationMode.INHERIT_PARENT
+    binding_id: str = ""
+    """Ties the continuation to one exchange; echoed on the delivery."""
+    scope: ContinuationScope | None = None
+    """With ATTENUATE: no more than this."""
+
+
+class Access(Namespace):
+    """See the module's text."""
+
+    async def check(self, access: AccessRequest, *, authorization: Authorization | None = None) -> Receipt:
+        """One verdict. Raises Refused if none could be reached."""
+        op = pb.AccessCheckOperation(access=access_message(access), authorization=authorization_context(authorization))
+        answer: pb.AccessCheckResponse = await self._ask("access_check", op, again=True)
+        return read(Receipt, answer.decision)
+
+    async def check_all(
+        self, accesses: Sequence[AccessRequest], *, authorization: Authorization | None = None
+    ) -> tuple[Receipt, ...]:
+        """Several verdicts, in the order asked; at most 100."""
+        op = pb.BatchAccessCheckOperation(
+            access=[access_message(one) for one in accesses], authorization=authorization_context(authorization)
+        )
+        answer: pb.BatchAccessCheckResponse = await self._ask("batch_access_check", op, again=True)
+        return tuple(read(Receipt, one) for one in answer.decisions)
+
+    async def send_checked(
+        self,
+        topic: str,
+        payload: bytes,
+        access: AccessRequest,
+        *,
+        message_type: MessageType = MessageType.OPAQUE,
+        app_workspace: str = "",
+        continuation: Continuation | None = None,
+        authorization: Authorization | None = None,
+    ) -> None:
+        """Send a message that is delivered only if the access is allowed; the verdict travels with it.
+
+        Returns when the gateway has taken it; raises the refusal if it has not.
+        """
+        message = pb.SendMessage(
+            target_topic=topic,
+            payload=payload,
+            message_type=pb.MessageType.ValueType(message_type),
+            authorization=authorization_context(authorization),
+            app_workspace=app_workspace,
+            checked_access=access_message(access),
+        )
+        if continuation is not None:
+            message.authority_continuation.CopyFrom(write(continuation, pb.AuthorityContinuationRequest()))
+        await self._tell_confirmed("send", message)
+
+
+def access_message(access: AccessRequest) -> pb.ResourceAccessRequest:
+    """For a message field."""
+    return write(access, pb.ResourceAccessRequest())

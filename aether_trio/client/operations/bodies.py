@@ -1,0 +1,47 @@
+"""Bodies of proxied HTTP in pieces: when a body is cut, and how the pieces are put together again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from aether_trio.client.errors import PayloadTooLarge, UnexpectedAnswer
+from aether_trio.wire.pb import aether_pb2 as pb
+
+PIECE_BYTES: Final = 256 * 1024
+"""The longest piece that is sent, and the longest body that travels inside its request or response."""
+
+
+def pieces(request_id: str, body: bytes, *, is_request: bool) -> Iterator[pb.ProxyHttpBodyChunk]:
+    """The body in pieces, the last of them marked."""
+    count = max(1, -(-len(body) // PIECE_BYTES))
+    for seq in range(count):
+        part = body[seq * PIECE_BYTES : (seq + 1) * PIECE_BYTES]
+        yield pb.ProxyHttpBodyChunk(
+            request_id=request_id, is_request=is_request, seq=seq, data=part, fin=seq == count - 1
+        )
+
+
+class Assembly:
+    """A body that arrives in pieces, of at most `limit` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._parts: list[bytes] = []
+        self._limit = limit
+        self._size = 0
+        self._expected = 0
+
+    def add(self, piece: pb.ProxyHttpBodyChunk) -> bool:
+        """Take a piece; True when it was the last. Raises PayloadTooLarge, and UnexpectedAnswer when one is missing."""
+        if piece.seq != self._expected:
+            raise UnexpectedAnswer(f"piece {piece.seq} of a body came where {self._expected} was due")
+        self._expected += 1
+        self._size += len(piece.data)
+        if self._size > self._limit:
+            raise PayloadTooLarge("BODY_TOO_LARGE", f"a body has more than the {self._limit} bytes that were allowed")
+        self._parts.append(piece.data)
+        return piece.fin
+
+    def body(self) -> bytes:
+        """What has come so far."""
+        return b"".join(self._parts)

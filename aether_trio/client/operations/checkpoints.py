@@ -1,0 +1,55 @@
+"""`agent.checkpoints`: what a participant saves for its next life. Private to its identity; any principal has them.
+
+A refusal (too large, too many) raises Refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from aether_trio.client.operations.namespace import Namespace
+from aether_trio.client.operations.records import to_time
+from aether_trio.wire.pb import aether_pb2 as pb
+
+DEFAULT_KEY: Final = "default"
+SERVER_TTL: Final = -1
+"""A ttl that leaves it to the gateway's settings."""
+
+_Op = pb.CheckpointOperation
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What was saved, and when (whole seconds)."""
+
+    data: bytes
+    saved_at: datetime | None
+
+
+class Checkpoints(Namespace):
+    """See the module's text."""
+
+    async def save(self, data: bytes, key: str = DEFAULT_KEY, *, ttl_s: int = SERVER_TTL) -> datetime | None:
+        """Save, replacing what was there; return the gateway's time. `ttl_s` 0 keeps it for good, -1 as the gateway likes."""
+        answer: pb.CheckpointResponse = await self._ask(
+            "checkpoint_op", _Op(op=_Op.SAVE, key=key, data=data, ttl=ttl_s)
+        )
+        return to_time(answer.saved_at)
+
+    async def load(self, key: str = DEFAULT_KEY) -> Checkpoint | None:
+        """What was saved under the key, or None."""
+        answer: pb.CheckpointResponse = await self._ask("checkpoint_op", _Op(op=_Op.LOAD, key=key))
+        if not answer.data and not answer.saved_at:
+            return None
+        return Checkpoint(answer.data, to_time(answer.saved_at))
+
+    async def delete(self, key: str = DEFAULT_KEY) -> None:
+        """Forget it. One that is not there is no error."""
+        await self._ask("checkpoint_op", _Op(op=_Op.DELETE, key=key))
+
+    async def list(self) -> tuple[str, ...]:
+        """The keys of all checkpoints, in order."""
+        answer: pb.CheckpointResponse = await self._ask("checkpoint_op", _Op(op=_Op.LIST))
+        return tuple(answer.keys)

@@ -1,0 +1,153 @@
+"""`agent.grants`: authority to act for others. Obtain it, pass it on, renew, revoke, list and check it.
+
+Empty scopes mean "no restriction", so say what is meant. Times are aware, in whole seconds. Refusals raise Refused or
+PermissionDenied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+
+from aether_trio.client.operations.grant_values import (
+    Derivation,
+    DeriveForTarget,
+    Exchange,
+    Grant,
+    GrantPage,
+    Resolved,
+    Revocation,
+)
+from aether_trio.client.operations.namespace import Namespace
+from aether_trio.client.operations.principals import Principal, principal_ref
+from aether_trio.client.operations.records import from_time, read, write
+from aether_trio.wire.pb import aether_pb2 as pb
+
+_Op = pb.AuthorityGrantOperation
+
+
+class Grants(Namespace):
+    """See the module's text."""
+
+    async def exchange(self, request: Exchange) -> Grant:
+        """A root grant: a user hands some of its rights to an audience."""
+        answer = await self._do(
+            _Op(op=_Op.EXCHANGE, exchange_request=write(request, pb.AuthorityGrantExchangeRequest()))
+        )
+        return read(Grant, answer.grant)
+
+    async def batch_exchange(
+        self, requests: Sequence[Exchange], *, stop_on_first_error: bool = False
+    ) -> tuple[Grant, ...]:
+        """Several exchanges in one request; the grants, in the same order."""
+        batch = pb.AuthorityGrantBatchExchangeRequest(
+            requests=[write(one, pb.AuthorityGrantExchangeRequest()) for one in requests],
+            stop_on_first_error=stop_on_first_error,
+        )
+        answer = await self._do(_Op(op=_Op.BATCH_EXCHANGE, batch_exchange_request=batch))
+        return tuple(read(Grant, one) for one in answer.grants)
+
+    async def derive(self, request: Derivation) -> Grant:
+        """A narrower child of a grant that the caller holds, for somebody else."""
+        answer = await self._do(_Op(op=_Op.DERIVE, derive_request=write(request, pb.AuthorityGrantDeriveRequest())))
+        return read(Grant, answer.grant)
+
+    async def derive_for_target(self, request: DeriveForTarget) -> Grant:
+        """A child grant for a participant about to be called; a fitting one that exists is used again."""
+        derive = write(request, pb.AuthorityGrantDeriveForTargetRequest())
+        answer = await self._do(_Op(op=_Op.DERIVE_FOR_TARGET, derive_for_target_request=derive), again=True)
+        return read(Grant, answer.grant)
+
+    async def get(self, grant_id: str) -> Grant:
+        """One grant. Raises Refused if there is none that the caller may see."""
+        return read(Grant, (await self._do(_Op(op=_Op.GET, grant_id=grant_id), again=True)).grant)
+
+    async def renew(
+        self, grant_id: str, *, expires_at: datetime | None = None, extend_by: timedelta | None = None
+    ) -> Grant:
+        """A later expiry, within the renewal window: a time, or so much from now on (whole seconds; it takes precedence)."""
+        extend_s = 0 if extend_by is None else int(extend_by.total_seconds())
+        request = pb.ACLRenewAuthorityGrantRequest(
+            grant_id=grant_id, expires_at=from_time(expires_at), extend_seconds=extend_s
+        )
+        return read(Grant, (await self._do(_Op(op=_Op.RENEW, grant_id=grant_id, renew_request=request))).grant)
+
+    async def revoke(self, grant_id: str, *, workflow_schedule_id: str = "") -> None:
+        """End a grant and all that were derived from it."""
+        await self._do(_Op(op=_Op.REVOKE, grant_id=grant_id, workflow_schedule_id=workflow_schedule_id))
+
+    async def list_mine(
+        self,
+        *,
+        audience_type: str = "",
+        audience_id: str = "",
+        include_revoked: bool = False,
+        limit: int = 0,
+        offset: int = 0,
+    ) -> GrantPage:
+        """The grants that the caller may use: it is their delegate."""
+        wanted = pb.AuthorityGrantListRequest(
+            audience_type=audience_type,
+            audience_id=audience_id,
+            include_revoked=include_revoked,
+            limit=limit,
+            offset=offset,
+        )
+        return await self._list(_Op(op=_Op.LIST_MY_GRANTS, list_request=wanted))
+
+    async def list_on_me(
+        self,
+        *,
+        audience_type: str = "",
+        audience_id: str = "",
+        include_revoked: bool = False,
+        limit: int = 0,
+        offset: int = 0,
+    ) -> GrantPage:
+        """The grants that act in the name of the caller: it is their subject."""
+        wanted = pb.AuthorityGrantListRequest(
+            audience_type=audience_type,
+            audience_id=audience_id,
+            include_revoked=include_revoked,
+            limit=limit,
+            offset=offset,
+        )
+        return await self._list(_Op(op=_Op.LIST_GRANTS_ON_ME, list_request=wanted))
+
+    async def resolve(
+        self,
+        grant_id: str,
+        *,
+        actor: Principal | str,
+        subject: Principal | str,
+        audience_type: str = "",
+        audience_id: str = "",
+    ) -> Resolved:
+        """What a grant allows `actor` to do for `subject`, for those who enforce it.
+
+        Raises Refused if it is not good, or not the caller's to ask about.
+        """
+        request = pb.ResolveAuthorityRequest(
+            actor=principal_ref(actor),
+            grant_id=grant_id,
+            subject=principal_ref(subject),
+            audience_type=audience_type,
+            audience_id=audience_id,
+        )
+        answer: pb.ResolveAuthorityResponse = await self._ask("resolve_authority_request", request, again=True)
+        return read(Resolved, answer.authority)
+
+    @asynccontextmanager
+    async def revocations(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[Revocation]]:
+        """Grants of the caller that stop working, as it happens, for as long as the block lasts."""
+        with self._feed("authority_grant_revocation", capacity=capacity) as feed:
+            yield (read(Revocation, message) async for message in feed)
+
+    async def _list(self, op: pb.AuthorityGrantOperation) -> GrantPage:
+        answer = await self._do(op, again=True)
+        return GrantPage(tuple(read(Grant, one) for one in answer.grants), answer.total, answer.cache_hint_ttl_seconds)
+
+    async def _do(self, op: pb.AuthorityGrantOperation, *, again: bool = False) -> pb.AuthorityGrantResponse:
+        answer: pb.AuthorityGrantResponse = await self._ask("authority_grant_op", op, again=again)
+        return answer

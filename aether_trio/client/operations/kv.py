@@ -1,0 +1,186 @@
+"""`agent.kv`: the key-value store.
+
+Keys are texts of 1 to 256 bytes, values are bytes. Every method takes where the key is, as keywords (`Place`): `scope`
+(WORKSPACE unless said otherwise), `user_id` for scopes about a user, `workspace` when it is not the caller's own, and
+`authorization` to act for somebody else. `ttl_s` is in whole seconds; 0 keeps the entry for good, and a write always
+replaces the ttl that was there.
+
+Every method raises Refused for what the gateway refuses (scope, key, size, access), and PermissionDenied for
+what the caller may not do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import TypedDict, Unpack
+
+from aether_trio.client.operations.enums import Scope
+from aether_trio.client.operations.namespace import Namespace
+from aether_trio.client.operations.principals import Authorization, authorization_context
+from aether_trio.wire.pb import aether_pb2 as pb
+
+_Op = pb.KVOperation
+
+
+class Place(TypedDict, total=False):
+    """Where a key is; see the module's text."""
+
+    scope: Scope
+    user_id: str
+    workspace: str
+    authorization: Authorization | None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some of the entries that `list` found, in the order of their keys."""
+
+    entries: Mapping[str, bytes]
+    next_cursor: str
+    """For the next page; "" when this is the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """A counter after a guarded change."""
+
+    value: int
+    applied: bool
+    """False: the guard would have been passed, and nothing was changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """What became of a compare-and-set or compare-and-delete."""
+
+    applied: bool
+    value: bytes
+    """If not applied: what is there instead; b"" for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetAdded:
+    """A set after a member was offered to it."""
+
+    applied: bool
+    """False: it was a member already."""
+    size: int
+
+
+class Kv(Namespace):
+    """See the module's text."""
+
+    async def get(self, key: str, **place: Unpack[Place]) -> bytes:
+        """The value, or b"" if there is none: the protocol does not tell a missing key from an empty value."""
+        return (await self._do(_Op(op=_Op.GET, key=key), place)).value
+
+    async def put(self, key: str, value: bytes, *, ttl_s: int = 0, **place: Unpack[Place]) -> None:
+        """Write the value, whatever was there."""
+        await self._do(_Op(op=_Op.PUT, key=key, value=value, ttl=ttl_s), place)
+
+    async def delete(self, key: str, **place: Unpack[Place]) -> None:
+        """Forget the key. One that is not there is no error."""
+        await self._do(_Op(op=_Op.DELETE, key=key), place)
+
+    async def list(self, prefix: str = "", *, limit: int = 0, cursor: str = "", **place: Unpack[Place]) -> Page:
+        """One page of the entries whose keys begin with `prefix`: at most `limit` (0: 100, which is also the most).
+
+        `cursor` is the `next_cursor` of the page before.
+        """
+        answer = await self._do(_Op(op=_Op.LIST, key=prefix, limit=limit, cursor=cursor), place)
+        return Page({key: answer.kv_map[key] for key in answer.keys}, answer.next_cursor if answer.has_more else "")
+
+    async def items(
+        self, prefix: str = "", *, page_size: int = 0, **place: Unpack[Place]
+    ) -> AsyncIterator[tuple[str, bytes]]:
+        """All entries whose keys begin with `prefix`, page by page.
+
+        A key that stays is seen once; one that comes or goes meanwhile may be seen or not.
+        """
+        cursor = ""
+        while True:
+            page = await self.list(prefix, limit=page_size, cursor=cursor, **place)
+            for entry in page.entries.items():
+                yield entry
+            cursor = page.next_cursor
+            if not cursor:
+                return
+
+    async def increment(self, key: str, *, ttl_s: int = 0, **place: Unpack[Place]) -> int:
+        """Add 1 to the counter, which is 0 if it is absent; return what it is now. A value that is no number is refused."""
+        return (await self._do(_Op(op=_Op.INCREMENT, key=key, ttl=ttl_s), place)).counter_value
+
+    async def decrement(self, key: str, *, ttl_s: int = 0, **place: Unpack[Place]) -> int:
+        """Take 1 from the counter, which is 0 if it is absent; return what it is now."""
+        return (await self._do(_Op(op=_Op.DECREMENT, key=key, ttl=ttl_s), place)).counter_value
+
+    async def increment_if(
+        self, key: str, *, ceiling: int, delta: int = 1, ttl_s: int = 0, **place: Unpack[Place]
+    ) -> Counter:
+        """Add `delta` (not negative; 0 is read as 1) unless the counter would go above `ceiling`."""
+        op = _Op(op=_Op.INCREMENT_IF, key=key, guard_value=ceiling, delta_value=delta, ttl=ttl_s)
+        answer = await self._do(op, place)
+        return Counter(answer.counter_value, answer.applied)
+
+    async def decrement_if(
+        self, key: str, *, floor: int, delta: int = 1, ttl_s: int = 0, **place: Unpack[Place]
+    ) -> Counter:
+        """Take `delta` (not negative; 0 is read as 1) unless the counter would go below `floor`."""
+        op = _Op(op=_Op.DECREMENT_IF, key=key, guard_value=floor, delta_value=delta, ttl=ttl_s)
+        answer = await self._do(op, place)
+        return Counter(answer.counter_value, answer.applied)
+
+    async def put_if_absent(self, key: str, value: bytes, *, ttl_s: int = 0, **place: Unpack[Place]) -> bool:
+        """Write the value only if the key is absent (SET_NX); return whether it was."""
+        return (await self._do(_Op(op=_Op.SET_NX, key=key, value=value, ttl=ttl_s), place)).applied
+
+    async def compare_and_set(
+        self, key: str, expected: bytes, value: bytes, *, ttl_s: int = 0, **place: Unpack[Place]
+    ) -> Swap:
+        """Write the value only if the present one is `expected`. An absent key never is, not even with b""."""
+        op = _Op(op=_Op.COMPARE_AND_SET, key=key, expected_value=expected, value=value, ttl=ttl_s)
+        answer = await self._do(op, place)
+        return Swap(answer.applied, b"" if answer.applied else answer.value)
+
+    async def compare_and_delete(self, key: str, expected: bytes, **place: Unpack[Place]) -> Swap:
+        """Forget the key only if its value is `expected`."""
+        answer = await self._do(_Op(op=_Op.COMPARE_AND_DELETE, key=key, expected_value=expected), place)
+        return Swap(answer.applied, b"" if answer.applied else answer.value)
+
+    async def set_add(self, key: str, member: bytes, *, ttl_s: int = 0, **place: Unpack[Place]) -> SetAdded:
+        """Add a member to the set at `key`. `ttl_s` is the set's."""
+        answer = await self._do(_Op(op=_Op.SET_ADD, key=key, value=member, ttl=ttl_s), place)
+        return SetAdded(answer.applied, answer.counter_value)
+
+    async def set_size(self, key: str, **place: Unpack[Place]) -> int:
+        """How many members the set at `key` has (SET_CARD); 0 if it is absent."""
+        return (await self._do(_Op(op=_Op.SET_CARD, key=key), place)).counter_value
+
+    async def purge_identity(
+        self,
+        identity: str,
+        *,
+        prefix: str = "",
+        scope: Scope = Scope.UNSPECIFIED,
+        user_id: str = "",
+        workspace: str = "",
+        authorization: Authorization | None = None,
+    ) -> int:
+        """Forget what `identity` keeps in its exclusive scopes, or in the one given; return how many entries that were.
+
+        Needs the capability kv_purge_identity.
+        """
+        op = _Op(op=_Op.PURGE_IDENTITY, key=prefix, target_identity=identity)
+        place = Place(scope=scope, user_id=user_id, workspace=workspace, authorization=authorization)
+        return (await self._do(op, place)).counter_value
+
+    async def _do(self, op: pb.KVOperation, place: Place) -> pb.KVResponse:
+        op.scope = pb.KVOperation.Scope.ValueType(place.get("scope", Scope.WORKSPACE))
+        op.user_id = place.get("user_id", "")
+        op.workspace = place.get("workspace", "")
+        context = authorization_context(place.get("authorization"))
+        if context is not None:
+            op.authorization.CopyFrom(context)
+        answer: pb.KVResponse = await self._ask("kv_op", op)
+        return answer

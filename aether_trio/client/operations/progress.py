@@ -1,0 +1,89 @@
+"""`agent.progress`: tell others how far something has come.
+
+Ephemeral: a receiver that cannot keep up misses some. Not answered; a refusal comes as an error of the connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from aether_trio.client.operations.enums import ProgressKind
+from aether_trio.client.operations.namespace import Namespace
+from aether_trio.client.operations.records import Millis, Wire, read, write
+from aether_trio.wire.pb import aether_pb2 as pb
+
+UNKNOWN_COMPLETION = -1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """The step that is under way; `sequence` is its position among `total_steps`."""
+
+    name: str
+    detail: str = ""
+    sequence: int = 0
+    total_steps: int = 0
+    step_type: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressUpdate:
+    """A report as its receivers get it."""
+
+    source: str
+    task_id: str
+    state: str
+    completion: float
+    """From 0 to 1; -1 when nobody knows."""
+    summary: str
+    step: Step | None
+    timestamp: Annotated[Millis, Wire("timestamp_ms", "ms")]
+    """When the gateway took the report."""
+    workspace: str
+    request_id: str
+    metadata: Mapping[str, str]
+    recipient: str
+    kind: ProgressKind
+
+
+class Progress(Namespace):
+    """See the module's text."""
+
+    async def report(
+        self,
+        task_id: str,
+        *,
+        state: str = "",
+        completion: float = UNKNOWN_COMPLETION,
+        summary: str = "",
+        step: Step | None = None,
+        recipient: str = "",
+        request_id: str = "",
+        metadata: Mapping[str, str] | None = None,
+        kind: ProgressKind = ProgressKind.UNSPECIFIED,
+    ) -> None:
+        """Report on `task_id`, which is any name. `completion` is from 0 to 1, or -1 when nobody knows.
+
+        `recipient` is an identity, or "us::ann" for all windows of a user; "" is everyone in the workspace but the sender.
+        Agents, tasks and services may; others are told ERR_INVALID_PRINCIPAL.
+        """
+        report = pb.ProgressReport(
+            task_id=task_id,
+            state=state,
+            completion=completion,
+            summary=summary,
+            recipient=recipient,
+            request_id=request_id,
+            metadata=dict(metadata or {}),
+            kind=pb.ProgressKind.ValueType(kind),
+        )
+        if step is not None:
+            write(step, report.step)
+        await self._tell("progress", report)
+
+
+def progress_update(message: pb.ProgressUpdate) -> ProgressUpdate:
+    """The record of a received report."""
+    return read(ProgressUpdate, message)

@@ -1,0 +1,234 @@
+"""`agent.proxy`: HTTP to services behind the gateway. The other end, which answers, is in proxy_service.py.
+
+A target is "sv::billing::1", or "sv::billing" for any instance. An HTTP status of 400 or 500 is an answer like any other;
+ProxyFailed says that there is none, and of what kind that is. Headers have one value for each name.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import anyio
+
+from aether_trio.client.errors import (
+    AetherError,
+    NotImplementedByGateway,
+    RequestTimeout,
+    UnexpectedAnswer,
+    from_code,
+    from_text,
+)
+from aether_trio.client.feeds import Feed
+from aether_trio.client.operations.access import AccessRequest, access_message
+from aether_trio.client.operations.bodies import PIECE_BYTES, Assembly, pieces
+from aether_trio.client.operations.enums import ProxyFailure
+from aether_trio.client.operations.principals import Authorization, authorization_context
+from aether_trio.client.operations.proxy_service import ProxyService
+from aether_trio.client.operations.records import member
+from aether_trio.wire.pb import aether_pb2 as pb
+
+DEFAULT_TIMEOUT_S: Final = 30.0
+DEFAULT_IDLE_S: Final = 30.0
+MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+_CASES: Final = ("proxy_http_response", "proxy_http_body_chunk", "error")
+_PIECES_WAITING: Final = 1024
+
+
+class ProxyFailed(AetherError):
+    """There is no HTTP response; `kind` says why. TIMEOUT and SIDECAR_UNAVAILABLE may be tried again if that is safe."""
+
+    def __init__(self, kind: ProxyFailure, message: str) -> None:
+        retryable = kind in {ProxyFailure.TIMEOUT, ProxyFailure.SIDECAR_UNAVAILABLE}
+        super().__init__(kind.name, message, retryable=retryable)
+        self.kind = kind
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyResponse:
+    """A whole HTTP response."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class StreamedResponse:
+    """A response whose body is still coming. Iterate it for the pieces, once."""
+
+    def __init__(self, head: pb.ProxyHttpResponse, feed: Feed[Any], idle_s: float) -> None:
+        self.status = head.status_code
+        self.headers: Mapping[str, str] = dict(head.headers)
+        self._head = head
+        self._feed = feed
+        self._idle_s = idle_s
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """The pieces of the body. Raises ProxyFailed if it breaks off, RequestTimeout if nothing comes for too long."""
+        if self._head.body:
+            yield self._head.body
+        if not self._head.body_chunked:
+            return
+        expected = 0
+        while True:
+            piece = await _next(self._feed, self._idle_s, "the next piece of the body")
+            if isinstance(piece, pb.ProxyHttpResponse):
+                raise _failure(piece)  # a second head is how a stream ends before its end
+            if piece.seq != expected:
+                raise UnexpectedAnswer(f"piece {piece.seq} of a body came where {expected} was due")
+            expected += 1
+            if piece.data:
+                yield piece.data
+            if piece.fin:
+                return
+
+
+class Proxy(ProxyService):
+    """See the module's text. `within` limits how long the gateway may take to refuse; a response has `timeout_s`."""
+
+    async def request(
+        self,
+        target: str,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        backend: str = "",
+        app_workspace: str = "",
+        follow_redirects: bool = False,
+        max_response_bytes: int = MAX_BODY_BYTES,
+        checked_access: AccessRequest | None = None,
+        authorization: Authorization | None = None,
+    ) -> ProxyResponse:
+        """One request and its whole response, within `timeout_s` seconds. `path` has the query.
+
+        Raises ProxyFailed, RequestTimeout, and PayloadTooLarge for a body over `max_response_bytes`.
+        """
+        message = _message(
+            target, method, path, headers, body, timeout_s, backend, app_workspace, checked_access, authorization
+        )
+        message.follow_redirects = follow_redirects
+        message.max_response_body_bytes = max_response_bytes
+        with anyio.move_on_after(timeout_s):
+            async with self._exchange(message, body, timeout_s) as (head, feed):
+                whole = Assembly(max_response_bytes)
+                done = not head.body_chunked
+                while not done:
+                    piece = await _next(feed, timeout_s, "the body")
+                    if isinstance(piece, pb.ProxyHttpResponse):
+                        raise _failure(piece)
+                    done = whole.add(piece)
+                return ProxyResponse(head.status_code, dict(head.headers), head.body + whole.body())
+        raise RequestTimeout(f"{method} {path} of {target} was not answered within {timeout_s:g} s")
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        target: str,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        idle_s: float = DEFAULT_IDLE_S,
+        backend: str = "",
+        app_workspace: str = "",
+        max_response_bytes: int = 0,
+        checked_access: AccessRequest | None = None,
+        authorization: Authorization | None = None,
+    ) -> AsyncIterator[StreamedResponse]:
+        """A response as it comes, for as long as the block lasts: `timeout_s` to its head, `idle_s` between its pieces.
+
+        async with agent.proxy.stream("sv::feed", "GET", "/events") as response:
+            async for piece in response: ...
+        """
+        message = _message(
+            target, method, path, headers, body, timeout_s, backend, app_workspace, checked_access, authorization
+        )
+        message.stream_response_indefinitely = True
+        message.stream_idle_timeout_ms = int(idle_s * 1000)
+        message.max_response_body_bytes = max_response_bytes
+        async with self._exchange(message, body, timeout_s) as (head, feed):
+            yield StreamedResponse(head, feed, idle_s)
+
+    @asynccontextmanager
+    async def _exchange(
+        self, message: pb.ProxyHttpRequest, body: bytes, timeout_s: float
+    ) -> AsyncIterator[tuple[pb.ProxyHttpResponse, Feed[Any]]]:
+        """Send it; the head of its response, and the feed with the rest. The body may be sent while the head comes."""
+        request_id = message.request_id
+
+        def mine(payload: Any) -> bool:
+            return str(payload.request_id) == request_id
+
+        with self._requester.open_feed(*_CASES, match=mine, capacity=_PIECES_WAITING) as feed:
+            await self._tell("proxy_http_request", message)
+            if message.body_chunked:
+                for piece in pieces(request_id, body, is_request=True):
+                    if len(feed):
+                        break  # it is answered or refused already; the rest of the body is not wanted
+                    await self._tell("proxy_http_body_chunk", piece)
+            head = await _next(feed, timeout_s, "the response")
+            if not isinstance(head, pb.ProxyHttpResponse):
+                raise ProxyFailed(ProxyFailure.DECODE_FAILED, "a body came before its response")
+            if head.HasField("error"):
+                raise _failure(head)
+            yield head, feed
+
+
+def _message(
+    target: str,
+    method: str,
+    path: str,
+    headers: Mapping[str, str] | None,
+    body: bytes,
+    timeout_s: float,
+    backend: str,
+    app_workspace: str,
+    checked_access: AccessRequest | None,
+    authorization: Authorization | None,
+) -> pb.ProxyHttpRequest:
+    chunked = len(body) > PIECE_BYTES
+    return pb.ProxyHttpRequest(
+        request_id=f"http-{secrets.token_hex(8)}",
+        target_topic=target,
+        method=method.upper(),
+        path=path,
+        headers=dict(headers or {}),
+        body=b"" if chunked else body,
+        body_chunked=chunked,
+        timeout_ms=int(timeout_s * 1000),
+        backend_name=backend,
+        app_workspace=app_workspace,
+        checked_access=None if checked_access is None else access_message(checked_access),
+        authorization=authorization_context(authorization),
+    )
+
+
+async def _next(feed: Feed[Any], limit_s: float, what: str) -> Any:
+    """The next payload of the feed; an ErrorResponse is raised."""
+    with anyio.move_on_after(limit_s):
+        async for payload in feed:
+            if isinstance(payload, pb.ErrorResponse):
+                raise from_code(
+                    payload.code,
+                    payload.message,
+                    retryable=payload.retryable,
+                    retry_after_ms=payload.retry_after_ms,
+                )
+            return payload
+        raise ProxyFailed(ProxyFailure.UPSTREAM_RESET, f"the connection ended before {what} came")
+    raise RequestTimeout(f"{what} did not come within {limit_s:g} s")
+
+
+def _failure(response: pb.ProxyHttpResponse) -> AetherError:
+    named = from_text(response.error.message, "PROXY")
+    if isinstance(named, NotImplementedByGateway):
+        return named
+    return ProxyFailed(member(ProxyFailure, response.error.kind), response.error.message)

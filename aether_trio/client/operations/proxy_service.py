@@ -1,0 +1,133 @@
+"""The answering side of `agent.proxy`: for a service that others reach over HTTP through the gateway.
+
+    async with agent.proxy.serve() as requests:
+        async for request in requests:
+            await request.respond(200, {"content-type": "text/plain"}, b"hello")
+
+A request is handed out when its body is complete. The headers x-auth-* and x-aether-* are the gateway's own, which strips
+what a caller puts there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from aether_trio.client.errors import AetherError, PayloadTooLarge
+from aether_trio.client.operations.bodies import PIECE_BYTES, Assembly, pieces
+from aether_trio.client.operations.enums import ProxyFailure
+from aether_trio.client.operations.namespace import Namespace
+from aether_trio.client.operations.principals import Authorization, read_authorization
+from aether_trio.wire.pb import aether_pb2 as pb
+
+MAX_REQUEST_BYTES: Final = 8 * 1024 * 1024
+MAX_INCOMPLETE: Final = 256
+"""Requests whose bodies are still coming; the oldest is dropped when there are more."""
+
+
+class ProxiedRequest:
+    """A request to be answered, with `respond`, `fail`, or piece by piece with `start`, `send` and `finish`."""
+
+    def __init__(self, service: ProxyService, message: pb.ProxyHttpRequest, body: bytes) -> None:
+        self.method = message.method
+        self.path = message.path
+        self.headers: Mapping[str, str] = dict(message.headers)
+        self.body = body
+        self.timeout_s = message.timeout_ms / 1000
+        """How long the caller waits; 0 if it does not say."""
+        self.backend = message.backend_name
+        self.app_workspace = message.app_workspace
+        self.authorization: Authorization | None = (
+            read_authorization(message.authorization) if message.HasField("authorization") else None
+        )
+        self.raw = message
+        self._service = service
+        self._seq = 0
+
+    async def respond(self, status: int, headers: Mapping[str, str] | None = None, body: bytes = b"") -> None:
+        """Answer with a whole response; a long body goes in pieces."""
+        if len(body) <= PIECE_BYTES:
+            await self._head(pb.ProxyHttpResponse(status_code=status, headers=dict(headers or {}), body=body))
+            return
+        await self.start(status, headers)
+        for piece in pieces(self.raw.request_id, body, is_request=False):
+            await self._service.tell_piece(piece)
+
+    async def fail(self, kind: ProxyFailure, message: str) -> None:
+        """Say that there is no response. After `start` this breaks the body off."""
+        error = pb.ProxyError(kind=pb.ProxyError.Kind.ValueType(kind), message=message)
+        await self._head(pb.ProxyHttpResponse(error=error))
+
+    async def start(self, status: int, headers: Mapping[str, str] | None = None) -> None:
+        """Begin a response whose body comes in pieces."""
+        await self._head(pb.ProxyHttpResponse(status_code=status, headers=dict(headers or {}), body_chunked=True))
+
+    async def send(self, data: bytes) -> None:
+        """The next piece of the body."""
+        await self._piece(data, fin=False)
+
+    async def finish(self) -> None:
+        """The body is complete."""
+        await self._piece(b"", fin=True)
+
+    async def _piece(self, data: bytes, *, fin: bool) -> None:
+        piece = pb.ProxyHttpBodyChunk(request_id=self.raw.request_id, seq=self._seq, data=data, fin=fin)
+        self._seq += 1
+        await self._service.tell_piece(piece)
+
+    async def _head(self, response: pb.ProxyHttpResponse) -> None:
+        response.request_id = self.raw.request_id
+        await self._service.tell_head(response)
+
+
+class ProxyService(Namespace):
+    """See the module's text."""
+
+    @asynccontextmanager
+    async def serve(
+        self, *, capacity: int = 1024, max_request_bytes: int = MAX_REQUEST_BYTES
+    ) -> AsyncIterator[AsyncIterator[ProxiedRequest]]:
+        """The requests for this participant, for as long as the block lasts.
+
+        One whose body is over `max_request_bytes`, or arrives with gaps, is refused here.
+        """
+        cases = ("proxy_http_request", "proxy_http_body_chunk")
+        with self._feed(*cases, match=_of_a_request, capacity=capacity) as feed:
+            yield self._complete(aiter(feed), max_request_bytes)
+
+    async def tell_head(self, response: pb.ProxyHttpResponse) -> None:
+        """Send a response's head: for those who answer by hand."""
+        await self._tell("proxy_http_response", response)
+
+    async def tell_piece(self, piece: pb.ProxyHttpBodyChunk) -> None:
+        """Send a piece of a body: for those who answer by hand."""
+        await self._tell("proxy_http_body_chunk", piece)
+
+    async def _complete(self, feed: AsyncIterator[Any], limit: int) -> AsyncIterator[ProxiedRequest]:
+        waiting: dict[str, tuple[pb.ProxyHttpRequest, Assembly]] = {}
+        async for payload in feed:
+            if isinstance(payload, pb.ProxyHttpRequest):
+                if not payload.body_chunked:
+                    yield ProxiedRequest(self, payload, payload.body)
+                    continue
+                waiting[payload.request_id] = (payload, Assembly(limit))
+                if len(waiting) > MAX_INCOMPLETE:
+                    del waiting[next(iter(waiting))]
+            elif payload.request_id in waiting:
+                request, assembly = waiting[payload.request_id]
+                try:
+                    complete = assembly.add(payload)
+                except AetherError as error:
+                    del waiting[payload.request_id]
+                    too_large = isinstance(error, PayloadTooLarge)
+                    kind = ProxyFailure.PAYLOAD_TOO_LARGE if too_large else ProxyFailure.DECODE_FAILED
+                    await ProxiedRequest(self, request, b"").fail(kind, error.message)
+                    continue
+                if complete:
+                    del waiting[payload.request_id]
+                    yield ProxiedRequest(self, request, assembly.body())
+
+
+def _of_a_request(payload: Any) -> bool:
+    return isinstance(payload, pb.ProxyHttpRequest) or bool(payload.is_request)

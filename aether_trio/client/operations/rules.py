@@ -1,0 +1,261 @@
+"""`agent.rules`: access rules, what applies when no rule does, what was decided and why; groups and roles (see groups.py).
+
+Needs the right to administer access. Refusals raise Refused or PermissionDenied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated
+
+from aether_trio.client.operations.groups import Groups
+from aether_trio.client.operations.principals import AccessLevel, Authorization, Principal, principal_ref
+from aether_trio.client.operations.records import Seconds, Wire, from_time, read
+from aether_trio.wire.pb import aether_pb2 as pb
+
+_Op = pb.ACLOperation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """This principal may do this much to that resource."""
+
+    rule_id: str
+    principal_type: str
+    principal_id: str
+    resource_type: str
+    resource_id: str
+    access_level: AccessLevel
+    granted_by: str
+    granted_at: Seconds
+    expires_at: Seconds
+    """None: never."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RulePage:
+    """Some of the rules that were asked for, and how many there are in all."""
+
+    rules: tuple[Rule, ...]
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fallback:
+    """The level that applies in a category when no rule does."""
+
+    policy_id: str
+    category: Annotated[str, Wire("rule_category")]
+    access_level: Annotated[AccessLevel, Wire("fallback_access_level")]
+    updated_by: str
+    updated_at: Seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """A decision that was recorded."""
+
+    audit_id: int
+    timestamp: Seconds
+    decision: str
+    access_level: AccessLevel
+    principal_type: str
+    principal_id: str
+    resource_type: str
+    resource_id: str
+    operation: str
+    workspace: str
+    rule_id: str
+    fallback_applied: bool
+    gateway_id: str
+    session_id: str
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionPage:
+    """Some of the decisions that were asked for, and how many there are in all."""
+
+    decisions: tuple[Decision, ...]
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contribution:
+    """One rule that had a say in a verdict."""
+
+    subject: str
+    """The principal, group or role the rule is about."""
+    rule_id: str
+    access_level: AccessLevel
+    resource: str
+    expired: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Why a verdict is what it is."""
+
+    principal: str
+    subjects: tuple[str, ...]
+    """The principal, its groups and its roles."""
+    contributions: tuple[Contribution, ...]
+    allowed: bool
+    decision: str
+    effective_access_level: AccessLevel
+    fallback_applied: bool
+    reason: str
+
+
+class Rules(Groups):
+    """See the module's text."""
+
+    async def list(
+        self,
+        *,
+        principal_type: str = "",
+        principal_id: str = "",
+        resource_type: str = "",
+        resource_id: str = "",
+        limit: int = 0,
+        offset: int = 0,
+    ) -> RulePage:
+        """The rules that fit everything given."""
+        wanted = pb.ACLRuleFilter(
+            principal_type=principal_type,
+            principal_id=principal_id,
+            resource_type=resource_type,
+            resource_id=resource_id,
+            limit=limit,
+            offset=offset,
+        )
+        answer = await self._do(_Op(op=_Op.LIST_RULES, rule_filter=wanted), again=True)
+        return RulePage(tuple(read(Rule, one) for one in answer.rules), answer.total_rules)
+
+    async def get(self, rule_id: str) -> Rule:
+        """One rule. Raises Refused if there is none."""
+        return read(Rule, (await self._do(_Op(op=_Op.GET_RULE, rule_id=rule_id), again=True)).rule)
+
+    async def grant(
+        self,
+        principal_type: str,
+        principal_id: str,
+        resource_type: str,
+        resource_id: str,
+        access_level: AccessLevel,
+        *,
+        reason: str = "",
+        granted_by: str = "",
+        expires_at: datetime | None = None,
+        authorization: Authorization | None = None,
+    ) -> Rule:
+        """A rule; it replaces an older one about the same principal and resource."""
+        request = pb.ACLGrantRequest(
+            principal_type=principal_type,
+            principal_id=principal_id,
+            resource_type=resource_type,
+            resource_id=resource_id,
+            access_level=access_level,
+            granted_by=granted_by,
+            reason=reason,
+            expires_at=from_time(expires_at),
+        )
+        answer = await self._do(_Op(op=_Op.GRANT, grant_request=request), authorization=authorization)
+        return read(Rule, answer.rule)
+
+    async def revoke(self, rule_id: str, *, authorization: Authorization | None = None) -> None:
+        """Remove the rule of this id."""
+        await self._do(_Op(op=_Op.REVOKE, rule_id=rule_id), authorization=authorization)
+
+    async def revoke_matching(
+        self,
+        principal_type: str,
+        principal_id: str,
+        resource_type: str,
+        resource_id: str,
+        *,
+        authorization: Authorization | None = None,
+    ) -> None:
+        """Remove the rule about this principal and resource, whatever its id is."""
+        wanted = pb.ACLRuleFilter(
+            principal_type=principal_type,
+            principal_id=principal_id,
+            resource_type=resource_type,
+            resource_id=resource_id,
+        )
+        await self._do(_Op(op=_Op.REVOKE, rule_filter=wanted), authorization=authorization)
+
+    async def fallback(self, category: str) -> Fallback:
+        """What applies in this category (such as "user_workspace") when no rule does."""
+        answer = await self._do(_Op(op=_Op.GET_FALLBACK_POLICY, rule_category=category), again=True)
+        return read(Fallback, answer.fallback_policy)
+
+    async def set_fallback(
+        self,
+        category: str,
+        access_level: AccessLevel,
+        *,
+        updated_by: str = "",
+        authorization: Authorization | None = None,
+    ) -> Fallback:
+        """Say what applies in this category when no rule does."""
+        request = pb.ACLSetFallbackRequest(
+            rule_category=category, fallback_access_level=access_level, updated_by=updated_by
+        )
+        op = _Op(op=_Op.SET_FALLBACK_POLICY, rule_category=category, fallback_request=request)
+        return read(Fallback, (await self._do(op, authorization=authorization)).fallback_policy)
+
+    async def decisions(
+        self,
+        *,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        principal_type: str = "",
+        principal_id: str = "",
+        resource_type: str = "",
+        resource_id: str = "",
+        decision: str = "",
+        workspace: str = "",
+        limit: int = 0,
+        offset: int = 0,
+    ) -> DecisionPage:
+        """Recorded decisions that fit everything given. Times are aware, in whole seconds."""
+        wanted = pb.ACLAuditFilter(
+            start_time=from_time(start),
+            end_time=from_time(end),
+            principal_type=principal_type,
+            principal_id=principal_id,
+            resource_type=resource_type,
+            resource_id=resource_id,
+            decision=decision,
+            workspace=workspace,
+            limit=limit,
+            offset=offset,
+        )
+        answer = await self._do(_Op(op=_Op.QUERY_AUDIT, audit_filter=wanted), again=True)
+        return DecisionPage(tuple(read(Decision, one) for one in answer.audit_entries), answer.total_audit_entries)
+
+    async def explain(
+        self, principal: Principal | str, resource_type: str, resource_id: str, required_level: AccessLevel
+    ) -> Explanation:
+        """Why `principal` may, or may not, do that."""
+        op = _Op(
+            op=_Op.EXPLAIN_ACCESS,
+            principal=principal_ref(principal),
+            resource_type=resource_type,
+            resource_id=resource_id,
+            required_level=required_level,
+        )
+        return read(Explanation, (await self._do(op, again=True)).explanation)
+
+    async def forget_expired(self) -> int:
+        """Remove rules that have expired; return how many."""
+        return (await self._do(_Op(op=_Op.CLEANUP_EXPIRED))).cleanup_result.deleted_count
+
+    async def forget_decisions(self, *, older_than_days: int) -> int:
+        """Remove recorded decisions that are older; return how many."""
+        op = _Op(op=_Op.CLEANUP_AUDIT_LOGS, retention_days=older_than_days)
+        return (await self._do(op)).cleanup_result.deleted_count

@@ -1,0 +1,159 @@
+"""Following tasks, and being given work: the part of `agent.tasks` that the gateway starts.
+
+A subscription ends with its session, so a follower is told of a reconnect by the end of its events (ConnectionLost) and
+subscribes again, from the last event it saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeAlias
+
+import anyio
+
+from aether_trio.client.errors import AetherError
+from aether_trio.client.operations.enums import TaskStatus
+from aether_trio.client.operations.namespace import Namespace
+from aether_trio.client.operations.records import from_time, read, to_time
+from aether_trio.client.operations.requests import RequestEvent, request_event
+from aether_trio.client.operations.task_values import Assignment, Hibernated
+from aether_trio.wire.pb import aether_pb2 as pb
+
+_Sub = pb.TaskSubscriptionOperation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusChanged:
+    """A task changed its state."""
+
+    from_status: TaskStatus
+    to_status: TaskStatus
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskProgressed:
+    """A task reported progress; `progress` is from 0 to 1, or -1 when nobody knows."""
+
+    state: str
+    progress: float
+    message: str
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildChanged:
+    """A task below it did something; `lifecycle` is a word for what."""
+
+    child_task_id: str
+    child_status: TaskStatus
+    lifecycle: str
+
+
+Happening: TypeAlias = StatusChanged | TaskProgressed | ChildChanged | RequestEvent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskEvent:
+    """Something happened to a followed task."""
+
+    task_id: str
+    emitted_at: datetime | None
+    workspace: str
+    parent_task_id: str
+    subscription_id: str
+    event: Happening | None
+    """None for a kind that a later protocol has added."""
+
+
+def task_event(message: pb.TaskEvent) -> TaskEvent:
+    """The record of a received event."""
+    return TaskEvent(
+        task_id=message.task_id,
+        emitted_at=to_time(message.emitted_at_unix_ms, "ms"),
+        workspace=message.workspace,
+        parent_task_id=message.parent_task_id,
+        subscription_id=message.subscription_id,
+        event=_happening(message),
+    )
+
+
+def _happening(message: pb.TaskEvent) -> Happening | None:
+    match message.WhichOneof("event"):
+        case "status_changed":
+            return read(StatusChanged, message.status_changed)
+        case "progress":
+            return read(TaskProgressed, message.progress)
+        case "child_lifecycle":
+            return read(ChildChanged, message.child_lifecycle)
+        case "authority_request":
+            return request_event(message.authority_request.event)
+        case _:
+            return None
+
+
+class TaskFeeds(Namespace):
+    """See the module's text."""
+
+    async def subscribe(self, task_id: str, *, recursive: bool = False, since: datetime | None = None) -> str:
+        """Ask for a task's events and return the subscription's id; `follow` is this with the events.
+
+        `recursive` takes in the descendants that exist now; `since` replays what happened since then.
+        """
+        op = _Sub(
+            op=_Sub.SUBSCRIBE, task_id=task_id, recursive=recursive, start_timestamp_unix_ms=from_time(since, "ms")
+        )
+        answer: pb.TaskSubscriptionOperationResponse = await self._ask("task_subscription_op", op)
+        return answer.subscription_id
+
+    async def unsubscribe(self, subscription_id: str, *, task_id: str = "") -> None:
+        """End a subscription."""
+        op = _Sub(op=_Sub.UNSUBSCRIBE, task_id=task_id, subscription_id=subscription_id)
+        await self._ask("task_subscription_op", op)
+
+    @asynccontextmanager
+    async def follow(
+        self, task_id: str, *, recursive: bool = False, since: datetime | None = None, capacity: int = 1024
+    ) -> AsyncIterator[AsyncIterator[TaskEvent]]:
+        """The events of a task, for as long as the block lasts.
+
+            async with agent.tasks.follow(task_id) as events:
+                async for event in events: ...
+
+        FeedOverflow is raised from the iteration if more than `capacity` events were not read.
+        """
+        with self._feed("task_event", capacity=capacity) as feed:
+            subscription = await self.subscribe(task_id, recursive=recursive, since=since)
+            try:
+                yield _events(feed, subscription)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    try:
+                        await self.within(5).unsubscribe(subscription, task_id=task_id)
+                    except AetherError:
+                        pass  # it ends with the session in any case
+
+    @asynccontextmanager
+    async def assignments(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[Assignment]]:
+        """What is given to this worker or orchestrator, for as long as the block lasts.
+
+        Open it before work can come: what comes while nobody listens is lost to this client.
+        """
+        with self._feed("task_assignment", capacity=capacity) as feed:
+            yield (read(Assignment, message) async for message in feed)
+
+    @asynccontextmanager
+    async def hibernations(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[Hibernated]]:
+        """The tasks of this worker that were put to sleep, for as long as the block lasts."""
+        with self._feed("task_hibernated", capacity=capacity) as feed:
+            yield (read(Hibernated, message) async for message in feed)
+
+
+async def _events(feed: AsyncIterator[Any], subscription: str) -> AsyncIterator[TaskEvent]:
+    async for message in feed:
+        # Events may come before the answer that names their subscription, so they are sorted here and not by the feed.
+        if message.subscription_id in {"", subscription}:
+            yield task_event(message)

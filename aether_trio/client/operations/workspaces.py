@@ -1,0 +1,123 @@
+"""`agent.workspaces`: manage workspaces; for a user's window, move between them.
+
+All but `switch` need the right to administer workspaces. Refusals raise Refused or PermissionDenied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from aether_trio.client.operations.enums import PrincipalType
+from aether_trio.client.operations.namespace import Namespace
+from aether_trio.client.operations.records import Seconds, Wire, read, write
+from aether_trio.wire.pb import aether_pb2 as pb
+
+_Op = pb.WorkspaceOperation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace:
+    """A workspace. The times and the counters are the gateway's to fill."""
+
+    workspace_id: str
+    display_name: str = ""
+    description: str = ""
+    tenant_id: str = ""
+    created_at: Seconds = None
+    updated_at: Seconds = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    active_agents: int = 0
+    active_tasks: int = 0
+    active_users: int = 0
+    total_messages: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkspacePage:
+    """Some of the workspaces that were asked for, and how many there are in all."""
+
+    workspaces: tuple[Workspace, ...]
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowNode:
+    """One participant in the graph of a workspace."""
+
+    id: str
+    label: str
+    principal_type: Annotated[PrincipalType, Wire("type")]
+    status: str
+    implementation: str
+    specifier: str
+    topic: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowEdge:
+    """Messages from one node to another, by their ids."""
+
+    source: Annotated[str, Wire("from")]
+    target: Annotated[str, Wire("to")]
+    label: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageFlow:
+    """Who talks to whom in a workspace."""
+
+    workspace_id: str
+    nodes: tuple[FlowNode, ...]
+    edges: tuple[FlowEdge, ...]
+    updated_at: Seconds
+
+
+class Workspaces(Namespace):
+    """See the module's text."""
+
+    async def switch(self, workspace: str) -> None:
+        """Move this window to another workspace; "" leaves the present one. For users only.
+
+        The protocol does not answer it, so this returns when the request is on its way. Anything asked afterwards on the
+        same connection is done after the switch. A refusal (ERR_INVALID_PRINCIPAL, ERR_WORKSPACE_SWITCH_FAILED) comes as
+        an error of the connection.
+        """
+        await self._tell("switch_workspace", pb.SwitchWorkspace(new_workspace_id=workspace))
+
+    async def list(self, *, tenant_id: str = "", limit: int = 0, offset: int = 0) -> WorkspacePage:
+        """The workspaces of this tenant, or all."""
+        wanted = pb.WorkspaceFilter(tenant_id=tenant_id, limit=limit, offset=offset)
+        answer = await self._do(_Op(op=_Op.LIST, filter=wanted))
+        return WorkspacePage(tuple(read(Workspace, one) for one in answer.workspaces), answer.total_count)
+
+    async def get(self, workspace_id: str) -> Workspace:
+        """One workspace. Raises Refused if there is none of this id."""
+        return read(Workspace, (await self._do(_Op(op=_Op.GET, workspace_id=workspace_id))).workspace)
+
+    async def create(self, workspace: Workspace) -> Workspace:
+        """A new workspace; returns it as it was stored."""
+        return await self._write(_Op.CREATE, workspace)
+
+    async def update(self, workspace: Workspace) -> Workspace:
+        """Change the workspace of this id; returns it as it is stored now."""
+        return await self._write(_Op.UPDATE, workspace)
+
+    async def delete(self, workspace_id: str) -> None:
+        """Forget a workspace."""
+        await self._do(_Op(op=_Op.DELETE, workspace_id=workspace_id))
+
+    async def message_flow(self, workspace_id: str) -> MessageFlow:
+        """Who talks to whom there: a graph to be drawn."""
+        answer = await self._do(_Op(op=_Op.GET_MESSAGE_FLOW, workspace_id=workspace_id))
+        return read(MessageFlow, answer.message_flow)
+
+    async def _write(self, kind: pb.WorkspaceOperation.OpType.ValueType, workspace: Workspace) -> Workspace:
+        op = _Op(op=kind, workspace_id=workspace.workspace_id, workspace=write(workspace, pb.WorkspaceInfo()))
+        return read(Workspace, (await self._do(op)).workspace)
+
+    async def _do(self, op: pb.WorkspaceOperation) -> pb.WorkspaceResponse:
+        answer: pb.WorkspaceResponse = await self._ask("workspace_op", op)
+        return answer
