@@ -28,6 +28,7 @@ from aether_trio.transport.grpc.server import GrpcServer, Servable
 from aether_trio.transport.grpc.stream import ServerStream
 from aether_trio.transport.link import Link
 from aether_trio.transport.ports import Ports
+from aether_trio.transport.websocket.server import HttpServer
 from aether_trio.wire.pb.aether_grpc import AetherGatewayBase
 
 logger = structlog.get_logger("aether.gateway")
@@ -126,4 +127,7 @@ def _open_lanes(core: Core, health: Health, nursery: trio.Nursery) -> dict[str, 
         lanes["grpc"] = grpc = GrpcServer(services, limits=wiring.grpc_limits(settings.grpc))
         nursery.start_soon(grpc.retire_the_old, name="grpc-age")
         wiring.watch_lane(metrics, "grpc", grpc.statistics)
+    if settings.websocket.enabled:
+        lanes["websocket"] = http = HttpServer(serve, settings.websocket, nursery)
+        wiring.watch_lane(metrics, "websocket", http.statistics)
     return lanes

@@ -31,10 +31,11 @@ class Upgrade:
 
 
 class UpgradeRefused(Exception):
-    """Not agreed, with this answer."""
+    """Not agreed, with this answer. `reason`, for the statistics: no_websocket, version, key, origin, query, subprotocol."""
 
-    def __init__(self, status: HTTPStatus, text: str, headers: Headers | None = None) -> None:
+    def __init__(self, reason: str, status: HTTPStatus, text: str, headers: Headers | None = None) -> None:
         super().__init__(text)
+        self.reason = reason
         self.status = status
         self.headers = headers or []
 
@@ -46,33 +47,39 @@ def negotiate(request: Request, origins: OriginPolicy, *, secure: bool, loopback
         headers.get("connection", "")
     ):
         raise UpgradeRefused(
+            "no_websocket",
             HTTPStatus.UPGRADE_REQUIRED,
             "this address is for WebSocket connections",
             [("Upgrade", "websocket"), ("Connection", "Upgrade")],
         )
     if headers.get("sec-websocket-version") != _VERSION:
         raise UpgradeRefused(
+            "version",
             HTTPStatus.UPGRADE_REQUIRED,
             f"Sec-WebSocket-Version must be {_VERSION}",
             [("Sec-WebSocket-Version", _VERSION)],
         )
     key = headers.get("sec-websocket-key", "")
     if not _is_key(key):
-        raise UpgradeRefused(HTTPStatus.BAD_REQUEST, "Sec-WebSocket-Key must be 16 bytes in base64")
+        raise UpgradeRefused("key", HTTPStatus.BAD_REQUEST, "Sec-WebSocket-Key must be 16 bytes in base64")
     origin = headers.get("origin")
     if not origins.allows(origin, headers.get("host", ""), secure=secure, loopback=loopback):
         raise UpgradeRefused(
-            HTTPStatus.FORBIDDEN, f"pages of {origin!a} may not connect; see the setting websocket.allowed_origins"
+            "origin",
+            HTTPStatus.FORBIDDEN,
+            f"pages of {origin!a} may not connect; see the setting websocket.allowed_origins",
         )
     if request.query is not None:
         raise UpgradeRefused(
-            HTTPStatus.BAD_REQUEST, "no query, please: credentials go into the first message, never into the address"
+            "query",
+            HTTPStatus.BAD_REQUEST,
+            "no query, please: credentials go into the first message, never into the address",
         )
     offered = [name.strip() for name in headers.get("sec-websocket-protocol", "").split(",")]
     codec = next((CODECS[name] for name in offered if name in CODECS), None)
     if codec is None:
         raise UpgradeRefused(
-            HTTPStatus.BAD_REQUEST, f"offer one of these in Sec-WebSocket-Protocol: {', '.join(CODECS)}"
+            "subprotocol", HTTPStatus.BAD_REQUEST, f"offer one of these in Sec-WebSocket-Protocol: {', '.join(CODECS)}"
         )
     return Upgrade(codec, _response(key, codec.subprotocol))
 

@@ -11,11 +11,14 @@ looks at its credentials.
 
 How it ends: the peer's close frame is a clean end, whatever its code; a socket that ends without one is a cut. What the peer
 did wrong is raised by `receive` after the messages before it.
+
+`rejects` counts by reason: protocol_error, wrong_type, too_long, undecodable, principal; paced is a pause of the reading.
 """
 
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
@@ -53,6 +56,7 @@ class WebSocketLink:
         "_owed",
         "_part",
         "_rate",
+        "_rejects",
         "_stream",
         "_ws",
         "peer",
@@ -69,6 +73,7 @@ class WebSocketLink:
         kinds: Collection[str],
         max_message_bytes: int,
         rate: TokenBucket,
+        rejects: Counter[str],
     ) -> None:
         self.peer = peer
         self._stream = stream
@@ -78,6 +83,7 @@ class WebSocketLink:
         self._kinds: Collection[str] | None = None if ANY_KIND in kinds else kinds
         self._max_bytes = max_message_bytes
         self._rate = rate
+        self._rejects = rejects
         self._owed = 0
         """Frames that were read and not yet taken from the bucket."""
         self._part: bytearray | None = None
@@ -121,6 +127,7 @@ class WebSocketLink:
             count = min(self._owed, most)
             wait_s = rate.take(trio.current_time(), count)
             if wait_s:
+                self._rejects["paced"] += 1
                 await trio.sleep(wait_s)
             else:
                 self._owed -= count
@@ -157,6 +164,7 @@ class WebSocketLink:
         text = type(data) is str
         if text is not self._codec.text:
             self._close_as = UNSUPPORTED_DATA
+            self._rejects["wrong_type"] += 1
             kind = "text" if self._codec.text else "binary"
             raise StatusError(Status.INVALID_ARGUMENT, f"the messages of {self._codec.subprotocol} are {kind}")
         part = self._part
@@ -176,13 +184,19 @@ class WebSocketLink:
         if size > self._max_bytes:
             self._part = None
             self._close_as = TOO_BIG
+            self._rejects["too_long"] += 1
             raise StatusError(Status.RESOURCE_EXHAUSTED, f"a message is longer than {self._max_bytes} bytes")
 
     def _decode(self, data: bytes | str) -> UpstreamMessage:
-        message = self._codec.decode(data)
+        try:
+            message = self._codec.decode(data)
+        except StatusError:
+            self._rejects["undecodable"] += 1
+            raise
         if self._kinds is not None:
             kind = message.init.WhichOneof("client_type")
             if kind is not None and kind not in self._kinds:
+                self._rejects["principal"] += 1
                 allowed = ", ".join(sorted(self._kinds))
                 raise StatusError(
                     Status.PERMISSION_DENIED, f"{kind} may not connect over WebSocket here; these may: {allowed}"
@@ -194,6 +208,7 @@ class WebSocketLink:
         if self._ws.state is ConnectionState.OPEN:
             # Not a close frame, but wsproto's way to report a frame that is none.
             self._close_as = int(event.code)
+            self._rejects["protocol_error"] += 1
             self._failure = StatusError(Status.INVALID_ARGUMENT, event.reason or "not a WebSocket frame")
         else:
             self._ended = event

@@ -16,7 +16,8 @@ connections that only fetch files, and waits for the WebSockets, whose sessions 
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
@@ -53,13 +54,13 @@ _METADATA: Final[tuple[str, ...]] = ("user-agent", "origin", "aether-extensions"
 
 @dataclass(frozen=True, slots=True)
 class HttpStatistics:
-    """Connections open now, WebSockets among them, and what was answered since start."""
+    """Connections of now; `_total` and `rejects` (by reason, see link.py and handshake.py) count since start."""
 
-    open: int
+    fetching: int
     websockets: int
-    requests: int
-    upgrades: int
-    upgrades_refused: int
+    requests_total: int
+    upgrades_total: int
+    rejects: Mapping[str, int]
 
 
 @dataclass(slots=True)
@@ -86,13 +87,13 @@ class HttpServer:
         self._websockets: set[ByteStream] = set()
         self._draining = False
         self._empty: trio.Event | None = None
-        self._requests = self._upgrades = self._refused = 0
+        self._requests = self._upgrades = 0
+        self._rejects: Counter[str] = Counter()
 
     def statistics(self) -> HttpStatistics:
         """What is open, and what was answered."""
-        websockets = len(self._websockets)
         return HttpStatistics(
-            len(self._fetching) + websockets, websockets, self._requests, self._upgrades, self._refused
+            len(self._fetching), len(self._websockets), self._requests, self._upgrades, dict(self._rejects)
         )
 
     async def serve(self, accepted: Accepted) -> None:
@@ -145,6 +146,7 @@ class HttpServer:
             with trio.move_on_after(settings.idle_timeout_s if http.served else settings.handshake_timeout_s):
                 return await http.next_request()
         except BadRequest as error:
+            self._rejects["bad_request"] += 1
             await self._say(http, error.status, str(error), close=True)
             await linger(stream.sock, LINGER_S)
         return None
@@ -194,13 +196,14 @@ class HttpServer:
         try:
             if self._draining:
                 raise UpgradeRefused(
+                    "draining",
                     HTTPStatus.SERVICE_UNAVAILABLE,
                     "the gateway is shutting down; connect again",
                     [("Retry-After", "1")],
                 )
             upgrade = negotiate(request, self._origins, secure=accepted.tls is not None, loopback=loopback)
         except UpgradeRefused as refused:
-            self._refused += 1
+            self._rejects[refused.reason] += 1
             await self._say(http, refused.status, str(refused), refused.headers, close=True)
             await linger(stream.sock, LINGER_S)
             return None
@@ -226,6 +229,7 @@ class HttpServer:
             kinds=settings.principals,
             max_message_bytes=settings.max_message_bytes,
             rate=TokenBucket(settings.max_messages_per_s, max(1.0, BURST_S * settings.max_messages_per_s)),
+            rejects=self._rejects,
         )
         del agreed
         self._upgrades += 1
