@@ -3,6 +3,10 @@
 Reference: core.md section 9. Filled in here and not there: remote address, last activity, the reason of a disconnect,
 `last_seen_at`, a user reference that names no window (any of its windows counts), and `total_count` as the number of
 matches before paging. Times on the wire are Unix seconds.
+
+One thing more than the reference: whoever is in a workspace, and may read it, may LIST who else is there. A person in a
+browser is to see the agents to talk to, and need not be an administrator for it. Such a list leaves out what gives power over
+others or tells where they are: session ids (who knows one may take its session over) and addresses.
 """
 
 from __future__ import annotations
@@ -39,7 +43,13 @@ class SessionService:
         response = pb.SessionOperationResponse(request_id=op.request_id)
         decision = await self._authorizer.check_admin(session.identity, "sessions", operation="session_op")
         if not decision.allowed:
-            response.error = decision.reason
+            if await self._may_look_around(session, op):
+                self._list(op.filter, response)
+                for connection in response.connections:
+                    connection.ClearField("session_id")
+                    connection.ClearField("remote_addr")
+            else:
+                response.error = decision.reason
         elif op.op == pb.SessionOperation.LIST:
             self._list(op.filter, response)
         elif op.op == pb.SessionOperation.GET:
@@ -49,6 +59,13 @@ class SessionService:
         else:
             response.error = f"unknown session operation {op.op}"
         return [pb.DownstreamMessage(session_response=response)]
+
+    async def _may_look_around(self, session: Session, op: pb.SessionOperation) -> bool:
+        """Whether this is a LIST of the session's own workspace, which it may read."""
+        workspace = session.workspace
+        if op.op != pb.SessionOperation.LIST or not workspace or op.filter.workspace != workspace:
+            return False
+        return (await self._authorizer.check_workspace(session.identity, workspace, operation="session_op")).allowed
 
     def _list(self, wanted: pb.ConnectionFilter, response: pb.SessionOperationResponse) -> None:
         found = [

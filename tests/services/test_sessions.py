@@ -49,6 +49,29 @@ async def test_others_than_the_system_may_not(core: Core, hello: pb.UpstreamMess
             assert "admin/sessions" in response.error
 
 
+async def test_whoever_is_in_a_workspace_may_see_who_else_is_there(core: Core) -> None:
+    async with (
+        connect(core, user("u", "1")) as window,
+        connect(core, agent("w", "a", "1")) as peer,
+        connect(core, agent("v", "a", "1")),
+    ):
+        here = pb.ConnectionFilter(workspace="w")
+        assert "admin/sessions" in (await operate(window, Op.LIST, filter=here)).error  # not there yet
+        window.send(switch_to("w"))
+        await barrier(window)
+        for one in (window, peer):
+            response = await operate(one, Op.LIST, filter=here)
+            assert (response.success, response.error) == (True, "")
+            assert [found.identity for found in response.connections] == ["ag::w::a::1", "us::u::1"]
+            assert response.connections[0].implementation == "a"
+            # Whoever knows a session's id may take it over.
+            assert not any(found.session_id or found.remote_addr for found in response.connections)
+        for wanted in (pb.ConnectionFilter(workspace="v"), pb.ConnectionFilter()):
+            assert "admin/sessions" in (await operate(window, Op.LIST, filter=wanted)).error
+        assert "admin/sessions" in (await operate(window, Op.GET, filter=here, session_id="x")).error
+        assert "admin/sessions" in (await operate(window, Op.DISCONNECT, filter=here, session_id="x")).error
+
+
 @pytest.mark.parametrize("hello", [workflow_engine(), orchestrator("k", "1")])
 async def test_the_list_is_filtered_and_paged(core: Core, hello: pb.UpstreamMessage) -> None:
     async with (
