@@ -48,7 +48,7 @@ TLS_HANDSHAKE: Final = 0x16
 _NAMES: Final = {
     GRPC: "gRPC (HTTP/2 with prior knowledge)",
     FRAMED: "the aether binary framing",
-    WEBSOCKET: "HTTP/1.1 and WebSocket",
+    WEBSOCKET: "HTTP/1.1 with WebSocket",
 }
 _EMPTY_SETTINGS: Final = frames.settings({})
 

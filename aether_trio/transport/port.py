@@ -28,8 +28,8 @@ from aether_trio.transport.tls import TlsSession
 log = logging.getLogger(__name__)
 
 _READ_BYTES: Final = 64 * 1024
-_UNDECIDED_BYTES: Final = 16 * 1024
-"""Of TLS records after the handshake, while the handful of plain bytes that decide has not come."""
+_UNDECIDED_BYTES: Final = 64 * 1024
+"""Of TLS records after the handshake, while the handful of plain bytes that decide has not come. One record has 17 KiB."""
 _LINGER_S: Final = 1.0
 """Reading on after an error, so that the kernel does not replace it with a reset."""
 
@@ -48,7 +48,7 @@ class PortStatistics:
 
 
 class _Refused(Exception):
-    """`text` is for the peer; without it there is nothing to say, or nobody to say it to."""
+    """`text` is for the peer; without it TLS has said what there is to say, or nobody would read it."""
 
     def __init__(self, reason: str, text: str = "") -> None:
         super().__init__(reason)
@@ -114,8 +114,7 @@ class Port:
             self._rejects["timeout"] += 1
         except _Refused as refused:
             self._rejects[refused.reason] += 1
-            if refused.text:
-                await self._say(accepted, refused.text)
+            await self._say(accepted, refused.text)
         except OSError as error:  # ssl.SSLError is one
             log.debug("connection ended before its first bytes: %s", error)
             self._rejects["silent" if accepted.tls is None and not accepted.head else "truncated"] += 1
@@ -167,9 +166,10 @@ class Port:
             accepted.head = head + data
 
     async def _say(self, accepted: Accepted, text: str) -> None:
-        answer = first_bytes.refusal(accepted.head, text)
         try:
-            accepted.sock.send(answer if accepted.tls is None else accepted.tls.seal(answer))
+            if text:
+                answer = first_bytes.refusal(accepted.head, text)
+                accepted.sock.send(answer if accepted.tls is None else accepted.tls.seal(answer))
         except OSError:
             return  # it has gone
         await linger(accepted.sock, _LINGER_S)
