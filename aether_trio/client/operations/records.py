@@ -108,8 +108,12 @@ def read_optional(record: type[R], message: Message, name: str) -> R | None:
     return read(record, getattr(message, name)) if message.HasField(name) else None
 
 
-@cache
 def _fields_of(record: Any) -> tuple[_Field, ...]:
+    return _compiled(record)
+
+
+@cache
+def _compiled(record: Any) -> tuple[_Field, ...]:
     hints = typing.get_type_hints(record, include_extras=True)
     return tuple(_field(f.name, hints[f.name]) for f in fields(record))
 
