@@ -25,6 +25,7 @@ from aether_trio.model.ids import IdFactory
 from aether_trio.routing.lanes import Lanes
 from aether_trio.routing.log import PROBE_S, TopicLog, open_log
 from aether_trio.routing.programs import touch
+from aether_trio.routing.publishers import PublisherStore
 from aether_trio.routing.rates import Rates
 from aether_trio.routing.retention import Retention
 from aether_trio.routing.router import Router
@@ -69,6 +70,7 @@ class Core:
         ids: IdFactory,
         log: TopicLog,
         state: SqliteDatabase,
+        publishers: PublisherStore,
         nursery: trio.Nursery,
     ) -> None:
         limits = settings.limits
@@ -97,6 +99,7 @@ class Core:
                 limits=limits,
                 outbox_limits=wiring.outbox_limits(settings),
                 log=log,
+                publishers=publishers,
                 lanes=self.lanes,
                 groups=WorkGroups(log, nursery),
                 rates=rates,
@@ -252,7 +255,9 @@ async def open_core(
         log_database = await open_database("log")
         log = await stack.enter_async_context(open_log(log_database, clock, wiring.log_limits(settings)))
         nursery = await stack.enter_async_context(trio.open_nursery())
-        core = Core(settings, clock, ids, log, state, nursery)
+        framed = settings.framed
+        publishers = PublisherStore(log_database, clock, window=framed.publish_window, lifetime_s=framed.dedup_s)
+        core = Core(settings, clock, ids, log, state, publishers, nursery)
         core.health.add_probe(
             "log", lambda: "the last group could not be written" if log.statistics().storage_failing else None
         )
@@ -263,6 +268,7 @@ async def open_core(
         core.metrics.counter("aether_log_expired", "Messages that retention took", (), lambda: {(): retention.expired})
         wiring.watch_metrics(core.metrics, core, state=state, log=log_database)
         nursery.start_soon(retention.sweep_forever, name="retention")
+        nursery.start_soon(publishers.sweep_forever, name="publishers")
         nursery.start_soon(core.presence.run, name="presence")
         nursery.start_soon(_find_well_again, state, name="state-probe")
         if settings.grpc.write_timeout_s:

@@ -65,6 +65,8 @@ class Code(enum.StrEnum):
     AUDIT_TYPE_FORBIDDEN = "ERR_AUDIT_TYPE_FORBIDDEN"
     AUDIT_RATE_LIMITED = "ERR_AUDIT_RATE_LIMITED"
     AUDIT_DISABLED = "ERR_AUDIT_DISABLED"
+    SEQUENCE_FORGOTTEN = "ERR_SEQUENCE_FORGOTTEN"
+    """Ours, for the framed lane's numbered sends."""
 
 
 RETRYABLE: Final[frozenset[Code]] = frozenset(

@@ -19,6 +19,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 import trio
@@ -27,13 +28,32 @@ from aether_trio.model.clock import Clock
 from aether_trio.routing import programs
 from aether_trio.routing.cursors import CursorStore
 from aether_trio.routing.outbox import Outbox
+from aether_trio.routing.publishers import Publisher
 from aether_trio.routing.topic_state import TopicState
 from aether_trio.storage.base import Database, Row, StorageUnavailable, Value
 
 logger = structlog.get_logger("aether.log")
 
-Refusal = Callable[[str], None]
-"""Called with a reason when an append could not be committed."""
+
+class Author(Protocol):
+    """Who appends, and is told what becomes of it."""
+
+    confirms: bool
+    """Whether it wants `settled`, and may have a `publisher`; asked of every message, so a class attribute mostly."""
+    publisher: Publisher | None
+    """Whose numbers are committed with its messages."""
+
+    def refused(self, number: int, reason: str) -> None:
+        """The append with this sequence number could not be committed."""
+        ...
+
+    def settled(self, touched: set[Outbox]) -> None:
+        """A group with appends of this author is settled; add the outboxes that now have something to say."""
+        ...
+
+
+Entry = tuple[TopicState, bytes, Author]
+"""A message that waits for its commit."""
 
 GroupReport = Callable[[float, int], None]
 """Told of each committed and offered group: seconds since its first message came, and how many messages it has."""
@@ -87,7 +107,7 @@ class TopicLog:
         self._clock = clock
         self._limits = limits
         self._topics: dict[str, TopicState] = {}
-        self._pending: list[tuple[TopicState, bytes, Refusal]] = []
+        self._pending: list[Entry] = []
         self._pending_bytes = 0
         self._in_commit_bytes = 0
         self._in_commit_messages = 0
@@ -176,12 +196,12 @@ class TopicLog:
         while not self.has_room:
             await self._settled_event.wait()
 
-    def append_nowait(self, state: TopicState, frame: bytes, refused: Refusal) -> int:
+    def append_nowait(self, state: TopicState, frame: bytes, author: Author) -> int:
         """Queue a message; returns its sequence number. Call only while `has_room` (one batch beyond it is tolerated)."""
         state.waiting += 1
         if not self._pending:
             self._waiting_since = self._clock.monotonic()
-        self._pending.append((state, frame, refused))
+        self._pending.append((state, frame, author))
         self._pending_bytes += len(frame)
         self._appended += 1
         self._wake()
@@ -226,7 +246,7 @@ class TopicLog:
             elif self._failing:
                 await self._probe()
 
-    def _take_group(self) -> list[tuple[TopicState, bytes, Refusal]]:
+    def _take_group(self) -> list[Entry]:
         limits = self._limits
         if len(self._pending) <= limits.group_messages and self._pending_bytes <= limits.group_bytes:
             batch, self._pending = self._pending, []
@@ -241,15 +261,20 @@ class TopicLog:
         del self._pending[:count]
         return batch
 
-    async def _commit(self, batch: list[tuple[TopicState, bytes, Refusal]], cursor_topics: list[TopicState]) -> None:
+    async def _commit(self, batch: list[Entry], cursor_topics: list[TopicState]) -> None:
         size = sum(len(entry[1]) for entry in batch)
         self._pending_bytes -= size
         self._in_commit_bytes, self._in_commit_messages = size, len(batch)
         offsets: list[int] = []
+        authors = list(dict.fromkeys(entry[2] for entry in batch if entry[2].confirms))
+        # In the order of their first messages: of two publishers of one identity the later one's row stays.
+        publishers = list(dict.fromkeys(author.publisher for author in authors if author.publisher is not None))
         try:
             await self._ensure_topics([*cursor_topics, *(entry[0] for entry in batch)])
             now_ms = self._clock.now_ms()
             cursors = self.cursors.rows(now_ms)
+            upto = self._settled + len(batch)
+            numbers = [(one.identity, one.token, one.begin(upto), now_ms) for one in publishers]
             flat: list[Value] = []
             for state, frame, _ in batch:
                 assert state.topic_id is not None
@@ -257,18 +282,21 @@ class TopicLog:
                 state.assigned_bytes += len(frame)
                 offsets.append(state.assigned)
                 flat += (programs.key_of(state.topic_id, state.assigned), now_ms, state.assigned_bytes, frame)
-            await self._database.run(lambda: programs.append_messages(flat, cursors))
+            await self._database.run(lambda: programs.append_messages(flat, cursors, numbers))
         except StorageUnavailable as error:
             self.cursors.abort_flush()
-            self._settle(len(batch))
-            self._refuse(batch, str(error))
+            for publisher in publishers:
+                publisher.refused()
+            self._refuse(batch, authors, str(error))
             # A failing engine may answer at once; do not spin on cursors alone.
             await trio.sleep(0.05)
         else:
             self._failing = False
             self._groups += 1
             self.cursors.end_flush()
-            await self._fan_out(batch, offsets)
+            for publisher in publishers:
+                publisher.committed(now_ms)
+            await self._fan_out(batch, offsets, authors)
 
     async def _probe(self) -> None:
         """See whether the engine can write again: who was turned away by our health may bring no message to find out."""
@@ -296,23 +324,33 @@ class TopicLog:
             state.tail = state.assigned = facts.tail
             state.tail_bytes = state.assigned_bytes = facts.total_bytes
 
-    def _refuse(self, batch: list[tuple[TopicState, bytes, Refusal]], reason: str) -> None:
+    def _refuse(self, batch: list[Entry], authors: Iterable[Author], reason: str) -> None:
         if not self._failing:
             logger.error("log group refused", messages=len(batch), reason=reason)
         self._failing = True
         self._refused += len(batch)
-        for state, _, refused in batch:
+        number = self._settled
+        self._settle(len(batch))
+        for state, _, author in batch:
+            number += 1
             state.waiting -= 1
             if state.assigned > state.tail:
                 state.doubtful = True
                 state.assigned, state.assigned_bytes = state.tail, state.tail_bytes
-            refused(reason)
+            author.refused(number, reason)
+        touched: set[Outbox] = set()
+        for author in authors:
+            author.settled(touched)
+        for outbox in touched:
+            outbox.kick()
 
-    async def _fan_out(self, batch: list[tuple[TopicState, bytes, Refusal]], offsets: list[int]) -> None:
+    async def _fan_out(self, batch: list[Entry], offsets: list[int], authors: Iterable[Author]) -> None:
         touched: set[Outbox] = set()
         offers = 0
         # Senders may go on as soon as their messages are durable; delivery is not their wait.
         self._settle(len(batch))
+        for author in authors:
+            author.settled(touched)
         for (state, frame, _), offset in zip(batch, offsets, strict=True):
             state.waiting -= 1
             state.tail = offset

@@ -18,9 +18,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import trio
+
+if TYPE_CHECKING:
+    from aether_trio.routing.receipts import Receipts
 
 
 class Kickable(Protocol):
@@ -34,9 +37,37 @@ class Kickable(Protocol):
 class Origin(Protocol):
     """The subscription that a delivery belongs to."""
 
+    @property
+    def topic(self) -> str:
+        """Its topic's name."""
+        ...
+
+    @property
+    def position_done(self) -> int:
+        """The offset up to which this consumer is known to be done; 0 where that has no meaning."""
+        ...
+
+    @property
+    def shared(self) -> bool:
+        """Whether others take messages of the same topic in turn, so that each is done by itself."""
+        ...
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more may come."""
+        ...
+
     def delivered(self, offset: int) -> None:
         """Everything offered through this outbox up to `offset` has gone to the kernel."""
         ...
+
+    def acknowledged(self, offset: int) -> None:
+        """The application is done with everything up to `offset`, or with `offset` alone if `shared`."""
+        ...
+
+
+Delivery = tuple[bytes, Origin, int]
+"""A serialized DownstreamMessage, its subscription, its offset there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +109,7 @@ class Outbox:
         "lane_dropped",
         "limits",
         "listeners",
+        "receipts",
     )
 
     def __init__(
@@ -91,7 +123,7 @@ class Outbox:
         self._on_cut = on_cut
         self.limits = limits
         self._control: deque[bytes] = deque()
-        self._deliveries: deque[tuple[bytes, Origin, int]] = deque()
+        self._deliveries: deque[Delivery] = deque()
         self._lane: deque[bytes] = deque()
         self._flushing: dict[Origin, int] = {}
         self._room: trio.Event | None = None
@@ -101,6 +133,8 @@ class Outbox:
         self.delivery_bytes = 0
         self.lane_bytes = 0
         self.lane_dropped = 0
+        self.receipts: Receipts | None = None
+        """Of a client that numbers its sends; its link asks for them (transport/framed)."""
         self.closed = False
         self.broken = False
 
@@ -169,35 +203,61 @@ class Outbox:
 
     def pull(self, max_bytes: int) -> list[bytes]:
         """See FrameSource."""
+        frames = self.pull_control(max_bytes)
+        budget = max_bytes - sum(map(len, frames)) if frames else max_bytes
+        if self._deliveries and budget > 0:
+            for frame, _, _ in self.pull_deliveries(budget):
+                frames.append(frame)
+                budget -= len(frame)
+        if self._lane and budget > 0:
+            frames += self.pull_lane(budget)
+        return frames
+
+    def pull_control(self, max_bytes: int) -> list[bytes]:
+        """See FrameSource."""
         frames: list[bytes] = []
-        budget = max_bytes
         control = self._control
-        while control and budget > 0:
+        while control and max_bytes > 0:
             frame = control.popleft()
             self.control_bytes -= len(frame)
-            budget -= len(frame)
+            max_bytes -= len(frame)
             frames.append(frame)
         if self._room is not None and (self.control_has_room or not control):
             self._room.set()
             self._room = None
-        deliveries = self._deliveries
-        if deliveries:
-            taken = 0
-            flushing = self._flushing
-            while deliveries and budget > taken:
-                frame, origin, offset = deliveries.popleft()
-                taken += len(frame)
-                flushing[origin] = offset
-                frames.append(frame)
-            self.delivery_bytes -= taken
-            budget -= taken
+        return frames
+
+    def pull_deliveries(
+        self, max_bytes: int, max_messages: int | None = None, *, flush_is_done: bool = True
+    ) -> list[Delivery]:
+        """See FrameSource."""
+        deliveries, flushing = self._deliveries, self._flushing
+        taken = 0
+        found: list[Delivery] = []
+        while deliveries and taken < max_bytes and (max_messages is None or len(found) < max_messages):
+            entry = deliveries.popleft()
+            taken += len(entry[0])
+            if flush_is_done:
+                flushing[entry[1]] = entry[2]
+            found.append(entry)
+        self.delivery_bytes -= taken
+        return found
+
+    def pull_lane(self, max_bytes: int) -> list[bytes]:
+        """See FrameSource."""
+        frames: list[bytes] = []
         lane = self._lane
-        while lane and budget > 0:
+        while lane and max_bytes > 0:
             frame = lane.popleft()
             self.lane_bytes -= len(frame)
-            budget -= len(frame)
+            max_bytes -= len(frame)
             frames.append(frame)
         return frames
+
+    def acknowledged(self, origin: Origin, offset: int) -> None:
+        """See FrameSource."""
+        if not self.closed:
+            origin.acknowledged(offset)
 
     def flushed(self) -> None:
         """See FrameSource."""
@@ -234,10 +294,12 @@ class Outbox:
         self._flushing = {}
         self.delivery_bytes = self.lane_bytes = 0
         self.listeners = ()
+        # `receipts` stay: what is settled by now the client may still be told.
 
     def forget(self) -> None:
         """The link is closed: let go of it and of the owner, which both refer to this."""
         self._link = _NO_LINK
+        self.receipts = None
         self._on_cut = None
         self._on_lane_drop = _nothing
 

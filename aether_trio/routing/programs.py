@@ -93,14 +93,28 @@ def many_topic_facts(wanted: Sequence[tuple[str, str | None]]) -> Program[list[T
     return facts
 
 
-def append_messages(flat: Sequence[Value], cursors: Sequence[tuple[int, str, int, int]]) -> Program[None]:
-    """Write one group: `flat` is key, ts_ms, topic_bytes, data for each message, one after another."""
+def append_messages(
+    flat: Sequence[Value],
+    cursors: Sequence[tuple[int, str, int, int]],
+    numbers: Sequence[tuple[str, bytes, bytes, int]] = (),
+) -> Program[None]:
+    """Write one group: `flat` is key, ts_ms, topic_bytes, data for each message, one after another.
+
+    `numbers` are rows of `publishers`: identity, publisher, its numbers, now_ms.
+    """
     step = ROWS_PER_INSERT * _COLUMNS
     for start in range(0, len(flat), step):
         part = flat[start : start + step]
         yield Execute(_insert_sql(len(part) // _COLUMNS), part)
     if cursors:
         yield from save_cursors(cursors)
+    if numbers:
+        yield ExecuteMany(
+            "INSERT INTO publishers (identity, publisher, numbers, updated_ms) VALUES ($1, $2, $3, $4) "
+            "ON CONFLICT (identity) DO UPDATE SET publisher = excluded.publisher, numbers = excluded.numbers, "
+            "updated_ms = excluded.updated_ms",
+            numbers,
+        )
 
 
 def save_cursors(cursors: Sequence[tuple[int, str, int, int]]) -> Program[None]:
@@ -111,6 +125,22 @@ def save_cursors(cursors: Sequence[tuple[int, str, int, int]]) -> Program[None]:
         "updated_ms = excluded.updated_ms WHERE excluded.msg_offset >= cursors.msg_offset",
         cursors,
     )
+
+
+def publisher_numbers(identity: str) -> Program[list[Row]]:
+    """(publisher, numbers, updated_ms) of the identity's latest publisher, if there is one."""
+    rows: list[Row] = yield Fetch(
+        "SELECT publisher, numbers, updated_ms FROM publishers WHERE identity = $1", (identity,)
+    )
+    return rows
+
+
+def sweep_publishers(used: Sequence[tuple[str, bytes, int]], before_ms: int) -> Program[int]:
+    """Renew the rows that are in use (identity, publisher, now_ms), then delete those older than `before_ms`; how many."""
+    if used:
+        yield ExecuteMany("UPDATE publishers SET updated_ms = $3 WHERE identity = $1 AND publisher = $2", used)
+    deleted: int = yield Execute("DELETE FROM publishers WHERE updated_ms < $1", (before_ms,))
+    return deleted
 
 
 def touch() -> Program[None]:

@@ -23,7 +23,7 @@ from aether_trio.model.metric import check_metric
 from aether_trio.model.permissions import may_send
 from aether_trio.model.token_bucket import TokenBucket
 from aether_trio.model.topics import Topic, TopicKind, resolve_target
-from aether_trio.routing.log import TopicLog
+from aether_trio.routing.log import Author, TopicLog
 from aether_trio.routing.rates import Rates
 from aether_trio.routing.topic_state import TopicState
 from aether_trio.wire.delivery import delivery_suffix, encode_delivery
@@ -72,7 +72,7 @@ class Sender:
     workspace: str
     bucket: TokenBucket
     prefix: bytes
-    refused: Callable[[str], None]
+    author: Author
     allows_workspace: Callable[[str], bool]
     last_append: int = 0
     routes: dict[str, Route] = field(default_factory=dict)
@@ -125,8 +125,14 @@ class Router:
 
     def send(self, sender: Sender, message: pb.SendMessage) -> None:
         """Check and append one message. Raises AetherError."""
+        self.publish(sender, message.target_topic, message.payload, message.message_type, message)
+
+    def publish(
+        self, sender: Sender, target: str, payload: bytes, message_type: int, rest: pb.SendMessage | None
+    ) -> None:
+        """`send`, for a lane that has the usual fields at hand; `rest` holds the others, if there are any."""
         try:
-            self._send(sender, message)
+            self._publish(sender, target, payload, message_type, rest)
         except AetherError as error:
             key = (sender.workspace, error.code.value)
             if key not in self._refused and len(self._refused) >= MAX_SERIES:
@@ -134,8 +140,9 @@ class Router:
             self._refused[key] = self._refused.get(key, 0) + 1
             raise
 
-    def _send(self, sender: Sender, message: pb.SendMessage) -> None:
-        target = message.target_topic
+    def _publish(
+        self, sender: Sender, target: str, payload: bytes, message_type: int, rest: pb.SendMessage | None
+    ) -> None:
         route = sender.routes.get(target)
         if route is None:
             route = self._route(sender, target)
@@ -144,7 +151,6 @@ class Router:
             state = self._choose_instance(route.topic)
         elif not self._log.current(state):
             state = route.state = self._log.topic(state.name)
-        payload = message.payload
         limits = self._limits
         if len(payload) > limits.payload_bytes:
             raise AetherError(
@@ -154,32 +160,36 @@ class Router:
         self._rates.take(sender.bucket, sender.workspace, sender.identity.text)
         if route.refusal is not None:
             raise route.refusal.with_traceback(None)  # else each raise would add its frames to those of all before
-        message_type = message.message_type
         negative = message_type == pb.METRIC and self._check_metric(payload)
-        if message.HasField("authorization"):
-            why = self._rules.check_send_authority(sender.identity, message.authorization)
-            if why is not None:
-                raise AetherError(Code.PERMISSION_DENIED, why)
-        if message.HasField("checked_access") or message.HasField("authority_continuation"):
-            raise AetherError(
-                Code.NOT_IMPLEMENTED, "checked sends are not served by this gateway yet; the message was not delivered"
-            )
+        workspace = self._check_rest(sender, rest) if rest is not None else ""
         if negative and not self._rules.may_credit_metrics(sender.identity):
             raise AetherError(
                 Code.METRIC_NEGATIVE_FORBIDDEN,
                 "a negative quantity needs the capability metric_credit at level ADMIN",
             )
-        workspace = message.app_workspace
-        if workspace:
-            _check_app_workspace(workspace)
-        else:
+        if not workspace:
             workspace = route.declared_workspace or sender.workspace
         known = sender.suffixes.get((message_type, workspace))
         suffix, tally = known if known is not None else self._suffix(sender, message_type, workspace)
         tally.messages += 1
         tally.payload_bytes += len(payload)
         frame = encode_delivery(sender.prefix, payload, suffix)
-        sender.last_append = self._log.append_nowait(state, frame, sender.refused)
+        sender.last_append = self._log.append_nowait(state, frame, sender.author)
+
+    def _check_rest(self, sender: Sender, rest: pb.SendMessage) -> str:
+        """Judge the rarer fields; the application's workspace, if the message names one."""
+        if rest.HasField("authorization"):
+            why = self._rules.check_send_authority(sender.identity, rest.authorization)
+            if why is not None:
+                raise AetherError(Code.PERMISSION_DENIED, why)
+        if rest.HasField("checked_access") or rest.HasField("authority_continuation"):
+            raise AetherError(
+                Code.NOT_IMPLEMENTED, "checked sends are not served by this gateway yet; the message was not delivered"
+            )
+        workspace = rest.app_workspace
+        if workspace:
+            _check_app_workspace(workspace)
+        return workspace
 
     def _suffix(self, sender: Sender, message_type: int, workspace: str) -> tuple[bytes, Tally]:
         """The ending of such a sender's deliveries and where they are counted, remembered."""

@@ -82,3 +82,27 @@ class Subscription:
         self.cursor = offset
         if self.consumer is not None:
             self._cursors.advance(self.state, self.consumer, offset)
+
+    # -- see outbox.Origin ----------------------------------------------------------------------------------------
+
+    @property
+    def topic(self) -> str:
+        """The topic's name."""
+        return self.state.name
+
+    @property
+    def position_done(self) -> int:
+        """The cursor."""
+        return self.cursor
+
+    shared = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes messages."""
+        return self in self.state.subscribers
+
+    def acknowledged(self, offset: int) -> None:
+        """The consumer is done with everything up to `offset`."""
+        if offset > self.cursor:
+            self.delivered(offset)

@@ -58,6 +58,27 @@ class Member:
         del self.in_flight[:done]
         self.group.progressed()
 
+    # -- see outbox.Origin ----------------------------------------------------------------------------------------
+
+    shared = True
+    position_done = 0
+
+    @property
+    def topic(self) -> str:
+        """The topic's name."""
+        return self.group.state.name
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the worker may be given more."""
+        return self in self.group.members
+
+    def acknowledged(self, offset: int) -> None:
+        """The worker is done with this message."""
+        if offset in self.in_flight:
+            self.in_flight.remove(offset)
+            self.group.progressed()
+
     def leave(self) -> None:
         """The worker is gone."""
         self.group.leave(self)
@@ -80,7 +101,7 @@ class WorkGroup:
         self._on_empty = on_empty
         self.position = cursor
         self._returned: list[int] = []
-        self._members: list[Member] = []
+        self.members: list[Member] = []
         self._next = 0
         self._pumping = False
         self._room = trio.Event()
@@ -92,10 +113,10 @@ class WorkGroup:
 
     def join(self, outbox: Outbox) -> Member:
         """Add a worker; what waits goes to it at once."""
-        if not self._members:
+        if not self.members:
             self.state.subscribers[self] = None
         member = Member(self, outbox)
-        self._members.append(member)
+        self.members.append(member)
         outbox.listen(self._look_for_room)
         self._room.set()
         self._pump_if_behind()
@@ -103,15 +124,15 @@ class WorkGroup:
 
     def leave(self, member: Member) -> None:
         """Remove a worker and hand what it was not sent to the others."""
-        if member not in self._members:
+        if member not in self.members:
             return
-        self._members.remove(member)
+        self.members.remove(member)
         member.outbox.unlisten(self._look_for_room)
         for offset in member.in_flight:
             heapq.heappush(self._returned, offset)
         member.in_flight = []
         self._room.set()
-        if not self._members:
+        if not self.members:
             del self.state.subscribers[self]
             self._save_cursor()
             self._on_empty(self)
@@ -141,7 +162,7 @@ class WorkGroup:
 
     def _hand_out(self, offset: int, frame: bytes) -> Member | None:
         """Give the message to the next in turn who has room for it; None when nobody has."""
-        members = self._members
+        members = self.members
         for step in range(len(members)):
             member = members[(self._next + step) % len(members)]
             if member.has_room and self._hand(member, offset, frame):
@@ -160,7 +181,7 @@ class WorkGroup:
 
     def _save_cursor(self) -> None:
         # In-flight lists are in hand-out order: a returned message may be older than what was handed out before it.
-        open_offsets = [min(member.in_flight) for member in self._members if member.in_flight]
+        open_offsets = [min(member.in_flight) for member in self.members if member.in_flight]
         open_offsets += self._returned[:1]
         done = min(open_offsets) - 1 if open_offsets else self.position
         self._log.cursors.advance(self.state, CONSUMER, done)
@@ -169,15 +190,15 @@ class WorkGroup:
 
     def _pump_if_behind(self) -> None:
         # `state.tail` is set before the offers of a message, so a message that was not handed out counts as behind.
-        if not self._pumping and self._members and (self._returned or self.position < self.state.tail):
+        if not self._pumping and self.members and (self._returned or self.position < self.state.tail):
             self._pumping = True
             self._nursery.start_soon(self._pump, name="work-group")
 
     async def _pump(self) -> None:
         try:
-            while self._members and (self._returned or self.position < self.state.tail):
+            while self.members and (self._returned or self.position < self.state.tail):
                 try:
-                    some_waits = not any(member.has_room for member in self._members) or not await self._hand_out_some()
+                    some_waits = not any(member.has_room for member in self.members) or not await self._hand_out_some()
                     if some_waits:
                         # Nobody can take the next one, small as its outbox may be: a large message needs an empty one.
                         self._room = trio.Event()

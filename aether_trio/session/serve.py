@@ -17,16 +17,19 @@ from dataclasses import dataclass
 
 import structlog
 import trio
+from google.protobuf.message import DecodeError
 
 from aether_trio.model.clock import Clock
-from aether_trio.model.errors import AetherError, Status, StatusError
+from aether_trio.model.errors import AetherError, Code, Status, StatusError
 from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.limits import Limits
 from aether_trio.routing.lanes import Lanes
 from aether_trio.routing.log import TopicLog
 from aether_trio.routing.outbox import OutboxLimits
+from aether_trio.routing.publishers import PublisherStore
 from aether_trio.routing.rates import Rates
+from aether_trio.routing.receipts import Receipts
 from aether_trio.routing.router import Router
 from aether_trio.routing.work_group import WorkGroups
 from aether_trio.session.admission import Claim, read_claim, undeclared_extensions
@@ -35,7 +38,8 @@ from aether_trio.session.registry import History, Registry
 from aether_trio.session.session import ClientInfo, Session
 from aether_trio.session.subscriptions import Subscriptions
 from aether_trio.storage.base import StorageUnavailable
-from aether_trio.transport.link import Link, LinkBroken, Peer
+from aether_trio.transport.link import Link, LinkBroken, Peer, Upstream
+from aether_trio.wire.framing import Send
 from aether_trio.wire.pb import aether_pb2 as pb
 
 logger = structlog.get_logger("aether.session")
@@ -64,6 +68,7 @@ class Parts:
     limits: Limits
     outbox_limits: OutboxLimits
     log: TopicLog
+    publishers: PublisherStore
     lanes: Lanes
     groups: WorkGroups
     rates: Rates
@@ -106,9 +111,12 @@ class SessionServer:
                 await link.close(status, text)
         finally:
             if session is not None:
+                receipts = session.outbox.receipts
+                if receipts is not None and receipts.publisher is not None:
+                    self._parts.publishers.release(receipts.publisher, receipts)
                 session.forget()
 
-    async def _come_in(self, link: Link) -> tuple[Session, Claim, Sequence[pb.UpstreamMessage], bool]:
+    async def _come_in(self, link: Link) -> tuple[Session, Claim, Sequence[Upstream], bool]:
         """(session that holds its identity, claim, what came right behind it, whether it resumes another)."""
         parts = self._parts
         claim: Claim | None = None
@@ -133,7 +141,7 @@ class SessionServer:
         return session, claim, early, continued is not None
 
     async def _live(
-        self, session: Session, claim: Claim, early: Sequence[pb.UpstreamMessage], *, resumed: bool
+        self, session: Session, claim: Claim, early: Sequence[Upstream], *, resumed: bool
     ) -> tuple[Status, str]:
         broken: LinkBroken | None = None
         async with trio.open_nursery() as nursery:
@@ -166,7 +174,7 @@ class SessionServer:
 
     # -- coming in ------------------------------------------------------------------------------------------------
 
-    async def _first_message(self, link: Link) -> tuple[Claim, Sequence[pb.UpstreamMessage]]:
+    async def _first_message(self, link: Link) -> tuple[Claim, Sequence[Upstream]]:
         parts, wait_s = self._parts, self._parts.limits.init_wait_s
         with trio.move_on_after(wait_s) as waiting:
             batch = await link.receive()
@@ -174,7 +182,10 @@ class SessionServer:
             raise StatusError(Status.DEADLINE_EXCEEDED, f"no InitConnection came within {wait_s:g} seconds")
         if not batch:
             raise StatusError(Status.INVALID_ARGUMENT, "the stream ended before its InitConnection")
-        claim = read_claim(batch[0], link.peer.metadata, parts.ids, parts.limits, strict=parts.strict_charset)
+        first = batch[0]
+        if isinstance(first, Send):
+            raise StatusError(Status.INVALID_ARGUMENT, "the first message must be an InitConnection")
+        claim = read_claim(first, link.peer.metadata, parts.ids, parts.limits, strict=parts.strict_charset)
         return claim, batch[1:]
 
     async def _recall(self, claim: Claim) -> History | None:
@@ -246,12 +257,16 @@ class SessionServer:
             if identity.kind in (Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK):
                 config = await parts.config_snapshot(identity)
             open_base = await subscriptions.prepare_base()
+            token = session.link.peer.publisher
+            claim_publisher = await parts.publishers.find(identity.text, token) if token is not None else None
         except StorageUnavailable as error:
             raise StatusError(Status.UNAVAILABLE, f"the gateway's storage does not answer: {error}") from None
         if session.ending is not None:
             # Ended by somebody else while the last answer was on its way here.
             open_base()
             raise session.ending
+        if claim_publisher is not None:
+            session.number_sends(Receipts(parts.log, session.outbox, claim_publisher()))
         before = session.history
         if resumed:
             session.history = History(session.session_id, before.initial_connection_ms, before.reconnections + 1)
@@ -275,7 +290,7 @@ class SessionServer:
 
     # -- the read loop --------------------------------------------------------------------------------------------
 
-    async def _read(self, session: Session, early: Sequence[pb.UpstreamMessage]) -> None:
+    async def _read(self, session: Session, early: Sequence[Upstream]) -> None:
         link, outbox, log = session.link, session.outbox, self._parts.log
         batch = early or await link.receive()
         while batch:
@@ -289,9 +304,12 @@ class SessionServer:
                 await outbox.wait_control_room()
             batch = await link.receive()
 
-    async def _handle_batch(self, session: Session, batch: Sequence[pb.UpstreamMessage]) -> None:
+    async def _handle_batch(self, session: Session, batch: Sequence[Upstream]) -> None:
         router, dispatcher = self._parts.router, self._parts.dispatcher
         for message in batch:
+            if isinstance(message, Send):
+                self._publish(session, message)
+                continue
             case = message.WhichOneof("payload")
             if case == "send":
                 try:
@@ -306,3 +324,28 @@ class SessionServer:
                     raise session.ending
                 if not session.outbox.control_has_room:
                     await session.outbox.wait_control_room()
+        receipts = session.outbox.receipts
+        if receipts is not None and receipts.due:
+            session.link.kick()
+
+    def _publish(self, session: Session, send: Send) -> None:
+        """Take one numbered send."""
+        receipts = session.outbox.receipts
+        if receipts is None:
+            receipts = Receipts(self._parts.log, session.outbox, None)
+            session.number_sends(receipts)
+        try:
+            if receipts.wanted(send.seq):
+                rest = _rest_of(send) if send.extra else None
+                self._parts.router.publish(session.sender, send.topic, send.payload, send.message_type, rest)
+                receipts.appended(send.seq, session.sender.last_append)
+        except AetherError as error:
+            receipts.refuse(send.seq, error)
+
+
+def _rest_of(send: Send) -> pb.SendMessage:
+    """The rarer fields of a numbered send. Raises AetherError."""
+    try:
+        return pb.SendMessage.FromString(send.extra)
+    except DecodeError:
+        raise AetherError(Code.INVALID_ARGUMENT, "the extra part of this SEND is not a SendMessage") from None

@@ -21,6 +21,8 @@ from aether_trio.model.errors import AetherError, Code, Status, StatusError
 from aether_trio.model.identity import Identity
 from aether_trio.model.token_bucket import TokenBucket
 from aether_trio.routing.outbox import Outbox, OutboxLimits
+from aether_trio.routing.publishers import Publisher
+from aether_trio.routing.receipts import Receipts, not_stored
 from aether_trio.routing.router import Sender
 from aether_trio.session.registry import History, Registry
 from aether_trio.session.subscriptions import Subscriptions
@@ -32,9 +34,6 @@ from aether_trio.wire.pb import aether_pb2 as pb
 CUT_GRACE_S = 0.5
 """How long a session may go on after its link has broken, with what had arrived before. Storage that hangs must not keep
 an identity from its owner's next connection."""
-
-RETRY_PUBLISH_MS = 1000
-"""When a sender may try again after the log could not be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,7 @@ class Session:
             identity.workspace,
             bucket,
             delivery_prefix(identity.topic or identity.text),
-            self.refused,
+            self,
             allows_workspace,
         )
         self.subscriptions: Subscriptions | None = None
@@ -132,9 +131,20 @@ class Session:
         """Queue an ErrorResponse."""
         self.put(error_response(error, request_id))
 
-    def refused(self, reason: str) -> None:
-        """A message of this session could not be committed (routing/log.py)."""
+    confirms = False
+    publisher: Publisher | None = None
+
+    def refused(self, number: int, reason: str) -> None:
+        """See log.Author: a message that came without a number could not be committed."""
         self.outbox.put_control(_publish_failed(reason))
+
+    def settled(self, touched: set[Outbox]) -> None:
+        """See log.Author."""
+
+    def number_sends(self, receipts: Receipts) -> None:
+        """This client numbers its sends: what becomes of them it is told by receipts."""
+        self.outbox.receipts = receipts
+        self.sender.author = receipts
 
     def lane_dropped(self) -> None:
         """Ephemeral updates were dropped: say so, once."""
@@ -192,7 +202,7 @@ class Session:
 
     def forget(self) -> None:
         """The stream is closed: refer to nothing that refers back, so that all of it is freed at once."""
-        self.sender.refused = _to_nobody
+        self.sender.author = _NOBODY
         self.subscriptions = None
         self.nursery = None
         self.outbox.forget()
@@ -205,14 +215,25 @@ class Session:
             await self._detached_event.wait()
 
 
-def _to_nobody(reason: str) -> None:
-    """Where refusals go when the stream is closed."""
+class _Nobody:
+    """Who is told of refusals when the stream is closed."""
+
+    confirms = False
+    publisher: Publisher | None = None
+
+    def refused(self, number: int, reason: str) -> None:
+        """See log.Author."""
+
+    def settled(self, touched: set[Outbox]) -> None:
+        """See log.Author."""
+
+
+_NOBODY = _Nobody()
 
 
 @lru_cache(maxsize=64)
 def _publish_failed(reason: str) -> bytes:
-    error = AetherError(Code.PUBLISH_FAILED, f"the message was not stored: {reason}", retry_after_ms=RETRY_PUBLISH_MS)
-    return error_response(error).SerializeToString()
+    return error_response(not_stored(reason)).SerializeToString()
 
 
 @lru_cache(maxsize=1)

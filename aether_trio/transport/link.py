@@ -13,12 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from aether_trio.model.errors import Status
+from aether_trio.wire.framing import Send
+from aether_trio.wire.pb.aether_pb2 import UpstreamMessage
 
 if TYPE_CHECKING:
-    from aether_trio.wire.pb.aether_pb2 import UpstreamMessage
+    from aether_trio.routing.outbox import Delivery, Origin
+    from aether_trio.routing.receipts import Receipts
+
+
+Upstream: TypeAlias = UpstreamMessage | Send
+"""A lane with a frame of its own for sends hands them on as they came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,8 @@ class Peer:
     lane: str
     certificate: PeerCertificate | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    publisher: bytes | None = None
+    """Whose sequence numbers this client's sends bear, if they bear any that outlast the connection (framed lane)."""
 
 
 class LinkBroken(Exception):
@@ -56,6 +65,30 @@ class FrameSource(Protocol):
         Stops once `max_bytes` is reached, so only the last message may go beyond it. Never raises.
         """
         ...
+
+    def pull_control(self, max_bytes: int) -> list[bytes]:
+        """`pull`, of answers and signals alone. A lane that tells kinds apart uses these three instead of `pull`."""
+        ...
+
+    def pull_deliveries(
+        self, max_bytes: int, max_messages: int | None = None, *, flush_is_done: bool = True
+    ) -> list[Delivery]:
+        """`pull`, of durable messages alone, with where each belongs.
+
+        `flush_is_done` false: positions do not move by `flushed`, but by `acknowledged`.
+        """
+        ...
+
+    def pull_lane(self, max_bytes: int) -> list[bytes]:
+        """`pull`, of ephemeral updates alone."""
+        ...
+
+    def acknowledged(self, origin: Origin, offset: int) -> None:
+        """The application is done with what `pull_deliveries` gave; see Origin. Nothing happens after a detach."""
+        ...
+
+    receipts: Receipts | None
+    """What is to be said of this client's numbered sends; None while it has sent none."""
 
     def flushed(self) -> None:
         """Everything pulled so far has been handed to the kernel. Called once per drained burst."""
@@ -74,7 +107,7 @@ class Link(Protocol):
 
     peer: Peer
 
-    async def receive(self) -> Sequence[UpstreamMessage]:
+    async def receive(self) -> Sequence[Upstream]:
         """The next messages, at least one. An empty sequence means that the peer has ended its side cleanly.
 
         Raises LinkBroken when the stream was cut, and StatusError (INVALID_ARGUMENT, RESOURCE_EXHAUSTED) when the peer sent

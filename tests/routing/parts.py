@@ -56,6 +56,22 @@ class Reader:
         self.lane_drops += 1
 
 
+class Collector:
+    """An author (routing/log.py) that notes why its messages were refused."""
+
+    confirms = False
+    publisher = None
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def refused(self, number: int, reason: str) -> None:
+        self.reasons.append(reason)
+
+    def settled(self, touched: set[Outbox]) -> None:
+        raise AssertionError("it did not ask")
+
+
 class Bench:
     """A running log, and whatever listens to it."""
 
@@ -63,13 +79,14 @@ class Bench:
         self.log = log
         self.database = database
         self.nursery = nursery
-        self.refusals: list[str] = []
+        self.author = Collector()
+        self.refusals = self.author.reasons
 
     def append(self, topic: str, *frames: bytes) -> int:
         """Queue messages; the number of the last one."""
         number = 0
         for frame in frames:
-            number = self.log.append_nowait(self.log.topic(topic), frame, self.refusals.append)
+            number = self.log.append_nowait(self.log.topic(topic), frame, self.author)
         return number
 
     async def publish(self, topic: str, *frames: bytes) -> None:

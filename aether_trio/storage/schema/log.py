@@ -8,6 +8,9 @@ Retention needs no index of its own. Within a topic offset, time and `topic_byte
 made, this message included) only grow, so what is too old or too much is a prefix of the primary key, found by seeking.
 `topics.floor_offset` and `floor_bytes` remember the last message that retention took, so that a topic which has been
 emptied goes on counting where it was; no counter row is written per message.
+
+`publishers.numbers` are the sequence numbers of an identity's latest publisher that are in the log, as ranges in MessagePack
+(routing/publishers.py).
 """
 
 from __future__ import annotations
@@ -34,6 +37,14 @@ MIGRATIONS: Final = (
             msg_offset {bigint} NOT NULL,
             updated_ms {bigint} NOT NULL,
             PRIMARY KEY (topic_id, consumer)
+        ) {clustered}""",
+    ),
+    (
+        """CREATE TABLE publishers (
+            identity TEXT {byte_order} PRIMARY KEY,
+            publisher {blob} NOT NULL,
+            numbers {blob} NOT NULL,
+            updated_ms {bigint} NOT NULL
         ) {clustered}""",
     ),
 )

@@ -1,0 +1,119 @@
+"""What a connection that numbers its sends is told of them: settled up to here, and which were refused.
+
+A client's numbers and the log's are two sequences that grow together, so one queue of pairs is enough: whatever is at
+its front and settled is acknowledged by the greatest of its numbers. Refusals are said by themselves, before the
+acknowledgement that covers them.
+
+Nothing is sent from here. The link asks with `take` whenever it writes, so acknowledgements ride along with deliveries
+and answers, and always come before an answer to what was asked behind the send.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from aether_trio.model.errors import AetherError, Code
+from aether_trio.routing.publishers import IS_COMMITTED, IS_FORGOTTEN, IS_NEW, Publisher
+
+if TYPE_CHECKING:
+    from aether_trio.routing.log import TopicLog
+    from aether_trio.routing.outbox import Outbox
+
+Refused = tuple[int, AetherError]
+
+RETRY_PUBLISH_MS: Final = 1000
+"""When a sender may try again after the log could not be written."""
+
+
+def not_stored(reason: str) -> AetherError:
+    """The refusal of a message that could not be committed."""
+    return AetherError(Code.PUBLISH_FAILED, f"the message was not stored: {reason}", retry_after_ms=RETRY_PUBLISH_MS)
+
+
+class Receipts:
+    """One connection's sends that have no receipt yet; an Author of the log (log.py)."""
+
+    __slots__ = ("_by_number", "_log", "_refused", "_waiting", "outbox", "publisher")
+
+    confirms = True
+
+    def __init__(self, log: TopicLog, outbox: Outbox, publisher: Publisher | None) -> None:
+        self._log = log
+        self.outbox = outbox
+        self.publisher = publisher
+        if publisher is not None:
+            publisher.holder = self
+        self._waiting: deque[tuple[int, int]] = deque()
+        self._refused: list[Refused] = []
+        self._by_number: dict[int, int] = {}
+
+    # -- the session's side ---------------------------------------------------------------------------------------
+
+    def wanted(self, seq: int) -> bool:
+        """Whether this send is to be appended; one that is in the log, or on its way there, gets its receipt from that.
+
+        Raises AetherError for a number that is too old to tell.
+        """
+        if self.publisher is None:
+            return True
+        number = self.publisher.judge(seq)
+        if number == IS_NEW:
+            return True
+        if number == IS_FORGOTTEN:
+            raise AetherError(
+                Code.SEQUENCE_FORGOTTEN,
+                f"number {seq} is too old to tell whether it was committed; send the message again with a new one",
+            )
+        self._waiting.append((0 if number == IS_COMMITTED else number, seq))
+        return False
+
+    def appended(self, seq: int, number: int) -> None:
+        """The log has taken it as its `number`."""
+        self._waiting.append((number, seq))
+        if self.publisher is not None:
+            self.publisher.appended(seq, number)
+
+    def refuse(self, seq: int, error: AetherError) -> None:
+        """It was not accepted."""
+        self._refused.append((seq, error))
+        self._waiting.append((0, seq))
+
+    @property
+    def due(self) -> bool:
+        """Whether `take` has something to say."""
+        waiting = self._waiting
+        return bool(self._refused) or bool(waiting and self._log.is_settled(waiting[0][0]))
+
+    def take(self) -> tuple[list[Refused], int]:
+        """(refused sends in the order of their refusal, the number up to which all are settled, or 0 for no news)."""
+        refused, self._refused = self._refused, []
+        waiting, is_settled = self._waiting, self._log.is_settled
+        self._by_number = {}
+        acked = 0
+        while waiting and is_settled(waiting[0][0]):
+            acked = waiting.popleft()[1]
+        return refused, acked
+
+    # -- the log's side -------------------------------------------------------------------------------------------
+
+    def refused(self, number: int, reason: str) -> None:
+        """See log.Author."""
+        self._note_refusal(number, reason)
+        holder = self.publisher.holder if self.publisher is not None else None
+        if holder is not None and holder is not self:
+            holder._note_refusal(number, reason)
+
+    def _note_refusal(self, number: int, reason: str) -> None:
+        if not self._by_number:
+            self._by_number = dict(self._waiting)
+        seq = self._by_number.get(number)
+        if seq is not None:
+            self._refused.append((seq, not_stored(reason)))
+
+    def settled(self, touched: set[Outbox]) -> None:
+        """See log.Author."""
+        touched.add(self.outbox)
+        holder = self.publisher.holder if self.publisher is not None else None
+        if holder is not None and holder is not self:
+            touched.add(holder.outbox)

@@ -1,0 +1,264 @@
+"""A participant's Link over the binary framing: the reading half, and how the stream ends.
+
+One task reads, and it is the session's own: `receive` waits for the socket and decodes what came. Writing needs none
+(output.py). So an idle connection is one task that waits for its socket.
+
+What the session does not need to know stays here: acknowledged deliveries go to their subscriptions, credit and pings
+to the output. Frames in front of a mistake count; the mistake ends the stream when they have been served.
+
+While the session does something else than `receive`, nobody reads, and TCP tells the client. A peer that breaks
+meanwhile is noticed by the next read or write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+import trio
+from google.protobuf.message import DecodeError
+
+from aether_trio.model.errors import Status, StatusError
+from aether_trio.transport.framed.output import Output
+from aether_trio.transport.linger import linger
+from aether_trio.transport.link import FrameSource, LinkBroken, Peer
+from aether_trio.wire import framing
+from aether_trio.wire.framing import ErrorCode, RemoteProtocolError
+from aether_trio.wire.pb.aether_pb2 import UpstreamMessage
+
+if TYPE_CHECKING:
+    from aether_trio.transport.accepted import Accepted
+    from aether_trio.transport.framed.limits import FramedLimits
+    from aether_trio.transport.framed.statistics import Counters
+    from aether_trio.transport.link import Upstream
+
+READ_BYTES: Final = 64 * 1024
+
+RETRYABLE: Final = frozenset(
+    {
+        Status.UNAVAILABLE,
+        Status.RESOURCE_EXHAUSTED,
+        Status.DEADLINE_EXCEEDED,
+        Status.ABORTED,
+        Status.INTERNAL,
+        Status.UNKNOWN,
+    }
+)
+"""Ends after which a client comes back by itself."""
+
+
+class FramedLink:
+    """See transport.link.Link. Made when the client's HELLO has come (server.py)."""
+
+    __slots__ = (
+        "_closed",
+        "_counters",
+        "_credited_at",
+        "_ended",
+        "_failure",
+        "_frames_left",
+        "_frames_since",
+        "_limits",
+        "_pending",
+        "output",
+        "peer",
+        "sock",
+        "tls",
+    )
+
+    def __init__(
+        self, accepted: Accepted, output: Output, peer: Peer, limits: FramedLimits, counters: Counters
+    ) -> None:
+        self.sock = accepted.sock
+        self.tls = accepted.tls
+        self.output = output
+        self.peer = peer
+        self._limits = limits
+        self._counters = counters
+        self._pending: Sequence[framing.Event] = ()
+        self._ended = False
+        self._failure: tuple[int, str] | None = None
+        self._frames_left = limits.control_frames_burst
+        self._frames_since = 0.0
+        self._credited_at = 0
+        self._closed = False
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    async def receive(self) -> Sequence[Upstream]:
+        """See Link."""
+        if self._pending:
+            events, self._pending = self._pending, ()
+            await trio.lowlevel.checkpoint()
+            if batch := self._sort(events):
+                return batch
+        while True:
+            if self._failure is not None:
+                raise StatusError(Status.INVALID_ARGUMENT, self._failure[1])
+            if self._ended:
+                await trio.lowlevel.checkpoint()
+                return ()
+            events = await self.read()
+            if events and (batch := self._sort(events)):
+                return batch
+
+    def put_back(self, events: Sequence[framing.Event]) -> None:
+        """What came behind the HELLO, for the first `receive`."""
+        self._pending = events
+
+    async def read(self) -> Sequence[framing.Event]:
+        """The events of one read; none when that was not a whole frame, or the end. Raises LinkBroken."""
+        await trio.lowlevel.wait_readable(self.sock)
+        return self.read_now()
+
+    def read_now(self) -> Sequence[framing.Event]:
+        """`read`, when there is something to read. A look too early finds nothing."""
+        try:
+            data = self.sock.recv(READ_BYTES)
+            if data:
+                self._counters.bytes_received += len(data)
+                if self.tls is not None:
+                    data = self.tls.open(data)
+            else:
+                return self._end()
+        except BlockingIOError:
+            return ()
+        except OSError as error:
+            self.output.broken()
+            raise LinkBroken(error.strerror or type(error).__name__) from None
+        return self.decode(data)
+
+    def decode(self, data: bytes) -> Sequence[framing.Event]:
+        """The events of these bytes. A mistake in them is kept for later."""
+        try:
+            return self.output.connection.receive(data)
+        except RemoteProtocolError as error:
+            return self._fail(error)
+
+    def _end(self) -> Sequence[framing.Event]:
+        self._ended = True
+        try:
+            self.output.connection.receive_end()
+        except RemoteProtocolError as error:
+            return self._fail(error)
+        return ()
+
+    def fail(self, code: ErrorCode, message: str) -> None:
+        """The client has broken a rule; `close` says so."""
+        if self._failure is None:
+            self._failure = int(code), message
+            self._counters.reject(code.name.lower())
+
+    def _fail(self, error: RemoteProtocolError) -> Sequence[framing.Event]:
+        self.fail(ErrorCode(error.code), error.message)
+        events: Sequence[framing.Event] = error.events
+        error.__traceback__ = None
+        return events
+
+    def _sort(self, events: Sequence[framing.Event]) -> list[Upstream]:
+        """What of these the session has to see. Raises StatusError and LinkBroken."""
+        batch: list[Upstream] = []
+        for event in events:
+            if isinstance(event, framing.Send):
+                batch.append(event)
+            elif isinstance(event, framing.Envelope):
+                try:
+                    batch.append(UpstreamMessage.FromString(event.message))
+                except DecodeError as error:
+                    self._failure = int(Status.INVALID_ARGUMENT), f"cannot decode UpstreamMessage: {error}"
+                    break
+            else:
+                _HANDLERS[type(event)](self, event)
+                if self._failure is not None:
+                    break
+        self.output.pump_if_due()
+        return batch
+
+    def _delivered(self, event: framing.Delivered) -> None:
+        self.output.acknowledged(event.channel, event.offset)
+
+    def _credit(self, _event: framing.GrantCredit) -> None:
+        # Credit that nothing was delivered for is work without a purpose.
+        delivered = self.output.deliveries
+        if delivered == self._credited_at:
+            self._count_control()
+        self._credited_at = delivered
+        self.output.look_again()
+
+    def _ping(self, event: framing.Ping) -> None:
+        self._count_control()
+        self.output.pong = event.number
+
+    def _skipped(self, _event: framing.Skipped) -> None:
+        self._count_control()
+
+    def _count_control(self) -> None:
+        """A frame that costs us and means nothing to anybody else. Raises nothing: too many of them are a failure."""
+        limits = self._limits
+        now = trio.current_time()
+        if self._frames_left < 1:
+            gained = (now - self._frames_since) * limits.control_frames_per_s
+            self._frames_left = min(self._frames_left + gained, limits.control_frames_burst)
+            self._frames_since = now
+        elif self._frames_left == limits.control_frames_burst:
+            self._frames_since = now
+        self._frames_left -= 1
+        if self._frames_left < 0:
+            self.fail(ErrorCode.CALM, f"more than {limits.control_frames_per_s:g} control frames a second")
+
+    def _leaving(self, _event: framing.GoAway) -> None:
+        """The codec gives it nothing more; what was queued remains in the log."""
+
+    def _error(self, event: framing.Error) -> None:
+        self.output.broken()
+        raise LinkBroken(f"the client reports an error: {event.message or event.code}")
+
+    # -- the rest of Link -----------------------------------------------------------------------------------------
+
+    def attach(self, source: FrameSource) -> None:
+        """See Link."""
+        self.output.attach(source)
+
+    def kick(self) -> None:
+        """See Link."""
+        self.output.pump()
+
+    @property
+    def stalled_since(self) -> float | None:
+        """See Link. A client that gives no credit does not stall: it has said so."""
+        return self.output.stalled_since
+
+    @property
+    def waits_for_hello(self) -> bool:
+        """Whether nothing has come that could be greeted."""
+        return not self._ended and self._failure is None
+
+    async def close(self, status: Status, message: str = "") -> None:
+        """See Link: what was pulled, then an ERROR unless the status is OK, then the end of our side."""
+        if self._closed:
+            await trio.lowlevel.checkpoint()
+            return
+        self._closed = True
+        if status is Status.DEADLINE_EXCEEDED and self.output.connection.state is not framing.State.LIVE:
+            self.fail(ErrorCode.TIMEOUT, message)
+        code, text = self._failure or (int(status), message)
+        output = self.output
+        with trio.move_on_after(self._limits.close_timeout_s):
+            await output.finish(None if status is Status.OK else self._last_words(code, text, status))
+        if not self._ended and not output.is_broken:
+            await linger(self.sock, self._limits.linger_s)
+
+    def _last_words(self, code: int, text: str, status: Status) -> framing.Error:
+        retryable = status in RETRYABLE if self._failure is None else code in {ErrorCode.CALM, ErrorCode.TIMEOUT}
+        return framing.Error(code, text, retryable)
+
+
+_HANDLERS: Final[dict[type, Callable[..., None]]] = {
+    framing.Delivered: FramedLink._delivered,
+    framing.GrantCredit: FramedLink._credit,
+    framing.Ping: FramedLink._ping,
+    framing.Pong: lambda _link, _event: None,
+    framing.Skipped: FramedLink._skipped,
+    framing.GoAway: FramedLink._leaving,
+    framing.Error: FramedLink._error,
+}

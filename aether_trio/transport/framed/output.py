@@ -1,0 +1,301 @@
+"""The writing half of a framed connection. No task: whoever has news calls `pump`, and that sends.
+
+`pump` asks the session's outbox for what it has, in the order that the protocol wants, joins it into one buffer and hands
+that to the kernel: receipts of sends, then answers, then deliveries within the client's credit, then progress. Only when
+the kernel takes less than everything a writer task starts; it waits for room, finishes, pumps on, and ends.
+
+Invariants: bytes go out in the order produced; nothing is pulled while a backlog exists, so it is bounded by one burst and
+one message; nothing here blocks but `finish`; a call from inside a call leaves the work to the outer one.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from aether_trio.transport.link import FrameSource
+from aether_trio.wire import framing
+from aether_trio.wire.framing import deliver_header, encode_ack, encode_channel, encode_channel_closed
+from aether_trio.wire.framing.ledger import OpenChannel
+
+if TYPE_CHECKING:
+    from aether_trio.routing.outbox import Origin
+    from aether_trio.transport.accepted import Accepted
+    from aether_trio.transport.framed.statistics import Counters
+
+BURST_BYTES: Final = 64 * 1024
+"""Pulled for one send."""
+BURSTS_PER_PUMP: Final = 4
+"""Then the others have a turn: the writer task goes on."""
+CHANNELS_BEFORE_SWEEP: Final = 16
+"""A participant has fewer open; the numbers of those that it has left are given back."""
+
+
+class Output:
+    """See the module docstring. `connection` is the codec, whose reading half is the link's."""
+
+    __slots__ = (
+        "_accepted",
+        "_backlog",
+        "_channels",
+        "_counters",
+        "_dirty",
+        "_drained",
+        "_due",
+        "_finishing",
+        "_nursery",
+        "_origins",
+        "_pumping",
+        "_raw",
+        "_source",
+        "_writing",
+        "connection",
+        "deliveries",
+        "is_broken",
+        "pong",
+        "stalled_since",
+    )
+
+    def __init__(
+        self, accepted: Accepted, connection: framing.Connection, nursery: trio.Nursery, counters: Counters
+    ) -> None:
+        self._accepted = accepted
+        self.connection = connection
+        self._nursery = nursery
+        self._counters = counters
+        self._source: FrameSource | None = None
+        self._raw: list[bytes] = []
+        self._backlog: memoryview | None = None
+        self._channels: dict[Origin, tuple[int, OpenChannel]] = {}
+        self._origins: dict[int, Origin] = {}
+        self._pumping = self._writing = self._dirty = self._due = self._finishing = False
+        self._drained: trio.Event | None = None
+        self.pong: int | None = None
+        """Of the last PING that was not answered yet."""
+        self.deliveries = 0
+        self.is_broken = False
+        self.stalled_since: float | None = None
+
+    # -- what the link says ---------------------------------------------------------------------------------------
+
+    def attach(self, source: FrameSource) -> None:
+        """See Link."""
+        if self._source is not None:
+            raise RuntimeError("a link has one source; attach it once")
+        self._source = source
+        if self.is_broken:
+            source.cut()
+
+    def put(self, event: framing.Event) -> None:
+        """Queue a frame that is no part of the session. Sent by the next pump."""
+        self._raw.append(self.connection.send(event))
+
+    def say_goaway(self, event: framing.GoAway) -> None:
+        """Ask the client to leave, if it has been let in and was not asked before."""
+        if self.connection.state is framing.State.LIVE and not self._finishing and not self.is_broken:
+            self.put(event)
+            self.pump()
+
+    def acknowledged(self, number: int, offset: int) -> None:
+        """The client is done with a delivery; the codec has checked that it was delivered."""
+        origin = self._origins.get(number)
+        if origin is not None and self._source is not None:
+            self._source.acknowledged(origin, offset)
+
+    def look_again(self) -> None:
+        """There is credit that was not there before."""
+        self._due = True
+
+    def pump_if_due(self) -> None:
+        """Send what reading has brought up."""
+        if self._due or self.pong is not None:
+            self._due = False
+            self.pump()
+
+    def broken(self) -> None:
+        """The stream is cut."""
+        if not self.is_broken:
+            self.is_broken = True
+            self._backlog = None
+            self._raw.clear()
+            if self._source is not None:
+                self._source.cut()
+        self._tell_drained()
+
+    def cut(self) -> None:
+        """Break the stream from our side: whoever waits for its socket is woken."""
+        self.broken()
+        try:
+            self._accepted.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the peer was faster
+
+    # -- sending --------------------------------------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Send what there is. Never blocks."""
+        if self._pumping or self._writing or self.is_broken:
+            return
+        self._pumping = True
+        try:
+            for _ in range(BURSTS_PER_PUMP):
+                parts = self._collect()
+                if not parts:
+                    if not self._dirty:
+                        self._tell_drained()
+                        return
+                    self._dirty = False
+                    if self._source is not None:
+                        self._source.flushed()
+                    continue
+                if not self._send(b"".join(parts)):
+                    return
+            self._start_writer()
+        finally:
+            self._pumping = False
+
+    def _collect(self) -> list[bytes]:
+        parts, self._raw = self._raw, []
+        source = self._source
+        if source is None or self._finishing:
+            return parts
+        connection = self.connection
+        if self.pong is not None:
+            parts.append(connection.send(framing.Pong(self.pong)))
+            self.pong = None
+        if source.receipts is not None:
+            self._add_receipts(source, parts)
+        for message in source.pull_control(BURST_BYTES):
+            parts.append(connection.send(framing.Envelope(message)))
+        if connection.deliverable:
+            self._add_deliveries(source, parts)
+        for message in source.pull_lane(BURST_BYTES):
+            parts.append(connection.send(framing.Envelope(message)))
+        return parts
+
+    def _add_receipts(self, source: FrameSource, parts: list[bytes]) -> None:
+        assert source.receipts is not None
+        refused, acked = source.receipts.take()
+        for seq, error in refused:
+            nack = framing.Nack(seq, error.code, error.message, error.retryable, error.retry_after_ms)
+            parts.append(self.connection.send(nack))
+        if acked:
+            self.connection.sequence.ack(acked)
+            parts.append(encode_ack(acked))
+
+    def _add_deliveries(self, source: FrameSource, parts: list[bytes]) -> None:
+        connection = self.connection
+        credit = connection.credit
+        channels = self._channels
+        bounded = credit.bounded
+        max_messages = credit.message_count
+        max_bytes = BURST_BYTES
+        if bounded and credit.byte_count is not None:
+            max_bytes = min(max_bytes, credit.byte_count)
+        deliveries = source.pull_deliveries(max_bytes, max_messages, flush_is_done=not connection.delivery_acks)
+        for message, origin, offset in deliveries:
+            number, channel = channels.get(origin) or self._open(origin, parts)
+            size = len(message)
+            parts.append(deliver_header(number, offset, size))
+            parts.append(message)
+            # The codec's own bookkeeping (Connection.count_deliver), without its checks of what cannot be otherwise here.
+            channel.position = max(channel.position, offset)
+            if bounded:
+                credit.take(size)
+        self.deliveries += len(deliveries)
+
+    def _open(self, origin: Origin, parts: list[bytes]) -> tuple[int, OpenChannel]:
+        channels, ledger = self._channels, self.connection.channels
+        if len(channels) >= CHANNELS_BEFORE_SWEEP:
+            for old in [one for one in channels if not one.is_open]:
+                number, _ = channels.pop(old)
+                del self._origins[number]
+                ledger.close(number)
+                parts.append(encode_channel_closed(number))
+        number = 0
+        while number in self._origins:
+            number += 1
+        position = origin.position_done
+        ledger.open(number, origin.topic, position, shared=origin.shared)
+        parts.append(encode_channel(number, origin.topic, position, shared=origin.shared))
+        channel = ledger.get(number)
+        assert channel is not None
+        found = channels[origin] = (number, channel)
+        self._origins[number] = origin
+        return found
+
+    def _send(self, data: bytes) -> bool:
+        """Give it to the kernel. False when that did not take everything, or the stream is broken."""
+        tls = self._accepted.tls
+        try:
+            if tls is not None:
+                data = tls.seal(data)
+            sent = self._accepted.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.broken()
+            return False
+        self._counters.bytes_sent += sent
+        self._dirty = True
+        if sent == len(data):
+            return True
+        self._backlog = memoryview(data)[sent:]
+        if self.stalled_since is None:
+            self.stalled_since = trio.current_time()
+        self._start_writer()
+        return False
+
+    def _start_writer(self) -> None:
+        self._writing = True
+        self._nursery.start_soon(self._write, name="framed-writer")
+
+    async def _write(self) -> None:
+        sock = self._accepted.sock
+        try:
+            while self._backlog and not self.is_broken:
+                await trio.lowlevel.wait_writable(sock)
+                try:
+                    sent = sock.send(self._backlog)
+                except BlockingIOError:
+                    continue
+                self._counters.bytes_sent += sent
+                self.stalled_since = trio.current_time()
+                self._backlog = self._backlog[sent:]
+            self._backlog = None
+            await trio.lowlevel.checkpoint()
+        except (OSError, trio.ClosedResourceError):
+            self.broken()
+        finally:
+            self._writing = False
+            self.stalled_since = None
+        self.pump()
+
+    # -- ending ---------------------------------------------------------------------------------------------------
+
+    def _tell_drained(self) -> None:
+        if self._drained is not None and (self.is_broken or not self._writing):
+            self._drained.set()
+
+    async def finish(self, last: framing.Error | None) -> None:
+        """Send what was pulled and `last`, and wait until the kernel has it all. Nothing is pulled any more."""
+        self._finishing = True
+        if not self.is_broken:
+            if last is not None:
+                self.put(last)
+            self.pump()
+        if self._writing and not self.is_broken:
+            self._drained = trio.Event()
+            await self._drained.wait()
+        else:
+            await trio.lowlevel.checkpoint()
+
+    def forget(self) -> None:
+        """The connection is over: refer to nobody, and let a writer end."""
+        if self._writing:
+            trio.lowlevel.notify_closing(self._accepted.sock)
+        self._source = None
+        self._channels = {}
+        self._origins = {}

@@ -1,0 +1,136 @@
+"""The lane of the binary framing: greets, makes a link, and has it served.
+
+    server = FramedServer(core.sessions.serve, limits, nursery)
+    await server.serve(accepted)                    # one connection, to its end
+
+Invariants: one task per connection, the caller's; writers live in `nursery` only while their socket takes nothing; the
+answer to HELLO waits for the answer to `init` when both came together, so that a connect costs one write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+
+from aether_trio.model.errors import Status
+from aether_trio.transport.accepted import Accepted
+from aether_trio.transport.framed.limits import FramedLimits
+from aether_trio.transport.framed.link import FramedLink
+from aether_trio.transport.framed.output import Output
+from aether_trio.transport.framed.statistics import Counters, FramedStatistics
+from aether_trio.transport.link import Link, LinkBroken, Peer
+from aether_trio.wire import framing
+from aether_trio.wire.framing import ErrorCode, GoAwayReason, LocalProtocolError
+
+
+class FramedServer:
+    """See the module docstring, and transport.accepted.Lane."""
+
+    def __init__(
+        self,
+        serve: Callable[[Link], Awaitable[None]],
+        limits: FramedLimits,
+        nursery: trio.Nursery,
+        *,
+        agent: str = "aether-trio",
+    ) -> None:
+        self._serve = serve
+        self._limits = limits
+        self._nursery = nursery
+        self._counters = Counters()
+        self._outputs: set[Output] = set()
+        self._gone = trio.Event()
+        self._hello = framing.ServerHello(
+            max_frame=limits.max_frame_bytes,
+            max_payload=limits.payload_bytes,
+            publish_window=limits.publish_window,
+            dedup_s=limits.dedup_s,
+            agent=agent,
+        )
+
+    def statistics(self) -> FramedStatistics:
+        """Counters since start."""
+        return self._counters.snapshot()
+
+    async def serve(self, accepted: Accepted) -> None:
+        """See Lane."""
+        counters = self._counters
+        counters.connections_open += 1
+        counters.connections_total += 1
+        connection = framing.Connection(framing.Role.SERVER, max_frame_bytes=self._limits.max_frame_bytes)
+        output = Output(accepted, connection, self._nursery, counters)
+        self._outputs.add(output)
+        try:
+            link = await self._greet(accepted, output)
+            if link is not None:
+                await self._serve(link)
+        except LinkBroken as error:
+            error.__traceback__ = None
+        finally:
+            counters.connections_open -= 1
+            self._outputs.discard(output)
+            output.forget()
+            if not self._outputs:
+                self._gone.set()
+
+    async def _greet(self, accepted: Accepted, output: Output) -> FramedLink | None:
+        """Read the HELLO and answer it. None when the client did not get so far. Raises LinkBroken."""
+        reader = FramedLink(accepted, output, Peer(accepted.peer_address, "framed"), self._limits, self._counters)
+        events: Sequence[framing.Event] = reader.decode(accepted.head) if accepted.head else reader.read_now()
+        if not events and reader.waits_for_hello:
+            with trio.move_on_after(self._limits.handshake_timeout_s):
+                while not events and reader.waits_for_hello:
+                    events = await reader.read()
+            if not events and reader.waits_for_hello:
+                reader.fail(ErrorCode.TIMEOUT, f"no HELLO within {self._limits.handshake_timeout_s:g} seconds")
+        if not events or not isinstance(events[0], framing.ClientHello):
+            await reader.close(Status.INVALID_ARGUMENT, "no HELLO")
+            return None
+        hello = events[0]
+        try:
+            output.put(_answer(self._hello, hello))
+        except LocalProtocolError:
+            # What came behind the HELLO was a mistake already; the session is told by its first read.
+            await reader.close(Status.INVALID_ARGUMENT, "a mistake in the first frames")
+            return None
+        if len(events) == 1:
+            output.pump()
+        peer = Peer(
+            accepted.peer_address,
+            "framed",
+            accepted.certificate,
+            {"user-agent": hello.agent} if hello.agent else {},
+            hello.publisher if self._limits.dedup_s else None,
+        )
+        reader.peer = peer
+        reader.put_back(events[1:])
+        return reader
+
+    async def drain(self, deadline_s: float) -> None:
+        """See Lane: GOAWAY to all. The core ends their sessions, and so they go."""
+        within_ms = round(deadline_s * 1000)
+        for count, output in enumerate(list(self._outputs)):
+            output.say_goaway(framing.GoAway(GoAwayReason.DRAINING, within_ms, "the gateway is shutting down"))
+            if count % 64 == 63:
+                await trio.lowlevel.checkpoint()
+        with trio.move_on_after(deadline_s):
+            while self._outputs:
+                self._gone = trio.Event()
+                await self._gone.wait()
+        for output in list(self._outputs):
+            output.cut()
+        await trio.lowlevel.checkpoint()
+
+
+def _answer(ours: framing.ServerHello, theirs: framing.ClientHello) -> framing.ServerHello:
+    if theirs.minor >= ours.minor:
+        return ours
+    return framing.ServerHello(
+        minor=theirs.minor,
+        max_frame=ours.max_frame,
+        max_payload=ours.max_payload,
+        publish_window=ours.publish_window,
+        dedup_s=ours.dedup_s,
+        agent=ours.agent,
+    )

@@ -1,0 +1,264 @@
+"""What the lane does for a client that keeps the rules."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from aether_trio.model.errors import Status
+from aether_trio.wire import framing
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.transport.framed.harness import Ended, agent, kv_get, open_lane, user, worker
+
+A = "ag::w::a::1"
+B = "ag::w::b::1"
+
+
+async def test_hello_init_send_ack_and_deliver() -> None:
+    async with open_lane() as lane:
+        a, b = await lane.connect(agent("a")), await lane.connect(agent("b"))
+        await a.send(framing.Send(1, B, b"one", int(pb.CHAT)), framing.Send(2, B, b"two"))
+        assert (await a.next(framing.Ack)).seq in {1, 2}
+        event, message = await b.delivery()
+        assert (message.source_topic, message.payload, message.message_type) == (A, b"one", pb.CHAT)
+        assert b.channels[event.channel] == framing.Channel(event.channel, B, 0)
+        second, message = await b.delivery()
+        assert (second.channel, second.offset, message.payload) == (event.channel, event.offset + 1, b"two")
+        await a.finish()
+        await b.finish()
+
+
+async def test_an_ack_means_committed_and_covers_all_before_it() -> None:
+    async with open_lane() as lane:
+        a = await lane.connect(agent("a"))
+        await a.send(*(framing.Send(seq, B, b"x") for seq in range(1, 101)))
+        acked = 0
+        while acked < 100:
+            acked = (await a.next(framing.Ack)).seq
+        assert lane.core.log.topic(B).tail == 100
+
+
+async def test_a_refused_send_is_nacked_and_covered_by_the_next_ack() -> None:
+    async with open_lane() as lane:
+        a = await lane.connect(agent("a"))
+        await a.send(framing.Send(1, B, b""), framing.Send(2, "nonsense", b""), framing.Send(3, B, b""))
+        nack = await a.next(framing.Nack)
+        assert (nack.seq, nack.code, nack.retryable) == (2, "ERR_INVALID_TOPIC", False)
+        while (await a.next(framing.Ack)).seq < 3:
+            pass
+        assert lane.core.log.topic(B).tail == 2
+
+
+async def test_only_refusals_are_acknowledged_too() -> None:
+    async with open_lane() as lane:
+        a = await lane.connect(agent("a"))
+        await a.send(framing.Send(7, "nonsense", b""))
+        assert (await a.next(framing.Nack)).seq == 7
+        assert (await a.next(framing.Ack)).seq == 7
+
+
+async def test_the_extra_part_is_judged_as_on_every_lane() -> None:
+    async with open_lane() as lane:
+        a, b = await lane.connect(agent("a")), await lane.connect(agent("b"))
+        extra = pb.SendMessage(app_workspace="elsewhere").SerializeToString()
+        await a.send(framing.Send(1, B, b"", extra=extra), framing.Send(2, B, b"", extra=b"\xff"))
+        assert (await a.next(framing.Nack)).seq == 2
+        _, message = await b.delivery()
+        assert message.workspace == "elsewhere"
+
+
+async def test_an_answer_is_a_barrier_with_its_ack_in_front() -> None:
+    async with open_lane() as lane:
+        a = await lane.connect(agent("a"))
+        for round_ in range(1, 20):
+            await a.send(framing.Send(round_, B, b"x"), framing.Envelope(kv_get("nothing").SerializeToString()))
+            answered = acked = False
+            while not answered:
+                event = await a.next(framing.Event)
+                acked |= event == framing.Ack(round_)
+                if isinstance(event, framing.Envelope):
+                    answered = pb.DownstreamMessage.FromString(event.message).HasField("kv")
+            assert acked
+
+
+async def test_deliveries_move_the_position_when_they_are_acknowledged() -> None:
+    async with open_lane() as lane:
+        a, b = await lane.connect(agent("a")), await lane.connect(agent("b"))
+        await a.send(*(framing.Send(seq, B, bytes((seq,))) for seq in (1, 2, 3)))
+        events = [(await b.delivery())[0] for _ in range(3)]
+        await b.send(framing.Delivered(events[1].channel, events[1].offset))
+        await b.finish()
+        b = await lane.connect(agent("b"))
+        event, message = await b.delivery()
+        assert (message.payload, event.offset) == (b"\x03", 3)
+        assert b.channels[event.channel].position == 2
+
+
+async def test_without_delivery_acks_the_position_moves_when_the_kernel_has_the_bytes() -> None:
+    async with open_lane() as lane:
+        a, b = await lane.connect(agent("a")), await lane.connect(agent("b"), delivery_acks=False)
+        await a.send(framing.Send(1, B, b"one"))
+        await b.delivery()
+        await b.finish()
+        await a.send(framing.Send(2, B, b"two"))
+        b = await lane.connect(agent("b"))
+        assert (await b.delivery())[1].payload == b"two"
+
+
+async def test_what_is_cut_without_an_acknowledgement_comes_again() -> None:
+    async with open_lane() as lane:
+        a, b = await lane.connect(agent("a")), await lane.connect(agent("b"))
+        await a.send(framing.Send(1, B, b"one"))
+        await b.delivery()
+        b.cut()
+        b = await lane.connect(agent("b"))
+        assert (await b.delivery())[1].payload == b"one"
+
+
+async def test_a_work_group_takes_back_what_a_worker_did_not_acknowledge() -> None:
+    async with open_lane() as lane:
+        a, first = await lane.connect(agent("a")), await lane.connect(worker("job"))
+        topic = "tb::w::job"
+        await a.send(*(framing.Send(seq, topic, bytes((seq,))) for seq in (1, 2, 3)))
+        events = [(await first.delivery())[0] for _ in range(3)]
+        assert first.channels[events[0].channel].shared
+        await first.send(framing.Delivered(events[1].channel, events[1].offset))
+        await first.finish()
+        second = await lane.connect(worker("job"))
+        rest = [(await second.delivery())[1].payload for _ in range(2)]
+        assert rest == [b"\x01", b"\x03"]
+
+
+async def test_credit_bounds_what_is_sent() -> None:
+    async with open_lane() as lane:
+        a, b = await lane.connect(agent("a")), await lane.connect(agent("b"), credit_messages=2)
+        await a.send(*(framing.Send(seq, B, bytes((seq,))) for seq in range(1, 6)))
+        while (await a.next(framing.Ack)).seq < 5:
+            pass
+        assert [(await b.delivery())[1].payload[0] for _ in range(2)] == [1, 2]
+        await b.request(kv_get("barrier"))
+        await b.answer("kv")
+        assert not [event for event in b._events if isinstance(event, framing.Deliver)]
+        await b.send(framing.GrantCredit(2, 0))
+        assert [(await b.delivery())[1].payload[0] for _ in range(2)] == [3, 4]
+
+
+async def test_credit_in_bytes_may_be_exceeded_by_one_message() -> None:
+    async with open_lane() as lane:
+        a, b = await lane.connect(agent("a")), await lane.connect(agent("b"), credit_bytes=1)
+        await a.send(framing.Send(1, B, bytes(1000)), framing.Send(2, B, b"two"))
+        event, _ = await b.delivery()
+        await b.send(framing.GrantCredit(0, len(event.message)))
+        assert (await b.delivery())[1].payload == b"two"
+
+
+async def test_a_repeated_number_is_one_message() -> None:
+    async with open_lane() as lane:
+        a = await lane.connect(agent("a"), publisher=b"p" * 16)
+        await a.send(framing.Send(1, B, b"one"), framing.Send(2, "nonsense", b""), framing.Send(3, B, b"three"))
+        while (await a.next(framing.Ack)).seq < 3:
+            pass
+        a.cut()
+        a = await lane.connect(agent("a"), publisher=b"p" * 16)
+        await a.send(
+            framing.Send(1, B, b"one"),
+            framing.Send(2, B, b"two"),
+            framing.Send(3, B, b"three"),
+            framing.Send(4, B, b"four"),
+        )
+        while (await a.next(framing.Ack)).seq < 4:
+            pass
+        b = await lane.connect(agent("b"))
+        assert [(await b.delivery())[1].payload for _ in range(4)] == [b"one", b"three", b"two", b"four"]
+
+
+async def test_another_publisher_counts_anew() -> None:
+    async with open_lane() as lane:
+        for token in (b"p" * 16, b"q" * 16):
+            a = await lane.connect(agent("a"), publisher=token)
+            await a.send(framing.Send(1, B, token))
+            await a.next(framing.Ack)
+            await a.finish()
+        assert lane.core.log.topic(B).tail == 2
+
+
+async def test_a_number_beyond_the_window_is_forgotten() -> None:
+    async with open_lane() as lane:
+        a = await lane.connect(agent("a"), publisher=b"p" * 16)
+        await a.send(framing.Send(1, B, b""))
+        await a.next(framing.Ack)
+        await a.send(framing.Send(4097, B, b""))
+        await a.next(framing.Ack)
+        await a.finish()
+        a = await lane.connect(agent("a"), publisher=b"p" * 16)
+        await a.send(framing.Send(1, B, b""))
+        nack = await a.next(framing.Nack)
+        assert (nack.code, nack.retryable) == ("ERR_SEQUENCE_FORGOTTEN", False)
+
+
+async def test_pings_are_answered_by_the_last() -> None:
+    async with open_lane() as lane:
+        a = await lane.connect(agent("a"))
+        await a.send(framing.Ping(1), framing.Ping(2))
+        assert (await a.next(framing.Pong)).number == 2
+
+
+async def test_too_many_pings_are_told_calm() -> None:
+    async with open_lane() as lane:
+        a = await lane.connect(agent("a"))
+        for _ in range(30):
+            try:
+                await a.send(*(framing.Ping(number) for number in range(100)))
+            except trio.BrokenResourceError:
+                break
+        error = await a.until_end()
+        assert error is not None
+        assert (error.code, error.retryable) == (framing.ErrorCode.CALM, True)
+        assert lane.server.statistics().rejected == {"calm": 1}
+
+
+async def test_a_duplicate_is_refused_in_place_of_the_ack() -> None:
+    async with open_lane() as lane:
+        await lane.connect(agent("a"))
+        with pytest.raises(Ended) as ended:
+            await lane.connect(agent("a"))
+        assert ended.value.error is not None
+        assert (ended.value.error.code, ended.value.error.retryable) == (Status.ALREADY_EXISTS, False)
+
+
+async def test_a_resume_takes_over() -> None:
+    async with open_lane() as lane:
+        old = await lane.dial()
+        ack = await old.open(agent("a"))
+        new = await lane.dial()
+        again = await new.open(agent("a", resume_session_id=ack.session_id))
+        assert again.resumed
+        error = await old.until_end()
+        assert error is not None
+        assert error.code == Status.CANCELLED
+
+
+async def test_many_workspaces_give_their_channels_back() -> None:
+    async with open_lane() as lane:
+        a, window = await lane.connect(agent("a")), await lane.connect(user("u", "1"))
+        for number in range(40):
+            await window.request(pb.UpstreamMessage(switch_workspace=pb.SwitchWorkspace(new_workspace_id=f"w{number}")))
+            await window.request(pb.UpstreamMessage(connection_status_request=pb.ConnectionStatusRequest()))
+            await window.answer("connection_status_response")
+            await a.send(framing.Send(number + 1, f"uw::u::w{number}", b"x"))
+            event, _ = await window.delivery()
+            await window.send(framing.Delivered(event.channel, event.offset))
+        assert len(window.codec.channels) < 20
+
+
+async def test_a_drain_says_goaway_and_then_unavailable() -> None:
+    async with open_lane() as lane:
+        a = await lane.connect(agent("a"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lane.server.drain, 60)
+            assert (await a.next(framing.GoAway)).reason == framing.GoAwayReason.DRAINING
+            await lane.core.end_sessions("going")
+            error = await a.until_end()
+            assert error is not None
+            assert (error.code, error.retryable) == (Status.UNAVAILABLE, True)
+            await a.stream.aclose()
