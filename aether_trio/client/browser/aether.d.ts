@@ -1,0 +1,343 @@
+/** Types of aether.js; the manual is docs/browser.md. */
+
+export const VERSION: string;
+
+/** What can be sent: text, bytes, or a value that JSON can hold. */
+export type Payload = string | Uint8Array | ArrayBuffer | ArrayBufferView | object | number | boolean | null;
+
+export type MessageType =
+  | "MESSAGE_TYPE_UNSPECIFIED"
+  | "CHAT"
+  | "CONTROL"
+  | "TOOL_CALL"
+  | "EVENT"
+  | "METRIC"
+  | "OPAQUE";
+
+export type State = "new" | "connecting" | "open" | "reconnecting" | "paused" | "closed";
+
+/** Names of gRPC statuses, for a connection that was refused or has ended. */
+export type StatusName =
+  | "CANCELLED"
+  | "UNKNOWN"
+  | "INVALID_ARGUMENT"
+  | "DEADLINE_EXCEEDED"
+  | "NOT_FOUND"
+  | "ALREADY_EXISTS"
+  | "PERMISSION_DENIED"
+  | "RESOURCE_EXHAUSTED"
+  | "FAILED_PRECONDITION"
+  | "ABORTED"
+  | "OUT_OF_RANGE"
+  | "UNIMPLEMENTED"
+  | "INTERNAL"
+  | "UNAVAILABLE"
+  | "DATA_LOSS"
+  | "UNAUTHENTICATED";
+
+/** Codes of the client's own. */
+export type LocalCode =
+  | "TIMEOUT"
+  | "DISCONNECTED"
+  | "CLOSED"
+  | "BUFFER_FULL"
+  | "PAYLOAD_TOO_LARGE"
+  | "PROTOCOL"
+  | "REQUEST_FAILED";
+
+export class AetherError extends Error {
+  constructor(code: string, message: string, details?: Partial<AetherErrorDetails>);
+  readonly name: "AetherError";
+  /** The protocol's code (ERR_...), or one of these. */
+  readonly code: StatusName | LocalCode | (string & {});
+  /** Whether the same may work later without being changed. */
+  readonly retryable: boolean;
+  readonly retryAfterMs: number;
+  readonly requestId: string;
+  /** Of the WebSocket; 0 when it was none. */
+  readonly closeCode: number;
+  /** From flush(): everything that was refused since the last one, this error first. */
+  readonly refusals: AetherError[];
+}
+
+export interface AetherErrorDetails {
+  retryable: boolean;
+  retryAfterMs: number;
+  requestId: string;
+  closeCode: number;
+}
+
+/** What storage must be able to do: sessionStorage, localStorage, or an object of your own. */
+export interface SlotStorage {
+  getItem(key: string): string | null;
+  setItem(key: string, value: string): void;
+}
+
+/** By kind: api_key, bearer_token, session_token, ... */
+export type Credentials = Record<string, string>;
+
+export interface ConnectOptions {
+  userId: string;
+  /** To be entered once connected; none by default. */
+  workspace?: string;
+  /** Default: the gateway that this module came from. http, https, ws and wss will do. */
+  url?: string | URL;
+  /** Default: the one of before (see `storage`), or a new one. */
+  windowId?: string;
+  /** A function is asked again for each connection. */
+  credentials?: Credentials | (() => Credentials | Promise<Credentials>);
+  /** Where the window and its session are kept. Default: sessionStorage. null: nowhere. */
+  storage?: SlotStorage | null;
+  /** Ends the client when it is aborted. */
+  signal?: AbortSignal;
+  /** For the first connection to stand; connect() rejects then. Default 15,000. */
+  timeoutMs?: number;
+  /** For an answer. Default 15,000. */
+  requestTimeoutMs?: number;
+  /** For one try: handshake, acknowledgement, workspace. Default 10,000. */
+  attemptTimeoutMs?: number;
+  /** After this silence the gateway is asked for a sign of life; 0 is never. Default 25,000. */
+  heartbeatMs?: number;
+  /** An unanswered sign of life ends the connection after this. Default 30,000. */
+  silenceMs?: number;
+  /** Longest wait between two tries. Default 30,000. */
+  maxBackoffMs?: number;
+  /** Sends that wait or are not confirmed, as text on the wire; beyond it send() throws BUFFER_FULL. Default 4 MiB. */
+  maxUnconfirmedBytes?: number;
+  /** Messages that nobody has taken; beyond either the client pauses. Defaults 16 MiB and 10,000. */
+  maxBufferedBytes?: number;
+  maxBufferedMessages?: number;
+}
+
+export interface PrincipalRef {
+  principal_type?: string;
+  principal_id?: string;
+}
+
+export class Message {
+  constructor(wire: object);
+  /** The sender's topic: where an answer goes. */
+  readonly source: string;
+  readonly payload: Uint8Array;
+  readonly type: MessageType;
+  readonly workspace: string;
+  readonly onBehalfOf: PrincipalRef | null;
+  text(): string;
+  json<T = any>(): T;
+}
+
+export interface Progress {
+  source: string;
+  taskId: string;
+  state: string;
+  /** From 0 to 1; -1 when nobody knows. */
+  completion: number;
+  summary: string;
+  step: { name: string; detail: string; sequence: number; total: number; type: string };
+  timestampMs: number;
+  workspace: string;
+  requestId: string;
+  metadata: Record<string, string>;
+  recipient: string;
+  kind: string;
+}
+
+export interface StateChange {
+  state: State;
+  previous: State;
+  /** Why it is reconnecting, or has ended by itself. */
+  error: AetherError | null;
+  /** Of tries since it was open. */
+  attempt: number;
+  retryInMs: number;
+}
+
+export interface Signal {
+  type: "FORCE_DISCONNECT" | "GRACEFUL_DISCONNECT";
+  reason: string;
+}
+
+export interface SessionInfo {
+  /** A secret: whoever knows it may take the session over. */
+  id: string;
+  resumed: boolean;
+  /** When the first session of this chain of resumes began; Unix milliseconds. */
+  since: number;
+  reconnections: number;
+  serverVersion: string;
+}
+
+export interface Connection {
+  /** "" in a list that was made without the permission to manage sessions. */
+  sessionId: string;
+  type: string;
+  identity: string;
+  workspace: string;
+  implementation: string;
+  specifier: string;
+  connectedAt: Date;
+  duration: string;
+  remoteAddress: string;
+  lastActivity: Date;
+}
+
+export interface Statistics {
+  sent: number;
+  received: number;
+  reconnections: number;
+  pauses: number;
+  unconfirmed: number;
+  unconfirmedBytes: number;
+  buffered: number;
+  bufferedBytes: number;
+}
+
+/** The detail of each event, by its type. */
+export interface ClientEvents {
+  message: Message;
+  progress: Progress;
+  state: StateChange;
+  signal: Signal;
+  /** A refusal that belongs to no request (mostly of a send), or the reason of the end. */
+  error: AetherError;
+  /** Every other DownstreamMessage, as it came: task events, assignments, ... */
+  downstream: Record<string, any>;
+}
+
+export interface SendOptions {
+  /** Default OPAQUE. */
+  type?: MessageType;
+  /** The workspace it is about, when that is not the sender's. */
+  appWorkspace?: string;
+}
+
+export interface InWorkspace {
+  /** Default: the client's. */
+  workspace?: string;
+}
+
+export interface RequestOptions {
+  timeoutMs?: number;
+}
+
+export class Client extends EventTarget {
+  constructor(options: ConnectOptions);
+  readonly state: State;
+  readonly url: string;
+  readonly userId: string;
+  readonly windowId: string;
+  /** us::user::window */
+  readonly identity: string;
+  readonly workspace: string;
+  readonly session: SessionInfo | null;
+  readonly kv: KeyValues;
+  readonly checkpoints: Checkpoints;
+  readonly sessions: Sessions;
+
+  open(): Promise<this>;
+  whenOpen(): Promise<void>;
+  close(options?: { forget?: boolean }): void;
+  statistics(): Statistics;
+
+  messages(): AsyncGenerator<Message, void, void>;
+  addEventListener<K extends keyof ClientEvents>(
+    type: K,
+    listener: ((event: CustomEvent<ClientEvents[K]>) => void) | null,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
+  addEventListener(
+    type: string,
+    listener: EventListenerOrEventListenerObject | null,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
+  removeEventListener<K extends keyof ClientEvents>(
+    type: K,
+    listener: ((event: CustomEvent<ClientEvents[K]>) => void) | null,
+    options?: boolean | EventListenerOptions,
+  ): void;
+  removeEventListener(
+    type: string,
+    listener: EventListenerOrEventListenerObject | null,
+    options?: boolean | EventListenerOptions,
+  ): void;
+
+  send(topic: string, payload: Payload, options?: SendOptions): void;
+  sendToAgent(implementation: string, specifier: string, payload: Payload, options?: SendOptions & InWorkspace): void;
+  sendToAgents(payload: Payload, options?: SendOptions & InWorkspace): void;
+  sendToUser(userId: string, payload: Payload, options?: SendOptions & InWorkspace): void;
+  sendToWindow(userId: string, windowId: string, payload: Payload, options?: SendOptions): void;
+  sendToUsers(payload: Payload, options?: SendOptions & InWorkspace): void;
+  sendToService(implementation: string, specifier: string | null, payload: Payload, options?: SendOptions): void;
+  flush(options?: RequestOptions): Promise<void>;
+
+  switchWorkspace(workspace: string): Promise<void>;
+  request(message: Record<string, object>, options?: RequestOptions): Promise<Record<string, any>>;
+  post(message: Record<string, object>): void;
+  status(principalType: string, principalId: string): Promise<{ connected: boolean; lastSeen: Date | null }>;
+}
+
+export type KvScope =
+  | "GLOBAL"
+  | "WORKSPACE"
+  | "USER"
+  | "USER_WORKSPACE"
+  | "GLOBAL_EXCLUSIVE"
+  | "WORKSPACE_EXCLUSIVE"
+  | "USER_SHARED"
+  | "USER_WORKSPACE_SHARED";
+
+export interface KvOptions extends RequestOptions {
+  /** Default WORKSPACE. */
+  scope?: KvScope;
+  userId?: string;
+  workspace?: string;
+}
+
+export interface KvWriteOptions extends KvOptions {
+  /** 0 or nothing: for good. */
+  ttlSeconds?: number;
+}
+
+export interface KeyValues {
+  get(key: string, options?: KvOptions): Promise<Uint8Array>;
+  put(key: string, value: Payload, options?: KvWriteOptions): Promise<void>;
+  delete(key: string, options?: KvOptions): Promise<void>;
+  list(
+    prefix?: string,
+    options?: KvOptions & { limit?: number; cursor?: string },
+  ): Promise<{ entries: Map<string, Uint8Array>; cursor: string }>;
+  increment(key: string, options?: KvWriteOptions): Promise<bigint>;
+  decrement(key: string, options?: KvWriteOptions): Promise<bigint>;
+  putIfAbsent(key: string, value: Payload, options?: KvWriteOptions): Promise<boolean>;
+  compareAndSet(key: string, expected: Payload, value: Payload, options?: KvWriteOptions): Promise<boolean>;
+  compareAndDelete(key: string, expected: Payload, options?: KvOptions): Promise<boolean>;
+}
+
+export interface Checkpoints {
+  save(key: string, data: Payload, options?: RequestOptions & { ttlSeconds?: number }): Promise<void>;
+  load(key: string, options?: RequestOptions): Promise<Uint8Array | null>;
+  delete(key: string, options?: RequestOptions): Promise<void>;
+  list(options?: RequestOptions): Promise<string[]>;
+}
+
+export interface Sessions {
+  list(
+    options?: RequestOptions & InWorkspace & { type?: string; limit?: number; offset?: number },
+  ): Promise<Connection[]>;
+  get(sessionId: string, options?: RequestOptions): Promise<Connection>;
+  disconnect(sessionId: string, reason?: string, options?: RequestOptions): Promise<void>;
+}
+
+/** Connect; resolves with a client that is open. Rejects with an AetherError. */
+export function connect(options: ConnectOptions): Promise<Client>;
+
+/** The addresses of the protocol. */
+export const topics: {
+  agent(workspace: string, implementation: string, specifier: string): string;
+  agents(workspace: string): string;
+  service(implementation: string, specifier?: string | null): string;
+  user(userId: string): string;
+  userIn(userId: string, workspace: string): string;
+  users(workspace: string): string;
+  window(userId: string, windowId: string): string;
+};

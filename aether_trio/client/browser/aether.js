@@ -1,0 +1,1174 @@
+/**
+ * The browser's client of an Aether gateway: one ES module without a build step and without dependencies.
+ *
+ *     import { connect } from "/client/aether.js";
+ *     const client = await connect({ userId: "maya", workspace: "default" });
+ *     client.send("ag::default::guide::1", "hello", { type: "CHAT" });
+ *     for await (const message of client.messages()) console.log(message.source, message.text());
+ *
+ * One client is one window of one user (us::user::window) on one WebSocket, which speaks the subprotocol
+ * aether.v1.json: one text message is one UpstreamMessage or DownstreamMessage in proto3 JSON with the protocol's own
+ * field names. The types are in aether.d.ts, the manual is docs/browser.md.
+ *
+ * What it holds to:
+ * - Everything that waits is bounded: sends that are not confirmed (send() throws BUFFER_FULL), and messages that
+ *   nobody has taken (the client pauses, see #pause). Nothing is dropped without an error.
+ * - A send is kept until an answer of the gateway proves that it was committed or refused, and is written again after
+ *   a reconnect. So it arrives at least once, and in order.
+ * - After an end it comes back by itself, unless the close code says not to. Waits are drawn from the whole
+ *   interval (full jitter), so that a gateway which starts again is not met by all windows at once.
+ */
+
+export const VERSION = "1";
+
+const SUBPROTOCOL = "aether.v1.json";
+const MAX_PAYLOAD_BYTES = 1024 * 1024; // the gateway's default; more would end the connection, not only the send
+const FIRST_BACKOFF_MS = 250;
+const CONFIRM_AFTER_MS = 100; // sends are confirmed in groups
+const DUPLICATE_PATIENCE_MS = 60_000; // a dead connection of our own holds the identity about 30 s at most
+const FAILURE_GRACE_MS = 200; // a typed failure is followed by an ErrorResponse with the code, mostly at once
+const LOCK_WAIT_MS = 500; // the page before a reload gives its lock back when it is gone
+const KEPT_WINDOWS = 16; // per user and gateway, in a storage that tabs share
+const KEPT_REFUSALS = 100;
+
+const STATUSES = [
+  "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
+  "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
+  "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
+];
+const FINAL_CLOSE_CODES = new Map([
+  [1000, "CLOSED"], [1002, "PROTOCOL"], [1003, "PROTOCOL"], [1007, "PROTOCOL"], [1008, "PERMISSION_DENIED"],
+  [1009, "PAYLOAD_TOO_LARGE"], [1010, "PROTOCOL"],
+]);
+const NOT_ABOUT_A_SEND = new Set(["BACKPRESSURE"]);
+/** Requests whose id has another name, because request_id says what they are about. */
+const CLIENT_REQUEST_ID = new Set(["task_subscription_op", "authority_request_op", "submit_audit_event"]);
+
+const DEFAULTS = {
+  workspace: "",
+  windowId: "",
+  credentials: {},
+  timeoutMs: 15_000,
+  requestTimeoutMs: 15_000,
+  attemptTimeoutMs: 10_000,
+  heartbeatMs: 25_000,
+  silenceMs: 30_000,
+  maxBackoffMs: 30_000,
+  maxUnconfirmedBytes: 4 * 1024 * 1024,
+  maxBufferedBytes: 16 * 1024 * 1024,
+  maxBufferedMessages: 10_000,
+};
+
+/**
+ * Why something was refused, or failed. `code` is the protocol's (ERR_PERMISSION_DENIED, KV_ERROR, ...), the name of a
+ * gRPC status when the gateway refused or ended the connection (UNAUTHENTICATED, ALREADY_EXISTS, ...), or one of the client's
+ * own: TIMEOUT, DISCONNECTED, CLOSED, BUFFER_FULL, PAYLOAD_TOO_LARGE, PROTOCOL, REQUEST_FAILED.
+ */
+export class AetherError extends Error {
+  constructor(code, message, { retryable = false, retryAfterMs = 0, requestId = "", closeCode = 0 } = {}) {
+    super(message);
+    this.name = "AetherError";
+    this.code = code;
+    this.retryable = retryable;
+    this.retryAfterMs = retryAfterMs;
+    this.requestId = requestId;
+    this.closeCode = closeCode;
+    /** flush(): everything that was refused since the last one. */
+    this.refusals = [];
+  }
+}
+
+/** The addresses of the protocol. */
+export const topics = {
+  agent: (workspace, implementation, specifier) => `ag::${workspace}::${implementation}::${specifier}`,
+  agents: (workspace) => `ga::${workspace}`,
+  service: (implementation, specifier) => ["sv", implementation, specifier].filter(Boolean).join("::"),
+  user: (userId) => `uu::${userId}`,
+  userIn: (userId, workspace) => `uw::${userId}::${workspace}`,
+  users: (workspace) => `gu::${workspace}`,
+  window: (userId, windowId) => `us::${userId}::${windowId}`,
+};
+
+// -- bytes ------------------------------------------------------------------------------------------------------------
+
+const utf8 = new TextEncoder();
+
+function bytesOf(payload) {
+  if (typeof payload === "string") return utf8.encode(payload);
+  if (payload instanceof Uint8Array) return payload;
+  if (payload instanceof ArrayBuffer) return new Uint8Array(payload);
+  if (ArrayBuffer.isView(payload)) return new Uint8Array(payload.buffer, payload.byteOffset, payload.byteLength);
+  const text = JSON.stringify(payload);
+  if (text === undefined) throw new TypeError("a payload is a string, bytes, or a value that JSON can hold");
+  return utf8.encode(text);
+}
+
+function toBase64(bytes) {
+  let text = "";
+  for (let at = 0; at < bytes.length; at += 0x8000) {
+    text += String.fromCharCode.apply(null, bytes.subarray(at, at + 0x8000));
+  }
+  return btoa(text);
+}
+
+function fromBase64(text) {
+  const raw = atob(text ?? "");
+  const bytes = new Uint8Array(raw.length);
+  for (let at = 0; at < raw.length; at += 1) bytes[at] = raw.charCodeAt(at);
+  return bytes;
+}
+
+function randomText(length) {
+  const bytes = crypto.getRandomValues(new Uint8Array(length / 2)); // randomUUID is for secure contexts only
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/** A message as it was received. */
+export class Message {
+  constructor(wire) {
+    this.source = wire.source_topic ?? "";
+    this.payload = fromBase64(wire.payload);
+    this.type = wire.message_type ?? "MESSAGE_TYPE_UNSPECIFIED";
+    this.workspace = wire.workspace ?? "";
+    this.onBehalfOf = wire.on_behalf_subject ?? null;
+  }
+
+  /** The payload as text; bytes that are not UTF-8 become U+FFFD. */
+  text() {
+    return new TextDecoder().decode(this.payload);
+  }
+
+  /** The payload as JSON; throws SyntaxError when it is none. */
+  json() {
+    return JSON.parse(this.text());
+  }
+}
+
+function progressOf(wire) {
+  const step = wire.step ?? {};
+  return {
+    source: wire.source ?? "",
+    taskId: wire.task_id ?? "",
+    state: wire.state ?? "",
+    completion: wire.completion ?? 0,
+    summary: wire.summary ?? "",
+    step: {
+      name: step.name ?? "",
+      detail: step.detail ?? "",
+      sequence: step.sequence ?? 0,
+      total: step.total_steps ?? 0,
+      type: step.step_type ?? "",
+    },
+    timestampMs: Number(wire.timestamp_ms ?? 0),
+    workspace: wire.workspace ?? "",
+    requestId: wire.request_id ?? "",
+    metadata: wire.metadata ?? {},
+    recipient: wire.recipient ?? "",
+    kind: wire.kind ?? "PROGRESS_KIND_UNSPECIFIED",
+  };
+}
+
+// -- which window this is ------------------------------------------------------------------------------------------------
+
+function tabStorage() {
+  try {
+    return globalThis.sessionStorage ?? null;
+  } catch {
+    return null; // forbidden by the browser's settings
+  }
+}
+
+/**
+ * The windows that a storage knows, so that a reload is the same window again, with its session to resume.
+ *
+ * Whoever is a window holds a lock of its name. So a duplicated tab, whose sessionStorage is a copy, does not become the same
+ * window; and with localStorage a new tab becomes a window whose tab is gone. Locks exist in secure contexts
+ * only (https and localhost); elsewhere a duplicated tab takes its original's session over.
+ */
+class Windows {
+  constructor(storage, key) {
+    this.storage = storage;
+    this.key = key;
+    this.tab = tabStorage();
+  }
+
+  /** { windowId, sessionId } each, the one used last first. */
+  list() {
+    try {
+      const found = JSON.parse(this.storage?.getItem(this.key) ?? "[]");
+      return Array.isArray(found) ? found.filter((one) => typeof one?.windowId === "string") : [];
+    } catch {
+      return [];
+    }
+  }
+
+  remember(windowId, sessionId) {
+    const others = this.list().filter((one) => one.windowId !== windowId);
+    this.#save([{ windowId, sessionId }, ...others].slice(0, KEPT_WINDOWS));
+    try {
+      this.tab?.setItem(`${this.key}#tab`, windowId);
+    } catch {
+      // The next reload is another window then.
+    }
+  }
+
+  forget(windowId) {
+    this.#save(this.list().filter((one) => one.windowId !== windowId));
+  }
+
+  #save(list) {
+    try {
+      this.storage?.setItem(this.key, JSON.stringify(list));
+    } catch {
+      // A full storage costs the resume after a reload, nothing else.
+    }
+  }
+
+  /** Resolves with a function that gives the lock back, or null when another tab has it. */
+  async lock(windowId, waitMs = 0) {
+    if (!globalThis.navigator?.locks) return () => {};
+    const options = waitMs ? { signal: AbortSignal.timeout(waitMs) } : { ifAvailable: true };
+    return new Promise((resolve) => {
+      navigator.locks
+        .request(`${this.key}#${windowId}`, options, (lock) => {
+          if (!lock) return resolve(null);
+          return new Promise((release) => resolve(release));
+        })
+        .catch(() => resolve(null));
+    });
+  }
+
+  /** { windowId, sessionId, release, stored }: the window that is wanted, one from before, or a new one. */
+  async claim(wanted) {
+    const known = this.list();
+    if (wanted) {
+      const release = await this.lock(wanted, LOCK_WAIT_MS);
+      // Without the lock another tab is this window. Not naming its session leaves it alone: ALREADY_EXISTS.
+      const before = release && known.find((one) => one.windowId === wanted);
+      return { windowId: wanted, sessionId: before?.sessionId ?? "", release, stored: false };
+    }
+    const mine = this.tab?.getItem(`${this.key}#tab`);
+    const own = known.filter((one) => one.windowId === mine);
+    const others = globalThis.navigator?.locks ? known.filter((one) => one.windowId !== mine) : [];
+    for (const [list, waitMs] of [[own, LOCK_WAIT_MS], [others, 0]]) {
+      for (const one of list) {
+        const release = await this.lock(one.windowId, waitMs);
+        if (release) return { ...one, release, stored: true };
+      }
+    }
+    return this.fresh();
+  }
+
+  async fresh() {
+    const windowId = randomText(12);
+    return { windowId, sessionId: "", release: await this.lock(windowId), stored: false };
+  }
+}
+
+// -- the client -------------------------------------------------------------------------------------------------------
+
+/** Connect; resolves with a Client that is open. Rejects with an AetherError. */
+export function connect(options) {
+  return new Client(options).open();
+}
+
+export class Client extends EventTarget {
+  #options;
+  #url;
+  #windows = null;
+  #window = null;
+  #state = "new";
+  #socket = null;
+  #opened = null; // { promise, resolve, reject }
+  #everOpen = false;
+  #lostAt = 0;
+  #attempt = 0;
+  #lastError = null;
+  #forced = null;
+  #timers = {};
+  #abort = new AbortController();
+
+  #workspace = "";
+  #session = null;
+  #held = false; // sends wait while the workspace is switched
+  #switching = Promise.resolve();
+
+  #sequence = 0;
+  #outgoing = []; // sends and requests that are not written, in the order of the calls
+  #unconfirmed = []; // sends that are written
+  #unconfirmedBytes = 0; // of both
+  #confirming = false;
+  #flushes = []; // { last, resolve, reject }
+  #refusals = [];
+  #entering = null; // the refusals of a workspace switch
+
+  #requests = new Map(); // by id
+  #idPrefix = randomText(8);
+  #requestCount = 0;
+
+  #inbox = [];
+  #inboxAt = 0;
+  #inboxBytes = 0;
+  #takers = [];
+  #readers = 0;
+  #listeners = new WeakMap();
+  #heard = false;
+
+  #heardAt = 0;
+  #counts = { sent: 0, received: 0, reconnections: 0, pauses: 0 };
+
+  constructor(options = {}) {
+    super();
+    const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
+    this.#options = { ...DEFAULTS, storage: tabStorage(), ...given };
+    if (!this.#options.userId) throw new TypeError("connect() needs a userId");
+    this.#url = new URL(this.#options.url ?? "/v1/connect", import.meta.url);
+    this.#url.protocol = this.#url.protocol.replace(/^http/, "ws");
+    if (this.#url.pathname === "/") this.#url.pathname = "/v1/connect";
+    this.#workspace = this.#options.workspace;
+    this.kv = new KeyValues(this);
+    this.checkpoints = new Checkpoints(this);
+    this.sessions = new Sessions(this);
+  }
+
+  // -- what it is
+
+  /** "new", "connecting", "open", "reconnecting", "paused" or "closed"; see docs/browser.md. */
+  get state() {
+    return this.#state;
+  }
+
+  get url() {
+    return this.#url.href;
+  }
+
+  get userId() {
+    return this.#options.userId;
+  }
+
+  get windowId() {
+    return this.#window?.windowId ?? "";
+  }
+
+  /** This window's own topic, which is also its identity. */
+  get identity() {
+    return topics.window(this.userId, this.windowId);
+  }
+
+  get workspace() {
+    return this.#workspace;
+  }
+
+  /** { id, resumed, since, reconnections, serverVersion } of the present session; null before the first. */
+  get session() {
+    return this.#session;
+  }
+
+  /** Counters since this client was made, and what waits now. */
+  statistics() {
+    return {
+      ...this.#counts,
+      unconfirmed: this.#unconfirmed.length + this.#outgoing.filter((one) => one.sequence).length,
+      unconfirmedBytes: this.#unconfirmedBytes,
+      buffered: this.#inbox.length - this.#inboxAt,
+      bufferedBytes: this.#inboxBytes,
+    };
+  }
+
+  // -- life
+
+  /** Connect; once. Resolves with this client when it is open, and rejects with an AetherError. */
+  async open() {
+    if (this.#state !== "new") throw new TypeError("a client opens once; make another one");
+    this.#opened = deferred();
+    this.#setState("connecting");
+    this.#options.signal?.addEventListener("abort", () => this.close(), { signal: this.#abort.signal });
+    globalThis.addEventListener?.("online", () => this.#hurry(), { signal: this.#abort.signal });
+    globalThis.document?.addEventListener("visibilitychange", () => this.#hurry(), { signal: this.#abort.signal });
+    this.#timers.open = setTimeout(() => this.#finish(this.#unreachable()), this.#options.timeoutMs);
+    const windows = new Windows(this.#options.storage, `aether:${this.#url.host}${this.#url.pathname}:${this.userId}`);
+    this.#windows = windows;
+    this.#window = await windows.claim(this.#options.windowId);
+    if (this.#state === "closed") this.#window.release?.();
+    else if (this.#options.signal?.aborted) this.close();
+    else this.#dial();
+    return this.#opened.promise;
+  }
+
+  /** Resolves when the client is open (at once if it is); rejects when it has ended. */
+  async whenOpen() {
+    while (this.#state !== "open") {
+      if (this.#state === "closed") throw this.#lastError ?? closedError();
+      await new Promise((resolve) => this.addEventListener("state", resolve, { once: true }));
+    }
+  }
+
+  /**
+   * End it. What was received and not read is still in messages(). Sends that were not flushed may not have arrived.
+   * `forget` also forgets the window, so that the next one is new.
+   */
+  close({ forget = false } = {}) {
+    if (forget && this.#window) this.#windows?.forget(this.#window.windowId);
+    this.#finish(null);
+  }
+
+  async #dial() {
+    clearTimeout(this.#timers.retry);
+    this.#timers.retry = undefined;
+    let credentials = this.#options.credentials;
+    try {
+      if (typeof credentials === "function") credentials = await credentials();
+    } catch (error) {
+      this.#retry(new AetherError("UNAUTHENTICATED", `credentials(): ${error?.message ?? error}`, { retryable: true }));
+      return;
+    }
+    if (this.#state === "closed" || this.#socket) return;
+    const socket = new WebSocket(this.#url, SUBPROTOCOL);
+    this.#socket = socket;
+    this.#timers.attempt = setTimeout(
+      () => this.#drop("TIMEOUT", "the gateway did not answer the handshake in time"),
+      this.#options.attemptTimeoutMs,
+    );
+    socket.onopen = () => {
+      const { windowId, sessionId } = this.#window;
+      this.#transmit({
+        init: {
+          user: { user_id: this.userId, window_id: windowId },
+          credentials: credentials ?? {},
+          resume_session_id: sessionId,
+          client_sdk: "aether.js",
+          client_version: VERSION,
+        },
+      });
+    };
+    socket.onmessage = (event) => {
+      if (socket === this.#socket) this.#receive(event.data);
+    };
+    socket.onclose = (event) => {
+      if (socket === this.#socket) this.#ended(event.code, event.reason);
+    };
+  }
+
+  /** Leave a socket that says nothing: its closing handshake would say nothing either. */
+  #drop(code, why) {
+    const socket = this.#socket;
+    if (!socket) return;
+    socket.close();
+    this.#ended(0, why, code);
+  }
+
+  #ended(closeCode, reason, code) {
+    this.#socket = null;
+    for (const name of ["attempt", "confirm", "heartbeat", "stop"]) clearTimeout(this.#timers[name]);
+    this.#confirming = false;
+    this.#outgoing = [...this.#unconfirmed, ...this.#outgoing];
+    this.#unconfirmed = [];
+    for (const request of [...this.#requests.values()]) {
+      if (request.written) {
+        const what = "the connection ended before the answer came: whether it was done is not known";
+        this.#settle(request, new AetherError("DISCONNECTED", what, { retryable: true }));
+      }
+    }
+    const error = this.#whyEnded(closeCode, reason, code);
+    if (this.#state === "paused") {
+      this.#lostAt ||= Date.now();
+      if (this.#roomAgain()) this.#retry(null);
+      return;
+    }
+    if (this.#everOpen) this.#lostAt ||= Date.now();
+    if (error.retryable) this.#retry(error);
+    else if (error.code !== "ALREADY_EXISTS") this.#finish(error);
+    else if (!this.#everOpen && this.#window.stored) this.#becomeAnother();
+    else if (this.#everOpen && Date.now() - this.#lostAt < DUPLICATE_PATIENCE_MS) this.#retry(error);
+    else this.#finish(error);
+  }
+
+  #whyEnded(closeCode, reason, code) {
+    if (this.#forced) return new AetherError("CANCELLED", this.#forced, { closeCode });
+    if (code) return new AetherError(code, reason, { retryable: true });
+    if (closeCode >= 4200 && closeCode < 4300) {
+      const status = STATUSES[closeCode - 4200] ?? "UNKNOWN";
+      return new AetherError(status, reason || `the gateway refused the connection: ${status}`, { closeCode });
+    }
+    if (closeCode >= 4100 && closeCode < 4200) {
+      const status = STATUSES[closeCode - 4100] ?? "UNKNOWN";
+      return new AetherError(status, reason || `the gateway ended the connection: ${status}`, { retryable: true, closeCode });
+    }
+    const final = FINAL_CLOSE_CODES.get(closeCode);
+    if (final) return new AetherError(final, reason || `the gateway closed the connection (${closeCode})`, { closeCode });
+    const error = this.#unreachable();
+    error.closeCode = closeCode;
+    return this.#session ? new AetherError("UNAVAILABLE", reason || "the connection was cut", error) : error;
+  }
+
+  #unreachable() {
+    if (this.#lastError) return this.#lastError;
+    // A browser does not tell a page why an upgrade failed.
+    const origin = globalThis.location?.origin ?? "this origin";
+    const what = `cannot connect to ${this.#url.href}: nobody answers there, or it does not allow pages of ${origin}`;
+    return new AetherError("UNAVAILABLE", what, { retryable: true });
+  }
+
+  #retry(error) {
+    if (this.#state === "closed") return;
+    this.#lastError = error ?? this.#lastError;
+    this.#attempt += 1;
+    const limit = Math.min(this.#options.maxBackoffMs, FIRST_BACKOFF_MS * 2 ** Math.min(this.#attempt - 1, 20));
+    const retryInMs = error ? Math.round(Math.random() * limit) : 0;
+    this.#timers.retry = setTimeout(() => this.#dial(), retryInMs);
+    this.#setState(this.#everOpen ? "reconnecting" : "connecting", { error, attempt: this.#attempt, retryInMs });
+  }
+
+  /** Somebody looks again, or the network is back: do not wait any longer. */
+  #hurry() {
+    if (globalThis.document?.visibilityState === "hidden") return;
+    if (this.#timers.retry) this.#dial();
+    else if (this.#state === "open" && Date.now() - this.#heardAt > 2000) this.#confirm();
+  }
+
+  /** The window from the storage is connected elsewhere, and it is not ours to end: be a new one. */
+  async #becomeAnother() {
+    const before = this.#window;
+    this.#windows.forget(before.windowId);
+    before.release?.();
+    this.#window = await this.#windows.fresh();
+    if (this.#state !== "closed") this.#dial();
+  }
+
+  #finish(error) {
+    if (this.#state === "closed") return;
+    const started = this.#state !== "new";
+    for (const timer of Object.values(this.#timers)) clearTimeout(timer);
+    this.#timers = {};
+    this.#abort.abort();
+    const socket = this.#socket;
+    this.#socket = null;
+    socket?.close(1000);
+    this.#lastError = error;
+    const why = error ?? closedError();
+    for (const request of [...this.#requests.values()]) this.#settle(request, why);
+    for (const flush of this.#flushes.splice(0)) flush.reject(why);
+    this.#outgoing = [];
+    this.#unconfirmed = [];
+    this.#window?.release?.();
+    this.#setState("closed", { error });
+    if (error) this.#emit("error", error);
+    if (started) this.#opened.reject(why);
+    for (const taker of this.#takers.splice(0)) taker();
+  }
+
+  #setState(state, detail = {}) {
+    const previous = this.#state;
+    this.#state = state;
+    this.#emit("state", { state, previous, error: null, attempt: 0, retryInMs: 0, ...detail });
+  }
+
+  #emit(type, detail) {
+    this.dispatchEvent(new CustomEvent(type, { detail }));
+  }
+
+  // -- from the gateway
+
+  #receive(text) {
+    let wire;
+    try {
+      wire = JSON.parse(text);
+    } catch {
+      this.#finish(new AetherError("PROTOCOL", "the gateway sent something that is not JSON"));
+      return;
+    }
+    this.#heardAt = Date.now();
+    if (wire.msg) this.#deliver(new Message(wire.msg));
+    else if (wire.progress_update) this.#emit("progress", progressOf(wire.progress_update));
+    else if (wire.connection_ack) this.#acknowledged(wire.connection_ack);
+    else if (wire.error) this.#refused(wire.error);
+    else if (wire.signal) this.#signalled(wire.signal);
+    else this.#answered(wire);
+  }
+
+  #signalled(wire) {
+    const force = (wire.type ?? "FORCE_DISCONNECT") === "FORCE_DISCONNECT";
+    if (force) this.#forced = wire.reason || "disconnected by the gateway";
+    this.#emit("signal", { type: force ? "FORCE_DISCONNECT" : "GRACEFUL_DISCONNECT", reason: wire.reason ?? "" });
+  }
+
+  #refused(wire) {
+    const error = new AetherError(wire.code ?? "ERR_INTERNAL", wire.message ?? "", {
+      retryable: wire.retryable ?? false,
+      retryAfterMs: Number(wire.retry_after_ms ?? 0),
+      requestId: wire.request_id ?? "",
+    });
+    if (error.requestId) {
+      const request = this.#requests.get(error.requestId);
+      if (request) this.#settle(request, error);
+      if (request || error.requestId.startsWith(this.#idPrefix)) return;
+    }
+    if (!NOT_ABOUT_A_SEND.has(error.code)) {
+      if (this.#entering) {
+        this.#entering.push(error);
+        return;
+      }
+      this.#refusals.push(error);
+      if (this.#refusals.length > KEPT_REFUSALS) this.#refusals.shift();
+    }
+    this.#emit("error", error);
+  }
+
+  #answered(wire) {
+    const name = Object.keys(wire).find((key) => key !== "active_extensions") ?? "";
+    const value = wire[name] ?? {};
+    const request = this.#requests.get(value.client_request_id ?? "") ?? this.#requests.get(value.request_id ?? "");
+    if (!request) {
+      this.#emit("downstream", wire);
+    } else if (succeeded(name, value)) {
+      this.#settle(request, null, wire);
+    } else {
+      // The ErrorResponse behind it knows the code.
+      const text = value.error || value.error_message || value.message || `${name}: the request failed`;
+      const error = new AetherError(value.error_code || "REQUEST_FAILED", text, { requestId: request.id });
+      clearTimeout(request.timer);
+      request.timer = setTimeout(() => this.#settle(request, error), FAILURE_GRACE_MS);
+    }
+  }
+
+  async #acknowledged(ack) {
+    this.#window.sessionId = ack.session_id ?? "";
+    this.#windows.remember(this.#window.windowId, this.#window.sessionId);
+    this.#session = {
+      id: this.#window.sessionId,
+      resumed: ack.resumed ?? false,
+      since: Number(ack.initial_connection_unix_ms ?? 0),
+      reconnections: ack.reconnection_count ?? 0,
+      serverVersion: ack.server_version ?? "",
+    };
+    const socket = this.#socket;
+    try {
+      if (this.#workspace) await this.#enter(this.#workspace);
+    } catch (error) {
+      if (socket !== this.#socket) return; // it has ended, and is told elsewhere
+      if (error.retryable || error.code === "TIMEOUT") this.#drop(error.code, error.message);
+      else this.#finish(error);
+      return;
+    }
+    if (socket === this.#socket) this.#ready();
+  }
+
+  #ready() {
+    clearTimeout(this.#timers.attempt);
+    clearTimeout(this.#timers.open);
+    if (this.#everOpen) this.#counts.reconnections += 1;
+    this.#everOpen = true;
+    this.#lostAt = 0;
+    this.#attempt = 0;
+    this.#lastError = null;
+    this.#setState("open");
+    this.#opened.resolve(this);
+    this.#armHeartbeat();
+    this.#write();
+    if (this.#tooFull()) this.#pause();
+  }
+
+  #armHeartbeat() {
+    const { heartbeatMs } = this.#options;
+    if (!heartbeatMs) return;
+    this.#timers.heartbeat = setTimeout(() => {
+      if (Date.now() - this.#heardAt >= heartbeatMs) this.#confirm();
+      this.#armHeartbeat();
+    }, heartbeatMs);
+  }
+
+  // -- messages
+
+  addEventListener(type, listener, options) {
+    super.addEventListener(type, type === "message" ? this.#hearing(listener) : listener, options);
+    // What came before there was anybody to hear it.
+    if (type === "message") queueMicrotask(() => this.#tellBacklog());
+  }
+
+  removeEventListener(type, listener, options) {
+    super.removeEventListener(type, type === "message" ? this.#hearing(listener) : listener, options);
+  }
+
+  /** The listener, which notes that somebody heard. A message that nobody hears waits for messages(). */
+  #hearing(listener) {
+    if (!listener) return listener;
+    let wrapped = this.#listeners.get(listener);
+    if (!wrapped) {
+      wrapped = (event) => {
+        this.#heard = true;
+        return typeof listener === "function" ? listener.call(this, event) : listener.handleEvent(event);
+      };
+      this.#listeners.set(listener, wrapped);
+    }
+    return wrapped;
+  }
+
+  #tell(message) {
+    this.#heard = false;
+    this.#emit("message", message);
+    return this.#heard;
+  }
+
+  #tellBacklog() {
+    while (!this.#readers && this.#inboxAt < this.#inbox.length) {
+      if (!this.#tell(this.#inbox[this.#inboxAt])) return;
+      this.#takeNow();
+    }
+  }
+
+  /**
+   * The messages, for `for await`. Each message goes to one of the iterators (mostly there is one). Ends when the client
+   * was closed, and throws its AetherError when it ended otherwise.
+   */
+  async *messages() {
+    this.#readers += 1;
+    try {
+      for (;;) {
+        while (this.#inboxAt < this.#inbox.length) yield this.#takeNow();
+        if (this.#state === "closed") break;
+        await new Promise((resolve) => this.#takers.push(resolve));
+      }
+    } finally {
+      this.#readers -= 1;
+    }
+    if (this.#lastError) throw this.#lastError;
+  }
+
+  #deliver(message) {
+    this.#counts.received += 1;
+    if (this.#tell(message) && !this.#readers) return;
+    this.#inbox.push(message);
+    this.#inboxBytes += message.payload.length;
+    this.#takers.shift()?.();
+    if (this.#state === "open" && this.#tooFull()) this.#pause();
+  }
+
+  #takeNow() {
+    const message = this.#inbox[this.#inboxAt];
+    this.#inbox[this.#inboxAt] = undefined;
+    this.#inboxAt += 1;
+    this.#inboxBytes -= message.payload.length;
+    if (this.#inboxAt > 256 && this.#inboxAt * 2 > this.#inbox.length) {
+      this.#inbox = this.#inbox.slice(this.#inboxAt);
+      this.#inboxAt = 0;
+    }
+    if (this.#state === "paused" && !this.#socket && !this.#timers.retry && this.#roomAgain()) this.#retry(null);
+    return message;
+  }
+
+  #tooFull() {
+    const waiting = this.#inbox.length - this.#inboxAt;
+    return waiting > this.#options.maxBufferedMessages || this.#inboxBytes > this.#options.maxBufferedBytes;
+  }
+
+  #roomAgain() {
+    const waiting = this.#inbox.length - this.#inboxAt;
+    return waiting * 2 <= this.#options.maxBufferedMessages && this.#inboxBytes * 2 <= this.#options.maxBufferedBytes;
+  }
+
+  /**
+   * Nobody takes the messages. A WebSocket cannot stop its peer, and one that is closed here throws away what is on its way,
+   * which the gateway counts as delivered. So the gateway is made to end the stream: a second init does that. All that it
+   * has written before still arrives and is kept (what is in the sockets' buffers, not more); the rest stays in its
+   * log until there is room again and this window resumes.
+   */
+  #pause() {
+    this.#counts.pauses += 1;
+    this.#setState("paused");
+    this.#transmit({ init: { user: { user_id: this.userId, window_id: this.windowId } } });
+    this.#timers.stop = setTimeout(() => this.#drop("TIMEOUT", "the gateway did not end"), this.#options.silenceMs);
+  }
+
+  // -- sends
+
+  /**
+   * Send to a topic; `payload` is a string, bytes, or a value for JSON. Nothing is answered when it succeeds: see flush().
+   * While the client is not open it waits and is sent then. Throws AetherError BUFFER_FULL, PAYLOAD_TOO_LARGE or CLOSED.
+   */
+  send(topic, payload, { type = "OPAQUE", appWorkspace = "" } = {}) {
+    this.#mustLive();
+    const bytes = bytesOf(payload);
+    if (bytes.length > MAX_PAYLOAD_BYTES) {
+      throw new AetherError("PAYLOAD_TOO_LARGE", `the payload has ${bytes.length} bytes; ${MAX_PAYLOAD_BYTES} are allowed`);
+    }
+    const wire = { target_topic: String(topic), payload: toBase64(bytes), message_type: type };
+    if (appWorkspace) wire.app_workspace = appWorkspace;
+    const text = JSON.stringify({ send: wire });
+    if (this.#unconfirmedBytes + text.length > this.#options.maxUnconfirmedBytes) {
+      const what = "too much is waiting for the gateway: await flush() now and then";
+      throw new AetherError("BUFFER_FULL", what, { retryable: true });
+    }
+    this.#unconfirmedBytes += text.length;
+    this.#sequence += 1;
+    this.#counts.sent += 1;
+    this.#outgoing.push({ text, sequence: this.#sequence });
+    this.#write();
+  }
+
+  /** To an agent of this window's workspace, or of another one. */
+  sendToAgent(implementation, specifier, payload, { workspace = this.#workspace, ...options } = {}) {
+    this.send(topics.agent(workspace, implementation, specifier), payload, options);
+  }
+
+  /** To all agents that are connected in the workspace. */
+  sendToAgents(payload, { workspace = this.#workspace, ...options } = {}) {
+    this.send(topics.agents(workspace), payload, options);
+  }
+
+  /** To all windows of a user that are in the workspace, this user's own and this window included. */
+  sendToUser(userId, payload, { workspace = this.#workspace, ...options } = {}) {
+    this.send(topics.userIn(userId, workspace), payload, options);
+  }
+
+  /** To one window. */
+  sendToWindow(userId, windowId, payload, options = {}) {
+    this.send(topics.window(userId, windowId), payload, options);
+  }
+
+  /** To all windows that are in the workspace. */
+  sendToUsers(payload, { workspace = this.#workspace, ...options } = {}) {
+    this.send(topics.users(workspace), payload, options);
+  }
+
+  /** To a service; without a specifier to any instance. */
+  sendToService(implementation, specifier, payload, options = {}) {
+    this.send(topics.service(implementation, specifier), payload, options);
+  }
+
+  /**
+   * Wait until everything that was sent before is committed, also over a reconnect. Rejects with the first refusal since the
+   * last flush (all of them are in its `refusals`), with TIMEOUT, or when the client ends.
+   */
+  flush({ timeoutMs = 0 } = {}) {
+    if (this.#state === "closed") return Promise.reject(this.#lastError ?? closedError());
+    const flush = { ...deferred(), last: this.#sequence };
+    this.#flushes.push(flush);
+    if (!this.#unconfirmed.length && !this.#outgoing.some((one) => one.sequence)) this.#confirmed();
+    else if (this.#state === "open") this.#confirm();
+    if (timeoutMs) {
+      const timer = setTimeout(() => {
+        this.#flushes = this.#flushes.filter((one) => one !== flush);
+        flush.reject(new AetherError("TIMEOUT", "the gateway has not confirmed it in time", { retryable: true }));
+      }, timeoutMs);
+      flush.promise.then(() => clearTimeout(timer), () => clearTimeout(timer));
+    }
+    return flush.promise;
+  }
+
+  #mustLive() {
+    if (this.#state === "closed") throw this.#lastError ?? closedError();
+  }
+
+  #transmit(wire) {
+    this.#socket.send(typeof wire === "string" ? wire : JSON.stringify(wire));
+  }
+
+  #write() {
+    if (this.#state !== "open" || this.#held) return;
+    for (const one of this.#outgoing.splice(0)) {
+      if (one.settled) continue;
+      this.#transmit(one.text);
+      one.written = true;
+      if (one.sequence) this.#unconfirmed.push(one);
+    }
+    if (this.#flushes.length) this.#confirm();
+    else if (this.#unconfirmed.length) this.#confirmSoon();
+  }
+
+  #confirmSoon() {
+    clearTimeout(this.#timers.confirm);
+    this.#timers.confirm = setTimeout(() => this.#confirm(), CONFIRM_AFTER_MS);
+  }
+
+  /** Ask for anything: its answer is the proof for all that was written before, and a sign of life. */
+  async #confirm() {
+    if (this.#state !== "open" || this.#confirming) return;
+    clearTimeout(this.#timers.confirm);
+    this.#confirming = true;
+    const socket = this.#socket;
+    const last = this.#unconfirmed.at(-1)?.sequence ?? 0;
+    try {
+      await this.#barrier();
+    } catch (error) {
+      if (socket !== this.#socket) return;
+      if (error.code === "TIMEOUT") {
+        this.#drop("TIMEOUT", "the gateway does not answer");
+        return;
+      }
+    }
+    if (socket !== this.#socket) return;
+    this.#confirming = false;
+    const done = this.#unconfirmed.findIndex((one) => one.sequence > last);
+    for (const one of this.#unconfirmed.splice(0, done < 0 ? this.#unconfirmed.length : done)) {
+      this.#unconfirmedBytes -= one.text.length;
+    }
+    this.#confirmed();
+    if (this.#unconfirmed.length) this.#flushes.length ? this.#confirm() : this.#confirmSoon();
+  }
+
+  #confirmed() {
+    const oldest = (this.#unconfirmed[0] ?? this.#outgoing.find((one) => one.sequence))?.sequence ?? Infinity;
+    const ready = this.#flushes.filter((one) => one.last < oldest);
+    if (!ready.length) return;
+    this.#flushes = this.#flushes.filter((one) => one.last >= oldest);
+    const [error, ...others] = this.#refusals.splice(0);
+    if (error) error.refusals = [error, ...others];
+    for (const flush of ready) error ? flush.reject(error) : flush.resolve();
+  }
+
+  // -- requests
+
+  /**
+   * One request of the protocol, `{ kv_op: { ... } }`; the id is filled in. Resolves with the DownstreamMessage that
+   * answers it, and rejects with an AetherError when it says that it failed.
+   */
+  request(message, { timeoutMs = this.#options.requestTimeoutMs } = {}) {
+    if (this.#state === "closed") return Promise.reject(this.#lastError ?? closedError());
+    const request = this.#makeRequest(message, timeoutMs);
+    this.#outgoing.push(request);
+    this.#write();
+    return request.promise;
+  }
+
+  /** One message of the protocol that has no answer, such as `{ tunnel_close: { ... } }`. Lost if the client is not open. */
+  post(message) {
+    this.#mustLive();
+    if (this.#state !== "open") throw new AetherError("DISCONNECTED", "the client is not open", { retryable: true });
+    this.#transmit(message);
+  }
+
+  /** Whether a participant is connected, and when it was last (null: never seen). Others than oneself need a permission. */
+  async status(principalType, principalId) {
+    const asked = { principal: { principal_type: principalType, principal_id: principalId } };
+    const answer = (await this.request({ connection_status_request: asked })).connection_status_response;
+    const seen = Number(answer.last_seen_at ?? 0);
+    return { connected: answer.connected ?? false, lastSeen: seen ? new Date(seen * 1000) : null };
+  }
+
+  /** Enter another workspace, or none (""). Resolves when it is done; what is sent meanwhile is sent in the new one. */
+  switchWorkspace(workspace) {
+    const done = this.#switching.then(async () => {
+      this.#mustLive();
+      this.#held = true;
+      try {
+        for (;;) {
+          await this.whenOpen();
+          try {
+            await this.#barrier(); // so that what is refused from here on is the switch
+            await this.#enter(workspace);
+            break;
+          } catch (error) {
+            if (error.code !== "DISCONNECTED") throw error;
+          }
+        }
+        this.#workspace = workspace;
+      } finally {
+        this.#held = false;
+        this.#write();
+      }
+    });
+    this.#switching = done.catch(() => {});
+    return done;
+  }
+
+  async #enter(workspace) {
+    this.#entering = [];
+    try {
+      this.#transmit({ switch_workspace: { new_workspace_id: workspace } });
+      await this.#barrier();
+      const [error] = this.#entering;
+      if (error) throw error;
+    } finally {
+      this.#entering = null;
+    }
+  }
+
+  /** A request that passes those that wait. */
+  #barrier() {
+    const principal = { principal_type: "user", principal_id: this.identity };
+    const request = this.#makeRequest({ connection_status_request: { principal } }, this.#options.silenceMs);
+    this.#transmit(request.text);
+    request.written = true;
+    return request.promise;
+  }
+
+  #makeRequest(message, timeoutMs) {
+    const [name] = Object.keys(message);
+    this.#requestCount += 1;
+    const id = `${this.#idPrefix}-${this.#requestCount}`;
+    const idName = CLIENT_REQUEST_ID.has(name) ? "client_request_id" : "request_id";
+    const text = JSON.stringify({ [name]: { ...message[name], [idName]: id } });
+    const request = { ...deferred(), id, text, written: false, settled: false, timer: 0 };
+    const late = new AetherError("TIMEOUT", `${name}: no answer within ${timeoutMs} ms`, { retryable: true, requestId: id });
+    request.timer = setTimeout(() => this.#settle(request, late), timeoutMs);
+    this.#requests.set(id, request);
+    return request;
+  }
+
+  #settle(request, error, answer) {
+    clearTimeout(request.timer);
+    request.settled = true;
+    this.#requests.delete(request.id);
+    if (error) request.reject(error);
+    else request.resolve(answer);
+  }
+}
+
+function succeeded(name, value) {
+  if (name === "connection_status_response" || name === "resolve_authority_response") return value.ok === true;
+  // Answers that have no such flag are whatever was asked for. JSON leaves out what is false.
+  if (/^(proxy_http|tunnel)/.test(name)) return true;
+  return value.success === true;
+}
+
+function deferred() {
+  const made = {};
+  made.promise = new Promise((resolve, reject) => Object.assign(made, { resolve, reject }));
+  made.promise.catch(() => {}); // whoever waits is told; nobody has to
+  return made;
+}
+
+function closedError() {
+  return new AetherError("CLOSED", "the client is closed");
+}
+
+// -- operations -------------------------------------------------------------------------------------------------------
+
+/** client.kv: the key-value store. By default the gateway serves it to other principals than users. */
+class KeyValues {
+  #client;
+
+  constructor(client) {
+    this.#client = client;
+  }
+
+  async #do(op, key, { scope = "WORKSPACE", userId, workspace, ttlSeconds, limit, ...rest } = {}, more = {}) {
+    const wire = { op, scope, key, ...more };
+    if (userId) wire.user_id = userId;
+    if (workspace) wire.workspace = workspace;
+    if (ttlSeconds) wire.ttl = String(ttlSeconds);
+    if (limit) wire.limit = limit;
+    if (rest.cursor) wire.cursor = rest.cursor;
+    return (await this.#client.request({ kv_op: wire }, rest)).kv;
+  }
+
+  /** The value; empty when there is none: the protocol does not tell these apart. */
+  async get(key, options) {
+    return fromBase64((await this.#do("GET", key, options)).value);
+  }
+
+  async put(key, value, options) {
+    await this.#do("PUT", key, options, { value: toBase64(bytesOf(value)) });
+  }
+
+  async delete(key, options) {
+    await this.#do("DELETE", key, options);
+  }
+
+  /** One page of the keys that begin with `prefix`: { entries: Map, cursor }; `cursor` is "" on the last one. */
+  async list(prefix = "", options) {
+    const page = await this.#do("LIST", prefix, options);
+    const values = page.kv_map ?? {};
+    const entries = new Map((page.keys ?? []).map((key) => [key, fromBase64(values[key])]));
+    return { entries, cursor: page.has_more ? page.next_cursor : "" };
+  }
+
+  /** By one; the value afterwards, as a BigInt. */
+  async increment(key, options) {
+    return BigInt((await this.#do("INCREMENT", key, options)).counter_value ?? 0);
+  }
+
+  async decrement(key, options) {
+    return BigInt((await this.#do("DECREMENT", key, options)).counter_value ?? 0);
+  }
+
+  /** Whether it was written: only if the key was absent. */
+  async putIfAbsent(key, value, options) {
+    return (await this.#do("SET_NX", key, options, { value: toBase64(bytesOf(value)) })).applied ?? false;
+  }
+
+  /** Whether it was written: only if the value was `expected`. */
+  async compareAndSet(key, expected, value, options) {
+    const values = { expected_value: toBase64(bytesOf(expected)), value: toBase64(bytesOf(value)) };
+    return (await this.#do("COMPARE_AND_SET", key, options, values)).applied ?? false;
+  }
+
+  async compareAndDelete(key, expected, options) {
+    const values = { expected_value: toBase64(bytesOf(expected)) };
+    return (await this.#do("COMPARE_AND_DELETE", key, options, values)).applied ?? false;
+  }
+}
+
+/** client.checkpoints: what this window keeps on the gateway. Nobody else can see it, not even the user's other windows. */
+class Checkpoints {
+  #client;
+
+  constructor(client) {
+    this.#client = client;
+  }
+
+  async #do(wire, options) {
+    return (await this.#client.request({ checkpoint_op: wire }, options)).checkpoint;
+  }
+
+  async save(key, data, { ttlSeconds = 0, ...options } = {}) {
+    await this.#do({ op: "SAVE", key, data: toBase64(bytesOf(data)), ttl: String(ttlSeconds) }, options);
+  }
+
+  /** The bytes, or null when nothing was saved. */
+  async load(key, options) {
+    const found = await this.#do({ op: "LOAD", key }, options);
+    return Number(found.saved_at ?? 0) ? fromBase64(found.data) : null;
+  }
+
+  async delete(key, options) {
+    await this.#do({ op: "DELETE", key }, options);
+  }
+
+  async list(options) {
+    return (await this.#do({ op: "LIST" }, options)).keys ?? [];
+  }
+}
+
+/** client.sessions: who is connected. */
+class Sessions {
+  #client;
+
+  constructor(client) {
+    this.#client = client;
+  }
+
+  async #do(wire, options) {
+    return (await this.#client.request({ session_op: wire }, options)).session_response;
+  }
+
+  /** A page of connections. Everybody may list those of the own workspace; for more the gateway asks for a permission. */
+  async list({ type = "", workspace = this.#client.workspace, limit = 0, offset = 0, ...options } = {}) {
+    const filter = { workspace, limit, offset };
+    if (type) filter.type = `PRINCIPAL_${type.toUpperCase()}`;
+    return ((await this.#do({ op: "LIST", filter }, options)).connections ?? []).map(connectionOf);
+  }
+
+  async get(sessionId, options) {
+    return connectionOf((await this.#do({ op: "GET", session_id: sessionId }, options)).connection);
+  }
+
+  async disconnect(sessionId, reason = "", options) {
+    await this.#do({ op: "DISCONNECT", session_id: sessionId, reason }, options);
+  }
+}
+
+function connectionOf(wire) {
+  return {
+    sessionId: wire.session_id ?? "",
+    type: (wire.type ?? "").replace("PRINCIPAL_", "").toLowerCase(),
+    identity: wire.identity ?? "",
+    workspace: wire.workspace ?? "",
+    implementation: wire.implementation ?? "",
+    specifier: wire.specifier ?? "",
+    connectedAt: new Date(Number(wire.connected_at ?? 0) * 1000),
+    duration: wire.duration ?? "",
+    remoteAddress: wire.remote_addr ?? "",
+    lastActivity: new Date(Number(wire.last_activity ?? 0) * 1000),
+  };
+}
