@@ -20,6 +20,7 @@ from aether_trio.config import Settings
 from aether_trio.core import Core, open_core
 from aether_trio.telemetry.ops import serve_ops
 from aether_trio.transport.accepted import Lane
+from aether_trio.transport.framed.server import FramedServer
 from aether_trio.transport.grpc.health import NOT_SERVING, SERVING, Health
 from aether_trio.transport.grpc.link import GrpcLink
 from aether_trio.transport.grpc.reflection import with_reflection
@@ -29,6 +30,7 @@ from aether_trio.transport.grpc.stream import ServerStream
 from aether_trio.transport.link import Link
 from aether_trio.transport.ports import Ports
 from aether_trio.transport.websocket.server import HttpServer
+from aether_trio.version import __version__
 from aether_trio.wire.pb.aether_grpc import AetherGatewayBase
 
 logger = structlog.get_logger("aether.gateway")
@@ -127,6 +129,11 @@ def _open_lanes(core: Core, health: Health, nursery: trio.Nursery) -> dict[str, 
         lanes["grpc"] = grpc = GrpcServer(services, limits=wiring.grpc_limits(settings.grpc))
         nursery.start_soon(grpc.retire_the_old, name="grpc-age")
         wiring.watch_lane(metrics, "grpc", grpc.statistics)
+    if settings.framed.enabled:
+        lanes["framed"] = framed = FramedServer(
+            serve, wiring.framed_limits(settings), nursery, agent=f"aether-trio/{__version__}"
+        )
+        wiring.watch_lane(metrics, "framed", framed.statistics)
     if settings.websocket.enabled:
         lanes["websocket"] = http = HttpServer(serve, settings.websocket, nursery)
         wiring.watch_lane(metrics, "websocket", http.statistics)

@@ -17,6 +17,7 @@ from aether_trio.routing.outbox import OutboxLimits
 from aether_trio.routing.retention import RetentionLimits
 from aether_trio.telemetry.metrics import MAX_SERIES, OTHER, Metrics
 from aether_trio.transport import tls
+from aether_trio.transport.framed.limits import FramedLimits
 from aether_trio.transport.grpc.limits import Allowance, Allowances, GrpcLimits
 from aether_trio.transport.listener import TcpSettings
 from aether_trio.transport.ports import Ports
@@ -80,6 +81,20 @@ def grpc_limits(settings: GrpcSettings) -> GrpcLimits:
             resets=per_window(settings.max_stream_resets),
             empty_data=per_window(settings.max_empty_data_frames),
         ),
+    )
+
+
+def framed_limits(settings: Settings) -> FramedLimits:
+    """Of the framed lane."""
+    framed = settings.framed
+    return FramedLimits(
+        max_frame_bytes=framed.max_frame_bytes,
+        payload_bytes=settings.limits.payload_bytes,
+        publish_window=framed.publish_window,
+        dedup_s=framed.dedup_s,
+        handshake_timeout_s=settings.limits.init_wait_s,
+        control_frames_per_s=framed.control_frames_per_s,
+        control_frames_burst=10 * framed.control_frames_per_s,
     )
 
 
