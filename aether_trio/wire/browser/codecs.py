@@ -124,13 +124,16 @@ class PlainCodec:
 
     def _read(self, data: bytes | str, message: M) -> M:
         try:
-            return self._plainer.from_plain(self._decode(data), message)
-        except PlainError as error:
-            text = str(error)
-        except msgspec.DecodeError as error:
-            text = f"cannot decode {self._what}: {error}"
+            plain = self._decode(data)
         except RecursionError:
             text = f"cannot decode {self._what}: it is nested too deeply"
+        except ValueError as error:  # DecodeError is one, and so is what MessagePack's text raises when it is not UTF-8
+            text = f"cannot decode {self._what}: {error}"
+        else:
+            try:
+                return self._plainer.from_plain(plain, message)
+            except PlainError as error:
+                text = str(error)
         raise StatusError(Status.INVALID_ARGUMENT, text)
 
 
