@@ -86,7 +86,7 @@ class Access(Namespace):
     async def check(self, access: AccessRequest, *, authorization: Authorization | None = None) -> Receipt:
         """One verdict. Raises Refused if none could be reached."""
         op = pb.AccessCheckOperation(access=access_message(access), authorization=authorization_context(authorization))
-        answer: pb.AccessCheckResponse = await self._ask("access_check", op, again=True)
+        answer: pb.AccessCheckResponse = await self._ask("access_check", op)
         return read(Receipt, answer.decision)
 
     async def check_all(
@@ -96,7 +96,7 @@ class Access(Namespace):
         op = pb.BatchAccessCheckOperation(
             access=[access_message(one) for one in accesses], authorization=authorization_context(authorization)
         )
-        answer: pb.BatchAccessCheckResponse = await self._ask("batch_access_check", op, again=True)
+        answer: pb.BatchAccessCheckResponse = await self._ask("batch_access_check", op)
         return tuple(read(Receipt, one) for one in answer.decisions)
 
     async def send_checked(

@@ -1,6 +1,6 @@
 """`agent.checkpoints`: what a participant saves for its next life. Private to its identity; any principal has them.
 
-A refusal (too large, too many) raises Refused.
+A refusal (too large, too many) raises Refused. All of it may be done twice without harm, so a reconnect repeats it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Checkpoints(Namespace):
     async def save(self, data: bytes, key: str = DEFAULT_KEY, *, ttl_s: int = SERVER_TTL) -> datetime | None:
         """Save, replacing what was there; return the gateway's time. `ttl_s` 0 keeps it for good, -1 as the gateway likes."""
         answer: pb.CheckpointResponse = await self._ask(
-            "checkpoint_op", _Op(op=_Op.SAVE, key=key, data=data, ttl=ttl_s)
+            "checkpoint_op", _Op(op=_Op.SAVE, key=key, data=data, ttl=ttl_s), again=True
         )
         return to_time(answer.saved_at)
 
@@ -47,7 +47,7 @@ class Checkpoints(Namespace):
 
     async def delete(self, key: str = DEFAULT_KEY) -> None:
         """Forget it. One that is not there is no error."""
-        await self._ask("checkpoint_op", _Op(op=_Op.DELETE, key=key))
+        await self._ask("checkpoint_op", _Op(op=_Op.DELETE, key=key), again=True)
 
     async def list(self) -> tuple[str, ...]:
         """The keys of all checkpoints, in order."""

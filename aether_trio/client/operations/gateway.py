@@ -110,5 +110,5 @@ class Gateway(Namespace):
         return read(SessionInfo, (await self._do(_Op(op=_Op.GET_CONNECTION, session_id=session_id))).connection)
 
     async def _do(self, op: pb.AdminQuery) -> pb.AdminResponse:
-        answer: pb.AdminResponse = await self._ask("admin_query", op, again=True)
+        answer: pb.AdminResponse = await self._ask("admin_query", op)
         return answer

@@ -61,7 +61,7 @@ class Grants(Namespace):
 
     async def get(self, grant_id: str) -> Grant:
         """One grant. Raises Refused if there is none that the caller may see."""
-        return read(Grant, (await self._do(_Op(op=_Op.GET, grant_id=grant_id), again=True)).grant)
+        return read(Grant, (await self._do(_Op(op=_Op.GET, grant_id=grant_id))).grant)
 
     async def renew(
         self, grant_id: str, *, expires_at: datetime | None = None, extend_by: timedelta | None = None
@@ -135,7 +135,7 @@ class Grants(Namespace):
             audience_type=audience_type,
             audience_id=audience_id,
         )
-        answer: pb.ResolveAuthorityResponse = await self._ask("resolve_authority_request", request, again=True)
+        answer: pb.ResolveAuthorityResponse = await self._ask("resolve_authority_request", request)
         return read(Resolved, answer.authority)
 
     @asynccontextmanager
@@ -145,7 +145,7 @@ class Grants(Namespace):
             yield (read(Revocation, message) async for message in feed)
 
     async def _list(self, op: pb.AuthorityGrantOperation) -> GrantPage:
-        answer = await self._do(op, again=True)
+        answer = await self._do(op)
         return GrantPage(tuple(read(Grant, one) for one in answer.grants), answer.total, answer.cache_hint_ttl_seconds)
 
     async def _do(self, op: pb.AuthorityGrantOperation, *, again: bool = False) -> pb.AuthorityGrantResponse:

@@ -81,11 +81,11 @@ class Groups(Namespace):
 
     async def get_group(self, name: str) -> Group:
         """One group. Raises Refused if there is none."""
-        return read(Group, (await self._do(_Op(op=_Op.GET_GROUP, name=name), again=True)).group)
+        return read(Group, (await self._do(_Op(op=_Op.GET_GROUP, name=name))).group)
 
     async def list_groups(self) -> tuple[Group, ...]:
         """All groups."""
-        answer = await self._do(_Op(op=_Op.LIST_GROUPS), again=True)
+        answer = await self._do(_Op(op=_Op.LIST_GROUPS))
         return tuple(read(Group, one) for one in answer.groups)
 
     async def add_member(
@@ -110,12 +110,12 @@ class Groups(Namespace):
 
     async def members(self, group: str) -> tuple[Membership, ...]:
         """Who is in a group."""
-        answer = await self._do(_Op(op=_Op.LIST_GROUP_MEMBERS, name=group), again=True)
+        answer = await self._do(_Op(op=_Op.LIST_GROUP_MEMBERS, name=group))
         return tuple(read(Membership, one) for one in answer.group_members)
 
     async def groups_of(self, principal: Principal | str) -> tuple[Membership, ...]:
         """Which groups a principal is in."""
-        answer = await self._do(_Op(op=_Op.LIST_PRINCIPAL_GROUPS, principal=principal_ref(principal)), again=True)
+        answer = await self._do(_Op(op=_Op.LIST_PRINCIPAL_GROUPS, principal=principal_ref(principal)))
         return tuple(read(Membership, one) for one in answer.group_members)
 
     async def create_role(
@@ -133,11 +133,11 @@ class Groups(Namespace):
 
     async def get_role(self, name: str) -> Role:
         """One role. Raises Refused if there is none."""
-        return read(Role, (await self._do(_Op(op=_Op.GET_ROLE, name=name), again=True)).role)
+        return read(Role, (await self._do(_Op(op=_Op.GET_ROLE, name=name))).role)
 
     async def list_roles(self) -> tuple[Role, ...]:
         """All roles."""
-        answer = await self._do(_Op(op=_Op.LIST_ROLES), again=True)
+        answer = await self._do(_Op(op=_Op.LIST_ROLES))
         return tuple(read(Role, one) for one in answer.roles)
 
     async def assign_role(
@@ -165,19 +165,17 @@ class Groups(Namespace):
 
     async def role_assignments(self, role: str) -> tuple[RoleAssignment, ...]:
         """Who has a role."""
-        answer = await self._do(_Op(op=_Op.LIST_ROLE_ASSIGNMENTS, name=role), again=True)
+        answer = await self._do(_Op(op=_Op.LIST_ROLE_ASSIGNMENTS, name=role))
         return tuple(read(RoleAssignment, one) for one in answer.role_assignments)
 
     async def roles_of(self, principal: Principal | str) -> tuple[RoleAssignment, ...]:
         """Which roles a principal has."""
-        answer = await self._do(_Op(op=_Op.LIST_PRINCIPAL_ROLES, principal=principal_ref(principal)), again=True)
+        answer = await self._do(_Op(op=_Op.LIST_PRINCIPAL_ROLES, principal=principal_ref(principal)))
         return tuple(read(RoleAssignment, one) for one in answer.role_assignments)
 
-    async def _do(
-        self, op: pb.ACLOperation, *, again: bool = False, authorization: Authorization | None = None
-    ) -> pb.ACLResponse:
+    async def _do(self, op: pb.ACLOperation, authorization: Authorization | None = None) -> pb.ACLResponse:
         context = authorization_context(authorization)
         if context is not None:
             op.authorization.CopyFrom(context)
-        answer: pb.ACLResponse = await self._ask("acl_op", op, again=again)
+        answer: pb.ACLResponse = await self._ask("acl_op", op)
         return answer

@@ -110,7 +110,7 @@ class AuthorityRequests(Namespace):
 
     async def get(self, request_id: str) -> AuthorityRequest:
         """One request. Raises Refused if there is none that the caller may see."""
-        return await self._one(_Op(op=_Op.GET, request_id=request_id), again=True)
+        return await self._one(_Op(op=_Op.GET, request_id=request_id))
 
     async def list_pending(
         self,
@@ -129,7 +129,7 @@ class AuthorityRequests(Namespace):
             offset=offset,
             matching_capabilities=matching_capabilities,
         )
-        answer = await self._do(_Op(op=_Op.LIST_PENDING, list_filter=wanted), again=True)
+        answer = await self._do(_Op(op=_Op.LIST_PENDING, list_filter=wanted))
         return AuthorityRequestPage(tuple(read(AuthorityRequest, one) for one in answer.requests), answer.total_count)
 
     async def approve(
@@ -174,11 +174,9 @@ class AuthorityRequests(Namespace):
         with self._feed("authority_request_event", capacity=capacity) as feed:
             yield (request_event(message) async for message in feed)
 
-    async def _one(self, op: pb.AuthorityRequestOperation, *, again: bool = False) -> AuthorityRequest:
-        return read(AuthorityRequest, (await self._do(op, again=again)).request)
+    async def _one(self, op: pb.AuthorityRequestOperation) -> AuthorityRequest:
+        return read(AuthorityRequest, (await self._do(op)).request)
 
-    async def _do(
-        self, op: pb.AuthorityRequestOperation, *, again: bool = False
-    ) -> pb.AuthorityRequestOperationResponse:
-        answer: pb.AuthorityRequestOperationResponse = await self._ask("authority_request_op", op, again=again)
+    async def _do(self, op: pb.AuthorityRequestOperation) -> pb.AuthorityRequestOperationResponse:
+        answer: pb.AuthorityRequestOperationResponse = await self._ask("authority_request_op", op)
         return answer

@@ -132,12 +132,12 @@ class Rules(Groups):
             limit=limit,
             offset=offset,
         )
-        answer = await self._do(_Op(op=_Op.LIST_RULES, rule_filter=wanted), again=True)
+        answer = await self._do(_Op(op=_Op.LIST_RULES, rule_filter=wanted))
         return RulePage(tuple(read(Rule, one) for one in answer.rules), answer.total_rules)
 
     async def get(self, rule_id: str) -> Rule:
         """One rule. Raises Refused if there is none."""
-        return read(Rule, (await self._do(_Op(op=_Op.GET_RULE, rule_id=rule_id), again=True)).rule)
+        return read(Rule, (await self._do(_Op(op=_Op.GET_RULE, rule_id=rule_id))).rule)
 
     async def grant(
         self,
@@ -190,7 +190,7 @@ class Rules(Groups):
 
     async def fallback(self, category: str) -> Fallback:
         """What applies in this category (such as "user_workspace") when no rule does."""
-        answer = await self._do(_Op(op=_Op.GET_FALLBACK_POLICY, rule_category=category), again=True)
+        answer = await self._do(_Op(op=_Op.GET_FALLBACK_POLICY, rule_category=category))
         return read(Fallback, answer.fallback_policy)
 
     async def set_fallback(
@@ -235,7 +235,7 @@ class Rules(Groups):
             limit=limit,
             offset=offset,
         )
-        answer = await self._do(_Op(op=_Op.QUERY_AUDIT, audit_filter=wanted), again=True)
+        answer = await self._do(_Op(op=_Op.QUERY_AUDIT, audit_filter=wanted))
         return DecisionPage(tuple(read(Decision, one) for one in answer.audit_entries), answer.total_audit_entries)
 
     async def explain(
@@ -249,7 +249,7 @@ class Rules(Groups):
             resource_id=resource_id,
             required_level=required_level,
         )
-        return read(Explanation, (await self._do(op, again=True)).explanation)
+        return read(Explanation, (await self._do(op)).explanation)
 
     async def forget_expired(self) -> int:
         """Remove rules that have expired; return how many."""

@@ -104,9 +104,7 @@ class Tasks(TaskFeeds):
 
     async def get(self, task_id: str) -> Task:
         """One task. Raises Refused if there is none that the caller may see."""
-        answer: pb.TaskQueryResponse = await self._ask(
-            "task_query", pb.TaskQuery(op=pb.TaskQuery.GET, task_id=task_id), again=True
-        )
+        answer: pb.TaskQueryResponse = await self._ask("task_query", pb.TaskQuery(op=pb.TaskQuery.GET, task_id=task_id))
         return read(Task, answer.task)
 
     async def query(
@@ -162,9 +160,7 @@ class Tasks(TaskFeeds):
             offset=offset,
             page_token=page_token,
         )
-        answer: pb.TaskQueryResponse = await self._ask(
-            "task_query", pb.TaskQuery(op=pb.TaskQuery.LIST, filter=wanted), again=True
-        )
+        answer: pb.TaskQueryResponse = await self._ask("task_query", pb.TaskQuery(op=pb.TaskQuery.LIST, filter=wanted))
         return TaskPage(tuple(read(Task, one) for one in answer.tasks), answer.next_page_token)
 
     async def claim(self, task_id: str) -> Task:

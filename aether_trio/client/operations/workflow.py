@@ -213,8 +213,7 @@ class Workflow(Namespace):
         context = authorization_context(authorization)
         if context is not None:
             op.authorization.CopyFrom(context)
-        name = _Op.OpType.Name(op.op)
-        answer: pb.WorkflowResponse = await self._ask("workflow_op", op, again=name.startswith(("LIST_", "GET_")))
+        answer: pb.WorkflowResponse = await self._ask("workflow_op", op)
         return Answer(answer.data, answer.message, answer.total_count)
 
 

@@ -1,0 +1,80 @@
+"""A Requester without a gateway: it remembers what it was asked, and answers what a test says, or success."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from aether_trio.client.feeds import Feed, Feeds
+from aether_trio.client.requester import DEFAULT_TIMEOUT_S
+from aether_trio.client.requests import ANSWERS
+from aether_trio.wire.pb import aether_pb2 as pb
+
+
+class FakeRequester:
+    """See the module's text. `answers` may give the payload for a case, or a function from the request to it."""
+
+    workspace = "prod"
+    topic = "ag::prod::planner::1"
+
+    def __init__(self) -> None:
+        self.asked: list[pb.UpstreamMessage] = []
+        self.told: list[pb.UpstreamMessage] = []
+        self.confirmed: list[pb.UpstreamMessage] = []
+        self.idempotent: list[bool] = []
+        self.timeouts: list[float | None] = []
+        self.answers: dict[str, Any] = {}
+        self.feeds = Feeds()
+        self.on_tell: Callable[[pb.UpstreamMessage], None] = lambda message: None
+
+    async def request(
+        self,
+        message: pb.UpstreamMessage,
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+        idempotent: bool = False,
+        check: bool = True,
+    ) -> Any:
+        """The answer that the test has set, or an empty success."""
+        self.asked.append(message)
+        self.idempotent.append(idempotent)
+        self.timeouts.append(timeout)
+        case = str(message.WhichOneof("payload"))
+        answer = self.answers.get(case)
+        if callable(answer):
+            answer = answer(getattr(message, case))
+        return answer if answer is not None else getattr(pb.DownstreamMessage(), ANSWERS[case])
+
+    async def tell(self, message: pb.UpstreamMessage) -> None:
+        """Remember it."""
+        self.told.append(message)
+        self.on_tell(message)
+
+    async def tell_confirmed(self, message: pb.UpstreamMessage, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> None:
+        """Remember it."""
+        self.confirmed.append(message)
+        self.timeouts.append(timeout)
+        self.on_tell(message)
+
+    @contextmanager
+    def open_feed(
+        self,
+        *cases: str,
+        match: Callable[[Any], bool] | None = None,
+        capacity: int = 1024,
+        lossy: bool = False,
+    ) -> Iterator[Feed[Any]]:
+        """A real feed, which `publish` fills."""
+        with self.feeds.opened(Feed(capacity, lossy=lossy, match=match), *cases) as feed:
+            yield feed
+
+    def publish(self, message: pb.DownstreamMessage) -> None:
+        """Let a message come from the gateway."""
+        case = str(message.WhichOneof("payload"))
+        self.feeds.publish(case, getattr(message, case))
+
+    @property
+    def sent(self) -> list[pb.UpstreamMessage]:
+        """Everything, in no particular order."""
+        return [*self.asked, *self.told, *self.confirmed]
