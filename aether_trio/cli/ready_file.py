@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from aether_trio.cli import exits
@@ -34,9 +35,9 @@ class ReadyFile:
                 f"cannot write the ready file {self._path}: {error.strerror}", exits.SETTINGS
             ) from None
 
-    def write(self, gateway: str, ops: str) -> None:
-        """Appear, in one step. Addresses are HOST:PORT, `ops` may be empty."""
-        body = {"pid": os.getpid(), "gateway": gateway, "ops": ops}
+    def write(self, gateway: str, ops: str, lanes: Mapping[str, str]) -> None:
+        """Appear, in one step. Addresses are HOST:PORT, `ops` may be empty; `lanes` has one for each lane."""
+        body = {"pid": os.getpid(), "gateway": gateway, "ops": ops, "lanes": dict(lanes)}
         self._scratch.write_text(json.dumps(body) + "\n")
         self._scratch.replace(self._path)
         self._written = True

@@ -12,7 +12,7 @@ import errno
 import gc
 import resource
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol, TypeVar, cast
@@ -23,6 +23,7 @@ import trio
 from aether_trio.cli import exits
 from aether_trio.cli.ready_file import ReadyFile
 from aether_trio.config import Settings
+from aether_trio.config.settings import LANES
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.telemetry.logging import configure_logging
 from aether_trio.version import __version__
@@ -31,12 +32,16 @@ E = TypeVar("E", bound=Exception)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
+_LANE_NAMES = {"grpc": "gRPC", "framed": "binary framing", "websocket": "WebSocket and HTTP"}
+
 
 class RunningGateway(Protocol):
     """What the command line needs of a gateway (gateway.py's Gateway)."""
 
     @property
     def address(self) -> str: ...
+    @property
+    def addresses(self) -> Mapping[str, str]: ...
     @property
     def ops_address(self) -> str | None: ...
     async def wait_closed(self) -> None: ...
@@ -105,7 +110,7 @@ async def _run(settings: Settings, ready: ReadyFile | None, opener: _Opener) -> 
                 quieten_collector()
                 click.echo(ready_text(settings, gateway))
                 if ready is not None:
-                    ready.write(gateway.address, gateway.ops_address or "")
+                    ready.write(gateway.address, gateway.ops_address or "", gateway.addresses)
                 await gateway.wait_closed()
             stop.done = True
             nursery.cancel_scope.cancel()
@@ -162,7 +167,8 @@ class _Stop:
 
 def ready_text(settings: Settings, gateway: RunningGateway) -> str:
     """What a person wants to know now: what runs, where, on which data, and what to type next."""
-    where = "" if gateway.address == "127.0.0.1:50051" else f" --gateway {gateway.address}"
+    grpc = gateway.addresses.get("grpc")
+    where = "" if grpc == "127.0.0.1:50051" else f" --gateway {grpc}"
     if settings.gateway.dev:
         manner = "development: this machine only, no credentials, no rates"
     else:
@@ -173,21 +179,36 @@ def ready_text(settings: Settings, gateway: RunningGateway) -> str:
     data = "nowhere (ephemeral)" if settings.gateway.ephemeral else str(Path(settings.gateway.data_dir).absolute())
     lines = [
         f"aether {__version__} is serving on {gateway.address}{tls} ({manner})",
+        f"  lanes {_lanes_text(gateway)}",
         f"  data  {data}",
     ]
+    if settings.websocket.page and "websocket" in gateway.addresses:
+        lines.append(f"  page  http{'s' if settings.tls.cert else ''}://{gateway.addresses['websocket']}/")
     if gateway.ops_address:
         lines.append(f"  ops   http://{gateway.ops_address}  /healthz /readyz /metrics")
     if settings.gateway.dev:
         ops = "" if gateway.ops_address == "127.0.0.1:9090" else f" --ops {gateway.ops_address}"
         if gateway.ops_address:
             lines.append(f"  try   aether tail ag::default::echo::1{ops}")
-        lines += [
-            f'        aether send ag::default::echo::1 "hello"{where}',
-            f"        aether sessions{where}",
-            f'  SDK   AgentClient("default", "echo", "1").connect("{gateway.address}")',
-        ]
+        if grpc is not None:
+            lines += [
+                f'        aether send ag::default::echo::1 "hello"{where}',
+                f"        aether sessions{where}",
+                f'  SDK   AgentClient("default", "echo", "1").connect("{grpc}")',
+            ]
     lines.append("  stop  Ctrl-C drains; a second one stops at once")
     return "\n".join(lines)
+
+
+def _lanes_text(gateway: RunningGateway) -> str:
+    """ "gRPC, binary framing; WebSocket on 127.0.0.1:8080": an address where it is not the gateway's."""
+    by_address: dict[str, list[str]] = {}
+    for lane, address in gateway.addresses.items():
+        by_address.setdefault(address, []).append(_LANE_NAMES.get(lane, lane))
+    return "; ".join(
+        ", ".join(names) + ("" if address == gateway.address else f" on {address}")
+        for address, names in by_address.items()
+    )
 
 
 def _first(group: BaseExceptionGroup[E]) -> E:
@@ -200,8 +221,13 @@ def _first(group: BaseExceptionGroup[E]) -> E:
 def _start_error(error: OSError, settings: Settings) -> exits.CliError:
     gateway, ops = settings.gateway, settings.ops
     if error.errno == errno.EADDRINUSE:
+        own = "".join(
+            f", {lane} port {section.port}"
+            for lane in LANES
+            if (section := getattr(settings, lane)).enabled and section.port is not None
+        )
         return exits.CliError(
-            f"a port is taken: the gateway wants {gateway.host}:{gateway.port} and the ops server {ops.host}:{ops.port}. "
+            f"a port is taken: the gateway wants {gateway.host}:{gateway.port}{own} and the ops server {ops.host}:{ops.port}. "
             "Stop the other program, or choose others with --port and --ops-port (0 picks a free one).",
             exits.SETTINGS,
         )

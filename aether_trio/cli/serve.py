@@ -16,6 +16,7 @@ Examples:
   aether keys new --id first            make a key, and put its record into aether.yaml
   aether serve --config aether.yaml
   aether serve --config aether.yaml --set tls.cert=chain.pem --set tls.key=key.pem
+  aether serve --config aether.yaml --set websocket.port=8080 --set framed.enabled=false
 """,
 )
 @click.option("--host", help="Address to listen on.  [default: 0.0.0.0]")
@@ -36,6 +37,9 @@ def command(
 
     Everyone who connects must show an API key or a client certificate, whatever kind of principal they are. It refuses
     to start on a reachable address while neither is configured.
+
+    One port speaks gRPC, the binary framing and WebSocket; LANE.enabled and LANE.port (grpc, framed, websocket) switch
+    one off or give it a port of its own.
     """
     flags = {
         "gateway.host": host,

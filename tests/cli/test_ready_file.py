@@ -31,8 +31,13 @@ def test_it_appears_whole_and_disappears(path: Path) -> None:
     ready = ReadyFile(str(path))
     ready.prepare()
     assert list(path.parent.iterdir()) == []
-    ready.write("127.0.0.1:1", "")
-    assert json.loads(path.read_text()) == {"pid": os.getpid(), "gateway": "127.0.0.1:1", "ops": ""}
+    ready.write("127.0.0.1:1", "", {"grpc": "127.0.0.1:1"})
+    assert json.loads(path.read_text()) == {
+        "pid": os.getpid(),
+        "gateway": "127.0.0.1:1",
+        "ops": "",
+        "lanes": {"grpc": "127.0.0.1:1"},
+    }
     assert list(path.parent.iterdir()) == [path]
     ready.remove()
     assert list(path.parent.iterdir()) == []
@@ -63,7 +68,7 @@ def test_a_second_gateway_that_fails_leaves_the_first_ones_alone(path: Path) -> 
 def test_a_successors_file_is_not_taken_away(path: Path) -> None:
     ready = ReadyFile(str(path))
     ready.prepare()
-    ready.write("127.0.0.1:1", "")
+    ready.write("127.0.0.1:1", "", {"grpc": "127.0.0.1:1"})
     successor = json.dumps({"pid": os.getppid(), "gateway": "127.0.0.1:1", "ops": ""})
     path.write_text(successor)
     ready.remove()

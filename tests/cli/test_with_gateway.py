@@ -284,6 +284,19 @@ class TestRunning:
             assert str(tmp_path / "data") in text
             assert f"http://{process.ops_address}" in text
             assert f"aether sessions --gateway {process.address}" in text
+            assert "lanes gRPC, binary framing, WebSocket and HTTP\n" in text
+            assert f"page  http://{process.address}/" in text
+
+    def test_a_lane_with_a_port_of_its_own_is_told_with_its_address(self) -> None:
+        extra = ["--set", "websocket.port=0", "--set", "framed.enabled=false"]
+        with start_gateway(ephemeral=True, extra_args=extra) as process:
+            lanes = json.loads((process._scratch / "ready.json").read_text())["lanes"]
+            assert set(lanes) == {"grpc", "websocket"}
+            assert lanes["grpc"] == process.address
+            text = process.output()
+            assert f"lanes gRPC; WebSocket and HTTP on {lanes['websocket']}\n" in text
+            assert f"page  http://{lanes['websocket']}/" in text
+            Shell(process).out("sessions")
 
     def test_a_first_sigterm_drains_and_exits_with_0(self) -> None:
         with start_gateway(ephemeral=True) as process:
