@@ -5,12 +5,13 @@ A namespace holds no state of its own and may be kept, shared between tasks and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, Self
 
 from google.protobuf.message import Message
 
+from aether_trio.client.errors import AetherError, ConnectionLost
 from aether_trio.client.feeds import Feed
 from aether_trio.client.requester import DEFAULT_TIMEOUT_S, Requester
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -19,6 +20,8 @@ _READING_CASES: Final = frozenset(
     {"access_check", "audit_query", "batch_access_check", "connection_status_request", "resolve_authority_request"}
 )
 _READING_PREFIXES: Final = ("GET", "LIST")
+CONNECTION_LOST: Final = "connection_lost"
+"""What a feed hears when a connection was cut, as if it were a message: a ConnectionLost."""
 _READING: Final = frozenset({"LOAD", "SET_CARD", "QUERY_AUDIT", "EXPLAIN_ACCESS"})
 
 
@@ -44,13 +47,44 @@ class Namespace:
     async def _tell(self, case: str, payload: Message) -> None:
         await self._requester.tell(upstream(case, payload))
 
-    async def _tell_confirmed(self, case: str, payload: Message) -> None:
-        await self._requester.tell_confirmed(upstream(case, payload), timeout=self._timeout_s)
+    async def _tell_confirmed(self, case: str, payload: Any) -> None:
+        """Return when it was accepted: for what is answered only when it is refused, with or without an id."""
+        message = upstream(case, payload)
+        request_id = str(getattr(payload, "request_id", ""))
+        if not request_id:
+            await self._requester.tell_confirmed(message, timeout=self._timeout_s)
+            return
 
+        def refusal(error: Any) -> bool:
+            return concerns(error, request_id)
+
+        with self._requester.open_feed("error", match=refusal, capacity=1, lossy=True) as refusals:
+            await self._requester.tell_confirmed(message, timeout=self._timeout_s)
+            if (error := refusals.get_nowait()) is not None:
+                raise error
+
+    @contextmanager
     def _feed(
         self, *cases: str, match: Callable[[Any], bool] | None = None, capacity: int = 1024
-    ) -> AbstractContextManager[Feed[Any]]:
-        return self._requester.open_feed(*cases, match=match, capacity=capacity)
+    ) -> Iterator[AsyncIterator[Any]]:
+        """What the gateway starts, over all connections of the client."""
+        with self._requester.open_feed(*cases, match=match, capacity=capacity) as feed:
+            yield feed
+
+    @contextmanager
+    def _exchange_feed(self, *cases: str, match: Callable[[Any], bool], capacity: int) -> Iterator[Feed[Any]]:
+        """What belongs to an exchange that ends with its connection: then ConnectionLost comes as the last thing."""
+
+        def mine(payload: Any) -> bool:
+            return isinstance(payload, ConnectionLost) or match(payload)
+
+        with self._requester.open_feed(*cases, CONNECTION_LOST, match=mine, capacity=capacity) as feed:
+            yield feed
+
+
+def concerns(error: Any, request_id: str) -> bool:
+    """Whether this is the gateway's refusal of the message with this id."""
+    return isinstance(error, AetherError) and getattr(error, "request_id", "") == request_id
 
 
 def only_reads(case: str, payload: Any) -> bool:

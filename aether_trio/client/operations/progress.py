@@ -1,6 +1,6 @@
 """`agent.progress`: tell others how far something has come.
 
-Ephemeral: a receiver that cannot keep up misses some. Not answered; a refusal comes as an error of the connection.
+Ephemeral: a receiver that cannot keep up misses some.
 """
 
 from __future__ import annotations
@@ -63,11 +63,13 @@ class Progress(Namespace):
         request_id: str = "",
         metadata: Mapping[str, str] | None = None,
         kind: ProgressKind = ProgressKind.UNSPECIFIED,
+        confirm: bool = False,
     ) -> None:
         """Report on `task_id`, which is any name. `completion` is from 0 to 1, or -1 when nobody knows.
 
         `recipient` is an identity, or "us::ann" for all windows of a user; "" is everyone in the workspace but the sender.
-        Agents, tasks and services may; others are told ERR_INVALID_PRINCIPAL.
+        Agents, tasks and services may. The protocol does not answer a report, so a refusal is in the client's `errors`;
+        with `confirm` it is asked for, and raised (PermissionDenied for others).
         """
         report = pb.ProgressReport(
             task_id=task_id,
@@ -81,7 +83,7 @@ class Progress(Namespace):
         )
         if step is not None:
             write(step, report.step)
-        await self._tell("progress", report)
+        await (self._tell_confirmed if confirm else self._tell)("progress", report)
 
 
 def progress_update(message: pb.ProgressUpdate) -> ProgressUpdate:

@@ -19,7 +19,6 @@ from aether_trio.client.errors import (
     NotImplementedByGateway,
     RequestTimeout,
     UnexpectedAnswer,
-    from_code,
     from_text,
 )
 from aether_trio.client.feeds import Feed
@@ -165,9 +164,9 @@ class Proxy(ProxyService):
         request_id = message.request_id
 
         def mine(payload: Any) -> bool:
-            return str(payload.request_id) == request_id
+            return str(getattr(payload, "request_id", "")) == request_id
 
-        with self._requester.open_feed(*_CASES, match=mine, capacity=_PIECES_WAITING) as feed:
+        with self._exchange_feed(*_CASES, match=mine, capacity=_PIECES_WAITING) as feed:
             await self._tell("proxy_http_request", message)
             if message.body_chunked:
                 for piece in pieces(request_id, body, is_request=True):
@@ -212,16 +211,11 @@ def _message(
 
 
 async def _next(feed: Feed[Any], limit_s: float, what: str) -> Any:
-    """The next payload of the feed; an ErrorResponse is raised."""
+    """The next payload of the feed; a refusal or a cut is raised."""
     with anyio.move_on_after(limit_s):
         async for payload in feed:
-            if isinstance(payload, pb.ErrorResponse):
-                raise from_code(
-                    payload.code,
-                    payload.message,
-                    retryable=payload.retryable,
-                    retry_after_ms=payload.retry_after_ms,
-                )
+            if isinstance(payload, AetherError):
+                raise payload
             return payload
         raise ProxyFailed(ProxyFailure.UPSTREAM_RESET, f"the connection ended before {what} came")
     raise RequestTimeout(f"{what} did not come within {limit_s:g} s")

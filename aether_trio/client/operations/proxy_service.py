@@ -94,11 +94,11 @@ class ProxyService(Namespace):
         """
         cases = ("proxy_http_request", "proxy_http_body_chunk")
         with self._feed(*cases, match=_of_a_request, capacity=capacity) as feed:
-            yield self._complete(aiter(feed), max_request_bytes)
+            yield self._complete(feed, max_request_bytes)
 
     async def tell_head(self, response: pb.ProxyHttpResponse) -> None:
         """Send a response's head: for those who answer by hand."""
-        await self._tell("proxy_http_response", response)
+        await self._tell_confirmed("proxy_http_response", response)
 
     async def tell_piece(self, piece: pb.ProxyHttpBodyChunk) -> None:
         """Send a piece of a body: for those who answer by hand."""

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import anyio
 
-from aether_trio.client.errors import AetherError
+from aether_trio.client.errors import AetherError, ConnectionLost
 from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.client.operations.namespace import Namespace
 from aether_trio.client.operations.records import from_time, read, to_time
@@ -123,9 +123,9 @@ class TaskFeeds(Namespace):
             async with agent.tasks.follow(task_id) as events:
                 async for event in events: ...
 
-        FeedOverflow is raised from the iteration if more than `capacity` events were not read.
+        The iteration raises ConnectionLost after a cut, and FeedOverflow if more than `capacity` events were not read.
         """
-        with self._feed("task_event", capacity=capacity) as feed:
+        with self._exchange_feed("task_event", match=lambda event: True, capacity=capacity) as feed:
             subscription = await self.subscribe(task_id, recursive=recursive, since=since)
             try:
                 yield _events(feed, subscription)
@@ -154,6 +154,8 @@ class TaskFeeds(Namespace):
 
 async def _events(feed: AsyncIterator[Any], subscription: str) -> AsyncIterator[TaskEvent]:
     async for message in feed:
+        if isinstance(message, ConnectionLost):
+            raise message
         # Events may come before the answer that names their subscription, so they are sorted here and not by the feed.
         if message.subscription_id in {"", subscription}:
             yield task_event(message)

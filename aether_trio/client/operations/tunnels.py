@@ -18,7 +18,7 @@ import anyio
 from anyio.abc import ByteStream
 from google.protobuf.message import DecodeError
 
-from aether_trio.client.errors import AetherError, NotImplementedByGateway, from_text
+from aether_trio.client.errors import AetherError, ConnectionLost, NotImplementedByGateway, from_text
 from aether_trio.client.feeds import Feed
 from aether_trio.client.operations.enums import TunnelEnd, TunnelProtocol
 from aether_trio.client.operations.namespace import Namespace, upstream
@@ -59,7 +59,7 @@ class Tunnel(ByteStream):
         self._rest = b""
         self._finished = False
         self._closed = False
-        self._end: TunnelClosed | NotImplementedByGateway | None = None
+        self._end: AetherError | None = None
         self._peer_finished = False
         self._sending = anyio.Lock()
 
@@ -123,10 +123,11 @@ class Tunnel(ByteStream):
 
     async def _read_frame(self) -> None:
         async for frame in self._data:
-            if isinstance(frame, pb.TunnelClose):
+            if isinstance(frame, ConnectionLost):
+                self._end = frame
+            elif isinstance(frame, pb.TunnelClose):
                 self._note_end(frame)
-                if frame.reason == pb.TunnelClose.NORMAL:
-                    self._peer_finished = True
+                self._peer_finished = frame.reason == pb.TunnelClose.NORMAL
             else:
                 self._last_seq = frame.seq
                 self._rest = frame.data
@@ -146,7 +147,9 @@ class Tunnel(ByteStream):
                 raise self._end
 
     def _take_grant(self, payload: Any) -> None:
-        if isinstance(payload, pb.TunnelClose):
+        if isinstance(payload, ConnectionLost):
+            self._end = payload
+        elif isinstance(payload, pb.TunnelClose):
             self._note_end(payload)
         else:
             self._credit += payload.credits
@@ -233,8 +236,12 @@ class Tunnels(Namespace):
             return str(payload.tunnel_id) == tunnel_id and not _is_opening(payload)
 
         async with AsyncExitStack() as stack:
-            data = stack.enter_context(self._feed("tunnel_data", "tunnel_close", match=mine, capacity=_FRAMES_WAITING))
-            grants = stack.enter_context(self._feed("tunnel_ack", "tunnel_close", match=mine, capacity=_FRAMES_WAITING))
+            data = stack.enter_context(
+                self._exchange_feed("tunnel_data", "tunnel_close", match=mine, capacity=_FRAMES_WAITING)
+            )
+            grants = stack.enter_context(
+                self._exchange_feed("tunnel_ack", "tunnel_close", match=mine, capacity=_FRAMES_WAITING)
+            )
             tunnel = Tunnel(self._requester, tunnel_id, data, grants)
             stack.push_async_callback(tunnel.aclose)
             yield tunnel

@@ -178,7 +178,7 @@ class Workflow(Namespace):
     async def requests(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[pb.WorkflowOperation]]:
         """For the engine: what others ask, for as long as the block lasts. Answer each with `respond`."""
         with self._feed("workflow_op", capacity=capacity) as feed:
-            yield aiter(feed)
+            yield feed
 
     async def respond(
         self, request_id: str, data: bytes = b"", *, error: str = "", message: str = "", total: int = 0
@@ -187,7 +187,7 @@ class Workflow(Namespace):
         answer = pb.WorkflowResponse(
             success=not error, error=error, message=message, data=data, total_count=total, request_id=request_id
         )
-        await self._tell("workflow_response", answer)
+        await self._tell_confirmed("workflow_response", answer)
 
     async def _do(
         self,

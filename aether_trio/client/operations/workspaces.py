@@ -81,11 +81,9 @@ class Workspaces(Namespace):
     async def switch(self, workspace: str) -> None:
         """Move this window to another workspace; "" leaves the present one. For users only.
 
-        The protocol does not answer it, so this returns when the request is on its way. Anything asked afterwards on the
-        same connection is done after the switch. A refusal (ERR_INVALID_PRINCIPAL, ERR_WORKSPACE_SWITCH_FAILED) comes as
-        an error of the connection.
+        Returns when it has happened. Raises PermissionDenied for who is no user, Refused if it failed.
         """
-        await self._tell("switch_workspace", pb.SwitchWorkspace(new_workspace_id=workspace))
+        await self._tell_confirmed("switch_workspace", pb.SwitchWorkspace(new_workspace_id=workspace))
 
     async def list(self, *, tenant_id: str = "", limit: int = 0, offset: int = 0) -> WorkspacePage:
         """The workspaces of this tenant, or all."""
