@@ -41,7 +41,7 @@ class CatchUp:
         self._on_gap = on_gap
         self._lagging: dict[Subscription, None] = {}
         self._running = False
-        self._drained = trio.Event()
+        self._drained: trio.Event | None = None
 
     def add(self, subscription: Subscription) -> None:
         """Bring this subscription level. Never blocks."""
@@ -61,20 +61,27 @@ class CatchUp:
                 for subscription in list(self._lagging):
                     await self._wait_room()
                     if subscription in self._lagging and not await self._page(subscription):
-                        await self._drained.wait()
+                        await self._wait_drained()
         finally:
             self._running = False
+            self._drained = None
             self._outbox.unlisten(self._drain)
 
     def _drain(self) -> None:
-        self._drained.set()
+        if self._drained is not None:
+            self._drained.set()
+
+    async def _wait_drained(self) -> None:
+        """Wait for the next flush since `_drained` was made."""
+        assert self._drained is not None
+        await self._drained.wait()
 
     async def _wait_room(self) -> None:
         while not self._outbox.wants_deliveries:
             if self._outbox.closed:
                 await trio.sleep_forever()  # the session is ending; its nursery cancels this task
             self._drained = trio.Event()
-            await self._drained.wait()
+            await self._wait_drained()
 
     async def _page(self, subscription: Subscription) -> bool:
         """Read a page and queue it. False when a message found no room: then wait for `_drained` before the next try.

@@ -15,7 +15,6 @@ delivery to its subscription only after the kernel has its bytes; after `detach`
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -122,9 +121,10 @@ class Outbox:
         self._link = link
         self._on_cut = on_cut
         self.limits = limits
-        self._control: deque[bytes] = deque()
-        self._deliveries: deque[Delivery] = deque()
-        self._lane: deque[bytes] = deque()
+        # Lists: an empty deque has 620 bytes, and what is pulled is mostly all that there is.
+        self._control: list[bytes] = []
+        self._deliveries: list[Delivery] = []
+        self._lane: list[bytes] = []
         self._flushing: dict[Origin, int] = {}
         self._room: trio.Event | None = None
         self._on_lane_drop = on_lane_drop
@@ -188,7 +188,7 @@ class Outbox:
         self.lane_bytes += len(frame)
         dropped = 0
         while self.lane_bytes > self.limits.lane_bytes and len(self._lane) > 1:
-            self.lane_bytes -= len(self._lane.popleft())
+            self.lane_bytes -= len(self._lane.pop(0))
             dropped += 1
         if dropped:
             self.lane_dropped += dropped
@@ -215,14 +215,13 @@ class Outbox:
 
     def pull_control(self, max_bytes: int) -> list[bytes]:
         """See FrameSource."""
-        frames: list[bytes] = []
-        control = self._control
-        while control and max_bytes > 0:
-            frame = control.popleft()
-            self.control_bytes -= len(frame)
-            max_bytes -= len(frame)
-            frames.append(frame)
-        if self._room is not None and (self.control_has_room or not control):
+        if self.control_bytes <= max_bytes:
+            frames, self._control = self._control, []
+            self.control_bytes = 0
+        else:
+            frames = _take(self._control, max_bytes)
+            self.control_bytes -= sum(map(len, frames))
+        if self._room is not None and (self.control_has_room or not self._control):
             self._room.set()
             self._room = None
         return frames
@@ -231,27 +230,32 @@ class Outbox:
         self, max_bytes: int, max_messages: int | None = None, *, flush_is_done: bool = True
     ) -> list[Delivery]:
         """See FrameSource."""
-        deliveries, flushing = self._deliveries, self._flushing
-        taken = 0
-        found: list[Delivery] = []
-        while deliveries and taken < max_bytes and (max_messages is None or len(found) < max_messages):
-            entry = deliveries.popleft()
-            taken += len(entry[0])
-            if flush_is_done:
-                flushing[entry[1]] = entry[2]
-            found.append(entry)
-        self.delivery_bytes -= taken
+        deliveries = self._deliveries
+        if self.delivery_bytes <= max_bytes and (max_messages is None or len(deliveries) <= max_messages):
+            found, self._deliveries = deliveries, []
+            self.delivery_bytes = 0
+        else:
+            count = taken = 0
+            while taken < max_bytes and count < len(deliveries) and count != max_messages:
+                taken += len(deliveries[count][0])
+                count += 1
+            found = deliveries[:count]
+            del deliveries[:count]
+            self.delivery_bytes -= taken
+        if flush_is_done:
+            flushing = self._flushing
+            for _, origin, offset in found:
+                flushing[origin] = offset
         return found
 
     def pull_lane(self, max_bytes: int) -> list[bytes]:
         """See FrameSource."""
-        frames: list[bytes] = []
-        lane = self._lane
-        while lane and max_bytes > 0:
-            frame = lane.popleft()
-            self.lane_bytes -= len(frame)
-            max_bytes -= len(frame)
-            frames.append(frame)
+        if self.lane_bytes <= max_bytes:
+            frames, self._lane = self._lane, []
+            self.lane_bytes = 0
+        else:
+            frames = _take(self._lane, max_bytes)
+            self.lane_bytes -= sum(map(len, frames))
         return frames
 
     def acknowledged(self, origin: Origin, offset: int) -> None:
@@ -280,7 +284,7 @@ class Outbox:
     def withdraw(self, origins: Collection[Origin]) -> None:
         """Take back the deliveries that are queued for these; they remain in the log behind their cursors."""
         if self._deliveries:
-            self._deliveries = deque(entry for entry in self._deliveries if entry[1] not in origins)
+            self._deliveries = [entry for entry in self._deliveries if entry[1] not in origins]
             self.delivery_bytes = sum(len(entry[0]) for entry in self._deliveries)
 
     def detach(self) -> None:
@@ -321,6 +325,17 @@ class Outbox:
     def statistics(self) -> OutboxStatistics:
         """What waits now."""
         return OutboxStatistics(self.control_bytes, self.delivery_bytes, self.lane_bytes, self.lane_dropped)
+
+
+def _take(frames: list[bytes], max_bytes: int) -> list[bytes]:
+    """Cut off the front: until `max_bytes` are reached, the last frame going beyond it."""
+    count = 0
+    while max_bytes > 0 and count < len(frames):
+        max_bytes -= len(frames[count])
+        count += 1
+    taken = frames[:count]
+    del frames[:count]
+    return taken
 
 
 def _nothing() -> None:

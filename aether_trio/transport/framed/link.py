@@ -98,7 +98,8 @@ class FramedLink:
             if self._ended:
                 await trio.lowlevel.checkpoint()
                 return ()
-            events = await self.read()
+            await trio.lowlevel.wait_readable(self.sock)
+            events = self.read_now()
             if events and (batch := self._sort(events)):
                 return batch
 
@@ -106,13 +107,8 @@ class FramedLink:
         """What came behind the HELLO, for the first `receive`."""
         self._pending = events
 
-    async def read(self) -> Sequence[framing.Event]:
-        """The events of one read; none when that was not a whole frame, or the end. Raises LinkBroken."""
-        await trio.lowlevel.wait_readable(self.sock)
-        return self.read_now()
-
     def read_now(self) -> Sequence[framing.Event]:
-        """`read`, when there is something to read. A look too early finds nothing."""
+        """The events of one read; none when it finds nothing, not a whole frame, or the end. Raises LinkBroken."""
         try:
             data = self.sock.recv(READ_BYTES)
             if data:

@@ -44,7 +44,9 @@ class Output:
         "_dirty",
         "_drained",
         "_due",
+        "_finished",
         "_finishing",
+        "_last",
         "_nursery",
         "_origins",
         "_pumping",
@@ -70,7 +72,9 @@ class Output:
         self._backlog: memoryview | None = None
         self._channels: dict[Origin, tuple[int, OpenChannel]] = {}
         self._origins: dict[int, Origin] = {}
-        self._pumping = self._writing = self._dirty = self._due = self._finishing = False
+        self._pumping = self._writing = self._dirty = self._due = False
+        self._finishing = self._finished = False
+        self._last: framing.Error | None = None
         self._drained: trio.Event | None = None
         self.pong: int | None = None
         """Of the last PING that was not answered yet."""
@@ -159,8 +163,15 @@ class Output:
     def _collect(self) -> list[bytes]:
         parts, self._raw = self._raw, []
         source = self._source
-        if source is None or self._finishing:
-            return parts
+        if source is not None and not self._finished:
+            self._collect_from(source, parts)
+        if not parts and self._finishing and not self._finished:
+            self._finished = True
+            if self._last is not None:
+                parts.append(self.connection.send(self._last))
+        return parts
+
+    def _collect_from(self, source: FrameSource, parts: list[bytes]) -> None:
         connection = self.connection
         if self.pong is not None:
             parts.append(connection.send(framing.Pong(self.pong)))
@@ -173,7 +184,6 @@ class Output:
             self._add_deliveries(source, parts)
         for message in source.pull_lane(BURST_BYTES):
             parts.append(connection.send(framing.Envelope(message)))
-        return parts
 
     def _add_receipts(self, source: FrameSource, parts: list[bytes]) -> None:
         assert source.receipts is not None
@@ -280,12 +290,10 @@ class Output:
             self._drained.set()
 
     async def finish(self, last: framing.Error | None) -> None:
-        """Send what was pulled and `last`, and wait until the kernel has it all. Nothing is pulled any more."""
+        """Send what there is and then `last`, and wait until the kernel has it all. Nothing is pulled behind that."""
+        self._last = last
         self._finishing = True
-        if not self.is_broken:
-            if last is not None:
-                self.put(last)
-            self.pump()
+        self.pump()
         if self._writing and not self.is_broken:
             self._drained = trio.Event()
             await self._drained.wait()

@@ -119,21 +119,24 @@ START: Final[Mapping[Role, State]] = MappingProxyType({Role.CLIENT: State.GREETI
 class States:
     """The pair of one connection."""
 
-    __slots__ = ("_states",)
+    __slots__ = ("_client", "_server")
 
     def __init__(self) -> None:
-        self._states = dict(START)
+        self._client = START[Role.CLIENT]
+        self._server = START[Role.SERVER]
 
     def __getitem__(self, role: Role) -> State:
-        return self._states[role]
+        return self._client if role is Role.CLIENT else self._server
 
     def moves(self, role: Role) -> Mapping[type, State]:
         """What `role` may send now, and the state it is in afterwards."""
-        return BY_FRAME[role][self._states[role]]
+        return BY_FRAME[role][self[role]]
 
     def move(self, role: Role, after: State) -> None:
         """`role` has sent what brings it to `after`; DONE when its stream has ended."""
-        states = self._states
-        states[role] = after
-        while (pair := BY_PAIR.get((states[Role.CLIENT], states[Role.SERVER]))) is not None:
-            states[Role.CLIENT], states[Role.SERVER] = pair
+        if role is Role.CLIENT:
+            self._client = after
+        else:
+            self._server = after
+        while (pair := BY_PAIR.get((self._client, self._server))) is not None:
+            self._client, self._server = pair

@@ -196,6 +196,17 @@ async def test_a_number_beyond_the_window_is_forgotten() -> None:
         assert (nack.code, nack.retryable) == ("ERR_SEQUENCE_FORGOTTEN", False)
 
 
+async def test_whoever_ends_at_once_still_gets_its_acks() -> None:
+    async with open_lane() as lane:
+        a = await lane.connect(agent("a"))
+        await a.send(*(framing.Send(seq, B, b"x") for seq in range(1, 51)), framing.Send(51, "nonsense", b""))
+        await a.stream.send_eof()
+        assert (await a.next(framing.Nack)).seq == 51
+        while (await a.next(framing.Ack)).seq < 51:
+            pass
+        assert await a.until_end() is None
+
+
 async def test_pings_are_answered_by_the_last() -> None:
     async with open_lane() as lane:
         a = await lane.connect(agent("a"))
