@@ -22,6 +22,7 @@ from aether_trio.client.operations.grant_values import (
 from aether_trio.client.operations.namespace import Namespace
 from aether_trio.client.operations.principals import Principal, principal_ref
 from aether_trio.client.operations.records import from_time, read, write
+from aether_trio.client.operations.streams import Stream
 from aether_trio.wire.pb import aether_pb2 as pb
 
 _Op = pb.AuthorityGrantOperation
@@ -142,7 +143,7 @@ class Grants(Namespace):
     async def revocations(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[Revocation]]:
         """Grants of the caller that stop working, as it happens, for as long as the block lasts."""
         with self._feed("authority_grant_revocation", capacity=capacity) as feed:
-            yield (read(Revocation, message) async for message in feed)
+            yield Stream(feed, lambda message: read(Revocation, message))
 
     async def _list(self, op: pb.AuthorityGrantOperation) -> GrantPage:
         answer = await self._do(op)

@@ -11,9 +11,9 @@ what the caller may not do.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TypedDict, Unpack
+from typing import Self, TypedDict, Unpack
 
 from aether_trio.client.operations.enums import Scope
 from aether_trio.client.operations.namespace import Namespace
@@ -68,6 +68,27 @@ class SetAdded:
     size: int
 
 
+class _Entries:
+    """The entries of all pages, one by one; `page` asks for the one at a cursor."""
+
+    def __init__(self, page: Callable[[str], Awaitable[Page]]) -> None:
+        self._page = page
+        self._cursor: str | None = ""
+        self._rest: list[tuple[str, bytes]] = []
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> tuple[str, bytes]:
+        while not self._rest:
+            if self._cursor is None:
+                raise StopAsyncIteration
+            page = await self._page(self._cursor)
+            self._rest = list(reversed(tuple(page.entries.items())))
+            self._cursor = page.next_cursor or None
+        return self._rest.pop()
+
+
 class Kv(Namespace):
     """See the module's text."""
 
@@ -91,21 +112,14 @@ class Kv(Namespace):
         answer = await self._do(_Op(op=_Op.LIST, key=prefix, limit=limit, cursor=cursor), place)
         return Page({key: answer.kv_map[key] for key in answer.keys}, answer.next_cursor if answer.has_more else "")
 
-    async def items(
+    def items(
         self, prefix: str = "", *, page_size: int = 0, **place: Unpack[Place]
     ) -> AsyncIterator[tuple[str, bytes]]:
         """All entries whose keys begin with `prefix`, page by page.
 
         A key that stays is seen once; one that comes or goes meanwhile may be seen or not.
         """
-        cursor = ""
-        while True:
-            page = await self.list(prefix, limit=page_size, cursor=cursor, **place)
-            for entry in page.entries.items():
-                yield entry
-            cursor = page.next_cursor
-            if not cursor:
-                return
+        return _Entries(lambda cursor: self.list(prefix, limit=page_size, cursor=cursor, **place))
 
     async def increment(self, key: str, *, ttl_s: int = 0, **place: Unpack[Place]) -> int:
         """Add 1 to the counter, which is 0 if it is absent; return what it is now. A value that is no number is refused."""

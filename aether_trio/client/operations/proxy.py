@@ -10,7 +10,7 @@ import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import anyio
 
@@ -61,28 +61,31 @@ class StreamedResponse:
     def __init__(self, head: pb.ProxyHttpResponse, feed: Feed[Any], idle_s: float) -> None:
         self.status = head.status_code
         self.headers: Mapping[str, str] = dict(head.headers)
-        self._head = head
         self._feed = feed
         self._idle_s = idle_s
+        self._inline = head.body
+        self._expected = 0
+        self._complete = not head.body_chunked
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        """The pieces of the body. Raises ProxyFailed if it breaks off, RequestTimeout if nothing comes for too long."""
-        if self._head.body:
-            yield self._head.body
-        if not self._head.body_chunked:
-            return
-        expected = 0
-        while True:
-            piece = await _next(self._feed, self._idle_s, "the next piece of the body")
-            if isinstance(piece, pb.ProxyHttpResponse):
-                raise _failure(piece)  # a second head is how a stream ends before its end
-            if piece.seq != expected:
-                raise UnexpectedAnswer(f"piece {piece.seq} of a body came where {expected} was due")
-            expected += 1
-            if piece.data:
-                yield piece.data
-            if piece.fin:
-                return
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """A piece of the body. Raises ProxyFailed if it breaks off, RequestTimeout if nothing comes for too long."""
+        if self._inline:
+            piece, self._inline = self._inline, b""
+            return piece
+        while not self._complete:
+            chunk = await _next(self._feed, self._idle_s, "the next piece of the body")
+            if isinstance(chunk, pb.ProxyHttpResponse):
+                raise _failure(chunk)  # a second head is how a stream ends before its end
+            if chunk.seq != self._expected:
+                raise UnexpectedAnswer(f"piece {chunk.seq} of a body came where {self._expected} was due")
+            self._expected += 1
+            self._complete = bool(chunk.fin)
+            if chunk.data:
+                return bytes(chunk.data)
+        raise StopAsyncIteration
 
 
 class Proxy(ProxyService):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from aether_trio.client.errors import AetherError, PayloadTooLarge
 from aether_trio.client.operations.bodies import PIECE_BYTES, Assembly, pieces
@@ -94,7 +94,7 @@ class ProxyService(Namespace):
         """
         cases = ("proxy_http_request", "proxy_http_body_chunk")
         with self._feed(*cases, match=_of_a_request, capacity=capacity) as feed:
-            yield self._complete(feed, max_request_bytes)
+            yield _Complete(self, feed, max_request_bytes)
 
     async def tell_head(self, response: pb.ProxyHttpResponse) -> None:
         """Send a response's head: for those who answer by hand."""
@@ -104,29 +104,49 @@ class ProxyService(Namespace):
         """Send a piece of a body: for those who answer by hand."""
         await self._tell("proxy_http_body_chunk", piece)
 
-    async def _complete(self, feed: AsyncIterator[Any], limit: int) -> AsyncIterator[ProxiedRequest]:
-        waiting: dict[str, tuple[pb.ProxyHttpRequest, Assembly]] = {}
-        async for payload in feed:
-            if isinstance(payload, pb.ProxyHttpRequest):
-                if not payload.body_chunked:
-                    yield ProxiedRequest(self, payload, payload.body)
-                    continue
-                waiting[payload.request_id] = (payload, Assembly(limit))
-                if len(waiting) > MAX_INCOMPLETE:
-                    del waiting[next(iter(waiting))]
-            elif payload.request_id in waiting:
-                request, assembly = waiting[payload.request_id]
-                try:
-                    complete = assembly.add(payload)
-                except AetherError as error:
-                    del waiting[payload.request_id]
-                    too_large = isinstance(error, PayloadTooLarge)
-                    kind = ProxyFailure.PAYLOAD_TOO_LARGE if too_large else ProxyFailure.DECODE_FAILED
-                    await ProxiedRequest(self, request, b"").fail(kind, error.message)
-                    continue
-                if complete:
-                    del waiting[payload.request_id]
-                    yield ProxiedRequest(self, request, assembly.body())
+
+class _Complete:
+    """The requests of a feed whose bodies are complete."""
+
+    def __init__(self, service: ProxyService, feed: AsyncIterator[Any], limit: int) -> None:
+        self._service = service
+        self._feed = feed
+        self._limit = limit
+        self._waiting: dict[str, tuple[pb.ProxyHttpRequest, Assembly]] = {}
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> ProxiedRequest:
+        while True:
+            payload = await anext(self._feed)
+            if not isinstance(payload, pb.ProxyHttpRequest):
+                if (complete := await self._add(payload)) is not None:
+                    return complete
+            elif payload.body_chunked:
+                self._waiting[payload.request_id] = (payload, Assembly(self._limit))
+                if len(self._waiting) > MAX_INCOMPLETE:
+                    del self._waiting[next(iter(self._waiting))]
+            else:
+                return ProxiedRequest(self._service, payload, payload.body)
+
+    async def _add(self, piece: pb.ProxyHttpBodyChunk) -> ProxiedRequest | None:
+        """Take a piece; the request if that was the last. One that cannot be put together is refused."""
+        if piece.request_id not in self._waiting:
+            return None
+        request, assembly = self._waiting[piece.request_id]
+        try:
+            complete = assembly.add(piece)
+        except AetherError as error:
+            del self._waiting[piece.request_id]
+            too_large = isinstance(error, PayloadTooLarge)
+            kind = ProxyFailure.PAYLOAD_TOO_LARGE if too_large else ProxyFailure.DECODE_FAILED
+            await ProxiedRequest(self._service, request, b"").fail(kind, error.message)
+            return None
+        if not complete:
+            return None
+        del self._waiting[piece.request_id]
+        return ProxiedRequest(self._service, request, assembly.body())
 
 
 def _of_a_request(payload: Any) -> bool:

@@ -15,6 +15,7 @@ from aether_trio.client.operations.enums import AuthorityRequestEventType, Autho
 from aether_trio.client.operations.namespace import Namespace
 from aether_trio.client.operations.principals import AccessLevel, Principal, ResourceScope
 from aether_trio.client.operations.records import Level, Seconds, Wire, read, write
+from aether_trio.client.operations.streams import Stream
 from aether_trio.wire.pb import aether_pb2 as pb
 
 _Op = pb.AuthorityRequestOperation
@@ -172,7 +173,7 @@ class AuthorityRequests(Namespace):
     async def events(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[RequestEvent]]:
         """What becomes of requests that concern the caller, for as long as the block lasts."""
         with self._feed("authority_request_event", capacity=capacity) as feed:
-            yield (request_event(message) async for message in feed)
+            yield Stream(feed, request_event)
 
     async def _one(self, op: pb.AuthorityRequestOperation) -> AuthorityRequest:
         return read(AuthorityRequest, (await self._do(op)).request)

@@ -1,6 +1,7 @@
 """`agent.sessions`: who is connected, since when, and from where; ending a session.
 
-All but `connection_status` need the right to administer sessions. Refusals raise Refused or PermissionDenied.
+All but `connection_status` need the right to administer sessions, or for `list`, to be in the workspace that is asked about;
+session ids and addresses are then left out. Refusals raise Refused or PermissionDenied.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.client.operations.namespace import Namespace
 from aether_trio.client.operations.records import from_time, read, to_time
 from aether_trio.client.operations.requests import RequestEvent, request_event
+from aether_trio.client.operations.streams import Stream
 from aether_trio.client.operations.task_values import Assignment, Hibernated
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -128,7 +129,7 @@ class TaskFeeds(Namespace):
         with self._exchange_feed("task_event", match=lambda event: True, capacity=capacity) as feed:
             subscription = await self.subscribe(task_id, recursive=recursive, since=since)
             try:
-                yield _events(feed, subscription)
+                yield Stream(feed, lambda message: _event_of(subscription, message))
             finally:
                 with anyio.CancelScope(shield=True):
                     try:
@@ -143,19 +144,17 @@ class TaskFeeds(Namespace):
         Open it before work can come: what comes while nobody listens is lost to this client.
         """
         with self._feed("task_assignment", capacity=capacity) as feed:
-            yield (read(Assignment, message) async for message in feed)
+            yield Stream(feed, lambda message: read(Assignment, message))
 
     @asynccontextmanager
     async def hibernations(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[Hibernated]]:
         """The tasks of this worker that were put to sleep, for as long as the block lasts."""
         with self._feed("task_hibernated", capacity=capacity) as feed:
-            yield (read(Hibernated, message) async for message in feed)
+            yield Stream(feed, lambda message: read(Hibernated, message))
 
 
-async def _events(feed: AsyncIterator[Any], subscription: str) -> AsyncIterator[TaskEvent]:
-    async for message in feed:
-        if isinstance(message, ConnectionLost):
-            raise message
-        # Events may come before the answer that names their subscription, so they are sorted here and not by the feed.
-        if message.subscription_id in {"", subscription}:
-            yield task_event(message)
+def _event_of(subscription: str, message: Any) -> TaskEvent | None:
+    """Its event. Events may come before the answer that names their subscription, so they are sorted here, not by the feed."""
+    if isinstance(message, ConnectionLost):
+        raise message
+    return task_event(message) if message.subscription_id in {"", subscription} else None
