@@ -41,11 +41,12 @@ class Request:
 class HttpConnection:
     """The server's side of one connection."""
 
-    __slots__ = ("_h11", "_stream", "served")
+    __slots__ = ("_h11", "_head_only", "_stream", "served")
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
+        self._head_only = False
         self.served = 0
 
     async def next_request(self) -> Request | None:
@@ -62,6 +63,7 @@ class HttpConnection:
             if not isinstance(event, h11.Request):
                 return None
             request = _read(event)
+            self._head_only = request.method == "HEAD"
             if not _BODY.isdisjoint(request.headers) and request.headers.get("content-length") != "0":
                 raise BadRequest(HTTPStatus.BAD_REQUEST, "requests with a body are not served")
             self._h11.next_event()  # its EndOfMessage
@@ -74,10 +76,8 @@ class HttpConnection:
         """What the client sent behind its upgrade request."""
         return self._h11.trailing_data[0]
 
-    async def respond(
-        self, status: HTTPStatus, headers: Headers, body: bytes, *, head_only: bool = False, close: bool = False
-    ) -> None:
-        """Send a whole response. Raises OSError."""
+    async def respond(self, status: HTTPStatus, headers: Headers, body: bytes, *, close: bool = False) -> None:
+        """Send a whole response, without the body when HEAD was asked. Raises OSError."""
         if self._h11.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
         fields = [*headers]
@@ -86,7 +86,7 @@ class HttpConnection:
         if close:
             fields.append(("Connection", "close"))
         parts = [self._h11.send(h11.Response(status_code=status, headers=fields, reason=status.phrase.encode()))]
-        if body and not head_only and status is not HTTPStatus.NOT_MODIFIED:
+        if body and not self._head_only and status is not HTTPStatus.NOT_MODIFIED:
             parts.append(self._h11.send(h11.Data(data=body)))
         parts.append(self._h11.send(h11.EndOfMessage()))
         await self._stream.send_all(b"".join(part for part in parts if part))

@@ -48,6 +48,7 @@ class WebSocketLink:
     __slots__ = (
         "_close_as",
         "_codec",
+        "_deaf",
         "_ended",
         "_failure",
         "_kinds",
@@ -90,6 +91,8 @@ class WebSocketLink:
         """The message of which more is to come."""
         self._failure: StatusError | None = None
         self._close_as: int | None = None
+        self._deaf = False
+        """The peer's bytes are no frames any more."""
         self._ended: CloseConnection | None = None
 
     # -- reading --------------------------------------------------------------------------------------------------
@@ -208,6 +211,7 @@ class WebSocketLink:
         if self._ws.state is ConnectionState.OPEN:
             # Not a close frame, but wsproto's way to report a frame that is none.
             self._close_as = int(event.code)
+            self._deaf = True
             self._rejects["protocol_error"] += 1
             self._failure = StatusError(Status.INVALID_ARGUMENT, event.reason or "not a WebSocket frame")
         else:
@@ -257,24 +261,17 @@ class WebSocketLink:
         A socket closed with unread bytes in it sends a reset, and that makes the peer's kernel drop our close frame.
         """
         self._part = None
-        if self._failure is not None:
-            self._stream.shutdown(socket.SHUT_WR)  # its frames may mean nothing any more: only its end will tell
         with trio.move_on_after(ANSWER_S):
-            while self._ended is None:
-                try:
-                    data = await self._stream.receive()
-                except OSError:
-                    return
-                if not data:
-                    return
-                self._drop(data)
-
-    def _drop(self, data: bytes) -> None:
-        self._ws.receive_data(data)
-        for event in self._ws.events():
-            if isinstance(event, CloseConnection):
-                self._ended = event
+            if self._deaf:
+                # Its frames mean nothing any more, so only its end will tell; and it is to see ours.
+                self._stream.shutdown(socket.SHUT_WR)
+                while await self._stream.receive_or_end():
+                    pass
                 return
+            data = b"-"
+            while data and not any(isinstance(event, CloseConnection) for event in self._ws.events()):
+                data = await self._stream.receive_or_end()
+                self._ws.receive_data(data)
 
     def release(self) -> None:
         """The socket is about to be closed. Called by the lane, when the link has been served."""

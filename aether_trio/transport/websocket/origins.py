@@ -11,11 +11,16 @@ this machine (DNS rebinding), so over plain HTTP on a loopback address, where a 
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
-from urllib.parse import urlsplit
+from typing import Final
 
-ANY = "*"
-_ANY_PORT = ":*"
+ANY: Final = "*"
+_ANY_PORT: Final = ":*"
+_ORIGIN: Final = re.compile(
+    r"(?P<scheme>https?)://(?P<authority>(?P<name>\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]{1,5})?)"
+).fullmatch
+"""A page's (RFC 6454 section 7): scheme, host and port, and nothing else."""
 
 
 class OriginPolicy:
@@ -37,19 +42,16 @@ class OriginPolicy:
         origin = origin.lower()
         if origin in self._exact:
             return True
-        try:
-            parts = urlsplit(origin)
-            name = parts.hostname
-        except ValueError:
+        parts = _ORIGIN(origin)
+        if parts is None:
             return False
-        if not name or parts.scheme not in ("http", "https") or parts.path or parts.query or parts.fragment:
-            return False
-        if self._ports and f"{parts.scheme}://{f'[{name}]' if ':' in name else name}" in self._ports:
+        scheme, authority, name = parts.group("scheme", "authority", "name")
+        if f"{scheme}://{name}" in self._ports:
             return True
-        if parts.netloc != host.lower():
+        if authority != host.lower():
             return False
         if secure:
-            return parts.scheme == "https"
+            return bool(scheme == "https")
         return not loopback or _is_local(name)
 
 
@@ -57,7 +59,7 @@ def _is_local(name: str) -> bool:
     if name == "localhost" or name.endswith(".localhost"):  # browsers answer these themselves
         return True
     try:
-        ipaddress.ip_address(name)
+        ipaddress.ip_address(name.strip("[]"))
     except ValueError:
         return False
     return True

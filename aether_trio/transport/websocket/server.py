@@ -63,15 +63,6 @@ class HttpStatistics:
     rejects: Mapping[str, int]
 
 
-@dataclass(slots=True)
-class _Agreed:
-    """What an upgrade leaves behind of its request."""
-
-    upgrade: Upgrade
-    peer: Peer
-    early: bytes
-
-
 class HttpServer:
     """See the module docstring. A Lane (transport/accepted.py)."""
 
@@ -101,9 +92,9 @@ class HttpServer:
         stream = ByteStream(accepted)
         accepted.head = b""
         try:
-            agreed = await self._fetch(accepted, stream)
-            if agreed is not None:
-                await self._bridge(stream, agreed)
+            link = await self._fetch(accepted, stream)
+            if link is not None:
+                await self._bridge(stream, link)
         except OSError:
             pass  # the peer has gone
         finally:
@@ -124,7 +115,7 @@ class HttpServer:
 
     # -- files, and the request to upgrade ------------------------------------------------------------------------
 
-    async def _fetch(self, accepted: Accepted, stream: ByteStream) -> _Agreed | None:
+    async def _fetch(self, accepted: Accepted, stream: ByteStream) -> WebSocketLink | None:
         """Answer requests until the connection ends, or is to become a WebSocket. Raises OSError."""
         self._fetching.add(stream)
         try:
@@ -152,26 +143,18 @@ class HttpServer:
         return None
 
     async def _answer(self, http: HttpConnection, request: Request) -> None:
-        head_only = request.method == "HEAD"
-        if request.method not in ("GET", "HEAD") or request.path == CONNECT_PATH:
-            allow = "GET" if request.path == CONNECT_PATH else "GET, HEAD"
-            await self._say(
-                http,
-                HTTPStatus.METHOD_NOT_ALLOWED,
-                f"{request.path} takes {allow}",
-                [("Allow", allow)],
-                head_only=head_only,
-            )
+        methods = ("GET",) if request.path == CONNECT_PATH else ("GET", "HEAD")
+        if request.method not in methods:
+            allow = ", ".join(methods)
+            await self._say(http, HTTPStatus.METHOD_NOT_ALLOWED, f"this address takes {allow} only", [("Allow", allow)])
             return
         file = self._files.get(request.path)
         if file is None:
-            await self._say(http, HTTPStatus.NOT_FOUND, "there is nothing at this address", head_only=head_only)
+            await self._say(http, HTTPStatus.NOT_FOUND, "there is nothing at this address")
             return
         unchanged = file.unchanged(request.headers.get("if-none-match", ""))
         with trio.move_on_after(self._settings.handshake_timeout_s):
-            await http.respond(
-                HTTPStatus.NOT_MODIFIED if unchanged else HTTPStatus.OK, file.headers, file.body, head_only=head_only
-            )
+            await http.respond(HTTPStatus.NOT_MODIFIED if unchanged else HTTPStatus.OK, file.headers, file.body)
 
     async def _say(
         self,
@@ -180,18 +163,15 @@ class HttpServer:
         text: str,
         headers: Headers | None = None,
         *,
-        head_only: bool = False,
         close: bool = False,
     ) -> None:
         with trio.move_on_after(self._settings.handshake_timeout_s):
-            await http.respond(
-                status, [*_TEXT, *(headers or [])], f"{text}\n".encode(), head_only=head_only, close=close
-            )
+            await http.respond(status, [*_TEXT, *(headers or [])], f"{text}\n".encode(), close=close)
 
     async def _upgrade(
         self, http: HttpConnection, request: Request, accepted: Accepted, stream: ByteStream
-    ) -> _Agreed | None:
-        """Judge the upgrade and answer it. Raises OSError."""
+    ) -> WebSocketLink | None:
+        """Judge the upgrade, and make a link when it is agreed. Raises OSError."""
         loopback = is_loopback(stream.sock.getsockname()[0])
         try:
             if self._draining:
@@ -211,27 +191,28 @@ class HttpServer:
             await stream.send_all(upgrade.response)
         if in_time.cancelled_caught:
             return None
-        metadata = {name: request.headers[name] for name in _METADATA if name in request.headers}
-        peer = Peer(accepted.peer_address, "websocket", accepted.certificate, metadata)
-        return _Agreed(upgrade, peer, http.leftover())
+        stream.head = http.leftover()
+        return self._link(upgrade, request, accepted, stream)
 
     # -- WebSockets -----------------------------------------------------------------------------------------------
 
-    async def _bridge(self, stream: ByteStream, agreed: _Agreed) -> None:
+    def _link(self, upgrade: Upgrade, request: Request, accepted: Accepted, stream: ByteStream) -> WebSocketLink:
         settings = self._settings
-        stream.head = agreed.early
-        link = WebSocketLink(
+        metadata = {name: request.headers[name] for name in _METADATA if name in request.headers}
+        rate = settings.max_messages_per_s
+        return WebSocketLink(
             stream,
             Connection(ConnectionType.SERVER),
-            agreed.upgrade.codec,
-            agreed.peer,
+            upgrade.codec,
+            Peer(accepted.peer_address, "websocket", accepted.certificate, metadata),
             self._nursery,
             kinds=settings.principals,
             max_message_bytes=settings.max_message_bytes,
-            rate=TokenBucket(settings.max_messages_per_s, max(1.0, BURST_S * settings.max_messages_per_s)),
+            rate=TokenBucket(rate, max(1.0, BURST_S * rate)),
             rejects=self._rejects,
         )
-        del agreed
+
+    async def _bridge(self, stream: ByteStream, link: WebSocketLink) -> None:
         self._upgrades += 1
         self._websockets.add(stream)
         try:

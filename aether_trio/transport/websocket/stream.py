@@ -44,6 +44,13 @@ class ByteStream:
             if data:
                 return data
 
+    async def receive_or_end(self) -> bytes:
+        """`receive`, for which a broken connection is at its end as well."""
+        try:
+            return await self.receive()
+        except OSError:
+            return b""
+
     def send(self, data: bytes) -> memoryview | None:
         """Give the kernel `data`. What it did not take (records, under TLS) is for `send_rest`. Raises OSError."""
         if self.tls is not None:

@@ -1,0 +1,180 @@
+"""Upgrades on a real socket: what is agreed, and what is refused in which words."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import trio
+from wsproto.extensions import PerMessageDeflate
+
+from aether_trio.transport.link import Link
+from tests.transport.websocket.harness import Client, Lane, Rejected, open_lane, open_socket
+
+HEAD = "GET /v1/connect HTTP/1.1\r\n"
+HEADERS = {
+    "Host": "localhost",
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Protocol": "aether.v1.proto",
+}
+
+
+@pytest.fixture
+async def lane() -> AsyncIterator[Lane]:
+    async def serve(link: Link) -> None:
+        await link.receive()
+
+    async with open_lane(serve, allowed_origins=("https://app.example.com",)) as opened:
+        yield opened
+
+
+async def ask(lane: Lane, head: str = HEAD, **changes: str | None) -> tuple[int, str]:
+    """(status, the whole answer) to an upgrade with some of its headers changed, or left out."""
+    headers = HEADERS | {name.replace("_", "-"): value for name, value in changes.items()}
+    lines = [f"{name}: {value}\r\n" for name, value in headers.items() if value is not None]
+    async with await trio.open_tcp_stream(*lane.address) as stream:
+        await stream.send_all((head + "".join(lines) + "\r\n").encode())
+        answer = b""
+        with trio.fail_after(30):
+            while True:
+                data = await stream.receive_some(65536)
+                answer += data
+                if not data or answer.startswith(b"HTTP/1.1 101"):
+                    return int(answer.split(b" ", 2)[1]), answer.decode()
+
+
+async def test_the_example_of_the_rfc(lane: Lane) -> None:
+    status, answer = await ask(lane)
+    assert status == 101
+    assert "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n" in answer
+    assert "Sec-WebSocket-Protocol: aether.v1.proto\r\n" in answer
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "words"),
+    [
+        ({"Upgrade": None}, 426, "for WebSocket connections"),
+        ({"Upgrade": "h2c"}, 426, "for WebSocket connections"),
+        ({"Connection": "keep-alive"}, 426, "for WebSocket connections"),
+        ({"Sec_WebSocket_Version": None}, 426, "Sec-WebSocket-Version must be 13"),
+        ({"Sec_WebSocket_Version": "8"}, 426, "Sec-WebSocket-Version: 13"),
+        ({"Sec_WebSocket_Key": None}, 400, "Sec-WebSocket-Key must be"),
+        ({"Sec_WebSocket_Key": "c2hvcnQ="}, 400, "Sec-WebSocket-Key must be"),
+        ({"Sec_WebSocket_Key": "?!"}, 400, "Sec-WebSocket-Key must be"),
+        ({"Sec_WebSocket_Protocol": None}, 400, "aether.v1.proto, aether.v1.msgpack, aether.v1.json"),
+        ({"Sec_WebSocket_Protocol": "mqtt, chat"}, 400, "offer one of these"),
+        ({"Sec_WebSocket_Protocol": "\u00e4\u00f6"}, 400, "offer one of these"),
+        ({"Origin": "https://evil.test"}, 403, "websocket.allowed_origins"),
+        ({"Origin": "null"}, 403, "'null' may not connect"),
+        ({"Host": None}, 400, "Missing mandatory Host"),
+        ({"Content_Length": "5"}, 400, "requests with a body"),
+    ],
+)
+async def test_what_is_refused(lane: Lane, changes: dict[str, str | None], status: int, words: str) -> None:
+    got, answer = await ask(lane, **changes)
+    assert got == status
+    assert words in answer
+    assert "Connection: close" in answer
+    assert lane.server.statistics().websockets == 0
+
+
+async def test_a_query_is_refused_whatever_is_in_it(lane: Lane) -> None:
+    status, answer = await ask(lane, "GET /v1/connect?api_key=secret HTTP/1.1\r\n")
+    assert status == 400
+    assert "credentials go into the first message" in answer
+    assert "secret" not in answer
+    assert (await ask(lane, "GET /v1/connect? HTTP/1.1\r\n"))[0] == 400
+
+
+async def test_upgrade_is_a_get(lane: Lane) -> None:
+    async with await trio.open_tcp_stream(*lane.address) as stream:
+        await stream.send_all(b"POST /v1/connect HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await stream.receive_some(1000)).startswith(b"HTTP/1.1 405 ")
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [
+        (["aether.v1.json"], "aether.v1.json"),
+        (["aether.v1.msgpack", "aether.v1.proto"], "aether.v1.msgpack"),
+        (["mqtt", "aether.v2.proto", "aether.v1.proto", "aether.v1.json"], "aether.v1.proto"),
+    ],
+)
+async def test_the_first_subprotocol_that_is_ours_is_chosen(lane: Lane, offered: list[str], chosen: str) -> None:
+    async with await trio.open_tcp_stream(*lane.address) as stream:
+        accepted = await Client(stream).upgrade(subprotocols=offered)
+        assert accepted.subprotocol == chosen
+
+
+async def test_compression_is_never_agreed_upon(lane: Lane) -> None:
+    async with await trio.open_tcp_stream(*lane.address) as stream:
+        accepted = await Client(stream).upgrade(extensions=[PerMessageDeflate()])
+        assert accepted.extensions == []
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "lets_in"),
+    [
+        (None, "localhost", True),
+        ("https://app.example.com", "anything", True),
+        ("http://localhost:50051", "localhost:50051", True),
+        ("http://127.0.0.1:50051", "127.0.0.1:50051", True),
+        ("https://evil.test", "localhost:50051", False),
+        ("http://rebound.evil.test", "rebound.evil.test", False),
+    ],
+)
+async def test_cross_site_hijacking(lane: Lane, origin: str | None, host: str, lets_in: bool) -> None:
+    headers: Any = [] if origin is None else [(b"Origin", origin.encode())]
+    if lets_in:
+        async with open_socket(lane, host=host, extra_headers=headers):
+            pass
+    else:
+        with pytest.raises(Rejected) as caught:
+            async with open_socket(lane, host=host, extra_headers=headers):
+                pass
+        assert caught.value.status == 403
+
+
+async def test_what_a_link_knows_of_its_client() -> None:
+    peers = []
+
+    async def serve(link: Link) -> None:
+        peers.append(link.peer)
+
+    headers = [(b"User-Agent", b"Netscape/4"), (b"Origin", b"http://localhost:1"), (b"Cookie", b"secret")]
+    async with open_lane(serve) as lane, open_socket(lane, host="localhost:1", extra_headers=headers) as client:
+        with pytest.raises(trio.BrokenResourceError):
+            while await client.stream.receive_some():
+                pass
+            raise trio.BrokenResourceError
+        address = client.stream.socket.getsockname()
+    assert peers[0].lane == "websocket"
+    assert peers[0].address == f"127.0.0.1:{address[1]}"
+    assert peers[0].metadata == {"user-agent": "Netscape/4", "origin": "http://localhost:1"}
+    assert peers[0].certificate is None
+
+
+async def test_what_comes_right_behind_the_request_is_not_lost(lane: Lane) -> None:
+    async with await trio.open_tcp_stream(*lane.address) as stream:
+        request = HEAD + "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items()) + "\r\n"
+        masked_close = b"\x88\x82\x00\x00\x00\x00\x03\xe8"
+        await stream.send_all(request.encode() + masked_close)
+        answer = b""
+        with trio.fail_after(30):
+            while data := await stream.receive_some(65536):
+                answer += data
+        assert answer.startswith(b"HTTP/1.1 101")
+
+
+async def test_a_request_that_never_ends_is_given_up() -> None:
+    async def serve(link: Link) -> None:
+        raise AssertionError("nobody was to be served")
+
+    async with open_lane(serve, handshake_timeout_s=0.05) as lane, await trio.open_tcp_stream(*lane.address) as stream:
+        await stream.send_all(HEAD.encode())
+        with trio.fail_after(30):
+            assert await stream.receive_some() == b""
