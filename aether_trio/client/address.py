@@ -1,0 +1,97 @@
+"""Where a gateway is, and how it is spoken to: "aether://localhost:50051" and its three relatives.
+
+| scheme | lane | TLS |
+|---|---|---|
+| aether | binary framing | no |
+| aethers | binary framing | yes |
+| ws | WebSocket | no |
+| wss | WebSocket | yes |
+
+An address is a scheme, a host, and mostly a port. Whatever else a URL can have is refused, credentials above all: they
+are arguments of a client, and would end up in logs here.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+from urllib.parse import urlsplit
+
+from aether_trio.client.errors import AddressError
+
+__all__ = ["DEFAULT_PORT", "WEBSOCKET_PATH", "Address", "LaneKind", "parse_address"]
+
+DEFAULT_PORT: Final = 50051
+WEBSOCKET_PATH: Final = "/v1/connect"
+
+
+class LaneKind(enum.Enum):
+    """What is spoken on the connection."""
+
+    FRAMED = "framed"
+    WEBSOCKET = "websocket"
+
+
+_SCHEMES: Final[Mapping[str, tuple[LaneKind, bool, int]]] = MappingProxyType(
+    {
+        "aether": (LaneKind.FRAMED, False, DEFAULT_PORT),
+        "aethers": (LaneKind.FRAMED, True, DEFAULT_PORT),
+        "ws": (LaneKind.WEBSOCKET, False, 80),
+        "wss": (LaneKind.WEBSOCKET, True, 443),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A parsed address. `host` has no brackets."""
+
+    scheme: str
+    lane: LaneKind
+    tls: bool
+    host: str
+    port: int
+
+    @property
+    def authority(self) -> str:
+        """ "host:port", an IPv6 address in brackets."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority}"
+
+
+def parse_address(text: str) -> Address:
+    """Read an address. Raises AddressError, which says what is wrong and never repeats a credential."""
+    expected = "expected aether://HOST[:PORT], aethers://, ws:// or wss://"
+    if "://" not in text:
+        raise AddressError(f"{text!r} has no scheme; {expected}")
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+        host = parts.hostname
+    except ValueError as error:
+        raise AddressError(f"the address cannot be read: {error}; {expected}") from None
+    known = _SCHEMES.get(parts.scheme)
+    if known is None:
+        hint = {"http": " (a browser's address; the client's is ws://)", "https": " (the client's is wss://)"}
+        raise AddressError(f"unknown scheme {parts.scheme!r}{hint.get(parts.scheme, '')}; {expected}")
+    if "@" in parts.netloc:
+        raise AddressError("credentials do not belong into the address; use api_key= or token=")
+    if not host:
+        raise AddressError(f"the address has no host; {expected}")
+    if any(character.isspace() for character in text):
+        raise AddressError(f"the address has a space in it; {expected}")
+    if parts.query or parts.fragment:
+        raise AddressError("an address has no query and no fragment")
+    lane, tls, default_port = known
+    path = parts.path.rstrip("/")
+    if path and not (lane is LaneKind.WEBSOCKET and path == WEBSOCKET_PATH):
+        raise AddressError(f"an address has no path, but this one has {parts.path!r}")
+    if port == 0:
+        raise AddressError("port 0 is nobody's")
+    return Address(parts.scheme, lane, tls, host, default_port if port is None else port)

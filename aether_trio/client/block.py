@@ -1,0 +1,115 @@
+"""The client's block: what `async with` does when it begins and when it ends.
+
+Invariants: the background tasks live in a task group that is the block's; leaving it, in whatever way, takes at most
+`close_timeout` and leaves no task and no socket behind; what is raised is the body's own exception, or why the connection
+has ended for good, and never a group around it.
+"""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+from typing import Final, Self
+
+import anyio
+import anyio.abc
+
+from aether_trio.client.core import Core
+from aether_trio.client.errors import ClientClosed, ConnectionLost
+from aether_trio.client.session import Session, State
+
+__all__ = ["Block"]
+
+logger = logging.getLogger("aether_trio.client")
+
+_HASTY_S: Final = 0.5
+"""For the last words of a block that was cancelled."""
+
+
+class Block:
+    """Mixed into Client."""
+
+    def __init__(self, core: Core, session: Session) -> None:
+        self._core = core
+        self._session = session
+        self._group: anyio.abc.TaskGroup | None = None
+        self._over = anyio.Event()
+
+    def _check_open(self) -> None:
+        if self._session.failure is not None:
+            raise self._session.failure
+        if self._group is None or self._session.state is State.CLOSED:
+            raise ClientClosed
+
+    async def __aenter__(self) -> Self:
+        if self._session.state is not State.NEW or self._group is not None:
+            raise ClientClosed("a client has one block; make a new one to connect again")
+        group = self._group = anyio.create_task_group()
+        await group.__aenter__()
+        try:
+            await group.start(self._live)
+        except BaseException as error:
+            await self._end_group(group, error)
+            raise
+        return self
+
+    async def _live(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        assert self._group is not None
+        try:
+            await self._session.run(self._group.cancel_scope, task_status=task_status)
+        finally:
+            self._over.set()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        group = self._group
+        assert group is not None
+        session = self._session
+        last_words: BaseException | None = None
+        try:
+            if error is None:
+                self._core.cursors.all_done()
+                await self._say_goodbye()
+            elif session.failure is None and session.error is None:
+                with anyio.move_on_after(_HASTY_S, shield=True):
+                    session.leave()
+                    await self._over.wait()
+        except BaseException as raised:
+            last_words = raised
+        swallowed = await self._end_group(group, last_words or error)
+        if session.error is not None and (error is None or swallowed):
+            raise session.error
+        if session.failure is not None and (error is None or swallowed):
+            raise session.failure
+        if last_words is not None and not swallowed:
+            raise last_words
+        return swallowed and last_words is None
+
+    async def _say_goodbye(self) -> None:
+        """Everything is settled and acknowledged, then the connection is ended. Raises what publishing has left."""
+        settings = self._session.settings
+        outbox = self._core.outbox
+        with anyio.move_on_after(settings.close_timeout_s):
+            try:
+                await outbox.flush()
+            finally:
+                self._session.leave()
+            await self._over.wait()
+        if outbox.unsettled:
+            text = f"{outbox.unsettled} messages were not confirmed within {settings.close_timeout_s:g} s"
+            raise ConnectionLost(text, in_doubt=True)
+
+    async def _end_group(self, group: anyio.abc.TaskGroup, error: BaseException | None) -> bool:
+        """End the background tasks. Only cancellation is shown to the group, which swallows what is its own."""
+        group.cancel_scope.cancel()
+        if error is not None and _cancelled(error):
+            return bool(await group.__aexit__(type(error), error, error.__traceback__))
+        await group.__aexit__(None, None, None)
+        return False
+
+
+def _cancelled(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return any(_cancelled(one) for one in error.exceptions)
+    return isinstance(error, anyio.get_cancelled_exc_class())

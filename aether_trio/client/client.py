@@ -1,0 +1,315 @@
+"""The client: one participant's connection to a gateway, for trio and asyncio.
+
+    async with AgentClient("aether://localhost:50051", workspace="default", implementation="planner", specifier="1") as agent:
+        await agent.send("ag::default::writer::1", b"hello")     # returns when it is committed
+        async for message in agent:                              # acknowledged when the loop goes on
+            await agent.reply(message, b"thanks")
+
+The block is the life of the connection: it begins when the gateway has let us in, and ends with a goodbye. In between the
+client comes back by itself after a cut, and everything waits for it that can. What cannot be mended (refused, thrown out)
+cancels the block and is raised from it, as itself and not in a group.
+
+This module is the part that all kinds of participants share; principals.py has the kinds.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Unpack
+
+import anyio
+
+from aether_trio.client.block import Block
+from aether_trio.client.core import Core
+from aether_trio.client.errors import AetherError, ClientClosed, RequestTimeout
+from aether_trio.client.feeds import Feed
+from aether_trio.client.inits import init_for
+from aether_trio.client.message import IncomingMessage, MessageType
+from aether_trio.client.messages import Messages
+from aether_trio.client.operations import Operations
+from aether_trio.client.options import ClientOptions, settings_for
+from aether_trio.client.outbox import Publication, Upstream
+from aether_trio.client.requester import DEFAULT_TIMEOUT_S
+from aether_trio.client.requests import Pending, prepare
+from aether_trio.client.session import Session, State
+from aether_trio.client.telling import answers_somebody, unanswered
+from aether_trio.model.identity import Identity
+from aether_trio.version import __version__
+from aether_trio.wire.pb import aether_pb2 as pb
+
+__all__ = ["Client"]
+
+
+class Client(Operations, Block, abc.ABC):
+    """See the module docstring. Also a `Requester`: the operations (`client.kv`, ...) are built on that."""
+
+    def __init__(self, address: str, **options: Unpack[ClientOptions]) -> None:
+        """`address` is "aether://HOST:PORT" (or aethers, ws, wss). Raises AddressError, ValueError."""
+        self._settings = settings_for(address, options)
+        self._workspace = ""
+        program = self._settings.program or f"aether-trio/{__version__}"
+        core = Core(self._settings, program, self._principal)
+        super().__init__(core, Session(self._settings, core, self._init))
+
+    # -- who and where
+
+    @abc.abstractmethod
+    def _identify(self, init: pb.InitConnection) -> None:
+        """Say in an Init who we are."""
+
+    @abc.abstractmethod
+    def _identity(self, assigned_id: str) -> Identity:
+        """Who we are. `assigned_id` is what the gateway made up, for those that may leave a part to it."""
+
+    def _init(self) -> pb.InitConnection:
+        init = init_for(self._settings, self._session.session_id)
+        self._identify(init)
+        return init
+
+    def _principal(self, ack: pb.ConnectionAck) -> pb.PrincipalRef:
+        identity = self._identity(ack.assigned_id)
+        return pb.PrincipalRef(principal_type=identity.type_name, principal_id=identity.text)
+
+    @property
+    def topic(self) -> str:
+        """Our identity string, which is where others send to: "ag::default::planner::1"."""
+        return self._identity(self._ack.assigned_id).text
+
+    @property
+    def assigned_id(self) -> str:
+        """The part of the identity that the gateway made up; "" for those who have named themselves."""
+        return self._ack.assigned_id
+
+    @property
+    def workspace(self) -> str:
+        """The workspace we are in; "" for those who are in none."""
+        return self._workspace
+
+    @property
+    def session_id(self) -> str:
+        """Of the present connection, or of the last one."""
+        return self._session.session_id
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the present connection has taken over the session before it."""
+        return self._session.resumed
+
+    @property
+    def state(self) -> State:
+        """NEW, CONNECTING, CONNECTED, WAITING or CLOSED."""
+        return self._session.state
+
+    @property
+    def states(self) -> Feed[State]:
+        """Every change of `state` from the beginning; the last 64 that nobody has read."""
+        return self._session.states
+
+    @property
+    def connections(self) -> int:
+        """How many connections there were."""
+        return self._session.connections
+
+    @property
+    def negotiated_extensions(self) -> tuple[pb.NegotiatedExtension, ...]:
+        """One for each extension that was declared, with whether the gateway supports it."""
+        return tuple(self._ack.negotiated_extensions)
+
+    @property
+    def server_extensions(self) -> tuple[str, ...]:
+        """Extensions of the gateway that were not declared."""
+        return tuple(self._ack.server_supported_extensions)
+
+    @property
+    def config(self) -> pb.ConfigSnapshot | None:
+        """What the gateway has told us about our configuration: agents and tasks only, right behind the connection."""
+        return self._core.config
+
+    @property
+    def _ack(self) -> pb.ConnectionAck:
+        if self._session.ack is None:
+            raise ClientClosed("the gateway has not let us in yet; use the client inside of its `async with` block")
+        return self._session.ack
+
+    # -- messages
+
+    async def send(
+        self,
+        target: str,
+        payload: bytes | str,
+        *,
+        type: MessageType | int = MessageType.OPAQUE,  # noqa: A002 - the protocol's word
+        details: pb.SendMessage | None = None,
+    ) -> None:
+        """Send a message, and return when the gateway has committed it: it will be delivered.
+
+        `target` is a topic; a text payload is sent as UTF-8. `details` holds the rarer fields of a SendMessage
+        (authorization, app_workspace, checked_access, authority_continuation).
+
+        Raises the typed refusal, or ConnectionLost when the connection was cut and the gateway cannot tell a repetition
+        (`in_doubt`: it may have been committed). Cancelled, it may have been sent or not.
+        """
+        publication = await self._publish(target, payload, type, details, confirm=True)
+        try:
+            await publication.committed()
+        except anyio.get_cancelled_exc_class():
+            self._core.outbox.withdraw(publication)
+            raise
+
+    async def publish(
+        self,
+        target: str,
+        payload: bytes | str,
+        *,
+        type: MessageType | int = MessageType.OPAQUE,  # noqa: A002 - the protocol's word
+        details: pb.SendMessage | None = None,
+    ) -> Publication:
+        """As `send`, but return as soon as there is room for one more message on its way: for many messages quickly.
+
+        `await publication.committed()` waits for this one, `flush()` for all so far. A refusal that nobody has
+        waited for is raised by the next `flush`, or at the end of the block.
+        """
+        return await self._publish(target, payload, type, details, confirm=False)
+
+    async def _publish(
+        self, target: str, payload: bytes | str, kind: int, details: pb.SendMessage | None, *, confirm: bool
+    ) -> Publication:
+        data = payload.encode() if isinstance(payload, str) else bytes(payload)
+        extra = b""
+        if details is not None:
+            rare = pb.SendMessage()
+            rare.CopyFrom(details)
+            for plain in ("target_topic", "payload", "message_type"):
+                rare.ClearField(plain)
+            extra = rare.SerializeToString()
+        self._check_open()
+        return await self._core.outbox.publish(target, data, int(kind), extra, confirm=confirm)
+
+    async def flush(self) -> None:
+        """Return when everything that was published so far is committed. Raises the first refusal that nobody has seen."""
+        await self._core.outbox.flush()
+
+    async def reply(
+        self,
+        message: IncomingMessage,
+        payload: bytes | str,
+        *,
+        type: MessageType | int | None = None,  # noqa: A002 - the protocol's word
+        details: pb.SendMessage | None = None,
+    ) -> None:
+        """Send to where `message` came from, by default as the same type."""
+        await self.send(
+            message.source, payload, type=message.raw.message_type if type is None else type, details=details
+        )
+
+    async def receive(self) -> IncomingMessage:
+        """The next message, which the caller acknowledges (`message.ack()`). Raises ClientClosed at the end."""
+        self._check_open()
+        try:
+            return await self._core.inbox.receive()
+        except StopAsyncIteration:
+            raise ClientClosed from None
+
+    def __aiter__(self) -> Messages:
+        """Messages, one by one. Each is acknowledged when the same task asks for the next one, or leaves the block well.
+
+        With manual_acks the program acknowledges. Several tasks may iterate; each message goes to one of them.
+        """
+        self._check_open()
+        return self._core.messages(manual=self._settings.manual_acks)
+
+    # -- what is not a message
+
+    @property
+    def progress_updates(self) -> Feed[pb.ProgressUpdate]:
+        """Progress that others report; ephemeral, the last 256 that nobody has read."""
+        return self._core.progress
+
+    @property
+    def signals(self) -> Feed[pb.Signal]:
+        """What the gateway says about its own leaving, and about ours."""
+        return self._core.signals
+
+    @property
+    def errors(self) -> Feed[AetherError]:
+        """Refusals and notices that belong to nothing that somebody waits for; the last 256 that nobody has read."""
+        return self._core.errors
+
+    async def request(
+        self,
+        message: pb.UpstreamMessage,
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+        idempotent: bool = False,
+        check: bool = True,
+    ) -> Any:
+        """See Requester.request."""
+        self._check_open()
+        requests = self._core.requests
+        asked, request_id = prepare(message, requests.new_id())
+        pending = Pending(request_id, asked, message.SerializeToString(), idempotent=idempotent)
+        requests.add(pending)
+        self._core.ask(pending)
+        try:
+            with anyio.fail_after(timeout):
+                return await pending.outcome(check=check)
+        except TimeoutError as error:
+            if isinstance(error, AetherError):
+                raise
+            raise RequestTimeout(f"{asked} was not answered within {timeout:g} s") from None
+        finally:
+            requests.discard(pending)
+            pending.withdraw()
+
+    async def tell(self, message: pb.UpstreamMessage) -> None:
+        """See Requester.tell."""
+        await self._tell(message, settle=None)
+
+    async def tell_confirmed(self, message: pb.UpstreamMessage, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> None:
+        """See Requester.tell_confirmed."""
+        outcome = Publication(0, "", b"", 0, b"", confirm=True)
+        try:
+            with anyio.fail_after(timeout):
+                await self._tell(message, settle=outcome.settle)
+                await outcome.committed()
+        except TimeoutError as error:
+            if isinstance(error, AetherError):
+                raise
+            what = message.WhichOneof("payload")
+            raise RequestTimeout(f"{what} was not confirmed within {timeout:g} s") from None
+        if message.HasField("switch_workspace"):
+            self._workspace = message.switch_workspace.new_workspace_id
+            self._core.restore["workspace"] = message
+
+    async def _tell(self, message: pb.UpstreamMessage, settle: Callable[[AetherError | None], None] | None) -> None:
+        self._check_open()
+        written = Publication(0, "", b"", 0, b"", confirm=True)
+        upstream = Upstream(
+            message.SerializeToString(),
+            written.settle,
+            answer=answers_somebody(message),
+            unanswered=unanswered(message),
+            settle=settle,
+        )
+        self._core.outbox.put(upstream)
+        try:
+            await written.committed()
+        except BaseException:
+            upstream.withdrawn = True
+            raise
+
+    def open_feed(
+        self,
+        *cases: str,
+        match: Callable[[Any], bool] | None = None,
+        capacity: int = 1024,
+        lossy: bool = False,
+    ) -> AbstractContextManager[Feed[Any]]:
+        """See Requester.open_feed. Raises ValueError for a case that the protocol does not have."""
+        known = pb.DownstreamMessage.DESCRIPTOR.oneofs_by_name["payload"].fields
+        if unknown := set(cases) - {field.name for field in known}:
+            raise ValueError(f"{min(unknown)!r} is no downstream message")
+        self._check_open()
+        return self._core.feeds.opened(Feed(capacity, lossy=lossy, match=match), *cases)

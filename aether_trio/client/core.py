@@ -1,0 +1,125 @@
+"""What a client keeps over all its connections, and where everything goes that a connection brings.
+
+The lanes see it as their Hub: deliveries go to the inbox, settlements to the outbox, answers to the requests, and what
+nobody asked for to the feeds.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import Any, Final
+
+from aether_trio.client.errors import AetherError, from_code
+from aether_trio.client.feeds import Feed, Feeds
+from aether_trio.client.inbox import Inbox
+from aether_trio.client.messages import Cursors, Messages
+from aether_trio.client.options import Settings
+from aether_trio.client.outbox import Outbox, Upstream
+from aether_trio.client.requests import ANSWERING, Pending, Requests
+from aether_trio.wire.pb import aether_pb2 as pb
+
+__all__ = ["Core"]
+
+_EPHEMERAL: Final = 256
+"""Progress and notices that wait for a reader; beyond it the oldest are dropped."""
+
+
+class Core:
+    """See the module docstring."""
+
+    def __init__(
+        self, settings: Settings, program: str, principal: Callable[[pb.ConnectionAck], pb.PrincipalRef]
+    ) -> None:
+        self.program = program
+        self.publisher = secrets.token_bytes(16)
+        self.wake_lane: Callable[[], None] = lambda: None
+        self.inbox = Inbox(settings.credit_messages, settings.credit_bytes, self._wake)
+        self.outbox = Outbox(settings.max_unsettled, settings.max_unsettled_bytes)
+        self.requests = Requests()
+        self.feeds = Feeds()
+        self.progress: Feed[pb.ProgressUpdate] = Feed(_EPHEMERAL, lossy=True)
+        self.signals: Feed[pb.Signal] = Feed(_EPHEMERAL, lossy=True)
+        self.errors: Feed[AetherError] = Feed(_EPHEMERAL, lossy=True)
+        self.feeds.add(self.progress, "progress_update")
+        self.feeds.add(self.signals, "signal")
+        self.feeds.add(self.errors, "error")
+        self.config: pb.ConfigSnapshot | None = None
+        self.told_to_stay_away: str | None = None
+        """The reason of a FORCE_DISCONNECT."""
+        self.cursors = Cursors()
+        self.restore: dict[str, pb.UpstreamMessage] = {}
+        """What is to be said first on every later connection, because a session does not keep it."""
+        self._principal = principal
+
+    def _wake(self) -> None:
+        self.wake_lane()
+
+    def principal(self, ack: pb.ConnectionAck) -> pb.PrincipalRef:
+        """Who we are, for a question about ourselves."""
+        return self._principal(ack)
+
+    def awaiting(self) -> bool:
+        """Whether answers are on their way to us."""
+        return self.requests.in_flight > 0
+
+    def downstream(self, message: pb.DownstreamMessage) -> None:
+        """Something else than a durable message has come."""
+        case = message.WhichOneof("payload")
+        if case is None:
+            return  # of a later version
+        payload: Any = getattr(message, case)
+        if case == "error":
+            self._error(payload)
+            return
+        if case in ANSWERING and self.requests.answer(case, payload):
+            return
+        if case == "config":
+            self.config = payload
+        elif case == "signal" and payload.type == pb.Signal.FORCE_DISCONNECT:
+            self.told_to_stay_away = payload.reason or "the gateway has ended this session"
+        self.feeds.publish(case, payload)
+
+    def _error(self, error: pb.ErrorResponse) -> None:
+        if error.request_id and self.requests.fail(error):
+            return
+        self.feeds.publish(
+            "error",
+            from_code(error.code, error.message, retryable=error.retryable, retry_after_ms=error.retry_after_ms),
+        )
+
+    def messages(self, *, manual: bool) -> Messages:
+        """A loop over the messages."""
+        return Messages(self.inbox, None if manual else self.cursors)
+
+    def reopen(self, *, repeat: bool) -> None:
+        """A new connection, after another one."""
+        self.outbox.reopen(repeat=repeat)
+        for message in self.restore.values():
+            self.outbox.put_first(Upstream(message.SerializeToString(), lambda _error: None, unanswered=True))
+
+    def ask(self, pending: Pending) -> None:
+        """Queue a request."""
+
+        def written(error: AetherError | None) -> None:
+            if error is None:
+                pending.written = True
+            else:
+                pending.fail(error)
+
+        pending.upstream = Upstream(pending.data, written)
+        self.outbox.put(pending.upstream)
+
+    def cut(self) -> None:
+        """The connection is over."""
+        self.inbox.cut()
+        for pending in self.requests.cut():
+            self.ask(pending)
+
+    def close(self, error: AetherError) -> None:
+        """Nothing more comes or goes. Readers of messages see the end, or the failure."""
+        final = None if error.code == "CLIENT_CLOSED" else error
+        self.inbox.close(final)
+        self.outbox.close(error)
+        self.requests.close(error)
+        self.feeds.close(final)

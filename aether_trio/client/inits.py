@@ -1,0 +1,23 @@
+"""The first message of a connection, as far as it is the same for everybody."""
+
+from __future__ import annotations
+
+import platform
+
+from aether_trio.client.options import Settings
+from aether_trio.version import __version__
+from aether_trio.wire.pb import aether_pb2 as pb
+
+__all__ = ["init_for"]
+
+
+def init_for(settings: Settings, resume_session_id: str) -> pb.InitConnection:
+    """Credentials, extensions, the session to resume, and what we are written in. The identity is still to be said."""
+    return pb.InitConnection(
+        credentials=dict(settings.credentials),
+        extensions=settings.extensions,
+        resume_session_id=resume_session_id,
+        client_version=__version__,
+        client_sdk="aether-trio",
+        client_build_info=pb.BuildInfo(runtime=f"python {platform.python_version()}", os=platform.system().lower()),
+    )

@@ -1,0 +1,91 @@
+"""A message as its receiver sees it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from aether_trio.wire.pb import aether_pb2 as pb
+
+if TYPE_CHECKING:
+    from aether_trio.client.inbox import Arrival
+
+__all__ = ["IncomingMessage", "MessageType"]
+
+
+class MessageType(enum.IntEnum):
+    """The protocol's MessageType. Gateways look at METRIC only, and carry the others."""
+
+    UNSPECIFIED = 0
+    CHAT = 1
+    CONTROL = 2
+    TOOL_CALL = 3
+    EVENT = 4
+    METRIC = 5
+    OPAQUE = 6
+
+
+class IncomingMessage:
+    """One message. `raw` is the protobuf message, for the rarer fields (on_behalf_subject, access_receipt, ...).
+
+    `topic` and `offset` name it for good: what comes a second time has the same. They are "" and 0 on the WebSocket lane,
+    which does not say them.
+    """
+
+    __slots__ = ("_arrival", "_done", "offset", "raw", "topic")
+
+    def __init__(self, raw: pb.IncomingMessage, arrival: Arrival, done: Callable[[Arrival], None]) -> None:
+        self.raw = raw
+        self.topic = arrival.topic_name
+        self.offset = arrival.offset
+        self._arrival: Arrival | None = arrival
+        self._done = done
+
+    @property
+    def source(self) -> str:
+        """The sender's identity, which is where an answer goes."""
+        return self.raw.source_topic
+
+    @property
+    def payload(self) -> bytes:
+        """What was sent, untouched."""
+        return self.raw.payload
+
+    @property
+    def text(self) -> str:
+        """The payload as UTF-8. Raises UnicodeDecodeError."""
+        return self.raw.payload.decode()
+
+    @property
+    def type(self) -> MessageType:
+        """What the sender says it is; UNSPECIFIED for a number that is not known here (see `raw`)."""
+        number = int(self.raw.message_type)
+        return MessageType(number) if number in _KNOWN else MessageType.UNSPECIFIED
+
+    @property
+    def workspace(self) -> str:
+        """The workspace it was sent in; "" when the gateway does not say."""
+        return self.raw.workspace
+
+    def ack(self) -> None:
+        """We are done with it: it will not come again. Never waits; a second call does nothing.
+
+        On the framed lane the gateway moves this participant's position when everything before it in its topic is done
+        too. On WebSocket the gateway counted it as done when it was sent, and this does nothing to it.
+        """
+        arrival, self._arrival = self._arrival, None
+        if arrival is not None:
+            self._done(arrival)
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether `ack` was called, by hand or by the loop."""
+        return self._arrival is None
+
+    def __repr__(self) -> str:
+        what = f"{len(self.payload)} bytes of {self.type.name}"
+        return f"<IncomingMessage {self.topic}/{self.offset} from {self.source}: {what}>"
+
+
+_KNOWN = frozenset(int(kind) for kind in MessageType)

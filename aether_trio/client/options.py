@@ -1,0 +1,136 @@
+"""The arguments that every client takes, and what they become.
+
+`ClientOptions` is the signature (each client class takes `**options: Unpack[ClientOptions]`); `Settings` is the checked
+result. Times in seconds.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypedDict
+
+from aether_trio.client.address import Address, parse_address
+from aether_trio.client.backoff import Retry
+from aether_trio.client.errors import AetherError
+from aether_trio.client.tls import TlsOptions, context_for
+from aether_trio.wire.pb import aether_pb2 as pb
+
+__all__ = ["ClientOptions", "Settings", "settings_for"]
+
+CREDIT_MESSAGES: Final = 1024
+CREDIT_BYTES: Final = 8 * 1024 * 1024
+MAX_UNSETTLED: Final = 4096
+"""The window of a gateway that is configured as usual."""
+MAX_UNSETTLED_BYTES: Final = 16 * 1024 * 1024
+
+
+class ClientOptions(TypedDict, total=False):
+    """Every one is optional."""
+
+    api_key: str
+    token: str
+    """A task's token, as an orchestrator hands it to what it starts."""
+    credentials: Mapping[str, str]
+    """Other credentials by their name in the protocol: "authorization", "session_token", ..."""
+    tls: TlsOptions | ssl.SSLContext
+    """For aethers:// and wss://. Without it the system's authorities are trusted."""
+    extensions: Sequence[pb.ExtensionDeclaration | str]
+    """Protocol extensions; a text is the URI of an optional one."""
+    resume_session_id: str
+    """The session of an earlier process, to take over from it."""
+    program: str
+    """"name/version", for the gateway's log."""
+    connect_timeout: float
+    """For the first connection, over all attempts (10). `math.inf` waits for a gateway that is not there yet."""
+    handshake_timeout: float
+    """For one attempt, from the socket to the gateway's answer (10)."""
+    close_timeout: float
+    """For the goodbye: what was published is settled, acknowledgements are sent (5)."""
+    ping_interval: float | None
+    """A connection on which nothing was heard for twice this long is cut (20). None leaves it to TCP."""
+    retry: Retry
+    """How to come back after a cut."""
+    manual_acks: bool
+    """The loop does not acknowledge; the program calls `message.ack()`."""
+    credit_messages: int
+    credit_bytes: int
+    """How much may be delivered that is not acknowledged yet (1,024 messages; 8 MiB)."""
+    max_unsettled: int
+    max_unsettled_bytes: int
+    """How much may be published that is not confirmed yet (4,096 messages; 16 MiB); `publish` waits for room."""
+    repeat_in_doubt: bool
+    """After a cut, send again even what the gateway does not recognize: nothing is lost, but some may come twice."""
+    on_connected: Callable[[bool], None]
+    """Called at each connection, with whether the session was resumed. It must not wait."""
+    on_disconnected: Callable[[AetherError], None]
+    """Called when a connection was lost and the client will come back, with why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """See ClientOptions. `context` and `server_name` are TLS's."""
+
+    address: Address
+    context: ssl.SSLContext | None
+    server_name: str | None
+    credentials: Mapping[str, str] = field(repr=False)
+    extensions: tuple[pb.ExtensionDeclaration, ...]
+    resume_session_id: str
+    program: str
+    connect_timeout_s: float
+    handshake_timeout_s: float
+    close_timeout_s: float
+    ping_interval_s: float | None
+    retry: Retry
+    manual_acks: bool
+    credit_messages: int
+    credit_bytes: int
+    max_unsettled: int
+    max_unsettled_bytes: int
+    repeat_in_doubt: bool
+    on_connected: Callable[[bool], None] | None
+    on_disconnected: Callable[[AetherError], None] | None
+
+
+def settings_for(address: str, options: ClientOptions) -> Settings:
+    """Check the arguments. Raises AddressError, TypeError for an option that does not exist, ValueError."""
+    if unknown := sorted(options.keys() - ClientOptions.__annotations__.keys()):
+        raise TypeError(f"unknown option {unknown[0]!r}; known are {', '.join(sorted(ClientOptions.__annotations__))}")
+    parsed = parse_address(address)
+    tls = options.get("tls")
+    credentials = dict(options.get("credentials", {}))
+    if key := options.get("api_key"):
+        credentials["api_key"] = key
+    if token := options.get("token"):
+        credentials["token"] = token
+    interval = options.get("ping_interval", 20.0)
+    if interval is not None and interval < 10:
+        raise ValueError("ping_interval is under 10 s, which a gateway may take for a flood")
+    return Settings(
+        address=parsed,
+        context=context_for(parsed, tls),
+        server_name=tls.server_name if isinstance(tls, TlsOptions) else None,
+        credentials=credentials,
+        extensions=tuple(_extension(one) for one in options.get("extensions", ())),
+        resume_session_id=options.get("resume_session_id", ""),
+        program=options.get("program", ""),
+        connect_timeout_s=options.get("connect_timeout", 10.0),
+        handshake_timeout_s=options.get("handshake_timeout", 10.0),
+        close_timeout_s=options.get("close_timeout", 5.0),
+        ping_interval_s=interval,
+        retry=options.get("retry", Retry()),
+        manual_acks=options.get("manual_acks", False),
+        credit_messages=options.get("credit_messages", CREDIT_MESSAGES),
+        credit_bytes=options.get("credit_bytes", CREDIT_BYTES),
+        max_unsettled=options.get("max_unsettled", MAX_UNSETTLED),
+        max_unsettled_bytes=options.get("max_unsettled_bytes", MAX_UNSETTLED_BYTES),
+        repeat_in_doubt=options.get("repeat_in_doubt", False),
+        on_connected=options.get("on_connected"),
+        on_disconnected=options.get("on_disconnected"),
+    )
+
+
+def _extension(one: pb.ExtensionDeclaration | str) -> pb.ExtensionDeclaration:
+    return pb.ExtensionDeclaration(uri=one) if isinstance(one, str) else one

@@ -1,0 +1,201 @@
+"""One class for each kind of participant. They differ in how they name themselves, and in what they may send."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Unpack
+
+from aether_trio.client.client import Client
+from aether_trio.client.options import ClientOptions
+from aether_trio.client.senders import ToEveryone, ToParticipants, ToUsersEverywhere, ToWork, WithTelemetry
+from aether_trio.model.identity import Identity
+from aether_trio.wire.pb import aether_pb2 as pb
+
+__all__ = [
+    "AgentClient",
+    "BridgeClient",
+    "MetricsBridgeClient",
+    "OrchestratorClient",
+    "ServiceClient",
+    "TaskClient",
+    "UserClient",
+    "WorkflowEngineClient",
+]
+
+
+class AgentClient(ToWork, ToParticipants, ToEveryone, WithTelemetry, Client):
+    """A long-lived agent, "ag::{workspace}::{implementation}::{specifier}". Messages wait for it while it is away."""
+
+    def __init__(
+        self, address: str, *, workspace: str, implementation: str, specifier: str, **options: Unpack[ClientOptions]
+    ) -> None:
+        super().__init__(address, **options)
+        self.__identity = Identity.agent(workspace, implementation, specifier)
+        self._workspace = workspace
+
+    def _identify(self, init: pb.InitConnection) -> None:
+        who = self.__identity
+        init.agent.CopyFrom(
+            pb.AgentIdentity(workspace=who.workspace, implementation=who.implementation, specifier=who.specifier)
+        )
+
+    def _identity(self, assigned_id: str) -> Identity:
+        return self.__identity
+
+
+class TaskClient(ToWork, ToParticipants, ToEveryone, WithTelemetry, Client):
+    """A worker. With a specifier it is unique, "tu::..."; without, the gateway makes up an id ("ta::..."), and any number
+    of the same implementation share the work that is sent to "tb::{workspace}::{implementation}".
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        workspace: str,
+        implementation: str,
+        specifier: str = "",
+        **options: Unpack[ClientOptions],
+    ) -> None:
+        super().__init__(address, **options)
+        # A made-up specifier stands in until the gateway has said its own; it only checks the other two parts here.
+        self.__unique = bool(specifier)
+        self.__given = Identity.unique_task(workspace, implementation, specifier or "unknown")
+        self._workspace = workspace
+
+    def _identify(self, init: pb.InitConnection) -> None:
+        given = self.__given
+        init.task.CopyFrom(
+            pb.TaskIdentity(
+                workspace=given.workspace,
+                implementation=given.implementation,
+                unique_specifier=given.specifier if self.__unique else "",
+            )
+        )
+
+    def _identity(self, assigned_id: str) -> Identity:
+        given = self.__given
+        return (
+            given if self.__unique else Identity.task(given.workspace, given.implementation, assigned_id or "unknown")
+        )
+
+
+class UserClient(ToWork, ToParticipants, ToEveryone, Client):
+    """A window of a user, "us::{user_id}::{window_id}". It sees a workspace after `switch_workspace`."""
+
+    def __init__(self, address: str, *, user_id: str, window_id: str, **options: Unpack[ClientOptions]) -> None:
+        super().__init__(address, **options)
+        self.__identity = Identity.user(user_id, window_id)
+
+    def _identify(self, init: pb.InitConnection) -> None:
+        who = self.__identity
+        init.user.CopyFrom(pb.UserIdentity(user_id=who.user_id, window_id=who.window_id))
+
+    def _identity(self, assigned_id: str) -> Identity:
+        return self.__identity
+
+    async def switch_workspace(self, workspace: str) -> None:
+        """Move to another workspace, and return when it has happened. The client goes back there after a reconnect.
+
+        Raises PermissionDenied, InvalidArgument, Refused.
+        """
+        await self.tell_confirmed(pb.UpstreamMessage(switch_workspace=pb.SwitchWorkspace(new_workspace_id=workspace)))
+
+
+class OrchestratorClient(ToWork, Client):
+    """What starts agents and tasks. `profiles` are the kinds of launches that it can do."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        implementation: str,
+        profiles: Sequence[str],
+        specifier: str = "",
+        **options: Unpack[ClientOptions],
+    ) -> None:
+        super().__init__(address, **options)
+        if isinstance(profiles, str) or not profiles:
+            raise ValueError("an orchestrator says which profiles it supports: profiles=['docker']")
+        self.__given = Identity.orchestrator(implementation, specifier or "unknown")
+        self.__named = bool(specifier)
+        self.__profiles = tuple(profiles)
+
+    def _identify(self, init: pb.InitConnection) -> None:
+        init.orchestrator.CopyFrom(
+            pb.OrchestratorIdentity(
+                implementation=self.__given.implementation,
+                specifier=self.__given.specifier if self.__named else "",
+                supported_profiles=self.__profiles,
+            )
+        )
+
+    def _identity(self, assigned_id: str) -> Identity:
+        return (
+            self.__given
+            if self.__named
+            else Identity.orchestrator(self.__given.implementation, assigned_id or "unknown")
+        )
+
+
+class WorkflowEngineClient(ToWork, ToParticipants, ToUsersEverywhere, ToEveryone, WithTelemetry, Client):
+    """The workflow engine, of which there is one. It receives events."""
+
+    def _identify(self, init: pb.InitConnection) -> None:
+        init.workflow_engine.SetInParent()
+
+    def _identity(self, assigned_id: str) -> Identity:
+        return Identity.workflow_engine()
+
+
+class MetricsBridgeClient(Client):
+    """The metrics bridge, of which there is one. It receives metrics, and sends nothing."""
+
+    def _identify(self, init: pb.InitConnection) -> None:
+        init.metrics_bridge.SetInParent()
+
+    def _identity(self, assigned_id: str) -> Identity:
+        return Identity.metrics_bridge()
+
+
+class BridgeClient(ToWork, ToParticipants, ToUsersEverywhere, ToEveryone, WithTelemetry, Client):
+    """A bridge to another system, "br::{implementation}::{specifier}"."""
+
+    def __init__(self, address: str, *, implementation: str, specifier: str, **options: Unpack[ClientOptions]) -> None:
+        super().__init__(address, **options)
+        self.__identity = Identity.bridge(implementation, specifier)
+
+    def _identify(self, init: pb.InitConnection) -> None:
+        who = self.__identity
+        init.bridge.CopyFrom(pb.BridgeIdentity(implementation=who.implementation, specifier=who.specifier))
+
+    def _identity(self, assigned_id: str) -> Identity:
+        return self.__identity
+
+
+class ServiceClient(ToWork, ToParticipants, ToUsersEverywhere, ToEveryone, WithTelemetry, Client):
+    """A service, "sv::{implementation}::{specifier}". Without `takes_any` it is only meant when it is named in full."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        implementation: str,
+        specifier: str,
+        takes_any: bool = True,
+        **options: Unpack[ClientOptions],
+    ) -> None:
+        super().__init__(address, **options)
+        self.__identity = Identity.service(implementation, specifier)
+        self.__takes_any = takes_any
+
+    def _identify(self, init: pb.InitConnection) -> None:
+        who = self.__identity
+        init.service.CopyFrom(
+            pb.ServiceIdentity(
+                implementation=who.implementation, specifier=who.specifier, no_pool_consumer=not self.__takes_any
+            )
+        )
+
+    def _identity(self, assigned_id: str) -> Identity:
+        return self.__identity

@@ -1,0 +1,148 @@
+"""What a client knows of one topic that is delivered to it: which offsets came, which are done, which are acknowledged.
+
+A topic of the participant's own is acknowledged by one number, below which all is done; a work group's (shared) one by
+one. Both outlive the connection, so that what comes again is recognized.
+
+A gateway that has lost its data (a development gateway without a directory) counts from 1 again, and what it
+delivers looks like repetitions. Nothing on the wire says so, so two signs are looked for: its position for us is 0 though it
+had more than RECENT acknowledgements of ours, or a "repetition" is not the bytes that came under this offset before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from aether_trio.wire.framing import Connection, Delivered
+
+__all__ = ["RECENT", "TopicState"]
+
+RECENT: Final = 1024
+"""Of so many messages a topic remembers what they were; of a shared one, that they are done."""
+
+
+class TopicState:
+    """See the module docstring."""
+
+    __slots__ = (
+        "_channel",
+        "_done",
+        "_hashes",
+        "_here",
+        "_outstanding",
+        "_seen",
+        "_sent",
+        "_to_send",
+        "floor",
+        "name",
+        "shared",
+    )
+
+    def __init__(self, name: str, *, shared: bool) -> None:
+        self.name = name
+        self.shared = shared
+        self.floor = 0
+        """Everything up to here is done (not of a shared topic)."""
+        self._seen = 0  # the greatest offset that came
+        self._sent = 0  # the greatest that this connection has acknowledged
+        self._outstanding: deque[int] = deque()  # came and not below the floor, in order
+        self._done: dict[int, None] = {}  # done out of order; of a shared topic, done lately
+        self._hashes: dict[int, int] = {}
+        self._channel: int | None = None
+        self._here: set[int] = set()  # shared: delivered by this connection, not acknowledged
+        self._to_send: list[int] = []  # shared: to be acknowledged
+
+    def opened(self, channel: int, position: int) -> None:
+        """A connection delivers it under this number."""
+        if position == 0 and self.floor > RECENT and not self.shared:
+            self._begin_again()
+        self._channel = channel
+        self._sent = position
+
+    def closed(self) -> None:
+        """Nobody delivers it for now."""
+        self._channel = None
+        self._here.clear()
+        self._to_send.clear()
+
+    def _begin_again(self) -> None:
+        self.floor = self._seen = 0
+        self._outstanding.clear()
+        self._done.clear()
+        self._hashes.clear()
+
+    def arrived(self, offset: int, message: bytes) -> bool:
+        """Note a delivery; False when it is a repetition."""
+        if self.shared:
+            return self._arrived_shared(offset)
+        digest = hash(message)
+        if offset <= self._seen:
+            if self._hashes.get(offset, digest) == digest:
+                return False
+            self._begin_again()
+        self._seen = offset
+        self._outstanding.append(offset)
+        hashes = self._hashes
+        hashes[offset] = digest
+        if len(hashes) > RECENT:
+            del hashes[next(iter(hashes))]
+        return True
+
+    def _arrived_shared(self, offset: int) -> bool:
+        self._here.add(offset)
+        if offset in self._hashes:  # buffered, or in the application's hands
+            return False
+        if offset in self._done:
+            self._to_send.append(offset)
+            return False
+        self._hashes[offset] = 0
+        return True
+
+    def forget(self, offset: int) -> None:
+        """Of a shared topic: it was dropped before the application saw it, and may come again."""
+        self._hashes.pop(offset, None)
+
+    def done(self, offset: int) -> None:
+        """The application is done with it."""
+        done = self._done
+        if self.shared:
+            if self._hashes.pop(offset, None) is None:
+                return
+            done[offset] = None
+            if len(done) > RECENT:
+                del done[next(iter(done))]
+            if offset in self._here:
+                self._to_send.append(offset)
+            return
+        outstanding = self._outstanding
+        if not outstanding or offset < outstanding[0] or offset > self._seen:
+            return  # of a log that is gone
+        if offset != outstanding[0]:
+            done[offset] = None
+            return
+        self.floor = outstanding.popleft()
+        while outstanding and outstanding[0] in done:
+            self.floor = outstanding.popleft()
+            del done[self.floor]
+
+    @property
+    def owes(self) -> bool:
+        """Whether there is something to acknowledge, now or once it has come again."""
+        return bool(self._to_send) if self.shared else self.floor > self._sent
+
+    def acknowledgements(self, connection: Connection) -> list[bytes]:
+        """The DELIVERED that may be sent now: of nothing that this connection has not delivered yet."""
+        channel = self._channel
+        opened = connection.channels.get(channel) if channel is not None else None
+        if channel is None or opened is None:
+            return []
+        if self.shared:
+            frames = [connection.send(Delivered(channel, offset)) for offset in self._to_send]
+            self._here.difference_update(self._to_send)
+            self._to_send.clear()
+            return frames
+        offset = min(self.floor, opened.position)
+        if offset <= self._sent:
+            return []
+        self._sent = offset
+        return [connection.send(Delivered(channel, offset))]
