@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class FramedStatistics:
-    """Counters since start, and what is open now. `rejected` are connections by why they were ended or never began."""
+    """Counters since start, and what is open now. `rejects` are connections by why they were ended or never began."""
 
     connections_open: int
     connections_total: int
     bytes_received: int
     bytes_sent: int
-    rejected: dict[str, int]
+    rejects: dict[str, int]
 
 
 @dataclass(slots=True)
@@ -25,11 +25,11 @@ class Counters:
     connections_total: int = 0
     bytes_received: int = 0
     bytes_sent: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
+    rejects: Counter[str] = field(default_factory=Counter)
 
     def reject(self, reason: str) -> None:
         """A connection breaks a rule."""
-        self.rejected[reason] += 1
+        self.rejects[reason] += 1
 
     def snapshot(self) -> FramedStatistics:
         """A frozen record of now."""
@@ -38,5 +38,5 @@ class Counters:
             self.connections_total,
             self.bytes_received,
             self.bytes_sent,
-            dict(self.rejected),
+            dict(self.rejects),
         )
