@@ -1,0 +1,237 @@
+"""The command line of the load tests."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench import machine
+from bench.process import ProcessGone
+from bench.servers import ServerFailed, ServerOptions, serving
+from loadtests import addresses, report, table
+from loadtests.coordinator import Coordinator
+from loadtests.fleet import WorkerFailed
+from loadtests.plan import GRPCIO_CHANNELS, LANES, Plan
+from loadtests.screen import Screen
+from loadtests.shapes import SHAPES, spread
+
+RESULTS = Path("bench-results")
+DATA_ROOT = Path("/var/tmp")
+"""Unlike /tmp this is on a disk everywhere, so that a commit costs what a commit costs."""
+FREE = 256
+
+EPILOG = """\
+shapes:
+{shapes}
+
+examples (nox -s load -- ...):
+  --lane framed --users 10000 --minutes 2               a gateway of its own, 1 % of the users talking
+  --lane framed --users 15000 --shape storm             all cut at once in the middle; how long until all are back
+  --lane websocket --users 2000 --shape churn           windows that come and go
+  --lane grpc-raw --users 1000 --shape fan-out --rate 5     one to a thousand, five times a second
+  --lane framed --users 500 --target 127.0.0.1:50051 --pid 4711     a gateway that runs already
+
+exit status: 0 all well; 1 something was lost, repeated, refused or broken; 2 wrong arguments
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """All options."""
+    shapes = "\n".join(f"  {shape.name:14}{shape.doc}" for shape in SHAPES.values())
+    made = argparse.ArgumentParser(
+        prog="python -m loadtests",
+        description="Many users of one lane against a gateway (docs/loadtests.md).",
+        epilog=EPILOG.format(shapes=shapes),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument(
+        "--lane",
+        choices=LANES,
+        default="framed",
+        help="how users are connected; grpc is grpcio, grpc-raw the same for many (framed)",
+    )
+    made.add_argument("--users", type=_count, default=1000, metavar="N", help="how many (1000)")
+    made.add_argument("--minutes", type=_positive, default=2.0, metavar="M", help="how long, once all are there (2)")
+    made.add_argument("--shape", choices=list(SHAPES), default="chat", help="what they do, see below (chat)")
+    users = made.add_argument_group("what users do; the defaults are the shape's")
+    users.add_argument("--talking", type=_percent, metavar="PCT", help="per cent of users in a conversation at a time")
+    users.add_argument(
+        "--rate", type=_positive, metavar="R", help="messages per second of each of them; broadcasts per second"
+    )
+    users.add_argument("--payload", type=_count, metavar="BYTES", help="size of a message, at least 24")
+    users.add_argument("--slow", type=_percent, metavar="PCT", help="per cent of users that read slowly")
+    users.add_argument("--lifetime", type=_positive, default=30.0, metavar="S", help="mean stay in churn (30)")
+    users.add_argument(
+        "--jitter", type=_not_negative, default=1.0, metavar="S", help="after a cut, come back within (1)"
+    )
+    load = made.add_argument_group("how the load is made")
+    load.add_argument(
+        "--connect-rate", type=_positive, default=1000.0, metavar="R", help="connections per second (1000)"
+    )
+    load.add_argument(
+        "--connecting", type=int, default=500, metavar="N", help="handshakes in flight, 0: any number (500)"
+    )
+    load.add_argument("--processes", type=_count, metavar="N", help="load processes (as few as the open files allow)")
+    load.add_argument(
+        "--streams", type=_count, metavar="N", help="lane grpc: users on one connection (so many that there are 8)"
+    )
+    load.add_argument(
+        "--source", type=_words, default=(), metavar="A[,B]", help="source addresses; on loopback chosen by itself"
+    )
+    server = made.add_argument_group("gateway")
+    server.add_argument("--target", metavar="HOST:PORT", help="a running gateway (plaintext); nothing is started")
+    server.add_argument("--pid", type=_pids, default=(), metavar="N[,M]", help="its processes, for CPU and memory")
+    server.add_argument(
+        "--credential", action="append", default=[], metavar="KEY=VALUE", help="credential of every user"
+    )
+    server.add_argument(
+        "--server-arg", action="append", default=[], metavar="ARG", help="one more argument for the started gateway"
+    )
+    server.add_argument(
+        "--data-root", type=Path, default=DATA_ROOT, metavar="DIR", help=f"where its data goes ({DATA_ROOT})"
+    )
+    output = made.add_argument_group("output")
+    output.add_argument("--out", type=Path, metavar="DIR", help=f"for report.html and report.json ({RESULTS}/load-...)")
+    output.add_argument("--quiet", action="store_true", help="no live progress")
+    return made  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    made = parser()
+    given = made.parse_args(arguments)
+    descriptors = addresses.raise_descriptor_limit()
+    try:
+        whole, parts = plan(given, descriptors)
+    except (ValueError, addresses.TooMany) as wrong:
+        made.error(str(wrong))
+    screen = Screen(quiet=given.quiet)
+    server = ServerOptions(given.target, given.pid, given.server_arg, None, given.data_root)
+    facts = machine.describe(given.data_root)
+    try:
+        with serving(server, "load") as target:
+            plans = [replace(part, address=target.address) for part in parts]
+            results = Coordinator(plans, target.probe, screen).run()
+    except KeyboardInterrupt:
+        print("\nload: interrupted", file=sys.stderr)
+        return 130
+    except (ServerFailed, WorkerFailed, ProcessGone) as failed:
+        screen.end()
+        print(f"load: {failed}", file=sys.stderr)
+        return 1
+    screen.end()
+    finish(results, whole, facts, arguments)
+    when = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    page = report.write(given.out or RESULTS / f"load-{when}-{given.lane}-{given.shape}", results)
+    print(f"{table.text(results)}\n\nwritten to {page} and {page.with_suffix('.json').name}")
+    return 1 if results["failures"] else 0
+
+
+def finish(results: dict[str, Any], whole: Plan, facts: dict[str, Any], arguments: Sequence[str]) -> None:
+    """Add when, where and how, and the figures that are drawn from others."""
+    came_s = max(results["connect_s"], 1e-3)
+    if whole.what.stepped:
+        results["connect_rate"] = max((row["connects"] for row in results["timeline"]), default=0.0)
+    else:
+        results["connect_rate"] = results["connections"]["most"] / came_s
+    if results.get("cut"):
+        results["back_s"] = results["latency_ms"].get("back", {}).get("max", 0.0) / 1000
+    results["when"] = datetime.now(UTC).isoformat(timespec="seconds")
+    results["machine"] = facts
+    results["command"] = shlex.join(["nox", "-s", "load", "--", *arguments])
+    results["options"] = {
+        "seconds": whole.seconds, "talking": whole.talking, "rate": whole.rate, "payload": whole.payload,
+        "connect_rate": whole.connect_rate, "connecting": whole.connecting, "jitter_s": whole.jitter_s,
+        "slow": whole.slow, "streams": whole.streams,
+    }  # fmt: skip
+
+
+def plan(given: argparse.Namespace, descriptors: int) -> tuple[Plan, list[Plan]]:
+    """The run as a whole, and each process's part of it. Raises ValueError or TooMany."""
+    shape = SHAPES[given.shape]
+    host = "127.0.0.1"
+    if given.target:
+        host, colon, port = given.target.rpartition(":")
+        if not colon or not host or not port.isdigit():
+            raise ValueError(f"--target {given.target!r} is not HOST:PORT")
+    if given.pid and not given.target:
+        raise ValueError("--pid goes with --target: of a gateway that is started here it is known")
+    payload = given.payload or shape.payload
+    if payload < 24:
+        raise ValueError(f"--payload {payload}: the number and the time in a message need 24 bytes")
+    if given.users < 2:
+        raise ValueError("--users 1: two make a conversation")
+    if given.streams is not None and given.lane != "grpc":
+        raise ValueError("--streams is for --lane grpc: the other lanes have one user on a connection")
+    if given.connecting < 0:
+        raise ValueError("--connecting is not negative")
+    wrong = [entry for entry in given.credential if "=" not in entry]
+    if wrong:
+        raise ValueError(f"--credential {wrong[0]!r} is not KEY=VALUE")
+    streams = given.streams or (-(-given.users // GRPCIO_CHANNELS) if given.lane == "grpc" else 1)
+    connections = -(-given.users // streams)
+    processes = addresses.processes_for(connections, descriptors, given.processes, own_gateway=not given.target)
+    each = addresses.per_address()
+    sources = addresses.sources(host.strip("[]"), connections, given.source, each)
+    shares = spread(given.users, processes)
+    whole = Plan(
+        lane=given.lane, address=given.target or "", shape=shape.name, run=f"load-{secrets.token_hex(4)}",
+        users=given.users, first=0, count=given.users, seconds=given.minutes * 60,
+        connect_rate=given.connect_rate, connecting=given.connecting,
+        talking=shape.talking if given.talking is None else given.talking,
+        rate=given.rate or shape.rate, payload=payload, lifetime_s=given.lifetime,
+        slow=shape.slow if given.slow is None else given.slow, jitter_s=given.jitter, streams=streams,
+        sources=sources, per_address=each, credentials=dict(entry.split("=", 1) for entry in given.credential),
+    )  # fmt: skip
+    parts = [
+        replace(
+            whole, first=first, count=count, connect_rate=whole.connect_rate / len(shares),
+            connecting=-(-whole.connecting // len(shares)),
+        )
+        for first, count in shares
+    ]  # fmt: skip
+    return whole, parts
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+def _percent(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 100 per cent")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
+
+
+def _pids(text: str) -> tuple[int, ...]:
+    return tuple(_count(part) for part in text.split(","))
