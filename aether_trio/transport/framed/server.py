@@ -88,6 +88,10 @@ class FramedServer:
         if not events or not isinstance(events[0], framing.ClientHello):
             await reader.close(Status.INVALID_ARGUMENT, "no HELLO")
             return None
+        if not reader.waits_for_hello:
+            # Behind the HELLO is a mistake. The codec takes that for the client's end, before it was let in.
+            await reader.close(Status.INVALID_ARGUMENT, "a mistake behind the HELLO")
+            return None
         hello = events[0]
         try:
             output.put(_answer(self._hello, hello))
