@@ -236,6 +236,7 @@ export class Client extends EventTarget {
 
   open(): Promise<this>;
   whenOpen(): Promise<void>;
+  reconnectNow(): void;
   close(options?: { forget?: boolean }): void;
   statistics(): Statistics;
 

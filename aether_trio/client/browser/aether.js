@@ -403,6 +403,11 @@ export class Client extends EventTarget {
     }
   }
 
+  /** Do not wait for the next try. Does nothing unless it is between two tries. */
+  reconnectNow() {
+    if (this.#timers.retry) this.#dial();
+  }
+
   /**
    * End it. What was received and not read is still in messages(). Sends that were not flushed may not have arrived.
    * `forget` also forgets the window, so that the next one is new.
@@ -522,8 +527,8 @@ export class Client extends EventTarget {
   /** Somebody looks again, or the network is back: do not wait any longer. */
   #hurry() {
     if (globalThis.document?.visibilityState === "hidden") return;
-    if (this.#timers.retry) this.#dial();
-    else if (this.#state === "open" && Date.now() - this.#heardAt > 2000) this.#confirm();
+    this.reconnectNow();
+    if (this.#state === "open" && Date.now() - this.#heardAt > 2000) this.#confirm();
   }
 
   /** The window from the storage is connected elsewhere, and it is not ours to end: be a new one. */

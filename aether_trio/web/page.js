@@ -1,0 +1,350 @@
+/** The page for people: one window of one person in one workspace. Wires the client, the model and the view. */
+
+import { Client, topics } from "/client/aether.js";
+import { Conversations, Work, newId, partsOf, readMessage } from "/demo/model.js";
+import * as view from "/demo/view.js";
+
+const LOOK_AROUND_MS = 2000;
+const LAST_TIME = "aether-page"; // who was here: in sessionStorage for a reload, in localStorage for the form
+const $ = (id) => document.getElementById(id);
+
+let client = null;
+let talks = null;
+let work = new Work();
+let here = new Map(); // agents that are connected, by topic
+let seen = new Map(); // when each was seen last
+let people = [];
+let mayLook = true;
+let known = false; // whether the agents were listed once
+let chosen = "";
+
+// -- what is shown
+
+function agentOf(topic) {
+  const { name, specifier } = partsOf(topic);
+  const isHere = here.has(topic);
+  const gone = seen.get(topic);
+  const note = isHere ? specifier : gone ? `${specifier} · left` : specifier;
+  const task = work.of(topic).find((one) => !one.ended) ?? null;
+  return {
+    topic, name, specifier, here: isHere, task, note,
+    unread: talks.unread.get(topic) ?? 0,
+    current: topic === chosen,
+  };
+}
+
+function emptyOf(agents) {
+  if (chosen) return null;
+  if (!known) return { title: "Looking around…", text: "" };
+  if (agents.some((agent) => agent.here)) return { title: "Pick an agent", text: "Everything it says shows up in all your windows." };
+  const port = location.port ? location.host : `${location.hostname}:${location.protocol === "https:" ? 443 : 80}`;
+  return {
+    title: "No agent is here yet",
+    text: `Nobody answers in the workspace ${client.workspace}.`,
+    start: `python docs/examples/chat_agent.py ${port} --workspace ${quoted(client.workspace)}`,
+  };
+}
+
+function quoted(text) {
+  return /^[\w@.:/+-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
+}
+
+function show({ jump = false } = {}) {
+  if (!client || !talks) return;
+  const all = new Set([...here.keys(), ...talks.agents(), ...seen.keys()]);
+  if (chosen) all.add(chosen);
+  const agents = [...all].map(agentOf).sort((a, b) => b.here - a.here || a.topic.localeCompare(b.topic));
+  const note = !known ? "Looking around…" : !mayLook ? "This gateway does not say who is here." : agents.length ? "" : "Nobody yet.";
+  view.showAgents(agents, note);
+  view.showPeople(people);
+  view.showLayout(chosen ? "chat" : "list", emptyOf(agents));
+  const unread = agents.reduce((sum, agent) => sum + agent.unread, 0);
+  document.title = `${unread ? `(${unread}) ` : ""}${chosen ? partsOf(chosen).name : client.workspace} · aether`;
+  if (!chosen) return;
+  const agent = agentOf(chosen);
+  view.showChatHead(agent);
+  view.showLines(talks.of(chosen), agent, jump);
+  view.showTasks(work.of(chosen));
+}
+
+function choose(topic) {
+  chosen = topic;
+  if (topic) talks.unread.delete(topic);
+  show({ jump: true });
+  if (topic) $("text").focus({ preventScroll: true });
+  else $("agents").querySelector("button")?.focus();
+}
+
+// -- the connection
+
+function bannerOf({ state, error, retryInMs }) {
+  if (state === "closed") return { text: `This window has been disconnected: ${error?.message ?? "it was closed"}`, button: "Connect again", bad: true };
+  if (state !== "reconnecting") return null;
+  const when = retryInMs > 1500 ? `in ${Math.round(retryInMs / 1000)} s` : "now";
+  return { text: `The connection is gone (${error?.message ?? "cut"}). Trying again ${when}; what you write is kept and sent then.`, button: "Try now" };
+}
+
+async function enter(userId, workspace, key) {
+  view.showConnecting();
+  const entering = new Client({
+    userId,
+    workspace,
+    credentials: key ? { api_key: key } : {},
+    storage: localStorage, // a new tab becomes a window whose tab is gone, with all that waits for it
+  });
+  entering.addEventListener("state", ({ detail }) => {
+    if (client !== entering) return;
+    view.showState(detail.state);
+    view.showBanner(bannerOf(detail));
+    if (detail.state === "open") sendWhatIsOpen();
+  });
+  try {
+    await entering.open();
+  } catch (error) {
+    const needsKey = error.code === "UNAUTHENTICATED" || (Boolean(key) && error.code === "PERMISSION_DENIED");
+    sessionStorage.removeItem(LAST_TIME);
+    view.showWelcome(needsKey && !key ? "This gateway asks for a key." : error.message, needsKey);
+    return;
+  }
+  client = entering;
+  const last = JSON.stringify({ userId, workspace });
+  if (!key) sessionStorage.setItem(LAST_TIME, last);
+  localStorage.setItem(LAST_TIME, last);
+  client.addEventListener("message", ({ detail }) => hear(detail));
+  client.addEventListener("progress", ({ detail }) => {
+    if (!detail.source.startsWith("ag::")) return;
+    work.report(detail);
+    show();
+  });
+  view.showState(client.state);
+  arrive();
+}
+
+/** In a workspace, the first one or another. */
+function arrive() {
+  talks = new Conversations(localStorage, client.userId, client.workspace);
+  work = new Work();
+  here = new Map();
+  seen = new Map();
+  people = [];
+  known = false;
+  chosen = "";
+  view.showApp(client);
+  show();
+  sendWhatIsOpen();
+  lookAround();
+}
+
+function leave() {
+  sessionStorage.removeItem(LAST_TIME);
+  const leaving = client;
+  client = null;
+  talks = null;
+  leaving?.close();
+  view.showBanner(null);
+  view.showWelcome();
+}
+
+// -- who is here
+
+let looking = false;
+
+async function lookAround() {
+  if (looking || !client || client.state !== "open" || document.hidden) return;
+  looking = true;
+  const { workspace } = client;
+  try {
+    const found = await client.sessions.list({ limit: 500 });
+    if (client?.workspace !== workspace) return;
+    take(found);
+    mayLook = true;
+  } catch (error) {
+    if (["DISCONNECTED", "CLOSED", "TIMEOUT"].includes(error.code)) return;
+    mayLook = false;
+  } finally {
+    looking = false;
+  }
+  known = true;
+  show();
+}
+
+function take(found) {
+  const agents = new Map(found.filter((one) => one.type === "agent").map((one) => [one.identity, one]));
+  if (known) {
+    const came = [...agents.keys()].filter((topic) => !here.has(topic)).map((topic) => `${partsOf(topic).name} is here`);
+    const left = [...here.keys()].filter((topic) => !agents.has(topic)).map((topic) => `${partsOf(topic).name} has left`);
+    if (came.length || left.length) view.tellNews([...came, ...left].join(", "));
+  }
+  for (const topic of agents.keys()) seen.set(topic, Date.now());
+  here = agents;
+  const windows = new Map();
+  for (const one of found.filter(({ type }) => type === "user")) {
+    const name = one.identity.split("::")[1];
+    windows.set(name, (windows.get(name) ?? 0) + 1);
+  }
+  people = [...windows].map(([name, count]) => ({ name, windows: count, me: name === client.userId }));
+  people.sort((a, b) => b.me - a.me || a.name.localeCompare(b.name));
+}
+
+// -- talking
+
+function hear(message) {
+  const { id, text, to } = readMessage(message);
+  if (message.source.startsWith(`us::${client.userId}::`) && to) {
+    // One of my own windows (maybe this one) has said this.
+    if (!talks.add(to, { id, text, mine: true })) talks.mark(to, id, "sent");
+    show();
+  } else if (message.source.startsWith("ag::")) {
+    const isNew = talks.add(message.source, { id, text, mine: false });
+    if (isNew && (message.source !== chosen || document.hidden)) {
+      talks.unread.set(message.source, (talks.unread.get(message.source) ?? 0) + 1);
+    }
+    show();
+  }
+}
+
+function say(agent, text) {
+  const line = { id: newId(), text, mine: true, state: "sending" };
+  talks.add(agent, line);
+  post(agent, line);
+  show({ jump: true });
+}
+
+async function post(agent, { id, text }) {
+  const [talk, everywhere] = [talks, topics.userIn(client.userId, client.workspace)];
+  try {
+    // To the other windows first: an answer comes on the same topic, so behind it.
+    client.send(everywhere, { id, text, to: agent }, { type: "EVENT" });
+    client.send(agent, { id, text, reply_to: everywhere }, { type: "CHAT" });
+    await client.flush();
+    talk.mark(agent, id, "sent");
+  } catch (error) {
+    if (error.code === "CLOSED" || client?.state === "closed") return; // it stays open, for the next time
+    talk.mark(agent, id, "failed", error.message);
+  }
+  show();
+}
+
+/** What was not confirmed when this page was loaded or connected the last time. A second arrival has the same id. */
+const posted = new Set();
+
+function sendWhatIsOpen() {
+  if (!talks || client?.state !== "open") return;
+  for (const [agent, line] of talks.open()) {
+    if (posted.has(line.id) || Date.now() - line.at < 1000) continue;
+    posted.add(line.id);
+    post(agent, line);
+  }
+}
+
+// -- what the person does
+
+$("enter").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const key = $("key").value;
+  $("key").value = "";
+  enter($("name").value.trim(), $("workspace").value.trim(), key);
+});
+$("leave").addEventListener("click", leave);
+$("banner-button").addEventListener("click", () => {
+  if (client?.state === "closed") {
+    const { userId, workspace } = client;
+    leave();
+    enter(userId, workspace, "");
+  } else client?.reconnectNow();
+});
+$("agents").addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (button) choose(button.dataset.topic);
+});
+$("back").addEventListener("click", () => choose(""));
+$("composer").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const text = $("text").value.trim();
+  if (!text || !chosen) return;
+  say(chosen, text);
+  $("text").value = "";
+  view.growComposer();
+});
+$("text").addEventListener("input", view.growComposer);
+$("text").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  $("composer").requestSubmit();
+});
+$("log").addEventListener("click", (event) => {
+  const line = talks.find(chosen, event.target.dataset?.again);
+  if (!line) return;
+  talks.mark(chosen, line.id, "sending");
+  post(chosen, line);
+  show();
+});
+$("copy").addEventListener("click", async () => {
+  try {
+    await navigator.clipboard.writeText($("command").textContent);
+    $("copy").textContent = "Copied";
+  } catch {
+    getSelection().selectAllChildren($("command"));
+    $("copy").textContent = "Selected";
+  }
+  setTimeout(() => ($("copy").textContent = "Copy"), 2000);
+});
+for (const dialog of document.querySelectorAll("dialog")) {
+  dialog.querySelector("[data-close]").addEventListener("click", () => dialog.close());
+}
+$("workspace-button").addEventListener("click", () => {
+  $("workspace-error").hidden = true;
+  $("other-workspace").value = client.workspace;
+  $("workspace-dialog").showModal();
+  $("other-workspace").select();
+});
+$("workspace-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const workspace = $("other-workspace").value.trim();
+  try {
+    await client.switchWorkspace(workspace);
+  } catch (error) {
+    $("workspace-error").textContent = error.message;
+    $("workspace-error").hidden = false;
+    return;
+  }
+  $("workspace-dialog").close();
+  const last = JSON.stringify({ userId: client.userId, workspace });
+  if (sessionStorage.getItem(LAST_TIME)) sessionStorage.setItem(LAST_TIME, last);
+  localStorage.setItem(LAST_TIME, last);
+  arrive();
+});
+$("address-button").addEventListener("click", () => $("address-dialog").showModal());
+$("address-form").addEventListener("submit", () => {
+  choose(topics.agent(client.workspace, $("implementation").value.trim(), $("specifier").value.trim()));
+});
+addEventListener("storage", (event) => {
+  if (talks && event.key === talks.key && talks.takeIn()) show();
+});
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden || !talks) return;
+  if (chosen) talks.unread.delete(chosen);
+  show();
+  lookAround();
+});
+setInterval(lookAround, LOOK_AROUND_MS);
+setInterval(() => work.sweep() && show(), 500);
+
+// -- coming in
+
+function lastTime(storage) {
+  try {
+    return JSON.parse(storage.getItem(LAST_TIME));
+  } catch {
+    return null;
+  }
+}
+
+const again = lastTime(sessionStorage);
+const before = again ?? lastTime(localStorage);
+if (before) {
+  $("name").value = before.userId;
+  $("workspace").value = before.workspace;
+}
+if (again) enter(again.userId, again.workspace, "");
+else view.showWelcome();
