@@ -87,6 +87,11 @@ class FrameSource(Protocol):
         """The application is done with what `pull_deliveries` gave; see Origin. Nothing happens after a detach."""
         ...
 
+    control_bytes: int
+    delivery_bytes: int
+    lane_bytes: int
+    """What each kind has waiting."""
+
     receipts: Receipts | None
     """What is to be said of this client's numbered sends; None while it has sent none."""
 

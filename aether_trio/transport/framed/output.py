@@ -41,7 +41,6 @@ class Output:
         "_backlog",
         "_channels",
         "_counters",
-        "_dirty",
         "_drained",
         "_due",
         "_finished",
@@ -72,7 +71,7 @@ class Output:
         self._backlog: memoryview | None = None
         self._channels: dict[Origin, tuple[int, OpenChannel]] = {}
         self._origins: dict[int, Origin] = {}
-        self._pumping = self._writing = self._dirty = self._due = False
+        self._pumping = self._writing = self._due = False
         self._finishing = self._finished = False
         self._last: framing.Error | None = None
         self._drained: trio.Event | None = None
@@ -147,15 +146,15 @@ class Output:
             for _ in range(BURSTS_PER_PUMP):
                 parts = self._collect()
                 if not parts:
-                    if not self._dirty:
-                        self._tell_drained()
-                        return
-                    self._dirty = False
-                    if self._source is not None:
-                        self._source.flushed()
-                    continue
+                    self._tell_drained()
+                    return
                 if not self._send(b"".join(parts)):
                     return
+                source = self._source
+                if source is not None:
+                    source.flushed()
+                    if not (source.control_bytes or source.delivery_bytes or source.lane_bytes or self._finishing):
+                        return
             self._start_writer()
         finally:
             self._pumping = False
@@ -172,18 +171,18 @@ class Output:
         return parts
 
     def _collect_from(self, source: FrameSource, parts: list[bytes]) -> None:
-        connection = self.connection
+        send = self.connection.send
         if self.pong is not None:
-            parts.append(connection.send(framing.Pong(self.pong)))
+            parts.append(send(framing.Pong(self.pong)))
             self.pong = None
         if source.receipts is not None:
             self._add_receipts(source, parts)
-        for message in source.pull_control(BURST_BYTES):
-            parts.append(connection.send(framing.Envelope(message)))
-        if connection.deliverable:
+        if source.control_bytes:
+            parts += [send(framing.Envelope(message)) for message in source.pull_control(BURST_BYTES)]
+        if source.delivery_bytes and self.connection.deliverable:
             self._add_deliveries(source, parts)
-        for message in source.pull_lane(BURST_BYTES):
-            parts.append(connection.send(framing.Envelope(message)))
+        if source.lane_bytes:
+            parts += [send(framing.Envelope(message)) for message in source.pull_lane(BURST_BYTES)]
 
     def _add_receipts(self, source: FrameSource, parts: list[bytes]) -> None:
         assert source.receipts is not None
@@ -249,7 +248,6 @@ class Output:
             self.broken()
             return False
         self._counters.bytes_sent += sent
-        self._dirty = True
         if sent == len(data):
             return True
         self._backlog = memoryview(data)[sent:]
@@ -276,6 +274,8 @@ class Output:
                 self._backlog = self._backlog[sent:]
             self._backlog = None
             await trio.lowlevel.checkpoint()
+            if self._source is not None and not self.is_broken:
+                self._source.flushed()
         except (OSError, trio.ClosedResourceError):
             self.broken()
         finally:
