@@ -24,7 +24,7 @@ import anyio
 from aether_trio.client.block import Block
 from aether_trio.client.core import Core
 from aether_trio.client.errors import AetherError, ClientClosed, RequestTimeout
-from aether_trio.client.feeds import Feed
+from aether_trio.client.feeds import CONNECTION_LOST, Feed
 from aether_trio.client.inits import init_for
 from aether_trio.client.message import IncomingMessage, MessageType
 from aether_trio.client.messages import Messages
@@ -309,7 +309,7 @@ class Client(Operations, Block, abc.ABC):
     ) -> AbstractContextManager[Feed[Any]]:
         """See Requester.open_feed. Raises ValueError for a case that the protocol does not have."""
         known = pb.DownstreamMessage.DESCRIPTOR.oneofs_by_name["payload"].fields
-        if unknown := set(cases) - {field.name for field in known}:
+        if unknown := set(cases) - {field.name for field in known} - {CONNECTION_LOST}:
             raise ValueError(f"{min(unknown)!r} is no downstream message")
         self._check_open()
         return self._core.feeds.opened(Feed(capacity, lossy=lossy, match=match), *cases)

@@ -10,8 +10,8 @@ import secrets
 from collections.abc import Callable
 from typing import Any, Final
 
-from aether_trio.client.errors import AetherError, from_code
-from aether_trio.client.feeds import Feed, Feeds
+from aether_trio.client.errors import AetherError, ConnectionLost, from_code
+from aether_trio.client.feeds import CONNECTION_LOST, Feed, Feeds
 from aether_trio.client.inbox import Inbox
 from aether_trio.client.messages import Cursors, Messages
 from aether_trio.client.options import Settings
@@ -83,10 +83,9 @@ class Core:
     def _error(self, error: pb.ErrorResponse) -> None:
         if error.request_id and self.requests.fail(error):
             return
-        self.feeds.publish(
-            "error",
-            from_code(error.code, error.message, retryable=error.retryable, retry_after_ms=error.retry_after_ms),
-        )
+        refusal = from_code(error.code, error.message, retryable=error.retryable, retry_after_ms=error.retry_after_ms)
+        refusal.request_id = error.request_id
+        self.feeds.publish("error", refusal)
 
     def messages(self, *, manual: bool) -> Messages:
         """A loop over the messages."""
@@ -112,6 +111,7 @@ class Core:
 
     def cut(self) -> None:
         """The connection is over."""
+        self.feeds.publish(CONNECTION_LOST, ConnectionLost("the connection was cut", in_doubt=True))
         self.inbox.cut()
         for pending in self.requests.cut():
             self.ask(pending)

@@ -52,6 +52,9 @@ __all__ = [
 class AetherError(Exception):
     """See the module docstring."""
 
+    request_id: str = ""
+    """Of the message that was refused, where the gateway says it and nobody waits for the answer."""
+
     def __init__(self, code: str, message: str, *, retryable: bool = False, retry_after_s: float = 0.0) -> None:
         super().__init__(f"{code}: {message}" if message else code)
         self.code = code

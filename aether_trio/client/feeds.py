@@ -11,14 +11,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 import anyio
 import anyio.lowlevel
 
 from aether_trio.client.errors import FeedOverflow
 
-__all__ = ["Feed", "Feeds"]
+__all__ = ["CONNECTION_LOST", "Feed", "Feeds"]
+
+CONNECTION_LOST: Final = "connection_lost"
+"""What a feed may listen to beside the oneof cases: a ConnectionLost at the end of each connection."""
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 from google.protobuf.message import Message
 
 from aether_trio.client.errors import AetherError, ConnectionLost
-from aether_trio.client.feeds import Feed
+from aether_trio.client.feeds import CONNECTION_LOST, Feed
 from aether_trio.client.requester import DEFAULT_TIMEOUT_S, Requester
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -20,8 +20,6 @@ _READING_CASES: Final = frozenset(
     {"access_check", "audit_query", "batch_access_check", "connection_status_request", "resolve_authority_request"}
 )
 _READING_PREFIXES: Final = ("GET", "LIST")
-CONNECTION_LOST: Final = "connection_lost"
-"""What a feed hears when a connection was cut, as if it were a message: a ConnectionLost."""
 _READING: Final = frozenset({"LOAD", "SET_CARD", "QUERY_AUDIT", "EXPLAIN_ACCESS"})
 
 
@@ -84,7 +82,7 @@ class Namespace:
 
 def concerns(error: Any, request_id: str) -> bool:
     """Whether this is the gateway's refusal of the message with this id."""
-    return isinstance(error, AetherError) and getattr(error, "request_id", "") == request_id
+    return isinstance(error, AetherError) and error.request_id == request_id
 
 
 def only_reads(case: str, payload: Any) -> bool:
