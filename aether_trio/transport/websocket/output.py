@@ -130,7 +130,6 @@ class Output:
             return False
         if self._backlog is None:
             return True
-        self.stalled_since = trio.current_time()
         self._start_writer()
         return False
 
@@ -147,6 +146,8 @@ class Output:
             self._drained = None
 
     def _start_writer(self) -> None:
+        # Also when nothing is left of the burst: the next may find a socket without room, and then nobody sends.
+        self.stalled_since = trio.current_time()
         self._writer = trio.CancelScope()
         self._nursery.start_soon(self._write_backlog, self._writer)
 
