@@ -144,14 +144,27 @@ def test_nobody_listening_is_a_failure_not_a_wait(bench: Callable[..., Any]) -> 
     assert "refused" in found["kv"]["failed"]
 
 
-def test_our_own_gateway_is_started_measured_and_ended(bench: Callable[..., Any], tmp_path: Path) -> None:
-    status, found = bench("connect", "idle", "routed-16", "enqueue", "--lane", "grpc", "--data-root", str(tmp_path))
+def test_our_own_gateway_is_started_measured_and_ended_on_every_lane(bench: Callable[..., Any], tmp_path: Path) -> None:
+    status, found = bench("connect", "idle", "routed-16", "--data-root", str(tmp_path))
     assert {name: result["failed"] for name, result in found.items()} == dict.fromkeys(found, "")
     assert status == 0
-    assert found["routed-16"]["checks"]["received"] == found["routed-16"]["checks"]["sent"] > 0
-    assert found["enqueue"]["catch_up"]["messages"] == found["enqueue"]["checks"]["sent"] > 0
-    assert found["idle"]["kib_per_connection"] > 0
+    assert list(found) == [
+        f"{lane}{name}" for name in ("connect", "idle", "routed-16") for lane in ("", "framed/", "websocket/")
+    ]
+    for lane in ("", "framed/", "websocket/"):
+        assert found[f"{lane}routed-16"]["checks"]["received"] == found[f"{lane}routed-16"]["checks"]["sent"] > 0
+        assert found[f"{lane}idle"]["checks"]["connections"] == 40
+    assert found["framed/routed-16"]["ack_frames"] > 0
     assert not list(tmp_path.glob("aether-bench-*"))  # its data went with it
+
+
+@pytest.mark.parametrize("lane", ["grpc", "framed", "framed-acks", "websocket"])
+def test_absent_receivers_catch_up(lane: str, bench: Callable[..., Any], tmp_path: Path) -> None:
+    status, found = bench("enqueue", "--lane", lane, "--data-root", str(tmp_path))
+    (result,) = found.values()
+    assert result["failed"] == ""
+    assert status == 0
+    assert result["catch_up"]["messages"] == result["checks"]["sent"] > 0
 
 
 def test_a_gateway_that_does_not_start_says_why(bench: Callable[..., Any], tmp_path: Path) -> None:
