@@ -12,7 +12,14 @@ import anyio
 import anyio.abc
 from anyio.streams.tls import TLSStream
 
-from aether_trio.client.errors import AetherError, PayloadTooLarge, ProtocolViolation, from_code, from_status
+from aether_trio.client.errors import (
+    AetherError,
+    InvalidArgument,
+    PayloadTooLarge,
+    ProtocolViolation,
+    from_code,
+    from_status,
+)
 from aether_trio.client.lane import GOODBYE_S, WRITE_BYTES, Ended, Hub, Lane
 from aether_trio.client.outbox import Publication, Upstream
 from aether_trio.wire import framing
@@ -21,7 +28,8 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 __all__ = ["FramedLane"]
 
-_LIVE: Final = frozenset({State.LIVE})
+_CUT: Final = frozenset({framing.ErrorCode.TRUNCATED, framing.ErrorCode.TIMEOUT})
+"""What the gateway says when our bytes did not arrive: the way between us was cut, or stood still."""
 _HEARING: Final = frozenset({State.LIVE, State.LEAVING})
 
 
@@ -118,7 +126,7 @@ class FramedLane(Lane):
                     from_status(
                         event.code, event.message, retryable=event.retryable, retry_after_ms=event.retry_after_ms
                     ),
-                    retryable=event.retryable,
+                    retryable=event.retryable or event.code in _CUT,
                 )
             case _:
                 pass
@@ -143,9 +151,9 @@ class FramedLane(Lane):
         if connection.state not in _HEARING:
             return b""
         frames, self._control = self._control, []
-        if connection.state in _LIVE:
+        if connection.state is State.LIVE:
             frames += self._hub.inbox.frames(connection)
-            starting = not (self._leaving or self.draining)
+            starting = connection.peer_state is State.LIVE and not (self._leaving or self.draining)
             frames += self._hub.outbox.pull(self, WRITE_BYTES, starting=starting)
         return b"".join(frames)
 
@@ -195,4 +203,4 @@ class FramedLane(Lane):
 def _refusal(error: framing.LocalProtocolError) -> AetherError:
     if error.code is framing.ErrorCode.FRAME_TOO_LARGE:
         return PayloadTooLarge(error.code.name, error.message)
-    return ProtocolViolation(error.code.name, error.message)
+    return InvalidArgument(error.code.name, error.message)
