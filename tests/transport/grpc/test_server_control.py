@@ -147,13 +147,13 @@ async def test_remembered_or_judged_makes_no_difference(conversation: Callable[[
 async def test_the_second_of_a_kind_needs_no_h2_and_gets_one_when_it_says_something_new() -> None:
     server, _ = probe_server()
     async with serving(server) as port:
-        for expected in (True, False, False):
+        for number, expected in enumerate((True, False, False)):
             client = await RawClient.connect(port)
             await client.send(request(plain(), 1), data(1, message(b"a")))
             await client.payload(1, 6)
             (connection,) = server.connections
             assert (connection.control_plane._h2 is not None) is expected
-            await client.send(request(plain(), 3, ("x-new", str(id(client)))), data(3, message(b"b"), end=True))
+            await client.send(request(plain(), 3, ("x-new", str(number))), data(3, message(b"b"), end=True))
             assert await client.trailers(3)
             assert connection.control_plane._h2 is not None
             await client.send(data(1, b"", end=True))
