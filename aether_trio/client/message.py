@@ -78,6 +78,11 @@ class IncomingMessage:
         if arrival is not None:
             self._done(arrival)
 
+    def acknowledge_through(self, call: Callable[[Callable[[], None]], None]) -> None:
+        """Let `ack` do its work by way of `call`: for readers in other threads than the client's."""
+        done = self._done
+        self._done = lambda arrival: call(lambda: done(arrival))
+
     @property
     def acknowledged(self) -> bool:
         """Whether `ack` was called, by hand or by the loop."""

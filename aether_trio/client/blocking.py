@@ -1,0 +1,156 @@
+"""From async to blocking: how a thread calls what runs in an event loop, with the signatures kept.
+
+    class SyncKv(Blocking[Kv]):
+        get = blocking(Kv.get)
+
+    SyncKv(bridge, kv).get("key")     # Kv.get, run in the loop's thread; type checkers see its arguments and its result
+
+Invariant: a call that is interrupted in its thread (KeyboardInterrupt) is cancelled in the loop, so nothing that it was
+about to take is lost.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast
+
+import anyio
+from anyio.from_thread import BlockingPortal
+
+from aether_trio.client.errors import RequestTimeout
+
+P = ParamSpec("P")
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Bridge:
+    """The way into the loop of one portal."""
+
+    def __init__(self, portal: BlockingPortal) -> None:
+        self._portal = portal
+
+    def run(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call it in the loop, and wait for its result."""
+        future = self._portal.start_task_soon(functools.partial(_awaited, function, *args, **kwargs))
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def run_if_open(self, function: Callable[[], None]) -> None:
+        """Call something that does not wait, in the loop; nothing happens when the loop is over."""
+        try:
+            future = self._portal.start_task_soon(function)
+        except RuntimeError:
+            return
+        future.result()
+
+    def entered(self, manager: AbstractAsyncContextManager[T]) -> AbstractContextManager[T]:
+        """The same context manager, for a thread. One task of the loop enters and leaves it."""
+        return cast("AbstractContextManager[T]", self._portal.wrap_async_context_manager(manager))
+
+
+async def _awaited(function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
+    return await function(*args, **kwargs)
+
+
+class Blocking(Generic[T]):
+    """What a blocking object is: the async one it stands for, and the bridge to it."""
+
+    def __init__(self, bridge: Bridge, target: T) -> None:
+        self._bridge = bridge
+        self._target = target
+
+    def __repr__(self) -> str:
+        return f"<blocking {self._target!r}>"
+
+
+class BlockingStream(Blocking[AsyncIterator[T]]):
+    """An iterator of the loop, for a thread. Iterating waits; `get` and `within` wait for so long only."""
+
+    _limit_s: float | None = None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        try:
+            return self._bridge.run(self._next, self._limit_s)
+        except _Ended:
+            raise StopIteration from None
+        except RequestTimeout:
+            if self._limit_s is None:
+                raise
+            raise StopIteration from None
+
+    def get(self, timeout: float | None = None) -> T:
+        """The next thing. Raises RequestTimeout after so many seconds, LookupError when there is no more."""
+        try:
+            return self._bridge.run(self._next, timeout)
+        except _Ended:
+            raise LookupError("there is nothing more to come") from None
+
+    def within(self, timeout: float) -> Self:
+        """The same stream, whose iteration ends when nothing has come for so many seconds."""
+        shorter = type(self)(self._bridge, self._target)
+        shorter._limit_s = timeout
+        return shorter
+
+    async def _next(self, limit_s: float | None) -> T:
+        with anyio.move_on_after(limit_s):
+            try:
+                return await anext(self._target)
+            except StopAsyncIteration:
+                raise _Ended from None  # a future cannot carry the other one
+        raise RequestTimeout(f"nothing came within {limit_s:g} s")
+
+
+class _Ended(Exception):
+    """An iterator has ended."""
+
+
+def blocking(method: Callable[Concatenate[Any, P], Awaitable[T]]) -> Callable[Concatenate[Any, P], T]:
+    """A method for a Blocking class that runs the method of the same name of its target."""
+
+    @functools.wraps(method)
+    def call(self: Blocking[Any], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        bound: Callable[..., Awaitable[T]] = getattr(self._target, method.__name__)
+        return self._bridge.run(bound, *args, **kwargs)
+
+    return call
+
+
+def blocking_stream(
+    method: Callable[Concatenate[Any, P], AsyncIterator[T]],
+) -> Callable[Concatenate[Any, P], BlockingStream[T]]:
+    """The same for a method that returns an iterator."""
+
+    @functools.wraps(method)
+    def call(self: Blocking[Any], /, *args: P.args, **kwargs: P.kwargs) -> BlockingStream[T]:
+        return BlockingStream(self._bridge, getattr(self._target, method.__name__)(*args, **kwargs))
+
+    return call
+
+
+def blocking_block(
+    method: Callable[Concatenate[Any, P], AbstractAsyncContextManager[T]], wrap: Callable[[Bridge, T], U]
+) -> Callable[Concatenate[Any, P], AbstractContextManager[U]]:
+    """The same for an async context manager; `wrap` makes what it yields blocking too."""
+
+    @functools.wraps(method)
+    @contextmanager
+    def call(self: Blocking[Any], /, *args: P.args, **kwargs: P.kwargs) -> Iterator[U]:
+        manager = getattr(self._target, method.__name__)(*args, **kwargs)
+        with self._bridge.entered(manager) as value:
+            yield wrap(self._bridge, value)
+
+    return call
+
+
+def streamed(bridge: Bridge, iterator: AsyncIterator[T]) -> BlockingStream[T]:
+    """For `blocking_block`: the block yields an iterator."""
+    return BlockingStream(bridge, iterator)

@@ -1,0 +1,245 @@
+"""The client for scripts that block: the same classes, arguments and errors, without async and await.
+
+    with connect_sync("aether://localhost:50051", workspace="default", implementation="script", specifier="1") as agent:
+        agent.send("ag::default::planner::1", b"hello")
+        for message in agent.messages(timeout=5):
+            print(message.source, message.text)
+
+    with connect_sync("aether://localhost:50051", UserClient, user_id="ann", window_id="w1") as window:
+        window.switch_workspace("default")
+
+An event loop runs in a thread of its own for as long as the block lasts. The objects may be used from any thread, and from
+several at once. A message is acknowledged when the loop over `messages` asks for the next one, or the block is left well.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack, overload
+
+import anyio
+from anyio.from_thread import start_blocking_portal
+
+from aether_trio.client.blocking import Blocking, BlockingStream, Bridge, blocking
+from aether_trio.client.client import Client
+from aether_trio.client.errors import AetherError, ClientClosed, RequestTimeout
+from aether_trio.client.message import IncomingMessage, MessageType
+from aether_trio.client.operations.sync_operations import SyncOperations
+from aether_trio.client.options import ClientOptions
+from aether_trio.client.outbox import Publication
+from aether_trio.client.principals import AgentClient, UserClient
+from aether_trio.client.senders import ToEveryone, ToParticipants, ToUsersEverywhere, ToWork, WithTelemetry
+from aether_trio.client.session import State
+from aether_trio.wire.pb import aether_pb2 as pb
+
+__all__ = ["SyncClient", "SyncPublication", "connect_sync"]
+
+C = TypeVar("C", bound=Client)
+P = ParamSpec("P")
+
+
+class SyncPublication(Blocking[Publication]):
+    """A message on its way. `committed` waits for it, and raises why it was refused."""
+
+    committed = blocking(Publication.committed)
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is known what became of it."""
+        return self._target.settled
+
+    @property
+    def error(self) -> AetherError | None:
+        """Why it was refused; None while it is not settled, and when it is committed."""
+        return self._target.error
+
+
+class Messages:
+    """The messages of a client, one by one; each is acknowledged when the same loop asks for the next one."""
+
+    def __init__(self, client: SyncClient[Any], timeout: float | None) -> None:
+        self._client = client
+        self._timeout = timeout
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> IncomingMessage:
+        self._client._done_with_held()
+        try:
+            return self._client._hold(self._client.receive(self._timeout))
+        except ClientClosed:
+            raise StopIteration from None
+        except RequestTimeout:
+            if self._timeout is None:
+                raise
+            raise StopIteration from None
+
+
+class SyncClient(SyncOperations[C], Generic[C]):
+    """See the module docstring. What this kind of participant cannot do raises AttributeError."""
+
+    send = blocking(Client.send)
+    flush = blocking(Client.flush)
+    reply = blocking(Client.reply)
+    request = blocking(Client.request)
+    tell = blocking(Client.tell)
+    tell_confirmed = blocking(Client.tell_confirmed)
+    switch_workspace = blocking(UserClient.switch_workspace)
+    send_to_agent = blocking(ToWork.send_to_agent)
+    send_to_task = blocking(ToWork.send_to_task)
+    send_to_workers = blocking(ToWork.send_to_workers)
+    send_to_window = blocking(ToParticipants.send_to_window)
+    send_to_user = blocking(ToParticipants.send_to_user)
+    send_to_service = blocking(ToParticipants.send_to_service)
+    send_to_bridge = blocking(ToParticipants.send_to_bridge)
+    send_to_agents = blocking(ToEveryone.send_to_agents)
+    send_to_users = blocking(ToEveryone.send_to_users)
+    send_to_user_everywhere = blocking(ToUsersEverywhere.send_to_user_everywhere)
+    send_event = blocking(WithTelemetry.send_event)
+    send_metric = blocking(WithTelemetry.send_metric)
+
+    def __init__(self, bridge: Bridge, target: C) -> None:
+        super().__init__(bridge, target)
+        self._held: dict[int, IncomingMessage] = {}
+        self._manual_acks = target._settings.manual_acks
+
+    # -- messages
+
+    def publish(
+        self,
+        target: str,
+        payload: bytes | str,
+        *,
+        type: MessageType | int = MessageType.OPAQUE,  # noqa: A002 - the protocol's word
+        details: pb.SendMessage | None = None,
+    ) -> SyncPublication:
+        """See Client.publish."""
+        made = self._bridge.run(self._target.publish, target, payload, type=type, details=details)
+        return SyncPublication(self._bridge, made)
+
+    def receive(self, timeout: float | None = None) -> IncomingMessage:
+        """The next message, which the caller acknowledges. Raises RequestTimeout after so many seconds, and ClientClosed."""
+        message = self._bridge.run(self._receive, timeout)
+        message.acknowledge_through(self._bridge.run_if_open)
+        return message
+
+    async def _receive(self, timeout: float | None) -> IncomingMessage:
+        with anyio.move_on_after(timeout):
+            return await self._target.receive()
+        raise RequestTimeout(f"no message came within {timeout:g} s")
+
+    def messages(self, timeout: float | None = None) -> Messages:
+        """Messages, one by one, each acknowledged when the next one is asked for (not with manual_acks).
+
+        With `timeout` the loop ends when nothing has come for so many seconds; without, when the client is closed.
+        """
+        return Messages(self, timeout)
+
+    def __iter__(self) -> Messages:
+        return self.messages()
+
+    def _hold(self, message: IncomingMessage) -> IncomingMessage:
+        if not self._manual_acks:
+            self._held[threading.get_ident()] = message
+        return message
+
+    def _done_with_held(self) -> None:
+        held = self._held.pop(threading.get_ident(), None)
+        if held is not None:
+            held.ack()
+
+    def _all_done(self) -> None:
+        while self._held:
+            self._held.popitem()[1].ack()
+
+    # -- what is not a message
+
+    def feed(
+        self, *cases: str, match: Callable[[Any], bool] | None = None, capacity: int = 1024, lossy: bool = False
+    ) -> AbstractContextManager[BlockingStream[Any]]:
+        """See Client.open_feed. `match` is called in the loop's thread."""
+        return self._feed(cases, match, capacity, lossy)
+
+    @contextmanager
+    def _feed(
+        self, cases: tuple[str, ...], match: Callable[[Any], bool] | None, capacity: int, lossy: bool
+    ) -> Iterator[BlockingStream[Any]]:
+        @asynccontextmanager
+        async def opened() -> AsyncIterator[AsyncIterator[Any]]:
+            with self._target.open_feed(*cases, match=match, capacity=capacity, lossy=lossy) as feed:
+                yield feed
+
+        with self._bridge.entered(opened()) as feed:
+            yield BlockingStream(self._bridge, feed)
+
+    @property
+    def progress_updates(self) -> BlockingStream[pb.ProgressUpdate]:
+        """See Client.progress_updates."""
+        return BlockingStream(self._bridge, self._target.progress_updates)
+
+    @property
+    def signals(self) -> BlockingStream[pb.Signal]:
+        """See Client.signals."""
+        return BlockingStream(self._bridge, self._target.signals)
+
+    @property
+    def errors(self) -> BlockingStream[AetherError]:
+        """See Client.errors."""
+        return BlockingStream(self._bridge, self._target.errors)
+
+    @property
+    def states(self) -> BlockingStream[State]:
+        """See Client.states."""
+        return BlockingStream(self._bridge, self._target.states)
+
+    @property
+    def client(self) -> C:
+        """The async client, for what it knows without asking: `topic`, `session_id`, `state`, `config` and so on."""
+        return self._target
+
+    @property
+    def topic(self) -> str:
+        """See Client.topic."""
+        return self._target.topic
+
+    @property
+    def workspace(self) -> str:
+        """See Client.workspace."""
+        return self._target.workspace
+
+
+@overload
+def connect_sync(
+    address: str, /, *, workspace: str, implementation: str, specifier: str, **options: Unpack[ClientOptions]
+) -> AbstractContextManager[SyncClient[AgentClient]]: ...
+
+
+@overload
+def connect_sync(
+    address: str, kind: Callable[Concatenate[str, P], C], /, *args: P.args, **kwargs: P.kwargs
+) -> AbstractContextManager[SyncClient[C]]: ...
+
+
+@contextmanager
+def connect_sync(
+    address: str, kind: Callable[..., Client] = AgentClient, /, *args: Any, **kwargs: Any
+) -> Iterator[Any]:
+    """A connected client, for as long as the block lasts: an agent, or another `kind` of participant.
+
+    The arguments are those of the class (AgentClient, UserClient, ...). Raises what its `async with` block does.
+    """
+    with start_blocking_portal("trio") as portal:
+        bridge = Bridge(portal)
+        client = bridge.run(_made, kind, address, *args, **kwargs)
+        with bridge.entered(client) as target:
+            blocking_client = SyncClient(bridge, target)
+            yield blocking_client
+            blocking_client._all_done()
+
+
+async def _made(kind: Callable[..., C], *args: Any, **kwargs: Any) -> C:
+    """Made in the loop, because an event belongs to one."""
+    return kind(*args, **kwargs)
