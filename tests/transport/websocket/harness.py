@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -49,10 +49,14 @@ class Lane:
 
 @asynccontextmanager
 async def open_lane(
-    serve: Callable[[Link], Awaitable[None]] | None = None, *, tls: TlsSettings | None = None, **websocket: Any
+    serve: Callable[[Link], Awaitable[None]] | None = None,
+    *,
+    tls: TlsSettings | None = None,
+    auth: Mapping[str, Any] | None = None,
+    **websocket: Any,
 ) -> AsyncIterator[Lane]:
     """The lane, with these settings of `websocket`, in front of a core of its own or of `serve`."""
-    settings = settings_for_tests(websocket=websocket)
+    settings = settings_for_tests(websocket=websocket, auth=auth or {})
     if serve is not None:
         async with _open(None, serve, settings, tls) as lane:
             yield lane
@@ -202,21 +206,29 @@ class Client:
 
 
 @asynccontextmanager
-async def open_socket(lane: Lane, codec: Codec | str = PROTO, **upgrade: Any) -> AsyncIterator[Client]:
-    """An upgraded WebSocket; at the end its socket is closed."""
+async def open_socket(
+    lane: Lane, codec: Codec | str = PROTO, *, tls: ssl.SSLContext | None = None, **upgrade: Any
+) -> AsyncIterator[Client]:
+    """An upgraded WebSocket, over TLS if there is a context; at the end its socket is closed."""
     chosen = CODECS[codec] if isinstance(codec, str) else codec
-    async with await trio.open_tcp_stream(*lane.address) as stream:
-        client = Client(stream, chosen)
+    async with await trio.open_tcp_stream(*lane.address) as tcp:
+        client = Client(tcp if tls is None else trio.SSLStream(tcp, tls, server_hostname="localhost"), chosen)
         await client.upgrade(**upgrade)
         yield client
 
 
 @asynccontextmanager
 async def open_window(
-    lane: Lane, user_id: str = "ada", window_id: str = "w1", codec: Codec | str = PROTO, **init: Any
+    lane: Lane,
+    user_id: str = "ada",
+    window_id: str = "w1",
+    codec: Codec | str = PROTO,
+    *,
+    tls: ssl.SSLContext | None = None,
+    **init: Any,
 ) -> AsyncIterator[Client]:
     """A user's window that is connected."""
-    async with open_socket(lane, codec) as client:
+    async with open_socket(lane, codec, tls=tls) as client:
         await client.send(hello(user_id, window_id, **init))
         await client.next("connection_ack")
         yield client
@@ -226,8 +238,3 @@ def hello(user_id: str = "ada", window_id: str = "w1", **init: Any) -> pb.Upstre
     """The InitConnection of a user's window."""
     identity = pb.UserIdentity(user_id=user_id, window_id=window_id)
     return pb.UpstreamMessage(init=pb.InitConnection(user=identity, **init))
-
-
-def random_bytes(size: int) -> bytes:
-    """Bytes that do not compress."""
-    return os.urandom(size)
