@@ -19,6 +19,8 @@ class FakeRequester:
     topic = "ag::prod::planner::1"
 
     def __init__(self) -> None:
+        self.sent: list[pb.UpstreamMessage] = []
+        """Everything, in its order."""
         self.asked: list[pb.UpstreamMessage] = []
         self.told: list[pb.UpstreamMessage] = []
         self.confirmed: list[pb.UpstreamMessage] = []
@@ -38,6 +40,7 @@ class FakeRequester:
     ) -> Any:
         """The answer that the test has set, or an empty success."""
         self.asked.append(message)
+        self.sent.append(message)
         self.idempotent.append(idempotent)
         self.timeouts.append(timeout)
         case = str(message.WhichOneof("payload"))
@@ -49,11 +52,13 @@ class FakeRequester:
     async def tell(self, message: pb.UpstreamMessage) -> None:
         """Remember it."""
         self.told.append(message)
+        self.sent.append(message)
         self.on_tell(message)
 
     async def tell_confirmed(self, message: pb.UpstreamMessage, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> None:
         """Remember it."""
         self.confirmed.append(message)
+        self.sent.append(message)
         self.timeouts.append(timeout)
         self.on_tell(message)
 
@@ -73,8 +78,3 @@ class FakeRequester:
         """Let a message come from the gateway."""
         case = str(message.WhichOneof("payload"))
         self.feeds.publish(case, getattr(message, case))
-
-    @property
-    def sent(self) -> list[pb.UpstreamMessage]:
-        """Everything, in no particular order."""
-        return [*self.asked, *self.told, *self.confirmed]
