@@ -271,12 +271,12 @@ class TopicLog:
         offsets: list[int] = []
         authors = list(dict.fromkeys(entry[2] for entry in batch if entry[2].confirms))
         # In the order of their first messages: of two publishers of one identity the later one's row stays.
+        upto = self._settled + len(batch)
         publishers = list(dict.fromkeys(author.publisher for author in authors if author.publisher is not None))
         try:
             await self._ensure_topics([*cursor_topics, *(entry[0] for entry in batch)])
             now_ms = self._clock.now_ms()
             cursors = self.cursors.rows(now_ms)
-            upto = self._settled + len(batch)
             numbers = [(one.identity, one.token, one.begin(upto), now_ms) for one in publishers]
             flat: list[Value] = []
             for state, frame, _ in batch:
@@ -289,7 +289,7 @@ class TopicLog:
         except StorageUnavailable as error:
             self.cursors.abort_flush()
             for publisher in publishers:
-                publisher.refused()
+                publisher.refused(upto)
             self._refuse(batch, authors, str(error))
             # A failing engine may answer at once; do not spin on cursors alone.
             await trio.sleep(0.05)

@@ -106,10 +106,8 @@ class Publisher:
 
     def begin(self, upto: int) -> bytes:
         """The group up to this append is being written: the numbers as they will be after it, for its row."""
-        in_flight, committing = self._in_flight, self._committing
-        while in_flight and in_flight[0][0] <= upto:
-            committing.append(in_flight.popleft()[1])
-        self._next_ranges = _with(self.ranges, committing, self.highest - self.window)
+        self._take(upto)
+        self._next_ranges = _with(self.ranges, self._committing, self.highest - self.window)
         return msgspec.msgpack.encode(self._next_ranges)
 
     def committed(self, now_ms: int) -> None:
@@ -118,9 +116,15 @@ class Publisher:
         self.written_ms = now_ms
         self._settle()
 
-    def refused(self) -> None:
-        """Neither the row nor the messages were written: these numbers are free again."""
+    def refused(self, upto: int) -> None:
+        """Neither a row nor the messages up to this append were written: their numbers are free again."""
+        self._take(upto)
         self._settle()
+
+    def _take(self, upto: int) -> None:
+        in_flight, committing = self._in_flight, self._committing
+        while in_flight and in_flight[0][0] <= upto:
+            committing.append(in_flight.popleft()[1])
 
     def _settle(self) -> None:
         for seq in self._committing:

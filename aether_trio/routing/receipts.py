@@ -105,7 +105,7 @@ class Receipts:
             holder._note_refusal(number, reason)
 
     def _note_refusal(self, number: int, reason: str) -> None:
-        if not self._by_number:
+        if number not in self._by_number:  # of the numbers of one group, the first
             self._by_number = dict(self._waiting)
         seq = self._by_number.get(number)
         if seq is not None:

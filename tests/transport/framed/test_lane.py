@@ -225,7 +225,7 @@ async def test_too_many_pings_are_told_calm() -> None:
         error = await a.until_end()
         assert error is not None
         assert (error.code, error.retryable) == (framing.ErrorCode.CALM, True)
-        assert lane.server.statistics().rejected == {"calm": 1}
+        assert lane.server.statistics().rejects == {"calm": 1}
 
 
 async def test_a_duplicate_is_refused_in_place_of_the_ack() -> None:
