@@ -211,11 +211,11 @@ def by_hand(address: str) -> None:
         with agent(address, "b", manual_acks=True) as b:
             a.send(b.topic, b"1")
             a.send(b.topic, b"2")
-            first, second = b.receive(30), b.receive(30)
-            assert not second.acknowledged
-            first.ack()
-            assert first.acknowledged
-        second.ack()  # too late, and harmless
+            one, two = b.receive(30), b.receive(30)
+            assert not two.acknowledged
+            one.ack()
+            assert one.acknowledged
+        two.ack()  # too late, and harmless
         with agent(address, "b") as b:
             assert [one.payload for one in first(b, 1)] == [b"2"]
 
