@@ -131,7 +131,7 @@ class Flow:
                 async with self._take:
                     async for arrived, data in self._take:
                         await self._write(arrived, data)
-        except* (OSError, trio.ClosedResourceError):
+        except* (OSError, trio.ClosedResourceError, trio.BrokenResourceError):
             whole = False
         if whole:
             with contextlib.suppress(OSError):
