@@ -207,8 +207,8 @@ class SessionServer:
         if holder is not None and holder.session_id != claim.resume_session_id:
             with trio.move_on_after(DUPLICATE_GRACE_S):
                 await holder.wait_detached()
-            if holder.outbox.broken and not holder.detached:
-                holder.end(Status.CANCELLED, "the stream had broken")  # and its task hangs in storage
+            if not holder.detached and holder.link.peer_has_ended():
+                holder.end(Status.CANCELLED, "the stream had ended")  # and its task hangs in storage
 
     async def _admit(self, link: Link, claim: Claim) -> tuple[Session, History | None]:
         """Credentials, duplicates, the hold: (session, history that it continues). Raises StatusError."""

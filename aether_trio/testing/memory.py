@@ -103,6 +103,10 @@ class MemoryLink:
         """See Link."""
         return self._stalled_since
 
+    def peer_has_ended(self) -> bool:
+        """See Link."""
+        return self._broken
+
     async def close(self, status: Status, message: str = "") -> None:
         """See Link."""
         if self.ended is None:

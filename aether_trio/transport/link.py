@@ -133,6 +133,13 @@ class Link(Protocol):
         """trio time since when pulled bytes wait for the peer to make room; None when nothing waits."""
         ...
 
+    def peer_has_ended(self) -> bool:
+        """Whether the stream has broken or its peer has ended it, though nobody may have read so far yet.
+
+        Asked about a session that is held up by something else, when its identity is wanted by another one.
+        """
+        ...
+
     async def close(self, status: Status, message: str = "") -> None:
         """End the stream with a status, after what was pulled already. Idempotent; bounded in time by the lane."""
         ...

@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.transport.framed.output import Output
 from aether_trio.transport.linger import linger
+from aether_trio.transport.liveness import has_ended
 from aether_trio.transport.link import FrameSource, LinkBroken, Peer
 from aether_trio.wire import framing
 from aether_trio.wire.framing import ErrorCode, RemoteProtocolError
@@ -223,6 +224,10 @@ class FramedLink:
     def stalled_since(self) -> float | None:
         """See Link. A client that gives no credit does not stall: it has said so."""
         return self.output.stalled_since
+
+    def peer_has_ended(self) -> bool:
+        """See Link."""
+        return self.output.is_broken or has_ended(self.sock)
 
     @property
     def waits_for_hello(self) -> bool:

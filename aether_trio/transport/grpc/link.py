@@ -51,6 +51,10 @@ class GrpcLink:
     def stalled_since(self) -> float | None:
         return self._stream.stalled_since
 
+    def peer_has_ended(self) -> bool:
+        """See Link. The connection's own task reads, so it is known."""
+        return self._stream.broken_reason is not None
+
     async def close(self, status: Status, message: str = "") -> None:
         """Trailers after what was pulled; if the peer makes no room within `close_timeout_s`, without the rest of it."""
         stream = self._stream

@@ -29,6 +29,7 @@ from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessag
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.token_bucket import TokenBucket
 from aether_trio.transport.link import FrameSource, LinkBroken, Peer
+from aether_trio.transport.liveness import has_ended
 from aether_trio.transport.websocket.close_codes import TOO_BIG, UNSUPPORTED_DATA, close_code, close_reason
 from aether_trio.transport.websocket.output import Output
 from aether_trio.transport.websocket.stream import ByteStream
@@ -235,6 +236,10 @@ class WebSocketLink:
     def stalled_since(self) -> float | None:
         """See Link."""
         return self._output.stalled_since
+
+    def peer_has_ended(self) -> bool:
+        """See Link."""
+        return self._output.broken or has_ended(self._stream.sock)
 
     # -- ending ---------------------------------------------------------------------------------------------------
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import trio
 
 from aether_trio.model.errors import Status
+from aether_trio.session.session import Session
 from aether_trio.wire import framing
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.transport.framed.harness import Ended, agent, kv_get, open_lane, user, worker
@@ -247,6 +250,30 @@ async def test_a_resume_takes_over() -> None:
         error = await old.until_end()
         assert error is not None
         assert error.code == Status.CANCELLED
+
+
+@pytest.mark.parametrize("how", ["cut", "end"])
+async def test_an_identity_is_free_though_its_session_hangs_in_a_request(how: str) -> None:
+    async with open_lane() as lane:
+        hanging = trio.Event()
+
+        async def hang(session: Session, payload: Any) -> list[pb.DownstreamMessage]:
+            hanging.set()
+            await trio.sleep_forever()
+            return []
+
+        lane.core.dispatcher._handlers["kv_op"] = hang
+        a = await lane.connect(agent("a"))
+        await a.request(kv_get("x"))
+        await a.send(framing.Send(1, B, b"unread"))
+        await hanging.wait()
+        if how == "cut":
+            a.cut()
+        else:
+            await a.stream.send_eof()
+        b = await lane.connect(agent("a"))
+        await b.send(framing.Send(1, B, b"x"))
+        assert (await b.next(framing.Ack)).seq == 1
 
 
 async def test_many_workspaces_give_their_channels_back() -> None:

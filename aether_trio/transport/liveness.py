@@ -1,0 +1,22 @@
+"""Whether a peer has ended its connection, asked of the kernel without reading."""
+
+from __future__ import annotations
+
+import select
+import socket
+from typing import Final
+
+_ENDS: Final = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
+
+
+def has_ended(sock: socket.socket) -> bool:
+    """Whether the peer has reset the connection or ended its side, however much is still unread in front of that.
+
+    True as well for a socket that is closed. Costs two system calls. Where the kernel does not tell half-closed sockets
+    apart (outside Linux), only resets count.
+    """
+    if sock.fileno() < 0:
+        return True
+    poll = select.poll()
+    poll.register(sock, _ENDS)
+    return bool(poll.poll(0))
