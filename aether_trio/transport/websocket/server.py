@@ -95,8 +95,8 @@ class HttpServer:
             link = await self._fetch(accepted, stream)
             if link is not None:
                 await self._bridge(stream, link)
-        except OSError:
-            pass  # the peer has gone
+        except (OSError, trio.TooSlowError):
+            pass  # the peer has gone, or does not read
         finally:
             if self._empty is not None and not self._fetching and not self._websockets:
                 self._empty.set()
@@ -116,7 +116,7 @@ class HttpServer:
     # -- files, and the request to upgrade ------------------------------------------------------------------------
 
     async def _fetch(self, accepted: Accepted, stream: ByteStream) -> WebSocketLink | None:
-        """Answer requests until the connection ends, or is to become a WebSocket. Raises OSError."""
+        """Answer requests until the connection ends, or is to become a WebSocket. Raises OSError and TooSlowError."""
         self._fetching.add(stream)
         try:
             http = HttpConnection(stream)
@@ -153,7 +153,7 @@ class HttpServer:
             await self._say(http, HTTPStatus.NOT_FOUND, "there is nothing at this address")
             return
         unchanged = file.unchanged(request.headers.get("if-none-match", ""))
-        with trio.move_on_after(self._settings.handshake_timeout_s):
+        with trio.fail_after(self._settings.handshake_timeout_s):
             await http.respond(HTTPStatus.NOT_MODIFIED if unchanged else HTTPStatus.OK, file.headers, file.body)
 
     async def _say(
@@ -165,13 +165,13 @@ class HttpServer:
         *,
         close: bool = False,
     ) -> None:
-        with trio.move_on_after(self._settings.handshake_timeout_s):
+        with trio.fail_after(self._settings.handshake_timeout_s):
             await http.respond(status, [*_TEXT, *(headers or [])], f"{text}\n".encode(), close=close)
 
     async def _upgrade(
         self, http: HttpConnection, request: Request, accepted: Accepted, stream: ByteStream
     ) -> WebSocketLink | None:
-        """Judge the upgrade, and make a link when it is agreed. Raises OSError."""
+        """Judge the upgrade, and make a link when it is agreed. Raises OSError and TooSlowError."""
         loopback = is_loopback(stream.sock.getsockname()[0])
         try:
             if self._draining:
@@ -187,10 +187,8 @@ class HttpServer:
             await self._say(http, refused.status, str(refused), refused.headers, close=True)
             await linger(stream.sock, LINGER_S)
             return None
-        with trio.move_on_after(self._settings.handshake_timeout_s) as in_time:
+        with trio.fail_after(self._settings.handshake_timeout_s):
             await stream.send_all(upgrade.response)
-        if in_time.cancelled_caught:
-            return None
         stream.head = http.leftover()
         return self._link(upgrade, request, accepted, stream)
 
