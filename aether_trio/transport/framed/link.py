@@ -21,8 +21,8 @@ from google.protobuf.message import DecodeError
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.transport.framed.output import Output
 from aether_trio.transport.linger import linger
-from aether_trio.transport.liveness import has_ended
 from aether_trio.transport.link import FrameSource, LinkBroken, Peer
+from aether_trio.transport.liveness import has_ended
 from aether_trio.wire import framing
 from aether_trio.wire.framing import ErrorCode, RemoteProtocolError
 from aether_trio.wire.pb.aether_pb2 import UpstreamMessage
