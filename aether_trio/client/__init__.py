@@ -37,7 +37,7 @@ from aether_trio.client.errors import (
 from aether_trio.client.feeds import Feed
 from aether_trio.client.message import IncomingMessage, MessageType
 from aether_trio.client.options import ClientOptions
-from aether_trio.client.outbox import Publication
+from aether_trio.client.outgoing import Publication
 from aether_trio.client.principals import (
     AgentClient,
     BridgeClient,

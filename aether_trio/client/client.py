@@ -30,7 +30,7 @@ from aether_trio.client.message import IncomingMessage, MessageType
 from aether_trio.client.messages import Messages
 from aether_trio.client.operations import Operations
 from aether_trio.client.options import ClientOptions, settings_for
-from aether_trio.client.outbox import Publication, Upstream
+from aether_trio.client.outgoing import Outcome, Publication, Upstream
 from aether_trio.client.requester import DEFAULT_TIMEOUT_S
 from aether_trio.client.requests import Pending, prepare
 from aether_trio.client.session import Session, State
@@ -269,7 +269,7 @@ class Client(Operations, Block, abc.ABC):
 
     async def tell_confirmed(self, message: pb.UpstreamMessage, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> None:
         """See Requester.tell_confirmed."""
-        outcome = Publication(0, "", b"", 0, b"", confirm=True)
+        outcome = Outcome()
         try:
             with anyio.fail_after(timeout):
                 await self._tell(message, settle=outcome.settle)
@@ -285,7 +285,7 @@ class Client(Operations, Block, abc.ABC):
 
     async def _tell(self, message: pb.UpstreamMessage, settle: Callable[[AetherError | None], None] | None) -> None:
         self._check_open()
-        written = Publication(0, "", b"", 0, b"", confirm=True)
+        written = Outcome()
         upstream = Upstream(
             message.SerializeToString(),
             written.settle,

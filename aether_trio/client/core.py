@@ -15,7 +15,8 @@ from aether_trio.client.feeds import CONNECTION_LOST, Feed, Feeds
 from aether_trio.client.inbox import Inbox
 from aether_trio.client.messages import Cursors, Messages
 from aether_trio.client.options import Settings
-from aether_trio.client.outbox import Outbox, Upstream
+from aether_trio.client.outbox import Outbox
+from aether_trio.client.outgoing import Upstream
 from aether_trio.client.requests import ANSWERING, Pending, Requests
 from aether_trio.wire.pb import aether_pb2 as pb
 

@@ -21,7 +21,7 @@ from aether_trio.client.errors import (
     from_status,
 )
 from aether_trio.client.lane import GOODBYE_S, WRITE_BYTES, Ended, Hub, Lane
-from aether_trio.client.outbox import Publication, Upstream
+from aether_trio.client.outgoing import Publication, Upstream
 from aether_trio.wire import framing
 from aether_trio.wire.framing import Connection, Role, State
 from aether_trio.wire.pb import aether_pb2 as pb

@@ -25,7 +25,8 @@ import anyio.abc
 from aether_trio.client.confirmations import Confirmations
 from aether_trio.client.errors import AetherError
 from aether_trio.client.inbox import Inbox
-from aether_trio.client.outbox import Outbox, Upstream
+from aether_trio.client.outbox import Outbox
+from aether_trio.client.outgoing import Upstream
 from aether_trio.wire.pb import aether_pb2 as pb
 
 __all__ = ["BROKEN", "Ended", "Hub", "Lane", "tune"]

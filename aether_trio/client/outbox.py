@@ -3,116 +3,22 @@
 The writer of a connection pulls from it whenever its socket takes more, so many frames leave in one write. What was written
 and is not settled is kept for the next connection; `reopen` says what becomes of it.
 
-Invariants: publications are settled once, with None or an error; numbers grow in the order of the queue and are never
-used twice; what is behind a publication that the window has no room for waits with it, so an answer stays a barrier.
+Invariants: publications are settled once, with None or an error; numbers grow in the order of the queue, have no gaps
+when they are first written, and are never used for a second message; what is behind a publication that the window has no room for waits with it, so an answer stays a barrier.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
 
 import anyio
 import anyio.lowlevel
 
 from aether_trio.client.errors import AetherError, ConnectionLost
+from aether_trio.client.outgoing import Encoder, Publication, Upstream
 
-__all__ = ["Encoder", "Outbox", "Publication", "Upstream"]
-
-
-class Publication:
-    """A message on its way. `error` is why it was refused; None while it is not `settled`, and when it is committed."""
-
-    __slots__ = (
-        "_event",
-        "confirm",
-        "error",
-        "extra",
-        "message_type",
-        "payload",
-        "seen",
-        "seq",
-        "settled",
-        "topic",
-        "withdrawn",
-        "written",
-    )
-
-    def __init__(self, seq: int, topic: str, payload: bytes, message_type: int, extra: bytes, *, confirm: bool) -> None:
-        self.seq = seq
-        self.topic = topic
-        self.payload = payload
-        self.message_type = message_type
-        self.extra = extra
-        self.confirm = confirm
-        """Somebody waits for this one; a lane without acknowledgements must find out by other means."""
-        self.written = False
-        self.withdrawn = False
-        self.settled = False
-        self.seen = False
-        """Somebody has waited for it, so its refusal is known."""
-        self.error: AetherError | None = None
-        self._event: anyio.Event | None = None
-
-    def settle(self, error: AetherError | None = None) -> None:
-        """It is known what became of it."""
-        if not self.settled:
-            self.settled = True
-            self.error = error
-            if self._event is not None:
-                self._event.set()
-
-    async def committed(self) -> None:
-        """Return when the gateway has it on its disk. Raises why it was refused, or ConnectionLost."""
-        self.seen = True
-        if self.settled:
-            await anyio.lowlevel.checkpoint()
-        else:
-            if self._event is None:
-                self._event = anyio.Event()
-            await self._event.wait()
-        if self.error is not None:
-            raise self.error
-
-
-class Upstream:
-    """A serialized UpstreamMessage on its way.
-
-    `on_written` is called when a connection has taken it, or with why none will. `answer`: it may go out while the gateway
-    leaves. `unanswered`: the gateway says nothing to it, or an ErrorResponse without an id; with `settle` somebody
-    waits to know which.
-    """
-
-    __slots__ = ("answer", "data", "on_written", "settle", "unanswered", "withdrawn")
-
-    def __init__(
-        self,
-        data: bytes,
-        on_written: Callable[[AetherError | None], None],
-        *,
-        answer: bool = False,
-        unanswered: bool = False,
-        settle: Callable[[AetherError | None], None] | None = None,
-    ) -> None:
-        self.data = data
-        self.on_written = on_written
-        self.withdrawn = False
-        self.answer = answer
-        self.unanswered = unanswered
-        self.settle = settle
-
-
-class Encoder(Protocol):
-    """How a lane writes what it pulls."""
-
-    def encode_publication(self, publication: Publication) -> bytes | None:
-        """None when the window has no room. Raises AetherError when this message can never be sent on this lane."""
-        ...
-
-    def encode_upstream(self, upstream: Upstream) -> bytes:
-        """Raises AetherError when it can never be sent on this lane."""
-        ...
+__all__ = ["Outbox", "Publication"]
 
 
 class Outbox:
@@ -128,6 +34,7 @@ class Outbox:
         self._written: deque[Publication] = deque()
         self._refused: dict[int, AetherError] = {}
         self._last_seq = 0
+        self._count = 0
         self._open = 0
         self._open_bytes = 0
         self._room = anyio.Event()
@@ -164,8 +71,8 @@ class Outbox:
                 self._room = anyio.Event()
             await self._room.wait()
             self._check_open()
-        self._last_seq += 1
-        publication = Publication(self._last_seq, topic, payload, message_type, extra, confirm=confirm)
+        self._count += 1
+        publication = Publication(self._count, topic, payload, message_type, extra, confirm=confirm)
         self._open += 1
         self._open_bytes += len(payload)
         self._queue.append(publication)
@@ -185,7 +92,7 @@ class Outbox:
     async def flush(self) -> None:
         """Return when everything that was published so far is settled. Raises the first refusal that nobody has seen."""
         await anyio.lowlevel.checkpoint()
-        target = self._last_seq
+        target = self._count
         while self._open and self._first_open() <= target:
             if self._room.is_set():
                 self._room = anyio.Event()
@@ -200,14 +107,14 @@ class Outbox:
             raise error
 
     def _first_open(self) -> int:
-        """The number of the first publication that is not settled."""
+        """The first publication that is not settled, by its order."""
         for publication in self._written:
             if not publication.settled:
-                return publication.seq
+                return publication.order
         for item in self._queue:
             if isinstance(item, Publication) and not item.settled:
-                return item.seq
-        return self._last_seq + 1
+                return item.order
+        return self._count + 1
 
     def withdraw(self, publication: Publication) -> None:
         """Nobody waits for it any more: if it has not been written, it will not be."""
@@ -235,11 +142,9 @@ class Outbox:
                 if item.withdrawn:
                     frame = b""
                 elif isinstance(item, Publication):
-                    frame = encoder.encode_publication(item)
+                    frame = self._number(item, encoder)
                     if frame is None:
                         break
-                    item.written = True
-                    self._written.append(item)
                 else:
                     frame = encoder.encode_upstream(item)
                     item.on_written(None)
@@ -251,6 +156,23 @@ class Outbox:
                 frames.append(frame)
                 size += len(frame)
         return frames
+
+    def _number(self, publication: Publication, encoder: Encoder) -> bytes | None:
+        """Its frame, under its old number or the next one. A number is spent only on what is written."""
+        fresh = not publication.seq
+        if fresh:
+            publication.seq = self._last_seq + 1
+        frame: bytes | None = None
+        try:
+            frame = encoder.encode_publication(publication)
+        finally:
+            if frame is None and fresh:
+                publication.seq = 0
+        if frame is not None:
+            self._last_seq = max(self._last_seq, publication.seq)
+            publication.written = True
+            self._written.append(publication)
+        return frame
 
     def _pull_answers(self, encoder: Encoder) -> list[bytes]:
         frames = []

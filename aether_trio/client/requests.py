@@ -16,7 +16,7 @@ from typing import Any, Final
 import anyio
 
 from aether_trio.client.errors import AetherError, ConnectionLost, from_code, from_text
-from aether_trio.client.outbox import Upstream
+from aether_trio.client.outgoing import Upstream
 from aether_trio.wire.pb import aether_pb2 as pb
 
 __all__ = ["ANSWERS", "Pending", "Requests", "failure_of", "prepare"]

@@ -21,7 +21,7 @@ from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 from aether_trio.client.address import WEBSOCKET_PATH
 from aether_trio.client.errors import AetherError, ConnectionLost, ProtocolViolation, Refused, Unavailable, from_status
 from aether_trio.client.lane import WRITE_BYTES, Ended, Hub, Lane
-from aether_trio.client.outbox import Publication, Upstream
+from aether_trio.client.outgoing import Publication, Upstream
 from aether_trio.wire.pb import aether_pb2 as pb
 
 __all__ = ["SUBPROTOCOL", "WebSocketLane"]

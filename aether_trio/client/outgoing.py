@@ -1,0 +1,108 @@
+"""The things on their way to the gateway, and how a lane writes them. outbox.py keeps them in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import anyio
+import anyio.lowlevel
+
+from aether_trio.client.errors import AetherError
+
+__all__ = ["Encoder", "Outcome", "Publication", "Upstream"]
+
+
+class Outcome:
+    """What becomes of something: `settled` once, with `error` or without."""
+
+    __slots__ = ("_event", "error", "seen", "settled")
+
+    def __init__(self) -> None:
+        self.settled = False
+        self.error: AetherError | None = None
+        self.seen = False
+        """Somebody has waited for it, so its refusal is known."""
+        self._event: anyio.Event | None = None
+
+    def settle(self, error: AetherError | None = None) -> None:
+        """It is known what became of it. Only the first call counts."""
+        if not self.settled:
+            self.settled = True
+            self.error = error
+            if self._event is not None:
+                self._event.set()
+
+    async def committed(self) -> None:
+        """Return when the gateway has it on its disk. Raises why it was refused, or ConnectionLost."""
+        self.seen = True
+        if self.settled:
+            await anyio.lowlevel.checkpoint()
+        else:
+            if self._event is None:
+                self._event = anyio.Event()
+            await self._event.wait()
+        if self.error is not None:
+            raise self.error
+
+
+class Publication(Outcome):
+    """A message on its way. `error` is why it was refused; None while it is not `settled`, and when it is committed."""
+
+    __slots__ = ("confirm", "extra", "message_type", "order", "payload", "seq", "topic", "withdrawn", "written")
+
+    def __init__(
+        self, order: int, topic: str, payload: bytes, message_type: int, extra: bytes, *, confirm: bool
+    ) -> None:
+        super().__init__()
+        self.order = order
+        """Which one it is, of all that were published."""
+        self.seq = 0
+        """Its number on the framed lane, from the first time on that it is written."""
+        self.topic = topic
+        self.payload = payload
+        self.message_type = message_type
+        self.extra = extra
+        self.confirm = confirm
+        """Somebody waits for this one; a lane without acknowledgements must find out by other means."""
+        self.written = False
+        self.withdrawn = False
+
+
+class Upstream:
+    """A serialized UpstreamMessage on its way.
+
+    `on_written` is called when a connection has taken it, or with why none will. `answer`: it may go out while the gateway
+    leaves. `unanswered`: the gateway says nothing to it, or an ErrorResponse without an id; with `settle` somebody
+    waits to know which.
+    """
+
+    __slots__ = ("answer", "data", "on_written", "settle", "unanswered", "withdrawn")
+
+    def __init__(
+        self,
+        data: bytes,
+        on_written: Callable[[AetherError | None], None],
+        *,
+        answer: bool = False,
+        unanswered: bool = False,
+        settle: Callable[[AetherError | None], None] | None = None,
+    ) -> None:
+        self.data = data
+        self.on_written = on_written
+        self.withdrawn = False
+        self.answer = answer
+        self.unanswered = unanswered
+        self.settle = settle
+
+
+class Encoder(Protocol):
+    """How a lane writes what it pulls."""
+
+    def encode_publication(self, publication: Publication) -> bytes | None:
+        """None when the window has no room. Raises AetherError when this message can never be sent on this lane."""
+        ...
+
+    def encode_upstream(self, upstream: Upstream) -> bytes:
+        """Raises AetherError when it can never be sent on this lane."""
+        ...

@@ -1,0 +1,120 @@
+"""A scripted gateway: the other end of the framing over a real socket, which says what the test tells it to.
+
+async with open_peer() as peer, trio.open_nursery() as nursery:
+    nursery.start_soon(client_body, peer.address)
+    line = await peer.accept()                 # a connection, greeted and let in
+    send = await line.next(framing.Send)
+    await line.say(framing.Ack(send.seq))
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import trio
+
+from aether_trio.wire import framing
+from aether_trio.wire.framing import Connection, Role
+from aether_trio.wire.pb import aether_pb2 as pb
+
+E = TypeVar("E")
+
+
+class EndOfLine(AssertionError):
+    """The client has ended its side while the test waited for something."""
+
+
+class Line:
+    """One connection."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self.connection = Connection(Role.SERVER)
+        self.seen: deque[framing.Event] = deque()
+        self.hello: framing.ClientHello | None = None
+        self.init: pb.InitConnection | None = None
+
+    async def greet(self, hello: framing.ServerHello | None = None) -> None:
+        """Read HELLO and init, and answer the HELLO."""
+        self.hello = await self.next(framing.ClientHello)
+        await self.say(hello or framing.ServerHello(dedup_s=60))
+        envelope = await self.next(framing.Envelope)
+        self.init = pb.UpstreamMessage.FromString(envelope.message).init
+
+    async def let_in(self, session_id: str = "s1", **fields: object) -> None:
+        """ConnectionAck."""
+        await self.tell(connection_ack=pb.ConnectionAck(session_id=session_id, **fields))  # type: ignore[arg-type]
+
+    async def say(self, *events: framing.Event) -> None:
+        """Send these."""
+        await self.stream.send_all(b"".join(self.connection.send(event) for event in events))
+
+    async def tell(self, **payload: object) -> None:
+        """An envelope with this DownstreamMessage."""
+        message = pb.DownstreamMessage(**payload)  # type: ignore[arg-type]
+        await self.say(framing.Envelope(message.SerializeToString()))
+
+    async def next(self, kind: type[E]) -> E:
+        """The next event of this kind; those of other kinds before it are dropped."""
+        while True:
+            while self.seen:
+                event = self.seen.popleft()
+                if isinstance(event, kind):
+                    return event
+            await self._read()
+
+    async def asked(self) -> pb.UpstreamMessage:
+        """The next envelope's message."""
+        return pb.UpstreamMessage.FromString((await self.next(framing.Envelope)).message)
+
+    async def _read(self) -> None:
+        data = await self.stream.receive_some()
+        if not data:
+            raise EndOfLine
+        self.seen.extend(self.connection.receive(data))
+
+    async def end(self) -> list[framing.Event]:
+        """Read until the client ends its side, end ours, and return what it said."""
+        try:
+            while True:
+                await self._read()
+        except EndOfLine:
+            pass
+        await self.stream.aclose()
+        return list(self.seen)
+
+
+class Peer:
+    """The listener. `address` is a client's."""
+
+    def __init__(self, listener: trio.SocketListener) -> None:
+        self._listener = listener
+        host, port = listener.socket.getsockname()[:2]
+        self.address = f"aether://{host}:{port}"
+
+    async def knock(self) -> Line:
+        """A connection that has said nothing yet."""
+        return Line(await self._listener.accept())
+
+    async def accept(self, session_id: str = "s1", hello: framing.ServerHello | None = None) -> Line:
+        """A connection that was let in."""
+        line = await self.knock()
+        await line.greet(hello)
+        await line.let_in(session_id)
+        return line
+
+
+@asynccontextmanager
+async def open_peer() -> AsyncIterator[Peer]:
+    """On a free port of 127.0.0.1."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        yield Peer(listener)
+
+
+def incoming(payload: bytes, source: str = "ag::w::i::a") -> bytes:
+    """A serialized delivery."""
+    return pb.DownstreamMessage(msg=pb.IncomingMessage(source_topic=source, payload=payload)).SerializeToString()

@@ -1,0 +1,301 @@
+"""Publications on the framed lane, against a scripted gateway: confirmation, refusal, window, and sending again."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+import trio.testing
+
+from aether_trio.client import ConnectionLost, PayloadTooLarge, RateLimited, Unavailable
+from aether_trio.wire import framing
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.client.gateways import agent
+from tests.client.peer import Line, Peer, open_peer
+
+B = "ag::w::i::b"
+
+
+async def refused(sending: Callable[[], Awaitable[object]], kind: type[Exception], into: list[Exception]) -> None:
+    with pytest.raises(kind) as caught:
+        await sending()
+    into.append(caught.value)
+
+
+async def test_the_first_words() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+
+        async def body() -> None:
+            async with agent(
+                peer.address, "a", api_key="k", token="t", extensions=["urn:x"], resume_session_id="old", program="p/1"
+            ) as a:
+                assert (a.session_id, a.resumed) == ("s1", False)
+
+        nursery.start_soon(body)
+        line = await peer.accept()
+        assert line.hello is not None
+        assert line.init is not None
+        assert line.hello.publisher is not None
+        assert (line.hello.agent, line.hello.delivery_acks) == ("p/1", True)
+        assert (line.hello.credit_messages, line.hello.credit_bytes) == (1024, 8 * 1024 * 1024)
+        assert dict(line.init.credentials) == {"api_key": "k", "token": "t"}
+        assert (line.init.agent.workspace, line.init.resume_session_id) == ("w", "old")
+        assert (line.init.client_sdk, line.init.extensions[0].uri) == ("aether-trio", "urn:x")
+        assert [type(event) for event in await line.end()] == [framing.GoAway]
+
+
+async def test_send_returns_when_it_is_acknowledged() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+        sent = trio.Event()
+
+        async def body() -> None:
+            async with agent(peer.address, "a") as a:
+                await a.send(B, b"x", details=pb.SendMessage(app_workspace="other", target_topic="ignored"))
+                sent.set()
+
+        nursery.start_soon(body)
+        line = await peer.accept()
+        send = await line.next(framing.Send)
+        assert (send.topic, send.payload, send.message_type) == (B, b"x", 6)
+        assert pb.SendMessage.FromString(send.extra) == pb.SendMessage(app_workspace="other")
+        assert not sent.is_set()
+        await line.say(framing.Ack(send.seq))
+        await sent.wait()
+        await line.end()
+
+
+async def test_a_nack_is_a_typed_error_of_that_send_alone() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+        errors: list[Exception] = []
+
+        async def body() -> None:
+            async with agent(peer.address, "a") as a, trio.open_nursery() as sends:
+                sends.start_soon(a.send, B, b"first")
+                await trio.testing.wait_all_tasks_blocked()
+                sends.start_soon(refused, lambda: a.send(B, b"second"), RateLimited, errors)
+
+        nursery.start_soon(body)
+        line = await peer.accept()
+        first, second = await line.next(framing.Send), await line.next(framing.Send)
+        await line.say(
+            framing.Nack(second.seq, "ERR_RATE_LIMITED", "slow", retryable=True, retry_after_ms=1500),
+            framing.Ack(first.seq),
+            framing.Ack(second.seq),
+        )
+        await line.end()
+    (error,) = errors
+    assert isinstance(error, RateLimited)
+    assert (error.code, error.retryable, error.retry_after_s) == ("ERR_RATE_LIMITED", True, 1.5)
+
+
+async def test_the_window_holds_back_what_it_has_no_room_for() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+
+        async def body() -> None:
+            async with agent(peer.address, "a") as a:
+                for number in range(5):
+                    await a.publish(B, str(number))
+                # A request behind them is a barrier, so it waits with them.
+                await a.request(pb.UpstreamMessage(kv_op=pb.KVOperation(key="k")))
+
+        nursery.start_soon(body)
+        line = await peer.accept(hello=framing.ServerHello(publish_window=2))
+        for number in range(0, 4, 2):
+            sends = [await line.next(framing.Send), await line.next(framing.Send)]
+            assert [send.payload for send in sends] == [b"%d" % number, b"%d" % (number + 1)]
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert not line.seen
+            await line.say(framing.Ack(sends[-1].seq))
+        last = await line.next(framing.Send)
+        asked = await line.asked()
+        await line.say(framing.Ack(last.seq))
+        await line.tell(kv=pb.KVResponse(success=True, request_id=asked.kv_op.request_id))
+        await line.end()
+
+
+async def test_publish_waits_for_room_on_its_way() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+        published: list[int] = []
+
+        async def body() -> None:
+            async with agent(peer.address, "a", max_unsettled=3) as a:
+                for number in range(5):
+                    await a.publish(B, b"x")
+                    published.append(number)
+
+        nursery.start_soon(body)
+        line = await peer.accept()
+        for _ in range(3):
+            send = await line.next(framing.Send)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert published == [0, 1, 2]
+        await line.say(framing.Ack(send.seq))
+        await line.next(framing.Send)
+        last = await line.next(framing.Send)
+        await line.say(framing.Ack(last.seq))
+        await line.end()
+    assert published == [0, 1, 2, 3, 4]
+
+
+async def cut_after_three(peer: Peer, hello: framing.ServerHello) -> tuple[Line, Line, list[framing.Send]]:
+    """The first of four is settled, the second refused, two are in doubt; then the connection breaks."""
+    line = await peer.accept(hello=hello)
+    sends = [await line.next(framing.Send) for _ in range(4)]
+    await line.say(framing.Ack(sends[0].seq), framing.Nack(sends[1].seq, "ERR_INVALID_TOPIC"))
+    await line.tell(config=pb.ConfigSnapshot())
+    await line.stream.aclose()
+    again = await peer.accept("s2", hello=hello)
+    return line, again, sends
+
+
+@pytest.mark.parametrize(("dedup_s", "repeat"), [(60, False), (0, True)])
+async def test_after_a_cut_what_was_not_settled_is_sent_again_with_its_old_number(dedup_s: int, repeat: bool) -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+
+        async def body() -> None:
+            async with agent(peer.address, "a", repeat_in_doubt=repeat) as a:
+                publications = [await a.publish(B, str(number)) for number in range(4)]
+                await publications[0].committed()
+                with pytest.raises(Exception, match="ERR_INVALID_TOPIC"):
+                    await publications[1].committed()
+                await publications[3].committed()
+                assert (a.connections, a.session_id) == (2, "s2")
+                await a.send(B, b"new")
+
+        nursery.start_soon(body)
+        first, again, sends = await cut_after_three(peer, framing.ServerHello(dedup_s=dedup_s))
+        assert first.hello is not None
+        assert again.hello is not None
+        assert again.init is not None
+        assert again.hello.publisher == first.hello.publisher
+        assert again.init.resume_session_id == "s1"
+        assert [await again.next(framing.Send), await again.next(framing.Send)] == sends[2:]
+        await again.say(framing.Ack(sends[3].seq))
+        new = await again.next(framing.Send)
+        assert new.seq > sends[3].seq
+        await again.say(framing.Ack(new.seq))
+        await again.end()
+
+
+async def test_without_memory_in_the_gateway_what_was_not_settled_is_in_doubt() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+        errors: list[ConnectionLost] = []
+
+        async def body() -> None:
+            async with agent(peer.address, "a") as a:
+                publications = [await a.publish(B, str(number)) for number in range(4)]
+                for publication in publications[2:]:
+                    with pytest.raises(ConnectionLost) as caught:
+                        await publication.committed()
+                    errors.append(caught.value)
+                with pytest.raises(Exception, match="ERR_INVALID_TOPIC"):
+                    await a.flush()
+
+        nursery.start_soon(body)
+        _, again, _ = await cut_after_three(peer, framing.ServerHello(dedup_s=0))
+        assert [type(event) for event in await again.end()] == [framing.GoAway]
+    assert [error.in_doubt for error in errors] == [True, True]
+
+
+async def test_what_was_never_sent_waits_for_the_next_connection() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+        lost = trio.Event()
+
+        async def body() -> None:
+            async with agent(peer.address, "a", on_disconnected=lambda _why: lost.set()) as a:
+                await lost.wait()
+                await a.send(B, b"x")
+
+        nursery.start_soon(body)
+        line = await peer.accept(hello=framing.ServerHello(dedup_s=0))
+        await line.stream.aclose()
+        again = await peer.accept("s2", hello=framing.ServerHello(dedup_s=0))
+        await again.say(framing.Ack((await again.next(framing.Send)).seq))
+        await again.end()
+
+
+async def test_a_cancelled_send_that_was_not_written_is_withdrawn() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+
+        async def body() -> None:
+            async with agent(peer.address, "a") as a:
+                first = await a.publish(B, b"first")
+                with trio.move_on_after(0.01):
+                    await a.send(B, b"withdrawn")
+                assert a._core.outbox.unsettled == 1
+                await first.committed()
+                await a.send(B, b"third")
+
+        nursery.start_soon(body)
+        line = await peer.accept(hello=framing.ServerHello(publish_window=1))
+        first = await line.next(framing.Send)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await line.say(framing.Ack(first.seq))
+        third = await line.next(framing.Send)
+        assert third.payload == b"third"
+        await line.say(framing.Ack(third.seq))
+        await line.end()
+
+
+async def test_what_no_frame_can_hold_is_refused_here() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+
+        async def body() -> None:
+            async with agent(peer.address, "a", max_unsettled_bytes=1) as a:
+                with pytest.raises(PayloadTooLarge):
+                    await a.send(B, bytes(5 * 1024 * 1024))
+
+        nursery.start_soon(body)
+        line = await peer.accept(hello=framing.ServerHello(max_frame=4 * 1024 * 1024)) if False else await peer.knock()
+        line.connection = framing.Connection(framing.Role.SERVER, max_frame_bytes=4 * 1024 * 1024)
+        await line.greet(framing.ServerHello(max_frame=4 * 1024 * 1024))
+        await line.let_in()
+        await line.end()
+
+
+async def test_goaway_starts_nothing_new_and_leaves_when_all_is_settled() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+
+        async def body() -> None:
+            async with agent(peer.address, "a") as a:
+                await a.publish(B, b"before")
+                told = await a.publish(B, b"before too")
+                await told.committed()
+                await a.send(B, b"after")
+
+        nursery.start_soon(body)
+        line = await peer.accept()
+        sends = [await line.next(framing.Send), await line.next(framing.Send)]
+        await line.say(framing.GoAway(framing.GoAwayReason.DRAINING, 30_000), framing.Ack(sends[0].seq))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await line.say(framing.Ack(sends[1].seq))
+        assert [type(event) for event in await line.end()] == [framing.GoAway]
+        again = await peer.accept("s2")
+        send = await again.next(framing.Send)
+        assert send.payload == b"after"
+        await again.say(framing.Ack(send.seq))
+        await again.end()
+
+
+async def test_a_block_that_ends_with_something_unconfirmed_says_so() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+
+        async def body() -> None:
+            with pytest.raises(ConnectionLost, match="1 messages were not confirmed"):
+                async with agent(peer.address, "a", close_timeout=0.05) as a:
+                    await a.publish(B, b"x")
+
+        nursery.start_soon(body)
+        line = await peer.accept()
+        await line.next(framing.Send)
+        await line.end()
+
+
+async def test_unreachable_is_said_at_once_when_it_is_asked_so() -> None:
+    async with open_peer() as peer:
+        address = peer.address
+    with pytest.raises(Unavailable, match="cannot connect") as caught:
+        async with agent(address, "a", connect_timeout=0.05):
+            pytest.fail("nobody is there")
+    assert caught.value.retryable
