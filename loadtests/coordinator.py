@@ -40,6 +40,7 @@ class Coordinator:
         self._seen: dict[str, Any] = {}
         self._began = 0.0
         self._due = 0.0
+        self._awaited = 0
         self._cpu_ns = 0
         self._cpu_at = 0.0
 
@@ -67,12 +68,17 @@ class Coordinator:
         return time.monotonic() - self._began
 
     def _watch(self, phase: str, seconds: float, done: Callable[[], bool] = lambda: False) -> bool:
-        """Let that time pass, a row every second; ends early, with True, when `done()`."""
+        """Let that time pass, a row every second; ends early, with True, when `done()`.
+
+        Workers are asked for a report every second. One that is late makes a row longer, not its rates wrong.
+        """
         until = time.monotonic() + seconds
         while True:
             now = time.monotonic()
             if now >= self._due:
-                self._tick(phase)
+                if not self._awaited:
+                    self._fleet.tell("report")
+                    self._awaited = len(self._fleet)
                 self._due = max(self._due + TICK_S, now)
             if done():
                 return True
@@ -80,8 +86,11 @@ class Coordinator:
                 return False
             for worker, line in self._fleet.lines(min(until, self._due)):
                 self.timeline.feed(worker, line)
-                if done():
-                    break
+                self._awaited -= 1
+                if not self._awaited:  # a row is closed when all have said what belongs to it
+                    self._tick(phase)
+                    if done():
+                        break
 
     def _tick(self, phase: str) -> None:
         rss = cores = None
@@ -122,11 +131,12 @@ class Coordinator:
         self._watch("hold", plan.seconds / 2)
         cut, counts = self.timeline.connected, self.timeline.counts
         self._fleet.tell("cut")
-        began = time.monotonic()
-        self.timeline.mark(self._elapsed, "all cut")
+        began, began_s = time.monotonic(), self._elapsed
+        self.timeline.mark(began_s, "all cut")
         back = lambda: self.timeline.counts["back"] - counts["back"]  # noqa: E731
         self._watch("hold", BACK_PATIENCE_S, lambda: back() >= cut)
-        self.timeline.mark(self._elapsed, "the last is back")
+        slowest = max(self.timeline.latencies["back"].pending, default=0) if back() else 0
+        self.timeline.mark(began_s + slowest / 1e9, f"the last of {back():,} is back")
         self._seen |= {
             "cut": cut,
             "back": back(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -49,7 +50,7 @@ class Mark:
 
 def percentile(ordered: list[int], per_cent: float) -> float:
     """Of an ordered, not empty list; the nearest rank."""
-    return float(ordered[min(len(ordered) - 1, int(len(ordered) * per_cent / 100))])
+    return float(ordered[max(0, math.ceil(len(ordered) * per_cent / 100) - 1)])
 
 
 class Timeline:

@@ -1,7 +1,7 @@
 """A worker process: locust with a part of the users, told what to do over a socket.
 
 `python -m loadtests.worker FD`: the first line on the socket is the plan, the following ones are commands: start, talk, cut,
-quiet, leave, end. A report goes back every second and after each command. When the coordinator is gone, so is the worker.
+quiet, leave, report, end. `ready`, `report` and `end` have an answer. When the coordinator is gone, so is the worker.
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import json  # noqa: E402  # gevent comes first
+import gc  # noqa: E402  # gevent comes first
+import json  # noqa: E402
 import logging  # noqa: E402
 import os  # noqa: E402
 import resource  # noqa: E402
 import sys  # noqa: E402
-import time  # noqa: E402
 from typing import Any  # noqa: E402
 
 import gevent  # noqa: E402
 from gevent import socket  # noqa: E402
-from gevent.lock import RLock  # noqa: E402
 from locust.env import Environment  # noqa: E402
 
 from loadtests.addresses import raise_descriptor_limit  # noqa: E402
@@ -28,7 +27,8 @@ from loadtests.crew import Crew  # noqa: E402
 from loadtests.plan import Plan  # noqa: E402
 from loadtests.users import USERS, Pace  # noqa: E402
 
-REPORT_SECONDS = 1.0
+GC_THRESHOLDS = (100_000, 50, 1_000)
+"""A full collection with 15,000 users takes as long as a second, in which nobody reads."""
 
 
 class Worker:
@@ -36,7 +36,6 @@ class Worker:
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
-        self._writing = RLock()  # a long line is sent in pieces
         self._lines = channel.makefile("r")
         self._plan = Plan.from_json(self._lines.readline())
         self.crew = Crew(self._plan)
@@ -54,7 +53,8 @@ class Worker:
             if command == "start":
                 self._runner.start_shape()
                 gevent.spawn(self.crew.talk)
-                gevent.spawn(self._reports)
+            elif command == "report":
+                self._say("report")
             elif command == "talk":
                 self.crew.talking.set()
             elif command == "cut":
@@ -67,20 +67,12 @@ class Worker:
                 self._say("end", verdict=self.crew.verdict())
                 return
 
-    def _reports(self) -> None:
-        due = time.monotonic()
-        while True:
-            due += REPORT_SECONDS
-            gevent.sleep(max(0.0, due - time.monotonic()))
-            self._say("report")
-
     def _say(self, kind: str, **more: Any) -> None:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         cpu_s = usage.ru_utime + usage.ru_stime
         line = {"kind": kind, "cpu_s": cpu_s, **self.crew.recorder.report(), **more}
         try:
-            with self._writing:
-                self._channel.sendall(json.dumps(line).encode() + b"\n")
+            self._channel.sendall(json.dumps(line).encode() + b"\n")
         except OSError:
             os._exit(3)  # nobody is left to report to
 
@@ -90,6 +82,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("locust.runners").setLevel(logging.ERROR)  # it finds more than 100 users a second dangerous
     raise_descriptor_limit()
+    gc.set_threshold(*GC_THRESHOLDS)
     channel = socket.socket(fileno=int(sys.argv[1]))
     Worker(channel).run()
     channel.close()

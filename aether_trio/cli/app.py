@@ -19,6 +19,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "tail": ("tail", "Show a topic's messages as they come."),
     "kv": ("kv", "Read and write the key-value store."),
     "sessions": ("sessions", "Show who is connected; disconnect somebody."),
+    "bench": ("bench", "Measure how fast a gateway is."),
     "config": ("config_command", "Show, check and explain the settings."),
     "keys": ("keys", "Make API keys."),
     "version": ("version_command", "Show the version."),

@@ -60,7 +60,7 @@ def test_every_command_explains_itself(command: list[str]) -> None:
         assert not line.endswith("...")
 
 
-@pytest.mark.parametrize("command", ["dev", "serve", "send", "tail", "kv", "sessions", "config"])
+@pytest.mark.parametrize("command", ["dev", "serve", "send", "tail", "kv", "sessions", "bench", "config"])
 def test_the_help_has_examples(command: str) -> None:
     assert f"aether {command}" in aether(command, "--help").stdout.partition("Examples:")[2]
 

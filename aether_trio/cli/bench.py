@@ -1,0 +1,208 @@
+"""`aether bench`: how fast a gateway is for our own client, from here."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+import click
+import trio
+from rich.table import Table
+
+from aether_trio.cli import exits
+from aether_trio.cli.options import DEFAULT_GATEWAY, Target, client_options
+from aether_trio.cli.show import print_table
+from aether_trio.client import (
+    AddressError,
+    AetherError,
+    AgentClient,
+    Client,
+    ClientOptions,
+    Retry,
+    TlsOptions,
+    UserClient,
+)
+
+_REFUSED: Final = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "ALREADY_EXISTS", "INVALID_ARGUMENT"})
+_HINTS: Final = {
+    "UNAUTHENTICATED": "give a key with --api-key or AETHER_API_KEY, or a certificate with --tls-cert",
+    "PERMISSION_DENIED": "the credential must be for any agent of the workspace (--workspace)",
+    "ERR_RATE_LIMITED": "the gateway limits what one connection may send; stay below with --rate, or use more --pairs",
+}
+
+
+@click.command(
+    name="bench",
+    epilog=f"""
+\b
+Examples:
+  aether bench                                         {DEFAULT_GATEWAY}, 20 pairs, 10 seconds
+  aether bench aether://gateway.example:50051 --pairs 50 --seconds 30
+  aether bench ws://127.0.0.1:50051 --pairs 5          windows of a browser, on WebSocket
+  aether bench aethers://gateway.example:50051 --tls-ca ca.pem --api-key "$KEY" --rate 200
+  aether bench --json | jq .latency.ms.p99
+""",
+)
+@click.argument("address", required=False)
+@click.option("--pairs", type=click.IntRange(1, 5000), default=20, show_default=True, help="Pairs of participants.")
+@click.option(
+    "--seconds", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True, help="Measuring time in all."
+)
+@click.option(
+    "--rate", type=click.FloatRange(0, min_open=True),
+    help="Rounds per second for the latency.  [default: half of the maximum, which is then measured first]",
+)  # fmt: skip
+@click.option("--payload", type=click.IntRange(16, 2**20), default=200, show_default=True, help="Bytes of a message.")
+@click.option("--window", type=click.IntRange(1, 1000), default=16, show_default=True, help="Rounds on their way.")
+@click.option("--workspace", default="default", show_default=True, help="Where the agents live.")
+@click.option("--json", "as_json", is_flag=True, help="Report as one JSON object.")
+@client_options
+def command(
+    target: Target,
+    address: str | None,
+    pairs: int,
+    seconds: float,
+    rate: float | None,
+    payload: int,
+    window: int,
+    workspace: str,
+    as_json: bool,
+) -> None:
+    """Measure how a gateway does: connections, messages per second, round-trip latency.
+
+    ADDRESS is aether://HOST:PORT or aethers:// (agents on the binary framing), ws:// or wss:// (users on WebSocket), or
+    HOST:PORT. Pairs play ping-pong with durable messages. Latencies count from the moment at which a round was due. All
+    participants live in this one process, so with many of them it measures itself: `nox -s load` is made for that.
+    """
+    url = address_of(target, address)
+    options: ClientOptions = {
+        "program": "aether-bench",
+        "connect_timeout": target.timeout_s,
+        "retry": Retry(max_attempts=0),
+    }
+    if target.api_key:
+        options["api_key"] = target.api_key
+    if url.startswith(("aethers:", "wss:")):
+        options["tls"] = TlsOptions(target.tls_ca, target.tls_cert, target.tls_key)
+    run = secrets.token_hex(3)
+
+    def make(role: str, number: int) -> Client:
+        if url.startswith("ws"):
+            return UserClient(url, user_id=f"bench-{run}-{number}", window_id=role, **options)
+        return AgentClient(
+            url, workspace=workspace, implementation=f"bench-{run}", specifier=f"{number}{role}", **options
+        )
+
+    try:
+        make("a", 0)
+    except (AddressError, ValueError) as error:
+        raise click.BadParameter(str(error), param_hint="ADDRESS") from None
+    show = _progress(sys.stderr.isatty() and not as_json)
+    report = trio.run(_run, url, make, pairs, payload, window, seconds, rate, show)
+    show("")
+    if as_json:
+        click.echo(json.dumps(report))
+    else:
+        _print(report)
+    if report["unanswered"] or report["errors"]:
+        raise SystemExit(exits.FAILED)
+
+
+def address_of(target: Target, given: str | None) -> str:
+    """The URL: what was given, with a scheme if it had none."""
+    if given is None:
+        given = str(target)
+    if "://" in given:
+        return given
+    return f"{'aethers' if target.tls else 'aether'}://{given}"
+
+
+async def _run(
+    url: str,
+    make: Callable[[str, int], Client],
+    pairs: int,
+    payload: int,
+    window: int,
+    seconds: float,
+    rate: float | None,
+    show: Callable[[str], None],
+) -> dict[str, Any]:
+    from aether_trio.cli.bench_run import Bench, percentiles_ms
+
+    try:
+        measured = await Bench(make, pairs, payload, window, show).run(seconds, rate)
+    except* (AetherError, OSError) as group:
+        show("")
+        raise _explain(url, _first(group)) from None
+    latency = percentiles_ms(measured.round_ns)
+    busiest = measured.busiest_per_s
+    return {
+        "address": url,
+        "pairs": pairs,
+        "payload_bytes": payload,
+        "connect": {
+            "connections": len(measured.connect_ns),
+            "per_s": round((2 * pairs - 1) / measured.connect_s, 1) if measured.connect_s else 0.0,
+            "ms": percentiles_ms(measured.connect_ns),
+        },
+        "maximum": None if busiest is None else {"messages_per_s": round(busiest, 1), "window": window},
+        "latency": {"rounds": len(measured.round_ns), "rounds_per_s": round(measured.rate_per_s, 1), "ms": latency},
+        "rounds": measured.sent,
+        "unanswered": measured.unanswered,
+        "errors": dict(measured.errors),
+        "error_texts": measured.texts,
+    }
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    inner: BaseException = group
+    while isinstance(inner, BaseExceptionGroup):
+        inner = inner.exceptions[0]
+    return inner
+
+
+def _explain(url: str, error: BaseException) -> exits.CliError:
+    if isinstance(error, AetherError) and error.code == "UNREACHABLE":
+        text = f"{error.message}; start a gateway with `aether dev`, or name another address"
+        return exits.CliError(text, exits.UNREACHABLE)
+    if isinstance(error, AetherError):
+        hint = f"; {_HINTS[error.code]}" if error.code in _HINTS else ""
+        code = exits.REFUSED if error.code in _REFUSED else exits.UNREACHABLE
+        return exits.CliError(f"{url} said {error.code}: {error.message}{hint}", code)
+    return exits.CliError(f"{url} broke the connection: {error}", exits.UNREACHABLE)
+
+
+def _progress(live: bool) -> Callable[[str], None]:
+    """One line that is written over; nothing when nobody looks."""
+
+    def show(text: str) -> None:
+        if live:
+            sys.stderr.write(f"\r\x1b[2K{text}")
+            sys.stderr.flush()
+
+    return show
+
+
+def _print(report: dict[str, Any]) -> None:
+    def times(found: dict[str, float]) -> list[str]:
+        return [f"{found[name]:.2f}" if name in found else "" for name in ("p50", "p90", "p99", "p99.9", "max")]
+
+    connect, maximum, latency = report["connect"], report["maximum"], report["latency"]
+    table = Table(title=None)
+    for name in ("", "count", "per second", "p50 ms", "p90", "p99", "p99.9", "max"):
+        table.add_column(name, justify="right" if name else "left")
+    table.add_row("connect", f"{connect['connections']:,}", f"{connect['per_s']:,.0f}", *times(connect["ms"]))
+    if maximum is not None:
+        table.add_row("messages, at most", "", f"{maximum['messages_per_s']:,.0f}", *times({}))
+    table.add_row(
+        "round trip", f"{latency['rounds']:,}", f"{latency['rounds_per_s']:,.0f}", *times(latency["ms"])
+    )  # fmt: skip
+    click.echo(f"{report['address']}: {report['pairs']} pairs, {report['payload_bytes']} bytes, durable messages\n")
+    print_table(table, "")
+    click.echo(f"\n{report['rounds']:,} rounds, {report['unanswered']:,} without an answer")
+    for code, count in report["errors"].items():
+        hint = f" ({_HINTS[code]})" if code in _HINTS else ""
+        click.echo(f"{count:,} x {code}: {report['error_texts'].get(code, '')}{hint}")

@@ -1,0 +1,97 @@
+"""`aether bench` against real gateways: what it finds, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aether_trio.cli.bench import address_of
+from aether_trio.cli.bench_run import percentiles_ms
+from aether_trio.cli.options import Target
+from aether_trio.config import ApiKey, describe, load_settings
+from aether_trio.services.credentials import hash_api_key
+from tests.cli.test_commands import fails, free_port
+from tests.cli.test_with_gateway import Shell
+from tests.helpers.gateway import GatewayProcess, start_gateway
+
+KEY = "aek_for-this-test"
+SHORT = ("--pairs", "2", "--seconds", "0.4")
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[GatewayProcess]:
+    with start_gateway(ephemeral=True) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """One key, for agents; five messages at once, then one a second."""
+    directory = tmp_path_factory.mktemp("strict")
+    record = ApiKey(id="test", sha256=hash_api_key(KEY), principal="agent")
+    flags = {"gateway.host": "127.0.0.1", "auth.api_keys": [record]}
+    flags |= {"limits.send_rate_per_s": 1.0, "limits.send_burst": 5}
+    (directory / "aether.yaml").write_text(describe(load_settings(flags=flags)))
+    command = [sys.executable, "-m", "aether_trio", "serve", "--config", str(directory / "aether.yaml")]
+    with start_gateway(ephemeral=True, command=command) as process:
+        yield process
+
+
+@pytest.mark.parametrize("scheme", ["aether", "ws"])
+def test_all_rounds_are_answered_and_measured(gateway: GatewayProcess, scheme: str) -> None:
+    report = json.loads(Shell(gateway).out("bench", f"{scheme}://{gateway.address}", *SHORT, "--json"))
+    assert report["address"] == f"{scheme}://{gateway.address}"
+    assert report["connect"]["connections"] == 4
+    assert report["maximum"]["messages_per_s"] > 0
+    assert report["errors"] == {}
+    assert report["unanswered"] == 0
+    assert 0 < report["latency"]["rounds"] < report["rounds"]
+    times = report["latency"]["ms"]
+    assert 0 < times["p50"] <= times["p90"] <= times["p99"] <= times["p99.9"] <= times["max"]
+
+
+def test_at_a_given_rate_no_maximum_is_sought_and_the_table_says_so(gateway: GatewayProcess) -> None:
+    out = Shell(gateway).out("bench", *SHORT, "--rate", "50")
+    assert out.startswith(f"aether://{gateway.address}: 2 pairs, 200 bytes")
+    assert "at most" not in out
+    assert " rounds, 0 without an answer" in out
+
+
+class TestRefusals:
+    def test_without_a_key_nobody_gets_in(self, strict: GatewayProcess) -> None:
+        Shell(strict).fails(5, "give a key with --api-key", "bench", *SHORT)
+
+    def test_a_key_for_others_does_not_fit(self, strict: GatewayProcess) -> None:
+        Shell(strict).fails(5, "PERMISSION_DENIED", "bench", f"ws://{strict.address}", *SHORT, "--api-key", KEY)
+
+    def test_refused_messages_are_counted_by_code_and_explained(self, strict: GatewayProcess) -> None:
+        done = Shell(strict).run("bench", "--pairs", "1", "--seconds", "1", "--rate", "30", "--api-key", KEY)
+        assert done.returncode == 1
+        assert b"x ERR_RATE_LIMITED: " in done.stdout
+        assert b"stay below with --rate" in done.stdout
+        assert done.stderr == b""
+
+    def test_nobody_there(self) -> None:
+        fails(4, "start a gateway with `aether dev`", "bench", f"127.0.0.1:{free_port()}", "--timeout", "5")
+
+    def test_what_is_no_address(self) -> None:
+        fails(2, "unknown scheme 'http'", "bench", "http://127.0.0.1:1")
+
+
+def test_an_address_without_a_scheme_gets_the_framed_lanes(tmp_path: Path) -> None:
+    plain = Target("host", 1, None, False, None, None, None, 1.0)
+    secret = Target("::1", 1, None, True, None, None, None, 1.0)
+    assert address_of(plain, None) == "aether://host:1"
+    assert address_of(secret, None) == "aethers://[::1]:1"
+    assert address_of(plain, "other:2") == "aether://other:2"
+    assert address_of(secret, "ws://other:2") == "ws://other:2"
+
+
+def test_percentiles_are_of_the_nearest_rank() -> None:
+    found = percentiles_ms([n * 1_000_000 for n in range(1000, 0, -1)])
+    assert found == {"p50": 500.0, "p90": 900.0, "p99": 990.0, "p99.9": 999.0, "max": 1000.0}
+    assert percentiles_ms([]) == {}
