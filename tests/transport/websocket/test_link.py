@@ -494,3 +494,21 @@ async def test_draining_waits_for_the_sessions_and_then_ends_them() -> None:
         await lane.server.drain(0.05)
         with pytest.raises(Closed):
             await client.receive()
+
+
+async def test_a_link_that_nobody_reads_knows_that_its_peer_has_gone() -> None:
+    begun, gone = trio.Event(), trio.Event()
+
+    async def act(seen: Served) -> None:
+        assert not seen.link.peer_has_ended()
+        begun.set()
+        while not seen.link.peer_has_ended():
+            await trio.sleep(0.001)
+        gone.set()
+
+    async with served(PROTO, act) as (client, _, _):
+        with trio.fail_after(30):
+            await begun.wait()
+            await client.send(message_to("t", b"unread"))
+            await client.stream.aclose()
+            await gone.wait()
