@@ -1,0 +1,150 @@
+"""The participants of one scenario, as clients of ours.
+
+`lane` says how users connect: "framed" is everybody over aether://, "ws" is users over ws:// and the others, who may not use
+that lane, over aether://. `talker` is who plays a part that a user may play too.
+
+Silence is never proved by waiting, but by a marker: a message that comes after everything that was sent before it.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any, Self
+
+import pytest
+import trio
+
+from aether_trio.client import (
+    AgentClient,
+    Client,
+    IncomingMessage,
+    MetricsBridgeClient,
+    OrchestratorClient,
+    ServiceClient,
+    TaskClient,
+    UserClient,
+    WorkflowEngineClient,
+)
+
+LIMIT_S = 60.0
+POLL_S = 0.05
+
+LANES = ("framed", "ws")
+both = pytest.mark.parametrize("lane", LANES)
+framed = pytest.mark.parametrize("lane", LANES[:1])
+"""Scenarios in which no user takes part."""
+
+
+class World:
+    """Opens participants in a workspace that no other scenario knows, and closes all of them at its end."""
+
+    def __init__(self, target: str, lane: str) -> None:
+        self.target = target
+        self.lane = lane
+        self.run = uuid.uuid4().hex[:10]
+        self.ws, self.impl, self.uid = f"ws-{self.run}", f"impl-{self.run}", f"user-{self.run}"
+        self._stack = AsyncExitStack()
+        self._limit = trio.fail_after(LIMIT_S)
+
+    async def __aenter__(self) -> Self:
+        self._limit.__enter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> bool | None:
+        try:
+            return await self._stack.__aexit__(*exc)
+        finally:
+            self._limit.__exit__(*exc)
+
+    def address(self, kind: type[Client]) -> str:
+        scheme = "ws" if self.lane == "ws" and kind is UserClient else "aether"
+        return f"{scheme}://{self.target}"
+
+    async def open(self, kind: Callable[..., Any], **who: Any) -> Any:
+        return await self._stack.enter_async_context(kind(self.address(kind), **who))  # type: ignore[arg-type]
+
+    async def agent(self, specifier: str, *, ws: str = "", impl: str = "") -> AgentClient:
+        who = {"workspace": ws or self.ws, "implementation": impl or self.impl, "specifier": specifier}
+        client: AgentClient = await self.open(AgentClient, **who)
+        return client
+
+    async def task(self, specifier: str = "") -> TaskClient:
+        client: TaskClient = await self.open(
+            TaskClient, workspace=self.ws, implementation=self.impl, specifier=specifier
+        )
+        return client
+
+    async def user(self, window: str, *, uid: str = "", ws: str = "") -> UserClient:
+        client: UserClient = await self.open(UserClient, user_id=uid or self.uid, window_id=window)
+        if ws:
+            await client.switch_workspace(ws)
+        return client
+
+    async def service(self, specifier: str) -> ServiceClient:
+        client: ServiceClient = await self.open(ServiceClient, implementation=self.impl, specifier=specifier)
+        return client
+
+    async def orchestrator(self) -> OrchestratorClient:
+        client: OrchestratorClient = await self.open(
+            OrchestratorClient, implementation=self.impl, profiles=[f"profile-{self.run}"], specifier="o1"
+        )
+        return client
+
+    async def engine(self) -> WorkflowEngineClient:
+        client: WorkflowEngineClient = await self.open(WorkflowEngineClient)
+        return client
+
+    async def metrics_bridge(self) -> MetricsBridgeClient:
+        client: MetricsBridgeClient = await self.open(MetricsBridgeClient)
+        return client
+
+    async def talker(self, name: str = "talker") -> Any:
+        """Somebody whose lane is tried: a user on "ws", an agent otherwise."""
+        return await (self.user(name, ws=self.ws) if self.lane == "ws" else self.agent(name))
+
+
+async def take(client: Client) -> IncomingMessage:
+    """The next message, acknowledged."""
+    message = await client.receive()
+    message.ack()
+    return message
+
+
+async def expect(client: Client, payload: bytes, source: Client | None = None) -> IncomingMessage:
+    """The next message, which must be this one."""
+    message = await take(client)
+    assert message.payload == payload, f"{client.topic}: got {message.payload[:80]!r}, expected {payload[:80]!r}"
+    if source is not None:
+        assert message.source == source.topic
+    return message
+
+
+async def drain(client: Client, probe: Client) -> list[IncomingMessage]:
+    """Everything that has come, up to a marker from `probe`."""
+    marker = f"marker {uuid.uuid4().hex}".encode()
+    await probe.send(client.topic, marker)
+    got: list[IncomingMessage] = []
+    while (message := await take(client)).payload != marker:
+        got.append(message)
+    return got
+
+
+async def only(client: Client, probe: Client, *expected: bytes) -> list[IncomingMessage]:
+    """Everything that has come; its payloads are `expected`."""
+    got = await drain(client, probe)
+    assert [message.payload for message in got] == list(expected), client.topic
+    return got
+
+
+async def alive(client: Client) -> None:
+    """Its first connection is still up: a round trip that any participant may make."""
+    await client.checkpoints.load("alive")
+    assert client.connections == 1
+
+
+async def until(probe: Callable[[], Awaitable[Any]], wanted: Any) -> None:
+    """Repeat until the result is this: for what only time brings. The world's limit ends it."""
+    while await probe() != wanted:
+        await trio.sleep(POLL_S)
