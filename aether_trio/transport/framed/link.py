@@ -46,6 +46,8 @@ RETRYABLE: Final = frozenset(
     }
 )
 """Ends after which a client comes back by itself."""
+RETRYABLE_MISTAKES: Final = frozenset({ErrorCode.CALM, ErrorCode.TIMEOUT, ErrorCode.TRUNCATED})
+"""Those that need no defect of the client: it may have been too fast, too slow, or cut off by something in between."""
 
 
 class FramedLink:
@@ -250,7 +252,7 @@ class FramedLink:
             await linger(self.sock, self._limits.linger_s)
 
     def _last_words(self, code: int, text: str, status: Status) -> framing.Error:
-        retryable = status in RETRYABLE if self._failure is None else code in {ErrorCode.CALM, ErrorCode.TIMEOUT}
+        retryable = status in RETRYABLE if self._failure is None else code in RETRYABLE_MISTAKES
         return framing.Error(code, text, retryable)
 
 

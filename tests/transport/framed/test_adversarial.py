@@ -181,7 +181,8 @@ async def test_a_stream_that_ends_inside_a_frame(gateway: GatewayProcess, name: 
             await peer.next(ServerHello)
             await peer.say(tail)
         await peer.end_our_side()
-        assert (await peer.next(Error)).code == ErrorCode.TRUNCATED
+        error = await peer.next(Error)
+        assert (error.code, error.retryable) == (ErrorCode.TRUNCATED, True)  # something in between may have cut it off
         await peer.end()
     await is_well(gateway.address)
 
