@@ -1,4 +1,4 @@
-"""The framed lane of a client: docs/framing.md from our side, over `wire.framing.Connection`.
+"""The framed lane of a client: docs/wire.md from our side, over `wire.framing.Connection`.
 
 Confirmation, positions and credit are frames here, so this module mostly hands events to the outbox and the inbox, and
 their frames to the socket. Answers to requests come as envelopes.

@@ -56,7 +56,7 @@ class FramedLink:
     __slots__ = (
         "_closed",
         "_counters",
-        "_credited_at",
+        "_credits",
         "_ended",
         "_failure",
         "_frames_left",
@@ -83,7 +83,7 @@ class FramedLink:
         self._failure: tuple[int, str] | None = None
         self._frames_left = limits.control_frames_burst
         self._frames_since = 0.0
-        self._credited_at = 0
+        self._credits = 0
         self._closed = False
 
     # -- reading --------------------------------------------------------------------------------------------------
@@ -177,11 +177,11 @@ class FramedLink:
         self.output.acknowledged(event.channel, event.offset)
 
     def _credit(self, _event: framing.GrantCredit) -> None:
-        # Credit that nothing was delivered for is work without a purpose.
-        delivered = self.output.deliveries
-        if delivered == self._credited_at:
+        # One for each delivery is what the simplest client does. More of them is work without a purpose.
+        if self._credits < self.output.deliveries:
+            self._credits += 1
+        else:
             self._count_control()
-        self._credited_at = delivered
         self.output.look_again()
 
     def _ping(self, event: framing.Ping) -> None:

@@ -234,6 +234,18 @@ async def test_what_concerns_one_message_ends_nothing(gateway: GatewayProcess) -
             pass
 
 
+async def test_credit_for_each_message_is_no_flood(gateway: GatewayProcess) -> None:
+    count = 3000
+    async with connected(gateway.address) as peer, connected(gateway.address) as sender:
+        await peer.say(live("thrifty", credit_messages=100, delivery_acks=False))
+        await sender.say(live())
+        await sender.next(ServerHello)
+        await sender.say(b"".join(send(n, b"ag::default::adversary::thrifty") for n in range(1, count + 1)))
+        for _ in range(count):
+            await peer.next(Deliver)
+            await peer.say(credit(1, 0))
+
+
 async def test_pings_are_answered_by_the_last(gateway: GatewayProcess) -> None:
     async with connected(gateway.address) as peer:
         await peer.say(live())
