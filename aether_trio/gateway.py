@@ -136,5 +136,6 @@ def _open_lanes(core: Core, health: Health, nursery: trio.Nursery) -> dict[str, 
         wiring.watch_lane(metrics, "framed", framed.statistics)
     if settings.websocket.enabled:
         lanes["websocket"] = http = HttpServer(serve, settings.websocket, nursery)
+        nursery.start_soon(http.keep_alive, name="websocket-pings")
         wiring.watch_lane(metrics, "websocket", http.statistics)
     return lanes

@@ -245,6 +245,14 @@ class WebSocketSettings(Section, frozen=True):
     idle_timeout_s: Annotated[
         float, Meta(gt=0, description="An HTTP connection without a request is closed after this.")
     ] = 15.0
+    ping_interval_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="A connection on which nothing was sent for so long is sent a ping, because proxies cut those "
+            "that are quiet; 0 is never.",
+        ),
+    ] = 20.0
     page: Annotated[
         bool, Meta(description="Serve the page with which a person can try the gateway. Development mode does.")
     ] = False

@@ -232,6 +232,10 @@ class WebSocketLink:
         """See Link."""
         self._output.pump()
 
+    def ping_if_quiet(self) -> None:
+        """Send a ping, unless something was sent since the last call."""
+        self._output.ping_if_quiet()
+
     @property
     def stalled_since(self) -> float | None:
         """See Link."""

@@ -24,6 +24,9 @@ BURST_BYTES: Final = 64 * 1024
 BURSTS_PER_PUMP: Final = 4
 """Then the others have a turn: a task goes on."""
 
+PING: Final = b"\x89\x00"
+"""A ping without data."""
+
 _FINAL_TEXT: Final = 0x81
 _FINAL_BINARY: Final = 0x82
 _SHORT: Final = 126
@@ -52,6 +55,7 @@ class Output:
         "_nursery",
         "_pong",
         "_pumping",
+        "_sent",
         "_stopped",
         "_stream",
         "_unflushed",
@@ -74,7 +78,7 @@ class Output:
         self._backlog: memoryview | None = None
         self._writer: trio.CancelScope | None = None
         self._drained: trio.Event | None = None
-        self._pumping = self._again = self._stopped = self._unflushed = False
+        self._pumping = self._again = self._stopped = self._unflushed = self._sent = False
 
     @property
     def idle(self) -> bool:
@@ -85,6 +89,12 @@ class Output:
         """Answer a ping. Of the answers that wait for room only the latest is kept (RFC 6455 section 5.5.3)."""
         self._pong = frame
         self.pump()
+
+    def ping_if_quiet(self) -> None:
+        """Send a ping, unless something was sent since the last call, or waits."""
+        if not self._sent and self._writer is None and not self._stopped:
+            self.pong(PING)
+        self._sent = False
 
     def pump(self) -> None:
         """Send what there is. Never blocks; called again from inside itself it leaves the work to the outer call."""
@@ -123,6 +133,7 @@ class Output:
             self._again = False
             self._tell_flushed()
             return self._again
+        self._sent = True
         try:
             self._backlog = self._stream.send(b"".join(parts))
         except OSError:

@@ -75,7 +75,7 @@ class HttpServer:
         self._origins = OriginPolicy(settings.allowed_origins)
         self._files = load_files(page=settings.page)
         self._fetching: set[ByteStream] = set()
-        self._websockets: set[ByteStream] = set()
+        self._websockets: dict[ByteStream, WebSocketLink] = {}
         self._draining = False
         self._empty: trio.Event | None = None
         self._requests = self._upgrades = 0
@@ -112,6 +112,19 @@ class HttpServer:
                 await self._empty.wait()
         for stream in (*self._fetching, *self._websockets):
             stream.shutdown()
+
+    async def keep_alive(self) -> None:
+        """Ping whoever was sent nothing for `ping_interval_s`. Runs until cancelled.
+
+        Not to find dead peers, which is the kernel's task: for the proxies on the way, which cut quiet connections.
+        """
+        interval_s = self._settings.ping_interval_s
+        while interval_s:
+            await trio.sleep(interval_s)
+            for count, link in enumerate(list(self._websockets.values())):
+                link.ping_if_quiet()
+                if count % 64 == 63:
+                    await trio.lowlevel.checkpoint()
 
     # -- files, and the request to upgrade ------------------------------------------------------------------------
 
@@ -212,9 +225,9 @@ class HttpServer:
 
     async def _bridge(self, stream: ByteStream, link: WebSocketLink) -> None:
         self._upgrades += 1
-        self._websockets.add(stream)
+        self._websockets[stream] = link
         try:
             await self._serve_link(link)
         finally:
             link.release()
-            self._websockets.discard(stream)
+            del self._websockets[stream]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 import trustme
+from wsproto.events import Ping
 
 from aether_trio.model import topics
 from aether_trio.model.errors import Status
@@ -229,3 +230,16 @@ async def test_a_client_certificate_is_the_peers(certificates: Certificates) -> 
     assert peers[0] is None
     assert peers[1] is not None
     assert peers[1].common_name == "us::ada::w1"
+
+
+async def test_a_quiet_connection_is_pinged_for_the_proxies_on_its_way() -> None:
+    async with open_lane(ping_interval_s=0.05) as lane, open_window(lane) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(lane.server.keep_alive)
+        while not isinstance(await client.next_event(), Ping):
+            pass
+        nursery.cancel_scope.cancel()
+
+
+async def test_no_pings_when_they_are_switched_off() -> None:
+    async with open_lane(ping_interval_s=0) as lane:
+        await lane.server.keep_alive()  # ends at once
