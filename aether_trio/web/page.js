@@ -12,7 +12,7 @@ let client = null;
 let talks = null;
 let work = new Work();
 let here = new Map(); // agents that are connected, by topic
-let seen = new Map(); // when each was seen last
+let seen = new Set(); // agents that were
 let people = [];
 let mayLook = true;
 let known = false; // whether the agents were listed once
@@ -22,12 +22,13 @@ let chosen = "";
 
 function agentOf(topic) {
   const { name, specifier } = partsOf(topic);
-  const isHere = here.has(topic);
-  const gone = seen.get(topic);
-  const note = isHere ? specifier : gone ? `${specifier} · left` : specifier;
+  const unknown = !mayLook || client.state !== "open";
+  const isHere = here.has(topic) && !unknown;
+  const last = talks.of(topic).at(-1);
+  const note = last ? `${last.mine ? "You: " : ""}${last.text}` : isHere ? "Say hello" : "";
   const task = work.of(topic).find((one) => !one.ended) ?? null;
   return {
-    topic, name, specifier, here: isHere, task, note,
+    topic, name, specifier, here: isHere, unknown, task, note,
     unread: talks.unread.get(topic) ?? 0,
     current: topic === chosen,
   };
@@ -81,7 +82,8 @@ function bannerOf({ state, error, retryInMs }) {
   if (state === "closed") return { text: `This window has been disconnected: ${error?.message ?? "it was closed"}`, button: "Connect again", bad: true };
   if (state !== "reconnecting") return null;
   const when = retryInMs > 1500 ? `in ${Math.round(retryInMs / 1000)} s` : "now";
-  return { text: `The connection is gone (${error?.message ?? "cut"}). Trying again ${when}; what you write is kept and sent then.`, button: "Try now" };
+  const text = `No connection. Trying again ${when}. What you write is kept, and sent then.`;
+  return { text, why: error?.message ?? "", button: "Try now" };
 }
 
 async function enter(userId, workspace, key) {
@@ -96,7 +98,10 @@ async function enter(userId, workspace, key) {
     if (client !== entering) return;
     view.showState(detail.state);
     view.showBanner(bannerOf(detail));
-    if (detail.state === "open") sendWhatIsOpen();
+    show();
+    if (detail.state !== "open") return;
+    sendWhatIsOpen();
+    lookAround();
   });
   try {
     await entering.open();
@@ -125,7 +130,7 @@ function arrive() {
   talks = new Conversations(localStorage, client.userId, client.workspace);
   work = new Work();
   here = new Map();
-  seen = new Map();
+  seen = new Set();
   people = [];
   known = false;
   chosen = "";
@@ -175,7 +180,7 @@ function take(found) {
     const left = [...here.keys()].filter((topic) => !agents.has(topic)).map((topic) => `${partsOf(topic).name} has left`);
     if (came.length || left.length) view.tellNews([...came, ...left].join(", "));
   }
-  for (const topic of agents.keys()) seen.set(topic, Date.now());
+  for (const topic of agents.keys()) seen.add(topic);
   here = agents;
   const windows = new Map();
   for (const one of found.filter(({ type }) => type === "user")) {

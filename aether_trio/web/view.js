@@ -91,14 +91,29 @@ export function showState(state) {
   $("status-text").textContent = STATUS[state] ?? state;
 }
 
-/** A bar across the page: { text, button, bad }, or null for none. */
+/** A bar across the page: { text, why, button, bad }, or null for none. */
 export function showBanner(banner) {
   $("banner").hidden = !banner;
   if (!banner) return;
   $("banner").dataset.kind = banner.bad ? "bad" : "warn";
+  $("banner-text").title = banner.why ?? "";
   if ($("banner-text").textContent !== banner.text) $("banner-text").textContent = banner.text;
   $("banner-button").hidden = !banner.button;
   $("banner-button").textContent = banner.button ?? "";
+}
+
+/** The end of the log stays in view when the window, the keyboard or a progress bar takes room from it. */
+let stayAtEnd = true;
+new ResizeObserver(() => {
+  if (stayAtEnd) $("log").scrollTop = $("log").scrollHeight;
+}).observe($("log"));
+$("log").addEventListener("scroll", () => {
+  stayAtEnd = isAtEnd();
+});
+
+function isAtEnd() {
+  const log = $("log");
+  return log.scrollHeight - log.scrollTop - log.clientHeight < 80;
 }
 
 export function tellNews(text) {
@@ -117,7 +132,9 @@ function makeAgent() {
   const bar = make("span", "bar");
   bar.append(make("span"));
   bar.hidden = true;
-  button.append(avatar, make("span", "name"), make("span", "note"), make("span", "badge"), bar);
+  const name = make("span", "name");
+  name.append(make("span"), make("span", "soft"));
+  button.append(avatar, name, make("span", "note"), make("span", "badge"), bar);
   item.append(button);
   return item;
 }
@@ -133,7 +150,8 @@ export function showAgents(agents, note) {
     button.title = agent.topic;
     paintAvatar(avatar, agent.name);
     avatar.lastElementChild.classList.toggle("here", agent.here);
-    name.textContent = agent.name;
+    name.children[0].textContent = agent.name;
+    name.children[1].textContent = ` ${agent.specifier}`;
     about.textContent = agent.note;
     badge.hidden = !agent.unread;
     badge.textContent = agent.unread > 99 ? "99+" : String(agent.unread);
@@ -179,8 +197,10 @@ export function showChatHead(agent) {
   $("chat-title").title = agent.name;
   $("chat-address").textContent = agent.topic;
   const presence = $("chat-presence");
-  presence.replaceChildren(make("span", agent.here ? "dot here" : "dot"), agent.here ? "here" : "not here");
-  $("text").placeholder = agent.here ? `Write to ${agent.name}` : `${agent.name} is not here. What you write waits`;
+  const words = agent.unknown ? "" : agent.here ? "here" : "not here";
+  presence.replaceChildren(...(words ? [make("span", agent.here ? "dot here" : "dot"), words] : []));
+  const waits = !agent.here && !agent.unknown;
+  $("text").placeholder = waits ? `${agent.name} is not here. What you write waits` : `Write to ${agent.name}`;
   $("text").setAttribute("aria-label", `Message to ${agent.name}`);
 }
 
@@ -209,7 +229,7 @@ function paintMeta(meta, line) {
 /** The lines of a conversation; scrolls along if the end was in view, or `jump` is set. */
 export function showLines(lines, agent, jump) {
   const log = $("log");
-  const atEnd = jump || log.scrollHeight - log.scrollTop - log.clientHeight < 80;
+  const atEnd = jump || stayAtEnd;
   const items = lines.length ? lines : [{ id: "empty" }];
   reconcile(log, items, (line) => line.id, (line) => (line.id === "empty" ? make("p", "empty") : makeLine(line)), (row, line) => {
     if (line.id === "empty") {
@@ -242,8 +262,6 @@ function makeTask() {
 }
 
 export function showTasks(tasks) {
-  const log = $("log");
-  const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
   $("tasks").hidden = !tasks.length;
   reconcile($("tasks"), tasks, (task) => task.key, makeTask, (card, task) => {
     const [words, bar] = card.children;
@@ -258,7 +276,6 @@ export function showTasks(tasks) {
     if (task.part < 0) bar.removeAttribute("aria-valuenow");
     else bar.setAttribute("aria-valuenow", String(Math.round(task.part * 100)));
   });
-  if (atEnd) log.scrollTop = log.scrollHeight;
 }
 
 /** The text field grows with its text. */

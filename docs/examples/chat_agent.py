@@ -111,7 +111,7 @@ def read(message: IncomingMessage) -> dict[str, Any] | None:
 
 def remark(text: str) -> str:
     """What there is to say about a text when one does not understand it."""
-    words = re.findall(r"[^\W_]+", text)
+    words = [word if len(word) <= 40 else word[:39] + "…" for word in re.findall(r"[^\W_]+", text)]
     if not words:
         return "No words, just signs. I can live with that."
     longest = max(words, key=len)
