@@ -34,6 +34,8 @@ __all__ = ["BROKEN", "Ended", "Hub", "Lane", "tune"]
 READ_BYTES: Final = 65536
 WRITE_BYTES: Final = 262144
 """About so much is collected for one write."""
+LAST_WORDS_S: Final = 0.5
+"""For the goodbye of a client that was cancelled."""
 GOODBYE_S: Final = 5.0
 """For the gateway to end its side after we have ended ours, or after it said GOAWAY without a time."""
 
@@ -96,6 +98,7 @@ class Lane(abc.ABC):
         self._ended: Ended | None = None
         self._leaving = False
         self._said_goodbye = False
+        self._mid_write = False
         self._drain_by: float | None = None
         self.confirmations = Confirmations(pb.PrincipalRef())
 
@@ -204,6 +207,15 @@ class Lane(abc.ABC):
         self._leaving = True
         self.wake()
 
+    async def last_words(self) -> None:
+        """After `run` was cancelled: what is acknowledged, and the goodbye; without waiting for an answer."""
+        if self._mid_write or self._ended is not None or self._said_goodbye:
+            return
+        self._leaving = self._said_goodbye = True
+        with anyio.move_on_after(LAST_WORDS_S, shield=True), contextlib.suppress(*BROKEN):
+            await self._stream.send(self.collect())
+            await self.goodbye()
+
     async def aclose(self) -> None:
         """Close the stream, bounded in time."""
         with anyio.move_on_after(1.0, shield=True):
@@ -228,7 +240,9 @@ class Lane(abc.ABC):
         try:
             while True:
                 if data := self.collect():
+                    self._mid_write = True
                     await self._stream.send(data)
+                    self._mid_write = False
                     continue
                 if self._may_go() and not self._said_goodbye:
                     self._said_goodbye = True

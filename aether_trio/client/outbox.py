@@ -239,6 +239,8 @@ class Outbox:
 
     def close(self, error: AetherError) -> None:
         """Nothing is sent any more: what is on its way fails with `error`, or as in doubt if it was written."""
+        if self._closed is not None:
+            return
         self._closed = error
         self.reopen(repeat=False)
         for item in self._queue:

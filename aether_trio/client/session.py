@@ -19,6 +19,7 @@ from typing import Final
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 
 from aether_trio.client.core import Core
 from aether_trio.client.dial import dial
@@ -97,16 +98,24 @@ class Session:
                 raise
             logger.debug("%s: no coming back: %s", settings.address, error)
             self.failure = error
-            scope.cancel()
+            await self._give_up(scope, error)
         except Exception as error:
             if self.connections == 0:
                 raise
             self.error = error
-            scope.cancel()
+            await self._give_up(scope, ClientClosed(f"the client has failed: {error!r}"))
         finally:
             self._set(State.CLOSED)
             self._core.close(self.failure or ClientClosed())
             self.states.close()
+
+    async def _give_up(self, scope: anyio.CancelScope, error: AetherError) -> None:
+        """Whoever waits for the client is told why, and then the rest of the block is cancelled."""
+        self._set(State.CLOSED)
+        self._core.close(error)
+        for _ in range(2):  # those who were woken run before the second one returns
+            await anyio.lowlevel.checkpoint()
+        scope.cancel()
 
     def leave(self) -> None:
         """Say goodbye, and do not come back. `run` returns when the gateway has answered, or has had its time."""
@@ -220,6 +229,9 @@ class Session:
             lane.leave()
         try:
             ended = await lane.run()
+        except anyio.get_cancelled_exc_class():
+            await lane.last_words()
+            raise
         finally:
             self._lost_at = anyio.current_time()
             self._lane = None

@@ -247,7 +247,7 @@ async def test_what_no_frame_can_hold_is_refused_here() -> None:
                     await a.send(B, bytes(5 * 1024 * 1024))
 
         nursery.start_soon(body)
-        line = await peer.accept(hello=framing.ServerHello(max_frame=4 * 1024 * 1024)) if False else await peer.knock()
+        line = await peer.knock()
         line.connection = framing.Connection(framing.Role.SERVER, max_frame_bytes=4 * 1024 * 1024)
         await line.greet(framing.ServerHello(max_frame=4 * 1024 * 1024))
         await line.let_in()

@@ -1,0 +1,141 @@
+"""Ends for good, and leaving; against a scripted gateway."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from aether_trio.client import AetherError, DuplicateIdentity, PermissionDenied, ProtocolViolation, SessionEnded
+from aether_trio.model.errors import Status
+from aether_trio.wire import framing
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.client.gateways import agent
+from tests.client.peer import open_peer
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (Status.UNAUTHENTICATED, AetherError),
+        (Status.PERMISSION_DENIED, PermissionDenied),
+        (Status.ALREADY_EXISTS, DuplicateIdentity),
+    ],
+)
+async def test_a_refusal_is_raised_as_it_is(status: Status, kind: type[AetherError]) -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+
+        async def body() -> None:
+            with pytest.raises(kind, match="not you"):
+                async with agent(peer.address, "a"):
+                    pytest.fail("it was let in")
+
+        nursery.start_soon(body)
+        line = await peer.knock()
+        await line.greet()
+        await line.say(framing.Error(int(status), "not you"))
+        await line.end()
+
+
+async def test_what_is_no_gateway_is_said_so() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+
+        async def body() -> None:
+            with pytest.raises(ProtocolViolation, match="is this the port of a gateway"):
+                async with agent(peer.address, "a"):
+                    pytest.fail("it was let in")
+
+        nursery.start_soon(body)
+        line = await peer.knock()
+        await line.stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await line.stream.receive_some()
+        await line.stream.aclose()
+
+
+async def test_an_end_for_good_cancels_the_block_and_is_raised_from_it() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+
+        async def body() -> None:
+            with pytest.raises(SessionEnded, match="somebody else") as caught:
+                async with agent(peer.address, "a"):
+                    await trio.sleep_forever()
+            assert caught.value.code == "CANCELLED"
+
+        nursery.start_soon(body)
+        line = await peer.accept()
+        await line.say(framing.Error(int(Status.CANCELLED), "somebody else has resumed it"))
+        await line.end()
+
+
+async def test_an_end_for_good_is_raised_out_of_everything_that_waits() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+        raised: list[str] = []
+
+        async def body() -> None:
+            with pytest.raises(SessionEnded):
+                async with agent(peer.address, "a") as a, trio.open_nursery() as waiters:
+
+                    async def one(name: str) -> None:
+                        try:
+                            match name:
+                                case "receive":
+                                    await a.receive()
+                                case "send":
+                                    await a.send("ag::w::i::b", b"")
+                                case "loop":
+                                    async for _ in a:
+                                        pass
+                                case "request":
+                                    await a.request(pb.UpstreamMessage(kv_op=pb.KVOperation(key="k")))
+                        except AetherError as error:
+                            raised.append(f"{name} {error.code}")
+
+                    for name in ("receive", "send", "loop", "request"):
+                        waiters.start_soon(one, name)
+
+        nursery.start_soon(body)
+        line = await peer.accept()
+        await line.next(framing.Envelope)
+        await line.tell(signal=pb.Signal(type=pb.Signal.FORCE_DISCONNECT, reason="go away"))
+        await line.say(framing.Error(int(Status.CANCELLED), "ended"))
+        await line.end()
+    assert sorted(raised) == [
+        "loop FORCE_DISCONNECT",
+        "receive FORCE_DISCONNECT",
+        "request CONNECTION_LOST",
+        "send CONNECTION_LOST",
+    ]
+
+
+async def test_leaving_is_bounded_when_the_gateway_does_not_answer() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+        left = trio.Event()
+
+        async def body() -> None:
+            async with agent(peer.address, "a", close_timeout=0.05):
+                pass
+            left.set()
+
+        nursery.start_soon(body)
+        line = await peer.accept()
+        await left.wait()
+        await line.stream.aclose()
+
+
+async def test_the_bodys_exception_is_raised_as_it_is_and_cancelling_leaves_too() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+
+        async def body() -> None:
+            with pytest.raises(KeyError):
+                async with agent(peer.address, "a"):
+                    raise KeyError
+            with trio.CancelScope() as scope:
+                async with agent(peer.address, "a"):
+                    scope.cancel()
+                    await trio.sleep_forever()
+            assert scope.cancelled_caught
+
+        nursery.start_soon(body)
+        for session in ("s1", "s2"):
+            line = await peer.accept(session)
+            assert framing.GoAway in {type(event) for event in await line.end()}

@@ -1,0 +1,261 @@
+"""Clients and a real gateway, and what happens between them: cuts, restarts, drains, slow consumers. Nothing is lost, nothing comes twice."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+
+import anyio
+import pytest
+import trio
+
+from aether_trio.client import (
+    AgentClient,
+    DuplicateIdentity,
+    IncomingMessage,
+    OrchestratorClient,
+    SessionEnded,
+    TaskClient,
+)
+from aether_trio.testing.fault_proxy import FaultProxy, open_fault_proxy
+from aether_trio.testing.random_faults import RandomFaults
+from tests.client.gateways import QUICK, agent, open_test_gateway, run_on
+from tests.helpers.gateway import open_gateway_process
+
+
+class Conversation:
+    """Numbered messages from some senders to one receiver, and what came of them."""
+
+    def __init__(self, address: str, *, senders: int = 2, count: int) -> None:
+        self.address = f"aether://{address}"
+        self.senders = senders
+        self.count = count
+        self.found: dict[str, list[int]] = defaultdict(list)
+        self.complete = trio.Event()
+        self.progress = trio.Event()
+        self.connections = 0
+
+    def client(self, specifier: str) -> AgentClient:
+        return agent(self.address, specifier, connect_timeout=60.0, close_timeout=60.0)
+
+    async def run(self, *, group: int = 10) -> None:
+        """All of it. The senders wait for every `group`th message, so faults meet a conversation and not a burst."""
+        with trio.fail_after(120):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._receive)
+                for number in range(self.senders):
+                    nursery.start_soon(self._send, f"tx{number}", group)
+
+    async def _send(self, name: str, group: int) -> None:
+        async with self.client(name) as client:
+            for number in range(self.count):
+                await client.publish("ag::w::i::rx", str(number))
+                if number % group == 0:
+                    await client.flush()
+            await client.flush()
+            self.connections += client.connections
+
+    async def _receive(self) -> None:
+        async with self.client("rx") as client:
+            async for message in client:
+                self._note(message)
+                if self.complete.is_set():
+                    break
+            self.connections += client.connections
+
+    def _note(self, message: IncomingMessage) -> None:
+        self.found[message.source].append(int(message.text))
+        done = sum(map(len, self.found.values()))
+        if done * 2 >= self.count * self.senders:
+            self.progress.set()
+        if done >= self.count * self.senders:
+            self.complete.set()
+
+    def check(self) -> None:
+        """Everything once, in order."""
+        assert self.found == {f"ag::w::i::tx{number}": list(range(self.count)) for number in range(self.senders)}
+
+
+async def test_random_faults_lose_nothing_and_repeat_nothing() -> None:
+    over = False
+    async with open_test_gateway() as gateway:
+        faults = RandomFaults(random.Random(20), mean_s=0.1, stall_s=0.05, over=lambda: over)
+        async with open_fault_proxy(gateway.address, faults) as proxy:
+            conversation = Conversation(proxy.address, count=400)
+            async with trio.open_nursery() as nursery:
+
+                async def watch() -> None:
+                    nonlocal over
+                    await conversation.complete.wait()
+                    over = True
+
+                nursery.start_soon(watch)
+                await conversation.run()
+            conversation.check()
+            assert conversation.connections > 3
+
+
+async def cut_often(proxy: FaultProxy, conversation: Conversation) -> None:
+    while not conversation.complete.is_set():
+        seen = sum(map(len, conversation.found.values()))
+        while sum(map(len, conversation.found.values())) < seen + 37 and not conversation.complete.is_set():
+            await trio.sleep(0.001)
+        proxy.cut_all()
+
+
+async def test_cuts_in_the_middle_of_bursts() -> None:
+    async with open_test_gateway() as gateway, open_fault_proxy(gateway.address) as proxy:
+        conversation = Conversation(proxy.address, count=500)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cut_often, proxy, conversation)
+            await conversation.run(group=100)
+        conversation.check()
+
+
+async def asyncio_conversation(address: str) -> None:
+    options = {"connect_timeout": 60.0, "close_timeout": 60.0}
+    async with agent(address, "a", **options) as a, agent(address, "b", **options) as b:
+        async with anyio.create_task_group() as group:
+
+            async def send() -> None:
+                for number in range(400):
+                    await a.send(b.topic, str(number))
+
+            group.start_soon(send)
+            expected = 0
+            async for message in b:
+                assert message.text == str(expected)
+                expected += 1
+                if expected == 400:
+                    break
+        assert a.connections > 1
+        assert b.connections > 1
+
+
+async def test_cuts_on_asyncio() -> None:
+    async with (
+        open_test_gateway() as gateway,
+        open_fault_proxy(gateway.address) as proxy,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def cut() -> None:
+            while True:
+                before = proxy.statistics().upstream_bytes
+                while proxy.statistics().upstream_bytes < before + 4000:
+                    await trio.sleep(0.001)
+                proxy.cut_all()
+
+        nursery.start_soon(cut)
+        await run_on("asyncio", asyncio_conversation, f"aether://{proxy.address}")
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.crash
+async def test_a_gateway_that_is_killed_and_started_again() -> None:
+    async with open_gateway_process() as gateway:
+        conversation = Conversation(gateway.address, count=1500)
+        async with trio.open_nursery() as nursery:
+
+            async def kill() -> None:
+                await conversation.progress.wait()
+                await trio.to_thread.run_sync(gateway.kill)
+                await trio.to_thread.run_sync(gateway.restart)
+
+            nursery.start_soon(kill)
+            await conversation.run()
+        conversation.check()
+        assert conversation.connections >= 5
+
+
+@pytest.mark.crash
+async def test_a_gateway_that_drains_and_is_started_again() -> None:
+    async with open_gateway_process() as gateway:
+        conversation = Conversation(gateway.address, count=1500)
+        async with trio.open_nursery() as nursery:
+
+            async def drain() -> None:
+                await conversation.progress.wait()
+                await trio.to_thread.run_sync(gateway.restart)
+
+            nursery.start_soon(drain)
+            await conversation.run()
+        conversation.check()
+        assert conversation.connections >= 5
+
+
+async def test_a_slow_consumer_holds_no_more_than_its_credit() -> None:
+    async with open_test_gateway() as gateway:
+        address = f"aether://{gateway.address}"
+        async with agent(address, "a") as a, agent(address, "b", credit_messages=16) as b:
+            for number in range(500):
+                await a.publish(b.topic, str(number))
+            await a.flush()
+            expected = 0
+            async for message in b:
+                assert message.text == str(expected)
+                assert b._core.inbox.held_messages <= 16
+                expected += 1
+                if expected == 500:
+                    break
+
+
+async def test_on_websocket_a_slow_consumer_can_still_ask() -> None:
+    async with open_test_gateway() as gateway:
+        address = f"ws://{gateway.address}"
+        async with agent(address, "a") as a, agent(address, "b", credit_messages=16) as b:
+            for number in range(500):
+                await a.publish(b.topic, str(number))
+            await a.flush()
+            expected = 0
+            async for message in b:
+                assert message.text == str(expected)
+                expected += 1
+                if expected % 100 == 0:
+                    await b.reply(message, b"still here")  # its confirmation is behind deliveries that wait
+                if expected == 500:
+                    break
+
+
+async def test_work_goes_to_another_worker_when_one_leaves_it() -> None:
+    async with open_test_gateway() as gateway:
+        address = f"aether://{gateway.address}"
+
+        def worker() -> TaskClient:
+            return TaskClient(address, workspace="w", implementation="t", retry=QUICK)
+
+        async with agent(address, "a") as a:
+            with pytest.raises(ZeroDivisionError):
+                async with worker() as first:
+                    await a.send_to_workers("t", b"job")
+                    async for message in first:
+                        assert message.payload == b"job"
+                        assert 1 / 0
+            async with worker() as second:
+                async for message in second:
+                    assert message.payload == b"job"
+                    break
+
+
+async def test_a_session_is_taken_over_by_who_knows_it() -> None:
+    async with open_test_gateway() as gateway:
+        address = f"aether://{gateway.address}"
+        with pytest.raises(SessionEnded):
+            async with agent(address, "a") as first:
+                with pytest.raises(DuplicateIdentity):
+                    async with agent(address, "a"):
+                        pytest.fail("it was let in")
+                async with agent(address, "a", resume_session_id=first.session_id) as second:
+                    assert second.resumed
+                    await first.receive()
+
+
+async def test_thrown_out_by_an_operator() -> None:
+    async with open_test_gateway() as gateway:
+        address = f"aether://{gateway.address}"
+        async with OrchestratorClient(address, implementation="o", profiles=["p"]) as operator:
+            with pytest.raises(SessionEnded) as caught:
+                async with agent(address, "a") as a:
+                    await operator.sessions.disconnect(a.session_id)
+                    await trio.sleep_forever()
+            assert caught.value.code == "FORCE_DISCONNECT"

@@ -1,0 +1,210 @@
+"""Connecting, losing the connection, coming back, and the end; against a scripted gateway."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import trio
+import trio.testing
+
+from aether_trio.client import (
+    AddressError,
+    AgentClient,
+    ClientClosed,
+    DuplicateIdentity,
+    Retry,
+    State,
+    Unavailable,
+    UserClient,
+)
+from aether_trio.model.errors import Status
+from aether_trio.wire import framing
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.client.gateways import QUICK, agent
+from tests.client.peer import incoming, open_peer
+
+
+async def test_it_comes_back_after_a_cut_and_says_which_session_it_was() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+        seen: list[object] = []
+
+        async def body() -> None:
+            async with agent(
+                peer.address,
+                "a",
+                on_connected=seen.append,
+                on_disconnected=lambda why: seen.append(type(why)),
+            ) as a:
+                assert (await a.receive()).payload == b"after all"
+                assert (a.connections, a.session_id, a.resumed) == (4, "s4", True)
+                states = [a.states.get_nowait() for _ in range(len(a.states))]
+                assert states[:4] == [State.CONNECTING, State.CONNECTED, State.WAITING, State.CONNECTING]
+
+        nursery.start_soon(body)
+        line = await peer.accept("s1")
+        await line.stream.aclose()
+        line = await peer.accept("s2")
+        assert line.init is not None
+        assert line.init.resume_session_id == "s1"
+        await line.say(framing.Error(int(Status.UNAVAILABLE), "restarting", retryable=True))
+        await line.stream.aclose()
+        line = await peer.accept("s3")
+        await line.stream.send_all(b"\x00\x00\x00\x08\x04")  # half a frame
+        await line.stream.aclose()
+        # An attempt that is not answered is no end either.
+        line = await peer.knock()
+        await line.stream.aclose()
+        line = await peer.knock()
+        await line.greet()
+        assert line.init is not None
+        assert line.init.resume_session_id == "s3"
+        await line.let_in("s4", resumed=True)
+        await line.say(framing.Channel(1, "ag::w::i::a"), framing.Deliver(1, 1, incoming(b"after all")))
+        await line.end()
+    assert [one for one in seen if isinstance(one, bool)] == [False, False, False, True]
+    assert len(seen) == 7
+
+
+async def test_the_duplicate_may_be_ourselves() -> None:
+    """An attempt whose answer was lost may have been let in, and the gateway may not know yet that it is dead."""
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+
+        async def body() -> None:
+            async with agent(peer.address, "a") as a:
+                await a.receive()
+
+        nursery.start_soon(body)
+        line = await peer.accept()
+        await line.stream.aclose()
+        line = await peer.knock()
+        await line.greet()
+        await line.stream.aclose()
+        for _ in range(3):
+            line = await peer.knock()
+            await line.greet()
+            await line.say(framing.Error(int(Status.ALREADY_EXISTS), "you are here"))
+            await line.end()
+        line = await peer.accept("s9")
+        await line.say(framing.Channel(1, "ag::w::i::a"), framing.Deliver(1, 1, incoming(b"")))
+        await line.end()
+
+
+async def test_a_duplicate_that_cannot_be_ourselves_is_final() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+
+        async def body() -> None:
+            with pytest.raises(DuplicateIdentity):
+                async with agent(peer.address, "a"):
+                    await trio.sleep_forever()
+
+        nursery.start_soon(body)
+        line = await peer.accept()
+        await line.stream.aclose()
+        line = await peer.knock()
+        await line.greet()
+        await line.say(framing.Error(int(Status.ALREADY_EXISTS), "somebody else"))
+        await line.end()
+
+
+async def test_it_gives_up_after_so_many_attempts() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+
+        async def body() -> None:
+            retry = Retry(base_s=0.001, cap_s=0.001, max_attempts=2)
+            with pytest.raises(Unavailable):
+                async with agent(peer.address, "a", retry=retry):
+                    await trio.sleep_forever()
+
+        nursery.start_soon(body)
+        line = await peer.accept()
+        await line.stream.aclose()
+        line = await peer.knock()
+        await line.stream.aclose()
+
+
+async def test_pauses_are_the_randomness_times_a_bound_that_doubles() -> None:
+    retry = Retry(base_s=1, cap_s=10, random=lambda: 0.5)
+    assert [retry.pause_s(failures) for failures in range(6)] == [0.5, 1, 2, 4, 5, 5]
+    assert retry.pause_s(0, 3.0) == 3.5
+    assert retry.pause_s(10_000) == 5
+    with pytest.raises(ValueError, match="cap_s"):
+        Retry(base_s=2, cap_s=1)
+
+
+async def test_a_silent_connection_is_asked_and_then_cut() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+
+        async def body() -> None:
+            client = agent(peer.address, "a")
+            settings = dataclasses.replace(client._settings, ping_interval_s=0.05)
+            client._session.settings = settings
+            async with client as a:
+                await a.receive()
+                assert a.connections == 2
+
+        nursery.start_soon(body)
+        line = await peer.accept()
+        ping = await line.next(framing.Ping)
+        await line.say(framing.Pong(ping.number))
+        await line.next(framing.Ping)  # not answered
+        again = await peer.accept("s2")
+        await again.say(framing.Channel(1, "ag::w::i::a"), framing.Deliver(1, 1, incoming(b"")))
+        await again.end()
+        await line.stream.aclose()
+
+
+async def test_a_users_workspace_is_said_again() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+
+        async def body() -> None:
+            async with UserClient(peer.address, user_id="ann", window_id="1", retry=QUICK) as ann:
+                await ann.switch_workspace("w")
+                await ann.receive()
+
+        nursery.start_soon(body)
+        line = await peer.accept()
+        assert (await line.asked()).switch_workspace.new_workspace_id == "w"
+        barrier = (await line.asked()).connection_status_request
+        assert (barrier.principal.principal_type, barrier.principal.principal_id) == ("user", "us::ann::1")
+        answer = pb.ConnectionStatusResponse(request_id=barrier.request_id, ok=True)
+        await line.tell(connection_status_response=answer)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await line.stream.aclose()
+        again = await peer.accept("s2")
+        assert (await again.asked()).switch_workspace.new_workspace_id == "w"
+        await again.say(framing.Channel(1, "us::ann::1"), framing.Deliver(1, 1, incoming(b"")))
+        await again.end()
+
+
+async def test_a_client_has_one_block() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+
+        async def body() -> None:
+            client = agent(peer.address, "a")
+            with pytest.raises(ClientClosed):
+                await client.send("ag::w::i::b", b"")
+            with pytest.raises(ClientClosed):
+                _ = client.assigned_id
+            async with client:
+                pass
+            with pytest.raises(ClientClosed):
+                async with client:
+                    pass
+
+        nursery.start_soon(body)
+        await (await peer.accept()).end()
+
+
+def test_arguments_are_checked() -> None:
+    good = {"workspace": "w", "implementation": "i", "specifier": "1"}
+    with pytest.raises(AddressError, match="no scheme"):
+        AgentClient("localhost:50051", **good)
+    with pytest.raises(TypeError, match="unknown option 'apikey'"):
+        AgentClient("aether://localhost", apikey="x", **good)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="workspace is empty"):
+        AgentClient("aether://localhost", workspace="", implementation="i", specifier="1")
+    with pytest.raises(ValueError, match="ping_interval"):
+        AgentClient("aether://localhost", ping_interval=1.0, **good)
+    with pytest.raises(ValueError, match="at least 1"):
+        AgentClient("aether://localhost", credit_messages=0, **good)

@@ -1,0 +1,76 @@
+"""The positions of topics, held against the wire's own rules by a Connection on each end."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aether_trio.client.topics import RECENT, TopicState
+from aether_trio.wire import framing
+from aether_trio.wire.framing import Connection, Role
+
+
+def connected() -> tuple[Connection, Connection]:
+    client, server = Connection(Role.CLIENT), Connection(Role.SERVER)
+    server.receive(client.send(framing.ClientHello()) + client.send(framing.Envelope(b"init")))
+    client.receive(server.send(framing.ServerHello()) + server.send(framing.Envelope(b"ack")))
+    return client, server
+
+
+@given(
+    st.lists(st.integers(1, 3), min_size=1, max_size=30),
+    st.data(),
+)
+def test_a_position_is_never_beyond_what_is_done_and_gets_there(gaps: list[int], data: st.DataObject) -> None:
+    client, server = connected()
+    client.receive(server.send(framing.Channel(1, "ag::w::i::a", 0)))
+    topic = TopicState("ag::w::i::a", shared=False)
+    topic.opened(1, 0)
+    offsets = [sum(gaps[: at + 1]) for at in range(len(gaps))]
+    for offset in offsets:
+        client.receive(server.send(framing.Deliver(1, offset, b"%d" % offset)))
+        assert topic.arrived(offset, b"%d" % offset)
+        assert not topic.arrived(offset, b"%d" % offset)
+    done: set[int] = set()
+    position = 0
+    for offset in data.draw(st.permutations(offsets)):
+        topic.done(offset)
+        topic.done(offset)
+        done.add(offset)
+        for event in server.receive(b"".join(topic.acknowledgements(client))):
+            assert isinstance(event, framing.Delivered)
+            assert event.offset > position
+            position = event.offset
+            assert {one for one in offsets if one <= position} <= done
+    assert position == offsets[-1]
+    assert not topic.owes
+
+
+def test_nothing_is_acknowledged_that_this_connection_has_not_delivered() -> None:
+    topic = TopicState("ag::w::i::a", shared=False)
+    for offset in (1, 2, 3):
+        topic.opened(1, 0)
+        topic.arrived(offset, b"%d" % offset)
+        topic.done(offset)
+    topic.closed()
+    client, server = connected()
+    client.receive(server.send(framing.Channel(7, "ag::w::i::a", 0)))
+    topic.opened(7, 0)
+    assert topic.owes
+    assert topic.acknowledgements(client) == []
+    for offset in (1, 2, 3):
+        client.receive(server.send(framing.Deliver(7, offset, b"%d" % offset)))
+        assert not topic.arrived(offset, b"%d" % offset)
+        assert server.receive(b"".join(topic.acknowledgements(client))) == [framing.Delivered(7, offset)]
+    assert not topic.owes
+
+
+def test_a_log_that_begins_again_is_seen_by_its_position_too() -> None:
+    topic = TopicState("ag::w::i::a", shared=False)
+    topic.opened(1, 0)
+    for offset in range(1, RECENT + 3):
+        topic.arrived(offset, b"x")
+        topic.done(offset)
+    topic.closed()
+    topic.opened(1, 0)
+    assert topic.arrived(1, b"x")
