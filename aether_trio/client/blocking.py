@@ -5,21 +5,23 @@
 
     SyncKv(bridge, kv).get("key")     # Kv.get, run in the loop's thread; type checkers see its arguments and its result
 
-Invariant: a call that is interrupted in its thread (KeyboardInterrupt) is cancelled in the loop, so nothing that it was
-about to take is lost.
+Invariant: a call that is interrupted in its thread (KeyboardInterrupt) is cancelled in the loop, and has ended there when the
+interrupt goes on.
 """
 
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import CancelledError as ConcurrentCancelled
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast
 
 import anyio
 from anyio.from_thread import BlockingPortal
 
-from aether_trio.client.errors import RequestTimeout
+from aether_trio.client.errors import ClientClosed, RequestTimeout
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -31,31 +33,57 @@ class Bridge:
 
     def __init__(self, portal: BlockingPortal) -> None:
         self._portal = portal
+        self.closed = False
+        """The block is over: calls raise ClientClosed."""
 
     def run(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call it in the loop, and wait for its result."""
-        future = self._portal.start_task_soon(functools.partial(_awaited, function, *args, **kwargs))
+        if self.closed:
+            raise ClientClosed
+        call = _Call(functools.partial(function, *args, **kwargs))
         try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+            return self._portal.start_task_soon(call.run).result()
+        finally:
+            # An interrupt may come at any moment here, before there is a future as well as after.
+            if not call.ended.is_set() and self._portal.call(call.give_up):
+                call.ended.wait()
 
     def run_if_open(self, function: Callable[[], None]) -> None:
         """Call something that does not wait, in the loop; nothing happens when the loop is over."""
-        try:
-            future = self._portal.start_task_soon(function)
-        except RuntimeError:
-            return
-        future.result()
+        if not self.closed:
+            self._portal.call(function)
 
     def entered(self, manager: AbstractAsyncContextManager[T]) -> AbstractContextManager[T]:
         """The same context manager, for a thread. One task of the loop enters and leaves it."""
         return cast("AbstractContextManager[T]", self._portal.wrap_async_context_manager(manager))
 
 
-async def _awaited(function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
-    return await function(*args, **kwargs)
+class _Call(Generic[T]):
+    """One call in the loop, which its thread may give up."""
+
+    def __init__(self, function: Callable[[], Awaitable[T]]) -> None:
+        self.ended = threading.Event()
+        self._function = function
+        self._scope: anyio.CancelScope | None = None
+        self._given_up = False
+
+    async def run(self) -> T:
+        """In the loop."""
+        try:
+            if self._given_up:
+                raise ConcurrentCancelled
+            with anyio.CancelScope() as self._scope:
+                return await self._function()
+            raise ConcurrentCancelled
+        finally:
+            self.ended.set()
+
+    def give_up(self) -> bool:
+        """In the loop: cancel it. Returns whether it has begun, and so will end."""
+        self._given_up = True
+        if self._scope is not None:
+            self._scope.cancel()
+        return self._scope is not None
 
 
 class Blocking(Generic[T]):

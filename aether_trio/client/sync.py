@@ -15,6 +15,7 @@ several at once. A message is acknowledged when the loop over `messages` asks fo
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack, overload
@@ -104,6 +105,7 @@ class SyncClient(SyncOperations[C], Generic[C]):
     def __init__(self, bridge: Bridge, target: C) -> None:
         super().__init__(bridge, target)
         self._held: dict[int, IncomingMessage] = {}
+        self._returned: deque[IncomingMessage] = deque()
         self._manual_acks = target._settings.manual_acks
 
     # -- messages
@@ -122,13 +124,20 @@ class SyncClient(SyncOperations[C], Generic[C]):
 
     def receive(self, timeout: float | None = None) -> IncomingMessage:
         """The next message, which the caller acknowledges. Raises RequestTimeout after so many seconds, and ClientClosed."""
-        message = self._bridge.run(self._receive, timeout)
-        message.acknowledge_through(self._bridge.run_if_open)
-        return message
+        while True:
+            try:
+                message = self._returned.popleft()
+            except IndexError:
+                self._bridge.run(self._receive, timeout)
+                continue
+            message.acknowledge_through(self._bridge.run_if_open)
+            return message
 
-    async def _receive(self, timeout: float | None) -> IncomingMessage:
+    async def _receive(self, timeout: float | None) -> None:
+        """Put the next message where the thread takes it, or a later one if that was interrupted just then."""
         with anyio.move_on_after(timeout):
-            return await self._target.receive()
+            self._returned.append(await self._target.receive())
+            return
         raise RequestTimeout(f"no message came within {timeout:g} s")
 
     def messages(self, timeout: float | None = None) -> Messages:
@@ -234,10 +243,13 @@ def connect_sync(
     with start_blocking_portal("trio") as portal:
         bridge = Bridge(portal)
         client = bridge.run(_made, kind, address, *args, **kwargs)
-        with bridge.entered(client) as target:
-            blocking_client = SyncClient(bridge, target)
-            yield blocking_client
-            blocking_client._all_done()
+        try:
+            with bridge.entered(client) as target:
+                blocking_client = SyncClient(bridge, target)
+                yield blocking_client
+                blocking_client._all_done()
+        finally:
+            bridge.closed = True
 
 
 async def _made(kind: Callable[..., C], *args: Any, **kwargs: Any) -> C:

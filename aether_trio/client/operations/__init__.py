@@ -13,29 +13,62 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, cast
 
-from aether_trio.client.operations.access import Access
-from aether_trio.client.operations.agents import Registry
+from aether_trio.client.operations.access import Access, AccessRequest
+from aether_trio.client.operations.agents import Registration, Registry
 from aether_trio.client.operations.audit import Audit
 from aether_trio.client.operations.checkpoints import Checkpoints
+from aether_trio.client.operations.enums import (
+    PrincipalType,
+    ProgressKind,
+    Scope,
+    TaskClass,
+    TaskPriority,
+    TaskStatus,
+    WaitReason,
+)
 from aether_trio.client.operations.gateway import Gateway
 from aether_trio.client.operations.grants import Grants
 from aether_trio.client.operations.kv import Kv
 from aether_trio.client.operations.namespace import Namespace
-from aether_trio.client.operations.progress import Progress
+from aether_trio.client.operations.principals import AccessLevel, Authorization, Principal, ResourceScope, on_behalf_of
+from aether_trio.client.operations.progress import Progress, Step
 from aether_trio.client.operations.proxy import Proxy
 from aether_trio.client.operations.requests import AuthorityRequests
 from aether_trio.client.operations.rules import Rules
 from aether_trio.client.operations.sessions import Sessions
+from aether_trio.client.operations.task_values import Hibernation, RetryPolicy, WaitSpec
 from aether_trio.client.operations.tasks import Tasks
 from aether_trio.client.operations.tokens import Tokens
 from aether_trio.client.operations.tunnels import Tunnels
 from aether_trio.client.operations.workflow import Workflow
-from aether_trio.client.operations.workspaces import Workspaces
+from aether_trio.client.operations.workspaces import Workspace, Workspaces
 
 if TYPE_CHECKING:
     from aether_trio.client.requester import Requester
 
-__all__ = ["NAMESPACES", "Operations"]
+__all__ = [
+    "NAMESPACES",
+    "AccessLevel",
+    "AccessRequest",
+    "Authorization",
+    "Hibernation",
+    "Operations",
+    "Principal",
+    "PrincipalType",
+    "ProgressKind",
+    "Registration",
+    "ResourceScope",
+    "RetryPolicy",
+    "Scope",
+    "Step",
+    "TaskClass",
+    "TaskPriority",
+    "TaskStatus",
+    "WaitReason",
+    "WaitSpec",
+    "Workspace",
+    "on_behalf_of",
+]
 
 NAMESPACES: Final[Mapping[str, type[Namespace]]] = MappingProxyType(
     {

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 
+from aether_trio.client.operations.grant_cache import MAX_AGE_S, GrantCache
 from aether_trio.client.operations.grant_values import (
     Derivation,
     DeriveForTarget,
@@ -144,6 +145,14 @@ class Grants(Namespace):
         """Grants of the caller that stop working, as it happens, for as long as the block lasts."""
         with self._feed("authority_grant_revocation", capacity=capacity) as feed:
             yield Stream(feed, lambda message: read(Revocation, message))
+
+    @asynccontextmanager
+    async def cached(self, *, max_age_s: float = MAX_AGE_S) -> AsyncIterator[GrantCache]:
+        """`resolve` with a memory, for as long as the block lasts. See grant_cache.py."""
+        with self._exchange_feed(
+            "authority_grant_revocation", match=lambda gone: True, capacity=256, lossy=True
+        ) as news:
+            yield GrantCache(self, news, max_age_s)
 
     async def _list(self, op: pb.AuthorityGrantOperation) -> GrantPage:
         answer = await self._do(op)

@@ -70,13 +70,15 @@ class Namespace:
             yield feed
 
     @contextmanager
-    def _exchange_feed(self, *cases: str, match: Callable[[Any], bool], capacity: int) -> Iterator[Feed[Any]]:
+    def _exchange_feed(
+        self, *cases: str, match: Callable[[Any], bool], capacity: int, lossy: bool = False
+    ) -> Iterator[Feed[Any]]:
         """What belongs to an exchange that ends with its connection: then ConnectionLost comes as the last thing."""
 
         def mine(payload: Any) -> bool:
             return isinstance(payload, ConnectionLost) or match(payload)
 
-        with self._requester.open_feed(*cases, CONNECTION_LOST, match=mine, capacity=capacity) as feed:
+        with self._requester.open_feed(*cases, CONNECTION_LOST, match=mine, capacity=capacity, lossy=lossy) as feed:
             yield feed
 
 

@@ -27,7 +27,7 @@ from aether_trio.client.operations.proxy import Proxy
 from aether_trio.client.operations.requests import AuthorityRequests
 from aether_trio.client.operations.rules import Rules
 from aether_trio.client.operations.sessions import Sessions
-from aether_trio.client.operations.sync_values import SyncResponse, SyncTunnel, served
+from aether_trio.client.operations.sync_values import SyncGrantCache, SyncResponse, SyncTunnel, served
 from aether_trio.client.operations.tasks import Tasks
 from aether_trio.client.operations.tokens import Tokens
 from aether_trio.client.operations.tunnels import Tunnels
@@ -95,6 +95,7 @@ class SyncGrants(SyncNamespace[Grants]):
     """See Grants."""
 
     batch_exchange = blocking(Grants.batch_exchange)
+    cached = blocking_block(Grants.cached, SyncGrantCache)
     derive = blocking(Grants.derive)
     derive_for_target = blocking(Grants.derive_for_target)
     exchange = blocking(Grants.exchange)

@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping
 
 from aether_trio.client.blocking import Blocking, BlockingStream, Bridge, blocking
+from aether_trio.client.operations.grant_cache import GrantCache
 from aether_trio.client.operations.proxy import StreamedResponse
 from aether_trio.client.operations.proxy_service import ProxiedRequest
 from aether_trio.client.operations.tunnels import Tunnel
+
+
+class SyncGrantCache(Blocking[GrantCache]):
+    """See GrantCache."""
+
+    resolve = blocking(GrantCache.resolve)
+
+    def forget(self, grant_id: str) -> None:
+        """Ask again about this grant the next time."""
+        self._bridge.run_if_open(lambda: self._target.forget(grant_id))
 
 
 class SyncTunnel(Blocking[Tunnel]):

@@ -84,6 +84,7 @@ CALLS: dict[str, Call] = {
     "gateway.info": lambda n: n.info(),
     "gateway.stats": lambda n: n.stats(),
     "grants.batch_exchange": lambda n: n.batch_exchange([EXCHANGE]),
+    "grants.cached": entered(lambda n: n.cached()),
     "grants.derive": lambda n: n.derive(
         Derivation(parent_grant_id="g", delegate=Principal.of(AGENT), max_access_level=AccessLevel.READ)
     ),
@@ -226,6 +227,7 @@ CALLS: dict[str, Call] = {
 
 PASSIVE = {
     "authority_requests.events",
+    "grants.cached",
     "grants.revocations",
     "proxy.serve",
     "tasks.assignments",
