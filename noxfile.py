@@ -23,7 +23,7 @@ def group(name: str) -> list[str]:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The whole test suite; arguments after -- go to pytest."""
-    session.install("-e", ".", *group("test"), *group("bench"))
+    session.install("-e", ".", *group("test"), *group("load"))
     session.run("python", "-m", "pytest", "--durations=15", "--durations-min=1.0", *session.posargs)
 
 
@@ -49,6 +49,13 @@ def bench(session: nox.Session) -> None:
     """Measure; arguments after -- go to the bench (try `-- --help`)."""
     session.install("-e", ".", *group("bench"), *group("interop"))
     session.run("python", "-m", "bench", *session.posargs)
+
+
+@nox.session
+def load(session: nox.Session) -> None:
+    """Many users of one lane against a gateway; arguments after -- go to the load tests (try `-- --help`)."""
+    session.install("-e", ".", *group("load"))
+    session.run("python", "-m", "loadtests", *session.posargs)
 
 
 @nox.session
