@@ -99,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     )
     output = made.add_argument_group("output")
     output.add_argument("--out", type=Path, metavar="DIR", help=f"for report.html and report.json ({RESULTS}/load-...)")
+    output.add_argument("--interval", type=_positive, default=1.0, metavar="S", help="time between two rows (1)")
     output.add_argument("--quiet", action="store_true", help="no live progress")
     return made  # fmt: skip
 
@@ -119,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with serving(server, "load") as target:
             plans = [replace(part, address=target.address) for part in parts]
-            results = Coordinator(plans, target.probe, screen).run()
+            results = Coordinator(plans, target.probe, screen, given.interval).run()
     except KeyboardInterrupt:
         print("\nload: interrupted", file=sys.stderr)
         return 130

@@ -18,10 +18,10 @@ from loadtests.outcome import judge
 from loadtests.plan import Plan
 from loadtests.timeline import Row, Timeline
 
-TICK_S = 1.0
 CONNECT_PATIENCE_S = 60.0
 """Beyond the time that the rate takes: how long the last users may need."""
 SETTLE_S = 2.0
+"""For subscriptions to all that users send, and after a storm."""
 BACK_PATIENCE_S = 120.0
 DRAIN_MOST_S, DRAIN_STILL_S = 180.0, 15.0
 LEAVE_S = 30.0
@@ -31,9 +31,13 @@ class Coordinator:
     """`Coordinator(plans, probe, show).run()`. `show` is given every row, and the last mark."""
 
     def __init__(
-        self, plans: Sequence[Plan], probe: ProcessProbe | None, show: Callable[[Row, Timeline], None]
+        self,
+        plans: Sequence[Plan],
+        probe: ProcessProbe | None,
+        show: Callable[[Row, Timeline], None],
+        interval_s: float = 1.0,
     ) -> None:
-        self._plans, self._probe, self._show = plans, probe, show
+        self._plans, self._probe, self._show, self._interval_s = plans, probe, show, interval_s
         self._plan = plans[0]
         self.timeline = Timeline(len(plans))
         self._verdicts: list[dict[str, int]] = []
@@ -68,9 +72,9 @@ class Coordinator:
         return time.monotonic() - self._began
 
     def _watch(self, phase: str, seconds: float, done: Callable[[], bool] = lambda: False) -> bool:
-        """Let that time pass, a row every second; ends early, with True, when `done()`.
+        """Let that time pass, a row every interval; ends early, with True, when `done()`.
 
-        Workers are asked for a report every second. One that is late makes a row longer, not its rates wrong.
+        Workers are asked for a report in each. One that is late makes a row longer, not its rates wrong.
         """
         until = time.monotonic() + seconds
         while True:
@@ -79,7 +83,7 @@ class Coordinator:
                 if not self._awaited:
                     self._fleet.tell("report")
                     self._awaited = len(self._fleet)
-                self._due = max(self._due + TICK_S, now)
+                self._due = max(self._due + self._interval_s, now)
             if done():
                 return True
             if now >= until:
@@ -148,17 +152,16 @@ class Coordinator:
         timeline = self.timeline
         self._fleet.tell("quiet")
         timeline.mark(self._elapsed, "nobody talks")
-        self._watch("drain", SETTLE_S)  # every worker has reported what it said last
+        self._watch("drain", 2 * self._interval_s)  # every worker has reported what it said last
         until = time.monotonic() + DRAIN_MOST_S
         still_since, last = time.monotonic(), -1
         while time.monotonic() < until and self._missing() > 0:
-            self._watch("drain", TICK_S, lambda: self._missing() <= 0)
+            self._watch("drain", self._interval_s, lambda: self._missing() <= 0)
             received = timeline.counts["received"]
             if received != last:
                 still_since, last = time.monotonic(), received
             elif time.monotonic() - still_since > DRAIN_STILL_S:
                 break
-        self._watch("drain", TICK_S)
 
     def _missing(self) -> int:
         counts = self.timeline.counts
@@ -171,7 +174,7 @@ class Coordinator:
         self._fleet.tell("end")
         deadline = time.monotonic() + LEAVE_S
         while len(self._fleet.ended) < len(self._fleet) and time.monotonic() < deadline:
-            for worker, line in self._fleet.lines(time.monotonic() + TICK_S):
+            for worker, line in self._fleet.lines(time.monotonic() + 1.0):
                 self.timeline.feed(worker, line)
                 if line["kind"] == "end":
                     self._verdicts.append(line["verdict"])

@@ -112,8 +112,10 @@ class Crew:
     def cut(self) -> None:
         """All connections at once."""
         now = time.perf_counter_ns()
-        for member in self.members:
-            member.cut(now)
+        links = [member.condemn(now) for member in self.members]
+        for link in links:
+            if link is not None:
+                link.cut()
 
     def leave(self) -> None:
         """Everybody ends cleanly."""

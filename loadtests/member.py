@@ -141,7 +141,7 @@ class Member:
             self._depart(link)
             self.session_id = ""
         except Ended as ended:
-            if ended.code != CUT and not crew.leaving:
+            if ended.code != CUT and not crew.leaving and not self.cut_at_ns:
                 recorder.error(ended.code, ended.text)
                 recorder.counts["broken"] += 1
                 self.doubt()
@@ -225,15 +225,16 @@ class Member:
             if member is not None:
                 member.doubtful.update(number for at, number in member.recent if at >= after)
 
-    def cut(self, now_ns: int) -> None:
-        """Break the connection; the member comes back by itself."""
-        link = self.live_link
-        if link is None:
-            return
-        self.cut_at_ns = now_ns
-        self.doubt()
-        self.live_link = None
-        link.cut()
+    def condemn(self, now_ns: int) -> Link | None:
+        """From now on the connection counts as cut; returns it, to be cut. The member comes back by itself.
+
+        Apart from the cut itself because that one may let other greenlets run, which must know already.
+        """
+        link, self.live_link = self.live_link, None
+        if link is not None:
+            self.cut_at_ns = now_ns
+            self.doubt()
+        return link
 
     def leave(self) -> None:
         """The run is over: end cleanly."""

@@ -1,0 +1,83 @@
+"""The command line: what it makes of its arguments, and what it says to wrong ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from loadtests import cli
+from loadtests.plan import LANES
+from loadtests.shapes import SHAPES
+
+FILES = 20_000
+
+
+def parts(*arguments: str):
+    return cli.plan(cli.parser().parse_args(arguments), FILES)
+
+
+def test_defaults_are_the_shapes() -> None:
+    whole, (part,) = parts("--lane", "framed", "--users", "10000", "--minutes", "2")
+    assert (whole.users, whole.seconds, whole.shape, whole.talking, whole.payload) == (10_000, 120.0, "chat", 1.0, 200)
+    assert (part.first, part.count, part.streams, part.sources) == (0, 10_000, 1, ("",))
+    slow, _ = parts("--shape", "slow-readers", "--talking", "0", "--slow", "50")
+    assert (slow.payload, slow.talking, slow.slow) == (4096, 0.0, 50.0)
+
+
+def test_processes_share_users_and_rates() -> None:
+    whole, shares = parts("--users", "50000", "--target", "127.0.0.1:1", "--connect-rate", "900", "--connecting", "90")
+    assert [part.count for part in shares] == [16_668, 16_666, 16_666]
+    assert {part.connect_rate for part in shares} == {300.0}
+    assert {part.connecting for part in shares} == {30}
+    assert len(whole.sources) == -(-50_000 // whole.per_address)
+
+
+def test_grpcio_gets_few_connections_and_the_others_one_for_each_user() -> None:
+    assert parts("--lane", "grpc", "--users", "1000")[0].streams == 125
+    assert parts("--lane", "grpc", "--users", "1000", "--streams", "1")[0].streams == 1
+    assert parts("--lane", "grpc-raw", "--users", "1000")[0].streams == 1
+
+
+def test_users_of_a_lane_are_whom_it_lets_in() -> None:
+    agent, window = parts("--lane", "framed")[0], parts("--lane", "websocket")[0]
+    assert str(agent.identity(7)) == f"ag::{agent.run}::load::7"
+    assert str(window.identity(7)) == f"us::{window.run}-7::w"
+    assert (agent.everybody, window.everybody) == (f"ga::{agent.run}", f"gu::{window.run}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--lane", "carrier-pigeon"], "invalid choice"),
+        (["--shape", "cube"], "invalid choice"),
+        (["--users", "0"], "0 is not above 0"),
+        (["--users", "1"], "two make a conversation"),
+        (["--users", "many"], "invalid"),
+        (["--minutes", "-1"], "-1 is not above 0"),
+        (["--talking", "101"], "not between 0 and 100"),
+        (["--jitter", "-1"], "below 0"),
+        (["--payload", "10"], "need 24 bytes"),
+        (["--target", "nowhere"], "is not HOST:PORT"),
+        (["--pid", "1"], "--pid goes with --target"),
+        (["--lane", "framed", "--streams", "2"], "--streams is for --lane grpc"),
+        (["--credential", "secret"], "is not KEY=VALUE"),
+        (["--connecting", "-1"], "not negative"),
+        (["--users", "2000000"], "ulimit"),
+        (["--users", "100000", "--target", "192.0.2.1:1"], "--source"),
+    ],
+)
+def test_wrong_arguments_are_explained(
+    arguments: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli.addresses, "raise_descriptor_limit", lambda: FILES)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert text in capsys.readouterr().err
+
+
+def test_help_names_every_lane_and_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    out = capsys.readouterr().out
+    assert all(name in out for name in (*LANES, *SHAPES))
+    assert all(shape.doc in out for shape in SHAPES.values())
