@@ -34,8 +34,7 @@ class Core:
     ) -> None:
         self.program = program
         self.publisher = secrets.token_bytes(16)
-        self.wake_lane: Callable[[], None] = lambda: None
-        self.inbox = Inbox(settings.credit_messages, settings.credit_bytes, self._wake)
+        self.inbox = Inbox(settings.credit_messages, settings.credit_bytes)
         self.outbox = Outbox(settings.max_unsettled, settings.max_unsettled_bytes)
         self.requests = Requests()
         self.feeds = Feeds()
@@ -53,8 +52,10 @@ class Core:
         """What is to be said first on every later connection, because a session does not keep it."""
         self._principal = principal
 
-    def _wake(self) -> None:
-        self.wake_lane()
+    def attach(self, wake: Callable[[], None], wake_soon: Callable[[], None]) -> None:
+        """Whom to tell that there is something to write: at once, or that may wait for more."""
+        self.outbox.wake = self.inbox.wake = wake
+        self.inbox.wake_soon = wake_soon
 
     def principal(self, ack: pb.ConnectionAck) -> pb.PrincipalRef:
         """Who we are, for a question about ourselves."""

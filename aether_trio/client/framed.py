@@ -41,7 +41,6 @@ class FramedLane(Lane):
     def __init__(self, stream: anyio.abc.ByteStream, hub: Hub, ping_interval_s: float | None) -> None:
         super().__init__(stream, hub, ping_interval_s)
         self._connection = Connection(Role.CLIENT)
-        self._control: list[bytes] = []
         self._pings = 0
         self._last_ping: int | None = None
         """The PING whose PONG means that the gateway has read everything, where our side cannot be ended by itself."""

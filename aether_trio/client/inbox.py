@@ -48,16 +48,20 @@ class Arrival:
 
 
 class Inbox:
-    """See the module docstring. `wake` is called when there is something for the connection's writer."""
+    """See the module docstring. `wake` and `wake_soon` are called when there is something for the connection's writer."""
 
-    def __init__(self, credit_messages: int, credit_bytes: int, wake: Callable[[], None]) -> None:
+    def __init__(self, credit_messages: int, credit_bytes: int) -> None:
         if credit_messages < 1 or credit_bytes < 1:
             raise ValueError("credit_messages and credit_bytes are at least 1, or nothing would ever come")
         self.credit_messages = credit_messages
         self.credit_bytes = credit_bytes
         self.duplicates = 0
         """Deliveries that had come before, and were dropped."""
-        self._wake = wake
+        self.wake: Callable[[], None] = _nobody
+        self.wake_soon: Callable[[], None] = _nobody
+        self._freed_messages = 0
+        self._freed_bytes = 0
+        """Since the last CREDIT."""
         self._buffer: deque[Arrival] = deque()
         self._held_messages = 0
         self._held_bytes = 0
@@ -83,6 +87,7 @@ class Inbox:
         self._channels[event.channel] = topic
         if topic.owes:
             self._dirty.add(topic)
+            self.wake_soon()
 
     def close_channel(self, channel: int) -> None:
         """CHANNEL with CLOSED."""
@@ -96,6 +101,7 @@ class Inbox:
         if not topic.arrived(offset, message):
             self.duplicates += 1
             self._dirty.add(topic)  # its credit goes back, and what is done already is acknowledged
+            self._tell(len(message))
             return
         self._add(Arrival(topic, offset, message, len(message)))
 
@@ -122,6 +128,7 @@ class Inbox:
             size = self.credit_bytes - self._held_bytes - credit.byte_count
             if messages * _GRANT_SHARE >= self.credit_messages or size * _GRANT_SHARE >= self.credit_bytes:
                 found.append(connection.send(GrantCredit(max(messages, 0), max(size, 0))))
+                self._freed_messages = self._freed_bytes = 0
         return found
 
     @property
@@ -179,7 +186,19 @@ class Inbox:
         if topic is not None:
             topic.done(arrival.offset)
             self._dirty.add(topic)
-        self._wake()
+        self._tell(arrival.size)
+
+    def _tell(self, size: int) -> None:
+        """Acknowledgements may wait for others; credit that is missed may not."""
+        self._freed_messages += 1
+        self._freed_bytes += size
+        if (
+            self._freed_messages * _GRANT_SHARE >= self.credit_messages
+            or self._freed_bytes * _GRANT_SHARE >= self.credit_bytes
+        ):
+            self.wake()
+        else:
+            self.wake_soon()
 
     def _release(self, arrival: Arrival) -> None:
         self._held_messages -= 1
@@ -193,3 +212,7 @@ class Inbox:
             if failure is not None:
                 self._buffer.clear()
             self._news.set()
+
+
+def _nobody() -> None:
+    """No connection to wake."""

@@ -34,6 +34,8 @@ __all__ = ["BROKEN", "Ended", "Hub", "Lane", "tune"]
 READ_BYTES: Final = 65536
 WRITE_BYTES: Final = 262144
 """About so much is collected for one write."""
+ACK_DELAY_S: Final = 0.02
+"""Acknowledgements of messages wait so long for others, unless something else is written or credit is missed."""
 LAST_WORDS_S: Final = 0.5
 """For the goodbye of a client that was cancelled."""
 GOODBYE_S: Final = 5.0
@@ -89,6 +91,10 @@ class Lane(abc.ABC):
         self._hub = hub
         self._ping_interval_s = ping_interval_s
         self._work = anyio.Event()
+        self._urgent = True
+        self._soon = False
+        self._control: list[bytes] = []
+        """Frames that are due and belong to nothing else."""
         self._heard = False
         self.ack: pb.ConnectionAck | None = None
         self.remembers_s = 0.0
@@ -161,7 +167,8 @@ class Lane(abc.ABC):
                         self.end_of_stream()
                         break
                     self.feed(data)
-                    self.wake()
+                    if self._control or self.draining or self._hub.outbox.waiting:
+                        self.wake()
             except BROKEN as error:
                 self._cut(str(error) or type(error).__name__)
             group.cancel_scope.cancel()
@@ -200,7 +207,14 @@ class Lane(abc.ABC):
 
     def wake(self) -> None:
         """There may be something to write."""
+        self._urgent = True
         self._work.set()
+
+    def wake_soon(self) -> None:
+        """There is something to write that may wait for more of its kind."""
+        if not self._soon:
+            self._soon = True
+            self._work.set()
 
     def leave(self) -> None:
         """Say goodbye when everything is written that can be: nothing new is started."""
@@ -239,7 +253,15 @@ class Lane(abc.ABC):
     async def _write(self, scope: anyio.CancelScope) -> None:
         try:
             while True:
+                if self._soon and not self._urgent:
+                    self._work = anyio.Event()
+                    with anyio.move_on_after(ACK_DELAY_S):
+                        await self._work.wait()
+                self._urgent = self._soon = False
+                if self._work.is_set():
+                    self._work = anyio.Event()
                 if data := self.collect():
+                    self._urgent = len(data) >= WRITE_BYTES // 2  # there may be more of it
                     self._mid_write = True
                     await self._stream.send(data)
                     self._mid_write = False
@@ -247,9 +269,7 @@ class Lane(abc.ABC):
                 if self._may_go() and not self._said_goodbye:
                     self._said_goodbye = True
                     await self.goodbye()
-                    continue
-                if self._work.is_set():
-                    self._work = anyio.Event()
+                    self.wake()  # a reader that held back is to read the answer
                     continue
                 with anyio.move_on_after(self._patience_s()) as patience:
                     await self._work.wait()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 import anyio
 import anyio.lowlevel
@@ -19,6 +20,8 @@ from aether_trio.client.errors import AetherError, ConnectionLost
 from aether_trio.client.outgoing import Encoder, Publication, Upstream
 
 __all__ = ["Outbox", "Publication"]
+
+_YIELD_EVERY: Final = 64
 
 
 class Outbox:
@@ -50,6 +53,11 @@ class Outbox:
         return self._open
 
     @property
+    def waiting(self) -> bool:
+        """Whether something is to be written."""
+        return bool(self._queue)
+
+    @property
     def written_unsettled(self) -> int:
         """Those that this connection has written."""
         return len(self._written)
@@ -63,8 +71,14 @@ class Outbox:
     async def publish(
         self, topic: str, payload: bytes, message_type: int, extra: bytes, *, confirm: bool
     ) -> Publication:
-        """Take a message as soon as there is room for it. A checkpoint."""
-        await anyio.lowlevel.checkpoint()
+        """Take a message as soon as there is room for it. A checkpoint for cancellation; it yields now and then.
+
+        If every call did, each message would be a write of its own.
+        """
+        if confirm or not self._count % _YIELD_EVERY:
+            await anyio.lowlevel.checkpoint()
+        else:
+            await anyio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
         while not self.has_room(len(payload)):
             if self._room.is_set():

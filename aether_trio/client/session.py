@@ -74,6 +74,7 @@ class Session:
         self.ack: pb.ConnectionAck | None = None
         self._lane: Lane | None = None
         self._closing = False
+        self._reconnecting: anyio.CancelScope | None = None
         self._remembers_s = 0.0
         self._lost_at = 0.0
         self._assigned = ""
@@ -90,9 +91,13 @@ class Session:
             task_status.started()
             while True:
                 ended = await self._connected(lane)
-                if self._closing:
+                with anyio.CancelScope() as scope_of_attempts:
+                    self._reconnecting = scope_of_attempts
+                    if self._closing:
+                        return
+                    lane = await self._again(ended)
+                if scope_of_attempts.cancelled_caught:
                     return
-                lane = await self._again(ended)
         except AetherError as error:
             if self.connections == 0:
                 raise
@@ -122,6 +127,8 @@ class Session:
         self._closing = True
         if self._lane is not None:
             self._lane.leave()
+        elif self._reconnecting is not None:
+            self._reconnecting.cancel()
 
     # -- connecting
 
@@ -221,7 +228,7 @@ class Session:
         """Run one connection to its end."""
         since = anyio.current_time()
         self._lane = lane
-        self._core.outbox.wake = self._core.wake_lane = lane.wake
+        self._core.attach(lane.wake, lane.wake_soon)
         self._set(State.CONNECTED)
         if self.settings.on_connected is not None:
             self.settings.on_connected(self.resumed)
@@ -235,7 +242,7 @@ class Session:
         finally:
             self._lost_at = anyio.current_time()
             self._lane = None
-            self._core.outbox.wake = self._core.wake_lane = _nobody
+            self._core.attach(_nobody, _nobody)
             with anyio.CancelScope(shield=True):
                 await lane.aclose()
             lane.confirmations.cut()

@@ -48,7 +48,6 @@ class WebSocketLane(Lane):
         super().__init__(stream, hub, ping_interval_s)
         self._authority = authority
         self._connection = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
-        self._control: list[bytes] = []
         self._pieces: list[bytes] = []
         self._size = 0
         self._accepted = False
@@ -168,6 +167,9 @@ class WebSocketLane(Lane):
     def wake(self) -> None:
         super().wake()
         self._changed.set()
+
+    def wake_soon(self) -> None:
+        self._changed.set()  # nothing is acknowledged here, but there may be room again
 
     # -- to the gateway
 

@@ -6,11 +6,11 @@ import pytest
 import trio
 import trio.testing
 
-from aether_trio.client import AetherError, DuplicateIdentity, PermissionDenied, ProtocolViolation, SessionEnded
+from aether_trio.client import AetherError, DuplicateIdentity, PermissionDenied, ProtocolViolation, Retry, SessionEnded
 from aether_trio.model.errors import Status
 from aether_trio.wire import framing
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.client.gateways import agent
+from tests.client.gateways import agent, open_test_gateway
 from tests.client.peer import open_peer
 
 
@@ -120,6 +120,36 @@ async def test_leaving_is_bounded_when_the_gateway_does_not_answer() -> None:
         line = await peer.accept()
         await left.wait()
         await line.stream.aclose()
+
+
+async def test_leaving_while_it_waits_to_reconnect_takes_no_time() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+        lost = trio.Event()
+
+        async def body() -> None:
+            never = Retry(base_s=10_000, cap_s=10_000, random=lambda: 1.0)
+            with trio.fail_after(30):
+                async with agent(
+                    peer.address, "a", close_timeout=10_000, retry=never, on_disconnected=lambda _why: lost.set()
+                ):
+                    await lost.wait()
+
+        nursery.start_soon(body)
+        line = await peer.accept()
+        await line.stream.aclose()
+
+
+async def test_leaving_with_a_full_buffer_on_websocket() -> None:
+    async with open_test_gateway() as gateway:
+        address = f"ws://{gateway.address}"
+        with trio.fail_after(30):
+            async with (
+                agent(address, "a") as a,
+                agent(address, "b", credit_messages=1, close_timeout=10_000) as b,
+            ):
+                for _ in range(100):
+                    await a.publish(b.topic, bytes(10_000))
+                await a.flush()
 
 
 async def test_the_bodys_exception_is_raised_as_it_is_and_cancelling_leaves_too() -> None:
