@@ -6,6 +6,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 import structlog
@@ -45,6 +46,23 @@ def test_an_exception_is_one_json_line() -> None:
         structlog.get_logger().exception("failed")
     (line,) = out.getvalue().splitlines()
     assert json.loads(line)["exception"][0]["exc_value"] == "no good"
+
+
+@pytest.mark.parametrize("style", ["console", "json"])
+def test_a_traceback_does_not_show_what_variables_held(style: Literal["console", "json"]) -> None:
+    out = io.StringIO()
+    configure_logging(LoggingSettings(format=style), out)
+
+    def admit(credential: str) -> None:
+        raise ValueError(f"{len(credential)} characters")
+
+    try:
+        admit("se" + "cret")
+    except ValueError:
+        structlog.get_logger().exception("failed")
+        logging.getLogger("library").exception("failed too")
+    assert out.getvalue().count("6 characters") == 2
+    assert "secret" not in out.getvalue()
 
 
 @pytest.mark.parametrize(("level", "shown"), [("debug", 3), ("info", 2), ("warning", 1), ("error", 0)])
