@@ -24,7 +24,7 @@ QUICK = {"windows": 3, "connections": 400, "pairs": 20, "fanout": (20, 100)}
 
 EPILOG = """\
 examples:
-  python -m bench                                   everything on three lanes, about eight minutes
+  python -m bench                                   everything on three lanes, about seven minutes
   python -m bench routed-16 idle                    two scenarios
   python -m bench --lane framed,framed-acks idle    two lanes, side by side
   python -m bench --quick                           all of it, small and short: a smoke test, not a measurement
