@@ -114,11 +114,9 @@ class Member:
         recorder.connected += 1
         recorder.counts["connects"] += 1
         recorder.counts["resumed"] += link.resumed
-        recorder.latency("connect", now - due_ns)
-        if self.cut_at_ns:
-            recorder.latency("back", now - self.cut_at_ns)
-            recorder.counts["back"] += 1
-            self.cut_at_ns = 0
+        recorder.latency("back" if self.cut_at_ns else "connect", now - due_ns)
+        recorder.counts["back"] += self.cut_at_ns > 0
+        self.cut_at_ns = 0
         if plan.what.broadcast and plan.lane == "websocket":
             switch = pb.UpstreamMessage(switch_workspace=pb.SwitchWorkspace(new_workspace_id=plan.run))
             link.send(switch.SerializeToString())

@@ -53,14 +53,20 @@ def line_plot(
     log_x: bool = False,
     log_y: bool = False,
     x_labels: dict[float, str] | None = None,
+    x_range: tuple[float, float] | None = None,
 ) -> str:
-    """A `<figure>` with one plot. None among the values makes a gap. "" when nothing is there to draw."""
+    """A `<figure>` with one plot. None among the values makes a gap. "" when nothing is there to draw.
+
+    `x_labels` are the ticks and their texts; without `x_range` the axis is as long as the values.
+    """
     values = [(x, y) for points in series.values() for x, y in points if y is not None and (not log_y or y > 0)]
     if not values:
         return ""
     xs, ys = [x for x, _ in values], [y for _, y in values]
-    x_ticks = list(x_labels) if x_labels else nice_ticks(min(xs), max(xs))
-    x_low, x_high = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs), min(xs) + 1)
+    x_low, x_high = x_range or (min(xs), max(xs))
+    if x_high <= x_low:
+        x_high = x_low + 1
+    x_ticks = list(x_labels) if x_labels else nice_ticks(x_low, x_high)
     y_ticks = decades(min(ys), max(ys)) if log_y else nice_ticks(0.0, max(ys) or 1.0)
     y_low, y_high = y_ticks[0], y_ticks[-1]
 

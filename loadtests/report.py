@@ -62,7 +62,12 @@ def plots(results: dict[str, Any]) -> list[str]:
 
     def over_time(title: str, unit: str, names: dict[str, str], *, log_y: bool = False) -> str:
         return line_plot(
-            title, unit, {label: column(rows, name) for label, name in names.items()}, marks=marks, log_y=log_y
+            title,
+            unit,
+            {label: column(rows, name) for label, name in names.items()},
+            marks=marks,
+            log_y=log_y,
+            x_range=(0.0, rows[-1]["at_s"]),
         )
 
     spectrum = {name: points for name, points in results["spectrum"].items() if points}
@@ -89,7 +94,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         + "</tr>"
         for row in rows
     )
-    return f'<div class="card"><table><tr>{heads}</tr>{body}</table></div>' if body else ""
+    top = f"<tr>{heads}</tr>" if any(head) else ""
+    return f'<div class="card"><table>{top}{body}</table></div>' if body else ""
 
 
 def html(results: dict[str, Any]) -> str:

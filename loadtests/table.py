@@ -63,11 +63,7 @@ def cells(results: dict[str, Any]) -> Cells:
         ("connections / s", f"{results['connect_rate']:,.0f}"),
         ("messages received", f"{results['messages']['received']:,}"),
         ("lost", f"{results['messages']['lost']:,}"),
-        *(
-            (("message p50", f"{message['p50']:.1f} ms"), ("message p99", f"{message['p99']:.1f} ms"))
-            if message
-            else ()
-        ),
+        *((("message p50", _time(message["p50"])), ("message p99", _time(message["p99"]))) if message else ()),
         *(
             (("gateway RSS", f"{gateway['rss_mib']:,.0f} MiB"), ("gateway CPU", f"{gateway['cores']:.2f} cores"))
             if gateway
@@ -89,6 +85,10 @@ def cells(results: dict[str, Any]) -> Cells:
         [(code, f"{times:,}", results["error_texts"].get(code, "")) for code, times in results["errors"].items()],
         [(text, f"{gateway[key]:,} {unit}") for key, text, unit in _GATEWAY if key in gateway],
     )  # fmt: skip
+
+
+def _time(ms: float) -> str:
+    return f"{ms:.1f} ms" if ms < 1000 else f"{ms / 1000:.2f} s"
 
 
 def text(results: dict[str, Any]) -> str:
