@@ -2,16 +2,47 @@
 
 * Hypothesis has no deadline: the machine that runs the tests may be slow or busy, and a slow example is not a wrong one.
 * Variables of a developer's own gateway or client do not reach the tests, nor the processes that they start.
+* A test that asks for `engine` runs on each storage engine. PostgreSQL is started by the first that needs it, for all of them.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.helpers.engines import Engine, SqliteEngine, open_postgres_engine
+from tests.helpers.postgres import PostgresServer, open_postgres_server
+from tests.helpers.postgres_session import PostgresSession, open_postgres_session
 
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")
 
 for _name in [name for name in os.environ if name.startswith("AETHER_")]:
     del os.environ[_name]
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    with open_postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_session(postgres_server: PostgresServer) -> Iterator[PostgresSession]:
+    """Somebody else's connection to that server."""
+    with open_postgres_session(postgres_server.dsn()) as session:
+        yield session
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    if request.param == "sqlite":
+        yield SqliteEngine(tmp_path)
+    else:
+        server = request.getfixturevalue("postgres_server")
+        with open_postgres_engine(server, request.getfixturevalue("postgres_session")) as opened:
+            yield opened

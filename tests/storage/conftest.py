@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from aether_trio.storage.base import Database
 from aether_trio.storage.sqlite import SqliteDatabase, open_sqlite
+from tests.helpers.engines import Engine, PostgresEngine, SqliteEngine, open_postgres_engine
+from tests.helpers.postgres import PostgresServer
+from tests.helpers.postgres_session import PostgresSession
 from tests.storage.programs import CREATE
 
 
@@ -17,7 +21,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=["file", "memory"])
-async def database(request: pytest.FixtureRequest, path: Path) -> AsyncIterator[SqliteDatabase]:
+async def sqlite_database(request: pytest.FixtureRequest, path: Path) -> AsyncIterator[SqliteDatabase]:
     async with open_sqlite(path if request.param == "file" else None) as opened:
         await opened.execute(CREATE)
         yield opened
@@ -27,4 +31,25 @@ async def database(request: pytest.FixtureRequest, path: Path) -> AsyncIterator[
 async def file_database(path: Path) -> AsyncIterator[SqliteDatabase]:
     async with open_sqlite(path) as opened:
         await opened.execute(CREATE)
+        yield opened
+
+
+@pytest.fixture
+async def database(engine: Engine) -> AsyncIterator[Database]:
+    async with engine.open() as opened:
+        await opened.execute(CREATE)
+        yield opened
+
+
+@pytest.fixture(params=["file", "memory", "postgres"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    if request.param == "postgres":
+        yield request.getfixturevalue("postgres_engine")
+    else:
+        yield SqliteEngine(tmp_path if request.param == "file" else None)
+
+
+@pytest.fixture
+def postgres_engine(postgres_server: PostgresServer, postgres_session: PostgresSession) -> Iterator[PostgresEngine]:
+    with open_postgres_engine(postgres_server, postgres_session) as opened:
         yield opened

@@ -9,10 +9,10 @@ from typing import Any
 
 import trio
 
-from aether_trio.storage.base import Execute, Fetch, Program, ProgramFactory
+from aether_trio.storage.base import Database, Execute, Fetch, Program, ProgramFactory
 from aether_trio.storage.sqlite import SqliteDatabase
 
-CREATE = "CREATE TABLE items (id INTEGER PRIMARY KEY, data BLOB)"
+CREATE = "CREATE TABLE items (id INTEGER PRIMARY KEY, data BYTEA)"  # which SQLite takes for any type
 LONG_S = 60.0  # a safety net against a hang, never a measurement
 
 
@@ -40,7 +40,7 @@ def pragma(text: str) -> ProgramFactory[list[Any]]:
     return program
 
 
-async def ids(database: SqliteDatabase) -> list[int]:
+async def ids(database: Database) -> list[int]:
     return [row[0] for row in await database.fetch("SELECT id FROM items ORDER BY id")]
 
 

@@ -1,8 +1,7 @@
-"""Schemas: applied once, refused when newer, the same on every path."""
+"""Schemas: applied once, refused when newer, the same on every path and engine."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,46 +10,51 @@ from aether_trio.storage import migrations
 from aether_trio.storage.base import Fetch, Program
 from aether_trio.storage.errors import SchemaTooNewError
 from aether_trio.storage.migrations import MIGRATIONS, POSTGRES, upgrade
-from aether_trio.storage.sqlite import open_sqlite
+from tests.helpers.engines import Engine
 
+only_shared = pytest.mark.parametrize("engine", ["file", "postgres"], indirect=True)
 VERSION = "SELECT version FROM schema_version"
 
 
 @pytest.mark.parametrize("name", sorted(MIGRATIONS))
-async def test_each_database_is_brought_up_to_date_and_opens_again(name: str, tmp_path: Path) -> None:
+@only_shared
+async def test_each_database_is_brought_up_to_date_and_opens_again(name: str, engine: Engine) -> None:
     for _ in range(2):
-        async with open_sqlite(tmp_path / "x.db", name=name) as database:
+        async with engine.open(name) as database:
             assert await database.fetch(VERSION) == [(len(MIGRATIONS[name]),)]
 
 
-async def test_a_later_release_applies_only_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@only_shared
+async def test_a_later_release_applies_only_what_is_new(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     first = (("CREATE TABLE one (a {blob})",),)
     monkeypatch.setitem(migrations.MIGRATIONS, "growing", first)
-    async with open_sqlite(tmp_path / "x.db", name="growing") as database:
+    async with engine.open("growing") as database:
         await database.execute("INSERT INTO one VALUES ($1)", b"kept")
     monkeypatch.setitem(migrations.MIGRATIONS, "growing", (*first, ("CREATE TABLE two (b {bigint})",)))
-    async with open_sqlite(tmp_path / "x.db", name="growing") as database:
+    async with engine.open("growing") as database:
         assert await database.fetch("SELECT a FROM one") == [(b"kept",)]
         assert await database.fetch("SELECT b FROM two") == []
         assert await database.fetch(VERSION) == [(2,)]
 
 
-async def test_a_failing_migration_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@only_shared
+async def test_a_failing_migration_leaves_the_file_as_it_was(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     good = ("CREATE TABLE one (a {blob})",)
     monkeypatch.setitem(migrations.MIGRATIONS, "broken", (good, ("CREATE TABLE one (again {blob})",)))
     with pytest.raises(Exception, match="already exists"):
-        async with open_sqlite(tmp_path / "x.db", name="broken"):
+        async with engine.open("broken"):
             pass
     monkeypatch.setitem(migrations.MIGRATIONS, "broken", (good,))
-    async with open_sqlite(tmp_path / "x.db", name="broken") as database:
+    async with engine.open("broken") as database:
         assert await database.fetch("SELECT a FROM one") == []
 
 
-async def test_a_newer_schema_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    async with open_sqlite(tmp_path / "x.db", name="state") as database:
+@only_shared
+async def test_a_newer_schema_is_refused_with_the_way_out(engine: Engine) -> None:
+    async with engine.open("state") as database:
         await database.execute("UPDATE schema_version SET version = version + 1")
-    with pytest.raises(SchemaTooNewError, match=r"x\.db has schema version .* Run the release that wrote it"):
-        async with open_sqlite(tmp_path / "x.db", name="state"):
+    with pytest.raises(SchemaTooNewError, match=r"has schema version .* Run the release that wrote it"):
+        async with engine.open("state"):
             pass
 
 

@@ -1,4 +1,4 @@
-"""The promises of base.Database, on a file and in memory."""
+"""What only the SQLite engine promises: groups of one writer thread, its queue, its files. The seam is in test_database.py."""
 
 from __future__ import annotations
 
@@ -10,46 +10,18 @@ import trio
 import trio.testing
 
 from aether_trio.storage import sqlite
-from aether_trio.storage.base import Execute, ExecuteMany, Fetch, Program, StorageUnavailable
+from aether_trio.storage.base import Fetch, Program, StorageUnavailable
 from aether_trio.storage.sqlite import SqliteDatabase, open_sqlite
 from tests.storage.programs import CREATE, held_writer, ids, insert, insert_then_raise, queued
 
 
-async def test_a_program_is_sent_rows_then_counts_and_its_return_value_comes_back(database: SqliteDatabase) -> None:
-    seen: list[object] = []
-
-    def program() -> Program[str]:
-        seen.clear()
-        seen.append((yield Execute("INSERT INTO items (id, data) VALUES ($1, $2), ($3, $2)", (1, b"x", 2))))
-        seen.append((yield ExecuteMany("INSERT INTO items (id, data) VALUES ($1, $2)", [(3, b"a"), (4, b"b")])))
-        seen.append((yield Fetch("SELECT id FROM items WHERE data = $1 ORDER BY id", (b"x",))))
-        seen.append((yield Fetch("DELETE FROM items WHERE id = $1 RETURNING data", (4,))))
-        return "done"
-
-    assert await database.run(program) == "done"
-    assert seen == [2, None, [(1,), (2,)], [(b"b",)]]
-    assert await ids(database) == [1, 2, 3]
-
-
-async def test_the_short_forms_do_what_their_names_say(database: SqliteDatabase) -> None:
-    await database.executemany("INSERT INTO items (id, data) VALUES ($1, $2)", ((n, b"") for n in range(5)))
-    assert await database.execute("DELETE FROM items WHERE id >= $1", 3) == 2
-    assert await database.fetch("SELECT count(*) FROM items WHERE id < $1", 2) == [(2,)]
-
-
-async def test_what_one_caller_writes_it_reads(database: SqliteDatabase) -> None:
-    for number in range(50):
-        await database.run(insert(number))
-        assert await database.fetch("SELECT max(id) FROM items") == [(number,)]
-
-
-async def test_waiting_programs_become_one_group(database: SqliteDatabase) -> None:
-    before = database.statistics()
-    async with held_writer(database) as nursery:
+async def test_waiting_programs_become_one_group(sqlite_database: SqliteDatabase) -> None:
+    before = sqlite_database.statistics()
+    async with held_writer(sqlite_database) as nursery:
         for number in range(40):
-            nursery.start_soon(database.run, insert(number))
-        await queued(database, 41)
-    after = database.statistics()
+            nursery.start_soon(sqlite_database.run, insert(number))
+        await queued(sqlite_database, 41)
+    after = sqlite_database.statistics()
     assert after.groups - before.groups == 2  # the gate alone, then all the others
     assert after.programs - before.programs == 41
     assert after.largest_group == 40
@@ -57,60 +29,31 @@ async def test_waiting_programs_become_one_group(database: SqliteDatabase) -> No
     assert after.queued == 0
 
 
-async def test_a_failing_program_leaves_no_trace_and_does_not_spoil_its_group(database: SqliteDatabase) -> None:
+async def test_a_failing_program_leaves_no_trace_and_does_not_spoil_its_group(sqlite_database: SqliteDatabase) -> None:
     failures: list[Exception] = []
 
     async def failing(number: int) -> None:
         try:
-            await database.run(insert_then_raise(number, LookupError(str(number))))
+            await sqlite_database.run(insert_then_raise(number, LookupError(str(number))))
         except LookupError as exc:
             failures.append(exc)
 
     async def clashing() -> None:
         with pytest.raises(sqlite3.IntegrityError):
-            await database.run(insert(1))
+            await sqlite_database.run(insert(1))
 
-    async with held_writer(database) as nursery:
+    async with held_writer(sqlite_database) as nursery:
         for number in (1, 2, 3):
-            nursery.start_soon(database.run, insert(number))
-        await queued(database, 4)
+            nursery.start_soon(sqlite_database.run, insert(number))
+        await queued(sqlite_database, 4)
         nursery.start_soon(failing, 4)
         nursery.start_soon(failing, 2_000)
         nursery.start_soon(clashing)
-        await queued(database, 7)
-        nursery.start_soon(database.run, insert(5))
-        await queued(database, 8)
-    assert await ids(database) == [1, 2, 3, 5]
+        await queued(sqlite_database, 7)
+        nursery.start_soon(sqlite_database.run, insert(5))
+        await queued(sqlite_database, 8)
+    assert await ids(sqlite_database) == [1, 2, 3, 5]
     assert sorted(str(exc) for exc in failures) == ["2000", "4"]
-
-
-async def test_a_failing_program_alone_leaves_no_trace(database: SqliteDatabase) -> None:
-    with pytest.raises(LookupError, match="no"):
-        await database.run(insert_then_raise(1, LookupError("no")))
-    await database.run(insert(2))
-    assert await ids(database) == [2]
-
-
-async def test_a_failing_statement_closes_its_program(database: SqliteDatabase) -> None:
-    ended: list[str] = []
-
-    def program() -> Program[None]:
-        try:
-            yield Execute("INSERT INTO nowhere VALUES ($1)", (1,))
-            ended.append("went on")
-        finally:
-            ended.append("closed")
-
-    with pytest.raises(sqlite3.OperationalError, match="nowhere"):
-        await database.run(program)
-    assert ended == ["closed"]
-
-
-async def test_a_read_cannot_write(database: SqliteDatabase) -> None:
-    with pytest.raises(sqlite3.OperationalError, match="readonly"):
-        await database.read(insert(1))
-    await database.run(insert(2))
-    assert await ids(database) == [2]
 
 
 async def test_a_read_is_one_snapshot(file_database: SqliteDatabase) -> None:
@@ -136,25 +79,17 @@ async def test_a_read_is_one_snapshot(file_database: SqliteDatabase) -> None:
     assert await ids(file_database) == [1]
 
 
-async def test_a_caller_cancelled_in_the_queue_loses_only_the_result(database: SqliteDatabase) -> None:
-    async with held_writer(database):
+async def test_a_caller_cancelled_in_the_queue_loses_only_the_result(sqlite_database: SqliteDatabase) -> None:
+    async with held_writer(sqlite_database):
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(database.run, insert(1))
-                await queued(database, 2)
+                nursery.start_soon(sqlite_database.run, insert(1))
+                await queued(sqlite_database, 2)
                 scope.cancel()
         assert scope.cancelled_caught
-    await database.run(insert(2))  # behind it in the queue
-    assert await ids(database) == [1, 2]
-    assert database.statistics().queued == 0
-
-
-async def test_a_caller_that_is_already_cancelled_has_done_nothing(database: SqliteDatabase) -> None:
-    with trio.CancelScope() as scope:
-        scope.cancel()
-        await database.run(insert(1))
-    assert scope.cancelled_caught
-    assert await ids(database) == []
+    await sqlite_database.run(insert(2))  # behind it in the queue
+    assert await ids(sqlite_database) == [1, 2]
+    assert sqlite_database.statistics().queued == 0
 
 
 async def test_a_full_queue_makes_callers_wait_and_cancelling_one_undoes_nothing(
@@ -208,14 +143,6 @@ async def test_a_clean_close_leaves_no_write_ahead_log(path: Path) -> None:
     assert not Path(f"{path}-wal").exists()
 
 
-async def test_yielding_something_else_is_a_clear_error(database: SqliteDatabase) -> None:
-    def program() -> Program[None]:
-        yield "SELECT 1"  # type: ignore[misc]
-
-    with pytest.raises(TypeError, match="Fetch, Execute or ExecuteMany"):
-        await database.run(program)
-
-
 async def test_a_defect_of_the_engine_answers_its_callers(
     file_database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,24 +152,3 @@ async def test_a_defect_of_the_engine_answers_its_callers(
         await file_database.run(insert(1))
     monkeypatch.undo()
     await file_database.run(insert(1))
-
-
-async def test_the_counters_survive_many_callers(database: SqliteDatabase) -> None:
-    """Read, add, write as one program: no update is lost whatever the grouping."""
-
-    def add() -> Program[None]:
-        rows = yield Fetch("SELECT data FROM items WHERE id = 1")
-        value = int(rows[0][0]) + 1 if rows else 1
-        yield Execute(
-            "INSERT INTO items (id, data) VALUES (1, $1) ON CONFLICT (id) DO UPDATE SET data = excluded.data",
-            (str(value).encode(),),
-        )
-
-    async def worker() -> None:
-        for _ in range(20):
-            await database.run(add)
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(25):
-            nursery.start_soon(worker)
-    assert await database.fetch("SELECT data FROM items") == [(b"500",)]

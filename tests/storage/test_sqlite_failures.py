@@ -17,32 +17,32 @@ from aether_trio.storage.sqlite import SqliteDatabase, open_sqlite
 from tests.storage.programs import CREATE, held_writer, ids, insert, pragma, queued
 
 
-async def test_a_full_file_fails_the_whole_group_and_recovers(database: SqliteDatabase) -> None:
-    [(pages,)] = await database.run(pragma("page_count"))
-    await database.run(pragma(f"max_page_count={pages + 4}"))
+async def test_a_full_file_fails_the_whole_group_and_recovers(sqlite_database: SqliteDatabase) -> None:
+    [(pages,)] = await sqlite_database.run(pragma("page_count"))
+    await sqlite_database.run(pragma(f"max_page_count={pages + 4}"))
     failed: list[int] = []
 
     async def attempt(number: int, size: int) -> None:
         with pytest.raises(StorageUnavailable, match="full"):
-            await database.run(insert(number, bytes(size)))
+            await sqlite_database.run(insert(number, bytes(size)))
         failed.append(number)
 
-    async with held_writer(database) as nursery:
+    async with held_writer(sqlite_database) as nursery:
         nursery.start_soon(attempt, 1, 10)
         nursery.start_soon(attempt, 2, 100_000)
         nursery.start_soon(attempt, 3, 10)
-        await queued(database, 4)
+        await queued(sqlite_database, 4)
     assert sorted(failed) == [1, 2, 3]
-    assert await ids(database) == []
-    assert "full" in database.statistics().last_error
-    assert database.statistics().failed_groups == 1
-    assert database.statistics().failing
+    assert await ids(sqlite_database) == []
+    assert "full" in sqlite_database.statistics().last_error
+    assert sqlite_database.statistics().failed_groups == 1
+    assert sqlite_database.statistics().failing
 
-    await database.run(insert(4, b"small"))  # there is room for this one
-    assert not database.statistics().failing
-    await database.run(pragma("max_page_count=1000000"))
-    await database.run(insert(2, bytes(100_000)))
-    assert await ids(database) == [2, 4]
+    await sqlite_database.run(insert(4, b"small"))  # there is room for this one
+    assert not sqlite_database.statistics().failing
+    await sqlite_database.run(pragma("max_page_count=1000000"))
+    await sqlite_database.run(insert(2, bytes(100_000)))
+    assert await ids(sqlite_database) == [2, 4]
 
 
 async def test_a_file_locked_by_another_process_fails_writes_not_reads(

@@ -1,0 +1,276 @@
+"""The PostgreSQL engine: the Database seam over asyncpg, which runs on one asyncio loop inside of trio (trio-asyncio).
+
+    trio side: run/read ──▶ Job ──▶ Writer (postgres_writer.py) ──▶ Pool of writers ──▶ asyncpg ──▶ the primary
+               rescheduled ◀──────  Reader (postgres_reader.py) ──▶ Pool of readers
+
+Both sides live in one thread, so a job is handed over by a function call, and a finished group wakes its callers itself.
+
+All logical databases ("state", "log", "audit") lie in one schema. Connections are what a PostgreSQL server runs out of first, and one
+schema lets them all share one pool; and a write of a session has to look at who holds its identity in the same transaction. Their
+table names are distinct therefore, and `schema_version` has a row for each.
+
+Cancellation: as with SQLite, a caller that is cancelled while it waits for room has done nothing; once its program is queued it
+runs as if nothing had happened, wholly or not at all, and only the result is lost. No query is ever cancelled from here.
+
+Trouble: a lost connection, a restart or a failover is a pause of up to `patience_s`, because programs are pure and run again elsewhere.
+What lasts longer is StorageUnavailable. CommitUnknown, a kind of it, says that a COMMIT was sent and its answer lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import outcome
+import trio
+import trio_asyncio
+
+from aether_trio.storage.base import Execute, ExecuteMany, Fetch, Program, ProgramFactory, Row, Statement, Value
+from aether_trio.storage.errors import StorageSetupError
+from aether_trio.storage.postgres_connections import SCHEMA, Kind, PostgresLimits, connect
+from aether_trio.storage.postgres_errors import is_outage, setup_error
+from aether_trio.storage.postgres_migrate import migrate
+from aether_trio.storage.postgres_pool import Pool
+from aether_trio.storage.postgres_reader import Reader
+from aether_trio.storage.postgres_statements import Job
+from aether_trio.storage.postgres_writer import Writer
+
+T = TypeVar("T")
+
+QUEUE_PROGRAMS: Final = 1024  # waiting programs of one logical database; callers beyond that wait for room
+CLOSE_S: Final = 10.0  # for what was accepted, at the end; then its connections are cut
+RETRY_S: Final = 0.2  # between attempts to reach a server that is not there yet, at the start
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresStatistics:
+    """What one logical database has done since it was opened. `failing` is true from a group that the server did not take
+    until the next one that it took. `rows` does not count what a Fetch wrote. `connections` are those of the whole process."""
+
+    groups: int
+    programs: int
+    rows: int
+    largest_group: int
+    queued: int
+    failed_groups: int
+    failing: bool
+    last_error: str
+    conflicts: int
+    losses: int
+    connections: int
+
+
+class PostgresDatabase:
+    """A base.Database: one logical database of a PostgresServer. Made by its `database`."""
+
+    def __init__(self, name: str, server: PostgresServer) -> None:
+        self.name = name
+        self._server = server
+        self._room = trio.Semaphore(QUEUE_PROGRAMS)
+        self.writer = Writer(name, server.writers, server.spawn, server.loop, self._deliver, server.limits)
+        self.reader = Reader(name, server.readers, server.spawn, self._deliver, server.limits)
+
+    async def run(self, program: ProgramFactory[T]) -> T:
+        """Run a read-write program; return its result after the commit that contains it is durable.
+
+        Raises StorageUnavailable, or what the program itself raised.
+        """
+        result: T = await self._submit(Job(program), self.writer.put)
+        return result
+
+    async def read(self, program: ProgramFactory[T]) -> T:
+        """Run a read-only program on one snapshot that includes every write committed before the call."""
+        result: T = await self._submit(Job(program), self.reader.put)
+        return result
+
+    async def read_small(self, program: ProgramFactory[T]) -> T:
+        """`read`: the server is never nearer than that."""
+        return await self.read(program)
+
+    async def fetch(self, sql: str, *args: Value) -> list[Row]:
+        """One read-only query."""
+        rows: list[Row] = await self.read(lambda: _single(Fetch(sql, args)))
+        return rows
+
+    async def execute(self, sql: str, *args: Value) -> int:
+        """One write (INSERT, UPDATE, DELETE); the number of rows it touched."""
+        job = Job(lambda: _single(Execute(sql, args)), single=True)
+        count: int = await self._submit(job, self.writer.put)
+        return count
+
+    async def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
+        """One write for many rows, in one transaction. `rows` is read in this task, before anything is queued."""
+        held = rows if isinstance(rows, list) else list(rows)
+        await self._submit(Job(lambda: _single(ExecuteMany(sql, held)), single=True), self.writer.put)
+
+    def statistics(self) -> PostgresStatistics:
+        writer = self.writer
+        return PostgresStatistics(
+            groups=writer.groups,
+            programs=writer.programs,
+            rows=writer.rows,
+            largest_group=writer.largest_group,
+            queued=QUEUE_PROGRAMS - self._room.value,
+            failed_groups=writer.failed_groups,
+            failing=writer.failing,
+            last_error=writer.last_error,
+            conflicts=writer.conflicts,
+            losses=writer.losses,
+            connections=self._server.writers.size + self._server.readers.size,
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Nothing that was accepted waits or runs."""
+        return self.writer.idle and self.reader.idle
+
+    async def _submit(self, job: Job, put: Callable[[Job], None]) -> Any:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            self._room.acquire_nowait()
+        except trio.WouldBlock:
+            await self._room.acquire()
+        if self._server.closed:
+            self._room.release()
+            raise trio.ClosedResourceError(f"the {self.name} database is closed")
+        job.task = trio.lowlevel.current_task()
+        put(job)
+        return await trio.lowlevel.wait_task_rescheduled(job.forget)
+
+    def _deliver(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self._room.release()
+            task, job.task = job.task, None
+            if task is not None:
+                trio.lowlevel.reschedule(
+                    task, outcome.Value(job.value) if job.error is None else outcome.Error(job.error)
+                )
+
+
+class PostgresServer:
+    """The connections of this process to one server (or to the primary of several). Made by `open_postgres`."""
+
+    def __init__(self, dsn: str, schema: str, limits: PostgresLimits, loop: Any) -> None:
+        self.dsn = dsn
+        self.schema = schema
+        self.limits = limits
+        self.closed = False
+        self.loop = loop
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._all_done = trio.Event()
+        self._databases: list[PostgresDatabase] = []
+        self.writers = self._pool("writer", limits.writers)
+        self.readers = self._pool("reader", limits.readers)
+
+    def _pool(self, kind: Kind, most: int) -> Pool:
+        limits = self.limits
+        return Pool(
+            partial(connect, self.dsn, kind, self.schema, limits),
+            self.spawn,
+            self.loop,
+            most=most,
+            keep=limits.keep,
+            idle_s=limits.idle_s,
+            patience_s=limits.patience_s,
+        )
+
+    async def database(self, name: str) -> PostgresDatabase:
+        """Bring the logical database `name` up to date and serve it until the server is closed.
+
+        Nodes that start together take turns. "state", "log" and "audit" bring their schema (migrations.py), other names none.
+        Waits up to `patience_s` for a server that is not there yet. Raises StorageSetupError.
+        """
+        give_up = trio.current_time() + self.limits.patience_s
+        while True:
+            try:
+                await trio_asyncio.aio_as_trio(migrate)(self.dsn, self.schema, name, self.limits)
+                break
+            except StorageSetupError:
+                raise
+            except Exception as exc:
+                if not is_outage(exc) or trio.current_time() >= give_up:
+                    raise setup_error(self.dsn, exc) from exc
+            await trio.sleep(RETRY_S)
+        database = PostgresDatabase(name, self)
+        self._databases.append(database)
+        return database
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run something on the asyncio side. The server waits for it at its end."""
+        task: asyncio.Task[None] = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # Every job is answered whatever happens, so this is a defect: it ends whoever has opened the server.
+            self.loop.call_exception_handler({"message": "a task of the engine failed", "exception": error})
+        if self.closed:
+            self._look_done()
+
+    def _look_done(self) -> None:
+        if all(database.idle for database in self._databases):
+            self._all_done.set()
+
+    async def close(self) -> None:
+        """Refuse new programs, finish those that were accepted, say goodbye."""
+        self.closed = True
+        with trio.CancelScope(shield=True):
+            self._look_done()
+            with trio.move_on_after(CLOSE_S):
+                await self._all_done.wait()
+            await trio_asyncio.aio_as_trio(self._close)()
+
+    async def _close(self) -> None:
+        await self.writers.close()
+        await self.readers.close()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+@asynccontextmanager
+async def open_postgres(
+    dsn: str, *, schema: str = "aether", limits: PostgresLimits | None = None
+) -> AsyncIterator[PostgresServer]:
+    """The engine for a PostgreSQL URL, until the block ends. No connection is made before the first `database`.
+
+    The URL may name several hosts, whose primary is followed, and TLS (`sslmode`, `sslrootcert`, ...), as libpq's.
+    Leaving the block commits what was accepted, for at most CLOSE_S.
+    """
+    if not SCHEMA.fullmatch(schema):
+        raise StorageSetupError(f"{schema!r} cannot be the name of a schema here: use small letters, digits and _.")
+    raised: BaseException | None = None
+    try:
+        async with trio_asyncio.open_loop() as loop:
+            server = PostgresServer(dsn, schema, limits or PostgresLimits(), loop)
+            try:
+                yield server
+            except BaseException as exc:
+                raised = exc
+                raise
+            finally:
+                await server.close()
+    except BaseExceptionGroup as group:
+        if raised is None or not _is_all(group, raised):
+            raise
+        # The loop is a nursery, which nobody outside has to know.
+        raise raised from raised.__cause__
+
+
+def _is_all(group: BaseException, error: BaseException) -> bool:
+    """Whether a group, or a group in a group, holds nothing but this error."""
+    while group is not error:
+        if not isinstance(group, BaseExceptionGroup) or len(group.exceptions) > 1:
+            return False
+        (group,) = group.exceptions
+    return True
+
+
+def _single(statement: Statement) -> Program[Any]:
+    return (yield statement)

@@ -1,0 +1,114 @@
+"""One connection to PostgreSQL: how it is made, and the limits that hold on it.
+
+There are two kinds. A *writer* opens SERIALIZABLE transactions, because a program reads, decides and writes without locks and
+must not see another one between. A *reader* opens REPEATABLE READ, READ ONLY transactions, each on one snapshot. The kinds are
+defaults of the session, set while it starts, so that a single statement needs no BEGIN and still has them.
+
+Every limit on time is held by the server too: a node that is stopped (SIGSTOP) or cut off in the middle of a transaction keeps its
+locks no longer than `idle_in_transaction_s`.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import asyncpg
+
+from aether_trio.storage.errors import StorageSetupError
+
+Kind = Literal["writer", "reader"]
+
+MINIMUM_VERSION: Final = 14  # client_connection_check_interval, in_hot_standby
+CACHED_STATEMENTS: Final = 512  # texts are constants of the program; the log's INSERT has one for each number of rows
+SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,50}")
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresLimits:
+    """Limits of one process towards its server; times in seconds.
+
+    `writers` and `readers` bound its connections (three nodes times 10 fit a server with its default 100). A caller waits at most
+    `patience_s` for a connection, and gets StorageUnavailable at once when the server has been away for longer than that.
+    """
+
+    writers: int = 6
+    readers: int = 4
+    keep: int = 1
+    """Connections of each kind that stay open however idle."""
+    idle_s: float = 120.0
+    patience_s: float = 5.0
+    connect_s: float = 5.0
+    statement_s: float = 15.0
+    lock_s: float = 5.0
+    idle_in_transaction_s: float = 5.0
+    transaction_s: float = 30.0
+    """From BEGIN to the answer to COMMIT; then the connection is cut: the server or the way to it is stuck."""
+    silence_s: float = 10.0
+    """Unanswered TCP for that long ends a connection."""
+
+
+async def connect(dsn: str, kind: Kind, schema: str, limits: PostgresLimits) -> Any:
+    """An asyncpg connection to the primary among the DSN's hosts. Raises what asyncpg raises, or StorageSetupError."""
+    connection = await asyncpg.connect(
+        dsn,
+        timeout=limits.connect_s,
+        # A reader is read-only by its own default, which "read-write" would take for a standby.
+        target_session_attrs="primary",
+        statement_cache_size=CACHED_STATEMENTS,
+        max_cached_statement_lifetime=0,
+        server_settings=_session(kind, schema, limits),
+    )
+    try:
+        _check(connection)
+        _watch_peer(connection, limits.silence_s)
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+def _session(kind: Kind, schema: str, limits: PostgresLimits) -> dict[str, str]:
+    def ms(seconds: float) -> str:
+        return str(int(seconds * 1000))
+
+    return {
+        "application_name": f"aether-{kind}",
+        "search_path": schema,
+        "default_transaction_isolation": "serializable" if kind == "writer" else "repeatable read",
+        "default_transaction_read_only": "off" if kind == "writer" else "on",
+        "statement_timeout": ms(limits.statement_s),
+        "lock_timeout": ms(limits.lock_s),
+        "idle_in_transaction_session_timeout": ms(limits.idle_in_transaction_s),
+        "client_connection_check_interval": "2000",  # ms; a query of ours that nobody waits for any more ends
+        "tcp_user_timeout": ms(limits.silence_s),
+        "tcp_keepalives_idle": "5",
+        "tcp_keepalives_interval": "2",
+        "tcp_keepalives_count": "3",
+        "jit": "off",  # every statement is small
+    }
+
+
+def _check(connection: Any) -> None:
+    version = connection.get_server_version()
+    if version.major < MINIMUM_VERSION:
+        raise StorageSetupError(f"PostgreSQL {version.major} is too old: this needs {MINIMUM_VERSION} or newer.")
+    encoding = connection.get_settings().server_encoding
+    if encoding != "UTF8":
+        raise StorageSetupError(f"the database has the encoding {encoding}. Create it with ENCODING 'UTF8'.")
+
+
+def _watch_peer(connection: Any, silence_s: float) -> None:
+    """Let the kernel notice that the other side has vanished without a word."""
+    # asyncpg has no public way to its socket.
+    raw = connection._transport.get_extra_info("socket")
+    if raw is None or raw.family == socket.AF_UNIX:
+        return
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, option):
+            raw.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(silence_s * 1000))

@@ -1,0 +1,111 @@
+"""What an exception from asyncpg means for the programs that were running: one table from SQLSTATE to what to do next.
+
+The class of an error decides, not its text (PostgreSQL manual, appendix A). What is not in the table is the program's own fault
+(a constraint, bad SQL, a value out of range) and is raised to its caller as it is.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import asyncpg
+from asyncpg.exceptions import InvalidCachedStatementError, OutdatedSchemaCacheError
+
+from aether_trio.storage.base import StorageUnavailable
+from aether_trio.storage.errors import StorageSetupError
+
+
+class CommitUnknown(StorageUnavailable):
+    """The connection was lost between COMMIT and its answer: the programs of the group are wholly written or not at all.
+
+    Whoever cannot do a thing twice must look before it tries again.
+    """
+
+
+class Fault(enum.Enum):
+    """What to do after an error."""
+
+    PROGRAM = "the program's own: raise it to the caller"
+    CONFLICT = "another transaction was first: roll back, run again"
+    SLOW = "a limit on time was reached: roll back, fail whoever ran alone"
+    SERVER = "the server cannot do it now: roll back, fail the group"
+    CONNECTION = "the connection is of no use any more: close it, run again on another"
+
+
+_BY_STATE: Final = {
+    "0A000": Fault.PROGRAM,
+    "25006": Fault.CONNECTION,  # read-only: it was the primary once
+    "25P02": Fault.SERVER,  # in a failed transaction: the error before it has said why
+    "25P03": Fault.CONNECTION,  # idle in transaction for too long: this process was stopped for a while
+    "25P04": Fault.CONNECTION,  # transaction timeout, which ends the session
+    "26000": Fault.CONNECTION,  # a prepared statement that the server forgot: a pooler changed servers under us
+    "40001": Fault.CONFLICT,
+    "40P01": Fault.CONFLICT,  # deadlock
+    "40003": Fault.CONNECTION,  # completion unknown
+    "55P03": Fault.SLOW,  # lock timeout
+    "57014": Fault.SLOW,  # statement timeout, or an operator's pg_cancel_backend
+    "57P04": Fault.CONNECTION,  # the database was dropped
+    "57P05": Fault.CONNECTION,  # idle for too long
+}
+_BY_CLASS: Final = {
+    "08": Fault.CONNECTION,
+    "53": Fault.SERVER,  # out of disk, memory, connections
+    "57": Fault.CONNECTION,  # shut down by an operator, crashed, starting
+    "58": Fault.SERVER,  # a system error outside of PostgreSQL: I/O
+    "F0": Fault.SERVER,
+    "XX": Fault.SERVER,  # an internal error or damaged data
+}
+
+_ADVICE: Final = {
+    "28": "does not let us in. Check user, password and pg_hba.conf",
+    "3D": "has no such database. Create it, or name another in the URL",
+    "42": "lacks a right for this role. Let it own its database, or create the schema for it",
+    "53": "has no connection left for us. Raise max_connections, or lower the pool's limits",
+}
+
+
+def fault(exc: BaseException, connection: Any) -> Fault:
+    """Classify what was raised while `connection` ran something."""
+    if isinstance(exc, (InvalidCachedStatementError, OutdatedSchemaCacheError)):
+        return Fault.CONNECTION  # another node has migrated: a new connection prepares anew
+    if connection.is_closed():
+        return Fault.CONNECTION
+    if isinstance(exc, asyncpg.PostgresError):
+        state = exc.sqlstate or ""
+        return _BY_STATE.get(state) or _BY_CLASS.get(state[:2], Fault.PROGRAM)
+    if isinstance(exc, (OSError, asyncpg.InternalClientError)):
+        return Fault.CONNECTION
+    if isinstance(exc, MemoryError):
+        return Fault.SERVER
+    return Fault.PROGRAM
+
+
+def is_outage(exc: BaseException) -> bool:
+    """True when an attempt to connect failed for a reason that may pass by itself, False when a person must change something."""
+    if isinstance(exc, asyncpg.PostgresError):
+        return (exc.sqlstate or "")[:2] in {"08", "53", "57", "58"}
+    return isinstance(exc, (OSError, TimeoutError, asyncpg.TargetServerAttributeNotMatched))
+
+
+def describe(exc: BaseException) -> str:
+    """One line for an error text or a log: some exceptions say nothing but their names."""
+    text = str(exc).split("\n", 1)[0]
+    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
+
+
+def where(dsn: str) -> str:
+    """The servers and the database of a DSN, without user and password: fit for logs and errors."""
+    parts = urlsplit(dsn)
+    hosts = parts.netloc.rpartition("@")[2]
+    for name, _, value in (one.partition("=") for one in parts.query.split("&")):
+        hosts = hosts or (value if name == "host" else "")
+    return f"{hosts or 'localhost'}{parts.path}"
+
+
+def setup_error(dsn: str, exc: BaseException) -> StorageSetupError:
+    """The text for the person who started this: which server, what is wrong, what to do."""
+    state = (getattr(exc, "sqlstate", None) or "")[:2]
+    advice = _ADVICE.get(state, "cannot be used" if state else "cannot be reached. Check that it runs, and the URL")
+    return StorageSetupError(f"the PostgreSQL server {where(dsn)} {advice} ({describe(exc)}).")

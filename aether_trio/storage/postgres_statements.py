@@ -1,0 +1,102 @@
+"""Driving a program over one asyncpg connection, inside whatever transaction is open."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import trio
+
+from aether_trio.storage.base import Execute, ExecuteMany, Fetch, ProgramFactory, Statement, Value
+
+T = TypeVar("T")
+
+
+class Job:
+    """One program on its way through the engine, and then its result."""
+
+    __slots__ = ("error", "factory", "rows", "single", "task", "value")
+
+    def __init__(self, factory: ProgramFactory[Any], *, single: bool = False) -> None:
+        self.factory = factory
+        self.single = single  # known to be one statement, so that it needs no BEGIN and COMMIT when it is alone
+        self.task: trio.lowlevel.Task | None = None
+        self.value: Any = None
+        self.error: Exception | None = None
+        self.rows = 0
+
+    def forget(self, _raise_cancel: Any) -> trio.lowlevel.Abort:
+        """The caller was cancelled: the job goes on, nobody is told."""
+        self.task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def fail(self, error: Exception, cause: BaseException | None = None) -> None:
+        """Answer with an error of this job's own (an exception that several tasks raise would gather their tracebacks)."""
+        self.error = error
+        self.error.__cause__ = cause
+
+
+async def drive(connection: Any, job: Job) -> Any:
+    """Run a job's program to its end; return its result. Counts the rows that its Executes touch.
+
+    A statement that fails ends the program: it is closed, not told, as its transaction is over.
+    """
+    program = job.factory()
+    job.rows = 0
+    try:
+        statement = next(program)
+        while True:
+            statement = program.send(await run_statement(connection, statement, job))
+    except StopIteration as stop:
+        return stop.value
+    finally:
+        program.close()
+
+
+async def run_statement(connection: Any, statement: Statement, job: Job) -> Any:
+    """Run one statement; return what its program is to be sent."""
+    if isinstance(statement, Fetch):
+        return [tuple(record) for record in await connection.fetch(statement.sql, *statement.args)]
+    if isinstance(statement, Execute):
+        count = _touched(await connection.execute(statement.sql, *statement.args))
+        job.rows += count
+        return count
+    if isinstance(statement, ExecuteMany):
+        rows = _held(statement.rows)
+        job.rows += len(rows)
+        await connection.executemany(statement.sql, rows)
+        return None
+    raise TypeError(f"a program yields Fetch, Execute or ExecuteMany, not {statement!r}")
+
+
+def _held(rows: Iterable[Sequence[Value]]) -> Sequence[Sequence[Value]]:
+    return rows if isinstance(rows, Sequence) else list(rows)
+
+
+def _touched(status: str) -> int:
+    """The count in a command tag: "INSERT 0 3", "DELETE 2"; 0 when it has none ("CREATE TABLE")."""
+    count = status.rpartition(" ")[2]
+    return int(count) if count.isdecimal() else 0
+
+
+async def within(connection: Any, seconds: float, work: Callable[[], Awaitable[T]]) -> T:
+    """`work` on this connection; when it takes longer, the connection is cut, and `work` fails of that.
+
+    Nothing of asyncpg is ever cancelled: a cancelled query leaves a connection that is still busy with it.
+    """
+    timer = asyncio.get_running_loop().call_later(seconds, connection.terminate)
+    try:
+        return await work()
+    finally:
+        timer.cancel()
+
+
+async def roll_back(connection: Any) -> bool:
+    """Leave the transaction, if there is one; whether the connection is of further use."""
+    try:
+        if connection.is_in_transaction():
+            await connection.execute("ROLLBACK")
+    except Exception:  # then it is lost, and its transaction with it
+        return False
+    return not connection.is_closed()

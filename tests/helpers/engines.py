@@ -1,0 +1,107 @@
+"""The storage engines, for tests that hold on each of them: the same tests on SQLite and on PostgreSQL.
+
+A test that asks for the fixture `engine` (tests/conftest.py) runs once for each. On PostgreSQL every test has a schema of its own, on
+one server for the whole run.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any, Protocol
+
+import asyncpg
+
+from aether_trio.storage.base import Database
+from aether_trio.storage.postgres import PostgresDatabase, open_postgres
+from aether_trio.storage.postgres_connections import PostgresLimits
+from aether_trio.storage.sqlite import SqliteDatabase, open_sqlite
+from tests.helpers.postgres import PostgresServer
+from tests.helpers.postgres_session import PostgresSession
+
+_numbers = count(1)
+
+
+class Engine(Protocol):
+    """One engine, and a place of its own for its data, which outlives what is opened on it."""
+
+    name: str
+    bad_sql: type[Exception]
+    duplicate: type[Exception]
+    read_only: type[Exception]
+
+    def open(self, database: str = "scratch") -> AbstractAsyncContextManager[Database]:
+        """Open a logical database (migrations.py)."""
+        ...
+
+    def outside(self, sql: str) -> None:
+        """Have somebody else write something, now."""
+        ...
+
+
+class SqliteEngine:
+    """A file for each database, or memory without a `directory`."""
+
+    name = "sqlite"
+    bad_sql: type[Exception] = sqlite3.OperationalError
+    duplicate: type[Exception] = sqlite3.IntegrityError
+    read_only: type[Exception] = sqlite3.OperationalError
+
+    def __init__(self, directory: Path | None) -> None:
+        self._directory = directory
+        self._last: Path | None = None
+
+    def open(self, database: str = "scratch") -> AbstractAsyncContextManager[SqliteDatabase]:
+        """See Engine."""
+        self._last = self._directory and self._directory / f"{database}.db"
+        return open_sqlite(self._last, name=database, synchronous="OFF")
+
+    def outside(self, sql: str) -> None:
+        """See Engine. In the database that was opened last."""
+        assert self._last is not None, "nobody else can reach what is in memory"
+        with closing(sqlite3.connect(self._last, isolation_level=None)) as other:
+            other.execute(sql)
+
+
+class PostgresEngine:
+    """A schema on `server`."""
+
+    name = "postgres"
+    bad_sql: type[Exception] = asyncpg.SyntaxOrAccessError
+    duplicate: type[Exception] = asyncpg.UniqueViolationError
+    read_only: type[Exception] = asyncpg.ReadOnlySQLTransactionError
+
+    def __init__(self, server: PostgresServer, session: PostgresSession, schema: str) -> None:
+        self.server = server
+        self.session = session
+        self.schema = schema
+
+    @asynccontextmanager
+    async def open(
+        self, database: str = "scratch", limits: PostgresLimits | None = None
+    ) -> AsyncIterator[PostgresDatabase]:
+        """See Engine."""
+        async with open_postgres(self.server.dsn(), schema=self.schema, limits=limits) as opened:
+            yield await opened.database(database)
+
+    def outside(self, sql: str) -> None:
+        """See Engine."""
+        self.session.execute(sql)
+
+    def rows(self, sql: str, *args: Any) -> list[tuple[Any, ...]]:
+        """What somebody else sees."""
+        return self.session.fetch(sql, *args)
+
+
+@contextmanager
+def open_postgres_engine(server: PostgresServer, session: PostgresSession) -> Iterator[PostgresEngine]:
+    """A new schema, dropped at the end."""
+    schema = f"test_{next(_numbers)}"
+    session.execute(f"CREATE SCHEMA {schema}; SET search_path = {schema}")
+    try:
+        yield PostgresEngine(server, session, schema)
+    finally:
+        session.execute(f"SET client_min_messages = warning; DROP SCHEMA {schema} CASCADE")

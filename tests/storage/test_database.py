@@ -1,0 +1,266 @@
+"""The promises of base.Database, on each engine: a SQLite file, SQLite in memory, PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from aether_trio.storage.base import Database, Execute, ExecuteMany, Fetch, Program, ProgramFactory
+from tests.helpers.engines import Engine
+from tests.storage.programs import CREATE, LONG_S, ids, insert, insert_then_raise
+
+only_shared = pytest.mark.parametrize("engine", ["file", "postgres"], indirect=True)
+reads = pytest.mark.parametrize("way", ["read", "read_small"])
+
+
+async def test_a_program_is_sent_rows_then_counts_and_its_return_value_comes_back(database: Database) -> None:
+    seen: list[object] = []
+
+    def program() -> Program[str]:
+        seen.clear()
+        seen.append((yield Execute("INSERT INTO items (id, data) VALUES ($1, $2), ($3, $2)", (1, b"x", 2))))
+        seen.append((yield ExecuteMany("INSERT INTO items (id, data) VALUES ($1, $2)", [(3, b"a"), (4, b"b")])))
+        seen.append((yield Fetch("SELECT id FROM items WHERE data = $1 ORDER BY id", (b"x",))))
+        seen.append((yield Fetch("DELETE FROM items WHERE id = $1 RETURNING data", (4,))))
+        return "done"
+
+    assert await database.run(program) == "done"
+    assert seen == [2, None, [(1,), (2,)], [(b"b",)]]
+    assert await ids(database) == [1, 2, 3]
+
+
+async def test_the_short_forms_do_what_their_names_say(database: Database) -> None:
+    await database.executemany("INSERT INTO items (id, data) VALUES ($1, $2)", ((n, b"") for n in range(5)))
+    assert await database.execute("DELETE FROM items WHERE id >= $1", 3) == 2
+    assert await database.fetch("SELECT count(*) FROM items WHERE id < $1", 2) == [(2,)]
+
+
+async def test_what_one_caller_writes_it_reads(database: Database) -> None:
+    for number in range(50):
+        await database.run(insert(number))
+        assert await database.fetch("SELECT max(id) FROM items") == [(number,)]
+
+
+async def test_a_failing_program_alone_leaves_no_trace(database: Database) -> None:
+    with pytest.raises(LookupError, match="no"):
+        await database.run(insert_then_raise(1, LookupError("no")))
+    await database.run(insert(2))
+    assert await ids(database) == [2]
+
+
+async def test_a_failing_statement_closes_its_program(engine: Engine, database: Database) -> None:
+    ended: list[str] = []
+
+    def program() -> Program[None]:
+        try:
+            yield Execute("INSERT INTO nowhere VALUES ($1)", (1,))
+            ended.append("went on")
+        finally:
+            ended.append("closed")
+
+    with pytest.raises(engine.bad_sql, match="nowhere"):
+        await database.run(program)
+    assert ended == ["closed"]
+
+
+async def test_a_read_cannot_write(engine: Engine, database: Database) -> None:
+    with pytest.raises(engine.read_only):
+        await database.read(insert(1))
+    with pytest.raises(engine.read_only):
+        await database.read_small(insert(1))
+    await database.run(insert(2))
+    assert await ids(database) == [2]
+
+
+async def test_a_caller_that_is_already_cancelled_has_done_nothing(database: Database) -> None:
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await database.run(insert(1))
+    assert scope.cancelled_caught
+    assert await ids(database) == []
+
+
+async def test_yielding_something_else_is_a_clear_error(database: Database) -> None:
+    def program() -> Program[None]:
+        yield "SELECT 1"  # type: ignore[misc]
+
+    with pytest.raises(TypeError, match="Fetch, Execute or ExecuteMany"):
+        await database.run(program)
+
+
+async def test_the_counters_survive_many_callers(database: Database) -> None:
+    """Read, add, write as one program: no update is lost whatever the grouping."""
+
+    def add() -> Program[None]:
+        rows = yield Fetch("SELECT data FROM items WHERE id = 1")
+        value = int(rows[0][0]) + 1 if rows else 1
+        yield Execute(
+            "INSERT INTO items (id, data) VALUES (1, $1) ON CONFLICT (id) DO UPDATE SET data = excluded.data",
+            (str(value).encode(),),
+        )
+
+    async def worker() -> None:
+        for _ in range(20):
+            await database.run(add)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(25):
+            nursery.start_soon(worker)
+    assert await database.fetch("SELECT data FROM items") == [(b"500",)]
+
+
+async def test_a_program_that_fails_leaves_no_trace_among_others(engine: Engine, database: Database) -> None:
+    failures: list[str] = []
+
+    async def failing(number: int, error: type[Exception]) -> None:
+        try:
+            await database.run(insert_then_raise(number, LookupError(str(number))))
+        except error as exc:
+            failures.append(str(exc))
+
+    async def clashing() -> None:
+        with pytest.raises(engine.duplicate):
+            await database.run(insert(0))
+
+    await database.run(insert(0))
+    async with trio.open_nursery() as nursery:
+        for number in range(1, 90, 3):
+            nursery.start_soon(database.run, insert(number))
+            nursery.start_soon(failing, number + 1, LookupError)
+            nursery.start_soon(clashing)
+    assert await ids(database) == [0, *range(1, 90, 3)]
+    assert sorted(failures, key=int) == [str(number) for number in range(2, 90, 3)]
+
+
+async def test_programs_of_one_caller_take_effect_in_their_order(database: Database) -> None:
+    def append(digit: int) -> Callable[[], Program[None]]:
+        def program() -> Program[None]:
+            rows = yield Fetch("SELECT data FROM items WHERE id = 1")
+            yield Execute("UPDATE items SET data = $1 WHERE id = 1", (bytes(rows[0][0]) + bytes([digit]),))
+
+        return program
+
+    await database.run(insert(1))
+
+    async def caller(first: int) -> None:
+        for digit in range(first, first + 20):
+            await database.run(append(digit))
+
+    async with trio.open_nursery() as nursery:
+        for first in (0, 50, 100):
+            nursery.start_soon(caller, first)
+    [(data,)] = await database.fetch("SELECT data FROM items")
+    assert len(data) == 60
+    for first in (0, 50, 100):
+        assert [digit for digit in data if first <= digit < first + 50] == list(range(first, first + 20))
+
+
+@only_shared
+@reads
+async def test_a_read_is_one_snapshot(engine: Engine, database: Database, way: str) -> None:
+    """The read begins, somebody else commits, the read goes on: it must not see that."""
+
+    def count() -> Program[list[int]]:
+        first = yield Fetch("SELECT count(*) FROM items")
+        if not first[0][0]:
+            engine.outside("INSERT INTO items (id) VALUES (1) ON CONFLICT DO NOTHING")
+        second = yield Fetch("SELECT count(*) FROM items")
+        return [first[0][0], second[0][0]]
+
+    seen = await getattr(database, way)(count)
+    assert seen[0] == seen[1]
+    assert await ids(database) == [1]
+
+
+@reads
+async def test_a_read_sees_what_was_committed_before(database: Database, way: str) -> None:
+    read: Callable[[ProgramFactory[list[Any]]], Any] = getattr(database, way)
+
+    def rows() -> Program[list[Any]]:
+        return (yield Fetch("SELECT id FROM items ORDER BY id"))
+
+    for number in range(20):
+        await database.execute("INSERT INTO items (id) VALUES ($1)", number)
+        assert await read(rows) == [(one,) for one in range(number + 1)]
+
+
+@reads
+async def test_what_a_reading_program_raises_is_raised(database: Database, way: str) -> None:
+    def broken(statements: int) -> Callable[[], Program[None]]:
+        def program() -> Program[None]:
+            for _ in range(statements):
+                yield Fetch("SELECT 1")
+            raise LookupError("no")
+
+        return program
+
+    for statements in (1, 2, 1):
+        with pytest.raises(LookupError):
+            await getattr(database, way)(broken(statements))
+    assert await ids(database) == []
+
+
+async def test_a_caller_cancelled_while_its_program_runs_loses_only_the_result(database: Database) -> None:
+    """Each program ran wholly or not at all, and whoever comes next finds the engine as if nothing had been."""
+    finished: list[int] = []
+
+    def both(number: int) -> Callable[[], Program[None]]:
+        def program() -> Program[None]:
+            yield Execute("INSERT INTO items (id) VALUES ($1)", (number,))
+            yield Execute("INSERT INTO items (id) VALUES ($1)", (number + 1000,))
+
+        return program
+
+    async def caller(number: int) -> None:
+        await database.run(both(number))
+        finished.append(number)
+
+    for start in range(0, 60, 6):
+        async with trio.open_nursery() as nursery:
+            for number in range(start, start + 6):
+                nursery.start_soon(caller, number)
+            for _ in range(start):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+    await database.run(insert(5000))
+    with trio.fail_after(LONG_S):
+        while database.statistics().queued:  # type: ignore[attr-defined]  # of both engines
+            await trio.sleep(0.001)
+    written = await ids(database)
+    singles = [one for one in written if one < 1000]
+    assert [one - 1000 for one in written if 1000 <= one < 5000] == singles
+    assert set(finished) <= set(singles)
+
+
+@only_shared
+async def test_closing_commits_what_was_accepted_and_refuses_the_rest(engine: Engine) -> None:
+    async with trio.open_nursery() as nursery:
+        async with engine.open() as database:
+            await database.execute(CREATE)
+            for number in range(50):
+                nursery.start_soon(database.run, insert(number))
+            await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(trio.ClosedResourceError, match="scratch"):
+            await database.run(insert(99))
+        with pytest.raises(trio.ClosedResourceError, match="scratch"):
+            await database.fetch("SELECT 1")
+    async with engine.open() as again:
+        assert await ids(again) == list(range(50))
+
+
+@only_shared
+async def test_closing_while_cancelled_still_commits(engine: Engine) -> None:
+    with trio.CancelScope() as scope:
+        async with engine.open() as database, trio.open_nursery() as nursery:
+            await database.execute(CREATE)
+            nursery.start_soon(database.run, insert(1))
+            for _ in range(2):
+                await trio.lowlevel.checkpoint()
+            scope.cancel()
+    assert scope.cancelled_caught
+    async with engine.open() as again:
+        assert await ids(again) == [1]
