@@ -38,6 +38,7 @@ _COMMON: Final = (
     "logging_collector=off",
     "log_min_messages=fatal",
     "unix_socket_permissions=0777",
+    "deadlock_timeout=50ms",
 )
 
 # The shell ends the server when its standard input does, that is when the process that started it is gone. (What a shell runs in
@@ -82,6 +83,15 @@ class PostgresServer:
         self._call(
             "initdb", "-D", self.data, "-U", SUPERUSER, "--auth=trust", "-E", "UTF8", "--locale=C", "--no-sync", "-N"
         )
+
+    def create_standby(self, primary: PostgresServer) -> None:
+        """Make the data directory that of a hot standby which follows `primary`, which is running."""
+        self.sockets.mkdir()
+        if self._user is not None:
+            shutil.chown(self.home, self._user)
+            shutil.chown(self.sockets, self._user)
+        source = f"host={primary.sockets} port={primary.port} user={SUPERUSER}"
+        self._call("pg_basebackup", "-D", self.data, "-R", "-d", source, "-X", "stream", "-c", "fast", "--no-sync")
 
     def start(self) -> None:
         """Start, and wait until it takes connections."""
@@ -145,7 +155,8 @@ class PostgresServer:
 
     def _ready(self) -> bool:
         try:
-            return (self.data / "postmaster.pid").read_text().splitlines()[7].strip() == "ready"
+            # A hot standby is "standby" when it answers.
+            return (self.data / "postmaster.pid").read_text().splitlines()[7].strip() in {"ready", "standby"}
         except (OSError, IndexError):
             return False
 
@@ -176,14 +187,19 @@ class PostgresServer:
 
 
 @contextmanager
-def open_postgres_server(*, durable: bool = False, tcp: bool = False) -> Iterator[PostgresServer]:
+def open_postgres_server(
+    *, durable: bool = False, tcp: bool = False, standby_of: PostgresServer | None = None
+) -> Iterator[PostgresServer]:
     """A running server, gone without a trace at the end."""
     # Not pytest's directories: those are for this user only, and their paths are too long for a Unix socket.
     home = Path(tempfile.mkdtemp(prefix="aether-pg-"))
     home.chmod(0o755)
     server = PostgresServer(home, durable=durable, port=free_port() if tcp else None)
     try:
-        server.create()
+        if standby_of is None:
+            server.create()
+        else:
+            server.create_standby(standby_of)
         server.start()
         yield server
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
@@ -14,6 +14,12 @@ from aether_trio.storage.sqlite import SqliteDatabase
 
 CREATE = "CREATE TABLE items (id INTEGER PRIMARY KEY, data BYTEA)"  # which SQLite takes for any type
 LONG_S = 60.0  # a safety net against a hang, never a measurement
+
+
+class Counting(Protocol):
+    """A database that says what it has done."""
+
+    def statistics(self) -> Any: ...
 
 
 def insert(number: int, data: bytes = b"") -> Callable[[], Program[int]]:
@@ -63,7 +69,7 @@ async def held_writer(database: SqliteDatabase) -> AsyncIterator[trio.Nursery]:
             leave.set()
 
 
-async def queued(database: SqliteDatabase, count: int) -> None:
+async def queued(database: Counting, count: int) -> None:
     """Wait until `count` programs (the gate included) are in the queue."""
     with trio.fail_after(LONG_S):
         while database.statistics().queued < count:

@@ -1,0 +1,97 @@
+"""Callers that write and read through bad weather, and a look at what was said to them against what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from aether_trio.storage.base import Execute, Fetch, Program, StorageUnavailable
+from aether_trio.storage.postgres import PostgresDatabase
+from aether_trio.storage.postgres_errors import CommitUnknown
+from tests.helpers.postgres import PostgresServer
+from tests.storage.programs import LONG_S, ids
+
+
+@dataclass
+class Load:
+    """Callers that write pairs of rows, and what they were told."""
+
+    database: PostgresDatabase
+    written: set[int] = field(default_factory=set)
+    refused: set[int] = field(default_factory=set)
+    unknown: set[int] = field(default_factory=set)
+    reads: int = 0
+    _number: int = 0
+    _stop: bool = False
+
+    def pair(self, number: int) -> Callable[[], Program[None]]:
+        def program() -> Program[None]:
+            yield Execute("INSERT INTO items (id) VALUES ($1)", (number,))
+            yield Execute("INSERT INTO items (id) VALUES ($1)", (-number,))
+
+        return program
+
+    async def write(self) -> None:
+        while not self._stop:
+            self._number += 1
+            number = self._number
+            try:
+                await self.database.run(self.pair(number))
+            except CommitUnknown:
+                self.unknown.add(number)
+            except StorageUnavailable:
+                self.refused.add(number)
+                await trio.sleep(0.01)
+            else:
+                self.written.add(number)
+
+    async def read(self) -> None:
+        def program() -> Program[None]:
+            before = yield Fetch("SELECT count(*) FROM items")
+            after = yield Fetch("SELECT count(*) FROM items")
+            assert before == after
+
+        while not self._stop:
+            try:
+                await self.database.read(program)
+            except StorageUnavailable:
+                await trio.sleep(0.01)
+            else:
+                self.reads += 1
+
+    async def more(self, count: int = 30) -> None:
+        """Until so many more programs have been written, and a read or two answered."""
+        written, reads = len(self.written), self.reads
+        with trio.fail_after(LONG_S):
+            while len(self.written) < written + count or self.reads < reads + 2:
+                await trio.sleep(0.002)
+
+    async def run(self, weather: Callable[[], Awaitable[None]]) -> None:
+        """Write and read through this; then compare what was said with what is there."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(12):
+                nursery.start_soon(self.write)
+            for _ in range(3):
+                nursery.start_soon(self.read)
+            await self.more()
+            await weather()
+            await self.more()
+            self._stop = True
+        rows = await ids(self.database)
+        there = {one for one in rows if one > 0}
+        assert {-one for one in rows if one < 0} == there
+        assert self.written <= there
+        assert there <= self.written | self.unknown
+        assert not there & self.refused
+
+
+async def no_connection_is_half_used(database: PostgresDatabase, server: PostgresServer) -> None:
+    """Every connection that is kept is idle, outside of a transaction, and counted."""
+    states = server.psql(
+        "SELECT state, count(*) FROM pg_stat_activity WHERE application_name LIKE 'aether-%' GROUP BY 1"
+    )
+    assert states.startswith("idle|")
+    assert "\n" not in states
+    assert int(states.removeprefix("idle|")) == database.statistics().connections
