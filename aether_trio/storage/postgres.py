@@ -129,6 +129,7 @@ class PostgresDatabase:
         return self.writer.idle and self.reader.idle
 
     async def _submit(self, job: Job, put: Callable[[Job], None]) -> Any:
+        job.fence = self._server.fence()
         await trio.lowlevel.checkpoint_if_cancelled()
         try:
             self._room.acquire_nowait()
@@ -159,6 +160,8 @@ class PostgresServer:
         self.schema = schema
         self.limits = limits
         self.closed = False
+        self.fence: Callable[[], str] = _no_fence
+        """A query that raises FENCED when this process may not write now, or ""; every write transaction begins with it."""
         self.loop = loop
         self._tasks: set[asyncio.Task[None]] = set()
         self._all_done = trio.Event()
@@ -270,6 +273,10 @@ def _is_all(group: BaseException, error: BaseException) -> bool:
             return False
         (group,) = group.exceptions
     return True
+
+
+def _no_fence() -> str:
+    return ""
 
 
 def _single(statement: Statement) -> Program[Any]:

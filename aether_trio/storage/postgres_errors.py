@@ -24,6 +24,14 @@ class CommitUnknown(StorageUnavailable):
     """
 
 
+class FencedError(StorageUnavailable):
+    """This node's lease had ended when the write came: others may hold what it held, so nothing was written (cluster/lease.py)."""
+
+
+FENCED: Final = "AE001"
+"""The SQLSTATE that the fence raises (storage/schema/cluster.py); its class is nobody else's."""
+
+
 class Fault(enum.Enum):
     """What to do after an error."""
 
@@ -32,6 +40,7 @@ class Fault(enum.Enum):
     SLOW = "a limit on time was reached: roll back, fail whoever ran alone"
     SERVER = "the server cannot do it now: roll back, fail the group"
     CONNECTION = "the connection is of no use any more: close it, run again on another"
+    FENCED = "this node may not write: roll back, fail the group"
 
 
 _BY_STATE: Final = {
@@ -48,6 +57,7 @@ _BY_STATE: Final = {
     "57014": Fault.SLOW,  # statement timeout, or an operator's pg_cancel_backend
     "57P04": Fault.CONNECTION,  # the database was dropped
     "57P05": Fault.CONNECTION,  # idle for too long
+    FENCED: Fault.FENCED,
 }
 _BY_CLASS: Final = {
     "08": Fault.CONNECTION,

@@ -16,11 +16,12 @@ T = TypeVar("T")
 class Job:
     """One program on its way through the engine, and then its result."""
 
-    __slots__ = ("error", "factory", "rows", "single", "task", "value")
+    __slots__ = ("error", "factory", "fence", "rows", "single", "task", "value")
 
     def __init__(self, factory: ProgramFactory[Any], *, single: bool = False) -> None:
         self.factory = factory
         self.single = single  # known to be one statement, so that it needs no BEGIN and COMMIT when it is alone
+        self.fence = ""  # what has to succeed behind BEGIN; that of the moment when the job was submitted
         self.task: trio.lowlevel.Task | None = None
         self.value: Any = None
         self.error: Exception | None = None

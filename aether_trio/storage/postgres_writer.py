@@ -15,6 +15,9 @@ begins: the groups that fight over a row then come one after another.
 A group runs without savepoints first. When a program raises, the group is rolled back and run again with each in its own savepoint, so
 that the one that raises leaves no trace in the others' commit.
 
+A fence (postgres.py) is that of the moment when a program was submitted, and a group has one: what a node wrote under a lease
+that has ended is refused, even when it has a new one by the time the group runs.
+
 Invariants: a job is answered exactly once; nothing is answered before the COMMIT that contains it; a connection goes back to the
 pool only outside of a transaction; a group whose connection is lost before its COMMIT was sent runs again elsewhere, and one that is
 lost after it is answered CommitUnknown.
@@ -32,7 +35,7 @@ from typing import Any, Final
 
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres_connections import PostgresLimits
-from aether_trio.storage.postgres_errors import CommitUnknown, Fault, describe, fault
+from aether_trio.storage.postgres_errors import CommitUnknown, Fault, FencedError, describe, fault
 from aether_trio.storage.postgres_pool import Pool, Spawn
 from aether_trio.storage.postgres_statements import Job, drive, roll_back, within
 
@@ -132,7 +135,11 @@ class Writer:
     def _take(self) -> list[Job]:
         share = -(-len(self._queue) // self._lanes)
         count = min(max(share, GROUP_BEFORE_LANE), MAX_GROUP, len(self._queue))
-        return [self._queue.popleft() for _ in range(count)]
+        fence = self._queue[0].fence
+        jobs: list[Job] = []
+        while len(jobs) < count and self._queue[0].fence == fence:
+            jobs.append(self._queue.popleft())
+        return jobs
 
     async def _run(self, jobs: list[Job]) -> None:
         """Run a group until it is committed or refused; every job has its answer afterwards."""
@@ -155,6 +162,8 @@ class Writer:
                 if not await self._may_go_on(kind, attempt):
                     if kind is Fault.SLOW and len(jobs) > 1:
                         return await self._run_each(jobs)
+                    if kind is Fault.FENCED:
+                        return self._fail(jobs, exc, FencedError)
                     unknown = attempt.committing and kind is Fault.CONNECTION
                     return self._fail(jobs, exc, CommitUnknown if unknown else StorageUnavailable)
             else:
@@ -188,10 +197,11 @@ class Writer:
         if turn:
             await connection.execute("SELECT pg_advisory_lock(hashtextextended($1, 0))", f"aether turn {self._name}")
         try:
-            if len(jobs) == 1 and jobs[0].single:
+            fence = jobs[0].fence
+            if len(jobs) == 1 and jobs[0].single and not fence:
                 await self._attempt_single(connection, jobs[0], attempt)
                 return
-            await connection.execute("BEGIN")
+            await connection.execute(f"BEGIN; {fence}" if fence else "BEGIN")
             await self._drive_all(connection, jobs, isolated=attempt.isolated)
             if all(job.error is not None for job in jobs):
                 await connection.execute("ROLLBACK")
