@@ -1,11 +1,20 @@
-"""Clients of an Aether gateway, for trio and asyncio. docs/clients.md is how to use them.
+"""Clients of an Aether gateway, for trio and asyncio, and without either for scripts. docs/clients.md is how to use them.
 
-from aether_trio.client import AgentClient
+    from aether_trio.client import AgentClient
 
-async with AgentClient("aether://localhost:50051", workspace="default", implementation="planner", specifier="1") as agent:
-    await agent.send("ag::default::writer::1", b"hello")
-    async for message in agent:
-        await agent.reply(message, b"thanks")
+    async with AgentClient("aether://localhost:50051", workspace="default", implementation="planner", specifier="1") as agent:
+        await agent.send("ag::default::writer::1", b"hello")     # returns when it is committed
+        async for message in agent:                              # acknowledged when the loop asks for the next one
+            await agent.reply(message, b"thanks")
+
+* To connect as: AgentClient, TaskClient, UserClient, ServiceClient, BridgeClient, OrchestratorClient, WorkflowEngineClient,
+  MetricsBridgeClient. What they have in common is `Client`; `connect_sync` makes a SyncClient of any of them.
+* How to connect: the keywords in ClientOptions, with TlsOptions and Retry.
+* What comes: IncomingMessage with its MessageType, and a Feed of everything else.
+* What becomes of what is sent: nothing is raised, or an AetherError; Publication for many messages at once.
+* How it is going: State, ClientStatistics.
+* Operations, such as `agent.kv`: aether_trio.client.operations, which also has what they take (Scope, Step, ...). They are
+  built on what a Requester can do.
 """
 
 from aether_trio.client.backoff import Retry
@@ -30,6 +39,7 @@ from aether_trio.client.errors import (
     Refused,
     RequestTimeout,
     SessionEnded,
+    TlsRefused,
     Unauthenticated,
     Unavailable,
     UnexpectedAnswer,
@@ -50,6 +60,8 @@ from aether_trio.client.principals import (
 )
 from aether_trio.client.requester import Requester
 from aether_trio.client.session import State
+from aether_trio.client.statistics import ClientStatistics
+from aether_trio.client.sync import SyncClient, SyncPublication, connect_sync
 from aether_trio.client.tls import TlsOptions
 
 __all__ = [
@@ -61,6 +73,7 @@ __all__ = [
     "Client",
     "ClientClosed",
     "ClientOptions",
+    "ClientStatistics",
     "ConnectionLost",
     "DuplicateIdentity",
     "FailedPrecondition",
@@ -86,11 +99,15 @@ __all__ = [
     "ServiceClient",
     "SessionEnded",
     "State",
+    "SyncClient",
+    "SyncPublication",
     "TaskClient",
     "TlsOptions",
+    "TlsRefused",
     "Unauthenticated",
     "Unavailable",
     "UnexpectedAnswer",
     "UserClient",
     "WorkflowEngineClient",
+    "connect_sync",
 ]

@@ -7,7 +7,6 @@ has ended for good, and never a group around it.
 
 from __future__ import annotations
 
-import logging
 from types import TracebackType
 from typing import Final, Self
 
@@ -19,8 +18,6 @@ from aether_trio.client.errors import ClientClosed, ConnectionLost
 from aether_trio.client.session import Session, State
 
 __all__ = ["Block"]
-
-logger = logging.getLogger("aether_trio.client")
 
 _HASTY_S: Final = 0.5
 """For the last words of a block that was cancelled."""
@@ -98,7 +95,7 @@ class Block:
             await self._over.wait()
         if outbox.unsettled:
             text = f"{outbox.unsettled} messages were not confirmed within {settings.close_timeout_s:g} s"
-            raise ConnectionLost(text, in_doubt=True)
+            raise ConnectionLost(text, in_doubt=outbox.doubtful)
 
     async def _end_group(self, group: anyio.abc.TaskGroup, error: BaseException | None) -> bool:
         """End the background tasks. Only cancellation is shown to the group, which swallows what is its own."""

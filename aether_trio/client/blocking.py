@@ -15,13 +15,14 @@ import functools
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError as ConcurrentCancelled
+from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import anyio
 from anyio.from_thread import BlockingPortal
 
-from aether_trio.client.errors import ClientClosed, RequestTimeout
+from aether_trio.client.errors import AetherError, ClientClosed, RequestTimeout
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,9 +54,65 @@ class Bridge:
         if not self.closed:
             self._portal.call(function)
 
-    def entered(self, manager: AbstractAsyncContextManager[T]) -> AbstractContextManager[T]:
-        """The same context manager, for a thread. One task of the loop enters and leaves it."""
-        return cast("AbstractContextManager[T]", self._portal.wrap_async_context_manager(manager))
+    @contextmanager
+    def entered(self, manager: AbstractAsyncContextManager[T]) -> Iterator[T]:
+        """The same context manager, for a thread. One task of the loop enters and leaves it.
+
+        anyio's `wrap_async_context_manager` would do, but for a manager that cancels its own block: what it is left with must
+        then be that cancellation, even when the thread leaves with an exception in the same moment.
+        """
+        block = _Block(manager)
+        ended = self._portal.start_task_soon(block.run)
+        value, leave = block.entered.result()
+        try:
+            yield value
+        except BaseException as error:
+            block.error = error
+            self._portal.call(leave.set)
+            try:
+                swallowed = ended.result()
+            except AetherError as why:
+                if block.cancelled:
+                    raise error from why
+                raise
+            if not swallowed:
+                raise
+        else:
+            self._portal.call(leave.set)
+            ended.result()
+
+
+class _Block(Generic[T]):
+    """The block of one context manager, in the loop. `error` is what the thread has left it with."""
+
+    def __init__(self, manager: AbstractAsyncContextManager[T]) -> None:
+        self.entered: Future[tuple[T, anyio.Event]] = Future()
+        self.error: BaseException | None = None
+        self.cancelled = False
+        self._manager = manager
+
+    async def run(self) -> bool:
+        """From entering to leaving. Returns whether the manager has swallowed the error."""
+        try:
+            value = await self._manager.__aenter__()
+        except BaseException as error:
+            self.entered.set_exception(error)
+            raise
+        leave = anyio.Event()
+        self.entered.set_result((value, leave))
+        try:
+            await leave.wait()
+        except BaseException as error:
+            self.cancelled = True
+            if not await self._left_with(error):
+                raise
+            return False
+        return await self._left_with(self.error)
+
+    async def _left_with(self, error: BaseException | None) -> bool:
+        if error is None:
+            return bool(await self._manager.__aexit__(None, None, None))
+        return bool(await self._manager.__aexit__(type(error), error, error.__traceback__))
 
 
 class _Call(Generic[T]):

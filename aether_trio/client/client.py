@@ -28,12 +28,13 @@ from aether_trio.client.feeds import CONNECTION_LOST, Feed
 from aether_trio.client.inits import init_for
 from aether_trio.client.message import IncomingMessage, MessageType
 from aether_trio.client.messages import Messages
-from aether_trio.client.operations import Operations
+from aether_trio.client.operations import Operations, ProgressUpdate
 from aether_trio.client.options import ClientOptions, settings_for
 from aether_trio.client.outgoing import Outcome, Publication, Upstream
 from aether_trio.client.requester import DEFAULT_TIMEOUT_S
 from aether_trio.client.requests import Pending, prepare
 from aether_trio.client.session import Session, State
+from aether_trio.client.statistics import ClientStatistics, statistics_of
 from aether_trio.client.telling import answers_somebody, unanswered
 from aether_trio.model.identity import Identity
 from aether_trio.version import __version__
@@ -43,10 +44,23 @@ __all__ = ["Client"]
 
 
 class Client(Operations, Block, abc.ABC):
-    """See the module docstring. Also a `Requester`: the operations (`client.kv`, ...) are built on that."""
+    """What all kinds of participants have in common. Use one of them: AgentClient, UserClient, ServiceClient, ...
+
+        async with AgentClient("aether://localhost:50051", workspace="w", implementation="i", specifier="1") as agent: ...
+
+    The block is the connection's life. It begins when the gateway has let us in, or raises why not; after a cut the client
+    comes back by itself; and it ends with a goodbye, after which everything is settled. What cannot be mended (refused,
+    thrown out) cancels the block and is raised from it. A client has one block, and works inside of it only.
+
+    Operations that are not messages are attributes: `kv`, `checkpoints`, `progress`, `sessions`, `tasks` and so on, see
+    aether_trio.client.operations. They are built on `request`, `tell` and `open_feed`, which are there for everybody.
+    """
 
     def __init__(self, address: str, **options: Unpack[ClientOptions]) -> None:
-        """`address` is "aether://HOST:PORT" (or aethers, ws, wss). Raises AddressError, ValueError."""
+        """`address` is "aether://HOST:PORT" (or aethers, ws, wss); the options are those of ClientOptions.
+
+        Raises AddressError, ValueError for a part of the identity or a limit that cannot be, TypeError for an unknown option.
+        """
         self._settings = settings_for(address, options)
         self._workspace = ""
         program = self._settings.program or f"aether-trio/{__version__}"
@@ -99,7 +113,7 @@ class Client(Operations, Block, abc.ABC):
 
     @property
     def state(self) -> State:
-        """NEW, CONNECTING, CONNECTED, WAITING or CLOSED."""
+        """Where in its life the client is."""
         return self._session.state
 
     @property
@@ -109,8 +123,12 @@ class Client(Operations, Block, abc.ABC):
 
     @property
     def connections(self) -> int:
-        """How many connections there were."""
+        """How many connections there were; all but the first are reconnects."""
         return self._session.connections
+
+    def statistics(self) -> ClientStatistics:
+        """What this client has done over all its connections, and what it holds now. Works after the block, too."""
+        return statistics_of(self._session, self._core)
 
     @property
     def negotiated_extensions(self) -> tuple[pb.NegotiatedExtension, ...]:
@@ -223,7 +241,7 @@ class Client(Operations, Block, abc.ABC):
     # -- what is not a message
 
     @property
-    def progress_updates(self) -> Feed[pb.ProgressUpdate]:
+    def progress_updates(self) -> Feed[ProgressUpdate]:
         """Progress that others report; ephemeral, the last 256 that nobody has read."""
         return self._core.progress
 

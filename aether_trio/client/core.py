@@ -14,6 +14,7 @@ from aether_trio.client.errors import AetherError, ConnectionLost, from_code
 from aether_trio.client.feeds import CONNECTION_LOST, Feed, Feeds
 from aether_trio.client.inbox import Inbox
 from aether_trio.client.messages import Cursors, Messages
+from aether_trio.client.operations.progress import ProgressUpdate, progress_update
 from aether_trio.client.options import Settings
 from aether_trio.client.outbox import Outbox
 from aether_trio.client.outgoing import Upstream
@@ -38,7 +39,7 @@ class Core:
         self.outbox = Outbox(settings.max_unsettled, settings.max_unsettled_bytes)
         self.requests = Requests()
         self.feeds = Feeds()
-        self.progress: Feed[pb.ProgressUpdate] = Feed(_EPHEMERAL, lossy=True)
+        self.progress: Feed[ProgressUpdate] = Feed(_EPHEMERAL, lossy=True, convert=progress_update)
         self.signals: Feed[pb.Signal] = Feed(_EPHEMERAL, lossy=True)
         self.errors: Feed[AetherError] = Feed(_EPHEMERAL, lossy=True)
         self.feeds.add(self.progress, "progress_update")

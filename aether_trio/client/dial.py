@@ -10,22 +10,15 @@ import anyio.abc
 from anyio.streams.tls import TLSAttribute, TLSStream
 
 from aether_trio.client.address import Address, LaneKind
-from aether_trio.client.errors import AetherError, ProtocolViolation, Unavailable
+from aether_trio.client.errors import ProtocolViolation, TlsRefused, Unavailable
 from aether_trio.client.framed import FramedLane
 from aether_trio.client.lane import Hub, Lane, tune
 from aether_trio.client.tls import ALPN
 from aether_trio.client.websocket import WebSocketLane
 
-__all__ = ["TlsRefused", "dial"]
+__all__ = ["dial"]
 
 _NOT_A_GATEWAY: Final = ("WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING", "HTTP_REQUEST")
-
-
-class TlsRefused(AetherError):
-    """TLS did not come about: a certificate that is not trusted, a name that is not its own, or no TLS at all."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__("TLS_FAILED", message)
 
 
 async def dial(

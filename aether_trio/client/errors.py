@@ -4,7 +4,8 @@
 
 * a refusal of one message or request, the connection lives on: the classes in REFUSALS, chosen by the gateway's code;
 * the end of the connection, or a connection that was not let in: the classes in ENDINGS, chosen by its gRPC status;
-* what the client itself finds: ConnectionLost, RequestTimeout, ClientClosed, UnexpectedAnswer, AddressError.
+* what the client itself finds: ConnectionLost, RequestTimeout, ClientClosed, UnexpectedAnswer, FeedOverflow, AddressError,
+  TlsRefused.
 
 Each carries `code` (the protocol's spelling, a status name, or a word of the client's own), `message`, `retryable`
 (the same may work later without being changed) and `retry_after_s` (0 when nobody can say).
@@ -40,6 +41,7 @@ __all__ = [
     "Refused",
     "RequestTimeout",
     "SessionEnded",
+    "TlsRefused",
     "Unauthenticated",
     "Unavailable",
     "UnexpectedAnswer",
@@ -50,7 +52,12 @@ __all__ = [
 
 
 class AetherError(Exception):
-    """See the module docstring."""
+    """The root of all errors of the client.
+
+    `code` is the protocol's spelling ("ERR_RATE_LIMITED"), the name of a gRPC status, or a word of the client's own;
+    `message` the reason for people. `retryable`: the same may work later without being changed. `retry_after_s`: how
+    long to wait before, 0 when nobody can say.
+    """
 
     request_id: str = ""
     """Of the message that was refused, where the gateway says it and nobody waits for the answer."""
@@ -121,6 +128,13 @@ class ProtocolViolation(AetherError):
 
 class SessionEnded(AetherError):
     """The gateway has ended this session for good: an operator did, or another client has taken the session over."""
+
+
+class TlsRefused(AetherError):
+    """TLS did not come about: a certificate that is not trusted, a name that is not its own, or no TLS at all."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("TLS_REFUSED", message)
 
 
 class ConnectionLost(AetherError):

@@ -27,9 +27,20 @@ T = TypeVar("T")
 
 
 class Feed(Generic[T]):
-    """One reader's queue. Iterate it; it ends when it is closed, or raises what it was closed with."""
+    """What comes without being asked for, one by one: `async for thing in feed`.
 
-    def __init__(self, capacity: int, *, lossy: bool, match: Callable[[T], bool] | None = None) -> None:
+    It ends when the client does, or raises why that has failed. `len` is how many things wait, `capacity` how many may.
+    A feed is one queue: when several tasks read it, each thing goes to one of them.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        lossy: bool,
+        match: Callable[[Any], bool] | None = None,
+        convert: Callable[[Any], T] | None = None,
+    ) -> None:
         if capacity < 1:
             raise ValueError(f"capacity is {capacity}; a feed holds one thing at least")
         self.capacity = capacity
@@ -37,7 +48,8 @@ class Feed(Generic[T]):
         self.dropped = 0
         """How many things a lossy feed has dropped because nobody read them."""
         self._match = match
-        self._waiting: deque[T] = deque()
+        self._convert = convert
+        self._waiting: deque[Any] = deque()
         self._failure: BaseException | None = None
         self._closed = False
         self._news = anyio.Event()
@@ -45,8 +57,8 @@ class Feed(Generic[T]):
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, thing: T) -> None:
-        """Add it, if it matches and the feed is open. Never waits."""
+    def put(self, thing: Any) -> None:
+        """Add it, if it matches and the feed is open. Never waits. It is converted when it is read."""
         if self._closed or (self._match is not None and not self._match(thing)):
             return
         if len(self._waiting) >= self.capacity:
@@ -67,7 +79,7 @@ class Feed(Generic[T]):
 
     def get_nowait(self) -> T | None:
         """The next thing, or None when nothing waits."""
-        return self._waiting.popleft() if self._waiting else None
+        return self._take() if self._waiting else None
 
     def __aiter__(self) -> Self:
         return self
@@ -82,7 +94,11 @@ class Feed(Generic[T]):
             if self._news.is_set():
                 self._news = anyio.Event()
             await self._news.wait()
-        return self._waiting.popleft()
+        return self._take()
+
+    def _take(self) -> T:
+        thing = self._waiting.popleft()
+        return thing if self._convert is None else self._convert(thing)
 
     def _wake(self) -> None:
         self._news.set()

@@ -36,8 +36,6 @@ _HEARING: Final = frozenset({State.LIVE, State.LEAVING})
 class FramedLane(Lane):
     """See the module docstring."""
 
-    confirms = True
-
     def __init__(self, stream: anyio.abc.ByteStream, hub: Hub, ping_interval_s: float | None) -> None:
         super().__init__(stream, hub, ping_interval_s)
         self._connection = Connection(Role.CLIENT)

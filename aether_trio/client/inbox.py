@@ -55,6 +55,8 @@ class Inbox:
             raise ValueError("credit_messages and credit_bytes are at least 1, or nothing would ever come")
         self.credit_messages = credit_messages
         self.credit_bytes = credit_bytes
+        self.received = 0
+        """Messages that the application has taken."""
         self.duplicates = 0
         """Deliveries that had come before, and were dropped."""
         self.wake: Callable[[], None] = _nobody
@@ -161,6 +163,11 @@ class Inbox:
         """Buffered or in the application's hands."""
         return self._held_messages
 
+    @property
+    def held_bytes(self) -> int:
+        """The size of those."""
+        return self._held_bytes
+
     async def receive(self) -> IncomingMessage:
         """The next message. Raises what the inbox was closed with; StopAsyncIteration when that was nothing."""
         await anyio.lowlevel.checkpoint()
@@ -173,6 +180,7 @@ class Inbox:
                 self._news = anyio.Event()
             await self._news.wait()
         arrival = self._buffer.popleft()
+        self.received += 1
         data, arrival.data = arrival.data, None
         if isinstance(data, bytes):
             data = pb.DownstreamMessage.FromString(data).msg

@@ -1,7 +1,7 @@
 """What the two lanes have in common: a stream, one task that writes and one that reads, and how it ends.
 
 A lane lives as long as one connection: `open` (greet, and wait for the ConnectionAck), then `run` until the end. It never
-decides to reconnect; it says how it ended (`Ended`), and connection.py decides.
+decides to reconnect; it says how it ended (`Ended`), and session.py decides.
 
 The writer pulls: whenever the socket has taken the last write it asks `collect` for everything that is due, so a burst
 becomes few writes and a slow socket bounds what is encoded. `wake` tells it to look again.
@@ -82,9 +82,6 @@ class Hub(Protocol):
 
 class Lane(abc.ABC):
     """One connection. See the module docstring."""
-
-    confirms: bool
-    """Whether the lane acknowledges publications, by frames of its own."""
 
     def __init__(self, stream: anyio.abc.ByteStream, hub: Hub, ping_interval_s: float | None) -> None:
         self._stream = stream

@@ -16,10 +16,10 @@ from typing import Final
 import anyio
 import anyio.lowlevel
 
-from aether_trio.client.errors import AetherError, ConnectionLost
+from aether_trio.client.errors import AetherError, ClientClosed, ConnectionLost
 from aether_trio.client.outgoing import Encoder, Publication, Upstream
 
-__all__ = ["Outbox", "Publication"]
+__all__ = ["Outbox"]
 
 _YIELD_EVERY: Final = 64
 
@@ -42,15 +42,29 @@ class Outbox:
         self._open_bytes = 0
         self._room = anyio.Event()
         self._closed: BaseException | None = None
+        self.committed = self.refused = self.in_doubt = self.not_sent = 0
+        """What became of those that are settled."""
+        self.resent = 0
+        """Those that were queued again for another connection."""
         self._unseen: deque[Publication] = deque(maxlen=max_unsettled)
         """Refused, and nobody has waited for them."""
 
     # -- from the application
 
     @property
+    def published(self) -> int:
+        """How many were ever taken."""
+        return self._count
+
+    @property
     def unsettled(self) -> int:
         """Publications that are on their way."""
         return self._open
+
+    @property
+    def unsettled_bytes(self) -> int:
+        """The payloads of those."""
+        return self._open_bytes
 
     @property
     def waiting(self) -> bool:
@@ -61,6 +75,11 @@ class Outbox:
     def written_unsettled(self) -> int:
         """Those that this connection has written."""
         return len(self._written)
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether something that is not settled may have been committed."""
+        return bool(self._written) or any(isinstance(item, Publication) and item.ever_written for item in self._queue)
 
     def has_room(self, size: int) -> bool:
         """Whether one more message of this size may be on its way. A single one always may."""
@@ -134,7 +153,9 @@ class Outbox:
         """Nobody waits for it any more: if it has not been written, it will not be."""
         if not publication.written and not publication.settled:
             publication.withdrawn = True
-            self._settle(publication, ConnectionLost("the message was withdrawn before it was sent", in_doubt=False))
+            again = "again" if publication.ever_written else ""
+            text = f"the message was withdrawn before it was sent {again}".rstrip()
+            self._settle(publication, ConnectionLost(text, in_doubt=publication.ever_written))
 
     def _check_open(self) -> None:
         if self._closed is not None:
@@ -229,9 +250,20 @@ class Outbox:
         self._open -= 1
         self._open_bytes -= len(publication.payload)
         publication.settle(error)
+        self._count_outcome(error)
         if error is not None and not publication.confirm and not publication.seen:
             self._unseen.append(publication)
         self._room.set()
+
+    def _count_outcome(self, error: AetherError | None) -> None:
+        if error is None:
+            self.committed += 1
+        elif isinstance(error, ConnectionLost) and error.in_doubt:
+            self.in_doubt += 1
+        elif isinstance(error, ConnectionLost | ClientClosed) or error is self._closed:
+            self.not_sent += 1
+        else:
+            self.refused += 1
 
     def reopen(self, *, repeat: bool) -> None:
         """A new connection: what the last one has left unsettled is sent again first, or fails as in doubt."""
@@ -245,6 +277,7 @@ class Outbox:
                 continue
             if repeat:
                 publication.written = False
+                self.resent += 1
                 self._queue.appendleft(publication)
             else:
                 text = "the connection was cut before the message was confirmed"
@@ -258,9 +291,12 @@ class Outbox:
         self._closed = error
         self.reopen(repeat=False)
         for item in self._queue:
-            if isinstance(item, Publication):
-                self._settle(item, error)
-            else:
+            if not isinstance(item, Publication):
                 item.on_written(error)
+            elif item.ever_written:
+                text = "the client has ended before the message was confirmed"
+                self._settle(item, ConnectionLost(text, in_doubt=True))
+            else:
+                self._settle(item, error)
         self._queue.clear()
         self._room.set()

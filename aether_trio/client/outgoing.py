@@ -66,7 +66,13 @@ class Publication(Outcome):
         self.confirm = confirm
         """Somebody waits for this one; a lane without acknowledgements must find out by other means."""
         self.written = False
+        """The present connection has written it."""
         self.withdrawn = False
+
+    @property
+    def ever_written(self) -> bool:
+        """Whether this connection or an earlier one has written it: only that spends a number."""
+        return bool(self.seq)
 
 
 class Upstream:

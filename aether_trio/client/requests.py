@@ -146,6 +146,8 @@ class Requests:
         self._answered: dict[str, Pending] = {}
         self._prefix = secrets.token_hex(4)
         self._counter = itertools.count(1)
+        self.made = 0
+        """How many there were."""
 
     def new_id(self) -> str:
         """An id that no other request of anybody has."""
@@ -155,6 +157,7 @@ class Requests:
         """Expect an answer. Raises ValueError for an id that is open already."""
         if pending.request_id in self._open:
             raise ValueError(f"request {pending.request_id!r} is open already")
+        self.made += 1
         self._open[pending.request_id] = pending
 
     def discard(self, pending: Pending) -> None:
@@ -162,6 +165,10 @@ class Requests:
         if self._open.get(pending.request_id) is pending:
             del self._open[pending.request_id]
             self._remember(pending)
+
+    def __len__(self) -> int:
+        """Those that are open."""
+        return len(self._open)
 
     def _remember(self, pending: Pending) -> None:
         self._answered[pending.request_id] = pending

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from aether_trio.client.errors import InvalidArgument
 from aether_trio.client.message import MessageType
 from aether_trio.model.errors import Code
-from aether_trio.model.identity import Identity, IdentityError
+from aether_trio.model.identity import Identity, IdentityError, check_token
 from aether_trio.model.topics import agents_of, any_service, user_everywhere, user_in, users_of, workers_of
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -121,9 +121,10 @@ class ToParticipants(_Sender):
     ) -> None:
         """To a service; without a specifier to any live instance. Raises Unavailable when there is none."""
         try:
-            target = (
-                any_service(implementation) if specifier is None else Identity.service(implementation, specifier).topic
-            )
+            if specifier is None:
+                target = any_service(check_token(implementation, "implementation"))
+            else:
+                target = Identity.service(implementation, specifier).topic
         except IdentityError as error:
             raise _invalid(error) from None
         await self.send(target, payload, type=type)

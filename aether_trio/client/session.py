@@ -68,6 +68,8 @@ class Session:
         self.session_id = settings.resume_session_id
         self.resumed = False
         self.connections = 0
+        self.failed_attempts = 0
+        """Over the whole life; `_failures` counts those in a row."""
         self.failure: AetherError | None = None
         self.error: BaseException | None = None
         """A defect of the client's own."""
@@ -143,7 +145,7 @@ class Session:
                     if not self._worth_another(error):
                         raise
                     last = error
-                    self._failures += 1
+                    self._note_failure()
                     if self.settings.retry.exhausted(self._failures):
                         raise
                 await anyio.sleep(self.settings.retry.pause_s(self._failures - 1, last.retry_after_s))
@@ -173,8 +175,12 @@ class Session:
                 if not self._worth_another(error):
                     raise
                 why, after = error, error.retry_after_s
-                self._failures += 1
+                self._note_failure()
                 logger.debug("%s: attempt %d failed: %s", settings.address, self._failures, error)
+
+    def _note_failure(self) -> None:
+        self._failures += 1
+        self.failed_attempts += 1
 
     def _worth_another(self, error: AetherError) -> bool:
         if isinstance(error, DuplicateIdentity):

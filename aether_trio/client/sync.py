@@ -27,12 +27,14 @@ from aether_trio.client.blocking import Blocking, BlockingStream, Bridge, blocki
 from aether_trio.client.client import Client
 from aether_trio.client.errors import AetherError, ClientClosed, RequestTimeout
 from aether_trio.client.message import IncomingMessage, MessageType
+from aether_trio.client.operations.progress import ProgressUpdate
 from aether_trio.client.operations.sync_operations import SyncOperations
 from aether_trio.client.options import ClientOptions
-from aether_trio.client.outbox import Publication
+from aether_trio.client.outgoing import Publication
 from aether_trio.client.principals import AgentClient, UserClient
 from aether_trio.client.senders import ToEveryone, ToParticipants, ToUsersEverywhere, ToWork, WithTelemetry
 from aether_trio.client.session import State
+from aether_trio.client.statistics import ClientStatistics
 from aether_trio.wire.pb import aether_pb2 as pb
 
 __all__ = ["SyncClient", "SyncPublication", "connect_sync"]
@@ -80,7 +82,11 @@ class Messages:
 
 
 class SyncClient(SyncOperations[C], Generic[C]):
-    """See the module docstring. What this kind of participant cannot do raises AttributeError."""
+    """A client for scripts that block; `connect_sync` makes one. What its kind cannot do raises AttributeError.
+
+    It has the methods and namespaces of the async clients, with the same arguments and errors. Beside them, what waits for
+    something has a `timeout` in seconds: `receive(timeout)`, `messages(timeout)`, and `get(timeout)` of the feeds.
+    """
 
     send = blocking(Client.send)
     flush = blocking(Client.flush)
@@ -166,14 +172,14 @@ class SyncClient(SyncOperations[C], Generic[C]):
 
     # -- what is not a message
 
-    def feed(
+    def open_feed(
         self, *cases: str, match: Callable[[Any], bool] | None = None, capacity: int = 1024, lossy: bool = False
     ) -> AbstractContextManager[BlockingStream[Any]]:
         """See Client.open_feed. `match` is called in the loop's thread."""
-        return self._feed(cases, match, capacity, lossy)
+        return self._open_feed(cases, match, capacity, lossy)
 
     @contextmanager
-    def _feed(
+    def _open_feed(
         self, cases: tuple[str, ...], match: Callable[[Any], bool] | None, capacity: int, lossy: bool
     ) -> Iterator[BlockingStream[Any]]:
         @asynccontextmanager
@@ -185,7 +191,7 @@ class SyncClient(SyncOperations[C], Generic[C]):
             yield BlockingStream(self._bridge, feed)
 
     @property
-    def progress_updates(self) -> BlockingStream[pb.ProgressUpdate]:
+    def progress_updates(self) -> BlockingStream[ProgressUpdate]:
         """See Client.progress_updates."""
         return BlockingStream(self._bridge, self._target.progress_updates)
 
@@ -203,6 +209,10 @@ class SyncClient(SyncOperations[C], Generic[C]):
     def states(self) -> BlockingStream[State]:
         """See Client.states."""
         return BlockingStream(self._bridge, self._target.states)
+
+    def statistics(self) -> ClientStatistics:
+        """See Client.statistics."""
+        return self._target.statistics()
 
     @property
     def client(self) -> C:

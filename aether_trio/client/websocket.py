@@ -40,8 +40,6 @@ _MAX_REFUSAL_TEXT: Final = 1024
 class WebSocketLane(Lane):
     """See the module docstring. `authority` is the Host of the HTTP request."""
 
-    confirms = False
-
     def __init__(
         self, stream: anyio.abc.ByteStream, hub: Hub, ping_interval_s: float | None, *, authority: str
     ) -> None:

@@ -79,9 +79,9 @@ class Conversation:
 async def test_random_faults_lose_nothing_and_repeat_nothing() -> None:
     over = False
     async with open_test_gateway() as gateway:
-        faults = RandomFaults(random.Random(20), mean_s=0.1, stall_s=0.05, over=lambda: over)
+        faults = RandomFaults(random.Random(20), mean_s=0.05, stall_s=0.05, over=lambda: over)
         async with open_fault_proxy(gateway.address, faults) as proxy:
-            conversation = Conversation(proxy.address, count=400)
+            conversation = Conversation(proxy.address, count=1500)
             async with trio.open_nursery() as nursery:
 
                 async def watch() -> None:

@@ -91,6 +91,8 @@ async def refusals(address: str) -> None:
         with pytest.raises(Unavailable) as unavailable:
             await a.send_to_service("nobody", b"")
         assert unavailable.value.retryable
+        with pytest.raises(InvalidArgument, match="separates the parts"):
+            await a.send_to_service("nobody::1", b"")
         with pytest.raises(PermissionDenied):
             await a.send("uu::ann", b"")
         # Concurrent sends know which of them was refused.

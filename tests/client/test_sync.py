@@ -141,7 +141,7 @@ def operate(address: str) -> None:
         assert a.checkpoints.list() == ("default",)
         a.progress.report("t", completion=0.5, confirm=True)
         assert b.progress_updates.get(30).task_id == "t"
-        with b.feed("progress_update") as feed:
+        with b.open_feed("progress_update") as feed:
             a.progress.report("u", confirm=True)
             assert feed.get(30).task_id == "u"
             assert list(feed.within(SILENCE_S)) == []

@@ -25,7 +25,7 @@ from aether_trio.client.operations.proxy_service import ProxiedRequest
 from aether_trio.client.operations.sync_operations import NAMESPACES as SYNC_NAMESPACES
 from aether_trio.client.operations.sync_values import SyncGrantCache, SyncProxiedRequest, SyncResponse, SyncTunnel
 from aether_trio.client.operations.tunnels import Tunnel
-from aether_trio.client.outbox import Publication
+from aether_trio.client.outgoing import Publication
 from aether_trio.client.sync import SyncClient, SyncPublication
 from tests.client.operations.calls import public_methods
 
@@ -66,7 +66,6 @@ def test_every_coroutine_of_every_client_is_reachable() -> None:
     assert wanted <= public(SyncClient)
 
 
-RENAMED = {"open_feed": "feed"}
 OF_THE_ASYNC_CLIENT = {
     "assigned_id",
     "config",
@@ -81,7 +80,7 @@ OF_THE_ASYNC_CLIENT = {
 
 
 def test_nothing_public_of_a_client_is_missing() -> None:
-    missing = {RENAMED.get(name, name) for kind in KINDS for name in public(kind)} - public(SyncClient)
+    missing = {name for kind in KINDS for name in public(kind)} - public(SyncClient)
     assert missing == OF_THE_ASYNC_CLIENT
 
 

@@ -4,7 +4,8 @@
     task = await agent.tasks.create("summarize", payload, pool="summarizer")
 
 NAMESPACES is the list; `Operations` is the mixin that gives a client these attributes. What a gateway does not serve yet raises
-NotImplementedByGateway.
+NotImplementedByGateway. Here are the values that the operations take, their enums, and what they raise or hand out beyond
+aether_trio.client's; what they return is described where each family is, such as aether_trio.client.operations.kv.
 """
 
 from __future__ import annotations
@@ -13,34 +14,50 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, cast
 
-from aether_trio.client.operations.access import Access, AccessRequest
-from aether_trio.client.operations.agents import Registration, Registry
+from aether_trio.client.operations.access import Access, AccessRequest, Continuation, ContinuationScope
+from aether_trio.client.operations.agents import Registration, Registry, ResourceSchema
 from aether_trio.client.operations.audit import Audit
 from aether_trio.client.operations.checkpoints import Checkpoints
 from aether_trio.client.operations.enums import (
+    AuthorityRequestEventType,
+    AuthorityRequestStatus,
+    BackoffStrategy,
+    ContinuationMode,
+    HealthCheckStatus,
+    HealthStatus,
     PrincipalType,
     ProgressKind,
+    ProxyFailure,
+    ScheduleLifetime,
     Scope,
+    TargetOfflinePolicy,
+    TaskAssignmentMode,
     TaskClass,
     TaskPriority,
     TaskStatus,
+    TunnelEnd,
+    TunnelProtocol,
     WaitReason,
 )
 from aether_trio.client.operations.gateway import Gateway
+from aether_trio.client.operations.grant_cache import GrantCache
+from aether_trio.client.operations.grant_values import Derivation, DeriveForTarget, Exchange
 from aether_trio.client.operations.grants import Grants
-from aether_trio.client.operations.kv import Kv
+from aether_trio.client.operations.kv import Kv, Place
 from aether_trio.client.operations.namespace import Namespace
 from aether_trio.client.operations.principals import AccessLevel, Authorization, Principal, ResourceScope, on_behalf_of
-from aether_trio.client.operations.progress import Progress, Step
-from aether_trio.client.operations.proxy import Proxy
-from aether_trio.client.operations.requests import AuthorityRequests
+from aether_trio.client.operations.progress import Progress, ProgressUpdate, Step
+from aether_trio.client.operations.proxy import Proxy, ProxyFailed, StreamedResponse
+from aether_trio.client.operations.proxy_service import ProxiedRequest
+from aether_trio.client.operations.requests import AuthorityRequests, RequestEvent, Route, Wish
 from aether_trio.client.operations.rules import Rules
 from aether_trio.client.operations.sessions import Sessions
-from aether_trio.client.operations.task_values import Hibernation, RetryPolicy, WaitSpec
+from aether_trio.client.operations.task_events import ChildChanged, StatusChanged, TaskEvent, TaskProgressed
+from aether_trio.client.operations.task_values import CompletionEvent, Hibernation, RetryPolicy, WaitSpec
 from aether_trio.client.operations.tasks import Tasks
 from aether_trio.client.operations.tokens import Tokens
-from aether_trio.client.operations.tunnels import Tunnels
-from aether_trio.client.operations.workflow import Workflow
+from aether_trio.client.operations.tunnels import Tunnel, TunnelClosed, Tunnels
+from aether_trio.client.operations.workflow import ScheduleScope, Workflow
 from aether_trio.client.operations.workspaces import Workspace, Workspaces
 
 if TYPE_CHECKING:
@@ -50,22 +67,57 @@ __all__ = [
     "NAMESPACES",
     "AccessLevel",
     "AccessRequest",
+    "AuthorityRequestEventType",
+    "AuthorityRequestStatus",
     "Authorization",
+    "BackoffStrategy",
+    "ChildChanged",
+    "CompletionEvent",
+    "Continuation",
+    "ContinuationMode",
+    "ContinuationScope",
+    "Derivation",
+    "DeriveForTarget",
+    "Exchange",
+    "GrantCache",
+    "HealthCheckStatus",
+    "HealthStatus",
     "Hibernation",
     "Operations",
+    "Place",
     "Principal",
     "PrincipalType",
     "ProgressKind",
+    "ProgressUpdate",
+    "ProxiedRequest",
+    "ProxyFailed",
+    "ProxyFailure",
     "Registration",
+    "RequestEvent",
+    "ResourceSchema",
     "ResourceScope",
     "RetryPolicy",
+    "Route",
+    "ScheduleLifetime",
+    "ScheduleScope",
     "Scope",
+    "StatusChanged",
     "Step",
+    "StreamedResponse",
+    "TargetOfflinePolicy",
+    "TaskAssignmentMode",
     "TaskClass",
+    "TaskEvent",
     "TaskPriority",
+    "TaskProgressed",
     "TaskStatus",
+    "Tunnel",
+    "TunnelClosed",
+    "TunnelEnd",
+    "TunnelProtocol",
     "WaitReason",
     "WaitSpec",
+    "Wish",
     "Workspace",
     "on_behalf_of",
 ]

@@ -81,7 +81,10 @@ class Continuation:
 
 
 class Access(Namespace):
-    """See the module's text."""
+    """May I do this to that? And messages that are delivered only if I may.
+
+    help(aether_trio.client.operations.access) says more.
+    """
 
     async def check(self, access: AccessRequest, *, authorization: Authorization | None = None) -> Receipt:
         """One verdict. Raises Refused if none could be reached."""

@@ -61,7 +61,10 @@ class Orchestrator:
 
 
 class Registry(Namespace):
-    """See the module's text."""
+    """The registered agent implementations, the orchestrators that start them, and starting one.
+
+    help(aether_trio.client.operations.agents) says more.
+    """
 
     async def list(self, *, orchestrator_profile: str = "", limit: int = 0, offset: int = 0) -> RegistrationPage:
         """The registrations for this profile, or all."""

@@ -50,7 +50,7 @@ class AuditPage:
 
 
 class Audit(Namespace):
-    """See the module's text."""
+    """Search the audit log, and add an entry of one's own; help(aether_trio.client.operations.audit) says more."""
 
     async def query(
         self,

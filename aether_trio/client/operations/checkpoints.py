@@ -29,7 +29,7 @@ class Checkpoint:
 
 
 class Checkpoints(Namespace):
-    """See the module's text."""
+    """What a participant saves for its next life; help(aether_trio.client.operations.checkpoints) says more."""
 
     async def save(self, data: bytes, key: str = DEFAULT_KEY, *, ttl_s: int = SERVER_TTL) -> datetime | None:
         """Save, replacing what was there; return the gateway's time. `ttl_s` 0 keeps it for good, -1 as the gateway likes."""

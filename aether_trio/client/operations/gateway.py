@@ -72,7 +72,7 @@ class Health:
 
 
 class Gateway(Namespace):
-    """See the module's text."""
+    """Look at the gateway process itself; help(aether_trio.client.operations.gateway) says more."""
 
     async def health(self) -> Health:
         """The state of the gateway, and of what it depends on."""

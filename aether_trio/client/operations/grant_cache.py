@@ -48,7 +48,10 @@ class _Entry:
 
 
 class GrantCache:
-    """See the module's text. Made by `Grants.cached`; `hits` and `misses` count."""
+    """Remembering what grants amount to, for those who ask about the same ones again and again. Made by `Grants.cached`; `hits` and `misses` count.
+
+    help(aether_trio.client.operations.grant_cache) says more.
+    """
 
     def __init__(self, grants: Grants, news: Feed[Any], max_age_s: float) -> None:
         self._grants = grants

@@ -30,7 +30,7 @@ _Op = pb.AuthorityGrantOperation
 
 
 class Grants(Namespace):
-    """See the module's text."""
+    """Authority to act for others; help(aether_trio.client.operations.grants) says more."""
 
     async def exchange(self, request: Exchange) -> Grant:
         """A root grant: a user hands some of its rights to an audience."""

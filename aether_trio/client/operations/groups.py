@@ -64,7 +64,10 @@ class RoleAssignment:
 
 
 class Groups(Namespace):
-    """See the module's text."""
+    """Groups and roles, to which rules may be given in place of a principal: the other half of Rules.
+
+    help(aether_trio.client.operations.groups) says more.
+    """
 
     async def create_group(
         self, name: str, *, description: str = "", created_by: str = "", metadata: Mapping[str, str] | None = None

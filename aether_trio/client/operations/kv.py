@@ -90,7 +90,7 @@ class _Entries:
 
 
 class Kv(Namespace):
-    """See the module's text."""
+    """The key-value store; help(aether_trio.client.operations.kv) says more."""
 
     async def get(self, key: str, **place: Unpack[Place]) -> bytes:
         """The value, or b"" if there is none: the protocol does not tell a missing key from an empty value."""

@@ -49,7 +49,7 @@ class ProgressUpdate:
 
 
 class Progress(Namespace):
-    """See the module's text."""
+    """Tell others how far something has come; help(aether_trio.client.operations.progress) says more."""
 
     async def report(
         self,

@@ -89,7 +89,10 @@ class StreamedResponse:
 
 
 class Proxy(ProxyService):
-    """See the module's text. `within` limits how long the gateway may take to refuse; a response has `timeout_s`."""
+    """HTTP to services behind the gateway. `within` limits how long the gateway may take to refuse; a response has `timeout_s`.
+
+    help(aether_trio.client.operations.proxy) says more.
+    """
 
     async def request(
         self,

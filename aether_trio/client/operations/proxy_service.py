@@ -82,7 +82,10 @@ class ProxiedRequest:
 
 
 class ProxyService(Namespace):
-    """See the module's text."""
+    """The answering side of Proxy: for a service that others reach over HTTP through the gateway.
+
+    help(aether_trio.client.operations.proxy_service) says more.
+    """
 
     @asynccontextmanager
     async def serve(

@@ -102,7 +102,10 @@ def request_event(message: pb.AuthorityRequestEvent) -> RequestEvent:
 
 
 class AuthorityRequests(Namespace):
-    """See the module's text."""
+    """Ask somebody for authority, and decide what was asked.
+
+    help(aether_trio.client.operations.requests) says more.
+    """
 
     async def create(self, wish: Wish) -> AuthorityRequest:
         """Ask. The answer is the request as it stands, not the decision: follow `events`, or pause a task until then."""

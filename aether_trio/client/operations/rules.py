@@ -111,7 +111,10 @@ class Explanation:
 
 
 class Rules(Groups):
-    """See the module's text."""
+    """Access rules, what applies when no rule does, what was decided and why.
+
+    help(aether_trio.client.operations.rules) says more.
+    """
 
     async def list(
         self,

@@ -59,7 +59,7 @@ def connection_filter(principal_type: PrincipalType, workspace: str, limit: int,
 
 
 class Sessions(Namespace):
-    """See the module's text."""
+    """Who is connected, since when, and from where; help(aether_trio.client.operations.sessions) says more."""
 
     async def list(
         self,

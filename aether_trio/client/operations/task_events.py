@@ -97,7 +97,10 @@ def _happening(message: pb.TaskEvent) -> Happening | None:
 
 
 class TaskFeeds(Namespace):
-    """See the module's text."""
+    """Following tasks, and being given work: the part of Tasks that the gateway starts.
+
+    help(aether_trio.client.operations.task_events) says more.
+    """
 
     async def subscribe(self, task_id: str, *, recursive: bool = False, since: datetime | None = None) -> str:
         """Ask for a task's events and return the subscription's id; `follow` is this with the events.

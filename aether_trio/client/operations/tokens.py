@@ -51,7 +51,7 @@ class TokenPage:
 
 
 class Tokens(Namespace):
-    """See the module's text."""
+    """API tokens with which others may connect; help(aether_trio.client.operations.tokens) says more."""
 
     async def create(
         self,

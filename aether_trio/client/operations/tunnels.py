@@ -169,7 +169,10 @@ class Tunnel(ByteStream):
 
 
 class Tunnels(Namespace):
-    """See the module's text."""
+    """Bytes or datagrams to a service behind the gateway, with credit in both directions.
+
+    help(aether_trio.client.operations.tunnels) says more.
+    """
 
     @asynccontextmanager
     async def open(

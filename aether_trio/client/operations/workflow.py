@@ -46,7 +46,7 @@ class Answer:
 
 
 class Workflow(Namespace):
-    """See the module's text."""
+    """Ask the workflow engine, through the gateway; help(aether_trio.client.operations.workflow) says more."""
 
     async def list_rules(self, workspace: str = "") -> Answer:
         """The rules: on such an event, do that."""

@@ -76,7 +76,10 @@ class MessageFlow:
 
 
 class Workspaces(Namespace):
-    """See the module's text."""
+    """Manage workspaces; for a user's window, move between them.
+
+    help(aether_trio.client.operations.workspaces) says more.
+    """
 
     async def switch(self, workspace: str) -> None:
         """Move this window to another workspace; "" leaves the present one. For users only.

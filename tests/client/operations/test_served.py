@@ -13,7 +13,7 @@ from aether_trio.client import AgentClient, OrchestratorClient, PermissionDenied
 from aether_trio.client.operations.enums import PrincipalType, ProgressKind, Scope
 from aether_trio.client.operations.kv import SetAdded, Swap
 from aether_trio.client.operations.principals import Principal, on_behalf_of
-from aether_trio.client.operations.progress import Step, progress_update
+from aether_trio.client.operations.progress import Step
 from tests.client.gateways import agent, open_test_gateway, run_on
 
 SCHEMES = ["aether", "ws"]
@@ -126,7 +126,7 @@ async def test_progress(scheme: str) -> None:
             kind=ProgressKind.APP,
             confirm=True,
         )
-        update = progress_update(await anext(b.progress_updates))
+        update = await anext(b.progress_updates)
         assert (update.source, update.task_id, update.completion, update.summary) == (a.topic, "t", 0.5, "half")
         assert update.step == Step(name="fetch", sequence=1, total_steps=2)
         assert (update.kind, dict(update.metadata), update.workspace) == (ProgressKind.APP, {"k": "v"}, "w")

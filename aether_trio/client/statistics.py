@@ -1,0 +1,84 @@
+"""What a client has done and holds, in numbers: `client.statistics()`.
+
+Invariants: `published` is the sum of `committed`, `refused`, `in_doubt`, `not_sent` and `unsettled`; every message that a
+connection has brought is in one of `buffered`, `received` and `duplicates`, except a work group's, which a cut takes back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aether_trio.client.core import Core
+from aether_trio.client.session import Session, State
+
+__all__ = ["ClientStatistics", "statistics_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientStatistics:
+    """The numbers of one client, over all its connections. Counts, unless the name says bytes."""
+
+    state: State
+    connections: int
+    """Connections that the gateway has let in; all but the first are reconnects."""
+    failed_attempts: int
+    """Attempts to connect that came to nothing and were repeated."""
+
+    published: int
+    """Messages that `send`, `reply` and `publish` have taken."""
+    committed: int
+    refused: int
+    """By the gateway, or because the lane cannot carry them."""
+    in_doubt: int
+    """They were sent, and whether they were committed is not known: ConnectionLost was raised."""
+    not_sent: int
+    """Given up before any connection had written them: withdrawn, or the client has ended."""
+    unsettled: int
+    """On their way now. `max_unsettled` bounds them."""
+    unsettled_bytes: int
+    resent: int
+    """Messages sent again on another connection, which the gateway recognizes (framing) or not (`repeat_in_doubt`)."""
+
+    received: int
+    """Messages that the program has taken."""
+    buffered: int
+    """Messages that wait for the program now."""
+    unacknowledged: int
+    """Messages that the program has taken and not acknowledged."""
+    held_bytes: int
+    """Of the messages that are buffered or not acknowledged. `credit_bytes` bounds them."""
+    duplicates: int
+    """Deliveries that had come before, and were dropped."""
+
+    requests: int
+    """Requests made."""
+    requests_open: int
+    """Requests that are not answered now."""
+    feed_drops: int
+    """Progress updates, signals, errors and states that nobody has read, and that were dropped for newer ones."""
+
+
+def statistics_of(session: Session, core: Core) -> ClientStatistics:
+    """The numbers now."""
+    outbox, inbox, requests = core.outbox, core.inbox, core.requests
+    return ClientStatistics(
+        state=session.state,
+        connections=session.connections,
+        failed_attempts=session.failed_attempts,
+        published=outbox.published,
+        committed=outbox.committed,
+        refused=outbox.refused,
+        in_doubt=outbox.in_doubt,
+        not_sent=outbox.not_sent,
+        unsettled=outbox.unsettled,
+        unsettled_bytes=outbox.unsettled_bytes,
+        resent=outbox.resent,
+        received=inbox.received,
+        buffered=len(inbox),
+        unacknowledged=inbox.held_messages - len(inbox),
+        held_bytes=inbox.held_bytes,
+        duplicates=inbox.duplicates,
+        requests=requests.made,
+        requests_open=len(requests),
+        feed_drops=sum(feed.dropped for feed in (core.progress, core.signals, core.errors, session.states)),
+    )

@@ -1,0 +1,73 @@
+"""What becomes of publications, and whether it is known: the queue alone, without a connection."""
+
+from __future__ import annotations
+
+from aether_trio.client import AetherError, ClientClosed, ConnectionLost, InvalidArgument
+from aether_trio.client.outbox import Outbox
+from aether_trio.client.outgoing import Publication, Upstream
+
+
+class Wire:
+    """Takes everything."""
+
+    def encode_publication(self, publication: Publication) -> bytes:
+        return publication.payload
+
+    def encode_upstream(self, upstream: Upstream) -> bytes:
+        return upstream.data
+
+
+async def publish(outbox: Outbox, count: int) -> list[Publication]:
+    return [await outbox.publish("t", b"x", 6, b"", confirm=False) for _ in range(count)]
+
+
+def in_doubt(publication: Publication) -> bool:
+    assert isinstance(publication.error, ConnectionLost)
+    return publication.error.in_doubt
+
+
+async def test_each_outcome_counts_once() -> None:
+    outbox = Outbox(100, 1000)
+    publications = await publish(outbox, 6)
+    errors: list[AetherError | None] = [
+        None,
+        InvalidArgument("ERR_INVALID_TOPIC", "no"),
+        ConnectionLost("cut", in_doubt=True),
+        ConnectionLost("withdrawn", in_doubt=False),
+    ]
+    for publication, error in zip(publications, errors, strict=False):
+        outbox.settle(publication, error)
+        outbox.settle(publication, None)
+    assert (outbox.published, outbox.unsettled) == (6, 2)
+    assert (outbox.committed, outbox.refused, outbox.in_doubt, outbox.not_sent) == (1, 1, 1, 1)
+    outbox.close(ClientClosed())
+    assert (outbox.unsettled, outbox.not_sent) == (0, 3)
+
+
+async def test_what_was_written_once_stays_in_doubt_while_it_waits_to_be_sent_again() -> None:
+    outbox = Outbox(100, 1000)
+    sent = (await publish(outbox, 1))[0]
+    assert not outbox.doubtful
+    assert outbox.pull(Wire(), 100, starting=True) == [b"x"]
+    outbox.reopen(repeat=True)
+    assert outbox.resent == 1
+    assert outbox.doubtful
+    never = (await publish(outbox, 1))[0]
+    outbox.close(ClientClosed())
+    assert in_doubt(sent)
+    assert isinstance(never.error, ClientClosed)
+    assert (outbox.in_doubt, outbox.not_sent) == (1, 1)
+
+
+async def test_withdrawing_says_whether_it_was_sent() -> None:
+    outbox = Outbox(100, 1000)
+    sent = (await publish(outbox, 1))[0]
+    outbox.pull(Wire(), 100, starting=True)
+    outbox.withdraw(sent)
+    assert not sent.settled, "it is on its way, and its answer will come"
+    outbox.reopen(repeat=True)
+    never = (await publish(outbox, 1))[0]
+    outbox.withdraw(sent)
+    outbox.withdraw(never)
+    assert (in_doubt(sent), in_doubt(never)) == (True, False)
+    assert outbox.pull(Wire(), 100, starting=True) == []
