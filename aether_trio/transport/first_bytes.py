@@ -50,7 +50,6 @@ _NAMES: Final = {
     FRAMED: "the aether binary framing",
     WEBSOCKET: "HTTP/1.1 with WebSocket",
 }
-_EMPTY_SETTINGS: Final = frames.settings({})
 
 
 def lane_of(head: bytes) -> str | None:
@@ -75,7 +74,9 @@ def refusal(head: bytes, text: str) -> bytes:
     """`text` as the sender of `head` is likely to show it to somebody."""
     lane = lane_of(head)
     if lane == GRPC:
-        return _EMPTY_SETTINGS + frames.goaway(0, frames.ErrorCode.HTTP_1_1_REQUIRED, text)
+        # Without the SETTINGS that ought to come first: grpcio takes those for "connected", and a GOAWAY behind them for a
+        # connection that has served its time. It then tries again without a pause, 3,000 times a second; like this it waits.
+        return frames.goaway(0, frames.ErrorCode.HTTP_1_1_REQUIRED, text)
     if lane == FRAMED:
         return PREFACE + encode_error(Status.UNIMPLEMENTED, text)
     body = text.encode() + b"\n"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import pytest
 import trustme
 
 from tests.helpers.forwarder import forwarder
 from tests.helpers.gateway import GatewayProcess
-from tests.helpers.sdk import World, run_async, sdk_log
+from tests.helpers.sdk import LIMIT_S, World, run_async, sdk_log
 from tests.interop.keys import SERVE, new_key, serve_arguments
 
 
@@ -73,6 +74,16 @@ def test_26_a_tls_with_a_private_ca(own_gateway: Callable[..., GatewayProcess], 
                 assert agent.connects.empty()
 
     run_async(scenario)
+
+
+def test_plaintext_on_a_tls_port_is_an_error_and_not_a_storm_of_connections(
+    own_gateway: Callable[..., GatewayProcess], certificates: Certificates
+) -> None:
+    """What grpcio takes for a connection that ended well, it makes again at once, thousands of times a second."""
+    gateway = own_gateway(ephemeral=True, extra_args=certificates.server_settings)
+    with grpc.insecure_channel(gateway.address) as channel, pytest.raises(grpc.RpcError) as failure:
+        channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=LIMIT_S)
+    assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def test_26_a_mutual_tls(own_gateway: Callable[..., GatewayProcess], certificates: Certificates) -> None:
