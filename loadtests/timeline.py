@@ -134,7 +134,7 @@ class Timeline:
             max_ms=fresh[-1] / US_PER_MS if fresh else None,
             rss_mib=rss_kib / 1024 if rss_kib else None,
             gateway_cores=gateway_cores,
-            load_cores=max(0.0, cpu - self._before_cpu) / seconds if self.rows else 0.0,
+            load_cores=max(0.0, cpu - self._before_cpu) / seconds if self._before_cpu else 0.0,
         )  # fmt: skip
         self._before, self._before_at, self._before_cpu = counts, at_s, cpu
         self._fresh = []

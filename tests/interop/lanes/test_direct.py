@@ -27,10 +27,10 @@ async def test_29_exact_and_in_order_both_ways(target: str, lane: str) -> None:
         assert a.errors.get_nowait() is None
 
 
-@framed
-async def test_30_agent_to_itself(target: str, lane: str) -> None:
+@both
+async def test_30_to_oneself(target: str, lane: str) -> None:
     async with World(target, lane) as world:
-        a = await world.agent("a")
+        a = await world.talker("a")
         await a.send(a.topic, b"note to self")
         await expect(a, b"note to self", a)
 
