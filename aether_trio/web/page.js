@@ -25,7 +25,7 @@ function agentOf(topic) {
   const unknown = !mayLook || client.state !== "open";
   const isHere = here.has(topic) && !unknown;
   const last = talks.of(topic).at(-1);
-  const note = last ? `${last.mine ? "You: " : ""}${last.text}` : isHere ? "Say hello" : "";
+  const note = last ? `${last.mine ? "You: " : ""}${last.text}` : isHere ? "Say hello" : unknown ? "" : "Not here";
   const task = work.of(topic).find((one) => !one.ended) ?? null;
   return {
     topic, name, specifier, here: isHere, unknown, task, note,
@@ -64,8 +64,8 @@ function show({ jump = false } = {}) {
   if (!chosen) return;
   const agent = agentOf(chosen);
   view.showChatHead(agent);
-  view.showLines(talks.of(chosen), agent, jump);
   view.showTasks(work.of(chosen));
+  view.showLines(talks.of(chosen), agent, jump);
 }
 
 function choose(topic) {
@@ -211,6 +211,7 @@ function hear(message) {
 function say(agent, text) {
   const line = { id: newId(), text, mine: true, state: "sending" };
   talks.add(agent, line);
+  posted.add(line.id);
   post(agent, line);
   show({ jump: true });
 }
@@ -230,13 +231,21 @@ async function post(agent, { id, text }) {
   show();
 }
 
-/** What was not confirmed when this page was loaded or connected the last time. A second arrival has the same id. */
+/**
+ * What was not confirmed when this page was loaded or connected the last time. A second arrival has the same id. What was
+ * said just now may be on its way from another window: it is looked at again a little later.
+ */
 const posted = new Set();
+const ON_ITS_WAY_MS = 1000;
 
 function sendWhatIsOpen() {
   if (!talks || client?.state !== "open") return;
   for (const [agent, line] of talks.open()) {
-    if (posted.has(line.id) || Date.now() - line.at < 1000) continue;
+    if (posted.has(line.id)) continue;
+    if (Date.now() - line.at < ON_ITS_WAY_MS) {
+      setTimeout(sendWhatIsOpen, ON_ITS_WAY_MS);
+      return;
+    }
     posted.add(line.id);
     post(agent, line);
   }

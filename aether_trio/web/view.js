@@ -87,6 +87,7 @@ export function showApp(client) {
 }
 
 export function showState(state) {
+  $("app").dataset.state = state;
   $("status").dataset.state = state;
   $("status-text").textContent = STATUS[state] ?? state;
 }
@@ -139,13 +140,14 @@ function makeAgent() {
   return item;
 }
 
-/** `agents`: { topic, name, specifier, here, note, unread, task, current } each. */
+/** `agents`: { topic, name, specifier, here, unknown, note, unread, task, current } each. */
 export function showAgents(agents, note) {
   reconcile($("agents"), agents, (agent) => agent.topic, makeAgent, (item, agent) => {
     const [button] = item.children;
     const [avatar, name, about, badge, bar] = button.children;
     button.dataset.topic = agent.topic;
-    button.classList.toggle("gone", !agent.here);
+    button.classList.toggle("gone", !agent.here && !agent.unknown);
+    button.classList.toggle("unknown", agent.unknown);
     button.setAttribute("aria-current", String(agent.current));
     button.title = agent.topic;
     paintAvatar(avatar, agent.name);
@@ -207,6 +209,7 @@ export function showChatHead(agent) {
 function makeLine(line) {
   const row = make("div", line.mine ? "line mine" : "line");
   row.append(make("div", "bubble"), make("div", "meta"));
+  row.firstElementChild.dir = "auto";
   return row;
 }
 
@@ -229,7 +232,7 @@ function paintMeta(meta, line) {
 /** The lines of a conversation; scrolls along if the end was in view, or `jump` is set. */
 export function showLines(lines, agent, jump) {
   const log = $("log");
-  const atEnd = jump || stayAtEnd;
+  if (jump) stayAtEnd = true; // also when progress bars take room from it in a moment
   const items = lines.length ? lines : [{ id: "empty" }];
   reconcile(log, items, (line) => line.id, (line) => (line.id === "empty" ? make("p", "empty") : makeLine(line)), (row, line) => {
     if (line.id === "empty") {
@@ -245,7 +248,7 @@ export function showLines(lines, agent, jump) {
     row.children[0].textContent = line.text;
     paintMeta(row.children[1], line);
   });
-  if (atEnd) log.scrollTop = log.scrollHeight;
+  if (stayAtEnd) log.scrollTop = log.scrollHeight;
 }
 
 function makeTask() {
@@ -278,9 +281,9 @@ export function showTasks(tasks) {
   });
 }
 
-/** The text field grows with its text. */
+/** The text field grows with its text (not with a long placeholder). */
 export function growComposer() {
   const field = $("text");
   field.style.height = "auto";
-  field.style.height = `${field.scrollHeight + 2}px`;
+  if (field.value) field.style.height = `${field.scrollHeight + 2}px`;
 }
