@@ -2,7 +2,7 @@
 
 * Hypothesis has no deadline: the machine that runs the tests may be slow or busy, and a slow example is not a wrong one.
 * Variables of a developer's own gateway or client do not reach the tests, nor the processes that they start.
-* A test that asks for `engine` runs on each storage engine. PostgreSQL is started by the first that needs it, for all of them.
+* A test that asks for `engine`, `store` or what is made of them runs on each storage engine. PostgreSQL is started by the first that needs it, for all of them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.helpers.direct import PostgresStore, SqliteStore, Store
 from tests.helpers.engines import Engine, SqliteEngine, open_postgres_engine
 from tests.helpers.postgres import PostgresServer, open_postgres_server
 from tests.helpers.postgres_session import PostgresSession, open_postgres_session
@@ -46,3 +47,11 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
         server = request.getfixturevalue("postgres_server")
         with open_postgres_engine(server, request.getfixturevalue("postgres_session")) as opened:
             yield opened
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgres"])
+def store(request: pytest.FixtureRequest) -> Store:
+    """Databases without threads, for tests in virtual time and for properties."""
+    if request.param == "sqlite":
+        return SqliteStore()
+    return PostgresStore(request.getfixturevalue("postgres_session"))

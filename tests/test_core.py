@@ -26,6 +26,7 @@ from tests.helpers.core import (
     task,
     user,
 )
+from tests.helpers.direct import Store
 
 TOPIC = "ag::w::a::1"
 
@@ -129,8 +130,8 @@ async def test_ephemeral_means_without_files(tmp_path: Path, monkeypatch: pytest
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_state_database_that_cannot_be_written_shows_until_it_can() -> None:
-    with open_world() as world:
+async def test_a_state_database_that_cannot_be_written_shows_until_it_can(store: Store) -> None:
+    with open_world(store) as world:
         async with world.open() as core:
             core.health.serving()
             assert core.health.readiness().ready

@@ -134,8 +134,8 @@ def check_token(text: str, what: str, *, last: bool = False, strict: bool = True
 
     1-128 bytes of UTF-8 without "*", ">", space, control bytes, DEL or "::". `last` says that nothing follows the
     part, which then may end with ":" (see the module's text). `strict=False` is the reference's
-    AETHER_STRICT_IDENTIFIER_CHARSET=false: it lifts the character rule only, because without the others two identities
-    could share one string.
+    AETHER_STRICT_IDENTIFIER_CHARSET=false: it lifts the character rule only (but for the zero byte), because without the
+    others two identities could share one string.
     """
     if not text:
         raise IdentityError(f"{what} is empty")
@@ -151,6 +151,8 @@ def check_token(text: str, what: str, *, last: bool = False, strict: bool = True
         raise IdentityError(f'{what} {text!r} ends with ":", which would merge with the "::" that follows it')
     if strict and (found := _FORBIDDEN.search(text)):
         raise IdentityError(f"{what} {text!r} contains {found[0]!r}; '*', '>', space and control bytes are not allowed")
+    if "\x00" in text:  # text in PostgreSQL cannot hold it
+        raise IdentityError(f"{what} {text!r} contains a zero byte, which is never allowed")
     return text
 
 

@@ -1,15 +1,12 @@
-"""A gateway's core in memory, for tests: databases without threads, scripted participants, a virtual clock.
+"""A gateway's core in memory, for tests: databases without threads (inline.py), scripted participants, a virtual clock.
 
-`InlineDatabase` runs the real programs on a real SQLite connection, in the test's own thread. So nothing happens behind
-the scheduler's back: on a clock that jumps (`use_virtual_time`) a whole core runs in virtual time, a commit can be held at
-a gate or made to fail, and the same databases can be opened by one core after another, as a restart does.
+On a clock that jumps (`use_virtual_time`) a whole core runs in virtual time, on either engine.
 """
 
 from __future__ import annotations
 
 import inspect
 import random
-import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from itertools import count
@@ -25,24 +22,13 @@ from trio.testing import MockClock
 from aether_trio.config import Settings
 from aether_trio.core import Core, open_core
 from aether_trio.model.clock import VirtualClock
-from aether_trio.storage.base import (
-    Execute,
-    ExecuteMany,
-    Fetch,
-    Program,
-    ProgramFactory,
-    Row,
-    StorageUnavailable,
-    Value,
-)
-from aether_trio.storage.migrations import SQLITE, upgrade
-from aether_trio.storage.sqlite_statements import drive
 from aether_trio.testing.memory import MemoryLink, StreamEnded, agent, message_to, open_participant
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.direct import Store
+from tests.helpers.inline import Gate, InlineDatabase
 
 __all__ = [
     "Gate",
-    "InlineDatabase",
     "World",
     "agent",
     "barrier",
@@ -91,132 +77,6 @@ def use_virtual_time(items: Iterable[pytest.Item], folder: Path, names: Sequence
             item.add_marker(pytest.mark.trio(run=run_in_virtual_time), append=False)
 
 
-class Gate:
-    """A place where callers can be made to wait."""
-
-    def __init__(self) -> None:
-        self._open = trio.Event()
-        self._open.set()
-        self._arrived = trio.Event()
-        self.waiting = 0
-
-    def close(self) -> None:
-        """Stop whoever comes from now on."""
-        self._open = trio.Event()
-        self._arrived = trio.Event()
-
-    def open(self) -> None:
-        """Let everybody through."""
-        self._open.set()
-
-    async def passed(self) -> None:
-        """Wait while the gate is closed."""
-        self.waiting += 1
-        self._arrived.set()
-        try:
-            await self._open.wait()
-        finally:
-            self.waiting -= 1
-
-    async def arrival(self) -> None:
-        """Wait until somebody stands at the gate, since it was closed."""
-        await self._arrived.wait()
-
-
-class InlineDatabase:
-    """A Database over one in-memory SQLite connection, driven in the caller's task. See the module docstring.
-
-    `before_write` holds programs before they take effect, `after_write` between their commit and the answer, `after_read`
-    between a read's snapshot and its answer. `failing` makes every program fail, `fail_writes` the next n writes. `denied_writes` of the next ones take effect and are
-    reported as failed all the same, as when a disk reports an error for a commit that it has written.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._connection = sqlite3.connect(":memory:", isolation_level=None)
-        self._cursor = self._connection.cursor()
-        self._cursor.execute("BEGIN")
-        drive(self._cursor, lambda: upgrade(name, SQLITE, "in memory"))
-        self._cursor.execute("COMMIT")
-        self.before_write = Gate()
-        self.after_write = Gate()
-        self.after_read = Gate()
-        self.failing = False
-        self.fail_writes = 0
-        self.denied_writes = 0
-        self.reads = 0
-        self.writes = 0
-
-    def renew(self) -> None:
-        """Open all gates, for another trio run or another owner."""
-        self.before_write, self.after_write, self.after_read = Gate(), Gate(), Gate()
-        self.failing, self.fail_writes, self.denied_writes = False, 0, 0
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
-
-    async def run(self, program: ProgramFactory[T]) -> T:
-        """See Database."""
-        await self.before_write.passed()
-        self.writes += 1
-        if self.failing or self.fail_writes > 0:
-            self.fail_writes -= 1
-            raise StorageUnavailable("no room on this disk")
-        self._cursor.execute("BEGIN")
-        try:
-            result = drive(self._cursor, program)
-        except BaseException:
-            self._cursor.execute("ROLLBACK")
-            raise
-        self._cursor.execute("COMMIT")
-        if self.denied_writes > 0:
-            self.denied_writes -= 1
-            raise StorageUnavailable("disk I/O error")
-        await self.after_write.passed()
-        return result
-
-    async def read(self, program: ProgramFactory[T]) -> T:
-        """See Database."""
-        await trio.lowlevel.checkpoint()
-        self.reads += 1
-        if self.failing:
-            raise StorageUnavailable("this disk does not answer")
-        result = drive(self._cursor, program)
-        await self.after_read.passed()
-        return result
-
-    async def read_small(self, program: ProgramFactory[T]) -> T:
-        """See Database."""
-        return await self.read(program)
-
-    async def fetch(self, sql: str, *args: Value) -> list[Row]:
-        """See Database."""
-        rows: list[Row] = await self.read(lambda: _single(Fetch(sql, args)))
-        return rows
-
-    async def execute(self, sql: str, *args: Value) -> int:
-        """See Database."""
-        touched: int = await self.run(lambda: _single(Execute(sql, args)))
-        return touched
-
-    async def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
-        """See Database."""
-        held = list(rows)
-        await self.run(lambda: _single(ExecuteMany(sql, held)))
-
-    def query(self, sql: str, *args: Value) -> list[Row]:
-        """Look into the database now, for assertions."""
-        return drive(self._cursor, lambda: _single(Fetch(sql, args)))
-
-    def statistics(self) -> object:
-        """What metrics ask for."""
-        return self
-
-
-def _single(statement: Fetch | Execute | ExecuteMany) -> Program[Any]:
-    return (yield statement)
-
-
 def settings_for_tests(**changes: Mapping[str, Any]) -> Settings:
     """Development settings without a directory; `changes` are sections, each a mapping of its fields."""
     settings = Settings.for_dev()
@@ -238,8 +98,9 @@ def _changed(settings: Settings, section: str, fields: Mapping[str, Any]) -> Set
 class World:
     """Databases that outlive the cores that are opened on them."""
 
-    def __init__(self) -> None:
-        self.databases = {"state": InlineDatabase("state"), "log": InlineDatabase("log")}
+    def __init__(self, store: Store) -> None:
+        self._place = store.place()
+        self.databases = {name: InlineDatabase(self._place.direct(name)) for name in ("state", "log")}
         self._lives = 0
 
     @property
@@ -274,14 +135,13 @@ class World:
 
     def close(self) -> None:
         """Forget everything."""
-        for database in self.databases.values():
-            database.close()
+        self._place.close()
 
 
 @contextmanager
-def open_world() -> Iterator[World]:
+def open_world(store: Store) -> Iterator[World]:
     """Fresh databases."""
-    world = World()
+    world = World(store)
     try:
         yield world
     finally:

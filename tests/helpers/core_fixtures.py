@@ -8,11 +8,12 @@ import pytest
 
 from aether_trio.core import Core
 from tests.helpers.core import World, deadlock_is_an_error, open_world
+from tests.helpers.direct import Store
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
-    with open_world() as opened:
+def world(store: Store) -> Iterator[World]:
+    with open_world(store) as opened:
         yield opened
 
 

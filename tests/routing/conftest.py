@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.core import InlineDatabase, deadlock_is_an_error, use_virtual_time
+from tests.helpers.core import deadlock_is_an_error, use_virtual_time
 from tests.helpers.core_fixtures import core, world
+from tests.helpers.direct import Store
+from tests.helpers.inline import InlineDatabase, open_inline
 from tests.routing.parts import Bench, open_bench
 
 __all__ = ["bench", "core", "database", "world"]
@@ -19,10 +21,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def database() -> Iterator[InlineDatabase]:
-    opened = InlineDatabase("log")
-    yield opened
-    opened.close()
+def database(store: Store) -> Iterator[InlineDatabase]:
+    with open_inline(store, "log") as opened:
+        yield opened
 
 
 @pytest.fixture

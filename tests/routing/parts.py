@@ -12,7 +12,7 @@ from aether_trio.routing.catchup import CatchUp
 from aether_trio.routing.log import LogLimits, TopicLog, open_log
 from aether_trio.routing.outbox import Outbox, OutboxLimits
 from aether_trio.routing.subscription import Subscription
-from tests.helpers.core import InlineDatabase
+from tests.helpers.inline import InlineDatabase
 
 SMALL = OutboxLimits(control_bytes=256, delivery_bytes=1024, lane_bytes=256)
 

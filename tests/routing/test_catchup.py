@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import trio
 
-from tests.helpers.core import InlineDatabase, pump
+from tests.helpers.core import pump
+from tests.helpers.inline import InlineDatabase
 from tests.routing.parts import SMALL, Bench, Reader
 
 TOPIC = "ag::w::a::1"

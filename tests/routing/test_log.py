@@ -6,7 +6,8 @@ import pytest
 import trio
 
 from aether_trio.routing.log import LogLimits
-from tests.helpers.core import InlineDatabase, deadlock_is_an_error, pump
+from tests.helpers.core import deadlock_is_an_error, pump
+from tests.helpers.inline import InlineDatabase
 from tests.routing.parts import Bench, Reader, open_bench
 
 TOPIC = "ag::w::a::1"

@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 from aether_trio.routing.log import LogLimits
 from aether_trio.routing.outbox import OutboxLimits
 from aether_trio.routing.subscription import Subscription
-from tests.helpers.core import InlineDatabase, run_in_virtual_time
+from tests.helpers.core import run_in_virtual_time
+from tests.helpers.direct import Store
+from tests.helpers.inline import InlineDatabase, open_inline
 from tests.routing.parts import Bench, Reader, open_bench
 
 TOPICS = ("ag::w::a::1", "ga::w")
@@ -61,8 +63,8 @@ class Listener:
 class World:
     """The log under test and its model."""
 
-    def __init__(self) -> None:
-        self.database = InlineDatabase("log")
+    def __init__(self, database: InlineDatabase) -> None:
+        self.database = database
         self.committed: dict[str, list[bytes]] = {topic: [] for topic in TOPICS}
         self.seen: dict[tuple[str, str], list[bytes]] = {}
         self.connected: dict[tuple[str, str], Listener] = {}
@@ -223,11 +225,11 @@ async def run(world: World, script: list[tuple]) -> None:  # type: ignore[type-a
                 await world.finish(bench)
 
 
-@settings(max_examples=200)
-@given(st.lists(steps, min_size=40, max_size=120))
-def test_the_log_keeps_its_promises(script: list[tuple]) -> None:  # type: ignore[type-arg]
-    world = World()
-    try:
-        run_in_virtual_time(lambda: run(world, script))
-    finally:
-        world.database.close()
+def test_the_log_keeps_its_promises(store: Store) -> None:
+    @settings(max_examples=store.examples(200))
+    @given(st.lists(steps, min_size=40, max_size=120))
+    def holds(script: list[tuple]) -> None:  # type: ignore[type-arg]
+        with open_inline(store, "log") as database:
+            run_in_virtual_time(lambda: run(World(database), script))
+
+    holds()

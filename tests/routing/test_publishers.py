@@ -16,7 +16,9 @@ from aether_trio.model.errors import AetherError, Code
 from aether_trio.routing.log import LogLimits
 from aether_trio.routing.publishers import IS_COMMITTED, IS_FORGOTTEN, IS_NEW, Publisher, PublisherStore
 from aether_trio.routing.receipts import Receipts
-from tests.helpers.core import InlineDatabase, run_in_virtual_time
+from tests.helpers.core import run_in_virtual_time
+from tests.helpers.direct import Store
+from tests.helpers.inline import InlineDatabase, open_inline
 from tests.routing.parts import Bench, Reader, open_bench
 
 TOPIC = "ag::w::a::1"
@@ -141,21 +143,21 @@ async def run(database: InlineDatabase, script: list[tuple]) -> Client:  # type:
     return client
 
 
-@settings(max_examples=150)
-@given(st.lists(steps, min_size=10, max_size=60))
-@example([("fail", 1), ("send", [1, 1, 1, 1, 1, 1]), ("restart", False)])
-@example([("send", [1]), ("fail", 1), ("settle",), ("fail", 1), ("send", [1]), ("settle",)])
-def test_a_receipt_is_the_truth(script: list[tuple]) -> None:  # type: ignore[type-arg]
-    database = InlineDatabase("log")
-    try:
-        client = run_in_virtual_time(lambda: run(database, script))
-        stored = [row[0] for row in database.query("SELECT data FROM messages ORDER BY message_key")]
-    finally:
-        database.close()
-    assert client.open == {}
-    assert len(stored) == len(set(stored)), "something is there twice"
-    assert set(stored) == set(client.acked)
-    assert not set(stored) & set(client.refused)
+def test_a_receipt_is_the_truth(store: Store) -> None:
+    @settings(max_examples=store.examples(150))
+    @given(st.lists(steps, min_size=10, max_size=60))
+    @example([("fail", 1), ("send", [1, 1, 1, 1, 1, 1]), ("restart", False)])
+    @example([("send", [1]), ("fail", 1), ("settle",), ("fail", 1), ("send", [1]), ("settle",)])
+    def holds(script: list[tuple]) -> None:  # type: ignore[type-arg]
+        with open_inline(store, "log") as database:
+            client = run_in_virtual_time(lambda: run(database, script))
+            stored = [row[0] for row in database.query("SELECT data FROM messages ORDER BY message_key")]
+        assert client.open == {}
+        assert len(stored) == len(set(stored)), "something is there twice"
+        assert set(stored) == set(client.acked)
+        assert not set(stored) & set(client.refused)
+
+    holds()
 
 
 def publisher(ranges: list[list[int]], window: int = 100) -> Publisher:
@@ -224,41 +226,33 @@ def test_ranges_are_the_set_of_what_was_committed(numbers: list[int], window: in
         assert last + 1 < first
 
 
-async def test_an_identity_keeps_its_latest_publisher() -> None:
-    database = InlineDatabase("log")
-    try:
-        async with open_bench(database) as bench:
-            store = PublisherStore(database, VirtualClock(trio.current_time), window=WINDOW, lifetime_s=3600)
-            for token in (TOKEN, b"q" * 16):
-                receipts = Receipts(bench.log, Reader().outbox, (await store.find(ME, token))())
-                receipts.appended(1, bench.log.append_nowait(bench.log.topic(TOPIC), token, receipts))
-                await bench.log.drain()
-                assert receipts.publisher is not None
-                store.release(receipts.publisher, receipts)
-            assert [row[0] for row in database.query("SELECT publisher FROM publishers")] == [b"q" * 16]
-            assert (await store.find(ME, TOKEN))().judge(1) == IS_NEW
-    finally:
-        database.close()
-
-
-async def test_the_sweep_forgets_who_is_gone_for_long_and_renews_who_is_here() -> None:
-    database = InlineDatabase("log")
-    try:
-        async with open_bench(database) as bench:
-            store = PublisherStore(database, VirtualClock(trio.current_time), window=WINDOW, lifetime_s=100)
-            here, gone = [
-                Receipts(bench.log, Reader().outbox, (await store.find(name, TOKEN))()) for name in ("here", "gone")
-            ]
-            for receipts in (here, gone):
-                receipts.appended(1, bench.log.append_nowait(bench.log.topic(TOPIC), b"x", receipts))
+async def test_an_identity_keeps_its_latest_publisher(database: InlineDatabase) -> None:
+    async with open_bench(database) as bench:
+        store = PublisherStore(database, VirtualClock(trio.current_time), window=WINDOW, lifetime_s=3600)
+        for token in (TOKEN, b"q" * 16):
+            receipts = Receipts(bench.log, Reader().outbox, (await store.find(ME, token))())
+            receipts.appended(1, bench.log.append_nowait(bench.log.topic(TOPIC), token, receipts))
             await bench.log.drain()
-            assert gone.publisher is not None
-            store.release(gone.publisher, gone)
-            await trio.sleep(60)
-            assert await store.sweep() == 0
-            await trio.sleep(60)
-            assert await store.sweep() == 1
-            assert database.query("SELECT identity FROM publishers") == [("here",)]
-            assert len(store) == 1
-    finally:
-        database.close()
+            assert receipts.publisher is not None
+            store.release(receipts.publisher, receipts)
+        assert [row[0] for row in database.query("SELECT publisher FROM publishers")] == [b"q" * 16]
+        assert (await store.find(ME, TOKEN))().judge(1) == IS_NEW
+
+
+async def test_the_sweep_forgets_who_is_gone_for_long_and_renews_who_is_here(database: InlineDatabase) -> None:
+    async with open_bench(database) as bench:
+        store = PublisherStore(database, VirtualClock(trio.current_time), window=WINDOW, lifetime_s=100)
+        here, gone = [
+            Receipts(bench.log, Reader().outbox, (await store.find(name, TOKEN))()) for name in ("here", "gone")
+        ]
+        for receipts in (here, gone):
+            receipts.appended(1, bench.log.append_nowait(bench.log.topic(TOPIC), b"x", receipts))
+        await bench.log.drain()
+        assert gone.publisher is not None
+        store.release(gone.publisher, gone)
+        await trio.sleep(60)
+        assert await store.sweep() == 0
+        await trio.sleep(60)
+        assert await store.sweep() == 1
+        assert database.query("SELECT identity FROM publishers") == [("here",)]
+        assert len(store) == 1

@@ -10,7 +10,6 @@ import trio
 from aether_trio.routing.programs import offset_of
 from aether_trio.routing.retention import ROWS_PER_STEP, Retention, RetentionLimits
 from tests.helpers.core import (
-    InlineDatabase,
     World,
     agent,
     barrier,
@@ -22,6 +21,7 @@ from tests.helpers.core import (
     service,
     user,
 )
+from tests.helpers.inline import InlineDatabase
 from tests.routing.parts import Bench, Reader, open_bench
 
 TOPIC = "ag::w::a::1"

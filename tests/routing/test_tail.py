@@ -11,7 +11,7 @@ from aether_trio.model.clock import VirtualClock
 from aether_trio.model.errors import AetherError
 from aether_trio.routing.lanes import Lanes
 from aether_trio.routing.tail import Tail
-from tests.helpers.core import InlineDatabase
+from tests.helpers.inline import InlineDatabase
 from tests.routing.parts import Bench
 
 TOPIC = "ag::w::a::1"

@@ -11,7 +11,6 @@ import trio
 from aether_trio.core import Core
 from aether_trio.routing.work_group import CONSUMER, WINDOW, Member, WorkGroups
 from tests.helpers.core import (
-    InlineDatabase,
     World,
     agent,
     barrier,
@@ -22,6 +21,7 @@ from tests.helpers.core import (
     pump,
     task,
 )
+from tests.helpers.inline import InlineDatabase
 from tests.routing.parts import SMALL, Bench, Reader, open_bench
 
 TOPIC = "tb::w::resize"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +14,11 @@ from aether_trio.model.identity import Identity
 from aether_trio.model.limits import MIB, Limits
 from aether_trio.services import checkpoints
 from aether_trio.services.checkpoints import MAX_DATA_BYTES, CheckpointService
-from aether_trio.storage.base import StorageUnavailable
-from aether_trio.storage.sqlite import SqliteDatabase, open_sqlite
+from aether_trio.storage.base import Database, StorageUnavailable
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.direct import Store
+from tests.helpers.engines import Engine
+from tests.helpers.inline import open_inline
 
 ALICE = Identity.agent("w1", "alice", "1")
 BOB = Identity.agent("w1", "bob", "1")
@@ -30,8 +31,8 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
-    async with open_sqlite(tmp_path / "state.db", name="state", synchronous="OFF") as opened:
+async def database(engine: Engine) -> AsyncIterator[Database]:
+    async with engine.open("state") as opened:
         yield opened
 
 
@@ -47,7 +48,7 @@ def asking(service: CheckpointService, identity: Identity = ALICE) -> Ask:
 
 
 @pytest.fixture
-def service(database: SqliteDatabase, clock: ManualClock) -> CheckpointService:
+def service(database: Database, clock: ManualClock) -> CheckpointService:
     return CheckpointService(database, clock, Limits())
 
 
@@ -96,7 +97,7 @@ async def test_nobody_else_sees_them(service: CheckpointService, ask: Ask) -> No
     assert (await ask("LOAD", "k")).data == b"mine"
 
 
-async def test_ttl(database: SqliteDatabase, clock: ManualClock) -> None:
+async def test_ttl(database: Database, clock: ManualClock) -> None:
     service = CheckpointService(database, clock, Limits(), default_ttl_s=100)
     ask = asking(service)
     for key, ttl in (("default ttl", -1), ("for ever", 0), ("ten", 10), ("longest", 2**63 - 1)):
@@ -113,19 +114,18 @@ async def test_ttl(database: SqliteDatabase, clock: ManualClock) -> None:
 
 
 async def test_the_sweep_runs_by_itself(
-    service: CheckpointService,
-    ask: Ask,
-    clock: ManualClock,
-    database: SqliteDatabase,
-    autojump_clock: trio.testing.MockClock,
+    store: Store, clock: ManualClock, autojump_clock: trio.testing.MockClock
 ) -> None:
-    await ask("SAVE", "k", data=b"x", ttl=1)
-    clock.advance(1_000)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(service.sweep_forever)
-        while await database.fetch("SELECT key FROM checkpoints"):
-            await trio.sleep(1)
-        nursery.cancel_scope.cancel()
+    with open_inline(store, "state") as database:
+        service = CheckpointService(database, clock, Limits())
+        ask = asking(service)
+        await ask("SAVE", "k", data=b"x", ttl=1)
+        clock.advance(1_000)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(service.sweep_forever)
+            while await database.fetch("SELECT key FROM checkpoints"):
+                await trio.sleep(1)
+            nursery.cancel_scope.cancel()
     assert trio.current_time() >= checkpoints.SWEEP_INTERVAL_S
 
 
@@ -136,7 +136,7 @@ async def test_without_a_server_default_a_negative_ttl_is_for_ever(ask: Ask, clo
 
 
 async def test_the_largest_one_can_be_loaded_and_a_larger_one_is_refused_with_the_limit(
-    database: SqliteDatabase, clock: ManualClock
+    database: Database, clock: ManualClock
 ) -> None:
     ask = asking(CheckpointService(database, clock, Limits(checkpoint_bytes=100 * MIB)))
     refused = await ask("SAVE", "k", data=bytes(MAX_DATA_BYTES + 1))
@@ -166,9 +166,9 @@ async def test_their_number_is_bounded_so_that_a_list_is_always_whole(
     assert list((await ask("LIST")).keys) == ["a", "b", "d"]
 
 
-async def test_they_survive_a_restart(tmp_path: Path, clock: ManualClock) -> None:
+async def test_they_survive_a_restart(engine: Engine, clock: ManualClock) -> None:
     for data in (b"", b"kept"):
-        async with open_sqlite(tmp_path / "again.db", name="state") as database:
+        async with engine.open("state") as database:
             ask = asking(CheckpointService(database, clock, Limits()))
             assert (await ask("LOAD", "k")).data == data
             await ask("SAVE", "k", data=b"kept")

@@ -7,6 +7,7 @@ from aether_trio.model.errors import Status
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, connect, open_world, orchestrator, pump, user
+from tests.helpers.direct import Store
 
 
 async def status(asker: MemoryLink, kind: str, name: str) -> pb.ConnectionStatusResponse:
@@ -20,8 +21,8 @@ def now_s(core: Core) -> int:
     return core.clock.now_ms() // 1000
 
 
-async def test_nobody_is_neither_connected_nor_gone() -> None:
-    with open_world() as world:
+async def test_nobody_is_neither_connected_nor_gone(store: Store) -> None:
+    with open_world(store) as world:
         async with world.open() as core, connect(core, agent("w", "a", "1")) as peer:
             await peer.next("config")
             session = core.registry.holder("ag::w::a::1")
@@ -34,8 +35,8 @@ async def test_nobody_is_neither_connected_nor_gone() -> None:
             assert seen.history.session_id == session.session_id
 
 
-async def test_the_windows_of_a_user_count_for_the_user() -> None:
-    with open_world() as world:
+async def test_the_windows_of_a_user_count_for_the_user(store: Store) -> None:
+    with open_world(store) as world:
         async with world.open() as core, connect(core, orchestrator("o", "1")) as asker:
             assert (await status(asker, "user", "u")).last_seen_at == 0
             async with connect(core, user("u", "one")):
@@ -46,8 +47,8 @@ async def test_the_windows_of_a_user_count_for_the_user() -> None:
             assert (gone.ok, gone.connected, gone.last_seen_at) == (True, False, now_s(core))
 
 
-async def test_it_is_known_after_a_restart() -> None:
-    with open_world() as world:
+async def test_it_is_known_after_a_restart(store: Store) -> None:
+    with open_world(store) as world:
         async with world.open() as core:
             async with connect(core, agent("w", "a", "1")):
                 pass
@@ -57,8 +58,8 @@ async def test_it_is_known_after_a_restart() -> None:
             assert (answer.connected, answer.last_seen_at) == (False, seen_at)
 
 
-async def test_the_end_of_a_displaced_session_does_not_hide_its_successors() -> None:
-    with open_world() as world:
+async def test_the_end_of_a_displaced_session_does_not_hide_its_successors(store: Store) -> None:
+    with open_world(store) as world:
         async with world.open() as core:
             async with connect(core, agent("w", "a", "1"), wait_ack=False) as first:
                 ack = (await first.next("connection_ack")).connection_ack

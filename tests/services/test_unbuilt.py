@@ -10,6 +10,7 @@ from aether_trio.model.errors import Code
 from aether_trio.services.unbuilt import FAILURES
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, barrier, connect, open_world
+from tests.helpers.direct import SqliteStore
 
 CASES = pb.UpstreamMessage.DESCRIPTOR.oneofs_by_name["payload"].fields
 ANSWERS = [
@@ -37,7 +38,7 @@ def request(case: str, identifier: str) -> pb.UpstreamMessage:
 
 
 async def answers_to(message: pb.UpstreamMessage) -> list[pb.DownstreamMessage]:
-    with open_world() as world:
+    with open_world(SqliteStore()) as world:
         async with world.open() as core, connect(core, agent("w", "asker", "1")) as peer:
             await peer.next("config")
             peer.send(message)

@@ -32,6 +32,7 @@ from tests.helpers.core import (
     user,
     workflow_engine,
 )
+from tests.helpers.direct import Store
 
 ONE = "ag::w::a::1"
 
@@ -432,6 +433,6 @@ async def test_two_hundred_agents_at_once(core: Core) -> None:
     assert core.registry.statistics().claims == 200
 
 
-def test_worlds_are_apart() -> None:
-    with open_world() as one, open_world() as other:
+def test_worlds_are_apart(store: Store) -> None:
+    with open_world(store) as one, open_world(store) as other:
         assert one.log is not other.log

@@ -26,7 +26,7 @@ MIGRATIONS: Final = (
             space {blob} NOT NULL,
             key {blob} NOT NULL,
             member {blob} NOT NULL,
-            PRIMARY KEY (space, key, member),
+            {member_key},
             FOREIGN KEY (space, key) REFERENCES kv_entries (space, key) ON DELETE CASCADE
         ) {clustered}""",
         """CREATE TABLE checkpoints (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +12,9 @@ from aether_trio.model.identity import Identity
 from aether_trio.model.limits import Limits
 from aether_trio.services.access import Capability, DevAuthorizer
 from aether_trio.services.kv import KvService
-from aether_trio.storage.sqlite import SqliteDatabase, open_sqlite
+from aether_trio.storage.base import Database
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.engines import Engine
 
 ALICE = Identity.agent("w1", "alice", "1")
 BOB = Identity.agent("w1", "bob", "1")
@@ -58,13 +58,13 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
-    async with open_sqlite(tmp_path / "state.db", name="state", synchronous="OFF") as opened:
+async def database(engine: Engine) -> AsyncIterator[Database]:
+    async with engine.open("state") as opened:
         yield opened
 
 
 @pytest.fixture
-def service(database: SqliteDatabase, clock: ManualClock) -> KvService:
+def service(database: Database, clock: ManualClock) -> KvService:
     return KvService(database, clock, Limits(), DevAuthorizer(frozenset({Capability.KV_PURGE_IDENTITY})))
 
 

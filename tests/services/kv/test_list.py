@@ -13,7 +13,7 @@ from aether_trio.services.access import DevAuthorizer
 from aether_trio.services.kv import KvService
 from aether_trio.services.kv import service as service_module
 from aether_trio.services.kv.ranges import CursorError, decode_cursor, encode_cursor
-from aether_trio.storage.sqlite import SqliteDatabase
+from aether_trio.storage.base import Database
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.services.kv.conftest import ALICE, BOB, Caller
 
@@ -56,7 +56,7 @@ async def test_a_page_that_ends_with_the_last_key_says_so(alice: Caller) -> None
     assert not (await alice.LIST(limit=10)).has_more
 
 
-async def test_page_sizes(alice: Caller, database: SqliteDatabase) -> None:
+async def test_page_sizes(alice: Caller, database: Database) -> None:
     await database.executemany(
         "INSERT INTO kv_entries (space, key, value) VALUES ($1, $2, $3)",
         [(b"shared/global", b"%04d" % number, b"") for number in range(1_500)],
@@ -80,7 +80,7 @@ async def test_a_page_is_cut_before_a_client_would_refuse_it(alice: Caller) -> N
     assert seen == [3, 3, 3, 1]
 
 
-async def test_a_thousand_long_keys_fit(alice: Caller, database: SqliteDatabase) -> None:
+async def test_a_thousand_long_keys_fit(alice: Caller, database: Database) -> None:
     await database.executemany(
         "INSERT INTO kv_entries (space, key, value) VALUES ($1, $2, $3)",
         [(b"shared/global", b"%0256d" % number, bytes(4000)) for number in range(1_000)],
@@ -212,6 +212,6 @@ async def test_a_purge_that_could_hit_others_is_refused(alice: Caller, scope: in
     assert len((await alice.LIST()).keys) == len((await alice.LIST(scope=EXCLUSIVE)).keys) == 1
 
 
-async def test_a_purge_needs_the_capability(database: SqliteDatabase, clock: ManualClock) -> None:
+async def test_a_purge_needs_the_capability(database: Database, clock: ManualClock) -> None:
     caller = Caller(KvService(database, clock, Limits(), DevAuthorizer()), ALICE)
     assert "capability/kv_purge_identity" in await caller.refusal("PURGE_IDENTITY", target_identity=str(ALICE), scope=0)

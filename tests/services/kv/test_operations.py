@@ -7,10 +7,14 @@ import trio
 import trio.testing
 
 from aether_trio.model.clock import ManualClock
+from aether_trio.model.limits import Limits
+from aether_trio.services.access import DevAuthorizer
 from aether_trio.services.kv import KvService
 from aether_trio.services.kv.service import SWEEP_INTERVAL_S
-from aether_trio.storage.sqlite import SqliteDatabase
-from tests.services.kv.conftest import Caller
+from aether_trio.storage.base import Database
+from tests.helpers.direct import Store
+from tests.helpers.inline import open_inline
+from tests.services.kv.conftest import ALICE, Caller
 
 BLOB = bytes(range(256))
 
@@ -60,7 +64,7 @@ async def test_the_largest_ttl_is_for_ever(alice: Caller, clock: ManualClock) ->
 
 
 async def test_the_sweep_gives_room_back_in_pages(
-    alice: Caller, clock: ManualClock, service: KvService, database: SqliteDatabase
+    alice: Caller, clock: ManualClock, service: KvService, database: Database
 ) -> None:
     await database.executemany(
         "INSERT INTO kv_entries (space, key, value, expires_ms) VALUES ($1, $2, $3, $4)",
@@ -77,15 +81,17 @@ async def test_the_sweep_gives_room_back_in_pages(
 
 
 async def test_the_sweep_runs_by_itself(
-    alice: Caller, clock: ManualClock, database: SqliteDatabase, autojump_clock: trio.testing.MockClock
+    store: Store, clock: ManualClock, autojump_clock: trio.testing.MockClock
 ) -> None:
-    await alice.PUT(key="k", value=b"v", ttl=1)
-    clock.advance(1_000)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(alice.service.sweep_forever)
-        while await database.fetch("SELECT key FROM kv_entries"):
-            await trio.sleep(1)
-        nursery.cancel_scope.cancel()
+    with open_inline(store, "state") as database:
+        alice = Caller(KvService(database, clock, Limits(), DevAuthorizer()), ALICE)
+        await alice.PUT(key="k", value=b"v", ttl=1)
+        clock.advance(1_000)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(alice.service.sweep_forever)
+            while await database.fetch("SELECT key FROM kv_entries"):
+                await trio.sleep(1)
+            nursery.cancel_scope.cancel()
     assert trio.current_time() >= SWEEP_INTERVAL_S
 
 
@@ -217,7 +223,7 @@ async def test_sets_and_values_are_not_taken_for_each_other(alice: Caller) -> No
     assert (await alice.LIST()).kv_map == {"s": b"", "k": b"v"}
 
 
-async def test_put_and_delete_replace_a_set_with_its_members(alice: Caller, database: SqliteDatabase) -> None:
+async def test_put_and_delete_replace_a_set_with_its_members(alice: Caller, database: Database) -> None:
     for end in ("PUT", "DELETE"):
         await alice.SET_ADD(key="s", value=b"m")
         await getattr(alice, end)(key="s", value=b"v")

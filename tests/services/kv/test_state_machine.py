@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from aether_trio.model.clock import ManualClock
 from aether_trio.model.limits import Limits
 from aether_trio.services.access import DevAuthorizer
 from aether_trio.services.kv import KvService
-from aether_trio.storage.base import Program
-from aether_trio.storage.migrations import SQLITE, upgrade
-from aether_trio.storage.sqlite_connection import connect_writer
-from aether_trio.storage.sqlite_statements import drive
+from aether_trio.storage.base import Fetch, Program
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.direct import Direct, Store
 from tests.services.kv.conftest import ALICE
 
 T = TypeVar("T")
@@ -32,13 +29,11 @@ MEMBERS = st.sampled_from([b"", b"m", b"n"])
 class DirectDatabase:
     """The real SQL on a real connection, without threads, so that Hypothesis can drive it step by step."""
 
-    def __init__(self) -> None:
-        self.connection: sqlite3.Connection = connect_writer(None, "OFF")
-        self.cursor = self.connection.cursor()
-        drive(self.cursor, lambda: upgrade("state", SQLITE, "memory"))
+    def __init__(self, direct: Direct) -> None:
+        self._direct = direct
 
     async def run(self, program: Callable[[], Program[T]]) -> T:
-        return drive(self.cursor, program)
+        return self._direct.drive(program)
 
     read = read_small = run
 
@@ -55,15 +50,18 @@ class Model:
 
 
 class StoreMachine(RuleBasedStateMachine):
+    store: Store
+
     def __init__(self) -> None:
         super().__init__()
-        self.database = DirectDatabase()
+        self.place = self.store.place()
+        self.database = DirectDatabase(self.place.direct("state"))
         self.clock = ManualClock()
         self.service = KvService(self.database, self.clock, Limits(), DevAuthorizer())  # type: ignore[arg-type]
         self.model = Model()
 
     def teardown(self) -> None:
-        self.database.connection.close()
+        self.place.close()
 
     def op(self, op: Any, key: str, **fields: Any) -> pb.KVResponse | None:
         """The response, or None when the operation was refused."""
@@ -196,10 +194,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_member_outlives_its_set(self) -> None:
-        (orphans,) = self.database.cursor.execute(
-            "SELECT count(*) FROM kv_entries e WHERE e.members IS NOT NULL AND e.members <> "
-            "(SELECT count(*) FROM kv_members m WHERE m.space = e.space AND m.key = e.key)"
-        ).fetchone()
+        def count() -> Program[int]:
+            rows = yield Fetch(
+                "SELECT count(*) FROM kv_entries e WHERE e.members IS NOT NULL AND e.members <> "
+                "(SELECT count(*) FROM kv_members m WHERE m.space = e.space AND m.key = e.key)"
+            )
+            return int(rows[0][0])
+
+        orphans = self.place.direct("state").drive(count)
         assert orphans == 0
 
 
@@ -218,5 +220,8 @@ def _finish(coroutine: Any) -> Any:
     raise AssertionError("the service waited for something")
 
 
-TestStore = StoreMachine.TestCase
-TestStore.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+def test_the_store_is_a_dictionary(store: Store) -> None:
+    machine = type("OnThisEngine", (StoreMachine,), {"store": store})
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=store.examples(60), stateful_step_count=40, deadline=None)
+    )

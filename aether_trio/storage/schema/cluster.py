@@ -1,0 +1,225 @@
+"""Who is alive and who holds which identity, cluster-wide: PostgreSQL only, with the few decisions that need one statement.
+
+`nodes`: a row for each gateway process. (node_id, epoch) is one lease; a node that was declared dead comes back with the next epoch.
+`alive` turns false for an epoch once and never true again: that is what makes a stale look at this table safe (below).
+
+`holds`: a row for each identity that is held, or was lately: an ended hold stays as a tombstone, so that a resume finds its history on
+any node. A hold is *void* when its lease has ended: its node's row has a later epoch, or this one and is not alive. Evidence of
+death, not absence of life: a statement that waits for a row's lock sees the row as it is then, and `nodes` as it was when it began.
+`epoch` counts the holders of an identity. `previous_id` is the session that this one has resumed, "" if none.
+`wanted_id` is what the claim named; it is kept only because ON CONFLICT sees the columns of the row and nothing else.
+
+`asks`: a node that wants an identity which another one holds says so here; the holder answers. Not logged: it is asked every second.
+
+The functions are called with the schema first in `search_path`, at READ COMMITTED (except the fence), so that each of their statements
+sees what was committed before it. Rows of `holds` are locked in the order of their identities, so that two claims never deadlock.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+_NODES: Final = """CREATE TABLE nodes (
+    node_id INT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    epoch {bigint} NOT NULL DEFAULT 1,
+    alive BOOLEAN NOT NULL DEFAULT true,
+    token TEXT NOT NULL,
+    name TEXT NOT NULL,
+    address TEXT NOT NULL,
+    version TEXT NOT NULL,
+    started_ms {bigint} NOT NULL,
+    ended_ms {bigint}
+)"""
+
+_HOLDS: Final = """CREATE TABLE holds (
+    identity TEXT {byte_order} PRIMARY KEY,
+    kind TEXT NOT NULL,
+    workspace TEXT NOT NULL,
+    implementation TEXT NOT NULL,
+    node_id INT NOT NULL,
+    node_epoch {bigint} NOT NULL,
+    session_id TEXT NOT NULL,
+    previous_id TEXT NOT NULL DEFAULT '',
+    wanted_id TEXT NOT NULL DEFAULT '',
+    epoch {bigint} NOT NULL DEFAULT 1,
+    takes_any BOOLEAN NOT NULL,
+    connected_ms {bigint} NOT NULL,
+    initial_ms {bigint} NOT NULL,
+    reconnections {bigint} NOT NULL DEFAULT 0,
+    peer TEXT NOT NULL,
+    client_sdk TEXT NOT NULL,
+    client_version TEXT NOT NULL,
+    ended_ms {bigint}
+)"""
+
+_ASKS: Final = """CREATE UNLOGGED TABLE asks (
+    identity TEXT {byte_order} NOT NULL,
+    asker INT NOT NULL,
+    session_id TEXT NOT NULL,
+    resume_id TEXT NOT NULL,
+    answer TEXT NOT NULL DEFAULT '',
+    asked_ms {bigint} NOT NULL,
+    PRIMARY KEY (identity, asker)
+)"""
+
+_NOW: Final = """CREATE FUNCTION aether_now_ms() RETURNS {bigint} LANGUAGE sql AS
+$$ SELECT (extract(epoch FROM clock_timestamp()) * 1000)::{bigint} $$"""
+
+_FENCE: Final = """CREATE FUNCTION aether_fence(node INT, node_epoch {bigint}) RETURNS VOID LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM FROM nodes n WHERE n.node_id = node AND n.epoch = node_epoch AND n.alive FOR SHARE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'the lease of node % (epoch %) has ended', node, node_epoch USING ERRCODE = 'AE001';
+    END IF;
+END $$"""
+
+_DECLARE_DEAD: Final = """
+CREATE FUNCTION aether_declare_dead(lease_class INT, node INT, node_epoch {bigint}) RETURNS BOOLEAN LANGUAGE plpgsql AS $$
+BEGIN
+    -- Shared, so that several who find the node dead do not take each other for the node.
+    IF pg_try_advisory_xact_lock_shared(lease_class, node) THEN
+        UPDATE nodes SET alive = false, ended_ms = aether_now_ms()
+        WHERE nodes.node_id = node AND nodes.epoch = node_epoch AND nodes.alive;
+        RETURN true;
+    END IF;
+    RETURN EXISTS (
+        SELECT FROM nodes n WHERE n.node_id = node AND (n.epoch > node_epoch OR n.epoch = node_epoch AND NOT n.alive)
+    );
+END $$"""
+
+_CLAIM: Final = """
+CREATE FUNCTION aether_claim(
+    me INT, my_epoch {bigint}, quota_class INT, quota {bigint},
+    identities TEXT[], kinds TEXT[], workspaces TEXT[], implementations TEXT[], sessions TEXT[], resumes TEXT[],
+    takes BOOLEAN[], connected {bigint}[], peers TEXT[], sdks TEXT[], versions TEXT[]
+) RETURNS TABLE (
+    identity TEXT, verdict TEXT, epoch {bigint}, previous_id TEXT, initial_ms {bigint}, reconnections {bigint},
+    holder INT, holder_epoch {bigint}, holder_session TEXT, answer TEXT
+) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    full_up TEXT[] := ARRAY[]::TEXT[];
+    taken INT;
+BEGIN
+    PERFORM aether_fence(me, my_epoch);
+    IF quota > 0 THEN
+        -- Claims of one workspace are counted one after another, wherever they come from.
+        PERFORM pg_advisory_xact_lock(quota_class, key) FROM (
+            SELECT DISTINCT hashtext(w) AS key FROM unnest(workspaces) AS w WHERE w <> '' ORDER BY key
+        ) AS keys;
+        full_up := ARRAY(
+            WITH live AS (
+                SELECT h.identity, h.workspace FROM holds h JOIN nodes n
+                ON n.node_id = h.node_id AND n.epoch = h.node_epoch AND n.alive
+                WHERE h.workspace = ANY(workspaces) AND h.ended_ms IS NULL
+            ), counts AS (
+                SELECT workspace, count(*) AS size FROM live GROUP BY workspace
+            ), fresh AS (
+                SELECT c.identity, c.workspace, row_number() OVER (PARTITION BY c.workspace ORDER BY c.number) AS rank
+                FROM unnest(identities, workspaces) WITH ORDINALITY AS c (identity, workspace, number)
+                WHERE c.workspace <> '' AND NOT EXISTS (SELECT FROM live l WHERE l.identity = c.identity)
+            )
+            SELECT f.identity FROM fresh f LEFT JOIN counts k ON k.workspace = f.workspace
+            WHERE f.rank + coalesce(k.size, 0) > quota
+        );
+    END IF;
+    RETURN QUERY
+    INSERT INTO holds AS h (
+        identity, kind, workspace, implementation, node_id, node_epoch, session_id, wanted_id, takes_any,
+        connected_ms, initial_ms, peer, client_sdk, client_version
+    )
+    SELECT c.identity, c.kind, c.workspace, c.implementation, me, my_epoch, c.session_id, c.resume_id, c.takes_any,
+        c.connected_ms, c.connected_ms, c.peer, c.client_sdk, c.client_version
+    FROM unnest(
+        identities, kinds, workspaces, implementations, sessions, resumes, takes, connected, peers, sdks, versions
+    ) AS c (
+        identity, kind, workspace, implementation, session_id, resume_id, takes_any, connected_ms, peer, client_sdk,
+        client_version
+    )
+    WHERE c.identity <> ALL(full_up)
+    ORDER BY c.identity COLLATE "C"
+    ON CONFLICT (identity) DO UPDATE SET
+        kind = excluded.kind, workspace = excluded.workspace, implementation = excluded.implementation,
+        node_id = excluded.node_id, node_epoch = excluded.node_epoch, session_id = excluded.session_id,
+        takes_any = excluded.takes_any, connected_ms = excluded.connected_ms, peer = excluded.peer,
+        client_sdk = excluded.client_sdk, client_version = excluded.client_version, ended_ms = NULL,
+        wanted_id = excluded.wanted_id, epoch = h.epoch + 1,
+        -- A claim whose answer was lost is run again: then this session has the row already.
+        previous_id = CASE WHEN h.session_id = excluded.session_id THEN h.previous_id
+            WHEN excluded.wanted_id <> '' AND excluded.wanted_id IN (h.session_id, h.previous_id)
+            THEN excluded.wanted_id ELSE '' END,
+        initial_ms = CASE WHEN h.session_id = excluded.session_id
+            OR excluded.wanted_id <> '' AND excluded.wanted_id IN (h.session_id, h.previous_id)
+            THEN h.initial_ms ELSE excluded.initial_ms END,
+        reconnections = CASE WHEN h.session_id = excluded.session_id THEN h.reconnections
+            WHEN excluded.wanted_id <> '' AND excluded.wanted_id IN (h.session_id, h.previous_id)
+            THEN h.reconnections + 1 ELSE 0 END
+    WHERE h.ended_ms IS NOT NULL OR h.node_id = excluded.node_id OR EXISTS (
+        SELECT FROM nodes n
+        WHERE n.node_id = h.node_id AND (n.epoch > h.node_epoch OR n.epoch = h.node_epoch AND NOT n.alive)
+    )
+    RETURNING h.identity, 'taken'::TEXT, h.epoch, h.previous_id, h.initial_ms, h.reconnections,
+        me, my_epoch, h.session_id, ''::TEXT;
+    GET DIAGNOSTICS taken = ROW_COUNT;
+    IF taken = cardinality(identities) THEN
+        RETURN;
+    END IF;
+    RETURN QUERY SELECT f, 'full'::TEXT, 0::{bigint}, ''::TEXT, 0::{bigint}, 0::{bigint}, 0, 0::{bigint}, ''::TEXT, ''::TEXT
+    FROM unnest(full_up) AS f;
+    RETURN QUERY
+    WITH held AS (
+        SELECT c.identity, c.session_id, c.resume_id, h.node_id AS holder, h.node_epoch AS holder_epoch,
+            h.session_id AS holder_session
+        FROM unnest(identities, sessions, resumes) AS c (identity, session_id, resume_id)
+        JOIN holds h ON h.identity = c.identity
+        WHERE c.identity <> ALL(full_up) AND h.session_id <> c.session_id AND h.ended_ms IS NULL
+    ), asked AS (
+        INSERT INTO asks AS a (identity, asker, session_id, resume_id, asked_ms)
+        SELECT held.identity, me, held.session_id, held.resume_id, aether_now_ms() FROM held
+        ORDER BY held.identity COLLATE "C"
+        ON CONFLICT (identity, asker) DO UPDATE SET
+            session_id = excluded.session_id, resume_id = excluded.resume_id, asked_ms = excluded.asked_ms,
+            answer = CASE WHEN a.session_id = excluded.session_id THEN a.answer ELSE '' END
+        RETURNING a.identity, a.answer
+    )
+    SELECT held.identity, 'held'::TEXT, 0::{bigint}, ''::TEXT, 0::{bigint}, 0::{bigint},
+        held.holder, held.holder_epoch, held.holder_session, asked.answer
+    FROM held JOIN asked ON asked.identity = held.identity;
+END $$"""
+
+_RELEASE: Final = """
+CREATE FUNCTION aether_release(
+    me INT, identities TEXT[], sessions TEXT[], epochs {bigint}[], ends TEXT[], initials {bigint}[], counts {bigint}[]
+) RETURNS SETOF TEXT LANGUAGE sql AS $$
+    WITH gone AS (
+        SELECT c.* FROM unnest(identities, sessions, epochs, ends, initials, counts)
+            AS c (identity, session_id, epoch, end_id, initial_ms, reconnections)
+        JOIN holds h ON h.identity = c.identity
+        WHERE h.node_id = me AND h.session_id = c.session_id AND c.epoch IN (0, h.epoch) AND h.ended_ms IS NULL
+        ORDER BY h.identity FOR UPDATE OF h
+    )
+    UPDATE holds h SET ended_ms = aether_now_ms(),
+        session_id = CASE gone.end_id WHEN '' THEN h.session_id ELSE gone.end_id END,
+        previous_id = CASE gone.end_id WHEN '' THEN h.previous_id ELSE '' END,
+        initial_ms = CASE gone.end_id WHEN '' THEN h.initial_ms ELSE gone.initial_ms END,
+        reconnections = CASE gone.end_id WHEN '' THEN h.reconnections ELSE gone.reconnections END
+    FROM gone
+    WHERE h.identity = gone.identity AND h.node_id = me AND h.session_id = gone.session_id AND h.ended_ms IS NULL
+    RETURNING h.identity
+$$"""
+
+MIGRATIONS: Final = (
+    (
+        _NODES,
+        _HOLDS,
+        "CREATE INDEX holds_live_by_workspace ON holds (workspace) WHERE ended_ms IS NULL",
+        "CREATE INDEX holds_live_by_node ON holds (node_id) WHERE ended_ms IS NULL",
+        "CREATE INDEX holds_ended ON holds (ended_ms) WHERE ended_ms IS NOT NULL",
+        _ASKS,
+        _NOW,
+        _FENCE,
+        _DECLARE_DEAD,
+        _CLAIM,
+        _RELEASE,
+    ),
+)

@@ -1,0 +1,177 @@
+"""Logical databases without threads or tasks: a program runs to its end before the call returns. On either engine.
+
+A `Store` gives out *places*, each empty and for one user; a place has the logical databases, which outlive whoever opens them.
+On PostgreSQL places are schemas that are emptied and used again, which takes a millisecond where making one takes fifty.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from itertools import count
+from typing import Any, Protocol, TypeVar
+
+from aether_trio.storage.base import Program, ProgramFactory
+from aether_trio.storage.migrations import MIGRATIONS, POSTGRES, SQLITE, upgrade
+from aether_trio.storage.postgres_statements import Job
+from aether_trio.storage.postgres_statements import drive as drive_postgres
+from aether_trio.storage.sqlite_statements import drive as drive_sqlite
+from tests.helpers.postgres_session import PostgresSession
+
+T = TypeVar("T")
+
+
+class Direct(Protocol):
+    """One logical database."""
+
+    def drive(self, program: ProgramFactory[T]) -> T:
+        """Run a program as one transaction."""
+        ...
+
+
+class Place(Protocol):
+    """Room for the logical databases of one gateway."""
+
+    def direct(self, name: str) -> Direct:
+        """The logical database "state", "log" or "audit": the same one each time."""
+        ...
+
+    def close(self) -> None:
+        """Forget everything."""
+        ...
+
+
+class Store(Protocol):
+    """One engine."""
+
+    name: str
+
+    def place(self) -> Place:
+        """An empty place. Whoever gets it closes it."""
+        ...
+
+    def examples(self, count: int) -> int:
+        """How many examples of a property this engine is good for, of those that the fastest one runs."""
+        ...
+
+
+class SqliteDirect:
+    """In memory."""
+
+    def __init__(self, name: str) -> None:
+        self._connection = sqlite3.connect(":memory:", isolation_level=None)
+        self._connection.execute("PRAGMA foreign_keys=ON")
+        self._cursor = self._connection.cursor()
+        self.drive(lambda: upgrade(name, SQLITE, "in memory"))
+
+    def drive(self, program: ProgramFactory[T]) -> T:
+        """See Direct."""
+        self._cursor.execute("BEGIN")
+        try:
+            result = drive_sqlite(self._cursor, program)
+        except BaseException:
+            self._cursor.execute("ROLLBACK")
+            raise
+        self._cursor.execute("COMMIT")
+        return result
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._connection.close()
+
+
+class SqlitePlace:
+    """See Place."""
+
+    def __init__(self) -> None:
+        self._databases: dict[str, SqliteDirect] = {}
+
+    def direct(self, name: str) -> SqliteDirect:
+        """See Place."""
+        found = self._databases.get(name)
+        if found is None:
+            found = self._databases[name] = SqliteDirect(name)
+        return found
+
+    def close(self) -> None:
+        """See Place."""
+        for database in self._databases.values():
+            database.close()
+
+
+class SqliteStore:
+    """See Store."""
+
+    name = "sqlite"
+
+    def place(self) -> SqlitePlace:
+        """See Store."""
+        return SqlitePlace()
+
+    def examples(self, count: int) -> int:
+        """See Store."""
+        return count
+
+
+class PostgresPlace:
+    """See Place. All databases of it are one schema, as in a gateway."""
+
+    def __init__(self, session: PostgresSession, schema: str, give_back: Callable[[PostgresPlace], None]) -> None:
+        self._session = session
+        self._schema = schema
+        self._give_back = give_back
+        session.execute(f"CREATE SCHEMA {schema}")
+        for name in MIGRATIONS:
+            self.drive(lambda name=name: upgrade(name, POSTGRES, schema))  # type: ignore[misc]
+        tables = session.fetch(
+            "SELECT quote_ident(relname) FROM pg_class WHERE relnamespace = $1::text::regnamespace AND relkind IN ('r', 'p') "
+            "AND NOT relispartition AND relname <> 'schema_version'",
+            schema,
+        )
+        self._empty = "; ".join(f"DELETE FROM {schema}.{name}" for (name,) in tables)
+
+    def direct(self, name: str) -> PostgresPlace:
+        """See Place."""
+        return self
+
+    def drive(self, program: ProgramFactory[T]) -> T:
+        """See Direct."""
+        result: T = self._session.call(self._drive(program))
+        return result
+
+    async def _drive(self, program: Callable[[], Program[Any]]) -> Any:
+        connection = self._session.connection
+        await connection.execute(f"BEGIN; SET LOCAL search_path = {self._schema}")
+        try:
+            result = await drive_postgres(connection, Job(program))
+        except BaseException:
+            await connection.execute("ROLLBACK")
+            raise
+        await connection.execute("COMMIT")
+        return result
+
+    def close(self) -> None:
+        """See Place."""
+        self._session.execute(self._empty)
+        self._give_back(self)
+
+
+class PostgresStore:
+    """See Store."""
+
+    name = "postgres"
+
+    def __init__(self, session: PostgresSession) -> None:
+        self._session = session
+        self._numbers = count(1)
+        self._free: list[PostgresPlace] = []
+
+    def place(self) -> PostgresPlace:
+        """See Store."""
+        if self._free:
+            return self._free.pop()
+        return PostgresPlace(self._session, f"place_{next(self._numbers)}", self._free.append)
+
+    def examples(self, count: int) -> int:
+        """See Store. A statement takes fifty times as long here."""
+        return max(count // 8, 1)

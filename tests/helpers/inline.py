@@ -1,0 +1,149 @@
+"""A Database that does its work in the test's own thread, on either engine, and can be held or made to fail.
+
+The real programs run on a real connection (direct.py), so nothing happens behind the scheduler's back: a commit can be held at a gate,
+and the same data can be opened by one core after another, as a restart does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import trio
+
+from aether_trio.storage.base import (
+    Execute,
+    ExecuteMany,
+    Fetch,
+    Program,
+    ProgramFactory,
+    Row,
+    StorageUnavailable,
+    Value,
+)
+from tests.helpers.direct import Direct, Store
+
+T = TypeVar("T")
+
+
+class Gate:
+    """A place where callers can be made to wait."""
+
+    def __init__(self) -> None:
+        self._open = trio.Event()
+        self._open.set()
+        self._arrived = trio.Event()
+        self.waiting = 0
+
+    def close(self) -> None:
+        """Stop whoever comes from now on."""
+        self._open = trio.Event()
+        self._arrived = trio.Event()
+
+    def open(self) -> None:
+        """Let everybody through."""
+        self._open.set()
+
+    async def passed(self) -> None:
+        """Wait while the gate is closed."""
+        self.waiting += 1
+        self._arrived.set()
+        try:
+            await self._open.wait()
+        finally:
+            self.waiting -= 1
+
+    async def arrival(self) -> None:
+        """Wait until somebody stands at the gate, since it was closed."""
+        await self._arrived.wait()
+
+
+class InlineDatabase:
+    """A Database that is driven in the caller's task. See the module docstring.
+
+    `before_write` holds programs before they take effect, `after_write` between their commit and the answer, `after_read`
+    between a read's snapshot and its answer. `failing` makes every program fail, `fail_writes` the next n writes. `denied_writes` of the next ones take effect and are
+    reported as failed all the same, as when a disk reports an error for a commit that it has written.
+    """
+
+    def __init__(self, direct: Direct) -> None:
+        self._direct = direct
+        self.before_write = Gate()
+        self.after_write = Gate()
+        self.after_read = Gate()
+        self.failing = False
+        self.fail_writes = 0
+        self.denied_writes = 0
+        self.reads = 0
+        self.writes = 0
+
+    def renew(self) -> None:
+        """Open all gates, for another trio run or another owner."""
+        self.before_write, self.after_write, self.after_read = Gate(), Gate(), Gate()
+        self.failing, self.fail_writes, self.denied_writes = False, 0, 0
+
+    async def run(self, program: ProgramFactory[T]) -> T:
+        """See Database."""
+        await self.before_write.passed()
+        self.writes += 1
+        if self.failing or self.fail_writes > 0:
+            self.fail_writes -= 1
+            raise StorageUnavailable("no room on this disk")
+        result = self._direct.drive(program)
+        if self.denied_writes > 0:
+            self.denied_writes -= 1
+            raise StorageUnavailable("disk I/O error")
+        await self.after_write.passed()
+        return result
+
+    async def read(self, program: ProgramFactory[T]) -> T:
+        """See Database."""
+        await trio.lowlevel.checkpoint()
+        self.reads += 1
+        if self.failing:
+            raise StorageUnavailable("this disk does not answer")
+        result = self._direct.drive(program)
+        await self.after_read.passed()
+        return result
+
+    async def read_small(self, program: ProgramFactory[T]) -> T:
+        """See Database."""
+        return await self.read(program)
+
+    async def fetch(self, sql: str, *args: Value) -> list[Row]:
+        """See Database."""
+        rows: list[Row] = await self.read(lambda: _single(Fetch(sql, args)))
+        return rows
+
+    async def execute(self, sql: str, *args: Value) -> int:
+        """See Database."""
+        touched: int = await self.run(lambda: _single(Execute(sql, args)))
+        return touched
+
+    async def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
+        """See Database."""
+        held = list(rows)
+        await self.run(lambda: _single(ExecuteMany(sql, held)))
+
+    def query(self, sql: str, *args: Value) -> list[Row]:
+        """Look into the database now, for assertions."""
+        return self._direct.drive(lambda: _single(Fetch(sql, args)))
+
+    def statistics(self) -> object:
+        """What metrics ask for."""
+        return self
+
+
+def _single(statement: Fetch | Execute | ExecuteMany) -> Program[Any]:
+    return (yield statement)
+
+
+@contextmanager
+def open_inline(store: Store, name: str) -> Iterator[InlineDatabase]:
+    """One logical database, at a place of its own."""
+    place = store.place()
+    try:
+        yield InlineDatabase(place.direct(name))
+    finally:
+        place.close()
