@@ -1,0 +1,86 @@
+"""From a trio task to asyncpg: run a coroutine on the engine's asyncio loop and wait for it.
+
+Nothing of asyncpg is ever cancelled, because a cancelled query leaves a connection that is still busy with it. A caller that
+is cancelled goes on at once; its coroutine runs to its end, and `discard` is given what nobody waits for any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any, Final, TypeVar
+
+import outcome
+import trio
+
+from aether_trio.storage.postgres import PostgresServer
+from aether_trio.storage.postgres_connections import connect
+
+T = TypeVar("T")
+
+CONNECT_S: Final = 2.0  # less than a lease's grace, so that a node tries more than once in it
+
+
+async def call(server: PostgresServer, work: Coroutine[Any, Any, T], discard: Callable[[T], object] | None = None) -> T:
+    """The result of `work`, or what it raised."""
+    waiting: trio.lowlevel.Task | None = trio.lowlevel.current_task()
+
+    async def run() -> None:
+        nonlocal waiting
+        result: outcome.Outcome[T]
+        try:
+            result = outcome.Value(await work)
+        except Exception as exc:
+            result = outcome.Error(exc)
+        task, waiting = waiting, None
+        if task is not None:
+            trio.lowlevel.reschedule(task, result)
+        elif discard is not None and isinstance(result, outcome.Value):
+            discard(result.value)
+
+    def forget(_: Any) -> trio.lowlevel.Abort:
+        nonlocal waiting
+        waiting = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    server.spawn(run())
+    result: T = await trio.lowlevel.wait_task_rescheduled(forget)
+    return result
+
+
+async def open_connection(server: PostgresServer, role: str, *settings: str) -> Any:
+    """A connection of the cluster's own: READ COMMITTED, named for pg_stat_activity. An asyncio function."""
+    limits = replace(server.limits, connect_s=min(server.limits.connect_s, CONNECT_S), silence_s=8.0)
+    connection = await connect(server.dsn, "writer", server.schema, limits)
+    try:
+        wanted = (
+            "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED",
+            f"SET application_name = 'aether-{role}'",
+            *settings,
+        )
+        await connection.execute("; ".join(wanted))
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+async def connected(server: PostgresServer, role: str, *settings: str) -> Any:
+    """`open_connection`, for a trio task."""
+    return await call(server, open_connection(server, role, *settings), _terminate)
+
+
+async def say_goodbye(server: PostgresServer, connection: Any) -> None:
+    """Close a connection, politely if it can be done soon."""
+
+    async def close() -> None:
+        try:
+            await connection.close(timeout=CONNECT_S)
+        except Exception:  # it was going away anyhow
+            connection.terminate()
+
+    await call(server, close())
+
+
+def _terminate(connection: Any) -> None:
+    connection.terminate()

@@ -1,0 +1,112 @@
+"""One node of a cluster: its lease, its holds, its ears. A single gateway has none of this, only its registry.
+
+    async with open_postgres(dsn) as server, open_cluster(server, host, NodeInfo("gateway-1")) as cluster:
+        claimed = await cluster.holds.claim(ClaimRequest("ag::lab::mapper::1", session_id, "agent", now_ms, workspace="lab"))
+        ...
+        cluster.holds.release(claimed.hold)
+
+While the block is open every write of `server` is fenced by the lease. Leaving it gives everything back at once: releases that wait
+are made, what is left of this node's holds ends in one transaction, and the lease is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from random import Random
+from typing import Final
+
+import structlog
+import trio
+
+from aether_trio.cluster.bus import ALL, Bus
+from aether_trio.cluster.desk import Desk
+from aether_trio.cluster.holds import NEWS, Holds
+from aether_trio.cluster.lease import Lease, Rows
+from aether_trio.cluster.nodes import Nodes
+from aether_trio.cluster.records import ClusterLimits, NodeInfo, SessionHost
+from aether_trio.storage.base import StorageUnavailable
+from aether_trio.storage.postgres import PostgresServer
+
+logger = structlog.get_logger("aether.cluster")
+
+LEAVE_S: Final = 3.0
+"""For the releases that wait, and then for the rest, when a node ends. What is not done by then, the end of its lease does."""
+
+
+class Cluster:
+    """Made by `open_cluster`. A LeaseWatcher: what becomes of the lease, the holds and the host are told here."""
+
+    def __init__(
+        self, server: PostgresServer, host: SessionHost, info: NodeInfo, limits: ClusterLimits, random: Random
+    ) -> None:
+        self._host = host
+        self.lease = Lease(server, info, limits, self, random)
+        self.nodes = Nodes(server, self.lease, limits, random)
+        self.bus = Bus(server, self.lease, limits, random)
+        make_desk = partial(Desk, server, self.lease, self.nodes.pool, limits)
+        self.holds = Holds(self.lease, self.nodes, self.bus, host, limits, make_desk)
+
+    @property
+    def node_id(self) -> int:
+        """This node's number; another one after a failover that lost its registration."""
+        return self.lease.node_id
+
+    def lease_lost(self) -> None:
+        """See LeaseWatcher."""
+        self._host.lease_lost()
+
+    def lease_back(self, rows: Rows) -> None:
+        """See LeaseWatcher."""
+        self._host.lease_back(self.holds.reconcile(rows))
+
+    def lease_gone(self) -> None:
+        """See LeaseWatcher."""
+        self.holds.forget()
+        self._host.lease_gone()
+
+    def questions(self) -> None:
+        """See LeaseWatcher."""
+        self.holds.look()
+
+    async def leave(self) -> None:
+        """Give everything back. Bounded in time; never raises."""
+        with trio.move_on_after(LEAVE_S):
+            await self.holds.desk.settled()
+        if self.lease.held:
+            with trio.move_on_after(LEAVE_S):
+                try:
+                    await self.nodes.leave()
+                    self.bus.broadcast(NEWS, ALL)
+                except StorageUnavailable as exc:
+                    logger.info("the end of the lease gives the holds back", reason=str(exc))
+
+
+@asynccontextmanager
+async def open_cluster(
+    server: PostgresServer,
+    host: SessionHost,
+    info: NodeInfo,
+    *,
+    limits: ClusterLimits | None = None,
+    random: Random | None = None,
+) -> AsyncIterator[Cluster]:
+    """Join the cluster in `server`'s schema, until the block ends. Raises StorageSetupError, or what the first connection raises."""
+    await server.database("cluster")
+    cluster = Cluster(server, host, info, limits or ClusterLimits(), random or Random())  # noqa: S311  # spreads attempts
+    async with trio.open_nursery() as nursery:
+        try:
+            await nursery.start(cluster.lease.run)
+            await nursery.start(cluster.bus.run)
+            nursery.start_soon(cluster.holds.run)
+            nursery.start_soon(cluster.nodes.run)
+            server.fence = cluster.lease.fence
+            yield cluster
+        finally:
+            with trio.CancelScope(shield=True):
+                await cluster.leave()
+                nursery.cancel_scope.cancel()
+                await cluster.lease.close()
+                await cluster.bus.close()
+                await cluster.nodes.close()

@@ -1,0 +1,180 @@
+"""Nodes of a cluster in this process, each with an engine and a loop of its own, and a host that does what the test says."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from random import Random
+from typing import Any
+
+import trio
+
+from aether_trio.cluster.cluster import Cluster, open_cluster
+from aether_trio.cluster.records import Claimed, ClaimRequest, ClusterLimits, Continued, Hold, NodeInfo
+from aether_trio.storage.base import Execute, Program
+from aether_trio.storage.postgres import PostgresDatabase, PostgresServer, open_postgres
+from aether_trio.storage.postgres_connections import PostgresLimits
+
+LONG_S = 60.0  # a safety net against a hang, never a measurement
+QUICK = ClusterLimits(lease_grace_s=1.0, probe_s=0.2, probe_timeout_s=1.0, ask_again_s=0.2, ending_s=5.0)
+"""Short waits for tests that have to see one of them end."""
+FEW = PostgresLimits(writers=2, readers=1, patience_s=LONG_S)
+
+_numbers = count(1)
+
+
+@dataclass
+class Host:
+    """A SessionHost. What it lets go is in `resumable` by the session's id; `gate` holds it up before that."""
+
+    told: list[str] = field(default_factory=list)
+    lost: list[Hold] = field(default_factory=list)
+    asked_for: list[tuple[str, str]] = field(default_factory=list)
+    gate: trio.Event | None = None
+    news: trio.Event = field(default_factory=trio.Event)
+    silent: bool = False
+    cluster: Cluster | None = None
+
+    def lease_lost(self) -> None:
+        self._tell("lost")
+
+    def lease_back(self, lost: Sequence[Hold]) -> None:
+        self.lost += lost
+        self._tell("back")
+
+    def lease_gone(self) -> None:
+        self._tell("gone")
+
+    async def asked(self, hold: Hold, resume_session_id: str) -> bool:
+        self.asked_for.append((hold.identity, resume_session_id))
+        if resume_session_id != hold.session_id:
+            return False
+        if self.gate is not None:
+            await self.gate.wait()
+        assert self.cluster is not None
+        self.cluster.holds.release(hold, Continued(hold.session_id, 1_000, 7))
+        return True
+
+    def _tell(self, what: str) -> None:
+        self.told.append(what)
+        self.news.set()
+        self.news = trio.Event()
+
+    async def wait_told(self, what: str, times: int = 1) -> None:
+        with trio.fail_after(LONG_S):
+            while self.told.count(what) < times:
+                await self.news.wait()
+
+
+@dataclass
+class Node:
+    """One node. `database` is the logical database that its sessions would write to."""
+
+    host: Host
+    server: PostgresServer
+    cluster: Cluster
+    database: PostgresDatabase
+
+    async def claim(
+        self, identity: str, *, resume: str = "", session: str = "", workspace: str = "lab", connected_ms: int = 5_000
+    ) -> Claimed:
+        with trio.fail_after(LONG_S):
+            return await self.cluster.holds.claim(
+                ClaimRequest(
+                    identity,
+                    session or f"session-{next(_numbers)}",
+                    "agent",
+                    connected_ms,
+                    workspace=workspace,
+                    resume_session_id=resume,
+                )
+            )
+
+    async def write(self, identity: str, epoch: int) -> None:
+        """What a session writes, with the epoch of its hold, in the order of the commits. Raises FencedError."""
+        await self.database.run(lambda: _write(identity, epoch))
+
+
+def _write(identity: str, epoch: int) -> Program[None]:
+    rows = yield Execute("UPDATE counters SET n = n + 1 WHERE identity = $1", (identity,))
+    if not rows:
+        yield Execute(
+            "INSERT INTO counters VALUES ($1, 1) ON CONFLICT (identity) DO UPDATE SET n = counters.n + 1", (identity,)
+        )
+    yield Execute(
+        "INSERT INTO history SELECT identity, n, $2 FROM counters WHERE identity = $1",
+        (identity, epoch),
+    )
+
+
+HISTORY = (
+    "CREATE TABLE IF NOT EXISTS counters (identity TEXT PRIMARY KEY, n BIGINT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS history (identity TEXT, n BIGINT, epoch BIGINT, PRIMARY KEY (identity, n))",
+)
+
+
+def history_is_ordered(rows: Sequence[tuple[Any, ...]]) -> dict[str, list[int]]:
+    """The check of exclusivity: in the order of the commits the epochs of an identity's writes never go back. `rows` are
+    (identity, n, epoch); returns the epochs by identity."""
+    epochs: dict[str, list[int]] = {}
+    for identity, _, epoch in sorted(rows):
+        epochs.setdefault(identity, []).append(epoch)
+    for identity, seen in epochs.items():
+        assert seen == sorted(seen), f"a former holder of {identity} wrote after its successor: {seen}"
+    return epochs
+
+
+class Nodes:
+    """Starts and stops nodes of one cluster, each in a task of its own (trio-asyncio's loop is a task's)."""
+
+    def __init__(self, nursery: trio.Nursery, dsn: str, schema: str, limits: ClusterLimits) -> None:
+        self._nursery = nursery
+        self._dsn = dsn
+        self._schema = schema
+        self._limits = limits
+        self._ends: dict[int, tuple[trio.Event, trio.Event]] = {}
+        self._seeds = count(1)
+
+    async def start(self, *, dsn: str | None = None, limits: ClusterLimits | None = None) -> Node:
+        node: Node = await self._nursery.start(self._run, dsn or self._dsn, limits or self._limits)
+        return node
+
+    async def stop(self, node: Node) -> None:
+        """A clean exit."""
+        stop, stopped = self._ends.pop(id(node))
+        stop.set()
+        await stopped.wait()
+
+    async def stop_all(self) -> None:
+        for stop, _ in self._ends.values():
+            stop.set()
+        for _, stopped in self._ends.values():
+            await stopped.wait()
+
+    async def _run(self, dsn: str, limits: ClusterLimits, task_status: trio.TaskStatus[Node]) -> None:
+        host = Host()
+        stop, stopped = trio.Event(), trio.Event()
+        async with open_postgres(dsn, schema=self._schema, limits=FEW) as server:
+            database = await server.database("scratch")
+            number = next(self._seeds)
+            info = NodeInfo(f"node-{number}", f"10.0.0.{number}:50051", "1")
+            async with open_cluster(server, host, info, limits=limits, random=Random(number)) as cluster:
+                host.cluster = cluster
+                node = Node(host, server, cluster, database)
+                self._ends[id(node)] = (stop, stopped)
+                task_status.started(node)
+                await stop.wait()
+        stopped.set()
+
+
+@asynccontextmanager
+async def open_nodes(dsn: str, schema: str, limits: ClusterLimits = QUICK) -> AsyncIterator[Nodes]:
+    async with trio.open_nursery() as nursery:
+        nodes = Nodes(nursery, dsn, schema, limits)
+        try:
+            yield nodes
+        finally:
+            with trio.CancelScope(shield=True):
+                await nodes.stop_all()
