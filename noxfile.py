@@ -24,6 +24,8 @@ def group(name: str) -> list[str]:
 def tests(session: nox.Session) -> None:
     """The whole test suite; arguments after -- go to pytest."""
     session.install("-e", ".", *group("test"), *group("load"))
+    # Without a Chromium (1) the browser tests are skipped, and in CI they fail.
+    session.run("python", "scripts/ensure_chromium.py", success_codes=[0, 1])
     session.run("python", "-m", "pytest", "--durations=15", "--durations-min=1.0", *session.posargs)
 
 

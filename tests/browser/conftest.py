@@ -1,0 +1,191 @@
+"""A real Chromium, a real gateway, a real agent.
+
+One Chromium and one gateway for each module; each test has browser contexts of its own, which are like browsers of their
+own: they share no storage. Tests are synchronous: Playwright's synchronous API drives its own loop.
+
+Every page of a test is watched: an exception in it, or something that its Content-Security-Policy forbids, fails the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
+
+from scripts import ensure_chromium
+from tests.helpers.gateway import GatewayProcess, start_gateway
+
+ROOT = Path(__file__).parents[2]
+CHAT_AGENT = ROOT / "docs" / "examples" / "chat_agent.py"
+LIMIT_MS = 60_000
+ELSEWHERE = "elsewhere.test"
+"""A site of somebody else: every port of it is this machine's."""
+
+expect.set_options(timeout=LIMIT_MS)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = ensure_chromium.find()
+    if path is None:
+        if os.environ.get("CI", "").lower() == "true":
+            pytest.fail(ensure_chromium.ADVICE)
+        pytest.skip(ensure_chromium.ADVICE)
+    arguments = [f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1"]
+    if os.geteuid() == 0:
+        arguments.append("--no-sandbox")
+    # Where trio-asyncio is imported, asyncio.new_event_loop() makes loops that Playwright cannot run in turns.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("asyncio.new_event_loop", asyncio.SelectorEventLoop)
+        playwright = sync_playwright().start()
+    try:
+        chromium = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield chromium
+        chromium.close()
+    finally:
+        playwright.stop()
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    with start_gateway(data_dir=tmp_path_factory.mktemp("browser") / "data") as process:
+        yield process
+
+
+class Visitors:
+    """Browsers of one test. `page()` is a tab of the first one, `elsewhere()` of another one."""
+
+    def __init__(self, browser: Browser) -> None:
+        self._browser = browser
+        self._contexts: list[BrowserContext] = []
+        self.problems: list[str] = []
+
+    def context(self, **options: object) -> BrowserContext:
+        context = self._browser.new_context(**options)  # type: ignore[arg-type]
+        context.set_default_timeout(LIMIT_MS)
+        context.on("page", self._watch)
+        self._contexts.append(context)
+        return context
+
+    def page(self) -> Page:
+        return (self._contexts[0] if self._contexts else self.context()).new_page()
+
+    def elsewhere(self) -> Page:
+        return self.context().new_page()
+
+    def close(self) -> None:
+        for context in self._contexts:
+            context.close()
+
+    def _watch(self, page: Page) -> None:
+        page.on("pageerror", lambda error: self.problems.append(f"{page.url}: {error}"))
+        page.on("console", self._read)
+
+    def _read(self, message: ConsoleMessage) -> None:
+        if "Content Security Policy" in message.text:
+            self.problems.append(message.text)
+
+
+@pytest.fixture
+def visitors(browser: Browser) -> Iterator[Visitors]:
+    made = Visitors(browser)
+    yield made
+    made.close()
+    assert made.problems == []
+
+
+class Agents:
+    """Chat agents (docs/examples/chat_agent.py), each a process."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+
+    def start(
+        self, gateway: GatewayProcess, workspace: str, name: str = "guide", pace_s: float = 0.02, *more: str
+    ) -> subprocess.Popen[str]:
+        """Start one; it is connected when this returns."""
+        command = [sys.executable, str(CHAT_AGENT), gateway.address, "--workspace", workspace, "--name", name]
+        process = self._stack.enter_context(
+            subprocess.Popen(
+                [*command, "--pace", str(pace_s), *more],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+        self._stack.callback(process.kill)
+        assert process.stdout is not None
+        assert "is here" in process.stdout.readline()
+        return process
+
+
+@pytest.fixture
+def agents() -> Iterator[Agents]:
+    with ExitStack() as stack:
+        yield Agents(stack)
+
+
+@pytest.fixture
+def own_gateway(tmp_path: Path) -> Iterator[Callable[..., GatewayProcess]]:
+    """Start a gateway that belongs to this test; takes what start_gateway takes."""
+    with ExitStack() as stack:
+
+        def start(**options: object) -> GatewayProcess:
+            options.setdefault("data_dir", tmp_path / "data")
+            return stack.enter_context(start_gateway(**options))  # type: ignore[arg-type]
+
+        yield start
+
+
+class Site:
+    """A web server of somebody who writes a page: `put` a page, and open it under one of two names."""
+
+    def __init__(self, server: ThreadingHTTPServer, pages: dict[str, tuple[str, dict[str, str]]]) -> None:
+        self._pages = pages
+        self.port = server.server_address[1]
+        self.put("/", "<!doctype html><title>a page</title>")
+
+    def put(self, path: str, html: str, **headers: str) -> None:
+        self._pages[path] = (html, headers)
+
+    def address(self, path: str = "/", host: str = "127.0.0.1") -> str:
+        return f"http://{host}:{self.port}{path}"
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    pages: dict[str, tuple[str, dict[str, str]]] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            html, headers = pages.get(self.path, ("", {}))
+            body = html.encode()
+            self.send_response(200 if self.path in pages else 404)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield Site(server, pages)
+        finally:
+            server.shutdown()
+            thread.join()

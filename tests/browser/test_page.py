@@ -1,0 +1,390 @@
+"""The page for people, as a person uses it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Error, Locator, Page, expect
+
+from tests.browser.conftest import Agents, Visitors
+from tests.helpers.gateway import GatewayProcess
+
+
+@pytest.fixture
+def workspace(request: pytest.FixtureRequest) -> str:
+    """One for each test, so that they do not meet."""
+    return request.node.name.removeprefix("test_")[:40]
+
+
+def come_in(page: Page, gateway: GatewayProcess, name: str, workspace: str) -> Page:
+    page.goto(f"http://{gateway.address}/")
+    page.get_by_label("Your name").fill(name)
+    page.locator("#workspace").fill(workspace)
+    page.get_by_role("button", name="Enter").click()
+    expect(page.get_by_role("status").filter(has_text="Connected")).to_be_attached()
+    return page
+
+
+def agent_button(page: Page, name: str = "guide") -> Locator:
+    return page.get_by_role("navigation").get_by_role("button", name=re.compile(rf"^{name} "))
+
+
+def talk_to(page: Page, name: str = "guide") -> Page:
+    agent_button(page, name).click()
+    expect(page.get_by_role("heading", name=name)).to_be_visible()
+    return page
+
+
+def say(page: Page, text: str) -> None:
+    box = page.get_by_role("textbox", name=re.compile("^Message to"))
+    box.fill(text)
+    box.press("Enter")
+
+
+def lines(page: Page) -> Locator:
+    return page.get_by_role("log").locator(".bubble")
+
+
+def line(page: Page, text: str) -> Locator:
+    return lines(page).get_by_text(text, exact=True)
+
+
+def window_of(page: Page) -> str:
+    return page.locator("#me-name").get_attribute("title") or ""
+
+
+def test_without_an_agent_it_says_how_to_start_one(
+    gateway: GatewayProcess, visitors: Visitors, agents: Agents, workspace: str
+) -> None:
+    page = come_in(visitors.page(), gateway, "maya", workspace)
+    expect(page.get_by_role("heading", name="No agent is here yet")).to_be_visible()
+    command = page.locator("#command")
+    expect(command).to_have_text(f"python docs/examples/chat_agent.py {gateway.address} --workspace {workspace}")
+    agents.start(gateway, workspace)
+    expect(agent_button(page)).to_be_visible()
+    expect(page.locator("#news")).to_have_text("guide is here")
+
+
+def test_a_person_and_an_agent_talk(
+    gateway: GatewayProcess, visitors: Visitors, agents: Agents, workspace: str
+) -> None:
+    agents.start(gateway, workspace)
+    page = talk_to(come_in(visitors.page(), gateway, "maya", workspace))
+    text = "<b>Is the hut open?</b>\nOr not?"
+    say(page, text)
+    expect(lines(page).first).to_have_text(text)
+    expect(page.get_by_text("✓ kept")).to_be_visible()
+    expect(lines(page).nth(1)).to_contain_text("the longest is “open”")
+    assert lines(page).count() == 2
+
+
+def test_its_progress_bar_moves(gateway: GatewayProcess, visitors: Visitors, agents: Agents, workspace: str) -> None:
+    agents.start(gateway, workspace, "guide", 0.1)
+    page = talk_to(come_in(visitors.page(), gateway, "maya", workspace))
+    page.evaluate(
+        """() => {
+          window.values = [];
+          new MutationObserver(() => {
+            const bar = document.querySelector('#tasks [role=progressbar]');
+            if (bar) window.values.push([Number(bar.ariaValueNow), bar.ariaLabel]);
+          }).observe(document.querySelector("#tasks"), { subtree: true, childList: true, attributes: true });
+        }"""
+    )
+    say(page, "count to 10")
+    expect(line(page, "10. Done!")).to_be_visible()
+    values = page.evaluate("window.values")
+    percents = [value for value, _ in values]
+    assert percents == sorted(percents)
+    assert len(set(percents)) > 5
+    assert percents[-1] == 100
+    assert any(label.startswith("counting to 10: 5") for _, label in values)
+    expect(page.get_by_role("progressbar")).to_have_count(0)  # a finished one goes away
+
+
+def test_an_agent_that_leaves_is_shown_as_gone_and_what_is_written_waits_for_it(
+    gateway: GatewayProcess, visitors: Visitors, agents: Agents, workspace: str
+) -> None:
+    process = agents.start(gateway, workspace)
+    page = talk_to(come_in(visitors.page(), gateway, "maya", workspace))
+    expect(page.locator("#chat-presence")).to_have_text("here")
+    process.kill()
+    expect(page.locator("#chat-presence")).to_have_text("not here")
+    expect(page.locator("#news")).to_have_text("guide has left")
+    say(page, "are you there")
+    expect(page.get_by_text("✓ kept")).to_be_visible()
+    agents.start(gateway, workspace)
+    expect(page.locator("#chat-presence")).to_have_text("here")
+    expect(lines(page).nth(1)).to_contain_text("3 words")
+
+
+def test_the_windows_of_a_person_stay_in_step(
+    gateway: GatewayProcess, visitors: Visitors, agents: Agents, workspace: str
+) -> None:
+    agents.start(gateway, workspace)
+    pages = [visitors.page(), visitors.page(), visitors.elsewhere()]  # two tabs, and another browser
+    for page in pages:
+        come_in(page, gateway, "maya", workspace)
+        talk_to(page)
+    stranger = talk_to(come_in(visitors.elsewhere(), gateway, "noor", workspace))
+    assert len({window_of(page) for page in pages}) == 3
+    for number, page in enumerate(pages):
+        say(page, f"from window {number}")
+        for other in pages:
+            expect(line(other, f"from window {number}")).to_be_visible()
+            expect(lines(other)).to_have_count(2 * number + 2)
+    say(pages[0], "count to 100000")  # at most 200: long enough to be seen by all
+    for page in pages:
+        expect(page.get_by_role("progressbar", name="counting")).to_be_visible()
+    assert [lines(page).all_inner_texts() for page in pages] == [lines(pages[0]).all_inner_texts()] * 3
+    people = pages[0].locator("#people")
+    expect(people.get_by_role("listitem").filter(has_text="maya (you)")).to_contain_text("3 windows")
+    expect(people.get_by_text("noor")).to_be_visible()
+    expect(lines(stranger)).to_have_count(0)  # what two say to each other is nobody else's
+    expect(stranger.get_by_role("progressbar")).to_have_count(0)
+
+
+def test_a_reload_resumes(gateway: GatewayProcess, visitors: Visitors, agents: Agents, workspace: str) -> None:
+    agents.start(gateway, workspace)
+    page = talk_to(come_in(visitors.page(), gateway, "maya", workspace))
+    say(page, "before the reload")
+    expect(lines(page)).to_have_count(2)
+    before = window_of(page)
+    page.reload()
+    talk_to(page)
+    assert window_of(page) == before
+    expect(line(page, "before the reload")).to_be_visible()
+    say(page, "behind it")
+    expect(lines(page)).to_have_count(4)
+
+
+@pytest.mark.parametrize("how", ["closed", "crashed"])
+def test_a_new_tab_takes_the_place_of_one_that_was_killed(
+    gateway: GatewayProcess, visitors: Visitors, agents: Agents, workspace: str, how: str
+) -> None:
+    workspace = f"killed-{how}"
+    agents.start(gateway, workspace, "guide", 0.2)
+    page = talk_to(come_in(visitors.page(), gateway, "maya", workspace))
+    before = window_of(page)
+    say(page, "count to 5")
+    expect(page.get_by_role("progressbar")).to_be_visible()
+    if how == "closed":
+        page.close()
+    else:
+        with pytest.raises(Error):
+            page.goto("chrome://crash")
+    page = visitors.page()
+    page.goto(f"http://{gateway.address}/")
+    assert page.get_by_label("Your name").input_value() == "maya"
+    page.get_by_role("button", name="Enter").click()
+    talk_to(page)
+    assert window_of(page) == before
+    expect(line(page, "count to 5")).to_be_visible()
+    expect(line(page, "5. Done!")).to_be_visible()  # it was said while there was no window, or comes now
+    assert lines(page).count() == 2
+
+
+def test_another_workspace_is_another_world(
+    gateway: GatewayProcess, visitors: Visitors, agents: Agents, workspace: str
+) -> None:
+    agents.start(gateway, workspace)
+    agents.start(gateway, f"{workspace}-2", "clerk")
+    page = talk_to(come_in(visitors.page(), gateway, "maya", workspace))
+    other = talk_to(come_in(visitors.page(), gateway, "maya", workspace))
+    say(page, "hello here")
+    expect(lines(page)).to_have_count(2)
+
+    def go_to(there: str) -> None:
+        page.bring_to_front()
+        page.get_by_role("button", name=re.compile("workspace")).click()
+        page.get_by_role("dialog").get_by_label("Workspace").fill(there)
+        page.get_by_role("button", name="Go there").click()
+        expect(page.get_by_role("dialog")).to_be_hidden()
+
+    go_to(f"{workspace}-2")
+    talk_to(page, "clerk")
+    expect(agent_button(page)).to_have_count(0)
+    say(page, "hello there")
+    expect(lines(page)).to_have_count(2)
+    expect(lines(other)).to_have_count(2)  # it has stayed behind
+    say(other, "and here again")
+    expect(lines(other)).to_have_count(4)
+    go_to(workspace)
+    talk_to(page)
+    expect(lines(page)).to_have_count(4)  # what was said meanwhile has waited
+    page.get_by_role("button", name=re.compile("workspace")).click()
+    page.get_by_role("dialog").get_by_label("Workspace").fill("no * allowed")
+    page.get_by_role("button", name="Go there").click()
+    expect(page.get_by_role("dialog").get_by_role("alert")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#workspace-name")).to_have_text(workspace)
+
+
+def test_a_gateway_that_is_killed_and_comes_back_loses_nothing(
+    own_gateway: Callable[..., GatewayProcess], visitors: Visitors, agents: Agents, workspace: str
+) -> None:
+    gateway = own_gateway()
+    agents.start(gateway, workspace)
+    page = talk_to(come_in(visitors.page(), gateway, "maya", workspace))
+    say(page, "before the crash")
+    expect(lines(page)).to_have_count(2)
+    gateway.kill()
+    expect(page.get_by_role("alert").filter(has_text="No connection")).to_be_visible()
+    say(page, "said to nobody")
+    expect(page.get_by_text("sending…")).to_be_visible()
+    page.get_by_role("button", name="Try now").click()  # nobody is there yet
+    expect(page.get_by_text("sending…")).to_be_visible()
+    gateway.restart()
+    page.locator("#banner-button").dispatch_event("click")  # not a person's click: it may have come back by itself
+    expect(page.get_by_text("✓ kept")).to_have_count(2)
+    expect(lines(page)).to_have_count(4)
+    expect(lines(page).nth(3)).to_contain_text("3 words; the longest is “nobody”")
+    expect(page.locator("#banner")).to_be_hidden()
+    expect(page.locator("#workspace-name")).to_have_text(workspace)
+
+
+def test_what_was_not_sent_before_a_reload_is_sent_after_it(
+    own_gateway: Callable[..., GatewayProcess], visitors: Visitors, agents: Agents, workspace: str
+) -> None:
+    gateway = own_gateway()
+    agents.start(gateway, workspace)
+    page = talk_to(come_in(visitors.page(), gateway, "maya", workspace))
+    gateway.kill()
+    say(page, "into the void")
+    expect(page.get_by_text("sending…")).to_be_visible()
+    page.close()
+    gateway.restart()
+    page = visitors.page()
+    page.goto(f"http://{gateway.address}/")
+    page.get_by_role("button", name="Enter").click()
+    talk_to(page)
+    expect(lines(page)).to_have_count(2)
+    expect(page.get_by_text("✓ kept")).to_have_count(1)
+
+
+def test_what_was_said_a_moment_ago_in_a_tab_that_is_gone_is_sent_too(
+    gateway: GatewayProcess, visitors: Visitors, agents: Agents, workspace: str
+) -> None:
+    agents.start(gateway, workspace)
+    page = visitors.page()
+    page.goto(f"http://{gateway.address}/")
+    said = {"id": "c0ffee", "text": "with my last breath", "mine": True, "state": "sending"}
+    page.evaluate(
+        """([key, agent, line]) => {
+          localStorage.setItem(key, JSON.stringify({ [agent]: [{ ...line, at: Date.now() + 1500 }] }));
+        }""",
+        [f"aether-page:maya:{workspace}", f"ag::{workspace}::guide::1", said],
+    )
+    talk_to(come_in(page, gateway, "maya", workspace))
+    expect(page.get_by_text("✓ kept")).to_be_visible()
+    expect(lines(page).filter(has_text="4 words")).to_be_visible()
+
+
+@pytest.fixture
+def locked_gateway(own_gateway: Callable[..., GatewayProcess], tmp_path: Path) -> tuple[GatewayProcess, str]:
+    """(a gateway that asks for a key, the key)"""
+    command = [sys.executable, "-m", "aether_trio"]
+    made = json.loads(subprocess.check_output([*command, "keys", "new", "--json", "--principal", "user"], text=True))
+    settings = tmp_path / "settings.json"
+    settings.write_text(
+        json.dumps(
+            {
+                "gateway": {"host": "127.0.0.1"},
+                "auth": {"api_keys": [made["record"]]},
+                "websocket": {"page": True},
+            }
+        )
+    )
+    started = own_gateway(command=(*command, "serve"), extra_args=("--config", str(settings)))
+    return started, made["key"]
+
+
+def test_a_gateway_that_asks_for_a_key(
+    locked_gateway: tuple[GatewayProcess, str], visitors: Visitors, workspace: str
+) -> None:
+    gateway, key = locked_gateway
+    page = visitors.page()
+    page.goto(f"http://{gateway.address}/")
+    page.get_by_label("Your name").fill("maya")
+    page.get_by_role("button", name="Enter").click()
+    alert = page.get_by_role("alert")
+    expect(alert).to_have_text("This gateway asks for a key.")
+    field = page.get_by_label("API key")
+    expect(field).to_be_focused()
+    field.fill("wrong")
+    page.get_by_role("button", name="Enter").click()
+    expect(alert).to_contain_text(re.compile("key", re.IGNORECASE))
+    expect(alert).not_to_have_text("This gateway asks for a key.")
+    field.fill(key)
+    field.press("Enter")
+    expect(page.get_by_role("status").filter(has_text="Connected")).to_be_attached()
+    # Neither in what the page keeps, nor for the next one: after a reload it asks again.
+    kept = page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}])")
+    assert key not in kept
+    page.reload()
+    expect(page.get_by_role("button", name="Enter")).to_be_visible()
+
+
+def test_who_is_thrown_out_is_told_and_does_not_come_back_by_itself(
+    gateway: GatewayProcess, visitors: Visitors, workspace: str
+) -> None:
+    page = come_in(visitors.page(), gateway, "maya", workspace)
+    aether = [sys.executable, "-m", "aether_trio", "sessions", "--gateway", gateway.address]
+    rows = json.loads(subprocess.check_output([*aether, "--workspace", workspace, "--json"], text=True))
+    subprocess.check_call([*aether, "--disconnect", rows[0]["session_id"], "--reason", "lunch"])
+    alert = page.get_by_role("alert").filter(has_text="lunch")
+    expect(alert).to_be_visible()
+    page.get_by_role("button", name="Connect again").click()
+    expect(alert).to_be_hidden()
+    expect(page.get_by_role("status").filter(has_text="Connected")).to_be_attached()
+
+
+def test_a_small_screen_shows_the_list_or_one_conversation_and_the_keyboard_suffices(
+    gateway: GatewayProcess, visitors: Visitors, agents: Agents, workspace: str
+) -> None:
+    long_name = "a-name-that-does-not-end-" * 3
+    agents.start(gateway, workspace, long_name)
+    page = visitors.context(viewport={"width": 360, "height": 640}).new_page()
+    page.goto(f"http://{gateway.address}/")
+    page.keyboard.type("m" * 64)
+    page.keyboard.press("Tab")
+    page.keyboard.type(workspace)
+    page.keyboard.press("Enter")
+    name = agent_button(page, long_name)
+    expect(name).to_be_visible()
+    expect(page.get_by_role("log")).to_be_hidden()
+    name.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("textbox", name=re.compile("^Message to"))).to_be_focused()
+    page.keyboard.type("one")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("two")
+    page.keyboard.press("Enter")
+    expect(lines(page).first).to_have_text("one\ntwo")
+    expect(name).to_be_hidden()
+    say(page, "W" * 3000)
+    expect(lines(page)).to_have_count(4)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.get_by_role("button", name="Back to the agents").click()
+    expect(name).to_be_focused()
+
+
+def test_everything_comes_from_the_gateway(gateway: GatewayProcess, visitors: Visitors, workspace: str) -> None:
+    page = visitors.page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    come_in(page, gateway, "maya", workspace)
+    assert asked
+    assert all(url.startswith(f"http://{gateway.address}/") for url in asked)
+    # The policy that visitors watch over is in force: what it forbids does not run.
+    page.evaluate(
+        "() => { const s = document.createElement('script'); s.text = 'window.ran = 1'; document.body.append(s) }"
+    )
+    assert page.evaluate("window.ran") is None
+    assert visitors.problems
+    visitors.problems.clear()
