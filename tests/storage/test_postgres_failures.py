@@ -6,6 +6,7 @@ itself, and no connection has been left half-used.
 
 from __future__ import annotations
 
+import math
 import random
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -232,21 +233,27 @@ async def test_a_stalled_link_fails_in_time_and_is_replaced(fragile: PostgresSer
 async def test_cancelling_at_any_moment_leaves_no_connection_half_used(fragile: PostgresServer) -> None:
     chance = random.Random(7)
     finished: list[int] = []
+    cancelled: list[bool] = []
 
-    async def caller(number: int) -> None:
-        with trio.move_on_after(chance.random() * 0.02):
+    async def caller(number: int, longest_s: float) -> None:
+        with trio.move_on_after(longest_s * chance.random()) as scope:
             if number % 3:
                 await load.database.run(load.pair(number))
                 finished.append(number)
             else:
                 await database.fetch("SELECT count(*), pg_sleep(0.001) FROM items")
+        cancelled.append(scope.cancelled_caught)
 
     async with opened(fragile.dsn()) as database:
         load = Load(database)
+        longest_s = math.inf
         for start in range(1, 600, 60):
+            started = trio.current_time()
             async with trio.open_nursery() as nursery:
                 for number in range(start, start + 60):
-                    nursery.start_soon(caller, number)
+                    nursery.start_soon(caller, number, longest_s)
+            if longest_s == math.inf:  # now we know how long they take, when nobody disturbs them
+                longest_s = trio.current_time() - started
         with trio.fail_after(LONG_S):
             while not database.idle:
                 await trio.sleep(0.005)
@@ -255,4 +262,5 @@ async def test_cancelling_at_any_moment_leaves_no_connection_half_used(fragile: 
         there = {one for one in rows if one > 0}
         assert {-one for one in rows if one < 0} == there >= set(finished)
         assert database.statistics().losses == 0
-        assert 0 < len(finished) < 400
+        assert len(finished) >= 40
+        assert any(cancelled)
