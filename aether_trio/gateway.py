@@ -81,7 +81,7 @@ class Gateway:
         deadline_s = self._settings.grpc.drain_deadline_s
         logger.info("draining", sessions=len(core.registry), deadline_s=deadline_s)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._ports.drain, deadline_s)
+            await nursery.start(self._ports.drain, deadline_s)
             await core.end_sessions(DRAIN_NOTICE)
         await core.log.drain()
         logger.info("drained")

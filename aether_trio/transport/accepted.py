@@ -10,6 +10,8 @@ import socket
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import trio
+
 from aether_trio.transport.link import PeerCertificate
 from aether_trio.transport.tls import TlsSession
 
@@ -45,6 +47,9 @@ class Lane(Protocol):
         """Serve one connection to its end. Raises nothing but cancellation."""
         ...
 
-    async def drain(self, deadline_s: float) -> None:
-        """Ask clients to go elsewhere, and wait until they have gone; after `deadline_s` end what is left."""
+    async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Ask clients to go elsewhere, and wait until they have gone; after `deadline_s` end what is left.
+
+        Started when all have been asked: who ends their sessions after that does not forestall it.
+        """
         ...

@@ -13,6 +13,7 @@ from __future__ import annotations
 import socket
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 
 import trio
 
@@ -71,12 +72,16 @@ class Ports:
                         accepting.start_soon(self._acceptor.serve, listeners, door.serve)
                     task_status.started()
 
-    async def drain(self, deadline_s: float) -> None:
-        """Accept no more, and drain every lane; at the latest after `deadline_s` their connections have ended."""
+    async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Accept no more, and drain every lane; at the latest after `deadline_s` their connections have ended.
+
+        Started when every client has been asked to go.
+        """
         self._accepting.cancel()
         async with trio.open_nursery() as nursery:
             for lane in self._lanes.values():
-                nursery.start_soon(lane.drain, deadline_s)
+                await nursery.start(partial(lane.drain, deadline_s))
+            task_status.started()
 
     def close(self) -> None:
         """Close the listeners; for whoever opened and did not serve."""

@@ -177,7 +177,7 @@ def test_not_more_than_128_bytes(text: str, size: int, strict: bool) -> None:
         ("\ud800", "lone surrogate"),
         ("a\udfffb", "lone surrogate"),
         ("a:", 'ends with ":"'),
-        ("a\x00b", "contains .*x00"),
+        ("a\x00b", "contains .*(x00|zero byte)"),
     ],
 )
 def test_rules_that_hold_without_the_character_rule_too(text: str, message: str, strict: bool) -> None:

@@ -48,7 +48,8 @@ class TalkingLane:
         accepted.sock.send(answer if accepted.tls is None else accepted.tls.seal(answer))
         await trio.lowlevel.checkpoint()
 
-    async def drain(self, deadline_s: float) -> None:
+    async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()
         self.drained_within_s = deadline_s
         await trio.lowlevel.checkpoint()
 

@@ -112,13 +112,14 @@ class FramedServer:
         reader.put_back(events[1:])
         return reader
 
-    async def drain(self, deadline_s: float) -> None:
+    async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """See Lane: GOAWAY to all. The core ends their sessions, and so they go."""
         within_ms = round(deadline_s * 1000)
         for count, output in enumerate(list(self._outputs)):
             output.say_goaway(framing.GoAway(GoAwayReason.DRAINING, within_ms, "the gateway is shutting down"))
             if count % 64 == 63:
                 await trio.lowlevel.checkpoint()
+        task_status.started()
         with trio.move_on_after(deadline_s):
             while self._outputs:
                 self._gone = trio.Event()

@@ -104,12 +104,17 @@ class GrpcServer:
     def _accept(self, connection: ServerConnection, stream_id: int, headers: list[tuple[str, str]]) -> None:
         accept_rpc(self._handlers, connection, stream_id, headers)
 
-    async def drain(self, deadline_s: float) -> None:
+    async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Say GOAWAY twice, let RPCs end by themselves, and after `deadline_s` end them with UNAVAILABLE.
 
         Connections that come later are told to go at once.
         """
         self._draining = True
+        for count, connection in enumerate(tuple(self._connections)):
+            connection.ask_to_leave()
+            if count % 64 == 63:
+                await trio.lowlevel.checkpoint()
+        task_status.started()
         with trio.move_on_after(deadline_s) as scope:
             async with trio.open_nursery() as nursery:
                 for connection in tuple(self._connections):

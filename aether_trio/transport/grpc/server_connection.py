@@ -272,16 +272,24 @@ class ServerConnection(ServerStreams):
 
     # Draining ------------------------------------------------------------------------------------------------------
 
-    async def drain(self, round_trip_s: float) -> None:
-        """Two GOAWAYs (RFC 9113 section 6.8): the first asks the client to stop, the second says where we stopped."""
+    # Two GOAWAYs (RFC 9113 section 6.8): the first asks the client to stop, the second says where we stopped.
+
+    def ask_to_leave(self) -> None:
+        """The first GOAWAY. `drain` goes on from there."""
         if self.draining or self.closing:
-            await trio.lowlevel.checkpoint()
             return
         self.draining = True
         self._ping_acked = trio.Event()
         self.plane.out.append(frames.goaway(STREAM_MASK, ErrorCode.NO_ERROR, "draining"))
         self.plane.out.append(frames.ping(b"draining"))
         self.pump()
+
+    async def drain(self, round_trip_s: float) -> None:
+        """Both GOAWAYs, with a round trip or `round_trip_s` between them."""
+        self.ask_to_leave()
+        if self._ping_acked is None:
+            await trio.lowlevel.checkpoint()
+            return
         with trio.move_on_after(round_trip_s):
             await self._ping_acked.wait()
         self._ping_acked = None

@@ -101,11 +101,12 @@ class HttpServer:
             if self._empty is not None and not self._fetching and not self._websockets:
                 self._empty.set()
 
-    async def drain(self, deadline_s: float) -> None:
+    async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """See Lane."""
         self._draining = True
         for stream in self._fetching:
             stream.shutdown(socket.SHUT_RD)  # what was read is answered; then it is the end
+        task_status.started()
         with trio.move_on_after(deadline_s):
             while self._fetching or self._websockets:
                 self._empty = trio.Event()
