@@ -27,7 +27,6 @@ from typing import Any, Final, TypeVar
 
 import outcome
 import trio
-import trio_asyncio
 
 from aether_trio.storage.base import Execute, ExecuteMany, Fetch, Program, ProgramFactory, Row, Statement, Value
 from aether_trio.storage.errors import StorageSetupError
@@ -38,6 +37,7 @@ from aether_trio.storage.postgres_pool import Pool
 from aether_trio.storage.postgres_reader import Reader
 from aether_trio.storage.postgres_statements import Job
 from aether_trio.storage.postgres_writer import Writer
+from aether_trio.storage.trio_loop import aio_as_trio, open_loop
 
 T = TypeVar("T")
 
@@ -190,7 +190,7 @@ class PostgresServer:
         give_up = trio.current_time() + self.limits.patience_s
         while True:
             try:
-                await trio_asyncio.aio_as_trio(migrate)(self.dsn, self.schema, name, self.limits)
+                await aio_as_trio(migrate)(self.dsn, self.schema, name, self.limits)
                 break
             except StorageSetupError:
                 raise
@@ -228,7 +228,7 @@ class PostgresServer:
             self._look_done()
             with trio.move_on_after(CLOSE_S):
                 await self._all_done.wait()
-            await trio_asyncio.aio_as_trio(self._close)()
+            await aio_as_trio(self._close)()
 
     async def _close(self) -> None:
         await self.writers.close()
@@ -250,7 +250,7 @@ async def open_postgres(
         raise StorageSetupError(f"{schema!r} cannot be the name of a schema here: use small letters, digits and _.")
     raised: BaseException | None = None
     try:
-        async with trio_asyncio.open_loop() as loop:
+        async with open_loop() as loop:
             server = PostgresServer(dsn, schema, limits or PostgresLimits(), loop)
             try:
                 yield server
