@@ -171,9 +171,8 @@ def site() -> Iterator[Site]:
             html, headers = pages.get(self.path, ("", {}))
             body = html.encode()
             self.send_response(200 if self.path in pages else 404)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
             self.send_header("Content-Length", str(len(body)))
-            for name, value in headers.items():
+            for name, value in {"Content_Type": "text/html; charset=utf-8", **headers}.items():
                 self.send_header(name.replace("_", "-"), value)
             self.end_headers()
             self.wfile.write(body)
