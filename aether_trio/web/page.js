@@ -108,7 +108,8 @@ async function enter(userId, workspace, key) {
   } catch (error) {
     const needsKey = error.code === "UNAUTHENTICATED" || (Boolean(key) && error.code === "PERMISSION_DENIED");
     sessionStorage.removeItem(LAST_TIME);
-    view.showWelcome(needsKey && !key ? "This gateway asks for a key." : error.message, needsKey);
+    const unanswered = error.code === "UNAVAILABLE" ? "The gateway does not answer. Is it running?" : error.message;
+    view.showWelcome(needsKey && !key ? "This gateway asks for a key." : unanswered, needsKey, error.message);
     return;
   }
   client = entering;

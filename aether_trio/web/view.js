@@ -57,7 +57,8 @@ const STATUS = {
   closed: "Not connected",
 };
 
-export function showWelcome(error, needsKey) {
+/** `error` is for the person, `why` for who looks closer. */
+export function showWelcome(error, needsKey, why) {
   document.title = "aether";
   $("app").hidden = true;
   $("welcome").hidden = false;
@@ -65,6 +66,7 @@ export function showWelcome(error, needsKey) {
   $("enter-button").textContent = "Enter";
   $("enter-error").hidden = !error;
   $("enter-error").textContent = error ?? "";
+  $("enter-error").title = why ?? "";
   if (needsKey) $("key-details").open = true;
   $(needsKey ? "key" : "name").focus();
 }

@@ -285,6 +285,25 @@ def test_what_was_said_a_moment_ago_in_a_tab_that_is_gone_is_sent_too(
     expect(lines(page).filter(has_text="4 words")).to_be_visible()
 
 
+def test_when_nobody_answers_the_way_in_says_so(
+    own_gateway: Callable[..., GatewayProcess], visitors: Visitors, workspace: str
+) -> None:
+    gateway = own_gateway()
+    page = visitors.page()
+    page.clock.install()
+    page.goto(f"http://{gateway.address}/")
+    gateway.kill()
+    page.get_by_label("Your name").fill("maya")
+    page.locator("#workspace").fill(workspace)
+    page.get_by_role("button", name="Enter").click()
+    expect(page.get_by_role("button", name="Connecting…")).to_be_disabled()
+    page.clock.fast_forward(20_000)
+    expect(page.get_by_role("alert")).to_have_text("The gateway does not answer. Is it running?")
+    gateway.restart()
+    page.get_by_role("button", name="Enter").click()
+    expect(page.get_by_role("status").filter(has_text="Connected")).to_be_attached()
+
+
 @pytest.fixture
 def locked_gateway(own_gateway: Callable[..., GatewayProcess], tmp_path: Path) -> tuple[GatewayProcess, str]:
     """(a gateway that asks for a key, the key)"""

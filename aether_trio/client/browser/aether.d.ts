@@ -73,7 +73,7 @@ export interface SlotStorage {
   setItem(key: string, value: string): void;
 }
 
-/** By kind: api_key, bearer_token, session_token, ... */
+/** By kind: { api_key: "aek_..." }. Others are refused by name until the gateway knows them. */
 export type Credentials = Record<string, string>;
 
 export interface ConnectOptions {
