@@ -6,7 +6,8 @@ one group); PostgreSQL drives the same generator over one connection inside a tr
 no I/O of its own, reads no clock and keeps no state outside its locals, because an engine may run it again from the
 start.
 
-SQL is portable: `$1` parameters, `ON CONFLICT`, `RETURNING`, integer milliseconds, no engine functions.
+SQL is portable: `$1` parameters, `ON CONFLICT`, `RETURNING`, integer milliseconds, no engine functions. Where that would cost a round
+trip per row, a `shared` engine (PostgreSQL) has a text of its own, which may take arrays (routing/shared_programs.py).
 
 Invariants: `run` returns only after the commit that contains the program is durable; programs given to `run` by one
 caller, one after another, take effect in that order; a program that raises leaves no trace.
@@ -21,6 +22,8 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 T = TypeVar("T")
 
 Value: TypeAlias = str | int | float | bytes | None
+Argument: TypeAlias = Value | Sequence[Value]
+"""A sequence is an array, which only PostgreSQL has."""
 Row: TypeAlias = tuple[Any, ...]
 
 
@@ -29,7 +32,7 @@ class Fetch:
     """Run a query (or a write with `RETURNING`); the program is sent `list[Row]`."""
 
     sql: str
-    args: Sequence[Value] = ()
+    args: Sequence[Argument] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class Execute:
     """Run a write; the program is sent the number of rows it touched."""
 
     sql: str
-    args: Sequence[Value] = ()
+    args: Sequence[Argument] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +60,30 @@ class StorageUnavailable(Exception):
     """The engine could not commit or read now (disk full, file locked, server gone). Safe to try again later."""
 
 
+class CommitUnknown(StorageUnavailable):
+    """The connection was lost between COMMIT and its answer: the program is written wholly or not at all.
+
+    Whoever cannot do a thing twice must look before it tries again. Only an engine with a server raises it.
+    """
+
+
 class Database(Protocol):
     """One logical database. Engines are async context managers; closing one flushes what was accepted."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes write to it too: then memory never knows better than the database."""
+        ...
 
     async def run(self, program: ProgramFactory[T]) -> T:
         """Run a read-write program atomically; return its result after the commit is durable.
 
         Raises StorageUnavailable when nothing was written, or whatever the program itself raised.
         """
+        ...
+
+    async def write(self, statement: Statement) -> Any:
+        """Run one write as a program of its own; what a program would be sent. One round trip on an engine with a server."""
         ...
 
     async def read(self, program: ProgramFactory[T]) -> T:

@@ -30,7 +30,7 @@ import trio
 
 from aether_trio.storage.base import Execute, ExecuteMany, Fetch, Program, ProgramFactory, Row, Statement, Value
 from aether_trio.storage.errors import StorageSetupError
-from aether_trio.storage.postgres_connections import SCHEMA, Kind, PostgresLimits, connect
+from aether_trio.storage.postgres_connections import LOCKING, SCHEMA, Kind, PostgresLimits, connect
 from aether_trio.storage.postgres_errors import is_outage, setup_error
 from aether_trio.storage.postgres_migrate import migrate
 from aether_trio.storage.postgres_pool import Pool
@@ -67,11 +67,14 @@ class PostgresStatistics:
 class PostgresDatabase:
     """A base.Database: one logical database of a PostgresServer. Made by its `database`."""
 
+    shared = True
+
     def __init__(self, name: str, server: PostgresServer) -> None:
         self.name = name
         self._server = server
         self._room = trio.Semaphore(QUEUE_PROGRAMS)
-        self.writer = Writer(name, server.writers, server.spawn, server.loop, self._deliver, server.limits)
+        pool = server.appenders if name in LOCKING else server.writers
+        self.writer = Writer(name, pool, server.spawn, server.loop, self._deliver, server.limits)
         self.reader = Reader(name, server.readers, server.spawn, self._deliver, server.limits)
 
     async def run(self, program: ProgramFactory[T]) -> T:
@@ -81,6 +84,10 @@ class PostgresDatabase:
         """
         result: T = await self._submit(Job(program), self.writer.put)
         return result
+
+    async def write(self, statement: Statement) -> Any:
+        """Run one write; what a program would be sent."""
+        return await self._submit(Job(lambda: _single(statement), single=True), self.writer.put)
 
     async def read(self, program: ProgramFactory[T]) -> T:
         """Run a read-only program on one snapshot that includes every write committed before the call."""
@@ -98,14 +105,13 @@ class PostgresDatabase:
 
     async def execute(self, sql: str, *args: Value) -> int:
         """One write (INSERT, UPDATE, DELETE); the number of rows it touched."""
-        job = Job(lambda: _single(Execute(sql, args)), single=True)
-        count: int = await self._submit(job, self.writer.put)
+        count: int = await self.write(Execute(sql, args))
         return count
 
     async def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
         """One write for many rows, in one transaction. `rows` is read in this task, before anything is queued."""
         held = rows if isinstance(rows, list) else list(rows)
-        await self._submit(Job(lambda: _single(ExecuteMany(sql, held)), single=True), self.writer.put)
+        await self.write(ExecuteMany(sql, held))
 
     def statistics(self) -> PostgresStatistics:
         writer = self.writer
@@ -120,7 +126,7 @@ class PostgresDatabase:
             last_error=writer.last_error,
             conflicts=writer.conflicts,
             losses=writer.losses,
-            connections=self._server.writers.size + self._server.readers.size,
+            connections=self._server.connections,
         )
 
     @property
@@ -167,6 +173,7 @@ class PostgresServer:
         self._all_done = trio.Event()
         self._databases: list[PostgresDatabase] = []
         self.writers = self._pool("writer", limits.writers)
+        self.appenders = self._pool("appender", limits.appenders)
         self.readers = self._pool("reader", limits.readers)
 
     def _pool(self, kind: Kind, most: int) -> Pool:
@@ -230,9 +237,14 @@ class PostgresServer:
                 await self._all_done.wait()
             await aio_as_trio(self._close)()
 
+    @property
+    def connections(self) -> int:
+        """How many there are of this process, those being opened included."""
+        return self.writers.size + self.appenders.size + self.readers.size
+
     async def _close(self) -> None:
-        await self.writers.close()
-        await self.readers.close()
+        for pool in (self.writers, self.appenders, self.readers):
+            await pool.close()
         while self._tasks:
             await asyncio.wait(self._tasks)
 

@@ -1,7 +1,8 @@
 """One connection to PostgreSQL: how it is made, and the limits that hold on it.
 
-There are two kinds. A *writer* opens SERIALIZABLE transactions, because a program reads, decides and writes without locks and
-must not see another one between. A *reader* opens REPEATABLE READ, READ ONLY transactions, each on one snapshot. The kinds are
+There are three kinds. A *writer* opens SERIALIZABLE transactions, because a program reads, decides and writes without locks and
+must not see another one between. An *appender* opens READ COMMITTED transactions, for a database whose programs lock the rows on
+which they decide (`LOCKING`): nodes that append to one topic come one after another instead of failing each other. A *reader* opens REPEATABLE READ, READ ONLY transactions, each on one snapshot. The kinds are
 defaults of the session, set while it starts, so that a single statement needs no BEGIN and still has them.
 
 Every limit on time is held by the server too: a node that is stopped (SIGSTOP) or cut off in the middle of a transaction keeps its
@@ -19,7 +20,12 @@ import asyncpg
 
 from aether_trio.storage.errors import StorageSetupError
 
-Kind = Literal["writer", "reader"]
+Kind = Literal["writer", "appender", "reader"]
+
+LOCKING: Final = frozenset({"log"})
+"""Logical databases whose programs lock what they decide on, in one order, and so need no more than READ COMMITTED."""
+
+_ISOLATION: Final = {"writer": "serializable", "appender": "read committed", "reader": "repeatable read"}
 
 MINIMUM_VERSION: Final = 14  # client_connection_check_interval, in_hot_standby
 CACHED_STATEMENTS: Final = 512  # texts are constants of the program; the log's INSERT has one for each number of rows
@@ -30,11 +36,12 @@ SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,50}")
 class PostgresLimits:
     """Limits of one process towards its server; times in seconds.
 
-    `writers` and `readers` bound its connections (three nodes times 10 fit a server with its default 100). A caller waits at most
+    `writers`, `appenders` and `readers` bound its connections (eight nodes times 10 fit a server with its default 100). A caller waits at most
     `patience_s` for a connection, and gets StorageUnavailable at once when the server has been away for longer than that.
     """
 
-    writers: int = 6
+    writers: int = 4
+    appenders: int = 2
     readers: int = 4
     keep: int = 1
     """Connections of each kind that stay open however idle."""
@@ -77,8 +84,8 @@ def _session(kind: Kind, schema: str, limits: PostgresLimits) -> dict[str, str]:
     return {
         "application_name": f"aether-{kind}",
         "search_path": schema,
-        "default_transaction_isolation": "serializable" if kind == "writer" else "repeatable read",
-        "default_transaction_read_only": "off" if kind == "writer" else "on",
+        "default_transaction_isolation": _ISOLATION[kind],
+        "default_transaction_read_only": "on" if kind == "reader" else "off",
         "statement_timeout": ms(limits.statement_s),
         "lock_timeout": ms(limits.lock_s),
         "idle_in_transaction_session_timeout": ms(limits.idle_in_transaction_s),

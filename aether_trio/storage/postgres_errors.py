@@ -17,13 +17,6 @@ from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.errors import StorageSetupError
 
 
-class CommitUnknown(StorageUnavailable):
-    """The connection was lost between COMMIT and its answer: the programs of the group are wholly written or not at all.
-
-    Whoever cannot do a thing twice must look before it tries again.
-    """
-
-
 class FencedError(StorageUnavailable):
     """This node's lease had ended when the write came: others may hold what it held, so nothing was written (cluster/lease.py)."""
 
@@ -82,6 +75,8 @@ def fault(exc: BaseException, connection: Any) -> Fault:
         return Fault.CONNECTION  # another node has migrated: a new connection prepares anew
     if connection.is_closed():
         return Fault.CONNECTION
+    if isinstance(exc, asyncpg.CheckViolationError) and not exc.constraint_name:
+        return Fault.SERVER  # no partition for the row: it has just been dropped
     if isinstance(exc, asyncpg.PostgresError):
         state = exc.sqlstate or ""
         return _BY_STATE.get(state) or _BY_CLASS.get(state[:2], Fault.PROGRAM)

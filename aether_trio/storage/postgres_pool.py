@@ -45,7 +45,7 @@ class Pool:
     ) -> None:
         self._connect = connect
         self._spawn = spawn
-        self._most = most
+        self.most = most
         self._keep = keep
         self._idle_s = idle_s
         self._patience_s = patience_s
@@ -143,7 +143,7 @@ class Pool:
         """Open as many connections as there are callers in line, within the limit; one at a time while the server is away."""
         wanted = sum(not waiter.done() for waiter in self._waiting)
         while (
-            not self._closed and self._opening < wanted and self.size < self._most and not (self.down and self._opening)
+            not self._closed and self._opening < wanted and self.size < self.most and not (self.down and self._opening)
         ):
             self._opening += 1
             task = self._spawn(self._open())

@@ -33,9 +33,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from aether_trio.storage.base import StorageUnavailable
+from aether_trio.storage.base import CommitUnknown, StorageUnavailable
 from aether_trio.storage.postgres_connections import PostgresLimits
-from aether_trio.storage.postgres_errors import CommitUnknown, Fault, FencedError, describe, fault
+from aether_trio.storage.postgres_errors import Fault, FencedError, describe, fault
 from aether_trio.storage.postgres_pool import Pool, Spawn
 from aether_trio.storage.postgres_statements import Job, drive, roll_back, within
 
@@ -82,7 +82,7 @@ class Writer:
         self._limits = limits
         self._queue: deque[Job] = deque()
         self._lanes = 0
-        self._lanes_allowed = limits.writers
+        self._lanes_allowed = pool.most
         self._calm = 0
         self._hurry: asyncio.TimerHandle | None = None
         self._random = random.Random()  # noqa: S311  # spreads the pauses of groups that fight
@@ -249,7 +249,7 @@ class Writer:
         self.rows += sum(job.rows for job in jobs if job.error is None)
         self.largest_group = max(self.largest_group, len(jobs))
         self._calm += 1
-        if self._calm >= CALM_GROUPS and self._lanes_allowed < self._limits.writers:
+        if self._calm >= CALM_GROUPS and self._lanes_allowed < self._pool.most:
             self._calm = 0
             self._lanes_allowed += 1
 

@@ -55,6 +55,8 @@ class SqliteStatistics:
 class SqliteDatabase:
     """A base.Database over one file. Made by `open_sqlite`."""
 
+    shared = False
+
     def __init__(self, name: str, path: Path | None) -> None:
         self.name = name
         self.path = path
@@ -73,6 +75,10 @@ class SqliteDatabase:
         """
         result: T = await self._submit(Job(program, is_read=False), self._writes)
         return result
+
+    async def write(self, statement: Statement) -> Any:
+        """Run one write; what a program would be sent."""
+        return await self.run(lambda: _single(statement))
 
     async def read(self, program: ProgramFactory[T]) -> T:
         """Run a read-only program on one snapshot that includes every write committed before the call."""
@@ -109,13 +115,13 @@ class SqliteDatabase:
 
     async def execute(self, sql: str, *args: Value) -> int:
         """One write (INSERT, UPDATE, DELETE); the number of rows it touched."""
-        count: int = await self.run(lambda: _single(Execute(sql, args)))
+        count: int = await self.write(Execute(sql, args))
         return count
 
     async def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
         """One write for many rows, in one transaction. `rows` is read in this task, before anything is queued."""
         held = rows if isinstance(rows, list) else list(rows)
-        await self.run(lambda: _single(ExecuteMany(sql, held)))
+        await self.write(ExecuteMany(sql, held))
 
     def statistics(self) -> SqliteStatistics:
         writer = self._writer

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 
-from aether_trio.storage.base import Execute, ExecuteMany, Fetch, Program, Statement, Value
+from aether_trio.storage.base import Argument, Execute, ExecuteMany, Fetch, Program, Statement
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class Compiled:
     text: str
     order: tuple[int, ...] | None
 
-    def arrange(self, args: Sequence[Value]) -> Sequence[Value]:
+    def arrange(self, args: Sequence[Argument]) -> Sequence[Argument]:
         return args if self.order is None else [args[i] for i in self.order]
 
 

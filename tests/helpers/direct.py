@@ -24,6 +24,11 @@ T = TypeVar("T")
 class Direct(Protocol):
     """One logical database."""
 
+    @property
+    def shared(self) -> bool:
+        """See Database."""
+        ...
+
     def drive(self, program: ProgramFactory[T]) -> T:
         """Run a program as one transaction."""
         ...
@@ -57,6 +62,8 @@ class Store(Protocol):
 
 class SqliteDirect:
     """In memory."""
+
+    shared = False
 
     def __init__(self, name: str) -> None:
         self._connection = sqlite3.connect(":memory:", isolation_level=None)
@@ -115,6 +122,8 @@ class SqliteStore:
 
 class PostgresPlace:
     """See Place. All databases of it are one schema, as in a gateway."""
+
+    shared = True
 
     def __init__(self, session: PostgresSession, schema: str, give_back: Callable[[PostgresPlace], None]) -> None:
         self._session = session

@@ -19,6 +19,7 @@ from aether_trio.storage.base import (
     Program,
     ProgramFactory,
     Row,
+    Statement,
     StorageUnavailable,
     Value,
 )
@@ -69,6 +70,7 @@ class InlineDatabase:
 
     def __init__(self, direct: Direct) -> None:
         self._direct = direct
+        self.shared = direct.shared
         self.before_write = Gate()
         self.after_write = Gate()
         self.after_read = Gate()
@@ -97,6 +99,10 @@ class InlineDatabase:
         await self.after_write.passed()
         return result
 
+    async def write(self, statement: Statement) -> Any:
+        """See Database."""
+        return await self.run(lambda: _single(statement))
+
     async def read(self, program: ProgramFactory[T]) -> T:
         """See Database."""
         await trio.lowlevel.checkpoint()
@@ -118,13 +124,13 @@ class InlineDatabase:
 
     async def execute(self, sql: str, *args: Value) -> int:
         """See Database."""
-        touched: int = await self.run(lambda: _single(Execute(sql, args)))
+        touched: int = await self.write(Execute(sql, args))
         return touched
 
     async def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
         """See Database."""
         held = list(rows)
-        await self.run(lambda: _single(ExecuteMany(sql, held)))
+        await self.write(ExecuteMany(sql, held))
 
     def query(self, sql: str, *args: Value) -> list[Row]:
         """Look into the database now, for assertions."""

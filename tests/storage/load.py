@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 
 import trio
 
-from aether_trio.storage.base import Execute, Fetch, Program, StorageUnavailable
+from aether_trio.storage.base import CommitUnknown, Execute, Fetch, Program, StorageUnavailable
 from aether_trio.storage.postgres import PostgresDatabase
-from aether_trio.storage.postgres_errors import CommitUnknown
 from tests.helpers.postgres import PostgresServer
 from tests.storage.programs import LONG_S, ids
 

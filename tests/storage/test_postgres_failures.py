@@ -15,11 +15,10 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from aether_trio.storage.base import Execute, Program, StorageUnavailable
+from aether_trio.storage.base import CommitUnknown, Execute, Program, StorageUnavailable
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.postgres import PostgresDatabase, open_postgres
 from aether_trio.storage.postgres_connections import PostgresLimits
-from aether_trio.storage.postgres_errors import CommitUnknown
 from aether_trio.testing.fault_proxy import FaultProxy, open_fault_proxy
 from tests.helpers.engines import PostgresEngine
 from tests.helpers.postgres import PostgresServer, open_postgres_server
