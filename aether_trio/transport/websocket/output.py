@@ -131,7 +131,7 @@ class Output:
             self._last = None
         if not parts:
             self._again = False
-            self._tell_flushed()
+            self._tell_flushed()  # which may bring something
             return self._again
         self._sent = True
         try:
@@ -140,6 +140,7 @@ class Output:
             self.abandon()
             return False
         if self._backlog is None:
+            self._tell_flushed()
             return True
         self._start_writer()
         return False
@@ -172,6 +173,7 @@ class Output:
             finally:
                 self._writer = None
             self.stalled_since = None
+            self._tell_flushed()
             self.pump()
 
     async def _wait_out_backlog(self) -> None:
