@@ -62,6 +62,7 @@ class HttpConnection:
                 event = self._h11.next_event()
             if not isinstance(event, h11.Request):
                 return None
+            _check_length(event)
             request = _read(event)
             self._head_only = request.method == "HEAD"
             if not _BODY.isdisjoint(request.headers) and request.headers.get("content-length") != "0":
@@ -90,6 +91,16 @@ class HttpConnection:
             parts.append(self._h11.send(h11.Data(data=body)))
         parts.append(self._h11.send(h11.EndOfMessage()))
         await self._stream.send_all(b"".join(part for part in parts if part))
+
+
+def _check_length(event: h11.Request) -> None:
+    """h11 bounds what is not whole yet; one read may bring a longer head that is. Raises BadRequest."""
+    lines = [(event.method, event.target), *event.headers]
+    if sum(len(left) + len(right) + len(b": \r\n") for left, right in lines) > MAX_HEAD_BYTES:
+        raise BadRequest(
+            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+            f"request line and headers have more than {MAX_HEAD_BYTES} bytes",
+        )
 
 
 def _read(event: h11.Request) -> Request:

@@ -115,12 +115,17 @@ async def test_requests_sent_ahead_are_answered_in_turn(browser: Browser) -> Non
     assert received.count(b"HTTP/1.1 200 OK") == 3
 
 
-@pytest.mark.parametrize("tail", ["\r\n", ""], ids=["whole", "cut"])
-async def test_a_head_that_is_too_long(browser: Browser, tail: str) -> None:
-    await browser.stream.send_all(("GET / HTTP/1.1\r\nHost: x\r\nCookie: " + "c" * 200_000 + tail).encode())
+@pytest.mark.parametrize("length", [17_000, 200_000], ids=["one read", "many reads"])
+@pytest.mark.parametrize("tail", ["\r\n\r\n", ""], ids=["whole", "cut"])
+async def test_a_head_that_is_too_long(browser: Browser, length: int, tail: str) -> None:
+    await browser.stream.send_all(("GET / HTTP/1.1\r\nHost: x\r\nCookie: " + "c" * length + tail).encode())
     status, headers, _ = await browser.answer()
     assert status == 431
     assert headers["connection"] == "close"
+
+
+async def test_a_head_of_just_the_length_that_is_allowed(browser: Browser) -> None:
+    assert (await browser.get("/", cookie="c" * 16_000))[0] == 200
 
 
 @pytest.mark.parametrize(
