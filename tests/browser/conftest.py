@@ -8,7 +8,6 @@ Every page of a test is watched: an exception in it, or something that its Conte
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -43,16 +42,10 @@ def browser() -> Iterator[Browser]:
     arguments = [f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1"]
     if os.geteuid() == 0:
         arguments.append("--no-sandbox")
-    # Where trio-asyncio is imported, asyncio.new_event_loop() makes loops that Playwright cannot run in turns.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("asyncio.new_event_loop", asyncio.SelectorEventLoop)
-        playwright = sync_playwright().start()
-    try:
+    with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, args=arguments)
         yield chromium
         chromium.close()
-    finally:
-        playwright.stop()
 
 
 @pytest.fixture(scope="module")
