@@ -120,18 +120,18 @@ class Bus:
         self._put(f"{self._server.schema}_all", topic, body)
 
     def receive(self, payload: str) -> None:
-        """What came over a channel: [sender, topic, body, topic, body, ...] in JSON."""
+        """What came over a channel: [sender, [[topic, body], ...]] in JSON."""
         try:
-            sender, *rest = msgspec.json.decode(payload, type=list[int | str])
+            sender, hints = msgspec.json.decode(payload, type=tuple[int, list[tuple[str, str]]])
         except msgspec.DecodeError:
             logger.warning("somebody else notifies on a channel of the cluster")
             return
         if sender == self._lease.node_id:
             return
-        for topic, body in zip(rest[::2], rest[1::2], strict=True):
+        for topic, body in hints:
             self._received += 1
-            for handler in self._handlers.get(str(topic), ()):
-                handler(int(sender), str(body))
+            for handler in self._handlers.get(topic, ()):
+                handler(sender, body)
 
     # -- listening ------------------------------------------------------------------------------------------------
 
@@ -281,14 +281,16 @@ class Bus:
 def _payloads(sender: int, hints: list[tuple[str, str]]) -> list[str]:
     """As few payloads as the hints fit in."""
     payloads: list[str] = []
-    parts: list[int | str] = [sender]
-    size = 16  # the sender
-    for topic, body in hints:
-        more = len(msgspec.json.encode((topic, body)))
-        if size + more > MAX_PAYLOAD_BYTES and len(parts) > 1:
-            payloads.append(msgspec.json.encode(parts).decode())
-            parts, size = [sender], 16
-        parts += (topic, body)
+    parts: list[str] = []
+    size = 0
+    for hint in hints:
+        part = msgspec.json.encode(hint).decode()
+        more = len(part.encode()) + 1
+        if parts and size + more > MAX_PAYLOAD_BYTES:
+            payloads.append(f"[{sender},[{','.join(parts)}]]")
+            parts, size = [], 0
+        parts.append(part)
         size += more
-    payloads.append(msgspec.json.encode(parts).decode())
+    if parts:
+        payloads.append(f"[{sender},[{','.join(parts)}]]")
     return payloads

@@ -37,10 +37,17 @@ REMEMBERED_DEAD: Final = 10_000
 FORGET_NODES_S: Final = 24 * 3600.0
 
 _DECLARE_DEAD: Final = "SELECT aether_declare_dead($1, $2, $3)"
-# Only who does nothing: a transaction that is at work comes to an end by itself, and others who declare the same wait there, too.
+# Only who waits for its client: a transaction that is at work comes to an end by itself, and others who declare the same wait there, too.
 _CLEAR_THE_WAY: Final = """
     SELECT pg_terminate_backend(a.pid) FROM unnest(pg_blocking_pids($1)) AS b (pid) JOIN pg_stat_activity a ON a.pid = b.pid
-    WHERE a.state LIKE 'idle in transaction%'
+    WHERE a.wait_event = 'ClientRead'
+"""
+# asyncpg asks for a statement to be prepared and then waits: a client that stops there is "active" for PostgreSQL, not idle in a
+# transaction, so that none of its limits on time applies (before version 17), and it keeps its locks.
+_END_STUCK: Final = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE application_name IN ('aether-writer', 'aether-cluster') AND state = 'active' AND wait_event = 'ClientRead'
+        AND datname = current_database() AND state_change < now() - $1 * interval '1 second'
 """
 _UNLOCKED: Final = """
     SELECT node_id, epoch FROM nodes WHERE alive AND node_id <> $2 AND NOT EXISTS (
@@ -199,6 +206,7 @@ class Nodes:
             await self.declare_dead(node_id, epoch)
         self._unlocked = found
         limits = self._limits
+        await self.fetch(_END_STUCK, self._server.limits.idle_in_transaction_s)
         old_ms = int(10 * limits.lease_grace_s * 1000)
         await self.fetch(_FORGET_ASKS, old_ms)
         await self.fetch(f"{_END_VOID} RETURNING holds.identity", old_ms, SWEEP_ROWS)

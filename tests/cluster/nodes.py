@@ -96,6 +96,17 @@ class Node:
         """What a session writes, with the epoch of its hold, in the order of the commits. Raises FencedError."""
         await self.database.run(lambda: _write(identity, epoch))
 
+    async def write_as_holder(self, identity: str, epoch: int) -> None:
+        """`write` of a session that ends when its hold is lost. Raises FencedError, SessionEnded."""
+        hold = self.cluster.holds.mine(identity)
+        if hold is None or hold.epoch != epoch:
+            raise SessionEnded(identity)
+        await self.write(identity, epoch)
+
+
+class SessionEnded(Exception):
+    """The session knows that it does not hold its identity any more."""
+
 
 def _write(identity: str, epoch: int) -> Program[None]:
     rows = yield Execute("UPDATE counters SET n = n + 1 WHERE identity = $1", (identity,))
@@ -154,8 +165,21 @@ class Nodes:
             await stopped.wait()
 
     async def _run(self, dsn: str, limits: ClusterLimits, task_status: trio.TaskStatus[Node]) -> None:
-        host = Host()
         stop, stopped = trio.Event(), trio.Event()
+        try:
+            await self._live(dsn, limits, stop, stopped, task_status)
+        finally:
+            stopped.set()
+
+    async def _live(
+        self,
+        dsn: str,
+        limits: ClusterLimits,
+        stop: trio.Event,
+        stopped: trio.Event,
+        task_status: trio.TaskStatus[Node],
+    ) -> None:
+        host = Host()
         async with open_postgres(dsn, schema=self._schema, limits=FEW) as server:
             database = await server.database("scratch")
             number = next(self._seeds)
@@ -166,7 +190,6 @@ class Nodes:
                 self._ends[id(node)] = (stop, stopped)
                 task_status.started(node)
                 await stop.wait()
-        stopped.set()
 
 
 @asynccontextmanager

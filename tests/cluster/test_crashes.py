@@ -1,0 +1,123 @@
+"""Nodes in processes of their own, killed and stopped: what they held is free in time, and they write nothing afterwards."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from aether_trio.model.errors import Status, StatusError
+from tests.cluster.children import Child, Refused, open_children
+from tests.cluster.nodes import LONG_S, QUICK, Nodes, history_is_ordered
+from tests.helpers.engines import PostgresEngine
+
+pytestmark = pytest.mark.crash
+
+X, Y = "ag::lab::x::1", "ag::lab::y::1"
+HISTORY = "SELECT identity, n, epoch FROM history"
+
+
+async def test_the_holds_of_a_killed_process_are_free_at_once(nodes: Nodes, place: PostgresEngine) -> None:
+    node = await nodes.start()
+    async with open_children(place.server.dsn(), place.schema, QUICK) as [child]:
+        for number in range(100):
+            await child.claim(f"ag::lab::x::{number}", f"s{number}")
+        with pytest.raises(StatusError) as refused:
+            await node.claim("ag::lab::x::0")
+        assert refused.value.status is Status.ALREADY_EXISTS
+        await child.kill()
+        claimed = []
+
+        async def claim(number: int) -> None:
+            claimed.append(await node.claim(f"ag::lab::x::{number}", resume=f"s{number}"))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(100):
+                nursery.start_soon(claim, number)
+        assert {one.hold.epoch for one in claimed} == {2}
+        assert all(one.history is not None for one in claimed)
+        statistics = node.cluster.nodes.statistics()
+        # Once for all of them, and without waiting for an answer.
+        assert (statistics.declared, statistics.cut_off) == (1, 0)
+
+
+async def test_a_stopped_process_loses_what_is_wanted_and_keeps_the_rest(nodes: Nodes, place: PostgresEngine) -> None:
+    node = await nodes.start()
+    async with open_children(place.server.dsn(), place.schema, QUICK) as [child]:
+        x, y = await child.claim(X, "x1"), await child.claim(Y, "y1")
+        await child.do("write", identity=X, epoch=x)
+        child.stop()
+        before = trio.current_time()
+        claimed = await node.claim(X)
+        assert trio.current_time() - before >= QUICK.lease_grace_s
+        assert claimed.hold.epoch == x + 1
+        assert node.cluster.nodes.statistics().cut_off == 1
+        await node.write(X, claimed.hold.epoch)
+        # It wakes in the middle of what it was doing, with commands waiting that it still believes in.
+        writes: list[BaseException] = []
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(_write, child, X, x, writes)
+            child.go_on()
+        assert await child.wait_told("back") == [X]
+        assert ("gone", []) not in child.told
+        assert len(writes) == 20
+        assert all(str(error).startswith(("FencedError", "SessionEnded")) for error in writes)
+        assert history_is_ordered(place.rows(HISTORY)) == {X: [x, claimed.hold.epoch]}
+        assert place.rows("SELECT epoch, alive FROM nodes WHERE node_id = $1", child.node_id) == [(2, True)]
+        await child.do("write", identity=Y, epoch=y)
+        with pytest.raises(StatusError):
+            await node.claim(Y)
+        with pytest.raises(Refused, match="ALREADY_EXISTS"):
+            await child.claim(X, "x2")
+
+
+async def _write(child: Child, identity: str, epoch: int, refused: list[BaseException]) -> None:
+    try:
+        await child.do("write", identity=identity, epoch=epoch)
+    except Refused as error:
+        refused.append(error)
+
+
+@pytest.mark.parametrize("prepared", [True, False], ids=["between two statements", "within one"])
+async def test_a_process_that_is_stopped_in_the_middle_of_a_write_does_not_keep_its_locks(
+    nodes: Nodes, place: PostgresEngine, prepared: bool
+) -> None:
+    """Its transaction holds the row that has to say that it is dead.
+
+    For PostgreSQL it is idle in a transaction if its connection knows the statement, and active if it has just prepared it.
+    """
+    node = await nodes.start()
+    async with open_children(place.server.dsn(), place.schema, QUICK) as [child]:
+        x = await child.claim(X, "x1")
+        if prepared:
+            await child.do("write", identity=X, epoch=x)
+        place.outside("BEGIN; LOCK TABLE history IN EXCLUSIVE MODE")
+        async with trio.open_nursery() as nursery:
+            refused: list[BaseException] = []
+            nursery.start_soon(_write, child, X, x, refused)
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'history'::regclass"
+            with trio.fail_after(LONG_S):
+                while place.rows(waiting) != [(1,)]:
+                    await trio.sleep(0.01)
+            child.stop()
+            place.outside("COMMIT")
+            claimed = await node.claim(X)
+            await node.write(X, claimed.hold.epoch)
+            child.go_on()
+        await child.wait_told("back")
+        assert len(refused) == 1
+        epochs = history_is_ordered(place.rows(HISTORY))
+        assert epochs == {X: [x, claimed.hold.epoch] if prepared else [claimed.hold.epoch]}
+
+
+async def test_a_process_that_ends_well_frees_everything_at_once(nodes: Nodes, place: PostgresEngine) -> None:
+    node = await nodes.start()
+    async with open_children(place.server.dsn(), place.schema, QUICK) as [child]:
+        await child.claim(X, "x1")
+        assert child.process.stdin is not None
+        await child.process.stdin.send_all(b'{"id": 0, "do": "leave"}\n')
+        assert await child.process.wait() == 0
+        assert place.rows("SELECT alive FROM nodes WHERE node_id = $1", child.node_id) == [(False,)]
+        claimed = await node.claim(X, resume="x1")
+        assert claimed.displaced is None
+        assert claimed.history is not None
