@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from typing import Final
 
@@ -18,6 +19,8 @@ from aether_trio.client.websocket import WebSocketLane
 
 __all__ = ["dial"]
 
+_NO_ISSUER: Final = frozenset((18, 19, 20, 21))
+"""X509_V_ERR_... of OpenSSL: signed by itself, or by somebody whose certificate is not at hand."""
 _NOT_A_GATEWAY: Final = ("WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING", "HTTP_REQUEST")
 
 
@@ -29,14 +32,26 @@ async def dial(
     try:
         stream = socket_stream = await anyio.connect_tcp(address.host, address.port)
     except (OSError, anyio.BrokenResourceError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise Unavailable("UNREACHABLE", f"cannot connect to {address}: {reason}", retryable=True) from error
+        raise Unavailable("UNREACHABLE", f"cannot connect to {address}: {_reason(error)}", retryable=True) from error
     tune(socket_stream)
     if context is not None:
         stream = await _secure(socket_stream, address, context, server_name)
     if address.lane is LaneKind.FRAMED:
         return FramedLane(stream, hub, ping_interval_s)
     return WebSocketLane(stream, hub, ping_interval_s, authority=address.authority)
+
+
+def _reason(error: Exception) -> str:
+    """What the system says. anyio's own error says that all attempts failed; theirs, one for each address, are its cause."""
+    cause = error.__cause__ or error
+    causes = cause.exceptions if isinstance(cause, BaseExceptionGroup) else (cause,)
+    return ", ".join(dict.fromkeys(map(_text, causes)))
+
+
+def _text(error: BaseException) -> str:
+    if not isinstance(error, OSError) or error.errno is None or error.strerror is None:
+        return str(error)
+    return os.strerror(error.errno) if error.errno > 0 else error.strerror  # the latter from getaddrinfo
 
 
 async def _secure(
@@ -48,7 +63,8 @@ async def _secure(
         )
     except ssl.SSLCertVerificationError as error:
         await anyio.aclose_forcefully(stream)
-        raise TlsRefused(f"the certificate of {address} is not trusted: {error.verify_message}") from error
+        hint = "; its authority goes into TlsOptions(ca_file=...)" if error.verify_code in _NO_ISSUER else ""
+        raise TlsRefused(f"the certificate of {address} is not trusted: {error.verify_message}{hint}") from error
     except ssl.SSLError as error:
         await anyio.aclose_forcefully(stream)
         hint = ""

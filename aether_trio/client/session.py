@@ -82,6 +82,8 @@ class Session:
         self._assigned = ""
         self._maybe_us_until = 0.0
         self._failures = 0
+        self._reached = False
+        """The present attempt is beyond TCP and TLS."""
 
     # -- from the client
 
@@ -149,8 +151,11 @@ class Session:
                     if self.settings.retry.exhausted(self._failures):
                         raise
                 await anyio.sleep(self.settings.retry.pause_s(self._failures - 1, last.retry_after_s))
-        text = f"no connection within {self.settings.connect_timeout_s:g} s"
-        raise last or Unavailable("CONNECT_TIMEOUT", f"{text} to {self.settings.address}", retryable=True)
+        limit, address = f"within {self.settings.connect_timeout_s:g} s", self.settings.address
+        text = f"no connection to {address} {limit}"
+        if self._reached:
+            text = f"{address} takes connections, but nothing answered {limit}; is it the port of a gateway?"
+        raise last or Unavailable("CONNECT_TIMEOUT", text, retryable=True)
 
     async def _again(self, ended: Ended) -> Lane:
         """The next connection after one that has ended. Raises what makes it hopeless."""
@@ -193,11 +198,13 @@ class Session:
         self._set(State.CONNECTING)
         self._core.inbox.cut()
         lane: Lane | None = None
+        self._reached = False
         try:
             with anyio.fail_after(settings.handshake_timeout_s):
                 lane = await dial(
                     settings.address, settings.context, settings.server_name, self._core, settings.ping_interval_s
                 )
+                self._reached = True
                 ack = await lane.open(self._init())
         except TimeoutError:
             await self._abandon(lane)

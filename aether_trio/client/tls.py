@@ -58,8 +58,13 @@ def _build(options: TlsOptions) -> ssl.SSLContext:
         raise AddressError("key_file without cert_file")
     try:
         context = ssl.create_default_context(cafile=os.fspath(options.ca_file) if options.ca_file is not None else None)
-        if options.cert_file is not None:
-            context.load_cert_chain(options.cert_file, options.key_file)
     except (OSError, ssl.SSLError) as error:
-        raise AddressError(f"the TLS files cannot be used: {error}") from error
+        raise AddressError(f"ca_file {options.ca_file} cannot be used: {error.strerror or error}") from error
+    if options.cert_file is None:
+        return context
+    try:
+        context.load_cert_chain(options.cert_file, options.key_file)
+    except (OSError, ssl.SSLError) as error:
+        files = f"cert_file {options.cert_file}" + (f" with key_file {options.key_file}" if options.key_file else "")
+        raise AddressError(f"{files} cannot be used: {error.strerror or error}") from error
     return context

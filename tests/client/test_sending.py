@@ -8,10 +8,10 @@ import pytest
 import trio
 import trio.testing
 
-from aether_trio.client import ConnectionLost, PayloadTooLarge, RateLimited, Unavailable
+from aether_trio.client import ConnectionLost, PayloadTooLarge, RateLimited, Retry, Unavailable
 from aether_trio.wire import framing
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.client.gateways import agent
+from tests.client.gateways import agent, run_on
 from tests.client.peer import Line, Peer, open_peer
 
 B = "ag::w::i::b"
@@ -292,10 +292,24 @@ async def test_a_block_that_ends_with_something_unconfirmed_says_so() -> None:
         await line.end()
 
 
-async def test_unreachable_is_said_at_once_when_it_is_asked_so() -> None:
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+async def test_unreachable_is_said_at_once_when_it_is_asked_so(backend: str) -> None:
+    async def connect(address: str) -> None:
+        with pytest.raises(Unavailable, match=f"cannot connect to {address}: Connection refused") as caught:
+            async with agent(address, "a", retry=Retry(max_attempts=0)):
+                pytest.fail("nobody is there")
+        assert caught.value.retryable
+
     async with open_peer() as peer:
         address = peer.address
-    with pytest.raises(Unavailable, match="cannot connect") as caught:
-        async with agent(address, "a", connect_timeout=0.05):
-            pytest.fail("nobody is there")
-    assert caught.value.retryable
+    await run_on(backend, connect, address)
+
+
+async def test_who_takes_connections_and_says_nothing_is_no_gateway() -> None:
+    async with open_peer() as peer:
+        with pytest.raises(
+            Unavailable, match=f"{peer.address} takes connections, .* is it the port of a gateway"
+        ) as caught:
+            async with agent(peer.address, "a", connect_timeout=2):
+                pytest.fail("nobody has answered")
+    assert (caught.value.code, caught.value.retryable) == ("CONNECT_TIMEOUT", True)
