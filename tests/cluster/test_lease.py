@@ -127,8 +127,10 @@ async def test_nothing_of_an_old_lease_is_written_under_the_next_one(nodes: Node
             nursery.start_soon(write)
         await trio.sleep(0.2)
         place.outside("COMMIT")
-        # In one statement, so that the node does not come back in between; it waits for the transactions of that node.
-        declare = "SELECT pg_terminate_backend($1, 30000), aether_declare_dead($2, $3, 1)"
+        # Whoever waits for the lock first has it first; the declaration waits for the transactions of that node.
+        declare = (
+            "SELECT pg_terminate_backend($1), pg_advisory_xact_lock_shared($2, $3), aether_declare_dead($2, $3, 1)"
+        )
         await trio.to_thread.run_sync(place.rows, declare, pid, lock_class(place.schema, "lease"), a.cluster.node_id)
         written = place.rows("SELECT count(*) FROM history")
     assert refused > 0
