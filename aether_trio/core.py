@@ -42,6 +42,7 @@ from aether_trio.services.sessions import SessionService
 from aether_trio.services.workspaces import WorkspaceSwitch
 from aether_trio.session.admission import Claim
 from aether_trio.session.dispatch import Dispatcher
+from aether_trio.session.holding import Holding, LocalHolding
 from aether_trio.session.registry import Registry
 from aether_trio.session.serve import Parts, SessionServer
 from aether_trio.session.session import Session
@@ -82,6 +83,7 @@ class Core:
         self.metrics = Metrics()
         self.lanes = Lanes()
         self.registry = Registry(limits.connections_per_workspace)
+        self.holding: Holding = LocalHolding(self.registry)
         self.authorizer = DevAuthorizer()
         self.credentials = CredentialChecker(settings.auth, clock)
         self.presence = PresenceStore(state, clock)
@@ -105,6 +107,7 @@ class Core:
                 rates=rates,
                 router=self.router,
                 registry=self.registry,
+                holding=self.holding,
                 dispatcher=self.dispatcher,
                 authenticate=self._authenticate,
                 recall=self.presence.recall,
@@ -163,6 +166,7 @@ class Core:
         return pb.ConfigSnapshot(workspace_exclusive_kv=in_workspace, global_exclusive_kv=everywhere)
 
     def _ended(self, session: Session) -> None:
+        self.holding.let_go(session)
         self.presence.ended(session)
         self.metrics.connection_duration.observe(
             (self.clock.now_ms() - session.connected_ms) / 1000,

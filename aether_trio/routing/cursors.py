@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import trio
+
 from aether_trio.routing.topic_state import TopicState
 
 Key = tuple[TopicState, str]
@@ -20,7 +22,7 @@ Key = tuple[TopicState, str]
 class CursorStore:
     """Dirty cursors by (topic, consumer)."""
 
-    __slots__ = ("_dirty", "_flushing", "_readers", "_wake", "_written")
+    __slots__ = ("_begun", "_dirty", "_flushed", "_flushing", "_readers", "_saved", "_wake", "_written", "hurry")
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._dirty: dict[Key, int] = {}
@@ -28,6 +30,10 @@ class CursorStore:
         self._written: dict[Key, int] = {}
         self._readers = 0
         self._wake = wake
+        self._flushed: trio.Event | None = None
+        self._begun = self._saved = 0
+        self.hurry = False
+        """Somebody waits for a flush, which is not to wait for its time."""
 
     @property
     def dirty(self) -> bool:
@@ -66,10 +72,24 @@ class CursorStore:
             if not self._readers:
                 self._written.clear()
 
+    async def save(self) -> None:
+        """Wait until every cursor that has moved by now is in the database, however long that takes."""
+        if not self._dirty and not self._flushing:
+            return
+        wanted = self._begun + 1 if self._dirty else self._begun
+        while self._saved < wanted:
+            self.hurry = True
+            self._wake()
+            if self._flushed is None:
+                self._flushed = trio.Event()
+            await self._flushed.wait()
+
     def begin_flush(self) -> list[TopicState]:
         """Take what is dirty along; the topics it belongs to. Each call is followed by `end_flush` or `abort_flush`."""
         assert not self._flushing
         self._flushing, self._dirty = self._dirty, {}
+        self._begun += 1
+        self.hurry = False
         return [state for state, _ in self._flushing]
 
     def rows(self, now_ms: int) -> list[tuple[int, str, int, int]]:
@@ -87,6 +107,10 @@ class CursorStore:
         if self._readers:
             self._written.update(self._flushing)
         self._flushing = {}
+        self._saved = self._begun
+        if self._flushed is not None:
+            self._flushed.set()
+            self._flushed = None
 
     def abort_flush(self) -> None:
         """The rows were not written: they stay dirty, unless newer ones have come."""

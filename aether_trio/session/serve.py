@@ -34,6 +34,7 @@ from aether_trio.routing.router import Router
 from aether_trio.routing.work_group import WorkGroups
 from aether_trio.session.admission import Claim, read_claim, undeclared_extensions
 from aether_trio.session.dispatch import Dispatcher
+from aether_trio.session.holding import Holding
 from aether_trio.session.registry import History, Registry
 from aether_trio.session.session import ClientInfo, Session
 from aether_trio.session.subscriptions import Subscriptions
@@ -74,6 +75,7 @@ class Parts:
     rates: Rates
     router: Router
     registry: Registry
+    holding: Holding
     dispatcher: Dispatcher
     authenticate: Callable[[Identity, Claim, Peer], AllowsWorkspace]
     recall: Callable[[str, str], Awaitable[History | None]]
@@ -217,15 +219,23 @@ class SessionServer:
         session = self._make_session(link, claim, allows_workspace)
         history = await self._recall(claim)
         await self._let_predecessor_end(claim)
+        self._check_wanted(session)
+        displaced, continued = await parts.holding.take(session, claim)
+        continued = continued or history
+        if displaced is not None:
+            displaced.end(Status.CANCELLED, f"session {session.session_id} has taken over this identity")
+        try:
+            self._check_wanted(session)  # it may have taken a while
+        except BaseException:
+            session.detach()
+            raise
+        return session, continued
+
+    def _check_wanted(self, session: Session) -> None:
         if self.draining:
             raise StatusError(Status.UNAVAILABLE, "the gateway is shutting down; connect again")
         if session.outbox.broken:
             raise LinkBroken("the stream broke while it was admitted")
-        displaced, continued = parts.registry.claim(session, claim.resume_session_id)
-        continued = continued or history
-        if displaced is not None:
-            displaced.end(Status.CANCELLED, f"session {session.session_id} has taken over this identity")
-        return session, continued
 
     def _make_session(self, link: Link, claim: Claim, allows_workspace: AllowsWorkspace) -> Session:
         parts = self._parts
@@ -291,12 +301,15 @@ class SessionServer:
     # -- the read loop --------------------------------------------------------------------------------------------
 
     async def _read(self, session: Session, early: Sequence[Upstream]) -> None:
-        link, outbox, log = session.link, session.outbox, self._parts.log
+        link, outbox, log, holding = session.link, session.outbox, self._parts.log, self._parts.holding
         batch = early or await link.receive()
         while batch:
             if session.ending is not None:
                 raise session.ending  # the batch and the end have met
             session.last_activity_ms = self._parts.clock.now_ms()
+            if holding.paused:
+                await holding.wait_input()
+                continue  # it may have been ended meanwhile
             await self._handle_batch(session, batch)
             if not log.has_room:
                 await log.wait_room()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import trio
+import trio.testing
+
 from aether_trio.routing.cursors import CursorStore
 from aether_trio.routing.topic_state import TopicState
 
@@ -72,3 +75,36 @@ def test_what_was_written_during_a_read_is_remembered_until_all_reads_are_over()
             assert store.unwritten(state, "me") == 5
         assert store.unwritten(state, "me") == 5
     assert store.unwritten(state, "me") is None
+
+
+async def test_saving_waits_for_what_was_dirty_and_for_nothing_later(autojump_clock: trio.testing.MockClock) -> None:
+    store, state, wakes = make()
+    await store.save()
+    assert not store.hurry, "there was nothing to wait for"
+    store.advance(state, "me", 5)
+    saved: list[str] = []
+
+    async def save(name: str) -> None:
+        await store.save()
+        saved.append(name)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(save, "first")
+        await trio.testing.wait_all_tasks_blocked()
+        assert store.hurry
+        assert wakes.count == 2
+        store.begin_flush()
+        nursery.start_soon(save, "second, of what is being written")
+        await trio.testing.wait_all_tasks_blocked()
+        store.advance(state, "me", 6)
+        nursery.start_soon(save, "third")
+        await trio.testing.wait_all_tasks_blocked()
+        store.abort_flush()
+        await trio.testing.wait_all_tasks_blocked()
+        assert saved == [], "a flush that failed has saved nothing"
+        store.begin_flush()
+        store.advance(state, "you", 1)
+        store.end_flush()
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(saved) == 3, "what came later is not waited for"
+    assert store.unwritten(state, "you") == 1

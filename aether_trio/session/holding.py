@@ -1,0 +1,243 @@
+"""How a session comes to hold its identity: on one node by the registry alone, in a cluster by a row that all nodes agree on.
+
+    serve ──▶ take ──▶ (cluster: claim the row) ──▶ registry
+    session ends ──▶ registry ──▶ let_go ──▶ (cluster: settle what it appended and read, then release the row)
+
+A session that has ended on this node has let go of its identity here at once. Its row follows as soon as its messages and its
+cursors are committed, so that a successor on another node reads on where it stopped.
+
+Invariants: whoever is in the registry of a node in a cluster has the row, or has been told to end; the row is released after the last
+write for its session; while `paused`, no session reads input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import structlog
+import trio
+
+from aether_trio.cluster.records import Claimed, ClaimRequest, Continued, Hold
+from aether_trio.model.errors import Status, StatusError
+from aether_trio.routing.log import TopicLog
+from aether_trio.session.admission import Claim
+from aether_trio.session.registry import History, Registry
+from aether_trio.session.session import Session
+from aether_trio.storage.base import StorageUnavailable
+
+logger = structlog.get_logger("aether.session")
+
+SETTLE_S = 2.0
+"""How long the row of an ended session waits for its last writes. They fail together with the database, and the release too."""
+LEAVING_S = 0.1
+"""How long another node's claimant waits for a session that may just be ending."""
+
+
+class Holding(Protocol):
+    """See the module docstring."""
+
+    paused: bool
+    """Whether input is to wait: it is open what this node holds."""
+
+    async def wait_input(self) -> None:
+        """Wait until `paused` is false."""
+        ...
+
+    async def take(self, session: Session, claim: Claim) -> tuple[Session | None, History | None]:
+        """Make `session` the holder: (displaced session of this node, history to continue). Raises StatusError.
+
+        No checkpoint between the decision and the return.
+        """
+        ...
+
+    def let_go(self, session: Session) -> None:
+        """The session has ended. Never blocks; for a session that holds nothing it does nothing."""
+        ...
+
+
+class LocalHolding:
+    """One node: the registry decides."""
+
+    paused = False
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def wait_input(self) -> None:
+        """See Holding."""
+
+    async def take(self, session: Session, claim: Claim) -> tuple[Session | None, History | None]:
+        """See Holding."""
+        return self._registry.claim(session, claim.resume_session_id)
+
+    def let_go(self, session: Session) -> None:
+        """See Holding."""
+
+
+class Rows(Protocol):
+    """The part of the cluster's Holds that is needed here (cluster/holds.py)."""
+
+    async def claim(self, request: ClaimRequest) -> Claimed:
+        """Become the holder of an identity. Raises StatusError and StorageUnavailable."""
+        ...
+
+    def release(self, hold: Hold, history: Continued | None = None) -> bool:
+        """Give an identity back."""
+        ...
+
+    def mine(self, identity: str) -> Hold | None:
+        """This node's hold of an identity."""
+        ...
+
+
+class ClusterHolding:
+    """A node of a cluster. Also the cluster's SessionHost (cluster/records.py). `run` must run while sessions live.
+
+    Made before the cluster is joined, which needs it: `rows` is given afterwards by `join`.
+    """
+
+    def __init__(self, registry: Registry, log: TopicLog, now_ms: Callable[[], int]) -> None:
+        self._registry = registry
+        self._log = log
+        self._now_ms = now_ms
+        self._rows: Rows | None = None
+        self._held: dict[str, Hold] = {}
+        self._leaving: dict[str, trio.Event] = {}
+        self._ended: list[tuple[Session, Hold]] = []
+        self._work = trio.Event()
+        self._input = trio.Event()
+        self.paused = False
+
+    def join(self, rows: Rows) -> None:
+        """The cluster is there."""
+        self._rows = rows
+
+    async def wait_input(self) -> None:
+        """See Holding."""
+        while self.paused:
+            await self._input.wait()
+
+    # -- taking -----------------------------------------------------------------------------------------------------
+
+    async def take(self, session: Session, claim: Claim) -> tuple[Session | None, History | None]:
+        """See Holding."""
+        assert self._rows is not None, "sessions come after the cluster"
+        name = claim.identity.text
+        await self._wait_left(name)
+        holder = self._registry.holder(name)
+        if holder is not None and holder.session_id != claim.resume_session_id:
+            return self._registry.claim(session, claim.resume_session_id)  # which says why not
+        try:
+            claimed = await self._rows.claim(_request(session, claim))
+        except StorageUnavailable as error:
+            raise StatusError(Status.UNAVAILABLE, f"the gateway's storage does not answer: {error}") from None
+        stale = self._registry.holder(name)
+        if stale is not None and stale.session_id != claim.resume_session_id:
+            stale.end(Status.CANCELLED, f"session {session.session_id} holds this identity now")
+        displaced, history = self._registry.claim(session, claim.resume_session_id)
+        self._held[session.session_id] = claimed.hold
+        continued = claimed.history
+        if history is None and continued is not None:
+            history = History(continued.session_id, continued.initial_connection_ms, continued.reconnections)
+        return displaced, history
+
+    # -- letting go -------------------------------------------------------------------------------------------------
+
+    def let_go(self, session: Session) -> None:
+        """See Holding."""
+        hold = self._held.pop(session.session_id, None)
+        if hold is None or self._rows is None or self._rows.mine(hold.identity) != hold:
+            return  # never held, or somebody else does by now
+        self._leaving.setdefault(hold.identity, trio.Event())
+        self._ended.append((session, hold))
+        self._work.set()
+
+    async def _wait_left(self, name: str) -> None:
+        while (leaving := self._leaving.get(name)) is not None:
+            await leaving.wait()
+
+    async def run(self) -> None:
+        """Release the rows of ended sessions, until cancelled."""
+        while True:
+            await self._work.wait()
+            self._work = trio.Event()
+            ended, self._ended = self._ended, []
+            try:
+                with trio.move_on_after(SETTLE_S):
+                    await self._log.wait_settled(max(session.sender.last_append for session, _ in ended))
+                    await self._log.cursors.save()
+            finally:
+                self._release(ended)
+
+    def _release(self, ended: Sequence[tuple[Session, Hold]]) -> None:
+        assert self._rows is not None
+        for session, hold in ended:
+            history = session.history
+            self._rows.release(
+                hold, Continued(history.session_id, history.initial_connection_ms, history.reconnections)
+            )
+            self._leaving.pop(hold.identity).set()
+
+    # -- SessionHost ------------------------------------------------------------------------------------------------
+
+    def lease_lost(self) -> None:
+        """See SessionHost."""
+        if not self.paused:
+            logger.warning("the lease is lost: input waits", sessions=len(self._registry))
+            self.paused = True
+            self._input = trio.Event()
+
+    def lease_back(self, lost: Sequence[Hold]) -> None:
+        """See SessionHost."""
+        for hold in lost:
+            session = self._registry.session(hold.session_id)
+            if session is not None:
+                session.end(Status.CANCELLED, "another node has taken over this identity")
+        self._go_on()
+
+    def lease_gone(self) -> None:
+        """See SessionHost."""
+        self._held.clear()
+        for session in self._registry:
+            session.end(Status.UNAVAILABLE, "this gateway has lost its place in the cluster; connect again")
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self.paused:
+            logger.info("the lease is settled: input goes on", sessions=len(self._registry))
+        self.paused = False
+        self._input.set()
+
+    async def asked(self, hold: Hold, resume_session_id: str) -> bool:
+        """See SessionHost."""
+        session = self._registry.session(hold.session_id)
+        if session is not None:
+            if resume_session_id == hold.session_id:
+                session.end(Status.CANCELLED, "a session on another node has taken over this identity")
+            elif session.link.peer_has_ended():
+                session.end(Status.CANCELLED, "the stream had ended")
+            else:
+                with trio.move_on_after(LEAVING_S):
+                    await session.wait_detached()
+                if not session.detached:
+                    return False
+        await self._wait_left(hold.identity)
+        return True
+
+
+def _request(session: Session, claim: Claim) -> ClaimRequest:
+    identity = claim.identity
+    return ClaimRequest(
+        identity.text,
+        session.session_id,
+        identity.kind.value,
+        session.connected_ms,
+        workspace=identity.workspace,
+        implementation=identity.implementation,
+        resume_session_id=claim.resume_session_id,
+        takes_any=session.takes_any,
+        peer=session.link.peer.address,
+        client_sdk=session.client.sdk,
+        client_version=session.client.version,
+    )
