@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from aether_trio.config import GrpcSettings, Settings, TlsSettings
 from aether_trio.routing.log import LogLimits
 from aether_trio.routing.outbox import OutboxLimits
+from aether_trio.routing.partitions import length_ms
 from aether_trio.routing.retention import RetentionLimits
 from aether_trio.telemetry.metrics import MAX_SERIES, OTHER, Metrics
 from aether_trio.transport import tls
@@ -35,6 +36,7 @@ def log_limits(settings: Settings) -> LogLimits:
         group_messages=log.group_max_messages,
         group_bytes=log.group_max_bytes,
         cursor_flush_s=log.offset_flush_s,
+        partition_ms=length_ms(log.retention_age_s),
     )
 
 

@@ -8,6 +8,8 @@ Invariants
 * Order: messages of one topic are committed and offered in the order in which they were appended.
 * A sequence number is *settled* once its group is committed or refused; numbers settle in order. A response that
   waits for its connection's last append is therefore a barrier.
+* Where others write to the same log (writers.py), a topic's tail may be ahead of what was offered here. A subscriber who is offered
+  an offset that is not its next one reads what is between from the log (catchup.py).
 * A group that cannot be written (disk full, file locked) is refused as a whole: every sender is told, offsets are
   given back, and the next group tries again. Nothing of a refused group is ever offered.
 * Memory: appends are admitted only while `has_room`; readers wait for it, and TCP pushes back.
@@ -18,7 +20,6 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
@@ -27,10 +28,14 @@ import trio
 from aether_trio.model.clock import Clock
 from aether_trio.routing import programs
 from aether_trio.routing.cursors import CursorStore
+from aether_trio.routing.log_records import LogLimits, LogStatistics
 from aether_trio.routing.outbox import Outbox
 from aether_trio.routing.publishers import Publisher
 from aether_trio.routing.topic_state import TopicState
-from aether_trio.storage.base import Database, Row, StorageUnavailable, Value
+from aether_trio.routing.writers import open_writer
+from aether_trio.storage.base import Database, Row, StorageUnavailable
+
+__all__ = ["Author", "LogLimits", "LogStatistics", "TopicLog", "open_log"]
 
 logger = structlog.get_logger("aether.log")
 
@@ -71,35 +76,8 @@ MAX_COLD_TOPICS = 50_000
 """Topics remembered without a subscriber (about 300 bytes each); beyond it the cold ones are forgotten."""
 
 
-@dataclass(frozen=True, slots=True)
-class LogLimits:
-    """`pending_bytes`/`pending_messages` wait for a commit at most; a group takes at most
-    `group_messages`, and about `group_bytes`."""
-
-    pending_bytes: int = 16 * 1024 * 1024
-    pending_messages: int = 20_000
-    group_messages: int = 4_000
-    group_bytes: int = 4 * 1024 * 1024
-    cursor_flush_s: float = 0.25
-
-
 def _unheard(seconds: float, messages: int) -> None:
     return None
-
-
-@dataclass(frozen=True, slots=True)
-class LogStatistics:
-    """Counters since start, and what waits now. `settled - refused` messages are durable."""
-
-    appended: int
-    settled: int
-    refused: int
-    groups: int
-    pending_messages: int
-    pending_bytes: int
-    topics: int
-    subscriptions: int
-    storage_failing: bool
 
 
 class TopicLog:
@@ -107,6 +85,7 @@ class TopicLog:
 
     def __init__(self, database: Database, clock: Clock, limits: LogLimits) -> None:
         self._database = database
+        self._writer = open_writer(database, limits.partition_ms)
         self._clock = clock
         self._limits = limits
         self._topics: dict[str, TopicState] = {}
@@ -160,7 +139,7 @@ class TopicLog:
                 state.waiting += 1
                 states.append(state)
             with self.cursors.remembering():
-                facts = await self._database.read_small(lambda: programs.many_topic_facts(wanted))
+                facts = await self._database.read_small(lambda: self._writer.programs.many_topic_facts(wanted))
                 for state, (_, consumer), fact in zip(states, wanted, facts, strict=True):
                     self._learn(state, fact)
                     unwritten = self.cursors.unwritten(state, consumer) if consumer is not None else None
@@ -176,13 +155,16 @@ class TopicLog:
         for state in states:
             state.waiting -= 1
 
-    @staticmethod
-    def _learn(state: TopicState, facts: programs.TopicFacts) -> None:
-        # Only a cold state learns: once it has an id, memory is ahead of any snapshot.
+    def _learn(self, state: TopicState, facts: programs.TopicFacts) -> None:
+        # Only a cold state learns: once it has an id, memory is ahead of any snapshot. Unless others write, too.
         if state.topic_id is None and facts.topic_id is not None:
             state.topic_id = facts.topic_id
             state.tail = state.assigned = facts.tail
             state.tail_bytes = state.assigned_bytes = facts.total_bytes
+        elif self._database.shared and facts.tail > state.tail:
+            state.tail = facts.tail
+            for subscriber in state.subscribers:
+                subscriber.look()
 
     # -- append ---------------------------------------------------------------------------------------------------
 
@@ -237,7 +219,7 @@ class TopicLog:
                         await self._work.wait()
                 self._work = trio.Event()
             batch = self._take_group()
-            cursors_due = self.cursors.dirty and trio.current_time() >= next_cursor_flush
+            cursors_due = self.cursors.dirty and (self.cursors.hurry or trio.current_time() >= next_cursor_flush)
             if cursors_due:
                 next_cursor_flush = trio.current_time() + limits.cursor_flush_s
             started, self._waiting_since = self._waiting_since, self._clock.monotonic()
@@ -268,7 +250,6 @@ class TopicLog:
         size = sum(len(entry[1]) for entry in batch)
         self._pending_bytes -= size
         self._in_commit_bytes, self._in_commit_messages = size, len(batch)
-        offsets: list[int] = []
         authors = list(dict.fromkeys(entry[2] for entry in batch if entry[2].confirms))
         # In the order of their first messages: of two publishers of one identity the later one's row stays.
         upto = self._settled + len(batch)
@@ -278,14 +259,8 @@ class TopicLog:
             now_ms = self._clock.now_ms()
             cursors = self.cursors.rows(now_ms)
             numbers = [(one.identity, one.token, one.begin(upto), now_ms) for one in publishers]
-            flat: list[Value] = []
-            for state, frame, _ in batch:
-                assert state.topic_id is not None
-                state.assigned += 1
-                state.assigned_bytes += len(frame)
-                offsets.append(state.assigned)
-                flat += (programs.key_of(state.topic_id, state.assigned), now_ms, state.assigned_bytes, frame)
-            await self._database.run(lambda: programs.append_messages(flat, cursors, numbers))
+            messages = [(state, frame) for state, frame, _ in batch]
+            offsets = await self._writer.append(messages, now_ms, cursors, numbers)
         except StorageUnavailable as error:
             self.cursors.abort_flush()
             for publisher in publishers:
@@ -299,7 +274,10 @@ class TopicLog:
             self.cursors.end_flush()
             for publisher in publishers:
                 publisher.committed(now_ms)
-            await self._fan_out(batch, offsets, authors)
+            if offsets is None:
+                await self._look_up(batch, authors)
+            else:
+                await self._fan_out(batch, offsets, authors)
 
     async def _probe(self) -> None:
         """See whether the engine can write again: who was turned away by our health may bring no message to find out."""
@@ -313,7 +291,7 @@ class TopicLog:
         unsure = {state.name: state for state in states if state.topic_id is None or state.doubtful}
         if unsure:
             names = sorted(unsure)
-            known = await self._database.run(lambda: programs.create_topics(names))
+            known = await self._database.run(lambda: self._writer.programs.create_topics(names))
             for name, facts in known.items():
                 self._learn(unsure[name], facts)
                 self._settle_doubt(unsure[name], facts)
@@ -356,7 +334,7 @@ class TopicLog:
             author.settled(touched)
         for (state, frame, _), offset in zip(batch, offsets, strict=True):
             state.waiting -= 1
-            state.tail = offset
+            state.tail = max(offset, state.tail)
             state.tail_bytes += len(frame)
             for subscriber in state.subscribers:
                 subscriber.offer(offset, frame, touched)
@@ -369,6 +347,25 @@ class TopicLog:
                     await self._kick(touched)
                 else:
                     await trio.lowlevel.checkpoint()
+        await self._kick(touched)
+
+    async def _look_up(self, batch: list[Entry], authors: Iterable[Author]) -> None:
+        """A group is committed that nobody can be offered, as its offsets are not known: let them read it from the log."""
+        touched: set[Outbox] = set()
+        self._settle(len(batch))
+        for author in authors:
+            author.settled(touched)
+        states = {state.name: state for state, _, _ in batch}
+        while True:
+            try:
+                await self.warm([(name, None) for name in states])
+                break
+            except StorageUnavailable as error:
+                logger.warning("topics not read, trying again", reason=str(error))
+                await trio.sleep(PROBE_S)
+        self.unpin(states.values())
+        for state, _, _ in batch:
+            state.waiting -= 1
         await self._kick(touched)
 
     @staticmethod
@@ -393,14 +390,16 @@ class TopicLog:
         topic_id, tail = state.topic_id, state.tail
         if topic_id is None or after >= tail:
             return []
-        return await self._database.read(lambda: programs.read_page(topic_id, after, tail, rows, max_bytes))
+        return await self._database.read(
+            lambda: self._writer.programs.read_page(topic_id, after, tail, rows, max_bytes)
+        )
 
     async def read_at(self, state: TopicState, offsets: Sequence[int]) -> list[Row]:
         """The messages (offset, frame) at these offsets that retention has left. Raises StorageUnavailable."""
         topic_id = state.topic_id
         if topic_id is None:
             return []
-        return await self._database.read(lambda: programs.read_some(topic_id, offsets))
+        return await self._database.read(lambda: self._writer.programs.read_some(topic_id, offsets))
 
     async def drain(self) -> None:
         """Wait until all that was appended is settled."""

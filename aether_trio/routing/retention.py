@@ -4,6 +4,9 @@ Age and size are limits per topic (the reference keeps about 1 GB a topic, or 24
 of their ids and deletes in bounded steps, each its own transaction, so that a commit of new messages never waits long. A
 consumer that was away for longer than messages are kept finds them gone and is told so (routing/catchup.py).
 
+Of a log in PostgreSQL whole partitions go when all in them is too old (partitions.py), so a message may stay for an eighth of the age
+longer; several nodes may sweep at a time, as each step looks again at what is there.
+
 Invariant: `floor_offset` is raised in the same transaction that deletes, so a topic's offsets never start again.
 """
 
@@ -15,6 +18,7 @@ import structlog
 import trio
 
 from aether_trio.model.clock import Clock
+from aether_trio.routing.partitions import drop_older
 from aether_trio.routing.programs import key_of, last_message, offset_of
 from aether_trio.storage.base import Database, Execute, Fetch, Program, Row, StorageUnavailable
 
@@ -22,6 +26,9 @@ logger = structlog.get_logger("aether.retention")
 
 ROWS_PER_STEP = 500
 TOPICS_PER_PAGE = 200
+FOR_EVER_MS = -(2**62)
+WRITER_AGE_MS = 24 * 3600 * 1000
+"""A process's row in log_writers is of no use when its last group is that old."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,24 +116,34 @@ class Retention:
                 logger.warning("retention postponed", reason=str(error))
 
     async def sweep(self) -> int:
-        """Visit every topic once; returns how many messages went."""
+        """Look at everything once; returns how many messages went (about, where whole partitions go)."""
         limits = self._limits
         now_ms = self._clock.now_ms()
-        oldest_ms = now_ms - int(limits.age_s * 1000) if limits.age_s else -(2**62)
-        unused_since_ms = now_ms - int(limits.cursor_age_s * 1000) if limits.cursor_age_s else -(2**62)
-        gone = 0
-        last_id = 0
-        while True:
-            topics = await self._database.fetch(
-                "SELECT id FROM topics WHERE id > $1 ORDER BY id LIMIT $2", last_id, TOPICS_PER_PAGE
-            )
-            if not topics:
-                self.expired += gone
-                return gone
+        oldest_ms = now_ms - int(limits.age_s * 1000) if limits.age_s else FOR_EVER_MS
+        if self._database.shared:
+            gone = await self._sweep_shared(oldest_ms)
+            await self._database.execute("DELETE FROM log_writers WHERE updated_ms < $1", now_ms - WRITER_AGE_MS)
+        else:
+            gone = await self._sweep_topics("SELECT id FROM topics WHERE id > $1 ORDER BY id LIMIT $2", oldest_ms)
+        if limits.cursor_age_s:
+            await self._forget_cursors(now_ms - int(limits.cursor_age_s * 1000))
+        self.expired += gone
+        return gone
+
+    async def _sweep_shared(self, oldest_ms: int) -> int:
+        gone = await drop_older(self._database, oldest_ms)
+        if self._limits.topic_bytes:
+            # `floor_bytes` is all that was ever appended: most topics have never had too much.
+            query = "SELECT id FROM topics WHERE id > $1 AND floor_bytes > $3 ORDER BY id LIMIT $2"
+            gone += await self._sweep_topics(query, FOR_EVER_MS, self._limits.topic_bytes)
+        return gone
+
+    async def _sweep_topics(self, query: str, oldest_ms: int, *args: int) -> int:
+        gone = last_id = 0
+        while topics := await self._database.fetch(query, last_id, TOPICS_PER_PAGE, *args):
             for (last_id,) in topics:
                 gone += await self._sweep_topic(last_id, oldest_ms)
-            if limits.cursor_age_s:
-                await self._forget_cursors([row[0] for row in topics], unused_since_ms)
+        return gone
 
     async def _sweep_topic(self, topic_id: int, oldest_ms: int) -> int:
         gone = 0
@@ -135,11 +152,15 @@ class Retention:
             gone += await self._database.run(lambda: expire(topic_id, oldest_ms, topic_bytes))
         return gone
 
-    async def _forget_cursors(self, topic_ids: list[int], unused_since_ms: int) -> None:
-        def forget() -> Program[None]:
+    async def _forget_cursors(self, unused_since_ms: int) -> None:
+        stale = await self._database.fetch(
+            "SELECT DISTINCT topic_id FROM cursors WHERE updated_ms < $1 ORDER BY topic_id", unused_since_ms
+        )
+
+        def forget(topic_ids: list[int]) -> Program[None]:
             for topic_id in topic_ids:
                 yield from forget_cursors(topic_id, unused_since_ms)
 
-        stale = await self._database.fetch("SELECT 1 FROM cursors WHERE updated_ms < $1 LIMIT 1", unused_since_ms)
-        if stale:
-            await self._database.run(forget)
+        for start in range(0, len(stale), TOPICS_PER_PAGE):
+            page = [row[0] for row in stale[start : start + TOPICS_PER_PAGE]]
+            await self._database.run(lambda page=page: forget(page))  # type: ignore[misc]

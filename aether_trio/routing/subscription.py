@@ -77,6 +77,11 @@ class Subscription:
         else:
             self.lag()
 
+    def look(self) -> None:
+        """See topic_state.Subscriber."""
+        if self.position < self.state.tail:
+            self.lag()
+
     def delivered(self, offset: int) -> None:
         """See outbox.Origin."""
         self.cursor = offset

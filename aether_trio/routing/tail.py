@@ -34,6 +34,9 @@ class _Bell:
     def offer(self, offset: int, frame: bytes, touched: set[Outbox]) -> None:
         self.rung.set()
 
+    def look(self) -> None:
+        self.rung.set()
+
 
 class _LaneWindow:
     """A lane sink that keeps the last few updates for whoever looks."""

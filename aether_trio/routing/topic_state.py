@@ -30,6 +30,10 @@ class Subscriber(Protocol):
         """
         ...
 
+    def look(self) -> None:
+        """The tail has moved without an offer: what is new is to be read from the log. Never blocks, never raises."""
+        ...
+
 
 class TopicState:
     """See the module docstring. `topic_id` is None until the topic has a row in the database."""

@@ -160,6 +160,10 @@ class WorkGroup:
         else:
             self._pump_if_behind()
 
+    def look(self) -> None:
+        """See topic_state.Subscriber."""
+        self._pump_if_behind()
+
     def _hand_out(self, offset: int, frame: bytes) -> Member | None:
         """Give the message to the next in turn who has room for it; None when nobody has."""
         members = self.members

@@ -161,7 +161,11 @@ class PostgresPlace:
 
     def close(self) -> None:
         """See Place."""
-        self._session.execute(self._empty)
+        parts = self._session.fetch(
+            "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = $1::text::regclass",
+            f"{self._schema}.messages",
+        )
+        self._session.execute(self._empty + "".join(f"; DROP TABLE {name}" for (name,) in parts))
         self._give_back(self)
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import trio
 
 from aether_trio.storage.base import (
+    CommitUnknown,
     Execute,
     ExecuteMany,
     Fetch,
@@ -65,7 +66,8 @@ class InlineDatabase:
 
     `before_write` holds programs before they take effect, `after_write` between their commit and the answer, `after_read`
     between a read's snapshot and its answer. `failing` makes every program fail, `fail_writes` the next n writes. `denied_writes` of the next ones take effect and are
-    reported as failed all the same, as when a disk reports an error for a commit that it has written.
+    reported as failed all the same, as when a disk reports an error for a commit that it has written; `unanswered_writes` of them
+    are reported as CommitUnknown.
     """
 
     def __init__(self, direct: Direct) -> None:
@@ -77,13 +79,14 @@ class InlineDatabase:
         self.failing = False
         self.fail_writes = 0
         self.denied_writes = 0
+        self.unanswered_writes = 0
         self.reads = 0
         self.writes = 0
 
     def renew(self) -> None:
         """Open all gates, for another trio run or another owner."""
         self.before_write, self.after_write, self.after_read = Gate(), Gate(), Gate()
-        self.failing, self.fail_writes, self.denied_writes = False, 0, 0
+        self.failing, self.fail_writes, self.denied_writes, self.unanswered_writes = False, 0, 0, 0
 
     async def run(self, program: ProgramFactory[T]) -> T:
         """See Database."""
@@ -93,6 +96,9 @@ class InlineDatabase:
             self.fail_writes -= 1
             raise StorageUnavailable("no room on this disk")
         result = self._direct.drive(program)
+        if self.unanswered_writes > 0:
+            self.unanswered_writes -= 1
+            raise CommitUnknown("the connection was lost")
         if self.denied_writes > 0:
             self.denied_writes -= 1
             raise StorageUnavailable("disk I/O error")

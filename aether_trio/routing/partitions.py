@@ -1,0 +1,121 @@
+"""The messages of a shared log lie in partitions by time, so that retention drops a table instead of deleting rows.
+
+A partition holds what was appended between two moments. Each process makes the one for now before it appends, unless it knows that
+it exists; there is no default one, whose rows would have to be looked through whenever another is made. The catalog is
+the only list of them, and a lock in the database makes one process at a time change it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from aether_trio.storage.base import Database, Execute, Fetch, Program, Row
+
+SHARE_OF_AGE: Final = 8
+"""A message is kept for at most an eighth longer than it must be; every query looks into some ten partitions."""
+
+LEAST_S: Final = 60.0
+UNLIMITED_S: Final = 30 * 24 * 3600.0
+"""A partition's length when messages are kept for ever."""
+
+EXACT_COUNT_BYTES: Final = 64 * 1024 * 1024
+"""What is dropped is counted up to this size; beyond it the planner's estimate has to do."""
+
+_LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('aether partitions ' || current_schema(), 0))"
+_LIST: Final = (
+    "SELECT c.relname, pg_get_expr(c.relpartbound, c.oid) FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid "
+    "WHERE i.inhparent = 'messages'::regclass"
+)
+_BOUNDS: Final = re.compile(r"FROM \('(-?\d+)'\) TO \('(-?\d+)'\)")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Partition:
+    """Messages with lower_ms <= ts_ms < upper_ms."""
+
+    lower_ms: int
+    upper_ms: int
+    table: str
+
+
+def length_ms(age_s: float) -> int:
+    """How long a partition should be when messages are kept for `age_s` (0: for ever)."""
+    return int(1000 * (max(age_s / SHARE_OF_AGE, LEAST_S) if age_s else UNLIMITED_S))
+
+
+def partitions() -> Program[list[Partition]]:
+    """All that there are, the oldest first."""
+    rows: list[Row] = yield Fetch(_LIST)
+    found = []
+    for table, text in rows:
+        bounds = _BOUNDS.search(text)
+        assert bounds is not None, text
+        found.append(Partition(int(bounds[1]), int(bounds[2]), table))
+    return sorted(found)
+
+
+def ensure_partition(now_ms: int, length: int) -> Program[Partition]:
+    """The partition for messages of `now_ms`, made if there is none; its bounds are multiples of `length` where there is room."""
+    yield Fetch(_LOCK)
+    existing = yield from partitions()
+    lower = now_ms // length * length
+    upper = lower + length
+    for one in existing:
+        if one.lower_ms <= now_ms < one.upper_ms:
+            return one
+        if one.upper_ms <= now_ms:
+            lower = max(lower, one.upper_ms)
+        else:
+            upper = min(upper, one.lower_ms)
+    made = Partition(lower, upper, f"messages_{lower}".replace("-", "before_"))
+    # Attaching lets others read and append meanwhile; CREATE TABLE ... PARTITION OF would wait for them, and they for it.
+    yield Execute(f"CREATE TABLE {made.table} (LIKE messages INCLUDING ALL)")
+    yield Execute(f"ALTER TABLE messages ATTACH PARTITION {made.table} FOR VALUES FROM ({lower}) TO ({upper})")
+    return made
+
+
+def drop_partition(table: str) -> Program[int]:
+    """Drop one, if nobody has; about how many messages went."""
+    yield Fetch(_LOCK)
+    if not any(one.table == table for one in (yield from partitions())):
+        return 0
+    # Readers and appenders queue up behind us while we wait for those in front of us: better to try again later.
+    yield Execute("SET LOCAL lock_timeout = '1s'")
+    [[size, estimate]] = yield Fetch(
+        "SELECT pg_table_size(oid), reltuples FROM pg_class WHERE oid = $1::text::regclass", (table,)
+    )
+    count = int(max(estimate, 0))
+    if size <= EXACT_COUNT_BYTES:
+        [[count]] = yield Fetch(f"SELECT count(*) FROM {table}")  # noqa: S608
+    yield Execute(f"DROP TABLE {table}")
+    return count
+
+
+async def drop_older(database: Database, oldest_ms: int) -> int:
+    """Drop each partition that has only messages from before `oldest_ms`; about how many messages went."""
+    gone = 0
+    for one in await database.read(partitions):
+        if one.upper_ms <= oldest_ms:
+            gone += await database.run(lambda table=one.table: drop_partition(table))  # type: ignore[misc]
+    return gone
+
+
+class PartitionKeeper:
+    """Makes partitions for one writer."""
+
+    def __init__(self, database: Database, length: int) -> None:
+        self._database = database
+        self._length = length
+        self._known: Partition | None = None
+
+    async def ensure(self, now_ms: int) -> None:
+        """Return when there is a partition for messages of `now_ms`. Raises StorageUnavailable."""
+        known = self._known
+        if known is None or not known.lower_ms <= now_ms < known.upper_ms:
+            self._known = await self._database.run(lambda: ensure_partition(now_ms, self._length))
+
+    def doubt(self) -> None:
+        """Look again before the next group: it may be that somebody has dropped it."""
+        self._known = None

@@ -1,0 +1,177 @@
+"""The topic log's SQL where several processes write it (PostgreSQL): the programs of programs.py that differ there.
+
+Nobody knows the next offset of a topic but the database: `topics.floor_offset` is the last one given out. A group raises it for all its
+topics, locked in the order of their ids, in the statement that writes its messages. The locks last until the commit, so a topic's
+offsets have no gaps, and are committed in their order: whoever sees an offset can read everything before it.
+
+A statement is a round trip, so a group is one, whatever it holds: messages, cursors and publishers' numbers go as arrays. And it may be
+sent again when its answer is lost: a writer numbers its groups, and one whose number is in the log already does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aether_trio.routing.programs import OFFSET_BITS, TopicFacts, key_of, offset_of
+from aether_trio.storage.base import Execute, Fetch, Program, Row, Value
+
+_FACTS: Final = """
+    SELECT t.id, t.floor_offset, t.floor_bytes, c.msg_offset
+    FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (name, consumer, number)
+    LEFT JOIN topics t ON t.name = w.name
+    LEFT JOIN cursors c ON c.topic_id = t.id AND c.consumer = w.consumer
+    ORDER BY w.number
+"""
+
+# Ids are few (OFFSET_BITS), and ON CONFLICT uses one up even when there is nothing to insert.
+_CREATE: Final = """
+    INSERT INTO topics (name)
+    SELECT w.name FROM unnest($1::text[]) AS w (name) WHERE NOT EXISTS (SELECT 1 FROM topics t WHERE t.name = w.name)
+    ON CONFLICT (name) DO NOTHING
+"""
+
+_APPEND: Final = f"""
+    WITH fresh AS (
+        INSERT INTO log_writers AS w (id, group_number, updated_ms) OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3)
+        ON CONFLICT (id) DO UPDATE SET group_number = excluded.group_number, updated_ms = excluded.updated_ms
+            WHERE w.group_number < excluded.group_number
+        RETURNING id
+    ), wanted AS (
+        SELECT w.topic_id, w.messages, w.bytes
+        FROM unnest($4::bigint[], $5::bigint[], $6::bigint[]) AS w (topic_id, messages, bytes)
+        WHERE EXISTS (SELECT 1 FROM fresh)
+    ), locked AS MATERIALIZED (
+        SELECT t.id FROM topics t WHERE t.id IN (SELECT topic_id FROM wanted) ORDER BY t.id FOR UPDATE
+    ), heads AS (
+        UPDATE topics t SET floor_offset = t.floor_offset + w.messages, floor_bytes = t.floor_bytes + w.bytes
+        FROM locked l JOIN wanted w ON w.topic_id = l.id
+        WHERE t.id = l.id
+        RETURNING t.id, t.floor_offset - w.messages AS before, t.floor_bytes - w.bytes AS bytes_before
+    ), written AS (
+        INSERT INTO messages (message_key, ts_ms, topic_bytes, data)
+        SELECT (h.id << {OFFSET_BITS}) | (h.before + m.number), $3, h.bytes_before + m.bytes, m.data
+        FROM unnest($7::bigint[], $8::bigint[], $9::bigint[], $10::bytea[]) AS m (topic_id, number, bytes, data)
+        JOIN heads h ON h.id = m.topic_id
+    ), moved AS (
+        INSERT INTO cursors AS c (topic_id, consumer, msg_offset, updated_ms)
+        SELECT m.topic_id, m.consumer, m.msg_offset, $3
+        FROM unnest($11::bigint[], $12::text[], $13::bigint[]) AS m (topic_id, consumer, msg_offset)
+        WHERE EXISTS (SELECT 1 FROM fresh)
+        ORDER BY m.topic_id, m.consumer
+        ON CONFLICT (topic_id, consumer) DO UPDATE SET msg_offset = excluded.msg_offset, updated_ms = excluded.updated_ms
+            WHERE excluded.msg_offset >= c.msg_offset
+    ), numbered AS (
+        INSERT INTO publishers (identity, publisher, numbers, updated_ms)
+        SELECT m.identity, m.publisher, m.numbers, $3
+        FROM unnest($14::text[], $15::bytea[], $16::bytea[]) AS m (identity, publisher, numbers)
+        WHERE EXISTS (SELECT 1 FROM fresh)
+        ORDER BY m.identity
+        ON CONFLICT (identity) DO UPDATE SET publisher = excluded.publisher, numbers = excluded.numbers,
+            updated_ms = excluded.updated_ms
+    )
+    SELECT id, before FROM heads UNION ALL SELECT 0, 0 FROM fresh
+"""  # noqa: S608  # a constant
+
+# Sizes are summed before a message is fetched: length() of a stored value does not read it.
+_PAGE: Final = """
+    SELECT message_key, ts_ms, data FROM (
+        SELECT message_key, ts_ms, data, row_number() OVER w AS number, sum(length(data)) OVER w AS total
+        FROM (
+            SELECT message_key, ts_ms, data FROM messages WHERE message_key > $1 AND message_key <= $2
+            ORDER BY message_key LIMIT $3
+        ) AS page
+        WINDOW w AS (ORDER BY message_key)
+    ) AS summed
+    WHERE number = 1 OR total <= $4
+    ORDER BY message_key
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedGroup:
+    """What one statement writes. `messages` are (topic id, frame), in their order."""
+
+    writer: int
+    number: int
+    now_ms: int
+    messages: Sequence[tuple[int, bytes]]
+    cursors: Sequence[tuple[int, str, int, int]]
+    publishers: Sequence[tuple[str, bytes, bytes, int]]
+
+
+def new_writer(now_ms: int) -> Fetch:
+    """A row, whose id is a writer's for as long as its process lasts."""
+    return Fetch("INSERT INTO log_writers (group_number, updated_ms) VALUES (0, $1) RETURNING id", (now_ms,))
+
+
+def append_group(group: SharedGroup) -> Fetch:
+    """Write a group. The answer: (topic id, the topic's last offset before it) for each topic, and a row (0, 0).
+
+    Without that row the group had been written before, and nothing was done.
+    """
+    counts: dict[int, int] = {}
+    sizes: dict[int, int] = {}
+    topic_ids: list[Value] = []
+    numbers: list[Value] = []
+    bytes_so_far: list[Value] = []
+    frames: list[Value] = []
+    for topic_id, frame in group.messages:
+        counts[topic_id] = counts.get(topic_id, 0) + 1
+        sizes[topic_id] = sizes.get(topic_id, 0) + len(frame)
+        topic_ids.append(topic_id)
+        numbers.append(counts[topic_id])
+        bytes_so_far.append(sizes[topic_id])
+        frames.append(frame)
+    return Fetch(
+        _APPEND,
+        (
+            group.writer,
+            group.number,
+            group.now_ms,
+            list(counts),
+            list(counts.values()),
+            list(sizes.values()),
+            topic_ids,
+            numbers,
+            bytes_so_far,
+            frames,
+            *_columns(group.cursors, 3),
+            # The later one of two publishers of one identity stays, as a statement cannot write one row twice.
+            *_columns(list({row[0]: row for row in group.publishers}.values()), 3),
+        ),
+    )
+
+
+def _columns(rows: Sequence[Sequence[Any]], count: int) -> list[list[Any]]:
+    return [[row[column] for row in rows] for column in range(count)]
+
+
+def create_topics(names: Sequence[str]) -> Program[dict[str, TopicFacts]]:
+    """Make rows for topics where missing (`names` in order, so that nodes do not wait for each other); facts by name."""
+    yield Execute(_CREATE, (names,))
+    facts = yield from many_topic_facts([(name, None) for name in names])
+    return dict(zip(names, facts, strict=True))
+
+
+def many_topic_facts(wanted: Sequence[tuple[str, str | None]]) -> Program[list[TopicFacts]]:
+    """The ids and tails of topics, and where a consumer of each (if any) has read to."""
+    rows: list[Row] = yield Fetch(_FACTS, _columns(wanted, 2))
+    return [TopicFacts(topic_id, tail or 0, size or 0, cursor) for topic_id, tail, size, cursor in rows]
+
+
+def read_page(topic_id: int, after: int, upto: int, rows: int, max_bytes: int) -> Program[list[Row]]:
+    """See programs.read_page."""
+    page: list[Row] = yield Fetch(_PAGE, (key_of(topic_id, after), key_of(topic_id, upto), rows, max_bytes))
+    return [(offset_of(key), ts_ms, data) for key, ts_ms, data in page]
+
+
+def read_some(topic_id: int, offsets: Sequence[int]) -> Program[list[Row]]:
+    """See programs.read_some."""
+    keys = [key_of(topic_id, offset) for offset in offsets]
+    rows: list[Row] = yield Fetch(
+        "SELECT message_key, data FROM messages WHERE message_key = ANY($1::bigint[])", (keys,)
+    )
+    found = {offset_of(key): data for key, data in rows}
+    return [(offset, found[offset]) for offset in offsets if offset in found]

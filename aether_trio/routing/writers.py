@@ -1,0 +1,158 @@
+"""How a group of messages gets its offsets and comes into the database, when it is ours alone and when it is not.
+
+A `SoleWriter` counts in memory, as nobody else gives out offsets (a SQLite file): a topic's counter is never written. A `SharedWriter`
+is told the offsets by the database (PostgreSQL, shared_programs.py). The log (log.py) does not care which one it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+import structlog
+import trio
+
+from aether_trio.routing import programs, shared_programs
+from aether_trio.routing.partitions import PartitionKeeper
+from aether_trio.routing.programs import TopicFacts
+from aether_trio.routing.shared_programs import SharedGroup
+from aether_trio.routing.topic_state import TopicState
+from aether_trio.storage.base import CommitUnknown, Database, Fetch, Program, Row, StorageUnavailable, Value
+
+logger = structlog.get_logger("aether.log")
+
+Message = tuple[TopicState, bytes]
+
+UNSURE_S: Final = 30.0
+"""How long a group is tried again whose commit was sent and not answered; meanwhile senders wait, as they would anyhow."""
+
+UNSURE_PAUSE_S: Final = 0.1
+
+
+class Programs(Protocol):
+    """The programs of which a shared database has its own."""
+
+    def create_topics(self, names: Sequence[str]) -> Program[dict[str, TopicFacts]]: ...
+
+    def many_topic_facts(self, wanted: Sequence[tuple[str, str | None]]) -> Program[list[TopicFacts]]: ...
+
+    def read_page(self, topic_id: int, after: int, upto: int, rows: int, max_bytes: int) -> Program[list[Row]]: ...
+
+    def read_some(self, topic_id: int, offsets: Sequence[int]) -> Program[list[Row]]: ...
+
+
+class Writer(Protocol):
+    """Writes one group after another; the topics of all its messages have ids by then."""
+
+    programs: Programs
+
+    async def append(
+        self,
+        messages: Sequence[Message],
+        now_ms: int,
+        cursors: Sequence[tuple[int, str, int, int]],
+        numbers: Sequence[tuple[str, bytes, bytes, int]],
+    ) -> list[int] | None:
+        """Commit a group; the offsets of its messages. None: it is committed, and its offsets are not known.
+
+        Raises StorageUnavailable; then nothing was written, or it is not known whether it was.
+        """
+        ...
+
+
+class SoleWriter:
+    """See the module docstring. A refused group's offsets are taken back by the log."""
+
+    programs: Programs = programs
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def append(
+        self,
+        messages: Sequence[Message],
+        now_ms: int,
+        cursors: Sequence[tuple[int, str, int, int]],
+        numbers: Sequence[tuple[str, bytes, bytes, int]],
+    ) -> list[int]:
+        """See Writer."""
+        offsets: list[int] = []
+        flat: list[Value] = []
+        for state, frame in messages:
+            assert state.topic_id is not None
+            state.assigned += 1
+            state.assigned_bytes += len(frame)
+            offsets.append(state.assigned)
+            flat += (programs.key_of(state.topic_id, state.assigned), now_ms, state.assigned_bytes, frame)
+        await self._database.run(lambda: programs.append_messages(flat, cursors, numbers))
+        return offsets
+
+
+class SharedWriter:
+    """See the module docstring.
+
+    A group whose COMMIT was not answered is sent again until the database says whether it has it: that number is in its row of
+    `log_writers`, which is written with the group. So a lost answer is neither a lost nor a repeated message.
+    """
+
+    programs: Programs = shared_programs
+
+    def __init__(self, database: Database, partition_ms: int) -> None:
+        self._database = database
+        self._partitions = PartitionKeeper(database, partition_ms)
+        self._id = 0
+        self._groups = 0
+
+    async def append(
+        self,
+        messages: Sequence[Message],
+        now_ms: int,
+        cursors: Sequence[tuple[int, str, int, int]],
+        numbers: Sequence[tuple[str, bytes, bytes, int]],
+    ) -> list[int] | None:
+        """See Writer."""
+        rows = [(state.topic_id, frame) for state, frame in messages if state.topic_id is not None]
+        assert len(rows) == len(messages)
+        try:
+            if not self._id:
+                [[self._id]] = await self._database.write(shared_programs.new_writer(now_ms))
+            if rows:
+                await self._partitions.ensure(now_ms)
+            self._groups += 1
+            group = SharedGroup(self._id, self._groups, now_ms, rows, cursors, numbers)
+            answer = await self._write(shared_programs.append_group(group))
+        except StorageUnavailable:
+            self._partitions.doubt()
+            raise
+        if not answer:
+            return None
+        last = dict(answer)
+        offsets = []
+        for (topic_id, frame), (state, _) in zip(rows, messages, strict=True):
+            last[topic_id] += 1
+            offsets.append(last[topic_id])
+            state.assigned = last[topic_id]
+            state.assigned_bytes += len(frame)
+        return offsets
+
+    async def _write(self, statement: Fetch) -> list[tuple[int, int]]:
+        give_up = trio.current_time() + UNSURE_S
+        unsure = False
+        while True:
+            try:
+                answer: list[tuple[int, int]] = await self._database.write(statement)
+                return answer
+            except CommitUnknown:
+                unsure = True
+                if trio.current_time() >= give_up:
+                    raise
+            except StorageUnavailable:
+                if not unsure or trio.current_time() >= give_up:
+                    raise
+            logger.warning("it is not known whether a group was committed; asking again")
+            await trio.sleep(UNSURE_PAUSE_S)
+
+
+def open_writer(database: Database, partition_ms: int) -> Writer:
+    """The right one for this database. `partition_ms` is for a shared one (partitions.py)."""
+    return SharedWriter(database, partition_ms) if database.shared else SoleWriter(database)
