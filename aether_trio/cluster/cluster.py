@@ -41,6 +41,7 @@ class Cluster:
     def __init__(
         self, server: PostgresServer, host: SessionHost, info: NodeInfo, limits: ClusterLimits, random: Random
     ) -> None:
+        self._server = server
         self._host = host
         self.lease = Lease(server, info, limits, self, random)
         self.nodes = Nodes(server, self.lease, limits, random)
@@ -55,6 +56,9 @@ class Cluster:
 
     def lease_lost(self) -> None:
         """See LeaseWatcher."""
+        # If the way to the server has stalled, whatever waits for use there has as well.
+        for pool in (self.nodes.pool, self._server.writers, self._server.readers):
+            pool.discard_idle()
         self._host.lease_lost()
 
     def lease_back(self, rows: Rows) -> None:

@@ -131,6 +131,7 @@ class Desk:
         self._server = server
         self._lease = lease
         self._pool = pool
+        self._statement_s = limits.statement_s
         self._quota = limits.connections_per_workspace
         self._quota_class = lock_class(server.schema, "workspace quota")
         self._on_news = on_news
@@ -333,7 +334,7 @@ class Desk:
         while True:
             connection = await self._pool.acquire()
             try:
-                result = await within(connection, self._server.limits.transaction_s, partial(work, connection))
+                result = await within(connection, self._statement_s, partial(work, connection))
             except Exception as exc:
                 kind = fault(exc, connection)
                 self._pool.release(connection, healthy=kind is not Fault.CONNECTION)

@@ -25,13 +25,14 @@ from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres import PostgresServer
 from aether_trio.storage.postgres_errors import Fault, describe, fault
 from aether_trio.storage.postgres_pool import Pool
-from aether_trio.storage.postgres_statements import within
+from aether_trio.storage.postgres_statements import roll_back, within
 
 logger = structlog.get_logger("aether.cluster")
 
 IN_THE_WAY_S: Final = 0.3
 """How long a declaration waits for the last writes of the dead before it ends them."""
 CONNECTIONS: Final = 3
+MAX_TRIES: Final = 3
 SWEEP_ROWS: Final = 1000
 REMEMBERED_DEAD: Final = 10_000
 FORGET_NODES_S: Final = 24 * 3600.0
@@ -225,15 +226,25 @@ class Nodes:
         return rows
 
     async def _with_connection(self, work: Any) -> Any:
-        """Run `work` on a connection, once. Raises StorageUnavailable."""
-        connection = await self.pool.acquire()
-        try:
-            result = await within(connection, self._server.limits.transaction_s, partial(work, connection))
-        except Exception as exc:
-            self.pool.release(connection, healthy=fault(exc, connection) is not Fault.CONNECTION)
-            raise StorageUnavailable(f"cluster: {describe(exc)}") from exc
-        self.pool.release(connection)
-        return result
+        """Run `work` on a connection, on another one when that is lost: all that is done here may be done twice.
+
+        Raises StorageUnavailable.
+        """
+        tries = 0
+        while True:
+            connection = await self.pool.acquire()
+            try:
+                result = await within(connection, self._limits.statement_s, partial(work, connection))
+            except Exception as exc:
+                kind = fault(exc, connection)
+                healthy = kind is not Fault.CONNECTION and await roll_back(connection)
+                self.pool.release(connection, healthy=healthy)
+                tries += 1
+                if kind not in {Fault.CONNECTION, Fault.CONFLICT} or tries >= MAX_TRIES:
+                    raise StorageUnavailable(f"cluster: {describe(exc)}") from exc
+            else:
+                self.pool.release(connection)
+                return result
 
     async def _declare(self, node_id: int, epoch: int) -> bool:
         pid: int | None = None

@@ -19,6 +19,8 @@ class ClusterLimits:
     """Between two looks at the lease, which are also looks for questions that got lost. Less than `lease_grace_s`."""
     probe_timeout_s: float = 3.0
     """A connection that does not answer for that long is given up."""
+    statement_s: float = 5.0
+    """The same for a connection that claims or releases, whose statements may wait for each other."""
     ask_again_s: float = 1.0
     ending_s: float = 10.0
     """How long a claim waits for a holder that has agreed to end."""

@@ -148,8 +148,10 @@ class Nodes:
         self._ends: dict[int, tuple[trio.Event, trio.Event]] = {}
         self._seeds = count(1)
 
-    async def start(self, *, dsn: str | None = None, limits: ClusterLimits | None = None) -> Node:
-        node: Node = await self._nursery.start(self._run, dsn or self._dsn, limits or self._limits)
+    async def start(
+        self, *, dsn: str | None = None, limits: ClusterLimits | None = None, host: Host | None = None
+    ) -> Node:
+        node: Node = await self._nursery.start(self._run, dsn or self._dsn, limits or self._limits, host or Host())
         return node
 
     async def stop(self, node: Node) -> None:
@@ -164,10 +166,10 @@ class Nodes:
         for _, stopped in self._ends.values():
             await stopped.wait()
 
-    async def _run(self, dsn: str, limits: ClusterLimits, task_status: trio.TaskStatus[Node]) -> None:
+    async def _run(self, dsn: str, limits: ClusterLimits, host: Host, task_status: trio.TaskStatus[Node]) -> None:
         stop, stopped = trio.Event(), trio.Event()
         try:
-            await self._live(dsn, limits, stop, stopped, task_status)
+            await self._live(dsn, limits, host, stop, stopped, task_status)
         finally:
             stopped.set()
 
@@ -175,11 +177,11 @@ class Nodes:
         self,
         dsn: str,
         limits: ClusterLimits,
+        host: Host,
         stop: trio.Event,
         stopped: trio.Event,
         task_status: trio.TaskStatus[Node],
     ) -> None:
-        host = Host()
         async with open_postgres(dsn, schema=self._schema, limits=FEW) as server:
             database = await server.database("scratch")
             number = next(self._seeds)

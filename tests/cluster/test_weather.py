@@ -1,0 +1,170 @@
+"""The database goes away and comes back, and links to it stall."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from aether_trio.cluster.errors import FencedError, LeaseLost
+from aether_trio.cluster.lease import LeaseState
+from aether_trio.cluster.records import ClusterLimits
+from aether_trio.storage.base import StorageUnavailable
+from aether_trio.testing.fault_proxy import FaultProxy, ProxiedConnection, open_fault_proxy
+from tests.cluster.nodes import HISTORY, LONG_S, QUICK, Node, Nodes, open_nodes
+from tests.helpers.postgres import PostgresServer, open_postgres_server
+
+X, Y = "ag::lab::x::1", "ag::lab::y::1"
+PATIENT = ClusterLimits(lease_grace_s=LONG_S, probe_s=0.2, probe_timeout_s=1.0, ask_again_s=0.2)
+SCHEMA = "weather"
+
+
+@pytest.fixture(scope="module")
+def fragile_server() -> Iterator[PostgresServer]:
+    """One that a test may break, on a TCP port."""
+    with open_postgres_server(tcp=True) as server:
+        yield server
+
+
+@pytest.fixture
+def fragile(fragile_server: PostgresServer) -> Iterator[PostgresServer]:
+    fragile_server.psql(f"CREATE SCHEMA {SCHEMA}")
+    for statement in HISTORY:
+        fragile_server.psql(f"SET search_path = {SCHEMA}; {statement}")
+    yield fragile_server
+    fragile_server.stop()
+    fragile_server.start()
+    fragile_server.psql(f"SET client_min_messages = warning; DROP SCHEMA {SCHEMA} CASCADE")
+
+
+@pytest.fixture
+async def nodes(fragile: PostgresServer) -> AsyncIterator[Nodes]:
+    async with open_nodes(fragile.dsn(), SCHEMA) as opened:
+        yield opened
+
+
+async def held(node: Node) -> None:
+    with trio.fail_after(LONG_S):
+        while not node.cluster.lease.held:
+            await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGQUIT], ids=["restart", "crash"])
+async def test_a_restart_of_the_database_within_the_grace_ends_no_session(
+    nodes: Nodes, fragile: PostgresServer, signum: int
+) -> None:
+    a, b = await nodes.start(limits=PATIENT), await nodes.start(limits=PATIENT)
+    x, y = await a.claim(X), await b.claim(Y)
+    await trio.to_thread.run_sync(lambda: fragile.stop(signum=signum))
+    await a.host.wait_told("lost")
+    await b.host.wait_told("lost")
+    claimed: list[object] = []
+
+    async def claim() -> None:
+        # Refused, or granted when a has its lease back: not by pretending to be alone.
+        claimed.append(await a.claim("ag::lab::z::1"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(claim)
+        await trio.to_thread.run_sync(fragile.start)
+    await a.host.wait_told("back")
+    await b.host.wait_told("back")
+    assert len(claimed) == 1
+    for node, hold in ((a, x.hold), (b, y.hold)):
+        assert node.host.told == ["lost", "back"]
+        assert node.host.lost == []
+        assert node.cluster.holds.mine(hold.identity) == hold
+        await node.write(hold.identity, hold.epoch)
+    # The bus hears again, too.
+    assert (await b.claim(X, resume=x.hold.session_id)).hold.epoch == 2
+
+
+async def test_a_database_that_is_away_for_longer_ends_every_session_and_then_serves_again(
+    nodes: Nodes, fragile: PostgresServer
+) -> None:
+    a, b = await nodes.start(), await nodes.start()
+    await a.claim(X)
+    await trio.to_thread.run_sync(fragile.stop)
+    await a.host.wait_told("gone")
+    await b.host.wait_told("gone")
+    with pytest.raises(LeaseLost):
+        await b.claim(X)
+    await trio.to_thread.run_sync(fragile.start)
+    await held(a)
+    await held(b)
+    claimed = await b.claim(X)
+    assert claimed.hold.epoch == 2
+    await b.write(X, claimed.hold.epoch)
+
+
+@asynccontextmanager
+async def behind_a_proxy(nodes: Nodes, server: PostgresServer) -> AsyncIterator[tuple[FaultProxy, Node]]:
+    """A node that reaches the database through a proxy."""
+    async with open_fault_proxy(f"127.0.0.1:{server.port}") as proxy:
+        node = await nodes.start(dsn=server.dsn(port=int(proxy.address.rpartition(":")[2])))
+        yield proxy, node
+        proxy.script = None
+        proxy.cut_all()
+        await nodes.stop(node)
+
+
+def stall(proxy: FaultProxy) -> None:
+    """Nothing comes through any more, in either direction, and nobody is told."""
+    for connection in proxy.open.values():
+        connection.upstream.stall()
+        connection.downstream.stall()
+
+
+async def test_a_link_that_stalls_is_noticed_and_the_lease_taken_back_over_another(
+    nodes: Nodes, fragile: PostgresServer
+) -> None:
+    async with behind_a_proxy(nodes, fragile) as (proxy, a):
+        x = await a.claim(X)
+        stall(proxy)
+        await a.host.wait_told("back")
+        # The server believes in the old session: it has to be ended before the lock is free.
+        assert a.host.told == ["lost", "back"]
+        assert a.cluster.lease.epoch == 1
+        assert a.cluster.holds.mine(X) == x.hold
+        with trio.fail_after(LONG_S):
+            while a.cluster.bus.statistics().reconnects == 0:
+                await trio.sleep(0.01)
+        b = await nodes.start()
+        a.host.gate = trio.Event()
+        a.host.gate.set()
+        assert (await b.claim(X, resume=x.hold.session_id)).hold.epoch == 2
+
+
+async def test_a_node_that_is_cut_off_loses_what_is_wanted_after_the_grace(
+    nodes: Nodes, fragile: PostgresServer
+) -> None:
+    b = await nodes.start()
+    async with behind_a_proxy(nodes, fragile) as (proxy, a):
+
+        async def nothing(connection: ProxiedConnection) -> None:
+            connection.upstream.stall()
+            connection.downstream.stall()
+            await trio.sleep_forever()
+
+        x = await a.claim(X)
+        await a.claim(Y)
+        proxy.script = nothing
+        stall(proxy)
+        claimed = await b.claim(X)
+        assert claimed.hold.epoch == 2
+        assert b.cluster.nodes.statistics().cut_off == 1
+        await b.write(X, claimed.hold.epoch)
+        await a.host.wait_told("gone")
+        assert a.cluster.lease.state is LeaseState.AWAY
+        assert a.cluster.holds.mine(X) is None
+        proxy.script = None
+        proxy.cut_all()
+        with pytest.raises((FencedError, StorageUnavailable)):
+            await a.write(X, x.hold.epoch)
+        await held(a)
+        assert a.cluster.lease.epoch == 2
+        assert (await b.claim(Y)).hold.epoch == 2
+        assert QUICK.lease_grace_s < LONG_S
