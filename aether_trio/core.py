@@ -11,13 +11,13 @@ import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import lru_cache
-from pathlib import Path
 
 import structlog
 import trio
 
 from aether_trio import wiring
 from aether_trio.config import Settings
+from aether_trio.databases import OpenDatabase, open_databases
 from aether_trio.model.clock import Clock, SystemClock
 from aether_trio.model.errors import Status
 from aether_trio.model.identity import Identity
@@ -46,9 +46,7 @@ from aether_trio.session.holding import Holding, LocalHolding
 from aether_trio.session.registry import Registry
 from aether_trio.session.serve import Parts, SessionServer
 from aether_trio.session.session import Session
-from aether_trio.storage.base import StorageUnavailable
-from aether_trio.storage.directory import lock_directory
-from aether_trio.storage.sqlite import SqliteDatabase, open_sqlite
+from aether_trio.storage.base import Database, StorageUnavailable
 from aether_trio.telemetry.health import Health
 from aether_trio.telemetry.metrics import Metrics
 from aether_trio.transport.link import Peer
@@ -70,7 +68,7 @@ class Core:
         clock: Clock,
         ids: IdFactory,
         log: TopicLog,
-        state: SqliteDatabase,
+        state: Database,
         publishers: PublisherStore,
         nursery: trio.Nursery,
     ) -> None:
@@ -206,7 +204,7 @@ def _attempt_label(status: Status) -> str:
     return words.get(status, status.name.lower())
 
 
-async def _find_well_again(state: SqliteDatabase) -> None:
+async def _find_well_again(state: OpenDatabase) -> None:
     """See whether a failing database can write again: who was turned away by our health may write nothing to find out."""
     failing = False
     while True:
@@ -239,24 +237,9 @@ async def open_core(
     """The gateway without its sockets: databases, log, services. Tests give a clock and a seeded `randomness`."""
     clock = clock or SystemClock(trio.current_time)
     ids = IdFactory(randomness or random.SystemRandom())
-    storage = settings.storage
     async with AsyncExitStack() as stack:
-
-        async def open_database(name: str) -> SqliteDatabase:
-            path = None if settings.gateway.ephemeral else Path(settings.gateway.data_dir) / f"{name}.db"
-            return await stack.enter_async_context(
-                open_sqlite(
-                    path,
-                    name=name,
-                    readers=storage.readers,
-                    synchronous="FULL" if storage.synchronous == "full" else "NORMAL",
-                )
-            )
-
-        if not settings.gateway.ephemeral:
-            stack.enter_context(lock_directory(Path(settings.gateway.data_dir)))
-        state = await open_database("state")
-        log_database = await open_database("log")
+        databases = await stack.enter_async_context(open_databases(settings))
+        state, log_database = databases.state, databases.log
         log = await stack.enter_async_context(open_log(log_database, clock, wiring.log_limits(settings)))
         nursery = await stack.enter_async_context(trio.open_nursery())
         framed = settings.framed

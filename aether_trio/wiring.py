@@ -144,7 +144,7 @@ def watch_metrics(metrics: Metrics, core: Core, **databases: Any) -> None:
     metrics.watch("progress", core.lanes.statistics, counters={"published", "delivered"})
     metrics.watch("registry", core.registry.statistics, counters={"claims", "takeovers", "refused"})
     for name, database in databases.items():
-        growing = {"groups", "programs", "rows", "failed_groups"}
+        growing = {"groups", "programs", "rows", "failed_groups", "conflicts", "losses"}
         metrics.watch(f"storage_{name}", database.statistics, counters=growing)
     for prefix in ("aether", "aether_metering"):  # the reference has both names for these two
         metrics.gauge(

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.helpers.direct import PostgresStore, SqliteStore, Store
-from tests.helpers.engines import Engine, SqliteEngine, open_postgres_engine
+from tests.helpers.engines import Engine, PostgresEngine, SqliteEngine, open_postgres_engine
 from tests.helpers.postgres import PostgresServer, open_postgres_server
 from tests.helpers.postgres_session import PostgresSession, open_postgres_session
 
@@ -39,14 +39,18 @@ def postgres_session(postgres_server: PostgresServer) -> Iterator[PostgresSessio
         yield session
 
 
+@pytest.fixture
+def postgres_engine(postgres_server: PostgresServer, postgres_session: PostgresSession) -> Iterator[PostgresEngine]:
+    with open_postgres_engine(postgres_server, postgres_session) as opened:
+        yield opened
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
     if request.param == "sqlite":
-        yield SqliteEngine(tmp_path)
-    else:
-        server = request.getfixturevalue("postgres_server")
-        with open_postgres_engine(server, request.getfixturevalue("postgres_session")) as opened:
-            yield opened
+        return SqliteEngine(tmp_path)
+    opened: PostgresEngine = request.getfixturevalue("postgres_engine")
+    return opened
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgres"])

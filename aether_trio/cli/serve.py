@@ -16,13 +16,16 @@ Examples:
   aether keys new --id first            make a key, and put its record into aether.yaml
   aether serve --config aether.yaml
   aether serve --config aether.yaml --set tls.cert=chain.pem --set tls.key=key.pem
+  aether serve --config aether.yaml --database postgresql://aether@db.example.com/aether
   aether serve --config aether.yaml --set websocket.port=8080 --set framed.enabled=false
 """,
 )
 @click.option("--host", help="Address to listen on.  [default: 0.0.0.0]")
+@click.option("--database", metavar="URL", help="postgresql://... that keeps everything, instead of --data-dir.")
 @serving_options
 def command(
     host: str | None,
+    database: str | None,
     port: int | None,
     ops_port: int | None,
     data_dir: str | None,
@@ -47,6 +50,7 @@ def command(
         "gateway.data_dir": data_dir,
         "gateway.ephemeral": ephemeral,
         "ops.port": ops_port,
+        "storage.database": database,
         "logging.level": log_level,
         "logging.format": log_format,
     }

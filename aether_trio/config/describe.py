@@ -40,7 +40,7 @@ def describe(
                 lines.append("")
             lines += [f"# {section_texts()[section]}", f"{section}:"]
         value = getattr(getattr(settings, section), key.path[1])
-        if hide_secrets and value and key.path[1].endswith("token"):
+        if hide_secrets and value and key.is_secret:
             value = HIDDEN
         lines += _entry(key, value, origins.get(key.name))
     return "\n".join(lines) + "\n" if lines else "# Every setting is at its default.\n"

@@ -55,6 +55,11 @@ class Key:
         return str in _alternatives(self.type)
 
     @property
+    def is_secret(self) -> bool:
+        """Whether its value may hold a credential, and is not shown unless asked for."""
+        return self.path[-1].endswith("token") or self.name == "storage.database"
+
+    @property
     def is_switch(self) -> bool:
         return _bare(self.type) is bool
 

@@ -148,7 +148,7 @@ def load_settings_with_origins(
 
 
 def _wrong(key: Key, one: _Given, reason: str) -> str:
-    shown = "(hidden)" if key.path[-1].endswith("token") else repr(one.value)
+    shown = "(hidden)" if key.is_secret else repr(one.value)
     if len(shown) > 80:
         shown = shown[:77] + "..."
     what, _, where = reason.partition(" - at `$")  # msgspec's own words for a place inside a list

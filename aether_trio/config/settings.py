@@ -259,11 +259,23 @@ class WebSocketSettings(Section, frozen=True):
 
 
 class StorageSettings(Section, frozen=True):
+    database: Annotated[
+        Annotated[str, Meta(pattern="^postgres(ql)?://")] | None,
+        Meta(
+            description="postgresql://USER:PASSWORD@HOST[,HOST...]/NAME of a database that keeps everything; unset: files in "
+            "gateway.data_dir. Needs the extra packages of aether-trio[cluster]."
+        ),
+    ] = None
+    schema: Annotated[
+        str, Meta(pattern="^[a-z_][a-z0-9_]{0,50}$", description="Schema in storage.database, made when missing.")
+    ] = "aether"
     synchronous: Annotated[
         Literal["full", "normal"],
-        Meta(description="full: every commit is on the disk before it counts; normal: a power cut may lose the last."),
+        Meta(
+            description="full: every commit is on the disk before it counts; normal: a power cut may lose the last. SQLite only."
+        ),
     ] = "full"
-    readers: Annotated[int, Meta(ge=1, le=32, description="Reader threads beside the one writer of a file.")] = 2
+    readers: Annotated[int, Meta(ge=1, le=32, description="Reader threads beside the one writer of a SQLite file.")] = 2
 
 
 class LogSettings(Section, frozen=True):
@@ -309,7 +321,7 @@ class Settings(Section, frozen=True):
     grpc: Annotated[GrpcSettings, Meta(description="The gRPC (HTTP/2) lane and its sockets.")] = GrpcSettings()
     framed: Annotated[FramedSettings, Meta(description="The lane of the binary framing.")] = FramedSettings()
     websocket: Annotated[WebSocketSettings, Meta(description="The WebSocket lane, for browsers.")] = WebSocketSettings()
-    storage: Annotated[StorageSettings, Meta(description="The embedded database.")] = StorageSettings()
+    storage: Annotated[StorageSettings, Meta(description="Where the data lies.")] = StorageSettings()
     log: Annotated[LogSettings, Meta(description="The durable message log.")] = LogSettings()
     logging: Annotated[LoggingSettings, Meta(description="What the gateway says about itself.")] = LoggingSettings()
 

@@ -49,6 +49,10 @@ def another_value(key: Key) -> Any:
         return ["agent", "user"]
     if key.name == "websocket.allowed_origins":
         return ["https://app.example.com"]
+    if key.name == "storage.database":
+        return "postgresql://aether:secret@db.example.com/aether"
+    if key.name == "storage.schema":
+        return "another_schema"
     if key.name.endswith(".port") and default is None:
         return 4711
     if key.is_switch:

@@ -21,6 +21,7 @@ from trio.testing import MockClock
 
 from aether_trio.config import Settings
 from aether_trio.core import Core, open_core
+from aether_trio.databases import Databases
 from aether_trio.model.clock import VirtualClock
 from aether_trio.testing.memory import MemoryLink, StreamEnded, agent, message_to, open_participant
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -121,10 +122,10 @@ class World:
             database.renew()
 
         @asynccontextmanager
-        async def open_inline(path: object, *, name: str, **options: object) -> AsyncIterator[InlineDatabase]:
-            yield self.databases[name]
+        async def open_inline(_: Settings) -> AsyncIterator[Databases]:
+            yield Databases(**self.databases)  # type: ignore[arg-type]  # its statistics are itself
 
-        with mock.patch("aether_trio.core.open_sqlite", open_inline):
+        with mock.patch("aether_trio.core.open_databases", open_inline):
             opened = open_core(
                 settings_for_tests(**changes),
                 clock=VirtualClock(trio.current_time),

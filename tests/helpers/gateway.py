@@ -37,11 +37,18 @@ from typing import Any, Self
 
 import trio
 
+from tests.helpers.engines import PostgresEngine
+
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 60.0
 _POLL_S = 0.02
 
 _running: weakref.WeakSet[GatewayProcess] = weakref.WeakSet()
+
+
+def on_postgres(engine: PostgresEngine) -> list[str]:
+    """The arguments with which a gateway keeps everything there."""
+    return ["--set", f"storage.database={engine.server.dsn()}", "--set", f"storage.schema={engine.schema}"]
 
 
 class GatewayFailed(AssertionError):

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
 from aether_trio.storage.base import Database
-from tests.helpers.engines import PostgresEngine, open_postgres_engine
-from tests.helpers.postgres import PostgresServer
-from tests.helpers.postgres_session import PostgresSession
-
-
-@pytest.fixture
-def postgres_engine(postgres_server: PostgresServer, postgres_session: PostgresSession) -> Iterator[PostgresEngine]:
-    with open_postgres_engine(postgres_server, postgres_session) as opened:
-        yield opened
+from tests.helpers.engines import PostgresEngine
 
 
 @pytest.fixture

@@ -9,9 +9,7 @@ import pytest
 
 from aether_trio.storage.base import Database
 from aether_trio.storage.sqlite import SqliteDatabase, open_sqlite
-from tests.helpers.engines import Engine, PostgresEngine, SqliteEngine, open_postgres_engine
-from tests.helpers.postgres import PostgresServer
-from tests.helpers.postgres_session import PostgresSession
+from tests.helpers.engines import Engine, SqliteEngine
 from tests.storage.programs import CREATE
 
 
@@ -47,9 +45,3 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
         yield request.getfixturevalue("postgres_engine")
     else:
         yield SqliteEngine(tmp_path if request.param == "file" else None)
-
-
-@pytest.fixture
-def postgres_engine(postgres_server: PostgresServer, postgres_session: PostgresSession) -> Iterator[PostgresEngine]:
-    with open_postgres_engine(postgres_server, postgres_session) as opened:
-        yield opened

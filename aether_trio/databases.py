@@ -1,0 +1,90 @@
+"""Where a gateway keeps its data: files in a directory of its own, or a PostgreSQL database.
+
+storage.database unset ──▶ SQLite: data directory (locked against a second gateway), one file per logical database
+postgresql://...       ──▶ PostgreSQL: one schema; what it needs is imported only then (the extra "cluster")
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from aether_trio.config import Settings
+from aether_trio.storage.base import Database
+from aether_trio.storage.directory import lock_directory
+from aether_trio.storage.errors import StorageSetupError
+from aether_trio.storage.sqlite import open_sqlite
+
+
+class Statistics(Protocol):
+    """What every engine counts; a record with more than this."""
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last group was not written."""
+        ...
+
+
+class OpenDatabase(Database, Protocol):
+    """A Database, and what it has done."""
+
+    def statistics(self) -> Statistics: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Databases:
+    """The logical databases of one gateway, open."""
+
+    state: OpenDatabase
+    log: OpenDatabase
+
+
+@asynccontextmanager
+async def open_databases(settings: Settings) -> AsyncIterator[Databases]:
+    """Open them until the block ends. Raises StorageSetupError, whose text says what to do."""
+    async with (
+        _open_postgres(settings, settings.storage.database)
+        if settings.storage.database
+        else _open_sqlite(settings) as databases
+    ):
+        yield databases
+
+
+@asynccontextmanager
+async def _open_sqlite(settings: Settings) -> AsyncIterator[Databases]:
+    storage = settings.storage
+    directory = None if settings.gateway.ephemeral else Path(settings.gateway.data_dir)
+    async with AsyncExitStack() as stack:
+
+        async def open_database(name: str) -> OpenDatabase:
+            return await stack.enter_async_context(
+                open_sqlite(
+                    directory and directory / f"{name}.db",
+                    name=name,
+                    readers=storage.readers,
+                    synchronous="FULL" if storage.synchronous == "full" else "NORMAL",
+                )
+            )
+
+        if directory is not None:
+            stack.enter_context(lock_directory(directory))
+        yield Databases(state=await open_database("state"), log=await open_database("log"))
+
+
+@asynccontextmanager
+async def _open_postgres(settings: Settings, dsn: str) -> AsyncIterator[Databases]:
+    try:
+        from aether_trio.cluster.single_node import single_node
+        from aether_trio.storage.postgres import open_postgres
+    except ImportError as exc:
+        raise StorageSetupError(
+            f"a PostgreSQL database needs the extra packages of aether-trio[cluster]: {exc}."
+        ) from exc
+    async with open_postgres(dsn, schema=settings.storage.schema) as server:
+        # Migrations first: they make the schema, and say in a useful way what is wrong with the URL.
+        databases = Databases(state=await server.database("state"), log=await server.database("log"))
+        async with single_node(server):
+            yield databases
