@@ -41,6 +41,7 @@ from aether_trio.services.progress import ProgressService
 from aether_trio.services.sessions import SessionService
 from aether_trio.services.workspaces import WorkspaceSwitch
 from aether_trio.session.admission import Claim
+from aether_trio.session.directory import LocalDirectory, SessionDirectory
 from aether_trio.session.dispatch import Dispatcher
 from aether_trio.session.holding import Holding, LocalHolding
 from aether_trio.session.registry import Registry
@@ -82,11 +83,12 @@ class Core:
         self.lanes = Lanes()
         self.registry = Registry(limits.connections_per_workspace)
         self.holding: Holding = LocalHolding(self.registry)
+        self.directory: SessionDirectory = LocalDirectory(self.registry)
         self.authorizer = DevAuthorizer()
         self.credentials = CredentialChecker(settings.auth, clock)
         self.presence = PresenceStore(state, clock)
         rates = Rates(limits, clock)
-        self.router = Router(log, rates, limits, self.authorizer, self._pick_service, strict=strict)
+        self.router = Router(log, rates, limits, self.authorizer, self.directory.pick_service, strict=strict)
         self.dispatcher = Dispatcher(log)
         self.kv = KvService(state, clock, limits, self.authorizer)
         self.checkpoints = CheckpointService(state, clock, limits)
@@ -119,12 +121,12 @@ class Core:
 
     def _register(self, rates: Rates, strict: bool) -> None:
         register = self.dispatcher.register
-        sessions = SessionService(self.registry, self.presence, self.authorizer, self.clock)
+        sessions = SessionService(self.directory, self.presence, self.authorizer, self.clock)
 
         register("kv_op", self._kv_op)
         register("checkpoint_op", self._checkpoint_op)
         register("progress", ProgressService(self.lanes, rates, self.clock).handle)
-        register("switch_workspace", WorkspaceSwitch(self.authorizer, strict=strict).handle)
+        register("switch_workspace", WorkspaceSwitch(self.authorizer, self.directory.moved, strict=strict).handle)
         register("session_op", sessions.operate)
         register("connection_status_request", sessions.status)
         unbuilt.register(self.dispatcher)
@@ -151,10 +153,6 @@ class Core:
     def _attempted(self, claim: Claim | None, status: Status) -> None:
         workspace, kind = ("", "unknown") if claim is None else (claim.identity.workspace, claim.identity.type_name)
         self.metrics.connection_attempts.add((workspace, kind, _attempt_label(status)))
-
-    def _pick_service(self, implementation: str) -> str | None:
-        session = self.registry.pick_service(implementation)
-        return session.identity.topic if session is not None else None
 
     def _authenticate(self, identity: Identity, claim: Claim, peer: Peer) -> Callable[[str], bool]:
         return self.credentials.check(identity, claim.credentials, peer.certificate).allows_workspace

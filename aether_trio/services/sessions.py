@@ -14,11 +14,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aether_trio.model.clock import Clock
-from aether_trio.model.errors import Status
 from aether_trio.model.identity import Identity, IdentityError, Kind, parse_principal_type
 from aether_trio.services.access import Authorizer
 from aether_trio.services.presence import PresenceStore
-from aether_trio.session.registry import Registry
+from aether_trio.session.directory import Connection, Outcome, SessionDirectory, Wanted
 from aether_trio.session.session import Session
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -30,8 +29,10 @@ MAX_PAGE = 1000
 class SessionService:
     """Handles `session_op` and `connection_status_request`."""
 
-    def __init__(self, registry: Registry, presence: PresenceStore, authorizer: Authorizer, clock: Clock) -> None:
-        self._registry = registry
+    def __init__(
+        self, directory: SessionDirectory, presence: PresenceStore, authorizer: Authorizer, clock: Clock
+    ) -> None:
+        self._directory = directory
         self._presence = presence
         self._authorizer = authorizer
         self._clock = clock
@@ -42,23 +43,29 @@ class SessionService:
         """LIST, GET or DISCONNECT; every refusal is in the typed reply."""
         response = pb.SessionOperationResponse(request_id=op.request_id)
         decision = await self._authorizer.check_admin(session.identity, "sessions", operation="session_op")
-        if not decision.allowed:
-            if await self._may_look_around(session, op):
-                self._list(op.filter, response)
+        try:
+            if decision.allowed:
+                await self._operate(op, response)
+            elif await self._may_look_around(session, op):
+                await self._list(op.filter, response)
                 for connection in response.connections:
                     connection.ClearField("session_id")
                     connection.ClearField("remote_addr")
             else:
                 response.error = decision.reason
-        elif op.op == pb.SessionOperation.LIST:
-            self._list(op.filter, response)
+        except StorageUnavailable as error:
+            response.error = f"the gateway's storage does not answer: {error}"
+        return [pb.DownstreamMessage(session_response=response)]
+
+    async def _operate(self, op: pb.SessionOperation, response: pb.SessionOperationResponse) -> None:
+        if op.op == pb.SessionOperation.LIST:
+            await self._list(op.filter, response)
         elif op.op == pb.SessionOperation.GET:
-            self._get(op.session_id, response)
+            await self._get(op.session_id, response)
         elif op.op == pb.SessionOperation.DISCONNECT:
-            self._disconnect(op.session_id, op.reason, response)
+            await self._disconnect(op.session_id, op.reason, response)
         else:
             response.error = f"unknown session operation {op.op}"
-        return [pb.DownstreamMessage(session_response=response)]
 
     async def _may_look_around(self, session: Session, op: pb.SessionOperation) -> bool:
         """Whether this is a LIST of the session's own workspace, which it may read."""
@@ -67,50 +74,51 @@ class SessionService:
             return False
         return (await self._authorizer.check_workspace(session.identity, workspace, operation="session_op")).allowed
 
-    def _list(self, wanted: pb.ConnectionFilter, response: pb.SessionOperationResponse) -> None:
-        found = [
-            session
-            for session in self._registry
-            if (not wanted.type or int(session.identity.wire_type) == wanted.type)
-            and (not wanted.workspace or session.workspace == wanted.workspace)
-        ]
-        found.sort(key=lambda session: session.identity.text)
+    async def _list(self, wanted: pb.ConnectionFilter, response: pb.SessionOperationResponse) -> None:
+        kinds = frozenset(kind for kind in Kind if int(kind.principal_type) == wanted.type)
+        if wanted.type and not kinds:
+            response.success = True  # nobody is of a kind that does not exist
+            return
         limit = min(wanted.limit, MAX_PAGE) if wanted.limit > 0 else DEFAULT_PAGE
-        start = max(wanted.offset, 0)
-        response.connections.extend(self._info(session) for session in found[start : start + limit])
-        response.total_count = len(found)
+        page = await self._directory.page(Wanted(kinds, wanted.workspace), max(wanted.offset, 0), limit)
+        response.connections.extend(self._info(connection) for connection in page.connections)
+        response.total_count = page.total
         response.success = True
 
-    def _get(self, session_id: str, response: pb.SessionOperationResponse) -> None:
-        session = self._registry.session(session_id)
-        if session is None:
+    async def _get(self, session_id: str, response: pb.SessionOperationResponse) -> None:
+        connection = await self._directory.find(session_id)
+        if connection is None:
             response.error = f"no session {session_id!r} is connected"
             return
-        response.connection.CopyFrom(self._info(session))
+        response.connection.CopyFrom(self._info(connection))
         response.success = True
 
-    def _disconnect(self, session_id: str, reason: str, response: pb.SessionOperationResponse) -> None:
-        session = self._registry.session(session_id)
-        if session is None:
+    async def _disconnect(self, session_id: str, reason: str, response: pb.SessionOperationResponse) -> None:
+        disconnected = await self._directory.disconnect(session_id, reason)
+        if disconnected.outcome is Outcome.UNKNOWN:
             response.error = f"no session {session_id!r} is connected"
-            return
-        session.end(Status.CANCELLED, reason or "disconnected by an operator", pb.Signal.FORCE_DISCONNECT)
-        response.message = f"{session.identity.text} was disconnected"
-        response.success = True
+        elif disconnected.outcome is Outcome.UNCONFIRMED:
+            response.error = (
+                f"the gateway that holds {disconnected.identity} has not confirmed its end; it ends the session when it "
+                "hears of this, so look again before you ask again"
+            )
+        else:
+            response.message = f"{disconnected.identity} was disconnected"
+            response.success = True
 
-    def _info(self, session: Session) -> pb.ConnectionInfo:
-        identity = session.identity
+    def _info(self, connection: Connection) -> pb.ConnectionInfo:
+        identity = connection.identity
         return pb.ConnectionInfo(
-            session_id=session.session_id,
+            session_id=connection.session_id,
             type=pb.PrincipalType.ValueType(identity.wire_type),
             identity=identity.text,
-            workspace=session.workspace,
+            workspace=connection.workspace,
             implementation="" if identity.kind is Kind.USER else identity.implementation,
             specifier="" if identity.kind is Kind.USER else identity.specifier,
-            connected_at=session.connected_ms // 1000,
-            duration=_duration(self._clock.now_ms() - session.connected_ms),
-            remote_addr=session.link.peer.address,
-            last_activity=session.last_activity_ms // 1000,
+            connected_at=connection.connected_ms // 1000,
+            duration=_duration(self._clock.now_ms() - connection.connected_ms),
+            remote_addr=connection.peer,
+            last_activity=connection.last_activity_ms // 1000,
         )
 
     # -- connection_status_request --------------------------------------------------------------------------------
@@ -138,19 +146,15 @@ class SessionService:
                 response.error = decision.reason
                 return
         if identity is None:
-            live = [one for one in self._registry if one.identity.user_id == user_id]
+            seen = await self._directory.user_seen(user_id)
+            last_ms = 0 if seen.connected else await self._presence.user_seen_ms(user_id)
         else:
-            holder = self._registry.holder(identity.text)
-            live = [holder] if holder is not None else []
-        if live:
-            response.last_seen_at = max(one.last_activity_ms for one in live) // 1000
-        elif identity is not None:
-            seen = await self._presence.seen(identity.text)
-            response.last_seen_at = seen.last_seen_ms // 1000 if seen is not None else 0
-        else:
-            response.last_seen_at = await self._presence.user_seen_ms(user_id) // 1000
+            seen = await self._directory.seen(identity.text)
+            before = None if seen.connected else await self._presence.seen(identity.text)
+            last_ms = before.last_seen_ms if before is not None else 0
         response.ok = True
-        response.connected = bool(live)
+        response.connected = seen.connected
+        response.last_seen_at = max(seen.last_ms, last_ms) // 1000
 
 
 def _read_principal(principal: pb.PrincipalRef) -> tuple[str, Identity | None]:

@@ -6,7 +6,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from aether_trio.model.errors import AetherError, Code
 from aether_trio.model.identity import IdentityError, Kind, check_token
@@ -18,10 +18,11 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 
 class WorkspaceSwitch:
-    """Handles the `switch_workspace` operation."""
+    """Handles the `switch_workspace` operation. `moved` is told of every switch, for whoever lists who is where."""
 
-    def __init__(self, authorizer: Authorizer, *, strict: bool = True) -> None:
+    def __init__(self, authorizer: Authorizer, moved: Callable[[Session], None], *, strict: bool = True) -> None:
         self._authorizer = authorizer
+        self._moved = moved
         self._strict = strict
 
     async def handle(self, session: Session, request: pb.SwitchWorkspace) -> Sequence[pb.DownstreamMessage]:
@@ -49,4 +50,5 @@ class WorkspaceSwitch:
         except StorageUnavailable as error:
             raise AetherError(Code.WORKSPACE_SWITCH_FAILED, str(error), retryable=True) from None
         session.sender.moved_to(workspace)
+        self._moved(session)
         return NO_ANSWER

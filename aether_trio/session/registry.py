@@ -151,6 +151,10 @@ class Registry:
         self._turns[implementation] = turn + 1
         return instances[turn]
 
+    def instances(self, implementation: str) -> list[str]:
+        """The topics of a service's live instances."""
+        return [session.identity.topic for session in self._services.get(implementation, ())]
+
     def __iter__(self) -> Iterator[Session]:
         return iter(list(self._by_identity.values()))
 
