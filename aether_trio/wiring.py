@@ -122,6 +122,7 @@ def ports(settings: Settings, lanes: Mapping[str, Lane]) -> Ports:
         tls=tls_settings(settings.tls),
         tcp=tcp_settings(settings.grpc),
         first_bytes_timeout_s=settings.gateway.first_bytes_timeout_s,
+        reuse_port=settings.gateway.reuse_port,
     )
 
 

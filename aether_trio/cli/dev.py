@@ -17,10 +17,19 @@ Examples:
   aether dev --ephemeral                        data goes away with it
   aether dev --port 0 --ready-file ready.json   for scripts: a free port, told in a file
   aether dev --set log.retention_age_s=60
+  aether dev --nodes 3                          a cluster, with a PostgreSQL in ./aether-data
 """,
+)
+@click.option(
+    "--nodes",
+    type=click.IntRange(1, 16),
+    metavar="N",
+    help="Run N gateways on a PostgreSQL that is started with them, and give each connection to --port to the next one. "
+    "Needs aether-trio[cluster].",
 )
 @serving_options
 def command(
+    nodes: int | None,
     port: int | None,
     ops_port: int | None,
     data_dir: str | None,
@@ -28,6 +37,7 @@ def command(
     ready_file: str | None,
     log_level: str | None,
     log_format: str | None,
+    until_stdin_ends: bool,
     config_file: str | None,
     sets: tuple[str, ...],
 ) -> None:
@@ -47,4 +57,10 @@ def command(
         "logging.level": log_level,
         "logging.format": log_format,
     }
-    run_gateway(load(config_file, flags, sets).settings, ready_file=ready_file)
+    settings = load(config_file, flags, sets).settings
+    if nodes is None:
+        run_gateway(settings, ready_file=ready_file, until_stdin_ends=until_stdin_ends)
+        return
+    from aether_trio.cli.dev_nodes import run_dev_nodes
+
+    run_dev_nodes(nodes, settings, config_file=config_file, flags=flags, sets=sets, ready_file=ready_file)

@@ -69,6 +69,7 @@ def serving_options(command: F) -> F:
         ),
         click.option("--log-level", help="debug, info, warning or error."),
         click.option("--log-format", help="console or json."),
+        click.option("--until-stdin-ends", is_flag=True, hidden=True),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)

@@ -9,10 +9,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 from aether_trio.cli import exits
+
+
+class Node(Protocol):
+    """A gateway process, as node_process.py knows it."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def gateway(self) -> str: ...
+    @property
+    def ops(self) -> str: ...
+    @property
+    def lanes(self) -> Mapping[str, str]: ...
 
 
 class ReadyFile:
@@ -35,9 +49,16 @@ class ReadyFile:
                 f"cannot write the ready file {self._path}: {error.strerror}", exits.SETTINGS
             ) from None
 
-    def write(self, gateway: str, ops: str, lanes: Mapping[str, str]) -> None:
-        """Appear, in one step. Addresses are HOST:PORT, `ops` may be empty; `lanes` has one for each lane."""
-        body = {"pid": os.getpid(), "gateway": gateway, "ops": ops, "lanes": dict(lanes)}
+    def write(self, gateway: str, ops: str, lanes: Mapping[str, str], nodes: Sequence[Node] = ()) -> None:
+        """Appear, in one step. Addresses are HOST:PORT, `ops` may be empty; `lanes` has one for each lane.
+
+        `nodes` are the processes that a command has started for itself (fleet.py).
+        """
+        body: dict[str, Any] = {"pid": os.getpid(), "gateway": gateway, "ops": ops, "lanes": dict(lanes)}
+        if nodes:
+            body["nodes"] = [
+                {"pid": node.pid, "gateway": node.gateway, "ops": node.ops, "lanes": dict(node.lanes)} for node in nodes
+            ]
         self._scratch.write_text(json.dumps(body) + "\n")
         self._scratch.replace(self._path)
         self._written = True

@@ -2,7 +2,8 @@
 
 Order: settings are checked, logging is set up, the gateway opens everything, and only when all is served the ready line
 and the ready file appear. The first SIGTERM or SIGINT drains; the second one stops at once. A signal that comes while
-the gateway is still opening stops it right away, because nothing has been promised yet.
+the gateway is still opening stops it right away, because nothing has been promised yet. A gateway that another process has started
+for itself (fleet.py) takes the end of its standard input for a SIGTERM.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import os
 import resource
 import signal
 from collections.abc import AsyncIterator, Mapping
@@ -76,11 +78,11 @@ def refuse_missing_files(settings: Settings) -> None:
             raise exits.CliError(f"tls.{leaf}: {name}: {error.strerror}", exits.SETTINGS) from None
 
 
-def run_gateway(settings: Settings, *, ready_file: str | None) -> None:
+def run_gateway(settings: Settings, *, ready_file: str | None, until_stdin_ends: bool = False) -> None:
     """Run until drained or stopped. Exits by CliError or SystemExit; returns after a drain."""
     refuse_open_gateway(settings)
     refuse_missing_files(settings)
-    configure_logging(settings.logging)
+    configure_logging(settings.logging, node=settings.gateway.node_name)
     from aether_trio.gateway import open_gateway
 
     raise_file_limit()
@@ -88,9 +90,9 @@ def run_gateway(settings: Settings, *, ready_file: str | None) -> None:
     if ready is not None:
         ready.prepare()
     try:
-        stopped_by = trio.run(_run, settings, ready, lambda: open_gateway(settings))
+        stopped_by = trio.run(_run, settings, ready, lambda: open_gateway(settings), until_stdin_ends)
     except* OSError as group:
-        raise _start_error(_first(group), settings) from group
+        raise start_error(_first(group), settings) from group
     except* StorageSetupError as group:
         raise exits.CliError(str(_first(group)), exits.SETTINGS) from group
     finally:
@@ -100,15 +102,20 @@ def run_gateway(settings: Settings, *, ready_file: str | None) -> None:
         raise SystemExit(128 + stopped_by)
 
 
-async def _run(settings: Settings, ready: ReadyFile | None, opener: _Opener) -> int | None:
+async def _run(
+    settings: Settings, ready: ReadyFile | None, opener: _Opener, until_stdin_ends: bool = False
+) -> int | None:
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
-            stop = _Stop(nursery.cancel_scope)
+            stop = _Stop(nursery.cancel_scope, quiet=until_stdin_ends)
             nursery.start_soon(stop.watch, signals)
+            if until_stdin_ends:
+                nursery.start_soon(stop.watch_input)
             async with opener() as gateway:
                 stop.gateway = gateway
                 quieten_collector()
-                click.echo(ready_text(settings, gateway))
+                if not until_stdin_ends:  # else whoever has started it says so
+                    click.echo(ready_text(settings, gateway))
                 if ready is not None:
                     ready.write(gateway.address, gateway.ops_address or "", gateway.addresses)
                 await gateway.wait_closed()
@@ -143,42 +150,45 @@ class _Opener(Protocol):
 class _Stop:
     """Turns signals into a drain, then into a stop."""
 
-    def __init__(self, scope: trio.CancelScope) -> None:
+    def __init__(self, scope: trio.CancelScope, *, quiet: bool = False) -> None:
         self._scope = scope
+        self._quiet = quiet
         self.gateway: RunningGateway | None = None
         self.signal: int | None = None
         self.done = False
+
+    async def watch_input(self) -> None:
+        """Whoever started this process holds its standard input open."""
+        while True:
+            await trio.lowlevel.wait_readable(0)
+            if not os.read(0, 4096):
+                break
+        os.kill(os.getpid(), signal.SIGTERM)
 
     async def watch(self, signals: AsyncIterator[int]) -> None:
         async with trio.open_nursery() as nursery:
             async for number in signals:
                 name = signal.Signals(number).name
                 if self.gateway is None or self.signal is not None:
-                    click.echo(f"{name}: stopping at once", err=True)
+                    self._say(f"{name}: stopping at once")
                     self.signal = number
                     self._scope.cancel()
                     return
                 self.signal = number
-                click.echo(
-                    f"{name}: draining; clients are asked to reconnect elsewhere. Again to stop at once.", err=True
-                )
+                self._say(f"{name}: draining; clients are asked to reconnect elsewhere. Again to stop at once.")
                 nursery.start_soon(self.gateway.drain)
+
+    def _say(self, text: str) -> None:
+        if not self._quiet:
+            click.echo(text, err=True)
 
 
 def ready_text(settings: Settings, gateway: RunningGateway) -> str:
     """What a person wants to know now: what runs, where, on which data, and what to type next."""
-    grpc = gateway.addresses.get("grpc")
-    where = "" if grpc == "127.0.0.1:50051" else f" --gateway {grpc}"
-    if settings.gateway.dev:
-        manner = "development: this machine only, no credentials, no rates"
-    else:
-        manner = "credentials required" if not settings.auth.allow_anonymous else "no credentials asked"
-        if settings.lets_nobody_in:
-            manner = "nobody can connect: no API key and no client authority is set"
     tls = " with TLS" if settings.tls.cert else ""
     data = "nowhere (ephemeral)" if settings.gateway.ephemeral else str(Path(settings.gateway.data_dir).absolute())
     lines = [
-        f"aether {__version__} is serving on {gateway.address}{tls} ({manner})",
+        f"aether {__version__} is serving on {gateway.address}{tls} ({manner_text(settings)})",
         f"  lanes {_lanes_text(gateway)}",
         f"  data  {data}",
     ]
@@ -187,17 +197,34 @@ def ready_text(settings: Settings, gateway: RunningGateway) -> str:
     if gateway.ops_address:
         lines.append(f"  ops   http://{gateway.ops_address}  /healthz /readyz /metrics")
     if settings.gateway.dev:
-        ops = "" if gateway.ops_address == "127.0.0.1:9090" else f" --ops {gateway.ops_address}"
-        if gateway.ops_address:
-            lines.append(f"  try   aether tail ag::default::echo::1{ops}")
-        if grpc is not None:
-            lines += [
-                f'        aether send ag::default::echo::1 "hello"{where}',
-                f"        aether sessions{where}",
-                f'  SDK   AgentClient("default", "echo", "1").connect("{grpc}")',
-            ]
+        lines += try_lines(gateway.addresses.get("grpc"), gateway.ops_address)
     lines.append("  stop  Ctrl-C drains; a second one stops at once")
     return "\n".join(lines)
+
+
+def manner_text(settings: Settings) -> str:
+    """Who may connect, for the ready line."""
+    if settings.gateway.dev:
+        return "development: this machine only, no credentials, no rates"
+    if settings.lets_nobody_in:
+        return "nobody can connect: no API key and no client authority is set"
+    return "credentials required" if not settings.auth.allow_anonymous else "no credentials asked"
+
+
+def try_lines(grpc: str | None, ops_address: str | None, *, indent: int = 6) -> list[str]:
+    """What to type next, for the development mode; "HOST:PORT" of the gRPC lane and of the ops port."""
+    where = "" if grpc == "127.0.0.1:50051" else f" --gateway {grpc}"
+    ops = "" if ops_address == "127.0.0.1:9090" else f" --ops {ops_address}"
+    said = []
+    if ops_address:
+        said.append(("try", f"aether tail ag::default::echo::1{ops}"))
+    if grpc is not None:
+        said += [
+            ("", f'aether send ag::default::echo::1 "hello"{where}'),
+            ("", f"aether sessions{where}"),
+            ("SDK", f'AgentClient("default", "echo", "1").connect("{grpc}")'),
+        ]
+    return [f"  {label:<{indent}}{text}" for label, text in said]
 
 
 def _lanes_text(gateway: RunningGateway) -> str:
@@ -218,7 +245,8 @@ def _first(group: BaseExceptionGroup[E]) -> E:
     return cast("E", error)
 
 
-def _start_error(error: OSError, settings: Settings) -> exits.CliError:
+def start_error(error: OSError, settings: Settings) -> exits.CliError:
+    """Why a gateway could not open its ports and files."""
     gateway, ops = settings.gateway, settings.ops
     if error.errno == errno.EADDRINUSE:
         own = "".join(

@@ -22,10 +22,18 @@ Examples:
 )
 @click.option("--host", help="Address to listen on.  [default: 0.0.0.0]")
 @click.option("--database", metavar="URL", help="postgresql://... that keeps everything, instead of --data-dir.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    metavar="N",
+    help="Run N processes that share the ports and --database; one that dies is started again. Their ops ports are "
+    "--ops-port and those behind it.",
+)
 @serving_options
 def command(
     host: str | None,
     database: str | None,
+    workers: int | None,
     port: int | None,
     ops_port: int | None,
     data_dir: str | None,
@@ -33,6 +41,7 @@ def command(
     ready_file: str | None,
     log_level: str | None,
     log_format: str | None,
+    until_stdin_ends: bool,
     config_file: str | None,
     sets: tuple[str, ...],
 ) -> None:
@@ -54,4 +63,10 @@ def command(
         "logging.level": log_level,
         "logging.format": log_format,
     }
-    run_gateway(load(config_file, flags, sets).settings, ready_file=ready_file)
+    settings = load(config_file, flags, sets).settings
+    if workers is None:
+        run_gateway(settings, ready_file=ready_file, until_stdin_ends=until_stdin_ends)
+        return
+    from aether_trio.cli.workers import run_workers
+
+    run_workers(workers, settings, config_file=config_file, flags=flags, sets=sets, ready_file=ready_file)

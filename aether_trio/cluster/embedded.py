@@ -31,7 +31,7 @@ from typing import Any, Final
 
 from aether_trio.storage.errors import StorageSetupError
 
-__all__ = ["FAST", "EmbeddedPostgres", "binaries"]
+__all__ = ["FAST", "EmbeddedPostgres", "binaries", "let_in"]
 
 START_S: Final = 60.0
 STOP_S: Final = 60.0
@@ -85,6 +85,13 @@ def _major(directory: Path) -> int:
     """ "postgres (PostgreSQL) 18.1" is 18."""
     said = subprocess.run([directory / "postgres", "--version"], check=True, capture_output=True, text=True, cwd="/")
     return int(said.stdout.split()[2].split(".")[0])
+
+
+def let_in(directory: Path) -> None:
+    """Let the user whom the server runs as go through a directory of this user's. Does nothing unless this is root."""
+    if os.geteuid() == 0:
+        os.chown(directory, -1, _as_nobody()["group"])
+        directory.chmod(directory.stat().st_mode | 0o010)
 
 
 class EmbeddedPostgres:

@@ -55,6 +55,14 @@ class GatewaySettings(Section, frozen=True):
         bool,
         Meta(description="Development mode: loopback, no credentials, no message rates. Alias AETHER_DEV_MODE."),
     ] = False
+    node_name: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=128)] | None,
+        Meta(description="What this gateway is called among others, and in its log; unset: the machine's name."),
+    ] = None
+    reuse_port: Annotated[
+        bool,
+        Meta(description="Let other gateways of this user listen on the same ports; the kernel spreads connections."),
+    ] = False
     first_bytes_timeout_s: Annotated[
         float, Meta(gt=0, description="For TLS and the first bytes of a connection, by which its lane is chosen.")
     ] = 10.0

@@ -13,7 +13,7 @@ import sys
 from typing import Final, TextIO
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
 
 from aether_trio.config import LoggingSettings
 
@@ -25,8 +25,11 @@ _LEVELS: Final = {
 }
 
 
-def configure_logging(settings: LoggingSettings, stream: TextIO | None = None) -> None:
-    """Send every log line of this process to `stream` (standard error) in the configured format. Call once, first."""
+def configure_logging(settings: LoggingSettings, stream: TextIO | None = None, *, node: str | None = None) -> None:
+    """Send every log line of this process to `stream` (standard error) in the configured format. Call once, first.
+
+    With `node` each line says whose it is, for several gateways that write to one place.
+    """
     output = stream or sys.stderr
     level = _LEVELS[settings.level]
     shared: list[Processor] = [
@@ -35,6 +38,8 @@ def configure_logging(settings: LoggingSettings, stream: TextIO | None = None) -
         structlog.processors.TimeStamper(fmt="iso", utc=settings.format == "json"),
         structlog.processors.StackInfoRenderer(),
     ]
+    if node is not None:
+        shared.append(_Named(node))
     final: list[Processor]
     if settings.format == "json":
         frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
@@ -59,3 +64,14 @@ def configure_logging(settings: LoggingSettings, stream: TextIO | None = None) -
     root.handlers[:] = [handler]
     # Libraries are quieter than we are: their debug lines describe every frame.
     root.setLevel(max(level, logging.INFO))
+
+
+class _Named:
+    """A processor that adds the node's name."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+
+    def __call__(self, _logger: object, _method: str, event: EventDict) -> EventDict:
+        event["node"] = self._node
+        return event

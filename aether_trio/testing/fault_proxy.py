@@ -7,7 +7,8 @@
         connection.upstream.release()               # ... until now
         connection.cut()                            # both see a reset
 
-`upstream` is from the client to the target, `downstream` the way back. A *script* is an async function that is run for every
+`upstream` is from the client to the target, `downstream` the way back. The target may be several, chosen anew for each connection
+(round_robin.py). A *script* is an async function that is run for every
 connection, for as long as it lasts: `open_fault_proxy(target, script)`. RandomFaults (random_faults.py) is one.
 
 Invariants: without faults the proxy is invisible, half-closed streams and resets included; a connection is one task and its
@@ -20,7 +21,7 @@ import contextlib
 import socket
 import struct
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,7 +29,19 @@ import trio
 
 from aether_trio.testing.fault_flow import Fault, Flow
 
-__all__ = ["Fault", "FaultProxy", "FaultProxyStatistics", "Flow", "ProxiedConnection", "Script", "open_fault_proxy"]
+__all__ = [
+    "Fault",
+    "FaultProxy",
+    "FaultProxyStatistics",
+    "Flow",
+    "ProxiedConnection",
+    "Script",
+    "Target",
+    "open_fault_proxy",
+]
+
+Target = str | Callable[[], Sequence[str]]
+""""HOST:PORT", or a function that says for each connection which ones to try, in which order."""
 
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """SO_LINGER of zero seconds: close() sends RST (socket(7))."""
@@ -51,7 +64,7 @@ class FaultProxyStatistics:
 
 
 class ProxiedConnection:
-    """A client's connection and ours to the target. `number` counts from 0, in the order of being connected."""
+    """A client's connection and ours to `target_address`. `number` counts from 0, in the order of being connected."""
 
     def __init__(
         self,
@@ -59,8 +72,10 @@ class ProxiedConnection:
         client: trio.socket.SocketType,
         target: trio.socket.SocketType,
         injected: Counter[Fault],
+        target_address: str,
     ) -> None:
         self.number = number
+        self.target_address = target_address
         self.upstream = Flow(client, target, injected)
         self.downstream = Flow(target, client, injected)
         self._client = client
@@ -125,7 +140,7 @@ Script = Callable[[ProxiedConnection], Awaitable[None]]
 class FaultProxy:
     """Made by `open_fault_proxy`. `address` is "HOST:PORT", for the clients; `target` may be changed for later ones."""
 
-    def __init__(self, address: str, target: str, script: Script | None) -> None:
+    def __init__(self, address: str, target: Target, script: Script | None) -> None:
         self.address = address
         self.target = target
         self.script = script
@@ -154,10 +169,11 @@ class FaultProxy:
             await self._news.wait()
         return self.open[number]
 
-    def cut_all(self) -> None:
-        """Cut every connection that is open now."""
+    def cut_all(self, target_address: str | None = None) -> None:
+        """Cut every connection that is open now, or those to one target."""
         for connection in list(self.open.values()):
-            connection.cut()
+            if target_address in {None, connection.target_address}:
+                connection.cut()
 
     async def serve(self, listener: trio.SocketListener) -> None:
         """For `open_fault_proxy`: accept until cancelled."""
@@ -165,10 +181,14 @@ class FaultProxy:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         client = stream.socket
-        host, _, port = self.target.rpartition(":")
-        try:
-            target = (await trio.open_tcp_stream(host.strip("[]"), int(port))).socket
-        except OSError:
+        for address in (self.target,) if isinstance(self.target, str) else self.target():
+            host, _, port = address.rpartition(":")
+            try:
+                target = (await trio.open_tcp_stream(host.strip("[]"), int(port))).socket
+            except OSError:
+                continue
+            break
+        else:
             self._unreachable += 1
             _reset(client)
             return
@@ -176,7 +196,7 @@ class FaultProxy:
             target.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         number = self._connections
         self._connections += 1
-        connection = self.open[number] = ProxiedConnection(number, client, target, self._injected)
+        connection = self.open[number] = ProxiedConnection(number, client, target, self._injected, address)
         self._news.set()
         self._news = trio.Event()
         try:
@@ -191,9 +211,9 @@ class FaultProxy:
 
 @contextlib.asynccontextmanager
 async def open_fault_proxy(
-    target: str, script: Script | None = None, *, host: str = "127.0.0.1", port: int = 0
+    target: Target, script: Script | None = None, *, host: str = "127.0.0.1", port: int = 0
 ) -> AsyncIterator[FaultProxy]:
-    """Listen on a free port (or `port`) and forward to `target`, "HOST:PORT", until the block ends; then cut what is left."""
+    """Listen on a free port (or `port`) and forward to `target` until the block ends; then cut what is left."""
     (listener,) = await trio.open_tcp_listeners(port, host=host)
     bound = listener.socket.getsockname()
     proxy = FaultProxy(f"{host}:{bound[1]}", target, script)

@@ -55,35 +55,58 @@ _INHERITS: Final = sys.platform == "linux"
 """Accepted sockets have the listener's options, so six system calls for each of them are made once (tcp(7))."""
 
 
-def open_tcp_listeners(host: str | None, port: int, *, backlog: int = 1024) -> list[socket.socket]:
-    """Listening sockets for every address of `host` (None: all interfaces, IPv4 and IPv6), on one port; 0 picks one."""
-    listeners: list[socket.socket] = []
+def bind_tcp(host: str | None, port: int, *, reuse_port: bool = False) -> list[socket.socket]:
+    """Sockets for every address of `host` (None: all interfaces, IPv4 and IPv6), bound to one port; 0 picks one.
+
+    With `reuse_port` other sockets of this user that have it too may be bound there (SO_REUSEPORT, socket(7)): connections are
+    spread over those that listen.
+    """
+    bound: list[socket.socket] = []
     try:
         for family, kind, proto, _, address in socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         ):
             try:
-                listener = socket.socket(family, kind, proto)
+                one = socket.socket(family, kind, proto)
             except OSError as error:
                 if error.errno == errno.EAFNOSUPPORT:
                     continue  # this machine has no IPv6
                 raise
-            listeners.append(listener)
-            listener.setblocking(False)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.append(one)
+            one.setblocking(False)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if reuse_port:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            if port == 0 and len(listeners) > 1:
-                address = (address[0], listeners[0].getsockname()[1], *address[2:])  # noqa: PLW2901
-            listener.bind(address)
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if port == 0 and len(bound) > 1:
+                address = (address[0], bound[0].getsockname()[1], *address[2:])  # noqa: PLW2901
+            one.bind(address)
+    except BaseException:
+        _close_all(bound)
+        raise
+    if not bound:
+        raise OSError(f"no address to listen on for {host!r}")
+    return bound
+
+
+def open_tcp_listeners(
+    host: str | None, port: int, *, backlog: int = 1024, reuse_port: bool = False
+) -> list[socket.socket]:
+    """`bind_tcp`, listening."""
+    listeners = bind_tcp(host, port, reuse_port=reuse_port)
+    try:
+        for listener in listeners:
             listener.listen(backlog)
     except BaseException:
-        for listener in listeners:
-            listener.close()
+        _close_all(listeners)
         raise
-    if not listeners:
-        raise OSError(f"no address to listen on for {host!r}")
     return listeners
+
+
+def _close_all(sockets: list[socket.socket]) -> None:
+    for one in sockets:
+        one.close()
 
 
 class Acceptor:

@@ -26,7 +26,8 @@ from aether_trio.transport.tls import TlsSettings, server_context
 class Ports:
     """Opened when made, so that OSError comes early: a port that is taken, a certificate of no use.
 
-    `own` gives lanes a port for themselves; 0 picks a free one. All others share `port`.
+    `own` gives lanes a port for themselves; 0 picks a free one. All others share `port`. With `reuse_port` other processes of
+    this user may listen on the same ones.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Ports:
         tls: TlsSettings | None = None,
         tcp: TcpSettings | None = None,
         first_bytes_timeout_s: float = 10.0,
+        reuse_port: bool = False,
     ) -> None:
         self._lanes = dict(lanes)
         self._tcp = tcp or TcpSettings()
@@ -51,7 +53,7 @@ class Ports:
                 members = {name: lanes[name] for name in names}
                 context = None if tls is None else server_context(tls, alpn=alpn_of(members))
                 door = Port(members, tls=context, first_bytes_timeout_s=first_bytes_timeout_s)
-                listeners = open_tcp_listeners(host, number, backlog=self._tcp.backlog)
+                listeners = open_tcp_listeners(host, number, backlog=self._tcp.backlog, reuse_port=reuse_port)
                 self._doors.append((door, listeners))
                 addresses |= dict.fromkeys(names, _address(listeners))
         except BaseException:

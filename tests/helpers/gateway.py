@@ -75,6 +75,7 @@ class GatewayProcess:
         self.command = tuple(command)
         self.address = ""
         self.ops_address = ""
+        self.ready: dict[str, Any] = {}
         self._ready_file = self._scratch / "ready.json"
         self._output_file = self._scratch / "output.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -105,7 +106,7 @@ class GatewayProcess:
             )
         self.returncode = None
         _running.add(self)
-        ready = self._await_ready(self._process)
+        ready = self.ready = self._await_ready(self._process)
         self.address, self.ops_address = ready["gateway"], ready.get("ops") or ""
         return self
 

@@ -1,0 +1,142 @@
+"""`aether dev --nodes N`: a cluster on this machine, its database included.
+
+    clients ──▶ front, a node for each connection in turn ──▶ node-1 ... node-N ──▶ PostgreSQL, from a wheel, in the data directory
+
+The front is this process, so it is no measure of what a load balancer can do; each node has an address of its own, too.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from aether_trio.cli import exits
+from aether_trio.cli.fleet import arguments_of, run, run_fleet
+from aether_trio.cli.node_process import NodeProcess, Ready
+from aether_trio.cli.ready_file import ReadyFile
+from aether_trio.cli.running import manner_text, start_error, try_lines
+from aether_trio.config import Settings
+from aether_trio.config.settings import LANES
+from aether_trio.storage.directory import lock_directory
+from aether_trio.storage.errors import StorageSetupError
+from aether_trio.testing.fault_proxy import FaultProxy, open_fault_proxy
+from aether_trio.testing.round_robin import RoundRobin
+from aether_trio.version import __version__
+
+STDERR: Final = 2
+NEEDED: Final = ("asyncpg", "trio_asyncio")
+
+
+def run_dev_nodes(
+    count: int,
+    settings: Settings,
+    *,
+    config_file: str | None,
+    flags: Mapping[str, Any],
+    sets: Sequence[str],
+    ready_file: str | None,
+) -> None:
+    """Run until drained or stopped. Exits by CliError or SystemExit; returns after a drain."""
+    refuse_without_packages()
+    refuse_own_ports(settings)
+    ready = ReadyFile(ready_file) if ready_file else None
+    if ready is not None:
+        ready.prepare()
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aether-nodes-")))
+        try:
+            dsn, data = stack.enter_context(_database(settings, directory))
+        except StorageSetupError as error:
+            raise exits.CliError(str(error), exits.SETTINGS) from error
+        nodes = []
+        for number in range(count):
+            overrides = {
+                "gateway.port": settings.gateway.port and settings.gateway.port + 1 + number,
+                "ops.port": settings.ops.port and settings.ops.port + number,
+                "gateway.node_name": f"node-{number + 1}",
+                "storage.database": dsn,
+            }
+            arguments = arguments_of("dev", config_file, flags, sets, overrides)
+            nodes.append(NodeProcess(f"node-{number + 1}", arguments, directory, output=STDERR))
+        if ready is not None:
+            stack.callback(ready.remove)
+        try:
+            run(_run, nodes, settings, data, ready)
+        except OSError as error:
+            raise start_error(error, settings) from error
+
+
+def refuse_without_packages() -> None:
+    """Raise when what a cluster needs is not installed."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise exits.CliError(
+            f"several nodes share a PostgreSQL, and {' and '.join(missing)} for it is not installed. "
+            "Install it, and a PostgreSQL to try it with: pip install 'aether-trio[cluster]'",
+            exits.SETTINGS,
+        )
+
+
+def refuse_own_ports(settings: Settings) -> None:
+    """Raise when a lane has a port of its own, which the nodes cannot all have."""
+    for lane in LANES:
+        if getattr(settings, lane).port:
+            raise exits.CliError(
+                f"{lane}.port is set, and the nodes of --nodes cannot all have that port: leave it unset.",
+                exits.SETTINGS,
+            )
+
+
+@contextmanager
+def _database(settings: Settings, scratch: Path) -> Iterator[tuple[str, str]]:
+    """A URL, and what a person is told of it. Raises StorageSetupError."""
+    if settings.storage.database is not None:
+        yield settings.storage.database, "the database that was given"
+        return
+    from aether_trio.cluster.embedded import EmbeddedPostgres, binaries, let_in
+
+    binaries()  # raises before anything is made
+    with ExitStack() as stack:
+        if settings.gateway.ephemeral:
+            directory, data = scratch, "nowhere (ephemeral)"
+        else:
+            directory = stack.enter_context(lock_directory(Path(settings.gateway.data_dir)))
+            data = str(directory.absolute())
+        let_in(directory)
+        server = EmbeddedPostgres(directory.absolute() / "postgres")
+        stack.callback(server.stop)
+        server.start()
+        yield server.dsn(), f"{data}, in a PostgreSQL that belongs to this command (process {server.pid})"
+
+
+async def _run(nodes: Sequence[NodeProcess], settings: Settings, data: str, ready: ReadyFile | None) -> int | None:
+    turns = RoundRobin(())
+    host = settings.gateway.host
+    async with open_fault_proxy(turns, host=host, port=settings.gateway.port) as front:
+
+        def announce(all_ready: Sequence[Ready]) -> str:
+            turns.addresses = [one.gateway for one in all_ready]
+            return _text(settings, front, all_ready, data)
+
+        return await run_fleet(nodes, announce, address=front.address, ready=ready)
+
+
+def _text(settings: Settings, front: FaultProxy, ready: Sequence[Ready], data: str) -> str:
+    lines = [f"aether {__version__} is serving on {front.address} with {len(ready)} nodes ({manner_text(settings)})"]
+    for number, one in enumerate(ready):
+        ops = f"  ops http://{one.ops}" if one.ops else ""
+        lines.append(f"  node-{number + 1:<2} {one.gateway}  process {one.pid}{ops}")
+    lines.append(f"  front   {front.address} gives each connection to the next node")
+    lines.append(f"  data    {data}")
+    if settings.websocket.page and settings.websocket.enabled:
+        lines.append(f"  page    http://{front.address}/")
+    lines += try_lines(front.address if settings.grpc.enabled else None, ready[0].ops, indent=8)
+    lines.append(
+        f"  try     kill -9 {ready[0].pid}    node-1 is started again, and its clients are on another node by then"
+    )
+    lines.append("  stop    Ctrl-C drains all; a second one stops at once")
+    return "\n".join(lines)

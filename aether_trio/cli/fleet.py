@@ -1,0 +1,199 @@
+"""Several gateway processes as one command: started together, started again when one dies, drained together.
+
+Signals are as for one gateway (running.py): the first SIGTERM or SIGINT drains all, the second one stops them at once; a third one
+kills what is still there. Before all serve, the first one stops them. However this process ends, they drain (node_process.py).
+
+Invariant: when `run_fleet` returns or raises, none of them is left.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar, cast
+
+import click
+import trio
+
+from aether_trio.cli import exits
+from aether_trio.cli.node_process import NodeFailed, NodeProcess, Ready
+from aether_trio.cli.ready_file import ReadyFile
+
+E = TypeVar("E", bound=Exception)
+
+FIRST_PAUSE_S: Final = 0.5
+LONGEST_PAUSE_S: Final = 30.0
+STEADY_S: Final = 60.0
+"""Who has served for so long is started again after the first pause."""
+STOP_S: Final = 30.0
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+def arguments_of(
+    command: str, config_file: str | None, flags: Mapping[str, Any], sets: Sequence[str], overrides: Mapping[str, Any]
+) -> list[str]:
+    """The command line of one of them: what this process was given, and then what is different."""
+    given = [f"{name}={_text(value)}" for name, value in flags.items() if value is not None]
+    own = [f"{name}={_text(value)}" for name, value in overrides.items()]
+    config = ["--config", config_file] if config_file else []
+    return [command, *config, *(part for one in (*given, *sets, *own) for part in ("--set", one))]
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+class Fleet:
+    """The processes, and whether they are to be there."""
+
+    def __init__(self, nodes: Sequence[NodeProcess]) -> None:
+        self.nodes = nodes
+        self.signals: list[int] = []
+        """Those that this process was sent."""
+        self._told = trio.Event()
+
+    @property
+    def ready(self) -> list[Ready]:
+        """What each said of itself; only once all have started."""
+        return [node.ready for node in self.nodes if node.ready is not None]
+
+    async def start(self) -> None:
+        """Start all. Raises CliError when one cannot; then none is of use, because the others have the same settings."""
+        try:
+            async with trio.open_nursery() as nursery:
+                for node in self.nodes:
+                    nursery.start_soon(node.start)
+        except* NodeFailed as group:
+            raise exits.CliError(str(first_of(group)), exits.SETTINGS) from None
+
+    async def keep(self) -> None:
+        """Start again whatever ends, until `stop`; then wait until all have ended."""
+        async with trio.open_nursery() as nursery:
+            for node in self.nodes:
+                nursery.start_soon(self._keep, node)
+
+    async def _keep(self, node: NodeProcess) -> None:
+        assert node.ready is not None
+        pinned = ["--set", f"gateway.port={_port(node.ready.gateway)}"]
+        if node.ready.ops:
+            pinned += ["--set", f"ops.port={_port(node.ready.ops)}"]
+        pause_s = FIRST_PAUSE_S
+        while True:
+            since = trio.current_time()
+            code = await node.wait()
+            if self._told.is_set():
+                return
+            if trio.current_time() - since > STEADY_S:
+                pause_s = FIRST_PAUSE_S
+            click.echo(f"{node.name} {_how(code)}; it is started again in {pause_s:g} s", err=True)
+            with trio.move_on_after(pause_s):
+                await self._told.wait()
+                return
+            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+            try:
+                await node.start(*pinned)
+            except NodeFailed:
+                continue  # it has said why
+            click.echo(f"{node.name} serves again", err=True)
+
+    async def obey(self, signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+        """Do what the signals say. `scope` is cancelled when one comes while not all are ready."""
+        async for number in signals:
+            self.signals.append(number)
+            name = signal.Signals(number).name
+            if len(self.ready) < len(self.nodes):
+                click.echo(f"{name}: stopping at once", err=True)
+                scope.cancel()
+                return
+            if len(self.signals) == 1:
+                click.echo(
+                    f"{name}: draining; clients are asked to reconnect elsewhere. Again to stop at once.", err=True
+                )
+            self.stop(signal.SIGTERM if len(self.signals) < 3 else signal.SIGKILL)
+
+    def stop(self, number: int) -> None:
+        """Send all of them a signal, and start none of them again."""
+        self._told.set()
+        for node in self.nodes:
+            node.send(number)
+
+    async def end(self) -> None:
+        """Whatever has happened, none is left after this."""
+        self.stop(signal.SIGTERM)
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as nursery:
+                for node in self.nodes:
+                    nursery.start_soon(_end, node)
+
+
+@asynccontextmanager
+async def open_fleet(nodes: Sequence[NodeProcess]) -> AsyncIterator[Fleet]:
+    """All started, none left behind the block."""
+    fleet = Fleet(nodes)
+    try:
+        yield fleet
+    finally:
+        await fleet.end()
+
+
+def run(main: Callable[..., Awaitable[int | None]], *args: Any) -> None:
+    """A program's `trio.run`: exits by CliError, OSError or SystemExit; returns after a drain."""
+    try:
+        stopped_by = trio.run(main, *args)
+    except* exits.CliError as group:
+        raise first_of(group) from None
+    except* OSError as group:
+        raise first_of(group) from None
+    if stopped_by is not None:
+        raise SystemExit(128 + stopped_by)
+
+
+async def run_fleet(
+    nodes: Sequence[NodeProcess],
+    announce: Callable[[Sequence[Ready]], str],
+    *,
+    address: str | None = None,
+    ready: ReadyFile | None = None,
+) -> int | None:
+    """Run them until they have drained; the signal that stopped them before that. `announce` says what is told to a person.
+
+    `address` is where clients come in, None for that of the first. Raises CliError.
+    """
+    with trio.open_signal_receiver(*_SIGNALS) as signals:
+        async with trio.open_nursery() as nursery, open_fleet(nodes) as fleet:
+            nursery.start_soon(fleet.obey, signals, nursery.cancel_scope)
+            await fleet.start()
+            click.echo(announce(fleet.ready))
+            if ready is not None:
+                first = fleet.ready[0]
+                ready.write(address or first.gateway, first.ops, first.lanes, fleet.ready)
+            await fleet.keep()
+            nursery.cancel_scope.cancel()
+    early = len(fleet.ready) < len(nodes)
+    return fleet.signals[-1] if fleet.signals and (early or len(fleet.signals) > 1) else None
+
+
+def first_of(group: BaseExceptionGroup[E]) -> E:
+    """One of the exceptions in a group of groups."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return cast("E", error)
+
+
+async def _end(node: NodeProcess) -> None:
+    if not node.running:
+        return
+    with trio.move_on_after(STOP_S):
+        await node.wait()
+        return
+    await node.kill()
+
+
+def _how(code: int) -> str:
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+
+
+def _port(address: str) -> str:
+    return address.rpartition(":")[2]

@@ -1,0 +1,155 @@
+"""A gateway process that this process has started: known by its ready file, and drained when this process is gone.
+
+Whoever starts it holds its standard input open: when that ends, it drains as if it had been told to (`--until-stdin-ends`). It is in
+a session of its own, so that Ctrl-C reaches whoever started it, who then decides. Everything it prints goes to `output`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+import trio
+
+START_S: Final = 60.0
+_POLL_S: Final = 0.02
+_LAST_WORDS: Final = 4000
+
+
+class NodeFailed(Exception):
+    """It ended or stayed silent instead of becoming ready; the text has its last words when they are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What it says of itself once all is served: addresses are HOST:PORT; `ops` is "" when there is none."""
+
+    pid: int
+    gateway: str
+    ops: str
+    lanes: Mapping[str, str]
+
+
+class NodeProcess:
+    """`aether ARGUMENTS`, in `directory`, which is there and has room for its ready file.
+
+    It may be started again and again. `output` is a file or a descriptor for what it prints, None for a file that `said` reads.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        directory: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        output: int | IO[bytes] | None = None,
+    ) -> None:
+        self.name = name
+        self.arguments = list(arguments)
+        self.ready: Ready | None = None
+        """Of the latest start that became ready."""
+        self.returncode: int | None = None
+        self._environment = environment
+        self._directory = directory
+        self._output = output
+        self._output_file = directory / f"{name}.log"
+        self._ready_file = directory / f"{name}.json"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def start(self, *arguments: str) -> Ready:
+        """Start it with these arguments behind its own, and return once it serves. Raises NodeFailed."""
+        assert not self.running, "it is running"
+        self._ready_file.unlink(missing_ok=True)
+        process = self._process = self._spawn(arguments)
+        self.returncode = None
+        with trio.move_on_after(START_S):
+            while not self._ready_file.exists():
+                if process.poll() is not None:
+                    raise NodeFailed(
+                        f"{self.name} ended with {process.returncode} before it served anybody{self.said()}"
+                    )
+                await trio.sleep(_POLL_S)  # it is another process, and a file is all that it promises
+            self.ready = _ready_of(json.loads(self._ready_file.read_text()))
+            return self.ready
+        await self.kill()
+        raise NodeFailed(f"{self.name} served nobody within {START_S:g} s{self.said()}")
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there, stopped or not."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Of the process that was started last."""
+        assert self._process is not None, "it was never started"
+        return self._process.pid
+
+    def send(self, number: int) -> None:
+        """A signal, if it runs."""
+        if self.running:
+            assert self._process is not None
+            self._process.send_signal(number)
+
+    async def kill(self) -> None:
+        """SIGKILL, as a crash: nothing is flushed. Returns when it is gone."""
+        self.send(signal.SIGKILL)
+        with trio.CancelScope(shield=True):
+            await self.wait()
+
+    async def wait(self) -> int:
+        """Wait for its end; the exit code, negative for a signal."""
+        process = self._process
+        assert process is not None, "it was never started"
+        if process.poll() is None:
+            descriptor = os.pidfd_open(process.pid)
+            try:
+                await trio.lowlevel.wait_readable(descriptor)
+            finally:
+                os.close(descriptor)
+        assert process.stdin is not None
+        process.stdin.close()
+        self.returncode = process.wait()
+        return self.returncode
+
+    def said(self) -> str:
+        """Its last words as lines behind a colon, "" when somebody else has them."""
+        if self._output is not None:
+            return ""
+        return ":\n" + self._output_file.read_bytes()[-_LAST_WORDS:].decode(errors="replace")
+
+    def _spawn(self, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+        command = [*_python(), *self.arguments, *arguments, "--ready-file", str(self._ready_file), "--until-stdin-ends"]
+
+        def start(output: int | IO[bytes]) -> subprocess.Popen[bytes]:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env=None if self._environment is None else dict(self._environment),
+                start_new_session=True,
+            )
+
+        if self._output is not None:
+            return start(self._output)
+        with self._output_file.open("ab") as output:
+            return start(output)
+
+
+def _ready_of(body: Mapping[str, Any]) -> Ready:
+    return Ready(body["pid"], body["gateway"], body["ops"], body["lanes"])
+
+
+def _python() -> list[str]:
+    """This interpreter, on this program. Not the one in the working directory, unless this one came from there."""
+    here = {"", str(Path.cwd())} & set(sys.path)
+    return [sys.executable, *([] if here else ["-P"]), "-m", "aether_trio"]

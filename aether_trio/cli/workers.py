@@ -1,0 +1,104 @@
+"""`aether serve --workers N`: N gateway processes on one port of one machine, over one database.
+
+Each is a node of the cluster like any other. The kernel spreads connections over them (SO_REUSEPORT, socket(7)). This process accepts
+nothing: it holds the ports, bound and not listening, so that no other program takes one while a worker is away; that also turns 0
+into a port which is the same for all.
+"""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from aether_trio.cli import exits
+from aether_trio.cli.fleet import arguments_of, run, run_fleet
+from aether_trio.cli.node_process import NodeProcess, Ready
+from aether_trio.cli.ready_file import ReadyFile
+from aether_trio.cli.running import manner_text, refuse_missing_files, refuse_open_gateway, start_error
+from aether_trio.config import Settings
+from aether_trio.config.settings import LANES
+from aether_trio.transport.listener import bind_tcp
+from aether_trio.version import __version__
+
+STDERR = 2
+
+
+def run_workers(
+    count: int,
+    settings: Settings,
+    *,
+    config_file: str | None,
+    flags: Mapping[str, Any],
+    sets: Sequence[str],
+    ready_file: str | None,
+) -> None:
+    """Run until drained or stopped. Exits by CliError or SystemExit; returns after a drain."""
+    if settings.storage.database is None:
+        raise exits.CliError(
+            "--workers needs a database that the workers share: give one with --database.", exits.SETTINGS
+        )
+    refuse_open_gateway(settings)
+    refuse_missing_files(settings)
+    ready = ReadyFile(ready_file) if ready_file else None
+    if ready is not None:
+        ready.prepare()
+    with ExitStack() as stack:
+        try:
+            ports = stack.enter_context(reserved_ports(settings))
+        except OSError as error:
+            raise start_error(error, settings) from error
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aether-workers-")))
+        base = settings.gateway.node_name or socket.gethostname()
+        nodes = []
+        for number in range(count):
+            overrides: dict[str, Any] = {
+                **ports,
+                "gateway.reuse_port": True,
+                "gateway.node_name": f"{base}-{number + 1}",
+            }
+            if settings.ops.port:
+                overrides["ops.port"] = settings.ops.port + number
+            arguments = arguments_of("serve", config_file, flags, sets, overrides)
+            nodes.append(NodeProcess(f"{base}-{number + 1}", arguments, directory, output=STDERR))
+        if ready is not None:
+            stack.callback(ready.remove)
+        run(partial(run_fleet, nodes, partial(_announce, settings), ready=ready))
+
+
+@contextmanager
+def reserved_ports(settings: Settings) -> Iterator[dict[str, int]]:
+    """The ports of the lanes by setting, held until the block ends. Raises OSError when somebody listens on one."""
+    wanted = {"gateway.port": settings.gateway.port}
+    for lane in LANES:
+        section = getattr(settings, lane)
+        if section.enabled and section.port is not None:
+            wanted[f"{lane}.port"] = section.port
+    with ExitStack() as held:
+        found: dict[str, int] = {}
+        for name, port in wanted.items():
+            # Whoever listens there with SO_REUSEPORT would share it with us: such a one is only found without it.
+            for probe in bind_tcp(settings.gateway.host, port):
+                probe.close()
+            sockets = bind_tcp(settings.gateway.host, port, reuse_port=True)
+            for one in sockets:
+                held.enter_context(one)
+            found[name] = sockets[0].getsockname()[1]
+        yield found
+
+
+def _announce(settings: Settings, ready: Sequence[Ready]) -> str:
+    tls = " with TLS" if settings.tls.cert else ""
+    address = ready[0].gateway
+    lines = [f"aether {__version__} is serving on {address}{tls} with {len(ready)} workers ({manner_text(settings)})"]
+    lines += [
+        f"  {'workers' if number == 0 else '       '} process {one.pid}"
+        + (f"  ops http://{one.ops}" if one.ops else "")
+        for number, one in enumerate(ready)
+    ]
+    lines.append("  stop    SIGTERM or Ctrl-C drains all; a second one stops at once")
+    return "\n".join(lines)

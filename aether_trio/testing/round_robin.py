@@ -1,0 +1,33 @@
+"""A load balancer's choice, for a fault proxy: a node for each connection, in turn, and the next one when it does not accept.
+
+async with open_fault_proxy(RoundRobin(["127.0.0.1:50051", "127.0.0.1:50052"])) as front:
+    ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+__all__ = ["RoundRobin"]
+
+
+class RoundRobin:
+    """A Target of `open_fault_proxy`. `addresses` ("HOST:PORT") may be changed at any time.
+
+    An address in `out` is tried last: a node that is stopped accepts, in its kernel, and serves nobody; a load balancer's
+    health check would have found that.
+    """
+
+    def __init__(self, addresses: Iterable[str]) -> None:
+        self.addresses = list(addresses)
+        self.out: set[str] = set()
+        self._turn = 0
+
+    def __call__(self) -> Sequence[str]:
+        """Those to try for one connection."""
+        if not self.addresses:
+            return ()
+        first = self._turn % len(self.addresses)
+        self._turn += 1
+        order = self.addresses[first:] + self.addresses[:first]
+        return sorted(order, key=self.out.__contains__)  # stable

@@ -1,0 +1,256 @@
+"""Several gateway processes as one command: `aether dev --nodes` and `aether serve --workers`, and the parts of both."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from click.testing import CliRunner
+
+from aether_trio.cli.app import app
+from aether_trio.cli.fleet import arguments_of
+from aether_trio.cli.workers import reserved_ports
+from aether_trio.client import AgentClient
+from aether_trio.config import Settings, load_settings
+from aether_trio.transport.listener import open_tcp_listeners
+from tests.helpers.gateway import GatewayProcess, start_gateway
+from tests.helpers.postgres import PostgresServer
+
+LIMIT_S = 60.0
+AETHER = (sys.executable, "-m", "aether_trio")
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    give_up = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < give_up, "it did not happen"
+        time.sleep(0.02)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended. One that nobody has waited for is a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, children.read_text().split()):
+            found += [child, *descendants(child)]
+    return found
+
+
+def takes_connections(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=LIMIT_S):
+        return True
+    return False
+
+
+async def exchange(address: str, text: bytes, *, receive_first: bool = False) -> bytes:
+    """What an agent gets that was sent to it, by itself or in an earlier run."""
+    with trio.fail_after(LIMIT_S):
+        async with AgentClient(
+            f"aether://{address}", workspace="default", implementation="fleet", specifier="1", connect_timeout=LIMIT_S
+        ) as agent:
+            if not receive_first:
+                await agent.send("ag::default::fleet::1", text)
+            async for message in agent:
+                return message.payload
+    raise AssertionError("the client has ended")
+
+
+async def leave_a_message(address: str, text: bytes) -> None:
+    with trio.fail_after(LIMIT_S):
+        async with AgentClient(
+            f"aether://{address}", workspace="default", implementation="sender", specifier="1", connect_timeout=LIMIT_S
+        ) as agent:
+            await agent.send("ag::default::fleet::1", text)
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """Not pytest's: those are for this user only, and the database may have to be somebody else's."""
+    place = Path(tempfile.mkdtemp(prefix="aether-fleet-"))
+    place.chmod(0o755)
+    yield place / "data"
+    shutil.rmtree(place, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def dev_nodes(data_dir: Path) -> Iterator[GatewayProcess]:
+    with start_gateway(data_dir=data_dir, command=(*AETHER, "dev", "--nodes", "1")) as running:
+        yield running
+
+
+@pytest.mark.crash
+async def test_dev_nodes_keep_their_data_and_a_node_that_dies_is_started_again(data_dir: Path) -> None:
+    with dev_nodes(data_dir) as cluster:
+        (node,) = cluster.ready["nodes"]
+        assert node["gateway"] != cluster.address
+        assert await exchange(cluster.address, b"first") == b"first"
+        os.kill(node["pid"], signal.SIGKILL)
+        await trio.to_thread.run_sync(wait_until, lambda: "node-1 serves again" in cluster.output())
+        assert "node-1 was ended by SIGKILL" in cluster.output()
+        assert await exchange(node["gateway"], b"second") == b"second", "it is not on its own port"
+        await leave_a_message(cluster.address, b"kept")
+        family = descendants(cluster.pid)
+        assert len(family) >= 3, "a node, a shell and a PostgreSQL"
+        cluster.terminate()
+        assert await trio.to_thread.run_sync(cluster.wait) == 0
+        assert [pid for pid in family if not gone(pid)] == []
+        await trio.to_thread.run_sync(cluster.start)
+        assert await exchange(cluster.address, b"", receive_first=True) == b"kept"
+
+
+@pytest.mark.crash
+def test_nothing_outlives_a_dev_nodes_that_is_killed(data_dir: Path) -> None:
+    with dev_nodes(data_dir) as cluster:
+        family = descendants(cluster.pid)
+        assert len(family) >= 3
+        cluster.kill()
+        wait_until(lambda: all(map(gone, family)))
+
+
+@pytest.mark.crash
+async def test_a_worker_that_dies_is_started_again_on_the_same_port(postgres_server: PostgresServer) -> None:
+    database = await trio.to_thread.run_sync(postgres_server.new_database)
+    command = (*AETHER, "serve", "--workers", "1", "--host", "127.0.0.1", "--database", postgres_server.dsn(database))
+    try:
+        with start_gateway(
+            ephemeral=True, command=command, extra_args=("--set", "auth.allow_anonymous=true", "--set", "grpc.port=0")
+        ) as gateway:
+            (worker,) = gateway.ready["nodes"]
+            assert worker["lanes"]["framed"] == gateway.address
+            grpc = worker["lanes"]["grpc"]
+            assert grpc != gateway.address
+            assert await exchange(gateway.address, b"first") == b"first"
+            os.kill(worker["pid"], signal.SIGKILL)
+            assert await exchange(gateway.address, b"second") == b"second"
+            await trio.to_thread.run_sync(wait_until, lambda: takes_connections(grpc))
+            family = descendants(gateway.pid)
+            gateway.terminate()
+            assert await trio.to_thread.run_sync(gateway.wait) == 0
+            assert [pid for pid in family if not gone(pid)] == []
+    finally:
+        await trio.to_thread.run_sync(postgres_server.drop_database, database)
+
+
+def test_a_worker_that_cannot_start_ends_the_command() -> None:
+    command = "serve --workers 2 --host 127.0.0.1 --port 0 --ops-port 0 --set auth.allow_anonymous=true"
+    command += " --database postgresql://nobody@127.0.0.1:1/none"
+    done = subprocess.run(
+        [*AETHER, *command.split()],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S * 3,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert "before it served anybody" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def refused(*arguments: str) -> str:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 3, result.output
+    return result.output
+
+
+def test_workers_without_a_database_are_refused() -> None:
+    assert "--database" in refused("serve", "--workers", "2", "--host", "127.0.0.1")
+
+
+def test_nodes_without_the_extra_are_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+
+    def without(name: str, *rest: Any) -> Any:
+        return None if name == "asyncpg" else find(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    said = refused("dev", "--nodes", "3")
+    assert "asyncpg" in said
+    assert "pip install 'aether-trio[cluster]'" in said
+
+
+def test_nodes_cannot_all_have_one_port() -> None:
+    assert "framed.port" in refused("dev", "--nodes", "2", "--set", "framed.port=4000")
+
+
+def test_a_member_gets_the_flags_then_the_sets_then_what_is_its_own() -> None:
+    arguments = arguments_of(
+        "serve",
+        "aether.yaml",
+        {"gateway.port": 1, "gateway.ephemeral": True, "logging.level": None},
+        ["gateway.port=2"],
+        {"gateway.port": 3, "gateway.node_name": "b"},
+    )
+    assert arguments[:3] == ["serve", "--config", "aether.yaml"]
+    sets = [one for one in arguments[3:] if one != "--set"]
+    assert sets == [
+        "gateway.port=1",
+        "gateway.ephemeral=true",
+        "gateway.port=2",
+        "gateway.port=3",
+        "gateway.node_name=b",
+    ]
+    settings = load_settings(None, {}, {}, sets)
+    assert settings.gateway.port == 3
+    assert settings.gateway.ephemeral
+
+
+def settings_with(*sets: str) -> Settings:
+    return load_settings(None, {}, {"gateway.host": "127.0.0.1"}, sets)
+
+
+def test_reserved_ports_are_taken_for_everybody_else() -> None:
+    with reserved_ports(settings_with("gateway.port=0", "framed.port=0")) as ports:
+        assert set(ports) == {"gateway.port", "framed.port"}
+        assert len({0, *ports.values()}) == 3
+        for port in ports.values():
+            with socket.socket() as other, pytest.raises(OSError, match="in use"):
+                other.bind(("127.0.0.1", port))
+
+
+def test_workers_share_what_is_reserved_and_no_connection_goes_to_who_reserved_it() -> None:
+    with reserved_ports(settings_with("gateway.port=0")) as ports, contextlib.ExitStack() as stack:
+        port = ports["gateway.port"]
+        listeners = [open_tcp_listeners("127.0.0.1", port, reuse_port=True)[0] for _ in range(2)]
+        for one in listeners:
+            stack.enter_context(one)
+        for _ in range(64):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        counts = []
+        for one in listeners:
+            counts.append(0)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    stack.enter_context(one.accept()[0])
+                    counts[-1] += 1
+        assert sum(counts) == 64
+        assert min(counts) > 0, counts
+
+
+def test_a_port_on_which_other_workers_listen_is_not_joined() -> None:
+    with (
+        open_tcp_listeners("127.0.0.1", 0, reuse_port=True)[0] as other,
+        pytest.raises(OSError, match="in use"),
+        reserved_ports(settings_with(f"gateway.port={other.getsockname()[1]}")),
+    ):
+        raise AssertionError("it was joined")
