@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bench import arguments as number
 from bench import compare, machine, results, table
 from bench.lanes import ALL_LANES, LANES
 from bench.runner import Progress, run
@@ -51,24 +52,30 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--list", action="store_true", help="list the scenarios and leave")
     sizes = made.add_argument_group("sizes")
     sizes.add_argument("--quick", action="store_true", help="three windows and small sizes")
-    sizes.add_argument("--seconds", type=_positive, metavar="S", help="measured time for each scenario (5)")
-    sizes.add_argument("--window", type=_positive, default=0.5, metavar="S", help="length of a window (0.5)")
-    sizes.add_argument("--pairs", type=_count, metavar="N", help="pairs of agents in routed scenarios (100)")
-    sizes.add_argument("--payload", type=_count, default=200, metavar="BYTES", help="payload of a message (200)")
-    sizes.add_argument("--connections", type=_count, metavar="N", help="idle connections (2000)")
-    sizes.add_argument("--fanout", type=_counts, metavar="A,B", help="receivers of the two fan-outs (100,1000)")
+    sizes.add_argument("--seconds", type=number.positive, metavar="S", help="measured time for each scenario (5)")
+    sizes.add_argument("--window", type=number.positive, default=0.5, metavar="S", help="length of a window (0.5)")
+    sizes.add_argument("--pairs", type=number.count, metavar="N", help="pairs of agents in routed scenarios (100)")
+    sizes.add_argument("--payload", type=number.count, default=200, metavar="BYTES", help="payload of a message (200)")
+    sizes.add_argument("--connections", type=number.count, metavar="N", help="idle connections (2000)")
+    sizes.add_argument("--fanout", type=number.counts, metavar="A,B", help="receivers of the two fan-outs (100,1000)")
     sizes.add_argument(
-        "--rate", type=_positive, metavar="R", help="messages per second of `paced` (half of routed-1's)"
+        "--rate", type=number.positive, metavar="R", help="messages per second of `paced` (half of routed-1's)"
     )
     output = made.add_argument_group("output")
     output.add_argument("--json", type=Path, default=DEFAULT_JSON, metavar="FILE", help=f"results ({DEFAULT_JSON})")
     output.add_argument("--compare", type=Path, metavar="FILE", help="earlier results to compare with")
     output.add_argument(
-        "--threshold", type=_positive, default=compare.THRESHOLD, metavar="T", help="growth that fails --compare (0.15)"
+        "--threshold",
+        type=number.positive,
+        default=compare.THRESHOLD,
+        metavar="T",
+        help="growth that fails --compare (0.15)",
     )
     server = made.add_argument_group("server")
     server.add_argument("--target", metavar="HOST:PORT", help="a running gateway (plaintext); nothing is started")
-    server.add_argument("--pid", type=_counts, default=(), metavar="N[,M]", help="its processes, for CPU and memory")
+    server.add_argument(
+        "--pid", type=number.counts, default=(), metavar="N[,M]", help="its processes, for CPU and memory"
+    )
     server.add_argument("--credential", action="append", default=[], metavar="KEY=VALUE", help="credential for Init")
     server.add_argument(
         "--lane",
@@ -194,27 +201,9 @@ def options_of(given: argparse.Namespace) -> Options:
     return Options(payload=given.payload, window_seconds=given.window, credentials=credentials, **sizes)
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
 def _lanes(text: str) -> tuple[str, ...]:
     names = ALL_LANES if text == "all" else tuple(dict.fromkeys(text.split(",")))
     for name in names:
         if name not in LANES:
             raise argparse.ArgumentTypeError(f"no lane is called {name!r}; there are all, {', '.join(LANES)}")
     return names
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(_count(part) for part in text.split(","))

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -55,16 +56,30 @@ class ServerOptions:
 
 @contextmanager
 def serving(options: ServerOptions, scenario: str) -> Iterator[Target]:
-    """A target for one scenario."""
+    """A target for one scenario. What is started ends with the block, also by Ctrl-C or SIGTERM."""
     if options.target:
         yield Target(options.target, ProcessProbe(options.pids) if options.pids else None)
         return
-    place = Path(tempfile.mkdtemp(prefix="aether-bench-", dir=options.data_root))
+    with _terminated_like_interrupted():
+        place = Path(tempfile.mkdtemp(prefix="aether-bench-", dir=options.data_root))
+        try:
+            with _gateway(options, scenario, place) as target:
+                yield target
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM is KeyboardInterrupt, so that the gateway and its data do not stay behind. In the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with _gateway(options, scenario, place) as target:
-            yield target
+        yield
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        signal.signal(signal.SIGTERM, before)
 
 
 def command(options: ServerOptions, scenario: str, place: Path) -> list[str]:

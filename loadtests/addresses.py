@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import resource
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,9 @@ PER_ADDRESS = 25_000
 IP_BIND_ADDRESS_NO_PORT = 24
 SPARE_DESCRIPTORS = 256
 """Files of a process that are no connections: libraries, databases, pipes."""
+
+PATIENCE_S = 10.0
+"""For a gateway that is to take one connection."""
 
 _RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _FIRST = int(ipaddress.IPv4Address("127.1.0.1"))
@@ -70,6 +74,26 @@ def sources(host: str, users: int, given: Sequence[str] = (), each: int | None =
     if _FIRST + blocks - 2 > _LAST:
         raise TooMany(f"{users:,} users are more than 127.0.0.0/8 has room for")
     return ("", *(str(ipaddress.IPv4Address(_FIRST + n)) for n in range(blocks - 1)))
+
+
+def is_ours(address: str) -> bool:
+    """Whether connections can come from this address."""
+    try:
+        family, kind, proto, _, place = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.bind(place)
+    except OSError:
+        return False
+    return True
+
+
+def unreachable(host: str, port: int) -> str:
+    """Why no connection can be made; empty if one can."""
+    try:
+        socket.create_connection((host, port), PATIENCE_S).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def source_of(index: int, addresses: Sequence[str], each: int) -> str:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bench import arguments as number
 from bench import machine
 from bench.process import ProcessGone
 from bench.servers import ServerFailed, ServerOptions, serving
@@ -25,7 +26,6 @@ from loadtests.shapes import SHAPES, spread
 RESULTS = Path("bench-results")
 DATA_ROOT = Path("/var/tmp")
 """Unlike /tmp this is on a disk everywhere, so that a commit costs what a commit costs."""
-FREE = 256
 
 EPILOG = """\
 shapes:
@@ -57,37 +57,48 @@ def parser() -> argparse.ArgumentParser:
         default="framed",
         help="how users are connected; grpc is grpcio, grpc-raw the same for many (framed)",
     )
-    made.add_argument("--users", type=_count, default=1000, metavar="N", help="how many (1000)")
-    made.add_argument("--minutes", type=_positive, default=2.0, metavar="M", help="how long, once all are there (2)")
+    made.add_argument("--users", type=number.count, default=1000, metavar="N", help="how many (1000)")
+    made.add_argument(
+        "--minutes", type=number.positive, default=2.0, metavar="M", help="how long, once all are there (2)"
+    )
     made.add_argument("--shape", choices=list(SHAPES), default="chat", help="what they do, see below (chat)")
     users = made.add_argument_group("what users do; the defaults are the shape's")
-    users.add_argument("--talking", type=_percent, metavar="PCT", help="per cent of users in a conversation at a time")
     users.add_argument(
-        "--rate", type=_positive, metavar="R", help="messages per second of each of them; broadcasts per second"
+        "--talking", type=number.percent, metavar="PCT", help="per cent of users in a conversation at a time"
     )
-    users.add_argument("--payload", type=_count, metavar="BYTES", help="size of a message, at least 24")
-    users.add_argument("--slow", type=_percent, metavar="PCT", help="per cent of users that read slowly")
-    users.add_argument("--lifetime", type=_positive, default=30.0, metavar="S", help="mean stay in churn (30)")
     users.add_argument(
-        "--jitter", type=_not_negative, default=1.0, metavar="S", help="after a cut, come back within (1)"
+        "--rate", type=number.positive, metavar="R", help="messages per second of each of them; broadcasts per second"
+    )
+    users.add_argument("--payload", type=number.count, metavar="BYTES", help="size of a message, at least 24")
+    users.add_argument("--slow", type=number.percent, metavar="PCT", help="per cent of users that read slowly")
+    users.add_argument("--lifetime", type=number.positive, default=30.0, metavar="S", help="mean stay in churn (30)")
+    users.add_argument(
+        "--jitter", type=number.not_negative, default=1.0, metavar="S", help="after a cut, come back within (1)"
     )
     load = made.add_argument_group("how the load is made")
     load.add_argument(
-        "--connect-rate", type=_positive, default=1000.0, metavar="R", help="connections per second (1000)"
+        "--connect-rate", type=number.positive, default=1000.0, metavar="R", help="connections per second (1000)"
     )
     load.add_argument(
-        "--connecting", type=int, default=500, metavar="N", help="handshakes in flight, 0: any number (500)"
+        "--connecting", type=number.whole, default=500, metavar="N", help="handshakes in flight, 0: any number (500)"
     )
-    load.add_argument("--processes", type=_count, metavar="N", help="load processes (as few as the open files allow)")
     load.add_argument(
-        "--streams", type=_count, metavar="N", help="lane grpc: users on one connection (so many that there are 8)"
+        "--processes", type=number.count, metavar="N", help="load processes (as few as the open files allow)"
+    )
+    load.add_argument(
+        "--streams",
+        type=number.count,
+        metavar="N",
+        help="lane grpc: users on one connection (so many that there are 8)",
     )
     load.add_argument(
         "--source", type=_words, default=(), metavar="A[,B]", help="source addresses; on loopback chosen by itself"
     )
     server = made.add_argument_group("gateway")
     server.add_argument("--target", metavar="HOST:PORT", help="a running gateway (plaintext); nothing is started")
-    server.add_argument("--pid", type=_pids, default=(), metavar="N[,M]", help="its processes, for CPU and memory")
+    server.add_argument(
+        "--pid", type=number.counts, default=(), metavar="N[,M]", help="its processes, for CPU and memory"
+    )
     server.add_argument(
         "--credential", action="append", default=[], metavar="KEY=VALUE", help="credential of every user"
     )
@@ -99,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
     )
     output = made.add_argument_group("output")
     output.add_argument("--out", type=Path, metavar="DIR", help=f"for report.html and report.json ({RESULTS}/load-...)")
-    output.add_argument("--interval", type=_positive, default=1.0, metavar="S", help="time between two rows (1)")
+    output.add_argument("--interval", type=number.positive, default=1.0, metavar="S", help="time between two rows (1)")
     output.add_argument("--quiet", action="store_true", help="no live progress")
     return made  # fmt: skip
 
@@ -114,6 +125,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         whole, parts = plan(given, descriptors)
     except (ValueError, addresses.TooMany) as wrong:
         made.error(str(wrong))
+    when = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    place = given.out or RESULTS / f"load-{when}-{given.lane}-{given.shape}"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        made.error(f"--out {place}: {error.strerror}")
+    if given.target and (why := addresses.unreachable(whole.host, whole.port)):
+        print(f"load: nobody answers on {given.target}: {why}", file=sys.stderr)
+        return 1
     screen = Screen(quiet=given.quiet)
     server = ServerOptions(given.target, given.pid, given.server_arg, None, given.data_root)
     facts = machine.describe(given.data_root)
@@ -130,8 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     screen.end()
     finish(results, whole, facts, arguments)
-    when = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    page = report.write(given.out or RESULTS / f"load-{when}-{given.lane}-{given.shape}", results)
+    page = report.write(place, results)
     print(f"{table.text(results)}\n\nwritten to {page} and {page.with_suffix('.json').name}")
     return 1 if results["failures"] else 0
 
@@ -182,6 +201,9 @@ def plan(given: argparse.Namespace, descriptors: int) -> tuple[Plan, list[Plan]]
     processes = addresses.processes_for(connections, descriptors, given.processes, own_gateway=not given.target)
     each = addresses.per_address()
     sources = addresses.sources(host.strip("[]"), connections, given.source, each)
+    for source in given.source:
+        if not addresses.is_ours(source):
+            raise ValueError(f"--source {source} is no address of this machine")
     shares = spread(given.users, processes)
     whole = Plan(
         lane=given.lane, address=given.target or "", shape=shape.name, run=f"load-{secrets.token_hex(4)}",
@@ -202,37 +224,5 @@ def plan(given: argparse.Namespace, descriptors: int) -> tuple[Plan, list[Plan]]
     return whole, parts
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
-def _not_negative(text: str) -> float:
-    value = float(text)
-    if not value >= 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
-
-
-def _percent(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 100 per cent")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
 def _words(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(",")))
-
-
-def _pids(text: str) -> tuple[int, ...]:
-    return tuple(_count(part) for part in text.split(","))

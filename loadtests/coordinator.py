@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench.process import ProcessProbe
-from loadtests.fleet import Fleet
+from loadtests.fleet import Fleet, WorkerFailed
 from loadtests.outcome import judge
 from loadtests.plan import Plan
 from loadtests.timeline import Row, Timeline
@@ -127,7 +127,7 @@ class Coordinator:
 
     def _hold(self) -> None:
         plan = self._plan
-        if plan.what.stepped or self.timeline.gave_up >= plan.users:
+        if plan.what.stepped or self.timeline.gave_up >= plan.users or not self.timeline.counts["connects"]:
             return
         if not plan.what.cut:
             self._watch("hold", plan.seconds)
@@ -178,3 +178,8 @@ class Coordinator:
                 self.timeline.feed(worker, line)
                 if line["kind"] == "end":
                     self._verdicts.append(line["verdict"])
+        silent = len(self._fleet) - len(self._verdicts)
+        if silent:  # without them nobody knows what was lost
+            raise WorkerFailed(
+                f"{silent} of {len(self._fleet)} workers did not say what has come within {LEAVE_S:.0f} s"
+            )

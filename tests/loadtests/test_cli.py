@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from loadtests import cli
@@ -9,6 +19,8 @@ from loadtests.plan import LANES
 from loadtests.shapes import SHAPES
 
 FILES = 20_000
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 120
 
 
 def parts(*arguments: str):
@@ -51,7 +63,9 @@ def test_users_of_a_lane_are_whom_it_lets_in() -> None:
         (["--shape", "cube"], "invalid choice"),
         (["--users", "0"], "0 is not above 0"),
         (["--users", "1"], "two make a conversation"),
-        (["--users", "many"], "invalid"),
+        (["--users", "many"], "'many' is no whole number"),
+        (["--rate", "fast"], "'fast' is no number"),
+        (["--pid", "gateway"], "'gateway' is no whole number"),
         (["--minutes", "-1"], "-1 is not above 0"),
         (["--talking", "101"], "not between 0 and 100"),
         (["--jitter", "-1"], "below 0"),
@@ -63,6 +77,8 @@ def test_users_of_a_lane_are_whom_it_lets_in() -> None:
         (["--connecting", "-1"], "not negative"),
         (["--users", "2000000"], "ulimit"),
         (["--users", "100000", "--target", "192.0.2.1:1"], "--source"),
+        (["--source", "192.0.2.7"], "--source 192.0.2.7 is no address of this machine"),
+        (["--out", "/dev/null/here"], "--out /dev/null/here: Not a directory"),
     ],
 )
 def test_wrong_arguments_are_explained(
@@ -81,3 +97,44 @@ def test_help_names_every_lane_and_shape(capsys: pytest.CaptureFixture[str]) -> 
     out = capsys.readouterr().out
     assert all(name in out for name in (*LANES, *SHAPES))
     assert all(shape.doc in out for shape in SHAPES.values())
+
+
+def test_a_target_that_is_not_there_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as nobody:  # bound and not listening: nobody else gets the port
+        nobody.bind(("127.0.0.1", 0))
+        target = f"127.0.0.1:{nobody.getsockname()[1]}"
+        assert cli.main(["--target", target, "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"load: nobody answers on {target}: Connection refused\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_leaves_nothing_behind(number: signal.Signals, tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    command = [sys.executable, "-m", "loadtests", "--users", "20", "--minutes", "5", "--interval", "0.2"]
+    process = subprocess.Popen(
+        [*command, "--data-root", str(data), "--out", str(out)], cwd=ROOT, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509  # no threads here
+    )  # fmt: skip
+    with process:
+        try:
+            ready = _wait_for(lambda: next(data.glob("*/ready.json"), None), process)
+            gateway = int(_wait_for(lambda: json.loads(ready.read_text() or "{}").get("pid"), process))
+            process.send_signal(number)
+            said, _ = process.communicate(timeout=LIMIT_S)
+        finally:
+            process.kill()
+    assert (process.returncode, said.splitlines()[-1]) == (130, "load: interrupted")
+    assert not Path(f"/proc/{gateway}").exists()
+    assert list(data.iterdir()) == []
+
+
+def _wait_for(look: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline:
+        if found := look():
+            return found
+        assert process.poll() is None
+        time.sleep(0.05)
+    pytest.fail("it did not come")

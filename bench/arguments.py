@@ -1,0 +1,57 @@
+"""Numbers on a command line: types for argparse, which say what is wrong in words."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float)
+
+
+def positive(text: str) -> float:
+    """Above 0."""
+    value = _number(text, float)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def not_negative(text: str) -> float:
+    """0 or more."""
+    value = _number(text, float)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+def percent(text: str) -> float:
+    """0 to 100."""
+    value = _number(text, float)
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 100 per cent")
+    return value
+
+
+def whole(text: str) -> int:
+    """Any whole number."""
+    return _number(text, int)
+
+
+def count(text: str) -> int:
+    """1 or more."""
+    value = whole(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Several, with commas between them."""
+    return tuple(map(count, text.split(",")))
+
+
+def _number(text: str, kind: type[Number]) -> Number:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' if kind is int else ''}number") from None
