@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import click
 
-from aether_trio.cli.exits import EXIT_CODES_TEXT
+from aether_trio.cli.exits import EXIT_CODES_TEXT, INTERRUPTED
 from aether_trio.version import __version__
 
 # name: (module, line for the overview). The overview is here so that `aether --help` imports none of them.
@@ -38,6 +38,17 @@ class LazyGroup(click.Group):
         module = importlib.import_module(f"aether_trio.cli.{COMMANDS[cmd_name][0]}")
         command: click.Command = module.command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Ctrl-C ends a command without a traceback, however deep in trio's groups it arrives."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise SystemExit(INTERRUPTED) from None
+        except BaseExceptionGroup as group:
+            if group.subgroup(KeyboardInterrupt) is None:
+                raise
+            raise SystemExit(INTERRUPTED) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

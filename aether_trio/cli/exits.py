@@ -11,15 +11,18 @@ USAGE: Final = 2
 SETTINGS: Final = 3
 UNREACHABLE: Final = 4
 REFUSED: Final = 5
+INTERRUPTED: Final = 130
+"""What a shell makes of SIGINT: 128 + 2."""
 
 EXIT_CODES_TEXT: Final = """\b
 Exit codes:
-  0  done
-  1  the gateway said no to the operation, or something failed
-  2  the command line is wrong
-  3  the settings are wrong, or a gateway cannot start with them
-  4  the gateway cannot be reached
-  5  the gateway refused the connection (credentials, identity in use)
+  0    done
+  1    the gateway said no to the operation, or something failed
+  2    the command line is wrong
+  3    the settings are wrong, or a gateway cannot start with them
+  4    the gateway cannot be reached
+  5    the gateway refused the connection (credentials, identity in use)
+  130  Ctrl-C
 """
 
 

@@ -53,10 +53,7 @@ def command(
     host, port = split_address(ops, 9090)
     query = urlencode({"topic": topic, "from": "0" if start == "start" else start})
     headers = {"authorization": f"Bearer {token}"} if token else {}
-    try:
-        trio.run(_tail, host, port, f"/v1/tail?{query}", headers, limit, as_json, timeout_s)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    trio.run(_tail, host, port, f"/v1/tail?{query}", headers, limit, as_json, timeout_s)
 
 
 async def _tail(

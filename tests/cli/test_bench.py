@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from tests.cli.test_with_gateway import Shell
 from tests.helpers.gateway import GatewayProcess, start_gateway
 
 KEY = "aek_for-this-test"
+LIMIT_S = 60
 SHORT = ("--pairs", "2", "--seconds", "0.4")
 
 
@@ -95,3 +99,33 @@ def test_percentiles_are_of_the_nearest_rank() -> None:
     found = percentiles_ms([n * 1_000_000 for n in range(1000, 0, -1)])
     assert found == {"p50": 500.0, "p90": 900.0, "p99": 990.0, "p99.9": 999.0, "max": 1000.0}
     assert percentiles_ms([]) == {}
+
+
+def test_ctrl_c_ends_it_without_a_traceback(gateway: GatewayProcess) -> None:
+    shell = Shell(gateway)
+    command = [
+        sys.executable,
+        "-m",
+        "aether_trio",
+        "bench",
+        "--pairs",
+        "2",
+        "--seconds",
+        "600",
+        "--workspace",
+        "stopped",
+    ]
+    with subprocess.Popen(
+        command, env=shell.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509  # no threads here
+    ) as process:  # fmt: skip
+        try:
+            deadline = time.monotonic() + LIMIT_S
+            while json.loads(shell.out("sessions", "--workspace", "stopped", "--json")) == []:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+            process.send_signal(signal.SIGINT)
+            said, _ = process.communicate(timeout=LIMIT_S)
+        finally:
+            process.kill()
+    assert (process.returncode, said) == (130, "")
