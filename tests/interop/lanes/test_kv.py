@@ -1,4 +1,4 @@
-"""Scenarios 53 to 55, 57 to 63 and 65: keys, scopes, counters, comparisons, sets, pages, expiry, and who may have them."""
+"""Scenarios 53 to 55 and 57 to 65: keys, scopes, counters, comparisons, sets, pages, expiry, and who may have them."""
 
 from __future__ import annotations
 
@@ -283,6 +283,20 @@ CALLS: dict[str, Callable[[Kv], Awaitable[Any]]] = {
     "decrement": lambda kv: kv.decrement("k"),
     "set_add": lambda kv: kv.set_add("k", b"v"),
 }
+
+
+@framed
+async def test_64_purging_an_identity_needs_a_capability(target: str, lane: str) -> None:
+    """Nobody has it until access rules are served, so nothing is purged: not even what is one's own."""
+    own: dict[str, Any] = {"scope": Scope.WORKSPACE_EXCLUSIVE}
+    async with World(target, lane) as world:
+        owner, other = await world.agent("owner"), await world.agent("other")
+        await owner.kv.put("mine", b"kept", **own)
+        for client in (owner, other):
+            with pytest.raises(AetherError, match="KV_ERROR: .*kv_purge_identity"):
+                await client.kv.purge_identity(owner.topic, **own)
+        assert await owner.kv.get("mine", **own) == b"kept"
+        await alive(other)
 
 
 @both
