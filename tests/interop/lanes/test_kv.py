@@ -293,7 +293,7 @@ async def test_64_purging_an_identity_needs_a_capability(target: str, lane: str)
         owner, other = await world.agent("owner"), await world.agent("other")
         await owner.kv.put("mine", b"kept", **own)
         for client in (owner, other):
-            with pytest.raises(AetherError, match="KV_ERROR: .*kv_purge_identity"):
+            with pytest.raises(AetherError, match=r"KV_ERROR: .*kv_purge_identity"):
                 await client.kv.purge_identity(owner.topic, **own)
         assert await owner.kv.get("mine", **own) == b"kept"
         await alive(other)
