@@ -106,9 +106,10 @@ class NodeProcess:
             await self.wait()
 
     async def wait(self) -> int:
-        """Wait for its end; the exit code, negative for a signal."""
+        """Wait for its end; the exit code, negative for a signal. At once when it was never started."""
         process = self._process
-        assert process is not None, "it was never started"
+        if process is None:
+            return 0
         if process.poll() is None:
             descriptor = os.pidfd_open(process.pid)
             try:

@@ -1,0 +1,317 @@
+"""A cluster of real processes to break: PostgreSQL, gateway nodes, and a fault proxy on every way between any two of them.
+
+    async with open_process_cluster(3) as cluster:
+        async with AgentClient(f"aether://{cluster.front.address}", ...) as agent:      # some node
+            await cluster.nodes[0].kill()                                                # SIGKILL
+            cluster.nodes[1].database_link.cut_all()                                     # RST on every connection to PostgreSQL
+            await cluster.restart_postgres(signum=signal.SIGKILL)
+            await cluster.nodes[0].start()                                               # on the same ports
+
+                 ┌── front (a node for each connection, in turn) ──┐
+    clients ─────┤                                                 ├──▶ node ── node.database_link ──▶ PostgreSQL
+                 └── node.link, one for each node ─────────────────┘
+
+Nothing has to be installed but the extra `cluster`. Everything is gone when the block ends, and dies with this process. Durability
+is off (embedded.FAST): what is killed is processes, not the machine.
+
+All methods belong to one trio run; those of PostgreSQL take turns.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+import trio
+
+import aether_trio
+from aether_trio.cli.node_process import NodeFailed, NodeProcess
+from aether_trio.cluster.embedded import FAST, EmbeddedPostgres
+from aether_trio.testing.fault_proxy import FaultProxy, open_fault_proxy
+from aether_trio.testing.round_robin import RoundRobin
+
+__all__ = ["Backend", "ClusterNode", "ProcessCluster", "open_process_cluster"]
+
+T = TypeVar("T")
+
+STOP_S: Final = 30.0
+SCHEMA: Final = "aether"
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A connection of a node, as PostgreSQL sees it; `role` is "writer", "lease", "bus", ..."""
+
+    pid: int
+    role: str
+
+
+class ClusterNode:
+    """One gateway process. `link` and `database_link` stay where they are when it is started again."""
+
+    def __init__(self, name: str, process: NodeProcess, link: FaultProxy, database_link: FaultProxy) -> None:
+        self.name = name
+        self.link = link
+        self.database_link = database_link
+        self.stopped = False
+        """By SIGSTOP."""
+        self._process = process
+        self._settled: Callable[[], None] = lambda: None
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there, stopped or not."""
+        return self._process.running
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT of the node itself, without a proxy."""
+        assert self._process.ready is not None, "it was never started"
+        return self._process.ready.gateway
+
+    @property
+    def ops_address(self) -> str:
+        assert self._process.ready is not None, "it was never started"
+        return self._process.ready.ops
+
+    def output(self) -> str:
+        """The end of what it has printed, over all starts."""
+        return self._process.said()
+
+    async def start(self) -> None:
+        """Start it, on the ports it had before. Raises NodeFailed with what it said."""
+        ready = self._process.ready
+        pinned: list[str] = []
+        if ready is not None:
+            for key, address in (("gateway.port", ready.gateway), ("ops.port", ready.ops)):
+                pinned += ["--set", f"{key}={address.rpartition(':')[2]}"]
+        self.stopped = False
+        ready = await self._process.start(*pinned)
+        self.link.target = ready.gateway
+        self._settled()
+
+    async def kill(self) -> None:
+        """SIGKILL, as a crash. Returns when it is gone."""
+        await self._process.kill()
+        self.stopped = False
+        self._settled()
+
+    def stop(self) -> None:
+        """SIGSTOP: the process is there and does nothing. The kernel still accepts for it, and answers keepalive probes."""
+        self._process.send(signal.SIGSTOP)
+        self.stopped = True
+        self._settled()
+
+    def cont(self) -> None:
+        """SIGCONT."""
+        self._process.send(signal.SIGCONT)
+        self.stopped = False
+        self._settled()
+
+    async def terminate(self) -> int:
+        """SIGTERM, and wait for the drain; the exit code."""
+        self._process.send(signal.SIGTERM)
+        return await self._process.wait()
+
+    async def restart(self) -> None:
+        """`terminate` and `start`: an upgrade."""
+        await self.terminate()
+        await self.start()
+
+    def on_change(self, look: Callable[[], None]) -> None:
+        """For the cluster: called when it was started, killed, stopped or continued."""
+        self._settled = look
+
+    async def close(self) -> None:
+        """For the cluster: the end, politely if it can."""
+        self.cont()
+        with trio.CancelScope(shield=True):
+            with trio.move_on_after(STOP_S):
+                if self.running:
+                    await self.terminate()
+            await self._process.kill()
+
+
+class ProcessCluster:
+    """Made by `open_process_cluster`. `front` is the load balancer; `turns` its choice."""
+
+    def __init__(
+        self, postgres: EmbeddedPostgres, nodes: Sequence[ClusterNode], front: FaultProxy, turns: RoundRobin
+    ) -> None:
+        self.postgres = postgres
+        self.nodes = nodes
+        self.front = front
+        self.turns = turns
+        self._turn = trio.Lock()
+        for node in nodes:
+            node.on_change(self._look)
+
+    @property
+    def alive(self) -> list[ClusterNode]:
+        """The nodes that run and are not stopped."""
+        return [node for node in self.nodes if node.running and not node.stopped]
+
+    async def start(self) -> None:
+        """Start every node that does not run, together. Raises NodeFailed of the first that does not start."""
+        failed: list[NodeFailed] = []
+
+        async def start(node: ClusterNode) -> None:
+            try:
+                await node.start()
+            except NodeFailed as exc:
+                failed.append(exc)
+
+        async with trio.open_nursery() as nursery:
+            for node in self.nodes:
+                if not node.running:
+                    nursery.start_soon(start, node)
+        if failed:
+            raise failed[0]
+
+    async def stop_postgres(self, *, signum: int = signal.SIGINT) -> None:
+        """SIGINT is its fast shutdown, SIGQUIT an immediate one, SIGKILL a crash of the postmaster."""
+        await self._in_turn(partial(self.postgres.stop, signum=signum))
+
+    async def start_postgres(self) -> None:
+        """Start it again, on the same data and port. Returns when it takes connections."""
+        await self._in_turn(self.postgres.start)
+
+    async def restart_postgres(self, *, signum: int = signal.SIGINT) -> None:
+        """`stop_postgres` and `start_postgres`."""
+        await self._in_turn(partial(self.postgres.restart, signum=signum))
+
+    async def sql(self, text: str) -> list[list[str]]:
+        """Run statements in a connection of their own, with the nodes' schema; the rows as text. Raises StorageSetupError."""
+        said = await self._in_turn(partial(self.postgres.psql, f"SET search_path = {SCHEMA}; {text}"))
+        return [line.split("|") for line in said.splitlines()]
+
+    async def backends(self) -> list[Backend]:
+        """The nodes' connections to PostgreSQL now, in the order of their process ids."""
+        rows = await self.sql(
+            "SELECT pid, substr(application_name, 8) FROM pg_stat_activity WHERE application_name LIKE 'aether-%' ORDER BY pid"
+        )
+        return [Backend(int(pid), role) for pid, role in rows]
+
+    async def end_backends(self, pids: Iterable[int]) -> None:
+        """Have PostgreSQL end these connections (pg_terminate_backend)."""
+        chosen = ",".join(str(int(pid)) for pid in pids)
+        await self.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = ANY('{{{chosen}}}')")  # noqa: S608
+
+    def _look(self) -> None:
+        """A load balancer's health check."""
+        self.turns.addresses = [node.address for node in self.nodes if node.running]
+        self.turns.out = {node.address for node in self.nodes if node.stopped}
+
+    async def _in_turn(self, work: Callable[[], T]) -> T:
+        async with self._turn:
+            return await trio.to_thread.run_sync(work)
+
+
+@asynccontextmanager
+async def open_process_cluster(
+    nodes: int,
+    *,
+    settings: Sequence[str] = (),
+    postgres: Mapping[str, str] | None = None,
+    command: Sequence[str] = ("dev",),
+    start: bool = True,
+) -> AsyncIterator[ProcessCluster]:
+    """PostgreSQL and so many nodes, serving; or nodes yet to be started. Everything ends with the block.
+
+    `settings` are texts for the nodes' `--set`, `postgres` what PostgreSQL has beside embedded.FAST. `command` is what the nodes run.
+    Raises NodeFailed or StorageSetupError with what was said by whoever did not start.
+    """
+    home = _make_home()
+    server = EmbeddedPostgres(home / "postgres", port=_free_port(), settings={**FAST, **(postgres or {})})
+    raised: BaseException | None = None
+    try:
+        await trio.to_thread.run_sync(server.start)
+        async with AsyncExitStack() as stack:
+            made = []
+            for number in range(1, nodes + 1):
+                database_link = await stack.enter_async_context(open_fault_proxy(f"127.0.0.1:{server.port}"))
+                link = await stack.enter_async_context(open_fault_proxy(RoundRobin(())))
+                dsn = server.dsn(port=int(database_link.address.rpartition(":")[2]))
+                sets = [
+                    *settings,
+                    f"storage.database={dsn}",
+                    f"storage.schema={SCHEMA}",
+                    f"gateway.node_name=node-{number}",
+                ]
+                arguments = [
+                    *command,
+                    "--port",
+                    "0",
+                    "--ops-port",
+                    "0",
+                    *(part for one in sets for part in ("--set", one)),
+                ]
+                process = NodeProcess(f"node-{number}", arguments, home, environment=_environment())
+                made.append(ClusterNode(f"node-{number}", process, link, database_link))
+            turns = RoundRobin(())
+            front = await stack.enter_async_context(open_fault_proxy(turns))
+            cluster = ProcessCluster(server, made, front, turns)
+            try:
+                if start:
+                    await cluster.start()
+                yield cluster
+            except BaseException as exc:
+                raised = exc
+                raise
+            finally:
+                with trio.CancelScope(shield=True):
+                    async with trio.open_nursery() as nursery:
+                        for node in made:
+                            nursery.start_soon(node.close)
+    except BaseExceptionGroup as group:
+        # The proxies are nurseries, which nobody outside has to know.
+        if raised is None or not _is_all(group, raised):
+            raise
+        raise raised from raised.__cause__
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(partial(server.stop, signum=signal.SIGQUIT))
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def _is_all(group: BaseException, error: BaseException) -> bool:
+    """Whether a group, or a group in a group, holds nothing but this error."""
+    while group is not error:
+        if not isinstance(group, BaseExceptionGroup) or len(group.exceptions) > 1:
+            return False
+        (group,) = group.exceptions
+    return True
+
+
+def _make_home() -> Path:
+    home = Path(tempfile.mkdtemp(prefix="aether-cluster-"))
+    home.chmod(0o755)  # PostgreSQL may have to be somebody else's
+    return home
+
+
+def _environment() -> dict[str, str]:
+    """Without a developer's own settings, and so that the nodes are of the program that is being tested."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AETHER_")}
+    root = str(Path(aether_trio.__file__).parents[1])
+    path = os.pathsep.join(filter(None, [root, kept.get("PYTHONPATH")]))
+    return {**kept, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

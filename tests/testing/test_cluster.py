@@ -1,0 +1,120 @@
+"""The cluster of real processes: each fault does what it says, and everything is gone at the end."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from aether_trio.cli.node_process import NodeFailed
+from aether_trio.client import AgentClient
+from aether_trio.testing.cluster import open_process_cluster
+
+pytestmark = pytest.mark.crash
+LIMIT_S = 60.0
+
+
+def agent(address: str, specifier: str = "1") -> AgentClient:
+    return AgentClient(
+        f"aether://{address}", workspace="lab", implementation="tester", specifier=specifier, connect_timeout=LIMIT_S
+    )
+
+
+async def echo(address: str, text: bytes) -> None:
+    """Somebody sends something to themselves."""
+    with trio.fail_after(LIMIT_S):
+        async with agent(address) as client:
+            await client.send(client.topic, text)
+            async for message in client:
+                if message.payload == text:
+                    return
+
+
+async def test_a_node_is_killed_stopped_and_drained_and_serves_again_where_it_was() -> None:
+    async with open_process_cluster(1) as cluster:
+        (node,) = cluster.nodes
+        address = node.address
+        for way in (cluster.front.address, node.link.address, address):
+            await echo(way, b"before")
+        await node.kill()
+        assert not node.running
+        assert cluster.alive == []
+        with pytest.raises(OSError, match="all attempts to connect"):
+            await trio.open_tcp_stream("127.0.0.1", int(address.rpartition(":")[2]))
+        await node.start()
+        assert node.address == address
+        await echo(node.link.address, b"after a kill")
+        node.stop()
+        assert cluster.alive == []
+        with trio.fail_after(LIMIT_S):
+            while state_of(node.pid) != "T":
+                await trio.sleep(0.01)
+        node.cont()
+        await echo(cluster.front.address, b"after a stop")
+        pid = node.pid
+        await node.restart()
+        assert node.pid != pid
+        await echo(cluster.front.address, b"after a restart")
+
+
+def state_of(pid: int) -> str:
+    """As proc(5): "T" is stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+async def test_a_database_that_ends_comes_back_with_its_data_on_its_port(signum: signal.Signals) -> None:
+    async with open_process_cluster(1) as cluster:
+        await echo(cluster.front.address, b"before")
+        await cluster.sql("CREATE TABLE kept AS SELECT 7 AS n")
+        await cluster.restart_postgres(signum=signum)
+        assert await cluster.sql("SELECT n FROM kept") == [["7"]]
+        await cluster.nodes[0].kill()
+        await cluster.nodes[0].start()
+        await echo(cluster.front.address, b"after")
+
+
+async def test_the_way_to_the_database_is_cut_and_single_backends_are_ended() -> None:
+    async with open_process_cluster(1) as cluster:
+        (node,) = cluster.nodes
+        await echo(node.address, b"before")
+        before = await cluster.backends()
+        assert before
+        assert len(node.database_link.open) >= len(before)
+        node.database_link.cut_all()
+
+        async def replaced(old: set[int]) -> bool:
+            left = {backend.pid for backend in await cluster.backends()}
+            return bool(left) and not left & old
+
+        await _until(lambda: replaced({backend.pid for backend in before}), node.address)
+        victims = {backend.pid for backend in await cluster.backends()}
+        await cluster.end_backends(victims)
+        await _until(lambda: replaced(victims), node.address)
+        await echo(node.address, b"after")
+
+
+async def _until(condition: Callable[[], Awaitable[bool]], address: str) -> None:
+    with trio.fail_after(LIMIT_S):
+        while not await condition():
+            with trio.move_on_after(1.0):
+                await echo(address, b"something to write")  # a connection that was lost is noticed when it is used
+
+
+async def test_what_a_node_says_that_does_not_start_is_told() -> None:
+    with pytest.raises(NodeFailed, match=r"unknown key no\.such\.key"):
+        async with open_process_cluster(1, settings=["no.such.key=1"]):
+            raise AssertionError("it has started")
+
+
+async def test_nothing_is_left_behind_even_of_a_stopped_node() -> None:
+    async with open_process_cluster(1) as cluster:
+        home = cluster.postgres.home.parent
+        pids = [cluster.nodes[0].pid, cluster.postgres.pid]
+        cluster.nodes[0].stop()
+    assert not home.exists()
+    for pid in pids:
+        assert not Path(f"/proc/{pid}").exists()
