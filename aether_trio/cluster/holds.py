@@ -38,11 +38,13 @@ logger = structlog.get_logger("aether.cluster")
 
 ASK: Final = "ask"
 NEWS: Final = "news"
+FIRST_LOOK_S: Final = 0.05
+"""After the first question: the server may be about to notice that the holder's process was killed. Doubled up to `ask_again_s`."""
 QUESTIONS_AT_ONCE: Final = 1000
 
 _QUESTIONS: Final = """
     SELECT a.identity, a.asker, a.session_id, a.resume_id, a.answer, h.session_id, h.epoch
-    FROM asks a JOIN holds h ON h.identity = a.identity
+    FROM asks a CROSS JOIN LATERAL (SELECT * FROM holds x WHERE x.identity = a.identity OFFSET 0) AS h
     WHERE h.node_id = $1 AND h.ended_ms IS NULL AND a.answer <> 'alive' AND a.asked_ms > aether_now_ms() - $2::bigint
     ORDER BY a.asked_ms LIMIT $3
 """
@@ -135,7 +137,7 @@ class Holds:
                 self.desk.withdraw(identity, request.session_id)
 
     async def _claim(self, request: ClaimRequest, asked: list[HeldBy]) -> Claimed:
-        since = trio.current_time()
+        since, pause_s = trio.current_time(), FIRST_LOOK_S
         looked_for_dead = False
         while True:
             await self._lease.wait_held()
@@ -158,11 +160,12 @@ class Holds:
                 looked_for_dead = True
             elif isinstance(verdict, HeldBy):
                 if not asked or (asked[-1].node_id, asked[-1].session_id) != (verdict.node_id, verdict.session_id):
-                    since = trio.current_time()
+                    since, pause_s = trio.current_time(), FIRST_LOOK_S
                 asked.append(verdict)
-                await self._wait_for(request, verdict, trio.current_time() - since)
+                await self._wait_for(request, verdict, trio.current_time() - since, pause_s)
+                pause_s = min(2 * pause_s, self._limits.ask_again_s)
 
-    async def _wait_for(self, request: ClaimRequest, holder: HeldBy, waited_s: float) -> None:
+    async def _wait_for(self, request: ClaimRequest, holder: HeldBy, waited_s: float, pause_s: float) -> None:
         """One round with a holder on another node; the claim is worth another try afterwards. Raises StatusError."""
         if await self._nodes.declare_dead(holder.node_id, holder.node_epoch):
             return
@@ -177,7 +180,7 @@ class Holds:
             )
         news = self._waiting.setdefault(request.identity, trio.Event())
         self._bus.send(holder.node_id, ASK, request.identity)
-        with trio.move_on_after(self._limits.ask_again_s):
+        with trio.move_on_after(pause_s):
             await news.wait()
 
     def _refusal(self, request: ClaimRequest) -> StatusError:

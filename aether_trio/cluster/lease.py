@@ -49,9 +49,10 @@ LONGEST_PAUSE_S: Final = 0.5
 _REGISTER: Final = """
     INSERT INTO nodes (token, name, address, version, started_ms) VALUES ($1, $2, $3, $4, aether_now_ms()) RETURNING node_id
 """
+# OFFSET 0: the few questions lead to their holds, not the many holds of this node to their questions.
 _PROBE: Final = """
     SELECT EXISTS (SELECT FROM nodes WHERE node_id = $1 AND epoch = $2 AND alive),
-        EXISTS (SELECT FROM asks a JOIN holds h ON h.identity = a.identity
+        EXISTS (SELECT FROM asks a CROSS JOIN LATERAL (SELECT * FROM holds x WHERE x.identity = a.identity OFFSET 0) AS h
                 WHERE h.node_id = $1 AND h.ended_ms IS NULL AND a.answer <> 'alive')
 """
 END_LEASE_SESSIONS: Final = """

@@ -104,7 +104,8 @@ async def test_a_claim_meets_a_lease_that_is_being_taken_back(nodes: Nodes, plac
         if taken:
             won += 1
             await b.write(identity, claimed.hold.epoch)
-    assert a.cluster.lease.epoch == 1 + won
+    # It may also be declared dead and take its holds back before they are claimed.
+    assert 1 + won <= a.cluster.lease.epoch <= 21
     assert refused == [Status.ALREADY_EXISTS] * (20 - won)
 
 

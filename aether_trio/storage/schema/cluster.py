@@ -171,7 +171,8 @@ BEGIN
         SELECT c.identity, c.session_id, c.resume_id, h.node_id AS holder, h.node_epoch AS holder_epoch,
             h.session_id AS holder_session
         FROM unnest(identities, sessions, resumes) AS c (identity, session_id, resume_id)
-        JOIN holds h ON h.identity = c.identity
+        -- OFFSET 0: each by its key. The planner would rather go through all that is held, when it takes that for little.
+        CROSS JOIN LATERAL (SELECT * FROM holds x WHERE x.identity = c.identity OFFSET 0) AS h
         WHERE c.identity <> ALL(full_up) AND h.session_id <> c.session_id AND h.ended_ms IS NULL
     ), asked AS (
         INSERT INTO asks AS a (identity, asker, session_id, resume_id, asked_ms)
@@ -187,26 +188,31 @@ BEGIN
     FROM held JOIN asked ON asked.identity = held.identity;
 END $$"""
 
+# One row after another, by its key: as one statement it is planned by way of whatever index the statistics of the moment take for short.
 _RELEASE: Final = """
 CREATE FUNCTION aether_release(
     me INT, identities TEXT[], sessions TEXT[], epochs {bigint}[], ends TEXT[], initials {bigint}[], counts {bigint}[]
-) RETURNS SETOF TEXT LANGUAGE sql AS $$
-    WITH gone AS (
-        SELECT c.* FROM unnest(identities, sessions, epochs, ends, initials, counts)
-            AS c (identity, session_id, epoch, end_id, initial_ms, reconnections)
-        JOIN holds h ON h.identity = c.identity
-        WHERE h.node_id = me AND h.session_id = c.session_id AND c.epoch IN (0, h.epoch) AND h.ended_ms IS NULL
-        ORDER BY h.identity FOR UPDATE OF h
-    )
-    UPDATE holds h SET ended_ms = aether_now_ms(),
-        session_id = CASE gone.end_id WHEN '' THEN h.session_id ELSE gone.end_id END,
-        previous_id = CASE gone.end_id WHEN '' THEN h.previous_id ELSE '' END,
-        initial_ms = CASE gone.end_id WHEN '' THEN h.initial_ms ELSE gone.initial_ms END,
-        reconnections = CASE gone.end_id WHEN '' THEN h.reconnections ELSE gone.reconnections END
-    FROM gone
-    WHERE h.identity = gone.identity AND h.node_id = me AND h.session_id = gone.session_id AND h.ended_ms IS NULL
-    RETURNING h.identity
-$$"""
+) RETURNS SETOF TEXT LANGUAGE plpgsql AS $$
+DECLARE
+    c RECORD;
+BEGIN
+    FOR c IN
+        SELECT * FROM unnest(identities, sessions, epochs, ends, initials, counts)
+            AS u (identity, session_id, epoch, end_id, initial_ms, reconnections)
+        ORDER BY u.identity COLLATE "C"
+    LOOP
+        UPDATE holds h SET ended_ms = aether_now_ms(),
+            session_id = CASE c.end_id WHEN '' THEN h.session_id ELSE c.end_id END,
+            previous_id = CASE c.end_id WHEN '' THEN h.previous_id ELSE '' END,
+            initial_ms = CASE c.end_id WHEN '' THEN h.initial_ms ELSE c.initial_ms END,
+            reconnections = CASE c.end_id WHEN '' THEN h.reconnections ELSE c.reconnections END
+        WHERE h.identity = c.identity AND h.node_id + 0 = me AND h.session_id || '' = c.session_id
+            AND c.epoch IN (0, h.epoch) AND coalesce(h.ended_ms, 0) = 0;
+        IF FOUND THEN
+            RETURN NEXT c.identity;
+        END IF;
+    END LOOP;
+END $$"""
 
 MIGRATIONS: Final = (
     (
