@@ -64,6 +64,7 @@ class Cluster:
     def lease_back(self, rows: Rows) -> None:
         """See LeaseWatcher."""
         self._host.lease_back(self.holds.reconcile(rows))
+        self.bus.broadcast(NEWS, ALL)  # what was void may be in force again
 
     def lease_gone(self) -> None:
         """See LeaseWatcher."""

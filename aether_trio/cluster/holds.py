@@ -100,6 +100,8 @@ class Holds:
         self._answering: set[tuple[str, int, str]] = set()
         self._questions = trio.Event()
         self._claimed = self._refused = self._taken_over = self._lost = self._asked = 0
+        self.on_change: Callable[[Sequence[str]], None] = lambda _: None
+        """Told which identities this node has come to hold or has given back, after the commit, in one step."""
         bus.handle(ASK, self._hear_ask)
         bus.handle(NEWS, self._hear_news)
 
@@ -151,6 +153,7 @@ class Holds:
                     continue  # granted under a lease that has ended since
                 hold = self._mine[request.identity] = Hold(request.identity, request.session_id, verdict.epoch)
                 self._claimed += 1
+                self.on_change((request.identity,))
                 last = asked[-1] if asked else None
                 return Claimed(hold, verdict.history, (last.node_id, last.session_id) if last is not None else None)
             if isinstance(verdict, Full):
@@ -202,6 +205,7 @@ class Holds:
         return True
 
     def _tell_askers(self, identities: Sequence[str]) -> None:
+        self.on_change(identities)
         for identity in identities:
             for asker in self._wanted.pop(identity, ()):
                 self._bus.send(asker, NEWS, identity)

@@ -10,6 +10,7 @@ so what it was writing may not be written.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -115,6 +116,8 @@ class Nodes:
         self._dead: set[tuple[int, int]] = set()
         self._unlocked: set[tuple[int, int]] = set()
         self._declared = self._cut_off = self._swept = 0
+        self.on_dead: Callable[[int], None] = lambda _: None
+        """Told of each node that this one has found dead, after the commit, in one step."""
         own = server.limits
         # Every statement finds its rows by key, and a plan is made once, when the tables may still be empty.
         factory = partial(open_connection, server, "cluster", "SET enable_seqscan = off")
@@ -161,6 +164,7 @@ class Nodes:
                 self._dead.add(key)
                 self._declared += 1
                 logger.info("a node's lease has ended", node=node_id, epoch=epoch)
+                self.on_dead(node_id)
             finally:
                 del self._looking[key]
                 done.set()
@@ -200,12 +204,17 @@ class Nodes:
             except StorageUnavailable as exc:
                 logger.info("the sweep was put off", reason=str(exc))
 
-    async def sweep(self) -> None:
-        """Declare dead who was without a lease at two looks in a row; forget what is old. Raises StorageUnavailable."""
+    async def look(self) -> bool:
+        """Declare dead who was without a lease at two looks in a row; whether somebody was at this one. Raises StorageUnavailable."""
         found = {tuple(row) for row in await self.fetch(_UNLOCKED, self._lease.lock_class, self._lease.node_id)}
-        for node_id, epoch in found & self._unlocked:
+        before, self._unlocked = self._unlocked, found
+        for node_id, epoch in found & before:
             await self.declare_dead(node_id, epoch)
-        self._unlocked = found
+        return bool(found)
+
+    async def sweep(self) -> None:
+        """Look who is dead, and forget what is old. Raises StorageUnavailable."""
+        await self.look()
         limits = self._limits
         await self.fetch(_END_STUCK, self._server.limits.idle_in_transaction_s)
         old_ms = int(10 * limits.lease_grace_s * 1000)

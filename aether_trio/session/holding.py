@@ -153,6 +153,10 @@ class ClusterHolding:
         self._ended.append((session, hold))
         self._work.set()
 
+    def leaving(self) -> list[str]:
+        """The identities whose session has ended here and whose row is not released yet."""
+        return list(self._leaving)
+
     async def _wait_left(self, name: str) -> None:
         while (leaving := self._leaving.get(name)) is not None:
             await leaving.wait()

@@ -8,6 +8,8 @@ any node. A hold is *void* when its lease has ended: its node's row has a later 
 death, not absence of life: a statement that waits for a row's lock sees the row as it is then, and `nodes` as it was when it began.
 `epoch` counts the holders of an identity. `previous_id` is the session that this one has resumed, "" if none.
 `wanted_id` is what the claim named; it is kept only because ON CONFLICT sees the columns of the row and nothing else.
+`workspace` is that of the identity; `place` is the workspace the participant is in, which for a user changes. `written_ms` is when
+one of the two was last written.
 
 `asks`: a node that wants an identity which another one holds says so here; the holder answers. Not logged: it is asked every second.
 
@@ -18,6 +20,8 @@ sees what was committed before it. Rows of `holds` are locked in the order of th
 from __future__ import annotations
 
 from typing import Final
+
+from aether_trio.storage.schema import cluster_sharing
 
 _NODES: Final = """CREATE TABLE nodes (
     node_id INT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -35,6 +39,7 @@ _HOLDS: Final = """CREATE TABLE holds (
     identity TEXT {byte_order} PRIMARY KEY,
     kind TEXT NOT NULL,
     workspace TEXT NOT NULL,
+    place TEXT NOT NULL,
     implementation TEXT NOT NULL,
     node_id INT NOT NULL,
     node_epoch {bigint} NOT NULL,
@@ -49,6 +54,7 @@ _HOLDS: Final = """CREATE TABLE holds (
     peer TEXT NOT NULL,
     client_sdk TEXT NOT NULL,
     client_version TEXT NOT NULL,
+    written_ms {bigint} NOT NULL,
     ended_ms {bigint}
 )"""
 
@@ -125,11 +131,11 @@ BEGIN
     END IF;
     RETURN QUERY
     INSERT INTO holds AS h (
-        identity, kind, workspace, implementation, node_id, node_epoch, session_id, wanted_id, takes_any,
-        connected_ms, initial_ms, peer, client_sdk, client_version
+        identity, kind, workspace, place, implementation, node_id, node_epoch, session_id, wanted_id, takes_any,
+        connected_ms, initial_ms, peer, client_sdk, client_version, written_ms
     )
-    SELECT c.identity, c.kind, c.workspace, c.implementation, me, my_epoch, c.session_id, c.resume_id, c.takes_any,
-        c.connected_ms, c.connected_ms, c.peer, c.client_sdk, c.client_version
+    SELECT c.identity, c.kind, c.workspace, c.workspace, c.implementation, me, my_epoch, c.session_id, c.resume_id,
+        c.takes_any, c.connected_ms, c.connected_ms, c.peer, c.client_sdk, c.client_version, aether_now_ms()
     FROM unnest(
         identities, kinds, workspaces, implementations, sessions, resumes, takes, connected, peers, sdks, versions
     ) AS c (
@@ -139,7 +145,8 @@ BEGIN
     WHERE c.identity <> ALL(full_up)
     ORDER BY c.identity COLLATE "C"
     ON CONFLICT (identity) DO UPDATE SET
-        kind = excluded.kind, workspace = excluded.workspace, implementation = excluded.implementation,
+        kind = excluded.kind, workspace = excluded.workspace, place = excluded.place,
+        implementation = excluded.implementation, written_ms = excluded.written_ms,
         node_id = excluded.node_id, node_epoch = excluded.node_epoch, session_id = excluded.session_id,
         takes_any = excluded.takes_any, connected_ms = excluded.connected_ms, peer = excluded.peer,
         client_sdk = excluded.client_sdk, client_version = excluded.client_version, ended_ms = NULL,
@@ -227,5 +234,6 @@ MIGRATIONS: Final = (
         _DECLARE_DEAD,
         _CLAIM,
         _RELEASE,
+        *cluster_sharing.STATEMENTS,
     ),
 )

@@ -1,0 +1,137 @@
+"""A node with a directory and a registry of sessions that are only records: what services see of a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+import trio
+
+from aether_trio.cluster.directory import Directory, DirectoryLimits, open_directory
+from aether_trio.cluster.records import ClaimRequest, Hold
+from aether_trio.model.identity import Identity
+from aether_trio.session.directory import ClusterDirectory
+from aether_trio.session.registry import History, Registry
+from tests.cluster.nodes import LONG_S, QUICK, Node
+
+SOON = DirectoryLimits(poll_s=0.3, ask_again_s=0.1, wait_s=LONG_S)
+"""Short waits; for tests that lose hints."""
+LATE = DirectoryLimits(poll_s=10 * LONG_S, ask_again_s=10 * LONG_S, wait_s=LONG_S)
+"""Nothing is found by looking now and then: what these tests see, a hint has told."""
+
+_numbers = count(1)
+
+
+@dataclass(eq=False)
+class Guest:
+    """What the registry and the directory know of a session. `ends` are the calls of `end`."""
+
+    identity: Identity
+    session_id: str
+    takes_any: bool = True
+    workspace: str = ""
+    connected_ms: int = 5_000
+    last_activity_ms: int = 7_000
+    address: str = "192.0.2.1:4711"
+    ends: list[tuple[Any, ...]] = field(default_factory=list)
+    on_end: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        self.history = History(self.session_id, self.connected_ms, 0)
+        self.link = SimpleNamespace(peer=SimpleNamespace(address=self.address))
+
+    def end(self, *what: Any) -> None:
+        self.ends.append(what)
+        self.on_end()
+
+
+@dataclass
+class Seat:
+    """`directory` is the cluster's, `sessions` what services are given. `leaving` are identities on their way out."""
+
+    node: Node
+    registry: Registry
+    directory: Directory
+    sessions: ClusterDirectory
+    leaving: list[str]
+
+    async def connect(self, text: str, *, takes_any: bool = True, resume: str = "") -> Guest:
+        identity = Identity.parse(text)
+        guest = Guest(identity, f"session-{next(_numbers)}", takes_any, identity.workspace)
+        with trio.fail_after(LONG_S):
+            claimed = await self.node.cluster.holds.claim(
+                ClaimRequest(
+                    text,
+                    guest.session_id,
+                    identity.kind.value,
+                    guest.connected_ms,
+                    workspace=identity.workspace,
+                    implementation=identity.implementation,
+                    resume_session_id=resume,
+                    takes_any=takes_any,
+                    peer=guest.address,
+                )
+            )
+        self.registry.claim(guest, resume)  # type: ignore[arg-type]
+        guest.on_end = lambda: self.leave(guest, claimed.hold)
+        return guest
+
+    def leave(self, guest: Guest, hold: Hold | None = None) -> None:
+        """The session ends, and gives its identity back."""
+        self.registry.release(guest)  # type: ignore[arg-type]
+        hold = hold or self.node.cluster.holds.mine(guest.identity.text)
+        if hold is not None:
+            self.node.cluster.holds.release(hold)
+
+    def move(self, guest: Guest, workspace: str) -> None:
+        """A window switches its workspace."""
+        guest.workspace = workspace
+        self.sessions.moved(guest)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def seat(node: Node, limits: DirectoryLimits = SOON) -> AsyncIterator[Seat]:
+    """A directory on a node."""
+    registry = Registry()
+    leaving: list[str] = []
+    sessions: ClusterDirectory | None = None
+
+    def end_here(session_id: str, reason: str) -> bool:
+        assert sessions is not None
+        return sessions.end_here(session_id, reason)
+
+    async with open_directory(
+        node.server, node.cluster, end_here, cluster_limits=QUICK, limits=limits, random=Random(1)
+    ) as directory:
+        sessions = ClusterDirectory(registry, directory, lambda: leaving)
+        yield Seat(node, registry, directory, sessions, leaving)
+
+
+@asynccontextmanager
+async def seats(*nodes: Node, limits: DirectoryLimits = SOON) -> AsyncIterator[list[Seat]]:
+    """A directory on each node."""
+    if not nodes:
+        yield []
+        return
+    async with seat(nodes[0], limits) as first, seats(*nodes[1:], limits=limits) as others:
+        yield [first, *others]
+
+
+async def comes_true(what: Callable[[], Awaitable[bool]] | Callable[[], bool]) -> None:
+    """Look until it is so."""
+    with trio.fail_after(LONG_S):
+        while True:
+            found = what()
+            if found if isinstance(found, bool) else await found:
+                return
+            await trio.sleep(0.02)
+
+
+def deafen(node: Node) -> None:
+    """Every hint to this node is lost from now on."""
+    node.cluster.bus.receive = lambda _payload: None  # type: ignore[method-assign]
