@@ -7,9 +7,13 @@ all threads which have not. Their names for it are private, so the test of this 
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
-from trio_asyncio import _loop, aio_as_trio, open_loop
+with warnings.catch_warnings():
+    # They subclass what asyncio deprecates from Python 3.12 on; whoever makes errors of warnings could not import us.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from trio_asyncio import _loop, aio_as_trio, open_loop
 
 _theirs: Any = _loop
 _theirs._FakedPolicy.policy = _theirs._original_policy

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 
 import trio
 
@@ -30,3 +32,9 @@ async def test_asyncio_inside_of_trio_is_theirs() -> None:
 
     async with trio_loop.open_loop():
         assert await trio_loop.aio_as_trio(program)() == 7
+
+
+def test_importing_it_warns_of_nothing() -> None:
+    """They use what Python 3.12 deprecates; a user who makes errors of warnings must be able to import us all the same."""
+    for module in ("aether_trio.storage.trio_loop", "aether_trio.storage.postgres"):
+        subprocess.run([sys.executable, "-W", "error", "-c", f"import {module}"], check=True, timeout=120)
