@@ -61,6 +61,13 @@ def load(session: nox.Session) -> None:
 
 
 @nox.session
+def chaos(session: nox.Session) -> None:
+    """Faults by chance on a cluster under load, and what held; arguments after -- go to it (try `-- --help`)."""
+    session.install("-e", ".", *group("chaos"))
+    session.run("python", "-m", "chaos", *session.posargs)
+
+
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """Fuzz the binary framing for a minute; arguments after -- go to libFuzzer, a directory among them is the corpus."""
     session.install("-e", ".", *group("fuzz"))

@@ -1,0 +1,89 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import trio
+from rich.console import Console
+
+from chaos import report
+from chaos.load import Rates
+from chaos.plan import Kind
+from chaos.run import Wishes, run
+
+EPILOG = """\
+faults (--only takes their names here):
+{kinds}
+
+exit status: 0 every invariant was looked at and held; 1 one did not; 2 wrong arguments
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """All options."""
+    kinds = "\n".join(f"  {kind.name.lower():24}{kind}" for kind in Kind)
+    made = argparse.ArgumentParser(
+        prog="python -m chaos",
+        description="A cluster under load, faults by chance, and a check of everything that was seen (docs/chaos.md).",
+        epilog=EPILOG.format(kinds=kinds),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--minutes", type=_positive, default=5.0, metavar="M", help="how long faults come (5)")
+    made.add_argument("--seed", type=int, metavar="N", help="of the faults; the same again with the same number (any)")
+    made.add_argument("--nodes", type=int, default=3, metavar="N", help="gateway processes (3)")
+    made.add_argument(
+        "--every", type=_positive, default=2.0, metavar="S", help="seconds between faults, on average (2)"
+    )
+    made.add_argument("--only", type=_kinds, default=tuple(Kind), metavar="A,B", help="these faults and no others")
+    made.add_argument("--peers", type=int, default=8, metavar="N", help="agents that write to each other (8)")
+    made.add_argument("--rate", type=_positive, default=20.0, metavar="R", help="messages per second of each (20)")
+    made.add_argument("--bound", type=_positive, default=35.0, metavar="S", help="how soon a client must be back (35)")
+    made.add_argument("--trials", type=int, default=6, metavar="N", help="of each recovery time; 0 measures none (6)")
+    made.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; the exit status."""
+    given = parser().parse_args(arguments)
+    wishes = Wishes(
+        seed=secrets.randbelow(1_000_000) if given.seed is None else given.seed,
+        minutes=given.minutes,
+        nodes=given.nodes,
+        mean_s=given.every,
+        bound_s=given.bound,
+        trials=given.trials,
+        kinds=given.only,
+        rates=Rates(peers=given.peers, messages_per_s=given.rate),
+    )
+    print(f"seed {wishes.seed}", file=sys.stderr, flush=True)
+    result = trio.run(run, wishes, _say)
+    report.show(result, Console())
+    if given.json:
+        given.json.write_text(json.dumps(report.as_json(result), indent=2) + "\n")
+    return 0 if result.well else 1
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError("must be above 0")
+    return number
+
+
+def _kinds(text: str) -> tuple[Kind, ...]:
+    names = [name.strip().upper().replace("-", "_") for name in text.split(",")]
+    unknown = [name for name in names if name not in Kind.__members__]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"there is no {unknown[0].lower()}; see the list below --help")
+    return tuple(Kind[name] for name in names)

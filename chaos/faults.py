@@ -1,0 +1,196 @@
+"""The faults of a plan, done to a cluster."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, TypeVar
+
+import trio
+
+from aether_trio.cli.node_process import NodeFailed
+from aether_trio.storage.errors import StorageSetupError
+from aether_trio.testing.cluster import ClusterNode, ProcessCluster
+from aether_trio.testing.fault_proxy import FaultProxy, ProxiedConnection
+from chaos.history import Disturbance, History
+from chaos.plan import Kind, Step
+
+T = TypeVar("T")
+
+SLOW_S: Final = 0.05
+"""One way, on a slow link."""
+
+
+class Weather:
+    """Does a plan. What it did is in the history's `disturbances`; `missed` counts what the moment did not allow."""
+
+    def __init__(
+        self, cluster: ProcessCluster, history: History, now: Callable[[], float], say: Callable[[str], None]
+    ) -> None:
+        self._cluster = cluster
+        self._history = history
+        self._now = now
+        self._say = say
+        self._nodes = {node.name: node for node in cluster.nodes}
+        self.missed = 0
+        self._acts: dict[Kind, Callable[[Step], Awaitable[None]]] = {
+            Kind.KILL_NODE: self._kill_node,
+            Kind.STOP_NODE: self._stop_node,
+            Kind.DRAIN_NODE: self._drain_node,
+            Kind.RESTART_DATABASE: self._database,
+            Kind.CRASH_DATABASE: self._database,
+            Kind.END_BACKEND: self._end_backend,
+            Kind.END_LEASE: self._end_backend,
+            Kind.END_BUS: self._end_backend,
+            Kind.STALL_DATABASE_LINK: self._stall_database_link,
+            Kind.STALL_CONNECTION: self._stall_connection,
+            Kind.CUT_DATABASE_LINK: self._cut_database_link,
+            Kind.SLOW_DATABASE_LINK: self._slow_database_link,
+            Kind.HALF_CLOSE_CONNECTION: self._half_close_connection,
+            Kind.CUT_CLIENTS: self._clients,
+            Kind.STALL_CLIENTS: self._clients,
+            Kind.HALF_CLOSE_CLIENT: self._clients,
+        }
+
+    async def run(self, steps: Sequence[Step]) -> None:
+        """All of it. Returns when everything has been taken back."""
+        begun_s = self._now()
+        async with trio.open_nursery() as nursery:
+            for step in steps:
+                await trio.sleep(max(0.0, begun_s + step.at_s - self._now()))
+                nursery.start_soon(self._do, step)
+
+    async def _do(self, step: Step) -> None:
+        since_s = self._now()
+        lasting = f" for {step.duration_s:.1f} s" if step.duration_s else ""
+        self._say(f"{since_s:7.1f} s  {step.kind}: {step.target}{lasting}")
+        try:
+            await self._acts[step.kind](step)
+        except (StorageSetupError, NodeFailed, _NothingThere) as exc:
+            # What was to be hit is away because of another fault.
+            self.missed += 1
+            self._say(f"{self._now():7.1f} s  not done: {step.kind}: {exc}")
+        self._history.disturbances.append(Disturbance(step.kind, step.target, since_s, self._now()))
+
+    # -- nodes
+
+    async def _kill_node(self, step: Step) -> None:
+        node = self._nodes[step.target]
+        await node.kill()
+        await trio.sleep(step.duration_s)
+        await self._start(node)
+
+    async def _stop_node(self, step: Step) -> None:
+        node = self._nodes[step.target]
+        node.stop()
+        await trio.sleep(step.duration_s)
+        node.cont()
+
+    async def _drain_node(self, step: Step) -> None:
+        node = self._nodes[step.target]
+        await node.terminate()
+        await trio.sleep(step.duration_s)
+        await self._start(node)
+
+    async def _start(self, node: ClusterNode) -> None:
+        """A supervisor would try until it works: the database may be away just now."""
+        while True:
+            try:
+                return await node.start()
+            except NodeFailed as exc:
+                self._say(f"{self._now():7.1f} s  {node.name} did not start: {str(exc).splitlines()[-1]}")
+                await trio.sleep(0.5)
+
+    # -- the database
+
+    async def _database(self, step: Step) -> None:
+        await self._cluster.stop_postgres(
+            signum=signal.SIGINT if step.kind is Kind.RESTART_DATABASE else signal.SIGKILL
+        )
+        await trio.sleep(step.duration_s)
+        await self._cluster.start_postgres()
+
+    async def _end_backend(self, step: Step) -> None:
+        role = {Kind.END_LEASE: "lease", Kind.END_BUS: "listen"}.get(step.kind)
+        pids = [one.pid for one in await self._cluster.backends() if role in {None, one.role}]
+        await self._cluster.end_backends([_chosen(pids, step)])
+
+    # -- the ways between
+
+    async def _stall_database_link(self, step: Step) -> None:
+        link = self._nodes[step.target].database_link
+        ends_s = self._now() + step.duration_s
+
+        def stall(connection: ProxiedConnection) -> None:
+            _stall(connection, max(0.0, ends_s - self._now()))
+
+        with _on_all(link, stall):
+            await trio.sleep(step.duration_s)
+
+    async def _slow_database_link(self, step: Step) -> None:
+        link = self._nodes[step.target].database_link
+        with _on_all(link, lambda connection: _delay(connection, SLOW_S)):
+            await trio.sleep(step.duration_s)
+        for connection in list(link.open.values()):
+            _delay(connection, 0.0)
+
+    async def _cut_database_link(self, step: Step) -> None:
+        self._nodes[step.target].database_link.cut_all()
+
+    async def _stall_connection(self, step: Step) -> None:
+        connections = list(self._nodes[step.target].database_link.open.values())
+        _stall(_chosen(connections, step), step.duration_s)
+        await trio.sleep(step.duration_s)
+
+    async def _half_close_connection(self, step: Step) -> None:
+        connections = list(self._nodes[step.target].database_link.open.values())
+        _chosen(connections, step).downstream.half_close()
+
+    async def _clients(self, step: Step) -> None:
+        address = self._nodes[step.target].address
+        connections = [one for one in self._cluster.front.open.values() if one.target_address == address]
+        if step.kind is Kind.HALF_CLOSE_CLIENT:
+            _chosen(connections, step).upstream.half_close()
+        for connection in connections:
+            if step.kind is Kind.CUT_CLIENTS:
+                connection.cut()
+            elif step.kind is Kind.STALL_CLIENTS:
+                _stall(connection, step.duration_s)
+        await trio.sleep(step.duration_s)
+
+
+class _NothingThere(Exception):
+    """There is nothing of what was to be hit."""
+
+
+def _chosen(among: Sequence[T], step: Step) -> T:
+    if not among:
+        raise _NothingThere("there is none")
+    return among[int(step.pick * len(among))]
+
+
+def _stall(connection: ProxiedConnection, seconds: float) -> None:
+    connection.upstream.stall(seconds)
+    connection.downstream.stall(seconds)
+
+
+def _delay(connection: ProxiedConnection, seconds: float) -> None:
+    connection.upstream.delay(seconds)
+    connection.downstream.delay(seconds)
+
+
+@contextmanager
+def _on_all(link: FaultProxy, do: Callable[[ProxiedConnection], None]) -> Iterator[None]:
+    """Do something to every connection that is there, or comes while the block lasts."""
+
+    async def script(connection: ProxiedConnection) -> None:
+        do(connection)
+
+    for connection in list(link.open.values()):
+        do(connection)
+    before, link.script = link.script, script
+    try:
+        yield
+    finally:
+        link.script = before

@@ -1,0 +1,132 @@
+"""What was seen, by the clients and by the database. Only records: checks.py says what they mean.
+
+Times are seconds since the run began, of this process's clock, which all clients share.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass, field
+
+
+class Outcome(enum.StrEnum):
+    """What became of something that was asked for."""
+
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    IN_DOUBT = "in doubt"
+    """It may have happened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a payload says of itself: (sender, number) is unique in a run; `session` is the sender's at that moment."""
+
+    sender: str
+    number: int
+    session: str = ""
+
+    def encode(self) -> bytes:
+        return f"{self.sender}|{self.number}|{self.session}".encode()
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Message:
+        sender, number, session = payload.decode().split("|")
+        return cls(sender, int(number), session)
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One message. A sender sends its next one to the same topic after `settled_s`."""
+
+    topic: str
+    message: Message
+    started_s: float
+    settled_s: float
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """One message that an application was given. `connection` counts the reader's connections."""
+
+    reader: str
+    topic: str
+    offset: int
+    message: Message
+    at_s: float
+    connection: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """One increment of a counter. `value` is what it was answered, when ACCEPTED."""
+
+    key: str
+    client: str
+    started_s: float
+    settled_s: float
+    outcome: Outcome
+    value: int = 0
+
+
+@dataclass(slots=True)
+class Outage:
+    """A time without a connection. `until_s` is infinite while it lasts."""
+
+    client: str
+    since_s: float
+    until_s: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A row of `holds` as it was written, in the order in which those of an identity were. `stolen`: its holder before was on another
+    node, had not ended, and its lease had not either."""
+
+    identity: str
+    session: str
+    epoch: int
+    node: str
+    """Node and its epoch."""
+    live: bool
+    stolen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Backwards:
+    """A stored position that went back."""
+
+    topic: str
+    consumer: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Disturbance:
+    """A fault that has been done, from its beginning until all of it was taken back."""
+
+    kind: str
+    target: str
+    since_s: float
+    until_s: float
+
+
+@dataclass
+class History:
+    """Everything of one run."""
+
+    sent: list[Sent] = field(default_factory=list)
+    delivered: list[Delivered] = field(default_factory=list)
+    counted: list[Counted] = field(default_factory=list)
+    counters: dict[str, set[int]] = field(default_factory=dict)
+    """What was read of each counter at the end, over all nodes."""
+    outages: list[Outage] = field(default_factory=list)
+    gave_up: list[str] = field(default_factory=list)
+    """Clients that ended by themselves, and why."""
+    held: list[Held] = field(default_factory=list)
+    backwards: list[Backwards] = field(default_factory=list)
+    disturbances: list[Disturbance] = field(default_factory=list)
+    ended_s: float = 0.0

@@ -1,0 +1,218 @@
+"""The clients: peers that write to each other and count, workers that share work, and what they see.
+
+Each runs for the whole run, through whatever comes, as an application would: with our client, which comes back by itself.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from typing import Final
+
+import trio
+
+from aether_trio.client import AetherError, AgentClient, Client, ConnectionLost, Refused, Retry, TaskClient, Unavailable
+from aether_trio.client.options import ClientOptions
+from chaos.history import Counted, Delivered, History, Message, Outage, Outcome, Sent
+
+WORKSPACE: Final = "chaos"
+WORK: Final = f"tb::{WORKSPACE}::work"
+WITNESS: Final = f"ag::{WORKSPACE}::witness::1"
+COUNTERS: Final = ("chaos-a", "chaos-b")
+
+
+def options() -> ClientOptions:
+    """Of every client that stays. It finds a silent gateway within 20 s, and comes back quickly."""
+    return ClientOptions(connect_timeout=math.inf, ping_interval=10.0, retry=Retry(base_s=0.1, cap_s=1.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What one peer does per second, on average."""
+
+    peers: int = 8
+    workers: int = 3
+    messages_per_s: float = 20.0
+    increments_per_s: float = 4.0
+    work_share: float = 0.2
+
+
+class Load:
+    """Start `run` in a nursery; end it with `finish`, then `close`."""
+
+    def __init__(
+        self, address: str, rates: Rates, history: History, now: Callable[[], float], chance: random.Random
+    ) -> None:
+        self.address = address
+        self.history = history
+        self.now = now
+        self.chance = chance
+        self._rates = rates
+        self._numbers = count(1)
+        self._delivered: set[tuple[str, Message]] = set()
+        self._awaited: set[tuple[str, Message]] = set()
+        self._quiet = trio.Event()
+        self._over = trio.Event()
+        self._news = trio.Event()
+        self._busy = 0
+        self._connected: dict[str, Outage | None] = {}
+        self._topics = [f"ag::{WORKSPACE}::peer::{number}" for number in range(1, rates.peers + 1)]
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nobody is to begin anything."""
+        return self._quiet.is_set()
+
+    async def run(self) -> None:
+        """Every client, until `close`."""
+        async with trio.open_nursery() as nursery:
+            for number in range(1, self._rates.peers + 1):
+                nursery.start_soon(
+                    self._stay, f"peer-{number}", self._peer(str(number)), (self._send, self._count, self._read)
+                )
+            for number in range(1, self._rates.workers + 1):
+                nursery.start_soon(self._stay, f"worker-{number}", self._worker, (self._read,))
+            nursery.start_soon(self._stay, "witness", self._witness, (self._read,))
+
+    async def finish(self, patience_s: float) -> None:
+        """Begin nothing more; wait until everything is settled, read and connected, or for so long."""
+        self._quiet.set()
+        with trio.move_on_after(patience_s):
+            while self._busy or self._awaited or any(self._connected.values()):
+                await self._news.wait()
+
+    def close(self) -> None:
+        """Say goodbye."""
+        self._over.set()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = trio.Event()
+
+    # -- clients
+
+    def _peer(self, specifier: str) -> Callable[[ClientOptions], Client]:
+        return lambda given: AgentClient(
+            f"aether://{self.address}", workspace=WORKSPACE, implementation="peer", specifier=specifier, **given
+        )
+
+    def _worker(self, given: ClientOptions) -> Client:
+        return TaskClient(f"aether://{self.address}", workspace=WORKSPACE, implementation="work", **given)
+
+    def _witness(self, given: ClientOptions) -> Client:
+        return AgentClient(
+            f"aether://{self.address}", workspace=WORKSPACE, implementation="witness", specifier="1", **given
+        )
+
+    async def _stay(
+        self,
+        name: str,
+        make: Callable[[ClientOptions], Client],
+        works: Sequence[Callable[[str, Client], Awaitable[None]]],
+    ) -> None:
+        """One client for the whole run. One that gives up is noted, and there is another one."""
+        for life in count(1):
+            mine = name if life == 1 else f"{name}#{life}"
+            self._disconnected(mine)
+            given = options()
+            given["on_connected"] = partial(self._back, mine)
+            given["on_disconnected"] = partial(self._disconnected, mine)
+            try:
+                async with make(given) as client, trio.open_nursery() as nursery:
+                    for work in works:
+                        nursery.start_soon(work, mine, client)
+                    await self._over.wait()
+                    nursery.cancel_scope.cancel()
+                return
+            except* AetherError as group:
+                self._back(mine)
+                self.history.gave_up.append(f"{mine} gave up at {self.now():.1f} s: {_first(group)}")
+            if self._over.is_set():
+                return
+
+    def _disconnected(self, name: str, _error: AetherError | None = None) -> None:
+        if self._connected.get(name) is None:
+            outage = self._connected[name] = Outage(name, self.now())
+            self.history.outages.append(outage)
+
+    def _back(self, name: str, _resumed: bool = False) -> None:
+        outage, self._connected[name] = self._connected.get(name), None
+        if outage is not None:
+            outage.until_s = self.now()
+        self._tell()
+
+    # -- what they do
+
+    async def _send(self, name: str, client: Client) -> None:
+        rates = self._rates
+        while not self.quiet:
+            await trio.sleep(self.chance.expovariate(rates.messages_per_s))
+            if self.quiet:
+                return
+            topic = WORK if self.chance.random() < rates.work_share else self.chance.choice(self._topics)
+            await self.send(client, topic, Message(name, next(self._numbers), client.session_id))
+
+    async def send(self, client: Client, topic: str, message: Message) -> Outcome:
+        """Send something, and write down what became of it. Raises what ends the client."""
+        started_s = self.now()
+        outcome = Outcome.IN_DOUBT
+        self._busy += 1
+        try:
+            await client.send(topic, message.encode())
+            outcome = Outcome.ACCEPTED
+            if (topic, message) not in self._delivered:
+                self._awaited.add((topic, message))
+        except ConnectionLost as error:
+            outcome = Outcome.IN_DOUBT if error.in_doubt else Outcome.REFUSED
+        except (Refused, Unavailable) as error:
+            outcome = Outcome.REFUSED
+            await trio.sleep(min(error.retry_after_s, 1.0))
+        finally:
+            self._busy -= 1
+            self.history.sent.append(Sent(topic, message, started_s, self.now(), outcome))
+            self._tell()
+        return outcome
+
+    async def _read(self, name: str, client: Client) -> None:
+        async for incoming in client:
+            message = Message.decode(incoming.payload)
+            place = (incoming.topic, message)
+            self.history.delivered.append(
+                Delivered(name, incoming.topic, incoming.offset, message, self.now(), client.connections)
+            )
+            self._delivered.add(place)
+            self._awaited.discard(place)
+            self._tell()
+
+    async def _count(self, name: str, client: Client) -> None:
+        while not self.quiet:
+            await trio.sleep(self.chance.expovariate(self._rates.increments_per_s))
+            if self.quiet:
+                return
+            key = self.chance.choice(COUNTERS)
+            started_s = self.now()
+            outcome, value = Outcome.IN_DOUBT, 0
+            self._busy += 1
+            try:
+                value = await client.kv.increment(key)
+                outcome = Outcome.ACCEPTED
+            except ConnectionLost as error:
+                outcome = Outcome.IN_DOUBT if error.in_doubt else Outcome.REFUSED
+            except AetherError as error:
+                if not error.retryable:
+                    raise
+                # A failure of the storage: whether it was written is not known.
+            finally:
+                self._busy -= 1
+                self.history.counted.append(Counted(key, name, started_s, self.now(), outcome, value))
+                self._tell()
+
+
+def _first(group: BaseException) -> BaseException:
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return group

@@ -1,0 +1,116 @@
+"""The faults of a run, from a seed: which, when, to whom, for how long. Pure; faults.py does them.
+
+A target has one fault at a time, and of the nodes one at least is left alone by whatever takes a whole node away, because with none
+nobody could be anywhere. Faults of different targets overlap.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+DATABASE: Final = "database"
+
+
+class Kind(enum.StrEnum):
+    """What can be done. The values are what the table says."""
+
+    KILL_NODE = "kill -9 of a node"
+    STOP_NODE = "SIGSTOP of a node"
+    DRAIN_NODE = "restart of a node (SIGTERM)"
+    RESTART_DATABASE = "database restart"
+    CRASH_DATABASE = "kill -9 of the database"
+    END_BACKEND = "end of one backend"
+    END_LEASE = "end of a lease's backend"
+    END_BUS = "end of a listener (lost wakes)"
+    STALL_DATABASE_LINK = "stalled database link"
+    STALL_CONNECTION = "one stalled database connection"
+    CUT_DATABASE_LINK = "cut database link"
+    SLOW_DATABASE_LINK = "slow database link"
+    HALF_CLOSE_CONNECTION = "half-closed database connection"
+    CUT_CLIENTS = "cut client links of a node"
+    STALL_CLIENTS = "stalled client links of a node"
+    HALF_CLOSE_CLIENT = "half-closed client link"
+
+
+@dataclass(frozen=True, slots=True)
+class _Chance:
+    """How often, relative to the others, and how long (seconds; 0 for what is done at once)."""
+
+    weight: float
+    least_s: float = 0.0
+    most_s: float = 0.0
+    takes_node: bool = False
+
+
+CHANCES: Final[Mapping[Kind, _Chance]] = MappingProxyType(
+    {
+        Kind.KILL_NODE: _Chance(4, 0.5, 5.0, takes_node=True),
+        # The grace of a lease is 5 s: some end before it, some after.
+        Kind.STOP_NODE: _Chance(4, 1.0, 12.0, takes_node=True),
+        Kind.DRAIN_NODE: _Chance(1, 0.0, 1.0, takes_node=True),
+        Kind.RESTART_DATABASE: _Chance(1, 0.0, 1.0),
+        Kind.CRASH_DATABASE: _Chance(1, 0.0, 2.0),
+        Kind.END_BACKEND: _Chance(3),
+        Kind.END_LEASE: _Chance(2),
+        Kind.END_BUS: _Chance(2),
+        Kind.STALL_DATABASE_LINK: _Chance(2, 1.0, 9.0, takes_node=True),
+        Kind.STALL_CONNECTION: _Chance(2, 1.0, 8.0),
+        Kind.CUT_DATABASE_LINK: _Chance(2),
+        Kind.SLOW_DATABASE_LINK: _Chance(1, 2.0, 6.0),
+        Kind.HALF_CLOSE_CONNECTION: _Chance(1),
+        Kind.CUT_CLIENTS: _Chance(2),
+        Kind.STALL_CLIENTS: _Chance(2, 1.0, 6.0),
+        Kind.HALF_CLOSE_CLIENT: _Chance(1),
+    }
+)
+OF_DATABASE: Final = frozenset(
+    {Kind.RESTART_DATABASE, Kind.CRASH_DATABASE, Kind.END_BACKEND, Kind.END_LEASE, Kind.END_BUS}
+)
+REST_S: Final = 1.0
+"""What a target has for itself behind a fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One fault. `target` is a node's name, or DATABASE; `pick` chooses among what only the moment knows (0 <= pick < 1)."""
+
+    at_s: float
+    kind: Kind
+    target: str
+    duration_s: float
+    pick: float
+
+
+def plan(
+    seed: int, nodes: Sequence[str], seconds: float, *, mean_s: float, kinds: Sequence[Kind] = tuple(Kind)
+) -> list[Step]:
+    """The faults of `seconds`, in order, `mean_s` apart on average. All have ended by then."""
+    chance = random.Random(seed)
+    busy_until: dict[str, float] = {}
+    away_until: dict[str, float] = {}
+    steps: list[Step] = []
+    at_s = 0.0
+    weights = [CHANCES[kind].weight for kind in kinds]
+    while True:
+        at_s += chance.uniform(0.2, 1.8) * mean_s
+        (kind,) = chance.choices(kinds, weights)
+        limits = CHANCES[kind]
+        duration_s = chance.uniform(limits.least_s, limits.most_s)
+        target = DATABASE if kind in OF_DATABASE else chance.choice(list(nodes))
+        pick = chance.random()
+        if at_s + duration_s > seconds:
+            return steps
+        if busy_until.get(target, 0.0) > at_s:
+            continue
+        if limits.takes_node:
+            away = [name for name in nodes if name != target and away_until.get(name, 0.0) > at_s]
+            if len(away) + 1 >= max(len(nodes), 2):
+                continue
+            away_until[target] = at_s + duration_s + REST_S
+        busy_until[target] = at_s + duration_s + REST_S
+        steps.append(Step(at_s, kind, target, duration_s, pick))

@@ -1,0 +1,120 @@
+"""One run, from an empty database to a verdict."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from aether_trio.client import AetherError, AgentClient
+from aether_trio.testing.cluster import ProcessCluster, open_process_cluster
+from chaos import ledger
+from chaos.checks import Verdict, check_all
+from chaos.faults import Weather
+from chaos.history import History
+from chaos.load import COUNTERS, WORKSPACE, Load, Rates, options
+from chaos.plan import Kind, plan
+from chaos.recovery import Times, measure
+from chaos.rivals import Rivals
+
+WARM_UP_S = 3.0
+SETTLE_S = 90.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a run is to be."""
+
+    seed: int
+    minutes: float = 5.0
+    nodes: int = 3
+    mean_s: float = 2.0
+    bound_s: float = 35.0
+    """The client cuts what has been silent for 20 s, connects within seconds, and may meet a holder that has to be given up first."""
+    trials: int = 6
+    """Of each recovery time; 0 measures none."""
+    kinds: tuple[Kind, ...] = tuple(Kind)
+    rates: Rates = field(default_factory=Rates)
+
+
+@dataclass
+class Result:
+    """What a run was."""
+
+    wishes: Wishes
+    history: History
+    verdicts: list[Verdict]
+    recovery: list[Times]
+    missed: int
+    turns: int
+
+    @property
+    def well(self) -> bool:
+        """Whether every invariant was looked at and held."""
+        return all(verdict.looked_at and not verdict.violations for verdict in self.verdicts)
+
+
+async def run(wishes: Wishes, say: Callable[[str], None]) -> Result:
+    """Do it. Raises what keeps it from being done; violations are in the result."""
+    recovery: list[Times] = []
+    history = History()
+    postgres = {"max_connections": "300"}
+    async with open_process_cluster(wishes.nodes, postgres=postgres) as cluster:
+        await ledger.install(cluster)
+        say(f"{wishes.nodes} nodes serve behind {cluster.front.address}")
+        if wishes.trials:
+            recovery = await measure(cluster, wishes.trials, say)
+        begun_s = trio.current_time()
+
+        def now() -> float:
+            return trio.current_time() - begun_s
+
+        load = Load(cluster.front.address, wishes.rates, history, now, random.Random(wishes.seed + 1))
+        rivals = Rivals(load)
+        weather = Weather(cluster, history, now, say)
+        steps = plan(
+            wishes.seed,
+            [node.name for node in cluster.nodes],
+            wishes.minutes * 60,
+            mean_s=wishes.mean_s,
+            kinds=wishes.kinds,
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(load.run)
+            nursery.start_soon(rivals.run)
+            await trio.sleep(WARM_UP_S)
+            await weather.run(steps)
+            say(f"{now():7.1f} s  the faults are over")
+            await trio.sleep(WARM_UP_S)
+            await load.finish(SETTLE_S)
+            history.ended_s = now()
+            say(f"{now():7.1f} s  everything is settled, or will not be")
+            await _read_counters(cluster, history)
+            load.close()
+        await ledger.read(cluster, history)
+    verdicts = check_all(history, bound_s=wishes.bound_s)
+    return Result(wishes, history, verdicts, recovery, weather.missed, rivals.turns)
+
+
+async def _read_counters(cluster: ProcessCluster, history: History) -> None:
+    for key in COUNTERS:
+        history.counters[key] = set()
+    for node in cluster.nodes:
+        values: dict[str, int] = {}
+        with trio.fail_after(SETTLE_S):
+            while not values:
+                try:
+                    async with AgentClient(
+                        f"aether://{node.address}",
+                        workspace=WORKSPACE,
+                        implementation="reader",
+                        specifier=node.name,
+                        **options(),
+                    ) as client:
+                        values = {key: int(await client.kv.get(key) or 0) for key in COUNTERS}
+                except* AetherError:
+                    await trio.sleep(0.2)
+        for key, value in values.items():
+            history.counters[key].add(value)
