@@ -201,7 +201,7 @@ LIMIT_TEXTS: Final[Mapping[str, str]] = {
     "task_payload_bytes": "Payload of a created task; beyond it TASK_PAYLOAD_TOO_LARGE.",
     "send_rate_per_s": "Messages and progress reports of one connection; 0 is unlimited, as in development mode.",
     "send_burst": "Messages that a connection may send at once before its rate counts.",
-    "workspace_rate_per_s": "Messages of one workspace; 0 is unlimited.",
+    "workspace_rate_per_s": "Messages of one workspace through one gateway; 0 is unlimited.",
     "identity_rate_per_s": "Messages of one identity; 0 is unlimited (the reference: 100 when quotas are on).",
     "connections_per_workspace": "Live connections of one workspace; 0 is unlimited.",
     "init_wait_s": "How long a stream may take to say who it is.",

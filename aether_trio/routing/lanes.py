@@ -1,12 +1,15 @@
 """Ephemeral lanes: progress updates, which are worth something only while they are fresh.
 
-Nothing here is stored. An update goes to whoever listens now; a listener that does not keep up loses the oldest ones
+Nothing here is stored. In a cluster a relay (cluster/lanes.py) carries updates to the other nodes that have listeners for their lane:
+who is to listen is made known to them first, so that a listener misses nothing that is published after its session is acknowledged.
+An update goes to whoever listens now; a listener that does not keep up loses the oldest ones
 and is told so once (session/outbox.py). The side effects that durable work hangs on a progress report (heartbeats, task
 events) will live with tasks, not here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,6 +49,22 @@ class LaneListener:
         return not recipient or recipient == self.identity or self.identity.startswith(recipient + "::")
 
 
+class LaneRelay(Protocol):
+    """The way to the listeners on other nodes."""
+
+    async def expect(self, topics: Sequence[str]) -> None:
+        """Make known that this node is about to listen to these lanes. Raises StorageUnavailable."""
+        ...
+
+    def listening(self, topic: str) -> None:
+        """A lane has its first listener here. Never blocks."""
+        ...
+
+    def publish(self, topic: str, source: str, recipient: str, frame: bytes) -> None:
+        """Carry an update to the listeners on other nodes. Never blocks."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class LaneStatistics:
     """Counters since start."""
@@ -56,16 +75,32 @@ class LaneStatistics:
 
 
 class Lanes:
-    """All ephemeral topics of a node."""
+    """All ephemeral topics of a node. `relay` is set before anybody listens, or never."""
 
     def __init__(self) -> None:
+        self.relay: LaneRelay | None = None
         self._listeners: dict[str, dict[LaneListener, None]] = {}
         self._published = 0
         self._delivered = 0
 
+    async def expect(self, topics: Sequence[str]) -> None:
+        """Before `listen`: have other nodes know of it. Raises StorageUnavailable. A checkpoint only where it has to wait."""
+        if self.relay is not None and topics:
+            await self.relay.expect(topics)
+
     def listen(self, topic: str, listener: LaneListener) -> None:
         """Give this listener the updates of a lane."""
+        if self.relay is not None and topic not in self._listeners:
+            self.relay.listening(topic)
         self._listeners.setdefault(topic, {})[listener] = None
+
+    def has_listeners(self, topic: str) -> bool:
+        """Whether anybody on this node listens to a lane."""
+        return topic in self._listeners
+
+    def heard(self) -> list[str]:
+        """Every lane that somebody on this node listens to."""
+        return list(self._listeners)
 
     def unlisten(self, topic: str, listener: LaneListener) -> None:
         """Undo `listen`. Idempotent."""
@@ -76,8 +111,14 @@ class Lanes:
                 del self._listeners[topic]
 
     def publish(self, topic: str, source: str, recipient: str, frame: bytes) -> int:
-        """Hand an update to everybody on the lane whom it is for; returns how many those were."""
+        """Hand an update to everybody on the lane whom it is for; returns how many of them are on this node."""
         self._published += 1
+        if self.relay is not None:
+            self.relay.publish(topic, source, recipient, frame)
+        return self.deliver(topic, source, recipient, frame)
+
+    def deliver(self, topic: str, source: str, recipient: str, frame: bytes) -> int:
+        """Hand an update to the listeners on this node; returns how many it was for."""
         count = 0
         for listener in tuple(self._listeners.get(topic, ())):
             if listener.accepts(source, recipient):

@@ -1,5 +1,8 @@
 """Message rates: of a connection, of a workspace, of an identity, checked in the protocol's order.
 
+In a cluster each node has its own. That of an identity holds for the cluster all the same, because an identity is on one node at a
+time; that of a workspace is a gateway's, as in the reference, whose bucket for it is in the memory of each gateway too.
+
 Invariants: a refused message takes nothing from the buckets behind the one that refused; the maps of buckets are bounded,
 because a bucket that is full again may be forgotten.
 """
@@ -18,7 +21,7 @@ MIN_RETRY_MS = 10
 
 
 class Rates:
-    """The rate limits of one node."""
+    """The rate limits of one node; see the module docstring for what that means in a cluster."""
 
     def __init__(self, limits: Limits, clock: Clock) -> None:
         self._limits = limits

@@ -128,6 +128,7 @@ class Subscriptions:
         Raises StorageUnavailable.
         """
         consumer = self._identity.text
+        await self._lanes.expect(plan.lanes)
         found = await self._log.warm([(one.topic, consumer if one.named else None) for one in plan.topics])
         pinned = [state for state, _ in found]
         try:

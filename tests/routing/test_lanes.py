@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import trio
 
 from aether_trio.core import Core
-from aether_trio.model.errors import Code
+from aether_trio.model.errors import Code, Status
 from aether_trio.routing.lanes import LaneListener, Lanes
+from aether_trio.storage.base import StorageUnavailable
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, errors, service
+from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, errors, service, switch_to, user
 from tests.routing.parts import Reader
 
 
@@ -51,6 +54,55 @@ def test_who_has_left_gets_nothing() -> None:
     assert lanes.publish("pg::v", "b", "", b"y") == 1
     statistics = lanes.statistics()
     assert (statistics.published, statistics.delivered, statistics.listeners) == (2, 1, 1)
+
+
+class Relay:
+    """A LaneRelay that remembers, and may be unable to tell others."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[object, ...]] = []
+        self.failing = False
+
+    async def expect(self, topics: Sequence[str]) -> None:
+        await trio.sleep(1)
+        if self.failing:
+            raise StorageUnavailable("away")
+        self.calls.append(("expect", *topics))
+
+    def listening(self, topic: str) -> None:
+        self.calls.append(("listening", topic))
+
+    def publish(self, topic: str, source: str, recipient: str, frame: bytes) -> None:
+        self.calls.append(("publish", topic, source, recipient, frame))
+
+
+def test_what_is_published_goes_to_other_nodes_and_what_they_publish_does_not() -> None:
+    lanes, reader, relay = Lanes(), Reader(), Relay()
+    lanes.relay = relay
+    for identity in ("a", "b"):
+        lanes.listen("pg::w", LaneListener(identity, identity, reader.outbox))
+    assert lanes.publish("pg::w", "c", "", b"x") == 2
+    assert lanes.deliver("pg::w", "d", "a", b"y") == 1
+    assert reader.frames == [b"x", b"x", b"y"]
+    assert relay.calls == [("listening", "pg::w"), ("publish", "pg::w", "c", "", b"x")]
+    assert (lanes.heard(), lanes.has_listeners("pg::w"), lanes.has_listeners("pg::v")) == (["pg::w"], True, False)
+
+
+async def test_other_nodes_know_of_a_listener_before_it_is_acknowledged(core: Core) -> None:
+    relay = core.lanes.relay = Relay()
+    async with connect(core, user("u", "1")) as window:
+        assert relay.calls == [("expect", "pg::us::u"), ("listening", "pg::us::u")]
+        window.send(switch_to("w"))
+        await barrier(window)
+        assert relay.calls[2:] == [("expect", "pg::w"), ("listening", "pg::w")]
+        async with connect(core, agent("w", "a", "1")), connect(core, service("s", "1")):
+            assert relay.calls[4:] == [("expect", "pg::w")]
+        relay.failing = True
+        window.send(switch_to("v"))
+        error = (await window.next("error")).error
+        assert (error.code, error.retryable) == (Code.WORKSPACE_SWITCH_FAILED, True)
+        async with connect(core, agent("v", "a", "2"), wait_ack=False) as peer:
+            assert (await peer.wait_end()).status is Status.UNAVAILABLE
 
 
 def report(number: int) -> pb.UpstreamMessage:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import pytest
 import trio
 
 from aether_trio.core import Core
+from aether_trio.session.directory import Disconnected, Outcome
+from aether_trio.storage.base import StorageUnavailable
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import (
@@ -207,3 +211,44 @@ async def test_storage_that_does_not_answer_is_a_typed_failure(core: Core, world
         world.state.failing = False
         assert not answer.ok
         assert "storage" in answer.error
+
+
+async def test_what_storage_does_not_tell_is_said_to_be_unknown(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(*_: object) -> NoReturn:
+        raise StorageUnavailable("away")
+
+    for name in ("page", "find", "disconnect", "seen", "user_seen"):
+        monkeypatch.setattr(core.directory, name, away)
+    async with connect(core, workflow_engine()) as peer, connect(core, agent("w", "a", "1")) as one:
+        for op in (Op.LIST, Op.GET, Op.DISCONNECT):
+            response = await operate(peer, op)
+            assert (response.success, response.error) == (False, "the gateway's storage does not answer: away")
+        response = await operate(one, Op.LIST, filter=pb.ConnectionFilter(workspace="w"))
+        assert (response.success, response.error) == (False, "the gateway's storage does not answer: away")
+        for name in ("u", "us::u::1"):
+            assert "does not answer" in (await status(peer, "user", name)).error
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+async def test_a_disconnect_that_nobody_has_confirmed_has_not_succeeded(
+    core: Core, outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def elsewhere(session_id: str, reason: str) -> Disconnected:
+        assert (session_id, reason) == ("s", "why")
+        return Disconnected(outcome, "ag::w::a::1")
+
+    monkeypatch.setattr(core.directory, "disconnect", elsewhere)
+    async with connect(core, workflow_engine()) as peer:
+        response = await operate(peer, Op.DISCONNECT, session_id="s", reason="why")
+        assert response.success == (outcome is Outcome.DONE)
+        assert bool(response.message) == response.success
+        assert bool(response.error) == (not response.success)
+        assert ("has not confirmed" in response.error) == (outcome is Outcome.UNCONFIRMED)
+
+
+async def test_nobody_is_of_a_kind_that_does_not_exist(core: Core) -> None:
+    async with connect(core, workflow_engine()) as peer:
+        for number in (9, 77, -1):
+            wanted = pb.ConnectionFilter(type=number)  # type: ignore[arg-type]
+            response = await operate(peer, Op.LIST, filter=wanted)
+            assert (response.success, response.total_count, len(response.connections)) == (True, 0, 0)
