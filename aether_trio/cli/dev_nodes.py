@@ -14,11 +14,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import click
+import trio
+
 from aether_trio.cli import exits
-from aether_trio.cli.fleet import arguments_of, run, run_fleet
+from aether_trio.cli.fleet import FIRST_PAUSE_S, LONGEST_PAUSE_S, arguments_of, run, run_fleet
 from aether_trio.cli.node_process import NodeProcess, Ready
 from aether_trio.cli.ready_file import ReadyFile
-from aether_trio.cli.running import manner_text, start_error, try_lines
+from aether_trio.cli.running import manner_text, raise_file_limit, start_error, try_lines
+from aether_trio.cluster.embedded import EmbeddedPostgres, binaries, let_in
 from aether_trio.config import Settings
 from aether_trio.config.settings import LANES
 from aether_trio.storage.directory import lock_directory
@@ -29,6 +33,8 @@ from aether_trio.version import __version__
 
 STDERR: Final = 2
 NEEDED: Final = ("asyncpg", "trio_asyncio")
+LOOK_S: Final = 0.25
+"""Between two looks whether the database is there."""
 
 
 def run_dev_nodes(
@@ -43,13 +49,14 @@ def run_dev_nodes(
     """Run until drained or stopped. Exits by CliError or SystemExit; returns after a drain."""
     refuse_without_packages()
     refuse_own_ports(settings)
+    raise_file_limit()  # for the connections of the front
     ready = ReadyFile(ready_file) if ready_file else None
     if ready is not None:
         ready.prepare()
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aether-nodes-")))
         try:
-            dsn, data = stack.enter_context(_database(settings, directory))
+            dsn, data, server = stack.enter_context(_database(settings, directory))
         except StorageSetupError as error:
             raise exits.CliError(str(error), exits.SETTINGS) from error
         nodes = []
@@ -65,7 +72,7 @@ def run_dev_nodes(
         if ready is not None:
             stack.callback(ready.remove)
         try:
-            run(_run, nodes, settings, data, ready)
+            run(_run, nodes, settings, data, server, ready)
         except OSError as error:
             raise start_error(error, settings) from error
 
@@ -92,13 +99,11 @@ def refuse_own_ports(settings: Settings) -> None:
 
 
 @contextmanager
-def _database(settings: Settings, scratch: Path) -> Iterator[tuple[str, str]]:
-    """A URL, and what a person is told of it. Raises StorageSetupError."""
+def _database(settings: Settings, scratch: Path) -> Iterator[tuple[str, str, EmbeddedPostgres | None]]:
+    """A URL, what a person is told of it, and the server if it is ours. Raises StorageSetupError."""
     if settings.storage.database is not None:
-        yield settings.storage.database, "the database that was given"
+        yield settings.storage.database, "the database that was given", None
         return
-    from aether_trio.cluster.embedded import EmbeddedPostgres, binaries, let_in
-
     binaries()  # raises before anything is made
     with ExitStack() as stack:
         if settings.gateway.ephemeral:
@@ -110,19 +115,49 @@ def _database(settings: Settings, scratch: Path) -> Iterator[tuple[str, str]]:
         server = EmbeddedPostgres(directory.absolute() / "postgres")
         stack.callback(server.stop)
         server.start()
-        yield server.dsn(), f"{data}, in a PostgreSQL that belongs to this command (process {server.pid})"
+        yield server.dsn(), f"{data}, in a PostgreSQL that belongs to this command (process {server.pid})", server
 
 
-async def _run(nodes: Sequence[NodeProcess], settings: Settings, data: str, ready: ReadyFile | None) -> int | None:
+async def _run(
+    nodes: Sequence[NodeProcess],
+    settings: Settings,
+    data: str,
+    server: EmbeddedPostgres | None,
+    ready: ReadyFile | None,
+) -> int | None:
     turns = RoundRobin(())
     host = settings.gateway.host
-    async with open_fault_proxy(turns, host=host, port=settings.gateway.port) as front:
+    async with trio.open_nursery() as nursery, open_fault_proxy(turns, host=host, port=settings.gateway.port) as front:
+        if server is not None:
+            nursery.start_soon(_keep, server)
 
         def announce(all_ready: Sequence[Ready]) -> str:
             turns.addresses = [one.gateway for one in all_ready]
             return _text(settings, front, all_ready, data)
 
-        return await run_fleet(nodes, announce, address=front.address, ready=ready)
+        stopped_by = await run_fleet(nodes, announce, address=front.address, ready=ready)
+        nursery.cancel_scope.cancel()
+    return stopped_by
+
+
+async def _keep(server: EmbeddedPostgres) -> None:
+    """Start the database again when it has ended, until cancelled."""
+    pause_s = FIRST_PAUSE_S
+    while True:
+        await trio.sleep(LOOK_S)
+        if server.running:
+            continue
+        click.echo("the database has ended; it is started again", err=True)
+        try:
+            # It is not left half-started: the end of this command stops it.
+            await trio.to_thread.run_sync(server.restart)
+        except StorageSetupError as error:
+            click.echo(f"{error}\nanother attempt follows in {pause_s:g} s", err=True)
+            await trio.sleep(pause_s)
+            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+        else:
+            click.echo(f"the database is there again (process {server.pid})", err=True)
+            pause_s = FIRST_PAUSE_S
 
 
 def _text(settings: Settings, front: FaultProxy, ready: Sequence[Ready], data: str) -> str:

@@ -120,6 +120,16 @@ async def test_dev_nodes_keep_their_data_and_a_node_that_dies_is_started_again(d
 
 
 @pytest.mark.crash
+async def test_a_database_of_dev_nodes_that_dies_is_started_again(data_dir: Path) -> None:
+    with dev_nodes(data_dir) as cluster:
+        await leave_a_message(cluster.address, b"kept")
+        postmaster = int((data_dir / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
+        os.kill(postmaster, signal.SIGKILL)
+        await trio.to_thread.run_sync(wait_until, lambda: "the database is there again" in cluster.output())
+        assert await exchange(cluster.address, b"", receive_first=True) == b"kept"
+
+
+@pytest.mark.crash
 def test_nothing_outlives_a_dev_nodes_that_is_killed(data_dir: Path) -> None:
     with dev_nodes(data_dir) as cluster:
         family = descendants(cluster.pid)
