@@ -135,7 +135,7 @@ class LocalDirectory:
         session = self._registry.session(session_id)
         if session is None:
             return Disconnected(Outcome.UNKNOWN)
-        force_disconnect(session, reason)
+        _force_disconnect(session, reason)
         return Disconnected(Outcome.DONE, session.identity.text)
 
     async def seen(self, identity: str) -> Seen:
@@ -192,7 +192,10 @@ class Rows(Protocol):
 
 
 class ClusterDirectory:
-    """A node of a cluster. Also where the cluster ends a session of this node (`end_here`).
+    """A node of a cluster. It is made from the registry and the open directory of the cluster:
+
+        async with open_directory(server, cluster, partial(end_session, registry)) as rows:
+            directory = ClusterDirectory(registry, rows, holding.leaving)
 
     `leaving()` gives the identities whose session has ended here while its row is still being settled (session/holding.py): nobody
     who asks this node finds them any more.
@@ -221,7 +224,7 @@ class ClusterDirectory:
         """See SessionDirectory. Waits for the node that holds the session."""
         session = self._registry.session(session_id)
         if session is not None:
-            force_disconnect(session, reason)
+            _force_disconnect(session, reason)
             return Disconnected(Outcome.DONE, session.identity.text)
         row = await self._rows.find(session_id)
         if row is None or row.identity in self._leaving():
@@ -251,13 +254,6 @@ class ClusterDirectory:
         """See SessionDirectory. A service's topic is its identity."""
         return self._rows.pick_service(implementation, self._registry.instances(implementation))
 
-    def end_here(self, session_id: str, reason: str) -> bool:
-        """Another node wants this session ended; whether it was one of this node's."""
-        session = self._registry.session(session_id)
-        if session is not None:
-            force_disconnect(session, reason)
-        return session is not None
-
     def _describe(self, row: HoldRow) -> Connection:
         session = self._registry.session(row.session_id)
         if session is not None:
@@ -267,7 +263,15 @@ class ClusterDirectory:
         return Connection(row.session_id, identity, row.place, row.connected_ms, row.peer, row.written_ms)
 
 
-def force_disconnect(session: Session, reason: str) -> None:
+def end_session(registry: Registry, session_id: str, reason: str) -> bool:
+    """Another node wants this session ended (cluster/disconnects.py); whether it was one of this node's."""
+    session = registry.session(session_id)
+    if session is not None:
+        _force_disconnect(session, reason)
+    return session is not None
+
+
+def _force_disconnect(session: Session, reason: str) -> None:
     """As an operator does it: the client is told not to come back."""
     session.end(Status.CANCELLED, reason or "disconnected by an operator", pb.Signal.FORCE_DISCONNECT)
 

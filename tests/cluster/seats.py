@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from random import Random
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import trio
 from aether_trio.cluster.directory import Directory, DirectoryLimits, open_directory
 from aether_trio.cluster.records import ClaimRequest, Hold
 from aether_trio.model.identity import Identity
-from aether_trio.session.directory import ClusterDirectory
+from aether_trio.session.directory import ClusterDirectory, end_session
 from aether_trio.session.registry import History, Registry
 from tests.cluster.nodes import LONG_S, QUICK, Node
 
@@ -99,12 +100,7 @@ async def seat(node: Node, limits: DirectoryLimits = SOON) -> AsyncIterator[Seat
     """A directory on a node."""
     registry = Registry()
     leaving: list[str] = []
-    sessions: ClusterDirectory | None = None
-
-    def end_here(session_id: str, reason: str) -> bool:
-        assert sessions is not None
-        return sessions.end_here(session_id, reason)
-
+    end_here = partial(end_session, registry)
     async with open_directory(
         node.server, node.cluster, end_here, cluster_limits=QUICK, limits=limits, random=Random(1)
     ) as directory:
