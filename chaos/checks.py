@@ -117,6 +117,16 @@ def one_place_in_the_log(history: History) -> Verdict:
     return Verdict("a message is in the log once", len(contents), "offsets", tuple(violations))
 
 
+def the_log_has_no_gaps(history: History) -> Verdict:
+    """By the database: each topic has as many messages as its last offset says, from 1 on, and that is what was counted."""
+    violations = tuple(
+        f"{one.topic} has {one.messages} messages from {one.first} to {one.last}, and counted {one.counted}"
+        for one in history.logged
+        if (one.first, one.last, one.counted) != (1, one.messages, one.messages)
+    )
+    return Verdict("the log has no gaps", sum(one.messages for one in history.logged), "messages", violations)
+
+
 def in_order(history: History) -> Verdict:
     """A reader gets the offsets of its topic one by one, without a gap and without a repeat: our client drops what it has had."""
     violations = []
@@ -247,6 +257,7 @@ _CHECKS: Final[tuple[Callable[[History], Verdict], ...]] = (
     nothing_lost,
     nothing_invented,
     one_place_in_the_log,
+    the_log_has_no_gaps,
     in_order,
     senders_order_kept,
     positions_go_forward,

@@ -105,6 +105,17 @@ class Backwards:
 
 
 @dataclass(frozen=True, slots=True)
+class Logged:
+    """A topic in the database at the end: how many messages there are, the first and the last offset, and what was counted."""
+
+    topic: str
+    messages: int
+    first: int
+    last: int
+    counted: int
+
+
+@dataclass(frozen=True, slots=True)
 class Disturbance:
     """A fault that has been done, from its beginning until all of it was taken back."""
 
@@ -128,5 +139,6 @@ class History:
     """Clients that ended by themselves, and why."""
     held: list[Held] = field(default_factory=list)
     backwards: list[Backwards] = field(default_factory=list)
+    logged: list[Logged] = field(default_factory=list)
     disturbances: list[Disturbance] = field(default_factory=list)
     ended_s: float = 0.0

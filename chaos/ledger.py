@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from aether_trio.routing.programs import OFFSET_BITS
 from aether_trio.testing.cluster import ProcessCluster
-from chaos.history import Backwards, Held, History
+from chaos.history import Backwards, Held, History, Logged
+
+OFFSETS: Final = (1 << OFFSET_BITS) - 1
 
 INSTALL: Final = (
     """CREATE TABLE chaos_held (
@@ -42,6 +45,11 @@ _BACKWARDS: Final = """
     FROM chaos_backwards b LEFT JOIN topics t ON t.id = b.topic_id
 """
 
+_LOGGED: Final = f"""
+    SELECT t.name, count(*), min(m.message_key & {OFFSETS}), max(m.message_key & {OFFSETS}), max(t.floor_offset)
+    FROM messages m JOIN topics t ON t.id = m.message_key >> {OFFSET_BITS} GROUP BY t.name
+"""  # the run is shorter than the retention
+
 
 async def install(cluster: ProcessCluster) -> None:
     """Begin to write down. The nodes have made their tables by now."""
@@ -57,4 +65,8 @@ async def read(cluster: ProcessCluster, history: History) -> None:
     history.backwards = [
         Backwards(topic, consumer, int(before), int(after))
         for topic, consumer, before, after in await cluster.sql(_BACKWARDS)
+    ]
+    history.logged = [
+        Logged(topic, int(messages), int(first), int(last), int(counted))
+        for topic, messages, first, last, counted in await cluster.sql(_LOGGED)
     ]

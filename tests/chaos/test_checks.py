@@ -15,6 +15,7 @@ from chaos.history import (
     Disturbance,
     Held,
     History,
+    Logged,
     Message,
     Outage,
     Outcome,
@@ -51,6 +52,7 @@ def good() -> History:
         Counted("n", "a", 3.0, 3.5, Outcome.ACCEPTED, 5),
     ]
     history.counters = {"n": {5}}
+    history.logged = [Logged(TOPIC, 9, 1, 9, 9), Logged(WORK, 4, 1, 4, 4)]
     history.held = [
         Held("ag::a", "a-old", 1, "1 1", live=True, stolen=False),
         Held("ag::a", "a-old", 1, "1 2", live=True, stolen=False),  # its node came back with a new epoch
@@ -134,6 +136,14 @@ def epoch_on_two_nodes(history: History) -> None:
     history.held.append(Held("ag::a", "a-new", 2, "3 1", live=True, stolen=False))
 
 
+def a_hole_in_the_log(history: History) -> None:
+    history.logged[0] = Logged(TOPIC, 8, 1, 9, 9)
+
+
+def a_number_that_was_given_to_nothing(history: History) -> None:
+    history.logged[0] = Logged(TOPIC, 9, 1, 9, 10)
+
+
 def position_goes_back(history: History) -> None:
     history.backwards.append(Backwards(TOPIC, "peer", 7, 6))
 
@@ -198,6 +208,8 @@ def give_up(history: History) -> None:
         (deliver_what_was_refused, "nothing refused"),
         (two_messages_at_one_offset, "a message is in the log once"),
         (one_message_at_two_offsets, "a message is in the log once"),
+        (a_hole_in_the_log, "the log has no gaps"),
+        (a_number_that_was_given_to_nothing, "the log has no gaps"),
         (skip, "per topic in order"),
         (repeat, "per topic in order"),
         (swap, "a sender's order"),
