@@ -6,10 +6,9 @@ exactly when they are.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Protocol
 
 from aether_trio.routing.programs import OFFSET_BITS
-from aether_trio.testing.cluster import ProcessCluster
 from chaos.history import Backwards, Held, History, Logged
 
 OFFSETS: Final = (1 << OFFSET_BITS) - 1
@@ -51,12 +50,20 @@ _LOGGED: Final = f"""
 """  # the run is shorter than the retention
 
 
-async def install(cluster: ProcessCluster) -> None:
+class Place(Protocol):
+    """Where the nodes' tables are: a ProcessCluster."""
+
+    async def sql(self, text: str) -> list[list[str]]:
+        """Run statements; the rows as text."""
+        ...
+
+
+async def install(cluster: Place) -> None:
     """Begin to write down. The nodes have made their tables by now."""
     await cluster.sql("; ".join(INSTALL))
 
 
-async def read(cluster: ProcessCluster, history: History) -> None:
+async def read(cluster: Place, history: History) -> None:
     """Add what was written down."""
     history.held = [
         Held(identity, session, int(epoch), node, live == "t", stolen == "t")

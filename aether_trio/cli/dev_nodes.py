@@ -18,7 +18,7 @@ import click
 import trio
 
 from aether_trio.cli import exits
-from aether_trio.cli.fleet import FIRST_PAUSE_S, LONGEST_PAUSE_S, arguments_of, run, run_fleet
+from aether_trio.cli.fleet import FIRST_PAUSE_S, LONGEST_PAUSE_S, arguments_of, count_of, run, run_fleet
 from aether_trio.cli.node_process import NodeProcess, Ready
 from aether_trio.cli.ready_file import ReadyFile
 from aether_trio.cli.running import manner_text, raise_file_limit, start_error, try_lines
@@ -161,7 +161,9 @@ async def _keep(server: EmbeddedPostgres) -> None:
 
 
 def _text(settings: Settings, front: FaultProxy, ready: Sequence[Ready], data: str) -> str:
-    lines = [f"aether {__version__} is serving on {front.address} with {len(ready)} nodes ({manner_text(settings)})"]
+    lines = [
+        f"aether {__version__} is serving on {front.address} with {count_of(len(ready), 'node')} ({manner_text(settings)})"
+    ]
     for number, one in enumerate(ready):
         ops = f"  ops http://{one.ops}" if one.ops else ""
         lines.append(f"  node-{number + 1:<2} {one.gateway}  process {one.pid}{ops}")

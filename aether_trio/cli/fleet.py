@@ -40,6 +40,11 @@ def arguments_of(
     return [command, *config, *(part for one in (*given, *sets, *own) for part in ("--set", one))]
 
 
+def count_of(number: int, what: str) -> str:
+    """ "1 node", "2 nodes"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from aether_trio.cli import exits
-from aether_trio.cli.fleet import arguments_of, run, run_fleet
+from aether_trio.cli.fleet import arguments_of, count_of, run, run_fleet
 from aether_trio.cli.node_process import NodeProcess, Ready
 from aether_trio.cli.ready_file import ReadyFile
 from aether_trio.cli.running import manner_text, refuse_missing_files, refuse_open_gateway, start_error
@@ -94,7 +94,9 @@ def reserved_ports(settings: Settings) -> Iterator[dict[str, int]]:
 def _announce(settings: Settings, ready: Sequence[Ready]) -> str:
     tls = " with TLS" if settings.tls.cert else ""
     address = ready[0].gateway
-    lines = [f"aether {__version__} is serving on {address}{tls} with {len(ready)} workers ({manner_text(settings)})"]
+    lines = [
+        f"aether {__version__} is serving on {address}{tls} with {count_of(len(ready), 'worker')} ({manner_text(settings)})"
+    ]
     lines += [
         f"  {'workers' if number == 0 else '       '} process {one.pid}"
         + (f"  ops http://{one.ops}" if one.ops else "")
