@@ -15,7 +15,7 @@ from rich.console import Console
 
 from chaos import report
 from chaos.load import Rates
-from chaos.plan import Kind
+from chaos.plan import BY_CHANCE, Kind
 from chaos.run import Wishes, run
 
 EPILOG = """\
@@ -28,7 +28,7 @@ exit status: 0 every invariant was looked at and held; 1 one did not; 2 wrong ar
 
 def parser() -> argparse.ArgumentParser:
     """All options."""
-    kinds = "\n".join(f"  {kind.name.lower():24}{kind}" for kind in Kind)
+    kinds = "\n".join(f"  {kind.name.lower():24}{kind}" for kind in BY_CHANCE)
     made = argparse.ArgumentParser(
         prog="python -m chaos",
         description="A cluster under load, faults by chance, and a check of everything that was seen (docs/chaos.md).",
@@ -41,7 +41,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--every", type=_positive, default=2.0, metavar="S", help="seconds between faults, on average (2)"
     )
-    made.add_argument("--only", type=_kinds, default=tuple(Kind), metavar="A,B", help="these faults and no others")
+    made.add_argument("--only", type=_kinds, default=BY_CHANCE, metavar="A,B", help="these faults and no others")
+    made.add_argument(
+        "--standby",
+        action="store_true",
+        help="a synchronous standby; half-way the primary is killed and it is promoted",
+    )
     made.add_argument("--peers", type=int, default=8, metavar="N", help="agents that write to each other (8)")
     made.add_argument("--rate", type=_positive, default=20.0, metavar="R", help="messages per second of each (20)")
     made.add_argument("--bound", type=_positive, default=35.0, metavar="S", help="how soon a client must be back (35)")
@@ -64,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bound_s=given.bound,
         trials=given.trials,
         kinds=given.only,
+        standby=given.standby,
         rates=Rates(peers=given.peers, messages_per_s=given.rate),
     )
     print(f"seed {wishes.seed}", file=sys.stderr, flush=True)
@@ -87,7 +93,7 @@ def _positive(text: str) -> float:
 
 def _kinds(text: str) -> tuple[Kind, ...]:
     names = [name.strip().upper().replace("-", "_") for name in text.split(",")]
-    unknown = [name for name in names if name not in Kind.__members__]
+    unknown = [name for name in names if Kind.__members__.get(name) not in BY_CHANCE]
     if unknown:
         raise argparse.ArgumentTypeError(f"there is no {unknown[0].lower()}; see the list below --help")
     return tuple(Kind[name] for name in names)

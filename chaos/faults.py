@@ -51,6 +51,7 @@ class Weather:
             Kind.CUT_CLIENTS: self._clients,
             Kind.STALL_CLIENTS: self._clients,
             Kind.HALF_CLOSE_CLIENT: self._clients,
+            Kind.FAIL_OVER: self._fail_over,
         }
 
     async def run(self, steps: Sequence[Step]) -> None:
@@ -111,6 +112,9 @@ class Weather:
         await trio.sleep(step.duration_s)
         await self._cluster.start_postgres()
 
+    async def _fail_over(self, _step: Step) -> None:
+        await self._cluster.fail_over()
+
     async def _end_backend(self, step: Step) -> None:
         role = {Kind.END_LEASE: "lease", Kind.END_BUS: "listen"}.get(step.kind)
         pids = [one.pid for one in await self._cluster.backends() if role in {None, one.role}]
@@ -118,8 +122,14 @@ class Weather:
 
     # -- the ways between
 
+    def _way(self, step: Step) -> FaultProxy:
+        """From a node to what is the primary now."""
+        node = self._nodes[step.target]
+        way = node.database_link if self._cluster.standby is not None else node.standby_link
+        return way or node.database_link
+
     async def _stall_database_link(self, step: Step) -> None:
-        link = self._nodes[step.target].database_link
+        link = self._way(step)
         ends_s = self._now() + step.duration_s
 
         def stall(connection: ProxiedConnection) -> None:
@@ -129,22 +139,22 @@ class Weather:
             await trio.sleep(step.duration_s)
 
     async def _slow_database_link(self, step: Step) -> None:
-        link = self._nodes[step.target].database_link
+        link = self._way(step)
         with _on_all(link, lambda connection: _delay(connection, SLOW_S)):
             await trio.sleep(step.duration_s)
         for connection in list(link.open.values()):
             _delay(connection, 0.0)
 
     async def _cut_database_link(self, step: Step) -> None:
-        self._nodes[step.target].database_link.cut_all()
+        self._way(step).cut_all()
 
     async def _stall_connection(self, step: Step) -> None:
-        connections = list(self._nodes[step.target].database_link.open.values())
+        connections = list(self._way(step).open.values())
         _stall(_chosen(connections, step), step.duration_s)
         await trio.sleep(step.duration_s)
 
     async def _half_close_connection(self, step: Step) -> None:
-        connections = list(self._nodes[step.target].database_link.open.values())
+        connections = list(self._way(step).open.values())
         _chosen(connections, step).downstream.half_close()
 
     async def _clients(self, step: Step) -> None:

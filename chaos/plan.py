@@ -35,6 +35,8 @@ class Kind(enum.StrEnum):
     CUT_CLIENTS = "cut client links of a node"
     STALL_CLIENTS = "stalled client links of a node"
     HALF_CLOSE_CLIENT = "half-closed client link"
+    FAIL_OVER = "primary killed, standby promoted"
+    """Never by chance: once, and only when there is a standby."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +68,14 @@ CHANCES: Final[Mapping[Kind, _Chance]] = MappingProxyType(
         Kind.CUT_CLIENTS: _Chance(2),
         Kind.STALL_CLIENTS: _Chance(2, 1.0, 6.0),
         Kind.HALF_CLOSE_CLIENT: _Chance(1),
+        Kind.FAIL_OVER: _Chance(0),
     }
 )
 OF_DATABASE: Final = frozenset(
-    {Kind.RESTART_DATABASE, Kind.CRASH_DATABASE, Kind.END_BACKEND, Kind.END_LEASE, Kind.END_BUS}
+    {Kind.RESTART_DATABASE, Kind.CRASH_DATABASE, Kind.END_BACKEND, Kind.END_LEASE, Kind.END_BUS, Kind.FAIL_OVER}
 )
+BY_CHANCE: Final = tuple(kind for kind in Kind if CHANCES[kind].weight)
+FAIL_OVER_REST_S: Final = 5.0
 REST_S: Final = 1.0
 """What a target has for itself behind a fault."""
 
@@ -87,9 +92,18 @@ class Step:
 
 
 def plan(
-    seed: int, nodes: Sequence[str], seconds: float, *, mean_s: float, kinds: Sequence[Kind] = tuple(Kind)
+    seed: int,
+    nodes: Sequence[str],
+    seconds: float,
+    *,
+    mean_s: float,
+    kinds: Sequence[Kind] = BY_CHANCE,
+    fail_over: bool = False,
 ) -> list[Step]:
-    """The faults of `seconds`, in order, `mean_s` apart on average. All have ended by then."""
+    """The faults of `seconds`, in order, `mean_s` apart on average. All have ended by then.
+
+    With `fail_over` there is one of that kind, as soon as half of the time is over and nothing else happens to the database.
+    """
     chance = random.Random(seed)
     busy_until: dict[str, float] = {}
     away_until: dict[str, float] = {}
@@ -103,6 +117,11 @@ def plan(
         duration_s = chance.uniform(limits.least_s, limits.most_s)
         target = DATABASE if kind in OF_DATABASE else chance.choice(list(nodes))
         pick = chance.random()
+        if fail_over and seconds / 2 <= at_s <= seconds and busy_until.get(DATABASE, 0.0) <= at_s:
+            fail_over = False
+            busy_until[DATABASE] = at_s + FAIL_OVER_REST_S
+            steps.append(Step(at_s, Kind.FAIL_OVER, DATABASE, 0.0, pick))
+            continue
         if at_s + duration_s > seconds:
             return steps
         if busy_until.get(target, 0.0) > at_s:

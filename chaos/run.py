@@ -15,7 +15,7 @@ from chaos.checks import Verdict, check_all
 from chaos.faults import Weather
 from chaos.history import History
 from chaos.load import COUNTERS, WORKSPACE, Load, Rates, options
-from chaos.plan import Kind, plan
+from chaos.plan import BY_CHANCE, Kind, plan
 from chaos.recovery import Times, measure
 from chaos.rivals import Rivals
 
@@ -35,7 +35,9 @@ class Wishes:
     """The client cuts what has been silent for 20 s, connects within seconds, and may meet a holder that has to be given up first."""
     trials: int = 6
     """Of each recovery time; 0 measures none."""
-    kinds: tuple[Kind, ...] = tuple(Kind)
+    kinds: tuple[Kind, ...] = BY_CHANCE
+    standby: bool = False
+    """Whether there is one, and the primary is killed for good half-way."""
     rates: Rates = field(default_factory=Rates)
 
 
@@ -61,7 +63,7 @@ async def run(wishes: Wishes, say: Callable[[str], None]) -> Result:
     recovery: list[Times] = []
     history = History()
     postgres = {"max_connections": "300"}
-    async with open_process_cluster(wishes.nodes, postgres=postgres) as cluster:
+    async with open_process_cluster(wishes.nodes, postgres=postgres, standby=wishes.standby) as cluster:
         await ledger.install(cluster)
         say(f"{wishes.nodes} nodes serve behind {cluster.front.address}")
         if wishes.trials:
@@ -80,6 +82,7 @@ async def run(wishes: Wishes, say: Callable[[str], None]) -> Result:
             wishes.minutes * 60,
             mean_s=wishes.mean_s,
             kinds=wishes.kinds,
+            fail_over=wishes.standby,
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(load.run)

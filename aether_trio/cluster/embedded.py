@@ -31,7 +31,7 @@ from typing import Any, Final
 
 from aether_trio.storage.errors import StorageSetupError
 
-__all__ = ["FAST", "EmbeddedPostgres", "binaries", "let_in"]
+__all__ = ["FAST", "SUPERUSER", "EmbeddedPostgres", "binaries", "let_in"]
 
 START_S: Final = 60.0
 STOP_S: Final = 60.0

@@ -24,6 +24,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ import trio
 
 import aether_trio
 from aether_trio.cli.node_process import NodeFailed, NodeProcess
-from aether_trio.cluster.embedded import FAST, EmbeddedPostgres
+from aether_trio.cluster.embedded import FAST, SUPERUSER, EmbeddedPostgres
 from aether_trio.testing.fault_proxy import FaultProxy, open_fault_proxy
 from aether_trio.testing.round_robin import RoundRobin
 
@@ -56,12 +57,21 @@ class Backend:
 
 
 class ClusterNode:
-    """One gateway process. `link` and `database_link` stay where they are when it is started again."""
+    """One gateway process. `link`, `database_link` and `standby_link` stay where they are when it is started again."""
 
-    def __init__(self, name: str, process: NodeProcess, link: FaultProxy, database_link: FaultProxy) -> None:
+    def __init__(
+        self,
+        name: str,
+        process: NodeProcess,
+        link: FaultProxy,
+        database_link: FaultProxy,
+        standby_link: FaultProxy | None = None,
+    ) -> None:
         self.name = name
         self.link = link
         self.database_link = database_link
+        """To the primary of the beginning."""
+        self.standby_link = standby_link
         self.stopped = False
         """By SIGSTOP."""
         self._process = process
@@ -149,9 +159,16 @@ class ProcessCluster:
     """Made by `open_process_cluster`. `front` is the load balancer; `turns` its choice."""
 
     def __init__(
-        self, postgres: EmbeddedPostgres, nodes: Sequence[ClusterNode], front: FaultProxy, turns: RoundRobin
+        self,
+        postgres: EmbeddedPostgres,
+        standby: EmbeddedPostgres | None,
+        nodes: Sequence[ClusterNode],
+        front: FaultProxy,
+        turns: RoundRobin,
     ) -> None:
         self.postgres = postgres
+        """The primary."""
+        self.standby = standby
         self.nodes = nodes
         self.front = front
         self.turns = turns
@@ -193,6 +210,13 @@ class ProcessCluster:
         """`stop_postgres` and `start_postgres`."""
         await self._in_turn(partial(self.postgres.restart, signum=signum))
 
+    async def fail_over(self, *, signum: int = signal.SIGKILL) -> None:
+        """The primary ends for good, and the synchronous standby is promoted: it is `postgres` from now on."""
+        assert self.standby is not None, "there is no standby; open the cluster with standby=True"
+        former, self.postgres, self.standby = self.postgres, self.standby, None
+        await self._in_turn(partial(former.stop, signum=signum))
+        await self._in_turn(partial(self.postgres.psql, "SELECT pg_promote()"))
+
     async def sql(self, text: str) -> list[list[str]]:
         """Run statements in a connection of their own, with the nodes' schema; the rows as text. Raises StorageSetupError."""
         said = await self._in_turn(partial(self.postgres.psql, f"SET search_path = {SCHEMA}; {text}"))
@@ -227,24 +251,31 @@ async def open_process_cluster(
     settings: Sequence[str] = (),
     postgres: Mapping[str, str] | None = None,
     command: Sequence[str] = ("dev",),
+    standby: bool = False,
     start: bool = True,
 ) -> AsyncIterator[ProcessCluster]:
     """PostgreSQL and so many nodes, serving; or nodes yet to be started. Everything ends with the block.
 
     `settings` are texts for the nodes' `--set`, `postgres` what PostgreSQL has beside embedded.FAST. `command` is what the nodes run.
+    With `standby` there is a synchronous hot standby, and the nodes know both.
     Raises NodeFailed or StorageSetupError with what was said by whoever did not start.
     """
     home = _make_home()
-    server = EmbeddedPostgres(home / "postgres", port=_free_port(), settings={**FAST, **(postgres or {})})
+    given = {**FAST, **(postgres or {})}
+    server = EmbeddedPostgres(home / "postgres", port=_free_port(), settings=given)
+    servers = [server]
     raised: BaseException | None = None
     try:
         await trio.to_thread.run_sync(server.start)
+        if standby:
+            servers.append(EmbeddedPostgres(home / "standby", port=_free_port(), settings=given))
+            await trio.to_thread.run_sync(_follow, servers[0], servers[1])
         async with AsyncExitStack() as stack:
             made = []
             for number in range(1, nodes + 1):
-                database_link = await stack.enter_async_context(open_fault_proxy(f"127.0.0.1:{server.port}"))
+                ways = [await stack.enter_async_context(open_fault_proxy(f"127.0.0.1:{one.port}")) for one in servers]
                 link = await stack.enter_async_context(open_fault_proxy(RoundRobin(())))
-                dsn = server.dsn(port=int(database_link.address.rpartition(":")[2]))
+                dsn = f"postgresql://{SUPERUSER}@{','.join(way.address for way in ways)}/postgres"
                 sets = [
                     *settings,
                     f"storage.database={dsn}",
@@ -260,10 +291,10 @@ async def open_process_cluster(
                     *(part for one in sets for part in ("--set", one)),
                 ]
                 process = NodeProcess(f"node-{number}", arguments, home, environment=_environment())
-                made.append(ClusterNode(f"node-{number}", process, link, database_link))
+                made.append(ClusterNode(f"node-{number}", process, link, *ways))
             turns = RoundRobin(())
             front = await stack.enter_async_context(open_fault_proxy(turns))
-            cluster = ProcessCluster(server, made, front, turns)
+            cluster = ProcessCluster(server, servers[1] if standby else None, made, front, turns)
             try:
                 if start:
                     await cluster.start()
@@ -283,8 +314,19 @@ async def open_process_cluster(
         raise raised from raised.__cause__
     finally:
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(partial(server.stop, signum=signal.SIGQUIT))
+            for one in reversed(servers):
+                await trio.to_thread.run_sync(partial(one.stop, signum=signal.SIGQUIT))
             shutil.rmtree(home, ignore_errors=True)
+
+
+def _follow(primary: EmbeddedPostgres, standby: EmbeddedPostgres) -> None:
+    """Start a hot standby without which the primary commits nothing from now on."""
+    standby.create_standby(primary)
+    standby.start()
+    primary.psql("ALTER SYSTEM SET synchronous_standby_names = '*'")
+    primary.psql("SELECT pg_reload_conf()")
+    while primary.psql("SELECT sync_state FROM pg_stat_replication") != "sync":
+        time.sleep(0.05)
 
 
 def _is_all(group: BaseException, error: BaseException) -> bool:

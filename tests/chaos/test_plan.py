@@ -7,7 +7,7 @@ from collections import defaultdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chaos.plan import CHANCES, DATABASE, OF_DATABASE, Kind, plan
+from chaos.plan import BY_CHANCE, CHANCES, DATABASE, FAIL_OVER_REST_S, OF_DATABASE, Kind, plan
 
 NODES = ["node-1", "node-2", "node-3"]
 seeds = st.integers(0, 2**32)
@@ -42,4 +42,14 @@ def test_one_node_at_least_is_left_alone(seed: int) -> None:
 
 def test_five_minutes_have_every_kind() -> None:
     seen = {step.kind for step in plan(7, NODES, 300, mean_s=2)}
-    assert seen == set(Kind)
+    assert seen == set(BY_CHANCE)
+
+
+@given(seeds)
+def test_a_standby_is_promoted_once_with_nothing_else_happening_to_the_database(seed: int) -> None:
+    steps = plan(seed, NODES, 120, mean_s=1, fail_over=True)
+    (one,) = [step for step in steps if step.kind is Kind.FAIL_OVER]
+    assert one.at_s >= 60
+    for step in steps:
+        if step.target == DATABASE and step is not one:
+            assert not one.at_s - step.duration_s < step.at_s < one.at_s + FAIL_OVER_REST_S

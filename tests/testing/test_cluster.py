@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from aether_trio.cli.node_process import NodeFailed
-from aether_trio.client import AgentClient
+from aether_trio.client import AetherError, AgentClient
 from aether_trio.testing.cluster import open_process_cluster
 
 pytestmark = pytest.mark.crash
@@ -102,6 +102,29 @@ async def _until(condition: Callable[[], Awaitable[bool]], address: str) -> None
         while not await condition():
             with trio.move_on_after(1.0):
                 await echo(address, b"something to write")  # a connection that was lost is noticed when it is used
+
+
+async def test_the_primary_ends_for_good_and_the_node_follows_the_standby() -> None:
+    async with open_process_cluster(1, standby=True) as cluster:
+        with trio.fail_after(LIMIT_S):
+            async with agent(cluster.front.address) as client:
+                await client.send(client.topic, b"accepted before")
+                first = cluster.postgres
+                await cluster.fail_over()
+                assert cluster.postgres is not first
+                assert not first.running
+                while True:
+                    try:
+                        await client.send(client.topic, b"accepted after")
+                    except AetherError as error:
+                        if not error.retryable:
+                            raise
+                        await trio.sleep(0.1)
+                    else:
+                        break
+                got = [(await client.receive()).payload for _ in range(2)]
+        assert got == [b"accepted before", b"accepted after"]
+        assert await cluster.sql("SELECT pg_is_in_recovery()") == [["f"]]
 
 
 async def test_what_a_node_says_that_does_not_start_is_told() -> None:
