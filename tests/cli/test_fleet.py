@@ -95,7 +95,9 @@ def data_dir() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def dev_nodes(data_dir: Path) -> Iterator[GatewayProcess]:
-    with start_gateway(data_dir=data_dir, command=(*AETHER, "dev", "--nodes", "1")) as running:
+    # Who is killed leaves its scratch directory: here, where it goes away.
+    scratch = {"TMPDIR": str(data_dir.parent)}
+    with start_gateway(data_dir=data_dir, command=(*AETHER, "dev", "--nodes", "1"), env=scratch) as running:
         yield running
 
 
