@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import outcome
 import trio
 
+from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres import PostgresServer
 from aether_trio.storage.postgres_connections import connect
+from aether_trio.storage.postgres_errors import Fault, FencedError, describe, fault
+from aether_trio.storage.postgres_pool import Pool
+from aether_trio.storage.postgres_statements import roll_back, within
 
 T = TypeVar("T")
 
@@ -63,6 +68,30 @@ async def open_connection(server: PostgresServer, role: str, *settings: str) -> 
         connection.terminate()
         raise
     return connection
+
+
+async def run_again(pool: Pool, limit_s: float, tries: int, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
+    """`work` on a connection of `pool`, on another one when that is lost or another transaction was first: it may be done twice.
+
+    An asyncio function. Raises StorageUnavailable, of which FencedError is one kind.
+    """
+    while True:
+        connection = await pool.acquire()
+        try:
+            result: T = await within(connection, limit_s, partial(work, connection))
+        except Exception as exc:
+            kind = fault(exc, connection)
+            pool.release(connection, healthy=kind is not Fault.CONNECTION and await roll_back(connection))
+            tries -= 1
+            if kind is Fault.FENCED:
+                raise FencedError(describe(exc)) from exc
+            if kind not in {Fault.CONNECTION, Fault.CONFLICT} or tries <= 0:
+                raise StorageUnavailable(f"cluster: {describe(exc)}") from exc
+            if kind is Fault.CONNECTION:
+                pool.discard_idle()
+        else:
+            pool.release(connection)
+            return result
 
 
 async def connected(server: PostgresServer, role: str, *settings: str) -> Any:

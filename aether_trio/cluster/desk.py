@@ -26,13 +26,13 @@ from typing import Any, Final
 import outcome
 import trio
 
+from aether_trio.cluster.aio import run_again
 from aether_trio.cluster.lease import Lease, lock_class
 from aether_trio.cluster.records import Answer, ClaimRequest, ClusterLimits, Continued
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres import PostgresServer
-from aether_trio.storage.postgres_errors import Fault, FencedError, describe, fault
+from aether_trio.storage.postgres_errors import FencedError
 from aether_trio.storage.postgres_pool import Pool
-from aether_trio.storage.postgres_statements import within
 
 MAX_BATCH: Final = 256  # claims in a statement: bounds how long their rows stay locked
 MAX_RELEASES: Final = 1000
@@ -330,24 +330,7 @@ class Desk:
 
     async def _run(self, work: Callable[[Any], Any]) -> Any:
         """One statement, again when its connection was lost or another transaction was first. Raises StorageUnavailable."""
-        tries = 0
-        while True:
-            connection = await self._pool.acquire()
-            try:
-                result = await within(connection, self._statement_s, partial(work, connection))
-            except Exception as exc:
-                kind = fault(exc, connection)
-                self._pool.release(connection, healthy=kind is not Fault.CONNECTION)
-                tries += 1
-                if kind is Fault.FENCED:
-                    raise FencedError(describe(exc)) from exc
-                if kind not in {Fault.CONNECTION, Fault.CONFLICT} or tries >= MAX_TRIES:
-                    raise StorageUnavailable(f"cluster: {describe(exc)}") from exc
-                if kind is Fault.CONNECTION:
-                    self._pool.discard_idle()
-            else:
-                self._pool.release(connection)
-                return result
+        return await run_again(self._pool, self._statement_s, MAX_TRIES, work)
 
 
 def _verdict(row: Any, node_epoch: int) -> Verdict:

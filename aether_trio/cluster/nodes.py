@@ -19,14 +19,12 @@ from typing import Any, Final
 import structlog
 import trio
 
-from aether_trio.cluster.aio import call, open_connection
+from aether_trio.cluster.aio import call, open_connection, run_again
 from aether_trio.cluster.lease import END_HOLDS, END_LEASE_SESSIONS, Lease
 from aether_trio.cluster.records import ClusterLimits
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres import PostgresServer
-from aether_trio.storage.postgres_errors import Fault, describe, fault
 from aether_trio.storage.postgres_pool import Pool
-from aether_trio.storage.postgres_statements import roll_back, within
 
 logger = structlog.get_logger("aether.cluster")
 
@@ -239,21 +237,7 @@ class Nodes:
 
         Raises StorageUnavailable.
         """
-        tries = 0
-        while True:
-            connection = await self.pool.acquire()
-            try:
-                result = await within(connection, self._limits.statement_s, partial(work, connection))
-            except Exception as exc:
-                kind = fault(exc, connection)
-                healthy = kind is not Fault.CONNECTION and await roll_back(connection)
-                self.pool.release(connection, healthy=healthy)
-                tries += 1
-                if kind not in {Fault.CONNECTION, Fault.CONFLICT} or tries >= MAX_TRIES:
-                    raise StorageUnavailable(f"cluster: {describe(exc)}") from exc
-            else:
-                self.pool.release(connection)
-                return result
+        return await run_again(self.pool, self._limits.statement_s, MAX_TRIES, work)
 
     async def _declare(self, node_id: int, epoch: int) -> bool:
         pid: int | None = None

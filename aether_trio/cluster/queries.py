@@ -9,13 +9,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Final
 
-from aether_trio.cluster.aio import call, open_connection
+from aether_trio.cluster.aio import call, open_connection, run_again
 from aether_trio.cluster.records import ClusterLimits
-from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres import PostgresServer
-from aether_trio.storage.postgres_errors import Fault, describe, fault
 from aether_trio.storage.postgres_pool import Pool
-from aether_trio.storage.postgres_statements import within
 
 MAX_TRIES: Final = 3
 
@@ -41,27 +38,10 @@ class Queries:
 
     async def fetch(self, sql: str, *args: Any) -> list[Any]:
         """The rows of one statement. Raises StorageUnavailable."""
-        rows: list[Any] = await call(self._server, self._fetch(sql, args))
+        work = run_again(self.pool, self._statement_s, MAX_TRIES, lambda connection: connection.fetch(sql, *args))
+        rows: list[Any] = await call(self._server, work)
         return rows
 
     async def close(self) -> None:
         """Close the connections."""
         await call(self._server, self.pool.close())
-
-    async def _fetch(self, sql: str, args: tuple[Any, ...]) -> list[Any]:
-        tries = 0
-        while True:
-            connection = await self.pool.acquire()
-            try:
-                rows: list[Any] = await within(connection, self._statement_s, partial(connection.fetch, sql, *args))
-            except Exception as exc:
-                kind = fault(exc, connection)
-                self.pool.release(connection, healthy=kind is not Fault.CONNECTION)
-                tries += 1
-                if kind not in {Fault.CONNECTION, Fault.CONFLICT} or tries >= MAX_TRIES:
-                    raise StorageUnavailable(f"cluster: {describe(exc)}") from exc
-                if kind is Fault.CONNECTION:
-                    self.pool.discard_idle()
-            else:
-                self.pool.release(connection)
-                return rows
