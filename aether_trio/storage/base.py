@@ -108,3 +108,39 @@ class Database(Protocol):
     async def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
         """One write for many rows, in one transaction."""
         ...
+
+
+class Shorthands:
+    """What an engine can do in terms of its `run` and `read`."""
+
+    async def run(self, program: ProgramFactory[T]) -> T:
+        """See Database."""
+        raise NotImplementedError
+
+    async def read(self, program: ProgramFactory[T]) -> T:
+        """See Database."""
+        raise NotImplementedError
+
+    async def write(self, statement: Statement) -> Any:
+        """See Database."""
+        return await self.run(lambda: single(statement))
+
+    async def fetch(self, sql: str, *args: Value) -> list[Row]:
+        """See Database."""
+        rows: list[Row] = await self.read(lambda: single(Fetch(sql, args)))
+        return rows
+
+    async def execute(self, sql: str, *args: Value) -> int:
+        """See Database. INSERT, UPDATE or DELETE."""
+        count: int = await self.write(Execute(sql, args))
+        return count
+
+    async def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
+        """See Database. `rows` is read in this task, before anything is queued."""
+        held = rows if isinstance(rows, list) else list(rows)
+        await self.write(ExecuteMany(sql, held))
+
+
+def single(statement: Statement) -> Program[Any]:
+    """A statement as a program."""
+    return (yield statement)

@@ -19,7 +19,7 @@ What lasts longer is StorageUnavailable. CommitUnknown, a kind of it, says that 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,12 @@ from typing import Any, Final, TypeVar
 import outcome
 import trio
 
-from aether_trio.storage.base import Execute, ExecuteMany, Fetch, Program, ProgramFactory, Row, Statement, Value
+from aether_trio.storage.base import (
+    ProgramFactory,
+    Shorthands,
+    Statement,
+    single,
+)
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.postgres_connections import LOCKING, SCHEMA, Kind, PostgresLimits, connect
 from aether_trio.storage.postgres_errors import is_outage, setup_error
@@ -64,7 +69,7 @@ class PostgresStatistics:
     connections: int
 
 
-class PostgresDatabase:
+class PostgresDatabase(Shorthands):
     """A base.Database: one logical database of a PostgresServer. Made by its `database`."""
 
     shared = True
@@ -87,7 +92,7 @@ class PostgresDatabase:
 
     async def write(self, statement: Statement) -> Any:
         """Run one write; what a program would be sent."""
-        return await self._submit(Job(lambda: _single(statement), single=True), self.writer.put)
+        return await self._submit(Job(lambda: single(statement), single=True), self.writer.put)
 
     async def read(self, program: ProgramFactory[T]) -> T:
         """Run a read-only program on one snapshot that includes every write committed before the call."""
@@ -97,21 +102,6 @@ class PostgresDatabase:
     async def read_small(self, program: ProgramFactory[T]) -> T:
         """`read`: the server is never nearer than that."""
         return await self.read(program)
-
-    async def fetch(self, sql: str, *args: Value) -> list[Row]:
-        """One read-only query."""
-        rows: list[Row] = await self.read(lambda: _single(Fetch(sql, args)))
-        return rows
-
-    async def execute(self, sql: str, *args: Value) -> int:
-        """One write (INSERT, UPDATE, DELETE); the number of rows it touched."""
-        count: int = await self.write(Execute(sql, args))
-        return count
-
-    async def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
-        """One write for many rows, in one transaction. `rows` is read in this task, before anything is queued."""
-        held = rows if isinstance(rows, list) else list(rows)
-        await self.write(ExecuteMany(sql, held))
 
     def statistics(self) -> PostgresStatistics:
         writer = self.writer
@@ -289,7 +279,3 @@ def _is_all(group: BaseException, error: BaseException) -> bool:
 
 def _no_fence() -> str:
     return ""
-
-
-def _single(statement: Statement) -> Program[Any]:
-    return (yield statement)

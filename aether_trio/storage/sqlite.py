@@ -15,7 +15,7 @@ StorageUnavailable and none has written; the next group simply tries again, so t
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,10 @@ from typing import Any, Final, TypeVar
 import outcome
 import trio
 
-from aether_trio.storage.base import Execute, ExecuteMany, Fetch, Program, ProgramFactory, Row, Statement, Value
+from aether_trio.storage.base import (
+    ProgramFactory,
+    Shorthands,
+)
 from aether_trio.storage.migrations import SQLITE, upgrade
 from aether_trio.storage.sqlite_connection import Synchronous, connect_reader, connect_writer, setup_error
 from aether_trio.storage.sqlite_statements import drive
@@ -52,7 +55,7 @@ class SqliteStatistics:
     last_error: str
 
 
-class SqliteDatabase:
+class SqliteDatabase(Shorthands):
     """A base.Database over one file. Made by `open_sqlite`."""
 
     shared = False
@@ -75,10 +78,6 @@ class SqliteDatabase:
         """
         result: T = await self._submit(Job(program, is_read=False), self._writes)
         return result
-
-    async def write(self, statement: Statement) -> Any:
-        """Run one write; what a program would be sent."""
-        return await self.run(lambda: _single(statement))
 
     async def read(self, program: ProgramFactory[T]) -> T:
         """Run a read-only program on one snapshot that includes every write committed before the call."""
@@ -107,21 +106,6 @@ class SqliteDatabase:
         except sqlite3.Error:
             # Locked, or the disk fails: let a reader try with its patience, and say what is wrong in the usual way.
             return await self.read(program)
-
-    async def fetch(self, sql: str, *args: Value) -> list[Row]:
-        """One read-only query."""
-        rows: list[Row] = await self.read(lambda: _single(Fetch(sql, args)))
-        return rows
-
-    async def execute(self, sql: str, *args: Value) -> int:
-        """One write (INSERT, UPDATE, DELETE); the number of rows it touched."""
-        count: int = await self.write(Execute(sql, args))
-        return count
-
-    async def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
-        """One write for many rows, in one transaction. `rows` is read in this task, before anything is queued."""
-        held = rows if isinstance(rows, list) else list(rows)
-        await self.write(ExecuteMany(sql, held))
 
     def statistics(self) -> SqliteStatistics:
         writer = self._writer
@@ -235,7 +219,3 @@ def _open_connections(path: Path | None, name: str, synchronous: Synchronous, re
         if isinstance(exc, sqlite3.Error):
             raise setup_error(path, exc) from exc
         raise
-
-
-def _single(statement: Statement) -> Program[Any]:
-    return (yield statement)

@@ -6,23 +6,21 @@ and the same data can be opened by one core after another, as a restart does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import trio
 
 from aether_trio.storage.base import (
     CommitUnknown,
-    Execute,
-    ExecuteMany,
     Fetch,
-    Program,
     ProgramFactory,
     Row,
-    Statement,
+    Shorthands,
     StorageUnavailable,
     Value,
+    single,
 )
 from tests.helpers.direct import Direct, Store
 
@@ -61,7 +59,7 @@ class Gate:
         await self._arrived.wait()
 
 
-class InlineDatabase:
+class InlineDatabase(Shorthands):
     """A Database that is driven in the caller's task. See the module docstring.
 
     `before_write` holds programs before they take effect, `after_write` between their commit and the answer, `after_read`
@@ -105,10 +103,6 @@ class InlineDatabase:
         await self.after_write.passed()
         return result
 
-    async def write(self, statement: Statement) -> Any:
-        """See Database."""
-        return await self.run(lambda: _single(statement))
-
     async def read(self, program: ProgramFactory[T]) -> T:
         """See Database."""
         await trio.lowlevel.checkpoint()
@@ -123,32 +117,13 @@ class InlineDatabase:
         """See Database."""
         return await self.read(program)
 
-    async def fetch(self, sql: str, *args: Value) -> list[Row]:
-        """See Database."""
-        rows: list[Row] = await self.read(lambda: _single(Fetch(sql, args)))
-        return rows
-
-    async def execute(self, sql: str, *args: Value) -> int:
-        """See Database."""
-        touched: int = await self.write(Execute(sql, args))
-        return touched
-
-    async def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
-        """See Database."""
-        held = list(rows)
-        await self.write(ExecuteMany(sql, held))
-
     def query(self, sql: str, *args: Value) -> list[Row]:
         """Look into the database now, for assertions."""
-        return self._direct.drive(lambda: _single(Fetch(sql, args)))
+        return self._direct.drive(lambda: single(Fetch(sql, args)))
 
     def statistics(self) -> object:
         """What metrics ask for."""
         return self
-
-
-def _single(statement: Fetch | Execute | ExecuteMany) -> Program[Any]:
-    return (yield statement)
 
 
 @contextmanager
