@@ -11,11 +11,13 @@ interrupt goes on.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError as ConcurrentCancelled
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
@@ -27,6 +29,9 @@ from aether_trio.client.errors import AetherError, ClientClosed, RequestTimeout
 P = ParamSpec("P")
 T = TypeVar("T")
 U = TypeVar("U")
+
+LOOK_S = 0.5
+"""A thread that waits wakes up so often, to see whether it was interrupted."""
 
 
 class Bridge:
@@ -43,7 +48,13 @@ class Bridge:
             raise ClientClosed
         call = _Call(functools.partial(function, *args, **kwargs))
         try:
-            return self._portal.start_task_soon(call.run).result()
+            future = self._portal.start_task_soon(call.run)
+            while True:
+                # An interrupt that comes just before a thread falls asleep does not wake it: Python looks when it is awake.
+                with contextlib.suppress(FutureTimeout):
+                    return future.result(LOOK_S)
+                if future.done():
+                    return future.result()
         finally:
             # An interrupt may come at any moment here, before there is a future as well as after.
             if not call.ended.is_set() and self._portal.call(call.give_up):
