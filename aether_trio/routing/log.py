@@ -8,8 +8,8 @@ Invariants
 * Order: messages of one topic are committed and offered in the order in which they were appended.
 * A sequence number is *settled* once its group is committed or refused; numbers settle in order. A response that
   waits for its connection's last append is therefore a barrier.
-* Where others write to the same log (writers.py), a topic's tail may be ahead of what was offered here. A subscriber who is offered
-  an offset that is not its next one reads what is between from the log (catchup.py).
+* Where others write to the same log (writers.py), a message of ours that is not its topic's next one waits for theirs in front of it
+  (follower.py). A subscriber who is offered an offset that is not its next one reads what is between from the log (catchup.py).
 * A group that cannot be written (disk full, file locked) is refused as a whole: every sender is told, offsets are
   given back, and the next group tries again. Nothing of a refused group is ever offered.
 * Memory: appends are admitted only while `has_room`; readers wait for it, and TCP pushes back.
@@ -28,9 +28,11 @@ import trio
 from aether_trio.model.clock import Clock
 from aether_trio.routing import programs
 from aether_trio.routing.cursors import CursorStore
+from aether_trio.routing.follower import Follower
 from aether_trio.routing.log_records import LogLimits, LogStatistics
 from aether_trio.routing.outbox import Outbox
 from aether_trio.routing.publishers import Publisher
+from aether_trio.routing.relay import LogRelay
 from aether_trio.routing.topic_state import TopicState
 from aether_trio.routing.writers import open_writer
 from aether_trio.storage.base import Database, Row, StorageUnavailable
@@ -104,6 +106,8 @@ class TopicLog:
         self._waiting_since = 0.0
         self.on_group: GroupReport = _unheard
         self.cursors = CursorStore(self._wake)
+        self.relay: LogRelay | None = None
+        self._follower = Follower(self.learn, database, self._kick)
 
     # -- state ----------------------------------------------------------------------------------------------------
 
@@ -128,8 +132,10 @@ class TopicLog:
         """Load several topics from the database, with the cursor of a consumer each: (state, cursor or None).
 
         Cursors that wait to be written count as written. Each state is pinned (`waiting`) until the caller hands it to
-        `unpin`. Raises StorageUnavailable.
+        `unpin`, or listens. In a cluster this node counts as a listener of the topics from here on. Raises StorageUnavailable.
         """
+        if self.relay is not None:
+            await self.relay.expect([name for name, _ in wanted])
         states: list[TopicState] = []
         found: list[tuple[TopicState, int | None]] = []
         try:
@@ -155,16 +161,46 @@ class TopicLog:
         for state in states:
             state.waiting -= 1
 
+    async def learn(self, states: Sequence[TopicState]) -> None:
+        """Look where these topics end; what is new goes to whoever listens. Raises StorageUnavailable."""
+        wanted = [(state.name, None) for state in states]
+        facts = await self._database.read_small(lambda: self._writer.programs.many_topic_facts(wanted))
+        for state, fact in zip(states, facts, strict=True):
+            self._learn(state, fact)
+
     def _learn(self, state: TopicState, facts: programs.TopicFacts) -> None:
-        # Only a cold state learns: once it has an id, memory is ahead of any snapshot. Unless others write, too.
-        if state.topic_id is None and facts.topic_id is not None:
+        if facts.topic_id is None:
+            return
+        if self._database.shared:
+            state.topic_id = facts.topic_id
+            self._more(state, facts.tail)
+        elif state.topic_id is None:
+            # Only a cold state learns: once it has an id, memory is ahead of any snapshot.
             state.topic_id = facts.topic_id
             state.tail = state.assigned = facts.tail
             state.tail_bytes = state.assigned_bytes = facts.total_bytes
-        elif self._database.shared and facts.tail > state.tail:
-            state.tail = facts.tail
-            for subscriber in state.subscribers:
-                subscriber.look()
+
+    def _more(self, state: TopicState, head: int) -> None:
+        """A shared topic goes up to `head` at least."""
+        state.head = max(state.head, head)
+        if state.tail < state.head:
+            if state.subscribers:
+                self._follower.follow(state)
+            else:
+                state.tail = state.head
+
+    # -- others write, too ----------------------------------------------------------------------------------------
+
+    def heard(self) -> list[TopicState]:
+        """The topics that somebody here listens to."""
+        return [state for state in self._topics.values() if state.subscribers]
+
+    def woken(self, names: Iterable[str]) -> None:
+        """Another node has something new for these topics. Never blocks."""
+        for name in names:
+            state = self._topics.get(name)
+            if state is not None and (state.subscribers or state.waiting):
+                self._follower.follow(state)
 
     # -- append ---------------------------------------------------------------------------------------------------
 
@@ -269,6 +305,8 @@ class TopicLog:
             # A failing engine may answer at once; do not spin on cursors alone.
             await trio.sleep(0.05)
         else:
+            if self.relay is not None:
+                self.relay.committed(dict.fromkeys(state for state, _ in messages))
             self._failing = False
             self._groups += 1
             self.cursors.end_flush()
@@ -315,7 +353,7 @@ class TopicLog:
         for state, _, author in batch:
             number += 1
             state.waiting -= 1
-            if state.assigned > state.tail:
+            if state.assigned > state.tail and not self._database.shared:
                 state.doubtful = True
                 state.assigned, state.assigned_bytes = state.tail, state.tail_bytes
             author.refused(number, reason)
@@ -328,12 +366,16 @@ class TopicLog:
     async def _fan_out(self, batch: list[Entry], offsets: list[int], authors: Iterable[Author]) -> None:
         touched: set[Outbox] = set()
         offers = unkicked = 0
+        shared = self._database.shared
         # Senders may go on as soon as their messages are durable; delivery is not their wait.
         self._settle(len(batch))
         for author in authors:
             author.settled(touched)
         for (state, frame, _), offset in zip(batch, offsets, strict=True):
             state.waiting -= 1
+            if shared and offset != state.tail + 1:
+                self._more(state, offset)  # or the follower was faster
+                continue
             state.tail = max(offset, state.tail)
             state.tail_bytes += len(frame)
             for subscriber in state.subscribers:
@@ -355,15 +397,14 @@ class TopicLog:
         self._settle(len(batch))
         for author in authors:
             author.settled(touched)
-        states = {state.name: state for state, _, _ in batch}
+        states = list(dict.fromkeys(state for state, _, _ in batch))
         while True:
             try:
-                await self.warm([(name, None) for name in states])
+                await self.learn(states)
                 break
             except StorageUnavailable as error:
                 logger.warning("topics not read, trying again", reason=str(error))
                 await trio.sleep(PROBE_S)
-        self.unpin(states.values())
         for state, _, _ in batch:
             state.waiting -= 1
         await self._kick(touched)
@@ -437,6 +478,8 @@ async def open_log(database: Database, clock: Clock, limits: LogLimits) -> Async
     log = TopicLog(database, clock, limits)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(log._commit_forever, name="log-committer")
+        if database.shared:
+            nursery.start_soon(log._follower.run, name="log-follower")
         try:
             yield log
         finally:

@@ -89,6 +89,30 @@ _PAGE: Final = """
 """
 
 
+# `cut`: there was more than this read may bring.
+_TAILS: Final = f"""
+    SELECT w.topic_id, p.message_key, p.data, p.cut
+    FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS w (topic_id, tail, number)
+    CROSS JOIN LATERAL (
+        SELECT s.message_key, s.data, s.size = $3 OR s.size > count(*) OVER () AS cut FROM (
+            SELECT m.message_key, m.data, count(*) OVER () AS size, row_number() OVER k AS number,
+                sum(length(m.data)) OVER k AS total
+            FROM (
+                SELECT message_key, data FROM messages
+                WHERE message_key > (w.topic_id << {OFFSET_BITS} | w.tail) AND message_key < (w.topic_id + 1) << {OFFSET_BITS}
+                ORDER BY message_key LIMIT $3
+            ) AS m
+            WINDOW k AS (ORDER BY m.message_key)
+        ) AS s
+        WHERE s.number = 1 OR s.total <= $4
+    ) AS p
+    ORDER BY w.number, p.message_key
+"""  # noqa: S608  # a constant
+
+TailRow = tuple[int, int, bytes, bool]
+"""(topic id, offset, frame, whether the topic has more than was read)"""
+
+
 @dataclass(frozen=True, slots=True)
 class SharedGroup:
     """What one statement writes. `messages` are (topic id, frame), in their order."""
@@ -175,3 +199,9 @@ def read_some(topic_id: int, offsets: Sequence[int]) -> Program[list[Row]]:
     )
     found = {offset_of(key): data for key, data in rows}
     return [(offset, found[offset]) for offset in offsets if offset in found]
+
+
+def read_tails(tails: Sequence[tuple[int, int]], rows: int, max_bytes: int) -> Program[list[TailRow]]:
+    """What is behind the tails of these topics, (topic id, tail) each: at most `rows` and `max_bytes` of one, but one message at least."""
+    found: list[Row] = yield Fetch(_TAILS, (*_columns(tails, 2), rows, max_bytes))
+    return [(topic_id, offset_of(key), frame, cut) for topic_id, key, frame, cut in found]

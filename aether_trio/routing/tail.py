@@ -73,7 +73,7 @@ class Tail:
         ((state, _),) = await self._log.warm([(topic, None)])
         bell = _Bell()
         state.subscribers[bell] = None
-        position = state.tail if from_offset is None else max(0, from_offset - 1)
+        position = state.end if from_offset is None else max(0, from_offset - 1)
         try:
             while True:
                 bell.rung = trio.Event()

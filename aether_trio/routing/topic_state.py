@@ -8,7 +8,8 @@ a message that waits for its commit (equal to `tail` when none waits); the two `
 topic's bytes since it was made, up to the same two messages; offsets of a topic are consecutive, and a group
 that could not be committed gives its offsets back. `doubtful` says that a
 group may have been written although its commit failed, so `tail` has to be read again before offsets are given out.
-`waiting` counts what needs this very object: messages and cursors
+`head` is for topics that others write to as well: the offset of the last message that is known to be
+committed, which was offered if it is not behind `tail` (follower.py); elsewhere it is 0. `waiting` counts what needs this very object: messages and cursors
 that wait for a commit, and sessions that have looked the topic up and not yet closed their subscription.
 """
 
@@ -42,6 +43,7 @@ class TopicState:
         "assigned",
         "assigned_bytes",
         "doubtful",
+        "head",
         "name",
         "subscribers",
         "tail",
@@ -53,7 +55,7 @@ class TopicState:
     def __init__(self, name: str) -> None:
         self.name = name
         self.topic_id: int | None = None
-        self.tail = self.assigned = 0
+        self.tail = self.assigned = self.head = 0
         self.tail_bytes = self.assigned_bytes = 0
         self.waiting = 0
         self.subscribers: dict[Subscriber, None] = {}
@@ -61,6 +63,11 @@ class TopicState:
 
     def __repr__(self) -> str:
         return f"<TopicState {self.name} id={self.topic_id} tail={self.tail} subscribers={len(self.subscribers)}>"
+
+    @property
+    def end(self) -> int:
+        """The offset of the last message that is known to be committed: whoever wants only what is new starts behind it."""
+        return max(self.tail, self.head)
 
     @property
     def forgettable(self) -> bool:
