@@ -18,6 +18,7 @@ import trio
 from aether_trio import wiring
 from aether_trio.config import Settings
 from aether_trio.databases import OpenDatabase, open_databases
+from aether_trio.membership import Membership, open_membership
 from aether_trio.model.clock import Clock, SystemClock
 from aether_trio.model.errors import Status
 from aether_trio.model.identity import Identity
@@ -41,10 +42,7 @@ from aether_trio.services.progress import ProgressService
 from aether_trio.services.sessions import SessionService
 from aether_trio.services.workspaces import WorkspaceSwitch
 from aether_trio.session.admission import Claim
-from aether_trio.session.directory import LocalDirectory, SessionDirectory
 from aether_trio.session.dispatch import Dispatcher
-from aether_trio.session.holding import Holding, LocalHolding
-from aether_trio.session.registry import Registry
 from aether_trio.session.serve import Parts, SessionServer
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Database, StorageUnavailable
@@ -71,6 +69,8 @@ class Core:
         log: TopicLog,
         state: Database,
         publishers: PublisherStore,
+        lanes: Lanes,
+        membership: Membership,
         nursery: trio.Nursery,
     ) -> None:
         limits = settings.limits
@@ -80,10 +80,10 @@ class Core:
         self.log = log
         self.health = Health()
         self.metrics = Metrics()
-        self.lanes = Lanes()
-        self.registry = Registry(limits.connections_per_workspace)
-        self.holding: Holding = LocalHolding(self.registry)
-        self.directory: SessionDirectory = LocalDirectory(self.registry)
+        self.lanes = lanes
+        self.registry = membership.registry
+        self.holding = membership.holding
+        self.directory = membership.directory
         self.authorizer = DevAuthorizer()
         self.credentials = CredentialChecker(settings.auth, clock)
         self.presence = PresenceStore(state, clock)
@@ -239,10 +239,12 @@ async def open_core(
         databases = await stack.enter_async_context(open_databases(settings))
         state, log_database = databases.state, databases.log
         log = await stack.enter_async_context(open_log(log_database, clock, wiring.log_limits(settings)))
+        lanes = Lanes()
+        membership = await stack.enter_async_context(open_membership(settings, clock, databases, log, lanes))
         nursery = await stack.enter_async_context(trio.open_nursery())
         framed = settings.framed
         publishers = PublisherStore(log_database, clock, window=framed.publish_window, lifetime_s=framed.dedup_s)
-        core = Core(settings, clock, ids, log, state, publishers, nursery)
+        core = Core(settings, clock, ids, log, state, publishers, lanes, membership, nursery)
         core.health.add_probe(
             "log", lambda: "the last group could not be written" if log.statistics().storage_failing else None
         )
@@ -252,6 +254,7 @@ async def open_core(
         retention = Retention(log_database, clock, wiring.retention_limits(settings))
         core.metrics.counter("aether_log_expired", "Messages that retention took", (), lambda: {(): retention.expired})
         wiring.watch_metrics(core.metrics, core, state=state, log=log_database)
+        wiring.watch_cluster(core.metrics, membership)
         nursery.start_soon(retention.sweep_forever, name="retention")
         nursery.start_soon(publishers.sweep_forever, name="publishers")
         nursery.start_soon(core.presence.run, name="presence")

@@ -10,13 +10,16 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from aether_trio.config import Settings
 from aether_trio.storage.base import Database
 from aether_trio.storage.directory import lock_directory
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.sqlite import open_sqlite
+
+if TYPE_CHECKING:
+    from aether_trio.storage.postgres import PostgresServer
 
 
 class Statistics(Protocol):
@@ -40,6 +43,8 @@ class Databases:
 
     state: OpenDatabase
     log: OpenDatabase
+    server: PostgresServer | None = None
+    """Where other gateways may work as well (membership.py); None for files."""
 
 
 @asynccontextmanager
@@ -77,14 +82,10 @@ async def _open_sqlite(settings: Settings) -> AsyncIterator[Databases]:
 @asynccontextmanager
 async def _open_postgres(settings: Settings, dsn: str) -> AsyncIterator[Databases]:
     try:
-        from aether_trio.cluster.single_node import single_node
         from aether_trio.storage.postgres import open_postgres
     except ImportError as exc:
         raise StorageSetupError(
             f"a PostgreSQL database needs the extra packages of aether-trio[cluster]: {exc}."
         ) from exc
     async with open_postgres(dsn, schema=settings.storage.schema) as server:
-        # Migrations first: they make the schema, and say in a useful way what is wrong with the URL.
-        databases = Databases(state=await server.database("state"), log=await server.database("log"))
-        async with single_node(server):
-            yield databases
+        yield Databases(state=await server.database("state"), log=await server.database("log"), server=server)

@@ -8,6 +8,7 @@ be seen as a name that stands nowhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from aether_trio.transport.ports import Ports
 
 if TYPE_CHECKING:
     from aether_trio.core import Core
+    from aether_trio.membership import Membership
     from aether_trio.transport.accepted import Lane
 
 
@@ -177,6 +179,13 @@ def watch_metrics(metrics: Metrics, core: Core, **databases: Any) -> None:
         ("operation",),
         lambda: {(case,): count for case, count in core.dispatcher.counts.items()},
     )
+
+
+def watch_cluster(metrics: Metrics, membership: Membership) -> None:
+    """Show what a node of a cluster counts."""
+    now = {"listening", "held", "waiting", "interests"}
+    for name, statistics in membership.statistics.items():
+        metrics.watch(name, statistics, counters={one.name for one in fields(statistics()) if one.name not in now})
 
 
 def watch_ports(metrics: Metrics, ports: Ports) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import secrets
 import sys
@@ -58,9 +57,6 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit status."""
     given = parser().parse_args(arguments)
-    if given.nodes > 1 and importlib.util.find_spec("aether_trio.cluster.single_node"):
-        _say("several gateways cannot share a database yet (aether_trio/cluster/single_node.py); try --nodes 1")
-        return 2
     wishes = Wishes(
         seed=secrets.randbelow(1_000_000) if given.seed is None else given.seed,
         minutes=given.minutes,

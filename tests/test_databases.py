@@ -1,4 +1,4 @@
-"""A gateway on PostgreSQL: alone on its database, and what is said when it cannot be."""
+"""Gateways on PostgreSQL, and what is said when one cannot be."""
 
 from __future__ import annotations
 
@@ -6,20 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import trio
 
-from aether_trio.cluster import single_node as module
-from aether_trio.cluster.single_node import single_node
 from aether_trio.config import Settings
 from aether_trio.core import open_core
-from aether_trio.databases import open_databases
-from aether_trio.storage.errors import StorageSetupError
-from aether_trio.storage.postgres import open_postgres
 from tests.helpers.core import agent, barrier, connect, message_to, settings_for_tests
 from tests.helpers.engines import PostgresEngine
-from tests.helpers.gateway import GatewayFailed, on_postgres, start_gateway
-from tests.helpers.postgres_session import open_postgres_session
+from tests.helpers.gateway import on_postgres, start_gateway
 
 LONG_S = 60.0
 LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"
@@ -41,60 +34,25 @@ async def test_what_was_accepted_is_there_when_the_next_one_starts(postgres_engi
     assert postgres_engine.rows(LOCKS) == [(0,)]
 
 
-async def test_a_second_gateway_is_refused_with_the_way_out(
-    postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "TAKE_S", 0.3)
+async def test_two_gateways_share_a_database(postgres_engine: PostgresEngine) -> None:
     settings = settings_on(postgres_engine)
-    async with open_databases(settings):
-        with pytest.raises(
-            StorageSetupError, match=r"is in use by another gateway\. Stop that one, or choose"
-        ) as caught:
-            async with open_databases(settings):
-                pass
-        assert "postgres@" not in str(caught.value)
-    async with open_databases(settings) as databases:
-        assert await databases.state.fetch("SELECT count(*) FROM kv_entries") == [(0,)]
-
-
-async def test_a_lock_that_is_lost_is_taken_again(
-    postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "PROBE_S", 0.05)
-    async with (
-        open_postgres(postgres_engine.server.dsn(), schema=postgres_engine.schema) as server,
-        single_node(server),
-    ):
-        for _ in range(2):
-            [(first,)] = postgres_engine.rows("SELECT pid FROM pg_locks WHERE locktype = 'advisory'")
-            postgres_engine.outside(f"SELECT pg_terminate_backend({first})")
-            with trio.fail_after(LONG_S):
-                while postgres_engine.rows("SELECT pid FROM pg_locks WHERE locktype = 'advisory'") in ([], [(first,)]):
-                    await trio.sleep(0.02)
-
-
-async def test_a_lock_that_somebody_else_took_ends_this_gateway(
-    postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "TAKE_S", 0.3)
-    monkeypatch.setattr(module, "PROBE_S", 0.05)
-    dsn, schema = postgres_engine.server.dsn(), postgres_engine.schema
-    lock = f"SELECT pg_advisory_lock(hashtextextended('aether single node {schema}', 0))"
-    with open_postgres_session(dsn) as thief, pytest.RaisesGroup(StorageSetupError, flatten_subgroups=True):
-        with trio.fail_after(LONG_S):
-            async with open_postgres(dsn, schema=schema) as server, single_node(server), trio.open_nursery() as nursery:
-                [(holder,)] = postgres_engine.rows("SELECT pid FROM pg_locks WHERE locktype = 'advisory'")
-                nursery.start_soon(trio.to_thread.run_sync, thief.execute, lock)
-                while len(postgres_engine.rows("SELECT 1 FROM pg_locks WHERE locktype = 'advisory'")) < 2:
-                    await trio.sleep(0.01)
-                postgres_engine.outside(f"SELECT pg_terminate_backend({holder})")
-                await trio.sleep_forever()
+    with trio.fail_after(LONG_S):
+        async with (
+            open_core(settings) as one,
+            open_core(settings) as two,
+            connect(one, agent("w", "a", "1")) as a,
+            connect(two, agent("w", "b", "1")) as b,
+        ):
+            for number in range(20):
+                a.send(message_to("ag::w::b::1", b"to b %d" % number))
+                b.send(message_to("ag::w::a::1", b"to a %d" % number))
+            assert [(await b.next("msg")).msg.payload for _ in range(20)] == [b"to b %d" % n for n in range(20)]
+            assert [(await a.next("msg")).msg.payload for _ in range(20)] == [b"to a %d" % n for n in range(20)]
+    assert postgres_engine.rows(LOCKS) == [(0,)]
 
 
 def test_a_gateway_that_was_killed_does_not_keep_the_next_one_out(postgres_engine: PostgresEngine) -> None:
     with start_gateway(extra_args=on_postgres(postgres_engine)) as gateway:
-        with pytest.raises(GatewayFailed, match="in use by another gateway"):
-            start_gateway(extra_args=on_postgres(postgres_engine))
         gateway.kill()
         gateway.restart()
         gateway.terminate()

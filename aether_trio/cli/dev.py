@@ -16,6 +16,7 @@ Examples:
   aether dev                                    data in ./aether-data
   aether dev --ephemeral                        data goes away with it
   aether dev --port 0 --ready-file ready.json   for scripts: a free port, told in a file
+  aether dev --nodes 3                          a cluster on a PostgreSQL of its own
   aether dev --set log.retention_age_s=60
 """,
 )
@@ -23,7 +24,6 @@ Examples:
     "--nodes",
     type=click.IntRange(1, 16),
     metavar="N",
-    hidden=True,  # until gateways share a database (cluster/single_node.py): now only 1 of them gets it
     help="Run N gateways on a PostgreSQL that is started with them, and give each connection to --port to the next one. "
     "Needs aether-trio[cluster].",
 )

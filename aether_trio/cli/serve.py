@@ -26,7 +26,6 @@ Examples:
     "--workers",
     type=click.IntRange(1, 64),
     metavar="N",
-    hidden=True,  # until gateways share a database (cluster/single_node.py): now only 1 of them gets it
     help="Run N processes that share the ports and --database; one that dies is started again. Their ops ports are "
     "--ops-port and those behind it.",
 )

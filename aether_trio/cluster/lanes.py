@@ -147,7 +147,7 @@ class ClusterLanes:
         self._random = random
         # One that writes, one that reads.
         self._queries = Queries(server, cluster_limits, "lanes", 2, "SET synchronous_commit = off")
-        self._interest = Interest(self._queries, cluster.lease, lanes, limits.linger_s)
+        self._interest = Interest(self._queries, cluster.lease, "lane_interest", lanes.heard, limits.linger_s)
         self._alone = True
         self._seq = first_seq
         self._waiting: deque[_Update] = deque()

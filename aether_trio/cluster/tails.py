@@ -1,0 +1,236 @@
+"""Who is told that a topic of the log has something new: the nodes that listen to it, after the commit, with one hint a batch and node.
+
+    a group is committed ──▶ topics that have something new ──▶ one look at `topic_interest` ──▶ bus: "look at these topics"
+    that hint, or a look now and then ──▶ TopicLog.woken / TopicLog.learn, which read from the log (routing/follower.py)
+
+A node makes its interest known, and reads the topic's tail after that. Interest is looked up after the commit. So a message is in the tail
+that the listener read, or its node is found: no message falls between the two, and no message is read because of what a hint says.
+A hint that is lost, or was never sent as its node was killed after the commit, is made up for by a look at the tails of all topics
+that are listened to, every `poll_s`, and at once when the bus has been away.
+
+Invariants: nothing here waits on the way of a message; while no other node is known nothing is looked up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from aether_trio.cluster.bus import ALL
+from aether_trio.cluster.interest import Interest
+from aether_trio.cluster.queries import Queries
+from aether_trio.cluster.records import ClusterLimits
+from aether_trio.routing.log import TopicLog
+from aether_trio.routing.topic_state import TopicState
+from aether_trio.storage.base import StorageUnavailable
+from aether_trio.storage.postgres import PostgresServer
+
+if TYPE_CHECKING:
+    from aether_trio.cluster.cluster import Cluster
+
+logger = structlog.get_logger("aether.cluster")
+
+WAKE: Final = "log"
+JOINED: Final = "log-joined"
+TOPICS_AT_ONCE: Final = 500
+HINT_BYTES: Final = 1200
+AGAIN_S: Final = 0.5
+PART_PAUSE_S: Final = 0.01
+
+_OTHERS: Final = "SELECT EXISTS (SELECT FROM nodes WHERE alive AND node_id <> $1)"
+_LISTENERS: Final = """
+    SELECT i.node_id, w.topic FROM unnest($2::text[]) AS w (topic)
+    CROSS JOIN LATERAL (SELECT x.node_id FROM topic_interest x WHERE x.topic = w.topic COLLATE "C" OFFSET 0) AS i
+    WHERE i.node_id <> $1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class TailLimits:
+    """In seconds."""
+
+    poll_s: float = 5.0
+    """Between two looks at what hints would have told."""
+    linger_s: float = 10.0
+    """Interest stays for that long after the last listener has gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class TailStatistics:
+    """Since start, but for `interests`. `committed` are topics of groups, `lookups` statements that asked who listens to them, `wakes` the
+    topics that other nodes were told of, `woken` those this node was told of, `looks` the rounds without a hint."""
+
+    committed: int
+    lookups: int
+    wakes: int
+    woken: int
+    looks: int
+    interests: int
+
+
+class ClusterTails:
+    """A LogRelay; see the module docstring. `run` must run while sessions live, `close` after it."""
+
+    def __init__(
+        self,
+        server: PostgresServer,
+        cluster: Cluster,
+        log: TopicLog,
+        cluster_limits: ClusterLimits,
+        limits: TailLimits,
+        random: Random,
+    ) -> None:
+        self._cluster = cluster
+        self._log = log
+        self._limits = limits
+        self._random = random
+        # One that says what this node listens to, one that asks who listens.
+        self._queries = Queries(server, cluster_limits, "tails", 2, "SET synchronous_commit = off")
+        self._interest = Interest(
+            self._queries,
+            cluster.lease,
+            "topic_interest",
+            lambda: [state.name for state in log.heard()],
+            limits.linger_s,
+        )
+        self._alone = True
+        self._news: dict[str, None] = {}
+        self._work = trio.Event()
+        self._look = trio.Event()
+        self._committed = self._lookups = self._wakes = self._woken = self._looks = 0
+        cluster.bus.handle(WAKE, self._hear_wake)
+        cluster.bus.handle(JOINED, self._hear_joined)
+
+    def statistics(self) -> TailStatistics:
+        """What has happened so far."""
+        return TailStatistics(
+            self._committed, self._lookups, self._wakes, self._woken, self._looks, len(self._interest)
+        )
+
+    # -- LogRelay -------------------------------------------------------------------------------------------------
+
+    async def expect(self, topics: Sequence[str]) -> None:
+        """See LogRelay."""
+        await self._interest.expect(topics)
+
+    def committed(self, states: Iterable[TopicState]) -> None:
+        """See LogRelay."""
+        if not self._alone:
+            for state in states:
+                self._news[state.name] = None
+            self._work.set()
+
+    # -- telling --------------------------------------------------------------------------------------------------
+
+    async def _tell_on(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work = trio.Event()
+            while self._news:
+                topics = list(self._news)[:TOPICS_AT_ONCE]
+                for topic in topics:
+                    del self._news[topic]
+                try:
+                    await self._tell(topics)
+                except StorageUnavailable as exc:
+                    # Whoever listens looks by itself.
+                    logger.info("who listens was not found out", topics=len(topics), reason=str(exc))
+                    await trio.sleep(AGAIN_S)
+
+    async def _tell(self, topics: Sequence[str]) -> None:
+        rows = await self._queries.fetch(_LISTENERS, self._cluster.node_id, topics)
+        self._committed += len(topics)
+        self._lookups += 1
+        self._wakes += len(rows)
+        parts: dict[int, list[str]] = {}
+        sizes: dict[int, int] = {}
+        for node_id, topic in rows:
+            if sizes.get(node_id, 0) + len(topic) > HINT_BYTES and node_id in parts:
+                self._cluster.bus.send(node_id, WAKE, "\n".join(parts.pop(node_id)))
+                sizes[node_id] = 0
+            parts.setdefault(node_id, []).append(topic)
+            sizes[node_id] = sizes.get(node_id, 0) + len(topic) + 1
+        for node_id, names in parts.items():
+            self._cluster.bus.send(node_id, WAKE, "\n".join(names))
+
+    # -- being told -----------------------------------------------------------------------------------------------
+
+    def _hear_wake(self, _sender: int, body: str) -> None:
+        if body == ALL:
+            self._look.set()
+        else:
+            names = body.split("\n")
+            self._woken += len(names)
+            self._log.woken(names)
+
+    def _hear_joined(self, _sender: int, _body: str) -> None:
+        self._alone = False
+
+    async def _look_on(self) -> None:
+        while True:
+            with trio.move_on_after(self._limits.poll_s * self._random.uniform(0.8, 1.0)):
+                await self._look.wait()
+            self._look = trio.Event()
+            try:
+                await self._look_around()
+            except StorageUnavailable as exc:
+                logger.info("what other nodes have committed could not be looked at", reason=str(exc))
+                self._look.set()
+                await trio.sleep(AGAIN_S)
+
+    async def _look_around(self) -> None:
+        """What has to be looked at now and then. Raises StorageUnavailable."""
+        self._alone = not (await self._queries.fetch(_OTHERS, self._cluster.node_id))[0][0]
+        await self._interest.look_after()
+        self._looks += 1
+        heard = self._log.heard()
+        for start in range(0, len(heard), TOPICS_AT_ONCE):
+            await self._log.learn(heard[start : start + TOPICS_AT_ONCE])
+            await trio.sleep(PART_PAUSE_S)  # a look at very many is in no hurry
+
+    # -- its tasks ------------------------------------------------------------------------------------------------
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Tell and look until cancelled. Started when the others have been told of this node. What keeps it from that is raised."""
+        await self._look_around()
+        self._cluster.bus.broadcast(JOINED, "")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._interest.run)
+            nursery.start_soon(self._tell_on)
+            nursery.start_soon(self._look_on)
+            task_status.started()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._queries.close()
+
+
+@asynccontextmanager
+async def open_cluster_tails(
+    server: PostgresServer,
+    cluster: Cluster,
+    log: TopicLog,
+    *,
+    cluster_limits: ClusterLimits | None = None,
+    limits: TailLimits | None = None,
+    random: Random | None = None,
+) -> AsyncIterator[ClusterTails]:
+    """Make `log` hear of what other nodes commit, and them of what it commits, until the block ends. Raises StorageUnavailable."""
+    random = random or Random()  # noqa: S311  # spreads looks
+    tails = ClusterTails(server, cluster, log, cluster_limits or ClusterLimits(), limits or TailLimits(), random)
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(tails.run)
+            log.relay = tails
+            yield tails
+            nursery.cancel_scope.cancel()
+    finally:
+        log.relay = None
+        with trio.CancelScope(shield=True):
+            await tails.close()
