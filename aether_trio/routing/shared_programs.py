@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from aether_trio.routing.programs import OFFSET_BITS, TopicFacts, key_of, offset_of
-from aether_trio.storage.base import Execute, Fetch, Program, Row, Value
+from aether_trio.storage.base import FENCE_HERE, Execute, Fetch, Program, Row, Value
 
 _FACTS: Final = """
     SELECT t.id, t.floor_offset, t.floor_bytes, c.msg_offset
@@ -34,7 +34,8 @@ _CREATE: Final = """
 
 _APPEND: Final = f"""
     WITH fresh AS (
-        INSERT INTO log_writers AS w (id, group_number, updated_ms) OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3)
+        INSERT INTO log_writers AS w (id, group_number, updated_ms) OVERRIDING SYSTEM VALUE
+        SELECT $1::bigint, $2::bigint, $3::bigint FROM (SELECT {FENCE_HERE}) AS fence
         ON CONFLICT (id) DO UPDATE SET group_number = excluded.group_number, updated_ms = excluded.updated_ms
             WHERE w.group_number < excluded.group_number
         RETURNING id

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 T = TypeVar("T")
 
@@ -139,6 +139,11 @@ class Shorthands:
         """See Database. `rows` is read in this task, before anything is queued."""
         held = rows if isinstance(rows, list) else list(rows)
         await self.write(ExecuteMany(sql, held))
+
+
+FENCE_HERE: Final = "/* fence */"
+"""In the SQL of a Fetch that is given to `Database.write`, as `FROM (SELECT /* fence */) AS fence`: an engine with a fence (postgres.py)
+puts it there, so that the statement fails when the process may not write. Elsewhere it is a comment."""
 
 
 def single(statement: Statement) -> Program[Any]:

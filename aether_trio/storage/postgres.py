@@ -32,7 +32,6 @@ from aether_trio.storage.base import (
     ProgramFactory,
     Shorthands,
     Statement,
-    single,
 )
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.postgres_connections import LOCKING, SCHEMA, Kind, PostgresLimits, connect
@@ -40,7 +39,7 @@ from aether_trio.storage.postgres_errors import is_outage, setup_error
 from aether_trio.storage.postgres_migrate import migrate
 from aether_trio.storage.postgres_pool import Pool
 from aether_trio.storage.postgres_reader import Reader
-from aether_trio.storage.postgres_statements import Job
+from aether_trio.storage.postgres_statements import Job, statement_job
 from aether_trio.storage.postgres_writer import Writer
 from aether_trio.storage.trio_loop import aio_as_trio, open_loop
 
@@ -92,7 +91,7 @@ class PostgresDatabase(Shorthands):
 
     async def write(self, statement: Statement) -> Any:
         """Run one write; what a program would be sent."""
-        return await self._submit(Job(lambda: single(statement), single=True), self.writer.put)
+        return await self._submit(statement_job(statement), self.writer.put)
 
     async def read(self, program: ProgramFactory[T]) -> T:
         """Run a read-only program on one snapshot that includes every write committed before the call."""

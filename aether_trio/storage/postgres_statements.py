@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from aether_trio.storage.base import Execute, ExecuteMany, Fetch, ProgramFactory, Statement, Value
+from aether_trio.storage.base import FENCE_HERE, Execute, ExecuteMany, Fetch, ProgramFactory, Statement, Value, single
 
 T = TypeVar("T")
 
@@ -16,11 +16,12 @@ T = TypeVar("T")
 class Job:
     """One program on its way through the engine, and then its result."""
 
-    __slots__ = ("error", "factory", "fence", "rows", "single", "task", "value")
+    __slots__ = ("error", "factory", "fence", "fenced", "rows", "single", "task", "value")
 
     def __init__(self, factory: ProgramFactory[Any], *, single: bool = False) -> None:
         self.factory = factory
         self.single = single  # known to be one statement, so that it needs no BEGIN and COMMIT when it is alone
+        self.fenced = False  # its statement has the fence in it, so that it needs no BEGIN for that either
         self.fence = ""  # what has to succeed behind BEGIN; that of the moment when the job was submitted
         self.task: trio.lowlevel.Task | None = None
         self.value: Any = None
@@ -36,6 +37,19 @@ class Job:
         """Answer with an error of this job's own (an exception that several tasks raise would gather their tracebacks)."""
         self.error = error
         self.error.__cause__ = cause
+
+
+def statement_job(statement: Statement) -> Job:
+    """A job of one write."""
+    job = Job(lambda: single(_with_fence(statement, job.fence)), single=True)
+    job.fenced = FENCE_HERE in statement.sql
+    return job
+
+
+def _with_fence(statement: Statement, fence: str) -> Statement:
+    if not fence or not isinstance(statement, Fetch) or FENCE_HERE not in statement.sql:
+        return statement
+    return Fetch(statement.sql.replace(FENCE_HERE, fence.removeprefix("SELECT ")), statement.args)
 
 
 async def drive(connection: Any, job: Job) -> Any:

@@ -16,7 +16,8 @@ A group runs without savepoints first. When a program raises, the group is rolle
 that the one that raises leaves no trace in the others' commit.
 
 A fence (postgres.py) is that of the moment when a program was submitted, and a group has one: what a node wrote under a lease
-that has ended is refused, even when it has a new one by the time the group runs.
+that has ended is refused, even when it has a new one by the time the group runs. A statement that has the fence in itself
+(FENCE_HERE) and is alone needs one round trip and no BEGIN.
 
 Invariants: a job is answered exactly once; nothing is answered before the COMMIT that contains it; a connection goes back to the
 pool only outside of a transaction; a group whose connection is lost before its COMMIT was sent runs again elsewhere, and one that is
@@ -198,7 +199,7 @@ class Writer:
             await connection.execute("SELECT pg_advisory_lock(hashtextextended($1, 0))", f"aether turn {self._name}")
         try:
             fence = jobs[0].fence
-            if len(jobs) == 1 and jobs[0].single and not fence:
+            if len(jobs) == 1 and jobs[0].single and (jobs[0].fenced or not fence):
                 await self._attempt_single(connection, jobs[0], attempt)
                 return
             await connection.execute(f"BEGIN; {fence}" if fence else "BEGIN")

@@ -9,10 +9,12 @@ import pytest
 import trio
 import trio.testing
 
+from aether_trio.storage.base import FENCE_HERE, Fetch
 from aether_trio.storage.postgres import PostgresServer, open_postgres
 from aether_trio.storage.postgres_connections import PostgresLimits
 from aether_trio.storage.postgres_errors import FENCED, FencedError
 from tests.helpers.engines import PostgresEngine
+from tests.helpers.postgres_session import open_postgres_session
 from tests.storage.programs import CREATE, LONG_S, ids, insert
 
 LEASE = f"""
@@ -51,6 +53,46 @@ async def test_a_fence_that_is_shut_refuses_every_write_and_no_read(postgres_eng
         server.fence = lambda: "SELECT look(2)"
         await database.run(insert(7))
         assert await ids(database) == [1, 2, 7]
+
+
+FENCED_INSERT = f"INSERT INTO items (id) SELECT $1::bigint FROM (SELECT {FENCE_HERE}) AS fence RETURNING id"
+
+
+async def test_a_statement_with_the_fence_in_it_is_refused_alike(postgres_engine: PostgresEngine) -> None:
+    postgres_engine.outside(LEASE)
+    async with opened(postgres_engine) as server:
+        database = await server.database("scratch")
+        await database.execute(CREATE)
+        assert await database.write(Fetch(FENCED_INSERT, (1,))) == [(1,)]
+        server.fence = lambda: "SELECT look(1)"
+        assert await database.write(Fetch(FENCED_INSERT, (2,))) == [(2,)]
+        postgres_engine.outside("UPDATE lease SET epoch = 2")
+        with pytest.raises(FencedError, match="epoch 1 is over"):
+            await database.write(Fetch(FENCED_INSERT, (3,)))
+        assert await ids(database) == [1, 2]
+
+
+async def test_a_statement_with_the_fence_in_it_holds_the_lease_until_it_is_committed(
+    postgres_engine: PostgresEngine,
+) -> None:
+    postgres_engine.outside(LEASE)
+    async with opened(postgres_engine) as server:
+        database = await server.database("scratch")
+        await database.execute(CREATE)
+        server.fence = lambda: "SELECT look(1)"
+        with open_postgres_session(postgres_engine.server.dsn()) as other:
+            other.execute(f"SET search_path = {postgres_engine.schema}")
+            other.execute("BEGIN")
+            other.execute("UPDATE lease SET epoch = 2")  # somebody declares this process dead
+            with trio.fail_after(LONG_S), pytest.RaisesGroup(FencedError):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(database.write, Fetch(FENCED_INSERT, (1,)))
+                    while not postgres_engine.rows(
+                        "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%INSERT INTO items%'"
+                    ):
+                        await trio.sleep(0.005)
+                    other.execute("COMMIT")
+        assert await ids(database) == []
 
 
 async def test_the_fence_is_that_of_the_moment_of_submission(postgres_engine: PostgresEngine) -> None:
