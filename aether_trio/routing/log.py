@@ -18,9 +18,8 @@ Invariants
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Protocol
 
 import structlog
 import trio
@@ -29,9 +28,8 @@ from aether_trio.model.clock import Clock
 from aether_trio.routing import programs
 from aether_trio.routing.cursors import CursorStore
 from aether_trio.routing.follower import Follower
-from aether_trio.routing.log_records import LogLimits, LogStatistics
+from aether_trio.routing.log_records import Author, Entry, GroupReport, LogLimits, LogStatistics
 from aether_trio.routing.outbox import Outbox
-from aether_trio.routing.publishers import Publisher
 from aether_trio.routing.relay import LogRelay
 from aether_trio.routing.topic_state import TopicState
 from aether_trio.routing.writers import open_writer
@@ -41,29 +39,6 @@ __all__ = ["Author", "LogLimits", "LogStatistics", "TopicLog", "open_log"]
 
 logger = structlog.get_logger("aether.log")
 
-
-class Author(Protocol):
-    """Who appends, and is told what becomes of it."""
-
-    confirms: bool
-    """Whether it wants `settled`, and may have a `publisher`; asked of every message, so a class attribute mostly."""
-    publisher: Publisher | None
-    """Whose numbers are committed with its messages."""
-
-    def refused(self, number: int, reason: str) -> None:
-        """The append with this sequence number could not be committed."""
-        ...
-
-    def settled(self, touched: set[Outbox]) -> None:
-        """A group with appends of this author is settled; add the outboxes that now have something to say."""
-        ...
-
-
-Entry = tuple[TopicState, bytes, Author]
-"""A message that waits for its commit."""
-
-GroupReport = Callable[[float, int], None]
-"""Told of each committed and offered group: seconds since its first message came, and how many messages it has."""
 
 OFFERS_PER_SLICE = 2_000
 """Offers made between two checkpoints: about 1 ms of work, so that a broadcast to thousands starves nobody."""

@@ -1,8 +1,14 @@
-"""What is set for the topic log, and what it tells of itself."""
+"""What is set for the topic log, who writes to it, and what it tells of itself."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
+
+from aether_trio.routing.outbox import Outbox
+from aether_trio.routing.publishers import Publisher
+from aether_trio.routing.topic_state import TopicState
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +38,27 @@ class LogStatistics:
     topics: int
     subscriptions: int
     storage_failing: bool
+
+
+class Author(Protocol):
+    """Who appends, and is told what becomes of it."""
+
+    confirms: bool
+    """Whether it wants `settled`, and may have a `publisher`; asked of every message, so a class attribute mostly."""
+    publisher: Publisher | None
+    """Whose numbers are committed with its messages."""
+
+    def refused(self, number: int, reason: str) -> None:
+        """The append with this sequence number could not be committed."""
+        ...
+
+    def settled(self, touched: set[Outbox]) -> None:
+        """A group with appends of this author is settled; add the outboxes that now have something to say."""
+        ...
+
+
+Entry = tuple[TopicState, bytes, Author]
+"""A message that waits for its commit."""
+
+GroupReport = Callable[[float, int], None]
+"""Told of each committed and offered group: seconds since its first message came, and how many messages it has."""
