@@ -1,0 +1,28 @@
+"""What a task is and how it may change: statuses, retry policies, waits, deadlines and the table of moves. No I/O, no clock.
+
+A store keeps `Task` rows; `table.decide` says what a move makes of one, `due.next_due` when time alone will move it again.
+"""
+
+from aether_trio.model.tasks.retry import Backoff, RetryPolicy
+from aether_trio.model.tasks.status import Status, TaskClass
+from aether_trio.model.tasks.table import Facts, Move, Refusal, Refused, Repeat, Step, decide
+from aether_trio.model.tasks.task import Mode, Task
+from aether_trio.model.tasks.wait import Reason, Wait
+
+__all__ = [
+    "Backoff",
+    "Facts",
+    "Mode",
+    "Move",
+    "Reason",
+    "Refusal",
+    "Refused",
+    "Repeat",
+    "RetryPolicy",
+    "Status",
+    "Step",
+    "Task",
+    "TaskClass",
+    "Wait",
+    "decide",
+]

@@ -1,0 +1,161 @@
+"""When time alone moves a task, and how: one moment per row, computed from the row whenever it is written.
+
+So there is one index of due moments, and no timer that could be forgotten, set twice or outlive its task. What fires looks at the row
+again (`happening`): a moment that has been overtaken by another write is none any more.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from aether_trio.model.tasks.status import Status, TaskClass
+from aether_trio.model.tasks.table import Facts, Move
+from aether_trio.model.tasks.task import AGENT_STARTUP, Mode, Task
+
+S = Status
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLimits:
+    """Milliseconds; 0 for never. The defaults are the reference's (tasks.md 2.5)."""
+
+    interactive_ms: int = 3_600_000
+    """An INTERACTIVE task that is still live that long after its creation is cancelled."""
+    startup_ms: int = 1_800_000
+    """The same for an agent_startup that nobody took."""
+    pool_ms: int = 3_600_000
+    """The same for a POOL task that waits for a worker."""
+    completed_ms: int = 7 * 86_400_000
+    """How long a completed or rejected task is kept."""
+    failed_ms: int = 14 * 86_400_000
+    cancelled_ms: int = 7 * 86_400_000
+
+
+class Due(enum.Enum):
+    """What the moment is for."""
+
+    RETRY = "retry"
+    WAKE = "wake"
+    WAIT_OVER = "wait timeout"
+    GRACE_OVER = "grace window"
+    SCHEDULE_TO_START = "schedule_to_start"
+    START_TO_CLOSE = "start_to_close"
+    HEARTBEAT = "heartbeat"
+    SCHEDULE_TO_CLOSE = "schedule_to_close"
+    STALE = "stale"
+    FORGET = "forget"
+    """Its row goes."""
+
+
+def moments(task: Task, limits: TimeLimits) -> Iterator[tuple[int, Due]]:
+    """Every moment that this row has ahead, in no order."""
+    status = task.status
+    if status in _KEPT or (status is S.FAILED and not task.next_retry_ms):
+        keep_ms = {S.CANCELLED: limits.cancelled_ms, S.FAILED: limits.failed_ms}.get(status, limits.completed_ms)
+        if keep_ms:
+            yield task.updated_ms + keep_ms, Due.FORGET
+        return
+    if status is S.DLQ:
+        return
+    if task.next_retry_ms:
+        yield task.next_retry_ms, Due.RETRY
+    if task.schedule_to_close_ms:
+        yield task.created_ms + task.schedule_to_close_ms, Due.SCHEDULE_TO_CLOSE
+    if status is S.FAILED:
+        return
+    if task.wait:
+        yield from _of_wait(task)
+    if status is S.RUNNING:
+        if task.disconnected_ms and task.grace_ms:
+            yield task.disconnected_ms + task.grace_ms, Due.GRACE_OVER
+        if task.start_to_close_ms:
+            yield task.started_ms + task.start_to_close_ms, Due.START_TO_CLOSE
+        if task.heartbeat_timeout_ms:
+            yield task.heartbeat_ms + task.heartbeat_timeout_ms, Due.HEARTBEAT
+    elif not task.wait and task.schedule_to_start_ms:
+        yield task.pending_ms + task.schedule_to_start_ms, Due.SCHEDULE_TO_START
+    if stale_ms := _stale_at_ms(task, limits):
+        yield stale_ms, Due.STALE
+
+
+_KEPT = frozenset({S.COMPLETED, S.REJECTED, S.CANCELLED})
+
+
+def _of_wait(task: Task) -> Iterator[tuple[int, Due]]:
+    wait = task.waits_for
+    assert wait is not None
+    if wait.timeout_ms > 0 and not (task.status is S.HIBERNATED and wait.escalation == "alert"):
+        yield task.paused_ms + wait.timeout_ms, Due.WAIT_OVER
+    if wait.wake_ms > 0:
+        yield wait.wake_ms, Due.WAKE
+
+
+def _stale_at_ms(task: Task, limits: TimeLimits) -> int:
+    if task.wait:
+        return 0
+    if task.task_type == AGENT_STARTUP:
+        waits = limits.startup_ms and task.status is S.PENDING
+        return task.pending_ms + limits.startup_ms if waits else 0
+    if task.task_class == TaskClass.INTERACTIVE:
+        return task.created_ms + limits.interactive_ms if limits.interactive_ms else 0
+    waits = limits.pool_ms and task.mode is Mode.POOL and task.status is S.PENDING
+    return task.pending_ms + limits.pool_ms if waits else 0
+
+
+def next_due(task: Task, limits: TimeLimits) -> int:
+    """The first of its moments, 0 for none."""
+    return min((at_ms for at_ms, _ in moments(task, limits)), default=0)
+
+
+def happening(task: Task, limits: TimeLimits, now_ms: int) -> Due | None:
+    """What is to happen to it now: of all that is due, what was due first."""
+    due = [(at_ms, kind.value, kind) for at_ms, kind in moments(task, limits) if at_ms <= now_ms]
+    return min(due)[2] if due else None
+
+
+def move_of(task: Task, due: Due, facts: Facts) -> tuple[Move, Facts]:
+    """The move that this moment stands for, and what is to be said of it. Not for FORGET."""
+    failures = task.retry_count + 1
+
+    def told(reason: str, error_type: str = "TIMEOUT", delay_ms: int = 0) -> Facts:
+        return Facts(
+            facts.now_ms,
+            reason=reason,
+            error_type=error_type,
+            delay_ms=delay_ms,
+            present=facts.present,
+            uniform=facts.uniform,
+        )
+
+    match due:
+        case Due.RETRY:
+            return Move.RETRY, facts
+        case Due.WAKE:
+            return Move.WAKE, facts
+        case Due.WAIT_OVER:
+            wait = task.waits_for
+            if task.status is S.HIBERNATED and wait is not None and wait.escalation == "retry":
+                return Move.WAKE, facts
+            return Move.FAIL, told("wait timeout")
+        case Due.GRACE_OVER:
+            text = f"worker {task.assigned_to} did not reconnect within grace window ({task.grace_ms}ms)"
+            return Move.FAIL, told(text, "WORKER_LOST")
+        case Due.SCHEDULE_TO_START:
+            text = f"nobody began within {task.schedule_to_start_ms} ms (schedule_to_start)"
+            return Move.TIME_OUT, told(text, delay_ms=1000 + 500 * failures)
+        case Due.START_TO_CLOSE:
+            text = f"not done within {task.start_to_close_ms} ms of its start (start_to_close)"
+            return Move.TIME_OUT, told(text, delay_ms=1000 * (1 + failures))
+        case Due.HEARTBEAT:
+            text = f"no progress for {task.heartbeat_timeout_ms} ms (heartbeat)"
+            return Move.TIME_OUT, told(text, delay_ms=2000 * failures if failures > 3 else 30_000)
+        case Due.SCHEDULE_TO_CLOSE:
+            return Move.BURY, told(
+                f"not done within {task.schedule_to_close_ms} ms of its creation (schedule_to_close)"
+            )
+        case Due.STALE:
+            return Move.CANCEL, told(f"the task was still {task.status.value} too long after its creation")
+        case Due.FORGET:
+            raise ValueError("a task that is to be forgotten makes no move")

@@ -1,0 +1,76 @@
+"""When a failed task is tried again (reference: tasks.md 1.7). Delays are milliseconds."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Final
+
+DEFAULT_ATTEMPTS: Final = 3
+DEFAULT_DELAY_MS: Final = 1_000
+MAX_EXPONENT: Final = 62
+MAX_DELAY_MS: Final = 10 * 365 * 24 * 3600 * 1000
+"""Ten years: what is longer is a mistake, and must not overflow a column when it is added to a time."""
+
+
+class Backoff(enum.IntEnum):
+    """How delays grow, as numbered on the wire. UNSPECIFIED is EXPONENTIAL."""
+
+    UNSPECIFIED = 0
+    FIXED = 1
+    EXPONENTIAL = 2
+    EXPLICIT_SCHEDULE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """As the client gave it. `max_attempts` counts the first one, too; 0 is three."""
+
+    max_attempts: int = 0
+    backoff: int = Backoff.UNSPECIFIED
+    initial_delay_ms: int = 0
+    max_delay_ms: int = 0
+    jitter_factor: float = 0.0
+    schedule_ms: tuple[int, ...] = ()
+    retryable_status_codes: tuple[int, ...] = ()
+    honor_retry_after: bool = False
+
+    @property
+    def attempts(self) -> int:
+        """How often a task may be tried in all."""
+        return self.max_attempts if self.max_attempts > 0 else DEFAULT_ATTEMPTS
+
+    def delay_ms(self, failures: int, uniform: Callable[[], float]) -> int:
+        """How long after failure number `failures` (from 1) the next attempt may begin.
+
+        `uniform()` gives numbers of [0, 1) for the jitter; it is asked only if there is any.
+        """
+        delay = float(self._delay_ms(max(failures, 1)))
+        jitter = min(max(self.jitter_factor, 0.0), 1.0)
+        if jitter:
+            delay *= 1 + jitter * (2 * uniform() - 1)
+        return round(min(max(delay, 0.0), MAX_DELAY_MS))
+
+    def _delay_ms(self, failures: int) -> int:
+        if self.backoff == Backoff.FIXED:
+            return self.initial_delay_ms
+        if self.backoff == Backoff.EXPLICIT_SCHEDULE:
+            if not self.schedule_ms:
+                return self.initial_delay_ms
+            return self.schedule_ms[min(failures, len(self.schedule_ms)) - 1]
+        delay = (self.initial_delay_ms or DEFAULT_DELAY_MS) * (1 << min(failures - 1, MAX_EXPONENT))
+        return min(delay, self.max_delay_ms) if self.max_delay_ms > 0 else delay
+
+    def to_json(self) -> str:
+        """For storage."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> RetryPolicy:
+        """What `to_json` wrote."""
+        fields = json.loads(text)
+        for name in ("schedule_ms", "retryable_status_codes"):
+            fields[name] = tuple(fields[name])
+        return cls(**fields)

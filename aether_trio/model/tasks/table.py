@@ -1,0 +1,383 @@
+"""The table of moves: from which statuses a move may be made, and what it makes of a task (reference: tasks.md 1.4 to 1.9).
+
+    decide(task, move, facts) ──▶ Step      the row to be written
+                              ├─▶ Repeat    it is done already, by the same caller: answer as before, write nothing
+                              └─▶ Refused   a typed reason and a sentence for the client
+
+Differences from the reference, which binds only some of its moves to its own table: a terminal task stays what it is whoever asks
+(COMPLETE and FAIL have no guard there), unless a retry is to follow; a worker whose task went to somebody else is told so; what
+wakes without a worker waits to be assigned again instead of running in nobody's hands.
+
+Invariants: a step of a terminal task leads to PENDING, CANCELLED or DLQ and nowhere else; `epoch` grows with every assignment and never
+otherwise; whoever is assigned is named in `assigned_to`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from aether_trio.model.tasks.status import HELD, LIVE, PAUSED, TERMINAL, WAITING, Status
+from aether_trio.model.tasks.task import Mode, Task
+from aether_trio.model.tasks.wait import ESCALATIONS, Wait
+
+S = Status
+
+
+class Move(enum.Enum):
+    """What may happen to a task. The first eight are asked for by participants, the others are the gateway's own."""
+
+    CLAIM = "claim"
+    COMPLETE = "complete"
+    FAIL = "fail"
+    CANCEL = "cancel"
+    RETRY = "retry"
+    PAUSE = "pause"
+    RESUME = "resume"
+    REJECT = "reject"
+
+    ASSIGN = "assign"
+    """To `facts.caller`, which takes it from a queue."""
+    UNASSIGN = "unassign"
+    """Nobody has begun: back to the queue."""
+    START = "start"
+    """`facts.caller`, an orchestrator, launches the worker."""
+    ATTACH = "attach"
+    """Its worker has connected with the task's token."""
+    WAKE = "wake"
+    """What it waited for has come."""
+    TIME_OUT = "time out"
+    """A deadline has passed; `facts.reason` says which, `facts.delay_ms` when to try again if an attempt is left."""
+    BURY = "bury"
+    """To the dead letters: there is to be no further attempt."""
+
+
+class Refusal(enum.Enum):
+    """Why a move is not made."""
+
+    ENDED = "ended"
+    STATUS = "status"
+    STALE = "stale"
+    """The caller had the task, and somebody else has it now."""
+    NOT_YOURS = "not yours"
+    WAIT_SPEC = "wait spec"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a decision needs beside the row. `caller` is an identity text, "" for the gateway itself."""
+
+    now_ms: int
+    caller: str = ""
+    caller_epoch: int | None = None
+    """The epoch of the caller's latest assignment of this task; None: it never had it."""
+    reason: str = ""
+    error_type: str = ""
+    wait: Wait | None = None
+    present: bool = True
+    """Whether the task's worker is connected."""
+    delay_ms: int = 0
+    uniform: Callable[[], float] = lambda: 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The row after the move, and the reason that its event carries."""
+
+    after: Task
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """Nothing is to be done: it is so already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """`text` is a sentence for the client."""
+
+    why: Refusal
+    text: str
+
+
+Changes = dict[str, Any]
+Decision = Step | Repeat | Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`by_worker`: only whoever has the task may make the move, among those who ever had it."""
+
+    allowed: frozenset[Status]
+    effect: Callable[[Task, Facts], Changes | Refused]
+    by_worker: bool = False
+
+
+NOT_FINAL: Final = LIVE | PAUSED
+CANCELLED_TEXT: Final = "task cancelled"
+
+
+def decide(task: Task, move: Move, facts: Facts) -> Decision:
+    """What `move` makes of `task`. Pure, but for `facts.uniform`."""
+    rule = RULES[move]
+    if _is_repeat(task, move, facts):
+        return Repeat()
+    if rule.by_worker and facts.caller_epoch is not None and not _has_it(task, facts):
+        return Refused(Refusal.STALE, _lost_text(task, facts))
+    retrying = move is Move.CANCEL and task.status is S.FAILED and task.next_retry_ms
+    if task.status not in rule.allowed and not retrying:
+        if task.status in TERMINAL:
+            return Refused(Refusal.ENDED, f"the task has ended: it is {task.status.value}")
+        return Refused(Refusal.STATUS, f"invalid transition: {move.value} of a task that is {task.status.value}")
+    changes = rule.effect(task, facts)
+    if isinstance(changes, Refused):
+        return changes
+    changes["updated_ms"] = facts.now_ms
+    after = task.changed(changes)
+    return Step(after, _event_reason(after, facts))
+
+
+def _has_it(task: Task, facts: Facts) -> bool:
+    return task.assigned_to == facts.caller and task.epoch == facts.caller_epoch
+
+
+def _is_repeat(task: Task, move: Move, facts: Facts) -> bool:
+    """A move that its caller has made already, or that finds what it wants."""
+    if move in _ENDS and task.status is _ENDS[move] and facts.caller:
+        return task.ended_by == facts.caller
+    if move is Move.CLAIM and task.status is S.RUNNING:
+        return _has_it(task, facts) and not task.disconnected_ms
+    return move is Move.RESUME and task.status is S.RUNNING
+
+
+_ENDS: Final[Mapping[Move, Status]] = MappingProxyType(
+    {Move.COMPLETE: S.COMPLETED, Move.FAIL: S.FAILED, Move.CANCEL: S.CANCELLED, Move.REJECT: S.REJECTED}
+)
+
+
+def _lost_text(task: Task, facts: Facts) -> str:
+    if task.status in HELD and task.assigned_to:
+        who = "assigned to another worker" if task.assigned_to != facts.caller else "assigned anew"
+        return f"this assignment is over: the task was {who} (assignment {task.epoch}, yours was {facts.caller_epoch})"
+    return (
+        f"this assignment is over: the task was taken back and is {task.status.value} (yours was {facts.caller_epoch})"
+    )
+
+
+def _event_reason(after: Task, facts: Facts) -> str:
+    """Failures and rejections carry their text, pauses the reason of the wait, everything else none."""
+    if after.status in (S.FAILED, S.REJECTED, S.DLQ):
+        return after.error
+    if after.status in PAUSED and facts.wait is not None:
+        return facts.wait.word
+    return ""
+
+
+# -- effects ------------------------------------------------------------------------------------------------------------
+
+_NO_WAIT: Final[Mapping[str, Any]] = MappingProxyType({"wait": "", "paused_ms": 0})
+_NOBODY: Final[Mapping[str, Any]] = MappingProxyType(
+    {"assigned_to": "", "assigned_ms": 0, "disconnected_ms": 0, "attached": 0}
+)
+
+
+def _assigned(task: Task, facts: Facts) -> Changes:
+    return {
+        "status": S.ASSIGNED,
+        "assigned_to": facts.caller,
+        "assigned_ms": facts.now_ms,
+        "epoch": task.epoch + 1,
+        "disconnected_ms": 0,
+        "attached": 0,
+        "heartbeat_ms": 0,
+    }
+
+
+def _running(task: Task, facts: Facts) -> Changes:
+    return {
+        "status": S.RUNNING,
+        "started_ms": task.started_ms or facts.now_ms,
+        "heartbeat_ms": facts.now_ms,
+        "disconnected_ms": 0,
+    }
+
+
+def _claim(task: Task, facts: Facts) -> Changes | Refused:
+    if task.status is S.PENDING:
+        wanted = {Mode.TARGETED: task.target, Mode.SELF_ASSIGN: task.creator, Mode.POOL: facts.caller}[task.mode]
+        if facts.caller != wanted:
+            return Refused(Refusal.NOT_YOURS, f"the task is for {wanted}")
+        return _assigned(task, facts) | _running(task, facts)
+    if task.assigned_to != facts.caller:
+        return Refused(Refusal.NOT_YOURS, "the task is assigned to another worker")
+    return _running(task, facts)
+
+
+def _complete(task: Task, facts: Facts) -> Changes:
+    return {"status": S.COMPLETED, "completed_ms": facts.now_ms, "disconnected_ms": 0, "ended_by": facts.caller}
+
+
+def _fail(task: Task, facts: Facts) -> Changes:
+    policy = task.policy
+    failures = task.retry_count + 1
+    delay_ms = None
+    if policy is not None and failures < task.max_attempts:
+        delay_ms = policy.delay_ms(failures, facts.uniform)
+    return _failed(facts, failures, delay_ms)
+
+
+def _failed(facts: Facts, failures: int, delay_ms: int | None) -> Changes:
+    return {
+        "status": S.FAILED,
+        "failed_ms": facts.now_ms,
+        "error": facts.reason or "task failed",
+        "error_type": facts.error_type,
+        "retry_count": failures,
+        "next_retry_ms": 0 if delay_ms is None else facts.now_ms + delay_ms,
+        "disconnected_ms": 0,
+        "ended_by": facts.caller,
+    }
+
+
+def _time_out(task: Task, facts: Facts) -> Changes:
+    policy = task.policy
+    failures = task.retry_count + 1
+    if failures >= task.max_attempts:
+        return _bury(task, facts) | {"retry_count": failures}
+    return _failed(facts, failures, policy.delay_ms(failures, facts.uniform) if policy is not None else facts.delay_ms)
+
+
+def _bury(task: Task, facts: Facts) -> Changes:
+    return {
+        "status": S.DLQ,
+        "failed_ms": facts.now_ms,
+        "error": facts.reason or task.error or "dead letter",
+        "error_type": facts.error_type or task.error_type,
+        "next_retry_ms": 0,
+        "disconnected_ms": 0,
+        "ended_by": facts.caller,
+    }
+
+
+def _cancel(task: Task, facts: Facts) -> Changes:
+    return {
+        "status": S.CANCELLED,
+        "completed_ms": facts.now_ms,
+        "error": facts.reason if not facts.caller and facts.reason else CANCELLED_TEXT,
+        "error_type": "CANCELLED",
+        "next_retry_ms": 0,
+        "disconnected_ms": 0,
+        "ended_by": facts.caller,
+    }
+
+
+def _retry(task: Task, facts: Facts) -> Changes:
+    return {
+        **_NO_WAIT,
+        **_NOBODY,
+        "status": S.PENDING,
+        "pending_ms": facts.now_ms,
+        "started_ms": 0,
+        "failed_ms": 0,
+        "heartbeat_ms": 0,
+        "next_retry_ms": 0,
+        "error": "",
+        "error_type": "",
+        "ended_by": "",
+    }
+
+
+def _pause(task: Task, facts: Facts) -> Changes | Refused:
+    wait = facts.wait
+    if wait is None:
+        return Refused(Refusal.WAIT_SPEC, "wait_spec is required")
+    to = wait.status
+    allowed = task.status is to or task.status is S.RUNNING or (task.status is S.PENDING and to is S.WAITING_DEPENDENCY)
+    if not allowed:
+        return Refused(
+            Refusal.STATUS, f"invalid transition: a task that is {task.status.value} cannot become {to.value}"
+        )
+    changes: Changes = {"status": to, "wait": wait.to_json(), "paused_ms": facts.now_ms, "disconnected_ms": 0}
+    if to is S.HIBERNATED:
+        if not wait.checkpoint_key:
+            return Refused(Refusal.WAIT_SPEC, "hibernation.checkpoint_key is required")
+        if wait.escalation not in ESCALATIONS:
+            known = ", ".join(sorted(ESCALATIONS - {""}))
+            return Refused(Refusal.WAIT_SPEC, f"unknown escalation_policy {wait.escalation!r}: known are {known}")
+        changes |= {
+            "checkpoint_key": wait.checkpoint_key,
+            "resume_session_id": wait.resume_session_id,
+            "attached": 0,
+        }
+    return changes
+
+
+def _wake(task: Task, facts: Facts) -> Changes:
+    """A waiting task goes on where it is; one without a worker, or hibernated, waits to be assigned."""
+    if task.status is S.HIBERNATED or not task.assigned_to:
+        return {**_NO_WAIT, **_NOBODY, "status": S.PENDING, "pending_ms": facts.now_ms}
+    changes = {**_NO_WAIT, **_running(task, facts)}
+    if not facts.present and task.mode is not Mode.SELF_ASSIGN:
+        changes["disconnected_ms"] = facts.now_ms
+    return changes
+
+
+def _resume(task: Task, facts: Facts) -> Changes:
+    return _running(task, facts) if task.status in HELD else _wake(task, facts)
+
+
+def _reject(task: Task, facts: Facts) -> Changes:
+    return {
+        **_NO_WAIT,
+        "status": S.REJECTED,
+        "completed_ms": facts.now_ms,
+        "error": facts.reason or "rejected",
+        "error_type": "REJECTED",
+        "ended_by": facts.caller,
+    }
+
+
+def _unassign(task: Task, facts: Facts) -> Changes:
+    return {**_NOBODY, "status": S.PENDING}
+
+
+def _start(task: Task, facts: Facts) -> Changes:
+    return _assigned(task, facts) | {"status": S.STARTING}
+
+
+def _attach(task: Task, facts: Facts) -> Changes:
+    """The worker named by the token is the task's from now on."""
+    changes: Changes = {"attached": 1, "disconnected_ms": 0, "updated_ms": facts.now_ms}
+    if task.assigned_to != facts.caller:
+        changes |= {"assigned_to": facts.caller, "assigned_ms": facts.now_ms, "epoch": task.epoch + 1}
+    if task.status in LIVE:
+        changes |= _running(task, facts)
+    return changes
+
+
+RULES: Final[Mapping[Move, Rule]] = MappingProxyType(
+    {
+        Move.CLAIM: Rule(LIVE, _claim, by_worker=True),
+        Move.COMPLETE: Rule(NOT_FINAL, _complete, by_worker=True),
+        Move.FAIL: Rule(NOT_FINAL, _fail, by_worker=True),
+        Move.CANCEL: Rule(NOT_FINAL, _cancel),
+        Move.RETRY: Rule(frozenset({S.FAILED, S.CANCELLED, S.DLQ}), _retry),
+        Move.PAUSE: Rule(frozenset({S.PENDING, S.RUNNING}) | PAUSED, _pause, by_worker=True),
+        Move.RESUME: Rule(HELD | PAUSED, _resume),
+        Move.REJECT: Rule(
+            frozenset({S.PENDING, S.ASSIGNED, S.WAITING_INPUT, S.WAITING_AUTHORITY}), _reject, by_worker=True
+        ),
+        Move.ASSIGN: Rule(frozenset({S.PENDING}), _assigned),
+        Move.UNASSIGN: Rule(frozenset({S.ASSIGNED, S.STARTING}), _unassign),
+        Move.START: Rule(frozenset({S.PENDING}), _start),
+        Move.ATTACH: Rule(LIVE | WAITING, _attach),
+        Move.WAKE: Rule(PAUSED, _wake),
+        Move.TIME_OUT: Rule(NOT_FINAL, _time_out),
+        Move.BURY: Rule(NOT_FINAL | {S.FAILED}, _bury),
+    }
+)
+"""The whole table. CANCEL also ends a FAILED task that is to be tried again."""

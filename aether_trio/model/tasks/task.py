@@ -1,0 +1,155 @@
+"""A task as a store keeps it: one flat row. Times are Unix milliseconds, 0 where something has not happened.
+
+`epoch` counts assignments: whoever holds an older one has lost the task. `events` is the number of the task's latest event.
+The last group of fields is derived from the others by `derived` whenever a row is written, so that indexes can be small.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from aether_trio.model.tasks.retry import RetryPolicy
+from aether_trio.model.tasks.status import TERMINAL, Status
+from aether_trio.model.tasks.wait import Wait
+
+AGENT_STARTUP: Final = "agent_startup"
+"""The task type that starts an agent; nobody but an orchestrator works on it."""
+
+
+class Mode(enum.StrEnum):
+    """Who does the work: the creator, one identity, or any worker of an implementation."""
+
+    SELF_ASSIGN = "self_assign"
+    TARGETED = "targeted"
+    POOL = "pool"
+
+
+@dataclass(slots=True)
+class Task:
+    """See the module's text. `status` and `mode` are stored words; treat a row as a value, `changed` makes the next one."""
+
+    task_id: str
+    task_type: str
+    workspace: str
+    mode: Mode = Mode.SELF_ASSIGN
+    category: str = "regular"
+    task_class: int = 0
+    priority: int = 30
+    creator: str = ""
+    """Identity text."""
+    target: str = ""
+    """TARGETED: the identity text of the worker."""
+    target_implementation: str = ""
+    target_specifier: str = ""
+    parent_task_id: str = ""
+    root_task_id: str = ""
+    correlation_id: str = ""
+    context_id: str = ""
+    subject_type: str = ""
+    subject_id: str = ""
+    root_subject_type: str = ""
+    root_subject_id: str = ""
+    authority_mode: str = ""
+    authority_grant_id: str = ""
+    root_authority_grant_id: str = ""
+    parent_authority_grant_id: str = ""
+    grace_ms: int = 0
+    schedule_to_start_ms: int = 0
+    start_to_close_ms: int = 0
+    heartbeat_timeout_ms: int = 0
+    schedule_to_close_ms: int = 0
+    retry_policy: str = ""
+    """JSON (retry.py); "" for none."""
+    spec: bytes = b""
+    """What the creator said that no decision depends on; the service's own encoding."""
+    order_us: int = 0
+    """Creation time in microseconds, for first in first out."""
+    created_ms: int = 0
+
+    status: Status = Status.PENDING
+    epoch: int = 0
+    assigned_to: str = ""
+    updated_ms: int = 0
+    pending_ms: int = 0
+    """Since when it waits, or has last waited, to be assigned."""
+    assigned_ms: int = 0
+    started_ms: int = 0
+    completed_ms: int = 0
+    failed_ms: int = 0
+    paused_ms: int = 0
+    disconnected_ms: int = 0
+    heartbeat_ms: int = 0
+    retry_count: int = 0
+    max_attempts: int = 3
+    next_retry_ms: int = 0
+    error: str = ""
+    error_type: str = ""
+    wait: str = ""
+    """JSON (wait.py); "" for none."""
+    attached: int = 0
+    """1: bound by a token to the session of its worker, whose clean end completes it."""
+    tokens: int = 0
+    """1: there are tokens to be revoked when it ends."""
+    ended_by: str = ""
+    """Whose move made it terminal."""
+    checkpoint_key: str = ""
+    resume_session_id: str = ""
+    events: int = 0
+
+    queue: str = ""
+    """Where it waits to be assigned, "" when it does not."""
+    due_ms: int = 0
+    """When time alone moves it, 0 for never."""
+
+    @property
+    def is_final(self) -> bool:
+        """Terminal, and no attempt is to follow."""
+        return self.status in TERMINAL and not self.next_retry_ms
+
+    @property
+    def policy(self) -> RetryPolicy | None:
+        """Its retry policy."""
+        return RetryPolicy.from_json(self.retry_policy) if self.retry_policy else None
+
+    @property
+    def waits_for(self) -> Wait | None:
+        """What it waits for, while it is paused."""
+        return Wait.from_json(self.wait) if self.wait else None
+
+    def values(self) -> tuple[Any, ...]:
+        """In the order of COLUMNS."""
+        return tuple([getattr(self, name) for name in COLUMNS])
+
+    def changed(self, changes: Mapping[str, Any]) -> Task:
+        """The row after `changes`."""
+        return Task(*[changes.get(name, getattr(self, name)) for name in COLUMNS])
+
+    @classmethod
+    def from_row(cls, row: tuple[Any, ...]) -> Task:
+        """A row of COLUMNS as a store gives it."""
+        task = cls(*row)
+        task.status = Status(task.status)
+        task.mode = Mode(task.mode)
+        return task
+
+
+COLUMNS: Final = tuple(item.name for item in fields(Task))
+
+
+def pool_queue(workspace: str, implementation: str) -> str:
+    """The queue of a pool. Its name begins with "pool", as no identity does."""
+    return f"pool::{workspace}::{implementation}"
+
+
+def queue_of(task: Task) -> str:
+    """Where a task waits to be assigned: its pool's queue, or that of the one identity that may do it; "" when it does not wait."""
+    if task.status is not Status.PENDING:
+        return ""
+    if task.task_type == AGENT_STARTUP:
+        return ""  # orchestration has its own
+    if task.mode is Mode.POOL:
+        return pool_queue(task.workspace, task.target_implementation)
+    return task.target if task.mode is Mode.TARGETED else task.creator

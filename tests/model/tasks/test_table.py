@@ -1,0 +1,303 @@
+"""The table of moves against the tables of the reference, cell by cell."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from aether_trio.model.tasks import (
+    Facts,
+    Mode,
+    Move,
+    Reason,
+    Refusal,
+    Refused,
+    Repeat,
+    RetryPolicy,
+    Status,
+    Step,
+    Task,
+    Wait,
+)
+from aether_trio.model.tasks.status import HELD, PAUSED, TERMINAL
+from aether_trio.model.tasks.table import RULES, decide
+
+S = Status
+WORKER, CREATOR, OTHER = "ag::w::i::worker", "ag::w::c::creator", "ag::w::i::other"
+NOW = 1_700_000_100_000
+
+# Reference, tasks.md 1.4: the validator's map, which binds PAUSE, WAIT_FOR, RESUME and REJECT.
+VALIDATOR = {
+    S.PENDING: "assigned starting cancelled rejected waiting_dependency",
+    S.ASSIGNED: "starting running failed cancelled rejected pending",
+    S.STARTING: "running failed cancelled",
+    S.RUNNING: "completed failed cancelled waiting_input waiting_authority waiting_dependency hibernated",
+    S.WAITING_INPUT: "running failed cancelled rejected",
+    S.WAITING_AUTHORITY: "running failed cancelled rejected",
+    S.WAITING_DEPENDENCY: "running pending failed cancelled",
+    S.HIBERNATED: "running pending failed cancelled",
+    S.FAILED: "pending",
+    S.CANCELLED: "pending",
+    S.COMPLETED: "",
+    S.DLQ: "",
+    S.REJECTED: "",
+}
+# Reference, tasks.md 1.5: guards of the moves that the validator does not bind.
+CLAIMABLE = {S.PENDING, S.ASSIGNED, S.STARTING, S.RUNNING}
+
+
+def make(status: S, **fields: Any) -> Task:
+    """A task as it is when it has come to `status` in the usual way."""
+    usual: dict[str, Any] = {"mode": Mode.POOL, "creator": CREATOR, "created_ms": NOW - 5000, "pending_ms": NOW - 5000}
+    if status is not S.PENDING:
+        usual |= {"assigned_to": WORKER, "epoch": 1, "assigned_ms": NOW - 4000}
+    if status is S.RUNNING or status in PAUSED:
+        usual |= {"started_ms": NOW - 3000}
+    if status in PAUSED:
+        reason = next(one for one in Reason if one and one.status is status)
+        usual |= {"wait": Wait(reason, checkpoint_key="k").to_json(), "paused_ms": NOW - 2000}
+    if status in TERMINAL:
+        usual |= {"ended_by": WORKER, "updated_ms": NOW - 1000}
+    return Task("t", "work", "w", status=status, **(usual | fields))
+
+
+def facts(caller: str = WORKER, **fields: Any) -> Facts:
+    return Facts(NOW, caller, 1 if caller == WORKER else None, **fields)
+
+
+def facts_of(task: Task, **fields: Any) -> Facts:
+    """What its worker says, or anybody while it has none."""
+    return Facts(NOW, WORKER, task.epoch or None, **fields)
+
+
+def leads_to(task: Task, move: Move, told: Facts) -> Status | None:
+    """The status afterwards, None for a refusal."""
+    match decide(task, move, told):
+        case Step(after):
+            return after.status
+        case Repeat():
+            return task.status
+        case _:
+            return None
+
+
+def validator_allows(before: S, after: S) -> bool:
+    return before is after or after.value in VALIDATOR[before].split()
+
+
+@pytest.mark.parametrize(("status", "reason"), list(itertools.product(S, [one for one in Reason if one])))
+def test_pause_goes_where_the_validator_lets_it(status: S, reason: Reason) -> None:
+    wait = Wait(reason, checkpoint_key="k", depends_on=("d",))
+    wanted = reason.status if validator_allows(status, reason.status) else None
+    assert leads_to(make(status), Move.PAUSE, facts_of(make(status), wait=wait)) is wanted
+
+
+@pytest.mark.parametrize("status", S)
+def test_resume_goes_where_the_validator_lets_it_but_a_hibernated_task_has_no_worker(status: S) -> None:
+    wanted = S.RUNNING if validator_allows(status, S.RUNNING) else None
+    if status is S.HIBERNATED:
+        wanted = S.PENDING
+    assert leads_to(make(status), Move.RESUME, facts()) is wanted
+
+
+@pytest.mark.parametrize("status", S)
+def test_reject_goes_where_the_validator_lets_it(status: S) -> None:
+    wanted = S.REJECTED if validator_allows(status, S.REJECTED) else None
+    assert leads_to(make(status), Move.REJECT, facts_of(make(status))) is wanted
+
+
+@pytest.mark.parametrize("status", S)
+def test_claim(status: S) -> None:
+    assert leads_to(make(status), Move.CLAIM, facts_of(make(status))) is (S.RUNNING if status in CLAIMABLE else None)
+
+
+@pytest.mark.parametrize(("status", "move"), list(itertools.product(S, [Move.COMPLETE, Move.FAIL])))
+def test_complete_and_fail_take_whatever_has_not_ended(status: S, move: Move) -> None:
+    end = S.COMPLETED if move is Move.COMPLETE else S.FAILED
+    wanted = end if status not in TERMINAL or status is end else None
+    assert leads_to(make(status), move, facts_of(make(status))) is wanted
+
+
+@pytest.mark.parametrize("status", S)
+def test_cancel_takes_whatever_has_not_ended(status: S) -> None:
+    wanted = S.CANCELLED if status not in TERMINAL or status is S.CANCELLED else None
+    assert leads_to(make(status), Move.CANCEL, facts()) is wanted
+
+
+def test_cancel_ends_a_failed_task_that_would_be_tried_again() -> None:
+    step = decide(make(S.FAILED, next_retry_ms=NOW + 1), Move.CANCEL, facts(CREATOR))
+    assert isinstance(step, Step)
+    assert (step.after.status, step.after.next_retry_ms, step.after.is_final) == (S.CANCELLED, 0, True)
+
+
+@pytest.mark.parametrize("status", S)
+def test_retry_takes_what_has_failed(status: S) -> None:
+    wanted = S.PENDING if status in {S.FAILED, S.CANCELLED, S.DLQ} else None
+    assert leads_to(make(status), Move.RETRY, facts()) is wanted
+
+
+@pytest.mark.parametrize(("status", "move"), list(itertools.product(S, Move)))
+def test_whatever_is_left_of_a_terminal_task_is_pending_cancelled_or_a_dead_letter(status: S, move: Move) -> None:
+    told = facts(OTHER, wait=Wait(Reason.INPUT))
+    got = leads_to(make(status), move, told)
+    if status in TERMINAL:
+        assert got in {None, status, S.PENDING, S.DLQ}
+    if got is not None:
+        assert status in RULES[move].allowed
+
+
+@pytest.mark.parametrize("move", [Move.COMPLETE, Move.FAIL, Move.CANCEL, Move.REJECT])
+def test_a_repeat_by_the_same_caller_changes_nothing_and_by_another_is_refused(move: Move) -> None:
+    ended = {Move.COMPLETE: S.COMPLETED, Move.FAIL: S.FAILED, Move.CANCEL: S.CANCELLED, Move.REJECT: S.REJECTED}[move]
+    assert isinstance(decide(make(ended), move, facts()), Repeat)
+    refused = decide(make(ended), move, facts(CREATOR))
+    assert isinstance(refused, Refused)
+    assert refused.why is Refusal.ENDED
+    assert ended.value in refused.text
+
+
+@pytest.mark.parametrize("move", [Move.CLAIM, Move.COMPLETE, Move.FAIL, Move.PAUSE, Move.REJECT])
+@pytest.mark.parametrize(
+    "task",
+    [
+        make(S.ASSIGNED, assigned_to=OTHER, epoch=2),
+        make(S.RUNNING, assigned_to=OTHER, epoch=2),
+        make(S.RUNNING, epoch=2),
+        make(S.PENDING, epoch=1),
+    ],
+)
+def test_a_worker_that_lost_the_task_is_told_so(move: Move, task: Task) -> None:
+    refused = decide(task, move, facts(wait=Wait(Reason.INPUT)))
+    assert isinstance(refused, Refused)
+    assert refused.why is Refusal.STALE
+    assert "over" in refused.text
+
+
+def test_a_worker_that_lost_the_task_may_still_cancel_it() -> None:
+    assert leads_to(make(S.RUNNING, assigned_to=OTHER, epoch=2), Move.CANCEL, facts()) is S.CANCELLED
+
+
+def test_claiming_what_waits_is_an_assignment_for_whom_it_is_for() -> None:
+    step = decide(make(S.PENDING, epoch=4), Move.CLAIM, facts(OTHER))
+    assert isinstance(step, Step)
+    assert (step.after.assigned_to, step.after.epoch, step.after.status) == (OTHER, 5, S.RUNNING)
+    targeted = make(S.PENDING, mode=Mode.TARGETED, target=WORKER)
+    refused = decide(targeted, Move.CLAIM, facts(OTHER))
+    assert isinstance(refused, Refused)
+    assert refused.why is Refusal.NOT_YOURS
+
+
+def test_nobody_claims_what_somebody_else_was_assigned() -> None:
+    refused = decide(make(S.ASSIGNED), Move.CLAIM, facts(OTHER))
+    assert isinstance(refused, Refused)
+    assert refused.why is Refusal.NOT_YOURS
+
+
+def test_a_second_claim_changes_nothing_unless_its_worker_was_missed() -> None:
+    assert isinstance(decide(make(S.RUNNING), Move.CLAIM, facts()), Repeat)
+    step = decide(make(S.RUNNING, disconnected_ms=NOW - 1), Move.CLAIM, facts())
+    assert isinstance(step, Step)
+    assert (step.after.disconnected_ms, step.after.started_ms) == (0, NOW - 3000)
+
+
+@pytest.mark.parametrize(("status", "move"), list(itertools.product(S, Move)))
+def test_only_an_assignment_raises_the_epoch_and_it_names_the_worker(status: S, move: Move) -> None:
+    before = make(status)
+    told = Facts(NOW, OTHER, None, wait=Wait(Reason.INPUT))
+    match decide(before, move, told):
+        case Step(after):
+            if after.epoch != before.epoch:
+                assert after.epoch == before.epoch + 1
+                assert after.assigned_to == OTHER
+            if after.status in HELD:
+                assert after.assigned_to
+
+
+@pytest.mark.parametrize("failures", range(3))
+def test_failure_without_a_policy_is_final(failures: int) -> None:
+    step = decide(make(S.RUNNING, retry_count=failures), Move.FAIL, facts(reason="boom"))
+    assert isinstance(step, Step)
+    after = step.after
+    assert (after.retry_count, after.next_retry_ms, after.error, step.reason) == (failures + 1, 0, "boom", "boom")
+    assert after.is_final
+
+
+def test_failure_with_a_policy_is_final_at_its_last_attempt() -> None:
+    policy = RetryPolicy(max_attempts=3, backoff=1, initial_delay_ms=700).to_json()
+    nexts = []
+    for failures in range(3):
+        task = make(S.RUNNING, retry_policy=policy, max_attempts=3, retry_count=failures)
+        step = decide(task, Move.FAIL, facts())
+        assert isinstance(step, Step)
+        nexts.append((step.after.next_retry_ms, step.after.is_final))
+    assert nexts == [(NOW + 700, False), (NOW + 700, False), (0, True)]
+
+
+def test_retry_clears_what_the_reference_clears_and_keeps_the_rest() -> None:
+    failed = make(S.FAILED, retry_count=2, completed_ms=5, failed_ms=6, error="boom", error_type="X", next_retry_ms=NOW)
+    step = decide(failed, Move.RETRY, facts(CREATOR))
+    assert isinstance(step, Step)
+    after = step.after
+    assert (after.started_ms, after.failed_ms, after.assigned_ms, after.next_retry_ms) == (0, 0, 0, 0)
+    assert (after.assigned_to, after.error, after.error_type, after.ended_by) == ("", "", "", "")
+    assert (after.retry_count, after.completed_ms, after.epoch) == (2, 5, 1)
+    assert after.pending_ms == NOW
+
+
+def test_hibernation_needs_its_checkpoint_and_lets_the_worker_go() -> None:
+    refused = decide(make(S.RUNNING), Move.PAUSE, facts(wait=Wait(Reason.HIBERNATION)))
+    assert isinstance(refused, Refused)
+    assert refused.why is Refusal.WAIT_SPEC
+    wait = Wait(Reason.HIBERNATION, checkpoint_key="half", resume_session_id="s")
+    slept = decide(make(S.RUNNING, attached=1), Move.PAUSE, facts(wait=wait))
+    assert isinstance(slept, Step)
+    assert (slept.after.attached, slept.after.paused_ms, slept.reason) == (0, NOW, "hibernation")
+    woken = decide(slept.after, Move.WAKE, Facts(NOW + 5))
+    assert isinstance(woken, Step)
+    after = woken.after
+    assert (after.status, after.assigned_to, after.checkpoint_key, after.resume_session_id) == (
+        S.PENDING,
+        "",
+        "half",
+        "s",
+    )
+    assert (after.wait, after.paused_ms) == ("", 0)
+
+
+@pytest.mark.parametrize("status", [S.WAITING_INPUT, S.WAITING_AUTHORITY, S.WAITING_DEPENDENCY])
+def test_what_wakes_goes_on_where_it_is_and_without_a_worker_there_starts_its_grace(status: S) -> None:
+    step = decide(make(status), Move.WAKE, Facts(NOW))
+    assert isinstance(step, Step)
+    assert (step.after.status, step.after.assigned_to, step.after.disconnected_ms) == (S.RUNNING, WORKER, 0)
+    gone = decide(make(status), Move.WAKE, Facts(NOW, present=False))
+    assert isinstance(gone, Step)
+    assert (gone.after.status, gone.after.disconnected_ms) == (S.RUNNING, NOW)
+    nobody = decide(make(status, assigned_to=""), Move.WAKE, Facts(NOW))
+    assert isinstance(nobody, Step)
+    assert nobody.after.status is S.PENDING
+
+
+def test_pause_without_a_wait_spec_is_refused() -> None:
+    refused = decide(make(S.RUNNING), Move.PAUSE, facts())
+    assert isinstance(refused, Refused)
+    assert refused.why is Refusal.WAIT_SPEC
+
+
+def test_a_token_binds_its_worker_whoever_had_the_task() -> None:
+    step = decide(make(S.RUNNING), Move.ATTACH, Facts(NOW, OTHER))
+    assert isinstance(step, Step)
+    assert (step.after.assigned_to, step.after.epoch, step.after.attached) == (OTHER, 2, 1)
+    waiting = decide(make(S.WAITING_INPUT), Move.ATTACH, Facts(NOW, WORKER))
+    assert isinstance(waiting, Step)
+    assert (waiting.after.status, waiting.after.epoch, waiting.after.attached) == (S.WAITING_INPUT, 1, 1)
+
+
+@pytest.mark.parametrize(("failures", "wanted"), [(0, S.FAILED), (1, S.FAILED), (2, S.DLQ)])
+def test_a_deadline_leads_to_another_attempt_or_to_the_dead_letters(failures: int, wanted: S) -> None:
+    told = Facts(NOW, reason="too late", error_type="TIMEOUT", delay_ms=1500)
+    step = decide(make(S.RUNNING, retry_count=failures), Move.TIME_OUT, told)
+    assert isinstance(step, Step)
+    assert (step.after.status, step.after.retry_count, step.reason) == (wanted, failures + 1, "too late")
+    assert step.after.next_retry_ms == (0 if wanted is S.DLQ else NOW + 1500)
