@@ -258,7 +258,8 @@ def test_an_interrupted_call_takes_nothing(tmp_path: Path) -> None:
 
 
 SCRIPT = f"""
-import os, signal, threading
+import faulthandler, os, signal, threading
+faulthandler.dump_traceback_later(100, exit=True)  # says where it hangs, should it
 from aether_trio.client import State
 from aether_trio.client.sync import connect_sync
 from tests.helpers.gateway import start_gateway
