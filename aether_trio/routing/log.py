@@ -57,6 +57,10 @@ def _unheard(seconds: float, messages: int) -> None:
     return None
 
 
+def _alone() -> tuple[int, int]:
+    return 0, 0
+
+
 class TopicLog:
     """See the module docstring. Made by `open_log`."""
 
@@ -82,9 +86,21 @@ class TopicLog:
         self.on_group: GroupReport = _unheard
         self.cursors = CursorStore(self._wake)
         self.relay: LogRelay | None = None
+        self.node: Callable[[], tuple[int, int]] = _alone
+        """Node and epoch of this process's lease, under which it takes work (shared_groups.py). Node 0 is alone on its database."""
         self._follower = Follower(self.learn, database, self._kick)
 
     # -- state ----------------------------------------------------------------------------------------------------
+
+    @property
+    def database(self) -> Database:
+        """Where the log is."""
+        return self._database
+
+    @property
+    def clock(self) -> Clock:
+        """By which messages are dated."""
+        return self._clock
 
     def topic(self, name: str) -> TopicState:
         """The state of a topic, made cold (unknown to the database yet) when it is not in memory."""

@@ -101,6 +101,11 @@ class Database(Protocol):
         """One read-only query."""
         ...
 
+    def beside(self) -> Database:
+        """The same data, with a queue of its own where there is a server: what is given to the one shares no transaction with what is
+        given to the other, so neither holds locks while it waits for those of the other. It lives as long as this one."""
+        ...
+
     async def execute(self, sql: str, *args: Value) -> int:
         """One write; the number of rows it touched."""
         ...
@@ -139,6 +144,10 @@ class Shorthands:
         """See Database. `rows` is read in this task, before anything is queued."""
         held = rows if isinstance(rows, list) else list(rows)
         await self.write(ExecuteMany(sql, held))
+
+    def beside(self) -> Any:
+        """See Database."""
+        return self
 
 
 FENCE_HERE: Final = "/* fence */"

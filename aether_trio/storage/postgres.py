@@ -102,6 +102,10 @@ class PostgresDatabase(Shorthands):
         """`read`: the server is never nearer than that."""
         return await self.read(program)
 
+    def beside(self) -> PostgresDatabase:
+        """See Database."""
+        return self._server.queue(self.name)
+
     def statistics(self) -> PostgresStatistics:
         writer = self.writer
         return PostgresStatistics(
@@ -194,6 +198,10 @@ class PostgresServer:
                 if not is_outage(exc) or trio.current_time() >= give_up:
                     raise setup_error(self.dsn, exc) from exc
             await trio.sleep(RETRY_S)
+        return self.queue(name)
+
+    def queue(self, name: str) -> PostgresDatabase:
+        """A queue of its own to a logical database that is up to date."""
         database = PostgresDatabase(name, self)
         self._databases.append(database)
         return database

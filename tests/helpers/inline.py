@@ -65,11 +65,13 @@ class InlineDatabase(Shorthands):
     `before_write` holds programs before they take effect, `after_write` between their commit and the answer, `after_read`
     between a read's snapshot and its answer. `failing` makes every program fail, `fail_writes` the next n writes. `denied_writes` of the next ones take effect and are
     reported as failed all the same, as when a disk reports an error for a commit that it has written; `unanswered_writes` of them
-    are reported as CommitUnknown.
+    are reported as CommitUnknown. `side` is what `beside` returns: it has gates and failures of its own, and those of `failing` of both.
     """
 
-    def __init__(self, direct: Direct) -> None:
+    def __init__(self, direct: Direct, main: InlineDatabase | None = None) -> None:
         self._direct = direct
+        self._main = main or self
+        self._side: InlineDatabase | None = None
         self.shared = direct.shared
         self.before_write = Gate()
         self.after_write = Gate()
@@ -85,12 +87,24 @@ class InlineDatabase(Shorthands):
         """Open all gates, for another trio run or another owner."""
         self.before_write, self.after_write, self.after_read = Gate(), Gate(), Gate()
         self.failing, self.fail_writes, self.denied_writes, self.unanswered_writes = False, 0, 0, 0
+        self._side = None
+
+    @property
+    def side(self) -> InlineDatabase:
+        """See the class."""
+        if self._side is None:
+            self._side = InlineDatabase(self._direct, self)
+        return self._side
+
+    def beside(self) -> InlineDatabase:
+        """See Database."""
+        return self.side if self.shared else self
 
     async def run(self, program: ProgramFactory[T]) -> T:
         """See Database."""
         await self.before_write.passed()
         self.writes += 1
-        if self.failing or self.fail_writes > 0:
+        if self.failing or self._main.failing or self.fail_writes > 0:
             self.fail_writes -= 1
             raise StorageUnavailable("no room on this disk")
         result = self._direct.drive(program)
@@ -107,7 +121,7 @@ class InlineDatabase(Shorthands):
         """See Database."""
         await trio.lowlevel.checkpoint()
         self.reads += 1
-        if self.failing:
+        if self.failing or self._main.failing:
             raise StorageUnavailable("this disk does not answer")
         result = self._direct.drive(program)
         await self.after_read.passed()
