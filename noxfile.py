@@ -49,7 +49,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure; arguments after -- go to the bench (try `-- --help`)."""
-    session.install("-e", ".", *group("bench"), *group("interop"))
+    session.install("-e", ".", *group("bench"), *group("interop"), *group("cluster"))
     session.run("python", "-m", "bench", *session.posargs)
 
 

@@ -143,7 +143,8 @@ def tls_settings(settings: TlsSettings) -> tls.TlsSettings | None:
 
 def watch_metrics(metrics: Metrics, core: Core, **databases: Any) -> None:
     """Show every part's statistics."""
-    metrics.watch("log", core.log.statistics, counters={"appended", "settled", "refused", "groups"})
+    growing = {"appended", "settled", "refused", "groups", "followed_reads", "followed_rows"}
+    metrics.watch("log", core.log.statistics, counters=growing)
     metrics.watch("progress", core.lanes.statistics, counters={"published", "delivered"})
     metrics.watch("registry", core.registry.statistics, counters={"claims", "takeovers", "refused"})
     for name, database in databases.items():

@@ -13,7 +13,7 @@ from bench import arguments as number
 from bench import compare, machine, results, table
 from bench.lanes import ALL_LANES, LANES
 from bench.runner import Progress, run
-from bench.scenarios import SCENARIOS, Scenario
+from bench.scenarios import FAMILIES, SCENARIOS, Scenario
 from bench.servers import ServerOptions
 from bench.world import Options
 
@@ -27,6 +27,7 @@ EPILOG = """\
 examples:
   python -m bench                                   everything on three lanes, about seven minutes
   python -m bench routed-16 idle                    two scenarios
+  python -m bench cluster                           gateways on one PostgreSQL (pip install 'aether-trio[cluster]')
   python -m bench --lane framed,framed-acks idle    two lanes, side by side
   python -m bench --quick                           all of it, small and short: a smoke test, not a measurement
   python -m bench --json bench/baseline.json        keep the figures
@@ -47,7 +48,9 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="what to run; all when none is named")
+    made.add_argument(
+        "scenarios", nargs="*", metavar="SCENARIO", help="what to run; all but clusters when none is named"
+    )
     made.add_argument("--only", default="", metavar="A,B", help="the same as naming scenarios")
     made.add_argument("--list", action="store_true", help="list the scenarios and leave")
     sizes = made.add_argument_group("sizes")
@@ -108,8 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = parser()
     given = made.parse_args(arguments)
     if given.list:
-        for scenario in SCENARIOS.values():
-            print(f"{scenario.name:14}{scenario.doc}")
+        for scenario in every().values():
+            print(f"{scenario.name:22}{scenario.doc}")
         return 0
     try:
         chosen = choose([*given.scenarios, *filter(None, given.only.split(","))])
@@ -180,11 +183,17 @@ def report(arguments: Sequence[str]) -> int:
 
 
 def choose(names: Sequence[str]) -> list[type[Scenario]]:
-    """Scenario classes by name, in their own order; all for no names. ValueError names an unknown one."""
-    unknown = [name for name in names if name not in SCENARIOS]
-    if unknown:
-        raise ValueError(f"no scenario is called {unknown[0]!r}; there are {', '.join(SCENARIOS)}")
-    return [scenario for name, scenario in SCENARIOS.items() if not names or name in names]
+    """Scenario classes by name or family, in their own order; SCENARIOS for no names. ValueError names an unknown one."""
+    known = every()
+    wanted = {each for name in names for each in FAMILIES.get(name, [name])} if names else set(SCENARIOS)
+    if unknown := sorted(wanted - set(known)):
+        raise ValueError(f"no scenario is called {unknown[0]!r}; there are {', '.join([*SCENARIOS, *FAMILIES])}")
+    return [scenario for name, scenario in known.items() if name in wanted]
+
+
+def every() -> dict[str, type[Scenario]]:
+    """All scenarios, those of families behind the others."""
+    return {name: scenario for group in (SCENARIOS, *FAMILIES.values()) for name, scenario in group.items()}
 
 
 def options_of(given: argparse.Namespace) -> Options:

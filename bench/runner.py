@@ -12,6 +12,7 @@ from time import perf_counter, process_time_ns
 from typing import Any
 
 from bench import results
+from bench.clusters import Cluster, serving_cluster
 from bench.echo import EchoProcess
 from bench.lanes import LANES, MAIN_LANE, Lane
 from bench.loop import Loop
@@ -66,8 +67,17 @@ def run(
 
 
 def planned(scenarios: Sequence[type[Scenario]], lanes: Sequence[str]) -> list[tuple[type[Scenario], str]]:
-    """Every scenario on every lane; one that needs no gateway has no lane, and counts for the main one."""
-    return [(scenario, lane) for scenario in scenarios for lane in ([MAIN_LANE] if scenario.own_server else lanes)]
+    """Every scenario on every lane; one that needs no gateway has no lane, and counts for the main one.
+
+    What a cluster costs is behind the lanes, so it is measured on the first of them alone.
+    """
+
+    def lanes_of(scenario: type[Scenario]) -> Sequence[str]:
+        if scenario.own_server:
+            return [MAIN_LANE]
+        return lanes[:1] if scenario.cluster else lanes
+
+    return [(scenario, lane) for scenario in scenarios for lane in lanes_of(scenario)]
 
 
 def _run_one(
@@ -79,14 +89,15 @@ def _run_one(
     echo: EchoProcess,
     progress: Progress,
 ) -> dict[str, Any]:
-    with _target(kind, name, lane, server) as target, Loop() as loop:
-        world = World(loop, lane, target.address, target.probe, options)
+    with _target(kind, name, lane, server) as (target, cluster), Loop() as loop:
+        world = World(loop, lane, target.address, target.probe, options, cluster.nodes if cluster else ())
         scenario = kind(world, options)
         progress.say(f"{name}: preparing")
         scenario.prepare()
         scenario.window(min(WARM_UP_SECONDS, options.window_seconds))
         scenario.latencies.drop_window()
         shares = _Shares(target.probe)
+        before = cluster.reading() if cluster else None
         windows: list[Window] = []
         echo_windows: list[Window] = []
         with _quiet_collector():
@@ -97,6 +108,10 @@ def _run_one(
                 progress.say(f"{name}: {_state(windows, echo_windows)}  {number + 1}/{options.windows}")
             echo_windows.append(echo.window(options.window_seconds))
         scenario.extra |= shares.since()
+        if cluster and before:
+            seconds = sum(window.seconds for window in windows)
+            done = before.until(cluster.reading(), sum(window.count for window in windows), seconds)
+            scenario.extra["cluster"] = done
         unsettled = world.unsettled()
         if acks := sum(participant.codec.ack_frames for participant in world.participants):
             scenario.extra["ack_frames"] = acks
@@ -123,12 +138,18 @@ class _Shares:
 
 
 @contextmanager
-def _target(kind: type[Scenario], name: str, lane: Lane, server: ServerOptions) -> Iterator[Target]:
+def _target(
+    kind: type[Scenario], name: str, lane: Lane, server: ServerOptions
+) -> Iterator[tuple[Target, Cluster | None]]:
+    told = replace(server, args=[*lane.gateway_args, *server.args])
     if kind.own_server:
-        yield Target("127.0.0.1:0", None)
+        yield Target("127.0.0.1:0", None), None
+    elif kind.cluster:
+        with serving_cluster(kind.cluster, told, name) as cluster:
+            yield cluster.target, cluster
     else:
-        with serving(replace(server, args=[*lane.gateway_args, *server.args]), name) as target:
-            yield target
+        with serving(told, name) as target:
+            yield target, None
 
 
 def _take(scenario: Scenario, seconds: float) -> Window:

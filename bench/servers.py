@@ -15,9 +15,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ READY_SECONDS = 60.0
 LEAVE_SECONDS = 30.0
 STDERR_LINES = 20
 PY_SPY_SUFFIXES = (".svg", ".json")
-COMMAND = ("-m", "aether_trio", "dev")
+COMMAND = ("-m", "aether_trio")
 
 
 class ServerFailed(Exception):
@@ -36,22 +36,24 @@ class ServerFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to connect, and whose CPU to count."""
+    """Where to connect, and whose CPU to count. `ready` is what the gateway has written into its ready file."""
 
     address: str
     probe: ProcessProbe | None
     data_dir: Path | None = None
+    ready: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """How to get a target. With `target` nothing is started."""
+    """How to get a target. With `target` nothing is started. `command` is the one of `aether` that is started, with its first arguments."""
 
     target: str | None = None
     pids: Sequence[int] = ()
     args: Sequence[str] = ()
     profile: Path | None = None
     data_root: Path | None = None
+    command: Sequence[str] = ("dev",)
 
 
 @contextmanager
@@ -60,11 +62,17 @@ def serving(options: ServerOptions, scenario: str) -> Iterator[Target]:
     if options.target:
         yield Target(options.target, ProcessProbe(options.pids) if options.pids else None)
         return
+    with scratch(options.data_root) as place, gateway(options, scenario, place) as target:
+        yield target
+
+
+@contextmanager
+def scratch(data_root: Path | None) -> Iterator[Path]:
+    """A directory that is deleted at the end, also by Ctrl-C or SIGTERM."""
     with _terminated_like_interrupted():
-        place = Path(tempfile.mkdtemp(prefix="aether-bench-", dir=options.data_root))
+        place = Path(tempfile.mkdtemp(prefix="aether-bench-", dir=data_root))
         try:
-            with _gateway(options, scenario, place) as target:
-                yield target
+            yield place
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
@@ -86,18 +94,19 @@ def command(options: ServerOptions, scenario: str, place: Path) -> list[str]:
     """The command line of a gateway on `place`, under a profiler if one is asked for."""
     tail = ["--port", "0", "--ready-file", str(place / "ready.json"), "--data-dir", str(place / "data"), *options.args]
     if options.profile is None:
-        return [sys.executable, *COMMAND, *tail]
+        return [sys.executable, *COMMAND, *options.command, *tail]
     label = scenario.replace("/", "-")  # of another lane: "framed/kv"
     out = options.profile.with_name(f"{options.profile.stem}.{label}{options.profile.suffix or '.prof'}")
     if out.suffix in PY_SPY_SUFFIXES:
         kind = "flamegraph" if out.suffix == ".svg" else "speedscope"
         spy = ["py-spy", "record", "--format", kind, "--output", str(out), "--"]
-        return [*spy, sys.executable, *COMMAND, *tail]
-    return [sys.executable, "-m", "bench.profiled", str(out), *COMMAND[1:], *tail]
+        return [*spy, sys.executable, *COMMAND, *options.command, *tail]
+    return [sys.executable, "-m", "bench.profiled", str(out), *COMMAND[1:], *options.command, *tail]
 
 
 @contextmanager
-def _gateway(options: ServerOptions, scenario: str, place: Path) -> Iterator[Target]:
+def gateway(options: ServerOptions, scenario: str, place: Path) -> Iterator[Target]:
+    """A gateway with its files in `place`, until the block ends."""
     said = place / "output.txt"
     with said.open("wb") as output:
         process = subprocess.Popen(
@@ -106,7 +115,7 @@ def _gateway(options: ServerOptions, scenario: str, place: Path) -> Iterator[Tar
     try:
         ready = _wait_ready(process, place / "ready.json", said)
         pid = int(ready["pid"])
-        yield Target(str(ready["gateway"]), ProcessProbe([pid]), place / "data")
+        yield Target(str(ready["gateway"]), ProcessProbe([pid]), place / "data", ready)
         if process.poll() is not None:
             raise ServerFailed(f"the gateway ended with {process.returncode} during the run\n{_tail(said)}")
         os.kill(pid, signal.SIGTERM)

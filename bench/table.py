@@ -1,6 +1,6 @@
 """Results as tables: columns on a console, or Markdown between two markers of a page.
 
-With several lanes a small table comes first that has them side by side, one figure each.
+With several lanes a small table comes first that has them side by side, one figure each; clusters have one more behind.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from bench.results import split_name
 
 HEADINGS = (
     "scenario", "lane", "rate /s", "echoes", "mean", "CPU us", "mean", "p50 ms", "p90", "p99", "p99.9", "max", "KiB/conn",
+)  # fmt: skip
+CLUSTER_HEADINGS = (
+    "cluster", "echoes", "gateways", "database", "groups /s", "rows a group", "NOTIFY /s", "wakes /s", "reads /s", "rows a read",
 )  # fmt: skip
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
@@ -66,11 +69,34 @@ def _figure(result: Mapping[str, Any]) -> str:
     return f"{echoes['best']:.2f}" if echoes else "failed" if result.get("failed") else ""
 
 
+def of_clusters(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Headings, then for each scenario on a cluster its cost by part, and what was done a second. Empty when there is none."""
+    body = []
+    for name, result in results["scenarios"].items():
+        if (done := result.get("cluster")) and (echoes := result.get("echoes")):
+            database = echoes["best"] * done["database_share"]
+            body.append(
+                (
+                    name,
+                    f"{echoes['best']:.2f}",
+                    f"{echoes['best'] - database:.2f}",
+                    f"{database:.2f}",
+                    f"{done['groups_per_s']:,.0f}",
+                    f"{done['rows_per_group']:,.1f}",
+                    f"{done['notifies_per_s']:,.0f}",
+                    f"{done['wakes_per_s']:,.0f}",
+                    f"{done['reads_per_s']:,.0f}",
+                    f"{done['rows_per_read']:,.1f}",
+                )
+            )
+    return [CLUSTER_HEADINGS, *body] if body else []
+
+
 def text(results: Mapping[str, Any]) -> str:
     """The tables for a console, with what failed and what was checked below them."""
     shown = _columns([HEADINGS, *rows(results)], left=2)
-    beside = side_by_side(results)
-    return "\n".join([*shown, "", *([*_columns(beside), ""] if beside else ()), *notes(results)])
+    more = [table for table in (side_by_side(results), of_clusters(results)) if table]
+    return "\n".join([*shown, "", *(line for table in more for line in (*_columns(table), "")), *notes(results)])
 
 
 def _columns(lines: Sequence[tuple[str, ...]], left: int = 1) -> list[str]:
@@ -113,7 +139,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
 def markdown(results: Mapping[str, Any]) -> str:
     """The table for a page, with the machine it was measured on."""
     machine = results["machine"]
-    beside = side_by_side(results)
+    beside, clusters = side_by_side(results), of_clusters(results)
     echo = [result["echo_us"]["best"] for result in results["scenarios"].values() if result.get("echo_us")]
     measured = (
         f"Measured on {machine['cores']} cores of {machine['cpu']}, Linux {machine['kernel']}, {machine['python']}, "
@@ -121,6 +147,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         + (f"; one echo was {min(echo):.1f} us in the best window." if echo else ".")
     )
     tables = [*([*_markdown_rows(beside), ""] if beside else ()), *_markdown_rows([HEADINGS, *rows(results)], left=2)]
+    if clusters:
+        tables += ["", *_markdown_rows(clusters)]
     return "\n".join([measured, "", *tables, "", *[f"* {note}" for note in notes(results)]])
 
 

@@ -92,10 +92,18 @@ class Participant:
 class World:
     """A target and the participants on it. `probe` is None when the server's process is not known."""
 
-    def __init__(self, loop: Loop, lane: Lane, address: str, probe: ProcessProbe | None, options: Options) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        lane: Lane,
+        address: str,
+        probe: ProcessProbe | None,
+        options: Options,
+        nodes: Sequence[str] = (),
+    ) -> None:
+        self.nodes = nodes
+        """The addresses of a cluster's nodes."""
         self.loop, self.lane, self.address, self.probe, self.options = loop, lane, address, probe, options
-        host, _, port = address.rpartition(":")
-        self._host, self._port = host.strip("[]"), int(port)
         self.workspace = f"bench-{secrets.token_hex(4)}"
         self.errors: Counter[str] = Counter()
         self.error_texts: dict[str, str] = {}
@@ -104,35 +112,43 @@ class World:
         self._closing: set[Participant] = set()
         self.on_greeted: Callable[[Participant], None] | None = None
 
-    def dial(self, init: bytes, label: str, index: int = 0) -> Participant:
-        """Begin to connect one participant; `on_greeted` is told of its ack."""
-        participant = Participant(
-            self, dial(self._host, self._port), self.lane.codec(self.address), f"{label} {index}", index
-        )
+    def dial(self, init: bytes, label: str, index: int = 0, address: str = "") -> Participant:
+        """Begin to connect one participant, to the target or to another `address`; `on_greeted` is told of its ack."""
+        address = address or self.address
+        host, _, port = address.rpartition(":")
+        raw = dial(host.strip("[]"), int(port))
+        participant = Participant(self, raw, self.lane.codec(address), f"{label} {index}", index)
         self.loop.add(participant)
         participant.codec.send(init)
         self._greeting.add(participant)
         return participant
 
-    def open(self, inits: Iterable[bytes], label: str) -> list[Participant]:
-        """Connect one participant for each Init, a few at a time, and wait until all have their ack."""
+    def open(self, inits: Iterable[bytes], label: str, places: Sequence[str] = ()) -> list[Participant]:
+        """Connect one participant for each Init, a few at a time, and wait until all have their ack.
+
+        `places` are the addresses to connect to, in turn; none is the target's.
+        """
         waiting = deque(inits)
         opened: list[Participant] = []
 
         def more() -> bool:
             while waiting and len(self._greeting) < CONNECTING_AT_ONCE:
-                opened.append(self.dial(waiting.popleft(), label, len(opened)))
+                number = len(opened)
+                place = places[number % len(places)] if places else ""
+                opened.append(self.dial(waiting.popleft(), label, number, place))
             return not waiting and not self._greeting
 
         self.wait(more, f"{label}: connections")
         return opened
 
-    def agents(self, implementation: str, count: int, workspace: str = "") -> list[Participant]:
-        """Open agents `implementation::0`, `::1`, …; `index` of each is its number."""
+    def agents(
+        self, implementation: str, count: int, workspace: str = "", places: Sequence[str] = ()
+    ) -> list[Participant]:
+        """Open agents `implementation::0`, `::1`, …; `index` of each is its number. For `places` see `open`."""
         place = workspace or self.workspace
         credentials = self.options.credentials
         return self.open(
-            (wire.agent_init(place, implementation, str(n), credentials) for n in range(count)), implementation
+            (wire.agent_init(place, implementation, str(n), credentials) for n in range(count)), implementation, places
         )
 
     def topic(self, implementation: str, index: int) -> str:

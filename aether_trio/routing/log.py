@@ -460,6 +460,8 @@ class TopicLog:
             topics=len(self._topics),
             subscriptions=sum(len(state.subscribers) for state in self._topics.values()),
             storage_failing=self._failing,
+            followed_reads=self._follower.reads,
+            followed_rows=self._follower.rows,
         )
 
 

@@ -38,6 +38,9 @@ class LogStatistics:
     topics: int
     subscriptions: int
     storage_failing: bool
+    followed_reads: int
+    """Reads that brought what other nodes had committed, and the messages that they brought."""
+    followed_rows: int
 
 
 class Author(Protocol):

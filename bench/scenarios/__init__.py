@@ -1,6 +1,10 @@
-"""All scenarios, in the order in which they run, by the name the command line takes."""
+"""All scenarios, in the order in which they run, by the name the command line takes.
+
+SCENARIOS are those that run when none is named; FAMILIES are others, which run by the family's name or by their own.
+"""
 
 from bench.scenarios.base import Scenario
+from bench.scenarios.cluster import CLUSTER
 from bench.scenarios.connections import ConnectStorm, Idle
 from bench.scenarios.enqueue import Enqueue
 from bench.scenarios.fanout import FanOut100, FanOut1000
@@ -25,4 +29,6 @@ SCENARIOS: dict[str, type[Scenario]] = {
     )
 }
 
-__all__ = ["SCENARIOS", "Scenario"]
+FAMILIES: dict[str, dict[str, type[Scenario]]] = {"cluster": {scenario.name: scenario for scenario in CLUSTER}}
+
+__all__ = ["FAMILIES", "SCENARIOS", "Scenario"]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, ClassVar
 
+from bench.clusters import Shape
 from bench.latency import Latencies
 from bench.numbered import Ledger
 from bench.world import Options, ScenarioFailed, World
@@ -37,6 +38,9 @@ class Scenario:
 
     own_server: ClassVar[bool] = False
     """The scenario brings what it measures and needs no gateway."""
+
+    cluster: ClassVar[Shape | None] = None
+    """The gateways that it needs, when one is not enough."""
 
     def __init__(self, world: World, options: Options) -> None:
         self.world, self.options = world, options

@@ -32,9 +32,13 @@ class Paced(Routed):
         super().prepare()
         self._random = Random(SEED)
         self._turn = 0
-        self.rate = self.options.rate or SHARE_OF_MAXIMUM * self._maximum()
+        self.rate = self.options.rate or self.pace()
         self.latencies.drop_window()
         self.extra["paced_rate"] = round(self.rate, 1)
+
+    def pace(self) -> float:
+        """Messages per second, when nobody has said how many."""
+        return SHARE_OF_MAXIMUM * self._maximum()
 
     def _maximum(self) -> float:
         """The best closed-loop rate of a few windows, the first of which warms up."""

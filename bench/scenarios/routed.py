@@ -6,6 +6,7 @@ the next. Both ends live here, so the receipt costs no message.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter_ns
 from typing import Any, ClassVar
 
@@ -23,8 +24,9 @@ class Routed(Scenario):
         """See `Scenario.prepare`."""
         world, pairs = self.world, self.options.pairs
         self.reader = PayloadReader(world.lane.payload_at)
-        self.receivers = world.agents("receiver", pairs)
-        self.senders = world.agents("sender", pairs)
+        receivers_at, senders_at = self.places()
+        self.receivers = world.agents("receiver", pairs, places=receivers_at)
+        self.senders = world.agents("sender", pairs, places=senders_at)
         self.prefixes = [
             world.lane.publication_prefix(world.topic("receiver", n), self.options.payload) for n in range(pairs)
         ]
@@ -35,6 +37,10 @@ class Routed(Scenario):
         for receiver in self.receivers:
             receiver.handler = self.delivered
         world.on_refusal = self.refusal
+
+    def places(self) -> tuple[Sequence[str], Sequence[str]]:
+        """Where receivers and senders connect, each in turn; nothing is the target's address."""
+        return (), ()
 
     def send(self, pair: int, stamp: int) -> None:
         """Queue the pair's next message, as sent at `stamp` nanoseconds."""

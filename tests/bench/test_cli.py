@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench import cli, results, runner
-from bench.scenarios import SCENARIOS
+from bench.scenarios import FAMILIES, SCENARIOS
 from bench.servers import ServerOptions, command
 
 
@@ -22,6 +22,22 @@ def test_all_scenarios_run_when_none_is_named_and_in_their_own_order_otherwise()
     assert [scenario.name for scenario in cli.choose(["routed-16", "idle"])] == ["idle", "routed-16"]
     with pytest.raises(ValueError, match="no scenario is called 'rooted'"):
         cli.choose(["rooted"])
+
+
+def test_a_family_is_named_as_a_whole_or_in_part() -> None:
+    cluster = list(FAMILIES["cluster"])
+    assert [scenario.name for scenario in cli.choose(["cluster"])] == cluster
+    assert [scenario.name for scenario in cli.choose(["cluster-2-across", "kv"])] == ["kv", "cluster-2-across"]
+    assert not set(cluster) & set(SCENARIOS)
+
+
+def test_a_cluster_is_measured_on_the_first_lane() -> None:
+    plan = runner.planned(cli.choose(["kv", "cluster-1"]), ("framed", "grpc"))
+    assert [(scenario.name, lane) for scenario, lane in plan] == [
+        ("kv", "framed"),
+        ("kv", "grpc"),
+        ("cluster-1", "framed"),
+    ]
 
 
 def test_sizes_come_from_arguments_then_quick_then_defaults() -> None:
@@ -78,7 +94,7 @@ def test_what_needs_no_gateway_runs_once_and_the_lanes_of_a_scenario_follow_each
 
 def test_list_names_every_scenario(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--list"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(SCENARIOS)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*SCENARIOS, *FAMILIES["cluster"]]
 
 
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:

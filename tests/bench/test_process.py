@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from bench.echo import EchoProcess
-from bench.process import ProcessGone, ProcessProbe
+from bench.process import FamilyProbe, ProcessGone, ProcessProbe, SeveralProbes
 
 BURN = "import sys, time\nwhile time.process_time() < 0.2: pass\nheap = bytearray(40 << 20)\nprint(flush=True)\nsys.stdin.read()"
 
@@ -54,6 +54,33 @@ def test_a_process_that_is_gone_is_an_error(burner: subprocess.Popen[bytes]) -> 
         ProcessProbe([burner.pid]).cpu_ns()
     with pytest.raises(ProcessGone):
         ProcessProbe([burner.pid]).rss_kib()
+
+
+FAMILY = """
+import os, subprocess, sys
+burn = [sys.executable, "-c", "import sys, time\\nwhile time.process_time() < 0.2: pass\\nprint(flush=True)\\nsys.stdin.read()"]
+subprocess.run(burn, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # one that has ended
+with subprocess.Popen(burn, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+    child.stdout.readline()
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_family_is_counted_with_the_children_that_live_and_those_that_have_ended() -> None:
+    with subprocess.Popen([sys.executable, "-c", FAMILY], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        alone, family = ProcessProbe([parent.pid]), FamilyProbe(parent.pid)
+        assert family.cpu_ns() - alone.cpu_ns() >= 380_000_000  # ticks of the one that has ended
+        assert family.rss_kib() > alone.rss_kib()
+        together = SeveralProbes([family, ProcessProbe([os.getpid()])])
+        assert together.cpu_ns() > family.cpu_ns()
+        assert together.rss_kib() > family.rss_kib()
+        assert together.main_thread_ns() == 0
+        parent.stdin.close()  # type: ignore[union-attr]
+    with pytest.raises(ProcessGone):
+        family.cpu_ns()
 
 
 def test_an_echo_window_counts_rounds_and_the_cpu_of_the_server() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -156,6 +157,32 @@ def test_our_own_gateway_is_started_measured_and_ended_on_every_lane(bench: Call
         assert found[f"{lane}idle"]["checks"]["connections"] == 40
     assert found["framed/routed-16"]["ack_frames"] > 0
     assert not list(tmp_path.glob("aether-bench-*"))  # its data went with it
+
+
+def test_a_cluster_is_started_measured_by_its_parts_and_ended(bench: Callable[..., Any]) -> None:
+    chosen = ("cluster-2-across", "cluster-workers-2", "cluster-paced-across")
+    with tempfile.TemporaryDirectory(prefix="aether-test-bench-") as place:  # PostgreSQL may have to be somebody else's
+        Path(place).chmod(0o755)
+        status, found = bench(*chosen, "--data-root", place)
+        assert not list(Path(place).iterdir())
+    assert {name: result["failed"] for name, result in found.items()} == dict.fromkeys(chosen, "")
+    assert status == 0
+    for name, result in found.items():
+        done = result["cluster"]
+        assert result["checks"]["received"] == result["checks"]["sent"] > 0
+        assert 0 < done["database_share"] < 1
+        assert done["groups_per_s"] > 0
+        assert done["rows_per_group"] > 0
+        if name != "cluster-workers-2":  # there the kernel may put all on one
+            assert done["wakes_per_s"] > 0
+            assert done["notifies_per_s"] > 0
+            assert done["rows_per_read"] > 0
+
+
+def test_a_cluster_is_never_another_gateway(bench: Callable[..., Any]) -> None:
+    status, found = bench("cluster-1", "--target", "127.0.0.1:1")
+    assert status == 1
+    assert "--target is for one gateway" in found["cluster-1"]["failed"]
 
 
 @pytest.mark.parametrize("lane", ["grpc", "framed", "framed-acks", "websocket"])

@@ -53,6 +53,19 @@ def test_the_console_says_what_was_checked_and_what_failed() -> None:
     assert "idle: FAILED: memory needs the server's process" in shown
 
 
+def test_a_cluster_is_shown_by_its_parts() -> None:
+    done = {"database_share": 0.25, "groups_per_s": 1234.5, "rows_per_group": 7.0, "notifies_per_s": 90.0}
+    done |= {"wakes_per_s": 80.0, "reads_per_s": 70.0, "rows_per_read": 6.0}
+    results = beside(cluster_2_across=measured(4.0, cluster=done), routed_16=measured(1.0))
+    headings, row = table.of_clusters(results)
+    shown = dict(zip(headings, row, strict=True))
+    assert (shown["echoes"], shown["gateways"], shown["database"]) == ("4.00", "3.00", "1.00")
+    assert (shown["groups /s"], shown["rows a group"], shown["NOTIFY /s"]) == ("1,234", "7.0", "90")
+    assert " | ".join(row) in table.markdown(results)
+    assert "rows a read" in table.text(results)
+    assert table.of_clusters(beside(routed_16=measured(1.0))) == []
+
+
 def beside(**scenarios: dict[str, Any]) -> dict[str, Any]:
     return RESULTS | {"scenarios": {name.replace("__", "/").replace("_", "-"): one for name, one in scenarios.items()}}
 

@@ -1,0 +1,149 @@
+"""A cluster to measure: gateways on one embedded PostgreSQL, and what each part of it has done.
+
+PostgreSQL comes from a wheel and is set as it comes, so that a commit waits for the disk, which is the one of `--data-root`.
+Nodes are `aether dev` on that database, workers `aether serve --workers`; limits on what one client may send are off. The CPU of
+all gateways and of all processes of the database counts together, and is given apart as well.
+"""
+
+from __future__ import annotations
+
+import re
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from bench.process import FamilyProbe, ProcessProbe, SeveralProbes
+from bench.servers import ServerFailed, ServerOptions, Target, gateway, scratch
+
+OPS_SECONDS: Final = 10.0
+_SAMPLE: Final = re.compile(r"^(aether_\w+?)(?:_total)?(?:\{\})? (\S+)$", re.MULTILINE)
+
+_WORKER: Final = (
+    "auth.allow_anonymous=true",
+    "limits.send_rate_per_s=0",
+    "limits.connections_per_workspace=0",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """So many nodes, each with an address of its own, or so many workers behind one."""
+
+    nodes: int = 0
+    workers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What runs. `nodes` are addresses, one for each node, or one for all workers."""
+
+    target: Target
+    nodes: Sequence[str]
+    gateways: ProcessProbe
+    database: ProcessProbe
+    ops: Sequence[str]
+
+    def reading(self) -> Reading:
+        """What has been done so far."""
+        return Reading(self.gateways.cpu_ns(), self.database.cpu_ns(), _counters(self.ops))
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """CPU in nanoseconds, and the gateways' counters by name, added up."""
+
+    gateways_ns: int
+    database_ns: int
+    counters: Mapping[str, float] = field(default_factory=dict)
+
+    def until(self, later: Reading, messages: int, seconds: float) -> dict[str, float]:
+        """What was done between two readings, for so many messages in so many seconds."""
+
+        def grown(name: str) -> float:
+            return later.counters.get(name, 0.0) - self.counters.get(name, 0.0)
+
+        gateways, database = later.gateways_ns - self.gateways_ns, later.database_ns - self.database_ns
+        groups, reads = grown("aether_log_groups"), grown("aether_log_followed_reads")
+        return {
+            "database_share": round(database / max(1, gateways + database), 3),
+            "gateways_cpu_us": round(gateways / 1000 / max(1, messages), 2),
+            "database_cpu_us": round(database / 1000 / max(1, messages), 2),
+            "groups_per_s": round(groups / seconds, 1),
+            "rows_per_group": round(grown("aether_log_settled") / groups, 2) if groups else 0.0,
+            "notifies_per_s": round(
+                (grown("aether_cluster_bus_statements") + grown("aether_cluster_log_statements")) / seconds, 1
+            ),
+            "wakes_per_s": round(grown("aether_cluster_log_wakes") / seconds, 1),
+            "reads_per_s": round(reads / seconds, 1),
+            "rows_per_read": round(grown("aether_log_followed_rows") / reads, 2) if reads else 0.0,
+        }
+
+
+@contextmanager
+def serving_cluster(shape: Shape, options: ServerOptions, scenario: str) -> Iterator[Cluster]:
+    """A cluster for one scenario. Raises ServerFailed."""
+    if options.target:
+        raise ServerFailed("a cluster is always started here: --target is for one gateway")
+    try:
+        from aether_trio.cluster.embedded import EmbeddedPostgres, let_in
+        from aether_trio.storage.errors import StorageSetupError
+    except ImportError as missing:
+        raise ServerFailed(f"a cluster needs the packages of aether-trio[cluster]: {missing}") from missing
+    with ExitStack() as stack:
+        place = stack.enter_context(scratch(options.data_root))
+        let_in(place)
+        server = EmbeddedPostgres(place / "postgres")
+        stack.callback(server.stop)
+        try:
+            server.start()
+        except StorageSetupError as error:
+            raise ServerFailed(str(error)) from error
+        targets = [
+            stack.enter_context(gateway(one, f"{scenario}-{number}", _directory(place, number)))
+            for number, one in enumerate(_gateways(shape, options, server.dsn()), 1)
+        ]
+        readies = [ready for target in targets for ready in target.ready.get("nodes", [target.ready])]
+        gateways = ProcessProbe([int(ready["pid"]) for ready in readies])
+        database = FamilyProbe(server.pid)
+        addresses = [target.address for target in targets]
+        both = Target(addresses[0], SeveralProbes([gateways, database]))
+        yield Cluster(both, addresses, gateways, database, [str(ready["ops"]) for ready in readies])
+
+
+def _gateways(shape: Shape, options: ServerOptions, dsn: str) -> list[ServerOptions]:
+    """The commands to start."""
+    if shape.workers:
+        sets = [part for setting in _WORKER for part in ("--set", setting)]
+        words = ["--workers", str(shape.workers), "--host", "127.0.0.1", "--ops-port", "0", "--database", dsn]
+        return [replace(options, command=("serve", *words, *sets))]
+    return [
+        replace(
+            options, command=("dev", "--set", f"storage.database={dsn}", "--set", f"gateway.node_name=node-{number}")
+        )
+        for number in range(1, shape.nodes + 1)
+    ]
+
+
+def _directory(place: Path, number: int) -> Path:
+    made = place / f"gateway-{number}"
+    made.mkdir()
+    return made
+
+
+def _counters(ops: Sequence[str]) -> Mapping[str, float]:
+    """The metrics without labels of these gateways, added up; names without "_total"."""
+    sums: dict[str, float] = {}
+    for address in ops:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=OPS_SECONDS) as answer:
+            text = answer.read().decode()
+        for name, value in _SAMPLE.findall(text):
+            sums[name] = sums.get(name, 0.0) + float(value)
+    return sums
+
+
+def describe(shape: Shape) -> dict[str, Any]:
+    """The sizes that make two results comparable."""
+    return {"workers": shape.workers} if shape.workers else {"nodes": shape.nodes}
