@@ -7,6 +7,9 @@ to count, under the identity that it was accepted for. Of each identity the late
 Numbers are written in the transaction of the messages that bear them, so a crash forgets both or neither. A high-water
 mark would not do: a number in front of it may have been refused, or may never have come.
 
+Where several nodes write the log, an identity may have been on another one since a publisher was last used here. So what is in memory is
+joined with the row whenever a client comes; both are numbers that are committed.
+
 Invariants: a number is either unknown, on its way to the log (`pending`), or in `ranges`; what lies at or below `floor` is not
 known any more; `ranges` is sorted, and its ranges neither touch nor overlap.
 """
@@ -102,6 +105,17 @@ class Publisher:
         self._in_flight.append((number, seq))
         self.highest = max(self.highest, seq)
 
+    def join(self, ranges: Iterable[list[int]], written_ms: int) -> None:
+        """These are committed as well, as its row says."""
+        ranges = list(ranges)
+        if ranges:
+            self.highest = max(self.highest, ranges[-1][1])
+            floor = self.highest - self.window
+            self.ranges = _joined(self.ranges, ranges, floor)
+            if self._committing:
+                self._next_ranges = _joined(self._next_ranges, ranges, floor)
+        self.written_ms = max(self.written_ms, written_ms)
+
     # -- the log's side: a group is committed or refused as a whole -----------------------------------------------
 
     def begin(self, upto: int) -> bytes:
@@ -154,6 +168,19 @@ def _with(ranges: list[list[int]], numbers: Iterable[int], floor: int) -> list[l
     return merged
 
 
+def _joined(ones: Iterable[list[int]], others: Iterable[list[int]], floor: int) -> list[list[int]]:
+    """New ranges: what is in either, without what is at or below `floor`."""
+    joined: list[list[int]] = []
+    for first, last in sorted([*ones, *others]):
+        if last <= floor:
+            continue
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1][1] = max(joined[-1][1], last)
+        else:
+            joined.append([max(first, floor + 1), last])
+    return joined
+
+
 def _insert(merged: list[list[int]], seq: int) -> None:
     """Add a number that others are beyond."""
     at = bisect_right(merged, seq, key=_first)
@@ -190,20 +217,22 @@ class PublisherStore:
         """
         rows = (
             []
-            if self._known(identity, token)
+            if self._known(identity, token) and not self._database.shared
             else await self._database.read_small(lambda: programs.publisher_numbers(identity))
         )
 
         def claim() -> Publisher:
+            oldest_ms = self._clock.now_ms() - self._lifetime_ms
+            ranges, written_ms = [], 0
+            for stored, numbers, stored_ms in rows:
+                if stored == token and stored_ms >= oldest_ms:
+                    ranges, written_ms = _RANGES.decode(numbers), stored_ms
             known = self._known(identity, token)
             if known is None:
                 # Another connection's publisher may be live still; its appends are settled without it.
-                oldest_ms = self._clock.now_ms() - self._lifetime_ms
-                ranges, written_ms = [], 0
-                for stored, numbers, stored_ms in rows:
-                    if stored == token and stored_ms >= oldest_ms:
-                        ranges, written_ms = _RANGES.decode(numbers), stored_ms
                 known = self._live[identity] = Publisher(identity, token, self._window, ranges, written_ms)
+            elif rows:
+                known.join(ranges, written_ms)
             return known
 
         return claim

@@ -1,0 +1,209 @@
+"""Whole gateways without sockets on one database, in one process: what a participant on one node sees of those on others.
+
+    async with open_fabric(engine) as fabric:
+        one, two = await fabric.start(), await fabric.start()
+        async with join(one, agent("w", "a", "1")) as a, join(two, agent("w", "b", "1")) as b:
+            a.send(message_to("ag::w::b::1", b"hello"))
+
+Each core has a task, an engine and a loop of its own, so one can be stopped, cut off or deafened without the others.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import trio
+
+from aether_trio.cluster.cluster import Cluster
+from aether_trio.cluster.records import ClusterLimits
+from aether_trio.cluster.tails import ClusterTails, TailLimits
+from aether_trio.core import Core, open_core
+from aether_trio.storage.base import StorageUnavailable
+from aether_trio.testing.memory import MemoryLink
+from aether_trio.transport.link import Peer
+from aether_trio.wire.framing import Send
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import settings_for_tests
+from tests.helpers.engines import PostgresEngine
+
+LONG_S = 60.0
+"""A safety net against a hang, never a measurement."""
+NEVER_S = 10 * LONG_S
+"""Between two looks: what these tests see, a hint has told."""
+QUICK = {"lease_grace_s": 1.0, "probe_s": 0.2, "probe_timeout_s": 1.0, "ask_again_s": 0.2, "sweep_s": 1.0}
+
+
+@dataclass(eq=False)
+class Gateway:
+    """One core, and the parts of it that tests break."""
+
+    core: Core
+    tails: ClusterTails
+    cluster: Cluster
+
+    def deafen(self) -> None:
+        """Every hint to this node is lost from now on."""
+        self.cluster.bus.receive = lambda _payload: None  # type: ignore[method-assign]
+
+    def fail_reads(self, fails: Callable[[], bool]) -> None:
+        """The log cannot be read whenever `fails` says so."""
+        database = self.core.log._database
+        for name in ("read", "read_small"):
+            setattr(database, name, partial(_maybe, getattr(database, name), fails))
+
+
+async def _maybe(read: Callable[..., Any], fails: Callable[[], bool], *args: Any) -> Any:
+    await trio.lowlevel.checkpoint()
+    if fails():
+        raise StorageUnavailable("not now")
+    return await read(*args)
+
+
+class Fabric:
+    """Made by `open_fabric`. `settings` are sections for every core, `poll_s` how often nodes look without a hint."""
+
+    def __init__(self, nursery: trio.Nursery, engine: PostgresEngine, settings: Mapping[str, Any]) -> None:
+        self._nursery = nursery
+        self._engine = engine
+        self._settings = settings
+        self._ends: dict[Gateway, tuple[trio.Event, trio.Event]] = {}
+        self.gateways: list[Gateway] = []
+
+    async def start(self, **changes: Mapping[str, Any]) -> Gateway:
+        """One more gateway. Every other one knows of it when this returns."""
+        gateway: Gateway = await self._nursery.start(self._run, changes)
+        self.gateways.append(gateway)
+        if len(self.gateways) > 1:
+            await until(lambda: not any(one.tails._alone for one in self.gateways))
+        return gateway
+
+    async def start_many(self, count: int) -> list[Gateway]:
+        """So many gateways at once."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(count):
+                nursery.start_soon(self.start)
+        return list(self.gateways)
+
+    async def stop(self, gateway: Gateway) -> None:
+        """A clean exit."""
+        stop, stopped = self._ends.pop(gateway)
+        self.gateways.remove(gateway)
+        stop.set()
+        await stopped.wait()
+
+    async def _run(self, changes: Mapping[str, Any], task_status: trio.TaskStatus[Gateway]) -> None:
+        stop, stopped = trio.Event(), trio.Event()
+        storage = {"database": self._engine.server.dsn(), "schema": self._engine.schema}
+        settings = settings_for_tests(storage=storage, **{**self._settings, **changes})
+        try:
+            async with open_core(settings) as core:
+                tails = core.log.relay
+                assert isinstance(tails, ClusterTails)
+                gateway = Gateway(core, tails, tails._cluster)
+                self._ends[gateway] = (stop, stopped)
+                task_status.started(gateway)
+                await stop.wait()
+        finally:
+            stopped.set()
+
+    async def close(self) -> None:
+        for stop, _ in self._ends.values():
+            stop.set()
+        for _, stopped in self._ends.values():
+            await stopped.wait()
+
+
+@asynccontextmanager
+async def open_fabric(
+    engine: PostgresEngine, *, poll_s: float = NEVER_S, limits: Mapping[str, Any] = QUICK, **settings: Mapping[str, Any]
+) -> AsyncIterator[Fabric]:
+    """Gateways on this schema."""
+    with ExitStack() as patches:
+        patches.enter_context(mock.patch("aether_trio.cluster.records.ClusterLimits", partial(ClusterLimits, **limits)))
+        patches.enter_context(mock.patch("aether_trio.cluster.tails.TailLimits", partial(TailLimits, poll_s=poll_s)))
+        with trio.fail_after(LONG_S):
+            async with trio.open_nursery() as nursery:
+                fabric = Fabric(nursery, engine, settings)
+                try:
+                    yield fabric
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await fabric.close()
+
+
+# -- participants -----------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def join(
+    gateway: Gateway, hello: pb.UpstreamMessage, link: MemoryLink | None = None
+) -> AsyncIterator[MemoryLink]:
+    """Connect a scripted participant; `link.ack` is its acknowledgement. It may have been ended by the end of the block."""
+    link = link or Participant()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(gateway.core.sessions.serve, link)
+        link.send(hello)
+        link.ack = (await link.next("connection_ack")).connection_ack  # type: ignore[attr-defined]
+        yield link
+        link.finish()
+
+
+class Participant(MemoryLink):
+    """A MemoryLink that knows its session."""
+
+    ack: pb.ConnectionAck
+
+    async def take(self, count: int) -> list[bytes]:
+        """The payloads of the next messages."""
+        return [(await self.next("msg")).msg.payload for _ in range(count)]
+
+
+class Numbered(Participant):
+    """A client of the framed lane as far as its numbered sends go: `acked` and `refused` are what it was told of them."""
+
+    def __init__(self, token: bytes) -> None:
+        super().__init__()
+        self.peer = Peer("memory:0", "memory", publisher=token)
+        self.acked = 0
+        self.refused: list[int] = []
+        self._told = trio.Event()
+
+    def kick(self) -> None:
+        """See Link."""
+        receipts = getattr(self._source, "receipts", None)
+        if receipts is not None and self.ended is None and not self._broken:
+            refused, acked = receipts.take()
+            self.refused += [seq for seq, _ in refused]
+            self.acked = max(self.acked, acked)
+            self._told.set()
+        super().kick()
+
+    def publish(self, topic: str, *seqs: int) -> None:
+        """Numbered sends whose payloads are their numbers."""
+        self._upstream: deque[Any]
+        self._upstream.extend(Send(seq, topic, b"%d" % seq) for seq in seqs)
+        self._news.set()
+
+    async def wait_acked(self, seq: int) -> None:
+        """Until everything up to this number is settled."""
+        while self.acked < seq:
+            self._told = trio.Event()
+            await self._told.wait()
+
+
+async def until(what: Callable[[], bool]) -> None:
+    """Look until it is so."""
+    with trio.fail_after(LONG_S):
+        while not what():
+            await trio.sleep(0.01)
+
+
+def numbers(payloads: Iterable[bytes], prefix: bytes) -> list[int]:
+    """The numbers of the payloads `prefix:number`, in the order of their arrival."""
+    return [int(one.split(b":")[1]) for one in payloads if one.startswith(prefix + b":")]

@@ -1,0 +1,194 @@
+"""Every form of topic, from a sender on another node, and the order of one topic whose senders are on two nodes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import AsyncExitStack
+
+import trio
+
+from aether_trio.testing.memory import MemoryLink
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.cluster.across.fabric import Participant, join, numbers, open_fabric, until
+from tests.helpers.core import (
+    agent,
+    barrier,
+    bridge,
+    errors,
+    message_to,
+    metrics_bridge,
+    orchestrator,
+    payloads,
+    service,
+    switch_to,
+    task,
+    user,
+    workflow_engine,
+)
+from tests.helpers.engines import PostgresEngine
+
+METRIC = pb.Metric(entries=[pb.MetricEntry(name="cpu", qty=1.5)]).SerializeToString()
+
+
+async def test_every_form_of_topic_from_a_sender_on_another_node(postgres_engine: PostgresEngine) -> None:
+    async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
+        one, two = await fabric.start_many(2)
+
+        async def here(hello: pb.UpstreamMessage) -> MemoryLink:
+            return await stack.enter_async_context(join(one, hello))
+
+        async def there(hello: pb.UpstreamMessage) -> MemoryLink:
+            return await stack.enter_async_context(join(two, hello))
+
+        mapper, unique, worker = (
+            await there(agent("w", "mapper", "1")),
+            await there(task("w", "sum", "u")),
+            await there(task("w", "sum")),
+        )
+        desk, couch = await there(user("ann", "desk")), await there(user("ann", "couch"))
+        mail, wires, engine, meter = (
+            await there(service("mail", "1")),
+            await there(bridge("wires", "1")),
+            await there(workflow_engine()),
+            await there(metrics_bridge()),
+        )
+        desk.send(switch_to("w"))
+        await barrier(desk, couch)
+        sender, sending_service = await here(agent("w", "sender", "1")), await here(service("sender", "1"))
+        name = worker_topic(postgres_engine)
+        sent: dict[bytes, list[MemoryLink]] = {
+            b"ag::w::mapper::1": [mapper],
+            b"tu::w::sum::u": [unique],
+            name.encode(): [worker],
+            b"tb::w::sum": [worker],
+            b"us::ann::desk": [desk],
+            b"uw::ann::w": [desk],
+            b"ga::w": [mapper, sender],
+            b"gu::w": [desk],
+            b"sv::mail::1": [mail],
+            b"sv::mail": [mail],
+            b"br::wires::1": [wires],
+            b"event::": [engine],
+            b"event::receiver0": [engine],
+        }
+        for topic in sent:
+            sender.send(message_to(topic.decode(), topic))
+        sender.send(message_to("metric::", METRIC, pb.METRIC))
+        sending_service.send(message_to("uu::ann", b"uu::ann"))
+        sent[b"uu::ann"] = [desk, couch]
+        sent[METRIC] = [meter]
+        everybody = [mapper, unique, worker, desk, couch, mail, wires, engine, meter, sender, sending_service]
+        await barrier(sender, sending_service)
+        wanted = {one: Counter(topic for topic, whom in sent.items() if one in whom) for one in everybody}
+        await until(lambda: all(len(payloads(one)) >= wanted[one].total() for one in everybody))
+        await barrier(*everybody)
+        assert {one: Counter(payloads(one)) for one in everybody} == wanted
+        assert [errors(one) for one in everybody] == [[]] * len(everybody)
+
+
+def worker_topic(engine: PostgresEngine) -> str:
+    [(name,)] = engine.rows(f"SELECT identity FROM {engine.schema}.holds WHERE identity LIKE 'ta::%'")
+    return str(name)
+
+
+async def test_a_lane_of_a_task_is_in_the_log_of_all(postgres_engine: PostgresEngine) -> None:
+    async with open_fabric(postgres_engine) as fabric:
+        one, two = await fabric.start_many(2)
+        lane = "tk::w::t1::msg"
+        tail = two.core.tail.open(lane, 1)
+        async with join(one, agent("w", "a", "1")) as a:
+            a.send(message_to(lane, b"x"), message_to(lane, b"y"))
+            await barrier(a)
+            found = []
+            async for _, _, frame in tail:
+                found.append(pb.DownstreamMessage.FromString(frame).msg.payload)
+                if len(found) == 2:
+                    break
+            assert found == [b"x", b"y"]
+        await tail.aclose()
+
+
+async def test_an_orchestrator_is_told_that_it_may_not_wherever_the_target_is(postgres_engine: PostgresEngine) -> None:
+    async with open_fabric(postgres_engine) as fabric:
+        one, two = await fabric.start_many(2)
+        async with join(one, orchestrator("o", "1")) as o, join(two, user("ann", "desk")) as desk:
+            o.send(message_to("us::ann::desk", b"x"))
+            await barrier(o, desk)
+            assert [error.code for error in errors(o)] == ["ERR_PERMISSION_DENIED"]
+            assert payloads(desk) == []
+
+
+async def test_any_instance_of_a_service_is_one_of_all_nodes(postgres_engine: PostgresEngine) -> None:
+    async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
+        gateways = await fabric.start_many(3)
+        instances = [
+            await stack.enter_async_context(join(gateways[number % 3], service("mail", str(number))))
+            for number in range(6)
+        ]
+        aside = pb.ServiceIdentity(implementation="mail", specifier="aside", no_pool_consumer=True)
+        bystander = await stack.enter_async_context(
+            join(gateways[0], pb.UpstreamMessage(init=pb.InitConnection(service=aside)))
+        )
+        everyone = {f"sv::mail::{number}" for number in range(6)}
+        # A new instance is known to the others milliseconds after its commit.
+        await until(lambda: all(known(one) == everyone for one in gateways))
+        for number, gateway in enumerate(gateways):
+            async with join(gateway, agent("w", "a", str(number))) as a:
+                for count in range(12):
+                    a.send(message_to("sv::mail", b"%d.%d" % (number, count)))
+                await barrier(a)
+                assert errors(a) == []
+        await until(lambda: sum(len(payloads(one)) for one in instances) == 36)
+        assert [len(payloads(one)) for one in instances] == [6] * 6
+        assert payloads(bystander) == []
+        for one in instances:
+            one.finish()
+        await until(lambda: not any(known(one) for one in gateways))
+        async with join(gateways[1], agent("w", "a", "9")) as a:
+            a.send(message_to("sv::mail", b"nobody"))
+            await barrier(a)
+            assert [error.code for error in errors(a)] == ["ERR_SV_UNAVAILABLE"]
+
+
+def known(gateway) -> set[str]:  # type: ignore[no-untyped-def]
+    """The instances of `mail` that a gateway would choose from."""
+    pick = gateway.core.directory.pick_service
+    return {name for name in (pick("mail") for _ in range(12)) if name is not None}
+
+
+async def test_messages_of_one_topic_are_in_one_order_for_everybody(postgres_engine: PostgresEngine) -> None:
+    count = 300
+    async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
+        gateways = await fabric.start_many(3)
+        listeners: list[Participant] = [
+            await stack.enter_async_context(join(gateway, agent("w", f"listener{number}", "1")))  # type: ignore[misc]
+            for number, gateway in enumerate(gateways)
+        ]
+
+        async def send(number: int) -> None:
+            async with join(gateways[number], service("sender", str(number))) as sender:
+                for at in range(0, count, 10):
+                    sender.send(*[message_to("ga::w", b"%d:%d" % (number, n)) for n in range(at, at + 10)])
+                    if at % 50 == 0:
+                        await barrier(sender)
+                await barrier(sender)
+                assert errors(sender) == []
+
+        async with trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(send, number)
+        heard = [await listener.take(3 * count) for listener in listeners]
+        assert heard[0] == heard[1] == heard[2]
+        assert all(numbers(heard[0], b"%d" % number) == list(range(count)) for number in range(3))
+
+
+async def test_an_answer_is_a_barrier_for_readers_on_other_nodes(postgres_engine: PostgresEngine) -> None:
+    """What was sent before an answer is in the log, so whoever connects after it, anywhere, finds it."""
+    async with open_fabric(postgres_engine) as fabric:
+        one, two = await fabric.start_many(2)
+        async with join(one, agent("w", "a", "1")) as a:
+            for number in range(10):
+                a.send(message_to(f"ag::w::late::{number}", b"early"))
+                await barrier(a)
+                async with join(two, agent("w", "late", str(number))) as late:
+                    assert await late.take(1) == [b"early"]  # type: ignore[attr-defined]
