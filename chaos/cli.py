@@ -50,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rate", type=_positive, default=20.0, metavar="R", help="messages per second of each (20)")
     made.add_argument("--bound", type=_positive, default=35.0, metavar="S", help="how soon a client must be back (35)")
     made.add_argument("--trials", type=int, default=6, metavar="N", help="of each recovery time; 0 measures none (6)")
+    made.add_argument(
+        "--keep", type=Path, metavar="DIR", help="leave there what the processes printed, and all that was seen"
+    )
     made.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
     return made
 
@@ -66,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         trials=given.trials,
         kinds=given.only,
         standby=given.standby,
+        keep=given.keep,
         rates=Rates(peers=given.peers, messages_per_s=given.rate),
     )
     print(f"seed {wishes.seed}", file=sys.stderr, flush=True)

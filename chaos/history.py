@@ -6,8 +6,10 @@ Times are seconds since the run began, of this process's clock, which all client
 from __future__ import annotations
 
 import enum
+import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 
 class Outcome(enum.StrEnum):
@@ -141,4 +143,15 @@ class History:
     backwards: list[Backwards] = field(default_factory=list)
     logged: list[Logged] = field(default_factory=list)
     disturbances: list[Disturbance] = field(default_factory=list)
+    began_unix_s: float = 0.0
+    """By which these times can be found in what the nodes have printed."""
     ended_s: float = 0.0
+
+    def write(self, file: Path) -> None:
+        """All of it as lines of JSON: {"what": a field's name, and the record's own}."""
+        records = ("sent", "delivered", "counted", "outages", "held", "backwards", "logged", "disturbances")
+        with file.open("w") as lines:
+            lines.write(json.dumps({"what": "run", "began_unix_s": self.began_unix_s, "ended_s": self.ended_s}) + "\n")
+            for what in records:
+                for record in getattr(self, what):
+                    lines.write(json.dumps({"what": what, **asdict(record)}) + "\n")

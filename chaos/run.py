@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import trio
 
@@ -39,6 +41,8 @@ class Wishes:
     standby: bool = False
     """Whether there is one, and the primary is killed for good half-way."""
     rates: Rates = field(default_factory=Rates)
+    keep: Path | None = None
+    """Where what the processes have printed, and all that was seen, is left."""
 
 
 @dataclass
@@ -63,12 +67,14 @@ async def run(wishes: Wishes, say: Callable[[str], None]) -> Result:
     recovery: list[Times] = []
     history = History()
     postgres = {"max_connections": "300"}
-    async with open_process_cluster(wishes.nodes, postgres=postgres, standby=wishes.standby) as cluster:
+    async with open_process_cluster(
+        wishes.nodes, postgres=postgres, standby=wishes.standby, keep=wishes.keep
+    ) as cluster:
         await ledger.install(cluster)
         say(f"{wishes.nodes} nodes serve behind {cluster.front.address}")
         if wishes.trials:
             recovery = await measure(cluster, wishes.trials, say)
-        begun_s = trio.current_time()
+        begun_s, history.began_unix_s = trio.current_time(), time.time()
 
         def now() -> float:
             return trio.current_time() - begun_s
@@ -97,6 +103,8 @@ async def run(wishes: Wishes, say: Callable[[str], None]) -> Result:
             await _read_counters(cluster, history)
             load.close()
         await ledger.read(cluster, history)
+    if wishes.keep is not None:
+        history.write(wishes.keep / "history.jsonl")
     verdicts = check_all(history, bound_s=wishes.bound_s)
     return Result(wishes, history, verdicts, recovery, weather.missed, rivals.turns)
 

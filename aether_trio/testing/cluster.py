@@ -74,6 +74,7 @@ class ClusterNode:
         self.standby_link = standby_link
         self.stopped = False
         """By SIGSTOP."""
+        self._serves = False
         self._process = process
         self._settled: Callable[[], None] = lambda: None
 
@@ -83,12 +84,17 @@ class ClusterNode:
         return self._process.running
 
     @property
+    def serving(self) -> bool:
+        """Whether it runs and has said that it serves, stopped or not."""
+        return self.running and self._serves
+
+    @property
     def pid(self) -> int:
         return self._process.pid
 
     @property
     def address(self) -> str:
-        """HOST:PORT of the node itself, without a proxy."""
+        """HOST:PORT of the node itself, without a proxy; the same after each start."""
         assert self._process.ready is not None, "it was never started"
         return self._process.ready.gateway
 
@@ -108,9 +114,10 @@ class ClusterNode:
         if ready is not None:
             for key, address in (("gateway.port", ready.gateway), ("ops.port", ready.ops)):
                 pinned += ["--set", f"{key}={address.rpartition(':')[2]}"]
-        self.stopped = False
+        self.stopped = self._serves = False
         ready = await self._process.start(*pinned)
         self.link.target = ready.gateway
+        self._serves = True
         self._settled()
 
     async def kill(self) -> None:
@@ -236,8 +243,8 @@ class ProcessCluster:
 
     def _look(self) -> None:
         """A load balancer's health check."""
-        self.turns.addresses = [node.address for node in self.nodes if node.running]
-        self.turns.out = {node.address for node in self.nodes if node.stopped}
+        self.turns.addresses = [node.address for node in self.nodes if node.serving]
+        self.turns.out = {node.address for node in self.nodes if node.serving and node.stopped}
 
     async def _in_turn(self, work: Callable[[], T]) -> T:
         async with self._turn:
@@ -253,11 +260,12 @@ async def open_process_cluster(
     command: Sequence[str] = ("dev",),
     standby: bool = False,
     start: bool = True,
+    keep: Path | None = None,
 ) -> AsyncIterator[ProcessCluster]:
     """PostgreSQL and so many nodes, serving; or nodes yet to be started. Everything ends with the block.
 
     `settings` are texts for the nodes' `--set`, `postgres` what PostgreSQL has beside embedded.FAST. `command` is what the nodes run.
-    With `standby` there is a synchronous hot standby, and the nodes know both.
+    With `standby` there is a synchronous hot standby, and the nodes know both. What the processes have printed is left in `keep`.
     Raises NodeFailed or StorageSetupError with what was said by whoever did not start.
     """
     home = _make_home()
@@ -316,6 +324,8 @@ async def open_process_cluster(
         with trio.CancelScope(shield=True):
             for one in reversed(servers):
                 await trio.to_thread.run_sync(partial(one.stop, signum=signal.SIGQUIT))
+            if keep is not None:
+                _keep_output(home, keep)
             shutil.rmtree(home, ignore_errors=True)
 
 
@@ -336,6 +346,12 @@ def _is_all(group: BaseException, error: BaseException) -> bool:
             return False
         (group,) = group.exceptions
     return True
+
+
+def _keep_output(home: Path, keep: Path) -> None:
+    keep.mkdir(parents=True, exist_ok=True)
+    for said in (*home.glob("*.log"), *home.glob("*/log")):
+        shutil.copyfile(said, keep / "-".join(said.relative_to(home).parts))
 
 
 def _make_home() -> Path:

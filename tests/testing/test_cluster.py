@@ -60,6 +60,27 @@ async def test_a_node_is_killed_stopped_and_drained_and_serves_again_where_it_wa
         await echo(cluster.front.address, b"after a restart")
 
 
+async def test_nodes_start_together_and_the_front_leaves_out_who_does_not_serve_yet(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    async with open_process_cluster(2, keep=kept) as cluster:
+        first, second = cluster.nodes
+        assert sorted(cluster.turns.addresses) == sorted([first.address, second.address])
+        await first.kill()
+        assert cluster.turns.addresses == [second.address]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first.start)
+            while not first.running:
+                await trio.sleep(0)
+            second.stop()  # whatever happens to one while the other starts
+            assert cluster.turns.out == {second.address}
+            assert cluster.turns.addresses == [second.address]
+            second.cont()
+        assert not cluster.turns.out
+        for node in cluster.nodes:
+            await echo(node.address, b"from each")
+    assert {file.name for file in kept.iterdir()} >= {"node-1.log", "node-2.log", "postgres-log"}
+
+
 def state_of(pid: int) -> str:
     """As proc(5): "T" is stopped."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
