@@ -31,7 +31,7 @@ from aether_trio.routing.rates import Rates
 from aether_trio.routing.retention import Retention
 from aether_trio.routing.router import Router
 from aether_trio.routing.tail import Tail
-from aether_trio.routing.work_group import WorkGroups
+from aether_trio.routing.work_groups import open_work_groups
 from aether_trio.services import unbuilt
 from aether_trio.services.access import DevAuthorizer
 from aether_trio.services.checkpoints import CheckpointService
@@ -103,7 +103,7 @@ class Core:
                 log=log,
                 publishers=publishers,
                 lanes=self.lanes,
-                groups=WorkGroups(log, nursery),
+                groups=open_work_groups(log, nursery),
                 rates=rates,
                 router=self.router,
                 registry=self.registry,

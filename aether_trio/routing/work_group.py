@@ -1,4 +1,4 @@
-"""A work group: the topic `tb::ws::impl`, each of whose messages goes to exactly one connected worker.
+"""A work group of a gateway that is alone: the topic `tb::ws::impl`, each of whose messages goes to exactly one connected worker.
 
 The group reads its topic's log once, as one consumer, and hands each message to the next worker in turn that has fewer
 than `WINDOW` messages on their way to it. What a worker had not been sent when it left goes to the others, first. With
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import structlog
 import trio
@@ -35,6 +36,20 @@ RETRY_S = 0.5
 
 MAX_IDLE_GROUPS = 10_000
 """Groups without a worker that are remembered for what was done out of order (some hundred bytes each)."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkStatistics:
+    """`groups` have workers or something to write down; `idle` ones are only remembered. Where several nodes hand out work there are also,
+    since start: `exchanges` with the database, messages `taken` from it and `returned` to it, `failed` exchanges."""
+
+    groups: int
+    idle: int
+    workers: int
+    exchanges: int = 0
+    taken: int = 0
+    returned: int = 0
+    failed: int = 0
 
 
 class Member:
@@ -242,8 +257,8 @@ class WorkGroup:
         return True
 
 
-class WorkGroups:
-    """The work groups of one node that have a worker connected, and those whose cursor alone would repeat work."""
+class LocalGroups:
+    """The work groups that have a worker connected, and those whose cursor alone would repeat work. See work_groups.WorkGroups."""
 
     def __init__(self, log: TopicLog, nursery: trio.Nursery) -> None:
         self._log = log
@@ -273,6 +288,12 @@ class WorkGroups:
             group = WorkGroup(self._log, state, cursor, self._nursery, self._forget)
             self._groups[state.name] = group
         return group.join(outbox)
+
+    def statistics(self) -> WorkStatistics:
+        """What there is now."""
+        return WorkStatistics(
+            len(self._groups), len(self._idle), sum(len(one.members) for one in self._groups.values())
+        )
 
     def _forget(self, group: WorkGroup) -> None:
         state = group.state

@@ -31,7 +31,7 @@ from aether_trio.routing.publishers import PublisherStore
 from aether_trio.routing.rates import Rates
 from aether_trio.routing.receipts import Receipts
 from aether_trio.routing.router import Router
-from aether_trio.routing.work_group import WorkGroups
+from aether_trio.routing.work_groups import WorkGroups
 from aether_trio.session.admission import Claim, read_claim, undeclared_extensions
 from aether_trio.session.dispatch import Dispatcher
 from aether_trio.session.holding import Holding

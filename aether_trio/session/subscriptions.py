@@ -19,7 +19,7 @@ from aether_trio.routing.log import TopicLog
 from aether_trio.routing.outbox import Outbox
 from aether_trio.routing.subscription import Subscription
 from aether_trio.routing.topic_state import TopicState
-from aether_trio.routing.work_group import Member, WorkGroups
+from aether_trio.routing.work_groups import Worker, WorkGroups
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def plan_for_workspace(user_id: str, workspace: str) -> Plan:
 @dataclass(slots=True)
 class _Open:
     subscriptions: list[Subscription] = field(default_factory=list)
-    member: Member | None = None
+    member: Worker | None = None
     lanes: tuple[str, ...] = ()
     pinned: list[TopicState] = field(default_factory=list)
 

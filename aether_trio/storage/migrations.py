@@ -14,7 +14,7 @@ from typing import Final
 
 from aether_trio.storage.base import Execute, Fetch, Program
 from aether_trio.storage.errors import SchemaTooNewError
-from aether_trio.storage.schema import audit, cluster, log, state
+from aether_trio.storage.schema import ForPostgres, audit, cluster, log, state
 
 Migration = tuple[str, ...]
 
@@ -92,6 +92,8 @@ def upgrade(name: str, dialect: Dialect, where: str) -> Program[int]:
         )
     for migration in migrations[seen:]:
         for statement in migration:
+            if isinstance(statement, ForPostgres) and dialect is not POSTGRES:
+                continue
             text = statement.format(**asdict(dialect))
             if text:
                 yield Execute(text)

@@ -13,6 +13,8 @@ In PostgreSQL several nodes append. There `floor_offset` and `floor_bytes` are t
 given out by that row; `messages` is partitioned by time, and retention by age drops partitions (routing/partitions.py); and
 `log_writers` has the number of each process's last group, for when it does not know whether that was committed.
 
+Who has which message of a work group is in work.py, for PostgreSQL only; in SQLite the one gateway knows it.
+
 `publishers.numbers` are the sequence numbers of an identity's latest publisher that are in the log, as ranges in MessagePack
 (routing/publishers.py).
 """
@@ -20,6 +22,8 @@ given out by that row; `messages` is partitioned by time, and retention by age d
 from __future__ import annotations
 
 from typing import Final
+
+from aether_trio.storage.schema import work
 
 MIGRATIONS: Final = (
     (
@@ -53,4 +57,5 @@ MIGRATIONS: Final = (
         ) {clustered}""",
     ),
     ("{log_writers}",),
+    work.STATEMENTS,
 )

@@ -1,0 +1,45 @@
+"""Who hands out the messages of `tb` topics: this gateway by itself, or several nodes on one database by what stands in it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import trio
+
+from aether_trio.routing.log import TopicLog
+from aether_trio.routing.outbox import Outbox
+from aether_trio.routing.shared_work import SharedGroups
+from aether_trio.routing.topic_state import TopicState
+from aether_trio.routing.work_group import LocalGroups, WorkStatistics
+
+
+class Worker(Protocol):
+    """One worker's place in its group."""
+
+    def leave(self) -> None:
+        """The worker is gone; what it was not sent goes to others. Idempotent, no checkpoint."""
+        ...
+
+
+class WorkGroups(Protocol):
+    """The work groups of one node."""
+
+    async def find(self, topic: str) -> tuple[TopicState, int]:
+        """What `join` needs to know: the topic's state (pinned, see TopicLog.warm) and the group's cursor.
+
+        Raises StorageUnavailable.
+        """
+        ...
+
+    def join(self, found: tuple[TopicState, int], outbox: Outbox) -> Worker:
+        """Make the owner of `outbox` a worker of the group. No checkpoint."""
+        ...
+
+    def statistics(self) -> WorkStatistics:
+        """What there is now, and what has happened."""
+        ...
+
+
+def open_work_groups(log: TopicLog, nursery: trio.Nursery) -> WorkGroups:
+    """The right ones for the log's database, with their tasks in `nursery`, which must end before the log does."""
+    return SharedGroups(log, nursery) if log.database.shared else LocalGroups(log, nursery)
