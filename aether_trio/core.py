@@ -34,6 +34,7 @@ from aether_trio.routing.tail import Tail
 from aether_trio.routing.work_groups import open_work_groups
 from aether_trio.services import unbuilt
 from aether_trio.services.access import DevAuthorizer
+from aether_trio.services.agents import AgentService, AgentStore, Roster
 from aether_trio.services.checkpoints import CheckpointService
 from aether_trio.services.credentials import CredentialChecker
 from aether_trio.services.kv import KvService, refusal
@@ -93,6 +94,8 @@ class Core:
         self.kv = KvService(state, clock, limits, self.authorizer)
         self.checkpoints = CheckpointService(state, clock, limits)
         self.tail = Tail(log, self.lanes, clock)
+        self.agents = AgentStore(state, clock, strict=strict)
+        self.roster = Roster(state, self.directory, clock)
         self._register(rates, strict)
         self.sessions = SessionServer(
             Parts(
@@ -112,6 +115,7 @@ class Core:
                 authenticate=self._authenticate,
                 recall=self.presence.recall,
                 config_snapshot=self._config_snapshot,
+                joins=self.roster.join,
                 attempted=self._attempted,
                 ended=self._ended,
                 server_version=__version__,
@@ -129,6 +133,7 @@ class Core:
         register("switch_workspace", WorkspaceSwitch(self.authorizer, self.directory.moved, strict=strict).handle)
         register("session_op", sessions.operate)
         register("connection_status_request", sessions.status)
+        register("agent_op", AgentService(self.agents, self.roster, self.authorizer).handle)
         unbuilt.register(self.dispatcher)
 
     async def _kv_op(self, session: Session, op: pb.KVOperation) -> list[pb.DownstreamMessage]:
@@ -164,6 +169,7 @@ class Core:
     def _ended(self, session: Session) -> None:
         self.holding.let_go(session)
         self.presence.ended(session)
+        self.roster.left(session)
         self.metrics.connection_duration.observe(
             (self.clock.now_ms() - session.connected_ms) / 1000,
             (session.identity.workspace, session.identity.type_name),
@@ -258,6 +264,7 @@ async def open_core(
         nursery.start_soon(retention.sweep_forever, name="retention")
         nursery.start_soon(publishers.sweep_forever, name="publishers")
         nursery.start_soon(core.presence.run, name="presence")
+        nursery.start_soon(core.roster.run, name="roster")
         nursery.start_soon(_find_well_again, state, name="state-probe")
         if settings.grpc.write_timeout_s:
             nursery.start_soon(core.cut_stuck_sessions, settings.grpc.write_timeout_s, name="stuck-sessions")

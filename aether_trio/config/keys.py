@@ -209,6 +209,8 @@ LIMIT_TEXTS: Final[Mapping[str, str]] = {
     "credential_bytes": "One credential, key and value together.",
     "extensions_per_connection": "Extensions that one connection may declare.",
     "extension_uri_bytes": "Length of one extension's URI.",
+    "profiles_per_orchestrator": "Launch profiles that one orchestrator serves.",
+    "profile_bytes": "Length of a launch profile's name.",
     "metric_entries": "Entries of one metric message.",
     "metric_metadata_keys": "Metadata keys of one metric message.",
     "kv_key_bytes": "Length of a key.",

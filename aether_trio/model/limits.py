@@ -49,6 +49,9 @@ class Limits:
     extensions_per_connection: int = 64
     """Declared extensions, message and metadata together. The reference has no bound."""
     extension_uri_bytes: int = 1 * KIB
+    profiles_per_orchestrator: int = 64
+    """Launch profiles that one orchestrator serves. The reference has no bound."""
+    profile_bytes: int = 256
 
     metric_entries: int = MAX_ENTRIES
     metric_metadata_keys: int = MAX_METADATA_KEYS

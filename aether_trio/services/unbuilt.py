@@ -38,7 +38,6 @@ FAILURES: dict[str, Failure | None] = {
     "workspace_op": lambda op, text: pb.DownstreamMessage(
         workspace=pb.WorkspaceResponse(error=text, request_id=op.request_id)
     ),
-    "agent_op": lambda op, text: pb.DownstreamMessage(agent=pb.AgentResponse(error=text, request_id=op.request_id)),
     "acl_op": lambda op, text: pb.DownstreamMessage(acl=pb.ACLResponse(error=text, request_id=op.request_id)),
     "workflow_op": lambda op, text: pb.DownstreamMessage(
         workflow_response=pb.WorkflowResponse(error=text, request_id=op.request_id)

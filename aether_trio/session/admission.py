@@ -36,6 +36,8 @@ class Claim:
     extensions: tuple[pb.NegotiatedExtension, ...]
     sdk: str
     version: str
+    profiles: tuple[str, ...] = ()
+    """What an orchestrator can start."""
 
 
 def read_claim(
@@ -64,6 +66,7 @@ def read_claim(
         _negotiate(init.extensions, metadata.get(EXTENSIONS_HEADER, ""), limits),
         init.client_sdk[:64],
         init.client_version[:64],
+        _profiles(init.orchestrator.supported_profiles, limits),
     )
 
 
@@ -102,6 +105,19 @@ def _identity(init: pb.InitConnection, ids: IdFactory, strict: bool) -> tuple[Id
                 )
     except IdentityError as error:
         raise StatusError(Status.INVALID_ARGUMENT, f"invalid identity: {error}") from None
+
+
+def _profiles(named: Sequence[str], limits: Limits) -> tuple[str, ...]:
+    if len(named) > limits.profiles_per_orchestrator:
+        raise StatusError(
+            Status.INVALID_ARGUMENT,
+            f"{len(named)} supported profiles; at most {limits.profiles_per_orchestrator} are allowed",
+        )
+    if any(not profile or len(profile.encode()) > limits.profile_bytes for profile in named):
+        raise StatusError(
+            Status.INVALID_ARGUMENT, f"a supported profile is empty or longer than {limits.profile_bytes} bytes"
+        )
+    return tuple(named)
 
 
 def _negotiate(

@@ -60,7 +60,8 @@ class Parts:
 
     `authenticate(identity, claim, peer)` raises StatusError, or says which workspaces the credential reaches;
     `recall(identity, session_id)` finds a session that ended before this gateway started;
-    `config_snapshot(identity)` is what an agent or task is told first; `attempted(claim, status)` is told how each
+    `config_snapshot(identity)` is what an agent or task is told first; `joins(session)` is called before the acknowledgement, when the
+    identity is held; `attempted(claim, status)` is told how each
     handshake ended (OK: acknowledged; no claim: nobody could tell whose); `ended(session)` is called once, when it lets go.
     """
 
@@ -80,6 +81,7 @@ class Parts:
     authenticate: Callable[[Identity, Claim, Peer], AllowsWorkspace]
     recall: Callable[[str, str], Awaitable[History | None]]
     config_snapshot: Callable[[Identity], Awaitable[pb.ConfigSnapshot]]
+    joins: Callable[[Session], Awaitable[None]]
     attempted: Callable[[Claim | None, Status], None]
     ended: Callable[[Session], None]
     server_version: str
@@ -251,6 +253,7 @@ class SessionServer:
             allows_workspace=allows_workspace,
             on_detached=parts.ended,
             takes_any=claim.takes_any,
+            profiles=claim.profiles,
         )
         link.attach(session.outbox)
         return session
@@ -266,6 +269,7 @@ class SessionServer:
         try:
             if identity.kind in (Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK):
                 config = await parts.config_snapshot(identity)
+            await parts.joins(session)
             open_base = await subscriptions.prepare_base()
             token = session.link.peer.publisher
             claim_publisher = await parts.publishers.find(identity.text, token) if token is not None else None

@@ -45,7 +45,7 @@ class ClientInfo:
 
 
 class Session:
-    """See the module docstring. `workspace` changes for users only; times are Unix milliseconds."""
+    """See the module docstring. `workspace` changes for users only; times are Unix milliseconds. `profiles`: what an orchestrator starts."""
 
     __slots__ = (
         "__weakref__",
@@ -64,6 +64,7 @@ class Session:
         "nursery",
         "on_detached",
         "outbox",
+        "profiles",
         "registry",
         "sender",
         "session_id",
@@ -84,6 +85,7 @@ class Session:
         allows_workspace: Callable[[str], bool],
         on_detached: Callable[[Session], None],
         takes_any: bool = True,
+        profiles: tuple[str, ...] = (),
     ) -> None:
         self.identity = identity
         self.session_id = session_id
@@ -94,6 +96,7 @@ class Session:
         self.allows_workspace = allows_workspace
         self.on_detached = on_detached
         self.takes_any = takes_any
+        self.profiles = profiles
         self.connected_ms = now_ms
         self.last_activity_ms = now_ms
         self.history = History(session_id, now_ms, 0)

@@ -61,6 +61,7 @@ def test_every_operation_of_the_protocol_has_a_row_or_a_service() -> None:
         "session_op",
         "progress",
         "connection_status_request",
+        "agent_op",
     }
     assert {field.name for field in CASES} == built | set(FAILURES)
 

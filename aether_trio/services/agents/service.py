@@ -1,0 +1,113 @@
+"""`agent_op`: the registry of agent implementations, who can start them, and starting one (reference: tasks.md 6.5).
+
+Whoever may not is told by a typed reply and by an ErrorResponse: the reference sends the latter alone, which leaves a caller of the
+published SDK to its time-out (sdk.md, scenario 95). What else goes wrong is in the typed reply's `error`. The reply carries the request's
+id, which the reference never echoes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from aether_trio.model.errors import AetherError, Code
+from aether_trio.services.access import Authorizer
+from aether_trio.services.agents.roster import Roster
+from aether_trio.services.agents.store import AgentStore, Refusal
+from aether_trio.session.session import Session
+from aether_trio.storage.base import StorageUnavailable
+from aether_trio.wire.errors import error_response
+from aether_trio.wire.pb import aether_pb2 as pb
+
+Op = pb.AgentOperation
+
+_STARTING_IS_TO_COME: Final = "agent_op LAUNCH is not served by this gateway yet"
+
+
+class AgentService:
+    """Handles `agent_op`."""
+
+    def __init__(self, store: AgentStore, roster: Roster, authorizer: Authorizer) -> None:
+        self._store = store
+        self._roster = roster
+        self._authorizer = authorizer
+
+    async def handle(self, session: Session, op: pb.AgentOperation) -> Sequence[pb.DownstreamMessage]:
+        """Do one operation; what the caller is sent, in order."""
+        response = pb.AgentResponse(request_id=op.request_id)
+        try:
+            decision = await self._authorizer.check_admin(session.identity, "agents", operation="agent_op")
+            if not decision.allowed:
+                raise AetherError(Code.PERMISSION_DENIED, decision.reason)
+            await self._operate(op, response)
+        except AetherError as error:
+            response.error = str(error)
+            return [pb.DownstreamMessage(agent=response), error_response(error, op.request_id)]
+        except StorageUnavailable as error:
+            response.error = f"the gateway's storage does not answer: {error}"
+        return [pb.DownstreamMessage(agent=response)]
+
+    async def _operate(self, op: pb.AgentOperation, response: pb.AgentResponse) -> None:
+        match op.op:
+            case Op.LIST:
+                await self._list(op.filter, response)
+            case Op.GET:
+                await self._get(op.implementation, response)
+            case Op.REGISTER:
+                await self._write(op, op.agent.implementation or op.implementation, response)
+            case Op.UPDATE:
+                await self._write(op, op.implementation or op.agent.implementation, response)
+            case Op.DELETE:
+                await self._delete(op.implementation, response)
+            case Op.LAUNCH:
+                raise AetherError(Code.NOT_IMPLEMENTED, _STARTING_IS_TO_COME)
+            case Op.LIST_ORCHESTRATORS:
+                await self._orchestrators(response)
+            case _:
+                response.error = f"unknown agent operation {op.op}"
+
+    async def _list(self, wanted: pb.AgentFilter, response: pb.AgentResponse) -> None:
+        page = await self._store.page(wanted.orchestrator_profile, max(wanted.offset, 0), max(wanted.limit, 0))
+        response.agents.extend(one.info for one in page.registrations)
+        response.total_count = page.total
+        response.success = True
+
+    async def _get(self, implementation: str, response: pb.AgentResponse) -> None:
+        found = await self._store.find(implementation)
+        if found is None:
+            response.error = not_registered(implementation)
+            return
+        response.agent.CopyFrom(found.info)
+        response.success = True
+
+    async def _write(self, op: pb.AgentOperation, implementation: str, response: pb.AgentResponse) -> None:
+        if not op.HasField("agent"):
+            response.error = "a registration says what is registered: the field agent is missing"
+            return
+        written = await self._store.put(op.agent, implementation)
+        if isinstance(written, Refusal):
+            response.error = f"{Code.PREFIX_CONFLICT}: {written.reason}" if written.conflict else written.reason
+            return
+        response.agent.CopyFrom(written.info)
+        response.message = f"{implementation} is registered"
+        response.success = True
+
+    async def _delete(self, implementation: str, response: pb.AgentResponse) -> None:
+        if not await self._store.delete(implementation):
+            response.error = not_registered(implementation)
+            return
+        response.message = f"{implementation} is not registered any more"
+        response.success = True
+
+    async def _orchestrators(self, response: pb.AgentResponse) -> None:
+        for entry in await self._roster.entries():
+            response.orchestrators.add(
+                orchestrator_id=entry.orchestrator, profiles=entry.profiles, connected_at=entry.connected_ms // 1000
+            )
+        response.total_count = len(response.orchestrators)
+        response.success = True
+
+
+def not_registered(implementation: str) -> str:
+    """A sentence for whoever asks for it."""
+    return f"no agent implementation {implementation!r} is registered"

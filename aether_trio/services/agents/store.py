@@ -1,0 +1,209 @@
+"""The registered agent implementations, as rows (reference: tasks.md section 3).
+
+A registration is kept as the message that its owner sent, and beside it what is looked for: implementation, profile, and the resource
+prefixes that no two implementations may own. REGISTER and UPDATE are the same: they replace all of it, and keep when it was first made.
+
+Invariants: every prefix has one owner; a registration that was refused has written nothing. Programs answer with a record or a reason
+and never raise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from aether_trio.model.clock import Clock
+from aether_trio.model.identity import IdentityError, check_token
+from aether_trio.model.limits import KIB, MIB
+from aether_trio.storage.base import Database, Execute, ExecuteMany, Fetch, Program, Row
+from aether_trio.wire.pb import aether_pb2 as pb
+
+PROFILE: Final = "profile"
+"""The launch parameter that says which orchestrators may start the agent."""
+MAX_REGISTRATION_BYTES: Final = 64 * KIB
+MAX_PAGE_BYTES: Final = 3 * MIB
+"""Of a list: clients refuse messages over 4 MiB."""
+MAX_PAGE_ROWS: Final = 10_000
+MAX_TEXT_BYTES: Final = 256
+"""Of a profile and of a resource prefix: they are keys."""
+
+_SELECT: Final = "SELECT info, registered_ms, updated_ms FROM agents"
+_ONE: Final = f"{_SELECT} WHERE implementation = $1"
+_ALL: Final = f"{_SELECT} ORDER BY implementation LIMIT $1 OFFSET $2"
+_OF_PROFILE: Final = f"{_SELECT} WHERE profile = $3 ORDER BY implementation LIMIT $1 OFFSET $2"
+_UPSERT: Final = (
+    "INSERT INTO agents (implementation, profile, info, registered_ms, updated_ms) VALUES ($1, $2, $3, $4, $4) "
+    "ON CONFLICT (implementation) DO UPDATE SET profile = excluded.profile, info = excluded.info, "
+    "updated_ms = excluded.updated_ms RETURNING info, registered_ms, updated_ms"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """One implementation. `info` is complete, with its profile and its times."""
+
+    info: pb.AgentRegistrationInfo
+
+    @property
+    def implementation(self) -> str:
+        return self.info.implementation
+
+    @property
+    def profile(self) -> str:
+        """Whose orchestrators may start it; "" when nobody can."""
+        return self.info.launch_params.get(PROFILE, "")
+
+    @property
+    def launch_params(self) -> Mapping[str, str]:
+        return dict(self.info.launch_params)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why nothing was written: a sentence for the client. `conflict`: a prefix has another owner."""
+
+    reason: str
+    conflict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrationPage:
+    """Some of the registrations that match, in the order of their implementations, and how many match in all."""
+
+    registrations: Sequence[Registration]
+    total: int
+
+
+def normalised(
+    info: pb.AgentRegistrationInfo, implementation: str, *, strict: bool
+) -> pb.AgentRegistrationInfo | Refusal:
+    """What is stored of a registration: the profile is in its launch parameters, and there are no times.
+
+    A profile that is only in `orchestrator_profile` counts too; the reference forgets it there.
+    """
+    stored = pb.AgentRegistrationInfo()
+    stored.CopyFrom(info)
+    stored.implementation = implementation
+    try:
+        check_token(implementation, "implementation", strict=strict)
+    except IdentityError as error:
+        return Refusal(str(error))
+    if not stored.launch_params.get(PROFILE) and info.orchestrator_profile:
+        stored.launch_params[PROFILE] = info.orchestrator_profile
+    for field in ("orchestrator_profile", "registered_at", "updated_at"):
+        stored.ClearField(field)
+    profile = stored.launch_params.get(PROFILE, "")
+    seen: set[str] = set()
+    for name, text in [
+        (PROFILE, profile),
+        *(("resource_type_prefix", one.resource_type_prefix) for one in info.resource_schema),
+    ]:
+        if len(text.encode()) > MAX_TEXT_BYTES:
+            return Refusal(f"{name} has {len(text.encode())} bytes; at most {MAX_TEXT_BYTES} are allowed")
+    for entry in info.resource_schema:
+        prefix = _prefix_key(entry.resource_type_prefix)
+        if not prefix:
+            return Refusal("an entry of resource_schema has no resource_type_prefix")
+        if prefix in seen:
+            return Refusal(f"resource_type_prefix {entry.resource_type_prefix!r} is there twice", conflict=True)
+        seen.add(prefix)
+    if stored.ByteSize() > MAX_REGISTRATION_BYTES:
+        return Refusal(f"the registration has {stored.ByteSize()} bytes; at most {MAX_REGISTRATION_BYTES} are allowed")
+    return stored
+
+
+def _prefix_key(prefix: str) -> str:
+    """A trailing slash makes no other family of resources."""
+    return prefix.rstrip("/")
+
+
+class AgentStore:
+    """The registry over one "state" database. What waits raises StorageUnavailable."""
+
+    def __init__(self, database: Database, clock: Clock, *, strict: bool = True) -> None:
+        self._database = database
+        self._clock = clock
+        self._strict = strict
+
+    async def find(self, implementation: str) -> Registration | None:
+        """The registration of this implementation; of "name:version" also that of "name"."""
+        return await self._database.read_small(partial(_find, implementation))
+
+    async def page(self, profile: str, offset: int, limit: int) -> RegistrationPage:
+        """Registrations of a profile ("" for all); `limit` 0 is as many as a message takes."""
+        return await self._database.read(partial(_page, profile.encode(), offset, limit))
+
+    async def put(self, info: pb.AgentRegistrationInfo, implementation: str) -> Registration | Refusal:
+        """Add or replace a registration."""
+        stored = normalised(info, implementation, strict=self._strict)
+        if isinstance(stored, Refusal):
+            return stored
+        return await self._database.run(partial(_put, stored, self._clock.now_ms()))
+
+    async def delete(self, implementation: str) -> bool:
+        """Forget a registration; whether there was one."""
+        return await self._database.run(partial(_delete, implementation))
+
+
+def _read(row: Row) -> Registration:
+    data, registered_ms, updated_ms = row
+    info = pb.AgentRegistrationInfo.FromString(data)
+    info.orchestrator_profile = info.launch_params.get(PROFILE, "")
+    info.registered_at = registered_ms // 1000
+    info.updated_at = updated_ms // 1000
+    return Registration(info)
+
+
+def _find(implementation: str) -> Program[Registration | None]:
+    names = [implementation]
+    if ":" in implementation:
+        names.append(implementation.rpartition(":")[0])
+    for name in names:
+        rows = yield Fetch(_ONE, (name,))
+        if rows:
+            return _read(rows[0])
+    return None
+
+
+def _page(profile: bytes, offset: int, limit: int) -> Program[RegistrationPage]:
+    window = (limit if limit > 0 else MAX_PAGE_ROWS, offset)
+    if profile:
+        counted = yield Fetch("SELECT count(*) FROM agents WHERE profile = $1", (profile,))
+        rows = yield Fetch(_OF_PROFILE, (*window, profile))
+    else:
+        counted = yield Fetch("SELECT count(*) FROM agents")
+        rows = yield Fetch(_ALL, window)
+    found: list[Registration] = []
+    size = 0
+    for row in rows:
+        size += len(row[0]) + 2 * MAX_TEXT_BYTES
+        if size > MAX_PAGE_BYTES:
+            break
+        found.append(_read(row))
+    return RegistrationPage(found, int(counted[0][0]))
+
+
+def _put(info: pb.AgentRegistrationInfo, now_ms: int) -> Program[Registration | Refusal]:
+    implementation = info.implementation
+    prefixes = sorted(_prefix_key(entry.resource_type_prefix).encode() for entry in info.resource_schema)
+    for prefix in prefixes:
+        owners = yield Fetch("SELECT implementation FROM agent_prefixes WHERE prefix = $1", (prefix,))
+        if owners and owners[0][0] != implementation:
+            return Refusal(f"resource_type_prefix {prefix.decode()!r} belongs to {owners[0][0]}", conflict=True)
+    profile = info.launch_params.get(PROFILE, "").encode()
+    rows = yield Fetch(_UPSERT, (implementation, profile, info.SerializeToString(), now_ms))
+    yield Execute("DELETE FROM agent_prefixes WHERE implementation = $1", (implementation,))
+    if prefixes:
+        yield ExecuteMany(
+            "INSERT INTO agent_prefixes (prefix, implementation) VALUES ($1, $2)",
+            [(prefix, implementation) for prefix in prefixes],
+        )
+    return _read(rows[0])
+
+
+def _delete(implementation: str) -> Program[bool]:
+    yield Execute("DELETE FROM agent_prefixes WHERE implementation = $1", (implementation,))
+    count = yield Execute("DELETE FROM agents WHERE implementation = $1", (implementation,))
+    return bool(count)

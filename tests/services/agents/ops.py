@@ -1,0 +1,38 @@
+"""`agent_op` as a participant uses it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aether_trio.testing.memory import MemoryLink
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import orchestrator
+
+Op = pb.AgentOperation
+
+
+def starter(specifier: str, *profiles: str, **init: Any) -> pb.UpstreamMessage:
+    """The InitConnection of an orchestrator "orc::o::{specifier}" that can start these profiles."""
+    hello = orchestrator("o", specifier, **init)
+    hello.init.orchestrator.supported_profiles.extend(profiles)
+    return hello
+
+
+def info(implementation: str, *prefixes: str, **fields: Any) -> pb.AgentRegistrationInfo:
+    """A registration that owns these resource prefixes."""
+    schema = [pb.AgentResourceSchemaEntry(resource_type_prefix=prefix) for prefix in prefixes]
+    return pb.AgentRegistrationInfo(implementation=implementation, resource_schema=schema, **fields)
+
+
+async def operate(peer: MemoryLink, op: Op.OpType.ValueType, **fields: Any) -> pb.AgentResponse:
+    """Ask, and give the typed answer."""
+    peer.send(pb.UpstreamMessage(agent_op=Op(op=op, request_id="r", **fields)))
+    response = (await peer.next("agent")).agent
+    assert response.request_id == "r"
+    return response
+
+
+async def register(peer: MemoryLink, implementation: str, profile: str = "process", **params: str) -> None:
+    """Have an implementation that can be started."""
+    answer = await operate(peer, Op.REGISTER, agent=info(implementation, launch_params={"profile": profile, **params}))
+    assert answer.success, answer.error

@@ -1,0 +1,192 @@
+"""The registry of agent implementations: every operation, its refusals, on both engines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+
+from aether_trio.core import Core
+from aether_trio.services.agents import store as agent_store
+from aether_trio.storage.base import StorageUnavailable
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import World, agent, connect, orchestrator, service, user, workflow_engine
+from tests.services.agents.ops import Op, info, operate, register
+
+ADMIN = orchestrator("o", "admin")
+
+
+async def listed(peer: Any, **filters: Any) -> list[str]:
+    answer = await operate(peer, Op.LIST, filter=pb.AgentFilter(**filters))
+    assert answer.success
+    return [one.implementation for one in answer.agents]
+
+
+async def test_what_was_registered_is_there_in_full(core: Core) -> None:
+    wanted = info(
+        "echo",
+        "docs/",
+        description="says it again",
+        launch_params={"profile": "process", "command": "python echo.py"},
+        capabilities={"streams": True, "sleeps": False},
+        extensions=["urn:x"],
+    )
+    async with connect(core, ADMIN) as peer:
+        written = await operate(peer, Op.REGISTER, agent=wanted)
+        assert written.success
+        found = (await operate(peer, Op.GET, implementation="echo")).agent
+    assert found == written.agent
+    assert found.orchestrator_profile == "process"
+    assert found.registered_at == found.updated_at == core.clock.now_ms() // 1000
+    for field in ("orchestrator_profile", "registered_at", "updated_at"):
+        found.ClearField(field)
+    assert found == wanted
+
+
+async def test_it_outlives_the_gateway(world: World) -> None:
+    async with world.open() as core, connect(core, ADMIN) as peer:
+        await register(peer, "echo")
+    async with world.open() as core, connect(core, ADMIN) as peer:
+        assert await listed(peer) == ["echo"]
+
+
+@pytest.mark.parametrize("op", [Op.REGISTER, Op.UPDATE])
+async def test_both_ways_to_write_replace_everything_but_the_first_date(core: Core, op: Op.OpType.ValueType) -> None:
+    async with connect(core, ADMIN) as peer:
+        await register(peer, "echo", command="x")
+        first = (await operate(peer, Op.GET, implementation="echo")).agent
+        await trio.sleep(5)
+        again = info("echo", launch_params={"profile": "docker"}, description="new")
+        written = (await operate(peer, op, implementation="echo", agent=again)).agent
+        assert (await operate(peer, Op.GET, implementation="echo")).agent == written
+    assert dict(written.launch_params) == {"profile": "docker"}
+    assert (written.orchestrator_profile, written.description) == ("docker", "new")
+    assert written.registered_at == first.registered_at
+    assert written.updated_at == first.updated_at + 5
+
+
+async def test_update_goes_by_the_operations_implementation(core: Core) -> None:
+    async with connect(core, ADMIN) as peer:
+        assert (await operate(peer, Op.UPDATE, implementation="a", agent=info("b"))).agent.implementation == "a"
+        assert await listed(peer) == ["a"]
+
+
+async def test_a_profile_may_be_named_outside_of_the_launch_parameters(core: Core) -> None:
+    async with connect(core, ADMIN) as peer:
+        named = (await operate(peer, Op.REGISTER, agent=info("a", orchestrator_profile="process"))).agent
+        assert dict(named.launch_params) == {"profile": "process"}
+        both = info("b", orchestrator_profile="ignored", launch_params={"profile": "docker"})
+        assert (await operate(peer, Op.REGISTER, agent=both)).agent.orchestrator_profile == "docker"
+        without = await operate(peer, Op.REGISTER, agent=info("c"))
+        assert without.success
+        assert without.agent.orchestrator_profile == ""
+
+
+async def test_lists_are_in_order_filtered_and_in_pages(core: Core) -> None:
+    async with connect(core, ADMIN) as peer:
+        for name in ("d", "a", "c", "b"):
+            await register(peer, name, "process" if name < "c" else "docker")
+        assert await listed(peer) == ["a", "b", "c", "d"]
+        assert await listed(peer, orchestrator_profile="docker") == ["c", "d"]
+        assert await listed(peer, orchestrator_profile="nobody's") == []
+        page = await operate(peer, Op.LIST, filter=pb.AgentFilter(limit=2, offset=1))
+        assert ([one.implementation for one in page.agents], page.total_count) == (["b", "c"], 4)
+        assert (await operate(peer, Op.LIST, filter=pb.AgentFilter(orchestrator_profile="docker"))).total_count == 2
+
+
+async def test_a_list_fits_into_a_message(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_store, "MAX_PAGE_BYTES", 10_000)
+    async with connect(core, ADMIN) as peer:
+        for number in range(5):
+            await operate(peer, Op.REGISTER, agent=info(f"a{number}", description="x" * 3000))
+        page = await operate(peer, Op.LIST)
+        assert ([one.implementation for one in page.agents], page.total_count) == (["a0", "a1"], 5)
+        rest = await operate(peer, Op.LIST, filter=pb.AgentFilter(offset=2))
+        assert [one.implementation for one in rest.agents] == ["a2", "a3"]
+
+
+async def test_what_is_not_there(core: Core) -> None:
+    async with connect(core, ADMIN) as peer:
+        for op in (Op.GET, Op.DELETE):
+            answer = await operate(peer, op, implementation="nobody")
+            assert not answer.success
+            assert "'nobody' is registered" in answer.error
+        await register(peer, "echo")
+        assert (await operate(peer, Op.DELETE, implementation="echo")).success
+        assert await listed(peer) == []
+
+
+async def test_a_version_is_found_by_its_name_unless_it_has_a_registration_of_its_own(core: Core) -> None:
+    async with connect(core, ADMIN) as peer:
+        await register(peer, "echo", command="any")
+        assert (await operate(peer, Op.GET, implementation="echo:v2")).agent.launch_params["command"] == "any"
+        await register(peer, "echo:v2", command="second")
+        assert (await operate(peer, Op.GET, implementation="echo:v2")).agent.launch_params["command"] == "second"
+        assert (await operate(peer, Op.GET, implementation="echo:v3")).agent.implementation == "echo"
+        assert not (await operate(peer, Op.GET, implementation="echo:v3:x")).success
+
+
+async def test_a_resource_prefix_has_one_owner(core: Core) -> None:
+    async with connect(core, ADMIN) as peer:
+        assert (await operate(peer, Op.REGISTER, agent=info("a", "docs", "mail/"))).success
+        for clash in (info("b", "docs"), info("b", "docs/"), info("b", "x", "mail"), info("b", "y", "y/")):
+            answer = await operate(peer, Op.REGISTER, agent=clash)
+            assert not answer.success
+            assert answer.error.startswith("ERR_PREFIX_CONFLICT: ")
+        assert await listed(peer) == ["a"]
+        # Below another's prefix is somewhere else; what its owner gives up is free, and what is its own it may name again.
+        assert (await operate(peer, Op.REGISTER, agent=info("b", "docs/private", "x"))).success
+        assert (await operate(peer, Op.UPDATE, implementation="a", agent=info("a", "mail"))).success
+        assert (await operate(peer, Op.REGISTER, agent=info("c", "docs"))).success
+        assert (await operate(peer, Op.DELETE, implementation="a")).success
+        assert (await operate(peer, Op.REGISTER, agent=info("c", "docs", "mail"))).success
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (info("a::b"), '"::"'),
+        (info(""), "implementation"),
+        (info("a", ""), "resource_type_prefix"),
+        (info("a", "x" * 257), "257 bytes"),
+        (info("a", launch_params={"profile": "x" * 257}), "257 bytes"),
+        (info("a", description="x" * 70_000), "bytes"),
+    ],
+)
+async def test_what_is_no_registration(core: Core, wrong: pb.AgentRegistrationInfo, why: str) -> None:
+    async with connect(core, ADMIN) as peer:
+        answer = await operate(peer, Op.REGISTER, agent=wrong)
+        assert not answer.success
+        assert why in answer.error
+        assert await listed(peer) == []
+
+
+async def test_a_registration_has_to_be_given(core: Core) -> None:
+    async with connect(core, ADMIN) as peer:
+        assert "agent is missing" in (await operate(peer, Op.REGISTER, implementation="a")).error
+        assert "unknown agent operation 77" in (await operate(peer, 77)).error  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("hello", [agent("w", "a", "1"), user("u", "1"), service("s", "1")])
+async def test_others_than_the_system_may_not_and_hear_so_at_once(core: Core, hello: pb.UpstreamMessage) -> None:
+    async with connect(core, hello) as peer:
+        for op in Op.OpType.values():
+            answer = await operate(peer, op, implementation="x", agent=info("x"))
+            assert not answer.success
+            assert "admin/agents" in answer.error
+            error = (await peer.next("error")).error
+            assert (error.code, error.request_id) == ("ERR_PERMISSION_DENIED", "r")
+    async with connect(core, workflow_engine()) as peer:
+        assert await listed(peer) == []
+
+
+async def test_a_storage_that_is_away_is_said(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(*_: object) -> None:
+        raise StorageUnavailable("no answer")
+
+    monkeypatch.setattr(core.agents, "page", away)
+    async with connect(core, ADMIN) as peer:
+        answer = await operate(peer, Op.LIST)
+        assert not answer.success
+        assert "no answer" in answer.error
