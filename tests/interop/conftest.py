@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.gateway import GatewayProcess, start_gateway
+from tests.helpers.engines import open_postgres_engine
+from tests.helpers.gateway import GatewayProcess, on_postgres, start_gateway
+from tests.helpers.postgres import PostgresServer
+from tests.helpers.postgres_session import PostgresSession
 from tests.interop.idle import IdleWatch
 
 
@@ -22,6 +25,24 @@ def shared_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway
 def target(shared_gateway: GatewayProcess) -> str:
     """HOST:PORT of the shared gateway."""
     return shared_gateway.address
+
+
+@pytest.fixture(scope="session")
+def postgres_gateway(postgres_server: PostgresServer, postgres_session: PostgresSession) -> Iterator[GatewayProcess]:
+    """The shared gateway's twin, on PostgreSQL."""
+    with (
+        open_postgres_engine(postgres_server, postgres_session) as engine,
+        start_gateway(extra_args=on_postgres(engine)) as gateway,
+    ):
+        yield gateway
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def any_target(request: pytest.FixtureRequest) -> str:
+    """HOST:PORT of a shared gateway on each engine in turn."""
+    name = "shared_gateway" if request.param == "sqlite" else "postgres_gateway"
+    gateway: GatewayProcess = request.getfixturevalue(name)
+    return gateway.address
 
 
 @pytest.fixture
