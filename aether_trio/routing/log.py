@@ -79,6 +79,7 @@ class TopicLog:
         self._appended = 0
         self._settled = 0
         self._refused = 0
+        self._void = 0
         self._groups = 0
         self._failing = False
         self._cold_limit = MAX_COLD_TOPICS
@@ -232,6 +233,12 @@ class TopicLog:
         if not self._work.is_set():
             self._work.set()
 
+    def void(self) -> None:
+        """Whoever has appended may hold its identity no more, and others may write as its successors: what is not committed by now is
+        refused. One step; what this process writes afterwards may be under another lease."""
+        self._void = self._appended
+        self._wake()
+
     # -- commit ---------------------------------------------------------------------------------------------------
 
     async def _commit_forever(self) -> None:
@@ -260,11 +267,20 @@ class TopicLog:
 
     def _take_group(self) -> list[Entry]:
         limits = self._limits
-        if len(self._pending) <= limits.group_messages and self._pending_bytes <= limits.group_bytes:
+        if (
+            len(self._pending) <= limits.group_messages
+            and self._pending_bytes <= limits.group_bytes
+            and self._void <= self._settled
+        ):
             batch, self._pending = self._pending, []
             return batch
         size = count = 0
-        for _, frame, _ in self._pending[: limits.group_messages]:
+        most = (
+            min(limits.group_messages, self._void - self._settled)
+            if self._void > self._settled
+            else limits.group_messages
+        )
+        for _, frame, _ in self._pending[:most]:
             size += len(frame)
             count += 1
             if size >= limits.group_bytes:
@@ -281,13 +297,17 @@ class TopicLog:
         # In the order of their first messages: of two publishers of one identity the later one's row stays.
         upto = self._settled + len(batch)
         publishers = list(dict.fromkeys(author.publisher for author in authors if author.publisher is not None))
+
+        def is_void() -> bool:
+            return bool(batch) and upto <= self._void
+
         try:
             await self._ensure_topics([*cursor_topics, *(entry[0] for entry in batch)])
             now_ms = self._clock.now_ms()
             cursors = self.cursors.rows(now_ms)
             numbers = [(one.identity, one.token, one.begin(upto), now_ms) for one in publishers]
             messages = [(state, frame) for state, frame, _ in batch]
-            offsets = await self._writer.append(messages, now_ms, cursors, numbers)
+            offsets = await self._writer.append(messages, now_ms, cursors, numbers, is_void)
         except StorageUnavailable as error:
             self.cursors.abort_flush()
             for publisher in publishers:

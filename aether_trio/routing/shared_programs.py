@@ -75,6 +75,11 @@ _APPEND: Final = f"""
     SELECT id, before FROM heads UNION ALL SELECT 0, 0 FROM fresh
 """  # noqa: S608  # a constant
 
+_CLOSE: Final = """
+    UPDATE log_writers SET group_number = CASE WHEN group_number < $2 THEN $2 + 1 ELSE group_number END WHERE id = $1
+    RETURNING group_number
+"""
+
 # Sizes are summed before a message is fetched: length() of a stored value does not read it.
 _PAGE: Final = """
     SELECT message_key, ts_ms, data FROM (
@@ -129,6 +134,14 @@ class SharedGroup:
 def new_writer(now_ms: int) -> Fetch:
     """A row, whose id is a writer's for as long as its process lasts."""
     return Fetch("INSERT INTO log_writers (group_number, updated_ms) VALUES (0, $1) RETURNING id", (now_ms,))
+
+
+def close_group(writer: int, number: int) -> Fetch:
+    """Have a group of this number no effect from now on. The answer is one row: `number` if it was written before, else the next one.
+
+    So it can be asked again, if the writer does not use the next number.
+    """
+    return Fetch(_CLOSE, (writer, number))
 
 
 def append_group(group: SharedGroup) -> Fetch:

@@ -6,7 +6,7 @@ is told the offsets by the database (PostgreSQL, shared_programs.py). The log (l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import structlog
@@ -17,7 +17,7 @@ from aether_trio.routing.partitions import PartitionKeeper
 from aether_trio.routing.programs import TopicFacts
 from aether_trio.routing.shared_programs import SharedGroup
 from aether_trio.routing.topic_state import TopicState
-from aether_trio.storage.base import CommitUnknown, Database, Fetch, Program, Row, StorageUnavailable, Value
+from aether_trio.storage.base import CommitUnknown, Database, Program, Row, StorageUnavailable, Value
 
 logger = structlog.get_logger("aether.log")
 
@@ -52,12 +52,18 @@ class Writer(Protocol):
         now_ms: int,
         cursors: Sequence[tuple[int, str, int, int]],
         numbers: Sequence[tuple[str, bytes, bytes, int]],
+        is_void: Callable[[], bool],
     ) -> list[int] | None:
         """Commit a group; the offsets of its messages. None: it is committed, and its offsets are not known.
 
-        Raises StorageUnavailable; then nothing was written, or it is not known whether it was.
+        A group that `is_void` is not written (any more). Raises StorageUnavailable; then nothing was written, or it is not known
+        whether it was.
         """
         ...
+
+
+class GroupVoid(StorageUnavailable):
+    """The group was not written, as it had become void."""
 
 
 class SoleWriter:
@@ -74,6 +80,7 @@ class SoleWriter:
         now_ms: int,
         cursors: Sequence[tuple[int, str, int, int]],
         numbers: Sequence[tuple[str, bytes, bytes, int]],
+        is_void: Callable[[], bool],
     ) -> list[int]:
         """See Writer."""
         offsets: list[int] = []
@@ -92,7 +99,8 @@ class SharedWriter:
     """See the module docstring.
 
     A group whose COMMIT was not answered is sent again until the database says whether it has it: that number is in its row of
-    `log_writers`, which is written with the group. So a lost answer is neither a lost nor a repeated message.
+    `log_writers`, which is written with the group. So a lost answer is neither a lost nor a repeated message. When the group has become
+    void meanwhile, its number is taken instead, by which a late copy of it has no effect, and it is known whether it had one.
     """
 
     programs: Programs = shared_programs
@@ -109,6 +117,7 @@ class SharedWriter:
         now_ms: int,
         cursors: Sequence[tuple[int, str, int, int]],
         numbers: Sequence[tuple[str, bytes, bytes, int]],
+        is_void: Callable[[], bool],
     ) -> list[int] | None:
         """See Writer."""
         rows = [(state.topic_id, frame) for state, frame in messages if state.topic_id is not None]
@@ -120,7 +129,7 @@ class SharedWriter:
                 await self._partitions.ensure(now_ms)
             self._groups += 1
             group = SharedGroup(self._id, self._groups, now_ms, rows, cursors, numbers)
-            answer = await self._write(shared_programs.append_group(group))
+            answer = await self._write(group, is_void)
         except StorageUnavailable:
             self._partitions.doubt()
             raise
@@ -135,13 +144,21 @@ class SharedWriter:
             state.assigned_bytes += len(frame)
         return offsets
 
-    async def _write(self, statement: Fetch) -> list[tuple[int, int]]:
+    async def _write(self, group: SharedGroup, is_void: Callable[[], bool]) -> list[tuple[int, int]]:
+        statement = shared_programs.append_group(group)
         give_up = trio.current_time() + UNSURE_S
         unsure = False
         while True:
             try:
+                # No checkpoint between the question and the write, which is then fenced by the lease that the answer was about.
+                if is_void():
+                    if unsure and await self._was_written(group):
+                        return []
+                    raise GroupVoid("this gateway had lost its lease")
                 answer: list[tuple[int, int]] = await self._database.write(statement)
                 return answer
+            except GroupVoid:
+                raise
             except CommitUnknown:
                 unsure = True
                 if trio.current_time() >= give_up:
@@ -151,6 +168,12 @@ class SharedWriter:
                     raise
             logger.warning("it is not known whether a group was committed; asking again")
             await trio.sleep(UNSURE_PAUSE_S)
+
+    async def _was_written(self, group: SharedGroup) -> bool:
+        """Whether it was; if not, it never will be. May be asked again. Raises StorageUnavailable."""
+        rows: list[tuple[int]] = await self._database.write(shared_programs.close_group(group.writer, group.number))
+        self._groups = group.number + 1  # this number may be the one that was taken
+        return rows == [(group.number,)]
 
 
 def open_writer(database: Database, partition_ms: int) -> Writer:
