@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import weakref
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -95,16 +97,53 @@ def _touched(status: str) -> int:
     return int(count) if count.isdecimal() else 0
 
 
+class _Guard:
+    """Ends a connection whose work takes too long. One timer serves many pieces of work: it looks again when it comes early."""
+
+    __slots__ = ("_connection", "_loop", "_timer", "until")
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = weakref.ref(connection)
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self.until = math.inf
+
+    def watch(self, seconds: float) -> None:
+        self.until = self._loop.time() + seconds
+        if self._timer is None:
+            self._timer = self._loop.call_at(self.until, self._look)
+        elif self._timer.when() > self.until:
+            self._timer.cancel()
+            self._timer = self._loop.call_at(self.until, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        connection = self._connection()
+        if connection is None or self.until == math.inf:
+            return
+        if self._loop.time() >= self.until:
+            connection.terminate()
+        else:
+            self._timer = self._loop.call_at(self.until, self._look)
+
+
+_guards: weakref.WeakKeyDictionary[Any, _Guard] = weakref.WeakKeyDictionary()
+
+
 async def within(connection: Any, seconds: float, work: Callable[[], Awaitable[T]]) -> T:
     """`work` on this connection; when it takes longer, the connection is cut, and `work` fails of that.
 
-    Nothing of asyncpg is ever cancelled: a cancelled query leaves a connection that is still busy with it.
+    Nothing of asyncpg is ever cancelled: a cancelled query leaves a connection that is still busy with it. A connection does one piece
+    of work at a time.
     """
-    timer = asyncio.get_running_loop().call_later(seconds, connection.terminate)
+    guard = _guards.get(connection)
+    if guard is None:
+        guard = _guards[connection] = _Guard(connection)
+    guard.watch(seconds)
     try:
         return await work()
     finally:
-        timer.cancel()
+        guard.until = math.inf
 
 
 async def roll_back(connection: Any) -> bool:
