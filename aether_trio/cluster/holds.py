@@ -98,6 +98,7 @@ class Holds:
         self._waiting: dict[str, trio.Event] = {}
         self._wanted: dict[str, set[int]] = {}
         self._answering: set[tuple[str, int, str]] = set()
+        self._releasing: set[str] = set()
         self._questions = trio.Event()
         self._claimed = self._refused = self._taken_over = self._lost = self._asked = 0
         self.on_change: Callable[[Sequence[str]], None] = lambda _: None
@@ -201,10 +202,16 @@ class Holds:
         if self._mine.get(hold.identity) != hold:
             return False
         del self._mine[hold.identity]
+        self._releasing.add(hold.identity)
         self.desk.release(Release(hold.identity, hold.session_id, hold.epoch, history))
         return True
 
+    def releasing(self) -> list[str]:
+        """The identities that this node has given back, and of which the others do not know yet."""
+        return [identity for identity in self._releasing if identity not in self._mine]
+
     def _tell_askers(self, identities: Sequence[str]) -> None:
+        self._releasing.difference_update(identities)
         self.on_change(identities)
         for identity in identities:
             for asker in self._wanted.pop(identity, ()):
@@ -229,6 +236,7 @@ class Holds:
         self._lost += len(self._mine)
         self._mine.clear()
         self._wanted.clear()
+        self._releasing.clear()
         self.desk.forget_releases()
 
     # -- being asked ----------------------------------------------------------------------------------------------

@@ -28,8 +28,8 @@ from aether_trio.storage.base import StorageUnavailable
 
 logger = structlog.get_logger("aether.session")
 
-SETTLE_S = 2.0
-"""How long the row of an ended session waits for its last writes. They fail together with the database, and the release too."""
+CURSORS_S = 2.0
+"""How long the row of an ended session waits for its positions; what is not known of them by then is delivered again."""
 LEAVING_S = 0.1
 """How long another node's claimant waits for a session that may just be ending."""
 
@@ -90,6 +90,10 @@ class Rows(Protocol):
         """This node's hold of an identity."""
         ...
 
+    def releasing(self) -> list[str]:
+        """The identities that were given back, and of which the others do not know yet."""
+        ...
+
 
 class ClusterHolding:
     """A node of a cluster. Also the cluster's SessionHost (cluster/records.py). `run` must run while sessions live.
@@ -137,9 +141,12 @@ class ClusterHolding:
             stale.end(Status.CANCELLED, f"session {session.session_id} holds this identity now")
         displaced, history = self._registry.claim(session, claim.resume_session_id)
         self._held[session.session_id] = claimed.hold
-        continued = claimed.history
-        if history is None and continued is not None:
-            history = History(continued.session_id, continued.initial_connection_ms, continued.reconnections)
+        if displaced is None:
+            # This node's memory of an ended session may be older than another node's session.
+            continued = claimed.history
+            history = continued and History(
+                continued.session_id, continued.initial_connection_ms, continued.reconnections
+            )
         return displaced, history
 
     # -- letting go -------------------------------------------------------------------------------------------------
@@ -154,8 +161,8 @@ class ClusterHolding:
         self._work.set()
 
     def leaving(self) -> list[str]:
-        """The identities whose session has ended here and whose row is not released yet."""
-        return list(self._leaving)
+        """The identities whose session has ended here and whose row does not say so yet."""
+        return [*self._leaving, *(self._rows.releasing() if self._rows is not None else ())]
 
     async def _wait_left(self, name: str) -> None:
         while (leaving := self._leaving.get(name)) is not None:
@@ -168,8 +175,10 @@ class ClusterHolding:
             self._work = trio.Event()
             ended, self._ended = self._ended, []
             try:
-                with trio.move_on_after(SETTLE_S):
-                    await self._log.wait_settled(max(session.sender.last_append for session, _ in ended))
+                # Without a limit: the log gives up by itself. A message that is committed after its sender's successor has begun would be
+                # out of order, and its number would not be known there.
+                await self._log.wait_settled(max(session.sender.last_append for session, _ in ended))
+                with trio.move_on_after(CURSORS_S):
                     await self._log.cursors.save()
             finally:
                 self._release(ended)
@@ -194,6 +203,8 @@ class ClusterHolding:
 
     def lease_back(self, lost: Sequence[Hold]) -> None:
         """See SessionHost."""
+        if lost:
+            self._log.void()
         for hold in lost:
             session = self._registry.session(hold.session_id)
             if session is not None:
@@ -202,6 +213,7 @@ class ClusterHolding:
 
     def lease_gone(self) -> None:
         """See SessionHost."""
+        self._log.void()
         self._held.clear()
         for session in self._registry:
             session.end(Status.UNAVAILABLE, "this gateway has lost its place in the cluster; connect again")

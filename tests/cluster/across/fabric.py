@@ -121,11 +121,11 @@ class Fabric:
 
 @asynccontextmanager
 async def open_fabric(
-    engine: PostgresEngine, *, poll_s: float = NEVER_S, limits: Mapping[str, Any] = QUICK, **settings: Mapping[str, Any]
+    engine: PostgresEngine, *, poll_s: float = NEVER_S, **settings: Mapping[str, Any]
 ) -> AsyncIterator[Fabric]:
-    """Gateways on this schema."""
+    """Gateways on this schema. `settings` are sections for all of them."""
     with ExitStack() as patches:
-        patches.enter_context(mock.patch("aether_trio.cluster.records.ClusterLimits", partial(ClusterLimits, **limits)))
+        patches.enter_context(mock.patch("aether_trio.cluster.records.ClusterLimits", partial(ClusterLimits, **QUICK)))
         patches.enter_context(mock.patch("aether_trio.cluster.tails.TailLimits", partial(TailLimits, poll_s=poll_s)))
         with trio.fail_after(LONG_S):
             async with trio.open_nursery() as nursery:

@@ -1,0 +1,276 @@
+"""One identity, many nodes: who may have it, how it moves, and that nothing is lost or comes again when it does."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from contextlib import AsyncExitStack
+
+import pytest
+import trio
+
+from aether_trio.cluster.aio import connected
+from aether_trio.model.errors import Status
+from aether_trio.storage.postgres import PostgresServer
+from aether_trio.testing.memory import StreamEnded
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.cluster.across.fabric import Fabric, Gateway, Participant, join, open_fabric, until
+from tests.helpers.core import agent, barrier, errors, message_to, payloads, service, task
+from tests.helpers.engines import PostgresEngine
+
+ME = "ag::w::me::1"
+
+
+def me(resume: str = "") -> pb.UpstreamMessage:
+    return agent("w", "me", "1", resume_session_id=resume)
+
+
+async def refusal(gateway: Gateway, hello: pb.UpstreamMessage) -> StreamEnded:
+    """How the attempt to connect ends."""
+    link = Participant()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(gateway.core.sessions.serve, link)
+        link.send(hello)
+        ended = await link.wait_end()
+    return ended
+
+
+async def test_an_identity_that_is_held_is_refused_on_every_node(postgres_engine: PostgresEngine) -> None:
+    async with open_fabric(postgres_engine) as fabric:
+        one, two = await fabric.start_many(2)
+        async with join(one, me()) as holder:
+            for gateway in (one, two):
+                for resume in ("", "somebody-else"):
+                    ended = await refusal(gateway, me(resume))
+                    assert (ended.status, ended.message[:22]) == (Status.ALREADY_EXISTS, "DuplicateIdentityError")
+            holder.send(message_to(ME, b"still here"))
+            assert await holder.take(1) == [b"still here"]
+
+
+async def test_of_many_who_want_an_identity_one_gets_it(postgres_engine: PostgresEngine) -> None:
+    async with open_fabric(postgres_engine) as fabric:
+        gateways = await fabric.start_many(3)
+        links = [Participant() for _ in range(12)]
+        async with trio.open_nursery() as nursery:
+            for number, link in enumerate(links):
+                nursery.start_soon(gateways[number % 3].core.sessions.serve, link)
+                link.send(me())
+            await until(lambda: sum(link.ended is not None for link in links) == 11)
+            [winner] = [link for link in links if link.ended is None]
+            assert {link.ended.status for link in links if link.ended is not None} == {Status.ALREADY_EXISTS}
+            await winner.next("connection_ack")
+            winner.send(message_to(ME, b"mine"))
+            assert await winner.take(1) == [b"mine"]
+            winner.finish()
+
+
+async def test_a_session_is_taken_over_by_another_node(postgres_engine: PostgresEngine) -> None:
+    async with open_fabric(postgres_engine) as fabric:
+        one, two = await fabric.start_many(2)
+        async with join(one, me()) as first, join(two, agent("w", "sender", "1")) as sender:
+            assert (first.ack.resumed, first.ack.reconnection_count) == (False, 0)
+            sender.send(message_to(ME, b"1"), message_to(ME, b"2"))
+            assert await first.take(2) == [b"1", b"2"]
+            async with join(two, me(first.ack.session_id)) as second:
+                ended = await first.wait_end()
+                assert ended.status is Status.CANCELLED
+                assert "taken over" in ended.message
+                assert (second.ack.resumed, second.ack.reconnection_count) == (True, 1)
+                assert second.ack.initial_connection_unix_ms == first.ack.initial_connection_unix_ms
+                assert second.ack.session_id != first.ack.session_id
+                sender.send(message_to(ME, b"3"))
+                assert await second.take(1) == [b"3"]
+                # And back, where the first one is still remembered.
+                async with join(one, me(second.ack.session_id)) as third:
+                    assert (third.ack.resumed, third.ack.reconnection_count) == (True, 2)
+                    assert third.ack.initial_connection_unix_ms == first.ack.initial_connection_unix_ms
+                    sender.send(message_to(ME, b"4"))
+                    assert await third.take(1) == [b"4"]
+                    assert payloads(second) == payloads(third) == []
+
+
+async def test_a_session_of_the_past_is_not_resumed_where_it_was(postgres_engine: PostgresEngine) -> None:
+    """The node that remembers it is not the last one that the identity was on."""
+    async with open_fabric(postgres_engine) as fabric:
+        one, two = await fabric.start_many(2)
+        async with join(one, me()) as first:
+            pass
+        async with join(two, me()):
+            pass
+        async with join(one, me(first.ack.session_id)) as third:
+            assert (third.ack.resumed, third.ack.reconnection_count) == (False, 0)
+
+
+async def test_what_a_reader_has_not_read_goes_to_its_successor_on_another_node(
+    postgres_engine: PostgresEngine,
+) -> None:
+    async with open_fabric(postgres_engine, log={"outbox_bytes": 4096, "offset_flush_s": 30.0}) as fabric:
+        one, two = await fabric.start_many(2)
+        async with join(one, me()) as first, join(two, agent("w", "sender", "1")) as sender:
+            sender.send(*[message_to(ME, b"%d" % number) for number in range(50)])
+            assert await first.take(50) == [b"%d" % number for number in range(50)]
+            first.pause()
+            sender.send(*[message_to(ME, bytes(200) + b"%d" % number) for number in range(50)])
+            await barrier(sender)
+            async with join(two, me(first.ack.session_id)) as second:
+                await first.wait_end()
+                assert await second.take(50) == [bytes(200) + b"%d" % number for number in range(50)]
+                assert payloads(second) == []
+
+
+async def test_offline_messages_wait_for_a_node(postgres_engine: PostgresEngine) -> None:
+    async with open_fabric(postgres_engine) as fabric:
+        one, two = await fabric.start_many(2)
+        topics = {ME: me(), "tu::w::sum::u": task("w", "sum", "u"), "sv::mail::1": service("mail", "1")}
+        async with join(one, agent("w", "sender", "1")) as sender:
+            sender.send(*[message_to(topic, b"%d" % number) for topic in topics for number in range(20)])
+            await barrier(sender)
+            assert errors(sender) == []
+        for hello in topics.values():
+            async with join(two, hello) as receiver:
+                assert await receiver.take(20) == [b"%d" % number for number in range(20)]
+            async with join(one, hello) as again:
+                again.send(message_to(ME, b""))
+                await barrier(again)
+                assert [one for one in payloads(again) if one] == []
+
+
+async def test_a_holder_whose_connection_has_broken_makes_room(postgres_engine: PostgresEngine) -> None:
+    async with open_fabric(postgres_engine) as fabric:
+        one, two = await fabric.start_many(2)
+        async with join(one, me()) as first:
+            first.cut()
+            async with join(two, me()) as second:
+                assert not second.ack.resumed
+
+
+async def test_a_workspace_has_its_connections_on_all_nodes_together(postgres_engine: PostgresEngine) -> None:
+    async with (
+        open_fabric(postgres_engine, limits={"connections_per_workspace": 3}) as fabric,
+        AsyncExitStack() as stack,
+    ):
+        one, two = await fabric.start_many(2)
+        for number in range(2):
+            await stack.enter_async_context(join(one, agent("w", "a", str(number))))
+        await stack.enter_async_context(join(two, agent("other", "a", "1")))
+        async with join(two, agent("w", "a", "2")) as third:
+            for gateway in (one, two):
+                ended = await refusal(gateway, agent("w", "a", "3"))
+                assert ended.status is Status.RESOURCE_EXHAUSTED
+                assert "connections_per_workspace" in ended.message
+            # Whoever is counted already may come again.
+            async with join(one, agent("w", "a", "2", resume_session_id=third.ack.session_id)) as again:
+                assert again.ack.resumed
+        async with join(two, agent("w", "a", "3")):
+            pass
+
+
+async def test_a_node_that_lost_its_lease_ends_what_another_one_has_taken(
+    postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the others it is dead. It finds out by itself, and serves again."""
+    async with open_fabric(postgres_engine) as fabric:
+        one, two = await fabric.start_many(2)
+        async with join(one, me()) as first, join(one, agent("w", "other", "1")) as other:
+            first.send(message_to(ME, b"1"))
+            assert await first.take(1) == [b"1"]
+            await cut_lease(one, postgres_engine, monkeypatch)
+            async with join(two, me(first.ack.session_id)) as second:
+                assert second.ack.resumed
+                # Not read any more, so it cannot be committed as the holder's.
+                first.send(message_to(ME, b"stale"))
+                assert (await first.wait_end()).status is Status.UNAVAILABLE
+                assert (await other.wait_end()).status is Status.UNAVAILABLE
+                second.send(message_to(ME, b"2"))
+                assert await second.take(1) == [b"2"]
+                monkeypatch.undo()
+                await until(lambda: one.cluster.lease.held)
+                async with join(one, agent("w", "other", "1", resume_session_id=other.ack.session_id)) as again:
+                    again.send(message_to(ME, b"3"))
+                    assert await second.take(1) == [b"3"]
+        assert one.core.holding.paused is False
+
+
+async def cut_lease(gateway: Gateway, engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lease session ends, and the node cannot have a new one until the patch is undone."""
+    lease = gateway.cluster.lease
+
+    async def refused(server: PostgresServer, *args: str) -> object:
+        if server is lease._server:
+            raise ConnectionRefusedError("cut off")
+        return await connected(server, *args)
+
+    monkeypatch.setattr("aether_trio.cluster.lease.connected", refused)
+    lease._connection.terminate()
+    await until(lambda: not lease.held)
+
+
+async def hop(fabric: Fabric, name: str, count: int, chance: random.Random) -> tuple[list[bytes], Counter[str]]:
+    """An agent that goes from node to node until it has everything: what it got, and how it moved."""
+    got: list[bytes] = []
+    moves: Counter[str] = Counter()
+    resume = ""
+    while len(got) < count:
+        gateway = chance.choice(fabric.gateways)
+        how = chance.choice(("finish", "cut", "takeover"))
+        moves[how] += 1
+        async with AsyncExitStack() as stack:
+            link = await stack.enter_async_context(join(gateway, agent("w", "hopper", name, resume_session_id=resume)))
+            assert link.ack.resumed == bool(resume)
+            resume = link.ack.session_id
+            for _ in range(chance.randrange(2, 6)):
+                await trio.sleep(chance.random() * 0.02)
+            if how == "cut":
+                link.cut()
+            elif how == "takeover":
+                other = chance.choice(fabric.gateways)
+                successor = await stack.enter_async_context(
+                    join(other, agent("w", "hopper", name, resume_session_id=resume))
+                )
+                assert (await wait_end_keeping(link, got)).status is Status.CANCELLED
+                resume = successor.ack.session_id
+                link = successor
+            link.finish()
+            await wait_end_keeping(link, got)
+    return got, moves
+
+
+async def wait_end_keeping(link: Participant, got: list[bytes]) -> StreamEnded:
+    await until(lambda: link.ended is not None or link._broken)
+    got += [message.msg.payload for message in link.waiting("msg")]
+    link._downstream.clear()
+    return link.ended or StreamEnded(Status.CANCELLED, "cut")
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_agents_that_hop_get_everything_once(postgres_engine: PostgresEngine, seed: int) -> None:
+    hoppers, count = 6, 200
+    results: dict[str, tuple[list[bytes], Counter[str]]] = {}
+    async with open_fabric(postgres_engine) as fabric:
+        await fabric.start_many(3)
+        chance = random.Random(seed)
+
+        async def send(gateway: Gateway, number: int) -> None:
+            own = random.Random(f"{seed} sender {number}")
+            async with join(gateway, service("sender", str(number))) as sender:
+                for at in range(count // 2):
+                    for name in range(hoppers):
+                        sender.send(message_to(f"ag::w::hopper::{name}", b"%d:%d" % (number, at)))
+                    await trio.sleep(own.random() * 0.01)
+                await barrier(sender)
+                assert errors(sender) == []
+
+        async def run(name: str) -> None:
+            results[name] = await hop(fabric, name, count, random.Random(chance.random()))
+
+        async with trio.open_nursery() as nursery:
+            for number, gateway in enumerate(fabric.gateways[:2]):
+                nursery.start_soon(send, gateway, number)
+            for name in range(hoppers):
+                nursery.start_soon(run, str(name))
+    for got, _ in results.values():
+        for number in range(2):
+            mine = [int(one.split(b":")[1]) for one in got if one.startswith(b"%d:" % number)]
+            assert mine == list(range(count // 2))
+    moves = sum((moves for _, moves in results.values()), Counter())
+    assert min(moves[how] for how in ("finish", "cut", "takeover")) >= 3
