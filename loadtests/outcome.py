@@ -53,16 +53,25 @@ def judge(plan: Plan, timeline: Timeline, verdicts: Sequence[dict[str, int]], se
         "spectrum": {series: timeline.spectrum(series) for series in ("message", "slow", "connect", "back")},
         "timeline": as_json(timeline.rows),
         "marks": as_json(timeline.marks),
-        "failures": failures(messages, connections, seen, churn=plan.what.churn),
+        "failures": failures(
+            messages, connections, seen, churn=plan.what.churn, talks=bool(plan.talking and plan.rate)
+        ),
         **seen,
     }
 
 
 def failures(
-    messages: dict[str, int], connections: dict[str, int], seen: dict[str, Any], *, churn: bool = False
+    messages: dict[str, int],
+    connections: dict[str, int],
+    seen: dict[str, Any],
+    *,
+    churn: bool = False,
+    talks: bool = False,
 ) -> list[str]:
-    """Sentences; none means that the run passes. With `churn` some are always away."""
+    """Sentences; none means that the run passes. With `churn` some are always away; who `talks` has sent something."""
     found = []
+    if talks and not messages["sent"]:
+        found.append("nothing was sent, so nothing is known of messages")
     if not churn and connections["most"] < connections["users"]:
         found.append(f"at most {connections['most']:,} of {connections['users']:,} users were connected at a time")
     found += [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -85,6 +86,16 @@ def test_a_broadcast_is_owed_to_everybody() -> None:
     timeline.row(1.0, "hold", None, None)
     found = judge(plan("fan-out"), timeline, [verdict(said=10), verdict()], {"connect_s": 1.0, "hearers": 4})
     assert found["failures"] == ["1 messages lost"]
+
+
+def test_a_run_that_was_to_talk_and_sent_nothing_fails() -> None:
+    timeline = Timeline(1)
+    timeline.feed(0, line(4, connects=4))
+    timeline.row(1.0, "hold", None, None)
+    silent = judge(plan(), timeline, [verdict()], {"connect_s": 1.0, "hearers": 4})
+    assert silent["failures"] == ["nothing was sent, so nothing is known of messages"]
+    quiet = dataclasses.replace(plan(), talking=0.0)
+    assert judge(quiet, timeline, [verdict()], {"connect_s": 1.0, "hearers": 4})["failures"] == []
 
 
 def test_in_churn_some_are_always_away() -> None:
