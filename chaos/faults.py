@@ -77,22 +77,29 @@ class Weather:
     # -- nodes
 
     async def _kill_node(self, step: Step) -> None:
-        node = self._nodes[step.target]
+        node = self._node_that_serves(step)
         await node.kill()
         await trio.sleep(step.duration_s)
         await self._start(node)
 
     async def _stop_node(self, step: Step) -> None:
-        node = self._nodes[step.target]
+        node = self._node_that_serves(step)
         node.stop()
         await trio.sleep(step.duration_s)
         node.cont()
 
     async def _drain_node(self, step: Step) -> None:
-        node = self._nodes[step.target]
+        node = self._node_that_serves(step)
         await node.terminate()
         await trio.sleep(step.duration_s)
         await self._start(node)
+
+    def _node_that_serves(self, step: Step) -> ClusterNode:
+        """Its last fault may last longer than planned: it starts again when the database is there."""
+        node = self._nodes[step.target]
+        if not node.serving:
+            raise _NothingThere(f"{node.name} is not back yet")
+        return node
 
     async def _start(self, node: ClusterNode) -> None:
         """A supervisor would try until it works: the database may be away just now."""
