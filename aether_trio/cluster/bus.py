@@ -6,7 +6,8 @@
 
 A NOTIFY takes a lock of the whole database server until its transaction is over and wakes every backend that listens, so there is one
 connection that listens, hints that wait for each other go out together, and they have a connection of their own that commits without
-waiting for the disk: send after the commit that a hint speaks of, never inside it.
+waiting for the disk: send after the commit that a hint speaks of, never inside it. Who has a connection like that, and finds out from the
+database whom to tell, may tell them in that statement (`node_channel`, `payload_sql`).
 
 What is lost (a listener that reconnects, a server that restarts, a queue that is full) is made up for: after every reconnect each handler
 is told ALL, "look at everything", and whoever waits for a hint looks by itself every few seconds.
@@ -208,8 +209,13 @@ class Bus:
 
     # -- sending --------------------------------------------------------------------------------------------------
 
+    @property
+    def node_channel(self) -> str:
+        """The name of a node's channel, but for the node's number at its end."""
+        return f"{self._server.schema}_n"
+
     def _channel(self, node_id: int) -> str:
-        return f"{self._server.schema}_n{node_id}"
+        return f"{self.node_channel}{node_id}"
 
     def _put(self, channel: str, topic: str, body: str) -> None:
         if self._closed:
@@ -276,6 +282,11 @@ class Bus:
                 await self._sent.wait()
         self._closed = True
         await call(self._server, self._pool.close())
+
+
+def payload_sql(sender: str, topic: str, body: str) -> str:
+    """SQL for a payload with one hint, of SQL expressions: a number, two texts. MAX_PAYLOAD_BYTES is up to the caller."""
+    return f"'[' || {sender} || ',[[' || to_json({topic})::text || ',' || to_json({body})::text || ']]]'"
 
 
 def _payloads(sender: int, hints: list[tuple[str, str]]) -> list[str]:

@@ -1,6 +1,6 @@
 """Who is told that a topic of the log has something new: the nodes that listen to it, after the commit, with one hint a batch and node.
 
-    a group is committed ──▶ topics that have something new ──▶ one look at `topic_interest` ──▶ bus: "look at these topics"
+    a group is committed ──▶ topics that have something new ──▶ one statement: who listens to them? NOTIFY: "look at these topics"
     that hint, or a look now and then ──▶ TopicLog.woken / TopicLog.learn, which read from the log (routing/follower.py)
 
 A node makes its interest known, and reads the topic's tail after that. Interest is looked up after the commit. So a message is in the tail
@@ -8,7 +8,11 @@ that the listener read, or its node is found: no message falls between the two, 
 A hint that is lost, or was never sent as its node was killed after the commit, is made up for by a look at the tails of all topics
 that are listened to, every `poll_s`, and at once when the bus has been away.
 
-Invariants: nothing here waits on the way of a message; while no other node is known nothing is looked up.
+Who listens is looked up and told in one statement, since a statement is a round trip, and a message waits for it. While it is under way
+the next topics gather, so there are as few NOTIFYs as the database is slow, however many groups.
+
+Invariants: nothing here waits on the way of a message; while no other node is known nothing is looked up; nobody is notified of a topic
+to which only this node listens.
 """
 
 from __future__ import annotations
@@ -19,10 +23,11 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import structlog
 import trio
 
-from aether_trio.cluster.bus import ALL
+from aether_trio.cluster.bus import ALL, payload_sql
 from aether_trio.cluster.interest import Interest
 from aether_trio.cluster.queries import Queries
 from aether_trio.cluster.records import ClusterLimits
@@ -39,16 +44,21 @@ logger = structlog.get_logger("aether.cluster")
 WAKE: Final = "log"
 JOINED: Final = "log-joined"
 TOPICS_AT_ONCE: Final = 500
-HINT_BYTES: Final = 1200
+PART_BYTES: Final = 7000
+"""Topics of one payload, in JSON and with what is between them."""
 AGAIN_S: Final = 0.5
 PART_PAUSE_S: Final = 0.01
 
 _OTHERS: Final = "SELECT EXISTS (SELECT FROM nodes WHERE alive AND node_id <> $1)"
-_LISTENERS: Final = """
-    SELECT i.node_id, w.topic FROM unnest($2::text[]) AS w (topic)
-    CROSS JOIN LATERAL (SELECT x.node_id FROM topic_interest x WHERE x.topic = w.topic COLLATE "C" OFFSET 0) AS i
-    WHERE i.node_id <> $1
-"""
+_TELL: Final = f"""
+    SELECT told.topics, pg_notify($2::text || told.node_id, told.payload) FROM (
+        SELECT i.node_id, count(*) AS topics, {payload_sql("$1::int", f"'{WAKE}'::text", "string_agg(w.said, chr(10))")} AS payload
+        FROM unnest($3::text[], $4::text[], $5::int[]) AS w (topic, said, part)
+        CROSS JOIN LATERAL (SELECT x.node_id FROM topic_interest x WHERE x.topic = w.topic COLLATE "C" OFFSET 0) AS i
+        WHERE i.node_id <> $1
+        GROUP BY i.node_id, w.part
+    ) AS told
+"""  # noqa: S608  # a constant
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +73,14 @@ class TailLimits:
 
 @dataclass(frozen=True, slots=True)
 class TailStatistics:
-    """Since start, but for `interests`. `committed` are topics of groups, `lookups` statements that asked who listens to them, `wakes` the
-    topics that other nodes were told of, `woken` those this node was told of, `looks` the rounds without a hint."""
+    """Since start, but for `interests`. `committed` are topics of groups, `lookups` statements that asked who listens to them, `statements`
+    those of them that notified somebody, with `notifies` payloads; `wakes` are the topics that other nodes were told of, `woken` those
+    this node was told of, `looks` the rounds without a hint."""
 
     committed: int
     lookups: int
+    statements: int
+    notifies: int
     wakes: int
     woken: int
     looks: int
@@ -90,7 +103,7 @@ class ClusterTails:
         self._log = log
         self._limits = limits
         self._random = random
-        # One that says what this node listens to, one that asks who listens.
+        # One that says what this node listens to, one that asks who listens and tells them.
         self._queries = Queries(server, cluster_limits, "tails", 2, "SET synchronous_commit = off")
         self._interest = Interest(
             self._queries,
@@ -103,14 +116,22 @@ class ClusterTails:
         self._news: dict[str, None] = {}
         self._work = trio.Event()
         self._look = trio.Event()
-        self._committed = self._lookups = self._wakes = self._woken = self._looks = 0
+        self._committed = self._lookups = self._looks = 0
+        self._statements = self._notifies = self._wakes = self._woken = 0
         cluster.bus.handle(WAKE, self._hear_wake)
         cluster.bus.handle(JOINED, self._hear_joined)
 
     def statistics(self) -> TailStatistics:
         """What has happened so far."""
         return TailStatistics(
-            self._committed, self._lookups, self._wakes, self._woken, self._looks, len(self._interest)
+            self._committed,
+            self._lookups,
+            self._statements,
+            self._notifies,
+            self._wakes,
+            self._woken,
+            self._looks,
+            len(self._interest),
         )
 
     # -- LogRelay -------------------------------------------------------------------------------------------------
@@ -144,20 +165,13 @@ class ClusterTails:
                     await trio.sleep(AGAIN_S)
 
     async def _tell(self, topics: Sequence[str]) -> None:
-        rows = await self._queries.fetch(_LISTENERS, self._cluster.node_id, topics)
+        node_id, channel = self._cluster.node_id, self._cluster.bus.node_channel
+        told = await self._queries.fetch(_TELL, node_id, channel, topics, *said_in_parts(topics))
         self._committed += len(topics)
         self._lookups += 1
-        self._wakes += len(rows)
-        parts: dict[int, list[str]] = {}
-        sizes: dict[int, int] = {}
-        for node_id, topic in rows:
-            if sizes.get(node_id, 0) + len(topic) > HINT_BYTES and node_id in parts:
-                self._cluster.bus.send(node_id, WAKE, "\n".join(parts.pop(node_id)))
-                sizes[node_id] = 0
-            parts.setdefault(node_id, []).append(topic)
-            sizes[node_id] = sizes.get(node_id, 0) + len(topic) + 1
-        for node_id, names in parts.items():
-            self._cluster.bus.send(node_id, WAKE, "\n".join(names))
+        self._statements += bool(told)
+        self._notifies += len(told)
+        self._wakes += sum(row[0] for row in told)
 
     # -- being told -----------------------------------------------------------------------------------------------
 
@@ -209,6 +223,23 @@ class ClusterTails:
     async def close(self) -> None:
         """Close the connections."""
         await self._queries.close()
+
+
+def said_in_parts(topics: Sequence[str]) -> tuple[list[str], list[int]]:
+    """What is said of each topic, and in which part, so that each part fits a payload. ALL, in a part of its own, stands for one that
+    would not fit or could not be told from two."""
+    said: list[str] = []
+    parts: list[int] = []
+    part = size = 0
+    for topic in topics:
+        alone = "\n" in topic or len(topic) > PART_BYTES
+        need = PART_BYTES + 1 if alone else len(msgspec.json.encode(topic))
+        if size and size + need > PART_BYTES:
+            part, size = part + 1, 0
+        said.append(ALL if need > PART_BYTES else topic)
+        parts.append(part)
+        size += need
+    return said, parts
 
 
 @asynccontextmanager
