@@ -17,6 +17,7 @@ Examples:
   aether dev --ephemeral                        data goes away with it
   aether dev --port 0 --ready-file ready.json   for scripts: a free port, told in a file
   aether dev --nodes 3                          a cluster on a PostgreSQL of its own
+  aether dev --agents agents.yaml               agents start when somebody writes to them
   aether dev --set log.retention_age_s=60
 """,
 )
@@ -27,9 +28,17 @@ Examples:
     help="Run N gateways on a PostgreSQL that is started with them, and give each connection to --port to the next one. "
     "Needs aether-trio[cluster].",
 )
+@click.option(
+    "--agents",
+    "agents_file",
+    type=click.Path(dir_okay=False),
+    metavar="AGENTS.YAML",
+    help="Start the agents of this file when a message or a task needs them; `aether orchestrate --help` says what is in it.",
+)
 @serving_options
 def command(
     nodes: int | None,
+    agents_file: str | None,
     port: int | None,
     ops_port: int | None,
     data_dir: str | None,
@@ -58,9 +67,16 @@ def command(
         "logging.format": log_format,
     }
     settings = load(config_file, flags, sets).settings
+    companion = None
+    if agents_file is not None:
+        from aether_trio.cli.dev_agents import companion_for
+
+        companion = companion_for(agents_file, settings)
     if nodes is None:
-        run_gateway(settings, ready_file=ready_file, until_stdin_ends=until_stdin_ends)
+        run_gateway(settings, ready_file=ready_file, until_stdin_ends=until_stdin_ends, companion=companion)
         return
     from aether_trio.cli.dev_nodes import run_dev_nodes
 
-    run_dev_nodes(nodes, settings, config_file=config_file, flags=flags, sets=sets, ready_file=ready_file)
+    run_dev_nodes(
+        nodes, settings, config_file=config_file, flags=flags, sets=sets, ready_file=ready_file, companion=companion
+    )

@@ -18,6 +18,7 @@ import click
 import trio
 
 from aether_trio.cli import exits
+from aether_trio.cli.companion import Companion
 from aether_trio.cli.fleet import FIRST_PAUSE_S, LONGEST_PAUSE_S, arguments_of, count_of, run, run_fleet
 from aether_trio.cli.node_process import NodeProcess, Ready
 from aether_trio.cli.ready_file import ReadyFile
@@ -45,6 +46,7 @@ def run_dev_nodes(
     flags: Mapping[str, Any],
     sets: Sequence[str],
     ready_file: str | None,
+    companion: Companion | None = None,
 ) -> None:
     """Run until drained or stopped. Exits by CliError or SystemExit; returns after a drain."""
     refuse_without_packages()
@@ -72,7 +74,7 @@ def run_dev_nodes(
         if ready is not None:
             stack.callback(ready.remove)
         try:
-            run(_run, nodes, settings, data, server, ready)
+            run(_run, nodes, settings, data, server, ready, companion)
         except OSError as error:
             raise start_error(error, settings) from error
 
@@ -124,6 +126,7 @@ async def _run(
     data: str,
     server: EmbeddedPostgres | None,
     ready: ReadyFile | None,
+    companion: Companion | None = None,
 ) -> int | None:
     turns = RoundRobin(())
     host = settings.gateway.host
@@ -133,11 +136,21 @@ async def _run(
 
         def announce(all_ready: Sequence[Ready]) -> str:
             turns.addresses = [one.gateway for one in all_ready]
+            if companion is not None:
+                nursery.start_soon(companion.run, _Front(front.address, all_ready[0]))
             return _text(settings, front, all_ready, data)
 
         stopped_by = await run_fleet(nodes, announce, address=front.address, ready=ready)
         nursery.cancel_scope.cancel()
     return stopped_by
+
+
+class _Front:
+    """The cluster as one gateway: all its lanes are at the front."""
+
+    def __init__(self, address: str, node: Ready) -> None:
+        self.address = address
+        self.addresses = dict.fromkeys(node.lanes, address)
 
 
 async def _keep(server: EmbeddedPostgres) -> None:

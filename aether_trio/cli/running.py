@@ -23,6 +23,7 @@ import click
 import trio
 
 from aether_trio.cli import exits
+from aether_trio.cli.companion import Companion
 from aether_trio.cli.ready_file import ReadyFile
 from aether_trio.config import Settings
 from aether_trio.config.settings import LANES
@@ -78,7 +79,9 @@ def refuse_missing_files(settings: Settings) -> None:
             raise exits.CliError(f"tls.{leaf}: {name}: {error.strerror}", exits.SETTINGS) from None
 
 
-def run_gateway(settings: Settings, *, ready_file: str | None, until_stdin_ends: bool = False) -> None:
+def run_gateway(
+    settings: Settings, *, ready_file: str | None, until_stdin_ends: bool = False, companion: Companion | None = None
+) -> None:
     """Run until drained or stopped. Exits by CliError or SystemExit; returns after a drain."""
     refuse_open_gateway(settings)
     refuse_missing_files(settings)
@@ -90,7 +93,7 @@ def run_gateway(settings: Settings, *, ready_file: str | None, until_stdin_ends:
     if ready is not None:
         ready.prepare()
     try:
-        stopped_by = trio.run(_run, settings, ready, lambda: open_gateway(settings), until_stdin_ends)
+        stopped_by = trio.run(_run, settings, ready, lambda: open_gateway(settings), until_stdin_ends, companion)
     except* OSError as group:
         raise start_error(_first(group), settings) from group
     except* StorageSetupError as group:
@@ -103,7 +106,11 @@ def run_gateway(settings: Settings, *, ready_file: str | None, until_stdin_ends:
 
 
 async def _run(
-    settings: Settings, ready: ReadyFile | None, opener: _Opener, until_stdin_ends: bool = False
+    settings: Settings,
+    ready: ReadyFile | None,
+    opener: _Opener,
+    until_stdin_ends: bool = False,
+    companion: Companion | None = None,
 ) -> int | None:
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
@@ -118,6 +125,9 @@ async def _run(
                     click.echo(ready_text(settings, gateway))
                 if ready is not None:
                     ready.write(gateway.address, gateway.ops_address or "", gateway.addresses)
+                if companion is not None:
+                    stop.companion = companion
+                    nursery.start_soon(companion.run, gateway)
                 await gateway.wait_closed()
             stop.done = True
             nursery.cancel_scope.cancel()
@@ -154,6 +164,7 @@ class _Stop:
         self._scope = scope
         self._quiet = quiet
         self.gateway: RunningGateway | None = None
+        self.companion: Companion | None = None
         self.signal: int | None = None
         self.done = False
 
@@ -176,7 +187,12 @@ class _Stop:
                     return
                 self.signal = number
                 self._say(f"{name}: draining; clients are asked to reconnect elsewhere. Again to stop at once.")
-                nursery.start_soon(self.gateway.drain)
+                nursery.start_soon(self._drain, self.gateway)
+
+    async def _drain(self, gateway: RunningGateway) -> None:
+        if self.companion is not None:
+            await self.companion.end()
+        await gateway.drain()
 
     def _say(self, text: str) -> None:
         if not self._quiet:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Final, Self, Unpack
 
 from aether_trio.client.client import Client
+from aether_trio.client.feeds import Feed
+from aether_trio.client.operations.records import read
+from aether_trio.client.operations.task_values import Assignment
 from aether_trio.client.options import ClientOptions
 from aether_trio.client.senders import ToEveryone, ToParticipants, ToUsersEverywhere, ToWork, WithTelemetry
 from aether_trio.model.identity import Identity
@@ -23,6 +27,13 @@ __all__ = [
 ]
 
 
+STARTS: Final = 4096
+"""Starts that may wait for an orchestrator's program to read them."""
+
+
+_WHO: Final = ("AETHER_WORKSPACE", "AETHER_IMPLEMENTATION", "AETHER_SPECIFIER")
+
+
 class AgentClient(ToWork, ToParticipants, ToEveryone, WithTelemetry, Client):
     """A long-lived agent, "ag::{workspace}::{implementation}::{specifier}". Messages wait for it while it is away."""
 
@@ -32,6 +43,24 @@ class AgentClient(ToWork, ToParticipants, ToEveryone, WithTelemetry, Client):
         super().__init__(address, **options)
         self.__identity = Identity.agent(workspace, implementation, specifier)
         self._workspace = workspace
+
+    @classmethod
+    def from_environment(cls, **options: Unpack[ClientOptions]) -> Self:
+        """The agent that this process was started to be, by `aether orchestrate` or any other orchestrator.
+
+        Reads AETHER_ADDRESS (or AETHER_GATEWAY), AETHER_WORKSPACE, AETHER_IMPLEMENTATION, AETHER_SPECIFIER and AETHER_AUTH_TOKEN.
+        Raises LookupError when it was not started by one.
+        """
+        said = os.environ
+        missing = [name for name in _WHO if not said.get(name)]
+        address = said.get("AETHER_ADDRESS") or (said.get("AETHER_GATEWAY") and f"aether://{said['AETHER_GATEWAY']}")
+        if missing or not address:
+            names = ", ".join(missing or ["AETHER_GATEWAY"])
+            raise LookupError(f"this process was not started by an orchestrator: {names} not set in its environment")
+        if said.get("AETHER_AUTH_TOKEN"):
+            options.setdefault("token", said["AETHER_AUTH_TOKEN"])
+        workspace, implementation, specifier = (said[name] for name in _WHO)
+        return cls(address, workspace=workspace, implementation=implementation, specifier=specifier, **options)
 
     def _identify(self, init: pb.InitConnection) -> None:
         who = self.__identity
@@ -103,7 +132,7 @@ class UserClient(ToWork, ToParticipants, ToEveryone, Client):
 
 
 class OrchestratorClient(ToWork, Client):
-    """What starts agents and tasks. `profiles` are the kinds of launches that it can do."""
+    """What starts agents and tasks. `profiles` are the kinds of launches that it can do, `starts` what is to be started."""
 
     def __init__(
         self,
@@ -120,6 +149,14 @@ class OrchestratorClient(ToWork, Client):
         self.__given = Identity.orchestrator(implementation, specifier or "unknown")
         self.__named = bool(specifier)
         self.__profiles = tuple(profiles)
+        # From the first moment on: what waits for an orchestrator comes right behind the answer that lets it in.
+        self.__starts: Feed[Assignment] = Feed(STARTS, lossy=False, convert=lambda message: read(Assignment, message))
+        self._core.feeds.add(self.__starts, "task_assignment")
+
+    @property
+    def starts(self) -> Feed[Assignment]:
+        """What this orchestrator is to start, over all connections: `async for start in client.starts`."""
+        return self.__starts
 
     def _identify(self, init: pb.InitConnection) -> None:
         init.orchestrator.CopyFrom(

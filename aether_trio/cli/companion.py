@@ -1,0 +1,39 @@
+"""Something that runs beside a gateway of this process, and has ended before the gateway drains."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
+
+import trio
+
+
+class Served(Protocol):
+    """Where the gateway is."""
+
+    @property
+    def address(self) -> str: ...
+    @property
+    def addresses(self) -> Mapping[str, str]: ...
+
+
+class Companion:
+    """`run` runs it, once; `end` ends it and returns when it has ended."""
+
+    def __init__(self, main: Callable[[Served], Awaitable[None]]) -> None:
+        self._main = main
+        self._scope = trio.CancelScope()
+        self._over = trio.Event()
+
+    async def run(self, gateway: Served) -> None:
+        """Until it is over, or `end`."""
+        try:
+            with self._scope:
+                await self._main(gateway)
+        finally:
+            self._over.set()
+
+    async def end(self) -> None:
+        """Only after `run` has been started."""
+        self._scope.cancel()
+        await self._over.wait()

@@ -1,0 +1,52 @@
+"""`aether dev --agents`: an orchestrator inside of the gateway's process, connected to it as any other one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import click
+
+from aether_trio.cli import exits
+from aether_trio.cli.companion import Companion, Served
+from aether_trio.cli.orchestrate import read_agents, require_docker
+from aether_trio.client import AetherError, OrchestratorClient
+from aether_trio.config import Settings
+from aether_trio.orchestrator import AgentSpec, Orchestrator, Surroundings, TextReporter
+
+NAME: Final = "aether-dev"
+
+
+def companion_for(agents_file: str, settings: Settings) -> Companion:
+    """What starts the agents of this file beside a development gateway. Raises CliError."""
+    agents = read_agents(agents_file)
+    require_docker(agents)
+    if settings.tls.cert:
+        raise exits.CliError(
+            "--agents is for a gateway without TLS; with it, run `aether orchestrate` beside `aether dev`",
+            exits.SETTINGS,
+        )
+    if not (settings.framed.enabled or settings.websocket.enabled):
+        raise exits.CliError("--agents needs the binary framing or the WebSocket lane", exits.SETTINGS)
+    return Companion(lambda gateway: _orchestrate(agents, gateway))
+
+
+def surroundings_of(gateway: Served) -> Surroundings:
+    """How what is started finds this gateway."""
+    lanes = gateway.addresses
+    address = f"aether://{lanes['framed']}" if "framed" in lanes else f"ws://{lanes['websocket']}"
+    return Surroundings(lanes.get("grpc", gateway.address), address)
+
+
+async def _orchestrate(agents: Mapping[str, AgentSpec], gateway: Served) -> None:
+    surroundings = surroundings_of(gateway)
+    orchestrator = Orchestrator(agents, surroundings, TextReporter(click.echo))
+    client = OrchestratorClient(surroundings.address, implementation=NAME, profiles=orchestrator.profiles)
+    try:
+        async with client:
+            await orchestrator.register(client)
+            await orchestrator.run(
+                client, on_serving=lambda: click.echo(f"  agents {orchestrator.described} start when they are needed")
+            )
+    except AetherError as error:
+        click.echo(f"agents are not started any more: {error.message}", err=True)

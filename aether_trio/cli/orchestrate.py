@@ -1,0 +1,227 @@
+"""`aether orchestrate`: start agents when somebody needs them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import click
+import trio
+from rich.table import Table
+
+from aether_trio.cli import exits
+from aether_trio.cli.fleet import first_of
+from aether_trio.cli.options import Target, client_options
+from aether_trio.cli.show import print_table
+from aether_trio.client import AetherError, ClientOptions, OrchestratorClient, TlsOptions
+from aether_trio.model.identity import Identity, IdentityError
+from aether_trio.orchestrator import (
+    AgentsFileError,
+    AgentSpec,
+    DockerError,
+    Orchestrator,
+    OrchestratorLimits,
+    Surroundings,
+    TextReporter,
+    check_docker,
+    load_agents,
+)
+from aether_trio.orchestrator.agents_file import DOCKER
+from aether_trio.orchestrator.orchestrator import DEFAULT_GRACE_S, DEFAULT_MOST
+
+NAME: Final = "aether-orchestrate"
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+@click.command(
+    name="orchestrate",
+    epilog="""
+\b
+The file says what can be started:
+  agents:
+    echo:
+      profile: process              the default with a command
+      command: [python, echo.py]    a list, or a text with quotes as in a shell
+      directory: agents             where it runs; below the file's directory
+      environment: {MOOD: good}     variables for all of them
+      params: {voice: loud}         launch parameters, unless who starts it says otherwise
+      description: Says it again
+      most: 4                       at once; 0 for no limit of its own
+    summary:
+      profile: docker               the default with an image
+      image: example/summary:1
+      command: [--fast]
+      network: host
+      arguments: [--memory, 512m]   for docker run
+
+\b
+Examples:
+  aether orchestrate agents.yaml
+  aether orchestrate agents.yaml --gateway gateway.example:50051 --tls
+  aether orchestrate agents.yaml --check
+  aether dev --agents agents.yaml         gateway and orchestrator in one
+
+\b
+A started agent finds in its environment: AETHER_GATEWAY, AETHER_ADDRESS,
+AETHER_WORKSPACE, AETHER_IMPLEMENTATION, AETHER_SPECIFIER, AETHER_IDENTITY,
+AETHER_AUTH_TOKEN, AETHER_TASK_ID, AETHER_PROFILE, AETHER_LAUNCH_PARAMS
+(a JSON object), AETHER_TRIGGER_TIMESTAMP_MS.
+""",
+)
+@click.argument("agents_file", metavar="AGENTS.YAML", type=click.Path(dir_okay=False))
+@click.option("--name", default=NAME, show_default=True, help="Its implementation; many may have the same.")
+@click.option("--specifier", default="", help="Tells it from others of its name.  [default: made up]")
+@click.option(
+    "--most", type=click.IntRange(1), default=DEFAULT_MOST, show_default=True, metavar="N", help="Agents at once."
+)
+@click.option(
+    "--grace", "grace_s", type=click.FloatRange(min=0), default=DEFAULT_GRACE_S, show_default=True, metavar="SECONDS",
+    help="From SIGTERM to SIGKILL, for an agent that is to end.",
+)  # fmt: skip
+@click.option(
+    "--register/--no-register", default=True, show_default=True,
+    help="Tell the gateway of the file's agents; otherwise somebody else has.",
+)  # fmt: skip
+@click.option("--check", is_flag=True, help="Only read the file, and say what is in it.")
+@client_options
+def command(
+    target: Target,
+    agents_file: str,
+    name: str,
+    specifier: str,
+    most: int,
+    grace_s: float,
+    register: bool,
+    check: bool,
+) -> None:
+    """Start agents of AGENTS.YAML when a message or a task needs them.
+
+    Messages to an agent that is registered and not running make the gateway ask for it here. Processes end with this
+    command: Ctrl-C sends them SIGTERM, a second one SIGKILL.
+    """
+    agents = read_agents(agents_file)
+    if check:
+        show_agents(agents)
+        return
+    require_docker(agents)
+    try:
+        Identity.orchestrator(name, specifier or "made-up")
+    except IdentityError as error:
+        raise click.BadParameter(str(error), param_hint="--name or --specifier") from None
+    scheme = "aethers" if target.tls else "aether"
+    surroundings = Surroundings(str(target), f"{scheme}://{target}", tls_variables(target))
+    reporter = TextReporter(click.echo)
+    orchestrator = Orchestrator(agents, surroundings, reporter, OrchestratorLimits(most, grace_s))
+    client = OrchestratorClient(
+        surroundings.address,
+        implementation=name,
+        specifier=specifier,
+        profiles=orchestrator.profiles,
+        **_options(target),
+    )
+    try:
+        stopped_by = trio.run(_run, orchestrator, client, register, str(target))
+    except* AetherError as group:
+        raise _explained(first_of(group), str(target)) from None
+    if stopped_by is not None:
+        raise SystemExit(128 + stopped_by)
+
+
+def read_agents(path: str) -> dict[str, AgentSpec]:
+    """The agents of a file, or a CliError with every problem."""
+    try:
+        return load_agents(path)
+    except AgentsFileError as error:
+        raise exits.CliError(str(error), exits.SETTINGS) from None
+
+
+def require_docker(agents: Mapping[str, AgentSpec]) -> None:
+    """Raise CliError when containers are wanted and cannot be had."""
+    wanted = sorted(spec.implementation for spec in agents.values() if spec.manner == DOCKER)
+    if not wanted:
+        return
+    try:
+        check_docker()
+    except DockerError as error:
+        raise exits.CliError(
+            f"{', '.join(wanted)}: to be started as a container, and {error}", exits.SETTINGS
+        ) from None
+
+
+def show_agents(agents: Mapping[str, AgentSpec]) -> None:
+    """What a file says, as a table."""
+    table = Table("agent", "profile", "is started as", "most", "description")
+    for spec in agents.values():
+        how = " ".join([spec.image, *spec.command] if spec.image else spec.command)
+        table.add_row(spec.implementation, spec.profile, how, str(spec.most or ""), spec.description)
+    print_table(table, "no agents")
+
+
+def tls_variables(target: Target) -> dict[str, str]:
+    """How what is started trusts the gateway. Not our own certificate: it has a token of its own."""
+    found: dict[str, str] = {}
+    if target.tls:
+        found["AETHER_TLS_ENABLED"] = "true"
+    if target.tls_ca:
+        found["AETHER_TLS_CA_CERT"] = str(Path(target.tls_ca).absolute())
+    return found
+
+
+def _options(target: Target) -> ClientOptions:
+    options: ClientOptions = {"connect_timeout": target.timeout_s}
+    if target.api_key:
+        options["api_key"] = target.api_key
+    if target.tls:
+        options["tls"] = TlsOptions(target.tls_ca, target.tls_cert, target.tls_key)
+    return options
+
+
+async def _run(orchestrator: Orchestrator, client: OrchestratorClient, register: bool, gateway: str) -> int | None:
+    """Until a signal comes; the second one, if there was one."""
+    stop = _Stop()
+    with trio.open_signal_receiver(*_SIGNALS) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stop.watch, signals, orchestrator)
+            with stop.scope:
+                async with client:
+                    if register:
+                        await orchestrator.register(client)
+                    await orchestrator.run(
+                        client, on_serving=lambda: click.echo(ready_text(orchestrator, client, gateway))
+                    )
+            nursery.cancel_scope.cancel()
+    return stop.second
+
+
+def ready_text(orchestrator: Orchestrator, client: OrchestratorClient, gateway: str) -> str:
+    """What a person wants to know now."""
+    return f"{client.topic} starts {orchestrator.described} for the gateway at {gateway}; Ctrl-C ends all of them"
+
+
+class _Stop:
+    """The first signal ends the block, the second one kills."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.second: int | None = None
+
+    async def watch(self, signals: AsyncIterator[int], orchestrator: Orchestrator) -> None:
+        async for number in signals:
+            name = signal.Signals(number).name
+            if self.scope.cancel_called:
+                self.second = number
+                click.echo(f"{name}: killing what still runs", err=True)
+                orchestrator.kill_all()
+            else:
+                click.echo(f"{name}: stopping the agents. Again to kill them.", err=True)
+                self.scope.cancel()
+
+
+def _explained(error: AetherError, gateway: str) -> exits.CliError:
+    if error.code in {"PERMISSION_DENIED", "UNAUTHENTICATED", "ALREADY_EXISTS"}:
+        return exits.CliError(f"{gateway} said {error.code}: {error.message}", exits.REFUSED)
+    if error.code.startswith("ERR_"):
+        return exits.CliError(f"{error.code}: {error.message}")
+    return exits.CliError(f"{gateway}: {error.message}", exits.UNREACHABLE)

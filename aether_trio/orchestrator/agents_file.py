@@ -1,0 +1,166 @@
+"""The file that says which agents can be started, and how: YAML, read once, with every mistake named by its place.
+
+    agents:
+      echo:
+        profile: process
+        command: [python, echo.py]
+
+The key is the implementation: this one is started for ag::ANY-WORKSPACE::echo::ANY-SPECIFIER.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+import yaml
+
+from aether_trio.model.identity import IdentityError, check_token
+
+Manner = Literal["process", "docker"]
+
+PROCESS: Final = "process"
+DOCKER: Final = "docker"
+MAX_AGENTS: Final = 1000
+
+
+class AgentsFileError(Exception):
+    """The file cannot be used; `problems` are sentences for a person."""
+
+    def __init__(self, path: str, problems: list[str]) -> None:
+        super().__init__(
+            f"{path}: " + ("\n  ".join(["", *problems]).lstrip("\n") if len(problems) > 1 else problems[0])
+        )
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSpec:
+    """How one implementation is started. `profile` is what the gateway knows of it, `manner` what is done here."""
+
+    implementation: str
+    profile: str
+    manner: Manner
+    command: tuple[str, ...]
+    directory: Path
+    """Where a process runs; absolute."""
+    environment: Mapping[str, str]
+    params: Mapping[str, str]
+    """Launch parameters: what the agent is told unless whoever starts it says otherwise."""
+    description: str
+    most: int
+    """How many at once; 0 for as many as the orchestrator takes."""
+    image: str = ""
+    network: str = "host"
+    arguments: tuple[str, ...] = ()
+    """For `docker run`, in front of the image."""
+
+
+class _Agent(msgspec.Struct, forbid_unknown_fields=True):
+    profile: str = ""
+    command: list[str] | str = msgspec.field(default_factory=list)
+    image: str = ""
+    directory: str = ""
+    environment: dict[str, str | int | float | bool] = msgspec.field(default_factory=dict)
+    params: dict[str, str | int | float | bool] = msgspec.field(default_factory=dict)
+    description: str = ""
+    most: int = 0
+    network: str = "host"
+    arguments: list[str] = msgspec.field(default_factory=list)
+
+
+class _OneMapping(yaml.SafeLoader):
+    """A key that is there twice is a mistake, and not the second one's victory."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def load_agents(path: str | Path) -> dict[str, AgentSpec]:
+    """The agents of a file, by implementation. Raises AgentsFileError."""
+    name = str(path)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise AgentsFileError(name, [error.strerror or str(error)]) from None
+    except UnicodeDecodeError:
+        raise AgentsFileError(name, ["it is not UTF-8 text"]) from None
+    return parse_agents(text, name, Path(path).absolute().parent)
+
+
+def parse_agents(text: str, name: str, directory: Path) -> dict[str, AgentSpec]:
+    """`load_agents`, of what the file says. Relative directories are below `directory`."""
+    try:
+        body = yaml.load(text, _OneMapping)  # noqa: S506  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise AgentsFileError(name, [f"it is not YAML: {error}"]) from None
+    if not isinstance(body, dict) or set(body) != {"agents"} or not isinstance(body["agents"], dict):
+        raise AgentsFileError(name, ['it should be a mapping "agents:" from implementations to how each is started'])
+    agents = body["agents"]
+    if len(agents) > MAX_AGENTS:
+        raise AgentsFileError(name, [f"{len(agents)} agents; at most {MAX_AGENTS} are allowed"])
+    problems: list[str] = []
+    found: dict[str, AgentSpec] = {}
+    for implementation, entry in agents.items():
+        try:
+            found[str(implementation)] = _spec(str(implementation), entry, directory)
+        except (ValueError, msgspec.ValidationError) as error:
+            problems.append(f"agents.{implementation}: {error}")
+    if not agents:
+        problems.append("it names no agent")
+    if problems:
+        raise AgentsFileError(name, problems)
+    return found
+
+
+def _spec(implementation: str, entry: Any, directory: Path) -> AgentSpec:
+    try:
+        check_token(implementation, "implementation")
+    except IdentityError as error:
+        raise ValueError(str(error)) from None
+    agent = msgspec.convert(entry, _Agent)
+    command = tuple(shlex.split(agent.command) if isinstance(agent.command, str) else agent.command)
+    manner: Manner = DOCKER if agent.image else PROCESS
+    if agent.profile == PROCESS and agent.image:
+        raise ValueError("profile process runs a command here; an image needs profile docker")
+    if agent.profile == DOCKER and not agent.image:
+        raise ValueError("profile docker needs an image")
+    if manner == PROCESS:
+        if not command:
+            raise ValueError("it has neither a command nor an image, so there is nothing to start")
+        if agent.arguments or agent.network != "host":
+            raise ValueError("network and arguments are for docker, and this agent has no image")
+    elif agent.directory:
+        raise ValueError("directory is for processes; give docker a volume with arguments: [--volume, ...]")
+    if agent.most < 0:
+        raise ValueError("most is how many may run at once, 0 for no limit of its own")
+    where = directory / agent.directory
+    if not where.is_dir():
+        raise ValueError(f"there is no directory {where}")
+    return AgentSpec(
+        implementation=implementation,
+        profile=agent.profile or manner,
+        manner=manner,
+        command=command,
+        directory=where,
+        environment=_texts(agent.environment),
+        params=_texts(agent.params),
+        description=agent.description,
+        most=agent.most,
+        image=agent.image,
+        network=agent.network,
+        arguments=tuple(agent.arguments),
+    )
+
+
+def _texts(values: Mapping[str, str | int | float | bool]) -> dict[str, str]:
+    """YAML reads 8080 and true as what they look like; a variable is text."""
+    return {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in values.items()}

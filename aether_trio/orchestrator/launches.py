@@ -1,0 +1,158 @@
+"""From a start to a command line and its environment. Nothing is run here.
+
+What an agent is told, as variables of its environment:
+
+| variable | |
+|---|---|
+| AETHER_GATEWAY | HOST:PORT, as the published SDK wants it |
+| AETHER_ADDRESS | the same for aether_trio's client: aether://HOST:PORT |
+| AETHER_WORKSPACE, AETHER_IMPLEMENTATION, AETHER_SPECIFIER | who it is to connect as |
+| AETHER_IDENTITY | the three in one: ag::WORKSPACE::IMPLEMENTATION::SPECIFIER |
+| AETHER_AUTH_TOKEN | its credential "token": made for this start, good for this identity only |
+| AETHER_TASK_ID | the startup task, which lives as long as the agent does |
+| AETHER_PROFILE | the launch profile |
+| AETHER_TRIGGER_TIMESTAMP_MS | when that happened for which it is started, Unix milliseconds; "" when the gateway does not say |
+| AETHER_LAUNCH_PARAMS | its launch parameters, a JSON object of texts |
+
+A launch parameter "env.NAME" becomes the variable NAME. The file's `environment` comes first, then the parameters, then what is in
+this table, so nobody can make an agent somebody else. The orchestrator's own API key is not handed on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from aether_trio.client.operations.task_values import Assignment
+from aether_trio.model.identity import Identity
+from aether_trio.orchestrator.agents_file import DOCKER, AgentSpec
+
+TOKEN: Final = "auth_token"  # noqa: S105  # a name
+"""The launch parameter that the gateway adds."""
+TRIGGER: Final = "trigger_timestamp_ms"
+ENV_PREFIX: Final = "env."
+NOT_HANDED_ON: Final = ("AETHER_API_KEY", "AETHER_CONFIG")
+DOCKER_ANSWERS_S: Final = 30.0
+
+_UNFIT: Final = re.compile(r"[^A-Za-z0-9_.-]+")
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class DockerError(Exception):
+    """Containers cannot be started here, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One wish to start an agent."""
+
+    task_id: str
+    identity: Identity
+    profile: str
+    params: Mapping[str, str]
+    token: str
+    trigger_ms: str
+
+    @classmethod
+    def of(cls, assignment: Assignment) -> Start:
+        """What an assignment asks for. Raises IdentityError."""
+        params = dict(assignment.launch_params)
+        token = params.pop(TOKEN, "")
+        specifier = assignment.specifier or params.get("specifier", "") or "default"
+        identity = Identity.agent(assignment.workspace or "default", assignment.target_implementation, specifier)
+        trigger = assignment.metadata.get(TRIGGER, "")
+        return cls(assignment.task_id, identity, assignment.profile, params, token, trigger)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """How what is started finds the gateway."""
+
+    gateway: str
+    """HOST:PORT, for gRPC."""
+    address: str
+    """For our own client: aether://HOST:PORT."""
+    extra: Mapping[str, str] = field(default_factory=dict)
+    """Further variables for all: where the authority's certificate is, say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What to run. `kill` is a command that ends it when signals do not reach it, () for none."""
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    directory: Path | None
+    kill: tuple[str, ...] = ()
+
+
+def launch_of(spec: AgentSpec, start: Start, surroundings: Surroundings) -> Launch:
+    """How this agent is started here."""
+    own = own_variables(spec, start, surroundings)
+    inherited = {name: value for name, value in os.environ.items() if name not in NOT_HANDED_ON}
+    if spec.manner == DOCKER:
+        name = _UNFIT.sub("-", f"aether-{spec.implementation}-{start.identity.specifier}-{secrets.token_hex(4)}")
+        # Values are in the environment of the command and not on its line, where everybody on this machine could read the token.
+        passed = [part for variable in own for part in ("--env", variable)]
+        run = ["docker", "run", "--rm", "--init", "--name", name, "--network", spec.network, *passed]
+        command = (*run, *spec.arguments, spec.image, *spec.command)
+        return Launch(command, {**inherited, **own}, None, kill=("docker", "kill", name))
+    path = os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)])
+    environment = {**inherited, "PATH": path, "PYTHONUNBUFFERED": "1", **own}
+    first = shutil.which(spec.command[0], path=environment["PATH"]) or spec.command[0]
+    return Launch((first, *spec.command[1:]), environment, spec.directory)
+
+
+def own_variables(spec: AgentSpec, start: Start, surroundings: Surroundings) -> dict[str, str]:
+    """What the agent is told; see the module's text."""
+    identity = start.identity
+    asked = {
+        key.removeprefix(ENV_PREFIX): value
+        for key, value in start.params.items()
+        if key.startswith(ENV_PREFIX) and _NAME.fullmatch(key.removeprefix(ENV_PREFIX))
+    }
+    return {
+        **spec.environment,
+        **asked,
+        **surroundings.extra,
+        "AETHER_GATEWAY": surroundings.gateway,
+        "AETHER_ADDRESS": surroundings.address,
+        "AETHER_WORKSPACE": identity.workspace,
+        "AETHER_IMPLEMENTATION": identity.implementation,
+        "AETHER_SPECIFIER": identity.specifier,
+        "AETHER_IDENTITY": identity.text,
+        "AETHER_AUTH_TOKEN": start.token,
+        "AETHER_TASK_ID": start.task_id,
+        "AETHER_PROFILE": start.profile,
+        "AETHER_TRIGGER_TIMESTAMP_MS": start.trigger_ms,
+        "AETHER_LAUNCH_PARAMS": json.dumps(dict(start.params), sort_keys=True),
+    }
+
+
+def check_docker() -> str:
+    """The version of the docker server that is there. Raises DockerError, which says what is missing. Blocks for a moment."""
+    if shutil.which("docker") is None:
+        raise DockerError("there is no docker command on the PATH")
+    try:
+        done = subprocess.run(
+            ["docker", "version", "--format", "{{.Server.Version}}"],
+            capture_output=True,
+            text=True,
+            timeout=DOCKER_ANSWERS_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise DockerError(f"docker did not answer within {DOCKER_ANSWERS_S:g} s") from None
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise DockerError(f"docker cannot be used here: {said[-1] if said else f'exit code {done.returncode}'}")
+    return done.stdout.strip()

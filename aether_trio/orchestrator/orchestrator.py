@@ -1,0 +1,210 @@
+"""The orchestrator: takes what the gateway asks for, runs it, and says what has become of it.
+
+    client.starts ──▶ one task for each start ──▶ run_child ──▶ its end is told: FAIL with a reason
+
+The gateway takes a FAIL for what it is: the failure of a start whose agent has not come (it tries again, elsewhere perhaps), and nothing
+at all when the agent had come, because then the agent's own connection has told how it ended.
+
+Invariants: there is one process for each identity, and a new start of an identity waits until the old one is gone; there are never more
+than `most` of them, nor more than an agent's own limit; when `run` ends, in whatever way, all are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+import trio
+
+from aether_trio.client import AetherError, OrchestratorClient
+from aether_trio.client.operations.agents import Registration
+from aether_trio.client.operations.task_values import Assignment
+from aether_trio.model.identity import IdentityError
+from aether_trio.orchestrator.agents_file import AgentSpec
+from aether_trio.orchestrator.child import kill_group, run_child
+from aether_trio.orchestrator.launches import Start, Surroundings, launch_of
+from aether_trio.orchestrator.reporter import Reporter
+
+DEFAULT_MOST: Final = 16
+DEFAULT_GRACE_S: Final = 10.0
+TELL_S: Final = 10.0
+"""For the gateway to hear of a failure. A start that it does not hear of fails by itself, later."""
+
+
+@dataclass(frozen=True, slots=True)
+class OrchestratorLimits:
+    """How many processes at once, and how long one has to obey SIGTERM."""
+
+    most: int = DEFAULT_MOST
+    grace_s: float = DEFAULT_GRACE_S
+
+
+@dataclass(frozen=True, slots=True)
+class OrchestratorStatistics:
+    """Since it was made. `refused` were not started, `failed` could not be, `ended` have been running."""
+
+    running: int
+    started: int
+    refused: int
+    failed: int
+    ended: int
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """A start that is under way, or runs."""
+
+    start: Start
+    pid: int = 0
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    gone: trio.Event = field(default_factory=trio.Event)
+    replaced: bool = False
+
+
+class Orchestrator:
+    """See the module docstring."""
+
+    def __init__(
+        self,
+        agents: Mapping[str, AgentSpec],
+        surroundings: Surroundings,
+        reporter: Reporter,
+        limits: OrchestratorLimits | None = None,
+    ) -> None:
+        self._agents = agents
+        self._surroundings = surroundings
+        self._reporter = reporter
+        self._limits = limits or OrchestratorLimits()
+        self._running: dict[str, _Running] = {}
+        self._started = self._refused = self._failed = self._ended = 0
+
+    @property
+    def profiles(self) -> list[str]:
+        """What it can start: to be said when it connects."""
+        return sorted({spec.profile for spec in self._agents.values()})
+
+    @property
+    def described(self) -> str:
+        """What it can start, for a person."""
+        names = ", ".join(sorted(self._agents))
+        return f"{names} (profile{'s' if len(self.profiles) > 1 else ''} {', '.join(self.profiles)})"
+
+    def kill_all(self) -> None:
+        """Whoever is being stopped has been given enough time."""
+        for running in self._running.values():
+            if running.pid:
+                kill_group(running.pid)
+
+    def statistics(self) -> OrchestratorStatistics:
+        """What has happened so far."""
+        return OrchestratorStatistics(len(self._running), self._started, self._refused, self._failed, self._ended)
+
+    async def register(self, client: OrchestratorClient) -> None:
+        """Tell the gateway of all its agents. What they were registered with before is replaced. Raises AetherError."""
+        for spec in self._agents.values():
+            await client.registry.register(
+                Registration(
+                    implementation=spec.implementation,
+                    orchestrator_profile=spec.profile,
+                    description=spec.description,
+                    launch_params={**spec.params, "profile": spec.profile},
+                )
+            )
+
+    async def run(self, client: OrchestratorClient, *, on_serving: Callable[[], None] = lambda: None) -> None:
+        """Start what the open `client` is asked for, until cancelled. Raises AetherError when the connection has ended for good."""
+        async with trio.open_nursery() as nursery:
+            on_serving()
+            async for assignment in client.starts:
+                nursery.start_soon(self._serve, client, assignment)
+
+    # -- one start ------------------------------------------------------------------------------------------------
+
+    async def _serve(self, client: OrchestratorClient, assignment: Assignment) -> None:
+        try:
+            start = Start.of(assignment)
+        except IdentityError as error:
+            self._reporter.event("", f"task {assignment.task_id} names no agent: {error}")
+            await self._tell(client, assignment.task_id, "", f"no agent is called that: {error}")
+            return
+        name = start.identity.text
+        before = self._running.get(name)
+        if before is not None and (before.start.task_id, before.start.token) == (start.task_id, start.token):
+            return  # it was said twice
+        while before is not None:
+            # The gateway knows of no such agent any more: it hangs, or has lost its connection for good.
+            self._reporter.event(name, "is wanted again; the old process is stopped first")
+            before.replaced = True
+            before.scope.cancel()
+            await before.gone.wait()
+            before = self._running.get(name)
+        spec, why = self._spec_for(start)
+        if spec is None:
+            self._refused += 1
+            self._reporter.event(name, f"is not started: {why}")
+            await self._tell(client, start.task_id, name, why)
+            return
+        running = self._running[name] = _Running(start)
+        try:
+            reason = await self._run(spec, running)
+        finally:
+            running.pid = 0
+            del self._running[name]
+            running.gone.set()
+        if not running.replaced:
+            await self._tell(client, start.task_id, name, reason)
+
+    def _spec_for(self, start: Start) -> tuple[AgentSpec | None, str]:
+        """(how to start it, "") or (None, why not)."""
+        implementation = start.identity.implementation
+        spec = self._agents.get(implementation) or self._agents.get(implementation.rpartition(":")[0])
+        if spec is None:
+            return None, f"this orchestrator has no agent {implementation!r}; it has {', '.join(sorted(self._agents))}"
+        if len(self._running) >= self._limits.most:
+            return None, f"this orchestrator runs {len(self._running)} agents, which is its limit"
+        of_its_kind = sum(1 for one in self._running.values() if one.start.identity.implementation == implementation)
+        if spec.most and of_its_kind >= spec.most:
+            return None, f"{of_its_kind} agents {implementation!r} run here, which is their limit"
+        return spec, ""
+
+    async def _run(self, spec: AgentSpec, running: _Running) -> str:
+        """Run it to its end; what the gateway is told."""
+        name = running.start.identity.text
+        launch = launch_of(spec, running.start, self._surroundings)
+        report = self._reporter
+
+        def started(pid: int) -> None:
+            self._started += 1
+            running.pid = pid
+            report.event(
+                name, f"process {pid}: {' '.join(spec.command) if not spec.image else f'docker run {spec.image}'}"
+            )
+
+        reason = ""
+        with running.scope:
+            try:
+                ended = await run_child(
+                    launch, on_line=partial(report.line, name), on_started=started, grace_s=self._limits.grace_s
+                )
+                self._ended += 1
+                reason = f"its process {ended}"
+                report.event(name, str(ended))
+            except OSError as error:
+                self._failed += 1
+                reason = f"cannot run {launch.command[0]}: {error.strerror or error}"
+                report.event(name, reason)
+            finally:
+                if not reason:
+                    report.event(name, "was stopped")
+        return reason or "its process was stopped"
+
+    async def _tell(self, client: OrchestratorClient, task_id: str, name: str, reason: str) -> None:
+        """The start has failed. The gateway may know better: then it says so, and that is all right."""
+        try:
+            await client.tasks.within(TELL_S).fail(task_id, reason=reason)
+        except AetherError as error:
+            if not error.retryable:
+                return
+            self._reporter.event(name, f"the gateway could not be told that it has ended: {error.message}")

@@ -1,0 +1,91 @@
+"""Starts as a gateway asks for them, agents that are a line of Python, and a client that only writes down what it is told."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aether_trio.client.errors import AetherError
+from aether_trio.client.feeds import Feed
+from aether_trio.client.operations.agents import Registration
+from aether_trio.client.operations.records import read
+from aether_trio.client.operations.task_values import Assignment
+from aether_trio.orchestrator import AgentSpec
+from aether_trio.wire.pb import aether_pb2 as pb
+
+
+def python(code: str, implementation: str = "echo", **changes: Any) -> AgentSpec:
+    """An agent that runs this code."""
+    fields: dict[str, Any] = {
+        "implementation": implementation,
+        "profile": "process",
+        "manner": "process",
+        "command": (sys.executable, "-c", code),
+        "directory": Path.cwd(),
+        "environment": {},
+        "params": {},
+        "description": "",
+        "most": 0,
+    }
+    return AgentSpec(**{**fields, **changes})
+
+
+def assignment(
+    implementation: str = "echo",
+    specifier: str = "1",
+    *,
+    task_id: str = "task",
+    token: str = "secret",
+    workspace: str = "w",
+    params: Mapping[str, str] | None = None,
+    trigger: str = "",
+) -> pb.TaskAssignment:
+    """What the gateway sends."""
+    return pb.TaskAssignment(
+        task_id=task_id,
+        task_type="agent_startup",
+        profile="process",
+        target_implementation=implementation,
+        specifier=specifier,
+        workspace=workspace,
+        launch_params={"profile": "process", "auth_token": token, **(params or {})},
+        metadata={"trigger_timestamp_ms": trigger} if trigger else {},
+    )
+
+
+class Client:
+    """As much of an OrchestratorClient as an Orchestrator needs. `failed` are (task, reason), `registered` what it was told of."""
+
+    def __init__(self) -> None:
+        self.starts: Feed[Assignment] = Feed(100, lossy=False, convert=lambda message: read(Assignment, message))
+        self.failed: list[tuple[str, str]] = []
+        self.registered: list[Registration] = []
+        self.refusal: AetherError | None = None
+        self.tasks = self.registry = self
+
+    def within(self, _limit_s: float) -> Client:
+        return self
+
+    async def fail(self, task_id: str, *, reason: str) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.failed.append((task_id, reason))
+
+    async def register(self, registration: Registration) -> None:
+        self.registered.append(registration)
+
+
+class Notes:
+    """A Reporter that remembers: (agent, text)."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+        self.events: list[tuple[str, str]] = []
+
+    def line(self, agent: str, text: str) -> None:
+        self.lines.append((agent, text))
+
+    def event(self, agent: str, text: str) -> None:
+        self.events.append((agent, text))

@@ -1,0 +1,112 @@
+"""The file that says which agents can be started: what it means, and what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aether_trio.orchestrator import AgentsFileError, AgentSpec, load_agents
+from aether_trio.orchestrator.agents_file import parse_agents
+
+
+def parsed(text: str) -> dict[str, AgentSpec]:
+    return parse_agents(text, "agents.yaml", Path("/"))
+
+
+def problem(text: str) -> str:
+    with pytest.raises(AgentsFileError) as error:
+        parsed(text)
+    return str(error.value)
+
+
+def test_a_process(tmp_path: Path) -> None:
+    (tmp_path / "agents").mkdir()
+    file = tmp_path / "agents.yaml"
+    file.write_text(
+        """
+agents:
+  echo:
+    profile: process
+    command: [python, echo.py]
+    directory: agents
+    environment: {PORT: 8080, LOUD: true, MOOD: good}
+    params: {voice: 3}
+    description: Says it again
+    most: 4
+""",
+        encoding="utf-8",
+    )
+    assert load_agents(file) == {
+        "echo": AgentSpec(
+            implementation="echo",
+            profile="process",
+            manner="process",
+            command=("python", "echo.py"),
+            directory=tmp_path / "agents",
+            environment={"PORT": "8080", "LOUD": "true", "MOOD": "good"},
+            params={"voice": "3"},
+            description="Says it again",
+            most=4,
+        )
+    }
+
+
+def test_a_container() -> None:
+    spec = parsed("agents: {big: {image: 'example/big:1', arguments: [--memory, 1g], network: none, command: run}}")[
+        "big"
+    ]
+    assert (spec.manner, spec.profile, spec.image) == ("docker", "docker", "example/big:1")
+    assert (spec.network, spec.arguments, spec.command) == ("none", ("--memory", "1g"), ("run",))
+
+
+def test_the_least_that_can_be_said() -> None:
+    spec = parsed("agents: {echo: {command: \"python -c 'print(1)'\"}}")["echo"]
+    assert (spec.profile, spec.command, spec.directory) == ("process", ("python", "-c", "print(1)"), Path("/"))
+
+
+def test_a_profile_of_ones_own_is_started_by_what_it_has() -> None:
+    agents = parsed("agents: {a: {profile: gpu, command: x}, b: {profile: gpu, image: y}}")
+    assert [(spec.profile, spec.manner) for spec in agents.values()] == [("gpu", "process"), ("gpu", "docker")]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("agents: [", "not YAML"),
+        ("", 'mapping "agents:"'),
+        ("agents: [a]", 'mapping "agents:"'),
+        ("agents: {a: {command: x}}\nmore: 1", 'mapping "agents:"'),
+        ("agents: {}", "names no agent"),
+        ("agents: {a: {}}", "agents.a: it has neither a command nor an image"),
+        ("agents: {a: }", "agents.a: Expected `object`"),
+        ("agents: {a: {comand: x}}", "agents.a: Object contains unknown field `comand`"),
+        ("agents: {a: {command: x, most: many}}", "$.most"),
+        ("agents: {a: {command: x, most: -1}}", "most"),
+        ('agents: {a: {command: "\'"}}', "No closing quotation"),
+        ("agents: {'a::b': {command: x}}", "agents.a::b"),
+        ("agents: {a: {command: x, directory: nowhere}}", "there is no directory /nowhere"),
+        ("agents: {a: {profile: docker, command: x}}", "needs an image"),
+        ("agents: {a: {profile: process, image: x}}", "needs profile docker"),
+        ("agents: {a: {command: x, network: none}}", "has no image"),
+        ("agents: {a: {image: x, directory: tmp}}", "volume"),
+        ("agents: {a: {command: x}, a: {command: y}}", "'a' is there twice"),
+    ],
+)
+def test_what_is_wrong_is_said(text: str, said: str) -> None:
+    assert said in problem(text)
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    said = problem("agents: {a: {}, b: {command: x}, c: {image: y, most: z}}")
+    assert "agents.a: " in said
+    assert "agents.b: " not in said
+    assert "agents.c: " in said
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(AgentsFileError, match="No such file"):
+        load_agents(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(AgentsFileError, match="UTF-8"):
+        load_agents(tmp_path / "binary.yaml")

@@ -1,0 +1,156 @@
+"""A process that was started: its lines, its end, and how it is made to end. With real processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from aether_trio.orchestrator import child
+from aether_trio.orchestrator.child import Ended, run_child
+from aether_trio.orchestrator.launches import Launch
+
+LONG_S = 60.0
+
+
+def launch(code: str, **changes: object) -> Launch:
+    fields = {"command": (sys.executable, "-u", "-c", code), "environment": dict(os.environ), "directory": None}
+    return Launch(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+async def run(
+    what: Launch,
+    on_line: Callable[[str], None] = lambda _: None,
+    grace_s: float = LONG_S,
+    pids: list[int] | None = None,
+) -> Ended:
+    with trio.fail_after(LONG_S):
+        return await run_child(
+            what, on_line=on_line, on_started=(pids if pids is not None else []).append, grace_s=grace_s
+        )
+
+
+def is_there(pid: int) -> bool:
+    """Whether it runs. A zombie whose parent does not care is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def test_every_line_is_heard_and_the_end_told() -> None:
+    lines: list[str] = []
+    pids: list[int] = []
+    ended = await run(
+        launch("import sys; print('one'); print('two', file=sys.stderr); print(); print('last', end=''); sys.exit(3)"),
+        lines.append,
+        pids=pids,
+    )
+    assert lines == ["one", "two", "", "last"]
+    assert (ended.returncode, ended.last_line) == (3, "last")
+    assert str(ended).startswith("ended with exit code 3 after ")
+    assert str(ended).endswith("the last it said was: last")
+    assert len(pids) == 1
+    assert not is_there(pids[0])
+
+
+async def test_a_line_that_never_ends_is_shown_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "MAX_LINE_BYTES", 1000)
+    lines: list[str] = []
+    await run(launch("print('x' * 2500)"), lines.append)
+    assert [len(line) for line in lines] == [1000, 1000, 500]
+
+
+async def test_bytes_that_are_no_text_are_shown_all_the_same() -> None:
+    lines: list[str] = []
+    await run(launch("import os; os.write(1, b'\\xffa\\r\\n')"), lines.append)
+    assert lines == ["\ufffda"]
+
+
+async def test_it_reads_nothing_and_has_a_group_of_its_own() -> None:
+    lines: list[str] = []
+    await run(launch("import os, sys; print(repr(sys.stdin.read()), os.getpgid(0) == os.getpid())"), lines.append)
+    assert lines == ["'' True"]
+
+
+async def test_a_command_that_is_not_there() -> None:
+    with pytest.raises(FileNotFoundError):
+        await run(launch("", command=("/nowhere/tool",)))
+
+
+async def test_a_signal_is_named() -> None:
+    ended = await run(launch("import os; os.kill(os.getpid(), 9)"))
+    assert str(ended).startswith("ended by SIGKILL after ")
+
+
+async def cancelled_after_first_line(code: str, grace_s: float, kill: tuple[str, ...] = ()) -> tuple[list[str], int]:
+    """(all lines, process id) of a child that is cancelled when it has printed something."""
+    lines: list[str] = []
+    pids: list[int] = []
+    scope = trio.CancelScope()
+
+    def heard(line: str) -> None:
+        lines.append(line)
+        scope.cancel()
+
+    with scope:
+        await run(launch(code, kill=kill), heard, grace_s, pids)
+    assert scope.cancelled_caught
+    return lines, pids[0]
+
+
+async def test_cancelling_lets_it_say_goodbye() -> None:
+    code = """
+import signal, sys, time
+def bye(*_):
+    print("goodbye"); sys.exit(0)
+signal.signal(signal.SIGTERM, bye)
+print("ready")
+time.sleep(600)
+"""
+    lines, pid = await cancelled_after_first_line(code, LONG_S)
+    assert lines == ["ready", "goodbye"]
+    assert not is_there(pid)
+
+
+async def test_who_does_not_obey_is_killed_and_what_it_has_started_too() -> None:
+    code = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(other.pid)
+time.sleep(600)
+"""
+    lines, pid = await cancelled_after_first_line(code, 0.2)
+    assert not is_there(pid)
+    with trio.fail_after(LONG_S):
+        while is_there(int(lines[0])):
+            await trio.sleep(0.01)
+
+
+async def test_what_signals_do_not_reach_is_ended_by_its_own_command(tmp_path: Path) -> None:
+    mark = tmp_path / "killed"
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready'); time.sleep(600)"
+    _, pid = await cancelled_after_first_line(code, 0.1, ("touch", str(mark)))
+    assert mark.exists()
+    assert not is_there(pid)
+
+
+async def test_a_pipe_that_others_hold_open_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "LAST_WORDS_S", 0.1)
+    code = """
+import subprocess, sys
+other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+print(other.pid)
+"""
+    lines: list[str] = []
+    try:
+        ended = await run(launch(code), lines.append)
+        assert ended.returncode == 0
+        assert is_there(int(lines[0]))
+    finally:
+        os.kill(int(lines[0]), 9)

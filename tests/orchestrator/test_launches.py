@@ -1,0 +1,127 @@
+"""What is run for a start, and what it finds in its environment."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from aether_trio.client.operations.records import read
+from aether_trio.client.operations.task_values import Assignment
+from aether_trio.model.identity import IdentityError
+from aether_trio.orchestrator import DockerError, Surroundings, check_docker
+from aether_trio.orchestrator.agents_file import parse_agents
+from aether_trio.orchestrator.launches import Launch, Start, launch_of
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.orchestrator.starts import assignment, python
+
+AROUND = Surroundings("gw:1", "aether://gw:1", {"AETHER_TLS_ENABLED": "true"})
+
+
+def start(message: pb.TaskAssignment) -> Start:
+    return Start.of(read(Assignment, message))
+
+
+def container(text: str, message: pb.TaskAssignment) -> Launch:
+    (spec,) = parse_agents(text, "agents.yaml", Path("/")).values()
+    return launch_of(spec, start(message), AROUND)
+
+
+def test_what_an_agent_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AETHER_API_KEY", "the orchestrator's own")
+    monkeypatch.setenv("HOME_GROWN", "kept")
+    spec = python("", environment={"MOOD": "good", "AETHER_SPECIFIER": "somebody else"})
+    params = {"voice": "loud", "env.MOOD": "better", "env.AETHER_AUTH_TOKEN": "stolen", "env.not a name": "x"}
+    launch = launch_of(spec, start(assignment(params=params, trigger="123")), AROUND)
+    told = {name: value for name, value in launch.environment.items() if name.startswith("AETHER_")}
+    assert json.loads(told.pop("AETHER_LAUNCH_PARAMS")) == {"profile": "process", **params}
+    assert told == {
+        "AETHER_GATEWAY": "gw:1",
+        "AETHER_ADDRESS": "aether://gw:1",
+        "AETHER_WORKSPACE": "w",
+        "AETHER_IMPLEMENTATION": "echo",
+        "AETHER_SPECIFIER": "1",
+        "AETHER_IDENTITY": "ag::w::echo::1",
+        "AETHER_AUTH_TOKEN": "secret",
+        "AETHER_TASK_ID": "task",
+        "AETHER_PROFILE": "process",
+        "AETHER_TRIGGER_TIMESTAMP_MS": "123",
+        "AETHER_TLS_ENABLED": "true",
+    }
+    assert launch.environment["MOOD"] == "better"
+    assert launch.environment["HOME_GROWN"] == "kept"
+    assert "not a name" not in launch.environment
+
+
+def test_a_command_is_looked_for_beside_this_python_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python3"))
+    tool = tmp_path / "tool"
+    tool.write_text("#!/bin/sh\n", encoding="utf-8")
+    tool.chmod(0o755)
+    launch = launch_of(python("", command=("tool", "x")), start(assignment()), AROUND)
+    assert launch.command == (str(tool), "x")
+    assert launch.environment["PATH"].split(os.pathsep)[0] == str(tmp_path)
+    assert launch_of(python("", command=("no-such-tool",)), start(assignment()), AROUND).command == ("no-such-tool",)
+
+
+@pytest.mark.parametrize(
+    ("message", "identity"),
+    [
+        (assignment(specifier="7"), "ag::w::echo::7"),
+        (assignment(specifier="", params={"specifier": "8"}), "ag::w::echo::8"),
+        (assignment(specifier=""), "ag::w::echo::default"),
+        (assignment(workspace=""), "ag::default::echo::1"),
+    ],
+)
+def test_who_is_to_be_started(message: pb.TaskAssignment, identity: str) -> None:
+    assert start(message).identity.text == identity
+
+
+def test_what_is_nobody() -> None:
+    with pytest.raises(IdentityError):
+        start(assignment(implementation="a::b"))
+
+
+def test_a_container_gets_the_same_and_its_token_is_on_no_command_line() -> None:
+    launch = container(
+        "agents: {big: {image: 'example/big:1', arguments: [--memory, 1g], network: none, command: [run, it], "
+        "environment: {MOOD: good}}}",
+        assignment("big", "a/b+c"),
+    )
+    name = launch.command[launch.command.index("--name") + 1]
+    assert name.startswith("aether-big-a-b-c-")
+    assert launch.command[:3] == ("docker", "run", "--rm")
+    assert launch.command[-5:] == ("--memory", "1g", "example/big:1", "run", "it")
+    assert launch.command[launch.command.index("--network") + 1] == "none"
+    passed = {launch.command[i + 1] for i, part in enumerate(launch.command) if part == "--env"}
+    assert {"MOOD", "AETHER_AUTH_TOKEN", "AETHER_IDENTITY", "AETHER_GATEWAY"} <= passed
+    assert not [part for part in launch.command if "secret" in part]
+    assert launch.environment["AETHER_AUTH_TOKEN"] == "secret"
+    assert launch.kill == ("docker", "kill", name)
+
+
+def fake_docker(folder: Path, script: str) -> None:
+    tool = folder / "docker"
+    tool.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    tool.chmod(0o755)
+
+
+def test_docker_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DockerError, match="no docker command on the PATH"):
+        check_docker()
+
+
+def test_docker_that_has_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_docker(tmp_path, "echo 'Cannot connect to the Docker daemon' >&2; exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(DockerError, match="Cannot connect to the Docker daemon"):
+        check_docker()
+
+
+def test_docker_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_docker(tmp_path, 'echo 28.2; [ "$1" = version ]')
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert check_docker() == "28.2"

@@ -1,0 +1,182 @@
+"""The orchestrator with real processes: one for each identity, never too many, and every end is told."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+
+from aether_trio.client.errors import ConnectionLost, Refused
+from aether_trio.orchestrator import AgentSpec, Orchestrator, OrchestratorLimits, Surroundings
+from tests.orchestrator.starts import Client, Notes, assignment, python
+from tests.orchestrator.test_child import is_there
+
+LONG_S = 60.0
+STAYS = "import os, time; print(os.getpid(), os.environ['AETHER_AUTH_TOKEN'], flush=True); time.sleep(600)"
+AROUND = Surroundings("gw:1", "aether://gw:1")
+
+
+class Stage:
+    """An orchestrator at work, what it was told and what it tells."""
+
+    def __init__(self, specs: Sequence[AgentSpec], limits: OrchestratorLimits) -> None:
+        self.client = Client()
+        self.notes = Notes()
+        self.orchestrator = Orchestrator({one.implementation: one for one in specs}, AROUND, self.notes, limits)
+
+    def ask(self, *args: Any, **fields: Any) -> None:
+        self.client.starts.put(assignment(*args, **fields))
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        with trio.fail_after(LONG_S):
+            while not holds():
+                await trio.sleep(0.01)
+
+    async def lines(self, count: int) -> list[list[str]]:
+        """What was printed, as words, once there are so many lines."""
+        await self.until(lambda: len(self.notes.lines) >= count)
+        return [text.split() for _, text in self.notes.lines]
+
+    async def failures(self, count: int) -> list[tuple[str, str]]:
+        await self.until(lambda: len(self.client.failed) >= count)
+        return self.client.failed
+
+
+@asynccontextmanager
+async def stage(*specs: AgentSpec, most: int = 16, grace_s: float = LONG_S) -> AsyncIterator[Stage]:
+    made = Stage(specs, OrchestratorLimits(most, grace_s))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.orchestrator.run, made.client)
+        yield made
+        nursery.cancel_scope.cancel()
+
+
+async def test_it_tells_what_it_can_start() -> None:
+    made = Stage(
+        [python("", params={"voice": "loud"}), python("", "other", profile="gpu", description="d")],
+        OrchestratorLimits(),
+    )
+    await made.orchestrator.register(made.client)  # type: ignore[arg-type]
+    assert made.orchestrator.profiles == ["gpu", "process"]
+    echo, other = made.client.registered
+    assert (echo.implementation, echo.orchestrator_profile) == ("echo", "process")
+    assert dict(echo.launch_params) == {"voice": "loud", "profile": "process"}
+    assert (other.orchestrator_profile, other.description) == ("gpu", "d")
+
+
+async def test_a_process_is_started_and_its_end_is_told() -> None:
+    async with stage(python("print('hello'); raise SystemExit(4)")) as s:
+        s.ask(task_id="t1")
+        [(task_id, reason)] = await s.failures(1)
+        assert task_id == "t1"
+        assert reason.startswith("its process ended with exit code 4 after ")
+        assert s.notes.lines == [("ag::w::echo::1", "hello")]
+        assert [agent for agent, _ in s.notes.events] == ["ag::w::echo::1"] * 2
+        assert s.orchestrator.statistics().ended == 1
+        assert s.orchestrator.statistics().running == 0
+
+
+async def test_all_are_gone_when_it_ends() -> None:
+    async with stage(python(STAYS)) as s:
+        for specifier in ("1", "2", "3"):
+            s.ask(specifier=specifier, task_id=specifier)
+        pids = [int(words[0]) for words in await s.lines(3)]
+        assert all(is_there(pid) for pid in pids)
+    assert not any(is_there(pid) for pid in pids)
+    # The gateway sees by itself that its orchestrator has gone.
+    assert s.client.failed == []
+    assert [text for _, text in s.notes.events].count("was stopped") == 3
+
+
+async def test_a_start_that_is_said_twice_is_one() -> None:
+    async with stage(python(STAYS)) as s:
+        s.ask(task_id="t1", token="a")
+        await s.lines(1)
+        s.ask(task_id="t1", token="a")
+        s.ask(specifier="2", task_id="t2")
+        await s.lines(2)
+        assert s.orchestrator.statistics().started == 2
+
+
+async def test_a_new_start_of_the_same_agent_waits_until_the_old_process_is_gone() -> None:
+    async with stage(python(STAYS)) as s:
+        s.ask(task_id="t1", token="a")
+        [[old, _]] = await s.lines(1)
+        s.ask(task_id="t2", token="b")
+        _, [new, token] = await s.lines(2)
+        assert not is_there(int(old))
+        assert is_there(int(new))
+        assert token == "b"
+        assert s.client.failed == []  # the gateway has asked for it
+
+
+async def test_there_are_never_too_many() -> None:
+    async with stage(python(STAYS), python(STAYS, "single", most=1), most=3) as s:
+        s.ask("single", "1", task_id="t1")
+        await s.lines(1)
+        s.ask("single", "2", task_id="t2")
+        assert await s.failures(1) == [("t2", "1 agents 'single' run here, which is their limit")]
+        s.ask(specifier="1", task_id="t3")
+        s.ask(specifier="2", task_id="t4")
+        await s.lines(3)
+        s.ask(specifier="3", task_id="t5")
+        assert (await s.failures(2))[1] == ("t5", "this orchestrator runs 3 agents, which is its limit")
+        assert s.orchestrator.statistics().refused == 2
+
+
+@pytest.mark.parametrize(
+    ("ask", "why"),
+    [
+        ({"implementation": "stranger"}, "has no agent 'stranger'; it has broken, echo"),
+        ({"implementation": "broken"}, "cannot run /nowhere/tool: No such file or directory"),
+        ({"implementation": "a::b"}, "no agent is called that"),
+    ],
+)
+async def test_what_cannot_be_started_is_told(ask: dict[str, str], why: str) -> None:
+    async with stage(python(STAYS), python("", "broken", command=("/nowhere/tool",))) as s:
+        s.ask(task_id="t", **ask)
+        [(task_id, reason)] = await s.failures(1)
+        assert task_id == "t"
+        assert why in reason
+        s.ask(task_id="t2")
+        await s.lines(1)  # and it goes on
+
+
+async def test_a_version_is_started_as_its_agent() -> None:
+    async with stage(python(STAYS)) as s:
+        s.ask("echo:v2", task_id="t")
+        await s.lines(1)
+        assert s.notes.lines[0][0] == "ag::w::echo:v2::1"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "events"),
+    [(Refused("ERR_X", "it has ended"), 0), (ConnectionLost("cut", in_doubt=True), 1)],
+)
+async def test_a_gateway_that_knows_better_or_does_not_hear(refusal: Any, events: int) -> None:
+    async with stage(python("")) as s:
+        s.client.refusal = refusal
+        s.ask(task_id="t")
+        await s.until(lambda: s.orchestrator.statistics().ended == 1)
+        await s.until(lambda: len([text for _, text in s.notes.events if "could not be told" in text]) == events)
+
+
+async def test_the_second_signal_kills() -> None:
+    code = "import os, signal, time; signal.signal(15, signal.SIG_IGN); print(os.getpid(), flush=True); time.sleep(600)"
+    with trio.fail_after(LONG_S):
+        async with stage(python(code)) as s:
+            s.ask()
+            [[pid]] = await s.lines(1)
+            async with trio.open_nursery() as nursery:
+
+                async def kill() -> None:
+                    await trio.sleep(0.1)
+                    s.orchestrator.kill_all()
+
+                nursery.start_soon(kill)
+                s.orchestrator._running["ag::w::echo::1"].scope.cancel()
+                await s.failures(1)
+            assert not is_there(int(pid))
