@@ -43,6 +43,8 @@ from aether_trio.storage.postgres_statements import within
 
 logger = structlog.get_logger("aether.cluster")
 
+SURE_S: Final = 1.0
+"""Beyond the time between two looks, before it is not certain any more that the lease is held."""
 FIRST_PAUSE_S: Final = 0.02
 LONGEST_PAUSE_S: Final = 0.5
 
@@ -150,6 +152,8 @@ class Lease:
         self._connection: Any = None
         self._alarm = trio.Event()
         self._change = trio.Event()
+        self._looked = trio.Event()
+        self._seen_held_s = 0.0
         self._losses = self._new_epochs = self._times_away = 0
         self._last_error = ""
 
@@ -170,6 +174,20 @@ class Lease:
             if self.state is LeaseState.AWAY:
                 raise LeaseLost(f"this node has no lease: {self._last_error or 'it is being registered'}")
             await self._change.wait()
+
+    async def wait_sure(self) -> None:
+        """Wait until the lease is held and that was seen a moment ago. A checkpoint only if it waits. Raises LeaseLost as `wait_held`.
+
+        A process that was stopped, or stuck, may believe in a lease that others have ended meanwhile. What it writes to the database the
+        fence refuses; this is for what others would take for its doing and no fence sees.
+        """
+        while True:
+            await self.wait_held()
+            age_s = trio.current_time() - self._seen_held_s
+            if age_s <= self._limits.probe_s + SURE_S and not self._connection.is_closed():
+                return
+            self._alarm.set()
+            await self._looked.wait()
 
     def suspect(self) -> None:
         """Something was refused that a live node may do: look now."""
@@ -192,6 +210,7 @@ class Lease:
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Register, and hold the lease until cancelled. Started when it is held; what keeps it from that is raised."""
         self._connection = await connected(self._server, "lease")
+        self._seen_held_s = trio.current_time()
         self.node_id = await call(self._server, self._register(self._connection))
         self.epoch = 1
         self._listen(self._connection)
@@ -202,7 +221,7 @@ class Lease:
             self._losses += 1
             self._enter(LeaseState.LOST)
             self._watcher.lease_lost()
-            logger.warning("lease lost", node=self.node_id, epoch=self.epoch, reason=self._last_error)
+            logger.warning("lease lost", node_id=self.node_id, epoch=self.epoch, reason=self._last_error)
             self._take(await self._regain())
 
     async def close(self) -> None:
@@ -226,6 +245,7 @@ class Lease:
         connection.terminate()
 
     async def _probe(self, connection: Any) -> bool:
+        began_s = trio.current_time()
         with trio.move_on_after(self._limits.probe_timeout_s):
             try:
                 alive, asked = await call(self._server, connection.fetchrow(_PROBE, self.node_id, self.epoch))
@@ -236,6 +256,9 @@ class Lease:
                 self._last_error = "this node was declared dead"
             elif asked:
                 self._watcher.questions()
+            if alive:
+                self._seen_held_s = began_s
+                self._tell_looked()
             return bool(alive)
         self._last_error = f"no answer within {self._limits.probe_timeout_s:g} s"
         return False
@@ -245,7 +268,7 @@ class Lease:
             return await self._try_until(empty=False)
         self._times_away += 1
         self._enter(LeaseState.AWAY)
-        logger.error("no lease within its grace: every session ends", node=self.node_id, reason=self._last_error)
+        logger.error("no lease within its grace: every session ends", node_id=self.node_id, reason=self._last_error)
         self._watcher.lease_gone()
         return await self._try_until(empty=True)
 
@@ -261,12 +284,15 @@ class Lease:
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
     async def _try(self, connection: Any, *, empty: bool) -> _Regained:
+        began_s = trio.current_time()
         work = within(connection, self._limits.lease_grace_s, partial(self._come_back, connection, empty=empty))
         try:
-            return await call(self._server, work)
+            regained = await call(self._server, work)
         except BaseException:
             connection.terminate()
             raise
+        self._seen_held_s = began_s
+        return regained
 
     def _take(self, regained: _Regained) -> None:
         self._connection = regained.connection
@@ -277,7 +303,7 @@ class Lease:
             self._new_epochs += 1
         self.node_id, self.epoch = regained.node_id, regained.epoch
         self._enter(LeaseState.HELD)
-        logger.info("lease regained", node=self.node_id, epoch=self.epoch)
+        logger.info("lease regained", node_id=self.node_id, epoch=self.epoch)
 
     def _listen(self, connection: Any) -> None:
         self._alarm = trio.Event()
@@ -291,6 +317,11 @@ class Lease:
         self.state = state
         self._change.set()
         self._change = trio.Event()
+        self._tell_looked()
+
+    def _tell_looked(self) -> None:
+        self._looked.set()
+        self._looked = trio.Event()
 
     # -- on the asyncio side --------------------------------------------------------------------------------------
 

@@ -161,7 +161,7 @@ class Nodes:
                     self._dead.clear()
                 self._dead.add(key)
                 self._declared += 1
-                logger.info("a node's lease has ended", node=node_id, epoch=epoch)
+                logger.info("a node's lease has ended", node_id=node_id, epoch=epoch)
                 self.on_dead(node_id)
             finally:
                 del self._looking[key]
@@ -170,7 +170,7 @@ class Nodes:
 
     async def cut_off(self, node_id: int) -> None:
         """End the lease session of a node that does not answer. Raises StorageUnavailable."""
-        logger.warning("a node does not answer and loses its lease", node=node_id)
+        logger.warning("a node does not answer and loses its lease", node_id=node_id)
         self._cut_off += 1
         await self.fetch(END_LEASE_SESSIONS, self._lease.lock_class, node_id)
 

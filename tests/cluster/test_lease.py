@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import trio
+import trio.testing
 
 from aether_trio.cluster.errors import FencedError, LeaseLost
-from aether_trio.cluster.lease import LeaseState, lock_class
+from aether_trio.cluster.lease import SURE_S, LeaseState, lock_class
 from aether_trio.cluster.records import ClusterLimits
 from aether_trio.model.errors import Status, StatusError
-from tests.cluster.nodes import LONG_S, Node, Nodes
+from tests.cluster.nodes import LONG_S, QUICK, Node, Nodes
 from tests.helpers.engines import PostgresEngine
 
 X, Y = "ag::lab::x::1", "ag::lab::y::1"
@@ -107,6 +110,23 @@ async def test_a_claim_meets_a_lease_that_is_being_taken_back(nodes: Nodes, plac
     # It may also be declared dead and take its holds back before they are claimed.
     assert 1 + won <= a.cluster.lease.epoch <= 21
     assert refused == [Status.ALREADY_EXISTS] * (20 - won)
+
+
+async def test_a_process_that_was_stopped_is_not_sure_of_its_lease(nodes: Nodes, place: PostgresEngine) -> None:
+    a = await nodes.start()
+    lease = a.cluster.lease
+    with trio.fail_after(LONG_S):
+        await lease.wait_sure()
+        with trio.testing.assert_no_checkpoints():
+            await lease.wait_sure()
+        # Nothing of this process runs from here on, as while it is stopped.
+        end_lease_session(place, a)
+        declare = "SELECT pg_advisory_xact_lock_shared($1, $2), aether_declare_dead($1, $2, 1)"
+        place.rows(declare, lock_class(place.schema, "lease"), lease.node_id)
+        time.sleep(QUICK.probe_s + SURE_S + 0.1)
+        assert (lease.held, lease.epoch) == (True, 1)  # it does not know
+        await lease.wait_sure()
+        assert lease.epoch == 2
 
 
 async def test_nothing_of_an_old_lease_is_written_under_the_next_one(nodes: Nodes, place: PostgresEngine) -> None:
