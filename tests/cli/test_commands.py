@@ -22,6 +22,7 @@ SUBCOMMANDS = [
     *([name] for name in COMMANDS),
     *(["kv", name] for name in ("get", "put", "list", "delete", "incr", "decr", "add", "card")),
     *(["config", name] for name in ("default", "show", "check")),
+    *(["agents", name] for name in ("list", "register", "delete", "launch", "orchestrators")),
     ["keys", "new"],
 ]
 
@@ -60,7 +61,9 @@ def test_every_command_explains_itself(command: list[str]) -> None:
         assert not line.endswith("...")
 
 
-@pytest.mark.parametrize("command", ["dev", "serve", "send", "tail", "kv", "sessions", "bench", "config"])
+@pytest.mark.parametrize(
+    "command", ["dev", "serve", "send", "tail", "kv", "sessions", "agents", "orchestrate", "bench", "config"]
+)
 def test_the_help_has_examples(command: str) -> None:
     assert f"aether {command}" in aether(command, "--help").stdout.partition("Examples:")[2]
 

@@ -1,0 +1,177 @@
+"""`aether agents`: the implementations that can be started, who can start them, and starting one."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+import trio
+from google.protobuf.json_format import MessageToDict
+from rich.table import Table
+
+from aether_trio.cli import exits
+from aether_trio.cli.identities import made_up, parse_identity
+from aether_trio.cli.options import Target, client_options
+from aether_trio.cli.session import ClientSession, open_session
+from aether_trio.cli.show import print_table
+from aether_trio.model.identity import Identity, IdentityError, Kind
+from aether_trio.wire.pb import aether_pb2 as pb
+
+F = TypeVar("F", bound=Callable[..., Any])
+Op = pb.AgentOperation
+
+_PAGE = 500
+
+
+@click.group(
+    name="agents",
+    epilog="""
+\b
+Examples:
+  aether agents list
+  aether agents register echo --profile process --param voice=loud
+  aether agents launch ag::default::echo::1
+  aether agents orchestrators
+  aether agents delete echo
+""",
+)
+def command() -> None:
+    """See and change what can be started when somebody needs it. `aether orchestrate` registers its agents by itself."""
+
+
+def _options(function: F) -> F:
+    """What every subcommand takes: the gateway and who asks, handed over as `who`."""
+
+    @click.option(
+        "--as",
+        "viewer",
+        metavar="IDENTITY",
+        help="Who asks: an orchestrator or the workflow engine may.  [default: a made-up orchestrator]",
+    )
+    @client_options
+    @functools.wraps(function)
+    def wrapper(target: Target, viewer: str | None, **kwargs: Any) -> Any:
+        who = parse_identity(viewer) if viewer else made_up(Kind.ORCHESTRATOR)
+        return function(target=target, who=who, **kwargs)
+
+    return wrapper  # type: ignore[return-value]  # click replaces it anyway
+
+
+@command.command("list")
+@click.option("--profile", default="", help="Only those of this launch profile.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON array.")
+@_options
+def list_agents(target: Target, who: Identity, profile: str, as_json: bool) -> None:
+    """Show the registered implementations."""
+    rows = trio.run(_list, target, who, profile)
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table("agent", "profile", "launch parameters", "description")
+    for row in rows:
+        params = " ".join(f"{key}={value}" for key, value in sorted(row.launch_params.items()) if key != "profile")
+        table.add_row(row.implementation, row.orchestrator_profile, params, row.description)
+    print_table(table, "no agent is registered")
+
+
+@command.command()
+@click.argument("implementation")
+@click.option("--profile", required=True, help="Which orchestrators may start it.")
+@click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="A launch parameter; may be repeated.")
+@click.option("--description", default="", help="What it is for.")
+@_options
+def register(
+    target: Target, who: Identity, implementation: str, profile: str, params: tuple[str, ...], description: str
+) -> None:
+    """Register an implementation, or replace its registration."""
+    info = pb.AgentRegistrationInfo(
+        implementation=implementation, description=description, launch_params={**_params(params), "profile": profile}
+    )
+    trio.run(_ask, target, who, Op(op=Op.REGISTER, agent=info))
+    click.echo(f"{implementation} is registered")
+
+
+@command.command()
+@click.argument("implementation")
+@_options
+def delete(target: Target, who: Identity, implementation: str) -> None:
+    """Forget an implementation. What runs goes on."""
+    trio.run(_ask, target, who, Op(op=Op.DELETE, implementation=implementation))
+    click.echo(f"{implementation} is not registered any more")
+
+
+@command.command()
+@click.argument("identity", metavar="AG::WORKSPACE::IMPLEMENTATION::SPECIFIER")
+@click.option(
+    "--param", "params", multiple=True, metavar="NAME=VALUE", help="A launch parameter for this start; may be repeated."
+)
+@_options
+def launch(target: Target, who: Identity, identity: str, params: tuple[str, ...]) -> None:
+    """Start an agent without a message. Prints the id of its startup task."""
+    try:
+        agent = Identity.parse(identity)
+    except IdentityError as error:
+        raise click.BadParameter(str(error)) from None
+    if agent.kind is not Kind.AGENT:
+        raise click.BadParameter(f"{identity} is {agent.kind.with_article}; only agents are started")
+    wanted = pb.AgentLaunchParams(workspace=agent.workspace, specifier=agent.specifier, param_overrides=_params(params))
+    op = Op(op=Op.LAUNCH, implementation=agent.implementation, launch_params=wanted)
+    click.echo(trio.run(_ask, target, who, op).launch_result.task_id)
+
+
+@command.command()
+@click.option("--json", "as_json", is_flag=True, help="A JSON array.")
+@_options
+def orchestrators(target: Target, who: Identity, as_json: bool) -> None:
+    """Show who is connected and can start agents."""
+    rows = trio.run(_ask, target, who, Op(op=Op.LIST_ORCHESTRATORS)).orchestrators
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table("orchestrator", "profiles")
+    for row in rows:
+        table.add_row(row.orchestrator_id, ", ".join(row.profiles))
+    print_table(table, "no orchestrator is connected; start one with `aether orchestrate`")
+
+
+def _params(given: tuple[str, ...]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{one!r} is not NAME=VALUE", param_hint="--param")
+        found[name] = value
+    return found
+
+
+def _print_json(rows: Any) -> None:
+    found = [
+        MessageToDict(row, preserving_proto_field_name=True, always_print_fields_with_no_presence=True) for row in rows
+    ]
+    click.echo(json.dumps(found, indent=2))
+
+
+async def _list(target: Target, who: Identity, profile: str) -> list[pb.AgentRegistrationInfo]:
+    rows: list[pb.AgentRegistrationInfo] = []
+    async with open_session(target, who) as session:
+        while True:
+            wanted = pb.AgentFilter(orchestrator_profile=profile, limit=_PAGE, offset=len(rows))
+            page = await _answer(session, Op(op=Op.LIST, filter=wanted))
+            rows += page.agents
+            if not page.agents or len(rows) >= page.total_count:
+                return rows
+
+
+async def _ask(target: Target, who: Identity, op: pb.AgentOperation) -> pb.AgentResponse:
+    async with open_session(target, who) as session:
+        return await _answer(session, op)
+
+
+async def _answer(session: ClientSession, op: pb.AgentOperation) -> pb.AgentResponse:
+    answer: pb.AgentResponse = (await session.request(pb.UpstreamMessage(agent_op=op))).agent
+    if not answer.success:
+        raise exits.CliError(answer.error or answer.message)
+    return answer

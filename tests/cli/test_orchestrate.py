@@ -1,0 +1,139 @@
+"""`aether orchestrate` and `aether agents` as a person meets them: the file, what is refused, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_with_gateway import LIMIT_S, Shell
+from tests.helpers.gateway import GatewayProcess, start_gateway
+
+ECHO = "agents: {echo: {command: [python, echo.py], params: {voice: loud}, description: Says it again}}\n"
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[GatewayProcess]:
+    with start_gateway(ephemeral=True) as process:
+        yield process
+
+
+@pytest.fixture
+def shell(gateway: GatewayProcess) -> Shell:
+    return Shell(gateway)
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "agents.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_a_file_is_checked_without_a_gateway(shell: Shell, tmp_path: Path) -> None:
+    out = shell.out("orchestrate", written(tmp_path, ECHO), "--check", "--gateway", "127.0.0.1:1")
+    assert "echo" in out
+    assert "python echo.py" in out
+
+
+@pytest.mark.parametrize("command", [["orchestrate"], ["dev", "--port", "0", "--ephemeral", "--agents"]])
+def test_what_is_wrong_with_a_file_is_said_before_anything_starts(
+    shell: Shell, tmp_path: Path, command: list[str]
+) -> None:
+    shell.fails(3, "No such file", *command, str(tmp_path / "none.yaml"))
+    shell.fails(3, "agents.a: it has neither a command nor an image", *command, written(tmp_path, "agents: {a: {}}"))
+
+
+@pytest.mark.parametrize("command", [["orchestrate"], ["dev", "--port", "0", "--ephemeral", "--agents"]])
+def test_containers_are_refused_where_there_is_no_docker(
+    gateway: GatewayProcess, tmp_path: Path, command: list[str]
+) -> None:
+    file = written(tmp_path, "agents: {big: {image: 'example/big:1'}}")
+    shell = Shell(gateway, PATH=str(tmp_path))
+    shell.fails(3, "big: to be started as a container, and there is no docker command on the PATH", *command, file)
+    docker = tmp_path / "docker"
+    docker.write_text("#!/bin/sh\necho 'Cannot connect to the Docker daemon' >&2\nexit 1\n", encoding="utf-8")
+    docker.chmod(0o755)
+    shell = Shell(gateway, PATH=f"{tmp_path}:/usr/bin:/bin")
+    shell.fails(3, "docker cannot be used here: Cannot connect to the Docker daemon", *command, file)
+
+
+def test_a_gateway_that_is_not_there(shell: Shell, tmp_path: Path) -> None:
+    file = written(tmp_path, ECHO)
+    shell.fails(4, "127.0.0.1:1", "orchestrate", file, "--gateway", "127.0.0.1:1", "--timeout", "0.5")
+
+
+def test_it_registers_its_agents_is_seen_and_ends_when_told(shell: Shell, tmp_path: Path) -> None:
+    process = shell.start("orchestrate", written(tmp_path, ECHO), "--name", "mine", "--specifier", "1")
+    try:
+        assert process.stdout is not None
+        assert b"orc::mine::1 starts echo (profile process) for the gateway at" in process.stdout.readline()
+        found = json.loads(shell.out("agents", "orchestrators", "--json"))
+        assert [(one["orchestrator_id"], one["profiles"]) for one in found] == [("orc::mine::1", ["process"])]
+        assert "orc::mine::1" in shell.out("agents", "orchestrators")
+        (agent,) = json.loads(shell.out("agents", "list", "--json"))
+        assert agent["launch_params"] == {"voice": "loud", "profile": "process"}
+        assert agent["description"] == "Says it again"
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 0, (out, err)
+        assert b"SIGTERM: stopping the agents" in err
+    finally:
+        process.kill()
+        process.communicate()
+    assert "no orchestrator is connected" in shell.out("agents", "orchestrators")
+
+
+def test_agents_by_hand(shell: Shell) -> None:
+    shell.out(
+        "agents", "register", "by-hand", "--profile", "p", "--param", "a=1", "--param", "b=x=y", "--description", "d"
+    )
+    assert "a=1 b=x=y" in shell.out("agents", "list", "--profile", "p")
+    shell.fails(2, "is not NAME=VALUE", "agents", "register", "x", "--profile", "p", "--param", "a")
+    shell.out("agents", "delete", "by-hand")
+    shell.fails(1, "no agent implementation 'by-hand' is registered", "agents", "delete", "by-hand")
+    assert "no agent is registered" in shell.out("agents", "list", "--profile", "p")
+    shell.fails(2, "only agents are started", "agents", "launch", "us::u::1")
+    shell.fails(1, "ERR_PERMISSION_DENIED", "agents", "list", "--as", "ag::w::a::1")
+
+
+def test_a_development_gateway_brings_its_own_orchestrator(tmp_path: Path) -> None:
+    file = written(tmp_path, ECHO)
+    with start_gateway(ephemeral=True, extra_args=["--agents", file]) as gateway:
+        shell = Shell(gateway)
+        for _ in range(600):  # it connects when the gateway is ready
+            found = json.loads(shell.out("agents", "orchestrators", "--json"))
+            if found:
+                break
+        assert [one["profiles"] for one in found] == [["process"]]
+        assert "voice=loud" in shell.out("agents", "list")
+        gateway.terminate()
+        assert gateway.wait() == 0
+
+
+def test_tls_of_a_development_gateway_is_refused(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "aether_trio",
+        "dev",
+        "--port",
+        "0",
+        "--ephemeral",
+        "--agents",
+        written(tmp_path, ECHO),
+    ]
+    done = subprocess.run(
+        [*command, "--set", "tls.cert=c.pem", "--set", "tls.key=k.pem"],
+        capture_output=True,
+        timeout=LIMIT_S,
+        check=False,
+        env={name: value for name, value in os.environ.items() if not name.startswith("AETHER_")},
+    )
+    assert done.returncode == 3
+    assert b"run `aether orchestrate` beside `aether dev`" in done.stderr
