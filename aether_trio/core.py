@@ -8,7 +8,7 @@ handed what it needs when it is made, and nothing looks anything up later. Tests
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import lru_cache
 
@@ -41,12 +41,14 @@ from aether_trio.services.kv import KvService, refusal
 from aether_trio.services.presence import PresenceStore
 from aether_trio.services.progress import ProgressService
 from aether_trio.services.sessions import SessionService
+from aether_trio.services.tasks import TaskService
 from aether_trio.services.workspaces import WorkspaceSwitch
-from aether_trio.session.admission import Claim
+from aether_trio.session.admission import Admitted, Claim
 from aether_trio.session.dispatch import Dispatcher
 from aether_trio.session.serve import Parts, SessionServer
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Database, StorageUnavailable
+from aether_trio.tasks import make_tasks
 from aether_trio.telemetry.health import Health
 from aether_trio.telemetry.metrics import Metrics
 from aether_trio.transport.link import Peer
@@ -72,6 +74,8 @@ class Core:
         publishers: PublisherStore,
         lanes: Lanes,
         membership: Membership,
+        tasks: Database,
+        randomness: random.Random,
         nursery: trio.Nursery,
     ) -> None:
         limits = settings.limits
@@ -94,6 +98,9 @@ class Core:
         self.kv = KvService(state, clock, limits, self.authorizer)
         self.checkpoints = CheckpointService(state, clock, limits)
         self.tail = Tail(log, self.lanes, clock)
+        self.tasks: TaskService = make_tasks(
+            settings, clock, ids, randomness, tasks, log, lanes, membership, self.authorizer, self.checkpoints
+        )
         self.agents = AgentStore(state, clock, strict=strict)
         self.roster = Roster(state, self.directory, clock)
         self._register(rates, strict)
@@ -117,6 +124,7 @@ class Core:
                 config_snapshot=self._config_snapshot,
                 joins=self.roster.join,
                 attempted=self._attempted,
+                joined=self._joined,
                 ended=self._ended,
                 server_version=__version__,
                 strict_charset=strict,
@@ -129,11 +137,15 @@ class Core:
 
         register("kv_op", self._kv_op)
         register("checkpoint_op", self._checkpoint_op)
-        register("progress", ProgressService(self.lanes, rates, self.clock).handle)
+        register("progress", ProgressService(self.lanes, rates, self.clock, self.tasks.reported).handle)
         register("switch_workspace", WorkspaceSwitch(self.authorizer, self.directory.moved, strict=strict).handle)
         register("session_op", sessions.operate)
         register("connection_status_request", sessions.status)
         register("agent_op", AgentService(self.agents, self.roster, self.authorizer).handle)
+        register("create_task", self.tasks.creation.handle)
+        register("task_op", self.tasks.operate)
+        register("task_query", self.tasks.query)
+        register("task_subscription_op", self.tasks.subscribe)
         unbuilt.register(self.dispatcher)
 
     async def _kv_op(self, session: Session, op: pb.KVOperation) -> list[pb.DownstreamMessage]:
@@ -159,8 +171,14 @@ class Core:
         workspace, kind = ("", "unknown") if claim is None else (claim.identity.workspace, claim.identity.type_name)
         self.metrics.connection_attempts.add((workspace, kind, _attempt_label(status)))
 
-    def _authenticate(self, identity: Identity, claim: Claim, peer: Peer) -> Callable[[str], bool]:
-        return self.credentials.check(identity, claim.credentials, peer.certificate).allows_workspace
+    async def _authenticate(self, identity: Identity, claim: Claim, peer: Peer) -> Admitted:
+        worker = await self.tasks.admit(identity, claim.credentials)
+        if worker is not None:
+            return Admitted(worker.workspace.__eq__, worker.task_id)
+        return Admitted(self.credentials.check(identity, claim.credentials, peer.certificate).allows_workspace)
+
+    def _joined(self, session: Session, claim: Claim) -> None:
+        self.tasks.joined(session, back=bool(claim.resume_session_id))
 
     async def _config_snapshot(self, identity: Identity) -> pb.ConfigSnapshot:
         in_workspace, everywhere = await self.kv.exclusive_snapshot(identity)
@@ -169,6 +187,7 @@ class Core:
     def _ended(self, session: Session) -> None:
         self.holding.let_go(session)
         self.presence.ended(session)
+        self.tasks.ended(session)
         self.roster.left(session)
         self.metrics.connection_duration.observe(
             (self.clock.now_ms() - session.connected_ms) / 1000,
@@ -240,7 +259,8 @@ async def open_core(
 ) -> AsyncIterator[Core]:
     """The gateway without its sockets: databases, log, services. Tests give a clock and a seeded `randomness`."""
     clock = clock or SystemClock(trio.current_time)
-    ids = IdFactory(randomness or random.SystemRandom())
+    randomness = randomness or random.SystemRandom()
+    ids = IdFactory(randomness)
     async with AsyncExitStack() as stack:
         databases = await stack.enter_async_context(open_databases(settings))
         state, log_database = databases.state, databases.log
@@ -250,7 +270,9 @@ async def open_core(
         nursery = await stack.enter_async_context(trio.open_nursery())
         framed = settings.framed
         publishers = PublisherStore(log_database, clock, window=framed.publish_window, lifetime_s=framed.dedup_s)
-        core = Core(settings, clock, ids, log, state, publishers, lanes, membership, nursery)
+        core = Core(
+            settings, clock, ids, log, state, publishers, lanes, membership, databases.tasks, randomness, nursery
+        )
         core.health.add_probe(
             "log", lambda: "the last group could not be written" if log.statistics().storage_failing else None
         )
@@ -270,6 +292,7 @@ async def open_core(
             nursery.start_soon(core.cut_stuck_sessions, settings.grpc.write_timeout_s, name="stuck-sessions")
         nursery.start_soon(core.kv.sweep_forever, name="kv-sweep")
         nursery.start_soon(core.checkpoints.sweep_forever, name="checkpoint-sweep")
+        await stack.enter_async_context(core.tasks.engine.running())
         try:
             yield core
         finally:

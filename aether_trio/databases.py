@@ -43,6 +43,7 @@ class Databases:
 
     state: OpenDatabase
     log: OpenDatabase
+    tasks: OpenDatabase
     server: PostgresServer | None = None
     """Where other gateways may work as well (membership.py); None for files."""
 
@@ -76,7 +77,9 @@ async def _open_sqlite(settings: Settings) -> AsyncIterator[Databases]:
 
         if directory is not None:
             stack.enter_context(lock_directory(directory))
-        yield Databases(state=await open_database("state"), log=await open_database("log"))
+        yield Databases(
+            state=await open_database("state"), log=await open_database("log"), tasks=await open_database("tasks")
+        )
 
 
 @asynccontextmanager
@@ -88,4 +91,9 @@ async def _open_postgres(settings: Settings, dsn: str) -> AsyncIterator[Database
             f"a PostgreSQL database needs the extra packages of aether-trio[cluster]: {exc}."
         ) from exc
     async with open_postgres(dsn, schema=settings.storage.schema) as server:
-        yield Databases(state=await server.database("state"), log=await server.database("log"), server=server)
+        yield Databases(
+            state=await server.database("state"),
+            log=await server.database("log"),
+            tasks=await server.database("tasks"),
+            server=server,
+        )

@@ -18,6 +18,7 @@ from aether_trio.config.settings import (
     OpsSettings,
     Settings,
     StorageSettings,
+    TaskSettings,
     TlsSettings,
     is_loopback,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "Settings",
     "SettingsError",
     "StorageSettings",
+    "TaskSettings",
     "TlsSettings",
     "all_keys",
     "describe",

@@ -309,6 +309,33 @@ class LogSettings(Section, frozen=True):
     ] = 0.25
 
 
+class TaskSettings(Section, frozen=True):
+    worker_tasks: Annotated[
+        int,
+        Meta(
+            ge=1, le=10_000, description="Live tasks that a worker is given at most; more wait for others, or for it."
+        ),
+    ] = 100
+    interactive_ttl_s: Annotated[
+        float, Meta(ge=0, description="An INTERACTIVE task that is live for so long is cancelled; 0 is never.")
+    ] = 1 * HOURS
+    startup_ttl_s: Annotated[
+        float, Meta(ge=0, description="The start of an agent that nobody takes is cancelled after so long; 0 is never.")
+    ] = 0.5 * HOURS
+    pool_ttl_s: Annotated[
+        float, Meta(ge=0, description="A POOL task that waits for a worker for so long is cancelled; 0 is never.")
+    ] = 1 * HOURS
+    completed_retention_s: Annotated[
+        float, Meta(ge=0, description="Completed and rejected tasks are kept so long; 0 is for ever.")
+    ] = 7 * DAYS
+    failed_retention_s: Annotated[float, Meta(ge=0, description="Failed tasks are kept so long; 0 is for ever.")] = (
+        14 * DAYS
+    )
+    cancelled_retention_s: Annotated[
+        float, Meta(ge=0, description="Cancelled tasks are kept so long; 0 is for ever.")
+    ] = 7 * DAYS
+
+
 class LoggingSettings(Section, frozen=True):
     format: Annotated[
         Literal["console", "json"], Meta(description="For people, or one JSON object a line. Alias AETHER_LOG_FORMAT.")
@@ -331,6 +358,7 @@ class Settings(Section, frozen=True):
     websocket: Annotated[WebSocketSettings, Meta(description="The WebSocket lane, for browsers.")] = WebSocketSettings()
     storage: Annotated[StorageSettings, Meta(description="Where the data lies.")] = StorageSettings()
     log: Annotated[LogSettings, Meta(description="The durable message log.")] = LogSettings()
+    tasks: Annotated[TaskSettings, Meta(description="Tasks and their workers.")] = TaskSettings()
     logging: Annotated[LoggingSettings, Meta(description="What the gateway says about itself.")] = LoggingSettings()
 
     @classmethod

@@ -47,6 +47,11 @@ class CheckpointService:
         except StorageUnavailable as exc:
             return _failed(op, f"storage is unavailable, try again: {exc}")
 
+    async def exists(self, identity: str, key: str) -> bool:
+        """Whether there is a checkpoint with this key under an identity text. Raises StorageUnavailable."""
+        rows = await self._db.fetch(_EXISTS, identity, (key or DEFAULT_KEY).encode(), self._clock.now_ms())
+        return bool(rows)
+
     async def sweep_forever(self) -> None:
         """Give back the room of expired checkpoints. Runs until cancelled."""
         await sweep_forever(self._db, self._clock, _sweep_page, SWEEP_PAGE, SWEEP_INTERVAL_S)
@@ -91,6 +96,9 @@ class CheckpointService:
 
 _LOAD: Final = (
     "SELECT data, saved_s FROM checkpoints WHERE identity = $1 AND key = $2 AND (expires_ms IS NULL OR expires_ms > $3)"
+)
+_EXISTS: Final = (
+    "SELECT 1 FROM checkpoints WHERE identity = $1 AND key = $2 AND (expires_ms IS NULL OR expires_ms > $3)"
 )
 _LIST: Final = (
     "SELECT key FROM checkpoints WHERE identity = $1 AND (expires_ms IS NULL OR expires_ms > $2) ORDER BY key LIMIT $3"

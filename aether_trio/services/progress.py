@@ -6,7 +6,7 @@ reporter's workspace. Success is silent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from aether_trio.model.clock import Clock
 from aether_trio.model.errors import AetherError, Code
@@ -25,12 +25,15 @@ MAX_REPORT_BYTES = 64 * 1024
 
 
 class ProgressService:
-    """Handles the `progress` operation."""
+    """Handles the `progress` operation. `reported` is told of each report that was published."""
 
-    def __init__(self, lanes: Lanes, rates: Rates, clock: Clock) -> None:
+    def __init__(
+        self, lanes: Lanes, rates: Rates, clock: Clock, reported: Callable[[Session, pb.ProgressReport], None]
+    ) -> None:
         self._lanes = lanes
         self._rates = rates
         self._clock = clock
+        self._reported = reported
 
     async def handle(self, session: Session, report: pb.ProgressReport) -> Sequence[pb.DownstreamMessage]:
         """Publish one report. Raises AetherError."""
@@ -59,6 +62,7 @@ class ProgressService:
             kind=report.kind,
         )
         self._lanes.publish(lane, identity.topic, report.recipient, encode_progress(update))
+        self._reported(session, report)
         return NO_ANSWER
 
     @staticmethod

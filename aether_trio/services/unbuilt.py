@@ -26,15 +26,6 @@ def _tunnel_closed(payload: Any, text: str) -> pb.DownstreamMessage:
 
 
 FAILURES: dict[str, Failure | None] = {
-    "create_task": lambda op, text: pb.DownstreamMessage(
-        create_task=pb.CreateTaskResponse(error_code=Code.NOT_IMPLEMENTED, error_message=text, request_id=op.request_id)
-    ),
-    "task_query": lambda op, text: pb.DownstreamMessage(
-        task_query=pb.TaskQueryResponse(error=text, request_id=op.request_id)
-    ),
-    "task_op": lambda op, text: pb.DownstreamMessage(
-        task_op=pb.TaskOperationResponse(error=text, request_id=op.request_id)
-    ),
     "workspace_op": lambda op, text: pb.DownstreamMessage(
         workspace=pb.WorkspaceResponse(error=text, request_id=op.request_id)
     ),
@@ -56,11 +47,6 @@ FAILURES: dict[str, Failure | None] = {
     ),
     "resolve_authority_request": lambda op, text: pb.DownstreamMessage(
         resolve_authority_response=pb.ResolveAuthorityResponse(error=text, request_id=op.request_id)
-    ),
-    "task_subscription_op": lambda op, text: pb.DownstreamMessage(
-        task_subscription_response=pb.TaskSubscriptionOperationResponse(
-            error=text, client_request_id=op.client_request_id, task_id=op.task_id
-        )
     ),
     "submit_audit_event": lambda op, text: pb.DownstreamMessage(
         submit_audit_event_response=pb.SubmitAuditEventResponse(
@@ -101,9 +87,6 @@ def failure(case: str, payload: Any) -> Sequence[pb.DownstreamMessage]:
     answers = [error_response(error, request_id)]
     if typed is not None:
         answers.insert(0, typed(payload, str(error)))
-    if case == "create_task":
-        # The protocol's order here: an ErrorResponse without an id, then the typed failure if somebody waits for it.
-        return [error_response(error), *(answers[:1] if request_id else [])]
     return answers
 
 

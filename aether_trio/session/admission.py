@@ -7,7 +7,7 @@ refusal is a StatusError raised before anything is sent, because a client takes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from aether_trio.model.errors import Code, Status, StatusError
@@ -38,6 +38,14 @@ class Claim:
     version: str
     profiles: tuple[str, ...] = ()
     """What an orchestrator can start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """What a participant's credentials are good for: these workspaces, and the task that its token is for ("" for none)."""
+
+    allows_workspace: Callable[[str], bool]
+    task_id: str = ""
 
 
 def read_claim(

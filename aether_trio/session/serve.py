@@ -32,7 +32,7 @@ from aether_trio.routing.rates import Rates
 from aether_trio.routing.receipts import Receipts
 from aether_trio.routing.router import Router
 from aether_trio.routing.work_groups import WorkGroups
-from aether_trio.session.admission import Claim, read_claim, undeclared_extensions
+from aether_trio.session.admission import Admitted, Claim, read_claim, undeclared_extensions
 from aether_trio.session.dispatch import Dispatcher
 from aether_trio.session.holding import Holding
 from aether_trio.session.registry import History, Registry
@@ -51,18 +51,17 @@ CLOSE_S = 5.0
 DUPLICATE_GRACE_S = 0.1
 """How long a second holder of an identity waits for the first one's end before it is refused."""
 
-AllowsWorkspace = Callable[[str], bool]
-
 
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What a session is made from. The hooks are the services' and are called in this order:
 
-    `authenticate(identity, claim, peer)` raises StatusError, or says which workspaces the credential reaches;
+    `authenticate(identity, claim, peer)` raises StatusError, or says what the credentials are good for;
     `recall(identity, session_id)` finds a session that ended before this gateway started;
     `config_snapshot(identity)` is what an agent or task is told first; `joins(session)` is called before the acknowledgement, when the
     identity is held; `attempted(claim, status)` is told how each
-    handshake ended (OK: acknowledged; no claim: nobody could tell whose); `ended(session)` is called once, when it lets go.
+    handshake ended (OK: acknowledged; no claim: nobody could tell whose); `joined(session, claim)` is called when it is acknowledged;
+    `ended(session)` once, when it lets go.
     """
 
     clock: Clock
@@ -78,11 +77,12 @@ class Parts:
     registry: Registry
     holding: Holding
     dispatcher: Dispatcher
-    authenticate: Callable[[Identity, Claim, Peer], AllowsWorkspace]
+    authenticate: Callable[[Identity, Claim, Peer], Awaitable[Admitted]]
     recall: Callable[[str, str], Awaitable[History | None]]
     config_snapshot: Callable[[Identity], Awaitable[pb.ConfigSnapshot]]
     joins: Callable[[Session], Awaitable[None]]
     attempted: Callable[[Claim | None, Status], None]
+    joined: Callable[[Session, Claim], None]
     ended: Callable[[Session], None]
     server_version: str
     strict_charset: bool = True
@@ -153,6 +153,7 @@ class SessionServer:
             try:
                 await self._open(session, claim, nursery, resumed=resumed)
                 await self._read(session, early)
+                session.finished = session.ending is None
             except StatusError as error:
                 session.ending = session.ending or error
             except LinkBroken as error:
@@ -217,8 +218,8 @@ class SessionServer:
     async def _admit(self, link: Link, claim: Claim) -> tuple[Session, History | None]:
         """Credentials, duplicates, the hold: (session, history that it continues). Raises StatusError."""
         parts = self._parts
-        allows_workspace = parts.authenticate(claim.identity, claim, link.peer)
-        session = self._make_session(link, claim, allows_workspace)
+        admitted = await parts.authenticate(claim.identity, claim, link.peer)
+        session = self._make_session(link, claim, admitted)
         history = await self._recall(claim)
         await self._let_predecessor_end(claim)
         self._check_wanted(session)
@@ -239,7 +240,7 @@ class SessionServer:
         if session.outbox.broken:
             raise LinkBroken("the stream broke while it was admitted")
 
-    def _make_session(self, link: Link, claim: Claim, allows_workspace: AllowsWorkspace) -> Session:
+    def _make_session(self, link: Link, claim: Claim, admitted: Admitted) -> Session:
         parts = self._parts
         session = Session(
             identity=claim.identity,
@@ -250,11 +251,12 @@ class SessionServer:
             bucket=parts.rates.connection_bucket(),
             now_ms=parts.clock.now_ms(),
             client=ClientInfo(claim.sdk, claim.version),
-            allows_workspace=allows_workspace,
+            allows_workspace=admitted.allows_workspace,
             on_detached=parts.ended,
             takes_any=claim.takes_any,
             profiles=claim.profiles,
         )
+        session.task_id = admitted.task_id
         link.attach(session.outbox)
         return session
 
@@ -263,7 +265,14 @@ class SessionServer:
         identity = session.identity
         config: pb.ConfigSnapshot | None = None
         subscriptions = Subscriptions(
-            identity, session.outbox, parts.log, parts.lanes, parts.groups, nursery, session.told_of_gap
+            identity,
+            session.outbox,
+            parts.log,
+            parts.lanes,
+            parts.groups,
+            nursery,
+            session.told_of_gap,
+            session.work_lost,
         )
         session.subscriptions = subscriptions
         try:
@@ -301,6 +310,7 @@ class SessionServer:
         session.put(*greeting)
         parts.attempted(claim, Status.OK)
         open_base()
+        parts.joined(session, claim)
 
     # -- the read loop --------------------------------------------------------------------------------------------
 

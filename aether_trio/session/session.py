@@ -56,6 +56,7 @@ class Session:
         "connected_ms",
         "detached",
         "ending",
+        "finished",
         "history",
         "identity",
         "lane_behind",
@@ -70,6 +71,7 @@ class Session:
         "session_id",
         "subscriptions",
         "takes_any",
+        "task_id",
     )
 
     def __init__(
@@ -113,6 +115,10 @@ class Session:
         self.ending: StatusError | None = None
         self.lane_behind = False
         self.acknowledged = False
+        self.finished = False
+        """Whether its client has ended its stream by itself, and all that came before was handled."""
+        self.task_id = ""
+        """The task that it was let in for, by a token."""
         self.detached = False
         self._detached_event: trio.Event | None = None
 
@@ -162,6 +168,12 @@ class Session:
                 Code.BACKPRESSURE,
                 f"{count} messages of {topic} were older than the gateway keeps them and are gone",
             )
+        )
+
+    def work_lost(self) -> None:
+        """Others have been given what this worker was at: this gateway was taken for dead."""
+        self.end(
+            Status.UNAVAILABLE, "this gateway had lost its place in the cluster, and your work with it; connect again"
         )
 
     # -- ending ---------------------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ class World:
 
     def __init__(self, store: Store) -> None:
         self._place = store.place()
-        self.databases = {name: InlineDatabase(self._place.direct(name)) for name in ("state", "log")}
+        self.databases = {name: InlineDatabase(self._place.direct(name)) for name in ("state", "log", "tasks")}
         self._lives = 0
 
     @property

@@ -217,7 +217,7 @@ async def test_an_answer_comes_after_the_commit_of_what_was_sent_before(core: Co
 
 
 @pytest.mark.parametrize(
-    "request_", [pb.UpstreamMessage(), pb.UpstreamMessage(task_query=pb.TaskQuery(request_id="q"))]
+    "request_", [pb.UpstreamMessage(), pb.UpstreamMessage(audit_query=pb.AuditQuery(request_id="q"))]
 )
 async def test_a_refusal_of_a_request_is_a_barrier_as_well(
     core: Core, world: World, request_: pb.UpstreamMessage

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from aether_trio.model.tasks.retry import RetryPolicy
-from aether_trio.model.tasks.status import TERMINAL, Status
+from aether_trio.model.tasks.status import HELD, TERMINAL, Status
 from aether_trio.model.tasks.wait import Wait
 
 AGENT_STARTUP: Final = "agent_startup"
@@ -101,6 +101,8 @@ class Task:
 
     queue: str = ""
     """Where it waits to be assigned, "" when it does not."""
+    holder: str = ""
+    """Whose live task it is, "" when it is nobody's. What its creator has assigned to itself keeps it from no other work."""
     due_ms: int = 0
     """When time alone moves it, 0 for never."""
 
@@ -153,3 +155,9 @@ def queue_of(task: Task) -> str:
     if task.mode is Mode.POOL:
         return pool_queue(task.workspace, task.target_implementation)
     return task.target if task.mode is Mode.TARGETED else task.creator
+
+
+def holder_of(task: Task) -> str:
+    """Whose live task it is. What its creator has assigned to itself and works on without a token counts for nobody."""
+    own = task.mode is Mode.SELF_ASSIGN and not task.attached
+    return task.assigned_to if task.status in HELD and not own else ""

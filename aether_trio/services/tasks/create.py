@@ -1,0 +1,251 @@
+"""CreateTask: the checks in the reference's order (tasks.md 2.2), the row that a request becomes, and its transaction.
+
+An idempotency key is written in the transaction that creates its task. So a creation that fails leaves no key behind, and of two requests
+at the same moment, on whichever nodes, one creates the task and the other finds it. Keys are apart for each workspace: the reference's
+are not, and would tell one workspace the ids of another's tasks.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.identity import Identity, IdentityError, Kind, check_token
+from aether_trio.model.tasks import Mode, Status, Task
+from aether_trio.model.tasks.status import grace_ms, priority_of
+from aether_trio.model.tasks.task import AGENT_STARTUP
+from aether_trio.services.tasks import rows
+from aether_trio.services.tasks.transaction import Context, Work
+from aether_trio.services.tasks.wire import kept_of, policy_of
+from aether_trio.storage.base import Execute, Fetch, Program, Row
+from aether_trio.wire.pb import aether_pb2 as pb
+
+KEY_MS: Final = 24 * 3600 * 1000
+TOKEN_MS: Final = 24 * 3600 * 1000
+MAX_TEXT_BYTES: Final = 1024
+"""Of each free text of a request. The reference has no bound."""
+MAX_REQUEST_BYTES: Final = 256 * 1024
+"""Of everything but the payload: it is shown in every list."""
+
+WORKER_KINDS: Final = frozenset({Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK, Kind.SERVICE})
+"""Who can be given work."""
+
+MODES: Final[Mapping[int, Mode]] = MappingProxyType({pb.TARGETED: Mode.TARGETED, pb.POOL: Mode.POOL})
+
+DEADLINES: Final = ("schedule_to_start_ms", "start_to_close_ms", "heartbeat_timeout_ms", "schedule_to_close_ms")
+"""The wire has no fields for these; they are read from metadata of the same names, in milliseconds."""
+MAX_DEADLINE_MS: Final = 10 * 365 * 24 * 3600 * 1000
+
+_TEXTS: Final = (
+    "task_type",
+    "context_id",
+    "idempotency_key",
+    "correlation_id",
+    "root_task_id",
+    "parent_task_id",
+    "originating_schedule_id",
+)
+
+
+def check_names(request: pb.CreateTaskRequest, own_workspace: str, *, strict: bool) -> str:
+    """The task's workspace. Raises AetherError INVALID_IDENTIFIER, which is answered without a typed response."""
+    workspace = request.workspace or own_workspace
+    try:
+        check_token(workspace, "workspace", strict=strict)
+        if request.target_implementation:
+            check_token(request.target_implementation, "target_implementation", strict=strict)
+    except IdentityError as error:
+        raise AetherError(Code.INVALID_IDENTIFIER, str(error)) from None
+    return workspace
+
+
+def check_size(request: pb.CreateTaskRequest, payload_bytes: int) -> None:
+    """Raises AetherError TASK_PAYLOAD_TOO_LARGE or INVALID_ARGUMENT."""
+    if len(request.payload) > payload_bytes:
+        raise AetherError(
+            Code.TASK_PAYLOAD_TOO_LARGE,
+            f"the payload has {len(request.payload)} bytes; at most {payload_bytes} are allowed",
+        )
+    for name in _TEXTS:
+        text = getattr(request, name)
+        if len(text.encode()) > MAX_TEXT_BYTES or "\x00" in text:
+            raise AetherError(Code.INVALID_ARGUMENT, f"{name} has more than {MAX_TEXT_BYTES} bytes, or a zero byte")
+    rest = request.ByteSize() - len(request.payload)
+    if rest > MAX_REQUEST_BYTES:
+        raise AetherError(
+            Code.INVALID_ARGUMENT,
+            f"the request has {rest} bytes beside its payload; at most {MAX_REQUEST_BYTES} are allowed",
+        )
+
+
+def failed(text: str) -> AetherError:
+    """A task that cannot be."""
+    return AetherError(Code.TASK_CREATE_FAILED, text)
+
+
+def target_of(request: pb.CreateTaskRequest, *, strict: bool) -> Identity | None:
+    """Whom a TARGETED task is for. Raises AetherError TASK_CREATE_FAILED."""
+    if MODES.get(request.assignment_mode) is not Mode.TARGETED:
+        return None
+    try:
+        target = Identity.parse(request.target_agent_id, strict=strict)
+    except IdentityError as error:
+        raise failed(f"target_agent_id: {error}") from None
+    if target.kind not in WORKER_KINDS:
+        raise failed(f"{target.kind.with_article} cannot be given tasks")
+    return target
+
+
+def deadlines_of(request: pb.CreateTaskRequest) -> dict[str, int]:
+    """Raises AetherError TASK_CREATE_FAILED."""
+    found = {}
+    for name in DEADLINES:
+        text = request.metadata.get(name, "")
+        if text:
+            if not (text.isascii() and text.isdigit()) or int(text) > MAX_DEADLINE_MS:
+                raise failed(f"metadata {name} is {text!r}; it must be a number of milliseconds")
+            found[name] = int(text)
+    return found
+
+
+def new_task(
+    request: pb.CreateTaskRequest,
+    *,
+    task_id: str,
+    workspace: str,
+    creator: Identity,
+    parent_task_id: str,
+    target: Identity | None,
+    now_ms: int,
+    order_us: int,
+) -> Task:
+    """The row of a request. Raises AetherError TASK_CREATE_FAILED."""
+    mode = MODES.get(request.assignment_mode, Mode.SELF_ASSIGN)
+    if mode is Mode.POOL and not request.target_implementation:
+        raise failed("a POOL task needs target_implementation")
+    if request.task_type == AGENT_STARTUP and mode is not Mode.TARGETED:
+        raise failed(f"tasks of type {AGENT_STARTUP} are made by starting an agent")
+    policy = policy_of(request)
+    # Of an agent_startup the window is no use: reconciliation looks after those.
+    grace = 0 if request.task_type == AGENT_STARTUP else grace_ms(request.task_class)
+    task = Task(
+        task_id,
+        request.task_type,
+        workspace,
+        mode=mode,
+        task_class=request.task_class,
+        priority=priority_of(request.priority),
+        creator=creator.text,
+        target=target.text if target is not None else "",
+        target_implementation=target.implementation if target is not None else request.target_implementation,
+        target_specifier=target.specifier if target is not None else "",
+        parent_task_id=parent_task_id,
+        root_task_id=request.root_task_id or task_id,
+        correlation_id=request.correlation_id,
+        context_id=request.context_id,
+        grace_ms=grace,
+        retry_policy="" if policy is None else policy.to_json(),
+        max_attempts=3 if policy is None else policy.attempts,
+        spec=kept_of(request),
+        order_us=order_us,
+        created_ms=now_ms,
+        updated_ms=now_ms,
+        pending_ms=now_ms,
+    )
+    for name, deadline_ms in deadlines_of(request).items():
+        setattr(task, name, deadline_ms)
+    if creator.kind is Kind.USER:
+        task.subject_type = task.root_subject_type = "user"
+        task.subject_id = task.root_subject_id = creator.user_id
+    if mode is Mode.SELF_ASSIGN:
+        task.status, task.assigned_to, task.assigned_ms, task.epoch = Status.ASSIGNED, creator.text, now_ms, 1
+    return task
+
+
+class Offline(enum.Enum):
+    """What becomes of a TARGETED task whose target is not connected."""
+
+    QUEUE = "queue"
+    REJECT = "reject"
+    START = "start"
+    UNKNOWN = "unknown"
+    """It is to be started, and nobody knows how."""
+
+
+_NOBODY: Final = {
+    Offline.REJECT: "{0} is not connected",
+    Offline.UNKNOWN: "{0} is not connected, and its implementation is not registered, so nobody can start it",
+}
+
+Start = Callable[[Work, Identity, Task], Program[str]]
+"""Starter.start (starting.py)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """What became of a request. `task` is None for a repeated one, whose task has the id `task_id`.
+
+    `problem`: nothing was created, and this is why. `started`: the target is being started.
+    """
+
+    task_id: str
+    task: Task | None = None
+    work: Work | None = None
+    problem: str = ""
+    started: bool = False
+
+
+def key_hash(workspace: str, key: str) -> bytes:
+    """How an idempotency key is kept."""
+    return hashlib.sha256(f"{workspace}\x00{key}".encode()).digest()
+
+
+def create(
+    context: Context,
+    task: Task,
+    payload: bytes,
+    *,
+    key: bytes,
+    offline: Offline,
+    start: Start | None,
+    target: Identity | None,
+    tokens: tuple[bytes, str] | None,
+) -> Program[Created]:
+    """Write a task, or find the one of its key. `tokens` is the hash of a token for it and the identity that it is for."""
+    if key:
+        found: list[Row] = yield Fetch("SELECT task_id, expires_ms FROM task_keys WHERE key_hash = $1", (key,))
+        if found and found[0][1] > context.now_ms and found[0][0] != task.task_id:
+            return Created(found[0][0])
+    work = Work(context)
+    if task.parent_task_id:
+        parent = yield from rows.load(task.parent_task_id)
+        if parent is None or parent.workspace != task.workspace:
+            return Created("", problem=f"parent task {task.parent_task_id} not found")
+    started = False
+    if target is not None and offline is not Offline.QUEUE and (yield from work.find_worker(target.text)) is None:
+        if offline is not Offline.START or start is None:
+            return Created("", problem=_NOBODY.get(offline, _NOBODY[Offline.UNKNOWN]).format(target.text))
+        problem = yield from start(work, target, task)
+        if problem:
+            return Created("", problem=problem)
+        started = True
+    task = task.changed({})  # what it becomes is this run's, as a program may run again
+    task.tokens = int(tokens is not None)
+    if (yield from work.create(task, payload)):
+        if key:
+            yield Execute(
+                "INSERT INTO task_keys (key_hash, task_id, expires_ms) VALUES ($1, $2, $3) ON CONFLICT (key_hash) "
+                "DO UPDATE SET task_id = excluded.task_id, expires_ms = excluded.expires_ms",
+                (key, task.task_id, context.now_ms + KEY_MS),
+            )
+        if tokens is not None:
+            yield Execute(
+                "INSERT INTO task_tokens (hash, task_id, identity, created_ms, expires_ms) VALUES ($1, $2, $3, $4, $5)",
+                (tokens[0], task.task_id, tokens[1], context.now_ms, context.now_ms + TOKEN_MS),
+            )
+    return Created(task.task_id, (yield from rows.load(task.task_id)), work, started=started)

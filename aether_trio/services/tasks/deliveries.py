@@ -1,0 +1,74 @@
+"""Assignments on their way to workers of this node.
+
+A worker that reads is sent its assignments at once. Of one that does not only the names of its tasks are kept, and they are read
+again when there is room: what waits for a stuck worker costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+import structlog
+import trio
+
+from aether_trio.model.tasks import Status, Task
+from aether_trio.services.tasks import rows
+from aether_trio.services.tasks.wire import assignment
+from aether_trio.session.session import Session
+from aether_trio.storage.base import Database, Program, StorageUnavailable
+from aether_trio.wire.pb import aether_pb2 as pb
+
+logger = structlog.get_logger("aether.tasks")
+
+RETRY_S: Final = 1.0
+
+
+class Deliveries:
+    """See the module docstring."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._waiting: dict[str, deque[tuple[str, int]]] = {}
+        self.pushed = 0
+
+    def push(self, session: Session, task: Task, payload: bytes) -> None:
+        """Tell a worker of a task. Never blocks. A session that has ended is passed over: its end gives the task back."""
+        if session.detached or session.nursery is None:
+            return
+        waiting = self._waiting.get(session.session_id)
+        if waiting is None:
+            if session.outbox.control_has_room:
+                self._put(session, task, payload)
+                return
+            waiting = self._waiting[session.session_id] = deque()
+            session.nursery.start_soon(self._drain, session, waiting, name="assignments")
+        waiting.append((task.task_id, task.epoch))
+
+    def _put(self, session: Session, task: Task, payload: bytes) -> None:
+        self.pushed += 1
+        session.put(pb.DownstreamMessage(task_assignment=assignment(task, payload)))
+
+    async def _drain(self, session: Session, waiting: deque[tuple[str, int]]) -> None:
+        try:
+            while waiting:
+                await session.outbox.wait_control_room()
+                task_id, epoch = waiting[0]
+                try:
+                    found = await self._database.read(lambda task_id=task_id: _with_payload(task_id))  # type: ignore[misc]
+                except StorageUnavailable as error:
+                    logger.warning("an assignment was not read, trying again", reason=str(error))
+                    await trio.sleep(RETRY_S)
+                    continue
+                waiting.popleft()
+                task, payload = found
+                if task is not None and task.epoch == epoch and task.status is Status.ASSIGNED:
+                    self._put(session, task, payload)
+        finally:
+            del self._waiting[session.session_id]
+
+
+def _with_payload(task_id: str) -> Program[tuple[Task | None, bytes]]:
+    task = yield from rows.load(task_id)
+    payload = yield from rows.payload_of(task_id)
+    return task, payload

@@ -1,0 +1,120 @@
+"""What is to be written and nobody waits for: sessions that come and go, progress of tasks. In order, many to a transaction.
+
+One task takes what has gathered and runs it as one program; while that is being written the next one gathers. So a storm of connections
+costs a few transactions, and what one session does takes effect in the order in which it did it.
+
+Invariants: nothing is lost while storage is away, it waits; memory is bounded by MAX_WAITING, beyond which progress is dropped (it is
+worth something only while it is fresh), and never a coming or going.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+import trio
+
+from aether_trio.services.tasks.transaction import Work
+from aether_trio.storage.base import Program, StorageUnavailable
+
+logger = structlog.get_logger("aether.tasks")
+
+GROUP: Final = 64
+MAX_WAITING: Final = 10_000
+RETRY_S: Final = 0.5
+
+Errand = Callable[[Work], Program[None]]
+
+
+def _nothing() -> None:
+    return None
+
+
+class Desk:
+    """`perform(program)` runs one on a fresh Work and sees to what follows from it. Raises StorageUnavailable."""
+
+    def __init__(self, perform: Callable[[Errand], Awaitable[object]]) -> None:
+        self._perform = perform
+        self._waiting: list[tuple[Errand, Callable[[], None]]] = []
+        self._taken = self._done = 0
+        self._dropped = 0
+        self._work = trio.Event()
+        self._progress = trio.Event()
+
+    def put(self, errand: Errand, done: Callable[[], None] = _nothing) -> int:
+        """Take something on; its number, for `wait_done`. `done` is called after its commit."""
+        self._waiting.append((errand, done))
+        self._taken += 1
+        self._work.set()
+        return self._taken
+
+    def offer(self, errand: Errand, done: Callable[[], None] = _nothing) -> int:
+        """`put`, for what may be dropped when too much waits; 0 if it was."""
+        if len(self._waiting) >= MAX_WAITING:
+            self._dropped += 1
+            return 0
+        return self.put(errand, done)
+
+    @property
+    def dropped(self) -> int:
+        """How much was dropped since start."""
+        return self._dropped
+
+    def is_done(self, number: int) -> bool:
+        """Whether the errand with this number is committed."""
+        return number <= self._done
+
+    async def wait_done(self, number: int) -> None:
+        """Wait until `is_done(number)`."""
+        while number > self._done:
+            await self._progress.wait()
+
+    async def settle(self) -> None:
+        """Wait until all that was taken on is done."""
+        await self.wait_done(self._taken)
+
+    async def run(self) -> None:
+        """Work, until cancelled."""
+        while True:
+            if not self._waiting:
+                await self._work.wait()
+                self._work = trio.Event()
+                continue
+            group = self._waiting[:GROUP]
+            del self._waiting[:GROUP]
+            await self._run_group([errand for errand, _ in group])
+            for _, done in group:
+                done()
+            self._done += len(group)
+            event, self._progress = self._progress, trio.Event()
+            event.set()
+
+    async def _run_group(self, group: list[Errand]) -> None:
+        failing = False
+        while True:
+            try:
+                await self._perform(_joined(group))
+            except StorageUnavailable as error:
+                if not failing:
+                    logger.warning("sessions and progress of tasks wait for storage", reason=str(error))
+                failing = True
+                await trio.sleep(RETRY_S)
+            except Exception:
+                # A defect in one of them: do the others, and say which it was.
+                logger.exception("an errand failed", errands=len(group))
+                if len(group) == 1:
+                    return
+                for one in group:
+                    await self._run_group([one])
+                return
+            else:
+                return
+
+
+def _joined(group: list[Errand]) -> Errand:
+    def program(work: Work) -> Program[None]:
+        for errand in group:
+            yield from errand(work)
+
+    return program

@@ -1,0 +1,62 @@
+"""What falls due: one page of it per transaction, and the moment of the next (model/tasks/due.py).
+
+Whoever reads a row that is due in its transaction and writes it is the one that it happens by: another node's transaction is run again then,
+and finds the row with another moment. On an engine that is shared, rows that another node has at hand are passed over.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aether_trio.model.tasks import Step
+from aether_trio.model.tasks.due import Due, happening, move_of, next_due
+from aether_trio.services.tasks import rows
+from aether_trio.services.tasks.transaction import Work
+from aether_trio.storage.base import Execute, Fetch, Program, Row
+
+PAGE: Final = 100
+FORGET_PAGE: Final = 500
+REFUSED_MS: Final = 60_000
+
+_DUE: Final = "due_ms > 0 AND due_ms <= $1 ORDER BY due_ms LIMIT $2"
+
+
+def fire(work: Work, *, shared: bool) -> Program[int]:
+    """Let a page of what is due happen; how many rows were looked at."""
+    now_ms = work.context.now_ms
+    found = yield from rows.select(_DUE + (" FOR UPDATE SKIP LOCKED" if shared else ""), (now_ms, PAGE))
+    for seen in found:
+        task = yield from rows.load(seen.task_id)  # as what happened to another one of the page has left it
+        due = happening(task, work.context.limits, now_ms) if task is not None else None
+        if task is None:
+            continue
+        if due is None:
+            yield from rows.save(task, task.changed({"due_ms": next_due(task, work.context.limits)}))
+        elif due is Due.FORGET:
+            yield from rows.delete(task.task_id)
+            yield from work.wake_dependents(task.task_id)
+        else:
+            present = not task.assigned_to or (yield from work.find_worker(task.assigned_to)) is not None
+            move, facts = move_of(task, due, work.facts(present=present))
+            if not isinstance((yield from work.make(task, move, facts)), Step):
+                # A moment that no move belongs to must not be due for ever.
+                yield from rows.save(task, task.changed({"due_ms": now_ms + REFUSED_MS}))
+    yield Execute(
+        "DELETE FROM task_keys WHERE key_hash IN (SELECT key_hash FROM task_keys WHERE expires_ms <= $1 LIMIT $2)",
+        (now_ms, FORGET_PAGE),
+    )
+    yield Execute(
+        "DELETE FROM task_tokens WHERE hash IN (SELECT hash FROM task_tokens WHERE expires_ms <= $1 LIMIT $2)",
+        (now_ms, FORGET_PAGE),
+    )
+    return len(found)
+
+
+def next_moment() -> Program[int]:
+    """When something falls due next, 0 for never."""
+    moments = []
+    for column, table in (("due_ms", "tasks"), ("expires_ms", "task_keys"), ("expires_ms", "task_tokens")):
+        found: list[Row] = yield Fetch(f"SELECT MIN({column}) FROM {table} WHERE {column} > 0")  # noqa: S608
+        if found[0][0] is not None:
+            moments.append(found[0][0])
+    return min(moments, default=0)

@@ -1,0 +1,278 @@
+"""What runs for tasks on one node, and how anything is written: one transaction, and then what follows from it.
+
+    perform(program) ──▶ database.run ──▶ settle: assignments to sessions, events to subscribers, notices, the next due moment, hints
+
+The database decides everything. What is held here in memory (subscriptions, assignments on their way, the next due moment) can be lost.
+A transaction whose commit was not answered is made again, as every move knows whether it has been made; afterwards workers of this
+node are told again what they have been assigned, and subscribers look at the table.
+
+Invariants: a worker's row bears the name of the node that its session is on; when a node is gone, some other one ends its sessions for
+it, and each page of that is one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final, TypeVar
+
+import structlog
+import trio
+
+from aether_trio.model.clock import Clock
+from aether_trio.model.tasks import Status, Task
+from aether_trio.model.tasks.due import TimeLimits
+from aether_trio.routing.lanes import Lanes
+from aether_trio.routing.log import TopicLog
+from aether_trio.services.tasks import due, hints, notices, rows, sessions
+from aether_trio.services.tasks.clockwork import Clockwork
+from aether_trio.services.tasks.deliveries import Deliveries
+from aether_trio.services.tasks.desk import Desk, Errand
+from aether_trio.services.tasks.hints import Hints
+from aether_trio.services.tasks.hub import Hub
+from aether_trio.services.tasks.outbox import OutboxPublisher
+from aether_trio.services.tasks.rows import WORKER_FIELDS, read_worker
+from aether_trio.services.tasks.transaction import Context, Push, Work
+from aether_trio.services.tasks.wire import descriptor
+from aether_trio.session.registry import Registry
+from aether_trio.storage.base import CommitUnknown, Database, Execute, Fetch, Program, Row, StorageUnavailable
+from aether_trio.wire.pb import aether_pb2 as pb
+
+logger = structlog.get_logger("aether.tasks")
+
+T = TypeVar("T")
+
+UNSURE_TRIES: Final = 5
+UNSURE_PAUSE_S: Final = 0.2
+LOOK_S: Final = 5.0
+"""Between two looks for what other nodes may have left, where there are any."""
+SETTLE_S: Final = 5.0
+"""For the sessions that have just ended, when the gateway stops. What is not written then, the next life or another node does."""
+RECOVER_PAGE: Final = 50
+COLLECT_PAGE: Final = 100
+
+
+class Engine:
+    """See the module docstring. `run` must run while it is used."""
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        limits: TimeLimits,
+        uniform: Callable[[], float],
+        registry: Registry,
+        lanes: Lanes,
+        log: TopicLog,
+        others: Hints,
+    ) -> None:
+        self.database = database
+        self.clock = clock
+        self.hints = others
+        self.hub = Hub(database)
+        self.deliveries = Deliveries(database)
+        self.desk = Desk(self._perform_errand)
+        self.clockwork = Clockwork(database, clock, self._fire)
+        self.outbox = OutboxPublisher(database, log, lambda: others.node)
+        self._limits = limits
+        self._uniform = uniform
+        self._registry = registry
+        self._lanes = lanes
+        self._collecting = trio.Event()
+        others.listen(hints.PUSH, lambda _: self._collecting.set())
+        others.listen(hints.EVENTS, self.hub.look)
+        others.listen(hints.HIBERNATED, self._hibernated_elsewhere)
+        self._asleep: set[str] = set()
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    def context(self) -> Context:
+        """What a transaction of now is told."""
+        return Context(self.clock.now_ms(), self.hints.node, self._limits, self.database.shared, self._uniform)
+
+    async def run_program(self, program: Callable[[Context], Program[T]]) -> T:
+        """Run one; again, if it is not known whether it was committed. The caller settles. Raises StorageUnavailable."""
+        for attempt in range(UNSURE_TRIES):
+            context = self.context()
+            try:
+                result = await self.database.run(lambda context=context: program(context))  # type: ignore[misc]
+            except CommitUnknown:
+                if attempt == UNSURE_TRIES - 1:
+                    raise
+                await trio.sleep(UNSURE_PAUSE_S)
+                continue
+            if attempt:
+                self._make_up()
+            return result
+        raise AssertionError
+
+    async def perform(self, errand: Errand) -> Work:
+        """One transaction of a program on a Work, and what follows from it. Raises StorageUnavailable."""
+
+        def program(context: Context) -> Program[Work]:
+            work = Work(context)
+            yield from errand(work)
+            return work
+
+        work = await self.run_program(program)
+        self.settle(work)
+        return work
+
+    async def _perform_errand(self, errand: Errand) -> None:
+        await self.perform(errand)
+
+    def _make_up(self) -> None:
+        """A transaction may have taken effect whose pushes and events nobody here knows."""
+        logger.warning("it was not known whether a transaction on tasks was committed; it was made again")
+        self.hub.look("*")
+        self.desk.put(_push_again)
+        self.outbox.wake()
+
+    def settle(self, work: Work) -> None:
+        """What follows from a transaction that is committed. Never blocks."""
+        for push in work.pushes:
+            self._push(push)
+        if work.events:
+            self.hub.offer(work.events)
+        for task in work.notices:
+            notices.publish(self._lanes, task, work.context.now_ms)
+        for node, task_id in work.watched:
+            self.hints.tell(node, hints.EVENTS, task_id)
+        for task, node in work.hibernated:
+            self._tell_hibernated(task, node)
+        self.clockwork.note(work.due_ms)
+        if work.outbox:
+            self.outbox.wake()
+        for task_id in work.unfinished:
+            self.desk.put(lambda work, task_id=task_id: work.wake_dependents(task_id))  # type: ignore[misc]
+
+    def _push(self, push: Push) -> None:
+        if push.worker.node != self.hints.node:
+            self.hints.tell(push.worker.node, hints.PUSH)
+            return
+        session = self._registry.session(push.worker.session_id)
+        if session is not None:
+            self.deliveries.push(session, push.task, push.payload)
+
+    def _tell_hibernated(self, task: Task, node: str) -> None:
+        if node != self.hints.node:
+            self.hints.tell(node, hints.HIBERNATED, task.task_id)
+            return
+        session = self._registry.holder(task.assigned_to)
+        if session is not None:
+            told = pb.TaskHibernated(task_id=task.task_id, descriptor=descriptor(task))
+            session.put(pb.DownstreamMessage(task_hibernated=told))
+
+    def _hibernated_elsewhere(self, task_id: str) -> None:
+        self._asleep.add(task_id)
+        self._collecting.set()
+
+    # -- running ----------------------------------------------------------------------------------------------------
+
+    async def recover(self) -> None:
+        """End the sessions of nodes that are gone. Raises StorageUnavailable."""
+        found = await self.database.fetch(
+            "SELECT DISTINCT node FROM task_workers UNION SELECT DISTINCT node FROM task_outbox"
+        )
+        for node in await self.hints.gone([node for (node,) in found]):
+            while True:
+                counts: list[int] = []
+
+                def errand(work: Work, node: str = node, counts: list[int] = counts) -> Program[None]:
+                    counts.append((yield from sessions.recover(work, node, RECOVER_PAGE)))
+
+                await self.perform(errand)
+                if counts[-1] < RECOVER_PAGE:
+                    break
+            logger.info("the workers of a node that is gone have been let go", node=node)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run until the block ends. What gone nodes left is dealt with before the block begins."""
+        await self.recover()
+        await self.database.execute("DELETE FROM task_watchers WHERE node = $1", self.hints.node)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.desk.run, name="task-desk")
+            nursery.start_soon(self.clockwork.run, name="task-clockwork")
+            nursery.start_soon(self.outbox.run, name="task-outbox")
+            if self.database.shared:
+                nursery.start_soon(self._collect_forever, name="task-collect")
+                nursery.start_soon(self._watch_nodes, name="task-nodes")
+            yield
+            with trio.move_on_after(SETTLE_S, shield=True):
+                await self.desk.settle()
+            nursery.cancel_scope.cancel()
+
+    async def _fire(self) -> int:
+        counts: list[int] = []
+
+        def errand(work: Work) -> Program[None]:
+            counts.append((yield from due.fire(work, shared=self.database.shared)))
+
+        await self.perform(errand)
+        return counts[-1]
+
+    async def _watch_nodes(self) -> None:
+        while True:
+            await trio.sleep(LOOK_S)
+            try:
+                await self.recover()
+            except StorageUnavailable as error:
+                logger.info("nodes that are gone wait for storage", reason=str(error))
+            self.hub.look("*")
+
+    async def _collect_forever(self) -> None:
+        """Take up assignments that other nodes made for workers of this one."""
+        while True:
+            with trio.move_on_after(LOOK_S):
+                await self._collecting.wait()
+            self._collecting = trio.Event()
+            asleep, self._asleep = self._asleep, set()
+            try:
+                while len((await self.perform(_collect)).pushes) >= COLLECT_PAGE:
+                    pass
+                for task_id in asleep:
+                    task = await self.database.read_small(lambda task_id=task_id: rows.load(task_id))  # type: ignore[misc]
+                    if (
+                        task is not None
+                        and task.status is Status.HIBERNATED
+                        and self._registry.holder(task.assigned_to)
+                    ):
+                        self._tell_hibernated(task, self.hints.node)
+            except StorageUnavailable as error:
+                logger.info("assignments of other nodes wait for storage", reason=str(error))
+
+
+def _collect(work: Work) -> Program[None]:
+    found: list[Row] = yield Fetch(
+        "SELECT task_id, epoch FROM task_attempts WHERE node = $1 AND pushed = 0 ORDER BY task_id, epoch LIMIT $2",
+        (work.context.node, COLLECT_PAGE),
+    )
+    for task_id, epoch in found:
+        yield Execute("UPDATE task_attempts SET pushed = 1 WHERE task_id = $1 AND epoch = $2", (task_id, epoch))
+        yield from _push_one(work, task_id, epoch)
+
+
+def _push_one(work: Work, task_id: str, epoch: int) -> Program[None]:
+    task = yield from rows.load(task_id)
+    if task is None or task.epoch != epoch or task.status is not Status.ASSIGNED:
+        return
+    worker = yield from work.find_worker(task.assigned_to)
+    if worker is not None:
+        payload = yield from rows.payload_of(task_id)
+        work.pushes.append(Push(task, worker, payload))
+
+
+def _push_again(work: Work) -> Program[None]:
+    """Tell the workers of this node everything that they have been assigned and have not begun."""
+    found: list[Row] = yield Fetch(
+        f"SELECT {WORKER_FIELDS} FROM task_workers WHERE node = $1 ORDER BY identity",  # noqa: S608
+        (work.context.node,),
+    )
+    for row in found:
+        worker = read_worker([row])
+        assert worker is not None
+        held = yield from rows.select("holder = $1 AND holder <> '' AND status = 'assigned'", (worker.identity,))
+        for task in held:
+            payload = yield from rows.payload_of(task.task_id)
+            work.pushes.append(Push(task, worker, payload))

@@ -1,0 +1,83 @@
+"""The seam to other nodes: hints that say "look now", and which nodes there are. A gateway alone has nobody to tell.
+
+Nothing is right or wrong by whether a hint arrives: whoever waits for one looks by itself every few seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from aether_trio.cluster.cluster import Cluster
+
+PUSH: Final = "task-push"
+"""Assignments wait for workers of that node."""
+EVENTS: Final = "task-events"
+"""The body is the id of a task that has new events; "*" for any."""
+HIBERNATED: Final = "task-hibernated"
+"""The body is the id of a task that was hibernated while its worker is on that node."""
+
+Handler = Callable[[str], None]
+
+
+class Hints(Protocol):
+    """See the module docstring. `node` names this node in the tables."""
+
+    @property
+    def node(self) -> str: ...
+
+    def tell(self, node: str, topic: str, body: str = "") -> None:
+        """A hint for one node. Never blocks."""
+        ...
+
+    def listen(self, topic: str, handler: Handler) -> None:
+        """Have `handler` told the bodies of hints of this topic. It may only schedule work."""
+        ...
+
+    async def gone(self, nodes: Collection[str]) -> list[str]:
+        """Those of `nodes` that have ended. Raises StorageUnavailable."""
+        ...
+
+
+class Alone:
+    """One node: every other name in the tables is an earlier life of its own."""
+
+    def __init__(self, node: str) -> None:
+        self.node = node
+
+    def tell(self, node: str, topic: str, body: str = "") -> None:
+        """See Hints."""
+
+    def listen(self, topic: str, handler: Handler) -> None:
+        """See Hints."""
+
+    async def gone(self, nodes: Collection[str]) -> list[str]:
+        """See Hints."""
+        return [node for node in nodes if node != self.node]
+
+
+class InCluster:
+    """A node of a cluster."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    @property
+    def node(self) -> str:
+        """See Hints. Another one after a failover that lost the node's registration."""
+        return str(self._cluster.node_id)
+
+    def tell(self, node: str, topic: str, body: str = "") -> None:
+        """See Hints."""
+        if node.isdigit():
+            self._cluster.bus.send(int(node), topic, body)
+
+    def listen(self, topic: str, handler: Handler) -> None:
+        """See Hints."""
+        self._cluster.bus.handle(topic, lambda _sender, body: handler(body))
+
+    async def gone(self, nodes: Collection[str]) -> list[str]:
+        """See Hints."""
+        alive = {str(one.node_id) for one in await self._cluster.nodes.alive()}
+        return [node for node in nodes if node not in alive]

@@ -1,0 +1,140 @@
+"""TaskOperation: from the wire's operations to moves, in one transaction each (reference: tasks.md 6.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from aether_trio.model.tasks import Move, Reason, Refused, Status, Task, Wait
+from aether_trio.model.tasks.table import Decision
+from aether_trio.services.tasks import rows
+from aether_trio.services.tasks.parties import Caller, is_party
+from aether_trio.services.tasks.transaction import Context, Work
+from aether_trio.storage.base import Execute, Fetch, Program, Row
+from aether_trio.wire.pb import aether_pb2 as pb
+
+Op = pb.TaskOperation
+
+MAX_DEPENDENCIES: Final = 1_000
+
+MOVES: Final[Mapping[int, tuple[Move, str]]] = MappingProxyType(
+    {
+        Op.RETRY: (Move.RETRY, "task queued for retry"),
+        Op.CANCEL: (Move.CANCEL, "task cancelled"),
+        Op.COMPLETE: (Move.COMPLETE, "task completed"),
+        Op.FAIL: (Move.FAIL, "task marked as failed"),
+        Op.PAUSE: (Move.PAUSE, "task paused"),
+        Op.WAIT_FOR: (Move.PAUSE, "task waiting on dependencies"),
+        Op.RESUME: (Move.RESUME, "task resumed"),
+        Op.REJECT: (Move.REJECT, "task rejected"),
+        Op.CLAIM: (Move.CLAIM, "task claimed"),
+    }
+)
+"""Each operation's move, and the message of its success."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One operation. `wait` belongs to PAUSE and WAIT_FOR, `checked` says that its dependencies are to be in the task's workspace."""
+
+    task_id: str
+    move: Move
+    reason: str = ""
+    wait: Wait | None = None
+    checked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of it. `work` is None when nothing was written; `task` None: there is no such task for this caller.
+
+    `needs`: nothing was done, and an access rule of this workspace is to be asked first.
+    """
+
+    task: Task | None = None
+    work: Work | None = None
+    refusal: str = ""
+    needs: str = ""
+
+
+def operate(context: Context, caller: Caller, asked: Asked) -> Program[Outcome]:
+    """One move that a participant asks for."""
+    task = yield from rows.load(asked.task_id)
+    if task is None:
+        return Outcome()
+    epoch = yield from rows.latest_epoch(task.task_id, caller.name)
+    if not (caller.allowed or is_party(task, caller) or epoch is not None):
+        return Outcome(needs=task.workspace)
+    refusal = yield from _check_wait(context, task, asked)
+    if refusal:
+        return Outcome(task, refusal=refusal)
+    work = Work(context)
+    facts = work.facts(caller.name, caller_epoch=epoch, reason=asked.reason, wait=asked.wait)
+    decision: Decision = yield from work.make(task, asked.move, facts)
+    if isinstance(decision, Refused):
+        return Outcome(task, refusal=decision.text)
+    after = (yield from rows.load(task.task_id)) or task
+    if after.status is Status.WAITING_DEPENDENCY and asked.wait is not None:
+        yield from _wait_for(work, after, asked.wait)
+        after = (yield from rows.load(task.task_id)) or after
+    return Outcome(after, work)
+
+
+def _check_wait(context: Context, task: Task, asked: Asked) -> Program[str]:
+    """Why this wait cannot be begun; "" if it can."""
+    wait = asked.wait
+    if asked.move is not Move.PAUSE or wait is None:
+        return ""
+    if len(wait.depends_on) > MAX_DEPENDENCIES:
+        return f"a task may wait for at most {MAX_DEPENDENCIES} others"
+    if task.task_id in wait.depends_on:
+        return "a task cannot wait for itself"
+    if wait.reason == Reason.HIBERNATION and not task.assigned_to:
+        return "a task that nobody has cannot hibernate"
+    if asked.checked:
+        for task_id in wait.depends_on:
+            rows_found: list[Row] = yield Fetch("SELECT workspace FROM tasks WHERE task_id = $1", (task_id,))
+            if not rows_found or rows_found[0][0] != task.workspace:
+                return f"dependency {task_id} not found"
+    return ""
+
+
+def _wait_for(work: Work, task: Task, wait: Wait) -> Program[None]:
+    """Remember which of the others have not ended; if that leaves nothing to wait for, go on at once."""
+    left = ended = 0
+    for task_id in dict.fromkeys(wait.depends_on):
+        other = yield from rows.load(task_id)
+        if other is None or other.is_final:
+            ended += 1
+        else:
+            left += 1
+            yield Execute(
+                "INSERT INTO task_dependents (depends_on, task_id) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+                (task_id, task.task_id),
+            )
+    if wait.is_over(ended):
+        yield from work.wake(task)
+
+
+def read_wait(op: pb.TaskOperation) -> Wait | None:
+    """The wait of a PAUSE or WAIT_FOR; None when there is none."""
+    if not op.HasField("wait_spec"):
+        return None
+    spec = op.wait_spec
+    asleep = spec.hibernation
+    return Wait(
+        reason=Reason.DEPENDENCY if op.op == Op.WAIT_FOR else int(spec.reason),
+        expected_principal=spec.expected_principal,
+        input_match=dict(spec.input_match),
+        authority_request_id=spec.authority_request_id,
+        depends_on=tuple(task_id for task_id in spec.depends_on if task_id),
+        wake_on_any=spec.wake_on_any,
+        timeout_ms=max(spec.timeout_ms, 0),
+        wake_ms=max(spec.scheduled_wake_unix_ms, 0),
+        checkpoint_key=asleep.checkpoint_key,
+        resume_session_id=asleep.resume_session_id,
+        wake_event_types=tuple(asleep.wake_event_types),
+        escalation=asleep.escalation_policy,
+    )

@@ -1,0 +1,170 @@
+"""TaskQuery: the filter as a condition, pages that go on behind the last row (reference: tasks.md 6.2).
+
+Order: latest change first, then by id. A page token names the last row of its page. A task that changes while somebody pages moves to
+the front, so it is never seen twice, and one that does not change is seen exactly once.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from aether_trio.model.identity import Identity, IdentityError
+from aether_trio.model.tasks import Task
+from aether_trio.model.tasks.status import priority_of, stored_as
+from aether_trio.services.tasks import rows
+from aether_trio.storage.base import Fetch, Program, Row, Value
+from aether_trio.wire.pb import aether_pb2 as pb
+
+DEFAULT_PAGE: Final = 100
+MAX_PAGE: Final = 1000
+MAX_DESCENDANTS: Final = 10_000
+MAX_PAGE_BYTES: Final = 3 * 1024 * 1024
+"""Of the rows of a page: clients refuse messages over 4 MiB."""
+
+_DESCENDANTS: Final = f"""task_id IN (
+    WITH RECURSIVE below(task_id) AS (
+        SELECT task_id FROM tasks WHERE parent_task_id = {{0}}
+        UNION
+        SELECT t.task_id FROM tasks t JOIN below b ON t.parent_task_id = b.task_id WHERE t.parent_task_id <> ''
+    ) SELECT task_id FROM below LIMIT {MAX_DESCENDANTS})"""  # noqa: S608
+
+
+class TokenError(ValueError):
+    """A page token that no page has given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Rows, and the token of the next page, "" at the end."""
+
+    tasks: list[Task]
+    token: str = ""
+
+
+@dataclass(slots=True)
+class _Where:
+    """A condition that grows, with its arguments."""
+
+    parts: list[str] = field(default_factory=list)
+    args: list[Value] = field(default_factory=list)
+
+    def mark(self, value: Value) -> str:
+        self.args.append(value)
+        return f"${len(self.args)}"
+
+    def add(self, condition: str, *values: Value) -> None:
+        marks = [self.mark(value) for value in values]
+        self.parts.append(condition.format(*marks))
+
+    def among(self, column: str, values: Iterable[Value], *, no: bool = False) -> None:
+        marks = ", ".join(self.mark(value) for value in sorted(values, key=str))
+        self.parts.append(f"{column} {'NOT ' if no else ''}IN ({marks})" if marks else ("1 = 1" if no else "1 = 0"))
+
+
+def encode_token(task: Task) -> str:
+    """Names a row, as the reference does: unpadded base64url of `<unix micros>|<task_id>`."""
+    return base64.urlsafe_b64encode(f"{task.updated_ms * 1000}|{task.task_id}".encode()).rstrip(b"=").decode()
+
+
+def decode_token(token: str) -> tuple[int, str]:
+    """(updated_ms, task_id). Raises TokenError."""
+    try:
+        raw = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), altchars=b"-_", validate=True).decode()
+        micros, separator, task_id = raw.partition("|")
+        if separator and micros.isascii() and micros.isdigit() and int(micros) < 2**62:
+            return int(micros) // 1000, task_id
+    except (binascii.Error, UnicodeError):
+        pass
+    raise TokenError("page_token is not one that a query has returned")
+
+
+def _statuses(numbers: Iterable[int]) -> set[Value]:
+    return {status.value for number in numbers for status in stored_as(number)}
+
+
+def condition(wanted: pb.TaskFilter, workspace: str, party: str) -> tuple[str, Sequence[Value]]:
+    """A WHERE clause with its arguments, ORDER BY and LIMIT behind it. Raises TokenError.
+
+    Only tasks whose creator or worker is `party`, unless that is "".
+    """
+    where = _Where()
+    where.add("workspace = {0}", workspace)
+    if party:
+        where.add("(creator = {0} OR assigned_to = {0})", party)
+    if wanted.statuses:
+        where.among("status", _statuses(wanted.statuses))
+    elif wanted.status:
+        where.among("status", _statuses([wanted.status]))
+    if wanted.exclude_statuses:
+        where.among("status", _statuses(wanted.exclude_statuses), no=True)
+    for name in (
+        "task_type",
+        "subject_id",
+        "authority_mode",
+        "authority_grant_id",
+        "root_authority_grant_id",
+        "context_id",
+        "correlation_id",
+        "root_task_id",
+    ):
+        if getattr(wanted, name):
+            where.add(f"{name} = {{0}}", getattr(wanted, name))
+    if wanted.subject_type:
+        where.add("lower(subject_type) = {0}", wanted.subject_type.lower())
+    if wanted.task_class:
+        where.add("task_class = {0}", wanted.task_class)
+    if wanted.exclude_task_classes:
+        where.among("task_class", {int(number) for number in wanted.exclude_task_classes}, no=True)
+    if wanted.priority:
+        where.add("priority = {0}", priority_of(wanted.priority))
+    if wanted.min_priority:
+        where.add("priority >= {0}", priority_of(wanted.min_priority))
+    if wanted.HasField("creator_actor") and wanted.creator_actor.principal_id:
+        where.add("creator = {0}", _creator(wanted.creator_actor.principal_id))
+    if wanted.parent_task_id:
+        where.add(_DESCENDANTS if wanted.include_descendants else "parent_task_id = {0}", wanted.parent_task_id)
+    if wanted.status_timestamp_after_unix_ms:
+        where.add("updated_ms >= {0}", wanted.status_timestamp_after_unix_ms)
+    if wanted.page_token:
+        updated_ms, task_id = decode_token(wanted.page_token)
+        where.add("(updated_ms, task_id) < ({0}, {1})", updated_ms, task_id)
+    order = f"ORDER BY updated_ms DESC, task_id DESC LIMIT {limit_of(wanted) + 1:d}"
+    return f"{' AND '.join(where.parts)} {order}", where.args
+
+
+def _creator(name: str) -> str:
+    """Rows have identity texts; a service's or an agent's topic is the same."""
+    try:
+        return Identity.parse(name, strict=False).text
+    except IdentityError:
+        return name
+
+
+def limit_of(wanted: pb.TaskFilter) -> int:
+    """How many rows a page has at most."""
+    return min(wanted.limit, MAX_PAGE) if wanted.limit > 0 else DEFAULT_PAGE
+
+
+def list_page(where: str, args: Sequence[Value], limit: int) -> Program[Page]:
+    """One page; fewer rows than `limit` when they are large."""
+    found = yield from rows.select(where, args)
+    page, size = found[:limit], 0
+    for count, task in enumerate(page):
+        size += len(task.spec) + len(task.wait) + len(task.error) + 600
+        if size > MAX_PAGE_BYTES and count:
+            page = page[:count]
+            break
+    return Page(page, encode_token(page[-1]) if page and len(page) < len(found) else "")
+
+
+def descendants(task_id: str, workspace: str, limit: int) -> Program[list[str]]:
+    """Tasks below a task, in its workspace, at most `limit`."""
+    found: list[Row] = yield Fetch(
+        f"SELECT task_id FROM tasks WHERE {_DESCENDANTS.format('$1')} AND workspace = $2 LIMIT $3",  # noqa: S608
+        (task_id, workspace, limit),
+    )
+    return [row[0] for row in found]

@@ -1,0 +1,107 @@
+"""Task rows in SQL: load, insert, save what has changed. Portable statements; each function is a program or part of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+from aether_trio.model.tasks.task import COLUMNS, Task
+from aether_trio.storage.base import Execute, Fetch, Program, Row, Value
+
+FIELDS: Final = ", ".join(COLUMNS)
+_MARKS: Final = ", ".join(f"${number}" for number in range(1, len(COLUMNS) + 1))
+_INSERT: Final = f"INSERT INTO tasks ({FIELDS}) VALUES ({_MARKS}) ON CONFLICT (task_id) DO NOTHING"  # noqa: S608
+_LOAD: Final = f"SELECT {FIELDS} FROM tasks WHERE task_id = $1"  # noqa: S608
+
+
+class OvertakenError(Exception):
+    """A row was not as it had been read in the same transaction: a defect, as an engine must not let that happen."""
+
+
+def load(task_id: str) -> Program[Task | None]:
+    """The task with this id."""
+    rows: list[Row] = yield Fetch(_LOAD, (task_id,))
+    return Task.from_row(rows[0]) if rows else None
+
+
+def select(where: str, args: Sequence[Value]) -> Program[list[Task]]:
+    """Tasks that a condition of ours finds; `where` may go on with ORDER BY and LIMIT."""
+    rows: list[Row] = yield Fetch(f"SELECT {FIELDS} FROM tasks WHERE {where}", args)  # noqa: S608
+    return [Task.from_row(row) for row in rows]
+
+
+def insert(task: Task, payload: bytes) -> Program[bool]:
+    """A new row; False when there is one with this id: the same program, whose commit was not answered."""
+    count: int = yield Execute(_INSERT, task.values())
+    if count and payload:
+        yield Execute("INSERT INTO task_payloads (task_id, payload) VALUES ($1, $2)", (task.task_id, payload))
+    return bool(count)
+
+
+@lru_cache(maxsize=256)
+def _update(names: tuple[str, ...]) -> str:
+    sets = ", ".join(f"{name} = ${number}" for number, name in enumerate(names, start=4))
+    return f"UPDATE tasks SET {sets} WHERE task_id = $1 AND status = $2 AND epoch = $3"  # noqa: S608
+
+
+def save(before: Task, after: Task) -> Program[None]:
+    """Write what differs, if the row still has the status and the epoch of `before`."""
+    names = tuple([name for name in COLUMNS if getattr(before, name) != getattr(after, name)])
+    if not names:
+        return
+    values = [getattr(after, name) for name in names]
+    count: int = yield Execute(_update(names), (before.task_id, before.status, before.epoch, *values))
+    if count != 1:
+        raise OvertakenError(f"task {before.task_id} is not {before.status} with epoch {before.epoch} any more")
+
+
+def payload_of(task_id: str) -> Program[bytes]:
+    """What the worker is to be given."""
+    rows: list[Row] = yield Fetch("SELECT payload FROM task_payloads WHERE task_id = $1", (task_id,))
+    return rows[0][0] if rows else b""
+
+
+def delete(task_id: str) -> Program[None]:
+    """Forget a task, and all that is kept of it."""
+    for table in ("tasks", "task_payloads", "task_attempts", "task_events", "task_dependents", "task_tokens"):
+        yield Execute(f"DELETE FROM {table} WHERE task_id = $1", (task_id,))  # noqa: S608
+
+
+def latest_epoch(task_id: str, worker: str) -> Program[int | None]:
+    """The epoch of the latest assignment of a task to this worker; None when it never had it."""
+    rows: list[Row] = yield Fetch(
+        "SELECT MAX(epoch) FROM task_attempts WHERE task_id = $1 AND worker = $2", (task_id, worker)
+    )
+    epoch: int | None = rows[0][0]
+    return epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A connected participant that may be given work. `pooled`: also from the pool of its implementation."""
+
+    identity: str
+    session_id: str
+    node: str
+    workspace: str
+    implementation: str
+    pooled: bool
+    live: int
+    capacity: int
+
+    @property
+    def has_room(self) -> bool:
+        return self.live < self.capacity
+
+
+WORKER_FIELDS: Final = "identity, session_id, node, workspace, implementation, pooled, live, capacity"
+
+
+def read_worker(rows: list[Row]) -> Worker | None:
+    """The first of rows of WORKER_FIELDS."""
+    if not rows:
+        return None
+    identity, session_id, node, workspace, implementation, pooled, live, capacity = rows[0]
+    return Worker(identity, session_id, node, workspace, implementation, bool(pooled), live, capacity)

@@ -1,0 +1,344 @@
+"""Tasks: the handlers of task_op, task_query and task_subscription_op, and what sessions mean to tasks. create_task is in creation.py.
+
+Every refusal is in the typed answer, as a sentence. A task that the caller may not see is answered like one that does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+from aether_trio.model.access import AccessLevel
+from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.identity import Identity, Kind
+from aether_trio.model.ids import IdFactory
+from aether_trio.model.tasks import Reason, Task
+from aether_trio.services.access import Authorizer
+from aether_trio.services.tasks import query, rows, sessions, tokens
+from aether_trio.services.tasks.create import WORKER_KINDS
+from aether_trio.services.tasks.creation import Creation
+from aether_trio.services.tasks.engine import Engine
+from aether_trio.services.tasks.hub import MAX_SUBSCRIPTIONS, Subscription, positions
+from aether_trio.services.tasks.operate import MOVES, Asked, Outcome, operate, read_wait
+from aether_trio.services.tasks.parties import NOT_FOUND, Caller, is_party, may
+from aether_trio.services.tasks.rows import Worker
+from aether_trio.services.tasks.transaction import Work
+from aether_trio.services.tasks.wire import info
+from aether_trio.session.session import Session
+from aether_trio.storage.base import Execute, Program, StorageUnavailable
+from aether_trio.wire.errors import error_response
+from aether_trio.wire.pb import aether_pb2 as pb
+
+Answers = Sequence[pb.DownstreamMessage]
+HasCheckpoint = Callable[[str, str], Awaitable[bool]]
+
+MAX_DESCENDANTS: Final = 256
+"""That a recursive subscription begins with (reference: tasks.md 6.4)."""
+AWAY: Final = "the gateway's storage does not answer: {0}"
+
+
+class TaskService:
+    """See the module docstring. `capacity` is how many live tasks a worker is given at most.
+
+    `has_checkpoint(identity, key)` says whether a participant has saved a checkpoint. Raises StorageUnavailable.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        creation: Creation,
+        ids: IdFactory,
+        authorizer: Authorizer,
+        has_checkpoint: HasCheckpoint,
+        *,
+        capacity: int,
+    ) -> None:
+        self.engine = engine
+        self.creation = creation
+        self._ids = ids
+        self._authorizer = authorizer
+        self._has_checkpoint = has_checkpoint
+        self._capacity = capacity
+        self._reports: dict[str, int] = {}
+
+    # -- task_op ----------------------------------------------------------------------------------------------------
+
+    async def operate(self, session: Session, op: pb.TaskOperation) -> Answers:
+        """One move."""
+        response = pb.TaskOperationResponse(request_id=op.request_id)
+        try:
+            await self._after_reports(session)
+            await self._operate(session, op, response)
+        except StorageUnavailable as error:
+            response.error = AWAY.format(error)
+        return [pb.DownstreamMessage(task_op=response)]
+
+    async def _operate(self, session: Session, op: pb.TaskOperation, response: pb.TaskOperationResponse) -> None:
+        known = MOVES.get(op.op)
+        if known is None:
+            response.error = f"unknown task operation {op.op}"
+            return
+        move, message = known
+        wait = read_wait(op)
+        if op.op == pb.TaskOperation.PAUSE and wait is None:
+            response.error = "wait_spec is required"
+            return
+        waits_for_tasks = op.op == pb.TaskOperation.WAIT_FOR
+        if waits_for_tasks and (wait is None or not wait.depends_on):
+            response.error = "wait_spec.depends_on is required"
+            return
+        caller = Caller(session.identity, session.workspace)
+        asked = Asked(op.task_id, move, op.reason, wait, checked=waits_for_tasks)
+        outcome = await self._run(caller, asked)
+        if outcome.needs:
+            if await may(self._authorizer, caller, outcome.needs, "task_op"):
+                outcome = await self._run(replace(caller, allowed=True), asked)
+            else:
+                outcome = Outcome()
+        if outcome.task is None:
+            response.error = NOT_FOUND
+        elif outcome.refusal:
+            response.error = outcome.refusal
+        else:
+            response.success = True
+            response.message = message
+            response.task.CopyFrom(info(outcome.task))
+
+    async def _run(self, caller: Caller, asked: Asked) -> Outcome:
+        if asked.wait is not None and asked.wait.reason == Reason.HIBERNATION:
+            problem = await self._hibernation_problem(asked)
+            if problem:
+                return await self._refuse(caller, asked, problem)
+        outcome = await self.engine.run_program(lambda context: operate(context, caller, asked))
+        if outcome.work is not None:
+            self.engine.settle(outcome.work)
+        return outcome
+
+    async def _hibernation_problem(self, asked: Asked) -> str:
+        """Whether the checkpoint that is named has been saved by the task's worker, which it is kept under."""
+        assert asked.wait is not None
+        task = await self._load(asked.task_id)
+        key = asked.wait.checkpoint_key
+        if task is None or not task.assigned_to or not key:
+            return ""  # refused by the table, or not found
+        if await self._has_checkpoint(task.assigned_to, key):
+            return ""
+        return f"checkpoint {key!r} of {task.assigned_to} not found: save it before the task hibernates"
+
+    async def _refuse(self, caller: Caller, asked: Asked, problem: str) -> Outcome:
+        """A refusal that only those are told who may see the task."""
+        task = await self._load(asked.task_id)
+        if task is None:
+            return Outcome()
+        if not (is_party(task, caller) or await may(self._authorizer, caller, task.workspace, "task_op")):
+            return Outcome()
+        return Outcome(task, refusal=problem)
+
+    async def _load(self, task_id: str) -> Task | None:
+        return await self.engine.database.read_small(lambda: rows.load(task_id))
+
+    # -- task_query -------------------------------------------------------------------------------------------------
+
+    async def query(self, session: Session, asked: pb.TaskQuery) -> Answers:
+        """GET and LIST."""
+        response = pb.TaskQueryResponse(request_id=asked.request_id)
+        try:
+            await self._after_reports(session)
+            if asked.op == pb.TaskQuery.GET:
+                await self._get(session, asked.task_id, response)
+            elif asked.op == pb.TaskQuery.LIST:
+                await self._list(session, asked.filter, response)
+            else:
+                response.error = f"unknown task query {asked.op}"
+        except StorageUnavailable as error:
+            response.error = AWAY.format(error)
+        except query.TokenError as error:
+            response.error = str(error)
+        return [pb.DownstreamMessage(task_query=response)]
+
+    async def _get(self, session: Session, task_id: str, response: pb.TaskQueryResponse) -> None:
+        task = await self._visible(session, task_id, "task_query")
+        if task is None:
+            response.error = NOT_FOUND
+            return
+        response.success = True
+        response.task.CopyFrom(info(task))
+
+    async def _visible(self, session: Session, task_id: str, operation: str) -> Task | None:
+        """The task, if this session may see it."""
+        task = await self._load(task_id)
+        caller = Caller(session.identity, session.workspace)
+        if task is None or is_party(task, caller):
+            return task
+        return task if await may(self._authorizer, caller, task.workspace, operation, AccessLevel.READ) else None
+
+    async def _list(self, session: Session, wanted: pb.TaskFilter, response: pb.TaskQueryResponse) -> None:
+        """A page of a workspace's tasks: all of them for whoever may read it, else those that the caller has a part in."""
+        workspace = wanted.workspace or session.workspace
+        if not workspace:
+            response.error = "filter.workspace is required: this participant is in no workspace"
+            return
+        caller = Caller(session.identity, session.workspace)
+        everything = session.allows_workspace(workspace) and await may(
+            self._authorizer, caller, workspace, "task_query", AccessLevel.READ
+        )
+        where, args = query.condition(wanted, workspace, "" if everything else session.identity.text)
+        limit = query.limit_of(wanted)
+        page = await self.engine.database.read(lambda: query.list_page(where, args, limit))
+        response.success = True
+        response.tasks.extend(info(task) for task in page.tasks)
+        response.total_count = len(page.tasks)
+        response.next_page_token = page.token
+
+    # -- task_subscription_op ---------------------------------------------------------------------------------------
+
+    async def subscribe(self, session: Session, op: pb.TaskSubscriptionOperation) -> Answers:
+        """SUBSCRIBE and UNSUBSCRIBE."""
+        response = pb.TaskSubscriptionOperationResponse(client_request_id=op.client_request_id, task_id=op.task_id)
+        answer = pb.DownstreamMessage(task_subscription_response=response)
+        try:
+            if op.op == pb.TaskSubscriptionOperation.SUBSCRIBE:
+                await self._subscribe(session, op, answer)
+                return []  # the answer went out before the first event
+            if op.op == pb.TaskSubscriptionOperation.UNSUBSCRIBE:
+                if not op.subscription_id:
+                    response.error = "subscription_id is required"
+                else:
+                    self._unwatch(self.engine.hub.close(session, op.subscription_id))
+                    response.subscription_id = op.subscription_id
+                    response.success = True
+            else:
+                response.error = f"unknown task subscription operation {op.op}"
+        except StorageUnavailable as error:
+            response.error = AWAY.format(error)
+        except AetherError as error:
+            response.error = error.message
+        return [answer]
+
+    async def _subscribe(
+        self, session: Session, op: pb.TaskSubscriptionOperation, answer: pb.DownstreamMessage
+    ) -> None:
+        hub, database = self.engine.hub, self.engine.database
+        if hub.count(session) >= MAX_SUBSCRIPTIONS:
+            raise AetherError(Code.QUOTA, f"a session may have at most {MAX_SUBSCRIPTIONS} task subscriptions")
+        task = await self._visible(session, op.task_id, "task_subscribe")
+        if task is None:
+            raise AetherError(Code.INVALID_ARGUMENT, NOT_FOUND)
+        wanted = [task.task_id]
+        if op.recursive:
+            workspace = task.workspace
+            wanted += await database.read(lambda: query.descendants(op.task_id, workspace, MAX_DESCENDANTS))
+        subscription = Subscription(self._ids.unique(), session, op.task_id, op.recursive)
+        hub.open(subscription, wanted)
+        try:
+            if database.shared:
+                await self._watch(wanted)
+            since_ms = max(op.start_timestamp_unix_ms, 0)
+            found = await database.read(lambda: positions(wanted, since_ms))
+        except BaseException:
+            self._unwatch(hub.close(session, subscription.subscription_id))
+            raise
+        response = answer.task_subscription_response
+        response.success = True
+        response.subscription_id = subscription.subscription_id
+        session.put(answer)
+        hub.start(subscription, found, replay=since_ms > 0)
+
+    async def _watch(self, task_ids: Sequence[str]) -> None:
+        """Have other nodes tell this one of events."""
+        node = self.engine.hints.node
+
+        def program() -> Program[None]:
+            for task_id in sorted(task_ids):
+                yield Execute(
+                    "INSERT INTO task_watchers (task_id, node) VALUES ($1, $2) ON CONFLICT DO NOTHING", (task_id, node)
+                )
+
+        await self.engine.database.run(program)
+
+    def _unwatch(self, task_ids: Sequence[str]) -> None:
+        if not self.engine.database.shared or not task_ids:
+            return
+        node, hub = self.engine.hints.node, self.engine.hub
+
+        def errand(work: Work) -> Program[None]:
+            for task_id in task_ids:
+                if not hub.watches(task_id):
+                    yield Execute("DELETE FROM task_watchers WHERE task_id = $1 AND node = $2", (task_id, node))
+
+        self.engine.desk.put(errand)
+
+    # -- sessions ---------------------------------------------------------------------------------------------------
+
+    async def admit(self, identity: Identity, credentials: Mapping[str, str]) -> tokens.Admitted | None:
+        """Look at a task token among the credentials; None if there is none. Raises StatusError."""
+        return await tokens.admit(self.engine.database, identity, credentials, self.engine.clock.now_ms())
+
+    def joined(self, session: Session, *, back: bool) -> None:
+        """A session has been acknowledged. `back`: its client names a session that it continues."""
+        identity = session.identity
+        if identity.kind not in WORKER_KINDS and not session.task_id:
+            return
+        worker = Worker(
+            identity.text,
+            session.session_id,
+            self.engine.hints.node,
+            identity.workspace,
+            identity.implementation,
+            identity.kind is Kind.AGENT or (identity.kind is Kind.SERVICE and session.takes_any),
+            0,
+            self._capacity,
+        )
+        joined = sessions.Joined(worker, back, session.task_id)
+        self.engine.desk.put(lambda work: sessions.join(work, joined))
+
+    def ended(self, session: Session) -> None:
+        """A session is over; called once for each that was acknowledged or not."""
+        self._reports.pop(session.session_id, None)
+        self._unwatch(self.engine.hub.close_all(session))
+        if session.identity.kind in WORKER_KINDS or session.task_id:
+            left = sessions.Left(session.identity.text, session.session_id, session.finished)
+            self.engine.desk.put(lambda work: sessions.leave(work, left))
+
+    # -- progress ---------------------------------------------------------------------------------------------------
+
+    def reported(self, session: Session, report: pb.ProgressReport) -> None:
+        """A progress report that names a task: a heartbeat, and an event if it is the reporter's. Never blocks."""
+        if not report.task_id:
+            return
+        name, task_id = session.identity.text, report.task_id
+        event = pb.TaskProgressEvent(
+            state=report.state, progress=report.completion, message=report.summary, metadata=report.metadata
+        )
+        lost: list[bool] = []
+
+        def errand(work: Work) -> Program[None]:
+            lost.clear()
+            task = yield from sessions.touched(work, name, task_id)
+            if task is None:
+                task = yield from rows.load(task_id)
+                if task is None:
+                    return
+                if name not in (task.assigned_to, task.creator):
+                    lost.append((yield from rows.latest_epoch(task_id, name)) is not None)
+                    return
+            yield from work.note(task, pb.TaskEvent(progress=event))
+
+        number = self.engine.desk.offer(errand, lambda: self._tell_lost(session, report, lost))
+        if number:
+            self._reports[session.session_id] = number
+
+    @staticmethod
+    def _tell_lost(session: Session, report: pb.ProgressReport, lost: Sequence[bool]) -> None:
+        if any(lost) and not session.detached:
+            error = AetherError(
+                Code.INVALID_ARGUMENT, f"this assignment of task {report.task_id} is over: somebody else has it"
+            )
+            session.put(error_response(error, report.request_id))
+
+    async def _after_reports(self, session: Session) -> None:
+        """What a session asks for comes after what it has reported."""
+        number = self._reports.pop(session.session_id, 0)
+        if number:
+            await self.engine.desk.wait_done(number)

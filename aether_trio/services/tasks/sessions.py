@@ -1,0 +1,132 @@
+"""What the coming and going of sessions means to tasks; parts of a program each (reference: tasks.md 1.12, 2.4).
+
+A worker that comes is given what waits for it. One that comes back (its client names the session before) goes on with what it had; one
+that comes anew has lost its memory, so what it was running waits for its grace window, unless it touches the task again. One that goes
+leaves what it had begun to its grace window, and what it had not to others, at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from aether_trio.model.tasks import Mode, Move, Status, Task
+from aether_trio.services.tasks import rows
+from aether_trio.services.tasks.rows import WORKER_FIELDS, Worker
+from aether_trio.services.tasks.transaction import Push, Work
+from aether_trio.storage.base import Execute, Fetch, Program, Row
+
+_JOIN: Final = f"""INSERT INTO task_workers ({WORKER_FIELDS}, free, turn) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+    ON CONFLICT (identity) DO UPDATE SET session_id = excluded.session_id, node = excluded.node, pooled = excluded.pooled,
+    live = excluded.live, capacity = excluded.capacity, free = excluded.free, turn = excluded.turn"""  # noqa: S608
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A session that may be given work. `back`: its client continues an earlier one. `task_id`: its token is for this task."""
+
+    worker: Worker
+    back: bool
+    task_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A session that is over. `clean`: its client has ended its stream, and meant it."""
+
+    identity: str
+    session_id: str
+    clean: bool
+
+
+def join(work: Work, joined: Joined) -> Program[None]:
+    """A session begins."""
+    worker = joined.worker
+    now_ms = work.context.now_ms
+    if joined.task_id:
+        yield from _attach(work, worker.identity, joined.task_id)
+    held = yield from rows.select("holder = $1 AND holder <> '' ORDER BY order_us", (worker.identity,))
+    yield Execute(
+        _JOIN,
+        (
+            worker.identity,
+            worker.session_id,
+            worker.node,
+            worker.workspace,
+            worker.implementation,
+            int(worker.pooled),
+            len(held),
+            worker.capacity,
+            int(len(held) < worker.capacity),
+            now_ms * 1000,
+        ),
+    )
+    for task in held:
+        if task.status is Status.RUNNING:
+            missed = task.task_id != joined.task_id and not joined.back
+            yield from mark(work, task, missing=missed)
+        elif task.status is Status.ASSIGNED:
+            # It may not have been told, or not have heard.
+            payload = yield from rows.payload_of(task.task_id)
+            work.pushes.append(Push(task, worker, payload))
+            yield Execute(
+                "UPDATE task_attempts SET node = $3, pushed = 1 WHERE task_id = $1 AND epoch = $2",
+                (task.task_id, task.epoch, worker.node),
+            )
+    current = yield from work.find_worker(worker.identity)
+    if current is not None:
+        yield from work.give(current)
+
+
+def _attach(work: Work, identity: str, task_id: str) -> Program[None]:
+    task = yield from rows.load(task_id)
+    if task is not None:
+        yield from work.make(task, Move.ATTACH, work.facts(identity))
+
+
+def mark(work: Work, task: Task, *, missing: bool) -> Program[None]:
+    """Say of a running task that its worker is missing, or that it is there; a session that is missed longer keeps its first moment."""
+    if missing == bool(task.disconnected_ms) or (missing and not task.grace_ms):
+        return
+    yield from work.write(task, task.changed({"disconnected_ms": work.context.now_ms if missing else 0}), "")
+
+
+def leave(work: Work, left: Left) -> Program[None]:
+    """A session has ended. Nothing, if its identity has another one by now."""
+    found: list[Row] = yield Fetch("SELECT session_id FROM task_workers WHERE identity = $1", (left.identity,))
+    if not found or found[0][0] != left.session_id:
+        return
+    yield Execute("DELETE FROM task_workers WHERE identity = $1", (left.identity,))
+    held = yield from rows.select("holder = $1 AND holder <> '' ORDER BY order_us", (left.identity,))
+    for task in held:
+        if left.clean and task.attached:
+            facts = work.facts(left.identity, caller_epoch=task.epoch)
+            yield from work.make(task, Move.COMPLETE, facts)
+        elif task.status is Status.RUNNING:
+            yield from mark(work, task, missing=True)
+        elif task.mode is not Mode.SELF_ASSIGN:
+            yield from work.make(task, Move.UNASSIGN, work.facts())
+
+
+def touched(work: Work, identity: str, task_id: str) -> Program[Task | None]:
+    """A worker shows that it is at work on a task; the task, if it is its."""
+    task = yield from rows.load(task_id)
+    if task is None or task.assigned_to != identity or task.status is not Status.RUNNING:
+        return None
+    if task.heartbeat_timeout_ms or task.disconnected_ms:
+        after = task.changed({"heartbeat_ms": work.context.now_ms, "disconnected_ms": 0})
+        yield from work.write(task, after, "")
+        return after
+    return task
+
+
+def recover(work: Work, node: str, page: int) -> Program[int]:
+    """A node is gone: its sessions have ended, uncleanly; how many of them, a page at most."""
+    found: list[Row] = yield Fetch(
+        "SELECT identity, session_id FROM task_workers WHERE node = $1 ORDER BY identity LIMIT $2", (node, page)
+    )
+    for identity, session_id in found:
+        yield from leave(work, Left(identity, session_id, clean=False))
+    yield Execute("UPDATE task_outbox SET node = $2 WHERE node = $1", (node, work.context.node))
+    work.outbox = True
+    return len(found)

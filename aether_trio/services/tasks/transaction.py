@@ -1,0 +1,363 @@
+"""One transaction on tasks: the row, its event, who is given what next, who wakes; and what is to be done once it is committed.
+
+    work = Work(context)                            made inside of the program, as a program may run again
+    decision = yield from work.make(task, move, facts)
+    return work                                     after the commit: work.pushes, work.events, work.notices, work.due_ms
+
+Whatever a move causes happens in its transaction: a worker that has room again is given the next task of its queues, a task that waits is
+given to the least busy worker, tasks that waited for this one go on, tokens are revoked. So at any moment between two transactions no task
+waits while a worker of its queue has room, and no event tells of anything that is not so.
+
+Cost: each of these is a few statements by key or the first row of an index, whatever waits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from aether_trio.model.tasks import Facts, Mode, Move, Status, Step, Task, decide
+from aether_trio.model.tasks.due import TimeLimits, next_due
+from aether_trio.model.tasks.status import PAUSED
+from aether_trio.model.tasks.table import Decision
+from aether_trio.model.tasks.task import holder_of, pool_queue, queue_of
+from aether_trio.model.topics import task_lane
+from aether_trio.services.tasks import rows
+from aether_trio.services.tasks.rows import WORKER_FIELDS, Worker, read_worker
+from aether_trio.storage.base import Execute, Fetch, Program, Row
+from aether_trio.wire.delivery import delivery_prefix, delivery_suffix, encode_delivery
+from aether_trio.wire.pb import aether_pb2 as pb
+
+WAKE_PAGE: Final = 50
+"""Tasks that one ended task wakes in its own transaction; further ones follow in transactions of their own."""
+
+KEPT_EVENTS: Final = 4_096
+"""Of a task's latest events, at least so many are kept, and at most twice as many."""
+
+EVENT_INTAKE: Final = "event::receiver0"
+
+_RELEASE: Final = f"""UPDATE task_workers SET live = live - 1, free = CASE WHEN live - 1 < capacity THEN 1 ELSE 0 END
+    WHERE identity = $1 AND live > 0 RETURNING {WORKER_FIELDS}"""  # noqa: S608
+_HOLD: Final = f"""UPDATE task_workers SET live = live + 1, free = CASE WHEN live + 1 < capacity THEN 1 ELSE 0 END, turn = $2
+    WHERE identity = $1 RETURNING {WORKER_FIELDS}"""  # noqa: S608
+_LEAST_BUSY: Final = f"""SELECT {WORKER_FIELDS} FROM task_workers
+    WHERE pooled = 1 AND free = 1 AND workspace = $1 AND implementation = $2 ORDER BY live, turn LIMIT 1"""  # noqa: S608
+_BY_NAME: Final = f"SELECT {WORKER_FIELDS} FROM task_workers WHERE identity = $1"  # noqa: S608
+_QUEUED: Final = "queue = $1 AND queue <> '' ORDER BY priority DESC, order_us LIMIT 1"
+_POOLED: Final = """target_implementation = $1 AND queue <> '' AND mode = 'pool'
+    ORDER BY priority DESC, order_us LIMIT 1"""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a transaction needs to know of the world. `node` is this node's name in the tables."""
+
+    now_ms: int
+    node: str
+    limits: TimeLimits
+    shared: bool = False
+    """Whether other nodes work on the same tables."""
+    uniform: Callable[[], float] = lambda: 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """An event as it was written; `event` is a serialized TaskEvent without a subscription."""
+
+    task_id: str
+    number: int
+    at_ms: int
+    event: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """A task that a worker is to be told of, and its payload if the worker is on this node."""
+
+    task: Task
+    worker: Worker
+    payload: bytes
+
+
+@dataclass(slots=True)
+class Work:
+    """See the module docstring."""
+
+    context: Context
+    events: list[Recorded] = field(default_factory=list)
+    notices: list[Task] = field(default_factory=list)
+    pushes: list[Push] = field(default_factory=list)
+    hibernated: list[tuple[Task, str]] = field(default_factory=list)
+    """With the nodes that their workers are on."""
+    unfinished: list[str] = field(default_factory=list)
+    """Ended tasks for which more tasks wait than were woken."""
+    due_ms: int = 0
+    """The earliest moment that was written, 0 for none."""
+    watched: set[tuple[str, str]] = field(default_factory=set)
+    """(node, task id): other nodes whose subscribers are to hear of new events."""
+    outbox: bool = False
+    """Whether something waits to be appended to the topic log."""
+
+    def facts(self, caller: str = "", **more: object) -> Facts:
+        """Facts of now."""
+        return Facts(self.context.now_ms, caller, uniform=self.context.uniform, **more)  # type: ignore[arg-type]
+
+    # -- moves ------------------------------------------------------------------------------------------------------
+
+    def make(self, task: Task, move: Move, facts: Facts) -> Program[Decision]:
+        """Decide on a move and write what it makes of the task, with all that follows from it."""
+        decision = decide(task, move, facts)
+        if isinstance(decision, Step):
+            yield from self.write(task, decision.after, decision.reason, push=move is Move.ASSIGN)
+        return decision
+
+    def create(self, task: Task, payload: bytes) -> Program[bool]:
+        """Write a new task; False if it is there already. What waits is given to somebody at once, if anybody has room."""
+        task.queue, task.holder, task.due_ms = queue_of(task), holder_of(task), next_due(task, self.context.limits)
+        if not (yield from rows.insert(task, payload)):
+            return False
+        self._falls_due(task)
+        if task.epoch:
+            yield from self._open_attempt(task, self.context.node, pushed=1)
+        if task.parent_task_id:
+            yield from self._tell_parent(task, "spawned")
+        if task.queue:
+            yield from self._offer(task)
+        return True
+
+    def write(self, before: Task, after: Task, reason: str, *, push: bool = False) -> Program[None]:
+        """Write a changed row and everything that its change means."""
+        after.queue, after.holder = queue_of(after), holder_of(after)
+        after.due_ms = next_due(after, self.context.limits)
+        shown = before.status.wire != after.status.wire
+        if shown:
+            after.events = before.events + 1
+        yield from rows.save(before, after)
+        self._falls_due(after)
+        if shown:
+            yield from self._record(after, after.events, _status_changed(before, after, reason))
+            self.notices.append(after)
+        yield from self._keep_attempt(before, after, push=push)
+        if after.is_final and not before.is_final:
+            yield from self._ended(after)
+        if after.status is not before.status:
+            yield from self._left(before, after)
+        if after.queue and not before.queue:
+            # Whoever let go of it has room now, and may have been given it again already.
+            waiting = (yield from rows.load(after.task_id)) if before.holder else after
+            if waiting is not None and waiting.queue:
+                yield from self._offer(waiting)
+
+    def _falls_due(self, task: Task) -> None:
+        if task.due_ms and (not self.due_ms or task.due_ms < self.due_ms):
+            self.due_ms = task.due_ms
+
+    def _left(self, before: Task, after: Task) -> Program[None]:
+        """What a change of status means to others."""
+        if before.status is Status.WAITING_DEPENDENCY:
+            yield Execute("DELETE FROM task_dependents WHERE task_id = $1", (after.task_id,))
+        if after.status is Status.HIBERNATED:
+            worker = yield from self.find_worker(after.assigned_to)
+            if worker is not None:
+                self.hibernated.append((after, worker.node))
+        if after.parent_task_id and (after.is_final or after.status in PAUSED):
+            yield from self._tell_parent(after, "transitioned" if after.status in PAUSED else "completed")
+
+    # -- who is given what ------------------------------------------------------------------------------------------
+
+    def _keep_attempt(self, before: Task, after: Task, *, push: bool) -> Program[None]:
+        """The record of assignments, and how busy their workers are."""
+        worker: Worker | None = None
+        if after.epoch != before.epoch or (before.holder and not after.holder):
+            yield from self._close_attempt(before, after)
+        if after.holder != before.holder:
+            if before.holder:
+                released = read_worker((yield Fetch(_RELEASE, (before.holder,))))
+                if released is not None:
+                    yield from self.give(released)
+            if after.holder:
+                worker = read_worker((yield Fetch(_HOLD, (after.holder, self.context.now_ms * 1000))))
+        if after.epoch != before.epoch:
+            here = worker is None or worker.node == self.context.node or not push
+            node = self.context.node if worker is None else worker.node
+            yield from self._open_attempt(after, node, pushed=int(here))
+            if push and worker is not None:
+                payload = (yield from rows.payload_of(after.task_id)) if here else b""
+                self.pushes.append(Push(after, worker, payload))
+        elif after.started_ms != before.started_ms and after.started_ms:
+            yield Execute(
+                "UPDATE task_attempts SET started_ms = $3 WHERE task_id = $1 AND epoch = $2",
+                (after.task_id, after.epoch, after.started_ms),
+            )
+
+    def _open_attempt(self, task: Task, node: str, *, pushed: int) -> Program[None]:
+        yield Execute(
+            "INSERT INTO task_attempts (task_id, epoch, worker, node, pushed, assigned_ms, started_ms) "
+            "VALUES ($1, $2, $3, $4, $5, $6, $7)",
+            (task.task_id, task.epoch, task.assigned_to, node, pushed, task.assigned_ms, task.started_ms),
+        )
+
+    def _close_attempt(self, before: Task, after: Task) -> Program[None]:
+        if before.epoch:
+            outcome = after.status.value if after.epoch == before.epoch else "reassigned"
+            yield Execute(
+                "UPDATE task_attempts SET ended_ms = $3, outcome = $4, pushed = 1 WHERE task_id = $1 AND epoch = $2",
+                (before.task_id, before.epoch, self.context.now_ms, outcome),
+            )
+
+    def give(self, worker: Worker) -> Program[None]:
+        """Give a worker the first tasks of its queues, as many as it has room for."""
+        room = worker.capacity - worker.live
+        while room > 0:
+            task = yield from self._first_for(worker)
+            if task is None:
+                return
+            yield from self.make(task, Move.ASSIGN, self.facts(worker.identity))
+            room -= 1
+
+    def _first_for(self, worker: Worker) -> Program[Task | None]:
+        found = yield from rows.select(_QUEUED, (worker.identity,))
+        if worker.pooled:
+            if worker.workspace:
+                queue = pool_queue(worker.workspace, worker.implementation)
+                found += yield from rows.select(_QUEUED, (queue,))
+            else:
+                found += yield from rows.select(_POOLED, (worker.implementation,))
+        return min(found, key=lambda task: (-task.priority, task.order_us), default=None)
+
+    def _offer(self, task: Task) -> Program[None]:
+        """Give a task that waits to whom it is for, or to the least busy of its pool."""
+        worker: Worker | None
+        if task.mode is Mode.POOL:
+            implementation = task.target_implementation
+            worker = read_worker((yield Fetch(_LEAST_BUSY, (task.workspace, implementation))))
+            if worker is None:
+                worker = read_worker((yield Fetch(_LEAST_BUSY, ("", implementation))))
+        else:
+            worker = read_worker((yield Fetch(_BY_NAME, (task.queue,))))
+        if worker is not None and worker.has_room:
+            yield from self.make(task, Move.ASSIGN, self.facts(worker.identity))
+
+    def find_worker(self, identity: str) -> Program[Worker | None]:
+        """The connected participant of this name."""
+        return read_worker((yield Fetch(_BY_NAME, (identity,))))
+
+    # -- what an end means ------------------------------------------------------------------------------------------
+
+    def _ended(self, task: Task) -> Program[None]:
+        now_ms = self.context.now_ms
+        if task.tokens:
+            yield Execute(
+                "UPDATE task_tokens SET revoked_ms = $2 WHERE task_id = $1 AND revoked_ms = 0", (task.task_id, now_ms)
+            )
+        if task.status is Status.DLQ:
+            yield Execute(
+                "INSERT INTO task_letters (task_id, workspace, reason, error_type, attempts, buried_ms) "
+                "VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (task_id) DO UPDATE SET reason = excluded.reason, "
+                "error_type = excluded.error_type, attempts = excluded.attempts, buried_ms = excluded.buried_ms, "
+                "resolved_ms = 0, resolved_by = '', notes = ''",
+                (task.task_id, task.workspace, task.error, task.error_type, task.retry_count, now_ms),
+            )
+        yield from self._announce(task)
+        yield from self.wake_dependents(task.task_id)
+
+    def wake_dependents(self, task_id: str) -> Program[None]:
+        """Let tasks go on that waited for this one, which has ended or is gone; a page of them."""
+        found: list[Row] = yield Fetch(
+            "SELECT task_id FROM task_dependents WHERE depends_on = $1 ORDER BY task_id LIMIT $2", (task_id, WAKE_PAGE)
+        )
+        if len(found) == WAKE_PAGE:
+            self.unfinished.append(task_id)
+        for (waiting_id,) in found:
+            yield Execute("DELETE FROM task_dependents WHERE depends_on = $1 AND task_id = $2", (task_id, waiting_id))
+            waiting = yield from rows.load(waiting_id)
+            wait = waiting.waits_for if waiting is not None else None
+            if waiting is None or wait is None or waiting.status is not Status.WAITING_DEPENDENCY:
+                continue
+            left: list[Row] = yield Fetch("SELECT 1 FROM task_dependents WHERE task_id = $1 LIMIT 1", (waiting_id,))
+            if wait.wake_on_any or not left:
+                yield from self.wake(waiting)
+
+    def wake(self, task: Task) -> Program[None]:
+        """What a paused task waited for has come."""
+        present = not task.assigned_to or (yield from self.find_worker(task.assigned_to)) is not None
+        yield from self.make(task, Move.WAKE, self.facts(present=present))
+
+    # -- telling ----------------------------------------------------------------------------------------------------
+
+    def _record(self, task: Task, number: int, event: pb.TaskEvent) -> Program[None]:
+        now_ms = self.context.now_ms
+        event.task_id, event.workspace, event.parent_task_id = task.task_id, task.workspace, task.parent_task_id
+        event.emitted_at_unix_ms = now_ms
+        encoded = event.SerializeToString()
+        yield Execute(
+            "INSERT INTO task_events (task_id, number, at_ms, event) VALUES ($1, $2, $3, $4)",
+            (task.task_id, number, now_ms, encoded),
+        )
+        self.events.append(Recorded(task.task_id, number, now_ms, encoded))
+        if number % KEPT_EVENTS == 0:
+            yield Execute(
+                "DELETE FROM task_events WHERE task_id = $1 AND number <= $2", (task.task_id, number - KEPT_EVENTS)
+            )
+        if self.context.shared:
+            nodes: list[Row] = yield Fetch(
+                "SELECT node FROM task_watchers WHERE task_id = $1 AND node <> $2", (task.task_id, self.context.node)
+            )
+            self.watched.update((node, task.task_id) for (node,) in nodes)
+
+    def note(self, task: Task, event: pb.TaskEvent) -> Program[None]:
+        """Write an event of a task whose row is not otherwise changed."""
+        numbers: list[Row] = yield Fetch(
+            "UPDATE tasks SET events = events + 1 WHERE task_id = $1 RETURNING events", (task.task_id,)
+        )
+        if numbers:
+            yield from self._record(task, numbers[0][0], event)
+
+    def _tell_parent(self, task: Task, lifecycle: str) -> Program[None]:
+        parent = yield from rows.load(task.parent_task_id)
+        if parent is not None:
+            child = pb.TaskChildLifecycleEvent(
+                child_task_id=task.task_id, child_status=_wire(task.status), lifecycle=lifecycle
+            )
+            yield from self.note(parent, pb.TaskEvent(child_lifecycle=child))
+
+    def _announce(self, task: Task) -> Program[None]:
+        """The event that its creator asked for, for the workflow engine."""
+        spec = pb.CreateTaskRequest.FromString(task.spec)
+        wanted = spec.completion_event
+        if not wanted.enabled or (wanted.on_statuses and task.status.wire not in wanted.on_statuses):
+            return
+        payload = {
+            "source_agent": "orchestrator",
+            "workspace": task.workspace,
+            "event_names": [wanted.event_name or f"task.{task.status.value}"],
+            "data": {
+                "task_id": task.task_id,
+                "status": task.status.value,
+                "task_type": task.task_type,
+                "correlation_id": task.correlation_id,
+                "root_task_id": task.root_task_id,
+                "metadata": dict(spec.metadata),
+            },
+        }
+        frame = encode_delivery(
+            delivery_prefix(task_lane(task.workspace, task.task_id, "events")),
+            json.dumps(payload, separators=(",", ":")).encode(),
+            delivery_suffix(pb.EVENT, task.workspace),
+        )
+        yield Execute(
+            "INSERT INTO task_outbox (task_id, number, node, topic, frame) VALUES ($1, $2, $3, $4, $5)",
+            (task.task_id, task.events, self.context.node, EVENT_INTAKE, frame),
+        )
+        self.outbox = True
+
+
+def _wire(status: Status) -> pb.TaskStatus.ValueType:
+    return pb.TaskStatus.ValueType(status.wire)
+
+
+def _status_changed(before: Task, after: Task, reason: str) -> pb.TaskEvent:
+    changed = pb.TaskStatusChangedEvent(from_status=_wire(before.status), to_status=_wire(after.status), reason=reason)
+    return pb.TaskEvent(status_changed=changed)

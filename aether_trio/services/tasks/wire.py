@@ -1,0 +1,163 @@
+"""Tasks as the protocol shows them: TaskInfo, TaskAssignment and the parts of a CreateTaskRequest that are kept.
+
+Times on the wire are Unix seconds, 0 where something has not happened. A payload and launch parameters are never shown.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aether_trio.model.identity import Identity, IdentityError
+from aether_trio.model.tasks import RetryPolicy, Task, Wait
+from aether_trio.wire.pb import aether_pb2 as pb
+
+CHECKPOINT_KEY: Final = "_hibernation_checkpoint_key"
+RESUME_SESSION_ID: Final = "_hibernation_resume_session_id"
+
+_KEPT: Final = (
+    "launch_param_overrides",
+    "metadata",
+    "authorization",
+    "retry_policy",
+    "completion_event",
+    "originating_schedule_id",
+)
+
+
+def kept_of(request: pb.CreateTaskRequest) -> bytes:
+    """What a row keeps of a request as it is, without what it has columns for."""
+    kept = pb.CreateTaskRequest()
+    for name in _KEPT:
+        value = getattr(request, name)
+        if name in ("launch_param_overrides", "metadata"):
+            getattr(kept, name).update(value)
+        elif isinstance(value, str):
+            setattr(kept, name, value)
+        elif request.HasField(name):  # type: ignore[arg-type]
+            getattr(kept, name).CopyFrom(value)
+    return kept.SerializeToString()
+
+
+def policy_of(request: pb.CreateTaskRequest) -> RetryPolicy | None:
+    """The retry policy of a request."""
+    if not request.HasField("retry_policy"):
+        return None
+    policy = request.retry_policy
+    return RetryPolicy(
+        policy.max_attempts,
+        int(policy.backoff),
+        policy.initial_delay_ms,
+        policy.max_delay_ms,
+        policy.jitter_factor if policy.jitter_factor == policy.jitter_factor else 0.0,
+        tuple(policy.schedule_ms),
+        tuple(policy.retryable_status_codes),
+        policy.honor_retry_after,
+    )
+
+
+def info(task: Task) -> pb.TaskInfo:
+    """A task as it may be shown."""
+    kept = pb.CreateTaskRequest.FromString(task.spec)
+    wait = task.waits_for
+    shown = pb.TaskInfo(
+        task_id=task.task_id,
+        task_type=task.task_type,
+        status=pb.TaskStatus.ValueType(task.status.wire),
+        workspace=task.workspace,
+        target_topic=_topic(task.target),
+        assigned_to=task.assigned_to,
+        created_at=task.created_ms // 1000,
+        started_at=task.started_ms // 1000,
+        completed_at=task.completed_ms // 1000,
+        attempt=task.retry_count,
+        max_attempts=task.max_attempts,
+        error=task.error,
+        metadata=_metadata(task, kept),
+        authority_mode=task.authority_mode,
+        subject_type=task.subject_type,
+        subject_id=task.subject_id,
+        root_subject_type=task.root_subject_type,
+        root_subject_id=task.root_subject_id,
+        authority_grant_id=task.authority_grant_id,
+        root_authority_grant_id=task.root_authority_grant_id,
+        parent_authority_grant_id=task.parent_authority_grant_id,
+        creator_actor_id=task.creator,
+        parent_task_id=task.parent_task_id,
+        task_class=pb.TaskClass.ValueType(task.task_class),
+        disconnected_at=task.disconnected_ms // 1000,
+        grace_window_ms=task.grace_ms,
+        wait_spec=None if wait is None else _wait_spec(wait),
+        depends_on=() if wait is None else wait.depends_on,
+        context_id=task.context_id,
+        paused_at=task.paused_ms // 1000,
+        priority=pb.TaskPriority.ValueType(task.priority),
+        correlation_id=task.correlation_id,
+        root_task_id=task.root_task_id,
+    )
+    if kept.HasField("completion_event"):
+        shown.completion_event.CopyFrom(kept.completion_event)
+    return shown
+
+
+def assignment(task: Task, payload: bytes) -> pb.TaskAssignment:
+    """A task as its worker is told of it."""
+    kept = pb.CreateTaskRequest.FromString(task.spec)
+    given = pb.TaskAssignment(
+        task_id=task.task_id,
+        task_type=task.task_type,
+        assigned_to=task.assigned_to,
+        metadata=_metadata(task, kept),
+        assigned_at=task.assigned_ms // 1000,
+        target_implementation=task.target_implementation,
+        workspace=task.workspace,
+        specifier=task.target_specifier,
+        payload=payload,
+        task_class=pb.TaskClass.ValueType(task.task_class),
+        checkpoint_key=task.checkpoint_key,
+        resume_session_id=task.resume_session_id,
+    )
+    if kept.HasField("authorization"):
+        given.authorization.CopyFrom(kept.authorization)
+    return given
+
+
+def descriptor(task: Task) -> pb.HibernationDescriptor:
+    """What a hibernated task has said of its sleep."""
+    wait = task.waits_for
+    return pb.HibernationDescriptor() if wait is None else _wait_spec(wait).hibernation
+
+
+def _metadata(task: Task, kept: pb.CreateTaskRequest) -> dict[str, str]:
+    metadata = dict(kept.metadata)
+    if task.checkpoint_key:
+        metadata[CHECKPOINT_KEY] = task.checkpoint_key
+        metadata[RESUME_SESSION_ID] = task.resume_session_id
+    return metadata
+
+
+def _topic(identity: str) -> str:
+    if not identity:
+        return ""
+    try:
+        return Identity.parse(identity, strict=False).topic
+    except IdentityError:
+        return ""
+
+
+def _wait_spec(wait: Wait) -> pb.WaitSpec:
+    spec = pb.WaitSpec(
+        reason=pb.WaitReason.ValueType(wait.reason),
+        expected_principal=wait.expected_principal,
+        input_match=dict(wait.input_match),
+        authority_request_id=wait.authority_request_id,
+        depends_on=wait.depends_on,
+        wake_on_any=wait.wake_on_any,
+        timeout_ms=wait.timeout_ms,
+        scheduled_wake_unix_ms=wait.wake_ms,
+    )
+    if wait.checkpoint_key:
+        spec.hibernation.checkpoint_key = wait.checkpoint_key
+        spec.hibernation.resume_session_id = wait.resume_session_id
+        spec.hibernation.wake_event_types.extend(wait.wake_event_types)
+        spec.hibernation.escalation_policy = wait.escalation
+    return spec

@@ -1,0 +1,184 @@
+"""Tasks, who may be given them, and what happened to them: one logical database, so that all of a transition is one transaction.
+
+`tasks` holds a row as model/tasks/task.py has it, whose last columns are derived from the others: `queue` (where it waits), `holder` (whose
+live task it is) and `due_ms` (when time moves it). "" and 0 stand for "not", and the partial indexes hold only the rows that are. What is
+long and read once, the payload, lies elsewhere, so that a change of status does not write it again.
+
+`task_workers` are the connected participants that may be given work; `free` is 1 while `live` is below `capacity`, so that the index of a
+pool begins with its least busy worker and has no full ones. `turn` orders the equally busy: who was given something longest ago.
+
+`task_attempts` has a row for each assignment (`epoch`); `pushed` is 0 while the node of its worker has not taken it up.
+
+`task_events` is the log of the `tk::{workspace}::{task}::events` topics, numbered without gaps in each task, and written with the
+row that it tells of: see docs/architecture.md for why it is here and not in `messages`. `task_watchers` says on which nodes somebody
+follows a task.
+
+`task_dependents` are the tasks that wait for others, `task_outbox` messages for the topic log that were not appended yet,
+`task_letters` the dead letters.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+MIGRATIONS: Final = (
+    (
+        """CREATE TABLE tasks (
+            task_id TEXT {byte_order} PRIMARY KEY,
+            task_type TEXT NOT NULL,
+            workspace TEXT {byte_order} NOT NULL,
+            mode TEXT NOT NULL,
+            category TEXT NOT NULL,
+            task_class INTEGER NOT NULL,
+            priority {bigint} NOT NULL,
+            creator TEXT {byte_order} NOT NULL,
+            target TEXT NOT NULL,
+            target_implementation TEXT {byte_order} NOT NULL,
+            target_specifier TEXT NOT NULL,
+            parent_task_id TEXT {byte_order} NOT NULL,
+            root_task_id TEXT {byte_order} NOT NULL,
+            correlation_id TEXT {byte_order} NOT NULL,
+            context_id TEXT {byte_order} NOT NULL,
+            subject_type TEXT NOT NULL,
+            subject_id TEXT NOT NULL,
+            root_subject_type TEXT NOT NULL,
+            root_subject_id TEXT NOT NULL,
+            authority_mode TEXT NOT NULL,
+            authority_grant_id TEXT NOT NULL,
+            root_authority_grant_id TEXT NOT NULL,
+            parent_authority_grant_id TEXT NOT NULL,
+            grace_ms {bigint} NOT NULL,
+            schedule_to_start_ms {bigint} NOT NULL,
+            start_to_close_ms {bigint} NOT NULL,
+            heartbeat_timeout_ms {bigint} NOT NULL,
+            schedule_to_close_ms {bigint} NOT NULL,
+            retry_policy TEXT NOT NULL,
+            spec {blob} NOT NULL,
+            order_us {bigint} NOT NULL,
+            created_ms {bigint} NOT NULL,
+            status TEXT NOT NULL,
+            epoch {bigint} NOT NULL,
+            assigned_to TEXT {byte_order} NOT NULL,
+            updated_ms {bigint} NOT NULL,
+            pending_ms {bigint} NOT NULL,
+            assigned_ms {bigint} NOT NULL,
+            started_ms {bigint} NOT NULL,
+            completed_ms {bigint} NOT NULL,
+            failed_ms {bigint} NOT NULL,
+            paused_ms {bigint} NOT NULL,
+            disconnected_ms {bigint} NOT NULL,
+            heartbeat_ms {bigint} NOT NULL,
+            retry_count {bigint} NOT NULL,
+            max_attempts {bigint} NOT NULL,
+            next_retry_ms {bigint} NOT NULL,
+            error TEXT NOT NULL,
+            error_type TEXT NOT NULL,
+            wait TEXT NOT NULL,
+            attached INTEGER NOT NULL,
+            tokens INTEGER NOT NULL,
+            ended_by TEXT NOT NULL,
+            checkpoint_key TEXT NOT NULL,
+            resume_session_id TEXT NOT NULL,
+            events {bigint} NOT NULL,
+            queue TEXT {byte_order} NOT NULL,
+            holder TEXT {byte_order} NOT NULL,
+            due_ms {bigint} NOT NULL
+        )""",
+        "CREATE INDEX tasks_queued ON tasks (queue, priority DESC, order_us) WHERE queue <> ''",
+        """CREATE INDEX tasks_pooled ON tasks (target_implementation, priority DESC, order_us)
+            WHERE queue <> '' AND mode = 'pool'""",
+        "CREATE INDEX tasks_held ON tasks (holder) WHERE holder <> ''",
+        "CREATE INDEX tasks_due ON tasks (due_ms) WHERE due_ms > 0",
+        "CREATE INDEX tasks_listed ON tasks (workspace, updated_ms DESC, task_id DESC)",
+        "CREATE INDEX tasks_by_parent ON tasks (parent_task_id) WHERE parent_task_id <> ''",
+        "CREATE INDEX tasks_by_root ON tasks (root_task_id)",
+        "CREATE INDEX tasks_by_correlation ON tasks (correlation_id) WHERE correlation_id <> ''",
+        "CREATE INDEX tasks_by_context ON tasks (context_id) WHERE context_id <> ''",
+        "CREATE INDEX tasks_by_creator ON tasks (creator)",
+        "CREATE TABLE task_payloads (task_id TEXT {byte_order} PRIMARY KEY, payload {blob} NOT NULL)",
+        """CREATE TABLE task_attempts (
+            task_id TEXT {byte_order} NOT NULL,
+            epoch {bigint} NOT NULL,
+            worker TEXT NOT NULL,
+            node TEXT {byte_order} NOT NULL,
+            pushed INTEGER NOT NULL,
+            assigned_ms {bigint} NOT NULL,
+            started_ms {bigint} NOT NULL DEFAULT 0,
+            ended_ms {bigint} NOT NULL DEFAULT 0,
+            outcome TEXT NOT NULL DEFAULT '',
+            PRIMARY KEY (task_id, epoch)
+        ) {clustered}""",
+        "CREATE INDEX task_attempts_to_push ON task_attempts (node) WHERE pushed = 0",
+        """CREATE TABLE task_workers (
+            identity TEXT {byte_order} PRIMARY KEY,
+            session_id TEXT NOT NULL,
+            node TEXT {byte_order} NOT NULL,
+            workspace TEXT {byte_order} NOT NULL,
+            implementation TEXT {byte_order} NOT NULL,
+            pooled INTEGER NOT NULL,
+            live {bigint} NOT NULL,
+            capacity {bigint} NOT NULL,
+            free INTEGER NOT NULL,
+            turn {bigint} NOT NULL
+        ) {clustered}""",
+        """CREATE INDEX task_workers_free ON task_workers (workspace, implementation, live, turn)
+            WHERE pooled = 1 AND free = 1""",
+        "CREATE INDEX task_workers_by_node ON task_workers (node)",
+        """CREATE TABLE task_events (
+            task_id TEXT {byte_order} NOT NULL,
+            number {bigint} NOT NULL,
+            at_ms {bigint} NOT NULL,
+            event {blob} NOT NULL,
+            PRIMARY KEY (task_id, number)
+        ) {clustered}""",
+        """CREATE TABLE task_watchers (
+            task_id TEXT {byte_order} NOT NULL,
+            node TEXT {byte_order} NOT NULL,
+            PRIMARY KEY (task_id, node)
+        ) {clustered}""",
+        "CREATE INDEX task_watchers_by_node ON task_watchers (node)",
+        """CREATE TABLE task_dependents (
+            depends_on TEXT {byte_order} NOT NULL,
+            task_id TEXT {byte_order} NOT NULL,
+            PRIMARY KEY (depends_on, task_id)
+        ) {clustered}""",
+        "CREATE INDEX task_dependents_by_task ON task_dependents (task_id)",
+        """CREATE TABLE task_tokens (
+            hash {blob} PRIMARY KEY,
+            task_id TEXT {byte_order} NOT NULL,
+            identity TEXT NOT NULL,
+            created_ms {bigint} NOT NULL,
+            expires_ms {bigint} NOT NULL,
+            revoked_ms {bigint} NOT NULL DEFAULT 0
+        ) {clustered}""",
+        "CREATE INDEX task_tokens_by_task ON task_tokens (task_id)",
+        "CREATE INDEX task_tokens_by_expiry ON task_tokens (expires_ms)",
+        """CREATE TABLE task_keys (
+            key_hash {blob} PRIMARY KEY,
+            task_id TEXT {byte_order} NOT NULL,
+            expires_ms {bigint} NOT NULL
+        ) {clustered}""",
+        "CREATE INDEX task_keys_by_expiry ON task_keys (expires_ms)",
+        """CREATE TABLE task_outbox (
+            task_id TEXT {byte_order} NOT NULL,
+            number {bigint} NOT NULL,
+            node TEXT {byte_order} NOT NULL,
+            topic TEXT NOT NULL,
+            frame {blob} NOT NULL,
+            PRIMARY KEY (task_id, number)
+        ) {clustered}""",
+        "CREATE INDEX task_outbox_by_node ON task_outbox (node)",
+        """CREATE TABLE task_letters (
+            task_id TEXT {byte_order} PRIMARY KEY,
+            workspace TEXT {byte_order} NOT NULL,
+            reason TEXT NOT NULL,
+            error_type TEXT NOT NULL,
+            attempts {bigint} NOT NULL,
+            buried_ms {bigint} NOT NULL,
+            resolved_ms {bigint} NOT NULL DEFAULT 0,
+            resolved_by TEXT NOT NULL DEFAULT '',
+            notes TEXT NOT NULL DEFAULT ''
+        ) {clustered}""",
+        "CREATE INDEX task_letters_listed ON task_letters (workspace, buried_ms)",
+    ),
+)
