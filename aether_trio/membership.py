@@ -81,6 +81,7 @@ async def open_membership(
             cluster = await stack.enter_async_context(open_cluster(server, holding, info, limits=limits))
             holding.join(cluster.holds)
             log.node = lambda: (cluster.lease.node_id, cluster.lease.epoch)
+            log.sure = cluster.lease.wait_sure
             ending = partial(end_session, registry)
             rows = await stack.enter_async_context(open_directory(server, cluster, ending, cluster_limits=limits))
             first_seq = clock.now_ms() * 1000

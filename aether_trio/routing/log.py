@@ -18,7 +18,7 @@ Invariants
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 import structlog
@@ -61,6 +61,10 @@ def _alone() -> tuple[int, int]:
     return 0, 0
 
 
+async def _surely() -> None:
+    """Nobody else is there."""
+
+
 class TopicLog:
     """See the module docstring. Made by `open_log`."""
 
@@ -89,6 +93,8 @@ class TopicLog:
         self.relay: LogRelay | None = None
         self.node: Callable[[], tuple[int, int]] = _alone
         """Node and epoch of this process's lease, under which it takes work (shared_groups.py). Node 0 is alone on its database."""
+        self.sure: Callable[[], Awaitable[None]] = _surely
+        """Wait until that lease was seen to be held a moment ago. No checkpoint at its end. Raises StorageUnavailable."""
         self._follower = Follower(self.learn, database, self._kick)
 
     # -- state ----------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ not answered (`unanswered`); nothing is handed out before its commit is known; w
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from aether_trio.routing.outbox import Outbox
@@ -96,13 +96,15 @@ class Lot:
 
 
 class SharedMember:
-    """One worker's place in its group."""
+    """One worker's place in its group. `on_lost` is called when others have been given what it has, or is done with and that was not
+    written: its connection is to end."""
 
-    __slots__ = ("group", "lot", "outbox")
+    __slots__ = ("group", "lot", "on_lost", "outbox")
 
-    def __init__(self, group: SharedGroup, outbox: Outbox) -> None:
+    def __init__(self, group: SharedGroup, outbox: Outbox, on_lost: Callable[[], None]) -> None:
         self.group = group
         self.outbox = outbox
+        self.on_lost = on_lost
         self.lot = Lot(self)
 
     @property
@@ -156,11 +158,11 @@ class SharedGroup:
 
     # -- workers --------------------------------------------------------------------------------------------------
 
-    def join(self, outbox: Outbox) -> SharedMember:
+    def join(self, outbox: Outbox, on_lost: Callable[[], None]) -> SharedMember:
         """Add a worker; what waits goes to it as soon as it is taken."""
         if not self.members:
             self.state.subscribers[self] = None
-        member = SharedMember(self, outbox)
+        member = SharedMember(self, outbox, on_lost)
         self.members.append(member)
         outbox.listen(self._look_for_room)
         self.behind = True
@@ -318,7 +320,9 @@ class SharedGroup:
             self._desk.urge(self)
 
     def renounce(self) -> None:
-        """The lease under which all this was taken has ended."""
+        """The lease under which all this was taken has ended. Who has some of it is told at the end, and may leave then."""
+        unwritten = bool(self._done or (self.unanswered is not None and self.unanswered.done))
+        losers = [member for member in self.members if unwritten or member.lot.in_flight]
         self.unanswered = None
         self.outstanding = 0
         self._compare = self._amend = False
@@ -330,6 +334,8 @@ class SharedGroup:
             lot.in_flight = []
         self.behind = True
         self._desk.urge(self)
+        for member in losers:
+            member.on_lost()
 
     def compare(self, held: int) -> None:
         """The database says that this node has that many. It may be newer than what is known here, so this is only a reason to ask."""

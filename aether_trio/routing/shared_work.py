@@ -16,7 +16,9 @@ has one that ends with its holder. Why not a row for each message that somebody 
 Faults
 * A node dies: what it had counts as returned as soon as its lease has ended, and is found by the next take, or by a look every `LOOK_S` of
   nodes that have workers to spare. Done and not yet written means done again.
-* This node's lease ends: the fence refuses the statement. A new lease means to renounce everything that was taken under the old one.
+* This node's lease ends: the fence refuses the statement. A new lease means to renounce everything that was taken under the old one, as
+  others may have been given it; the connections of workers that have some of it end.
+* The process is stopped, and goes on when others have its work: it makes sure of its lease before it hands anything out.
 * The answer to a statement is lost: it is sent again as it was, and does nothing twice. One that was given up and runs all the same, later,
   shows by the number of offsets that the database says this node has.
 * The node ends: everything is given back, in a statement that is shielded from the cancellation.
@@ -25,7 +27,7 @@ Faults
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import structlog
@@ -61,6 +63,10 @@ GROUPS_PER_LOOK: Final = 500
 NO_LEASE: Final = (-1, -1)
 
 
+def _nobody_is_told() -> None:
+    return None
+
+
 class SharedGroups:
     """See the module docstring, and work_groups.WorkGroups."""
 
@@ -85,7 +91,9 @@ class SharedGroups:
         ((state, cursor),) = await self._log.warm([(topic, CONSUMER)])
         return state, cursor or 0
 
-    def join(self, found: tuple[TopicState, int], outbox: Outbox) -> SharedMember:
+    def join(
+        self, found: tuple[TopicState, int], outbox: Outbox, on_lost: Callable[[], None] = _nobody_is_told
+    ) -> SharedMember:
         """See WorkGroups."""
         if not self._running:
             self._running = True
@@ -95,7 +103,7 @@ class SharedGroups:
         if group is None:
             state.waiting += 1  # until the group is forgotten
             group = self._groups[state.name] = SharedGroup(state, self)
-        return group.join(outbox)
+        return group.join(outbox, on_lost)
 
     def statistics(self) -> WorkStatistics:
         """See WorkGroups."""
@@ -185,11 +193,12 @@ class SharedGroups:
         now_ms = self._log.clock.now_ms()
         try:
             rows = await self._database.write(exchange(lease, now_ms, list(orders.values())))
+            current = await self._current_lease()
         except StorageUnavailable as error:
             await self._fail(list(orders), error)
             return
         self._exchanges += 1
-        if await self._current_lease() != lease:
+        if current != lease:
             return  # everything was renounced just now, this too
         found = shares(rows)
         touched: set[Outbox] = set()
@@ -207,7 +216,11 @@ class SharedGroups:
         await self._kick(touched)
 
     async def _current_lease(self) -> Lease:
-        """Whose name work is taken in now; what was taken in another one is renounced. Raises StorageUnavailable."""
+        """Whose name work is taken in now; what was taken in another one is renounced. Raises StorageUnavailable.
+
+        No checkpoint behind the look at the lease: what is handed out then is this node's, however long the process was stopped before.
+        """
+        await self._log.sure()
         node_id, epoch = self._log.node()
         if node_id == 0:
             if not self._epoch_alone:
@@ -255,15 +268,14 @@ class SharedGroups:
         while True:
             await trio.sleep(LOOK_S)
             # Nobody else hands out work, or dies, where there is one node; only a statement that was given up can surprise.
-            if self._lease[0] > 0 or self._troubled:
+            if self._log.node()[0] > 0 or self._troubled:
                 self._troubled = False
                 try:
-                    await self._look_around()
+                    await self._look_around(await self._current_lease())
                 except StorageUnavailable as error:
                     logger.info("work that waits was not looked for", reason=str(error))
 
-    async def _look_around(self) -> None:
-        lease = self._lease
+    async def _look_around(self, lease: Lease) -> None:
         known: dict[int, SharedGroup] = {}
         for group in self._groups.values():
             if group.state.topic_id is not None:

@@ -274,7 +274,7 @@ class LocalGroups:
         ((state, cursor),) = await self._log.warm([(topic, CONSUMER)])
         return state, cursor or 0
 
-    def join(self, found: tuple[TopicState, int], outbox: Outbox) -> Member:
+    def join(self, found: tuple[TopicState, int], outbox: Outbox, on_lost: Callable[[], None] | None = None) -> Member:
         """Make the owner of `outbox` a worker of the group. No checkpoint."""
         state = found[0]
         group = self._groups.get(state.name)

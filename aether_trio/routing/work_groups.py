@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
@@ -31,8 +32,11 @@ class WorkGroups(Protocol):
         """
         ...
 
-    def join(self, found: tuple[TopicState, int], outbox: Outbox) -> Worker:
-        """Make the owner of `outbox` a worker of the group. No checkpoint."""
+    def join(self, found: tuple[TopicState, int], outbox: Outbox, on_lost: Callable[[], None]) -> Worker:
+        """Make the owner of `outbox` a worker of the group. No checkpoint.
+
+        `on_lost` is called when what it has been sent may have been given to others as well: its connection is to end.
+        """
         ...
 
     def statistics(self) -> WorkStatistics:

@@ -93,6 +93,7 @@ class Subscriptions:
         "_lanes",
         "_listener",
         "_log",
+        "_on_work_lost",
         "_outbox",
         "_workspace",
         "groups",
@@ -107,12 +108,14 @@ class Subscriptions:
         groups: WorkGroups,
         nursery: trio.Nursery,
         on_gap: Callable[[str, int], None],
+        on_work_lost: Callable[[], None],
     ) -> None:
         self._identity = identity
         self._outbox = outbox
         self._log = log
         self._lanes = lanes
         self.groups = groups
+        self._on_work_lost = on_work_lost
         self._listener: LaneListener | None = None
         self._catchup = CatchUp(
             log, outbox, nursery, lambda subscription, count: on_gap(subscription.state.name, count)
@@ -162,7 +165,7 @@ class Subscriptions:
                 opened.subscriptions.append(subscription)
                 subscription.open()
             if group is not None:
-                opened.member = self.groups.join(group, self._outbox)
+                opened.member = self.groups.join(group, self._outbox, self._on_work_lost)
             for lane in plan.lanes:
                 if self._listener is None:
                     self._listener = LaneListener(self._identity.text, self._identity.topic, self._outbox)
