@@ -45,6 +45,10 @@ KNOWN_BYTES: Final = 64 * 1024
 """Of frames that were offered and are not taken yet, kept for one group."""
 
 
+def nobody_is_told() -> None:
+    """An `on_lost`."""
+
+
 class Desk(Protocol):
     """Where a group says what it needs. Neither call blocks."""
 
@@ -175,6 +179,7 @@ class SharedGroup:
             return
         self.members.remove(member)
         member.outbox.unlisten(self._look_for_room)
+        member.on_lost = nobody_is_told  # which refers to its session
         self._returned += member.lot.in_flight
         member.lot.in_flight = []
         if self.members:

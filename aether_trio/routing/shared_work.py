@@ -37,7 +37,7 @@ from aether_trio.routing import shared_programs
 from aether_trio.routing.log import TopicLog
 from aether_trio.routing.outbox import Outbox
 from aether_trio.routing.shared_group_programs import Lease, Order, exchange, look, shares
-from aether_trio.routing.shared_groups import SharedGroup, SharedMember
+from aether_trio.routing.shared_groups import SharedGroup, SharedMember, nobody_is_told
 from aether_trio.routing.topic_state import TopicState
 from aether_trio.routing.work_group import CONSUMER, WorkStatistics
 from aether_trio.storage.base import CommitUnknown, StorageUnavailable
@@ -61,10 +61,6 @@ GROUPS_AT_ONCE: Final = 64
 GROUPS_PER_LOOK: Final = 500
 
 NO_LEASE: Final = (-1, -1)
-
-
-def _nobody_is_told() -> None:
-    return None
 
 
 class SharedGroups:
@@ -92,7 +88,7 @@ class SharedGroups:
         return state, cursor or 0
 
     def join(
-        self, found: tuple[TopicState, int], outbox: Outbox, on_lost: Callable[[], None] = _nobody_is_told
+        self, found: tuple[TopicState, int], outbox: Outbox, on_lost: Callable[[], None] = nobody_is_told
     ) -> SharedMember:
         """See WorkGroups."""
         if not self._running:
