@@ -45,6 +45,10 @@ def make_tasks(
     """Run its `engine.running()` while sessions are served."""
     others: Hints = Alone(ids.unique()) if membership.cluster is None else InCluster(membership.cluster)
     engine = Engine(database, clock, time_limits(settings), randomness.random, membership.registry, lanes, log, others)
+
+    async def connected(identity: str) -> bool:
+        return (await membership.directory.seen(identity)).connected
+
     creation = Creation(
         engine,
         ids,
@@ -52,5 +56,6 @@ def make_tasks(
         payload_bytes=settings.limits.task_payload_bytes,
         strict=settings.gateway.strict_identifier_charset,
         random_bytes=randomness.randbytes,
+        connected=connected,
     )
     return TaskService(engine, creation, ids, authorizer, checkpoints.exists, capacity=settings.tasks.worker_tasks)

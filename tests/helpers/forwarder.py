@@ -55,6 +55,7 @@ class Forwarder:
         self._flowing = threading.Event()
         self._flowing.set()
         self._threads: list[threading.Thread] = []
+        self._refusing = False
 
     def __enter__(self) -> Self:
         self._start(self._accept)
@@ -81,6 +82,9 @@ class Forwarder:
             except OSError:
                 return
             self.connections += 1
+            if self._refusing:
+                client.close()
+                continue
             try:
                 server = socket.create_connection(self._target)
             except OSError:
@@ -104,6 +108,17 @@ class Forwarder:
     def freeze(self) -> None:
         """Forward nothing more, and close nothing."""
         self._flowing.clear()
+
+    def refuse(self) -> None:
+        """Cut what is connected, and close new connections at once."""
+        self._refusing = True
+        for sock in self._sockets:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def accept(self) -> None:
+        """Undo `refuse` for connections to come."""
+        self._refusing = False
 
     def _count(self, side: int, kind: int, *, ack: bool) -> int:
         return sum(counters[side].frames[kind, ack] for counters in self._counters)

@@ -120,6 +120,8 @@ class Peer:
         self.progress: asyncio.Queue[Any] = asyncio.Queue()
         self.configs: asyncio.Queue[Any] = asyncio.Queue()
         self.errors: asyncio.Queue[Any] = asyncio.Queue()
+        self.assignments: asyncio.Queue[Any] = asyncio.Queue()
+        self.task_events: asyncio.Queue[Any] = asyncio.Queue()
         self.typed: list[tuple[str, Any]] = []
         self.connects: asyncio.Queue[float] = asyncio.Queue()
         self.gone = asyncio.Event()
@@ -129,6 +131,8 @@ class Peer:
         client.on_progress = self.progress.put_nowait
         client.on_config = self.configs.put_nowait
         client.on_error = self.errors.put_nowait
+        client.on_task_assignment = self.assignments.put_nowait
+        client.on_task_event = self.task_events.put_nowait
         client.on_connect = lambda: self.connects.put_nowait(time.monotonic())
         client.on_disconnect = self._on_disconnect
         for name in TYPED_CALLBACKS:

@@ -198,6 +198,8 @@ class Created:
     work: Work | None = None
     problem: str = ""
     started: bool = False
+    absent: bool = False
+    """The problem is that the target is not among the workers."""
 
 
 def key_hash(workspace: str, key: str) -> bytes:
@@ -224,12 +226,18 @@ def create(
     work = Work(context)
     if task.parent_task_id:
         parent = yield from rows.load(task.parent_task_id)
-        if parent is None or parent.workspace != task.workspace:
+        if (
+            parent is None
+            or parent.workspace != task.workspace
+            or task.creator not in (parent.assigned_to, parent.creator)
+        ):
             return Created("", problem=f"parent task {task.parent_task_id} not found")
+        if parent.is_final:
+            return Created("", problem=f"parent task {task.parent_task_id} has ended: it is {parent.status.value}")
     started = False
     if target is not None and offline is not Offline.QUEUE and (yield from work.find_worker(target.text)) is None:
         if offline is not Offline.START or start is None:
-            return Created("", problem=_NOBODY.get(offline, _NOBODY[Offline.UNKNOWN]).format(target.text))
+            return Created("", problem=_NOBODY.get(offline, _NOBODY[Offline.UNKNOWN]).format(target.text), absent=True)
         problem = yield from start(work, target, task)
         if problem:
             return Created("", problem=problem)

@@ -6,9 +6,11 @@ identifier with the former alone, and its callers wait for nothing; here they ge
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
+
+import trio
 
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.errors import AetherError, Code
@@ -27,6 +29,8 @@ from aether_trio.wire.errors import error_response
 from aether_trio.wire.pb import aether_pb2 as pb
 
 SYSTEM_WORKSPACE: Final = "_system"
+JOINING_S: Final = (0.01, 0.05, 0.2, 0.5)
+"""Pauses for a target that has just connected, whose row another node has yet to write."""
 
 
 @dataclass(slots=True)
@@ -39,6 +43,8 @@ class Creation:
     payload_bytes: int
     strict: bool
     random_bytes: Callable[[int], bytes]
+    connected: Callable[[str], Awaitable[bool]]
+    """Whether a participant is connected, on whichever node. Raises StorageUnavailable."""
     starter: Starter | None = None
     _latest_us: int = 0
 
@@ -73,23 +79,43 @@ class Creation:
         token, owner = await self._token(identity, request)
         key = create.key_hash(workspace, request.idempotency_key) if request.idempotency_key else b""
         tokens = (hash_token(token), owner) if token else None
-        created = await self.engine.run_program(
-            lambda context: create.create(
-                context,
-                task,
-                request.payload,
-                key=key,
-                offline=offline,
-                start=None if self.starter is None else self.starter.start,
-                target=target,
-                tokens=tokens,
+
+        async def run(offline: Offline) -> Created:
+            return await self.engine.run_program(
+                lambda context: create.create(
+                    context,
+                    task,
+                    request.payload,
+                    key=key,
+                    offline=offline,
+                    start=None if self.starter is None else self.starter.start,
+                    target=target,
+                    tokens=tokens,
+                )
             )
-        )
+
+        created = await run(Offline.REJECT if offline is Offline.START else offline)
+        if created.absent and target is not None:
+            created = await self._look_again(run, created, target, offline)
         if created.problem:
             raise create.failed(created.problem)
         if created.work is not None:
             self.engine.settle(created.work)
         return self._answer(created, token)
+
+    async def _look_again(
+        self, run: Callable[[Offline], Awaitable[Created]], created: Created, target: Identity, offline: Offline
+    ) -> Created:
+        """The target is no worker. It may have connected just now, and its row is on its way; else it may be started."""
+        for pause_s in JOINING_S:
+            if not await self.connected(target.text):
+                return await run(offline) if offline is Offline.START else created
+            await self.engine.desk.settle()
+            created = await run(Offline.REJECT)
+            if not created.absent:
+                return created
+            await trio.sleep(pause_s)
+        return await run(Offline.QUEUE)  # it is connected, so it will be given what waits for it
 
     async def _check_access(self, session: Session, request: pb.CreateTaskRequest, workspace: str) -> None:
         identity = session.identity

@@ -197,6 +197,7 @@ class TaskService:
         """SUBSCRIBE and UNSUBSCRIBE."""
         response = pb.TaskSubscriptionOperationResponse(client_request_id=op.client_request_id, task_id=op.task_id)
         answer = pb.DownstreamMessage(task_subscription_response=response)
+        response = answer.task_subscription_response
         try:
             if op.op == pb.TaskSubscriptionOperation.SUBSCRIBE:
                 await self._subscribe(session, op, answer)

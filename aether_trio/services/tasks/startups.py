@@ -1,0 +1,281 @@
+"""Starts of agents: tasks of type agent_startup, from the wish to the agent's connection; parts of a program each (reference: tasks.md 4).
+
+    begin ──▶ PENDING ── dispatch ──▶ STARTING, an orchestrator's ── its agent connects ──▶ RUNNING, the agent's, for as long as it lives
+                 ▲                        │ the orchestrator goes: to the next one, at once
+                 └────────────────────────┤ it says no, or nobody connects in time: to the next one, after a pause; the third time DLQ
+                                          ▼
+    whoever wishes for an agent that has a start which has not ended finds that one: there is one for each identity
+
+An orchestrator is a row of task_workers that is in no pool, and whose turn it is, is in orchestrator_profiles. A start that finds nobody
+waits, and is given to the first who comes.
+
+Differences from the reference: a start that nobody attaches to ends, with a reason (there it stays assigned for ever); the orchestrator
+that is asked is the one that has waited longest, on whichever node (there the oldest of the node); an orchestrator may say that a
+process has ended, and is believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from aether_trio.model.identity import Identity
+from aether_trio.model.tasks import Mode, Move, Status, Task
+from aether_trio.model.tasks.table import Decision, Refusal, Refused
+from aether_trio.model.tasks.task import AGENT_STARTUP
+from aether_trio.services.tasks import rows
+from aether_trio.storage.base import Execute, Fetch, Program, Row
+from aether_trio.wire.pb import aether_pb2 as pb
+
+if TYPE_CHECKING:
+    from aether_trio.services.tasks.transaction import Work
+
+ATTEMPTS: Final = 3
+PROFILE: Final = "profile"
+TOKEN: Final = "auth_token"  # noqa: S105  # the name of a launch parameter
+TRIGGER: Final = "trigger_timestamp_ms"
+CATEGORY: Final = "orchestrated"
+WAITING_PAGE: Final = 50
+ENDED_MS: Final = 1
+"""The grace of a start whose process is known to have ended."""
+TOKEN_MS: Final = 24 * 3600 * 1000
+
+_NEXT: Final = """SELECT p.orchestrator FROM orchestrator_profiles p
+    JOIN task_workers w ON w.identity = p.orchestrator AND w.session_id = p.session_id
+    WHERE p.profile = $1 ORDER BY p.turn, p.orchestrator LIMIT 1"""
+_TURN: Final = """UPDATE orchestrator_profiles SET turn =
+    (SELECT MAX(turn) + 1 FROM orchestrator_profiles WHERE profile = $1) WHERE profile = $1 AND orchestrator = $2"""
+_JOIN: Final = """INSERT INTO orchestrator_profiles (profile, orchestrator, session_id, connected_ms, turn) VALUES ($1, $2, $3, $4,
+    (SELECT COALESCE(MAX(turn), 0) + 1 FROM orchestrator_profiles WHERE profile = $1))"""
+_ENTRIES: Final = """SELECT p.orchestrator, p.profile, p.connected_ms FROM orchestrator_profiles p
+    JOIN task_workers w ON w.identity = p.orchestrator AND w.session_id = p.session_id ORDER BY p.orchestrator, p.profile"""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """An agent to be started. `params` are its launch parameters, complete; `task_id` is that of the start, if there has to be one."""
+
+    task_id: str
+    target: Identity
+    params: Mapping[str, str]
+    trigger_ms: int
+    order_us: int
+    creator: str = ""
+    timeout_ms: int = 0
+    """From an orchestrator's being asked to the agent's connection; 0 for ever."""
+    grace_ms: int = 0
+    """For an agent that has lost its connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The start that the agent has now. `created`: it was made for this wish. `problem`: there can be none, and why."""
+
+    task: Task | None = None
+    created: bool = False
+    problem: str = ""
+
+    @property
+    def missing(self) -> bool:
+        """Whether the agent was there, and has lost its connection: then it may come back, or the start ends soon."""
+        return self.task is not None and bool(self.task.disconnected_ms)
+
+
+def live(identity: str) -> Program[Task | None]:
+    """The start of this identity that has not ended."""
+    found: list[Row] = yield Fetch("SELECT task_id FROM agent_starts WHERE identity = $1", (identity,))
+    task = (yield from rows.load(found[0][0])) if found else None
+    return task if task is not None and not task.is_final else None
+
+
+def new_start(wish: Wish, now_ms: int) -> Task:
+    """The row of a start."""
+    target = wish.target
+    spec = pb.CreateTaskRequest(launch_param_overrides=wish.params, metadata={TRIGGER: str(wish.trigger_ms)})
+    return Task(
+        wish.task_id,
+        AGENT_STARTUP,
+        target.workspace,
+        mode=Mode.POOL,
+        category=CATEGORY,
+        creator=wish.creator,
+        target=target.text,
+        target_implementation=target.implementation,
+        target_specifier=target.specifier,
+        root_task_id=wish.task_id,
+        grace_ms=wish.grace_ms,
+        schedule_to_start_ms=wish.timeout_ms,
+        max_attempts=ATTEMPTS,
+        spec=spec.SerializeToString(),
+        order_us=wish.order_us,
+        created_ms=now_ms,
+        updated_ms=now_ms,
+        pending_ms=now_ms,
+    )
+
+
+def begin(work: Work, wish: Wish) -> Program[Begun]:
+    """See to it that an agent that is not connected is started: by the start that it has, or by a new one."""
+    profile = wish.params.get(PROFILE, "")
+    if not profile:
+        return Begun(problem=f"{wish.target.implementation} has no launch profile, so nobody can start it")
+    under_way = yield from live(wish.target.text)
+    if under_way is not None:
+        return Begun(under_way)
+    task = new_start(wish, work.context.now_ms)
+    yield Execute(
+        "INSERT INTO agent_starts (identity, task_id, profile, order_us, waits) VALUES ($1, $2, $3, $4, 0) "
+        "ON CONFLICT (identity) DO UPDATE SET task_id = excluded.task_id, profile = excluded.profile, "
+        "order_us = excluded.order_us, waits = 0",
+        (task.target, task.task_id, profile.encode(), task.order_us),
+    )
+    yield from work.create(task, b"")
+    return Begun((yield from rows.load(task.task_id)), created=True)
+
+
+def dispatch(work: Work, task: Task) -> Program[None]:
+    """Give a start that waits to whose turn it is; remember that it waits, if there is nobody."""
+    profile = launch_params(task).get(PROFILE, "").encode()
+    found: list[Row] = yield Fetch(_NEXT, (profile,))
+    yield Execute(
+        "UPDATE agent_starts SET waits = $3 WHERE identity = $1 AND task_id = $2",
+        (task.target, task.task_id, int(not found)),
+    )
+    if found:
+        orchestrator = found[0][0]
+        yield Execute(_TURN, (profile, orchestrator))
+        yield from work.make(task, Move.START, work.facts(orchestrator))
+
+
+def joined(work: Work, orchestrator: str, session_id: str, profiles: Sequence[str]) -> Program[None]:
+    """An orchestrator has come, whose row is in task_workers: it is behind everybody who waits for a turn."""
+    yield Execute("DELETE FROM orchestrator_profiles WHERE orchestrator = $1", (orchestrator,))
+    for profile in sorted({one.encode() for one in profiles}):
+        yield Execute(_JOIN, (profile, orchestrator, session_id, work.context.now_ms))
+    for profile in sorted({one.encode() for one in profiles}):
+        yield from give_waiting(work, profile)
+
+
+def give_waiting(work: Work, profile: bytes) -> Program[None]:
+    """Hand out what waits for this profile; what is more than a page, in another transaction."""
+    waiting: list[Row] = yield Fetch(
+        "SELECT identity, task_id FROM agent_starts WHERE profile = $1 AND waits = 1 ORDER BY order_us LIMIT $2",
+        (profile, WAITING_PAGE),
+    )
+    for identity, task_id in waiting:
+        task = yield from rows.load(task_id)
+        if task is not None and task.status is Status.PENDING:
+            yield from dispatch(work, task)
+        else:
+            yield Execute(
+                "UPDATE agent_starts SET waits = 0 WHERE identity = $1 AND task_id = $2", (identity, task_id)
+            )
+    if len(waiting) == WAITING_PAGE:
+        work.errands.append(lambda again: give_waiting(again, profile))
+
+
+def left(orchestrator: str, session_id: str) -> Program[None]:
+    """An orchestrator has gone. What it had not finished goes back with its row in task_workers."""
+    yield Execute(
+        "DELETE FROM orchestrator_profiles WHERE orchestrator = $1 AND session_id = $2", (orchestrator, session_id)
+    )
+
+
+def again(work: Work, orchestrator: str) -> Program[list[Task]]:
+    """What an orchestrator was asked to start and may not have heard of."""
+    return (
+        yield from rows.select(
+            "holder = $1 AND holder <> '' AND status = 'starting' ORDER BY order_us", (orchestrator,)
+        )
+    )
+
+
+def mint(work: Work, task_id: str, epoch: int, token_hash: bytes) -> Program[Task | None]:
+    """A token for the agent of a start that is still this orchestrator's; None when it is not."""
+    task = yield from rows.load(task_id)
+    if task is None or task.epoch != epoch or task.status is not Status.STARTING:
+        return None
+    now_ms = work.context.now_ms
+    yield Execute(
+        "INSERT INTO task_tokens (hash, task_id, identity, created_ms, expires_ms) VALUES ($1, $2, $3, $4, $5) "
+        "ON CONFLICT (hash) DO NOTHING",
+        (token_hash, task_id, task.target, now_ms, now_ms + TOKEN_MS),
+    )
+    if not task.tokens:
+        yield from rows.save(task, task.changed({"tokens": 1}))
+    return task
+
+
+def failed(work: Work, task: Task, caller: str, epoch: int, reason: str) -> Program[Decision | None]:
+    """An orchestrator says that what it was asked to start has failed or ended; None if that is an ordinary move of a worker.
+
+    While nobody has connected it is a failed attempt. Afterwards the agent's connection says whether it lives, but the orchestrator knows
+    earlier that it does not: then nobody waits for it to come back.
+    """
+    attempts: list[Row] = yield Fetch(
+        "SELECT MAX(epoch) FROM task_attempts WHERE task_id = $1 AND worker LIKE 'orc::%'", (task.task_id,)
+    )
+    if task.status is Status.STARTING and task.assigned_to == caller and task.epoch == epoch:
+        facts = work.facts(caller, reason=reason or "its orchestrator could not start it", error_type="START_FAILED")
+        return (yield from work.make(task, Move.TIME_OUT, _paused(task, facts)))
+    if task.status is not Status.RUNNING or task.assigned_to == caller or attempts[0][0] != epoch:
+        return None
+    if task.disconnected_ms:
+        facts = work.facts(reason=reason or "its process has ended", error_type="WORKER_LOST")
+        return (yield from work.make(task, Move.FAIL, facts))
+    yield from work.write(task, task.changed({"grace_ms": ENDED_MS}), "")
+    return Refused(Refusal.STALE, f"{task.assigned_to} is connected; the start ends when its connection does")
+
+
+def _paused(task: Task, facts: object) -> object:
+    return facts
+
+
+def delay_ms(task: Task) -> int:
+    """Before the next attempt of a start."""
+    return 1000 << task.retry_count
+
+
+def launch_params(task: Task) -> dict[str, str]:
+    """What the agent is started with."""
+    return dict(pb.CreateTaskRequest.FromString(task.spec).launch_param_overrides)
+
+
+def assignment(task: Task, token: str) -> pb.TaskAssignment:
+    """What an orchestrator is told. The reference gives it no metadata, so it cannot know the trigger."""
+    params = launch_params(task)
+    kept = pb.CreateTaskRequest.FromString(task.spec)
+    return pb.TaskAssignment(
+        task_id=task.task_id,
+        task_type=AGENT_STARTUP,
+        assigned_to=task.assigned_to,
+        metadata=kept.metadata,
+        assigned_at=task.assigned_ms // 1000,
+        profile=params.get(PROFILE, ""),
+        launch_params={**params, TOKEN: token},
+        target_implementation=task.target_implementation,
+        workspace=task.workspace,
+        specifier=task.target_specifier,
+    )
+
+
+def task_context(task: Task) -> dict[str, str]:
+    """What an agent is told about its own start (ConfigSnapshot.task_context)."""
+    params = launch_params(task)
+    kept = pb.CreateTaskRequest.FromString(task.spec)
+    return {
+        **{f"lp.{name}": value for name, value in params.items()},
+        **kept.metadata,
+        "task_id": task.task_id,
+        "workspace": task.workspace,
+        "implementation": task.target_implementation,
+        "specifier": task.target_specifier,
+        "profile": params.get(PROFILE, ""),
+    }
+
+
+def entries() -> Program[list[Row]]:
+    """(orchestrator, profile, when it connected) of everybody who can start something."""
+    found: list[Row] = yield Fetch(_ENTRIES)
+    return found
