@@ -292,11 +292,14 @@ async def open_core(
             nursery.start_soon(core.cut_stuck_sessions, settings.grpc.write_timeout_s, name="stuck-sessions")
         nursery.start_soon(core.kv.sweep_forever, name="kv-sweep")
         nursery.start_soon(core.checkpoints.sweep_forever, name="checkpoint-sweep")
-        await stack.enter_async_context(core.tasks.engine.running())
         try:
-            yield core
+            # It settles what it has taken on before it ends, so it ends before everything is cancelled.
+            async with core.tasks.engine.running():
+                try:
+                    yield core
+                finally:
+                    core.sessions.draining = True
+                    with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+                        await core.presence.flush_at_end()
         finally:
-            core.sessions.draining = True
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
-                await core.presence.flush_at_end()
             nursery.cancel_scope.cancel()

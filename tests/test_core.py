@@ -175,3 +175,13 @@ async def test_metrics_have_the_references_names_labels_and_words(tmp_path: Path
     }
     assert expected - lines == set()
     assert not [line for line in lines if "ag::" in line or "us::" in line]
+
+
+async def test_what_tasks_have_to_be_told_is_written_before_the_end(tmp_path: Path) -> None:
+    async with on_files(tmp_path) as core:
+        async with connect(core, task("w", "sum")), connect(core, agent("w", "a", "1")):
+            pass
+        desk = core.tasks.engine.desk
+        told = desk.put(lambda _: iter(()))  # type: ignore[arg-type, return-value]
+        assert not desk.is_done(told)
+    assert desk.is_done(told)

@@ -143,10 +143,7 @@ class ClusterHolding:
         self._held[session.session_id] = claimed.hold
         if displaced is None:
             # This node's memory of an ended session may be older than another node's session.
-            continued = claimed.history
-            history = continued and History(
-                continued.session_id, continued.initial_connection_ms, continued.reconnections
-            )
+            history = _history(claimed.history)
         return displaced, history
 
     # -- letting go -------------------------------------------------------------------------------------------------
@@ -240,6 +237,12 @@ class ClusterHolding:
                     return False
         await self._wait_left(hold.identity)
         return True
+
+
+def _history(continued: Continued | None) -> History | None:
+    if continued is None:
+        return None
+    return History(continued.session_id, continued.initial_connection_ms, continued.reconnections)
 
 
 def _request(session: Session, claim: Claim) -> ClaimRequest:

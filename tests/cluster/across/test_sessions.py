@@ -31,8 +31,8 @@ async def refusal(gateway: Gateway, hello: pb.UpstreamMessage) -> StreamEnded:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.core.sessions.serve, link)
         link.send(hello)
-        ended = await link.wait_end()
-    return ended
+        return await link.wait_end()
+    raise AssertionError("it was neither refused nor let in")
 
 
 async def test_an_identity_that_is_held_is_refused_on_every_node(postgres_engine: PostgresEngine) -> None:

@@ -1,0 +1,343 @@
+"""Following topics that other nodes write: nothing is skipped, whatever gets lost, lags, fails, begins or ends meanwhile.
+
+The history check: a listener that is there all the time, on one node, is the order. Everybody else heard a piece of it without a gap.
+"""
+
+from __future__ import annotations
+
+import random
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from aether_trio.model.errors import Status
+from aether_trio.routing.retention import Retention, RetentionLimits
+from aether_trio.testing.memory import StreamEnded
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.cluster.across.fabric import Fabric, Gateway, Participant, join, numbers, open_fabric, until
+from tests.helpers.core import agent, barrier, errors, message_to, payloads, service
+from tests.helpers.engines import PostgresEngine
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+SOON_S = 0.25
+"""Between two looks, for tests that lose hints."""
+
+
+async def nothing_is_pinned(fabric: Fabric) -> None:
+    """When everybody has left, no topic is held in memory."""
+    for gateway in fabric.gateways:
+        topics = gateway.core.log._topics
+        await until(lambda: all(state.forgettable for state in topics.values()))  # noqa: B023
+
+
+async def send_numbers(
+    gateway: Gateway,
+    name: int,
+    topics: list[str],
+    count: int,
+    chance: random.Random,
+    sent: list[int] | None = None,
+    pace_s: float = 0.004,
+) -> None:
+    """`name:number` to all topics, in the order given, a few at a time; `sent` has the first number that is not sent yet."""
+    async with join(gateway, service("sender", str(name))) as sender:
+        at = 0
+        while at < count:
+            upto = min(count, at + chance.randint(1, 6))
+            sender.send(*[message_to(topic, b"%d:%d" % (name, n)) for n in range(at, upto) for topic in topics])
+            at = upto
+            if sent is not None:
+                sent[name] = at
+            if chance.random() < 0.1:
+                await barrier(sender)
+            await trio.sleep(chance.random() * pace_s)
+        await barrier(sender)
+        assert errors(sender) == []
+
+
+async def test_two_nodes_commit_in_opposite_orders(postgres_engine: PostgresEngine) -> None:
+    count = 400
+    topics = [f"ga::w{number}" for number in range(4)]
+    async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
+        gateways = await fabric.start_many(3)
+        listeners: dict[str, list[Participant]] = {}
+        for topic in topics:
+            listeners[topic] = [
+                await stack.enter_async_context(join(gateway, agent(topic[4:], "l", str(number))))
+                for number, gateway in enumerate(gateways)
+            ]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_numbers, gateways[0], 0, topics, count, random.Random(1))
+            nursery.start_soon(send_numbers, gateways[1], 1, topics[::-1], count, random.Random(2))
+        for heard_by in listeners.values():
+            heard = [await one.take(2 * count) for one in heard_by]
+            assert heard[0] == heard[1] == heard[2]
+            assert [numbers(heard[0], b"%d" % name) for name in range(2)] == [list(range(count))] * 2
+        # Both nodes had to leave some of their own messages to the follower, which is what this is about.
+        assert all(gateway.core.log._follower.rows for gateway in gateways)
+
+
+async def test_hints_that_are_lost_are_made_up_for(postgres_engine: PostgresEngine) -> None:
+    async with open_fabric(postgres_engine, poll_s=SOON_S) as fabric:
+        one, two = await fabric.start_many(2)
+        async with join(one, agent("w", "a", "1")) as a, join(two, agent("w", "b", "1")) as b:
+            a.send(message_to("ag::w::b::1", b"heard"))
+            assert await b.take(1) == [b"heard"]
+            two.deafen()
+            a.send(message_to("ag::w::b::1", b"looked for"), message_to("ga::w", b"everybody"))
+            assert sorted(await b.take(2)) == [b"everybody", b"looked for"]
+        await nothing_is_pinned(fabric)
+
+
+async def test_hints_are_what_makes_it_quick(postgres_engine: PostgresEngine) -> None:
+    """In the other tests nothing is found by looking now and then: a hint that is never sent would hang them."""
+    async with open_fabric(postgres_engine) as fabric:
+        one, two = await fabric.start_many(2)
+        async with join(one, agent("w", "a", "1")) as a, join(two, agent("w", "b", "1")) as b:
+            looks = two.tails.statistics().looks
+            for number in range(50):
+                a.send(message_to("ag::w::b::1", b"%d" % number))
+                assert await b.take(1) == [b"%d" % number]
+            assert two.tails.statistics().looks == looks
+            assert two.tails.statistics().woken >= 50
+
+
+@asynccontextmanager
+async def loses_hints(fabric: Fabric, chance: random.Random) -> AsyncIterator[None]:
+    """A third of all hints about the log never arrive."""
+
+    def receive(real: Any, payload: str) -> None:
+        if chance.random() > 0.33:
+            real(payload)
+
+    for gateway in fabric.gateways:
+        bus = gateway.cluster.bus
+        bus.receive = partial(receive, bus.receive)  # type: ignore[method-assign]
+    yield
+
+
+async def visit(
+    fabric: Fabric, name: str, chance: random.Random, sent: list[int], counts: list[int]
+) -> tuple[list[bytes], list[int]]:
+    """Listen on some node for a while, slow now and then: what was heard, and what had been sent when it began to count."""
+    async with join(chance.choice(fabric.gateways), agent("w", "visitor", name)) as link:
+        since = list(sent)
+        for _ in range(chance.randint(1, 5)):
+            if chance.random() < 0.4:
+                link.pause()
+            await trio.sleep(chance.random() * 0.08)
+            link.resume()
+        if chance.random() < 0.2:
+            # To the end: whatever was sent after the acknowledgement must have come.
+            coming = [(b"%d" % who, count - 1) for who, count in enumerate(counts) if since[who] < count]
+            await until(lambda: all(numbers(payloads(link), who)[-1:] == [last] for who, last in coming))
+        return payloads(link), since
+
+
+def leaves(group: BaseExceptionGroup[StreamEnded]) -> list[StreamEnded]:
+    found: list[StreamEnded] = []
+    for one in group.exceptions:
+        found += leaves(one) if isinstance(one, BaseExceptionGroup) else [one]
+    return found
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_whoever_listens_hears_everything_from_its_beginning_to_its_end(
+    postgres_engine: PostgresEngine, seed: int
+) -> None:
+    """Listeners come and go, lag, and lose hints, while all nodes commit to the same topic; reads fail now and then."""
+    counts = [150, 150, 150]
+    heard: list[tuple[list[bytes], list[int]]] = []
+    log = {"outbox_bytes": 1500}
+    async with open_fabric(postgres_engine, poll_s=SOON_S, log=log) as fabric:
+        gateways = await fabric.start_many(3)
+        chance = random.Random(seed)
+        sent = [0, 0, 0]
+        trouble = random.Random(f"{seed} trouble")
+        gateways[1].fail_reads(lambda: trouble.random() < 0.05 and sum(sent) < sum(counts))
+
+        async def come_and_go(name: str, own: random.Random) -> None:
+            while sum(sent) < sum(counts):
+                try:
+                    heard.append(await visit(fabric, name, own, sent, counts))
+                except* StreamEnded as refused:
+                    # It could not be told where its topics end.
+                    assert {error.status for error in leaves(refused)} == {Status.UNAVAILABLE}
+
+        async with join(gateways[0], agent("w", "witness", "1")) as witness, loses_hints(fabric, trouble):
+            async with trio.open_nursery() as nursery:
+                for name, gateway in enumerate(gateways):
+                    own = random.Random(f"{seed} sender {name}")
+                    nursery.start_soon(send_numbers, gateway, name, ["ga::w"], counts[name], own, sent, 0.03)
+                for name in range(6):
+                    nursery.start_soon(come_and_go, str(name), random.Random(chance.random()))
+            order = await witness.take(sum(counts))
+        await nothing_is_pinned(fabric)
+    assert [numbers(order, b"%d" % name) for name in range(3)] == [list(range(count)) for count in counts]
+    places = {payload: place for place, payload in enumerate(order)}
+    assert len(heard) >= 15
+    for piece, since in heard:
+        if not piece:
+            continue
+        first = places[piece[0]]
+        assert piece == order[first : first + len(piece)]
+        # What had not been sent when it was acknowledged cannot have been missed at the beginning.
+        assert all(places[b"%d:%d" % (name, at)] >= first for name, at in enumerate(since) if at < counts[name])
+
+
+async def test_a_subscriber_that_lags_is_beside_quick_ones(postgres_engine: PostgresEngine) -> None:
+    count = 300
+    log = {"outbox_bytes": 1500}
+    async with open_fabric(postgres_engine, log=log) as fabric:
+        one, two = await fabric.start_many(2)
+        async with join(two, agent("w", "quick", "1")) as quick, join(two, agent("w", "slow", "1")) as slow:
+            slow.pause()
+            await send_numbers(one, 0, ["ga::w"], count, random.Random(1))
+            assert numbers(await quick.take(count), b"0") == list(range(count))
+            assert payloads(slow) == []
+            slow.resume()
+            assert numbers(await slow.take(count), b"0") == list(range(count))
+        await nothing_is_pinned(fabric)
+
+
+async def test_storage_that_cannot_be_read_for_a_while_delays_and_loses_nothing(
+    postgres_engine: PostgresEngine,
+) -> None:
+    failing, failures = False, 0
+
+    def fails() -> bool:
+        nonlocal failures
+        failures += failing
+        return failing
+
+    async with open_fabric(postgres_engine) as fabric:
+        one, two = await fabric.start_many(2)
+        async with join(one, agent("w", "a", "1")) as a, join(two, agent("w", "b", "1")) as b:
+            two.fail_reads(fails)
+            a.send(message_to("ag::w::b::1", b"0"))
+            assert await b.take(1) == [b"0"]
+            failing = True
+            a.send(message_to("ag::w::b::1", b"1"), message_to("ga::w", b"1"))
+            await barrier(a)
+            await until(lambda: failures > 1)
+            # Its own messages are committed, and wait for what is in front of them.
+            b.send(message_to("ag::w::b::1", b"2"))
+            await until(lambda: two.core.log.statistics().settled == 1)
+            assert payloads(b) == []
+            failing = False
+            assert sorted(await b.take(3)) == [b"1", b"1", b"2"]
+        await nothing_is_pinned(fabric)
+
+
+async def gone(link: Participant) -> int:
+    """How many messages the gateway says are gone."""
+    error = (await link.next("error")).error
+    assert error.code == "BACKPRESSURE"
+    return int(error.message.split()[0])
+
+
+async def test_what_retention_took_behind_the_tail_is_said_to_be_gone(postgres_engine: PostgresEngine) -> None:
+    failing = False
+    async with open_fabric(postgres_engine) as fabric:
+        one, two = await fabric.start_many(2)
+        async with join(one, agent("w", "a", "1")) as a, join(two, agent("w", "b", "1")) as b:
+            a.send(message_to("ag::w::b::1", b"0"))
+            assert await b.take(1) == [b"0"]
+            two.fail_reads(lambda: failing)
+            failing = True
+            a.send(*[message_to("ag::w::b::1", b"lost") for _ in range(10)], message_to("ag::w::b::1", bytes(2000)))
+            await barrier(a)
+            limits = RetentionLimits(age_s=0, topic_bytes=2000, cursor_age_s=0)
+            await Retention(one.core.log._database, one.core.clock, limits).sweep()
+            failing = False
+            assert await gone(b) == 10
+            assert await b.take(1) == [bytes(2000)]
+            failing = True
+            a.send(*[message_to("ag::w::b::1", b"lost") for _ in range(20)])
+            await barrier(a)
+            postgres_engine.outside("DELETE FROM messages")  # as when the partition goes that all of it is in
+            failing = False
+            a.send(message_to("ag::w::b::1", b"next"))
+            assert await gone(b) == 20
+            assert await b.take(1) == [b"next"]
+        await nothing_is_pinned(fabric)
+
+
+async def test_a_node_that_only_publishes_reads_nothing(postgres_engine: PostgresEngine) -> None:
+    async with open_fabric(postgres_engine) as fabric:
+        one, two = await fabric.start_many(2)
+        async with join(two, agent("w", "b", "1")) as b, join(two, agent("w", "a", "2")) as other:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send_numbers, one, 0, ["ag::w::b::1"], 100, random.Random(1))
+                nursery.start_soon(send_numbers, two, 1, ["ag::w::b::1"], 100, random.Random(2))
+            heard = await b.take(200)
+            assert [numbers(heard, b"%d" % name) for name in range(2)] == [list(range(100))] * 2
+            follower = one.core.log._follower
+            assert (follower.reads, follower.rows) == (0, 0)
+            # Where nobody listened, a newcomer begins at the end that the topic has by then.
+            other.send(message_to("ga::w", b"before"))
+            await barrier(other)
+            async with join(one, agent("w", "late", "1")) as late:
+                other.send(message_to("ga::w", b"after"))
+                assert await late.take(1) == [b"after"]
+
+
+async def test_a_session_that_ends_while_its_topic_is_being_read(postgres_engine: PostgresEngine) -> None:
+    gate, reading = trio.Event(), trio.Event()
+    async with open_fabric(postgres_engine) as fabric:
+        one, two = await fabric.start_many(2)
+        async with join(one, agent("w", "a", "1")) as a:
+            database = two.core.log._database
+            read = database.read
+
+            async def slow_read(program: Any) -> Any:
+                if not reading.is_set():
+                    reading.set()
+                    await gate.wait()
+                return await read(program)
+
+            async with join(two, agent("w", "b", "1")):
+                database.read = slow_read  # type: ignore[method-assign]
+                a.send(message_to("ag::w::b::1", b"1"))
+                await reading.wait()
+            # It has left, its position with it, and the read is still going on.
+            async with join(one, agent("w", "b", "1")) as elsewhere:
+                assert await elsewhere.take(1) == [b"1"]
+            async with join(two, agent("w", "b", "1")) as again:
+                a.send(message_to("ag::w::b::1", b"2"))
+                await barrier(a)
+                gate.set()
+                assert await again.take(1) == [b"2"]
+                assert payloads(again) == []
+        await nothing_is_pinned(fabric)
+
+
+async def test_numbered_sends_are_one_message_each_wherever_they_are_repeated(postgres_engine: PostgresEngine) -> None:
+    from tests.cluster.across.fabric import Numbered
+
+    async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
+        one, two = await fabric.start_many(2)
+        reader = await stack.enter_async_context(join(two, agent("w", "reader", "1")))
+        topic, token, resume, last = "ag::w::reader::1", b"t" * 16, "", 0
+        chance = random.Random(5)
+        for round_ in range(12):
+            link = Numbered(token)
+            gateway = (one, two)[round_ % 2] if round_ < 8 else chance.choice((one, two))
+            hello = agent("w", "sender", "1", resume_session_id=resume)
+            # The connection before is open, as a half of a broken one may be: this is a takeover.
+            await stack.enter_async_context(join(gateway, hello, link))
+            resume = link.ack.session_id
+            # Some of it once more, as if its receipts had been lost, then something new.
+            link.publish(topic, *range(max(1, last - chance.randrange(15)), last + 1), *range(last + 1, last + 11))
+            last += 10
+            await link.wait_acked(last)
+            assert link.refused == []
+        assert await reader.take(last) == [b"%d" % seq for seq in range(1, last + 1)]
+        await barrier(reader)
+        assert payloads(reader) == []
+        assert isinstance(reader.ack, pb.ConnectionAck)
