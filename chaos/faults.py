@@ -33,6 +33,7 @@ class Weather:
         self._now = now
         self._say = say
         self._nodes = {node.name: node for node in cluster.nodes}
+        self._taken: set[str] = set()
         self.missed = 0
         self._acts: dict[Kind, Callable[[Step], Awaitable[None]]] = {
             Kind.KILL_NODE: self._kill_node,
@@ -77,29 +78,33 @@ class Weather:
     # -- nodes
 
     async def _kill_node(self, step: Step) -> None:
-        node = self._node_that_serves(step)
-        await node.kill()
-        await trio.sleep(step.duration_s)
-        await self._start(node)
+        with self._node_for_itself(step) as node:
+            await node.kill()
+            await trio.sleep(step.duration_s)
+            await self._start(node)
 
     async def _stop_node(self, step: Step) -> None:
-        node = self._node_that_serves(step)
-        node.stop()
-        await trio.sleep(step.duration_s)
-        node.cont()
+        with self._node_for_itself(step) as node:
+            node.stop()
+            await trio.sleep(step.duration_s)
+            node.cont()
 
     async def _drain_node(self, step: Step) -> None:
-        node = self._node_that_serves(step)
-        await node.terminate()
-        await trio.sleep(step.duration_s)
-        await self._start(node)
+        with self._node_for_itself(step) as node:
+            await node.terminate()
+            await trio.sleep(step.duration_s)
+            await self._start(node)
 
-    def _node_that_serves(self, step: Step) -> ClusterNode:
-        """Its last fault may last longer than planned: it starts again when the database is there."""
-        node = self._nodes[step.target]
-        if not node.serving:
-            raise _NothingThere(f"{node.name} is not back yet")
-        return node
+    @contextmanager
+    def _node_for_itself(self, step: Step) -> Iterator[ClusterNode]:
+        """A fault may last longer than planned: a drain has its time, and a start waits for the database."""
+        if step.target in self._taken:
+            raise _NothingThere(f"{step.target} is not back yet")
+        self._taken.add(step.target)
+        try:
+            yield self._nodes[step.target]
+        finally:
+            self._taken.remove(step.target)
 
     async def _start(self, node: ClusterNode) -> None:
         """A supervisor would try until it works: the database may be away just now."""
