@@ -178,7 +178,8 @@ class ClusterHolding:
                 with trio.move_on_after(CURSORS_S):
                     await self._log.cursors.save()
             finally:
-                self._release(ended)
+                # If this node ends before that: what is not settled is given back with the lease, without which it cannot be written.
+                self._release([one for one in ended if self._log.is_settled(one[0].sender.last_append)])
 
     def _release(self, ended: Sequence[tuple[Session, Hold]]) -> None:
         assert self._rows is not None

@@ -80,6 +80,9 @@ class Log:
     def void(self) -> None:
         self.voided += 1
 
+    def is_settled(self, number: int) -> bool:
+        return number == 0 or self.settled.is_set()
+
     async def wait_settled(self, number: int) -> None:
         await self.settled.wait()
         self._told.append(("settled", number))
@@ -261,6 +264,20 @@ async def test_a_row_is_released_when_all_is_written(node: Node) -> None:
     assert node.holding.leaving() == [A1.text]
     node.rows.unknown_yet = []
     assert node.holding.leaving() == []
+
+
+async def test_a_node_that_ends_leaves_to_its_lease_the_rows_whose_last_message_may_still_be_written() -> None:
+    node = Node()
+    node.log.settled = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.holding.run)
+        writing, _ = await node.hold("s1", last_append=17)
+        silent, _ = await node.hold("t1", A2)
+        for session in (writing, silent):
+            session.end(Status.UNAVAILABLE, "the gateway ends")
+        await pump()
+        nursery.cancel_scope.cancel()
+    assert [one[:2] for one in node.told] == [("released", "t1")]
 
 
 async def test_positions_that_cannot_be_saved_are_waited_for_so_long(node: Node) -> None:
