@@ -101,6 +101,7 @@ class Core:
         self.tasks: TaskService = make_tasks(
             settings, clock, ids, randomness, tasks, log, lanes, membership, self.authorizer, self.checkpoints
         )
+        self.router.on_task_input = self.tasks.engine.inputs.put
         self.agents = AgentStore(state, clock, strict=strict)
         self.roster = Roster(state, self.directory, clock)
         self._register(rates, strict)

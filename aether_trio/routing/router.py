@@ -38,6 +38,12 @@ MAX_SUFFIXES = 64
 """Remembered (type, workspace) endings per sender: more than a well-behaved one has."""
 
 
+_WAKING = frozenset({TopicKind.AGENT, TopicKind.UNIQUE_TASK})
+
+TaskInput = Callable[[str, str, bytes, int], None]
+"""Told of each message to the input lane of a task: workspace, task id, payload, and the number of its append. Never blocks."""
+
+
 class SendRules(Protocol):
     """The part of the Authorizer that sends need (services/access.py). Synchronous: it is asked on the message path."""
 
@@ -62,6 +68,10 @@ class Route:
     declared_workspace: str
     refusal: AetherError | None
     state: TopicState | None
+    task_input: str = ""
+    """The task whose input lane it is."""
+    wakes: bool = False
+    """Whether its receiver may be one that is started when it is written to."""
 
 
 @dataclass(slots=True)
@@ -101,6 +111,14 @@ class RouterStatistics:
     refused: dict[tuple[str, str], int]
 
 
+def _nobody_starts(topic: str) -> None:
+    return None
+
+
+def _nobody_waits(workspace: str, task_id: str, payload: bytes, number: int) -> None:
+    return None
+
+
 class Router:
     """See the module docstring. `pick_service(implementation)` gives the topic of a live instance, each in its turn."""
 
@@ -120,6 +138,9 @@ class Router:
         self._rules = rules
         self._pick_service = pick_service
         self._strict = strict
+        self.on_task_input: TaskInput = _nobody_waits
+        self.on_absent: Callable[[str], None] = _nobody_starts
+        """Told of each message to an agent or unique task that is not connected to this node: its topic. Never blocks."""
         self._accepted: dict[tuple[int, str], Tally] = {}
         self._refused: dict[tuple[str, str], int] = {}
 
@@ -175,6 +196,10 @@ class Router:
         tally.payload_bytes += len(payload)
         frame = encode_delivery(sender.prefix, payload, suffix)
         sender.last_append = self._log.append_nowait(state, frame, sender.author)
+        if route.task_input:
+            self.on_task_input(route.topic.workspace, route.task_input, payload, sender.last_append)
+        elif route.wakes and not state.subscribers:
+            self.on_absent(state.name)
 
     def _check_rest(self, sender: Sender, rest: pb.SendMessage) -> str:
         """Judge the rarer fields; the application's workspace, if the message names one."""
@@ -224,7 +249,9 @@ class Router:
             state = self._log.topic(topic.text)
         if len(sender.routes) >= MAX_ROUTES:
             sender.routes.clear()
-        route = sender.routes[text] = Route(topic, declared, refusal, state)
+        lane = topic.kind is TopicKind.TASK_LANE and topic.parts[-1] == "input"
+        route = Route(topic, declared, refusal, state, topic.parts[1] if lane else "", topic.kind in _WAKING)
+        sender.routes[text] = route
         return route
 
     def _choose_instance(self, topic: Topic) -> TopicState:

@@ -30,6 +30,7 @@ from aether_trio.services.tasks.deliveries import Deliveries
 from aether_trio.services.tasks.desk import Desk, Errand
 from aether_trio.services.tasks.hints import Hints
 from aether_trio.services.tasks.hub import Hub
+from aether_trio.services.tasks.inputs import Inputs
 from aether_trio.services.tasks.outbox import OutboxPublisher
 from aether_trio.services.tasks.rows import WORKER_FIELDS, read_worker
 from aether_trio.services.tasks.transaction import Context, Push, Work
@@ -73,6 +74,7 @@ class Engine:
         self.deliveries = Deliveries(database)
         self.desk = Desk(self._perform_errand)
         self.clockwork = Clockwork(database, clock, self._fire)
+        self.inputs = Inputs(log, self.perform)
         self.outbox = OutboxPublisher(database, log, lambda: others.node)
         self._limits = limits
         self._uniform = uniform
@@ -195,6 +197,7 @@ class Engine:
             nursery.start_soon(self.desk.run, name="task-desk")
             nursery.start_soon(self.clockwork.run, name="task-clockwork")
             nursery.start_soon(self.outbox.run, name="task-outbox")
+            nursery.start_soon(self.inputs.run, name="task-inputs")
             if self.database.shared:
                 nursery.start_soon(self._collect_forever, name="task-collect")
                 nursery.start_soon(self._watch_nodes, name="task-nodes")

@@ -256,3 +256,22 @@ def test_90_a_task_token(gateway: str) -> None:
             await again.refused()
 
     run_async(scenario)
+
+
+def test_80_an_input_that_matches_wakes_the_task(gateway: str) -> None:
+    async def scenario() -> None:
+        async with World(gateway) as world:
+            creator, worker = await world.open(world.agent("c", impl=f"{world.impl}-c"), world.agent("w"))
+            task_id = await steps.running(creator, worker, world)
+            wait = pb.WaitSpec(reason=INPUT, input_match={"form": "7"})
+            await steps.op(worker, "pause", task_id, wait)
+            lane = f"tk::{world.ws}::{task_id}::input"
+            await creator.send(lane, b"not json")
+            await creator.send(lane, b'{"metadata": {"form": "8"}}')
+            await creator.barrier()
+            assert await steps.status(creator, task_id) == pb.TASK_STATUS_WAITING_INPUT
+            await creator.send(lane, b'{"metadata": {"form": "7", "more": "x"}}')
+            await steps.notice(creator, task_id, "running")
+            assert await steps.status(creator, task_id) == pb.TASK_STATUS_RUNNING
+
+    run_async(scenario)

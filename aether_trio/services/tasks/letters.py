@@ -1,0 +1,95 @@
+"""Dead letters: tasks for which there is to be no further attempt, kept until a person has seen to them.
+
+Listed, shown with their task, requeued (which is a RETRY) or resolved with a note. The protocol has no operations for this; the admin
+API and the command line do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from aether_trio.model.tasks import Move, Status, Step, Task
+from aether_trio.services.tasks import rows
+from aether_trio.services.tasks.engine import Engine
+from aether_trio.services.tasks.transaction import Work
+from aether_trio.storage.base import Execute, Fetch, Program, Row
+
+MAX_PAGE: Final = 1_000
+_FIELDS: Final = "task_id, workspace, reason, error_type, attempts, buried_ms, resolved_ms, resolved_by, notes"
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """One dead letter; times are Unix milliseconds, `resolved_ms` 0 while it is open."""
+
+    task_id: str
+    workspace: str
+    reason: str
+    error_type: str
+    attempts: int
+    buried_ms: int
+    resolved_ms: int
+    resolved_by: str
+    notes: str
+
+
+class Letters:
+    """See the module docstring. Everything that waits raises StorageUnavailable."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def page(
+        self, workspace: str = "", *, resolved: bool = False, after: str = "", limit: int = 100
+    ) -> list[Letter]:
+        """Letters in the order of their task ids, behind `after`; of one workspace, or of all."""
+        where = "task_id > $1 AND (workspace = $2 OR $2 = '')" + ("" if resolved else " AND resolved_ms = 0")
+        found = await self._engine.database.fetch(
+            f"SELECT {_FIELDS} FROM task_letters WHERE {where} ORDER BY task_id LIMIT $3",  # noqa: S608
+            after,
+            workspace,
+            min(limit, MAX_PAGE),
+        )
+        return [Letter(*row) for row in found]
+
+    async def show(self, task_id: str) -> tuple[Letter | None, Task | None]:
+        """A letter and its task, as far as they exist."""
+
+        def program() -> Program[tuple[Letter | None, Task | None]]:
+            found: list[Row] = yield Fetch(f"SELECT {_FIELDS} FROM task_letters WHERE task_id = $1", (task_id,))  # noqa: S608
+            task = yield from rows.load(task_id)
+            return (Letter(*found[0]) if found else None), task
+
+        return await self._engine.database.read(program)
+
+    async def requeue(self, task_id: str, by: str) -> bool:
+        """Try the task of a letter again, as if it had never failed; False if there is no dead task with this id."""
+        done: list[bool] = []
+
+        def errand(work: Work) -> Program[None]:
+            done.clear()
+            task = yield from rows.load(task_id)
+            if task is None or task.status is not Status.DLQ:
+                return
+            fresh = task.changed({"retry_count": 0})
+            yield from rows.save(task, fresh)
+            if isinstance((yield from work.make(fresh, Move.RETRY, work.facts(by))), Step):
+                done.append(True)
+                yield from _resolve(task_id, work.context.now_ms, by, "requeued")
+
+        await self._engine.perform(errand)
+        return bool(done)
+
+    async def resolve(self, task_id: str, by: str, notes: str = "") -> bool:
+        """Nothing more is to be done about a letter; False if there is no open one."""
+        now_ms = self._engine.clock.now_ms()
+        return bool(await self._engine.database.run(lambda: _resolve(task_id, now_ms, by, notes)))
+
+
+def _resolve(task_id: str, now_ms: int, by: str, notes: str) -> Program[int]:
+    count: int = yield Execute(
+        "UPDATE task_letters SET resolved_ms = $2, resolved_by = $3, notes = $4 WHERE task_id = $1 AND resolved_ms = 0",
+        (task_id, now_ms, by, notes),
+    )
+    return count
