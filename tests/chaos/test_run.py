@@ -1,0 +1,53 @@
+"""A short run for real: a database and three gateways as processes, half a minute of faults, and every invariant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from chaos.load import Rates
+from chaos.plan import Kind
+from chaos.run import Wishes, run
+
+pytestmark = pytest.mark.crash
+
+SEED: Final = 381
+"""Its faults are of all the kinds below, one of them a SIGSTOP that is longer than the grace of a lease."""
+KINDS: Final = (
+    Kind.KILL_NODE,
+    Kind.STOP_NODE,
+    Kind.CRASH_DATABASE,
+    Kind.END_LEASE,
+    Kind.END_BACKEND,
+    Kind.END_BUS,
+    Kind.CUT_DATABASE_LINK,
+    Kind.CUT_CLIENTS,
+    Kind.STALL_DATABASE_LINK,
+)
+BOUND_S: Final = 120.0
+"""A safety net: how soon clients are back on a machine that does nothing else is what a run of `nox -s chaos` is about."""
+
+
+async def test_half_a_minute_of_faults_violates_nothing(tmp_path: Path) -> None:
+    said: list[str] = []
+    wishes = Wishes(
+        SEED,
+        minutes=24 / 60,
+        nodes=3,
+        mean_s=1.2,
+        bound_s=BOUND_S,
+        trials=0,
+        kinds=KINDS,
+        rates=Rates(peers=4, workers=3, messages_per_s=12.0),
+        keep=tmp_path / "kept",
+    )
+    result = await run(wishes, said.append)
+    story = "\n".join(said)
+    assert {fault.kind for fault in result.history.disturbances} == set(KINDS), story
+    assert result.missed <= len(result.history.disturbances) // 2, story
+    violations = [f"{verdict.invariant}: {one}" for verdict in result.verdicts for one in verdict.violations]
+    assert violations == [], story
+    assert [verdict.invariant for verdict in result.verdicts if not verdict.looked_at] == []
+    assert result.well
