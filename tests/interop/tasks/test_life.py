@@ -271,7 +271,6 @@ def test_80_an_input_that_matches_wakes_the_task(gateway: str) -> None:
             await creator.barrier()
             assert await steps.status(creator, task_id) == pb.TASK_STATUS_WAITING_INPUT
             await creator.send(lane, b'{"metadata": {"form": "7", "more": "x"}}')
-            await steps.notice(creator, task_id, "running")
-            assert await steps.status(creator, task_id) == pb.TASK_STATUS_RUNNING
+            await eventually(lambda: steps.status(creator, task_id), lambda got: got == pb.TASK_STATUS_RUNNING, "woken")
 
     run_async(scenario)
