@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trio
 
+from aether_trio.testing.cluster import open_process_cluster
 from tests.helpers.engines import PostgresEngine
 from tests.helpers.gateway import GatewayProcess, on_postgres
 
@@ -32,6 +34,13 @@ def test_smoke_script_on_postgresql(
     run_script(gateway.address)
     gateway.terminate()
     assert gateway.wait() == 0
+
+
+@needs_script
+async def test_smoke_script_on_a_cluster() -> None:
+    """A node for each connection, in turn."""
+    async with open_process_cluster(3) as cluster:
+        await trio.to_thread.run_sync(run_script, cluster.front.address)
 
 
 def run_script(target: str) -> None:

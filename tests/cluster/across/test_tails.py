@@ -153,6 +153,7 @@ async def test_whoever_listens_hears_everything_from_its_beginning_to_its_end(
     """Listeners come and go, lag, and lose hints, while all nodes commit to the same topic; reads fail now and then."""
     counts = [150, 150, 150]
     heard: list[tuple[list[bytes], list[int]]] = []
+    refusals: set[Status] = set()
     log = {"outbox_bytes": 1500}
     async with open_fabric(postgres_engine, poll_s=SOON_S, log=log) as fabric:
         gateways = await fabric.start_many(3)
@@ -167,7 +168,7 @@ async def test_whoever_listens_hears_everything_from_its_beginning_to_its_end(
                     heard.append(await visit(fabric, name, own, sent, counts))
                 except* StreamEnded as refused:
                     # It could not be told where its topics end.
-                    assert {error.status for error in leaves(refused)} == {Status.UNAVAILABLE}
+                    refusals.update(error.status for error in leaves(refused))
 
         async with join(gateways[0], agent("w", "witness", "1")) as witness, loses_hints(fabric, trouble):
             async with trio.open_nursery() as nursery:
@@ -181,6 +182,7 @@ async def test_whoever_listens_hears_everything_from_its_beginning_to_its_end(
     assert [numbers(order, b"%d" % name) for name in range(3)] == [list(range(count)) for count in counts]
     places = {payload: place for place, payload in enumerate(order)}
     assert len(heard) >= 15
+    assert refusals <= {Status.UNAVAILABLE}
     for piece, since in heard:
         if not piece:
             continue
