@@ -184,6 +184,9 @@ class Holds:
             )
         news = self._waiting.setdefault(request.identity, trio.Event())
         self._bus.send(holder.node_id, ASK, request.identity)
+        if holder.answer is Answer.NONE:
+            # The grace is not to end in the middle of a pause.
+            pause_s = min(pause_s, max(self._limits.lease_grace_s - waited_s, FIRST_LOOK_S))
         with trio.move_on_after(pause_s):
             await news.wait()
 
