@@ -16,7 +16,6 @@ import trio
 from aether_trio.model.errors import Status
 from aether_trio.routing.retention import Retention, RetentionLimits
 from aether_trio.testing.memory import StreamEnded
-from aether_trio.wire.pb import aether_pb2 as pb
 from tests.cluster.across.fabric import Fabric, Gateway, Participant, join, numbers, open_fabric, until
 from tests.helpers.core import agent, barrier, errors, message_to, payloads, service
 from tests.helpers.engines import PostgresEngine
@@ -317,29 +316,3 @@ async def test_a_session_that_ends_while_its_topic_is_being_read(postgres_engine
                 assert await again.take(1) == [b"2"]
                 assert payloads(again) == []
         await nothing_is_pinned(fabric)
-
-
-async def test_numbered_sends_are_one_message_each_wherever_they_are_repeated(postgres_engine: PostgresEngine) -> None:
-    from tests.cluster.across.fabric import Numbered
-
-    async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
-        one, two = await fabric.start_many(2)
-        reader = await stack.enter_async_context(join(two, agent("w", "reader", "1")))
-        topic, token, resume, last = "ag::w::reader::1", b"t" * 16, "", 0
-        chance = random.Random(5)
-        for round_ in range(12):
-            link = Numbered(token)
-            gateway = (one, two)[round_ % 2] if round_ < 8 else chance.choice((one, two))
-            hello = agent("w", "sender", "1", resume_session_id=resume)
-            # The connection before is open, as a half of a broken one may be: this is a takeover.
-            await stack.enter_async_context(join(gateway, hello, link))
-            resume = link.ack.session_id
-            # Some of it once more, as if its receipts had been lost, then something new.
-            link.publish(topic, *range(max(1, last - chance.randrange(15)), last + 1), *range(last + 1, last + 11))
-            last += 10
-            await link.wait_acked(last)
-            assert link.refused == []
-        assert await reader.take(last) == [b"%d" % seq for seq in range(1, last + 1)]
-        await barrier(reader)
-        assert payloads(reader) == []
-        assert isinstance(reader.ack, pb.ConnectionAck)
