@@ -27,6 +27,8 @@ LOCKING: Final = frozenset({"log"})
 
 _ISOLATION: Final = {"writer": "serializable", "appender": "read committed", "reader": "repeatable read"}
 
+_SESSION_NOW: Final = "SELECT current_setting('search_path'), current_setting('default_transaction_isolation')"
+
 MINIMUM_VERSION: Final = 14  # client_connection_check_interval, in_hot_standby
 CACHED_STATEMENTS: Final = 512  # texts are constants of the program; the log's INSERT has one for each number of rows
 SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,50}")
@@ -70,6 +72,7 @@ async def connect(dsn: str, kind: Kind, schema: str, limits: PostgresLimits) -> 
     )
     try:
         _check(connection)
+        await _check_session(connection, kind, schema, limits)
         _watch_peer(connection, limits.silence_s)
     except BaseException:
         connection.terminate()
@@ -105,6 +108,18 @@ def _check(connection: Any) -> None:
     encoding = connection.get_settings().server_encoding
     if encoding != "UTF8":
         raise StorageSetupError(f"the database has the encoding {encoding}. Create it with ENCODING 'UTF8'.")
+
+
+async def _check_session(connection: Any, kind: Kind, schema: str, limits: PostgresLimits) -> None:
+    """A pooler in between may drop what a session is started with, or give each transaction another session: then nothing holds that
+    is built on locks of a session, on isolation, or on LISTEN, and no statement fails of that.
+    """
+    found = await connection.fetchrow(_SESSION_NOW, timeout=limits.connect_s)
+    if tuple(found) != (schema, _ISOLATION[kind]):
+        raise StorageSetupError(
+            "something between this gateway and PostgreSQL, probably a pooler, does not keep the settings of a session. "
+            "Locks, transactions and hints would not work through it: connect to PostgreSQL itself."
+        )
 
 
 def _watch_peer(connection: Any, silence_s: float) -> None:
