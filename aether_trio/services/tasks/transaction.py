@@ -20,7 +20,7 @@ from typing import Final
 
 from aether_trio.model.tasks import Facts, Mode, Move, Status, Step, Task, decide
 from aether_trio.model.tasks.due import TimeLimits, next_due
-from aether_trio.model.tasks.status import PAUSED
+from aether_trio.model.tasks.status import PAUSED, TERMINAL
 from aether_trio.model.tasks.table import Decision
 from aether_trio.model.tasks.task import holder_of, pool_queue, queue_of
 from aether_trio.model.topics import task_lane
@@ -170,7 +170,7 @@ class Work:
     def _keep_attempt(self, before: Task, after: Task, *, push: bool) -> Program[None]:
         """The record of assignments, and how busy their workers are."""
         worker: Worker | None = None
-        if after.epoch != before.epoch or (before.holder and not after.holder):
+        if _is_over(before, after):
             yield from self._close_attempt(before, after)
         if after.holder != before.holder:
             if before.holder:
@@ -352,6 +352,14 @@ class Work:
             (task.task_id, task.events, self.context.node, EVENT_INTAKE, frame),
         )
         self.outbox = True
+
+
+def _is_over(before: Task, after: Task) -> bool:
+    """Whether an assignment has ended; a pause does not end it, unless it lets the worker go."""
+    if not before.assigned_to or before.status in TERMINAL or before.status is Status.HIBERNATED:
+        return False
+    gone = after.epoch != before.epoch or not after.assigned_to
+    return gone or after.status in TERMINAL or after.status is Status.HIBERNATED
 
 
 def _wire(status: Status) -> pb.TaskStatus.ValueType:

@@ -1,0 +1,329 @@
+"""Everything that can happen to tasks, in any order, on both engines: what was decided against the table, what is stored against itself.
+
+The machine makes the very transactions that handlers and sessions make, with a clock of its own. Before an operation it reads the row and
+asks the table what is to become of it; after every transaction all the tables must agree with each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from aether_trio.model.identity import Identity
+from aether_trio.model.tasks import Mode, Move, Reason, Refused, Repeat, Status, Step, Task, Wait, decide
+from aether_trio.model.tasks.due import TimeLimits, next_due
+from aether_trio.model.tasks.status import HELD, TERMINAL, WAITING
+from aether_trio.services.tasks import create as creating
+from aether_trio.services.tasks import due, rows, sessions
+from aether_trio.services.tasks.create import Offline, new_task
+from aether_trio.services.tasks.operate import Asked, Outcome, operate
+from aether_trio.services.tasks.parties import Caller
+from aether_trio.services.tasks.rows import Worker
+from aether_trio.services.tasks.transaction import Context, Work
+from aether_trio.storage.base import Fetch, Program, single
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.direct import Place, Store
+
+T = TypeVar("T")
+
+LIMITS = TimeLimits()
+CAPACITY = 2
+CREATOR = Identity.agent("w", "c", "1")
+WORKERS = [*(Identity.agent("w", "i", number) for number in "123"), Identity.service("i", "1"), CREATOR]
+POLICIES = [None, pb.RetryPolicy(max_attempts=2, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=500)]
+STEPS_MS = [0, 1, 500, 1_000, 30_000, 3_600_000, 8 * 86_400_000]
+
+workers = st.sampled_from(WORKERS)
+callers = st.sampled_from([*WORKERS, Identity.agent("w", "x", "1")])
+asked_moves = st.sampled_from(
+    [Move.CLAIM, Move.COMPLETE, Move.FAIL, Move.CANCEL, Move.RETRY, Move.PAUSE, Move.RESUME, Move.REJECT]
+)
+reasons = st.sampled_from([Reason.INPUT, Reason.AUTHORITY, Reason.DEPENDENCY, Reason.HIBERNATION])
+picks = st.integers(0, 2**16)
+
+
+class TaskMachine(RuleBasedStateMachine):
+    """See the module docstring."""
+
+    store: Store
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place: Place = self.store.place()
+        self.database = self.place.direct("tasks")
+        self.now_ms = 1_700_000_000_000
+        self.node = "n1"
+        self.ids: list[str] = []
+        self.sessions: dict[Identity, str] = {}
+        self.count = 0
+        self.ended: dict[str, Status] = {}
+
+    def teardown(self) -> None:
+        self.place.close()
+
+    # -- running ----------------------------------------------------------------------------------------------------
+
+    def run(self, program: Callable[[Context], Program[T]]) -> T:
+        self.now_ms += 1
+        context = Context(self.now_ms, self.node, LIMITS)
+        return self.database.drive(lambda: program(context))
+
+    def work(self, errand: Callable[[Work], Program[Any]]) -> Work:
+        def program(context: Context) -> Program[Work]:
+            work = Work(context)
+            yield from errand(work)
+            return work
+
+        work = self.run(program)
+        for task_id in work.unfinished:
+            self.work(lambda work, task_id=task_id: work.wake_dependents(task_id))  # type: ignore[misc]
+        return work
+
+    def fetch(self, sql: str, *args: Any) -> list[tuple[Any, ...]]:
+        found: list[tuple[Any, ...]] = self.database.drive(lambda: single(Fetch(sql, args)))
+        return found
+
+    def load(self, task_id: str) -> Task | None:
+        return self.database.drive(lambda: rows.load(task_id))
+
+    def pick(self, number: int) -> str:
+        return self.ids[number % len(self.ids)]
+
+    # -- rules ------------------------------------------------------------------------------------------------------
+
+    @rule(identity=workers, back=st.booleans())
+    def connect(self, identity: Identity, back: bool) -> None:
+        self.count += 1
+        session_id = f"s{self.count}"
+        self.sessions[identity] = session_id
+        worker = Worker(
+            identity.text, session_id, self.node, identity.workspace, identity.implementation, True, 0, CAPACITY
+        )
+        work = self.work(lambda work: sessions.join(work, sessions.Joined(worker, back)))
+        assert all(push.worker.session_id in self.sessions.values() for push in work.pushes)
+
+    @rule(identity=workers, clean=st.booleans())
+    def disconnect(self, identity: Identity, clean: bool) -> None:
+        session_id = self.sessions.pop(identity, "never")
+        self.work(lambda work: sessions.leave(work, sessions.Left(identity.text, session_id, clean)))
+
+    @rule()
+    def node_dies(self) -> None:
+        dead, self.node = self.node, f"n{self.count}-{len(self.ids)}-{self.now_ms}"
+        self.sessions.clear()
+        self.work(lambda work: sessions.recover(work, dead, 50))
+
+    @rule(
+        mode=st.sampled_from(Mode),
+        policy=st.sampled_from(POLICIES),
+        priority=st.sampled_from([0, 10, 40]),
+        aim=workers,
+        task_class=st.integers(0, 3),
+        deadline=st.sampled_from(["", *creating.DEADLINES]),
+        key=st.sampled_from([b"", b"k"]),
+    )
+    def create(
+        self, mode: Mode, policy: Any, priority: int, aim: Identity, task_class: int, deadline: str, key: bytes
+    ) -> None:
+        wire = {Mode.SELF_ASSIGN: pb.SELF_ASSIGN, Mode.TARGETED: pb.TARGETED, Mode.POOL: pb.POOL}[mode]
+        request = pb.CreateTaskRequest(
+            task_type="t",
+            assignment_mode=wire,
+            target_implementation="i",
+            retry_policy=policy,
+            priority=pb.TaskPriority.ValueType(priority),
+            task_class=pb.TaskClass.ValueType(task_class),
+            metadata={deadline: "1000"} if deadline else {},
+        )
+        self.count += 1
+        task = new_task(
+            request,
+            task_id=f"t{self.count}",
+            workspace="w",
+            creator=CREATOR,
+            parent_task_id="",
+            target=aim if mode is Mode.TARGETED else None,
+            now_ms=self.now_ms,
+            order_us=self.now_ms * 1000 + self.count,
+        )
+        created = self.run(
+            lambda context: creating.create(
+                context, task, b"p", key=key, offline=Offline.QUEUE, start=None, target=None, tokens=None
+            )
+        )
+        if created.task is None:
+            assert key
+            assert created.task_id in self.ids
+        else:
+            self.ids.append(created.task_id)
+
+    @precondition(lambda self: self.ids)
+    @rule(number=picks, move=asked_moves, caller=callers, reason=reasons, others=st.lists(picks, max_size=2),
+          any_of=st.booleans(), timeout_ms=st.sampled_from([0, 1000]), escalation=st.sampled_from(["", "retry", "alert"]))  # fmt: skip
+    def operate(
+        self, number: int, move: Move, caller: Identity, reason: Reason, others: list[int], any_of: bool, timeout_ms: int,
+        escalation: str,
+    ) -> None:  # fmt: skip
+        task_id = self.pick(number)
+        wait = None
+        if move is Move.PAUSE:
+            depends_on = tuple(one for one in map(self.pick, others) if one != task_id)
+            wait = Wait(
+                reason,
+                depends_on=depends_on if reason is Reason.DEPENDENCY else (),
+                wake_on_any=any_of,
+                timeout_ms=timeout_ms,
+                checkpoint_key="k" if reason is Reason.HIBERNATION else "",
+                escalation=escalation,
+            )
+        before = self.load(task_id)
+        epoch = self.database.drive(lambda: rows.latest_epoch(task_id, caller.text))
+        asked = Asked(task_id, move, "why", wait)
+        outcome: Outcome = self.run(lambda context: operate(context, Caller(caller, "w", allowed=True), asked))
+        if before is None:
+            assert outcome.task is None
+            return
+        facts = Work(Context(self.now_ms, self.node, LIMITS)).facts(
+            caller.text, caller_epoch=epoch, reason="why", wait=wait
+        )
+        expected = decide(before, move, facts)
+        if move is Move.PAUSE and reason is Reason.HIBERNATION and not before.assigned_to:
+            assert outcome.refusal
+            return
+        match expected:
+            case Refused(_, text):
+                assert outcome.refusal == text
+                assert self.load(task_id) == before
+            case Repeat():
+                assert outcome.refusal == ""
+                assert self.load(task_id) == before
+            case Step(after):
+                assert outcome.refusal == ""
+                assert outcome.task is not None
+                assert outcome.task.retry_count == after.retry_count
+                if after.status not in (Status.PENDING, Status.WAITING_DEPENDENCY):
+                    assert outcome.task.status is after.status
+                    assert outcome.task.ended_by == after.ended_by
+
+    @precondition(lambda self: self.ids)
+    @rule(number=picks, identity=workers)
+    def report(self, number: int, identity: Identity) -> None:
+        task_id = self.pick(number)
+        before = self.load(task_id)
+        self.work(lambda work: sessions.touched(work, identity.text, task_id))
+        after = self.load(task_id)
+        if before is not None and after is not None and after.disconnected_ms != before.disconnected_ms:
+            assert after.assigned_to == identity.text
+
+    @rule(ms=st.sampled_from(STEPS_MS))
+    def time_passes(self, ms: int) -> None:
+        self.now_ms += ms
+        for _ in range(100):
+            looked: list[int] = []
+
+            def errand(work: Work, looked: list[int] = looked) -> Program[None]:
+                looked.append((yield from due.fire(work, shared=False)))
+
+            self.work(errand)
+            if not looked[-1]:
+                break
+        else:
+            raise AssertionError("something is due for ever")
+
+    # -- what always holds ------------------------------------------------------------------------------------------
+
+    @invariant()
+    def the_tables_agree(self) -> None:
+        tasks = self.database.drive(lambda: rows.select("1 = 1 ORDER BY order_us", ()))
+        by_id = {task.task_id: task for task in tasks}
+        present = self.check_workers(tasks)
+        for task in tasks:
+            self.check_row(task)
+            self.check_events(task)
+            self.check_attempts(task)
+        self.check_queues(tasks, present)
+        for depends_on, task_id in self.fetch("SELECT depends_on, task_id FROM task_dependents"):
+            assert by_id[task_id].status is Status.WAITING_DEPENDENCY
+            assert not by_id[depends_on].is_final
+        for task in tasks:
+            if task.status is Status.WAITING_DEPENDENCY:
+                (left,) = self.fetch("SELECT COUNT(*) FROM task_dependents WHERE task_id = $1", task.task_id)[0]
+                wait = task.waits_for
+                assert wait is not None
+                assert left == len(set(wait.depends_on)) if wait.wake_on_any else left > 0
+        buried = {task_id for (task_id,) in self.fetch("SELECT task_id FROM task_letters WHERE resolved_ms = 0")}
+        assert {task.task_id for task in tasks if task.status is Status.DLQ} <= buried
+
+    def check_row(self, task: Task) -> None:
+        assert task.due_ms == next_due(task, LIMITS)
+        if task.status in HELD or task.status in WAITING:
+            assert task.assigned_to or task.status is Status.WAITING_DEPENDENCY
+        assert bool(task.wait) == (task.status in WAITING or task.status is Status.HIBERNATED or (task.status in TERMINAL
+                                   and bool(task.wait)))  # fmt: skip
+        if task.next_retry_ms:
+            assert task.status is Status.FAILED
+            assert task.retry_count < task.max_attempts
+        before = self.ended.get(task.task_id)
+        if before is not None and task.status in TERMINAL:
+            # Out of an end there is only a retry, a cancellation of one that was to come, and the dead letters.
+            assert task.status is before or task.status in (Status.CANCELLED, Status.DLQ) or task.events > 2
+        if task.is_final:
+            self.ended[task.task_id] = task.status
+        else:
+            self.ended.pop(task.task_id, None)
+
+    def check_events(self, task: Task) -> None:
+        stored = self.fetch("SELECT number, event FROM task_events WHERE task_id = $1 ORDER BY number", task.task_id)
+        assert [number for number, _ in stored] == list(range(1, task.events + 1))
+        shown = pb.TASK_STATUS_QUEUED
+        for _, encoded in stored:
+            event = pb.TaskEvent.FromString(encoded)
+            if event.HasField("status_changed"):
+                assert event.status_changed.from_status == shown
+                assert event.status_changed.to_status != shown
+                shown = event.status_changed.to_status
+        assert shown == task.status.wire
+
+    def check_attempts(self, task: Task) -> None:
+        attempts = self.fetch(
+            "SELECT epoch, worker, ended_ms FROM task_attempts WHERE task_id = $1 ORDER BY epoch", task.task_id
+        )
+        assert [epoch for epoch, _, _ in attempts] == list(range(1, task.epoch + 1))
+        open_ = [(epoch, worker) for epoch, worker, ended_ms in attempts if not ended_ms]
+        working = bool(task.assigned_to) and (task.status in HELD or task.status in WAITING)
+        assert open_ == ([(task.epoch, task.assigned_to)] if working else [])
+
+    def check_workers(self, tasks: list[Task]) -> dict[str, tuple[int, int]]:
+        present = {}
+        for identity, session_id, live, capacity, free in self.fetch(
+            "SELECT identity, session_id, live, capacity, free FROM task_workers"
+        ):
+            assert self.sessions[Identity.parse(identity)] == session_id
+            assert live == sum(task.holder == identity for task in tasks)
+            assert free == int(live < capacity)
+            present[identity] = live, capacity
+        assert len(present) == len(self.sessions)
+        return present
+
+    def check_queues(self, tasks: list[Task], present: dict[str, tuple[int, int]]) -> None:
+        """No task waits while a worker that may have it has room."""
+        room = {identity for identity, (live, capacity) in present.items() if live < capacity}
+        for task in tasks:
+            if not task.queue:
+                continue
+            if task.mode is Mode.POOL:
+                able = {one.text for one in WORKERS if one.implementation == task.target_implementation}
+            else:
+                able = {task.queue}
+            assert not able & room
+
+
+def test_whatever_happens_the_tables_agree(store: Store) -> None:
+    machine = type("OnThisEngine", (TaskMachine,), {"store": store})
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=store.examples(120), stateful_step_count=50, deadline=None)
+    )
