@@ -195,8 +195,7 @@ class SharedGroup:
         """A worker is done with these."""
         self._done += offsets
         self._desk.owe(self)
-        if self.behind:
-            self._desk.urge(self)
+        self._look_for_room()
 
     def _look_for_room(self) -> None:
         self._blocked = False
@@ -319,6 +318,8 @@ class SharedGroup:
             else:
                 self._hand.append((offset, known))
         self._forget_known()
+        if self._done:
+            self._desk.owe(self)
         if not self.members:
             self._return_hand()
         if self.behind or self._returned or self._amend or not self.members:
@@ -330,7 +331,7 @@ class SharedGroup:
         losers = [member for member in self.members if unwritten or member.lot.in_flight]
         self.unanswered = None
         self.outstanding = 0
-        self._compare = self._amend = False
+        self._compare = self._amend = self._blocked = False
         self._hand.clear()
         self._done, self._returned = [], []
         for member in self.members:

@@ -299,6 +299,46 @@ async def test_done_that_could_not_be_written_is_written_later(nodes: WorkNodes)
     each_once(nodes, 20)
 
 
+async def test_done_while_an_answer_is_awaited_again_is_written_too(nodes: WorkNodes) -> None:
+    """Nothing else happens afterwards that could take it along."""
+    one = await nodes.start()
+    hand = await nodes.join(one, acknowledges=True)
+    await one.publish(*numbers(0, 4))
+    await nodes.wait_for(4)
+    lost = iter([True, True])
+    one.lose_answers(lambda: next(lost, False))
+    hand.acknowledge(1)
+    await until(lambda: one.groups.statistics().failed == 1)
+    hand.acknowledge(3)
+    await until(lambda: nodes.in_hands() == [])
+
+
+async def test_a_worker_with_room_again_gets_what_was_given_back_for_want_of_it(nodes: WorkNodes) -> None:
+    one = await nodes.start()
+    hands = [await nodes.join(one, acknowledges=True) for _ in range(2)]
+    await one.publish(*numbers(0, 2 * WINDOW))
+    await nodes.wait_for(2 * WINDOW)
+    hands[1].acknowledge(WINDOW)
+    write = one.groups._database.write
+    reached, go_on = trio.Event(), trio.Event()
+
+    async def held_up(statement: object) -> object:
+        answer = await write(statement)  # type: ignore[arg-type]
+        reached.set()
+        await go_on.wait()
+        return answer
+
+    one.groups._database.write = held_up  # type: ignore[method-assign, assignment]
+    await one.publish(*numbers(2 * WINDOW, 3 * WINDOW))
+    await reached.wait()
+    hands[1].leave()  # so what was taken for it finds nobody with room
+    go_on.set()
+    await until(lambda: nodes.rows("node_id", "work_hands WHERE node_id < 0 AND cardinality(offsets) > 0") != [])
+    hands[0].acknowledge(WINDOW)
+    await nodes.wait_for(3 * WINDOW)
+    each_once(nodes, 3 * WINDOW)
+
+
 async def test_a_database_that_restarts_is_a_pause(nodes: WorkNodes) -> None:
     one, two = await nodes.start(), await nodes.start()
     for node in (one, two):

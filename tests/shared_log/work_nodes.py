@@ -72,7 +72,6 @@ class Hand(Reader):
         for origin, offset in self.unacknowledged[:count]:
             self.outbox.acknowledged(origin, offset)
         del self.unacknowledged[:count]
-        self.outbox.flushed()
 
     async def join(self, topic: str = TOPIC) -> None:
         self.lease = self.node.lease
