@@ -1,0 +1,59 @@
+"""The work of a group goes to tasks on all gateways, each message to one of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import AsyncExitStack
+
+from aether_trio.testing.memory import MemoryLink
+from tests.cluster.across.fabric import join, open_fabric, until
+from tests.helpers.core import agent, barrier, message_to, payloads, task
+from tests.helpers.engines import PostgresEngine
+
+TOPIC = "tb::w::resize"
+
+
+def works(start: int, end: int) -> list[bytes]:
+    return [b"%d" % number for number in range(start, end)]
+
+
+async def test_tasks_on_two_gateways_share_the_work_of_senders_on_both(postgres_engine: PostgresEngine) -> None:
+    async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
+        one, two = await fabric.start_many(2)
+        workers: list[MemoryLink] = []
+        for gateway in (one, one, two, two):
+            workers.append(await stack.enter_async_context(join(gateway, task("w", "resize"))))
+        senders = [
+            await stack.enter_async_context(join(gateway, agent("w", "boss", str(number))))
+            for number, gateway in enumerate((one, two))
+        ]
+
+        def done() -> list[bytes]:
+            return [payload for worker in workers for payload in payloads(worker)]
+
+        for start in range(0, 600, 20):
+            senders[start // 20 % 2].send(*(message_to(TOPIC, work) for work in works(start, start + 20)))
+            await barrier(senders[start // 20 % 2])
+        await until(lambda: len(done()) >= 600)
+        assert Counter(done()) == Counter(works(0, 600))
+        assert all(payloads(worker) for worker in workers)
+
+
+async def test_a_gateway_that_stops_leaves_nothing_undone_and_nothing_twice(postgres_engine: PostgresEngine) -> None:
+    async with open_fabric(postgres_engine) as fabric:
+        one, two = await fabric.start_many(2)
+        async with AsyncExitStack() as stack:
+            boss = await stack.enter_async_context(join(two, agent("w", "boss", "1")))
+            first = await stack.enter_async_context(join(one, task("w", "resize")))
+            boss.send(*(message_to(TOPIC, work) for work in works(0, 100)))
+            await until(lambda: len(payloads(first)) == 100)
+            first.pause()
+            boss.send(*(message_to(TOPIC, work) for work in works(100, 200)))
+            await barrier(boss)
+            had = list(payloads(first))
+            first.cut()
+            await fabric.stop(one)
+            second = await stack.enter_async_context(join(two, task("w", "resize")))
+            await until(lambda: len(had) + len(payloads(second)) >= 200)
+            await barrier(second)
+            assert Counter(had + payloads(second)) == Counter(works(0, 200))
