@@ -20,9 +20,9 @@ def works(start: int, end: int) -> list[bytes]:
 async def test_tasks_on_two_gateways_share_the_work_of_senders_on_both(postgres_engine: PostgresEngine) -> None:
     async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
         one, two = await fabric.start_many(2)
-        workers: list[MemoryLink] = []
-        for gateway in (one, one, two, two):
-            workers.append(await stack.enter_async_context(join(gateway, task("w", "resize"))))
+        workers: list[MemoryLink] = [
+            await stack.enter_async_context(join(gateway, task("w", "resize"))) for gateway in (one, one, two, two)
+        ]
         senders = [
             await stack.enter_async_context(join(gateway, agent("w", "boss", str(number))))
             for number, gateway in enumerate((one, two))
