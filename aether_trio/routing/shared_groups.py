@@ -187,8 +187,7 @@ class SharedGroup:
         else:
             del self.state.subscribers[self]
             self._return_hand()
-            self._known.clear()
-            self._known_bytes = 0
+            self.forget_frames()
         self._desk.urge(self)
 
     def finished(self, offsets: Sequence[int]) -> None:
@@ -302,7 +301,7 @@ class SharedGroup:
         order, self.unanswered = self.unanswered, None
         assert order is not None
         self._compare = False
-        self.position = max(self.position, share.position)
+        self.position = share.position
         self.behind = self.behind or share.more
         if order.all_but:
             self._amend = False
@@ -330,7 +329,8 @@ class SharedGroup:
         unwritten = bool(self._done or (self.unanswered is not None and self.unanswered.done))
         losers = [member for member in self.members if unwritten or member.lot.in_flight]
         self.unanswered = None
-        self.outstanding = 0
+        self.outstanding = self.position = 0
+        self.forget_frames()
         self._compare = self._amend = self._blocked = False
         self._hand.clear()
         self._done, self._returned = [], []
@@ -380,6 +380,11 @@ class SharedGroup:
                 break
             last = offset
         return first, last
+
+    def forget_frames(self) -> None:
+        """Take everything from the database: after a failover an offset may be that of another message."""
+        self._known.clear()
+        self._known_bytes = 0
 
     def _forget_known(self) -> None:
         known = self._known

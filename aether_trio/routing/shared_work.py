@@ -239,6 +239,8 @@ class SharedGroups:
         self._troubled = True
         self._failed += 1
         await trio.sleep(UNSURE_S if isinstance(error, CommitUnknown) else RETRY_S)
+        for group in self._groups.values():
+            group.forget_frames()
         for group in groups:
             self.urge(group)
 
