@@ -11,7 +11,14 @@ from typing import Any, TypeVar
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Mode, Move, Reason, Refused, Repeat, Status, Step, Task, Wait, decide
@@ -35,7 +42,7 @@ CAPACITY = 2
 CREATOR = Identity.agent("w", "c", "1")
 WORKERS = [*(Identity.agent("w", "i", number) for number in "123"), Identity.service("i", "1"), CREATOR]
 POLICIES = [None, pb.RetryPolicy(max_attempts=2, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=500)]
-STEPS_MS = [0, 1, 500, 1_000, 30_000, 3_600_000, 8 * 86_400_000]
+STEPS_MS = [0, 1, 1, 1, 500, 500, 500, 1_000, 1_000, 30_000, 3_600_000, 8 * 86_400_000]
 
 workers = st.sampled_from(WORKERS)
 callers = st.sampled_from([*WORKERS, Identity.agent("w", "x", "1")])
@@ -95,6 +102,11 @@ class TaskMachine(RuleBasedStateMachine):
 
     # -- rules ------------------------------------------------------------------------------------------------------
 
+    @initialize()
+    def somebody_is_there(self) -> None:
+        for identity in WORKERS[:2]:
+            self.connect(identity, back=False)
+
     @rule(identity=workers, back=st.booleans())
     def connect(self, identity: Identity, back: bool) -> None:
         self.count += 1
@@ -123,7 +135,7 @@ class TaskMachine(RuleBasedStateMachine):
         priority=st.sampled_from([0, 10, 40]),
         aim=workers,
         task_class=st.integers(0, 3),
-        deadline=st.sampled_from(["", *creating.DEADLINES]),
+        deadline=st.sampled_from(["", "", "", "", *creating.DEADLINES]),
         key=st.sampled_from([b"", b"k"]),
     )
     def create(
@@ -162,13 +174,16 @@ class TaskMachine(RuleBasedStateMachine):
             self.ids.append(created.task_id)
 
     @precondition(lambda self: self.ids)
-    @rule(number=picks, move=asked_moves, caller=callers, reason=reasons, others=st.lists(picks, max_size=2),
+    @rule(number=picks, move=asked_moves, caller=callers, own=st.booleans(), reason=reasons, others=st.lists(picks, max_size=2),
           any_of=st.booleans(), timeout_ms=st.sampled_from([0, 1000]), escalation=st.sampled_from(["", "retry", "alert"]))  # fmt: skip
     def operate(
-        self, number: int, move: Move, caller: Identity, reason: Reason, others: list[int], any_of: bool, timeout_ms: int,
-        escalation: str,
+        self, number: int, move: Move, caller: Identity, own: bool, reason: Reason, others: list[int], any_of: bool,
+        timeout_ms: int, escalation: str,
     ) -> None:  # fmt: skip
         task_id = self.pick(number)
+        before = self.load(task_id)
+        if own and before is not None and before.assigned_to:
+            caller = Identity.parse(before.assigned_to)
         wait = None
         if move is Move.PAUSE:
             depends_on = tuple(one for one in map(self.pick, others) if one != task_id)
@@ -180,7 +195,6 @@ class TaskMachine(RuleBasedStateMachine):
                 checkpoint_key="k" if reason is Reason.HIBERNATION else "",
                 escalation=escalation,
             )
-        before = self.load(task_id)
         epoch = self.database.drive(lambda: rows.latest_epoch(task_id, caller.text))
         asked = Asked(task_id, move, "why", wait)
         outcome: Outcome = self.run(lambda context: operate(context, Caller(caller, "w", allowed=True), asked))
@@ -208,6 +222,31 @@ class TaskMachine(RuleBasedStateMachine):
                 if after.status not in (Status.PENDING, Status.WAITING_DEPENDENCY):
                     assert outcome.task.status is after.status
                     assert outcome.task.ended_by == after.ended_by
+
+    @precondition(lambda self: len(self.ids) > 1)
+    @rule(number=picks, others=st.lists(picks, min_size=1, max_size=2), any_of=st.booleans())
+    def wait_for_others(self, number: int, others: list[int], any_of: bool) -> None:
+        """The way to a wait for others that chance alone seldom finds."""
+        held = [task for task in map(self.load, self.ids) if task is not None and task.status in HELD]
+        if held:
+            task = held[number % len(held)]
+            caller = Caller(Identity.parse(task.assigned_to), "w")
+            depends_on = tuple(one for one in map(self.pick, others) if one != task.task_id)
+            wait = Wait(Reason.DEPENDENCY, depends_on=depends_on, wake_on_any=any_of)
+            for asked in (Asked(task.task_id, Move.CLAIM), Asked(task.task_id, Move.PAUSE, wait=wait)):
+                outcome: Outcome = self.run(lambda context, asked=asked: operate(context, caller, asked))  # type: ignore[misc]
+                assert outcome.refusal == ""
+
+    @precondition(lambda self: self.ids)
+    @rule(number=picks, move=st.sampled_from([Move.CLAIM, Move.COMPLETE, Move.COMPLETE, Move.FAIL]))
+    def work_on(self, number: int, move: Move) -> None:
+        """What workers mostly do."""
+        held = [task for task in map(self.load, self.ids) if task is not None and task.status in HELD]
+        if held:
+            task = held[number % len(held)]
+            caller = Caller(Identity.parse(task.assigned_to), "w")
+            outcome: Outcome = self.run(lambda context: operate(context, caller, Asked(task.task_id, move)))
+            assert outcome.refusal == ""
 
     @precondition(lambda self: self.ids)
     @rule(number=picks, identity=workers)
