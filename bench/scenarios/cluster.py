@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from bench.clusters import Shape, describe
 from bench.scenarios.base import Scenario
+from bench.scenarios.connections import ConnectStorm
 from bench.scenarios.paced import Paced
 from bench.scenarios.routed import Routed
 
@@ -99,6 +100,18 @@ class TwoWorkers(_OnNodes):
     cluster = Shape(workers=2)
 
 
+class Connections(ConnectStorm):
+    """Each is a claim, an interest in its topics that others know of, and a release."""
+
+    name = "cluster-2-connect"
+    doc = "connect storm on two nodes in turn: claim, interest, release"
+    cluster = Shape(nodes=2)
+
+    def place(self, number: int) -> str:
+        """See `ConnectStorm.place`."""
+        return self.world.nodes[number % len(self.world.nodes)]
+
+
 class _PacedOnNodes(_OnNodes, Paced):
     """The latency of a message that is alone."""
 
@@ -134,6 +147,7 @@ CLUSTER: Sequence[type[Scenario]] = (
     ThreeSame,
     ThreeAcross,
     TwoWorkers,
+    Connections,
     PacedSame,
     PacedAcross,
 )
