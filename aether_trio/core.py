@@ -21,7 +21,7 @@ from aether_trio.databases import OpenDatabase, open_databases
 from aether_trio.membership import Membership, open_membership
 from aether_trio.model.clock import Clock, SystemClock
 from aether_trio.model.errors import Status
-from aether_trio.model.identity import Identity
+from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.ids import IdFactory
 from aether_trio.routing.lanes import Lanes
 from aether_trio.routing.log import PROBE_S, TopicLog, open_log
@@ -34,7 +34,7 @@ from aether_trio.routing.tail import Tail
 from aether_trio.routing.work_groups import open_work_groups
 from aether_trio.services import unbuilt
 from aether_trio.services.access import DevAuthorizer
-from aether_trio.services.agents import AgentService, AgentStore, Roster
+from aether_trio.services.agents import AgentService, AgentStore, StartLimits, Starts, Waker
 from aether_trio.services.checkpoints import CheckpointService
 from aether_trio.services.credentials import CredentialChecker
 from aether_trio.services.kv import KvService, refusal
@@ -42,6 +42,7 @@ from aether_trio.services.presence import PresenceStore
 from aether_trio.services.progress import ProgressService
 from aether_trio.services.sessions import SessionService
 from aether_trio.services.tasks import TaskService
+from aether_trio.services.tasks.startups import task_context
 from aether_trio.services.workspaces import WorkspaceSwitch
 from aether_trio.session.admission import Admitted, Claim
 from aether_trio.session.dispatch import Dispatcher
@@ -102,8 +103,17 @@ class Core:
             settings, clock, ids, randomness, tasks, log, lanes, membership, self.authorizer, self.checkpoints
         )
         self.router.on_task_input = self.tasks.engine.inputs.put
-        self.agents = AgentStore(state, clock, strict=strict)
-        self.roster = Roster(state, self.directory, clock)
+        self.agents = AgentStore(tasks, clock, strict=strict)
+        self.starts = Starts(
+            self.tasks.engine,
+            self.agents,
+            ids,
+            randomness.randbytes,
+            StartLimits(settings.tasks.start_timeout_s, settings.tasks.start_grace_s),
+        )
+        self.tasks.creation.starter = self.starts
+        self.waker = Waker(self.starts, self.agents, clock, self.tasks.creation.connected)
+        self.router.on_absent = self.waker.note
         self._register(rates, strict)
         self.sessions = SessionServer(
             Parts(
@@ -122,8 +132,8 @@ class Core:
                 dispatcher=self.dispatcher,
                 authenticate=self._authenticate,
                 recall=self.presence.recall,
+                joins=self._joins,
                 config_snapshot=self._config_snapshot,
-                joins=self.roster.join,
                 attempted=self._attempted,
                 joined=self._joined,
                 ended=self._ended,
@@ -142,7 +152,7 @@ class Core:
         register("switch_workspace", WorkspaceSwitch(self.authorizer, self.directory.moved, strict=strict).handle)
         register("session_op", sessions.operate)
         register("connection_status_request", sessions.status)
-        register("agent_op", AgentService(self.agents, self.roster, self.authorizer).handle)
+        register("agent_op", AgentService(self.agents, self.starts, self.authorizer, strict=strict).handle)
         register("create_task", self.tasks.creation.handle)
         register("task_op", self.tasks.operate)
         register("task_query", self.tasks.query)
@@ -178,18 +188,31 @@ class Core:
             return Admitted(worker.workspace.__eq__, worker.task_id)
         return Admitted(self.credentials.check(identity, claim.credentials, peer.certificate).allows_workspace)
 
-    def _joined(self, session: Session, claim: Claim) -> None:
-        self.tasks.joined(session, back=bool(claim.resume_session_id))
+    async def _joins(self, session: Session) -> None:
+        """An agent that was started is the one of its start, token or not (reference: tasks.md 4.4)."""
+        start = await self.starts.of(session.identity)
+        if start is not None:
+            session.task_id = session.task_id or start.task_id
+            session.task_context = task_context(start)
 
-    async def _config_snapshot(self, identity: Identity) -> pb.ConfigSnapshot:
-        in_workspace, everywhere = await self.kv.exclusive_snapshot(identity)
-        return pb.ConfigSnapshot(workspace_exclusive_kv=in_workspace, global_exclusive_kv=everywhere)
+    def _joined(self, session: Session, claim: Claim) -> None:
+        back = bool(claim.resume_session_id)
+        self.tasks.joined(session, back=back)
+        if session.identity.kind is Kind.ORCHESTRATOR:
+            self.starts.joined(session, back=back)
+
+    async def _config_snapshot(self, session: Session) -> pb.ConfigSnapshot:
+        in_workspace, everywhere = await self.kv.exclusive_snapshot(session.identity)
+        return pb.ConfigSnapshot(
+            task_context=session.task_context, workspace_exclusive_kv=in_workspace, global_exclusive_kv=everywhere
+        )
 
     def _ended(self, session: Session) -> None:
         self.holding.let_go(session)
         self.presence.ended(session)
         self.tasks.ended(session)
-        self.roster.left(session)
+        if session.identity.kind is Kind.ORCHESTRATOR:
+            self.starts.ended(session)
         self.metrics.connection_duration.observe(
             (self.clock.now_ms() - session.connected_ms) / 1000,
             (session.identity.workspace, session.identity.type_name),
@@ -287,7 +310,7 @@ async def open_core(
         nursery.start_soon(retention.sweep_forever, name="retention")
         nursery.start_soon(publishers.sweep_forever, name="publishers")
         nursery.start_soon(core.presence.run, name="presence")
-        nursery.start_soon(core.roster.run, name="roster")
+        nursery.start_soon(core.waker.run, name="waker")
         nursery.start_soon(_find_well_again, state, name="state-probe")
         if settings.grpc.write_timeout_s:
             nursery.start_soon(core.cut_stuck_sessions, settings.grpc.write_timeout_s, name="stuck-sessions")

@@ -322,6 +322,15 @@ class TaskSettings(Section, frozen=True):
     startup_ttl_s: Annotated[
         float, Meta(ge=0, description="The start of an agent that nobody takes is cancelled after so long; 0 is never.")
     ] = 0.5 * HOURS
+    start_timeout_s: Annotated[
+        float,
+        Meta(
+            ge=0, description="An agent that an orchestrator was asked to start has so long to connect; 0 is for ever."
+        ),
+    ] = 60.0
+    start_grace_s: Annotated[
+        float, Meta(gt=0, description="A started agent that lost its connection has so long to come back.")
+    ] = 5.0
     pool_ttl_s: Annotated[
         float, Meta(ge=0, description="A POOL task that waits for a worker for so long is cancelled; 0 is never.")
     ] = 1 * HOURS

@@ -58,8 +58,8 @@ class Parts:
 
     `authenticate(identity, claim, peer)` raises StatusError, or says what the credentials are good for;
     `recall(identity, session_id)` finds a session that ended before this gateway started;
-    `config_snapshot(identity)` is what an agent or task is told first; `joins(session)` is called before the acknowledgement, when the
-    identity is held; `attempted(claim, status)` is told how each
+    `joins(session)` is called before the acknowledgement, when the identity is held; `config_snapshot(session)` is what an agent or task
+    is told first; `attempted(claim, status)` is told how each
     handshake ended (OK: acknowledged; no claim: nobody could tell whose); `joined(session, claim)` is called when it is acknowledged;
     `ended(session)` once, when it lets go.
     """
@@ -79,8 +79,8 @@ class Parts:
     dispatcher: Dispatcher
     authenticate: Callable[[Identity, Claim, Peer], Awaitable[Admitted]]
     recall: Callable[[str, str], Awaitable[History | None]]
-    config_snapshot: Callable[[Identity], Awaitable[pb.ConfigSnapshot]]
     joins: Callable[[Session], Awaitable[None]]
+    config_snapshot: Callable[[Session], Awaitable[pb.ConfigSnapshot]]
     attempted: Callable[[Claim | None, Status], None]
     joined: Callable[[Session, Claim], None]
     ended: Callable[[Session], None]
@@ -276,9 +276,9 @@ class SessionServer:
         )
         session.subscriptions = subscriptions
         try:
-            if identity.kind in (Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK):
-                config = await parts.config_snapshot(identity)
             await parts.joins(session)
+            if identity.kind in (Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK):
+                config = await parts.config_snapshot(session)
             open_base = await subscriptions.prepare_base()
             token = session.link.peer.publisher
             claim_publisher = await parts.publishers.find(identity.text, token) if token is not None else None

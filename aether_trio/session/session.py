@@ -11,7 +11,7 @@ session never ends a live stream with OK unless the peer has ended its side, sin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -71,6 +71,7 @@ class Session:
         "session_id",
         "subscriptions",
         "takes_any",
+        "task_context",
         "task_id",
     )
 
@@ -118,7 +119,9 @@ class Session:
         self.finished = False
         """Whether its client has ended its stream by itself, and all that came before was handled."""
         self.task_id = ""
-        """The task that it was let in for, by a token."""
+        """The task that it was let in for, by a token, or that has started it."""
+        self.task_context: Mapping[str, str] = {}
+        """What an agent that was started is told of its start."""
         self.detached = False
         self._detached_event: trio.Event | None = None
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from aether_trio.storage.base import Execute, Fetch, Program
 from aether_trio.storage.errors import SchemaTooNewError
-from aether_trio.storage.schema import ForPostgres, audit, cluster, log, state, tasks
+from aether_trio.storage.schema import ForPostgres, agents, audit, cluster, log, state, tasks
 
 Migration = tuple[str, ...]
 
@@ -22,7 +22,7 @@ MIGRATIONS: Final[dict[str, tuple[Migration, ...]]] = {
     "state": state.MIGRATIONS,
     "log": log.MIGRATIONS,
     "audit": audit.MIGRATIONS,
-    "tasks": tasks.MIGRATIONS,
+    "tasks": (*tasks.MIGRATIONS, *agents.MIGRATIONS),
 }
 
 ONLY_POSTGRES: Final[dict[str, tuple[Migration, ...]]] = {"cluster": cluster.MIGRATIONS}

@@ -75,7 +75,11 @@ def moments(task: Task, limits: TimeLimits) -> Iterator[tuple[int, Due]]:
         if task.heartbeat_timeout_ms:
             yield task.heartbeat_ms + task.heartbeat_timeout_ms, Due.HEARTBEAT
     elif not task.wait and task.schedule_to_start_ms:
-        yield task.pending_ms + task.schedule_to_start_ms, Due.SCHEDULE_TO_START
+        if task.task_type != AGENT_STARTUP:
+            yield task.pending_ms + task.schedule_to_start_ms, Due.SCHEDULE_TO_START
+        elif status is S.STARTING:
+            # From when an orchestrator was asked: one that waits for an orchestrator has not begun to be late.
+            yield task.assigned_ms + task.schedule_to_start_ms, Due.SCHEDULE_TO_START
     if stale_ms := _stale_at_ms(task, limits):
         yield stale_ms, Due.STALE
 
@@ -102,6 +106,11 @@ def _stale_at_ms(task: Task, limits: TimeLimits) -> int:
         return task.created_ms + limits.interactive_ms if limits.interactive_ms else 0
     waits = limits.pool_ms and task.mode is Mode.POOL and task.status is S.PENDING
     return task.pending_ms + limits.pool_ms if waits else 0
+
+
+def start_delay_ms(task: Task) -> int:
+    """Before a start that has failed is tried again: 1 s, 2 s, 4 s."""
+    return 1000 << min(task.retry_count, 16)
 
 
 def next_due(task: Task, limits: TimeLimits) -> int:
@@ -142,6 +151,9 @@ def move_of(task: Task, due: Due, facts: Facts) -> tuple[Move, Facts]:
         case Due.GRACE_OVER:
             text = f"worker {task.assigned_to} did not reconnect within grace window ({task.grace_ms}ms)"
             return Move.FAIL, told(text, "WORKER_LOST")
+        case Due.SCHEDULE_TO_START if task.task_type == AGENT_STARTUP:
+            text = f"{task.target} did not connect within {task.schedule_to_start_ms} ms after {task.assigned_to} was asked for it"
+            return Move.TIME_OUT, told(text, delay_ms=start_delay_ms(task))
         case Due.SCHEDULE_TO_START:
             text = f"nobody began within {task.schedule_to_start_ms} ms (schedule_to_start)"
             return Move.TIME_OUT, told(text, delay_ms=1000 + 500 * failures)

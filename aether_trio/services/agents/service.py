@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.services.access import Authorizer
-from aether_trio.services.agents.roster import Roster
+from aether_trio.services.agents.starts import Starts
 from aether_trio.services.agents.store import AgentStore, Refusal
+from aether_trio.services.tasks.startups import TOKEN
 from aether_trio.session.session import Session
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.wire.errors import error_response
@@ -21,16 +23,18 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 Op = pb.AgentOperation
 
-_STARTING_IS_TO_COME: Final = "agent_op LAUNCH is not served by this gateway yet"
+DEFAULT: Final = "default"
+"""For a workspace and a specifier that are not given."""
 
 
 class AgentService:
     """Handles `agent_op`."""
 
-    def __init__(self, store: AgentStore, roster: Roster, authorizer: Authorizer) -> None:
+    def __init__(self, store: AgentStore, starts: Starts, authorizer: Authorizer, *, strict: bool = True) -> None:
         self._store = store
-        self._roster = roster
+        self._starts = starts
         self._authorizer = authorizer
+        self._strict = strict
 
     async def handle(self, session: Session, op: pb.AgentOperation) -> Sequence[pb.DownstreamMessage]:
         """Do one operation; what the caller is sent, in order."""
@@ -39,7 +43,7 @@ class AgentService:
             decision = await self._authorizer.check_admin(session.identity, "agents", operation="agent_op")
             if not decision.allowed:
                 raise AetherError(Code.PERMISSION_DENIED, decision.reason)
-            await self._operate(op, response)
+            await self._operate(session, op, response)
         except AetherError as error:
             response.error = str(error)
             return [pb.DownstreamMessage(agent=response), error_response(error, op.request_id)]
@@ -47,7 +51,7 @@ class AgentService:
             response.error = f"the gateway's storage does not answer: {error}"
         return [pb.DownstreamMessage(agent=response)]
 
-    async def _operate(self, op: pb.AgentOperation, response: pb.AgentResponse) -> None:
+    async def _operate(self, session: Session, op: pb.AgentOperation, response: pb.AgentResponse) -> None:
         match op.op:
             case Op.LIST:
                 await self._list(op.filter, response)
@@ -60,7 +64,7 @@ class AgentService:
             case Op.DELETE:
                 await self._delete(op.implementation, response)
             case Op.LAUNCH:
-                raise AetherError(Code.NOT_IMPLEMENTED, _STARTING_IS_TO_COME)
+                await self._launch(session, op, response)
             case Op.LIST_ORCHESTRATORS:
                 await self._orchestrators(response)
             case _:
@@ -99,11 +103,34 @@ class AgentService:
         response.message = f"{implementation} is not registered any more"
         response.success = True
 
-    async def _orchestrators(self, response: pb.AgentResponse) -> None:
-        for entry in await self._roster.entries():
-            response.orchestrators.add(
-                orchestrator_id=entry.orchestrator, profiles=entry.profiles, connected_at=entry.connected_ms // 1000
+    async def _launch(self, session: Session, op: pb.AgentOperation, response: pb.AgentResponse) -> None:
+        params = op.launch_params
+        overrides = {name: value for name, value in params.param_overrides.items() if name != TOKEN}
+        try:
+            target = Identity.agent(
+                params.workspace or session.workspace or DEFAULT,
+                op.implementation,
+                params.specifier or DEFAULT,
+                strict=self._strict,
             )
+        except IdentityError as error:
+            response.error = str(error)
+            return
+        begun = await self._starts.launch(target, overrides, session.identity.text)
+        if begun.problem:
+            response.error = begun.problem
+        elif begun.task is None:
+            response.error = f"{target.text} is connected already"
+        elif not begun.created:
+            response.error = f"{target.text} is being started already (task {begun.task.task_id})"
+        else:
+            response.launch_result.task_id = begun.task.task_id
+            response.launch_result.message = response.message = f"{target.text} is being started"
+            response.success = True
+
+    async def _orchestrators(self, response: pb.AgentResponse) -> None:
+        for name, profiles, connected_ms in await self._starts.orchestrators():
+            response.orchestrators.add(orchestrator_id=name, profiles=profiles, connected_at=connected_ms // 1000)
         response.total_count = len(response.orchestrators)
         response.success = True
 

@@ -9,7 +9,7 @@ and never raise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -119,17 +119,23 @@ def _prefix_key(prefix: str) -> str:
     return prefix.rstrip("/")
 
 
+def _nothing() -> None:
+    return None
+
+
 class AgentStore:
-    """The registry over one "state" database. What waits raises StorageUnavailable."""
+    """The registry in the database of the tasks. What waits raises StorageUnavailable."""
 
     def __init__(self, database: Database, clock: Clock, *, strict: bool = True) -> None:
         self._database = database
         self._clock = clock
         self._strict = strict
+        self.on_change: Callable[[], None] = _nothing
+        """Called when something was registered or forgotten here."""
 
     async def find(self, implementation: str) -> Registration | None:
         """The registration of this implementation; of "name:version" also that of "name"."""
-        return await self._database.read_small(partial(_find, implementation))
+        return await self._database.read_small(partial(find, implementation))
 
     async def page(self, profile: str, offset: int, limit: int) -> RegistrationPage:
         """Registrations of a profile ("" for all); `limit` 0 is as many as a message takes."""
@@ -140,11 +146,19 @@ class AgentStore:
         stored = normalised(info, implementation, strict=self._strict)
         if isinstance(stored, Refusal):
             return stored
-        return await self._database.run(partial(_put, stored, self._clock.now_ms()))
+        written = await self._database.run(partial(_put, stored, self._clock.now_ms()))
+        self.on_change()
+        return written
 
     async def delete(self, implementation: str) -> bool:
         """Forget a registration; whether there was one."""
-        return await self._database.run(partial(_delete, implementation))
+        found = await self._database.run(partial(_delete, implementation))
+        self.on_change()
+        return found
+
+    async def names(self) -> frozenset[str]:
+        """All implementations."""
+        return frozenset(name for (name,) in await self._database.fetch("SELECT implementation FROM agents"))
 
 
 def _read(row: Row) -> Registration:
@@ -156,7 +170,8 @@ def _read(row: Row) -> Registration:
     return Registration(info)
 
 
-def _find(implementation: str) -> Program[Registration | None]:
+def find(implementation: str) -> Program[Registration | None]:
+    """The registration of this implementation, or of its name without a version; part of a program."""
     names = [implementation]
     if ":" in implementation:
         names.append(implementation.rpartition(":")[0])

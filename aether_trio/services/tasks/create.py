@@ -242,6 +242,8 @@ def create(
         if problem:
             return Created("", problem=problem)
         started = True
+    elif task.task_type == AGENT_STARTUP:
+        return Created("", problem=f"{task.target} is connected already")
     task = task.changed({})  # what it becomes is this run's, as a program may run again
     task.tokens = int(tokens is not None)
     if (yield from work.create(task, payload)):

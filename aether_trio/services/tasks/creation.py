@@ -17,6 +17,7 @@ from aether_trio.model.errors import AetherError, Code
 from aether_trio.model.identity import Identity, IdentityError, Kind
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.tasks import Mode, Status, Task
+from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.access import DIRECT, Authorizer
 from aether_trio.services.tasks import create
 from aether_trio.services.tasks.create import Created, Offline
@@ -134,7 +135,8 @@ class Creation:
 
     async def _offline_policy(self, request: pb.CreateTaskRequest, target: Identity | None) -> Offline:
         """What is to become of the task if its target is not connected. Raises AetherError TASK_CREATE_FAILED."""
-        if target is None or request.target_offline_policy == pb.TARGET_OFFLINE_POLICY_QUEUE:
+        kept = request.target_offline_policy == pb.TARGET_OFFLINE_POLICY_QUEUE and request.task_type != AGENT_STARTUP
+        if target is None or kept:
             return Offline.QUEUE
         if request.target_offline_policy == pb.TARGET_OFFLINE_POLICY_REJECT:
             return Offline.REJECT
@@ -182,6 +184,8 @@ class Creation:
 
 def _word(task: Task, *, started: bool) -> str:
     """What became of it: the protocol's words, and "queued" for what waits for a target that nobody starts."""
+    if task.task_type == AGENT_STARTUP:
+        return "orchestration_triggered"
     if task.mode is Mode.POOL:
         return "pending_pool"
     if task.status is not Status.PENDING:

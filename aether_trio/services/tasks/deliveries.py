@@ -7,6 +7,7 @@ again when there is room: what waits for a stuck worker costs nothing.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import structlog
@@ -24,6 +25,13 @@ logger = structlog.get_logger("aether.tasks")
 RETRY_S: Final = 1.0
 
 
+HandOut = Callable[[Session, Task], Awaitable[None]]
+
+
+async def _nobody(session: Session, task: Task) -> None:
+    raise AssertionError(f"{task.task_id} is a start, and nothing here starts agents")
+
+
 class Deliveries:
     """See the module docstring."""
 
@@ -31,10 +39,15 @@ class Deliveries:
         self._database = database
         self._waiting: dict[str, deque[tuple[str, int]]] = {}
         self.pushed = 0
+        self.hand_out: HandOut = _nobody
+        """Tells an orchestrator of a start (services/agents)."""
 
     def push(self, session: Session, task: Task, payload: bytes) -> None:
         """Tell a worker of a task. Never blocks. A session that has ended is passed over: its end gives the task back."""
         if session.detached or session.nursery is None:
+            return
+        if task.status is Status.STARTING:
+            session.nursery.start_soon(self.hand_out, session, task, name="start")
             return
         waiting = self._waiting.get(session.session_id)
         if waiting is None:

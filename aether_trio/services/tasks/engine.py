@@ -145,6 +145,8 @@ class Engine:
         self.clockwork.note(work.due_ms)
         if work.outbox:
             self.outbox.wake()
+        for errand in work.errands:
+            self.desk.put(errand)
         for task_id in work.unfinished:
             self.desk.put(lambda work, task_id=task_id: work.wake_dependents(task_id))  # type: ignore[misc]
 
@@ -258,7 +260,7 @@ def _collect(work: Work) -> Program[None]:
 
 def _push_one(work: Work, task_id: str, epoch: int) -> Program[None]:
     task = yield from rows.load(task_id)
-    if task is None or task.epoch != epoch or task.status is not Status.ASSIGNED:
+    if task is None or task.epoch != epoch or task.status not in (Status.ASSIGNED, Status.STARTING):
         return
     worker = yield from work.find_worker(task.assigned_to)
     if worker is not None:
@@ -275,7 +277,9 @@ def _push_again(work: Work) -> Program[None]:
     for row in found:
         worker = read_worker([row])
         assert worker is not None
-        held = yield from rows.select("holder = $1 AND holder <> '' AND status = 'assigned'", (worker.identity,))
+        held = yield from rows.select(
+            "holder = $1 AND holder <> '' AND status IN ('assigned', 'starting')", (worker.identity,)
+        )
         for task in held:
             payload = yield from rows.payload_of(task.task_id)
             work.pushes.append(Push(task, worker, payload))

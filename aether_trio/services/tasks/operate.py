@@ -9,7 +9,8 @@ from typing import Final
 
 from aether_trio.model.tasks import Move, Reason, Refused, Status, Task, Wait
 from aether_trio.model.tasks.table import Decision
-from aether_trio.services.tasks import rows
+from aether_trio.model.tasks.task import AGENT_STARTUP
+from aether_trio.services.tasks import rows, startups
 from aether_trio.services.tasks.parties import Caller, is_party
 from aether_trio.services.tasks.transaction import Context, Work
 from aether_trio.storage.base import Execute, Fetch, Program, Row
@@ -72,7 +73,11 @@ def operate(context: Context, caller: Caller, asked: Asked) -> Program[Outcome]:
         return Outcome(task, refusal=refusal)
     work = Work(context)
     facts = work.facts(caller.name, caller_epoch=epoch, reason=asked.reason, wait=asked.wait)
-    decision: Decision = yield from work.make(task, asked.move, facts)
+    decision: Decision | None = None
+    if task.task_type == AGENT_STARTUP and asked.move is Move.FAIL and epoch is not None:
+        decision = yield from startups.failed(work, task, caller.name, epoch, asked.reason)
+    if decision is None:
+        decision = yield from work.make(task, asked.move, facts)
     if isinstance(decision, Refused):
         return Outcome(task, refusal=decision.text)
     after = (yield from rows.load(task.task_id)) or task

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from aether_trio.model.tasks import Mode, Move, Status, Task
+from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.tasks import rows
 from aether_trio.services.tasks.rows import WORKER_FIELDS, Worker
 from aether_trio.services.tasks.transaction import Push, Work
@@ -46,6 +47,7 @@ def join(work: Work, joined: Joined) -> Program[None]:
     if joined.task_id:
         yield from _attach(work, worker.identity, joined.task_id)
     held = yield from rows.select("holder = $1 AND holder <> '' ORDER BY order_us", (worker.identity,))
+    live = sum(task.task_type != AGENT_STARTUP for task in held)
     yield Execute(
         _JOIN,
         (
@@ -55,9 +57,9 @@ def join(work: Work, joined: Joined) -> Program[None]:
             worker.workspace,
             worker.implementation,
             int(worker.pooled),
-            len(held),
+            live,
             worker.capacity,
-            int(len(held) < worker.capacity),
+            int(live < worker.capacity),
             now_ms * 1000,
         ),
     )

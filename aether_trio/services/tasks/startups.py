@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Mode, Move, Status, Task
+from aether_trio.model.tasks.due import start_delay_ms
 from aether_trio.model.tasks.table import Decision, Refusal, Refused
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.tasks import rows
@@ -168,9 +169,7 @@ def give_waiting(work: Work, profile: bytes) -> Program[None]:
         if task is not None and task.status is Status.PENDING:
             yield from dispatch(work, task)
         else:
-            yield Execute(
-                "UPDATE agent_starts SET waits = 0 WHERE identity = $1 AND task_id = $2", (identity, task_id)
-            )
+            yield Execute("UPDATE agent_starts SET waits = 0 WHERE identity = $1 AND task_id = $2", (identity, task_id))
     if len(waiting) == WAITING_PAGE:
         work.errands.append(lambda again: give_waiting(again, profile))
 
@@ -217,8 +216,9 @@ def failed(work: Work, task: Task, caller: str, epoch: int, reason: str) -> Prog
         "SELECT MAX(epoch) FROM task_attempts WHERE task_id = $1 AND worker LIKE 'orc::%'", (task.task_id,)
     )
     if task.status is Status.STARTING and task.assigned_to == caller and task.epoch == epoch:
-        facts = work.facts(caller, reason=reason or "its orchestrator could not start it", error_type="START_FAILED")
-        return (yield from work.make(task, Move.TIME_OUT, _paused(task, facts)))
+        text = reason or "its orchestrator could not start it"
+        facts = work.facts(caller, reason=text, error_type="START_FAILED", delay_ms=start_delay_ms(task))
+        return (yield from work.make(task, Move.TIME_OUT, facts))
     if task.status is not Status.RUNNING or task.assigned_to == caller or attempts[0][0] != epoch:
         return None
     if task.disconnected_ms:
@@ -226,15 +226,6 @@ def failed(work: Work, task: Task, caller: str, epoch: int, reason: str) -> Prog
         return (yield from work.make(task, Move.FAIL, facts))
     yield from work.write(task, task.changed({"grace_ms": ENDED_MS}), "")
     return Refused(Refusal.STALE, f"{task.assigned_to} is connected; the start ends when its connection does")
-
-
-def _paused(task: Task, facts: object) -> object:
-    return facts
-
-
-def delay_ms(task: Task) -> int:
-    """Before the next attempt of a start."""
-    return 1000 << task.retry_count
 
 
 def launch_params(task: Task) -> dict[str, str]:

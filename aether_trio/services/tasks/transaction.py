@@ -22,9 +22,9 @@ from aether_trio.model.tasks import Facts, Mode, Move, Status, Step, Task, decid
 from aether_trio.model.tasks.due import TimeLimits, next_due
 from aether_trio.model.tasks.status import PAUSED, TERMINAL
 from aether_trio.model.tasks.table import Decision
-from aether_trio.model.tasks.task import holder_of, pool_queue, queue_of
+from aether_trio.model.tasks.task import AGENT_STARTUP, holder_of, pool_queue, queue_of
 from aether_trio.model.topics import task_lane
-from aether_trio.services.tasks import rows
+from aether_trio.services.tasks import rows, startups
 from aether_trio.services.tasks.rows import WORKER_FIELDS, Worker, read_worker
 from aether_trio.storage.base import Execute, Fetch, Program, Row
 from aether_trio.wire.delivery import delivery_prefix, delivery_suffix, encode_delivery
@@ -48,6 +48,10 @@ _BY_NAME: Final = f"SELECT {WORKER_FIELDS} FROM task_workers WHERE identity = $1
 _QUEUED: Final = "queue = $1 AND queue <> '' ORDER BY priority DESC, order_us LIMIT 1"
 _POOLED: Final = """target_implementation = $1 AND queue <> '' AND mode = 'pool'
     ORDER BY priority DESC, order_us LIMIT 1"""
+
+
+_TOLD: Final = frozenset({Move.ASSIGN, Move.START})
+"""After these somebody has to be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,8 @@ class Work:
     """(node, task id): other nodes whose subscribers are to hear of new events."""
     outbox: bool = False
     """Whether something waits to be appended to the topic log."""
+    errands: list[Callable[[Work], Program[None]]] = field(default_factory=list)
+    """What is to follow in transactions of its own."""
 
     def facts(self, caller: str = "", **more: object) -> Facts:
         """Facts of now."""
@@ -110,7 +116,7 @@ class Work:
         """Decide on a move and write what it makes of the task, with all that follows from it."""
         decision = decide(task, move, facts)
         if isinstance(decision, Step):
-            yield from self.write(task, decision.after, decision.reason, push=move is Move.ASSIGN)
+            yield from self.write(task, decision.after, decision.reason, push=move in _TOLD)
         return decision
 
     def create(self, task: Task, payload: bytes) -> Program[bool]:
@@ -125,6 +131,8 @@ class Work:
             yield from self._tell_parent(task, "spawned")
         if task.queue:
             yield from self._offer(task)
+        if task.task_type == AGENT_STARTUP:
+            yield from startups.dispatch(self, task)
         return True
 
     def write(self, before: Task, after: Task, reason: str, *, push: bool = False) -> Program[None]:
@@ -149,6 +157,8 @@ class Work:
             waiting = (yield from rows.load(after.task_id)) if before.holder else after
             if waiting is not None and waiting.queue:
                 yield from self._offer(waiting)
+        if after.task_type == AGENT_STARTUP and after.status is Status.PENDING:
+            yield from startups.dispatch(self, after)
 
     def _falls_due(self, task: Task) -> None:
         if task.due_ms and (not self.due_ms or task.due_ms < self.due_ms):
@@ -172,7 +182,10 @@ class Work:
         worker: Worker | None = None
         if _is_over(before, after):
             yield from self._close_attempt(before, after)
-        if after.holder != before.holder:
+        if after.task_type == AGENT_STARTUP:
+            # It keeps nobody from other work.
+            worker = (yield from self.find_worker(after.holder)) if after.holder != before.holder else None
+        elif after.holder != before.holder:
             if before.holder:
                 released = read_worker((yield Fetch(_RELEASE, (before.holder,))))
                 if released is not None:

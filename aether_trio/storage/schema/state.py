@@ -1,12 +1,9 @@
-"""Gateway state: KV, checkpoints, when each identity was last seen, and which agents can be started by whom.
+"""Gateway state: KV, checkpoints and when each identity was last seen.
 
 A KV entry belongs to a space, one namespace of the protocol's scopes (services/kv/spaces.py). An entry is a string
 (`value`) or a set (`members` counts its rows in kv_members, so that its size is read, not counted). Names that clients choose
 are byte strings: they may hold what a text column of some engine refuses, and their order is that of their bytes.
 `expires_ms` is NULL for what never expires; the partial indexes hold only rows that do.
-
-`agents.info` is an AgentRegistrationInfo; what is looked for in it has columns of its own. A row of `orchestrator_profiles` holds for as
-long as its session is connected, on whichever node (services/agents/roster.py). The smallest `turn` of a profile is next.
 """
 
 from __future__ import annotations
@@ -48,28 +45,5 @@ MIGRATIONS: Final = (
             initial_connection_ms {bigint} NOT NULL,
             reconnections {bigint} NOT NULL
         ) {clustered}""",
-    ),
-    (
-        """CREATE TABLE agents (
-            implementation TEXT {byte_order} PRIMARY KEY,
-            profile {blob} NOT NULL,
-            info {blob} NOT NULL,
-            registered_ms {bigint} NOT NULL,
-            updated_ms {bigint} NOT NULL
-        )""",
-        """CREATE TABLE agent_prefixes (
-            prefix {blob} PRIMARY KEY,
-            implementation TEXT {byte_order} NOT NULL
-        ) {clustered}""",
-        "CREATE INDEX agent_prefixes_of ON agent_prefixes (implementation)",
-        """CREATE TABLE orchestrator_profiles (
-            profile {blob} NOT NULL,
-            orchestrator TEXT {byte_order} NOT NULL,
-            session_id TEXT NOT NULL,
-            connected_ms {bigint} NOT NULL,
-            turn {bigint} NOT NULL,
-            PRIMARY KEY (profile, orchestrator)
-        ) {clustered}""",
-        "CREATE INDEX orchestrator_profiles_of ON orchestrator_profiles (orchestrator)",
     ),
 )

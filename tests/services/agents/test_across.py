@@ -1,31 +1,147 @@
-"""Orchestrators on two nodes of one database."""
+"""Starts where the one who writes, the orchestrators and the agent are on different nodes of one database."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import trio
 
-from aether_trio.core import open_core
-from tests.helpers.core import connect, settings_for_tests
+from aether_trio.core import Core, open_core
+from aether_trio.testing.memory import MemoryLink
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import agent, barrier, connect, message_to, settings_for_tests
 from tests.helpers.engines import PostgresEngine
 from tests.services.agents.ops import Op, operate, register, starter
+from tests.services.agents.test_starts import ECHO, assignment, create, launch, starts
 
-LONG_S = 60.0
+LONG_S = 120.0
 
 
-async def test_they_take_turns_wherever_they_are_connected(postgres_engine: PostgresEngine) -> None:
-    settings = settings_for_tests(storage={"database": postgres_engine.server.dsn(), "schema": postgres_engine.schema})
+@asynccontextmanager
+async def two_nodes(engine: PostgresEngine) -> AsyncIterator[tuple[Core, Core]]:
+    settings = settings_for_tests(storage={"database": engine.server.dsn(), "schema": engine.schema})
     with trio.fail_after(LONG_S):
-        async with open_core(settings) as one, open_core(settings) as two, connect(one, starter("1", "p")) as first:
-            await register(first, "echo")
-            async with connect(two, starter("2", "p")) as second:
-                assert [info.implementation for info in (await operate(second, Op.LIST)).agents] == ["echo"]
-                for core in (one, two):
-                    picked = [await core.roster.pick("p") for _ in range(2)]
-                    assert {one.orchestrator for one in picked if one} == {"orc::o::1", "orc::o::2"}
-                listed = await operate(first, Op.LIST_ORCHESTRATORS)
-                assert [one.orchestrator_id for one in listed.orchestrators] == ["orc::o::1", "orc::o::2"]
-                second.cut()
-                while (await operate(first, Op.LIST_ORCHESTRATORS)).total_count > 1:
-                    await trio.sleep(0.05)
-            picked = [await two.roster.pick("p") for _ in range(2)]
-            assert [one.orchestrator for one in picked if one] == ["orc::o::1"] * 2
+        async with open_core(settings) as one, open_core(settings) as two:
+            yield one, two
+
+
+def started(asked: pb.TaskAssignment) -> pb.UpstreamMessage:
+    """The agent that an orchestrator has started."""
+    token = asked.launch_params["auth_token"]
+    return agent(asked.workspace, asked.target_implementation, asked.specifier, credentials={"token": token})
+
+
+async def until_running(core: Core) -> None:
+    while [status for status, _ in await starts(core)] != ["running"]:
+        await trio.sleep(0.02)
+
+
+async def test_a_message_on_one_node_an_orchestrator_on_another(postgres_engine: PostgresEngine) -> None:
+    async with (
+        two_nodes(postgres_engine) as (one, two),
+        connect(one, starter("1", "process")) as orchestrator,
+        connect(two, agent("w", "asker", "1")) as asker,
+    ):
+        await register(orchestrator, "echo")
+        asker.send(message_to(ECHO, b"one"))
+        asked = await assignment(orchestrator)
+        async with connect(two, started(asked)) as echo:
+            assert (await echo.next("config")).config.task_context["task_id"] == asked.task_id
+            assert (await echo.next("msg")).msg.payload == b"one"
+            await until_running(one)
+            # It is there, and known to be, for those on the other node as well.
+            async with connect(one, agent("w", "asker", "2")) as other:
+                other.send(message_to(ECHO, b"two"))
+                assert (await echo.next("msg")).msg.payload == b"two"
+                await trio.sleep(1.5)
+                await barrier(other)
+        assert orchestrator.waiting("task_assignment") == []
+        while [status for status, _ in await starts(one)] != ["completed"]:
+            await trio.sleep(0.02)
+        asker.send(message_to(ECHO, b"three"))
+        assert (await assignment(orchestrator)).task_id != asked.task_id
+
+
+async def test_a_task_on_one_node_an_orchestrator_on_another(postgres_engine: PostgresEngine) -> None:
+    async with (
+        two_nodes(postgres_engine) as (one, two),
+        connect(one, starter("1", "process")) as orchestrator,
+        connect(two, agent("w", "asker", "1")) as asker,
+    ):
+        await register(orchestrator, "echo")
+        answer = await create(asker, payload=b"work", launch_param_overrides={"voice": "loud"})
+        assert answer.status == "orchestration_triggered"
+        asked = await assignment(orchestrator)
+        assert asked.launch_params["voice"] == "loud"
+        async with connect(two, started(asked)) as echo:
+            given = await assignment(echo)
+            assert (given.task_id, given.payload) == (answer.task_id, b"work")
+
+
+async def test_they_take_turns_wherever_they_are(postgres_engine: PostgresEngine) -> None:
+    async with (
+        two_nodes(postgres_engine) as (one, two),
+        connect(one, starter("1", "process")) as first,
+        connect(two, starter("2", "process")) as second,
+    ):
+        await register(first, "echo")
+        while (await operate(second, Op.LIST_ORCHESTRATORS)).total_count < 2:
+            await trio.sleep(0.02)
+        async with connect(one, starter("3", "other")) as here, connect(two, starter("4", "other")) as there:
+            for number in range(6):
+                await launch(here if number % 2 else there, str(number))
+        for peer in (first, second):
+            assert len({(await assignment(peer)).specifier for _ in range(3)}) == 3
+
+
+async def ask(peer: MemoryLink, count: int) -> None:
+    for number in range(count):
+        peer.send(message_to(f"ag::w::echo::{number}", b"one"))
+        await trio.lowlevel.checkpoint()
+
+
+async def test_there_is_one_start_for_each_whoever_asks_at_the_same_moment(postgres_engine: PostgresEngine) -> None:
+    count = 40
+    async with (
+        two_nodes(postgres_engine) as (one, two),
+        connect(one, starter("1", "process")) as first,
+        connect(two, starter("2", "process")) as second,
+        connect(one, agent("w", "asker", "1")) as a,
+        connect(two, agent("w", "asker", "2")) as b,
+    ):
+        await register(first, "echo")
+        while (await operate(second, Op.LIST_ORCHESTRATORS)).total_count < 2:
+            await trio.sleep(0.02)
+        async with trio.open_nursery() as nursery:
+            for peer in (a, b):
+                nursery.start_soon(ask, peer, count)
+        asked: list[str] = []
+
+        async def collect(peer: MemoryLink) -> None:
+            while len(asked) < count:
+                asked.append((await assignment(peer)).specifier)
+            done.cancel_scope.cancel()
+
+        async with trio.open_nursery() as done:
+            done.start_soon(collect, first)
+            done.start_soon(collect, second)
+        await trio.sleep(2)
+        assert sorted(asked, key=int) == [str(number) for number in range(count)]
+        assert len(await starts(one)) == count
+        assert not first.waiting("task_assignment")
+        assert not second.waiting("task_assignment")
+
+
+async def test_an_orchestrator_that_goes_is_replaced_by_one_on_another_node(postgres_engine: PostgresEngine) -> None:
+    async with (
+        two_nodes(postgres_engine) as (one, two),
+        connect(one, starter("1", "process")) as first,
+        connect(two, agent("w", "asker", "1")) as asker,
+    ):
+        await register(first, "echo")
+        asker.send(message_to(ECHO, b"one"))
+        asked = await assignment(first)
+        async with connect(two, starter("2", "process")) as second:
+            first.cut()
+            assert (await assignment(second)).task_id == asked.task_id

@@ -1,0 +1,139 @@
+"""Messages wake agents that are not running: who is written to while it is away is looked at, a moment later, and started if it can be.
+
+    router ── note(identity) ──▶ waiting ──▶ one look for many: registered? connected anywhere? ──▶ Starts.wake
+
+A note costs a dictionary entry, and an identity is looked at once a second at most, so a burst of messages to somebody who is away
+costs the message path next to nothing. A note that comes while its identity was just looked at waits for the next look: what was
+written before a look that finds the agent gone always leads to a start. An agent that has lost its connection and may come back is
+looked at again, until it has or its start has ended.
+
+What is registered is known from a look at the names, which is repeated when somebody registers something here and every few seconds while
+there is a use for it: another node's registration counts within REFRESH_S.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+import trio
+
+from aether_trio.model.clock import Clock
+from aether_trio.model.identity import Identity, IdentityError
+from aether_trio.services.agents.starts import Starts
+from aether_trio.services.agents.store import AgentStore
+from aether_trio.storage.base import StorageUnavailable
+
+logger = structlog.get_logger("aether.agents")
+
+QUIET_S: Final = 1.0
+REFRESH_S: Final = 5.0
+BATCH: Final = 100
+MAX_WAITING: Final = 10_000
+"""Identities; beyond it a message wakes nobody, and the next one may."""
+
+
+class Waker:
+    """See the module docstring. `connected(identity)` says whether a participant is, on whichever node."""
+
+    def __init__(
+        self, starts: Starts, agents: AgentStore, clock: Clock, connected: Callable[[str], Awaitable[bool]]
+    ) -> None:
+        self._starts = starts
+        self._agents = agents
+        self._clock = clock
+        self._connected = connected
+        self._waiting: dict[str, int] = {}
+        self._strangers: dict[str, int] = {}
+        self._looked: dict[str, float] = {}
+        self._names: frozenset[str] = frozenset()
+        self._names_until = -1.0
+        self._news = trio.Event()
+        self.started = 0
+        agents.on_change = self._renew
+
+    def note(self, identity: str) -> None:
+        """Somebody has written to this identity, and it is not connected to this node. Never blocks."""
+        if identity not in self._waiting and len(self._waiting) < MAX_WAITING:
+            self._waiting[identity] = self._clock.now_ms()
+            self._news.set()
+
+    def _renew(self) -> None:
+        self._names_until = -1.0
+        if self._strangers:
+            self._news.set()
+
+    async def run(self) -> None:
+        """Look, until cancelled."""
+        while True:
+            with trio.move_on_after(self._pause_s()):
+                await self._news.wait()
+            self._news = trio.Event()
+            try:
+                await self._look()
+            except StorageUnavailable as error:
+                logger.warning("nobody is woken while storage is away", reason=str(error))
+                await trio.sleep(QUIET_S)
+
+    def _pause_s(self) -> float:
+        """Until something is to be looked at though nothing is new."""
+        now = trio.current_time()
+        moments = [self._looked.get(identity, now - QUIET_S) + QUIET_S for identity in self._waiting]
+        if self._strangers:
+            moments.append(self._names_until)
+        return max(min(moments, default=now + 3600) - now, 0.0)
+
+    async def _look(self) -> None:
+        now = trio.current_time()
+        for identity in [one for one, at in self._looked.items() if at + QUIET_S <= now]:
+            del self._looked[identity]
+        if (self._waiting or self._strangers) and self._names_until <= now:
+            self._names = await self._agents.names()
+            self._names_until = trio.current_time() + REFRESH_S
+            strangers, self._strangers = self._strangers, {}
+            for identity, trigger_ms in strangers.items():
+                if self._is_registered(identity):
+                    self._waiting.setdefault(identity, trigger_ms)
+        due = [one for one in self._waiting if one not in self._looked][:BATCH]
+        wanted: dict[str, int] = {}
+        for identity in due:
+            trigger_ms = self._waiting.pop(identity)
+            if self._is_registered(identity):
+                wanted[identity] = trigger_ms
+            elif len(self._strangers) < MAX_WAITING:
+                self._strangers[identity] = trigger_ms
+        if wanted:
+            try:
+                await self._wake(wanted)
+            except BaseException:
+                for identity, trigger_ms in wanted.items():
+                    self._waiting.setdefault(identity, trigger_ms)
+                raise
+
+    def _is_registered(self, identity: str) -> bool:
+        implementation = identity.split("::", 3)[2]
+        return implementation in self._names or implementation.rpartition(":")[0] in self._names
+
+    async def _wake(self, wanted: dict[str, int]) -> None:
+        absent: dict[Identity, int] = {}
+        for name, trigger_ms in wanted.items():
+            self._looked[name] = trio.current_time()
+            if await self._connected(name):
+                continue
+            try:
+                absent[Identity.parse(name, strict=False)] = trigger_ms
+            except IdentityError:
+                continue
+        if not absent:
+            return
+        for identity, begun in (await self._starts.wake(absent)).items():
+            if begun.problem:
+                logger.info("a message cannot wake its receiver", identity=identity.text, reason=begun.problem)
+            elif begun.created:
+                self.started += 1
+                logger.info(
+                    "a message wakes its receiver", identity=identity.text, task=begun.task and begun.task.task_id
+                )
+            elif begun.missing:
+                self._waiting.setdefault(identity.text, absent[identity])

@@ -1,0 +1,46 @@
+"""Which agents can be started, by whom, and which start each identity has: in the database of the tasks, as a start is a task.
+
+`agents.info` is an AgentRegistrationInfo; what is looked for in it has columns of its own. Names that clients choose are byte strings
+where they may hold what a text column of some engine refuses. A row of `orchestrator_profiles` holds while its session is the one of the
+orchestrator's row in `task_workers`, and the smallest `turn` of a profile is next. `agent_starts` has the latest start of each identity:
+that there is one row is what makes it one start, wherever it was asked for. `waits` is 1 while nobody has been found who could do it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+MIGRATIONS: Final = (
+    (
+        """CREATE TABLE agents (
+            implementation TEXT {byte_order} PRIMARY KEY,
+            profile {blob} NOT NULL,
+            info {blob} NOT NULL,
+            registered_ms {bigint} NOT NULL,
+            updated_ms {bigint} NOT NULL
+        )""",
+        """CREATE TABLE agent_prefixes (
+            prefix {blob} PRIMARY KEY,
+            implementation TEXT {byte_order} NOT NULL
+        ) {clustered}""",
+        "CREATE INDEX agent_prefixes_of ON agent_prefixes (implementation)",
+        """CREATE TABLE orchestrator_profiles (
+            profile {blob} NOT NULL,
+            orchestrator TEXT {byte_order} NOT NULL,
+            session_id TEXT NOT NULL,
+            connected_ms {bigint} NOT NULL,
+            turn {bigint} NOT NULL,
+            PRIMARY KEY (profile, orchestrator)
+        ) {clustered}""",
+        "CREATE INDEX orchestrator_profiles_of ON orchestrator_profiles (orchestrator)",
+        "CREATE INDEX orchestrator_profiles_turns ON orchestrator_profiles (profile, turn)",
+        """CREATE TABLE agent_starts (
+            identity TEXT {byte_order} PRIMARY KEY,
+            task_id TEXT NOT NULL,
+            profile {blob} NOT NULL,
+            order_us {bigint} NOT NULL,
+            waits INTEGER NOT NULL
+        ) {clustered}""",
+        "CREATE INDEX agent_starts_waiting ON agent_starts (profile, order_us) WHERE waits = 1",
+    ),
+)
