@@ -149,6 +149,7 @@ class ClusterLanes:
         self._queries = Queries(server, cluster_limits, "lanes", 2, "SET synchronous_commit = off")
         self._interest = Interest(self._queries, cluster.lease, "lane_interest", lanes.heard, limits.linger_s)
         self._alone = True
+        self._joined = 0
         self._seq = first_seq
         self._waiting: deque[_Update] = deque()
         self._waiting_bytes = 0
@@ -258,6 +259,7 @@ class ClusterLanes:
 
     def _hear_joined(self, _sender: int, _body: str) -> None:
         self._alone = False
+        self._joined += 1
         self._woken_all = True
         self._wake.set()
 
@@ -281,7 +283,10 @@ class ClusterLanes:
     async def _look_around(self) -> None:
         """What has to be looked at now and then. Raises StorageUnavailable."""
         node_id = self._cluster.node_id
-        self._alone = not (await self._queries.fetch(_OTHERS, node_id))[0][0]
+        joined = self._joined
+        others = (await self._queries.fetch(_OTHERS, node_id))[0][0]
+        if others or joined == self._joined:  # somebody who has joined meanwhile may not be in that answer
+            self._alone = not others
         await self._interest.look_after()
         await self._queries.fetch(_FORGET, node_id, KEPT_MS)
 

@@ -113,6 +113,7 @@ class ClusterTails:
             limits.linger_s,
         )
         self._alone = True
+        self._joined = 0
         self._news: dict[str, None] = {}
         self._work = trio.Event()
         self._look = trio.Event()
@@ -185,6 +186,7 @@ class ClusterTails:
 
     def _hear_joined(self, _sender: int, _body: str) -> None:
         self._alone = False
+        self._joined += 1
 
     async def _look_on(self) -> None:
         while True:
@@ -200,7 +202,10 @@ class ClusterTails:
 
     async def _look_around(self) -> None:
         """What has to be looked at now and then. Raises StorageUnavailable."""
-        self._alone = not (await self._queries.fetch(_OTHERS, self._cluster.node_id))[0][0]
+        joined = self._joined
+        others = (await self._queries.fetch(_OTHERS, self._cluster.node_id))[0][0]
+        if others or joined == self._joined:  # somebody who has joined meanwhile may not be in that answer
+            self._alone = not others
         await self._interest.look_after()
         self._looks += 1
         heard = self._log.heard()

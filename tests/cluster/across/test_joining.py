@@ -1,0 +1,70 @@
+"""Nodes that begin: a node that is alone tells nobody anything, and must not believe so any longer than it is true."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.cluster.across.fabric import Gateway, join, open_fabric, until
+from tests.helpers.core import agent, message_to, payloads
+from tests.helpers.engines import PostgresEngine
+
+
+async def talk(one: Gateway, two: Gateway) -> None:
+    """A message and a report of progress get from one to the other."""
+    async with join(one, agent("w", "a", "1")) as a, join(two, agent("w", "b", "1")) as b:
+        report = pb.ProgressReport(task_id="t", state="running")
+        a.send(message_to("ag::w::b::1", b"hello"), pb.UpstreamMessage(progress=report))
+        await until(lambda: payloads(b) == [b"hello"] and len(b.waiting("progress_update")) == 1)
+
+
+async def test_a_node_that_joins_while_another_looks_whether_it_is_alone(postgres_engine: PostgresEngine) -> None:
+    """The answer is older than the hint that overtakes it."""
+    async with open_fabric(postgres_engine) as fabric:
+        one = await fabric.start()
+        lanes = one.core.lanes.relay
+        gate = trio.Event()
+        looking = 0
+        async with trio.open_nursery() as nursery:
+            for part in (one.tails, lanes):
+                queries: Any = part._queries  # type: ignore[union-attr]
+                fetch = queries.fetch
+
+                async def late(sql: str, *args: Any, fetch: Any = fetch) -> Any:
+                    nonlocal looking
+                    rows = await fetch(sql, *args)
+                    if "FROM nodes WHERE alive AND node_id <> $1)" in sql:
+                        looking += 1
+                        await gate.wait()
+                    return rows
+
+                queries.fetch = late
+                nursery.start_soon(part._look_around)  # type: ignore[union-attr]
+            await until(lambda: looking == 2)
+            two = await fabric.start()
+            gate.set()
+        await talk(one, two)
+        await talk(two, one)
+
+
+async def test_nodes_that_begin_together_know_of_each_other(postgres_engine: PostgresEngine) -> None:
+    async with open_fabric(postgres_engine) as fabric:
+        gateways = await fabric.start_many(3)
+        for one in gateways:
+            for two in gateways:
+                if one is not two:
+                    await talk(one, two)
+
+
+async def test_the_last_one_that_is_left_goes_on(postgres_engine: PostgresEngine) -> None:
+    async with open_fabric(postgres_engine) as fabric:
+        one, two = await fabric.start_many(2)
+        async with join(one, agent("w", "a", "1")) as a:
+            await fabric.stop(two)
+            a.send(message_to("ga::w", b"still"), message_to("ag::w::gone::1", b"later"))
+            assert await a.take(1) == [b"still"]
+            three = await fabric.start()
+            async with join(three, agent("w", "gone", "1")) as back:
+                assert await back.take(1) == [b"later"]
