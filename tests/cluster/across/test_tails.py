@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from aether_trio.model.errors import Status
+from aether_trio.routing.follower import BYTES_OF_TOPIC, ROWS_OF_TOPIC
 from aether_trio.routing.retention import Retention, RetentionLimits
 from aether_trio.testing.memory import StreamEnded
 from tests.cluster.across.fabric import Fabric, Gateway, Participant, join, numbers, open_fabric, until
@@ -232,6 +233,26 @@ async def test_storage_that_cannot_be_read_for_a_while_delays_and_loses_nothing(
             assert payloads(b) == []
             failing = False
             assert sorted(await b.take(3)) == [b"1", b"1", b"2"]
+        await nothing_is_pinned(fabric)
+
+
+async def test_a_backlog_is_more_than_one_read_brings(postgres_engine: PostgresEngine) -> None:
+    """And no hint comes after the first one."""
+    failing = False
+    sent = [b"%d" % number for number in range(3 * ROWS_OF_TOPIC)]
+    sent += [b"%d" % number + bytes(BYTES_OF_TOPIC // 3) for number in range(8)] + [bytes(2 * BYTES_OF_TOPIC), b"end"]
+    async with open_fabric(postgres_engine) as fabric:
+        one, two = await fabric.start_many(2)
+        async with join(one, agent("w", "a", "1")) as a, join(two, agent("w", "b", "1")) as b:
+            two.fail_reads(lambda: failing)
+            failing = True
+            a.send(*[message_to("ga::w", payload) for payload in sent])
+            await barrier(a)
+            assert payloads(b) == []
+            failing = False
+            assert await b.take(len(sent)) == sent
+            assert await a.take(len(sent)) == sent
+            assert two.core.log._follower.reads > 3
         await nothing_is_pinned(fabric)
 
 
