@@ -7,7 +7,8 @@ The last group of fields is derived from the others by `derived` whenever a row 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -123,11 +124,14 @@ class Task:
 
     def values(self) -> tuple[Any, ...]:
         """In the order of COLUMNS."""
-        return tuple([getattr(self, name) for name in COLUMNS])
+        return _VALUES(self)
 
     def changed(self, changes: Mapping[str, Any]) -> Task:
         """The row after `changes`."""
-        return Task(*[changes.get(name, getattr(self, name)) for name in COLUMNS])
+        values = list(_VALUES(self))
+        for name, value in changes.items():
+            values[_INDEX[name]] = value
+        return Task(*values)
 
     @classmethod
     def from_row(cls, row: tuple[Any, ...]) -> Task:
@@ -139,6 +143,8 @@ class Task:
 
 
 COLUMNS: Final = tuple(item.name for item in fields(Task))
+_INDEX: Final = {name: number for number, name in enumerate(COLUMNS)}
+_VALUES: Final[Callable[[Task], tuple[Any, ...]]] = operator.attrgetter(*COLUMNS)
 
 
 def pool_queue(workspace: str, implementation: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from aether_trio.model.tasks import Move, Reason, Refused, Status, Task, Wait
+from aether_trio.model.tasks import Move, Reason, Refused, Status, Step, Task, Wait
 from aether_trio.model.tasks.table import Decision
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.tasks import rows, startups
@@ -65,7 +65,9 @@ def operate(context: Context, caller: Caller, asked: Asked) -> Program[Outcome]:
     task = yield from rows.load(asked.task_id)
     if task is None:
         return Outcome()
-    epoch = yield from rows.latest_epoch(task.task_id, caller.name)
+    epoch: int | None = task.epoch
+    if caller.name != task.assigned_to:
+        epoch = yield from rows.latest_epoch(task.task_id, caller.name)
     if not (caller.allowed or is_party(task, caller) or epoch is not None):
         return Outcome(needs=task.workspace)
     refusal = yield from _check_wait(context, task, asked)
@@ -80,7 +82,9 @@ def operate(context: Context, caller: Caller, asked: Asked) -> Program[Outcome]:
         decision = yield from work.make(task, asked.move, facts)
     if isinstance(decision, Refused):
         return Outcome(task, refusal=decision.text)
-    after = (yield from rows.load(task.task_id)) or task
+    after = decision.after if isinstance(decision, Step) else task
+    if after.status is Status.PENDING:  # or whatever has become of it by now
+        after = (yield from rows.load(task.task_id)) or task
     if after.status is Status.WAITING_DEPENDENCY and asked.wait is not None:
         yield from _wait_for(work, after, asked.wait)
         after = (yield from rows.load(task.task_id)) or after

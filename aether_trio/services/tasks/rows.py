@@ -48,10 +48,12 @@ def _update(names: tuple[str, ...]) -> str:
 
 def save(before: Task, after: Task) -> Program[None]:
     """Write what differs, if the row still has the status and the epoch of `before`."""
-    names = tuple([name for name in COLUMNS if getattr(before, name) != getattr(after, name)])
-    if not names:
+    changes = [
+        (name, new) for name, old, new in zip(COLUMNS, before.values(), after.values(), strict=True) if old != new
+    ]
+    if not changes:
         return
-    values = [getattr(after, name) for name in names]
+    names, values = tuple([name for name, _ in changes]), [value for _, value in changes]
     count: int = yield Execute(_update(names), (before.task_id, before.status, before.epoch, *values))
     if count != 1:
         raise OvertakenError(f"task {before.task_id} is not {before.status} with epoch {before.epoch} any more")
