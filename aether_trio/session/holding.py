@@ -133,7 +133,7 @@ class ClusterHolding:
         if holder is not None and holder.session_id != claim.resume_session_id:
             return self._registry.claim(session, claim.resume_session_id)  # which says why not
         try:
-            claimed = await self._rows.claim(_request(session, claim))
+            claimed = await self._claim(self._rows, _request(session, claim))
         except StorageUnavailable as error:
             raise StatusError(Status.UNAVAILABLE, f"the gateway's storage does not answer: {error}") from None
         stale = self._registry.holder(name)
@@ -145,6 +145,17 @@ class ClusterHolding:
             # This node's memory of an ended session may be older than another node's session.
             history = _history(claimed.history)
         return displaced, history
+
+    async def _claim(self, rows: Rows, request: ClaimRequest) -> Claimed:
+        try:
+            return await rows.claim(request)
+        except StatusError as error:
+            if error.status is not Status.RESOURCE_EXHAUSTED or not self._leaving:
+                raise
+        # Whoever has just left this node counts until its row is released.
+        for left in list(self._leaving.values()):
+            await left.wait()
+        return await rows.claim(request)
 
     # -- letting go -------------------------------------------------------------------------------------------------
 

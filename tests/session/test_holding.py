@@ -36,6 +36,7 @@ class Rows:
         self._epochs = 0
         self.history: Continued | None = None
         self.error: Exception | None = None
+        self.full = False
         self.gate: trio.Event | None = None
         self.requests: list[ClaimRequest] = []
         self.unknown_yet: list[str] = []
@@ -47,6 +48,8 @@ class Rows:
             await self.gate.wait()
         if self.error is not None:
             raise self.error
+        if self.full and self._mine:
+            raise StatusError(Status.RESOURCE_EXHAUSTED, "full")
         self._epochs += 1
         hold = self._mine[request.identity] = Hold(request.identity, request.session_id, self._epochs)
         return Claimed(hold, self.history)
@@ -319,6 +322,23 @@ async def test_the_next_one_waits_until_the_row_is_released(node: Node) -> None:
         node.log.settled.set()
     assert node.registry.holder(A1.text) is second
     assert [one[0] for one in node.told] == ["settled", "saved", "released"]
+
+
+async def test_who_has_just_left_makes_room_in_its_workspace(node: Node) -> None:
+    node.rows.full = True
+    first, _ = await node.hold("s1")
+    with pytest.raises(StatusError) as caught:
+        await node.take(node.session("t1", A2))
+    assert caught.value.status is Status.RESOURCE_EXHAUSTED
+    node.log.settled = trio.Event()
+    first.end(Status.CANCELLED, "done")
+    second = node.session("t2", A2)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.take, second)
+        await pump()
+        assert node.registry.holder(A2.text) is None
+        node.log.settled.set()
+    assert node.registry.holder(A2.text) is second
 
 
 async def test_who_never_held_anything_releases_nothing(node: Node) -> None:
