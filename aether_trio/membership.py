@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from aether_trio.cluster.cluster import Cluster
+    from aether_trio.storage.postgres import PostgresServer
 
 logger = structlog.get_logger("aether.core")
 
@@ -65,32 +66,49 @@ async def open_membership(
         yield Membership(registry, LocalHolding(registry), LocalDirectory(registry))
         return
 
+    from aether_trio.storage.postgres_errors import describe, is_outage
+
+    joined = False
+    try:
+        async with _join_cluster(settings, clock, databases.server, log, lanes) as membership:
+            joined = True
+            yield membership
+    except Exception as error:
+        reason: BaseException = error
+        while isinstance(reason, BaseExceptionGroup):  # whatever is opened has a nursery
+            reason = reason.exceptions[0]
+        if joined or not (isinstance(reason, StorageUnavailable) or is_outage(reason)):
+            raise
+        raise StorageSetupError(f"this gateway could not join the cluster ({describe(reason)}).") from error
+
+
+@asynccontextmanager
+async def _join_cluster(
+    settings: Settings, clock: Clock, server: PostgresServer, log: TopicLog, lanes: Lanes
+) -> AsyncIterator[Membership]:
+    """Raises what keeps it from that, in the groups of nurseries."""
     from aether_trio.cluster.cluster import open_cluster
     from aether_trio.cluster.directory import open_directory
     from aether_trio.cluster.lanes import open_cluster_lanes
     from aether_trio.cluster.records import ClusterLimits, NodeInfo
     from aether_trio.cluster.tails import open_cluster_tails
 
-    server = databases.server
     registry = Registry()  # the cluster counts the connections of a workspace, all nodes together
     holding = ClusterHolding(registry, log, clock.now_ms)
     info = NodeInfo(settings.gateway.node_name or f"{socket.gethostname()}:{os.getpid()}", version=__version__)
     limits = ClusterLimits(connections_per_workspace=settings.limits.connections_per_workspace)
     async with AsyncExitStack() as stack:
-        try:
-            cluster = await stack.enter_async_context(open_cluster(server, holding, info, limits=limits))
-            holding.join(cluster.holds)
-            log.node = lambda: (cluster.lease.node_id, cluster.lease.epoch)
-            log.sure = cluster.lease.wait_sure
-            ending = partial(end_session, registry)
-            rows = await stack.enter_async_context(open_directory(server, cluster, ending, cluster_limits=limits))
-            first_seq = clock.now_ms() * 1000
-            progress = await stack.enter_async_context(
-                open_cluster_lanes(server, cluster, lanes, first_seq=first_seq, cluster_limits=limits)
-            )
-            tails = await stack.enter_async_context(open_cluster_tails(server, cluster, log, cluster_limits=limits))
-        except StorageUnavailable as error:
-            raise StorageSetupError(f"this gateway could not join the cluster: {error}") from error
+        cluster = await stack.enter_async_context(open_cluster(server, holding, info, limits=limits))
+        holding.join(cluster.holds)
+        log.node = lambda: (cluster.lease.node_id, cluster.lease.epoch)
+        log.sure = cluster.lease.wait_sure
+        ending = partial(end_session, registry)
+        rows = await stack.enter_async_context(open_directory(server, cluster, ending, cluster_limits=limits))
+        first_seq = clock.now_ms() * 1000
+        progress = await stack.enter_async_context(
+            open_cluster_lanes(server, cluster, lanes, first_seq=first_seq, cluster_limits=limits)
+        )
+        tails = await stack.enter_async_context(open_cluster_tails(server, cluster, log, cluster_limits=limits))
         nursery = await stack.enter_async_context(trio.open_nursery())
         nursery.start_soon(holding.run, name="holding")
         try:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 import trio
 
 from aether_trio.config import Settings
 from aether_trio.core import open_core
+from aether_trio.storage.base import StorageUnavailable
+from aether_trio.storage.errors import StorageSetupError
 from tests.helpers.core import agent, barrier, connect, message_to, settings_for_tests
 from tests.helpers.engines import PostgresEngine
 from tests.helpers.gateway import on_postgres, start_gateway
@@ -49,6 +53,39 @@ async def test_two_gateways_share_a_database(postgres_engine: PostgresEngine) ->
             assert [(await b.next("msg")).msg.payload for _ in range(20)] == [b"to b %d" % n for n in range(20)]
             assert [(await a.next("msg")).msg.payload for _ in range(20)] == [b"to a %d" % n for n in range(20)]
     assert postgres_engine.rows(LOCKS) == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("part", "error"),
+    [
+        ("aether_trio.cluster.queries.Queries.fetch", StorageUnavailable("the server is away")),
+        ("aether_trio.cluster.lanes.ClusterLanes._look_around", StorageUnavailable("the server is away")),
+        ("aether_trio.cluster.lease.connected", ConnectionRefusedError("the server is away")),
+    ],
+)
+async def test_a_database_that_goes_away_while_a_gateway_joins_is_said_in_one_line(
+    postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch, part: str, error: Exception
+) -> None:
+    async def fails(*_: Any) -> Any:
+        await trio.lowlevel.checkpoint()
+        raise error
+
+    monkeypatch.setattr(part, fails)
+    said: list[str] = []
+    with trio.fail_after(LONG_S):
+        try:
+            async with open_core(settings_on(postgres_engine)):
+                pass
+        except* StorageSetupError as group:  # as the command line does
+            said = [str(one) for one in leaves(group)]
+    assert said == [f"this gateway could not join the cluster ({type(error).__name__}: the server is away)."]
+    assert postgres_engine.rows(LOCKS) == [(0,)]
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for part in error.exceptions for leaf in leaves(part)]
+    return [error]
 
 
 def test_a_gateway_that_was_killed_does_not_keep_the_next_one_out(postgres_engine: PostgresEngine) -> None:
