@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Final
 
@@ -43,6 +45,7 @@ async def test_half_a_minute_of_faults_violates_nothing(tmp_path: Path) -> None:
         rates=Rates(peers=4, workers=3, messages_per_s=12.0),
         keep=tmp_path / "kept",
     )
+    assert wishes.keep is not None
     result = await run(wishes, said.append)
     story = "\n".join(said)
     assert {fault.kind for fault in result.history.disturbances} == set(KINDS), story
@@ -51,3 +54,7 @@ async def test_half_a_minute_of_faults_violates_nothing(tmp_path: Path) -> None:
     assert violations == [], story
     assert [verdict.invariant for verdict in result.verdicts if not verdict.looked_at] == []
     assert result.well
+    kept = {file.name: file for file in wishes.keep.iterdir()}
+    assert set(kept) == {"history.jsonl", "node-1.log", "node-2.log", "node-3.log", "postgres-log"}
+    seen = Counter(json.loads(line)["what"] for line in kept["history.jsonl"].read_text().splitlines())
+    assert (seen["run"], seen["sent"], seen["held"]) == (1, len(result.history.sent), len(result.history.held))
