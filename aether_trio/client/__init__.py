@@ -10,6 +10,7 @@
 * To connect as: AgentClient, TaskClient, UserClient, ServiceClient, BridgeClient, OrchestratorClient, WorkflowEngineClient,
   MetricsBridgeClient. What they have in common is `Client`; `connect_sync` makes a SyncClient of any of them.
 * How to connect: the keywords in ClientOptions, with TlsOptions and Retry.
+* Work: `agent.work()` gives tasks, each a Job with its JobEnd; docs/tasks.md is about them.
 * What comes: IncomingMessage with its MessageType, and a Feed of everything else.
 * What becomes of what is sent: nothing is raised, or an AetherError; Publication for many messages at once.
 * How it is going: State, ClientStatistics.
@@ -63,6 +64,8 @@ from aether_trio.client.session import State
 from aether_trio.client.statistics import ClientStatistics
 from aether_trio.client.sync import SyncClient, SyncPublication, connect_sync
 from aether_trio.client.tls import TlsOptions
+from aether_trio.client.work import Job, JobEnd, Jobs, TaskOver
+from aether_trio.client.work.sync import SyncJob
 
 __all__ = [
     "AddressError",
@@ -82,6 +85,9 @@ __all__ = [
     "IncomingMessage",
     "InternalGatewayError",
     "InvalidArgument",
+    "Job",
+    "JobEnd",
+    "Jobs",
     "MessageType",
     "MetricsBridgeClient",
     "NotFound",
@@ -100,8 +106,10 @@ __all__ = [
     "SessionEnded",
     "State",
     "SyncClient",
+    "SyncJob",
     "SyncPublication",
     "TaskClient",
+    "TaskOver",
     "TlsOptions",
     "TlsRefused",
     "Unauthenticated",

@@ -12,6 +12,7 @@ from aether_trio.client.operations.records import read
 from aether_trio.client.operations.task_values import Assignment
 from aether_trio.client.options import ClientOptions
 from aether_trio.client.senders import ToEveryone, ToParticipants, ToUsersEverywhere, ToWork, WithTelemetry
+from aether_trio.client.work import Works
 from aether_trio.model.identity import Identity
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -34,7 +35,7 @@ STARTS: Final = 4096
 _WHO: Final = ("AETHER_WORKSPACE", "AETHER_IMPLEMENTATION", "AETHER_SPECIFIER")
 
 
-class AgentClient(ToWork, ToParticipants, ToEveryone, WithTelemetry, Client):
+class AgentClient(Works, ToWork, ToParticipants, ToEveryone, WithTelemetry, Client):
     """A long-lived agent, "ag::{workspace}::{implementation}::{specifier}". Messages wait for it while it is away."""
 
     def __init__(
@@ -72,7 +73,7 @@ class AgentClient(ToWork, ToParticipants, ToEveryone, WithTelemetry, Client):
         return self.__identity
 
 
-class TaskClient(ToWork, ToParticipants, ToEveryone, WithTelemetry, Client):
+class TaskClient(Works, ToWork, ToParticipants, ToEveryone, WithTelemetry, Client):
     """A worker. With a specifier it is unique, "tu::..."; without, the gateway makes up an id ("ta::..."), and any number
     of the same implementation share the work that is sent to "tb::{workspace}::{implementation}".
     """
@@ -210,7 +211,7 @@ class BridgeClient(ToWork, ToParticipants, ToUsersEverywhere, ToEveryone, WithTe
         return self.__identity
 
 
-class ServiceClient(ToWork, ToParticipants, ToUsersEverywhere, ToEveryone, WithTelemetry, Client):
+class ServiceClient(Works, ToWork, ToParticipants, ToUsersEverywhere, ToEveryone, WithTelemetry, Client):
     """A service, "sv::{implementation}::{specifier}". Without `takes_any` it is only meant when it is named in full."""
 
     def __init__(

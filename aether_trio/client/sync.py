@@ -29,18 +29,21 @@ from aether_trio.client.errors import AetherError, ClientClosed, RequestTimeout
 from aether_trio.client.message import IncomingMessage, MessageType
 from aether_trio.client.operations.progress import ProgressUpdate
 from aether_trio.client.operations.sync_operations import SyncOperations
+from aether_trio.client.operations.task_values import Assignment
 from aether_trio.client.options import ClientOptions
 from aether_trio.client.outgoing import Publication
 from aether_trio.client.principals import AgentClient, UserClient
 from aether_trio.client.senders import ToEveryone, ToParticipants, ToUsersEverywhere, ToWork, WithTelemetry
 from aether_trio.client.session import State
 from aether_trio.client.statistics import ClientStatistics
+from aether_trio.client.work.sync import SyncJob, run_in_threads, sync_jobs
 from aether_trio.wire.pb import aether_pb2 as pb
 
 __all__ = ["SyncClient", "SyncPublication", "connect_sync"]
 
 C = TypeVar("C", bound=Client)
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class SyncPublication(Blocking[Publication]):
@@ -170,6 +173,26 @@ class SyncClient(SyncOperations[C], Generic[C]):
         while self._held:
             self._held.popitem()[1].ack()
 
+    # -- tasks
+
+    def work(self, *, concurrency: int = 1, timeout: float | None = None) -> Iterator[SyncJob]:
+        """See Works.work. With `timeout` the loop ends when nothing was given for so many seconds."""
+        stream = BlockingStream(self._bridge, self._bridge.run(_called, self._worker.work, concurrency))
+        return sync_jobs(self._bridge, stream if timeout is None else stream.within(timeout))
+
+    def run_tasks(self, handler: Callable[[SyncJob], object], *, concurrency: int = 1) -> None:
+        """See Works.run_tasks. `handler` is called in a thread for each task, `concurrency` at once, inside of the task's block."""
+        self._bridge.run(run_in_threads, self._bridge, self._worker.run_tasks, handler, concurrency)
+
+    @property
+    def starts(self) -> BlockingStream[Assignment]:
+        """See OrchestratorClient.starts."""
+        return BlockingStream(self._bridge, self._worker.starts)
+
+    @property
+    def _worker(self) -> Any:
+        return self._target
+
     # -- what is not a message
 
     def open_feed(
@@ -260,6 +283,11 @@ def connect_sync(
                 blocking_client._all_done()
         finally:
             bridge.closed = True
+
+
+async def _called(work: Callable[..., T], concurrency: int) -> T:
+    """Called in the loop, because what waits belongs to one."""
+    return work(concurrency=concurrency)
 
 
 async def _made(kind: Callable[..., C], *args: Any, **kwargs: Any) -> C:

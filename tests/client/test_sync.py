@@ -149,10 +149,10 @@ def operate(address: str) -> None:
                 feed.get(SILENCE_S)
         with pytest.raises(LookupError):
             feed.get(30)
-        with pytest.raises(NotImplementedByGateway):
-            a.tasks.create("t", pool="p")
-        with pytest.raises(NotImplementedByGateway), a.tasks.follow("t"):
-            pass
+        task_id = a.tasks.create("t").task_id
+        with b.tasks.follow(task_id) as events:
+            a.tasks.complete(task_id)
+            assert events.get(30).task_id == task_id
         with pytest.raises(NotImplementedByGateway), a.tunnels.open("sv::db"):
             pass
         with pytest.raises(NotImplementedByGateway):

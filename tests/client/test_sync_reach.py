@@ -70,13 +70,14 @@ OF_THE_ASYNC_CLIENT = {
     "assigned_id",
     "config",
     "connections",
+    "from_environment",
     "negotiated_extensions",
     "resumed",
     "server_extensions",
     "session_id",
     "state",
 }
-"""Plain values, which `client` has."""
+"""Plain values, which `client` has, and how to make one."""
 
 
 def test_nothing_public_of_a_client_is_missing() -> None:

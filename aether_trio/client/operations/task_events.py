@@ -131,12 +131,17 @@ class TaskFeeds(Namespace):
         """
         with self._exchange_feed("task_event", match=lambda event: True, capacity=capacity) as feed:
             subscription = await self.subscribe(task_id, recursive=recursive, since=since)
+            over = False
             try:
                 yield Stream(feed, lambda message: _event_of(subscription, message))
+            except ConnectionLost:
+                over = True  # with its session
+                raise
             finally:
                 with anyio.CancelScope(shield=True):
                     try:
-                        await self.within(5).unsubscribe(subscription, task_id=task_id)
+                        if not over:
+                            await self.within(5).unsubscribe(subscription, task_id=task_id)
                     except AetherError:
                         pass  # it ends with the session in any case
 

@@ -165,7 +165,7 @@ class Tasks(TaskFeeds):
 
     async def claim(self, task_id: str) -> Task:
         """Begin to work on a task that was assigned to the caller. A second claim changes nothing."""
-        return await self._move(_Op(op=_Op.CLAIM, task_id=task_id))
+        return await self._move(_Op(op=_Op.CLAIM, task_id=task_id), again=True)
 
     async def complete(self, task_id: str, *, reason: str = "") -> Task:
         """It is done."""
@@ -220,6 +220,6 @@ class Tasks(TaskFeeds):
         """Go on after a pause."""
         return await self._move(_Op(op=_Op.RESUME, task_id=task_id, reason=reason))
 
-    async def _move(self, op: pb.TaskOperation) -> Task:
-        answer: pb.TaskOperationResponse = await self._ask("task_op", op)
+    async def _move(self, op: pb.TaskOperation, *, again: bool = False) -> Task:
+        answer: pb.TaskOperationResponse = await self._ask("task_op", op, again=again)
         return read(Task, answer.task)

@@ -1,0 +1,271 @@
+"""A task in a worker's hands, which is a block.
+
+    claimed ──▶ open ──▶ settling ──▶ closed
+                  │ the gateway takes it away: the block is cancelled, and left without a word
+                  └ the body ends: COMPLETE or FAIL, until the gateway has answered or the task is somebody else's
+
+Who ends it is told by `end`: what is over for the gateway is never completed or failed afterwards, and what a cut leaves in doubt
+is looked up. Nothing here reads the connection: `heard` and `looked` are called by bench.py.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+import anyio
+import anyio.lowlevel
+
+from aether_trio.client.errors import AetherError, ClientClosed, ConnectionLost, RequestTimeout
+from aether_trio.client.operations.enums import TaskStatus
+from aether_trio.client.operations.task_events import StatusChanged, TaskEvent
+from aether_trio.client.operations.task_values import Assignment, Task
+
+if TYPE_CHECKING:
+    from aether_trio.client.work.bench import Bench
+
+__all__ = ["Held", "JobEnd", "TaskOver"]
+
+logger = logging.getLogger("aether_trio.client")
+
+REASON_CHARS: Final = 4_000
+"""Of an exception's text; the rest is cut off."""
+STOPPED: Final = "the worker was stopped"
+LAST_WORDS_S: Final = 2.0
+"""For telling the gateway of a block that was cancelled."""
+REFUSALS: Final = 5
+PAUSE_S: Final = 0.5
+"""Between two tries to settle a task that the gateway says is still ours."""
+
+WAITS: Final = frozenset({TaskStatus.WAITING_INPUT, TaskStatus.WAITING_AUTHORITY, TaskStatus.WAITING_DEPENDENCY})
+_OURS: Final = WAITS | {TaskStatus.RUNNING}
+
+
+class JobEnd(enum.Enum):
+    """What became of a task, as far as this worker is concerned."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    """By its worker, or by a deadline. Its retry policy says whether it is tried again."""
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"
+    HIBERNATED = "hibernated"
+    """It sleeps, and will be assigned again."""
+    LOST = "lost"
+    """Somebody else has it, or will have it: it was taken back while this worker was away, or retried."""
+
+
+_ENDS: Final = {
+    TaskStatus.COMPLETED: JobEnd.COMPLETED,
+    TaskStatus.FAILED: JobEnd.FAILED,
+    TaskStatus.CANCELLED: JobEnd.CANCELLED,
+    TaskStatus.REJECTED: JobEnd.REJECTED,
+    TaskStatus.HIBERNATED: JobEnd.HIBERNATED,
+}
+
+
+class TaskOver(AetherError):
+    """The task is not this worker's any more: it was cancelled, has hibernated, or somebody else has it. Its block swallows this."""
+
+    def __init__(self, task_id: str, end: JobEnd, reason: str) -> None:
+        super().__init__("TASK_OVER", f"task {task_id} is {end.value}" + (f": {reason}" if reason else ""))
+        self.task_id = task_id
+        self.end = end
+
+
+class _Phase(enum.Enum):
+    CLAIMED = enum.auto()
+    OPEN = enum.auto()
+    SETTLING = enum.auto()
+    CLOSED = enum.auto()
+
+
+class Held:
+    """A claimed task, and its block. See the module docstring; Job is what programs see of it."""
+
+    def __init__(self, bench: Bench, assignment: Assignment, task: Task, closed: Callable[[], None]) -> None:
+        self.assignment = assignment
+        """As the gateway gave it."""
+        self.task = task
+        """As it was when it was claimed: its creator, attempt, priority and the rest."""
+        self.end: JobEnd | None = None
+        """What became of it; None while it is this worker's."""
+        self.reason = ""
+        """With what text it failed, if it did."""
+        self.watched = anyio.Event()
+        """What the gateway does to the task is heard of."""
+        self._bench = bench
+        self._closed = closed
+        self._phase = _Phase.CLAIMED
+        self._scope = anyio.CancelScope()
+        self._status = TaskStatus.RUNNING
+        self._news = anyio.Event()
+        self._waiting = False
+
+    @property
+    def id(self) -> str:
+        """The task's id."""
+        return self.assignment.task_id
+
+    def adopted(self, closed: Callable[[], None]) -> None:
+        """Somebody has taken it: tell them when its block has ended."""
+        self._closed = closed
+
+    @property
+    def entered(self) -> bool:
+        """Whether its block has begun."""
+        return self._phase is not _Phase.CLAIMED
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may still be taken away: the block has not ended, and the gateway has not ended it."""
+        return self.end is None and self._phase in (_Phase.CLAIMED, _Phase.OPEN)
+
+    # -- the block
+
+    async def __aenter__(self) -> Self:
+        if self.entered:
+            raise RuntimeError(f"task {self.id} has had its block; a task is one block")
+        self._phase = _Phase.OPEN
+        self._scope.__enter__()
+        if self.end is not None:
+            self._scope.cancel()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        swallowed = False
+        rest: BaseException | None = None
+        try:
+            swallowed = bool(self._scope.__exit__(kind, error, trace))
+        except BaseException as raised:  # what is left of a group in which our own cancellation was
+            error = rest = raised
+        self._phase = _Phase.SETTLING
+        try:
+            if self.end is None:
+                await self._leave(error)
+        finally:
+            self._phase = _Phase.CLOSED
+            self._bench.put_down(self)
+            self._closed()
+        if rest is not None:
+            raise rest
+        return swallowed or (error is not None and self._is_over(error))
+
+    def _is_over(self, error: BaseException) -> bool:
+        """Whether this is a TaskOver of ours, or a group of nothing else."""
+        if isinstance(error, BaseExceptionGroup):
+            return all(self._is_over(one) for one in error.exceptions)
+        return isinstance(error, TaskOver) and error.task_id == self.id
+
+    async def _leave(self, error: BaseException | None) -> None:
+        tasks = self._bench.tasks
+        if error is None:
+            await self._settle(lambda: tasks.complete(self.id))
+            return
+        text = STOPPED if _cancelled(error) else describe(error)
+        shield = not isinstance(error, Exception)
+        try:
+            with anyio.move_on_after(LAST_WORDS_S if shield else None, shield=shield):
+                await self._settle(lambda: tasks.fail(self.id, reason=text))
+        except AetherError as refused:
+            logger.warning("task %s has failed, and the gateway could not be told: %s", self.id, refused)
+
+    async def _settle(self, move: Callable[[], Awaitable[Task]]) -> None:
+        """Make the last move, however often the connection is cut; until it is made, or the task is not ours any more."""
+        refusals = 0
+        while True:
+            try:
+                self._ended(await move())
+                return
+            except (ConnectionLost, RequestTimeout) as doubt:
+                logger.debug("task %s: %s", self.id, doubt)
+            except ClientClosed:
+                raise
+            except AetherError as error:
+                refusals += 1
+                if refusals == REFUSALS:
+                    raise
+                logger.debug("task %s: %s", self.id, error)
+            task = await self._bench.look_up(self.id)
+            if not self._is_ours(task):
+                self._ended(task)
+                return
+            if refusals:
+                await anyio.sleep(PAUSE_S)
+
+    # -- what the gateway says
+
+    def heard(self, event: TaskEvent) -> None:
+        """An event of this task. Never waits."""
+        change = event.event
+        if not self.is_open or not isinstance(change, StatusChanged):
+            return
+        self._status = change.to_status
+        if self._status not in _OURS:
+            self._take_away(_ENDS.get(self._status, JobEnd.LOST), change.reason)
+        self._tell()
+
+    def looked(self, task: Task | None) -> None:
+        """How the task is just now; None when there is none that this worker may see. Never waits."""
+        if not self.is_open:
+            return
+        if task is not None and self._is_ours(task):
+            self._status = task.status
+        else:
+            self._ended(task)
+            self._scope.cancel()
+        self._tell()
+
+    def _is_ours(self, task: Task | None) -> bool:
+        return task is not None and task.status in _OURS and task.assigned_to == self.task.assigned_to
+
+    def _ended(self, task: Task | None) -> None:
+        if task is None:
+            self.end = JobEnd.LOST
+        else:
+            self.end = _ENDS.get(task.status, JobEnd.LOST)
+            self.reason = task.error
+        self._log()
+
+    def _take_away(self, end: JobEnd, reason: str) -> None:
+        self.end, self.reason = end, reason
+        self._scope.cancel()
+        self._log()
+
+    def _log(self) -> None:
+        if self._phase in (_Phase.CLAIMED, _Phase.OPEN):
+            logger.info("task %s of type %r: %s", self.id, self.assignment.task_type, self._over())
+
+    def _over(self) -> TaskOver:
+        return TaskOver(self.id, self.end or JobEnd.LOST, self.reason)
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = anyio.Event()
+
+    def _check(self) -> None:
+        if self.end is not None:
+            raise self._over()
+        if self._phase is not _Phase.OPEN:
+            raise RuntimeError(f"task {self.id} is worked on inside of its block: async with task: ...")
+
+
+def describe(error: BaseException) -> str:
+    """An exception as the reason of a failure: its kind and its text; of a group, those of its members."""
+    if isinstance(error, BaseExceptionGroup):
+        text = "; ".join(describe(one) for one in error.exceptions)
+    else:
+        said = str(error)
+        text = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    return text if len(text) <= REASON_CHARS else text[: REASON_CHARS - 3] + "..."
+
+
+def _cancelled(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(_cancelled(one) for one in error.exceptions)
+    return isinstance(error, anyio.get_cancelled_exc_class())

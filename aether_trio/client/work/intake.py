@@ -1,0 +1,96 @@
+"""What the gateway has given to this worker and what it has not begun.
+
+A feed that listens from the client's first connection on, as work comes right behind the answer that lets it in. Of each task
+the latest assignment is kept. A cut empties it: the gateway tells a worker that comes back what it still has, and may have
+given the rest to others.
+
+Invariants: a task that is in hand is not taken again before its block has ended; what waits is bounded by what a gateway gives
+one worker at once, and in a program that takes no work by IDLE_COUNT and IDLE_BYTES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import anyio
+import anyio.lowlevel
+
+from aether_trio.client.errors import ConnectionLost
+from aether_trio.client.feeds import Feed
+from aether_trio.client.operations.records import read
+from aether_trio.client.operations.task_values import Assignment
+from aether_trio.wire.pb import aether_pb2 as pb
+
+IDLE_COUNT: Final = 10_000
+IDLE_BYTES: Final = 8 * 1024 * 1024
+"""Of payloads: what a program is kept that does not take its work; beyond it the oldest are dropped."""
+
+
+class Intake(Feed[Assignment]):
+    """See the module docstring. `repeated(task_id)` is called when a task is assigned that is in hand; it must not wait."""
+
+    def __init__(self, repeated: Callable[[str], None]) -> None:
+        super().__init__(IDLE_COUNT, lossy=True)
+        self.taking = False
+        """Whether the program takes work, so that what waits is the gateway's affair."""
+        self.in_hand: set[str] = set()
+        self._assigned: dict[str, pb.TaskAssignment] = {}
+        self._bytes = 0
+        self._repeated = repeated
+
+    def __len__(self) -> int:
+        return len(self._assigned)
+
+    def put(self, thing: Any) -> None:
+        """An assignment, or the end of a connection."""
+        if isinstance(thing, ConnectionLost):
+            self._assigned.clear()
+            self._bytes = 0
+            return
+        if self._closed:
+            return
+        self.forget(thing.task_id)
+        self._assigned[thing.task_id] = thing
+        self._bytes += len(thing.payload)
+        while not self.taking and (len(self) > IDLE_COUNT or self._bytes > IDLE_BYTES):
+            self.forget(next(iter(self._assigned)))
+            self.dropped += 1
+        if thing.task_id in self.in_hand:
+            self._repeated(thing.task_id)
+        else:
+            self._wake()
+
+    def has(self, task_id: str) -> bool:
+        """Whether an assignment of this task waits."""
+        return task_id in self._assigned
+
+    def forget(self, task_id: str) -> None:
+        """The assignment of this task is none."""
+        known = self._assigned.pop(task_id, None)
+        if known is not None:
+            self._bytes -= len(known.payload)
+
+    def put_down(self, task_id: str) -> None:
+        """The task is not in hand any more; it may have been assigned anew meanwhile."""
+        self.in_hand.discard(task_id)
+        if task_id in self._assigned:
+            self._wake()
+
+    async def __anext__(self) -> Assignment:
+        """The first that is not in hand; from now on it is. Raises StopAsyncIteration at the end, or why the client failed."""
+        self.taking = True
+        await anyio.lowlevel.checkpoint()
+        while True:
+            for task_id, message in self._assigned.items():
+                if task_id not in self.in_hand:
+                    self.forget(task_id)
+                    self.in_hand.add(task_id)
+                    return read(Assignment, message)
+            if self._failure is not None:
+                raise self._failure
+            if self._closed:
+                raise StopAsyncIteration
+            if self._news.is_set():
+                self._news = anyio.Event()
+            await self._news.wait()

@@ -1,0 +1,133 @@
+"""Work in a script that blocks: the same block, in threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+
+from aether_trio.client import JobEnd, SyncJob, connect_sync
+from aether_trio.client.operations import TaskStatus
+from tests.client.gateways import QUICK, open_test_gateway
+from tests.client.test_sync_reach import public
+
+LIMIT_S = 60
+
+
+async def in_thread(body: Callable[..., Any]) -> None:
+    async with open_test_gateway() as gateway:
+        with trio.fail_after(LIMIT_S):
+            await trio.to_thread.run_sync(partial(body, f"aether://{gateway.address}"), abandon_on_cancel=True)
+
+
+def client(address: str, implementation: str, specifier: str = "1") -> Any:
+    return connect_sync(address, workspace="w", implementation=implementation, specifier=specifier, retry=QUICK)
+
+
+def blocks(address: str) -> None:
+    with client(address, "boss") as boss, client(address, "bench") as one:
+        ids = [boss.tasks.create("job", text.encode(), pool="bench").task_id for text in ("good", "bad", "sad", "end")]
+        ends: list[JobEnd | None] = []
+        jobs = one.work(timeout=30)
+        for job in jobs:
+            try:
+                with job:
+                    assert (job.id, job.type, job.creator, job.attempt) == (ids[len(ends)], "job", boss.topic, 1)
+                    assert (job.payload, dict(job.metadata)) == (job.text.encode(), {})
+                    assert job.task.status is TaskStatus.RUNNING
+                    assert job.assignment.task_id == job.id
+                    job.progress(0.5, "half")
+                    if job.text == "bad":
+                        raise ValueError("bad work")
+                    if job.text == "sad":
+                        job.fail("no paper")
+                        raise AssertionError("behind the end")
+            except ValueError:
+                assert job.reason == "ValueError: bad work"
+            ends.append(job.end)
+            if job.text == "end":
+                break
+        assert ends == [JobEnd.COMPLETED, JobEnd.FAILED, JobEnd.FAILED, JobEnd.COMPLETED]
+        assert boss.tasks.get(ids[2]).error == "no paper"
+
+
+def waits(address: str) -> None:
+    with client(address, "boss") as boss, client(address, "bench") as one:
+        task_id = boss.tasks.create("job", pool="bench").task_id
+
+        def resume() -> None:
+            while boss.tasks.get(task_id).status is not TaskStatus.WAITING_INPUT:
+                pass
+            boss.tasks.resume(task_id)
+
+        for job in one.work(timeout=30):
+            with job:
+                if not job.assignment.checkpoint_key:
+                    helper = threading.Thread(target=resume)
+                    helper.start()
+                    job.wait_for_input()
+                    helper.join()
+                    assert boss.tasks.get(task_id).status is TaskStatus.RUNNING
+                    job.hibernate(b"half")
+                    raise AssertionError("behind the end")
+                assert job.load().data == b"half"
+            if job.end is JobEnd.COMPLETED:
+                break
+            assert job.end is JobEnd.HIBERNATED
+            boss.tasks.resume(task_id)
+
+
+def taken_away(address: str) -> None:
+    with client(address, "boss") as boss, client(address, "bench") as one:
+        boss.tasks.create("job", pool="bench")
+        job = next(one.work(timeout=30))
+        with job:
+            boss.tasks.cancel(job.id)
+            while job.end is None:
+                pass
+            job.progress(1)
+            raise AssertionError("behind the end")
+        assert job.end is JobEnd.CANCELLED
+        assert list(one.work(timeout=0.1)) == []
+
+
+def handlers(address: str) -> None:
+    threads = set()
+    together = threading.Barrier(2, timeout=30)
+
+    def handle(job: SyncJob) -> None:
+        threads.add(threading.get_ident())
+        together.wait()
+        if job.text == "1":
+            raise ValueError("one")
+        if job.text == "2":
+            job.fail("two")
+
+    with client(address, "boss") as boss:
+        ids = [boss.tasks.create("job", b"%d" % number, pool="bench").task_id for number in range(6)]
+        with client(address, "bench") as one:
+            runner = threading.Thread(target=partial(one.run_tasks, handle, concurrency=2))
+            runner.start()
+            for task_id in ids:
+                while boss.tasks.get(task_id).status in (TaskStatus.QUEUED, TaskStatus.RUNNING):
+                    pass
+        runner.join(30)
+        assert not runner.is_alive()
+        assert runner.ident not in threads
+        assert [boss.tasks.get(task_id).error for task_id in ids] == ["", "ValueError: one", "two", "", "", ""]
+
+
+@pytest.mark.parametrize("body", [blocks, waits, taken_away, handlers], ids=lambda body: body.__name__)
+async def test_work(body: Callable[..., Any]) -> None:
+    await in_thread(body)
+
+
+def test_nothing_of_a_job_is_missing() -> None:
+    from aether_trio.client import Job
+
+    instance = {"assignment", "task", "end", "reason"}
+    assert public(Job) | instance <= public(SyncJob) | {"watched", "heard", "looked", "adopted", "entered", "is_open"}
