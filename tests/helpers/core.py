@@ -22,7 +22,7 @@ from trio.testing import MockClock
 from aether_trio.config import Settings
 from aether_trio.core import Core, open_core
 from aether_trio.databases import Databases
-from aether_trio.model.clock import VirtualClock
+from aether_trio.model.clock import Clock, VirtualClock
 from aether_trio.testing.memory import MemoryLink, StreamEnded, agent, message_to, open_participant
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.direct import Store
@@ -115,8 +115,11 @@ class World:
         return self.databases["state"]
 
     @asynccontextmanager
-    async def open(self, **changes: Mapping[str, Any]) -> AsyncIterator[Core]:
-        """A core on these databases. At the end it stops as a gateway that is told to."""
+    async def open(self, *, clock: Clock | None = None, **changes: Mapping[str, Any]) -> AsyncIterator[Core]:
+        """A core on these databases. At the end it stops as a gateway that is told to.
+
+        Its calendar begins anew, unless a `clock` is given that lives longer than the core.
+        """
         self._lives += 1
         for database in self.databases.values():
             database.renew()
@@ -128,7 +131,7 @@ class World:
         with mock.patch("aether_trio.core.open_databases", open_inline):
             opened = open_core(
                 settings_for_tests(**changes),
-                clock=VirtualClock(trio.current_time),
+                clock=clock or VirtualClock(trio.current_time),
                 randomness=random.Random(self._lives),
             )
             async with opened as core:

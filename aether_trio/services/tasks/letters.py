@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from aether_trio.model.tasks import Move, Status, Step, Task
+from aether_trio.model.tasks import Move, Status, Task
 from aether_trio.services.tasks import rows
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction import Work
-from aether_trio.storage.base import Execute, Fetch, Program, Row
+from aether_trio.storage.base import Fetch, Program, Row
 
 MAX_PAGE: Final = 1_000
 _FIELDS: Final = "task_id, workspace, reason, error_type, attempts, buried_ms, resolved_ms, resolved_by, notes"
@@ -74,9 +74,9 @@ class Letters:
                 return
             fresh = task.changed({"retry_count": 0})
             yield from rows.save(task, fresh)
-            if isinstance((yield from work.make(fresh, Move.RETRY, work.facts(by))), Step):
-                done.append(True)
-                yield from _resolve(task_id, work.context.now_ms, by, "requeued")
+            yield from rows.resolve_letter(task_id, work.context.now_ms, by, "requeued")
+            yield from work.make(fresh, Move.RETRY, work.facts(by))
+            done.append(True)
 
         await self._engine.perform(errand)
         return bool(done)
@@ -84,12 +84,4 @@ class Letters:
     async def resolve(self, task_id: str, by: str, notes: str = "") -> bool:
         """Nothing more is to be done about a letter; False if there is no open one."""
         now_ms = self._engine.clock.now_ms()
-        return bool(await self._engine.database.run(lambda: _resolve(task_id, now_ms, by, notes)))
-
-
-def _resolve(task_id: str, now_ms: int, by: str, notes: str) -> Program[int]:
-    count: int = yield Execute(
-        "UPDATE task_letters SET resolved_ms = $2, resolved_by = $3, notes = $4 WHERE task_id = $1 AND resolved_ms = 0",
-        (task_id, now_ms, by, notes),
-    )
-    return count
+        return bool(await self._engine.database.run(lambda: rows.resolve_letter(task_id, now_ms, by, notes)))

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from aether_trio.model.tasks import Move, Reason, Refused, Status, Step, Task, Wait
-from aether_trio.model.tasks.table import Decision
+from aether_trio.model.tasks.table import RULES, Decision
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.tasks import rows, startups
 from aether_trio.services.tasks.parties import Caller, is_party
@@ -68,13 +68,18 @@ def operate(context: Context, caller: Caller, asked: Asked) -> Program[Outcome]:
     epoch: int | None = task.epoch
     if caller.name != task.assigned_to:
         epoch = yield from rows.latest_epoch(task.task_id, caller.name)
-    if not (caller.allowed or is_party(task, caller) or epoch is not None):
+    # Who had it is told that it has lost it when it reports the end; that gives no right to cancel another's work.
+    had_it = epoch is not None and RULES[asked.move].by_worker
+    if not (caller.allowed or is_party(task, caller) or had_it):
         return Outcome(needs=task.workspace)
     refusal = yield from _check_wait(context, task, asked)
     if refusal:
         return Outcome(task, refusal=refusal)
     work = Work(context)
-    facts = work.facts(caller.name, caller_epoch=epoch, reason=asked.reason, wait=asked.wait)
+    present = True
+    if asked.move is Move.RESUME and task.assigned_to:
+        present = (yield from work.find_worker(task.assigned_to)) is not None
+    facts = work.facts(caller.name, caller_epoch=epoch, reason=asked.reason, wait=asked.wait, present=present)
     decision: Decision | None = None
     if task.task_type == AGENT_STARTUP and asked.move is Move.FAIL and epoch is not None:
         decision = yield from startups.failed(work, task, caller.name, epoch, asked.reason)
@@ -111,19 +116,9 @@ def _check_wait(context: Context, task: Task, asked: Asked) -> Program[str]:
 
 
 def _wait_for(work: Work, task: Task, wait: Wait) -> Program[None]:
-    """Remember which of the others have not ended; if that leaves nothing to wait for, go on at once."""
-    left = ended = 0
-    for task_id in dict.fromkeys(wait.depends_on):
-        other = yield from rows.load(task_id)
-        if other is None or other.is_final:
-            ended += 1
-        else:
-            left += 1
-            yield Execute(
-                "INSERT INTO task_dependents (depends_on, task_id) VALUES ($1, $2) ON CONFLICT DO NOTHING",
-                (task_id, task.task_id),
-            )
-    if wait.is_over(ended):
+    """Begin to wait for others, and for no earlier ones; if that leaves nothing to wait for, go on at once."""
+    yield Execute("DELETE FROM task_dependents WHERE task_id = $1", (task.task_id,))
+    if (yield from work.depend(task, wait)):
         yield from work.wake(task)
 
 

@@ -71,6 +71,15 @@ def delete(task_id: str) -> Program[None]:
         yield Execute(f"DELETE FROM {table} WHERE task_id = $1", (task_id,))  # noqa: S608
 
 
+def resolve_letter(task_id: str, now_ms: int, by: str, notes: str) -> Program[int]:
+    """Nothing more is to be done about the dead letter of a task; how many were open: one or none."""
+    count: int = yield Execute(
+        "UPDATE task_letters SET resolved_ms = $2, resolved_by = $3, notes = $4 WHERE task_id = $1 AND resolved_ms = 0",
+        (task_id, now_ms, by, notes),
+    )
+    return count
+
+
 def latest_epoch(task_id: str, worker: str) -> Program[int | None]:
     """The epoch of the latest assignment of a task to this worker; None when it never had it."""
     rows: list[Row] = yield Fetch(

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from aether_trio.model.tasks import Facts, Mode, Move, Status, Step, Task, decide
+from aether_trio.model.tasks import Facts, Mode, Move, Status, Step, Task, Wait, decide
 from aether_trio.model.tasks.due import TimeLimits, next_due
 from aether_trio.model.tasks.status import PAUSED, TERMINAL
 from aether_trio.model.tasks.table import Decision
@@ -166,6 +166,8 @@ class Work:
 
     def _left(self, before: Task, after: Task) -> Program[None]:
         """What a change of status means to others."""
+        if before.status is Status.DLQ:
+            yield from rows.resolve_letter(after.task_id, self.context.now_ms, "", "tried again")
         if before.status is Status.WAITING_DEPENDENCY:
             yield Execute("DELETE FROM task_dependents WHERE task_id = $1", (after.task_id,))
         if after.status is Status.HIBERNATED:
@@ -193,6 +195,8 @@ class Work:
             if after.holder:
                 worker = read_worker((yield Fetch(_HOLD, (after.holder, self.context.now_ms * 1000))))
         if after.epoch != before.epoch:
+            if push and worker is None:
+                worker = yield from self.find_worker(after.assigned_to)  # its own task, tried again
             here = worker is None or worker.node == self.context.node or not push
             node = self.context.node if worker is None else worker.node
             yield from self._open_attempt(after, node, pushed=int(here))
@@ -227,8 +231,9 @@ class Work:
             task = yield from self._first_for(worker)
             if task is None:
                 return
-            yield from self.make(task, Move.ASSIGN, self.facts(worker.identity))
-            room -= 1
+            given = yield from self.make(task, Move.ASSIGN, self.facts(worker.identity))
+            assert isinstance(given, Step)
+            room -= bool(given.after.holder)  # what it has assigned to itself takes no room
 
     def _first_for(self, worker: Worker) -> Program[Task | None]:
         found = yield from rows.select(_QUEUED, (worker.identity,))
@@ -290,8 +295,23 @@ class Work:
             if waiting is None or wait is None or waiting.status is not Status.WAITING_DEPENDENCY:
                 continue
             left: list[Row] = yield Fetch("SELECT 1 FROM task_dependents WHERE task_id = $1 LIMIT 1", (waiting_id,))
-            if wait.wake_on_any or not left:
+            if wait.wake_on_any or (not left and (yield from self.depend(waiting, wait))):
                 yield from self.wake(waiting)
+
+    def depend(self, task: Task, wait: Wait) -> Program[bool]:
+        """Remember which of those that a task waits for have not ended, one that is tried again included; whether the wait is over."""
+        ended = 0
+        wanted = dict.fromkeys(wait.depends_on)
+        for task_id in wanted:
+            other = yield from rows.load(task_id)
+            if other is None or other.is_final:
+                ended += 1
+            else:
+                yield Execute(
+                    "INSERT INTO task_dependents (depends_on, task_id) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+                    (task_id, task.task_id),
+                )
+        return wait.is_over(ended)
 
     def wake(self, task: Task) -> Program[None]:
         """What a paused task waited for has come."""

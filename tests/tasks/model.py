@@ -1,0 +1,424 @@
+"""What tasks should do, written from the reference's tables (tasks.md 1 and 2) and from what docs/architecture.md says is different here.
+
+A second implementation on purpose: it shares nothing with the gateway's table, its moments or its transactions, so that a mistake has to
+be made twice to stay unseen. Everything is a dictionary and a list, nothing is fast. Times are calendar milliseconds.
+
+Where the reference leaves a choice, which of equally busy workers is given a task, the model asks `chosen(task id, epoch)` what the
+gateway chose, and objects (`Wrong`) if that was none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+HOUR = 3_600_000
+DAY = 24 * HOUR
+WIRE = {
+    "pending": 1,
+    "assigned": 1,
+    "running": 2,
+    "completed": 3,
+    "failed": 4,
+    "dlq": 4,
+    "cancelled": 5,
+    "waiting_input": 6,
+    "waiting_authority": 7,
+    "waiting_dependency": 8,
+    "hibernated": 9,
+    "rejected": 10,
+}
+ENDED = {"completed", "failed", "cancelled", "dlq", "rejected"}
+WAITS = {"input": "waiting_input", "authority": "waiting_authority", "dependency": "waiting_dependency"}
+PAUSED = {*WAITS.values(), "hibernated"}
+GRACE = {0: 30_000, 1: 30_000, 2: 600_000, 3: 300_000}
+KEEP = {"completed": 7 * DAY, "rejected": 7 * DAY, "cancelled": 7 * DAY, "failed": 14 * DAY}
+
+
+class Wrong(AssertionError):
+    """The gateway did what no reading of the reference allows."""
+
+
+class No(Exception):
+    """The model refuses; the text is a word that the gateway's sentence must have in it."""
+
+
+@dataclass
+class Waiting:
+    """Why a task is paused. `left`: the dependencies that have not ended."""
+
+    reason: str
+    depends_on: tuple[str, ...] = ()
+    any_one: bool = False
+    timeout_ms: int = 0
+    wake_ms: int = 0
+    escalation: str = ""
+
+
+@dataclass
+class Job:
+    """One task. `had` are those who ever had it, with the number of their latest assignment."""
+
+    name: str
+    order: int
+    mode: str
+    creator: str
+    created: int
+    pool: str = ""
+    target: str = ""
+    priority: int = 30
+    kind: int = 0
+    attempts: int = 3
+    delays: tuple[int, ...] | None = None
+    parent: str = ""
+    limits: dict[str, int] = field(default_factory=dict)
+
+    status: str = "pending"
+    epoch: int = 0
+    worker: str = ""
+    pending: int = 0
+    started: int = 0
+    heard: int = 0
+    missing: int = 0
+    paused: int = 0
+    updated: int = 0
+    failures: int = 0
+    retry_at: int = 0
+    by: str = ""
+    wait: Waiting | None = None
+    had: dict[str, int] = field(default_factory=dict)
+    events: list[tuple[object, ...]] = field(default_factory=list)
+
+    @property
+    def over(self) -> bool:
+        return self.status in ENDED and not self.retry_at
+
+    @property
+    def busy(self) -> str:
+        """Whom it keeps busy: what a creator has assigned to itself counts for nobody."""
+        return self.worker if self.status in {"assigned", "running"} and self.mode != "self" else ""
+
+
+@dataclass
+class Hand:
+    """A connected participant. `given`: every assignment that its session should have been told of."""
+
+    name: str
+    pool: str
+    turn: int
+    given: list[str] = field(default_factory=list)
+
+
+class Model:
+    """See the module docstring. `room` is how many live tasks a worker is given at most."""
+
+    def __init__(self, room: int, chosen: Callable[[str, int], str]) -> None:
+        self.room = room
+        self.chosen = chosen
+        self.jobs: dict[str, Job] = {}
+        self.hands: dict[str, Hand] = {}
+        self.now = 0
+
+    def busy(self, name: str) -> int:
+        return sum(job.busy == name for job in self.jobs.values())
+
+    # -- changes of one row ---------------------------------------------------------------------------------------
+
+    def _turn_to(self, job: Job, status: str, reason: str = "", **fields: object) -> None:
+        """A row that changes, its event, and all that follows."""
+        before, was_busy, was_over, was_epoch = job.status, job.busy, job.over, job.epoch
+        job.status = status
+        for name, value in fields.items():
+            setattr(job, name, value)
+        job.updated = self.now
+        if WIRE[before] != WIRE[status]:
+            job.events.append(("status", WIRE[before], WIRE[status], reason))
+        if was_busy and job.busy != was_busy and was_busy in self.hands:
+            self._give(self.hands[was_busy])
+        if job.epoch != was_epoch:
+            job.had[job.worker] = job.epoch
+        if job.busy and job.busy != was_busy and job.busy in self.hands:
+            self.hands[job.busy].turn = self.now
+        if job.over and not was_over:
+            self._has_ended(job.name)
+        if job.parent in self.jobs and before != job.status and (job.over or job.status in PAUSED):
+            word = "transitioned" if job.status in PAUSED else "completed"
+            self.jobs[job.parent].events.append(("child", job.name, WIRE[job.status], word))
+        if job.status == "pending" and before != "pending":
+            self._offer(job)
+
+    def _queue(self, job: Job) -> tuple[str, str]:
+        return {"pool": ("pool", job.pool), "targeted": ("one", job.target), "self": ("one", job.creator)}[job.mode]
+
+    def _assign(self, job: Job, hand: Hand) -> None:
+        hand.given.append(job.name)
+        self._turn_to(job, "assigned", epoch=job.epoch + 1, worker=hand.name, missing=0, heard=0, by="")
+
+    def _offer(self, job: Job) -> None:
+        kind, name = self._queue(job)
+        among = [hand for hand in self.hands.values() if (hand.pool if kind == "pool" else hand.name) == name]
+        among = [hand for hand in among if self.busy(hand.name) < self.room]
+        if not among:
+            return
+        least = min((self.busy(hand.name), hand.turn) for hand in among)
+        best = [hand for hand in among if (self.busy(hand.name), hand.turn) == least]
+        chosen = self.chosen(job.name, job.epoch + 1)
+        self._assign(job, next((hand for hand in best if hand.name == chosen), best[0]))
+
+    def _give(self, hand: Hand) -> None:
+        while self.busy(hand.name) < self.room:
+            waiting = [
+                job
+                for job in self.jobs.values()
+                if job.status == "pending" and self._queue(job) in {("one", hand.name), ("pool", hand.pool)}
+            ]
+            if not waiting:
+                return
+            self._assign(min(waiting, key=lambda job: (-job.priority, job.order)), hand)
+
+    def _has_ended(self, name: str) -> None:
+        """Tasks that waited for it: the reference asks whether all, or any, have ended now; one that is gone has."""
+        for job in sorted(self.jobs.values(), key=lambda job: job.name):
+            wait = job.wait
+            if job.status == "waiting_dependency" and wait is not None and name in wait.depends_on:
+                self._look(job, wait)
+
+    def _look(self, job: Job, wait: Waiting) -> None:
+        ended = [name not in self.jobs or self.jobs[name].over for name in wait.depends_on]
+        if all(ended) or (wait.any_one and any(ended)):
+            self._wake(job)
+
+    def _wake(self, job: Job) -> None:
+        if job.status == "hibernated" or not job.worker:
+            self._turn_to(job, "pending", worker="", wait=None, paused=0, pending=self.now, missing=0)
+            return
+        gone = job.mode != "self" and job.worker not in self.hands
+        self._run(job, missing=self.now if gone else 0, wait=None, paused=0)
+
+    def _run(self, job: Job, **fields: object) -> None:
+        fields = {"missing": 0, **fields}
+        self._turn_to(job, "running", started=job.started or self.now, heard=self.now, **fields)
+
+    # -- what participants ask for --------------------------------------------------------------------------------
+
+    def create(self, job: Job) -> None:
+        job.created = job.pending = job.updated = self.now
+        self.jobs[job.name] = job
+        if job.mode == "self":
+            job.status, job.epoch, job.worker, job.had = "assigned", 1, job.creator, {job.creator: 1}
+        if job.parent:
+            self.jobs[job.parent].events.append(("child", job.name, WIRE[job.status], "spawned"))
+        if job.status == "pending":
+            self._offer(job)
+
+    def ask(self, caller: str, verb: str, name: str, *, reason: str = "", wait: Waiting | None = None) -> None:
+        """An operation of somebody who may see the task. Raises No."""
+        job = self.jobs[name]
+        ends = {"complete": "completed", "fail": "failed", "cancel": "cancelled", "reject": "rejected"}
+        if verb in ends and job.status == ends[verb] and job.by == caller:
+            return
+        has_it = job.worker == caller and job.had.get(caller) == job.epoch
+        if verb in {"claim", "complete", "fail", "pause", "reject"} and caller in job.had and not has_it:
+            raise No("this assignment is over")
+        if job.status in ENDED and not (verb == "retry" or (verb == "cancel" and job.retry_at)):
+            raise No("has ended")
+        getattr(self, f"_ask_{verb}")(job, caller, reason, wait)
+
+    def _ask_claim(self, job: Job, caller: str, _reason: str, _wait: Waiting | None) -> None:
+        if job.status == "pending":
+            if self._queue(job)[0] == "one" and self._queue(job)[1] != caller:
+                raise No("is for")
+            self._run(job, epoch=job.epoch + 1, worker=caller)
+            return
+        if job.status in PAUSED:
+            raise No("invalid transition")
+        if job.worker != caller:
+            raise No("another worker")
+        if job.status == "running" and not job.missing:
+            return
+        self._run(job)
+
+    def _ask_complete(self, job: Job, caller: str, _reason: str, _wait: Waiting | None) -> None:
+        self._turn_to(job, "completed", by=caller, missing=0)
+
+    def _ask_fail(self, job: Job, caller: str, reason: str, _wait: Waiting | None) -> None:
+        self._fail(job, caller, reason or "task failed")
+
+    def _fail(self, job: Job, by: str, reason: str) -> None:
+        failures = job.failures + 1
+        retry_at = 0
+        if job.delays is not None and failures < job.attempts:
+            retry_at = self.now + job.delays[min(failures, len(job.delays)) - 1]
+        self._turn_to(job, "failed", reason, failures=failures, retry_at=retry_at, by=by, missing=0)
+
+    def _ask_cancel(self, job: Job, caller: str, _reason: str, _wait: Waiting | None) -> None:
+        self._turn_to(job, "cancelled", by=caller, retry_at=0, missing=0)
+
+    def _ask_retry(self, job: Job, _caller: str, _reason: str, _wait: Waiting | None) -> None:
+        if job.status not in {"failed", "cancelled", "dlq"}:
+            raise No("has ended" if job.status in ENDED else "invalid transition")
+        self._again(job)
+
+    def _again(self, job: Job) -> None:
+        self._turn_to(
+            job,
+            "pending",
+            worker="",
+            started=0,
+            heard=0,
+            missing=0,
+            retry_at=0,
+            by="",
+            wait=None,
+            paused=0,
+            pending=self.now,
+        )
+
+    def _ask_pause(self, job: Job, _caller: str, _reason: str, wait: Waiting | None) -> None:
+        assert wait is not None
+        to = "hibernated" if wait.reason == "hibernation" else WAITS[wait.reason]
+        if not (job.status in {to, "running"} or (job.status == "pending" and to == "waiting_dependency")):
+            raise No("invalid transition")
+        self._turn_to(job, to, wait.reason, wait=wait, paused=self.now, missing=0)
+        if to == "waiting_dependency":
+            self._look(job, wait)
+
+    def _ask_resume(self, job: Job, _caller: str, _reason: str, _wait: Waiting | None) -> None:
+        if job.status == "pending":
+            raise No("invalid transition")
+        if job.status in PAUSED:
+            self._wake(job)
+        elif job.status == "assigned":
+            self._run(job)
+
+    def _ask_reject(self, job: Job, caller: str, reason: str, _wait: Waiting | None) -> None:
+        if job.status not in {"pending", "assigned", "waiting_input", "waiting_authority"}:
+            raise No("invalid transition")
+        self._turn_to(job, "rejected", reason or "rejected", by=caller, wait=None, paused=0)
+
+    def report(self, caller: str, name: str, word: str) -> bool:
+        """Progress; False if the reporter is to be told that it has lost the task."""
+        job = self.jobs[name]
+        if caller not in {job.worker, job.creator}:
+            return caller not in job.had
+        noticed = job.missing or "heartbeat_timeout_ms" in job.limits
+        if caller == job.worker and job.status == "running" and noticed:
+            job.heard, job.missing = self.now, 0
+        job.events.append(("progress", word))
+        return True
+
+    # -- who comes and goes ---------------------------------------------------------------------------------------
+
+    def join(self, name: str, pool: str, *, back: bool) -> None:
+        hand = self.hands[name] = Hand(name, pool, self.now)
+        for job in sorted(self.jobs.values(), key=lambda job: job.order):
+            if job.busy != name:
+                continue
+            if job.status == "assigned":
+                hand.given.append(job.name)
+            else:
+                job.missing = 0 if back else job.missing or self.now
+        self._give(hand)
+
+    def leave(self, name: str) -> None:
+        del self.hands[name]
+        for job in sorted(self.jobs.values(), key=lambda job: job.order):
+            if job.busy != name:
+                continue
+            if job.status == "running":
+                job.missing = job.missing or self.now
+            else:
+                since = job.pending
+                self._turn_to(job, "pending", worker="", missing=0, pending=since)
+
+    # -- time -----------------------------------------------------------------------------------------------------
+
+    def moments(self, job: Job) -> Iterable[tuple[int, str]]:
+        """All that time alone will do to it."""
+        limits = job.limits
+        if job.over:
+            if job.status in KEEP:
+                yield job.updated + KEEP[job.status], "forget"
+            return
+        if job.retry_at:
+            yield job.retry_at, "retry"
+        if "schedule_to_close_ms" in limits:
+            yield job.created + limits["schedule_to_close_ms"], "bury"
+        if job.status == "failed":
+            return
+        if job.wait is not None:
+            hibernated = job.status == "hibernated"
+            if job.wait.timeout_ms and not (hibernated and job.wait.escalation == "alert"):
+                again = hibernated and job.wait.escalation == "retry"
+                yield job.paused + job.wait.timeout_ms, "wake" if again else "waited"
+            if job.wait.wake_ms:
+                yield job.wait.wake_ms, "wake"
+            return
+        if job.status == "running":
+            if job.missing:
+                yield job.missing + GRACE[job.kind], "lost"
+            if "start_to_close_ms" in limits:
+                yield job.started + limits["start_to_close_ms"], "start_to_close"
+            if "heartbeat_timeout_ms" in limits:
+                yield job.heard + limits["heartbeat_timeout_ms"], "heartbeat"
+        elif "schedule_to_start_ms" in limits:
+            yield job.pending + limits["schedule_to_start_ms"], "schedule_to_start"
+        if job.kind == 1:
+            yield job.created + HOUR, "stale"
+        elif job.mode == "pool" and job.status == "pending":
+            yield job.pending + HOUR, "stale"
+
+    def next_due(self, job: Job) -> int:
+        return min((at for at, _ in self.moments(job)), default=0)
+
+    def pass_to(self, until: int) -> None:
+        """Let happen what falls due until then, each at its moment, or now if that has passed while nobody was there."""
+        while True:
+            ahead = [(self.next_due(job), job.name) for job in self.jobs.values() if self.next_due(job)]
+            if not ahead or min(ahead)[0] > until:
+                break
+            self.now = max(self.now, min(ahead)[0])
+            page = [one for one in ahead if one[0] <= self.now]
+            # Of what falls due in the same moment either may be first; the one that was given to somebody was.
+            page.sort(key=lambda one: (one[0], not self.chosen(one[1], self.jobs[one[1]].epoch + 1), one[1]))
+            for _, name in page:
+                if name in self.jobs:
+                    self._fall_due(self.jobs[name])
+        self.now = until
+
+    def _fall_due(self, job: Job) -> None:
+        due = sorted(moment for moment in self.moments(job) if moment[0] <= self.now)
+        if not due:
+            return
+        what = due[0][1]
+        if what == "retry":
+            self._again(job)
+        elif what == "wake":
+            self._wake(job)
+        elif what == "waited":
+            self._fail(job, "", "wait timeout")
+        elif what == "lost":
+            self._fail(job, "", "did not reconnect within grace window")
+        elif what == "stale":
+            self._turn_to(job, "cancelled", by="", retry_at=0, missing=0)
+        elif what == "bury":
+            self._turn_to(job, "dlq", "(schedule_to_close)", by="", retry_at=0, missing=0)
+        elif what == "forget":
+            del self.jobs[job.name]
+            self._has_ended(job.name)
+        else:
+            self._late(job, what)
+
+    def _late(self, job: Job, what: str) -> None:
+        failures = job.failures + 1
+        if failures >= job.attempts:
+            self._turn_to(job, "dlq", f"({what.removesuffix('_timeout')})", by="", failures=failures, missing=0)
+            return
+        pauses = {
+            "schedule_to_start": 1000 + 500 * failures,
+            "start_to_close": 1000 * (1 + failures),
+            "heartbeat": 2000 * failures if failures > 3 else 30_000,
+        }
+        pause = pauses[what] if job.delays is None else job.delays[min(failures, len(job.delays)) - 1]
+        fields = {"failures": failures, "retry_at": self.now + pause, "by": "", "missing": 0}
+        self._turn_to(job, "failed", f"({what})", **fields)

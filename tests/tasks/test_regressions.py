@@ -1,0 +1,95 @@
+"""What the machine of test_everybody.py, or thinking about it, has found; each as short as it can be. See play.py for the steps."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from tests.helpers.core import run_in_virtual_time
+from tests.helpers.direct import Store
+from tests.tasks.play import Step, run_steps
+
+
+def pool(policy: int = 0, *, kind: int = 2, deadline: int = 0) -> Step:
+    return ("create", "pool", "a", kind, 30, policy, deadline, 0, 0)
+
+
+def own(policy: int = 0, *, deadline: int = 0) -> Step:
+    return ("create", "self", "a", 2, 30, policy, deadline, 0, 0)
+
+
+def pause(who: str, task: int, *others: int, reason: str = "dependency", any_one: bool = False) -> Step:
+    return ("pause", who, reason, task, others, any_one, 0, 0, "")
+
+
+def op(who: str, verb: str, task: int = 0) -> Step:
+    return ("op", who, verb, task)
+
+
+ONE_WORKER: Step = ("disconnect", "b", True)
+
+CASES: dict[str, list[Step]] = {
+    "a creator's own task that is tried again is told to it": [
+        own(1, deadline=1),
+        ("pass", 5_017),
+    ],
+    "a creator's own tasks take no room, so all of them are given out": [
+        *[("create", "targeted", "creator", 3, 30, 0, 0, 0, 0)] * 2,
+        own(),
+        own(),
+        *[step for task in (2, 3) for step in (op("creator", "cancel", task), op("creator", "retry", task))],
+        op("creator", "complete", 0),
+        op("creator", "complete", 1),
+    ],
+    "resumed while its worker is away, a task runs in nobody's hands and has its grace window": [
+        ONE_WORKER,
+        pool(2),
+        op("a", "claim"),
+        pause("a", 0, reason="input"),
+        ("disconnect", "a", False),
+        op("creator", "resume"),
+        *[("pass", 31_019)] * 20,
+        ("connect", "a", False),
+    ],
+    "who waits anew waits no longer for what it waited for before": [
+        ONE_WORKER,
+        own(),
+        own(),
+        pool(),
+        op("a", "claim", 2),
+        pause("a", 2, 0),
+        pause("a", 2, 1),
+        op("creator", "complete", 1),
+    ],
+    "a dependency that is tried again has not ended": [
+        ONE_WORKER,
+        own(),
+        own(),
+        pool(),
+        op("a", "claim", 2),
+        pause("a", 2, 0, 1),
+        op("creator", "fail", 0),
+        op("creator", "retry", 0),
+        op("creator", "complete", 1),
+        op("creator", "complete", 0),
+    ],
+    "a dead letter that is tried again is none any more": [
+        ONE_WORKER,
+        pool(1, deadline=3),
+        op("a", "claim"),
+        ("pass", 5_017),
+        op("creator", "retry"),
+    ],
+    "what is tried again behind its deadline is dead at once": [
+        pool(1, deadline=4),
+        ("pass", 31_019),
+        ("pass", 31_019),
+        op("creator", "retry"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_stays_found(store: Store, name: str) -> None:
+    run_in_virtual_time(partial(run_steps, store, CASES[name]))
