@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import queue
 import threading
@@ -238,10 +239,14 @@ class Peer:
 
 
 class World:
-    """The peers of one scenario, in a workspace that no other scenario knows. Closes all of them at its end."""
+    """The peers of one scenario, in a workspace that no other scenario knows. Closes all of them at its end.
+
+    `target` may be several addresses with commas between them: each peer takes the next one.
+    """
 
     def __init__(self, target: str, **client_settings: Any) -> None:
         self.target = target
+        self._targets = itertools.cycle(target.split(","))
         self.run = uuid.uuid4().hex[:10]
         self.ws = f"ws-{self.run}"
         self.impl = f"impl-{self.run}"
@@ -257,7 +262,7 @@ class World:
 
     def _peer(self, cls: Any, topic: str, *args: Any, **settings: Any) -> Peer:
         merged = {"auto_reconnect": False, "tls_enabled": False, **self.client_settings, **settings}
-        peer = Peer(cls(*args, **merged), topic, self.target)
+        peer = Peer(cls(*args, **merged), topic, next(self._targets))
         self.peers.append(peer)
         return peer
 

@@ -12,6 +12,15 @@ from aether_trio.storage.base import Execute, Fetch, Program, Row, Value
 
 FIELDS: Final = ", ".join(COLUMNS)
 _MARKS: Final = ", ".join(f"${number}" for number in range(1, len(COLUMNS) + 1))
+_OF_A_TASK: Final = (
+    "tasks",
+    "task_payloads",
+    "task_attempts",
+    "task_events",
+    "task_watchers",
+    "task_dependents",
+    "task_tokens",
+)
 _INSERT: Final = f"INSERT INTO tasks ({FIELDS}) VALUES ({_MARKS}) ON CONFLICT (task_id) DO NOTHING"  # noqa: S608
 _LOAD: Final = f"SELECT {FIELDS} FROM tasks WHERE task_id = $1"  # noqa: S608
 
@@ -67,7 +76,7 @@ def payload_of(task_id: str) -> Program[bytes]:
 
 def delete(task_id: str) -> Program[None]:
     """Forget a task, and all that is kept of it."""
-    for table in ("tasks", "task_payloads", "task_attempts", "task_events", "task_dependents", "task_tokens"):
+    for table in _OF_A_TASK:
         yield Execute(f"DELETE FROM {table} WHERE task_id = $1", (task_id,))  # noqa: S608
 
 

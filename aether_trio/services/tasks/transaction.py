@@ -128,6 +128,12 @@ class Work:
         if task.epoch:
             yield from self._open_attempt(task, self.context.node, pushed=1)
         if task.parent_task_id:
+            if self.context.shared:  # whoever follows all that is below its parent follows it from its first event on
+                yield Execute(
+                    "INSERT INTO task_watchers (task_id, node) SELECT $1, node FROM task_watchers WHERE task_id = $2 "
+                    "ON CONFLICT DO NOTHING",
+                    (task.task_id, task.parent_task_id),
+                )
             yield from self._tell_parent(task, "spawned")
         if task.queue:
             yield from self._offer(task)
