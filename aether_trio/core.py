@@ -112,7 +112,7 @@ class Core:
             StartLimits(settings.tasks.start_timeout_s, settings.tasks.start_grace_s),
         )
         self.tasks.creation.starter = self.starts
-        self.waker = Waker(self.starts, self.agents, clock, self.tasks.creation.connected)
+        self.waker = Waker(self.starts, self.agents, clock, self.tasks.creation.connected, self._unread)
         self.router.on_absent = self.waker.note
         self._register(rates, strict)
         self.sessions = SessionServer(
@@ -188,6 +188,14 @@ class Core:
             return Admitted(worker.workspace.__eq__, worker.task_id)
         return Admitted(self.credentials.check(identity, claim.credentials, peer.certificate).allows_workspace)
 
+    async def _unread(self, identity: str) -> tuple[int, int]:
+        """Where a participant is in its own topic, and how many messages are behind that. Raises StorageUnavailable."""
+        [(state, cursor)] = await self.log.warm([(identity, identity)])
+        latest = self.log.cursors.unwritten(state, identity)
+        self.log.unpin([state])
+        position = max(cursor or 0, latest or 0)
+        return position, max(state.end - position, 0)
+
     async def _joins(self, session: Session) -> None:
         """An agent that was started is the one of its start, token or not (reference: tasks.md 4.4)."""
         start = await self.starts.of(session.identity)
@@ -213,6 +221,8 @@ class Core:
         self.tasks.ended(session)
         if session.identity.kind is Kind.ORCHESTRATOR:
             self.starts.ended(session)
+        elif session.task_context:
+            self.waker.ended(session.identity.text)
         self.metrics.connection_duration.observe(
             (self.clock.now_ms() - session.connected_ms) / 1000,
             (session.identity.workspace, session.identity.type_name),

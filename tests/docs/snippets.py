@@ -4,7 +4,7 @@ A fenced block with the language python, console, bash or sh is an example. A co
 done with it:
 
     <!-- skip: reason -->          it cannot run here, and this is why
-    <!-- background: reason -->    start it, and stop it at the end of the page
+    <!-- background: reason -->    start it (a program, or one command), and stop it at the end of the page
     <!-- file: NAME -->            (any language) save it as NAME for the examples after it
     <!-- prepare: COMMAND -->      run this first; readers have it already
 

@@ -98,9 +98,15 @@ class Reader:
         )
 
     def close(self) -> None:
+        """Politely, for what has started others itself."""
         for process in self.background:
-            process.kill()
-            process.wait()
+            process.terminate()
+        for process in self.background:
+            try:
+                process.wait(LIMIT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 @pytest.fixture
@@ -136,6 +142,8 @@ def test_the_examples_of_a_page_do_what_it_says(page: Path, reader: Reader) -> N
             if following and (following.language, following.info) == ("text", "output"):
                 expected = tuple(following.body.splitlines())
                 assert agrees(expected, printed), f"{where} printed:\n{printed}"
+        elif snippet.marker == "background":
+            reader.start(["bash", "-c", f"exec {body}"])
         elif snippet.language == "console":
             for command in read_commands(snippet):
                 printed = reader.run(["bash", "-c", reader.here(command.text)], f"{page.name}:{command.line}")

@@ -7,12 +7,17 @@ costs the message path next to nothing. A note that comes while its identity was
 written before a look that finds the agent gone always leads to a start. An agent that has lost its connection and may come back is
 looked at again, until it has or its start has ended.
 
+An agent that was started and has ended is looked at as well: if there are messages that it has not read, sent while it was dying perhaps, it
+is started again for them. One that ends at the same message again and again is given up after STUBBORN starts; then the next message
+may try.
+
 What is registered is known from a look at the names, which is repeated when somebody registers something here and every few seconds while
 there is a use for it: another node's registration counts within REFRESH_S.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -30,20 +35,32 @@ logger = structlog.get_logger("aether.agents")
 QUIET_S: Final = 1.0
 REFRESH_S: Final = 5.0
 BATCH: Final = 100
+STUBBORN: Final = 3
+"""Starts of an agent that ends each time before it has read a message; after 1, 2 and 4 seconds."""
 MAX_WAITING: Final = 10_000
 """Identities; beyond it a message wakes nobody, and the next one may."""
 
 
 class Waker:
-    """See the module docstring. `connected(identity)` says whether a participant is, on whichever node."""
+    """See the module docstring. `connected(identity)` says whether a participant is, on whichever node; `unread(identity)` gives the
+    position up to which it has read its topic, and how many messages are behind it.
+    """
 
     def __init__(
-        self, starts: Starts, agents: AgentStore, clock: Clock, connected: Callable[[str], Awaitable[bool]]
+        self,
+        starts: Starts,
+        agents: AgentStore,
+        clock: Clock,
+        connected: Callable[[str], Awaitable[bool]],
+        unread: Callable[[str], Awaitable[tuple[int, int]]],
     ) -> None:
         self._starts = starts
         self._agents = agents
         self._clock = clock
         self._connected = connected
+        self._unread = unread
+        self._ended: dict[str, float] = {}
+        self._stuck: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self._waiting: dict[str, int] = {}
         self._strangers: dict[str, int] = {}
         self._looked: dict[str, float] = {}
@@ -57,6 +74,12 @@ class Waker:
         """Somebody has written to this identity, and it is not connected to this node. Never blocks."""
         if identity not in self._waiting and len(self._waiting) < MAX_WAITING:
             self._waiting[identity] = self._clock.now_ms()
+            self._news.set()
+
+    def ended(self, identity: str) -> None:
+        """An agent that was started has lost or ended its connection to this node. Never blocks."""
+        if len(self._ended) < MAX_WAITING:
+            self._ended[identity] = trio.current_time() + QUIET_S
             self._news.set()
 
     def _renew(self) -> None:
@@ -80,6 +103,7 @@ class Waker:
         """Until something is to be looked at though nothing is new."""
         now = trio.current_time()
         moments = [self._looked.get(identity, now - QUIET_S) + QUIET_S for identity in self._waiting]
+        moments += self._ended.values()
         if self._strangers:
             moments.append(self._names_until)
         return max(min(moments, default=now + 3600) - now, 0.0)
@@ -88,6 +112,9 @@ class Waker:
         now = trio.current_time()
         for identity in [one for one, at in self._looked.items() if at + QUIET_S <= now]:
             del self._looked[identity]
+        for identity in [one for one, at in self._ended.items() if at <= now]:
+            await self._look_after(identity)
+            del self._ended[identity]
         if (self._waiting or self._strangers) and self._names_until <= now:
             self._names = await self._agents.names()
             self._names_until = trio.current_time() + REFRESH_S
@@ -110,6 +137,23 @@ class Waker:
                 for identity, trigger_ms in wanted.items():
                     self._waiting.setdefault(identity, trigger_ms)
                 raise
+
+    async def _look_after(self, identity: str) -> None:
+        """Whether somebody who has ended has left messages behind."""
+        position, count = await self._unread(identity)
+        if not count or await self._connected(identity):
+            self._stuck.pop(identity, None)
+            return
+        before, times = self._stuck.pop(identity, (position, 0))
+        times = times + 1 if before == position else 1
+        self._stuck[identity] = (position, times)
+        if len(self._stuck) > MAX_WAITING:
+            self._stuck.popitem(last=False)
+        if times > STUBBORN:
+            logger.warning("an agent ends again and again at the same message", identity=identity, message=position + 1)
+            return
+        self._waiting.setdefault(identity, self._clock.now_ms())
+        self._looked[identity] = trio.current_time() + (1 << times - 1) - 1 - QUIET_S
 
     def _is_registered(self, identity: str) -> bool:
         implementation = identity.split("::", 3)[2]

@@ -345,6 +345,45 @@ async def test_a_message_to_one_that_has_died_starts_it_again_when_it_does_not_c
         assert "did not reconnect" in error
 
 
+async def test_a_message_that_was_sent_while_it_was_dying_starts_it_again(core: Core) -> None:
+    async with running(core) as (orchestrator, asker, started, asked):
+        started.pause()  # what is sent now stays unread
+        asker.send(message_to(ECHO, b"two"))
+        await barrier(asker)
+        started.cut()
+        assert (await assignment(orchestrator)).task_id != asked.task_id
+        async with connect(core, echo()) as again:
+            assert (await again.next("msg")).msg.payload == b"two"
+
+
+async def test_one_that_says_goodbye_and_leaves_a_message_unread_is_started_again(core: Core) -> None:
+    async with running(core) as (orchestrator, asker, started, asked):
+        started.pause()
+        asker.send(message_to(ECHO, b"two"))
+        await barrier(asker)
+        started.finish()
+        assert (await assignment(orchestrator)).task_id != asked.task_id
+
+
+async def test_one_that_ends_at_the_same_message_again_and_again_is_given_up_until_the_next_message(core: Core) -> None:
+    async with running(core) as (orchestrator, asker, started, _asked):
+        asker.send(message_to(ECHO, b"two"))
+        started.pause()
+        asker.send(message_to(ECHO, b"three"))
+        await barrier(asker)
+        started.cut()
+        for _ in range(3):
+            asked = await assignment(orchestrator)
+            async with connect(core, echo(), wait_ack=False) as again:
+                again.pause()
+                await trio.sleep(0.5)
+                again.cut()
+                await fail(orchestrator, asked.task_id, "its process ended")
+        await nothing_more(orchestrator)
+        asker.send(message_to(ECHO, b"four"))
+        await assignment(orchestrator)
+
+
 async def test_nobody_starts_one_that_has_died_before_it_is_wanted(core: Core) -> None:
     async with running(core) as (orchestrator, _, started, _asked):
         started.cut()
