@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from aether_trio.routing import shared_work
-from aether_trio.routing.shared_group_programs import Order, exchange
+from aether_trio.routing.shared_group_programs import Order, exchange, shares
 from aether_trio.routing.shared_groups import WINDOW
 from aether_trio.storage.base import Statement, StorageUnavailable
 from tests.helpers.engines import PostgresEngine
@@ -248,6 +248,18 @@ async def test_a_statement_that_runs_after_later_ones_does_nothing(nodes: WorkNo
         for order in (late, replace(late, all_but=True)):
             await one.log.database.write(exchange(one.lease, 0, [order]))
             assert nodes.rows("node_id, offsets", "work_hands") == [(one.lease[0], [1, 2, 3, 4])]
+
+
+async def test_an_order_that_is_sent_again_is_answered_as_it_was(nodes: WorkNodes) -> None:
+    one = await nodes.start()
+    await one.publish(*numbers(0, 10))
+    topic_id = one.log.topic(TOPIC).topic_id
+    assert topic_id is not None
+    for order in (Order(topic_id, 1, want=3, max_bytes=1000), Order(topic_id, 2, 3, 1000, done=[1], returned=[2])):
+        answers = [shares(await one.log.database.write(exchange(one.lease, 0, [order])))[topic_id] for _ in range(2)]
+        assert answers[0] == answers[1]
+        assert len(answers[0].messages) == 3
+    assert nodes.rows("offsets", "work_hands") == [([2, 3, 4, 5],)]
 
 
 async def test_a_cancelled_take_is_given_back_at_the_end(nodes: WorkNodes) -> None:
