@@ -97,7 +97,7 @@ class EchoOrchestrator:
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-u", "-c", program],
-                env={**environment, "AETHER_GATEWAY": gateway.split(",")[0]},
+                env={**environment, "AETHER_GATEWAY": gateway.split(",", maxsplit=1)[0]},
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -122,7 +122,7 @@ class EchoOrchestrator:
 
 @contextmanager
 def echo_orchestrator(gateway: str, folder: Path) -> Iterator[EchoOrchestrator]:
-    orchestrator = EchoOrchestrator(gateway.split(",")[0], folder / "orchestrator.log")
+    orchestrator = EchoOrchestrator(gateway.split(",", maxsplit=1)[0], folder / "orchestrator.log")
     try:
         orchestrator.until(lambda: "Connected to gateway" in orchestrator.said, "it connects")
         yield orchestrator

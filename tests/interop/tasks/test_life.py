@@ -188,7 +188,7 @@ def test_81_hibernation(gateway: str) -> None:
 
 def test_85_a_worker_that_is_cut_off_and_comes_back(gateway: str) -> None:
     async def scenario() -> None:
-        with forwarder(gateway.split(",")[0]) as way:
+        with forwarder(gateway.split(",", maxsplit=1)[0]) as way:
             async with World(gateway) as world:
                 worker = world.agent("w", auto_reconnect=True)
                 worker.target = way.address

@@ -1,0 +1,59 @@
+"""The database's time, for a node of a cluster: what is due is due for all nodes at the same moment, whatever their own clocks say.
+
+The database is asked now and then; in between the time goes on by this process's monotonic clock. An answer is true to within half of its
+round trip, so only one that came quickly moves the time, unless the last one is old. It never runs backwards.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import structlog
+import trio
+
+from aether_trio.model.clock import Clock
+from aether_trio.storage.base import Database, Fetch, StorageUnavailable, single
+
+logger = structlog.get_logger("aether.tasks")
+
+ASK_S: Final = 10.0
+QUICK_S: Final = 0.05
+OLD_S: Final = 120.0
+_NOW: Final = Fetch("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
+
+
+class DatabaseClock:
+    """A Clock. `ask` must have been called once before it is used; `run` keeps it true."""
+
+    def __init__(self, database: Database, own: Clock) -> None:
+        self._database = database
+        self._own = own
+        self._at_s = 0.0
+        self._ms = 0.0
+        self._latest_ms = 0
+
+    def now_ms(self) -> int:
+        """See Clock."""
+        self._latest_ms = max(self._latest_ms, round(self._ms + (self._own.monotonic() - self._at_s) * 1000))
+        return self._latest_ms
+
+    def monotonic(self) -> float:
+        """See Clock."""
+        return self._own.monotonic()
+
+    async def ask(self) -> None:
+        """Learn the time. Raises StorageUnavailable."""
+        began_s = self._own.monotonic()
+        [[told_ms]] = await self._database.read(lambda: single(_NOW))
+        took_s = self._own.monotonic() - began_s
+        if took_s <= QUICK_S or not self._ms or began_s - self._at_s > OLD_S:
+            self._at_s, self._ms = began_s + took_s / 2, float(told_ms)
+
+    async def run(self) -> None:
+        """Ask now and then, until cancelled."""
+        while True:
+            await trio.sleep(ASK_S)
+            try:
+                await self.ask()
+            except StorageUnavailable as error:
+                logger.debug("the time goes on by the node's own clock", reason=str(error))

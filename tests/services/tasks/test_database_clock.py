@@ -1,0 +1,61 @@
+"""The database's time on a node whose own clock is wrong."""
+
+from __future__ import annotations
+
+from aether_trio.model.clock import ManualClock
+from aether_trio.services.tasks.database_clock import OLD_S, DatabaseClock
+from aether_trio.storage.base import Database
+from tests.helpers.engines import PostgresEngine
+
+
+class Slow:
+    """A database that answers, after so many seconds, that it is such a time."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self.clock = clock
+        self.ms = 1_000_000
+        self.takes_ms = 10
+
+    async def read(self, program: object) -> list[tuple[int]]:
+        self.clock.advance(self.takes_ms)
+        return [(self.ms,)]
+
+
+async def test_it_goes_on_from_the_databases_time_and_not_from_its_own() -> None:
+    own = ManualClock(epoch_ms=5)
+    database = Slow(own)
+    clock = DatabaseClock(database, own)  # type: ignore[arg-type]
+    await clock.ask()
+    assert clock.now_ms() == 1_000_005  # half of the round trip has passed since
+    own.advance(100)
+    own.set_wall(77)
+    assert clock.now_ms() == 1_000_105
+
+
+async def test_it_never_runs_backwards_and_believes_quick_answers_only() -> None:
+    own = ManualClock()
+    database = Slow(own)
+    clock = DatabaseClock(database, own)  # type: ignore[arg-type]
+    await clock.ask()
+    assert clock.now_ms() == 1_000_005
+    database.ms -= 5_000
+    await clock.ask()
+    assert clock.now_ms() == 1_000_005
+    own.advance(6_000)
+    assert clock.now_ms() == 1_001_005
+    database.ms, database.takes_ms = 9_000_000, 2_000
+    await clock.ask()
+    assert clock.now_ms() < 1_100_000
+    own.advance(round(OLD_S * 1000))
+    await clock.ask()
+    assert clock.now_ms() == 9_001_000
+
+
+async def test_a_real_one_tells_its_time(postgres_engine: PostgresEngine) -> None:
+    own = ManualClock(epoch_ms=0)
+    async with postgres_engine.open("tasks") as opened:
+        database: Database = opened
+        clock = DatabaseClock(database, own)
+        await clock.ask()
+        [[before_ms]] = postgres_engine.rows("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
+        assert abs(clock.now_ms() - before_ms) < 60_000
