@@ -12,6 +12,7 @@ from typing import Any, Final
 from aether_trio.cluster.aio import call, open_connection, run_again
 from aether_trio.cluster.records import ClusterLimits
 from aether_trio.storage.postgres import PostgresServer
+from aether_trio.storage.postgres_connections import PLANNED_ONCE
 from aether_trio.storage.postgres_pool import Pool
 
 MAX_TRIES: Final = 3
@@ -25,9 +26,9 @@ class Queries:
     ) -> None:
         self._server = server
         self._statement_s = limits.statement_s
-        # Every statement finds its rows by key, and a plan is made once, when the tables may still be empty.
+        by_key = [f"SET {name} = {value}" for name, value in PLANNED_ONCE.items()]
         self.pool = Pool(
-            partial(open_connection, server, role, "SET enable_seqscan = off", *settings),
+            partial(open_connection, server, role, *by_key, *settings),
             server.spawn,
             server.loop,
             most=connections,

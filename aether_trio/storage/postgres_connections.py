@@ -27,6 +27,10 @@ LOCKING: Final = frozenset({"log"})
 
 _ISOLATION: Final = {"writer": "serializable", "appender": "read committed", "reader": "repeatable read"}
 
+PLANNED_ONCE: Final = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
+"""For statements that find all rows by key. Otherwise they are planned anew each time, which costs as much as they do, or a plan is kept that
+was made when the tables were empty, and reads tens of thousands of topics for each group until somebody analyzes them."""
+
 _SESSION_NOW: Final = "SELECT current_setting('search_path'), current_setting('default_transaction_isolation')"
 
 MINIMUM_VERSION: Final = 14  # client_connection_check_interval, in_hot_standby
@@ -38,7 +42,7 @@ SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,50}")
 class PostgresLimits:
     """Limits of one process towards its server; times in seconds.
 
-    `writers`, `appenders` and `readers` bound its connections (eight nodes times 10 fit a server with its default 100). A caller waits at most
+    `writers`, `appenders` and `readers` bound its connections (a node of a cluster has some more, docs/operations.md). A caller waits at most
     `patience_s` for a connection, and gets StorageUnavailable at once when the server has been away for longer than that.
     """
 
@@ -98,6 +102,7 @@ def _session(kind: Kind, schema: str, limits: PostgresLimits) -> dict[str, str]:
         "tcp_keepalives_interval": "2",
         "tcp_keepalives_count": "3",
         "jit": "off",  # every statement is small
+        **(PLANNED_ONCE if kind == "appender" else {}),
     }
 
 
