@@ -289,7 +289,7 @@ async def test_ten_nodes_migrate_at_once(postgres_engine: PostgresEngine) -> Non
 
     async def node() -> None:
         async with open_postgres(postgres_engine.server.dsn(), schema=postgres_engine.schema) as server:
-            for name in ("state", "log", "audit"):
+            for name in MIGRATIONS:
                 database = await server.database(name)
             rows = await database.fetch("SELECT database_name, version FROM schema_version ORDER BY database_name")
             versions.append(rows)
