@@ -17,7 +17,7 @@ ANSWERED_BEFORE: Final = 2
 class Facts:
     """What was observed, each by the one who can know it.
 
-    `waiting`: texts in the researcher's topic, from the gateway's log, while the researcher was dead. `connections`: of
+    `keeper_pids`: the processes that the gateway has started for the keeper. `waiting`: texts in the researcher's topic, from the gateway's log, while the researcher was dead. `connections`: of
     planner and window. `answers`: questions in the order in which the planner got their answers. The rest is what the window
     received: who said what, how many lines came again, and (answers, of how many) of each progress report.
     """
@@ -30,6 +30,8 @@ class Facts:
     researcher_said: Sequence[str]
     repeated: int
     reports: Sequence[tuple[int, int]]
+    keeper_pids: Sequence[int]
+    keeper_said: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,11 @@ def verdict(facts: Facts) -> list[Check]:
             last == (len(asked), len(asked)),
             "the progress line went to its end",
             f"{last[0]} of {last[1]}, in {len(facts.reports)} reports",
+        ),
+        Check(
+            len(set(facts.keeper_pids)) > 1 and set(facts.keeper_said) == set(story.KEEPER_SAYS.values()),
+            "a message started the keeper, each time",
+            f"processes {' and '.join(map(str, facts.keeper_pids))}" if facts.keeper_pids else "it was never started",
         ),
     ]
 

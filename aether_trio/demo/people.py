@@ -204,8 +204,6 @@ class Window(Watched):
         """Whether `speaker` said all of these."""
         return set(self.heard(speaker)) >= set(texts)
 
-    async def ask(self, text: str) -> None:
-        """Tell the planner what is wanted."""
-        await self.client.send_message_to_agent(
-            story.WORKSPACE, story.PLANNER, "1", text.encode(), message_type=pb.CHAT
-        )
+    async def ask(self, text: str, whom: str = story.PLANNER) -> None:
+        """Tell the planner what is wanted, or somebody else."""
+        await self.client.send_message_to_agent(story.WORKSPACE, whom, "1", text.encode(), message_type=pb.CHAT)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping
@@ -42,6 +43,7 @@ class Play:
         await self._lose_the_researcher()
         await self._lose_the_gateway()
         await self._finish()
+        await self._write_to_the_keeper()
         return await self._judge()
 
     @property
@@ -63,6 +65,9 @@ class Play:
         await self.researcher.start(gateway.address, self._pace_s)
         screen.introduce(story.PLANNER, story.PLANNER_TOPIC, "an agent, written with the published SDK")
         screen.introduce(story.RESEARCHER, story.RESEARCHER_TOPIC, f"another one, in process {self.researcher.pid}")
+        screen.introduce(
+            story.KEEPER, story.KEEPER_TOPIC, "of the hut; no process yet: agents.yaml says how to start one"
+        )
         screen.introduce(story.USER, story.WINDOW_TOPIC, "her window; below is what it receives")
         screen.blank()
         await self.window.until(
@@ -118,6 +123,28 @@ class Play:
             lambda: any(update.step.sequence == total for update in self.window.progress), "the progress line ended"
         )
 
+    async def _write_to_the_keeper(self) -> None:
+        await self._breathe(2)
+        self.screen.event("nobody runs the keeper", "a message to it is enough")
+        await self._breathe()
+        pid = await self._wake_the_keeper(story.BEDS, "the gateway starts process {}")
+        await self._breathe(2)
+        os.kill(pid, signal.SIGKILL)
+        self.screen.event(f"kill -9 {pid}", "the keeper is gone")
+        await self._breathe(2)
+        await self._wake_the_keeper(story.MORE_BEDS, "the next message starts process {}")
+
+    async def _wake_the_keeper(self, text: str, told: str) -> int:
+        """Write to it; the process that was started for that."""
+        before = len(self.gateway.started(story.KEEPER_TOPIC))
+        self.screen.line(Line(story.WINDOW_TOPIC, story.KEEPER, text))
+        await self.window.ask(text, story.KEEPER)
+        pid = await self.gateway.starts(story.KEEPER_TOPIC, before)
+        self.screen.event(told.format(pid))
+        answer = story.KEEPER_SAYS[text]
+        await self.window.until(lambda: self.window.saw(story.KEEPER_TOPIC, answer), "the keeper answers")
+        return pid
+
     async def _judge(self) -> list[Check]:
         counter = await self.planner.barrier()
         window = self.window
@@ -131,6 +158,8 @@ class Play:
                 researcher_said=window.heard(story.RESEARCHER_TOPIC),
                 repeated=window.repeated,
                 reports=[(update.step.sequence, update.step.total_steps) for update in window.progress],
+                keeper_pids=self.gateway.started(story.KEEPER_TOPIC),
+                keeper_said=window.heard(story.KEEPER_TOPIC),
             )
         )
 

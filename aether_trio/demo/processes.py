@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import sys
 import urllib.parse
@@ -14,6 +15,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Final
 
+from aether_trio.demo import story
 from aether_trio.demo.people import LIMIT_S, Missed
 
 _POLL_S: Final = 0.02
@@ -81,6 +83,9 @@ class GatewayProcess(Process):
         self.address = ""
         self.ops_address = ""
         self._ready = scratch / "ready.json"
+        self._agents = scratch / "agents.yaml"
+        command = json.dumps([sys.executable, "-m", "aether_trio.demo.keeper"])
+        self._agents.write_text(f"agents:\n  {story.KEEPER}:\n    command: {command}\n", encoding="utf-8")
 
     async def start(self) -> None:
         """Start, and return when it serves. Raises Missed with what it printed."""
@@ -88,7 +93,7 @@ class GatewayProcess(Process):
         ports = [self.address.rpartition(":")[2] or "0", self.ops_address.rpartition(":")[2] or "0"]
         await self._start(
             "aether_trio", "dev", "--port", ports[0], "--ops-port", ports[1], "--data-dir", str(self.data),
-            "--ready-file", str(self._ready),
+            "--ready-file", str(self._ready), "--agents", str(self._agents),
         )  # fmt: skip
         try:
             async with asyncio.timeout(LIMIT_S):
@@ -100,6 +105,22 @@ class GatewayProcess(Process):
             raise Missed(f"the gateway was not ready within {LIMIT_S:g} s:\n{self.printed()}") from None
         ready = json.loads(self._ready.read_text())
         self.address, self.ops_address = ready["gateway"], ready["ops"]
+
+    def started(self, topic: str) -> list[int]:
+        """The processes that it has started to be this agent."""
+        return [int(pid) for pid in re.findall(rf"^{topic} : process (\d+)", self.printed(), re.MULTILINE)]
+
+    async def starts(self, topic: str, before: int) -> int:
+        """The process that it starts next to be this agent, after so many. Raises Missed."""
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                while len(pids := self.started(topic)) <= before:
+                    if not self.running:
+                        raise Missed(f"the gateway has ended:\n{self.printed()}")
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            raise Missed(f"the gateway did not start {topic} within {LIMIT_S:g} s:\n{self.printed()}") from None
+        return pids[-1]
 
     async def log_of(self, topic: str, count: int) -> list[dict[str, Any]]:
         """The first `count` messages of a topic, read from the gateway's log through its ops port."""

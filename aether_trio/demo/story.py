@@ -7,11 +7,13 @@ from typing import Final
 WORKSPACE: Final = "trip"
 PLANNER: Final = "planner"
 RESEARCHER: Final = "researcher"
+KEEPER: Final = "keeper"
 USER: Final = "maya"
 WINDOW: Final = "window"
 
 PLANNER_TOPIC: Final = f"ag::{WORKSPACE}::{PLANNER}::1"
 RESEARCHER_TOPIC: Final = f"ag::{WORKSPACE}::{RESEARCHER}::1"
+KEEPER_TOPIC: Final = f"ag::{WORKSPACE}::{KEEPER}::1"
 WINDOW_TOPIC: Final = f"us::{USER}::{WINDOW}"
 
 COUNTER: Final = "steps"
@@ -38,6 +40,10 @@ FIRST_WISH: Final = "Up to the hut on Saturday! What do I need to know?"
 SECOND_WISH: Final = "Oh, and how do I get down again, and what do I pack?"
 WISHES: Final = {FIRST_WISH: (WEATHER, TRAIN, HUT), SECOND_WISH: (BACK, PACK)}
 QUESTIONS: Final = (WEATHER, TRAIN, HUT, BACK, PACK)
+
+BEDS: Final = "Two beds for Saturday night, please!"
+MORE_BEDS: Final = "Sorry, there are three of us now."
+KEEPER_SAYS: Final = {BEDS: "Two by the window. They are yours.", MORE_BEDS: "Three, then. Those were the last ones."}
 
 ARRIVED: Final = "I am here."
 RINGING: Final = "ringing the hut"

@@ -20,6 +20,8 @@ GOOD = Facts(
     researcher_said=(story.ARRIVED, *TOLD[:2], BACK, *TOLD[2:]),
     repeated=0,
     reports=((0, 3), (2, 3), (5, 5)),
+    keeper_pids=(11, 12),
+    keeper_said=tuple(story.KEEPER_SAYS.values()),
 )
 
 
@@ -50,6 +52,9 @@ def test_repeats_are_said_and_allowed() -> None:
         (replace(GOOD, researcher_said=(story.ARRIVED, *TOLD[:2], BACK, *TOLD[:1:-1])), "missed nothing"),
         (replace(GOOD, reports=()), "progress line"),
         (replace(GOOD, reports=((0, 3), (4, 5))), "progress line"),
+        (replace(GOOD, keeper_pids=(11,)), "started the keeper"),
+        (replace(GOOD, keeper_pids=(11, 11)), "started the keeper"),
+        (replace(GOOD, keeper_said=(story.KEEPER_SAYS[story.BEDS],)), "started the keeper"),
     ],
 )
 def test_whatever_is_missing_is_noticed(spoiled: Facts, claim: str) -> None:

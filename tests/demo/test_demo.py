@@ -57,9 +57,9 @@ def test_the_story_happens_as_told(tmp_path: Path, environment: dict[str, str]) 
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
-    assert done.stdout.count("✓") == 7
+    assert done.stdout.count("✓") == 8
     assert "✗" not in done.stdout
-    assert len(re.findall(r"kill -9 \d+", done.stdout)) == 2
+    assert len(re.findall(r"kill -9 \d+", done.stdout)) == 3
     assert "Back! My notebook: 2 answered" in done.stdout
     assert "5 of 5" in done.stdout
     assert list(tmp_path.iterdir()) == []
