@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
+from aether_trio.client import AgentClient
 from tests.cli.test_with_gateway import LIMIT_S, Shell
-from tests.helpers.gateway import GatewayProcess, start_gateway
+from tests.helpers.gateway import GatewayProcess, on_postgres, start_gateway
 
 ECHO = "agents: {echo: {command: [python, echo.py], params: {voice: loud}, description: Says it again}}\n"
 
@@ -112,6 +114,68 @@ def test_a_development_gateway_brings_its_own_orchestrator(tmp_path: Path) -> No
                 break
         assert [one["profiles"] for one in found] == [["process"]]
         assert "voice=loud" in shell.out("agents", "list")
+        gateway.terminate()
+        assert gateway.wait() == 0
+
+
+AGENT = """
+import os, trio
+from aether_trio.client import AgentClient
+
+async def main():
+    async with AgentClient.from_environment() as agent:
+        print("here is", agent.topic, flush=True)
+        async for message in agent:
+            await agent.reply(message, f"{message.text} {os.getpid()} {os.environ['AETHER_LAUNCH_PARAMS']}")
+
+trio.run(main)
+"""
+
+
+async def conversation(address: str, words: list[str], specifier: str) -> list[tuple[int, dict[str, str]]]:
+    """(process, launch parameters) of whoever answers each word. Each is killed with -9 when it has answered."""
+    found: list[tuple[int, dict[str, str]]] = []
+    person = AgentClient(f"aether://{address}", workspace="w", implementation="person", specifier="1")
+    with trio.fail_after(LIMIT_S):
+        async with person:
+            for word in words:
+                await person.send(f"ag::w::echo::{specifier}", word)
+                async for answer in person:
+                    text, pid, params = answer.text.split(" ", 2)
+                    if text == word:
+                        break
+                found.append((int(pid), json.loads(params)))
+                os.kill(int(pid), signal.SIGKILL)
+    return found
+
+
+@pytest.mark.parametrize("where", ["beside", "inside", "postgres"])
+def test_messages_start_real_processes_also_after_they_were_killed(
+    where: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    (tmp_path / "echo.py").write_text(AGENT, encoding="utf-8")
+    file = written(tmp_path, ECHO)
+    options = [] if where == "beside" else ["--agents", file]
+    if where == "postgres":
+        options += on_postgres(request.getfixturevalue("postgres_engine"))
+    with start_gateway(data_dir=tmp_path / "data", extra_args=options) as gateway:
+        shell = Shell(gateway, PYTHONUNBUFFERED="1")
+        beside = shell.start("orchestrate", file) if where == "beside" else None
+        try:
+            found = trio.run(conversation, gateway.address, ["one", "two", "three"], "1")
+            assert len({pid for pid, _ in found}) == 3
+            assert [params for _, params in found] == [{"profile": "process", "voice": "loud"}] * 3
+            task_id = shell.out("agents", "launch", "ag::w::echo::other", "--param", "voice=soft").strip()
+            assert task_id
+            [(_, params)] = trio.run(conversation, gateway.address, ["four"], "other")
+            assert params["voice"] == "soft"
+            shell.fails(1, "no agent implementation 'nobody' is registered", "agents", "launch", "ag::w::nobody::1")
+        finally:
+            if beside is not None:
+                beside.send_signal(signal.SIGTERM)
+                out, _ = beside.communicate(timeout=LIMIT_S)
+                assert b"ag::w::echo::1 | here is ag::w::echo::1" in out
+                assert b"ag::w::echo::1 : ended by SIGKILL after" in out
         gateway.terminate()
         assert gateway.wait() == 0
 
