@@ -36,7 +36,7 @@ LONG_S = 60.0
 """A safety net against a hang, never a measurement."""
 NEVER_S = 10 * LONG_S
 """Between two looks: what these tests see, a hint has told."""
-QUICK = {"lease_grace_s": 1.0, "probe_s": 0.2, "probe_timeout_s": 1.0, "ask_again_s": 0.2, "sweep_s": 1.0}
+QUICK = {"probe_s": 0.2, "probe_timeout_s": 1.0, "ask_again_s": 0.2, "sweep_s": 1.0}
 
 
 @dataclass(eq=False)
@@ -121,11 +121,16 @@ class Fabric:
 
 @asynccontextmanager
 async def open_fabric(
-    engine: PostgresEngine, *, poll_s: float = NEVER_S, **settings: Mapping[str, Any]
+    engine: PostgresEngine, *, poll_s: float = NEVER_S, lease_grace_s: float = 1.0, **settings: Mapping[str, Any]
 ) -> AsyncIterator[Fabric]:
     """Gateways on this schema. `settings` are sections for all of them."""
     with ExitStack() as patches:
-        patches.enter_context(mock.patch("aether_trio.cluster.records.ClusterLimits", partial(ClusterLimits, **QUICK)))
+        patches.enter_context(
+            mock.patch(
+                "aether_trio.cluster.records.ClusterLimits",
+                partial(ClusterLimits, lease_grace_s=lease_grace_s, **QUICK),
+            )
+        )
         patches.enter_context(mock.patch("aether_trio.cluster.tails.TailLimits", partial(TailLimits, poll_s=poll_s)))
         with trio.fail_after(LONG_S):
             async with trio.open_nursery() as nursery:

@@ -14,8 +14,8 @@ from aether_trio.model.errors import Status
 from aether_trio.storage.postgres import PostgresServer
 from aether_trio.testing.memory import StreamEnded
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.cluster.across.fabric import Fabric, Gateway, Participant, join, open_fabric, until
-from tests.helpers.core import agent, barrier, errors, message_to, payloads, service, task
+from tests.cluster.across.fabric import LONG_S, Fabric, Gateway, Participant, join, open_fabric, until
+from tests.helpers.core import agent, barrier, errors, message_to, payloads, pump, service, task
 from tests.helpers.engines import PostgresEngine
 
 ME = "ag::w::me::1"
@@ -191,6 +191,27 @@ async def test_a_node_that_lost_its_lease_ends_what_another_one_has_taken(
                     again.send(message_to(ME, b"3"))
                     assert await second.take(1) == [b"3"]
         assert one.core.holding.paused is False
+
+
+async def test_input_waits_until_a_lost_lease_is_back(
+    postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_fabric(postgres_engine, lease_grace_s=LONG_S) as fabric:
+        one, two = await fabric.start_many(2)
+        async with join(one, me()) as mine, join(two, agent("w", "other", "1")) as other:
+            mine.send(message_to("ag::w::other::1", b"1"))
+            assert await other.take(1) == [b"1"]
+            await cut_lease(one, postgres_engine, monkeypatch)
+            appended = one.core.log.statistics().appended
+            mine.send(message_to("ag::w::other::1", b"2"))
+            await until(lambda: not mine._upstream)  # it was handed to the session
+            await pump()
+            assert one.core.log.statistics().appended == appended
+            monkeypatch.undo()
+            assert await other.take(1) == [b"2"]
+            other.send(message_to(ME, b"and still here"))
+            assert await mine.take(1) == [b"and still here"]
+            assert errors(mine) == []
 
 
 async def cut_lease(gateway: Gateway, engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,20 @@ async def test_hints_that_are_lost_are_made_up_for(postgres_engine: PostgresEngi
         await nothing_is_pinned(fabric)
 
 
+async def test_a_message_of_its_own_tells_a_node_of_what_is_in_front_of_it(postgres_engine: PostgresEngine) -> None:
+    async with open_fabric(postgres_engine) as fabric:
+        one, two = await fabric.start_many(2)
+        async with join(one, agent("w", "a", "1")) as a, join(two, agent("w", "b", "1")) as b:
+            a.send(message_to("ga::w", b"0"))
+            assert await b.take(1) == await a.take(1) == [b"0"]
+            two.deafen()
+            a.send(message_to("ga::w", b"1"), message_to("ga::w", b"2"))
+            await barrier(a)
+            assert payloads(b) == []
+            b.send(message_to("ga::w", b"3"))
+            assert await b.take(3) == await a.take(3) == [b"1", b"2", b"3"]
+
+
 async def test_hints_are_what_makes_it_quick(postgres_engine: PostgresEngine) -> None:
     """In the other tests nothing is found by looking now and then: a hint that is never sent would hang them."""
     async with open_fabric(postgres_engine) as fabric:
