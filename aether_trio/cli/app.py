@@ -18,6 +18,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "send": ("send", "Send one message to a topic."),
     "tail": ("tail", "Show a topic's messages as they come."),
     "kv": ("kv", "Read and write the key-value store."),
+    "tasks": ("tasks", "Create, find, watch, cancel and retry tasks."),
     "agents": ("agents", "Show, register and start agents that can be started."),
     "orchestrate": ("orchestrate", "Start agents when somebody needs them."),
     "sessions": ("sessions", "Show who is connected; disconnect somebody."),

@@ -2,13 +2,15 @@
 
 Strictly one thing at a time: `request` sends and reads until its answer is there, so there is no background task. What
 arrives in between (messages for the made-up identity, say) is not for us and is dropped; errors that belong to no request
-are kept in `errors`.
+are kept in `errors`, and events of tasks until `task_event` asks for them.
 """
 
 from __future__ import annotations
 
+import math
 import secrets
 import ssl
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -44,6 +46,7 @@ class ClientSession:
         self.identity = identity
         self.ack = ack
         self.errors: list[pb.ErrorResponse] = []
+        self._events: deque[pb.TaskEvent] = deque()
 
     async def tell(self, message: pb.UpstreamMessage) -> None:
         """Send something that has no answer."""
@@ -54,7 +57,8 @@ class ClientSession:
         which = message.WhichOneof("payload")
         assert which is not None
         request_id = f"cli-{secrets.token_hex(8)}"
-        getattr(message, which).request_id = request_id
+        name = "client_request_id" if which == "task_subscription_op" else "request_id"
+        setattr(getattr(message, which), name, request_id)
         await self._lane.send(message)
         while True:
             answer = await self._next()
@@ -63,10 +67,20 @@ class ClientSession:
                 if answer.error.request_id:
                     raise _failure(answer.error)
                 self.errors.append(answer.error)
-            elif kind is not None and getattr(getattr(answer, kind), "request_id", "") == request_id:
+            elif kind == "task_event":
+                self._events.append(answer.task_event)
+            elif kind is not None and _answers(getattr(answer, kind)) == request_id:
                 if kind == "kv" and not answer.kv.success:
                     raise await self._kv_failure(request_id)
                 return answer
+
+    async def task_event(self) -> pb.TaskEvent:
+        """The next event of the tasks that were subscribed to."""
+        while not self._events:
+            answer = await self._next()
+            if answer.WhichOneof("payload") == "task_event":
+                self._events.append(answer.task_event)
+        return self._events.popleft()
 
     async def barrier(self) -> None:
         """Return when everything told before is committed or refused; refusals are then in `errors`."""
@@ -88,16 +102,23 @@ class ClientSession:
         return exits.CliError("the gateway refused the operation and gave no reason")
 
 
+def _answers(payload: object) -> str:
+    return str(getattr(payload, "request_id", "") or getattr(payload, "client_request_id", ""))
+
+
 def _failure(error: pb.ErrorResponse) -> exits.CliError:
     hint = " (it may work later)" if error.retryable else ""
     return exits.CliError(f"{error.code}: {error.message}{hint}")
 
 
 @asynccontextmanager
-async def open_session(target: Target, identity: Identity) -> AsyncIterator[ClientSession]:
-    """Connect to the gateway as `identity`. The whole block has `target.timeout_s`; every failure is a CliError."""
+async def open_session(target: Target, identity: Identity, *, endless: bool = False) -> AsyncIterator[ClientSession]:
+    """Connect to the gateway as `identity`. Every failure is a CliError.
+
+    The whole block has `target.timeout_s`; `endless`, only connecting has.
+    """
     try:
-        with trio.fail_after(target.timeout_s):
+        with trio.fail_after(target.timeout_s) as limit:
             async with open_lane(target) as lane:
                 await lane.send(first_message(identity, target.credentials))
                 while True:
@@ -106,6 +127,8 @@ async def open_session(target: Target, identity: Identity) -> AsyncIterator[Clie
                         raise exits.CliError(f"{target} ended the connection without a word", exits.UNREACHABLE)
                     if answer.WhichOneof("payload") == "connection_ack":
                         break
+                if endless:
+                    limit.deadline = math.inf
                 yield ClientSession(lane, identity, answer.connection_ack)
     except Exception as error:
         raise explain(target, error) from error

@@ -22,6 +22,7 @@ SUBCOMMANDS = [
     *([name] for name in COMMANDS),
     *(["kv", name] for name in ("get", "put", "list", "delete", "incr", "decr", "add", "card")),
     *(["config", name] for name in ("default", "show", "check")),
+    *(["tasks", name] for name in ("list", "show", "create", "cancel", "retry", "resume", "watch")),
     *(["agents", name] for name in ("list", "register", "delete", "launch", "orchestrators")),
     ["keys", "new"],
 ]
@@ -62,7 +63,7 @@ def test_every_command_explains_itself(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["dev", "serve", "send", "tail", "kv", "sessions", "agents", "orchestrate", "bench", "config"]
+    "command", ["dev", "serve", "send", "tail", "kv", "sessions", "tasks", "agents", "orchestrate", "bench", "config"]
 )
 def test_the_help_has_examples(command: str) -> None:
     assert f"aether {command}" in aether(command, "--help").stdout.partition("Examples:")[2]
@@ -94,6 +95,12 @@ def test_version() -> None:
         (["kv", "put", "k", "v", "--if-absent", "--if-equals", "x"], "exclude each other"),
         (["kv", "incr", "k", "--by", "0"], "not in the range"),
         (["keys", "new", "--principal", "king"], "'king' is not one of"),
+        (["tasks", "create", "resize"], "either --pool IMPLEMENTATION or --target IDENTITY"),
+        (["tasks", "create", "resize", "--pool", "a", "--target", "ag::a::b::c"], "either --pool"),
+        (["tasks", "create", "resize", "--pool", "a", "--metadata", "x"], "is not NAME=VALUE"),
+        (["tasks", "list", "--status", "lost"], "'lost' is not one of"),
+        (["tasks", "list", "--creator", "nobody"], "is not an identity"),
+        (["tasks", "cancel"], "Missing argument 'TASK_ID...'"),
     ],
 )
 def test_a_wrong_command_line_is_exit_code_2(arguments: list[str], text: str) -> None:

@@ -1,0 +1,161 @@
+"""Tasks and their events for people, and as JSON for programs."""
+
+from __future__ import annotations
+
+import enum
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from rich.table import Table
+
+from aether_trio.cli.show import print_table
+from aether_trio.client.operations.enums import TaskStatus
+from aether_trio.client.operations.records import read
+from aether_trio.client.operations.task_events import (
+    ChildChanged,
+    StatusChanged,
+    TaskEvent,
+    TaskProgressed,
+    task_event,
+)
+from aether_trio.client.operations.task_values import Task
+from aether_trio.wire.pb import aether_pb2 as pb
+
+_SHORT: Final = 60
+_PAUSED: Final = frozenset(
+    {
+        TaskStatus.WAITING_INPUT,
+        TaskStatus.WAITING_AUTHORITY,
+        TaskStatus.WAITING_DEPENDENCY,
+        TaskStatus.HIBERNATED,
+    }
+)
+
+
+def as_json(task: pb.TaskInfo) -> dict[str, Any]:
+    """A task as a JSON object: enums in lower case, times in ISO 8601, null where something has not happened."""
+    return {name: _plain(value) for name, value in asdict(read(Task, task)).items()}
+
+
+def event_as_json(message: pb.TaskEvent) -> dict[str, Any]:
+    """An event likewise; `kind` says what its `event` is."""
+    event = task_event(message)
+    told = {name: _plain(value) for name, value in asdict(event).items() if name != "subscription_id"}
+    return {"kind": message.WhichOneof("event") or "unknown", **told}
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case enum.Enum():
+            return value.name.lower()
+        case datetime():
+            return value.isoformat()
+        case Mapping():
+            return {str(name): _plain(one) for name, one in value.items()}
+        case list() | tuple():
+            return [_plain(one) for one in value]
+        case _:
+            return value
+
+
+def print_list(tasks: Sequence[pb.TaskInfo], empty: str) -> None:
+    """A table, one line for each."""
+    table = Table("task", "type", "status", "attempt", "priority", "worker", "created", "error")
+    for message in tasks:
+        task = read(Task, message)
+        table.add_row(
+            task.task_id,
+            task.task_type,
+            status_text(task.status),
+            attempt_text(task),
+            task.priority.name.lower(),
+            task.assigned_to,
+            _when(task.created_at),
+            _short(task.error),
+        )
+    print_table(table, empty)
+
+
+def print_one(message: pb.TaskInfo) -> None:
+    """Everything that is set, one line for each."""
+    task = read(Task, message)
+    table = Table("what", "value", show_header=False)
+    for name, value in asdict(task).items():
+        if name == "status":
+            table.add_row(name, status_text(task.status))
+        elif name == "attempt":
+            table.add_row(name, attempt_text(task))
+        elif name != "max_attempts" and value not in ("", None, (), {}, 0):
+            table.add_row(name.replace("_", " "), _text(value))
+    print_table(table, "")
+
+
+def attempt_text(task: Task) -> str:
+    """Which attempt it is at, and of how many."""
+    failed = task.status is TaskStatus.FAILED
+    return f"{max(task.attempt, 1) if failed else task.attempt + 1}/{task.max_attempts}"
+
+
+def status_text(status: TaskStatus) -> str:
+    """In words."""
+    return status.name.lower().replace("_", " ")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, datetime):
+        return _when(value)
+    plain = _plain(value)
+    if isinstance(plain, dict):
+        return " ".join(f"{name}={one}" for name, one in plain.items() if one not in ("", None, [], {}, 0, False))
+    if isinstance(plain, list):
+        return " ".join(map(str, plain))
+    return str(plain)
+
+
+def _when(time: datetime | None) -> str:
+    return "" if time is None else time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _SHORT or not sys.stdout.isatty() else line[: _SHORT - 3] + "..."
+
+
+def event_line(message: pb.TaskEvent) -> str:
+    """One line for a person."""
+    event = task_event(message)
+    at = event.emitted_at or datetime.now(UTC)
+    return f"{at.astimezone().strftime('%H:%M:%S.%f')[:-3]}  {event.task_id}  {_happening(event)}"
+
+
+def _happening(event: TaskEvent) -> str:
+    match event.event:
+        case StatusChanged(from_status=before, to_status=after, reason=reason):
+            said = reason and after not in _PAUSED  # of those it is the status in another word
+            return f"{status_text(before)} -> {status_text(after)}" + (f"  {reason}" if said else "")
+        case TaskProgressed(state=state, progress=progress, message=text):
+            share = "" if progress < 0 else f"{progress:.0%}  "
+            return f"progress  {share}{text or state}".rstrip()
+        case ChildChanged(child_task_id=child, child_status=status, lifecycle=word):
+            return f"child {child} {word}, {status_text(status)}"
+        case None:
+            return "something that this version does not know"
+        case other:
+            return f"authority request {other.kind}" if hasattr(other, "kind") else "authority request"
+
+
+def state_line(message: pb.TaskInfo) -> str:
+    """How a task is when one begins to watch it."""
+    task = read(Task, message)
+    at = datetime.now(UTC).astimezone().strftime("%H:%M:%S.%f")[:-3]
+    worker = f", {task.assigned_to}" if task.assigned_to else ""
+    error = f"  {task.error}" if task.error else ""
+    return f"{at}  {task.task_id}  is {status_text(task.status)} (attempt {attempt_text(task)}{worker}){error}"
+
+
+def say(line: str) -> None:
+    """Print, so that the next program sees it at once."""
+    print(line, flush=True)
