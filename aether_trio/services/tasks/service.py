@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 from aether_trio.model.access import AccessLevel
-from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.errors import AetherError, Code, Status
 from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.tasks import Reason, Task
@@ -299,7 +299,12 @@ class TaskService:
         self._reports.pop(session.session_id, None)
         self._unwatch(self.engine.hub.close_all(session))
         if session.identity.kind in WORKER_KINDS or session.task_id:
-            left = sessions.Left(session.identity.text, session.session_id, session.finished)
+            left = sessions.Left(
+                session.identity.text,
+                session.session_id,
+                session.finished,
+                by_gateway=session.ending is not None and session.ending.status is Status.UNAVAILABLE,
+            )
             self.engine.desk.put(lambda work: sessions.leave(work, left))
 
     # -- progress ---------------------------------------------------------------------------------------------------

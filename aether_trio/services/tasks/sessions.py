@@ -12,7 +12,7 @@ from typing import Final
 
 from aether_trio.model.tasks import Mode, Move, Status, Task
 from aether_trio.model.tasks.task import AGENT_STARTUP
-from aether_trio.services.tasks import rows
+from aether_trio.services.tasks import rows, startups
 from aether_trio.services.tasks.rows import WORKER_FIELDS, Worker
 from aether_trio.services.tasks.transaction import Push, Work
 from aether_trio.storage.base import Execute, Fetch, Program, Row
@@ -33,11 +33,12 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A session that is over. `clean`: its client has ended its stream, and meant it."""
+    """A session that is over. `clean`: its client has ended its stream, and meant it. `by_gateway`: the client is not to blame."""
 
     identity: str
     session_id: str
     clean: bool
+    by_gateway: bool = False
 
 
 def join(work: Work, joined: Joined) -> Program[None]:
@@ -82,7 +83,9 @@ def join(work: Work, joined: Joined) -> Program[None]:
 
 def _attach(work: Work, identity: str, task_id: str) -> Program[None]:
     task = yield from rows.load(task_id)
-    if task is not None:
+    if task is not None and task.task_type == AGENT_STARTUP:
+        yield from startups.attach(work, task, identity)
+    elif task is not None:
         yield from work.make(task, Move.ATTACH, work.facts(identity))
 
 
@@ -104,6 +107,8 @@ def leave(work: Work, left: Left) -> Program[None]:
         if left.clean and task.attached:
             facts = work.facts(left.identity, caller_epoch=task.epoch)
             yield from work.make(task, Move.COMPLETE, facts)
+        elif task.status is Status.RUNNING and task.task_type == AGENT_STARTUP:
+            yield from startups.lost(work, task, by_gateway=left.by_gateway)
         elif task.status is Status.RUNNING:
             yield from mark(work, task, missing=True)
         elif task.mode is not Mode.SELF_ASSIGN:
@@ -128,7 +133,7 @@ def recover(work: Work, node: str, page: int) -> Program[int]:
         "SELECT identity, session_id FROM task_workers WHERE node = $1 ORDER BY identity LIMIT $2", (node, page)
     )
     for identity, session_id in found:
-        yield from leave(work, Left(identity, session_id, clean=False))
+        yield from leave(work, Left(identity, session_id, clean=False, by_gateway=True))
     yield Execute("UPDATE task_outbox SET node = $2 WHERE node = $1", (node, work.context.node))
     work.outbox = True
     return len(found)

@@ -38,6 +38,8 @@ TOKEN: Final = "auth_token"  # noqa: S105  # the name of a launch parameter
 TRIGGER: Final = "trigger_timestamp_ms"
 CATEGORY: Final = "orchestrated"
 WAITING_PAGE: Final = 50
+GATEWAY_GRACE_MS: Final = 60_000
+"""More grace for an agent whose gateway has ended: clients come back after growing pauses."""
 ENDED_MS: Final = 1
 """The grace of a start whose process is known to have ended."""
 TOKEN_MS: Final = 24 * 3600 * 1000
@@ -135,8 +137,31 @@ def begin(work: Work, wish: Wish) -> Program[Begun]:
     return Begun((yield from rows.load(task.task_id)), created=True)
 
 
+def attach(work: Work, task: Task, identity: str) -> Program[None]:
+    """The agent of a start has connected, whoever has started it."""
+    if task.next_retry_ms:
+        # Between two attempts: this is the next one.
+        yield from work.make(task, Move.RETRY, work.facts())
+        task = (yield from rows.load(task.task_id)) or task
+    if task.grace_ms > GATEWAY_GRACE_MS:
+        before, task = task, task.changed({"grace_ms": task.grace_ms - GATEWAY_GRACE_MS})
+        yield from work.write(before, task, "")
+    yield from work.make(task, Move.ATTACH, work.facts(identity))
+
+
+def lost(work: Work, task: Task, *, by_gateway: bool) -> Program[None]:
+    """The agent of a start has lost its connection. One that has lost its gateway as well needs longer to come back."""
+    if task.disconnected_ms or not task.grace_ms:
+        return
+    grace_ms = task.grace_ms + (GATEWAY_GRACE_MS if by_gateway else 0)
+    yield from work.write(task, task.changed({"disconnected_ms": work.context.now_ms, "grace_ms": grace_ms}), "")
+
+
 def dispatch(work: Work, task: Task) -> Program[None]:
     """Give a start that waits to whose turn it is; remember that it waits, if there is nobody."""
+    if (yield from work.find_worker(task.target)) is not None:
+        yield from attach(work, task, task.target)
+        return
     profile = launch_params(task).get(PROFILE, "").encode()
     found: list[Row] = yield Fetch(_NEXT, (profile,))
     yield Execute(

@@ -333,6 +333,33 @@ async def test_one_that_was_cut_off_may_come_back(core: Core) -> None:
             assert await starts(core) == [("running", "")]
 
 
+async def test_one_whose_gateway_went_has_longer_to_come_back(world: World) -> None:
+    async with deadlock_is_an_error():
+        async with world.open() as core, running(core) as (_, _, _, asked):
+            await core.end_sessions("the gateway is shutting down")
+            await trio.sleep(0.1)
+        async with world.open() as core, connect(core, starter("1", "process")) as orchestrator:
+            await trio.sleep(30)
+            assert await starts(core) == [("running", "")]
+            async with connect(core, echo(credentials={"token": asked.launch_params["auth_token"]})) as back:
+                await trio.sleep(1)
+                back.cut()
+                await trio.sleep(8)  # the grace is what it was
+                assert [status for status, _ in await starts(core)] == ["failed"]
+            await nothing_more(orchestrator)
+
+
+async def test_one_that_comes_by_itself_is_the_one_that_was_to_be_started(core: Core) -> None:
+    async with cast(core) as (orchestrator, asker):
+        asker.send(message_to(ECHO, b"one"))
+        asked = await assignment(orchestrator)
+        await fail(orchestrator, asked.task_id, "no room")
+        async with connect(core, echo()):
+            await until(core, "running")
+            await nothing_more(orchestrator)
+        await until(core, "completed")
+
+
 async def test_a_message_to_one_that_has_died_starts_it_again_when_it_does_not_come_back(core: Core) -> None:
     async with running(core) as (orchestrator, asker, started, asked):
         started.cut()
