@@ -160,7 +160,7 @@ def leaves(group: BaseExceptionGroup[StreamEnded]) -> list[StreamEnded]:
     return found
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 async def test_whoever_listens_hears_everything_from_its_beginning_to_its_end(
     postgres_engine: PostgresEngine, seed: int
 ) -> None:
