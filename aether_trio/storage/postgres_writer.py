@@ -9,8 +9,9 @@ lanes save is the wait for the network. Programs of two lanes may touch the same
 server (SERIALIZABLE) and runs again. To keep that rare a second lane opens only when GROUP_BEFORE_LANE programs wait, and after
 a conflict the lanes close one by one down to one, which cannot conflict with itself; they come back after CALM_GROUPS.
 
-Another node can conflict all the same. A group that has lost TURN_AFTER times takes the database's turn, an advisory lock, before it
-begins: the groups that fight over a row then come one after another.
+Another node can conflict all the same. A group that has lost takes the database's turn, an advisory lock, before it begins, and so do the
+POLITE_GROUPS that follow it on this node: what several nodes write to all the time (the tasks of a pool) makes each of them lose once, and
+from then on their groups come one after another, where they would otherwise spoil each other until one had lost too often.
 
 A group runs without savepoints first. When a program raises, the group is rolled back and run again with each in its own savepoint, so
 that the one that raises leaves no trace in the others' commit.
@@ -46,7 +47,7 @@ MAX_GROUP: Final = (
 GROUP_BEFORE_LANE: Final = 8  # waiting programs before another lane is worth its BEGIN and COMMIT
 CALM_GROUPS: Final = 50  # groups without a conflict before another lane may open again
 MAX_CONFLICTS: Final = 12
-TURN_AFTER: Final = 2  # conflicts before a group waits for its turn
+POLITE_GROUPS: Final = 100  # that take their turn after a conflict
 MAX_LOSSES: Final = 3  # connections a group may lose: its program could be what kills the server
 FIRST_PAUSE_S: Final = 0.002  # doubled with every conflict
 LONGEST_PAUSE_S: Final = 0.1
@@ -85,6 +86,7 @@ class Writer:
         self._lanes = 0
         self._lanes_allowed = pool.most
         self._calm = 0
+        self._polite = 0
         self._hurry: asyncio.TimerHandle | None = None
         self._random = random.Random()  # noqa: S311  # spreads the pauses of groups that fight
         self.groups = 0
@@ -182,6 +184,7 @@ class Writer:
             self.conflicts += 1
             attempt.conflicts += 1
             self._calm = 0
+            self._polite = POLITE_GROUPS
             self._lanes_allowed = max(self._lanes_allowed - 1, 1)
             pause_s = min(FIRST_PAUSE_S * 2**attempt.conflicts, LONGEST_PAUSE_S)
             await asyncio.sleep(pause_s * self._random.random())
@@ -194,7 +197,7 @@ class Writer:
             await self._run([job])
 
     async def _attempt(self, connection: Any, jobs: Sequence[Job], attempt: _Attempt) -> None:
-        turn = attempt.conflicts >= TURN_AFTER
+        turn = self._polite > 0
         if turn:
             await connection.execute("SELECT pg_advisory_lock(hashtextextended($1, 0))", f"aether turn {self._name}")
         try:
@@ -245,6 +248,7 @@ class Writer:
 
     def _succeeded(self, jobs: Sequence[Job]) -> None:
         self.failing = False
+        self._polite = max(self._polite - 1, 0)
         self.groups += 1
         self.programs += len(jobs)
         self.rows += sum(job.rows for job in jobs if job.error is None)
