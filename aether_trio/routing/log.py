@@ -349,7 +349,8 @@ class TopicLog:
             known = await self._database.run(lambda: self._writer.programs.create_topics(names))
             for name, facts in known.items():
                 self._learn(unsure[name], facts)
-                self._settle_doubt(unsure[name], facts)
+                if not self._database.shared:
+                    self._settle_doubt(unsure[name], facts)
 
     @staticmethod
     def _settle_doubt(state: TopicState, facts: programs.TopicFacts) -> None:
