@@ -173,6 +173,10 @@ class Core:
 
     async def _checkpoint_op(self, session: Session, op: pb.CheckpointOperation) -> list[pb.DownstreamMessage]:
         answer = await self.checkpoints.handle(session.identity, op)
+        if op.op == pb.CheckpointOperation.LOAD and answer.success and not answer.saved_at:
+            owner = await self.tasks.checkpoint_owner(session.identity, op.key)
+            if owner is not None:
+                answer = await self.checkpoints.handle(owner, op)
         names = pb.CheckpointOperation.OpType
         operation = names.Name(op.op) if op.op in names.values() else "UNKNOWN"
         self.metrics.checkpoint_operations.add((session.workspace, operation))
@@ -205,7 +209,7 @@ class Core:
 
     def _joined(self, session: Session, claim: Claim) -> None:
         back = bool(claim.resume_session_id)
-        self.tasks.joined(session, back=back)
+        self.tasks.joined(session, back=back, wants=claim.worker_tasks)
         if session.identity.kind is Kind.ORCHESTRATOR:
             self.starts.joined(session, back=back)
 

@@ -17,8 +17,10 @@ from aether_trio.model.limits import Limits
 from aether_trio.wire.pb import aether_pb2 as pb
 
 EXTENSIONS_HEADER = "aether-extensions"
-KNOWN_EXTENSIONS: frozenset[str] = frozenset()
-"""URIs of the extensions that this gateway understands. None yet; the negotiation is complete all the same."""
+WORKER_TASKS = "urn:aether-trio:worker-tasks"
+"""Ours: the version is how many live tasks a worker wants to be given at most; 0 is none from pools."""
+KNOWN_EXTENSIONS: frozenset[str] = frozenset({WORKER_TASKS})
+"""URIs of the extensions that this gateway understands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Claim:
     version: str
     profiles: tuple[str, ...] = ()
     """What an orchestrator can start."""
+    worker_tasks: int | None = None
+    """How many live tasks the client wants at most; None: it has not said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,7 @@ def read_claim(
         init.client_sdk[:64],
         init.client_version[:64],
         _profiles(init.orchestrator.supported_profiles, limits),
+        _worker_tasks(init.extensions),
     )
 
 
@@ -160,6 +165,18 @@ def _negotiate(
         )
         for uri, version, _ in uris
     )
+
+
+def _worker_tasks(declared: Sequence[pb.ExtensionDeclaration]) -> int | None:
+    """What the last declaration of WORKER_TASKS says; None when there is none."""
+    said = [one.version for one in declared if one.uri == WORKER_TASKS]
+    if not said:
+        return None
+    if not (said[-1].isascii() and said[-1].isdigit() and len(said[-1]) <= 9):
+        raise StatusError(
+            Status.INVALID_ARGUMENT, f"the version of {WORKER_TASKS} is a number of tasks, not {said[-1][:32]!r}"
+        )
+    return int(said[-1])
 
 
 def undeclared_extensions(claim: Claim) -> list[str]:

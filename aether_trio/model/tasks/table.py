@@ -169,7 +169,9 @@ def _lost_text(task: Task, facts: Facts) -> str:
 
 
 def _event_reason(after: Task, facts: Facts) -> str:
-    """Failures and rejections carry their text, pauses the reason of the wait, everything else none."""
+    """Failures and rejections carry their text, pauses the reason of the wait, completions what the worker said."""
+    if after.status is S.COMPLETED:
+        return facts.reason
     if after.status in (S.FAILED, S.REJECTED, S.DLQ):
         return after.error
     if after.status in PAUSED and facts.wait is not None:
@@ -288,6 +290,8 @@ def _retry(task: Task, facts: Facts) -> Changes:
         "error": "",
         "error_type": "",
         "ended_by": "",
+        # A dead letter that is taken up again has all its attempts before it.
+        "retry_count": 0 if task.status is S.DLQ else task.retry_count,
     }
 
 

@@ -1,7 +1,10 @@
 """The one sleeper: it wakes when the first task falls due, or when something is to fall due earlier.
 
-It looks at the table when it starts, so whatever fell due while the gateway was down happens then, once. Where other nodes write to
-the table it looks every few seconds as well: what a node has written that died before its moment is another one's to do.
+It looks at the table when it starts, so whatever fell due while the gateway was down happens then, once. Every few seconds it looks at the
+calendar, which may have been set while it slept. Where other nodes write to the table it looks there as well: what a node has written that
+died before its moment is another one's to do.
+
+Invariant: what is noted while the table is read is not in what is read, and wakes the sleeper by itself.
 """
 
 from __future__ import annotations
@@ -45,10 +48,9 @@ class Clockwork:
         failing = False
         while True:
             try:
-                self._earlier = trio.Event()
+                self._earlier, self._next_ms = trio.Event(), 0
                 self._next_ms = await self._database.read(due.next_moment)
-                wait_s = (self._next_ms - self._clock.now_ms()) / 1000 if self._next_ms else math.inf
-                if wait_s <= 0:
+                if self._wait_s() <= 0:
                     self.fired += await self._fire()
                     failing = False
                     continue
@@ -59,5 +61,15 @@ class Clockwork:
                 await trio.sleep(RETRY_S)
                 continue
             failing = False
-            with trio.move_on_after(min(wait_s, LOOK_S) if self._database.shared else wait_s):
+            await self._sleep()
+
+    def _wait_s(self) -> float:
+        return (self._next_ms - self._clock.now_ms()) / 1000 if self._next_ms else math.inf
+
+    async def _sleep(self) -> None:
+        """Until something is due, or is to be due earlier, or the table is to be looked at."""
+        while not self._earlier.is_set() and (wait_s := self._wait_s()) > 0:
+            with trio.move_on_after(min(wait_s, LOOK_S)):
                 await self._earlier.wait()
+            if self._database.shared:
+                return

@@ -79,7 +79,7 @@ class Letters:
             done.append(True)
 
         await self._engine.perform(errand)
-        return bool(done)
+        return any(done)
 
     async def resolve(self, task_id: str, by: str, notes: str = "") -> bool:
         """Nothing more is to be done about a letter; False if there is no open one."""

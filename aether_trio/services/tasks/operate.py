@@ -12,6 +12,7 @@ from aether_trio.model.tasks.table import RULES, Decision
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.tasks import rows, startups
 from aether_trio.services.tasks.parties import Caller, is_party
+from aether_trio.services.tasks.texts import storable
 from aether_trio.services.tasks.transaction import Context, Work
 from aether_trio.storage.base import Execute, Fetch, Program, Row
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -133,12 +134,12 @@ def read_wait(op: pb.TaskOperation) -> Wait | None:
         expected_principal=spec.expected_principal,
         input_match=dict(spec.input_match),
         authority_request_id=spec.authority_request_id,
-        depends_on=tuple(task_id for task_id in spec.depends_on if task_id),
+        depends_on=tuple(storable(task_id) for task_id in spec.depends_on if task_id),
         wake_on_any=spec.wake_on_any,
         timeout_ms=max(spec.timeout_ms, 0),
         wake_ms=max(spec.scheduled_wake_unix_ms, 0),
-        checkpoint_key=asleep.checkpoint_key,
-        resume_session_id=asleep.resume_session_id,
+        checkpoint_key=storable(asleep.checkpoint_key),
+        resume_session_id=storable(asleep.resume_session_id),
         wake_event_types=tuple(asleep.wake_event_types),
         escalation=asleep.escalation_policy,
     )

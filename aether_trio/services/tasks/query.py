@@ -16,6 +16,7 @@ from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.model.tasks import Task
 from aether_trio.model.tasks.status import priority_of, stored_as
 from aether_trio.services.tasks import rows
+from aether_trio.services.tasks.texts import storable
 from aether_trio.storage.base import Fetch, Program, Row, Value
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -53,7 +54,7 @@ class _Where:
     args: list[Value] = field(default_factory=list)
 
     def mark(self, value: Value) -> str:
-        self.args.append(value)
+        self.args.append(storable(value) if isinstance(value, str) else value)
         return f"${len(self.args)}"
 
     def add(self, condition: str, *values: Value) -> None:

@@ -23,6 +23,7 @@ from aether_trio.services.tasks.hub import MAX_SUBSCRIPTIONS, Subscription, posi
 from aether_trio.services.tasks.operate import MOVES, Asked, Outcome, operate, read_wait
 from aether_trio.services.tasks.parties import NOT_FOUND, Caller, is_party, may
 from aether_trio.services.tasks.rows import Worker
+from aether_trio.services.tasks.texts import reason, storable
 from aether_trio.services.tasks.transaction import Work
 from aether_trio.services.tasks.wire import info
 from aether_trio.session.session import Session
@@ -35,7 +36,8 @@ HasCheckpoint = Callable[[str, str], Awaitable[bool]]
 
 MAX_DESCENDANTS: Final = 256
 """That a recursive subscription begins with (reference: tasks.md 6.4)."""
-AWAY: Final = "the gateway's storage does not answer: {0}"
+AWAY: Final = f"{Code.CIRCUIT_OPEN}: the gateway's storage does not answer: {{0}}"
+"""With a code that says that it may be tried again."""
 
 
 class TaskService:
@@ -89,7 +91,7 @@ class TaskService:
             response.error = "wait_spec.depends_on is required"
             return
         caller = Caller(session.identity, session.workspace)
-        asked = Asked(op.task_id, move, op.reason, wait, checked=waits_for_tasks)
+        asked = Asked(storable(op.task_id), move, reason(op.reason), wait, checked=waits_for_tasks)
         outcome = await self._run(caller, asked)
         if outcome.needs:
             if await may(self._authorizer, caller, outcome.needs, "task_op"):
@@ -136,7 +138,7 @@ class TaskService:
         return Outcome(task, refusal=problem)
 
     async def _load(self, task_id: str) -> Task | None:
-        return await self.engine.database.read_small(lambda: rows.load(task_id))
+        return await self.engine.database.read_small(lambda: rows.load(storable(task_id)))
 
     # -- task_query -------------------------------------------------------------------------------------------------
 
@@ -276,9 +278,29 @@ class TaskService:
         """Look at a task token among the credentials; None if there is none. Raises StatusError."""
         return await tokens.admit(self.engine.database, identity, credentials, self.engine.clock.now_ms())
 
-    def joined(self, session: Session, *, back: bool) -> None:
-        """A session has been acknowledged. `back`: its client names a session that it continues."""
+    async def checkpoint_owner(self, identity: Identity, key: str) -> Identity | None:
+        """Who saved the checkpoint that a task of this worker was hibernated with, when it was another worker's then."""
+        if not key or identity.kind not in WORKER_KINDS:
+            return None
+        try:
+            found = await self.engine.database.fetch(
+                "SELECT a.worker FROM tasks t JOIN task_attempts a ON a.task_id = t.task_id WHERE t.holder = $1 "
+                "AND t.holder <> '' AND t.checkpoint_key = $2 AND a.outcome = 'hibernated' ORDER BY a.epoch DESC LIMIT 1",
+                identity.text,
+                storable(key),
+            )
+        except StorageUnavailable:
+            return None
+        owner = Identity.parse(found[0][0], strict=False) if found else identity
+        return owner if owner != identity else None
+
+    def joined(self, session: Session, *, back: bool, wants: int | None = None) -> None:
+        """A session has been acknowledged. `back`: its client names a session that it continues.
+
+        `wants` is how many live tasks it asks for at most; with 0 it is given none from pools.
+        """
         identity = session.identity
+        takes = identity.kind is Kind.AGENT or (identity.kind is Kind.SERVICE and session.takes_any)
         if identity.kind not in WORKER_KINDS and not session.task_id:
             return
         worker = Worker(
@@ -287,9 +309,9 @@ class TaskService:
             self.engine.hints.node,
             identity.workspace,
             identity.implementation,
-            identity.kind is Kind.AGENT or (identity.kind is Kind.SERVICE and session.takes_any),
+            takes and wants != 0,
             0,
-            self._capacity,
+            min(wants or self._capacity, self._capacity),
         )
         joined = sessions.Joined(worker, back, session.task_id)
         self.engine.desk.put(lambda work: sessions.join(work, joined))
@@ -313,7 +335,7 @@ class TaskService:
         """A progress report that names a task: a heartbeat, and an event if it is the reporter's. Never blocks."""
         if not report.task_id:
             return
-        name, task_id = session.identity.text, report.task_id
+        name, task_id = session.identity.text, storable(report.task_id)
         event = pb.TaskProgressEvent(
             state=report.state, progress=report.completion, message=report.summary, metadata=report.metadata
         )

@@ -8,11 +8,13 @@ from __future__ import annotations
 from typing import Final
 
 from aether_trio.model.identity import Identity, IdentityError
-from aether_trio.model.tasks import RetryPolicy, Task, Wait
+from aether_trio.model.tasks import RetryPolicy, Status, Task, Wait
 from aether_trio.wire.pb import aether_pb2 as pb
 
 CHECKPOINT_KEY: Final = "_hibernation_checkpoint_key"
 RESUME_SESSION_ID: Final = "_hibernation_resume_session_id"
+DEAD_LETTER: Final = "_dead_letter"
+"""Set on a task that is shown as FAILED and for which there is to be no further attempt."""
 
 _KEPT: Final = (
     "launch_param_overrides",
@@ -132,6 +134,8 @@ def _metadata(task: Task, kept: pb.CreateTaskRequest) -> dict[str, str]:
     if task.checkpoint_key:
         metadata[CHECKPOINT_KEY] = task.checkpoint_key
         metadata[RESUME_SESSION_ID] = task.resume_session_id
+    if task.status is Status.DLQ:
+        metadata[DEAD_LETTER] = "true"
     return metadata
 
 

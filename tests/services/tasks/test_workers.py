@@ -1,0 +1,90 @@
+"""How many tasks a worker is given, and what is left of them when it goes."""
+
+from __future__ import annotations
+
+import trio
+
+from aether_trio.core import Core
+from aether_trio.model.errors import Status
+from aether_trio.session.admission import WORKER_TASKS
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, service
+from tests.services.tasks.peers import Op, create, get, given, operate
+
+
+def wanting(number: str) -> pb.ExtensionDeclaration:
+    return pb.ExtensionDeclaration(uri=WORKER_TASKS, version=number)
+
+
+async def test_a_worker_is_given_as_many_as_it_wants_and_the_next_when_one_has_ended(core: Core) -> None:
+    async with connect(core, agent("w", "c", "1")) as creator:
+        ids = [(await create(creator)).task_id for _ in range(4)]
+        async with connect(core, agent("w", "i", "1", extensions=[wanting("2")])) as worker:
+            await barrier(worker)
+            assert given(worker) == ids[:2]
+            assert (await operate(worker, Op.COMPLETE, ids[0])).success
+            assert given(worker) == ids[:3]
+            # A pause lets it have another one, which it keeps when the first goes on.
+            assert (await operate(worker, Op.CLAIM, ids[1])).success
+            wait = pb.WaitSpec(reason=pb.WAIT_REASON_INPUT)
+            assert (await operate(worker, Op.PAUSE, ids[1], wait_spec=wait)).success
+            assert given(worker) == ids
+            assert (await operate(worker, Op.RESUME, ids[1])).success
+            assert given(worker) == ids
+
+
+async def test_a_worker_that_wants_none_is_given_what_is_for_it_alone(core: Core) -> None:
+    async with (
+        connect(core, agent("w", "c", "1")) as creator,
+        connect(core, agent("w", "i", "1", extensions=[wanting("0")])) as worker,
+    ):
+        await barrier(worker)
+        await create(creator)
+        aimed = await create(creator, assignment_mode=pb.TARGETED, target_agent_id="ag::w::i::1")
+        await barrier(worker)
+        assert aimed.status == "assigned"
+        assert given(worker) == [aimed.task_id]
+
+
+async def test_what_is_no_number_of_tasks_is_refused(core: Core) -> None:
+    async with connect(core, agent("w", "i", "1", extensions=[wanting("many")]), wait_ack=False) as worker:
+        assert (await worker.wait_end()).status is Status.INVALID_ARGUMENT
+    async with connect(core, agent("w", "i", "1", extensions=[wanting("7")]), wait_ack=False) as worker:
+        ack = (await worker.next("connection_ack")).connection_ack
+        assert [(one.uri, one.supported) for one in ack.negotiated_extensions] == [(WORKER_TASKS, True)]
+
+
+async def test_agents_of_the_workspace_come_before_services(core: Core) -> None:
+    async with (
+        connect(core, agent("w", "c", "1")) as creator,
+        connect(core, service("i", "1")) as everywhere,
+        connect(core, agent("w", "i", "1", extensions=[wanting("1")])) as here,
+    ):
+        await barrier(here, everywhere)
+        first, second = [(await create(creator)).task_id for _ in range(2)]
+        await barrier(here, everywhere)
+        assert (given(here), given(everywhere)) == ([first], [second])
+
+
+async def test_a_worker_that_stays_away_has_failed_and_another_one_tries_again(world: World) -> None:
+    async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as creator:
+        policy = pb.RetryPolicy(max_attempts=2, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=1000)
+        with_policy, without = [(await create(creator, retry_policy=one)).task_id for one in (policy, None)]
+        async with connect(core, agent("w", "i", "1")) as worker:
+            await barrier(worker)
+            for task_id in (with_policy, without):
+                assert (await operate(worker, Op.CLAIM, task_id)).success
+            worker.cut()
+            await trio.sleep(29)
+        async with connect(core, agent("w", "i", "2")) as other:
+            await barrier(other)
+            assert given(other) == []
+            await trio.sleep(2)
+            await barrier(other)
+            failed = await get(creator, without)
+            assert failed.status == pb.TASK_STATUS_FAILED
+            assert "ag::w::i::1 did not reconnect within grace window (30000ms)" in failed.error
+            await trio.sleep(2)
+            await barrier(other)
+            assert given(other) == [with_policy]
+            assert (await get(creator, with_policy)).attempt == 1
