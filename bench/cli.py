@@ -21,13 +21,14 @@ PAGE = Path("docs/performance.md")
 DEFAULT_JSON = Path("bench-results/latest.json")
 DATA_ROOT = Path("/var/tmp")
 """Unlike /tmp this is on a disk everywhere, so that a commit costs what a commit costs."""
-QUICK = {"windows": 3, "connections": 400, "pairs": 20, "fanout": (20, 100)}
+QUICK = {"windows": 3, "connections": 400, "pairs": 20, "fanout": (20, 100), "queued": (100, 10_000)}
 
 EPILOG = """\
 examples:
   python -m bench                                   everything on three lanes, about seven minutes
   python -m bench routed-16 idle                    two scenarios
   python -m bench cluster                           gateways on one PostgreSQL (pip install 'aether-trio[cluster]')
+  python -m bench tasks                             from create to completed, on SQLite, PostgreSQL and two nodes
   python -m bench --lane framed,framed-acks idle    two lanes, side by side
   python -m bench --quick                           all of it, small and short: a smoke test, not a measurement
   python -m bench --json bench/baseline.json        keep the figures
@@ -61,6 +62,9 @@ def parser() -> argparse.ArgumentParser:
     sizes.add_argument("--payload", type=number.count, default=200, metavar="BYTES", help="payload of a message (200)")
     sizes.add_argument("--connections", type=number.count, metavar="N", help="idle connections (2000)")
     sizes.add_argument("--fanout", type=number.counts, metavar="A,B", help="receivers of the two fan-outs (100,1000)")
+    sizes.add_argument(
+        "--queued", type=number.counts, metavar="A,B", help="tasks that wait in tasks-queued-… (1000,1000000)"
+    )
     sizes.add_argument(
         "--rate", type=number.positive, metavar="R", help="messages per second of `paced` (half of routed-1's)"
     )
@@ -112,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = made.parse_args(arguments)
     if given.list:
         for scenario in every().values():
-            print(f"{scenario.name:22}{scenario.doc}")
+            print(f"{scenario.name:26}{scenario.doc}")
         return 0
     try:
         chosen = choose([*given.scenarios, *filter(None, given.only.split(","))])
@@ -199,13 +203,15 @@ def every() -> dict[str, type[Scenario]]:
 def options_of(given: argparse.Namespace) -> Options:
     """Sizes: what was given, else --quick's, else the defaults."""
     sizes: dict[str, Any] = dict(QUICK) if given.quick else {}
-    for name in ("pairs", "connections", "fanout", "rate"):
+    for name in ("pairs", "connections", "fanout", "queued", "rate"):
         if getattr(given, name) is not None:
             sizes[name] = getattr(given, name)
     if given.seconds is not None:
         sizes["windows"] = max(1, round(given.seconds / given.window))
     if len(sizes.get("fanout", (1, 1))) != 2:
         raise ValueError("--fanout takes two numbers")
+    if len(sizes.get("queued", (1, 1))) != 2:
+        raise ValueError("--queued takes two numbers")
     credentials = dict(entry.partition("=")[::2] for entry in given.credential)
     return Options(payload=given.payload, window_seconds=given.window, credentials=credentials, **sizes)
 

@@ -45,6 +45,7 @@ class Cluster:
     gateways: ProcessProbe
     database: ProcessProbe
     ops: Sequence[str]
+    dsn: str = ""
 
     def reading(self) -> Reading:
         """What has been done so far."""
@@ -110,7 +111,7 @@ def serving_cluster(shape: Shape, options: ServerOptions, scenario: str) -> Iter
         database = FamilyProbe(server.pid)
         addresses = [target.address for target in targets]
         both = Target(addresses[0], SeveralProbes([gateways, database]))
-        yield Cluster(both, addresses, gateways, database, [str(ready["ops"]) for ready in readies])
+        yield Cluster(both, addresses, gateways, database, [str(ready["ops"]) for ready in readies], server.dsn())
 
 
 def _gateways(shape: Shape, options: ServerOptions, dsn: str) -> list[ServerOptions]:

@@ -69,13 +69,13 @@ def run(
 def planned(scenarios: Sequence[type[Scenario]], lanes: Sequence[str]) -> list[tuple[type[Scenario], str]]:
     """Every scenario on every lane; one that needs no gateway has no lane, and counts for the main one.
 
-    What a cluster costs is behind the lanes, so it is measured on the first of them alone.
+    What a cluster costs is behind the lanes, and what a task costs: these are measured on the first of them alone.
     """
 
     def lanes_of(scenario: type[Scenario]) -> Sequence[str]:
         if scenario.own_server:
             return [MAIN_LANE]
-        return lanes[:1] if scenario.cluster else lanes
+        return lanes[:1] if scenario.cluster or scenario.one_lane else lanes
 
     return [(scenario, lane) for scenario in scenarios for lane in lanes_of(scenario)]
 
@@ -90,7 +90,8 @@ def _run_one(
     progress: Progress,
 ) -> dict[str, Any]:
     with _target(kind, name, lane, server) as (target, cluster), Loop() as loop:
-        world = World(loop, lane, target.address, target.probe, options, cluster.nodes if cluster else ())
+        nodes, dsn = (cluster.nodes, cluster.dsn) if cluster else ((), "")
+        world = World(loop, lane, target.address, target.probe, options, nodes, target.data_dir, dsn)
         scenario = kind(world, options)
         progress.say(f"{name}: preparing")
         scenario.prepare()

@@ -47,15 +47,17 @@ def bytes_field(number: int, value: bytes | str) -> bytes:
     return varint(number << 3 | BYTES) + varint(len(raw)) + raw
 
 
-def _init(client_type: int, identity: bytes, credentials: Mapping[str, str]) -> bytes:
+def _init(client_type: int, identity: bytes, credentials: Mapping[str, str], extensions: bytes = b"") -> bytes:
     entries = b"".join(bytes_field(10, bytes_field(1, key) + bytes_field(2, text)) for key, text in credentials.items())
-    return bytes_field(1, bytes_field(client_type, identity) + entries + bytes_field(51, "bench"))
+    return bytes_field(1, bytes_field(client_type, identity) + entries + extensions + bytes_field(51, "bench"))
 
 
-def agent_init(workspace: str, implementation: str, specifier: str, credentials: Mapping[str, str]) -> bytes:
-    """InitConnection of `ag::{workspace}::{implementation}::{specifier}`."""
+def agent_init(
+    workspace: str, implementation: str, specifier: str, credentials: Mapping[str, str], extensions: bytes = b""
+) -> bytes:
+    """InitConnection of `ag::{workspace}::{implementation}::{specifier}`; `extensions` are encoded fields."""
     identity = bytes_field(1, workspace) + bytes_field(2, implementation) + bytes_field(3, specifier)
-    return _init(1, identity, credentials)
+    return _init(1, identity, credentials, extensions)
 
 
 def service_init(implementation: str, specifier: str, credentials: Mapping[str, str]) -> bytes:

@@ -12,6 +12,7 @@ import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
 
 from bench import wire
@@ -38,6 +39,7 @@ class Options:
     payload: int = 200
     connections: int = 2000
     fanout: Sequence[int] = (100, 1000)
+    queued: tuple[int, int] = (1_000, 1_000_000)
     rate: float | None = None
     windows: int = 10
     window_seconds: float = 0.5
@@ -100,9 +102,13 @@ class World:
         probe: ProcessProbe | None,
         options: Options,
         nodes: Sequence[str] = (),
+        data_dir: Path | None = None,
+        dsn: str = "",
     ) -> None:
         self.nodes = nodes
         """The addresses of a cluster's nodes."""
+        self.data_dir, self.dsn = data_dir, dsn
+        """Where the data of a gateway lies that was started here: a directory, or the PostgreSQL of a cluster."""
         self.loop, self.lane, self.address, self.probe, self.options = loop, lane, address, probe, options
         self.workspace = f"bench-{secrets.token_hex(4)}"
         self.errors: Counter[str] = Counter()

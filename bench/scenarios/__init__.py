@@ -12,6 +12,9 @@ from bench.scenarios.kv import PutGet
 from bench.scenarios.paced import Paced
 from bench.scenarios.raw_echo import RawEcho
 from bench.scenarios.routed import Routed1, Routed16
+from bench.scenarios.tasks import Cycle, IdleOnPostgres, IdleOnTwoNodes, OnPostgres, OnTwoNodes
+from bench.scenarios.tasks import Idle as IdleWorkers
+from bench.scenarios.tasks_queued import Long, LongOnPostgres, Short, ShortOnPostgres
 
 SCENARIOS: dict[str, type[Scenario]] = {
     scenario.name: scenario
@@ -29,6 +32,22 @@ SCENARIOS: dict[str, type[Scenario]] = {
     )
 }
 
-FAMILIES: dict[str, dict[str, type[Scenario]]] = {"cluster": {scenario.name: scenario for scenario in CLUSTER}}
+TASKS: tuple[type[Scenario], ...] = (
+    IdleWorkers,
+    IdleOnPostgres,
+    IdleOnTwoNodes,
+    Cycle,
+    OnPostgres,
+    OnTwoNodes,
+    Short,
+    Long,
+    ShortOnPostgres,
+    LongOnPostgres,
+)
+
+FAMILIES: dict[str, dict[str, type[Scenario]]] = {
+    "cluster": {scenario.name: scenario for scenario in CLUSTER},
+    "tasks": {scenario.name: scenario for scenario in TASKS},
+}
 
 __all__ = ["FAMILIES", "SCENARIOS", "Scenario"]

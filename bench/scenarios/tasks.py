@@ -1,0 +1,234 @@
+"""Tasks: created, assigned, claimed, completed, by workers that ask for each step as a worker has to.
+
+A cycle is four messages of participants, and one of the gateway's own: CreateTask and its answer, the assignment, CLAIM and its
+answer, COMPLETE and its answer. In the closed loop each slot creates the next task when its last one is completed, so workers are
+never idle for long and tasks never wait for one. What a user waits for, from CreateTask to the assignment of an idle worker, is
+measured by the paced scenarios.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from time import perf_counter, perf_counter_ns
+from typing import Any, ClassVar
+
+from bench import task_wire, wire
+from bench.clusters import Shape, describe
+from bench.numbered import HEAD, MARK, filler
+from bench.scenarios.base import Scenario
+from bench.world import Participant, ScenarioFailed
+
+CREATORS = 20
+WORKERS = 20
+SLOTS = 4
+"""Tasks of each creator that are on their way."""
+POOL = "bench-pool"
+LOW_RATE = 100.0
+"""Tasks per second at which a worker is idle when the next one comes."""
+SEED = 20
+
+
+class Cycle(Scenario):
+    """The whole cycle, in a closed loop."""
+
+    name = "tasks-cycle"
+    doc = "a task from create to completed: 20 creators with 4 on their way each, 20 workers of one pool"
+    unit = "cycle"
+    one_lane = True
+
+    def prepare(self) -> None:
+        """See `Scenario.prepare`."""
+        world = self.world
+        self.filler = filler(self.options.payload)
+        self.prefix = task_wire.create_prefix("bench", POOL)
+        self.created = self.assigned = self.completed = 0
+        self.refused: list[str] = []
+        self.stages: dict[bytes, int] = {}
+        """What was asked last for each task that a worker has in hand."""
+        self.slots: dict[bytes, int] = {}
+        """Whose turn it is when a task is completed."""
+        creators_at, workers_at = self.places()
+        self.creators = world.agents("creator", CREATORS, places=creators_at)
+        self.seed()
+        self.workers = self.open_workers(workers_at)
+        for creator in self.creators:
+            creator.handler = self._answered
+        for worker in self.workers:
+            worker.handler = self._working
+
+    def places(self) -> tuple[Sequence[str], Sequence[str]]:
+        """Where creators and workers connect, each in turn; nothing is the target's address."""
+        return (), ()
+
+    def seed(self) -> None:
+        """Put something into the queue before there are workers."""
+
+    def open_workers(self, places: Sequence[str]) -> list[Participant]:
+        """The workers, connected."""
+        return self.world.agents(POOL, WORKERS, places=places)
+
+    def window(self, seconds: float) -> int:
+        """See `Scenario.window`."""
+        before = self.completed
+        for slot in range(CREATORS * SLOTS):
+            self.create(slot, perf_counter_ns())
+        self.work(seconds, self.outstanding)
+        return self.completed - before
+
+    def outstanding(self) -> int:
+        """Tasks that are not completed."""
+        return self.created - self.completed - len(self.refused)
+
+    def create(self, slot: int, stamp: int) -> None:
+        """The next task of a slot, as created at `stamp` nanoseconds."""
+        payload = HEAD.pack(MARK, slot, self.created, stamp) + self.filler
+        self.created += 1
+        self.creators[slot % CREATORS].send(task_wire.create(self.prefix, payload, str(self.created)))
+
+    def _answered(self, creator: Participant, messages: list[bytes]) -> None:
+        for message in messages:
+            if message[0] != task_wire.CREATED:
+                self.world.other(creator, message)
+                continue
+            _, _, error = task_wire.read_created(message)
+            if error:
+                self.refused.append(error)
+
+    def _working(self, worker: Participant, messages: list[bytes]) -> None:
+        now = perf_counter_ns()
+        for message in messages:
+            if message[0] == task_wire.ASSIGNMENT:
+                task_id, payload = task_wire.read_assignment(message)
+                self.assigned += 1
+                if task_id in self.stages:
+                    raise ScenarioFailed(f"task {task_id.decode()} was assigned twice")
+                self.taken(worker, task_id, payload, now)
+            elif message[0] == task_wire.TASK_OP:
+                task_id, error = task_wire.read_moved(message)
+                if error:
+                    self.refused.append(error)
+                    self.stages.pop(task_id, None)
+                elif self.stages[task_id] == task_wire.CLAIM:
+                    self.ask(worker, task_wire.COMPLETE, task_id)
+                else:
+                    self.done(worker, task_id, now)
+            else:
+                self.world.other(worker, message)
+
+    def ask(self, worker: Participant, kind: int, task_id: bytes) -> None:
+        """CLAIM or COMPLETE."""
+        self.stages[task_id] = kind
+        worker.send(task_wire.move(kind, task_id))
+
+    def taken(self, worker: Participant, task_id: bytes, payload: bytes, now: int) -> None:
+        """A worker was given a task."""
+        mark, slot, _, stamp = HEAD.unpack_from(payload)
+        if mark != MARK:
+            raise ScenarioFailed(f"task {task_id.decode()} came with another payload than it was created with")
+        self.slots[task_id] = slot
+        self.latencies.pending.append(now - stamp)
+        self.ask(worker, task_wire.CLAIM, task_id)
+
+    def done(self, worker: Participant, task_id: bytes, now: int) -> None:
+        """A task was completed."""
+        del self.stages[task_id]
+        self.completed += 1
+        slot = self.slots.pop(task_id)
+        if self.running:
+            self.create(slot, now)
+
+    def finish(self) -> None:
+        """See `Scenario.finish`."""
+        self.verdict.counts = {
+            "created": self.created,
+            "assigned": self.assigned,
+            "completed": self.completed,
+            "refused": len(self.refused),
+        }
+        if self.refused:
+            self.verdict.failures.append(f"{len(self.refused)} refused, the first with {self.refused[0]!r}")
+        if self.outstanding():
+            self.verdict.failures.append(f"{self.outstanding()} not completed")
+
+    def parameters(self) -> dict[str, Any]:
+        """See `Scenario.parameters`."""
+        sizes = {"creators": CREATORS, "workers": WORKERS, "slots": SLOTS, "payload": self.options.payload}
+        return sizes | (describe(self.cluster) if self.cluster else {})
+
+
+class Idle(Cycle):
+    """The latency of a task that is alone."""
+
+    name = "tasks-idle"
+    doc = "100 tasks a second to idle workers: latency from the intended create to the assignment"
+    gated: ClassVar[tuple[str, ...]] = ()
+
+    def prepare(self) -> None:
+        """See `Scenario.prepare`."""
+        super().prepare()
+        self._random = Random(SEED)
+        self.rate = self.options.rate or LOW_RATE
+        self.extra["paced_rate"] = self.rate
+
+    def window(self, seconds: float) -> int:
+        """See `Scenario.window`."""
+        before = self.completed
+        start = perf_counter()
+        self._until = start + seconds
+        self._due = start + self._random.expovariate(self.rate)
+        self.world.loop.run(self._until, pulse=self._pulse)
+        self.drain(self.outstanding)
+        return self.completed - before
+
+    def _pulse(self, now: float) -> float:
+        while self._due <= now and self._due < self._until:
+            self.create(self.created % CREATORS, int(self._due * 1e9))
+            self._due += self._random.expovariate(self.rate)
+        return self._due
+
+
+class OnPostgres(Cycle):
+    """What PostgreSQL costs where one has SQLite otherwise."""
+
+    name = "tasks-cycle-postgres"
+    doc = "`tasks-cycle` on one node on PostgreSQL; gateway and database count"
+    cluster = Shape(nodes=1)
+
+
+class _Across(Cycle):
+    """Creators on one node, workers on the other."""
+
+    cluster = Shape(nodes=2)
+
+    def places(self) -> tuple[Sequence[str], Sequence[str]]:
+        """See `Cycle.places`."""
+        creators, workers = self.world.nodes
+        return [creators], [workers]
+
+
+class OnTwoNodes(_Across):
+    """The assignment has to be told to another node."""
+
+    name = "tasks-cycle-2-nodes"
+    doc = "`tasks-cycle` on two nodes, creators on one and workers on the other"
+
+
+class IdleOnPostgres(Idle):
+    """As Idle."""
+
+    name = "tasks-idle-postgres"
+    doc = "`tasks-idle` on one node on PostgreSQL"
+    cluster = Shape(nodes=1)
+
+
+class IdleOnTwoNodes(_Across, Idle):
+    """As Idle."""
+
+    name = "tasks-idle-2-nodes"
+    doc = "`tasks-idle` on two nodes, creators on one and workers on the other"
+
+
+def worker_init(place: str, number: int, capacity: int, credentials: dict[str, str]) -> bytes:
+    """A worker of the pool that wants so many tasks at most."""
+    return wire.agent_init(place, POOL, str(number), credentials, task_wire.worker_tasks(capacity))

@@ -1,0 +1,141 @@
+"""The same with many tasks in the queue: what a cycle costs must not grow with them.
+
+The queue is there before the workers, each of which takes SLOTS tasks at most. From then on every completed task is followed by the
+first one of the queue, and by a new one at its end, so the queue stays as long as it was.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from time import perf_counter_ns
+from typing import Any, ClassVar
+
+from bench import seed_tasks, task_wire
+from bench.clusters import Shape
+from bench.numbered import HEAD, MARK
+from bench.scenarios.tasks import POOL, SLOTS, WORKERS, Cycle, worker_init
+from bench.world import Participant, ScenarioFailed
+
+
+class _Queued(Cycle):
+    """A subclass says which of `--queued`'s two lengths it is."""
+
+    longer: ClassVar[bool]
+
+    def prepare(self) -> None:
+        """See `Scenario.prepare`."""
+        self.todo: dict[Participant, deque[bytes]] = {}
+        self.asked: dict[bytes, int] = {}
+        """When the work on a task began."""
+        self.busy = 0
+        super().prepare()
+        self.world.wait(lambda: sum(map(len, self.todo.values())) == WORKERS * SLOTS, "the first assignments")
+
+    def seed(self) -> None:
+        """See `Cycle.seed`."""
+        answers: list[bytes] = []
+        creator = self.creators[0]
+        creator.handler = lambda _, messages: answers.extend(
+            message for message in messages if message[0] == task_wire.CREATED
+        )
+        creator.send(task_wire.create(self.prefix, HEAD.pack(MARK, 0, 0, 0) + self.filler, "first"))
+        self.world.wait(lambda: bool(answers), "the first task")
+        _, task_id, error = task_wire.read_created(answers[0])
+        if error:
+            raise ScenarioFailed(f"the first task was refused: {error}")
+        self.queued = self.options.queued[self.longer]
+        more = max(0, self.queued + WORKERS * SLOTS - 1)
+        if self.world.dsn:
+            seed_tasks.seed_postgres(self.world.dsn, task_id.decode(), more)
+        elif self.world.data_dir:
+            seed_tasks.seed_sqlite(self.world.data_dir, task_id.decode(), more)
+        else:
+            raise ScenarioFailed("a queue is put into the database of a gateway that is started here (no --target)")
+
+    def open_workers(self, places: Sequence[str]) -> list[Participant]:
+        """See `Cycle.open_workers`."""
+        world = self.world
+        inits = (
+            worker_init(world.workspace, number, SLOTS, dict(self.options.credentials)) for number in range(WORKERS)
+        )
+        opened = []
+        for worker in world.open(inits, POOL, places):
+            self.todo[worker] = deque()
+            opened.append(worker)
+        return opened
+
+    def window(self, seconds: float) -> int:
+        """See `Scenario.window`."""
+        before = self.completed
+        self.running = True
+        for worker, todo in self.todo.items():
+            for _ in range(len(todo)):
+                self._begin(worker, todo.popleft())
+        self.work(seconds, self.outstanding)
+        return self.completed - before
+
+    def _begin(self, worker: Participant, task_id: bytes) -> None:
+        self.busy += 1
+        self.asked[task_id] = perf_counter_ns()
+        self.ask(worker, task_wire.CLAIM, task_id)
+
+    def outstanding(self) -> int:
+        """Tasks that were begun and are not completed, and creations without an answer."""
+        return self.busy
+
+    def taken(self, worker: Participant, task_id: bytes, payload: bytes, now: int) -> None:
+        """See `Cycle.taken`."""
+        if self.running:
+            self._begin(worker, task_id)
+        else:
+            self.todo[worker].append(task_id)
+
+    def done(self, worker: Participant, task_id: bytes, now: int) -> None:
+        """See `Cycle.done`."""
+        del self.stages[task_id]
+        self.completed += 1
+        self.busy -= 1
+        self.latencies.pending.append(now - self.asked.pop(task_id))
+        self.create(self.completed, now)
+
+    def finish(self) -> None:
+        """See `Scenario.finish`."""
+        super().finish()
+        self.verdict.failures = [one for one in self.verdict.failures if "not completed" not in one]
+
+    def parameters(self) -> dict[str, Any]:
+        """See `Scenario.parameters`."""
+        return super().parameters() | {"queued": self.queued}
+
+
+class Short(_Queued):
+    """To be compared with Long."""
+
+    name = "tasks-queued-1k"
+    doc = "`tasks-cycle` with 1,000 tasks waiting in the same pool; latency is from CLAIM to completed"
+    longer = False
+
+
+class Long(_Queued):
+    """As Short."""
+
+    name = "tasks-queued-1m"
+    doc = "the same with 1,000,000 waiting"
+    longer = True
+
+
+class ShortOnPostgres(Short):
+    """As Short."""
+
+    name = "tasks-queued-1k-postgres"
+    doc = "`tasks-queued-1k` on one node on PostgreSQL"
+    cluster = Shape(nodes=1)
+
+
+class LongOnPostgres(Long):
+    """As Short."""
+
+    name = "tasks-queued-1m-postgres"
+    doc = "`tasks-queued-1m` on one node on PostgreSQL"
+    cluster = Shape(nodes=1)
