@@ -26,6 +26,10 @@ MAX_UNSETTLED: Final = 4096
 MAX_UNSETTLED_BYTES: Final = 16 * 1024 * 1024
 
 
+WORKER_TASKS: Final = "urn:aether-trio:worker-tasks"
+"""An extension whose version is how many live tasks a worker wants to be given at most."""
+
+
 class ClientOptions(TypedDict, total=False):
     """Every one is optional."""
 
@@ -38,6 +42,11 @@ class ClientOptions(TypedDict, total=False):
     """For aethers:// and wss://. Without it the system's authorities are trusted."""
     extensions: Sequence[pb.ExtensionDeclaration | str]
     """Protocol extensions; a text is the URI of an optional one."""
+    worker_tasks: int
+    """How many tasks this participant is given at once, and how many `work()` has open then; 0 is none from pools.
+
+    Without it the gateway's setting decides (100), and `work()` has one open.
+    """
     resume_session_id: str
     """The session of an earlier process, to take over from it."""
     program: str
@@ -85,6 +94,7 @@ class Settings:
     ping_interval_s: float | None
     retry: Retry
     manual_acks: bool
+    worker_tasks: int | None
     credit_messages: int
     credit_bytes: int
     max_unsettled: int
@@ -108,12 +118,17 @@ def settings_for(address: str, options: ClientOptions) -> Settings:
     interval = options.get("ping_interval", 20.0)
     if interval is not None and interval < 10:
         raise ValueError("ping_interval is under 10 s, which a gateway may take for a flood")
+    extensions = [_extension(one) for one in options.get("extensions", ())]
+    if (wanted := options.get("worker_tasks")) is not None:
+        if wanted < 0:
+            raise ValueError(f"worker_tasks is {wanted}; 0 is the least")
+        extensions.append(pb.ExtensionDeclaration(uri=WORKER_TASKS, version=str(wanted)))
     return Settings(
         address=parsed,
         context=context_for(parsed, tls),
         server_name=tls.server_name if isinstance(tls, TlsOptions) else None,
         credentials=credentials,
-        extensions=tuple(_extension(one) for one in options.get("extensions", ())),
+        extensions=tuple(extensions),
         resume_session_id=options.get("resume_session_id", ""),
         program=options.get("program", ""),
         connect_timeout_s=options.get("connect_timeout", 10.0),
@@ -122,6 +137,7 @@ def settings_for(address: str, options: ClientOptions) -> Settings:
         ping_interval_s=interval,
         retry=options.get("retry", Retry()),
         manual_acks=options.get("manual_acks", False),
+        worker_tasks=options.get("worker_tasks"),
         credit_messages=options.get("credit_messages", CREDIT_MESSAGES),
         credit_bytes=options.get("credit_bytes", CREDIT_BYTES),
         max_unsettled=options.get("max_unsettled", MAX_UNSETTLED),

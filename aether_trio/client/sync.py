@@ -175,14 +175,15 @@ class SyncClient(SyncOperations[C], Generic[C]):
 
     # -- tasks
 
-    def work(self, *, concurrency: int = 1, timeout: float | None = None) -> Iterator[SyncJob]:
+    def work(self, *, concurrency: int | None = None, timeout: float | None = None) -> Iterator[SyncJob]:
         """See Works.work. With `timeout` the loop ends when nothing was given for so many seconds."""
         stream = BlockingStream(self._bridge, self._bridge.run(_called, self._worker.work, concurrency))
         return sync_jobs(self._bridge, stream if timeout is None else stream.within(timeout))
 
-    def run_tasks(self, handler: Callable[[SyncJob], object], *, concurrency: int = 1) -> None:
+    def run_tasks(self, handler: Callable[[SyncJob], object], *, concurrency: int | None = None) -> None:
         """See Works.run_tasks. `handler` is called in a thread for each task, `concurrency` at once, inside of the task's block."""
-        self._bridge.run(run_in_threads, self._bridge, self._worker.run_tasks, handler, concurrency)
+        count = concurrency or self._target._settings.worker_tasks or 1
+        self._bridge.run(run_in_threads, self._bridge, self._worker.run_tasks, handler, count)
 
     @property
     def starts(self) -> BlockingStream[Assignment]:
@@ -285,7 +286,7 @@ def connect_sync(
             bridge.closed = True
 
 
-async def _called(work: Callable[..., T], concurrency: int) -> T:
+async def _called(work: Callable[..., T], concurrency: int | None) -> T:
     """Called in the loop, because what waits belongs to one."""
     return work(concurrency=concurrency)
 

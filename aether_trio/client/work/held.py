@@ -95,6 +95,8 @@ class Held:
         """What became of it; None while it is this worker's."""
         self.reason = ""
         """With what text it failed, if it did."""
+        self.remark = ""
+        """What is said with COMPLETE. Whoever follows the task hears it as the reason of its last event."""
         self.watched = anyio.Event()
         """What the gateway does to the task is heard of."""
         self._bench = bench
@@ -165,7 +167,7 @@ class Held:
     async def _leave(self, error: BaseException | None) -> None:
         tasks = self._bench.tasks
         if error is None:
-            await self._settle(lambda: tasks.complete(self.id))
+            await self._settle(lambda: tasks.complete(self.id, reason=self.remark))
             return
         text = STOPPED if _cancelled(error) else describe(error)
         shield = not isinstance(error, Exception)
@@ -179,6 +181,7 @@ class Held:
         """Make the last move, however often the connection is cut; until it is made, or the task is not ours any more."""
         refusals = 0
         while True:
+            refused = False
             try:
                 self._ended(await move())
                 return
@@ -187,15 +190,16 @@ class Held:
             except ClientClosed:
                 raise
             except AetherError as error:
-                refusals += 1
+                refusals += not error.retryable
                 if refusals == REFUSALS:
                     raise
+                refused = True
                 logger.debug("task %s: %s", self.id, error)
             task = await self._bench.look_up(self.id)
             if not self._is_ours(task):
                 self._ended(task)
                 return
-            if refusals:
+            if refused:
                 await anyio.sleep(PAUSE_S)
 
     # -- what the gateway says

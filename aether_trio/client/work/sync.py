@@ -103,6 +103,15 @@ class SyncJob(Blocking[Job]):
         return self._target.reason
 
     @property
+    def remark(self) -> str:
+        """See Job.remark; it may be set."""
+        return self._target.remark
+
+    @remark.setter
+    def remark(self, text: str) -> None:
+        self._target.remark = text
+
+    @property
     def task(self) -> Task:
         """See Job.task."""
         return self._target.task

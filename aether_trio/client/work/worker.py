@@ -81,26 +81,31 @@ class Works(_Client):
         assert self._group is not None
         self._group.start_soon(function, *args)
 
-    def work(self, *, concurrency: int = 1) -> Jobs:
+    def work(self, *, concurrency: int | None = None) -> Jobs:
         """The tasks that are given to this worker, claimed, one by one.
 
             async for task in worker.work():
                 async with task:
                     await worker.send(task.creator, shrink(task.payload))
 
-        `concurrency` is how many may be open at once, for a program that starts a task of its own for each. Several loops share the
-        work. What is left of it goes to other workers when the client's block ends.
+        `concurrency` is how many may be open at once, for a program that starts a task of its own for each; by default it is the
+        client's `worker_tasks`, or 1. Several loops share the work. What is left of it goes to other workers when the client's
+        block ends.
         """
         self._check_open()
-        return Jobs(self.__bench, concurrency)
+        return Jobs(self.__bench, self.__concurrency(concurrency))
 
-    async def run_tasks(self, handler: Handler, *, concurrency: int = 1) -> None:
+    def __concurrency(self, said: int | None) -> int:
+        return said if said is not None else self._settings.worker_tasks or 1
+
+    async def run_tasks(self, handler: Handler, *, concurrency: int | None = None) -> None:
         """Call `handler` with every task that is given to this worker, inside of its block, `concurrency` at once.
 
         What a handler raises is logged and fails its task; the others go on. Runs until the client is closed or has failed,
         or until it is cancelled.
         """
-        jobs = self.work(concurrency=concurrency)
+        count = self.__concurrency(concurrency)
+        jobs = self.work(concurrency=count)
         failures: list[AetherError] = []
 
         async def one_by_one() -> None:
@@ -119,7 +124,7 @@ class Works(_Client):
                     logger.exception("task %s of type %r has failed", job.id, job.type)
 
         async with anyio.create_task_group() as group:
-            for _ in range(concurrency):
+            for _ in range(count):
                 group.start_soon(one_by_one)
         if failures:
             raise failures[0]

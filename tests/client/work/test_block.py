@@ -151,6 +151,17 @@ async def progress_is_told(address: str) -> None:
             )
 
 
+async def a_remark_is_told(address: str) -> None:
+    async with open_shop(address) as (boss, one):
+        task_id = await order(boss)
+        job = await one_of(one)
+        async with boss.tasks.follow(task_id) as events:
+            async with job:
+                job.remark = "3 pages"
+            happening = (await anext(events)).event
+            assert (happening.to_status, happening.reason) == (TaskStatus.COMPLETED, "3 pages")  # type: ignore[union-attr]
+
+
 async def asleep_and_awake(address: str) -> None:
     async with open_shop(address) as (boss, one):
         task_id = await order(boss)
@@ -206,6 +217,7 @@ async def refused_inside(address: str) -> None:
         past_its_deadline,
         failing_on_purpose,
         progress_is_told,
+        a_remark_is_told,
         asleep_and_awake,
         put_to_sleep_by_somebody,
         refused_inside,

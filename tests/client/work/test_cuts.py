@@ -177,6 +177,20 @@ async def test_a_refusal_of_what_is_ours_is_tried_again_and_then_raised(monkeypa
     assert raised == [f"not now ({held.REFUSALS - 1})"]
 
 
+@pytest.mark.usefixtures("unwatched")
+async def test_a_gateway_whose_storage_is_away_is_asked_until_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held, "PAUSE_S", 0.001)
+    body = Ended()
+    async with scripted(body) as (_, line):
+        await moved(line, Op.CLAIM, RUNNING)
+        for _ in range(2 * held.REFUSALS):
+            await refused(line, Op.COMPLETE, "ERR_CIRCUIT_OPEN: the gateway's storage does not answer: away")
+            await looked_up(line, info(RUNNING))
+        await moved(line, Op.COMPLETE, COMPLETED)
+        await line.end()
+    assert body.end is JobEnd.COMPLETED
+
+
 # -- CLAIM
 
 

@@ -161,6 +161,31 @@ async def two_workers_share(address: str) -> None:
         assert seen["2"]
 
 
+async def a_worker_is_given_as_many_as_it_wants(address: str) -> None:
+    with anyio.fail_after(LIMIT_S):
+        async with agent(address, "boss") as boss, worker(address, worker_tasks=2) as one:
+            ids = [await order(boss, str(number)) for number in range(5)]
+            jobs = one.work()
+            held = [await anext(jobs), await anext(jobs)]
+            assert [job.id for job in held] == ids[:2]
+            with anyio.move_on_after(0.05):
+                held.append(await anext(jobs))
+            assert len(held) == 2
+            async with worker(address, "2", worker_tasks=1) as two, await one_of(two) as job:
+                assert job.id == ids[2]  # the rest was nobody's yet
+            for job in held:
+                async with job:
+                    pass
+            async with worker(address, "3", worker_tasks=0):
+                seen = []
+                async for job in one.work():
+                    async with job:
+                        seen.append(job.id)
+                    if len(seen) == 2:
+                        break
+            assert seen == ids[3:]
+
+
 async def what_is_left_goes_to_others(address: str) -> None:
     with anyio.fail_after(LIMIT_S):
         async with agent(address, "boss") as boss:
@@ -237,6 +262,7 @@ async def the_end_of_the_client(address: str) -> None:
         a_handler_that_fails,
         a_handler_that_is_stopped,
         two_workers_share,
+        a_worker_is_given_as_many_as_it_wants,
         what_is_left_goes_to_others,
         work_that_is_there_before_the_worker,
         services_and_task_workers,

@@ -129,5 +129,5 @@ async def test_work(body: Callable[..., Any]) -> None:
 def test_nothing_of_a_job_is_missing() -> None:
     from aether_trio.client import Job
 
-    instance = {"assignment", "task", "end", "reason"}
+    instance = {"assignment", "task", "end", "reason", "remark"}
     assert public(Job) | instance <= public(SyncJob) | {"watched", "heard", "looked", "adopted", "entered", "is_open"}
