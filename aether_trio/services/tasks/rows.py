@@ -41,6 +41,16 @@ def select(where: str, args: Sequence[Value]) -> Program[list[Task]]:
     return [Task.from_row(row) for row in rows]
 
 
+def select_either(one: str, other: str, args: Sequence[Value]) -> Program[list[Task]]:
+    """Tasks of two conditions in one statement; each goes on with ORDER BY and LIMIT for itself."""
+    sql = " UNION ALL ".join(
+        f"SELECT * FROM (SELECT {FIELDS} FROM tasks WHERE {where}) AS {name}"  # noqa: S608
+        for name, where in (("one", one), ("other", other))
+    )
+    rows: list[Row] = yield Fetch(sql, args)
+    return [Task.from_row(row) for row in rows]
+
+
 def insert(task: Task, payload: bytes) -> Program[bool]:
     """A new row; False when there is one with this id: the same program, whose commit was not answered."""
     count: int = yield Execute(_INSERT, task.values())

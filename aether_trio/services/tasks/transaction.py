@@ -46,8 +46,15 @@ _LEAST_BUSY: Final = f"""SELECT {WORKER_FIELDS} FROM task_workers
     WHERE pooled = 1 AND free = 1 AND workspace = $1 AND implementation = $2 ORDER BY live, turn LIMIT 1"""  # noqa: S608
 _BY_NAME: Final = f"SELECT {WORKER_FIELDS} FROM task_workers WHERE identity = $1"  # noqa: S608
 _QUEUED: Final = "queue = $1 AND queue <> '' ORDER BY priority DESC, order_us LIMIT 1"
-_POOLED: Final = """target_implementation = $1 AND queue <> '' AND mode = 'pool'
+_ALSO_QUEUED: Final = _QUEUED.replace("$1", "$2")
+_POOLED: Final = """target_implementation = $2 AND queue <> '' AND mode = 'pool'
     ORDER BY priority DESC, order_us LIMIT 1"""
+
+
+_RECORD: Final = "INSERT INTO task_events (task_id, number, at_ms, event) VALUES ($1, $2, $3, $4)"
+_RECORD_AND_LOOK: Final = (
+    f"WITH written AS ({_RECORD}) SELECT node FROM task_watchers WHERE task_id = $1 AND node <> $5"  # noqa: S608
+)
 
 
 _TOLD: Final = frozenset({Move.ASSIGN, Move.START})
@@ -97,6 +104,8 @@ class Work:
     """With the nodes that their workers are on."""
     unfinished: list[str] = field(default_factory=list)
     """Ended tasks for which more tasks wait than were woken."""
+    payloads: dict[str, bytes] = field(default_factory=dict)
+    """Of tasks that were created here."""
     due_ms: int = 0
     """The earliest moment that was written, 0 for none."""
     watched: set[tuple[str, str]] = field(default_factory=set)
@@ -124,6 +133,7 @@ class Work:
         task.queue, task.holder, task.due_ms = queue_of(task), holder_of(task), next_due(task, self.context.limits)
         if not (yield from rows.insert(task, payload)):
             return False
+        self.payloads[task.task_id] = payload
         self._falls_due(task)
         if task.epoch:
             yield from self._open_attempt(task, self.context.node, pushed=1)
@@ -212,13 +222,17 @@ class Work:
             node = self.context.node if worker is None else worker.node
             yield from self._open_attempt(after, node, pushed=int(here))
             if push and worker is not None:
-                payload = (yield from rows.payload_of(after.task_id)) if here else b""
+                payload = (yield from self._payload(after.task_id)) if here else b""
                 self.pushes.append(Push(after, worker, payload))
         elif after.started_ms != before.started_ms and after.started_ms:
             yield Execute(
                 "UPDATE task_attempts SET started_ms = $3 WHERE task_id = $1 AND epoch = $2",
                 (after.task_id, after.epoch, after.started_ms),
             )
+
+    def _payload(self, task_id: str) -> Program[bytes]:
+        known = self.payloads.get(task_id)
+        return known if known is not None else (yield from rows.payload_of(task_id))
 
     def _open_attempt(self, task: Task, node: str, *, pushed: int) -> Program[None]:
         yield Execute(
@@ -247,13 +261,13 @@ class Work:
             room -= bool(given.after.holder)  # what it has assigned to itself takes no room
 
     def _first_for(self, worker: Worker) -> Program[Task | None]:
-        found = yield from rows.select(_QUEUED, (worker.identity,))
-        if worker.pooled:
-            if worker.workspace:
-                queue = pool_queue(worker.workspace, worker.implementation)
-                found += yield from rows.select(_QUEUED, (queue,))
-            else:
-                found += yield from rows.select(_POOLED, (worker.implementation,))
+        if not worker.pooled:
+            found = yield from rows.select(_QUEUED, (worker.identity,))
+        elif worker.workspace:
+            queue = pool_queue(worker.workspace, worker.implementation)
+            found = yield from rows.select_either(_QUEUED, _ALSO_QUEUED, (worker.identity, queue))
+        else:
+            found = yield from rows.select_either(_QUEUED, _POOLED, (worker.identity, worker.implementation))
         return min(found, key=lambda task: (-task.priority, task.order_us), default=None)
 
     def _offer(self, task: Task) -> Program[None]:
@@ -336,20 +350,17 @@ class Work:
         event.task_id, event.workspace, event.parent_task_id = task.task_id, task.workspace, task.parent_task_id
         event.emitted_at_unix_ms = now_ms
         encoded = event.SerializeToString()
-        yield Execute(
-            "INSERT INTO task_events (task_id, number, at_ms, event) VALUES ($1, $2, $3, $4)",
-            (task.task_id, number, now_ms, encoded),
-        )
+        row = (task.task_id, number, now_ms, encoded)
+        if self.context.shared:
+            nodes: list[Row] = yield Fetch(_RECORD_AND_LOOK, (*row, self.context.node))
+            self.watched.update((node, task.task_id) for (node,) in nodes)
+        else:
+            yield Execute(_RECORD, row)
         self.events.append(Recorded(task.task_id, number, now_ms, encoded))
         if number % KEPT_EVENTS == 0:
             yield Execute(
                 "DELETE FROM task_events WHERE task_id = $1 AND number <= $2", (task.task_id, number - KEPT_EVENTS)
             )
-        if self.context.shared:
-            nodes: list[Row] = yield Fetch(
-                "SELECT node FROM task_watchers WHERE task_id = $1 AND node <> $2", (task.task_id, self.context.node)
-            )
-            self.watched.update((node, task.task_id) for (node,) in nodes)
 
     def note(self, task: Task, event: pb.TaskEvent) -> Program[None]:
         """Write an event of a task whose row is not otherwise changed."""
