@@ -18,7 +18,7 @@ Invariants
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 import structlog
@@ -27,13 +27,13 @@ import trio
 from aether_trio.model.clock import Clock
 from aether_trio.routing import programs
 from aether_trio.routing.cursors import CursorStore
-from aether_trio.routing.follower import Follower
+from aether_trio.routing.follower import kick_all
+from aether_trio.routing.log_reader import LogReader
 from aether_trio.routing.log_records import Author, Entry, GroupReport, LogLimits, LogStatistics
 from aether_trio.routing.outbox import Outbox
-from aether_trio.routing.relay import LogRelay
 from aether_trio.routing.topic_state import TopicState
 from aether_trio.routing.writers import open_writer
-from aether_trio.storage.base import Database, Row, StorageUnavailable
+from aether_trio.storage.base import Database, StorageUnavailable
 
 __all__ = ["Author", "LogLimits", "LogStatistics", "TopicLog", "open_log"]
 
@@ -49,31 +49,18 @@ costs, and the first of it waits no more than some 4 ms for the others."""
 PROBE_S = 1.0
 """Between two looks whether a failing engine can write again, while there is nothing to write."""
 
-MAX_COLD_TOPICS = 50_000
-"""Topics remembered without a subscriber (about 300 bytes each); beyond it the cold ones are forgotten."""
-
 
 def _unheard(seconds: float, messages: int) -> None:
     return None
 
 
-def _alone() -> tuple[int, int]:
-    return 0, 0
-
-
-async def _surely() -> None:
-    """Nobody else is there."""
-
-
-class TopicLog:
+class TopicLog(LogReader):
     """See the module docstring. Made by `open_log`."""
 
     def __init__(self, database: Database, clock: Clock, limits: LogLimits) -> None:
-        self._database = database
         self._writer = open_writer(database, limits.partition_ms)
-        self._clock = clock
+        super().__init__(database, clock, self._writer.programs, CursorStore(self._wake))
         self._limits = limits
-        self._topics: dict[str, TopicState] = {}
         self._pending: list[Entry] = []
         self._pending_bytes = 0
         self._in_commit_bytes = 0
@@ -86,119 +73,8 @@ class TopicLog:
         self._void = 0
         self._groups = 0
         self._failing = False
-        self._cold_limit = MAX_COLD_TOPICS
         self._waiting_since = 0.0
         self.on_group: GroupReport = _unheard
-        self.cursors = CursorStore(self._wake)
-        self.relay: LogRelay | None = None
-        self.node: Callable[[], tuple[int, int]] = _alone
-        """Node and epoch of this process's lease, under which it takes work (shared_groups.py). Node 0 is alone on its database."""
-        self.sure: Callable[[], Awaitable[None]] = _surely
-        """Wait until that lease was seen to be held a moment ago. No checkpoint at its end. Raises StorageUnavailable."""
-        self._follower = Follower(self.learn, database, self._kick)
-
-    # -- state ----------------------------------------------------------------------------------------------------
-
-    @property
-    def database(self) -> Database:
-        """Where the log is."""
-        return self._database
-
-    @property
-    def clock(self) -> Clock:
-        """By which messages are dated."""
-        return self._clock
-
-    def topic(self, name: str) -> TopicState:
-        """The state of a topic, made cold (unknown to the database yet) when it is not in memory."""
-        state = self._topics.get(name)
-        if state is None:
-            if len(self._topics) >= self._cold_limit:
-                self._forget_cold_topics()
-            state = self._topics[name] = TopicState(name)
-        return state
-
-    def current(self, state: TopicState) -> bool:
-        """Whether `state` is still the one in use for its topic; a cached one may have been forgotten meanwhile."""
-        return self._topics.get(state.name) is state
-
-    def _forget_cold_topics(self) -> None:
-        self._topics = {name: state for name, state in self._topics.items() if not state.forgettable}
-        self._cold_limit = len(self._topics) + MAX_COLD_TOPICS
-
-    async def warm(self, wanted: Sequence[tuple[str, str | None]]) -> list[tuple[TopicState, int | None]]:
-        """Load several topics from the database, with the cursor of a consumer each: (state, cursor or None).
-
-        Cursors that wait to be written count as written. Each state is pinned (`waiting`) until the caller hands it to
-        `unpin`, or listens. In a cluster this node counts as a listener of the topics from here on. Raises StorageUnavailable.
-        """
-        if self.relay is not None:
-            await self.relay.expect([name for name, _ in wanted])
-        states: list[TopicState] = []
-        found: list[tuple[TopicState, int | None]] = []
-        try:
-            # Pinned before the read: a state that was forgotten and made anew meanwhile would learn from an old snapshot.
-            for name, _ in wanted:
-                state = self.topic(name)
-                state.waiting += 1
-                states.append(state)
-            with self.cursors.remembering():
-                facts = await self._database.read_small(lambda: self._writer.programs.many_topic_facts(wanted))
-                for state, (_, consumer), fact in zip(states, wanted, facts, strict=True):
-                    self._learn(state, fact)
-                    unwritten = self.cursors.unwritten(state, consumer) if consumer is not None else None
-                    found.append((state, fact.cursor if unwritten is None else max(unwritten, fact.cursor or 0)))
-        except BaseException:
-            self.unpin(states)
-            raise
-        return found
-
-    @staticmethod
-    def unpin(states: Iterable[TopicState]) -> None:
-        """Undo the pins of `warm`."""
-        for state in states:
-            state.waiting -= 1
-
-    async def learn(self, states: Sequence[TopicState]) -> None:
-        """Look where these topics end; what is new goes to whoever listens. Raises StorageUnavailable."""
-        wanted = [(state.name, None) for state in states]
-        facts = await self._database.read_small(lambda: self._writer.programs.many_topic_facts(wanted))
-        for state, fact in zip(states, facts, strict=True):
-            self._learn(state, fact)
-
-    def _learn(self, state: TopicState, facts: programs.TopicFacts) -> None:
-        if facts.topic_id is None:
-            return
-        if self._database.shared:
-            state.topic_id = facts.topic_id
-            self._more(state, facts.tail)
-        elif state.topic_id is None:
-            # Only a cold state learns: once it has an id, memory is ahead of any snapshot.
-            state.topic_id = facts.topic_id
-            state.tail = state.assigned = facts.tail
-            state.tail_bytes = state.assigned_bytes = facts.total_bytes
-
-    def _more(self, state: TopicState, head: int) -> None:
-        """A shared topic goes up to `head` at least."""
-        state.head = max(state.head, head)
-        if state.tail < state.head:
-            if state.subscribers:
-                self._follower.follow(state)
-            else:
-                state.tail = state.head
-
-    # -- others write, too ----------------------------------------------------------------------------------------
-
-    def heard(self) -> list[TopicState]:
-        """The topics that somebody here listens to."""
-        return [state for state in self._topics.values() if state.subscribers]
-
-    def woken(self, names: Iterable[str]) -> None:
-        """Another node has something new for these topics. Never blocks."""
-        for name in names:
-            state = self._topics.get(name)
-            if state is not None and (state.subscribers or state.waiting):
-                self._follower.follow(state)
 
     # -- append ---------------------------------------------------------------------------------------------------
 
@@ -404,10 +280,10 @@ class TopicLog:
                 offers = 0
                 if unkicked >= OFFERS_PER_KICK:
                     unkicked = 0
-                    await self._kick(touched)
+                    await kick_all(touched)
                 else:
                     await trio.lowlevel.checkpoint()
-        await self._kick(touched)
+        await kick_all(touched)
 
     async def _look_up(self, batch: list[Entry], authors: Iterable[Author]) -> None:
         """A group is committed that nobody can be offered, as its offsets are not known: let them read it from the log."""
@@ -425,40 +301,13 @@ class TopicLog:
                 await trio.sleep(PROBE_S)
         for state, _, _ in batch:
             state.waiting -= 1
-        await self._kick(touched)
-
-    @staticmethod
-    async def _kick(touched: set[Outbox]) -> None:
-        kicks = 0
-        while touched:
-            touched.pop().kick()
-            kicks += 1
-            if kicks % 64 == 0:
-                await trio.lowlevel.checkpoint()
+        await kick_all(touched)
 
     def _settle(self, count: int) -> None:
         self._in_commit_bytes = self._in_commit_messages = 0
         self._settled += count
         event, self._settled_event = self._settled_event, trio.Event()
         event.set()
-
-    # -- reading --------------------------------------------------------------------------------------------------
-
-    async def read(self, state: TopicState, after: int, *, rows: int, max_bytes: int) -> list[Row]:
-        """Committed messages (offset, ts_ms, frame) behind `after`, oldest first. Raises StorageUnavailable."""
-        topic_id, tail = state.topic_id, state.tail
-        if topic_id is None or after >= tail:
-            return []
-        return await self._database.read(
-            lambda: self._writer.programs.read_page(topic_id, after, tail, rows, max_bytes)
-        )
-
-    async def read_at(self, state: TopicState, offsets: Sequence[int]) -> list[Row]:
-        """The messages (offset, frame) at these offsets that retention has left. Raises StorageUnavailable."""
-        topic_id = state.topic_id
-        if topic_id is None:
-            return []
-        return await self._database.read(lambda: self._writer.programs.read_some(topic_id, offsets))
 
     async def drain(self) -> None:
         """Wait until all that was appended is settled."""

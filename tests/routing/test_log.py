@@ -225,7 +225,7 @@ async def test_a_failing_disk_is_not_asked_all_the_time(bench: Bench, database: 
 
 
 async def test_cold_topics_are_forgotten_and_found_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aether_trio.routing.log.MAX_COLD_TOPICS", 100)
+    monkeypatch.setattr("aether_trio.routing.log_reader.MAX_COLD_TOPICS", 100)
     bench.log._cold_limit = 100
     reader = Reader()
     await bench.subscribe(TOPIC, reader, "me")

@@ -1,0 +1,166 @@
+"""What a node knows of the topics of the log, and what it reads of them. What writes to it is in log.py.
+
+A topic's state is in memory while somebody listens to it or something of it waits, and as long as there is room for cold ones. It is loaded
+from the database before somebody listens (`warm`), several topics with one read. Where other nodes write as well (a shared database),
+a look at the database, or a word of theirs, may find more than was offered here; the follower then brings the topic level.
+
+Invariants: a state that somebody has pinned, listens to or waits for is never forgotten; `tail` never goes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+from aether_trio.model.clock import Clock
+from aether_trio.routing import programs
+from aether_trio.routing.cursors import CursorStore
+from aether_trio.routing.follower import Follower, kick_all
+from aether_trio.routing.relay import LogRelay
+from aether_trio.routing.topic_state import TopicState
+from aether_trio.routing.writers import Programs
+from aether_trio.storage.base import Database, Row
+
+MAX_COLD_TOPICS = 50_000
+"""Topics remembered without a subscriber (about 300 bytes each); beyond it the cold ones are forgotten."""
+
+
+def _alone() -> tuple[int, int]:
+    return 0, 0
+
+
+async def _surely() -> None:
+    """Nobody else is there."""
+
+
+class LogReader:
+    """See the module docstring."""
+
+    def __init__(self, database: Database, clock: Clock, own_programs: Programs, cursors: CursorStore) -> None:
+        self._database = database
+        self._clock = clock
+        self._programs = own_programs
+        self._topics: dict[str, TopicState] = {}
+        self._cold_limit = MAX_COLD_TOPICS
+        self.cursors = cursors
+        self.relay: LogRelay | None = None
+        self.node: Callable[[], tuple[int, int]] = _alone
+        """Node and epoch of this process's lease, under which it takes work (shared_groups.py). Node 0 is alone on its database."""
+        self.sure: Callable[[], Awaitable[None]] = _surely
+        """Wait until that lease was seen to be held a moment ago. No checkpoint at its end. Raises StorageUnavailable."""
+        self._follower = Follower(self.learn, database, kick_all)
+
+    @property
+    def database(self) -> Database:
+        """Where the log is."""
+        return self._database
+
+    @property
+    def clock(self) -> Clock:
+        """By which messages are dated."""
+        return self._clock
+
+    def topic(self, name: str) -> TopicState:
+        """The state of a topic, made cold (unknown to the database yet) when it is not in memory."""
+        state = self._topics.get(name)
+        if state is None:
+            if len(self._topics) >= self._cold_limit:
+                self._forget_cold_topics()
+            state = self._topics[name] = TopicState(name)
+        return state
+
+    def current(self, state: TopicState) -> bool:
+        """Whether `state` is still the one in use for its topic; a cached one may have been forgotten meanwhile."""
+        return self._topics.get(state.name) is state
+
+    def _forget_cold_topics(self) -> None:
+        self._topics = {name: state for name, state in self._topics.items() if not state.forgettable}
+        self._cold_limit = len(self._topics) + MAX_COLD_TOPICS
+
+    async def warm(self, wanted: Sequence[tuple[str, str | None]]) -> list[tuple[TopicState, int | None]]:
+        """Load several topics from the database, with the cursor of a consumer each: (state, cursor or None).
+
+        Cursors that wait to be written count as written. Each state is pinned (`waiting`) until the caller hands it to
+        `unpin`, or listens. In a cluster this node counts as a listener of the topics from here on. Raises StorageUnavailable.
+        """
+        if self.relay is not None:
+            await self.relay.expect([name for name, _ in wanted])
+        states: list[TopicState] = []
+        found: list[tuple[TopicState, int | None]] = []
+        try:
+            # Pinned before the read: a state that was forgotten and made anew meanwhile would learn from an old snapshot.
+            for name, _ in wanted:
+                state = self.topic(name)
+                state.waiting += 1
+                states.append(state)
+            with self.cursors.remembering():
+                facts = await self._database.read_small(lambda: self._programs.many_topic_facts(wanted))
+                for state, (_, consumer), fact in zip(states, wanted, facts, strict=True):
+                    self._learn(state, fact)
+                    unwritten = self.cursors.unwritten(state, consumer) if consumer is not None else None
+                    found.append((state, fact.cursor if unwritten is None else max(unwritten, fact.cursor or 0)))
+        except BaseException:
+            self.unpin(states)
+            raise
+        return found
+
+    @staticmethod
+    def unpin(states: Iterable[TopicState]) -> None:
+        """Undo the pins of `warm`."""
+        for state in states:
+            state.waiting -= 1
+
+    async def learn(self, states: Sequence[TopicState]) -> None:
+        """Look where these topics end; what is new goes to whoever listens. Raises StorageUnavailable."""
+        wanted = [(state.name, None) for state in states]
+        facts = await self._database.read_small(lambda: self._programs.many_topic_facts(wanted))
+        for state, fact in zip(states, facts, strict=True):
+            self._learn(state, fact)
+
+    def _learn(self, state: TopicState, facts: programs.TopicFacts) -> None:
+        if facts.topic_id is None:
+            return
+        if self._database.shared:
+            state.topic_id = facts.topic_id
+            self._more(state, facts.tail)
+        elif state.topic_id is None:
+            # Only a cold state learns: once it has an id, memory is ahead of any snapshot.
+            state.topic_id = facts.topic_id
+            state.tail = state.assigned = facts.tail
+            state.tail_bytes = state.assigned_bytes = facts.total_bytes
+
+    def _more(self, state: TopicState, head: int) -> None:
+        """A shared topic goes up to `head` at least."""
+        state.head = max(state.head, head)
+        if state.tail < state.head:
+            if state.subscribers:
+                self._follower.follow(state)
+            else:
+                state.tail = state.head
+
+    # -- others write, too ----------------------------------------------------------------------------------------
+
+    def heard(self) -> list[TopicState]:
+        """The topics that somebody here listens to."""
+        return [state for state in self._topics.values() if state.subscribers]
+
+    def woken(self, names: Iterable[str]) -> None:
+        """Another node has something new for these topics. Never blocks."""
+        for name in names:
+            state = self._topics.get(name)
+            if state is not None and (state.subscribers or state.waiting):
+                self._follower.follow(state)
+
+    # -- reading --------------------------------------------------------------------------------------------------
+    async def read(self, state: TopicState, after: int, *, rows: int, max_bytes: int) -> list[Row]:
+        """Committed messages (offset, ts_ms, frame) behind `after`, oldest first. Raises StorageUnavailable."""
+        topic_id, tail = state.topic_id, state.tail
+        if topic_id is None or after >= tail:
+            return []
+        return await self._database.read(lambda: self._programs.read_page(topic_id, after, tail, rows, max_bytes))
+
+    async def read_at(self, state: TopicState, offsets: Sequence[int]) -> list[Row]:
+        """The messages (offset, frame) at these offsets that retention has left. Raises StorageUnavailable."""
+        topic_id = state.topic_id
+        if topic_id is None:
+            return []
+        return await self._database.read(lambda: self._programs.read_some(topic_id, offsets))
