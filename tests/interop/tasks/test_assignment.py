@@ -82,6 +82,10 @@ def test_76_each_task_goes_to_one_worker_and_evenly(gateway: str) -> None:
             )
             aside = world.service("s", consumes_pool_tasks=False)
             await world.open(aside)
+            for worker in (one, two):  # what is for it alone shows that each is known to be there
+                mine = await steps.create(creator, world, mode=TARGETED, target_agent_id=worker.topic)
+                await steps.assignment(worker, mine)
+                await steps.op(worker, "complete", mine)
             ids = [await steps.create(creator, world) for _ in range(20)]
 
             async def work(worker: Peer) -> list[str]:
