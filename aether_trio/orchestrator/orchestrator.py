@@ -29,7 +29,8 @@ from aether_trio.orchestrator.reporter import Reporter
 
 DEFAULT_MOST: Final = 16
 DEFAULT_GRACE_S: Final = 10.0
-TELL_S: Final = 10.0
+AGAIN_S: Final = 0.5
+TELL_S: Final = 60.0
 """For the gateway to hear of a failure. A start that it does not hear of fails by itself, later."""
 
 
@@ -201,10 +202,21 @@ class Orchestrator:
         return reason or "its process was stopped"
 
     async def _tell(self, client: OrchestratorClient, task_id: str, name: str, reason: str) -> None:
-        """The start has failed. The gateway may know better: then it says so, and that is all right."""
-        try:
-            await client.tasks.within(TELL_S).fail(task_id, reason=reason)
-        except AetherError as error:
-            if not error.retryable:
-                return
-            self._reporter.event(name, f"the gateway could not be told that it has ended: {error.message}")
+        """The start has failed. The gateway may know better: then it says so, and that is all right.
+
+        It is told again when the connection was lost: nobody else knows, and until it is heard a message may wait for the old process.
+        """
+        error: AetherError | None = None
+        with trio.move_on_after(TELL_S):
+            while True:
+                try:
+                    await client.tasks.within(TELL_S).fail(task_id, reason=reason)
+                except AetherError as raised:
+                    error = raised
+                    if not raised.retryable:
+                        return
+                    await trio.sleep(AGAIN_S)
+                else:
+                    return
+        why = "" if error is None else f": {error.message}"
+        self._reporter.event(name, f"the gateway could not be told that it has ended{why}")

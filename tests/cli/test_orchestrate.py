@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -178,6 +180,27 @@ def test_messages_start_real_processes_also_after_they_were_killed(
                 assert b"ag::w::echo::1 : ended by SIGKILL after" in out
         gateway.terminate()
         assert gateway.wait() == 0
+
+
+@pytest.mark.crash
+def test_a_message_on_any_node_starts_it_also_when_a_node_was_killed(tmp_path: Path) -> None:
+    place = Path(tempfile.mkdtemp(prefix="aether-orchestrate-"))  # where a database's user may look
+    place.chmod(0o755)
+    (tmp_path / "echo.py").write_text(AGENT, encoding="utf-8")
+    command = (sys.executable, "-m", "aether_trio", "dev", "--nodes", "2", "--agents", written(tmp_path, ECHO))
+    try:
+        with start_gateway(data_dir=place / "data", command=command, env={"TMPDIR": str(place)}) as cluster:
+            words = []
+            for number, node in enumerate(cluster.ready["nodes"]):
+                words += trio.run(conversation, node["gateway"], [f"to node {number}".replace(" ", "-")], "1")
+            os.kill(cluster.ready["nodes"][0]["pid"], signal.SIGKILL)
+            words += trio.run(conversation, cluster.ready["nodes"][1]["gateway"], ["on"], "1")
+            words += trio.run(conversation, cluster.address, ["and-on"], "1")
+            assert len({pid for pid, _ in words}) == 4
+            cluster.terminate()
+            assert cluster.wait() == 0
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def test_tls_of_a_development_gateway_is_refused(tmp_path: Path) -> None:

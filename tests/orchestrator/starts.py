@@ -63,12 +63,14 @@ class Client:
         self.failed: list[tuple[str, str]] = []
         self.registered: list[Registration] = []
         self.refusal: AetherError | None = None
+        self.asked = 0
         self.tasks = self.registry = self
 
     def within(self, _limit_s: float) -> Client:
         return self
 
     async def fail(self, task_id: str, *, reason: str) -> None:
+        self.asked += 1
         if self.refusal is not None:
             raise self.refusal
         self.failed.append((task_id, reason))

@@ -11,6 +11,7 @@ import trio
 
 from aether_trio.client.errors import ConnectionLost, Refused
 from aether_trio.orchestrator import AgentSpec, Orchestrator, OrchestratorLimits, Surroundings
+from aether_trio.orchestrator import orchestrator as module
 from tests.orchestrator.starts import Client, Notes, assignment, python
 from tests.orchestrator.test_child import is_there
 
@@ -152,16 +153,32 @@ async def test_a_version_is_started_as_its_agent() -> None:
         assert s.notes.lines[0][0] == "ag::w::echo:v2::1"
 
 
-@pytest.mark.parametrize(
-    ("refusal", "events"),
-    [(Refused("ERR_X", "it has ended"), 0), (ConnectionLost("cut", in_doubt=True), 1)],
-)
-async def test_a_gateway_that_knows_better_or_does_not_hear(refusal: Any, events: int) -> None:
+async def test_a_gateway_that_knows_better() -> None:
     async with stage(python("")) as s:
-        s.client.refusal = refusal
+        s.client.refusal = Refused("ERR_X", "it has ended")
         s.ask(task_id="t")
-        await s.until(lambda: s.orchestrator.statistics().ended == 1)
-        await s.until(lambda: len([text for _, text in s.notes.events if "could not be told" in text]) == events)
+        await s.until(lambda: s.orchestrator.statistics().running == 0 and s.orchestrator.statistics().ended == 1)
+        await s.until(lambda: s.client.asked == 1)
+    assert not [text for _, text in s.notes.events if "could not be told" in text]
+
+
+async def test_a_gateway_that_was_away_is_told_when_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AGAIN_S", 0.01)
+    async with stage(python("")) as s:
+        s.client.refusal = ConnectionLost("cut", in_doubt=True)
+        s.ask(task_id="t")
+        await s.until(lambda: s.client.asked > 3)
+        s.client.refusal = None
+        assert [task_id for task_id, _ in await s.failures(1)] == ["t"]
+
+
+async def test_a_gateway_that_does_not_come_back_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AGAIN_S", 0.01)
+    monkeypatch.setattr(module, "TELL_S", 0.2)
+    async with stage(python("")) as s:
+        s.client.refusal = ConnectionLost("cut", in_doubt=True)
+        s.ask(task_id="t")
+        await s.until(lambda: any("could not be told that it has ended: cut" in text for _, text in s.notes.events))
 
 
 async def test_the_second_signal_kills() -> None:

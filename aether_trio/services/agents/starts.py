@@ -133,6 +133,10 @@ class Starts:
         )
         return (yield from startups.begin(work, wish))
 
+    async def connected(self, identities: Sequence[str]) -> set[str]:
+        """Those who are connected, on whichever node; a node that was killed is believed for some seconds. Raises StorageUnavailable."""
+        return await self._engine.database.read(lambda: startups.connected(identities))
+
     async def of(self, identity: Identity) -> Task | None:
         """The start of this identity that has not ended; None for those that are not started. Raises StorageUnavailable."""
         if identity.kind not in STARTABLE:

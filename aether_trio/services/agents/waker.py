@@ -7,7 +7,7 @@ costs the message path next to nothing. A note that comes while its identity was
 written before a look that finds the agent gone always leads to a start. An agent that has lost its connection and may come back is
 looked at again, until it has or its start has ended.
 
-An agent that was started and has ended is looked at as well: if there are messages that it has not read, sent while it was dying perhaps, it
+An agent that was started and has ended, or whose node is gone, is looked at as well: if there are messages that it has not read, sent while it was dying perhaps, it
 is started again for them. One that ends at the same message again and again is given up after STUBBORN starts; then the next message
 may try.
 
@@ -112,16 +112,17 @@ class Waker:
         now = trio.current_time()
         for identity in [one for one, at in self._looked.items() if at + QUIET_S <= now]:
             del self._looked[identity]
-        for identity in [one for one, at in self._ended.items() if at <= now]:
-            await self._look_after(identity)
-            del self._ended[identity]
-        if (self._waiting or self._strangers) and self._names_until <= now:
+        if (self._waiting or self._strangers or self._ended) and self._names_until <= now:
             self._names = await self._agents.names()
             self._names_until = trio.current_time() + REFRESH_S
             strangers, self._strangers = self._strangers, {}
             for identity, trigger_ms in strangers.items():
                 if self._is_registered(identity):
                     self._waiting.setdefault(identity, trigger_ms)
+        for identity in [one for one, at in self._ended.items() if at <= now]:
+            if self._is_registered(identity):
+                await self._look_after(identity)
+            del self._ended[identity]
         due = [one for one in self._waiting if one not in self._looked][:BATCH]
         wanted: dict[str, int] = {}
         for identity in due:
@@ -161,9 +162,11 @@ class Waker:
 
     async def _wake(self, wanted: dict[str, int]) -> None:
         absent: dict[Identity, int] = {}
+        present = await self._starts.connected(list(wanted))
         for name, trigger_ms in wanted.items():
             self._looked[name] = trio.current_time()
-            if await self._connected(name):
+            # The table of workers is a moment behind when somebody has just come.
+            if name in present or await self._connected(name):
                 continue
             try:
                 absent[Identity.parse(name, strict=False)] = trigger_ms

@@ -54,6 +54,10 @@ RECOVER_PAGE: Final = 50
 COLLECT_PAGE: Final = 100
 
 
+def _nobody_cares(identity: str) -> None:
+    return None
+
+
 class Engine:
     """See the module docstring. `run` must run while it is used."""
 
@@ -86,6 +90,8 @@ class Engine:
         others.listen(hints.EVENTS, self.hub.look)
         others.listen(hints.HIBERNATED, self._hibernated_elsewhere)
         self._asleep: set[str] = set()
+        self.on_let_go: Callable[[str], None] = _nobody_cares
+        """Told of each agent of a gone gateway that is started when it is needed."""
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
@@ -146,6 +152,8 @@ class Engine:
         self.clockwork.note(work.due_ms)
         if work.outbox:
             self.outbox.wake()
+        for identity in work.let_go:
+            self.on_let_go(identity)
         for errand in work.errands:
             self.desk.put(errand)
         for task_id in work.unfinished:

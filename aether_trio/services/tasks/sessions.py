@@ -134,6 +134,8 @@ def recover(work: Work, node: str, page: int) -> Program[int]:
     )
     for identity, session_id in found:
         yield from leave(work, Left(identity, session_id, clean=False, by_gateway=True))
+        if (yield from startups.was_started(identity)):
+            work.let_go.append(identity)
     yield Execute("UPDATE task_outbox SET node = $2 WHERE node = $1", (node, work.context.node))
     work.outbox = True
     return len(found)

@@ -92,6 +92,19 @@ def live(identity: str) -> Program[Task | None]:
     return task if task is not None and not task.is_final else None
 
 
+def was_started(identity: str) -> Program[bool]:
+    """Whether this participant is one that is started when it is needed."""
+    found: list[Row] = yield Fetch("SELECT 1 FROM agent_starts WHERE identity = $1", (identity,))
+    return bool(found)
+
+
+def connected(identities: Sequence[str]) -> Program[set[str]]:
+    """Those that are connected, as far as the table knows."""
+    marks = ", ".join(f"${number}" for number in range(1, len(identities) + 1))
+    found: list[Row] = yield Fetch(f"SELECT identity FROM task_workers WHERE identity IN ({marks})", identities)  # noqa: S608
+    return {identity for (identity,) in found}
+
+
 def new_start(wish: Wish, now_ms: int) -> Task:
     """The row of a start."""
     target = wish.target
@@ -153,7 +166,8 @@ def lost(work: Work, task: Task, *, by_gateway: bool) -> Program[None]:
     """The agent of a start has lost its connection. One that has lost its gateway as well needs longer to come back."""
     if task.disconnected_ms or not task.grace_ms:
         return
-    grace_ms = task.grace_ms + (GATEWAY_GRACE_MS if by_gateway else 0)
+    longer = by_gateway and task.grace_ms > ENDED_MS
+    grace_ms = task.grace_ms + (GATEWAY_GRACE_MS if longer else 0)
     yield from work.write(task, task.changed({"disconnected_ms": work.context.now_ms, "grace_ms": grace_ms}), "")
 
 

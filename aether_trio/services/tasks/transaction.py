@@ -112,6 +112,8 @@ class Work:
     """(node, task id): other nodes whose subscribers are to hear of new events."""
     outbox: bool = False
     """Whether something waits to be appended to the topic log."""
+    let_go: list[str] = field(default_factory=list)
+    """Agents that are started when they are needed, and whose gateway has ended."""
     errands: list[Callable[[Work], Program[None]]] = field(default_factory=list)
     """What is to follow in transactions of its own."""
 

@@ -349,6 +349,42 @@ async def test_one_whose_gateway_went_has_longer_to_come_back(world: World) -> N
             await nothing_more(orchestrator)
 
 
+async def test_one_that_is_known_to_have_ended_has_no_grace_when_its_gateway_goes_too(world: World) -> None:
+    async with deadlock_is_an_error():
+        async with world.open() as core, running(core) as (orchestrator, _, _, asked):
+            await fail(orchestrator, asked.task_id, "its process ended by SIGKILL")
+            await core.end_sessions("the gateway is shutting down")
+            await trio.sleep(0.1)
+        async with world.open() as core:
+            await trio.sleep(1)
+            assert [status for status, _ in await starts(core)] == ["failed"]
+
+
+async def test_what_one_has_not_read_when_its_gateway_is_killed_starts_it_again_elsewhere(world: World) -> None:
+    """As if a node were gone: it cannot say that its agents have ended, and its table still has them when the message comes."""
+    async with deadlock_is_an_error():
+        async with world.open() as core, running(core) as (orchestrator, _, _, asked):
+            await fail(orchestrator, asked.task_id, "its process ended by SIGKILL")
+            await world.databases["tasks"].execute(
+                "UPDATE task_workers SET node = 'killed', session_id = 'gone' WHERE identity = $1", ECHO
+            )
+        async with (
+            world.open() as core,
+            connect(core, starter("1", "process")) as orchestrator,
+            connect(core, agent("w", "asker", "1")) as asker,
+        ):
+            await world.databases["tasks"].execute(
+                "INSERT INTO task_workers (identity, session_id, node, workspace, implementation, pooled, live, capacity, "
+                "free, turn) VALUES ($1, 'gone', 'killed', 'w', 'echo', 1, 0, 1, 1, 0)",
+                ECHO,
+            )
+            asker.send(message_to(ECHO, b"two"))
+            await trio.sleep(2)
+            assert orchestrator.waiting("task_assignment") == []
+            await core.tasks.engine.recover()  # which nodes do every few seconds
+            await assignment(orchestrator)
+
+
 async def test_one_that_comes_by_itself_is_the_one_that_was_to_be_started(core: Core) -> None:
     async with cast(core) as (orchestrator, asker):
         asker.send(message_to(ECHO, b"one"))
