@@ -266,21 +266,21 @@ def _attempt_label(status: Status) -> str:
     return words.get(status, status.name.lower())
 
 
-async def _find_well_again(state: OpenDatabase) -> None:
+async def _find_well_again(name: str, database: OpenDatabase) -> None:
     """See whether a failing database can write again: who was turned away by our health may write nothing to find out."""
     failing = False
     while True:
         await trio.sleep(PROBE_S)
-        if state.statistics().failing:
+        if database.statistics().failing:
             try:
-                await state.run(touch)
+                await database.run(touch)
             except StorageUnavailable as error:
                 if not failing:
-                    logger.error("state database fails", reason=str(error))
+                    logger.error("a database fails", database=name, reason=str(error))
                 failing = True
                 continue
         if failing:
-            logger.info("state database can be written again")
+            logger.info("a database can be written again", database=name)
         failing = False
 
 
@@ -318,15 +318,19 @@ async def open_core(
         core.health.add_probe(
             "state", lambda: "the last group could not be written" if state.statistics().failing else None
         )
+        core.health.add_probe(
+            "tasks", lambda: "the last group could not be written" if databases.tasks.statistics().failing else None
+        )
         retention = Retention(log_database, clock, wiring.retention_limits(settings))
         core.metrics.counter("aether_log_expired", "Messages that retention took", (), lambda: {(): retention.expired})
-        wiring.watch_metrics(core.metrics, core, state=state, log=log_database)
+        wiring.watch_metrics(core.metrics, core, state=state, log=log_database, tasks=databases.tasks)
         wiring.watch_cluster(core.metrics, membership)
         nursery.start_soon(retention.sweep_forever, name="retention")
         nursery.start_soon(publishers.sweep_forever, name="publishers")
         nursery.start_soon(core.presence.run, name="presence")
         nursery.start_soon(core.waker.run, name="waker")
-        nursery.start_soon(_find_well_again, state, name="state-probe")
+        nursery.start_soon(_find_well_again, "state", state, name="state-probe")
+        nursery.start_soon(_find_well_again, "tasks", databases.tasks, name="tasks-probe")
         if settings.grpc.write_timeout_s:
             nursery.start_soon(core.cut_stuck_sessions, settings.grpc.write_timeout_s, name="stuck-sessions")
         nursery.start_soon(core.kv.sweep_forever, name="kv-sweep")

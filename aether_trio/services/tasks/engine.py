@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import structlog
@@ -58,6 +59,16 @@ def _nobody_cares(identity: str) -> None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class TaskStatistics:
+    """Of this node: assignments sent, rows looked at because they were due, progress reports dropped, tasks that somebody follows."""
+
+    assignments: int
+    due: int
+    reports_dropped: int
+    followed: int
+
+
 class Engine:
     """See the module docstring. `run` must run while it is used."""
 
@@ -92,6 +103,11 @@ class Engine:
         self._asleep: set[str] = set()
         self.on_let_go: Callable[[str], None] = _nobody_cares
         """Told of each agent of a gone gateway that is started when it is needed."""
+
+    def statistics(self) -> TaskStatistics:
+        """Counters since start."""
+        followed = sum(1 for _ in self.hub.watched)
+        return TaskStatistics(self.deliveries.pushed, self.clockwork.fired, self.desk.dropped, followed)
 
     # -- writing ----------------------------------------------------------------------------------------------------
 

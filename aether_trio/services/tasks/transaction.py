@@ -186,11 +186,6 @@ class Work:
         """What a change of status means to others."""
         if before.status is Status.DLQ:
             yield from rows.resolve_letter(after.task_id, self.context.now_ms, "", "tried again")
-        if before.status is Status.DLQ:
-            yield Execute(
-                "UPDATE task_letters SET resolved_ms = $2, notes = 'tried again' WHERE task_id = $1 AND resolved_ms = 0",
-                (after.task_id, self.context.now_ms),
-            )
         if before.status is Status.WAITING_DEPENDENCY:
             yield Execute("DELETE FROM task_dependents WHERE task_id = $1", (after.task_id,))
         if after.status is Status.HIBERNATED:
