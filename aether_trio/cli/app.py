@@ -19,6 +19,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "tail": ("tail", "Show a topic's messages as they come."),
     "kv": ("kv", "Read and write the key-value store."),
     "tasks": ("tasks", "Create, find, watch, cancel and retry tasks."),
+    "dlq": ("dlq", "See to tasks that have failed for good."),
     "agents": ("agents", "Show, register and start agents that can be started."),
     "orchestrate": ("orchestrate", "Start agents when somebody needs them."),
     "sessions": ("sessions", "Show who is connected; disconnect somebody."),

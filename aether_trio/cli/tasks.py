@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from typing import Any, Final, NoReturn, TypeVar
 
 import click
@@ -72,7 +73,7 @@ def command() -> None:
     """See and change what is to be done. A worker is a program: docs/tasks.md says how it is written."""
 
 
-def _options(function: F) -> F:
+def task_options(function: F) -> F:
     """What every subcommand takes: the gateway and who asks, handed over as `target` and `who`."""
 
     @click.option("--as", "viewer", metavar="IDENTITY", help="Who asks.  [default: a made-up service]")
@@ -85,7 +86,7 @@ def _options(function: F) -> F:
     return wrapper  # type: ignore[return-value]  # click replaces it anyway
 
 
-_workspace = click.option(
+workspace_option = click.option(
     "--workspace", default="default", show_default=True, envvar="AETHER_WORKSPACE", help="The workspace."
 )
 
@@ -104,8 +105,8 @@ _workspace = click.option(
 @click.option("--correlation", default="", metavar="ID", help="Only those with this correlation id.")
 @click.option("-n", "--limit", type=click.IntRange(min=1), default=_LIST, show_default=True, help="At most so many.")
 @click.option("--json", "as_array", is_flag=True, help="A JSON array.")
-@_workspace
-@_options
+@workspace_option
+@task_options
 def list_tasks(
     target: Target,
     who: Identity,
@@ -144,25 +145,35 @@ def _numbers(names: Iterable[str]) -> list[int]:
 
 
 async def _list(target: Target, who: Identity, wanted: pb.TaskFilter, limit: int) -> tuple[list[pb.TaskInfo], bool]:
+    """So many at most, and whether there are more."""
     found: list[pb.TaskInfo] = []
-    async with open_session(target, who) as session:
-        while len(found) < limit:
-            wanted.limit = min(_PAGE, limit - len(found))
-            query = pb.TaskQuery(op=pb.TaskQuery.LIST, filter=wanted)
-            page = (await session.request(pb.UpstreamMessage(task_query=query))).task_query
-            if not page.success:
-                refuse(page.error)
-            found += page.tasks
-            wanted.page_token = page.next_page_token
-            if not page.next_page_token:
-                return found, False
-        return found, True
+    wanted.limit = min(_PAGE, limit + 1)
+    async with open_session(target, who) as session, aclosing(pages_of(session, wanted)) as pages:
+        async for page in pages:
+            found += page
+            if len(found) > limit:
+                break
+    return found[:limit], len(found) > limit
+
+
+async def pages_of(session: ClientSession, wanted: pb.TaskFilter) -> AsyncGenerator[Sequence[pb.TaskInfo], None]:
+    """All that fit, page by page. Raises CliError."""
+    wanted.limit = wanted.limit or _PAGE
+    while True:
+        query = pb.TaskQuery(op=pb.TaskQuery.LIST, filter=wanted)
+        answer = (await session.request(pb.UpstreamMessage(task_query=query))).task_query
+        if not answer.success:
+            refuse(answer.error)
+        yield answer.tasks
+        wanted.page_token = answer.next_page_token
+        if not answer.next_page_token:
+            return
 
 
 @command.command()
 @click.argument("task_id")
 @click.option("--json", "as_object", is_flag=True, help="A JSON object.")
-@_options
+@task_options
 def show(target: Target, who: Identity, task_id: str, as_object: bool) -> None:
     """Show all that is told of a task. Its payload is its worker's."""
     task = trio.run(_get, target, who, task_id)
@@ -205,8 +216,8 @@ async def get_task(session: ClientSession, task_id: str) -> pb.TaskInfo:
 @click.option("--key", default="", metavar="KEY", help="Create it once: the same key finds the same task for a day.")
 @click.option("--correlation", default="", metavar="ID", help="A name to find it by, with others.")
 @click.option("--json", "as_object", is_flag=True, help="A JSON object.")
-@_workspace
-@_options
+@workspace_option
+@task_options
 def create(
     target: Target,
     who: Identity,
@@ -275,16 +286,16 @@ def _moving(name: str, op: Op.OpType.ValueType, done: str, text: str, *, reason:
     """One subcommand for a move of tasks."""
 
     @click.argument("task_ids", nargs=-1, required=True, metavar="TASK_ID...")
-    @_options
+    @task_options
     def move(target: Target, who: Identity, task_ids: tuple[str, ...], reason: str = "") -> None:
-        trio.run(_move, target, who, op, task_ids, reason, done)
+        trio.run(move_tasks, target, who, op, task_ids, reason, done)
 
     if reason:
         move = click.option("--reason", default="", help="Why, for those who follow the task.")(move)
     command.command(name, help=text)(move)
 
 
-async def _move(
+async def move_tasks(
     target: Target, who: Identity, op: Op.OpType.ValueType, task_ids: tuple[str, ...], reason: str, done: str
 ) -> None:
     async with open_session(target, who) as session:
@@ -311,7 +322,7 @@ _moving("resume", Op.RESUME, "resumed", "Let tasks go on that wait, for a person
 )
 @click.option("--until-end", is_flag=True, help="Stop when all have ended; exit code 1 unless all are completed.")
 @click.option("--json", "as_lines", is_flag=True, help="One JSON object per line and event.")
-@_options
+@task_options
 def watch(
     target: Target,
     who: Identity,

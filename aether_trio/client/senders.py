@@ -5,13 +5,15 @@ All return when the message is committed, and raise as `send` does. `workspace` 
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from aether_trio.client.errors import InvalidArgument
 from aether_trio.client.message import MessageType
 from aether_trio.model.errors import Code
 from aether_trio.model.identity import Identity, IdentityError, check_token
-from aether_trio.model.topics import agents_of, any_service, user_everywhere, user_in, users_of, workers_of
+from aether_trio.model.topics import agents_of, any_service, task_lane, user_everywhere, user_in, users_of, workers_of
 from aether_trio.wire.pb import aether_pb2 as pb
 
 if TYPE_CHECKING:
@@ -80,6 +82,21 @@ class ToWork(_Sender):
     ) -> None:
         """To any one of the tasks without a specifier of this implementation."""
         await self.send(workers_of(_here(self, workspace), implementation), payload, type=type)
+
+    async def send_input(
+        self, task_id: str, metadata: Mapping[str, str] | None = None, *, workspace: str | None = None
+    ) -> None:
+        """What a task waits for (`Job.wait_for_input`): it goes on if `metadata` has all that it wants to match.
+
+        One that does not wait just now is not told, and nobody hears whether it was.
+        """
+        place = _here(self, workspace)
+        payload = json.dumps({"task_id": task_id, "workspace": place, "metadata": dict(metadata or {})})
+        try:
+            topic = task_lane(check_token(place, "workspace"), check_token(task_id, "task id"), "input")
+        except IdentityError as error:
+            raise _invalid(error) from None
+        await self.send(topic, payload, type=MessageType.EVENT)
 
 
 class ToParticipants(_Sender):

@@ -101,6 +101,7 @@ class SyncClient(SyncOperations[C], Generic[C]):
     send_to_agent = blocking(ToWork.send_to_agent)
     send_to_task = blocking(ToWork.send_to_task)
     send_to_workers = blocking(ToWork.send_to_workers)
+    send_input = blocking(ToWork.send_input)
     send_to_window = blocking(ToParticipants.send_to_window)
     send_to_user = blocking(ToParticipants.send_to_user)
     send_to_service = blocking(ToParticipants.send_to_service)

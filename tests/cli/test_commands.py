@@ -23,6 +23,7 @@ SUBCOMMANDS = [
     *(["kv", name] for name in ("get", "put", "list", "delete", "incr", "decr", "add", "card")),
     *(["config", name] for name in ("default", "show", "check")),
     *(["tasks", name] for name in ("list", "show", "create", "cancel", "retry", "resume", "watch")),
+    *(["dlq", name] for name in ("list", "show", "requeue")),
     *(["agents", name] for name in ("list", "register", "delete", "launch", "orchestrators")),
     ["keys", "new"],
 ]
@@ -63,7 +64,8 @@ def test_every_command_explains_itself(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["dev", "serve", "send", "tail", "kv", "sessions", "tasks", "agents", "orchestrate", "bench", "config"]
+    "command",
+    ["dev", "serve", "send", "tail", "kv", "sessions", "tasks", "dlq", "agents", "orchestrate", "bench", "config"],
 )
 def test_the_help_has_examples(command: str) -> None:
     assert f"aether {command}" in aether(command, "--help").stdout.partition("Examples:")[2]

@@ -156,6 +156,24 @@ def test_watching_what_has_been(shell: Shell, client: Any) -> None:
     ]
 
 
+def test_dead_letters(shell: Shell) -> None:
+    place = ("--workspace", "cellar")
+    create = ("tasks", "create", "press", "--pool", "nobody", *place, "--max-attempts", "1")
+    assert shell.out("dlq", "list", *place) == "no dead letter in the workspace cellar\n"
+    dead = shell.out(*create, "--metadata", "schedule_to_start_ms=10").strip()
+    alive = shell.out(*create).strip()
+    ended(shell.start("tasks", "watch", dead, "--from", "start", "--until-end"))
+    (letter,) = json.loads(shell.out("dlq", "list", "--json", *place))
+    assert letter["task_id"] == dead
+    assert "schedule_to_start" in letter["error"]
+    assert dead in shell.out("dlq", "list", *place)
+    assert "schedule_to_start" in shell.out("dlq", "show", dead)
+    assert json.loads(shell.out("dlq", "show", dead, "--json"))["status"] == "failed"
+    shell.fails(1, "is no dead letter", "dlq", "show", alive)
+    shell.fails(1, "is no dead letter", "dlq", "requeue", alive)
+    assert shell.out("dlq", "requeue", dead) == f"{dead} is queued again\n"
+
+
 def test_ctrl_c_ends_watching_and_a_restart_does_not(tmp_path: Path) -> None:
     with start_gateway() as gateway:
         shell = Shell(gateway)

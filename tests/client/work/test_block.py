@@ -8,7 +8,7 @@ from functools import partial
 import anyio
 import pytest
 
-from aether_trio.client import JobEnd, Refused, TaskOver
+from aether_trio.client import InvalidArgument, JobEnd, Refused, TaskOver
 from aether_trio.client.operations import TaskStatus
 from aether_trio.client.operations.task_values import RetryPolicy
 from aether_trio.client.work.held import REASON_CHARS, STOPPED, describe
@@ -250,6 +250,26 @@ async def resume_when_waiting(boss: object, task_id: str) -> None:
     await boss.tasks.resume(task_id)  # type: ignore[attr-defined]
 
 
+async def waits_for_a_certain_input(address: str) -> None:
+    async with open_shop(address) as (boss, one):
+        task_id = await order(boss)
+        job = await one_of(one)
+        async with anyio.create_task_group() as group, job:
+
+            async def answer() -> None:
+                await wait_for(boss, task_id, TaskStatus.WAITING_INPUT)
+                await boss.send_input(task_id)
+                await boss.send_input(task_id, {"approved": "no", "by": "ann"})
+                assert (await boss.tasks.get(task_id)).status is TaskStatus.WAITING_INPUT
+                await boss.send_input(task_id, {"approved": "yes", "by": "ann"})
+
+            group.start_soon(answer)
+            await job.wait_for_input({"approved": "yes"})
+        assert job.end is JobEnd.COMPLETED
+        with pytest.raises(InvalidArgument):
+            await boss.send_input("a::b")
+
+
 async def waits_in_vain(address: str) -> None:
     async with open_shop(address) as (boss, one):
         await order(boss)
@@ -327,7 +347,15 @@ async def cancelled_while_it_waits(address: str) -> None:
 @everywhere
 @pytest.mark.parametrize(
     "body",
-    [waits_for_input, waits_in_vain, waits_for_tasks, waits_until, gives_a_wait_up, cancelled_while_it_waits],
+    [
+        waits_for_input,
+        waits_for_a_certain_input,
+        waits_in_vain,
+        waits_for_tasks,
+        waits_until,
+        gives_a_wait_up,
+        cancelled_while_it_waits,
+    ],
     ids=lambda body: body.__name__,
 )
 async def test_wait(backend: str, body: object) -> None:
