@@ -9,6 +9,7 @@ gateway chose, and objects (`Wrong`) if that was none of them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -118,6 +119,10 @@ class Model:
         self.jobs: dict[str, Job] = {}
         self.hands: dict[str, Hand] = {}
         self.now = 0
+        self.happened: list[tuple[int, str]] = []
+        """What time alone has done, and when."""
+        self.late: Counter[str] = Counter()
+        """How much of it after its moment, as the gateway was away."""
 
     def busy(self, name: str) -> int:
         return sum(job.busy == name for job in self.jobs.values())
@@ -238,8 +243,8 @@ class Model:
             return
         self._run(job)
 
-    def _ask_complete(self, job: Job, caller: str, _reason: str, _wait: Waiting | None) -> None:
-        self._turn_to(job, "completed", by=caller, missing=0)
+    def _ask_complete(self, job: Job, caller: str, reason: str, _wait: Waiting | None) -> None:
+        self._turn_to(job, "completed", reason, by=caller, missing=0)
 
     def _ask_fail(self, job: Job, caller: str, reason: str, _wait: Waiting | None) -> None:
         self._fail(job, caller, reason or "task failed")
@@ -257,6 +262,8 @@ class Model:
     def _ask_retry(self, job: Job, _caller: str, _reason: str, _wait: Waiting | None) -> None:
         if job.status not in {"failed", "cancelled", "dlq"}:
             raise No("has ended" if job.status in ENDED else "invalid transition")
+        if job.status == "dlq":
+            job.failures = 0
         self._again(job)
 
     def _again(self, job: Job) -> None:
@@ -366,7 +373,7 @@ class Model:
         if job.kind == 1:
             yield job.created + HOUR, "stale"
         elif job.mode == "pool" and job.status == "pending":
-            yield job.pending + HOUR, "stale"
+            yield job.updated + HOUR, "stale"
 
     def next_due(self, job: Job) -> int:
         return min((at for at, _ in self.moments(job)), default=0)
@@ -390,7 +397,9 @@ class Model:
         due = sorted(moment for moment in self.moments(job) if moment[0] <= self.now)
         if not due:
             return
-        what = due[0][1]
+        at, what = due[0]
+        self.happened.append((self.now, what))
+        self.late[what] += at < self.now
         if what == "retry":
             self._again(job)
         elif what == "wake":

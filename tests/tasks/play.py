@@ -7,7 +7,8 @@ counts; the attempts; and that no task waits while a worker of its queue has roo
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any, Final
@@ -47,7 +48,7 @@ REASONS: Final = {
     "dependency": pb.WAIT_REASON_DEPENDENCY,
     "hibernation": pb.WAIT_REASON_HIBERNATION,
 }
-POLICIES: Final = (None, (1, (1000,)), (3, (700,)), (4, (500, 60_000)))
+POLICIES: Final = (None, (1, (1000,)), (3, (700,)), (4, (500, 60_000)), (6, (61_000, 3_601_000, 90_001_000)))
 """Attempts and delays."""
 DEADLINES: Final = (
     {},
@@ -55,17 +56,23 @@ DEADLINES: Final = (
     {"start_to_close_ms": 3_023},
     {"heartbeat_timeout_ms": 4_031},
     {"schedule_to_close_ms": 45_047},
+    {"start_to_close_ms": 7_200_059},
+    {"heartbeat_timeout_ms": 21_600_067},
+    {"schedule_to_close_ms": 259_200_071},
 )
-SUBSCRIBED = tuple[str, int]
+REASONED: Final = {"complete", "fail", "reject"}
+"""Whose reason is told."""
 
 Step = tuple[Any, ...]
 
 
 class WholeClock:
-    """A calendar of whole milliseconds on the virtual clock, over all lives of the gateway."""
+    """A calendar of whole milliseconds on the virtual clock, over all lives of the gateway. `offset_ms`: how somebody has set it."""
+
+    offset_ms = 0
 
     def now_ms(self) -> int:
-        return 1_700_000_000_000 + round(trio.current_time() * 1000)
+        return 1_700_000_000_000 + self.offset_ms + round(trio.current_time() * 1000)
 
     def monotonic(self) -> float:
         return trio.current_time()
@@ -85,9 +92,9 @@ class Play:
         self.heard: dict[str, list[tuple[object, ...]]] = {}
         self.story: list[str] = []
         self.keys: dict[int, str] = {}
-        self._given: dict[str, int] = {}
+        self.window = 4
+        """Of how many of the latest tasks steps speak."""
         self._ids = count(1)
-        self._stop: Callable[[], Any]
 
     def _chosen(self, name: str, epoch: int) -> str:
         rows = self.world.databases["tasks"].query(
@@ -103,7 +110,11 @@ class Play:
         self._closed = trio.Event()
 
         async def live() -> None:
-            settings = {"tasks": {"worker_tasks": ROOM}, "grpc": {"write_timeout_s": 0}}
+            settings = {
+                "tasks": {"worker_tasks": ROOM},
+                "grpc": {"write_timeout_s": 0},
+                "log": {"retention_sweep_s": 1e9},
+            }
             async with self.world.open(clock=self.clock, **settings) as self.core:
                 opened.set()
                 await self._over.wait()
@@ -125,6 +136,7 @@ class Play:
             for session in list(self.core.registry):  # one after another: who goes last is given what the others had
                 session.end(Status.UNAVAILABLE, "restart")
                 await self._gone(session.identity.text)
+            self.model.pass_to(self.clock.now_ms())
         self._over.set()
         await self._closed.wait()
         await trio.sleep(away_ms / 1000)
@@ -154,7 +166,6 @@ class Play:
         await self._settle()
         self.model.now = self.clock.now_ms()
         self.model.join(NAMES[who], PEOPLE[who][1] if PEOPLE[who][0] == "w" else "elsewhere", back=back)
-        self._given[who] = 0
         if who == "creator":
             for name in self.order:
                 if name in self.model.jobs:
@@ -207,7 +218,7 @@ class Play:
 
     def pick(self, number: int) -> str | None:
         """One of the latest tasks that there are."""
-        there = [name for name in self.order if name in self.model.jobs][-4:]
+        there = [name for name in self.order if name in self.model.jobs][-self.window :]
         return there[number % len(there)] if there else None
 
     async def step(self, step: Step) -> None:
@@ -220,6 +231,8 @@ class Play:
 
     async def _pass(self, ms: int) -> None:
         await trio.sleep(ms / 1000)
+        while self.clock.now_ms() in map(self.model.next_due, self.model.jobs.values()):
+            await trio.sleep(0.001)  # a moment that is neither before nor after it
         await self._settle()
         self.model.pass_to(self.clock.now_ms())
 
@@ -325,7 +338,7 @@ class Play:
             return
         refusal = ""
         try:
-            self.model.ask(NAMES[who], verb, name, reason="because" if verb in {"fail", "reject"} else "", wait=wait)
+            self.model.ask(NAMES[who], verb, name, reason="because" if verb in REASONED else "", wait=wait)
         except No as no:
             refusal = str(no)
         assert answer.success == (not refusal), f"{verb} by {who}: {answer.error!r}, and the model says {refusal!r}"
@@ -367,19 +380,17 @@ class Play:
         }
         counts = {row[0]: row[1] for row in query("SELECT identity, live FROM task_workers")}
         assert counts == {name: self.model.busy(name) for name in self.model.hands}, counts
-        for name in self.order:
-            stored = [
-                _shown(pb.TaskEvent.FromString(bytes(row[1])))
-                for row in query("SELECT number, event FROM task_events WHERE task_id = $1 ORDER BY number", name)
-            ]
-            if name not in jobs:
-                assert stored == []
-                continue
-            assert_same(stored, jobs[name].events)
-            numbers = [row[0] for row in query("SELECT number FROM task_events WHERE task_id = $1 ORDER BY 1", name)]
-            assert numbers == list(range(1, len(stored) + 1))
-            epochs = query("SELECT epoch, worker FROM task_attempts WHERE task_id = $1 ORDER BY epoch", name)
-            assert [epoch for epoch, _ in epochs] == list(range(1, jobs[name].epoch + 1))
+        events: dict[str, list[tuple[int, tuple[object, ...]]]] = defaultdict(list)
+        for name, number, event in query("SELECT task_id, number, event FROM task_events ORDER BY task_id, number"):
+            events[name].append((number, _shown(pb.TaskEvent.FromString(bytes(event)))))
+        epochs: dict[str, list[int]] = defaultdict(list)
+        for name, epoch in query("SELECT task_id, epoch FROM task_attempts ORDER BY task_id, epoch"):
+            epochs[name].append(epoch)
+        assert {*events, *epochs} <= set(jobs), "what is left of tasks that are forgotten"
+        for name, job in jobs.items():
+            assert_same([shown for _, shown in events[name]], job.events)
+            assert [number for number, _ in events[name]] == list(range(1, len(job.events) + 1))
+            assert epochs[name] == list(range(1, job.epoch + 1))
         self._compare_pushed()
         letters = {row[0] for row in query("SELECT task_id FROM task_letters WHERE resolved_ms = 0")}
         assert letters == {name for name, job in jobs.items() if job.status == "dlq"}
@@ -432,7 +443,7 @@ def _shown(event: pb.TaskEvent) -> tuple[object, ...]:
 async def open_play(store: Store) -> AsyncIterator[Play]:
     """A gateway with a creator, two workers, somebody who manages and a stranger."""
     with open_world(store) as world:
-        async with deadlock_is_an_error(), trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:
             play = Play(world, nursery)
             await play.start()
             for who in PEOPLE:
@@ -443,7 +454,7 @@ async def open_play(store: Store) -> AsyncIterator[Play]:
 
 async def run_steps(store: Store, steps: Sequence[Step]) -> None:
     """All of them; a failure tells what was done before."""
-    async with open_play(store) as play:
+    async with deadlock_is_an_error(), open_play(store) as play:
         try:
             for step in steps:
                 await play.step(step)

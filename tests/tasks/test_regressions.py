@@ -81,6 +81,14 @@ CASES: dict[str, list[Step]] = {
         ("pass", 5_017),
         op("creator", "retry"),
     ],
+    "what a worker had for hours and gives back is not too old to be given to somebody": [
+        ONE_WORKER,
+        ("disconnect", "manager", True),
+        ("create", "pool", "a", 2, 30, 0, 0, 0, 0),
+        *[("pass", 31_019)] * 118,
+        ("disconnect", "a", False),
+        ("connect", "b", False),
+    ],
     "what is tried again behind its deadline is dead at once": [
         pool(1, deadline=4),
         ("pass", 31_019),

@@ -105,7 +105,8 @@ def _stale_at_ms(task: Task, limits: TimeLimits) -> int:
     if task.task_class == TaskClass.INTERACTIVE:
         return task.created_ms + limits.interactive_ms if limits.interactive_ms else 0
     waits = limits.pool_ms and task.mode is Mode.POOL and task.status is S.PENDING
-    return task.pending_ms + limits.pool_ms if waits else 0
+    # From when it came into the queue; one that a worker has had and given back came then, and is no older than others.
+    return task.updated_ms + limits.pool_ms if waits else 0
 
 
 def start_delay_ms(task: Task) -> int:

@@ -178,7 +178,7 @@ def test_stale_and_kept() -> None:
     cases = [
         (row(task_class=1), [(NOW + 10, Due.STALE)]),
         (row(task_class=0), []),
-        (row(S.PENDING, mode=Mode.POOL, pending_ms=NOW + 5), [(NOW + 35, Due.STALE)]),
+        (row(S.PENDING, mode=Mode.POOL, pending_ms=NOW - 5, updated_ms=NOW + 5), [(NOW + 35, Due.STALE)]),
         (row(S.PENDING, task_type="agent_startup", mode=Mode.POOL), [(NOW + 20, Due.STALE)]),
         (row(S.ASSIGNED, task_type="agent_startup", mode=Mode.POOL), []),
         (row(S.COMPLETED, updated_ms=NOW), [(NOW + 40, Due.FORGET)]),

@@ -1,0 +1,124 @@
+"""What an assignment costs with a hundred thousand tasks queued: on both engines no statement reads more rows than it uses.
+
+The statements are those that the gateway makes, caught as it makes them; the plans are what the engine says it would do with each. A scan of
+a table that grows, or a sort, would be a cost that grows with what waits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from aether_trio.model.identity import Identity
+from aether_trio.model.tasks import Mode, Move, Task
+from aether_trio.model.tasks.due import TimeLimits
+from aether_trio.services.tasks import due, rows, sessions
+from aether_trio.services.tasks.operate import Asked, operate
+from aether_trio.services.tasks.parties import Caller
+from aether_trio.services.tasks.rows import FIELDS, Worker
+from aether_trio.services.tasks.transaction import Context, Work
+from aether_trio.storage.base import Execute, Fetch, Program, Statement, single
+from tests.helpers.direct import Direct, Store
+
+QUEUED = 100_000
+GROWING = ("tasks", "task_attempts", "task_events", "task_payloads", "task_keys", "task_dependents", "task_tokens")
+NOW_MS = 1_700_000_000_000
+A = Worker("ag::w::i::a", "s", "n", "w", "i", True, 0, 2)
+
+
+@pytest.fixture(scope="module")
+def full(store: Store) -> Iterator[Direct]:
+    """A pool in which so many tasks wait, of three priorities, and one worker that is full."""
+    place = store.place()
+    direct = place.direct("tasks")
+    first = Task(
+        "t-000000",
+        "work",
+        "w",
+        mode=Mode.POOL,
+        target_implementation="i",
+        creator="ag::w::c::1",
+        root_task_id="t-000000",
+    )
+    first.created_ms = first.updated_ms = first.pending_ms = NOW_MS
+    first.order_us = NOW_MS * 1000
+    context = Context(NOW_MS, "n", TimeLimits())
+    direct.drive(lambda: Work(context).create(first, b""))
+    changed = {
+        "task_id": "'t-' || substr('000000' || n, -6)" if not direct.shared else "'t-' || lpad(n::text, 6, '0')",
+        "root_task_id": "'t-' || n",
+        "priority": "10 + 10 * (n % 3)",
+        "order_us": "order_us + n",
+        "due_ms": "due_ms + n",
+        "updated_ms": "updated_ms + n",
+    }
+    fields = ", ".join(changed.get(name, name) for name in FIELDS.split(", "))
+    numbers = f"generate_series(1, {QUEUED}) AS s(n)"
+    if not direct.shared:
+        numbers = (
+            f"(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < {QUEUED}) SELECT n FROM c)"
+        )
+    insert = Execute(f"INSERT INTO tasks ({FIELDS}) SELECT {fields} FROM tasks, {numbers}")
+    direct.drive(lambda: single(insert))
+    direct.drive(lambda: single(Execute("ANALYZE tasks")))
+    yield direct
+    place.close()
+
+
+def caught(program: Program[Any], into: list[Statement]) -> Program[Any]:
+    """A program, and each statement that it makes."""
+    answer: Any = None
+    while True:
+        try:
+            statement = program.send(answer)
+        except StopIteration as end:
+            return end.value
+        into.append(statement)
+        answer = yield statement
+
+
+def a_working_life(context: Context) -> Program[None]:
+    """A worker comes and is given what it has room for, works, is given the next, and goes; a task falls due; one is made."""
+    work = Work(context)
+    caller = Caller(Identity.parse(A.identity), "w")
+    yield from sessions.join(work, sessions.Joined(A, back=False))
+    for _ in range(3):
+        [task, *_] = yield from rows.select(
+            "holder = $1 AND holder <> '' ORDER BY priority DESC, order_us", (A.identity,)
+        )
+        for move in (Move.CLAIM, Move.COMPLETE):
+            outcome = yield from operate(context, caller, Asked(task.task_id, move))
+            assert outcome.refusal == ""
+    new = Task("new", "work", "w", mode=Mode.POOL, target_implementation="i", creator="ag::w::c::1")
+    new.created_ms = new.updated_ms = new.pending_ms = NOW_MS
+    yield from work.create(new, b"payload")
+    yield from sessions.leave(work, sessions.Left(A.identity, A.session_id, clean=False))
+    yield from due.next_moment()
+
+
+def test_no_statement_of_a_working_life_reads_what_waits(full: Direct) -> None:
+    statements: list[Statement] = []
+    context = Context(NOW_MS, "n", TimeLimits(), shared=full.shared)
+    full.drive(lambda: caught(a_working_life(context), statements))
+    seen: dict[str, str] = {}
+    for statement in statements:
+        assert isinstance(statement, Fetch | Execute)
+        if statement.sql not in seen:
+            seen[statement.sql] = _plan(full, statement)
+    assert len(seen) > 15
+    for sql, plan in seen.items():
+        for table in GROWING:
+            assert not re.search(rf"(Seq Scan on|SCAN) {table}\b(?! USING (COVERING )?INDEX)", plan), f"{sql}\n{plan}"
+        # What one worker has is at most what it has room for, and may be sorted.
+        if re.search(r"\btasks\b", plan) and "holder = $1" not in sql:
+            assert "Sort Key" not in plan, f"{sql}\n{plan}"
+            assert "TEMP B-TREE" not in plan, f"{sql}\n{plan}"
+
+
+def _plan(direct: Direct, statement: Fetch | Execute) -> str:
+    explain = "EXPLAIN " if direct.shared else "EXPLAIN QUERY PLAN "
+    found = direct.drive(lambda: single(Fetch(explain + statement.sql, statement.args)))
+    return "\n".join(str(row[-1]) for row in found)
