@@ -20,6 +20,7 @@ import anyio
 from aether_trio.client.errors import AetherError, ClientClosed, ConnectionLost, FeedOverflow, NotFound, RequestTimeout
 from aether_trio.client.feeds import CONNECTION_LOST, Feeds
 from aether_trio.client.operations.checkpoints import Checkpoints
+from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.client.operations.progress import Progress
 from aether_trio.client.operations.task_values import Assignment, Task
 from aether_trio.client.operations.tasks import Tasks
@@ -41,6 +42,9 @@ AWAY_S: Final = 0.5
 """Before a question is asked again that the gateway could not answer now."""
 NOT_FOUND: Final = "task not found"
 """What a gateway says of a task that is not there, or that we may not see."""
+
+LOST: Final = "this assignment is over"
+"""What a gateway says of a task that somebody else has."""
 
 Start = Callable[..., None]
 """Runs (function, *arguments) in the client's task group."""
@@ -110,11 +114,19 @@ class Bench:
             except ClientClosed:
                 raise StopAsyncIteration from None
             except AetherError as error:
-                if error.retryable:
-                    await anyio.sleep(error.retry_after_s or AWAY_S)
-                    continue
-                logger.info("task %s was assigned and is not to be had: %s", assignment.task_id, error)
-                return None
+                if not error.retryable and (LOST in error.message or not await self._is_meant(assignment)):
+                    logger.info("task %s was assigned and is not to be had: %s", assignment.task_id, error)
+                    return None
+                await anyio.sleep(error.retry_after_s or AWAY_S)
+
+    async def _is_meant(self, assignment: Assignment) -> bool:
+        """Whether a task is still this worker's, though a claim was refused: then the refusal was the gateway's trouble, and passes.
+
+        Nobody else is given a task that a worker has been given and let fall.
+        """
+        task = await self.look_up(assignment.task_id)
+        ours = {TaskStatus.QUEUED, TaskStatus.RUNNING}
+        return task is not None and task.status in ours and task.assigned_to == assignment.assigned_to
 
     def _take_in_hand(self, assignment: Assignment, task: Task, closed: Callable[[], None]) -> Job:
         job = self._in_hand[assignment.task_id] = Job(self, assignment, task, closed)

@@ -208,6 +208,19 @@ async def test_a_claim_that_is_refused_is_passed_over() -> None:
 
 
 @pytest.mark.usefixtures("unwatched")
+async def test_a_claim_that_the_gateway_could_not_make_is_said_again_while_the_task_is_ours() -> None:
+    """What a worker is given and lets fall, nobody else is given."""
+    body = Ended()
+    async with scripted(body) as (_, line):
+        await refused(line, Op.CLAIM, "the gateway's storage does not answer: no room on this disk")
+        await looked_up(line, info(RUNNING))
+        await moved(line, Op.CLAIM, RUNNING)
+        await moved(line, Op.COMPLETE, COMPLETED)
+        await line.end()
+    assert body.end is JobEnd.COMPLETED
+
+
+@pytest.mark.usefixtures("unwatched")
 async def test_a_claim_that_was_cut_is_said_again() -> None:
     body = Ended()
     async with scripted(body) as (peer, first):
