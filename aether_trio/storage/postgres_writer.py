@@ -197,9 +197,7 @@ class Writer:
             await self._run([job])
 
     async def _attempt(self, connection: Any, jobs: Sequence[Job], attempt: _Attempt) -> None:
-        turn = self._polite > 0
-        if turn:
-            await connection.execute("SELECT pg_advisory_lock(hashtextextended($1, 0))", f"aether turn {self._name}")
+        turn = self._polite > 0 and await self._take_turn(connection)
         try:
             fence = jobs[0].fence
             if len(jobs) == 1 and jobs[0].single and (jobs[0].fenced or not fence):
@@ -216,6 +214,16 @@ class Writer:
         finally:
             if turn and await roll_back(connection):
                 await connection.execute("SELECT pg_advisory_unlock_all()")
+
+    async def _take_turn(self, connection: Any) -> bool:
+        """Wait for the database's turn; False if it was not to be had in time: the group goes on without it, and may lose again."""
+        try:
+            await connection.execute("SELECT pg_advisory_lock(hashtextextended($1, 0))", f"aether turn {self._name}")
+        except Exception as exc:
+            if fault(exc, connection) is not Fault.SLOW:
+                raise
+            return False
+        return True
 
     @staticmethod
     async def _attempt_single(connection: Any, job: Job, attempt: _Attempt) -> None:
