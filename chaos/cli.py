@@ -16,6 +16,9 @@ from chaos import report
 from chaos.load import Rates
 from chaos.plan import BY_CHANCE, Kind
 from chaos.run import Wishes, run
+from chaos.tasks import report as task_report
+from chaos.tasks.run import TaskWishes
+from chaos.tasks.run import run as run_tasks
 
 EPILOG = """\
 faults (--only takes their names here):
@@ -53,6 +56,17 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--keep", type=Path, metavar="DIR", help="leave there what the processes printed, and all that was seen"
     )
+    made.add_argument(
+        "--tasks",
+        type=int,
+        nargs="?",
+        const=5_000,
+        metavar="N",
+        help="so many tasks (5000) while workers and nodes are killed, instead of messages and faults of every kind",
+    )
+    made.add_argument(
+        "--sqlite", action="store_true", help="with --tasks: one gateway on SQLite, not nodes on PostgreSQL"
+    )
     made.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
     return made
 
@@ -60,6 +74,10 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit status."""
     given = parser().parse_args(arguments)
+    if given.sqlite and not given.tasks:
+        parser().error("--sqlite belongs to --tasks")
+    if given.tasks:
+        return _tasks(given)
     wishes = Wishes(
         seed=secrets.randbelow(1_000_000) if given.seed is None else given.seed,
         minutes=given.minutes,
@@ -77,6 +95,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.show(result, Console())
     if given.json:
         given.json.write_text(json.dumps(report.as_json(result), indent=2) + "\n")
+    return 0 if result.well else 1
+
+
+def _tasks(given: argparse.Namespace) -> int:
+    wishes = TaskWishes(
+        seed=secrets.randbelow(1_000_000) if given.seed is None else given.seed,
+        tasks=given.tasks,
+        nodes=0 if given.sqlite else given.nodes,
+        mean_s=given.every,
+        keep=given.keep,
+    )
+    print(f"seed {wishes.seed}", file=sys.stderr, flush=True)
+    result = trio.run(run_tasks, wishes, _say)
+    task_report.show(result, Console())
+    if given.json:
+        given.json.write_text(json.dumps(task_report.as_json(result), indent=2) + "\n")
     return 0 if result.well else 1
 
 

@@ -260,11 +260,13 @@ async def open_process_cluster(
     command: Sequence[str] = ("dev",),
     standby: bool = False,
     start: bool = True,
+    proxied: bool = True,
     keep: Path | None = None,
 ) -> AsyncIterator[ProcessCluster]:
     """PostgreSQL and so many nodes, serving; or nodes yet to be started. Everything ends with the block.
 
     `settings` are texts for the nodes' `--set`, `postgres` what PostgreSQL has beside embedded.FAST. `command` is what the nodes run.
+    Without `proxied` the nodes' `database_link` is not on their way to PostgreSQL: a proxy costs more of each statement than PostgreSQL does.
     With `standby` there is a synchronous hot standby, and the nodes know both. What the processes have printed is left in `keep`.
     Raises NodeFailed or StorageSetupError with what was said by whoever did not start.
     """
@@ -283,7 +285,8 @@ async def open_process_cluster(
             for number in range(1, nodes + 1):
                 ways = [await stack.enter_async_context(open_fault_proxy(f"127.0.0.1:{one.port}")) for one in servers]
                 link = await stack.enter_async_context(open_fault_proxy(RoundRobin(())))
-                dsn = f"postgresql://{SUPERUSER}@{','.join(way.address for way in ways)}/postgres"
+                hosts = [way.address for way in ways] if proxied else [f"127.0.0.1:{one.port}" for one in servers]
+                dsn = f"postgresql://{SUPERUSER}@{','.join(hosts)}/postgres"
                 sets = [
                     *settings,
                     f"storage.database={dsn}",

@@ -1,0 +1,124 @@
+"""What was seen: by the tables at the end, by the workers as they worked, and by whoever made the tasks and killed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from aether_trio.wire.pb import aether_pb2 as pb
+from chaos.tasks.place import Alone, Place
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRow:
+    """A task at the end."""
+
+    task_id: str
+    status: str
+    epoch: int
+    failures: int
+    max_attempts: int
+    next_retry_ms: int
+    created_ms: int
+    updated_ms: int
+    error_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One assignment. Times are Unix milliseconds, 0 for never."""
+
+    task_id: str
+    epoch: int
+    worker: str
+    assigned_ms: int
+    started_ms: int
+    ended_ms: int
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A change of status, as told; wire numbers."""
+
+    task_id: str
+    number: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What a worker wrote down; `at_ms` by the same machine's clock."""
+
+    worker: str
+    what: str
+    task_id: str
+    attempt: int
+    at_ms: float
+
+
+@dataclass
+class TaskHistory:
+    """Everything of one run."""
+
+    keys: dict[str, str] = field(default_factory=dict)
+    """Idempotency key -> the id that its creator was told; "" while it was told none."""
+    tasks: list[TaskRow] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    moments: list[Moment] = field(default_factory=list)
+    letters: set[str] = field(default_factory=set)
+    busy: dict[str, int] = field(default_factory=dict)
+    """The live tasks that the table of workers counts."""
+    kills: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
+    """Requests of tasks that had to be made again, by why."""
+    seconds: float = 0.0
+
+    def write(self, file: Path) -> None:
+        """The tables as lines of JSON."""
+        with file.open("w") as lines:
+            for what in ("tasks", "attempts", "events"):
+                for record in getattr(self, what):
+                    lines.write(json.dumps({"what": what, **asdict(record)}) + "\n")
+
+
+async def read(place: Place, history: TaskHistory) -> None:
+    """Add what the tables say."""
+    history.tasks = [
+        TaskRow(row[0], row[1], *map(int, row[2:8]), row[8])
+        for row in await place.sql(
+            "SELECT task_id, status, epoch, retry_count, max_attempts, next_retry_ms, created_ms, updated_ms, error_type FROM tasks"
+        )
+    ]
+    history.attempts = [
+        Attempt(row[0], int(row[1]), row[2], int(row[3]), int(row[4]), int(row[5]), row[6])
+        for row in await place.sql(
+            "SELECT task_id, epoch, worker, assigned_ms, started_ms, ended_ms, outcome FROM task_attempts ORDER BY task_id, epoch"
+        )
+    ]
+    hex_of = "encode(event, 'hex')" if _is_postgres(place) else "hex(event)"
+    for task_id, number, text in await place.sql(
+        f"SELECT task_id, number, {hex_of} FROM task_events ORDER BY task_id, number"
+    ):
+        changed = pb.TaskEvent.FromString(bytes.fromhex(text)).status_changed
+        history.events.append(Event(task_id, int(number), changed.from_status, changed.to_status))
+    history.letters = {row[0] for row in await place.sql("SELECT task_id FROM task_letters WHERE resolved_ms = 0")}
+    history.busy = {row[0]: int(row[1]) for row in await place.sql("SELECT identity, live FROM task_workers")}
+
+
+def _is_postgres(place: Place) -> bool:
+    return not isinstance(place, Alone)
+
+
+def read_moments(files: Iterable[Path]) -> list[Moment]:
+    """What the workers wrote down, each in a file that is named after it."""
+    found = []
+    for file in files:
+        for line in file.read_text().splitlines():
+            said = json.loads(line)
+            found.append(Moment(file.stem, said["what"], said["task"], said["attempt"], said["at"] * 1000))
+    return sorted(found, key=lambda one: one.at_ms)

@@ -1,0 +1,129 @@
+"""Where a run takes place: nodes that can be killed, an address for clients, and a way to read the tables behind them."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Protocol
+
+from aether_trio.cli.node_process import NodeProcess
+from aether_trio.testing.cluster import ProcessCluster, open_process_cluster
+
+
+class Node(Protocol):
+    """One gateway process."""
+
+    name: str
+
+    async def start(self) -> object:
+        """Start it again, where it was."""
+        ...
+
+    async def kill(self) -> None:
+        """SIGKILL."""
+        ...
+
+
+class Place(Protocol):
+    """See the module docstring."""
+
+    @property
+    def nodes(self) -> Sequence[Node]: ...
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT for clients."""
+        ...
+
+    async def sql(self, text: str) -> list[list[str]]:
+        """The rows of a query, as text."""
+        ...
+
+
+class Cluster:
+    """Nodes on PostgreSQL."""
+
+    def __init__(self, cluster: ProcessCluster) -> None:
+        self._cluster = cluster
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        """See Place."""
+        return self._cluster.nodes
+
+    @property
+    def address(self) -> str:
+        """See Place."""
+        return self._cluster.front.address
+
+    async def sql(self, text: str) -> list[list[str]]:
+        """See Place."""
+        return await self._cluster.sql(text)
+
+
+class LoneNode:
+    """A gateway on SQLite, always on the same port."""
+
+    name = "gateway"
+
+    def __init__(self, home: Path) -> None:
+        self.data = home / "data"
+        arguments = ["dev", "--data-dir", str(self.data), "--ops-port", "0"]
+        self.process = NodeProcess(self.name, arguments, home)
+
+    async def start(self) -> object:
+        """See Node."""
+        ready = self.process.ready
+        return await self.process.start("--port", ready.gateway.rpartition(":")[2] if ready is not None else "0")
+
+    async def kill(self) -> None:
+        """See Node."""
+        await self.process.kill()
+
+
+class Alone:
+    """One gateway on SQLite."""
+
+    def __init__(self, node: LoneNode) -> None:
+        self._node = node
+        self.nodes: Sequence[Node] = [node]
+
+    @property
+    def address(self) -> str:
+        """See Place."""
+        assert self._node.process.ready is not None
+        return self._node.process.ready.gateway
+
+    async def sql(self, text: str) -> list[list[str]]:
+        """See Place."""
+        with closing(sqlite3.connect(self._node.data / "tasks.db")) as connection:
+            return [["" if value is None else str(value) for value in row] for row in connection.execute(text)]
+
+
+@asynccontextmanager
+async def open_place(nodes: int, keep: Path | None) -> AsyncIterator[Place]:
+    """So many nodes on PostgreSQL, or with 0 one gateway on SQLite. Everything ends with the block."""
+    if nodes:
+        postgres = {"max_connections": "300"}
+        async with open_process_cluster(nodes, postgres=postgres, proxied=False, keep=keep) as cluster:
+            yield Cluster(cluster)
+        return
+    home = Path(tempfile.mkdtemp(prefix="aether-tasks-"))
+    node = LoneNode(home)
+    try:
+        await node.start()
+        yield Alone(node)
+    finally:
+        await node.kill()
+        _leave(home, keep)
+
+
+def _leave(home: Path, keep: Path | None) -> None:
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(home / "gateway.log", keep / "gateway.log")
+    shutil.rmtree(home, ignore_errors=True)
