@@ -12,7 +12,7 @@ it, and each page of that is one transaction.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -51,6 +51,7 @@ LOOK_S: Final = 5.0
 """Between two looks for what other nodes may have left, where there are any."""
 SETTLE_S: Final = 5.0
 """For the sessions that have just ended, when the gateway stops. What is not written then, the next life or another node does."""
+RESTART_S: Final = 1.0
 RECOVER_PAGE: Final = 50
 COLLECT_PAGE: Final = 100
 
@@ -224,12 +225,12 @@ class Engine:
         await self.database.execute("DELETE FROM task_watchers WHERE node = $1", self.hints.node)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.desk.run, name="task-desk")
-            nursery.start_soon(self.clockwork.run, name="task-clockwork")
-            nursery.start_soon(self.outbox.run, name="task-outbox")
-            nursery.start_soon(self.inputs.run, name="task-inputs")
+            nursery.start_soon(_keep_running, self.clockwork.run, name="task-clockwork")
+            nursery.start_soon(_keep_running, self.outbox.run, name="task-outbox")
+            nursery.start_soon(_keep_running, self.inputs.run, name="task-inputs")
             if self.database.shared:
-                nursery.start_soon(self._collect_forever, name="task-collect")
-                nursery.start_soon(self._watch_nodes, name="task-nodes")
+                nursery.start_soon(_keep_running, self._collect_forever, name="task-collect")
+                nursery.start_soon(_keep_running, self._watch_nodes, name="task-nodes")
             if isinstance(self.clock, DatabaseClock):
                 nursery.start_soon(self.clock.run, name="task-time")
             yield
@@ -275,6 +276,16 @@ class Engine:
                         self._tell_hibernated(task, self.hints.node)
             except StorageUnavailable as error:
                 logger.info("assignments of other nodes wait for storage", reason=str(error))
+
+
+async def _keep_running(run: Callable[[], Awaitable[None]]) -> None:
+    """A mistake of ours is told and costs a second; it is not worth a gateway."""
+    while True:
+        try:
+            await run()
+        except Exception:
+            logger.exception("what runs for tasks failed and is started again", part=getattr(run, "__qualname__", ""))
+            await trio.sleep(RESTART_S)
 
 
 def _collect(work: Work) -> Program[None]:

@@ -61,6 +61,8 @@ class Inputs:
                 logger.warning("inputs of tasks wait for storage", reason=str(error))
                 await trio.sleep(RETRY_S)
                 continue
+            except Exception:
+                logger.exception("inputs wake nobody", tasks=[task_id for _, task_id, _ in inputs])
             del self._waiting[: len(group)]
 
 
