@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -197,3 +198,42 @@ async def test_the_second_signal_kills() -> None:
                 s.orchestrator._running["ag::w::echo::1"].scope.cancel()
                 await s.failures(1)
             assert not is_there(int(pid))
+
+
+DOCKER = """#!/bin/sh
+# Runs what comes behind the image here, under the container's name; `docker kill` ends it.
+case "$1" in
+run)
+    shift
+    while [ "$1" != example/echo:1 ]; do
+        [ "$1" = --name ] && name="$2"
+        shift
+    done
+    shift
+    "$@" &
+    echo $! > "{folder}/$name"
+    trap '' TERM
+    while ! wait $!; do [ -e "{folder}/$name" ] || exit 137; done ;;
+kill)
+    kill -9 "$(cat "{folder}/$2")"
+    rm "{folder}/$2" ;;
+esac
+"""
+
+
+async def test_a_container_that_does_not_obey_is_killed_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "docker"
+    tool.write_text(DOCKER.format(folder=tmp_path), encoding="utf-8")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    code = "import os, signal, time; signal.signal(15, signal.SIG_IGN); print(os.getpid(), flush=True); time.sleep(600)"
+    spec = python(code, manner="docker", profile="docker", image="example/echo:1")
+    async with stage(spec, grace_s=0.2) as s:
+        s.ask()
+        [[pid]] = await s.lines(1)
+        assert [text.partition(": ")[2] for _, text in s.notes.events] == ["docker run example/echo:1"]
+        assert is_there(int(pid))
+    assert not is_there(int(pid))
+    assert [name.name for name in tmp_path.iterdir()] == ["docker"], "docker kill was not asked for by name"

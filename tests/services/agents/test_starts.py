@@ -11,6 +11,7 @@ import trio
 
 from aether_trio.core import Core
 from aether_trio.model.errors import Status
+from aether_trio.storage.base import StorageUnavailable
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, message_to, payloads, task
@@ -567,3 +568,41 @@ async def test_launch(core: Core) -> None:
         assert "specifier" in (await launched(specifier="*")).error
         await operate(orchestrator, Op.REGISTER, agent=info("bare"))
         assert "no launch profile" in (await launched("bare")).error
+
+
+async def test_a_message_wakes_its_receiver_though_storage_was_away(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cast(core) as (orchestrator, asker):
+        wake, failures = core.starts.wake, 3
+
+        async def away(*args: Any) -> Any:
+            nonlocal failures
+            failures -= 1
+            if failures >= 0:
+                raise StorageUnavailable("no answer")
+            return await wake(*args)
+
+        monkeypatch.setattr(core.starts, "wake", away)
+        asker.send(message_to(ECHO, b"one"))
+        await assignment(orchestrator)
+        assert failures == -1
+
+
+async def test_an_orchestrator_is_told_though_storage_was_away(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = core.tasks.engine
+    async with cast(core) as (orchestrator, _), connect(core, starter("2", "other")) as other:
+        run, failures = engine.run_program, 2
+
+        async def away(program: Any) -> Any:
+            nonlocal failures
+            if "mint" in program.__name__:
+                failures -= 1
+                if failures >= 0:
+                    raise StorageUnavailable("no answer")
+            return await run(program)
+
+        monkeypatch.setattr(engine, "run_program", away)
+        task_id = await launch(other, "1")
+        assert (await assignment(orchestrator)).task_id == task_id
+        assert failures == -1
