@@ -147,6 +147,7 @@ def watch_metrics(metrics: Metrics, core: Core, **databases: Any) -> None:
     metrics.watch("log", core.log.statistics, counters=growing)
     metrics.watch("progress", core.lanes.statistics, counters={"published", "delivered"})
     metrics.watch("registry", core.registry.statistics, counters={"claims", "takeovers", "refused"})
+    metrics.watch("waker", core.waker.statistics, counters={"woken", "given_up"})
     metrics.watch("tasks", core.tasks.engine.statistics, counters={"assignments", "due", "reports_dropped"})
     for name, database in databases.items():
         growing = {"groups", "programs", "rows", "failed_groups", "conflicts", "losses"}

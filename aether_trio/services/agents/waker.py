@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -39,6 +40,17 @@ STUBBORN: Final = 3
 """Starts of an agent that ends each time before it has read a message; after 1, 2 and 4 seconds."""
 MAX_WAITING: Final = 10_000
 """Identities; beyond it a message wakes nobody, and the next one may."""
+
+
+@dataclass(frozen=True, slots=True)
+class WakerStatistics:
+    """Of this node. `woken` starts were made because of messages, since start; `given_up` agents ended again and again at the same message;
+    `waiting` receivers are to be looked at.
+    """
+
+    woken: int
+    given_up: int
+    waiting: int
 
 
 class Waker:
@@ -67,8 +79,12 @@ class Waker:
         self._names: frozenset[str] = frozenset()
         self._names_until = -1.0
         self._news = trio.Event()
-        self.started = 0
+        self._woken = self._given_up = 0
         agents.on_change = self._renew
+
+    def statistics(self) -> WakerStatistics:
+        """What has happened so far."""
+        return WakerStatistics(self._woken, self._given_up, len(self._waiting) + len(self._ended))
 
     def note(self, identity: str) -> None:
         """Somebody has written to this identity, and it is not connected to this node. Never blocks."""
@@ -151,6 +167,7 @@ class Waker:
         if len(self._stuck) > MAX_WAITING:
             self._stuck.popitem(last=False)
         if times > STUBBORN:
+            self._given_up += 1
             logger.warning("an agent ends again and again at the same message", identity=identity, message=position + 1)
             return
         self._waiting.setdefault(identity, self._clock.now_ms())
@@ -178,7 +195,7 @@ class Waker:
             if begun.problem:
                 logger.info("a message cannot wake its receiver", identity=identity.text, reason=begun.problem)
             elif begun.created:
-                self.started += 1
+                self._woken += 1
                 logger.info(
                     "a message wakes its receiver", identity=identity.text, task=begun.task and begun.task.task_id
                 )
