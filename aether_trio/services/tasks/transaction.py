@@ -106,8 +106,8 @@ class Work:
     """Ended tasks for which more tasks wait than were woken."""
     payloads: dict[str, bytes] = field(default_factory=dict)
     """Of tasks that were created here."""
-    due_ms: int = 0
-    """The earliest moment that was written, 0 for none."""
+    moments: dict[str, int] = field(default_factory=dict)
+    """When each task that was written falls due, as it was written last; 0 for never."""
     watched: set[tuple[str, str]] = field(default_factory=set)
     """(node, task id): other nodes whose subscribers are to hear of new events."""
     outbox: bool = False
@@ -179,8 +179,12 @@ class Work:
             yield from startups.dispatch(self, after)
 
     def _falls_due(self, task: Task) -> None:
-        if task.due_ms and (not self.due_ms or task.due_ms < self.due_ms):
-            self.due_ms = task.due_ms
+        self.moments[task.task_id] = task.due_ms
+
+    @property
+    def due_ms(self) -> int:
+        """The earliest moment that was written, 0 for none."""
+        return min(filter(None, self.moments.values()), default=0)
 
     def _left(self, before: Task, after: Task) -> Program[None]:
         """What a change of status means to others."""
