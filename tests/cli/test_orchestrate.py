@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -172,6 +174,9 @@ def test_messages_start_real_processes_also_after_they_were_killed(
             [(_, params)] = trio.run(conversation, gateway.address, ["four"], "other")
             assert params["voice"] == "soft"
             shell.fails(1, "no agent implementation 'nobody' is registered", "agents", "launch", "ag::w::nobody::1")
+            with urllib.request.urlopen(f"http://{gateway.ops_address}/metrics", timeout=LIMIT_S) as metrics:
+                (woken,) = re.findall(rb"^aether_waker_woken_total (\d+)", metrics.read(), re.MULTILINE)
+            assert int(woken) >= 3
         finally:
             if beside is not None:
                 beside.send_signal(signal.SIGTERM)
