@@ -55,7 +55,7 @@ class Cycle(Scenario):
         for creator in self.creators:
             creator.handler = self._answered
         for worker in self.workers:
-            worker.handler = self._working
+            worker.handler = self.working
 
     def places(self) -> tuple[Sequence[str], Sequence[str]]:
         """Where creators and workers connect, each in turn; nothing is the target's address."""
@@ -95,7 +95,8 @@ class Cycle(Scenario):
             if error:
                 self.refused.append(error)
 
-    def _working(self, worker: Participant, messages: list[bytes]) -> None:
+    def working(self, worker: Participant, messages: list[bytes]) -> None:
+        """Handler of a worker: what it is given, and what it is answered."""
         now = perf_counter_ns()
         for message in messages:
             if message[0] == task_wire.ASSIGNMENT:

@@ -59,11 +59,14 @@ class _Queued(Cycle):
         inits = (
             worker_init(world.workspace, number, SLOTS, dict(self.options.credentials)) for number in range(WORKERS)
         )
-        opened = []
-        for worker in world.open(inits, POOL, places):
-            self.todo[worker] = deque()
-            opened.append(worker)
+        world.on_greeted = self._greeted  # the first assignments come right behind the ack
+        opened = world.open(inits, POOL, places)
+        world.on_greeted = None
         return opened
+
+    def _greeted(self, worker: Participant) -> None:
+        self.todo[worker] = deque()
+        worker.handler = self.working
 
     def window(self, seconds: float) -> int:
         """See `Scenario.window`."""

@@ -229,7 +229,8 @@ class Held:
         return task is not None and task.status in _OURS and task.assigned_to == self.task.assigned_to
 
     def _ended(self, task: Task | None) -> None:
-        if task is None:
+        """Remember how it is; what has become of it in other hands is not this worker's."""
+        if task is None or task.assigned_to != self.task.assigned_to:
             self.end = JobEnd.LOST
         else:
             self.end = _ENDS.get(task.status, JobEnd.LOST)

@@ -117,6 +117,7 @@ async def test_a_complete_that_did_not_arrive_is_said_again() -> None:
     [
         (info(RUNNING, assigned_to="ag::w::bench::2"), JobEnd.LOST),
         (info(QUEUED), JobEnd.LOST),
+        (info(COMPLETED, assigned_to="ag::w::bench::2"), JobEnd.LOST),
         (None, JobEnd.LOST),
         (info(CANCELLED), JobEnd.CANCELLED),
         (info(FAILED, error="did not reconnect"), JobEnd.FAILED),
