@@ -118,6 +118,8 @@ class Model:
         self.chosen = chosen
         self.jobs: dict[str, Job] = {}
         self.hands: dict[str, Hand] = {}
+        self.memories: dict[str, int] = {}
+        """When the client of each participant began, over its reconnects."""
         self.now = 0
         self.happened: list[tuple[int, str]] = []
         """What time alone has done, and when."""
@@ -197,12 +199,13 @@ class Model:
         if job.status == "hibernated" or not job.worker:
             self._turn_to(job, "pending", worker="", wait=None, paused=0, pending=self.now, missing=0)
             return
-        gone = job.mode != "self" and job.worker not in self.hands
-        self._run(job, missing=self.now if gone else 0, wait=None, paused=0)
+        gone = job.mode != "self" and (job.worker not in self.hands or job.heard < self.memories[job.worker])
+        heard = job.heard if gone and "heartbeat_timeout_ms" not in job.limits else self.now
+        self._run(job, missing=self.now if gone else 0, heard=heard, wait=None, paused=0)
 
     def _run(self, job: Job, **fields: object) -> None:
-        fields = {"missing": 0, **fields}
-        self._turn_to(job, "running", started=job.started or self.now, heard=self.now, **fields)
+        fields = {"missing": 0, "heard": self.now, **fields}
+        self._turn_to(job, "running", started=job.started or self.now, **fields)
 
     # -- what participants ask for --------------------------------------------------------------------------------
 
@@ -318,13 +321,16 @@ class Model:
 
     def join(self, name: str, pool: str, *, back: bool) -> None:
         hand = self.hands[name] = Hand(name, pool, self.now)
+        if not back:
+            self.memories[name] = self.now
         for job in sorted(self.jobs.values(), key=lambda job: job.order):
             if job.busy != name:
                 continue
             if job.status == "assigned":
                 hand.given.append(job.name)
             else:
-                job.missing = 0 if back else job.missing or self.now
+                # A client that is back goes on with what it took in hand itself; what another one of its name had, it knows nothing of.
+                job.missing = 0 if job.heard >= self.memories[name] else job.missing or self.now
         self._give(hand)
 
     def leave(self, name: str) -> None:

@@ -78,7 +78,7 @@ class Facts:
     error_type: str = ""
     wait: Wait | None = None
     present: bool = True
-    """Whether the task's worker is connected."""
+    """Whether the task's worker is connected, and knows of it."""
     delay_ms: int = 0
     uniform: Callable[[], float] = lambda: 0.5
 
@@ -327,6 +327,8 @@ def _wake(task: Task, facts: Facts) -> Changes:
     changes = {**_NO_WAIT, **_running(task, facts)}
     if not facts.present and task.mode is not Mode.SELF_ASSIGN:
         changes["disconnected_ms"] = facts.now_ms
+        if not task.heartbeat_timeout_ms:
+            changes["heartbeat_ms"] = task.heartbeat_ms  # that was no sign of life of its worker
     return changes
 
 

@@ -36,7 +36,7 @@ def fire(work: Work, *, shared: bool) -> Program[int]:
             yield from rows.delete(task.task_id)
             yield from work.wake_dependents(task.task_id)
         else:
-            present = not task.assigned_to or (yield from work.find_worker(task.assigned_to)) is not None
+            present = yield from work.at_work(task)
             move, facts = move_of(task, due, work.facts(present=present))
             if not isinstance((yield from work.make(task, move, facts)), Step):
                 # A moment that no move belongs to must not be due for ever.

@@ -53,6 +53,8 @@ SETTLE_S: Final = 5.0
 """For the sessions that have just ended, when the gateway stops. What is not written then, the next life or another node does."""
 RESTART_S: Final = 1.0
 RECOVER_PAGE: Final = 50
+MEMORY_MS: Final = 30 * 86_400_000
+"""A participant that was away for so long has nothing in hand; when it began may be forgotten."""
 COLLECT_PAGE: Final = 100
 
 
@@ -223,6 +225,10 @@ class Engine:
             await self.clock.ask()
         await self.recover()
         await self.database.execute("DELETE FROM task_watchers WHERE node = $1", self.hints.node)
+        await self.database.execute(
+            "DELETE FROM task_memories WHERE since_ms < $1 AND identity NOT IN (SELECT identity FROM task_workers)",
+            self.clock.now_ms() - MEMORY_MS,
+        )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.desk.run, name="task-desk")
             nursery.start_soon(_keep_running, self.clockwork.run, name="task-clockwork")

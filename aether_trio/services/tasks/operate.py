@@ -79,7 +79,7 @@ def operate(context: Context, caller: Caller, asked: Asked) -> Program[Outcome]:
     work = Work(context)
     present = True
     if asked.move is Move.RESUME and task.assigned_to:
-        present = (yield from work.find_worker(task.assigned_to)) is not None
+        present = yield from work.at_work(task)
     facts = work.facts(caller.name, caller_epoch=epoch, reason=asked.reason, wait=asked.wait, present=present)
     decision: Decision | None = None
     if task.task_type == AGENT_STARTUP and asked.move is Move.FAIL and epoch is not None:

@@ -120,18 +120,24 @@ class Worker:
     pooled: bool
     live: int
     capacity: int
+    since_ms: int = 0
+    """What it has shown no sign of life of since then, it does not know of."""
+
+    def knows_of(self, task: Task) -> bool:
+        """Whether its client was there when it took this task in hand: another one of the same name has that not in its memory."""
+        return task.heartbeat_ms >= self.since_ms
 
     @property
     def has_room(self) -> bool:
         return self.live < self.capacity
 
 
-WORKER_FIELDS: Final = "identity, session_id, node, workspace, implementation, pooled, live, capacity"
+WORKER_FIELDS: Final = "identity, session_id, node, workspace, implementation, pooled, live, capacity, since_ms"
 
 
 def read_worker(rows: list[Row]) -> Worker | None:
     """The first of rows of WORKER_FIELDS."""
     if not rows:
         return None
-    identity, session_id, node, workspace, implementation, pooled, live, capacity = rows[0]
-    return Worker(identity, session_id, node, workspace, implementation, bool(pooled), live, capacity)
+    identity, session_id, node, workspace, implementation, pooled, live, capacity, since_ms = rows[0]
+    return Worker(identity, session_id, node, workspace, implementation, bool(pooled), live, capacity, since_ms)

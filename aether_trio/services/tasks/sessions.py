@@ -17,9 +17,9 @@ from aether_trio.services.tasks.rows import WORKER_FIELDS, Worker
 from aether_trio.services.tasks.transaction import Push, Work
 from aether_trio.storage.base import Execute, Fetch, Program, Row
 
-_JOIN: Final = f"""INSERT INTO task_workers ({WORKER_FIELDS}, free, turn) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+_JOIN: Final = f"""INSERT INTO task_workers ({WORKER_FIELDS}, free, turn) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
     ON CONFLICT (identity) DO UPDATE SET session_id = excluded.session_id, node = excluded.node, pooled = excluded.pooled,
-    live = excluded.live, capacity = excluded.capacity, free = excluded.free, turn = excluded.turn"""  # noqa: S608
+    live = excluded.live, capacity = excluded.capacity, since_ms = excluded.since_ms, free = excluded.free, turn = excluded.turn"""  # noqa: S608
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ def join(work: Work, joined: Joined) -> Program[None]:
     """A session begins."""
     worker = joined.worker
     now_ms = work.context.now_ms
+    since_ms = yield from _memory(work, worker.identity, back=joined.back)
     if joined.task_id:
         yield from _attach(work, worker.identity, joined.task_id)
     held = yield from rows.select("holder = $1 AND holder <> '' ORDER BY order_us", (worker.identity,))
@@ -60,13 +61,14 @@ def join(work: Work, joined: Joined) -> Program[None]:
             int(worker.pooled),
             live,
             worker.capacity,
+            since_ms,
             int(live < worker.capacity),
             now_ms * 1000,
         ),
     )
     for task in held:
         if task.status is Status.RUNNING:
-            missed = task.task_id != joined.task_id and not joined.back
+            missed = task.task_id != joined.task_id and task.heartbeat_ms < since_ms
             yield from mark(work, task, missing=missed)
         elif task.status is Status.ASSIGNED:
             # It may not have been told, or not have heard.
@@ -79,6 +81,19 @@ def join(work: Work, joined: Joined) -> Program[None]:
     current = yield from work.find_worker(worker.identity)
     if current is not None:
         yield from work.give(current)
+
+
+def _memory(work: Work, identity: str, *, back: bool) -> Program[int]:
+    """Since when the client of this session remembers. One that is back may have come, anew, after another of its name was lost."""
+    if back:
+        found: list[Row] = yield Fetch("SELECT since_ms FROM task_memories WHERE identity = $1", (identity,))
+        return found[0][0] if found else 0
+    yield Execute(
+        "INSERT INTO task_memories (identity, since_ms) VALUES ($1, $2) "
+        "ON CONFLICT (identity) DO UPDATE SET since_ms = excluded.since_ms",
+        (identity, work.context.now_ms),
+    )
+    return work.context.now_ms
 
 
 def _attach(work: Work, identity: str, task_id: str) -> Program[None]:

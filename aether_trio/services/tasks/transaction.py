@@ -284,6 +284,13 @@ class Work:
         if worker is not None and worker.has_room:
             yield from self.make(task, Move.ASSIGN, self.facts(worker.identity))
 
+    def at_work(self, task: Task) -> Program[bool]:
+        """Whether whoever has a task is connected, and knows of it. So is nobody."""
+        if not task.assigned_to:
+            return True
+        worker = yield from self.find_worker(task.assigned_to)
+        return worker is not None and worker.knows_of(task)
+
     def find_worker(self, identity: str) -> Program[Worker | None]:
         """The connected participant of this name."""
         return read_worker((yield Fetch(_BY_NAME, (identity,))))
@@ -341,7 +348,7 @@ class Work:
 
     def wake(self, task: Task) -> Program[None]:
         """What a paused task waited for has come."""
-        present = not task.assigned_to or (yield from self.find_worker(task.assigned_to)) is not None
+        present = yield from self.at_work(task)
         yield from self.make(task, Move.WAKE, self.facts(present=present))
 
     # -- telling ----------------------------------------------------------------------------------------------------

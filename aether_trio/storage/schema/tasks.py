@@ -7,6 +7,8 @@ long and read once, the payload, lies elsewhere, so that a change of status does
 `task_workers` are the connected participants that may be given work; `free` is 1 while `live` is below `capacity`, so that the index of a
 pool begins with its least busy worker and has no full ones. `turn` orders the equally busy: who was given something longest ago.
 
+`task_memories` says since when a participant remembers what it was given: when its client began, however often that has come back since.
+
 `task_attempts` has a row for each assignment (`epoch`); `pushed` is 0 while the node of its worker has not taken it up.
 
 `task_events` is the log of the `tk::{workspace}::{task}::events` topics, numbered without gaps in each task, and written with the
@@ -180,5 +182,12 @@ MIGRATIONS: Final = (
             notes TEXT NOT NULL DEFAULT ''
         ) {clustered}""",
         "CREATE INDEX task_letters_listed ON task_letters (workspace, buried_ms)",
+    ),
+)
+
+MEMORIES: Final = (
+    (
+        "CREATE TABLE task_memories (identity TEXT {byte_order} PRIMARY KEY, since_ms {bigint} NOT NULL) {clustered}",
+        "ALTER TABLE task_workers ADD COLUMN since_ms {bigint} NOT NULL DEFAULT 0",
     ),
 )
