@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeVar
 
 import structlog
@@ -207,15 +208,9 @@ class Engine:
             "SELECT DISTINCT node FROM task_workers UNION SELECT DISTINCT node FROM task_outbox"
         )
         for node in await self.hints.gone([node for (node,) in found]):
-            while True:
-                counts: list[int] = []
-
-                def errand(work: Work, node: str = node, counts: list[int] = counts) -> Program[None]:
-                    counts.append((yield from sessions.recover(work, node, RECOVER_PAGE)))
-
-                await self.perform(errand)
-                if counts[-1] < RECOVER_PAGE:
-                    break
+            page = partial(sessions.recover, node=node, page=RECOVER_PAGE)
+            while await self._count(page) >= RECOVER_PAGE:
+                pass
             logger.info("the workers of a node that is gone have been let go", node=node)
 
     @asynccontextmanager
@@ -245,10 +240,14 @@ class Engine:
             nursery.cancel_scope.cancel()
 
     async def _fire(self) -> int:
+        return await self._count(lambda work: due.fire(work, shared=self.database.shared))
+
+    async def _count(self, page: Callable[[Work], Program[int]]) -> int:
+        """Perform a page of something; how many rows it looked at."""
         counts: list[int] = []
 
         def errand(work: Work) -> Program[None]:
-            counts.append((yield from due.fire(work, shared=self.database.shared)))
+            counts.append((yield from page(work)))
 
         await self.perform(errand)
         return counts[-1]
@@ -270,7 +269,7 @@ class Engine:
             self._collecting = trio.Event()
             asleep, self._asleep = self._asleep, set()
             try:
-                while len((await self.perform(_collect)).pushes) >= COLLECT_PAGE:
+                while await self._count(_collect) >= COLLECT_PAGE:
                     pass
                 for task_id in asleep:
                     task = await self.database.read_small(lambda task_id=task_id: rows.load(task_id))  # type: ignore[misc]
@@ -294,7 +293,8 @@ async def _keep_running(run: Callable[[], Awaitable[None]]) -> None:
             await trio.sleep(RESTART_S)
 
 
-def _collect(work: Work) -> Program[None]:
+def _collect(work: Work) -> Program[int]:
+    """Take up a page of what other nodes assigned to workers of this one; how many assignments."""
     found: list[Row] = yield Fetch(
         "SELECT task_id, epoch FROM task_attempts WHERE node = $1 AND pushed = 0 ORDER BY task_id, epoch LIMIT $2",
         (work.context.node, COLLECT_PAGE),
@@ -302,6 +302,7 @@ def _collect(work: Work) -> Program[None]:
     for task_id, epoch in found:
         yield Execute("UPDATE task_attempts SET pushed = 1 WHERE task_id = $1 AND epoch = $2", (task_id, epoch))
         yield from _push_one(work, task_id, epoch)
+    return len(found)
 
 
 def _push_one(work: Work, task_id: str, epoch: int) -> Program[None]:
