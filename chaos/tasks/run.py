@@ -54,6 +54,8 @@ class TaskWishes:
     grace_share: float = 0.05
     kills: int = 0
     """0: until nine tenths of the tasks have ended; else so many, of workers and of nodes in turn."""
+    pace_s: float = 0.0
+    """Before each request for a task, on average; there are CREATORS * AT_ONCE who ask."""
     patience_s: float = 300.0
     keep: Path | None = None
 
@@ -99,7 +101,7 @@ class Mill:
                 self._start_worker(f"w{number}")
             async with trio.open_nursery() as nursery:
                 async with trio.open_nursery() as makers:
-                    nursery.start_soon(self._kill_now_and_then)
+                    (makers if wishes.kills else nursery).start_soon(self._kill_now_and_then)
                     for maker in range(CREATORS):
                         makers.start_soon(self._make, maker, numbers[maker::CREATORS])
                 self._say(f"{self.now():7.1f} s  {wishes.tasks} tasks are made")
@@ -131,6 +133,7 @@ class Mill:
 
         async def make_some(creator: AgentClient, some: list[int]) -> None:
             for number in some:
+                await trio.sleep(2 * self.wishes.pace_s * self._chance.random())
                 await self._make_one(creator, f"{self.wishes.seed}-{number}")
 
         async with client as creator, trio.open_nursery() as nursery:
