@@ -1,0 +1,163 @@
+"""Several nodes that make, assign and end tasks of one pool at the same moment, on a real server: each task is handed out once.
+
+Two gateways' databases are opened on one PostgreSQL; what each program would push is taken as what workers were given. Which worker is given
+which task, on one node and step by step, is in test_everybody.py.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from functools import partial
+
+import pytest
+import trio
+
+from aether_trio.model.identity import Identity
+from aether_trio.model.tasks import Mode, Move, Task
+from aether_trio.model.tasks.due import TimeLimits
+from aether_trio.services.tasks import sessions
+from aether_trio.services.tasks.operate import Asked, Outcome, operate
+from aether_trio.services.tasks.parties import Caller
+from aether_trio.services.tasks.rows import Worker
+from aether_trio.services.tasks.transaction import Context, Work
+from aether_trio.storage.base import Database, Program
+from tests.helpers.engines import PostgresEngine
+
+NOW_MS = 1_700_000_000_000
+ROOM = 3
+TASKS = 120
+PRIORITIES = (10, 30, 40)
+
+
+class Node:
+    """A gateway as far as the tables are concerned."""
+
+    def __init__(self, name: str, database: Database, floor: Floor) -> None:
+        self.context = Context(NOW_MS, name, TimeLimits(), shared=True)
+        self.database = database
+        self.floor = floor
+
+    async def make(self, task: Task) -> None:
+        def program() -> Program[Work]:
+            work = Work(self.context)
+            yield from work.create(task.changed({}), b"")
+            return work
+
+        self.floor.hand_out(await self.database.run(program))
+
+    async def join(self, name: str) -> None:
+        def program() -> Program[Work]:
+            work = Work(self.context)
+            worker = Worker(name, name, self.context.node, "w", "i", True, 0, ROOM)
+            yield from sessions.join(work, sessions.Joined(worker, back=False))
+            return work
+
+        self.floor.hand_out(await self.database.run(program))
+
+    async def move(self, name: str, task_id: str, move: Move) -> Outcome:
+        caller = Caller(Identity.parse(name), "w")
+        outcome = await self.database.run(lambda: operate(self.context, caller, Asked(task_id, move)))
+        assert outcome.refusal == ""
+        assert outcome.work is not None
+        self.floor.hand_out(outcome.work)
+        return outcome
+
+
+class Floor:
+    """Where workers take what they are given."""
+
+    def __init__(self) -> None:
+        self.given: Counter[tuple[str, int]] = Counter()
+        self.doors: dict[str, trio.MemorySendChannel[str]] = {}
+
+    def hand_out(self, work: Work) -> None:
+        for push in work.pushes:
+            self.given[push.task.task_id, push.task.epoch] += 1
+            self.doors[push.worker.identity].send_nowait(push.task.task_id)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_each_task_of_a_pool_is_handed_out_once_whichever_node_makes_it(
+    postgres_engine: PostgresEngine, seed: int
+) -> None:
+    chance = random.Random(seed)
+    floor = Floor()
+    done: Counter[str] = Counter()
+    over = trio.Event()
+
+    async def work(node: Node, name: str, door: trio.MemoryReceiveChannel[str]) -> None:
+        hands: set[str] = set()
+
+        async def one(task_id: str) -> None:
+            await node.move(name, task_id, Move.CLAIM)
+            await trio.sleep(chance.uniform(0, 0.01))
+            hands.discard(task_id)  # before its end is asked for, which may bring the next one
+            await node.move(name, task_id, Move.COMPLETE)
+            done[task_id] += 1
+            if len(done) == TASKS:
+                over.set()
+
+        async with trio.open_nursery() as nursery:
+            async for task_id in door:
+                hands.add(task_id)
+                assert len(hands) <= ROOM
+                nursery.start_soon(one, task_id)
+
+    async def make(node: Node, numbers: range) -> None:
+        for number in numbers:
+            task = Task(f"t{number}", "work", "w", mode=Mode.POOL, target_implementation="i", creator="ag::w::c::1")
+            task.priority, task.order_us = chance.choice(PRIORITIES), NOW_MS * 1000 + number
+            task.created_ms = task.updated_ms = task.pending_ms = NOW_MS
+            await node.make(task)
+
+    async with postgres_engine.open("tasks") as one, postgres_engine.open("tasks") as two:
+        nodes = [Node("n1", one, floor), Node("n2", two, floor)]
+        with trio.fail_after(120):
+            async with trio.open_nursery() as nursery:
+                for maker in range(4):
+                    nursery.start_soon(make, nodes[maker % 2], range(maker, TASKS, 4))
+                for number in range(4):
+                    name = f"ag::w::i::{number}"
+                    floor.doors[name], door = trio.open_memory_channel[str](TASKS)
+                    nursery.start_soon(partial(work, nodes[number % 2], name, door))
+                    await nodes[number % 2].join(name)
+                await over.wait()
+                nursery.cancel_scope.cancel()
+        assert floor.given == Counter({(f"t{number}", 1): 1 for number in range(TASKS)})
+        assert done == Counter({f"t{number}": 1 for number in range(TASKS)})
+        assert await one.fetch("SELECT identity, live FROM task_workers ORDER BY 1") == [
+            (f"ag::w::i::{number}", 0) for number in range(4)
+        ]
+        assert await one.fetch("SELECT task_id, worker FROM task_attempts WHERE outcome <> 'completed'") == []
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_what_several_nodes_have_queued_comes_by_priority_and_then_in_the_order_it_was_made(
+    postgres_engine: PostgresEngine, seed: int
+) -> None:
+    chance = random.Random(seed)
+    floor = Floor()
+    wanted: list[tuple[int, int, str]] = []
+    name = "ag::w::i::only"
+    floor.doors[name], door = trio.open_memory_channel[str](TASKS)
+
+    async def make(node: Node, numbers: range) -> None:
+        for number in numbers:
+            task = Task(f"t{number}", "work", "w", mode=Mode.POOL, target_implementation="i", creator="ag::w::c::1")
+            task.priority, task.order_us = chance.choice(PRIORITIES), NOW_MS * 1000 + number
+            task.created_ms = task.updated_ms = task.pending_ms = NOW_MS
+            wanted.append((-task.priority, task.order_us, task.task_id))
+            await node.make(task)
+
+    async with postgres_engine.open("tasks") as one, postgres_engine.open("tasks") as two:
+        nodes = [Node("n1", one, floor), Node("n2", two, floor)]
+        async with trio.open_nursery() as nursery:
+            for maker in range(4):
+                nursery.start_soon(make, nodes[maker % 2], range(maker, 40, 4))
+        await nodes[0].join(name)
+        order: list[str] = []
+        for number in range(40):
+            order.append(door.receive_nowait())
+            await nodes[number % 2].move(name, order[-1], Move.COMPLETE)
+    assert order == [task_id for _, _, task_id in sorted(wanted)]
