@@ -198,7 +198,7 @@ class Router:
         sender.last_append = self._log.append_nowait(state, frame, sender.author)
         if route.task_input:
             self.on_task_input(route.topic.workspace, route.task_input, payload, sender.last_append)
-        elif route.wakes and not state.subscribers:
+        elif route.wakes and len(state.subscribers) == state.watchers:
             self.on_absent(state.name)
 
     def _check_rest(self, sender: Sender, rest: pb.SendMessage) -> str:

@@ -73,6 +73,7 @@ class Tail:
         ((state, _),) = await self._log.warm([(topic, None)])
         bell = _Bell()
         state.subscribers[bell] = None
+        state.watchers += 1
         position = state.end if from_offset is None else max(0, from_offset - 1)
         try:
             while True:
@@ -87,6 +88,7 @@ class Tail:
                     await bell.rung.wait()
         finally:
             del state.subscribers[bell]
+            state.watchers -= 1
             self._log.unpin([state])
 
     async def _lane(self, topic: str) -> AsyncGenerator[Entry, None]:

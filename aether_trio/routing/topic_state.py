@@ -10,7 +10,8 @@ that could not be committed gives its offsets back. `doubtful` says that a
 group may have been written although its commit failed, so `tail` has to be read again before offsets are given out.
 `head` is for topics that others write to as well: the offset of the last message that is known to be
 committed, which was offered if it is not behind `tail` (follower.py); elsewhere it is 0. `waiting` counts what needs this very object: messages and cursors
-that wait for a commit, and sessions that have looked the topic up and not yet closed their subscription.
+that wait for a commit, and sessions that have looked the topic up and not yet closed their subscription. `watchers` of the subscribers
+only look on (tail.py): that they are there does not mean that anybody receives.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class TopicState:
         "tail_bytes",
         "topic_id",
         "waiting",
+        "watchers",
     )
 
     def __init__(self, name: str) -> None:
@@ -59,6 +61,7 @@ class TopicState:
         self.tail_bytes = self.assigned_bytes = 0
         self.waiting = 0
         self.subscribers: dict[Subscriber, None] = {}
+        self.watchers = 0
         self.doubtful = False
 
     def __repr__(self) -> str:

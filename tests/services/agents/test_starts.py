@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -101,6 +101,25 @@ async def test_a_message_starts_an_agent_once_and_waits_for_it(core: Core) -> No
         await until(core, "completed")
         asker.send(message_to(ECHO, b"five"))
         assert (await assignment(orchestrator)).task_id != asked.task_id
+
+
+async def test_whoever_looks_on_does_not_receive(core: Core) -> None:
+    async with cast(core) as (orchestrator, asker), trio.open_nursery() as nursery:
+        seen: list[int] = []
+
+        async def look_on() -> None:
+            async with aclosing(core.tail.open(ECHO, None)) as tail:
+                async for offset, _, _ in tail:
+                    seen.append(offset)
+
+        nursery.start_soon(look_on)
+        await trio.sleep(1)
+        asker.send(message_to(ECHO, b"one"))
+        asked = await assignment(orchestrator)
+        assert asked.specifier == "1"
+        while seen != [1]:
+            await trio.sleep(0.1)
+        nursery.cancel_scope.cancel()
 
 
 async def test_it_need_not_show_its_token(core: Core) -> None:
