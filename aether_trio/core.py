@@ -115,6 +115,7 @@ class Core:
         self.waker = Waker(self.starts, self.agents, clock, self.tasks.creation.connected, self._unread)
         self.router.on_absent = self.waker.note
         self.tasks.engine.on_let_go = self.waker.ended
+        self.tasks.engine.on_absent = self.waker.note
         self._register(rates, strict)
         self.sessions = SessionServer(
             Parts(

@@ -28,6 +28,7 @@ from aether_trio.routing.lanes import Lanes
 from aether_trio.routing.log import TopicLog
 from aether_trio.services.tasks import due, hints, notices, rows, sessions
 from aether_trio.services.tasks.clockwork import Clockwork
+from aether_trio.services.tasks.crowd import together
 from aether_trio.services.tasks.database_clock import DatabaseClock
 from aether_trio.services.tasks.deliveries import Deliveries
 from aether_trio.services.tasks.desk import Desk, Errand
@@ -92,7 +93,7 @@ class Engine:
         self.hints = others
         self.hub = Hub(database)
         self.deliveries = Deliveries(database)
-        self.desk = Desk(self._perform_errand)
+        self.desk = Desk(self._perform_errand, together)
         self.clockwork = Clockwork(database, clock, self._fire)
         self.inputs = Inputs(log, self.perform)
         self.outbox = OutboxPublisher(database, log, lambda: others.node)
@@ -105,6 +106,8 @@ class Engine:
         others.listen(hints.EVENTS, self.hub.look)
         others.listen(hints.HIBERNATED, self._hibernated_elsewhere)
         self._asleep: set[str] = set()
+        self.on_absent: Callable[[str], None] = _nobody_cares
+        """Told of each participant that a task waits for and that is not connected."""
         self.on_let_go: Callable[[str], None] = _nobody_cares
         """Told of each agent of a gone gateway that is started when it is needed."""
 
@@ -174,6 +177,8 @@ class Engine:
             self.outbox.wake()
         for identity in work.let_go:
             self.on_let_go(identity)
+        for identity in work.absent:
+            self.on_absent(identity)
         for errand in work.errands:
             self.desk.put(errand)
         for task_id in work.unfinished:

@@ -26,6 +26,7 @@ from aether_trio.model.tasks.task import AGENT_STARTUP, holder_of, pool_queue, q
 from aether_trio.model.topics import task_lane
 from aether_trio.services.tasks import rows, startups
 from aether_trio.services.tasks.rows import WORKER_FIELDS, Worker, read_worker
+from aether_trio.services.tasks.wire import may_start_target
 from aether_trio.storage.base import Execute, Fetch, Program, Row
 from aether_trio.wire.delivery import delivery_prefix, delivery_suffix, encode_delivery
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -112,6 +113,8 @@ class Work:
     """(node, task id): other nodes whose subscribers are to hear of new events."""
     outbox: bool = False
     """Whether something waits to be appended to the topic log."""
+    absent: list[str] = field(default_factory=list)
+    """Whom tasks wait for that are not connected; they may be some that are started when they are needed."""
     let_go: list[str] = field(default_factory=list)
     """Agents that are started when they are needed, and whose gateway has ended."""
     errands: list[Callable[[Work], Program[None]]] = field(default_factory=list)
@@ -283,6 +286,8 @@ class Work:
             worker = read_worker((yield Fetch(_BY_NAME, (task.queue,))))
         if worker is not None and worker.has_room:
             yield from self.make(task, Move.ASSIGN, self.facts(worker.identity))
+        elif worker is None and task.mode is Mode.TARGETED and may_start_target(task):
+            self.absent.append(task.target)
 
     def at_work(self, task: Task) -> Program[bool]:
         """Whether whoever has a task is connected, and knows of it. So is nobody."""

@@ -23,6 +23,7 @@ _KEPT: Final = (
     "retry_policy",
     "completion_event",
     "originating_schedule_id",
+    "target_offline_policy",
 )
 
 
@@ -33,11 +34,17 @@ def kept_of(request: pb.CreateTaskRequest) -> bytes:
         value = getattr(request, name)
         if name in ("launch_param_overrides", "metadata"):
             getattr(kept, name).update(value)
-        elif isinstance(value, str):
+        elif isinstance(value, (str, int)):
             setattr(kept, name, value)
         elif request.HasField(name):  # type: ignore[arg-type]
             getattr(kept, name).CopyFrom(value)
     return kept.SerializeToString()
+
+
+def may_start_target(task: Task) -> bool:
+    """Whether its creator lets its target be started when it is not there."""
+    policy = pb.CreateTaskRequest.FromString(task.spec).target_offline_policy
+    return policy in (pb.TARGET_OFFLINE_POLICY_UNSPECIFIED, pb.TARGET_OFFLINE_POLICY_ORCHESTRATE)
 
 
 def policy_of(request: pb.CreateTaskRequest) -> RetryPolicy | None:

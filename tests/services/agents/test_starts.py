@@ -520,6 +520,66 @@ async def test_a_task_for_an_agent_that_is_not_running_starts_it_and_waits_for_i
             ]
 
 
+async def operation(peer: MemoryLink, op: pb.TaskOperation.OpType.ValueType, task_id: str, **fields: Any) -> None:
+    peer.send(pb.UpstreamMessage(task_op=pb.TaskOperation(op=op, task_id=task_id, request_id="o", **fields)))
+    answer = (await peer.next("task_op")).task_op
+    assert answer.success, answer.error
+
+
+async def test_a_task_whose_agent_has_died_starts_it_again_when_it_is_tried_again(core: Core) -> None:
+    policy = pb.RetryPolicy(max_attempts=3, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=1000)
+    async with cast(core) as (orchestrator, asker):
+        created = await create(asker, payload=b"work", retry_policy=policy)
+        asked = await assignment(orchestrator)
+        async with connect(core, echo()) as started:
+            await assignment(started)
+            await operation(started, pb.TaskOperation.CLAIM, created.task_id)
+            started.cut()
+            await trio.sleep(0.1)
+        again = await assignment(orchestrator)
+        assert again.task_id != asked.task_id
+        async with connect(core, echo(credentials={"token": again.launch_params["auth_token"]})) as started:
+            given = await assignment(started)
+            assert (given.task_id, given.payload) == (created.task_id, b"work")
+
+
+async def test_a_task_that_wakes_starts_its_agent(core: Core) -> None:
+    async with cast(core) as (orchestrator, asker):
+        created = await create(asker, payload=b"work")
+        await assignment(orchestrator)
+        async with connect(core, echo()) as started:
+            await assignment(started)
+            await operation(started, pb.TaskOperation.CLAIM, created.task_id)
+            save = pb.CheckpointOperation(op=pb.CheckpointOperation.SAVE, key="half", data=b"done", request_id="s")
+            started.send(pb.UpstreamMessage(checkpoint_op=save))
+            await started.next("checkpoint")
+            wait = pb.WaitSpec(
+                reason=pb.WAIT_REASON_HIBERNATION,
+                scheduled_wake_unix_ms=core.clock.now_ms() + 60_000,
+                hibernation=pb.HibernationDescriptor(checkpoint_key="half"),
+            )
+            await operation(started, pb.TaskOperation.PAUSE, created.task_id, wait_spec=wait)
+        await trio.sleep(30)
+        assert orchestrator.waiting("task_assignment") == []
+        await assignment(orchestrator)
+        async with connect(core, echo()) as started:
+            given = await assignment(started)
+            assert (given.task_id, given.checkpoint_key) == (created.task_id, "half")
+
+
+async def test_a_task_that_is_only_to_be_kept_starts_nobody_later_either(core: Core) -> None:
+    policy = pb.RetryPolicy(max_attempts=3, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=1000)
+    async with cast(core) as (orchestrator, asker):
+        kept = pb.TARGET_OFFLINE_POLICY_QUEUE
+        created = await create(asker, payload=b"work", retry_policy=policy, target_offline_policy=kept)
+        async with connect(core, echo()) as by_hand:
+            await assignment(by_hand)
+            await operation(by_hand, pb.TaskOperation.FAIL, created.task_id)
+        await nothing_more(orchestrator)
+        async with connect(core, echo()) as by_hand:
+            assert (await assignment(by_hand)).task_id == created.task_id
+
+
 async def test_a_start_keeps_its_agent_from_no_work(world: World) -> None:
     async with (
         deadlock_is_an_error(),
