@@ -1,7 +1,8 @@
 """The database's time, for a node of a cluster: what is due is due for all nodes at the same moment, whatever their own clocks say.
 
 The database is asked now and then; in between the time goes on by this process's monotonic clock. An answer is true to within half of its
-round trip, so only one that came quickly moves the time, unless the last one is old. It never runs backwards.
+round trip, so only one that came quickly moves the time, unless the last one is old. It does not run backwards, it stands still; but when
+somebody has set the database's machine back by more than HOLD_MS it follows, as nothing would fall due for so long.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ logger = structlog.get_logger("aether.tasks")
 ASK_S: Final = 10.0
 QUICK_S: Final = 0.05
 OLD_S: Final = 120.0
+HOLD_MS: Final = 60_000
 _NOW: Final = Fetch("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
 
 
@@ -34,7 +36,9 @@ class DatabaseClock:
 
     def now_ms(self) -> int:
         """See Clock."""
-        self._latest_ms = max(self._latest_ms, round(self._ms + (self._own.monotonic() - self._at_s) * 1000))
+        now_ms = round(self._ms + (self._own.monotonic() - self._at_s) * 1000)
+        if not self._latest_ms - HOLD_MS <= now_ms < self._latest_ms:
+            self._latest_ms = now_ms
         return self._latest_ms
 
     def monotonic(self) -> float:

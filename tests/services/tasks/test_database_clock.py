@@ -51,6 +51,17 @@ async def test_it_never_runs_backwards_and_believes_quick_answers_only() -> None
     assert clock.now_ms() == 9_001_000
 
 
+async def test_a_database_that_is_set_back_far_is_followed() -> None:
+    own = ManualClock()
+    database = Slow(own)
+    clock = DatabaseClock(database, own)  # type: ignore[arg-type]
+    await clock.ask()
+    database.ms -= 3_600_000
+    assert clock.now_ms() == 1_000_005
+    await clock.ask()
+    assert clock.now_ms() == 1_000_005 - 3_600_000
+
+
 async def test_a_real_one_tells_its_time(postgres_engine: PostgresEngine) -> None:
     own = ManualClock(epoch_ms=0)
     async with postgres_engine.open("tasks") as opened:
