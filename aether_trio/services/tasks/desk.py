@@ -9,7 +9,7 @@ worth something only while it is fresh), and never a coming or going.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import structlog
@@ -32,10 +32,16 @@ def _nothing() -> None:
 
 
 class Desk:
-    """`perform(program)` runs one on a fresh Work and sees to what follows from it. Raises StorageUnavailable."""
+    """`perform(program)` runs one on a fresh Work and sees to what follows from it. Raises StorageUnavailable. `together` may make fewer
+    errands of a group that do the same."""
 
-    def __init__(self, perform: Callable[[Errand], Awaitable[object]]) -> None:
+    def __init__(
+        self,
+        perform: Callable[[Errand], Awaitable[object]],
+        together: Callable[[Sequence[Errand]], Sequence[Errand]] = lambda group: group,
+    ) -> None:
         self._perform = perform
+        self._together = together
         self._waiting: list[tuple[Errand, Callable[[], None]]] = []
         self._taken = self._done = 0
         self._dropped = 0
@@ -94,7 +100,7 @@ class Desk:
         failing = False
         while True:
             try:
-                await self._perform(_joined(group))
+                await self._perform(_joined(self._together(group)))
             except StorageUnavailable as error:
                 if not failing:
                     logger.warning("sessions and progress of tasks wait for storage", reason=str(error))
@@ -112,7 +118,7 @@ class Desk:
                 return
 
 
-def _joined(group: list[Errand]) -> Errand:
+def _joined(group: Sequence[Errand]) -> Errand:
     def program(work: Work) -> Program[None]:
         for errand in group:
             yield from errand(work)

@@ -28,6 +28,7 @@ from aether_trio.routing.lanes import Lanes
 from aether_trio.routing.log import TopicLog
 from aether_trio.services.tasks import due, hints, notices, rows, sessions
 from aether_trio.services.tasks.clockwork import Clockwork
+from aether_trio.services.tasks.crowd import together
 from aether_trio.services.tasks.database_clock import DatabaseClock
 from aether_trio.services.tasks.deliveries import Deliveries
 from aether_trio.services.tasks.desk import Desk, Errand
@@ -92,7 +93,7 @@ class Engine:
         self.hints = others
         self.hub = Hub(database)
         self.deliveries = Deliveries(database)
-        self.desk = Desk(self._perform_errand)
+        self.desk = Desk(self._perform_errand, together)
         self.clockwork = Clockwork(database, clock, self._fire)
         self.inputs = Inputs(log, self.perform)
         self.outbox = OutboxPublisher(database, log, lambda: others.node)

@@ -18,6 +18,7 @@ from aether_trio.services.access import Authorizer
 from aether_trio.services.tasks import query, rows, sessions, tokens
 from aether_trio.services.tasks.create import WORKER_KINDS
 from aether_trio.services.tasks.creation import Creation
+from aether_trio.services.tasks.crowd import Join, Leave
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.hub import MAX_SUBSCRIPTIONS, Subscription, positions
 from aether_trio.services.tasks.operate import MOVES, Asked, Outcome, operate, read_wait
@@ -314,7 +315,7 @@ class TaskService:
             min(wants or self._capacity, self._capacity),
         )
         joined = sessions.Joined(worker, back, session.task_id)
-        self.engine.desk.put(lambda work: sessions.join(work, joined))
+        self.engine.desk.put(Join(joined))
 
     def ended(self, session: Session) -> None:
         """A session is over; called once for each that was acknowledged or not."""
@@ -327,7 +328,7 @@ class TaskService:
                 session.finished,
                 by_gateway=session.ending is not None and session.ending.status is Status.UNAVAILABLE,
             )
-            self.engine.desk.put(lambda work: sessions.leave(work, left))
+            self.engine.desk.put(Leave(left))
 
     # -- progress ---------------------------------------------------------------------------------------------------
 

@@ -15,11 +15,19 @@ from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.tasks import rows, startups
 from aether_trio.services.tasks.rows import WORKER_FIELDS, Worker
 from aether_trio.services.tasks.transaction import Push, Work
-from aether_trio.storage.base import Execute, Fetch, Program, Row
+from aether_trio.storage.base import Execute, Fetch, Program, Row, Value
 
+REMEMBER: Final = """INSERT INTO task_memories (identity, since_ms) VALUES ($1, $2)
+    ON CONFLICT (identity) DO UPDATE SET since_ms = excluded.since_ms"""
 _JOIN: Final = f"""INSERT INTO task_workers ({WORKER_FIELDS}, free, turn) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
     ON CONFLICT (identity) DO UPDATE SET session_id = excluded.session_id, node = excluded.node, pooled = excluded.pooled,
     live = excluded.live, capacity = excluded.capacity, since_ms = excluded.since_ms, free = excluded.free, turn = excluded.turn"""  # noqa: S608
+JOIN_CALMLY: Final = _JOIN.replace(
+    "$9,",
+    """CASE CAST($9 AS BIGINT) WHEN 0 THEN coalesce((SELECT m.since_ms FROM task_memories m WHERE m.identity = $1), 0)
+    ELSE CAST($9 AS BIGINT) END,""",
+)
+"""Of a worker without a task. Since when it remembers is looked up if it is not given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +58,7 @@ def join(work: Work, joined: Joined) -> Program[None]:
         yield from _attach(work, worker.identity, joined.task_id)
     held = yield from rows.select("holder = $1 AND holder <> '' ORDER BY order_us", (worker.identity,))
     live = sum(task.task_type != AGENT_STARTUP for task in held)
-    yield Execute(
-        _JOIN,
-        (
-            worker.identity,
-            worker.session_id,
-            worker.node,
-            worker.workspace,
-            worker.implementation,
-            int(worker.pooled),
-            live,
-            worker.capacity,
-            since_ms,
-            int(live < worker.capacity),
-            now_ms * 1000,
-        ),
-    )
+    yield Execute(_JOIN, worker_row(worker, live, since_ms, now_ms))
     for task in held:
         if task.status is Status.RUNNING:
             missed = task.task_id != joined.task_id and task.heartbeat_ms < since_ms
@@ -88,12 +81,25 @@ def _memory(work: Work, identity: str, *, back: bool) -> Program[int]:
     if back:
         found: list[Row] = yield Fetch("SELECT since_ms FROM task_memories WHERE identity = $1", (identity,))
         return found[0][0] if found else 0
-    yield Execute(
-        "INSERT INTO task_memories (identity, since_ms) VALUES ($1, $2) "
-        "ON CONFLICT (identity) DO UPDATE SET since_ms = excluded.since_ms",
-        (identity, work.context.now_ms),
-    )
+    yield Execute(REMEMBER, (identity, work.context.now_ms))
     return work.context.now_ms
+
+
+def worker_row(worker: Worker, live: int, since_ms: int, now_ms: int) -> tuple[Value, ...]:
+    """What joining writes of a worker that has so many live tasks."""
+    return (
+        worker.identity,
+        worker.session_id,
+        worker.node,
+        worker.workspace,
+        worker.implementation,
+        int(worker.pooled),
+        live,
+        worker.capacity,
+        since_ms,
+        int(live < worker.capacity),
+        now_ms * 1000,
+    )
 
 
 def _attach(work: Work, identity: str, task_id: str) -> Program[None]:
