@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.core import use_virtual_time
 
-VIRTUAL = ("test_time",)
+VIRTUAL = ("test_late", "test_time")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

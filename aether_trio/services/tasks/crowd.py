@@ -92,6 +92,7 @@ def _merge(run: Sequence[Join | Leave]) -> list[Errand]:
 
 def _crowd(work: Work, crowd: Sequence[Join | Leave]) -> Program[None]:
     busy = yield from _busy(crowd)
+    memories = yield from _memories([one.identity for one in crowd if isinstance(one, Join) and one.joined.back])
     now_ms = work.context.now_ms
     fresh, come, gone = [], [], []
     for one in crowd:
@@ -100,9 +101,11 @@ def _crowd(work: Work, crowd: Sequence[Join | Leave]) -> Program[None]:
         if isinstance(one, Leave):
             gone.append((one.identity, one.left.session_id))
             continue
-        back = one.joined.back
-        come.append(sessions.worker_row(one.joined.worker, 0, 0 if back else now_ms, now_ms))
-        if not back:
+        if one.joined.over():
+            continue
+        since_ms = memories.get(one.identity, 0) if one.joined.back else now_ms
+        come.append(sessions.worker_row(one.joined.worker, 0, since_ms, now_ms))
+        if not one.joined.back:
             fresh.append((one.identity, now_ms))
     if fresh:
         yield ExecuteMany(sessions.REMEMBER, fresh)
@@ -133,6 +136,16 @@ def _busy(crowd: Sequence[Join | Leave]) -> Program[set[str]]:
         for name in (yield from _which(condition, list(by_name))):
             found |= by_name[name]
     return found
+
+
+def _memories(names: Sequence[str]) -> Program[dict[str, int]]:
+    """Since when the clients of these remember; what a paused task of theirs waits for may come."""
+    if not names:
+        return {}
+    padded = [*names, *[names[0]] * (-len(names) % 16)]
+    marks = ", ".join(f"${number}" for number in range(1, len(padded) + 1))
+    rows: list[Row] = yield Fetch(f"SELECT identity, since_ms FROM task_memories WHERE identity IN ({marks})", padded)  # noqa: S608
+    return dict(rows)
 
 
 def _which(condition: str, names: Sequence[str]) -> Program[list[str]]:

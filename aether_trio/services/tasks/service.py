@@ -314,7 +314,7 @@ class TaskService:
             0,
             min(wants or self._capacity, self._capacity),
         )
-        joined = sessions.Joined(worker, back, session.task_id)
+        joined = sessions.Joined(worker, back, session.task_id, lambda: session.detached)
         self.engine.desk.put(Join(joined))
 
     def ended(self, session: Session) -> None:

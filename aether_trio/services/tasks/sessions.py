@@ -7,6 +7,7 @@ leaves what it had begun to its grace window, and what it had not to others, at 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,6 +38,8 @@ class Joined:
     worker: Worker
     back: bool
     task_id: str = ""
+    over: Callable[[], bool] = lambda: False
+    """Whether it has ended by now: written late, as storage was away, it would take the place of one that came after it, on another node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,9 @@ class Left:
 
 
 def join(work: Work, joined: Joined) -> Program[None]:
-    """A session begins."""
+    """A session begins. Nothing, if it is over by now: its end would not be either, if another one has come meanwhile."""
+    if joined.over():
+        return
     worker = joined.worker
     now_ms = work.context.now_ms
     since_ms = yield from _memory(work, worker.identity, back=joined.back)

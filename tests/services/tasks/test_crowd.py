@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aether_trio.model.tasks import Mode, Task
@@ -96,6 +96,7 @@ def rows_of(database: Direct, sql: str) -> list[tuple[object, ...]]:
 
 
 @given(steps, queues, steps)
+@example([Came(AGENTS[0], 1, False)], [], [Came(AGENTS[0], 2, True), Came(AGENTS[1], 1, False)])
 @settings(max_examples=15)
 def test_a_crowd_leaves_behind_what_single_ones_do(
     store: Store, before: list[Came | Went], waiting: list[str], group: list[Came | Went]

@@ -1,0 +1,25 @@
+"""What is written late, because storage was away, must not be believed any more."""
+
+from __future__ import annotations
+
+from tests.helpers.core import agent, connect, open_world, pump
+from tests.helpers.direct import Store
+
+
+async def test_a_session_that_has_ended_joins_nobody(store: Store) -> None:
+    """It may have come after it, on another node, whose row it would take the place of."""
+    with open_world(store) as world:
+        async with world.open() as core:
+            async with connect(core, agent("w", "i", "a")) as link:
+                await pump()
+                session = core.registry.holder("ag::w::i::a")
+                assert session is not None
+                await core.tasks.engine.desk.settle()
+                sessions = "SELECT session_id FROM task_workers"
+                assert world.databases["tasks"].query(sessions) == [(session.session_id,)]
+                link.cut()
+                await pump(200)
+            assert session.detached
+            core.tasks.joined(session, back=False)
+            await core.tasks.engine.desk.settle()
+            assert world.databases["tasks"].query(sessions) == []
