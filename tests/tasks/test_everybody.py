@@ -15,7 +15,7 @@ from tests.helpers.core import run_in_virtual_time
 from tests.helpers.direct import Store
 from tests.tasks.play import DEADLINES, OPS, PEOPLE, POLICIES, REASONS, run_steps
 
-EXAMPLES = 2_000 if os.environ.get("TESTS_FULL") == "1" else 60
+EXAMPLES = 2_000 if os.environ.get("TESTS_FULL") == "1" else 100
 MOVERS = ["a", "b", "creator", "manager", "stranger"]
 TASK = st.integers(0, 3)
 WORKERS = st.sampled_from(["a", "b"])
