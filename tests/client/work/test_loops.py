@@ -275,6 +275,12 @@ async def test_loop(backend: str, body: Any) -> None:
         await run_on(backend, body, f"aether://{gateway.address}")
 
 
+@pytest.mark.parametrize("body", [one_after_the_other, several_at_once_with_a_handler], ids=lambda body: body.__name__)
+async def test_loop_on_websocket(body: Any) -> None:
+    async with open_test_gateway() as gateway:
+        await run_on("trio", body, f"ws://{gateway.address}")
+
+
 async def test_the_failure_of_the_client_ends_the_loop_and_is_raised_from_the_block() -> None:
     async with open_test_gateway() as gateway:
         address = f"aether://{gateway.address}"
