@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from typing import Any
@@ -52,7 +53,10 @@ def test_82_queries(gateway: str) -> None:
             excluded = pb.TaskFilter(exclude_statuses=[pb.TASK_STATUS_QUEUED])
             assert ids(await raw_query(a, excluded)) == [done]
 
-            many = [await steps.create(a, world, "z", mode=SELF) for _ in range(7)]
+            many = []
+            for _ in range(7):  # the order is that of milliseconds, and of ids within one
+                many.append(await steps.create(a, world, "z", mode=SELF))
+                await asyncio.sleep(0.002)
             seen: list[str] = []
             token = ""
             pages = 0
@@ -172,7 +176,7 @@ def test_84_following_what_is_below(gateway: str) -> None:
             await steps.op(me, "complete", later)
             # Of different tasks, so in either order.
             seen = {}
-            while len(seen) < 2:
+            while not seen.keys() >= {(later, "status_changed"), (child, "child_lifecycle")}:
                 event = await watcher.take(box=watcher.task_events)
                 seen[event.task_id, event.WhichOneof("event")] = event
             assert seen[later, "status_changed"].status_changed.to_status == pb.TASK_STATUS_COMPLETED
