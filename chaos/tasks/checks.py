@@ -9,7 +9,7 @@ from typing import Final
 
 from aether_trio.model.tasks.status import TERMINAL, Status
 from chaos.checks import Verdict
-from chaos.tasks.history import Attempt, TaskHistory
+from chaos.tasks.history import Attempt, Moment, TaskHistory
 
 ENDS: Final = {status.wire for status in TERMINAL}
 FAILED: Final = Status.FAILED.wire
@@ -121,9 +121,25 @@ def _workers(history: TaskHistory, attempts: dict[str, list[Attempt]]) -> Iterat
             completed[moment.task_id] += 1
             if not any(one.outcome == "completed" for one in mine):
                 yield f"{moment.worker} was told that it had completed {moment.task_id}, which somebody else has"
+    yield from _beside(history)
     for task_id, times in completed.items():
         if times > 1:
             yield f"{task_id} was completed {times} times"
+
+
+def _beside(history: TaskHistory) -> Iterator[str]:
+    """Whoever has completed a task was alone with it from its beginning on, by the one clock that all workers read."""
+    at_it: dict[tuple[str, str], float] = {}
+    beginnings: dict[str, list[Moment]] = defaultdict(list)
+    for moment in history.moments:
+        if moment.what == "began":
+            at_it[moment.task_id, moment.worker] = moment.at_ms
+            beginnings[moment.task_id].append(moment)
+        elif moment.what == "completed":
+            since_ms = at_it.get((moment.task_id, moment.worker), moment.at_ms)
+            for other in beginnings[moment.task_id]:
+                if other.worker != moment.worker and since_ms < other.at_ms < moment.at_ms:
+                    yield f"{other.worker} began {moment.task_id} while {moment.worker}, who completed it, was at it"
 
 
 def _letters(history: TaskHistory) -> Iterator[str]:

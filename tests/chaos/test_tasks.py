@@ -49,6 +49,11 @@ def _attempt(seen: TaskHistory, number: int, **changes: Any) -> None:
     seen.attempts[number] = replace(seen.attempts[number], **changes)
 
 
+def _begun_late(seen: TaskHistory) -> None:
+    """The first worker begins what it was given when the second one is at it."""
+    seen.moments = [seen.moments[2], replace(seen.moments[0], at_ms=4_000), seen.moments[3]]
+
+
 VIOLATIONS: dict[str, tuple[str, Callable[[TaskHistory], object]]] = {
     "it runs on": ("every task has ended, for good", lambda seen: _task(seen, status="running")),
     "it is to be tried again": ("every task has ended, for good", lambda seen: _task(seen, next_retry_ms=9)),
@@ -73,6 +78,7 @@ VIOLATIONS: dict[str, tuple[str, Callable[[TaskHistory], object]]] = {
         lambda seen: seen.moments.append(Moment("c", "began", "t", 2, 4_000)),
     ),
     "begun twice": ("workers did what the epochs say", lambda seen: seen.moments.append(seen.moments[2])),
+    "begun beside whom completes it": ("workers did what the epochs say", _begun_late),
     "completed by two": (
         "workers did what the epochs say",
         lambda seen: seen.moments.append(Moment("a", "completed", "t", 1, 5_000)),
