@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from functools import partial
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,8 @@ from tests.helpers.core import run_in_virtual_time
 from tests.helpers.direct import Store
 from tests.tasks.play import DEADLINES, OPS, PEOPLE, POLICIES, REASONS, run_steps
 
-EXAMPLES = 2_000 if os.environ.get("TESTS_FULL") == "1" else 100
+FULL = os.environ.get("TESTS_FULL") == "1"
+EXAMPLES = 2_000 if FULL else 100
 MOVERS = ["a", "b", "creator", "manager", "stranger"]
 TASK = st.integers(0, 3)
 WORKERS = st.sampled_from(["a", "b"])
@@ -54,6 +56,7 @@ STEPS = st.one_of(
 )
 
 
+@pytest.mark.timeout(3_600 if FULL else 300)
 def test_everybody_does_everything(store: Store) -> None:
     assert set(MOVERS) == set(PEOPLE)
 
