@@ -18,6 +18,7 @@ import trio
 from aether_trio import wiring
 from aether_trio.config import Settings
 from aether_trio.core import Core, open_core
+from aether_trio.services.tasks.letters import Letters
 from aether_trio.telemetry.ops import serve_ops
 from aether_trio.transport.accepted import Lane
 from aether_trio.transport.framed.server import FramedServer
@@ -105,6 +106,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
                     health=core.health,
                     metrics=core.metrics,
                     tail=core.tail.open,
+                    resolve=Letters(core.tasks.engine).resolve,
                     dev=settings.gateway.dev,
                     task_status=task_status,
                 )

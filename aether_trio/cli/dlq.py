@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 from contextlib import aclosing
 from typing import Final
+from urllib.parse import quote, urlencode
 
 import click
 import trio
 
 from aether_trio.cli import exits
-from aether_trio.cli.options import Target
+from aether_trio.cli.http import stream_lines
+from aether_trio.cli.options import DEFAULT_OPS, Target, split_address
 from aether_trio.cli.session import open_session
 from aether_trio.cli.task_texts import as_json, print_list, print_one
 from aether_trio.cli.tasks import get_task, move_tasks, pages_of, task_options, workspace_option
 from aether_trio.model.identity import Identity
+from aether_trio.telemetry.ops import ASKED_BY
 from aether_trio.wire.pb import aether_pb2 as pb
 
 MARK: Final = "_dead_letter"
-"""In the metadata of a dead letter, which is a FAILED task otherwise."""
+"""In the metadata of a dead letter, which is a FAILED task otherwise: OPEN, or who has seen to it."""
+OPEN: Final = "true"
 
 
 @click.group(
@@ -30,6 +35,7 @@ Examples:
   aether dlq list --json | jq -r .[].error
   aether dlq show TASK_ID
   aether dlq requeue TASK_ID
+  aether dlq resolve TASK_ID --notes "ordered by hand"
 """,
 )
 def command() -> None:
@@ -41,24 +47,27 @@ def command() -> None:
 
 @command.command("list")
 @click.option("-n", "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
+@click.option("--all", "resolved_too", is_flag=True, help="Also those that somebody has seen to.")
 @click.option("--json", "as_array", is_flag=True, help="A JSON array.")
 @workspace_option
 @task_options
-def list_letters(target: Target, who: Identity, workspace: str, limit: int, as_array: bool) -> None:
+def list_letters(target: Target, who: Identity, workspace: str, limit: int, resolved_too: bool, as_array: bool) -> None:
     """Show the dead letters of a workspace, the latest first."""
-    letters = trio.run(_list, target, who, workspace, limit)
+    letters = trio.run(_list, target, who, workspace, limit, resolved_too)
     if as_array:
         click.echo(json.dumps([as_json(task) for task in letters], indent=2, ensure_ascii=False))
     else:
         print_list(letters, f"no dead letter in the workspace {workspace}")
 
 
-async def _list(target: Target, who: Identity, workspace: str, limit: int) -> list[pb.TaskInfo]:
+async def _list(target: Target, who: Identity, workspace: str, limit: int, resolved_too: bool) -> list[pb.TaskInfo]:
     found: list[pb.TaskInfo] = []
     wanted = pb.TaskFilter(workspace=workspace, statuses=[pb.TASK_STATUS_FAILED])
     async with open_session(target, who) as session, aclosing(pages_of(session, wanted)) as pages:
         async for page in pages:
-            found += [task for task in page if MARK in task.metadata]
+            found += [
+                task for task in page if task.metadata.get(MARK) == OPEN or (resolved_too and MARK in task.metadata)
+            ]
             if len(found) >= limit:
                 break
     return found[:limit]
@@ -93,3 +102,38 @@ def requeue(target: Target, who: Identity, task_ids: tuple[str, ...]) -> None:
     for task_id in task_ids:
         trio.run(_get, target, who, task_id)
     trio.run(move_tasks, target, who, pb.TaskOperation.RETRY, task_ids, "", "queued again")
+
+
+@command.command()
+@click.argument("task_ids", nargs=-1, required=True, metavar="TASK_ID...")
+@click.option("--notes", default="", metavar="TEXT", help="What was done about it.")
+@click.option("--by", default=getpass.getuser, metavar="NAME", help="Who has seen to it.  [default: your login]")
+@click.option(
+    "--ops", default=DEFAULT_OPS, show_default=True, envvar="AETHER_OPS", show_envvar=True, metavar="HOST:PORT",
+    help="The ops port of a gateway.",
+)  # fmt: skip
+@click.option(
+    "--token", envvar="AETHER_OPS__TAIL_TOKEN", show_envvar=True, metavar="TOKEN", help="The gateway's ops.tail_token."
+)
+@click.option(
+    "--timeout", "timeout_s", default=10.0, show_default=True, metavar="SECONDS", help="For the gateway to answer."
+)
+def resolve(task_ids: tuple[str, ...], notes: str, by: str, ops: str, token: str | None, timeout_s: float) -> None:
+    """Say that nothing more is to be done about dead letters. They stay FAILED, and are no longer to be seen to.
+
+    The protocol has no operation for this, so it goes to the ops port: on loopback in development mode, elsewhere with ops.tail_token.
+    """
+    host, port = split_address(ops, 9090)
+    headers = {ASKED_BY: "aether dlq"} | ({"authorization": f"Bearer {token}"} if token else {})
+    query = urlencode({"by": by, "notes": notes})
+    for task_id in task_ids:
+        trio.run(_resolve, host, port, f"/v1/dlq/{quote(task_id, safe='')}/resolve?{query}", headers, timeout_s)
+        click.echo(f"{task_id}  resolved")
+
+
+async def _resolve(host: str, port: int, path: str, headers: dict[str, str], timeout_s: float) -> None:
+    hint = "is the gateway running, and is this its ops port? (--ops)"
+    lines = stream_lines(host, port, path, headers, timeout_s=timeout_s, hint=hint, method="POST")
+    async with aclosing(lines):
+        async for _ in lines:
+            pass

@@ -1,4 +1,4 @@
-"""The little HTTP that `aether tail` needs: GET a stream of lines over h11 on trio."""
+"""The little HTTP that commands need of an ops port: ask for something, and read lines, over h11 on trio."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAX_LINE_BYTES = 32 * 1024 * 1024  # a payload of 10 MiB as base64, and some
 
 
 async def stream_lines(
-    host: str, port: int, path: str, headers: dict[str, str], *, timeout_s: float, hint: str
+    host: str, port: int, path: str, headers: dict[str, str], *, timeout_s: float, hint: str, method: str = "GET"
 ) -> AsyncGenerator[bytes, None]:
     """Yield the lines of the answer as they come. Raises CliError when there is no answer, or one that is not 200.
 
@@ -30,7 +30,7 @@ async def stream_lines(
     async with stream:
         connection = h11.Connection(h11.CLIENT)
         request = h11.Request(
-            method="GET", target=path, headers=[("host", where), ("connection", "close"), *headers.items()]
+            method=method, target=path, headers=[("host", where), ("connection", "close"), *headers.items()]
         )
         await stream.send_all((connection.send(request) or b"") + (connection.send(h11.EndOfMessage()) or b""))
         try:

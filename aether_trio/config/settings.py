@@ -85,7 +85,7 @@ class OpsSettings(Section, frozen=True):
     ] = True
     tail_token: Annotated[
         Annotated[str, Meta(min_length=16)] | None,
-        Meta(description="Bearer token that allows /v1/tail; 16 characters or more."),
+        Meta(description="Bearer token that allows /v1/tail and resolving dead letters; 16 characters or more."),
     ] = None
     max_connections: Annotated[int, Meta(ge=1, description="Ops connections at a time; more are refused.")] = 64
     max_header_bytes: Annotated[int, Meta(ge=1024, description="Largest request line and headers together.")] = 16 * KIB

@@ -1,22 +1,23 @@
-"""The ops port: `/healthz`, `/readyz`, `/metrics` and `/v1/tail`, over h11 on trio.
+"""The ops port: `/healthz`, `/readyz`, `/metrics`, `/v1/tail` and what is done to a dead letter, over h11 on trio.
 
-A small HTTP/1.1 server on purpose. It takes GET and HEAD, reads no bodies, and is bounded everywhere: connections, header
+A small HTTP/1.1 server on purpose. It takes GET and HEAD (and POST for a dead letter), reads no bodies, and is bounded everywhere: connections, header
 bytes, the time for a request to arrive and for each write to be taken. An answer is never worth a gateway, so whatever
 goes wrong in one connection ends that connection and nothing else.
 
 `/v1/tail` streams a topic's messages as JSON lines and shows payloads, so it is served only to a loopback address in
-development mode, or to whoever brings `ops.tail_token`.
+development mode, or to whoever brings `ops.tail_token`. `POST /v1/dlq/TASK_ID/resolve?by=NAME&notes=TEXT` says that a dead letter has been
+seen to; it is taken from the same people, and needs a header of its own, which a web page of somebody else cannot send.
 """
 
 from __future__ import annotations
 
 import hmac
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import h11
 import structlog
@@ -25,6 +26,7 @@ import trio
 from aether_trio.config import OpsSettings, is_loopback
 from aether_trio.model.errors import AetherError
 from aether_trio.model.topics import parse_topic
+from aether_trio.storage.base import StorageUnavailable
 from aether_trio.telemetry.health import Health
 from aether_trio.telemetry.metrics import Metrics
 from aether_trio.telemetry.tail import tail_line
@@ -35,8 +37,13 @@ TailSource = Callable[[str, int | None], AsyncGenerator[tuple[int, int, bytes], 
 `from_offset` is the first offset wanted; None means only what comes from now on.
 """
 
+ResolveLetter = Callable[[str, str, str], Awaitable[bool]]
+"""`resolve(task_id, by, notes)`: whether there was such an open letter. Raises StorageUnavailable."""
+
 OPS_SERVER: Final = b"aether-trio-ops"
 """The Server header, by which `aether tail` knows an ops port."""
+ASKED_BY: Final = "x-aether-asked-by"
+"""The header of a request that changes something."""
 _READ_BYTES: Final = 16 * 1024
 _TEXT: Final = "text/plain; charset=utf-8"
 _JSON: Final = "application/json"
@@ -62,6 +69,15 @@ class _Stream:
     from_offset: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Resolve:
+    """A dead letter that somebody has seen to."""
+
+    task_id: str
+    by: str
+    notes: str
+
+
 class _Refused(Exception):
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -69,7 +85,7 @@ class _Refused(Exception):
 
 
 class OpsServer:
-    """Answers requests about one gateway. `tail` is None where there is nothing to tail."""
+    """Answers requests about one gateway. `tail` and `resolve` are None where there is nothing of the kind."""
 
     def __init__(
         self,
@@ -78,9 +94,11 @@ class OpsServer:
         health: Health,
         metrics: Metrics,
         tail: TailSource | None = None,
+        resolve: ResolveLetter | None = None,
         dev: bool = False,
     ) -> None:
         self._settings = settings
+        self._resolve = resolve
         self._health = health
         self._metrics = metrics
         self._tail = tail
@@ -113,7 +131,7 @@ class OpsServer:
     def _tail_request(self, query: dict[str, list[str]], headers: dict[str, str]) -> _Stream:
         if self._tail is None or not self._settings.tail:
             raise _Refused(404, "this gateway does not serve tails (ops.tail is off)")
-        self._may_tail(headers)
+        self._may("tail", "tail shows payloads", headers)
         try:
             topic = str(parse_topic(query["topic"][-1]).text)
         except KeyError:
@@ -127,15 +145,42 @@ class OpsServer:
             raise _Refused(400, "from must be an offset (0 is the oldest message) or now")
         return _Stream(topic, int(start))
 
-    def _may_tail(self, headers: dict[str, str]) -> None:
+    def change(self, target: str, headers: dict[str, str]) -> _Resolve:
+        """What a POST wants. Raises _Refused."""
+        url = urlsplit(target)
+        match url.path.split("/"):
+            case ["", "v1", "dlq", task_id, "resolve"] if task_id and self._resolve is not None:
+                self._may("dlq", "a dead letter is not everybody's", headers)
+                if not headers.get(ASKED_BY):
+                    raise _Refused(403, f"a request that changes something needs the header {ASKED_BY}")
+                query = parse_qs(url.query)
+                by = query.get("by", [""])[-1]
+                if not by:
+                    raise _Refused(400, "say who has seen to it: ?by=NAME")
+                return _Resolve(unquote(task_id), by, query.get("notes", [""])[-1])
+            case _:
+                raise _Refused(405, "only GET and HEAD, and POST for /v1/dlq/TASK_ID/resolve")
+
+    async def resolve(self, request: _Resolve) -> _Answer:
+        """Carry it out."""
+        assert self._resolve is not None
+        try:
+            found = await self._resolve(request.task_id, request.by, request.notes)
+        except StorageUnavailable as exc:
+            return _Answer.text(503, f"the storage does not answer: {exc}")
+        return (
+            _Answer.text(200, "resolved") if found else _Answer.text(404, f"{request.task_id} is no open dead letter")
+        )
+
+    def _may(self, what: str, why: str, headers: dict[str, str]) -> None:
         token = self._settings.tail_token
         if token is not None:
             offered = headers.get("authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(offered.encode(), token.encode()):
-                raise _Refused(401, "tail needs the header Authorization: Bearer with the value of ops.tail_token")
+                raise _Refused(401, f"{what} needs the header Authorization: Bearer with the value of ops.tail_token")
             return
         if not (self._dev and is_loopback(self._settings.host)):
-            raise _Refused(403, "tail shows payloads: set ops.tail_token, or run in development mode on loopback")
+            raise _Refused(403, f"{why}: set ops.tail_token, or run in development mode on loopback")
         # A web page may make the browser of this machine ask, under a name that it has pointed at 127.0.0.1.
         host = urlsplit("//" + headers.get("host", "localhost")).hostname or ""
         if not is_loopback(host):
@@ -205,9 +250,14 @@ class _Connection:
             return
         head = request.method == b"HEAD"
         try:
-            if not head and request.method != b"GET":
+            target = request.target.decode("latin-1")
+            answer: _Answer | _Stream
+            if head or request.method == b"GET":
+                answer = self._server.answer(target, headers)
+            elif request.method == b"POST":
+                answer = await self._server.resolve(self._server.change(target, headers))
+            else:
                 raise _Refused(405, "only GET and HEAD")
-            answer = self._server.answer(request.target.decode("latin-1"), headers)
         except _Refused as refused:
             answer = refused.answer
         if isinstance(answer, _Answer):
@@ -280,11 +330,12 @@ async def serve_ops(
     health: Health,
     metrics: Metrics,
     tail: TailSource | None = None,
+    resolve: ResolveLetter | None = None,
     dev: bool = False,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the ops port until cancelled; `task_status.started` gets its "HOST:PORT". Raises OSError when it is taken."""
-    server = OpsServer(settings, health=health, metrics=metrics, tail=tail, dev=dev)
+    server = OpsServer(settings, health=health, metrics=metrics, tail=tail, resolve=resolve, dev=dev)
     listeners = await trio.open_tcp_listeners(settings.port, host=settings.host)
     if settings.port == 0:
         # Several address families would each get another free port; one address is what the ready line can say.

@@ -172,6 +172,19 @@ def test_dead_letters(shell: Shell) -> None:
     shell.fails(1, "is no dead letter", "dlq", "show", alive)
     shell.fails(1, "is no dead letter", "dlq", "requeue", alive)
     assert shell.out("dlq", "requeue", dead) == f"{dead} is queued again\n"
+    # It dies again, and now somebody sees to it.
+    ended(shell.start("tasks", "watch", dead, "--until-end"))
+    assert dead in shell.out("dlq", "list", *place)
+    seen_to = ("--by", "ann")
+    shell.fails(1, "is no open dead letter", "dlq", "resolve", alive, *seen_to)
+    assert shell.out("dlq", "resolve", dead, "--notes", "pressed by hand", *seen_to) == f"{dead}  resolved\n"
+    shell.fails(1, "is no open dead letter", "dlq", "resolve", dead, *seen_to)
+    assert shell.out("dlq", "list", *place) == "no dead letter in the workspace cellar\n"
+    assert dead in shell.out("dlq", "list", "--all", *place)
+    assert "resolved by ann" in shell.out("dlq", "show", dead)
+    assert shell.out("dlq", "requeue", dead) == f"{dead} is queued again\n"
+    ended(shell.start("tasks", "watch", dead, "--until-end"))
+    assert dead in shell.out("dlq", "list", *place)
 
 
 def test_ctrl_c_ends_watching_and_a_restart_does_not(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import trio
 from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
 from aether_trio.config import OpsSettings
+from aether_trio.storage.base import StorageUnavailable
 from aether_trio.telemetry import Health, Metrics, serve_ops
 from aether_trio.telemetry.ops import OpsServer
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -325,6 +326,61 @@ class TestWhoMayTail:
     async def test_it_can_be_switched_off(self, log: Log) -> None:
         for server in (make_server(log, tail=False), make_server(None)):
             assert (await get(server, f"/v1/tail?topic={TOPIC}"))[0] == 404
+
+
+class TestDeadLetters:
+    """Saying that somebody has seen to one."""
+
+    ASKED = "X-Aether-Asked-By: a test"
+
+    @staticmethod
+    def server(
+        *, dev: bool = True, failing: bool = False, **settings: Any
+    ) -> tuple[OpsServer, list[tuple[str, str, str]]]:
+        told: list[tuple[str, str, str]] = []
+
+        async def resolve(task_id: str, by: str, notes: str) -> bool:
+            if failing:
+                raise StorageUnavailable("it is away")
+            told.append((task_id, by, notes))
+            return task_id == "t/1"
+
+        made = OpsServer(OpsSettings(**settings), health=Health(), metrics=Metrics(), resolve=resolve, dev=dev)
+        return made, told
+
+    @staticmethod
+    async def post(server: OpsServer, path: str, *headers: str) -> tuple[int, str]:
+        lines = "\r\n".join([f"POST {path} HTTP/1.1", "Host: localhost", "Content-Length: 0", *headers, "", ""])
+        status, _, body = await ask(server, lines.encode())
+        return status, body.decode()
+
+    async def test_one_is_resolved_and_what_is_none_is_said(self) -> None:
+        server, told = self.server()
+        assert (await self.post(server, "/v1/dlq/t%2F1/resolve?by=ann&notes=by+hand", self.ASKED))[0] == 200
+        status, text = await self.post(server, "/v1/dlq/t2/resolve?by=ann", self.ASKED)
+        assert (status, text) == (404, "t2 is no open dead letter\n")
+        assert told == [("t/1", "ann", "by hand"), ("t2", "ann", "")]
+
+    async def test_a_web_page_cannot_and_nobody_without_a_name(self) -> None:
+        server, told = self.server()
+        assert (await self.post(server, "/v1/dlq/t1/resolve?by=ann"))[0] == 403  # no header of its own
+        assert (await self.post(server, "/v1/dlq/t1/resolve", self.ASKED))[0] == 400
+        assert (await self.post(server, "/metrics", self.ASKED))[0] == 405
+        assert told == []
+
+    async def test_elsewhere_it_needs_the_token(self) -> None:
+        server, told = self.server(dev=False)
+        assert (await self.post(server, "/v1/dlq/t1/resolve?by=ann", self.ASKED))[0] == 403
+        server, told = self.server(dev=False, tail_token="a token of some length")
+        assert (await self.post(server, "/v1/dlq/t1/resolve?by=ann", self.ASKED))[0] == 401
+        token = "Authorization: Bearer a token of some length"
+        assert (await self.post(server, "/v1/dlq/t%2F1/resolve?by=ann", self.ASKED, token))[0] == 200
+        assert told == [("t/1", "ann", "")]
+
+    async def test_storage_that_is_away_is_said(self) -> None:
+        server, _ = self.server(failing=True)
+        status, text = await self.post(server, "/v1/dlq/t1/resolve?by=ann", self.ASKED)
+        assert (status, "it is away" in text) == (503, True)
 
 
 async def test_a_real_port_is_served_and_named(log: Log, health: Health) -> None:

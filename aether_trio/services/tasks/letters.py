@@ -1,7 +1,7 @@
 """Dead letters: tasks for which there is to be no further attempt, kept until a person has seen to them.
 
-Listed, shown with their task, requeued (which is a RETRY) or resolved with a note. The protocol has no operations for this; the admin
-API and the command line do.
+Listed, shown with their task, requeued (which is a RETRY) or resolved with a note. The protocol has no operation to resolve one: the ops
+port has (telemetry/ops.py), for the command line.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from aether_trio.model.tasks import Move, Status, Task
 from aether_trio.services.tasks import rows
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction import Work
+from aether_trio.services.tasks.wire import resolved_by
 from aether_trio.storage.base import Fetch, Program, Row
 
 MAX_PAGE: Final = 1_000
@@ -83,5 +84,14 @@ class Letters:
 
     async def resolve(self, task_id: str, by: str, notes: str = "") -> bool:
         """Nothing more is to be done about a letter; False if there is no open one."""
-        now_ms = self._engine.clock.now_ms()
-        return bool(await self._engine.database.run(lambda: rows.resolve_letter(task_id, now_ms, by, notes)))
+        done: list[bool] = []
+
+        def errand(work: Work) -> Program[None]:
+            done.clear()
+            task = yield from rows.load(task_id)
+            if task is not None and (yield from rows.resolve_letter(task_id, work.context.now_ms, by, notes)):
+                yield from rows.save(task, resolved_by(task, by))
+                done.append(True)
+
+        await self._engine.perform(errand)
+        return any(done)

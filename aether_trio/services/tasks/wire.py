@@ -14,7 +14,8 @@ from aether_trio.wire.pb import aether_pb2 as pb
 CHECKPOINT_KEY: Final = "_hibernation_checkpoint_key"
 RESUME_SESSION_ID: Final = "_hibernation_resume_session_id"
 DEAD_LETTER: Final = "_dead_letter"
-"""Set on a task that is shown as FAILED and for which there is to be no further attempt."""
+"""Set on a task that is shown as FAILED and for which there is to be no further attempt: "true", or who has seen to it."""
+_RESOLVED: Final = "_dead_letter_resolved"
 
 _KEPT: Final = (
     "launch_param_overrides",
@@ -141,9 +142,16 @@ def _metadata(task: Task, kept: pb.CreateTaskRequest) -> dict[str, str]:
     if task.checkpoint_key:
         metadata[CHECKPOINT_KEY] = task.checkpoint_key
         metadata[RESUME_SESSION_ID] = task.resume_session_id
+    stamp, _, by = metadata.pop(_RESOLVED, "").partition(" ")
     if task.status is Status.DLQ:
-        metadata[DEAD_LETTER] = "true"
+        metadata[DEAD_LETTER] = f"resolved by {by}" if stamp == str(task.failed_ms) else "true"
     return metadata
+
+
+def resolved_by(task: Task, by: str) -> Task:
+    """A dead task that somebody has seen to. It is open again should it be tried again and die again."""
+    note = pb.CreateTaskRequest(metadata={_RESOLVED: f"{task.failed_ms} {by}"}).SerializeToString()
+    return task.changed({"spec": task.spec + note})  # behind one another, messages are merged
 
 
 def _topic(identity: str) -> str:
