@@ -129,6 +129,19 @@ _FORMS: Final[Mapping[Kind, _Form]] = MappingProxyType(
 _KIND_OF_PREFIX: Final[Mapping[str, Kind]] = MappingProxyType({form.prefix: kind for kind, form in _FORMS.items()})
 
 
+_SEPARATORS: Final[Mapping[str, int]] = MappingProxyType(
+    {form.prefix: 1 if form.shard else len(form.parts) for form in _FORMS.values()}
+)
+
+
+def has_all_parts(text: str) -> bool:
+    """Whether a text has as many parts as an identity of its kind, so that no identity begins with it and goes on with "::".
+
+    What the parts are is not looked at.
+    """
+    return text.count(SEPARATOR) == _SEPARATORS.get(text.partition(SEPARATOR)[0])
+
+
 def check_token(text: str, what: str, *, last: bool = False, strict: bool = True) -> str:
     """Return `text` if it may be one part of an identity or topic, else raise IdentityError naming `what`.
 

@@ -9,9 +9,11 @@ events) will live with tasks, not here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from aether_trio.model.identity import has_all_parts
 
 
 class LaneSink(Protocol):
@@ -49,6 +51,40 @@ class LaneListener:
         return not recipient or recipient == self.identity or self.identity.startswith(recipient + "::")
 
 
+class _Lane:
+    """Who listens to one topic. `named` by identity, one each; `others` are watchers, and further ones of an identity."""
+
+    __slots__ = ("named", "others")
+
+    def __init__(self) -> None:
+        self.named: dict[str, LaneListener] = {}
+        self.others: tuple[LaneListener, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.named) + len(self.others)
+
+    def add(self, listener: LaneListener) -> None:
+        """Idempotent."""
+        if listener in self.others:
+            return
+        if listener.everything or self.named.setdefault(listener.identity, listener) is not listener:
+            self.others = (*self.others, listener)
+
+    def remove(self, listener: LaneListener) -> None:
+        """Idempotent."""
+        if self.named.get(listener.identity) is listener:
+            del self.named[listener.identity]
+        else:
+            self.others = tuple(one for one in self.others if one is not listener)
+
+    def asked(self, recipient: str) -> Iterable[LaneListener]:
+        """All who may accept what is for this recipient: of a whole identity its holder, found by key."""
+        if recipient and has_all_parts(recipient):
+            holder = self.named.get(recipient)
+            return self.others if holder is None else (holder, *self.others)
+        return (*self.named.values(), *self.others)
+
+
 class LaneRelay(Protocol):
     """The way to the listeners on other nodes."""
 
@@ -74,12 +110,16 @@ class LaneStatistics:
     listeners: int
 
 
+def _kick(sink: LaneSink) -> None:
+    sink.kick()
+
+
 class Lanes:
     """All ephemeral topics of a node. `relay` is set before anybody listens, or never."""
 
     def __init__(self) -> None:
         self.relay: LaneRelay | None = None
-        self._listeners: dict[str, dict[LaneListener, None]] = {}
+        self._listeners: dict[str, _Lane] = {}
         self._published = 0
         self._delivered = 0
 
@@ -92,7 +132,10 @@ class Lanes:
         """Give this listener the updates of a lane."""
         if self.relay is not None and topic not in self._listeners:
             self.relay.listening(topic)
-        self._listeners.setdefault(topic, {})[listener] = None
+        lane = self._listeners.get(topic)
+        if lane is None:
+            lane = self._listeners[topic] = _Lane()
+        lane.add(listener)
 
     def has_listeners(self, topic: str) -> bool:
         """Whether anybody on this node listens to a lane."""
@@ -104,26 +147,36 @@ class Lanes:
 
     def unlisten(self, topic: str, listener: LaneListener) -> None:
         """Undo `listen`. Idempotent."""
-        listeners = self._listeners.get(topic)
-        if listeners is not None:
-            listeners.pop(listener, None)
-            if not listeners:
+        lane = self._listeners.get(topic)
+        if lane is not None:
+            lane.remove(listener)
+            if not len(lane):
                 del self._listeners[topic]
 
-    def publish(self, topic: str, source: str, recipient: str, frame: bytes) -> int:
-        """Hand an update to everybody on the lane whom it is for; returns how many of them are on this node."""
+    def publish(
+        self, topic: str, source: str, recipient: str, frame: bytes, kick: Callable[[LaneSink], None] = _kick
+    ) -> int:
+        """Hand an update to everybody on the lane whom it is for; returns how many of them are on this node.
+
+        `kick` is called with each of these sinks, which has the update already; it may do it later (kicks.py).
+        """
         self._published += 1
         if self.relay is not None:
             self.relay.publish(topic, source, recipient, frame)
-        return self.deliver(topic, source, recipient, frame)
+        return self.deliver(topic, source, recipient, frame, kick)
 
-    def deliver(self, topic: str, source: str, recipient: str, frame: bytes) -> int:
+    def deliver(
+        self, topic: str, source: str, recipient: str, frame: bytes, kick: Callable[[LaneSink], None] = _kick
+    ) -> int:
         """Hand an update to the listeners on this node; returns how many it was for."""
+        lane = self._listeners.get(topic)
+        if lane is None:
+            return 0
         count = 0
-        for listener in tuple(self._listeners.get(topic, ())):
+        for listener in lane.asked(recipient):
             if listener.accepts(source, recipient):
                 listener.outbox.put_lane(frame)
-                listener.outbox.kick()
+                kick(listener.outbox)
                 count += 1
         self._delivered += count
         return count

@@ -56,6 +56,60 @@ def test_who_has_left_gets_nothing() -> None:
     assert (statistics.published, statistics.delivered, statistics.listeners) == (2, 1, 1)
 
 
+NAMES = (
+    "ag::w::a::1",
+    "ag::w::a::1:",
+    "ag::w::a:::1",
+    "ag::w::a::11",
+    "us::u::1",
+    "us::u::2",
+    "us::uu::1",
+    "sv::s::1",
+    "wfe::shard0",
+)
+
+
+@pytest.mark.parametrize(
+    "recipient", [*NAMES, "", "ag", "ag::w", "ag::w::a", "us::u", "us::uu", "sv::s", "wfe", "x::1"]
+)
+def test_whoever_accepts_an_update_is_found(recipient: str) -> None:
+    lanes = Lanes()
+    readers = [Reader() for _ in range(2 * len(NAMES) + 1)]
+    listeners = [
+        LaneListener(name, name, reader.outbox) for name, reader in zip([*NAMES, *NAMES], readers[1:], strict=True)
+    ]
+    listeners.append(LaneListener("", "", readers[0].outbox, everything=True))
+    for listener in [*listeners, *listeners]:
+        lanes.listen("pg::w", listener)
+    assert lanes.statistics().listeners == len(listeners)
+    while listeners:  # they leave, the first of each name before the second
+        expected = [listener for listener in listeners if listener.accepts("ag::w::a::11", recipient)]
+        kicked: list[object] = []
+        assert lanes.publish("pg::w", "ag::w::a::11", recipient, b"x", kicked.append) == len(expected)
+        assert len(kicked) == len(expected)
+        assert {id(sink) for sink in kicked} == {id(listener.outbox) for listener in expected}
+        left = listeners.pop(0)
+        lanes.unlisten("pg::w", left)
+        lanes.unlisten("pg::w", left)
+    assert not lanes.has_listeners("pg::w")
+
+
+def test_of_many_only_the_recipient_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    lanes, reader, asked = Lanes(), Reader(), list[str]()
+    filtered = LaneListener.accepts
+
+    def accepts(listener: LaneListener, source: str, recipient: str) -> bool:
+        asked.append(listener.identity)
+        return filtered(listener, source, recipient)
+
+    monkeypatch.setattr(LaneListener, "accepts", accepts)
+    for number in range(100):
+        lanes.listen("pg::w", LaneListener(f"ag::w::a::{number}", f"ag::w::a::{number}", reader.outbox))
+    assert lanes.publish("pg::w", "gateway", "ag::w::a::7", b"x") == 1
+    assert lanes.publish("pg::w", "gateway", "ag::w::a::100", b"x") == 0
+    assert asked == ["ag::w::a::7"]
+
+
 class Relay:
     """A LaneRelay that remembers, and may be unable to tell others."""
 

@@ -24,6 +24,7 @@ import trio
 from aether_trio.model.clock import Clock
 from aether_trio.model.tasks import Status, Task
 from aether_trio.model.tasks.due import TimeLimits
+from aether_trio.routing.kicks import Kicks
 from aether_trio.routing.lanes import Lanes
 from aether_trio.routing.log import TopicLog
 from aether_trio.services.tasks import due, hints, notices, rows, sessions
@@ -58,6 +59,8 @@ RECOVER_PAGE: Final = 50
 MEMORY_MS: Final = 30 * 86_400_000
 """A participant that was away for so long has nothing in hand; when it began may be forgotten."""
 COLLECT_PAGE: Final = 100
+NOTICE_S: Final = 0.01
+"""For so long a notice waits for something to share a write with: nobody sees a bar move more often."""
 
 
 def _nobody_cares(identity: str) -> None:
@@ -93,6 +96,7 @@ class Engine:
         self.hints = others
         self.hub = Hub(database)
         self.deliveries = Deliveries(database)
+        self._notices = Kicks(NOTICE_S)
         self.desk = Desk(self._perform_errand, together)
         self.clockwork = Clockwork(database, clock, self._fire)
         self.inputs = Inputs(log, self.perform)
@@ -167,7 +171,7 @@ class Engine:
         if work.events:
             self.hub.offer(work.events)
         for task in work.notices:
-            notices.publish(self._lanes, task, work.context.now_ms)
+            notices.publish(self._lanes, task, work.context.now_ms, self._notices.add)
         for node, task_id in work.watched:
             self.hints.tell(node, hints.EVENTS, task_id)
         for task, node in work.hibernated:
@@ -231,6 +235,7 @@ class Engine:
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.desk.run, name="task-desk")
+            nursery.start_soon(self._notices.run, name="task-notices")
             nursery.start_soon(_keep_running, self.clockwork.run, name="task-clockwork")
             nursery.start_soon(_keep_running, self.outbox.run, name="task-outbox")
             nursery.start_soon(_keep_running, self.inputs.run, name="task-inputs")

@@ -5,12 +5,14 @@ They are hints for people and for clients that listen anyhow. Whoever must not m
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 from aether_trio.model.identity import Identity, IdentityError, Kind
 from aether_trio.model.tasks import Task
 from aether_trio.model.topics import progress_of, progress_of_user
-from aether_trio.routing.lanes import Lanes
+from aether_trio.routing.lanes import Lanes, LaneSink
 from aether_trio.wire.delivery import encode_progress
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -19,8 +21,8 @@ PARTICIPANT: Final = "subject_participant"
 """Metadata of tasks whose user is to hear of them, too: "1" or "true"."""
 
 
-def publish(lanes: Lanes, task: Task, now_ms: int) -> None:
-    """Tell the creator, and the user that takes part, what a task has become."""
+def publish(lanes: Lanes, task: Task, now_ms: int, kick: Callable[[LaneSink], None]) -> None:
+    """Tell the creator, and the user that takes part, what a task has become. `kick` as of `Lanes.publish`."""
     status = task.status.value
     update = pb.ProgressUpdate(
         source=SOURCE,
@@ -33,25 +35,28 @@ def publish(lanes: Lanes, task: Task, now_ms: int) -> None:
         kind=pb.PROGRESS_KIND_TASK,
         metadata={"status": status, "task_type": task.task_type},
     )
-    lane = _lane_of(task)
+    lane = _lane_of(task.creator, task.workspace)
     if lane:
-        lanes.publish(lane, SOURCE, update.recipient, encode_progress(update))
+        lanes.publish(lane, SOURCE, update.recipient, encode_progress(update), kick)
+    if task.subject_type.lower() != "user":
+        return
     kept = pb.CreateTaskRequest.FromString(task.spec).metadata
-    if task.subject_type.lower() == "user" and kept.get(PARTICIPANT, "").lower() in {"1", "true"}:
+    if kept.get(PARTICIPANT, "").lower() in {"1", "true"}:
         update.recipient = f"us::{task.subject_id}"
         for name in ("thread_id", "message_id"):
             if name in kept:
                 update.metadata[name] = kept[name]
         update.metadata["started_at_ms"] = str(task.started_ms)
-        lanes.publish(progress_of_user(task.subject_id), SOURCE, update.recipient, encode_progress(update))
+        lanes.publish(progress_of_user(task.subject_id), SOURCE, update.recipient, encode_progress(update), kick)
 
 
-def _lane_of(task: Task) -> str:
+@lru_cache(maxsize=4096)
+def _lane_of(creator: str, workspace: str) -> str:
     """Where the creator listens; "" for one that has no lane of its own."""
     try:
-        creator = Identity.parse(task.creator, strict=False)
+        identity = Identity.parse(creator, strict=False)
     except IdentityError:
         return ""
-    if creator.kind is Kind.USER:
-        return progress_of_user(creator.user_id)
-    return progress_of(creator.workspace or task.workspace)
+    if identity.kind is Kind.USER:
+        return progress_of_user(identity.user_id)
+    return progress_of(identity.workspace or workspace)

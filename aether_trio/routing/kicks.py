@@ -1,0 +1,54 @@
+"""Outboxes that have something new and are kicked together a little later, so that what comes meanwhile shares one write.
+
+An outbox that is kicked by something else in the meantime sends what it has then; the later kick finds nothing and costs next to nothing.
+
+Invariants: whoever is added is kicked once, at most `pause_s` and a turn of the event loop later, as long as `run` runs; when `run` ends,
+everybody is.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import trio
+
+
+class Kicked(Protocol):
+    """An Outbox, or whatever else takes a kick."""
+
+    def kick(self) -> None:
+        """There is something new."""
+        ...
+
+
+class Kicks:
+    """See the module docstring. With `pause_s` 0 the kicks come after whatever else is ready to run now."""
+
+    def __init__(self, pause_s: float = 0.0) -> None:
+        self._pause_s = pause_s
+        self._waiting: dict[Kicked, None] = {}
+        self._some = trio.Event()
+
+    def add(self, one: Kicked) -> None:
+        """Kick this one soon. Never blocks."""
+        if not self._waiting:
+            self._some.set()
+        self._waiting[one] = None
+
+    def flush(self) -> None:
+        """Kick them now."""
+        waiting, self._waiting = self._waiting, {}
+        for one in waiting:
+            one.kick()
+
+    async def run(self) -> None:
+        """Work, until cancelled."""
+        try:
+            while True:
+                await self._some.wait()
+                self._some = trio.Event()
+                if self._pause_s:
+                    await trio.sleep(self._pause_s)
+                self.flush()
+        finally:
+            self.flush()

@@ -1,0 +1,61 @@
+"""Kicks that wait a little, and are shared."""
+
+from __future__ import annotations
+
+import trio
+import trio.testing
+
+from aether_trio.routing.kicks import Kicks
+
+
+class Sink:
+    """Remembers when it was kicked, in seconds of trio's clock."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def kick(self) -> None:
+        self.times.append(trio.current_time())
+
+
+async def test_everybody_is_kicked_once_after_the_pause(autojump_clock: trio.testing.MockClock) -> None:
+    kicks, one, other = Kicks(0.25), Sink(), Sink()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(kicks.run)
+        start = trio.current_time()
+        for sink in (one, other, one):
+            kicks.add(sink)
+        assert one.times == []
+        await trio.sleep(1)
+        kicks.add(other)
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert [time - start for time in one.times] == [0.25]
+    assert [time - start for time in other.times] == [0.25, 1.25]
+
+
+async def test_without_a_pause_they_come_after_what_is_ready_now() -> None:
+    kicks, sink, order = Kicks(), Sink(), list[int]()
+
+    async def ready() -> None:
+        kicks.add(sink)
+        order.append(len(sink.times))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(kicks.run)
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(5):
+            nursery.start_soon(ready)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (order, len(sink.times)) == ([0] * 5, 1)
+        nursery.cancel_scope.cancel()
+
+
+async def test_nobody_is_left_waiting_at_the_end(autojump_clock: trio.testing.MockClock) -> None:
+    kicks, sink = Kicks(60), Sink()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(kicks.run)
+        kicks.add(sink)
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert len(sink.times) == 1
