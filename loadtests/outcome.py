@@ -70,7 +70,7 @@ def failures(
 ) -> list[str]:
     """Sentences; none means that the run passes. With `churn` some are always away; who `talks` has sent something."""
     found = []
-    if talks and not messages["sent"]:
+    if talks and connections["most"] and not messages["sent"]:
         found.append("nothing was sent, so nothing is known of messages")
     if not churn and connections["most"] < connections["users"]:
         found.append(f"at most {connections['most']:,} of {connections['users']:,} users were connected at a time")

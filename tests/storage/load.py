@@ -87,10 +87,10 @@ class Load:
 
 
 async def no_connection_is_half_used(database: PostgresDatabase, server: PostgresServer) -> None:
-    """Every connection that is kept is idle, outside of a transaction, and counted."""
+    """Every connection that is kept is idle, outside of a transaction, and counted. One that was cut is counted until it is used."""
     states = server.psql(
         "SELECT state, count(*) FROM pg_stat_activity WHERE application_name LIKE 'aether-%' GROUP BY 1"
     )
     assert states.startswith("idle|")
     assert "\n" not in states
-    assert int(states.removeprefix("idle|")) == database.statistics().connections
+    assert 0 < int(states.removeprefix("idle|")) <= database.statistics().connections
