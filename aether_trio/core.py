@@ -42,6 +42,7 @@ from aether_trio.services.presence import PresenceStore
 from aether_trio.services.progress import ProgressService
 from aether_trio.services.sessions import SessionService
 from aether_trio.services.tasks import TaskService
+from aether_trio.services.tasks.chats import Chats
 from aether_trio.services.tasks.startups import task_context
 from aether_trio.services.workspaces import WorkspaceSwitch
 from aether_trio.session.admission import Admitted, Claim
@@ -102,6 +103,7 @@ class Core:
         self.tasks: TaskService = make_tasks(
             settings, clock, ids, randomness, tasks, log, lanes, membership, self.authorizer, self.checkpoints
         )
+        self.chats = Chats(tasks, lanes)
         self.router.on_task_input = self.tasks.engine.inputs.put
         self.agents = AgentStore(tasks, clock, strict=strict)
         self.starts = Starts(
@@ -151,7 +153,7 @@ class Core:
         register("kv_op", self._kv_op)
         register("checkpoint_op", self._checkpoint_op)
         register("progress", ProgressService(self.lanes, rates, self.clock, self.tasks.reported).handle)
-        register("switch_workspace", WorkspaceSwitch(self.authorizer, self.directory.moved, strict=strict).handle)
+        register("switch_workspace", WorkspaceSwitch(self.authorizer, self._moved, strict=strict).handle)
         register("session_op", sessions.operate)
         register("connection_status_request", sessions.status)
         register("agent_op", AgentService(self.agents, self.starts, self.authorizer, strict=strict).handle)
@@ -209,6 +211,10 @@ class Core:
             session.task_id = session.task_id or start.task_id
             session.task_context = task_context(start)
 
+    def _moved(self, session: Session) -> None:
+        self.directory.moved(session)
+        self.chats.moved(session)
+
     def _joined(self, session: Session, claim: Claim) -> None:
         back = bool(claim.resume_session_id)
         self.tasks.joined(session, back=back, wants=claim.worker_tasks)
@@ -225,6 +231,7 @@ class Core:
         self.holding.let_go(session)
         self.presence.ended(session)
         self.tasks.ended(session)
+        self.chats.ended(session)
         if session.identity.kind is Kind.ORCHESTRATOR:
             self.starts.ended(session)
         elif session.task_context:
@@ -327,6 +334,8 @@ async def open_core(
         wiring.watch_metrics(core.metrics, core, state=state, log=log_database, tasks=databases.tasks)
         wiring.watch_cluster(core.metrics, membership)
         nursery.start_soon(retention.sweep_forever, name="retention")
+        if databases.tasks.shared:
+            nursery.start_soon(core.chats.run, name="task-chats")
         nursery.start_soon(publishers.sweep_forever, name="publishers")
         nursery.start_soon(core.presence.run, name="presence")
         nursery.start_soon(core.waker.run, name="waker")

@@ -2,6 +2,7 @@
 
 Invariants: everything a session subscribed to is closed by `close`, without a checkpoint; what a user listens to
 because of its workspace is separate from the rest, so that a switch touches nothing else.
+What `also` has added goes with the workspace.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ class Subscriptions:
     """Everything one session listens to."""
 
     __slots__ = (
+        "_also",
         "_base",
         "_catchup",
         "_closed",
@@ -122,6 +124,7 @@ class Subscriptions:
         )
         self._base: _Open | None = None
         self._workspace: _Open | None = None
+        self._also: dict[str, _Open] = {}
         self._closed = False
 
     async def prepare(self, plan: Plan) -> Callable[[], _Open]:
@@ -195,13 +198,47 @@ class Subscriptions:
 
     def _leave_workspace(self) -> None:
         left, self._workspace = self._workspace, None
+        for topic in tuple(self._also):
+            self.no_longer(topic)
+        self._leave(left)
+
+    def _leave(self, left: _Open | None) -> None:
         if left is not None:
             self._close(left)
             self._outbox.withdraw(left.subscriptions)
 
+    async def also(self, wanted: Wanted) -> bool:
+        """Listen to one more topic, until the workspace is another; whether it still is the same. One call at a time.
+
+        Raises StorageUnavailable.
+        """
+        workspace = self._workspace
+        if workspace is None:
+            return False
+        assert wanted.topic not in self._also
+        opened = (await self.prepare(Plan((wanted,))))()
+        if self._workspace is not workspace:  # any more
+            self._leave(opened)
+            return False
+        self._also[wanted.topic] = opened
+        self._outbox.kick()
+        return True
+
+    def no_longer(self, topic: str) -> None:
+        """Undo `also`. Idempotent."""
+        self._leave(self._also.pop(topic, None))
+
+    def is_level(self, topic: str) -> bool:
+        """Whether the client is done with all that there is of a topic of `also`."""
+        opened = self._also.get(topic)
+        return opened is None or all(one.cursor >= one.state.end for one in opened.subscriptions)
+
     def close(self) -> None:
         """Stop listening, for good. Idempotent, and no checkpoint."""
         self._closed = True
+        for opened in self._also.values():
+            self._close(opened)
+        self._also.clear()
         self._close(self._workspace)
         self._close(self._base)
         self._workspace = self._base = None

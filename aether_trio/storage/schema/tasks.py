@@ -191,3 +191,11 @@ MEMORIES: Final = (
         "ALTER TABLE task_workers ADD COLUMN since_ms {bigint} NOT NULL DEFAULT 0",
     ),
 )
+
+CHATS: Final = (
+    (
+        """CREATE INDEX tasks_of_subject ON tasks (subject_id, workspace, started_ms) WHERE subject_id <> ''
+            AND status NOT IN ('completed', 'failed', 'cancelled', 'dlq', 'rejected')""",
+    ),
+)
+"""Of tasks that may go on, by the user whose they are."""

@@ -184,3 +184,18 @@ def test_84_following_what_is_below(gateway: str) -> None:
             assert (done.lifecycle, done.child_status) == ("completed", pb.TASK_STATUS_COMPLETED)
 
     run_async(scenario)
+
+
+def test_a_user_who_takes_part_reads_the_conversation_of_a_task(gateway: str) -> None:
+    async def scenario() -> None:
+        async with World(gateway) as world:
+            window, worker = await world.open(world.user("desk"), world.agent("w"))
+            await window.client.switch_workspace(world.ws)
+            task_id = await steps.running(window, worker, world, metadata={"subject_participant": "true"})
+            lane = f"tk::{world.ws}::{task_id}::msg"
+            await worker.send(lane, b"how many?")
+            assert (await window.take()).payload == b"how many?"
+            await window.send(lane, b"three")
+            assert (await window.take()).payload == b"three"
+
+    run_async(scenario)
