@@ -136,10 +136,14 @@ class Work:
     def create(self, task: Task, payload: bytes) -> Program[bool]:
         """Write a new task; False if it is there already. What waits is given to somebody at once, if anybody has room."""
         task.queue, task.holder, task.due_ms = queue_of(task), holder_of(task), next_due(task, self.context.limits)
-        if not (yield from rows.insert(task, payload)):
+        given: Step | None = None
+        if task.queue:
+            given = yield from self._give_new(task)
+        row = task if given is None else given.after
+        if not (yield from rows.insert(row, payload)):
             return False
         self.payloads[task.task_id] = payload
-        self._falls_due(task)
+        self._falls_due(row)
         if task.epoch:
             yield from self._open_attempt(task, self.context.node, pushed=1)
         if task.parent_task_id:
@@ -150,22 +154,29 @@ class Work:
                     (task.task_id, task.parent_task_id),
                 )
             yield from self._tell_parent(task, "spawned")
-        if task.queue:
-            yield from self._offer(task)
+        if given is not None:
+            yield from self._follow(task, given.after, given.reason, push=True)
         if task.task_type == AGENT_STARTUP:
             yield from startups.dispatch(self, task)
         return True
 
     def write(self, before: Task, after: Task, reason: str, *, push: bool = False) -> Program[None]:
         """Write a changed row and everything that its change means."""
-        after.queue, after.holder = queue_of(after), holder_of(after)
-        after.due_ms = next_due(after, self.context.limits)
-        shown = before.status.wire != after.status.wire
-        if shown:
-            after.events = before.events + 1
+        self._derive(before, after)
         yield from rows.save(before, after)
         self._falls_due(after)
-        if shown:
+        yield from self._follow(before, after, reason, push=push)
+
+    def _derive(self, before: Task, after: Task) -> None:
+        """What of a row follows from the rest."""
+        after.queue, after.holder = queue_of(after), holder_of(after)
+        after.due_ms = next_due(after, self.context.limits)
+        if before.status.wire != after.status.wire:
+            after.events = before.events + 1
+
+    def _follow(self, before: Task, after: Task, reason: str, *, push: bool) -> Program[None]:
+        """Everything that a change means; the row is written."""
+        if before.status.wire != after.status.wire:
             yield from self._record(after, after.events, _status_changed(before, after, reason))
             self.notices.append(after)
         yield from self._keep_attempt(before, after, push=push)
@@ -274,8 +285,8 @@ class Work:
             found = yield from rows.select_either(_QUEUED, _POOLED, (worker.identity, worker.implementation))
         return min(found, key=lambda task: (-task.priority, task.order_us), default=None)
 
-    def _offer(self, task: Task) -> Program[None]:
-        """Give a task that waits to whom it is for, or to the least busy of its pool."""
+    def _taker(self, task: Task) -> Program[Worker | None]:
+        """Who can be given a task that waits: whom it is for, or the least busy of its pool."""
         worker: Worker | None
         if task.mode is Mode.POOL:
             implementation = task.target_implementation
@@ -284,10 +295,26 @@ class Work:
                 worker = read_worker((yield Fetch(_LEAST_BUSY, ("", implementation))))
         else:
             worker = read_worker((yield Fetch(_BY_NAME, (task.queue,))))
-        if worker is not None and worker.has_room:
-            yield from self.make(task, Move.ASSIGN, self.facts(worker.identity))
-        elif worker is None and task.mode is Mode.TARGETED and may_start_target(task):
+        if worker is None and task.mode is Mode.TARGETED and may_start_target(task):
             self.absent.append(task.target)
+        return worker if worker is not None and worker.has_room else None
+
+    def _offer(self, task: Task) -> Program[None]:
+        """Give a task that waits to somebody who has room."""
+        worker = yield from self._taker(task)
+        if worker is not None:
+            yield from self.make(task, Move.ASSIGN, self.facts(worker.identity))
+
+    def _give_new(self, task: Task) -> Program[Step | None]:
+        """`_offer`, of a task that is not written yet: it is to be written as what it becomes by that."""
+        worker = yield from self._taker(task)
+        if worker is None:
+            return None
+        decision = decide(task, Move.ASSIGN, self.facts(worker.identity))
+        if not isinstance(decision, Step):
+            return None
+        self._derive(task, decision.after)
+        return decision
 
     def at_work(self, task: Task) -> Program[bool]:
         """Whether whoever has a task is connected, and knows of it. So is nobody."""

@@ -1,0 +1,38 @@
+"""What the transaction of a new task writes when somebody is free."""
+
+from __future__ import annotations
+
+import pytest
+
+from aether_trio.model.tasks import Mode, Status, Task
+from aether_trio.model.tasks.due import TimeLimits
+from aether_trio.services.tasks.transaction import Context, Work
+from aether_trio.storage.base import Execute, Fetch
+from aether_trio.wire.pb import aether_pb2 as pb
+
+WORKER = "ag::w::i::1"
+
+
+@pytest.mark.parametrize(("live", "status"), [(0, Status.ASSIGNED), (1, Status.PENDING)])
+def test_a_new_task_is_written_once_as_what_it_becomes(live: int, status: Status) -> None:
+    spec = pb.CreateTaskRequest(task_type="t").SerializeToString()
+    task = Task("t1", "t", "w", mode=Mode.POOL, creator="ag::w::c::1", target_implementation="i", spec=spec)
+    work = Work(Context(1000, "n1", TimeLimits()))
+    program = work.create(task, b"payload")
+    said: list[tuple[str, tuple[object, ...]]] = []
+    statement = next(program)
+    with pytest.raises(StopIteration) as end:
+        while True:
+            said.append((statement.sql, tuple(statement.args)))  # type: ignore[union-attr]
+            if isinstance(statement, Fetch):
+                assert "task_workers" in statement.sql
+                statement = program.send([(WORKER, "s1", "n1", "w", "i", 1, live, 1, 0)])
+            else:
+                assert isinstance(statement, Execute)
+                statement = program.send(1)
+    assert end.value.value is True
+    [(_, row)] = [(sql, args) for sql, args in said if sql.startswith("INSERT INTO tasks ")]
+    assert status in row
+    assert not any(sql.startswith("UPDATE tasks ") for sql, _ in said)
+    assert [(push.task.status, push.payload) for push in work.pushes] == [(status, b"payload")] * (1 - live)
+    assert (task.status, task.queue != "") == (Status.PENDING, True)
