@@ -26,7 +26,19 @@ def tests(session: nox.Session) -> None:
     session.install("-e", ".", *group("test"), *group("load"))
     # Without a Chromium (1) the browser tests are skipped, and in CI they fail.
     session.run("python", "scripts/ensure_chromium.py", success_codes=[0, 1])
-    session.run("python", "-m", "pytest", "--durations=15", "--durations-min=1.0", *session.posargs)
+    # Two at a time, as most of the time is waiting; a file's tests stay together, and so do its fixtures. `-- -n 0` runs them in one process.
+    session.run(
+        "python",
+        "-m",
+        "pytest",
+        "-n",
+        "2",
+        "--dist",
+        "loadfile",
+        "--durations=15",
+        "--durations-min=1.0",
+        *session.posargs,
+    )
 
 
 @nox.session

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from itertools import count
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from aether_trio.storage.base import Program, ProgramFactory
 from aether_trio.storage.migrations import MIGRATIONS, POSTGRES, SQLITE, upgrade
@@ -169,6 +169,10 @@ class PostgresPlace:
         self._give_back(self)
 
 
+_PLACES: Final = count(1)
+"""Of the whole process: a session's fixture may be made several times (pytest-xdist), on one server."""
+
+
 class PostgresStore:
     """See Store."""
 
@@ -176,14 +180,13 @@ class PostgresStore:
 
     def __init__(self, session: PostgresSession) -> None:
         self._session = session
-        self._numbers = count(1)
         self._free: list[PostgresPlace] = []
 
     def place(self) -> PostgresPlace:
         """See Store."""
         if self._free:
             return self._free.pop()
-        return PostgresPlace(self._session, f"place_{next(self._numbers)}", self._free.append)
+        return PostgresPlace(self._session, f"place_{next(_PLACES)}", self._free.append)
 
     def examples(self, count: int) -> int:
         """See Store. A statement takes fifty times as long here."""
