@@ -21,6 +21,8 @@ AGAIN_S: Final = 1.0
 """Before the next connection."""
 QUIET_S: Final = 0.5
 """Without an event, a replay is over."""
+SKIP_S: Final = 5.0
+"""For a replay that does not come to an end, as the task is busy."""
 
 ENDED: Final = frozenset(
     {pb.TASK_STATUS_COMPLETED, pb.TASK_STATUS_FAILED, pb.TASK_STATUS_CANCELLED, pb.TASK_STATUS_REJECTED}
@@ -40,8 +42,7 @@ async def watch_tasks(
     get_task: GetTask,
 ) -> dict[str, int]:
     """Print until Ctrl-C, or `until_end` until all have ended; their last statuses. Raises CliError."""
-    watch = _Watch(task_ids, recursive, until_end, as_lines, get_task)
-    watch.since_ms = 1 if from_start else 0
+    watch = _Watch(task_ids, recursive, from_start, until_end, as_lines, get_task)
     while True:
         try:
             async with open_session(target, who, endless=True) as session:
@@ -55,11 +56,18 @@ async def watch_tasks(
 
 class _Watch:
     def __init__(
-        self, task_ids: Sequence[str], recursive: bool, until_end: bool, as_lines: bool, get_task: GetTask
+        self,
+        task_ids: Sequence[str],
+        recursive: bool,
+        from_start: bool,
+        until_end: bool,
+        as_lines: bool,
+        get_task: GetTask,
     ) -> None:
         self.begun = False
-        self.since_ms = 0
-        """What to replay from: behind the last event that was shown."""
+        self._since_ms = 1
+        """What to replay from: behind the last event that was seen, by the gateway's clock."""
+        self._from_start = from_start
         self._task_ids = tuple(dict.fromkeys(task_ids))
         self._recursive = recursive
         self._until_end = until_end
@@ -70,12 +78,18 @@ class _Watch:
     async def run(self, session: ClientSession) -> dict[str, int]:
         for task_id in self._task_ids:
             await self._subscribe(session, task_id)
+        replayed = (
+            self.begun or self._from_start
+        )  # else it begins with the state of things, and what led to it is not shown
+        if not replayed:
+            await self._skip(session)
+        for task_id in self._task_ids:
             task = await self._get_task(session, task_id)
-            if not self.since_ms:  # else its events say so
+            if not replayed:
                 self._note(task_id, task.status)
-                if not self.begun and not self._as_lines:
+                if not self._as_lines:
                     say(state_line(task))
-        replayed, self.begun = self.since_ms > 0, True
+        self.begun = True
         while True:
             # What is replayed comes without a pause, and may be an end that a retry has followed.
             over = await self._is_over(session)
@@ -86,8 +100,17 @@ class _Watch:
                 continue
             return self._ends
 
+    async def _skip(self, session: ClientSession) -> None:
+        """Pass over what has happened, so that it is known from where on to replay should the connection break before anything new."""
+        with trio.move_on_after(SKIP_S):
+            while True:
+                with trio.move_on_after(QUIET_S) as quiet:
+                    self._since_ms = (await session.task_event()).emitted_at_unix_ms + 1
+                if quiet.cancelled_caught:
+                    return
+
     def _show(self, event: pb.TaskEvent) -> None:
-        self.since_ms = event.emitted_at_unix_ms + 1
+        self._since_ms = event.emitted_at_unix_ms + 1
         say(json.dumps(event_as_json(event), ensure_ascii=False) if self._as_lines else event_line(event))
         if event.WhichOneof("event") == "status_changed":
             self._note(event.task_id, event.status_changed.to_status)
@@ -97,7 +120,7 @@ class _Watch:
             op=pb.TaskSubscriptionOperation.SUBSCRIBE,
             task_id=task_id,
             recursive=self._recursive,
-            start_timestamp_unix_ms=self.since_ms,
+            start_timestamp_unix_ms=self._since_ms,
         )
         answer = (await session.request(pb.UpstreamMessage(task_subscription_op=op))).task_subscription_response
         if not answer.success:

@@ -196,8 +196,10 @@ def test_ctrl_c_ends_watching_and_a_restart_does_not(tmp_path: Path) -> None:
             assert process.stdout is not None
             assert f"{one}  is queued".encode() in process.stdout.readline()
             assert f"{two}  is queued".encode() in process.stdout.readline()
+            process.send_signal(signal.SIGSTOP)  # it misses what happens
             gateway.restart()
             shell.out("tasks", "cancel", two)
+            process.send_signal(signal.SIGCONT)
             assert process.stdout.readline().endswith(f"{two}  queued -> cancelled\n".encode())
             process.send_signal(signal.SIGINT)
             code, lines, error = ended(process)
