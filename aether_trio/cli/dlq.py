@@ -13,7 +13,7 @@ import trio
 
 from aether_trio.cli import exits
 from aether_trio.cli.http import stream_lines
-from aether_trio.cli.options import DEFAULT_OPS, Target, split_address
+from aether_trio.cli.options import OpsTarget, Target, ops_options
 from aether_trio.cli.session import open_session
 from aether_trio.cli.task_texts import as_json, print_list, print_one
 from aether_trio.cli.tasks import get_task, move_tasks, pages_of, task_options, workspace_option
@@ -79,11 +79,7 @@ async def _list(target: Target, who: Identity, workspace: str, limit: int, resol
 @task_options
 def show(target: Target, who: Identity, task_id: str, as_object: bool) -> None:
     """Show all that is told of a dead letter."""
-    task = trio.run(_get, target, who, task_id)
-    if as_object:
-        click.echo(json.dumps(as_json(task), indent=2, ensure_ascii=False))
-    else:
-        print_one(task)
+    print_one(trio.run(_get, target, who, task_id), as_object=as_object)
 
 
 async def _get(target: Target, who: Identity, task_id: str) -> pb.TaskInfo:
@@ -108,32 +104,19 @@ def requeue(target: Target, who: Identity, task_ids: tuple[str, ...]) -> None:
 @click.argument("task_ids", nargs=-1, required=True, metavar="TASK_ID...")
 @click.option("--notes", default="", metavar="TEXT", help="What was done about it.")
 @click.option("--by", default=getpass.getuser, metavar="NAME", help="Who has seen to it.  [default: your login]")
-@click.option(
-    "--ops", default=DEFAULT_OPS, show_default=True, envvar="AETHER_OPS", show_envvar=True, metavar="HOST:PORT",
-    help="The ops port of a gateway.",
-)  # fmt: skip
-@click.option(
-    "--token", envvar="AETHER_OPS__TAIL_TOKEN", show_envvar=True, metavar="TOKEN", help="The gateway's ops.tail_token."
-)
-@click.option(
-    "--timeout", "timeout_s", default=10.0, show_default=True, metavar="SECONDS", help="For the gateway to answer."
-)
-def resolve(task_ids: tuple[str, ...], notes: str, by: str, ops: str, token: str | None, timeout_s: float) -> None:
+@ops_options
+def resolve(task_ids: tuple[str, ...], notes: str, by: str, ops: OpsTarget) -> None:
     """Say that nothing more is to be done about dead letters. They stay FAILED, and are no longer to be seen to.
 
     The protocol has no operation for this, so it goes to the ops port: on loopback in development mode, elsewhere with ops.tail_token.
     """
-    host, port = split_address(ops, 9090)
-    headers = {ASKED_BY: "aether dlq"} | ({"authorization": f"Bearer {token}"} if token else {})
     query = urlencode({"by": by, "notes": notes})
     for task_id in task_ids:
-        trio.run(_resolve, host, port, f"/v1/dlq/{quote(task_id, safe='')}/resolve?{query}", headers, timeout_s)
+        trio.run(_resolve, ops, f"/v1/dlq/{quote(task_id, safe='')}/resolve?{query}")
         click.echo(f"{task_id}  resolved")
 
 
-async def _resolve(host: str, port: int, path: str, headers: dict[str, str], timeout_s: float) -> None:
-    hint = "is the gateway running, and is this its ops port? (--ops)"
-    lines = stream_lines(host, port, path, headers, timeout_s=timeout_s, hint=hint, method="POST")
-    async with aclosing(lines):
+async def _resolve(ops: OpsTarget, path: str) -> None:
+    async with aclosing(stream_lines(ops, path, method="POST", headers={ASKED_BY: "aether dlq"})) as lines:
         async for _ in lines:
             pass

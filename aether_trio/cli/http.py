@@ -2,47 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
+from types import MappingProxyType
+from typing import Final
 
 import h11
 import trio
 
 from aether_trio.cli import exits
+from aether_trio.cli.options import OpsTarget
 from aether_trio.telemetry.ops import OPS_SERVER
 
+_HINT: Final = "is the gateway running, and is this its ops port? (--ops)"
 _READ_BYTES = 64 * 1024
 _MAX_LINE_BYTES = 32 * 1024 * 1024  # a payload of 10 MiB as base64, and some
 
 
 async def stream_lines(
-    host: str, port: int, path: str, headers: dict[str, str], *, timeout_s: float, hint: str, method: str = "GET"
+    ops: OpsTarget, path: str, *, method: str = "GET", headers: Mapping[str, str] = MappingProxyType({})
 ) -> AsyncGenerator[bytes, None]:
     """Yield the lines of the answer as they come. Raises CliError when there is no answer, or one that is not 200.
 
-    `timeout_s` bounds connecting and the answer's head, not the stream.
+    `ops.timeout_s` bounds connecting and the answer's head, not the stream.
     """
-    where = f"{host}:{port}"
+    where = f"{ops.host}:{ops.port}"
+    token = {"authorization": f"Bearer {ops.token}"} if ops.token else {}
     try:
-        with trio.fail_after(timeout_s):
-            stream = await trio.open_tcp_stream(host, port)
+        with trio.fail_after(ops.timeout_s):
+            stream = await trio.open_tcp_stream(ops.host, ops.port)
     except (OSError, trio.TooSlowError):
-        raise exits.CliError(f"nothing answers on {where}; {hint}", exits.UNREACHABLE) from None
+        raise exits.CliError(f"nothing answers on {where}; {_HINT}", exits.UNREACHABLE) from None
     async with stream:
         connection = h11.Connection(h11.CLIENT)
         request = h11.Request(
-            method=method, target=path, headers=[("host", where), ("connection", "close"), *headers.items()]
+            method=method,
+            target=path,
+            headers=[("host", where), ("connection", "close"), *token.items(), *headers.items()],
         )
         await stream.send_all((connection.send(request) or b"") + (connection.send(h11.EndOfMessage()) or b""))
         try:
-            with trio.fail_after(timeout_s):
+            with trio.fail_after(ops.timeout_s):
                 response = await _next_event(connection, stream)
         except trio.TooSlowError:
             raise exits.CliError(f"{where} does not answer", exits.UNREACHABLE) from None
         except (h11.RemoteProtocolError, trio.BrokenResourceError):
-            raise exits.CliError(f"{where} is not an ops port; {hint}", exits.UNREACHABLE) from None
+            raise exits.CliError(f"{where} is not an ops port; {_HINT}", exits.UNREACHABLE) from None
         if not isinstance(response, h11.Response) or dict(response.headers).get(b"server") != OPS_SERVER:
             # A gateway's own port answers HTTP too.
-            raise exits.CliError(f"{where} is not an ops port; {hint}", exits.UNREACHABLE)
+            raise exits.CliError(f"{where} is not an ops port; {_HINT}", exits.UNREACHABLE)
         status = response.status_code
         rest = b""
         while True:

@@ -144,3 +144,38 @@ def load(config_file: str | None, flags: dict[str, Any], sets: tuple[str, ...]) 
         lines = "\n  ".join(error.problems)
         text = lines if len(error.problems) == 1 else f"the settings have {len(error.problems)} problems:\n  {lines}"
         raise exits.CliError(text, exits.SETTINGS) from None
+
+
+@dataclass(frozen=True, slots=True)
+class OpsTarget:
+    """How a command reaches a gateway's ops port."""
+
+    host: str
+    port: int
+    token: str | None
+    timeout_s: float
+
+
+def ops_options(command: F) -> F:
+    """Adds the options that lead to an OpsTarget, passed as `ops`."""
+
+    @click.option(
+        "--ops", default=DEFAULT_OPS, show_default=True, envvar="AETHER_OPS", show_envvar=True, metavar="HOST:PORT",
+        help="The gateway's ops port.",
+    )  # fmt: skip
+    @click.option(
+        "--token",
+        envvar="AETHER_OPS__TAIL_TOKEN",
+        show_envvar=True,
+        metavar="TOKEN",
+        help="The gateway's ops.tail_token.",
+    )
+    @click.option(
+        "--timeout", "timeout_s", default=10.0, show_default=True, metavar="SECONDS", help="For the gateway to answer."
+    )
+    @functools.wraps(command)
+    def wrapper(ops: str, token: str | None, timeout_s: float, **kwargs: Any) -> Any:
+        host, port = split_address(ops, 9090)
+        return command(ops=OpsTarget(host, port, token or None, timeout_s), **kwargs)
+
+    return wrapper  # type: ignore[return-value]  # click replaces it anyway

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import enum
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import click
 from rich.table import Table
 
 from aether_trio.cli.show import print_table
@@ -79,8 +81,11 @@ def print_list(tasks: Sequence[pb.TaskInfo], empty: str) -> None:
     print_table(table, empty)
 
 
-def print_one(message: pb.TaskInfo) -> None:
-    """Everything that is set, one line for each."""
+def print_one(message: pb.TaskInfo, *, as_object: bool) -> None:
+    """Everything that is set, one line for each; or as a JSON object."""
+    if as_object:
+        click.echo(json.dumps(as_json(message), indent=2, ensure_ascii=False))
+        return
     task = read(Task, message)
     table = Table("what", "value", show_header=False)
     for name, value in asdict(task).items():

@@ -176,11 +176,7 @@ async def pages_of(session: ClientSession, wanted: pb.TaskFilter) -> AsyncGenera
 @task_options
 def show(target: Target, who: Identity, task_id: str, as_object: bool) -> None:
     """Show all that is told of a task. Its payload is its worker's."""
-    task = trio.run(_get, target, who, task_id)
-    if as_object:
-        click.echo(json.dumps(as_json(task), indent=2, ensure_ascii=False))
-    else:
-        print_one(task)
+    print_one(trio.run(_get, target, who, task_id), as_object=as_object)
 
 
 async def _get(target: Target, who: Identity, task_id: str) -> pb.TaskInfo:
