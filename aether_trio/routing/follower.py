@@ -42,11 +42,9 @@ class Follower:
         self,
         learn: Callable[[Sequence[TopicState]], Awaitable[None]],
         database: Database,
-        kick: Callable[[set[Outbox]], Awaitable[None]],
     ) -> None:
         self._learn = learn
         self._database = database
-        self._kick = kick
         self._behind: dict[TopicState, None] = {}
         self._work = trio.Event()
         self.reads = self.rows = 0
@@ -122,7 +120,7 @@ class Follower:
             if offers >= OFFERS_PER_SLICE:
                 offers = 0
                 await trio.lowlevel.checkpoint()
-        await self._kick(touched)
+        await kick_all(touched)
 
 
 async def kick_all(touched: set[Outbox]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from aether_trio.model.clock import Clock
 from aether_trio.routing import programs
 from aether_trio.routing.cursors import CursorStore
-from aether_trio.routing.follower import Follower, kick_all
+from aether_trio.routing.follower import Follower
 from aether_trio.routing.relay import LogRelay
 from aether_trio.routing.topic_state import TopicState
 from aether_trio.routing.writers import Programs
@@ -47,7 +47,7 @@ class LogReader:
         """Node and epoch of this process's lease, under which it takes work (shared_groups.py). Node 0 is alone on its database."""
         self.sure: Callable[[], Awaitable[None]] = _surely
         """Wait until that lease was seen to be held a moment ago. No checkpoint at its end. Raises StorageUnavailable."""
-        self._follower = Follower(self.learn, database, kick_all)
+        self._follower = Follower(self.learn, database)
 
     @property
     def database(self) -> Database:
