@@ -72,6 +72,9 @@ class TaskService:
         response = pb.TaskOperationResponse(request_id=op.request_id)
         try:
             await self._after_reports(session)
+            if session.identity.kind is Kind.ORCHESTRATOR:
+                # Its word on an agent is judged when it is written that the agent has come, or gone.
+                await self.engine.desk.settle()
             await self._operate(session, op, response)
         except StorageUnavailable as error:
             response.error = AWAY.format(error)

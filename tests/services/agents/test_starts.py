@@ -503,6 +503,26 @@ async def test_its_orchestrator_may_know_it_before_the_gateway_does(core: Core) 
 # -- tasks and wishes ---------------------------------------------------------------------------------------------------
 
 
+async def test_one_that_came_and_died_at_once_was_started_all_the_same(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = core.tasks.engine.desk
+    perform = desk._perform
+
+    async def slowly(errand: Any) -> None:
+        await trio.sleep(0.5)  # virtual time
+        await perform(errand)
+
+    async with cast(core) as (orchestrator, asker):
+        asker.send(message_to(ECHO, b"one"))
+        asked = await assignment(orchestrator)
+        monkeypatch.setattr(desk, "_perform", slowly)
+        async with connect(core, echo()):
+            answer = await fail(orchestrator, asked.task_id, "its process ended by SIGKILL after 0.1 s")
+            assert "is connected; the start ends when its connection does" in answer.error
+            assert [status for status, _ in await starts(core)] == ["running"]
+
+
 async def test_a_task_for_an_agent_that_is_not_running_starts_it_and_waits_for_it(core: Core) -> None:
     async with cast(core, voice="low", mood="good") as (orchestrator, asker):
         answer = await create(asker, payload=b"work", launch_param_overrides={"voice": "loud"})
