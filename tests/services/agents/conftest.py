@@ -13,4 +13,15 @@ __all__ = ["core", "world"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    use_virtual_time(items, Path(__file__).parent, ("test_registry", "test_starts", "test_weather"))
+    use_virtual_time(
+        items,
+        Path(__file__).parent,
+        (
+            "test_registry",
+            "test_woken_by_messages",
+            "test_orchestrators",
+            "test_agents_that_go",
+            "test_started_by_tasks",
+            "test_weather",
+        ),
+    )

@@ -12,8 +12,8 @@ from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, barrier, connect, message_to, settings_for_tests
 from tests.helpers.engines import PostgresEngine
+from tests.services.agents.cast import ECHO, assignment, create, launch, starts
 from tests.services.agents.ops import Op, operate, register, starter
-from tests.services.agents.test_starts import ECHO, assignment, create, launch, starts
 
 LONG_S = 120.0
 

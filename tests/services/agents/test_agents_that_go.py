@@ -1,0 +1,192 @@
+"""Agents that were started and are cut off, killed or say goodbye: what ends, what waits, and what starts them again; on both engines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+
+from aether_trio.core import Core
+from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, message_to, payloads
+from tests.services.agents.cast import ECHO, assignment, cast, echo, fail, nothing_more, running, starts, until
+from tests.services.agents.ops import starter
+
+
+async def test_one_that_was_cut_off_may_come_back(core: Core) -> None:
+    async with running(core) as (orchestrator, asker, started, asked):
+        started.cut()
+        await trio.sleep(0.1)
+        asker.send(message_to(ECHO, b"two"))
+        await trio.sleep(3)
+        async with connect(core, echo(credentials={"token": asked.launch_params["auth_token"]})) as back:
+            await nothing_more(orchestrator)
+            assert payloads(back)[-1:] == [b"two"]
+            assert await starts(core) == [("running", "")]
+
+
+async def test_one_whose_gateway_went_has_longer_to_come_back(world: World) -> None:
+    async with deadlock_is_an_error():
+        async with world.open() as core, running(core) as (_, _, _, asked):
+            await core.end_sessions("the gateway is shutting down")
+            await trio.sleep(0.1)
+        async with world.open() as core, connect(core, starter("1", "process")) as orchestrator:
+            await trio.sleep(30)
+            assert await starts(core) == [("running", "")]
+            async with connect(core, echo(credentials={"token": asked.launch_params["auth_token"]})) as back:
+                await trio.sleep(1)
+                back.cut()
+                await trio.sleep(8)  # the grace is what it was
+                assert [status for status, _ in await starts(core)] == ["failed"]
+            await nothing_more(orchestrator)
+
+
+async def test_one_that_is_known_to_have_ended_has_no_grace_when_its_gateway_goes_too(world: World) -> None:
+    async with deadlock_is_an_error():
+        async with world.open() as core, running(core) as (orchestrator, _, _, asked):
+            await fail(orchestrator, asked.task_id, "its process ended by SIGKILL")
+            await core.end_sessions("the gateway is shutting down")
+            await trio.sleep(0.1)
+        async with world.open() as core:
+            await trio.sleep(1)
+            assert [status for status, _ in await starts(core)] == ["failed"]
+
+
+async def test_what_one_has_not_read_when_its_gateway_is_killed_starts_it_again_elsewhere(world: World) -> None:
+    """As if a node were gone: it cannot say that its agents have ended, and its table still has them when the message comes."""
+    async with deadlock_is_an_error():
+        async with world.open() as core, running(core) as (orchestrator, _, _, asked):
+            await fail(orchestrator, asked.task_id, "its process ended by SIGKILL")
+            await world.databases["tasks"].execute(
+                "UPDATE task_workers SET node = 'killed', session_id = 'gone' WHERE identity = $1", ECHO
+            )
+        async with (
+            world.open() as core,
+            connect(core, starter("1", "process")) as orchestrator,
+            connect(core, agent("w", "asker", "1")) as asker,
+        ):
+            await world.databases["tasks"].execute(
+                "INSERT INTO task_workers (identity, session_id, node, workspace, implementation, pooled, live, capacity, "
+                "free, turn) VALUES ($1, 'gone', 'killed', 'w', 'echo', 1, 0, 1, 1, 0)",
+                ECHO,
+            )
+            asker.send(message_to(ECHO, b"two"))
+            await trio.sleep(2)
+            assert orchestrator.waiting("task_assignment") == []
+            await core.tasks.engine.recover()  # which nodes do every few seconds
+            await assignment(orchestrator)
+
+
+async def test_one_that_comes_by_itself_is_the_one_that_was_to_be_started(core: Core) -> None:
+    async with cast(core) as (orchestrator, asker):
+        asker.send(message_to(ECHO, b"one"))
+        asked = await assignment(orchestrator)
+        await fail(orchestrator, asked.task_id, "no room")
+        async with connect(core, echo()):
+            await until(core, "running")
+            await nothing_more(orchestrator)
+        await until(core, "completed")
+
+
+async def test_a_message_to_one_that_has_died_starts_it_again_when_it_does_not_come_back(core: Core) -> None:
+    async with running(core) as (orchestrator, asker, started, asked):
+        started.cut()
+        await trio.sleep(0.1)
+        asker.send(message_to(ECHO, b"two"))
+        since = trio.current_time()
+        assert (await assignment(orchestrator)).task_id != asked.task_id
+        assert 4 < trio.current_time() - since < 8  # virtual time: the grace of 5 s
+        (error, _) = await until(core, "failed", "starting")
+        assert "did not reconnect" in error
+
+
+async def test_a_message_that_was_sent_while_it_was_dying_starts_it_again(core: Core) -> None:
+    async with running(core) as (orchestrator, asker, started, asked):
+        started.pause()  # what is sent now stays unread
+        asker.send(message_to(ECHO, b"two"))
+        await barrier(asker)
+        started.cut()
+        assert (await assignment(orchestrator)).task_id != asked.task_id
+        async with connect(core, echo()) as again:
+            assert (await again.next("msg")).msg.payload == b"two"
+
+
+async def test_one_that_says_goodbye_and_leaves_a_message_unread_is_started_again(core: Core) -> None:
+    async with running(core) as (orchestrator, asker, started, asked):
+        started.pause()
+        asker.send(message_to(ECHO, b"two"))
+        await barrier(asker)
+        started.finish()
+        assert (await assignment(orchestrator)).task_id != asked.task_id
+
+
+async def test_one_that_ends_at_the_same_message_again_and_again_is_given_up_until_the_next_message(core: Core) -> None:
+    async with running(core) as (orchestrator, asker, started, _asked):
+        asker.send(message_to(ECHO, b"two"))
+        started.pause()
+        asker.send(message_to(ECHO, b"three"))
+        await barrier(asker)
+        started.cut()
+        for _ in range(3):
+            asked = await assignment(orchestrator)
+            async with connect(core, echo(), wait_ack=False) as again:
+                again.pause()
+                await trio.sleep(0.5)
+                again.cut()
+                await fail(orchestrator, asked.task_id, "its process ended")
+        await nothing_more(orchestrator)
+        asker.send(message_to(ECHO, b"four"))
+        await assignment(orchestrator)
+
+
+async def test_nobody_starts_one_that_has_died_before_it_is_wanted(core: Core) -> None:
+    async with running(core) as (orchestrator, _, started, _asked):
+        started.cut()
+        await nothing_more(orchestrator)
+        await until(core, "failed")
+
+
+async def test_its_orchestrator_knows_earlier_that_it_has_died(core: Core) -> None:
+    async with running(core) as (orchestrator, asker, started, asked):
+        started.cut()
+        await trio.sleep(0.1)
+        await trio.sleep(0.1)
+        assert (await fail(orchestrator, asked.task_id, "its process ended by SIGKILL")).success
+        assert await until(core, "failed") == ["its process ended by SIGKILL"]
+        since = trio.current_time()
+        asker.send(message_to(ECHO, b"two"))
+        await assignment(orchestrator)
+        assert trio.current_time() - since < 1.5  # virtual time
+
+
+async def test_its_orchestrator_may_know_it_before_the_gateway_does(core: Core) -> None:
+    async with running(core) as (orchestrator, asker, started, asked):
+        answer = await fail(orchestrator, asked.task_id, "its process ended by SIGKILL")
+        assert "is connected" in answer.error
+        assert await starts(core) == [("running", "")]
+        started.cut()
+        await trio.sleep(0.1)
+        asker.send(message_to(ECHO, b"two"))
+        since = trio.current_time()
+        await assignment(orchestrator)
+        assert trio.current_time() - since < 2.5  # virtual time
+
+
+async def test_one_that_came_and_died_at_once_was_started_all_the_same(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = core.tasks.engine.desk
+    perform = desk._perform
+
+    async def slowly(errand: Any) -> None:
+        await trio.sleep(0.5)  # virtual time
+        await perform(errand)
+
+    async with cast(core) as (orchestrator, asker):
+        asker.send(message_to(ECHO, b"one"))
+        asked = await assignment(orchestrator)
+        monkeypatch.setattr(desk, "_perform", slowly)
+        async with connect(core, echo()):
+            answer = await fail(orchestrator, asked.task_id, "its process ended by SIGKILL after 0.1 s")
+            assert "is connected; the start ends when its connection does" in answer.error
+            assert [status for status, _ in await starts(core)] == ["running"]

@@ -1,0 +1,174 @@
+"""Who is asked to start an agent, and what becomes of the start when they go, say no, or nobody comes; on both engines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+
+from aether_trio.core import Core
+from aether_trio.model.errors import Status
+from aether_trio.storage.base import StorageUnavailable
+from tests.helpers.core import World, agent, connect, deadlock_is_an_error, message_to
+from tests.services.agents.cast import ECHO, assignment, cast, fail, launch, nothing_more, starts, until
+from tests.services.agents.ops import Op, operate, register, starter
+
+
+async def test_they_take_turns(core: Core) -> None:
+    async with (
+        cast(core) as (first, _),
+        connect(core, starter("2", "other", "process")) as second,
+        connect(core, starter("3", "other")) as third,
+    ):
+        for specifier in "abcd":
+            await launch(third, specifier)
+        assert [(await assignment(first)).specifier for _ in range(2)] == ["a", "c"]
+        assert [(await assignment(second)).specifier for _ in range(2)] == ["b", "d"]
+        await nothing_more(first, second, third)
+
+
+async def test_a_start_waits_for_somebody_who_can_do_it(core: Core) -> None:
+    async with cast(core) as (orchestrator, asker):
+        await register(orchestrator, "big", "docker")
+        asker.send(message_to("ag::w::big::1", b"one"))
+        await until(core, "pending")
+        await trio.sleep(120)
+        async with connect(core, starter("2", "docker")) as other:
+            assert (await assignment(other)).target_implementation == "big"
+            await nothing_more(orchestrator)
+
+
+async def test_more_starts_wait_than_a_page(core: Core) -> None:
+    async with cast(core) as (orchestrator, asker):
+        await register(orchestrator, "big", "docker")
+        for number in range(120):
+            asker.send(message_to(f"ag::w::big::{number}", b"one"))
+        await until(core, *["pending"] * 120)
+        async with connect(core, starter("2", "docker")) as other:
+            asked = {(await assignment(other)).specifier for _ in range(120)}
+        assert asked == {str(number) for number in range(120)}
+
+
+async def test_one_that_goes_is_replaced_at_once(core: Core) -> None:
+    async with cast(core) as (first, asker):
+        asker.send(message_to(ECHO, b"one"))
+        asked = await assignment(first)
+        async with connect(core, starter("2", "process")) as second:
+            first.cut()
+            again = await assignment(second)
+            assert again.task_id == asked.task_id
+            assert again.launch_params["auth_token"] != asked.launch_params["auth_token"]
+            assert await starts(core) == [("starting", "")]
+
+
+async def test_one_that_comes_anew_is_told_again_what_it_was_to_start(core: Core) -> None:
+    async with connect(core, agent("w", "asker", "1")) as asker:
+        async with connect(core, starter("1", "process")) as first:
+            await register(first, "echo")
+            asker.send(message_to(ECHO, b"one"))
+            asked = await assignment(first)
+            first.cut()
+            await trio.sleep(0.1)
+        async with connect(core, starter("1", "process")) as second:
+            assert (await assignment(second)).task_id == asked.task_id
+            await nothing_more(second)
+
+
+async def test_one_that_says_no_is_replaced_after_a_pause_and_the_third_no_is_the_last(core: Core) -> None:
+    async with cast(core) as (first, asker), connect(core, starter("2", "process")) as second:
+        asker.send(message_to(ECHO, b"one"))
+        asked = await assignment(first)
+        assert (await fail(first, asked.task_id, "no room")).success
+        assert await starts(core) == [("failed", "no room")]
+        since = trio.current_time()
+        assert (await assignment(second)).task_id == asked.task_id
+        assert 0.9 < trio.current_time() - since < 1.5  # virtual time
+        assert not (await fail(first, asked.task_id, "still no room")).success  # it is not its business any more
+        await fail(second, asked.task_id, "no room either")
+        assert (await assignment(first)).task_id == asked.task_id
+        await fail(first, asked.task_id, "and that was the third")
+        assert await until(core, "dlq") == ["and that was the third"]
+        await nothing_more(first, second)
+        asker.send(message_to(ECHO, b"two"))
+        assert (await assignment(second)).task_id != asked.task_id
+
+
+async def test_an_agent_that_never_connects_is_given_up_with_a_reason_and_the_next_message_tries_again(
+    core: Core,
+) -> None:
+    async with cast(core) as (orchestrator, asker):
+        asker.send(message_to(ECHO, b"one"))
+        since = trio.current_time()
+        for _ in range(3):
+            asked = await assignment(orchestrator)
+        (error,) = await until(core, "dlq")
+        assert error == f"{ECHO} did not connect within 60000 ms after orc::o::1 was asked for it"
+        assert 180 < trio.current_time() - since < 190  # virtual time: three times a minute, and the pauses
+        asker.send(message_to(ECHO, b"two"))
+        assert (await assignment(orchestrator)).task_id != asked.task_id
+
+
+async def test_nobody_who_could_start_it_for_half_an_hour(core: Core) -> None:
+    async with cast(core) as (orchestrator, asker):
+        await register(orchestrator, "big", "docker")
+        asker.send(message_to("ag::w::big::1", b"one"))
+        await until(core, "pending")
+        await trio.sleep(1801)
+        await until(core, "cancelled")
+        asker.send(message_to("ag::w::big::1", b"two"))
+        await until(core, "cancelled", "pending")
+
+
+async def test_they_are_listed(core: Core) -> None:
+    async with cast(core) as (first, _), connect(core, starter("2", "q", "p", "p")), connect(core, starter("none")):
+        answer = await operate(first, Op.LIST_ORCHESTRATORS)
+        assert answer.total_count == 2
+        assert [(one.orchestrator_id, list(one.profiles)) for one in answer.orchestrators] == [
+            ("orc::o::1", ["process"]),
+            ("orc::o::2", ["p", "q"]),
+        ]
+        assert {one.connected_at for one in answer.orchestrators} == {core.clock.now_ms() // 1000}
+
+
+@pytest.mark.parametrize(
+    ("profiles", "why"), [(["p"] * 65, "65 supported profiles"), ([""], "empty"), (["x" * 257], "256")]
+)
+async def test_what_cannot_be_served_is_refused_at_the_door(core: Core, profiles: list[str], why: str) -> None:
+    async with connect(core, starter("1", *profiles), wait_ack=False) as peer:
+        ended = await peer.wait_end()
+    assert ended.status is Status.INVALID_ARGUMENT
+    assert why in str(ended)
+
+
+async def test_what_a_killed_gateway_has_left_is_taken_up_by_the_next(world: World) -> None:
+    """Its orchestrators are gone with it, and what they were to start goes to others."""
+    async with deadlock_is_an_error():
+        async with world.open() as core, cast(core) as (orchestrator, asker):
+            asker.send(message_to(ECHO, b"one"))
+            asked = await assignment(orchestrator)
+            await trio.sleep(1)
+            rows = await world.databases["tasks"].fetch("SELECT identity FROM task_workers ORDER BY identity")
+            assert ("orc::o::1",) in rows
+            await world.databases["tasks"].execute("UPDATE task_workers SET node = 'killed', session_id = 'gone'")
+        async with world.open() as core, connect(core, starter("2", "process")) as other:
+            assert (await assignment(other)).task_id == asked.task_id
+
+
+async def test_an_orchestrator_is_told_though_storage_was_away(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = core.tasks.engine
+    async with cast(core) as (orchestrator, _), connect(core, starter("2", "other")) as other:
+        run, failures = engine.run_program, 2
+
+        async def away(program: Any) -> Any:
+            nonlocal failures
+            if "mint" in program.__name__:
+                failures -= 1
+                if failures >= 0:
+                    raise StorageUnavailable("no answer")
+            return await run(program)
+
+        monkeypatch.setattr(engine, "run_program", away)
+        task_id = await launch(other, "1")
+        assert (await assignment(orchestrator)).task_id == task_id
+        assert failures == -1

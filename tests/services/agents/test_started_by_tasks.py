@@ -1,0 +1,162 @@
+"""Tasks and wishes that start an agent, at once or later; on both engines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+
+from aether_trio.core import Core
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import World, connect, deadlock_is_an_error
+from tests.services.agents.cast import (
+    assignment,
+    cast,
+    create,
+    echo,
+    nothing_more,
+    operation,
+    starts,
+    until,
+)
+from tests.services.agents.ops import Op, info, operate
+
+
+async def test_a_task_for_an_agent_that_is_not_running_starts_it_and_waits_for_it(core: Core) -> None:
+    async with cast(core, voice="low", mood="good") as (orchestrator, asker):
+        answer = await create(asker, payload=b"work", launch_param_overrides={"voice": "loud"})
+        assert (answer.success, answer.status, answer.assigned_to) == (True, "orchestration_triggered", "")
+        again = await create(asker, payload=b"more")
+        assert (again.success, again.status) == (True, "orchestration_triggered")
+        asked = await assignment(orchestrator)
+        assert (asked.launch_params["voice"], asked.launch_params["mood"]) == ("loud", "good")
+        await nothing_more(orchestrator)
+        async with connect(core, echo(credentials={"token": asked.launch_params["auth_token"]})) as started:
+            given = [await assignment(started) for _ in range(2)]
+            assert [(one.task_id, one.payload) for one in given] == [
+                (answer.task_id, b"work"),
+                (again.task_id, b"more"),
+            ]
+
+
+async def test_a_task_whose_agent_has_died_starts_it_again_when_it_is_tried_again(core: Core) -> None:
+    policy = pb.RetryPolicy(max_attempts=3, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=1000)
+    async with cast(core) as (orchestrator, asker):
+        created = await create(asker, payload=b"work", retry_policy=policy)
+        asked = await assignment(orchestrator)
+        async with connect(core, echo()) as started:
+            await assignment(started)
+            await operation(started, pb.TaskOperation.CLAIM, created.task_id)
+            started.cut()
+            await trio.sleep(0.1)
+        again = await assignment(orchestrator)
+        assert again.task_id != asked.task_id
+        async with connect(core, echo(credentials={"token": again.launch_params["auth_token"]})) as started:
+            given = await assignment(started)
+            assert (given.task_id, given.payload) == (created.task_id, b"work")
+
+
+async def test_a_task_that_wakes_starts_its_agent(core: Core) -> None:
+    async with cast(core) as (orchestrator, asker):
+        created = await create(asker, payload=b"work")
+        await assignment(orchestrator)
+        async with connect(core, echo()) as started:
+            await assignment(started)
+            await operation(started, pb.TaskOperation.CLAIM, created.task_id)
+            save = pb.CheckpointOperation(op=pb.CheckpointOperation.SAVE, key="half", data=b"done", request_id="s")
+            started.send(pb.UpstreamMessage(checkpoint_op=save))
+            await started.next("checkpoint")
+            wait = pb.WaitSpec(
+                reason=pb.WAIT_REASON_HIBERNATION,
+                scheduled_wake_unix_ms=core.clock.now_ms() + 60_000,
+                hibernation=pb.HibernationDescriptor(checkpoint_key="half"),
+            )
+            await operation(started, pb.TaskOperation.PAUSE, created.task_id, wait_spec=wait)
+        await trio.sleep(30)
+        assert orchestrator.waiting("task_assignment") == []
+        await assignment(orchestrator)
+        async with connect(core, echo()) as started:
+            given = await assignment(started)
+            assert (given.task_id, given.checkpoint_key) == (created.task_id, "half")
+
+
+async def test_a_task_that_is_only_to_be_kept_starts_nobody_later_either(core: Core) -> None:
+    policy = pb.RetryPolicy(max_attempts=3, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=1000)
+    async with cast(core) as (orchestrator, asker):
+        kept = pb.TARGET_OFFLINE_POLICY_QUEUE
+        created = await create(asker, payload=b"work", retry_policy=policy, target_offline_policy=kept)
+        async with connect(core, echo()) as by_hand:
+            await assignment(by_hand)
+            await operation(by_hand, pb.TaskOperation.FAIL, created.task_id)
+        await nothing_more(orchestrator)
+        async with connect(core, echo()) as by_hand:
+            assert (await assignment(by_hand)).task_id == created.task_id
+
+
+async def test_a_start_keeps_its_agent_from_no_work(world: World) -> None:
+    async with (
+        deadlock_is_an_error(),
+        world.open(tasks={"worker_tasks": 1}) as core,
+        cast(core) as (orchestrator, asker),
+    ):
+        await create(asker, payload=b"work")
+        await assignment(orchestrator)
+        async with connect(core, echo()) as started:
+            assert (await assignment(started)).payload == b"work"
+            await until(core, "running")
+
+
+async def test_who_does_not_want_a_start_gets_none(core: Core) -> None:
+    async with cast(core) as (orchestrator, asker):
+        queued = await create(asker, target_offline_policy=pb.TARGET_OFFLINE_POLICY_QUEUE)
+        assert (queued.success, queued.status) == (True, "queued")
+        rejected = await create(asker, target_offline_policy=pb.TARGET_OFFLINE_POLICY_REJECT)
+        assert (rejected.success, rejected.error_code) == (False, "ERR_TASK_CREATE_FAILED")
+        unknown = await create(asker, target_agent_id="ag::w::nobody::1")
+        assert (unknown.success, unknown.error_code) == (False, "ERR_TASK_CREATE_FAILED")
+        await operate(orchestrator, Op.REGISTER, agent=info("bare"))
+        bare = await create(asker, target_agent_id="ag::w::bare::1")
+        assert "no launch profile" in bare.error_message
+        await nothing_more(orchestrator)
+        assert await starts(core) == []
+
+
+async def test_a_start_can_be_asked_for_by_its_task_type(core: Core) -> None:
+    async with cast(core, voice="low") as (orchestrator, asker):
+        answer = await create(asker, task_type="agent_startup", launch_param_overrides={"voice": "loud"})
+        assert (answer.success, answer.status) == (True, "orchestration_triggered"), answer
+        asked = await assignment(orchestrator)
+        assert (asked.task_id, asked.launch_params["voice"]) == (answer.task_id, "loud")
+        again = await create(asker, task_type="agent_startup")
+        assert "is being started already" in again.error_message
+        async with connect(core, echo()):
+            await until(core, "running")
+            there = await create(asker, task_type="agent_startup")
+            assert "is connected already" in there.error_message
+        await nothing_more(orchestrator)
+
+
+async def test_launch(core: Core) -> None:
+    async with cast(core, voice="low", mood="good") as (orchestrator, _):
+
+        async def launched(implementation: str = "echo", **params: Any) -> pb.AgentResponse:
+            wanted = pb.AgentLaunchParams(**params)
+            return await operate(orchestrator, Op.LAUNCH, implementation=implementation, launch_params=wanted)
+
+        answer = await launched(workspace="w", specifier="1", param_overrides={"voice": "loud", "auth_token": "mine"})
+        assert answer.success
+        asked = await assignment(orchestrator)
+        assert (asked.task_id, asked.specifier) == (answer.launch_result.task_id, "1")
+        assert (asked.launch_params["voice"], asked.launch_params["mood"]) == ("loud", "good")
+        assert asked.launch_params["auth_token"] != "mine"
+        assert "is being started already" in (await launched(workspace="w", specifier="1")).error
+        async with connect(core, echo()):
+            await until(core, "running")
+            assert "is connected already" in (await launched(workspace="w", specifier="1")).error
+        assert (await launched()).success
+        asked = await assignment(orchestrator)
+        assert (asked.workspace, asked.specifier) == ("default", "default")
+        assert "is registered" in (await launched("nobody")).error
+        assert "specifier" in (await launched(specifier="*")).error
+        await operate(orchestrator, Op.REGISTER, agent=info("bare"))
+        assert "no launch profile" in (await launched("bare")).error
