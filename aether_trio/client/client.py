@@ -167,7 +167,10 @@ class Client(Operations, Block, abc.ABC):
         (authorization, app_workspace, checked_access, authority_continuation).
 
         Raises the typed refusal, or ConnectionLost when the connection was cut and the gateway cannot tell a repetition
-        (`in_doubt`: it may have been committed). Cancelled, it may have been sent or not.
+        (`in_doubt`: it may have been committed).
+
+        Cancelled, it is not sent any more: neither when the gateway is back nor again after a cut. Only what this
+        connection has written already may still be committed.
         """
         publication = await self._publish(target, payload, type, details, confirm=True)
         try:
@@ -278,8 +281,7 @@ class Client(Operations, Block, abc.ABC):
                 raise
             raise RequestTimeout(f"{asked} was not answered within {timeout:g} s") from None
         finally:
-            requests.discard(pending)
-            pending.withdraw()
+            self._core.forget(pending)
 
     async def tell(self, message: pb.UpstreamMessage) -> None:
         """See Requester.tell."""
@@ -315,7 +317,7 @@ class Client(Operations, Block, abc.ABC):
         try:
             await written.committed()
         except BaseException:
-            upstream.withdrawn = True
+            self._core.outbox.discard(upstream)
             raise
 
     def open_feed(

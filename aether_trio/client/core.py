@@ -112,10 +112,17 @@ class Core:
         pending.upstream = Upstream(pending.data, written)
         self.outbox.put(pending.upstream)
 
+    def forget(self, pending: Pending) -> None:
+        """Nobody waits for a request any more: if it has not been written, it will not be."""
+        self.requests.discard(pending)
+        if pending.upstream is not None:
+            self.outbox.discard(pending.upstream)
+
     def cut(self) -> None:
         """The connection is over."""
         self.feeds.publish(CONNECTION_LOST, ConnectionLost("the connection was cut", in_doubt=True))
         self.inbox.cut()
+        self.outbox.cut()
         for pending in self.requests.cut():
             self.ask(pending)
 

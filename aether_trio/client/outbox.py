@@ -1,7 +1,7 @@
 """What is to be sent, in one order: publications, and envelopes around everything else.
 
 The writer of a connection pulls from it whenever its socket takes more, so many frames leave in one write. What was written
-and is not settled is kept for the next connection; `reopen` says what becomes of it.
+and is not settled is kept for the next connection; `cut` and `reopen` say what becomes of it.
 
 Invariants: publications are settled once, with None or an error; numbers grow in the order of the queue, have no gaps
 when they are first written, and are never used for a second message; what is behind a publication that the window has no room for waits with it, so an answer stays a barrier.
@@ -9,6 +9,7 @@ when they are first written, and are never used for a second message; what is be
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -115,11 +116,13 @@ class Outbox:
     def put(self, upstream: Upstream) -> None:
         """Queue an envelope. Whoever does so waits for something, which bounds the queue."""
         self._check_open()
+        upstream.queued = True
         self._queue.append(upstream)
         self.wake()
 
     def put_first(self, upstream: Upstream) -> None:
         """Queue an envelope in front of everything."""
+        upstream.queued = True
         self._queue.appendleft(upstream)
 
     async def flush(self) -> None:
@@ -150,12 +153,23 @@ class Outbox:
         return self._count + 1
 
     def withdraw(self, publication: Publication) -> None:
-        """Nobody waits for it any more: if it has not been written, it will not be."""
-        if not publication.written and not publication.settled:
-            publication.withdrawn = True
-            again = "again" if publication.ever_written else ""
-            text = f"the message was withdrawn before it was sent {again}".rstrip()
-            self._settle(publication, ConnectionLost(text, in_doubt=publication.ever_written))
+        """Nobody waits for it any more: only a connection that has it already may still bring it to the gateway.
+
+        What waits for a connection is forgotten here and now, so that neither it nor its memory is still there when the
+        gateway comes back. What the present connection has written takes its course, but is not sent again after a cut.
+        """
+        publication.withdrawn = True
+        if publication.written or publication.settled:
+            return
+        with contextlib.suppress(ValueError):  # what waits to be sent again is not in the queue
+            self._queue.remove(publication)
+        self._settle(publication, _withdrawn(publication))
+
+    def discard(self, upstream: Upstream) -> None:
+        """Nobody waits for this envelope any more: if it has not been written, it will not be."""
+        if upstream.queued:
+            upstream.queued = False
+            self._queue.remove(upstream)
 
     def _check_open(self) -> None:
         if self._closed is not None:
@@ -174,13 +188,12 @@ class Outbox:
             item = queue[0]
             frame: bytes | None
             try:
-                if item.withdrawn:
-                    frame = b""
-                elif isinstance(item, Publication):
+                if isinstance(item, Publication):
                     frame = self._number(item, encoder)
                     if frame is None:
                         break
                 else:
+                    item.queued = False
                     frame = encoder.encode_upstream(item)
                     item.on_written(None)
             except AetherError as error:
@@ -212,10 +225,9 @@ class Outbox:
     def _pull_answers(self, encoder: Encoder) -> list[bytes]:
         frames = []
         for item in [item for item in self._queue if isinstance(item, Upstream) and item.answer]:
-            self._queue.remove(item)
-            if not item.withdrawn:
-                frames.append(encoder.encode_upstream(item))
-                item.on_written(None)
+            self.discard(item)
+            frames.append(encoder.encode_upstream(item))
+            item.on_written(None)
         return frames
 
     def _fail(self, item: Publication | Upstream, error: AetherError) -> None:
@@ -265,18 +277,23 @@ class Outbox:
         else:
             self.refused += 1
 
+    def cut(self) -> None:
+        """The connection is over. What it has left unsettled waits for `reopen`, unless nobody waits for it any more."""
+        for publication in self._written:
+            publication.written = False
+            error = self._refused.pop(publication.seq, None)
+            if error is not None:
+                self._settle(publication, error)
+            elif publication.withdrawn:
+                self._settle(publication, _withdrawn(publication))
+        self._refused.clear()
+
     def reopen(self, *, repeat: bool) -> None:
         """A new connection: what the last one has left unsettled is sent again first, or fails as in doubt."""
-        for seq, error in self._refused.items():
-            for publication in self._written:
-                if publication.seq == seq:
-                    self._settle(publication, error)
-        self._refused.clear()
         for publication in reversed(self._written):
             if publication.settled:
                 continue
             if repeat:
-                publication.written = False
                 self.resent += 1
                 self._queue.appendleft(publication)
             else:
@@ -289,9 +306,11 @@ class Outbox:
         if self._closed is not None:
             return
         self._closed = error
+        self.cut()
         self.reopen(repeat=False)
         for item in self._queue:
             if not isinstance(item, Publication):
+                item.queued = False
                 item.on_written(error)
             elif item.ever_written:
                 text = "the client has ended before the message was confirmed"
@@ -300,3 +319,8 @@ class Outbox:
                 self._settle(item, error)
         self._queue.clear()
         self._room.set()
+
+
+def _withdrawn(publication: Publication) -> ConnectionLost:
+    again = " again" if publication.ever_written else ""
+    return ConnectionLost(f"the message was withdrawn before it was sent{again}", in_doubt=publication.ever_written)

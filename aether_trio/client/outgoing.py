@@ -68,6 +68,7 @@ class Publication(Outcome):
         self.written = False
         """The present connection has written it."""
         self.withdrawn = False
+        """Nobody waits for it any more: it is not written, or not again."""
 
     @property
     def ever_written(self) -> bool:
@@ -80,10 +81,10 @@ class Upstream:
 
     `on_written` is called when a connection has taken it, or with why none will. `answer`: it may go out while the gateway
     leaves. `unanswered`: the gateway says nothing to it, or an ErrorResponse without an id; with `settle` somebody
-    waits to know which.
+    waits to know which. `queued` is the outbox's: no connection has taken it yet.
     """
 
-    __slots__ = ("answer", "data", "on_written", "settle", "unanswered", "withdrawn")
+    __slots__ = ("answer", "data", "on_written", "queued", "settle", "unanswered")
 
     def __init__(
         self,
@@ -96,7 +97,7 @@ class Upstream:
     ) -> None:
         self.data = data
         self.on_written = on_written
-        self.withdrawn = False
+        self.queued = False
         self.answer = answer
         self.unanswered = unanswered
         self.settle = settle

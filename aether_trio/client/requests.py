@@ -86,11 +86,6 @@ class Pending:
         self.done = anyio.Event()
         self.upstream: Upstream | None = None
 
-    def withdraw(self) -> None:
-        """Nobody waits for it any more: if it has not been written, it will not be."""
-        if self.upstream is not None:
-            self.upstream.withdrawn = True
-
     def fail(self, error: AetherError) -> None:
         """It could not be sent."""
         self.error = error

@@ -61,13 +61,44 @@ async def test_what_was_written_once_stays_in_doubt_while_it_waits_to_be_sent_ag
 
 async def test_withdrawing_says_whether_it_was_sent() -> None:
     outbox = Outbox(100, 1000)
-    sent = (await publish(outbox, 1))[0]
+    sent, kept = await publish(outbox, 2)
     outbox.pull(Wire(), 100, starting=True)
+    outbox.cut()
     outbox.withdraw(sent)
-    assert not sent.settled, "it is on its way, and its answer will come"
     outbox.reopen(repeat=True)
     never = (await publish(outbox, 1))[0]
-    outbox.withdraw(sent)
     outbox.withdraw(never)
     assert (in_doubt(sent), in_doubt(never)) == (True, False)
-    assert outbox.pull(Wire(), 100, starting=True) == []
+    assert outbox.pull(Wire(), 100, starting=True) == [b"x"]
+    outbox.ack(kept.seq)
+    assert (outbox.committed, outbox.in_doubt, outbox.not_sent, outbox.unsettled) == (1, 1, 1, 0)
+
+
+async def test_what_the_connection_has_written_takes_its_course_and_is_not_sent_again_after_a_cut() -> None:
+    outbox = Outbox(100, 1000)
+    arrives, refused, lost = await publish(outbox, 3)
+    outbox.pull(Wire(), 100, starting=True)
+    for publication in (arrives, refused, lost):
+        outbox.withdraw(publication)
+    assert outbox.unsettled == 3, "their answers will come"
+    outbox.ack(arrives.seq)
+    outbox.nack(lost.seq, InvalidArgument("ERR_INVALID_TOPIC", "no"))
+    outbox.cut()
+    assert arrives.error is None
+    assert in_doubt(refused)
+    assert isinstance(lost.error, InvalidArgument), "it was refused before the cut"
+    outbox.reopen(repeat=True)
+    assert not outbox.waiting
+
+
+async def test_what_nobody_waits_for_takes_no_memory_while_no_connection_takes_it() -> None:
+    outbox = Outbox(100, 1000)
+    before = (await publish(outbox, 1))[0]
+    for _ in range(1000):
+        outbox.withdraw((await publish(outbox, 1))[0])
+        asked = Upstream(b"q", lambda _error: None)
+        outbox.put(asked)
+        outbox.discard(asked)
+        outbox.discard(asked)
+    assert list(outbox._queue) == [before]
+    assert outbox.pull(Wire(), 100, starting=True) == [b"x"]

@@ -313,3 +313,38 @@ async def test_who_takes_connections_and_says_nothing_is_no_gateway() -> None:
             async with agent(peer.address, "a", connect_timeout=2):
                 pytest.fail("nobody has answered")
     assert (caught.value.code, caught.value.retryable) == ("CONNECT_TIMEOUT", True)
+
+
+async def test_a_send_that_was_given_up_while_the_gateway_is_away_is_not_sent_when_it_is_back() -> None:
+    """Who gives up a send does something else instead: the message must not come hours later."""
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+        lost, given_up = trio.Event(), trio.Event()
+
+        async def body() -> None:
+            async with agent(peer.address, "a", on_disconnected=lambda _why: lost.set()) as a:
+                kept = await a.publish(B, b"kept")
+                async with trio.open_nursery() as sending:
+                    sending.start_soon(a.send, B, b"written before the cut")
+                    await lost.wait()
+                    sending.cancel_scope.cancel()
+                with trio.move_on_after(0.01):
+                    await a.send(B, b"never written")
+                with trio.move_on_after(0.01):
+                    await a.kv.get("never asked")
+                given_up.set()
+                await a.send(B, b"afterwards")
+                await kept.committed()
+                now = a.statistics()
+                assert (now.committed, now.in_doubt, now.not_sent, now.unsettled) == (2, 1, 1, 0)
+
+        nursery.start_soon(body)
+        line = await peer.accept()
+        sends = [await line.next(framing.Send), await line.next(framing.Send)]
+        await line.stream.aclose()
+        await given_up.wait()
+        again = await peer.accept("s2")
+        kept, afterwards = await again.next(framing.Send), await again.next(framing.Send)
+        assert (kept.payload, afterwards.payload) == (b"kept", b"afterwards")
+        assert (kept.seq, afterwards.seq) == (sends[0].seq, sends[1].seq + 1), "a number stands for one message for good"
+        await again.say(framing.Ack(afterwards.seq))
+        assert [type(event) for event in await again.end()] == [framing.GoAway]
