@@ -138,7 +138,7 @@ class Model:
         for name, value in fields.items():
             setattr(job, name, value)
         job.updated = self.now
-        if WIRE[before] != WIRE[status]:
+        if WIRE[before] != WIRE[status] or (before, status) == ("failed", "dlq"):
             job.events.append(("status", WIRE[before], WIRE[status], reason))
         if was_busy and job.busy != was_busy and was_busy in self.hands:
             self._give(self.hands[was_busy])

@@ -111,6 +111,13 @@ CASES: dict[str, list[Step]] = {
         ("connect", "a", True),
         ("pass", 31_019),
     ],
+    "whoever follows a task that waits for another attempt hears that there will be none": [
+        ONE_WORKER,
+        pool(4, deadline=4),
+        op("a", "fail"),
+        ("pass", 31_019),
+        ("pass", 31_019),
+    ],
     "what is tried again behind its deadline is dead at once": [
         pool(1, deadline=4),
         ("pass", 31_019),

@@ -235,7 +235,7 @@ class Engine:
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.desk.run, name="task-desk")
-            nursery.start_soon(self._notices.run, name="task-notices")
+            nursery.start_soon(_keep_running, self._notices.run, name="task-notices")
             nursery.start_soon(_keep_running, self.clockwork.run, name="task-clockwork")
             nursery.start_soon(_keep_running, self.outbox.run, name="task-outbox")
             nursery.start_soon(_keep_running, self.inputs.run, name="task-inputs")

@@ -171,12 +171,12 @@ class Work:
         """What of a row follows from the rest."""
         after.queue, after.holder = queue_of(after), holder_of(after)
         after.due_ms = next_due(after, self.context.limits)
-        if before.status.wire != after.status.wire:
+        if _is_told(before, after):
             after.events = before.events + 1
 
     def _follow(self, before: Task, after: Task, reason: str, *, push: bool) -> Program[None]:
         """Everything that a change means; the row is written."""
-        if before.status.wire != after.status.wire:
+        if _is_told(before, after):
             yield from self._record(after, after.events, _status_changed(before, after, reason))
             self.notices.append(after)
         yield from self._keep_attempt(before, after, push=push)
@@ -447,6 +447,12 @@ class Work:
             (task.task_id, task.events, self.context.node, EVENT_INTAKE, frame),
         )
         self.outbox = True
+
+
+def _is_told(before: Task, after: Task) -> bool:
+    """Whether a change has an event: it shows on the wire, or what was to be tried again is not any more."""
+    buried = after.status is Status.DLQ and before.status is Status.FAILED
+    return before.status.wire != after.status.wire or buried
 
 
 def _is_over(before: Task, after: Task) -> bool:

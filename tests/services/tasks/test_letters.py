@@ -62,6 +62,35 @@ async def test_a_letter_is_requeued_once(core: Core) -> None:
         assert (await get(creator, task_id)).attempt == 0
 
 
+async def test_its_creator_hears_of_it_though_it_had_failed_before(core: Core) -> None:
+    policy = pb.RetryPolicy(max_attempts=2, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=60_000)
+    late = {"schedule_to_close_ms": "1000"}
+    async with connect(core, agent("w", "c", "1")) as creator:
+        task_id = (await create(creator, target_implementation="nobody", retry_policy=policy, metadata=late)).task_id
+        assert (await operate(creator, Op.FAIL, task_id, reason="torn")).success
+        await trio.sleep(2)
+        await barrier(creator)
+        told = [one.progress_update for one in creator.waiting("progress_update")]
+    assert [(one.state, one.summary.partition(" (")[0]) for one in told] == [
+        ("failed", "task failed: torn"),
+        ("dlq", "task dlq: not done within 1000 ms of its creation"),
+    ]
+
+
+async def test_a_notice_that_cannot_be_sent_costs_a_second_and_not_the_gateway(core: Core) -> None:
+    class Broken:
+        def kick(self) -> None:
+            raise ZeroDivisionError
+
+    async with connect(core, agent("w", "c", "1")) as creator, connect(core, agent("w", "i", "1")) as worker:
+        await barrier(worker)
+        core.tasks.engine._notices.add(Broken())
+        await trio.sleep(2)
+        task_id = (await create(creator)).task_id
+        assert (await operate(worker, Op.COMPLETE, task_id)).success
+        assert (await creator.next("progress_update")).progress_update.state == "completed"
+
+
 async def test_a_mistake_of_ours_costs_a_second_and_not_the_gateway(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
