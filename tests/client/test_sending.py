@@ -345,6 +345,8 @@ async def test_a_send_that_was_given_up_while_the_gateway_is_away_is_not_sent_wh
         again = await peer.accept("s2")
         kept, afterwards = await again.next(framing.Send), await again.next(framing.Send)
         assert (kept.payload, afterwards.payload) == (b"kept", b"afterwards")
-        assert (kept.seq, afterwards.seq) == (sends[0].seq, sends[1].seq + 1), "a number stands for one message for good"
+        assert (kept.seq, afterwards.seq) == (sends[0].seq, sends[1].seq + 1), (
+            "a number stands for one message for good"
+        )
         await again.say(framing.Ack(afterwards.seq))
         assert [type(event) for event in await again.end()] == [framing.GoAway]

@@ -23,6 +23,7 @@ export const VERSION = "1";
 
 const SUBPROTOCOL = "aether.v1.json";
 const MAX_PAYLOAD_BYTES = 1024 * 1024; // the gateway's default; more would end the connection, not only the send
+const MAX_MESSAGE_BYTES = 2 * 1024 * 1024; // likewise
 const FIRST_BACKOFF_MS = 250;
 const CONFIRM_AFTER_MS = 100; // sends are confirmed in groups
 const DUPLICATE_PATIENCE_MS = 60_000; // a dead connection of our own holds the identity about 30 s at most
@@ -39,6 +40,12 @@ const STATUSES = [
 const FINAL_CLOSE_CODES = new Map([
   [1000, "CLOSED"], [1002, "PROTOCOL"], [1003, "PROTOCOL"], [1007, "PROTOCOL"], [1008, "PERMISSION_DENIED"],
   [1009, "PAYLOAD_TOO_LARGE"], [1010, "PROTOCOL"],
+]);
+const MESSAGE_TYPES = new Set([
+  "MESSAGE_TYPE_UNSPECIFIED", "CHAT", "CONTROL", "TOOL_CALL", "EVENT", "METRIC", "OPAQUE",
+]);
+const PRINCIPAL_TYPES = new Set([
+  "agent", "task", "user", "orchestrator", "workflow_engine", "metrics_bridge", "bridge", "service",
 ]);
 const NOT_ABOUT_A_SEND = new Set(["BACKPRESSURE"]);
 /** Requests whose id has another name, because request_id says what they are about. */
@@ -98,9 +105,16 @@ function bytesOf(payload) {
   if (payload instanceof Uint8Array) return payload;
   if (payload instanceof ArrayBuffer) return new Uint8Array(payload);
   if (ArrayBuffer.isView(payload)) return new Uint8Array(payload.buffer, payload.byteOffset, payload.byteLength);
+  if (payload instanceof Blob) throw new TypeError("a Blob has to be read first: await blob.arrayBuffer()");
+  if (typeof payload?.then === "function") throw new TypeError("a payload cannot be a promise: await it first");
   const text = JSON.stringify(payload);
   if (text === undefined) throw new TypeError("a payload is a string, bytes, or a value that JSON can hold");
   return utf8.encode(text);
+}
+
+/** Half of a surrogate pair, as a slice of a string may end with, becomes U+FFFD: no UTF-8 can hold it. */
+function wellFormed(text) {
+  return new TextDecoder().decode(utf8.encode(text));
 }
 
 function toBase64(bytes) {
@@ -116,6 +130,40 @@ function fromBase64(text) {
   const bytes = new Uint8Array(raw.length);
   for (let at = 0; at < raw.length; at += 1) bytes[at] = raw.charCodeAt(at);
   return bytes;
+}
+
+// -- what cannot be right: the gateway would end the connection for it, and with it everything else --------------------
+
+function whole(name, value) {
+  if (Number.isSafeInteger(value) && value >= 0) return value;
+  throw new TypeError(`${name} is a whole number, 0 or more, not ${String(value)}`);
+}
+
+function textOf(name, value) {
+  if (typeof value === "string") return wellFormed(value);
+  throw new TypeError(`${name} is a string, not ${value === null ? "null" : typeof value}`);
+}
+
+function oneOf(known, name, value) {
+  if (known.has(value)) return value;
+  throw new TypeError(`${name} is one of ${[...known].join(", ")}, not ${String(value)}`);
+}
+
+/** The field of a message of the protocol, which is an object with one key. */
+function fieldOf(message) {
+  const names = Object.keys(message ?? {});
+  if (names.length === 1 && typeof message[names[0]] === "object") return names[0];
+  throw new TypeError("a message is an object with one field of UpstreamMessage: { session_op: { op: \"LIST\" } }");
+}
+
+function addressOf(given) {
+  const url = new URL(given ?? "/v1/connect", import.meta.url);
+  url.protocol = url.protocol.replace(/^http/, "ws");
+  if (!/^wss?:$/.test(url.protocol)) throw new TypeError(`url: ${url.protocol} is not http:, https:, ws: or wss:`);
+  if (url.username || url.password) throw new TypeError("url: credentials are an option of their own, no part of it");
+  if (url.search || url.hash) throw new TypeError(`url: the gateway takes no ${url.search || url.hash}`);
+  if (url.pathname === "/") url.pathname = "/v1/connect";
+  return url;
 }
 
 function randomText(length) {
@@ -322,9 +370,8 @@ export class Client extends EventTarget {
     const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
     this.#options = { ...DEFAULTS, storage: tabStorage(), ...given };
     if (!this.#options.userId) throw new TypeError("connect() needs a userId");
-    this.#url = new URL(this.#options.url ?? "/v1/connect", import.meta.url);
-    this.#url.protocol = this.#url.protocol.replace(/^http/, "ws");
-    if (this.#url.pathname === "/") this.#url.pathname = "/v1/connect";
+    for (const name of ["userId", "windowId", "workspace"]) this.#options[name] = textOf(name, this.#options[name]);
+    this.#url = addressOf(this.#options.url);
     this.#workspace = this.#options.workspace;
     this.kv = new KeyValues(this);
     this.checkpoints = new Checkpoints(this);
@@ -428,7 +475,13 @@ export class Client extends EventTarget {
       return;
     }
     if (this.#state === "closed" || this.#socket) return;
-    const socket = new WebSocket(this.#url, SUBPROTOCOL);
+    let socket;
+    try {
+      socket = new WebSocket(this.#url, SUBPROTOCOL);
+    } catch (error) { // a page that came by https: may not use ws:
+      this.#finish(new AetherError("PERMISSION_DENIED", `the browser refuses ${this.#url.href}: ${error.message}`));
+      return;
+    }
     this.#socket = socket;
     this.#timers.attempt = setTimeout(
       () => this.#drop("TIMEOUT", "the gateway did not answer the handshake in time"),
@@ -468,13 +521,8 @@ export class Client extends EventTarget {
     this.#confirming = false;
     this.#outgoing = [...this.#unconfirmed, ...this.#outgoing];
     this.#unconfirmed = [];
-    for (const request of [...this.#requests.values()]) {
-      if (request.written) {
-        const what = "the connection ended before the answer came: whether it was done is not known";
-        this.#settle(request, new AetherError("DISCONNECTED", what, { retryable: true }));
-      }
-    }
     const error = this.#whyEnded(closeCode, reason, code);
+    this.#loseAnswers(this.#state === "paused" ? pausedError() : error);
     if (this.#state === "paused") {
       this.#lostAt ||= Date.now();
       if (this.#roomAgain()) this.#retry(null);
@@ -486,6 +534,14 @@ export class Client extends EventTarget {
     else if (!this.#everOpen && this.#window.stored) this.#becomeAnother();
     else if (this.#everOpen && Date.now() - this.#lostAt < DUPLICATE_PATIENCE_MS) this.#retry(error);
     else this.#finish(error);
+  }
+
+  #loseAnswers(error) {
+    const code = error.retryable ? "DISCONNECTED" : error.code;
+    const what = `${error.message} (before the answer came, so whether it was done is not known)`;
+    for (const request of [...this.#requests.values()]) {
+      if (request.written) this.#settle(request, new AetherError(code, what, { ...error, requestId: request.id }));
+    }
   }
 
   #whyEnded(closeCode, reason, code) {
@@ -796,8 +852,9 @@ export class Client extends EventTarget {
     if (bytes.length > MAX_PAYLOAD_BYTES) {
       throw new AetherError("PAYLOAD_TOO_LARGE", `the payload has ${bytes.length} bytes; ${MAX_PAYLOAD_BYTES} are allowed`);
     }
-    const wire = { target_topic: String(topic), payload: toBase64(bytes), message_type: type };
-    if (appWorkspace) wire.app_workspace = appWorkspace;
+    const wire = { target_topic: textOf("topic", topic), payload: toBase64(bytes), message_type: type };
+    oneOf(MESSAGE_TYPES, "type", type);
+    if (appWorkspace) wire.app_workspace = textOf("appWorkspace", appWorkspace);
     const text = JSON.stringify({ send: wire });
     if (this.#unconfirmedBytes + text.length > this.#options.maxUnconfirmedBytes) {
       const what = "too much is waiting for the gateway: await flush() now and then";
@@ -871,7 +928,6 @@ export class Client extends EventTarget {
   #write() {
     if (this.#state !== "open" || this.#held) return;
     for (const one of this.#outgoing.splice(0)) {
-      if (one.settled) continue;
       this.#transmit(one.text);
       one.written = true;
       if (one.sequence) this.#unconfirmed.push(one);
@@ -929,7 +985,12 @@ export class Client extends EventTarget {
    */
   request(message, { timeoutMs = this.#options.requestTimeoutMs } = {}) {
     if (this.#state === "closed") return Promise.reject(this.#lastError ?? closedError());
-    const request = this.#makeRequest(message, timeoutMs);
+    let request;
+    try {
+      request = this.#makeRequest(message, timeoutMs);
+    } catch (error) {
+      return Promise.reject(error);
+    }
     this.#outgoing.push(request);
     this.#write();
     return request.promise;
@@ -939,7 +1000,8 @@ export class Client extends EventTarget {
   post(message) {
     this.#mustLive();
     if (this.#state !== "open") throw new AetherError("DISCONNECTED", "the client is not open", { retryable: true });
-    this.#transmit(message);
+    fieldOf(message);
+    this.#transmit(fitting(JSON.stringify(message)));
   }
 
   /** Whether a participant is connected, and when it was last (null: never seen). Others than oneself need a permission. */
@@ -951,7 +1013,8 @@ export class Client extends EventTarget {
   }
 
   /** Enter another workspace, or none (""). Resolves when it is done; what is sent meanwhile is sent in the new one. */
-  switchWorkspace(workspace) {
+  async switchWorkspace(workspace) {
+    const wanted = textOf("workspace", workspace);
     const done = this.#switching.then(async () => {
       this.#mustLive();
       this.#held = true;
@@ -960,13 +1023,13 @@ export class Client extends EventTarget {
           await this.whenOpen();
           try {
             await this.#barrier(); // so that what is refused from here on is the switch
-            await this.#enter(workspace);
+            await this.#enter(wanted);
             break;
           } catch (error) {
             if (error.code !== "DISCONNECTED") throw error;
           }
         }
-        this.#workspace = workspace;
+        this.#workspace = wanted;
       } finally {
         this.#held = false;
         this.#write();
@@ -998,11 +1061,11 @@ export class Client extends EventTarget {
   }
 
   #makeRequest(message, timeoutMs) {
-    const [name] = Object.keys(message);
+    const name = fieldOf(message);
     this.#requestCount += 1;
     const id = `${this.#idPrefix}-${this.#requestCount}`;
     const idName = CLIENT_REQUEST_ID.has(name) ? "client_request_id" : "request_id";
-    const text = JSON.stringify({ [name]: { ...message[name], [idName]: id } });
+    const text = fitting(JSON.stringify({ [name]: { ...message[name], [idName]: id } }));
     const request = { ...deferred(), id, text, written: false, settled: false, timer: 0 };
     const late = new AetherError("TIMEOUT", `${name}: no answer within ${timeoutMs} ms`, { retryable: true, requestId: id });
     request.timer = setTimeout(() => this.#settle(request, late), timeoutMs);
@@ -1014,6 +1077,7 @@ export class Client extends EventTarget {
     clearTimeout(request.timer);
     request.settled = true;
     this.#requests.delete(request.id);
+    if (!request.written) this.#outgoing = this.#outgoing.filter((one) => one !== request);
     if (error) request.reject(error);
     else request.resolve(answer);
   }
@@ -1026,11 +1090,22 @@ function succeeded(name, value) {
   return value.success === true;
 }
 
+/** The text of a message, which the gateway would end the connection for if it were longer. */
+function fitting(text) {
+  const size = text.length * 3 > MAX_MESSAGE_BYTES ? utf8.encode(text).length : text.length;
+  if (size <= MAX_MESSAGE_BYTES) return text;
+  throw new AetherError("PAYLOAD_TOO_LARGE", `the message has ${size} bytes as JSON; ${MAX_MESSAGE_BYTES} are allowed`);
+}
+
 function deferred() {
   const made = {};
   made.promise = new Promise((resolve, reject) => Object.assign(made, { resolve, reject }));
   made.promise.catch(() => {}); // whoever waits is told; nobody has to
   return made;
+}
+
+function pausedError() {
+  return new AetherError("DISCONNECTED", "nobody takes the messages, so the client pauses", { retryable: true });
 }
 
 function closedError() {
@@ -1051,8 +1126,8 @@ class KeyValues {
     const wire = { op, scope, key, ...more };
     if (userId) wire.user_id = userId;
     if (workspace) wire.workspace = workspace;
-    if (ttlSeconds) wire.ttl = String(ttlSeconds);
-    if (limit) wire.limit = limit;
+    if (ttlSeconds) wire.ttl = String(whole("ttlSeconds", ttlSeconds));
+    if (limit) wire.limit = whole("limit", limit);
     if (rest.cursor) wire.cursor = rest.cursor;
     return (await this.#client.request({ kv_op: wire }, rest)).kv;
   }
@@ -1117,7 +1192,8 @@ class Checkpoints {
   }
 
   async save(key, data, { ttlSeconds = 0, ...options } = {}) {
-    await this.#do({ op: "SAVE", key, data: toBase64(bytesOf(data)), ttl: String(ttlSeconds) }, options);
+    const ttl = String(whole("ttlSeconds", ttlSeconds));
+    await this.#do({ op: "SAVE", key, data: toBase64(bytesOf(data)), ttl }, options);
   }
 
   /** The bytes, or null when nothing was saved. */
@@ -1149,8 +1225,8 @@ class Sessions {
 
   /** A page of connections. Everybody may list those of the own workspace; for more the gateway asks for a permission. */
   async list({ type = "", workspace = this.#client.workspace, limit = 0, offset = 0, ...options } = {}) {
-    const filter = { workspace, limit, offset };
-    if (type) filter.type = `PRINCIPAL_${type.toUpperCase()}`;
+    const filter = { workspace, limit: whole("limit", limit), offset: whole("offset", offset) };
+    if (type) filter.type = `PRINCIPAL_${oneOf(PRINCIPAL_TYPES, "type", type).toUpperCase()}`;
     return ((await this.#do({ op: "LIST", filter }, options)).connections ?? []).map(connectionOf);
   }
 
