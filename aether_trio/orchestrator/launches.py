@@ -12,6 +12,7 @@ What an agent is told, as variables of its environment:
 | AETHER_TASK_ID | the startup task, which lives as long as the agent does |
 | AETHER_PROFILE | the launch profile |
 | AETHER_TRIGGER_TIMESTAMP_MS | when that happened for which it is started, Unix milliseconds; "" when the gateway does not say |
+| AETHER_CHECKPOINT_KEY | where it left its state when it hibernated; "" when it did not |
 | AETHER_LAUNCH_PARAMS | its launch parameters, a JSON object of texts |
 
 A launch parameter "env.NAME" becomes the variable NAME. The file's `environment` comes first, then the parameters, then what is in
@@ -61,6 +62,7 @@ class Start:
     params: Mapping[str, str]
     token: str
     trigger_ms: str
+    checkpoint_key: str = ""
 
     @classmethod
     def of(cls, assignment: Assignment) -> Start:
@@ -70,7 +72,7 @@ class Start:
         specifier = assignment.specifier or params.get("specifier", "") or "default"
         identity = Identity.agent(assignment.workspace or "default", assignment.target_implementation, specifier)
         trigger = assignment.metadata.get(TRIGGER, "")
-        return cls(assignment.task_id, identity, assignment.profile, params, token, trigger)
+        return cls(assignment.task_id, identity, assignment.profile, params, token, trigger, assignment.checkpoint_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,7 @@ def own_variables(spec: AgentSpec, start: Start, surroundings: Surroundings) -> 
         "AETHER_TASK_ID": start.task_id,
         "AETHER_PROFILE": start.profile,
         "AETHER_TRIGGER_TIMESTAMP_MS": start.trigger_ms,
+        "AETHER_CHECKPOINT_KEY": start.checkpoint_key,
         "AETHER_LAUNCH_PARAMS": json.dumps(dict(start.params), sort_keys=True),
     }
 

@@ -34,7 +34,9 @@ def test_what_an_agent_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME_GROWN", "kept")
     spec = python("", environment={"MOOD": "good", "AETHER_SPECIFIER": "somebody else"})
     params = {"voice": "loud", "env.MOOD": "better", "env.AETHER_AUTH_TOKEN": "stolen", "env.not a name": "x"}
-    launch = launch_of(spec, start(assignment(params=params, trigger="123")), AROUND)
+    woken = assignment(params=params, trigger="123")
+    woken.checkpoint_key = "half"
+    launch = launch_of(spec, start(woken), AROUND)
     told = {name: value for name, value in launch.environment.items() if name.startswith("AETHER_")}
     assert json.loads(told.pop("AETHER_LAUNCH_PARAMS")) == {"profile": "process", **params}
     assert told == {
@@ -48,6 +50,7 @@ def test_what_an_agent_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         "AETHER_TASK_ID": "task",
         "AETHER_PROFILE": "process",
         "AETHER_TRIGGER_TIMESTAMP_MS": "123",
+        "AETHER_CHECKPOINT_KEY": "half",
         "AETHER_TLS_ENABLED": "true",
     }
     assert launch.environment["MOOD"] == "better"

@@ -121,7 +121,7 @@ class AgentService:
             response.error = begun.problem
         elif begun.task is None:
             response.error = f"{target.text} is connected already"
-        elif not begun.created:
+        elif not (begun.created or begun.woken):
             response.error = f"{target.text} is being started already (task {begun.task.task_id})"
         else:
             response.launch_result.task_id = begun.task.task_id

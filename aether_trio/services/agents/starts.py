@@ -93,7 +93,8 @@ class Starts:
     ) -> dict[Identity, Begun]:
         """Have these started, that something has happened for at these moments (Unix ms). Raises StorageUnavailable.
 
-        Whoever is connected is left alone: then there is neither a task nor a problem.
+        Whoever is connected is left alone: then there is neither a task nor a problem. Without `overrides` the first task that waits
+        for one says with what it is started: it may have slept, or be tried again, since it was started for it.
         """
         task_ids = {target: self._ids.unique() for target in wanted}
         found: dict[Identity, Begun] = {}
@@ -104,8 +105,11 @@ class Starts:
                 if (yield from work.find_worker(target.text)) is not None:
                     found[target] = Begun()
                     continue
+                wanted_params = overrides
+                if wanted_params is None:
+                    wanted_params = yield from startups.asked_for(target.text)
                 found[target] = yield from self._begin(
-                    work, task_ids[target], target, overrides or {}, trigger_ms, creator
+                    work, task_ids[target], target, wanted_params, trigger_ms, creator
                 )
 
         await self._engine.perform(errand)
@@ -153,6 +157,8 @@ class Starts:
         )
 
         def errand(work: Work) -> Program[None]:
+            if session.detached:
+                return  # written late: another one of its name may have come meanwhile, elsewhere
             yield from sessions.join(work, sessions.Joined(worker, back))
             if not back:
                 for task in (yield from startups.again(work, name)):

@@ -5,6 +5,7 @@
                  └────────────────────────┤ it says no, or nobody connects in time: to the next one, after a pause; the third time DLQ
                                           ▼
     whoever wishes for an agent that has a start which has not ended finds that one: there is one for each identity
+    one that is paused, and whose agent is away, goes on then: hibernated it is dispatched, waiting it has its grace window
 
 An orchestrator is a row of task_workers that is in no pool, and whose turn it is, is in orchestrator_profiles. A start that finds nobody
 waits, and is given to the first who comes.
@@ -23,9 +24,11 @@ from typing import TYPE_CHECKING, Final
 from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Mode, Move, Status, Task
 from aether_trio.model.tasks.due import start_delay_ms
+from aether_trio.model.tasks.status import PAUSED, WAITING
 from aether_trio.model.tasks.table import Decision, Refusal, Refused
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.tasks import rows
+from aether_trio.services.tasks.wire import hibernation_of, may_start_target
 from aether_trio.storage.base import Execute, Fetch, Program, Row
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -43,6 +46,8 @@ GATEWAY_GRACE_MS: Final = 60_000
 ENDED_MS: Final = 1
 """The grace of a start whose process is known to have ended."""
 TOKEN_MS: Final = 24 * 3600 * 1000
+_BEGUN: Final = WAITING | {Status.RUNNING}
+"""Its agent has come, and has not been let go."""
 
 _NEXT: Final = """SELECT p.orchestrator FROM orchestrator_profiles p
     JOIN task_workers w ON w.identity = p.orchestrator AND w.session_id = p.session_id
@@ -73,10 +78,11 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """The start that the agent has now. `created`: it was made for this wish. `problem`: there can be none, and why."""
+    """The start that the agent has now. `created`: it was made for this wish; `woken`: it slept. `problem`: there can be none, and why."""
 
     task: Task | None = None
     created: bool = False
+    woken: bool = False
     problem: str = ""
 
     @property
@@ -137,6 +143,9 @@ def begin(work: Work, wish: Wish) -> Program[Begun]:
     if not profile:
         return Begun(problem=f"{wish.target.implementation} has no launch profile, so nobody can start it")
     under_way = yield from live(wish.target.text)
+    if under_way is not None and under_way.status in PAUSED:
+        yield from work.wake(under_way)
+        return Begun((yield from rows.load(under_way.task_id)), woken=under_way.status is Status.HIBERNATED)
     if under_way is not None:
         return Begun(under_way)
     task = new_start(wish, work.context.now_ms)
@@ -148,6 +157,12 @@ def begin(work: Work, wish: Wish) -> Program[Begun]:
     )
     yield from work.create(task, b"")
     return Begun((yield from rows.load(task.task_id)), created=True)
+
+
+def asked_for(identity: str) -> Program[Mapping[str, str]]:
+    """The launch parameters that the first task wants that waits for this participant."""
+    waiting = yield from rows.select("queue = $1 AND queue <> '' ORDER BY priority DESC, order_us LIMIT 1", (identity,))
+    return launch_params(waiting[0]) if waiting else {}
 
 
 def attach(work: Work, task: Task, identity: str) -> Program[None]:
@@ -186,6 +201,25 @@ def dispatch(work: Work, task: Task) -> Program[None]:
         orchestrator = found[0][0]
         yield Execute(_TURN, (profile, orchestrator))
         yield from work.make(task, Move.START, work.facts(orchestrator))
+
+
+def moved(work: Work, before: Task, after: Task) -> Program[None]:
+    """A start has changed: one that waits is given to somebody, and one that has ended before its agent came leaves nobody waiting."""
+    if after.status is Status.PENDING:
+        yield from dispatch(work, after)
+    elif after.is_final and after.status is not Status.COMPLETED and before.status not in _BEGUN | PAUSED:
+        reason = f"{after.target} could not be started: {after.error}"
+        yield from _nobody_comes(work, after.target, reason)
+
+
+def _nobody_comes(work: Work, target: str, reason: str) -> Program[None]:
+    """Tasks for somebody who cannot be started have failed, a page of them; their retry policies may have it tried again."""
+    waiting = yield from rows.select("queue = $1 AND queue <> '' ORDER BY order_us LIMIT $2", (target, WAITING_PAGE))
+    for task in waiting:
+        if may_start_target(task):
+            yield from work.make(task, Move.FAIL, work.facts(reason=reason, error_type="START_FAILED"))
+    if len(waiting) == WAITING_PAGE and any(map(may_start_target, waiting)):
+        work.errands.append(lambda again: _nobody_comes(again, target, reason))
 
 
 def joined(work: Work, orchestrator: str, session_id: str, profiles: Sequence[str]) -> Program[None]:
@@ -258,9 +292,10 @@ def failed(work: Work, task: Task, caller: str, epoch: int, reason: str) -> Prog
         text = reason or "its orchestrator could not start it"
         facts = work.facts(caller, reason=text, error_type="START_FAILED", delay_ms=start_delay_ms(task))
         return (yield from work.make(task, Move.TIME_OUT, facts))
-    if task.status is not Status.RUNNING or task.assigned_to == caller or attempts[0][0] != epoch:
+    if task.status not in _BEGUN or task.assigned_to == caller or attempts[0][0] != epoch:
         return None
-    if task.disconnected_ms:
+    paused = task.status is not Status.RUNNING
+    if task.disconnected_ms or (paused and (yield from work.find_worker(task.target)) is None):
         facts = work.facts(reason=reason or "its process has ended", error_type="WORKER_LOST")
         return (yield from work.make(task, Move.FAIL, facts))
     yield from work.write(task, task.changed({"grace_ms": ENDED_MS}), "")
@@ -273,20 +308,22 @@ def launch_params(task: Task) -> dict[str, str]:
 
 
 def assignment(task: Task, token: str) -> pb.TaskAssignment:
-    """What an orchestrator is told. The reference gives it no metadata, so it cannot know the trigger."""
+    """What an orchestrator is told. The reference gives it no metadata, so it knows neither the trigger nor that the agent slept."""
     params = launch_params(task)
     kept = pb.CreateTaskRequest.FromString(task.spec)
     return pb.TaskAssignment(
         task_id=task.task_id,
         task_type=AGENT_STARTUP,
         assigned_to=task.assigned_to,
-        metadata=kept.metadata,
+        metadata={**kept.metadata, **hibernation_of(task)},
         assigned_at=task.assigned_ms // 1000,
         profile=params.get(PROFILE, ""),
         launch_params={**params, TOKEN: token},
         target_implementation=task.target_implementation,
         workspace=task.workspace,
         specifier=task.target_specifier,
+        checkpoint_key=task.checkpoint_key,
+        resume_session_id=task.resume_session_id,
     )
 
 
@@ -297,6 +334,7 @@ def task_context(task: Task) -> dict[str, str]:
     return {
         **{f"lp.{name}": value for name, value in params.items()},
         **kept.metadata,
+        **hibernation_of(task),
         "task_id": task.task_id,
         "workspace": task.workspace,
         "implementation": task.target_implementation,

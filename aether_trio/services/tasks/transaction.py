@@ -189,8 +189,8 @@ class Work:
             waiting = (yield from rows.load(after.task_id)) if before.holder else after
             if waiting is not None and waiting.queue:
                 yield from self._offer(waiting)
-        if after.task_type == AGENT_STARTUP and after.status is Status.PENDING:
-            yield from startups.dispatch(self, after)
+        if after.task_type == AGENT_STARTUP:
+            yield from startups.moved(self, before, after)
 
     def _falls_due(self, task: Task) -> None:
         self.moments[task.task_id] = task.due_ms

@@ -137,11 +137,15 @@ def descriptor(task: Task) -> pb.HibernationDescriptor:
     return pb.HibernationDescriptor() if wait is None else _wait_spec(wait).hibernation
 
 
+def hibernation_of(task: Task) -> dict[str, str]:
+    """What is told in metadata of a task that has slept: where it left its state."""
+    if not task.checkpoint_key:
+        return {}
+    return {CHECKPOINT_KEY: task.checkpoint_key, RESUME_SESSION_ID: task.resume_session_id}
+
+
 def _metadata(task: Task, kept: pb.CreateTaskRequest) -> dict[str, str]:
-    metadata = dict(kept.metadata)
-    if task.checkpoint_key:
-        metadata[CHECKPOINT_KEY] = task.checkpoint_key
-        metadata[RESUME_SESSION_ID] = task.resume_session_id
+    metadata = {**kept.metadata, **hibernation_of(task)}
     stamp, _, by = metadata.pop(_RESOLVED, "").partition(" ")
     if task.status is Status.DLQ:
         metadata[DEAD_LETTER] = f"resolved by {by}" if stamp == str(task.failed_ms) else "true"

@@ -8,9 +8,22 @@ import pytest
 import trio
 
 from aether_trio.core import Core
+from aether_trio.testing.memory import MemoryLink
+from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, message_to, payloads
-from tests.services.agents.cast import ECHO, assignment, cast, echo, fail, nothing_more, running, starts, until
-from tests.services.agents.ops import starter
+from tests.services.agents.cast import (
+    ECHO,
+    assignment,
+    cast,
+    echo,
+    fail,
+    nothing_more,
+    operation,
+    running,
+    starts,
+    until,
+)
+from tests.services.agents.ops import Op, operate, starter
 
 
 async def test_one_that_was_cut_off_may_come_back(core: Core) -> None:
@@ -190,3 +203,63 @@ async def test_one_that_came_and_died_at_once_was_started_all_the_same(
             answer = await fail(orchestrator, asked.task_id, "its process ended by SIGKILL after 0.1 s")
             assert "is connected; the start ends when its connection does" in answer.error
             assert [status for status, _ in await starts(core)] == ["running"]
+
+
+async def sleep_on(peer: MemoryLink, task_id: str, **wait: Any) -> None:
+    """The start is put to sleep by its own agent, which has saved its state."""
+    save = pb.CheckpointOperation(op=pb.CheckpointOperation.SAVE, key="half", data=b"done", request_id="s")
+    peer.send(pb.UpstreamMessage(checkpoint_op=save))
+    await peer.next("checkpoint")
+    state = pb.HibernationDescriptor(checkpoint_key="half", resume_session_id="before")
+    spec = pb.WaitSpec(reason=pb.WAIT_REASON_HIBERNATION, hibernation=state, **wait)
+    await operation(peer, pb.TaskOperation.PAUSE, task_id, wait_spec=spec)
+
+
+@pytest.mark.parametrize("by", ["time", "message", "launch"])
+async def test_one_that_sleeps_is_started_as_before_by_time_or_when_somebody_wants_it(core: Core, by: str) -> None:
+    async with cast(core, voice="low") as (orchestrator, asker):
+        wanted = pb.AgentLaunchParams(workspace="w", specifier="1", param_overrides={"voice": "loud"})
+        assert (await operate(orchestrator, Op.LAUNCH, implementation="echo", launch_params=wanted)).success
+        asked = await assignment(orchestrator)
+        async with connect(core, echo(credentials={"token": asked.launch_params["auth_token"]})) as started:
+            await until(core, "running")
+            at_ms = core.clock.now_ms() + 60_000 if by == "time" else 0
+            await sleep_on(started, asked.task_id, scheduled_wake_unix_ms=at_ms)
+        await nothing_more(orchestrator)
+        assert await starts(core) == [("hibernated", "")]
+        if by == "message":
+            asker.send(message_to(ECHO, b"good morning"))
+        elif by == "launch":
+            answer = await operate(orchestrator, Op.LAUNCH, implementation="echo", launch_params=wanted)
+            assert (answer.error, answer.launch_result.task_id) == ("", asked.task_id)
+        again = await assignment(orchestrator)
+        assert (again.task_id, again.launch_params["voice"]) == (asked.task_id, "loud")
+        assert (again.checkpoint_key, again.resume_session_id) == ("half", "before")
+        async with connect(core, echo(credentials={"token": again.launch_params["auth_token"]})) as started:
+            context = (await started.next("config")).config.task_context
+            assert context["_hibernation_checkpoint_key"] == "half"
+            assert context["_hibernation_resume_session_id"] == "before"
+            await until(core, "running")
+
+
+async def test_one_that_died_while_its_start_waited_is_started_again_by_a_message(core: Core) -> None:
+    async with running(core) as (orchestrator, asker, started, asked):
+        spec = pb.WaitSpec(reason=pb.WAIT_REASON_INPUT)
+        await operation(started, pb.TaskOperation.PAUSE, asked.task_id, wait_spec=spec)
+        started.cut()
+        await nothing_more(orchestrator)
+        assert await starts(core) == [("waiting_input", "")]
+        asker.send(message_to(ECHO, b"are you there?"))
+        assert (await assignment(orchestrator)).task_id != asked.task_id
+        assert [status for status, _ in await starts(core)] == ["failed", "starting"]
+
+
+async def test_its_orchestrator_knows_that_it_died_while_its_start_waited(core: Core) -> None:
+    async with running(core) as (orchestrator, _, started, asked):
+        spec = pb.WaitSpec(reason=pb.WAIT_REASON_INPUT)
+        await operation(started, pb.TaskOperation.PAUSE, asked.task_id, wait_spec=spec)
+        assert "is connected" in (await fail(orchestrator, asked.task_id, "killed")).error
+        started.cut()
+        await trio.sleep(0.1)
+        assert (await fail(orchestrator, asked.task_id, "killed")).success
+        assert await starts(core) == [("failed", "killed")]

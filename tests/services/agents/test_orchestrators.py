@@ -172,3 +172,17 @@ async def test_an_orchestrator_is_told_though_storage_was_away(core: Core, monke
         task_id = await launch(other, "1")
         assert (await assignment(orchestrator)).task_id == task_id
         assert failures == -1
+
+
+async def test_one_whose_coming_is_written_late_takes_nobodys_place(core: Core) -> None:
+    """It has ended meanwhile, and another one of its name may have come on another node."""
+    engine = core.tasks.engine
+    async with connect(core, starter("1", "process")) as orchestrator:
+        session = core.registry.holder("orc::o::1")
+        assert session is not None
+        await engine.desk.settle()
+        orchestrator.cut()
+        await session.wait_detached()
+    core.starts.joined(session, back=False)
+    assert await core.starts.orchestrators() == []
+    assert await engine.database.fetch("SELECT identity FROM task_workers") == []

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import trio
 
 from aether_trio.core import Core
+from aether_trio.services.tasks import startups
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, connect, deadlock_is_an_error
 from tests.services.agents.cast import (
@@ -14,6 +16,7 @@ from tests.services.agents.cast import (
     cast,
     create,
     echo,
+    fail,
     nothing_more,
     operation,
     starts,
@@ -78,6 +81,62 @@ async def test_a_task_that_wakes_starts_its_agent(core: Core) -> None:
         async with connect(core, echo()) as started:
             given = await assignment(started)
             assert (given.task_id, given.checkpoint_key) == (created.task_id, "half")
+
+
+async def test_it_is_started_later_with_what_the_task_wants_as_well(core: Core) -> None:
+    policy = pb.RetryPolicy(max_attempts=3, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=1000)
+    async with cast(core, voice="low", mood="good") as (orchestrator, asker):
+        wanted = {"voice": "loud"}
+        created = await create(asker, payload=b"work", retry_policy=policy, launch_param_overrides=wanted)
+        first = await assignment(orchestrator)
+        async with connect(core, echo()) as started:
+            await assignment(started)
+            await operation(started, pb.TaskOperation.FAIL, created.task_id)
+        later = await assignment(orchestrator)
+        assert later.task_id != first.task_id
+        assert (later.launch_params["voice"], later.launch_params["mood"]) == ("loud", "good")
+
+
+@pytest.mark.parametrize("end", ["no", "cancel"])
+async def test_tasks_for_an_agent_that_cannot_be_started_fail_with_the_reason(core: Core, end: str) -> None:
+    policy = pb.RetryPolicy(max_attempts=2, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=10_000)
+    async with cast(core) as (orchestrator, asker):
+        plain = (await create(asker)).task_id
+        again = (await create(asker, retry_policy=policy)).task_id
+        kept = (await create(asker, target_offline_policy=pb.TARGET_OFFLINE_POLICY_QUEUE)).task_id
+        asked = await assignment(orchestrator)
+        if end == "no":
+            for _ in range(3):
+                await fail(orchestrator, asked.task_id, "no such command")
+                if (await starts(core))[0][0] != "dlq":
+                    await assignment(orchestrator)
+            why = "ag::w::echo::1 could not be started: no such command"
+        else:
+            await trio.sleep(2)  # until nobody looks for the agent because of the tasks that have just been created
+            await operation(asker, pb.TaskOperation.CANCEL, asked.task_id)
+            why = "ag::w::echo::1 could not be started: task cancelled"
+        found = await core.tasks.engine.database.fetch("SELECT task_id, status, error FROM tasks WHERE task_type = 't'")
+        assert {task_id: (status, error) for task_id, status, error in found} == {
+            plain: ("failed", why),
+            again: ("failed", why),
+            kept: ("pending", ""),
+        }
+        await trio.sleep(5)
+        assert orchestrator.waiting("task_assignment") == []
+        assert (await assignment(orchestrator)).task_id != asked.task_id
+        async with connect(core, echo()) as started:
+            assert {(await assignment(started)).task_id for _ in range(2)} == {again, kept}
+
+
+async def test_more_tasks_than_a_page_fail_with_their_start(core: Core) -> None:
+    async with cast(core) as (orchestrator, asker):
+        for _ in range(startups.WAITING_PAGE * 2 + 1):
+            await create(asker)
+        await operation(asker, pb.TaskOperation.CANCEL, (await assignment(orchestrator)).task_id)
+        await core.tasks.engine.desk.settle()
+        await core.tasks.engine.desk.settle()
+        found = await core.tasks.engine.database.fetch("SELECT DISTINCT status FROM tasks WHERE task_type = 't'")
+        assert found == [("failed",)]
 
 
 async def test_a_task_that_is_only_to_be_kept_starts_nobody_later_either(core: Core) -> None:
