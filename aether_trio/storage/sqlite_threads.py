@@ -4,11 +4,8 @@
          ▲                                                                                  │
          └───────────────── one run_sync_soon per group, not one per program ◀──────────────┘
 
-While a group waits for its fsync the next one collects, so the group grows exactly with the load (group commit).
-
-A group is first run without savepoints: programs that raise are rare, savepoints would cost every program two more
-statements. When one does raise, the group is rolled back and run again with each program in its own SAVEPOINT; programs
-are pure (base.py), so running them again is allowed, and the failing one then leaves no trace in the others' commit.
+While a group waits for its fsync the next one collects, so the group grows exactly with the load (group commit). How a group is
+run is in sqlite_groups.py; one that was run elsewhere (sqlite_inline.py) comes as a Commit.
 
 Invariants: a job is answered exactly once; nothing is answered before the COMMIT that contains it; an error of the
 environment fails the whole group and leaves no transaction open; the threads end only when told to.
@@ -22,12 +19,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Final
+from typing import Final
 
 import trio
 
-from aether_trio.storage.base import ProgramFactory, StorageUnavailable
+from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.sqlite_connection import is_environment
+from aether_trio.storage.sqlite_groups import Groups, Job
 from aether_trio.storage.sqlite_statements import drive
 
 MAX_GROUP: Final = 512  # programs a commit: bounds how long the first of them waits for the last
@@ -37,32 +35,27 @@ WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024  # readers that never leave a gap can 
 Deliver = Callable[[Sequence["Job"]], None]
 
 
-class Job:
-    """One program on its way through a thread, and then its result."""
+class Commit:
+    """A group whose programs have been run, in a transaction that is open. `rows` had been changed since the start before it.
 
-    __slots__ = ("error", "factory", "is_read", "task", "value")
+    Whoever puts one into the queue has seen to it that the thread has nothing else in hand.
+    """
 
-    def __init__(self, factory: ProgramFactory[Any], *, is_read: bool) -> None:
-        self.factory = factory
-        self.is_read = is_read
-        self.task: trio.lowlevel.Task | None = None
-        self.value: Any = None
-        self.error: Exception | None = None
+    __slots__ = ("jobs", "rows")
 
-    def forget(self, _raise_cancel: Any) -> trio.lowlevel.Abort:
-        """The caller was cancelled: the job goes on, nobody is told."""
-        self.task = None
-        return trio.lowlevel.Abort.SUCCEEDED
+    def __init__(self, jobs: list[Job], rows: int) -> None:
+        self.jobs = jobs
+        self.rows = rows
 
 
-class _SpoiledError(Exception):
-    """A program raised in a group that has no savepoints."""
+Item = Job | Commit | None
+"""What a thread is given; None to end."""
 
 
 class Worker:
     """A thread that takes jobs from a queue until it is stopped. What it does with them is the subclass's."""
 
-    def __init__(self, name: str, queue: SimpleQueue[Job | None], deliver: Deliver) -> None:
+    def __init__(self, name: str, queue: SimpleQueue[Item], deliver: Deliver) -> None:
         self._queue = queue
         self._deliver = deliver
         self._trio = trio.lowlevel.current_trio_token()
@@ -118,14 +111,15 @@ class Writer(Worker):
     def __init__(
         self,
         name: str,
-        queue: SimpleQueue[Job | None],
+        queue: SimpleQueue[Item],
         deliver: Deliver,
-        connection: sqlite3.Connection,
+        groups: Groups,
         path: Path | None,
     ) -> None:
         super().__init__(name, queue, deliver)
-        self._connection = connection
-        self._cursor = connection.cursor()
+        self._groups = groups
+        self._connection = groups.connection
+        self._run_elsewhere: Commit | None = None
         self._wal = None if path is None else Path(f"{path}-wal")
         # Counters: written here, read by statistics() in the trio thread; each is a single reference.
         self.groups = 0
@@ -137,39 +131,46 @@ class Writer(Worker):
         self.last_error = ""
 
     def _collect(self) -> tuple[list[Job], bool]:
-        job = self._queue.get()
+        item = self._queue.get()
+        if isinstance(item, Commit):
+            self._run_elsewhere = item
+            return item.jobs, False
         jobs: list[Job] = []
         try:
-            while job is not None:
-                jobs.append(job)
+            while item is not None:
+                assert isinstance(item, Job)
+                jobs.append(item)
                 if len(jobs) == MAX_GROUP:
                     return jobs, False
-                job = self._queue.get_nowait()
+                item = self._queue.get_nowait()
         except Empty:
             return jobs, False
         return jobs, True
 
     def _process(self, jobs: list[Job]) -> None:
+        commit, self._run_elsewhere = self._run_elsewhere, None
+        if commit is not None:
+            self._write(jobs, commit)
+            return
         writes = [job for job in jobs if not job.is_read]
         if writes:
             self._write(writes)
         reads = [job for job in jobs if job.is_read]
         if reads:  # only in memory, where there is no second connection to read from
-            self._cursor.execute("PRAGMA query_only=ON")
+            cursor = self._groups.cursor
+            cursor.execute("PRAGMA query_only=ON")
             for job in reads:
-                read_job(self._connection, self._cursor, job)
-            self._cursor.execute("PRAGMA query_only=OFF")
+                read_job(self._connection, cursor, job)
+            cursor.execute("PRAGMA query_only=OFF")
 
-    def _write(self, jobs: list[Job]) -> None:
-        before = self._connection.total_changes
+    def _write(self, jobs: list[Job], commit: Commit | None = None) -> None:
+        before = self._connection.total_changes if commit is None else commit.rows
         try:
-            try:
-                self._attempt(jobs, isolated=False)
-            except _SpoiledError:
-                self._rollback()
-                self._attempt(jobs, isolated=True)
+            if commit is None:
+                self._groups.run(jobs, patient=True)
+            self._groups.commit()
         except Exception as exc:
-            self._rollback()
+            self._groups.rollback()
             if not is_environment(exc):
                 raise
             self.failed_groups += 1
@@ -185,39 +186,12 @@ class Writer(Worker):
         if self._wal is not None and self.groups % WAL_CHECK_GROUPS == 0:
             self._bound_wal(self._wal)
 
-    def _attempt(self, jobs: list[Job], *, isolated: bool) -> None:
-        cursor = self._cursor
-        cursor.execute("BEGIN IMMEDIATE")
-        for job in jobs:
-            if isolated:
-                cursor.execute("SAVEPOINT program")
-            try:
-                job.value = drive(cursor, job.factory)
-            except Exception as exc:
-                if is_environment(exc):
-                    raise
-                if len(jobs) == 1:
-                    self._rollback()
-                    job.error = exc
-                    return
-                if not isolated:
-                    raise _SpoiledError from exc
-                job.error = exc
-                cursor.execute("ROLLBACK TO program")
-            if isolated:
-                cursor.execute("RELEASE program")
-        cursor.execute("COMMIT")
-
-    def _rollback(self) -> None:
-        """Leave the transaction, which SQLite may have left by itself (full disk, I/O error)."""
-        if self._connection.in_transaction:
-            self._cursor.execute("ROLLBACK")
-
     def _bound_wal(self, wal: Path) -> None:
         """Cut the log when the automatic checkpoints could not: waits for the readers, at most the busy timeout."""
         try:
             if wal.stat().st_size > WAL_LIMIT_BYTES:
-                self._cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                with self._groups.patience():
+                    self._groups.cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except (OSError, sqlite3.Error) as exc:
             self.last_error = f"checkpoint: {exc}"
 
@@ -228,16 +202,14 @@ class Writer(Worker):
 class Reader(Worker):
     """One of the threads that answer queries, each from its own connection and snapshot."""
 
-    def __init__(
-        self, name: str, queue: SimpleQueue[Job | None], deliver: Deliver, connection: sqlite3.Connection
-    ) -> None:
+    def __init__(self, name: str, queue: SimpleQueue[Item], deliver: Deliver, connection: sqlite3.Connection) -> None:
         super().__init__(name, queue, deliver)
         self._connection = connection
         self._cursor = connection.cursor()
 
     def _collect(self) -> tuple[list[Job], bool]:
         job = self._queue.get()  # one at a time: the queue is shared, the rest is for the other readers
-        return ([], True) if job is None else ([job], False)
+        return ([job], False) if isinstance(job, Job) else ([], True)
 
     def _process(self, jobs: list[Job]) -> None:
         for job in jobs:

@@ -147,7 +147,7 @@ async def test_a_defect_of_the_engine_answers_its_callers(
     file_database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert file_database._writer is not None
-    monkeypatch.setattr(file_database._writer, "_attempt", lambda *_args, **_named: 1 / 0)
+    monkeypatch.setattr(file_database._writer._groups, "_attempt", lambda *_args, **_named: 1 / 0)
     with pytest.raises(StorageUnavailable, match="division"):
         await file_database.run(insert(1))
     monkeypatch.undo()

@@ -126,12 +126,16 @@ class Engine:
         """What a transaction of now is told."""
         return Context(self.clock.now_ms(), self.hints.node, self._limits, self.database.shared, self._uniform)
 
-    async def run_program(self, program: Callable[[Context], Program[T]]) -> T:
-        """Run one; again, if it is not known whether it was committed. The caller settles. Raises StorageUnavailable."""
+    async def run_program(self, program: Callable[[Context], Program[T]], *, small: bool = True) -> T:
+        """Run one; again, if it is not known whether it was committed. The caller settles. Raises StorageUnavailable.
+
+        `small`: what it may look at is bounded by a few rows, and found by key (`Database.run_small`).
+        """
+        run = self.database.run_small if small else self.database.run
         for attempt in range(UNSURE_TRIES):
             context = self.context()
             try:
-                result = await self.database.run(lambda context=context: program(context))  # type: ignore[misc]
+                result = await run(lambda context=context: program(context))  # type: ignore[misc]
             except CommitUnknown:
                 if attempt == UNSURE_TRIES - 1:
                     raise
@@ -150,7 +154,7 @@ class Engine:
             yield from errand(work)
             return work
 
-        work = await self.run_program(program)
+        work = await self.run_program(program, small=False)
         self.settle(work)
         return work
 
