@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from random import Random
 from typing import Any
@@ -18,8 +18,12 @@ from aether_trio.storage.postgres import PostgresDatabase, PostgresServer, open_
 from aether_trio.storage.postgres_connections import PostgresLimits
 
 LONG_S = 60.0  # a safety net against a hang, never a measurement
-QUICK = ClusterLimits(lease_grace_s=1.0, probe_s=0.2, probe_timeout_s=1.0, ask_again_s=0.2, ending_s=5.0)
-"""Short waits for tests that have to see one of them end."""
+STEADY = ClusterLimits(
+    lease_grace_s=LONG_S, probe_s=0.2, probe_timeout_s=LONG_S, statement_s=LONG_S, ask_again_s=0.2, ending_s=LONG_S
+)
+"""Nothing ends by waiting: a machine that stalls for seconds takes nobody for dead, and gives up no connection."""
+SHORT_GRACE = replace(STEADY, lease_grace_s=1.0)
+"""Only for nodes that are to see the grace end."""
 FEW = PostgresLimits(writers=2, readers=1, patience_s=LONG_S)
 
 _numbers = count(1)
@@ -195,7 +199,7 @@ class Nodes:
 
 
 @asynccontextmanager
-async def open_nodes(dsn: str, schema: str, limits: ClusterLimits = QUICK) -> AsyncIterator[Nodes]:
+async def open_nodes(dsn: str, schema: str, limits: ClusterLimits = STEADY) -> AsyncIterator[Nodes]:
     async with trio.open_nursery() as nursery:
         nodes = Nodes(nursery, dsn, schema, limits)
         try:

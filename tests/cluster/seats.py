@@ -18,7 +18,7 @@ from aether_trio.cluster.records import ClaimRequest, Hold
 from aether_trio.model.identity import Identity
 from aether_trio.session.directory import ClusterDirectory, end_session
 from aether_trio.session.registry import History, Registry
-from tests.cluster.nodes import LONG_S, QUICK, Node
+from tests.cluster.nodes import LONG_S, STEADY, Node
 
 SOON = DirectoryLimits(poll_s=0.3, ask_again_s=0.1, wait_s=LONG_S)
 """Short waits; for tests that lose hints."""
@@ -102,7 +102,7 @@ async def seat(node: Node, limits: DirectoryLimits = SOON) -> AsyncIterator[Seat
     leaving: list[str] = []
     end_here = partial(end_session, registry)
     async with open_directory(
-        node.server, node.cluster, end_here, cluster_limits=QUICK, limits=limits, random=Random(1)
+        node.server, node.cluster, end_here, cluster_limits=STEADY, limits=limits, random=Random(1)
     ) as directory:
         sessions = ClusterDirectory(registry, directory, lambda: leaving)
         yield Seat(node, registry, directory, sessions, leaving)

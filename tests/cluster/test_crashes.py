@@ -7,7 +7,7 @@ import trio
 
 from aether_trio.model.errors import Status, StatusError
 from tests.cluster.children import Child, Refused, open_children
-from tests.cluster.nodes import LONG_S, QUICK, Nodes, history_is_ordered
+from tests.cluster.nodes import LONG_S, SHORT_GRACE, STEADY, Nodes, history_is_ordered
 from tests.helpers.engines import PostgresEngine
 
 pytestmark = pytest.mark.crash
@@ -18,7 +18,7 @@ HISTORY = "SELECT identity, n, epoch FROM history"
 
 async def test_the_holds_of_a_killed_process_are_free_at_once(nodes: Nodes, place: PostgresEngine) -> None:
     node = await nodes.start()
-    async with open_children(place.server.dsn(), place.schema, QUICK) as [child]:
+    async with open_children(place.server.dsn(), place.schema, STEADY) as [child]:
         for number in range(100):
             await child.claim(f"ag::lab::x::{number}", f"s{number}")
         with pytest.raises(StatusError) as refused:
@@ -41,14 +41,14 @@ async def test_the_holds_of_a_killed_process_are_free_at_once(nodes: Nodes, plac
 
 
 async def test_a_stopped_process_loses_what_is_wanted_and_keeps_the_rest(nodes: Nodes, place: PostgresEngine) -> None:
-    node = await nodes.start()
-    async with open_children(place.server.dsn(), place.schema, QUICK) as [child]:
+    node = await nodes.start(limits=SHORT_GRACE)
+    async with open_children(place.server.dsn(), place.schema, STEADY) as [child]:
         x, y = await child.claim(X, "x1"), await child.claim(Y, "y1")
         await child.do("write", identity=X, epoch=x)
         child.stop()
         before = trio.current_time()
         claimed = await node.claim(X)
-        assert trio.current_time() - before >= QUICK.lease_grace_s
+        assert trio.current_time() - before >= SHORT_GRACE.lease_grace_s
         assert claimed.hold.epoch == x + 1
         assert node.cluster.nodes.statistics().cut_off == 1
         await node.write(X, claimed.hold.epoch)
@@ -66,7 +66,7 @@ async def test_a_stopped_process_loses_what_is_wanted_and_keeps_the_rest(nodes: 
         assert place.rows("SELECT epoch, alive FROM nodes WHERE node_id = $1", child.node_id) == [(2, True)]
         await child.do("write", identity=Y, epoch=y)
         with pytest.raises(StatusError):
-            await node.claim(Y)
+            await (await nodes.start()).claim(Y)
         with pytest.raises(Refused, match="ALREADY_EXISTS"):
             await child.claim(X, "x2")
 
@@ -86,8 +86,8 @@ async def test_a_process_that_is_stopped_in_the_middle_of_a_write_does_not_keep_
 
     For PostgreSQL it is idle in a transaction if its connection knows the statement, and active if it has just prepared it.
     """
-    node = await nodes.start()
-    async with open_children(place.server.dsn(), place.schema, QUICK) as [child]:
+    node = await nodes.start(limits=SHORT_GRACE)
+    async with open_children(place.server.dsn(), place.schema, STEADY) as [child]:
         x = await child.claim(X, "x1")
         if prepared:
             await child.do("write", identity=X, epoch=x)
@@ -112,7 +112,7 @@ async def test_a_process_that_is_stopped_in_the_middle_of_a_write_does_not_keep_
 
 async def test_a_process_that_ends_well_frees_everything_at_once(nodes: Nodes, place: PostgresEngine) -> None:
     node = await nodes.start()
-    async with open_children(place.server.dsn(), place.schema, QUICK) as [child]:
+    async with open_children(place.server.dsn(), place.schema, STEADY) as [child]:
         await child.claim(X, "x1")
         assert child.process.stdin is not None
         await child.process.stdin.send_all(b'{"id": 0, "do": "leave"}\n')

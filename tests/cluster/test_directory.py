@@ -9,7 +9,7 @@ from aether_trio.model.identity import Kind
 from aether_trio.session.directory import Connection, Page, Wanted
 from aether_trio.storage.base import StorageUnavailable
 from tests.cluster.children import open_children
-from tests.cluster.nodes import LONG_S, QUICK, Nodes
+from tests.cluster.nodes import LONG_S, STEADY, Nodes
 from tests.cluster.seats import LATE, SOON, Seat, comes_true, seat, seats
 from tests.helpers.engines import PostgresEngine
 
@@ -255,7 +255,7 @@ async def test_the_sessions_of_a_killed_node_vanish_when_somebody_looks_twice(
     nodes: Nodes, place: PostgresEngine
 ) -> None:
     # A sweep that never comes: only looking finds the dead node.
-    async with open_children(place.server.dsn(), place.schema, QUICK) as [child]:
+    async with open_children(place.server.dsn(), place.schema, STEADY) as [child]:
         node = await nodes.start()
         node.cluster.nodes.sweep = trio.sleep_forever  # type: ignore[method-assign, assignment]
         async with seat(node, SOON) as a:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import trio
 
-from aether_trio.cluster.records import ClusterLimits, Continued
+from aether_trio.cluster.records import Continued
 from aether_trio.model.errors import Status, StatusError
-from tests.cluster.nodes import LONG_S, QUICK, Nodes
+from tests.cluster.nodes import LONG_S, STEADY, Node, Nodes
+from tests.cluster.seats import comes_true
 from tests.helpers.engines import PostgresEngine
 
 X = "ag::lab::x::1"
@@ -47,7 +49,21 @@ async def test_a_released_identity_is_free_for_every_node(nodes: Nodes) -> None:
             assert not node.cluster.holds.release(claimed.hold)
 
 
-async def test_who_names_the_session_takes_over_from_another_node_once_it_has_ended(nodes: Nodes) -> None:
+async def agreed(place: PostgresEngine, asker: Node) -> None:
+    """Wait until the holder has said that its session is ending, and the node that asks has read it."""
+    await comes_true(lambda: place.rows("SELECT answer FROM asks") == [("ending",)])
+    await looked(asker)
+
+
+async def looked(asker: Node) -> None:
+    """Wait until a node that waits for somebody's end has looked again, from the beginning."""
+    statements = asker.cluster.holds.desk.statistics().claim_statements
+    await comes_true(lambda: asker.cluster.holds.desk.statistics().claim_statements >= statements + 2)
+
+
+async def test_who_names_the_session_takes_over_from_another_node_once_it_has_ended(
+    nodes: Nodes, place: PostgresEngine
+) -> None:
     a, b = await nodes.start(), await nodes.start()
     first = await a.claim(X, session="s1")
     a.host.gate = trio.Event()
@@ -58,8 +74,10 @@ async def test_who_names_the_session_takes_over_from_another_node_once_it_has_en
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(take_over)
+        await agreed(place, b)
         # Longer than the grace: a holder that is ending is not taken for dead.
-        await trio.sleep(QUICK.lease_grace_s * 1.5)
+        b.cluster.holds._limits = replace(STEADY, lease_grace_s=0.0)
+        await looked(b)
         assert not done
         assert a.cluster.holds.mine(X) == first.hold
         a.host.gate.set()
@@ -72,13 +90,19 @@ async def test_who_names_the_session_takes_over_from_another_node_once_it_has_en
     assert a.cluster.lease.epoch == 1
 
 
-async def test_a_holder_that_does_not_end_in_time_keeps_the_identity(nodes: Nodes) -> None:
-    a = await nodes.start()
-    b = await nodes.start(limits=ClusterLimits(lease_grace_s=0.5, ask_again_s=0.1, ending_s=1.0))
+async def test_a_holder_that_does_not_end_in_time_keeps_the_identity(nodes: Nodes, place: PostgresEngine) -> None:
+    a, b = await nodes.start(), await nodes.start()
     first = await a.claim(X, session="s1")
     a.host.gate = trio.Event()
-    with refuses(Status.UNAVAILABLE):
-        await b.claim(X, resume="s1")
+
+    async def take_over() -> None:
+        with refuses(Status.UNAVAILABLE):
+            await b.claim(X, resume="s1")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_over)
+        await agreed(place, b)
+        b.cluster.holds._limits = replace(STEADY, lease_grace_s=0.0, ending_s=0.0)
     assert a.cluster.holds.mine(X) == first.hold
     a.host.gate.set()
 
@@ -130,7 +154,7 @@ async def test_a_hold_that_its_node_knows_nothing_of_is_given_back_when_somebody
 
 
 async def test_the_limit_of_a_workspace_is_that_of_the_cluster(nodes: Nodes) -> None:
-    limits = ClusterLimits(lease_grace_s=1.0, probe_s=0.2, ask_again_s=0.2, connections_per_workspace=5)
+    limits = replace(STEADY, connections_per_workspace=5)
     started = [await nodes.start(limits=limits) for _ in range(3)]
     granted: list[object] = []
     refused: list[StatusError] = []

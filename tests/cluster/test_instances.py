@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aether_trio.cluster.instances import Instances
 from tests.cluster.children import open_children
-from tests.cluster.nodes import QUICK, Nodes
+from tests.cluster.nodes import STEADY, Nodes
 from tests.cluster.seats import LATE, Seat, comes_true, deafen, seat, seats
 from tests.helpers.engines import PostgresEngine
 
@@ -128,7 +128,7 @@ async def test_the_services_of_a_killed_node_are_gone_when_it_is_found_dead(
 ) -> None:
     a_node, b_node = await nodes.start(), await nodes.start()
     async with (
-        open_children(place.server.dsn(), place.schema, QUICK) as [child],
+        open_children(place.server.dsn(), place.schema, STEADY) as [child],
         seats(a_node, b_node, limits=LATE) as (a, b),
     ):
         await child.claim("sv::search::1", "s1")

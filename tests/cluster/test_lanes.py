@@ -16,7 +16,7 @@ from aether_trio.cluster.lanes import ClusterLanes, LaneLimits, open_cluster_lan
 from aether_trio.routing.lanes import LaneListener, Lanes
 from aether_trio.storage.base import StorageUnavailable
 from tests.cluster.children import open_children
-from tests.cluster.nodes import LONG_S, QUICK, Node, Nodes
+from tests.cluster.nodes import LONG_S, STEADY, Node, Nodes
 from tests.cluster.seats import comes_true, deafen
 from tests.helpers.engines import PostgresEngine
 
@@ -69,7 +69,7 @@ async def stage(node: Node, limits: LaneLimits = LATE) -> AsyncIterator[Stage]:
         node.cluster,
         lanes,
         first_seq=next(_starts),
-        cluster_limits=QUICK,
+        cluster_limits=STEADY,
         limits=limits,
         random=Random(1),
     ) as relay:
@@ -383,7 +383,7 @@ async def test_a_node_that_was_declared_dead_says_nothing(nodes: Nodes, place: P
 @pytest.mark.crash
 async def test_nothing_is_written_for_a_node_that_was_killed(nodes: Nodes, place: PostgresEngine) -> None:
     node = await nodes.start()
-    async with open_children(place.server.dsn(), place.schema, QUICK) as [child], stage(node, SOON) as a:
+    async with open_children(place.server.dsn(), place.schema, STEADY) as [child], stage(node, SOON) as a:
         await comes_true(lambda: not a.relay._alone)
         number = place.rows(f"SELECT node_id FROM nodes WHERE node_id <> {node.cluster.node_id}")[0][0]
         place.outside(f"INSERT INTO lane_interest VALUES ('pg::lab', {number})")

@@ -12,7 +12,7 @@ from aether_trio.cluster.errors import FencedError, LeaseLost
 from aether_trio.cluster.lease import SURE_S, LeaseState, lock_class
 from aether_trio.cluster.records import ClusterLimits
 from aether_trio.model.errors import Status, StatusError
-from tests.cluster.nodes import LONG_S, QUICK, Node, Nodes
+from tests.cluster.nodes import LONG_S, SHORT_GRACE, STEADY, Node, Nodes
 from tests.helpers.engines import PostgresEngine
 
 X, Y = "ag::lab::x::1", "ag::lab::y::1"
@@ -123,7 +123,7 @@ async def test_a_process_that_was_stopped_is_not_sure_of_its_lease(nodes: Nodes,
         end_lease_session(place, a)
         declare = "SELECT pg_advisory_xact_lock_shared($1, $2), aether_declare_dead($1, $2, 1)"
         place.rows(declare, lock_class(place.schema, "lease"), lease.node_id)
-        time.sleep(QUICK.probe_s + SURE_S + 0.1)
+        time.sleep(STEADY.probe_s + SURE_S + 0.1)
         assert (lease.held, lease.epoch) == (True, 1)  # it does not know
         await lease.wait_sure()
         assert lease.epoch == 2
@@ -163,7 +163,7 @@ async def test_nothing_of_an_old_lease_is_written_under_the_next_one(nodes: Node
 async def test_without_a_lease_for_the_grace_everything_ends_and_the_node_comes_back_empty(
     nodes: Nodes, place: PostgresEngine
 ) -> None:
-    a, b = await nodes.start(), await nodes.start()
+    a, b = await nodes.start(limits=SHORT_GRACE), await nodes.start()
     await a.claim(X)
     await b.claim(Y)
     # Somebody keeps the row that says which epoch comes next: every attempt to come back waits there.

@@ -17,7 +17,7 @@ from aether_trio.cluster.tails import PART_BYTES, ClusterTails, TailLimits, open
 from aether_trio.routing.log import TopicLog
 from aether_trio.routing.relay import LogRelay
 from aether_trio.routing.topic_state import TopicState
-from tests.cluster.nodes import LONG_S, QUICK, Node, Nodes
+from tests.cluster.nodes import LONG_S, STEADY, Node, Nodes
 from tests.cluster.seats import comes_true
 
 LATE = TailLimits(poll_s=10 * LONG_S)
@@ -58,7 +58,7 @@ class Ears:
 async def ears(node: Node) -> AsyncIterator[tuple[Ears, ClusterTails]]:
     log = Ears()
     async with open_cluster_tails(
-        node.server, node.cluster, cast("TopicLog", log), cluster_limits=QUICK, limits=LATE, random=Random(1)
+        node.server, node.cluster, cast("TopicLog", log), cluster_limits=STEADY, limits=LATE, random=Random(1)
     ) as tails:
         yield log, tails
 

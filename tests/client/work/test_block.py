@@ -111,17 +111,19 @@ async def cancelled_too_shortly_to_be_heard(address: str) -> None:
 
 async def past_its_deadline(address: str) -> None:
     async with open_shop(address) as (boss, one):
-        await order(boss, metadata={"start_to_close_ms": "300"}, retry_policy=RetryPolicy(max_attempts=2))
+        await order(boss, metadata={"start_to_close_ms": "300"}, retry_policy=RetryPolicy(max_attempts=50))
         job = await one_of(one)
         async with job:
             await anyio.sleep_forever()
         assert job.end is JobEnd.FAILED
         assert "start_to_close" in job.reason
-        again = await one_of(one)
-        assert (again.id, again.attempt) == (job.id, 2)
-        async with again:
-            pass
-        assert again.end is JobEnd.COMPLETED
+        again = job
+        while again.end is not JobEnd.COMPLETED:  # where it is slow, the next attempts may take too long as well
+            before, again = again, await one_of(one)
+            assert again.id == job.id
+            assert again.attempt > before.attempt
+            async with again:
+                pass
 
 
 async def failing_on_purpose(address: str) -> None:

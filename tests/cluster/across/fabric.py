@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -36,7 +36,16 @@ LONG_S = 60.0
 """A safety net against a hang, never a measurement."""
 NEVER_S = 10 * LONG_S
 """Between two looks: what these tests see, a hint has told."""
-QUICK = {"probe_s": 0.2, "probe_timeout_s": 1.0, "ask_again_s": 0.2, "sweep_s": 1.0}
+STEADY = ClusterLimits(
+    lease_grace_s=LONG_S,
+    probe_s=0.2,
+    probe_timeout_s=LONG_S,
+    statement_s=LONG_S,
+    ask_again_s=0.2,
+    ending_s=LONG_S,
+    sweep_s=1.0,
+)
+"""Nothing ends by waiting: a machine that stalls for seconds takes nobody for dead, and gives up no connection."""
 
 
 @dataclass(eq=False)
@@ -121,18 +130,18 @@ class Fabric:
 
 @asynccontextmanager
 async def open_fabric(
-    engine: PostgresEngine, *, poll_s: float = NEVER_S, lease_grace_s: float = 1.0, **settings: Mapping[str, Any]
+    engine: PostgresEngine, *, poll_s: float = NEVER_S, lease_grace_s: float = LONG_S, **settings: Mapping[str, Any]
 ) -> AsyncIterator[Fabric]:
     """Gateways on this schema. `settings` are sections for all of them."""
     with ExitStack() as patches:
         patches.enter_context(
             mock.patch(
                 "aether_trio.cluster.records.ClusterLimits",
-                partial(ClusterLimits, lease_grace_s=lease_grace_s, **QUICK),
+                partial(replace, STEADY, lease_grace_s=lease_grace_s),
             )
         )
         patches.enter_context(mock.patch("aether_trio.cluster.tails.TailLimits", partial(TailLimits, poll_s=poll_s)))
-        with trio.fail_after(LONG_S):
+        with trio.fail_after(2 * LONG_S):
             async with trio.open_nursery() as nursery:
                 fabric = Fabric(nursery, engine, settings)
                 try:

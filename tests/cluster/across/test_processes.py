@@ -97,5 +97,7 @@ async def test_clients_of_a_node_that_is_drained_or_killed_go_on_elsewhere() -> 
             over.set()
         for talker in talkers:
             assert talkers[(talker.number + 1) % TALKERS].got == [b"%d" % number for number in range(talker.sent)]
-        left = await cluster.sql("SELECT count(*) FROM holds WHERE ended_ms IS NULL")
-        assert left == [["0"]]
+        # Who has left is answered before its hold is written off.
+        with trio.fail_after(LIMIT_S):
+            while await cluster.sql("SELECT count(*) FROM holds WHERE ended_ms IS NULL") != [["0"]]:
+                await trio.sleep(0.05)

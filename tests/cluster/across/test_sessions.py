@@ -14,7 +14,7 @@ from aether_trio.model.errors import Status
 from aether_trio.storage.postgres import PostgresServer
 from aether_trio.testing.memory import StreamEnded
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.cluster.across.fabric import LONG_S, Fabric, Gateway, Participant, join, open_fabric, until
+from tests.cluster.across.fabric import Fabric, Gateway, Participant, join, open_fabric, until
 from tests.helpers.core import agent, barrier, errors, message_to, payloads, pump, service, task
 from tests.helpers.engines import PostgresEngine
 
@@ -171,7 +171,7 @@ async def test_a_node_that_lost_its_lease_ends_what_another_one_has_taken(
     postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the others it is dead. It finds out by itself, and serves again."""
-    async with open_fabric(postgres_engine) as fabric:
+    async with open_fabric(postgres_engine, lease_grace_s=1.0) as fabric:
         one, two = await fabric.start_many(2)
         async with join(one, me()) as first, join(one, agent("w", "other", "1")) as other:
             first.send(message_to(ME, b"1"))
@@ -196,7 +196,7 @@ async def test_a_node_that_lost_its_lease_ends_what_another_one_has_taken(
 async def test_input_waits_until_a_lost_lease_is_back(
     postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with open_fabric(postgres_engine, lease_grace_s=LONG_S) as fabric:
+    async with open_fabric(postgres_engine) as fabric:
         one, two = await fabric.start_many(2)
         async with join(one, me()) as mine, join(two, agent("w", "other", "1")) as other:
             mine.send(message_to("ag::w::other::1", b"1"))
