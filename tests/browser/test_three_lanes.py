@@ -66,22 +66,22 @@ def by_chromium(page: Page, topic: str) -> Participant:
 
 
 @contextmanager
-def three(gateway: GatewayProcess, page: Page) -> Iterator[tuple[SyncPeer, SyncClient[AgentClient], str]]:
-    """The SDK's agent, our agent, and the topic of the window, in one workspace."""
+def three(gateway: GatewayProcess, page: Page) -> Iterator[tuple[SyncWorld, SyncClient[AgentClient], str]]:
+    """A world whose agents are the SDK's, our agent, and the topic of the window, in one workspace."""
     address = f"aether://{gateway.address}"
     with (
         SyncWorld(gateway.address) as world,
         connect_sync(address, workspace=world.ws, implementation=world.impl, specifier="framed") as framed,
     ):
         page.goto(f"http://{gateway.address}/")
-        yield world.agent("sdk", auto_reconnect=True).open(), framed, page.evaluate(WINDOW, [world.uid, world.ws])
+        yield world, framed, page.evaluate(WINDOW, [world.uid, world.ws])
 
 
 def test_everybody_talks_to_everybody(gateway: GatewayProcess, visitors: Visitors) -> None:
     """In all six directions, in order, byte for byte, with the right sender and type."""
     page, rounds = visitors.page(), 20
-    with three(gateway, page) as (peer, framed, topic):
-        participants = [by_sdk(peer), by_framing(framed), by_chromium(page, topic)]
+    with three(gateway, page) as (world, framed, topic):
+        participants = [by_sdk(world.agent("sdk").open()), by_framing(framed), by_chromium(page, topic)]
         payload = bytes(range(256))
         for n in range(rounds):
             for sender in participants:
@@ -99,8 +99,8 @@ def test_everybody_talks_to_everybody(gateway: GatewayProcess, visitors: Visitor
 def test_a_question_goes_round_and_everybody_hears_the_answer(gateway: GatewayProcess, visitors: Visitors) -> None:
     """The window asks one agent, that one the other; the answer is told to all people, and its progress to the window."""
     page = visitors.page()
-    with three(gateway, page) as (peer, framed, topic):
-        sdk, ours, window = by_sdk(peer), by_framing(framed), by_chromium(page, topic)
+    with three(gateway, page) as (world, framed, topic):
+        sdk, ours, window = by_sdk(world.agent("sdk").open()), by_framing(framed), by_chromium(page, topic)
         page.evaluate(
             """() => { window.progress = new Promise((resolve) => client.addEventListener("progress", resolve)); }"""
         )
@@ -122,8 +122,8 @@ def test_all_three_are_back_after_the_gateway_was_killed(
 ) -> None:
     """What ours and the window say while it is away arrives, once, when it is back."""
     gateway, page = own_gateway(), visitors.page()
-    with three(gateway, page) as (peer, framed, topic):
-        peer.connected.clear()
+    with three(gateway, page) as (world, framed, topic):
+        lost = world.agent("sdk").open()
         gateway.kill()
         said = page.evaluate("async (topic) => client.send(topic, 'from the window')", framed.topic)
         assert said is None
@@ -131,9 +131,10 @@ def test_all_three_are_back_after_the_gateway_was_killed(
         assert not publication.settled
         gateway.restart()
         publication.committed()
-        sdk, ours, window = by_sdk(peer), by_framing(framed), by_chromium(page, topic)
+        ours, window = by_framing(framed), by_chromium(page, topic)
         assert window.hear() == (ours.topic, b"from the framed one", "OPAQUE")
         assert ours.hear() == (window.topic, b"from the window", "OPAQUE")
-        assert peer.connected.wait(LIMIT_S)
+        assert lost.gone.wait(LIMIT_S)
+        sdk = by_sdk(world.agent("sdk").open())  # the SDK's way back is its own affair
         ours.say(sdk.topic, b"all here?")
         assert sdk.hear() == (ours.topic, b"all here?", "CHAT")
