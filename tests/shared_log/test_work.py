@@ -57,7 +57,9 @@ async def test_workers_far_from_the_sender_get_their_share(nodes: WorkNodes) -> 
     while len(nodes.history) < 1000:
         for hand in near + far:
             hand.acknowledge(len(hand.unacknowledged))
-        await trio.sleep(0.005)
+        await until(
+            lambda: len(nodes.history) == 1000 or all(len(hand.unacknowledged) == WINDOW for hand in near + far)
+        )
     each_once(nodes, 1000)
     assert min(len(hand.frames) for hand in near + far) > 100
 
