@@ -17,7 +17,7 @@ import trio
 
 from aether_trio import wiring
 from aether_trio.config import Settings
-from aether_trio.databases import OpenDatabase, open_databases
+from aether_trio.databases import OpenDatabase, open_databases, starting
 from aether_trio.membership import Membership, open_membership
 from aether_trio.model.clock import Clock, SystemClock
 from aether_trio.model.errors import Status
@@ -309,6 +309,7 @@ async def open_core(
     randomness = randomness or random.SystemRandom()
     ids = IdFactory(randomness)
     async with AsyncExitStack() as stack:
+        done = stack.enter_context(starting("this gateway could not start, as storage does not answer"))
         databases = await stack.enter_async_context(open_databases(settings))
         state, log_database = databases.state, databases.log
         log = await stack.enter_async_context(open_log(log_database, clock, wiring.log_limits(settings)))
@@ -348,6 +349,7 @@ async def open_core(
         try:
             # It settles what it has taken on before it ends, so it ends before everything is cancelled.
             async with core.tasks.engine.running():
+                done()
                 try:
                     yield core
                 finally:

@@ -6,14 +6,14 @@ postgresql://...       ──▶ PostgreSQL: one schema; what it needs is import
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from aether_trio.config import Settings
-from aether_trio.storage.base import Database
+from aether_trio.storage.base import Database, StorageUnavailable
 from aether_trio.storage.directory import lock_directory
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.sqlite import open_sqlite
@@ -46,6 +46,29 @@ class Databases:
     tasks: OpenDatabase
     server: PostgresServer | None = None
     """Where other gateways may work as well (membership.py); None for files."""
+
+
+@contextmanager
+def starting(failed: str) -> Iterator[Callable[[], None]]:
+    """Until what it gives is called: storage that does not answer is a StorageSetupError, for the person who starts this gateway.
+
+    `failed` begins its text. Whatever is opened has a nursery, so the error may lie in groups; the first one of a group is told.
+    """
+    started = False
+
+    def done() -> None:
+        nonlocal started
+        started = True
+
+    try:
+        yield done
+    except Exception as error:
+        reason: BaseException = error
+        while isinstance(reason, BaseExceptionGroup):
+            reason = reason.exceptions[0]
+        if started or not isinstance(reason, StorageUnavailable):
+            raise
+        raise StorageSetupError(f"{failed}: {reason}.") from error
 
 
 @asynccontextmanager

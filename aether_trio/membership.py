@@ -22,15 +22,13 @@ import structlog
 import trio
 
 from aether_trio.config import Settings
-from aether_trio.databases import Databases
+from aether_trio.databases import Databases, starting
 from aether_trio.model.clock import Clock
 from aether_trio.routing.lanes import Lanes
 from aether_trio.routing.log import TopicLog
 from aether_trio.session.directory import ClusterDirectory, LocalDirectory, SessionDirectory, end_session
 from aether_trio.session.holding import ClusterHolding, Holding, LocalHolding
 from aether_trio.session.registry import Registry
-from aether_trio.storage.base import StorageUnavailable
-from aether_trio.storage.errors import StorageSetupError
 from aether_trio.version import __version__
 
 if TYPE_CHECKING:
@@ -66,20 +64,10 @@ async def open_membership(
         yield Membership(registry, LocalHolding(registry), LocalDirectory(registry))
         return
 
-    from aether_trio.storage.postgres_errors import describe, is_outage
-
-    joined = False
-    try:
+    with starting("this gateway could not join the cluster") as done:
         async with _join_cluster(settings, clock, databases.server, log, lanes) as membership:
-            joined = True
+            done()
             yield membership
-    except Exception as error:
-        reason: BaseException = error
-        while isinstance(reason, BaseExceptionGroup):  # whatever is opened has a nursery
-            reason = reason.exceptions[0]
-        if joined or not (isinstance(reason, StorageUnavailable) or is_outage(reason)):
-            raise
-        raise StorageSetupError(f"this gateway could not join the cluster ({describe(reason)}).") from error
 
 
 @asynccontextmanager

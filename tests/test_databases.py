@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from aether_trio.cluster.records import ClusterLimits
 from aether_trio.config import Settings
 from aether_trio.core import open_core
 from aether_trio.storage.base import StorageUnavailable
@@ -56,30 +58,66 @@ async def test_two_gateways_share_a_database(postgres_engine: PostgresEngine) ->
 
 
 @pytest.mark.parametrize(
-    ("part", "error"),
+    ("part", "error", "text"),
     [
-        ("aether_trio.cluster.queries.Queries.fetch", StorageUnavailable("the server is away")),
-        ("aether_trio.cluster.lanes.ClusterLanes._look_around", StorageUnavailable("the server is away")),
-        ("aether_trio.cluster.lease.connected", ConnectionRefusedError("the server is away")),
+        ("cluster.queries.Queries.fetch", StorageUnavailable("the server is away"), "the server is away"),
+        ("cluster.lease.connected", ConnectionRefusedError("away"), "ConnectionRefusedError: away"),
+        ("cluster.bus.connected", ConnectionRefusedError("away"), "ConnectionRefusedError: away"),
     ],
 )
 async def test_a_database_that_goes_away_while_a_gateway_joins_is_said_in_one_line(
-    postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch, part: str, error: Exception
+    postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch, part: str, error: Exception, text: str
 ) -> None:
     async def fails(*_: Any) -> Any:
         await trio.lowlevel.checkpoint()
         raise error
 
-    monkeypatch.setattr(part, fails)
+    monkeypatch.setattr("aether_trio.cluster.records.ClusterLimits", partial(ClusterLimits, lease_grace_s=0.5))
+    monkeypatch.setattr(f"aether_trio.{part}", fails)
+    assert await said_at_the_start(settings_on(postgres_engine)) == [
+        f"this gateway could not join the cluster: {text}."
+    ]
+    assert postgres_engine.rows(LOCKS) == [(0,)]
+
+
+async def said_at_the_start(settings: Settings) -> list[str]:
     said: list[str] = []
     with trio.fail_after(LONG_S):
         try:
-            async with open_core(settings_on(postgres_engine)):
+            async with open_core(settings):
                 pass
         except* StorageSetupError as group:  # as the command line does
             said = [str(one) for one in leaves(group)]
-    assert said == [f"this gateway could not join the cluster ({type(error).__name__}: the server is away)."]
-    assert postgres_engine.rows(LOCKS) == [(0,)]
+    return said
+
+
+@pytest.mark.parametrize("most", [1, 6])
+async def test_a_server_without_enough_connections_is_said_in_one_line(
+    postgres_engine: PostgresEngine, most: int
+) -> None:
+    """With one this gateway cannot join, with six it has joined and cannot go on."""
+    role = f"role_{postgres_engine.schema}"
+    postgres_engine.outside(
+        f"CREATE ROLE {role} LOGIN CONNECTION LIMIT {most}; GRANT ALL ON SCHEMA {postgres_engine.schema} TO {role}"
+    )
+    settings = settings_for_tests(
+        storage={
+            "database": postgres_engine.server.dsn().replace("postgres@", f"{role}@"),
+            "schema": postgres_engine.schema,
+        }
+    )
+    try:
+        [text] = await said_at_the_start(settings)
+        assert "the server has no connection left for us. Raise its max_connections" in text
+        await until_gone(postgres_engine, role)
+    finally:
+        postgres_engine.outside(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+async def until_gone(engine: PostgresEngine, role: str) -> None:
+    with trio.fail_after(LONG_S):
+        while engine.rows(f"SELECT count(*) FROM pg_stat_activity WHERE usename = '{role}'") != [(0,)]:
+            await trio.sleep(0.05)
 
 
 def leaves(error: BaseException) -> list[BaseException]:

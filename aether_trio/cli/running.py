@@ -28,6 +28,7 @@ from aether_trio.cli.ready_file import ReadyFile
 from aether_trio.config import Settings
 from aether_trio.config.settings import LANES
 from aether_trio.storage.errors import StorageSetupError
+from aether_trio.storage.postgres_hosts import where
 from aether_trio.telemetry.logging import configure_logging
 from aether_trio.version import __version__
 
@@ -202,11 +203,10 @@ class _Stop:
 def ready_text(settings: Settings, gateway: RunningGateway) -> str:
     """What a person wants to know now: what runs, where, on which data, and what to type next."""
     tls = " with TLS" if settings.tls.cert else ""
-    data = "nowhere (ephemeral)" if settings.gateway.ephemeral else str(Path(settings.gateway.data_dir).absolute())
     lines = [
         f"aether {__version__} is serving on {gateway.address}{tls} ({manner_text(settings)})",
         f"  lanes {_lanes_text(gateway)}",
-        f"  data  {data}",
+        f"  data  {data_text(settings)}",
     ]
     if settings.websocket.page and "websocket" in gateway.addresses:
         lines.append(f"  page  http{'s' if settings.tls.cert else ''}://{gateway.addresses['websocket']}/")
@@ -216,6 +216,13 @@ def ready_text(settings: Settings, gateway: RunningGateway) -> str:
         lines += try_lines(gateway.addresses.get("grpc"), gateway.ops_address)
     lines.append("  stop  Ctrl-C drains; a second one stops at once")
     return "\n".join(lines)
+
+
+def data_text(settings: Settings) -> str:
+    """Where everything is kept, for the ready line."""
+    if settings.storage.database:
+        return f"the PostgreSQL database {where(settings.storage.database)}, schema {settings.storage.schema}"
+    return "nowhere (ephemeral)" if settings.gateway.ephemeral else str(Path(settings.gateway.data_dir).absolute())
 
 
 def manner_text(settings: Settings) -> str:

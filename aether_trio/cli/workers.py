@@ -19,7 +19,7 @@ from aether_trio.cli import exits
 from aether_trio.cli.fleet import arguments_of, count_of, run, run_fleet
 from aether_trio.cli.node_process import NodeProcess, Ready
 from aether_trio.cli.ready_file import ReadyFile
-from aether_trio.cli.running import manner_text, refuse_missing_files, refuse_open_gateway, start_error
+from aether_trio.cli.running import data_text, manner_text, refuse_missing_files, refuse_open_gateway, start_error
 from aether_trio.config import Settings
 from aether_trio.config.settings import LANES
 from aether_trio.transport.listener import bind_tcp
@@ -102,5 +102,6 @@ def _announce(settings: Settings, ready: Sequence[Ready]) -> str:
         + (f"  ops http://{one.ops}" if one.ops else "")
         for number, one in enumerate(ready)
     ]
+    lines.append(f"  data    {data_text(settings)}")
     lines.append("  stop    SIGTERM or Ctrl-C drains all; a second one stops at once")
     return "\n".join(lines)

@@ -6,7 +6,7 @@ is cancelled goes on at once; its coroutine runs to its end, and `discard` is gi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -17,13 +17,14 @@ import trio
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres import PostgresServer
 from aether_trio.storage.postgres_connections import connect
-from aether_trio.storage.postgres_errors import Fault, FencedError, describe, fault
+from aether_trio.storage.postgres_errors import Fault, FencedError, describe, explain, fault, is_outage
 from aether_trio.storage.postgres_pool import Pool
 from aether_trio.storage.postgres_statements import roll_back, within
 
 T = TypeVar("T")
 
 CONNECT_S: Final = 2.0  # less than a lease's grace, so that a node tries more than once in it
+AGAIN_S: Final = 0.2
 
 
 async def call(server: PostgresServer, work: Coroutine[Any, Any, T], discard: Callable[[T], object] | None = None) -> T:
@@ -97,6 +98,23 @@ async def run_again(pool: Pool, limit_s: float, tries: int, work: Callable[[Any]
 async def connected(server: PostgresServer, role: str, *settings: str) -> Any:
     """`open_connection`, for a trio task."""
     return await call(server, open_connection(server, role, *settings), _terminate)
+
+
+async def at_first(work: Callable[[], Awaitable[T]], patience_s: float) -> T:
+    """What `work` returns, which is tried again while the server is away: as long as a node is not there yet, a restart is only a pause.
+
+    Raises StorageUnavailable when that takes longer.
+    """
+    give_up = trio.current_time() + patience_s
+    while True:
+        try:
+            return await work()
+        except Exception as exc:
+            if not is_outage(exc):
+                raise
+            if trio.current_time() >= give_up:
+                raise StorageUnavailable(explain(exc)) from exc
+        await trio.sleep(AGAIN_S)
 
 
 async def say_goodbye(server: PostgresServer, connection: Any) -> None:

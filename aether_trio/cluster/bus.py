@@ -28,7 +28,7 @@ import msgspec
 import structlog
 import trio
 
-from aether_trio.cluster.aio import call, connected, open_connection
+from aether_trio.cluster.aio import at_first, call, connected, open_connection
 from aether_trio.cluster.lease import Lease
 from aether_trio.cluster.records import ClusterLimits
 from aether_trio.storage.base import StorageUnavailable
@@ -137,13 +137,14 @@ class Bus:
     # -- listening ------------------------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Listen until cancelled. Started when the first connection listens."""
+        """Listen until cancelled. Started when the first connection listens. Raises StorageUnavailable when none can."""
         pause_s = FIRST_PAUSE_S
         started = False
         while True:
             try:
                 node_id = self._lease.node_id
-                connection = await self._listen(node_id)
+                listen = partial(self._listen, node_id)
+                connection = await (listen() if started else at_first(listen, self._limits.lease_grace_s))
             except Exception as exc:
                 if not started:
                     raise

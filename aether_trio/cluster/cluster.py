@@ -97,7 +97,7 @@ async def open_cluster(
     limits: ClusterLimits | None = None,
     random: Random | None = None,
 ) -> AsyncIterator[Cluster]:
-    """Join the cluster in `server`'s schema, until the block ends. Raises StorageSetupError, or what the first connection raises."""
+    """Join the cluster in `server`'s schema, until the block ends. Raises StorageSetupError and StorageUnavailable."""
     await server.database("cluster")
     cluster = Cluster(server, host, info, limits or ClusterLimits(), random or Random())  # noqa: S311  # spreads attempts
     async with trio.open_nursery() as nursery:

@@ -34,7 +34,7 @@ from typing import Any, Final, Protocol
 import structlog
 import trio
 
-from aether_trio.cluster.aio import call, connected, say_goodbye
+from aether_trio.cluster.aio import at_first, call, connected, say_goodbye
 from aether_trio.cluster.errors import LeaseLost
 from aether_trio.cluster.records import ClusterLimits, NodeInfo
 from aether_trio.storage.postgres import PostgresServer
@@ -208,11 +208,8 @@ class Lease:
     # -- its life -------------------------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Register, and hold the lease until cancelled. Started when it is held; what keeps it from that is raised."""
-        self._connection = await connected(self._server, "lease")
-        self._seen_held_s = trio.current_time()
-        self.node_id = await call(self._server, self._register(self._connection))
-        self.epoch = 1
+        """Register, and hold the lease until cancelled. Started when it is held. Raises StorageUnavailable when that cannot be done."""
+        await at_first(self._begin, self._limits.lease_grace_s)
         self._listen(self._connection)
         self._enter(LeaseState.HELD)
         task_status.started()
@@ -223,6 +220,17 @@ class Lease:
             self._watcher.lease_lost()
             logger.warning("lease lost", node_id=self.node_id, epoch=self.epoch, reason=self._last_error)
             self._take(await self._regain())
+
+    async def _begin(self) -> None:
+        connection = await connected(self._server, "lease")
+        began_s = trio.current_time()
+        work = within(connection, self._limits.lease_grace_s, partial(self._register, connection))
+        try:
+            self.node_id = await call(self._server, work)
+        except BaseException:
+            connection.terminate()
+            raise
+        self._connection, self._seen_held_s, self.epoch = connection, began_s, 1
 
     async def close(self) -> None:
         """End the session: the lock is free. Whoever ends the node has ended its holds before (nodes.py, `leave`)."""

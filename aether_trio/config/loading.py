@@ -290,6 +290,9 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
         yield "tls.client_ca needs TLS: set tls.cert and tls.key too"
     if values.get("tls.require_client_cert") and not values.get("tls.client_ca"):
         yield "tls.require_client_cert needs tls.client_ca, the authorities to trust"
+    database = values.get("storage.database")
+    if database is not None and not database.startswith(("postgresql://", "postgres://")):
+        yield "storage.database is a URL: postgresql://USER:PASSWORD@HOST/NAME"
     yield from _lanes_without_a_place(values)
     keys = [key.id for key in values.get("auth.api_keys", ())]
     for twice in sorted({one for one in keys if keys.count(one) > 1}):

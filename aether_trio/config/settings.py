@@ -268,7 +268,7 @@ class WebSocketSettings(Section, frozen=True):
 
 class StorageSettings(Section, frozen=True):
     database: Annotated[
-        Annotated[str, Meta(pattern="^postgres(ql)?://")] | None,
+        str | None,
         Meta(
             description="postgresql://USER:PASSWORD@HOST[,HOST...]/NAME of a database that keeps everything; unset: files in "
             "gateway.data_dir. Needs the extra packages of aether-trio[cluster]."

@@ -14,11 +14,14 @@ from __future__ import annotations
 import re
 import socket
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal
 
 import asyncpg
 
 from aether_trio.storage.errors import StorageSetupError
+from aether_trio.storage.postgres_errors import is_outage
+from aether_trio.storage.postgres_hosts import each_host, first_to_succeed
 
 Kind = Literal["writer", "appender", "reader"]
 
@@ -65,6 +68,10 @@ class PostgresLimits:
 
 async def connect(dsn: str, kind: Kind, schema: str, limits: PostgresLimits) -> Any:
     """An asyncpg connection to the primary among the DSN's hosts. Raises what asyncpg raises, or StorageSetupError."""
+    return await first_to_succeed([partial(_connect, one, kind, schema, limits) for one in each_host(dsn)], is_outage)
+
+
+async def _connect(dsn: str, kind: Kind, schema: str, limits: PostgresLimits) -> Any:
     connection = await asyncpg.connect(
         dsn,
         timeout=limits.connect_s,

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import enum
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import asyncpg
 from asyncpg.exceptions import InvalidCachedStatementError, OutdatedSchemaCacheError
 
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.errors import StorageSetupError
+from aether_trio.storage.postgres_hosts import is_misread, where
 
 
 class FencedError(StorageUnavailable):
@@ -64,9 +64,20 @@ _BY_CLASS: Final = {
 _ADVICE: Final = {
     "28": "does not let us in. Check user, password and pg_hba.conf",
     "3D": "has no such database. Create it, or name another in the URL",
-    "42": "lacks a right for this role. Let it own its database, or create the schema for it",
-    "53": "has no connection left for us. Raise max_connections, or lower the pool's limits",
+    "42501": "lacks a right for this role. Let it own its database, or create the schema for it",
+    "42704": "does not know a setting that the URL names behind its ?",
+    "22023": "does not accept a setting that the URL names behind its ?",
+    "53100": "has no room left on its disk. Make some",
+    "53200": "is out of memory",
+    "53300": "has no connection left for us. Raise its max_connections: a node has up to 22 (docs/operations.md)",
+    "57P03": "does not take connections now: it starts, ends, or is a standby that may not be read",
 }
+"""By SQLSTATE, or by its class."""
+
+_MISREAD: Final = (
+    "the PostgreSQL URL is not read as it was meant: in a user name or password write %40 for @, %2F for /, %3A for :, %3F for ?, "
+    "%23 for # and %25 for %."
+)
 
 
 def fault(exc: BaseException, connection: Any) -> Fault:
@@ -91,6 +102,8 @@ def is_outage(exc: BaseException) -> bool:
     """True when an attempt to connect failed for a reason that may pass by itself, False when a person must change something."""
     if isinstance(exc, asyncpg.PostgresError):
         return (exc.sqlstate or "")[:2] in {"08", "53", "57", "58"}
+    if isinstance(exc, asyncpg.InterfaceError):
+        return not isinstance(exc, ValueError)  # closed between two statements; else the URL makes no sense
     return isinstance(exc, (OSError, TimeoutError, asyncpg.TargetServerAttributeNotMatched))
 
 
@@ -100,17 +113,23 @@ def describe(exc: BaseException) -> str:
     return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
 
 
-def where(dsn: str) -> str:
-    """The servers and the database of a DSN, without user and password: fit for logs and errors."""
-    parts = urlsplit(dsn)
-    hosts = parts.netloc.rpartition("@")[2]
-    for name, _, value in (one.partition("=") for one in parts.query.split("&")):
-        hosts = hosts or (value if name == "host" else "")
-    return f"{hosts or 'localhost'}{parts.path}"
+def explain(exc: BaseException) -> str:
+    """`describe`, and what to do about it where that is known."""
+    state = getattr(exc, "sqlstate", None) or ""
+    advice = _ADVICE.get(state)
+    return f"the server {advice} ({describe(exc)})" if advice else describe(exc)
 
 
 def setup_error(dsn: str, exc: BaseException) -> StorageSetupError:
     """The text for the person who started this: which server, what is wrong, what to do."""
-    state = (getattr(exc, "sqlstate", None) or "")[:2]
-    advice = _ADVICE.get(state, "cannot be used" if state else "cannot be reached. Check that it runs, and the URL")
+    if is_misread(dsn):
+        return StorageSetupError(_MISREAD)
+    if isinstance(exc, ValueError):  # asyncpg's ClientConfigurationError is one
+        return StorageSetupError(f"the PostgreSQL URL of {where(dsn)} cannot be used: {str(exc).rstrip('.')}.")
+    state = getattr(exc, "sqlstate", None) or ""
+    if isinstance(exc, asyncpg.TargetServerAttributeNotMatched):
+        advice = "is a standby. Name the primary in the URL (as HOST,HOST if they change places), or promote it"
+    else:
+        otherwise = "cannot be used" if state else "cannot be reached. Check that it runs, and the URL"
+        advice = _ADVICE.get(state) or _ADVICE.get(state[:2], otherwise)
     return StorageSetupError(f"the PostgreSQL server {where(dsn)} {advice} ({describe(exc)}).")

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from aether_trio.storage.migrations import POSTGRES, upgrade
 from aether_trio.storage.postgres_connections import PostgresLimits, connect
-from aether_trio.storage.postgres_errors import where
+from aether_trio.storage.postgres_hosts import where
 from aether_trio.storage.postgres_statements import Job, drive
 
 LOCK_S: Final = 600  # for another node's migration of a large table

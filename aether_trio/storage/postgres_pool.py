@@ -5,7 +5,9 @@
 
 When an attempt to connect fails, one task goes on trying with growing pauses until it succeeds, whether or not anybody waits.
 Meanwhile callers wait `patience_s`, counted from the beginning of the outage: a short one (a restart, a failover) is only a
-pause, and in a long one everybody is told at once instead of queueing up.
+pause, and in a long one everybody is told at once instead of queueing up. A connection that comes back from its user in good order
+shows that there is no outage, whatever became of the attempt (the server may have no more connections to give): then callers
+wait in line for those that there are.
 
 Invariants: at most `most` connections exist, those being opened included; a connection has one user at a time; one that is handed
 out is not known to be closed and is in no transaction (the user's promise at `release`).
@@ -20,7 +22,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 from aether_trio.storage.base import StorageUnavailable
-from aether_trio.storage.postgres_errors import describe
+from aether_trio.storage.postgres_errors import explain
 
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 0.5  # also about how long after the server's return we notice
@@ -84,7 +86,7 @@ class Pool:
         now = self._loop.time()
         give_up = (now if self._down_since is None else self._down_since) + self._patience_s
         if give_up <= now:
-            raise StorageUnavailable(f"the server is away: {self.last_error}")
+            raise StorageUnavailable(self._outage())
         waiter = self._loop.create_future()
         self._waiting.append(waiter)
         self._grow()
@@ -101,6 +103,7 @@ class Pool:
             connection.terminate()
             self._grow()
         else:
+            self._down_since = None
             self._place(connection)
 
     def discard_idle(self) -> None:
@@ -136,8 +139,12 @@ class Pool:
 
     def _give_up(self, waiter: asyncio.Future[Any]) -> None:
         if not waiter.done():
-            reason = f"the server is away: {self.last_error}" if self.down else "every connection is in use"
+            reason = self._outage() if self.down else "every connection is in use"
             waiter.set_exception(StorageUnavailable(f"no connection within {self._patience_s:g} s: {reason}"))
+
+    def _outage(self) -> str:
+        known = self.last_error.startswith("the server ")
+        return self.last_error if known else f"the server is away: {self.last_error}"
 
     def _grow(self) -> None:
         """Open as many connections as there are callers in line, within the limit; one at a time while the server is away."""
@@ -171,7 +178,7 @@ class Pool:
             try:
                 connection = await self._connect()
             except Exception as exc:
-                self.last_error = describe(exc)
+                self.last_error = explain(exc)
                 if self._down_since is None:
                     self._down_since = self._loop.time()
                 elif self._opening > 1:

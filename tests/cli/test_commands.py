@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from aether_trio.cli.app import COMMANDS
+from aether_trio.cli.running import data_text
 from aether_trio.config import Settings, load_settings
 from aether_trio.services.credentials import KEY_PREFIX, hash_api_key
 from aether_trio.version import __version__
@@ -211,3 +212,11 @@ class TestServe:
         fails(3, "did you mean gateway.port?", "serve", "--set", "gateway.prt=1", cwd=tmp_path)
         fails(3, "none.yaml: cannot be read", "serve", "--config", "none.yaml", cwd=tmp_path)
         fails(3, "logging.level = 'loud' is not one of debug, info", "dev", "--log-level", "loud", cwd=tmp_path)
+
+
+def test_the_ready_line_says_where_the_data_is(tmp_path: Path) -> None:
+    files = load_settings(sets=[f"gateway.data_dir={tmp_path}"])
+    shared = load_settings(sets=["storage.database=postgresql://me:secret@db-1,db-2/fabric?sslmode=require"])
+    assert data_text(files) == str(tmp_path)
+    assert data_text(load_settings(sets=["gateway.ephemeral=true"])) == "nowhere (ephemeral)"
+    assert data_text(shared) == "the PostgreSQL database db-1,db-2/fabric, schema aether"

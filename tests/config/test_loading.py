@@ -288,6 +288,10 @@ def test_open_to_the_world(sets: list[str], open_: bool) -> None:
     ("sets", "text"),
     [
         (["tls.cert=c"], "tls.cert and tls.key belong together"),
+        (
+            ["storage.database=postgresql+asyncpg://h/n"],
+            "storage.database is a URL: postgresql://USER:PASSWORD@HOST/NAME",
+        ),
         (["tls.client_ca=c"], "tls.client_ca needs TLS"),
         (["tls.cert=c", "tls.key=k", "tls.require_client_cert=true"], "needs tls.client_ca"),
         (

@@ -1,0 +1,105 @@
+"""Which servers a PostgreSQL URL names, and how the primary among several is found.
+
+asyncpg tries the hosts of a URL one after another within one limit on time, so a first host that has vanished without a word would use
+all of it up, and its standby never be asked. Here each host is an attempt of its own: the next one begins when the one before has
+failed, or has not answered for `NEXT_S`, and the first that turns out to be the primary is taken.
+
+Invariant: what is said of a URL holds nothing of its user and password, also of one that was not written as it should be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
+
+NEXT_S: Final = 0.3
+"""How long a host has for itself: more than a connection takes, and less than anybody minds who waits for a failover."""
+
+
+def each_host(dsn: str) -> list[str]:
+    """A URL for each host of this one, in their order; all else is as it was."""
+    parts = urlsplit(dsn)
+    user, at, listed = parts.netloc.rpartition("@")
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    given = dict(query)
+    names = (listed or given.get("host", "")).split(",")
+    if len(names) < 2:
+        return [dsn]
+    ports = given.get("port", "").split(",")
+    found = []
+    for number, name in enumerate(names):
+        changed = {} if listed else {"host": name}
+        if len(ports) == len(names):
+            changed["port"] = ports[number]
+        pairs = urlencode([(key, changed.get(key, value)) for key, value in query], safe="/")
+        found.append(f"{parts.scheme}://{user}{at}{name if listed else ''}{parts.path}{'?' if pairs else ''}{pairs}")
+    return found
+
+
+def is_misread(dsn: str) -> bool:
+    """Whether a user name or password holds what should have been escaped, so that something of it counts as host or path."""
+    parts = urlsplit(dsn)
+    return "@" in parts.path or bool(parts.fragment) or "@" in parts.netloc.rpartition("@")[0]
+
+
+def where(dsn: str) -> str:
+    """The servers and the database of a URL, without user and password: fit for logs and errors."""
+    if is_misread(dsn):
+        return "of this URL"
+    parts = urlsplit(dsn)
+    return f"{_hosts(parts) or 'localhost'}{parts.path}"
+
+
+def _hosts(parts: SplitResult) -> str:
+    return parts.netloc.rpartition("@")[2] or dict(parse_qsl(parts.query)).get("host", "")
+
+
+async def first_to_succeed(
+    attempts: Sequence[Callable[[], Coroutine[Any, Any, Any]]],
+    goes_on: Callable[[BaseException], bool],
+    *,
+    next_s: float = NEXT_S,
+) -> Any:
+    """The connection of the first attempt that has one; the others are given up. An asyncio function.
+
+    Raises what no other attempt can mend (`goes_on` is false for it), else what the last one raised that is not about being a standby.
+    """
+    if len(attempts) == 1:
+        return await attempts[0]()
+    waiting = deque(attempts)
+    tasks: list[asyncio.Task[Any]] = []
+    running: set[asyncio.Task[Any]] = set()
+    errors: list[BaseException] = []
+    taken = None
+    try:
+        while waiting or running:
+            if waiting:
+                task = asyncio.get_running_loop().create_task(waiting.popleft()())
+                tasks.append(task)
+                running.add(task)
+            done, running = await asyncio.wait(
+                running, timeout=next_s if waiting else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                error = task.exception()
+                if error is None:
+                    taken = task
+                    return task.result()
+                if not goes_on(error):
+                    raise error
+                errors.append(error)
+        raise next((error for error in reversed(errors) if isinstance(error, OSError)), errors[-1])
+    finally:
+        await _give_up([task for task in tasks if task is not taken])
+
+
+async def _give_up(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Nobody has their connections yet, so none is left half-used."""
+    for task in tasks:
+        task.cancel()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        if not isinstance(result, BaseException):
+            result.terminate()
