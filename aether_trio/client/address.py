@@ -66,7 +66,9 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """Read an address. Raises AddressError, which says what is wrong and never repeats a credential."""
+    """Read an address. Raises AddressError, which says what is wrong and never repeats a credential, or TypeError."""
+    if not isinstance(text, str):
+        raise TypeError(f"an address is a text such as 'aether://localhost:50051', not {type(text).__name__}")
     expected = "expected aether://HOST[:PORT], aethers://, ws:// or wss://"
     if "://" not in text:
         raise AddressError(f"{text!r} has no scheme; {expected}")

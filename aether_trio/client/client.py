@@ -30,7 +30,7 @@ from aether_trio.client.message import IncomingMessage, MessageType
 from aether_trio.client.messages import Messages
 from aether_trio.client.operations import Operations, ProgressUpdate
 from aether_trio.client.options import ClientOptions, settings_for
-from aether_trio.client.outgoing import Outcome, Publication, Upstream
+from aether_trio.client.outgoing import Outcome, Publication, Upstream, bytes_of, checked_topic, checked_type
 from aether_trio.client.requester import DEFAULT_TIMEOUT_S
 from aether_trio.client.requests import Pending, prepare
 from aether_trio.client.session import Session, State
@@ -197,7 +197,7 @@ class Client(Operations, Block, abc.ABC):
     async def _publish(
         self, target: str, payload: bytes | str, kind: int, details: pb.SendMessage | None, *, confirm: bool
     ) -> Publication:
-        data = payload.encode() if isinstance(payload, str) else bytes(payload)
+        topic, data, kind = checked_topic(target), bytes_of(payload), checked_type(kind)
         extra = b""
         if details is not None:
             rare = pb.SendMessage()
@@ -206,7 +206,7 @@ class Client(Operations, Block, abc.ABC):
                 rare.ClearField(plain)
             extra = rare.SerializeToString()
         self._check_open()
-        return await self._core.outbox.publish(target, data, int(kind), extra, confirm=confirm)
+        return await self._core.outbox.publish(topic, data, kind, extra, confirm=confirm)
 
     async def flush(self) -> None:
         """Return when everything that was published so far is committed. Raises the first refusal that nobody has seen."""

@@ -263,6 +263,8 @@ _CODED_TEXT: Final = re.compile(r"([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+):\s*(.*)", re.D
 def from_code(code: str, message: str, *, retryable: bool = False, retry_after_ms: int = 0) -> AetherError:
     """The error for a code of the protocol."""
     kind = REFUSALS.get(code)
+    if kind is RateLimited and not retryable:
+        kind = PayloadTooLarge  # a quota of bytes: waiting does not make it fit
     if kind is None:
         kind = next((kind for word, kind in _BY_WORD if word in code), Refused)
     return kind(code, message, retryable=retryable, retry_after_s=retry_after_ms / 1000)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypedDict
+from types import MappingProxyType
+from typing import Final, TypedDict, cast
 
 from aether_trio.client.address import Address, parse_address
 from aether_trio.client.backoff import Retry
@@ -28,6 +29,8 @@ MAX_UNSETTLED_BYTES: Final = 16 * 1024 * 1024
 
 WORKER_TASKS: Final = "urn:aether-trio:worker-tasks"
 """An extension whose version is how many live tasks a worker wants to be given at most."""
+ASSIGNMENTS: Final = "urn:aether-trio:assignments"
+"""An extension by which a gateway says the number of each assignment."""
 
 
 class ClientOptions(TypedDict, total=False):
@@ -77,6 +80,23 @@ class ClientOptions(TypedDict, total=False):
     """Called when a connection was lost and the client will come back, with why."""
 
 
+_TIMES: Final = frozenset({"connect_timeout", "handshake_timeout", "close_timeout", "ping_interval"})
+_KINDS: Final[Mapping[str, type | tuple[type, ...]]] = MappingProxyType(
+    {
+        **dict.fromkeys(("api_key", "token", "resume_session_id", "program"), str),
+        **dict.fromkeys(
+            ("credit_messages", "credit_bytes", "max_unsettled", "max_unsettled_bytes", "worker_tasks"), int
+        ),
+        **dict.fromkeys(_TIMES, (int, float)),
+        **dict.fromkeys(("manual_acks", "repeat_in_doubt"), bool),
+        "credentials": Mapping,
+        "tls": (TlsOptions, ssl.SSLContext),
+        "retry": Retry,
+    }
+)
+"""What an option must be. Said here: a wrong one would be found in the middle of a connection, or at its end."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """See ClientOptions. `context` and `server_name` are TLS's."""
@@ -105,10 +125,11 @@ class Settings:
 
 
 def settings_for(address: str, options: ClientOptions) -> Settings:
-    """Check the arguments. Raises AddressError, TypeError for an option that does not exist, ValueError."""
+    """Check the arguments. Raises AddressError, ValueError, TypeError for an option that does not exist or is of another kind."""
     if unknown := sorted(options.keys() - ClientOptions.__annotations__.keys()):
         raise TypeError(f"unknown option {unknown[0]!r}; known are {', '.join(sorted(ClientOptions.__annotations__))}")
     parsed = parse_address(address)
+    options = _checked(options)
     tls = options.get("tls")
     credentials = dict(options.get("credentials", {}))
     if key := options.get("api_key"):
@@ -146,6 +167,29 @@ def settings_for(address: str, options: ClientOptions) -> Settings:
         on_connected=options.get("on_connected"),
         on_disconnected=options.get("on_disconnected"),
     )
+
+
+def _checked(options: ClientOptions) -> ClientOptions:
+    """Those that were given: None is as good as nothing, but for `ping_interval`. The text of an error has no values."""
+    given = {name: value for name, value in options.items() if value is not None or name == "ping_interval"}
+    for name, value in given.items():
+        kinds = _KINDS.get(name, object)
+        if not isinstance(value, kinds) and not (name == "ping_interval" and value is None):
+            known = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
+            raise TypeError(f"{name} is {known}, not {type(value).__name__}")
+        if name in _TIMES and isinstance(value, int | float) and not value >= 0:
+            raise ValueError(f"{name} is {value:g} s")
+    for name, text in dict(options.get("credentials") or {}).items():
+        if not isinstance(text, str):
+            raise TypeError(f"credentials[{name!r}] is a text, not {type(text).__name__}")
+    return cast("ClientOptions", given)
+
+
+def numbered(options: ClientOptions) -> ClientOptions:
+    """The options of a client that wants to know which assignment of a task is which."""
+    changed = options.copy()
+    changed["extensions"] = [*options.get("extensions", ()), ASSIGNMENTS]
+    return changed
 
 
 def _extension(one: pb.ExtensionDeclaration | str) -> pb.ExtensionDeclaration:

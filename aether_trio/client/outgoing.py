@@ -3,14 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import anyio
 import anyio.lowlevel
 
-from aether_trio.client.errors import AetherError
+from aether_trio.client.errors import AetherError, InvalidArgument
+from aether_trio.model.topics import MAX_TOPIC_BYTES
 
-__all__ = ["Encoder", "Outcome", "Publication", "Upstream"]
+__all__ = ["Encoder", "Outcome", "Publication", "Upstream", "bytes_of", "checked_topic", "checked_type"]
+
+MESSAGE_TYPES: Final = range(65536)
+"""The framing has two bytes for it."""
+
+
+def bytes_of(payload: bytes | str) -> bytes:
+    """What is sent. Raises TypeError: `bytes(5)` would be five zeros, and `bytes({})` nothing."""
+    if isinstance(payload, str):
+        return payload.encode()
+    if isinstance(payload, bytes | bytearray | memoryview):
+        return bytes(payload)
+    raise TypeError(f"a payload is bytes or text, not {type(payload).__name__}; for other values use json.dumps")
+
+
+def checked_topic(target: str) -> str:
+    """Raises TypeError for what is no text, and InvalidArgument for one that no UTF-8 can hold, or no frame.
+
+    The rest is the gateway's to say. This is said here, because the task that writes would fail, and the client with it.
+    """
+    if not isinstance(target, str):
+        raise TypeError(f"a topic is a text such as 'ag::default::echo::1', not {type(target).__name__}")
+    try:
+        size = len(target) if target.isascii() else len(target.encode())
+    except UnicodeEncodeError:
+        raise InvalidArgument("ERR_INVALID_TOPIC", f"{target!r} has a lone surrogate, and is no UTF-8") from None
+    if size > MAX_TOPIC_BYTES:
+        text = f"a topic has at most {MAX_TOPIC_BYTES} bytes, this one has {size}: {target[:40]!r}..."
+        raise InvalidArgument("ERR_INVALID_TOPIC", text)
+    return target
+
+
+def checked_type(kind: int) -> int:
+    """Raises TypeError for what is no number, such as the name of a type, and ValueError for one out of range."""
+    if not isinstance(kind, int):
+        raise TypeError(f"type is a MessageType, such as MessageType.CHAT, not {kind!r}")
+    if kind not in MESSAGE_TYPES:
+        raise ValueError(f"type is {int(kind)}; a message type is from 0 to {MESSAGE_TYPES[-1]}")
+    return int(kind)
 
 
 class Outcome:

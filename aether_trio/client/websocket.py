@@ -19,7 +19,15 @@ from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from aether_trio.client.address import WEBSOCKET_PATH
-from aether_trio.client.errors import AetherError, ConnectionLost, ProtocolViolation, Refused, Unavailable, from_status
+from aether_trio.client.errors import (
+    AetherError,
+    ConnectionLost,
+    PayloadTooLarge,
+    ProtocolViolation,
+    Refused,
+    Unavailable,
+    from_status,
+)
 from aether_trio.client.lane import WRITE_BYTES, Ended, Hub, Lane
 from aether_trio.client.outgoing import Publication, Upstream
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -32,6 +40,8 @@ _RECONNECT: Final = 4100
 _STAY_AWAY: Final = 4200
 _MAX_MESSAGE_BYTES: Final = 8 * 1024 * 1024
 """The gateway sends less than 4 MiB."""
+_MAX_SENT_BYTES: Final = 2 * 1024 * 1024
+"""What a gateway takes that is configured as usual; it ends the connection for more."""
 _SHARED: Final = 256
 """Publications that nobody waits for share a barrier, at most so many."""
 _MAX_REFUSAL_TEXT: Final = 1024
@@ -172,6 +182,9 @@ class WebSocketLane(Lane):
     # -- to the gateway
 
     def _frame(self, message: bytes) -> bytes:
+        if len(message) > _MAX_SENT_BYTES:
+            text = f"a message of {len(message)} bytes; WebSocket takes {_MAX_SENT_BYTES} here, the framing (aether://) more"
+            raise PayloadTooLarge("MESSAGE_TOO_LARGE", text)
         return self._connection.send(ws.BytesMessage(message))
 
     def _take_control(self) -> bytes:

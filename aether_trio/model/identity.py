@@ -152,6 +152,8 @@ def check_token(text: str, what: str, *, last: bool = False, strict: bool = True
     """
     if not text:
         raise IdentityError(f"{what} is empty")
+    if not isinstance(text, str):
+        raise IdentityError(f"{what} is a text, not {type(text).__name__}")
     try:
         size = len(text) if text.isascii() else len(text.encode())
     except UnicodeEncodeError:

@@ -356,6 +356,35 @@ def test_a_request_that_ends_the_connection_is_told_why(page: Page, run: Run) ->
     assert message.startswith("session_op: unknown field 'opp' in SessionOperation")
 
 
+def test_a_completion_that_is_no_number_is_one_that_nobody_knows(page: Page, run: Run) -> None:
+    """JSON has no NaN, so it comes as text, and <progress> throws for both."""
+    updates = [{"completion": value} for value in ("NaN", "Infinity", "-Infinity", 0.5)] + [{}]
+
+    def serve(socket: WebSocketRoute) -> None:
+        def hear(text: str | bytes) -> None:
+            if '"init"' in str(text):
+                socket.send(json.dumps({"connection_ack": {"session_id": "s"}}))
+                for update in updates:
+                    socket.send(json.dumps({"progress_update": update}))
+
+        socket.on_message(hear)
+
+    page.route_web_socket(re.compile("/v1/connect"), serve)
+    assert run(
+        page,
+        """async ({ Client }) => {
+          const client = new Client({ userId: "maya", storage: null });
+          const seen = [];
+          const all = new Promise((resolve) => client.addEventListener("progress", ({ detail }) => {
+            if (seen.push(detail.completion) === 5) resolve();
+          }));
+          await client.open();
+          await all;
+          return seen;
+        }""",
+    ) == [-1, -1, -1, 0.5, 0]
+
+
 def test_requests_that_nobody_waits_for_any_more_are_not_asked_when_the_gateway_is_back(page: Page, run: Run) -> None:
     sockets: list[WebSocketRoute] = []
     asked: list[str] = []

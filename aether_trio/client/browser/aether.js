@@ -198,7 +198,7 @@ function progressOf(wire) {
     source: wire.source ?? "",
     taskId: wire.task_id ?? "",
     state: wire.state ?? "",
-    completion: wire.completion ?? 0,
+    completion: Number.isFinite(wire.completion ?? 0) ? (wire.completion ?? 0) : -1, // NaN and Infinity come as text
     summary: wire.summary ?? "",
     step: {
       name: step.name ?? "",

@@ -190,6 +190,8 @@ class Kv(Namespace):
         return (await self._do(op, place)).counter_value
 
     async def _do(self, op: pb.KVOperation, place: Place) -> pb.KVResponse:
+        if unknown := place.keys() - Place.__annotations__.keys():
+            raise TypeError(f"unknown argument {min(unknown)!r}; a place has {', '.join(Place.__annotations__)}")
         op.scope = pb.KVOperation.Scope.ValueType(place.get("scope", Scope.WORKSPACE))
         op.user_id = place.get("user_id", "")
         op.workspace = place.get("workspace", "")

@@ -5,6 +5,7 @@ Ephemeral: a receiver that cannot keep up misses some.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
@@ -71,6 +72,10 @@ class Progress(Namespace):
         Agents, tasks and services may. The protocol does not answer a report, so a refusal is in the client's `errors`;
         with `confirm` it is asked for, and raised (PermissionDenied for others).
         """
+        if not math.isfinite(completion):
+            raise ValueError(
+                f"completion is {completion:g}; it is from 0 to 1, or {UNKNOWN_COMPLETION:g} when nobody knows"
+            )
         report = pb.ProgressReport(
             task_id=task_id,
             state=state,
