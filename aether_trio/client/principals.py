@@ -10,7 +10,7 @@ from aether_trio.client.client import Client
 from aether_trio.client.feeds import Feed
 from aether_trio.client.operations.records import read
 from aether_trio.client.operations.task_values import Assignment
-from aether_trio.client.options import ClientOptions
+from aether_trio.client.options import ClientOptions, numbered
 from aether_trio.client.senders import ToEveryone, ToParticipants, ToUsersEverywhere, ToWork, WithTelemetry
 from aether_trio.client.work import Works
 from aether_trio.model.identity import Identity
@@ -144,7 +144,7 @@ class OrchestratorClient(ToWork, Client):
         specifier: str = "",
         **options: Unpack[ClientOptions],
     ) -> None:
-        super().__init__(address, **options)
+        super().__init__(address, **numbered(options))
         if isinstance(profiles, str) or not profiles:
             raise ValueError("an orchestrator says which profiles it supports: profiles=['docker']")
         self.__given = Identity.orchestrator(implementation, specifier or "unknown")

@@ -63,6 +63,8 @@ class Start:
     token: str
     trigger_ms: str
     checkpoint_key: str = ""
+    reference: str = ""
+    """What the gateway is told the end of: this start, and not a later one of the same agent."""
 
     @classmethod
     def of(cls, assignment: Assignment) -> Start:
@@ -72,7 +74,16 @@ class Start:
         specifier = assignment.specifier or params.get("specifier", "") or "default"
         identity = Identity.agent(assignment.workspace or "default", assignment.target_implementation, specifier)
         trigger = assignment.metadata.get(TRIGGER, "")
-        return cls(assignment.task_id, identity, assignment.profile, params, token, trigger, assignment.checkpoint_key)
+        return cls(
+            assignment.task_id,
+            identity,
+            assignment.profile,
+            params,
+            token,
+            trigger,
+            assignment.checkpoint_key,
+            assignment.reference,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,7 @@ class Orchestrator:
             start = Start.of(assignment)
         except IdentityError as error:
             self._reporter.event("", f"task {assignment.task_id} names no agent: {error}")
-            await self._tell(client, assignment.task_id, "", f"no agent is called that: {error}")
+            await self._tell(client, assignment.reference, "", f"no agent is called that: {error}")
             return
         name = start.identity.text
         before = self._running.get(name)
@@ -145,7 +145,7 @@ class Orchestrator:
         if spec is None:
             self._refused += 1
             self._reporter.event(name, f"is not started: {why}")
-            await self._tell(client, start.task_id, name, why)
+            await self._tell(client, start.reference, name, why)
             return
         running = self._running[name] = _Running(start)
         try:
@@ -155,7 +155,7 @@ class Orchestrator:
             del self._running[name]
             running.gone.set()
         if not running.replaced:
-            await self._tell(client, start.task_id, name, reason)
+            await self._tell(client, start.reference, name, reason)
 
     def _spec_for(self, start: Start) -> tuple[AgentSpec | None, str]:
         """(how to start it, "") or (None, why not)."""
@@ -201,7 +201,7 @@ class Orchestrator:
                     report.event(name, "was stopped")
         return reason or "its process was stopped"
 
-    async def _tell(self, client: OrchestratorClient, task_id: str, name: str, reason: str) -> None:
+    async def _tell(self, client: OrchestratorClient, reference: str, name: str, reason: str) -> None:
         """The start has failed. The gateway may know better: then it says so, and that is all right.
 
         It is told again when the connection was lost: nobody else knows, and until it is heard a message may wait for the old process.
@@ -210,7 +210,7 @@ class Orchestrator:
         with trio.move_on_after(TELL_S):
             while True:
                 try:
-                    await client.tasks.within(TELL_S).fail(task_id, reason=reason)
+                    await client.tasks.within(TELL_S).fail(reference, reason=reason)
                 except AetherError as raised:
                     error = raised
                     if not raised.retryable:

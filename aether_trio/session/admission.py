@@ -19,7 +19,9 @@ from aether_trio.wire.pb import aether_pb2 as pb
 EXTENSIONS_HEADER = "aether-extensions"
 WORKER_TASKS = "urn:aether-trio:worker-tasks"
 """Ours: the version is how many live tasks a worker wants to be given at most; 0 is none from pools."""
-KNOWN_EXTENSIONS: frozenset[str] = frozenset({WORKER_TASKS})
+ASSIGNMENTS = "urn:aether-trio:assignments"
+"""Ours: the client is told the number of each assignment, and may say for which one it speaks (services/tasks/wire.py)."""
+KNOWN_EXTENSIONS: frozenset[str] = frozenset({WORKER_TASKS, ASSIGNMENTS})
 """URIs of the extensions that this gateway understands."""
 
 
@@ -42,6 +44,8 @@ class Claim:
     """What an orchestrator can start."""
     worker_tasks: int | None = None
     """How many live tasks the client wants at most; None: it has not said."""
+    numbered: bool = False
+    """Whether it is to be told the numbers of assignments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,7 @@ def read_claim(
         init.client_version[:64],
         _profiles(init.orchestrator.supported_profiles, limits),
         _worker_tasks(init.extensions),
+        any(one.uri == ASSIGNMENTS for one in init.extensions),
     )
 
 

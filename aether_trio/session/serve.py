@@ -255,6 +255,7 @@ class SessionServer:
             on_detached=parts.ended,
             takes_any=claim.takes_any,
             profiles=claim.profiles,
+            numbered=claim.numbered,
         )
         session.task_id = admitted.task_id
         link.attach(session.outbox)

@@ -45,7 +45,10 @@ class ClientInfo:
 
 
 class Session:
-    """See the module docstring. `workspace` changes for users only; times are Unix milliseconds. `profiles`: what an orchestrator starts."""
+    """See the module docstring. `workspace` changes for users only; times are Unix milliseconds. `profiles`: what an orchestrator starts.
+
+    `numbered`: its client is told the numbers of assignments.
+    """
 
     __slots__ = (
         "__weakref__",
@@ -62,6 +65,7 @@ class Session:
         "lane_behind",
         "last_activity_ms",
         "link",
+        "numbered",
         "nursery",
         "on_detached",
         "outbox",
@@ -89,6 +93,8 @@ class Session:
         on_detached: Callable[[Session], None],
         takes_any: bool = True,
         profiles: tuple[str, ...] = (),
+        *,
+        numbered: bool = False,
     ) -> None:
         self.identity = identity
         self.session_id = session_id
@@ -100,6 +106,7 @@ class Session:
         self.on_detached = on_detached
         self.takes_any = takes_any
         self.profiles = profiles
+        self.numbered = numbered
         self.connected_ms = now_ms
         self.last_activity_ms = now_ms
         self.history = History(session_id, now_ms, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Final
 
 from aether_trio.client.operations.enums import (
     BackoffStrategy,
@@ -141,6 +141,10 @@ class CreatedTask:
     authority_grant_id: str
 
 
+NUMBER: Final = "_assignment"
+"""In the metadata of tasks and assignments: the number of the task's latest assignment, if the gateway tells it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
     """Work for a worker, or a start for an orchestrator."""
@@ -164,6 +168,16 @@ class Assignment:
     """After a hibernation: where the task left its state."""
     resume_session_id: str
     authorization: Authorization | None
+
+    @property
+    def number(self) -> str:
+        """Which assignment of its task it is; "" when the gateway does not say."""
+        return self.metadata.get(NUMBER, "")
+
+    @property
+    def reference(self) -> str:
+        """The task's id, by which moves count for this assignment only and not for a later one of the same worker."""
+        return f"{self.task_id}@{self.number}" if self.number else self.task_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

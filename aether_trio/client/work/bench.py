@@ -22,7 +22,7 @@ from aether_trio.client.feeds import CONNECTION_LOST, Feeds
 from aether_trio.client.operations.checkpoints import Checkpoints
 from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.client.operations.progress import Progress
-from aether_trio.client.operations.task_values import Assignment, Task
+from aether_trio.client.operations.task_values import NUMBER, Assignment, Task
 from aether_trio.client.operations.tasks import Tasks
 from aether_trio.client.work.held import LAST_WORDS_S, Held
 from aether_trio.client.work.intake import Intake
@@ -108,7 +108,7 @@ class Bench:
     async def _claimed(self, assignment: Assignment) -> Task | None:
         while True:
             try:
-                return await self.tasks.claim(assignment.task_id)
+                return await self.tasks.claim(assignment.reference)
             except (ConnectionLost, RequestTimeout):
                 continue
             except ClientClosed:
@@ -126,7 +126,9 @@ class Bench:
         """
         task = await self.look_up(assignment.task_id)
         ours = {TaskStatus.QUEUED, TaskStatus.RUNNING}
-        return task is not None and task.status in ours and task.assigned_to == assignment.assigned_to
+        if task is None or task.metadata.get(NUMBER, assignment.number) != assignment.number:
+            return False
+        return task.status in ours and task.assigned_to == assignment.assigned_to
 
     def _take_in_hand(self, assignment: Assignment, task: Task, closed: Callable[[], None]) -> Job:
         job = self._in_hand[assignment.task_id] = Job(self, assignment, task, closed)

@@ -22,7 +22,7 @@ import anyio.lowlevel
 from aether_trio.client.errors import AetherError, ClientClosed, ConnectionLost, RequestTimeout
 from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.client.operations.task_events import StatusChanged, TaskEvent
-from aether_trio.client.operations.task_values import Assignment, Task
+from aether_trio.client.operations.task_values import NUMBER, Assignment, Task
 
 if TYPE_CHECKING:
     from aether_trio.client.work.bench import Bench
@@ -112,6 +112,11 @@ class Held:
         """The task's id."""
         return self.assignment.task_id
 
+    @property
+    def _reference(self) -> str:
+        """The task's id as moves are told: what this block says does not count for a later assignment of the task."""
+        return self.assignment.reference
+
     def adopted(self, closed: Callable[[], None]) -> None:
         """Somebody has taken it: tell them when its block has ended."""
         self._closed = closed
@@ -167,13 +172,13 @@ class Held:
     async def _leave(self, error: BaseException | None) -> None:
         tasks = self._bench.tasks
         if error is None:
-            await self._settle(lambda: tasks.complete(self.id, reason=self.remark))
+            await self._settle(lambda: tasks.complete(self._reference, reason=self.remark))
             return
         text = STOPPED if _cancelled(error) else describe(error)
         shield = not isinstance(error, Exception)
         try:
             with anyio.move_on_after(LAST_WORDS_S if shield else None, shield=shield):
-                await self._settle(lambda: tasks.fail(self.id, reason=text))
+                await self._settle(lambda: tasks.fail(self._reference, reason=text))
         except AetherError as refused:
             logger.warning("task %s has failed, and the gateway could not be told: %s", self.id, refused)
 
@@ -226,11 +231,16 @@ class Held:
         self._tell()
 
     def _is_ours(self, task: Task | None) -> bool:
-        return task is not None and task.status in _OURS and task.assigned_to == self.task.assigned_to
+        return task is not None and task.status in _OURS and self._is_this(task)
+
+    def _is_this(self, task: Task) -> bool:
+        """Whether the task was assigned to nobody since, nor to us anew."""
+        number = self.assignment.number
+        return task.assigned_to == self.task.assigned_to and task.metadata.get(NUMBER, number) == number
 
     def _ended(self, task: Task | None) -> None:
         """Remember how it is; what has become of it in other hands is not this worker's."""
-        if task is None or task.assigned_to != self.task.assigned_to:
+        if task is None or not self._is_this(task):
             self.end = JobEnd.LOST
         else:
             self.end = _ENDS.get(task.status, JobEnd.LOST)

@@ -14,7 +14,7 @@ from aether_trio.client.errors import AetherError, ConnectionLost, RequestTimeou
 from aether_trio.client.operations.checkpoints import Checkpoint
 from aether_trio.client.operations.enums import TaskStatus, WaitReason
 from aether_trio.client.operations.progress import UNKNOWN_COMPLETION, Step
-from aether_trio.client.operations.task_values import Hibernation, Task, WaitSpec
+from aether_trio.client.operations.task_values import NUMBER, Hibernation, Task, WaitSpec
 from aether_trio.client.work.held import LAST_WORDS_S, WAITS, Held
 
 __all__ = ["Job"]
@@ -53,7 +53,7 @@ class Job(Held):
     @property
     def metadata(self) -> Mapping[str, str]:
         """What the creator has written on it."""
-        return self.assignment.metadata
+        return {name: text for name, text in self.assignment.metadata.items() if name != NUMBER}
 
     @property
     def creator(self) -> str:
@@ -89,12 +89,12 @@ class Job(Held):
         After `timeout` seconds the task fails ("wait timeout"). A cancelled wait goes on without the input.
         """
         wait = WaitSpec(reason=WaitReason.INPUT, input_match=dict(match or {}), timeout_ms=_ms(timeout))
-        await self._wait(lambda: self._bench.tasks.pause(self.id, wait))
+        await self._wait(lambda: self._bench.tasks.pause(self._reference, wait))
 
     async def wait_for_authority(self, request_id: str, *, timeout: float | None = None) -> None:
         """Stand still until the authority that was asked for is given; if it is denied, the task fails."""
         wait = WaitSpec(reason=WaitReason.AUTHORITY, authority_request_id=request_id, timeout_ms=_ms(timeout))
-        await self._wait(lambda: self._bench.tasks.pause(self.id, wait))
+        await self._wait(lambda: self._bench.tasks.pause(self._reference, wait))
 
     async def wait_for_tasks(
         self, task_ids: Sequence[str], *, any_of_them: bool = False, timeout: float | None = None
@@ -105,13 +105,13 @@ class Job(Held):
         """
         tasks = self._bench.tasks
         await self._wait(
-            lambda: tasks.wait_for(self.id, task_ids, any_of_them=any_of_them, timeout_ms=_ms(timeout)),
+            lambda: tasks.wait_for(self._reference, task_ids, any_of_them=any_of_them, timeout_ms=_ms(timeout)),
         )
 
     async def wait_until(self, when: datetime) -> None:
         """Stand still until then. The worker is kept: for longer times, `hibernate`."""
         wait = WaitSpec(reason=WaitReason.INPUT, scheduled_wake=when)
-        await self._wait(lambda: self._bench.tasks.pause(self.id, wait))
+        await self._wait(lambda: self._bench.tasks.pause(self._reference, wait))
 
     async def _wait(self, pause: Callable[[], Awaitable[Task]]) -> None:
         self._check()
@@ -183,7 +183,7 @@ class Job(Held):
         tasks = self._bench.tasks
         while self.end is None:
             try:
-                self.looked(await tasks.hibernate(self.id, hibernation, until=until, timeout_ms=_ms(timeout)))
+                self.looked(await tasks.hibernate(self._reference, hibernation, until=until, timeout_ms=_ms(timeout)))
             except (ConnectionLost, RequestTimeout):
                 self.looked(await self._bench.look_up(self.id))
         await anyio.lowlevel.checkpoint()
@@ -198,7 +198,7 @@ class Job(Held):
     async def fail(self, reason: str) -> NoReturn:
         """End the block as FAIL with this text, without an exception: this never returns."""
         self._check()
-        await self._settle(lambda: self._bench.tasks.fail(self.id, reason=reason))
+        await self._settle(lambda: self._bench.tasks.fail(self._reference, reason=reason))
         self._scope.cancel()
         await anyio.lowlevel.checkpoint()
         raise self._over()

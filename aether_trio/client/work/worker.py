@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 import anyio
 
 from aether_trio.client.errors import AetherError
-from aether_trio.client.options import ClientOptions
+from aether_trio.client.options import ClientOptions, numbered
 from aether_trio.client.work.bench import Bench
 from aether_trio.client.work.job import Job
 
@@ -74,7 +74,7 @@ class Works(_Client):
     """Mixed into the clients that are given tasks: agents, services and task workers."""
 
     def __init__(self, address: str, **options: Unpack[ClientOptions]) -> None:
-        super().__init__(address, **options)
+        super().__init__(address, **numbered(options))
         self.__bench = Bench(self, self._core.feeds, self.__start)
 
     def __start(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:

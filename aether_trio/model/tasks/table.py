@@ -148,7 +148,8 @@ def _has_it(task: Task, facts: Facts) -> bool:
 def _is_repeat(task: Task, move: Move, facts: Facts) -> bool:
     """A move that its caller has made already, or that finds what it wants."""
     if move in _ENDS and task.status is _ENDS[move] and facts.caller:
-        return task.ended_by == facts.caller
+        late = RULES[move].by_worker and facts.caller_epoch not in (None, task.epoch)
+        return task.ended_by == facts.caller and not late
     if move is Move.CLAIM and task.status is S.RUNNING:
         return _has_it(task, facts) and not task.disconnected_ms
     return move is Move.RESUME and task.status is S.RUNNING

@@ -205,4 +205,6 @@ class Starts:
         await session.outbox.wait_control_room()
         if not session.detached:
             self._engine.deliveries.pushed += 1
-            session.put(pb.DownstreamMessage(task_assignment=startups.assignment(still, token)))
+            session.put(
+                pb.DownstreamMessage(task_assignment=startups.assignment(still, token, numbered=session.numbered))
+            )

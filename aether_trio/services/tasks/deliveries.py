@@ -60,7 +60,7 @@ class Deliveries:
 
     def _put(self, session: Session, task: Task, payload: bytes) -> None:
         self.pushed += 1
-        session.put(pb.DownstreamMessage(task_assignment=assignment(task, payload)))
+        session.put(pb.DownstreamMessage(task_assignment=assignment(task, payload, numbered=session.numbered)))
 
     async def _drain(self, session: Session, waiting: deque[tuple[str, int]]) -> None:
         try:

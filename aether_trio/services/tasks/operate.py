@@ -39,13 +39,17 @@ MOVES: Final[Mapping[int, tuple[Move, str]]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One operation. `wait` belongs to PAUSE and WAIT_FOR, `checked` says that its dependencies are to be in the task's workspace."""
+    """One operation. `wait` belongs to PAUSE and WAIT_FOR, `checked` says that its dependencies are to be in the task's workspace.
+
+    `number` is the assignment that the caller speaks for, 0 for its latest.
+    """
 
     task_id: str
     move: Move
     reason: str = ""
     wait: Wait | None = None
     checked: bool = False
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,8 @@ def operate(context: Context, caller: Caller, asked: Asked) -> Program[Outcome]:
     epoch: int | None = task.epoch
     if caller.name != task.assigned_to:
         epoch = yield from rows.latest_epoch(task.task_id, caller.name)
+    if asked.number and epoch is not None:
+        epoch = asked.number  # a participant of the same name may have it by now, or its own earlier work be late
     # Who had it is told that it has lost it when it reports the end; that gives no right to cancel another's work.
     had_it = epoch is not None and RULES[asked.move].by_worker
     if not (caller.allowed or is_party(task, caller) or had_it):

@@ -26,7 +26,7 @@ from aether_trio.services.tasks.parties import NOT_FOUND, Caller, is_party, may
 from aether_trio.services.tasks.rows import Worker
 from aether_trio.services.tasks.texts import reason, storable
 from aether_trio.services.tasks.transaction import Work
-from aether_trio.services.tasks.wire import info
+from aether_trio.services.tasks.wire import info, named
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Execute, Program, StorageUnavailable
 from aether_trio.wire.errors import error_response
@@ -95,7 +95,8 @@ class TaskService:
             response.error = "wait_spec.depends_on is required"
             return
         caller = Caller(session.identity, session.workspace)
-        asked = Asked(storable(op.task_id), move, reason(op.reason), wait, checked=waits_for_tasks)
+        task_id, number = named(storable(op.task_id))
+        asked = Asked(task_id, move, reason(op.reason), wait, checked=waits_for_tasks, number=number)
         outcome = await self._run(caller, asked)
         if outcome.needs:
             if await may(self._authorizer, caller, outcome.needs, "task_op"):
@@ -109,7 +110,7 @@ class TaskService:
         else:
             response.success = True
             response.message = message
-            response.task.CopyFrom(info(outcome.task))
+            response.task.CopyFrom(info(outcome.task, numbered=session.numbered))
 
     async def _run(self, caller: Caller, asked: Asked) -> Outcome:
         if asked.wait is not None and asked.wait.reason == Reason.HIBERNATION:
@@ -169,7 +170,7 @@ class TaskService:
             response.error = NOT_FOUND
             return
         response.success = True
-        response.task.CopyFrom(info(task))
+        response.task.CopyFrom(info(task, numbered=session.numbered))
 
     async def _visible(self, session: Session, task_id: str, operation: str) -> Task | None:
         """The task, if this session may see it."""
@@ -193,7 +194,7 @@ class TaskService:
         limit = query.limit_of(wanted)
         page = await self.engine.database.read(lambda: query.list_page(where, args, limit))
         response.success = True
-        response.tasks.extend(info(task) for task in page.tasks)
+        response.tasks.extend(info(task, numbered=session.numbered) for task in page.tasks)
         response.total_count = len(page.tasks)
         response.next_page_token = page.token
 

@@ -28,7 +28,7 @@ from aether_trio.model.tasks.status import PAUSED, WAITING
 from aether_trio.model.tasks.table import Decision, Refusal, Refused
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.tasks import rows
-from aether_trio.services.tasks.wire import hibernation_of, may_start_target
+from aether_trio.services.tasks.wire import ASSIGNMENT, hibernation_of, may_start_target
 from aether_trio.storage.base import Execute, Fetch, Program, Row
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -307,7 +307,7 @@ def launch_params(task: Task) -> dict[str, str]:
     return dict(pb.CreateTaskRequest.FromString(task.spec).launch_param_overrides)
 
 
-def assignment(task: Task, token: str) -> pb.TaskAssignment:
+def assignment(task: Task, token: str, *, numbered: bool = False) -> pb.TaskAssignment:
     """What an orchestrator is told. The reference gives it no metadata, so it knows neither the trigger nor that the agent slept."""
     params = launch_params(task)
     kept = pb.CreateTaskRequest.FromString(task.spec)
@@ -315,7 +315,7 @@ def assignment(task: Task, token: str) -> pb.TaskAssignment:
         task_id=task.task_id,
         task_type=AGENT_STARTUP,
         assigned_to=task.assigned_to,
-        metadata={**kept.metadata, **hibernation_of(task)},
+        metadata={**kept.metadata, **hibernation_of(task), **({ASSIGNMENT: str(task.epoch)} if numbered else {})},
         assigned_at=task.assigned_ms // 1000,
         profile=params.get(PROFILE, ""),
         launch_params={**params, TOKEN: token},

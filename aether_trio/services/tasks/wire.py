@@ -1,5 +1,8 @@
 """Tasks as the protocol shows them: TaskInfo, TaskAssignment and the parts of a CreateTaskRequest that are kept.
 
+The protocol has no field for the number of an assignment. A client that asks for it (session/admission.py) finds it in metadata, and says
+for which one it speaks behind the task's id: "TASK_ID@3". Ids are made by the gateway, and have no "@".
+
 Times on the wire are Unix seconds, 0 where something has not happened. A payload and launch parameters are never shown.
 """
 
@@ -13,6 +16,8 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 CHECKPOINT_KEY: Final = "_hibernation_checkpoint_key"
 RESUME_SESSION_ID: Final = "_hibernation_resume_session_id"
+ASSIGNMENT: Final = "_assignment"
+"""The number of a task's latest assignment, for clients that ask for it."""
 DEAD_LETTER: Final = "_dead_letter"
 """Set on a task that is shown as FAILED and for which there is to be no further attempt: "true", or who has seen to it."""
 _RESOLVED: Final = "_dead_letter_resolved"
@@ -65,7 +70,15 @@ def policy_of(request: pb.CreateTaskRequest) -> RetryPolicy | None:
     )
 
 
-def info(task: Task) -> pb.TaskInfo:
+def named(text: str) -> tuple[str, int]:
+    """A task's id, and for which of its assignments a worker speaks, 0 if it does not say."""
+    task_id, at, number = text.rpartition("@")
+    if not at or not (number.isascii() and number.isdigit() and len(number) <= 9):
+        return text, 0
+    return task_id, int(number)
+
+
+def info(task: Task, *, numbered: bool = False) -> pb.TaskInfo:
     """A task as it may be shown."""
     kept = pb.CreateTaskRequest.FromString(task.spec)
     wait = task.waits_for
@@ -82,7 +95,7 @@ def info(task: Task) -> pb.TaskInfo:
         attempt=task.retry_count,
         max_attempts=task.max_attempts,
         error=task.error,
-        metadata=_metadata(task, kept),
+        metadata=_metadata(task, kept, numbered=numbered),
         authority_mode=task.authority_mode,
         subject_type=task.subject_type,
         subject_id=task.subject_id,
@@ -109,14 +122,14 @@ def info(task: Task) -> pb.TaskInfo:
     return shown
 
 
-def assignment(task: Task, payload: bytes) -> pb.TaskAssignment:
+def assignment(task: Task, payload: bytes, *, numbered: bool = False) -> pb.TaskAssignment:
     """A task as its worker is told of it."""
     kept = pb.CreateTaskRequest.FromString(task.spec)
     given = pb.TaskAssignment(
         task_id=task.task_id,
         task_type=task.task_type,
         assigned_to=task.assigned_to,
-        metadata=_metadata(task, kept),
+        metadata=_metadata(task, kept, numbered=numbered),
         assigned_at=task.assigned_ms // 1000,
         target_implementation=task.target_implementation,
         workspace=task.workspace,
@@ -144,8 +157,10 @@ def hibernation_of(task: Task) -> dict[str, str]:
     return {CHECKPOINT_KEY: task.checkpoint_key, RESUME_SESSION_ID: task.resume_session_id}
 
 
-def _metadata(task: Task, kept: pb.CreateTaskRequest) -> dict[str, str]:
+def _metadata(task: Task, kept: pb.CreateTaskRequest, *, numbered: bool) -> dict[str, str]:
     metadata = {**kept.metadata, **hibernation_of(task)}
+    if numbered and task.epoch:
+        metadata[ASSIGNMENT] = str(task.epoch)
     stamp, _, by = metadata.pop(_RESOLVED, "").partition(" ")
     if task.status is Status.DLQ:
         metadata[DEAD_LETTER] = f"resolved by {by}" if stamp == str(task.failed_ms) else "true"

@@ -9,7 +9,9 @@ import trio
 
 from aether_trio.core import Core
 from aether_trio.model.errors import Status
+from aether_trio.session.admission import ASSIGNMENTS
 from aether_trio.storage.base import StorageUnavailable
+from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, deadlock_is_an_error, message_to
 from tests.services.agents.cast import ECHO, assignment, cast, fail, launch, nothing_more, starts, until
 from tests.services.agents.ops import Op, operate, register, starter
@@ -160,13 +162,13 @@ async def test_an_orchestrator_is_told_though_storage_was_away(core: Core, monke
     async with cast(core) as (orchestrator, _), connect(core, starter("2", "other")) as other:
         run, failures = engine.run_program, 2
 
-        async def away(program: Any) -> Any:
+        async def away(program: Any, **how: Any) -> Any:
             nonlocal failures
             if "mint" in program.__name__:
                 failures -= 1
                 if failures >= 0:
                     raise StorageUnavailable("no answer")
-            return await run(program)
+            return await run(program, **how)
 
         monkeypatch.setattr(engine, "run_program", away)
         task_id = await launch(other, "1")
@@ -186,3 +188,16 @@ async def test_one_whose_coming_is_written_late_takes_nobodys_place(core: Core) 
     core.starts.joined(session, back=False)
     assert await core.starts.orchestrators() == []
     assert await engine.database.fetch("SELECT identity FROM task_workers") == []
+
+
+async def test_what_one_says_late_of_an_earlier_attempt_is_no_second_failure(core: Core) -> None:
+    asks = pb.ExtensionDeclaration(uri=ASSIGNMENTS)
+    async with connect(core, starter("1", "process", extensions=[asks])) as orchestrator:
+        await register(orchestrator, "echo")
+        task_id = await launch(orchestrator, "1")
+        assert (await assignment(orchestrator)).metadata["_assignment"] == "1"
+        again = await assignment(orchestrator)  # nobody has connected
+        assert (again.task_id, again.metadata["_assignment"]) == (task_id, "2")
+        assert "assigned anew" in (await fail(orchestrator, f"{task_id}@1", "ended")).error
+        assert await starts(core) == [("starting", "")]
+        assert (await fail(orchestrator, f"{task_id}@2", "ended")).success

@@ -13,4 +13,6 @@ __all__ = ["core", "world"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    use_virtual_time(items, Path(__file__).parent, ("test_workers", "test_creation", "test_letters", "test_chats"))
+    use_virtual_time(
+        items, Path(__file__).parent, ("test_workers", "test_creation", "test_letters", "test_chats", "test_numbers")
+    )

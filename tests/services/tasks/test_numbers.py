@@ -1,0 +1,90 @@
+"""Which assignment a worker speaks for: what is late does not count for a newer one, though it is the same worker's."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from aether_trio.core import Core
+from aether_trio.services.tasks.wire import named
+from aether_trio.session.admission import ASSIGNMENTS
+from aether_trio.testing.memory import MemoryLink
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import agent, barrier, connect
+from tests.services.tasks.peers import Op, create, get, operate
+
+ASKS = pb.ExtensionDeclaration(uri=ASSIGNMENTS)
+WAIT = pb.WaitSpec(reason=pb.WAIT_REASON_INPUT)
+
+
+@asynccontextmanager
+async def assigned_anew(core: Core) -> AsyncIterator[tuple[MemoryLink, MemoryLink, str]]:
+    """(creator, worker, a task): the worker has lost it once, and has been given it again on the same connection."""
+    async with (
+        connect(core, agent("w", "c", "1")) as creator,
+        connect(core, agent("w", "i", "1", extensions=[ASKS])) as worker,
+    ):
+        await barrier(worker)
+        task_id = (await create(creator, metadata={"of": "the creator"})).task_id
+        assert (await operate(worker, Op.CLAIM, f"{task_id}@1")).success
+        assert (await operate(creator, Op.FAIL, task_id, reason="too slow")).success
+        assert (await operate(creator, Op.RETRY, task_id)).success
+        await barrier(worker)
+        yield creator, worker, task_id
+
+
+async def test_only_those_that_ask_are_told_the_numbers(core: Core) -> None:
+    async with assigned_anew(core) as (creator, worker, task_id):
+        given = [one.task_assignment for one in worker.waiting("task_assignment")]
+        assert [one.metadata["_assignment"] for one in given] == ["1", "2"]
+        assert (await get(worker, task_id)).metadata["_assignment"] == "2"
+        assert (await operate(worker, Op.CLAIM, f"{task_id}@2")).task.metadata["_assignment"] == "2"
+        assert dict((await get(creator, task_id)).metadata) == {"of": "the creator"}
+    async with connect(core, agent("w", "i", "2")) as other, connect(core, agent("w", "c", "1")) as creator:
+        await barrier(other)
+        await create(creator, metadata={"of": "the creator"})
+        assert dict((await other.next("task_assignment")).task_assignment.metadata) == {"of": "the creator"}
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_what_is_late_is_refused(core: Core, begun: bool) -> None:
+    async with assigned_anew(core) as (creator, worker, task_id):
+        if begun:
+            assert (await operate(worker, Op.CLAIM, f"{task_id}@2")).success
+        for late in (Op.COMPLETE, Op.FAIL, Op.PAUSE, Op.CLAIM, Op.REJECT):
+            refused = await operate(worker, late, f"{task_id}@1", wait_spec=WAIT if late == Op.PAUSE else None)
+            assert "the task was assigned anew (assignment 2, yours was 1)" in refused.error
+        assert (await get(creator, task_id)).status == (pb.TASK_STATUS_RUNNING if begun else pb.TASK_STATUS_QUEUED)
+        for _ in range(2):
+            assert (await operate(worker, Op.COMPLETE, f"{task_id}@2")).success
+        assert "yours was 1" in (await operate(worker, Op.COMPLETE, f"{task_id}@1")).error
+
+
+async def test_without_a_number_it_is_the_latest_that_is_meant(core: Core) -> None:
+    async with assigned_anew(core) as (creator, worker, task_id):
+        assert (await operate(worker, Op.COMPLETE, task_id)).success
+        assert (await get(creator, task_id)).status == pb.TASK_STATUS_COMPLETED
+
+
+async def test_a_number_makes_nobody_a_worker(core: Core) -> None:
+    async with assigned_anew(core) as (creator, _, task_id):
+        refused = await operate(creator, Op.CLAIM, f"{task_id}@2")
+        assert "another worker" in refused.error
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a", ("a", 0)),
+        ("a@7", ("a", 7)),
+        ("a@b@7", ("a@b", 7)),
+        ("a@", ("a@", 0)),
+        ("a@-1", ("a@-1", 0)),
+        ("a@٣", ("a@٣", 0)),
+        ("a@1234567890", ("a@1234567890", 0)),
+    ],
+)
+def test_how_it_is_said(text: str, found: tuple[str, int]) -> None:
+    assert named(text) == found
