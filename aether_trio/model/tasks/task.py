@@ -99,6 +99,8 @@ class Task:
     checkpoint_key: str = ""
     resume_session_id: str = ""
     events: int = 0
+    awaited: int = 0
+    """1: others wait, or have waited, for its end."""
 
     queue: str = ""
     """Where it waits to be assigned, "" when it does not."""

@@ -33,6 +33,9 @@ _DESCENDANTS: Final = f"""task_id IN (
         SELECT t.task_id FROM tasks t JOIN below b ON t.parent_task_id = b.task_id WHERE t.parent_task_id <> ''
     ) SELECT task_id FROM below LIMIT {MAX_DESCENDANTS})"""  # noqa: S608
 
+_OF_ROOT: Final = "(root_task_id = {0} AND root_task_id <> task_id OR task_id = {0} AND root_task_id = {0})"
+"""Two indexes: that of roots has no tasks that are their own."""
+
 
 class TokenError(ValueError):
     """A page token that no page has given."""
@@ -110,10 +113,11 @@ def condition(wanted: pb.TaskFilter, workspace: str, party: str) -> tuple[str, S
         "root_authority_grant_id",
         "context_id",
         "correlation_id",
-        "root_task_id",
     ):
         if getattr(wanted, name):
             where.add(f"{name} = {{0}}", getattr(wanted, name))
+    if wanted.root_task_id:
+        where.add(_OF_ROOT, wanted.root_task_id)
     if wanted.subject_type:
         where.add("lower(subject_type) = {0}", wanted.subject_type.lower())
     if wanted.task_class:

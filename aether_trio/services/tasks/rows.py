@@ -21,8 +21,13 @@ _OF_A_TASK: Final = (
     "task_dependents",
     "task_tokens",
 )
-_INSERT: Final = f"INSERT INTO tasks ({FIELDS}) VALUES ({_MARKS}) ON CONFLICT (task_id) DO NOTHING"  # noqa: S608
+_INSERT: Final = f"""INSERT INTO tasks ({FIELDS}, payload) VALUES ({_MARKS}, ${len(COLUMNS) + 1})
+    ON CONFLICT (task_id) DO NOTHING"""  # noqa: S608
 _LOAD: Final = f"SELECT {FIELDS} FROM tasks WHERE task_id = $1"  # noqa: S608
+
+
+KEPT_PAYLOAD_BYTES: Final = 512
+"""Of payloads that lie in the task's own row. Longer ones are in `task_payloads`, so that a change of status does not write them again."""
 
 
 class OvertakenError(Exception):
@@ -53,8 +58,9 @@ def select_either(one: str, other: str, args: Sequence[Value]) -> Program[list[T
 
 def insert(task: Task, payload: bytes) -> Program[bool]:
     """A new row; False when there is one with this id: the same program, whose commit was not answered."""
-    count: int = yield Execute(_INSERT, task.values())
-    if count and payload:
+    kept = payload if len(payload) <= KEPT_PAYLOAD_BYTES else None
+    count: int = yield Execute(_INSERT, (*task.values(), kept))
+    if count and kept is None:
         yield Execute("INSERT INTO task_payloads (task_id, payload) VALUES ($1, $2)", (task.task_id, payload))
     return bool(count)
 
@@ -80,8 +86,12 @@ def save(before: Task, after: Task) -> Program[None]:
 
 def payload_of(task_id: str) -> Program[bytes]:
     """What the worker is to be given."""
-    rows: list[Row] = yield Fetch("SELECT payload FROM task_payloads WHERE task_id = $1", (task_id,))
-    return rows[0][0] if rows else b""
+    for table in ("tasks", "task_payloads"):
+        rows: list[Row] = yield Fetch(f"SELECT payload FROM {table} WHERE task_id = $1", (task_id,))  # noqa: S608
+        if rows and rows[0][0] is not None:
+            payload: bytes = rows[0][0]
+            return payload
+    return b""
 
 
 def delete(task_id: str) -> Program[None]:
@@ -100,7 +110,7 @@ def resolve_letter(task_id: str, now_ms: int, by: str, notes: str) -> Program[in
 
 
 def latest_epoch(task_id: str, worker: str) -> Program[int | None]:
-    """The epoch of the latest assignment of a task to this worker; None when it never had it."""
+    """The epoch of the latest assignment of a task to this worker before the one that it has; None when it had none."""
     rows: list[Row] = yield Fetch(
         "SELECT MAX(epoch) FROM task_attempts WHERE task_id = $1 AND worker = $2", (task_id, worker)
     )

@@ -13,7 +13,7 @@ from typing import Final
 
 from aether_trio.model.tasks import Mode, Move, Status, Task
 from aether_trio.model.tasks.task import AGENT_STARTUP
-from aether_trio.services.tasks import rows, startups
+from aether_trio.services.tasks import handing, rows, startups
 from aether_trio.services.tasks.rows import WORKER_FIELDS, Worker
 from aether_trio.services.tasks.transaction import Push, Work
 from aether_trio.storage.base import Execute, Fetch, Program, Row, Value
@@ -78,7 +78,7 @@ def join(work: Work, joined: Joined) -> Program[None]:
             )
     current = yield from work.find_worker(worker.identity)
     if current is not None:
-        yield from work.give(current)
+        yield from handing.give(work, current)
 
 
 def _memory(work: Work, identity: str, *, back: bool) -> Program[int]:

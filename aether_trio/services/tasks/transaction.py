@@ -18,15 +18,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from aether_trio.model.tasks import Facts, Mode, Move, Status, Step, Task, Wait, decide
+from aether_trio.model.tasks import Facts, Move, Status, Step, Task, Wait, decide
 from aether_trio.model.tasks.due import TimeLimits, next_due
-from aether_trio.model.tasks.status import PAUSED, TERMINAL
+from aether_trio.model.tasks.status import PAUSED
 from aether_trio.model.tasks.table import Decision
-from aether_trio.model.tasks.task import AGENT_STARTUP, holder_of, pool_queue, queue_of
+from aether_trio.model.tasks.task import AGENT_STARTUP, holder_of, queue_of
 from aether_trio.model.topics import task_lane
-from aether_trio.services.tasks import rows, startups
+from aether_trio.services.tasks import handing, rows, startups
 from aether_trio.services.tasks.rows import WORKER_FIELDS, Worker, read_worker
-from aether_trio.services.tasks.wire import may_start_target
 from aether_trio.storage.base import Execute, Fetch, Program, Row
 from aether_trio.wire.delivery import delivery_prefix, delivery_suffix, encode_delivery
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -39,19 +38,7 @@ KEPT_EVENTS: Final = 4_096
 
 EVENT_INTAKE: Final = "event::receiver0"
 
-_RELEASE: Final = f"""UPDATE task_workers SET live = live - 1, free = CASE WHEN live - 1 < capacity THEN 1 ELSE 0 END
-    WHERE identity = $1 AND live > 0 RETURNING {WORKER_FIELDS}"""  # noqa: S608
-_HOLD: Final = f"""UPDATE task_workers SET live = live + 1, free = CASE WHEN live + 1 < capacity THEN 1 ELSE 0 END, turn = $2
-    WHERE identity = $1 RETURNING {WORKER_FIELDS}"""  # noqa: S608
-_LEAST_BUSY: Final = f"""SELECT {WORKER_FIELDS} FROM task_workers
-    WHERE pooled = 1 AND free = 1 AND workspace = $1 AND implementation = $2 ORDER BY live, turn LIMIT 1"""  # noqa: S608
 _BY_NAME: Final = f"SELECT {WORKER_FIELDS} FROM task_workers WHERE identity = $1"  # noqa: S608
-_QUEUED: Final = "queue = $1 AND queue <> '' ORDER BY priority DESC, order_us LIMIT 1"
-_ALSO_QUEUED: Final = _QUEUED.replace("$1", "$2")
-_POOLED: Final = """target_implementation = $2 AND queue <> '' AND mode = 'pool'
-    ORDER BY priority DESC, order_us LIMIT 1"""
-
-
 _RECORD: Final = "INSERT INTO task_events (task_id, number, at_ms, event) VALUES ($1, $2, $3, $4)"
 _RECORD_AND_LOOK: Final = (
     f"WITH written AS ({_RECORD}) SELECT node FROM task_watchers WHERE task_id = $1 AND node <> $5"  # noqa: S608
@@ -126,26 +113,28 @@ class Work:
 
     # -- moves ------------------------------------------------------------------------------------------------------
 
-    def make(self, task: Task, move: Move, facts: Facts) -> Program[Decision]:
-        """Decide on a move and write what it makes of the task, with all that follows from it."""
+    def make(self, task: Task, move: Move, facts: Facts, taken: Worker | None = None) -> Program[Decision]:
+        """Decide on a move and write what it makes of the task, with all that follows from it. `taken` as of `write`."""
         decision = decide(task, move, facts)
         if isinstance(decision, Step):
-            yield from self.write(task, decision.after, decision.reason, push=move in _TOLD)
+            yield from self.write(task, decision.after, decision.reason, push=move in _TOLD, taken=taken)
         return decision
 
     def create(self, task: Task, payload: bytes) -> Program[bool]:
         """Write a new task; False if it is there already. What waits is given to somebody at once, if anybody has room."""
         task.queue, task.holder, task.due_ms = queue_of(task), holder_of(task), next_due(task, self.context.limits)
-        given: Step | None = None
-        if task.queue:
-            given = yield from self._give_new(task)
-        row = task if given is None else given.after
+        row, worker, reason = task, None, ""
+        if task.queue and (worker := (yield from handing.take(self, task))) is not None:
+            given = decide(task, Move.ASSIGN, self.facts(worker.identity))
+            assert isinstance(given, Step)
+            row, reason = given.after, given.reason
+            self._derive(task, row)
         if not (yield from rows.insert(row, payload)):
+            if worker is not None:
+                yield from handing.put_back(task, worker)
             return False
         self.payloads[task.task_id] = payload
         self._falls_due(row)
-        if task.epoch:
-            yield from self._open_attempt(task, self.context.node, pushed=1)
         if task.parent_task_id:
             if self.context.shared:  # whoever follows all that is below its parent follows it from its first event on
                 yield Execute(
@@ -154,18 +143,23 @@ class Work:
                     (task.task_id, task.parent_task_id),
                 )
             yield from self._tell_parent(task, "spawned")
-        if given is not None:
-            yield from self._follow(task, given.after, given.reason, push=True)
+        if worker is not None:
+            yield from self._follow(task, row, reason, push=True, taken=worker)
         if task.task_type == AGENT_STARTUP:
             yield from startups.dispatch(self, task)
         return True
 
-    def write(self, before: Task, after: Task, reason: str, *, push: bool = False) -> Program[None]:
-        """Write a changed row and everything that its change means."""
+    def write(
+        self, before: Task, after: Task, reason: str, *, push: bool = False, taken: Worker | None = None
+    ) -> Program[None]:
+        """Write a changed row and everything that its change means.
+
+        `push`: whoever is assigned it is to be told. `taken`: it counts the task already (`handing.take`).
+        """
         self._derive(before, after)
         yield from rows.save(before, after)
         self._falls_due(after)
-        yield from self._follow(before, after, reason, push=push)
+        yield from self._follow(before, after, reason, push=push, taken=taken)
 
     def _derive(self, before: Task, after: Task) -> None:
         """What of a row follows from the rest."""
@@ -174,12 +168,12 @@ class Work:
         if _is_told(before, after):
             after.events = before.events + 1
 
-    def _follow(self, before: Task, after: Task, reason: str, *, push: bool) -> Program[None]:
+    def _follow(self, before: Task, after: Task, reason: str, *, push: bool, taken: Worker | None) -> Program[None]:
         """Everything that a change means; the row is written."""
         if _is_told(before, after):
             yield from self._record(after, after.events, _status_changed(before, after, reason))
             self.notices.append(after)
-        yield from self._keep_attempt(before, after, push=push)
+        yield from handing.keep(self, before, after, push=push, taken=taken)
         if after.is_final and not before.is_final:
             yield from self._ended(after)
         if after.status is not before.status:
@@ -188,9 +182,13 @@ class Work:
             # Whoever let go of it has room now, and may have been given it again already.
             waiting = (yield from rows.load(after.task_id)) if before.holder else after
             if waiting is not None and waiting.queue:
-                yield from self._offer(waiting)
+                yield from handing.offer(self, waiting)
         if after.task_type == AGENT_STARTUP:
             yield from startups.moved(self, before, after)
+
+    def push(self, task: Task, worker: Worker, payload: bytes) -> None:
+        """Once this is committed, a worker is to be told of a task."""
+        self.pushes.append(Push(task, worker, payload))
 
     def _falls_due(self, task: Task) -> None:
         self.moments[task.task_id] = task.due_ms
@@ -213,108 +211,7 @@ class Work:
         if after.parent_task_id and (after.is_final or after.status in PAUSED):
             yield from self._tell_parent(after, "transitioned" if after.status in PAUSED else "completed")
 
-    # -- who is given what ------------------------------------------------------------------------------------------
-
-    def _keep_attempt(self, before: Task, after: Task, *, push: bool) -> Program[None]:
-        """The record of assignments, and how busy their workers are."""
-        worker: Worker | None = None
-        if _is_over(before, after):
-            yield from self._close_attempt(before, after)
-        if after.task_type == AGENT_STARTUP:
-            # It keeps nobody from other work.
-            worker = (yield from self.find_worker(after.holder)) if after.holder != before.holder else None
-        elif after.holder != before.holder:
-            if before.holder:
-                released = read_worker((yield Fetch(_RELEASE, (before.holder,))))
-                if released is not None:
-                    yield from self.give(released)
-            if after.holder:
-                worker = read_worker((yield Fetch(_HOLD, (after.holder, self.context.now_ms * 1000))))
-        if after.epoch != before.epoch:
-            if push and worker is None:
-                worker = yield from self.find_worker(after.assigned_to)  # its own task, tried again
-            here = worker is None or worker.node == self.context.node or not push
-            node = self.context.node if worker is None else worker.node
-            yield from self._open_attempt(after, node, pushed=int(here))
-            if push and worker is not None:
-                payload = (yield from self._payload(after.task_id)) if here else b""
-                self.pushes.append(Push(after, worker, payload))
-        elif after.started_ms != before.started_ms and after.started_ms:
-            yield Execute(
-                "UPDATE task_attempts SET started_ms = $3 WHERE task_id = $1 AND epoch = $2",
-                (after.task_id, after.epoch, after.started_ms),
-            )
-
-    def _payload(self, task_id: str) -> Program[bytes]:
-        known = self.payloads.get(task_id)
-        return known if known is not None else (yield from rows.payload_of(task_id))
-
-    def _open_attempt(self, task: Task, node: str, *, pushed: int) -> Program[None]:
-        yield Execute(
-            "INSERT INTO task_attempts (task_id, epoch, worker, node, pushed, assigned_ms, started_ms) "
-            "VALUES ($1, $2, $3, $4, $5, $6, $7)",
-            (task.task_id, task.epoch, task.assigned_to, node, pushed, task.assigned_ms, task.started_ms),
-        )
-
-    def _close_attempt(self, before: Task, after: Task) -> Program[None]:
-        if before.epoch:
-            outcome = after.status.value if after.epoch == before.epoch else "reassigned"
-            yield Execute(
-                "UPDATE task_attempts SET ended_ms = $3, outcome = $4, pushed = 1 WHERE task_id = $1 AND epoch = $2",
-                (before.task_id, before.epoch, self.context.now_ms, outcome),
-            )
-
-    def give(self, worker: Worker) -> Program[None]:
-        """Give a worker the first tasks of its queues, as many as it has room for."""
-        room = worker.capacity - worker.live
-        while room > 0:
-            task = yield from self._first_for(worker)
-            if task is None:
-                return
-            given = yield from self.make(task, Move.ASSIGN, self.facts(worker.identity))
-            assert isinstance(given, Step)
-            room -= bool(given.after.holder)  # what it has assigned to itself takes no room
-
-    def _first_for(self, worker: Worker) -> Program[Task | None]:
-        if not worker.pooled:
-            found = yield from rows.select(_QUEUED, (worker.identity,))
-        elif worker.workspace:
-            queue = pool_queue(worker.workspace, worker.implementation)
-            found = yield from rows.select_either(_QUEUED, _ALSO_QUEUED, (worker.identity, queue))
-        else:
-            found = yield from rows.select_either(_QUEUED, _POOLED, (worker.identity, worker.implementation))
-        return min(found, key=lambda task: (-task.priority, task.order_us), default=None)
-
-    def _taker(self, task: Task) -> Program[Worker | None]:
-        """Who can be given a task that waits: whom it is for, or the least busy of its pool."""
-        worker: Worker | None
-        if task.mode is Mode.POOL:
-            implementation = task.target_implementation
-            worker = read_worker((yield Fetch(_LEAST_BUSY, (task.workspace, implementation))))
-            if worker is None:
-                worker = read_worker((yield Fetch(_LEAST_BUSY, ("", implementation))))
-        else:
-            worker = read_worker((yield Fetch(_BY_NAME, (task.queue,))))
-        if worker is None and task.mode is Mode.TARGETED and may_start_target(task):
-            self.absent.append(task.target)
-        return worker if worker is not None and worker.has_room else None
-
-    def _offer(self, task: Task) -> Program[None]:
-        """Give a task that waits to somebody who has room."""
-        worker = yield from self._taker(task)
-        if worker is not None:
-            yield from self.make(task, Move.ASSIGN, self.facts(worker.identity))
-
-    def _give_new(self, task: Task) -> Program[Step | None]:
-        """`_offer`, of a task that is not written yet: it is to be written as what it becomes by that."""
-        worker = yield from self._taker(task)
-        if worker is None:
-            return None
-        decision = decide(task, Move.ASSIGN, self.facts(worker.identity))
-        if not isinstance(decision, Step):
-            return None
-        self._derive(task, decision.after)
-        return decision
+    # -- who is there -----------------------------------------------------------------------------------------------
 
     def at_work(self, task: Task) -> Program[bool]:
         """Whether whoever has a task is connected, and knows of it. So is nobody."""
@@ -333,7 +230,8 @@ class Work:
         now_ms = self.context.now_ms
         if task.tokens:
             yield Execute(
-                "UPDATE task_tokens SET revoked_ms = $2 WHERE task_id = $1 AND revoked_ms = 0", (task.task_id, now_ms)
+                "UPDATE task_tokens SET revoked_ms = $2 WHERE task_id = $1 AND revoked_ms = 0",
+                (task.task_id, now_ms),
             )
         if task.status is Status.DLQ:
             yield Execute(
@@ -344,7 +242,8 @@ class Work:
                 (task.task_id, task.workspace, task.error, task.error_type, task.retry_count, now_ms),
             )
         yield from self._announce(task)
-        yield from self.wake_dependents(task.task_id)
+        if task.awaited:
+            yield from self.wake_dependents(task.task_id)
 
     def wake_dependents(self, task_id: str) -> Program[None]:
         """Let tasks go on that waited for this one, which has ended or is gone; a page of them."""
@@ -369,6 +268,8 @@ class Work:
         wanted = dict.fromkeys(wait.depends_on)
         for task_id in wanted:
             other = yield from rows.load(task_id)
+            if other is not None and not other.awaited:
+                yield Execute("UPDATE tasks SET awaited = 1 WHERE task_id = $1", (task_id,))
             if other is None or other.is_final:
                 ended += 1
             else:
@@ -399,7 +300,8 @@ class Work:
         self.events.append(Recorded(task.task_id, number, now_ms, encoded))
         if number % KEPT_EVENTS == 0:
             yield Execute(
-                "DELETE FROM task_events WHERE task_id = $1 AND number <= $2", (task.task_id, number - KEPT_EVENTS)
+                "DELETE FROM task_events WHERE task_id = $1 AND number <= $2",
+                (task.task_id, number - KEPT_EVENTS),
             )
 
     def note(self, task: Task, event: pb.TaskEvent) -> Program[None]:
@@ -453,14 +355,6 @@ def _is_told(before: Task, after: Task) -> bool:
     """Whether a change has an event: it shows on the wire, or what was to be tried again is not any more."""
     buried = after.status is Status.DLQ and before.status is Status.FAILED
     return before.status.wire != after.status.wire or buried
-
-
-def _is_over(before: Task, after: Task) -> bool:
-    """Whether an assignment has ended; a pause does not end it, unless it lets the worker go."""
-    if not before.assigned_to or before.status in TERMINAL or before.status is Status.HIBERNATED:
-        return False
-    gone = after.epoch != before.epoch or not after.assigned_to
-    return gone or after.status in TERMINAL or after.status is Status.HIBERNATED
 
 
 def _wire(status: Status) -> pb.TaskStatus.ValueType:

@@ -1,15 +1,16 @@
 """Tasks, who may be given them, and what happened to them: one logical database, so that all of a transition is one transaction.
 
 `tasks` holds a row as model/tasks/task.py has it, whose last columns are derived from the others: `queue` (where it waits), `holder` (whose
-live task it is) and `due_ms` (when time moves it). "" and 0 stand for "not", and the partial indexes hold only the rows that are. What is
-long and read once, the payload, lies elsewhere, so that a change of status does not write it again.
+live task it is) and `due_ms` (when time moves it). "" and 0 stand for "not", and the partial indexes hold only the rows that are. A payload
+that is long lies elsewhere, in `task_payloads`, so that a change of status does not write it again.
 
 `task_workers` are the connected participants that may be given work; `free` is 1 while `live` is below `capacity`, so that the index of a
 pool begins with its least busy worker and has no full ones. `turn` orders the equally busy: who was given something longest ago.
 
 `task_memories` says since when a participant remembers what it was given: when its client began, however often that has come back since.
 
-`task_attempts` has a row for each assignment (`epoch`); `pushed` is 0 while the node of its worker has not taken it up.
+The assignment that a task has is in its row. `task_attempts` has one for each that is over because another followed or its worker was let
+go, and for one to a worker of another node, which has `pushed` 0 until that node has taken it up.
 
 `task_events` is the log of the `tk::{workspace}::{task}::events` topics, numbered without gaps in each task, and written with the
 row that it tells of: see docs/architecture.md for why it is here and not in `messages`. `task_watchers` says on which nodes somebody
@@ -199,3 +200,15 @@ CHATS: Final = (
     ),
 )
 """Of tasks that may go on, by the user whose they are."""
+
+LEAN: Final = (
+    (
+        "ALTER TABLE tasks ADD COLUMN payload {blob}",
+        "ALTER TABLE tasks ADD COLUMN awaited INTEGER NOT NULL DEFAULT 0",
+        "UPDATE tasks SET awaited = 1 WHERE task_id IN (SELECT depends_on FROM task_dependents)",
+        "DROP INDEX tasks_by_root",
+        "CREATE INDEX tasks_by_root ON tasks (root_task_id) WHERE root_task_id <> task_id",
+    ),
+)
+"""What an ordinary task does without: a row for a payload that is short (NULL: it is in `task_payloads`, if there is one), a look for
+tasks that wait for it, a place in an index as its own root."""
