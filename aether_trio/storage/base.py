@@ -51,7 +51,21 @@ class ExecuteMany:
     rows: Iterable[Sequence[Value]]
 
 
-Statement: TypeAlias = Fetch | Execute | ExecuteMany
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """Run a write of `table` that the rest of its transaction does not build on; the program is sent None.
+
+    It is done by the commit, and before a statement that names the table. Those of one table with the same first argument, which
+    says what row it is about, keep their order. Where there is a server those of many programs travel together. One that fails spoils
+    whatever the program did, like any statement.
+    """
+
+    table: str
+    sql: str
+    args: Sequence[Value] = ()
+
+
+Statement: TypeAlias = Fetch | Execute | ExecuteMany | Aside
 Program: TypeAlias = Generator[Statement, Any, T]
 ProgramFactory: TypeAlias = Callable[[], Program[T]]
 

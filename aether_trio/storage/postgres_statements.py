@@ -6,11 +6,22 @@ import asyncio
 import math
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import trio
 
-from aether_trio.storage.base import FENCE_HERE, Execute, ExecuteMany, Fetch, ProgramFactory, Statement, Value, single
+from aether_trio.storage.base import (
+    FENCE_HERE,
+    Aside,
+    Execute,
+    ExecuteMany,
+    Fetch,
+    ProgramFactory,
+    Statement,
+    Value,
+    single,
+)
 
 T = TypeVar("T")
 
@@ -54,18 +65,68 @@ def _with_fence(statement: Statement, fence: str) -> Statement:
     return Fetch(statement.sql.replace(FENCE_HERE, fence.removeprefix("SELECT ")), statement.args)
 
 
-async def drive(connection: Any, job: Job) -> Any:
-    """Run a job's program to its end; return its result. Counts the rows that its Executes touch.
+class Asides:
+    """Writes of one transaction that wait to travel together: those with one text are one round trip."""
 
-    A statement that fails ends the program: it is closed, not told, as its transaction is over.
+    __slots__ = ("_batches",)
+
+    def __init__(self) -> None:
+        self._batches: list[_Batch] = []
+
+    def add(self, aside: Aside) -> None:
+        """Behind all that waits for the same row."""
+        for batch in reversed(self._batches):
+            if batch.sql == aside.sql:
+                batch.rows.append(aside.args)
+                return
+            if batch.table == aside.table and any(row[0] == aside.args[0] for row in batch.rows):
+                break
+        self._batches.append(_Batch(aside.table, aside.sql, [aside.args]))
+
+    def stand_before(self, statement: Statement) -> bool:
+        """Whether something waits that this statement may see."""
+        return any(batch.table in statement.sql for batch in self._batches)
+
+    async def write(self, connection: Any) -> None:
+        """All that waits."""
+        batches, self._batches = self._batches, []
+        for batch in batches:
+            if len(batch.rows) == 1:
+                await connection.execute(batch.sql, *batch.rows[0])
+            else:
+                await connection.executemany(batch.sql, batch.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    table: str
+    sql: str
+    rows: list[Sequence[Value]]
+
+
+async def drive(connection: Any, job: Job, asides: Asides | None = None) -> Any:
+    """Run a job's program to its end; return its result. Counts the rows that its writes touch.
+
+    A statement that fails ends the program: it is closed, not told, as its transaction is over. With `asides` given it is the caller who
+    writes what is left of them.
     """
     program = job.factory()
     job.rows = 0
+    waiting = Asides() if asides is None else asides
     try:
         statement = next(program)
         while True:
+            if isinstance(statement, Aside):
+                waiting.add(statement)
+                job.rows += 1
+                statement = program.send(None)
+                continue
+            if waiting.stand_before(statement):
+                await waiting.write(connection)
             statement = program.send(await run_statement(connection, statement, job))
     except StopIteration as stop:
+        if asides is None:
+            await waiting.write(connection)
         return stop.value
     finally:
         program.close()
@@ -84,7 +145,7 @@ async def run_statement(connection: Any, statement: Statement, job: Job) -> Any:
         job.rows += len(rows)
         await connection.executemany(statement.sql, rows)
         return None
-    raise TypeError(f"a program yields Fetch, Execute or ExecuteMany, not {statement!r}")
+    raise TypeError(f"a program yields Fetch, Execute, ExecuteMany or Aside, not {statement!r}")
 
 
 def _held(rows: Iterable[Sequence[Value]]) -> Sequence[Sequence[Value]]:

@@ -4,10 +4,11 @@
          ▲                ├▶ lane 2:  …                                           opened when the queue is long
          └──── the callers of a group are woken together, after its COMMIT
 
-asyncpg cannot pipeline, so every statement is a round trip; what a group saves is BEGIN, COMMIT and the flush to disk, and what
-lanes save is the wait for the network. Programs of two lanes may touch the same row; then one transaction is told so by the
-server (SERIALIZABLE) and runs again. To keep that rare a second lane opens only when GROUP_BEFORE_LANE programs wait, and after
-a conflict the lanes close one by one down to one, which cannot conflict with itself; they come back after CALM_GROUPS.
+asyncpg cannot pipeline, so every statement is a round trip; what a group saves is BEGIN, COMMIT, the flush to disk and what its
+programs write aside (base.Aside: one round trip for many), and what lanes save is the wait for the network. Programs of two lanes
+may touch the same row; then one transaction is told so by the server (SERIALIZABLE) and runs again. To keep that rare a second
+lane opens only when GROUP_BEFORE_LANE programs wait, and after a conflict the lanes close one by one down to one, which cannot
+conflict with itself; they come back after CALM_GROUPS.
 
 Another node can conflict all the same. A group that has lost takes the database's turn, an advisory lock, before it begins, and so do the
 POLITE_GROUPS that follow it on this node: what several nodes write to all the time (the tasks of a pool) makes each of them lose once, and
@@ -39,7 +40,7 @@ from aether_trio.storage.base import CommitUnknown, StorageUnavailable
 from aether_trio.storage.postgres_connections import PostgresLimits
 from aether_trio.storage.postgres_errors import Fault, FencedError, describe, fault
 from aether_trio.storage.postgres_pool import Pool, Spawn
-from aether_trio.storage.postgres_statements import Job, drive, roll_back, within
+from aether_trio.storage.postgres_statements import Asides, Job, drive, roll_back, within
 
 MAX_GROUP: Final = (
     128  # programs a commit: bounds how long the first of them waits for the last, and what a conflict costs
@@ -238,12 +239,15 @@ class Writer:
 
     @staticmethod
     async def _drive_all(connection: Any, jobs: Sequence[Job], *, isolated: bool) -> None:
+        asides = Asides()
         for number, job in enumerate(jobs):
             if isolated:
                 await connection.execute("RELEASE program; SAVEPOINT program" if number else "SAVEPOINT program")
             job.error = None
             try:
-                job.value = await drive(connection, job)
+                job.value = await drive(connection, job, None if isolated else asides)
+                if number == len(jobs) - 1:
+                    await asides.write(connection)
             except Exception as exc:
                 if fault(exc, connection) is not Fault.PROGRAM:
                     raise

@@ -88,7 +88,7 @@ async def test_yielding_something_else_is_a_clear_error(database: Database) -> N
     def program() -> Program[None]:
         yield "SELECT 1"  # type: ignore[misc]
 
-    with pytest.raises(TypeError, match="Fetch, Execute or ExecuteMany"):
+    with pytest.raises(TypeError, match="Fetch, Execute, ExecuteMany or Aside"):
         await database.run(program)
 
 
