@@ -24,6 +24,16 @@ class IdFactory:
         """An id that meets no other, as the text of a version 4 UUID: non-unique tasks, messages, subscriptions."""
         return self._uuid()
 
+    def dated(self, now_ms: int) -> str:
+        """An id that meets no other, as the text of a version 7 UUID (RFC 9562): it begins with this moment (Unix ms).
+
+        For rows by the million: what is made and changed at one time lies on a few pages of an index, and not each on its own.
+        """
+        bits = self._random.getrandbits(74)
+        moment = f"{now_ms & 0xFFFFFFFFFFFF:012x}"
+        rest = f"{0x7000 | bits >> 62:04x}{1 << 63 | bits & 0x3FFFFFFFFFFFFFFF:016x}"
+        return f"{moment[:8]}-{moment[8:]}-{rest[:4]}-{rest[4:8]}-{rest[8:]}"
+
     def short(self) -> str:
         """Eight hexadecimal digits, for names that people read. Two of 10,000 collide with a chance of about 1 in 86."""
         return f"{self._random.getrandbits(32):08x}"

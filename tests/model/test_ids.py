@@ -23,6 +23,27 @@ def test_forms(source: random.Random) -> None:
     assert re.fullmatch(r"[0-9a-f]{8}", ids.short())
 
 
+@pytest.mark.parametrize("source", [random.Random(7), random.SystemRandom()], ids=["seeded", "system"])
+def test_dated_ones_are_in_the_order_of_their_moments(source: random.Random) -> None:
+    ids = IdFactory(source)
+    moments = [0, 1, 255, 256, 1_700_000_000_000, 1_700_000_000_001, 2**48 - 1]
+    made = [ids.dated(moment) for moment in moments]
+    assert made == sorted(made)
+    for text, moment in zip(made, moments, strict=True):
+        one = uuid.UUID(text)
+        assert str(one) == text
+        assert (one.version, one.variant, one.int >> 80) == (7, uuid.RFC_4122, moment)
+    assert len({ids.dated(5) for _ in range(1000)}) == 1000
+
+
+def test_dated_ones_have_all_their_bits() -> None:
+    class Ones(random.Random):
+        def getrandbits(self, k: int, /) -> int:
+            return (1 << k) - 1
+
+    assert IdFactory(Ones()).dated(0) == "00000000-0000-7fff-bfff-ffffffffffff"
+
+
 def test_short_keeps_leading_zeros() -> None:
     class Zero(random.Random):
         def getrandbits(self, k: int, /) -> int:

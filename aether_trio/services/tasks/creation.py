@@ -67,14 +67,15 @@ class Creation:
         await self._check_access(session, request, workspace)
         target = create.target_of(request, strict=self.strict)
         offline = await self._offline_policy(request, target)
+        now_ms = self.engine.clock.now_ms()
         task = create.new_task(
             request,
-            task_id=self.ids.unique(),
+            task_id=self.ids.dated(now_ms),
             workspace=workspace,
             creator=identity,
             parent_task_id=request.parent_task_id or session.task_id,
             target=target,
-            now_ms=self.engine.clock.now_ms(),
+            now_ms=now_ms,
             order_us=self._order_us(),
         )
         token, owner = await self._token(identity, request)
