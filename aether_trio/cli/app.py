@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
 import click
 
-from aether_trio.cli.exits import EXIT_CODES_TEXT, INTERRUPTED
+from aether_trio.cli.exits import EXIT_CODES_TEXT, INTERRUPTED, USAGE, CliError
 from aether_trio.version import __version__
 
 # name: (module, line for the overview). The overview is here so that `aether --help` imports none of them.
@@ -53,6 +55,14 @@ class LazyGroup(click.Group):
             if group.subgroup(KeyboardInterrupt) is None:
                 raise
             raise SystemExit(INTERRUPTED) from None
+        except UnicodeEncodeError as error:
+            # A shell hands over bytes; those that are no UTF-8 become surrogates, which nothing on the wire can hold.
+            argument = next((one for one in sys.argv if any("\udc80" <= letter <= "\udcff" for letter in one)), None)
+            if argument is None:
+                raise
+            raise CliError(
+                f"{ascii(os.fsencode(argument))[1:]} is not UTF-8; bytes go in by standard input (-)", USAGE
+            ) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -107,7 +107,7 @@ def command(
         click.echo(json.dumps(report))
     else:
         _print(report)
-    if report["unanswered"] or report["errors"]:
+    if report["unanswered"] or report["errors"] or report["late"]:
         raise SystemExit(exits.FAILED)
 
 
@@ -151,6 +151,7 @@ async def _run(
         "maximum": None if busiest is None else {"messages_per_s": round(busiest, 1), "window": window},
         "latency": {"rounds": len(measured.round_ns), "rounds_per_s": round(measured.rate_per_s, 1), "ms": latency},
         "rounds": measured.sent,
+        "late": measured.late,
         "unanswered": measured.unanswered,
         "errors": dict(measured.errors),
         "error_texts": measured.texts,
@@ -203,6 +204,10 @@ def _print(report: dict[str, Any]) -> None:
     click.echo(f"{report['address']}: {report['pairs']} pairs, {report['payload_bytes']} bytes, durable messages\n")
     print_table(table, "")
     click.echo(f"\n{report['rounds']:,} rounds, {report['unanswered']:,} without an answer")
+    if report["late"]:
+        click.echo(
+            f"{report['late']:,} more were due and not begun: --rate is more than there is, so the latencies say little"
+        )
     for code, count in report["errors"].items():
         hint = f" ({_HINTS[code]})" if code in _HINTS else ""
         click.echo(f"{count:,} x {code}: {report['error_texts'].get(code, '')}{hint}")

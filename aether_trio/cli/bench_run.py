@@ -25,6 +25,8 @@ PERCENTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "max"
 _CONNECTING_AT_ONCE: Final = 16
 _STALL_S: Final = 1.0
 _DRAIN_S: Final = 10.0
+_LATE_S: Final = 2.0
+"""A round that could not begin so long after the end is not begun."""
 _NS: Final = 1_000_000_000
 
 
@@ -50,6 +52,8 @@ class Measured:
     errors: Counter[str] = field(default_factory=Counter)
     texts: dict[str, str] = field(default_factory=dict)
     sent: int = 0
+    late: int = 0
+    """Rounds that were due and not even begun when the time was over: the rate is more than there is."""
     answered: int = 0
     refused: int = 0
     """Messages of either side."""
@@ -207,6 +211,9 @@ class Bench:
         due = trio.current_time() + random.expovariate(1 / mean_s)
         while due < until:
             await trio.sleep_until(due)
+            if trio.current_time() >= until + _LATE_S:
+                self.measured.late += 1 + int((until - due) / mean_s)
+                return
             await self._ask(number, int(due * _NS) + offset_ns)
             due += random.expovariate(1 / mean_s)
 

@@ -17,7 +17,7 @@ from aether_trio.cli import exits
 from aether_trio.cli.identities import made_up, parse_identity
 from aether_trio.cli.options import Target, client_options
 from aether_trio.cli.session import ClientSession, open_session
-from aether_trio.cli.show import print_table
+from aether_trio.cli.show import print_table, visible
 from aether_trio.model.identity import Identity, Kind
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -137,7 +137,7 @@ async def _exists(session: ClientSession, place: Place, key: str) -> bool:
 @command.command()
 @click.argument("key")
 @click.argument("value", metavar="VALUE|-")
-@click.option("--ttl", type=click.IntRange(min=1), metavar="SECONDS", help="Forget it after this long.")
+@click.option("--ttl", type=click.IntRange(1, _FAR), metavar="SECONDS", help="Forget it after this long.")
 @click.option("--if-absent", is_flag=True, help="Only when there is no such key.")
 @click.option("--if-equals", metavar="VALUE", help="Only when it has this value now.")
 @place_options
@@ -209,7 +209,7 @@ def _json_value(value: bytes) -> Any:
 
 
 def _short(value: bytes) -> str:
-    text = value.decode(errors="backslashreplace")
+    text = visible(value.decode(errors="backslashreplace"))
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -229,8 +229,8 @@ def delete(place: Place, key: str, if_equals: str | None) -> None:
 
 @command.command()
 @click.argument("key")
-@click.option("--by", type=click.IntRange(min=1), default=1, show_default=True, help="How much.")
-@click.option("--max", "bound", type=int, help="Not beyond this.")
+@click.option("--by", type=click.IntRange(1, _FAR), default=1, show_default=True, help="How much.")
+@click.option("--max", "bound", type=click.IntRange(-_FAR, _FAR), help="Not beyond this.")
 @place_options
 def incr(place: Place, key: str, by: int, bound: int | None) -> None:
     """Add to the counter KEY and print it. A missing key counts as 0."""
@@ -239,8 +239,8 @@ def incr(place: Place, key: str, by: int, bound: int | None) -> None:
 
 @command.command()
 @click.argument("key")
-@click.option("--by", type=click.IntRange(min=1), default=1, show_default=True, help="How much.")
-@click.option("--min", "bound", type=int, help="Not below this.")
+@click.option("--by", type=click.IntRange(1, _FAR), default=1, show_default=True, help="How much.")
+@click.option("--min", "bound", type=click.IntRange(-_FAR, _FAR), help="Not below this.")
 @place_options
 def decr(place: Place, key: str, by: int, bound: int | None) -> None:
     """Subtract from the counter KEY and print it. A missing key counts as 0."""
@@ -270,7 +270,7 @@ def _count(
 @command.command()
 @click.argument("key")
 @click.argument("member", metavar="MEMBER")
-@click.option("--ttl", type=click.IntRange(min=1), metavar="SECONDS", help="Forget the set after this long.")
+@click.option("--ttl", type=click.IntRange(1, _FAR), metavar="SECONDS", help="Forget the set after this long.")
 @place_options
 def add(place: Place, key: str, member: str, ttl: int | None) -> None:
     """Add MEMBER to the set KEY and print how many it has."""

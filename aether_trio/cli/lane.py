@@ -9,6 +9,7 @@ from typing import Final
 
 from grpclib.exceptions import GRPCError
 
+from aether_trio.cli import exits
 from aether_trio.cli.options import Target
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.transport.grpc.client import Call, open_channel
@@ -54,17 +55,23 @@ def _status(error: GRPCError) -> StatusError:
 def _tls_context(target: Target) -> ssl.SSLContext | None:
     if not target.tls:
         return None
-    context = ssl.create_default_context(cafile=target.tls_ca)
+    named = f"--tls-ca {target.tls_ca}"
+    try:
+        context = ssl.create_default_context(cafile=target.tls_ca)
+        if target.tls_cert:
+            named = f"--tls-cert {target.tls_cert} with --tls-key {target.tls_key}"
+            context.load_cert_chain(target.tls_cert, target.tls_key)
+    except OSError as error:  # SSLError is one
+        why = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+        raise exits.CliError(f"{named} cannot be used: {why or error}", exits.USAGE) from None
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(["h2"])
-    if target.tls_cert:
-        context.load_cert_chain(target.tls_cert, target.tls_key)
     return context
 
 
 @asynccontextmanager
 async def open_lane(target: Target) -> AsyncIterator[GrpcLane]:
-    """Connect and open the one stream. Raises OSError and ssl.SSLError when that fails."""
+    """Connect and open the one stream. Raises OSError and ssl.SSLError when that fails, CliError for its files."""
     async with open_channel(target.host, target.port, tls=_tls_context(target)) as channel:  # noqa: SIM117  # the channel must outlive the call
         async with channel.stream(_CONNECT, pb.DownstreamMessage) as call:
             lane = GrpcLane(call)

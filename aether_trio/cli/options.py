@@ -42,8 +42,11 @@ class Target:
 
 def split_address(text: str, default_port: int | None = None) -> tuple[str, int]:
     """("host", port) of "HOST:PORT"; IPv6 hosts in brackets. Raises click.BadParameter."""
+    if "://" in text:
+        scheme, _, rest = text.partition("://")
+        raise click.BadParameter(f"{text!r} has a scheme; give {rest!r} without {scheme}://", param_hint="address")
     host, colon, port = text.rpartition(":")
-    if not colon and default_port is not None:
+    if text and not colon and default_port is not None:
         return text, default_port
     if not host or not port.isdigit() or not 0 < int(port) < 65536 or (":" in host and not host.startswith("[")):
         raise click.BadParameter(f"{text!r} is not HOST:PORT", param_hint="address")

@@ -34,6 +34,10 @@ _HINTS: Final = {
     Status.PERMISSION_DENIED: "the credential is for another identity; see --as",
     Status.ALREADY_EXISTS: "that identity is connected elsewhere; choose another with --as",
 }
+_TLS_HINTS: Final = {
+    "WRONG_VERSION_NUMBER": "; is it plaintext (--no-tls)?",
+    "CERTIFICATE_VERIFY_FAILED": "; --tls-ca names the authority to trust",
+}
 # The second half of a failed KV operation, the ErrorResponse with its reason, follows at once.
 _REASON_WAIT_S: Final = 2.0
 
@@ -149,9 +153,10 @@ def explain(target: Target, error: Exception) -> Exception:
             code = exits.REFUSED if inner.status in _REFUSALS else exits.UNREACHABLE
             return exits.CliError(f"{target} said {inner.status.name}: {inner.message}{hint}", code)
         case ssl.SSLError():
-            return exits.CliError(f"TLS with {target} failed: {inner}", exits.UNREACHABLE)
+            hint = _TLS_HINTS.get(inner.reason or "", "")
+            return exits.CliError(f"TLS with {target} failed: {inner}{hint}", exits.UNREACHABLE)
         case LinkBroken():
-            hint = "" if target.tls else " (if it speaks TLS, give --tls or --tls-ca)"
+            hint = "" if target.tls else " (is it the port of a gateway? if it speaks TLS, give --tls or --tls-ca)"
             return exits.CliError(f"{target} broke the connection: {inner}{hint}", exits.UNREACHABLE)
         case OSError() | trio.BrokenResourceError():
             return exits.CliError(

@@ -14,6 +14,7 @@ import trio
 
 from aether_trio.cli.http import stream_lines
 from aether_trio.cli.options import OpsTarget, ops_options
+from aether_trio.cli.show import visible
 
 
 @click.command(
@@ -62,5 +63,5 @@ def _readable(line: dict[str, Any]) -> str:
         return (
             f"{head}  {line['kind']}  {json.dumps(line.get('message', line.get('payload_base64')), ensure_ascii=False)}"
         )
-    body = line["text"] if "text" in line else f"({line['payload_base64']})"
+    body = visible(line["text"]) if "text" in line else f"({line['payload_base64']})"
     return f"{head}  {line['source']}  {line['type']}  {body}"

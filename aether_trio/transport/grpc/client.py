@@ -194,8 +194,9 @@ class Channel(Connection):
             call.ended = True
             call.trailers = call.trailers or {"grpc-status": "2", "grpc-message": "stream ended without a status"}
             self.plane.touched.append(call)
-        elif isinstance(event, h2.events.StreamReset) and not call.ended:
-            call.broken(f"stream reset by the server ({event.error_code!r})")
+        elif isinstance(event, h2.events.StreamReset):
+            # After its end it means that nobody reads what we still send (RFC 9113 section 8.1): the status says why.
+            call.broken("ended" if call.ended else f"stream reset by the server ({event.error_code!r})")
 
     def end_of_stream(self, stream: DataStream) -> None:
         """The server ended a call by DATA, without trailers: no gRPC server does."""

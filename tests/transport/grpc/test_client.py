@@ -95,3 +95,17 @@ async def test_no_server() -> None:
     with pytest.raises(OSError, match="all attempts to connect"):
         async with open_channel("127.0.0.1", 1):
             pass
+
+
+async def test_a_server_that_has_ended_the_call_is_not_sent_the_rest() -> None:
+    """A message over the server's cap is refused by its length; what it did not read would fill the windows for ever."""
+    limits = GrpcLimits(max_receive_message_bytes=1000)
+    server, _ = probe_server(limits=limits)
+    async with serving(server) as port, open_channel("127.0.0.1", int(port)) as channel:
+        async with channel.stream("/probe.Probe/Echo", HealthCheckRequest) as call:
+            with trio.fail_after(60), pytest.raises(GRPCError) as caught:
+                await call.send(ask("x" * 20_000_000))
+            assert caught.value.status is Status.RESOURCE_EXHAUSTED
+            with pytest.raises(GRPCError):
+                await call.receive()
+        assert (await channel.unary("/probe.Probe/One", ask("y"), HealthCheckRequest)).service == "y"
