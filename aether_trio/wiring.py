@@ -150,7 +150,7 @@ def watch_metrics(metrics: Metrics, core: Core, **databases: Any) -> None:
     metrics.watch("waker", core.waker.statistics, counters={"woken", "given_up"})
     metrics.watch("tasks", core.tasks.engine.statistics, counters={"assignments", "due", "reports_dropped"})
     for name, database in databases.items():
-        growing = {"groups", "programs", "rows", "failed_groups", "conflicts", "losses"}
+        growing = {"groups", "programs", "rows", "failed_groups", "conflicts", "losses", "stalls"}
         metrics.watch(f"storage_{name}", database.statistics, counters=growing)
     for prefix in ("aether", "aether_metering"):  # the reference has both names for these two
         metrics.gauge(

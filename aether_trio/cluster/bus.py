@@ -94,6 +94,7 @@ class Bus:
             keep=1,
             idle_s=server.limits.idle_s,
             patience_s=limits.lease_grace_s,
+            watch=server.watch,
         )
 
     def statistics(self) -> BusStatistics:

@@ -127,6 +127,7 @@ class Nodes:
             keep=1,
             idle_s=own.idle_s,
             patience_s=limits.lease_grace_s,
+            watch=server.watch,
         )
 
     def statistics(self) -> NodesStatistics:

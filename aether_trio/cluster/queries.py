@@ -35,6 +35,7 @@ class Queries:
             keep=1,
             idle_s=server.limits.idle_s,
             patience_s=limits.lease_grace_s,
+            watch=server.watch,
         )
 
     async def fetch(self, sql: str, *args: Any) -> list[Any]:

@@ -12,7 +12,7 @@ table names are distinct therefore, and `schema_version` has a row for each.
 Cancellation: as with SQLite, a caller that is cancelled while it waits for room has done nothing; once its program is queued it
 runs as if nothing had happened, wholly or not at all, and only the result is lost. No query is ever cancelled from here.
 
-Trouble: a lost connection, a restart or a failover is a pause of up to `patience_s`, because programs are pure and run again elsewhere.
+Trouble: a lost connection, a stalled one (postgres_stall.py), a restart or a failover is a pause of up to `patience_s`, because programs are pure and run again elsewhere.
 What lasts longer is StorageUnavailable. CommitUnknown, a kind of it, says that a COMMIT was sent and its answer lost.
 """
 
@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -39,6 +39,7 @@ from aether_trio.storage.postgres_errors import is_outage, setup_error
 from aether_trio.storage.postgres_migrate import migrate
 from aether_trio.storage.postgres_pool import Pool
 from aether_trio.storage.postgres_reader import Reader
+from aether_trio.storage.postgres_stall import StallWatch
 from aether_trio.storage.postgres_statements import Job, statement_job
 from aether_trio.storage.postgres_writer import Writer
 from aether_trio.storage.trio_loop import aio_as_trio, open_loop
@@ -47,13 +48,15 @@ T = TypeVar("T")
 
 QUEUE_PROGRAMS: Final = 1024  # waiting programs of one logical database; callers beyond that wait for room
 CLOSE_S: Final = 10.0  # for what was accepted, at the end; then its connections are cut
+LOOK_CONNECT_S: Final = 2.0  # for the connection that asks about others that are silent
 RETRY_S: Final = 0.2  # between attempts to reach a server that is not there yet, at the start
 
 
 @dataclass(frozen=True, slots=True)
 class PostgresStatistics:
     """What one logical database has done since it was opened. `failing` is true from a group that the server did not take
-    until the next one that it took. `rows` does not count what a Fetch wrote. `connections` are those of the whole process."""
+    until the next one that it took. `rows` does not count what a Fetch wrote. `connections` are those of the whole process, and `stalls`
+    those of them that were cut as their way to the server had stalled."""
 
     groups: int
     programs: int
@@ -66,6 +69,7 @@ class PostgresStatistics:
     conflicts: int
     losses: int
     connections: int
+    stalls: int
 
 
 class PostgresDatabase(Shorthands):
@@ -120,6 +124,7 @@ class PostgresDatabase(Shorthands):
             conflicts=writer.conflicts,
             losses=writer.losses,
             connections=self._server.connections,
+            stalls=self._server.watch.cuts,
         )
 
     @property
@@ -165,9 +170,15 @@ class PostgresServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._all_done = trio.Event()
         self._databases: list[PostgresDatabase] = []
+        self.watch = StallWatch(self._connect_to_look, self.spawn, loop, slow_s=limits.slow_s, look_s=limits.look_s)
+        """For every pool of this process."""
         self.writers = self._pool("writer", limits.writers)
         self.appenders = self._pool("appender", limits.appenders)
         self.readers = self._pool("reader", limits.readers)
+
+    async def _connect_to_look(self) -> Any:
+        limits = replace(self.limits, connect_s=min(self.limits.connect_s, LOOK_CONNECT_S))
+        return await connect(self.dsn, "look", self.schema, limits)
 
     def _pool(self, kind: Kind, most: int) -> Pool:
         limits = self.limits
@@ -179,6 +190,7 @@ class PostgresServer:
             keep=limits.keep,
             idle_s=limits.idle_s,
             patience_s=limits.patience_s,
+            watch=self.watch,
         )
 
     async def database(self, name: str) -> PostgresDatabase:
@@ -240,6 +252,7 @@ class PostgresServer:
         return self.writers.size + self.appenders.size + self.readers.size
 
     async def _close(self) -> None:
+        self.watch.close()
         for pool in (self.writers, self.appenders, self.readers):
             await pool.close()
         while self._tasks:

@@ -2,7 +2,7 @@
 
 There are three kinds. A *writer* opens SERIALIZABLE transactions, because a program reads, decides and writes without locks and
 must not see another one between. An *appender* opens READ COMMITTED transactions, for a database whose programs lock the rows on
-which they decide (`LOCKING`): nodes that append to one topic come one after another instead of failing each other. A *reader* opens REPEATABLE READ, READ ONLY transactions, each on one snapshot. The kinds are
+which they decide (`LOCKING`): nodes that append to one topic come one after another instead of failing each other. A *reader* opens REPEATABLE READ, READ ONLY transactions, each on one snapshot. (And one that *looks* after the others, postgres_stall.py.) The kinds are
 defaults of the session, set while it starts, so that a single statement needs no BEGIN and still has them.
 
 Every limit on time is held by the server too: a node that is stopped (SIGSTOP) or cut off in the middle of a transaction keeps its
@@ -23,12 +23,17 @@ from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.postgres_errors import is_outage
 from aether_trio.storage.postgres_hosts import each_host, first_to_succeed
 
-Kind = Literal["writer", "appender", "reader"]
+Kind = Literal["writer", "appender", "reader", "look"]
 
 LOCKING: Final = frozenset({"log"})
 """Logical databases whose programs lock what they decide on, in one order, and so need no more than READ COMMITTED."""
 
-_ISOLATION: Final = {"writer": "serializable", "appender": "read committed", "reader": "repeatable read"}
+_ISOLATION: Final = {
+    "writer": "serializable",
+    "appender": "read committed",
+    "reader": "repeatable read",
+    "look": "read committed",
+}
 
 PLANNED_ONCE: Final = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
 """For statements that find all rows by key. Otherwise they are planned anew each time, which costs as much as they do, or a plan is kept that
@@ -62,6 +67,9 @@ class PostgresLimits:
     idle_in_transaction_s: float = 5.0
     transaction_s: float = 30.0
     """From BEGIN to the answer to COMMIT; then the connection is cut: the server or the way to it is stuck."""
+    slow_s: float = 2.0
+    """A connection that has been in use for that long is looked at from another one, every `look_s`: whether its server waits for us."""
+    look_s: float = 1.0
     silence_s: float = 10.0
     """Unanswered TCP for that long ends a connection."""
 

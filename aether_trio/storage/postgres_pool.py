@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres_errors import explain
+from aether_trio.storage.postgres_stall import StallWatch, Use
 
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 0.5  # also about how long after the server's return we notice
@@ -44,8 +45,12 @@ class Pool:
         keep: int,
         idle_s: float,
         patience_s: float,
+        watch: StallWatch | None = None,
     ) -> None:
         self._connect = connect
+        self._watch = watch
+        if watch is not None:
+            watch.pools.append(self)
         self._spawn = spawn
         self.most = most
         self._keep = keep
@@ -53,7 +58,7 @@ class Pool:
         self._patience_s = patience_s
         self._loop = loop
         self._idle: deque[tuple[Any, float]] = deque()
-        self._busy: set[Any] = set()
+        self.in_use: dict[Any, Use] = {}
         self._waiting: deque[asyncio.Future[Any]] = deque()
         self._opening = 0
         self._opens: set[asyncio.Task[None]] = set()
@@ -67,7 +72,7 @@ class Pool:
     @property
     def size(self) -> int:
         """Connections that are open or being opened."""
-        return len(self._idle) + len(self._busy) + self._opening
+        return len(self._idle) + len(self.in_use) + self._opening
 
     @property
     def down(self) -> bool:
@@ -79,7 +84,7 @@ class Pool:
         while self._idle:
             connection, _ = self._idle.pop()
             if not connection.is_closed():
-                self._busy.add(connection)
+                self._hand(connection)
                 return connection
         if self._closed:
             raise StorageUnavailable("the database is closed")
@@ -98,13 +103,16 @@ class Pool:
 
     def release(self, connection: Any, *, healthy: bool = True) -> None:
         """Give a connection back; not `healthy` when it may be in a transaction or of no more use."""
-        self._busy.discard(connection)
+        self.in_use.pop(connection, None)
         if not healthy or connection.is_closed() or self._closed:
             connection.terminate()
             self._grow()
         else:
             self._down_since = None
             self._place(connection)
+
+    def _hand(self, connection: Any) -> None:
+        self.in_use[connection] = Use(0.0, ()) if self._watch is None else self._watch.began(connection)
 
     def discard_idle(self) -> None:
         """Close what waits for use: the server is not the primary any more, or is about to go."""
@@ -121,7 +129,7 @@ class Pool:
                 waiter.set_exception(StorageUnavailable("the database is closed"))
         for task in self._opens:
             task.cancel()  # nobody has the connection yet, so it is not left half-used
-        for connection in self._busy:
+        for connection in self.in_use:
             connection.terminate()
         while self._idle:
             await _close(self._idle.pop()[0])
@@ -130,7 +138,7 @@ class Pool:
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
-                self._busy.add(connection)
+                self._hand(connection)
                 waiter.set_result(connection)
                 return
         self._idle.append((connection, self._loop.time()))
