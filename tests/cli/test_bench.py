@@ -23,7 +23,7 @@ from tests.helpers.gateway import GatewayProcess, start_gateway
 
 KEY = "aek_for-this-test"
 LIMIT_S = 60
-SHORT = ("--pairs", "2", "--seconds", "0.4")
+SHORT = ("--pairs", "2", "--seconds", "2")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ class TestRefusals:
         Shell(strict).fails(5, "PERMISSION_DENIED", "bench", f"ws://{strict.address}", *SHORT, "--api-key", KEY)
 
     def test_refused_messages_are_counted_by_code_and_explained(self, strict: GatewayProcess) -> None:
-        done = Shell(strict).run("bench", "--pairs", "1", "--seconds", "1", "--rate", "30", "--api-key", KEY)
+        done = Shell(strict).run("bench", "--pairs", "1", "--seconds", "4", "--rate", "30", "--api-key", KEY)
         assert done.returncode == 1
         assert b"x ERR_RATE_LIMITED: " in done.stdout
         assert b"stay below with --rate" in done.stdout

@@ -18,6 +18,7 @@ import pytest
 import trio
 
 from aether_trio.client import AgentClient
+from tests.cli.test_fleet import wait_until
 from tests.cli.test_with_gateway import LIMIT_S, Shell
 from tests.helpers.gateway import GatewayProcess, on_postgres, start_gateway
 
@@ -95,6 +96,39 @@ def test_it_registers_its_agents_is_seen_and_ends_when_told(shell: Shell, tmp_pa
     assert "no orchestrator is connected" in shell.out("agents", "orchestrators")
 
 
+DEAF = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("deaf", os.getpid(), flush=True)
+time.sleep(3600)
+"""
+
+
+def test_one_that_ignores_its_end_is_killed_by_a_second_signal(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "deaf.py").write_text(DEAF, encoding="utf-8")
+    file = written(tmp_path, "agents: {deaf: {command: [python, deaf.py]}}")
+    process = shell.start("orchestrate", file, "--grace", "3600")
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        shell.out("agents", "launch", "ag::w::deaf::1")
+        while b"| deaf " not in (line := process.stdout.readline()):
+            assert line
+        pid = int(line.split()[-1])
+        process.send_signal(signal.SIGTERM)
+        assert b"Again to kill them" in process.stderr.readline()
+        os.kill(pid, 0)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 128 + signal.SIGTERM
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_agents_by_hand(shell: Shell) -> None:
     shell.out(
         "agents", "register", "by-hand", "--profile", "p", "--param", "a=1", "--param", "b=x=y", "--description", "d"
@@ -112,12 +146,11 @@ def test_a_development_gateway_brings_its_own_orchestrator(tmp_path: Path) -> No
     file = written(tmp_path, ECHO)
     with start_gateway(ephemeral=True, extra_args=["--agents", file]) as gateway:
         shell = Shell(gateway)
-        for _ in range(600):  # it connects when the gateway is ready
-            found = json.loads(shell.out("agents", "orchestrators", "--json"))
-            if found:
-                break
+        # It connects when the gateway is ready, and registers what it can start when it is connected.
+        wait_until(lambda: json.loads(shell.out("agents", "orchestrators", "--json")) != [])
+        found = json.loads(shell.out("agents", "orchestrators", "--json"))
         assert [one["profiles"] for one in found] == [["process"]]
-        assert "voice=loud" in shell.out("agents", "list")
+        wait_until(lambda: "voice=loud" in shell.out("agents", "list"))
         gateway.terminate()
         assert gateway.wait() == 0
 
@@ -140,7 +173,7 @@ async def conversation(address: str, words: list[str], specifier: str) -> list[t
     """(process, launch parameters) of whoever answers each word. Each is killed with -9 when it has answered."""
     found: list[tuple[int, dict[str, str]]] = []
     person = AgentClient(f"aether://{address}", workspace="w", implementation="person", specifier="1")
-    with trio.fail_after(LIMIT_S):
+    with trio.fail_after(2 * LIMIT_S):
         async with person:
             for word in words:
                 await person.send(f"ag::w::echo::{specifier}", word)

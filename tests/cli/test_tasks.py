@@ -100,20 +100,20 @@ def test_cancel_retry_and_what_to_do_about_a_refusal(shell: Shell) -> None:
 
 def test_a_task_that_waits_is_resumed(shell: Shell, client: Any) -> None:
     task_id = shell.out("tasks", "create", "press", "--pool", "presser").strip()
-    process = shell.start("tasks", "watch", task_id, "--until-end")
-    try:
-        job = next(client.work(timeout=LIMIT_S))
-        with job:
+    with next(client.work(timeout=LIMIT_S)) as job:
+        process = shell.start("tasks", "watch", task_id, "--until-end")
+        try:
             assert process.stdout is not None
             assert b"is running (attempt 1/3, ag::default::presser::1)" in process.stdout.readline()
             waiting = _in_background(shell, task_id)
             job.wait_for_input()
             assert ended(waiting)[0] == 0
             job.progress(0.5, "half of it")
-        code, lines, error = ended(process)
-    finally:
-        process.kill()
-        process.communicate()
+        except BaseException:
+            process.kill()
+            process.communicate()
+            raise
+    code, lines, error = ended(process)
     assert (code, error) == (0, "")
     assert [line.split("  ", 2)[2] for line in lines] == [
         "running -> waiting input",

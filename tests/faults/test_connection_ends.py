@@ -147,7 +147,11 @@ async def test_the_holder_is_kicked(gateway: GatewayProcess, ws: str) -> None:
         await admin.receive()
         kick = pb.SessionOperation(op=pb.SessionOperation.DISCONNECT, session_id=ack.session_id, request_id="kick")
         await admin.send(pb.UpstreamMessage(session_op=kick).SerializeToString())
-        answer = upstream.Down.FromString((await admin.receive())[0]).session_response
+        answer = None
+        while answer is None:
+            for down in map(upstream.Down.FromString, await admin.receive()):
+                if down.WhichOneof("payload") == "session_response":
+                    answer = down.session_response
         assert answer.success, answer
         report("session_op DISCONNECT", await time_until_free(gateway.address, ws))
         # The victim is told, and its stream does not end with OK.
