@@ -19,6 +19,20 @@ export function partsOf(topic) {
   return kind === "ag" ? { workspace, name, specifier: specifier.join("::") } : { workspace: "", name: topic, specifier: "" };
 }
 
+/** The same, as a part of an address may be: these have no spaces and no `*`, `>` and `::`. The gateway has the last word. */
+export function asPart(text) {
+  return text
+    .trim()
+    .replace(/[\s*>\u0000-\u001f\u007f]+/g, "-")
+    .replace(/::+/g, "-")
+    .replace(/:$/, "");
+}
+
+/** i2 before i10. */
+export function inOrder(a, b) {
+  return a.localeCompare(b, undefined, { numeric: true });
+}
+
 export function newId() {
   return Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

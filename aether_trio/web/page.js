@@ -1,7 +1,7 @@
 /** The page for people: one window of one person in one workspace. Wires the client, the model and the view. */
 
 import { Client, topics } from "/client/aether.js";
-import { Conversations, Work, newId, partsOf, readMessage } from "/demo/model.js";
+import { Conversations, Work, asPart, inOrder, newId, partsOf, readMessage } from "/demo/model.js";
 import * as view from "/demo/view.js";
 
 const LOOK_AROUND_MS = 2000;
@@ -54,7 +54,7 @@ function show({ jump = false } = {}) {
   if (!client || !talks) return;
   const all = new Set([...here.keys(), ...talks.agents(), ...seen.keys()]);
   if (chosen) all.add(chosen);
-  const agents = [...all].map(agentOf).sort((a, b) => b.here - a.here || a.topic.localeCompare(b.topic));
+  const agents = [...all].map(agentOf).sort((a, b) => b.here - a.here || inOrder(a.topic, b.topic));
   const note = !known ? "Looking around…" : !mayLook ? "This gateway does not say who is here." : agents.length ? "" : "Nobody yet.";
   view.showAgents(agents, note);
   view.showPeople(people);
@@ -189,7 +189,7 @@ function take(found) {
     windows.set(name, (windows.get(name) ?? 0) + 1);
   }
   people = [...windows].map(([name, count]) => ({ name, windows: count, me: name === client.userId }));
-  people.sort((a, b) => b.me - a.me || a.name.localeCompare(b.name));
+  people.sort((a, b) => b.me - a.me || inOrder(a.name, b.name));
 }
 
 // -- talking
@@ -256,6 +256,15 @@ function sendWhatIsOpen() {
 
 $("enter").addEventListener("submit", (event) => {
   event.preventDefault();
+  for (const [field, what] of [["name", "A name"], ["workspace", "A workspace"]]) {
+    const given = $(field).value.trim();
+    const possible = asPart(given);
+    if (given === possible) continue;
+    $(field).value = possible; // to be entered as it is, or changed
+    view.showWelcome(`${what} has no spaces here, and no *, > or ::, as it becomes part of an address. “${possible}” would do.`);
+    $(field).focus();
+    return;
+  }
   const key = $("key").value;
   $("key").value = "";
   enter($("name").value.trim(), $("workspace").value.trim(), key);

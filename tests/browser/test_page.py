@@ -7,11 +7,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Error, Locator, Page, expect
 
+from aether_trio.client import connect_sync
 from tests.browser.conftest import Agents, Visitors
 from tests.helpers.gateway import GatewayProcess
 
@@ -69,6 +71,39 @@ def test_without_an_agent_it_says_how_to_start_one(
     agents.start(gateway, workspace)
     expect(agent_button(page)).to_be_visible()
     expect(page.locator("#news")).to_have_text("guide is here")
+
+
+def test_a_name_that_no_address_can_have_is_answered_with_one_that_does(
+    gateway: GatewayProcess, visitors: Visitors, workspace: str
+) -> None:
+    page = visitors.page()
+    page.goto(f"http://{gateway.address}/")
+    page.get_by_label("Your name").fill("Zoë Müller")
+    page.locator("#workspace").fill(f"{workspace}::*")
+    page.get_by_role("button", name="Enter").click()
+    expect(page.get_by_role("alert")).to_contain_text("no spaces here, and no *, > or ::")
+    expect(page.get_by_role("alert")).to_contain_text("“Zoë-Müller” would do")
+    expect(page.get_by_label("Your name")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("A workspace has no spaces here")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status").filter(has_text="Connected")).to_be_attached()
+    assert window_of(page).startswith("us::Zoë-Müller::")
+
+
+def test_agents_are_in_the_order_of_their_numbers_and_long_names_break_nothing(
+    gateway: GatewayProcess, visitors: Visitors, workspace: str
+) -> None:
+    with ExitStack() as here:
+        for number in (10, 2, 1):
+            address = f"aether://{gateway.address}"
+            here.enter_context(connect_sync(address, workspace=workspace, implementation=f"i{number}", specifier="1"))
+        page = come_in(visitors.page(), gateway, "m" * 64, workspace)
+        expect(page.get_by_role("navigation").locator("#agents button")).to_have_count(3)
+        shown = page.locator("#agents button").all_inner_texts()
+        assert [text.split()[0] if text.split()[0] != "I" else text.split()[1] for text in shown] == ["i1", "i2", "i10"]
+        window = page.locator("#me-window")
+        assert window.evaluate("(one) => one.getClientRects().length === 1 && one.offsetHeight < 24")
 
 
 def test_a_person_and_an_agent_talk(
