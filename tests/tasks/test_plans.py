@@ -20,7 +20,7 @@ from aether_trio.services.tasks.operate import Asked, operate
 from aether_trio.services.tasks.parties import Caller
 from aether_trio.services.tasks.rows import FIELDS, Worker
 from aether_trio.services.tasks.transaction import Context, Work
-from aether_trio.storage.base import Execute, Fetch, Program, Statement, single
+from aether_trio.storage.base import Aside, Execute, Fetch, Program, Statement, single
 from tests.helpers.direct import Direct, Store
 
 QUEUED = 100_000
@@ -105,7 +105,7 @@ def test_no_statement_of_a_working_life_reads_what_waits(full: Direct) -> None:
     full.drive(lambda: caught(a_working_life(context), statements))
     seen: dict[str, str] = {}
     for statement in statements:
-        assert isinstance(statement, Fetch | Execute)
+        assert isinstance(statement, Fetch | Execute | Aside)
         if statement.sql not in seen:
             seen[statement.sql] = _plan(full, statement)
     assert len(seen) > 12

@@ -116,7 +116,11 @@ def start_delay_ms(task: Task) -> int:
 
 def next_due(task: Task, limits: TimeLimits) -> int:
     """The first of its moments, 0 for none."""
-    return min((at_ms for at_ms, _ in moments(task, limits)), default=0)
+    first_ms = 0
+    for at_ms, _ in moments(task, limits):
+        if not first_ms or at_ms < first_ms:
+            first_ms = at_ms
+    return first_ms
 
 
 def happening(task: Task, limits: TimeLimits, now_ms: int) -> Due | None:

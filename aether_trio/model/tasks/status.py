@@ -28,6 +28,8 @@ class Status(enum.StrEnum):
     HIBERNATED = "hibernated"
     REJECTED = "rejected"
 
+    __hash__ = str.__hash__  # an enumeration's own is a call of Python's, and these are looked up all the time
+
     @property
     def wire(self) -> int:
         """The number of the protocol's TaskStatus."""

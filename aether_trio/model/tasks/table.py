@@ -54,6 +54,8 @@ class Move(enum.Enum):
     BURY = "bury"
     """To the dead letters: there is to be no further attempt."""
 
+    __hash__ = object.__hash__
+
 
 class Refusal(enum.Enum):
     """Why a move is not made."""

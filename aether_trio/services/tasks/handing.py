@@ -19,7 +19,7 @@ from aether_trio.model.tasks.task import AGENT_STARTUP, pool_queue
 from aether_trio.services.tasks import rows
 from aether_trio.services.tasks.rows import WORKER_FIELDS, Worker, read_worker
 from aether_trio.services.tasks.wire import may_start_target
-from aether_trio.storage.base import Execute, Fetch, Program, Row
+from aether_trio.storage.base import Aside, Execute, Fetch, Program, Row
 
 if TYPE_CHECKING:
     from aether_trio.services.tasks.transaction import Work
@@ -150,7 +150,8 @@ def _push(work: Work, task: Task, worker: Worker) -> Program[None]:
     """The worker is to be told, here or by its node."""
     payload = b""
     if worker.node != work.context.node:
-        yield Execute(
+        yield Aside(
+            "task_attempts",
             _TO_PUSH,
             (task.task_id, task.epoch, task.assigned_to, worker.node, task.assigned_ms, task.started_ms),
         )
@@ -167,7 +168,8 @@ def _over(work: Work, before: Task, after: Task) -> Program[None]:
     else:
         ended_ms = work.context.now_ms
         outcome = after.status.value if after.epoch == before.epoch else "reassigned"
-    yield Execute(
+    yield Aside(
+        "task_attempts",
         _OVER,
         (
             before.task_id,

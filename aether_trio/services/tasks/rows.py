@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Final
 
 from aether_trio.model.tasks.task import COLUMNS, Task
-from aether_trio.storage.base import Execute, Fetch, Program, Row, Value
+from aether_trio.storage.base import Aside, Execute, Fetch, Program, Row, Value
 
 FIELDS: Final = ", ".join(COLUMNS)
 _MARKS: Final = ", ".join(f"${number}" for number in range(1, len(COLUMNS) + 1))
@@ -61,7 +61,9 @@ def insert(task: Task, payload: bytes) -> Program[bool]:
     kept = payload if len(payload) <= KEPT_PAYLOAD_BYTES else None
     count: int = yield Execute(_INSERT, (*task.values(), kept))
     if count and kept is None:
-        yield Execute("INSERT INTO task_payloads (task_id, payload) VALUES ($1, $2)", (task.task_id, payload))
+        yield Aside(
+            "task_payloads", "INSERT INTO task_payloads (task_id, payload) VALUES ($1, $2)", (task.task_id, payload)
+        )
     return bool(count)
 
 
@@ -73,13 +75,11 @@ def _update(names: tuple[str, ...]) -> str:
 
 def save(before: Task, after: Task) -> Program[None]:
     """Write what differs, if the row still has the status and the epoch of `before`."""
-    changes = [
-        (name, new) for name, old, new in zip(COLUMNS, before.values(), after.values(), strict=True) if old != new
-    ]
+    changes = before.differences(after)
     if not changes:
         return
-    names, values = tuple([name for name, _ in changes]), [value for _, value in changes]
-    count: int = yield Execute(_update(names), (before.task_id, before.status, before.epoch, *values))
+    args = (before.task_id, before.status.value, before.epoch, *changes.values())
+    count: int = yield Execute(_update(tuple(changes)), args)
     if count != 1:
         raise OvertakenError(f"task {before.task_id} is not {before.status} with epoch {before.epoch} any more")
 

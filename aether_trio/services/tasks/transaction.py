@@ -26,7 +26,7 @@ from aether_trio.model.tasks.task import AGENT_STARTUP, holder_of, queue_of
 from aether_trio.model.topics import task_lane
 from aether_trio.services.tasks import handing, rows, startups
 from aether_trio.services.tasks.rows import WORKER_FIELDS, Worker, read_worker
-from aether_trio.storage.base import Execute, Fetch, Program, Row
+from aether_trio.storage.base import Aside, Execute, Fetch, Program, Row
 from aether_trio.wire.delivery import delivery_prefix, delivery_suffix, encode_delivery
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -137,7 +137,8 @@ class Work:
         self._falls_due(row)
         if task.parent_task_id:
             if self.context.shared:  # whoever follows all that is below its parent follows it from its first event on
-                yield Execute(
+                yield Aside(
+                    "task_watchers",
                     "INSERT INTO task_watchers (task_id, node) SELECT $1, node FROM task_watchers WHERE task_id = $2 "
                     "ON CONFLICT DO NOTHING",
                     (task.task_id, task.parent_task_id),
@@ -229,7 +230,8 @@ class Work:
     def _ended(self, task: Task) -> Program[None]:
         now_ms = self.context.now_ms
         if task.tokens:
-            yield Execute(
+            yield Aside(
+                "task_tokens",
                 "UPDATE task_tokens SET revoked_ms = $2 WHERE task_id = $1 AND revoked_ms = 0",
                 (task.task_id, now_ms),
             )
@@ -296,10 +298,11 @@ class Work:
             nodes: list[Row] = yield Fetch(_RECORD_AND_LOOK, (*row, self.context.node))
             self.watched.update((node, task.task_id) for (node,) in nodes)
         else:
-            yield Execute(_RECORD, row)
+            yield Aside("task_events", _RECORD, row)
         self.events.append(Recorded(task.task_id, number, now_ms, encoded))
         if number % KEPT_EVENTS == 0:
-            yield Execute(
+            yield Aside(
+                "task_events",
                 "DELETE FROM task_events WHERE task_id = $1 AND number <= $2",
                 (task.task_id, number - KEPT_EVENTS),
             )
@@ -344,7 +347,8 @@ class Work:
             json.dumps(payload, separators=(",", ":")).encode(),
             delivery_suffix(pb.EVENT, task.workspace),
         )
-        yield Execute(
+        yield Aside(
+            "task_outbox",
             "INSERT INTO task_outbox (task_id, number, node, topic, frame) VALUES ($1, $2, $3, $4, $5)",
             (task.task_id, task.events, self.context.node, EVENT_INTAKE, frame),
         )
@@ -353,8 +357,10 @@ class Work:
 
 def _is_told(before: Task, after: Task) -> bool:
     """Whether a change has an event: it shows on the wire, or what was to be tried again is not any more."""
+    if after.status is before.status:
+        return False
     buried = after.status is Status.DLQ and before.status is Status.FAILED
-    return before.status.wire != after.status.wire or buried
+    return buried or before.status.wire != after.status.wire
 
 
 def _wire(status: Status) -> pb.TaskStatus.ValueType:
