@@ -18,10 +18,11 @@ class Served(Protocol):
 
 
 class Companion:
-    """`run` runs it, once; `end` ends it and returns when it has ended."""
+    """`run` runs it, once; `end` ends it and returns when it has ended; `kill` lets it take no more time for that."""
 
-    def __init__(self, main: Callable[[Served], Awaitable[None]]) -> None:
+    def __init__(self, main: Callable[[Served], Awaitable[None]], kill: Callable[[], None] = lambda: None) -> None:
         self._main = main
+        self._kill = kill
         self._scope = trio.CancelScope()
         self._over = trio.Event()
 
@@ -37,3 +38,8 @@ class Companion:
         """Only after `run` has been started."""
         self._scope.cancel()
         await self._over.wait()
+
+    def kill(self) -> None:
+        """End it at once. Never blocks."""
+        self._scope.cancel()
+        self._kill()

@@ -28,7 +28,13 @@ def companion_for(agents_file: str, settings: Settings) -> Companion:
         )
     if not (settings.framed.enabled or settings.websocket.enabled):
         raise exits.CliError("--agents needs the binary framing or the WebSocket lane", exits.SETTINGS)
-    return Companion(lambda gateway: _orchestrate(agents, gateway))
+    running: list[Orchestrator] = []
+
+    def kill() -> None:
+        for orchestrator in running:
+            orchestrator.kill_all()
+
+    return Companion(lambda gateway: _orchestrate(agents, gateway, running), kill)
 
 
 def surroundings_of(gateway: Served) -> Surroundings:
@@ -38,9 +44,10 @@ def surroundings_of(gateway: Served) -> Surroundings:
     return Surroundings(lanes.get("grpc", gateway.address), address)
 
 
-async def _orchestrate(agents: Mapping[str, AgentSpec], gateway: Served) -> None:
+async def _orchestrate(agents: Mapping[str, AgentSpec], gateway: Served, running: list[Orchestrator]) -> None:
     surroundings = surroundings_of(gateway)
     orchestrator = Orchestrator(agents, surroundings, TextReporter(click.echo))
+    running.append(orchestrator)
     client = OrchestratorClient(surroundings.address, implementation=NAME, profiles=orchestrator.profiles)
     try:
         async with client:

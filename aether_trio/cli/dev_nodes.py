@@ -140,7 +140,7 @@ async def _run(
                 nursery.start_soon(companion.run, _Front(front.address, all_ready[0]))
             return _text(settings, front, all_ready, data)
 
-        stopped_by = await run_fleet(nodes, announce, address=front.address, ready=ready)
+        stopped_by = await run_fleet(nodes, announce, address=front.address, ready=ready, companion=companion)
         nursery.cancel_scope.cancel()
     return stopped_by
 

@@ -17,6 +17,7 @@ import click
 import trio
 
 from aether_trio.cli import exits
+from aether_trio.cli.companion import Companion
 from aether_trio.cli.node_process import NodeFailed, NodeProcess, Ready
 from aether_trio.cli.ready_file import ReadyFile
 
@@ -102,20 +103,31 @@ class Fleet:
                 continue  # it has said why
             click.echo(f"{node.name} serves again", err=True)
 
-    async def obey(self, signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async def obey(
+        self, signals: AsyncIterator[int], scope: trio.CancelScope, companion: Companion | None = None
+    ) -> None:
         """Do what the signals say. `scope` is cancelled when one comes while not all are ready."""
-        async for number in signals:
-            self.signals.append(number)
-            name = signal.Signals(number).name
-            if len(self.ready) < len(self.nodes):
-                click.echo(f"{name}: stopping at once", err=True)
-                scope.cancel()
-                return
-            if len(self.signals) == 1:
-                click.echo(
-                    f"{name}: draining; clients are asked to reconnect elsewhere. Again to stop at once.", err=True
-                )
-            self.stop(signal.SIGTERM if len(self.signals) < 3 else signal.SIGKILL)
+        async with trio.open_nursery() as nursery:
+            async for number in signals:
+                self.signals.append(number)
+                name = signal.Signals(number).name
+                if len(self.ready) < len(self.nodes):
+                    click.echo(f"{name}: stopping at once", err=True)
+                    scope.cancel()
+                    return
+                if len(self.signals) == 1:
+                    text = "draining; clients are asked to reconnect elsewhere. Again to stop at once."
+                    click.echo(f"{name}: {text}", err=True)
+                    nursery.start_soon(self._drain, companion)
+                    continue
+                if companion is not None:
+                    companion.kill()
+                self.stop(signal.SIGTERM if len(self.signals) < 3 else signal.SIGKILL)
+
+    async def _drain(self, companion: Companion | None) -> None:
+        if companion is not None:
+            await companion.end()
+        self.stop(signal.SIGTERM)
 
     def stop(self, number: int) -> None:
         """Send all of them a signal, and start none of them again."""
@@ -160,14 +172,16 @@ async def run_fleet(
     *,
     address: str | None = None,
     ready: ReadyFile | None = None,
+    companion: Companion | None = None,
 ) -> int | None:
     """Run them until they have drained; the signal that stopped them before that. `announce` says what is told to a person.
 
-    `address` is where clients come in, None for that of the first. Raises CliError.
+    `address` is where clients come in, None for that of the first. The `companion`, which `announce` starts, ends before they drain.
+    Raises CliError.
     """
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         async with trio.open_nursery() as nursery, open_fleet(nodes) as fleet:
-            nursery.start_soon(fleet.obey, signals, nursery.cancel_scope)
+            nursery.start_soon(fleet.obey, signals, nursery.cancel_scope, companion)
             await fleet.start()
             click.echo(announce(fleet.ready))
             if ready is not None:

@@ -184,6 +184,8 @@ class _Stop:
                 if self.gateway is None or self.signal is not None:
                     self._say(f"{name}: stopping at once")
                     self.signal = number
+                    if self.companion is not None:
+                        self.companion.kill()
                     self._scope.cancel()
                     return
                 self.signal = number

@@ -27,6 +27,9 @@ MAX_LINE_BYTES: Final = 8 * KIB
 """A longer line is shown in pieces."""
 LAST_WORDS_S: Final = 1.0
 """After its end, for what is still in the pipe. Others that it has started may hold the pipe open for ever."""
+RATE_BYTES_S: Final = 512 * KIB
+BURST_S: Final = 2.0
+"""What it prints is shown at that rate, after so many seconds' worth at once. One that prints more waits, and nobody else does."""
 KILL_S: Final = 10.0
 """For the command that ends what signals do not reach."""
 
@@ -98,9 +101,10 @@ async def run_child(
     lines = _Lines(on_line)
     try:
         async with trio.open_nursery() as nursery:
-            heard_all = trio.Event()
-            nursery.start_soon(_read, process, lines, heard_all)
+            ended, heard_all = trio.Event(), trio.Event()
+            nursery.start_soon(_read, process, lines, ended, heard_all)
             await process.wait()
+            ended.set()
             with trio.move_on_after(LAST_WORDS_S):
                 await heard_all.wait()
             nursery.cancel_scope.cancel()
@@ -111,10 +115,16 @@ async def run_child(
     return Ended(process.returncode, trio.current_time() - since, lines.last)
 
 
-async def _read(process: trio.Process, lines: _Lines, heard_all: trio.Event) -> None:
+async def _read(process: trio.Process, lines: _Lines, ended: trio.Event, heard_all: trio.Event) -> None:
+    """What it prints, as it comes; calmly, until it has ended."""
     assert process.stdout is not None
+    paid_s = 0.0
     async for chunk in process.stdout:
         lines.feed(bytes(chunk))
+        now_s = trio.current_time()
+        paid_s = max(paid_s, now_s) + len(chunk) / RATE_BYTES_S
+        with trio.move_on_after(max(paid_s - now_s - BURST_S, 0)):
+            await ended.wait()
     heard_all.set()
 
 
@@ -122,8 +132,8 @@ async def _stop(process: trio.Process, lines: _Lines, launch: Launch, grace_s: f
     """SIGTERM, a while, SIGKILL; what it says in the meantime is still heard."""
     if process.returncode is None:
         async with trio.open_nursery() as nursery:
-            heard_all = trio.Event()
-            nursery.start_soon(_read, process, lines, heard_all)
+            ended, heard_all = trio.Event(), trio.Event()
+            nursery.start_soon(_read, process, lines, ended, heard_all)
             _signal(process, signal.SIGTERM)
             with trio.move_on_after(grace_s):
                 await process.wait()
@@ -132,6 +142,7 @@ async def _stop(process: trio.Process, lines: _Lines, launch: Launch, grace_s: f
                     await _kill_by(launch)
                 _signal(process, signal.SIGKILL)
                 await process.wait()
+            ended.set()
             with trio.move_on_after(LAST_WORDS_S):
                 await heard_all.wait()
             nursery.cancel_scope.cancel()

@@ -152,6 +152,21 @@ def own_variables(spec: AgentSpec, start: Start, surroundings: Surroundings) -> 
     }
 
 
+def cannot_run(launch: Launch, error: OSError) -> str:
+    """Why it was not started, and what to do about it."""
+    command = launch.command[0]
+    if launch.directory is not None and not launch.directory.is_dir():
+        return f"cannot run {command}: the agent's directory {launch.directory} is not there any more"
+    if isinstance(error, FileNotFoundError) and os.sep not in command:
+        return f"cannot run {command}: there is no such command on the orchestrator's PATH; install it, or write its whole path"
+    if isinstance(error, FileNotFoundError):
+        at = launch.directory or Path.cwd()
+        return f"cannot run {command}: there is no such file, seen from {at} (or the program that its first line names)"
+    if isinstance(error, PermissionError):
+        return f"cannot run {command}: it is not executable; chmod +x, or name its interpreter in front of it"
+    return f"cannot run {command}: {error.strerror or error}"
+
+
 def check_docker() -> str:
     """The version of the docker server that is there. Raises DockerError, which says what is missing. Blocks for a moment."""
     if shutil.which("docker") is None:

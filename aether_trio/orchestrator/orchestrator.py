@@ -24,7 +24,7 @@ from aether_trio.client.operations.task_values import Assignment
 from aether_trio.model.identity import IdentityError
 from aether_trio.orchestrator.agents_file import AgentSpec
 from aether_trio.orchestrator.child import kill_group, run_child
-from aether_trio.orchestrator.launches import Start, Surroundings, launch_of
+from aether_trio.orchestrator.launches import Start, Surroundings, cannot_run, launch_of
 from aether_trio.orchestrator.reporter import Reporter
 
 DEFAULT_MOST: Final = 16
@@ -194,7 +194,7 @@ class Orchestrator:
                 report.event(name, str(ended))
             except OSError as error:
                 self._failed += 1
-                reason = f"cannot run {launch.command[0]}: {error.strerror or error}"
+                reason = cannot_run(launch, error)
                 report.event(name, reason)
             finally:
                 if not reason:

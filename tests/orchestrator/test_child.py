@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from aether_trio.orchestrator import child
 from aether_trio.orchestrator.child import Ended, run_child
@@ -154,3 +155,47 @@ print(other.pid)
         assert is_there(int(lines[0]))
     finally:
         os.kill(int(lines[0]), 9)
+
+
+class Printer:
+    """A process that has much to say, of which the test decides when it ends."""
+
+    def __init__(self, chunks: int) -> None:
+        self._chunks = chunks
+        self.stdout = self
+
+    def __aiter__(self) -> Printer:
+        return self
+
+    async def __anext__(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        if not self._chunks:
+            raise StopAsyncIteration
+        self._chunks -= 1
+        return b"x" * 1023 + b"\n" + b"y" * 1023 + b"\n"
+
+
+@pytest.mark.parametrize(("chunks", "seconds"), [(512, 0), (512 + 1, 2048 / child.RATE_BYTES_S), (2048, 6)])
+async def test_whoever_prints_without_end_is_slowed_down(
+    autojump_clock: trio.testing.MockClock, chunks: int, seconds: float
+) -> None:
+    """Otherwise nothing else goes on in its orchestrator, nor in a gateway of the same process."""
+    lines: list[str] = []
+    ended, heard_all = trio.Event(), trio.Event()
+    since = trio.current_time()
+    await child._read(Printer(chunks), child._Lines(lines.append), ended, heard_all)  # type: ignore[arg-type]
+    assert len(lines) == 2 * chunks
+    assert trio.current_time() - since == pytest.approx(seconds)
+
+
+async def test_what_one_has_said_at_its_end_is_heard_without_a_wait(autojump_clock: trio.testing.MockClock) -> None:
+    lines: list[str] = []
+    ended, heard_all = trio.Event(), trio.Event()
+    since = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(child._read, Printer(4096), child._Lines(lines.append), ended, heard_all)
+        await trio.sleep(1)
+        ended.set()
+        await heard_all.wait()
+    assert len(lines) == 2 * 4096
+    assert trio.current_time() - since == 1

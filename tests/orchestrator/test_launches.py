@@ -13,7 +13,7 @@ from aether_trio.client.operations.task_values import Assignment
 from aether_trio.model.identity import IdentityError
 from aether_trio.orchestrator import DockerError, Surroundings, check_docker
 from aether_trio.orchestrator.agents_file import parse_agents
-from aether_trio.orchestrator.launches import Launch, Start, launch_of
+from aether_trio.orchestrator.launches import Launch, Start, cannot_run, launch_of
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.orchestrator.starts import assignment, python
 
@@ -128,3 +128,21 @@ def test_docker_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     fake_docker(tmp_path, 'echo 28.2; [ "$1" = version ]')
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert check_docker() == "28.2"
+
+
+@pytest.mark.parametrize(
+    ("command", "error", "why"),
+    [
+        ("tool", FileNotFoundError(), "there is no such command on the orchestrator's PATH"),
+        ("./tool", FileNotFoundError(), "there is no such file, seen from /"),
+        ("./tool", PermissionError(), "it is not executable; chmod +x"),
+        ("tool", OSError(12, "Cannot allocate memory"), "Cannot allocate memory"),
+    ],
+)
+def test_why_a_command_cannot_be_run(command: str, error: OSError, why: str) -> None:
+    assert cannot_run(Launch((command,), {}, Path("/")), error).startswith(f"cannot run {command}: {why}")
+
+
+def test_a_directory_that_has_gone_is_named(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    assert f"directory {gone} is not there" in cannot_run(Launch(("tool",), {}, gone), FileNotFoundError())

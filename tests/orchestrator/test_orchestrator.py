@@ -133,7 +133,7 @@ async def test_there_are_never_too_many() -> None:
     ("ask", "why"),
     [
         ({"implementation": "stranger"}, "has no agent 'stranger'; it has broken, echo"),
-        ({"implementation": "broken"}, "cannot run /nowhere/tool: No such file or directory"),
+        ({"implementation": "broken"}, "cannot run /nowhere/tool: there is no such file, seen from "),
         ({"implementation": "a::b"}, "no agent is called that"),
     ],
 )

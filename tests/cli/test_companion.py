@@ -1,0 +1,94 @@
+"""What runs beside gateways ends before they drain, and takes no time when it is told so."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import trio
+import trio.testing
+
+from aether_trio.cli.companion import Companion, Served
+from aether_trio.cli.fleet import Fleet
+from aether_trio.cli.node_process import NodeProcess, Ready
+from aether_trio.cli.running import _Stop
+
+LIMIT_S = 60.0
+
+
+class Node:
+    """A gateway's process that writes down what it is told."""
+
+    ready = cast("Ready", object())
+
+    def __init__(self, story: list[str]) -> None:
+        self.story = story
+
+    def send(self, number: int) -> None:
+        self.story.append(signal.Signals(number).name)
+
+    async def drain(self) -> None:
+        self.story.append("drains")
+
+
+@asynccontextmanager
+async def slow_companion(story: list[str]) -> AsyncIterator[Companion]:
+    """One whose end takes until it is killed."""
+    killed = trio.Event()
+
+    async def main(_: Served) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                story.append("is to end")
+                await killed.wait()
+                story.append("has ended")
+
+    def kill() -> None:
+        story.append("is killed")
+        killed.set()
+
+    companion = Companion(main, kill)
+    with trio.fail_after(LIMIT_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(companion.run, cast("Served", object()))
+            await trio.testing.wait_all_tasks_blocked()
+            yield companion
+
+
+async def two_signals(obey: Callable[[Any], Awaitable[None]], story: list[str]) -> list[str]:
+    """What has happened after the first one."""
+    say, heard = trio.open_memory_channel[int](2)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(obey, heard)
+        say.send_nowait(signal.SIGINT)
+        await trio.testing.wait_all_tasks_blocked()
+        after_one = story.copy()
+        say.send_nowait(signal.SIGINT)
+        await trio.testing.wait_all_tasks_blocked()
+        say.close()
+    return after_one
+
+
+async def test_beside_one_gateway() -> None:
+    story: list[str] = []
+    async with slow_companion(story) as companion:
+        with trio.CancelScope() as scope:
+            stop = _Stop(scope, quiet=True)
+            stop.gateway = cast("Any", Node(story))
+            stop.companion = companion
+            assert await two_signals(stop.watch, story) == ["is to end"]
+    assert story == ["is to end", "is killed", "has ended"]
+
+
+async def test_beside_several() -> None:
+    story: list[str] = []
+    async with slow_companion(story) as companion:
+        fleet = Fleet([cast("NodeProcess", Node(story))])
+        with trio.CancelScope() as scope:
+            after_one = await two_signals(lambda heard: fleet.obey(heard, scope, companion), story)
+        assert after_one == ["is to end"]
+    assert story == ["is to end", "is killed", "SIGTERM", "has ended", "SIGTERM"]
