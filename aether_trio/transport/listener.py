@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 _PAUSE_S: Final = 0.1
 """After the process or the system ran out of descriptors or memory: long enough for some connection to end."""
+_QUIET_S: Final = 60.0
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _ACCEPTS_PER_TURN: Final = 64
 """Then the connections that were accepted have theirs."""
@@ -119,6 +121,7 @@ class Acceptor:
         self._nursery = nursery
         self._settings = settings or TcpSettings()
         self._accepted = self._open = self._refused = self._pauses = 0
+        self._quiet_until = -math.inf
 
     def statistics(self) -> ListenerStatistics:
         return ListenerStatistics(self._accepted, self._open, self._refused, self._pauses)
@@ -146,11 +149,24 @@ class Acceptor:
                 except OSError as error:
                     if error.errno in _OUT_OF_RESOURCES:
                         self._pauses += 1
-                        log.error("cannot accept connections: %s; trying again in %s s", error, _PAUSE_S)
+                        self._complain(error)
                         await trio.sleep(_PAUSE_S)
                     # Anything else belongs to the connection that was to be accepted (ECONNABORTED, EPROTO, ...).
                     break
                 self._start(sock, address, handler)
+
+    def _complain(self, error: OSError) -> None:
+        """Now and then: it would be ten lines a second, onto a disk that may be full as well."""
+        now = trio.current_time()
+        if now >= self._quiet_until:
+            self._quiet_until = now + _QUIET_S
+            advice = ""
+            if error.errno in {errno.EMFILE, errno.ENFILE}:
+                advice = " Let it have more open files (ulimit -n, LimitNOFILE=), or fewer clients."
+            text = (
+                "cannot accept connections beside the %s that are open: %s. Who comes now waits.%s (said once a minute)"
+            )
+            log.error(text, self._open, error.strerror, advice)
 
     def _start(self, sock: socket.socket, address: Any, handler: Handler) -> None:
         if self._open >= self._settings.max_connections:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from aether_trio.transport.listener import Acceptor, TcpSettings, open_tcp_listeners
 
@@ -137,6 +138,27 @@ async def test_accepting_survives_what_the_kernel_says(number: int) -> None:
             nursery.cancel_scope.cancel()
     assert listener.fileno() == -1
     assert listener.failures == []
+
+
+async def test_running_out_is_said_once_and_with_advice(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    listener = Flaky()
+    listener.failures = [errno.EMFILE] * 1000
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    listener.setblocking(False)
+    async with trio.open_nursery() as nursery:
+        acceptor = Acceptor(nursery)
+        nursery.start_soon(acceptor.serve, [listener], hello)
+        with socket.create_connection(listener.getsockname()):
+            while acceptor.statistics().pauses < 1000:
+                await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2, "a thousand pauses are a hundred seconds"
+    assert "beside the 0 that are open: as told." in said[0]
+    assert "ulimit -n" in said[0]
 
 
 async def test_running_out_of_descriptors_is_survived() -> None:

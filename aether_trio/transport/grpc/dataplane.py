@@ -39,6 +39,7 @@ class DataPlane(SendSide):
         "_block_bytes",
         "_block_frames",
         "_block_stream",
+        "_client",
         "_credit",
         "_preface",
         "_recv_window",
@@ -57,6 +58,7 @@ class DataPlane(SendSide):
         self.settings_seen = False
         self._assembler = Assembler(limits.max_receive_message_bytes, limits.max_assembling_bytes)
         self._preface = expect_preface
+        self._client = not expect_preface
         self._tail = b""
         """The beginning of a frame, at most one of them."""
         self._recv_window = limits.connection_window_bytes
@@ -149,6 +151,8 @@ class DataPlane(SendSide):
 
     def _check_sequence(self, kind: int, stream_id: int) -> None:
         if not self.settings_seen:
+            if kind == frames.GOAWAY and self._client:
+                return  # a port that speaks something else says so (transport/first_bytes.py)
             if kind != frames.SETTINGS:
                 raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "bad_preface", "the first frame must be SETTINGS")
             self.settings_seen = True

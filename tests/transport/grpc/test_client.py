@@ -9,6 +9,7 @@ from grpclib.exceptions import GRPCError
 from grpclib.health.v1.health_pb2 import HealthCheckRequest
 
 from aether_trio.transport.grpc.client import open_channel
+from aether_trio.transport.grpc.frames import ErrorCode, goaway
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.link import LinkBroken
 from tests.transport.grpc.harness import probe_server, serving
@@ -109,3 +110,22 @@ async def test_a_server_that_has_ended_the_call_is_not_sent_the_rest() -> None:
             with pytest.raises(GRPCError):
                 await call.receive()
         assert (await channel.unary("/probe.Probe/One", ask("y"), HealthCheckRequest)).service == "y"
+
+
+async def test_a_port_that_speaks_something_else_says_so() -> None:
+    """By a GOAWAY without the SETTINGS that ought to come first."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener, trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def answer() -> None:
+            async with await listener.accept() as stream:
+                await stream.receive_some()
+                await stream.send_all(goaway(0, ErrorCode.HTTP_1_1_REQUIRED, "TLS is required here"))
+                await stream.send_eof()
+                async for _ in stream:
+                    pass
+
+        with pytest.raises(LinkBroken, match="TLS is required here"):
+            async with open_channel("127.0.0.1", listener.socket.getsockname()[1]) as channel:
+                await channel.unary("/probe.Probe/One", ask("x"), HealthCheckRequest)
