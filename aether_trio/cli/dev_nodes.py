@@ -22,7 +22,8 @@ from aether_trio.cli.companion import Companion
 from aether_trio.cli.fleet import FIRST_PAUSE_S, LONGEST_PAUSE_S, arguments_of, count_of, run, run_fleet
 from aether_trio.cli.node_process import NodeProcess, Ready
 from aether_trio.cli.ready_file import ReadyFile
-from aether_trio.cli.running import manner_text, raise_file_limit, start_error, try_lines
+from aether_trio.cli.running import manner_text, raise_file_limit, try_lines
+from aether_trio.cli.start_errors import start_error
 from aether_trio.cluster.embedded import EmbeddedPostgres, binaries, let_in
 from aether_trio.config import Settings
 from aether_trio.config.settings import LANES

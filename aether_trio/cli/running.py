@@ -9,7 +9,6 @@ for itself (fleet.py) takes the end of its standard input for a SIGTERM.
 from __future__ import annotations
 
 import contextlib
-import errno
 import gc
 import os
 import resource
@@ -25,8 +24,8 @@ import trio
 from aether_trio.cli import exits
 from aether_trio.cli.companion import Companion
 from aether_trio.cli.ready_file import ReadyFile
+from aether_trio.cli.start_errors import start_error
 from aether_trio.config import Settings
-from aether_trio.config.settings import LANES
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.postgres_hosts import where
 from aether_trio.telemetry.logging import configure_logging
@@ -268,26 +267,3 @@ def _first(group: BaseExceptionGroup[E]) -> E:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return cast("E", error)
-
-
-def start_error(error: OSError, settings: Settings) -> exits.CliError:
-    """Why a gateway could not open its ports and files."""
-    gateway, ops = settings.gateway, settings.ops
-    if error.errno == errno.EADDRINUSE:
-        own = "".join(
-            f", {lane} port {section.port}"
-            for lane in LANES
-            if (section := getattr(settings, lane)).enabled and section.port is not None
-        )
-        return exits.CliError(
-            f"a port is taken: the gateway wants {gateway.host}:{gateway.port}{own} and the ops server {ops.host}:{ops.port}. "
-            "Stop the other program, or choose others with --port and --ops-port (0 picks a free one).",
-            exits.SETTINGS,
-        )
-    if error.errno == errno.EADDRNOTAVAIL:
-        return exits.CliError(
-            f"this machine has no address {gateway.host} (or {ops.host}); see gateway.host and ops.host", exits.SETTINGS
-        )
-    if error.filename:
-        return exits.CliError(f"{error.filename}: {error.strerror}", exits.SETTINGS)
-    return exits.CliError(f"cannot run: {error}", exits.FAILED)

@@ -356,6 +356,24 @@ def test_a_request_that_ends_the_connection_is_told_why(page: Page, run: Run) ->
     assert message.startswith("session_op: unknown field 'opp' in SessionOperation")
 
 
+def test_what_the_browser_itself_refuses_ends_the_attempt_at_once(page: Page, run: Run) -> None:
+    """A page that came by https may not use ws: `new WebSocket` throws there."""
+    code, message, state = run(
+        page,
+        """async ({ Client }) => {
+          globalThis.WebSocket = class {
+            constructor() { throw new DOMException("an insecure WebSocket", "SecurityError"); }
+          };
+          const client = new Client({ userId: "maya", storage: null, timeoutMs: 3_600_000 });
+          const error = await client.open().catch((error) => error);
+          return [error.code, error.message, client.state];
+        }""",
+    )
+    assert (code, state) == ("PERMISSION_DENIED", "closed")
+    assert message.startswith("the browser refuses ws://")
+    assert message.endswith("an insecure WebSocket")
+
+
 def test_a_completion_that_is_no_number_is_one_that_nobody_knows(page: Page, run: Run) -> None:
     """JSON has no NaN, so it comes as text, and <progress> throws for both."""
     updates = [{"completion": value} for value in ("NaN", "Infinity", "-Infinity", 0.5)] + [{}]

@@ -338,8 +338,26 @@ class TestRunning:
         with pytest.raises(GatewayFailed) as caught:
             start_gateway(ephemeral=True, **{"port" if which == "gateway" else "ops_port": port})
         assert "ended with 3" in str(caught.value)
-        assert "a port is taken" in str(caught.value)
+        option = "--port" if which == "gateway" else "--ops-port"
+        assert f"a port is taken: {address}. Stop the other program, or choose another with {option} (" in str(
+            caught.value
+        )
         assert "Traceback" not in str(caught.value)
+
+    def test_a_taken_port_of_a_lane_is_named(self, gateway: GatewayProcess) -> None:
+        port = gateway.address.rpartition(":")[2]
+        with pytest.raises(GatewayFailed) as caught:
+            start_gateway(ephemeral=True, extra_args=["--set", f"websocket.port={port}"])
+        assert f"a port is taken: {gateway.address}." in str(caught.value)
+        assert "choose another with --set websocket.port=PORT (" in str(caught.value)
+
+    @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+    def test_a_host_that_is_not_this_machine_is_named(self, host: str) -> None:
+        with pytest.raises(GatewayFailed) as caught:
+            sets = [f"gateway.host={host}", "auth.trust_network=true", "auth.allow_anonymous=true"]
+            start_gateway(ephemeral=True, extra_args=[part for one in sets for part in ("--set", one)])
+        assert "ended with 3" in str(caught.value)
+        assert f"this machine has no address {host}; see gateway.host\n" in str(caught.value)
 
     def test_json_logs(self) -> None:
         with start_gateway(ephemeral=True, extra_args=["--log-format", "json"]) as process:
