@@ -100,6 +100,7 @@ class Core:
         self.kv = KvService(state, clock, limits, self.authorizer)
         self.checkpoints = CheckpointService(state, clock, limits)
         self.tail = Tail(log, self.lanes, clock)
+        self.groups = open_work_groups(log, nursery)
         self.tasks: TaskService = make_tasks(
             settings, clock, ids, randomness, tasks, log, lanes, membership, self.authorizer, self.checkpoints
         )
@@ -128,7 +129,7 @@ class Core:
                 log=log,
                 publishers=publishers,
                 lanes=self.lanes,
-                groups=open_work_groups(log, nursery),
+                groups=self.groups,
                 rates=rates,
                 router=self.router,
                 registry=self.registry,

@@ -90,6 +90,7 @@ async def _join_cluster(
         holding.join(cluster.holds)
         log.node = lambda: (cluster.lease.node_id, cluster.lease.epoch)
         log.sure = cluster.lease.wait_sure
+        cluster.others.on_death.append(log.somebody_left)
         ending = partial(end_session, registry)
         rows = await stack.enter_async_context(open_directory(server, cluster, ending, cluster_limits=limits))
         first_seq = clock.now_ms() * 1000
@@ -106,6 +107,9 @@ async def _join_cluster(
                 ClusterDirectory(registry, rows, holding.leaving),
                 cluster,
                 {
+                    "cluster_lease": cluster.lease.statistics,
+                    "cluster_nodes": cluster.nodes.statistics,
+                    "cluster_directory": rows.statistics,
                     "cluster_bus": cluster.bus.statistics,
                     "cluster_holds": cluster.holds.statistics,
                     "cluster_progress": progress.statistics,

@@ -147,6 +147,7 @@ def watch_metrics(metrics: Metrics, core: Core, **databases: Any) -> None:
     metrics.watch("log", core.log.statistics, counters=growing)
     metrics.watch("progress", core.lanes.statistics, counters={"published", "delivered"})
     metrics.watch("registry", core.registry.statistics, counters={"claims", "takeovers", "refused"})
+    metrics.watch("work", core.groups.statistics, counters={"exchanges", "taken", "returned", "failed"})
     metrics.watch("waker", core.waker.statistics, counters={"woken", "given_up"})
     metrics.watch("tasks", core.tasks.engine.statistics, counters={"assignments", "due", "reports_dropped"})
     for name, database in databases.items():
@@ -186,7 +187,7 @@ def watch_metrics(metrics: Metrics, core: Core, **databases: Any) -> None:
 
 def watch_cluster(metrics: Metrics, membership: Membership) -> None:
     """Show what a node of a cluster counts."""
-    now = {"listening", "held", "waiting", "interests"}
+    now = {"listening", "held", "waiting", "interests", "node_id", "epoch"}
     for name, statistics in membership.statistics.items():
         metrics.watch(name, statistics, counters={one.name for one in fields(statistics()) if one.name not in now})
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bench.clusters import describe
 from bench.lanes import MAIN_LANE
 from bench.scenarios import Scenario
 from bench.units import Figures, Window, figures
@@ -41,7 +42,7 @@ def of_scenario(scenario: Scenario, windows: Sequence[Window], echo_windows: Seq
         "doc": scenario.doc,
         "unit": scenario.unit,
         "gated": list(scenario.gated),
-        "parameters": scenario.parameters(),
+        "parameters": scenario.parameters() | (describe(scenario.cluster) if scenario.cluster else {}),
         **asdict(found),
         "latency_us": scenario.latencies.summary(),
         "checks": scenario.verdict.counts,

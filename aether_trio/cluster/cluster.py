@@ -25,6 +25,7 @@ from aether_trio.cluster.desk import Desk
 from aether_trio.cluster.holds import NEWS, Holds
 from aether_trio.cluster.lease import Lease, Rows
 from aether_trio.cluster.nodes import Nodes
+from aether_trio.cluster.others import Others
 from aether_trio.cluster.records import ClusterLimits, NodeInfo, SessionHost
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres import PostgresServer
@@ -46,6 +47,7 @@ class Cluster:
         self.lease = Lease(server, info, limits, self, random)
         self.nodes = Nodes(server, self.lease, limits, random)
         self.bus = Bus(server, self.lease, limits, random)
+        self.others = Others(self.nodes, self.bus, random, limits.poll_s)
         make_desk = partial(Desk, server, self.lease, self.nodes.pool, limits)
         self.holds = Holds(self.lease, self.nodes, self.bus, host, limits, make_desk)
 
@@ -104,6 +106,7 @@ async def open_cluster(
         try:
             await nursery.start(cluster.lease.run)
             await nursery.start(cluster.bus.run)
+            await nursery.start(cluster.others.run)
             nursery.start_soon(cluster.holds.run)
             nursery.start_soon(cluster.nodes.run)
             server.fence = cluster.lease.fence

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Final
 
-import structlog
 import trio
 
 from aether_trio.cluster.bus import ALL
@@ -28,18 +27,14 @@ from aether_trio.cluster.holds import NEWS
 from aether_trio.cluster.instances import Instances
 from aether_trio.cluster.queries import Queries
 from aether_trio.cluster.records import ClusterLimits
-from aether_trio.storage.base import StorageUnavailable
+from aether_trio.cluster.rounds import Round
 from aether_trio.storage.postgres import PostgresServer
 
 if TYPE_CHECKING:
     from aether_trio.cluster.cluster import Cluster
 
-logger = structlog.get_logger("aether.cluster")
-
 SERVICES: Final = "services"
 LOOK_S: Final = 1.0
-AGAIN_S: Final = 0.5
-"""Before what could not be read or written is tried once more."""
 BREATH_S: Final = 0.02
 """Between two looks at the services: a hundred that connect at once are one look or two."""
 MAX_MOVES: Final = 1000
@@ -124,15 +119,17 @@ class Directory:
     ) -> None:
         self._cluster = cluster
         self._limits = limits
-        self._random = random
         self._queries = Queries(server, cluster_limits, "directory", 1)
         self._instances = Instances(random)
         self._moves: dict[str, tuple[str, str]] = {}
         self._moving = trio.Lock()
-        self._moved = trio.Event()
-        self._ordered = trio.Event()
-        self._stale = trio.Event()
-        self._listed = trio.Event()
+        every_s = limits.poll_s
+        self._services = Round(
+            "services of other nodes", self._follow_services, random, every_s=every_s, breath_s=BREATH_S
+        )
+        self._orders = Round("orders of other nodes", self._follow_orders, random, every_s=every_s)
+        self._moved = Round("switches of workspaces", self._follow_moves, random, every_s=None)
+        self._listed = Round("the look for dead nodes", self._find_dead, random, every_s=None, breath_s=LOOK_S)
         self._looked_at = trio.current_time()
         self._service_looks = self._move_statements = self._move_count = 0
         self.disconnects = Disconnects(
@@ -140,13 +137,13 @@ class Directory:
             cluster.lease,
             cluster.bus,
             end_here,
-            self._look_at_orders,
+            self._orders.ask,
             ask_again_s=limits.ask_again_s,
             wait_s=limits.wait_s,
         )
         cluster.holds.on_change = self._changed
-        cluster.nodes.on_dead = self._died
-        cluster.bus.handle(SERVICES, lambda _sender, _body: self._stale.set())
+        cluster.others.on_death.append(self._services.ask)
+        cluster.bus.handle(SERVICES, lambda _sender, _body: self._services.ask())
         cluster.bus.handle(NEWS, self._hear_news)
 
     def statistics(self) -> DirectoryStatistics:
@@ -165,7 +162,7 @@ class Directory:
         Of these `kinds` (all, if empty), in the workspace `place` ("" for any), and without those of this node whose identity is in
         `leaving`. Raises StorageUnavailable.
         """
-        self._listed.set()
+        self._listed.ask()
         await self._write_moves()
         args = [list(kinds), self._cluster.node_id, list(leaving), offset, limit]
         if place:
@@ -176,19 +173,19 @@ class Directory:
 
     async def find(self, session_id: str) -> HoldRow | None:
         """The live hold of this session. Raises StorageUnavailable."""
-        self._listed.set()
+        self._listed.ask()
         await self._write_moves()
         rows = await self._queries.fetch(_FIND, session_id)
         return HoldRow(*rows[0]) if rows else None
 
     async def last_held(self, identity: str, leaving: Sequence[str]) -> LastHeld:
         """Whether an identity is held, and since or until when. Raises StorageUnavailable."""
-        self._listed.set()
+        self._listed.ask()
         return LastHeld(*(await self._queries.fetch(_LAST_HELD_ONE, self._cluster.node_id, list(leaving), identity))[0])
 
     async def user_last_held(self, user_id: str, leaving: Sequence[str]) -> LastHeld:
         """`last_held` of all windows of a user. Raises StorageUnavailable."""
-        self._listed.set()
+        self._listed.ask()
         return LastHeld(*(await self._queries.fetch(_LAST_HELD_USER, self._cluster.node_id, list(leaving), user_id))[0])
 
     async def end(self, row: HoldRow, reason: str) -> EndOfSession:
@@ -199,7 +196,7 @@ class Directory:
         """The identity of an instance of a service, each in its turn; `own` are this node's."""
         picked = self._instances.pick(implementation, own)
         if picked is None and trio.current_time() > self._looked_at + LOOK_S:
-            self._stale.set()  # whoever sends is told to try again in a second
+            self._services.ask()  # whoever sends is told to try again in a second
         return picked
 
     # -- moving ---------------------------------------------------------------------------------------------------
@@ -207,7 +204,7 @@ class Directory:
     def moved(self, identity: str, session_id: str, place: str) -> None:
         """The participant is in another workspace. In one step; written soon."""
         self._moves[identity] = (session_id, place)
-        self._moved.set()
+        self._moved.ask()
 
     async def _write_moves(self) -> None:
         """Write what waits. Raises StorageUnavailable, and then it waits on."""
@@ -232,84 +229,40 @@ class Directory:
         if any(identity.startswith("sv::") for identity in identities):
             self._cluster.bus.broadcast(SERVICES, "")
 
-    def _died(self, _node_id: int) -> None:
-        self._stale.set()
-        self._cluster.bus.broadcast(SERVICES, "")
-
     def _hear_news(self, _sender: int, body: str) -> None:
         if body == ALL:
-            self._stale.set()
-
-    def _look_at_orders(self) -> None:
-        self._ordered.set()
+            self._services.ask()
 
     # -- its tasks ------------------------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep up with the other nodes until cancelled. Started when it knows the services. What keeps it from that is raised."""
-        await self._look_at_services()
+        await self._follow_services(True)
         task_status.started()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._follow_services)
-            nursery.start_soon(self._follow_orders)
-            nursery.start_soon(self._follow_moves)
-            nursery.start_soon(self._find_dead)
+            for one in (self._services, self._orders, self._moved, self._listed):
+                nursery.start_soon(one.run)
 
     async def close(self) -> None:
         """Close the connection."""
         await self._queries.close()
 
-    async def _look_at_services(self) -> None:
-        self._stale = trio.Event()
+    async def _follow_services(self, _alone: bool) -> None:
         self._looked_at = trio.current_time()
         self._instances.replace((row[0], row[1]) for row in await self._queries.fetch(_SERVICES, self._cluster.node_id))
         self._service_looks += 1
 
-    async def _follow_services(self) -> None:
-        while True:
-            with trio.move_on_after(self._limits.poll_s * self._random.uniform(0.8, 1.0)):
-                await self._stale.wait()
-            try:
-                await self._look_at_services()
-            except StorageUnavailable as exc:
-                logger.info("the services of other nodes could not be read", reason=str(exc))
-                await trio.sleep(AGAIN_S)
-            await trio.sleep(BREATH_S)
+    async def _follow_orders(self, alone: bool) -> None:
+        await self.disconnects.obey()
+        if alone:
+            await self.disconnects.forget()
 
-    async def _follow_orders(self) -> None:
-        while True:
-            with trio.move_on_after(self._limits.poll_s * self._random.uniform(0.8, 1.0)) as poll:
-                await self._ordered.wait()
-            self._ordered = trio.Event()
-            try:
-                await self.disconnects.obey()
-                if poll.cancelled_caught:
-                    await self.disconnects.forget()
-            except StorageUnavailable as exc:
-                logger.info("orders of other nodes could not be read", reason=str(exc))
-                await trio.sleep(AGAIN_S)
+    async def _follow_moves(self, _alone: bool) -> None:
+        await self._write_moves()
 
-    async def _follow_moves(self) -> None:
-        while True:
-            await self._moved.wait()
-            self._moved = trio.Event()
-            try:
-                await self._write_moves()
-            except StorageUnavailable as exc:
-                logger.info("switches of workspaces could not be written yet", reason=str(exc))
-                self._moved.set()
-                await trio.sleep(AGAIN_S)
-
-    async def _find_dead(self) -> None:
-        while True:
-            await self._listed.wait()
-            self._listed = trio.Event()
-            try:
-                if await self._cluster.nodes.look():
-                    self._listed.set()  # somebody has no lease: the second look decides
-            except StorageUnavailable as exc:
-                logger.info("the look for dead nodes was put off", reason=str(exc))
-            await trio.sleep(LOOK_S)
+    async def _find_dead(self, _alone: bool) -> None:
+        if await self._cluster.nodes.look():
+            self._listed.ask()  # somebody has no lease: the second look decides
 
 
 @asynccontextmanager

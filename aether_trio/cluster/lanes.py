@@ -30,6 +30,7 @@ from aether_trio.cluster.bus import ALL
 from aether_trio.cluster.interest import Interest
 from aether_trio.cluster.queries import Queries
 from aether_trio.cluster.records import ClusterLimits
+from aether_trio.cluster.rounds import AGAIN_S, Round
 from aether_trio.routing.lanes import Lanes
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres import PostgresServer
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 logger = structlog.get_logger("aether.cluster")
 
 WAKE: Final = "lanes"
-JOINED: Final = "joined"
 GATHER_S: Final = 0.01
 """Between two batches: nobody sees a bar move more often."""
 BATCH_ROWS: Final = 1000
@@ -49,7 +49,6 @@ READ_ROWS: Final = 1000
 """Of one source at a time."""
 FRESH_MS: Final = 15_000
 KEPT_MS: Final = 60_000
-AGAIN_S: Final = 0.5
 
 # That the lease is in force is looked at and not locked: nothing depends on an update that crosses the end of a lease.
 _WRITE: Final = """
@@ -67,7 +66,6 @@ _WRITE: Final = """
     )
     SELECT DISTINCT unnest(nodes) FROM wanted
 """
-_OTHERS: Final = "SELECT EXISTS (SELECT FROM nodes WHERE alive AND node_id <> $1)"
 # `newest` is from the same snapshot: what is not for this node is passed over without being read.
 _READ: Final = """
     SELECT s.node_id, m.newest, u.seq, u.topic, u.source, u.recipient, u.frame
@@ -144,12 +142,10 @@ class ClusterLanes:
         self._cluster = cluster
         self._lanes = lanes
         self._limits = limits
-        self._random = random
+        self._round = Round("progress from other nodes", self._read_on, random, every_s=limits.poll_s)
         # One that writes, one that reads.
         self._queries = Queries(server, cluster_limits, "lanes", 2, "SET synchronous_commit = off")
         self._interest = Interest(self._queries, cluster.lease, "lane_interest", lanes.heard, limits.linger_s)
-        self._alone = True
-        self._joined = 0
         self._seq = first_seq
         self._waiting: deque[_Update] = deque()
         self._waiting_bytes = 0
@@ -157,10 +153,9 @@ class ClusterLanes:
         self._positions: dict[int, int] = {}
         self._woken: set[int] = set()
         self._woken_all = False
-        self._wake = trio.Event()
         self._offered = self._written = self._batches = self._dropped = self._received = self._reads = 0
         cluster.bus.handle(WAKE, self._hear_wake)
-        cluster.bus.handle(JOINED, self._hear_joined)
+        cluster.others.on_join.append(self._read_all)
 
     def statistics(self) -> RelayStatistics:
         """What has happened so far."""
@@ -187,7 +182,7 @@ class ClusterLanes:
 
     def publish(self, topic: str, source: str, recipient: str, frame: bytes) -> None:
         """See LaneRelay. Nothing is done while no other node is known."""
-        if self._alone:
+        if self._cluster.others.alone:
             return
         self._offered += 1
         self._seq += 1
@@ -255,40 +250,27 @@ class ClusterLanes:
             self._woken_all = True
         else:
             self._woken.add(sender)
-        self._wake.set()
+        self._round.ask()
 
-    def _hear_joined(self, _sender: int, _body: str) -> None:
-        self._alone = False
-        self._joined += 1
+    def _read_all(self) -> None:
         self._woken_all = True
-        self._wake.set()
+        self._round.ask()
 
-    async def _read_on(self) -> None:
-        while True:
-            with trio.move_on_after(self._limits.poll_s * self._random.uniform(0.8, 1.0)) as poll:
-                await self._wake.wait()
-            self._wake = trio.Event()
-            woken, everything = self._woken, self._woken_all or poll.cancelled_caught
-            self._woken, self._woken_all = set(), False
-            try:
-                if everything:
-                    await self._look_around()
-                await self._read(None if everything else woken)
-            except StorageUnavailable as exc:
-                logger.info("progress from other nodes could not be read", reason=str(exc))
-                self._woken_all = True
-                await trio.sleep(AGAIN_S)
-                self._wake.set()
+    async def _read_on(self, alone: bool) -> None:
+        woken, everything = self._woken, self._woken_all or alone
+        self._woken, self._woken_all = set(), False
+        try:
+            if everything:
+                await self._look_around()
+            await self._read(None if everything else woken)
+        except StorageUnavailable:
+            self._woken_all = True
+            raise
 
     async def _look_around(self) -> None:
         """What has to be looked at now and then. Raises StorageUnavailable."""
-        node_id = self._cluster.node_id
-        joined = self._joined
-        others = (await self._queries.fetch(_OTHERS, node_id))[0][0]
-        if others or joined == self._joined:  # somebody who has joined meanwhile may not be in that answer
-            self._alone = not others
         await self._interest.look_after()
-        await self._queries.fetch(_FORGET, node_id, KEPT_MS)
+        await self._queries.fetch(_FORGET, self._cluster.node_id, KEPT_MS)
 
     async def _read(self, sources: set[int] | None) -> None:
         """Hand on what is new of these nodes, or of all. Raises StorageUnavailable."""
@@ -324,13 +306,12 @@ class ClusterLanes:
     # -- its tasks ------------------------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write and read until cancelled. Started when the others have been told of this node. What keeps it from that is raised."""
+        """Write and read until cancelled. Started when it has looked. Raises StorageUnavailable when it cannot."""
         await self._look_around()
-        self._cluster.bus.broadcast(JOINED, "")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._interest.run)
             nursery.start_soon(self._write_on)
-            nursery.start_soon(self._read_on)
+            nursery.start_soon(self._round.run)
             task_status.started()
 
     async def close(self) -> None:

@@ -112,6 +112,7 @@ class LeaseStatistics:
     """`losses` counts lost sessions; `new_epochs` those after which the node had been declared dead."""
 
     state: str
+    held: bool
     node_id: int
     epoch: int
     losses: int
@@ -197,6 +198,7 @@ class Lease:
         """What has happened so far."""
         return LeaseStatistics(
             self.state.value,
+            self.held,
             self.node_id,
             self.epoch,
             self._losses,

@@ -134,6 +134,11 @@ class Nodes:
         """Counters since start."""
         return NodesStatistics(self._declared, self._cut_off, self._swept)
 
+    @property
+    def own_id(self) -> int:
+        """This node's number."""
+        return self._lease.node_id
+
     async def fetch(self, sql: str, *args: Any) -> list[Any]:
         """One statement of its own, on any connection. Raises StorageUnavailable."""
         rows: list[Any] = await call(self._server, self._fetch(sql, *args))
@@ -199,7 +204,9 @@ class Nodes:
             if not self._lease.held:
                 continue
             try:
-                await self.sweep()
+                if await self.sweep():
+                    await trio.sleep(self._limits.look_again_s)
+                    await self.look()
             except StorageUnavailable as exc:
                 logger.info("the sweep was put off", reason=str(exc))
 
@@ -211,9 +218,9 @@ class Nodes:
             await self.declare_dead(node_id, epoch)
         return bool(found)
 
-    async def sweep(self) -> None:
-        """Look who is dead, and forget what is old. Raises StorageUnavailable."""
-        await self.look()
+    async def sweep(self) -> bool:
+        """Look who is dead, and forget what is old; whether somebody was without a lease. Raises StorageUnavailable."""
+        somebody = await self.look()
         limits = self._limits
         await self.fetch(_END_STUCK, self._server.limits.idle_in_transaction_s)
         old_ms = int(10 * limits.lease_grace_s * 1000)
@@ -222,6 +229,7 @@ class Nodes:
         tombstone_ms = int(limits.tombstone_s * 1000)
         self._swept += len(await self.fetch(f"{_FORGET_HOLDS} RETURNING identity", tombstone_ms, SWEEP_ROWS))
         await self.fetch(_FORGET_NODES, int(FORGET_NODES_S * 1000))
+        return somebody
 
     async def close(self) -> None:
         """Close the connections."""

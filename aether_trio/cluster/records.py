@@ -26,6 +26,10 @@ class ClusterLimits:
     """How long a claim waits for a holder that has agreed to end."""
     sweep_s: float = 5.0
     """Between two looks for nodes that nobody has missed yet, and for what may be forgotten."""
+    poll_s: float = 5.0
+    """Between two looks whether there are other nodes, which a hint would have told."""
+    look_again_s: float = 2.0
+    """After such a look has found a node without a lease, before the second look that decides."""
     tombstone_s: float = 24 * 3600.0
     """How long a session that has ended can be resumed with its history, on any node."""
     connections_per_workspace: int = 0

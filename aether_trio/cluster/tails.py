@@ -31,6 +31,7 @@ from aether_trio.cluster.bus import ALL, payload_sql
 from aether_trio.cluster.interest import Interest
 from aether_trio.cluster.queries import Queries
 from aether_trio.cluster.records import ClusterLimits
+from aether_trio.cluster.rounds import AGAIN_S, Round
 from aether_trio.routing.log import TopicLog
 from aether_trio.routing.topic_state import TopicState
 from aether_trio.storage.base import StorageUnavailable
@@ -42,14 +43,11 @@ if TYPE_CHECKING:
 logger = structlog.get_logger("aether.cluster")
 
 WAKE: Final = "log"
-JOINED: Final = "log-joined"
 TOPICS_AT_ONCE: Final = 500
 PART_BYTES: Final = 7000
 """Topics of one payload, in JSON and with what is between them."""
-AGAIN_S: Final = 0.5
 PART_PAUSE_S: Final = 0.01
 
-_OTHERS: Final = "SELECT EXISTS (SELECT FROM nodes WHERE alive AND node_id <> $1)"
 _TELL: Final = f"""
     SELECT told.topics, pg_notify($2::text || told.node_id, told.payload) FROM (
         SELECT i.node_id, count(*) AS topics, {payload_sql("$1::int", f"'{WAKE}'::text", "string_agg(w.said, chr(10))")} AS payload
@@ -101,8 +99,7 @@ class ClusterTails:
     ) -> None:
         self._cluster = cluster
         self._log = log
-        self._limits = limits
-        self._random = random
+        self._round = Round("what other nodes have committed", self._look_around, random, every_s=limits.poll_s)
         # One that says what this node listens to, one that asks who listens and tells them.
         self._queries = Queries(server, cluster_limits, "tails", 2, "SET synchronous_commit = off")
         self._interest = Interest(
@@ -112,15 +109,11 @@ class ClusterTails:
             lambda: [state.name for state in log.heard()],
             limits.linger_s,
         )
-        self._alone = True
-        self._joined = 0
         self._news: dict[str, None] = {}
         self._work = trio.Event()
-        self._look = trio.Event()
         self._committed = self._lookups = self._looks = 0
         self._statements = self._notifies = self._wakes = self._woken = 0
         cluster.bus.handle(WAKE, self._hear_wake)
-        cluster.bus.handle(JOINED, self._hear_joined)
 
     def statistics(self) -> TailStatistics:
         """What has happened so far."""
@@ -143,7 +136,7 @@ class ClusterTails:
 
     def committed(self, states: Iterable[TopicState]) -> None:
         """See LogRelay."""
-        if not self._alone:
+        if not self._cluster.others.alone:
             for state in states:
                 self._news[state.name] = None
             self._work.set()
@@ -178,34 +171,13 @@ class ClusterTails:
 
     def _hear_wake(self, _sender: int, body: str) -> None:
         if body == ALL:
-            self._look.set()
+            self._round.ask()
         else:
             names = body.split("\n")
             self._woken += len(names)
             self._log.woken(names)
 
-    def _hear_joined(self, _sender: int, _body: str) -> None:
-        self._alone = False
-        self._joined += 1
-
-    async def _look_on(self) -> None:
-        while True:
-            with trio.move_on_after(self._limits.poll_s * self._random.uniform(0.8, 1.0)):
-                await self._look.wait()
-            self._look = trio.Event()
-            try:
-                await self._look_around()
-            except StorageUnavailable as exc:
-                logger.info("what other nodes have committed could not be looked at", reason=str(exc))
-                self._look.set()
-                await trio.sleep(AGAIN_S)
-
-    async def _look_around(self) -> None:
-        """What has to be looked at now and then. Raises StorageUnavailable."""
-        joined = self._joined
-        others = (await self._queries.fetch(_OTHERS, self._cluster.node_id))[0][0]
-        if others or joined == self._joined:  # somebody who has joined meanwhile may not be in that answer
-            self._alone = not others
+    async def _look_around(self, _alone: bool) -> None:
         await self._interest.look_after()
         self._looks += 1
         heard = self._log.heard()
@@ -216,13 +188,12 @@ class ClusterTails:
     # -- its tasks ------------------------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Tell and look until cancelled. Started when the others have been told of this node. What keeps it from that is raised."""
-        await self._look_around()
-        self._cluster.bus.broadcast(JOINED, "")
+        """Tell and look until cancelled. Started when it has looked. Raises StorageUnavailable when it cannot."""
+        await self._look_around(True)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._interest.run)
             nursery.start_soon(self._tell_on)
-            nursery.start_soon(self._look_on)
+            nursery.start_soon(self._round.run)
             task_status.started()
 
     async def close(self) -> None:

@@ -4,6 +4,8 @@
     own commit behind one of theirs ────┼──▶ behind ──▶ one read for many topics ──▶ offered like live messages
     a look at the tail found more ──────┘
 
+A topic to which only work groups listen is not read: they are told to look, and the node that takes a message reads it.
+
 A topic's `tail` is what was offered here, `head` what is known to be committed. An own message that is the next one is offered at once
 (log.py); one that is not, as another node's is in front of it, is left to this task, which reads both. So each subscriber is
 offered a topic's messages one after another, and a broadcast costs one read, however many listen.
@@ -72,13 +74,13 @@ class Follower:
     async def _level(self, states: Sequence[TopicState]) -> None:
         """Bring these topics as far as one read does. Raises StorageUnavailable, and then they stay behind."""
         # Where nobody listens yet, whoever is about to needs to know the tail, and nothing else.
-        cold = [state for state in states if state.topic_id is None or not state.subscribers]
+        cold = [state for state in states if state.topic_id is None or not state.is_read]
         if cold:
             await self._learn(cold)
         for state in states:
             # Whatever is noted from here on is not known to be in what is read now.
             del self._behind[state]
-        heard = {state.topic_id: state for state in states if state.topic_id is not None and state.subscribers}
+        heard = {state.topic_id: state for state in states if state.topic_id is not None and state.is_read}
         heads = {topic_id: state.head for topic_id, state in heard.items()}
         rows: list[TailRow] = []
         try:
@@ -101,8 +103,7 @@ class Follower:
                 state.tail = max(state.tail, heads[topic_id])  # retention took the rest
             elif found[topic_id][3]:
                 self.follow(state)
-            for subscriber in list(state.subscribers):
-                subscriber.look()
+            state.look()
 
     async def _offer(self, heard: dict[int, TopicState], rows: Iterable[TailRow]) -> None:
         touched: set[Outbox] = set()

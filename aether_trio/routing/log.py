@@ -267,7 +267,7 @@ class TopicLog(LogReader):
             author.settled(touched)
         for (state, frame, _), offset in zip(batch, offsets, strict=True):
             state.waiting -= 1
-            if shared and offset != state.tail + 1:
+            if shared and offset != state.tail + 1 and state.is_read:
                 self._more(state, offset)  # or the follower was faster
                 continue
             state.tail = max(offset, state.tail)

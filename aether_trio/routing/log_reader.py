@@ -47,6 +47,8 @@ class LogReader:
         """Node and epoch of this process's lease, under which it takes work (shared_groups.py). Node 0 is alone on its database."""
         self.sure: Callable[[], Awaitable[None]] = _surely
         """Wait until that lease was seen to be held a moment ago. No checkpoint at its end. Raises StorageUnavailable."""
+        self.departures: list[Callable[[], None]] = []
+        """Called when another node's lease has ended, and what it had is free. In one step."""
         self._follower = Follower(self.learn, database)
 
     @property
@@ -132,10 +134,11 @@ class LogReader:
         """A shared topic goes up to `head` at least."""
         state.head = max(state.head, head)
         if state.tail < state.head:
-            if state.subscribers:
+            if state.is_read:
                 self._follower.follow(state)
             else:
                 state.tail = state.head
+                state.look()
 
     # -- others write, too ----------------------------------------------------------------------------------------
 
@@ -147,8 +150,17 @@ class LogReader:
         """Another node has something new for these topics. Never blocks."""
         for name in names:
             state = self._topics.get(name)
-            if state is not None and (state.subscribers or state.waiting):
+            if state is None:
+                continue
+            if state.subscribers and not state.is_read and state.topic_id is not None:
+                state.look()
+            elif state.subscribers or state.waiting:
                 self._follower.follow(state)
+
+    def somebody_left(self) -> None:
+        """Another node's lease has ended. Never blocks."""
+        for tell in self.departures:
+            tell()
 
     # -- reading --------------------------------------------------------------------------------------------------
     async def read(self, state: TopicState, after: int, *, rows: int, max_bytes: int) -> list[Row]:

@@ -10,8 +10,8 @@ others can take. A message that finds no room in an outbox, as it is large, stay
 What a worker leaves undone goes back in the same statement that takes the next messages, where returned ones come first: so the other
 workers of this node get it if they have room, without another way for that, and else any node's.
 
-Frames of messages that were offered here (committed by this node, or read by routing/follower.py) are kept for a moment, so that taking
-them is a matter of numbers and moves no bytes.
+Frames of messages that were offered here (committed by this node) are kept for a moment, so that taking them is a matter of numbers and
+moves no bytes. What other nodes commit is read by whoever takes it, in the statement that takes it.
 
 Invariants: an offset that this node has is in exactly one of `hand`, a member's `in_flight`, `done`, `returned` or an order that was
 not answered (`unanswered`); nothing is handed out before its commit is known; when the lease changes all of it is dropped
@@ -90,13 +90,13 @@ class Lot:
             count = self.in_flight.index(offset) + 1
             done = self.in_flight[:count]
             del self.in_flight[:count]
-            self._member.group.finished(done)
+            self._member.group.finished(self._member, done)
 
     def acknowledged(self, offset: int) -> None:
         """The worker is done with this message."""
         if offset in self.in_flight:
             self.in_flight.remove(offset)
-            self._member.group.finished([offset])
+            self._member.group.finished(self._member, [offset])
 
 
 class SharedMember:
@@ -124,6 +124,8 @@ class SharedMember:
 class SharedGroup:
     """See the module docstring. No checkpoints here: the desk waits."""
 
+    reads = False
+
     def __init__(self, state: TopicState, desk: Desk) -> None:
         self.state = state
         self._desk = desk
@@ -136,7 +138,8 @@ class SharedGroup:
         self._hand: deque[tuple[int, bytes]] = deque()
         self._passed_over = 0
         self._blocked = False
-        self._done: list[int] = []
+        self._done: dict[int, SharedMember] = {}
+        self._being_told: dict[int, SharedMember] = {}
         self._returned: list[int] = []
         self._known: dict[int, bytes] = {}
         self._known_bytes = 0
@@ -190,9 +193,9 @@ class SharedGroup:
             self.forget_frames()
         self._desk.urge(self)
 
-    def finished(self, offsets: Sequence[int]) -> None:
+    def finished(self, member: SharedMember, offsets: Sequence[int]) -> None:
         """A worker is done with these."""
-        self._done += offsets
+        self._done.update(dict.fromkeys(offsets, member))
         self._desk.owe(self)
         self._look_for_room()
 
@@ -275,7 +278,8 @@ class SharedGroup:
         due, self.due = self.due or not self.members, False
         if not (want or (due and self._done) or self._returned or self._compare or self._amend):
             return None
-        done, self._done = sorted(self._done), []
+        done = sorted(self._done)
+        self._being_told, self._done = self._done, {}
         if self._amend:
             order = Order(topic_id, number, done=done, returned=self._mine(), all_but=True)
         else:
@@ -291,7 +295,7 @@ class SharedGroup:
         """Everything goes back: this node ends."""
         if self.state.topic_id is None:
             return None
-        done = self._done + (list(self.unanswered.done) if self.unanswered is not None else [])
+        done = [*self._done, *(self.unanswered.done if self.unanswered is not None else ())]
         if not done and not self.outstanding and self.unanswered is None:
             return None
         return Order(self.state.topic_id, number, done=sorted(done), all_but=True)
@@ -301,7 +305,10 @@ class SharedGroup:
         order, self.unanswered = self.unanswered, None
         assert order is not None
         self._compare = False
+        self._being_told = {}
         self.position = share.position
+        if not self.state.is_read:
+            self.state.tail = max(self.state.tail, share.position)  # all of it is committed
         self.behind = self.behind or share.more
         if order.all_but:
             self._amend = False
@@ -326,14 +333,14 @@ class SharedGroup:
 
     def renounce(self) -> None:
         """The lease under which all this was taken has ended. Who has some of it is told at the end, and may leave then."""
-        unwritten = bool(self._done or (self.unanswered is not None and self.unanswered.done))
-        losers = [member for member in self.members if unwritten or member.lot.in_flight]
+        unwritten = {*self._done.values(), *self._being_told.values()}
+        losers = [member for member in self.members if member in unwritten or member.lot.in_flight]
         self.unanswered = None
         self.outstanding = self.position = 0
         self.forget_frames()
         self._compare = self._amend = self._blocked = False
         self._hand.clear()
-        self._done, self._returned = [], []
+        self._done, self._being_told, self._returned = {}, {}, []
         for member in self.members:
             lot, member.lot = member.lot, Lot(member)
             member.outbox.withdraw((lot,))

@@ -14,8 +14,8 @@ Why not in memory, told by the nodes to each other: a message that two nodes cou
 has one that ends with its holder. Why not a row for each message that somebody has: see storage/schema/work.py.
 
 Faults
-* A node dies: what it had counts as returned as soon as its lease has ended, and is found by the next take, or by a look every `LOOK_S` of
-  nodes that have workers to spare. Done and not yet written means done again.
+* A node dies: what it had counts as returned as soon as its lease has ended, and is found by the next take, or by the look of nodes that
+  have workers to spare, at once when they hear of the death, or within `LOOK_S`. Done and not yet written means done again.
 * This node's lease ends: the fence refuses the statement. A new lease means to renounce everything that was taken under the old one, as
   others may have been given it; the connections of workers that have some of it end.
 * The process is stopped, and goes on when others have its work: it makes sure of its lease before it hands anything out.
@@ -76,6 +76,8 @@ class SharedGroups:
         self._owing: dict[SharedGroup, None] = {}
         self._owed_at = math.inf
         self._wake = trio.Event()
+        self._departed = trio.Event()
+        log.departures.append(self._note_departure)
         self._lease: Lease = NO_LEASE
         self._epoch_alone = 0
         self._requests = 0
@@ -262,14 +264,23 @@ class SharedGroups:
 
     # -- now and then ---------------------------------------------------------------------------------------------
 
+    def _note_departure(self) -> None:
+        self._departed.set()
+
     async def _look_on(self) -> None:
         while True:
-            await trio.sleep(LOOK_S)
+            with trio.move_on_after(LOOK_S):
+                await self._departed.wait()
+            departed, self._departed = self._departed.is_set(), trio.Event()
             # Nobody else hands out work, or dies, where there is one node; only a statement that was given up can surprise.
             if self._log.node()[0] > 0 or self._troubled:
                 self._troubled = False
                 try:
-                    await self._look_around(await self._current_lease())
+                    lease = await self._current_lease()
+                    await self._look_around(lease)
+                    if lease[0] > 0 and not departed:  # else the last look may have been just now
+                        for group in self._groups.values():
+                            group.pass_on()
                 except StorageUnavailable as error:
                     logger.info("work that waits was not looked for", reason=str(error))
 
@@ -289,9 +300,6 @@ class SharedGroups:
                 if waits and group.members:
                     group.look()
                 group.compare(held)
-        if lease[0] > 0:
-            for group in known.values():
-                group.pass_on()
 
     async def _give_all_back(self) -> None:
         lease = self._lease

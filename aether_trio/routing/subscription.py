@@ -24,6 +24,7 @@ class Subscription:
     That is for consumers which without a cursor would start at the tail and miss what came while they were away.
     """
 
+    reads = True
     __slots__ = ("_cursors", "_on_lag", "_renews", "consumer", "cursor", "lagging", "outbox", "position", "state")
 
     def __init__(

@@ -28,6 +28,8 @@ Entry = tuple[int, int, bytes]
 class _Bell:
     """A subscriber that only notices that there is something new."""
 
+    reads = True
+
     def __init__(self) -> None:
         self.rung = trio.Event()
 

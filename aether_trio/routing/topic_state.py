@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 class Subscriber(Protocol):
     """Somebody who wants each committed message of a topic, in order."""
 
+    reads: bool
+    """Whether it wants every message that others commit. If not, it is told to look, and takes what it wants from the database itself."""
+
     def offer(self, offset: int, frame: bytes, touched: set[Outbox]) -> None:
         """Take the message or note that it must be read from the log later. Never blocks, never raises.
 
@@ -66,6 +69,16 @@ class TopicState:
 
     def __repr__(self) -> str:
         return f"<TopicState {self.name} id={self.topic_id} tail={self.tail} subscribers={len(self.subscribers)}>"
+
+    @property
+    def is_read(self) -> bool:
+        """Whether messages that others commit have to be read for somebody here."""
+        return any(subscriber.reads for subscriber in self.subscribers)
+
+    def look(self) -> None:
+        """Have all subscribers look."""
+        for subscriber in list(self.subscribers):
+            subscriber.look()
 
     @property
     def end(self) -> int:

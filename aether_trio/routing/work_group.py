@@ -102,6 +102,8 @@ class Member:
 class WorkGroup:
     """See the module docstring."""
 
+    reads = True
+
     def __init__(
         self,
         log: TopicLog,

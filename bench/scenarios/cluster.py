@@ -7,9 +7,9 @@ has as many senders as receivers. Between workers the kernel chooses.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from bench.clusters import Shape, describe
+from bench.clusters import Shape
 from bench.scenarios.base import Scenario
 from bench.scenarios.connections import ConnectStorm
 from bench.scenarios.paced import Paced
@@ -29,11 +29,6 @@ class _OnNodes(Routed):
         """See `Routed.places`."""
         nodes = list(self.world.nodes)
         return (nodes[1:] + nodes[:1] if self.across else nodes), nodes
-
-    def parameters(self) -> dict[str, Any]:
-        """See `Scenario.parameters`."""
-        assert self.cluster is not None
-        return super().parameters() | describe(self.cluster)
 
 
 class OneNode(_OnNodes):

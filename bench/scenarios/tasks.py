@@ -14,7 +14,7 @@ from time import perf_counter, perf_counter_ns
 from typing import Any, ClassVar
 
 from bench import task_wire, wire
-from bench.clusters import Shape, describe
+from bench.clusters import Shape
 from bench.numbered import HEAD, MARK, filler
 from bench.scenarios.base import Scenario
 from bench.world import Participant, ScenarioFailed
@@ -154,8 +154,7 @@ class Cycle(Scenario):
 
     def parameters(self) -> dict[str, Any]:
         """See `Scenario.parameters`."""
-        sizes = {"creators": CREATORS, "workers": WORKERS, "slots": SLOTS, "payload": self.options.payload}
-        return sizes | (describe(self.cluster) if self.cluster else {})
+        return {"creators": CREATORS, "workers": WORKERS, "slots": SLOTS, "payload": self.options.payload}
 
 
 class Idle(Cycle):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from random import Random
 
@@ -21,6 +21,7 @@ from tests.cluster.seats import comes_true, deafen
 from tests.helpers.engines import PostgresEngine
 
 SOON = LaneLimits(poll_s=0.3)
+POLLS = replace(STEADY, poll_s=0.3)
 LATE = LaneLimits(poll_s=10 * LONG_S)
 """What these tests see, a hint has told."""
 
@@ -81,7 +82,7 @@ async def stages(*nodes: Node, limits: LaneLimits = LATE) -> AsyncIterator[list[
     """Lanes on each node, which know of each other."""
     async with AsyncExitStack() as stack:
         opened = [await stack.enter_async_context(stage(node, limits)) for node in nodes]
-        await comes_true(lambda: not any(one.relay._alone for one in opened))
+        await comes_true(lambda: not any(one.node.cluster.others.alone for one in opened))
         yield opened
 
 
@@ -219,7 +220,7 @@ async def test_a_node_that_is_alone_does_nothing_until_another_one_joins(nodes: 
         assert ear.heard == [b"1"]
         assert a.relay.statistics().offered == 0
         async with stage(await nodes.start()) as b:
-            await comes_true(lambda: not a.relay._alone)
+            await comes_true(lambda: not a.node.cluster.others.alone)
             there = await b.listen("pg::lab")
             a.say("pg::lab", b"2")
             await hears(there, b"2")
@@ -227,10 +228,10 @@ async def test_a_node_that_is_alone_does_nothing_until_another_one_joins(nodes: 
 
 
 async def test_whoever_hears_of_nobody_joining_looks(nodes: Nodes) -> None:
-    first = await nodes.start()
+    first = await nodes.start(limits=POLLS)
     deafen(first)
     async with stage(first, SOON) as a, stage(await nodes.start(), SOON) as b:
-        await comes_true(lambda: not a.relay._alone)
+        await comes_true(lambda: not a.node.cluster.others.alone)
         ear = await b.listen("pg::lab")
         a.say("pg::lab", b"1")
         await hears(ear, b"1")
@@ -382,9 +383,9 @@ async def test_a_node_that_was_declared_dead_says_nothing(nodes: Nodes, place: P
 
 @pytest.mark.crash
 async def test_nothing_is_written_for_a_node_that_was_killed(nodes: Nodes, place: PostgresEngine) -> None:
-    node = await nodes.start()
+    node = await nodes.start(limits=POLLS)
     async with open_children(place.server.dsn(), place.schema, STEADY) as [child], stage(node, SOON) as a:
-        await comes_true(lambda: not a.relay._alone)
+        await comes_true(lambda: not a.node.cluster.others.alone)
         number = place.rows(f"SELECT node_id FROM nodes WHERE node_id <> {node.cluster.node_id}")[0][0]
         place.outside(f"INSERT INTO lane_interest VALUES ('pg::lab', {number})")
         a.say("pg::lab", b"1")
@@ -393,7 +394,7 @@ async def test_nothing_is_written_for_a_node_that_was_killed(nodes: Nodes, place
 
         async def alone() -> bool:
             await node.cluster.nodes.look()
-            return a.relay._alone
+            return a.node.cluster.others.alone
 
         await comes_true(alone)
         a.say("pg::lab", b"2")

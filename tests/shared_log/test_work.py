@@ -241,3 +241,19 @@ async def test_a_gateway_that_was_alone_before_has_its_position(nodes: WorkNodes
     await nodes.wait_for(3)
     await trio.sleep(0.05)
     assert hand.frames == numbers(7, 10)
+
+
+async def test_what_others_commit_is_read_by_the_node_that_takes_it_and_by_no_other(nodes: WorkNodes) -> None:
+    sender, *others = [await nodes.start() for _ in range(4)]
+    hands = [await nodes.join(node) for node in others]
+    for start in range(0, 100, 10):
+        await sender.publish(*numbers(start, start + 10))
+    await nodes.wait_for(100)
+    assert Counter(frame for frame, _ in nodes.history) == Counter(numbers(0, 100))
+    assert [node.log.statistics().followed_rows for node in others] == [0, 0, 0]
+    # Whoever reads the topic besides has all of it.
+    reader = await others[0].log.warm([(TOPIC, None)])
+    rows = await others[0].log.read(reader[0][0], 0, rows=1000, max_bytes=1 << 20)
+    assert [frame for _, _, frame in rows] == numbers(0, 100)
+    others[0].log.unpin([reader[0][0]])
+    assert len(hands) == 3

@@ -24,25 +24,23 @@ async def test_a_node_that_joins_while_another_looks_whether_it_is_alone(postgre
     """The answer is older than the hint that overtakes it."""
     async with open_fabric(postgres_engine) as fabric:
         one = await fabric.start()
-        lanes = one.core.lanes.relay
         gate = trio.Event()
-        looking = 0
+        looking = False
+        nodes: Any = one.cluster.nodes
+        fetch = nodes.fetch
+
+        async def late(sql: str, *args: Any) -> Any:
+            nonlocal looking
+            rows = await fetch(sql, *args)
+            if "FROM nodes WHERE alive AND node_id <> $1)" in sql:
+                looking = True
+                await gate.wait()
+            return rows
+
+        nodes.fetch = late
         async with trio.open_nursery() as nursery:
-            for part in (one.tails, lanes):
-                queries: Any = part._queries  # type: ignore[union-attr]
-                fetch = queries.fetch
-
-                async def late(sql: str, *args: Any, fetch: Any = fetch) -> Any:
-                    nonlocal looking
-                    rows = await fetch(sql, *args)
-                    if "FROM nodes WHERE alive AND node_id <> $1)" in sql:
-                        looking += 1
-                        await gate.wait()
-                    return rows
-
-                queries.fetch = late
-                nursery.start_soon(part._look_around)  # type: ignore[union-attr]
-            await until(lambda: looking == 2)
+            nursery.start_soon(one.cluster.others.look)
+            await until(lambda: looking)
             two = await fabric.start()
             gate.set()
         await talk(one, two)

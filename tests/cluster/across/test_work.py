@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import AsyncExitStack
 
+import pytest
+
+from aether_trio.routing import shared_work
 from aether_trio.testing.memory import MemoryLink
-from tests.cluster.across.fabric import join, open_fabric, until
+from tests.cluster.across.fabric import LONG_S, join, open_fabric, until
 from tests.helpers.core import agent, barrier, message_to, payloads, task
 from tests.helpers.engines import PostgresEngine
 
@@ -57,3 +60,28 @@ async def test_a_gateway_that_stops_leaves_nothing_undone_and_nothing_twice(post
             await until(lambda: len(had) + len(payloads(second)) >= 200)
             await barrier(second)
             assert Counter(had + payloads(second)) == Counter(works(0, 200))
+
+
+async def test_the_work_of_a_dead_gateway_is_taken_when_somebody_finds_it_dead(
+    postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by the one who finds it only, and without waiting for the next look."""
+    monkeypatch.setattr(shared_work, "LOOK_S", 10 * LONG_S)
+    schema = postgres_engine.schema
+    async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
+        one, two = await fabric.start_many(2)
+        boss = await stack.enter_async_context(join(one, agent("w", "boss", "1")))
+        worker = await stack.enter_async_context(join(two, task("w", "resize")))
+        boss.send(*(message_to(TOPIC, work) for work in works(0, 3)))
+        await until(lambda: len(payloads(worker)) == 3)
+        # A gateway that nobody has missed yet, and what it has not done.
+        [(dead,)] = postgres_engine.rows(
+            f"INSERT INTO {schema}.nodes (token, name, address, version, started_ms) "
+            "VALUES ('x', 'x', '', '', 0) RETURNING node_id"
+        )
+        postgres_engine.outside(
+            f"INSERT INTO {schema}.work_hands SELECT id, {dead}, 1, 1, ARRAY[2], ARRAY[2] FROM {schema}.topics "
+            f"WHERE name = '{TOPIC}'"
+        )
+        await one.cluster.nodes.find_dead()
+        await until(lambda: payloads(worker) == [*works(0, 3), b"1"])

@@ -1,0 +1,50 @@
+"""What docs/operations.md tells an operator to look at is there."""
+
+from __future__ import annotations
+
+import re
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from aether_trio.core import Core
+from tests.cluster.across.fabric import join, open_fabric, until
+from tests.helpers.core import agent, message_to, payloads, task
+from tests.helpers.engines import PostgresEngine
+
+OPERATIONS = Path(__file__).parents[3] / "docs" / "operations.md"
+
+
+def figures(core: Core) -> dict[str, float]:
+    text = core.metrics.render()[1].decode()
+    lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, _, value in lines}
+
+
+def documented() -> list[str]:
+    """Names in the section on the cluster; "_wakes_total" stands for the rest of a name like the one before it."""
+    section = OPERATIONS.read_text().partition("### Is the cluster well?")[2].partition("###")[0]
+    return re.findall(r"`(?:aether)?(_[a-z_]+)`", section)
+
+
+async def test_every_figure_that_is_documented_is_shown(postgres_engine: PostgresEngine) -> None:
+    async with open_fabric(postgres_engine) as fabric:
+        text = (await fabric.start()).core.metrics.render()[1].decode()
+        shown = re.findall(r"^# TYPE (\S+)", text, re.MULTILINE)
+        names = documented()
+        assert len(names) > 15
+        assert [name for name in names if not any(one.endswith(name) for one in shown)] == []
+
+
+async def test_what_work_groups_do_is_counted(postgres_engine: PostgresEngine) -> None:
+    async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
+        one, two = await fabric.start_many(2)
+        boss = await stack.enter_async_context(join(one, agent("w", "boss", "1")))
+        worker = await stack.enter_async_context(join(two, task("w", "resize")))
+        boss.send(*(message_to("tb::w::resize", b"%d" % number) for number in range(5)))
+        await until(lambda: len(payloads(worker)) == 5)
+        mine, its = figures(one.core), figures(two.core)
+        assert (mine["aether_work_workers"], its["aether_work_workers"]) == (0, 1)
+        assert (mine["aether_work_taken_total"], its["aether_work_taken_total"]) == (0, 5)
+        assert its["aether_work_exchanges_total"] > 0
+        assert its["aether_cluster_lease_held"] == 1
+        assert mine["aether_cluster_lease_node_id"] != its["aether_cluster_lease_node_id"]
