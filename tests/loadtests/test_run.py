@@ -24,7 +24,7 @@ KEY = "aek_for-this-test"
 def load(place: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     """Run the command; (how it ended, its report.json)."""
     done = subprocess.run(
-        [sys.executable, "-m", "loadtests", "--users", "20", "--minutes", "0.03", "--talking", "100", "--rate", "20", "--interval", "0.2",
+        [sys.executable, "-m", "loadtests", "--users", "20", "--minutes", "0.05", "--talking", "100", "--rate", "20", "--interval", "0.2",
          "--out", str(place), *arguments],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
         timeout=LIMIT_S, check=False,
@@ -82,13 +82,13 @@ def test_slow_readers_get_everything_and_are_counted_apart(tmp_path: Path) -> No
 
 
 def test_in_churn_users_come_back_and_nothing_is_lost(tmp_path: Path) -> None:
-    report = well(*load(tmp_path, "--shape", "churn", "--lifetime", "0.5"))
+    report = well(*load(tmp_path, "--shape", "churn", "--lifetime", "0.5", "--minutes", "0.1"))
     assert report["connections"]["connects"] > 20
     assert report["messages"]["received"] == report["messages"]["sent"]
 
 
 def test_the_ramp_comes_in_steps(tmp_path: Path) -> None:
-    report = well(*load(tmp_path, "--shape", "ramp", "--minutes", "0.05"))
+    report = well(*load(tmp_path, "--shape", "ramp", "--minutes", "0.1"))
     heights = {row["connected"] for row in report["timeline"] if row["phase"] == "connect"}
     assert len(heights) > 3
     assert max(heights) == 20

@@ -98,8 +98,11 @@ async def test_a_server_that_ends_and_comes_back_under_load_is_a_pause(
 
 
 async def test_a_server_that_stays_away_is_said_so_at_once_and_comes_back(fragile: PostgresServer) -> None:
-    async with opened(fragile.dsn(), PostgresLimits(patience_s=0.5)) as database:
+    async with opened(fragile.dsn()) as database:
         await database.run(insert(1))
+        assert await ids(database) == [1]
+        for pool in (database._server.writers, database._server.readers):
+            pool._patience_s = 0.5
         await trio.to_thread.run_sync(fragile.stop)
         with pytest.raises(StorageUnavailable, match="the server is away"):
             await database.run(insert(2))
@@ -212,7 +215,7 @@ async def test_a_link_that_is_cut_at_random_under_load(fragile: PostgresServer) 
 
 
 async def test_a_stalled_link_fails_in_time_and_is_replaced(fragile: PostgresServer) -> None:
-    limits = PostgresLimits(writers=1, readers=1, transaction_s=0.5, connect_s=0.5, patience_s=0.5)
+    limits = PostgresLimits(writers=1, readers=1, transaction_s=3.0, connect_s=3.0, patience_s=LONG_S)
     async with tcp_proxied(fragile, limits) as (database, proxy):
         await database.run(insert(1))
         await ids(database)
