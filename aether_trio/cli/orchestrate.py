@@ -74,7 +74,12 @@ AETHER_AUTH_TOKEN, AETHER_TASK_ID, AETHER_PROFILE, AETHER_LAUNCH_PARAMS
 @click.option("--name", default=NAME, show_default=True, help="Its implementation; many may have the same.")
 @click.option("--specifier", default="", help="Tells it from others of its name.  [default: made up]")
 @click.option(
-    "--most", type=click.IntRange(1), default=DEFAULT_MOST, show_default=True, metavar="N", help="Agents at once."
+    "--most",
+    type=click.IntRange(1),
+    default=DEFAULT_MOST,
+    show_default=True,
+    metavar="N",
+    help="Agents at once; more wait.",
 )
 @click.option(
     "--grace", "grace_s", type=click.FloatRange(min=0), default=DEFAULT_GRACE_S, show_default=True, metavar="SECONDS",

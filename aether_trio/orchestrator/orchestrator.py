@@ -6,7 +6,7 @@ The gateway takes a FAIL for what it is: the failure of a start whose agent has 
 at all when the agent had come, because then the agent's own connection has told how it ended.
 
 Invariants: there is one process for each identity, and a new start of an identity waits until the old one is gone; there are never more
-than `most` of them, nor more than an agent's own limit; when `run` ends, in whatever way, all are gone.
+than `most` of them, nor more than an agent's own limit, and who waits for room gets it in turn; when `run` ends, in whatever way, all are gone.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from aether_trio.orchestrator.reporter import Reporter
 
 DEFAULT_MOST: Final = 16
 DEFAULT_GRACE_S: Final = 10.0
+ROOM_S: Final = 30.0
+"""For so long a start waits for room before it is refused, and another orchestrator is asked: agents that have nothing to do may leave."""
 AGAIN_S: Final = 0.5
 TELL_S: Final = 60.0
 """For the gateway to hear of a failure. A start that it does not hear of fails by itself, later."""
@@ -64,6 +66,15 @@ class _Running:
     replaced: bool = False
 
 
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A start for which there is no room. `replaced`: the gateway has asked for the same agent anew."""
+
+    spec: AgentSpec
+    room: trio.Event = field(default_factory=trio.Event)
+    replaced: bool = False
+
+
 class Orchestrator:
     """See the module docstring."""
 
@@ -79,6 +90,7 @@ class Orchestrator:
         self._reporter = reporter
         self._limits = limits or OrchestratorLimits()
         self._running: dict[str, _Running] = {}
+        self._waiting: dict[str, _Waiting] = {}
         self._started = self._refused = self._failed = self._ended = 0
 
     @property
@@ -131,6 +143,12 @@ class Orchestrator:
             await self._tell(client, assignment.reference, "", f"no agent is called that: {error}")
             return
         name = start.identity.text
+        spec = self._spec_of(start)
+        if spec is None:
+            known = ", ".join(sorted(self._agents))
+            why = f"this orchestrator has no agent {start.identity.implementation!r}; it has {known}"
+            await self._refuse(client, start, why)
+            return
         before = self._running.get(name)
         if before is not None and (before.start.task_id, before.start.token) == (start.task_id, start.token):
             return  # it was said twice
@@ -141,11 +159,11 @@ class Orchestrator:
             before.scope.cancel()
             await before.gone.wait()
             before = self._running.get(name)
-        spec, why = self._spec_for(start)
-        if spec is None:
-            self._refused += 1
-            self._reporter.event(name, f"is not started: {why}")
-            await self._tell(client, start.reference, name, why)
+        full = await self._wait_for_room(name, spec)
+        if full is None:
+            return
+        if full:
+            await self._refuse(client, start, full)
             return
         running = self._running[name] = _Running(start)
         try:
@@ -154,21 +172,60 @@ class Orchestrator:
             running.pid = 0
             del self._running[name]
             running.gone.set()
+            self._give_room()
         if not running.replaced:
             await self._tell(client, start.reference, name, reason)
 
-    def _spec_for(self, start: Start) -> tuple[AgentSpec | None, str]:
-        """(how to start it, "") or (None, why not)."""
+    def _spec_of(self, start: Start) -> AgentSpec | None:
+        """How it is started; of "name:version" also as "name"."""
         implementation = start.identity.implementation
-        spec = self._agents.get(implementation) or self._agents.get(implementation.rpartition(":")[0])
-        if spec is None:
-            return None, f"this orchestrator has no agent {implementation!r}; it has {', '.join(sorted(self._agents))}"
+        return self._agents.get(implementation) or self._agents.get(implementation.rpartition(":")[0])
+
+    async def _refuse(self, client: OrchestratorClient, start: Start, why: str) -> None:
+        self._refused += 1
+        self._reporter.event(start.identity.text, f"is not started: {why}")
+        await self._tell(client, start.reference, start.identity.text, why)
+
+    # -- room -----------------------------------------------------------------------------------------------------
+
+    def _full(self, spec: AgentSpec) -> str:
+        """Why no further one of these can run now; "" when it can."""
         if len(self._running) >= self._limits.most:
-            return None, f"this orchestrator runs {len(self._running)} agents, which is its limit"
-        of_its_kind = sum(1 for one in self._running.values() if one.start.identity.implementation == implementation)
+            return f"this orchestrator runs {len(self._running)} agents, which is its limit"
+        specs = (self._spec_of(one.start) for one in self._running.values())
+        of_its_kind = sum(1 for one in specs if one is spec)
         if spec.most and of_its_kind >= spec.most:
-            return None, f"{of_its_kind} agents {implementation!r} run here, which is their limit"
-        return spec, ""
+            return f"{of_its_kind} agents {spec.implementation!r} run here, which is their limit"
+        return ""
+
+    async def _wait_for_room(self, name: str, spec: AgentSpec) -> str | None:
+        """Until this one may run, "" then; or why it may not after ROOM_S; None when it is asked for anew meanwhile."""
+        older = self._waiting.get(name)
+        if older is not None:
+            older.replaced = True
+            older.room.set()
+        full = self._full(spec)
+        if not full:
+            return ""
+        self._reporter.event(name, f"waits, as {full}")
+        waiting = self._waiting[name] = _Waiting(spec)
+        try:
+            with trio.move_on_after(ROOM_S):
+                while self._full(spec) and not waiting.replaced:
+                    waiting.room = trio.Event()
+                    await waiting.room.wait()
+        finally:
+            if self._waiting.get(name) is waiting:
+                del self._waiting[name]
+            self._give_room()  # which it may have been given, and not take
+        return None if waiting.replaced else self._full(spec)
+
+    def _give_room(self) -> None:
+        """Somebody has gone."""
+        for waiting in self._waiting.values():
+            if not self._full(waiting.spec) and not waiting.room.is_set():
+                waiting.room.set()
+                return
 
     async def _run(self, spec: AgentSpec, running: _Running) -> str:
         """Run it to its end; what the gateway is told."""

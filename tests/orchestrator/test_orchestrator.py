@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -115,7 +117,8 @@ async def test_a_new_start_of_the_same_agent_waits_until_the_old_process_is_gone
         assert s.client.failed == []  # the gateway has asked for it
 
 
-async def test_there_are_never_too_many() -> None:
+async def test_there_are_never_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ROOM_S", 0)
     async with stage(python(STAYS), python(STAYS, "single", most=1), most=3) as s:
         s.ask("single", "1", task_id="t1")
         await s.lines(1)
@@ -127,6 +130,38 @@ async def test_there_are_never_too_many() -> None:
         s.ask(specifier="3", task_id="t5")
         assert (await s.failures(2))[1] == ("t5", "this orchestrator runs 3 agents, which is its limit")
         assert s.orchestrator.statistics().refused == 2
+
+
+async def test_who_waits_for_room_gets_it_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ROOM_S", LONG_S)
+    async with stage(python(STAYS), most=1) as s:
+        s.ask(specifier="0", task_id="t0")
+        pids = [int((await s.lines(1))[0][0])]
+        for number in range(1, 4):
+            s.ask(specifier=str(number), task_id=f"t{number}")
+            await s.until(lambda number=number: len(s.orchestrator._waiting) == number)  # type: ignore[misc]
+        for number in range(1, 4):
+            os.kill(pids[-1], signal.SIGKILL)
+            pids.append(int((await s.lines(number + 1))[-1][0]))
+        assert [agent for agent, text in s.notes.events if "process " in text and "ended" not in text] == [
+            f"ag::w::echo::{number}" for number in range(4)
+        ]
+        assert [task_id for task_id, _ in s.client.failed] == ["t0", "t1", "t2"]
+
+
+async def test_one_that_is_asked_for_anew_while_it_waits_is_started_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ROOM_S", LONG_S)
+    async with stage(python(STAYS), most=1) as s:
+        s.ask(specifier="0", task_id="t0")
+        [[pid, _]] = await s.lines(1)
+        s.ask(task_id="t1", token="a")
+        await s.until(lambda: len(s.orchestrator._waiting) == 1)
+        s.ask(task_id="t1", token="b")
+        await s.until(lambda: sum("waits" in text for _, text in s.notes.events) == 2)
+        os.kill(int(pid), signal.SIGKILL)
+        _, [_, token] = await s.lines(2)
+        assert token == "b"
+        assert s.orchestrator.statistics().started == 2
 
 
 @pytest.mark.parametrize(
