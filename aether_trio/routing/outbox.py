@@ -142,10 +142,14 @@ class Outbox:
 
     def put_control(self, *frames: bytes) -> None:
         """Queue replies and try to write them."""
+        self.queue_control(*frames)
+        self._link.kick()
+
+    def queue_control(self, *frames: bytes) -> None:
+        """Queue replies. The caller kicks."""
         for frame in frames:
             self._control.append(frame)
             self.control_bytes += len(frame)
-        self._link.kick()
 
     @property
     def control_has_room(self) -> bool:

@@ -18,7 +18,7 @@ import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aether_trio.model.tasks.status import HELD, LIVE, PAUSED, TERMINAL, WAITING, Status
 from aether_trio.model.tasks.task import Mode, Task
@@ -68,8 +68,7 @@ class Refusal(enum.Enum):
     WAIT_SPEC = "wait spec"
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """What a decision needs beside the row. `caller` is an identity text, "" for the gateway itself."""
 
     now_ms: int
@@ -85,8 +84,7 @@ class Facts:
     uniform: Callable[[], float] = lambda: 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """The row after the move, and the reason that its event carries."""
 
     after: Task

@@ -10,9 +10,8 @@ from __future__ import annotations
 import enum
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from aether_trio.model.errors import AetherError, Code
 from aether_trio.model.identity import Identity, IdentityError, Kind, check_token
@@ -186,8 +185,7 @@ Start = Callable[[Work, Identity, Task], Program[str]]
 """Starter.start (starting.py)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Created:
+class Created(NamedTuple):
     """What became of a request. `task` is None for a repeated one, whose task has the id `task_id`.
 
     `problem`: nothing was created, and this is why. `started`: the target is being started.

@@ -1,7 +1,7 @@
 """Assignments on their way to workers of this node.
 
-A worker that reads is sent its assignments at once. Of one that does not only the names of its tasks are kept, and they are read
-again when there is room: what waits for a stuck worker costs nothing.
+A worker that reads is sent its assignments at once: with what else it is sent in this turn of the loop, in one write. Of one that does
+not only the names of its tasks are kept, and they are read again when there is room: what waits for a stuck worker costs nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import structlog
 import trio
 
 from aether_trio.model.tasks import Status, Task
+from aether_trio.routing.kicks import Kicked
 from aether_trio.services.tasks import rows
 from aether_trio.services.tasks.wire import assignment
 from aether_trio.session.session import Session
@@ -33,10 +34,11 @@ async def _nobody(session: Session, task: Task) -> None:
 
 
 class Deliveries:
-    """See the module docstring."""
+    """See the module docstring. `kick` has an outbox written at the end of this turn, at the latest."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, kick: Callable[[Kicked], None]) -> None:
         self._database = database
+        self._kick = kick
         self._waiting: dict[str, deque[tuple[str, int]]] = {}
         self.pushed = 0
         self.hand_out: HandOut = _nobody
@@ -60,7 +62,9 @@ class Deliveries:
 
     def _put(self, session: Session, task: Task, payload: bytes) -> None:
         self.pushed += 1
-        session.put(pb.DownstreamMessage(task_assignment=assignment(task, payload, numbered=session.numbered)))
+        given = pb.DownstreamMessage(task_assignment=assignment(task, payload, numbered=session.numbered))
+        session.outbox.queue_control(given.SerializeToString())
+        self._kick(session.outbox)
 
     async def _drain(self, session: Session, waiting: deque[tuple[str, int]]) -> None:
         try:

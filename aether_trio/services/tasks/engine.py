@@ -95,7 +95,8 @@ class Engine:
         self.clock = clock
         self.hints = others
         self.hub = Hub(database)
-        self.deliveries = Deliveries(database)
+        self._assignments = Kicks()
+        self.deliveries = Deliveries(database, self._assignments.add)
         self._notices = Kicks(NOTICE_S)
         self.desk = Desk(self._perform_errand, together)
         self.clockwork = Clockwork(database, clock, self._fire)
@@ -239,6 +240,7 @@ class Engine:
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.desk.run, name="task-desk")
+            nursery.start_soon(_keep_running, self._assignments.run, name="task-assignments")
             nursery.start_soon(_keep_running, self._notices.run, name="task-notices")
             nursery.start_soon(_keep_running, self.clockwork.run, name="task-clockwork")
             nursery.start_soon(_keep_running, self.outbox.run, name="task-outbox")

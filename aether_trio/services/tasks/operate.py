@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from aether_trio.model.tasks import Move, Reason, Refused, Status, Step, Task, Wait
 from aether_trio.model.tasks.table import RULES, Decision
@@ -37,8 +36,7 @@ MOVES: Final[Mapping[int, tuple[Move, str]]] = MappingProxyType(
 """Each operation's move, and the message of its success."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """One operation. `wait` belongs to PAUSE and WAIT_FOR, `checked` says that its dependencies are to be in the task's workspace.
 
     `number` is the assignment that the caller speaks for, 0 for its latest.
@@ -52,8 +50,7 @@ class Asked:
     number: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of it. `work` is None when nothing was written; `task` None: there is no such task for this caller.
 
     `needs`: nothing was done, and an access rule of this workspace is to be asked first.

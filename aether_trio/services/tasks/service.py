@@ -26,7 +26,7 @@ from aether_trio.services.tasks.parties import NOT_FOUND, Caller, is_party, may
 from aether_trio.services.tasks.rows import Worker
 from aether_trio.services.tasks.texts import reason, storable
 from aether_trio.services.tasks.transaction import Work
-from aether_trio.services.tasks.wire import info, named
+from aether_trio.services.tasks.wire import info, named, show
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Execute, Program, StorageUnavailable
 from aether_trio.wire.errors import error_response
@@ -69,7 +69,8 @@ class TaskService:
 
     async def operate(self, session: Session, op: pb.TaskOperation) -> Answers:
         """One move."""
-        response = pb.TaskOperationResponse(request_id=op.request_id)
+        message = pb.DownstreamMessage(task_op=pb.TaskOperationResponse(request_id=op.request_id))
+        response = message.task_op
         try:
             await self._after_reports(session)
             if session.identity.kind is Kind.ORCHESTRATOR:
@@ -78,7 +79,7 @@ class TaskService:
             await self._operate(session, op, response)
         except StorageUnavailable as error:
             response.error = AWAY.format(error)
-        return [pb.DownstreamMessage(task_op=response)]
+        return [message]
 
     async def _operate(self, session: Session, op: pb.TaskOperation, response: pb.TaskOperationResponse) -> None:
         known = MOVES.get(op.op)
@@ -110,7 +111,7 @@ class TaskService:
         else:
             response.success = True
             response.message = message
-            response.task.CopyFrom(info(outcome.task, numbered=session.numbered))
+            show(response.task, outcome.task, numbered=session.numbered)
 
     async def _run(self, caller: Caller, asked: Asked) -> Outcome:
         if asked.wait is not None and asked.wait.reason == Reason.HIBERNATION:
@@ -170,7 +171,7 @@ class TaskService:
             response.error = NOT_FOUND
             return
         response.success = True
-        response.task.CopyFrom(info(task, numbered=session.numbered))
+        show(response.task, task, numbered=session.numbered)
 
     async def _visible(self, session: Session, task_id: str, operation: str) -> Task | None:
         """The task, if this session may see it."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from aether_trio.model.tasks import Facts, Move, Status, Step, Task, Wait, decide
 from aether_trio.model.tasks.due import TimeLimits, next_due
@@ -49,8 +49,7 @@ _TOLD: Final = frozenset({Move.ASSIGN, Move.START})
 """After these somebody has to be told."""
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(NamedTuple):
     """What a transaction needs to know of the world. `node` is this node's name in the tables."""
 
     now_ms: int
@@ -61,8 +60,7 @@ class Context:
     uniform: Callable[[], float] = lambda: 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(NamedTuple):
     """An event as it was written; `event` is a serialized TaskEvent without a subscription."""
 
     task_id: str
@@ -71,8 +69,7 @@ class Recorded:
     event: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Push:
+class Push(NamedTuple):
     """A task that a worker is to be told of, and its payload if the worker is on this node."""
 
     task: Task
@@ -325,6 +322,8 @@ class Work:
 
     def _announce(self, task: Task) -> Program[None]:
         """The event that its creator asked for, for the workflow engine."""
+        if not task.spec:
+            return
         spec = pb.CreateTaskRequest.FromString(task.spec)
         wanted = spec.completion_event
         if not wanted.enabled or (wanted.on_statuses and task.status.wire not in wanted.on_statuses):

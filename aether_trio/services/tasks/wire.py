@@ -22,34 +22,38 @@ DEAD_LETTER: Final = "_dead_letter"
 """Set on a task that is shown as FAILED and for which there is to be no further attempt: "true", or who has seen to it."""
 _RESOLVED: Final = "_dead_letter_resolved"
 
-_KEPT: Final = (
-    "launch_param_overrides",
-    "metadata",
-    "authorization",
-    "retry_policy",
-    "completion_event",
-    "originating_schedule_id",
-    "target_offline_policy",
+_KEPT: Final = frozenset(
+    {
+        "launch_param_overrides",
+        "metadata",
+        "authorization",
+        "retry_policy",
+        "completion_event",
+        "originating_schedule_id",
+        "target_offline_policy",
+    }
 )
 
 
 def kept_of(request: pb.CreateTaskRequest) -> bytes:
     """What a row keeps of a request as it is, without what it has columns for."""
     kept = pb.CreateTaskRequest()
-    for name in _KEPT:
-        value = getattr(request, name)
+    for field, value in request.ListFields():
+        name = field.name
+        if name not in _KEPT:
+            continue
         if name in ("launch_param_overrides", "metadata"):
             getattr(kept, name).update(value)
         elif isinstance(value, (str, int)):
             setattr(kept, name, value)
-        elif request.HasField(name):  # type: ignore[arg-type]
+        else:
             getattr(kept, name).CopyFrom(value)
     return kept.SerializeToString()
 
 
 def may_start_target(task: Task) -> bool:
     """Whether its creator lets its target be started when it is not there."""
-    policy = pb.CreateTaskRequest.FromString(task.spec).target_offline_policy
+    policy = _kept(task).target_offline_policy
     return policy in (pb.TARGET_OFFLINE_POLICY_UNSPECIFIED, pb.TARGET_OFFLINE_POLICY_ORCHESTRATE)
 
 
@@ -80,51 +84,77 @@ def named(text: str) -> tuple[str, int]:
 
 def info(task: Task, *, numbered: bool = False) -> pb.TaskInfo:
     """A task as it may be shown."""
-    kept = pb.CreateTaskRequest.FromString(task.spec)
+    return show(pb.TaskInfo(), task, numbered=numbered)
+
+
+def show(shown: pb.TaskInfo, task: Task, *, numbered: bool = False) -> pb.TaskInfo:
+    """`info`, into a message that is empty. Most of what a task may have most tasks have not, and setting nothing costs nothing."""
+    row = task.__dict__
+    shown.status = pb.TaskStatus.ValueType(task.status.wire)
+    for name in _SHOWN:
+        if value := row[name]:
+            setattr(shown, name, value)
+    for name, other in _SHOWN_AS:
+        if value := row[other]:
+            setattr(shown, name, value)
+    for name, other in _SHOWN_S:
+        if value := row[other]:
+            setattr(shown, name, value // 1000)
+    if task.target:
+        shown.target_topic = _topic(task.target)
     wait = task.waits_for
-    shown = pb.TaskInfo(
-        task_id=task.task_id,
-        task_type=task.task_type,
-        status=pb.TaskStatus.ValueType(task.status.wire),
-        workspace=task.workspace,
-        target_topic=_topic(task.target),
-        assigned_to=task.assigned_to,
-        created_at=task.created_ms // 1000,
-        started_at=task.started_ms // 1000,
-        completed_at=task.completed_ms // 1000,
-        attempt=task.retry_count,
-        max_attempts=task.max_attempts,
-        error=task.error,
-        metadata=_metadata(task, kept, numbered=numbered),
-        authority_mode=task.authority_mode,
-        subject_type=task.subject_type,
-        subject_id=task.subject_id,
-        root_subject_type=task.root_subject_type,
-        root_subject_id=task.root_subject_id,
-        authority_grant_id=task.authority_grant_id,
-        root_authority_grant_id=task.root_authority_grant_id,
-        parent_authority_grant_id=task.parent_authority_grant_id,
-        creator_actor_id=task.creator,
-        parent_task_id=task.parent_task_id,
-        task_class=pb.TaskClass.ValueType(task.task_class),
-        disconnected_at=task.disconnected_ms // 1000,
-        grace_window_ms=task.grace_ms,
-        wait_spec=None if wait is None else _wait_spec(wait),
-        depends_on=() if wait is None else wait.depends_on,
-        context_id=task.context_id,
-        paused_at=task.paused_ms // 1000,
-        priority=pb.TaskPriority.ValueType(task.priority),
-        correlation_id=task.correlation_id,
-        root_task_id=task.root_task_id,
-    )
+    if wait is not None:
+        shown.wait_spec.CopyFrom(_wait_spec(wait))
+        shown.depends_on.extend(wait.depends_on)
+    kept = _kept(task)
+    if metadata := _metadata(task, kept, numbered=numbered):
+        shown.metadata.update(metadata)
     if kept.HasField("completion_event"):
         shown.completion_event.CopyFrom(kept.completion_event)
     return shown
 
 
+_SHOWN: Final = (
+    "task_id",
+    "task_type",
+    "workspace",
+    "assigned_to",
+    "max_attempts",
+    "error",
+    "authority_mode",
+    "subject_type",
+    "subject_id",
+    "root_subject_type",
+    "root_subject_id",
+    "authority_grant_id",
+    "root_authority_grant_id",
+    "parent_authority_grant_id",
+    "parent_task_id",
+    "task_class",
+    "context_id",
+    "priority",
+    "correlation_id",
+    "root_task_id",
+)
+_SHOWN_AS: Final = (("attempt", "retry_count"), ("creator_actor_id", "creator"), ("grace_window_ms", "grace_ms"))
+_SHOWN_S: Final = (
+    ("created_at", "created_ms"),
+    ("started_at", "started_ms"),
+    ("completed_at", "completed_ms"),
+    ("disconnected_at", "disconnected_ms"),
+    ("paused_at", "paused_ms"),
+)
+_NOTHING_KEPT: Final = pb.CreateTaskRequest()
+
+
+def _kept(task: Task) -> pb.CreateTaskRequest:
+    """To be read."""
+    return pb.CreateTaskRequest.FromString(task.spec) if task.spec else _NOTHING_KEPT
+
+
 def assignment(task: Task, payload: bytes, *, numbered: bool = False) -> pb.TaskAssignment:
     """A task as its worker is told of it."""
-    kept = pb.CreateTaskRequest.FromString(task.spec)
+    kept = _kept(task)
     given = pb.TaskAssignment(
         task_id=task.task_id,
         task_type=task.task_type,
@@ -161,8 +191,9 @@ def _metadata(task: Task, kept: pb.CreateTaskRequest, *, numbered: bool) -> dict
     metadata = {**kept.metadata, **hibernation_of(task)}
     if numbered and task.epoch:
         metadata[ASSIGNMENT] = str(task.epoch)
-    stamp, _, by = metadata.pop(_RESOLVED, "").partition(" ")
+    note = metadata.pop(_RESOLVED, "")
     if task.status is Status.DLQ:
+        stamp, _, by = note.partition(" ")
         metadata[DEAD_LETTER] = f"resolved by {by}" if stamp == str(task.failed_ms) else "true"
     return metadata
 
