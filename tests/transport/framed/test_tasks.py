@@ -1,0 +1,62 @@
+"""What a framed connection is made of: one task, and a writer only while its socket has no room."""
+
+from __future__ import annotations
+
+import socket
+
+import trio
+import trio.testing
+
+from aether_trio.wire import framing
+from tests.transport.framed.harness import agent, open_lane
+
+WRITER = "framed-writer"
+
+
+def living() -> int:
+    return trio.lowlevel.current_statistics().tasks_living
+
+
+def writers() -> int:
+    """Tasks of this name, wherever they are."""
+    root = trio.lowlevel.current_root_task()
+    assert root is not None
+    found, left = 0, [root]
+    while left:
+        task = left.pop()
+        found += task.name == WRITER
+        left += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return found
+
+
+async def test_an_idle_connection_is_one_task_of_the_gateway() -> None:
+    """The test's own ends of the connections have none."""
+    async with open_lane() as lane:
+        await lane.connect(agent("first"))
+        await trio.testing.wait_all_tasks_blocked()
+        before = living()
+        for number in range(20):
+            await lane.connect(agent(f"a{number}"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert living() == before + 20
+        assert writers() == 0
+
+
+async def test_a_writer_lives_while_its_socket_has_no_room_and_no_longer() -> None:
+    async with open_lane() as lane:
+        slow = await lane.connect(agent("slow"), delivery_acks=False)
+        slow.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        sender = await lane.connect(agent("sender"))
+        count, payload = 100, bytes(200_000)
+        for number in range(1, count + 1):
+            await sender.send(framing.Send(number, "ag::w::slow::1", payload, 1))
+            await sender.next(framing.Ack)
+        with trio.fail_after(60):
+            while not writers():
+                await trio.sleep(0.01)
+        assert writers() == 1
+        for _ in range(count):
+            await slow.delivery()
+        with trio.fail_after(60):
+            while writers():
+                await trio.sleep(0.01)
