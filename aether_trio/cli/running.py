@@ -214,7 +214,7 @@ def ready_text(settings: Settings, gateway: RunningGateway) -> str:
     if gateway.ops_address:
         lines.append(f"  ops   http://{gateway.ops_address}  /healthz /readyz /metrics")
     if settings.gateway.dev:
-        lines += try_lines(gateway.addresses.get("grpc"), gateway.ops_address)
+        lines += try_lines(gateway.addresses.get("grpc"), gateway.ops_address, tls=bool(settings.tls.cert))
     lines.append("  stop  Ctrl-C drains; a second one stops at once")
     return "\n".join(lines)
 
@@ -235,9 +235,11 @@ def manner_text(settings: Settings) -> str:
     return "credentials required" if not settings.auth.allow_anonymous else "no credentials asked"
 
 
-def try_lines(grpc: str | None, ops_address: str | None, *, indent: int = 6) -> list[str]:
+def try_lines(grpc: str | None, ops_address: str | None, *, tls: bool = False, indent: int = 6) -> list[str]:
     """What to type next, for the development mode; "HOST:PORT" of the gRPC lane and of the ops port."""
     where = "" if grpc == "127.0.0.1:50051" else f" --gateway {grpc}"
+    if tls:
+        where += " --tls-ca CA.pem"
     ops = "" if ops_address == "127.0.0.1:9090" else f" --ops {ops_address}"
     said = []
     if ops_address:
@@ -246,8 +248,9 @@ def try_lines(grpc: str | None, ops_address: str | None, *, indent: int = 6) -> 
         said += [
             ("", f'aether send ag::default::echo::1 "hello"{where}'),
             ("", f"aether sessions{where}"),
-            ("SDK", f'AgentClient("default", "echo", "1").connect("{grpc}")'),
         ]
+    if grpc is not None and not tls:  # with TLS it takes more than a line
+        said.append(("SDK", f'AgentClient("default", "echo", "1").connect("{grpc}")'))
     return [f"  {label:<{indent}}{text}" for label, text in said]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -343,6 +344,28 @@ class TestRunning:
             caught.value
         )
         assert "Traceback" not in str(caught.value)
+
+    def test_what_to_try_is_what_works(self, tmp_path: Path) -> None:
+        """The lines that it prints, typed as they are."""
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(str(tmp_path / "CA.pem"))
+        authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "server.pem"))
+        for tls in (False, True):
+            sets = [f"tls.{leaf}={tmp_path / 'server.pem'}" for leaf in ("cert", "key")] if tls else []
+            with start_gateway(ephemeral=True, extra_args=[part for one in sets for part in ("--set", one)]) as process:
+                lines = re.findall(r"^(?:  try|     )   (aether (?:send|sessions) .*)$", process.output(), re.MULTILINE)
+                assert len(lines) == 2
+                for line in lines:
+                    done = subprocess.run(
+                        [sys.executable, "-m", "aether_trio", *shlex.split(line)[1:]],
+                        env={**os.environ, "PYTHONPATH": str(ROOT)},
+                        cwd=tmp_path,
+                        capture_output=True,
+                        timeout=LIMIT_S,
+                        check=False,
+                    )
+                    assert done.returncode == 0, (line, done)
+                assert ("SDK" in process.output()) is not tls
 
     def test_a_taken_port_of_a_lane_is_named(self, gateway: GatewayProcess) -> None:
         port = gateway.address.rpartition(":")[2]
