@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Awaitable, Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,10 @@ def agent(address: str, specifier: str = "1") -> AgentClient:
     )
 
 
-async def echo(address: str, text: bytes) -> None:
+async def echo(address: str, text: bytes, specifier: str = "1") -> None:
     """Somebody sends something to themselves."""
     with trio.fail_after(LIMIT_S):
-        async with agent(address) as client:
+        async with agent(address, specifier) as client:
             await client.send(client.topic, text)
             async for message in client:
                 if message.payload == text:
@@ -120,9 +121,12 @@ async def test_the_way_to_the_database_is_cut_and_single_backends_are_ended() ->
 
 async def _until(condition: Callable[[], Awaitable[bool]], address: str) -> None:
     with trio.fail_after(LIMIT_S):
-        while not await condition():
+        for number in count(2):
+            if await condition():
+                return
             with trio.move_on_after(1.0):
-                await echo(address, b"something to write")  # a connection that was lost is noticed when it is used
+                # A connection that was lost is noticed when it is used. Who was cut off here may still hold its name.
+                await echo(address, b"something to write", str(number))
 
 
 async def test_the_primary_ends_for_good_and_the_node_follows_the_standby() -> None:
