@@ -3,6 +3,10 @@
 Nobody watches anybody. A node is found dead by somebody who needs to know: a claim that meets its hold, or the sweep, which looks
 every few seconds for what nobody has missed. The finder tries the node's lock and declares the lease dead in that transaction.
 
+A node that stands still keeps its session, and its lock. But a node looks at its own lease every `probe_s`, which PostgreSQL remembers of the
+session; one that has not for `silent_s`, and does not between two looks of the sweep, loses its lease, as others may wait for what it
+has (the work of a group) without asking for an identity.
+
 A node that stopped in the middle of a write keeps its own row locked (the fence). Its transaction is ended then: its lease is gone,
 so what it was writing may not be written.
 """
@@ -55,6 +59,14 @@ _UNLOCKED: Final = """
             AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
             AND classid = $1::int::oid AND objid = nodes.node_id::oid
     )
+"""
+_SILENT: Final = """
+    SELECT n.node_id, n.epoch, a.state_change FROM nodes n
+    JOIN pg_locks l ON l.locktype = 'advisory' AND l.mode = 'ExclusiveLock' AND l.granted AND l.objsubid = 2
+        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND l.classid = $1::int::oid AND l.objid = n.node_id::oid
+    JOIN pg_stat_activity a ON a.pid = l.pid
+    WHERE n.alive AND n.node_id <> $2 AND a.state_change < now() - $3 * interval '1 second'
 """
 _ALIVE: Final = "SELECT node_id, epoch, name, address, version, started_ms FROM nodes WHERE alive ORDER BY node_id"
 # A node that was declared dead may come back within its grace and wants its holds then: hence the age.
@@ -113,6 +125,7 @@ class Nodes:
         self._looking: dict[tuple[int, int], trio.Event] = {}
         self._dead: set[tuple[int, int]] = set()
         self._unlocked: set[tuple[int, int]] = set()
+        self._silent: set[tuple[int, int, Any]] = set()
         self._declared = self._cut_off = self._swept = 0
         self.on_dead: Callable[[int], None] = lambda _: None
         """Told of each node that this one has found dead, after the commit, in one step."""
@@ -200,13 +213,14 @@ class Nodes:
     async def run(self) -> None:
         """The sweep, until cancelled. Every node does it; what they do twice does no harm."""
         while True:
-            await trio.sleep(self._limits.sweep_s * self._random.uniform(0.5, 1.5))
+            await trio.sleep(self._limits.sweep_s * self._random.uniform(0.5, 1.2))
             if not self._lease.held:
                 continue
             try:
                 if await self.sweep():
                     await trio.sleep(self._limits.look_again_s)
                     await self.look()
+                    await self.look_for_silent()
             except StorageUnavailable as exc:
                 logger.info("the sweep was put off", reason=str(exc))
 
@@ -218,9 +232,23 @@ class Nodes:
             await self.declare_dead(node_id, epoch)
         return bool(found)
 
+    async def look_for_silent(self) -> bool:
+        """End the leases of nodes that have not looked at them for long, and not since the last call; whether some had not for long.
+
+        Between two calls there is to be more than `probe_s`. Raises StorageUnavailable.
+        """
+        rows = await self.fetch(_SILENT, self._lease.lock_class, self._lease.node_id, self._limits.silent_s)
+        found = {(row[0], row[1], row[2]) for row in rows}
+        before, self._silent = self._silent, found
+        for node_id, epoch, _ in found & before:
+            await self.cut_off(node_id)
+            await self.declare_dead(node_id, epoch)
+        return bool(found)
+
     async def sweep(self) -> bool:
-        """Look who is dead, and forget what is old; whether somebody was without a lease. Raises StorageUnavailable."""
+        """Look who is dead or stands still, and forget what is old; whether somebody may be. Raises StorageUnavailable."""
         somebody = await self.look()
+        somebody |= await self.look_for_silent()
         limits = self._limits
         await self.fetch(_END_STUCK, self._server.limits.idle_in_transaction_s)
         old_ms = int(10 * limits.lease_grace_s * 1000)

@@ -28,8 +28,10 @@ class ClusterLimits:
     """Between two looks for nodes that nobody has missed yet, and for what may be forgotten."""
     poll_s: float = 5.0
     """Between two looks whether there are other nodes, which a hint would have told."""
-    look_again_s: float = 2.0
-    """After such a look has found a node without a lease, before the second look that decides."""
+    look_again_s: float = 3.0
+    """After a sweep has found a node without a lease, or a silent one, before the second look that decides. More than `probe_s`."""
+    silent_s: float = 10.0
+    """A node that has not looked at its lease for that long stands still. More than `lease_grace_s` and what a probe may take."""
     tombstone_s: float = 24 * 3600.0
     """How long a session that has ended can be resumed with its history, on any node."""
     connections_per_workspace: int = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import trio
 
@@ -121,3 +123,41 @@ async def test_a_process_that_ends_well_frees_everything_at_once(nodes: Nodes, p
         claimed = await node.claim(X, resume="x1")
         assert claimed.displaced is None
         assert claimed.history is not None
+
+
+async def test_a_process_that_stands_still_loses_its_lease_although_nobody_asks_for_what_it_holds(
+    nodes: Nodes, place: PostgresEngine
+) -> None:
+    node = await nodes.start(limits=replace(STEADY, sweep_s=0.2, look_again_s=1.0, silent_s=2.0))
+    async with open_children(place.server.dsn(), place.schema, STEADY) as [child]:
+        x = await child.claim(X, "x1")
+        child.stop()
+        with trio.fail_after(LONG_S):
+            while node.cluster.nodes.statistics().declared == 0:
+                await trio.sleep(0.05)
+        assert node.cluster.nodes.statistics().cut_off == 1
+        claimed = await node.claim(X)
+        assert claimed.hold.epoch == x + 1
+        child.go_on()
+        assert await child.wait_told("back") == [X]
+        with pytest.raises(Refused):
+            await child.do("write", identity=X, epoch=x)
+
+
+async def test_a_process_that_looks_at_its_lease_keeps_it_however_little_it_does(
+    nodes: Nodes, place: PostgresEngine
+) -> None:
+    node = await nodes.start(limits=replace(STEADY, sweep_s=LONG_S, silent_s=0.0))
+    looked = "SELECT max(state_change) FROM pg_stat_activity WHERE application_name = 'aether-lease' AND pid = {}"
+    async with open_children(place.server.dsn(), place.schema, STEADY) as [child]:
+        await child.claim(X, "x1")
+        [(other,)] = place.rows(f"SELECT max(node_id) FROM {place.schema}.nodes")
+        [(pid,)] = place.rows(f"SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = {other} AND granted")
+        for _ in range(3):
+            [(before,)] = place.rows(looked.format(pid))
+            assert await node.cluster.nodes.look_for_silent()
+            with trio.fail_after(LONG_S):
+                while place.rows(looked.format(pid)) == [(before,)]:
+                    await trio.sleep(0.02)
+        statistics = node.cluster.nodes.statistics()
+        assert (statistics.declared, statistics.cut_off) == (0, 0)
