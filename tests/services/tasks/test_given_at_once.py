@@ -6,9 +6,11 @@ import pytest
 
 from aether_trio.model.tasks import Mode, Status, Task
 from aether_trio.model.tasks.due import TimeLimits
+from aether_trio.services.tasks import rows
 from aether_trio.services.tasks.transaction import Context, Work
-from aether_trio.storage.base import Execute, Fetch
+from aether_trio.storage.base import Aside, Execute, Fetch, single
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.direct import Store
 
 WORKER = "ag::w::i::1"
 
@@ -28,7 +30,7 @@ def test_a_new_task_is_written_once_as_what_it_becomes(live: int, status: Status
                 assert "task_workers" in statement.sql
                 statement = program.send([(WORKER, "s1", "n1", "w", "i", 1, 1, 1, 0)] * (1 - live))
             else:
-                assert isinstance(statement, Execute)
+                assert isinstance(statement, Execute | Aside)
                 statement = program.send(1)
     assert end.value.value is True
     [(_, row)] = [(sql, args) for sql, args in said if sql.startswith("INSERT INTO tasks ")]
@@ -36,3 +38,17 @@ def test_a_new_task_is_written_once_as_what_it_becomes(live: int, status: Status
     assert not any(sql.startswith("UPDATE tasks ") for sql, _ in said)
     assert [(push.task.status, push.payload) for push in work.pushes] == [(status, b"payload")] * (1 - live)
     assert (task.status, task.queue != "") == (Status.PENDING, True)
+
+
+@pytest.mark.parametrize("size", [0, 1, rows.KEPT_PAYLOAD_BYTES, rows.KEPT_PAYLOAD_BYTES + 1])
+def test_a_payload_is_found_wherever_it_lies(store: Store, size: int) -> None:
+    place = store.place()
+    direct = place.direct("tasks")
+    payload = bytes(range(256)) * 3
+    task = Task("t1", "t", "w", creator="ag::w::c::1")
+    direct.drive(lambda: Work(Context(1000, "n1", TimeLimits())).create(task, payload[:size]))
+    found = direct.drive(lambda: rows.payload_of("t1"))
+    apart = direct.drive(lambda: single(Fetch("SELECT task_id FROM task_payloads")))
+    place.close()
+    assert found == payload[:size]
+    assert bool(apart) == (size > rows.KEPT_PAYLOAD_BYTES)
