@@ -27,6 +27,7 @@ from aether_trio.orchestrator import (
     TextReporter,
     check_docker,
     load_agents,
+    missing_commands,
 )
 from aether_trio.orchestrator.agents_file import DOCKER
 from aether_trio.orchestrator.orchestrator import DEFAULT_GRACE_S, DEFAULT_MOST
@@ -135,11 +136,14 @@ def command(
 
 
 def read_agents(path: str) -> dict[str, AgentSpec]:
-    """The agents of a file, or a CliError with every problem."""
+    """The agents of a file, or a CliError with every problem. What may be a mistake is said."""
     try:
-        return load_agents(path)
+        agents = load_agents(path)
     except AgentsFileError as error:
         raise exits.CliError(str(error), exits.SETTINGS) from None
+    for text in missing_commands(agents.values()):
+        click.echo(f"{path}: {text}", err=True)
+    return agents
 
 
 def require_docker(agents: Mapping[str, AgentSpec]) -> None:

@@ -10,7 +10,7 @@ What is run is in the orchestrator's own file: nothing that a gateway sends beco
 """
 
 from aether_trio.orchestrator.agents_file import AgentsFileError, AgentSpec, load_agents
-from aether_trio.orchestrator.launches import DockerError, Surroundings, check_docker
+from aether_trio.orchestrator.launches import DockerError, Surroundings, check_docker, missing_commands
 from aether_trio.orchestrator.orchestrator import Orchestrator, OrchestratorLimits
 from aether_trio.orchestrator.reporter import Reporter, TextReporter
 
@@ -25,4 +25,5 @@ __all__ = [
     "TextReporter",
     "check_docker",
     "load_agents",
+    "missing_commands",
 ]

@@ -10,6 +10,8 @@ The key is the implementation: this one is started for ag::ANY-WORKSPACE::echo::
 
 from __future__ import annotations
 
+import difflib
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +28,18 @@ Manner = Literal["process", "docker"]
 PROCESS: Final = "process"
 DOCKER: Final = "docker"
 MAX_AGENTS: Final = 1000
+EXAMPLE: Final = "agents: {echo: {command: [python, echo.py]}}"
+_UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*?)`")
+_OTHER: Final = re.compile(r"Expected `(.*?)`, got `(.*?)`(?: - at `\$\.?(.*?)`)?$")
+_WORDS: Final = {
+    "object": "a mapping",
+    "array": "a list",
+    "str": "a text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "null": "nothing",
+}
 
 
 class AgentsFileError(Exception):
@@ -102,8 +116,10 @@ def parse_agents(text: str, name: str, directory: Path) -> dict[str, AgentSpec]:
         body = yaml.load(text, _OneMapping)  # noqa: S506  # a SafeLoader
     except yaml.YAMLError as error:
         raise AgentsFileError(name, [f"it is not YAML: {error}"]) from None
-    if not isinstance(body, dict) or set(body) != {"agents"} or not isinstance(body["agents"], dict):
-        raise AgentsFileError(name, ['it should be a mapping "agents:" from implementations to how each is started'])
+    if not isinstance(body, dict) or not isinstance(body.get("agents"), dict):
+        raise AgentsFileError(name, [f'it should have "agents:" and below it how each is started, as in  {EXAMPLE}'])
+    if others := sorted(str(key) for key in body if key != "agents"):
+        raise AgentsFileError(name, [f"nothing but agents: belongs at its left edge, and there is {', '.join(others)}"])
     agents = body["agents"]
     if len(agents) > MAX_AGENTS:
         raise AgentsFileError(name, [f"{len(agents)} agents; at most {MAX_AGENTS} are allowed"])
@@ -113,7 +129,7 @@ def parse_agents(text: str, name: str, directory: Path) -> dict[str, AgentSpec]:
         try:
             found[str(implementation)] = _spec(str(implementation), entry, directory)
         except (ValueError, msgspec.ValidationError) as error:
-            problems.append(f"agents.{implementation}: {error}")
+            problems.append(f"agents.{implementation}: {_in_words(error)}")
     if not agents:
         problems.append("it names no agent")
     if problems:
@@ -127,7 +143,12 @@ def _spec(implementation: str, entry: Any, directory: Path) -> AgentSpec:
     except IdentityError as error:
         raise ValueError(str(error)) from None
     agent = msgspec.convert(entry, _Agent)
-    command = tuple(shlex.split(agent.command) if isinstance(agent.command, str) else agent.command)
+    try:
+        command = tuple(shlex.split(agent.command) if isinstance(agent.command, str) else agent.command)
+    except ValueError as error:
+        raise ValueError(f"command {agent.command!r}: {error}") from None
+    if command and not command[0]:
+        raise ValueError("command begins with nothing; its first word is the program")
     manner: Manner = DOCKER if agent.image else PROCESS
     if agent.profile == PROCESS and agent.image:
         raise ValueError("profile process runs a command here; an image needs profile docker")
@@ -140,6 +161,11 @@ def _spec(implementation: str, entry: Any, directory: Path) -> AgentSpec:
             raise ValueError("network and arguments are for docker, and this agent has no image")
     elif agent.directory:
         raise ValueError("directory is for processes; give docker a volume with arguments: [--volume, ...]")
+    for key, instead in _TAKEN.items():
+        if key in agent.params:
+            raise ValueError(f"params cannot have {key}: {instead}")
+    if wrong := sorted(key for key in agent.environment if not key or "=" in key or "\0" in key):
+        raise ValueError(f"{wrong[0]!r} is no name of a variable")
     if agent.most < 0:
         raise ValueError("most is how many may run at once, 0 for no limit of its own")
     where = directory / agent.directory
@@ -159,6 +185,31 @@ def _spec(implementation: str, entry: Any, directory: Path) -> AgentSpec:
         network=agent.network,
         arguments=tuple(agent.arguments),
     )
+
+
+_TAKEN: Final = {
+    "profile": 'that is a setting of the agent itself, "profile:"',
+    "auth_token": "the gateway makes one for each start",
+}
+
+
+def _in_words(error: Exception) -> str:
+    """What msgspec has against an entry, for somebody who has written YAML."""
+    text = str(error)
+    if unknown := _UNKNOWN.search(text):
+        known = [field.name for field in msgspec.structs.fields(_Agent)]
+        near = difflib.get_close_matches(unknown[1], known, 1)
+        meant = f" (is {near[0]} meant?)" if near else ""
+        return f"there is no setting {unknown[1]!r}{meant}; known are {', '.join(known)}"
+    if other := _OTHER.match(text):
+        if other[1] == "bool | int | float | str":
+            return f"values of {other[3].replace('[...]', '')} should be texts, numbers, true or false, and one is {_WORDS[other[2]]}"
+        wanted = " or ".join(_WORDS.get(word, word) for word in other[1].split(" | "))
+        where = (other[3] or "").replace("[...]", "")
+        as_in = "" if where else ", as in  {command: [python, echo.py]}"
+        quotes = "; quotes make a text of it" if "a text" in wanted and other[2] in {"int", "float", "bool"} else ""
+        return f"{where or 'it'} should be {wanted}{as_in}, and is {_WORDS.get(other[2], other[2])}{quotes}"
+    return text
 
 
 def _texts(values: Mapping[str, str | int | float | bool]) -> dict[str, str]:

@@ -28,7 +28,7 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -119,8 +119,7 @@ def launch_of(spec: AgentSpec, start: Start, surroundings: Surroundings) -> Laun
         run = ["docker", "run", "--rm", "--init", "--name", name, "--network", spec.network, *passed]
         command = (*run, *spec.arguments, spec.image, *spec.command)
         return Launch(command, {**inherited, **own}, None, kill=("docker", "kill", name))
-    path = os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)])
-    environment = {**inherited, "PATH": path, "PYTHONUNBUFFERED": "1", **own}
+    environment = {**inherited, "PATH": _search_path(inherited), "PYTHONUNBUFFERED": "1", **own}
     first = shutil.which(spec.command[0], path=environment["PATH"]) or spec.command[0]
     return Launch((first, *spec.command[1:]), environment, spec.directory)
 
@@ -152,7 +151,27 @@ def own_variables(spec: AgentSpec, start: Start, surroundings: Surroundings) -> 
     }
 
 
-def cannot_run(launch: Launch, error: OSError) -> str:
+def missing_commands(agents: Iterable[AgentSpec]) -> list[str]:
+    """Sentences on agents whose program is not there now. It may be when they are started."""
+    found = []
+    for spec in agents:
+        if spec.manner == DOCKER:
+            continue
+        command = spec.command[0]
+        path = spec.environment.get("PATH") or _search_path(os.environ)
+        wanted = str(spec.directory / command) if os.sep in command else command
+        if shutil.which(wanted, path=path) is None:
+            where = "" if os.sep in command else " on the PATH"
+            found.append(f"agents.{spec.implementation}: there is no program {wanted}{where}, so far")
+    return found
+
+
+def _search_path(environment: Mapping[str, str]) -> str:
+    """Programs beside this Python come first, so that `python` is the same one."""
+    return os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
+
+
+def cannot_run(launch: Launch, error: OSError | ValueError) -> str:
     """Why it was not started, and what to do about it."""
     command = launch.command[0]
     if launch.directory is not None and not launch.directory.is_dir():
@@ -164,7 +183,7 @@ def cannot_run(launch: Launch, error: OSError) -> str:
         return f"cannot run {command}: there is no such file, seen from {at} (or the program that its first line names)"
     if isinstance(error, PermissionError):
         return f"cannot run {command}: it is not executable; chmod +x, or name its interpreter in front of it"
-    return f"cannot run {command}: {error.strerror or error}"
+    return f"cannot run {command}: {getattr(error, 'strerror', '') or error}"
 
 
 def check_docker() -> str:

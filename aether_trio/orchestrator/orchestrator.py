@@ -249,7 +249,10 @@ class Orchestrator:
                 self._ended += 1
                 reason = f"its process {ended}"
                 report.event(name, str(ended))
-            except OSError as error:
+            except (
+                OSError,
+                ValueError,
+            ) as error:  # ValueError: a zero byte in what somebody wants the agent to be told
                 self._failed += 1
                 reason = cannot_run(launch, error)
                 report.event(name, reason)

@@ -11,7 +11,7 @@ import pytest
 from aether_trio.client.operations.records import read
 from aether_trio.client.operations.task_values import Assignment
 from aether_trio.model.identity import IdentityError
-from aether_trio.orchestrator import DockerError, Surroundings, check_docker
+from aether_trio.orchestrator import DockerError, Surroundings, check_docker, missing_commands
 from aether_trio.orchestrator.agents_file import parse_agents
 from aether_trio.orchestrator.launches import Launch, Start, cannot_run, launch_of
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -146,3 +146,12 @@ def test_why_a_command_cannot_be_run(command: str, error: OSError, why: str) -> 
 def test_a_directory_that_has_gone_is_named(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     assert f"directory {gone} is not there" in cannot_run(Launch(("tool",), {}, gone), FileNotFoundError())
+
+
+def test_a_program_that_is_not_there_is_named_and_no_mistake(tmp_path: Path) -> None:
+    (tmp_path / "tool").touch(mode=0o755)
+    text = "agents: {a: {command: ./tool}, b: {command: ./tol}, c: {command: python}, d: {command: tol}, e: {image: i}}"
+    assert missing_commands(parse_agents(text, "agents.yaml", tmp_path).values()) == [
+        f"agents.b: there is no program {tmp_path}/./tol, so far".replace("/./", "/"),
+        "agents.d: there is no program tol on the PATH, so far",
+    ]
