@@ -9,6 +9,7 @@
 
 const KEPT_LINES = 200;
 const KEPT_AGENTS = 50;
+const KEPT_TASKS = 20; // of one agent
 const DONE_FOR_MS = 2500;
 const SILENT_FOR_MS = 120_000;
 const ENDED = new Set(["completed", "done", "failed", "cancelled"]);
@@ -155,6 +156,10 @@ export class Work {
     const key = `${progress.source} ${progress.taskId}`;
     const { step } = progress;
     const known = progress.completion >= 0;
+    const others = this.of(progress.source);
+    if (!this.tasks.has(key) && others.length >= KEPT_TASKS) {
+      this.tasks.delete(others.reduce((a, b) => (b.heardAt < a.heardAt ? b : a)).key); // the one silent for longest
+    }
     this.tasks.set(key, {
       key,
       agent: progress.source,

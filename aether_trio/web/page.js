@@ -6,6 +6,7 @@ import * as view from "/demo/view.js";
 
 const LOOK_AROUND_MS = 2000;
 const LAST_TIME = "aether-page"; // who was here: in sessionStorage for a reload, in localStorage for the form
+const KEPT_GONE = 50; // agents that are not here any more, in the list
 const $ = (id) => document.getElementById(id);
 
 let client = null;
@@ -179,9 +180,11 @@ function take(found) {
   if (known) {
     const came = [...agents.keys()].filter((topic) => !here.has(topic)).map((topic) => `${partsOf(topic).name} is here`);
     const left = [...here.keys()].filter((topic) => !agents.has(topic)).map((topic) => `${partsOf(topic).name} has left`);
-    if (came.length || left.length) view.tellNews([...came, ...left].join(", "));
+    const news = [...came, ...left];
+    const many = `${came.length} agents have come, ${left.length} have left`;
+    if (news.length) view.tellNews(news.length > 5 ? many : news.join(", "));
   }
-  for (const topic of agents.keys()) seen.add(topic);
+  seen = new Set([...agents.keys(), ...[...seen].filter((topic) => !agents.has(topic)).slice(0, KEPT_GONE)]);
   here = agents;
   const windows = new Map();
   for (const one of found.filter(({ type }) => type === "user")) {

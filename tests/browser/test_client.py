@@ -374,6 +374,29 @@ def test_what_the_browser_itself_refuses_ends_the_attempt_at_once(page: Page, ru
     assert message.endswith("an insecure WebSocket")
 
 
+@pytest.mark.parametrize("text", ["null", "{", '{"msg": {"payload": "%%%"}}', '{"msg": {"payload": 7'])
+def test_what_is_no_message_ends_the_client_and_is_said(page: Page, run: Run, text: str) -> None:
+    def serve(socket: WebSocketRoute) -> None:
+        def hear(said: str | bytes) -> None:
+            if '"init"' in str(said):
+                socket.send(json.dumps({"connection_ack": {"session_id": "s"}}))
+            elif "nobody" in str(said):
+                socket.send(text)
+
+        socket.on_message(hear)
+
+    page.route_web_socket(re.compile("/v1/connect"), serve)
+    code = run(
+        page,
+        """async ({ connect }) => {
+          const client = await connect({ userId: "maya", storage: null });
+          client.send("ag::w::nobody::1", "x");
+          return await client.flush().catch((error) => error.code);
+        }""",
+    )
+    assert code == "PROTOCOL"
+
+
 def test_a_completion_that_is_no_number_is_one_that_nobody_knows(page: Page, run: Run) -> None:
     """JSON has no NaN, so it comes as text, and <progress> throws for both."""
     updates = [{"completion": value} for value in ("NaN", "Infinity", "-Infinity", 0.5)] + [{}]

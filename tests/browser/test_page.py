@@ -142,6 +142,19 @@ def test_its_progress_bar_moves(gateway: GatewayProcess, visitors: Visitors, age
     expect(page.get_by_role("progressbar")).to_have_count(0)  # a finished one goes away
 
 
+def test_an_agent_that_reports_without_end_does_not_fill_the_page(
+    gateway: GatewayProcess, visitors: Visitors, workspace: str
+) -> None:
+    address = f"aether://{gateway.address}"
+    with connect_sync(address, workspace=workspace, implementation="busy", specifier="1") as busy:
+        page = talk_to(come_in(visitors.page(), gateway, "maya", workspace), "busy")
+        cards = page.locator("#tasks > *")
+        for number in range(60):
+            busy.progress.report(f"task-{number}", completion=0.5, summary=f"number {number}", confirm=True)
+        expect(cards.filter(has_text="number 59")).to_be_visible()
+        expect(cards).to_have_count(20)
+
+
 def test_an_agent_that_leaves_is_shown_as_gone_and_what_is_written_waits_for_it(
     gateway: GatewayProcess, visitors: Visitors, agents: Agents, workspace: str
 ) -> None:

@@ -632,14 +632,16 @@ export class Client extends EventTarget {
 
   #receive(text) {
     let wire;
+    let message;
     try {
       wire = JSON.parse(text);
+      message = wire.msg && new Message(wire.msg);
     } catch {
-      this.#finish(new AetherError("PROTOCOL", "the gateway sent something that is not JSON"));
+      this.#finish(new AetherError("PROTOCOL", "the gateway sent something that is not understood"));
       return;
     }
     this.#heardAt = Date.now();
-    if (wire.msg) this.#deliver(new Message(wire.msg));
+    if (message) this.#deliver(message);
     else if (wire.progress_update) this.#emit("progress", progressOf(wire.progress_update));
     else if (wire.connection_ack) this.#acknowledged(wire.connection_ack);
     else if (wire.error) this.#refused(wire.error);
