@@ -150,7 +150,7 @@ def test_a_development_gateway_brings_its_own_orchestrator(tmp_path: Path) -> No
         wait_until(lambda: json.loads(shell.out("agents", "orchestrators", "--json")) != [])
         found = json.loads(shell.out("agents", "orchestrators", "--json"))
         assert [one["profiles"] for one in found] == [["process"]]
-        wait_until(lambda: "voice=loud" in shell.out("agents", "list"))
+        wait_for_agents(shell)
         gateway.terminate()
         assert gateway.wait() == 0
 
@@ -186,6 +186,11 @@ async def conversation(address: str, words: list[str], specifier: str) -> list[t
     return found
 
 
+def wait_for_agents(shell: Shell) -> None:
+    """Until those of the file are registered: only then a message starts them."""
+    wait_until(lambda: "voice=loud" in shell.out("agents", "list"))
+
+
 def starts(shell: Shell) -> set[str]:
     """Every start that was ever wished for."""
     found = json.loads(shell.out("tasks", "list", "--workspace", "w", "--type", "agent_startup", "--json"))
@@ -205,6 +210,7 @@ def test_messages_start_real_processes_also_after_they_were_killed(
         shell = Shell(gateway, PYTHONUNBUFFERED="1")
         beside = shell.start("orchestrate", file) if where == "beside" else None
         try:
+            wait_for_agents(shell)
             found = trio.run(conversation, gateway.address, ["one", "two", "three"], "1")
             assert len({pid for pid, _ in found}) == 3
             assert [params for _, params in found] == [{"profile": "process", "voice": "loud"}] * 3
@@ -236,6 +242,7 @@ def test_a_message_on_any_node_starts_it_also_when_a_node_was_killed(tmp_path: P
     command = (sys.executable, "-m", "aether_trio", "dev", "--nodes", "2", "--agents", written(tmp_path, ECHO))
     try:
         with start_gateway(data_dir=place / "data", command=command, env={"TMPDIR": str(place)}) as cluster:
+            wait_for_agents(Shell(cluster))
             words = []
             for number, node in enumerate(cluster.ready["nodes"]):
                 words += trio.run(conversation, node["gateway"], [f"to node {number}".replace(" ", "-")], "1")
