@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -33,7 +33,7 @@ from aether_trio.orchestrator.agents_file import DOCKER
 from aether_trio.orchestrator.orchestrator import DEFAULT_GRACE_S, DEFAULT_MOST
 
 NAME: Final = "aether-orchestrate"
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @click.command(
@@ -105,7 +105,7 @@ def command(
     """Start agents of AGENTS.YAML when a message or a task needs them.
 
     Messages to an agent that is registered and not running make the gateway ask for it here. Processes end with this
-    command: Ctrl-C sends them SIGTERM, a second one SIGKILL.
+    command: Ctrl-C sends them SIGTERM, a second one SIGKILL. SIGHUP has it read the file again.
     """
     agents = read_agents(agents_file)
     if check:
@@ -128,7 +128,7 @@ def command(
         **_options(target),
     )
     try:
-        stopped_by = trio.run(_run, orchestrator, client, register, str(target))
+        stopped_by = trio.run(_run, orchestrator, client, agents_file, register, str(target))
     except* AetherError as group:
         raise _explained(first_of(group), str(target)) from None
     if stopped_by is not None:
@@ -187,9 +187,16 @@ def _options(target: Target) -> ClientOptions:
     return options
 
 
-async def _run(orchestrator: Orchestrator, client: OrchestratorClient, register: bool, gateway: str) -> int | None:
+async def _run(
+    orchestrator: Orchestrator, client: OrchestratorClient, agents_file: str, register: bool, gateway: str
+) -> int | None:
     """Until a signal comes; the second one, if there was one."""
-    stop = _Stop()
+
+    async def read_again() -> None:
+        text = await _read_again(orchestrator, client, agents_file, register)
+        click.echo(f"SIGHUP: {agents_file}: {text}", err=True)
+
+    stop = _Stop(read_again)
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop.watch, signals, orchestrator)
@@ -209,17 +216,35 @@ def ready_text(orchestrator: Orchestrator, client: OrchestratorClient, gateway: 
     return f"{client.topic} starts {orchestrator.described} for the gateway at {gateway}; Ctrl-C ends all of them"
 
 
-class _Stop:
-    """The first signal ends the block, the second one kills."""
+async def _read_again(orchestrator: Orchestrator, client: OrchestratorClient, agents_file: str, register: bool) -> str:
+    """What became of it."""
+    try:
+        orchestrator.replace(read_agents(agents_file))
+    except (exits.CliError, ValueError) as error:
+        text = error.message if isinstance(error, exits.CliError) else str(error)
+        return f"not used, what was read before stays: {text}"
+    if register:
+        try:
+            await orchestrator.register(client)
+        except AetherError as error:
+            return f"used, but the gateway could not be told: {error.message}"
+    return f"used; it starts {orchestrator.described}"
 
-    def __init__(self) -> None:
+
+class _Stop:
+    """The first signal ends the block, the second one kills. SIGHUP has the file read again."""
+
+    def __init__(self, read_again: Callable[[], Awaitable[None]]) -> None:
+        self._read_again = read_again
         self.scope = trio.CancelScope()
         self.second: int | None = None
 
     async def watch(self, signals: AsyncIterator[int], orchestrator: Orchestrator) -> None:
         async for number in signals:
             name = signal.Signals(number).name
-            if self.scope.cancel_called:
+            if number == signal.SIGHUP:
+                await self._read_again()
+            elif self.scope.cancel_called:
                 self.second = number
                 click.echo(f"{name}: killing what still runs", err=True)
                 orchestrator.kill_all()

@@ -20,6 +20,8 @@ import trio
 
 from aether_trio.client import AetherError, OrchestratorClient
 from aether_trio.client.operations.agents import Registration
+from aether_trio.client.operations.enums import TaskStatus
+from aether_trio.client.operations.task_events import StatusChanged
 from aether_trio.client.operations.task_values import Assignment
 from aether_trio.model.identity import IdentityError
 from aether_trio.orchestrator.agents_file import AgentSpec
@@ -62,8 +64,11 @@ class _Running:
     start: Start
     pid: int = 0
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    watch: trio.CancelScope = field(default_factory=trio.CancelScope)
     gone: trio.Event = field(default_factory=trio.Event)
     replaced: bool = False
+    come: bool = False
+    """Whether its agent has connected."""
 
 
 @dataclass(slots=True, eq=False)
@@ -104,6 +109,13 @@ class Orchestrator:
         names = ", ".join(sorted(self._agents))
         return f"{names} (profile{'s' if len(self.profiles) > 1 else ''} {', '.join(self.profiles)})"
 
+    def replace(self, agents: Mapping[str, AgentSpec]) -> None:
+        """From now on start these, of the same profiles. What runs goes on. Raises ValueError for other profiles."""
+        before, self._agents = self._agents, agents
+        if {spec.profile for spec in agents.values()} != {spec.profile for spec in before.values()}:
+            self._agents = before
+            raise ValueError("its profiles are others; they are told to the gateway once, when the orchestrator starts")
+
     def kill_all(self) -> None:
         """Whoever is being stopped has been given enough time."""
         for running in self._running.values():
@@ -131,11 +143,11 @@ class Orchestrator:
         async with trio.open_nursery() as nursery:
             on_serving()
             async for assignment in client.starts:
-                nursery.start_soon(self._serve, client, assignment)
+                nursery.start_soon(self._serve, client, assignment, nursery)
 
     # -- one start ------------------------------------------------------------------------------------------------
 
-    async def _serve(self, client: OrchestratorClient, assignment: Assignment) -> None:
+    async def _serve(self, client: OrchestratorClient, assignment: Assignment, nursery: trio.Nursery) -> None:
         try:
             start = Start.of(assignment)
         except IdentityError as error:
@@ -166,9 +178,11 @@ class Orchestrator:
             await self._refuse(client, start, full)
             return
         running = self._running[name] = _Running(start)
+        nursery.start_soon(self._watch, client, running)
         try:
             reason = await self._run(spec, running)
         finally:
+            running.watch.cancel()  # which nobody waits for: it may have to say goodbye to a gateway that is away
             running.pid = 0
             del self._running[name]
             running.gone.set()
@@ -249,10 +263,8 @@ class Orchestrator:
                 self._ended += 1
                 reason = f"its process {ended}"
                 report.event(name, str(ended))
-            except (
-                OSError,
-                ValueError,
-            ) as error:  # ValueError: a zero byte in what somebody wants the agent to be told
+            except (OSError, ValueError) as error:
+                # ValueError: there is a zero byte in what somebody wants the agent to be told.
                 self._failed += 1
                 reason = cannot_run(launch, error)
                 report.event(name, reason)
@@ -260,6 +272,31 @@ class Orchestrator:
                 if not reason:
                     report.event(name, "was stopped")
         return reason or "its process was stopped"
+
+    async def _watch(self, client: OrchestratorClient, running: _Running) -> None:
+        """Stop the process when nobody waits for it any more: its start is cancelled, or has failed before its agent had come."""
+        task_id = running.start.task_id
+        with running.watch:
+            while True:
+                try:
+                    async with client.tasks.follow(task_id) as events:
+                        self._judge(running, (await client.tasks.get(task_id)).status)
+                        async for event in events:
+                            if isinstance(event.event, StatusChanged):
+                                self._judge(running, event.event.to_status)
+                    return  # the client is closed
+                except AetherError as error:
+                    if not error.retryable:
+                        return  # who may not see it lets it run
+                    await trio.sleep(AGAIN_S)
+
+    def _judge(self, running: _Running, status: TaskStatus) -> None:
+        running.come = running.come or status is TaskStatus.RUNNING
+        cancelled = status is TaskStatus.CANCELLED
+        if cancelled or (status is TaskStatus.FAILED and not running.come):
+            word = "was cancelled" if cancelled else "has failed"
+            self._reporter.event(running.start.identity.text, f"is stopped, as its start {word}")
+            running.scope.cancel()
 
     async def _tell(self, client: OrchestratorClient, reference: str, name: str, reason: str) -> None:
         """The start has failed. The gateway may know better: then it says so, and that is all right.

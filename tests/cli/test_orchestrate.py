@@ -96,6 +96,32 @@ def test_it_registers_its_agents_is_seen_and_ends_when_told(shell: Shell, tmp_pa
     assert "no orchestrator is connected" in shell.out("agents", "orchestrators")
 
 
+def test_the_file_is_read_again_when_told(shell: Shell, tmp_path: Path) -> None:
+    file = written(tmp_path, ECHO)
+    process = shell.start("orchestrate", file)
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        for text, said in (
+            ("agents: {echo: {}}", b"not used, what was read before stays: "),
+            ("agents: {echo: {command: python, profile: gpu}}", b"its profiles are others"),
+        ):
+            written(tmp_path, text)
+            process.send_signal(signal.SIGHUP)
+            assert said in process.stderr.readline()
+        written(tmp_path, "agents: {echo: {command: python}, second: {command: python}}")
+        process.send_signal(signal.SIGHUP)
+        assert b"used; it starts echo, second (profile process)" in process.stderr.readline()
+        assert "second" in shell.out("agents", "list")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
 DEAF = """
 import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+
+import trio
 
 from aether_trio.client.errors import AetherError
 from aether_trio.client.feeds import Feed
 from aether_trio.client.operations.agents import Registration
+from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.client.operations.records import read
-from aether_trio.client.operations.task_values import Assignment
+from aether_trio.client.operations.task_events import TaskEvent, task_event
+from aether_trio.client.operations.task_values import Assignment, Task
 from aether_trio.orchestrator import AgentSpec
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -63,6 +68,8 @@ class Client:
         self.failed: list[tuple[str, str]] = []
         self.registered: list[Registration] = []
         self.refusal: AetherError | None = None
+        self.status = TaskStatus.QUEUED
+        self.say, self._said = trio.open_memory_channel[TaskEvent](100)
         self.asked = 0
         self.tasks = self.registry = self
 
@@ -74,6 +81,13 @@ class Client:
         if self.refusal is not None:
             raise self.refusal
         self.failed.append((task_id, reason))
+
+    @asynccontextmanager
+    async def follow(self, _task_id: str) -> AsyncIterator[AsyncIterator[TaskEvent]]:
+        yield self._said.clone()
+
+    async def get(self, task_id: str) -> Task:
+        return read(Task, pb.TaskInfo(task_id=task_id, status=pb.TaskStatus.ValueType(self.status)))
 
     async def register(self, registration: Registration) -> None:
         self.registered.append(registration)
@@ -91,3 +105,9 @@ class Notes:
 
     def event(self, agent: str, text: str) -> None:
         self.events.append((agent, text))
+
+
+def becomes(status: TaskStatus) -> TaskEvent:
+    """The event of a start that has this status now."""
+    change = pb.TaskStatusChangedEvent(to_status=pb.TaskStatus.ValueType(status))
+    return task_event(pb.TaskEvent(task_id="task", status_changed=change))

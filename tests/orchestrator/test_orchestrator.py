@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from aether_trio.client.errors import ConnectionLost, Refused
+from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.orchestrator import AgentSpec, Orchestrator, OrchestratorLimits, Surroundings
 from aether_trio.orchestrator import orchestrator as module
-from tests.orchestrator.starts import Client, Notes, assignment, python
+from tests.orchestrator.starts import Client, Notes, assignment, becomes, python
 from tests.orchestrator.test_child import is_there
 
 LONG_S = 60.0
@@ -115,6 +117,48 @@ async def test_a_new_start_of_the_same_agent_waits_until_the_old_process_is_gone
         assert is_there(int(new))
         assert token == "b"
         assert s.client.failed == []  # the gateway has asked for it
+
+
+@pytest.mark.parametrize(
+    ("story", "stopped"),
+    [
+        ([TaskStatus.FAILED], True),
+        ([TaskStatus.RUNNING, TaskStatus.FAILED], False),
+        ([TaskStatus.RUNNING, TaskStatus.CANCELLED], True),
+        ([TaskStatus.RUNNING, TaskStatus.COMPLETED], False),
+    ],
+)
+async def test_a_process_that_nobody_waits_for_is_stopped(story: list[TaskStatus], stopped: bool) -> None:
+    async with stage(python(STAYS)) as s:
+        s.ask(task_id="t1")
+        [[pid, _]] = await s.lines(1)
+        for status in story:
+            s.client.say.send_nowait(becomes(status))
+        if stopped:
+            assert await s.failures(1) == [("t1", "its process was stopped")]
+            assert not is_there(int(pid))
+        else:
+            await s.until(lambda: s.client.say.statistics().current_buffer_used == 0)
+            await trio.testing.wait_all_tasks_blocked()
+            assert is_there(int(pid))
+
+
+async def test_a_start_that_had_ended_before_anybody_looked(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with stage(python(STAYS)) as s:
+        s.client.status = TaskStatus.CANCELLED
+        s.ask(task_id="t1")
+        assert await s.failures(1) == [("t1", "its process was stopped")]
+
+
+async def test_other_agents_are_started_from_now_on() -> None:
+    async with stage(python("print('old', flush=True)")) as s:
+        s.ask(task_id="t1")
+        await s.failures(1)
+        s.orchestrator.replace({"echo": python("print('new', flush=True)")})
+        with pytest.raises(ValueError, match="profiles are others"):
+            s.orchestrator.replace({"echo": python("", profile="gpu")})
+        s.ask(task_id="t2")
+        assert await s.lines(2) == [["old"], ["new"]]
 
 
 async def test_there_are_never_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
