@@ -1,8 +1,7 @@
 """Tasks that wait, by the hundred thousand: copies of one that was created, put into the gateway's database beside it.
 
 Through the protocol a million tasks would take longer than everything else the bench does. What is written is what the gateway
-writes, as the row that is copied is its own; ids are random, as its ids are. Payloads are not copied: they lie in a table of
-their own, by id.
+writes, as the row that is copied is its own; ids begin with a moment, one after another, and go on by chance, as its ids do.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from time import time
 from typing import Final
 
 BUSY_SECONDS: Final = 60.0
@@ -25,10 +25,10 @@ def seed_sqlite(data_dir: Path, task_id: str, count: int) -> None:
         columns = [row[1] for row in database.execute("PRAGMA table_info(tasks)")]
         database.execute(
             f"INSERT INTO tasks ({', '.join(columns)}) "
-            "WITH RECURSIVE numbers(n, id) AS (SELECT 1, lower(hex(randomblob(16))) UNION ALL "
-            "SELECT n + 1, lower(hex(randomblob(16))) FROM numbers WHERE n < ?) "
+            "WITH RECURSIVE counted(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM counted WHERE n < ?), numbers(n, id) AS "
+            "(SELECT n, printf('%012x-', ? + n / 2) || lower(hex(randomblob(10))) FROM counted) "
             f"SELECT {_values(columns)} FROM numbers, tasks WHERE task_id = ?",
-            (count, task_id),
+            (count, _first_ms(count), task_id),
         )
 
 
@@ -52,15 +52,22 @@ async def _seed_postgres(dsn: str, task_id: str, count: int) -> None:
         columns = [row[0] for row in found]
         await connection.execute(
             f'INSERT INTO "{schema}".tasks ({", ".join(columns)}) '
-            f"SELECT {_values(columns)} FROM (SELECT n, gen_random_uuid()::text AS id FROM generate_series(1, $1) AS n) "
+            f"SELECT {_values(columns)} FROM (SELECT n, lpad(to_hex($3::bigint + n / 2), 12, '0') || '-' || "
+            "replace(gen_random_uuid()::text, '-', '') AS id FROM generate_series(1, $1) AS n) "
             f'AS numbers, "{schema}".tasks WHERE task_id = $2',
             count,
             task_id,
+            _first_ms(count),
             timeout=None,
         )
         await connection.execute(f'ANALYZE "{schema}".tasks')
     finally:
         await connection.close()
+
+
+def _first_ms(count: int) -> int:
+    """As if two had been made each millisecond until now."""
+    return int(time() * 1000) - count // 2
 
 
 def _values(columns: Sequence[str]) -> str:
