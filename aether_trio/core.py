@@ -237,6 +237,8 @@ class Core:
             self.starts.ended(session)
         elif session.task_context:
             self.waker.ended(session.identity.text)
+        else:
+            self.waker.came_by_itself(session.identity.text)
         self.metrics.connection_duration.observe(
             (self.clock.now_ms() - session.connected_ms) / 1000,
             (session.identity.workspace, session.identity.type_name),

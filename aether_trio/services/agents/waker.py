@@ -12,7 +12,8 @@ is started again for them. One that ends at the same message again and again is 
 may try.
 
 What is registered is known from a look at the names, which is repeated when somebody registers something here and every few seconds while
-there is a use for it: another node's registration counts within REFRESH_S.
+there is a use for it: another node's registration counts within REFRESH_S. Whoever nobody has registered is remembered for STRANGER_S:
+the orchestrator that will may be starting just now.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ logger = structlog.get_logger("aether.agents")
 
 QUIET_S: Final = 1.0
 REFRESH_S: Final = 5.0
+STRANGER_S: Final = 60.0
 BATCH: Final = 100
 STUBBORN: Final = 3
 """Starts of an agent that ends each time before it has read a message; after 1, 2 and 4 seconds."""
@@ -74,7 +76,8 @@ class Waker:
         self._ended: dict[str, float] = {}
         self._stuck: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self._waiting: dict[str, int] = {}
-        self._strangers: dict[str, int] = {}
+        self._strangers: dict[str, tuple[int, float]] = {}
+        """When something has come for whom nobody has registered, and until when (trio's clock) that counts."""
         self._looked: dict[str, float] = {}
         self._names: frozenset[str] = frozenset()
         self._names_until = -1.0
@@ -97,6 +100,10 @@ class Waker:
         if len(self._ended) < MAX_WAITING:
             self._ended[identity] = trio.current_time() + QUIET_S
             self._news.set()
+
+    def came_by_itself(self, identity: str) -> None:
+        """Whoever has been connected without a start has seen what came for it. Never blocks."""
+        self._strangers.pop(identity, None)
 
     def _renew(self) -> None:
         self._names_until = -1.0
@@ -129,12 +136,7 @@ class Waker:
         for identity in [one for one, at in self._looked.items() if at + QUIET_S <= now]:
             del self._looked[identity]
         if (self._waiting or self._strangers or self._ended) and self._names_until <= now:
-            self._names = await self._agents.names()
-            self._names_until = trio.current_time() + REFRESH_S
-            strangers, self._strangers = self._strangers, {}
-            for identity, trigger_ms in strangers.items():
-                if self._is_registered(identity):
-                    self._waiting.setdefault(identity, trigger_ms)
+            await self._learn_names(now)
         for identity in [one for one, at in self._ended.items() if at <= now]:
             if self._is_registered(identity):
                 await self._look_after(identity)
@@ -146,7 +148,7 @@ class Waker:
             if self._is_registered(identity):
                 wanted[identity] = trigger_ms
             elif len(self._strangers) < MAX_WAITING:
-                self._strangers[identity] = trigger_ms
+                self._strangers[identity] = trigger_ms, now + STRANGER_S
         if wanted:
             try:
                 await self._wake(wanted)
@@ -154,6 +156,21 @@ class Waker:
                 for identity, trigger_ms in wanted.items():
                     self._waiting.setdefault(identity, trigger_ms)
                 raise
+
+    async def _learn_names(self, now: float) -> None:
+        """What is registered by now, and who of the strangers is none any more."""
+        self._names_until = now + REFRESH_S  # before the look: what is registered during it, the next one finds
+        try:
+            self._names = await self._agents.names()
+        except BaseException:
+            self._names_until = -1.0
+            raise
+        for identity, (trigger_ms, until) in list(self._strangers.items()):
+            if self._is_registered(identity):
+                self._waiting.setdefault(identity, trigger_ms)
+            elif now < until:
+                continue
+            del self._strangers[identity]
 
     async def _look_after(self, identity: str) -> None:
         """Whether somebody who has ended has left messages behind."""

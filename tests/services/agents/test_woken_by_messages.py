@@ -10,8 +10,9 @@ import trio
 
 from aether_trio.core import Core
 from aether_trio.model.errors import Status
+from aether_trio.services.agents.waker import REFRESH_S, STRANGER_S
 from aether_trio.storage.base import StorageUnavailable
-from tests.helpers.core import barrier, connect, message_to, payloads, task
+from tests.helpers.core import agent, barrier, connect, message_to, payloads, task
 from tests.services.agents.cast import ECHO, assignment, cast, echo, nothing_more, starts, until
 from tests.services.agents.ops import Op, info, operate, register
 
@@ -105,6 +106,60 @@ async def test_nobody_is_started_who_is_not_registered_until_it_is(core: Core) -
         await trio.sleep(0.5)
         await register(orchestrator, "later")
         assert (await assignment(orchestrator)).target_implementation == "later"
+
+
+async def test_an_orchestrator_that_takes_its_time_to_register_finds_what_has_come_meanwhile(core: Core) -> None:
+    async with cast(core) as (orchestrator, asker):
+        asker.send(message_to("ag::w::later::1", b"one"))
+        await barrier(asker)
+        await trio.sleep(STRANGER_S - 3 * REFRESH_S)
+        await register(orchestrator, "later")
+        assert (await assignment(orchestrator)).target_implementation == "later"
+
+
+async def test_what_came_long_before_a_registration_starts_nobody(core: Core) -> None:
+    async with cast(core) as (orchestrator, asker):
+        asker.send(message_to("ag::w::later::1", b"one"))
+        await barrier(asker)
+        await trio.sleep(STRANGER_S + 2 * REFRESH_S)
+        await register(orchestrator, "later")
+        await nothing_more(orchestrator)
+        assert await starts(core) == []
+
+
+async def test_what_has_been_there_by_itself_is_not_started_for_what_it_had(core: Core) -> None:
+    async with cast(core) as (orchestrator, asker):
+        asker.send(message_to("ag::w::later::1", b"one"))
+        await barrier(asker)
+        await trio.sleep(1)
+        async with connect(core, agent("w", "later", "1")) as by_hand:
+            await by_hand.next("msg")
+        await register(orchestrator, "later")
+        await nothing_more(orchestrator)
+        assert await starts(core) == []
+
+
+async def test_a_registration_during_a_look_at_what_is_registered_counts(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cast(core) as (orchestrator, asker):
+        names, looks = core.agents.names, 0
+
+        async def old_names() -> frozenset[str]:
+            nonlocal looks
+            looks += 1
+            found = await names()
+            if looks == 1:
+                await core.agents.put(info("later", launch_params={"profile": "process"}), "later")
+            return found
+
+        monkeypatch.setattr(core.agents, "names", old_names)
+        await trio.sleep(2 * REFRESH_S)
+        asked_at = trio.current_time()
+        asker.send(message_to("ag::w::later::1", b"one"))
+        assert (await assignment(orchestrator)).target_implementation == "later"
+        assert looks == 2
+        assert trio.current_time() - asked_at < REFRESH_S  # of virtual time
 
 
 async def test_nobody_is_started_who_cannot_be(core: Core) -> None:
