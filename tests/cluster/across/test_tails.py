@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 SOON_S = 0.25
-VISITS = 15
 """Between two looks, for tests that lose hints."""
+VISITS = 15
 
 
 async def nothing_is_pinned(fabric: Fabric) -> None:
