@@ -74,7 +74,7 @@ def print_list(tasks: Sequence[pb.TaskInfo], empty: str) -> None:
             status_text(task.status),
             attempt_text(task),
             task.priority.name.lower(),
-            task.assigned_to,
+            _whose(task),
             _when(task.created_at),
             _short(task.error),
         )
@@ -96,6 +96,13 @@ def print_one(message: pb.TaskInfo, *, as_object: bool) -> None:
         elif name != "max_attempts" and value not in ("", None, (), {}, 0):
             table.add_row(name.replace("_", " "), _text(value))
     print_table(table, "")
+
+
+def _whose(task: Task) -> str:
+    """Who has it, and whom it is for if that is somebody else: an agent that is to be started, say."""
+    if not task.target_topic or task.target_topic == task.assigned_to:
+        return task.assigned_to
+    return f"{task.assigned_to} for {task.target_topic}".lstrip()
 
 
 def attempt_text(task: Task) -> str:

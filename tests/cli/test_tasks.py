@@ -77,6 +77,12 @@ def test_create_list_and_show(shell: Shell) -> None:
     assert json.loads(shell.out("tasks", "show", plain, "--json"))["priority"] == "high"
 
 
+def test_a_list_says_whom_a_task_is_for(shell: Shell) -> None:
+    place = ("--workspace", "desk")
+    shell.out("tasks", "create", "sign", "--target", "ag::desk::clerk::1", "--offline", "queue", *place)
+    assert "  for ag::desk::clerk::1  " in shell.out("tasks", "list", *place)
+
+
 def test_the_same_key_finds_the_same_task(shell: Shell) -> None:
     create = ("tasks", "create", "press", "--pool", "nobody", "--workspace", "keys", "--key", "order-7")
     assert shell.out(*create) == shell.out(*create)

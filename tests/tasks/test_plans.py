@@ -15,12 +15,13 @@ import pytest
 from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Mode, Move, Task
 from aether_trio.model.tasks.due import TimeLimits
-from aether_trio.services.tasks import due, rows, sessions
+from aether_trio.services.tasks import due, query, rows, sessions
 from aether_trio.services.tasks.operate import Asked, operate
 from aether_trio.services.tasks.parties import Caller
 from aether_trio.services.tasks.rows import FIELDS, Worker
 from aether_trio.services.tasks.transaction import Context, Work
 from aether_trio.storage.base import Aside, Execute, Fetch, Program, Statement, single
+from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.direct import Direct, Store
 
 QUEUED = 100_000
@@ -116,6 +117,26 @@ def test_no_statement_of_a_working_life_reads_what_waits(full: Direct) -> None:
         if re.search(r"\btasks\b", plan) and "holder = $1" not in sql:
             assert "Sort Key" not in plan, f"{sql}\n{plan}"
             assert "TEMP B-TREE" not in plan, f"{sql}\n{plan}"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "index"),
+    [
+        ({}, "tasks_listed"),
+        ({"statuses": [pb.TASK_STATUS_FAILED]}, "tasks_in_trouble"),
+        ({"statuses": [pb.TASK_STATUS_WAITING_INPUT, pb.TASK_STATUS_HIBERNATED]}, "tasks_in_trouble"),
+        ({"status": pb.TASK_STATUS_WAITING_DEPENDENCY}, "tasks_in_trouble"),
+        ({"statuses": [pb.TASK_STATUS_FAILED, pb.TASK_STATUS_QUEUED]}, "tasks_listed"),
+        ({"correlation_id": "none"}, "tasks_by_correlation"),
+        ({"context_id": "none"}, "tasks_by_context"),
+    ],
+)
+def test_what_is_rare_is_found_among_many(full: Direct, wanted: dict[str, Any], index: str) -> None:
+    where, args = query.condition(pb.TaskFilter(**wanted), "w", "")
+    plan = _plan(full, Fetch(f"SELECT {FIELDS} FROM tasks WHERE {where}", args))
+    assert re.search(rf"(USING INDEX|Index Scan using) {index}\b", plan), plan
+    assert "Sort" not in plan, plan
+    assert "TEMP B-TREE" not in plan, plan
 
 
 def _plan(direct: Direct, statement: Fetch | Execute) -> str:

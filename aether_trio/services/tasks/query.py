@@ -33,6 +33,14 @@ _DESCENDANTS: Final = f"""task_id IN (
         SELECT t.task_id FROM tasks t JOIN below b ON t.parent_task_id = b.task_id WHERE t.parent_task_id <> ''
     ) SELECT task_id FROM below LIMIT {MAX_DESCENDANTS})"""  # noqa: S608
 
+_IN_TROUBLE: Final = (
+    "status IN ('dlq', 'failed', 'hibernated', 'waiting_authority', 'waiting_dependency', 'waiting_input')"
+)
+"""As the index of these says it (storage/schema/tasks.py); an engine uses that for no other words."""
+_TROUBLES: Final = frozenset(_IN_TROUBLE[len("status IN (") : -1].replace("'", "").split(", "))
+_TOGETHER: Final = ("context_id", "correlation_id")
+"""By each of these there is an index, in the order of pages."""
+
 _OF_ROOT: Final = "(root_task_id = {0} AND root_task_id <> task_id OR task_id = {0} AND root_task_id = {0})"
 """Two indexes: that of roots has no tasks that are their own."""
 
@@ -96,13 +104,15 @@ def condition(wanted: pb.TaskFilter, workspace: str, party: str) -> tuple[str, S
     Only tasks whose creator or worker is `party`, unless that is "".
     """
     where = _Where()
-    where.add("workspace = {0}", workspace)
+    # As an expression it is not what an engine looks for first, where something else finds fewer.
+    where.add("workspace || '' = {0}" if wanted.context_id or wanted.correlation_id else "workspace = {0}", workspace)
     if party:
         where.add("(creator = {0} OR assigned_to = {0})", party)
-    if wanted.statuses:
-        where.among("status", _statuses(wanted.statuses))
-    elif wanted.status:
-        where.among("status", _statuses([wanted.status]))
+    statuses = _statuses(wanted.statuses or ([wanted.status] if wanted.status else []))
+    if wanted.statuses or wanted.status:
+        where.among("status", statuses)
+    if statuses and statuses <= _TROUBLES:
+        where.parts.append(_IN_TROUBLE)
     if wanted.exclude_statuses:
         where.among("status", _statuses(wanted.exclude_statuses), no=True)
     for name in (
@@ -116,6 +126,8 @@ def condition(wanted: pb.TaskFilter, workspace: str, party: str) -> tuple[str, S
     ):
         if getattr(wanted, name):
             where.add(f"{name} = {{0}}", getattr(wanted, name))
+            if name in _TOGETHER:
+                where.parts.append(f"{name} <> ''")
     if wanted.root_task_id:
         where.add(_OF_ROOT, wanted.root_task_id)
     if wanted.subject_type:

@@ -212,3 +212,15 @@ LEAN: Final = (
 )
 """What an ordinary task does without: a row for a payload that is short (NULL: it is in `task_payloads`, if there is one), a look for
 tasks that wait for it, a place in an index as its own root."""
+
+FOUND: Final = (
+    (
+        """CREATE INDEX tasks_in_trouble ON tasks (workspace, updated_ms DESC, task_id DESC) WHERE
+            status IN ('dlq', 'failed', 'hibernated', 'waiting_authority', 'waiting_dependency', 'waiting_input')""",
+        "DROP INDEX tasks_by_correlation",
+        "CREATE INDEX tasks_by_correlation ON tasks (correlation_id, updated_ms DESC, task_id DESC) WHERE correlation_id <> ''",
+        "DROP INDEX tasks_by_context",
+        "CREATE INDEX tasks_by_context ON tasks (context_id, updated_ms DESC, task_id DESC) WHERE context_id <> ''",
+    ),
+)
+"""What is asked for most among very many tasks: what has failed or waits, which no ordinary task ever is, and what belongs together."""
