@@ -6,6 +6,7 @@ is cancelled goes on at once; its coroutine runs to its end, and `discard` is gi
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from functools import partial
@@ -38,6 +39,9 @@ async def call(server: PostgresServer, work: Coroutine[Any, Any, T], discard: Ca
             result = outcome.Value(await work)
         except Exception as exc:
             result = outcome.Error(exc)
+        except asyncio.CancelledError as exc:  # by somebody else than us: whoever waits is to know
+            result = outcome.Error(StorageUnavailable("a statement was cancelled"))
+            result.error.__cause__ = exc
         task, waiting = waiting, None
         if task is not None:
             trio.lowlevel.reschedule(task, result)
@@ -64,7 +68,7 @@ async def open_connection(server: PostgresServer, role: str, *settings: str) -> 
             f"SET application_name = 'aether-{role}'",
             *settings,
         )
-        await connection.execute("; ".join(wanted))
+        await within(connection, limits.connect_s, partial(connection.execute, "; ".join(wanted)))
     except BaseException:
         connection.terminate()
         raise

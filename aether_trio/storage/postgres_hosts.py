@@ -84,7 +84,7 @@ async def first_to_succeed(
                 running, timeout=next_s if waiting else None, return_when=asyncio.FIRST_COMPLETED
             )
             for task in done:
-                error = task.exception()
+                error = ConnectionError("given up") if task.cancelled() else task.exception()
                 if error is None:
                     taken = task
                     return task.result()

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import structlog
 import trio
 from sniffio import thread_local as sniffio_library
 
@@ -31,6 +32,8 @@ with warnings.catch_warnings():
 _theirs: Any = _loop
 _theirs._FakedPolicy.policy = _theirs._original_policy
 
+logger = structlog.get_logger("aether.storage")
+
 BATCH: Final = 64
 
 __all__ = ["aio_as_trio", "open_loop"]
@@ -42,7 +45,16 @@ async def open_loop() -> AsyncIterator[Any]:
     async with _open_loop() as loop:
         loop._main_loop_one = _quick_main(loop)
         loop._io_task = _quick_io
+        loop.set_exception_handler(_complain)
         yield loop
+
+
+def _complain(loop: Any, context: dict[str, Any]) -> None:
+    forgotten = context.get("future")
+    if isinstance(forgotten, asyncio.Future) and not isinstance(forgotten, asyncio.Task):
+        logger.debug("nobody has asked what became of a future", error=repr(context.get("exception")))
+    else:
+        loop.default_exception_handler(context)
 
 
 async def _quick_io(fd: int, handle: Any, wait_ready: Callable[[int], Awaitable[None]]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 
+import pytest
 import trio
 import trio.testing
 
@@ -115,3 +117,27 @@ async def test_a_transport_reads_and_is_closed_in_the_middle() -> None:
             return got
 
         assert await trio_loop.aio_as_trio(program)() == bytes(range(100))
+
+
+async def test_a_future_that_nobody_asks_for_ends_nothing() -> None:
+    async def forget(loop: asyncio.AbstractEventLoop) -> None:
+        loop.create_future().set_exception(ConnectionError("unexpected connection_lost() call"))
+        gc.collect()
+
+    async def program() -> int:
+        return await asyncio.sleep(0.01, 7)
+
+    async with trio_loop.open_loop() as loop:
+        await trio_loop.aio_as_trio(forget)(loop)
+        assert await trio_loop.aio_as_trio(program)() == 7
+
+
+async def test_a_callback_that_fails_ends_the_loop() -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with trio_loop.open_loop() as loop:
+            loop.call_soon(fail)
+            await trio.sleep_forever()
+    assert caught.group_contains(ZeroDivisionError)
