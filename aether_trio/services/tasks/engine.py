@@ -38,10 +38,19 @@ from aether_trio.services.tasks.hub import Hub
 from aether_trio.services.tasks.inputs import Inputs
 from aether_trio.services.tasks.outbox import OutboxPublisher
 from aether_trio.services.tasks.rows import WORKER_FIELDS, read_worker
-from aether_trio.services.tasks.transaction import Context, Push, Work
+from aether_trio.services.tasks.transaction import Context, LargeError, Push, Work
 from aether_trio.services.tasks.wire import descriptor
 from aether_trio.session.registry import Registry
-from aether_trio.storage.base import CommitUnknown, Database, Execute, Fetch, Program, Row, StorageUnavailable
+from aether_trio.storage.base import (
+    CommitUnknown,
+    Database,
+    Execute,
+    Fetch,
+    Program,
+    ProgramFactory,
+    Row,
+    StorageUnavailable,
+)
 from aether_trio.wire.pb import aether_pb2 as pb
 
 logger = structlog.get_logger("aether.tasks")
@@ -123,18 +132,31 @@ class Engine:
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
-    def context(self) -> Context:
+    def context(self, *, small: bool = False) -> Context:
         """What a transaction of now is told."""
-        return Context(self.clock.now_ms(), self.hints.node, self._limits, self.database.shared, self._uniform)
+        return Context(self.clock.now_ms(), self.hints.node, self._limits, self.database.shared, small, self._uniform)
 
-    async def run_program(self, program: Callable[[Context], Program[T]], *, small: bool = True) -> T:
-        """Run one; again, if it is not known whether it was committed. The caller settles. Raises StorageUnavailable.
+    async def run_program(self, program: Callable[[Context], Program[T]]) -> T:
+        """Run one that is mostly small; again, if it is not known whether it was committed. The caller settles.
 
-        `small`: what it may look at is bounded by a few rows, and found by key (`Database.run_small`).
+        Raises StorageUnavailable.
         """
-        run = self.database.run_small if small else self.database.run
+        if not self.database.shared:
+            try:
+                return await self._run(program, self.database.run_small, small=True)
+            except LargeError:
+                pass
+        return await self._run(program, self.database.run)
+
+    async def _run(
+        self,
+        program: Callable[[Context], Program[T]],
+        run: Callable[[ProgramFactory[T]], Awaitable[T]],
+        *,
+        small: bool = False,
+    ) -> T:
         for attempt in range(UNSURE_TRIES):
-            context = self.context()
+            context = self.context(small=small)
             try:
                 result = await run(lambda context=context: program(context))  # type: ignore[misc]
             except CommitUnknown:
@@ -155,7 +177,7 @@ class Engine:
             yield from errand(work)
             return work
 
-        work = await self.run_program(program, small=False)
+        work = await self._run(program, self.database.run)
         self.settle(work)
         return work
 

@@ -76,10 +76,10 @@ def operate(context: Context, caller: Caller, asked: Asked) -> Program[Outcome]:
     had_it = epoch is not None and RULES[asked.move].by_worker
     if not (caller.allowed or is_party(task, caller) or had_it):
         return Outcome(needs=task.workspace)
-    refusal = yield from _check_wait(context, task, asked)
+    work = Work(context)
+    refusal = yield from _check_wait(work, task, asked)
     if refusal:
         return Outcome(task, refusal=refusal)
-    work = Work(context)
     present = True
     if asked.move is Move.RESUME and task.assigned_to:
         present = yield from work.at_work(task)
@@ -100,7 +100,7 @@ def operate(context: Context, caller: Caller, asked: Asked) -> Program[Outcome]:
     return Outcome(after, work)
 
 
-def _check_wait(context: Context, task: Task, asked: Asked) -> Program[str]:
+def _check_wait(work: Work, task: Task, asked: Asked) -> Program[str]:
     """Why this wait cannot be begun; "" if it can."""
     wait = asked.wait
     if asked.move is not Move.PAUSE or wait is None:
@@ -112,6 +112,7 @@ def _check_wait(context: Context, task: Task, asked: Asked) -> Program[str]:
     if wait.reason == Reason.HIBERNATION and not task.assigned_to:
         return "a task that nobody has cannot hibernate"
     if asked.checked:
+        work.look_at(len(wait.depends_on))
         for task_id in wait.depends_on:
             rows_found: list[Row] = yield Fetch("SELECT workspace FROM tasks WHERE task_id = $1", (task_id,))
             if not rows_found or rows_found[0][0] != task.workspace:

@@ -215,6 +215,7 @@ def moved(work: Work, before: Task, after: Task) -> Program[None]:
 def _nobody_comes(work: Work, target: str, reason: str) -> Program[None]:
     """Tasks for somebody who cannot be started have failed, a page of them; their retry policies may have it tried again."""
     waiting = yield from rows.select("queue = $1 AND queue <> '' ORDER BY order_us LIMIT $2", (target, WAITING_PAGE))
+    work.look_at(moved=len(waiting))
     for task in waiting:
         if may_start_target(task):
             yield from work.make(task, Move.FAIL, work.facts(reason=reason, error_type="START_FAILED"))

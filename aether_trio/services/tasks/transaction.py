@@ -48,6 +48,15 @@ _RECORD_AND_LOOK: Final = (
 _TOLD: Final = frozenset({Move.ASSIGN, Move.START})
 """After these somebody has to be told."""
 
+SMALL_ROWS: Final = 100
+"""Other tasks that a small transaction looks at, at most: some 2 ms."""
+MOVED_ROWS: Final = 5
+"""What another task that is moved counts for: it is changed, has an event, and may be given to somebody."""
+
+
+class LargeError(Exception):
+    """A transaction that was to be small has more to look at. Nothing is written; it is to be run as one that is not."""
+
 
 class Context(NamedTuple):
     """What a transaction needs to know of the world. `node` is this node's name in the tables."""
@@ -57,6 +66,8 @@ class Context(NamedTuple):
     limits: TimeLimits
     shared: bool = False
     """Whether other nodes work on the same tables."""
+    small: bool = False
+    """Whether an event loop waits for it (`Database.run_small`): it raises LargeError rather than looking at more than SMALL_ROWS."""
     uniform: Callable[[], float] = lambda: 0.5
 
 
@@ -103,6 +114,14 @@ class Work:
     """Agents that are started when they are needed, and whose gateway has ended."""
     errands: list[Callable[[Work], Program[None]]] = field(default_factory=list)
     """What is to follow in transactions of its own."""
+    looked_at: int = 0
+    """Tasks beside the one that it is about."""
+
+    def look_at(self, count: int = 0, *, moved: int = 0) -> None:
+        """So many tasks are about to be looked at, and so many moved. Raises LargeError."""
+        self.looked_at += count + moved * MOVED_ROWS
+        if self.context.small and self.looked_at > SMALL_ROWS:
+            raise LargeError
 
     def facts(self, caller: str = "", **more: object) -> Facts:
         """Facts of now."""
@@ -249,6 +268,7 @@ class Work:
         found: list[Row] = yield Fetch(
             "SELECT task_id FROM task_dependents WHERE depends_on = $1 ORDER BY task_id LIMIT $2", (task_id, WAKE_PAGE)
         )
+        self.look_at(moved=len(found))
         if len(found) == WAKE_PAGE:
             self.unfinished.append(task_id)
         for (waiting_id,) in found:
@@ -265,6 +285,7 @@ class Work:
         """Remember which of those that a task waits for have not ended, one that is tried again included; whether the wait is over."""
         ended = 0
         wanted = dict.fromkeys(wait.depends_on)
+        self.look_at(len(wanted))
         for task_id in wanted:
             other = yield from rows.load(task_id)
             if other is not None and not other.awaited:

@@ -1,0 +1,107 @@
+"""Transactions that an event loop waits for are bounded: whatever has more to look at is run where nobody waits, with the same result."""
+
+from __future__ import annotations
+
+import pytest
+
+from aether_trio.core import Core
+from aether_trio.model.identity import Identity
+from aether_trio.model.tasks import Move, Status, Task, Wait
+from aether_trio.model.tasks.due import TimeLimits
+from aether_trio.services.tasks import rows
+from aether_trio.services.tasks.operate import Asked, Outcome, operate
+from aether_trio.services.tasks.parties import Caller
+from aether_trio.services.tasks.transaction import MOVED_ROWS, SMALL_ROWS, Context, LargeError, Work
+from aether_trio.storage.base import Program, Value
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import World, agent, connect
+from tests.helpers.direct import Direct, Store
+from tests.services.tasks.peers import Op, create
+from tests.services.tasks.peers import operate as ask
+
+CREATOR = "ag::w::c::1"
+FEW = SMALL_ROWS // (MOVED_ROWS + 1)
+"""So many that wait for one task only: each is moved, and what it waits for is looked at again."""
+
+
+def _begin(direct: Direct, name: str) -> None:
+    task = Task(name, "t", "w", creator=CREATOR, status=Status.RUNNING, assigned_to=CREATOR, epoch=1, root_task_id=name)
+    direct.drive(lambda: Work(Context(1, "n", TimeLimits())).create(task.changed({}), b""))
+
+
+def _ask(direct: Direct, name: str, move: Move, *, small: bool, wait: Wait | None = None) -> Outcome:
+    context = Context(2, "n", TimeLimits(), small=small)
+    caller = Caller(Identity.parse(CREATOR), "w")
+    return direct.drive(lambda: operate(context, caller, Asked(name, move, wait=wait, checked=wait is not None)))
+
+
+@pytest.mark.parametrize("count", [FEW, FEW + 1])
+def test_waking_many_is_large_and_leaves_no_trace(store: Store, count: int) -> None:
+    place = store.place()
+    direct = place.direct("tasks")
+    _begin(direct, "first")
+    wait = Wait(reason=pb.WAIT_REASON_DEPENDENCY, depends_on=("first",))
+    names = [f"t{number}" for number in range(count)]
+    for name in names:
+        _begin(direct, name)
+        assert _ask(direct, name, Move.PAUSE, small=True, wait=wait).refusal == ""
+    statuses: list[Status] = []
+    if count > FEW:
+        with pytest.raises(LargeError):
+            _ask(direct, "first", Move.COMPLETE, small=True)
+        statuses += [_load(direct, name).status for name in ("first", *names)]
+        assert statuses == [Status.RUNNING, *[Status.WAITING_DEPENDENCY] * count]
+    assert _ask(direct, "first", Move.COMPLETE, small=count == FEW).refusal == ""
+    assert {_load(direct, name).status for name in names} == {Status.RUNNING}
+    place.close()
+
+
+def test_waiting_for_many_is_large(store: Store) -> None:
+    place = store.place()
+    direct = place.direct("tasks")
+    names = [f"t{number}" for number in range(SMALL_ROWS)]
+    for name in ("one", *names):
+        _begin(direct, name)
+    wait = Wait(reason=pb.WAIT_REASON_DEPENDENCY, depends_on=tuple(names))
+    with pytest.raises(LargeError):
+        _ask(direct, "one", Move.PAUSE, small=True, wait=wait)
+    assert _load(direct, "one").status is Status.RUNNING
+    _ask(direct, "one", Move.PAUSE, small=False, wait=wait)
+    assert _load(direct, "one").status is Status.WAITING_DEPENDENCY
+    place.close()
+
+
+def _load(direct: Direct, name: str) -> Task:
+    task = direct.drive(lambda: rows.load(name))
+    assert task is not None
+    return task
+
+
+async def test_the_engine_runs_it_again_as_a_large_one(core: Core) -> None:
+    seen: list[bool] = []
+
+    def program(context: Context) -> Program[str]:
+        seen.append(context.small)
+        work = Work(context)
+        work.look_at(SMALL_ROWS)
+        yield from rows.load("x")
+        work.look_at(1)
+        return "done"
+
+    assert await core.tasks.engine.run_program(program) == "done"
+    shared: Value = core.tasks.engine.database.shared
+    assert seen == ([False] if shared else [True, False])
+
+
+async def test_a_client_does_not_see_the_difference(core: Core, world: World) -> None:
+    async with connect(core, agent("w", "c", "1")) as creator:
+        first = (await create(creator, assignment_mode=pb.SELF_ASSIGN)).task_id
+        waiting = [(await create(creator, assignment_mode=pb.SELF_ASSIGN)).task_id for _ in range(FEW + 5)]
+        for task_id in waiting:
+            assert (await ask(creator, Op.CLAIM, task_id)).success
+            spec = pb.WaitSpec(depends_on=[first])
+            assert (await ask(creator, Op.WAIT_FOR, task_id, wait_spec=spec)).success
+        assert (await ask(creator, Op.CLAIM, first)).success
+        assert (await ask(creator, Op.COMPLETE, first)).success
+        counts = world.databases["tasks"].query("SELECT status, COUNT(*) FROM tasks GROUP BY status ORDER BY status")
+        assert counts == [("completed", 1), ("running", FEW + 5)]
