@@ -69,7 +69,8 @@ def bench(session: nox.Session) -> None:
 def load(session: nox.Session) -> None:
     """Many users of one lane against a gateway; arguments after -- go to the load tests (try `-- --help`)."""
     session.install("-e", ".", *group("load"))
-    session.run("python", "-m", "loadtests", *session.posargs)
+    # After Ctrl-C it settles what is under way, and writes its report.
+    session.run("python", "-m", "loadtests", *session.posargs, interrupt_timeout=300.0)
 
 
 @nox.session

@@ -110,7 +110,11 @@ def gateway(options: ServerOptions, scenario: str, place: Path) -> Iterator[Targ
     said = place / "output.txt"
     with said.open("wb") as output:
         process = subprocess.Popen(
-            command(options, scenario, place), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            command(options, scenario, place),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C is for who measures
         )
     try:
         ready = _wait_ready(process, place / "ready.json", said)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import secrets
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -140,7 +142,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with serving(server, "load") as target:
             plans = [replace(part, address=target.address) for part in parts]
-            results = Coordinator(plans, target.probe, screen, given.interval).run()
+            coordinator = Coordinator(plans, target.probe, screen, given.interval)
+            with interruptible(coordinator):
+                results = coordinator.run()
     except KeyboardInterrupt:
         print("\nload: interrupted", file=sys.stderr)
         return 130
@@ -153,6 +157,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     page = report.write(place, results)
     print(f"{table.text(results)}\n\nwritten to {page} and {page.with_suffix('.json').name}")
     return 1 if results["failures"] else 0
+
+
+@contextmanager
+def interruptible(coordinator: Coordinator) -> Iterator[None]:
+    """The first Ctrl-C ends a run that is under way early, with its report. Every other one raises KeyboardInterrupt."""
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:  # a shell's background
+        yield
+        return
+
+    def first(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        if not coordinator.end_early():
+            raise KeyboardInterrupt
+        print("\nload: ending early, with a report; Ctrl-C again ends without", file=sys.stderr)
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def finish(results: dict[str, Any], whole: Plan, facts: dict[str, Any], arguments: Sequence[str]) -> None:

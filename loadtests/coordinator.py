@@ -47,6 +47,15 @@ class Coordinator:
         self._awaited = 0
         self._cpu_ns = 0
         self._cpu_at = 0.0
+        self._early = self._under_way = False
+
+    def end_early(self) -> bool:
+        """Go on to the end as if the time were over. May be called by a signal handler; False before all are there."""
+        self._early = self._under_way
+        return self._early
+
+    def _over(self) -> bool:
+        return self._early
 
     def run(self) -> dict[str, Any]:
         """The results. Raises WorkerFailed, and ProcessGone when the gateway has ended."""
@@ -59,7 +68,10 @@ class Coordinator:
                 self.timeline.row(0.0, "connect", self._probe.rss_kib(), 0.0)
             self._fleet.tell("start")
             self._connect()
+            self._under_way = True
             self._hold()
+            if self._early:
+                self.timeline.mark(self._elapsed, "ended early")
             self._drain()
             self._fleet.tell("leave")
             self._watch("leave", LEAVE_S, lambda: not self.timeline.connected)
@@ -130,9 +142,10 @@ class Coordinator:
         if plan.what.stepped or self.timeline.gave_up >= plan.users or not self.timeline.counts["connects"]:
             return
         if not plan.what.cut:
-            self._watch("hold", plan.seconds)
+            self._watch("hold", plan.seconds, self._over)
             return
-        self._watch("hold", plan.seconds / 2)
+        if self._watch("hold", plan.seconds / 2, self._over):
+            return
         cut, counts = self.timeline.connected, self.timeline.counts
         self._fleet.tell("cut")
         began, began_s = time.monotonic(), self._elapsed
@@ -146,7 +159,7 @@ class Coordinator:
             "back": back(),
             "resumed_after_cut": self.timeline.counts["resumed"] - counts["resumed"],
         }
-        self._watch("hold", max(SETTLE_S, plan.seconds / 2 - (time.monotonic() - began)))
+        self._watch("hold", max(SETTLE_S, plan.seconds / 2 - (time.monotonic() - began)), self._over)
 
     def _drain(self) -> None:
         timeline = self.timeline

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -145,3 +146,40 @@ def test_nobody_there_is_an_error_by_its_name(tmp_path: Path) -> None:
     with start_gateway(ephemeral=True) as gateway:
         done, _ = load(tmp_path, "--target", gateway.address, "--pid", str(pid))
     assert (done.returncode, done.stderr) == (1, f"load: process {pid} has ended\n")
+
+
+def test_ctrl_c_ends_early_with_a_report_and_twice_without(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "loadtests", "--users", "4", "--minutes", "60", "--talking", "100", "--rate", "20"]
+    for interrupts in (1, 2):
+        place, data = tmp_path / str(interrupts), tmp_path / "data"
+        data.mkdir(exist_ok=True)
+        # Its standard error says when it is under way; the gateway and the workers are sessions of their own, as for a terminal.
+        with subprocess.Popen(
+            [*command, "--interval", "0.2", "--out", str(place), "--data-root", str(data)],
+            cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            try:
+                said = ""
+                while "all connected" not in said:
+                    said = process.stdout.readline()
+                    assert said, "it has ended"
+                os.killpg(process.pid, signal.SIGINT)
+                while "ending early" not in said:
+                    said = process.stdout.readline()
+                    assert said, "it has ended"
+                if interrupts == 2:
+                    os.killpg(process.pid, signal.SIGINT)
+                rest = process.stdout.read()
+            finally:
+                process.kill()
+        assert list(data.iterdir()) == []
+        if interrupts == 2:
+            assert (process.returncode, "interrupted" in rest) == (130, True), rest
+            assert not (place / "report.json").exists()
+        else:
+            assert (process.returncode, "nothing lost, all well" in rest) == (0, True), rest
+            report = json.loads((place / "report.json").read_text())
+            assert "ended early" in [mark["text"] for mark in report["marks"]]
+            assert report["messages"]["received"] == report["messages"]["sent"] > 0
