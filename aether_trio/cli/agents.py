@@ -119,7 +119,20 @@ def launch(target: Target, who: Identity, identity: str, params: tuple[str, ...]
         raise click.BadParameter(f"{identity} is {agent.kind.with_article}; only agents are started")
     wanted = pb.AgentLaunchParams(workspace=agent.workspace, specifier=agent.specifier, param_overrides=_params(params))
     op = Op(op=Op.LAUNCH, implementation=agent.implementation, launch_params=wanted)
-    click.echo(trio.run(_ask, target, who, op).launch_result.task_id)
+    click.echo(trio.run(_launch, target, who, op))
+
+
+async def _launch(target: Target, who: Identity, op: pb.AgentOperation) -> str:
+    """The start's id. Says so if nobody is there who could do it."""
+    async with open_session(target, who) as session:
+        answer = await _answer(session, op)
+        registered = await _answer(session, Op(op=Op.GET, implementation=op.implementation))
+        there = (await _answer(session, Op(op=Op.LIST_ORCHESTRATORS))).orchestrators
+    profile = registered.agent.orchestrator_profile
+    if not any(profile in one.profiles for one in there):
+        text = f"nobody is connected who starts the profile {profile}; it waits for one: `aether orchestrate`, say"
+        click.echo(text, err=True)
+    return answer.launch_result.task_id
 
 
 @command.command()

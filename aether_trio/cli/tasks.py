@@ -201,7 +201,7 @@ async def get_task(session: ClientSession, task_id: str) -> pb.TaskInfo:
 @click.option(
     "--offline", type=click.Choice(list(OFFLINE)), help="If the target is not connected.  [default: orchestrate]"
 )
-@click.option("--metadata", multiple=True, metavar="NAME=VALUE", help="May be repeated.")
+@click.option("--metadata", multiple=True, metavar="NAME=VALUE", help="May be repeated; also its deadlines, see above.")
 @click.option("--priority", type=click.Choice(list(PRIORITIES)), default="normal", show_default=True)
 @click.option("--class", "task_class", type=click.Choice(list(CLASSES)), help="How patient it is with its worker.")
 @click.option("--max-attempts", type=click.IntRange(min=1), help="Try again when it fails, up to so often in all.")
@@ -232,7 +232,11 @@ def create(
     correlation: str,
     as_object: bool,
 ) -> None:
-    """Create a task of TYPE and print its id. The payload is text; - reads standard input."""
+    """Create a task of TYPE and print its id. The payload is text; - reads standard input.
+
+    Deadlines are metadata, in milliseconds: schedule_to_start_ms while it waits for a worker, start_to_close_ms for each
+    attempt, heartbeat_timeout_ms without progress, schedule_to_close_ms for all of it.
+    """
     if bool(pool) == bool(identity):
         raise click.UsageError("say who is to do it: either --pool IMPLEMENTATION or --target IDENTITY.")
     request = pb.CreateTaskRequest(

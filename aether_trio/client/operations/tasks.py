@@ -68,7 +68,8 @@ class Tasks(TaskFeeds):
         """A new task: for the identity `target`, for any worker of the implementation `pool`, or for the creator itself.
 
         The payload has at most 512 KiB by default. A second request with the same `idempotency_key` within a day gets the
-        first one's task. `target_identity` asks for a token with which that identity may connect to do the task.
+        first one's task. Deadlines are `metadata`, texts of milliseconds: "schedule_to_start_ms", "start_to_close_ms",
+        "heartbeat_timeout_ms", "schedule_to_close_ms" (docs/tasks.md). `target_identity` asks for a token with which that identity may connect to do the task.
         Raises ValueError for both `target` and `pool`.
         """
         if target and pool:

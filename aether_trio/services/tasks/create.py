@@ -3,6 +3,9 @@
 An idempotency key is written in the transaction that creates its task. So a creation that fails leaves no key behind, and of two requests
 at the same moment, on whichever nodes, one creates the task and the other finds it. Keys are apart for each workspace: the reference's
 are not, and would tell one workspace the ids of another's tasks.
+
+A target that is connected is given its task whether or not its implementation is registered, which the reference asks for: what is
+registered is what can be started, and this one runs.
 """
 
 from __future__ import annotations
