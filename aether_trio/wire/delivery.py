@@ -25,6 +25,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 __all__ = ["delivery_prefix", "delivery_suffix", "encode_delivery", "encode_progress", "varint"]
 
 _MSG: Final = b"\x0a"  # DownstreamMessage.msg = 1, length-delimited
+_PROGRESS: Final = b"\x82\x01"  # .progress_update = 16, length-delimited
 _SOURCE_TOPIC: Final = b"\x0a"  # IncomingMessage.source_topic = 1, length-delimited
 _PAYLOAD: Final = b"\x12"  # .payload = 2, length-delimited
 _MESSAGE_TYPE: Final = b"\x18"  # .message_type = 3, varint
@@ -107,5 +108,6 @@ def encode_delivery(prefix: bytes, payload: bytes, suffix: bytes) -> bytes:
 
 
 def encode_progress(update: pb.ProgressUpdate) -> bytes:
-    """One serialized DownstreamMessage that carries a progress update. Rare enough to leave to protobuf."""
-    return pb.DownstreamMessage(progress_update=update).SerializeToString()
+    """One serialized DownstreamMessage that carries a progress update."""
+    body = update.SerializeToString()
+    return b"".join((_PROGRESS, varint(len(body)), body))  # with a message around it protobuf would copy it first

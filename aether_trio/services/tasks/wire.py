@@ -188,6 +188,8 @@ def hibernation_of(task: Task) -> dict[str, str]:
 
 
 def _metadata(task: Task, kept: pb.CreateTaskRequest, *, numbered: bool) -> dict[str, str]:
+    if kept is _NOTHING_KEPT and not (numbered or task.checkpoint_key or task.status is Status.DLQ):
+        return {}
     metadata = {**kept.metadata, **hibernation_of(task)}
     if numbered and task.epoch:
         metadata[ASSIGNMENT] = str(task.epoch)
