@@ -22,11 +22,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +37,7 @@ import aether_trio
 from aether_trio.cli.node_process import NodeFailed, NodeProcess
 from aether_trio.cluster.embedded import FAST, SUPERUSER, EmbeddedPostgres
 from aether_trio.testing.fault_proxy import FaultProxy, open_fault_proxy
+from aether_trio.testing.ports import HeldPorts, held_port
 from aether_trio.testing.round_robin import RoundRobin
 
 __all__ = ["Backend", "ClusterNode", "ProcessCluster", "open_process_cluster"]
@@ -76,6 +76,7 @@ class ClusterNode:
         """By SIGSTOP."""
         self._serves = False
         self._process = process
+        self._ports = HeldPorts()
         self._settled: Callable[[], None] = lambda: None
 
     @property
@@ -116,6 +117,7 @@ class ClusterNode:
                 pinned += ["--set", f"{key}={address.rpartition(':')[2]}"]
         self.stopped = self._serves = False
         ready = await self._process.start(*pinned)
+        self._ports.release()
         self.link.target = ready.gateway
         self._serves = True
         self._settled()
@@ -123,6 +125,7 @@ class ClusterNode:
     async def kill(self) -> None:
         """SIGKILL, as a crash. Returns when it is gone."""
         await self._process.kill()
+        self._hold_ports()
         self.stopped = False
         self._settled()
 
@@ -141,7 +144,15 @@ class ClusterNode:
     async def terminate(self) -> int:
         """SIGTERM, and wait for the drain; the exit code."""
         self._process.send(signal.SIGTERM)
-        return await self._process.wait()
+        code = await self._process.wait()
+        self._hold_ports()
+        return code
+
+    def _hold_ports(self) -> None:
+        """Nobody else is given its ports before it is started again."""
+        ready = self._process.ready
+        if ready is not None:
+            self._ports.hold((ready.gateway, ready.ops))
 
     async def restart(self) -> None:
         """`terminate` and `start`: an upgrade."""
@@ -160,6 +171,7 @@ class ClusterNode:
                 if self.running:
                     await self.terminate()
             await self._process.kill()
+        self._ports.release()
 
 
 class ProcessCluster:
@@ -272,13 +284,14 @@ async def open_process_cluster(
     """
     home = _make_home()
     given = {**FAST, **(postgres or {})}
-    server = EmbeddedPostgres(home / "postgres", port=_free_port(), settings=given)
+    ports = ExitStack()
+    server = EmbeddedPostgres(home / "postgres", port=ports.enter_context(held_port()), settings=given)
     servers = [server]
     raised: BaseException | None = None
     try:
         await trio.to_thread.run_sync(server.start)
         if standby:
-            servers.append(EmbeddedPostgres(home / "standby", port=_free_port(), settings=given))
+            servers.append(EmbeddedPostgres(home / "standby", port=ports.enter_context(held_port()), settings=given))
             await trio.to_thread.run_sync(_follow, servers[0], servers[1])
         async with AsyncExitStack() as stack:
             made = []
@@ -327,6 +340,7 @@ async def open_process_cluster(
         with trio.CancelScope(shield=True):
             for one in reversed(servers):
                 await trio.to_thread.run_sync(partial(one.stop, signum=signal.SIGQUIT))
+            ports.close()
             if keep is not None:
                 _keep_output(home, keep)
             shutil.rmtree(home, ignore_errors=True)
@@ -369,10 +383,3 @@ def _environment() -> dict[str, str]:
     root = str(Path(aether_trio.__file__).parents[1])
     path = os.pathsep.join(filter(None, [root, kept.get("PYTHONPATH")]))
     return {**kept, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

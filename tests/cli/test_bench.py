@@ -17,7 +17,8 @@ from aether_trio.cli.bench_run import percentiles_ms
 from aether_trio.cli.options import Target
 from aether_trio.config import ApiKey, describe, load_settings
 from aether_trio.services.credentials import hash_api_key
-from tests.cli.test_commands import fails, free_port
+from aether_trio.testing.ports import held_port
+from tests.cli.test_commands import fails
 from tests.cli.test_with_gateway import Shell
 from tests.helpers.gateway import GatewayProcess, start_gateway
 
@@ -80,7 +81,8 @@ class TestRefusals:
         assert done.stderr == b""
 
     def test_nobody_there(self) -> None:
-        fails(4, "start a gateway with `aether dev`", "bench", f"127.0.0.1:{free_port()}", "--timeout", "5")
+        with held_port() as nobodys:
+            fails(4, "start a gateway with `aether dev`", "bench", f"127.0.0.1:{nobodys}", "--timeout", "5")
 
     def test_what_is_no_address(self) -> None:
         fails(2, "unknown scheme 'http'", "bench", "http://127.0.0.1:1")

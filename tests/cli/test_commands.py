@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from aether_trio.cli.app import COMMANDS
 from aether_trio.cli.running import data_text
 from aether_trio.config import Settings, load_settings
 from aether_trio.services.credentials import KEY_PREFIX, hash_api_key
+from aether_trio.testing.ports import held_port
 from aether_trio.version import __version__
 
 ROOT = Path(__file__).parents[2]
@@ -114,24 +114,19 @@ def test_a_topic_that_cannot_be_is_refused_before_connecting() -> None:
     fails(1, "ERR_INVALID_TOPIC", "send", "nonsense", "text")
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
 @pytest.mark.parametrize(
     "command",
     [["sessions"], ["kv", "get", "k"], ["send", "ag::default::echo::1", "x"]],
     ids=lambda parts: parts[0],
 )
 def test_no_gateway_is_exit_code_4_with_a_hint(command: list[str]) -> None:
-    fails(4, "start one with `aether dev`", *command, "--gateway", f"127.0.0.1:{free_port()}")
+    with held_port() as nobodys:
+        fails(4, "start one with `aether dev`", *command, "--gateway", f"127.0.0.1:{nobodys}")
 
 
 def test_no_ops_port_is_exit_code_4_with_a_hint() -> None:
-    fails(4, "is the gateway running", "tail", "ag::default::echo::1", "--ops", f"127.0.0.1:{free_port()}")
+    with held_port() as nobodys:
+        fails(4, "is the gateway running", "tail", "ag::default::echo::1", "--ops", f"127.0.0.1:{nobodys}")
 
 
 class TestConfig:

@@ -25,7 +25,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -38,7 +37,7 @@ from typing import Any, Self
 
 import trio
 
-from aether_trio.transport.listener import bind_tcp
+from aether_trio.testing.ports import HeldPorts
 from tests.helpers.engines import PostgresEngine
 
 START_TIMEOUT_S = 60.0
@@ -81,7 +80,7 @@ class GatewayProcess:
         self._ready_file = self._scratch / "ready.json"
         self._output_file = self._scratch / "output.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._kept: list[socket.socket] = []
+        self._ports = HeldPorts()
         self.returncode: int | None = None
 
     # -- life
@@ -110,7 +109,7 @@ class GatewayProcess:
         self.returncode = None
         _running.add(self)
         ready = self.ready = self._await_ready(self._process)
-        self._give_up_ports()
+        self._ports.release()
         self.address, self.ops_address = ready["gateway"], ready.get("ops") or ""
         return self
 
@@ -137,17 +136,6 @@ class GatewayProcess:
             return self.start()
         return self.start(int(self.address.rpartition(":")[2]), int(self.ops_address.rpartition(":")[2] or 0))
 
-    def _keep_ports(self) -> None:
-        """Nobody else gets its ports between its end and its next start. They are not listened on, so connections are refused."""
-        for address in filter(None, (self.address, self.ops_address)):
-            host, _, port = address.rpartition(":")
-            with contextlib.suppress(OSError):  # somebody has it already, as the next start will say
-                self._kept += bind_tcp(host.strip("[]"), int(port))
-
-    def _give_up_ports(self) -> None:
-        while self._kept:
-            self._kept.pop().close()
-
     def kill(self) -> None:
         """SIGKILL, as a crash: nothing is flushed. Returns when the process is gone."""
         if self._process is not None and self._process.poll() is None:
@@ -165,7 +153,7 @@ class GatewayProcess:
         ended = self.returncode is not None
         self.returncode = self._process.wait(timeout)
         if not ended:
-            self._keep_ports()
+            self._ports.hold((self.address, self.ops_address))
         return self.returncode
 
     def close(self) -> None:
@@ -175,7 +163,7 @@ class GatewayProcess:
             if self._process is not None:
                 self.wait(20)
         self.kill()
-        self._give_up_ports()
+        self._ports.release()
         _running.discard(self)
         shutil.rmtree(self._scratch, ignore_errors=True)
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import itertools
 import shutil
 import signal
-import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from aether_trio.cluster.embedded import FAST, EmbeddedPostgres
+from aether_trio.testing.ports import held_port
 
 
 class PostgresServer(EmbeddedPostgres):
@@ -43,7 +43,8 @@ def open_postgres_server(
     # Not pytest's directories: those are for this user only, and their paths are too long for a Unix socket.
     home = Path(tempfile.mkdtemp(prefix="aether-pg-"))
     home.chmod(0o755)
-    server = PostgresServer(home, durable=durable, port=free_port() if tcp else None)
+    ports = ExitStack()
+    server = PostgresServer(home, durable=durable, port=ports.enter_context(held_port()) if tcp else None)
     try:
         if standby_of is not None:
             server.create_standby(standby_of)
@@ -51,12 +52,5 @@ def open_postgres_server(
         yield server
     finally:
         server.stop(signum=signal.SIGQUIT)
+        ports.close()
         shutil.rmtree(home, ignore_errors=True)
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

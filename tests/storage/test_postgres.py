@@ -15,8 +15,8 @@ from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.migrations import MIGRATIONS
 from aether_trio.storage.postgres import PostgresDatabase, open_postgres
 from aether_trio.storage.postgres_connections import PostgresLimits
+from aether_trio.testing.ports import held_port
 from tests.helpers.engines import PostgresEngine
-from tests.helpers.postgres import free_port
 from tests.storage.programs import CREATE, LONG_S, ids, insert, insert_then_raise, queued
 
 ONE_LANE = PostgresLimits(writers=1, patience_s=LONG_S, lock_s=LONG_S, statement_s=LONG_S)
@@ -328,15 +328,16 @@ async def test_a_role_that_may_not_create_schemas_uses_the_one_it_is_given(postg
 
 async def test_what_cannot_work_is_said_with_the_way_out(postgres_engine: PostgresEngine) -> None:
     limits = PostgresLimits(patience_s=0.3)
-    for dsn, text in (
-        (postgres_engine.server.dsn("nowhere"), "nowhere has no such database. Create it"),
-        (f"postgresql://someone:secret@127.0.0.1:{free_port()}/x", "cannot be reached. Check that it runs"),
-        (postgres_engine.server.dsn().replace("postgres@", "nobody@"), "does not let us in"),
-    ):
-        with pytest.raises(StorageSetupError, match=text) as caught:
-            async with open_postgres(dsn, limits=limits) as server:
-                await server.database("state")
-        assert "secret" not in str(caught.value)
+    with held_port() as nobodys:
+        for dsn, text in (
+            (postgres_engine.server.dsn("nowhere"), "nowhere has no such database. Create it"),
+            (f"postgresql://someone:secret@127.0.0.1:{nobodys}/x", "cannot be reached. Check that it runs"),
+            (postgres_engine.server.dsn().replace("postgres@", "nobody@"), "does not let us in"),
+        ):
+            with pytest.raises(StorageSetupError, match=text) as caught:
+                async with open_postgres(dsn, limits=limits) as server:
+                    await server.database("state")
+            assert "secret" not in str(caught.value)
     with pytest.raises(StorageSetupError, match="cannot be the name of a schema"):
         async with open_postgres(postgres_engine.server.dsn(), schema="x; DROP"):
             pass

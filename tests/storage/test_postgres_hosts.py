@@ -15,8 +15,9 @@ from aether_trio.storage.postgres import open_postgres
 from aether_trio.storage.postgres_connections import PostgresLimits
 from aether_trio.storage.postgres_errors import setup_error
 from aether_trio.storage.postgres_hosts import each_host, first_to_succeed, where
+from aether_trio.testing.ports import held_port
 from tests.helpers.engines import PostgresEngine
-from tests.helpers.postgres import PostgresServer, free_port, open_postgres_server
+from tests.helpers.postgres import PostgresServer, open_postgres_server
 from tests.storage.programs import LONG_S
 
 
@@ -104,10 +105,10 @@ def tcp_server() -> Iterator[PostgresServer]:
 async def test_hosts_that_are_silent_or_away_do_not_keep_from_the_primary(
     deaf: str, tcp_server: PostgresServer
 ) -> None:
-    hosts = f"{deaf},127.0.0.1:{free_port()},127.0.0.1:{tcp_server.port}"
     # Nobody would be asked but the first if these limits were for all together.
     limits = PostgresLimits(connect_s=LONG_S, patience_s=2 * LONG_S)
-    with trio.fail_after(LONG_S / 2):
+    with held_port() as nobodys, trio.fail_after(LONG_S / 2):
+        hosts = f"{deaf},127.0.0.1:{nobodys},127.0.0.1:{tcp_server.port}"
         async with open_postgres(f"postgresql://postgres@{hosts}/postgres", limits=limits) as server:
             database = await server.database("scratch")
             assert await database.fetch("SHOW port") == [(str(tcp_server.port),)]
