@@ -32,6 +32,7 @@ from aether_trio.storage.base import (
     ProgramFactory,
     Shorthands,
     Statement,
+    StorageUnavailable,
 )
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.postgres_connections import LOCKING, SCHEMA, Kind, PostgresLimits, connect
@@ -197,7 +198,7 @@ class PostgresServer:
         """Bring the logical database `name` up to date and serve it until the server is closed.
 
         Nodes that start together take turns. "state", "log" and "audit" bring their schema (migrations.py), other names none.
-        Waits up to `patience_s` for a server that is not there yet. Raises StorageSetupError.
+        Waits up to `patience_s` for a server that is not there yet. Raises StorageSetupError, also when the server has no connection for it.
         """
         give_up = trio.current_time() + self.limits.patience_s
         while True:
@@ -210,7 +211,19 @@ class PostgresServer:
                 if not is_outage(exc) or trio.current_time() >= give_up:
                     raise setup_error(self.dsn, exc) from exc
             await trio.sleep(RETRY_S)
-        return self.queue(name)
+        database = self.queue(name)
+        try:
+            for pool in (database.writer.pool, self.readers):
+                await aio_as_trio(self._have_one)(pool)
+        except StorageUnavailable as exc:
+            raise StorageSetupError(f"{name}: {exc}.") from exc
+        return database
+
+    @staticmethod
+    async def _have_one(pool: Pool) -> None:
+        """Where connections are few a process has one of each kind before others have the rest of them."""
+        if not pool.size:
+            pool.release(await pool.acquire())
 
     def queue(self, name: str) -> PostgresDatabase:
         """A queue of its own to a logical database that is up to date."""

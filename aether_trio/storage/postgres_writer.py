@@ -78,7 +78,7 @@ class Writer:
         self, name: str, pool: Pool, spawn: Spawn, loop: Any, deliver: Deliver, limits: PostgresLimits
     ) -> None:
         self._name = name
-        self._pool = pool
+        self.pool = pool
         self._spawn = spawn
         self._loop = loop
         self._deliver = deliver
@@ -150,7 +150,7 @@ class Writer:
         attempt = _Attempt()
         while True:
             try:
-                connection = await self._pool.acquire()
+                connection = await self.pool.acquire()
             except StorageUnavailable as exc:
                 return self._fail(jobs, exc)
             attempt.committing = False
@@ -158,11 +158,11 @@ class Writer:
                 await within(connection, self._limits.transaction_s, partial(self._attempt, connection, jobs, attempt))
             except _SpoiledError:
                 attempt.isolated = True
-                self._pool.release(connection)
+                self.pool.release(connection)
             except Exception as exc:
                 kind = fault(exc, connection)
                 healthy = kind is not Fault.CONNECTION and await roll_back(connection)
-                self._pool.release(connection, healthy=healthy)
+                self.pool.release(connection, healthy=healthy)
                 if not await self._may_go_on(kind, attempt):
                     if kind is Fault.SLOW and len(jobs) > 1:
                         return await self._run_each(jobs)
@@ -171,13 +171,13 @@ class Writer:
                     unknown = attempt.committing and kind is Fault.CONNECTION
                     return self._fail(jobs, exc, CommitUnknown if unknown else StorageUnavailable)
             else:
-                self._pool.release(connection)
+                self.pool.release(connection)
                 return self._succeeded(jobs)
 
     async def _may_go_on(self, kind: Fault, attempt: _Attempt) -> bool:
         """After an error: whether the group is to run again (now: a pause that the error asks for is over)."""
         if kind is Fault.CONNECTION:
-            self._pool.discard_idle()  # most often the server went away, and they with it
+            self.pool.discard_idle()  # most often the server went away, and they with it
             self.losses += 1
             attempt.losses += 1
             return attempt.losses < MAX_LOSSES and not attempt.committing
@@ -266,7 +266,7 @@ class Writer:
         self.rows += sum(job.rows for job in jobs if job.error is None)
         self.largest_group = max(self.largest_group, len(jobs))
         self._calm += 1
-        if self._calm >= CALM_GROUPS and self._lanes_allowed < self._pool.most:
+        if self._calm >= CALM_GROUPS and self._lanes_allowed < self.pool.most:
             self._calm = 0
             self._lanes_allowed += 1
 

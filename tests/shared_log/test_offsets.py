@@ -104,7 +104,7 @@ async def test_a_group_is_one_round_trip(postgres_engine: PostgresEngine) -> Non
             await log.wait_settled(log.append_nowait(state, b"first", author))
         before = database.statistics()
         asked: list[str] = []
-        [connection] = {pair[0] for pair in database.writer._pool._idle}
+        [connection] = {pair[0] for pair in database.writer.pool._idle}
         connection.add_query_logger(lambda query: asked.append(query.query))
         log.cursors.advance(states[0], "me", 1)
         number = 0

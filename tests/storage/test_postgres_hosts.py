@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
+import asyncpg
 import pytest
 import trio
 
@@ -72,6 +73,24 @@ def test_a_password_that_is_not_escaped_is_not_repeated(dsn: str) -> None:
     assert "%40 for @" in text
     assert "sec" not in text
     assert "ret" not in text
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (asyncpg.TargetServerAttributeNotMatched("none"), "is a standby. Name the primary"),
+        (asyncpg.DiskFullError("could not extend file"), "has no room left on its disk. Make some"),
+        (asyncpg.TooManyConnectionsError("sorry"), "has no connection left for us. Raise its max_connections"),
+        (asyncpg.CannotConnectNowError("starting up"), "does not take connections now"),
+        (asyncpg.InsufficientPrivilegeError("permission denied"), "lacks a right for this role"),
+        (ConnectionRefusedError(), "cannot be reached. Check that it runs"),
+    ],
+    ids=lambda one: type(one).__name__ if isinstance(one, Exception) else "",
+)
+def test_what_is_wrong_comes_with_what_to_do(error: Exception, advice: str) -> None:
+    assert f"the PostgreSQL server db-1,db-2/fabric {advice}" in str(
+        setup_error("postgresql://u:p@db-1,db-2/fabric", error)
+    )
 
 
 async def test_a_wrong_part_of_the_url_is_named(postgres_engine: PostgresEngine) -> None:
