@@ -44,7 +44,9 @@ async def test_a_lease_is_one_lock_of_one_session(nodes: Nodes, place: PostgresE
         ("node-2", "10.0.0.2:50051", 1),
     ]
     await nodes.stop(a)
-    assert lease_pids(place, a) == []
+    with trio.fail_after(LONG_S):
+        while lease_pids(place, a):  # the server takes a moment to see that a connection was cut
+            await trio.sleep(0.02)
 
 
 async def test_a_lease_that_nobody_missed_goes_on(nodes: Nodes, place: PostgresEngine) -> None:
