@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
@@ -28,6 +29,8 @@ CHAT_AGENT = ROOT / "docs" / "examples" / "chat_agent.py"
 LIMIT_MS = 60_000
 ELSEWHERE = "elsewhere.test"
 """A site of somebody else: every port of it is this machine's."""
+
+Run = Callable[..., Any]
 
 expect.set_options(timeout=LIMIT_MS)
 
@@ -181,3 +184,31 @@ def site() -> Iterator[Site]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@pytest.fixture
+def run(gateway: GatewayProcess) -> Run:
+    """`run(page, "(aether, ...given) => ...", *given)` calls a function of JavaScript with the module."""
+
+    def call(page: Page, function: str, *given: object, at: GatewayProcess = gateway) -> Any:
+        return page.evaluate(
+            f"""async ([url, ...given]) => {{
+              const aether = await import(url);
+              window.until = async (client, state) => {{
+                while (client.state !== state) {{
+                  await new Promise((resolve) => client.addEventListener("state", resolve, {{ once: true }}));
+                }}
+              }};
+              return await ({function})(aether, ...given);
+            }}""",
+            [f"http://{at.address}/client/aether.js", *given],
+        )
+
+    return call
+
+
+@pytest.fixture
+def page(visitors: Visitors, site: Site) -> Page:
+    page = visitors.page()
+    page.goto(site.address())
+    return page

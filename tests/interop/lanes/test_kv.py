@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import trio
 
-from aether_trio.client import AetherError, RateLimited, Refused
+from aether_trio.client import AetherError, PayloadTooLarge, Refused
 from aether_trio.client.operations.enums import Scope
 from aether_trio.client.operations.kv import Kv, SetAdded, Swap
 from tests.interop.lanes.world import World, alive, both, framed, until
@@ -59,7 +59,7 @@ async def test_53_malformed_keys_are_refused(target: str, lane: str, key: str) -
 async def test_53_a_value_over_the_limit(target: str, lane: str) -> None:
     async with World(target, lane) as world:
         a = await world.agent("a")
-        with pytest.raises(RateLimited, match="ERR_QUOTA_001") as raised:
+        with pytest.raises(PayloadTooLarge, match="ERR_QUOTA_001") as raised:
             await a.kv.put("k", bytes(5 * 1024 * 1024))
         assert not raised.value.retryable
 
