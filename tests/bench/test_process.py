@@ -85,5 +85,5 @@ def test_a_family_is_counted_with_the_children_that_live_and_those_that_have_end
 
 def test_an_echo_window_counts_rounds_and_the_cpu_of_the_server() -> None:
     with EchoProcess() as echo:
-        windows = [echo.window(0.05) for _ in range(2)]
+        windows = [echo.window(0.5) for _ in range(2)]
     assert all(window.count >= 10 and window.cpu_us and window.load_cpu_ns for window in windows)
