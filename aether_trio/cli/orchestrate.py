@@ -23,6 +23,7 @@ from aether_trio.orchestrator import (
     DockerError,
     Orchestrator,
     OrchestratorLimits,
+    Reporter,
     Surroundings,
     TextReporter,
     check_docker,
@@ -120,15 +121,16 @@ def command(
     surroundings = Surroundings(str(target), f"{scheme}://{target}", tls_variables(target))
     reporter = TextReporter(click.echo)
     orchestrator = Orchestrator(agents, surroundings, reporter, OrchestratorLimits(most, grace_s))
+    connection = _Connection(reporter)
     client = OrchestratorClient(
         surroundings.address,
         implementation=name,
         specifier=specifier,
         profiles=orchestrator.profiles,
-        **_options(target),
+        **_options(target, connection),
     )
     try:
-        stopped_by = trio.run(_run, orchestrator, client, agents_file, register, str(target))
+        stopped_by = trio.run(_run, orchestrator, client, connection, agents_file, register, str(target))
     except* AetherError as group:
         raise _explained(first_of(group), str(target)) from None
     if stopped_by is not None:
@@ -178,8 +180,12 @@ def tls_variables(target: Target) -> dict[str, str]:
     return found
 
 
-def _options(target: Target) -> ClientOptions:
-    options: ClientOptions = {"connect_timeout": target.timeout_s}
+def _options(target: Target, connection: _Connection) -> ClientOptions:
+    options: ClientOptions = {
+        "connect_timeout": target.timeout_s,
+        "on_connected": connection.made,
+        "on_disconnected": connection.lost,
+    }
     if target.api_key:
         options["api_key"] = target.api_key
     if target.tls:
@@ -187,8 +193,42 @@ def _options(target: Target) -> ClientOptions:
     return options
 
 
+class _Connection:
+    """Says when the gateway goes and comes back, and has the agents registered anew with one that may have forgotten them."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._made = 0
+        self._forgotten = trio.Event()
+
+    def made(self, resumed: bool) -> None:
+        self._made += 1
+        if self._made > 1:
+            self._reporter.event("", "the gateway is back")
+            if not resumed:
+                self._forgotten.set()
+
+    def lost(self, error: AetherError) -> None:
+        self._reporter.event("", f"the gateway is away; what runs goes on meanwhile: {error.message}")
+
+    async def keep_registered(self, orchestrator: Orchestrator, client: OrchestratorClient) -> None:
+        """Until cancelled."""
+        while True:
+            await self._forgotten.wait()
+            self._forgotten = trio.Event()
+            try:
+                await orchestrator.register(client)
+            except AetherError as error:
+                self._reporter.event("", f"its agents could not be registered again: {error.message}")
+
+
 async def _run(
-    orchestrator: Orchestrator, client: OrchestratorClient, agents_file: str, register: bool, gateway: str
+    orchestrator: Orchestrator,
+    client: OrchestratorClient,
+    connection: _Connection,
+    agents_file: str,
+    register: bool,
+    gateway: str,
 ) -> int | None:
     """Until a signal comes; the second one, if there was one."""
 
@@ -204,6 +244,7 @@ async def _run(
                 async with client:
                     if register:
                         await orchestrator.register(client)
+                        nursery.start_soon(connection.keep_registered, orchestrator, client)
                     await orchestrator.run(
                         client, on_serving=lambda: click.echo(ready_text(orchestrator, client, gateway))
                     )

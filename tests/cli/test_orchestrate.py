@@ -155,6 +155,24 @@ def test_one_that_ignores_its_end_is_killed_by_a_second_signal(shell: Shell, tmp
         process.communicate()
 
 
+def test_a_gateway_that_comes_back_with_nothing_is_told_again(tmp_path: Path) -> None:
+    with start_gateway(ephemeral=True) as first:
+        port = first.address.rpartition(":")[2]
+        process = Shell(first).start("orchestrate", written(tmp_path, ECHO))
+        assert process.stdout is not None
+        process.stdout.readline()
+        first.terminate()
+        assert first.wait() == 0
+    try:
+        assert b"orchestrator : the gateway is away; what runs goes on meanwhile: " in process.stdout.readline()
+        with start_gateway(ephemeral=True, port=int(port)) as second:
+            assert process.stdout.readline() == b"orchestrator : the gateway is back\n"
+            wait_until(lambda: "voice=loud" in Shell(second).out("agents", "list"))
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_agents_by_hand(shell: Shell) -> None:
     shell.out(
         "agents", "register", "by-hand", "--profile", "p", "--param", "a=1", "--param", "b=x=y", "--description", "d"
