@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from aether_trio.model.tasks.status import TERMINAL, Status
 from aether_trio.wire.pb import aether_pb2 as pb
 from chaos.tasks.place import Alone, Place
 
@@ -94,12 +95,25 @@ async def read(place: Place, history: TaskHistory) -> None:
             "SELECT task_id, status, epoch, retry_count, max_attempts, next_retry_ms, created_ms, updated_ms, error_type FROM tasks"
         )
     ]
-    history.attempts = [
-        Attempt(row[0], int(row[1]), row[2], int(row[3]), int(row[4]), int(row[5]), row[6])
-        for row in await place.sql(
-            "SELECT task_id, epoch, worker, assigned_ms, started_ms, ended_ms, outcome FROM task_attempts ORDER BY task_id, epoch"
+    # The latest assignment is in the task's own row, those before it have rows of their own (services/tasks/handing.py). One to a worker
+    # of another node is in both, and its own row does not say how it ended.
+    latest = "GREATEST" if _is_postgres(place) else "MAX"
+    attempts: dict[tuple[str, int], Attempt] = {}
+    for row in await place.sql(
+        f"SELECT task_id, epoch, assigned_to, assigned_ms, started_ms, {latest}(completed_ms, failed_ms), status FROM tasks "
+        "WHERE assigned_to <> ''"
+    ):
+        ended = Status(row[6]) in TERMINAL
+        attempts[row[0], int(row[1])] = Attempt(
+            row[0], int(row[1]), row[2], int(row[3]), int(row[4]), int(row[5]) * ended, row[6] * ended
         )
-    ]
+    for row in await place.sql(
+        "SELECT task_id, epoch, worker, assigned_ms, started_ms, ended_ms, outcome FROM task_attempts WHERE outcome <> ''"
+    ):
+        attempts[row[0], int(row[1])] = Attempt(
+            row[0], int(row[1]), row[2], int(row[3]), int(row[4]), int(row[5]), row[6]
+        )
+    history.attempts = [attempts[key] for key in sorted(attempts)]
     hex_of = "encode(event, 'hex')" if _is_postgres(place) else "hex(event)"
     for task_id, number, text in await place.sql(
         f"SELECT task_id, number, {hex_of} FROM task_events ORDER BY task_id, number"
