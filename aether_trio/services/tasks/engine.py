@@ -239,22 +239,30 @@ class Engine:
     # -- running ----------------------------------------------------------------------------------------------------
 
     async def recover(self) -> None:
-        """End the sessions of nodes that are gone. Raises StorageUnavailable."""
+        """End the sessions of nodes that are gone, and what they had begun. Raises StorageUnavailable."""
+        if await self._let_go_by_nodes_that_are_gone():
+            await self.perform(Work.find_unfinished)
+
+    async def _let_go_by_nodes_that_are_gone(self) -> bool:
+        """End the sessions of nodes that are gone; whether there are any."""
         found = await self.database.fetch(
             "SELECT DISTINCT node FROM task_workers UNION SELECT DISTINCT node FROM task_outbox"
         )
-        for node in await self.hints.gone([node for (node,) in found]):
+        gone = await self.hints.gone([node for (node,) in found])
+        for node in gone:
             page = partial(sessions.recover, node=node, page=RECOVER_PAGE)
             while await self._count(page) >= RECOVER_PAGE:
                 pass
             logger.info("the workers of a node that is gone have been let go", node=node)
+        return bool(gone)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run until the block ends. What gone nodes left is dealt with before the block begins."""
         if isinstance(self.clock, DatabaseClock):
             await self.clock.ask()
-        await self.recover()
+        await self._let_go_by_nodes_that_are_gone()
+        await self.perform(Work.find_unfinished)
         await self.database.execute("DELETE FROM task_watchers WHERE node = $1", self.hints.node)
         await self.database.execute(
             "DELETE FROM task_memories WHERE since_ms < $1 AND identity NOT IN (SELECT identity FROM task_workers)",

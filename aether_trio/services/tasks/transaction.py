@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 from aether_trio.model.tasks import Facts, Move, Status, Step, Task, Wait, decide
 from aether_trio.model.tasks.due import TimeLimits, next_due
-from aether_trio.model.tasks.status import PAUSED
+from aether_trio.model.tasks.status import PAUSED, TERMINAL
 from aether_trio.model.tasks.table import Decision
 from aether_trio.model.tasks.task import AGENT_STARTUP, holder_of, queue_of
 from aether_trio.model.topics import task_lane
@@ -39,6 +39,8 @@ KEPT_EVENTS: Final = 4_096
 EVENT_INTAKE: Final = "event::receiver0"
 
 _BY_NAME: Final = f"SELECT {WORKER_FIELDS} FROM task_workers WHERE identity = $1"  # noqa: S608
+_UNFINISHED: Final = f"""SELECT DISTINCT d.depends_on FROM task_dependents d LEFT JOIN tasks t ON t.task_id = d.depends_on
+    WHERE t.task_id IS NULL OR t.next_retry_ms = 0 AND t.status IN ({", ".join(f"${n + 1}" for n in range(len(TERMINAL)))})"""  # noqa: S608
 _RECORD: Final = "INSERT INTO task_events (task_id, number, at_ms, event) VALUES ($1, $2, $3, $4)"
 _RECORD_AND_LOOK: Final = (
     f"WITH written AS ({_RECORD}) SELECT node FROM task_watchers WHERE task_id = $1 AND node <> $5"  # noqa: S608
@@ -280,6 +282,11 @@ class Work:
             left: list[Row] = yield Fetch("SELECT 1 FROM task_dependents WHERE task_id = $1 LIMIT 1", (waiting_id,))
             if wait.wake_on_any or (not left and (yield from self.depend(waiting, wait))):
                 yield from self.wake(waiting)
+
+    def find_unfinished(self) -> Program[None]:
+        """What has ended while others waited for it, and whoever was to wake the rest of them is gone."""
+        found: list[Row] = yield Fetch(_UNFINISHED, tuple(sorted(status.value for status in TERMINAL)))
+        self.unfinished.extend(task_id for (task_id,) in found)
 
     def depend(self, task: Task, wait: Wait) -> Program[bool]:
         """Remember which of those that a task waits for have not ended, one that is tried again included; whether the wait is over."""

@@ -1,0 +1,37 @@
+"""What one transaction leaves to the next is not lost with the gateway that was to do it."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from aether_trio.services.tasks import transaction
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import World, agent, connect, deadlock_is_an_error
+from tests.services.tasks.peers import Op, create, operate
+
+WAITING = "SELECT COUNT(*) FROM tasks WHERE status = 'waiting_dependency'"
+
+
+async def test_those_that_a_killed_gateway_has_not_woken_are_woken_by_the_next(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transaction, "WAKE_PAGE", 2)
+    database = world.databases["tasks"]
+    async with deadlock_is_an_error():
+        async with world.open() as core, connect(core, agent("w", "c", "1")) as creator:
+            first, other = [(await create(creator, assignment_mode=pb.SELF_ASSIGN)).task_id for _ in range(2)]
+            for depends_on in ([first], [first], [first], [first], [first], [first, other], [other]):
+                task_id = (await create(creator, assignment_mode=pb.SELF_ASSIGN)).task_id
+                assert (await operate(creator, Op.CLAIM, task_id)).success
+                spec = pb.WaitSpec(depends_on=depends_on)
+                assert (await operate(creator, Op.WAIT_FOR, task_id, wait_spec=spec)).success
+            monkeypatch.setattr(core.tasks.engine.desk, "put", lambda *_: 0)  # from here on it does nothing more
+            assert (await operate(creator, Op.CLAIM, first)).success
+            assert (await operate(creator, Op.COMPLETE, first)).success
+            assert database.query(WAITING) == [(5,)]
+        async with world.open():
+            while database.query(WAITING) != [(2,)]:
+                await trio.sleep(1)
+            await trio.sleep(10)
+            assert database.query(WAITING) == [(2,)]  # `other` has not ended
