@@ -1,8 +1,9 @@
 """The database's time, for a node of a cluster: what is due is due for all nodes at the same moment, whatever their own clocks say.
 
-The database is asked now and then; in between the time goes on by this process's monotonic clock. An answer is true to within half of its
-round trip, so only one that came quickly moves the time, unless the last one is old. It does not run backwards, it stands still; but when
-somebody has set the database's machine back by more than HOLD_MS it follows, as nothing would fall due for so long.
+The database is asked now and then; in between the time goes on by this process's monotonic clock. An answer is older than when it comes
+by its way back, so this time is late by that, and never early: nothing happens before its moment. Only an answer that came quickly moves
+it, unless the last one is old. It does not run backwards, it stands still; but when somebody has set the database's machine back by more
+than HOLD_MS it follows, as nothing would fall due for so long.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ ASK_S: Final = 10.0
 QUICK_S: Final = 0.05
 OLD_S: Final = 120.0
 HOLD_MS: Final = 60_000
-_NOW: Final = Fetch("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
+_NOW: Final = Fetch("SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint")
 
 
 class DatabaseClock:
@@ -31,12 +32,12 @@ class DatabaseClock:
         self._database = database
         self._own = own
         self._at_s = 0.0
-        self._ms = 0.0
+        self._ms = 0
         self._latest_ms = 0
 
     def now_ms(self) -> int:
         """See Clock."""
-        now_ms = round(self._ms + (self._own.monotonic() - self._at_s) * 1000)
+        now_ms = self._ms + round((self._own.monotonic() - self._at_s) * 1_000_000) // 1000
         if not self._latest_ms - HOLD_MS <= now_ms < self._latest_ms:
             self._latest_ms = now_ms
         return self._latest_ms
@@ -49,9 +50,9 @@ class DatabaseClock:
         """Learn the time. Raises StorageUnavailable."""
         began_s = self._own.monotonic()
         [[told_ms]] = await self._database.read(lambda: single(_NOW))
-        took_s = self._own.monotonic() - began_s
-        if took_s <= QUICK_S or not self._ms or began_s - self._at_s > OLD_S:
-            self._at_s, self._ms = began_s + took_s / 2, float(told_ms)
+        ended_s = self._own.monotonic()
+        if ended_s - began_s <= QUICK_S or not self._ms or began_s - self._at_s > OLD_S:
+            self._at_s, self._ms = ended_s, told_ms
 
     async def run(self) -> None:
         """Ask now and then, until cancelled."""
