@@ -65,8 +65,10 @@ def test_a_small_run_adds_up(lane: str, tmp_path: Path) -> None:
     for name, result in results.items():
         checks = result["checks"]
         assert checks["refused"] == 0
-        ahead = 80 if name == "tasks-queued-1k" else 0  # what the workers hold between windows
-        assert checks["completed"] + ahead == checks["assigned"] > ahead
+        held = checks["assigned"] - checks["completed"]
+        assert checks["completed"] > 0
+        # What the workers hold when it ends: as much as they take, if the queue has not run dry.
+        assert 0 < held <= 80 if name == "tasks-queued-1k" else held == 0
         assert result["latency_us"]["all"]["p50"] > 0
         assert result["echoes"]["best"] > 0
     assert results["tasks-queued-1k"]["parameters"]["queued"] == 30
