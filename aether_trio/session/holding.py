@@ -13,6 +13,7 @@ write for its session; while `paused`, no session reads input.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
@@ -95,6 +96,14 @@ class Rows(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class _Leaving:
+    """An identity with sessions that have ended and whose rows are not released: two, when the second one took over while the first ended."""
+
+    sessions: int = 0
+    over: trio.Event = field(default_factory=trio.Event)
+
+
 class ClusterHolding:
     """A node of a cluster. Also the cluster's SessionHost (cluster/records.py). `run` must run while sessions live.
 
@@ -107,7 +116,7 @@ class ClusterHolding:
         self._now_ms = now_ms
         self._rows: Rows | None = None
         self._held: dict[str, Hold] = {}
-        self._leaving: dict[str, trio.Event] = {}
+        self._leaving: dict[str, _Leaving] = {}
         self._ended: list[tuple[Session, Hold]] = []
         self._work = trio.Event()
         self._input = trio.Event()
@@ -154,7 +163,7 @@ class ClusterHolding:
                 raise
         # Whoever has just left this node counts until its row is released.
         for left in list(self._leaving.values()):
-            await left.wait()
+            await left.over.wait()
         return await rows.claim(request)
 
     # -- letting go -------------------------------------------------------------------------------------------------
@@ -164,7 +173,7 @@ class ClusterHolding:
         hold = self._held.pop(session.session_id, None)
         if hold is None or self._rows is None or self._rows.mine(hold.identity) != hold:
             return  # never held, or somebody else does by now
-        self._leaving.setdefault(hold.identity, trio.Event())
+        self._leaving.setdefault(hold.identity, _Leaving()).sessions += 1
         self._ended.append((session, hold))
         self._work.set()
 
@@ -174,7 +183,7 @@ class ClusterHolding:
 
     async def _wait_left(self, name: str) -> None:
         while (leaving := self._leaving.get(name)) is not None:
-            await leaving.wait()
+            await leaving.over.wait()
 
     async def run(self) -> None:
         """Release the rows of ended sessions, until cancelled."""
@@ -199,7 +208,11 @@ class ClusterHolding:
             self._rows.release(
                 hold, Continued(history.session_id, history.initial_connection_ms, history.reconnections)
             )
-            self._leaving.pop(hold.identity).set()
+            leaving = self._leaving[hold.identity]
+            leaving.sessions -= 1
+            if not leaving.sessions:
+                del self._leaving[hold.identity]
+                leaving.over.set()
 
     # -- SessionHost ------------------------------------------------------------------------------------------------
 

@@ -248,6 +248,31 @@ async def test_a_session_that_lost_its_row_unnoticed_is_ended_by_the_next_holder
 # -- letting go -------------------------------------------------------------------------------------------------------
 
 
+async def test_two_of_one_name_may_leave_at_once(node: Node) -> None:
+    """The first one ends while the second one is asking to take over; both end before what the first has written is settled."""
+    node.log.settled = trio.Event()
+    first, _ = await node.hold("s1", last_append=1)
+    node.rows.gate = trio.Event()
+    second, third = node.session("s2", last_append=2), node.session("s3")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.take, second, "s1")
+        await pump()
+        first.end(Status.CANCELLED, "done")
+        await pump()
+        node.rows.gate.set()
+    second.end(Status.CANCELLED, "done as well")
+    await pump()
+    assert node.holding.leaving() == [A1.text]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.take, third)
+        await pump()
+        assert node.registry.holder(A1.text) is None, "it waits for both"
+        node.log.settled.set()
+    assert [one[1] for one in node.told if one[0] == "released"] == ["s2"]
+    assert node.holding.leaving() == []
+    assert node.registry.holder(A1.text) is third
+
+
 async def test_a_row_is_released_when_all_is_written(node: Node) -> None:
     node.log.settled, node.log.saved = trio.Event(), trio.Event()
     session, _ = await node.hold("s1", last_append=17)
