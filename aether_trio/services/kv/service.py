@@ -42,6 +42,7 @@ Op = pb.KVOperation
 SlotProgram: TypeAlias = Callable[[Slot, pb.KVOperation], Program[Outcome | Refusal]]
 
 MAX_RESPONSE_BYTES: Final = 3 * MIB + 512 * KIB  # clients refuse messages over 4 MiB; the rest is for the envelope
+SMALL_VALUE_BYTES: Final = 16 * KIB  # to write more takes an event loop longer than the changes of thread that it saves
 SNAPSHOT_KEYS: Final = 100  # of each kind, as in the reference
 PURGE_PAGE: Final = 1000
 SWEEP_PAGE: Final = 500
@@ -155,7 +156,8 @@ class KvService:
         if op.op in _READS:
             outcome = await self._db.read_small(partial(_READS[op.op], slot, op))
         else:
-            outcome = await self._db.run(partial(_WRITES[op.op], slot, op))
+            run = self._db.run_small if len(op.value) <= SMALL_VALUE_BYTES else self._db.run
+            outcome = await run(partial(_WRITES[op.op], slot, op))
         if isinstance(outcome, Refusal):
             raise _refused(op, outcome.reason)
         return pb.KVResponse(

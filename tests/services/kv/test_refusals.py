@@ -150,7 +150,7 @@ class BrokenDatabase:
     async def run(self, program: Callable[[], Any]) -> Any:
         raise StorageUnavailable("database or disk is full")
 
-    read = read_small = run
+    read = read_small = run_small = run
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -35,7 +35,7 @@ class DirectDatabase:
     async def run(self, program: Callable[[], Program[T]]) -> T:
         return self._direct.drive(program)
 
-    read = read_small = run
+    read = read_small = run_small = run
 
 
 class Model:
