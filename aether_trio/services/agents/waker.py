@@ -140,7 +140,8 @@ class Waker:
         for identity in [one for one, at in self._ended.items() if at <= now]:
             if self._is_registered(identity):
                 await self._look_after(identity)
-            del self._ended[identity]
+            if self._ended[identity] <= now:  # else it has come and ended again meanwhile
+                del self._ended[identity]
         due = [one for one in self._waiting if one not in self._looked][:BATCH]
         wanted: dict[str, int] = {}
         for identity in due:
