@@ -73,6 +73,7 @@ class NodeProcess:
         with trio.move_on_after(START_S):
             while not self._ready_file.exists():
                 if process.poll() is not None:
+                    await self.wait()
                     raise NodeFailed(
                         f"{self.name} ended with {process.returncode} before it served anybody{self.said()}"
                     )

@@ -10,7 +10,7 @@ import enum
 from typing import Any, Final
 
 import asyncpg
-from asyncpg.exceptions import InvalidCachedStatementError, OutdatedSchemaCacheError
+from asyncpg.exceptions import InvalidCachedStatementError, OutdatedSchemaCacheError, ProtocolError
 
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.errors import StorageSetupError
@@ -104,6 +104,8 @@ def is_outage(exc: BaseException) -> bool:
         return (exc.sqlstate or "")[:2] in {"08", "53", "57", "58"}
     if isinstance(exc, asyncpg.InterfaceError):
         return not isinstance(exc, ValueError)  # closed between two statements; else the URL makes no sense
+    if isinstance(exc, asyncpg.InternalClientError):
+        return not isinstance(exc, ProtocolError)  # cut between two of asyncpg's steps; else this is no PostgreSQL
     return isinstance(exc, (OSError, TimeoutError, asyncpg.TargetServerAttributeNotMatched))
 
 

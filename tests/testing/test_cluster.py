@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Awaitable, Callable
 from itertools import count
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from aether_trio.cli.node_process import NodeFailed
+from aether_trio.cli.node_process import NodeFailed, NodeProcess
 from aether_trio.client import AetherError, AgentClient
 from aether_trio.testing.cluster import open_process_cluster
 
@@ -156,6 +157,14 @@ async def test_what_a_node_says_that_does_not_start_is_told() -> None:
     with pytest.raises(NodeFailed, match=r"unknown key no\.such\.key"):
         async with open_process_cluster(1, settings=["no.such.key=1"]):
             raise AssertionError("it has started")
+
+
+async def test_a_start_that_failed_leaves_nothing_open(tmp_path: Path) -> None:
+    process = NodeProcess("n", ["dev", "--set", "no.such.key=1"], tmp_path)
+    for _ in range(2):
+        with pytest.raises(NodeFailed):
+            await process.start()
+    gc.collect()  # which tells of a pipe that was forgotten
 
 
 async def test_nothing_is_left_behind_even_of_a_stopped_node() -> None:
