@@ -248,10 +248,7 @@ class EmbeddedPostgres:
 
     def _make_home(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
-        if (
-            self._as
-            and subprocess.run(["/bin/sh", "-c", 'cd "$1"', "sh", self.home], check=False, **self._quiet).returncode
-        ):
+        if self._as and not _may_enter(self.home, self._as["user"], self._as["group"]):
             raise StorageSetupError(
                 f"PostgreSQL does not run as root, and the user nobody cannot enter {self.home}: "
                 "choose another data directory, or open this one and those above it (chmod o+x)."
@@ -269,13 +266,16 @@ class EmbeddedPostgres:
             os.chown(path, self._as["user"], self._as["group"])
 
     def _call(self, program: str, *arguments: object) -> str:
-        done = subprocess.run(
-            [str(self._binaries / program), *map(str, arguments)],
-            text=True,
-            check=False,
-            timeout=START_S,
-            **self._quiet,
-        )
+        for _ in range(2):
+            done = subprocess.run(
+                [str(self._binaries / program), *map(str, arguments)],
+                text=True,
+                check=False,
+                timeout=START_S,
+                **self._quiet,
+            )
+            if done.returncode >= 0:
+                break  # else a signal: a fork of a process with threads of others may die before it is the program
         if done.returncode:
             raise StorageSetupError(f"{program} failed: {done.stderr}")
         return str(done.stdout)
@@ -309,6 +309,17 @@ class EmbeddedPostgres:
                 scratch.rename(copy)
             return copy / "bin"
         return found
+
+
+def _may_enter(directory: Path, user: int, group: int) -> bool:
+    """Whether this user, who is in this group only, may search a directory and all those above it (path_resolution(7))."""
+    resolved = directory.resolve()
+    for one in (resolved, *resolved.parents):
+        found = one.stat()
+        shift = 6 if found.st_uid == user else 3 if found.st_gid == group else 0
+        if not found.st_mode >> shift & 1:
+            return False
+    return True
 
 
 def _as_nobody() -> dict[str, Any]:
