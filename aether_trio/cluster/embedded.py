@@ -266,16 +266,17 @@ class EmbeddedPostgres:
             os.chown(path, self._as["user"], self._as["group"])
 
     def _call(self, program: str, *arguments: object) -> str:
-        for _ in range(2):
-            done = subprocess.run(
-                [str(self._binaries / program), *map(str, arguments)],
-                text=True,
-                check=False,
-                timeout=START_S,
-                **self._quiet,
-            )
-            if done.returncode >= 0:
-                break  # else a signal: a fork of a process with threads of others may die before it is the program
+        run = functools.partial(
+            subprocess.run,
+            [str(self._binaries / program), *map(str, arguments)],
+            text=True,
+            check=False,
+            timeout=START_S,
+            **self._quiet,
+        )
+        done = run()
+        if done.returncode < 0:
+            done = run()  # a fork of a process with threads of others may have died before it was the program
         if done.returncode:
             raise StorageSetupError(f"{program} failed: {done.stderr}")
         return str(done.stdout)
