@@ -14,6 +14,7 @@ from tests.helpers.engines import Engine
 from tests.storage.programs import CREATE, LONG_S, ids, insert, insert_then_raise
 
 only_shared = pytest.mark.parametrize("engine", ["file", "postgres"], indirect=True)
+writes = pytest.mark.parametrize("way", ["run", "run_small"])
 reads = pytest.mark.parametrize("way", ["read", "read_small"])
 
 
@@ -45,10 +46,12 @@ async def test_what_one_caller_writes_it_reads(database: Database) -> None:
         assert await database.fetch("SELECT max(id) FROM items") == [(number,)]
 
 
-async def test_a_failing_program_alone_leaves_no_trace(database: Database) -> None:
+@writes
+async def test_a_failing_program_alone_leaves_no_trace(database: Database, way: str) -> None:
+    run = getattr(database, way)
     with pytest.raises(LookupError, match="no"):
-        await database.run(insert_then_raise(1, LookupError("no")))
-    await database.run(insert(2))
+        await run(insert_then_raise(1, LookupError("no")))
+    await run(insert(2))
     assert await ids(database) == [2]
 
 
@@ -113,23 +116,25 @@ async def test_the_counters_survive_many_callers(database: Database) -> None:
     assert await database.fetch("SELECT data FROM items") == [(b"500",)]
 
 
-async def test_a_program_that_fails_leaves_no_trace_among_others(engine: Engine, database: Database) -> None:
+@writes
+async def test_a_program_that_fails_leaves_no_trace_among_others(engine: Engine, database: Database, way: str) -> None:
+    run = getattr(database, way)
     failures: list[str] = []
 
     async def failing(number: int, error: type[Exception]) -> None:
         try:
-            await database.run(insert_then_raise(number, LookupError(str(number))))
+            await run(insert_then_raise(number, LookupError(str(number))))
         except error as exc:
             failures.append(str(exc))
 
     async def clashing() -> None:
         with pytest.raises(engine.duplicate):
-            await database.run(insert(0))
+            await run(insert(0))
 
-    await database.run(insert(0))
+    await run(insert(0))
     async with trio.open_nursery() as nursery:
         for number in range(1, 90, 3):
-            nursery.start_soon(database.run, insert(number))
+            nursery.start_soon(run, insert(number))
             nursery.start_soon(failing, number + 1, LookupError)
             nursery.start_soon(clashing)
     assert await ids(database) == [0, *range(1, 90, 3)]

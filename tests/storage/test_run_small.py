@@ -14,39 +14,13 @@ import trio.testing
 from aether_trio.storage import sqlite_groups, sqlite_inline
 from aether_trio.storage.base import Database, Execute, Fetch, Program, ProgramFactory, StorageUnavailable
 from aether_trio.storage.sqlite import SqliteDatabase, open_sqlite
-from tests.helpers.engines import Engine
-from tests.storage.programs import CREATE, LONG_S, held_writer, ids, insert, insert_then_raise, pragma, queued
+from tests.storage.programs import CREATE, LONG_S, held_writer, ids, insert, pragma, queued
 
 
 async def test_the_result_comes_after_the_commit(database: Database) -> None:
     for number in range(20):
         assert await database.run_small(insert(number)) == number
         assert await database.fetch("SELECT max(id) FROM items") == [(number,)]
-
-
-async def test_a_failing_program_leaves_no_trace_alone_and_among_others(engine: Engine, database: Database) -> None:
-    with pytest.raises(LookupError, match="no"):
-        await database.run_small(insert_then_raise(1, LookupError("no")))
-    failures: list[str] = []
-
-    async def failing(number: int) -> None:
-        try:
-            await database.run_small(insert_then_raise(number, LookupError(str(number))))
-        except LookupError as exc:
-            failures.append(str(exc))
-
-    async def clashing() -> None:
-        with pytest.raises(engine.duplicate):
-            await database.run_small(insert(0))
-
-    await database.run_small(insert(0))
-    async with trio.open_nursery() as nursery:
-        for number in range(1, 90, 3):
-            nursery.start_soon(database.run_small, insert(number))
-            nursery.start_soon(failing, number + 1)
-            nursery.start_soon(clashing)
-    assert await ids(database) == [0, *range(1, 90, 3)]
-    assert sorted(failures, key=int) == [str(number) for number in range(2, 90, 3)]
 
 
 async def test_the_counters_survive_callers_of_both_kinds(database: Database) -> None:
@@ -193,17 +167,6 @@ async def test_a_commit_that_fails_fails_its_programs(
     monkeypatch.undo()
     await file_database.run_small(insert(2))
     assert await ids(file_database) == [2]
-
-
-async def test_a_defect_of_the_engine_answers_its_callers(
-    file_database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert file_database._writer is not None
-    monkeypatch.setattr(file_database._writer._groups, "_attempt", lambda *_args, **_named: 1 / 0)
-    with pytest.raises(StorageUnavailable, match="division"):
-        await file_database.run_small(insert(1))
-    monkeypatch.undo()
-    await file_database.run_small(insert(1))
 
 
 async def test_closing_commits_what_was_accepted_and_refuses_the_rest(path: Path) -> None:

@@ -143,12 +143,13 @@ async def test_a_clean_close_leaves_no_write_ahead_log(path: Path) -> None:
     assert not Path(f"{path}-wal").exists()
 
 
+@pytest.mark.parametrize("way", ["run", "run_small"])
 async def test_a_defect_of_the_engine_answers_its_callers(
-    file_database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
+    file_database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     assert file_database._writer is not None
     monkeypatch.setattr(file_database._writer._groups, "_attempt", lambda *_args, **_named: 1 / 0)
     with pytest.raises(StorageUnavailable, match="division"):
-        await file_database.run(insert(1))
+        await getattr(file_database, way)(insert(1))
     monkeypatch.undo()
-    await file_database.run(insert(1))
+    await getattr(file_database, way)(insert(1))
