@@ -31,30 +31,9 @@ ENDED: Final = frozenset(
 GetTask = Callable[[ClientSession, str], Awaitable[pb.TaskInfo]]
 
 
-async def watch_tasks(
-    target: Target,
-    who: Identity,
-    task_ids: Sequence[str],
-    recursive: bool,
-    from_start: bool,
-    until_end: bool,
-    as_lines: bool,
-    get_task: GetTask,
-) -> dict[str, int]:
-    """Print until Ctrl-C, or `until_end` until all have ended; their last statuses. Raises CliError."""
-    watch = _Watch(task_ids, recursive, from_start, until_end, as_lines, get_task)
-    while True:
-        try:
-            async with open_session(target, who, endless=True) as session:
-                return await watch.run(session)
-        except exits.CliError as error:
-            if error.exit_code != exits.UNREACHABLE or not watch.begun:
-                raise
-            click.echo(f"{error.message}; trying again", err=True)
-            await trio.sleep(AGAIN_S)
+class TaskWatch:
+    """What is printed of which tasks. `run` prints until Ctrl-C, or `until_end` until all have ended."""
 
-
-class _Watch:
     def __init__(
         self,
         task_ids: Sequence[str],
@@ -64,7 +43,7 @@ class _Watch:
         as_lines: bool,
         get_task: GetTask,
     ) -> None:
-        self.begun = False
+        self._begun = False
         self._since_ms = 1
         """What to replay from: behind the last event that was seen, by the gateway's clock."""
         self._from_start = from_start
@@ -75,11 +54,23 @@ class _Watch:
         self._get_task = get_task
         self._ends: dict[str, int] = {}
 
-    async def run(self, session: ClientSession) -> dict[str, int]:
+    async def run(self, target: Target, who: Identity) -> dict[str, int]:
+        """Their last statuses. Raises CliError."""
+        while True:
+            try:
+                async with open_session(target, who, endless=True) as session:
+                    return await self._follow(session)
+            except exits.CliError as error:
+                if error.exit_code != exits.UNREACHABLE or not self._begun:
+                    raise
+                click.echo(f"{error.message}; trying again", err=True)
+                await trio.sleep(AGAIN_S)
+
+    async def _follow(self, session: ClientSession) -> dict[str, int]:
         for task_id in self._task_ids:
             await self._subscribe(session, task_id)
         replayed = (
-            self.begun or self._from_start
+            self._begun or self._from_start
         )  # else it begins with the state of things, and what led to it is not shown
         if not replayed:
             await self._skip(session)
@@ -89,7 +80,7 @@ class _Watch:
                 self._note(task_id, task.status)
                 if not self._as_lines:
                     say(state_line(task))
-        self.begun = True
+        self._begun = True
         while True:
             # What is replayed comes without a pause, and may be an end that a retry has followed.
             over = await self._is_over(session)

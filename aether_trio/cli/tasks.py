@@ -17,7 +17,7 @@ from aether_trio.cli.identities import made_up, parse_identity
 from aether_trio.cli.options import Target, client_options
 from aether_trio.cli.session import ClientSession, open_session
 from aether_trio.cli.task_texts import as_json, print_list, print_one
-from aether_trio.cli.task_watch import watch_tasks
+from aether_trio.cli.task_watch import TaskWatch
 from aether_trio.model.identity import Identity, Kind
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -333,7 +333,8 @@ def watch(
     as_lines: bool,
 ) -> None:
     """Show what happens to tasks, as it happens, until Ctrl-C. A failure that is to be tried again is an end, too."""
-    ends = trio.run(watch_tasks, target, who, task_ids, recursive, start == "start", until_end, as_lines, get_task)
+    watch = TaskWatch(task_ids, recursive, start == "start", until_end, as_lines, get_task)
+    ends = trio.run(watch.run, target, who)
     if any(status != pb.TASK_STATUS_COMPLETED for status in ends.values()):
         raise SystemExit(exits.FAILED)
 
