@@ -48,6 +48,7 @@ The file says what can be started:
       command: [python, echo.py]    a list, or a text with quotes as in a shell
       directory: agents             where it runs; below the file's directory
       environment: {MOOD: good}     variables for all of them
+      inherit: [OPENAI_API_KEY]     variables that they have of this command's
       params: {voice: loud}         launch parameters, unless who starts it says otherwise
       description: Says it again
       most: 4                       at once; 0 for no limit of its own
@@ -69,7 +70,9 @@ Examples:
 A started agent finds in its environment: AETHER_GATEWAY, AETHER_ADDRESS,
 AETHER_WORKSPACE, AETHER_IMPLEMENTATION, AETHER_SPECIFIER, AETHER_IDENTITY,
 AETHER_AUTH_TOKEN, AETHER_TASK_ID, AETHER_PROFILE, AETHER_LAUNCH_PARAMS
-(a JSON object), AETHER_TRIGGER_TIMESTAMP_MS, AETHER_CHECKPOINT_KEY.
+(a JSON object), AETHER_TRIGGER_TIMESTAMP_MS, AETHER_CHECKPOINT_KEY. Of this
+command's own environment it has PATH, HOME, the locale and the like, and what
+its inherit names.
 """,
 )
 @click.argument("agents_file", metavar="AGENTS.YAML", type=click.Path(dir_okay=False))

@@ -70,6 +70,8 @@ class AgentSpec:
     """How many at once; 0 for as many as the orchestrator takes."""
     image: str = ""
     network: str = "host"
+    inherit: tuple[str, ...] = ()
+    """Further variables that it has of the orchestrator's environment."""
     arguments: tuple[str, ...] = ()
     """For `docker run`, in front of the image."""
 
@@ -80,6 +82,7 @@ class _Agent(msgspec.Struct, forbid_unknown_fields=True):
     image: str = ""
     directory: str = ""
     environment: dict[str, str | int | float | bool] = msgspec.field(default_factory=dict)
+    inherit: list[str] = msgspec.field(default_factory=list)
     params: dict[str, str | int | float | bool] = msgspec.field(default_factory=dict)
     description: str = ""
     most: int = 0
@@ -164,7 +167,8 @@ def _spec(implementation: str, entry: Any, directory: Path) -> AgentSpec:
     for key, instead in _TAKEN.items():
         if key in agent.params:
             raise ValueError(f"params cannot have {key}: {instead}")
-    if wrong := sorted(key for key in agent.environment if not key or "=" in key or "\0" in key):
+    named = [*agent.environment, *agent.inherit]
+    if wrong := sorted(key for key in named if not key or "=" in key or "\0" in key):
         raise ValueError(f"{wrong[0]!r} is no name of a variable")
     if agent.most < 0:
         raise ValueError("most is how many may run at once, 0 for no limit of its own")
@@ -183,6 +187,7 @@ def _spec(implementation: str, entry: Any, directory: Path) -> AgentSpec:
         most=agent.most,
         image=agent.image,
         network=agent.network,
+        inherit=tuple(agent.inherit),
         arguments=tuple(agent.arguments),
     )
 

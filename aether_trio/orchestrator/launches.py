@@ -15,8 +15,10 @@ What an agent is told, as variables of its environment:
 | AETHER_CHECKPOINT_KEY | where it left its state when it hibernated; "" when it did not |
 | AETHER_LAUNCH_PARAMS | its launch parameters, a JSON object of texts |
 
-A launch parameter "env.NAME" becomes the variable NAME. The file's `environment` comes first, then the parameters, then what is in
-this table, so nobody can make an agent somebody else. The orchestrator's own API key is not handed on.
+Launch parameters are in AETHER_LAUNCH_PARAMS and nowhere else: who creates a task chooses them, and a variable can make a program run
+other code (PYTHONWARNINGS, LD_PRELOAD). The file's `environment` wins over everything but this table, so no start makes an agent
+somebody else. Of the orchestrator's own environment an agent has INHERITED and what the file's `inherit` names: the rest may hold the
+orchestrator's secrets, such as its API key or a database's address.
 """
 
 from __future__ import annotations
@@ -40,12 +42,40 @@ from aether_trio.orchestrator.agents_file import DOCKER, AgentSpec
 TOKEN: Final = "auth_token"  # noqa: S105  # a name
 """The launch parameter that the gateway adds."""
 TRIGGER: Final = "trigger_timestamp_ms"
-ENV_PREFIX: Final = "env."
-NOT_HANDED_ON: Final = ("AETHER_API_KEY", "AETHER_CONFIG")
+INHERITED: Final = frozenset(
+    [
+        "PATH",
+        "HOME",
+        "USER",
+        "LOGNAME",
+        "SHELL",
+        "LANG",
+        "LANGUAGE",
+        "TZ",
+        "TERM",
+        "COLORTERM",
+        "NO_COLOR",
+        "TMPDIR",
+        "TMP",
+        "TEMP",
+        "VIRTUAL_ENV",
+        "CONDA_PREFIX",
+        "PYTHONPATH",
+        "PYTHONHOME",
+        "LD_LIBRARY_PATH",
+        "DYLD_LIBRARY_PATH",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+    ]
+)
+"""What an agent has of the orchestrator's environment: where programs and libraries are, and how to speak to people."""
+INHERITED_PREFIXES: Final = ("LC_", "XDG_")
+DOCKER_PREFIX: Final = "DOCKER_"
+DOCKER_ALSO: Final = frozenset({"SSH_AUTH_SOCK"})
+"""With the variables of DOCKER_PREFIX: how the docker command finds its server. Containers do not have them."""
 DOCKER_ANSWERS_S: Final = 30.0
 
 _UNFIT: Final = re.compile(r"[^A-Za-z0-9_.-]+")
-_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class DockerError(Exception):
@@ -110,31 +140,38 @@ class Launch:
 
 def launch_of(spec: AgentSpec, start: Start, surroundings: Surroundings) -> Launch:
     """How this agent is started here."""
-    own = own_variables(spec, start, surroundings)
-    inherited = {name: value for name, value in os.environ.items() if name not in NOT_HANDED_ON}
+    own = own_variables(spec, start, surroundings, os.environ)
+    inherited = {name: value for name, value in os.environ.items() if is_inherited(name)}
     if spec.manner == DOCKER:
         name = _UNFIT.sub("-", f"aether-{spec.implementation}-{start.identity.specifier}-{secrets.token_hex(4)}")
         # Values are in the environment of the command and not on its line, where everybody on this machine could read the token.
         passed = [part for variable in own for part in ("--env", variable)]
         run = ["docker", "run", "--rm", "--init", "--name", name, "--network", spec.network, *passed]
         command = (*run, *spec.arguments, spec.image, *spec.command)
-        return Launch(command, {**inherited, **own}, None, kill=("docker", "kill", name))
+        found = {name: value for name, value in os.environ.items() if _finds_docker(name)}
+        return Launch(command, {**inherited, **found, **own}, None, kill=("docker", "kill", name))
     environment = {**inherited, "PATH": _search_path(inherited), "PYTHONUNBUFFERED": "1", **own}
     first = shutil.which(spec.command[0], path=environment["PATH"]) or spec.command[0]
     return Launch((first, *spec.command[1:]), environment, spec.directory)
 
 
-def own_variables(spec: AgentSpec, start: Start, surroundings: Surroundings) -> dict[str, str]:
-    """What the agent is told; see the module's text."""
+def is_inherited(name: str) -> bool:
+    """Whether every agent has this variable of the orchestrator."""
+    return name in INHERITED or name.startswith(INHERITED_PREFIXES)
+
+
+def _finds_docker(name: str) -> bool:
+    return name in DOCKER_ALSO or name.startswith(DOCKER_PREFIX)
+
+
+def own_variables(
+    spec: AgentSpec, start: Start, surroundings: Surroundings, environ: Mapping[str, str]
+) -> dict[str, str]:
+    """What the agent is told; see the module's text. `environ` is the orchestrator's environment."""
     identity = start.identity
-    asked = {
-        key.removeprefix(ENV_PREFIX): value
-        for key, value in start.params.items()
-        if key.startswith(ENV_PREFIX) and _NAME.fullmatch(key.removeprefix(ENV_PREFIX))
-    }
     return {
+        **{name: environ[name] for name in spec.inherit if name in environ},
         **spec.environment,
-        **asked,
         **surroundings.extra,
         "AETHER_GATEWAY": surroundings.gateway,
         "AETHER_ADDRESS": surroundings.address,

@@ -31,7 +31,7 @@ def container(text: str, message: pb.TaskAssignment) -> Launch:
 
 def test_what_an_agent_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AETHER_API_KEY", "the orchestrator's own")
-    monkeypatch.setenv("HOME_GROWN", "kept")
+    monkeypatch.setenv("LC_HOME_GROWN", "kept")
     spec = python("", environment={"MOOD": "good", "AETHER_SPECIFIER": "somebody else"})
     params = {"voice": "loud", "env.MOOD": "better", "env.AETHER_AUTH_TOKEN": "stolen", "env.not a name": "x"}
     woken = assignment(params=params, trigger="123")
@@ -53,8 +53,8 @@ def test_what_an_agent_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         "AETHER_CHECKPOINT_KEY": "half",
         "AETHER_TLS_ENABLED": "true",
     }
-    assert launch.environment["MOOD"] == "better"
-    assert launch.environment["HOME_GROWN"] == "kept"
+    assert launch.environment["MOOD"] == "good"
+    assert launch.environment["LC_HOME_GROWN"] == "kept"
     assert "not a name" not in launch.environment
 
 

@@ -214,7 +214,7 @@ async def test_one_that_is_asked_for_anew_while_it_waits_is_started_once(monkeyp
         ({"implementation": "stranger"}, "has no agent 'stranger'; it has broken, echo"),
         ({"implementation": "broken"}, "cannot run /nowhere/tool: there is no such file, seen from "),
         ({"implementation": "a::b"}, "no agent is called that"),
-        ({"params": {"env.MOOD": "\x00"}}, "embedded null byte"),
+        ({"trigger": "\x00"}, "embedded null byte"),
     ],
 )
 async def test_what_cannot_be_started_is_told(ask: dict[str, Any], why: str) -> None:

@@ -15,7 +15,6 @@ from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.services.access import Authorizer
 from aether_trio.services.agents.starts import Starts
 from aether_trio.services.agents.store import AgentStore, Refusal
-from aether_trio.services.tasks.startups import TOKEN
 from aether_trio.session.session import Session
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.wire.errors import error_response
@@ -105,7 +104,6 @@ class AgentService:
 
     async def _launch(self, session: Session, op: pb.AgentOperation, response: pb.AgentResponse) -> None:
         params = op.launch_params
-        overrides = {name: value for name, value in params.param_overrides.items() if name != TOKEN}
         try:
             target = Identity.agent(
                 params.workspace or session.workspace or DEFAULT,
@@ -116,7 +114,7 @@ class AgentService:
         except IdentityError as error:
             response.error = str(error)
             return
-        begun = await self._starts.launch(target, overrides, session.identity.text)
+        begun = await self._starts.launch(target, params.param_overrides, session.identity.text)
         if begun.problem:
             response.error = begun.problem
         elif begun.task is None:

@@ -33,6 +33,8 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 logger = structlog.get_logger("aether.agents")
 
+NOT_OVERRIDDEN: Final = frozenset({startups.PROFILE, startups.TOKEN})
+"""Launch parameters that are the registration's and the gateway's: which orchestrators are asked, and the agent's credential."""
 STARTABLE: Final = frozenset({Kind.AGENT, Kind.UNIQUE_TASK})
 RETRY_S: Final = 1.0
 CAPACITY: Final = 1 << 40
@@ -128,7 +130,10 @@ class Starts:
         wish = Wish(
             task_id,
             target,
-            {**registration.launch_params, **overrides},
+            {
+                **registration.launch_params,
+                **{name: overrides[name] for name in overrides if name not in NOT_OVERRIDDEN},
+            },
             trigger_ms,
             order_us=work.context.now_ms * 1000,
             creator=creator,
