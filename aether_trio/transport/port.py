@@ -28,8 +28,6 @@ from aether_trio.transport.tls import TlsSession
 log = logging.getLogger(__name__)
 
 _READ_BYTES: Final = 64 * 1024
-_UNDECIDED_BYTES: Final = 64 * 1024
-"""Of TLS records after the handshake, while the handful of plain bytes that decide has not come. One record has 17 KiB."""
 _LINGER_S: Final = 1.0
 """Reading on after an error, so that the kernel does not replace it with a reset."""
 
@@ -39,7 +37,8 @@ class PortStatistics:
     """`undecided` are connections of now. Totals: `chosen` by lane, `rejects` by reason.
 
     The reasons: silent (ended without a word), timeout, truncated (ended within the first word), unknown (no language of
-    ours), lane_off (one that is not spoken here), tls_unexpected, tls_missing, tls_handshake, too_long.
+    ours), lane_off (one that is not spoken here), tls_unexpected, tls_missing, tls_handshake, tls_records (after the
+    handshake: broken, or without data).
     """
 
     undecided: int
@@ -143,7 +142,6 @@ class Port:
 
     async def _look(self, accepted: Accepted) -> Lane:
         """Read until the first word is there, or cannot come any more."""
-        undecided_bytes = 0
         while True:
             head = accepted.head
             name = first_bytes.lane_of(head)
@@ -155,14 +153,14 @@ class Port:
                 if accepted.tls is None and head[0] == first_bytes.TLS_HANDSHAKE:
                     raise _Refused("tls_unexpected", f"no TLS here: {self._speaks}, without TLS")
                 raise _Refused("unknown", f"not understood: {self._speaks}")
-            data = await _receive(accepted.sock)
+            data = b"" if accepted.tls is not None and accepted.tls.ended else await _receive(accepted.sock)
             if not data:
                 raise _Refused("truncated", f"ended too early: {self._speaks}") if head else _Refused("silent")
-            undecided_bytes += len(data)
             if accepted.tls is not None:
-                data = accepted.tls.open(data)
-                if not data and undecided_bytes > _UNDECIDED_BYTES:
-                    raise _Refused("too_long")
+                try:
+                    data = accepted.tls.open(data)
+                except ssl.SSLError as error:
+                    raise _Refused("tls_records") from error
             accepted.head = head + data
 
     async def _say(self, accepted: Accepted, text: str) -> None:

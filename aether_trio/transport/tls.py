@@ -23,6 +23,10 @@ from aether_trio.transport.link import PeerCertificate
 ALPN_H2: Final = "h2"
 _RECORDS_BYTES: Final = 64 * 1024
 _READ_BYTES: Final = 64 * 1024
+_FRUITLESS_BYTES: Final = 64 * 1024
+"""Of records that bring no plain byte: key updates, empty records. One record that is not complete has 17 KiB at most."""
+_UNASKED_BYTES: Final = 4 * 1024
+"""Of answers to key updates that wait for the next `seal`: a hundred. A peer updates its keys once in 2**24 records."""
 
 
 class ClientCertificates(StrEnum):
@@ -103,9 +107,12 @@ def client_context(
 
 
 class TlsSession:
-    """One connection's TLS state. `open` and `seal` never block; both raise ssl.SSLError (an OSError) when the peer cheats."""
+    """One connection's TLS state. `open` and `seal` never block; both raise ssl.SSLError (an OSError) when the peer cheats.
 
-    __slots__ = ("_incoming", "_object", "_outgoing")
+    Holds at most one record that is not complete, and _UNASKED_BYTES of answers.
+    """
+
+    __slots__ = ("_fruitless", "_incoming", "_object", "_outgoing", "ended")
 
     def __init__(
         self, context: ssl.SSLContext, *, server_hostname: str | None = None, server_side: bool = True
@@ -115,6 +122,9 @@ class TlsSession:
         self._object = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
         )
+        self._fruitless = 0
+        self.ended = False
+        """The peer has said close_notify: it is at its end, whatever more its socket brings."""
 
     async def handshake(self, sock: socket.socket, head: bytes = b"") -> None:
         """Raises ssl.SSLError or OSError; the caller sets the deadline. Sends the alert that says why it failed."""
@@ -164,17 +174,35 @@ class TlsSession:
         return self._outgoing.read()
 
     def open(self, data: bytes) -> bytes:
-        """The plain bytes of the records that are complete; b"" when none is. After close_notify the socket ends anyway."""
+        """The plain bytes of the records that are complete; b"" when none is, or when they hold the end (`ended`).
+
+        What follows the peer's close_notify is dropped (RFC 8446 section 6.1): OpenSSL reads no further, so it would be kept.
+        """
+        if self.ended:
+            return b""
         self._incoming.write(data)
         chunks = []
         try:
             while chunk := self._object.read(_READ_BYTES):
                 chunks.append(chunk)
+            self._end()
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
-            pass
+            self._end()
+        if chunks:
+            self._fruitless = 0
+        else:
+            self._fruitless += len(data)
+            if self._fruitless > _FRUITLESS_BYTES:
+                raise ssl.SSLError("too many records without data")
+        if self._outgoing.pending > _UNASKED_BYTES:
+            raise ssl.SSLError("too many key updates")
         return b"".join(chunks)
+
+    def _end(self) -> None:
+        self.ended = True
+        self._incoming.read()
 
     @property
     def alpn(self) -> str | None:

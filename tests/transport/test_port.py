@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import ssl
@@ -18,7 +19,8 @@ from aether_trio.transport.accepted import Accepted
 from aether_trio.transport.listener import Acceptor, open_tcp_listeners
 from aether_trio.transport.port import Port, PortStatistics, alpn_of
 from aether_trio.transport.ports import Ports
-from aether_trio.transport.tls import ClientCertificates, TlsSession, TlsSettings, server_context
+from aether_trio.transport.tls import ClientCertificates, TlsSettings, server_context
+from tests.helpers.tls_records import RecordClient
 
 LANES = ("grpc", "framed", "websocket")
 FLIGHTS = {
@@ -354,16 +356,18 @@ async def test_silence_after_the_handshake_is_closed_at_the_same_deadline(
         assert where.statistics.rejects == {"timeout": 1}
 
 
-async def test_records_without_a_plain_byte_in_them_have_a_limit(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Such as key updates without end, which Python's client cannot be made to send.
-    monkeypatch.setattr(TlsSession, "open", lambda _session, _records: b"")
-    async with place(tls=pki.settings) as where, over_tls(where, pki.context()) as stream:
-        await stream.send_all(FLIGHTS["grpc"] + bytes(60_000))
-        await trio.testing.wait_all_tasks_blocked()
-        assert where.statistics.rejects == {}
-        await stream.send_all(bytes(10_000))
-        assert await everything(stream) == b""
-        assert where.statistics.rejects == {"too_long": 1}
+async def test_records_without_a_plain_byte_in_them_have_a_limit(pki: Pki, tmp_path: Path) -> None:
+    async with place(tls=pki.settings) as where:
+
+        def update_keys() -> None:
+            with socket.create_connection(("127.0.0.1", where.number), timeout=60) as sock:
+                client = RecordClient.over(sock, pki.context(), tmp_path)
+                with contextlib.suppress(ConnectionError):
+                    while True:
+                        sock.sendall(client.key_updates(100, answer=False))
+
+        await trio.to_thread.run_sync(update_keys)
+        assert where.statistics.rejects == {"tls_records": 1}
 
 
 # Several ports

@@ -101,14 +101,21 @@ class FramedLink:
             if self._ended:
                 await trio.lowlevel.checkpoint()
                 return ()
-            await trio.lowlevel.wait_readable(self.sock)
-            events = self.read_now()
+            events = await self.read()
             if events and (batch := self._sort(events)):
                 return batch
 
     def put_back(self, events: Sequence[framing.Event]) -> None:
         """What came behind the HELLO, for the first `receive`."""
         self._pending = events
+
+    async def read(self) -> Sequence[framing.Event]:
+        """`read_now`, when there is something to read."""
+        if self.tls is not None and self.tls.ended:
+            await trio.lowlevel.checkpoint()
+            return self._end()
+        await trio.lowlevel.wait_readable(self.sock)
+        return self.read_now()
 
     def read_now(self) -> Sequence[framing.Event]:
         """The events of one read; none when it finds nothing, not a whole frame, or the end. Raises LinkBroken."""

@@ -81,8 +81,7 @@ class FramedServer:
         if not events and reader.waits_for_hello:
             with trio.move_on_after(self._limits.handshake_timeout_s):
                 while not events and reader.waits_for_hello:
-                    await trio.lowlevel.wait_readable(accepted.sock)
-                    events = reader.read_now()
+                    events = await reader.read()
             if not events and reader.waits_for_hello:
                 reader.fail(ErrorCode.TIMEOUT, f"no HELLO within {self._limits.handshake_timeout_s:g} seconds")
         if not events or not isinstance(events[0], framing.ClientHello):

@@ -67,6 +67,8 @@ class Connection(Output):
         sock = self.sock
         while True:
             data = b""  # an idle connection must not keep what it read last alive in this frame
+            if self.sealer is not None and self.sealer.ended:
+                return "end of connection"
             await trio.lowlevel.wait_readable(sock)
             try:
                 data = self.receive_some()

@@ -33,6 +33,11 @@ BURSTS_PER_PUMP: Final = 4
 class Sealer(Protocol):
     """TLS without a socket: plain bytes on one side, records on the other. See transport/tls.py."""
 
+    @property
+    def ended(self) -> bool:
+        """The peer has ended its side."""
+        ...
+
     def seal(self, data: bytes) -> bytes: ...
 
     def open(self, data: bytes) -> bytes: ...

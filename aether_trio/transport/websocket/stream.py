@@ -33,6 +33,9 @@ class ByteStream:
             return head
         sock, tls = self.sock, self.tls
         while True:
+            if tls is not None and tls.ended:
+                await trio.lowlevel.checkpoint()
+                return b""
             await trio.lowlevel.wait_readable(sock)
             try:
                 data = sock.recv(RECEIVE_BYTES)
