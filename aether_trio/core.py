@@ -194,8 +194,9 @@ class Core:
     async def _authenticate(self, identity: Identity, claim: Claim, peer: Peer) -> Admitted:
         worker = await self.tasks.admit(identity, claim.credentials)
         if worker is not None:
-            return Admitted(worker.workspace.__eq__, worker.task_id)
-        return Admitted(self.credentials.check(identity, claim.credentials, peer.certificate).allows_workspace)
+            return Admitted(worker.workspaces.__contains__, worker.covers, worker.task_id, worker.token)
+        accepted = self.credentials.check(identity, claim.credentials, peer.certificate)
+        return Admitted(accepted.allows_workspace, accepted.covers)
 
     async def _unread(self, identity: str) -> tuple[int, int]:
         """Where a participant is in its own topic, and how many messages are behind that. Raises StorageUnavailable."""

@@ -22,7 +22,7 @@ from aether_trio.model.limits import Limits
 from aether_trio.model.metric import check_metric
 from aether_trio.model.permissions import may_send
 from aether_trio.model.token_bucket import TokenBucket
-from aether_trio.model.topics import Topic, TopicKind, resolve_target
+from aether_trio.model.topics import Target, Topic, TopicKind, resolve_target
 from aether_trio.routing.log import Author, TopicLog
 from aether_trio.routing.rates import Rates
 from aether_trio.routing.topic_state import TopicState
@@ -42,6 +42,29 @@ _WAKING = frozenset({TopicKind.AGENT, TopicKind.UNIQUE_TASK})
 
 TaskInput = Callable[[str, str, bytes, int], None]
 """Told of each message to the input lane of a task: workspace, task id, payload, and the number of its append. Never blocks."""
+
+
+def send_refusal(
+    rules: SendRules,
+    identity: Identity,
+    target: Target,
+    text: str,
+    *,
+    workspace: str,
+    allows_workspace: Callable[[str], bool],
+) -> str | None:
+    """Why this sender, now in `workspace`, may address what it calls `text`, as a sentence; None when it may. Never waits.
+
+    Holds for whatever reaches a participant by its topic: messages, and tasks for it.
+    """
+    topic, declared = target
+    if not may_send(identity.kind, topic.kind):
+        return f"{identity.kind.with_article} may not send to {topic.kind} topics"
+    if topic.kind is TopicKind.TASK_LANE and topic.parts[-1] == "events":
+        return "only the gateway writes to the events lane of a task"
+    if not all(allows_workspace(one) for one in (topic.workspace, declared) if one):
+        return f"this credential does not reach the workspace of {text}"
+    return rules.check_send(identity, topic, workspace=workspace, declared_workspace=declared)
 
 
 class SendRules(Protocol):
@@ -228,23 +251,18 @@ class Router:
         return found
 
     def _route(self, sender: Sender, text: str) -> Route:
-        topic, declared = resolve_target(text, sender.workspace, self._strict)
-        refusal: AetherError | None = None
+        target = resolve_target(text, sender.workspace, self._strict)
+        topic, declared = target
+        why = send_refusal(
+            self._rules,
+            sender.identity,
+            target,
+            text,
+            workspace=sender.workspace,
+            allows_workspace=sender.allows_workspace,
+        )
+        refusal = AetherError(Code.PERMISSION_DENIED, why) if why is not None else None
         state: TopicState | None = None
-        if not may_send(sender.identity.kind, topic.kind):
-            refusal = AetherError(
-                Code.PERMISSION_DENIED, f"{sender.identity.kind.with_article} may not send to {topic.kind} topics"
-            )
-        elif topic.kind is TopicKind.TASK_LANE and topic.parts[-1] == "events":
-            refusal = AetherError(Code.PERMISSION_DENIED, "only the gateway writes to the events lane of a task")
-        elif not all(sender.allows_workspace(one) for one in (topic.workspace, declared) if one):
-            refusal = AetherError(Code.PERMISSION_DENIED, f"this credential does not reach the workspace of {text}")
-        else:
-            why = self._rules.check_send(
-                sender.identity, topic, workspace=sender.workspace, declared_workspace=declared
-            )
-            if why is not None:
-                refusal = AetherError(Code.PERMISSION_DENIED, why)
         if topic.kind is not TopicKind.SERVICE or len(topic.parts) > 1:
             state = self._log.topic(topic.text)
         if len(sender.routes) >= MAX_ROUTES:

@@ -72,15 +72,22 @@ def matches(pattern: str, text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What a participant was let in with. `key_id` and `workspaces` belong to an API key."""
+    """What a participant was let in with. `key_id`, `workspaces` and `identity`, a pattern, belong to an API key."""
 
     method: _Method
     key_id: str = ""
     workspaces: tuple[str, ...] = ("*",)
+    identity: str = "*"
 
     def allows_workspace(self, workspace: str) -> bool:
         """Whether the credential reaches this workspace; to be asked when a user switches."""
         return any(matches(pattern, workspace) for pattern in self.workspaces)
+
+    def covers(self, identity: Identity) -> bool:
+        """Whether a token for this participant would be good for no more than the credential is."""
+        if not matches(self.identity, identity.text):
+            return False
+        return self.allows_workspace(identity.workspace) if identity.workspace else "*" in self.workspaces
 
 
 class CredentialChecker:
@@ -130,7 +137,7 @@ class CredentialChecker:
         problem = key_problem(record, identity)
         if problem:
             raise StatusError(Status.PERMISSION_DENIED, f"API key {record.id!r} {problem}")
-        return Accepted("api_key", record.id, record.workspaces)
+        return Accepted("api_key", record.id, record.workspaces, record.identity)
 
     @staticmethod
     def _nothing_accepted(identity: Identity, credentials: Mapping[str, str]) -> StatusError:

@@ -50,10 +50,15 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """What a participant's credentials are good for: these workspaces, and the task that its token is for ("" for none)."""
+    """What a participant's credentials are good for: these workspaces, tokens for these identities, and the task that its token is for.
+
+    `task_id` is "" and `token`, the hash of the token, is empty for those that were let in without one.
+    """
 
     allows_workspace: Callable[[str], bool]
+    covers: Callable[[Identity], bool]
     task_id: str = ""
+    token: bytes = b""
 
 
 def read_claim(

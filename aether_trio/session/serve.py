@@ -258,6 +258,8 @@ class SessionServer:
             numbered=claim.numbered,
         )
         session.task_id = admitted.task_id
+        session.covers = admitted.covers
+        session.token = admitted.token
         link.attach(session.outbox)
         return session
 

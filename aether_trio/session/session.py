@@ -57,6 +57,7 @@ class Session:
         "allows_workspace",
         "client",
         "connected_ms",
+        "covers",
         "detached",
         "ending",
         "finished",
@@ -77,6 +78,7 @@ class Session:
         "takes_any",
         "task_context",
         "task_id",
+        "token",
     )
 
     def __init__(
@@ -127,6 +129,10 @@ class Session:
         """Whether its client has ended its stream by itself, and all that came before was handled."""
         self.task_id = ""
         """The task that it was let in for, by a token, or that has started it."""
+        self.covers: Callable[[Identity], bool] = _covers_nobody
+        """Whether a token for that participant would be good for no more than its credential is."""
+        self.token = b""
+        """The hash of the task token that it was let in with, empty without one."""
         self.task_context: Mapping[str, str] = {}
         """What an agent that was started is told of its start."""
         self.detached = False
@@ -238,6 +244,10 @@ class Session:
             if self._detached_event is None:
                 self._detached_event = trio.Event()
             await self._detached_event.wait()
+
+
+def _covers_nobody(identity: Identity) -> bool:
+    return False
 
 
 class _Nobody:

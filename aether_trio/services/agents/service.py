@@ -114,6 +114,8 @@ class AgentService:
         except IdentityError as error:
             response.error = str(error)
             return
+        if not session.allows_workspace(target.workspace):
+            raise AetherError(Code.PERMISSION_DENIED, f"this credential does not reach workspace {target.workspace}")
         begun = await self._starts.launch(target, params.param_overrides, session.identity.text)
         if begun.problem:
             response.error = begun.problem

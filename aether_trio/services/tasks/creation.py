@@ -16,8 +16,11 @@ from aether_trio.model.access import AccessLevel
 from aether_trio.model.errors import AetherError, Code
 from aether_trio.model.identity import Identity, IdentityError, Kind
 from aether_trio.model.ids import IdFactory
+from aether_trio.model.permissions import may_send
 from aether_trio.model.tasks import Mode, Status, Task
 from aether_trio.model.tasks.task import AGENT_STARTUP
+from aether_trio.model.topics import TopicKind, resolve_target
+from aether_trio.routing.router import send_refusal
 from aether_trio.services.access import DIRECT, Authorizer
 from aether_trio.services.tasks import create
 from aether_trio.services.tasks.create import Created, Offline
@@ -66,6 +69,7 @@ class Creation:
         create.check_size(request, self.payload_bytes)
         await self._check_access(session, request, workspace)
         target = create.target_of(request, strict=self.strict)
+        self._check_reach(session, request, target)
         offline = await self._offline_policy(request, target)
         now_ms = self.engine.clock.now_ms()
         task = create.new_task(
@@ -78,7 +82,7 @@ class Creation:
             now_ms=now_ms,
             order_us=self._order_us(),
         )
-        token, owner = await self._token(identity, request)
+        token, owner = await self._token(session, request)
         key = create.key_hash(workspace, request.idempotency_key) if request.idempotency_key else b""
         tokens = (hash_token(token), owner) if token else None
 
@@ -134,6 +138,28 @@ class Creation:
         if not decision.allowed:
             raise AetherError(Code.PERMISSION_DENIED, decision.reason)
 
+    def _check_reach(self, session: Session, request: pb.CreateTaskRequest, target: Identity | None) -> None:
+        """A task reaches whom a message reaches: the target, or the workers of a pool. Before anything is looked up about them.
+
+        Raises AetherError PERMISSION_DENIED.
+        """
+        kind = session.identity.kind
+        if target is None:
+            pooled = create.MODES.get(request.assignment_mode) is Mode.POOL
+            if pooled and not may_send(kind, TopicKind.TASK_CLASS):
+                raise AetherError(Code.PERMISSION_DENIED, f"{kind.with_article} may not give others work")
+            return
+        why = send_refusal(
+            self.authorizer,
+            session.identity,
+            resolve_target(target.topic, session.workspace, self.strict),
+            target.text,
+            workspace=session.workspace,
+            allows_workspace=session.allows_workspace,
+        )
+        if why is not None:
+            raise AetherError(Code.PERMISSION_DENIED, why)
+
     async def _offline_policy(self, request: pb.CreateTaskRequest, target: Identity | None) -> Offline:
         """What is to become of the task if its target is not connected. Raises AetherError TASK_CREATE_FAILED."""
         kept = request.target_offline_policy == pb.TARGET_OFFLINE_POLICY_QUEUE and request.task_type != AGENT_STARTUP
@@ -145,13 +171,19 @@ class Creation:
             return Offline.START
         return Offline.UNKNOWN
 
-    async def _token(self, creator: Identity, request: pb.CreateTaskRequest) -> tuple[str, str]:
-        """A token for the identity that is to do the task, and its text; ("", "") if none is asked for or may be had."""
+    async def _token(self, session: Session, request: pb.CreateTaskRequest) -> tuple[str, str]:
+        """A token for the identity that is to do the task, and its text; ("", "") if none is asked for or may be had.
+
+        It is good for no more than the creator's own credential is.
+        """
+        creator = session.identity
         if not request.target_identity:
             return "", ""
         try:
             owner = Identity.parse(request.target_identity, strict=self.strict)
         except IdentityError:
+            return "", ""
+        if owner.kind not in create.WORKER_KINDS or not session.covers(owner):
             return "", ""
         if owner.kind is Kind.SERVICE:
             name = owner.implementation

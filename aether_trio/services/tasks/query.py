@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -98,16 +99,27 @@ def _statuses(numbers: Iterable[int]) -> set[Value]:
     return {status.value for number in numbers for status in stored_as(number)}
 
 
-def condition(wanted: pb.TaskFilter, workspace: str, party: str) -> tuple[str, Sequence[Value]]:
-    """A WHERE clause with its arguments, ORDER BY and LIMIT behind it. Raises TokenError.
+class Part(enum.Enum):
+    """Which tasks of a workspace a participant is shown."""
 
-    Only tasks whose creator or worker is `party`, unless that is "".
-    """
+    ANY = "any"
+    OWN = "own"
+    """Those that it has created or works on."""
+    GIVEN = "given"
+    """Those of others that it works on."""
+
+
+def condition(
+    wanted: pb.TaskFilter, workspace: str, party: str = "", of: Part = Part.ANY
+) -> tuple[str, Sequence[Value]]:
+    """A WHERE clause with its arguments, ORDER BY and LIMIT behind it; `party` is who asks. Raises TokenError."""
     where = _Where()
     # As an expression it is not what an engine looks for first, where something else finds fewer.
     where.add("workspace || '' = {0}" if wanted.context_id or wanted.correlation_id else "workspace = {0}", workspace)
-    if party:
+    if of is Part.OWN:
         where.add("(creator = {0} OR assigned_to = {0})", party)
+    elif of is Part.GIVEN:
+        where.add("assigned_to = {0} AND creator <> {0}", party)
     statuses = _statuses(wanted.statuses or ([wanted.status] if wanted.status else []))
     if wanted.statuses or wanted.status:
         where.among("status", statuses)

@@ -95,7 +95,7 @@ class TaskService:
         if waits_for_tasks and (wait is None or not wait.depends_on):
             response.error = "wait_spec.depends_on is required"
             return
-        caller = Caller(session.identity, session.workspace)
+        caller = Caller.of(session)
         task_id, number = named(storable(op.task_id))
         asked = Asked(task_id, move, reason(op.reason), wait, checked=waits_for_tasks, number=number)
         outcome = await self._run(caller, asked)
@@ -176,7 +176,7 @@ class TaskService:
     async def _visible(self, session: Session, task_id: str, operation: str) -> Task | None:
         """The task, if this session may see it."""
         task = await self._load(task_id)
-        caller = Caller(session.identity, session.workspace)
+        caller = Caller.of(session)
         if task is None or is_party(task, caller):
             return task
         return task if await may(self._authorizer, caller, task.workspace, operation, AccessLevel.READ) else None
@@ -187,11 +187,12 @@ class TaskService:
         if not workspace:
             response.error = "filter.workspace is required: this participant is in no workspace"
             return
-        caller = Caller(session.identity, session.workspace)
-        everything = session.allows_workspace(workspace) and await may(
-            self._authorizer, caller, workspace, "task_query", AccessLevel.READ
-        )
-        where, args = query.condition(wanted, workspace, "" if everything else session.identity.text)
+        caller = Caller.of(session)
+        if await may(self._authorizer, caller, workspace, "task_query", AccessLevel.READ):
+            of = query.Part.ANY
+        else:
+            of = query.Part.OWN if caller.can_reach(workspace) else query.Part.GIVEN
+        where, args = query.condition(wanted, workspace, session.identity.text, of)
         limit = query.limit_of(wanted)
         page = await self.engine.database.read(lambda: query.list_page(where, args, limit))
         response.success = True
@@ -235,10 +236,12 @@ class TaskService:
         if task is None:
             raise AetherError(Code.INVALID_ARGUMENT, NOT_FOUND)
         wanted = [task.task_id]
-        if op.recursive:
+        # A worker from another workspace is shown its own task, and nothing else of that one.
+        recursive = op.recursive and session.allows_workspace(task.workspace)
+        if recursive:
             workspace = task.workspace
             wanted += await database.read(lambda: query.descendants(op.task_id, workspace, MAX_DESCENDANTS))
-        subscription = Subscription(self._ids.unique(), session, op.task_id, op.recursive)
+        subscription = Subscription(self._ids.unique(), session, op.task_id, recursive)
         hub.open(subscription, wanted)
         try:
             if database.shared:

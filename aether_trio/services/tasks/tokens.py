@@ -25,10 +25,15 @@ NAMES: Final = ("token", "task_token")
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A token that was accepted: for which task, in which workspace."""
+    """A token that was accepted, by its hash: for which task, and in which workspaces it lets somebody act."""
 
     task_id: str
-    workspace: str
+    token: bytes
+    workspaces: frozenset[str]
+
+    def covers(self, identity: Identity) -> bool:
+        """Whether a token for this participant would be good for no more than this one is."""
+        return identity.workspace in self.workspaces
 
 
 def new_token(random_bytes: Callable[[int], bytes]) -> str:
@@ -46,10 +51,11 @@ async def admit(database: Database, identity: Identity, credentials: Mapping[str
     token = next((credentials[name] for name in NAMES if credentials.get(name)), "")
     if not token.startswith(PREFIX):
         return None
+    digest = hash_token(token)
     query = Fetch(
         "SELECT k.identity, k.expires_ms, k.revoked_ms, k.task_id, t.workspace FROM task_tokens k "
         "JOIN tasks t ON t.task_id = k.task_id WHERE k.hash = $1",
-        (hash_token(token),),
+        (digest,),
     )
     try:
         found: list[Row] = await database.read_small(lambda: single(query))
@@ -65,4 +71,4 @@ async def admit(database: Database, identity: Identity, credentials: Mapping[str
         )
     if owner != identity.text:
         raise StatusError(Status.PERMISSION_DENIED, f"this task token is for {owner}, not for {identity.text}")
-    return Admitted(task_id, workspace)
+    return Admitted(task_id, digest, frozenset({workspace, identity.workspace} - {""}))

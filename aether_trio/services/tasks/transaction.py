@@ -295,6 +295,8 @@ class Work:
         self.look_at(len(wanted))
         for task_id in wanted:
             other = yield from rows.load(task_id)
+            if other is not None and other.workspace != task.workspace:
+                other = None  # what is elsewhere is told of like what is nowhere
             if other is not None and not other.awaited:
                 yield Execute("UPDATE tasks SET awaited = 1 WHERE task_id = $1", (task_id,))
             if other is None or other.is_final:
