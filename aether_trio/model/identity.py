@@ -21,10 +21,14 @@ from dataclasses import InitVar, dataclass, field
 from types import MappingProxyType
 from typing import Final
 
+from aether_trio.model.text import shown
+
 SEPARATOR: Final = "::"
 MAX_TOKEN_BYTES: Final = 128
 """The longest part of an identity, in bytes of UTF-8."""
 
+_MAX_TEXT_CHARACTERS: Final = 4 * (MAX_TOKEN_BYTES + len(SEPARATOR))
+"""No identity is longer: what is, is refused before it is taken apart."""
 _FORBIDDEN: Final = re.compile(r"[\x00-\x20\x7f*>]")
 
 
@@ -67,7 +71,7 @@ def parse_principal_type(name: str) -> PrincipalType:
         return _TYPE_NAMES[name.lower()]
     except KeyError:
         known = ", ".join(kind.type_name for kind in PrincipalType)
-        raise IdentityError(f"unknown principal type {name!r}; known are {known}") from None
+        raise IdentityError(f"unknown principal type {shown(name)}; known are {known}") from None
 
 
 class Kind(enum.StrEnum):
@@ -157,7 +161,7 @@ def check_token(text: str, what: str, *, last: bool = False, strict: bool = True
     try:
         size = len(text) if text.isascii() else len(text.encode())
     except UnicodeEncodeError:
-        raise IdentityError(f"{what} {text!r} has a lone surrogate and cannot be written as UTF-8") from None
+        raise IdentityError(f"{what} {shown(text)} has a lone surrogate and cannot be written as UTF-8") from None
     if size > MAX_TOKEN_BYTES:
         raise IdentityError(f"{what} is {size} bytes long; at most {MAX_TOKEN_BYTES} are allowed")
     if SEPARATOR in text:
@@ -283,18 +287,20 @@ class Identity:
     @classmethod
     def parse(cls, text: str, *, strict: bool = True) -> Identity:
         """Read an identity string, the inverse of `str(identity)`. Raises IdentityError."""
+        if len(text) > _MAX_TEXT_CHARACTERS:
+            raise IdentityError(f"{shown(text)} is not an identity: it has {len(text)} characters")
         prefix, *values = text.split(SEPARATOR)
         kind = _KIND_OF_PREFIX.get(prefix)
         if kind is None:
             known = ", ".join(_KIND_OF_PREFIX)
-            raise IdentityError(f"{text!r} is not an identity: it begins with none of {known}")
+            raise IdentityError(f"{shown(text)} is not an identity: it begins with none of {known}")
         form = _FORMS[kind]
         if form.shard:
             if values != [form.shard]:
-                raise IdentityError(f"{text!r} is not an identity: the only {kind} is {form.prefix}::{form.shard}")
+                raise IdentityError(f"{shown(text)} is not an identity: the only {kind} is {form.prefix}::{form.shard}")
             return cls(kind)
         if len(values) != len(form.parts):
             shape = SEPARATOR.join([form.prefix, *(f"{{{what}}}" for _, what in form.parts)])
-            raise IdentityError(f"{text!r} is not an identity: expected {shape}")
+            raise IdentityError(f"{shown(text)} is not an identity: expected {shape}")
         named = {name: value for (name, _), value in zip(form.parts, values, strict=True)}
         return cls(kind, **named, strict=strict)

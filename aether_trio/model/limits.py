@@ -42,10 +42,12 @@ class Limits:
     """Beyond it the handshake ends with RESOURCE_EXHAUSTED."""
     init_wait_s: float = 30.0
     """How long a stream may take to say who it is; beyond it DEADLINE_EXCEEDED."""
+    init_bytes: int = 512 * KIB
+    """The InitConnection as a whole, on every lane: what a client may say before it is known."""
     credentials_per_connection: int = 16
     """Entries of InitConnection.credentials. The reference has no bound; the SDK sends at most four."""
     credential_bytes: int = 16 * KIB
-    """One credential, key and value together. A large signed token has about 8 KiB."""
+    """The value of one credential. A large signed token has about 8 KiB."""
     extensions_per_connection: int = 64
     """Declared extensions, message and metadata together. The reference has no bound."""
     extension_uri_bytes: int = 1 * KIB

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from aether_trio.model.errors import Code, Status, StatusError
-from aether_trio.model.identity import Identity, IdentityError
+from aether_trio.model.identity import MAX_TOKEN_BYTES, Identity, IdentityError
 from aether_trio.model.ids import IdFactory
-from aether_trio.model.limits import Limits
+from aether_trio.model.limits import KIB, Limits
+from aether_trio.model.text import TextError, check_text, shown
 from aether_trio.wire.pb import aether_pb2 as pb
 
 EXTENSIONS_HEADER = "aether-extensions"
@@ -23,6 +25,14 @@ ASSIGNMENTS = "urn:aether-trio:assignments"
 """Ours: the client is told the number of each assignment, and may say for which one it speaks (services/tasks/wire.py)."""
 KNOWN_EXTENSIONS: frozenset[str] = frozenset({WORKER_TASKS, ASSIGNMENTS})
 """URIs of the extensions that this gateway understands."""
+
+SESSION_ID_BYTES: Final = 128
+"""Ours have 36, and those of other gateways are no longer."""
+CLIENT_TEXT_BYTES: Final = 256
+"""A version, or what a client says of its build: a line for people."""
+CREDENTIAL_NAME_BYTES: Final = 256
+JSON_SCHEMA_BYTES: Final = 64 * KIB
+"""Of one extension. It is read by agents' peers, and by nothing in the gateway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,29 +78,47 @@ def read_claim(
     if message.WhichOneof("payload") != "init":
         raise StatusError(Status.INVALID_ARGUMENT, "the first message of a stream must be init (InitConnection)")
     init = message.init
-    identity, assigned_id = _identity(init, ids, strict)
-    credentials = dict(init.credentials)
-    if len(credentials) > limits.credentials_per_connection:
+    if init.ByteSize() > limits.init_bytes:
         raise StatusError(
-            Status.INVALID_ARGUMENT,
-            f"{len(credentials)} credentials; at most {limits.credentials_per_connection} are allowed",
+            Status.INVALID_ARGUMENT, f"init has {init.ByteSize()} bytes; at most {limits.init_bytes} are allowed"
         )
-    for key, value in credentials.items():
-        if len(key) + len(value) > limits.credential_bytes:
-            raise StatusError(Status.INVALID_ARGUMENT, f"a credential is longer than {limits.credential_bytes} bytes")
-    return Claim(
-        identity,
-        assigned_id,
-        credentials,
-        init.resume_session_id,
-        not init.service.no_pool_consumer,
-        _negotiate(init.extensions, metadata.get(EXTENSIONS_HEADER, ""), limits),
-        init.client_sdk[:64],
-        init.client_version[:64],
-        _profiles(init.orchestrator.supported_profiles, limits),
-        _worker_tasks(init.extensions),
-        any(one.uri == ASSIGNMENTS for one in init.extensions),
+    identity, assigned_id = _identity(init, ids, strict)
+    try:
+        return Claim(
+            identity,
+            assigned_id,
+            _credentials(init.credentials, limits),
+            check_text(init.resume_session_id, "resume_session_id", SESSION_ID_BYTES),
+            not init.service.no_pool_consumer,
+            _negotiate(init.extensions, metadata.get(EXTENSIONS_HEADER, ""), limits),
+            *_client(init),
+            _profiles(init.orchestrator.supported_profiles, limits),
+            _worker_tasks(init.extensions),
+            any(one.uri == ASSIGNMENTS for one in init.extensions),
+        )
+    except TextError as error:
+        raise StatusError(Status.INVALID_ARGUMENT, f"invalid init: {error}") from None
+
+
+def _client(init: pb.InitConnection) -> tuple[str, str]:
+    """What the client says of itself: name and version of its library. The rest is checked, and kept nowhere."""
+    build = init.client_build_info
+    for name in ("commit", "built_at", "runtime", "os"):
+        check_text(getattr(build, name), f"client_build_info.{name}", CLIENT_TEXT_BYTES)
+    return (
+        check_text(init.client_sdk, "client_sdk", CLIENT_TEXT_BYTES),
+        check_text(init.client_version, "client_version", CLIENT_TEXT_BYTES),
     )
+
+
+def _credentials(given: Mapping[str, str], limits: Limits) -> dict[str, str]:
+    """Errors name a credential and never show its value."""
+    if len(given) > limits.credentials_per_connection:
+        raise TextError(f"{len(given)} credentials; at most {limits.credentials_per_connection} are allowed")
+    for key, value in given.items():
+        check_text(key, "the name of one of the credentials", CREDENTIAL_NAME_BYTES)
+        check_text(value, f"credentials[{shown(key)}]", limits.credential_bytes)
+    return dict(given)
 
 
 def _identity(init: pb.InitConnection, ids: IdFactory, strict: bool) -> tuple[Identity, str]:
@@ -115,8 +143,10 @@ def _identity(init: pb.InitConnection, ids: IdFactory, strict: bool) -> tuple[Id
                 specifier = init.orchestrator.specifier or made_up
                 return Identity.orchestrator(init.orchestrator.implementation, specifier, strict=strict), made_up
             case "workflow_engine":
+                check_text(init.workflow_engine.instance_id, "workflow_engine.instance_id", MAX_TOKEN_BYTES)
                 return Identity.workflow_engine(), ""
             case "metrics_bridge":
+                check_text(init.metrics_bridge.instance_id, "metrics_bridge.instance_id", MAX_TOKEN_BYTES)
                 return Identity.metrics_bridge(), ""
             case "bridge":
                 return Identity.bridge(init.bridge.implementation, init.bridge.specifier, strict=strict), ""
@@ -126,20 +156,20 @@ def _identity(init: pb.InitConnection, ids: IdFactory, strict: bool) -> tuple[Id
                 raise StatusError(
                     Status.INVALID_ARGUMENT, "init says nothing of who connects: set one of its client_type fields"
                 )
-    except IdentityError as error:
+    except (IdentityError, TextError) as error:
         raise StatusError(Status.INVALID_ARGUMENT, f"invalid identity: {error}") from None
 
 
 def _profiles(named: Sequence[str], limits: Limits) -> tuple[str, ...]:
     if len(named) > limits.profiles_per_orchestrator:
-        raise StatusError(
-            Status.INVALID_ARGUMENT,
-            f"{len(named)} supported profiles; at most {limits.profiles_per_orchestrator} are allowed",
+        raise TextError(
+            f"orchestrator.supported_profiles has {len(named)} entries; "
+            f"at most {limits.profiles_per_orchestrator} are allowed"
         )
-    if any(not profile or len(profile.encode()) > limits.profile_bytes for profile in named):
-        raise StatusError(
-            Status.INVALID_ARGUMENT, f"a supported profile is empty or longer than {limits.profile_bytes} bytes"
-        )
+    for number, profile in enumerate(named):
+        if not profile:
+            raise TextError(f"orchestrator.supported_profiles[{number}] is empty")
+        check_text(profile, f"orchestrator.supported_profiles[{number}]", limits.profile_bytes)
     return tuple(named)
 
 
@@ -151,20 +181,23 @@ def _negotiate(
     The reference acknowledges the connection and then refuses it when a required extension is missing, which makes the
     published SDK reconnect without a pause for ever. Here the refusal comes before the acknowledgement.
     """
+    from_header = [uri.strip() for uri in header.split(",") if uri.strip()]
+    count = len(declared) + len(from_header)
+    if count > limits.extensions_per_connection:
+        raise TextError(f"{count} extensions declared; at most {limits.extensions_per_connection} are allowed")
+    for number, one in enumerate(declared):
+        check_text(one.uri, f"extensions[{number}].uri", limits.extension_uri_bytes)
+        check_text(one.version, f"extensions[{number}].version", CLIENT_TEXT_BYTES)
+        check_text(one.json_schema, f"extensions[{number}].json_schema", JSON_SCHEMA_BYTES, lines=True)
+    for uri in from_header:
+        check_text(uri, f"a URI in the metadata {EXTENSIONS_HEADER}", limits.extension_uri_bytes)
     uris = [(one.uri, one.version, one.required) for one in declared]
-    uris += [(uri.strip(), "", False) for uri in header.split(",") if uri.strip()]
-    if len(uris) > limits.extensions_per_connection:
-        raise StatusError(
-            Status.INVALID_ARGUMENT,
-            f"{len(uris)} extensions declared; at most {limits.extensions_per_connection} are allowed",
-        )
-    if any(len(uri) > limits.extension_uri_bytes for uri, _, _ in uris):
-        raise StatusError(Status.INVALID_ARGUMENT, f"an extension URI is over {limits.extension_uri_bytes} bytes long")
+    uris += [(uri, "", False) for uri in from_header]
     missing = [uri for uri, _, required in uris if required and uri not in KNOWN_EXTENSIONS]
     if missing:
         raise StatusError(
             Status.FAILED_PRECONDITION,
-            f"{Code.EXTENSION_UNSUPPORTED}: this gateway does not support the required extension {', '.join(missing)}",
+            f"{Code.EXTENSION_UNSUPPORTED}: this gateway does not support the required extension {shown(missing[0])}",
         )
     return tuple(
         pb.NegotiatedExtension(
@@ -178,14 +211,12 @@ def _negotiate(
 
 
 def _worker_tasks(declared: Sequence[pb.ExtensionDeclaration]) -> int | None:
-    """What the last declaration of WORKER_TASKS says; None when there is none."""
+    """What the last declaration of WORKER_TASKS says; None when there is none. Raises TextError."""
     said = [one.version for one in declared if one.uri == WORKER_TASKS]
     if not said:
         return None
     if not (said[-1].isascii() and said[-1].isdigit() and len(said[-1]) <= 9):
-        raise StatusError(
-            Status.INVALID_ARGUMENT, f"the version of {WORKER_TASKS} is a number of tasks, not {said[-1][:32]!r}"
-        )
+        raise TextError(f"the version of the extension {WORKER_TASKS} is a number of tasks, not {shown(said[-1], 32)}")
     return int(said[-1])
 
 

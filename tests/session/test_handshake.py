@@ -187,7 +187,7 @@ REFUSED: dict[str, tuple[pb.UpstreamMessage, Status, str]] = {
     "a long extension": (
         agent("w", "a", "1", extensions=[extension("x" * 1025)]),
         Status.INVALID_ARGUMENT,
-        "extension URI",
+        r"extensions\[0\].uri has 1025 bytes",
     ),
     "too many credentials": (
         agent("w", "a", "1", credentials={f"{number}": "x" for number in range(17)}),
@@ -197,7 +197,7 @@ REFUSED: dict[str, tuple[pb.UpstreamMessage, Status, str]] = {
     "a long credential": (
         agent("w", "a", "1", credentials={"token": "x" * 20_000}),
         Status.INVALID_ARGUMENT,
-        "credential is longer",
+        r"credentials\['token'\] has 20000 bytes",
     ),
 }
 

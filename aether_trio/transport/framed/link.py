@@ -26,6 +26,7 @@ from aether_trio.transport.liveness import has_ended
 from aether_trio.wire import framing
 from aether_trio.wire.framing import ErrorCode, RemoteProtocolError
 from aether_trio.wire.pb.aether_pb2 import UpstreamMessage
+from aether_trio.wire.undecodable import undecodable
 
 if TYPE_CHECKING:
     from aether_trio.transport.accepted import Accepted
@@ -171,7 +172,7 @@ class FramedLink:
                 try:
                     batch.append(UpstreamMessage.FromString(event.message))
                 except DecodeError as error:
-                    self._failure = int(Status.INVALID_ARGUMENT), f"cannot decode UpstreamMessage: {error}"
+                    self._failure = int(Status.INVALID_ARGUMENT), undecodable(event.message, error).message
                     break
             else:
                 _HANDLERS[type(event)](self, event)

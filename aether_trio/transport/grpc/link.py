@@ -11,6 +11,7 @@ from aether_trio.model.errors import Status, StatusError
 from aether_trio.transport.grpc.stream import ServerStream
 from aether_trio.transport.link import FrameSource, LinkBroken, Peer
 from aether_trio.wire.pb.aether_pb2 import UpstreamMessage
+from aether_trio.wire.undecodable import undecodable
 
 
 class GrpcLink:
@@ -35,7 +36,16 @@ class GrpcLink:
         try:
             return [self._decode(message) for message in batch]
         except DecodeError as error:
-            raise StatusError(Status.INVALID_ARGUMENT, f"cannot decode UpstreamMessage: {error}") from error
+            raise self._undecodable(batch, error) from error
+
+    def _undecodable(self, batch: Sequence[bytes], error: DecodeError) -> StatusError:
+        """The status for the first of them that is no message."""
+        for message in batch:
+            try:
+                self._decode(message)
+            except DecodeError as first:
+                return undecodable(message, first)
+        return undecodable(b"", error)
 
     def attach(self, source: FrameSource) -> None:
         if self._stream.source is not None:

@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError, Message
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.wire.browser.plain import Plainer, PlainError
 from aether_trio.wire.pb import aether_pb2 as pb
+from aether_trio.wire.undecodable import undecodable
 
 M = TypeVar("M", bound=Message)
 
@@ -64,7 +65,7 @@ class ProtoCodec:
         try:
             return pb.UpstreamMessage.FromString(data)  # type: ignore[arg-type]  # binary messages only
         except DecodeError as error:
-            raise StatusError(Status.INVALID_ARGUMENT, f"cannot decode UpstreamMessage: {error}") from None
+            raise undecodable(data, error) from None
 
     def encode(self, serialized: bytes) -> bytes:
         """See Codec."""

@@ -1,0 +1,49 @@
+"""Texts of clients: what may be kept, and how one is shown in an error or a log line.
+
+A text that a client chose ends up in columns, labels of errors and lines of a log. So each has a bound in bytes of UTF-8, holds no
+control characters (PostgreSQL's text has no zero byte, and a terminal obeys the others), and is shown escaped and cut off.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+SHOWN: Final = 80
+"""Characters of a value that an error quotes: enough to recognize it, on one line."""
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL_BUT_SPACE: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+
+class TextError(ValueError):
+    """A text that may not be kept. The message names what it is the text of."""
+
+
+def shown(value: object, most: int = SHOWN) -> str:
+    """A value as an error quotes it: ASCII, on one line, at most `most` characters and an ellipsis."""
+    if isinstance(value, (str, bytes)):
+        value = value[: most + 1]  # what is escaped is never shorter
+    text = ascii(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def check_text(text: str, what: str, most_bytes: int, *, lines: bool = False) -> str:
+    """Return `text` if it may be kept, else raise TextError naming `what`. An empty one may.
+
+    `most_bytes` bounds its UTF-8. Control characters are refused; `lines` allows tabs and the ends of lines.
+    """
+    if text.isascii():
+        if len(text) <= most_bytes and text.isprintable():
+            return text
+        size = len(text)
+    else:
+        try:
+            size = len(text.encode())
+        except UnicodeEncodeError:
+            raise TextError(f"{what} has a lone surrogate and cannot be written as UTF-8") from None
+    if size > most_bytes:
+        raise TextError(f"{what} has {size} bytes; at most {most_bytes} are allowed")
+    found = (_CONTROL_BUT_SPACE if lines else _CONTROL).search(text)
+    if found is not None:
+        raise TextError(f"{what} contains the control character {found[0]!r}, which is not allowed there")
+    return text

@@ -1,0 +1,86 @@
+"""Why a client's message cannot be decoded, for the status that ends its stream.
+
+protobuf says only that it cannot. The usual mistake is a text that is no UTF-8 (a lone surrogate, or bytes in a text field), and
+with the field's name its author finds it. Only a short message is searched: the search costs a thousand times what decoding does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import DecodeError
+
+from aether_trio.model.errors import Status, StatusError
+from aether_trio.wire.pb.aether_pb2 import UpstreamMessage
+
+_SEARCHED_BYTES: Final = 64 * 1024
+"""A message of so many one-byte fields takes 30 ms."""
+_LENGTH_DELIMITED: Final = 2
+_FIXED: Final = {1: 8, 5: 4}
+"""Bytes of a value, by wire type."""
+
+
+def undecodable(data: bytes | str, error: DecodeError) -> StatusError:
+    """The status for a client's message that raised `error`: INVALID_ARGUMENT, with the field if it can be told."""
+    field = _not_utf8(data, UpstreamMessage.DESCRIPTOR, "") if isinstance(data, bytes) else None
+    reason = f"{field} is not UTF-8" if field else str(error)
+    return StatusError(Status.INVALID_ARGUMENT, f"cannot decode UpstreamMessage: {reason}")
+
+
+def _not_utf8(data: bytes, descriptor: Descriptor, path: str) -> str | None:
+    """The path of the first text field that is no UTF-8; None when there is none, or the bytes are no message."""
+    if len(data) > _SEARCHED_BYTES:
+        return None
+    try:
+        for number, value in _length_delimited(data):
+            field: Any = descriptor.fields_by_number.get(number)
+            if field is None:
+                continue
+            here = f"{path}.{field.name}" if path else field.name
+            if field.type == FieldDescriptor.TYPE_STRING:
+                try:
+                    value.decode()
+                except UnicodeDecodeError:
+                    return here
+            elif field.type == FieldDescriptor.TYPE_MESSAGE:
+                found = _not_utf8(value, field.message_type, here)
+                if found is not None:
+                    return found
+    except IndexError:
+        pass  # truncated
+    return None
+
+
+def _length_delimited(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """(field number, value) of the fields that are texts, bytes or messages. Raises IndexError where the data ends early."""
+    position = 0
+    while position < len(data):
+        tag, position = _varint(data, position)
+        wire_type = tag & 7
+        if wire_type == _LENGTH_DELIMITED:
+            size, position = _varint(data, position)
+            if position + size > len(data):
+                raise IndexError
+            yield tag >> 3, data[position : position + size]
+            position += size
+        elif wire_type == 0:
+            _, position = _varint(data, position)
+        elif wire_type in _FIXED:
+            position += _FIXED[wire_type]
+        else:
+            raise IndexError  # no wire type of proto3
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+        if shift > 63:
+            raise IndexError
