@@ -334,7 +334,7 @@ async def open_core(
         core.health.add_probe(
             "tasks", lambda: "the last group could not be written" if databases.tasks.statistics().failing else None
         )
-        retention = Retention(log_database, clock, wiring.retention_limits(settings))
+        retention = Retention(log, wiring.retention_limits(settings))
         core.metrics.counter("aether_log_expired", "Messages that retention took", (), lambda: {(): retention.expired})
         wiring.watch_metrics(core.metrics, core, state=state, log=log_database, tasks=databases.tasks)
         wiring.watch_cluster(core.metrics, membership)

@@ -117,7 +117,5 @@ class CatchUp:
         return taken
 
     def _move_to(self, subscription: Subscription, offset: int) -> None:
-        gone = offset - subscription.position
-        if gone > 0:
-            self._on_gap(subscription, gone)
-            subscription.position = offset
+        if offset > subscription.position and (missed := subscription.skip(offset)):
+            self._on_gap(subscription, missed)

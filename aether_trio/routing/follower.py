@@ -22,8 +22,8 @@ import structlog
 import trio
 
 from aether_trio.routing.outbox import Outbox
-from aether_trio.routing.shared_programs import TailRow, read_tails
-from aether_trio.routing.topic_state import TopicState
+from aether_trio.routing.shared_programs import GONE, TailRow, read_tails
+from aether_trio.routing.topic_state import NOTED, TopicState
 from aether_trio.storage.base import Database, StorageUnavailable
 
 logger = structlog.get_logger("aether.log")
@@ -44,8 +44,10 @@ class Follower:
         self,
         learn: Callable[[Sequence[TopicState]], Awaitable[None]],
         database: Database,
+        grown: dict[str, TopicState],
     ) -> None:
         self._learn = learn
+        self._grown = grown
         self._database = database
         self._behind: dict[TopicState, None] = {}
         self._work = trio.Event()
@@ -98,12 +100,28 @@ class Follower:
         self.rows += len(rows)
         await self._offer(heard, rows)
         found = {row[0]: row for row in rows}
+        gone: list[TopicState] = []
         for topic_id, state in heard.items():
             if topic_id not in found:
                 state.tail = max(state.tail, heads[topic_id])  # retention took the rest
+            elif found[topic_id][1] == GONE:
+                gone.append(state)
             elif found[topic_id][3]:
                 self.follow(state)
             state.look()
+        if gone:
+            # Retention of another node has deleted their rows, and they may have been made again with other ids.
+            for state in gone:
+                state.waiting += 1
+            try:
+                await self._learn(gone)
+            except BaseException:
+                for state in gone:
+                    self.follow(state)
+                raise
+            finally:
+                for state in gone:
+                    state.waiting -= 1
 
     async def _offer(self, heard: dict[int, TopicState], rows: Iterable[TailRow]) -> None:
         touched: set[Outbox] = set()
@@ -115,6 +133,9 @@ class Follower:
             state.tail = offset
             state.head = max(state.head, offset)
             state.tail_bytes += len(frame)
+            if state.tail_bytes >= state.sweep_bytes:
+                state.sweep_bytes = NOTED
+                self._grown[state.name] = state
             for subscriber in state.subscribers:
                 subscriber.offer(offset, frame, touched)
                 offers += 1

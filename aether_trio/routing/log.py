@@ -18,7 +18,7 @@ Invariants
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 import structlog
@@ -31,8 +31,9 @@ from aether_trio.routing.follower import kick_all
 from aether_trio.routing.log_reader import LogReader
 from aether_trio.routing.log_records import Author, Entry, GroupReport, LogLimits, LogStatistics
 from aether_trio.routing.outbox import Outbox
-from aether_trio.routing.topic_state import TopicState
-from aether_trio.routing.writers import open_writer
+from aether_trio.routing.publishers import Publisher
+from aether_trio.routing.topic_state import NOTED, TopicState
+from aether_trio.routing.writers import TopicsGone, open_writer
 from aether_trio.storage.base import Database, StorageUnavailable
 
 __all__ = ["Author", "LogLimits", "LogStatistics", "TopicLog", "open_log"]
@@ -74,6 +75,7 @@ class TopicLog(LogReader):
         self._groups = 0
         self._failing = False
         self._waiting_since = 0.0
+        self._writing = trio.Lock()
         self.on_group: GroupReport = _unheard
 
     # -- append ---------------------------------------------------------------------------------------------------
@@ -140,7 +142,14 @@ class TopicLog(LogReader):
                 next_cursor_flush = trio.current_time() + limits.cursor_flush_s
             started, self._waiting_since = self._waiting_since, self._clock.monotonic()
             if batch or cursors_due:
-                await self._commit(batch, self.cursors.begin_flush() if cursors_due else [])
+                try:
+                    self._writing.acquire_nowait()
+                except trio.WouldBlock:
+                    await self._writing.acquire()
+                try:
+                    await self._commit(batch, self.cursors.begin_flush() if cursors_due else [])
+                finally:
+                    self._writing.release()
                 if batch and not self._failing:
                     self.on_group(self._clock.monotonic() - started, len(batch))
                 batch = []  # an idle log holds nothing of the last group, and nobody who sent it
@@ -180,16 +189,9 @@ class TopicLog(LogReader):
         upto = self._settled + len(batch)
         publishers = list(dict.fromkeys(author.publisher for author in authors if author.publisher is not None))
 
-        def is_void() -> bool:
-            return bool(batch) and upto <= self._void
-
         try:
-            await self._ensure_topics([*cursor_topics, *(entry[0] for entry in batch)])
-            now_ms = self._clock.now_ms()
-            cursors = self.cursors.rows(now_ms)
-            numbers = [(one.identity, one.token, one.begin(upto), now_ms) for one in publishers]
             messages = [(state, frame) for state, frame, _ in batch]
-            offsets = await self._writer.append(messages, now_ms, cursors, numbers, is_void)
+            offsets, now_ms = await self._write(messages, cursor_topics, publishers, upto)
         except StorageUnavailable as error:
             self.cursors.abort_flush()
             for publisher in publishers:
@@ -210,6 +212,31 @@ class TopicLog(LogReader):
             else:
                 await self._fan_out(batch, offsets, authors)
 
+    async def _write(
+        self,
+        messages: Sequence[tuple[TopicState, bytes]],
+        cursor_topics: Sequence[TopicState],
+        publishers: Sequence[Publisher],
+        upto: int,
+    ) -> tuple[list[int] | None, int]:
+        """The offsets of a group (writers.py) and when it was written. Raises StorageUnavailable."""
+
+        def is_void() -> bool:
+            return bool(messages) and upto <= self._void
+
+        states = [*cursor_topics, *(state for state, _ in messages)]
+        while True:
+            await self._ensure_topics(states)
+            now_ms = self._clock.now_ms()
+            cursors = self.cursors.rows(now_ms)
+            numbers = [(one.identity, one.token, one.begin(upto), now_ms) for one in publishers]
+            try:
+                return await self._writer.append(messages, now_ms, cursors, numbers, is_void), now_ms
+            except TopicsGone as gone:
+                for state in states:
+                    if state.topic_id in gone.topic_ids:
+                        state.topic_id = None
+
     async def _probe(self) -> None:
         """See whether the engine can write again: who was turned away by our health may bring no message to find out."""
         try:
@@ -222,9 +249,10 @@ class TopicLog(LogReader):
         unsure = {state.name: state for state in states if state.topic_id is None or state.doubtful}
         if unsure:
             names = sorted(unsure)
-            known = await self._database.run(lambda: self._writer.programs.create_topics(names))
+            now_ms = self._clock.now_ms()
+            known = await self._database.run(lambda: self._writer.programs.create_topics(names, now_ms))
             for name, facts in known.items():
-                self._learn(unsure[name], facts)
+                self._learn(unsure[name], facts, None)
                 if not self._database.shared:
                     self._settle_doubt(unsure[name], facts)
 
@@ -272,6 +300,9 @@ class TopicLog(LogReader):
                 continue
             state.tail = max(offset, state.tail)
             state.tail_bytes += len(frame)
+            if state.tail_bytes >= state.sweep_bytes:
+                state.sweep_bytes = NOTED
+                self.grown[state.name] = state
             for subscriber in state.subscribers:
                 subscriber.offer(offset, frame, touched)
                 offers += 1
@@ -308,6 +339,38 @@ class TopicLog(LogReader):
         self._settled += count
         event, self._settled_event = self._settled_event, trio.Event()
         event.set()
+
+    # -- for retention --------------------------------------------------------------------------------------------
+
+    async def delete_topics(self, topics: Sequence[tuple[int, str]]) -> int:
+        """Delete the rows of those of these topics, (id, name) each, that nothing needs any more; how many went.
+
+        Where nobody else writes, ids are given to other topics again, so no id of these may be in use while they go: nothing is
+        being written (`_writing`), nobody looks topics up (`warm` waits), and what is in memory forgets them.
+        Where others write, a node that still has an id finds out when it uses it. Raises StorageUnavailable.
+        """
+        if self._database.shared:
+            return len(
+                await self._database.run(lambda: self._writer.programs.delete_topics([one[0] for one in topics]))
+            )
+        async with self._writing:
+            known = {topic_id: self._topics.get(name) for topic_id, name in topics}
+            going = [topic_id for topic_id, state in known.items() if state is None or state.forgettable]
+            self._retiring = trio.Event()
+            gone: list[int] = []
+            try:
+                gone = await self._database.run(lambda: self._writer.programs.delete_topics(going))
+                return len(gone)
+            finally:
+                # Also after a failure, which may be that of an answer alone: then their ids are read again.
+                for topic_id in going:
+                    if (state := known[topic_id]) is not None:
+                        state.topic_id = None
+                for topic_id in gone:
+                    if (state := known[topic_id]) is not None:
+                        state.deleted()
+                event, self._retiring = self._retiring, None
+                event.set()
 
     async def drain(self) -> None:
         """Wait until all that was appended is settled."""

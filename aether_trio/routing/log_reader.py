@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+import trio
+
 from aether_trio.model.clock import Clock
 from aether_trio.routing import programs
 from aether_trio.routing.cursors import CursorStore
@@ -22,6 +24,10 @@ from aether_trio.storage.base import Database, Row
 
 MAX_COLD_TOPICS = 50_000
 """Topics remembered without a subscriber (about 300 bytes each); beyond it the cold ones are forgotten."""
+
+
+RENEWED_AT_ONCE = 500
+"""Topics whose positions are written again in one group."""
 
 
 def _alone() -> tuple[int, int]:
@@ -49,7 +55,10 @@ class LogReader:
         """Wait until that lease was seen to be held a moment ago. No checkpoint at its end. Raises StorageUnavailable."""
         self.departures: list[Callable[[], None]] = []
         """Called when another node's lease has ended, and what it had is free. In one step."""
-        self._follower = Follower(self.learn, database)
+        self.grown: dict[str, TopicState] = {}
+        """Topics that have grown so far that retention is to look at them (TopicState.sweep_bytes)."""
+        self._retiring: trio.Event | None = None
+        self._follower = Follower(self.learn, database, self.grown)
 
     @property
     def database(self) -> Database:
@@ -86,18 +95,22 @@ class LogReader:
         """
         if self.relay is not None:
             await self.relay.expect([name for name, _ in wanted])
+        while self._retiring is not None:
+            await self._retiring.wait()
         states: list[TopicState] = []
         found: list[tuple[TopicState, int | None]] = []
+        known: list[int | None] = []
         try:
             # Pinned before the read: a state that was forgotten and made anew meanwhile would learn from an old snapshot.
             for name, _ in wanted:
                 state = self.topic(name)
                 state.waiting += 1
                 states.append(state)
+                known.append(state.topic_id)
             with self.cursors.remembering():
                 facts = await self._database.read_small(lambda: self._programs.many_topic_facts(wanted))
-                for state, (_, consumer), fact in zip(states, wanted, facts, strict=True):
-                    self._learn(state, fact)
+                for state, topic_id, (_, consumer), fact in zip(states, known, wanted, facts, strict=True):
+                    self._learn(state, fact, topic_id)
                     unwritten = self.cursors.unwritten(state, consumer) if consumer is not None else None
                     found.append((state, fact.cursor if unwritten is None else max(unwritten, fact.cursor or 0)))
         except BaseException:
@@ -114,15 +127,21 @@ class LogReader:
     async def learn(self, states: Sequence[TopicState]) -> None:
         """Look where these topics end; what is new goes to whoever listens. Raises StorageUnavailable."""
         wanted = [(state.name, None) for state in states]
+        known = [state.topic_id for state in states]
         facts = await self._database.read_small(lambda: self._programs.many_topic_facts(wanted))
-        for state, fact in zip(states, facts, strict=True):
-            self._learn(state, fact)
+        for state, topic_id, fact in zip(states, known, facts, strict=True):
+            self._learn(state, fact, topic_id)
 
-    def _learn(self, state: TopicState, facts: programs.TopicFacts) -> None:
+    def _learn(self, state: TopicState, facts: programs.TopicFacts, known: int | None) -> None:
+        """`known` is the topic's id as it was here before the facts were read."""
         if facts.topic_id is None:
+            if self._database.shared and known is not None and state.topic_id == known:
+                state.deleted()  # by another node
             return
+        state.base = max(state.base, facts.base)
         if self._database.shared:
             state.topic_id = facts.topic_id
+            state.tail_bytes = max(state.tail_bytes, facts.total_bytes)
             self._more(state, facts.tail)
         elif state.topic_id is None:
             # Only a cold state learns: once it has an id, memory is ahead of any snapshot.
@@ -139,6 +158,17 @@ class LogReader:
             else:
                 state.tail = state.head
                 state.look()
+
+    # -- for retention --------------------------------------------------------------------------------------------
+
+    async def renew_positions(self) -> None:
+        """Write the positions again that are in use and count as unused when they do not move. Returns when that is done."""
+        heard = self.heard()
+        for start in range(0, len(heard), RENEWED_AT_ONCE):
+            for state in heard[start : start + RENEWED_AT_ONCE]:
+                for subscriber in list(state.subscribers):
+                    subscriber.renew()
+            await self.cursors.save()
 
     # -- others write, too ----------------------------------------------------------------------------------------
 

@@ -34,12 +34,16 @@ def offset_of(key: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class TopicFacts:
-    """A topic as the database knows it. `topic_id` is None for a topic that nobody has published to."""
+    """A topic as the database knows it. `topic_id` is None for a topic without a row.
+
+    A consumer without a cursor starts behind `base`: no message at or before it counts as missed.
+    """
 
     topic_id: int | None
     tail: int
     total_bytes: int
     cursor: int | None
+    base: int = 0
 
 
 @lru_cache(maxsize=ROWS_PER_INSERT + 1)
@@ -50,21 +54,57 @@ def _insert_sql(rows: int) -> str:
     return f"INSERT INTO messages (message_key, ts_ms, topic_bytes, data) VALUES {groups}"  # noqa: S608  # only $n
 
 
-def create_topics(names: Sequence[str]) -> Program[dict[str, TopicFacts]]:
-    """Make rows for topics where missing; returns facts by name."""
+def create_topics(names: Sequence[str], now_ms: int) -> Program[dict[str, TopicFacts]]:
+    """Make rows for topics where missing, with offsets that no deleted topic has had; returns facts by name."""
     found: dict[str, TopicFacts] = {}
     for name in names:
-        yield Execute("INSERT INTO topics (name) VALUES ($1) ON CONFLICT (name) DO NOTHING", (name,))
+        yield Execute(
+            "INSERT INTO topics (name, floor_offset, base_offset, checked_ms) "
+            "SELECT $1, f.floor_offset, f.floor_offset, $2 FROM "
+            "(SELECT COALESCE(MAX(floor_offset), 0) AS floor_offset FROM topic_floor) AS f WHERE true "
+            "ON CONFLICT (name) DO NOTHING",
+            (name, now_ms),
+        )
         found[name] = yield from topic_facts(name, None)
     return found
 
 
+def delete_topics(topic_ids: Sequence[int]) -> Program[list[int]]:
+    """Delete the rows of those of these topics that have neither messages nor positions, and whose last look found none; which."""
+    gone: list[int] = []
+    floor = 0
+    for topic_id in topic_ids:
+        rows: list[Row] = yield Fetch(
+            "DELETE FROM topics WHERE id = $1 AND emptied_ms > 0 "
+            "AND NOT EXISTS (SELECT 1 FROM messages WHERE message_key > $2 AND message_key < $3) "
+            "AND NOT EXISTS (SELECT 1 FROM cursors WHERE topic_id = $1) RETURNING floor_offset",
+            (topic_id, key_of(topic_id, 0), key_of(topic_id + 1, 0)),
+        )
+        for (end,) in rows:
+            gone.append(topic_id)
+            floor = max(floor, end)
+    if gone:
+        yield raise_floor(floor)
+    return gone
+
+
+def raise_floor(offset: int) -> Execute:
+    """From now on new topics begin behind this offset at least."""
+    return Execute(
+        "INSERT INTO topic_floor (id, floor_offset) VALUES (1, $1) ON CONFLICT (id) DO UPDATE "
+        "SET floor_offset = excluded.floor_offset WHERE topic_floor.floor_offset < excluded.floor_offset",
+        (offset,),
+    )
+
+
 def topic_facts(name: str, consumer: str | None) -> Program[TopicFacts]:
     """The topic's id and tail, and where `consumer` (if any) has read to."""
-    rows: list[Row] = yield Fetch("SELECT id, floor_offset, floor_bytes FROM topics WHERE name = $1", (name,))
+    rows: list[Row] = yield Fetch(
+        "SELECT id, floor_offset, floor_bytes, base_offset FROM topics WHERE name = $1", (name,)
+    )
     if not rows:
         return TopicFacts(None, 0, 0, None)
-    topic_id, tail, total_bytes = rows[0]
+    topic_id, tail, total_bytes, base = rows[0]
     last = yield from last_message(topic_id)
     if last is not None and last[0] > tail:
         tail, total_bytes = last
@@ -72,7 +112,7 @@ def topic_facts(name: str, consumer: str | None) -> Program[TopicFacts]:
     if consumer is not None:
         rows = yield Fetch("SELECT msg_offset FROM cursors WHERE topic_id = $1 AND consumer = $2", (topic_id, consumer))
         cursor = rows[0][0] if rows else None
-    return TopicFacts(topic_id, tail, total_bytes, cursor)
+    return TopicFacts(topic_id, tail, total_bytes, cursor, base)
 
 
 def last_message(topic_id: int) -> Program[tuple[int, int] | None]:

@@ -223,6 +223,9 @@ class SharedGroup:
         self.behind = True
         self._desk.urge(self)
 
+    def renew(self) -> None:
+        """See topic_state.Subscriber: without a position a group starts at the oldest message, so none is missed."""
+
     # -- handing out ----------------------------------------------------------------------------------------------
 
     def hand_out(self, touched: set[Outbox]) -> None:

@@ -14,11 +14,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aether_trio.routing.programs import OFFSET_BITS, TopicFacts, key_of, offset_of
-from aether_trio.storage.base import FENCE_HERE, Execute, Fetch, Program, Row, Value
+from aether_trio.routing.programs import OFFSET_BITS, TopicFacts, key_of, offset_of, raise_floor
+from aether_trio.storage.base import FENCE_HERE, Execute, Fetch, Program, Row, StorageUnavailable, Value
+
+GONE: Final = -1
+"""In the place of an offset: the topic has no row (any more)."""
+
+CREATE_TRIES: Final = 5
+"""A topic that is deleted by another node between two statements of ours is made again that often."""
 
 _FACTS: Final = """
-    SELECT t.id, t.floor_offset, t.floor_bytes, c.msg_offset
+    SELECT t.id, t.floor_offset, t.floor_bytes, c.msg_offset, t.base_offset
     FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (name, consumer, number)
     LEFT JOIN topics t ON t.name = w.name
     LEFT JOIN cursors c ON c.topic_id = t.id AND c.consumer = w.consumer
@@ -27,15 +33,26 @@ _FACTS: Final = """
 
 # Ids are few (OFFSET_BITS), and ON CONFLICT uses one up even when there is nothing to insert.
 _CREATE: Final = """
-    INSERT INTO topics (name)
-    SELECT w.name FROM unnest($1::text[]) AS w (name) WHERE NOT EXISTS (SELECT 1 FROM topics t WHERE t.name = w.name)
+    INSERT INTO topics (name, floor_offset, base_offset, checked_ms)
+    SELECT w.name, f.floor_offset, f.floor_offset, $2::bigint
+    FROM unnest($1::text[]) AS w (name), (SELECT COALESCE(MAX(floor_offset), 0) AS floor_offset FROM topic_floor) AS f
+    WHERE NOT EXISTS (SELECT 1 FROM topics t WHERE t.name = w.name)
     ON CONFLICT (name) DO NOTHING
 """
 
+# A row of `topics` may be deleted (retention.py) while a node still has its id: a statement that names one that is gone does nothing.
 _APPEND: Final = f"""
-    WITH fresh AS (
+    WITH locked AS MATERIALIZED (
+        SELECT t.id FROM topics t WHERE t.id = ANY($4::bigint[]) ORDER BY t.id FOR UPDATE
+    ), gone AS MATERIALIZED (
+        SELECT w.id FROM unnest($4::bigint[]) AS w (id) WHERE w.id NOT IN (SELECT id FROM locked)
+        UNION
+        -- OFFSET 0: each by its key.
+        SELECT m.id FROM unnest($11::bigint[]) AS m (id) WHERE (SELECT t.id FROM topics t WHERE t.id = m.id OFFSET 0) IS NULL
+    ), fresh AS (
         INSERT INTO log_writers AS w (id, group_number, updated_ms) OVERRIDING SYSTEM VALUE
         SELECT $1::bigint, $2::bigint, $3::bigint FROM (SELECT {FENCE_HERE}) AS fence
+        WHERE NOT EXISTS (SELECT 1 FROM gone)
         ON CONFLICT (id) DO UPDATE SET group_number = excluded.group_number, updated_ms = excluded.updated_ms
             WHERE w.group_number < excluded.group_number
         RETURNING id
@@ -43,8 +60,6 @@ _APPEND: Final = f"""
         SELECT w.topic_id, w.messages, w.bytes
         FROM unnest($4::bigint[], $5::bigint[], $6::bigint[]) AS w (topic_id, messages, bytes)
         WHERE EXISTS (SELECT 1 FROM fresh)
-    ), locked AS MATERIALIZED (
-        SELECT t.id FROM topics t WHERE t.id IN (SELECT topic_id FROM wanted) ORDER BY t.id FOR UPDATE
     ), heads AS (
         UPDATE topics t SET floor_offset = t.floor_offset + w.messages, floor_bytes = t.floor_bytes + w.bytes
         FROM locked l JOIN wanted w ON w.topic_id = l.id
@@ -72,7 +87,18 @@ _APPEND: Final = f"""
         ON CONFLICT (identity) DO UPDATE SET publisher = excluded.publisher, numbers = excluded.numbers,
             updated_ms = excluded.updated_ms
     )
-    SELECT id, before FROM heads UNION ALL SELECT 0, 0 FROM fresh
+    SELECT id, before FROM heads UNION ALL SELECT 0, 0 FROM fresh UNION ALL SELECT id, {GONE} FROM gone
+"""  # noqa: S608  # a constant
+
+# After the locks, as a statement of its own: it sees whatever was committed while they were waited for.
+_DELETE: Final = f"""
+    DELETE FROM topics t WHERE t.id = ANY($1::bigint[]) AND t.emptied_ms > 0
+    AND NOT EXISTS (
+        SELECT 1 FROM messages m WHERE m.message_key > t.id << {OFFSET_BITS} AND m.message_key < (t.id + 1) << {OFFSET_BITS}
+    )
+    AND NOT EXISTS (SELECT 1 FROM cursors c WHERE c.topic_id = t.id)
+    AND NOT EXISTS (SELECT 1 FROM work_hands h WHERE h.topic_id = t.id)
+    RETURNING t.id, t.floor_offset
 """  # noqa: S608  # a constant
 
 _CLOSE: Final = """
@@ -98,7 +124,7 @@ _PAGE: Final = """
 # `cut`: there was more than this read may bring.
 _TAILS: Final = f"""
     SELECT w.topic_id, p.message_key, p.data, p.cut
-    FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS w (topic_id, tail, number)
+    FROM unnest($1::bigint[], $2::bigint[]) AS w (topic_id, tail)
     CROSS JOIN LATERAL (
         SELECT s.message_key, s.data, s.size = $3 OR s.size > count(*) OVER () AS cut FROM (
             SELECT m.message_key, m.data, count(*) OVER () AS size, row_number() OVER k AS number,
@@ -112,7 +138,10 @@ _TAILS: Final = f"""
         ) AS s
         WHERE s.number = 1 OR s.total <= $4
     ) AS p
-    ORDER BY w.number, p.message_key
+    UNION ALL
+    SELECT w.topic_id, NULL, NULL, NULL FROM unnest($1::bigint[]) AS w (topic_id)
+    WHERE (SELECT t.id FROM topics t WHERE t.id = w.topic_id OFFSET 0) IS NULL
+    ORDER BY 1, 2
 """  # noqa: S608  # a constant
 
 TailRow = tuple[int, int, bytes, bool]
@@ -147,7 +176,8 @@ def close_group(writer: int, number: int) -> Fetch:
 def append_group(group: SharedGroup) -> Fetch:
     """Write a group. The answer: (topic id, the topic's last offset before it) for each topic, and a row (0, 0).
 
-    Without that row the group had been written before, and nothing was done.
+    Without that row nothing was done: there are rows (topic id, GONE) for topics that have been deleted, which are to be made
+    again; or the group had been written before.
     """
     counts: dict[int, int] = {}
     sizes: dict[int, int] = {}
@@ -186,17 +216,41 @@ def _columns(rows: Sequence[Sequence[Any]], count: int) -> list[list[Any]]:
     return [[row[column] for row in rows] for column in range(count)]
 
 
-def create_topics(names: Sequence[str]) -> Program[dict[str, TopicFacts]]:
+def create_topics(names: Sequence[str], now_ms: int) -> Program[dict[str, TopicFacts]]:
     """Make rows for topics where missing (`names` in order, so that nodes do not wait for each other); facts by name."""
-    yield Execute(_CREATE, (names,))
-    facts = yield from many_topic_facts([(name, None) for name in names])
-    return dict(zip(names, facts, strict=True))
+    for _ in range(CREATE_TRIES):
+        yield Execute(_CREATE, (names, now_ms))
+        facts = yield from many_topic_facts([(name, None) for name in names])
+        if all(fact.topic_id is not None for fact in facts):
+            return dict(zip(names, facts, strict=True))
+    raise StorageUnavailable("topics are deleted as fast as they are made")
+
+
+def delete_topics(topic_ids: Sequence[int]) -> Program[list[int]]:
+    """See programs.delete_topics. A topic that some node listens to stays."""
+    yield Fetch("SELECT id FROM topics WHERE id = ANY($1::bigint[]) ORDER BY id FOR UPDATE", (topic_ids,))
+    [[interest]] = yield Fetch("SELECT to_regclass('topic_interest') IS NOT NULL")
+    if interest:  # else this gateway is alone on its database
+        rows: list[Row] = yield Fetch(
+            "SELECT t.id FROM topics t WHERE t.id = ANY($1::bigint[]) AND NOT EXISTS ("
+            'SELECT 1 FROM topic_interest i WHERE i.topic = t.name COLLATE "C")',
+            (topic_ids,),
+        )
+        topic_ids = [row[0] for row in rows]
+    gone: list[Row] = yield Fetch(_DELETE, (topic_ids,))
+    ids = [row[0] for row in gone]
+    if ids:
+        yield Execute("DELETE FROM work_groups WHERE topic_id = ANY($1::bigint[])", (ids,))
+        yield raise_floor(max(row[1] for row in gone))
+    return ids
 
 
 def many_topic_facts(wanted: Sequence[tuple[str, str | None]]) -> Program[list[TopicFacts]]:
     """The ids and tails of topics, and where a consumer of each (if any) has read to."""
     rows: list[Row] = yield Fetch(_FACTS, _columns(wanted, 2))
-    return [TopicFacts(topic_id, tail or 0, size or 0, cursor) for topic_id, tail, size, cursor in rows]
+    return [
+        TopicFacts(topic_id, tail or 0, size or 0, cursor, base or 0) for topic_id, tail, size, cursor, base in rows
+    ]
 
 
 def read_page(topic_id: int, after: int, upto: int, rows: int, max_bytes: int) -> Program[list[Row]]:
@@ -216,6 +270,11 @@ def read_some(topic_id: int, offsets: Sequence[int]) -> Program[list[Row]]:
 
 
 def read_tails(tails: Sequence[tuple[int, int]], rows: int, max_bytes: int) -> Program[list[TailRow]]:
-    """What is behind the tails of these topics, (topic id, tail) each: at most `rows` and `max_bytes` of one, but one message at least."""
+    """What is behind the tails of these topics, (topic id, tail) each: at most `rows` and `max_bytes` of one, but one message at least.
+
+    A topic that has been deleted has one row, with the offset GONE."""
     found: list[Row] = yield Fetch(_TAILS, (*_columns(tails, 2), rows, max_bytes))
-    return [(topic_id, offset_of(key), frame, cut) for topic_id, key, frame, cut in found]
+    return [
+        (topic_id, GONE, b"", False) if key is None else (topic_id, offset_of(key), frame, cut)
+        for topic_id, key, frame, cut in found
+    ]

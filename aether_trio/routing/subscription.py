@@ -20,12 +20,23 @@ from aether_trio.routing.topic_state import TopicState
 class Subscription:
     """See the module docstring. `consumer` is None for a subscription that starts at the tail each time.
 
-    `renews`: opening and closing write the cursor again though it has not moved, so that retention sees that it is used.
-    That is for consumers which without a cursor would start at the tail and miss what came while they were away.
+    `renews`: opening and closing, and retention now and then, write the cursor again though it has not moved, so that it is seen
+    that it is used. That is for consumers which without a cursor would start at the tail and miss what came while they were away.
     """
 
     reads = True
-    __slots__ = ("_cursors", "_on_lag", "_renews", "consumer", "cursor", "lagging", "outbox", "position", "state")
+    __slots__ = (
+        "_cursors",
+        "_on_lag",
+        "_renews",
+        "_skip",
+        "consumer",
+        "cursor",
+        "lagging",
+        "outbox",
+        "position",
+        "state",
+    )
 
     def __init__(
         self,
@@ -44,6 +55,7 @@ class Subscription:
         self.consumer = consumer
         self.position = self.cursor = position
         self._renews = renews
+        self._skip: tuple[int, int] | None = None
         self.lagging = False
         self._on_lag = on_lag
 
@@ -61,6 +73,25 @@ class Subscription:
             del self.state.subscribers[self]
             if self._renews:
                 self.delivered(self.cursor)
+
+    def renew(self) -> None:
+        """See topic_state.Subscriber."""
+        if self._renews:
+            self.delivered(self.cursor)
+
+    def skip(self, upto: int) -> int:
+        """Nothing is left of what is between the position and `upto`: go on behind it. How many messages the consumer has missed.
+
+        The cursor follows as soon as everything in front of the gap is delivered, so the consumer hears of a gap once.
+        """
+        before = self._skip[0] if self._skip is not None and self._skip[1] == self.position else self.position
+        missed = max(upto - max(self.position, self.state.base), 0)
+        self.position = upto
+        if self.cursor >= before:
+            self.delivered(upto)
+        else:
+            self._skip = before, upto
+        return missed
 
     def lag(self) -> None:
         """Leave the rest to the catch-up reader."""
@@ -85,6 +116,8 @@ class Subscription:
 
     def delivered(self, offset: int) -> None:
         """See outbox.Origin."""
+        if self._skip is not None and self._skip[0] <= offset <= self._skip[1]:
+            offset, self._skip = self._skip[1], None
         self.cursor = offset
         if self.consumer is not None:
             self._cursors.advance(self.state, self.consumer, offset)

@@ -39,6 +39,9 @@ class _Bell:
     def look(self) -> None:
         self.rung.set()
 
+    def renew(self) -> None:
+        """It has no position."""
+
 
 class _LaneWindow:
     """A lane sink that keeps the last few updates for whoever looks."""

@@ -11,15 +11,20 @@ group may have been written although its commit failed, so `tail` has to be read
 `head` is for topics that others write to as well: the offset of the last message that is known to be
 committed, which was offered if it is not behind `tail` (follower.py); elsewhere it is 0. `waiting` counts what needs this very object: messages and cursors
 that wait for a commit, and sessions that have looked the topic up and not yet closed their subscription. `watchers` of the subscribers
-only look on (tail.py): that they are there does not mean that anybody receives.
+only look on (tail.py): that they are there does not mean that anybody receives. Messages up to `base` are not missed by a consumer that has
+no position. `sweep_bytes` is the value of `tail_bytes` from which on retention is to look at the topic.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from aether_trio.routing.outbox import Outbox
+
+
+NOTED: Final = 2**62
+"""`sweep_bytes` of a topic that retention has been told of."""
 
 
 class Subscriber(Protocol):
@@ -39,6 +44,10 @@ class Subscriber(Protocol):
         """The tail has moved without an offer: what is new is to be read from the log. Never blocks, never raises."""
         ...
 
+    def renew(self) -> None:
+        """Have retention see that the consumer's position is in use. Never blocks, never raises."""
+        ...
+
 
 class TopicState:
     """See the module docstring. `topic_id` is None until the topic has a row in the database."""
@@ -46,10 +55,12 @@ class TopicState:
     __slots__ = (
         "assigned",
         "assigned_bytes",
+        "base",
         "doubtful",
         "head",
         "name",
         "subscribers",
+        "sweep_bytes",
         "tail",
         "tail_bytes",
         "topic_id",
@@ -60,8 +71,8 @@ class TopicState:
     def __init__(self, name: str) -> None:
         self.name = name
         self.topic_id: int | None = None
-        self.tail = self.assigned = self.head = 0
-        self.tail_bytes = self.assigned_bytes = 0
+        self.tail = self.assigned = self.head = self.base = 0
+        self.tail_bytes = self.assigned_bytes = self.sweep_bytes = 0
         self.waiting = 0
         self.subscribers: dict[Subscriber, None] = {}
         self.watchers = 0
@@ -84,6 +95,11 @@ class TopicState:
     def end(self) -> int:
         """The offset of the last message that is known to be committed: whoever wants only what is new starts behind it."""
         return max(self.tail, self.head)
+
+    def deleted(self) -> None:
+        """The topic has no row any more: all messages that it had are gone, and nobody is to miss them."""
+        self.topic_id = None
+        self.base = self.end
 
     @property
     def forgettable(self) -> bool:

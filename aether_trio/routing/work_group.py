@@ -181,6 +181,9 @@ class WorkGroup:
         """See topic_state.Subscriber."""
         self._pump_if_behind()
 
+    def renew(self) -> None:
+        """See topic_state.Subscriber: without a position a group starts at the oldest message, so none is missed."""
+
     def _hand_out(self, offset: int, frame: bytes) -> Member | None:
         """Give the message to the next in turn who has room for it; None when nobody has."""
         members = self.members

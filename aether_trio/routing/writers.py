@@ -32,7 +32,9 @@ UNSURE_PAUSE_S: Final = 0.1
 class Programs(Protocol):
     """The programs of which a shared database has its own."""
 
-    def create_topics(self, names: Sequence[str]) -> Program[dict[str, TopicFacts]]: ...
+    def create_topics(self, names: Sequence[str], now_ms: int) -> Program[dict[str, TopicFacts]]: ...
+
+    def delete_topics(self, topic_ids: Sequence[int]) -> Program[list[int]]: ...
 
     def many_topic_facts(self, wanted: Sequence[tuple[str, str | None]]) -> Program[list[TopicFacts]]: ...
 
@@ -57,9 +59,17 @@ class Writer(Protocol):
         """Commit a group; the offsets of its messages. None: it is committed, and its offsets are not known.
 
         A group that `is_void` is not written (any more). Raises StorageUnavailable; then nothing was written, or it is not known
-        whether it was.
+        whether it was. Raises TopicsGone; then nothing was written.
         """
         ...
+
+
+class TopicsGone(Exception):
+    """Another node has deleted these topics: they are to be made again before the group is written."""
+
+    def __init__(self, topic_ids: frozenset[int]) -> None:
+        super().__init__(f"topics {sorted(topic_ids)} were deleted")
+        self.topic_ids = topic_ids
 
 
 class GroupVoid(StorageUnavailable):
@@ -136,6 +146,8 @@ class SharedWriter:
         if not answer:
             return None
         last = dict(answer)
+        if 0 not in last:
+            raise TopicsGone(frozenset(last))
         offsets = []
         for (topic_id, frame), (state, _) in zip(rows, messages, strict=True):
             last[topic_id] += 1

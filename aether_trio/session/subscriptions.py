@@ -155,7 +155,7 @@ class Subscriptions:
                 latest = self._log.cursors.unwritten(state, consumer) if wanted.named else None
                 position = max((one for one in (cursor, latest) if one is not None), default=None)
                 if position is None:
-                    position = 0 if wanted.from_oldest else state.end
+                    position = state.base if wanted.from_oldest else state.end
                 subscription = Subscription(
                     state,
                     self._outbox,

@@ -99,7 +99,7 @@ class Bench:
     ) -> Subscription:
         """As session/subscriptions.py does it."""
         ((state, cursor),) = await self.log.warm([(topic, consumer)])
-        position = cursor if cursor is not None else 0 if from_oldest else state.tail
+        position = cursor if cursor is not None else state.base if from_oldest else state.tail
         catch_up = CatchUp(self.log, reader.outbox, self.nursery, reader.noted)
         subscription = Subscription(
             state, reader.outbox, self.log.cursors, consumer, position, catch_up.add, renews=renews

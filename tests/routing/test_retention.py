@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
+from aether_trio.routing.log import LogLimits, open_log
 from aether_trio.routing.programs import offset_of
 from aether_trio.routing.retention import ROWS_PER_STEP, Retention, RetentionLimits
 from tests.helpers.core import (
@@ -39,7 +40,7 @@ def offsets(database: InlineDatabase) -> list[int]:
 
 
 async def test_what_is_too_old_goes(bench: Bench, database: InlineDatabase) -> None:
-    sweeper = Retention(database, bench.log._clock, RetentionLimits(age_s=1000, topic_bytes=0))
+    sweeper = Retention(bench.log, RetentionLimits(age_s=1000, topic_bytes=0))
     await bench.publish(TOPIC, *[b"old"] * 3)
     await trio.sleep(900)
     await bench.publish(TOPIC, *[b"new"] * 2)
@@ -54,7 +55,7 @@ async def test_what_is_too_old_goes(bench: Bench, database: InlineDatabase) -> N
 async def test_what_is_too_much_goes_and_other_topics_stay(bench: Bench, database: InlineDatabase) -> None:
     await bench.publish(TOPIC, *[b"x" * 100] * 50)
     await bench.publish("ga::w", *[b"x" * 100] * 5)
-    sweeper = Retention(database, bench.log._clock, RetentionLimits(age_s=0, topic_bytes=1000))
+    sweeper = Retention(bench.log, RetentionLimits(age_s=0, topic_bytes=1000))
     assert await sweeper.sweep() == 40
     assert offsets(database) == [*range(41, 51), *range(1, 6)]
 
@@ -63,7 +64,7 @@ async def test_what_is_newer_than_a_message_fills_the_limit_before_it_goes(
     bench: Bench, database: InlineDatabase
 ) -> None:
     await bench.publish(TOPIC, b"x" * 5000)
-    sweeper = Retention(database, bench.log._clock, RetentionLimits(age_s=0, topic_bytes=1000))
+    sweeper = Retention(bench.log, RetentionLimits(age_s=0, topic_bytes=1000))
     assert await sweeper.sweep() == 0
     await bench.publish(TOPIC, *[b"y" * 100] * 9)
     assert await sweeper.sweep() == 0
@@ -76,7 +77,7 @@ async def test_what_is_newer_than_a_message_fills_the_limit_before_it_goes(
 async def test_many_go_in_bounded_steps(bench: Bench, database: InlineDatabase) -> None:
     await bench.publish(TOPIC, *[b"x"] * (3 * ROWS_PER_STEP + 10))
     await trio.sleep(10)
-    sweeper = Retention(database, bench.log._clock, RetentionLimits(age_s=1))
+    sweeper = Retention(bench.log, RetentionLimits(age_s=1))
     writes = database.writes
     assert await sweeper.sweep() == 3 * ROWS_PER_STEP + 10
     assert database.writes - writes == 4
@@ -87,7 +88,7 @@ async def test_offsets_never_start_again(database: InlineDatabase, restart: bool
     async with open_bench(database) as bench:
         await bench.publish(TOPIC, *[b"x" * 10] * 7)
         await trio.sleep(1000)
-        await Retention(database, bench.log._clock, RetentionLimits(age_s=1)).sweep()
+        await Retention(bench.log, RetentionLimits(age_s=1)).sweep()
         assert offsets(database) == []
         if not restart:
             await bench.publish(TOPIC, b"y")
@@ -107,7 +108,7 @@ async def test_a_consumer_in_the_middle_goes_on_behind_the_gap_and_is_told(
     subscription.close()
     await bench.publish(TOPIC, b"3", b"4")
     await trio.sleep(1000)
-    await Retention(database, bench.log._clock, RetentionLimits(age_s=5)).sweep()
+    await Retention(bench.log, RetentionLimits(age_s=5)).sweep()
     await bench.publish(TOPIC, b"5")
     reader = Reader()
     await bench.subscribe(TOPIC, reader, "me")
@@ -138,7 +139,7 @@ async def test_a_session_says_what_retention_took(world: World) -> None:
 
 async def test_failing_storage_only_postpones(bench: Bench, database: InlineDatabase) -> None:
     await bench.publish(TOPIC, b"x")
-    sweeper = Retention(database, bench.log._clock, RetentionLimits(age_s=100, sweep_s=10))
+    sweeper = Retention(bench.log, RetentionLimits(age_s=100, sweep_s=10))
     bench.nursery.start_soon(sweeper.sweep_forever)
     database.failing = True
     await trio.sleep(200)
@@ -163,7 +164,7 @@ async def test_an_unused_position_in_front_of_everything_kept_is_forgotten(
     await bench.publish(TOPIC, b"1", b"2")
     subscription.close()
     await trio.sleep(1)
-    sweeper = Retention(database, bench.log._clock, RetentionLimits(age_s=1 * DAYS, cursor_age_s=7 * DAYS))
+    sweeper = Retention(bench.log, RetentionLimits(age_s=1 * DAYS, cursor_age_s=7 * DAYS))
     await trio.sleep(2 * DAYS)
     await bench.publish(TOPIC, b"3")
     await sweeper.sweep()
@@ -185,7 +186,7 @@ async def test_a_position_between_kept_messages_is_never_forgotten(bench: Bench,
     subscription.close()
     await bench.publish(TOPIC, b"3")
     await trio.sleep(100 * DAYS)
-    await Retention(database, bench.log._clock, RetentionLimits(age_s=0, cursor_age_s=7 * DAYS)).sweep()
+    await Retention(bench.log, RetentionLimits(age_s=0, cursor_age_s=7 * DAYS)).sweep()
     again = Reader()
     await bench.subscribe(TOPIC, again, "me")
     await trio.testing.wait_all_tasks_blocked()
@@ -219,3 +220,188 @@ async def test_a_window_that_comes_now_and_then_misses_nothing(world: World) -> 
         async with connect(core, user("u", "1")) as window:
             await barrier(window)
             assert payloads(window) == [b"while away"]
+
+
+# -- what a consumer is told that it has missed -----------------------------------------------------------------------
+
+SHORT = {"retention_sweep_s": 10.0, "retention_age_s": 100.0, "offset_retention_age_s": 700.0}
+
+
+async def test_an_agent_that_has_read_everything_is_never_told_that_something_is_gone(world: World) -> None:
+    async with world.open(log=SHORT) as core, connect(core, service("s", "1")) as sender:
+        sender.send(*[message_to(TOPIC, b"%d" % number) for number in range(5)])
+        await barrier(sender)
+        async with connect(core, agent("w", "a", "1")) as peer:
+            await barrier(peer)
+            assert len(payloads(peer)) == 5
+        for _ in range(30):
+            await trio.sleep(100)
+            async with connect(core, agent("w", "a", "1")) as peer:
+                await barrier(peer)
+                assert (payloads(peer), errors(peer)) == ([], [])
+        sender.send(message_to(TOPIC, b"next"))
+        await barrier(sender)
+        async with connect(core, agent("w", "a", "1")) as peer:
+            await barrier(peer)
+            assert (payloads(peer), errors(peer)) == ([b"next"], [])
+
+
+async def test_what_is_gone_is_said_once(world: World) -> None:
+    async with world.open(log=SHORT) as core, connect(core, service("s", "1")) as sender:
+        sender.send(message_to(TOPIC, b"1"), message_to(TOPIC, b"2"))
+        await barrier(sender)
+        await trio.sleep(300)
+        told = []
+        for _ in range(3):
+            async with connect(core, agent("w", "a", "1")) as peer:
+                await barrier(peer)
+                told += [error.message.split()[0] for error in errors(peer)]
+            await trio.sleep(1)
+        assert told == ["2"]
+        await trio.sleep(5000)
+        async with connect(core, agent("w", "a", "1")) as peer:
+            await barrier(peer)
+            assert errors(peer) == []
+
+
+async def test_a_gap_behind_messages_on_their_way_moves_the_position_when_they_are_delivered(bench: Bench) -> None:
+    reader = Reader(paused=True)
+    subscription = await bench.subscribe(TOPIC, reader, "me")
+    await bench.publish(TOPIC, b"1", b"2")
+    reader.pull_only()
+    assert [subscription.skip(3), subscription.skip(5)] == [1, 2]
+    assert (subscription.position, subscription.cursor) == (5, 0)
+    reader.outbox.flushed()
+    assert subscription.cursor == 5
+    assert subscription.skip(6) == 1
+    assert subscription.cursor == 6
+
+
+async def test_a_position_in_use_is_written_again(bench: Bench, database: InlineDatabase) -> None:
+    """So that it outlives a crash, after which a window without one would start at the tail."""
+    await bench.publish(TOPIC, b"1")
+    await bench.subscribe(TOPIC, Reader(), "window", renews=True)
+    sweeper = Retention(bench.log, RetentionLimits(age_s=100, cursor_age_s=1000, sweep_s=50))
+    bench.nursery.start_soon(sweeper.sweep_forever)
+    await trio.sleep(100_000)
+    assert cursors(database) == {"window": 1}
+
+
+# -- nothing stays of what was once named -----------------------------------------------------------------------------
+
+
+def topic_names(database: InlineDatabase) -> list[str]:
+    return [row[0] for row in database.query("SELECT name FROM topics ORDER BY name")]
+
+
+async def test_a_topic_without_messages_and_positions_goes(bench: Bench, database: InlineDatabase) -> None:
+    sweeper = Retention(bench.log, RetentionLimits(age_s=100, cursor_age_s=700, sweep_s=10))
+    bench.nursery.start_soon(sweeper.sweep_forever)
+    await bench.subscribe("uu::u", Reader(), "us::u::1", from_oldest=False, renews=True)
+    await bench.publish("ag::w::used::1", b"x")
+    for number in range(300):
+        await bench.publish(f"ag::w::a::{number}", b"x")
+    await bench.publish("ag::w::a::0", b"x", b"y")
+    for _ in range(150):
+        await trio.sleep(10)
+        await bench.publish("ag::w::used::1", b"x")
+    assert topic_names(database) == ["ag::w::used::1", "uu::u"]
+    assert sweeper.deleted_topics == 300
+    await bench.publish("ag::w::a::7", b"again")
+    # No offset of the one that was there before, nor of any other.
+    assert max(offsets(database)) >= 4
+    [[floor]] = database.query("SELECT floor_offset FROM topic_floor")
+    assert floor == 3
+
+
+async def test_a_round_costs_what_is_due_and_not_what_there_is(bench: Bench, database: InlineDatabase) -> None:
+    sweeper = Retention(bench.log, RetentionLimits(age_s=100_000, cursor_age_s=100_000))
+    for number in range(0, 1000, 100):
+        bench.append("ga::w", b"x")
+        await bench.log.wait_settled(max(bench.append(f"ag::w::a::{one}", b"x") for one in range(number, number + 100)))
+    await trio.testing.wait_all_tasks_blocked()
+    await sweeper.sweep()
+    before = database.reads + database.writes
+    for _ in range(10):
+        await trio.sleep(60)
+        await sweeper.sweep()
+    assert database.reads + database.writes - before <= 3 * 10
+
+
+async def test_a_topic_that_was_deleted_begins_behind_all_that_it_had(bench: Bench, database: InlineDatabase) -> None:
+    sweeper = Retention(bench.log, RetentionLimits(age_s=100, cursor_age_s=700))
+    first = Reader()
+    subscription = await bench.subscribe(TOPIC, first, "me")
+    await bench.publish(TOPIC, *[b"x"] * 5)
+    subscription.close()
+    for _ in range(20):
+        await trio.sleep(100)
+        await sweeper.sweep()
+    assert (topic_names(database), cursors(database)) == ([], {})
+    again = Reader()
+    await bench.subscribe(TOPIC, again, "me")
+    await bench.publish(TOPIC, b"y")
+    late = Reader()
+    await bench.subscribe(TOPIC, late, "you")
+    await trio.testing.wait_all_tasks_blocked()
+    assert offsets(database) == [6]
+    assert (again.frames, again.gaps) == ([b"y"], [])
+    assert (late.frames, late.gaps) == ([b"y"], [])
+
+
+@pytest.mark.parametrize("gate", ["before_write", "after_write"])
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+async def test_a_topic_that_is_used_while_it_goes(bench: Bench, database: InlineDatabase, gate: str) -> None:
+    sweeper = Retention(bench.log, RetentionLimits(age_s=100, cursor_age_s=700))
+    await bench.publish(TOPIC, *[b"x"] * 5)
+    for _ in range(8):
+        await trio.sleep(100)
+        await sweeper.sweep()
+    [[topic_id, name]] = database.query("SELECT id, name FROM topics")
+    database.query("UPDATE topics SET emptied_ms = 1 RETURNING 1")
+    door = getattr(database, gate)
+    door.close()
+    reader = Reader()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.log.delete_topics, [(topic_id, name)])
+        await door.arrival()
+        number = bench.append(TOPIC, b"y")
+        nursery.start_soon(bench.subscribe, TOPIC, reader, "me")
+        await trio.sleep(1)
+        door.open()
+    await bench.log.wait_settled(number)
+    await trio.testing.wait_all_tasks_blocked()
+    assert (offsets(database), topic_names(database)) == ([6], [TOPIC])
+    assert (reader.frames, reader.gaps) == ([b"y"], [])
+
+
+@pytest.mark.parametrize("store", ["postgres"], indirect=True)
+async def test_a_topic_that_another_process_has_deleted_is_made_again(bench: Bench, database: InlineDatabase) -> None:
+    author = bench.author
+    reader = Reader()
+    await bench.subscribe(TOPIC, reader, "me")
+    await bench.publish(TOPIC, b"1")
+    await bench.publish("ag::w::cold::1", b"1")
+
+    async def delete_all() -> None:
+        database.query("DELETE FROM messages RETURNING 1")
+        database.query("DELETE FROM cursors RETURNING 1")
+        database.query("UPDATE topics SET emptied_ms = 1 RETURNING 1")
+        ids = database.query("SELECT id, name FROM topics")
+        async with open_log(database, bench.log._clock, LogLimits()) as other:
+            assert await other.delete_topics([(row[0], row[1]) for row in ids]) == len(ids)
+
+    await trio.sleep(1)
+    await delete_all()
+    await bench.publish("ag::w::cold::1", b"2")  # whose id this process still has
+    await bench.publish(TOPIC, b"2")
+    assert reader.frames == [b"1", b"2"]
+    await trio.sleep(1)
+    await delete_all()
+    async with open_log(database, bench.log._clock, LogLimits()) as other:
+        await other.wait_settled(other.append_nowait(other.topic(TOPIC), b"3", author))
+    bench.log.woken([TOPIC])
+    await trio.sleep(1)
+    assert reader.frames == [b"1", b"2", b"3"]
+    assert reader.gaps == []
+    assert bench.refusals == []

@@ -150,6 +150,6 @@ async def test_a_commit_that_dies_is_done_again(postgres_engine: PostgresEngine)
 async def test_a_topic_that_exists_costs_no_id(log_database: Database) -> None:
     """Ids are 27 bits, and every node asks for its topics again after a restart."""
     for _ in range(20):
-        await log_database.run(lambda: shared_programs.create_topics(TOPICS))
-    facts = await log_database.run(lambda: shared_programs.create_topics(["zz"]))
+        await log_database.run(lambda: shared_programs.create_topics(TOPICS, 0))
+    facts = await log_database.run(lambda: shared_programs.create_topics(["zz"], 0))
     assert facts["zz"].topic_id == len(TOPICS) + 1

@@ -4,10 +4,16 @@ A message's key is its topic's id and its offset in one integer (routing/program
 rowid, so messages lie in offset order by topic in a table tree, which holds rows of a kilobyte without overflow pages; as
 `WITHOUT ROWID (topic_id, msg_offset)` they took 3.5 times the space and twice the CPU.
 
-Retention needs no index of its own. Within a topic offset, time and `topic_bytes` (bytes appended to the topic since it was
+Retention needs no index on messages. Within a topic offset, time and `topic_bytes` (bytes appended to the topic since it was
 made, this message included) only grow, so what is too old or too much is a prefix of the primary key, found by seeking.
 `topics.floor_offset` and `floor_bytes` remember the last message that retention took, so that a topic which has been
 emptied goes on counting where it was; no counter row is written per message.
+
+`topics.checked_ms` says when retention looked at the topic, or what it found worth waiting for (routing/retention.py); its index
+finds the topics that are due, so a round costs nothing for the others. `emptied_ms` is the first look that found neither a message nor
+a position, 0 if the last look found one; after a while such a row is deleted. Offsets stay unique all the same: the deletion raises
+`topic_floor.floor_offset` to the end of the topic, and a new topic begins behind it, at its `base_offset`. That is also where a consumer
+without a position begins; a position that is forgotten raises it.
 
 In PostgreSQL several nodes append. There `floor_offset` and `floor_bytes` are the last message appended, whatever is gone, as offsets are
 given out by that row; `messages` is partitioned by time, and retention by age drops partitions (routing/partitions.py); and
@@ -31,8 +37,13 @@ MIGRATIONS: Final = (
             id {row_id},
             name TEXT NOT NULL UNIQUE,
             floor_offset {bigint} NOT NULL DEFAULT 0,
-            floor_bytes {bigint} NOT NULL DEFAULT 0
+            floor_bytes {bigint} NOT NULL DEFAULT 0,
+            base_offset {bigint} NOT NULL DEFAULT 0,
+            checked_ms {bigint} NOT NULL DEFAULT 0,
+            emptied_ms {bigint} NOT NULL DEFAULT 0
         )""",
+        "CREATE INDEX topics_checked ON topics (checked_ms)",
+        "CREATE TABLE topic_floor (id INTEGER PRIMARY KEY CHECK (id = 1), floor_offset {bigint} NOT NULL)",
         """CREATE TABLE messages (
             message_key {message_key},
             ts_ms {bigint} NOT NULL,

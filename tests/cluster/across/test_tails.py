@@ -290,7 +290,7 @@ async def test_what_retention_took_behind_the_tail_is_said_to_be_gone(postgres_e
             a.send(*[message_to("ag::w::b::1", b"lost") for _ in range(10)], message_to("ag::w::b::1", bytes(2000)))
             await barrier(a)
             limits = RetentionLimits(age_s=0, topic_bytes=2000, cursor_age_s=0)
-            await Retention(one.core.log._database, one.core.clock, limits).sweep()
+            await Retention(one.core.log, limits).sweep()
             failing = False
             assert await gone(b) == 10
             assert await b.take(1) == [bytes(2000)]
