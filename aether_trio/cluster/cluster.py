@@ -11,7 +11,7 @@ are made, what is left of this node's holds ends in one transaction, and the lea
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from random import Random
@@ -50,6 +50,9 @@ class Cluster:
         self.others = Others(self.nodes, self.bus, random, limits.poll_s)
         make_desk = partial(Desk, server, self.lease, self.nodes.pool, limits)
         self.holds = Holds(self.lease, self.nodes, self.bus, host, limits, make_desk)
+        self.on_renewal: list[Callable[[], None]] = []
+        """Called when this node, which was declared dead, has a lease again: what others delete for a dead node it is to write again.
+        In one step."""
 
     @property
     def node_id(self) -> int:
@@ -63,15 +66,21 @@ class Cluster:
             pool.discard_idle()
         self._host.lease_lost()
 
-    def lease_back(self, rows: Rows) -> None:
+    def lease_back(self, rows: Rows, *, renewed: bool) -> None:
         """See LeaseWatcher."""
-        self._host.lease_back(self.holds.reconcile(rows))
+        kept = frozenset(identity for identity, _ in rows) if renewed else None
+        self._host.lease_back(self.holds.reconcile(rows), kept)
         self.bus.broadcast(NEWS, ALL)  # what was void may be in force again
 
     def lease_gone(self) -> None:
         """See LeaseWatcher."""
         self.holds.forget()
         self._host.lease_gone()
+
+    def lease_renewed(self) -> None:
+        """See LeaseWatcher."""
+        for tell in self.on_renewal:
+            tell()
 
     def questions(self) -> None:
         """See LeaseWatcher."""

@@ -18,7 +18,7 @@ believes in (the link to it has stalled) is ended first: only this node takes it
 
 Invariants: while `state` is HELD nobody has declared (node_id, epoch) dead, as far as this process can know; what it does not know the
 fence does. The watcher is told `lost` exactly once before each `back` or `gone`, and of `back` before the epoch changes, so that a
-session that was lost writes nothing under the new one.
+session that was lost writes nothing under the new one; of `renewed` behind that change, in the same step.
 """
 
 from __future__ import annotations
@@ -98,9 +98,15 @@ class LeaseWatcher(Protocol):
 
     def lease_lost(self) -> None: ...
 
-    def lease_back(self, rows: Rows) -> None: ...
+    def lease_back(self, rows: Rows, *, renewed: bool) -> None:
+        """`renewed`: this node was declared dead, and these are the holds that nobody has taken meanwhile."""
+        ...
 
     def lease_gone(self) -> None: ...
+
+    def lease_renewed(self) -> None:
+        """The lease is held under another number or epoch than before: what others have deleted for a dead node is gone."""
+        ...
 
     def questions(self) -> None:
         """Somebody asks for something that this node holds."""
@@ -307,12 +313,14 @@ class Lease:
     def _take(self, regained: _Regained) -> None:
         self._connection = regained.connection
         self._listen(regained.connection)
+        renewed = (regained.node_id, regained.epoch) != (self.node_id, self.epoch)
         if self.state is LeaseState.LOST:
-            self._watcher.lease_back(regained.rows)
-        if (regained.node_id, regained.epoch) != (self.node_id, self.epoch):
-            self._new_epochs += 1
+            self._watcher.lease_back(regained.rows, renewed=renewed)
+        self._new_epochs += renewed
         self.node_id, self.epoch = regained.node_id, regained.epoch
         self._enter(LeaseState.HELD)
+        if renewed:
+            self._watcher.lease_renewed()
         logger.info("lease regained", node_id=self.node_id, epoch=self.epoch)
 
     def _listen(self, connection: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -110,8 +110,11 @@ class SessionHost(Protocol):
         """Stop reading input: whether this node still holds what it holds is open. Called once until one of the next two."""
         ...
 
-    def lease_back(self, lost: Sequence[Hold]) -> None:
-        """Go on. The sessions of `lost` have been taken by others, or nobody knows of them any more: they are to end now."""
+    def lease_back(self, lost: Sequence[Hold], kept: Collection[str] | None) -> None:
+        """Go on. The sessions of `lost` have been taken by others, or nobody knows of them any more: they are to end now.
+
+        `kept` None: nobody has missed this node. Otherwise it was declared dead, and these identities nobody has taken.
+        """
         ...
 
     def lease_gone(self) -> None:

@@ -3,8 +3,11 @@
 A cursor moves when bytes have gone to the socket, which is far more often than it is worth a write; the log takes
 the dirty ones along a few times a second. After a crash a consumer therefore sees its last moments again, never a gap.
 
+A node of a cluster may lose an identity without knowing at once: what it moved since belongs to nobody, as the holder elsewhere has not
+had it. `drop` forgets such cursors, also those that are on their way, whose write is then not to be made (again).
+
 Invariants: a cursor never moves back; one that is being written still counts as unwritten until its commit is known, and
-until the reads that may have missed that commit are over (`remembering`).
+until the reads that may have missed that commit are over (`remembering`); what was dropped is never dirty again.
 """
 
 from __future__ import annotations
@@ -22,12 +25,24 @@ Key = tuple[TopicState, str]
 class CursorStore:
     """Dirty cursors by (topic, consumer)."""
 
-    __slots__ = ("_begun", "_dirty", "_flushed", "_flushing", "_readers", "_saved", "_wake", "_written", "hurry")
+    __slots__ = (
+        "_begun",
+        "_dirty",
+        "_dropped",
+        "_flushed",
+        "_flushing",
+        "_readers",
+        "_saved",
+        "_wake",
+        "_written",
+        "hurry",
+    )
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._dirty: dict[Key, int] = {}
         self._flushing: dict[Key, int] = {}
         self._written: dict[Key, int] = {}
+        self._dropped: set[Key] = set()  # of those that are being written
         self._readers = 0
         self._wake = wake
         self._flushed: trio.Event | None = None
@@ -39,6 +54,11 @@ class CursorStore:
     def dirty(self) -> bool:
         """Whether anything waits to be written."""
         return bool(self._dirty)
+
+    @property
+    def void(self) -> bool:
+        """Whether what is being written must not be written under a later lease."""
+        return bool(self._dropped)
 
     def advance(self, state: TopicState, consumer: str, offset: int) -> None:
         """The consumer has been given everything up to and including `offset`."""
@@ -56,10 +76,19 @@ class CursorStore:
     def unwritten(self, state: TopicState, consumer: str) -> int | None:
         """The cursor as memory knows it, or None when the database is up to date."""
         key = (state, consumer)
-        for known in (self._dirty, self._flushing, self._written):
-            if key in known:
-                return known[key]
-        return None
+        if key in self._dirty:
+            return self._dirty[key]
+        if key in self._flushing and key not in self._dropped:
+            return self._flushing[key]
+        return self._written.get(key)
+
+    def drop(self, is_kept: Callable[[str], bool]) -> None:
+        """Forget what is not written yet of the consumers that are not to be kept: it comes again, to whoever holds their identity now."""
+        for state, consumer in [key for key in self._dirty if not is_kept(key[1])]:
+            del self._dirty[state, consumer]
+            state.waiting -= 1
+        self._dropped.update(key for key in self._flushing if not is_kept(key[1]))
+        self._tell_flushed()
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
@@ -77,7 +106,7 @@ class CursorStore:
         if not self._dirty and not self._flushing:
             return
         wanted = self._begun + 1 if self._dirty else self._begun
-        while self._saved < wanted:
+        while self._saved < wanted and (self._dirty or self._flushing):
             self.hurry = True
             self._wake()
             if self._flushed is None:
@@ -107,15 +136,22 @@ class CursorStore:
         if self._readers:
             self._written.update(self._flushing)
         self._flushing = {}
+        self._dropped.clear()
         self._saved = self._begun
-        if self._flushed is not None:
-            self._flushed.set()
-            self._flushed = None
+        self._tell_flushed()
 
     def abort_flush(self) -> None:
         """The rows were not written: they stay dirty, unless newer ones have come."""
         for key, offset in self._flushing.items():
-            if key in self._dirty:
+            if key in self._dirty or key in self._dropped:
                 key[0].waiting -= 1
-            self._dirty[key] = max(offset, self._dirty.get(key, 0))
+            if key not in self._dropped:
+                self._dirty[key] = max(offset, self._dirty.get(key, 0))
         self._flushing = {}
+        self._dropped.clear()
+        self._tell_flushed()
+
+    def _tell_flushed(self) -> None:
+        if self._flushed is not None:
+            self._flushed.set()
+            self._flushed = None

@@ -222,7 +222,7 @@ class TopicLog(LogReader):
         """The offsets of a group (writers.py) and when it was written. Raises StorageUnavailable."""
 
         def is_void() -> bool:
-            return bool(messages) and upto <= self._void
+            return self.cursors.void or (bool(messages) and upto <= self._void)
 
         states = [*cursor_topics, *(state for state, _ in messages)]
         while True:

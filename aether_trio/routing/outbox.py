@@ -8,6 +8,8 @@ Three queues, drained in this order:
   be paged in by the catch-up reader (routing/catchup.py) when there is room. Nothing is dropped.
 * lane: ephemeral updates (progress). When it is full the oldest goes, is counted, and the client is told once.
 
+While its gate is paused (the node has lost its lease) deliveries stay where they are.
+
 Invariants: bytes of deliveries and lane never exceed their limit by more than one message; `flushed` reports a
 delivery to its subscription only after the kernel has its bytes; after `detach` only control messages still go out;
 `listeners` are called after each flush, and are for those who wait for room.
@@ -31,6 +33,20 @@ class Kickable(Protocol):
     def kick(self) -> None:
         """There is something new to pull."""
         ...
+
+
+class Gate(Protocol):
+    """Whether durable messages may leave."""
+
+    paused: bool
+    """It is open whether this node still holds what it holds: they wait, as another node may be delivering them."""
+
+
+class _OpenGate:
+    paused = False
+
+
+_OPEN = _OpenGate()
 
 
 class Origin(Protocol):
@@ -95,6 +111,7 @@ class Outbox:
         "_control",
         "_deliveries",
         "_flushing",
+        "_gate",
         "_lane",
         "_link",
         "_on_cut",
@@ -117,8 +134,10 @@ class Outbox:
         limits: OutboxLimits,
         on_lane_drop: Callable[[], None],
         on_cut: Callable[[], None] | None = None,
+        gate: Gate = _OPEN,
     ) -> None:
         self._link = link
+        self._gate = gate
         self._on_cut = on_cut
         self.limits = limits
         # Lists: an empty deque has 620 bytes, and what is pulled is mostly all that there is.
@@ -234,6 +253,8 @@ class Outbox:
         self, max_bytes: int, max_messages: int | None = None, *, flush_is_done: bool = True
     ) -> list[Delivery]:
         """See FrameSource."""
+        if self._gate.paused:
+            return []
         deliveries = self._deliveries
         if self.delivery_bytes <= max_bytes and (max_messages is None or len(deliveries) <= max_messages):
             found, self._deliveries = deliveries, []

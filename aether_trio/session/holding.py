@@ -6,13 +6,17 @@
 A session that has ended on this node has let go of its identity here at once. Its row follows as soon as its messages and its
 cursors are committed, so that a successor on another node reads on where it stopped.
 
+A node that stood still may have been taken for dead, and others hold what it believes to hold. So while its lease is lost it hands out no
+durable message, and when the lease is back it forgets the positions of those that it has lost: their holders have not had what was
+delivered here.
+
 Invariants: whoever is in the registry of a node in a cluster has the row, or has been told to end; the row is released after the last
-write for its session; while `paused`, no session reads input.
+write for its session; while `paused`, no session reads input, and none is sent a durable message.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -39,7 +43,7 @@ class Holding(Protocol):
     """See the module docstring."""
 
     paused: bool
-    """Whether input is to wait: it is open what this node holds."""
+    """Whether input and durable messages are to wait: it is open what this node holds. See outbox.Gate."""
 
     async def wait_input(self) -> None:
         """Wait until `paused` is false."""
@@ -223,7 +227,7 @@ class ClusterHolding:
             self.paused = True
             self._input = trio.Event()
 
-    def lease_back(self, lost: Sequence[Hold]) -> None:
+    def lease_back(self, lost: Sequence[Hold], kept: Collection[str] | None) -> None:
         """See SessionHost."""
         if lost:
             self._log.void()
@@ -231,6 +235,9 @@ class ClusterHolding:
             session = self._registry.session(hold.session_id)
             if session is not None:
                 session.end(Status.CANCELLED, "another node has taken over this identity")
+        # Behind the ends, which may move a position. Those that were given back since the lease ended are not kept either.
+        if kept is not None:
+            self._log.cursors.drop(kept.__contains__)
         self._go_on()
 
     def lease_gone(self) -> None:
@@ -239,6 +246,7 @@ class ClusterHolding:
         self._held.clear()
         for session in self._registry:
             session.end(Status.UNAVAILABLE, "this gateway has lost its place in the cluster; connect again")
+        self._log.cursors.drop(lambda _: False)
         self._go_on()
 
     def _go_on(self) -> None:
@@ -246,6 +254,9 @@ class ClusterHolding:
             logger.info("the lease is settled: input goes on", sessions=len(self._registry))
         self.paused = False
         self._input.set()
+        for session in self._registry:
+            if session.outbox.delivery_bytes:
+                session.outbox.kick()
 
     async def asked(self, hold: Hold, resume_session_id: str) -> bool:
         """See SessionHost."""

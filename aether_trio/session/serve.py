@@ -255,7 +255,9 @@ class SessionServer:
             on_detached=parts.ended,
             takes_any=claim.takes_any,
             profiles=claim.profiles,
+            gate=parts.holding,
             numbered=claim.numbered,
+            worker_tasks=claim.worker_tasks,
         )
         session.task_id = admitted.task_id
         session.covers = admitted.covers

@@ -20,7 +20,7 @@ import trio
 from aether_trio.model.errors import AetherError, Code, Status, StatusError
 from aether_trio.model.identity import Identity
 from aether_trio.model.token_bucket import TokenBucket
-from aether_trio.routing.outbox import Outbox, OutboxLimits
+from aether_trio.routing.outbox import Gate, Outbox, OutboxLimits
 from aether_trio.routing.publishers import Publisher
 from aether_trio.routing.receipts import Receipts, not_stored
 from aether_trio.routing.router import Sender
@@ -47,7 +47,8 @@ class ClientInfo:
 class Session:
     """See the module docstring. `workspace` changes for users only; times are Unix milliseconds. `profiles`: what an orchestrator starts.
 
-    `numbered`: its client is told the numbers of assignments.
+    `numbered`: its client is told the numbers of assignments. `worker_tasks` is how many live tasks it asked for at most, None if it
+    said nothing of it. `gate` holds durable messages back.
     """
 
     __slots__ = (
@@ -79,6 +80,7 @@ class Session:
         "task_context",
         "task_id",
         "token",
+        "worker_tasks",
     )
 
     def __init__(
@@ -96,12 +98,14 @@ class Session:
         takes_any: bool = True,
         profiles: tuple[str, ...] = (),
         *,
+        gate: Gate,
         numbered: bool = False,
+        worker_tasks: int | None = None,
     ) -> None:
         self.identity = identity
         self.session_id = session_id
         self.link = link
-        self.outbox = Outbox(link, outbox_limits, self.lane_dropped, self.cut)
+        self.outbox = Outbox(link, outbox_limits, self.lane_dropped, self.cut, gate)
         self.registry = registry
         self.client = client
         self.allows_workspace = allows_workspace
@@ -109,6 +113,7 @@ class Session:
         self.takes_any = takes_any
         self.profiles = profiles
         self.numbered = numbered
+        self.worker_tasks = worker_tasks
         self.connected_ms = now_ms
         self.last_activity_ms = now_ms
         self.history = History(session_id, now_ms, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -44,7 +44,7 @@ class Host:
     def lease_lost(self) -> None:
         self._tell("lost")
 
-    def lease_back(self, lost: Sequence[Hold]) -> None:
+    def lease_back(self, lost: Sequence[Hold], kept: Collection[str] | None) -> None:
         self.lost += lost
         self._tell("back")
 

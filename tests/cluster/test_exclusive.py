@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -55,10 +55,10 @@ class Sessions(Host):
         super().__init__()
         self.sessions: dict[str, Session] = {}
 
-    def lease_back(self, lost: Sequence[Hold]) -> None:
+    def lease_back(self, lost: Sequence[Hold], kept: Collection[str] | None) -> None:
         for hold in lost:
             self._drop(hold)
-        super().lease_back(lost)
+        super().lease_back(lost, kept)
 
     def lease_gone(self) -> None:
         for session in list(self.sessions.values()):

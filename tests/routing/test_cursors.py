@@ -108,3 +108,60 @@ async def test_saving_waits_for_what_was_dirty_and_for_nothing_later(autojump_cl
         await trio.testing.wait_all_tasks_blocked()
         assert len(saved) == 3, "what came later is not waited for"
     assert store.unwritten(state, "you") == 1
+
+
+def test_what_was_dropped_is_not_written_any_more_and_pins_nothing() -> None:
+    store, state, _ = make()
+    store.advance(state, "mine", 5)
+    store.advance(state, "lost", 3)
+    store.drop("mine".__eq__)
+    assert (store.unwritten(state, "mine"), store.unwritten(state, "lost")) == (5, None)
+    assert state.waiting == 1
+    store.begin_flush()
+    assert store.rows(99) == [(7, "mine", 5, 99)]
+    store.end_flush()
+    assert state.forgettable
+
+
+def test_what_is_dropped_on_its_way_does_not_come_back_when_it_was_refused() -> None:
+    store, state, _ = make()
+    store.advance(state, "mine", 5)
+    store.advance(state, "lost", 3)
+    store.begin_flush()
+    assert not store.void
+    store.drop("mine".__eq__)
+    assert store.void
+    assert (store.unwritten(state, "mine"), store.unwritten(state, "lost")) == (5, None)
+    store.abort_flush()
+    assert not store.void
+    assert (store.unwritten(state, "mine"), store.unwritten(state, "lost")) == (5, None)
+    assert state.waiting == 1
+
+
+def test_a_later_session_of_the_same_name_moves_its_own() -> None:
+    store, state, _ = make()
+    store.advance(state, "lost", 9)
+    store.begin_flush()
+    store.drop(lambda _: False)
+    store.advance(state, "lost", 4)
+    store.abort_flush()
+    assert store.unwritten(state, "lost") == 4
+    store.begin_flush()
+    store.end_flush()
+    assert state.forgettable
+
+
+async def test_nobody_waits_for_what_was_dropped() -> None:
+    store, state, _ = make()
+    store.advance(state, "lost", 5)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.save)
+        await trio.testing.wait_all_tasks_blocked()
+        store.drop(lambda _: False)
+    store.advance(state, "lost", 6)
+    store.begin_flush()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.save)
+        await trio.testing.wait_all_tasks_blocked()
+        store.drop(lambda _: False)
+        store.abort_flush()

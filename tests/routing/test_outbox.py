@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import trio
 
-from aether_trio.routing.outbox import OutboxLimits
+from aether_trio.routing.outbox import Outbox, OutboxLimits
 from tests.routing.parts import SMALL, Reader
 
 
@@ -138,3 +140,15 @@ async def test_whoever_waits_for_room_goes_on_when_the_peer_reads_or_is_gone(how
         else:
             reader.outbox.cut()
     assert reader.outbox.control_has_room
+
+
+def test_deliveries_wait_while_the_gate_is_paused() -> None:
+    gate = SimpleNamespace(paused=True)
+    outbox = Outbox(SimpleNamespace(kick=lambda: None), OutboxLimits(), lambda: None, gate=gate)
+    assert outbox.try_deliver(b"durable", Offsets(), 1)
+    outbox.queue_control(b"answer")
+    outbox.put_lane(b"progress")
+    assert outbox.pull(1000) == [b"answer", b"progress"]
+    assert outbox.pull_deliveries(1000) == []
+    gate.paused = False
+    assert outbox.pull(1000) == [b"durable"]

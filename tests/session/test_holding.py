@@ -5,7 +5,7 @@ Real sessions and a real registry; the rows and the log do what the test says.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -79,6 +79,11 @@ class Log:
         self.saved.set()
         self.cursors = self
         self.voided = 0
+        self.kept: list[list[str]] = []
+        """Of two identities, those whose positions were kept, each time."""
+
+    def drop(self, is_kept: Callable[[str], bool]) -> None:
+        self.kept.append([name for name in (A1.text, A2.text) if is_kept(name)])
 
     def void(self) -> None:
         self.voided += 1
@@ -119,6 +124,7 @@ class Node:
             ClientInfo("python", "1"),
             lambda _: True,
             self.holding.let_go,
+            gate=self.holding,
         )
         link.attach(session.outbox)
         session.sender.last_append = last_append
@@ -390,9 +396,10 @@ async def test_input_waits_while_the_lease_is_lost(node: Node) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.holding.wait_input)
             await pump()
-            node.holding.lease_back([])
+            node.holding.lease_back([], None)
     assert not node.holding.paused
     assert node.log.voided == 0
+    assert node.log.kept == []
     assert ending(session) is None
     assert node.told == []
 
@@ -402,8 +409,9 @@ async def test_what_others_have_taken_ends_when_the_lease_is_back(node: Node) ->
     other, _ = await node.hold("t1", A2)
     node.holding.lease_lost()
     node.rows._mine.pop(A1.text)  # as Holds.reconcile does
-    node.holding.lease_back([hold, Hold("ag::w::a::9", "unknown", 1)])
+    node.holding.lease_back([hold, Hold("ag::w::a::9", "unknown", 1)], {A2.text})
     assert node.log.voided == 1
+    assert node.log.kept == [[A2.text]]
     assert ending(session) == (Status.CANCELLED, "another node has taken over this identity")
     assert ending(other) is None
     assert not node.holding.paused
@@ -421,6 +429,7 @@ async def test_everything_ends_when_the_lease_is_gone(node: Node) -> None:
         node.holding.lease_gone()
     assert [session.ending and session.ending.status for session in sessions] == [Status.UNAVAILABLE] * 2
     assert len(node.registry) == 0
+    assert node.log.kept == [[]]
     await pump()
     assert node.told == []
     assert node.holding.leaving() == []
