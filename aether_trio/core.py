@@ -119,6 +119,8 @@ class Core:
         self.router.on_absent = self.waker.note
         self.tasks.engine.on_let_go = self.waker.ended
         self.tasks.engine.on_absent = self.waker.note
+        if membership.cluster is not None:
+            membership.cluster.on_renewal.append(self._renewed)
         self._register(rates, strict)
         self.sessions = SessionServer(
             Parts(
@@ -219,9 +221,18 @@ class Core:
 
     def _joined(self, session: Session, claim: Claim) -> None:
         back = bool(claim.resume_session_id)
-        self.tasks.joined(session, back=back, wants=claim.worker_tasks)
+        self.tasks.joined(session, back=back)
         if session.identity.kind is Kind.ORCHESTRATOR:
             self.starts.joined(session, back=back)
+
+    def _renewed(self) -> None:
+        """This node was taken for dead: others may have let go of the sessions that it still has, and no longer listen for it."""
+        self.tasks.engine.renewed()
+        for session in self.registry:
+            if session.acknowledged:
+                self.tasks.joined(session, back=True, again=True)
+                if session.identity.kind is Kind.ORCHESTRATOR:
+                    self.starts.joined(session, back=True, again=True)
 
     async def _config_snapshot(self, session: Session) -> pb.ConfigSnapshot:
         in_workspace, everywhere = await self.kv.exclusive_snapshot(session.identity)

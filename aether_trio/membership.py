@@ -91,6 +91,7 @@ async def _join_cluster(
         log.node = lambda: (cluster.lease.node_id, cluster.lease.epoch)
         log.sure = cluster.lease.wait_sure
         cluster.others.on_death.append(log.somebody_left)
+        cluster.on_renewal.append(log.somebody_left)  # the work that this node had is free, too
         ending = partial(end_session, registry)
         rows = await stack.enter_async_context(open_directory(server, cluster, ending, cluster_limits=limits))
         first_seq = clock.now_ms() * 1000

@@ -84,7 +84,10 @@ class Interest:
                 topics = list(self._wanted)[:BATCH]
                 try:
                     async with self._changing:
-                        await self._queries.fetch(self._add, self._lease.node_id, topics)
+                        node_id, epoch = self._lease.node_id, self._lease.epoch
+                        await self._queries.fetch(self._add, node_id, topics)
+                        if (node_id, epoch) != (self._lease.node_id, self._lease.epoch):
+                            continue  # under a lease that has ended: once more
                 except StorageUnavailable as exc:
                     logger.info("an interest could not be made known", topics=len(topics), reason=str(exc))
                     self._settle(topics)
@@ -93,6 +96,12 @@ class Interest:
                 now = trio.current_time()
                 self._known.update(dict.fromkeys(topics, now))
                 self._settle(topics)
+
+    def renew(self) -> None:
+        """This node was taken for dead: others may have deleted its rows, or it has another number. In one step."""
+        self._known.clear()
+        for topic in self._heard():
+            self.add(topic)
 
     def _settle(self, topics: Sequence[str]) -> None:
         for topic in topics:

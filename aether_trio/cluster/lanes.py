@@ -156,6 +156,7 @@ class ClusterLanes:
         self._offered = self._written = self._batches = self._dropped = self._received = self._reads = 0
         cluster.bus.handle(WAKE, self._hear_wake)
         cluster.others.on_join.append(self._read_all)
+        cluster.on_renewal.append(self._renew)
 
     def statistics(self) -> RelayStatistics:
         """What has happened so far."""
@@ -251,6 +252,10 @@ class ClusterLanes:
         else:
             self._woken.add(sender)
         self._round.ask()
+
+    def _renew(self) -> None:
+        self._interest.renew()
+        self._read_all()
 
     def _read_all(self) -> None:
         self._woken_all = True

@@ -114,6 +114,7 @@ class ClusterTails:
         self._committed = self._lookups = self._looks = 0
         self._statements = self._notifies = self._wakes = self._woken = 0
         cluster.bus.handle(WAKE, self._hear_wake)
+        cluster.on_renewal.append(self._renew)
 
     def statistics(self) -> TailStatistics:
         """What has happened so far."""
@@ -176,6 +177,10 @@ class ClusterTails:
             names = body.split("\n")
             self._woken += len(names)
             self._log.woken(names)
+
+    def _renew(self) -> None:
+        self._interest.renew()
+        self._round.ask()
 
     async def _look_around(self, _alone: bool) -> None:
         await self._interest.look_after()

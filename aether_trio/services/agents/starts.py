@@ -154,8 +154,8 @@ class Starts:
 
     # -- orchestrators ----------------------------------------------------------------------------------------------
 
-    def joined(self, session: Session, *, back: bool) -> None:
-        """An orchestrator has been acknowledged. `back`: it knows what it was told before."""
+    def joined(self, session: Session, *, back: bool, again: bool = False) -> None:
+        """An orchestrator has been acknowledged. `back`: it knows what it was told before. `again`: its node was taken for dead since."""
         name, session_id, profiles = session.identity.text, session.session_id, session.profiles
         worker = rows.Worker(
             name, session_id, self._engine.hints.node, "", session.identity.implementation, False, 0, CAPACITY
@@ -164,10 +164,11 @@ class Starts:
         def errand(work: Work) -> Program[None]:
             if session.detached:
                 return  # written late: another one of its name may have come meanwhile, elsewhere
-            yield from sessions.join(work, sessions.Joined(worker, back))
+            yield from sessions.join(work, sessions.Joined(worker, back, again=again))
             if not back:
+                here = worker._replace(node=work.context.node)
                 for task in (yield from startups.again(work, name)):
-                    work.pushes.append(Push(task, worker, b""))
+                    work.pushes.append(Push(task, here, b""))
             yield from startups.joined(work, name, session_id, profiles)
 
         self._engine.desk.put(errand)

@@ -104,7 +104,8 @@ def _crowd(work: Work, crowd: Sequence[Join | Leave]) -> Program[None]:
         if one.joined.over():
             continue
         since_ms = memories.get(one.identity, 0) if one.joined.back else now_ms
-        come.append(sessions.worker_row(one.joined.worker, 0, since_ms, now_ms))
+        worker = one.joined.worker._replace(node=work.context.node)
+        come.append(sessions.worker_row(worker, 0, since_ms, now_ms))
         if not one.joined.back:
             fresh.append((one.identity, now_ms))
     if fresh:

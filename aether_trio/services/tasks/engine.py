@@ -6,8 +6,8 @@ The database decides everything. What is held here in memory (subscriptions, ass
 A transaction whose commit was not answered is made again, as every move knows whether it has been made; afterwards workers of this
 node are told again what they have been assigned, and subscribers look at the table.
 
-Invariants: a worker's row bears the name of the node that its session is on; when a node is gone, some other one ends its sessions for
-it, and each page of that is one transaction.
+Invariants: a worker's row bears the name of its node's lease (hints.py); when that has ended, some node ends the sessions under it, and
+each page of that is one transaction; a node that has another lease joins its sessions again (`renewed`).
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from aether_trio.storage.base import (
     CommitUnknown,
     Database,
     Execute,
+    ExecuteMany,
     Fetch,
     Program,
     ProgramFactory,
@@ -70,6 +71,9 @@ MEMORY_MS: Final = 30 * 86_400_000
 COLLECT_PAGE: Final = 100
 NOTICE_S: Final = 0.01
 """For so long a notice waits for something to share a write with: nobody sees a bar move more often."""
+
+
+WATCH: Final = "INSERT INTO task_watchers (task_id, node) VALUES ($1, $2) ON CONFLICT DO NOTHING"
 
 
 def _nobody_cares(identity: str) -> None:
@@ -228,13 +232,29 @@ class Engine:
             self.hints.tell(node, hints.HIBERNATED, task.task_id)
             return
         session = self._registry.holder(task.assigned_to)
-        if session is not None:
+        # Before its acknowledgement a client takes any message for that.
+        if session is not None and session.acknowledged:
             told = pb.TaskHibernated(task_id=task.task_id, descriptor=descriptor(task))
             session.put(pb.DownstreamMessage(task_hibernated=told))
 
     def _hibernated_elsewhere(self, task_id: str) -> None:
         self._asleep.add(task_id)
         self._collecting.set()
+
+    # -- a lease that was lost --------------------------------------------------------------------------------------
+
+    def renewed(self) -> None:
+        """This node was taken for dead and has another name from now on: what it follows is written again under that. Its sessions join
+        again (TaskService.joined). Never blocks."""
+        self.desk.put(self._watch_again)
+        self.hub.look("*")
+        self._collecting.set()
+        self.outbox.wake()
+
+    def _watch_again(self, work: Work) -> Program[None]:
+        watched = sorted(self.hub.watched)
+        if watched:
+            yield ExecuteMany(WATCH, [(task_id, work.context.node) for task_id in watched])
 
     # -- running ----------------------------------------------------------------------------------------------------
 

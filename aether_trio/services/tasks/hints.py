@@ -22,7 +22,8 @@ Handler = Callable[[str], None]
 
 
 class Hints(Protocol):
-    """See the module docstring. `node` names this node in the tables."""
+    """See the module docstring. `node` names this node's lease in the tables: one that has ended does not come back, so what is found
+    under its name may be taken at any time, and a node that was taken for dead writes again what it still has, under a new name."""
 
     @property
     def node(self) -> str: ...
@@ -65,13 +66,15 @@ class InCluster:
 
     @property
     def node(self) -> str:
-        """See Hints. Another one after a failover that lost the node's registration."""
-        return str(self._cluster.node_id)
+        """See Hints. Another one when the node was declared dead, or its registration was lost in a failover."""
+        lease = self._cluster.lease
+        return f"{lease.node_id}.{lease.epoch}"
 
     def tell(self, node: str, topic: str, body: str = "") -> None:
         """See Hints."""
-        if node.isdigit():
-            self._cluster.bus.send(int(node), topic, body)
+        number = node.partition(".")[0]
+        if number.isdigit():
+            self._cluster.bus.send(int(number), topic, body)
 
     def listen(self, topic: str, handler: Handler) -> None:
         """See Hints."""
@@ -79,5 +82,5 @@ class InCluster:
 
     async def gone(self, nodes: Collection[str]) -> list[str]:
         """See Hints."""
-        alive = {str(one.node_id) for one in await self._cluster.nodes.alive()}
+        alive = {f"{one.node_id}.{one.epoch}" for one in await self._cluster.nodes.alive()}
         return [node for node in nodes if node not in alive]

@@ -19,7 +19,7 @@ from aether_trio.services.tasks import query, rows, sessions, tokens
 from aether_trio.services.tasks.create import WORKER_KINDS
 from aether_trio.services.tasks.creation import Creation
 from aether_trio.services.tasks.crowd import Join, Leave
-from aether_trio.services.tasks.engine import Engine
+from aether_trio.services.tasks.engine import WATCH, Engine
 from aether_trio.services.tasks.hub import MAX_SUBSCRIPTIONS, Subscription, positions
 from aether_trio.services.tasks.operate import MOVES, Asked, Outcome, operate, read_wait
 from aether_trio.services.tasks.parties import NOT_FOUND, Caller, is_party, may
@@ -263,21 +263,21 @@ class TaskService:
 
         def program() -> Program[None]:
             for task_id in sorted(task_ids):
-                yield Execute(
-                    "INSERT INTO task_watchers (task_id, node) VALUES ($1, $2) ON CONFLICT DO NOTHING", (task_id, node)
-                )
+                yield Execute(WATCH, (task_id, node))
 
         await self.engine.database.run(program)
 
     def _unwatch(self, task_ids: Sequence[str]) -> None:
         if not self.engine.database.shared or not task_ids:
             return
-        node, hub = self.engine.hints.node, self.engine.hub
+        hub = self.engine.hub
 
         def errand(work: Work) -> Program[None]:
             for task_id in task_ids:
                 if not hub.watches(task_id):
-                    yield Execute("DELETE FROM task_watchers WHERE task_id = $1 AND node = $2", (task_id, node))
+                    yield Execute(
+                        "DELETE FROM task_watchers WHERE task_id = $1 AND node = $2", (task_id, work.context.node)
+                    )
 
         self.engine.desk.put(errand)
 
@@ -303,12 +303,9 @@ class TaskService:
         owner = Identity.parse(found[0][0], strict=False) if found else identity
         return owner if owner != identity else None
 
-    def joined(self, session: Session, *, back: bool, wants: int | None = None) -> None:
-        """A session has been acknowledged. `back`: its client names a session that it continues.
-
-        `wants` is how many live tasks it asks for at most; with 0 it is given none from pools.
-        """
-        identity = session.identity
+    def joined(self, session: Session, *, back: bool, again: bool = False) -> None:
+        """A session has been acknowledged. `back`: its client names a session that it continues. `again`: it had been before."""
+        identity, wants = session.identity, session.worker_tasks
         takes = identity.kind is Kind.AGENT or (identity.kind is Kind.SERVICE and session.takes_any)
         if identity.kind not in WORKER_KINDS and not session.task_id:
             return
@@ -322,7 +319,7 @@ class TaskService:
             0,
             min(wants or self._capacity, self._capacity),
         )
-        joined = sessions.Joined(worker, back, session.task_id, lambda: session.detached)
+        joined = sessions.Joined(worker, back, session.task_id, again, lambda: session.detached)
         self.engine.desk.put(Join(joined))
 
     def ended(self, session: Session) -> None:

@@ -23,6 +23,7 @@ REMEMBER: Final = """INSERT INTO task_memories (identity, since_ms) VALUES ($1, 
 _JOIN: Final = f"""INSERT INTO task_workers ({WORKER_FIELDS}, free, turn) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
     ON CONFLICT (identity) DO UPDATE SET session_id = excluded.session_id, node = excluded.node, pooled = excluded.pooled,
     live = excluded.live, capacity = excluded.capacity, since_ms = excluded.since_ms, free = excluded.free, turn = excluded.turn"""  # noqa: S608
+_TOLD: Final = "UPDATE task_attempts SET node = $3, pushed = 1 WHERE task_id = $1 AND epoch = $2"
 JOIN_CALMLY: Final = _JOIN.replace(
     "$9,",
     """CASE CAST($9 AS BIGINT) WHEN 0 THEN coalesce((SELECT m.since_ms FROM task_memories m WHERE m.identity = $1), 0)
@@ -33,11 +34,15 @@ JOIN_CALMLY: Final = _JOIN.replace(
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A session that may be given work. `back`: its client continues an earlier one. `task_id`: its token is for this task."""
+    """A session that may be given work. `back`: its client continues an earlier one. `task_id`: its token is for this task.
+
+    `again`: it has joined before, and its node was taken for dead since. The worker's node is the one that writes it.
+    """
 
     worker: Worker
     back: bool
     task_id: str = ""
+    again: bool = False
     over: Callable[[], bool] = lambda: False
     """Whether it has ended by now: written late, as storage was away, it would take the place of one that came after it, on another node."""
 
@@ -56,7 +61,7 @@ def join(work: Work, joined: Joined) -> Program[None]:
     """A session begins. Nothing, if it is over by now: its end would not be either, if another one has come meanwhile."""
     if joined.over():
         return
-    worker = joined.worker
+    worker = joined.worker._replace(node=work.context.node)
     now_ms = work.context.now_ms
     since_ms = yield from _memory(work, worker.identity, back=joined.back)
     if joined.task_id:
@@ -68,17 +73,28 @@ def join(work: Work, joined: Joined) -> Program[None]:
         if task.status is Status.RUNNING:
             missed = task.task_id != joined.task_id and task.heartbeat_ms < since_ms
             yield from mark(work, task, missing=missed)
+        elif joined.again:
+            yield from _push_untold(work, worker, task)
         elif task.status is Status.ASSIGNED:
             # It may not have been told, or not have heard.
-            payload = yield from rows.payload_of(task.task_id)
-            work.pushes.append(Push(task, worker, payload))
-            yield Execute(
-                "UPDATE task_attempts SET node = $3, pushed = 1 WHERE task_id = $1 AND epoch = $2",
-                (task.task_id, task.epoch, worker.node),
-            )
+            yield from _push(work, worker, task)
+            yield Execute(_TOLD, (task.task_id, task.epoch, worker.node))
     current = yield from work.find_worker(worker.identity)
     if current is not None:
         yield from handing.give(work, current)
+
+
+def _push(work: Work, worker: Worker, task: Task) -> Program[None]:
+    payload = yield from rows.payload_of(task.task_id)
+    work.pushes.append(Push(task, worker, payload))
+
+
+def _push_untold(work: Work, worker: Worker, task: Task) -> Program[None]:
+    """Tell a worker what another node has given it while its own was taken for dead."""
+    if task.status in (Status.ASSIGNED, Status.STARTING):
+        untold: int = yield Execute(f"{_TOLD} AND pushed = 0", (task.task_id, task.epoch, worker.node))
+        if untold:
+            yield from _push(work, worker, task)
 
 
 def _memory(work: Work, identity: str, *, back: bool) -> Program[int]:
@@ -163,5 +179,6 @@ def recover(work: Work, node: str, page: int) -> Program[int]:
         if (yield from startups.was_started(identity)):
             work.let_go.append(identity)
     yield Execute("UPDATE task_outbox SET node = $2 WHERE node = $1", (node, work.context.node))
+    yield Execute("DELETE FROM task_watchers WHERE node = $1", (node,))
     work.outbox = True
     return len(found)

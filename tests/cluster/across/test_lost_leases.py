@@ -6,15 +6,21 @@ leave, is all that it was before.
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+from unittest import mock
 
 import pytest
 
 from aether_trio.model.errors import Status
-from tests.cluster.across.fabric import Gateway, join, open_fabric, until
-from tests.cluster.across.leases import without_lease
-from tests.helpers.core import agent, barrier, message_to, payloads
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.cluster.across.fabric import NEVER_S, Gateway, join, open_fabric, until
+from tests.cluster.across.leases import declare_dead, without_lease
+from tests.helpers.core import agent, barrier, message_to, payloads, switch_to, task, user
 from tests.helpers.engines import PostgresEngine
+from tests.services.agents.ops import register, starter
+from tests.services.tasks.peers import Op, create, get, given, operate
 
 X = "ag::w::x::1"
 FIVE = [b"%d" % number for number in range(5)]
@@ -53,3 +59,132 @@ async def test_what_was_delivered_to_a_former_holder_comes_to_the_holder(
             assert await holder.take(5) == FIVE
         # Who was not taken over has a position.
         assert other.ended is None
+
+
+# -- what others delete for a node that they take for dead --------------------------------------------------------------
+
+
+@asynccontextmanager
+async def taken_for_dead(gateway: Gateway, by: Gateway, engine: PostgresEngine, *, aware: bool) -> AsyncIterator[None]:
+    """Others do all that they do for a dead node, and more: its interest is forgotten, which happens when it was away for a minute."""
+    node_id = gateway.cluster.node_id
+    async with without_lease(gateway, engine, aware=aware):
+        await declare_dead(gateway, by)
+        await by.core.tasks.engine.recover()
+        for table in ("topic_interest", "lane_interest"):
+            await by.cluster.nodes.fetch(f"DELETE FROM {table} WHERE node_id = $1", node_id)
+        yield
+
+
+@pytest.mark.parametrize("aware", [True, False])
+async def test_workers_of_a_node_that_was_taken_for_dead_get_work(postgres_engine: PostgresEngine, aware: bool) -> None:
+    async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
+        one, two = await fabric.start_many(2)
+        pooled = await stack.enter_async_context(join(one, agent("w", "i", "1")))
+        targeted = await stack.enter_async_context(join(one, agent("w", "t", "1")))
+        boss = await stack.enter_async_context(join(two, agent("w", "boss", "1")))
+        first = (await create(boss)).task_id
+        await until(lambda: first in given(pooled))
+        assert (await operate(pooled, Op.CLAIM, first)).success
+        async with taken_for_dead(one, two, postgres_engine, aware=aware):
+            pass
+        pool = (await create(boss)).task_id
+        own = (await create(boss, assignment_mode=pb.TARGETED, target_agent_id="ag::w::t::1")).task_id
+        await until(lambda: pool in given(pooled) and own in given(targeted))
+        assert (given(pooled).count(pool), given(targeted).count(own)) == (1, 1)
+        # It goes on with what it had begun.
+        assert (await operate(pooled, Op.COMPLETE, first)).success
+        assert (await operate(pooled, Op.CLAIM, pool)).success
+        await until(lambda: given(pooled).count(first) == 1)
+        # What the node's own participants create gets there as well.
+        self_made = (await create(targeted)).task_id
+        await until(lambda: self_made in given(pooled))
+
+
+async def test_what_others_gave_to_its_workers_before_they_knew_is_told(postgres_engine: PostgresEngine) -> None:
+    async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
+        one, two = await fabric.start_many(2)
+        worker = await stack.enter_async_context(join(one, agent("w", "i", "1")))
+        starts = await stack.enter_async_context(join(one, starter("1", "process")))
+        boss = await stack.enter_async_context(join(two, agent("w", "boss", "1")))
+        await register(starts, "echo")
+        async with without_lease(one, postgres_engine):
+            one_task = (await create(boss)).task_id
+            boss.send(message_to("ag::w::echo::1", b"wake"))
+            await until(lambda: ("starting",) in rows(postgres_engine, "SELECT status FROM tasks"))
+            await declare_dead(one, two)
+        await until(lambda: given(worker) == [one_task])
+        await until(lambda: len(given(starts)) == 1)
+
+
+async def test_an_orchestrator_of_a_node_that_was_taken_for_dead_starts_agents(postgres_engine: PostgresEngine) -> None:
+    async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
+        one, two = await fabric.start_many(2)
+        starts = await stack.enter_async_context(join(one, starter("1", "process")))
+        boss = await stack.enter_async_context(join(two, agent("w", "boss", "1")))
+        await register(starts, "echo")
+        boss.send(message_to("ag::w::echo::1", b"wake"))
+        asked = (await starts.next("task_assignment")).task_assignment
+        echo = await stack.enter_async_context(
+            join(one, agent("w", "echo", "1", credentials={"token": asked.launch_params["auth_token"]}))
+        )
+        assert await echo.take(1) == [b"wake"]
+        running = [("running", 0)]
+        state = "SELECT status, CASE WHEN disconnected_ms > 0 THEN 1 ELSE 0 END FROM tasks"
+        await until(lambda: rows(postgres_engine, state) == running)
+        async with taken_for_dead(one, two, postgres_engine, aware=False):
+            assert rows(postgres_engine, state) == [("running", 1)]
+        await until(lambda: rows(postgres_engine, state) == running)
+        boss.send(message_to("ag::w::echo::2", b"wake"))
+        await until(lambda: len(given(starts)) == 1)
+
+
+async def test_who_follows_a_task_or_listens_there_goes_on_hearing_of_it(postgres_engine: PostgresEngine) -> None:
+    with mock.patch("aether_trio.services.tasks.engine.LOOK_S", NEVER_S):
+        async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
+            one, two = await fabric.start_many(2)
+            watcher = await stack.enter_async_context(join(one, agent("w", "watcher", "1")))
+            listener = await stack.enter_async_context(join(one, user("u", "1")))
+            worker = await stack.enter_async_context(join(two, agent("w", "i", "1")))
+            task_id = (await create(watcher)).task_id
+            op = pb.TaskSubscriptionOperation(op=pb.TaskSubscriptionOperation.SUBSCRIBE, task_id=task_id)
+            watcher.send(pb.UpstreamMessage(task_subscription_op=op))
+            assert (await watcher.next("task_subscription_response")).task_subscription_response.success
+            listener.send(switch_to("w"))
+            await barrier(listener)
+            async with taken_for_dead(one, two, postgres_engine, aware=True):
+                pass
+            await until(
+                lambda: rows(postgres_engine, "SELECT count(*) FROM task_watchers WHERE node LIKE '%.2'") == [(1,)]
+            )
+            for name, table in (("ag::w::watcher::1", "topic_interest"), ("pg::us::u", "lane_interest")):
+                await until(
+                    lambda n=name, t=table: rows(postgres_engine, f"SELECT 1 FROM {t} WHERE topic = '{n}'") != []
+                )
+            await until(lambda: task_id in given(worker))
+            assert (await operate(worker, Op.CLAIM, task_id)).success
+            await watcher.next("task_event")
+            worker.send(
+                message_to("ag::w::watcher::1", b"hello"),
+                pb.UpstreamMessage(progress=pb.ProgressReport(task_id=task_id, state="running")),
+            )
+            assert await watcher.take(1) == [b"hello"]
+            await until(lambda: len(listener.waiting("progress_update")) >= 1)
+            assert (await get(worker, task_id)).task_id == task_id
+
+
+async def test_work_groups_of_a_node_that_was_taken_for_dead_go_on(postgres_engine: PostgresEngine) -> None:
+    async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
+        one, two = await fabric.start_many(2)
+        worker = await stack.enter_async_context(join(one, task("w", "resize")))
+        boss = await stack.enter_async_context(join(two, agent("w", "boss", "1")))
+        async with taken_for_dead(one, two, postgres_engine, aware=False):
+            boss.send(message_to("tb::w::resize", b"1"))
+            await barrier(boss)
+        boss.send(message_to("tb::w::resize", b"2"))
+        got = await worker.take(2)
+        assert sorted(got) == [b"1", b"2"]
+
+
+def rows(engine: PostgresEngine, sql: str) -> list[tuple[Any, ...]]:
+    return [tuple(row) for row in engine.rows(sql)]
