@@ -34,7 +34,7 @@ from aether_trio.routing.outbox import Outbox
 from aether_trio.routing.publishers import Publisher
 from aether_trio.routing.topic_state import NOTED, TopicState
 from aether_trio.routing.writers import TopicsGone, open_writer
-from aether_trio.storage.base import Database, StorageUnavailable
+from aether_trio.storage.base import Database, StorageUnavailable, single
 
 __all__ = ["Author", "LogLimits", "LogStatistics", "TopicLog", "open_log"]
 
@@ -233,9 +233,12 @@ class TopicLog(LogReader):
             try:
                 return await self._writer.append(messages, now_ms, cursors, numbers, is_void), now_ms
             except TopicsGone as gone:
-                for state in states:
-                    if state.topic_id in gone.topic_ids:
-                        state.topic_id = None
+                lost = [state for state in states if state.topic_id in gone.topic_ids]
+                # Retention has done this already; but a standby may have been promoted that had not heard of these topics.
+                latest = max(max(state.end, state.assigned) for state in lost)
+                await self._database.run(lambda latest=latest: single(programs.raise_floor(latest)))  # type: ignore[misc]
+                for state in lost:
+                    state.topic_id = None
 
     async def _probe(self) -> None:
         """See whether the engine can write again: who was turned away by our health may bring no message to find out."""

@@ -10,9 +10,10 @@ import trio
 from aether_trio.model.clock import SystemClock
 from aether_trio.routing import shared_programs
 from aether_trio.routing.log import LogLimits, TopicLog, open_log
+from aether_trio.routing.subscription import Subscription
 from aether_trio.storage.base import Database
 from tests.helpers.engines import PostgresEngine
-from tests.routing.parts import Collector
+from tests.routing.parts import Collector, Reader
 
 LONG_S = 60.0
 TOPICS = [f"ag::w::a::{number}" for number in range(6)]
@@ -153,3 +154,45 @@ async def test_a_topic_that_exists_costs_no_id(log_database: Database) -> None:
         await log_database.run(lambda: shared_programs.create_topics(TOPICS, 0))
     facts = await log_database.run(lambda: shared_programs.create_topics(["zz"], 0))
     assert facts["zz"].topic_id == len(TOPICS) + 1
+
+
+async def test_topics_that_a_promoted_standby_does_not_have_are_made_again_behind_their_last_offset(
+    postgres_engine: PostgresEngine,
+) -> None:
+    async with (
+        postgres_engine.open("log") as database,
+        open_log(database, SystemClock(trio.current_time), LogLimits()) as log,
+    ):
+        reader, author = Reader(), Collector()
+        [(state, _)] = await log.warm([("ag::w::lost::1", "me")])
+        other = log.topic("ag::w::kept::1")
+        subscription = Subscription(state, reader.outbox, log.cursors, "me", 0, lambda _: None)
+        subscription.open()
+        for payload in (b"1", b"2"):
+            log.append_nowait(state, payload, author)
+        await log.drain()
+        await log.cursors.save()
+        # What an asynchronous standby may not have had yet.
+        postgres_engine.outside(
+            "DELETE FROM messages WHERE message_key >> 36 = (SELECT id FROM topics WHERE name LIKE '%lost%')"
+        )
+        postgres_engine.outside("DELETE FROM topics WHERE name LIKE '%lost%'")
+        for payload in (b"3", b"4"):
+            log.append_nowait(state, payload, author)
+            log.append_nowait(other, payload, author)
+        await log.drain()
+        log.append_nowait(state, b"5", author)
+        await log.drain()
+        assert author.reasons == []
+        assert reader.frames == [b"1", b"2", b"3", b"4", b"5"]
+        assert subscription.position == 5
+        names = "SELECT t.name, m.message_key & ((1::bigint << 36) - 1), m.data FROM messages m JOIN topics t ON t.id = m.message_key >> 36"
+        assert sorted(tuple(row) for row in postgres_engine.rows(names)) == [
+            ("ag::w::kept::1", 1, b"3"),
+            ("ag::w::kept::1", 2, b"4"),
+            ("ag::w::lost::1", 3, b"3"),
+            ("ag::w::lost::1", 4, b"4"),
+            ("ag::w::lost::1", 5, b"5"),
+        ]
+        subscription.close()
+        log.unpin([state])
