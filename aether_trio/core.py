@@ -50,6 +50,7 @@ from aether_trio.session.dispatch import Dispatcher
 from aether_trio.session.serve import Parts, SessionServer
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Database, StorageUnavailable
+from aether_trio.storage.database_clock import open_database_clock
 from aether_trio.tasks import make_tasks
 from aether_trio.telemetry.health import Health
 from aether_trio.telemetry.metrics import Metrics
@@ -327,6 +328,9 @@ async def open_core(
         done = stack.enter_context(starting("this gateway could not start, as storage does not answer"))
         databases = await stack.enter_async_context(open_databases(settings))
         state, log_database = databases.state, databases.log
+        if state.shared and isinstance(clock, SystemClock):
+            # A clock that a test has given stays; that of a machine is not another machine's.
+            clock = await stack.enter_async_context(open_database_clock(state, clock))
         log = await stack.enter_async_context(open_log(log_database, clock, wiring.log_limits(settings)))
         lanes = Lanes()
         membership = await stack.enter_async_context(open_membership(settings, clock, databases, log, lanes))

@@ -6,7 +6,7 @@ from random import Random
 
 from aether_trio.config import Settings
 from aether_trio.membership import Membership
-from aether_trio.model.clock import Clock, SystemClock
+from aether_trio.model.clock import Clock
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.tasks.due import TimeLimits
 from aether_trio.routing.lanes import Lanes
@@ -14,7 +14,6 @@ from aether_trio.routing.log import TopicLog
 from aether_trio.services.access import Authorizer
 from aether_trio.services.checkpoints import CheckpointService
 from aether_trio.services.tasks import Alone, Creation, Engine, Hints, InCluster, TaskService
-from aether_trio.services.tasks.database_clock import DatabaseClock
 from aether_trio.storage.base import Database
 
 
@@ -45,9 +44,7 @@ def make_tasks(
 ) -> TaskService:
     """Run its `engine.running()` while sessions are served."""
     others: Hints = Alone(ids.unique()) if membership.cluster is None else InCluster(membership.cluster)
-    # A clock that a test has given stays; that of a machine is not another machine's.
-    time = DatabaseClock(database, clock) if database.shared and isinstance(clock, SystemClock) else clock
-    engine = Engine(database, time, time_limits(settings), randomness.random, membership.registry, lanes, log, others)
+    engine = Engine(database, clock, time_limits(settings), randomness.random, membership.registry, lanes, log, others)
 
     async def connected(identity: str) -> bool:
         return (await membership.directory.seen(identity)).connected

@@ -30,7 +30,6 @@ from aether_trio.routing.log import TopicLog
 from aether_trio.services.tasks import due, hints, notices, rows, sessions
 from aether_trio.services.tasks.clockwork import Clockwork
 from aether_trio.services.tasks.crowd import together
-from aether_trio.services.tasks.database_clock import DatabaseClock
 from aether_trio.services.tasks.deliveries import Deliveries
 from aether_trio.services.tasks.desk import Desk, Errand
 from aether_trio.services.tasks.hints import Hints
@@ -279,8 +278,6 @@ class Engine:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run until the block ends. What gone nodes left is dealt with before the block begins."""
-        if isinstance(self.clock, DatabaseClock):
-            await self.clock.ask()
         await self._let_go_by_nodes_that_are_gone()
         await self.perform(Work.find_unfinished)
         await self.database.execute("DELETE FROM task_watchers WHERE node = $1", self.hints.node)
@@ -298,8 +295,6 @@ class Engine:
             if self.database.shared:
                 nursery.start_soon(_keep_running, self._collect_forever, name="task-collect")
                 nursery.start_soon(_keep_running, self._watch_nodes, name="task-nodes")
-            if isinstance(self.clock, DatabaseClock):
-                nursery.start_soon(self.clock.run, name="task-time")
             yield
             with trio.move_on_after(SETTLE_S, shield=True):
                 await self.desk.settle()

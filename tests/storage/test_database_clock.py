@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from aether_trio.model.clock import ManualClock
-from aether_trio.services.tasks.database_clock import OLD_S, DatabaseClock
 from aether_trio.storage.base import Database
+from aether_trio.storage.database_clock import OLD_S, DatabaseClock
 from tests.helpers.engines import PostgresEngine
 
 

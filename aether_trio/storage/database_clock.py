@@ -1,4 +1,5 @@
-"""The database's time, for a node of a cluster: what is due is due for all nodes at the same moment, whatever their own clocks say.
+"""The database's time, for a node of a cluster: what is due, old or expired is so for all nodes at the same moment, whatever their own
+clocks say. A node whose clock is wrong dates no message wrongly, and deletes nothing of the others'.
 
 The database is asked now and then; in between the time goes on by this process's monotonic clock. An answer is older than when it comes
 by its way back, so this time is late by that, and never early: nothing happens before its moment. Only an answer that came quickly moves
@@ -8,6 +9,8 @@ than HOLD_MS it follows, as nothing would fall due for so long.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 import structlog
@@ -16,7 +19,7 @@ import trio
 from aether_trio.model.clock import Clock
 from aether_trio.storage.base import Database, Fetch, StorageUnavailable, single
 
-logger = structlog.get_logger("aether.tasks")
+logger = structlog.get_logger("aether.storage")
 
 ASK_S: Final = 10.0
 QUICK_S: Final = 0.05
@@ -62,3 +65,14 @@ class DatabaseClock:
                 await self.ask()
             except StorageUnavailable as error:
                 logger.debug("the time goes on by the node's own clock", reason=str(error))
+
+
+@asynccontextmanager
+async def open_database_clock(database: Database, own: Clock) -> AsyncIterator[DatabaseClock]:
+    """The time of this database, until the block ends. Raises StorageUnavailable when it cannot be asked at first."""
+    clock = DatabaseClock(database, own)
+    await clock.ask()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(clock.run, name="database-time")
+        yield clock
+        nursery.cancel_scope.cancel()
