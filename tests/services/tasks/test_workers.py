@@ -6,7 +6,11 @@ import trio
 
 from aether_trio.core import Core
 from aether_trio.model.errors import Status
+from aether_trio.model.identity import Identity
+from aether_trio.model.tasks import Task
+from aether_trio.services.tasks.desk import Errand
 from aether_trio.session.admission import WORKER_TASKS
+from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, service
 from tests.services.tasks.peers import Op, create, get, given, operate
@@ -88,3 +92,41 @@ async def test_a_worker_that_stays_away_has_failed_and_another_one_tries_again(w
             await barrier(other)
             assert given(other) == [with_policy]
             assert (await get(creator, with_policy)).attempt == 1
+
+
+async def test_a_client_is_told_of_no_hibernation_before_its_acknowledgement(core: Core) -> None:
+    """It would take that for its acknowledgement: the published SDK takes any first message for one."""
+    async with connect(core, agent("w", "boss", "1")) as boss, trio.open_nursery() as nursery:
+        worker, back, gate = MemoryLink(), MemoryLink(), trio.Event()
+        nursery.start_soon(core.sessions.serve, worker)
+        worker.send(agent("w", "i", "1"))
+        session_id = (await worker.next("connection_ack")).connection_ack.session_id
+        task_id = (await create(boss)).task_id
+        while task_id not in given(worker):
+            await trio.sleep(0.01)
+        assert (await operate(worker, Op.CLAIM, task_id)).success
+        save = pb.CheckpointOperation(op=pb.CheckpointOperation.SAVE, key="half", data=b"done")
+        worker.send(pb.UpstreamMessage(checkpoint_op=save))
+        assert (await worker.next("checkpoint")).checkpoint.success
+        find = core.starts.of
+
+        async def late(identity: Identity) -> Task | None:
+            await gate.wait()
+            return await find(identity)
+
+        async def written_late(errand: Errand) -> None:
+            await gate.wait()
+            await core.tasks.engine.perform(errand)
+
+        core.starts.of = late  # type: ignore[method-assign]
+        core.tasks.engine.desk._perform = written_late  # the former session's row is still there
+        nursery.start_soon(core.sessions.serve, back)
+        back.send(agent("w", "i", "1", resume_session_id=session_id))
+        await worker.wait_end()
+        state = pb.HibernationDescriptor(checkpoint_key="half")
+        spec = pb.WaitSpec(reason=pb.WAIT_REASON_HIBERNATION, hibernation=state)
+        answer = await operate(boss, Op.PAUSE, task_id, wait_spec=spec)
+        assert answer.success, answer.error
+        gate.set()
+        assert (await back.receive_message()).WhichOneof("payload") == "connection_ack"
+        back.finish()
