@@ -197,7 +197,7 @@ class Core:
     async def _authenticate(self, identity: Identity, claim: Claim, peer: Peer) -> Admitted:
         worker = await self.tasks.admit(identity, claim.credentials)
         if worker is not None:
-            return Admitted(worker.workspaces.__contains__, worker.covers, worker.task_id, worker.token)
+            return Admitted(worker.workspaces.__contains__, worker.covers, worker.task_id, worker.token, worker.lineage)
         accepted = self.credentials.check(identity, claim.credentials, peer.certificate)
         return Admitted(accepted.allows_workspace, accepted.covers)
 

@@ -68,6 +68,13 @@ class Dispatcher:
             return
         self.counts[case] += 1
         payload = getattr(message, case)
+        session.answering = True
+        try:
+            await self._answer(session, case, handler, payload)
+        finally:
+            session.answered()
+
+    async def _answer(self, session: Session, case: str, handler: Handler, payload: Any) -> None:
         try:
             answers = await handler(session, payload)
         except AetherError as error:

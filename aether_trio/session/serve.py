@@ -262,6 +262,7 @@ class SessionServer:
         session.task_id = admitted.task_id
         session.covers = admitted.covers
         session.token = admitted.token
+        session.lineage = admitted.lineage
         link.attach(session.outbox)
         return session
 

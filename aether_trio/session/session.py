@@ -35,6 +35,9 @@ CUT_GRACE_S = 0.5
 """How long a session may go on after its link has broken, with what had arrived before. Storage that hangs must not keep
 an identity from its owner's next connection."""
 
+ANSWER_S = 5.0
+"""For the answer to a request whose client is to go. A request that hangs in storage must not keep it."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClientInfo:
@@ -54,8 +57,10 @@ class Session:
     __slots__ = (
         "__weakref__",
         "_detached_event",
+        "_end_after_answer",
         "acknowledged",
         "allows_workspace",
+        "answering",
         "client",
         "connected_ms",
         "covers",
@@ -66,6 +71,7 @@ class Session:
         "identity",
         "lane_behind",
         "last_activity_ms",
+        "lineage",
         "link",
         "numbered",
         "nursery",
@@ -138,6 +144,11 @@ class Session:
         """Whether a token for that participant would be good for no more than its credential is."""
         self.token = b""
         """The hash of the task token that it was let in with, empty without one."""
+        self.lineage: tuple[str, ...] = ()
+        """The tasks that it may not outlive: that of its token at the end, before that those of the sessions that have made the token."""
+        self.answering = False
+        """Whether a request of its client is being handled."""
+        self._end_after_answer: StatusError | None = None
         self.task_context: Mapping[str, str] = {}
         """What an agent that was started is told of its start."""
         self.detached = False
@@ -212,6 +223,25 @@ class Session:
         self.detach()
         if self.nursery is not None:
             self.nursery.cancel_scope.cancel()
+
+    def end_after_answer(self, status: Status, reason: str) -> None:
+        """`end`, but what is asked now is answered first, within ANSWER_S."""
+        if not self.answering or self.nursery is None:
+            self.end(status, reason)
+        elif self._end_after_answer is None:
+            self._end_after_answer = StatusError(status, reason)
+            self.nursery.start_soon(self._end_in_time, name="end-after-answer")
+
+    def answered(self) -> None:
+        """A request has been handled, and its answer is on its way."""
+        self.answering = False
+        due = self._end_after_answer
+        if due is not None:
+            self.end(due.status, due.message)
+
+    async def _end_in_time(self) -> None:
+        await trio.sleep(ANSWER_S)
+        self.answered()
 
     def cut(self) -> None:
         """The link has broken. Whoever reads from it learns so there; a session held up elsewhere ends all the same."""

@@ -22,7 +22,15 @@ MIGRATIONS: Final[dict[str, tuple[Migration, ...]]] = {
     "state": state.MIGRATIONS,
     "log": log.MIGRATIONS,
     "audit": audit.MIGRATIONS,
-    "tasks": (*tasks.MIGRATIONS, *agents.MIGRATIONS, *tasks.MEMORIES, *tasks.CHATS, *tasks.LEAN, *tasks.FOUND),
+    "tasks": (
+        *tasks.MIGRATIONS,
+        *agents.MIGRATIONS,
+        *tasks.MEMORIES,
+        *tasks.CHATS,
+        *tasks.LEAN,
+        *tasks.FOUND,
+        *tasks.DESCENTS,
+    ),
 }
 
 ONLY_POSTGRES: Final[dict[str, tuple[Migration, ...]]] = {"cluster": cluster.MIGRATIONS}

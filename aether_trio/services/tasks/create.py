@@ -22,13 +22,13 @@ from aether_trio.model.tasks import Mode, Status, Task
 from aether_trio.model.tasks.status import grace_ms, priority_of
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.tasks import rows
+from aether_trio.services.tasks.tokens import Minted, keep
 from aether_trio.services.tasks.transaction import Context, Work
 from aether_trio.services.tasks.wire import kept_of, policy_of
 from aether_trio.storage.base import Execute, Fetch, Program, Row
 from aether_trio.wire.pb import aether_pb2 as pb
 
 KEY_MS: Final = 24 * 3600 * 1000
-TOKEN_MS: Final = 24 * 3600 * 1000
 MAX_TEXT_BYTES: Final = 1024
 """Of each free text of a request. The reference has no bound."""
 MAX_REQUEST_BYTES: Final = 256 * 1024
@@ -217,9 +217,9 @@ def create(
     offline: Offline,
     start: Start | None,
     target: Identity | None,
-    tokens: tuple[bytes, str] | None,
+    minted: Minted | None,
 ) -> Program[Created]:
-    """Write a task, or find the one of its key. `tokens` is the hash of a token for it and the identity that it is for."""
+    """Write a task with the token `minted`, if its maker may make one; or find the task of its key."""
     if key:
         found: list[Row] = yield Fetch("SELECT task_id, expires_ms FROM task_keys WHERE key_hash = $1", (key,))
         if found and found[0][1] > context.now_ms and found[0][0] != task.task_id:
@@ -246,7 +246,7 @@ def create(
     elif task.task_type == AGENT_STARTUP:
         return Created("", problem=f"{task.target} is connected already")
     task = task.changed({})  # what it becomes is this run's, as a program may run again
-    task.tokens = int(tokens is not None)
+    task.tokens = int(minted is not None and (yield from keep(minted, task.task_id, context.now_ms)))
     if not (yield from work.create(task, payload)):
         return Created(task.task_id, (yield from rows.load(task.task_id)), work, started=started)
     if key:
@@ -254,11 +254,6 @@ def create(
             "INSERT INTO task_keys (key_hash, task_id, expires_ms) VALUES ($1, $2, $3) ON CONFLICT (key_hash) "
             "DO UPDATE SET task_id = excluded.task_id, expires_ms = excluded.expires_ms",
             (key, task.task_id, context.now_ms + KEY_MS),
-        )
-    if tokens is not None:
-        yield Execute(
-            "INSERT INTO task_tokens (hash, task_id, identity, created_ms, expires_ms) VALUES ($1, $2, $3, $4, $5)",
-            (tokens[0], task.task_id, tokens[1], context.now_ms, context.now_ms + TOKEN_MS),
         )
     given = [push.task for push in work.pushes if push.task.task_id == task.task_id]
     return Created(task.task_id, given[-1] if given else task, work, started=started)

@@ -26,7 +26,7 @@ from aether_trio.services.tasks import create
 from aether_trio.services.tasks.create import Created, Offline
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.starting import Starter
-from aether_trio.services.tasks.tokens import hash_token, new_token
+from aether_trio.services.tasks.tokens import Minted, hash_token, new_token
 from aether_trio.session.session import Session
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.wire.errors import error_response
@@ -84,7 +84,7 @@ class Creation:
         )
         token, owner = await self._token(session, request)
         key = create.key_hash(workspace, request.idempotency_key) if request.idempotency_key else b""
-        tokens = (hash_token(token), owner) if token else None
+        minted = Minted(hash_token(token), owner, session.lineage) if token else None
 
         async def run(offline: Offline) -> Created:
             return await self.engine.run_program(
@@ -96,7 +96,7 @@ class Creation:
                     offline=offline,
                     start=None if self.starter is None else self.starter.start,
                     target=target,
-                    tokens=tokens,
+                    minted=minted,
                 )
             )
 
@@ -209,7 +209,7 @@ class Creation:
         task = created.task
         if task is not None:
             response.status = _word(task, started=created.started)
-            response.task_token = token
+            response.task_token = token if task.tokens else ""
             if task.mode is not Mode.POOL and task.status is not Status.PENDING:
                 response.assigned_to = task.assigned_to
         return response

@@ -44,6 +44,11 @@ class Join:
         """Whose it is."""
         return self.joined.worker.identity
 
+    @property
+    def by_token(self) -> bool:
+        """Whether it is the session of a task."""
+        return bool(self.joined.task_id)
+
     def __call__(self, work: Work) -> Program[None]:
         """See sessions.join."""
         return sessions.join(work, self.joined)
@@ -61,6 +66,11 @@ class Leave:
     def identity(self) -> str:
         """Whose it is."""
         return self.left.identity
+
+    @property
+    def by_token(self) -> bool:
+        """Whether a token has let it in."""
+        return self.left.let_in
 
     def __call__(self, work: Work) -> Program[None]:
         """See sessions.leave."""
@@ -83,7 +93,7 @@ def together(group: Sequence[Errand]) -> list[Errand]:
 
 def _merge(run: Sequence[Join | Leave]) -> list[Errand]:
     counts = Counter(errand.identity for errand in run)
-    crowd = [one for one in run if counts[one.identity] == 1 and not (isinstance(one, Join) and one.joined.task_id)]
+    crowd = [one for one in run if counts[one.identity] == 1 and not one.by_token]
     if len(crowd) < LEAST:
         return list(run)
     alone = set(run) - set(crowd)

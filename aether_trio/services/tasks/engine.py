@@ -22,12 +22,13 @@ import structlog
 import trio
 
 from aether_trio.model.clock import Clock
+from aether_trio.model.errors import Status as StreamStatus
 from aether_trio.model.tasks import Status, Task
 from aether_trio.model.tasks.due import TimeLimits
 from aether_trio.routing.kicks import Kicks
 from aether_trio.routing.lanes import Lanes
 from aether_trio.routing.log import TopicLog
-from aether_trio.services.tasks import due, hints, notices, rows, sessions
+from aether_trio.services.tasks import due, hints, notices, rows, sessions, tokens
 from aether_trio.services.tasks.clockwork import Clockwork
 from aether_trio.services.tasks.crowd import together
 from aether_trio.services.tasks.deliveries import Deliveries
@@ -122,6 +123,7 @@ class Engine:
         others.listen(hints.PUSH, lambda _: self._collecting.set())
         others.listen(hints.EVENTS, self.hub.look)
         others.listen(hints.HIBERNATED, self._hibernated_elsewhere)
+        others.listen(hints.OUTLIVED, self._end_outlived)
         self._asleep: set[str] = set()
         self.on_absent: Callable[[str], None] = _nobody_cares
         """Told of each participant that a task waits for and that is not connected."""
@@ -192,6 +194,7 @@ class Engine:
         logger.warning("it was not known whether a transaction on tasks was committed; it was made again")
         self.hub.look("*")
         self.desk.put(_push_again)
+        self.desk.put(_find_outlived)
         self.outbox.wake()
 
     def settle(self, work: Work) -> None:
@@ -204,6 +207,11 @@ class Engine:
             notices.publish(self._lanes, task, work.context.now_ms, self._notices.add)
         for node, task_id in work.watched:
             self.hints.tell(node, hints.EVENTS, task_id)
+        for node, session_id in work.outlived:
+            if node == self.hints.node:
+                self._end_outlived(session_id)
+            else:
+                self.hints.tell(node, hints.OUTLIVED, session_id)
         for task, node in work.hibernated:
             self._tell_hibernated(task, node)
         self.clockwork.note(work.due_ms)
@@ -225,6 +233,13 @@ class Engine:
         session = self._registry.session(push.worker.session_id)
         if session is not None:
             self.deliveries.push(session, push.task, push.payload)
+
+    def _end_outlived(self, session_id: str) -> None:
+        session = self._registry.session(session_id)
+        if session is not None:
+            session.end_after_answer(
+                StreamStatus.UNAUTHENTICATED, "the task of this session's token, or of its maker's, has ended"
+            )
 
     def _tell_hibernated(self, task: Task, node: str) -> None:
         if node != self.hints.node:
@@ -318,6 +333,9 @@ class Engine:
             await trio.sleep(LOOK_S)
             try:
                 await self.recover()
+                node = self.hints.node
+                for session_id in await self.database.read(lambda node=node: tokens.outlived(node)):  # type: ignore[misc]
+                    self._end_outlived(session_id)
             except StorageUnavailable as error:
                 logger.info("nodes that are gone wait for storage", reason=str(error))
             self.hub.look("*")
@@ -364,6 +382,12 @@ def _collect(work: Work) -> Program[int]:
         yield Execute("UPDATE task_attempts SET pushed = 1 WHERE task_id = $1 AND epoch = $2", (task_id, epoch))
         yield from _push_one(work, task_id, epoch)
     return len(found)
+
+
+def _find_outlived(work: Work) -> Program[None]:
+    """End the sessions of this node that nobody could be told of."""
+    node = work.context.node
+    work.outlived.extend((node, session_id) for session_id in (yield from tokens.outlived(node)))
 
 
 def _push_one(work: Work, task_id: str, epoch: int) -> Program[None]:

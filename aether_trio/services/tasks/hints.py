@@ -17,6 +17,8 @@ EVENTS: Final = "task-events"
 """The body is the id of a task that has new events; "*" for any."""
 HIBERNATED: Final = "task-hibernated"
 """The body is the id of a task that was hibernated while its worker is on that node."""
+OUTLIVED: Final = "task-outlived"
+"""A session of that node, by its id, has outlived what let it in."""
 
 Handler = Callable[[str], None]
 

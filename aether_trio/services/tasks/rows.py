@@ -19,6 +19,8 @@ _OF_A_TASK: Final = (
     "task_watchers",
     "task_dependents",
     "task_tokens",
+    "task_descents",
+    "task_sessions",
 )
 _INSERT: Final = f"""INSERT INTO tasks ({FIELDS}, payload) VALUES ({_MARKS}, ${len(COLUMNS) + 1})
     ON CONFLICT (task_id) DO NOTHING"""  # noqa: S608

@@ -319,7 +319,9 @@ class TaskService:
             0,
             min(wants or self._capacity, self._capacity),
         )
-        joined = sessions.Joined(worker, back, session.task_id, again, lambda: session.detached)
+        joined = sessions.Joined(
+            worker, back, session.task_id, session.token, session.lineage, again, lambda: session.detached
+        )
         self.engine.desk.put(Join(joined))
 
     def ended(self, session: Session) -> None:
@@ -332,6 +334,7 @@ class TaskService:
                 session.session_id,
                 session.finished,
                 by_gateway=session.ending is not None and session.ending.status is Status.UNAVAILABLE,
+                let_in=bool(session.lineage),
             )
             self.engine.desk.put(Leave(left))
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from aether_trio.model.tasks import Mode, Move, Status, Task
 from aether_trio.model.tasks.task import AGENT_STARTUP
-from aether_trio.services.tasks import handing, rows, startups
+from aether_trio.services.tasks import handing, rows, startups, tokens
 from aether_trio.services.tasks.rows import WORKER_FIELDS, Worker
 from aether_trio.services.tasks.transaction import Push, Work
 from aether_trio.storage.base import Execute, Fetch, Program, Row, Value
@@ -42,6 +42,10 @@ class Joined:
     worker: Worker
     back: bool
     task_id: str = ""
+    token: bytes = b""
+    """The hash of that token."""
+    lineage: tuple[str, ...] = ()
+    """The tasks that it may not outlive."""
     again: bool = False
     over: Callable[[], bool] = lambda: False
     """Whether it has ended by now: written late, as storage was away, it would take the place of one that came after it, on another node."""
@@ -55,6 +59,8 @@ class Left:
     session_id: str
     clean: bool
     by_gateway: bool = False
+    let_in: bool = False
+    """Whether a token has let it in."""
 
 
 def join(work: Work, joined: Joined) -> Program[None]:
@@ -62,6 +68,11 @@ def join(work: Work, joined: Joined) -> Program[None]:
     if joined.over():
         return
     worker = joined.worker._replace(node=work.context.node)
+    if joined.lineage:
+        if not joined.again and (yield from tokens.is_revoked(joined.token)):  # while it was being let in
+            work.outlived.append((worker.node, worker.session_id))
+            return
+        yield from tokens.let_in(joined.lineage, worker.session_id, worker.identity, worker.node)
     now_ms = work.context.now_ms
     since_ms = yield from _memory(work, worker.identity, back=joined.back)
     if joined.task_id:
@@ -139,7 +150,9 @@ def mark(work: Work, task: Task, *, missing: bool) -> Program[None]:
 
 
 def leave(work: Work, left: Left) -> Program[None]:
-    """A session has ended. Nothing, if its identity has another one by now."""
+    """A session has ended. Nothing more, if its identity has another one by now."""
+    if left.let_in:
+        yield from tokens.let_go(left.session_id)
     found: list[Row] = yield Fetch("SELECT session_id FROM task_workers WHERE identity = $1", (left.identity,))
     if not found or found[0][0] != left.session_id:
         return
@@ -178,6 +191,7 @@ def recover(work: Work, node: str, page: int) -> Program[int]:
         yield from leave(work, Left(identity, session_id, clean=False, by_gateway=True))
         if (yield from startups.was_started(identity)):
             work.let_go.append(identity)
+    yield Execute("DELETE FROM task_sessions WHERE node = $1", (node,))
     yield Execute("UPDATE task_outbox SET node = $2 WHERE node = $1", (node, work.context.node))
     yield Execute("DELETE FROM task_watchers WHERE node = $1", (node,))
     work.outbox = True

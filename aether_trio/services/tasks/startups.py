@@ -27,7 +27,7 @@ from aether_trio.model.tasks.due import start_delay_ms
 from aether_trio.model.tasks.status import PAUSED, WAITING
 from aether_trio.model.tasks.table import Decision, Refusal, Refused
 from aether_trio.model.tasks.task import AGENT_STARTUP
-from aether_trio.services.tasks import rows
+from aether_trio.services.tasks import rows, tokens
 from aether_trio.services.tasks.wire import ASSIGNMENT, hibernation_of, may_start_target
 from aether_trio.storage.base import Execute, Fetch, Program, Row
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -45,7 +45,6 @@ GATEWAY_GRACE_MS: Final = 60_000
 """More grace for an agent whose gateway has ended: clients come back after growing pauses."""
 ENDED_MS: Final = 1
 """The grace of a start whose process is known to have ended."""
-TOKEN_MS: Final = 24 * 3600 * 1000
 _BEGUN: Final = WAITING | {Status.RUNNING}
 """Its agent has come, and has not been let go."""
 
@@ -269,12 +268,7 @@ def mint(work: Work, task_id: str, epoch: int, token_hash: bytes) -> Program[Tas
     task = yield from rows.load(task_id)
     if task is None or task.epoch != epoch or task.status is not Status.STARTING:
         return None
-    now_ms = work.context.now_ms
-    yield Execute(
-        "INSERT INTO task_tokens (hash, task_id, identity, created_ms, expires_ms) VALUES ($1, $2, $3, $4, $5) "
-        "ON CONFLICT (hash) DO NOTHING",
-        (token_hash, task_id, task.target, now_ms, now_ms + TOKEN_MS),
-    )
+    yield from tokens.keep(tokens.Minted(token_hash, task.target), task_id, work.context.now_ms)
     if not task.tokens:
         yield from rows.save(task, task.changed({"tokens": 1}))
     return task

@@ -24,7 +24,7 @@ from aether_trio.model.tasks.status import PAUSED, TERMINAL
 from aether_trio.model.tasks.table import Decision
 from aether_trio.model.tasks.task import AGENT_STARTUP, holder_of, queue_of
 from aether_trio.model.topics import task_lane
-from aether_trio.services.tasks import handing, rows, startups
+from aether_trio.services.tasks import handing, rows, startups, tokens
 from aether_trio.services.tasks.rows import WORKER_FIELDS, Worker, read_worker
 from aether_trio.storage.base import Aside, Execute, Fetch, Program, Row
 from aether_trio.wire.delivery import delivery_prefix, delivery_suffix, encode_delivery
@@ -114,6 +114,8 @@ class Work:
     """Whom tasks wait for that are not connected; they may be some that are started when they are needed."""
     let_go: list[str] = field(default_factory=list)
     """Agents that are started when they are needed, and whose gateway has ended."""
+    outlived: list[tuple[str, str]] = field(default_factory=list)
+    """(node, session id): sessions whose token's task, or that of its makers, has ended."""
     errands: list[Callable[[Work], Program[None]]] = field(default_factory=list)
     """What is to follow in transactions of its own."""
     looked_at: int = 0
@@ -248,11 +250,7 @@ class Work:
     def _ended(self, task: Task) -> Program[None]:
         now_ms = self.context.now_ms
         if task.tokens:
-            yield Aside(
-                "task_tokens",
-                "UPDATE task_tokens SET revoked_ms = $2 WHERE task_id = $1 AND revoked_ms = 0",
-                (task.task_id, now_ms),
-            )
+            self.outlived.extend((yield from tokens.revoke(task, now_ms)))
         if task.status is Status.DLQ:
             yield Execute(
                 "INSERT INTO task_letters (task_id, workspace, reason, error_type, attempts, buried_ms) "

@@ -18,6 +18,9 @@ follows a task.
 
 `task_dependents` are the tasks that wait for others, `task_outbox` messages for the topic log that were not appended yet,
 `task_letters` the dead letters.
+
+`task_tokens` let participants in. One that was made by a session that a token had let in ends with every task of its maker's lineage:
+`task_descents` has a row for each. `task_sessions` are the live sessions that tokens have let in, with a row for each task of their lineage.
 """
 
 from __future__ import annotations
@@ -224,3 +227,26 @@ FOUND: Final = (
     ),
 )
 """What is asked for most among very many tasks: what has failed or waits, which no ordinary task ever is, and what belongs together."""
+
+DESCENTS: Final = (
+    (
+        "ALTER TABLE task_tokens ADD COLUMN lineage TEXT NOT NULL DEFAULT ''",
+        """CREATE TABLE task_descents (
+            task_id TEXT {byte_order} NOT NULL,
+            hash {blob} NOT NULL,
+            PRIMARY KEY (task_id, hash)
+        ) {clustered}""",
+        "CREATE INDEX task_descents_by_token ON task_descents (hash)",
+        """CREATE TABLE task_sessions (
+            task_id TEXT {byte_order} NOT NULL,
+            session_id TEXT {byte_order} NOT NULL,
+            identity TEXT {byte_order} NOT NULL,
+            node TEXT {byte_order} NOT NULL,
+            PRIMARY KEY (task_id, session_id)
+        ) {clustered}""",
+        "CREATE INDEX task_sessions_by_session ON task_sessions (session_id)",
+        "CREATE INDEX task_sessions_by_node ON task_sessions (node)",
+    ),
+)
+"""Which tokens and sessions end with which task. `lineage` is the ids of the tasks that let in whom made the token, oldest first, with
+spaces between them."""

@@ -1,0 +1,210 @@
+"""A session, and what it has made, ends with the task or start whose token let it in (issue 10, H13)."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from aether_trio.core import Core
+from aether_trio.model.clock import VirtualClock
+from aether_trio.model.errors import Status
+from aether_trio.services.tasks import tokens
+from aether_trio.services.tasks.crowd import Join
+from aether_trio.services.tasks.rows import Worker
+from aether_trio.services.tasks.sessions import Joined
+from aether_trio.testing.memory import MemoryLink, StreamEnded
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import World, agent, barrier, connect, message_to, pump
+from tests.services.agents.cast import ECHO, assignment, cast, echo, starts, until
+from tests.services.tasks.peers import Op, create, get, operate
+
+SELF = pb.SELF_ASSIGN
+
+
+class SetClock(VirtualClock):
+    """A calendar that can be set forward."""
+
+    ahead_ms = 0
+
+    def now_ms(self) -> int:
+        return super().now_ms() + self.ahead_ms
+
+
+def worker(token: str, specifier: str = "1") -> pb.UpstreamMessage:
+    """The InitConnection of a participant that shows a token."""
+    return agent("w", "i", specifier, credentials={"token": token})
+
+
+async def token_for(peer: MemoryLink, owner: str, **fields: object) -> tuple[str, str]:
+    """(task id, token) of a task of its creator for that identity."""
+    made = await create(peer, assignment_mode=SELF, target_identity=owner, **fields)
+    assert made.success, made.error_message
+    return made.task_id, made.task_token
+
+
+async def refused(core: Core, hello: pb.UpstreamMessage) -> bool:
+    """Whether this participant is not let in."""
+    async with connect(core, hello, wait_ack=False) as peer:
+        try:
+            await peer.next("connection_ack")
+        except StreamEnded as end:
+            return end.status is Status.UNAUTHENTICATED
+    return False
+
+
+async def ended(peer: MemoryLink) -> bool:
+    """Whether its session ends because of what let it in."""
+    end = await peer.wait_end()
+    return end.status is Status.UNAUTHENTICATED and "has ended" in end.message
+
+
+async def test_a_session_ends_with_the_task_of_its_token(core: Core) -> None:
+    async with connect(core, agent("w", "c", "1")) as creator:
+        task_id, token = await token_for(creator, "ag::w::i::1")
+        async with connect(core, worker(token)) as peer:
+            await barrier(peer)
+            assert (await operate(creator, Op.CANCEL, task_id)).success
+            assert await ended(peer)
+        assert await refused(core, worker(token))
+
+
+@pytest.mark.parametrize("end", [Op.CANCEL, Op.FAIL, Op.REJECT])
+async def test_the_end_that_a_worker_brings_about_is_answered_first(core: Core, end: Op.OpType.ValueType) -> None:
+    async with connect(core, agent("w", "c", "1")) as creator:
+        task_id, token = await token_for(creator, "ag::w::i::1")
+        async with connect(core, worker(token)) as peer:
+            if end == Op.REJECT:  # of what waits
+                wait = pb.WaitSpec(reason=pb.WAIT_REASON_INPUT)
+                assert (await operate(peer, Op.PAUSE, task_id, wait_spec=wait)).success
+            assert (await operate(peer, end, task_id)).success
+            assert await ended(peer)
+        assert await refused(core, worker(token))
+
+
+async def test_a_failure_that_is_tried_again_ends_nothing(core: Core) -> None:
+    policy = pb.RetryPolicy(max_attempts=2, initial_delay_ms=1000)
+    async with connect(core, agent("w", "c", "1")) as creator:
+        task_id, token = await token_for(creator, "ag::w::i::1", retry_policy=policy)
+        async with connect(core, worker(token)) as peer:
+            assert (await operate(peer, Op.FAIL, task_id)).success
+            await barrier(peer)
+            assert (await operate(creator, Op.CANCEL, task_id)).success
+            assert await ended(peer)
+
+
+async def test_who_has_completed_its_task_says_goodbye_itself_and_makes_no_more_tokens(core: Core) -> None:
+    async with connect(core, agent("w", "c", "1")) as creator:
+        task_id, token = await token_for(creator, "ag::w::i::1")
+        async with connect(core, worker(token)) as peer:
+            own, mine = await token_for(peer, "ag::w::i::1")
+            _, others = await token_for(peer, "ag::w::i::2")
+            async with connect(core, worker(others, "2")) as other:
+                assert (await operate(peer, Op.COMPLETE, task_id)).success
+                await barrier(peer, other)
+                assert (await token_for(peer, "ag::w::i::3", parent_task_id=own))[1] == ""
+                assert (await get(creator, own)).status == pb.TASK_STATUS_QUEUED
+        assert await refused(core, worker(token))
+        assert await refused(core, worker(mine))
+
+
+async def test_what_a_started_agent_makes_for_itself_ends_with_its_start(core: Core) -> None:
+    async with cast(core) as (orchestrator, asker):
+        asker.send(message_to(ECHO, b"one"))
+        asked = await assignment(orchestrator)
+        token = asked.launch_params["auth_token"]
+        async with connect(core, echo(credentials={"token": token})) as started:
+            await until(core, "running")
+            # For itself, for another, and the other for a third one.
+            _, mine = await token_for(started, ECHO)
+            _, second = await token_for(started, "ag::w::i::2")
+            async with connect(core, worker(second, "2")) as other:
+                _, third = await token_for(other, "ag::w::i::3")
+                async with connect(core, worker(third, "3")) as last:
+                    await barrier(started, other, last)
+                    assert (await operate(asker, Op.CANCEL, asked.task_id)).success
+                    for peer in (started, other, last):
+                        assert await ended(peer)
+        for hello in (
+            echo(credentials={"token": token}),
+            echo(credentials={"token": mine}),
+            worker(second, "2"),
+            worker(third, "3"),
+        ):
+            assert await refused(core, hello)
+
+
+async def test_a_start_that_was_cancelled_and_is_tried_again_has_other_tokens(core: Core) -> None:
+    async with cast(core) as (orchestrator, asker):
+        asker.send(message_to(ECHO, b"one"))
+        asked = await assignment(orchestrator)
+        async with connect(core, echo(credentials={"token": asked.launch_params["auth_token"]})) as started:
+            await until(core, "running")
+            _, mine = await token_for(started, ECHO)
+            assert (await operate(asker, Op.CANCEL, asked.task_id)).success
+            assert await ended(started)
+        assert (await operate(asker, Op.RETRY, asked.task_id)).success
+        again = await assignment(orchestrator)
+        assert await refused(core, echo(credentials={"token": asked.launch_params["auth_token"]}))
+        assert await refused(core, echo(credentials={"token": mine}))
+        async with connect(core, echo(credentials={"token": again.launch_params["auth_token"]})) as started:
+            await until(core, "running")
+            await barrier(started)
+
+
+async def test_who_completes_its_own_start_goes(core: Core) -> None:
+    async with cast(core) as (orchestrator, asker):
+        asker.send(message_to(ECHO, b"one"))
+        asked = await assignment(orchestrator)
+        async with connect(core, echo(credentials={"token": asked.launch_params["auth_token"]})) as started:
+            await until(core, "running")
+            _, mine = await token_for(started, ECHO)
+            assert (await operate(started, Op.COMPLETE, asked.task_id)).success
+            assert await ended(started)
+        assert [status for status, _ in await starts(core)] == ["completed"]
+        assert await refused(core, echo(credentials={"token": mine}))
+
+
+async def test_a_line_of_tokens_is_short(core: Core) -> None:
+    async with connect(core, agent("w", "c", "1")) as creator:
+        _, token = await token_for(creator, "ag::w::i::0")
+        for number in range(1, tokens.MAX_LINEAGE + 1):
+            async with connect(core, worker(token, str(number - 1))) as peer:
+                _, following = await token_for(peer, f"ag::w::i::{number}")
+                peer.cut()
+            assert bool(following) is (number < tokens.MAX_LINEAGE)
+            token = following
+
+
+async def test_a_session_that_is_let_in_while_its_task_ends_goes(core: Core) -> None:
+    async with connect(core, agent("w", "c", "1")) as creator:
+        task_id, token = await token_for(creator, "ag::w::i::1")
+        assert (await operate(creator, Op.CANCEL, task_id)).success
+        joined = Joined(
+            Worker("ag::w::i::1", "session", core.tasks.engine.hints.node, "w", "i", True, 0, 1),
+            back=False,
+            task_id=task_id,
+            token=tokens.hash_token(token),
+            lineage=(task_id,),
+        )
+        work = await core.tasks.engine.perform(Join(joined))
+        assert work.outlived == [(core.tasks.engine.hints.node, "session")]
+        assert await core.tasks.engine.database.fetch("SELECT * FROM task_workers WHERE identity = 'ag::w::i::1'") == []
+
+
+async def test_nothing_is_kept_of_sessions_and_tokens_that_are_over(world: World) -> None:
+    clock = SetClock(trio.current_time)
+    async with world.open(clock=clock) as core, connect(core, agent("w", "c", "1")) as creator:
+        database = core.tasks.engine.database
+        _, token = await token_for(creator, "ag::w::i::1")
+        async with connect(core, worker(token)) as peer:
+            await token_for(peer, "ag::w::i::2")
+            await barrier(peer)
+            assert await database.fetch("SELECT count(*) FROM task_sessions") == [(1,)]
+            assert await database.fetch("SELECT count(*) FROM task_descents") == [(1,)]
+        await core.tasks.engine.desk.settle()
+        await pump()
+        assert await database.fetch("SELECT count(*) FROM task_sessions") == [(0,)]
+        clock.ahead_ms = 2 * 24 * 3600 * 1000
+        await trio.sleep(60)
+        assert await database.fetch("SELECT count(*) FROM task_tokens") == [(0,)]
+        assert await database.fetch("SELECT count(*) FROM task_descents") == [(0,)]
