@@ -164,7 +164,7 @@ class TaskMachine(RuleBasedStateMachine):
         )
         created = self.run(
             lambda context: creating.create(
-                context, task, b"p", key=key, offline=Offline.QUEUE, start=None, target=None, tokens=None
+                context, task, b"p", key=key, offline=Offline.QUEUE, start=None, target=None, minted=None
             )
         )
         if created.task is None:
