@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import structlog
 import trio
@@ -20,6 +20,7 @@ from aether_trio.config import Settings
 from aether_trio.databases import OpenDatabase, open_databases, starting
 from aether_trio.membership import Membership, open_membership
 from aether_trio.model.clock import Clock, SystemClock
+from aether_trio.model.containment import run_all
 from aether_trio.model.errors import Status
 from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.ids import IdFactory
@@ -242,20 +243,20 @@ class Core:
         )
 
     def _ended(self, session: Session) -> None:
-        self.holding.let_go(session)
-        self.presence.ended(session)
-        self.tasks.ended(session)
-        self.chats.ended(session)
+        parts = (self.holding.let_go, self.presence.ended, self.tasks.ended, self.chats.ended, self._start_ended)
+        run_all(session.who, *(partial(ended, session) for ended in parts))
+        self.metrics.connection_duration.observe(
+            (self.clock.now_ms() - session.connected_ms) / 1000,
+            (session.identity.workspace, session.identity.type_name),
+        )
+
+    def _start_ended(self, session: Session) -> None:
         if session.identity.kind is Kind.ORCHESTRATOR:
             self.starts.ended(session)
         elif session.task_context:
             self.waker.ended(session.identity.text)
         else:
             self.waker.came_by_itself(session.identity.text)
-        self.metrics.connection_duration.observe(
-            (self.clock.now_ms() - session.connected_ms) / 1000,
-            (session.identity.workspace, session.identity.type_name),
-        )
 
     async def cut_stuck_sessions(self, write_timeout_s: float) -> None:
         """End sessions whose client has read nothing of what waits for it for so long. Runs until cancelled.

@@ -31,6 +31,7 @@ from aether_trio.cluster.desk import Desk, Full, Granted, HeldBy, Release
 from aether_trio.cluster.lease import Lease, LeaseState, Rows
 from aether_trio.cluster.nodes import Nodes
 from aether_trio.cluster.records import Answer, Claimed, ClaimRequest, ClusterLimits, Continued, Hold, SessionHost
+from aether_trio.model.containment import alone
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.storage.base import StorageUnavailable
 
@@ -282,7 +283,7 @@ class Holds:
             return
         self._asked += 1
         self._answering.add(key)
-        nursery.start_soon(self._ask_host, question, hold, key)
+        nursery.start_soon(alone, f"a claim for {question.identity}", self._ask_host, question, hold, key)
 
     async def _ask_host(self, question: _Question, hold: Hold, key: tuple[str, int, str]) -> None:
         try:

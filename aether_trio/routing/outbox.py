@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from aether_trio.model.containment import report
+
 if TYPE_CHECKING:
     from aether_trio.routing.receipts import Receipts
 
@@ -115,6 +117,7 @@ class Outbox:
         "_lane",
         "_link",
         "_on_cut",
+        "_on_failure",
         "_on_lane_drop",
         "_room",
         "broken",
@@ -135,10 +138,12 @@ class Outbox:
         on_lane_drop: Callable[[], None],
         on_cut: Callable[[], None] | None = None,
         gate: Gate = _OPEN,
+        on_failure: Callable[[Exception], None] | None = None,
     ) -> None:
         self._link = link
         self._gate = gate
         self._on_cut = on_cut
+        self._on_failure = on_failure
         self.limits = limits
         # Lists: an empty deque has 620 bytes, and what is pulled is mostly all that there is.
         self._control: list[bytes] = []
@@ -306,6 +311,18 @@ class Outbox:
         if self._on_cut is not None:
             self._on_cut()
 
+    def failed(self, error: Exception) -> None:
+        """See FrameSource."""
+        self._control.clear()
+        self.control_bytes = 0
+        if self._room is not None:
+            self._room.set()
+            self._room = None
+        if self._on_failure is not None:
+            self._on_failure(error)
+        else:
+            report(error, "a connection whose session has ended")
+
     def withdraw(self, origins: Collection[Origin]) -> None:
         """Take back the deliveries that are queued for these; they remain in the log behind their cursors."""
         if self._deliveries:
@@ -330,6 +347,7 @@ class Outbox:
         self._link = _NO_LINK
         self.receipts = None
         self._on_cut = None
+        self._on_failure = None
         self._on_lane_drop = _nothing
 
     async def wait_control_sent(self) -> None:

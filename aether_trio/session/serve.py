@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 import trio
 from google.protobuf.message import DecodeError
 
 from aether_trio.model.clock import Clock
+from aether_trio.model.containment import DEFECT, report, run_all
 from aether_trio.model.errors import AetherError, Code, Status, StatusError
 from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.ids import IdFactory
@@ -96,29 +98,37 @@ class SessionServer:
         self.draining = False
 
     async def serve(self, link: Link) -> None:
-        """The whole life of one stream. Raises only cancellation."""
+        """The whole life of one stream. Raises only cancellation; what is unexpected ends this stream with UNKNOWN."""
         session: Session | None = None
         status: Status | None
         try:
-            session, claim, early, resumed = await self._come_in(link)
-            status, text = await self._live(session, claim, early, resumed=resumed)
-        except StatusError as error:
-            status, text = error.status, error.message
-            # Sessions are let go by counting references, not by the cycle collector (cli/running.py makes that one rare):
-            # a traceback holds the frames that hold the session that holds the error.
-            error.__traceback__ = None
-        except LinkBroken as error:
-            status, text = None, ""
-            error.__traceback__ = None
-        try:
+            try:
+                session, claim, early, resumed = await self._come_in(link)
+                status, text = await self._live(session, claim, early, resumed=resumed)
+            except StatusError as error:
+                status, text = error.status, error.message
+                # Sessions are let go by counting references, not by the cycle collector (cli/running.py makes that one
+                # rare): a traceback holds the frames that hold the session that holds the error.
+                error.__traceback__ = None
+            except LinkBroken as error:
+                status, text = None, ""
+                error.__traceback__ = None
+            except Exception as error:
+                status, text = Status.UNKNOWN, DEFECT
+                report(error, session.who if session is not None else _who(link))
+                error.__traceback__ = None
             if status is not None:
                 await link.close(status, text)
+        except Exception as error:  # of `close`; the caller closes the socket
+            report(error, session.who if session is not None else _who(link))
         finally:
             if session is not None:
-                receipts = session.outbox.receipts
-                if receipts is not None and receipts.publisher is not None:
-                    self._parts.publishers.release(receipts.publisher, receipts)
-                session.forget()
+                run_all(session.who, partial(self._release_publisher, session), session.forget)
+
+    def _release_publisher(self, session: Session) -> None:
+        receipts = session.outbox.receipts
+        if receipts is not None and receipts.publisher is not None:
+            self._parts.publishers.release(receipts.publisher, receipts)
 
     async def _come_in(self, link: Link) -> tuple[Session, Claim, Sequence[Upstream], bool]:
         """(session that holds its identity, claim, what came right behind it, whether it resumes another)."""
@@ -374,6 +384,10 @@ class SessionServer:
                 receipts.appended(send.seq, session.sender.last_append)
         except AetherError as error:
             receipts.refuse(send.seq, error)
+
+
+def _who(link: Link) -> str:
+    return f"not admitted yet, {link.peer.lane} from {link.peer.address}"
 
 
 def _rest_of(send: Send) -> pb.SendMessage:

@@ -17,6 +17,7 @@ from functools import lru_cache
 
 import trio
 
+from aether_trio.model.containment import DEFECT, report, run_all
 from aether_trio.model.errors import AetherError, Code, Status, StatusError
 from aether_trio.model.identity import Identity
 from aether_trio.model.token_bucket import TokenBucket
@@ -111,7 +112,7 @@ class Session:
         self.identity = identity
         self.session_id = session_id
         self.link = link
-        self.outbox = Outbox(link, outbox_limits, self.lane_dropped, self.cut, gate)
+        self.outbox = Outbox(link, outbox_limits, self.lane_dropped, self.cut, gate, self.failed)
         self.registry = registry
         self.client = client
         self.allows_workspace = allows_workspace
@@ -156,6 +157,12 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session {self.identity.text} {self.session_id}>"
+
+    @property
+    def who(self) -> str:
+        """The session for logs: identity, session id, transport and address."""
+        peer = self.link.peer
+        return f"{self.identity.text}, session {self.session_id}, {peer.lane} from {peer.address}"
 
     @property
     def workspace(self) -> str:
@@ -248,26 +255,39 @@ class Session:
         if self.nursery is not None and not self.detached:
             self.nursery.start_soon(self._end_after_cut, name="cut")
 
+    def failed(self, error: Exception) -> None:
+        """A defect of the gateway was found while this session's messages were written: it ends, and no other does."""
+        report(error, self.who)
+        self.end(Status.UNKNOWN, DEFECT)
+
     async def _end_after_cut(self) -> None:
         await trio.sleep(CUT_GRACE_S)
         assert self.nursery is not None
         self.nursery.cancel_scope.cancel()
 
     def detach(self) -> None:
-        """Listen to nothing and hold nothing from now on. Idempotent, no checkpoint."""
+        """Listen to nothing and hold nothing from now on. Idempotent, no checkpoint, raises nothing."""
+        run_all(self.who, self._close_subscriptions, self.outbox.detach, self._release, self._tell_detached)
+
+    def _close_subscriptions(self) -> None:
         if self.subscriptions is not None:
             self.subscriptions.close()
-        self.outbox.detach()
+
+    def _release(self) -> None:
         self.registry.release(self)
-        if not self.detached:
-            # In the same step, so that nobody can find it neither connected nor gone.
-            self.detached = True
-            self.on_detached(self)
-        if self._detached_event is not None:
-            self._detached_event.set()
+
+    def _tell_detached(self) -> None:
+        try:
+            if not self.detached:
+                # In the same step, so that nobody can find it neither connected nor gone.
+                self.detached = True
+                self.on_detached(self)
+        finally:
+            if self._detached_event is not None:
+                self._detached_event.set()
 
     def forget(self) -> None:
-        """The stream is closed: refer to nothing that refers back, so that all of it is freed at once."""
+        """The stream is closed: refer to nothing that refers back, so that all of it is freed at once. Raises nothing."""
         self.sender.author = _NOBODY
         self.subscriptions = None
         self.nursery = None

@@ -16,6 +16,22 @@ from aether_trio.transport.link import PeerCertificate
 from aether_trio.transport.tls import TlsSession
 
 
+def address_text(address: Any) -> str:
+    """ "host:port", for people, of what `accept` and `getpeername` return."""
+    if not isinstance(address, tuple):
+        return "unknown"
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def peer_of(sock: socket.socket) -> str:
+    """The other end of a socket, for logs; "unknown" when it has gone."""
+    try:
+        return address_text(sock.getpeername())
+    except OSError:
+        return "unknown"
+
+
 @dataclass(slots=True)
 class Accepted:
     """One connection. `head` is what was read of it already, without TLS; mostly the client's whole first flight."""
@@ -29,10 +45,7 @@ class Accepted:
     @property
     def peer_address(self) -> str:
         """ "host:port", for people."""
-        if not isinstance(self.address, tuple):
-            return "unknown"
-        host, port = self.address[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return address_text(self.address)
 
     @property
     def certificate(self) -> PeerCertificate | None:

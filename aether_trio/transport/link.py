@@ -106,6 +106,13 @@ class FrameSource(Protocol):
         """
         ...
 
+    def failed(self, error: Exception) -> None:
+        """Writing has raised what it never should: a defect of the gateway (model/containment.py).
+
+        The source reports it, drops what waits, and has its session end with UNKNOWN. Never raises.
+        """
+        ...
+
 
 class Link(Protocol):
     """One bidirectional stream of messages."""

@@ -19,6 +19,9 @@ from typing import Any, Final
 
 import trio
 
+from aether_trio.model.containment import report
+from aether_trio.transport.accepted import address_text
+
 log = logging.getLogger(__name__)
 
 _PAUSE_S: Final = 0.1
@@ -187,9 +190,8 @@ class Acceptor:
     async def _run(self, sock: socket.socket, address: Any, handler: Handler) -> None:
         try:
             await handler(sock, address)
-        except Exception:
-            # One connection's bug must not end the others; it is ours, so it is loud.
-            log.exception("connection failed")
+        except Exception as error:
+            report(error, f"accepted from {address_text(address)}")
         finally:
             self._open -= 1
             # Without notify_closing: whoever could wait for this socket was a task of the handler, and has ended.

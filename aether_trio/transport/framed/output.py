@@ -5,7 +5,8 @@ that to the kernel: receipts of sends, then answers, then deliveries within the 
 the kernel takes less than everything a writer task starts; it waits for room, finishes, pumps on, and ends.
 
 Invariants: bytes go out in the order produced; nothing is pulled while a backlog exists, so it is bounded by one burst and
-one message; nothing here blocks but `finish`; a call from inside a call leaves the work to the outer one.
+one message; nothing here blocks but `finish`; a call from inside a call leaves the work to the outer one. `pump` is called
+by the tasks of others and raises nothing: a defect ends this connection (model/containment.py).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from aether_trio.model.containment import report
 from aether_trio.transport.link import FrameSource
 from aether_trio.wire import framing
 from aether_trio.wire.framing import deliver_header, encode_ack, encode_channel, encode_channel_closed
@@ -43,6 +45,7 @@ class Output:
         "_counters",
         "_drained",
         "_due",
+        "_failed",
         "_finished",
         "_finishing",
         "_last",
@@ -72,7 +75,7 @@ class Output:
         self._channels: dict[Origin, tuple[int, OpenChannel]] = {}
         self._origins: dict[int, Origin] = {}
         self._pumping = self._writing = self._due = False
-        self._finishing = self._finished = False
+        self._finishing = self._finished = self._failed = False
         self._last: framing.Error | None = None
         self._drained: trio.Event | None = None
         self.pong: int | None = None
@@ -138,10 +141,11 @@ class Output:
     # -- sending --------------------------------------------------------------------------------------------------
 
     def pump(self) -> None:
-        """Send what there is. Never blocks."""
+        """Send what there is. Never blocks, raises nothing."""
         if self._pumping or self._writing or self.is_broken:
             return
         self._pumping = True
+        failure: Exception
         try:
             for _ in range(BURSTS_PER_PUMP):
                 parts = self._collect()
@@ -156,13 +160,26 @@ class Output:
                     if not (source.control_bytes or source.delivery_bytes or source.lane_bytes or self._finishing):
                         return
             self._start_writer()
+            return
+        except Exception as error:
+            failure = error
         finally:
             self._pumping = False
+        self._fail(failure)
+
+    def _fail(self, error: Exception) -> None:
+        """A defect of the gateway: the session ends and its client is told; without one, or at the second time, cut."""
+        if self._source is not None and not self._failed:
+            self._failed = True
+            self._source.failed(error)
+        else:
+            report(error, f"framed from {self._accepted.peer_address}")
+            self.cut()
 
     def _collect(self) -> list[bytes]:
         parts, self._raw = self._raw, []
         source = self._source
-        if source is not None and not self._finished:
+        if source is not None and not self._finished and not self._failed:
             self._collect_from(source, parts)
         if not parts and self._finishing and not self._finished:
             self._finished = True
@@ -278,6 +295,9 @@ class Output:
                 self._source.flushed()
         except (OSError, trio.ClosedResourceError):
             self.broken()
+        except Exception as error:
+            self._backlog = None
+            self._fail(error)
         finally:
             self._writing = False
             self.stalled_since = None

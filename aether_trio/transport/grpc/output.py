@@ -5,7 +5,8 @@ control frames into one buffer and sends that at once, from whatever task had th
 than everything does a writer task start; it waits for room, finishes, pumps on, and ends.
 
 Invariants: bytes go out in the order produced; no stream is asked for more while a backlog exists; everything that is not
-`async` never blocks and may be called from any task.
+`async` never blocks and may be called from any task; `pump` raises nothing: a defect ends this connection
+(model/containment.py), or only the stream that it was found in (stream.py).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
+from aether_trio.model.containment import report
+from aether_trio.transport.accepted import peer_of
 from aether_trio.transport.grpc.dataplane import DataPlane
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.pumped import PumpedStream
@@ -102,10 +105,11 @@ class Output:
             self.pump()
 
     def pump(self) -> None:
-        """Send what there is. Never blocks; called again from inside itself it leaves the work to the outer call."""
+        """Send what there is. Never blocks, raises nothing; called from inside itself it leaves the work to the outer call."""
         if self._pumping:
             return
         self._pumping = True
+        failure: Exception
         try:
             for _ in range(BURSTS_PER_PUMP):
                 if self._writing:
@@ -122,8 +126,17 @@ class Output:
                 elif not self._send_out():
                     return
             self._start_writer()
+            return
+        except Exception as error:
+            failure = error
         finally:
             self._pumping = False
+        self.failed(failure)
+
+    def failed(self, error: Exception) -> None:
+        """A defect of ours: this connection is of no more use, and its streams hear that it has broken."""
+        report(error, f"grpc with {peer_of(self.sock)}")
+        self.abandon()
 
     def _collect(self) -> None:
         plane = self.plane
@@ -187,6 +200,9 @@ class Output:
             await self._wait_out_backlog()
         except OSError:
             self.abandon()
+            return
+        except Exception as error:
+            self.failed(error)
             return
         finally:
             self._writing = False

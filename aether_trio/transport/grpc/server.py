@@ -17,6 +17,7 @@ from typing import Final, Protocol
 import trio
 from grpclib.const import Handler
 
+from aether_trio.model.containment import alone
 from aether_trio.model.errors import Status
 from aether_trio.transport.accepted import Accepted
 from aether_trio.transport.grpc import budgets
@@ -89,7 +90,7 @@ class GrpcServer:
                 )
                 self._connections.add(connection)
                 if self._draining:
-                    nursery.start_soon(connection.drain, 0.0)  # nothing of its is under way
+                    nursery.start_soon(alone, connection.who, connection.drain, 0.0)  # nothing of its is under way
                 head, accepted.head = accepted.head, b""  # not kept for as long as the connection lasts
                 counters.bytes_received += len(head)
                 await connection.serve(head)
@@ -118,7 +119,7 @@ class GrpcServer:
         with trio.move_on_after(deadline_s) as scope:
             async with trio.open_nursery() as nursery:
                 for connection in tuple(self._connections):
-                    nursery.start_soon(connection.drain, _ROUND_TRIP_S)
+                    nursery.start_soon(alone, connection.who, connection.drain, _ROUND_TRIP_S)
             for connection in tuple(self._connections):
                 await connection.wait_ended()
         if scope.cancelled_caught:
@@ -149,7 +150,7 @@ class GrpcServer:
                 }
                 for connection, age_s in ages.items():
                     if now - connection.started > age_s and not connection.draining:
-                        nursery.start_soon(self._retire, connection)
+                        nursery.start_soon(alone, connection.who, self._retire, connection)
 
     async def _retire(self, connection: ServerConnection) -> None:
         with trio.move_on_after(self.limits.max_connection_age_grace_s) as scope:

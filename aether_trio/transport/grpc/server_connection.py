@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 import h2.events
 import trio
 
+from aether_trio.model.containment import DEFECT, report
 from aether_trio.model.errors import Status
+from aether_trio.transport.accepted import address_text
 from aether_trio.transport.grpc import budgets, frames
 from aether_trio.transport.grpc.checks import check_ping, check_priority, parse_goaway, parse_reset
 from aether_trio.transport.grpc.control import SharedControl
@@ -43,6 +45,7 @@ class ServerConnection(ServerStreams):
 
     __slots__ = (
         "_accept",
+        "_defective",
         "_ended_event",
         "_finished",
         "_ping_acked",
@@ -73,7 +76,7 @@ class ServerConnection(ServerStreams):
         self.lingering = False
         """The end came from us: the socket must not be closed before the peer has read why."""
         self._ended_event: trio.Event | None = None
-        self._finished = False
+        self._finished = self._defective = False
         self.shared = shared
         self.started = trio.current_time()
         self._accept = accept
@@ -135,6 +138,20 @@ class ServerConnection(ServerStreams):
             assert isinstance(stream, PumpedStream)
             stream.evict(status, message)
         self.end_if_done()
+
+    @property
+    def who(self) -> str:
+        """The connection, for logs."""
+        return f"grpc with {address_text(self.address)}"
+
+    def failed(self, error: Exception) -> None:
+        """See Output: the calls end with UNKNOWN, if that can be said."""
+        if self._defective:
+            super().failed(error)
+            return
+        self._defective = True
+        report(error, self.who)
+        self.evict(Status.UNKNOWN, DEFECT)
 
     async def wait_ended(self) -> None:
         if self._finished:

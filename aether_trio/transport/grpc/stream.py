@@ -196,7 +196,11 @@ class ServerStream(DuplexStream):
             self.stall()
             return False
         asked = min(room, BURST_BYTES)
-        batch = source.pull(asked)
+        try:
+            batch = source.pull(asked)
+        except Exception as error:
+            source.failed(error)  # of this stream, not of the connection that it shares
+            return False
         if not batch:
             self.stalled_since = None
             return False
@@ -218,7 +222,10 @@ class ServerStream(DuplexStream):
         super().drained()
         if self.source is not None and not self.finished:
             self.stalled_since = None
-            self.source.flushed()
+            try:
+                self.source.flushed()
+            except Exception as error:
+                self.source.failed(error)
 
     def kick(self) -> None:
         if not self.finished:

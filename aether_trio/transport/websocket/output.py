@@ -5,7 +5,8 @@ one buffer. When the kernel takes less, a task waits for room, sends the rest, p
 
 Invariants: frames leave in the order pulled, a pong ahead of what is pulled with it; nothing is pulled while
 bytes wait; everything that is not `async` never blocks and may be called from any task of the run; after `abandon` or
-`release` nothing is sent and no task is left.
+`release` nothing is sent and no task is left. `pump` is called by the tasks of others and raises nothing: a defect ends
+this connection (model/containment.py).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Final
 
 import trio
 
+from aether_trio.model.containment import report
+from aether_trio.transport.accepted import peer_of
 from aether_trio.transport.link import FrameSource
 from aether_trio.transport.websocket.stream import ByteStream
 from aether_trio.wire.browser import Codec
@@ -50,6 +53,7 @@ class Output:
         "_backlog",
         "_codec",
         "_drained",
+        "_failed",
         "_kind",
         "_last",
         "_nursery",
@@ -78,7 +82,7 @@ class Output:
         self._backlog: memoryview | None = None
         self._writer: trio.CancelScope | None = None
         self._drained: trio.Event | None = None
-        self._pumping = self._again = self._stopped = self._unflushed = self._sent = False
+        self._pumping = self._again = self._stopped = self._unflushed = self._sent = self._failed = False
 
     @property
     def idle(self) -> bool:
@@ -97,20 +101,35 @@ class Output:
         self._sent = False
 
     def pump(self) -> None:
-        """Send what there is. Never blocks; called again from inside itself it leaves the work to the outer call."""
+        """Send what there is. Never blocks, raises nothing; called from inside itself it leaves the work to the outer call."""
         if self._pumping:
             self._again = True
             return
         if self._writer is not None or self.broken:
             return
         self._pumping = True
+        failure: Exception
         try:
             for _ in range(BURSTS_PER_PUMP):
                 if not self._send_burst():
                     return
             self._start_writer()
+            return
+        except Exception as error:
+            failure = error
         finally:
             self._pumping = False
+        self._fail(failure)
+
+    def _fail(self, error: Exception) -> None:
+        """A defect of the gateway: the session ends and its client is told; without one, or at the second time, cut."""
+        if self.source is not None and not self._failed:
+            self._failed = self._stopped = True
+            self._unflushed = False
+            self.source.failed(error)
+        else:
+            report(error, f"websocket from {peer_of(self._stream.sock)}")
+            self.abandon()
 
     def _send_burst(self) -> bool:
         """Whether there may be more to send now."""
@@ -170,10 +189,15 @@ class Output:
             except OSError:
                 self.abandon()
                 return
+            except Exception as error:
+                self._fail(error)
             finally:
                 self._writer = None
             self.stalled_since = None
-            self._tell_flushed()
+            try:
+                self._tell_flushed()
+            except Exception as error:
+                self._fail(error)
             self.pump()
 
     async def _wait_out_backlog(self) -> None:

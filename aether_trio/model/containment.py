@@ -1,0 +1,49 @@
+"""An unexpected exception ends the one connection that it belongs to, and nothing that others share.
+
+A connection is written to by the tasks of others (the log's committer, another session, a drain), and some of what it
+needs runs in nurseries that outlive it. An exception there would end all connections. So three rules hold on every
+transport:
+
+* What others call to write (`Output.pump`) catches `Exception` and gives it to the connection's `FrameSource.failed`.
+  The session ends with UNKNOWN; a connection without a session, or one that fails again, is cut.
+* A task of one connection in a shared nursery is started with `alone`.
+* Letting go runs every step, whatever the steps before it raised: `run_all`.
+
+Each defect is logged once, with the identity, the session and the address that it belongs to. Cancellation is never
+caught.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVarTuple
+
+Ts = TypeVarTuple("Ts")
+
+log = logging.getLogger("aether.containment")
+
+DEFECT: Final = "the gateway has a defect, which is in its log; connect again"
+"""What the client is told; the reason is for the operator."""
+
+
+def report(error: BaseException, who: str) -> None:
+    """Log a defect that has ended, or harmed, the connection of `who`."""
+    log.error("a connection failed by a defect of the gateway: %s", who, exc_info=error)
+
+
+async def alone(who: str, serve: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
+    """Run `serve(*args)`; what it raises, other than cancellation, is reported and goes no further."""
+    try:
+        await serve(*args)
+    except Exception as error:
+        report(error, who)
+
+
+def run_all(who: str, *steps: Callable[[], object]) -> None:
+    """Run every step in order; what one raises is reported and keeps none of the others from running."""
+    for step in steps:
+        try:
+            step()
+        except Exception as error:
+            report(error, who)
