@@ -15,6 +15,14 @@ from aether_trio.model.topics import MAX_TOPIC_BYTES
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 
+CLIENT_MESSAGE_BYTES: Final = 4 * MIB - 1 * KIB
+"""One message to a client. Libraries of gRPC refuse more than 4 MiB unless told otherwise, and every client of the binary
+framing accepts frames of 4 MiB; the KiB is for the frame around the message."""
+MAX_PAYLOAD_BYTES: Final = CLIENT_MESSAGE_BYTES - 64 * KIB
+"""What `Limits.payload_bytes` may be: a message that is stored can be delivered, with its topic and workspace."""
+MAX_TASK_PAYLOAD_BYTES: Final = CLIENT_MESSAGE_BYTES - 1 * MIB
+"""What `Limits.task_payload_bytes` may be: an assignment has the payload, and metadata and launch parameters with it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -24,6 +32,15 @@ class Limits:
     """The protocol's own, not a setting: identities are stored under it."""
     token_bytes: ClassVar[int] = MAX_TOKEN_BYTES
     """The protocol's own, not a setting."""
+
+    name_bytes: ClassVar[int] = 1 * KIB
+    """One name in a request: an id, a topic, a word. Not a setting; the reference has no bound. See session/bounds.py."""
+    text_bytes: ClassVar[int] = 16 * KIB
+    """One text for people in a request, such as a description."""
+    request_bytes: ClassVar[int] = 256 * KIB
+    """A request beside its content: metadata, parameters, scopes. It is shown in every list."""
+    status_text_bytes: ClassVar[int] = 1 * KIB
+    """The text of a stream's end. Clients of gRPC read it as a header, and refuse headers of more than 8 KiB."""
 
     payload_bytes: int = 1 * MIB
     """Payload of one message; beyond it ERR_PAYLOAD_TOO_LARGE."""
@@ -77,6 +94,11 @@ class Limits:
             if value < 0 or (value == 0 and item.name not in may_be_off):
                 raise ValueError(
                     f"limit {item.name} is {value}; it must be {'at least 0' if item.name in may_be_off else 'positive'}"
+                )
+        for name, most in (("payload_bytes", MAX_PAYLOAD_BYTES), ("task_payload_bytes", MAX_TASK_PAYLOAD_BYTES)):
+            if getattr(self, name) > most:
+                raise ValueError(
+                    f"limit {name} is {getattr(self, name)}; above {most} it would not fit into one message to a client"
                 )
         if self.kv_list_page > self.kv_list_page_max:
             raise ValueError(f"limit kv_list_page {self.kv_list_page} is over kv_list_page_max {self.kv_list_page_max}")

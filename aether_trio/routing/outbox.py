@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from aether_trio.model.containment import report
+from aether_trio.model.limits import CLIENT_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from aether_trio.routing.receipts import Receipts
@@ -119,6 +120,7 @@ class Outbox:
         "_on_cut",
         "_on_failure",
         "_on_lane_drop",
+        "_on_passed_over",
         "_room",
         "broken",
         "closed",
@@ -139,11 +141,13 @@ class Outbox:
         on_cut: Callable[[], None] | None = None,
         gate: Gate = _OPEN,
         on_failure: Callable[[Exception], None] | None = None,
+        on_passed_over: Callable[[str, int, int], None] | None = None,
     ) -> None:
         self._link = link
         self._gate = gate
         self._on_cut = on_cut
         self._on_failure = on_failure
+        self._on_passed_over = on_passed_over
         self.limits = limits
         # Lists: an empty deque has 620 bytes, and what is pulled is mostly all that there is.
         self._control: list[bytes] = []
@@ -188,8 +192,13 @@ class Outbox:
             await self._room.wait()
 
     def try_deliver(self, frame: bytes, origin: Origin, offset: int) -> bool:
-        """Queue a durable message; False when there is no room. The caller kicks, once for many."""
+        """Queue a durable message; False when there is no room. The caller kicks, once for many.
+
+        One that is larger than any client takes is passed over, and its consumer is told.
+        """
         size = len(frame)
+        if size > CLIENT_MESSAGE_BYTES:
+            return self._pass_over(origin, offset, size)
         waiting = self.delivery_bytes
         if waiting and waiting + size > self.limits.delivery_bytes:
             # The burst may be ahead of a socket that is free: give the link one chance before calling it lag.
@@ -201,6 +210,16 @@ class Outbox:
             return False
         self._deliveries.append((frame, origin, offset))
         self.delivery_bytes = waiting + size
+        return True
+
+    def _pass_over(self, origin: Origin, offset: int, size: int) -> bool:
+        """No client takes it, now or later; waiting for room would hold up the topic. Its consumer is told."""
+        if self.closed:
+            return False
+        if self._on_passed_over is not None:
+            self._on_passed_over(origin.topic, offset, size)
+        if origin.shared or origin.position_done == offset - 1:
+            origin.acknowledged(offset)
         return True
 
     @property
@@ -348,6 +367,7 @@ class Outbox:
         self.receipts = None
         self._on_cut = None
         self._on_failure = None
+        self._on_passed_over = None
         self._on_lane_drop = _nothing
 
     async def wait_control_sent(self) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import structlog
 import trio
 
+from aether_trio.model.containment import alone
 from aether_trio.routing.log import TopicLog
 from aether_trio.routing.outbox import Outbox
 from aether_trio.routing.topic_state import TopicState
@@ -216,7 +217,7 @@ class WorkGroup:
         # `state.tail` is set before the offers of a message, so a message that was not handed out counts as behind.
         if not self._pumping and self.members and (self._returned or self.position < self.state.tail):
             self._pumping = True
-            self._nursery.start_soon(self._pump, name="work-group")
+            self._nursery.start_soon(alone, f"the workers of {self.state.name}", self._pump, name="work-group")
 
     async def _pump(self) -> None:
         try:

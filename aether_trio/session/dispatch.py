@@ -5,7 +5,8 @@ order, and raises AetherError for a refusal that has no typed answer of its own.
 table (services/unbuilt.py answers for those to come), so nothing is met with silence.
 
 Invariant: what a request's answer says comes after everything its connection sent before. The dispatcher holds each
-answer back until the connection's last message is committed or refused (routing/log.py, `wait_settled`).
+answer back until the connection's last message is committed or refused (routing/log.py, `wait_settled`). No handler sees
+a request with a field beyond its bound (bounds.py).
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import structlog
 
 from aether_trio.model.errors import AetherError, Code
 from aether_trio.routing.log import TopicLog
+from aether_trio.session.bounds import excess_of
 from aether_trio.session.session import Session
+from aether_trio.wire.errors import refusal_of
 from aether_trio.wire.pb import aether_pb2 as pb
 
 logger = structlog.get_logger("aether.dispatch")
@@ -75,6 +78,11 @@ class Dispatcher:
             session.answered()
 
     async def _answer(self, session: Session, case: str, handler: Handler, payload: Any) -> None:
+        excess = excess_of(payload)
+        if excess is not None:
+            await self._log.wait_settled(session.sender.last_append)
+            session.put(*refusal_of(case, payload, excess))
+            return
         try:
             answers = await handler(session, payload)
         except AetherError as error:

@@ -15,11 +15,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+import structlog
 import trio
 
 from aether_trio.model.containment import DEFECT, report, run_all
 from aether_trio.model.errors import AetherError, Code, Status, StatusError
 from aether_trio.model.identity import Identity
+from aether_trio.model.limits import CLIENT_MESSAGE_BYTES
 from aether_trio.model.token_bucket import TokenBucket
 from aether_trio.routing.outbox import Gate, Outbox, OutboxLimits
 from aether_trio.routing.publishers import Publisher
@@ -29,8 +31,10 @@ from aether_trio.session.registry import History, Registry
 from aether_trio.session.subscriptions import Subscriptions
 from aether_trio.transport.link import Link
 from aether_trio.wire.delivery import delivery_prefix
-from aether_trio.wire.errors import error_response
+from aether_trio.wire.errors import error_response, too_large
 from aether_trio.wire.pb import aether_pb2 as pb
+
+logger = structlog.get_logger("aether.session")
 
 CUT_GRACE_S = 0.5
 """How long a session may go on after its link has broken, with what had arrived before. Storage that hangs must not keep
@@ -112,7 +116,9 @@ class Session:
         self.identity = identity
         self.session_id = session_id
         self.link = link
-        self.outbox = Outbox(link, outbox_limits, self.lane_dropped, self.cut, gate, self.failed)
+        self.outbox = Outbox(
+            link, outbox_limits, self.lane_dropped, self.cut, gate, self.failed, self.passed_over
+        )
         self.registry = registry
         self.client = client
         self.allows_workspace = allows_workspace
@@ -172,8 +178,19 @@ class Session:
     # -- answering ------------------------------------------------------------------------------------------------
 
     def put(self, *messages: pb.DownstreamMessage) -> None:
-        """Queue replies, in one write if possible. Never blocks."""
-        self.outbox.put_control(*[message.SerializeToString() for message in messages])
+        """Queue replies, in one write if possible. Never blocks. One that no client would take is replaced by its refusal."""
+        frames = [message.SerializeToString() for message in messages]
+        for frame in frames:
+            if len(frame) > CLIENT_MESSAGE_BYTES:
+                frames = [one for pair in zip(messages, frames, strict=True) for one in self._fitting(*pair)]
+                break
+        self.outbox.put_control(*frames)
+
+    def _fitting(self, message: pb.DownstreamMessage, frame: bytes) -> list[bytes]:
+        if len(frame) <= CLIENT_MESSAGE_BYTES:
+            return [frame]
+        logger.error("an answer is too large", session=self.who, case=message.WhichOneof("payload"), bytes=len(frame))
+        return [one.SerializeToString() for one in too_large(message, len(frame))]
 
     def put_error(self, error: AetherError, request_id: str = "") -> None:
         """Queue an ErrorResponse."""
@@ -208,6 +225,12 @@ class Session:
                 f"{count} messages of {topic} were older than the gateway keeps them and are gone",
             )
         )
+
+    def passed_over(self, topic: str, offset: int, size: int) -> None:
+        """A message in the log is larger than any client takes: it is not delivered, and what is behind it is."""
+        logger.error("a message is too large to be delivered", session=self.who, topic=topic, offset=offset, bytes=size)
+        text = f"message {offset} of {topic} has {size} bytes, which is more than a client takes; it was not delivered"
+        self.put_error(AetherError(Code.PAYLOAD_TOO_LARGE, text))
 
     def work_lost(self) -> None:
         """Others have been given what this worker was at: this gateway was taken for dead."""

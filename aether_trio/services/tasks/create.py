@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from aether_trio.model.errors import AetherError, Code
 from aether_trio.model.identity import Identity, IdentityError, Kind, check_token
+from aether_trio.model.limits import Limits
 from aether_trio.model.tasks import Mode, Status, Task
 from aether_trio.model.tasks.status import grace_ms, priority_of
 from aether_trio.model.tasks.task import AGENT_STARTUP
@@ -29,9 +30,9 @@ from aether_trio.storage.base import Execute, Fetch, Program, Row
 from aether_trio.wire.pb import aether_pb2 as pb
 
 KEY_MS: Final = 24 * 3600 * 1000
-MAX_TEXT_BYTES: Final = 1024
+MAX_TEXT_BYTES: Final = Limits.name_bytes
 """Of each free text of a request. The reference has no bound."""
-MAX_REQUEST_BYTES: Final = 256 * 1024
+MAX_REQUEST_BYTES: Final = Limits.request_bytes
 """Of everything but the payload: it is shown in every list."""
 
 WORKER_KINDS: Final = frozenset({Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK, Kind.SERVICE})

@@ -15,6 +15,7 @@ from typing import Final
 import structlog
 import trio
 
+from aether_trio.model.containment import report
 from aether_trio.services.tasks.transaction import Work
 from aether_trio.storage.base import Program, StorageUnavailable
 
@@ -91,7 +92,10 @@ class Desk:
             del self._waiting[:GROUP]
             await self._run_group([errand for errand, _ in group])
             for _, done in group:
-                done()
+                try:
+                    done()
+                except Exception as error:
+                    report(error, "who is told of a task's progress")
             self._done += len(group)
             event, self._progress = self._progress, trio.Event()
             event.set()

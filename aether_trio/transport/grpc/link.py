@@ -8,8 +8,10 @@ import trio
 from google.protobuf.message import DecodeError
 
 from aether_trio.model.errors import Status, StatusError
+from aether_trio.model.limits import Limits
 from aether_trio.transport.grpc.stream import ServerStream
 from aether_trio.transport.link import FrameSource, LinkBroken, Peer
+from aether_trio.wire.errors import shortened
 from aether_trio.wire.pb.aether_pb2 import UpstreamMessage
 from aether_trio.wire.undecodable import undecodable
 
@@ -80,7 +82,7 @@ class GrpcLink:
                     return
         else:
             await trio.lowlevel.checkpoint()
-        stream.finish(status, message)
+        stream.finish(status, shortened(message, Limits.status_text_bytes))
 
 
 def _address(stream: ServerStream) -> str:

@@ -1,0 +1,166 @@
+"""No field of a request is echoed, stored or searched for without a bound, and what is refused is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from aether_trio.core import Core
+from aether_trio.model.errors import Code
+from aether_trio.model.limits import CLIENT_MESSAGE_BYTES, KIB, MIB, Limits
+from aether_trio.session.bounds import JUDGED, excess_of
+from aether_trio.session.session import Session
+from aether_trio.wire.delivery import varint
+from aether_trio.wire.errors import ANSWERS
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import agent, barrier, connect
+
+ONE = "ag::w::a::1"
+CASES = [
+    field.name
+    for field in pb.UpstreamMessage.DESCRIPTOR.oneofs_by_name["payload"].fields
+    if field.name not in {"init", "send"}
+]
+LONG = 2 * MIB
+
+
+def texts(descriptor: Descriptor, path: tuple[FieldDescriptor, ...] = ()) -> Iterator[tuple[FieldDescriptor, ...]]:
+    """The way to every text in a message."""
+    for field in descriptor.fields:
+        here = (*path, field)
+        if field.type == FieldDescriptor.TYPE_STRING:
+            yield here
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
+            if field.message_type.GetOptions().map_entry:
+                if field.message_type.fields_by_name["value"].type == FieldDescriptor.TYPE_STRING:
+                    yield here
+            elif field.message_type not in [one.message_type for one in path]:
+                yield from texts(field.message_type, here)
+
+
+def with_text(case: str, path: tuple[FieldDescriptor, ...], text: str) -> pb.UpstreamMessage:
+    """A request of this case in which one text is set."""
+    message = pb.UpstreamMessage()
+    part: Any = getattr(message, case)
+    part.SetInParent()
+    for field in path[:-1]:
+        part = getattr(part, field.name).add() if field.is_repeated else getattr(part, field.name)
+    last = path[-1]
+    if last.type == FieldDescriptor.TYPE_MESSAGE:
+        getattr(part, last.name)["key"] = text
+    elif last.is_repeated:
+        getattr(part, last.name).append(text)
+    else:
+        setattr(part, last.name, text)
+    return message
+
+
+def spelled(path: tuple[FieldDescriptor, ...]) -> str:
+    return ".".join(field.name for field in path)
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_no_text_of_a_request_is_taken_at_any_length(core: Core, case: str) -> None:
+    descriptor = pb.UpstreamMessage.DESCRIPTOR.fields_by_name[case].message_type
+    async with connect(core, agent("w", "a", "1")) as peer:
+        for path in texts(descriptor):
+            request = with_text(case, path, "x" * LONG)
+            judged = path[-1].full_name in JUDGED
+            assert (excess_of(getattr(request, case)) is None) is judged, spelled(path)
+            peer.send(request)
+            await barrier(peer)
+            answers = [await peer.receive_message() for _ in range(len(peer._downstream))]
+            answers = [one for one in answers if not one.checkpoint.request_id.startswith("barrier")]
+            for answer in answers:
+                assert answer.ByteSize() < 16 * KIB, f"{case}.{spelled(path)} was answered at length"
+            if not judged:
+                assert "at most" in str(answers), f"{case}.{spelled(path)}: {answers}"
+
+
+@pytest.mark.parametrize("case", sorted(ANSWERS))
+async def test_a_refusal_is_typed_and_has_the_id_of_its_request(core: Core, case: str) -> None:
+    descriptor = pb.UpstreamMessage.DESCRIPTOR.fields_by_name[case].message_type
+    ids = [name for name in ("client_request_id", "request_id", "tunnel_id") if name in descriptor.fields_by_name]
+    request = pb.UpstreamMessage()
+    payload = getattr(request, case)
+    payload.MergeFromString(b"\xfa\x7f" + varint(300 * KIB) + bytes(300 * KIB))  # a field that nobody knows counts, too
+    setattr(payload, ids[0], "mine")
+    async with connect(core, agent("w", "a", "1")) as peer:
+        peer.send(request)
+        answer = getattr(await peer.next(ANSWERS[case]), ANSWERS[case])
+        assert getattr(answer, ids[0]) == "mine"
+        assert not getattr(answer, "success", False)
+        await barrier(peer)
+
+
+async def test_an_id_at_the_bound_is_echoed_and_one_beyond_it_is_not(core: Core) -> None:
+    async with connect(core, agent("w", "a", "1")) as peer:
+        for size, echoed in ((Limits.name_bytes, True), (Limits.name_bytes + 1, False)):
+            query = pb.TaskQuery(op=pb.TaskQuery.LIST, request_id="i" * size)
+            peer.send(pb.UpstreamMessage(task_query=query))
+            answer = (await peer.next("task_query")).task_query
+            assert answer.success is echoed
+            assert (answer.request_id == query.request_id) is echoed
+
+
+async def test_a_stored_wait_has_a_bound_and_its_task_can_be_read(core: Core) -> None:
+    async with connect(core, agent("w", "a", "1")) as peer:
+        task = pb.CreateTaskRequest(task_type="t", workspace="w", request_id="1")
+        peer.send(pb.UpstreamMessage(create_task=task))
+        task_id = (await peer.next("create_task")).create_task.task_id
+        wait = pb.WaitSpec(reason=pb.WAIT_REASON_INPUT, input_match={"k": "v" * (5 * MIB)})
+        operation = pb.TaskOperation(op=pb.TaskOperation.PAUSE, task_id=task_id, wait_spec=wait, request_id="2")
+        peer.send(pb.UpstreamMessage(task_op=operation))
+        paused = (await peer.next("task_op")).task_op
+        assert (paused.success, paused.request_id) == (False, "2")
+        assert f"at most {Limits.request_bytes} are allowed" in paused.error
+        query = pb.TaskQuery(op=pb.TaskQuery.GET, task_id=task_id, request_id="3")
+        peer.send(pb.UpstreamMessage(task_query=query))
+        assert (await peer.next("task_query")).task_query.success
+
+
+async def test_a_failure_with_a_long_reason_is_a_failure(core: Core) -> None:
+    async with connect(core, agent("w", "a", "1")) as peer:
+        task = pb.CreateTaskRequest(task_type="t", workspace="w", request_id="1")
+        peer.send(pb.UpstreamMessage(create_task=task))
+        task_id = (await peer.next("create_task")).create_task.task_id
+        operation = pb.TaskOperation(op=pb.TaskOperation.FAIL, task_id=task_id, reason="Traceback: " + "x" * MIB)
+        peer.send(pb.UpstreamMessage(task_op=operation))
+        failed = (await peer.next("task_op")).task_op
+        assert failed.success, failed.error
+
+
+@pytest.mark.parametrize("case", ["kv_op", "task_query", "agent_op"])
+async def test_an_answer_that_no_client_takes_becomes_its_refusal(
+    core: Core, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    answer = ANSWERS[case]
+
+    async def too_much(session: Session, payload: Any) -> list[pb.DownstreamMessage]:
+        message = pb.DownstreamMessage()
+        response = getattr(message, answer)
+        response.success, response.request_id = True, payload.request_id
+        if answer == "kv":
+            response.value = bytes(CLIENT_MESSAGE_BYTES)
+        elif answer == "agent":
+            response.message = "x" * CLIENT_MESSAGE_BYTES
+        else:
+            response.next_page_token = "x" * CLIENT_MESSAGE_BYTES
+        return [message]
+
+    monkeypatch.setitem(core.dispatcher._handlers, case, too_much)
+    async with connect(core, agent("w", "a", "1")) as peer:
+        request = pb.UpstreamMessage()
+        getattr(request, case).request_id = "mine"
+        peer.send(request)
+        refused = getattr(await peer.next(answer), answer)
+        assert (refused.success, refused.request_id) == (False, "mine")
+        if answer == "task_query":
+            assert "more than a client takes" in refused.error
+        else:
+            error = (await peer.next("error")).error
+            assert (error.request_id, error.retryable) == ("mine", False)
+            assert error.code == (Code.KV_ERROR if answer == "kv" else Code.PAYLOAD_TOO_LARGE)
