@@ -197,8 +197,8 @@ def nearest(word: str, known: Mapping[str, Any] | None = None) -> str | None:
 
 # The model is plain Python and knows nothing of settings, so its limits are explained here (a test holds the two equal).
 LIMIT_TEXTS: Final[Mapping[str, str]] = {
-    "payload_bytes": "Payload of one message; beyond it ERR_PAYLOAD_TOO_LARGE.",
-    "task_payload_bytes": "Payload of a created task; beyond it TASK_PAYLOAD_TOO_LARGE.",
+    "payload_bytes": "Payload of one message; beyond it ERR_PAYLOAD_TOO_LARGE. At most 4127744: clients take messages of 4 MiB.",
+    "task_payload_bytes": "Payload of a created task; beyond it TASK_PAYLOAD_TOO_LARGE. At most 3144704.",
     "send_rate_per_s": "Messages and progress reports of one connection; 0 is unlimited, as in development mode.",
     "send_burst": "Messages that a connection may send at once before its rate counts.",
     "workspace_rate_per_s": "Messages of one workspace through one gateway; 0 is unlimited.",

@@ -24,6 +24,12 @@ JUDGED: Final = frozenset(
         # Their own bounds, with refusals of their own.
         "aether.v1.KVOperation.key",
         "aether.v1.CheckpointOperation.key",
+        # A report has 64 KiB for all of it (services/progress.py).
+        "aether.v1.ProgressReport.state",
+        "aether.v1.ProgressReport.summary",
+        "aether.v1.ProgressStep.name",
+        "aether.v1.ProgressStep.detail",
+        "aether.v1.ProgressStep.step_type",
         # Cut, not refused: a task that fails with a long text has failed (services/tasks/texts.py, cluster/disconnects.py).
         "aether.v1.TaskOperation.reason",
         "aether.v1.SessionOperation.reason",
@@ -44,8 +50,6 @@ TEXTS: Final = frozenset(
         "message",
         "reason",
         "resource_id_schema",
-        "state",
-        "summary",
     }
 )
 """Names of fields that hold more than a name."""

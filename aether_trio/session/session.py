@@ -116,9 +116,7 @@ class Session:
         self.identity = identity
         self.session_id = session_id
         self.link = link
-        self.outbox = Outbox(
-            link, outbox_limits, self.lane_dropped, self.cut, gate, self.failed, self.passed_over
-        )
+        self.outbox = Outbox(link, outbox_limits, self.lane_dropped, self.cut, gate, self.failed, self.passed_over)
         self.registry = registry
         self.client = client
         self.allows_workspace = allows_workspace

@@ -56,6 +56,8 @@ TYPED_ONLY: Final = frozenset(
 
 _ONLY_WITH_ID: Final = frozenset({"kv", "create_task"})
 """Responses that nobody could match without an id; the ErrorResponse says it alone then."""
+_ERROR_FIRST: Final = frozenset({"create_task"})
+"""The ErrorResponse comes before the typed one, and without an id, which is the typed one's."""
 _CODES: Final[Mapping[str, Code]] = MappingProxyType({"kv": Code.KV_ERROR})
 _IDS: Final = ("request_id", "client_request_id", "tunnel_id", "task_id", "subscription_id")
 """What a response repeats of its request."""
@@ -102,7 +104,8 @@ def _failed(answer: str, about: Any, code: Code, text: str) -> list[pb.Downstrea
     }
     request_id = ids.get("client_request_id") or ids.get("request_id", "")
     error = AetherError(_CODES.get(answer, code), text)
-    answers = [] if answer in TYPED_ONLY else [error_response(error, request_id)]
+    error_first = answer in _ERROR_FIRST
+    answers = [] if answer in TYPED_ONLY else [error_response(error, "" if error_first else request_id)]
     if answer in ANSWERS.values() and (request_id or answer not in _ONLY_WITH_ID):
         message = pb.DownstreamMessage()
         response = getattr(message, answer)
@@ -111,7 +114,7 @@ def _failed(answer: str, about: Any, code: Code, text: str) -> list[pb.Downstrea
             if name in response.DESCRIPTOR.fields_by_name:
                 setattr(response, name, value)
         _EXPLAIN.get(answer, _explain)(response, error)
-        answers.insert(0, message)
+        answers.insert(len(answers) if error_first else 0, message)
     return answers
 
 

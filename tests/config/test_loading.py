@@ -301,6 +301,8 @@ def test_open_to_the_world(sets: list[str], open_: bool) -> None:
         (["auth.api_keys=[{id: k, sha256: short}]"], r"auth.api_keys\[0\].sha256"),
         (["auth.api_keys=[{id: k, sha256: " + "ab" * 32 + ", wrokspaces: [a]}]"], "wrokspaces"),
         (["limits.payload_bytes=0"], "payload_bytes is 0"),
+        (["limits.payload_bytes=4194304"], "above 4127744 it would not fit into one message to a client"),
+        (["limits.task_payload_bytes=4194304"], "above 3144704 it would not fit into one message to a client"),
         (["grpc"], "must look like KEY.PATH=VALUE"),
         (["grpc=3"], "grpc is a section; set one of its keys, such as grpc.enabled"),
         (["ops.tail_token=short"], "(hidden)"),

@@ -38,6 +38,7 @@ __all__ = [
     "deadlock_is_an_error",
     "errors",
     "kv_get",
+    "kv_put",
     "message_to",
     "metrics_bridge",
     "open_world",
@@ -226,6 +227,12 @@ def switch_to(workspace: str) -> pb.UpstreamMessage:
 def kv_get(request_id: str) -> pb.UpstreamMessage:
     """A KV GET of a key that is not there."""
     op = pb.KVOperation(op=pb.KVOperation.GET, scope=pb.KVOperation.GLOBAL, key="nothing", request_id=request_id)
+    return pb.UpstreamMessage(kv_op=op)
+
+
+def kv_put(key: str, value: bytes) -> pb.UpstreamMessage:
+    """A KV PUT."""
+    op = pb.KVOperation(op=pb.KVOperation.PUT, scope=pb.KVOperation.GLOBAL, key=key, value=value, request_id="put")
     return pb.UpstreamMessage(kv_op=op)
 
 

@@ -19,6 +19,7 @@ from tests.helpers.core import (
     connect,
     deadlock_is_an_error,
     kv_get,
+    kv_put,
     message_to,
     orchestrator,
     payloads,
@@ -66,11 +67,13 @@ async def test_a_cut_gives_the_identity_back(core: Core) -> None:
 async def test_a_cut_is_noticed_while_answers_pile_up(core: Core) -> None:
     """A client that asks, reads nothing and vanishes must not keep its identity."""
     async with connect(core, agent("w", "a", "1")) as peer:
-        peer.pause()
         limit = core.sessions._parts.outbox_limits.control_bytes
         size = 16 * 1024
+        peer.send(kv_put("nothing", bytes(size)))
+        await peer.next("kv")
+        peer.pause()
         for number in range(limit // size + 2):
-            peer.send(kv_get(f"{number}" + "x" * size))
+            peer.send(kv_get(f"{number}"))
         with trio.fail_after(30):
             while core.registry.holder(ONE).outbox.control_has_room:  # type: ignore[union-attr]
                 await trio.sleep(0.01)
