@@ -30,6 +30,7 @@ from aether_trio.transport.grpc.server import GrpcServer, Servable
 from aether_trio.transport.grpc.stream import ServerStream
 from aether_trio.transport.link import Link
 from aether_trio.transport.ports import Ports
+from aether_trio.transport.unfinished import UnfinishedInput
 from aether_trio.transport.websocket.server import HttpServer
 from aether_trio.version import __version__
 from aether_trio.wire.pb.aether_grpc import AetherGatewayBase
@@ -124,20 +125,27 @@ def _open_lanes(core: Core, health: Health, nursery: trio.Nursery) -> dict[str, 
     """The lanes that are on, by name. What they need beside their connections runs in `nursery`."""
     settings, metrics, serve = core.settings, core.metrics, core.sessions.serve
     lanes: dict[str, Lane] = {}
+    unfinished = UnfinishedInput(wiring.unfinished_limits(settings))
+    nursery.start_soon(unfinished.watch, name="unfinished-input")
+    wiring.watch_unfinished(metrics, unfinished)
     if settings.grpc.enabled:
         services: list[Servable] = [GatewayService(serve), health]
         if settings.grpc.reflection:
             services = with_reflection(services)
-        lanes["grpc"] = grpc = GrpcServer(services, limits=wiring.grpc_limits(settings.grpc))
+        lanes["grpc"] = grpc = GrpcServer(services, limits=wiring.grpc_limits(settings.grpc), unfinished=unfinished)
         nursery.start_soon(grpc.retire_the_old, name="grpc-age")
         wiring.watch_lane(metrics, "grpc", grpc.statistics)
     if settings.framed.enabled:
         lanes["framed"] = framed = FramedServer(
-            serve, wiring.framed_limits(settings), nursery, agent=f"aether-trio/{__version__}"
+            serve,
+            wiring.framed_limits(settings),
+            nursery,
+            agent=f"aether-trio/{__version__}",
+            unfinished=unfinished,
         )
         wiring.watch_lane(metrics, "framed", framed.statistics)
     if settings.websocket.enabled:
-        lanes["websocket"] = http = HttpServer(serve, settings.websocket, nursery)
+        lanes["websocket"] = http = HttpServer(serve, settings.websocket, nursery, unfinished=unfinished)
         nursery.start_soon(http.keep_alive, name="websocket-pings")
         wiring.watch_lane(metrics, "websocket", http.statistics)
     return lanes

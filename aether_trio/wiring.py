@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from aether_trio.config import GrpcSettings, Settings, TlsSettings
 from aether_trio.routing.log import LogLimits
@@ -23,11 +23,17 @@ from aether_trio.transport.framed.limits import FramedLimits
 from aether_trio.transport.grpc.limits import Allowance, Allowances, GrpcLimits
 from aether_trio.transport.listener import TcpSettings
 from aether_trio.transport.ports import Ports
+from aether_trio.transport.unfinished import UnfinishedInput, UnfinishedLimits
+from aether_trio.wire.framing.constants import OPENING_FRAME_BYTES
 
 if TYPE_CHECKING:
     from aether_trio.core import Core
     from aether_trio.membership import Membership
     from aether_trio.transport.accepted import Lane
+
+
+FRAMING_BYTES: Final = 64 * 1024
+"""More than any lane puts around a message."""
 
 
 def log_limits(settings: Settings) -> LogLimits:
@@ -67,6 +73,7 @@ def grpc_limits(settings: GrpcSettings) -> GrpcLimits:
 
     return GrpcLimits(
         max_receive_message_bytes=settings.max_receive_bytes,
+        max_opening_message_bytes=OPENING_FRAME_BYTES,
         max_assembling_bytes=4 * settings.max_receive_bytes,
         stream_window_bytes=settings.stream_window_bytes,
         connection_window_bytes=settings.connection_window_bytes,
@@ -99,6 +106,17 @@ def framed_limits(settings: Settings) -> FramedLimits:
         handshake_timeout_s=settings.limits.init_wait_s,
         control_frames_per_s=framed.control_frames_per_s,
         control_frames_burst=10 * framed.control_frames_per_s,
+    )
+
+
+def unfinished_limits(settings: Settings) -> UnfinishedLimits:
+    """Of messages that have begun. One of the largest fits in any case."""
+    largest = max(
+        settings.grpc.max_receive_bytes, settings.framed.max_frame_bytes, settings.websocket.max_message_bytes
+    )
+    limits = settings.limits
+    return UnfinishedLimits(
+        total_bytes=max(limits.unfinished_input_bytes, largest + FRAMING_BYTES), wait_s=limits.message_wait_s
     )
 
 
@@ -208,6 +226,11 @@ def watch_ports(metrics: Metrics, ports: Ports) -> None:
         ("reason",),
         lambda: {(reason,): count for reason, count in ports.statistics().rejects.items()},
     )
+
+
+def watch_unfinished(metrics: Metrics, unfinished: UnfinishedInput) -> None:
+    """Show what is held of messages that have begun."""
+    metrics.watch("unfinished_input", unfinished.statistics, counters={"given_up", "too_slow"})
 
 
 def watch_lane(metrics: Metrics, name: str, statistics: Callable[[], Any]) -> None:

@@ -206,6 +206,8 @@ LIMIT_TEXTS: Final[Mapping[str, str]] = {
     "connections_per_workspace": "Live connections of one workspace; 0 is unlimited.",
     "init_wait_s": "How long a stream may take to say who it is.",
     "init_bytes": "The first message of a client as a whole.",
+    "message_wait_s": "A message that has begun must bring 64 KiB, or its end, in so long; else its stream ends.",
+    "unfinished_input_bytes": "What messages that are not finished may hold, over all connections; beyond, one is given up.",
     "credentials_per_connection": "Entries of InitConnection.credentials.",
     "credential_bytes": "The value of one credential.",
     "extensions_per_connection": "Extensions that one connection may declare.",

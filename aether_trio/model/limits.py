@@ -61,6 +61,10 @@ class Limits:
     """How long a stream may take to say who it is; beyond it DEADLINE_EXCEEDED."""
     init_bytes: int = 512 * KIB
     """The InitConnection as a whole, on every lane: what a client may say before it is known."""
+    message_wait_s: float = 30.0
+    """In which a message that has begun must bring 64 KiB, or its end; beyond it the stream ends with DEADLINE_EXCEEDED."""
+    unfinished_input_bytes: int = 64 * MIB
+    """Of messages that have begun and are not finished, over all connections; beyond it one of them is given up."""
     credentials_per_connection: int = 16
     """Entries of InitConnection.credentials. The reference has no bound; the SDK sends at most four."""
     credential_bytes: int = 16 * KIB

@@ -323,6 +323,7 @@ class SessionServer:
         if config is not None:
             greeting.append(pb.DownstreamMessage(config=config))
         session.acknowledged = True
+        session.link.accept()
         session.put(*greeting)
         parts.attempted(claim, Status.OK)
         open_base()
@@ -341,6 +342,7 @@ class SessionServer:
                 await holding.wait_input()
                 continue  # it may have been ended meanwhile
             await self._handle_batch(session, batch)
+            batch = ()  # not kept while it waits
             if not log.has_room:
                 await log.wait_room()
             if not outbox.control_has_room:

@@ -75,6 +75,9 @@ class MemoryLink:
         self._upstream.clear()
         return batch
 
+    def accept(self) -> None:
+        """See Link. Nothing is bounded here."""
+
     def attach(self, source: FrameSource) -> None:
         """See Link."""
         self._source = source

@@ -131,6 +131,10 @@ class Link(Protocol):
         """Say where downstream messages come from. Once, before the first `kick`. A broken link cuts its source at once."""
         ...
 
+    def accept(self) -> None:
+        """The client has shown who it is, and is acknowledged: from here on its messages may have their full length."""
+        ...
+
     def kick(self) -> None:
         """The source has something new: try to write now, or as soon as there is room. Cheap to call twice."""
         ...

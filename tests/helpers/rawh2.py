@@ -57,7 +57,13 @@ def grpc_message(payload: bytes) -> bytes:
 class RawH2:
     """Sans-I/O client of one Connect stream, already opened: the first `outgoing` holds preface, settings and headers."""
 
-    def __init__(self, *, window: int = MAX_WINDOW, keep_window_open: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        window: int = MAX_WINDOW,
+        keep_window_open: bool = True,
+        headers: tuple[tuple[str, str], ...] = (),
+    ) -> None:
         self._keep_open = keep_window_open
         self._window = window
         self._ungranted = 0
@@ -71,12 +77,12 @@ class RawH2:
         self._decoder = hpack.Decoder()
         self.ended: Ended | None = None
         self.goaway = False
-        headers = hpack.Encoder().encode(REQUEST_HEADERS)
+        block = hpack.Encoder().encode((*REQUEST_HEADERS, *headers))
         self._out = bytearray(PREFACE)
         self._out += frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW_SIZE, window))
         if window > DEFAULT_WINDOW:
             self._out += frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", window - DEFAULT_WINDOW))
-        self._out += frame(HEADERS, END_HEADERS, STREAM, headers)
+        self._out += frame(HEADERS, END_HEADERS, STREAM, block)
 
     @property
     def pending(self) -> int:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from aether_trio.transport.framed.limits import FramedLimits
     from aether_trio.transport.framed.statistics import Counters
     from aether_trio.transport.link import Upstream
+    from aether_trio.transport.unfinished import Account
 
 READ_BYTES: Final = 64 * 1024
 
@@ -55,7 +56,9 @@ class FramedLink:
     """See transport.link.Link. Made when the client's HELLO has come (server.py)."""
 
     __slots__ = (
+        "_account",
         "_closed",
+        "_code",
         "_counters",
         "_credits",
         "_ended",
@@ -64,6 +67,8 @@ class FramedLink:
         "_frames_since",
         "_limits",
         "_pending",
+        "_waiting",
+        "accepted",
         "output",
         "peer",
         "sock",
@@ -71,7 +76,13 @@ class FramedLink:
     )
 
     def __init__(
-        self, accepted: Accepted, output: Output, peer: Peer, limits: FramedLimits, counters: Counters
+        self,
+        accepted: Accepted,
+        output: Output,
+        peer: Peer,
+        limits: FramedLimits,
+        counters: Counters,
+        account: Account,
     ) -> None:
         self.sock = accepted.sock
         self.tls = accepted.tls
@@ -81,7 +92,15 @@ class FramedLink:
         self._counters = counters
         self._pending: Sequence[framing.Event] = ()
         self._ended = False
-        self._failure: tuple[int, str] | None = None
+        self._failure: StatusError | None = None
+        """What `receive` raises."""
+        self._code: tuple[int, bool] | None = None
+        """...and how the ERROR frame says it: its code, and whether to come back."""
+        self._account = account
+        self._waiting: trio.CancelScope | None = None
+        """Of a reader that waits for the rest of a frame."""
+        self.accepted = False
+        """See unfinished.Receiver."""
         self._frames_left = limits.control_frames_burst
         self._frames_since = 0.0
         self._credits = 0
@@ -98,7 +117,7 @@ class FramedLink:
                 return batch
         while True:
             if self._failure is not None:
-                raise StatusError(Status.INVALID_ARGUMENT, self._failure[1])
+                raise self._failure
             if self._ended:
                 await trio.lowlevel.checkpoint()
                 return ()
@@ -115,7 +134,16 @@ class FramedLink:
         if self.tls is not None and self.tls.ended:
             await trio.lowlevel.checkpoint()
             return self._end()
-        await trio.lowlevel.wait_readable(self.sock)
+        if self.output.connection.held_bytes:
+            try:
+                with trio.CancelScope() as self._waiting:
+                    await trio.lowlevel.wait_readable(self.sock)
+            finally:
+                self._waiting = None
+            if self._failure is not None:
+                return ()
+        else:
+            await trio.lowlevel.wait_readable(self.sock)
         return self.read_now()
 
     def read_now(self) -> Sequence[framing.Event]:
@@ -137,10 +165,36 @@ class FramedLink:
 
     def decode(self, data: bytes) -> Sequence[framing.Event]:
         """The events of these bytes. A mistake in them is kept for later."""
+        connection = self.output.connection
+        before = connection.held_bytes
         try:
-            return self.output.connection.receive(data)
+            events = connection.receive(data)
         except RemoteProtocolError as error:
             return self._fail(error)
+        if before or connection.held_bytes:
+            self._account.note(self, connection.held_bytes, anew=bool(events))
+        return events
+
+    @property
+    def awaits_rest(self) -> bool:
+        """See unfinished.Receiver."""
+        return self._waiting is not None
+
+    def give_up(self, error: StatusError) -> None:
+        """See unfinished.Receiver."""
+        if self._failure is not None:
+            return
+        late = error.status is Status.DEADLINE_EXCEEDED
+        self._failure = error
+        self._code = int(ErrorCode.TIMEOUT if late else error.status), True
+        self._counters.reject("unfinished_message")
+        self.output.connection.give_up()
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    def forget(self) -> None:
+        """The connection is over: nothing is held any more."""
+        self._account.note(self, 0)
 
     def _end(self) -> Sequence[framing.Event]:
         self._ended = True
@@ -153,7 +207,9 @@ class FramedLink:
     def fail(self, code: ErrorCode, message: str) -> None:
         """The client has broken a rule; `close` says so."""
         if self._failure is None:
-            self._failure = int(code), message
+            self._failure = StatusError(Status.INVALID_ARGUMENT, message)
+            self._code = int(code), code in RETRYABLE_MISTAKES
+            self._account.note(self, 0)
             self._counters.reject(code.name.lower())
 
     def _fail(self, error: RemoteProtocolError) -> Sequence[framing.Event]:
@@ -172,7 +228,8 @@ class FramedLink:
                 try:
                     batch.append(UpstreamMessage.FromString(event.message))
                 except DecodeError as error:
-                    self._failure = int(Status.INVALID_ARGUMENT), undecodable(event.message, error).message
+                    self._failure = undecodable(event.message, error)
+                    self._code = int(Status.INVALID_ARGUMENT), False
                     break
             else:
                 _HANDLERS[type(event)](self, event)
@@ -226,6 +283,10 @@ class FramedLink:
         """See Link."""
         self.output.attach(source)
 
+    def accept(self) -> None:
+        """See Link. The codec knows by itself, from the answer."""
+        self.accepted = True
+
     def kick(self) -> None:
         """See Link."""
         self.output.pump()
@@ -252,16 +313,13 @@ class FramedLink:
         self._closed = True
         if status is Status.DEADLINE_EXCEEDED and self.output.connection.state is not framing.State.LIVE:
             self.fail(ErrorCode.TIMEOUT, message)
-        code, text = self._failure or (int(status), message)
+        code, retryable = self._code or (int(status), status in RETRYABLE)
+        text = message if self._failure is None else self._failure.message
         output = self.output
         with trio.move_on_after(self._limits.close_timeout_s):
-            await output.finish(None if status is Status.OK else self._last_words(code, text, status))
+            await output.finish(None if status is Status.OK else framing.Error(code, text, retryable))
         if not self._ended and not output.is_broken:
             await linger(self.sock, self._limits.linger_s)
-
-    def _last_words(self, code: int, text: str, status: Status) -> framing.Error:
-        retryable = status in RETRYABLE if self._failure is None else code in RETRYABLE_MISTAKES
-        return framing.Error(code, text, retryable)
 
 
 _HANDLERS: Final[dict[type, Callable[..., None]]] = {

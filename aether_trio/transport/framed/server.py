@@ -20,6 +20,7 @@ from aether_trio.transport.framed.link import FramedLink
 from aether_trio.transport.framed.output import Output
 from aether_trio.transport.framed.statistics import Counters, FramedStatistics
 from aether_trio.transport.link import Link, LinkBroken, Peer
+from aether_trio.transport.unfinished import UnfinishedInput
 from aether_trio.wire import framing
 from aether_trio.wire.framing import ErrorCode, GoAwayReason, LocalProtocolError
 
@@ -34,11 +35,13 @@ class FramedServer:
         nursery: trio.Nursery,
         *,
         agent: str = "aether-trio",
+        unfinished: UnfinishedInput | None = None,
     ) -> None:
         self._serve = serve
         self._limits = limits
         self._nursery = nursery
         self._counters = Counters()
+        self._unfinished = unfinished or UnfinishedInput()
         self._outputs: set[Output] = set()
         self._gone = trio.Event()
         self._hello = framing.ServerHello(
@@ -61,9 +64,10 @@ class FramedServer:
         connection = framing.Connection(framing.Role.SERVER, max_frame_bytes=self._limits.max_frame_bytes)
         output = Output(accepted, connection, self._nursery, counters)
         self._outputs.add(output)
+        peer, account = Peer(accepted.peer_address, "framed"), self._unfinished.account(accepted.address)
+        link = FramedLink(accepted, output, peer, self._limits, counters, account)
         try:
-            link = await self._greet(accepted, output)
-            if link is not None:
+            if await self._greet(accepted, output, link):
                 await self._serve(link)
         except LinkBroken as error:
             error.__traceback__ = None
@@ -71,12 +75,12 @@ class FramedServer:
             counters.connections_open -= 1
             self._outputs.discard(output)
             output.forget()
+            link.forget()
             if not self._outputs:
                 self._gone.set()
 
-    async def _greet(self, accepted: Accepted, output: Output) -> FramedLink | None:
-        """Read the HELLO and answer it. None when the client did not get so far. Raises LinkBroken."""
-        reader = FramedLink(accepted, output, Peer(accepted.peer_address, "framed"), self._limits, self._counters)
+    async def _greet(self, accepted: Accepted, output: Output, reader: FramedLink) -> bool:
+        """Read the HELLO and answer it. False when the client did not get so far. Raises LinkBroken."""
         events: Sequence[framing.Event] = reader.decode(accepted.head) if accepted.head else reader.read_now()
         if not events and reader.waits_for_hello:
             with trio.move_on_after(self._limits.handshake_timeout_s):
@@ -86,18 +90,18 @@ class FramedServer:
                 reader.fail(ErrorCode.TIMEOUT, f"no HELLO within {self._limits.handshake_timeout_s:g} seconds")
         if not events or not isinstance(events[0], framing.ClientHello):
             await reader.close(Status.INVALID_ARGUMENT, "no HELLO")
-            return None
+            return False
         if not reader.waits_for_hello:
             # Behind the HELLO is a mistake. The codec takes that for the client's end, before it was let in.
             await reader.close(Status.INVALID_ARGUMENT, "a mistake behind the HELLO")
-            return None
+            return False
         hello = events[0]
         try:
             output.put(_answer(self._hello, hello))
         except LocalProtocolError:
             # What came behind the HELLO was a mistake already; the session is told by its first read.
             await reader.close(Status.INVALID_ARGUMENT, "a mistake in the first frames")
-            return None
+            return False
         if len(events) == 1:
             output.pump()
         peer = Peer(
@@ -109,7 +113,7 @@ class FramedServer:
         )
         reader.peer = peer
         reader.put_back(events[1:])
-        return reader
+        return True
 
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """See Lane: GOAWAY to all. The core ends their sessions, and so they go."""

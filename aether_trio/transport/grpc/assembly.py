@@ -1,23 +1,30 @@
 """From the payload of DATA frames to whole gRPC messages, with their cap judged by the prefix.
 
 Pure; one per connection, because what all its streams together may have announced is bounded as well: a thousand streams
-with ten megabytes each under way would be allowed one by one.
+with ten megabytes each under way would be allowed one by one. What is held of unfinished messages goes to the connection's
+account of unfinished input, which bounds the gateway's (transport/unfinished.py).
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.transport.grpc import messages
 from aether_trio.transport.grpc.data_stream import DataStream
 from aether_trio.transport.grpc.messages import PREFIX, PREFIX_BYTES
 
+if TYPE_CHECKING:
+    from aether_trio.transport.unfinished import Account
+
 
 class Assembler:
     """Fills inboxes. A message that cannot be accepted becomes the stream's `failure`, behind what came before it."""
 
-    __slots__ = ("_largest", "_most", "assembling")
+    __slots__ = ("_account", "_largest", "_most", "assembling")
 
-    def __init__(self, max_message_bytes: int, max_assembling_bytes: int) -> None:
+    def __init__(self, max_message_bytes: int, max_assembling_bytes: int, account: Account | None) -> None:
+        self._account = account
         self._largest = max_message_bytes
         self._most = max_assembling_bytes
         self.assembling = 0
@@ -32,6 +39,7 @@ class Assembler:
             body = position + PREFIX_BYTES
             if body > stop:
                 stream.partial, stream.partial_need = bytearray(data[position:stop]), 0
+                stream.anew = True
                 return
             flag, length = PREFIX.unpack_from(data, position)
             end = body + length
@@ -40,6 +48,7 @@ class Assembler:
                     return
                 if end > stop:
                     stream.partial, stream.partial_need = bytearray(data[position:stop]), PREFIX_BYTES + length
+                    stream.anew = True
                     return
                 self.assembling -= length
                 self._deliver(stream, flag, data[body:end])
@@ -61,14 +70,14 @@ class Assembler:
         upto = min(position + stream.partial_need - len(partial), stop)
         partial += data[position:upto]
         if len(partial) == stream.partial_need:
-            self.drop(stream)
+            self._release(stream)
             self._deliver(stream, partial[0], bytes(memoryview(partial)[PREFIX_BYTES:]))
         return upto
 
     def _admit(self, stream: DataStream, length: int) -> bool:
         """Reserve room for a message that a prefix announces, or fail the stream."""
-        if length > self._largest:
-            self._fail(stream, messages.too_large(length, self._largest))
+        if length > self._largest or (stream.reading and length > stream.largest):
+            self._fail(stream, messages.too_large(length, min(stream.largest, self._largest)))
             return False
         if self.assembling + length > self._most:
             self._fail(
@@ -80,6 +89,23 @@ class Assembler:
 
     def drop(self, stream: DataStream) -> None:
         """Give up the message that is arriving, and its reservation."""
+        self._release(stream)
+        self.note(stream)
+
+    def note(self, stream: DataStream) -> None:
+        """Tell the account what the stream holds of a message that is not whole. After each read that touched the stream."""
+        if self._account is not None and (stream.partial is not None or stream.begun):
+            held = 0 if stream.partial is None else len(stream.partial)
+            stream.begun = held > 0
+            anew, stream.anew = stream.anew, False
+            self._account.note(stream, held, anew=anew)  # type: ignore[arg-type]  # a ServerStream is a Receiver
+
+    def too_long_to_wait_for(self, stream: DataStream) -> StatusError | None:
+        """Why a reader may not wait for the rest of what has begun: it is longer than this peer may send now."""
+        length = stream.partial_need - PREFIX_BYTES
+        return messages.too_large(length, stream.largest) if length > stream.largest else None
+
+    def _release(self, stream: DataStream) -> None:
         if stream.partial_need:
             self.assembling -= stream.partial_need - PREFIX_BYTES
         stream.partial, stream.partial_need = None, 0
@@ -87,12 +113,11 @@ class Assembler:
     def _deliver(self, stream: DataStream, flag: int, message: bytes) -> None:
         if flag:
             try:
-                if flag != 1:
-                    raise StatusError(Status.INTERNAL, f"unknown message flags {flag:#x}")
-                message = messages.decompress(message, stream.encoding, self._largest)
+                message = messages.packed(flag, message, stream.encoding)
             except StatusError as error:
                 self._fail(stream, error)
                 return
+            stream.packed += 1
         stream.inbox.append(message)
 
     def _fail(self, stream: DataStream, failure: StatusError) -> None:

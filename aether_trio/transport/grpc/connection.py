@@ -17,12 +17,14 @@ import trio
 from aether_trio.transport.grpc import frames
 from aether_trio.transport.grpc.data_stream import DataStream
 from aether_trio.transport.grpc.frames import ErrorCode, ProtocolViolation
+from aether_trio.transport.grpc.inflating import Inflater, InflationTurns
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.output import Output, Sealer
 
 if TYPE_CHECKING:
     from aether_trio.transport.grpc.budgets import Budgets
     from aether_trio.transport.grpc.statistics import Counters
+    from aether_trio.transport.unfinished import Account
 
 RECV_BYTES: Final = 64 * 1024
 ANSWER_TURNS: Final = 6
@@ -32,7 +34,7 @@ ANSWER_TURNS: Final = 6
 class Connection(Output):
     """What both sides of a connection do alike. Subclasses decide what streams and control frames mean."""
 
-    __slots__ = ("opened",)
+    __slots__ = ("_inflater", "_turns", "opened")
 
     def __init__(
         self,
@@ -44,8 +46,14 @@ class Connection(Output):
         nursery: trio.Nursery,
         *,
         client_side: bool,
+        account: Account | None = None,
+        turns: InflationTurns | None = None,
     ) -> None:
-        super().__init__(self, sock, sealer, limits, budgets, counters, nursery, client_side=client_side)
+        super().__init__(
+            self, sock, sealer, limits, budgets, counters, nursery, client_side=client_side, account=account
+        )
+        self._turns = turns
+        self._inflater: Inflater | None = None
         self.opened = False
         """The bytes being served have opened a stream."""
 
@@ -59,6 +67,13 @@ class Connection(Output):
 
     def stream_error(self, stream_id: int, code: ErrorCode, text: str) -> None:
         raise NotImplementedError
+
+    @property
+    def inflater(self) -> Inflater:
+        """For compressed messages, made when the first one is read."""
+        if self._inflater is None:
+            self._inflater = Inflater(self._turns or InflationTurns())
+        return self._inflater
 
     # Reading -----------------------------------------------------------------------------------------------------
 

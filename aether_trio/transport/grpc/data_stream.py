@@ -9,11 +9,16 @@ class DataStream:
     """Plain state; the owner subclasses it and adds the rest, so that a stream is one object."""
 
     __slots__ = (
+        "accepted",
+        "anew",
+        "begun",
         "credit",
         "encoding",
         "ended",
         "failure",
         "inbox",
+        "largest",
+        "packed",
         "partial",
         "partial_need",
         "pending",
@@ -27,11 +32,21 @@ class DataStream:
     def __init__(self, stream_id: int) -> None:
         self.stream_id = stream_id
         self.inbox: list[bytes] = []
-        """Complete messages that nobody has taken yet."""
+        """Complete messages that nobody has taken yet; those that are compressed are messages.Packed."""
+        self.packed = 0
+        """How many of these are compressed."""
         self.partial: bytearray | None = None
         """The beginning of a message, prefix included."""
         self.partial_need = 0
         """Prefix and message together, once the prefix is complete."""
+        self.largest = 0
+        """Of the message that its reader waits for, in bytes: little until the client is accepted."""
+        self.accepted = False
+        """The client has shown who it is."""
+        self.begun = False
+        """The account of unfinished input knows of the partial message."""
+        self.anew = False
+        """...and it was another one."""
         self.encoding = "identity"
         self.recv_window = 0
         self.send_window = 0

@@ -14,6 +14,8 @@ Sans-I/O, and the same for both sides: bytes in by `receive`, bytes out by `out`
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.transport.grpc import budgets, frames
 from aether_trio.transport.grpc.assembly import Assembler
@@ -29,6 +31,9 @@ from aether_trio.transport.grpc.frames import (
 )
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.sending import Owner, SendSide
+
+if TYPE_CHECKING:
+    from aether_trio.transport.unfinished import Account
 
 
 class DataPlane(SendSide):
@@ -50,13 +55,21 @@ class DataPlane(SendSide):
         "touched",
     )
 
-    def __init__(self, owner: Owner, limits: GrpcLimits, budgets: Budgets, *, expect_preface: bool) -> None:
+    def __init__(
+        self,
+        owner: Owner,
+        limits: GrpcLimits,
+        budgets: Budgets,
+        *,
+        expect_preface: bool,
+        account: Account | None = None,
+    ) -> None:
         super().__init__(owner, budgets)
         self.limits = limits
         self.touched: list[DataStream] = []
         """Streams with news for their reader since the owner last emptied this list; may hold one twice."""
         self.settings_seen = False
-        self._assembler = Assembler(limits.max_receive_message_bytes, limits.max_assembling_bytes)
+        self._assembler = Assembler(limits.max_receive_message_bytes, limits.max_assembling_bytes, account)
         self._preface = expect_preface
         self._client = not expect_preface
         self._tail = b""
@@ -79,6 +92,7 @@ class DataPlane(SendSide):
 
     def open(self, stream: DataStream) -> None:
         stream.recv_window = self.limits.stream_window_bytes
+        stream.largest = self.limits.opening_bytes
         stream.send_window = self.peer_initial_window
         self.streams[stream.stream_id] = stream
         self.highest_stream_id = max(self.highest_stream_id, stream.stream_id)
@@ -136,6 +150,8 @@ class DataPlane(SendSide):
         if position < end:
             self._tail = data[position:]
         for stream in self.touched:
+            if stream.partial is not None or stream.begun:
+                self._assembler.note(stream)
             if stream.reading and stream.unread and not stream.inbox:
                 self._credit_stream(stream)
 
@@ -227,6 +243,17 @@ class DataPlane(SendSide):
         self._assembler.drop(stream)
         stream.failure = failure
         self.touched.append(stream)
+
+    def check_rest(self, stream: DataStream) -> None:
+        """A reader is about to wait for the rest of a message: fail it when that is longer than the peer may send now."""
+        failure = self._assembler.too_long_to_wait_for(stream)
+        if failure is not None:
+            self.fail(stream, failure)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the peer may send at all."""
+        return self._recv_window > 0
 
     # Giving room back --------------------------------------------------------------------------------------------
 

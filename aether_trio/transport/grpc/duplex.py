@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import trio
 from grpclib.exceptions import ProtocolError
 
+from aether_trio.model.errors import StatusError
+from aether_trio.transport.grpc.messages import Packed
 from aether_trio.transport.grpc.pumped import PumpedStream
 from aether_trio.transport.link import LinkBroken
 
@@ -48,7 +50,7 @@ class DuplexStream(PumpedStream):
         """
         await self._wait_for_news()
         if self.inbox:
-            return self._take()
+            return await self._unpack() if self.packed else self._take()
         self._raise_what_happened()
         return []
 
@@ -58,7 +60,34 @@ class DuplexStream(PumpedStream):
         if not self.inbox:
             self._raise_what_happened()
             return None
+        if isinstance(self.inbox[0], Packed):
+            return await self._inflate()
         message = self.inbox.pop(0)
+        if not self.inbox:
+            self._take()
+        return message
+
+    async def _unpack(self) -> list[bytes]:
+        """The messages in front of a compressed one, or that one alone; the others stay unread and hold the window shut."""
+        inbox = self.inbox
+        count = next(index for index, message in enumerate(inbox) if isinstance(message, Packed))
+        if not count:
+            return [await self._inflate()]
+        batch = inbox[:count]
+        del inbox[:count]
+        return batch
+
+    async def _inflate(self) -> bytes:
+        """The first message, which is compressed. Raises StatusError; then nothing more is read."""
+        try:
+            message = await self._wire.inflater.inflate(self.inbox[0], self.encoding, self.largest)
+        except StatusError as error:
+            self.inbox.clear()
+            self.packed = 0
+            self._wire.plane.fail(self, error)
+            raise
+        self.inbox.pop(0)
+        self.packed -= 1
         if not self.inbox:
             self._take()
         return message
@@ -83,6 +112,11 @@ class DuplexStream(PumpedStream):
             return
         if self._reader is not None:
             raise trio.BusyResourceError("another task is already receiving from this stream")
+        if self.partial_need > self.largest:
+            self._wire.plane.check_rest(self)
+            if self.failure is not None:
+                await trio.lowlevel.checkpoint()
+                return
         self.reading = True
         if self.unread:
             # Parts of a message that must be read before the rest can come.

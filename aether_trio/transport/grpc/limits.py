@@ -54,6 +54,9 @@ class GrpcLimits:
     """Defaults suit an open port; reference values where the reference has one (core.md section 0, sdk.md section 3)."""
 
     max_receive_message_bytes: int = 10 * MIB
+    max_opening_message_bytes: int | None = None
+    """Of a stream whose client is not accepted, as long as its reader waits for it; None: as of any other. A gateway has
+    some: who calls must be known before much of it is kept, and health checks and reflection are for anybody."""
     max_assembling_bytes: int = 40 * MIB
     """Declared lengths of messages still arriving, over one connection; a stream that goes beyond is refused."""
     stream_window_bytes: int = 65_535
@@ -86,6 +89,12 @@ class GrpcLimits:
     """As in grpc-core: the third early ping without data from us between them ends the connection."""
 
     allowances: Allowances = field(default_factory=Allowances)
+
+    @property
+    def opening_bytes(self) -> int:
+        """The longest message from a client that is not accepted."""
+        opening = self.max_opening_message_bytes
+        return self.max_receive_message_bytes if opening is None else min(opening, self.max_receive_message_bytes)
 
     def __post_init__(self) -> None:
         if self.stream_window_bytes < 65_535 or self.connection_window_bytes < 65_535:

@@ -59,6 +59,12 @@ class GrpcLink:
     def kick(self) -> None:
         self._stream.kick()
 
+    def accept(self) -> None:
+        """See Link."""
+        stream = self._stream
+        stream.accepted = True
+        stream.largest = stream.connection.limits.max_receive_message_bytes
+
     @property
     def stalled_since(self) -> float | None:
         return self._stream.stalled_since

@@ -17,6 +17,9 @@ PREFIX: Final = struct.Struct(">BI")
 """Compressed flag, length."""
 PREFIX_BYTES: Final = 5
 
+SLICE_BYTES: Final = 256 * 1024
+"""Inflated at once: a few tenths of a millisecond."""
+
 MAX_STATUS_MESSAGE: Final = 2048
 """Characters. Clients bound header lists too (grpc-core: 8 KiB) and would lose the status with the message."""
 
@@ -33,23 +36,67 @@ def frame(message: bytes) -> bytes:
     return PREFIX.pack(0, len(message)) + message
 
 
-def decompress(message: bytes, encoding: str, max_bytes: int) -> bytes:
-    """Undo `encoding`; raises StatusError when the data is no such thing or grows beyond `max_bytes`."""
-    wbits = _WBITS.get(encoding)
-    if wbits is None:
+class Packed(bytes):
+    """A message as it came, compressed."""
+
+    __slots__ = ()
+
+
+def packed(flag: int, message: bytes, encoding: str) -> Packed:
+    """A message with a flag. Raises StatusError for a flag that means nothing."""
+    if flag != 1:
+        raise StatusError(Status.INTERNAL, f"unknown message flags {flag:#x}")
+    if encoding not in _WBITS:
         # A flag without grpc-encoding is the sender's bug, not a missing feature of ours.
         raise StatusError(Status.INTERNAL, "compressed flag set without a grpc-encoding")
-    inflater = zlib.decompressobj(wbits)
-    try:
-        # One byte more than allowed tells "exactly at the limit" from "beyond it" without inflating the rest.
-        plain = inflater.decompress(message, max_bytes + 1)
-    except zlib.error as error:
-        raise StatusError(Status.INTERNAL, f"message is not valid {encoding}: {error}") from error
-    if len(plain) > max_bytes:
-        raise too_large(len(plain), max_bytes)
-    if not inflater.eof:
-        raise StatusError(Status.INTERNAL, f"message is truncated {encoding}")
-    return plain
+    return Packed(message)
+
+
+class Inflation:
+    """Undoes the compression of one message, a slice at a time: at most SLICE_BYTES in and out, below a millisecond."""
+
+    __slots__ = ("_at", "_encoding", "_inflater", "_largest", "_parts", "_rest", "_source", "size")
+
+    def __init__(self, message: bytes, encoding: str, max_bytes: int) -> None:
+        self._source = memoryview(message)
+        self._encoding = encoding
+        self._largest = max_bytes
+        self._inflater = zlib.decompressobj(_WBITS[encoding])
+        self._parts: list[bytes] = []
+        self._rest = b""
+        self._at = 0
+        self.size = 0
+        """Bytes so far."""
+
+    def step(self) -> bool:
+        """Inflate one slice. True when the message is whole.
+
+        Raises StatusError when the data is no such thing, ends too early, or grows beyond `max_bytes`.
+        """
+        inflater = self._inflater
+        piece: bytes | memoryview = self._rest
+        if not piece:
+            piece = self._source[self._at : self._at + SLICE_BYTES]
+            self._at += len(piece)
+        try:
+            plain = inflater.decompress(piece, SLICE_BYTES)
+        except zlib.error as error:
+            raise StatusError(Status.INTERNAL, f"message is not valid {self._encoding}: {error}") from error
+        self._rest = inflater.unconsumed_tail
+        self.size += len(plain)
+        if self.size > self._largest:
+            raise too_large(self.size, self._largest)
+        self._parts.append(plain)
+        if inflater.eof:
+            return True
+        # A full slice may have left some in zlib, which an empty piece gets out.
+        if not self._rest and self._at == len(self._source) and len(plain) < SLICE_BYTES:
+            raise StatusError(Status.INTERNAL, f"message is truncated {self._encoding}")
+        return False
+
+    def message(self) -> bytes:
+        """The whole, plain message."""
+        return b"".join(self._parts)
 
 
 def too_large(size_bytes: int, max_bytes: int) -> StatusError:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from aether_trio.transport.grpc.budgets import Budgets
     from aether_trio.transport.grpc.sending import Owner
     from aether_trio.transport.grpc.statistics import Counters
+    from aether_trio.transport.unfinished import Account
 
 BURST_BYTES: Final = 64 * 1024
 """Asked of the streams for one send."""
@@ -75,13 +76,14 @@ class Output:
         nursery: trio.Nursery,
         *,
         client_side: bool,
+        account: Account | None = None,
     ) -> None:
         self.sock = sock
         self.sealer = sealer
         self.limits = limits
         self.counters = counters
         self.nursery = nursery
-        self.plane = DataPlane(owner, limits, budgets, expect_preface=not client_side)
+        self.plane = DataPlane(owner, limits, budgets, expect_preface=not client_side, account=account)
         self.closing = False
         """Nothing more is read or started; what is in `out` still goes."""
         self.dirty: dict[PumpedStream, None] = {}

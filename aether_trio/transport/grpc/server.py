@@ -22,11 +22,13 @@ from aether_trio.model.errors import Status
 from aether_trio.transport.accepted import Accepted
 from aether_trio.transport.grpc import budgets
 from aether_trio.transport.grpc.control import SharedControl
+from aether_trio.transport.grpc.inflating import InflationTurns
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.rpc import accept_rpc
 from aether_trio.transport.grpc.server_connection import ServerConnection
 from aether_trio.transport.grpc.statistics import Counters, GrpcServerStatistics
 from aether_trio.transport.linger import linger
+from aether_trio.transport.unfinished import UnfinishedInput
 
 _ROUND_TRIP_S: Final = 1.0
 """Waited for the client's word between the two GOAWAYs of a drain."""
@@ -40,7 +42,10 @@ class Servable(Protocol):
 
 
 class GrpcServer:
-    """Serves `services` on the connections that it is given. A Lane."""
+    """Serves `services` on the connections that it is given. A Lane.
+
+    `unfinished` is what its connections share with those of other lanes; its deadline is kept by who made it.
+    """
 
     def __init__(
         self,
@@ -48,6 +53,7 @@ class GrpcServer:
         *,
         limits: GrpcLimits | None = None,
         randomness: random.Random | None = None,
+        unfinished: UnfinishedInput | None = None,
     ) -> None:
         self.limits = limits or GrpcLimits()
         self._random = randomness or random.Random()  # noqa: S311 -- spreads reconnects, protects nothing
@@ -59,6 +65,8 @@ class GrpcServer:
         self._counters = Counters()
         self._connections: set[ServerConnection] = set()
         self._draining = False
+        self._unfinished = unfinished or UnfinishedInput()
+        self._turns = InflationTurns()
 
     @property
     def connections(self) -> Iterable[ServerConnection]:
@@ -87,6 +95,8 @@ class GrpcServer:
                     counters,
                     nursery,
                     self._accept,
+                    self._unfinished.account(accepted.address),
+                    self._turns,
                 )
                 self._connections.add(connection)
                 if self._draining:

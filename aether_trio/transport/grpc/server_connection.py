@@ -30,7 +30,9 @@ from aether_trio.transport.grpc.statistics import ConnectionStatistics, Counters
 from aether_trio.transport.link import PeerCertificate
 
 if TYPE_CHECKING:
+    from aether_trio.transport.grpc.inflating import InflationTurns
     from aether_trio.transport.grpc.limits import Allowance, GrpcLimits
+    from aether_trio.transport.unfinished import Account
 
 _INITIAL_WINDOW_SIZE: Final = 4
 _MAX_FRAME_SIZE: Final = 5
@@ -68,8 +70,10 @@ class ServerConnection(ServerStreams):
         counters: Counters,
         nursery: trio.Nursery,
         accept: Accept,
+        account: Account,
+        turns: InflationTurns,
     ) -> None:
-        super().__init__(sock, sealer, limits, allowances, shared, counters, nursery)
+        super().__init__(sock, sealer, limits, allowances, shared, counters, nursery, account, turns)
         self.address = address
         """The peer's, as `accept` returned it."""
         self.certificate = certificate

@@ -25,7 +25,9 @@ from aether_trio.transport.grpc.server_control import ServerControl
 from aether_trio.transport.grpc.statistics import Counters
 
 if TYPE_CHECKING:
+    from aether_trio.transport.grpc.inflating import InflationTurns
     from aether_trio.transport.grpc.limits import Allowance, GrpcLimits
+    from aether_trio.transport.unfinished import Account
 
 
 class ServerStreams(Connection):
@@ -42,9 +44,19 @@ class ServerStreams(Connection):
         shared: SharedControl,
         counters: Counters,
         nursery: trio.Nursery,
+        account: Account,
+        turns: InflationTurns,
     ) -> None:
         super().__init__(
-            sock, sealer, limits, Budgets(allowances, trio.current_time), counters, nursery, client_side=False
+            sock,
+            sealer,
+            limits,
+            Budgets(allowances, trio.current_time),
+            counters,
+            nursery,
+            client_side=False,
+            account=account,
+            turns=turns,
         )
         self.control_plane = ServerControl(shared, self.plane)
         self.pings = PingStrikes()

@@ -17,6 +17,7 @@ from grpclib.const import Status as GrpclibStatus
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from grpclib.metadata import decode_metadata, encode_metadata
 
+from aether_trio.model.errors import StatusError
 from aether_trio.transport.grpc import response_headers
 from aether_trio.transport.grpc.duplex import DuplexStream
 from aether_trio.transport.grpc.frames import ErrorCode
@@ -267,6 +268,17 @@ class ServerStream(DuplexStream):
             # The peer may still be sending; tell it that nobody reads (RFC 9113 section 8.1).
             self.connection.reset(self, ErrorCode.NO_ERROR)
         self.connection.closed_locally(self)
+
+    @property
+    def awaits_rest(self) -> bool:
+        """See unfinished.Receiver. A peer whose window is shut because nobody reads is not slow."""
+        return self.reading and self.connection.plane.has_room
+
+    def give_up(self, error: StatusError) -> None:
+        """See unfinished.Receiver."""
+        self.connection.counters.reject("unfinished_message")
+        self.connection.plane.fail(self, error)
+        self.wake()
 
     def evict(self, status: int, message: str) -> None:
         """End the RPC from outside: its caller gets the status, its task finds the stream broken."""

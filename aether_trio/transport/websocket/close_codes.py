@@ -17,7 +17,7 @@ from aether_trio.model.errors import Status
 NORMAL: Final = 1000
 PROTOCOL_ERROR: Final = 1002
 UNSUPPORTED_DATA: Final = 1003
-TOO_BIG: Final = 1009
+INVALID_TEXT: Final = 1007
 RECONNECT: Final = 4100
 STAY_AWAY: Final = 4200
 

@@ -1,10 +1,12 @@
 """A participant's Link over one WebSocket.
 
-wsproto checks and takes apart the frames; reading happens in `receive` and nowhere else, so a session that does not call it
-stops its peer, and an idle connection is one task. Pings are answered there too, at most once for each read, with the
+frames.py checks and takes apart the frames; reading happens in `receive` and nowhere else, so a session that does not call it
+stops its peer, and an idle connection is one task. Pings are answered there too, at most once for each look, with the
 last one (RFC 6455 section 5.5.3).
 
-Limits: a message is refused as soon as it is longer than `max_message_bytes` (1009), whatever its frames; frames, pings
+Limits: a message is refused as soon as a header makes it longer than `max_message_bytes` (1009), or than OPENING_BYTES before
+the client is accepted; what is held of messages that have begun counts in the gateway's budget (transport/unfinished.py).
+At most FRAMES_AT_ONCE frames are looked at before the rate is, and the others have their turn. Frames, pings
 and pongs above `max_messages_per_s` are not refused: reading pauses until the client is within its rate, ten seconds' worth
 ahead, and TCP tells it. The first message is checked for a kind of participant that may come this way, before anybody
 looks at its credentials.
@@ -12,7 +14,8 @@ looks at its credentials.
 How it ends: the peer's close frame is a clean end, whatever its code; a socket that ends without one is a cut. What the peer
 did wrong is raised by `receive` after the messages before it.
 
-`rejects` counts by reason: protocol_error, wrong_type, too_long, undecodable, principal; paced is a pause of the reading.
+`rejects` counts by reason: protocol_error, wrong_type, too_long, undecodable, principal, unfinished_message; paced is a pause
+of the reading.
 """
 
 from __future__ import annotations
@@ -20,54 +23,65 @@ from __future__ import annotations
 import socket
 from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 import trio
-from wsproto.connection import Connection, ConnectionState
-from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
 
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.token_bucket import TokenBucket
 from aether_trio.transport.link import FrameSource, LinkBroken, Peer
 from aether_trio.transport.liveness import has_ended
-from aether_trio.transport.websocket.close_codes import TOO_BIG, UNSUPPORTED_DATA, close_code, close_reason
+from aether_trio.transport.websocket import frames
+from aether_trio.transport.websocket.close_codes import INVALID_TEXT, UNSUPPORTED_DATA, close_code, close_reason
+from aether_trio.transport.websocket.frames import CloseCode, FrameError, FrameReader
 from aether_trio.transport.websocket.output import Output
-from aether_trio.transport.websocket.stream import ByteStream
+from aether_trio.transport.websocket.stream import RECEIVE_BYTES, ByteStream
 from aether_trio.wire.browser import Codec
+from aether_trio.wire.framing.constants import OPENING_FRAME_BYTES
 from aether_trio.wire.pb.aether_pb2 import UpstreamMessage
+
+if TYPE_CHECKING:
+    from aether_trio.transport.unfinished import Account
 
 CLOSE_S: Final = 5.0
 """For the peer to read what was pulled already, and the close frame."""
 ANSWER_S: Final = 2.0
 """For the peer's own close frame; without it the socket ends all the same."""
 ANY_KIND: Final = "*"
+FRAMES_AT_ONCE: Final = 256
+"""A few tenths of a millisecond; 64 KiB may hold ten thousand."""
+OPENING_BYTES: Final = OPENING_FRAME_BYTES
+"""The longest message of a client that is not accepted yet, in the bytes of its codec: as on the framed lane."""
 
 
 class WebSocketLink:
     """See transport.link.Link. Made when the upgrade has been answered; `early` came right behind the request."""
 
     __slots__ = (
+        "_account",
         "_close_as",
+        "_closing",
         "_codec",
         "_deaf",
         "_ended",
         "_failure",
+        "_frames",
         "_kinds",
         "_max_bytes",
+        "_more",
         "_output",
         "_owed",
-        "_part",
         "_rate",
         "_rejects",
         "_stream",
-        "_ws",
+        "_waiting",
+        "accepted",
         "peer",
     )
 
     def __init__(
         self,
         stream: ByteStream,
-        ws: Connection,
         codec: Codec,
         peer: Peer,
         nursery: trio.Nursery,
@@ -76,10 +90,19 @@ class WebSocketLink:
         max_message_bytes: int,
         rate: TokenBucket,
         rejects: Counter[str],
+        account: Account,
     ) -> None:
         self.peer = peer
+        self.accepted = False
+        """See unfinished.Receiver."""
         self._stream = stream
-        self._ws = ws
+        self._frames = FrameReader(min(max_message_bytes, OPENING_BYTES))
+        self._account = account
+        self._more = False
+        """Whole frames may wait in the reader."""
+        self._waiting: trio.CancelScope | None = None
+        """Of a reader that waits for the rest of a message."""
+        self._closing = False
         self._codec = codec
         self._output = Output(stream, codec, nursery)
         self._kinds: Collection[str] | None = None if ANY_KIND in kinds else kinds
@@ -88,13 +111,11 @@ class WebSocketLink:
         self._rejects = rejects
         self._owed = 0
         """Frames that were read and not yet taken from the bucket."""
-        self._part: bytearray | None = None
-        """The message of which more is to come."""
         self._failure: StatusError | None = None
         self._close_as: int | None = None
         self._deaf = False
         """The peer's bytes are no frames any more."""
-        self._ended: CloseConnection | None = None
+        self._ended: frames.Close | None = None
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -105,7 +126,11 @@ class WebSocketLink:
         while self._failure is None and self._ended is None:
             if self._owed:
                 await self._pace()
-            batch = self._take(await self._read())
+            if self._more:
+                await trio.lowlevel.checkpoint()
+            elif data := await self._read():
+                self._frames.feed(data)
+            batch = self._take()
             if batch:
                 return batch
         if self._failure is not None:
@@ -113,8 +138,19 @@ class WebSocketLink:
         return ()
 
     async def _read(self) -> bytes:
+        """What has come; b"" when the message that has begun was given up meanwhile."""
         try:
-            data = await self._stream.receive()
+            if self._frames.held_bytes:
+                data = b"-"
+                try:
+                    with trio.CancelScope() as self._waiting:
+                        data = await self._stream.receive()
+                finally:
+                    self._waiting = None
+                if self._failure is not None:
+                    return b""
+            else:
+                data = await self._stream.receive()
         except OSError as error:
             self._output.abandon()
             raise LinkBroken(error.strerror or type(error).__name__) from None
@@ -136,64 +172,74 @@ class WebSocketLink:
             else:
                 self._owed -= count
 
-    def _take(self, data: bytes) -> list[UpstreamMessage]:
-        batch: list[UpstreamMessage] = []
-        ping: Ping | None = None
-        self._ws.receive_data(data)
-        for event in self._ws.events():
-            if isinstance(event, (BytesMessage, TextMessage)):
-                self._owed += event.frame_finished
-                try:
-                    message = self._assemble(event)
-                except StatusError as error:
-                    self._failure = error
+    def _take(self) -> list[UpstreamMessage]:
+        """The messages of the next FRAMES_AT_ONCE frames."""
+        reader, batch = self._frames, list[UpstreamMessage]()
+        ping: frames.Ping | None = None
+        count, anew = 0, False
+        try:
+            while count < FRAMES_AT_ONCE and (event := reader.next()) is not None:
+                count += 1
+                kind = type(event)
+                if kind is frames.Data:
+                    anew = True
+                    batch.append(self._decode(event))  # type: ignore[arg-type]
+                elif kind is frames.Ping:
+                    ping = event  # type: ignore[assignment]
+                elif kind is frames.Close:
+                    self._ended = event  # type: ignore[assignment]
                     break
-                if message is not None:
-                    batch.append(message)
-            elif isinstance(event, Ping):
-                ping = event
-                self._owed += 1
-            elif isinstance(event, Pong):
-                self._owed += 1
-            elif isinstance(event, CloseConnection):
-                self._ends(event)
-                break
+        except FrameError as error:
+            self._fail(error)
+        except StatusError as error:
+            self._failure = error
+        self._owed += count
+        self._more = count == FRAMES_AT_ONCE and self._failure is None
+        held = 0 if self._failure is not None else reader.held_bytes
+        if held or self._account.begun:
+            self._account.note(self, held, anew=anew)
         if ping is not None and self._ended is None:
-            self._output.pong(self._ws.send(ping.response()))
+            self._output.pong(frames.pong_frame(ping.payload))
         return batch
 
-    def _assemble(self, event: BytesMessage | TextMessage) -> UpstreamMessage | None:
-        """The message, when it is whole. Raises StatusError."""
-        data: Any = event.data
-        text = type(data) is str
-        if text is not self._codec.text:
+    def _fail(self, error: FrameError) -> None:
+        self._close_as = int(error.code)
+        self._deaf = True
+        if error.code is CloseCode.TOO_BIG:
+            self._rejects["too_long"] += 1
+            self._failure = StatusError(Status.RESOURCE_EXHAUSTED, str(error))
+        else:
+            self._rejects["protocol_error"] += 1
+            self._failure = StatusError(Status.INVALID_ARGUMENT, str(error))
+
+    @property
+    def awaits_rest(self) -> bool:
+        """See unfinished.Receiver."""
+        return self._waiting is not None
+
+    def give_up(self, error: StatusError) -> None:
+        """See unfinished.Receiver."""
+        if self._failure is None and self._ended is None:
+            self._failure = error
+            self._rejects["unfinished_message"] += 1
+            self._frames.give_up()
+            self._deaf = True
+            if self._waiting is not None:
+                self._waiting.cancel()
+
+    def _decode(self, event: frames.Data) -> UpstreamMessage:
+        """Raises StatusError."""
+        if event.text is not self._codec.text:
             self._close_as = UNSUPPORTED_DATA
             self._rejects["wrong_type"] += 1
-            kind = "text" if self._codec.text else "binary"
-            raise StatusError(Status.INVALID_ARGUMENT, f"the messages of {self._codec.subprotocol} are {kind}")
-        part = self._part
-        if part is None and event.message_finished:
-            self._check_size(len(data) if not text or data.isascii() else len(data.encode()))
-            return self._decode(data)
-        if part is None:
-            part = self._part = bytearray()
-        part += data.encode() if text else data
-        self._check_size(len(part))
-        if not event.message_finished:
-            return None
-        self._part = None
-        return self._decode(bytes(part))
-
-    def _check_size(self, size: int) -> None:
-        if size > self._max_bytes:
-            self._part = None
-            self._close_as = TOO_BIG
-            self._rejects["too_long"] += 1
-            raise StatusError(Status.RESOURCE_EXHAUSTED, f"a message is longer than {self._max_bytes} bytes")
-
-    def _decode(self, data: bytes | str) -> UpstreamMessage:
+            wanted = "text" if self._codec.text else "binary"
+            raise StatusError(Status.INVALID_ARGUMENT, f"the messages of {self._codec.subprotocol} are {wanted}")
         try:
-            message = self._codec.decode(data)
+            message = self._codec.decode(event.data.decode() if event.text else event.data)
+        except UnicodeDecodeError:
+            self._close_as = INVALID_TEXT
+            self._rejects["protocol_error"] += 1
+            raise StatusError(Status.INVALID_ARGUMENT, "a text message is not UTF-8") from None
         except StatusError:
             self._rejects["undecodable"] += 1
             raise
@@ -208,16 +254,6 @@ class WebSocketLink:
             self._kinds = None  # the first message only; a second init is the session's to refuse
         return message
 
-    def _ends(self, event: CloseConnection) -> None:
-        if self._ws.state is ConnectionState.OPEN:
-            # Not a close frame, but wsproto's way to report a frame that is none.
-            self._close_as = int(event.code)
-            self._deaf = True
-            self._rejects["protocol_error"] += 1
-            self._failure = StatusError(Status.INVALID_ARGUMENT, event.reason or "not a WebSocket frame")
-        else:
-            self._ended = event
-
     # -- writing --------------------------------------------------------------------------------------------------
 
     def attach(self, source: FrameSource) -> None:
@@ -227,6 +263,11 @@ class WebSocketLink:
         self._output.source = source
         if self._output.broken:
             source.cut()
+
+    def accept(self) -> None:
+        """See Link."""
+        self.accepted = True
+        self._frames.max_message_bytes = self._max_bytes
 
     def kick(self) -> None:
         """See Link."""
@@ -249,17 +290,18 @@ class WebSocketLink:
 
     async def close(self, status: Status, message: str = "") -> None:
         """See Link. Sends the close frame (close_codes.py) and waits up to ANSWER_S for the peer's."""
-        output, ws = self._output, self._ws
-        if output.broken or ws.state not in (ConnectionState.OPEN, ConnectionState.REMOTE_CLOSING):
+        output = self._output
+        if output.broken or self._closing:
             await trio.lowlevel.checkpoint()
             return
+        self._closing = True
         failed = self._failure is not None and self._close_as is not None and message == self._failure.message
         if self._ended is not None:
-            last = self._ended.response()
+            last = frames.close_frame(self._ended.code, close_reason(self._ended.reason))
         else:
             code = self._close_as if failed and self._close_as is not None else close_code(status)
-            last = CloseConnection(code=code, reason=close_reason(message) or None)
-        await output.finish(bytes(ws.send(last)), CLOSE_S)
+            last = frames.close_frame(code, close_reason(message))
+        await output.finish(last, CLOSE_S)
         if self._ended is None and output.idle and not output.broken:
             await self._await_answer()
         output.release()
@@ -269,19 +311,40 @@ class WebSocketLink:
 
         A socket closed with unread bytes in it sends a reset, and that makes the peer's kernel drop our close frame.
         """
-        self._part = None
+        self._account.note(self, 0)
         with trio.move_on_after(ANSWER_S):
-            if self._deaf:
-                # Its frames mean nothing any more, so only its end will tell; and it is to see ours.
-                self._stream.shutdown(socket.SHUT_WR)
-                while await self._stream.receive_or_end():
-                    pass
+            if not self._deaf and not self._frames.held_bytes and await self._read_to_close():
                 return
-            data = b"-"
-            while data and not any(isinstance(event, CloseConnection) for event in self._ws.events()):
-                data = await self._stream.receive_or_end()
-                self._ws.receive_data(data)
+            # Its frames mean nothing any more, so only its end will tell; and it is to see ours.
+            self._frames.give_up()
+            self._stream.shutdown(socket.SHUT_WR)
+            while await self._stream.receive_or_end():
+                pass
+
+    async def _read_to_close(self) -> bool:
+        """Drop frames. True when the peer has closed; False when the rest is too much to be taken apart for this."""
+        reader = self._frames
+        reader.max_message_bytes = RECEIVE_BYTES
+        event: frames.Event | None = None
+        while True:
+            try:
+                for _ in range(FRAMES_AT_ONCE):
+                    event = reader.next()
+                    if event is None or type(event) is frames.Close:
+                        break
+            except FrameError:
+                return False
+            if type(event) is frames.Close:
+                return True
+            if event is not None:
+                await trio.lowlevel.checkpoint()
+                continue
+            data = await self._stream.receive_or_end()
+            if not data:
+                return True
+            reader.feed(data)
 
     def release(self) -> None:
         """The socket is about to be closed. Called by the lane, when the link has been served."""
+        self._account.note(self, 0)
         self._output.release()

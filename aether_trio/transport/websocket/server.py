@@ -23,13 +23,13 @@ from http import HTTPStatus
 from typing import Final
 
 import trio
-from wsproto.connection import Connection, ConnectionType
 
 from aether_trio.config.settings import WebSocketSettings, is_loopback
 from aether_trio.model.token_bucket import TokenBucket
 from aether_trio.transport.accepted import Accepted
 from aether_trio.transport.linger import linger
 from aether_trio.transport.link import Link, Peer
+from aether_trio.transport.unfinished import UnfinishedInput
 from aether_trio.transport.websocket.files import Headers, load_files
 from aether_trio.transport.websocket.handshake import Upgrade, UpgradeRefused, negotiate
 from aether_trio.transport.websocket.http import BadRequest, HttpConnection, Request
@@ -67,7 +67,12 @@ class HttpServer:
     """See the module docstring. A Lane (transport/accepted.py)."""
 
     def __init__(
-        self, serve: Callable[[Link], Awaitable[None]], settings: WebSocketSettings, nursery: trio.Nursery
+        self,
+        serve: Callable[[Link], Awaitable[None]],
+        settings: WebSocketSettings,
+        nursery: trio.Nursery,
+        *,
+        unfinished: UnfinishedInput | None = None,
     ) -> None:
         self._serve_link = serve
         self._settings = settings
@@ -80,6 +85,7 @@ class HttpServer:
         self._empty: trio.Event | None = None
         self._requests = self._upgrades = 0
         self._rejects: Counter[str] = Counter()
+        self._unfinished = unfinished or UnfinishedInput()
 
     def statistics(self) -> HttpStatistics:
         """What is open, and what was answered."""
@@ -214,7 +220,6 @@ class HttpServer:
         rate = settings.max_messages_per_s
         return WebSocketLink(
             stream,
-            Connection(ConnectionType.SERVER),
             upgrade.codec,
             Peer(accepted.peer_address, "websocket", accepted.certificate, metadata),
             self._nursery,
@@ -222,6 +227,7 @@ class HttpServer:
             max_message_bytes=settings.max_message_bytes,
             rate=TokenBucket(rate, max(1.0, BURST_S * rate)),
             rejects=self._rejects,
+            account=self._unfinished.account(accepted.address),
         )
 
     async def _bridge(self, stream: ByteStream, link: WebSocketLink) -> None:

@@ -99,6 +99,16 @@ class Connection:
         """Whether one more Deliver may be sent now."""
         return self._delivering and self.credit.available
 
+    @property
+    def held_bytes(self) -> int:
+        """What is kept of a frame that is not whole."""
+        return self._decoder.held_bytes
+
+    def give_up(self) -> None:
+        """Drop the frame that is not whole; the peer is at its end, and every further `receive` raises RemoteProtocolError."""
+        self._decoder.fail(ErrorCode.TIMEOUT, "the rest of a frame is not waited for any more")
+        self._move(self.role.peer, State.DONE)
+
     def statistics(self) -> DecoderStatistics:
         """What was received so far."""
         return self._decoder.statistics()

@@ -71,6 +71,11 @@ class FrameDecoder:
         """A frozen record of now."""
         return DecoderStatistics(self._frames, self._bytes, len(self._partial))
 
+    @property
+    def held_bytes(self) -> int:
+        """Of the frame that is not whole."""
+        return len(self._partial)
+
     def receive(self, data: bytes | bytearray | memoryview) -> list[events.Event]:
         """What the next bytes complete, in order. The data is not kept.
 

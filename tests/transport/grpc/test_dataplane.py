@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aether_trio.model.errors import Status
+from aether_trio.model.errors import Status, StatusError
 from aether_trio.transport.grpc import budgets, frames
 from aether_trio.transport.grpc.budgets import Budgets
 from aether_trio.transport.grpc.data_stream import DataStream
 from aether_trio.transport.grpc.dataplane import DataPlane
 from aether_trio.transport.grpc.frames import ErrorCode, ProtocolViolation
 from aether_trio.transport.grpc.limits import Allowances, GrpcLimits
+from aether_trio.transport.grpc.messages import SLICE_BYTES, Inflation, Packed
 from tests.transport.grpc.harness import data, frame, message, settings
 
 MIB = 1024 * 1024
@@ -314,19 +315,47 @@ def test_many_large_messages_at_once_are_refused_by_what_they_announce() -> None
 
 
 @pytest.mark.parametrize(("encoding", "wbits"), [("gzip", 31), ("deflate", 15)])
-def test_compressed_messages_are_inflated_up_to_the_cap(encoding: str, wbits: int) -> None:
-    def squeeze(content: bytes) -> bytes:
-        packer = zlib.compressobj(wbits=wbits)
-        return packer.compress(content) + packer.flush()
+def test_compressed_messages_stay_compressed_until_they_are_read(encoding: str, wbits: int) -> None:
+    side = Side.opened(1)
+    side.streams[1].encoding = encoding
+    packed = squeeze(b"a" * 1_000_000, wbits)
+    side.feed(data(1, message(packed, compressed=1) + message(b"plain")), read=False)
+    assert side.streams[1].inbox == [packed, b"plain"]
+    assert [type(one) for one in side.streams[1].inbox] == [Packed, bytes]
+    assert side.streams[1].packed == 1
 
-    side = Side.opened(1, 3, max_receive_message_bytes=1000)
-    for stream in side.streams.values():
-        stream.encoding = encoding
-    side.feed(data(1, message(squeeze(b"a" * 1000), compressed=1) + message(b"plain")))
-    assert side.batches[1] == [b"a" * 1000, b"plain"]
-    side.feed(data(3, message(squeeze(b"a" * 1_000_000)[:900], compressed=1)))
-    assert side.streams[3].failure is not None
-    assert side.streams[3].failure.status is Status.RESOURCE_EXHAUSTED
+
+def squeeze(content: bytes, wbits: int) -> bytes:
+    packer = zlib.compressobj(wbits=wbits)
+    return packer.compress(content) + packer.flush()
+
+
+def inflated(message: bytes, encoding: str, most: int) -> bytes:
+    inflation = Inflation(message, encoding, most)
+    while not inflation.step():
+        assert inflation.size <= most
+    return inflation.message()
+
+
+@pytest.mark.parametrize(("encoding", "wbits"), [("gzip", 31), ("deflate", 15)])
+@given(content=st.binary(max_size=100), repeat=st.sampled_from([1, 1000, SLICE_BYTES // 100, 20_000]))
+def test_inflating_in_slices_gives_the_message_or_its_mistake(
+    encoding: str, wbits: int, content: bytes, repeat: int
+) -> None:
+    plain = content * repeat
+    packed = squeeze(plain, wbits)
+    assert inflated(packed, encoding, len(plain)) == plain
+    assert inflated(packed + b"behind", encoding, len(plain)) == plain
+    with pytest.raises(StatusError) as caught:
+        inflated(packed[:-1], encoding, len(plain))
+    assert caught.value.status is Status.INTERNAL
+    if plain:
+        with pytest.raises(StatusError) as caught:
+            inflated(packed, encoding, len(plain) - 1)
+        assert caught.value.status is Status.RESOURCE_EXHAUSTED
+    with pytest.raises(StatusError) as caught:
+        inflated(b"nonsense" + packed, encoding, len(plain))
+    assert caught.value.status is Status.INTERNAL
 
 
 def test_a_compressed_flag_without_an_encoding_fails_the_stream() -> None:

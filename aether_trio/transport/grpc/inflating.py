@@ -1,0 +1,65 @@
+"""Inflating compressed messages without holding up the loop: when they are read, a slice in each turn, within a budget.
+
+61 KB can become six messages of 10 MiB. So no message is inflated while bytes are scanned: it waits, compressed and under
+the stream's window, until its reader asks for it, and the reader's task inflates that one message.
+
+Invariants: in each turn of the scheduler at most one slice is inflated, whichever connection it belongs to, and they take
+turns; at most one message longer than a slice is under way at a time, so what is half inflated is bounded by the largest
+message; a connection that is more than AHEAD_S ahead of its rate waits, its peer's window shut, and nobody waits for it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import trio
+
+from aether_trio.transport.grpc.messages import Inflation
+
+MIB: Final = 1024 * 1024
+INFLATED_BYTES_PER_S: Final = 16 * MIB
+"""Of one connection: some 5 % of what a core inflates."""
+AHEAD_S: Final = 1.0
+
+
+class InflationTurns:
+    """What the connections of one server share."""
+
+    __slots__ = ("large", "slices")
+
+    def __init__(self) -> None:
+        self.slices = trio.Lock()
+        self.large = trio.Lock()
+
+
+class Inflater:
+    """Of one connection. Made when its first compressed message is read."""
+
+    __slots__ = ("_one", "_paid_at", "_per_second", "_turns")
+
+    def __init__(self, turns: InflationTurns, per_second: float = INFLATED_BYTES_PER_S) -> None:
+        self._turns = turns
+        self._per_second = per_second
+        self._one = trio.Lock()
+        self._paid_at = 0.0
+        """trio time at which everything so far would be inflated at the rate."""
+
+    async def inflate(self, message: bytes, encoding: str, max_bytes: int) -> bytes:
+        """The plain message; a checkpoint. Raises StatusError, as Inflation does."""
+        inflation = Inflation(message, encoding, max_bytes)
+        async with self._one:
+            wait_s = self._paid_at - trio.current_time() - AHEAD_S
+            if wait_s > 0:
+                await trio.sleep(wait_s)
+            try:
+                if not await self._step(inflation):
+                    async with self._turns.large:
+                        while not await self._step(inflation):
+                            pass
+            finally:
+                self._paid_at = max(self._paid_at, trio.current_time()) + inflation.size / self._per_second
+        return inflation.message()
+
+    async def _step(self, inflation: Inflation) -> bool:
+        async with self._turns.slices:
+            return inflation.step()

@@ -1,0 +1,238 @@
+"""Messages that have begun and are not finished: one budget for all connections, and a deadline for each message.
+
+    unfinished = UnfinishedInput(UnfinishedLimits())
+    nursery.start_soon(unfinished.watch)
+    account = unfinished.account("192.0.2.7")       # one for each connection
+    account.note(receiver, 70_000, anew=True)       # after a read: what the receiver holds of its message now
+    account.note(receiver, 0)                       # nothing any more
+
+A peer that sends all of a message but its last bytes makes the gateway keep it. Every transport bounds one message; this
+bounds all of them together. Messages that are whole when a read ends never come here.
+
+The deadline: a message must bring PROGRESS_BYTES, or its end, in every `wait_s` in which its receiver waits for it. Time
+passes in looks, LOOKS in each `wait_s`, so a gateway that stood still for a minute has waited for one look.
+
+The budget: beyond the free allowance of each connection, `total_bytes`. When it is full, one message is given up:
+
+* of a client that is not accepted yet, if there is any such message;
+* of the host that holds the most (IPv6: of its /64 network), so that a host which fills the budget fills its own part;
+* there, of those that hold at least their even share, the one that has been too slow for the most looks, and of equals the
+  one that has been silent for the longest. A message that comes at the speed of its line outlives those that only wait,
+  and a small one is never chosen.
+
+Invariants: `note` costs no more than the message's receiver, except when the budget is full; after `give_up` the receiver
+holds nothing; the budget is exceeded by no more than one read.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import trio
+
+from aether_trio.model.errors import Status, StatusError
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+PROGRESS_BYTES: Final = 64 * KIB
+"""In each `wait_s`. In 30 s that is 17 kbit/s: a third of what a phone has at the edge of its network."""
+LOOKS: Final = 6
+"""In each `wait_s`: a message is given up at most a sixth too late."""
+_A_TURN: Final = 256
+"""Messages looked at before the connections have their turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedLimits:
+    """Of one gateway."""
+
+    total_bytes: int = 64 * MIB
+    """Six of the largest messages at once; it is reached by them alone, for others are finished when they are seen."""
+    free_bytes: int = 64 * KIB
+    """Of each connection, not counted: one read."""
+    wait_s: float = 30.0
+    """As long as a connection may be silent before the kernel's keepalive gives it up."""
+
+
+class Receiver(Protocol):
+    """What assembles one message at a time: a stream of gRPC, a connection of the other transports. Hashed by identity."""
+
+    accepted: bool
+    """The client has shown who it is."""
+
+    @property
+    def awaits_rest(self) -> bool:
+        """Whether the peer could send now: somebody reads, and there is room."""
+        ...
+
+    def give_up(self, error: StatusError) -> None:
+        """Drop what is held, and let the reader have `error`. Any task may call it; never blocks."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedStatistics:
+    """`messages` and `bytes` of now, those within the allowances included; `counted_bytes` fill the budget. The rest are totals."""
+
+    messages: int
+    bytes: int
+    counted_bytes: int
+    given_up: int
+    too_slow: int
+
+
+class _Begun:
+    """One message under way."""
+
+    __slots__ = ("grown_at", "held", "looks", "mark")
+
+    def __init__(self) -> None:
+        self.held = self.mark = self.looks = 0
+        self.grown_at = 0.0
+        """trio time of the last bytes."""
+
+
+class Account:
+    """What one connection has begun to say. Made by UnfinishedInput.account."""
+
+    __slots__ = ("_budget", "begun", "counted", "held", "host")
+
+    def __init__(self, budget: UnfinishedInput, host: str) -> None:
+        self._budget = budget
+        self.host = host
+        self.begun: dict[Receiver, _Begun] = {}
+        self.held = 0
+        self.counted = 0
+
+    def note(self, receiver: Receiver, held: int, *, anew: bool = False) -> None:
+        """`receiver` holds so many bytes of a message; 0: of none. `anew`: not of the one that it held before."""
+        message = self.begun.get(receiver)
+        if not held:
+            if message is not None:
+                del self.begun[receiver]
+                self._recount(-message.held)
+            return
+        if message is None:
+            message = self.begun[receiver] = _Begun()
+        elif anew:
+            message.mark = message.looks = 0
+        message.grown_at = trio.current_time()
+        change = held - message.held
+        message.held = held
+        self._recount(change)
+
+    def _recount(self, change: int) -> None:
+        self.held += change
+        budget = self._budget
+        counted = max(0, self.held - budget.limits.free_bytes)
+        budget.count(self, counted - self.counted)
+        self.counted = counted
+        if change > 0 and budget.is_full:
+            budget.make_room()
+
+
+class UnfinishedInput:
+    """The budget of one gateway. See the module docstring."""
+
+    def __init__(self, limits: UnfinishedLimits | None = None) -> None:
+        self.limits = limits or UnfinishedLimits()
+        self._accounts: dict[Account, None] = {}
+        self._counted = 0
+        self._given_up = self._too_slow = 0
+
+    def account(self, address: Any) -> Account:
+        """For one connection. `address` is its peer's, as `accept` returns it."""
+        return Account(self, _host_of(address))
+
+    def statistics(self) -> UnfinishedStatistics:
+        """Of now, and totals."""
+        return UnfinishedStatistics(
+            messages=sum(len(account.begun) for account in self._accounts),
+            bytes=sum(account.held for account in self._accounts),
+            counted_bytes=self._counted,
+            given_up=self._given_up,
+            too_slow=self._too_slow,
+        )
+
+    @property
+    def is_full(self) -> bool:
+        """Whether more is held than may be."""
+        return self._counted > self.limits.total_bytes
+
+    def count(self, account: Account, change: int) -> None:
+        """Called by the account after every change of its messages."""
+        self._counted += change
+        if account.begun:
+            self._accounts[account] = None
+        else:
+            self._accounts.pop(account, None)
+
+    def make_room(self) -> None:
+        """Give up messages until the budget is kept."""
+        while self.is_full:
+            account, receiver = self._victim()
+            self._given_up += 1
+            self._end(account, receiver, Status.RESOURCE_EXHAUSTED, "the gateway holds too many unfinished messages")
+
+    def _end(self, account: Account, receiver: Receiver, status: Status, text: str) -> None:
+        account.note(receiver, 0)
+        receiver.give_up(StatusError(status, text))
+
+    def _victim(self) -> tuple[Account, Receiver]:
+        candidates = [
+            (account, receiver, message)
+            for account in self._accounts
+            if account.counted
+            for receiver, message in account.begun.items()
+        ]
+        strangers = [one for one in candidates if not one[1].accepted]
+        candidates = strangers or candidates
+        hosts: dict[str, int] = {}
+        for account, _, message in candidates:
+            hosts[account.host] = hosts.get(account.host, 0) + message.held
+        worst = max(hosts, key=hosts.__getitem__)
+        candidates = [one for one in candidates if one[0].host == worst]
+        share = hosts[worst] / len(candidates)
+        account, receiver, _ = max(
+            (one for one in candidates if one[2].held >= share), key=lambda one: (one[2].looks, -one[2].grown_at)
+        )
+        return account, receiver
+
+    async def watch(self) -> None:
+        """Give up what does not go on. Runs until cancelled, beside the connections."""
+        while True:
+            await trio.sleep(self.limits.wait_s / LOOKS)
+            for count, account in enumerate(tuple(self._accounts)):
+                self._look(account)
+                if count % _A_TURN == _A_TURN - 1:
+                    await trio.lowlevel.checkpoint()
+
+    def _look(self, account: Account) -> None:
+        for receiver, message in tuple(account.begun.items()):
+            if message.held - message.mark >= PROGRESS_BYTES or not receiver.awaits_rest:
+                message.mark, message.looks = message.held, 0
+                continue
+            message.looks += 1
+            if message.looks > LOOKS:
+                self._too_slow += 1
+                wait_s = self.limits.wait_s
+                self._end(
+                    account,
+                    receiver,
+                    Status.DEADLINE_EXCEEDED,
+                    f"a message that had begun did not go on within {wait_s:g} seconds",
+                )
+
+
+def _host_of(address: Any) -> str:
+    """Whose address it is: IPv4 addresses one by one, IPv6 by their /64 network, of which one host may use all."""
+    host = str(address[0]) if isinstance(address, tuple) and address else ""
+    if ":" not in host:
+        return host
+    try:
+        return str(ipaddress.IPv6Network((host.partition("%")[0], 64), strict=False))
+    except ValueError:
+        return host

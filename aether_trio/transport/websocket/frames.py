@@ -1,0 +1,289 @@
+"""The frames of a WebSocket client, taken apart: bytes in; messages, pings and the end out (RFC 6455 section 5).
+
+    reader = FrameReader(max_message_bytes=2 * MIB)
+    reader.feed(data)
+    while (event := reader.next()) is not None: ...    # FrameError: say its code, and read no more
+
+Pure. Extensions are never agreed upon, so reserved bits are errors.
+
+Invariants: whatever the bytes, `next` returns events or raises FrameError, and after it every call does; the same stream gives
+the same events, however it is split; a frame that would make its message too long is refused by its header, before one
+byte of it is kept; held are at most one message, and the bytes that were fed and not taken yet; one call of `next` takes
+one frame, so the caller can stop after any.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final, TypeAlias
+
+MAX_CONTROL_BYTES: Final = 125
+_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+_FIN, _RESERVED, _MASKED, _CONTROL = 0x80, 0x70, 0x80, 0x08
+_MASK_BYTES: Final = 4
+
+
+class CloseCode(IntEnum):
+    """Those that this reader finds reasons for (section 7.4.1)."""
+
+    PROTOCOL_ERROR = 1002
+    INVALID_TEXT = 1007
+    TOO_BIG = 1009
+
+
+class FrameError(Exception):
+    """The peer broke a rule; `code` is for the close frame."""
+
+    def __init__(self, code: CloseCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """A whole message."""
+
+    text: bool
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """A data frame whose message goes on. It says nothing, and costs something."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """To be answered with the same payload."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """The answer to a ping."""
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """The peer's last frame. `code` is None when it gave none."""
+
+    code: int | None
+    reason: str
+
+
+Event: TypeAlias = Data | Fragment | Ping | Pong | Close
+
+_FRAGMENT: Final = Fragment()
+_PONG_EVENT: Final = Pong()
+
+
+class FrameReader:
+    """See the module docstring. `max_message_bytes` may be changed between two calls."""
+
+    __slots__ = (
+        "_at",
+        "_buffer",
+        "_closed",
+        "_due",
+        "_failed",
+        "_final",
+        "_mask",
+        "_part",
+        "_text",
+        "max_message_bytes",
+    )
+
+    def __init__(self, max_message_bytes: int) -> None:
+        self.max_message_bytes = max_message_bytes
+        self._buffer = b""
+        self._at = 0
+        self._part: bytearray | None = None
+        """The message that has begun."""
+        self._due = 0
+        """Of the data frame under way: payload that has not come."""
+        self._mask = b""
+        """...and its mask, turned so that it begins with the next byte."""
+        self._final = False
+        self._text = False
+        self._closed = False
+        self._failed: FrameError | None = None
+
+    @property
+    def held_bytes(self) -> int:
+        """Of a message that has begun; at least 1 if there is one."""
+        return 0 if self._part is None else len(self._part) or 1
+
+    @property
+    def unread_bytes(self) -> int:
+        """Fed, and not taken yet: whole frames, or the beginning of a header or control frame."""
+        return len(self._buffer) - self._at
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes as they came. Called when `next` has returned None, or in between."""
+        self._buffer = self._buffer[self._at :] + data if self._at < len(self._buffer) else data
+        self._at = 0
+
+    def next(self) -> Event | None:
+        """The next frame's event; None when there is no whole frame any more. Raises FrameError."""
+        if self._failed is not None:
+            raise self._failed
+        if self._closed:
+            return None
+        try:
+            return self._go_on() if self._due else self._frame()
+        except FrameError as error:
+            self.give_up()
+            self._failed = error
+            raise
+
+    def give_up(self) -> None:
+        """Forget the message that has begun, and everything else."""
+        self._part = None
+        self._buffer = b""
+        self._at = self._due = 0
+
+    # -- one frame ------------------------------------------------------------------------------------------------
+
+    def _frame(self) -> Event | None:
+        buffer, at = self._buffer, self._at
+        have = len(buffer) - at
+        if have < 2:
+            return None
+        first, second = buffer[at], buffer[at + 1]
+        opcode = first & 0x0F
+        self._check_first(first, opcode)
+        if not second & _MASKED:
+            raise FrameError(CloseCode.PROTOCOL_ERROR, "a client's frame without a mask")
+        size = second & 0x7F
+        if opcode & _CONTROL:
+            if size > MAX_CONTROL_BYTES:
+                raise FrameError(CloseCode.PROTOCOL_ERROR, "a control frame of more than 125 bytes")
+            header = 2
+        elif size == 126:
+            header = 4
+            if have < header:
+                return None
+            size = int.from_bytes(buffer[at + 2 : at + 4], "big")
+            if size < 126:
+                raise FrameError(CloseCode.PROTOCOL_ERROR, "a length in more bytes than it needs")
+        elif size == 127:
+            header = 10
+            if have < header:
+                return None
+            size = int.from_bytes(buffer[at + 2 : at + 10], "big")
+            if size < 1 << 16 or size >> 63:
+                raise FrameError(CloseCode.PROTOCOL_ERROR, "a length in more bytes than it needs")
+        else:
+            header = 2
+        if opcode & _CONTROL:
+            end = at + header + _MASK_BYTES + size
+            if len(buffer) < end:
+                return None
+            self._at = end
+            return self._control(opcode, _unmasked(buffer[end - size : end], buffer[at + 2 : at + 6]))
+        held = 0 if self._part is None else len(self._part)
+        if held + size > self.max_message_bytes:
+            raise FrameError(CloseCode.TOO_BIG, f"a message is longer than {self.max_message_bytes} bytes")
+        if have < header + _MASK_BYTES:
+            return None
+        body = at + header + _MASK_BYTES
+        mask = buffer[body - _MASK_BYTES : body]
+        end = body + size
+        if opcode:
+            self._text = opcode == _TEXT
+        if end <= len(buffer):
+            self._at = end
+            payload = _unmasked(buffer[body:end], mask)
+            if self._part is None:
+                if first & _FIN:
+                    return Data(self._text, payload)
+                self._part = bytearray(payload)
+                return _FRAGMENT
+            self._part += payload
+            return self._finish() if first & _FIN else _FRAGMENT
+        if self._part is None:
+            self._part = bytearray()
+        self._at, self._due = body, size
+        self._mask, self._final = mask, bool(first & _FIN)
+        return self._go_on()
+
+    def _go_on(self) -> Event | None:
+        """With the payload of a data frame."""
+        part = self._part
+        assert part is not None
+        piece = self._buffer[self._at : self._at + self._due]
+        part += _unmasked(piece, self._mask)
+        self._at += len(piece)
+        self._due -= len(piece)
+        if self._due:
+            turn = len(piece) % _MASK_BYTES
+            self._mask = self._mask[turn:] + self._mask[:turn]
+            return None
+        return self._finish() if self._final else _FRAGMENT
+
+    def _finish(self) -> Data:
+        part = self._part
+        assert part is not None
+        self._part = None
+        return Data(self._text, bytes(part))
+
+    def _control(self, opcode: int, payload: bytes) -> Event:
+        if opcode == _PING:
+            return Ping(payload)
+        if opcode == _PONG:
+            return _PONG_EVENT
+        event = _close(payload)
+        self._closed = True
+        self._part = None
+        return event
+
+    def _check_first(self, first: int, opcode: int) -> None:
+        if first & _RESERVED:
+            raise FrameError(CloseCode.PROTOCOL_ERROR, "reserved bits are set, but no extension was agreed upon")
+        if opcode & _CONTROL:
+            if opcode > _PONG:
+                raise FrameError(CloseCode.PROTOCOL_ERROR, f"no such kind of frame: {opcode:#x}")
+            if not first & _FIN:
+                raise FrameError(CloseCode.PROTOCOL_ERROR, "a control frame in fragments")
+        elif opcode > _BINARY:
+            raise FrameError(CloseCode.PROTOCOL_ERROR, f"no such kind of frame: {opcode:#x}")
+        elif opcode == _CONTINUATION:
+            if self._part is None:
+                raise FrameError(CloseCode.PROTOCOL_ERROR, "a message that goes on without having begun")
+        elif self._part is not None:
+            raise FrameError(CloseCode.PROTOCOL_ERROR, "a message begins inside another one")
+
+
+def _unmasked(data: bytes, mask: bytes) -> bytes:
+    size = len(data)
+    if not size or mask == b"\0\0\0\0":
+        return data
+    pad = (mask * (size // _MASK_BYTES + 1))[:size]
+    return (int.from_bytes(data, "big") ^ int.from_bytes(pad, "big")).to_bytes(size, "big")
+
+
+def _close(payload: bytes) -> Close:
+    if not payload:
+        return Close(None, "")
+    if len(payload) == 1:
+        raise FrameError(CloseCode.PROTOCOL_ERROR, "half a close code")
+    code = int.from_bytes(payload[:2], "big")
+    if not (1000 <= code <= 4999) or code in (1004, 1005, 1006, 1015) or 1016 <= code < 3000:
+        raise FrameError(CloseCode.PROTOCOL_ERROR, f"{code} is no close code")
+    try:
+        return Close(code, payload[2:].decode())
+    except UnicodeDecodeError:
+        raise FrameError(CloseCode.INVALID_TEXT, "the reason of a close frame is not UTF-8") from None
+
+
+def close_frame(code: int | None, reason: str = "") -> bytes:
+    """A server's close frame; the reason has at most 123 bytes of UTF-8."""
+    payload = b"" if code is None else code.to_bytes(2, "big") + reason.encode()
+    return bytes((_FIN | _CLOSE, len(payload))) + payload
+
+
+def pong_frame(payload: bytes) -> bytes:
+    """A server's answer to a ping."""
+    return bytes((_FIN | _PONG, len(payload))) + payload
