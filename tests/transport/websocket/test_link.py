@@ -514,3 +514,48 @@ async def test_a_link_that_nobody_reads_knows_that_its_peer_has_gone() -> None:
             await client.send(message_to("t", b"unread"))
             await client.stream.aclose()
             await gone.wait()
+
+
+async def test_frames_that_say_nothing_leave_the_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    take = link_module.WebSocketLink._take
+
+    def watched(link: link_module.WebSocketLink) -> Any:
+        before = link._frames.unread_bytes
+        batch = take(link)
+        looks.append((before - link._frames.unread_bytes) // 6)
+        return batch
+
+    monkeypatch.setattr(link_module.WebSocketLink, "_take", watched)
+    async with served(PROTO, max_messages_per_s=1e6) as (client, seen, _):
+        message = message_to("t", b"x")
+        empty = b"\x00\x80\0\0\0\0"
+        data = PROTO.encode_upstream(message)
+        await client.send_bytes(
+            b"\x02\x80\0\0\0\0" + empty * 11_000 + bytes((0x80, 0x80 | len(data))) + bytes(4) + data
+        )
+        assert (await client.close()).code == 1000
+        assert seen.messages == [message]
+    assert max(looks) <= link_module.FRAMES_AT_ONCE
+    assert sum(looks) >= 11_000
+
+
+async def test_fragments_that_say_nothing_are_paced() -> None:
+    async def serve(link: Link) -> None:
+        seen.append(Served(link))
+        await seen[0].read()
+
+    seen: list[Served] = []
+    async with open_lane(serve, principals=("*",), max_messages_per_s=50.0) as lane, open_socket(lane) as client:
+        await client.send_bytes(b"\x02\x80\0\0\0\0" + b"\x00\x80\0\0\0\0" * 511)
+        with trio.fail_after(30):
+            while not lane.server.statistics().rejects.get("paced"):
+                await trio.sleep(0.001)
+
+
+async def test_a_message_before_the_client_is_accepted_is_shorter() -> None:
+    async with served() as (client, seen, _):
+        await client.send(message_to("t", bytes(400 * 1024)))
+        await client.send_bytes(b"\x82\xff" + (513 * 1024).to_bytes(8) + bytes(4))
+        assert (await client.closed()).reason == "a message is longer than 524288 bytes"
+        assert len(seen.messages) == 1
