@@ -132,7 +132,8 @@ def _open_lanes(core: Core, health: Health, nursery: trio.Nursery) -> dict[str, 
         services: list[Servable] = [GatewayService(serve), health]
         if settings.grpc.reflection:
             services = with_reflection(services)
-        lanes["grpc"] = grpc = GrpcServer(services, limits=wiring.grpc_limits(settings.grpc), unfinished=unfinished)
+        limits = wiring.grpc_limits(settings.grpc, settings.limits.init_bytes)
+        lanes["grpc"] = grpc = GrpcServer(services, limits=limits, unfinished=unfinished)
         nursery.start_soon(grpc.retire_the_old, name="grpc-age")
         wiring.watch_lane(metrics, "grpc", grpc.statistics)
     if settings.framed.enabled:

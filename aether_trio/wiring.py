@@ -24,7 +24,6 @@ from aether_trio.transport.grpc.limits import Allowance, Allowances, GrpcLimits
 from aether_trio.transport.listener import TcpSettings
 from aether_trio.transport.ports import Ports
 from aether_trio.transport.unfinished import UnfinishedInput, UnfinishedLimits
-from aether_trio.wire.framing.constants import OPENING_FRAME_BYTES
 
 if TYPE_CHECKING:
     from aether_trio.core import Core
@@ -65,15 +64,15 @@ def retention_limits(settings: Settings) -> RetentionLimits:
     )
 
 
-def grpc_limits(settings: GrpcSettings) -> GrpcLimits:
-    """Of the gRPC lane."""
+def grpc_limits(settings: GrpcSettings, opening_bytes: int) -> GrpcLimits:
+    """Of the gRPC lane; `opening_bytes` of a message from a client that is not accepted."""
 
     def per_window(count: int) -> Allowance:
         return Allowance(count, count / settings.abuse_window_s)
 
     return GrpcLimits(
         max_receive_message_bytes=settings.max_receive_bytes,
-        max_opening_message_bytes=OPENING_FRAME_BYTES,
+        max_opening_message_bytes=opening_bytes,
         max_assembling_bytes=4 * settings.max_receive_bytes,
         stream_window_bytes=settings.stream_window_bytes,
         connection_window_bytes=settings.connection_window_bytes,

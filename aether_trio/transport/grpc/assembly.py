@@ -76,8 +76,11 @@ class Assembler:
 
     def _admit(self, stream: DataStream, length: int) -> bool:
         """Reserve room for a message that a prefix announces, or fail the stream."""
-        if length > self._largest or (stream.reading and length > stream.largest):
-            self._fail(stream, messages.too_large(length, min(stream.largest, self._largest)))
+        if length > self._largest:
+            self._fail(stream, messages.too_large(length, self._largest))
+            return False
+        if stream.reading and length > stream.largest:
+            self._fail(stream, messages.too_large_to_open(length, stream.largest))
             return False
         if self.assembling + length > self._most:
             self._fail(
@@ -103,7 +106,7 @@ class Assembler:
     def too_long_to_wait_for(self, stream: DataStream) -> StatusError | None:
         """Why a reader may not wait for the rest of what has begun: it is longer than this peer may send now."""
         length = stream.partial_need - PREFIX_BYTES
-        return messages.too_large(length, stream.largest) if length > stream.largest else None
+        return messages.too_large_to_open(length, stream.largest) if length > stream.largest else None
 
     def _release(self, stream: DataStream) -> None:
         if stream.partial_need:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import trio
 from grpclib.exceptions import ProtocolError
 
-from aether_trio.model.errors import StatusError
-from aether_trio.transport.grpc.messages import Packed
+from aether_trio.model.errors import Status, StatusError
+from aether_trio.transport.grpc.messages import Packed, too_large_to_open
 from aether_trio.transport.grpc.pumped import PumpedStream
 from aether_trio.transport.link import LinkBroken
 
@@ -79,13 +79,17 @@ class DuplexStream(PumpedStream):
 
     async def _inflate(self) -> bytes:
         """The first message, which is compressed. Raises StatusError; then nothing more is read."""
+        largest = self.largest
         try:
-            message = await self._wire.inflater.inflate(self.inbox[0], self.encoding, self.largest)
-        except StatusError as error:
+            message = await self._wire.inflater.inflate(self.inbox[0], self.encoding, largest)
+        except StatusError as failure:
+            error = failure
+            if error.status is Status.RESOURCE_EXHAUSTED and largest < self._wire.limits.max_receive_message_bytes:
+                error = too_large_to_open(largest + 1, largest)
             self.inbox.clear()
             self.packed = 0
             self._wire.plane.fail(self, error)
-            raise
+            raise error from None
         self.inbox.pop(0)
         self.packed -= 1
         if not self.inbox:

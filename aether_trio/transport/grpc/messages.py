@@ -103,6 +103,12 @@ def too_large(size_bytes: int, max_bytes: int) -> StatusError:
     return StatusError(Status.RESOURCE_EXHAUSTED, f"Received message larger than max ({size_bytes} vs. {max_bytes})")
 
 
+def too_large_to_open(size_bytes: int, max_bytes: int) -> StatusError:
+    """Not to be tried again as it is, unlike a message that is `too_large`, whose client can go on with others."""
+    text = f"a message of {size_bytes} bytes; at most {max_bytes} are allowed from a client that is not accepted"
+    return StatusError(Status.INVALID_ARGUMENT, text)
+
+
 def status_message(text: str) -> bytes:
     """The value of grpc-message. Any text will do: what UTF-8 cannot say is replaced, and the rest cut off."""
     sayable = text[:MAX_STATUS_MESSAGE].encode("utf-8", "replace").decode("utf-8")
