@@ -95,7 +95,7 @@ class Core:
         self.directory = membership.directory
         self.authorizer = DevAuthorizer()
         self.credentials = CredentialChecker(settings.auth, clock)
-        self.presence = PresenceStore(state, clock)
+        self.presence = PresenceStore(state, clock, keep_s=settings.storage.presence_retention_s)
         rates = Rates(limits, clock)
         self.router = Router(log, rates, limits, self.authorizer, self.directory.pick_service, strict=strict)
         self.dispatcher = Dispatcher(log)
@@ -108,7 +108,7 @@ class Core:
         )
         self.chats = Chats(tasks, lanes)
         self.router.on_task_input = self.tasks.engine.inputs.put
-        self.agents = AgentStore(tasks, clock, strict=strict)
+        self.agents = AgentStore(tasks, clock, strict=strict, most=limits.agent_registrations)
         self.starts = Starts(
             self.tasks.engine,
             self.agents,
@@ -359,6 +359,7 @@ async def open_core(
             nursery.start_soon(core.chats.run, name="task-chats")
         nursery.start_soon(publishers.sweep_forever, name="publishers")
         nursery.start_soon(core.presence.run, name="presence")
+        nursery.start_soon(core.presence.sweep_forever, name="presence-sweep")
         nursery.start_soon(core.waker.run, name="waker")
         nursery.start_soon(_find_well_again, "state", state, name="state-probe")
         nursery.start_soon(_find_well_again, "tasks", databases.tasks, name="tasks-probe")

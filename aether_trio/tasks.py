@@ -27,6 +27,7 @@ def time_limits(settings: Settings) -> TimeLimits:
         completed_ms=round(tasks.completed_retention_s * 1000),
         failed_ms=round(tasks.failed_retention_s * 1000),
         cancelled_ms=round(tasks.cancelled_retention_s * 1000),
+        resolved_ms=round(tasks.resolved_retention_s * 1000),
     )
 
 

@@ -63,6 +63,7 @@ DEV_DEFAULTS: Final[Mapping[str, Any]] = {
     "limits.send_rate_per_s": 0.0,
     "limits.workspace_rate_per_s": 0.0,
     "limits.identity_rate_per_s": 0.0,
+    "limits.request_rate_per_s": 0.0,
     "limits.connections_per_workspace": 0,
     "websocket.page": True,
     "websocket.allowed_origins": ("http://localhost:*", "http://127.0.0.1:*"),

@@ -283,6 +283,10 @@ class StorageSettings(Section, frozen=True):
             description="full: every commit is on the disk before it counts; normal: a power cut may lose the last. SQLite only."
         ),
     ] = "full"
+    presence_retention_s: Annotated[
+        float,
+        Meta(ge=0, description="When a participant was last seen is known for so long; 0 is for ever."),
+    ] = 30 * DAYS
     readers: Annotated[int, Meta(ge=1, le=32, description="Reader threads beside the one writer of a SQLite file.")] = 2
 
 
@@ -343,6 +347,9 @@ class TaskSettings(Section, frozen=True):
     cancelled_retention_s: Annotated[
         float, Meta(ge=0, description="Cancelled tasks are kept so long; 0 is for ever.")
     ] = 7 * DAYS
+    resolved_retention_s: Annotated[
+        float, Meta(ge=0, description="Dead letters are kept so long after they were resolved; 0 is for ever.")
+    ] = 30 * DAYS
 
 
 class LoggingSettings(Section, frozen=True):

@@ -55,6 +55,13 @@ class Limits:
     identity_rate_per_s: float = 0.0
     """Messages of one identity, burst of one second; beyond it ERR_QUOTA_001. The reference uses 100 with quotas on."""
 
+    request_rate_per_s: float = 1000.0
+    """Requests of one connection (KV, checkpoints, tasks, sessions, ...); beyond it ERR_RATE_LIMITED. The reference has no bound.
+
+    What one client does in turn, waiting for each answer, stays below it on most machines; tens of workers behind one
+    connection may not."""
+    request_burst: int = 4000
+
     connections_per_workspace: int = 1000
     """Beyond it the handshake ends with RESOURCE_EXHAUSTED."""
     init_wait_s: float = 30.0
@@ -76,6 +83,9 @@ class Limits:
     """Launch profiles that one orchestrator serves. The reference has no bound."""
     profile_bytes: int = 256
 
+    agent_registrations: int = 10_000
+    """Registered agent implementations; beyond it a registration is refused with ERR_QUOTA_001. The reference has no bound."""
+
     metric_entries: int = MAX_ENTRIES
     metric_metadata_keys: int = MAX_METADATA_KEYS
 
@@ -93,6 +103,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         may_be_off = {"send_rate_per_s", "workspace_rate_per_s", "identity_rate_per_s", "connections_per_workspace"}
+        may_be_off |= {"request_rate_per_s", "agent_registrations"}
         for item in fields(self):
             value = getattr(self, item.name)
             if value < 0 or (value == 0 and item.name not in may_be_off):
@@ -108,5 +119,7 @@ class Limits:
             raise ValueError(f"limit kv_list_page {self.kv_list_page} is over kv_list_page_max {self.kv_list_page_max}")
 
     def without_rates(self) -> Limits:
-        """The same limits with every message rate off, as in development."""
-        return replace(self, send_rate_per_s=0.0, workspace_rate_per_s=0.0, identity_rate_per_s=0.0)
+        """The same limits with every rate off, as in development."""
+        return replace(
+            self, send_rate_per_s=0.0, workspace_rate_per_s=0.0, identity_rate_per_s=0.0, request_rate_per_s=0.0
+        )

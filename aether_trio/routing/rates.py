@@ -1,4 +1,4 @@
-"""Message rates: of a connection, of a workspace, of an identity, checked in the protocol's order.
+"""Message rates: of a connection, of a workspace, of an identity, checked in the protocol's order. And the rate of a connection's requests.
 
 In a cluster each node has its own. That of an identity holds for the cluster all the same, because an identity is on one node at a
 time; that of a workspace is a gateway's, as in the reference, whose bucket for it is in the memory of each gateway too.
@@ -8,6 +8,8 @@ because a bucket that is full again may be forgotten.
 """
 
 from __future__ import annotations
+
+import math
 
 from aether_trio.model.clock import Clock
 from aether_trio.model.errors import AetherError, Code
@@ -65,6 +67,20 @@ class Rates:
                 f"this connection may send {rate:g} messages per second, {bucket.burst:g} at once",
                 retry_after_ms=max(MIN_RETRY_MS, round(1000 / rate)),
             )
+
+    def request_bucket(self) -> TokenBucket:
+        """A new connection's own bucket for requests: all that is neither a message nor a progress report."""
+        return TokenBucket(self._limits.request_rate_per_s, self._limits.request_burst)
+
+    def request_refusal(self, bucket: TokenBucket) -> AetherError | None:
+        """Take one request; why it is refused, if it is."""
+        if not bucket.rate_per_s or not (wait_s := bucket.take(self._clock.monotonic())):
+            return None
+        return AetherError(
+            Code.RATE_LIMITED,
+            f"this connection may make {bucket.rate_per_s:g} requests per second, {bucket.burst:g} at once",
+            retry_after_ms=max(MIN_RETRY_MS, math.ceil(1000 * wait_s)),
+        )
 
     @staticmethod
     def _bucket(buckets: dict[str, TokenBucket], name: str, rate: float, now: float) -> TokenBucket:

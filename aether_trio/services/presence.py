@@ -1,7 +1,8 @@
 """When each identity was last seen, and the history of its last session, kept across restarts.
 
 Written when a session ends, in batches; what waits to be written is answered from memory. After a kill -9 the sessions
-that were live then have the times of their previous end: presence is information, never a lock.
+that were live then have the times of their previous end: presence is information, never a lock. Names are as many as clients like, so
+each is forgotten some time after its last session.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import trio
 from aether_trio.model.clock import Clock
 from aether_trio.session.registry import History
 from aether_trio.session.session import Session
-from aether_trio.storage.base import Database, StorageUnavailable
+from aether_trio.storage.base import Database, Execute, Program, StorageUnavailable
+from aether_trio.storage.expiry import sweep_forever
 
 logger = structlog.get_logger("aether.presence")
 
@@ -22,6 +24,10 @@ MAX_WAITING = 50_000
 """Ended sessions that wait to be written; beyond it (a database that is away for long) the oldest are forgotten."""
 
 RETRY_S = 1.0
+
+SWEEP_PAGE = 500
+SWEEP_INTERVAL_S = 60.0
+"""Between two sweeps, which only give back room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +39,10 @@ class Seen:
 
 
 class PresenceStore:
-    """See the module docstring. `run` must run while sessions end."""
+    """See the module docstring. `run` must run while sessions end. `keep_s`: how long an identity is remembered; 0 is for ever."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, *, keep_s: float = 0.0) -> None:
+        self._keep_ms = int(keep_s * 1000)
         self._database = database
         self._clock = clock
         self._waiting: dict[str, Seen] = {}
@@ -95,6 +102,19 @@ class PresenceStore:
                 logger.warning("presence not written, trying again", reason=str(error))
                 self._work.set()
                 await trio.sleep(RETRY_S)
+
+    async def sweep_forever(self) -> None:
+        """Forget what is too old. Runs until cancelled."""
+        if self._keep_ms:
+            await sweep_forever(self._database, self._clock, self._sweep_page, SWEEP_PAGE, SWEEP_INTERVAL_S)
+
+    def _sweep_page(self, now_ms: int, rows: int) -> Program[int]:
+        count: int = yield Execute(
+            "DELETE FROM presence WHERE identity IN ("
+            "SELECT identity FROM presence WHERE last_seen_ms < $1 ORDER BY last_seen_ms LIMIT $2)",
+            (now_ms - self._keep_ms, rows),
+        )
+        return count
 
     async def flush_at_end(self) -> None:
         """Write what waits, or say that it is lost."""

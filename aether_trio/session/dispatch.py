@@ -62,6 +62,11 @@ class Dispatcher:
         """The cases that have a handler."""
         return frozenset(self._handlers)
 
+    async def refuse(self, session: Session, case: str | None, message: pb.UpstreamMessage, why: AetherError) -> None:
+        """Answer a request that nothing is done about. Raises nothing but cancellation."""
+        await self._log.wait_settled(session.sender.last_append)
+        session.put_error(why, request_id_of(getattr(message, case)) if case is not None else "")
+
     async def dispatch(self, session: Session, case: str | None, message: pb.UpstreamMessage) -> None:
         """Answer one request. Raises nothing but cancellation."""
         handler = self._handlers.get(case) if case is not None else None

@@ -269,6 +269,7 @@ class SessionServer:
             numbered=claim.numbered,
             worker_tasks=claim.worker_tasks,
         )
+        session.requests = parts.rates.request_bucket()
         session.task_id = admitted.task_id
         session.covers = admitted.covers
         session.token = admitted.token
@@ -297,7 +298,13 @@ class SessionServer:
                 config = await parts.config_snapshot(session)
             open_base = await subscriptions.prepare_base()
             token = session.link.peer.publisher
-            claim_publisher = await parts.publishers.find(identity.text, token) if token is not None else None
+            try:
+                claim_publisher = await parts.publishers.find(identity.text, token) if token is not None else None
+            except BaseException:
+                # What was prepared is held until it is opened, or told that nobody wants it any more.
+                subscriptions.close()
+                open_base()
+                raise
         except StorageUnavailable as error:
             raise StatusError(Status.UNAVAILABLE, f"the gateway's storage does not answer: {error}") from None
         if session.ending is not None:
@@ -350,7 +357,7 @@ class SessionServer:
             batch = await link.receive()
 
     async def _handle_batch(self, session: Session, batch: Sequence[Upstream]) -> None:
-        router, dispatcher = self._parts.router, self._parts.dispatcher
+        router, dispatcher, rates = self._parts.router, self._parts.dispatcher, self._parts.rates
         for message in batch:
             if isinstance(message, Send):
                 self._publish(session, message)
@@ -364,7 +371,11 @@ class SessionServer:
             elif case == "init":
                 raise StatusError(Status.INVALID_ARGUMENT, "this stream has had its InitConnection already")
             else:
-                await dispatcher.dispatch(session, case, message)
+                refusal = rates.request_refusal(session.requests) if case != "progress" else None
+                if refusal is None:
+                    await dispatcher.dispatch(session, case, message)
+                else:
+                    await dispatcher.refuse(session, case, message, refusal)
                 if session.ending is not None:
                     raise session.ending
                 if not session.outbox.control_has_room:

@@ -36,6 +36,8 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 logger = structlog.get_logger("aether.session")
 
+_UNLIMITED = TokenBucket(0.0, 0.0)
+
 CUT_GRACE_S = 0.5
 """How long a session may go on after its link has broken, with what had arrived before. Storage that hangs must not keep
 an identity from its owner's next connection."""
@@ -84,6 +86,7 @@ class Session:
         "outbox",
         "profiles",
         "registry",
+        "requests",
         "sender",
         "session_id",
         "subscriptions",
@@ -118,6 +121,8 @@ class Session:
         self.link = link
         self.outbox = Outbox(link, outbox_limits, self.lane_dropped, self.cut, gate, self.failed, self.passed_over)
         self.registry = registry
+        self.requests = _UNLIMITED
+        """The rate of its requests."""
         self.client = client
         self.allows_workspace = allows_workspace
         self.on_detached = on_detached

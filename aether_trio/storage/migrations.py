@@ -30,6 +30,7 @@ MIGRATIONS: Final[dict[str, tuple[Migration, ...]]] = {
         *tasks.LEAN,
         *tasks.FOUND,
         *tasks.DESCENTS,
+        *tasks.KEPT,
     ),
 }
 

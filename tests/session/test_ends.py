@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import pytest
@@ -394,3 +395,21 @@ async def test_many_sessions_come_and_go_and_leave_nothing(core: Core) -> None:
     await core.log.drain()
     await trio.sleep(1)  # cursors are written
     assert [state for state in core.log._topics.values() if not state.forgettable] == []
+
+
+async def test_a_session_whose_publisher_cannot_be_read_leaves_nothing_pinned(core: Core, world: World) -> None:
+    """What it was to listen to has been looked up by then."""
+    async with trio.open_nursery() as nursery:
+        link = MemoryLink()
+        link.peer = dataclasses.replace(link.peer, publisher=bytes(16))
+        world.log.after_read.close()
+        nursery.start_soon(core.sessions.serve, link)
+        link.send(agent("w", "a", "1"))
+        await world.log.after_read.arrival()
+        world.log.failing = True
+        world.log.after_read.open()
+        assert await rest_of(link) == []
+    assert link.ended is not None
+    assert link.ended.status is Status.UNAVAILABLE
+    assert [state.waiting for state in core.log._topics.values()] == [0] * len(core.log._topics)
+    world.log.failing = False

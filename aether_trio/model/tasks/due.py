@@ -31,6 +31,8 @@ class TimeLimits:
     """How long a completed or rejected task is kept."""
     failed_ms: int = 14 * 86_400_000
     cancelled_ms: int = 7 * 86_400_000
+    resolved_ms: int = 30 * 86_400_000
+    """How long a dead letter is kept that was resolved."""
 
 
 class Due(enum.Enum):

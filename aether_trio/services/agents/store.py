@@ -15,6 +15,7 @@ from functools import partial
 from typing import Final
 
 from aether_trio.model.clock import Clock
+from aether_trio.model.errors import Code
 from aether_trio.model.identity import IdentityError, check_token
 from aether_trio.model.limits import KIB, MIB
 from aether_trio.storage.base import Database, Execute, ExecuteMany, Fetch, Program, Row
@@ -124,9 +125,10 @@ def _nothing() -> None:
 
 
 class AgentStore:
-    """The registry in the database of the tasks. What waits raises StorageUnavailable."""
+    """The registry in the database of the tasks, of `most` implementations (0: of any number). What waits raises StorageUnavailable."""
 
-    def __init__(self, database: Database, clock: Clock, *, strict: bool = True) -> None:
+    def __init__(self, database: Database, clock: Clock, *, strict: bool = True, most: int = 0) -> None:
+        self._most = most
         self._database = database
         self._clock = clock
         self._strict = strict
@@ -146,7 +148,7 @@ class AgentStore:
         stored = normalised(info, implementation, strict=self._strict)
         if isinstance(stored, Refusal):
             return stored
-        written = await self._database.run(partial(_put, stored, self._clock.now_ms()))
+        written = await self._database.run(partial(_put, stored, self._clock.now_ms(), self._most))
         self.on_change()
         return written
 
@@ -200,8 +202,16 @@ def _page(profile: bytes, offset: int, limit: int) -> Program[RegistrationPage]:
     return RegistrationPage(found, int(counted[0][0]))
 
 
-def _put(info: pb.AgentRegistrationInfo, now_ms: int) -> Program[Registration | Refusal]:
+def _put(info: pb.AgentRegistrationInfo, now_ms: int, most: int) -> Program[Registration | Refusal]:
     implementation = info.implementation
+    known = yield Fetch("SELECT 1 FROM agents WHERE implementation = $1", (implementation,))
+    if most and not known:
+        [[count]] = yield Fetch("SELECT count(*) FROM agents")
+        if count >= most:
+            return Refusal(
+                f"{Code.QUOTA}: {count} implementations are registered, which is the limit (limits.agent_registrations); "
+                "delete those that nobody starts any more"
+            )
     prefixes = sorted(_prefix_key(entry.resource_type_prefix).encode() for entry in info.resource_schema)
     for prefix in prefixes:
         owners = yield Fetch("SELECT implementation FROM agent_prefixes WHERE prefix = $1", (prefix,))

@@ -10,7 +10,7 @@ from typing import Final
 
 from aether_trio.model.tasks import Step
 from aether_trio.model.tasks.due import Due, happening, move_of, next_due
-from aether_trio.services.tasks import rows
+from aether_trio.services.tasks import rows, startups
 from aether_trio.services.tasks.transaction import Work
 from aether_trio.storage.base import Execute, Fetch, Program, Row
 
@@ -34,6 +34,7 @@ def fire(work: Work, *, shared: bool) -> Program[int]:
             yield from rows.save(task, task.changed({"due_ms": next_due(task, work.context.limits)}))
         elif due is Due.FORGET:
             yield from rows.delete(task.task_id)
+            yield from startups.forget(task)
             yield from work.wake_dependents(task.task_id)
         else:
             present = yield from work.at_work(task)

@@ -28,7 +28,7 @@ from aether_trio.model.tasks.due import TimeLimits
 from aether_trio.routing.kicks import Kicks
 from aether_trio.routing.lanes import Lanes
 from aether_trio.routing.log import TopicLog
-from aether_trio.services.tasks import due, hints, notices, rows, sessions, tokens
+from aether_trio.services.tasks import due, hints, housekeeping, notices, rows, sessions, tokens
 from aether_trio.services.tasks.clockwork import Clockwork
 from aether_trio.services.tasks.crowd import together
 from aether_trio.services.tasks.deliveries import Deliveries
@@ -66,8 +66,6 @@ SETTLE_S: Final = 5.0
 """For the sessions that have just ended, when the gateway stops. What is not written then, the next life or another node does."""
 RESTART_S: Final = 1.0
 RECOVER_PAGE: Final = 50
-MEMORY_MS: Final = 30 * 86_400_000
-"""A participant that was away for so long has nothing in hand; when it began may be forgotten."""
 COLLECT_PAGE: Final = 100
 NOTICE_S: Final = 0.01
 """For so long a notice waits for something to share a write with: nobody sees a bar move more often."""
@@ -296,16 +294,13 @@ class Engine:
         await self._let_go_by_nodes_that_are_gone()
         await self.perform(Work.find_unfinished)
         await self.database.execute("DELETE FROM task_watchers WHERE node = $1", self.hints.node)
-        await self.database.execute(
-            "DELETE FROM task_memories WHERE since_ms < $1 AND identity NOT IN (SELECT identity FROM task_workers)",
-            self.clock.now_ms() - MEMORY_MS,
-        )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.desk.run, name="task-desk")
             nursery.start_soon(_keep_running, self._assignments.run, name="task-assignments")
             nursery.start_soon(_keep_running, self._notices.run, name="task-notices")
             nursery.start_soon(_keep_running, self.clockwork.run, name="task-clockwork")
             nursery.start_soon(_keep_running, self.outbox.run, name="task-outbox")
+            nursery.start_soon(_keep_running, self._keep_house, name="task-housekeeping")
             nursery.start_soon(_keep_running, self.inputs.run, name="task-inputs")
             if self.database.shared:
                 nursery.start_soon(_keep_running, self._collect_forever, name="task-collect")
@@ -327,6 +322,16 @@ class Engine:
 
         await self.perform(errand)
         return counts[-1]
+
+    async def _keep_house(self) -> None:
+        while True:
+            await trio.sleep(housekeeping.INTERVAL_S)
+            try:
+                for page in (housekeeping.forget_memories, housekeeping.forget_resolved):
+                    while await self._count(page) >= housekeeping.PAGE:
+                        pass
+            except StorageUnavailable as error:
+                logger.info("what is old is kept for now", reason=str(error))
 
     async def _watch_nodes(self) -> None:
         while True:

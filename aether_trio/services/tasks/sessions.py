@@ -189,6 +189,7 @@ def recover(work: Work, node: str, page: int) -> Program[int]:
     )
     for identity, session_id in found:
         yield from leave(work, Left(identity, session_id, clean=False, by_gateway=True))
+        yield from startups.left(identity, session_id)
         if (yield from startups.was_started(identity)):
             work.let_go.append(identity)
     yield Execute("DELETE FROM task_sessions WHERE node = $1", (node,))

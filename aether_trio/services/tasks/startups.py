@@ -247,6 +247,12 @@ def give_waiting(work: Work, profile: bytes) -> Program[None]:
         work.errands.append(lambda again: give_waiting(again, profile))
 
 
+def forget(task: Task) -> Program[None]:
+    """The row of a task that may be a start is gone: its identity has no start any more, unless it has a later one."""
+    if task.task_type == AGENT_STARTUP:
+        yield Execute("DELETE FROM agent_starts WHERE identity = $1 AND task_id = $2", (task.target, task.task_id))
+
+
 def left(orchestrator: str, session_id: str) -> Program[None]:
     """An orchestrator has gone. What it had not finished goes back with its row in task_workers."""
     yield Execute(

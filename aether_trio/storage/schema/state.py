@@ -45,5 +45,6 @@ MIGRATIONS: Final = (
             initial_connection_ms {bigint} NOT NULL,
             reconnections {bigint} NOT NULL
         ) {clustered}""",
+        "CREATE INDEX presence_by_age ON presence (last_seen_ms)",
     ),
 )

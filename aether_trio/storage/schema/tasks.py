@@ -204,6 +204,14 @@ CHATS: Final = (
 )
 """Of tasks that may go on, by the user whose they are."""
 
+KEPT: Final = (
+    (
+        "CREATE INDEX task_memories_by_age ON task_memories (since_ms)",
+        "CREATE INDEX task_letters_resolved ON task_letters (resolved_ms) WHERE resolved_ms > 0",
+    ),
+)
+"""What goes at some age is found by it (services/tasks/housekeeping.py)."""
+
 LEAN: Final = (
     (
         "ALTER TABLE tasks ADD COLUMN payload {blob}",

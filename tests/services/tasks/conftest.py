@@ -16,5 +16,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     use_virtual_time(
         items,
         Path(__file__).parent,
-        ("test_workers", "test_creation", "test_letters", "test_chats", "test_numbers", "test_unfinished"),
+        (
+            "test_workers",
+            "test_creation",
+            "test_letters",
+            "test_chats",
+            "test_numbers",
+            "test_unfinished",
+            "test_housekeeping",
+        ),
     )
