@@ -22,7 +22,7 @@ from aether_trio.membership import Membership, open_membership
 from aether_trio.model.clock import Clock, SystemClock
 from aether_trio.model.containment import run_all
 from aether_trio.model.errors import Status
-from aether_trio.model.identity import Identity, Kind
+from aether_trio.model.identity import Kind
 from aether_trio.model.ids import IdFactory
 from aether_trio.routing.lanes import Lanes
 from aether_trio.routing.log import PROBE_S, TopicLog, open_log
@@ -46,7 +46,7 @@ from aether_trio.services.tasks import TaskService
 from aether_trio.services.tasks.chats import Chats
 from aether_trio.services.tasks.startups import task_context
 from aether_trio.services.workspaces import WorkspaceSwitch
-from aether_trio.session.admission import Admitted, Claim
+from aether_trio.session.admission import Claim
 from aether_trio.session.dispatch import Dispatcher
 from aether_trio.session.serve import Parts, SessionServer
 from aether_trio.session.session import Session
@@ -55,7 +55,6 @@ from aether_trio.storage.database_clock import open_database_clock
 from aether_trio.tasks import make_tasks
 from aether_trio.telemetry.health import Health
 from aether_trio.telemetry.metrics import Metrics
-from aether_trio.transport.link import Peer
 from aether_trio.version import __version__
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -94,7 +93,6 @@ class Core:
         self.holding = membership.holding
         self.directory = membership.directory
         self.authorizer = DevAuthorizer()
-        self.credentials = CredentialChecker(settings.auth, clock)
         self.presence = PresenceStore(state, clock, keep_s=settings.storage.presence_retention_s)
         rates = Rates(limits, clock)
         self.router = Router(log, rates, limits, self.authorizer, self.directory.pick_service, strict=strict)
@@ -106,6 +104,7 @@ class Core:
         self.tasks: TaskService = make_tasks(
             settings, clock, ids, randomness, tasks, log, lanes, membership, self.authorizer, self.checkpoints
         )
+        self.credentials = CredentialChecker(settings.auth, clock, self.tasks.admit)
         self.chats = Chats(tasks, lanes)
         self.router.on_task_input = self.tasks.engine.inputs.put
         self.agents = AgentStore(tasks, clock, strict=strict, most=limits.agent_registrations)
@@ -139,7 +138,7 @@ class Core:
                 registry=self.registry,
                 holding=self.holding,
                 dispatcher=self.dispatcher,
-                authenticate=self._authenticate,
+                authenticate=self.credentials.admit,
                 recall=self.presence.recall,
                 joins=self._joins,
                 config_snapshot=self._config_snapshot,
@@ -194,13 +193,6 @@ class Core:
     def _attempted(self, claim: Claim | None, status: Status) -> None:
         workspace, kind = ("", "unknown") if claim is None else (claim.identity.workspace, claim.identity.type_name)
         self.metrics.connection_attempts.add((workspace, kind, _attempt_label(status)))
-
-    async def _authenticate(self, identity: Identity, claim: Claim, peer: Peer) -> Admitted:
-        worker = await self.tasks.admit(identity, claim.credentials)
-        if worker is not None:
-            return Admitted(worker.workspaces.__contains__, worker.covers, worker.task_id, worker.token, worker.lineage)
-        accepted = self.credentials.check(identity, claim.credentials, peer.certificate)
-        return Admitted(accepted.allows_workspace, accepted.covers)
 
     async def _unread(self, identity: str) -> tuple[int, int]:
         """Where a participant is in its own topic, and how many messages are behind that. Raises StorageUnavailable."""

@@ -14,6 +14,7 @@ import yaml
 
 from aether_trio.config import ApiKey
 from aether_trio.config.settings import Principal
+from aether_trio.model.patterns import identity_pattern_problem
 from aether_trio.services.credentials import hash_api_key, new_api_key
 
 
@@ -29,14 +30,15 @@ def command() -> None:
     epilog="""
 \b
 Examples:
-  aether keys new                                          any principal, any workspace
+  aether keys new --principal agent                        agents, in any workspace
   aether keys new --principal agent --workspace 'prod*'    agents of the production workspaces
-  aether keys new --identity 'sv::billing::*' --id billing
+  aether keys new --principal service --identity 'sv::billing::*' --id billing
 """
 )
 @click.option(
-    "--principal", default="*", show_default=True, type=click.Choice(list(get_args(Principal))),
-    help="The kind of principal that may use it.",
+    "--principal", required=True, type=click.Choice(list(get_args(Principal))),
+    help="The kind of principal that may use it. Orchestrators and the workflow engine administer the gateway; so does a key for *, "
+    "which is for all kinds.",
 )  # fmt: skip
 @click.option(
     "--workspace", "workspaces", multiple=True, metavar="PATTERN",
@@ -50,6 +52,8 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: {key, record}.")
 def new(principal: Principal, workspaces: tuple[str, ...], identity: str, key_id: str | None, as_json: bool) -> None:
     """Make a key. Prints it once, with the record to put into the gateway's settings."""
+    if problem := identity_pattern_problem(identity):
+        raise click.BadParameter(problem, param_hint="--identity")
     key = new_api_key()
     record = ApiKey(
         id=key_id or f"key-{secrets.token_hex(4)}",

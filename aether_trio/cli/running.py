@@ -52,16 +52,32 @@ class RunningGateway(Protocol):
 
 
 def refuse_open_gateway(settings: Settings) -> None:
-    """Raise when strangers could reach the gateway and nothing would ask who they are."""
-    if not settings.open_to_the_world:
-        return
-    host, port = settings.gateway.host, settings.gateway.port
+    """Raise when strangers could reach the gateway and nothing would ask who they are, or they could listen to what others show."""
+    if settings.open_to_the_world:
+        host, port = settings.gateway.host, settings.gateway.port
+        raise exits.CliError(
+            f"refusing to listen on {host}:{port} without credentials: anyone who reaches it could be anyone. Choose one:\n"
+            "  keys         aether keys new --principal KIND, and put the record it prints into the file that you give with --config\n"
+            "  certificates --set tls.cert=… --set tls.key=… --set tls.client_ca=CA.pem --set tls.require_client_cert=true\n"
+            "  this machine --set gateway.host=127.0.0.1\n"
+            "  a network that keeps strangers out --set auth.trust_network=true --set auth.allow_anonymous=true",
+            exits.SETTINGS,
+        )
+    match settings.credentials_in_plaintext:
+        case "gateway.host":
+            host, port = settings.gateway.host, settings.gateway.port
+            what, tls = "credentials", "  TLS          --set tls.cert=chain.pem --set tls.key=key.pem\n"
+        case "ops.host":
+            host, port = settings.ops.host, settings.ops.port
+            what, tls = "ops.tail_token", ""
+        case _:
+            return
+    key = settings.credentials_in_plaintext
     raise exits.CliError(
-        f"refusing to listen on {host}:{port} without credentials: anyone who reaches it could be anyone. Choose one:\n"
-        "  keys         aether keys new, and put the record it prints into the file that you give with --config\n"
-        "  certificates --set tls.cert=… --set tls.key=… --set tls.client_ca=CA.pem --set tls.require_client_cert=true\n"
-        "  this machine --set gateway.host=127.0.0.1\n"
-        "  a network that keeps strangers out --set auth.trust_network=true --set auth.allow_anonymous=true",
+        f"refusing to take {what} on {host}:{port} without TLS: all that listen on the network could read and use them. Choose one:\n"
+        f"{tls}"
+        f"  this machine --set {key}=127.0.0.1\n"
+        "  a proxy in front that ends TLS, in a network of its own --set auth.plaintext_credentials=true",
         exits.SETTINGS,
     )
 

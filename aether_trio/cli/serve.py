@@ -13,9 +13,9 @@ from aether_trio.cli.running import run_gateway
     epilog="""
 \b
 Examples:
-  aether keys new --id first            make a key, and put its record into aether.yaml
-  aether serve --config aether.yaml
+  aether keys new --principal agent     make a key, and put its record into aether.yaml
   aether serve --config aether.yaml --set tls.cert=chain.pem --set tls.key=key.pem
+  aether serve --config aether.yaml --host 127.0.0.1
   aether serve --config aether.yaml --database postgresql://aether@db.example.com/aether
   aether serve --config aether.yaml --set websocket.port=8080 --set framed.enabled=false
 """,
@@ -48,7 +48,7 @@ def command(
     """Start a gateway that others can reach.
 
     Everyone who connects must show an API key or a client certificate, whatever kind of principal they are. It refuses
-    to start on a reachable address while neither is configured.
+    to start on a reachable address while neither is configured, and to take either there without TLS.
 
     One port speaks gRPC, the binary framing and WebSocket; LANE.enabled and LANE.port (grpc, framed, websocket) switch
     one off or give it a port of its own.

@@ -18,6 +18,7 @@ import yaml
 
 from aether_trio.config.keys import SEPARATOR, Key, SettingsError, all_keys, nearest
 from aether_trio.config.settings import LANES, Settings
+from aether_trio.model.patterns import identity_pattern_problem
 
 ENVIRONMENT_PREFIX: Final = "AETHER_"
 
@@ -298,6 +299,9 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
     keys = [key.id for key in values.get("auth.api_keys", ())]
     for twice in sorted({one for one in keys if keys.count(one) > 1}):
         yield f"auth.api_keys: the id {twice!r} is used twice"
+    for key in values.get("auth.api_keys", ()):
+        if problem := identity_pattern_problem(key.identity):
+            yield f"auth.api_keys: the identity of {key.id!r} is wrong: {problem}"
 
 
 def _lanes_without_a_place(values: Mapping[str, Any]) -> Iterator[str]:

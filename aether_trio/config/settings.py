@@ -113,7 +113,7 @@ class ApiKey(Section, frozen=True):
 
     id: Annotated[str, Meta(min_length=1, max_length=128)]
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-    principal: Principal = "*"
+    principal: Principal
     identity: Annotated[str, Meta(min_length=1)] = "*"
     workspaces: tuple[str, ...] = ("*",)
     created: str = ""
@@ -131,6 +131,13 @@ class AuthSettings(Section, frozen=True):
         bool,
         Meta(description="Start without credentials on a reachable address: the network in front keeps strangers out."),
     ] = False
+    plaintext_credentials: Annotated[
+        bool,
+        Meta(
+            description="Take credentials without TLS on an address that others reach: all that listen on the network in "
+            "between can read and use them. For a proxy in front that ends TLS."
+        ),
+    ] = False
     client_cert_mode: Annotated[
         Literal["strict", "semi-strict", "relaxed"],
         Meta(
@@ -138,10 +145,23 @@ class AuthSettings(Section, frozen=True):
             "specifier, or the kind of principal."
         ),
     ] = "strict"
-    max_failures: Annotated[int, Meta(ge=1, description="Refused credentials per identity before the cool-down.")] = 5
-    failure_window_s: Annotated[float, Meta(gt=0, description="Window in which auth.max_failures count.")] = 30.0
-    cooldown_s: Annotated[float, Meta(ge=0, description="How long such an identity is refused unheard.")] = 30.0
-    max_tracked_identities: Annotated[int, Meta(ge=1, description="Identities whose failures are remembered.")] = 1024
+    max_failures: Annotated[
+        int, Meta(ge=1, description="Refused credentials of one address for one identity before the cool-down.")
+    ] = 5
+    max_failures_per_address: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Refused credentials of one address, or of one IPv6 /64, for all identities before the cool-down.",
+        ),
+    ] = 100
+    failure_window_s: Annotated[float, Meta(gt=0, description="Window in which refused credentials count.")] = 30.0
+    cooldown_s: Annotated[float, Meta(ge=0, description="How long what is over these bounds is refused unheard.")] = (
+        30.0
+    )
+    max_tracked_identities: Annotated[
+        int, Meta(ge=1, description="Addresses and identities whose failures are remembered, of each so many.")
+    ] = 1024
 
 
 class GrpcSettings(Section, frozen=True):
@@ -392,6 +412,18 @@ class Settings(Section, frozen=True):
             return False
         anonymous = self.auth.allow_anonymous or not (self.auth.api_keys or self.tls.client_ca)
         return anonymous and not (self.tls.client_ca and self.tls.require_client_cert)
+
+    @property
+    def credentials_in_plaintext(self) -> str | None:
+        """The key of the address on which credentials of other machines would be taken without TLS; None: there is none."""
+        if self.auth.plaintext_credentials:
+            return None
+        asks = bool(self.auth.api_keys) or not self.auth.allow_anonymous
+        if asks and not self.tls.cert and not is_loopback(self.gateway.host):
+            return "gateway.host"
+        if self.ops.enabled and self.ops.tail_token and not is_loopback(self.ops.host):
+            return "ops.host"
+        return None
 
     @property
     def lets_nobody_in(self) -> bool:

@@ -146,6 +146,15 @@ def has_all_parts(text: str) -> bool:
     return text.count(SEPARATOR) == _SEPARATORS.get(text.partition(SEPARATOR)[0])
 
 
+def shape_of(prefix: str) -> str | None:
+    """How the identities with this prefix are written, as `ag::{workspace}::{implementation}::{specifier}`; None: there are none."""
+    kind = _KIND_OF_PREFIX.get(prefix)
+    if kind is None:
+        return None
+    form = _FORMS[kind]
+    return SEPARATOR.join([prefix, *(f"{{{what}}}" for _, what in form.parts), *filter(None, [form.shard])])
+
+
 def check_token(text: str, what: str, *, last: bool = False, strict: bool = True) -> str:
     """Return `text` if it may be one part of an identity or topic, else raise IdentityError naming `what`.
 
@@ -300,7 +309,6 @@ class Identity:
                 raise IdentityError(f"{shown(text)} is not an identity: the only {kind} is {form.prefix}::{form.shard}")
             return cls(kind)
         if len(values) != len(form.parts):
-            shape = SEPARATOR.join([form.prefix, *(f"{{{what}}}" for _, what in form.parts)])
-            raise IdentityError(f"{shown(text)} is not an identity: expected {shape}")
+            raise IdentityError(f"{shown(text)} is not an identity: expected {shape_of(prefix)}")
         named = {name: value for (name, _), value in zip(form.parts, values, strict=True)}
         return cls(kind, **named, strict=strict)

@@ -1,14 +1,16 @@
 """Who may connect: API keys and client certificates against the identity that a participant claims.
 
-The session calls `CredentialChecker.check` once, before anything is sent. It either returns what was accepted or raises
+The session calls `CredentialChecker.admit` once, before anything is sent. It either returns what was accepted or raises
 the StatusError that ends the stream. Rules, and where they differ from the reference (core.md 1.2-1.3):
 
 * Outside development mode every kind of principal needs a credential. The reference lets orchestrators, the workflow
   engine and the metrics bridge in by network position alone; here they are as dangerous as anyone.
+* A certificate that names somebody has to fit the claim, whatever else is shown with it: a key and a task token too.
+* A certificate whose name is no identity says nothing of its holder, who needs a key as well.
 * With client_cert_mode strict, the claim must equal the certificate's name; the reference silently connects the
   participant as somebody else than it said.
 * A key that is limited to workspaces cannot be used by principals that work in all of them (services, bridges, ...).
-* Token kinds that are not built yet (task tokens, JWT, web sessions) are refused by name, never taken for valid.
+* Token kinds that are not built yet (JWT, web sessions) are refused by name, never taken for valid.
 
 Invariants: a key is known by its SHA-256 alone (32 random bytes need no slow hash); all records are compared, in
 constant time; a failure is counted before it is answered.
@@ -19,19 +21,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import re
 import secrets
-from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from aether_trio.config import ApiKey, AuthSettings
 from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import SEPARATOR, Identity, IdentityError, Kind
-from aether_trio.transport.link import PeerCertificate
+from aether_trio.model.patterns import fits_identity, matches
+from aether_trio.model.text import shown
+from aether_trio.services.throttle import Throttle
+from aether_trio.session.admission import Admitted, Claim
+from aether_trio.transport.link import Peer, PeerCertificate
 
 KEY_PREFIX: Final = "aek_"
 KEY_BYTES: Final = 32
@@ -46,7 +49,10 @@ _OTHER_KINDS: Final = {
     "session_token": "web session tokens",
 }
 
-_Method = Literal["api_key", "certificate", "anonymous"]
+CertificateMode = Literal["strict", "semi-strict", "relaxed"]
+_REFUSALS: Final = frozenset({Status.UNAUTHENTICATED, Status.PERMISSION_DENIED})
+_WORKERS: Final = frozenset({"agent", "task"})
+_USER: Final = "user"
 
 
 def hash_api_key(key: str) -> str:
@@ -59,75 +65,173 @@ def new_api_key(random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> s
     return KEY_PREFIX + base64.urlsafe_b64encode(random_bytes(KEY_BYTES)).rstrip(b"=").decode()
 
 
-@lru_cache(maxsize=1024)
-def _glob(pattern: str) -> re.Pattern[str]:
-    parts = {"*": "[^/]*", "?": "[^/]"}
-    return re.compile("".join(parts.get(one, re.escape(one)) for one in pattern), re.DOTALL)
+@dataclass(frozen=True, slots=True)
+class CertifiedName:
+    """What a certificate's common name says of its holder, and how much of it counts; None is "any"."""
 
+    mode: CertificateMode
+    type_name: str
+    workspace: str | None = None
+    implementation: str | None = None
+    identity: Identity | None = None
 
-def matches(pattern: str, text: str) -> bool:
-    """`*` and `?` stand for anything but "/", as in the reference; a lone `*` stands for everything."""
-    return pattern == "*" or _glob(pattern).fullmatch(text) is not None
+    def fits(self, claimed: Identity) -> bool:
+        """Whether the claim is within the name, as far as the mode asks."""
+        if self.mode == "strict":
+            return self.identity == claimed
+        if self.type_name != claimed.type_name:
+            return False
+        if self.mode == "relaxed":
+            return True
+        # A user connects in no workspace: the name's is the one that it may enter.
+        in_workspace = self.workspace in {None, claimed.workspace} or claimed.kind is Kind.USER
+        return in_workspace and self.implementation in {None, claimed.implementation}
+
+    def allows_workspace(self, workspace: str) -> bool:
+        """All of them, but for users of one: what agents and tasks may do elsewhere is for access rules to say."""
+        return self.mode == "relaxed" or self.type_name != _USER or self.workspace in {None, workspace}
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What a participant was let in with. `key_id`, `workspaces` and `identity`, a pattern, belong to an API key."""
+    """What a participant was let in with: an API key, a certificate that names it, or nothing (development)."""
 
-    method: _Method
-    key_id: str = ""
-    workspaces: tuple[str, ...] = ("*",)
-    identity: str = "*"
+    key: ApiKey | None = None
+    certificate: CertifiedName | None = None
 
     def allows_workspace(self, workspace: str) -> bool:
-        """Whether the credential reaches this workspace; to be asked when a user switches."""
-        return any(matches(pattern, workspace) for pattern in self.workspaces)
+        """Whether the credential reaches this workspace; to be asked of each that an operation touches."""
+        if self.key is not None:
+            return any(matches(pattern, workspace) for pattern in self.key.workspaces)
+        return self.certificate is None or self.certificate.allows_workspace(workspace)
 
     def covers(self, identity: Identity) -> bool:
-        """Whether a token for this participant would be good for no more than the credential is."""
-        if not matches(self.identity, identity.text):
+        """Whether a token for this participant would be good for no more than the credential is.
+
+        A key for agents is one for tasks here, and the other way round: they give each other work.
+        """
+        key = self.key
+        if key is None:
+            return self.certificate is None or self.certificate.fits(identity)
+        if key.principal not in {"*", identity.type_name} and not {key.principal, identity.type_name} <= _WORKERS:
             return False
-        return self.allows_workspace(identity.workspace) if identity.workspace else "*" in self.workspaces
+        if not fits_identity(key.identity, identity):
+            return False
+        return self.allows_workspace(identity.workspace) if identity.workspace else "*" in key.workspaces
+
+
+ANYBODY: Final = Accepted()
+"""Nothing was asked for."""
+
+
+class TokenAdmission(Protocol):
+    """What a task token that was accepted is good for: services/tasks/tokens.py."""
+
+    @property
+    def task_id(self) -> str:
+        """Of the task that it is for."""
+        ...
+
+    @property
+    def token(self) -> bytes:
+        """Its hash."""
+        ...
+
+    @property
+    def workspaces(self) -> frozenset[str]:
+        """Where its holder may act."""
+        ...
+
+    @property
+    def lineage(self) -> tuple[str, ...]:
+        """The tasks that it ends with."""
+        ...
+
+    def covers(self, identity: Identity) -> bool:
+        """See Accepted.covers."""
+        ...
+
+
+TokenCheck = Callable[[Identity, Mapping[str, str]], Awaitable[TokenAdmission | None]]
+"""Looks at a task token among the credentials: what it is good for, None without one. Raises StatusError."""
+
+
+async def no_tokens(identity: Identity, credentials: Mapping[str, str]) -> TokenAdmission | None:
+    """A TokenCheck of a gateway that makes none."""
+    return None
 
 
 class CredentialChecker:
-    """Checks claims against the configured keys and the peer's certificate. One per gateway; never blocks."""
+    """Checks claims against the configured keys, task tokens and the peer's certificate. One per gateway."""
 
-    def __init__(self, settings: AuthSettings, clock: Clock) -> None:
+    def __init__(self, settings: AuthSettings, clock: Clock, check_token: TokenCheck = no_tokens) -> None:
         self._settings = settings
-        self._throttle = Throttle(settings, clock)
+        self._check_token = check_token
+        self.throttle = Throttle(settings, clock)
+
+    async def admit(self, claim: Claim, peer: Peer) -> Admitted:
+        """Accept the claim, or raise StatusError.
+
+        UNAUTHENTICATED: who are you; PERMISSION_DENIED: not you; UNAVAILABLE: come back. `peer.certificate` must have been verified
+        against tls.client_ca by the transport.
+        """
+        subject = _subject(claim)
+        self.throttle.check(peer.address, subject, lambda: _proof(claim, peer))
+        try:
+            admitted, proven = await self._decide(claim, peer.certificate)
+        except StatusError as error:
+            if error.status in _REFUSALS:
+                self.throttle.failed(peer.address, subject)
+            raise
+        if proven:
+            self.throttle.succeeded(peer.address, subject, _proof(claim, peer))
+        return admitted
+
+    async def _decide(self, claim: Claim, certificate: PeerCertificate | None) -> tuple[Admitted, bool]:
+        """What was accepted, and whether the client has proven anything by it."""
+        identity = claim.identity
+        certified = None if certificate is None else self.check_certificate(identity, certificate)
+        token = await self._check_token(identity, claim.credentials)
+        if token is not None:
+            reaches, covers = token.workspaces.__contains__, token.covers
+            return Admitted(reaches, covers, token.task_id, token.token, token.lineage), True
+        accepted = self.check(identity, claim.credentials, certified)
+        return Admitted(accepted.allows_workspace, accepted.covers), accepted is not ANYBODY
+
+    def check_certificate(self, identity: Identity, certificate: PeerCertificate) -> CertifiedName | None:
+        """Whom a certificate names; None when it says nothing of its holder. Raises StatusError when that is not `identity`."""
+        if certificate.problem:
+            raise StatusError(Status.UNAUTHENTICATED, f"invalid client certificate: {certificate.problem}")
+        name, mode = certificate.common_name, self._settings.client_cert_mode
+        if name == ANONYMOUS_NAME:
+            return None
+        certified = parse_common_name(name, mode)
+        if certified is None and mode == "relaxed":
+            return None
+        if certified is None or (mode == "strict" and certified.identity is None):
+            raise StatusError(
+                Status.UNAUTHENTICATED,
+                f"invalid client certificate: its common name {shown(name)} is no identity, such as "
+                "ag::workspace::implementation::specifier (auth.client_cert_mode=relaxed would take any name, beside a key)",
+            )
+        if not certified.fits(identity):
+            raise StatusError(
+                Status.PERMISSION_DENIED, f"identity mismatch: the certificate is for {shown(name)}, not {identity}"
+            )
+        return certified
 
     def check(
-        self, identity: Identity, credentials: Mapping[str, str], certificate: PeerCertificate | None = None
+        self, identity: Identity, credentials: Mapping[str, str], certified: CertifiedName | None = None
     ) -> Accepted:
-        """Accept the claim, or raise StatusError (UNAUTHENTICATED: who are you; PERMISSION_DENIED: not you).
-
-        `certificate` must have been verified against tls.client_ca by the transport.
-        """
-        claimed = str(identity)
-        self._throttle.check(claimed)
-        try:
-            accepted = self._decide(identity, credentials, certificate)
-        except StatusError:
-            self._throttle.failed(claimed)
-            raise
-        self._throttle.succeeded(claimed)
-        return accepted
-
-    def _decide(
-        self, identity: Identity, credentials: Mapping[str, str], certificate: PeerCertificate | None
-    ) -> Accepted:
-        named = certificate is not None and certificate.common_name != ANONYMOUS_NAME
-        if certificate is not None and named:
-            check_certificate(certificate.common_name, identity, self._settings.client_cert_mode)
+        """Accept a key, or what the certificate is good for, or anybody in development. Raises StatusError."""
         key = next((credentials[name] for name in API_KEY_NAMES if credentials.get(name)), None)
         if key is not None and (self._settings.api_keys or not self._settings.allow_anonymous):
             return self._check_key(key, identity)
-        if named:
-            return Accepted("certificate")
+        if certified is not None:
+            return Accepted(certificate=certified)
         if self._settings.allow_anonymous:
             # Development: unknown tokens pass, because the SDK's orchestrator makes some up for what it starts.
-            return Accepted("anonymous")
+            return ANYBODY
         raise self._nothing_accepted(identity, credentials)
 
     def _check_key(self, key: str, identity: Identity) -> Accepted:
@@ -137,7 +241,7 @@ class CredentialChecker:
         problem = key_problem(record, identity)
         if problem:
             raise StatusError(Status.PERMISSION_DENIED, f"API key {record.id!r} {problem}")
-        return Accepted("api_key", record.id, record.workspaces, record.identity)
+        return Accepted(key=record)
 
     @staticmethod
     def _nothing_accepted(identity: Identity, credentials: Mapping[str, str]) -> StatusError:
@@ -167,7 +271,7 @@ def key_problem(record: ApiKey, identity: Identity) -> str | None:
     """Why this key does not fit this identity, as the end of a sentence; None when it does."""
     if record.principal not in {"*", identity.type_name}:
         return f"is for principals of type {record.principal}, not {identity.type_name}"
-    if not (matches(record.identity, str(identity)) or matches(record.identity, identity.canonical_id)):
+    if not fits_identity(record.identity, identity):
         return f"is for {record.identity}, not for {identity}"
     if identity.workspace:
         if not any(matches(pattern, identity.workspace) for pattern in record.workspaces):
@@ -177,102 +281,39 @@ def key_problem(record: ApiKey, identity: Identity) -> str | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Name:
-    """What a common name claims: None is "any"."""
-
-    type_name: str
-    workspace: str | None = None
-    implementation: str | None = None
-    identity: Identity | None = None
+def _subject(claim: Claim) -> str:
+    """The claimed identity without the part that the gateway made up: a client could be new to the throttle each time."""
+    text = claim.identity.text
+    return text.removesuffix(claim.assigned_id) if claim.assigned_id else text
 
 
-def parse_common_name(name: str) -> _Name | None:
+def _proof(claim: Claim, peer: Peer) -> bytes:
+    """Tells credentials apart without keeping them."""
+    certificate = peer.certificate
+    shown_things = (
+        sorted(claim.credentials.items()),
+        certificate and (certificate.common_name, certificate.serial_number),
+    )
+    return hashlib.sha256(repr(shown_things).encode()).digest()
+
+
+def parse_common_name(name: str, mode: CertificateMode) -> CertifiedName | None:
     """Read a certificate's name: an identity, or one of the partial forms `ga::ws`, `gu::ws`, `tb::ws::impl`, `ta::ws::impl`."""
     parts = name.split(SEPARATOR)
     if all(parts):
         match parts:
             case ["ga", workspace]:
-                return _Name("agent", workspace)
-            case ["gu", _]:
-                return _Name("user")
+                return CertifiedName(mode, "agent", workspace)
+            case ["gu", workspace]:
+                return CertifiedName(mode, _USER, workspace)
             case ["tb" | "ta", workspace, implementation]:
-                return _Name("task", workspace, implementation)
+                return CertifiedName(mode, "task", workspace, implementation)
             case _:
                 pass
     try:
         identity = Identity.parse(name)
     except IdentityError:
         return None
-    return _Name(identity.type_name, identity.workspace or None, identity.implementation or None, identity)
-
-
-def check_certificate(name: str, identity: Identity, mode: Literal["strict", "semi-strict", "relaxed"]) -> None:
-    """Hold the claim against the verified certificate's name. Raises StatusError.
-
-    In relaxed mode a name that is not an identity (say, a host name) confirms presence and nothing else.
-    """
-    certified = parse_common_name(name)
-    if certified is None or (mode == "strict" and certified.identity is None):
-        if mode == "relaxed":
-            return
-        raise StatusError(
-            Status.UNAUTHENTICATED,
-            f"invalid client certificate: its common name {name!r} is no identity, such as ag::workspace::implementation::"
-            "specifier (auth.client_cert_mode=relaxed would take any name)",
-        )
-    fits = certified.type_name == identity.type_name
-    if mode == "semi-strict":
-        fits = (
-            fits
-            and certified.workspace in {None, identity.workspace}
-            and certified.implementation in {None, identity.implementation}
-        )
-    elif mode == "strict":
-        fits = certified.identity == identity
-    if not fits:
-        raise StatusError(Status.PERMISSION_DENIED, f"identity mismatch: the certificate is for {name}, not {identity}")
-
-
-class Throttle:
-    """Refuses an identity unheard for a while after repeated failures (reference: 5 in 30 s, then 30 s).
-
-    Remembers at most `max_tracked_identities`, the least recently failed leaves first, so that a stranger who makes up
-    identities costs bounded memory.
-    """
-
-    def __init__(self, settings: AuthSettings, clock: Clock) -> None:
-        self._settings = settings
-        self._clock = clock
-        self._failures: OrderedDict[str, deque[float]] = OrderedDict()
-        self._until: OrderedDict[str, float] = OrderedDict()
-
-    def check(self, identity: str) -> None:
-        until = self._until.get(identity)
-        if until is None:
-            return
-        left_s = until - self._clock.monotonic()
-        if left_s > 0:
-            raise StatusError(
-                Status.UNAUTHENTICATED,
-                f"authentication temporarily throttled after {self._settings.max_failures} failures; "
-                f"try again in {left_s:.0f} s",
-            )
-        del self._until[identity]
-
-    def failed(self, identity: str) -> None:
-        now = self._clock.monotonic()
-        times = self._failures.setdefault(identity, deque(maxlen=self._settings.max_failures))
-        self._failures.move_to_end(identity)
-        times.append(now)
-        recent = sum(1 for one in times if now - one <= self._settings.failure_window_s)
-        if recent >= self._settings.max_failures:
-            self._until[identity] = now + self._settings.cooldown_s
-            self._until.move_to_end(identity)
-            del self._failures[identity]
-        for tracked in (self._failures, self._until):
-            while len(tracked) > self._settings.max_tracked_identities:
-                tracked.popitem(last=False)
-
-    def succeeded(self, identity: str) -> None:
-        self._failures.pop(identity, None)
+    return CertifiedName(
+        mode, identity.type_name, identity.workspace or None, identity.implementation or None, identity
+    )

@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError
 from aether_trio.model.clock import Clock
 from aether_trio.model.containment import DEFECT, report, run_all
 from aether_trio.model.errors import AetherError, Code, Status, StatusError
-from aether_trio.model.identity import Identity, Kind
+from aether_trio.model.identity import Kind
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.limits import Limits
 from aether_trio.routing.lanes import Lanes
@@ -58,7 +58,7 @@ DUPLICATE_GRACE_S = 0.1
 class Parts:
     """What a session is made from. The hooks are the services' and are called in this order:
 
-    `authenticate(identity, claim, peer)` raises StatusError, or says what the credentials are good for;
+    `authenticate(claim, peer)` raises StatusError, or says what the credentials are good for;
     `recall(identity, session_id)` finds a session that ended before this gateway started;
     `joins(session)` is called before the acknowledgement, when the identity is held; `config_snapshot(session)` is what an agent or task
     is told first; `attempted(claim, status)` is told how each
@@ -79,7 +79,7 @@ class Parts:
     registry: Registry
     holding: Holding
     dispatcher: Dispatcher
-    authenticate: Callable[[Identity, Claim, Peer], Awaitable[Admitted]]
+    authenticate: Callable[[Claim, Peer], Awaitable[Admitted]]
     recall: Callable[[str, str], Awaitable[History | None]]
     joins: Callable[[Session], Awaitable[None]]
     config_snapshot: Callable[[Session], Awaitable[pb.ConfigSnapshot]]
@@ -228,7 +228,7 @@ class SessionServer:
     async def _admit(self, link: Link, claim: Claim) -> tuple[Session, History | None]:
         """Credentials, duplicates, the hold: (session, history that it continues). Raises StatusError."""
         parts = self._parts
-        admitted = await parts.authenticate(claim.identity, claim, link.peer)
+        admitted = await parts.authenticate(claim, link.peer)
         session = self._make_session(link, claim, admitted)
         history = await self._recall(claim)
         await self._let_predecessor_end(claim)

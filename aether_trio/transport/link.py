@@ -35,6 +35,8 @@ class PeerCertificate:
     common_name: str
     dns_names: tuple[str, ...] = ()
     serial_number: str = ""
+    problem: str = ""
+    """Why it cannot be a client's, as the end of a sentence; "" when it can."""
 
 
 @dataclass(frozen=True, slots=True)

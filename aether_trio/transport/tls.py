@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import trio
 
+from aether_trio.transport.leaf import client_problem
 from aether_trio.transport.link import PeerCertificate
 
 ALPN_H2: Final = "h2"
@@ -217,9 +218,13 @@ class TlsSession:
         certificate: dict[str, Any] | None = self._object.getpeercert()
         if not certificate:
             return None
-        subject = {key: value for names in certificate.get("subject", ()) for key, value in names}
+        names = [value for pairs in certificate.get("subject", ()) for key, value in pairs if key == "commonName"]
+        problem = client_problem(self._object.getpeercert(binary_form=True) or b"")
+        if not problem and len(names) > 1:
+            problem = "it has several common names, and it is not clear which of them counts"
         return PeerCertificate(
-            common_name=subject.get("commonName", ""),
+            common_name=names[0] if names else "",
             dns_names=tuple(value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"),
             serial_number=certificate.get("serialNumber", ""),
+            problem=problem,
         )

@@ -189,10 +189,18 @@ class TestKeys:
         assert key not in done.stdout[done.stdout.index("auth:") :]
 
     def test_json(self) -> None:
-        one, two = (json.loads(aether("keys", "new", "--json").stdout) for _ in range(2))
+        one, two = (json.loads(aether("keys", "new", "--json", "--principal", "user").stdout) for _ in range(2))
         assert one["record"]["sha256"] == hash_api_key(one["key"])
         assert one["key"] != two["key"]
         assert one["record"]["id"] != two["record"]["id"]
+
+    def test_whom_it_is_for_has_to_be_said(self) -> None:
+        """A key for all kinds is one for administrators too, so it is never what comes of saying nothing."""
+        fails(2, "Missing option '--principal'", "keys", "new")
+        assert json.loads(aether("keys", "new", "--json", "--principal", "*").stdout)["record"]["principal"] == "*"
+
+    def test_a_pattern_that_fits_nobody_is_refused(self) -> None:
+        fails(2, "has 2 parts between '::'", "keys", "new", "--principal", "agent", "--identity", "ag::prod*")
 
 
 class TestServe:
@@ -202,6 +210,22 @@ class TestServe:
         fails(3, "refusing to listen", "dev", "--set", "gateway.host=0.0.0.0", cwd=tmp_path)
         fails(3, "refusing to listen", "serve", cwd=tmp_path, AETHER_AUTH__ALLOW_ANONYMOUS="true")
         assert list(tmp_path.iterdir()) == []
+
+    def test_it_refuses_to_take_keys_of_other_machines_in_plaintext(self, tmp_path: Path) -> None:
+        made = json.loads(aether("keys", "new", "--json", "--principal", "agent").stdout)
+        settings = tmp_path / "aether.yaml"
+        settings.write_text(json.dumps({"auth": {"api_keys": [made["record"]]}}))
+        said = "refusing to take credentials on 0.0.0.0:50051 without TLS"
+        fails(3, said, "serve", "--config", settings.name, cwd=tmp_path)
+        fails(3, "--set tls.cert=chain.pem", "serve", "--config", settings.name, cwd=tmp_path)
+        fails(3, "auth.plaintext_credentials=true", "config", "check", "--config", settings.name, cwd=tmp_path)
+        workers = ["--workers", "2", "--database", "postgresql://127.0.0.1/x"]
+        fails(3, said, "serve", "--config", settings.name, *workers, cwd=tmp_path)
+        token = ["--set", "ops.host=0.0.0.0", "--set", "ops.tail_token=0123456789abcdef"]
+        fails(3, "refusing to take ops.tail_token on 0.0.0.0:9090 without TLS", "dev", *token, cwd=tmp_path)
+        assert list(tmp_path.iterdir()) == [settings]
+        for fine in ("gateway.host=127.0.0.1", "auth.plaintext_credentials=true"):
+            aether("config", "check", "--config", settings.name, "--set", fine, cwd=tmp_path)
 
     def test_wrong_settings_are_exit_code_3(self, tmp_path: Path) -> None:
         fails(3, "did you mean gateway.port?", "serve", "--set", "gateway.prt=1", cwd=tmp_path)

@@ -32,6 +32,7 @@ from aether_trio.config.keys import LIMIT_TEXTS
 from aether_trio.config.loading import ALIASES, CLIENT_PREFIXES, CLIENT_VARIABLES, environment_names
 from aether_trio.model.limits import Limits
 
+KEYS = "auth.api_keys=[{id: k, principal: agent, sha256: " + "ab" * 32 + "}]"
 TLS = {"tls.cert": "c.pem", "tls.key": "k.pem", "tls.client_ca": "ca.pem"}
 
 
@@ -44,7 +45,7 @@ def another_value(key: Key) -> Any:
     """A legal value that is not the default."""
     default = key.default
     if key.name == "auth.api_keys":
-        return [{"id": "k", "sha256": "ab" * 32}]
+        return [{"id": "k", "sha256": "ab" * 32, "principal": "agent"}]
     if key.name == "websocket.principals":
         return ["agent", "user"]
     if key.name == "websocket.allowed_origins":
@@ -70,7 +71,7 @@ def another_value(key: Key) -> Any:
 def expected_value(key: Key) -> Any:
     value = another_value(key)
     if key.name == "auth.api_keys":
-        return (ApiKey(id="k", sha256="ab" * 32),)
+        return (ApiKey(id="k", sha256="ab" * 32, principal="agent"),)
     return tuple(value) if key.is_text_list else value
 
 
@@ -270,8 +271,8 @@ def test_development_mode_changes_defaults_and_nothing_that_was_said() -> None:
         (["gateway.host=localhost"], False),
         (["gateway.host=192.0.2.1"], True),
         (["gateway.host=gateway.example"], True),
-        (["auth.api_keys=[{id: k, sha256: " + "ab" * 32 + "}]"], False),
-        (["auth.api_keys=[{id: k, sha256: " + "ab" * 32 + "}]", "auth.allow_anonymous=true"], True),
+        ([KEYS], False),
+        ([KEYS, "auth.allow_anonymous=true"], True),
         (["tls.cert=c", "tls.key=k"], True),
         (["tls.cert=c", "tls.key=k", "tls.client_ca=a"], False),
         (["tls.cert=c", "tls.key=k", "tls.client_ca=a", "auth.allow_anonymous=true"], True),
@@ -285,6 +286,32 @@ def test_open_to_the_world(sets: list[str], open_: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("sets", "where"),
+    [
+        ([KEYS], "gateway.host"),
+        ([KEYS, "gateway.host=192.0.2.1"], "gateway.host"),
+        ([KEYS, "auth.trust_network=true"], "gateway.host"),
+        ([KEYS, "auth.trust_network=true", "auth.allow_anonymous=true"], "gateway.host"),
+        (["auth.trust_network=true"], "gateway.host"),
+        (["auth.trust_network=true", "auth.allow_anonymous=true"], None),
+        ([KEYS, "gateway.host=127.0.0.1"], None),
+        ([KEYS, "tls.cert=c", "tls.key=k"], None),
+        ([KEYS, "auth.plaintext_credentials=true"], None),
+        (["gateway.dev=true"], None),
+        (["gateway.dev=true", "ops.host=0.0.0.0"], None),
+        (["gateway.dev=true", "ops.host=0.0.0.0", "ops.tail_token=0123456789abcdef"], "ops.host"),
+        (["gateway.dev=true", "ops.host=0.0.0.0", "ops.tail_token=0123456789abcdef", "ops.enabled=false"], None),
+        (
+            [KEYS, "ops.host=0.0.0.0", "ops.tail_token=0123456789abcdef", "auth.plaintext_credentials=true"],
+            None,
+        ),
+    ],
+)
+def test_credentials_in_plaintext(sets: list[str], where: str | None) -> None:
+    assert load_settings(sets=sets).credentials_in_plaintext == where
+
+
+@pytest.mark.parametrize(
     ("sets", "text"),
     [
         (["tls.cert=c"], "tls.cert and tls.key belong together"),
@@ -295,11 +322,22 @@ def test_open_to_the_world(sets: list[str], open_: bool) -> None:
         (["tls.client_ca=c"], "tls.client_ca needs TLS"),
         (["tls.cert=c", "tls.key=k", "tls.require_client_cert=true"], "needs tls.client_ca"),
         (
-            ["auth.api_keys=[{id: k, sha256: " + "ab" * 32 + "}, {id: k, sha256: " + "cd" * 32 + "}]"],
+            [
+                "auth.api_keys=[{id: k, principal: agent, sha256: "
+                + "ab" * 32
+                + "}, {id: k, principal: '*', sha256: "
+                + "cd" * 32
+                + "}]"
+            ],
             "'k' is used twice",
         ),
-        (["auth.api_keys=[{id: k, sha256: short}]"], r"auth.api_keys\[0\].sha256"),
-        (["auth.api_keys=[{id: k, sha256: " + "ab" * 32 + ", wrokspaces: [a]}]"], "wrokspaces"),
+        (["auth.api_keys=[{id: k, principal: agent, sha256: short}]"], r"auth.api_keys\[0\].sha256"),
+        (["auth.api_keys=[{id: k, principal: agent, sha256: " + "ab" * 32 + ", wrokspaces: [a]}]"], "wrokspaces"),
+        (["auth.api_keys=[{id: k, sha256: " + "ab" * 32 + "}]"], "missing required field `principal`"),
+        (
+            ["auth.api_keys=[{id: k, principal: agent, identity: 'ag::prod*', sha256: " + "ab" * 32 + "}]"],
+            "the identity of 'k' is wrong: 'ag::prod.*' has 2 parts between '::', where an identity is ag::",
+        ),
         (["limits.payload_bytes=0"], "payload_bytes is 0"),
         (["limits.payload_bytes=4194304"], "above 4127744 it would not fit into one message to a client"),
         (["limits.task_payload_bytes=4194304"], "above 3144704 it would not fit into one message to a client"),
@@ -361,7 +399,7 @@ def test_the_description_reads_back_as_the_same_settings(tmp_path: Path) -> None
     for settings in (
         Settings(),
         Settings.for_dev(),
-        load_settings(sets=["auth.api_keys=[{id: k, sha256: " + "ab" * 32 + "}]"]),
+        load_settings(sets=[KEYS]),
     ):
         path = tmp_path / "aether.yaml"
         path.write_text(describe(settings))

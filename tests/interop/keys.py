@@ -12,9 +12,9 @@ SERVE = (sys.executable, "-m", "aether_trio", "serve")
 
 
 def new_key(*arguments: str) -> tuple[str, dict[str, object]]:
-    """The plaintext of a new key, and the record of it for the settings."""
+    """The plaintext of a new key for all kinds of participants, and the record of it for the settings."""
     made = subprocess.run(
-        [sys.executable, "-m", "aether_trio", "keys", "new", "--json", *arguments],
+        [sys.executable, "-m", "aether_trio", "keys", "new", "--json", "--principal", "*", *arguments],
         check=True, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     answer = json.loads(made.stdout)
@@ -22,7 +22,8 @@ def new_key(*arguments: str) -> tuple[str, dict[str, object]]:
 
 
 def serve_arguments(directory: Path, records: Sequence[dict[str, object]]) -> list[str]:
-    """Arguments for `aether serve`: a settings file that holds these key records."""
+    """Arguments for `aether serve` on loopback: a settings file that holds these key records."""
     settings = directory / "aether.yaml"
-    settings.write_text(json.dumps({"auth": {"api_keys": list(records)}}))  # JSON is YAML
+    document = {"gateway": {"host": "127.0.0.1"}, "auth": {"api_keys": list(records)}}
+    settings.write_text(json.dumps(document))  # JSON is YAML
     return ["--config", str(settings)]

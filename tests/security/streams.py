@@ -14,7 +14,9 @@ import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final
+from unittest import mock
 
 import trio
 import wsproto
@@ -31,7 +33,8 @@ from tests.helpers.core import settings_for_tests
 
 LANES: Final = ("grpc", "framed", "websocket")
 LIMIT_S: Final = 60.0
-_ALPN: Final = {"grpc": ["h2"], "framed": [], "websocket": ["http/1.1"]}
+ALPN: Final = {"grpc": ["h2"], "framed": [], "websocket": ["http/1.1"]}
+"""What a client of a lane offers under TLS."""
 _RECONNECT, _STAY_AWAY = 4100, 4200
 
 
@@ -204,24 +207,19 @@ def _status(code: int) -> Status | None:
     return None
 
 
-def client_tls(lane: str, authorities: Any, *, certificate: Any = None) -> ssl.SSLContext:
-    """For a trustme authority, and a trustme certificate of the client's own."""
-    context = ssl.create_default_context()
-    authorities.configure_trust(context)
-    if certificate is not None:
-        certificate.configure_cert(context)
-    if _ALPN[lane]:
-        context.set_alpn_protocols(_ALPN[lane])
-    return context
-
-
 @asynccontextmanager
 async def open_stream(
-    address: str, lane: str, *, tls: ssl.SSLContext | None = None, metadata: Mapping[str, str] | None = None
+    address: str,
+    lane: str,
+    *,
+    tls: ssl.SSLContext | None = None,
+    metadata: Mapping[str, str] | None = None,
+    local_host: str | None = None,
 ) -> AsyncIterator[Stream]:
-    """Connect on one lane. At the end our side ends, and the socket is closed."""
+    """Connect on one lane, from an address of our own. At the end our side ends, and the socket is closed."""
     host, port = split_address(address)
-    with trio.fail_after(LIMIT_S):
+    dial = partial(trio.open_tcp_stream, local_address=local_host)
+    with trio.fail_after(LIMIT_S), mock.patch.object(trio, "open_tcp_stream", dial):
         if lane == "grpc":
             async with (
                 open_channel(host, port, tls=tls) as channel,

@@ -32,7 +32,10 @@ def key_of(name: str) -> str:
 
 def auth(**more: ApiKey) -> dict[str, Any]:
     """The section `auth` with all keys."""
-    records = [ApiKey(id=name, sha256=hash_api_key(key_of(name)), workspaces=reach) for name, reach in KEYS.items()]
+    records = [
+        ApiKey(id=name, sha256=hash_api_key(key_of(name)), principal="*", workspaces=reach)
+        for name, reach in KEYS.items()
+    ]
     return {"api_keys": (*records, *more.values()), "allow_anonymous": False}
 
 

@@ -61,7 +61,13 @@ async def test_a_token_is_for_the_creators_workspace_and_reaches_no_other(scheme
 
 
 async def test_a_key_for_some_identities_makes_tokens_for_those(scheme: str) -> None:
-    narrow = ApiKey(id="narrow", sha256=hash_api_key("aek_narrow"), identity="ag::*::creator::*", workspaces=("red",))
+    narrow = ApiKey(
+        id="narrow",
+        sha256=hash_api_key("aek_narrow"),
+        principal="agent",
+        identity="ag::*::creator::*",
+        workspaces=("red",),
+    )
     with trio.fail_after(LIMIT_S):
         async with (
             open_test_gateway(auth=auth(narrow=narrow)) as gateway,

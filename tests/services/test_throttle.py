@@ -1,0 +1,155 @@
+"""Five refused credentials close the door to an identity, at the address that they came from."""
+
+from __future__ import annotations
+
+import pytest
+
+from aether_trio.config import AuthSettings
+from aether_trio.model.clock import ManualClock
+from aether_trio.model.errors import Status, StatusError
+from aether_trio.services.throttle import Throttle, network_of
+
+HERE, THERE = "192.0.2.1:1000", "192.0.2.2:1000"
+AGENT = "ag::prod::echo::1"
+WRONG, RIGHT = b"wrong", b"right"
+
+
+class Door:
+    """A throttle, and a client that tries credentials at it."""
+
+    def __init__(self, **auth: int) -> None:
+        self.clock = ManualClock()
+        self.throttle = Throttle(AuthSettings(**auth), self.clock)  # type: ignore[arg-type]
+
+    def try_(self, proof: bytes, subject: str = AGENT, address: str = HERE) -> Status | None:
+        """None: heard and right; UNAUTHENTICATED with `heard` True: heard and wrong."""
+        self.heard = False
+        try:
+            self.throttle.check(address, subject, lambda: proof)
+        except StatusError as error:
+            self.text = error.message
+            return error.status
+        self.heard = True
+        if proof == RIGHT:
+            self.throttle.succeeded(address, subject, proof)
+            return None
+        self.throttle.failed(address, subject)
+        return Status.UNAUTHENTICATED
+
+    def fail(self, times: int, subject: str = AGENT, address: str = HERE) -> None:
+        for _ in range(times):
+            assert self.try_(WRONG, subject, address) is Status.UNAUTHENTICATED
+            assert self.heard
+
+
+def test_the_sixth_try_is_refused_unheard() -> None:
+    door = Door()
+    door.fail(5)
+    assert door.try_(RIGHT) is Status.UNAUTHENTICATED
+    assert not door.heard
+    assert "temporarily throttled after 5 failures; try again in 30 s" in door.text
+    door.clock.advance(29_999)
+    assert door.try_(RIGHT) is Status.UNAUTHENTICATED
+    door.clock.advance(2)
+    assert door.try_(RIGHT) is None
+
+
+@pytest.mark.parametrize("stranger", [THERE, "[2001:db8::1]:1000", "unknown"])
+def test_a_stranger_elsewhere_locks_nobody_out(stranger: str) -> None:
+    door = Door()
+    door.fail(5, address=stranger)
+    assert door.try_(RIGHT) is None
+
+
+def test_a_neighbour_locks_nobody_out_that_was_let_in_before() -> None:
+    door = Door()
+    assert door.try_(RIGHT) is None
+    door.fail(5)
+    assert door.try_(WRONG) is Status.UNAUTHENTICATED
+    assert not door.heard
+    assert door.try_(RIGHT) is None
+
+
+def test_another_port_and_another_address_of_the_network_are_the_same_client() -> None:
+    door = Door()
+    door.fail(5, address="[2001:db8:0:1::1]:1000")
+    for address in ("[2001:db8:0:1::1]:2000", "[2001:db8:0:1:ffff::9]:1000"):
+        assert door.try_(RIGHT, address=address) is Status.UNAUTHENTICATED
+    assert door.try_(RIGHT, address="[2001:db8:0:2::1]:1000") is None
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.1:50051", "192.0.2.1"),
+        ("[::ffff:192.0.2.1]:50051", "192.0.2.1"),
+        ("[2001:db8:1:2:3:4:5:6]:50051", "2001:db8:1:2::/64"),
+        ("[fe80::1%eth0]:50051", "fe80::/64"),
+        ("memory:0", "memory"),
+        ("unknown", "unknown"),
+        ("", ""),
+    ],
+)
+def test_the_network_of_an_address(address: str, network: str) -> None:
+    assert network_of(address) == network
+
+
+def test_old_failures_do_not_count() -> None:
+    door = Door()
+    for _ in range(20):
+        door.fail(1)
+        door.clock.advance(7_600)  # four of them fall into any 30 s
+    assert door.try_(RIGHT) is None
+
+
+def test_a_success_wipes_the_slate() -> None:
+    door = Door()
+    for _ in range(3):
+        door.fail(4)
+        assert door.try_(RIGHT) is None
+
+
+def test_others_are_not_affected() -> None:
+    door = Door()
+    door.fail(5)
+    assert door.try_(RIGHT, "ag::prod::echo::2") is None
+
+
+def test_the_refusals_of_the_cool_down_do_not_prolong_it() -> None:
+    door = Door()
+    door.fail(5)
+    door.clock.advance(20_000)
+    for _ in range(50):
+        assert door.try_(WRONG) is Status.UNAUTHENTICATED
+    door.clock.advance(10_001)
+    assert door.try_(RIGHT) is None
+
+
+def test_one_client_with_a_wrong_key_does_not_close_its_address() -> None:
+    door = Door()
+    for _ in range(1000):
+        door.try_(WRONG, "ag::prod::broken::1")
+        door.clock.advance(500)
+    assert door.try_(RIGHT) is None
+
+
+def test_a_client_that_tries_one_identity_after_another_closes_its_address_to_new_ones() -> None:
+    door = Door()
+    assert door.try_(RIGHT) is None
+    for number in range(100):
+        door.fail(1, f"ag::prod::x::{number}")
+    assert door.try_(WRONG, "ag::prod::x::new") is Status.UNAVAILABLE
+    assert "from your address" in door.text
+    assert door.try_(RIGHT, "ag::prod::echo::2") is Status.UNAVAILABLE
+    assert door.try_(RIGHT) is None, "who was let in before is heard"
+    assert door.try_(RIGHT, "ag::prod::echo::2", THERE) is None
+    door.clock.advance(30_001)
+    assert door.try_(RIGHT, "ag::prod::echo::2") is None
+
+
+def test_a_flood_of_made_up_identities_and_addresses_costs_bounded_memory() -> None:
+    door = Door(max_tracked_identities=10, max_failures=2, max_failures_per_address=3)
+    for number in range(300):
+        for _ in range(1 + number % 2):
+            door.try_(RIGHT if number % 3 else WRONG, f"ag::prod::x::{number}", f"192.0.2.{number % 100}:1")
+    assert door.throttle.remembered <= 5 * 10
