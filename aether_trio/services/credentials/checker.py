@@ -32,7 +32,7 @@ from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import SEPARATOR, Identity, IdentityError, Kind
 from aether_trio.model.patterns import fits_identity, matches
 from aether_trio.model.text import shown
-from aether_trio.services.throttle import Throttle
+from aether_trio.services.credentials.throttle import Throttle
 from aether_trio.session.admission import Admitted, Claim
 from aether_trio.transport.link import Peer, PeerCertificate
 
