@@ -221,8 +221,11 @@ LIMIT_TEXTS: Final[Mapping[str, str]] = {
     "metric_metadata_keys": "Metadata keys of one metric message.",
     "kv_key_bytes": "Length of a key.",
     "kv_value_bytes": "Value of one key; beyond it ERR_QUOTA_001.",
+    "kv_keys_per_scope": "Keys and members of sets in one namespace of a scope; beyond it ERR_QUOTA_001. 0 is unlimited.",
+    "kv_bytes_per_scope": "Keys and values in one namespace of a scope; beyond it ERR_QUOTA_001. 0 is unlimited.",
     "kv_list_page": "Keys per page when the client names no number.",
     "kv_list_page_max": "Keys per page at most, whatever the client asks for.",
     "checkpoint_bytes": "Data of one checkpoint.",
+    "checkpoint_bytes_per_identity": "Checkpoints of one identity together; 0 is unlimited.",
     "checkpoint_key_bytes": "Length of a checkpoint's key.",
 }

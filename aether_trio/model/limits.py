@@ -92,6 +92,11 @@ class Limits:
     kv_key_bytes: int = 256
     kv_value_bytes: int = 1 * MIB
     """Value of one key; beyond it ERR_QUOTA_001."""
+    kv_keys_per_scope: int = 100_000
+    """Keys and members of sets in one namespace of a scope (a workspace's, a user's, ...); beyond it ERR_QUOTA_001. The reference has
+    10,000, which it does not enforce."""
+    kv_bytes_per_scope: int = 1024 * MIB
+    """Keys and values in one such namespace, each rounded up to a KiB: as much as a topic has. The reference has no bound."""
     kv_list_page: int = 100
     """Page size when the client names none."""
     kv_list_page_max: int = 1000
@@ -100,10 +105,13 @@ class Limits:
     checkpoint_bytes: int = 4 * MIB
     """One checkpoint. The reference has no bound of its own and is stopped by its transport at 4 MiB."""
     checkpoint_key_bytes: int = 256
+    checkpoint_bytes_per_identity: int = 1024 * MIB
+    """Checkpoints of one identity together. The reference has no bound."""
 
     def __post_init__(self) -> None:
         may_be_off = {"send_rate_per_s", "workspace_rate_per_s", "identity_rate_per_s", "connections_per_workspace"}
         may_be_off |= {"request_rate_per_s", "agent_registrations"}
+        may_be_off |= {"kv_keys_per_scope", "kv_bytes_per_scope", "checkpoint_bytes_per_identity"}
         for item in fields(self):
             value = getattr(self, item.name)
             if value < 0 or (value == 0 and item.name not in may_be_off):

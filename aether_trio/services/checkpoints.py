@@ -13,6 +13,7 @@ from functools import partial
 from typing import Final
 
 from aether_trio.model.clock import Clock
+from aether_trio.model.errors import Code
 from aether_trio.model.identity import Identity
 from aether_trio.model.limits import KIB, MIB, Limits
 from aether_trio.storage.base import Database, Execute, Fetch, Program, StorageUnavailable
@@ -38,6 +39,7 @@ class CheckpointService:
         self._clock = clock
         self._data_bytes = min(limits.checkpoint_bytes, MAX_DATA_BYTES)
         self._key_bytes = min(limits.checkpoint_key_bytes, MAX_KEY_BYTES)
+        self._identity_bytes = limits.checkpoint_bytes_per_identity
         self._default_ttl_s = default_ttl_s
 
     async def handle(self, identity: Identity, op: pb.CheckpointOperation) -> pb.CheckpointResponse:
@@ -88,8 +90,9 @@ class CheckpointService:
             return _failed(op, f"a checkpoint has at most {self._data_bytes} bytes, this one has {len(op.data)}")
         ttl_s = self._default_ttl_s if op.ttl < 0 else op.ttl
         expires_ms = min(now_ms + ttl_s * 1000, MAX_EXPIRES_MS) if ttl_s > 0 else None
-        if not await self._db.run(partial(_save, identity.text, key, op.data, now_ms, expires_ms)):
-            return _failed(op, f"an identity keeps at most {MAX_KEYS} checkpoints; delete some first")
+        save = partial(_save, identity.text, key, op.data, now_ms, expires_ms, self._identity_bytes)
+        if why := await self._db.run(save):
+            return _failed(op, why)
         done.saved_at = now_ms // 1000
         return done
 
@@ -103,9 +106,7 @@ _EXISTS: Final = (
 _LIST: Final = (
     "SELECT key FROM checkpoints WHERE identity = $1 AND (expires_ms IS NULL OR expires_ms > $2) ORDER BY key LIMIT $3"
 )
-_COUNT_OTHERS: Final = (
-    "SELECT count(*) FROM checkpoints WHERE identity = $1 AND key <> $2 AND (expires_ms IS NULL OR expires_ms > $3)"
-)
+_COUNT_OTHERS: Final = "SELECT count(*), COALESCE(SUM(LENGTH(data)), 0) FROM checkpoints WHERE identity = $1 AND key <> $2 AND (expires_ms IS NULL OR expires_ms > $3)"
 _UPSERT: Final = (
     "INSERT INTO checkpoints (identity, key, data, saved_s, expires_ms) VALUES ($1, $2, $3, $4, $5) "
     "ON CONFLICT (identity, key) DO UPDATE "
@@ -113,13 +114,15 @@ _UPSERT: Final = (
 )
 
 
-def _save(identity: str, key: bytes, data: bytes, now_ms: int, expires_ms: int | None) -> Program[bool]:
-    """Write or replace; False when the identity already keeps MAX_KEYS others."""
-    rows = yield Fetch(_COUNT_OTHERS, (identity, key, now_ms))
-    if rows[0][0] >= MAX_KEYS:
-        return False
+def _save(identity: str, key: bytes, data: bytes, now_ms: int, expires_ms: int | None, most_bytes: int) -> Program[str]:
+    """Write or replace; else why not: the identity already keeps MAX_KEYS others, or too many bytes (0: of any number)."""
+    [[count, size]] = yield Fetch(_COUNT_OTHERS, (identity, key, now_ms))
+    if count >= MAX_KEYS:
+        return f"an identity keeps at most {MAX_KEYS} checkpoints; delete some first"
+    if most_bytes and size + len(data) > most_bytes:
+        return f"{Code.QUOTA}: an identity keeps at most {most_bytes} bytes of checkpoints; delete some first"
     yield Execute(_UPSERT, (identity, key, data, now_ms // 1000, expires_ms))
-    return True
+    return ""
 
 
 def _sweep_page(now_ms: int, rows: int) -> Program[int]:

@@ -32,6 +32,9 @@ MAY_BE_OFF = (
     "request_rate_per_s",
     "connections_per_workspace",
     "agent_registrations",
+    "kv_keys_per_scope",
+    "kv_bytes_per_scope",
+    "checkpoint_bytes_per_identity",
 )
 
 

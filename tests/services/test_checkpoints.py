@@ -166,6 +166,18 @@ async def test_their_number_is_bounded_so_that_a_list_is_always_whole(
     assert list((await ask("LIST")).keys) == ["a", "b", "d"]
 
 
+async def test_their_bytes_are_bounded_together(database: Database, clock: ManualClock) -> None:
+    service = CheckpointService(database, clock, Limits(checkpoint_bytes_per_identity=1000))
+    ask = asking(service)
+    assert (await ask("SAVE", "a", data=bytes(600))).success
+    refused = await ask("SAVE", "b", data=bytes(401))
+    assert refused.error.startswith("ERR_QUOTA_001")
+    assert (await ask("SAVE", "a", data=bytes(1000))).success  # in the place of what was there
+    assert (await asking(service, BOB)("SAVE", "b", data=bytes(401))).success
+    assert (await ask("SAVE", "a", data=bytes(599))).success
+    assert (await ask("SAVE", "b", data=bytes(401))).success
+
+
 async def test_they_survive_a_restart(engine: Engine, clock: ManualClock) -> None:
     for data in (b"", b"kept"):
         async with engine.open("state") as database:

@@ -1,5 +1,7 @@
 """The operations on single keys, each one program: read what is there, decide, write, all in one transaction.
 
+What a space holds is counted where it changes (usage.py), so a space never holds more than its quota.
+
 A program never raises for what a client did wrong; it returns a Refusal before it has written anything, so a refused
 operation costs its commit group nothing. "Live" means not expired at `now_ms`: an expired row that the sweep has not
 reached is treated as absent everywhere, and overwritten in place.
@@ -12,18 +14,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from aether_trio.services.kv.usage import UNLIMITED, Quota, change, fits, units_of
 from aether_trio.storage.base import Execute, Fetch, Program
 
 MAX_INT64: Final = 2**63 - 1
 MIN_INT64: Final = -(2**63)
 MAX_EXPIRES_MS: Final = 2**62  # a ttl beyond it is no different from none, and must not overflow the column
 
-_SELECT: Final = "SELECT value, members, expires_ms FROM kv_entries WHERE space = $1 AND key = $2"
+_SELECT: Final = "SELECT value, members, expires_ms, units FROM kv_entries WHERE space = $1 AND key = $2"
 _DELETE: Final = "DELETE FROM kv_entries WHERE space = $1 AND key = $2"
-_DELETE_SET: Final = "DELETE FROM kv_entries WHERE space = $1 AND key = $2 AND members IS NOT NULL"
 _UPSERT: Final = (
-    "INSERT INTO kv_entries (space, key, value, expires_ms) VALUES ($1, $2, $3, $4) "
-    "ON CONFLICT (space, key) DO UPDATE SET value = excluded.value, expires_ms = excluded.expires_ms"
+    "INSERT INTO kv_entries (space, key, value, expires_ms, units) VALUES ($1, $2, $3, $4, $5) "
+    "ON CONFLICT (space, key) DO UPDATE SET value = excluded.value, expires_ms = excluded.expires_ms, units = excluded.units"
 )
 
 
@@ -34,6 +36,7 @@ class Slot:
     space: bytes
     key: bytes
     now_ms: int
+    quota: Quota = UNLIMITED
 
     def expiry(self, ttl_s: int) -> int | None:
         """When something written now with this ttl ends; None (never) for 0 and less."""
@@ -51,9 +54,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why nothing was done: a sentence for the client."""
+    """Why nothing was done: a sentence for the client. `quota`: because its space is full."""
 
     reason: str
+    quota: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +65,18 @@ class _Entry:
     value: bytes | None
     members: int | None
     expires_ms: int | None
+    units: int
 
     @property
     def is_set(self) -> bool:
         return self.members is not None
+
+    @property
+    def items(self) -> int:
+        return 1 if self.members is None else self.members
+
+    def is_live(self, now_ms: int) -> bool:
+        return self.expires_ms is None or self.expires_ms > now_ms
 
 
 _DONE: Final = Outcome()
@@ -83,20 +95,20 @@ def get(slot: Slot) -> Program[Outcome | Refusal]:
 
 def put(slot: Slot, value: bytes, ttl_s: int) -> Program[Outcome | Refusal]:
     """Write whatever was there, a set included. A ttl that is not given removes the old one."""
-    yield from _write(slot, value, slot.expiry(ttl_s))
-    return _DONE
+    old = yield from _stored(slot)
+    return (yield from _write(slot, old, value, slot.expiry(ttl_s))) or _DONE
 
 
 def delete(slot: Slot) -> Program[Outcome | Refusal]:
-    yield Execute(_DELETE, (slot.space, slot.key))
+    yield from _delete(slot, (yield from _stored(slot)))
     return _DONE
 
 
 def set_if_absent(slot: Slot, value: bytes, ttl_s: int) -> Program[Outcome | Refusal]:
-    if (yield from _live(slot)) is not None:
+    old = yield from _stored(slot)
+    if old is not None and old.is_live(slot.now_ms):
         return Outcome(applied=False)
-    yield from _write(slot, value, slot.expiry(ttl_s))
-    return Outcome(applied=True)
+    return (yield from _write(slot, old, value, slot.expiry(ttl_s))) or Outcome(applied=True)
 
 
 def compare_and_set(slot: Slot, expected: bytes, value: bytes, ttl_s: int) -> Program[Outcome | Refusal]:
@@ -108,8 +120,7 @@ def compare_and_set(slot: Slot, expected: bytes, value: bytes, ttl_s: int) -> Pr
         return _IS_SET
     if entry.value != expected:
         return Outcome(value=entry.value, applied=False)
-    yield from _write(slot, value, slot.expiry(ttl_s))
-    return Outcome(applied=True)
+    return (yield from _write(slot, entry, value, slot.expiry(ttl_s))) or Outcome(applied=True)
 
 
 def compare_and_delete(slot: Slot, expected: bytes) -> Program[Outcome | Refusal]:
@@ -120,13 +131,14 @@ def compare_and_delete(slot: Slot, expected: bytes) -> Program[Outcome | Refusal
         return _IS_SET
     if entry.value != expected:
         return Outcome(value=entry.value, applied=False)
-    yield Execute(_DELETE, (slot.space, slot.key))
+    yield from _delete(slot, entry)
     return Outcome(applied=True)
 
 
 def add(slot: Slot, delta: int, ttl_s: int) -> Program[Outcome | Refusal]:
     """INCREMENT and DECREMENT. The ttl counts only when an increment yields 1: that is a counter's first hit."""
-    entry = yield from _live(slot)
+    old = yield from _stored(slot)
+    entry = old if old is not None and old.is_live(slot.now_ms) else None
     current = _integer(entry)
     if isinstance(current, Refusal):
         return current
@@ -136,8 +148,8 @@ def add(slot: Slot, delta: int, ttl_s: int) -> Program[Outcome | Refusal]:
     expires_ms = entry.expires_ms if entry is not None else None
     if delta > 0 and result == 1 and ttl_s > 0:
         expires_ms = slot.expiry(ttl_s)
-    yield from _write(slot, b"%d" % result, expires_ms)
-    return Outcome(counter=result, applied=True)
+    full = yield from _write(slot, old, b"%d" % result, expires_ms)
+    return full or Outcome(counter=result, applied=True)
 
 
 def add_within(slot: Slot, delta: int, guard: int, ttl_s: int) -> Program[Outcome | Refusal]:
@@ -145,7 +157,8 @@ def add_within(slot: Slot, delta: int, guard: int, ttl_s: int) -> Program[Outcom
 
     A guard is itself a 64-bit integer, so a result that passes it cannot overflow.
     """
-    entry = yield from _live(slot)
+    old = yield from _stored(slot)
+    entry = old if old is not None and old.is_live(slot.now_ms) else None
     current = _integer(entry)
     if isinstance(current, Refusal):
         return current
@@ -153,19 +166,31 @@ def add_within(slot: Slot, delta: int, guard: int, ttl_s: int) -> Program[Outcom
     if result > guard if delta > 0 else result < guard:
         return Outcome(counter=current, applied=False)
     expires_ms = slot.expiry(ttl_s) if entry is None else entry.expires_ms
-    yield from _write(slot, b"%d" % result, expires_ms)
-    return Outcome(counter=result, applied=True)
+    full = yield from _write(slot, old, b"%d" % result, expires_ms)
+    return full or Outcome(counter=result, applied=True)
 
 
 def set_add(slot: Slot, member: bytes, ttl_s: int) -> Program[Outcome | Refusal]:
     """Add a member; the counter is the set's size. The ttl is renewed only by a member that is new."""
-    entry = yield from _live(slot)
+    old = yield from _stored(slot)
+    entry = old if old is not None and old.is_live(slot.now_ms) else None
     if entry is not None and not entry.is_set:
         return _IS_NOT_SET
+    units = units_of(slot.key, member)
+    # A member that is there already adds nothing: it is looked for only if there were no room for it.
+    if not (yield from fits(slot.space, 1, units, slot.quota)):
+        found = entry is not None and (
+            yield Fetch(
+                "SELECT 1 FROM kv_members WHERE space = $1 AND key = $2 AND member = $3",
+                (slot.space, slot.key, member),
+            )
+        )
+        return Outcome(counter=entry.items, applied=False) if entry is not None and found else _full(slot)
     if entry is None:
-        yield Execute(_DELETE, (slot.space, slot.key))  # an expired one, with its members
+        yield from _delete(slot, old)  # an expired one, with its members
         yield Execute(
-            "INSERT INTO kv_entries (space, key, members, expires_ms) VALUES ($1, $2, 0, NULL)", (slot.space, slot.key)
+            "INSERT INTO kv_entries (space, key, members, expires_ms, units) VALUES ($1, $2, 0, NULL, 0)",
+            (slot.space, slot.key),
         )
     added = yield Execute(
         "INSERT INTO kv_members (space, key, member) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
@@ -175,9 +200,11 @@ def set_add(slot: Slot, member: bytes, ttl_s: int) -> Program[Outcome | Refusal]
     if not added:
         return Outcome(counter=size, applied=False)
     yield Execute(
-        "UPDATE kv_entries SET members = $3, expires_ms = coalesce($4, expires_ms) WHERE space = $1 AND key = $2",
-        (slot.space, slot.key, size + 1, slot.expiry(ttl_s)),
+        "UPDATE kv_entries SET members = $3, units = units + $5, expires_ms = coalesce($4, expires_ms) "
+        "WHERE space = $1 AND key = $2",
+        (slot.space, slot.key, size + 1, slot.expiry(ttl_s), units),
     )
+    yield from change(slot.space, 1, units, UNLIMITED)
     return Outcome(counter=size + 1, applied=True)
 
 
@@ -188,18 +215,37 @@ def set_size(slot: Slot) -> Program[Outcome | Refusal]:
     return _IS_NOT_SET if entry.members is None else Outcome(counter=entry.members)
 
 
-def _live(slot: Slot) -> Program[_Entry | None]:
+def _stored(slot: Slot) -> Program[_Entry | None]:
+    """What is there, expired or not."""
     rows = yield Fetch(_SELECT, (slot.space, slot.key))
-    if not rows:
-        return None
-    entry = _Entry(*rows[0])
-    return None if entry.expires_ms is not None and entry.expires_ms <= slot.now_ms else entry
+    return _Entry(*rows[0]) if rows else None
 
 
-def _write(slot: Slot, value: bytes, expires_ms: int | None) -> Program[None]:
-    """Replace the entry. A set in its place goes first, so that its members go with it."""
-    yield Execute(_DELETE_SET, (slot.space, slot.key))
-    yield Execute(_UPSERT, (slot.space, slot.key, value, expires_ms))
+def _live(slot: Slot) -> Program[_Entry | None]:
+    entry = yield from _stored(slot)
+    return entry if entry is not None and entry.is_live(slot.now_ms) else None
+
+
+def _write(slot: Slot, old: _Entry | None, value: bytes, expires_ms: int | None) -> Program[Refusal | None]:
+    """Replace the entry, if there is room. A set in its place goes first, so that its members go with it."""
+    units = units_of(slot.key, value)
+    items, more = (1, units) if old is None else (1 - old.items, units - old.units)
+    if not (yield from change(slot.space, items, more, slot.quota)):
+        return _full(slot)
+    if old is not None and old.is_set:
+        yield Execute(_DELETE, (slot.space, slot.key))
+    yield Execute(_UPSERT, (slot.space, slot.key, value, expires_ms, units))
+    return None
+
+
+def _delete(slot: Slot, old: _Entry | None) -> Program[None]:
+    if old is not None:
+        yield Execute(_DELETE, (slot.space, slot.key))
+        yield from change(slot.space, -old.items, -old.units, UNLIMITED)
+
+
+def _full(slot: Slot) -> Refusal:
+    return Refusal(f"this scope holds all that it may: {slot.quota}; delete keys first", quota=True)
 
 
 def _integer(entry: _Entry | None) -> int | Refusal:

@@ -13,8 +13,9 @@ import binascii
 from dataclasses import dataclass
 from typing import Final
 
+from aether_trio.services.kv import usage
 from aether_trio.services.kv.spaces import after
-from aether_trio.storage.base import Execute, Fetch, Program, Value
+from aether_trio.storage.base import Fetch, Program, Row, Value
 
 ENTRY_OVERHEAD_BYTES: Final = 32  # tags and lengths of one key in `keys` and one entry in `kv_map`, rounded up
 _CURSOR_VERSION: Final = b"1"
@@ -86,17 +87,20 @@ def purge_page(floor: bytes, end: bytes, prefix: bytes, page: int, now_ms: int) 
     rows = yield Fetch(
         "DELETE FROM kv_entries WHERE (space, key) IN ("
         "SELECT space, key FROM kv_entries WHERE space >= $1 AND space < $2 AND substr(key, 1, $3) = $4 LIMIT $5"
-        ") RETURNING expires_ms",
+        ") RETURNING space, members, units, expires_ms",
         (floor, end, len(prefix), prefix, page),
     )
-    return len(rows), sum(expires_ms is None or expires_ms > now_ms for (expires_ms,) in rows)
+    yield from usage.deleted([row[:3] for row in rows])
+    return len(rows), sum(row[3] is None or row[3] > now_ms for row in rows)
 
 
 def sweep_page(now_ms: int, page: int) -> Program[int]:
     """Delete up to `page` expired keys, oldest first; return how many."""
-    count: int = yield Execute(
+    rows: list[Row] = yield Fetch(
         "DELETE FROM kv_entries WHERE (space, key) IN ("
-        "SELECT space, key FROM kv_entries WHERE expires_ms <= $1 ORDER BY expires_ms LIMIT $2)",
+        "SELECT space, key FROM kv_entries WHERE expires_ms <= $1 ORDER BY expires_ms LIMIT $2) "
+        "RETURNING space, members, units",
         (now_ms, page),
     )
-    return count
+    yield from usage.deleted(rows)
+    return len(rows)

@@ -8,7 +8,7 @@ reply with their id:
 |---|---|
 | anything not named below | KVResponse{success=false} (only with a request id), then ErrorResponse KV_ERROR |
 | scope parameters | ErrorResponse KV_ERROR alone: the SDK raises it from the call |
-| value too large | ErrorResponse ERR_QUOTA_001 alone, not retryable |
+| value too large, scope full | ErrorResponse ERR_QUOTA_001 alone, not retryable |
 | authorization context | ErrorResponse ERR_PERMISSION_DENIED, then KVResponse{success=false} |
 
 The one difference: the reference sends KV_ERROR alone also for a principal type that may not use KV. A user's SDK call is to
@@ -33,6 +33,7 @@ from aether_trio.services.kv import programs, ranges
 from aether_trio.services.kv.programs import Outcome, Refusal, Slot
 from aether_trio.services.kv.ranges import CursorError
 from aether_trio.services.kv.spaces import Scope, ScopeError, after, exclusive_root, parse_scope, space_of
+from aether_trio.services.kv.usage import Quota
 from aether_trio.storage.base import Database, Program, StorageUnavailable
 from aether_trio.storage.expiry import sweep, sweep_forever
 from aether_trio.wire.errors import error_response
@@ -87,6 +88,7 @@ class KvService:
         self._clock = clock
         self._limits = limits
         self._authorizer = authorizer
+        self._quota = Quota.of(limits.kv_keys_per_scope, limits.kv_bytes_per_scope)
         self._value_bytes = min(limits.kv_value_bytes, MAX_RESPONSE_BYTES)  # else a GET could not be delivered
 
     async def handle(self, identity: Identity, op: pb.KVOperation) -> list[pb.DownstreamMessage]:
@@ -150,7 +152,7 @@ class KvService:
         await self._check_access(identity, op, scope, authority)
         if op.op == Op.LIST:
             return await self._list(op, space)
-        return await self._operate(op, Slot(space, op.key.encode(), self._clock.now_ms()))
+        return await self._operate(op, Slot(space, op.key.encode(), self._clock.now_ms(), self._quota))
 
     async def _operate(self, op: pb.KVOperation, slot: Slot) -> pb.KVResponse:
         if op.op in _READS:
@@ -158,6 +160,8 @@ class KvService:
         else:
             run = self._db.run_small if len(op.value) <= SMALL_VALUE_BYTES else self._db.run
             outcome = await run(partial(_WRITES[op.op], slot, op))
+        if isinstance(outcome, Refusal) and outcome.quota:
+            raise _Refused(_error(op, Code.QUOTA, outcome.reason))
         if isinstance(outcome, Refusal):
             raise _refused(op, outcome.reason)
         return pb.KVResponse(

@@ -4,6 +4,10 @@ A KV entry belongs to a space, one namespace of the protocol's scopes (services/
 (`value`) or a set (`members` counts its rows in kv_members, so that its size is read, not counted). Names that clients choose
 are byte strings: they may hold what a text column of some engine refuses, and their order is that of their bytes.
 `expires_ms` is NULL for what never expires; the partial indexes hold only rows that do.
+
+`kv_spaces` counts what a space holds, expired entries that were not swept yet included: `items`, which are values and members of sets, and
+`units` of a KiB that was begun, which is `units` of its entries together. Units are as coarse as that so that most writes of a key that is
+there change no count: a space is one row, for which writers in all nodes of a cluster would wait. A space that holds nothing has no row.
 """
 
 from __future__ import annotations
@@ -17,10 +21,16 @@ MIGRATIONS: Final = (
             key {blob} NOT NULL,
             value {blob},
             members {bigint},
+            units {bigint} NOT NULL DEFAULT 1,
             expires_ms {bigint},
             PRIMARY KEY (space, key),
             CHECK ((value IS NULL) <> (members IS NULL))
         )""",
+        """CREATE TABLE kv_spaces (
+            space {blob} PRIMARY KEY,
+            items {bigint} NOT NULL,
+            units {bigint} NOT NULL
+        ) {clustered}""",
         "CREATE INDEX kv_expiry ON kv_entries (expires_ms) WHERE expires_ms IS NOT NULL",
         """CREATE TABLE kv_members (
             space {blob} NOT NULL,

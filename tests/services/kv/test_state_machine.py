@@ -13,7 +13,7 @@ from aether_trio.model.clock import ManualClock
 from aether_trio.model.limits import Limits
 from aether_trio.services.access import DevAuthorizer
 from aether_trio.services.kv import KvService
-from aether_trio.storage.base import Fetch, Program
+from aether_trio.storage.base import Fetch, Program, Row, single
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.direct import Direct, Store
 from tests.services.kv.conftest import ALICE
@@ -21,9 +21,11 @@ from tests.services.kv.conftest import ALICE
 T = TypeVar("T")
 Op = pb.KVOperation
 KEYS = st.sampled_from(["a", "ab", "b", "b:\x00", "é"])
-VALUES = st.sampled_from([b"", b"x", b"1", b"0", b"-1", b"41", b"9223372036854775807", b"-9223372036854775808"])
+VALUES = st.sampled_from(
+    [b"", bytes(1023), bytes(5000), b"x", b"1", b"0", b"-1", b"41", b"9223372036854775807", b"-9223372036854775808"]
+)
 TTLS = st.sampled_from([-1, 0, 0, 1, 2, 5])
-MEMBERS = st.sampled_from([b"", b"m", b"n"])
+MEMBERS = st.sampled_from([b"", bytes(2000), b"m", b"n"])
 
 
 class DirectDatabase:
@@ -203,6 +205,23 @@ class StoreMachine(RuleBasedStateMachine):
 
         orphans = self.place.direct("state").drive(count)
         assert orphans == 0
+
+    @invariant()
+    def what_is_counted_is_what_is_there(self) -> None:
+        counted: list[Row] = self.place.direct("state").drive(
+            lambda: single(Fetch("SELECT items, units FROM kv_spaces ORDER BY space"))
+        )
+        summed: list[Row] = self.place.direct("state").drive(
+            lambda: single(Fetch("SELECT coalesce(members, 1), units FROM kv_entries"))
+        )
+        assert counted == ([(sum(row[0] for row in summed), sum(row[1] for row in summed))] if summed else [])
+        units = {
+            key: sum(max(1, -(-(len(key.encode()) + len(one)) // 1024)) for one in entry[0])
+            if isinstance(entry[0], frozenset)
+            else max(1, -(-(len(key.encode()) + len(entry[0])) // 1024))
+            for key, entry in self.model.entries.items()
+        }
+        assert sum(row[1] for row in summed) == sum(units.values())
 
 
 def _number(entry: tuple[bytes | frozenset[bytes], int | None] | None) -> int | None:

@@ -1,0 +1,94 @@
+"""How much a space holds, counted in the transactions that change it, and how much it may hold (storage/schema/state.py).
+
+Invariant: the row of a space is the sum over its entries, or missing if it has none. A program that changes entries calls `change` for them
+before it writes anything, so that one which is refused has written nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from aether_trio.storage.base import Execute, Fetch, Program, Row
+
+UNIT_BYTES: Final = 1024
+MOST: Final = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What a space may hold: values and members of sets, and units of UNIT_BYTES that were begun."""
+
+    items: int = MOST
+    units: int = MOST
+
+    @classmethod
+    def of(cls, keys: int, size_bytes: int) -> Quota:
+        """From settings, where 0 is unlimited."""
+        return cls(keys or MOST, size_bytes // UNIT_BYTES or MOST)
+
+    def __str__(self) -> str:
+        parts = [f"{self.items} keys and members of sets"] if self.items < MOST else []
+        parts += [f"{self.units} KiB"] if self.units < MOST else []
+        return " and ".join(parts) or "anything"
+
+
+UNLIMITED: Final = Quota()
+
+
+def units_of(key: bytes, value: bytes) -> int:
+    """What an entry, or a member of a set, counts for: an empty one is as much as any small one."""
+    return max(1, -(-(len(key) + len(value)) // UNIT_BYTES))
+
+
+def fits(space: bytes, items: int, units: int, quota: Quota) -> Program[bool]:
+    """Whether the space has room for so much more."""
+    rows: list[Row] = yield Fetch("SELECT items, units FROM kv_spaces WHERE space = $1", (space,))
+    has_items, has_units = rows[0] if rows else (0, 0)
+    return bool(has_items + items <= quota.items and has_units + units <= quota.units)
+
+
+def change(space: bytes, items: int, units: int, quota: Quota) -> Program[bool]:
+    """Count so much more, or less; False, and nothing is written, if that is more than the quota.
+
+    What makes a space smaller is never refused, though it may hold too much since a quota was lowered.
+    """
+    if not items and not units:
+        return True
+    if items > 0 or units > 0:
+        most_items = quota.items if items > 0 else MOST
+        most_units = quota.units if units > 0 else MOST
+        changed: int = yield Execute(
+            "UPDATE kv_spaces SET items = items + $2, units = units + $3 "
+            "WHERE space = $1 AND items + $2 <= $4 AND units + $3 <= $5",
+            (space, items, units, most_items, most_units),
+        )
+        if changed:
+            return True
+        known: list[Row] = yield Fetch("SELECT 1 FROM kv_spaces WHERE space = $1", (space,))
+        if known or items > most_items or units > most_units:
+            return False
+        yield Execute("INSERT INTO kv_spaces (space, items, units) VALUES ($1, $2, $3)", (space, items, units))
+        return True
+    left: list[Row] = yield Fetch(
+        "UPDATE kv_spaces SET items = items + $2, units = units + $3 WHERE space = $1 RETURNING items",
+        (space, items, units),
+    )
+    if left and left[0][0] <= 0:
+        yield Execute("DELETE FROM kv_spaces WHERE space = $1", (space,))
+    return True
+
+
+def deleted(rows: list[Row]) -> Program[None]:
+    """Entries have gone: (space, members, units) each, as DELETE ... RETURNING gives them."""
+    gone: dict[bytes, tuple[int, int]] = {}
+    for space, members, units in rows:
+        items_before, units_before = gone.get(space, (0, 0))
+        gone[space] = items_before + (1 if members is None else members), units_before + units
+    yield from _shrink(gone)
+
+
+def _shrink(gone: Mapping[bytes, tuple[int, int]]) -> Program[None]:
+    for space, (items, units) in sorted(gone.items()):
+        yield from change(space, -items, -units, UNLIMITED)
