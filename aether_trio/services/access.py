@@ -153,6 +153,8 @@ _NEED_RULES: Final = frozenset(
         Capability.MINT_USER_TOKENS,
     }
 )
+_WORK: Final = "task_work"
+"""To do the part of another one's worker (services/tasks/parties.py). Without rules only the system may."""
 # The two kinds that run the system hold these by being what they are (core.md section 10; sdk.md section 5 for tokens).
 _SYSTEM_KINDS: Final = frozenset({Kind.WORKFLOW_ENGINE, Kind.ORCHESTRATOR})
 _SYSTEM_HOLDS: Final = frozenset({*Admin, Capability.QUERY_CONNECTIONS, Capability.RESOLVE_AUTHORITY})
@@ -194,6 +196,8 @@ class DevAuthorizer:
     ) -> Decision:
         if not authority.is_direct:
             return Decision(False, _NO_RULES)
+        if operation == _WORK and identity.kind not in _SYSTEM_KINDS:
+            return Decision(False, f"{operation} needs a rule")
         if self._holds(identity, resource_id):
             return ALLOWED
         return Decision(False, f"{operation} needs {resource_id} at {level.name}, which nobody has been granted")

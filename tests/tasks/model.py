@@ -222,15 +222,28 @@ class Model:
     def ask(self, caller: str, verb: str, name: str, *, reason: str = "", wait: Waiting | None = None) -> None:
         """An operation of somebody who may see the task. Raises No."""
         job = self.jobs[name]
+        work = verb in {"claim", "complete", "fail", "pause", "reject"}
+        if work and not (caller in {job.creator, job.worker, job.by, *job.had} or self._is_for(job, caller)):
+            raise No("task not found")
+        if verb == "claim" and job.status == "pending" and job.mode == "pool" and not self._is_for(job, caller):
+            raise No("the task is for workers of")
+        if wait is not None and wait.reason == "hibernation" and caller != job.worker:
+            raise No("only its worker")
         ends = {"complete": "completed", "fail": "failed", "cancel": "cancelled", "reject": "rejected"}
         if verb in ends and job.status == ends[verb] and job.by == caller:
             return
         has_it = job.worker == caller and job.had.get(caller) == job.epoch
-        if verb in {"claim", "complete", "fail", "pause", "reject"} and caller in job.had and not has_it:
+        if work and caller in job.had and not has_it:
             raise No("this assignment is over")
         if job.status in ENDED and not (verb == "retry" or (verb == "cancel" and job.retry_at)):
             raise No("has ended")
         getattr(self, f"_ask_{verb}")(job, caller, reason, wait)
+
+    @staticmethod
+    def _is_for(job: Job, caller: str) -> bool:
+        """Whether a task that waits may be given to somebody."""
+        mine = caller.startswith(f"ag::w::{job.pool}::") if job.mode == "pool" else caller == job.target
+        return job.status == "pending" and mine
 
     def _ask_claim(self, job: Job, caller: str, _reason: str, _wait: Waiting | None) -> None:
         if job.status == "pending":

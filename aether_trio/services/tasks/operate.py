@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from aether_trio.model.tasks import Move, Reason, Refused, Status, Step, Task, Wait
+from aether_trio.model.tasks import Mode, Move, Reason, Refused, Status, Step, Task, Wait
 from aether_trio.model.tasks.table import RULES, Decision
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.tasks import rows, startups
-from aether_trio.services.tasks.parties import Caller, is_party
+from aether_trio.services.tasks.parties import Caller, is_party, may_be_given, waits_for
 from aether_trio.services.tasks.texts import storable
 from aether_trio.services.tasks.transaction import Context, Work
 from aether_trio.storage.base import Execute, Fetch, Program, Row
@@ -74,10 +74,11 @@ def operate(context: Context, caller: Caller, asked: Asked) -> Program[Outcome]:
         epoch = asked.number  # a participant of the same name may have it by now, or its own earlier work be late
     # Who had it is told that it has lost it when it reports the end; that gives no right to cancel another's work.
     had_it = epoch is not None and RULES[asked.move].by_worker
-    if not (caller.allowed or is_party(task, caller) or had_it):
+    its_turn = RULES[asked.move].by_worker and (waits_for(task, caller) or task.ended_by == caller.name)
+    if not (caller.allowed or is_party(task, caller) or had_it or its_turn):
         return Outcome(needs=task.workspace)
     work = Work(context)
-    refusal = yield from _check_wait(work, task, asked)
+    refusal = _check_claim(task, caller, asked) or (yield from _check_wait(work, task, caller, asked))
     if refusal:
         return Outcome(task, refusal=refusal)
     present = True
@@ -100,7 +101,18 @@ def operate(context: Context, caller: Caller, asked: Asked) -> Program[Outcome]:
     return Outcome(after, work)
 
 
-def _check_wait(work: Work, task: Task, asked: Asked) -> Program[str]:
+def _check_claim(task: Task, caller: Caller, asked: Asked) -> str:
+    """Why a task of a pool is not this caller's to take; "" if it is. The table knows the others."""
+    if asked.move is not Move.CLAIM or task.status is not Status.PENDING or task.mode is not Mode.POOL:
+        return ""
+    if may_be_given(task, caller.identity):
+        return ""
+    if task.task_type == AGENT_STARTUP:
+        return "a start is given to an orchestrator"
+    return f"the task is for workers of {task.target_implementation}"
+
+
+def _check_wait(work: Work, task: Task, caller: Caller, asked: Asked) -> Program[str]:
     """Why this wait cannot be begun; "" if it can."""
     wait = asked.wait
     if asked.move is not Move.PAUSE or wait is None:
@@ -111,6 +123,8 @@ def _check_wait(work: Work, task: Task, asked: Asked) -> Program[str]:
         return "a task cannot wait for itself"
     if wait.reason == Reason.HIBERNATION and not task.assigned_to:
         return "a task that nobody has cannot hibernate"
+    if wait.reason == Reason.HIBERNATION and caller.name != task.assigned_to:
+        return "only its worker can let a task hibernate: it leaves a checkpoint of its own to the next one"
     if asked.checked:
         work.look_at(len(wait.depends_on))
         for task_id in wait.depends_on:

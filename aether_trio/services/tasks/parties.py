@@ -3,6 +3,9 @@
 Its worker, wherever it is: the creator, who is another one, reached both workspaces. Of those whose credential reaches the task's workspace, its
 creator, the user on whose behalf it is, and who manages the workspace. Anybody else is told what they would be told of a task that does
 not exist. A worker that has lost a task may still ask for moves: the table of moves tells it that its assignment is over.
+
+The moves of a worker (CLAIM, COMPLETE, FAIL, PAUSE, REJECT) are also for those that may be given a task that waits; who merely manages
+the workspace needs an access rule of its own for them (WORK).
 """
 
 from __future__ import annotations
@@ -11,12 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from aether_trio.model.access import AccessLevel
-from aether_trio.model.identity import Identity
-from aether_trio.model.tasks.task import Task
+from aether_trio.model.identity import Identity, Kind
+from aether_trio.model.tasks import Mode, Status, Task
+from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.access import Authorizer
 from aether_trio.session.session import Session
 
 NOT_FOUND = "task not found"
+MANAGE = "task_op"
+WORK = "task_work"
+"""Operations, as access rules know them: to cancel, retry and resume tasks of others, and to do their workers' part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,23 @@ def is_party(task: Task, caller: Caller) -> bool:
         return False
     user_id = caller.identity.user_id
     return bool(user_id) and task.subject_type.lower() == "user" and task.subject_id == user_id
+
+
+def may_be_given(task: Task, identity: Identity) -> bool:
+    """Whether this participant is one that a task is for: its target, its creator, or a worker of its pool."""
+    if task.task_type == AGENT_STARTUP:
+        return False  # orchestration gives it to an orchestrator
+    if task.mode is Mode.POOL:
+        if identity.kind is Kind.SERVICE:
+            return identity.implementation == task.target_implementation
+        worker = identity.kind in (Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK)
+        return worker and (identity.workspace, identity.implementation) == (task.workspace, task.target_implementation)
+    return identity.text == (task.target if task.mode is Mode.TARGETED else task.creator)
+
+
+def waits_for(task: Task, caller: Caller) -> bool:
+    """Whether a task that nobody has may be given to this caller."""
+    return task.status is Status.PENDING and may_be_given(task, caller.identity)
 
 
 async def may(

@@ -13,7 +13,8 @@ from aether_trio.model.access import AccessLevel
 from aether_trio.model.errors import AetherError, Code, Status
 from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.ids import IdFactory
-from aether_trio.model.tasks import Reason, Task
+from aether_trio.model.tasks import Reason, Task, Wait
+from aether_trio.model.tasks.table import RULES
 from aether_trio.services.access import Authorizer
 from aether_trio.services.tasks import query, rows, sessions, tokens
 from aether_trio.services.tasks.create import WORKER_KINDS
@@ -22,7 +23,7 @@ from aether_trio.services.tasks.crowd import Join, Leave
 from aether_trio.services.tasks.engine import WATCH, Engine
 from aether_trio.services.tasks.hub import MAX_SUBSCRIPTIONS, Subscription, positions
 from aether_trio.services.tasks.operate import MOVES, Asked, Outcome, operate, read_wait
-from aether_trio.services.tasks.parties import NOT_FOUND, Caller, is_party, may
+from aether_trio.services.tasks.parties import MANAGE, NOT_FOUND, WORK, Caller, is_party, may
 from aether_trio.services.tasks.rows import Worker
 from aether_trio.services.tasks.texts import reason, storable
 from aether_trio.services.tasks.transaction import Work
@@ -100,7 +101,8 @@ class TaskService:
         asked = Asked(task_id, move, reason(op.reason), wait, checked=waits_for_tasks, number=number)
         outcome = await self._run(caller, asked)
         if outcome.needs:
-            if await may(self._authorizer, caller, outcome.needs, "task_op"):
+            needed = WORK if RULES[move].by_worker else MANAGE
+            if await may(self._authorizer, caller, outcome.needs, needed):
                 outcome = await self._run(replace(caller, allowed=True), asked)
             else:
                 outcome = Outcome()
@@ -115,33 +117,20 @@ class TaskService:
 
     async def _run(self, caller: Caller, asked: Asked) -> Outcome:
         if asked.wait is not None and asked.wait.reason == Reason.HIBERNATION:
-            problem = await self._hibernation_problem(asked)
-            if problem:
-                return await self._refuse(caller, asked, problem)
+            task = await self._load(asked.task_id)
+            if task is not None and (problem := await self._checkpoint_problem(task, caller, asked.wait)):
+                return Outcome(task, refusal=problem)
         outcome = await self.engine.run_program(lambda context: operate(context, caller, asked))
         if outcome.work is not None:
             self.engine.settle(outcome.work)
         return outcome
 
-    async def _hibernation_problem(self, asked: Asked) -> str:
-        """Whether the checkpoint that is named has been saved by the task's worker, which it is kept under."""
-        assert asked.wait is not None
-        task = await self._load(asked.task_id)
-        key = asked.wait.checkpoint_key
-        if task is None or not task.assigned_to or not key:
-            return ""  # refused by the table, or not found
-        if await self._has_checkpoint(task.assigned_to, key):
-            return ""
+    async def _checkpoint_problem(self, task: Task, caller: Caller, wait: Wait) -> str:
+        """Whether the task's worker has saved the checkpoint that it names. Nobody else is told what a worker has saved."""
+        key = wait.checkpoint_key
+        if task.assigned_to != caller.name or not key or await self._has_checkpoint(task.assigned_to, key):
+            return ""  # or refused otherwise
         return f"checkpoint {key!r} of {task.assigned_to} not found: save it before the task hibernates"
-
-    async def _refuse(self, caller: Caller, asked: Asked, problem: str) -> Outcome:
-        """A refusal that only those are told who may see the task."""
-        task = await self._load(asked.task_id)
-        if task is None:
-            return Outcome()
-        if not (is_party(task, caller) or await may(self._authorizer, caller, task.workspace, "task_op")):
-            return Outcome()
-        return Outcome(task, refusal=problem)
 
     async def _load(self, task_id: str) -> Task | None:
         return await self.engine.database.read_small(lambda: rows.load(storable(task_id)))
@@ -301,7 +290,7 @@ class TaskService:
         except StorageUnavailable:
             return None
         owner = Identity.parse(found[0][0], strict=False) if found else identity
-        return owner if owner != identity else None
+        return owner if owner != identity and _stands_in(identity, owner) else None
 
     def joined(self, session: Session, *, back: bool, again: bool = False) -> None:
         """A session has been acknowledged. `back`: its client names a session that it continues. `again`: it had been before."""
@@ -379,3 +368,9 @@ class TaskService:
         number = self._reports.pop(session.session_id, 0)
         if number:
             await self.engine.desk.wait_done(number)
+
+
+def _stands_in(identity: Identity, other: Identity) -> bool:
+    """Whether these are workers of the same kind, so that one may go on where the other one was."""
+    same_place = identity.workspace == other.workspace or "" in (identity.workspace, other.workspace)
+    return identity.implementation == other.implementation and same_place
