@@ -182,7 +182,7 @@ async def asleep_and_awake(address: str) -> None:
         assert again.end is JobEnd.COMPLETED
 
 
-async def put_to_sleep_by_somebody(address: str) -> None:
+async def put_to_sleep_from_outside(address: str) -> None:
     from aether_trio.client.operations.task_values import Hibernation
 
     async with open_shop(address) as (boss, one):
@@ -190,7 +190,7 @@ async def put_to_sleep_by_somebody(address: str) -> None:
         job = await one_of(one)
         async with anyio.create_task_group() as group, job:
             await one.checkpoints.save(b"s", key="k")
-            group.start_soon(boss.tasks.hibernate, task_id, Hibernation(checkpoint_key="k"))
+            group.start_soon(one.tasks.hibernate, task_id, Hibernation(checkpoint_key="k"))
             await anyio.sleep_forever()
         assert job.end is JobEnd.HIBERNATED
 
@@ -221,7 +221,7 @@ async def refused_inside(address: str) -> None:
         progress_is_told,
         a_remark_is_told,
         asleep_and_awake,
-        put_to_sleep_by_somebody,
+        put_to_sleep_from_outside,
         refused_inside,
     ],
     ids=lambda body: body.__name__,

@@ -28,7 +28,7 @@ from aether_trio.services.tasks import create as creating
 from aether_trio.services.tasks import due, rows, sessions
 from aether_trio.services.tasks.create import Offline, new_task
 from aether_trio.services.tasks.operate import Asked, Outcome, operate
-from aether_trio.services.tasks.parties import Caller
+from aether_trio.services.tasks.parties import Caller, may_be_given
 from aether_trio.services.tasks.rows import Worker
 from aether_trio.services.tasks.transaction import Context, Work
 from aether_trio.storage.base import Fetch, Program, single
@@ -207,7 +207,9 @@ class TaskMachine(RuleBasedStateMachine):
             caller.text, caller_epoch=epoch, reason="why", wait=wait
         )
         expected = decide(before, move, facts)
-        if move is Move.PAUSE and reason is Reason.HIBERNATION and not before.assigned_to:
+        foreign = move is Move.PAUSE and reason is Reason.HIBERNATION and before.assigned_to != caller.text
+        waits = before.mode is Mode.POOL and before.status is Status.PENDING
+        if foreign or (move is Move.CLAIM and waits and not may_be_given(before, caller)):
             assert outcome.refusal
             return
         match expected:
