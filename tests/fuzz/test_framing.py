@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuzz.fuzz_framing import check, seeds, split
+from fuzz.feeding import split
+from fuzz.framing import check, seeds
 
 SEEDS = list(seeds())
 
@@ -37,20 +34,3 @@ def test_the_check_holds_for_mutated_vectors(seed: bytes, step: int, data: st.Da
 @given(st.binary(max_size=300), st.integers(0, 255))
 def test_a_split_loses_nothing(stream: bytes, step: int) -> None:
     assert b"".join(split(stream, step)) == stream
-
-
-def test_without_atheris_it_says_what_to_do(tmp_path: Path) -> None:
-    # An atheris that cannot be imported, whether or not there is one.
-    (tmp_path / "atheris.py").write_text("raise ImportError\n")
-    root = Path(__file__).parents[3]
-    done = subprocess.run(
-        [sys.executable, "-m", "fuzz.fuzz_framing"],
-        cwd=root,
-        env={"PYTHONPATH": f"{tmp_path}:{root}", "PATH": ""},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert "nox -s fuzz" in done.stderr

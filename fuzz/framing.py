@@ -1,6 +1,4 @@
-"""Fuzz the binary framing: `python -m fuzz.fuzz_framing [arguments of libFuzzer]`, or `nox -s fuzz` for a minute.
-
-Needs atheris. The check itself does not, so that the test suite runs it on the vectors and on arbitrary bytes.
+"""The binary framing: its decoder, HELLO included, and a Connection of either role.
 
 An input is three bytes of choices (how the stream begins, who reads it, how it is split) and the stream. Whatever it is:
 decoding gives events or one RemoteProtocolError; splitting it changes nothing; no more is kept than one frame; what was
@@ -10,9 +8,7 @@ decoded encodes to what decodes to the same; and a Connection of either role rai
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Final
 
 from aether_trio.wire.framing import (
@@ -29,11 +25,11 @@ from aether_trio.wire.framing import (
     encode,
     join,
 )
-from aether_trio.wire.framing.constants import PREFACE
+from aether_trio.wire.framing.constants import HEADER_BYTES, OPENING_FRAME_BYTES, PREFACE
+from fuzz.feeding import VECTORS, choices, split
 
 LIMIT_BYTES: Final = 64 * 1024
 """Frames of the fuzzed decoder: small, so that the limit is met."""
-VECTORS: Final = Path(__file__).parents[1] / "tests" / "wire" / "vectors"
 
 
 def decode(receive: Callable[[bytes], Iterable[Event]], parts: Iterable[bytes]) -> tuple[list[Event], ErrorCode | None]:
@@ -47,19 +43,10 @@ def decode(receive: Callable[[bytes], Iterable[Event]], parts: Iterable[bytes]) 
     return found, None
 
 
-def split(stream: bytes, step: int) -> Iterator[bytes]:
-    """Parts of 1 to `step` bytes, of changing lengths; the whole for step 0."""
-    at, length = 0, step
-    while at < len(stream):
-        yield stream[at : at + length] if step else stream
-        at += length if step else len(stream)
-        length = length % step + 1 if step else 0
-
-
 def check(data: bytes) -> None:
     """Raises AssertionError, or whatever should not have been raised."""
-    start, reader, step = (*data[:3], 0, 0, 0)[:3]
-    stream = data[3:] if start & 1 else PREFACE + data[3:]
+    (start, reader, step), rest = choices(data, 3)
+    stream = rest if start & 1 else PREFACE + rest
 
     whole = decode(FrameDecoder(LIMIT_BYTES).receive, [stream])
     decoder = FrameDecoder(LIMIT_BYTES)
@@ -67,7 +54,7 @@ def check(data: bytes) -> None:
 
     def receive(part: bytes) -> list[Event]:
         events = decoder.receive(part)
-        assert decoder.statistics().buffered_bytes <= LIMIT_BYTES + 6
+        assert decoder.statistics().buffered_bytes <= LIMIT_BYTES + HEADER_BYTES
         return events
 
     assert decode(receive, parts) == whole, f"split into {step}"
@@ -84,7 +71,14 @@ def talk(stream: bytes, reader: int, step: int) -> tuple[list[Event], ErrorCode 
     connection = Connection(Role.SERVER if reader & 1 else Role.CLIENT)
     if reader & 2:
         greet(connection, accept=bool(reader & 4))
-    return decode(connection.receive, split(stream[len(PREFACE) :] if reader & 2 else stream, step))
+
+    def receive(part: bytes) -> Iterable[Event]:
+        events = connection.receive(part)
+        if connection.role is Role.SERVER and not reader & 4:
+            assert connection.held_bytes <= OPENING_FRAME_BYTES + HEADER_BYTES
+        return events
+
+    return decode(receive, split(stream[len(PREFACE) :] if reader & 2 else stream, step))
 
 
 def greet(connection: Connection, *, accept: bool) -> None:
@@ -111,23 +105,3 @@ def seeds() -> Iterator[bytes]:
             yield bytes((1, reader, 7)) + stream
             # The same behind what the greeting has said.
             yield bytes((1, reader | 6, 7)) + stream
-
-
-def main() -> int:
-    """Run libFuzzer; its arguments are ours, and a directory among them is the corpus."""
-    try:
-        import atheris
-    except ImportError:
-        print("fuzzing needs atheris: `nox -s fuzz`, or pip install --group fuzz", file=sys.stderr)
-        return 2
-    for directory in filter(Path.is_dir, map(Path, sys.argv[1:])):
-        for number, seed in enumerate(seeds()):
-            (directory / f"seed-{number}").write_bytes(seed)
-    atheris.instrument_all()
-    atheris.Setup(sys.argv, check)
-    atheris.Fuzz()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

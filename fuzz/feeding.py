@@ -1,0 +1,36 @@
+"""What the targets share: how an input becomes reads, and how a coroutine without a scheduler is driven."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
+
+VECTORS: Final = Path(__file__).parents[1] / "tests" / "wire" / "vectors"
+
+
+def choices(data: bytes, count: int) -> tuple[list[int], bytes]:
+    """The first `count` bytes as numbers (0 where there are none), and the rest."""
+    return [*data[:count], *[0] * count][:count], data[count:]
+
+
+def split(stream: bytes, step: int) -> Iterator[bytes]:
+    """Parts of 1 to `step` bytes, of changing lengths; the whole for step 0."""
+    at, length = 0, step
+    while at < len(stream):
+        yield stream[at : at + length] if step else stream
+        at += length if step else len(stream)
+        length = length % step + 1 if step else 0
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine returns that waits for nothing: everything that it reads is there."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    coroutine.close()
+    raise AssertionError("it waits, though nothing can come")

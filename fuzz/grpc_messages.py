@@ -1,0 +1,102 @@
+"""gRPC's length-prefixed messages in DATA payloads: assembly, its accounts, and inflating in slices."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from typing import Final
+
+from aether_trio.model.errors import StatusError
+from aether_trio.transport.grpc.assembly import Assembler
+from aether_trio.transport.grpc.data_stream import DataStream
+from aether_trio.transport.grpc.messages import PREFIX, PREFIX_BYTES, SLICE_BYTES, Inflation, Packed
+from fuzz.feeding import choices, split
+
+LARGEST: Final = 600 * 1024
+"""More than two slices."""
+MOST: Final = 2 * LARGEST
+ENCODINGS: Final = ("identity", "gzip", "deflate")
+
+
+class _Account:
+    """Of unfinished input, as the assembler knows it."""
+
+    def __init__(self) -> None:
+        self.held: dict[DataStream, int] = {}
+
+    def note(self, receiver: DataStream, held: int, *, anew: bool = False) -> None:
+        """See transport.unfinished.Account."""
+        assert held or not anew or receiver.partial is None
+        self.held[receiver] = held
+
+
+def assemble(stream_bytes: bytes, step: int, encoding: str) -> tuple[list[bytes], bool]:
+    """The messages as they came, and whether a mistake ended them."""
+    account = _Account()
+    assembler = Assembler(LARGEST, MOST, account)  # type: ignore[arg-type]
+    stream = DataStream(1)
+    stream.encoding, stream.largest = encoding, LARGEST
+    for part in split(stream_bytes, step):
+        if stream.failure is None:
+            assembler.assemble(stream, part, 0, len(part))
+            assembler.note(stream)
+        held = 0 if stream.partial is None else len(stream.partial)
+        assert held < PREFIX_BYTES + LARGEST
+        assert account.held.get(stream, 0) == held
+        assert assembler.assembling == max(0, stream.partial_need - PREFIX_BYTES)
+    assert stream.packed == sum(isinstance(message, Packed) for message in stream.inbox)
+    assembler.drop(stream)
+    assert not assembler.assembling
+    assert not account.held.get(stream, 0)
+    return stream.inbox, stream.failure is not None
+
+
+def inflate(message: bytes, encoding: str) -> None:
+    """In slices, up to the limit; and the same as zlib at once."""
+    inflation = Inflation(message, encoding, LARGEST)
+    try:
+        done = False
+        while not done:
+            before = inflation.size
+            done = inflation.step()
+            assert inflation.size - before <= SLICE_BYTES
+            assert inflation.size <= LARGEST
+    except StatusError:
+        return
+    whole = zlib.decompressobj(31 if encoding == "gzip" else 15).decompress(message)
+    assert inflation.message() == whole
+
+
+def check(data: bytes) -> None:
+    """Two bytes of choices, and the payload of DATA frames."""
+    (which, step), stream_bytes = choices(data, 2)
+    encoding = ENCODINGS[which % len(ENCODINGS)]
+    whole = assemble(stream_bytes, 0, encoding)
+    assert assemble(stream_bytes, step, encoding) == whole, f"split into {step}"
+    for message in whole[0]:
+        if isinstance(message, Packed):
+            inflate(message, encoding)
+    for plain in ENCODINGS[1:]:
+        inflate(stream_bytes, plain)
+
+
+def _message(flag: int, content: bytes) -> bytes:
+    return PREFIX.pack(flag, len(content)) + content
+
+
+def seeds() -> Iterator[bytes]:
+    """Messages plain and compressed, bombs, and what is cut."""
+    packed, deflated = gzip.compress(b"hello" * 100, mtime=0), zlib.compress(b"hello" * 100)
+    bomb = gzip.compress(bytes(LARGEST + 1), mtime=0)
+    yield b"\0\3" + _message(0, b"one") + _message(0, b"") + _message(0, b"two" * 100)
+    yield b"\1\7" + _message(1, packed) + _message(0, b"plain") + _message(1, packed)
+    yield b"\2\0" + _message(1, deflated) + _message(1, deflated[:-3])
+    yield b"\1\0" + _message(1, bomb)
+    yield b"\1\0" + _message(1, gzip.compress(bytes(LARGEST), mtime=0))
+    yield b"\1\0" + packed
+    yield b"\2\0" + deflated + b"behind"
+    yield b"\0\1" + PREFIX.pack(0, LARGEST + 1)
+    yield b"\0\1" + PREFIX.pack(2, 4) + b"flag" + PREFIX.pack(0, 2**32 - 1)
+    # Deflate's stored blocks without content: input that gives nothing.
+    yield b"\2\0" + _message(1, b"\x78\x9c" + b"\0\0\0\xff\xff" * 200)

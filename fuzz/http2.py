@@ -1,0 +1,242 @@
+"""HTTP/2 from the preface on: a server's connection with its data plane, h2, HPACK and flood budgets, without a socket.
+
+The requests are routed as in the gateway, but no handler runs; a stream is read at once, or never. What a connection holds
+is asserted after every read. When nothing is read, splitting changes neither the messages nor the mistake.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from math import inf
+from types import SimpleNamespace
+from typing import Any, Final
+
+import hpack
+import trio
+from grpclib.const import Cardinality, Handler
+from grpclib.exceptions import GRPCError
+from grpclib.health.v1.health_pb2 import HealthCheckRequest
+
+from aether_trio.transport.grpc import budgets, frames
+from aether_trio.transport.grpc.control import SharedControl
+from aether_trio.transport.grpc.inflating import InflationTurns
+from aether_trio.transport.grpc.limits import GrpcLimits
+from aether_trio.transport.grpc.messages import PREFIX_BYTES, Packed
+from aether_trio.transport.grpc.rpc import accept_rpc
+from aether_trio.transport.grpc.server_connection import ServerConnection
+from aether_trio.transport.grpc.statistics import Counters
+from aether_trio.transport.grpc.stream import ServerStream
+from aether_trio.transport.unfinished import UnfinishedInput, UnfinishedLimits
+from fuzz.feeding import choices, run, split
+
+KIB: Final = 1024
+LIMITS: Final = GrpcLimits(
+    max_receive_message_bytes=40 * KIB,
+    max_assembling_bytes=80 * KIB,
+    max_opening_message_bytes=20 * KIB,
+    max_unread_bytes=128 * KIB,
+    connection_window_bytes=80 * KIB,
+    max_concurrent_streams=8,
+)
+BUDGET: Final = UnfinishedLimits(total_bytes=60 * KIB, free_bytes=4 * KIB)
+PATH: Final = "/probe.Probe/Talk"
+_SETTINGS: Final = frames.settings({4: 65_535})
+
+
+async def _never(_stream: Any) -> None:
+    raise AssertionError("no handler runs here")
+
+
+HANDLERS: Final = {PATH: Handler(_never, Cardinality.STREAM_STREAM, HealthCheckRequest, HealthCheckRequest)}
+
+
+class _Socket:
+    """Takes everything, or nothing more after `room` bytes."""
+
+    def __init__(self, room: float) -> None:
+        self.room = room
+        self.ended = False
+
+    def send(self, data: Any) -> int:
+        """As a socket's."""
+        if self.room <= 0:
+            raise BlockingIOError
+        self.room -= len(data)
+        return len(data)
+
+    def shutdown(self, _how: int) -> None:
+        """As a socket's."""
+        self.ended = True
+
+
+class _Nursery:
+    """Starts nothing."""
+
+    def __init__(self) -> None:
+        self.cancel_scope = SimpleNamespace(deadline=inf)
+        self.child_tasks = frozenset[Any]()
+
+    def start_soon(self, *_call: Any, name: object = None) -> None:
+        """As a nursery's."""
+
+
+class _Connection(ServerConnection):
+    """Without the pause in which handlers answer."""
+
+    async def _let_answer(self) -> None:
+        pass
+
+
+class Server:
+    """One connection that is fed."""
+
+    def __init__(self, *, reads: bool, accepts: bool, room: float) -> None:
+        self.reads = reads
+        self.accepts = accepts
+        self.unfinished = UnfinishedInput(BUDGET)
+        self.counters = Counters()
+        self.streams: dict[int, ServerStream] = {}
+        self.messages: dict[int, list[bytes]] = {}
+        nursery: Any = _Nursery()
+        sock: Any = _Socket(room)
+        self.connection = _Connection(
+            sock,
+            ("192.0.2.1", 1),
+            None,
+            None,
+            LIMITS,
+            budgets.table(LIMITS.allowances),
+            SharedControl(LIMITS, client_side=False),
+            self.counters,
+            nursery,
+            self._accept,
+            self.unfinished.account(("192.0.2.1", 1)),
+            InflationTurns(),
+        )
+
+    def _accept(self, connection: ServerConnection, stream_id: int, headers: list[tuple[str, str]]) -> None:
+        accept_rpc(HANDLERS, connection, stream_id, headers)
+        stream = connection.plane.streams.get(stream_id)
+        if isinstance(stream, ServerStream):
+            self.streams[stream_id] = stream
+            self.messages[stream_id] = []
+            if self.accepts:
+                stream.largest = LIMITS.max_receive_message_bytes
+            stream.reading = self.reads
+            try:
+                assert stream.metadata is not None  # a link looks at it at once
+            except GRPCError:
+                pass
+
+    def receive(self, data: bytes) -> bool:
+        """One read. False when it was the last."""
+        plane = self.connection.plane
+        goes_on = run(self.connection.received(data))
+        if self.reads:
+            for stream_id, stream in self.streams.items():
+                if stream_id in plane.streams or stream.inbox:
+                    self.messages[stream_id] += plane.take(stream)
+                    stream.packed = 0
+        if goes_on:
+            self._check_held()
+        return goes_on
+
+    def _check_held(self) -> None:
+        connection, plane = self.connection, self.connection.plane
+        assert len(plane._tail) < frames.HEADER_BYTES + frames.DEFAULT_FRAME_BYTES + len(frames.PREFACE)
+        assert len(plane.streams) <= LIMITS.max_concurrent_streams
+        partial = sum(len(stream.partial) for stream in plane.streams.values() if stream.partial is not None)
+        held = self.unfinished.statistics()
+        assert held.bytes == partial
+        assert held.counted_bytes == max(0, partial - BUDGET.free_bytes)
+        assert held.counted_bytes <= BUDGET.total_bytes
+        unread = sum(stream.unread for stream in plane.streams.values())
+        assert unread == plane._unread <= LIMITS.max_unread_bytes + LIMITS.connection_window_bytes
+        assert plane._assembler.assembling <= LIMITS.max_assembling_bytes
+        if not connection.closing:
+            assert sum(map(len, plane.out)) <= LIMITS.max_backlog_bytes
+        engine = connection.control_plane._h2
+        if engine is not None:
+            assert len(engine._h2.incoming_buffer._data) <= LIMITS.max_header_block_bytes + len(frames.PREFACE)
+            assert len(engine._h2.streams) <= LIMITS.max_concurrent_streams + 1
+
+
+def talk(stream_bytes: bytes, step: int, reader: int) -> tuple[dict[int, list[bytes]], dict[str, int]]:
+    """The messages of each stream, and what was refused."""
+    server = Server(reads=bool(reader & 1), accepts=bool(reader & 2), room=inf if reader & 4 else 4 * KIB)
+    for part in split(stream_bytes, step):
+        if not server.receive(part):
+            break
+    for stream_id, stream in server.streams.items():
+        server.messages[stream_id] += stream.inbox
+        for message in server.messages[stream_id]:
+            if not isinstance(message, Packed):
+                assert len(message) <= LIMITS.max_receive_message_bytes
+    server.connection.break_streams("end")
+    assert not server.unfinished.statistics().messages
+    assert not server.counters.streams_open
+    return server.messages, dict(server.counters.rejects)
+
+
+def check(data: bytes) -> None:
+    """Three bytes of choices, and the stream: behind preface and SETTINGS, or from its first byte. Called in a trio run."""
+    assert trio.lowlevel.in_trio_run()
+    (start, reader, step), stream = choices(data, 3)
+    stream_bytes = stream if start & 1 else frames.PREFACE + _SETTINGS + stream
+    found = talk(stream_bytes, step, reader)
+    if not reader & 1 and reader & 4:
+        assert talk(stream_bytes, 0, reader)[0] == found[0], f"split into {step}"
+
+
+def request(stream_id: int, *more: tuple[str, str], path: str = PATH, end: bool = False) -> bytes:
+    """HEADERS of a call."""
+    fields = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", path),
+        (":authority", "a"),
+        ("te", "trailers"),
+        ("content-type", "application/grpc"),
+        *more,
+    ]
+    block = hpack.Encoder().encode(fields)
+    return _frame(frames.HEADERS, frames.END_HEADERS | (frames.END_STREAM if end else 0), stream_id, block)
+
+
+def _frame(kind: int, flags: int, stream_id: int, body: bytes) -> bytes:
+    return struct.pack(">IBI", len(body) << 8 | kind, flags, stream_id) + body
+
+
+def _data(stream_id: int, content: bytes, flags: int = 0) -> bytes:
+    return _frame(frames.DATA, flags, stream_id, content)
+
+
+def seeds() -> Iterator[bytes]:
+    """Calls, floods and mistakes."""
+    message = struct.pack(">BI", 0, 5) + b"hello"
+    begun = struct.pack(">BI", 0, 30_000)
+    block = hpack.Encoder().encode([("x-more", "y" * 50)])
+    streams = [
+        request(1) + _data(1, message) + _data(1, message[:7]) + _data(1, message[7:], frames.END_STREAM),
+        request(1, ("grpc-encoding", "gzip")) + _data(1, struct.pack(">BI", 1, 3) + b"abc"),
+        b"".join(request(number) + _data(number, begun + bytes(9000)) for number in (1, 3, 5, 7, 9)),
+        request(1) + _data(1, b"\x03" + message + bytes(3), frames.PADDED),
+        request(1, path="/nothing/Here") + request(3, ("te", "x")) + request(5, ("grpc-timeout", "5S"), end=True),
+        _frame(frames.HEADERS, 0, 1, block[:10]) + _frame(frames.CONTINUATION, frames.END_HEADERS, 1, block[10:]),
+        frames.ping(b"12345678") * 5 + frames.window_update(0, 1000) + _frame(frames.PRIORITY, 0, 1, bytes(5)),
+        request(1) + frames.rst_stream(1, frames.ErrorCode.CANCEL) + _data(1, message),
+        _SETTINGS * 3 + _frame(frames.SETTINGS, frames.ACK, 0, b"") + request(1),
+        frames.settings({1: 0, 2: 0, 3: 100, 4: 1 << 30, 5: 1 << 20, 6: 8192, 99: 1}) + request(1) + request(3),
+        frames.goaway(0, frames.ErrorCode.NO_ERROR, "bye") + request(1),
+        _frame(0xEE, 0, 0, b"unknown") + _frame(frames.PUSH_PROMISE, 4, 1, bytes(8)),
+        _data(0, b"") + _data(1, b""),
+    ]
+    for number, stream in enumerate(streams):
+        for reader in (4, 5, 7, 1):
+            yield bytes((0, reader, 3 + number)) + stream
+    yield b"\1\5\2" + frames.PREFACE[:20]
+    yield b"\1\5\0" + b"GET / HTTP/1.1\r\n\r\n"
+
+
+assert LIMITS.opening_bytes + PREFIX_BYTES < LIMITS.max_receive_message_bytes

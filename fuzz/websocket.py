@@ -1,0 +1,115 @@
+"""The frames of a WebSocket client: splits mean nothing, little is held, and wsproto says the same."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from wsproto.connection import Connection, ConnectionState, ConnectionType
+from wsproto.events import BytesMessage, CloseConnection, TextMessage
+from wsproto.events import Ping as WsprotoPing
+from wsproto.events import Pong as WsprotoPong
+
+from aether_trio.transport.websocket.frames import (
+    MAX_CONTROL_BYTES,
+    Close,
+    CloseCode,
+    Data,
+    Event,
+    Fragment,
+    FrameError,
+    FrameReader,
+    Ping,
+    Pong,
+)
+from fuzz.feeding import choices, split
+
+LIMITS: Final = (1, 125, 1000, 64 * 1024)
+_HEADER_BYTES: Final = 14
+_BAD_GATEWAY: Final = 1014
+"""A close code that wsproto does not know."""
+
+
+def read(parts: Iterable[bytes], limit: int) -> tuple[list[Event], CloseCode | None]:
+    """All events, and the code of the mistake that ended them."""
+    reader = FrameReader(limit)
+    events: list[Event] = []
+    for part in parts:
+        reader.feed(part)
+        try:
+            while (event := reader.next()) is not None:
+                events.append(event)
+        except FrameError as error:
+            assert not reader.held_bytes
+            assert not reader.unread_bytes
+            return events, error.code
+        if events and isinstance(events[-1], Close):
+            return events, None
+        assert reader.held_bytes <= max(limit, 1)
+        assert reader.unread_bytes < _HEADER_BYTES + MAX_CONTROL_BYTES
+    return events, None
+
+
+def wsproto_says(stream: bytes) -> tuple[list[object], int | None]:
+    """The same events without fragments, and the code of its complaint."""
+    connection = Connection(ConnectionType.SERVER)
+    connection.receive_data(stream)
+    found: list[object] = []
+    part = b""
+    for event in connection.events():
+        if isinstance(event, (BytesMessage, TextMessage)):
+            part += event.data.encode() if isinstance(event, TextMessage) else bytes(event.data)
+            if event.message_finished:
+                found.append(Data(isinstance(event, TextMessage), part))
+                part = b""
+        elif isinstance(event, WsprotoPing):
+            found.append(Ping(bytes(event.payload)))
+        elif isinstance(event, WsprotoPong):
+            found.append(Pong())
+        elif isinstance(event, CloseConnection):
+            if connection.state is ConnectionState.OPEN:
+                return found, int(event.code)
+            found.append(Close(None if event.code == 1005 else int(event.code), event.reason or ""))
+    return found, None
+
+
+def check(data: bytes) -> None:
+    """Two bytes of choices, and the stream."""
+    (which, step), stream = choices(data, 2)
+    limit = LIMITS[which % len(LIMITS)]
+    whole = read([stream], limit)
+    assert read(split(stream, step), limit) == whole, f"split into {step}"
+    if len(stream) > 8192:
+        return
+    events, code = read([stream], 1 << 62)
+    ours = [event for event in events if not isinstance(event, Fragment)]
+    theirs, their_code = wsproto_says(stream)
+    if their_code == CloseCode.INVALID_TEXT:
+        assert ours[: len(theirs)] == theirs  # texts are looked at by the link, when they are whole
+    elif not (ours and isinstance(ours[-1], Close) and ours[-1].code == _BAD_GATEWAY) and code is not CloseCode.TOO_BIG:
+        assert (ours, code) == (theirs, their_code)
+
+
+def _frame(first: int, payload: bytes, mask: bytes = b"\1\2\3\4") -> bytes:
+    size = len(payload)
+    length = bytes((0x80 | size,)) if size < 126 else struct.pack(">BH", 0xFE, size)
+    return bytes((first,)) + length + mask + bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
+
+
+def seeds() -> Iterator[bytes]:
+    """Messages whole and in fragments, control frames between them, ends, and mistakes."""
+    streams = [
+        _frame(0x82, b"binary") + _frame(0x81, b"text"),
+        _frame(0x02, b"a") + _frame(0x89, b"ping") + _frame(0x00, b"") + _frame(0x80, b"b"),
+        _frame(0x82, b"x" * 126) + _frame(0x8A, b"pong"),
+        _frame(0x88, b"\x03\xe8bye") + b"behind",
+        _frame(0x88, b""),
+        _frame(0x81, b"\xc3\x28"),
+        b"\x82\xff" + struct.pack(">Q", 2**40) + bytes(4),
+        b"\x00\x80\0\0\0\0" * 20,
+        b"\x82\x05hello",
+    ]
+    for stream in streams:
+        for which in range(len(LIMITS)):
+            yield bytes((which, 3)) + stream
