@@ -26,22 +26,6 @@ INPUT_S: Final = 10
 """For one input; the slowest takes some milliseconds."""
 
 
-def fuzz(name: str, arguments: list[str]) -> int:
-    """Run libFuzzer on one target in this process."""
-    import atheris
-
-    target = TARGETS[name]
-    atheris.instrument_all()
-
-    async def run() -> None:
-        # Some targets ask for trio's time; nothing else of a run is used.
-        atheris.Setup([sys.argv[0], *arguments], target.check, enable_python_coverage=True)
-        atheris.Fuzz()
-
-    trio.run(run)
-    return 0
-
-
 def again(name: str, file: Path) -> int:
     """Judge one input."""
 
@@ -75,7 +59,7 @@ def run_all(names: list[str], seconds: int, corpus: Path, rest: list[str]) -> in
             *rest,
             str(folder),
         ]
-        if subprocess.run([sys.executable, "-m", "fuzz", "--in-process", name, *arguments], check=False).returncode:
+        if subprocess.run([sys.executable, "-m", "fuzz.one", name, *arguments], check=False).returncode:
             found.append(name)
     print(f"=== {len(names)} targets, findings in: {', '.join(found) or 'none'}")
     return 1 if found else 0
@@ -83,8 +67,6 @@ def run_all(names: list[str], seconds: int, corpus: Path, rest: list[str]) -> in
 
 def main() -> int:
     """The command."""
-    if sys.argv[1:2] == ["--in-process"]:
-        return fuzz(sys.argv[2], sys.argv[3:])
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__, allow_abbrev=False)
     parser.add_argument("--target", action="append", choices=list(TARGETS), help="may be repeated; default: all")
     parser.add_argument("--seconds", type=int, default=60, help="for each target (default: 60)")
