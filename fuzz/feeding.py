@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
+PARTS: Final = 300
 VECTORS: Final = Path(__file__).parents[1] / "tests" / "wire" / "vectors"
 
 
@@ -17,11 +18,13 @@ def choices(data: bytes, count: int) -> tuple[list[int], bytes]:
 
 
 def split(stream: bytes, step: int) -> Iterator[bytes]:
-    """Parts of 1 to `step` bytes, of changing lengths; the whole for step 0."""
+    """Parts of 1 to `step` bytes, of changing lengths; the whole for step 0. Those of a long stream are longer: PARTS or so."""
     at, length = 0, step
+    scale = 1 + len(stream) // PARTS
     while at < len(stream):
-        yield stream[at : at + length] if step else stream
-        at += length if step else len(stream)
+        size = length * scale if step else len(stream)
+        yield stream[at : at + size]
+        at += size
         length = length % step + 1 if step else 0
 
 

@@ -28,6 +28,7 @@ from aether_trio.routing.rates import Rates
 from aether_trio.routing.topic_state import TopicState
 from aether_trio.wire.delivery import delivery_suffix, encode_delivery
 from aether_trio.wire.pb import aether_pb2 as pb
+from aether_trio.wire.upstream import UNCOUNTED_BYTES, too_many_fields
 
 MAX_ROUTES = 1024
 """Targets remembered per sender (about 300 bytes each)."""
@@ -281,6 +282,8 @@ class Router:
         return self._log.topic(name)
 
     def _check_metric(self, payload: bytes) -> bool:
+        if len(payload) > UNCOUNTED_BYTES and too_many_fields(payload, pb.Metric.DESCRIPTOR):
+            raise AetherError(Code.METRIC_INVALID, "the Metric has too many fields")
         try:
             metric = pb.Metric.FromString(payload)
         except DecodeError:

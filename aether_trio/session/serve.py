@@ -44,6 +44,7 @@ from aether_trio.storage.base import StorageUnavailable
 from aether_trio.transport.link import Link, LinkBroken, Peer, Upstream
 from aether_trio.wire.framing import Send
 from aether_trio.wire.pb import aether_pb2 as pb
+from aether_trio.wire.upstream import UNCOUNTED_BYTES, too_many_fields
 
 logger = structlog.get_logger("aether.session")
 
@@ -405,6 +406,8 @@ def _who(link: Link) -> str:
 
 def _rest_of(send: Send) -> pb.SendMessage:
     """The rarer fields of a numbered send. Raises AetherError."""
+    if len(send.extra) > UNCOUNTED_BYTES and too_many_fields(send.extra, pb.SendMessage.DESCRIPTOR):
+        raise AetherError(Code.INVALID_ARGUMENT, "the extra part of this SEND has too many fields")
     try:
         return pb.SendMessage.FromString(send.extra)
     except DecodeError:

@@ -204,3 +204,13 @@ async def test_an_extension_in_the_metadata_is_bounded_too(gateway: Gateway) -> 
         ended = await stream.ended()
     assert ended.status is Status.INVALID_ARGUMENT
     assert "aether-extensions" in ended.text
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_an_init_of_nothing_but_parts_is_refused_before_it_is_made(gateway: Gateway, lane: str) -> None:
+    hello = agent("w", "a", "1", extensions=[pb.ExtensionDeclaration()] * 200_000)
+    async with open_stream(gateway.address, lane) as stream:
+        await stream.send(hello)
+        ended = await stream.ended()
+    assert ended.status is Status.INVALID_ARGUMENT, ended
+    assert "more than 8192 fields" in ended.text

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import trio
-from google.protobuf.message import DecodeError
 
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.transport.framed.output import Output
@@ -25,8 +24,7 @@ from aether_trio.transport.link import FrameSource, LinkBroken, Peer
 from aether_trio.transport.liveness import has_ended
 from aether_trio.wire import framing
 from aether_trio.wire.framing import ErrorCode, RemoteProtocolError
-from aether_trio.wire.pb.aether_pb2 import UpstreamMessage
-from aether_trio.wire.undecodable import undecodable
+from aether_trio.wire.upstream import decode_upstream
 
 if TYPE_CHECKING:
     from aether_trio.transport.accepted import Accepted
@@ -226,9 +224,9 @@ class FramedLink:
                 batch.append(event)
             elif isinstance(event, framing.Envelope):
                 try:
-                    batch.append(UpstreamMessage.FromString(event.message))
-                except DecodeError as error:
-                    self._failure = undecodable(event.message, error)
+                    batch.append(decode_upstream(event.message))
+                except StatusError as error:
+                    self._failure = error
                     self._code = int(Status.INVALID_ARGUMENT), False
                     break
             else:

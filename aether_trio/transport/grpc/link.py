@@ -5,25 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import trio
-from google.protobuf.message import DecodeError
 
-from aether_trio.model.errors import Status, StatusError
+from aether_trio.model.errors import Status
 from aether_trio.model.limits import Limits
 from aether_trio.transport.grpc.stream import ServerStream
 from aether_trio.transport.link import FrameSource, LinkBroken, Peer
 from aether_trio.wire.errors import shortened
 from aether_trio.wire.pb.aether_pb2 import UpstreamMessage
-from aether_trio.wire.undecodable import undecodable
+from aether_trio.wire.upstream import decode_upstream
 
 
 class GrpcLink:
     """See transport.link.Link. Makes its stream report a cut by LinkBroken instead of cancelling the RPC's task."""
 
-    __slots__ = ("_decode", "_stream", "peer")
+    __slots__ = ("_stream", "peer")
 
     def __init__(self, stream: ServerStream) -> None:
         self._stream = stream
-        self._decode = UpstreamMessage.FromString
         metadata = {key: value for key, value in stream.metadata.items() if isinstance(value, str)}
         user_agent = stream.user_agent
         if user_agent is not None:
@@ -35,19 +33,7 @@ class GrpcLink:
 
     async def receive(self) -> Sequence[UpstreamMessage]:
         batch = await self._stream.receive_batch()
-        try:
-            return [self._decode(message) for message in batch]
-        except DecodeError as error:
-            raise self._undecodable(batch, error) from error
-
-    def _undecodable(self, batch: Sequence[bytes], error: DecodeError) -> StatusError:
-        """The status for the first of them that is no message."""
-        for message in batch:
-            try:
-                self._decode(message)
-            except DecodeError as first:
-                return undecodable(message, first)
-        return undecodable(b"", error)
+        return [decode_upstream(message) for message in batch]
 
     def attach(self, source: FrameSource) -> None:
         if self._stream.source is not None:

@@ -18,9 +18,10 @@ import msgspec
 from google.protobuf.message import DecodeError, Message
 
 from aether_trio.model.errors import Status, StatusError
+from aether_trio.wire.browser.amount import MAX_VALUES, UNCOUNTED_BYTES, json_has_too_many, msgpack_has_too_many
 from aether_trio.wire.browser.plain import Plainer, PlainError
 from aether_trio.wire.pb import aether_pb2 as pb
-from aether_trio.wire.undecodable import undecodable
+from aether_trio.wire.upstream import decode_upstream
 
 M = TypeVar("M", bound=Message)
 
@@ -62,10 +63,7 @@ class ProtoCodec:
 
     def decode(self, data: bytes | str) -> pb.UpstreamMessage:
         """See Codec."""
-        try:
-            return pb.UpstreamMessage.FromString(data)  # type: ignore[arg-type]  # binary messages only
-        except DecodeError as error:
-            raise undecodable(data, error) from None
+        return decode_upstream(data)  # type: ignore[arg-type]  # binary messages only
 
     def encode(self, serialized: bytes) -> bytes:
         """See Codec."""
@@ -94,6 +92,7 @@ class PlainCodec:
         text: bool,
         encode: Callable[[Any], bytes],
         decode: Callable[[Any], Any],
+        has_too_many: Callable[[Any], bool],
     ) -> None:
         self.subprotocol = subprotocol
         self.text = text
@@ -101,10 +100,15 @@ class PlainCodec:
         self._plainer = Plainer(json=text)
         self._encode = encode
         self._decode = decode
+        self._has_too_many = has_too_many
         self._recall = lru_cache(_KEPT)(self._encode_anew)
 
     def decode(self, data: bytes | str) -> pb.UpstreamMessage:
         """See Codec."""
+        if len(data) > UNCOUNTED_BYTES and self._has_too_many(data):
+            raise StatusError(
+                Status.INVALID_ARGUMENT, f"cannot decode {self._what}: it has more than {MAX_VALUES} values"
+            )
         return self._read(data, pb.UpstreamMessage())
 
     def decode_downstream(self, data: bytes | str) -> pb.DownstreamMessage:
@@ -140,9 +144,21 @@ class PlainCodec:
 
 PROTO: Final = ProtoCodec()
 MSGPACK: Final = PlainCodec(
-    "aether.v1.msgpack", "MessagePack", text=False, encode=msgspec.msgpack.encode, decode=msgspec.msgpack.decode
+    "aether.v1.msgpack",
+    "MessagePack",
+    text=False,
+    encode=msgspec.msgpack.encode,
+    decode=msgspec.msgpack.decode,
+    has_too_many=msgpack_has_too_many,
 )
-JSON: Final = PlainCodec("aether.v1.json", "JSON", text=True, encode=msgspec.json.encode, decode=msgspec.json.decode)
+JSON: Final = PlainCodec(
+    "aether.v1.json",
+    "JSON",
+    text=True,
+    encode=msgspec.json.encode,
+    decode=msgspec.json.decode,
+    has_too_many=json_has_too_many,
+)
 
 CODECS: Final[dict[str, Codec]] = {codec.subprotocol: codec for codec in (PROTO, MSGPACK, JSON)}
 """By subprotocol."""
