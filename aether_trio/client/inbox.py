@@ -95,7 +95,7 @@ class Inbox:
         """CHANNEL with CLOSED."""
         topic = self._channels.pop(channel, None)
         if topic is not None:
-            topic.closed()
+            topic.closed(channel)
 
     def deliver(self, channel: int, offset: int, message: bytes) -> None:
         """DELIVER. Drops what has come before."""

@@ -59,8 +59,10 @@ class TopicState:
         self._channel = channel
         self._sent = position
 
-    def closed(self) -> None:
-        """Nobody delivers it for now."""
+    def closed(self, channel: int | None = None) -> None:
+        """It is not delivered under this number any more, or under any."""
+        if channel is not None and channel != self._channel:
+            return  # it has another one by now
         self._channel = None
         self._here.clear()
         self._to_send.clear()

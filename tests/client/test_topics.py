@@ -74,3 +74,15 @@ def test_a_log_that_begins_again_is_seen_by_its_position_too() -> None:
     topic.closed()
     topic.opened(1, 0)
     assert topic.arrived(1, b"x")
+
+
+def test_an_old_number_of_a_topic_that_has_a_new_one_may_be_closed() -> None:
+    topic = TopicState("uw::u::w", shared=False)
+    topic.opened(1, 0)
+    topic.opened(2, 0)
+    topic.closed(1)
+    client, server = connected()
+    client.receive(server.send(framing.Channel(2, "uw::u::w", 0)) + server.send(framing.Deliver(2, 1, b"x")))
+    assert topic.arrived(1, b"x")
+    topic.done(1)
+    assert server.receive(b"".join(topic.acknowledgements(client))) == [framing.Delivered(2, 1)]

@@ -32,7 +32,7 @@ BURST_BYTES: Final = 64 * 1024
 BURSTS_PER_PUMP: Final = 4
 """Then the others have a turn: the writer task goes on."""
 CHANNELS_BEFORE_SWEEP: Final = 16
-"""A participant has fewer open; the numbers of those that it has left are given back."""
+"""A participant has fewer open. Until then topics that it has left stay open, so that DELIVEREDs on their way count."""
 
 
 class Output:
@@ -49,6 +49,7 @@ class Output:
         "_finished",
         "_finishing",
         "_last",
+        "_next_channel",
         "_nursery",
         "_origins",
         "_pumping",
@@ -74,6 +75,7 @@ class Output:
         self._backlog: memoryview | None = None
         self._channels: dict[Origin, tuple[int, OpenChannel]] = {}
         self._origins: dict[int, Origin] = {}
+        self._next_channel = 0
         self._pumping = self._writing = self._due = False
         self._finishing = self._finished = self._failed = False
         self._last: framing.Error | None = None
@@ -222,7 +224,12 @@ class Output:
             max_bytes = min(max_bytes, credit.byte_count)
         deliveries = source.pull_deliveries(max_bytes, max_messages, flush_is_done=not connection.delivery_acks)
         for message, origin, offset in deliveries:
-            number, channel = channels.get(origin) or self._open(origin, parts)
+            found = channels.get(origin)
+            if found is None:
+                if not origin.is_open:
+                    continue  # it was given up while this waited: its topic may have a channel of a successor
+                found = self._open(origin, parts)
+            number, channel = found
             size = len(message)
             parts.append(deliver_header(number, offset, size))
             parts.append(message)
@@ -234,15 +241,15 @@ class Output:
 
     def _open(self, origin: Origin, parts: list[bytes]) -> tuple[int, OpenChannel]:
         channels, ledger = self._channels, self.connection.channels
-        if len(channels) >= CHANNELS_BEFORE_SWEEP:
-            for old in [one for one in channels if not one.is_open]:
-                number, _ = channels.pop(old)
-                del self._origins[number]
-                ledger.close(number)
-                parts.append(encode_channel_closed(number))
-        number = 0
-        while number in self._origins:
-            number += 1
+        many = len(channels) >= CHANNELS_BEFORE_SWEEP
+        for old in [one for one in channels if not one.is_open and (many or one.topic == origin.topic)]:
+            number, _ = channels.pop(old)
+            del self._origins[number]
+            ledger.close(number)
+            parts.append(encode_channel_closed(number))
+        # Never one that was used: a DELIVERED for the old topic may be on its way.
+        number = self._next_channel
+        self._next_channel += 1
         position = origin.position_done
         ledger.open(number, origin.topic, position, shared=origin.shared)
         parts.append(encode_channel(number, origin.topic, position, shared=origin.shared))

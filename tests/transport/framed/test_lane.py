@@ -10,8 +10,9 @@ import trio
 from aether_trio.model.errors import Status
 from aether_trio.session.session import Session
 from aether_trio.wire import framing
+from aether_trio.wire.framing.encode import encode_delivered
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.transport.framed.harness import Ended, agent, kv_get, open_lane, user, worker
+from tests.transport.framed.harness import Ended, FramedPeer, agent, kv_get, open_lane, user, worker
 
 A = "ag::w::a::1"
 B = "ag::w::b::1"
@@ -287,6 +288,57 @@ async def test_many_workspaces_give_their_channels_back() -> None:
             event, _ = await window.delivery()
             await window.send(framing.Delivered(event.channel, event.offset))
         assert len(window.codec.channels) < 20
+
+
+async def test_a_number_is_never_that_of_a_second_topic() -> None:
+    """A DELIVERED that comes late, for a topic that was left, must not acknowledge what nobody has seen."""
+    async with open_lane() as lane:
+        a, window = await lane.connect(agent("a")), await lane.connect(user("u", "1"))
+        topics: dict[int, str] = {}
+        first: framing.Deliver | None = None
+        for number in range(40):
+            await enter(window, f"w{number}")
+            await a.send(framing.Send(number + 1, f"uw::u::w{number}", b"x"))
+            event, _ = await window.delivery()
+            topic = window.channels[event.channel].topic
+            assert topics.setdefault(event.channel, topic) == topic == f"uw::u::w{number}"
+            first = first or event
+        assert first is not None
+        await window.send_raw(encode_delivered(first.channel, first.offset))  # of w0, long after
+        await window.finish()
+        window = await lane.connect(user("u", "1"))
+        for number in (0, 39, 16):
+            await enter(window, f"w{number}")
+            assert (await window.delivery())[1].payload == b"x"  # nothing of it was acknowledged
+
+
+async def test_a_topic_that_is_left_counts_late_acknowledgements_and_has_one_number_at_a_time() -> None:
+    async with open_lane() as lane:
+        a, window = await lane.connect(agent("a")), await lane.connect(user("u", "1"))
+        await enter(window, "w1")
+        await a.send(framing.Send(1, "uw::u::w1", b"one"), framing.Send(2, "uw::u::w1", b"two"))
+        old, _ = await window.delivery()
+        await window.delivery()
+        await enter(window, "w2")
+        await window.send(framing.Delivered(old.channel, old.offset))
+        await enter(window, "w1")
+        again, message = await window.delivery()
+        assert message.payload == b"two"  # the first one was acknowledged after its topic was left
+        assert again.channel != old.channel
+        assert (await window.next(framing.ChannelClosed)).channel == old.channel
+        await window.send_raw(encode_delivered(old.channel, again.offset))
+        await window.send(framing.Delivered(again.channel, again.offset))
+        await enter(window, "w2")
+        await enter(window, "w1")
+        await a.send(framing.Send(3, "uw::u::w1", b"three"))
+        assert (await window.delivery())[1].payload == b"three"
+
+
+async def enter(window: FramedPeer, workspace: str) -> None:
+    """Switch, and wait until it is done."""
+    await window.request(pb.UpstreamMessage(switch_workspace=pb.SwitchWorkspace(new_workspace_id=workspace)))
+    await window.request(pb.UpstreamMessage(connection_status_request=pb.ConnectionStatusRequest()))
+    await window.answer("connection_status_response")
 
 
 async def test_a_drain_says_goaway_and_then_unavailable() -> None:
