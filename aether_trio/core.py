@@ -263,15 +263,17 @@ class Core:
                 if stalled_since is not None and stalled_since < latest:
                     session.end(Status.UNAVAILABLE, f"this client has read nothing for {write_timeout_s:g} seconds")
 
-    async def end_sessions(self, reason: str) -> None:
-        """End every session with UNAVAILABLE, in slices, so that its client resumes at once.
+    async def let_sessions_go(self, reason: str, within_s: float = 0.0) -> None:
+        """Ask every client to go elsewhere, in slices; their sessions end with UNAVAILABLE after `within_s` at the latest.
+
+        Does not wait for their ends.
 
         The published Python SDK's blocking client takes GRACEFUL_DISCONNECT for the end of everything, so Python
         clients are only given the status, which both of its clients answer by reconnecting.
         """
         for count, session in enumerate(self.registry):
             signal = None if session.client.sdk == "python" else pb.Signal.GRACEFUL_DISCONNECT
-            session.end(Status.UNAVAILABLE, reason, signal)
+            session.leave(reason, within_s, signal)
             if count % 64 == 63:
                 await trio.lowlevel.checkpoint()
 

@@ -3,8 +3,8 @@
 Order of opening, and backwards at the end: data directory (locked against a second gateway) -> databases -> log and its
 tasks -> sessions and services -> lanes -> ports -> ops port.
 
-Draining loses nothing: nothing more is accepted, each lane asks clients to go, sessions end with UNAVAILABLE so that they
-resume elsewhere, then the log settles what it was given.
+Draining loses nothing: nothing more is accepted, each lane asks clients to go, what they sent before they knew is served,
+sessions end with UNAVAILABLE so that they resume elsewhere, then the log settles what it was given.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from aether_trio.config import Settings
 from aether_trio.core import Core, open_core
 from aether_trio.services.tasks.letters import Letters
 from aether_trio.telemetry.ops import serve_ops
-from aether_trio.transport.accepted import Lane
+from aether_trio.transport.accepted import Lane, notice_s
 from aether_trio.transport.framed.server import FramedServer
 from aether_trio.transport.grpc.health import NOT_SERVING, SERVING, Health
 from aether_trio.transport.grpc.link import GrpcLink
@@ -84,7 +84,7 @@ class Gateway:
         logger.info("draining", sessions=len(core.registry), deadline_s=deadline_s)
         async with trio.open_nursery() as nursery:
             await nursery.start(self._ports.drain, deadline_s)
-            await core.end_sessions(DRAIN_NOTICE)
+            await core.let_sessions_go(DRAIN_NOTICE, notice_s(deadline_s))
         await core.log.drain()
         logger.info("drained")
         self._closed.set()

@@ -200,7 +200,12 @@ class GrpcSettings(Section, frozen=True):
     max_connection_age_grace_s: Annotated[
         float, Meta(ge=0, description="Time for the streams of an aged connection to end.")
     ] = 5.0
-    drain_deadline_s: Annotated[float, Meta(gt=0, description="A drain ends whatever is left after this.")] = 10.0
+    drain_deadline_s: Annotated[
+        float,
+        Meta(
+            gt=0, description="A drain, on every lane, ends whatever is left after this. Clients are given nine tenths."
+        ),
+    ] = 10.0
     write_timeout_s: Annotated[
         float,
         Meta(ge=0, description="A client that reads nothing of what waits for it is asked to reconnect; 0 is never."),

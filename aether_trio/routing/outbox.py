@@ -131,6 +131,7 @@ class Outbox:
         "limits",
         "listeners",
         "receipts",
+        "takes_no_more",
     )
 
     def __init__(
@@ -164,6 +165,8 @@ class Outbox:
         self.receipts: Receipts | None = None
         """Of a client that numbers its sends; its link asks for them (transport/framed)."""
         self.closed = False
+        self.takes_no_more = False
+        """Its participant is leaving: what is not queued yet stays in the log, or goes to other workers."""
         self.broken = False
 
     # -- filling --------------------------------------------------------------------------------------------------
@@ -206,7 +209,7 @@ class Outbox:
             waiting = self.delivery_bytes
             if waiting and waiting + size > self.limits.delivery_bytes:
                 return False
-        if self.closed:
+        if self.closed or self.takes_no_more:
             return False
         self._deliveries.append((frame, origin, offset))
         self.delivery_bytes = waiting + size
@@ -225,7 +228,7 @@ class Outbox:
     @property
     def wants_deliveries(self) -> bool:
         """Whether a catch-up reader should page in more: at most half full."""
-        return not self.closed and self.delivery_bytes * 2 <= self.limits.delivery_bytes
+        return not (self.closed or self.takes_no_more) and self.delivery_bytes * 2 <= self.limits.delivery_bytes
 
     def put_lane(self, frame: bytes) -> None:
         """Queue an ephemeral update, dropping the oldest ones when it does not fit. The caller kicks."""

@@ -164,7 +164,7 @@ class SessionServer:
             try:
                 await self._open(session, claim, nursery, resumed=resumed)
                 await self._read(session, early)
-                session.finished = session.ending is None
+                session.finished = session.ending is None and session.leaving is None
             except StatusError as error:
                 session.ending = session.ending or error
             except LinkBroken as error:
@@ -341,7 +341,9 @@ class SessionServer:
 
     async def _read(self, session: Session, early: Sequence[Upstream]) -> None:
         link, outbox, log, holding = session.link, session.outbox, self._parts.log, self._parts.holding
+        session.reading = not early
         batch = early or await link.receive()
+        session.reading = False
         while batch:
             if session.ending is not None:
                 raise session.ending  # the batch and the end have met
@@ -355,7 +357,11 @@ class SessionServer:
                 await log.wait_room()
             if not outbox.control_has_room:
                 await outbox.wait_control_room()
+            if session.leaves_when_idle and session.leaving is not None and not link.has_input:
+                raise session.leaving
+            session.reading = True
             batch = await link.receive()
+            session.reading = False
 
     async def _handle_batch(self, session: Session, batch: Sequence[Upstream]) -> None:
         router, dispatcher, rates = self._parts.router, self._parts.dispatcher, self._parts.rates

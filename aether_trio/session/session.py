@@ -78,6 +78,8 @@ class Session:
         "identity",
         "lane_behind",
         "last_activity_ms",
+        "leaves_when_idle",
+        "leaving",
         "lineage",
         "link",
         "numbered",
@@ -85,6 +87,7 @@ class Session:
         "on_detached",
         "outbox",
         "profiles",
+        "reading",
         "registry",
         "requests",
         "sender",
@@ -146,6 +149,11 @@ class Session:
         self.ending: StatusError | None = None
         self.lane_behind = False
         self.acknowledged = False
+        self.leaving: StatusError | None = None
+        """Its client was asked to go elsewhere, and this is how it ends if the client does not end it."""
+        self.leaves_when_idle = False
+        self.reading = False
+        """Its task waits in `link.receive`."""
         self.finished = False
         """Whether its client has ended its stream by itself, and all that came before was handled."""
         self.task_id = ""
@@ -256,6 +264,40 @@ class Session:
         self.detach()
         if self.nursery is not None:
             self.nursery.cancel_scope.cancel()
+
+    def leave(self, reason: str, within_s: float, signal: pb.Signal.SignalType.ValueType | None = None) -> None:
+        """Let the client go elsewhere: the session ends with UNAVAILABLE, unless its client ends it before.
+
+        It is given nothing new to work on. What it sent before it could know is served first, if it is on its way for no longer than
+        `within_s`: on a lane that tells clients to go, until they have; on the others, for a round trip. Never blocks.
+        """
+        if not self.acknowledged or self.detached or self.nursery is None:
+            self.end(Status.UNAVAILABLE, reason, signal)
+        elif self.leaving is None:
+            self.leaving = StatusError(Status.UNAVAILABLE, reason)
+            self.outbox.takes_no_more = True
+            if signal is not None:
+                self.put(pb.DownstreamMessage(signal=pb.Signal(type=signal, reason=reason)))
+            self.nursery.start_soon(self._leave, within_s, name="leave")
+
+    async def _leave(self, within_s: float) -> None:
+        assert self.leaving is not None
+        with trio.move_on_after(within_s):
+            await self.link.round_trip()
+            if not self.idle:
+                self.leaves_when_idle = True
+                await trio.sleep_forever()
+        self.end(self.leaving.status, self.leaving.message)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for its client, of which nothing has come that is not handled."""
+        return self.reading and not self.link.has_input
+
+    @property
+    def ended_by_gateway(self) -> bool:
+        """Whether it ends because this gateway goes: its client is not to blame, also if it was the quicker one."""
+        return self.leaving is not None or (self.ending is not None and self.ending.status is Status.UNAVAILABLE)
 
     def end_after_answer(self, status: Status, reason: str) -> None:
         """`end`, but what is asked now is answered first, within ANSWER_S."""

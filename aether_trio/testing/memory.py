@@ -110,6 +110,15 @@ class MemoryLink:
         """See Link."""
         return self._broken
 
+    @property
+    def has_input(self) -> bool:
+        """See Link."""
+        return bool(self._upstream)
+
+    async def round_trip(self) -> None:
+        """See Link."""
+        await trio.lowlevel.checkpoint()
+
     async def close(self, status: Status, message: str = "") -> None:
         """See Link."""
         if self.ended is None:

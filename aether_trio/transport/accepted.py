@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import trio
 
@@ -53,6 +53,15 @@ class Accepted:
         return None if self.tls is None else self.tls.peer_certificate()
 
 
+_NOTICE_SHARE: Final = 0.9
+"""Of a drain's deadline; the rest is for telling those who are still here why their connection ends."""
+
+
+def notice_s(deadline_s: float) -> float:
+    """How long clients have, in a drain that is over after `deadline_s`: what GOAWAY says, and what is kept."""
+    return deadline_s * _NOTICE_SHARE
+
+
 class Lane(Protocol):
     """One way of speaking to the gateway."""
 
@@ -61,8 +70,8 @@ class Lane(Protocol):
         ...
 
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Ask clients to go elsewhere, and wait until they have gone; after `deadline_s` end what is left.
+        """Ask clients to go elsewhere, and wait until they have gone; after `deadline_s` cut what is left.
 
-        Started when all have been asked: who ends their sessions after that does not forestall it.
+        Started when all have been asked. They have `notice_s(deadline_s)`; then the core ends their sessions.
         """
         ...

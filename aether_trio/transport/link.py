@@ -153,6 +153,18 @@ class Link(Protocol):
         """
         ...
 
+    @property
+    def has_input(self) -> bool:
+        """Whether something of the peer has come, whole or in part, that `receive` has not handed on."""
+        ...
+
+    async def round_trip(self) -> None:
+        """Wait until all has come that the peer sent before it could know that it is to go; bounded in time by the lane.
+
+        For ever on a lane whose peer is told to go, finishes what it has begun, and ends its side.
+        """
+        ...
+
     async def close(self, status: Status, message: str = "") -> None:
         """End the stream with a status, after what was pulled already. Idempotent; bounded in time by the lane."""
         ...

@@ -9,6 +9,15 @@ from typing import Final
 _ENDS: Final = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 
 
+def has_input(sock: socket.socket) -> bool:
+    """Whether a read would return something, or the end."""
+    if sock.fileno() < 0:
+        return False
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 def has_ended(sock: socket.socket) -> bool:
     """Whether the peer has reset the connection or ended its side, however much is still unread in front of that.
 

@@ -130,6 +130,7 @@ async def participant(transport: str, address: str, init: pb.UpstreamMessage) ->
     else:
         async with await trio.open_tcp_stream(host, port) as tcp:
             client = Client(tcp)
+            client.answers_pings = True
             await client.upgrade()
             yield await _opened(_WebSocket(client), init)
 

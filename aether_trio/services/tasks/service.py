@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 from aether_trio.model.access import AccessLevel
-from aether_trio.model.errors import AetherError, Code, Status
+from aether_trio.model.errors import AetherError, Code
 from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.tasks import Reason, Task, Wait
@@ -322,7 +322,7 @@ class TaskService:
                 session.identity.text,
                 session.session_id,
                 session.finished,
-                by_gateway=session.ending is not None and session.ending.status is Status.UNAVAILABLE,
+                by_gateway=session.ended_by_gateway,
                 let_in=bool(session.lineage),
             )
             self.engine.desk.put(Leave(left))

@@ -21,7 +21,7 @@ from aether_trio.model.errors import Status, StatusError
 from aether_trio.transport.framed.output import Output
 from aether_trio.transport.linger import linger
 from aether_trio.transport.link import FrameSource, LinkBroken, Peer
-from aether_trio.transport.liveness import has_ended
+from aether_trio.transport.liveness import has_ended, has_input
 from aether_trio.wire import framing
 from aether_trio.wire.framing import ErrorCode, RemoteProtocolError
 from aether_trio.wire.upstream import decode_upstream
@@ -297,6 +297,17 @@ class FramedLink:
     def peer_has_ended(self) -> bool:
         """See Link."""
         return self.output.is_broken or has_ended(self.sock)
+
+    @property
+    def has_input(self) -> bool:
+        """See Link."""
+        return bool(self._pending) or has_input(self.sock)
+
+    async def round_trip(self) -> None:
+        """See Link. A client that was sent GOAWAY ends its side when it has finished."""
+        if self.output.connection.state is framing.State.LEAVING:
+            await trio.sleep_forever()
+        await trio.lowlevel.checkpoint()
 
     @property
     def waits_for_hello(self) -> bool:

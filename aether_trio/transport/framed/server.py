@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import trio
 
 from aether_trio.model.errors import Status
-from aether_trio.transport.accepted import Accepted
+from aether_trio.transport.accepted import Accepted, notice_s
 from aether_trio.transport.framed.limits import FramedLimits
 from aether_trio.transport.framed.link import FramedLink
 from aether_trio.transport.framed.output import Output
@@ -23,6 +23,7 @@ from aether_trio.transport.link import Link, LinkBroken, Peer
 from aether_trio.transport.unfinished import UnfinishedInput
 from aether_trio.wire import framing
 from aether_trio.wire.framing import ErrorCode, GoAwayReason, LocalProtocolError
+from aether_trio.wire.framing.constants import MAX_UINT32
 
 
 class FramedServer:
@@ -116,8 +117,8 @@ class FramedServer:
         return True
 
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """See Lane: GOAWAY to all. The core ends their sessions, and so they go."""
-        within_ms = round(deadline_s * 1000)
+        """See Lane: GOAWAY to all. Who knows what that is goes; the core ends the sessions of the others."""
+        within_ms = min(round(notice_s(deadline_s) * 1000), MAX_UINT32)
         for count, output in enumerate(list(self._outputs)):
             output.say_goaway(framing.GoAway(GoAwayReason.DRAINING, within_ms, "the gateway is shutting down"))
             if count % 64 == 63:

@@ -59,6 +59,15 @@ class GrpcLink:
         """See Link. The connection's own task reads, so it is known."""
         return self._stream.broken_reason is not None
 
+    @property
+    def has_input(self) -> bool:
+        """See Link."""
+        return bool(self._stream.inbox) or bool(self._stream.unread)
+
+    async def round_trip(self) -> None:
+        """See Link: the PING that goes with GOAWAY, and its answer."""
+        await self._stream.connection.wait_round_trip()
+
     async def close(self, status: Status, message: str = "") -> None:
         """Trailers after what was pulled; if the peer makes no room within `close_timeout_s`, without the rest of it."""
         stream = self._stream

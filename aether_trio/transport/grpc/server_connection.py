@@ -51,6 +51,7 @@ class ServerConnection(ServerStreams):
         "_ended_event",
         "_finished",
         "_ping_acked",
+        "_round_trip",
         "address",
         "certificate",
         "lingering",
@@ -85,6 +86,7 @@ class ServerConnection(ServerStreams):
         self.started = trio.current_time()
         self._accept = accept
         self._ping_acked: trio.Event | None = None
+        self._round_trip: trio.Event | None = None
 
     # The task ------------------------------------------------------------------------------------------------------
 
@@ -167,6 +169,8 @@ class ServerConnection(ServerStreams):
 
     def finish(self) -> None:
         """All tasks of the connection have ended."""
+        if self._round_trip is not None:
+            self._round_trip.set()
         self.closing = True
         self._finished = True
         if self._ended_event is not None:
@@ -301,6 +305,7 @@ class ServerConnection(ServerStreams):
             return
         self.draining = True
         self._ping_acked = trio.Event()
+        self._round_trip = trio.Event()
         self.plane.out.append(frames.goaway(STREAM_MASK, ErrorCode.NO_ERROR, "draining"))
         self.plane.out.append(frames.ping(b"draining"))
         self.pump()
@@ -314,8 +319,15 @@ class ServerConnection(ServerStreams):
         with trio.move_on_after(round_trip_s):
             await self._ping_acked.wait()
         self._ping_acked = None
+        if self._round_trip is not None:
+            self._round_trip.set()
         self._say_last_goaway()
         self.end_if_done()
+
+    async def wait_round_trip(self) -> None:
+        """Wait until the client has answered what asked it to leave, or has had the time for it; at once if it was not asked."""
+        if self._round_trip is not None:
+            await self._round_trip.wait()
 
     def _say_last_goaway(self) -> None:
         if self.goaway_limit == STREAM_MASK and not self.closing:

@@ -30,11 +30,11 @@ import trio
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.token_bucket import TokenBucket
 from aether_trio.transport.link import FrameSource, LinkBroken, Peer
-from aether_trio.transport.liveness import has_ended
+from aether_trio.transport.liveness import has_ended, has_input
 from aether_trio.transport.websocket import frames
 from aether_trio.transport.websocket.close_codes import INVALID_TEXT, UNSUPPORTED_DATA, close_code, close_reason
 from aether_trio.transport.websocket.frames import CloseCode, FrameError, FrameReader
-from aether_trio.transport.websocket.output import Output
+from aether_trio.transport.websocket.output import PING, Output
 from aether_trio.transport.websocket.stream import RECEIVE_BYTES, ByteStream
 from aether_trio.wire.browser import Codec
 from aether_trio.wire.framing.constants import OPENING_FRAME_BYTES
@@ -47,11 +47,17 @@ CLOSE_S: Final = 5.0
 """For the peer to read what was pulled already, and the close frame."""
 ANSWER_S: Final = 2.0
 """For the peer's own close frame; without it the socket ends all the same."""
+ROUND_TRIP_S: Final = 2.0
+"""For a pong: longer than any way around the world, shorter than a person waits for a restart."""
 ANY_KIND: Final = "*"
 FRAMES_AT_ONCE: Final = 256
 """A few tenths of a millisecond; 64 KiB may hold ten thousand."""
 OPENING_BYTES: Final = OPENING_FRAME_BYTES
 """The longest message of a client that is not accepted yet, in the bytes of its codec: as on the framed lane."""
+
+
+_NOBODY_WAITS: Final = trio.Event()
+_NOBODY_WAITS.set()
 
 
 class WebSocketLink:
@@ -71,6 +77,7 @@ class WebSocketLink:
         "_more",
         "_output",
         "_owed",
+        "_ponged",
         "_rate",
         "_rejects",
         "_stream",
@@ -116,6 +123,7 @@ class WebSocketLink:
         self._deaf = False
         """The peer's bytes are no frames any more."""
         self._ended: frames.Close | None = None
+        self._ponged = _NOBODY_WAITS
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -186,6 +194,8 @@ class WebSocketLink:
                     batch.append(self._decode(event))  # type: ignore[arg-type]
                 elif kind is frames.Ping:
                     ping = event  # type: ignore[assignment]
+                elif kind is frames.Pong:
+                    self._ponged.set()
                 elif kind is frames.Close:
                     self._ended = event  # type: ignore[assignment]
                     break
@@ -285,6 +295,18 @@ class WebSocketLink:
     def peer_has_ended(self) -> bool:
         """See Link."""
         return self._output.broken or has_ended(self._stream.sock)
+
+    @property
+    def has_input(self) -> bool:
+        """See Link."""
+        return self._more or bool(self._frames.held_bytes) or has_input(self._stream.sock)
+
+    async def round_trip(self) -> None:
+        """See Link: a ping, and its pong. A pong that answers an earlier ping was sent later than that, too."""
+        self._ponged = trio.Event()
+        self._output.pong(PING)
+        with trio.move_on_after(ROUND_TRIP_S):
+            await self._ponged.wait()
 
     # -- ending ---------------------------------------------------------------------------------------------------
 

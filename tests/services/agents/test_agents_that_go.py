@@ -41,7 +41,7 @@ async def test_one_that_was_cut_off_may_come_back(core: Core) -> None:
 async def test_one_whose_gateway_went_has_longer_to_come_back(world: World) -> None:
     async with deadlock_is_an_error():
         async with world.open() as core, running(core) as (_, _, _, asked):
-            await core.end_sessions("the gateway is shutting down")
+            await core.let_sessions_go("the gateway is shutting down")
             await trio.sleep(0.1)
         async with world.open() as core, connect(core, starter("1", "process")) as orchestrator:
             await trio.sleep(30)
@@ -58,7 +58,7 @@ async def test_one_that_is_known_to_have_ended_has_no_grace_when_its_gateway_goe
     async with deadlock_is_an_error():
         async with world.open() as core, running(core) as (orchestrator, _, _, asked):
             await fail(orchestrator, asked.task_id, "its process ended by SIGKILL")
-            await core.end_sessions("the gateway is shutting down")
+            await core.let_sessions_go("the gateway is shutting down")
             await trio.sleep(0.1)
         async with world.open() as core:
             await trio.sleep(1)

@@ -347,7 +347,7 @@ async def test_a_drain_says_goaway_and_then_unavailable() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lane.server.drain, 60)
             assert (await a.next(framing.GoAway)).reason == framing.GoAwayReason.DRAINING
-            await lane.core.end_sessions("going")
+            await lane.core.let_sessions_go("going")
             error = await a.until_end()
             assert error is not None
             assert (error.code, error.retryable) == (Status.UNAVAILABLE, True)

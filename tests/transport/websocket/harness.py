@@ -105,6 +105,7 @@ class Client:
         self.ws = WSConnection(ConnectionType.CLIENT)
         self.events: list[Event] = []
         self._part = b""
+        self.answers_pings = False
 
     async def upgrade(self, path: str = "/v1/connect", **options: Any) -> AcceptConnection:
         """Ask for the upgrade. Raises Rejected."""
@@ -149,6 +150,8 @@ class Client:
                 if event.message_finished:
                     data, self._part = self._part, b""
                     return data
+            elif isinstance(event, Ping) and self.answers_pings:
+                await self.stream.send_all(self.ws.send(event.response()))
             elif isinstance(event, CloseConnection):
                 if self.ws.state is ConnectionState.REMOTE_CLOSING:
                     await self.stream.send_all(self.ws.send(event.response()))

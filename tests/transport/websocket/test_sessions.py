@@ -136,7 +136,7 @@ async def test_a_drain_tells_windows_to_come_again() -> None:
         assert core is not None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lane.server.drain, 20)
-            await core.end_sessions("the gateway is shutting down; connect again")
+            await core.let_sessions_go("the gateway is shutting down; connect again")
             closed = await window.closed()
         assert (closed.code, closed.reason) == (4114, "the gateway is shutting down; connect again")
         assert lane.server.statistics().websockets == 0
