@@ -95,6 +95,7 @@ def seeds() -> Iterator[bytes]:
         b"GET http://[::1 HTTP/1.1\r\nHost: \xff\r\nX: \t folded\r\n more\r\n\r\n",
         b"GET /" + b"a" * 500 + b" HTTP/1.1\r\nHost: x\r\n" + b"Cookie: a=b\r\n" * 50 + b"\r\n",
         b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\nnonsense\r\n\r\n",
     ]
     for stream in streams:
         yield b"\0" + stream

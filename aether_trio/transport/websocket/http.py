@@ -53,6 +53,7 @@ class HttpConnection:
         """The next request; None when the client has gone or is not to send another. Raises BadRequest and OSError."""
         if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
             self._h11.start_next_cycle()
+            self._head_only = False
         if self._h11.our_state is not h11.IDLE:
             return None
         try:

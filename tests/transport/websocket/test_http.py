@@ -149,6 +149,17 @@ async def test_a_body_is_refused_even_with_head(browser: Browser) -> None:
     assert re.fullmatch(rb"HTTP/1\.1 400 [^\0]*\r\n\r\n", received)
 
 
+async def test_nonsense_behind_a_head_is_answered_with_a_body(browser: Browser) -> None:
+    assert (await browser.get("/", "HEAD"))[0] == 200
+    await browser.stream.send_all(b"nonsense\r\n\r\n")
+    with trio.fail_after(30):
+        answer = b"".join([part async for part in browser.stream])
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"Content-Length: %d" % len(body) in head
+    assert body
+
+
 async def test_silence_after_a_request_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "load_files", lambda *, page: {"/": PAGE})
     async with open_lane(nobody, idle_timeout_s=0.05) as lane, await trio.open_tcp_stream(*lane.address) as stream:
