@@ -34,6 +34,7 @@ __all__ = [
     "InvalidArgument",
     "NotFound",
     "NotImplementedByGateway",
+    "OutcomeUnknown",
     "PayloadTooLarge",
     "PermissionDenied",
     "ProtocolViolation",
@@ -112,6 +113,10 @@ class RateLimited(AetherError):
 
 class Unavailable(AetherError):
     """Not now: the gateway drains or cannot be reached, no instance of the service is connected, the log cannot be written."""
+
+
+class OutcomeUnknown(AetherError):
+    """It may have been done, or not, and the gateway cannot tell: look before it is tried again."""
 
 
 class NotImplementedByGateway(AetherError):
@@ -204,6 +209,7 @@ REFUSALS: Final[Mapping[str, type[AetherError]]] = MappingProxyType(
         Code.TASKS_NOT_ENABLED: NotImplementedByGateway,
         Code.INVALID_ARGUMENT: InvalidArgument,
         Code.INTERNAL: InternalGatewayError,
+        Code.OUTCOME_UNKNOWN: OutcomeUnknown,
         Code.TASK_PAYLOAD_TOO_LARGE: PayloadTooLarge,
         Code.PREFIX_CONFLICT: AlreadyExists,
         Code.AUDIT_TYPE_FORBIDDEN: PermissionDenied,

@@ -18,7 +18,7 @@ import trio
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres import PostgresServer
 from aether_trio.storage.postgres_connections import connect
-from aether_trio.storage.postgres_errors import Fault, FencedError, describe, explain, fault, is_outage
+from aether_trio.storage.postgres_errors import Fault, FencedError, RefusedError, describe, explain, fault, is_outage
 from aether_trio.storage.postgres_pool import Pool
 from aether_trio.storage.postgres_statements import roll_back, within
 
@@ -78,18 +78,30 @@ async def open_connection(server: PostgresServer, role: str, *settings: str) -> 
 async def run_again(pool: Pool, limit_s: float, tries: int, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
     """`work` on a connection of `pool`, on another one when that is lost or another transaction was first: it may be done twice.
 
-    An asyncio function. Raises StorageUnavailable, of which FencedError is one kind.
+    What was sent over a lost connection has been done, or never will be, by the moment in which the next work of this pool begins.
+    An asyncio function. Raises StorageUnavailable, of which FencedError is one kind, and RefusedError if the server does not take what it
+    was given.
     """
+
+    async def alone(connection: Any) -> T:
+        if pool.lost:
+            await pool.lost.end_all(connection)
+        return await work(connection)
+
     while True:
         connection = await pool.acquire()
         try:
-            result: T = await within(connection, limit_s, partial(work, connection))
+            result: T = await within(connection, limit_s, partial(alone, connection))
         except Exception as exc:
             kind = fault(exc, connection)
+            if kind is Fault.CONNECTION:
+                pool.lost.add(connection)
             pool.release(connection, healthy=kind is not Fault.CONNECTION and await roll_back(connection))
             tries -= 1
             if kind is Fault.FENCED:
                 raise FencedError(describe(exc)) from exc
+            if kind is Fault.PROGRAM:
+                raise RefusedError(f"cluster: {describe(exc)}") from exc
             if kind not in {Fault.CONNECTION, Fault.CONFLICT} or tries <= 0:
                 raise StorageUnavailable(f"cluster: {describe(exc)}") from exc
             if kind is Fault.CONNECTION:

@@ -67,6 +67,8 @@ class Code(enum.StrEnum):
     AUDIT_DISABLED = "ERR_AUDIT_DISABLED"
     SEQUENCE_FORGOTTEN = "ERR_SEQUENCE_FORGOTTEN"
     """Ours, for the framed lane's numbered sends."""
+    OUTCOME_UNKNOWN = "ERR_OUTCOME_UNKNOWN"
+    """Ours: it may have been done, or not, and the gateway could not find out. Never retryable."""
 
 
 RETRYABLE: Final[frozenset[Code]] = frozenset(

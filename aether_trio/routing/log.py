@@ -29,11 +29,11 @@ from aether_trio.routing import programs
 from aether_trio.routing.cursors import CursorStore
 from aether_trio.routing.follower import kick_all
 from aether_trio.routing.log_reader import LogReader
-from aether_trio.routing.log_records import Author, Entry, GroupReport, LogLimits, LogStatistics
+from aether_trio.routing.log_records import Author, Entry, GroupReport, LogLimits, LogStatistics, not_stored
 from aether_trio.routing.outbox import Outbox
 from aether_trio.routing.publishers import Publisher
 from aether_trio.routing.topic_state import NOTED, TopicState
-from aether_trio.routing.writers import TopicsGone, open_writer
+from aether_trio.routing.writers import TopicsGone, nothing_written, open_writer
 from aether_trio.storage.base import Database, StorageUnavailable, single
 
 __all__ = ["Author", "LogLimits", "LogStatistics", "TopicLog", "open_log"]
@@ -196,7 +196,7 @@ class TopicLog(LogReader):
             self.cursors.abort_flush()
             for publisher in publishers:
                 publisher.refused(upto)
-            self._refuse(batch, authors, str(error))
+            self._refuse(batch, authors, error)
             # A failing engine may answer at once; do not spin on cursors alone.
             await trio.sleep(0.05)
         else:
@@ -236,7 +236,8 @@ class TopicLog(LogReader):
                 lost = [state for state in states if state.topic_id in gone.topic_ids]
                 # Retention has done this already; but a standby may have been promoted that had not heard of these topics.
                 latest = max(max(state.end, state.assigned) for state in lost)
-                await self._database.run(lambda latest=latest: single(programs.raise_floor(latest)))  # type: ignore[misc]
+                with nothing_written():
+                    await self._database.run(lambda latest=latest: single(programs.raise_floor(latest)))  # type: ignore[misc]
                 for state in lost:
                     state.topic_id = None
 
@@ -253,7 +254,8 @@ class TopicLog(LogReader):
         if unsure:
             names = sorted(unsure)
             now_ms = self._clock.now_ms()
-            known = await self._database.run(lambda: self._writer.programs.create_topics(names, now_ms))
+            with nothing_written():
+                known = await self._database.run(lambda: self._writer.programs.create_topics(names, now_ms))
             for name, facts in known.items():
                 self._learn(unsure[name], facts, None)
                 if not self._database.shared:
@@ -268,9 +270,10 @@ class TopicLog(LogReader):
             state.tail = state.assigned = facts.tail
             state.tail_bytes = state.assigned_bytes = facts.total_bytes
 
-    def _refuse(self, batch: list[Entry], authors: Iterable[Author], reason: str) -> None:
+    def _refuse(self, batch: list[Entry], authors: Iterable[Author], error: StorageUnavailable) -> None:
         if not self._failing:
-            logger.error("log group refused", messages=len(batch), reason=reason)
+            logger.error("log group refused", messages=len(batch), reason=str(error))
+        told = not_stored(error)
         self._failing = True
         self._refused += len(batch)
         number = self._settled
@@ -281,7 +284,7 @@ class TopicLog(LogReader):
             if state.assigned > state.tail and not self._database.shared:
                 state.doubtful = True
                 state.assigned, state.assigned_bytes = state.tail, state.tail_bytes
-            author.refused(number, reason)
+            author.refused(number, told)
         touched: set[Outbox] = set()
         for author in authors:
             author.settled(touched)
@@ -401,7 +404,7 @@ class TopicLog(LogReader):
             pending_bytes=self._pending_bytes + self._in_commit_bytes,
             topics=len(self._topics),
             subscriptions=sum(len(state.subscribers) for state in self._topics.values()),
-            storage_failing=self._failing,
+            storage_failing=self._failing or self._writer.unsure,
             followed_reads=self._follower.reads,
             followed_rows=self._follower.rows,
         )

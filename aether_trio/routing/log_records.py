@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
+from aether_trio.model.errors import AetherError, Code
 from aether_trio.routing.outbox import Outbox
 from aether_trio.routing.publishers import Publisher
 from aether_trio.routing.topic_state import TopicState
+from aether_trio.storage.base import CommitUnknown, StorageUnavailable
+
+RETRY_PUBLISH_MS: Final = 1000
+"""When a sender may try again after the log could not be written."""
+
+
+def not_stored(error: StorageUnavailable) -> AetherError:
+    """What is said of messages whose group was not committed, as far as that is known."""
+    if isinstance(error, CommitUnknown):
+        return AetherError(Code.OUTCOME_UNKNOWN, f"it is not known whether the message was stored: {error}")
+    return AetherError(Code.PUBLISH_FAILED, f"the message was not stored: {error}", retry_after_ms=RETRY_PUBLISH_MS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +63,8 @@ class Author(Protocol):
     publisher: Publisher | None
     """Whose numbers are committed with its messages."""
 
-    def refused(self, number: int, reason: str) -> None:
-        """The append with this sequence number could not be committed."""
+    def refused(self, number: int, error: AetherError) -> None:
+        """The append with this sequence number could not be committed, or it is not known whether it was. One error for a group."""
         ...
 
     def settled(self, touched: set[Outbox]) -> None:

@@ -11,7 +11,7 @@ and answers, and always come before an answer to what was asked behind the send.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from aether_trio.model.errors import AetherError, Code
 from aether_trio.routing.publishers import IS_COMMITTED, IS_FORGOTTEN, IS_NEW, Publisher
@@ -21,14 +21,6 @@ if TYPE_CHECKING:
     from aether_trio.routing.outbox import Outbox
 
 Refused = tuple[int, AetherError]
-
-RETRY_PUBLISH_MS: Final = 1000
-"""When a sender may try again after the log could not be written."""
-
-
-def not_stored(reason: str) -> AetherError:
-    """The refusal of a message that could not be committed."""
-    return AetherError(Code.PUBLISH_FAILED, f"the message was not stored: {reason}", retry_after_ms=RETRY_PUBLISH_MS)
 
 
 class Receipts:
@@ -97,19 +89,19 @@ class Receipts:
 
     # -- the log's side -------------------------------------------------------------------------------------------
 
-    def refused(self, number: int, reason: str) -> None:
+    def refused(self, number: int, error: AetherError) -> None:
         """See log.Author."""
-        self._note_refusal(number, reason)
+        self._note_refusal(number, error)
         holder = self.publisher.holder if self.publisher is not None else None
         if holder is not None and holder is not self:
-            holder._note_refusal(number, reason)
+            holder._note_refusal(number, error)
 
-    def _note_refusal(self, number: int, reason: str) -> None:
+    def _note_refusal(self, number: int, error: AetherError) -> None:
         if number not in self._by_number:  # of the numbers of one group, the first
             self._by_number = dict(self._waiting)
         seq = self._by_number.get(number)
         if seq is not None:
-            self._refused.append((seq, not_stored(reason)))
+            self._refused.append((seq, error))
 
     def settled(self, touched: set[Outbox]) -> None:
         """See log.Author."""

@@ -6,7 +6,8 @@ is told the offsets by the database (PostgreSQL, shared_programs.py). The log (l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final, Protocol
 
 import structlog
@@ -22,9 +23,6 @@ from aether_trio.storage.base import CommitUnknown, Database, Program, Row, Stor
 logger = structlog.get_logger("aether.log")
 
 Message = tuple[TopicState, bytes]
-
-UNSURE_S: Final = 30.0
-"""How long a group is tried again whose commit was sent and not answered; meanwhile senders wait, as they would anyhow."""
 
 UNSURE_PAUSE_S: Final = 0.1
 
@@ -47,6 +45,8 @@ class Writer(Protocol):
     """Writes one group after another; the topics of all its messages have ids by then."""
 
     programs: Programs
+    unsure: bool
+    """Whether it is not known just now whether a group was written, and the writer tries to find out."""
 
     async def append(
         self,
@@ -58,8 +58,8 @@ class Writer(Protocol):
     ) -> list[int] | None:
         """Commit a group; the offsets of its messages. None: it is committed, and its offsets are not known.
 
-        A group that `is_void` is not written (any more). Raises StorageUnavailable; then nothing was written, or it is not known
-        whether it was. Raises TopicsGone; then nothing was written.
+        A group that `is_void` is not written (any more). Raises StorageUnavailable; then nothing was written, unless it is CommitUnknown.
+        Raises TopicsGone; then nothing was written.
         """
         ...
 
@@ -76,10 +76,20 @@ class GroupVoid(StorageUnavailable):
     """The group was not written, as it had become void."""
 
 
+@contextmanager
+def nothing_written() -> Iterator[None]:
+    """Around what comes before a group: what becomes of that may be unknown, but of the group it is known."""
+    try:
+        yield
+    except CommitUnknown as error:
+        raise StorageUnavailable(str(error)) from error
+
+
 class SoleWriter:
     """See the module docstring. A refused group's offsets are taken back by the log."""
 
     programs: Programs = programs
+    unsure = False
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -120,6 +130,7 @@ class SharedWriter:
         self._partitions = PartitionKeeper(database, partition_ms)
         self._id = 0
         self._groups = 0
+        self.unsure = False
 
     async def append(
         self,
@@ -133,10 +144,11 @@ class SharedWriter:
         rows = [(state.topic_id, frame) for state, frame in messages if state.topic_id is not None]
         assert len(rows) == len(messages)
         try:
-            if not self._id:
-                [[self._id]] = await self._database.write(shared_programs.new_writer(now_ms))
-            if rows:
-                await self._partitions.ensure(now_ms)
+            with nothing_written():
+                if not self._id:
+                    [[self._id]] = await self._database.write(shared_programs.new_writer(now_ms))
+                if rows:
+                    await self._partitions.ensure(now_ms)
             self._groups += 1
             group = SharedGroup(self._id, self._groups, now_ms, rows, cursors, numbers)
             answer = await self._write(group, is_void)
@@ -157,29 +169,30 @@ class SharedWriter:
         return offsets
 
     async def _write(self, group: SharedGroup, is_void: Callable[[], bool]) -> list[tuple[int, int]]:
+        """However long it takes to be sure: who was refused what is in the log would send it again. Senders wait meanwhile."""
         statement = shared_programs.append_group(group)
-        give_up = trio.current_time() + UNSURE_S
-        unsure = False
-        while True:
-            try:
-                # No checkpoint between the question and the write, which is then fenced by the lease that the answer was about.
-                if is_void():
-                    if unsure and await self._was_written(group):
-                        return []
-                    raise GroupVoid("this gateway had lost its lease")
-                answer: list[tuple[int, int]] = await self._database.write(statement)
-                return answer
-            except GroupVoid:
-                raise
-            except CommitUnknown:
-                unsure = True
-                if trio.current_time() >= give_up:
+        try:
+            while True:
+                try:
+                    # No checkpoint between the question and the write, which is then fenced by the lease that the answer was about.
+                    if is_void():
+                        if self.unsure and await self._was_written(group):
+                            return []
+                        raise GroupVoid("this gateway had lost its lease")
+                    answer: list[tuple[int, int]] = await self._database.write(statement)
+                    return answer
+                except GroupVoid:
                     raise
-            except StorageUnavailable:
-                if not unsure or trio.current_time() >= give_up:
-                    raise
-            logger.warning("it is not known whether a group was committed; asking again")
-            await trio.sleep(UNSURE_PAUSE_S)
+                except CommitUnknown:
+                    if not self.unsure:
+                        logger.warning("it is not known whether a group was committed; asking until it is")
+                    self.unsure = True
+                except StorageUnavailable:
+                    if not self.unsure:
+                        raise
+                await trio.sleep(UNSURE_PAUSE_S)
+        finally:
+            self.unsure = False
 
     async def _was_written(self, group: SharedGroup) -> bool:
         """Whether it was; if not, it never will be. May be asked again. Raises StorageUnavailable."""

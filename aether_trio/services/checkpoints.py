@@ -16,8 +16,9 @@ from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Code
 from aether_trio.model.identity import Identity
 from aether_trio.model.limits import KIB, MIB, Limits
-from aether_trio.storage.base import Database, Execute, Fetch, Program, StorageUnavailable
+from aether_trio.storage.base import CommitUnknown, Database, Execute, Fetch, Program, StorageUnavailable
 from aether_trio.storage.expiry import sweep, sweep_forever
+from aether_trio.storage.outages import outage_text
 from aether_trio.wire.pb import aether_pb2 as pb
 
 DEFAULT_KEY: Final = "default"
@@ -46,6 +47,8 @@ class CheckpointService:
         """Do one operation. Never raises for a client's mistake, nor when storage is unavailable."""
         try:
             return await self._respond(identity, op)
+        except CommitUnknown as exc:
+            return _failed(op, outage_text(exc))
         except StorageUnavailable as exc:
             return _failed(op, f"storage is unavailable, try again: {exc}")
 

@@ -29,6 +29,14 @@ SWEEP_PAGE = 500
 SWEEP_INTERVAL_S = 60.0
 """Between two sweeps, which only give back room."""
 
+# What a node writes late is not to hide the end of a session that another node had later. Epochs begin anew when an identity has not been
+# held for a day, hence the half of one, in ms.
+_WRITE = """INSERT INTO presence (identity, last_seen_ms, session_id, initial_connection_ms, reconnections, hold_epoch)
+    VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (identity) DO UPDATE SET last_seen_ms = excluded.last_seen_ms,
+    session_id = excluded.session_id, initial_connection_ms = excluded.initial_connection_ms,
+    reconnections = excluded.reconnections, hold_epoch = excluded.hold_epoch
+    WHERE excluded.hold_epoch >= presence.hold_epoch OR excluded.last_seen_ms > presence.last_seen_ms + 43200000"""
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -36,6 +44,7 @@ class Seen:
 
     last_seen_ms: int
     history: History
+    hold_epoch: int = 0
 
 
 class PresenceStore:
@@ -56,7 +65,7 @@ class PresenceStore:
         self._waiting.pop(name, None)
         if len(self._waiting) >= MAX_WAITING:
             del self._waiting[next(iter(self._waiting))]
-        self._waiting[name] = Seen(self._clock.now_ms(), session.history)
+        self._waiting[name] = Seen(self._clock.now_ms(), session.history, session.hold_epoch)
         self._work.set()
 
     async def seen(self, identity: str) -> Seen | None:
@@ -142,10 +151,7 @@ class PresenceStore:
 
     async def _write(self) -> None:
         await self._database.executemany(
-            "INSERT INTO presence (identity, last_seen_ms, session_id, initial_connection_ms, reconnections) "
-            "VALUES ($1, $2, $3, $4, $5) ON CONFLICT (identity) DO UPDATE SET last_seen_ms = "
-            "excluded.last_seen_ms, session_id = excluded.session_id, initial_connection_ms = "
-            "excluded.initial_connection_ms, reconnections = excluded.reconnections",
+            _WRITE,
             [
                 (
                     name,
@@ -153,6 +159,7 @@ class PresenceStore:
                     seen.history.session_id,
                     seen.history.initial_connection_ms,
                     seen.history.reconnections,
+                    seen.hold_epoch,
                 )
                 for name, seen in self._writing.items()
                 if not name.startswith("ta::")  # a name that never comes back

@@ -20,6 +20,7 @@ from aether_trio.services.presence import PresenceStore
 from aether_trio.session.directory import Connection, Outcome, SessionDirectory, Wanted
 from aether_trio.session.session import Session
 from aether_trio.storage.base import StorageUnavailable
+from aether_trio.storage.outages import outage_text
 from aether_trio.wire.pb import aether_pb2 as pb
 
 DEFAULT_PAGE = 100
@@ -54,7 +55,7 @@ class SessionService:
             else:
                 response.error = decision.reason
         except StorageUnavailable as error:
-            response.error = f"the gateway's storage does not answer: {error}"
+            response.error = outage_text(error)
         return [pb.DownstreamMessage(session_response=response)]
 
     async def _operate(self, op: pb.SessionOperation, response: pb.SessionOperationResponse) -> None:
@@ -131,7 +132,7 @@ class SessionService:
         except IdentityError as error:
             response.error = f"principal: {error}"
         except StorageUnavailable as error:
-            response.error = f"the gateway's storage does not answer: {error}"
+            response.error = outage_text(error)
         return [pb.DownstreamMessage(connection_status_response=response)]
 
     async def _status(

@@ -4,9 +4,10 @@ A handler is `async (session, payload) -> messages`, the payload being the oneof
 order, and raises AetherError for a refusal that has no typed answer of its own. Every case of the protocol is in the
 table (services/unbuilt.py answers for those to come), so nothing is met with silence.
 
-Invariant: what a request's answer says comes after everything its connection sent before. The dispatcher holds each
+Invariants: what a request's answer says comes after everything its connection sent before. The dispatcher holds each
 answer back until the connection's last message is committed or refused (routing/log.py, `wait_settled`). No handler sees
-a request with a field beyond its bound (bounds.py).
+a request with a field beyond its bound (bounds.py). What a handler writes is written in its session's name
+(storage/pending.py), so the end of a session can be told from the end of what it has begun.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from aether_trio.model.errors import AetherError, Code
 from aether_trio.routing.log import TopicLog
 from aether_trio.session.bounds import excess_of
 from aether_trio.session.session import Session
+from aether_trio.storage.pending import IN_NAME_OF, Pending
 from aether_trio.wire.errors import refusal_of
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -77,9 +79,13 @@ class Dispatcher:
         self.counts[case] += 1
         payload = getattr(message, case)
         session.answering = True
+        if session.pending is None:
+            session.pending = Pending()
+        name = IN_NAME_OF.set(session.pending)
         try:
             await self._answer(session, case, handler, payload)
         finally:
+            IN_NAME_OF.reset(name)
             session.answered()
 
     async def _answer(self, session: Session, case: str, handler: Handler, payload: Any) -> None:

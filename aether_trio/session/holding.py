@@ -4,7 +4,9 @@
     session ends ──▶ registry ──▶ let_go ──▶ (cluster: settle what it appended and read, then release the row)
 
 A session that has ended on this node has let go of its identity here at once. Its row follows as soon as its messages and its
-cursors are committed, so that a successor on another node reads on where it stopped.
+cursors are committed, so that a successor on another node reads on where it stopped, and all that it has asked for is over, as the
+database goes on with a program whose caller is gone (storage/pending.py): what a session writes is never written after what its successor
+writes. On this node a successor that takes over waits for the same before it is acknowledged.
 
 A node that stood still may have been taken for dead, and others hold what it believes to hold. So while its lease is lost it hands out no
 durable message, and when the lease is back it forgets the positions of those that it has lost: their holders have not had what was
@@ -56,6 +58,10 @@ class Holding(Protocol):
         """
         ...
 
+    async def wait_over(self, session: Session) -> None:
+        """After `take`: wait until nothing may be written any more of those that had the identity on this node before."""
+        ...
+
     def let_go(self, session: Session) -> None:
         """The session has ended. Never blocks; for a session that holds nothing it does nothing."""
         ...
@@ -75,6 +81,9 @@ class LocalHolding:
     async def take(self, session: Session, claim: Claim) -> tuple[Session | None, History | None]:
         """See Holding."""
         return self._registry.claim(session, claim.resume_session_id)
+
+    async def wait_over(self, session: Session) -> None:
+        """See Holding. A file is written in the order in which programs were given: its successor's come behind."""
 
     def let_go(self, session: Session) -> None:
         """See Holding."""
@@ -152,12 +161,21 @@ class ClusterHolding:
         stale = self._registry.holder(name)
         if stale is not None and stale.session_id != claim.resume_session_id:
             stale.end(Status.CANCELLED, f"session {session.session_id} holds this identity now")
+            session.pending = stale.pending
         displaced, history = self._registry.claim(session, claim.resume_session_id)
         self._held[session.session_id] = claimed.hold
+        session.hold_epoch = claimed.hold.epoch
         if displaced is None:
             # This node's memory of an ended session may be older than another node's session.
             history = _history(claimed.history)
+        else:
+            session.pending = displaced.pending
         return displaced, history
+
+    async def wait_over(self, session: Session) -> None:
+        """See Holding."""
+        if session.pending is not None:
+            await session.pending.wait_none()
 
     async def _claim(self, rows: Rows, request: ClaimRequest) -> Claimed:
         try:
@@ -191,19 +209,35 @@ class ClusterHolding:
 
     async def run(self) -> None:
         """Release the rows of ended sessions, until cancelled."""
-        while True:
-            await self._work.wait()
-            self._work = trio.Event()
-            ended, self._ended = self._ended, []
-            try:
-                # Without a limit: the log gives up by itself. A message that is committed after its sender's successor has begun would be
-                # out of order, and its number would not be known there.
-                await self._log.wait_settled(max(session.sender.last_append for session, _ in ended))
-                with trio.move_on_after(CURSORS_S):
-                    await self._log.cursors.save()
-            finally:
-                # If this node ends before that: what is not settled is given back with the lease, without which it cannot be written.
-                self._release([one for one in ended if self._log.is_settled(one[0].sender.last_append)])
+        async with trio.open_nursery() as nursery:
+            while True:
+                await self._work.wait()
+                self._work = trio.Event()
+                ended = []
+                for one in self._ended:
+                    if _is_over(one[0]):
+                        ended.append(one)
+                    else:
+                        nursery.start_soon(self._wait_over, *one)
+                self._ended = []
+                if not ended:
+                    continue
+                try:
+                    # Without a limit: the log gives up by itself. A message that is committed after its sender's successor has begun
+                    # would be out of order, and its number would not be known there.
+                    await self._log.wait_settled(max(session.sender.last_append for session, _ in ended))
+                    with trio.move_on_after(CURSORS_S):
+                        await self._log.cursors.save()
+                finally:
+                    # If this node ends before that: what is not settled is given back with the lease, without which it cannot be written.
+                    self._release([one for one in ended if self._log.is_settled(one[0].sender.last_append)])
+
+    async def _wait_over(self, session: Session, hold: Hold) -> None:
+        """Without a limit: the database decides within its own, and the row is free with the lease, if that ends."""
+        assert session.pending is not None
+        await session.pending.wait_none()
+        self._ended.append((session, hold))
+        self._work.set()
 
     def _release(self, ended: Sequence[tuple[Session, Hold]]) -> None:
         assert self._rows is not None
@@ -273,6 +307,10 @@ class ClusterHolding:
                     return False
         await self._wait_left(hold.identity)
         return True
+
+
+def _is_over(session: Session) -> bool:
+    return session.pending is None or not session.pending.count
 
 
 def _history(continued: Continued | None) -> History | None:

@@ -239,6 +239,7 @@ class SessionServer:
         if displaced is not None:
             displaced.end(Status.CANCELLED, f"session {session.session_id} has taken over this identity")
         try:
+            await parts.holding.wait_over(session)
             self._check_wanted(session)  # it may have taken a while
         except BaseException:
             session.detach()

@@ -25,10 +25,11 @@ from aether_trio.model.limits import CLIENT_MESSAGE_BYTES
 from aether_trio.model.token_bucket import TokenBucket
 from aether_trio.routing.outbox import Gate, Outbox, OutboxLimits
 from aether_trio.routing.publishers import Publisher
-from aether_trio.routing.receipts import Receipts, not_stored
+from aether_trio.routing.receipts import Receipts
 from aether_trio.routing.router import Sender
 from aether_trio.session.registry import History, Registry
 from aether_trio.session.subscriptions import Subscriptions
+from aether_trio.storage.pending import Pending
 from aether_trio.transport.link import Link
 from aether_trio.wire.delivery import delivery_prefix
 from aether_trio.wire.errors import error_response, too_large
@@ -75,6 +76,7 @@ class Session:
         "ending",
         "finished",
         "history",
+        "hold_epoch",
         "identity",
         "lane_behind",
         "last_activity_ms",
@@ -86,6 +88,7 @@ class Session:
         "nursery",
         "on_detached",
         "outbox",
+        "pending",
         "profiles",
         "reading",
         "registry",
@@ -169,6 +172,10 @@ class Session:
         self._end_after_answer: StatusError | None = None
         self.task_context: Mapping[str, str] = {}
         """What an agent that was started is told of its start."""
+        self.hold_epoch = 0
+        """How many have held its identity in the cluster before, and it (cluster/records.py); 0 where one node is alone."""
+        self.pending: Pending | None = None
+        """What was written in its name and may not be over; with what its identity's last session on this node has left. None: nothing."""
         self.detached = False
         self._detached_event: trio.Event | None = None
 
@@ -210,9 +217,9 @@ class Session:
     confirms = False
     publisher: Publisher | None = None
 
-    def refused(self, number: int, reason: str) -> None:
+    def refused(self, number: int, error: AetherError) -> None:
         """See log.Author: a message that came without a number could not be committed."""
-        self.outbox.put_control(_publish_failed(reason))
+        self.outbox.put_control(_publish_failed(error))
 
     def settled(self, touched: set[Outbox]) -> None:
         """See log.Author."""
@@ -379,7 +386,7 @@ class _Nobody:
     confirms = False
     publisher: Publisher | None = None
 
-    def refused(self, number: int, reason: str) -> None:
+    def refused(self, number: int, error: AetherError) -> None:
         """See log.Author."""
 
     def settled(self, touched: set[Outbox]) -> None:
@@ -389,9 +396,10 @@ class _Nobody:
 _NOBODY = _Nobody()
 
 
-@lru_cache(maxsize=64)
-def _publish_failed(reason: str) -> bytes:
-    return error_response(not_stored(reason)).SerializeToString()
+@lru_cache(maxsize=4)
+def _publish_failed(error: AetherError) -> bytes:
+    """The same for all of a group."""
+    return error_response(error).SerializeToString()
 
 
 @lru_cache(maxsize=1)

@@ -75,9 +75,11 @@ class StorageUnavailable(Exception):
 
 
 class CommitUnknown(StorageUnavailable):
-    """The connection was lost between COMMIT and its answer: the program is written wholly or not at all.
+    """COMMIT was not answered, or with an error that leaves it open, and it could not be found out in time what has become of it: the
+    program is written wholly or not at all.
 
-    Whoever cannot do a thing twice must look before it tries again. Only an engine with a server raises it.
+    To try again may do a thing twice. Of a server: before it takes anything else from the same queue, it is decided. Of a file: the
+    next program that is written shows that this one was not, unless the machine stopped in between.
     """
 
 
@@ -177,7 +179,8 @@ class Shorthands:
 
 FENCE_HERE: Final = "/* fence */"
 """In the SQL of a Fetch that is given to `Database.write`, as `FROM (SELECT /* fence */) AS fence`: an engine with a fence (postgres.py)
-puts it there, so that the statement fails when the process may not write. Elsewhere it is a comment."""
+puts it there, so that the statement fails when the process may not write. Elsewhere it is a comment. Such a statement has a number or the
+like of its own: its caller may give it again when it is not known whether it took effect, and sees then whether it had."""
 
 
 def single(statement: Statement) -> Program[Any]:

@@ -14,7 +14,7 @@ from typing import Final
 
 from aether_trio.storage.base import Execute, Fetch, Program
 from aether_trio.storage.errors import SchemaTooNewError
-from aether_trio.storage.schema import ForPostgres, agents, audit, cluster, log, state, tasks
+from aether_trio.storage.schema import ForPostgres, agents, audit, cluster, log, marks, state, tasks
 
 Migration = tuple[str, ...]
 
@@ -34,7 +34,7 @@ MIGRATIONS: Final[dict[str, tuple[Migration, ...]]] = {
     ),
 }
 
-ONLY_POSTGRES: Final[dict[str, tuple[Migration, ...]]] = {"cluster": cluster.MIGRATIONS}
+ONLY_POSTGRES: Final[dict[str, tuple[Migration, ...]]] = {"cluster": cluster.MIGRATIONS, "marks": marks.MIGRATIONS}
 """What several nodes share and a single one has no use for: not portable, and never opened on another engine."""
 
 

@@ -13,7 +13,8 @@ Cancellation: as with SQLite, a caller that is cancelled while it waits for room
 runs as if nothing had happened, wholly or not at all, and only the result is lost. No query is ever cancelled from here.
 
 Trouble: a lost connection, a stalled one (postgres_stall.py), a restart or a failover is a pause of up to `patience_s`, because programs are pure and run again elsewhere.
-What lasts longer is StorageUnavailable. CommitUnknown, a kind of it, says that a COMMIT was sent and its answer lost.
+What lasts longer is StorageUnavailable. CommitUnknown, a kind of it, says that a COMMIT was sent, its answer lost, and that the server
+could not be asked in that time whether it has taken effect.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from aether_trio.storage.base import (
     StorageUnavailable,
 )
 from aether_trio.storage.errors import StorageSetupError
+from aether_trio.storage.pending import IN_NAME_OF
 from aether_trio.storage.postgres_connections import LOCKING, SCHEMA, Kind, PostgresLimits, connect
 from aether_trio.storage.postgres_errors import is_outage, setup_error
 from aether_trio.storage.postgres_migrate import migrate
@@ -91,12 +93,16 @@ class PostgresDatabase(Shorthands):
 
         Raises StorageUnavailable, or what the program itself raised.
         """
-        result: T = await self._submit(Job(program), self.writer.put)
+        job = Job(program)
+        job.pending = IN_NAME_OF.get()
+        result: T = await self._submit(job, self.writer.put)
         return result
 
     async def write(self, statement: Statement) -> Any:
         """Run one write; what a program would be sent."""
-        return await self._submit(statement_job(statement), self.writer.put)
+        job = statement_job(statement)
+        job.pending = IN_NAME_OF.get()
+        return await self._submit(job, self.writer.put)
 
     async def read(self, program: ProgramFactory[T]) -> T:
         """Run a read-only program on one snapshot that includes every write committed before the call."""
@@ -144,12 +150,15 @@ class PostgresDatabase(Shorthands):
             self._room.release()
             raise trio.ClosedResourceError(f"the {self.name} database is closed")
         job.task = trio.lowlevel.current_task()
+        job.begin()
         put(job)
         return await trio.lowlevel.wait_task_rescheduled(job.forget)
 
     def _deliver(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             self._room.release()
+            if not job.undecided:
+                job.over()
             task, job.task = job.task, None
             if task is not None:
                 trio.lowlevel.reschedule(

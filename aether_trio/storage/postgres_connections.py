@@ -22,6 +22,7 @@ import asyncpg
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.postgres_errors import is_outage
 from aether_trio.storage.postgres_hosts import each_host, first_to_succeed
+from aether_trio.storage.postgres_lost import Backend, Connection
 
 Kind = Literal["writer", "appender", "reader", "look"]
 
@@ -39,7 +40,10 @@ PLANNED_ONCE: Final = {"plan_cache_mode": "force_generic_plan", "enable_seqscan"
 """For statements that find all rows by key. Otherwise they are planned anew each time, which costs as much as they do, or a plan is kept that
 was made when the tables were empty, and reads tens of thousands of topics for each group until somebody analyzes them."""
 
-_SESSION_NOW: Final = "SELECT current_setting('search_path'), current_setting('default_transaction_isolation')"
+_SESSION_NOW: Final = """
+    SELECT current_setting('search_path'), current_setting('default_transaction_isolation'), pid, backend_start
+    FROM pg_stat_activity WHERE pid = pg_backend_pid()
+"""
 
 MINIMUM_VERSION: Final = 14  # client_connection_check_interval, in_hot_standby
 CACHED_STATEMENTS: Final = 512  # texts are constants of the program; the log's INSERT has one for each number of rows
@@ -87,6 +91,7 @@ async def _connect(dsn: str, kind: Kind, schema: str, limits: PostgresLimits) ->
         target_session_attrs="primary",
         statement_cache_size=CACHED_STATEMENTS,
         max_cached_statement_lifetime=0,
+        connection_class=Connection,
         server_settings=_session(kind, schema, limits),
     )
     try:
@@ -135,11 +140,12 @@ async def _check_session(connection: Any, kind: Kind, schema: str, limits: Postg
     is built on locks of a session, on isolation, or on LISTEN, and no statement fails of that.
     """
     found = await connection.fetchrow(_SESSION_NOW, timeout=limits.connect_s)
-    if tuple(found) != (schema, _ISOLATION[kind]):
+    if found is None or tuple(found)[:2] != (schema, _ISOLATION[kind]):
         raise StorageSetupError(
             "something between this gateway and PostgreSQL, probably a pooler, does not keep the settings of a session. "
             "Locks, transactions and hints would not work through it: connect to PostgreSQL itself."
         )
+    connection.backend = Backend(*tuple(found)[2:])
 
 
 def _watch_peer(connection: Any, silence_s: float) -> None:

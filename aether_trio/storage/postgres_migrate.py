@@ -12,10 +12,17 @@ from aether_trio.storage.migrations import POSTGRES, upgrade
 from aether_trio.storage.postgres_connections import PostgresLimits, connect
 from aether_trio.storage.postgres_hosts import where
 from aether_trio.storage.postgres_statements import Job, drive
+from aether_trio.storage.schema import marks
 
 LOCK_S: Final = 600  # for another node's migration of a large table
 _LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))"
 _EXISTS: Final = "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = $1"
+_TURN_EXISTS: Final = "SELECT 1 FROM pg_catalog.pg_tables WHERE schemaname = $1 AND tablename = $2"
+
+
+def turn_table(name: str) -> str:
+    """The table that whoever has the turn of a logical database has locked. It has no rows."""
+    return f"turn_{name}"
 
 
 async def migrate(dsn: str, schema: str, name: str, limits: PostgresLimits) -> int:
@@ -30,6 +37,10 @@ async def migrate(dsn: str, schema: str, name: str, limits: PostgresLimits) -> i
         # Not IF NOT EXISTS, which asks for the right to create one even when there is nothing to create.
         if not await connection.fetch(_EXISTS, schema):
             await connection.execute(f"CREATE SCHEMA {schema}")
+        await drive(connection, _job("marks", where(dsn)))
+        await connection.execute(marks.FORGET, marks.FORGET_MS)
+        if not await connection.fetch(_TURN_EXISTS, schema, turn_table(name)):
+            await connection.execute(f"CREATE TABLE {turn_table(name)} ()")
         applied: int = await drive(connection, _job(name, where(dsn)))
         await connection.execute("COMMIT")
         await connection.close(timeout=limits.connect_s)

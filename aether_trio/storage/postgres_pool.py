@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres_errors import explain
+from aether_trio.storage.postgres_lost import Lost
 from aether_trio.storage.postgres_stall import StallWatch, Use
 
 FIRST_PAUSE_S: Final = 0.05
@@ -68,6 +69,13 @@ class Pool:
         self._closed = False
         self.opened = 0
         self.last_error = ""
+        self.lost = Lost()
+        """Server processes of connections of this pool that may still commit. Whoever writes ends them first."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
 
     @property
     def size(self) -> int:

@@ -22,6 +22,7 @@ from aether_trio.storage.base import (
     Value,
     single,
 )
+from aether_trio.storage.pending import Pending
 
 T = TypeVar("T")
 
@@ -29,14 +30,16 @@ T = TypeVar("T")
 class Job:
     """One program on its way through the engine, and then its result."""
 
-    __slots__ = ("error", "factory", "fence", "fenced", "rows", "single", "task", "value")
+    __slots__ = ("error", "factory", "fence", "pending", "recognized", "rows", "task", "undecided", "value")
 
-    def __init__(self, factory: ProgramFactory[Any], *, single: bool = False) -> None:
+    def __init__(self, factory: ProgramFactory[Any]) -> None:
         self.factory = factory
-        self.single = single  # known to be one statement, so that it needs no BEGIN and COMMIT when it is alone
-        self.fenced = False  # its statement has the fence in it, so that it needs no BEGIN for that either
+        # It is one statement that has the fence in it, and that its caller recognizes: it needs no BEGIN and COMMIT when it is alone.
+        self.recognized = False
         self.fence = ""  # what has to succeed behind BEGIN; that of the moment when the job was submitted
         self.task: trio.lowlevel.Task | None = None
+        self.pending: Pending | None = None  # in whose name it writes
+        self.undecided = False  # it is answered, and may still take effect
         self.value: Any = None
         self.error: Exception | None = None
         self.rows = 0
@@ -46,6 +49,17 @@ class Job:
         self.task = None
         return trio.lowlevel.Abort.SUCCEEDED
 
+    def begin(self) -> None:
+        """From now on it may take effect."""
+        if self.pending is not None:
+            self.pending.began()
+
+    def over(self) -> None:
+        """It has taken effect, or never will. Once."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.over()
+
     def fail(self, error: Exception, cause: BaseException | None = None) -> None:
         """Answer with an error of this job's own (an exception that several tasks raise would gather their tracebacks)."""
         self.error = error
@@ -54,8 +68,8 @@ class Job:
 
 def statement_job(statement: Statement) -> Job:
     """A job of one write."""
-    job = Job(lambda: single(_with_fence(statement, job.fence)), single=True)
-    job.fenced = FENCE_HERE in statement.sql
+    job = Job(lambda: single(_with_fence(statement, job.fence)))
+    job.recognized = FENCE_HERE in statement.sql
     return job
 
 

@@ -10,9 +10,11 @@ may touch the same row; then one transaction is told so by the server (SERIALIZA
 lane opens only when GROUP_BEFORE_LANE programs wait, and after a conflict the lanes close one by one down to one, which cannot
 conflict with itself; they come back after CALM_GROUPS.
 
-Another node can conflict all the same. A group that has lost takes the database's turn, an advisory lock, before it begins, and so do the
-POLITE_GROUPS that follow it on this node: what several nodes write to all the time (the tasks of a pool) makes each of them lose once, and
-from then on their groups come one after another, where they would otherwise spoil each other until one had lost too often.
+Another node can conflict all the same. A group that has lost takes the database's turn, the lock of a table without rows, when it begins, and
+so do the POLITE_GROUPS that follow it on this node: what several nodes write to all the time (the tasks of a pool) makes each of them lose
+once, and from then on their groups come one after another, where they would otherwise spoil each other until one had lost too often. LOCK
+TABLE takes no snapshot, so what the one before has committed is seen; and the turn ends with its transaction, as does whatever holds that
+open: with the lease, by the fence, or by the limits on time.
 
 A group runs without savepoints first. When a program raises, the group is rolled back and run again with each in its own savepoint, so
 that the one that raises leaves no trace in the others' commit.
@@ -21,9 +23,12 @@ A fence (postgres.py) is that of the moment when a program was submitted, and a 
 that has ended is refused, even when it has a new one by the time the group runs. A statement that has the fence in itself
 (FENCE_HERE) and is alone needs one round trip and no BEGIN.
 
+Each group writes its number into the row of its lane (schema/marks.py), in the round trip of BEGIN. When its connection is lost before the
+COMMIT was answered, its server process is ended (postgres_lost.py), and then that row says what has become of it: it is answered, or runs again.
+Only when the server cannot be asked for `patience_s` its programs are CommitUnknown, and nothing else is written before it is decided.
+
 Invariants: a job is answered exactly once; nothing is answered before the COMMIT that contains it; a connection goes back to the
-pool only outside of a transaction; a group whose connection is lost before its COMMIT was sent runs again elsewhere, and one that is
-lost after it is answered CommitUnknown.
+pool only outside of a transaction; no group begins while one whose connection was lost may still take effect.
 """
 
 from __future__ import annotations
@@ -34,11 +39,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aether_trio.storage.base import CommitUnknown, StorageUnavailable
 from aether_trio.storage.postgres_connections import PostgresLimits
 from aether_trio.storage.postgres_errors import Fault, FencedError, describe, fault
+from aether_trio.storage.postgres_lost import Backend
+from aether_trio.storage.postgres_migrate import turn_table
 from aether_trio.storage.postgres_pool import Pool, Spawn
 from aether_trio.storage.postgres_statements import Asides, Job, drive, roll_back, within
 
@@ -53,8 +60,25 @@ MAX_LOSSES: Final = 3  # connections a group may lose: its program could be what
 FIRST_PAUSE_S: Final = 0.002  # doubled with every conflict
 LONGEST_PAUSE_S: Final = 0.1
 HURRY_S: Final = 0.05  # that a short queue waits for the lanes that are open
+ASK_AGAIN_S: Final = 0.2  # between two attempts to ask what has become of a group
+
+_COMMITTED: Final = "SELECT 1 FROM program_marks WHERE writer = $1 AND lane = $2 AND number >= $3"
+# Whoever has the turn and has not been heard of for longer than any transaction may be idle.
+_CLEAR_TURN: Final = """
+    SELECT pg_terminate_backend(l.pid) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+    WHERE l.locktype = 'relation' AND l.relation = $1::text::regclass AND l.mode = 'ExclusiveLock' AND l.granted
+        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND a.wait_event = 'ClientRead' AND a.state_change < now() - $2 * interval '1 second'
+"""
 
 Deliver = Callable[[Sequence[Job]], None]
+
+
+class _Mark(NamedTuple):
+    """What a group writes of itself."""
+
+    lane: int
+    number: int
 
 
 class _SpoiledError(Exception):
@@ -65,8 +89,11 @@ class _SpoiledError(Exception):
 class _Attempt:
     """What has become of a group so far."""
 
+    mark: _Mark
     isolated: bool = False
     committing: bool = False
+    recognized: bool = False
+    """Its statement is recognized by its caller, and has no mark."""
     conflicts: int = 0
     losses: int = 0
 
@@ -84,12 +111,17 @@ class Writer:
         self._deliver = deliver
         self._limits = limits
         self._queue: deque[Job] = deque()
+        self._turn = turn_table(name)
         self._lanes = 0
+        self._numbers: list[int] = []
+        """Of each lane's last group."""
+        self._idle_lanes: list[int] = []
         self._lanes_allowed = pool.most
         self._calm = 0
         self._polite = 0
         self._hurry: asyncio.TimerHandle | None = None
         self._random = random.Random()  # noqa: S311  # spreads the pauses of groups that fight
+        self._id = f"{random.SystemRandom().getrandbits(96):024x}"
         self.groups = 0
         self.programs = 0
         self.rows = 0
@@ -125,16 +157,21 @@ class Writer:
             self._open_lane()
 
     async def _lane(self) -> None:
+        if not self._idle_lanes:
+            self._idle_lanes.append(len(self._numbers))
+            self._numbers.append(0)
+        lane = self._idle_lanes.pop()
         try:
             while self._queue and self._lanes <= self._lanes_allowed:
                 jobs = self._take()
                 try:
-                    await self._run(jobs)
+                    await self._run(jobs, lane)
                 except Exception as exc:  # a defect of ours: answer rather than strand the callers
                     self._fail(jobs, exc)
                 self._deliver(jobs)
         finally:
             self._lanes -= 1
+            self._idle_lanes.append(lane)
 
     def _take(self) -> list[Job]:
         share = -(-len(self._queue) // self._lanes)
@@ -145,9 +182,10 @@ class Writer:
             jobs.append(self._queue.popleft())
         return jobs
 
-    async def _run(self, jobs: list[Job]) -> None:
+    async def _run(self, jobs: list[Job], lane: int) -> None:
         """Run a group until it is committed or refused; every job has its answer afterwards."""
-        attempt = _Attempt()
+        self._numbers[lane] += 1
+        attempt = _Attempt(_Mark(lane, self._numbers[lane]))
         while True:
             try:
                 connection = await self.pool.acquire()
@@ -162,25 +200,97 @@ class Writer:
             except Exception as exc:
                 kind = fault(exc, connection)
                 healthy = kind is not Fault.CONNECTION and await roll_back(connection)
-                self.pool.release(connection, healthy=healthy)
+                if kind is Fault.CONNECTION:
+                    self.pool.discard_idle()  # most often the server went away, and they with it
+                    self.losses += 1
+                    attempt.losses += 1
+                if attempt.committing and kind is Fault.CONNECTION:
+                    lost = self.pool.lost.add(connection)
+                    self.pool.release(connection, healthy=False)
+                    committed = await self._find_out(lost, attempt)
+                    if committed is None:
+                        return self._leave_open(jobs, lost, exc)
+                    if committed:
+                        return self._succeeded(jobs)
+                    if attempt.recognized:
+                        return self._fail(jobs, exc, CommitUnknown)
+                else:
+                    self.pool.release(connection, healthy=healthy)
                 if not await self._may_go_on(kind, attempt):
                     if kind is Fault.SLOW and len(jobs) > 1:
-                        return await self._run_each(jobs)
-                    if kind is Fault.FENCED:
-                        return self._fail(jobs, exc, FencedError)
-                    unknown = attempt.committing and kind is Fault.CONNECTION
-                    return self._fail(jobs, exc, CommitUnknown if unknown else StorageUnavailable)
+                        return await self._run_each(jobs, lane)
+                    return self._fail(jobs, exc, FencedError if kind is Fault.FENCED else StorageUnavailable)
             else:
                 self.pool.release(connection)
                 return self._succeeded(jobs)
 
+    async def _find_out(self, lost: Backend, attempt: _Attempt) -> bool | None:
+        """Whether a group whose connection was lost in its commit is committed; None when that was not to be learnt in time.
+
+        One without a mark: False when it is decided, and only its caller can see how.
+        """
+        give_up = self._loop.time() + self._limits.patience_s
+        while True:
+            try:
+                connection = await self.pool.acquire()
+            except StorageUnavailable:
+                return None
+            try:
+                committed = await within(
+                    connection, self._limits.transaction_s, partial(self._look_up, connection, attempt)
+                )
+            except Exception as exc:
+                kind = fault(exc, connection)
+                self.pool.release(connection, healthy=kind is not Fault.CONNECTION)
+                if kind is Fault.CONNECTION:
+                    self.pool.discard_idle()
+                if self._loop.time() >= give_up:
+                    return None
+                await asyncio.sleep(ASK_AGAIN_S)
+            else:
+                assert lost not in self.pool.lost
+                self.pool.release(connection)
+                return committed
+
+    async def _look_up(self, connection: Any, attempt: _Attempt) -> bool:
+        await self.pool.lost.end_all(connection)
+        if attempt.recognized:
+            return False
+        return bool(await connection.fetch(_COMMITTED, self._id, *attempt.mark))
+
+    def _leave_open(self, jobs: Sequence[Job], lost: Backend, cause: Exception) -> None:
+        """Answer, although it may take effect: it is over when its process is known to have ended."""
+
+        def over() -> None:
+            for job in jobs:
+                job.over()
+
+        self._fail(jobs, cause, CommitUnknown)
+        for job in jobs:
+            job.undecided = True
+        self.pool.lost.when_ended(lost, over)
+        self._spawn(self._end_lost())
+
+    async def _end_lost(self) -> None:
+        """Until nothing of what is lost may take effect: somebody may wait for that, though nothing is to be written."""
+        while self.pool.lost and not self.pool.closed:
+            try:
+                connection = await self.pool.acquire()
+            except StorageUnavailable:
+                await asyncio.sleep(ASK_AGAIN_S)
+                continue
+            try:
+                await within(connection, self._limits.transaction_s, partial(self.pool.lost.end_all, connection))
+            except Exception as exc:
+                self.pool.release(connection, healthy=fault(exc, connection) is not Fault.CONNECTION)
+                await asyncio.sleep(ASK_AGAIN_S)
+            else:
+                self.pool.release(connection)
+
     async def _may_go_on(self, kind: Fault, attempt: _Attempt) -> bool:
         """After an error: whether the group is to run again (now: a pause that the error asks for is over)."""
         if kind is Fault.CONNECTION:
-            self.pool.discard_idle()  # most often the server went away, and they with it
-            self.losses += 1
-            attempt.losses += 1
-            return attempt.losses < MAX_LOSSES and not attempt.committing
+            return attempt.losses < MAX_LOSSES
         if kind is Fault.CONFLICT:
             self.conflicts += 1
             attempt.conflicts += 1
@@ -192,37 +302,43 @@ class Writer:
             return attempt.conflicts < MAX_CONFLICTS
         return False
 
-    async def _run_each(self, jobs: list[Job]) -> None:
+    async def _run_each(self, jobs: list[Job], lane: int) -> None:
         """One of them takes too long: find out which, without failing the others."""
         for job in jobs:
-            await self._run([job])
+            await self._run([job], lane)
 
     async def _attempt(self, connection: Any, jobs: Sequence[Job], attempt: _Attempt) -> None:
-        turn = self._polite > 0 and await self._take_turn(connection)
-        try:
-            fence = jobs[0].fence
-            if len(jobs) == 1 and jobs[0].single and (jobs[0].fenced or not fence):
-                await self._attempt_single(connection, jobs[0], attempt)
-                return
-            await connection.execute(f"BEGIN; {fence}" if fence else "BEGIN")
-            await self._drive_all(connection, jobs, isolated=attempt.isolated)
-            if all(job.error is not None for job in jobs):
-                await connection.execute("ROLLBACK")
-                return
-            attempt.committing = True
-            status = await connection.execute("COMMIT")
-            assert status == "COMMIT", status  # "ROLLBACK" would be a transaction that had failed unnoticed
-        finally:
-            if turn and await roll_back(connection):
-                await connection.execute("SELECT pg_advisory_unlock_all()")
+        if self.pool.lost:
+            await self.pool.lost.end_all(connection)
+        attempt.recognized = len(jobs) == 1 and jobs[0].recognized
+        if attempt.recognized:
+            await self._attempt_single(connection, jobs[0], attempt)
+            return
+        await self._begin(connection, jobs[0].fence, attempt.mark)
+        await self._drive_all(connection, jobs, isolated=attempt.isolated)
+        if all(job.error is not None for job in jobs):
+            await connection.execute("ROLLBACK")
+            return
+        attempt.committing = True
+        status = await connection.execute("COMMIT")
+        assert status == "COMMIT", status  # "ROLLBACK" would be a transaction that had failed unnoticed
 
-    async def _take_turn(self, connection: Any) -> bool:
-        """Wait for the database's turn; False if it was not to be had in time: the group goes on without it, and may lose again."""
+    async def _begin(self, connection: Any, fence: str, mark: _Mark) -> None:
+        """BEGIN, and in the same round trip the turn, the fence and the mark."""
+        first = f"{fence + '; ' if fence else ''}SELECT aether_mark('{self._id}', {mark.lane}, {mark.number})"
+        if self._polite and await self._begin_in_turn(connection, first):
+            return
+        await connection.execute(f"BEGIN; {first}")
+
+    async def _begin_in_turn(self, connection: Any, first: str) -> bool:
+        """False if the turn was not to be had in time: the group goes on without it, and may lose again."""
         try:
-            await connection.execute("SELECT pg_advisory_lock(hashtextextended($1, 0))", f"aether turn {self._name}")
+            await connection.execute(f"BEGIN; LOCK TABLE {self._turn} IN EXCLUSIVE MODE; {first}")
         except Exception as exc:
             if fault(exc, connection) is not Fault.SLOW:
                 raise
+            await connection.execute("ROLLBACK")
+            await connection.fetch(_CLEAR_TURN, self._turn, self._limits.idle_in_transaction_s)
             return False
         return True
 

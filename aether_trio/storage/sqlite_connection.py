@@ -62,6 +62,13 @@ def is_environment(exc: BaseException) -> bool:
     return isinstance(exc, MemoryError) or (isinstance(exc, sqlite3.Error) and primary_code(exc) in _ENVIRONMENT)
 
 
+def may_be_durable(exc: BaseException) -> bool:
+    """Whether a COMMIT that failed with this may be in the file all the same, for a process that opens it after a crash: all was written,
+    and the disk did not say that it has it. What could not be written is not whole, and is not taken for a transaction."""
+    code = getattr(exc, "sqlite_errorcode", None) or 0
+    return isinstance(exc, sqlite3.Error) and code & 0xFF == sqlite3.SQLITE_IOERR and code != sqlite3.SQLITE_IOERR_WRITE
+
+
 def setup_error(path: Path | None, exc: BaseException) -> StorageSetupError:
     """The text for a person: the file, what is wrong with it, what to do."""
     advice = _ADVICE.get(primary_code(exc), "cannot be used")

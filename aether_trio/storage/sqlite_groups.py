@@ -114,6 +114,22 @@ class Groups:
         if self.is_open:
             self.cursor.execute("COMMIT")
 
+    def overwrite(self) -> bool:
+        """Commit nothing in the place of what could not be committed; whether that is durable, so that the other never will be.
+
+        The next transaction begins in the write-ahead log where the failed one began. The version of a database that has none is written
+        as it is, so that there is something to write.
+        """
+        try:
+            self._begin(patient=True)
+            ((version,),) = self.cursor.execute("PRAGMA user_version").fetchall()
+            self.cursor.execute(f"PRAGMA user_version={version}").fetchall()
+            self.cursor.execute("COMMIT")
+        except sqlite3.Error:
+            self.rollback()
+            return False
+        return True
+
     def rollback(self) -> None:
         """Leave the transaction, which SQLite may have left by itself (full disk, I/O error)."""
         if self.is_open:

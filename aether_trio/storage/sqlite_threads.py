@@ -8,7 +8,8 @@ While a group waits for its fsync the next one collects, so the group grows exac
 run is in sqlite_groups.py; one that was run elsewhere (sqlite_inline.py) comes as a Commit.
 
 Invariants: a job is answered exactly once; nothing is answered before the COMMIT that contains it; an error of the
-environment fails the whole group and leaves no transaction open; the threads end only when told to.
+environment fails the whole group and leaves no transaction open; a group that may be in the file after a crash, though its COMMIT
+failed, is overwritten before it is refused, or is CommitUnknown; the threads end only when told to.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from typing import Final
 
 import trio
 
-from aether_trio.storage.base import StorageUnavailable
-from aether_trio.storage.sqlite_connection import is_environment
+from aether_trio.storage.base import CommitUnknown, StorageUnavailable
+from aether_trio.storage.sqlite_connection import is_environment, may_be_durable
 from aether_trio.storage.sqlite_groups import Groups, Job
 from aether_trio.storage.sqlite_statements import drive
 
@@ -90,9 +91,11 @@ class Worker:
         except trio.RunFinishedError:  # the run ended without closing the database: nobody is left to tell
             pass
 
-    def _fail(self, jobs: Sequence[Job], exc: BaseException) -> None:
+    def _fail(
+        self, jobs: Sequence[Job], exc: BaseException, kind: type[StorageUnavailable] = StorageUnavailable
+    ) -> None:
         for job in jobs:
-            job.error = StorageUnavailable(f"{self._thread.name}: {exc}")
+            job.error = kind(f"{self._thread.name}: {exc}")
             job.error.__cause__ = exc
 
     def _collect(self) -> tuple[list[Job], bool]:
@@ -165,9 +168,11 @@ class Writer(Worker):
 
     def _write(self, jobs: list[Job], commit: Commit | None = None) -> None:
         before = self._connection.total_changes if commit is None else commit.rows
+        committing = False
         try:
             if commit is None:
                 self._groups.run(jobs, patient=True)
+            committing = True
             self._groups.commit()
         except Exception as exc:
             self._groups.rollback()
@@ -176,7 +181,8 @@ class Writer(Worker):
             self.failed_groups += 1
             self.failing = True
             self.last_error = f"{type(exc).__name__}: {exc}"
-            self._fail(jobs, exc)
+            known = not (committing and may_be_durable(exc)) or self._groups.overwrite()
+            self._fail(jobs, exc, StorageUnavailable if known else CommitUnknown)
             return
         self.failing = False
         self.groups += 1

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from aether_trio.model.clock import VirtualClock
+from aether_trio.model.errors import AetherError
 from aether_trio.routing.catchup import CatchUp
 from aether_trio.routing.log import LogLimits, TopicLog, open_log
 from aether_trio.routing.outbox import Outbox, OutboxLimits
@@ -65,8 +66,8 @@ class Collector:
     def __init__(self) -> None:
         self.reasons: list[str] = []
 
-    def refused(self, number: int, reason: str) -> None:
-        self.reasons.append(reason)
+    def refused(self, number: int, error: AetherError) -> None:
+        self.reasons.append(error.message.partition(": ")[2])
 
     def settled(self, touched: set[Outbox]) -> None:
         raise AssertionError("it did not ask")

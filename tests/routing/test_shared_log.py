@@ -127,3 +127,22 @@ async def test_a_group_that_is_under_way_when_the_lease_is_lost_does_not_come_af
     await trio.sleep(1)
     assert reader.frames == [b"1", b"3"]
     assert len(bench.refusals) == 1
+
+
+@on_postgres
+async def test_a_group_of_which_nothing_is_known_is_never_refused(bench: Bench, database: InlineDatabase) -> None:
+    """However long that lasts: who was refused what is in the log would send it again."""
+    reader = Reader()
+    await bench.subscribe(TOPIC, reader, "me")
+    await bench.publish(TOPIC, b"1")
+    database.unanswered_writes = 10_000_000
+    number = bench.append(TOPIC, b"2")
+    await trio.sleep(300)
+    assert not bench.log.is_settled(number)
+    assert bench.log.statistics().storage_failing
+    database.unanswered_writes = 0
+    await bench.log.wait_settled(number)
+    await trio.sleep(1)
+    assert bench.refusals == []
+    assert reader.frames == [b"1", b"2"]
+    assert not bench.log.statistics().storage_failing

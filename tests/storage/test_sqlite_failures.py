@@ -5,15 +5,18 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
 from aether_trio.storage import sqlite_threads
-from aether_trio.storage.base import Fetch, Program, StorageUnavailable
+from aether_trio.storage.base import CommitUnknown, Execute, Fetch, Program, StorageUnavailable
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.sqlite import SqliteDatabase, open_sqlite
+from aether_trio.storage.sqlite_groups import Groups
 from tests.storage.programs import CREATE, held_writer, ids, insert, pragma, queued
 
 
@@ -219,3 +222,51 @@ async def test_what_was_acknowledged_before_a_kill_is_there_afterwards(path: Pat
     for first in range(8):  # of each caller's programs, a prefix
         mine = sorted(number for number in stored if number % 8 == first)
         assert mine == list(range(first, first + 8 * len(mine), 8))
+
+
+def fails_to_commit(code: int) -> Callable[[Groups], None]:
+    def commit(groups: Groups) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = code
+        raise error
+
+    return commit
+
+
+@pytest.mark.parametrize(
+    ("code", "overwritten", "unknown"),
+    [
+        (sqlite3.SQLITE_IOERR_FSYNC, True, False),
+        (sqlite3.SQLITE_IOERR_FSYNC, False, True),
+        (sqlite3.SQLITE_IOERR_WRITE, False, False),
+        (sqlite3.SQLITE_FULL, False, False),
+    ],
+)
+async def test_a_commit_that_may_be_on_the_disk_is_overwritten_or_unknown(
+    path: Path, monkeypatch: pytest.MonkeyPatch, code: int, overwritten: bool, unknown: bool
+) -> None:
+    """The disk does not say that it has what was written to it: a process that opens the file after a crash may find it."""
+    async with open_sqlite(path) as database:
+        await database.run_small(partial(create_and_insert, 1))
+        wal = Path(f"{path}-wal")
+        before = wal.read_bytes()
+        for write in (database.run, database.run_small):
+            with monkeypatch.context() as patch:
+                patch.setattr(Groups, "commit", fails_to_commit(code))
+                if not overwritten:
+                    patch.setattr(Groups, "overwrite", lambda _: False)
+                with pytest.raises(StorageUnavailable) as raised:
+                    await write(insert(2))
+            assert isinstance(raised.value, CommitUnknown) == unknown
+            # Whatever was in the log behind the last commit is not there any more.
+            assert (len(wal.read_bytes()) > len(before)) == overwritten
+            before = wal.read_bytes()
+            await database.run(insert(2))
+            await database.execute("DELETE FROM items WHERE id = 2")
+            before = wal.read_bytes()
+        assert await ids(database) == [1]
+
+
+def create_and_insert(number: int) -> Program[None]:
+    yield Execute(CREATE)
+    yield from insert(number)()

@@ -17,6 +17,7 @@ from aether_trio.services.agents.starts import Starts
 from aether_trio.services.agents.store import AgentStore, Refusal
 from aether_trio.session.session import Session
 from aether_trio.storage.base import StorageUnavailable
+from aether_trio.storage.outages import outage_text
 from aether_trio.wire.errors import error_response
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -47,7 +48,7 @@ class AgentService:
             response.error = str(error)
             return [pb.DownstreamMessage(agent=response), error_response(error, op.request_id)]
         except StorageUnavailable as error:
-            response.error = f"the gateway's storage does not answer: {error}"
+            response.error = outage_text(error)
         return [pb.DownstreamMessage(agent=response)]
 
     async def _operate(self, session: Session, op: pb.AgentOperation, response: pb.AgentResponse) -> None:

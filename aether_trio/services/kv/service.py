@@ -10,11 +10,12 @@ reply with their id:
 | scope parameters | ErrorResponse KV_ERROR alone: the SDK raises it from the call |
 | value too large, scope full | ErrorResponse ERR_QUOTA_001 alone, not retryable |
 | authorization context | ErrorResponse ERR_PERMISSION_DENIED, then KVResponse{success=false} |
+| not known whether it was done | KVResponse{success=false} (only with a request id), then ErrorResponse ERR_OUTCOME_UNKNOWN |
 
 The one difference: the reference sends KV_ERROR alone also for a principal type that may not use KV. A user's SDK call is to
 see success=false (sdk.md, scenario 65), so those get both, in the usual order.
 
-`handle` never raises for a client's mistake, nor when storage is unavailable (KV_ERROR, retryable).
+`handle` never raises for a client's mistake, nor when storage is unavailable (KV_ERROR, retryable: nothing was written).
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ from aether_trio.services.kv.programs import Outcome, Refusal, Slot
 from aether_trio.services.kv.ranges import CursorError
 from aether_trio.services.kv.spaces import Scope, ScopeError, after, exclusive_root, parse_scope, space_of
 from aether_trio.services.kv.usage import Quota
-from aether_trio.storage.base import Database, Program, StorageUnavailable
+from aether_trio.storage.base import CommitUnknown, Database, Program, StorageUnavailable
 from aether_trio.storage.expiry import sweep, sweep_forever
+from aether_trio.storage.outages import outage
 from aether_trio.wire.errors import error_response
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -97,6 +99,9 @@ class KvService:
             return [pb.DownstreamMessage(kv=await self._respond(identity, op))]
         except _Refused as refused:
             return refused.messages
+        except CommitUnknown as exc:
+            told = outage(exc)
+            return [*_unsuccessful(op), _error(op, told.code, told.message)]
         except StorageUnavailable as exc:
             return _failure(op, f"storage is unavailable, try again: {exc}", retryable=True)
 

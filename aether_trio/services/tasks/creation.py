@@ -29,6 +29,7 @@ from aether_trio.services.tasks.starting import Starter
 from aether_trio.services.tasks.tokens import Minted, hash_token, new_token
 from aether_trio.session.session import Session
 from aether_trio.storage.base import StorageUnavailable
+from aether_trio.storage.outages import outage
 from aether_trio.wire.errors import error_response
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -57,7 +58,10 @@ class Creation:
         try:
             response = await self._create(session, request)
         except StorageUnavailable as error:
-            return _refused(request, AetherError(Code.INTERNAL, f"the gateway's storage does not answer: {error}"))
+            told = outage(error)
+            return _refused(
+                request, told if told.code is Code.OUTCOME_UNKNOWN else AetherError(Code.INTERNAL, told.message)
+            )
         except AetherError as error:
             return _refused(request, error)
         response.request_id = request.request_id

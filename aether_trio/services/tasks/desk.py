@@ -18,6 +18,7 @@ import trio
 from aether_trio.model.containment import report
 from aether_trio.services.tasks.transaction import Work
 from aether_trio.storage.base import Program, StorageUnavailable
+from aether_trio.storage.pending import IN_NAME_OF, Pending
 
 logger = structlog.get_logger("aether.tasks")
 
@@ -43,15 +44,18 @@ class Desk:
     ) -> None:
         self._perform = perform
         self._together = together
-        self._waiting: list[tuple[Errand, Callable[[], None]]] = []
+        self._waiting: list[tuple[Errand, Callable[[], None], Pending | None]] = []
         self._taken = self._done = 0
         self._dropped = 0
         self._work = trio.Event()
         self._progress = trio.Event()
 
     def put(self, errand: Errand, done: Callable[[], None] = _nothing) -> int:
-        """Take something on; its number, for `wait_done`. `done` is called after its commit."""
-        self._waiting.append((errand, done))
+        """Take something on; its number, for `wait_done`. `done` is called after its commit. It is written in the caller's name."""
+        pending = IN_NAME_OF.get()
+        if pending is not None:
+            pending.began()
+        self._waiting.append((errand, done, pending))
         self._taken += 1
         self._work.set()
         return self._taken
@@ -90,12 +94,14 @@ class Desk:
                 continue
             group = self._waiting[:GROUP]
             del self._waiting[:GROUP]
-            await self._run_group([errand for errand, _ in group])
-            for _, done in group:
+            await self._run_group([errand for errand, _, _ in group])
+            for _, done, pending in group:
                 try:
                     done()
                 except Exception as error:
                     report(error, "who is told of a task's progress")
+                if pending is not None:
+                    pending.over()
             self._done += len(group)
             event, self._progress = self._progress, trio.Event()
             event.set()

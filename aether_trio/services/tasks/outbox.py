@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 import trio
 
+from aether_trio.model.errors import AetherError
 from aether_trio.routing.log import TopicLog
 from aether_trio.routing.outbox import Outbox
 from aether_trio.routing.publishers import Publisher
@@ -41,7 +42,7 @@ class OutboxPublisher:
         """Something is there."""
         self._work.set()
 
-    def refused(self, number: int, reason: str) -> None:
+    def refused(self, number: int, error: AetherError) -> None:
         """See log.Author."""
         self._refused.add(number)
 

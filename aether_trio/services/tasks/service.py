@@ -30,6 +30,7 @@ from aether_trio.services.tasks.transaction import Work
 from aether_trio.services.tasks.wire import info, named, show
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Execute, Program, StorageUnavailable
+from aether_trio.storage.outages import outage
 from aether_trio.wire.errors import error_response
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -38,8 +39,6 @@ HasCheckpoint = Callable[[str, str], Awaitable[bool]]
 
 MAX_DESCENDANTS: Final = 256
 """That a recursive subscription begins with (reference: tasks.md 6.4)."""
-AWAY: Final = f"{Code.CIRCUIT_OPEN}: the gateway's storage does not answer: {{0}}"
-"""With a code that says that it may be tried again."""
 
 
 class TaskService:
@@ -79,7 +78,7 @@ class TaskService:
                 await self.engine.desk.settle()
             await self._operate(session, op, response)
         except StorageUnavailable as error:
-            response.error = AWAY.format(error)
+            response.error = str(outage(error))
         return [message]
 
     async def _operate(self, session: Session, op: pb.TaskOperation, response: pb.TaskOperationResponse) -> None:
@@ -149,7 +148,7 @@ class TaskService:
             else:
                 response.error = f"unknown task query {asked.op}"
         except StorageUnavailable as error:
-            response.error = AWAY.format(error)
+            response.error = str(outage(error))
         except query.TokenError as error:
             response.error = str(error)
         return [pb.DownstreamMessage(task_query=response)]
@@ -210,7 +209,7 @@ class TaskService:
             else:
                 response.error = f"unknown task subscription operation {op.op}"
         except StorageUnavailable as error:
-            response.error = AWAY.format(error)
+            response.error = str(outage(error))
         except AetherError as error:
             response.error = error.message
         return [answer]

@@ -53,7 +53,8 @@ MIGRATIONS: Final = (
             last_seen_ms {bigint} NOT NULL,
             session_id TEXT NOT NULL,
             initial_connection_ms {bigint} NOT NULL,
-            reconnections {bigint} NOT NULL
+            reconnections {bigint} NOT NULL,
+            hold_epoch {bigint} NOT NULL
         ) {clustered}""",
         "CREATE INDEX presence_by_age ON presence (last_seen_ms)",
     ),

@@ -108,8 +108,13 @@ class Fabric:
 
     async def _run(self, changes: Mapping[str, Any], task_status: trio.TaskStatus[Gateway]) -> None:
         stop, stopped = trio.Event(), trio.Event()
-        storage = {"database": self._engine.server.dsn(), "schema": self._engine.schema}
-        settings = settings_for_tests(storage=storage, **{**self._settings, **changes})
+        sections: dict[str, Any] = {**self._settings, **changes}
+        sections["storage"] = {
+            "database": self._engine.server.dsn(),
+            "schema": self._engine.schema,
+            **sections.get("storage", {}),
+        }
+        settings = settings_for_tests(**sections)
         try:
             async with open_core(settings) as core:
                 tails = core.log.relay

@@ -1,0 +1,93 @@
+"""What a client is told of a write of which it is not known whether it took effect: that, and not to try again.
+
+One that obeyed "try again" would count an INCREMENT twice.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from aether_trio.core import Core
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import World, agent, connect, message_to, orchestrator
+
+MANY = 1000
+"""More than the gateway asks again."""
+
+
+@pytest.mark.parametrize("request_id", ["r", ""])
+async def test_a_key(world: World, core: Core, request_id: str) -> None:
+    async with connect(core, agent("w", "a", "1")) as peer:
+        await peer.next("config")
+        world.state.unanswered_writes = 1
+        op = pb.KVOperation(op=pb.KVOperation.INCREMENT, scope=pb.KVOperation.GLOBAL, key="n", request_id=request_id)
+        peer.send(pb.UpstreamMessage(kv_op=op))
+        if request_id:
+            assert not (await peer.next("kv")).kv.success
+        error = (await peer.next("error")).error
+        assert (error.code, error.retryable, error.request_id) == ("ERR_OUTCOME_UNKNOWN", False, request_id)
+        world.state.fail_writes = 1  # of this it is known
+        peer.send(pb.UpstreamMessage(kv_op=op))
+        error = (await peer.next("error")).error
+        assert (error.code, error.retryable) == ("KV_ERROR", True)
+
+
+async def test_a_checkpoint(world: World, core: Core) -> None:
+    async with connect(core, agent("w", "a", "1")) as peer:
+        await peer.next("config")
+        for op in (pb.CheckpointOperation.SAVE, pb.CheckpointOperation.DELETE):
+            world.state.unanswered_writes = 1
+            peer.send(pb.UpstreamMessage(checkpoint_op=pb.CheckpointOperation(op=op, key="k", data=b"x")))
+            answer = (await peer.next("checkpoint")).checkpoint
+            assert not answer.success
+            assert answer.error.startswith("ERR_OUTCOME_UNKNOWN: ")
+
+
+async def test_a_task(world: World, core: Core) -> None:
+    async with connect(core, agent("w", "a", "1")) as peer:
+        await peer.next("config")
+        create = pb.CreateTaskRequest(task_type="t", workspace="w", request_id="c", assignment_mode=pb.SELF_ASSIGN)
+        peer.send(pb.UpstreamMessage(create_task=create))
+        task_id = (await peer.next("create_task")).create_task.task_id
+        assert task_id
+        world.databases["tasks"].unanswered_writes = MANY
+        peer.send(pb.UpstreamMessage(create_task=create))
+        error = (await peer.next("error")).error
+        assert (error.code, error.retryable) == ("ERR_OUTCOME_UNKNOWN", False)
+        refused = (await peer.next("create_task")).create_task
+        assert refused.error_code == "ERR_OUTCOME_UNKNOWN"
+        op = pb.TaskOperation(op=pb.TaskOperation.COMPLETE, task_id=task_id, request_id="o")
+        peer.send(pb.UpstreamMessage(task_op=op))
+        answer = (await peer.next("task_op")).task_op
+        assert not answer.success
+        assert answer.error.startswith("ERR_OUTCOME_UNKNOWN: ")
+        world.databases["tasks"].unanswered_writes = 0
+
+
+async def test_the_registry_of_agents(world: World, core: Core) -> None:
+    async with connect(core, orchestrator("o", "1")) as peer:
+        world.databases["tasks"].unanswered_writes = MANY
+        op = pb.AgentOperation(
+            op=pb.AgentOperation.REGISTER, implementation="x", agent=pb.AgentRegistrationInfo(implementation="x")
+        )
+        peer.send(pb.UpstreamMessage(agent_op=op))
+        answer = (await peer.next("agent")).agent
+        assert not answer.success
+        assert answer.error.startswith("ERR_OUTCOME_UNKNOWN: ")
+        world.databases["tasks"].unanswered_writes = 0
+
+
+async def test_a_message(world: World, core: Core) -> None:
+    """In a file: in a shared database the log finds it out."""
+    if world.log.shared:
+        pytest.skip("the log does not give up before it knows")
+    async with connect(core, agent("w", "a", "1")) as peer, connect(core, agent("w", "b", "1")) as other:
+        await peer.next("config")
+        peer.send(message_to("ag::w::b::1", b"first"))
+        await other.next("msg")
+        for unanswered, expected in ((MANY, ("ERR_OUTCOME_UNKNOWN", False)), (0, ("ERR_PUBLISH_FAILED", True))):
+            world.log.unanswered_writes, world.log.failing = unanswered, not unanswered
+            peer.send(message_to("ag::w::b::1", b"x"))
+            error = (await peer.next("error")).error
+            assert (error.code, error.retryable) == expected
+        world.log.failing = False
