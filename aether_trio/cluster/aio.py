@@ -15,10 +15,10 @@ from typing import Any, Final, TypeVar
 import outcome
 import trio
 
-from aether_trio.storage.base import StorageUnavailable
+from aether_trio.storage.base import RefusedError, StorageUnavailable
 from aether_trio.storage.postgres import PostgresServer
 from aether_trio.storage.postgres_connections import connect
-from aether_trio.storage.postgres_errors import Fault, FencedError, RefusedError, describe, explain, fault, is_outage
+from aether_trio.storage.postgres_errors import Fault, FencedError, describe, explain, fault, is_outage
 from aether_trio.storage.postgres_pool import Pool
 from aether_trio.storage.postgres_statements import roll_back, within
 

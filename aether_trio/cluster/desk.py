@@ -7,6 +7,7 @@
 One task on the asyncio side works as long as anything waits. While its statement runs the next batch gathers, so a storm of connections
 costs a few statements, and a single claim waits for nobody.
 
+What the server does not take together is tried in halves (storage/batches.py), so that a claim that cannot be written is refused alone.
 Every statement is a transaction of its own and may run twice (its answer may get lost with the connection): a claim finds its own row,
 a release nothing more to do. A release or an answer that cannot be made now stays in the queue; a claim is refused.
 
@@ -24,15 +25,19 @@ from functools import partial
 from typing import Any, Final
 
 import outcome
+import structlog
 import trio
 
 from aether_trio.cluster.aio import run_again
 from aether_trio.cluster.lease import Lease, lock_class
 from aether_trio.cluster.records import Answer, ClaimRequest, ClusterLimits, Continued
-from aether_trio.storage.base import StorageUnavailable
+from aether_trio.storage.base import RefusedError, StorageUnavailable
+from aether_trio.storage.batches import in_halves
 from aether_trio.storage.postgres import PostgresServer
 from aether_trio.storage.postgres_errors import FencedError
 from aether_trio.storage.postgres_pool import Pool
+
+logger = structlog.get_logger("aether.cluster")
 
 MAX_BATCH: Final = 256  # claims in a statement: bounds how long their rows stay locked
 MAX_RELEASES: Final = 1000
@@ -103,6 +108,11 @@ class DeskStatistics:
     release_statements: int
     waiting: int
     failing: bool
+
+
+def _forget(what: object, error: Exception) -> None:
+    """It can never be written."""
+    logger.error("a hold could not be written about", what=what, reason=str(error))
 
 
 class _Claim:
@@ -225,21 +235,16 @@ class Desk:
         withdrawals, self._withdrawals = self._withdrawals, {}
         try:
             if releases:
-                rows = await self._run(partial(self._release, releases))
-                self._release_statements += 1
+                rows = await in_halves(releases, self._release, _forget)
                 self._released += len(rows)
                 released, releases = releases, []
                 self._on_news([one.identity for one in released])
             if answers:
-                columns = list(zip(*answers, strict=True))
-                await self._run(
-                    lambda c: c.execute(_ANSWER, *map(list, columns), [one.value for one in answers.values()])
-                )
+                await in_halves(list(answers.items()), self._write_answers, _forget)
                 answered, answers = answers, {}
                 self._on_news([identity for identity, _, _ in answered])
             if withdrawals:
-                columns = list(zip(*withdrawals, strict=True))
-                await self._run(lambda c: c.execute(_WITHDRAW, self._lease.node_id, *map(list, columns)))
+                await in_halves(list(withdrawals), self._withdraw, _forget)
                 withdrawals = {}
         except StorageUnavailable:
             self._failing = True
@@ -250,18 +255,33 @@ class Desk:
         self._failing = False
         return True
 
-    async def _release(self, releases: Sequence[Release], connection: Any) -> Any:
+    async def _release(self, releases: Sequence[Release]) -> list[Any]:
         histories = [one.history or Continued("", 0, 0) for one in releases]
-        return await connection.fetch(
-            _RELEASE,
-            self._lease.node_id,
-            [one.identity for one in releases],
-            [one.session_id for one in releases],
-            [one.epoch for one in releases],
-            [one.session_id for one in histories],
-            [one.initial_connection_ms for one in histories],
-            [one.reconnections for one in histories],
+        rows: list[Any] = await self._run(
+            lambda connection: connection.fetch(
+                _RELEASE,
+                self._lease.node_id,
+                [one.identity for one in releases],
+                [one.session_id for one in releases],
+                [one.epoch for one in releases],
+                [one.session_id for one in histories],
+                [one.initial_connection_ms for one in histories],
+                [one.reconnections for one in histories],
+            )
         )
+        self._release_statements += 1
+        return rows
+
+    async def _write_answers(self, answers: Sequence[tuple[tuple[str, int, str], Answer]]) -> list[Any]:
+        identities, askers, sessions = zip(*(key for key, _ in answers), strict=True)
+        values = [answer.value for _, answer in answers]
+        await self._run(lambda c: c.execute(_ANSWER, list(identities), list(askers), list(sessions), values))
+        return []
+
+    async def _withdraw(self, withdrawals: Sequence[tuple[str, str]]) -> list[Any]:
+        identities, sessions = zip(*withdrawals, strict=True)
+        await self._run(lambda c: c.execute(_WITHDRAW, self._lease.node_id, list(identities), list(sessions)))
+        return []
 
     async def _claim_some(self) -> None:
         batch: dict[str, _Claim] = {}
@@ -277,11 +297,17 @@ class Desk:
         self._claims.extendleft(reversed(later))
         if not batch:
             return
-        claims = list(batch.values())
         node_epoch = self._lease.epoch
+        refused: list[_Claim] = []
+
+        def refuse(claim: _Claim, error: Exception) -> None:
+            refused.append(claim)
+            self._deliver(claim, outcome.Error(RefusedError(str(error))))
+
         try:
-            rows = await self._run(partial(self._claim, claims, node_epoch))
+            rows = await in_halves(list(batch.values()), partial(self._claim, node_epoch), refuse)
         except Exception as exc:
+            claims = [claim for claim in batch.values() if claim not in refused]
             if isinstance(exc, FencedError):
                 self._lease.suspect()
             for claim in claims:
@@ -290,17 +316,23 @@ class Desk:
             # Whether it is ours is not known if the answer was lost: then it is not.
             self._releases.extend(Release(one.request.identity, one.request.session_id, 0) for one in claims)
             return
-        self._claimed += len(claims)
-        self._claim_statements += 1
-        self._largest = max(self._largest, len(claims))
+        self._largest = max(self._largest, len(batch))
         verdicts = {row[0]: _verdict(row, node_epoch) for row in rows}
         for identity, claim in batch.items():
+            if claim in refused:
+                continue
+            self._claimed += 1
             verdict = verdicts.get(identity) or Again()
             if not self._deliver(claim, outcome.Value(verdict)) and isinstance(verdict, Granted):
                 self._releases.append(Release(identity, claim.request.session_id, verdict.epoch))
 
-    async def _claim(self, claims: Sequence[_Claim], node_epoch: int, connection: Any) -> Any:
+    async def _claim(self, node_epoch: int, claims: Sequence[_Claim]) -> list[Any]:
         requests = [claim.request for claim in claims]
+        rows: list[Any] = await self._run(partial(self._claim_on, node_epoch, requests))
+        self._claim_statements += 1
+        return rows
+
+    async def _claim_on(self, node_epoch: int, requests: Sequence[ClaimRequest], connection: Any) -> Any:
         return await connection.fetch(
             _CLAIM,
             self._lease.node_id,

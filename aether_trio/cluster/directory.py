@@ -16,8 +16,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import structlog
 import trio
 
 from aether_trio.cluster.bus import ALL
@@ -28,6 +29,7 @@ from aether_trio.cluster.instances import Instances
 from aether_trio.cluster.queries import Queries
 from aether_trio.cluster.records import ClusterLimits
 from aether_trio.cluster.rounds import Round
+from aether_trio.storage.batches import in_halves
 from aether_trio.storage.postgres import PostgresServer
 
 if TYPE_CHECKING:
@@ -82,6 +84,12 @@ _MOVE: Final = """
     UPDATE holds h SET place = mine.place, written_ms = aether_now_ms() FROM mine
     WHERE h.identity = mine.identity AND h.session_id = mine.session_id AND h.ended_ms IS NULL
 """
+
+
+def _forget_move(move: tuple[str, tuple[str, str]], error: Exception) -> None:
+    structlog.get_logger("aether.cluster").error(
+        "a switch of a workspace is not written", identity=move[0], reason=str(error)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,13 +223,18 @@ class Directory:
                 names = list(self._moves)[:MAX_MOVES]
                 moves = {name: self._moves.pop(name) for name in names}
                 try:
-                    sessions, places = zip(*moves.values(), strict=True)
-                    await self._queries.fetch(_MOVE, names, list(sessions), list(places))
+                    await in_halves(list(moves.items()), self._write_some, _forget_move)
                 except BaseException:
                     self._moves = {**moves, **self._moves}
                     raise
                 self._move_statements += 1
                 self._move_count += len(moves)
+
+    async def _write_some(self, moves: Sequence[tuple[str, tuple[str, str]]]) -> list[Any]:
+        names = [name for name, _ in moves]
+        return await self._queries.fetch(
+            _MOVE, names, [one for _, (one, _) in moves], [place for _, (_, place) in moves]
+        )
 
     # -- what hints are for ---------------------------------------------------------------------------------------
 

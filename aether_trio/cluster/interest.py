@@ -13,6 +13,7 @@ deleted only after its topic has left `_known`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Final
 
 import structlog
@@ -21,6 +22,7 @@ import trio
 from aether_trio.cluster.lease import Lease
 from aether_trio.cluster.queries import Queries
 from aether_trio.storage.base import StorageUnavailable
+from aether_trio.storage.batches import in_halves
 
 logger = structlog.get_logger("aether.cluster")
 
@@ -34,6 +36,10 @@ _COUNT: Final = "SELECT count(*) FROM {table} WHERE node_id = $1"
 _FORGET: Final = """
     DELETE FROM {table} WHERE node_id IN (SELECT node_id FROM nodes WHERE NOT alive AND ended_ms < aether_now_ms() - 60000)
 """
+
+
+def _refused(topic: str, error: Exception) -> None:
+    logger.error("an interest cannot be made known", topic=topic, reason=str(error))
 
 
 class Interest:
@@ -85,7 +91,7 @@ class Interest:
                 try:
                     async with self._changing:
                         node_id, epoch = self._lease.node_id, self._lease.epoch
-                        await self._queries.fetch(self._add, node_id, topics)
+                        known = await in_halves(topics, partial(self._add_some, node_id), _refused)
                         if (node_id, epoch) != (self._lease.node_id, self._lease.epoch):
                             continue  # under a lease that has ended: once more
                 except StorageUnavailable as exc:
@@ -94,8 +100,12 @@ class Interest:
                     # Whoever listens all the same is served by `look_after`.
                     continue
                 now = trio.current_time()
-                self._known.update(dict.fromkeys(topics, now))
+                self._known.update(dict.fromkeys(known, now))
                 self._settle(topics)
+
+    async def _add_some(self, node_id: int, topics: Sequence[str]) -> Sequence[str]:
+        await self._queries.fetch(self._add, node_id, list(topics))
+        return topics
 
     def renew(self) -> None:
         """This node was taken for dead: others may have deleted its rows, or it has another number. In one step."""

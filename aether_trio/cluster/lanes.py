@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
 import trio
@@ -33,6 +33,7 @@ from aether_trio.cluster.records import ClusterLimits
 from aether_trio.cluster.rounds import AGAIN_S, Round
 from aether_trio.routing.lanes import Lanes
 from aether_trio.storage.base import StorageUnavailable
+from aether_trio.storage.batches import in_halves
 from aether_trio.storage.postgres import PostgresServer
 
 if TYPE_CHECKING:
@@ -216,12 +217,8 @@ class ClusterLanes:
     async def _write(self) -> None:
         """One batch. Raises StorageUnavailable, and then it waits on, if there is room."""
         batch = self._take()
-        lease = self._cluster.lease
-        seqs, topics, sources, recipients, frames = map(list, zip(*batch, strict=True))
         try:
-            rows = await self._queries.fetch(
-                _WRITE, lease.node_id, lease.epoch, seqs, topics, sources, recipients, frames
-            )
+            rows = await in_halves(batch, self._write_some, self._drop)
         except BaseException:
             self._waiting.extendleft(reversed(batch))
             self._waiting_bytes += sum(len(one.frame) for one in batch)
@@ -231,6 +228,15 @@ class ClusterLanes:
         self._written += len(batch)
         for (node_id,) in rows:
             self._cluster.bus.send(node_id, WAKE, "")
+
+    async def _write_some(self, batch: Sequence[Any]) -> list[Any]:
+        lease = self._cluster.lease
+        columns = map(list, zip(*batch, strict=True))
+        return await self._queries.fetch(_WRITE, lease.node_id, lease.epoch, *columns)
+
+    def _drop(self, one: Any, error: Exception) -> None:
+        self._dropped += 1
+        logger.error("an update cannot be written", topic=one.topic, reason=str(error))
 
     async def _write_on(self) -> None:
         while True:

@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import structlog
@@ -35,6 +35,7 @@ from aether_trio.cluster.rounds import AGAIN_S, Round
 from aether_trio.routing.log import TopicLog
 from aether_trio.routing.topic_state import TopicState
 from aether_trio.storage.base import StorageUnavailable
+from aether_trio.storage.batches import in_halves
 from aether_trio.storage.postgres import PostgresServer
 
 if TYPE_CHECKING:
@@ -161,7 +162,13 @@ class ClusterTails:
 
     async def _tell(self, topics: Sequence[str]) -> None:
         node_id, channel = self._cluster.node_id, self._cluster.bus.node_channel
-        told = await self._queries.fetch(_TELL, node_id, channel, topics, *said_in_parts(topics))
+
+        async def tell(some: Sequence[str]) -> list[Any]:
+            return await self._queries.fetch(_TELL, node_id, channel, some, *said_in_parts(some))
+
+        told = await in_halves(
+            topics, tell, lambda topic, error: logger.error("nobody is told of a topic", topic=topic, reason=str(error))
+        )
         self._committed += len(topics)
         self._lookups += 1
         self._statements += bool(told)

@@ -25,6 +25,7 @@ import structlog
 import trio
 
 from aether_trio.model.clock import Clock
+from aether_trio.model.errors import AetherError, Code
 from aether_trio.routing import programs
 from aether_trio.routing.cursors import CursorStore
 from aether_trio.routing.follower import kick_all
@@ -196,9 +197,17 @@ class TopicLog(LogReader):
             self.cursors.abort_flush()
             for publisher in publishers:
                 publisher.refused(upto)
-            self._refuse(batch, authors, error)
+            if not self._failing:
+                logger.error("log group refused", messages=len(batch), reason=str(error))
+            self._failing = True
+            self._refuse(batch, authors, not_stored(error))
             # A failing engine may answer at once; do not spin on cursors alone.
             await trio.sleep(0.05)
+        except Exception as error:
+            self.cursors.abort_flush()
+            for publisher in publishers:
+                publisher.again()
+            await self._commit_apart(batch, authors, alone=not cursor_topics, error=error)
         else:
             if self.relay is not None:
                 self.relay.committed(dict.fromkeys(state for state, _ in messages))
@@ -211,6 +220,31 @@ class TopicLog(LogReader):
                 await self._look_up(batch, authors)
             else:
                 await self._fan_out(batch, offsets, authors)
+
+    async def _commit_apart(
+        self, batch: list[Entry], authors: Iterable[Author], *, alone: bool, error: Exception
+    ) -> None:
+        """The database does not take what one of a group has sent, and would not at another time: that is refused, and nothing else."""
+        if not batch:
+            logger.error("positions cannot be written", reason=repr(error))
+            await trio.sleep(PROBE_S)
+            return
+        if alone and len(batch) == 1:
+            logger.error("a message cannot be written", topic=batch[0][0].name, reason=repr(error))
+            for author in authors:
+                if author.publisher is not None:
+                    author.publisher.refused(self._settled + 1)
+            told = AetherError(Code.PUBLISH_FAILED, f"the message cannot be stored: {error}", retryable=False)
+            self._refuse(batch, authors, told)
+            return
+        self._take_back(batch)
+        self._pending_bytes += sum(len(entry[1]) for entry in batch)
+        if not alone:
+            await self._commit(batch, [])
+            return
+        half = len(batch) // 2
+        await self._commit(batch[:half], [])
+        await self._commit(batch[half:], [])
 
     async def _write(
         self,
@@ -270,20 +304,23 @@ class TopicLog(LogReader):
             state.tail = state.assigned = facts.tail
             state.tail_bytes = state.assigned_bytes = facts.total_bytes
 
-    def _refuse(self, batch: list[Entry], authors: Iterable[Author], error: StorageUnavailable) -> None:
-        if not self._failing:
-            logger.error("log group refused", messages=len(batch), reason=str(error))
-        told = not_stored(error)
-        self._failing = True
+    def _take_back(self, batch: list[Entry]) -> None:
+        """The offsets that a group was given by this process."""
+        if self._database.shared:
+            return
+        for state, _, _ in batch:
+            if state.assigned > state.tail:
+                state.doubtful = True
+                state.assigned, state.assigned_bytes = state.tail, state.tail_bytes
+
+    def _refuse(self, batch: list[Entry], authors: Iterable[Author], told: AetherError) -> None:
+        self._take_back(batch)
         self._refused += len(batch)
         number = self._settled
         self._settle(len(batch))
         for state, _, author in batch:
             number += 1
             state.waiting -= 1
-            if state.assigned > state.tail and not self._database.shared:
-                state.doubtful = True
-                state.assigned, state.assigned_bytes = state.tail, state.tail_bytes
             author.refused(number, told)
         touched: set[Outbox] = set()
         for author in authors:

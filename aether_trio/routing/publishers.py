@@ -130,6 +130,13 @@ class Publisher:
         self.written_ms = now_ms
         self._settle()
 
+    def again(self) -> None:
+        """Nothing was written, and it is tried in smaller groups."""
+        pending = self.pending
+        self._in_flight.extendleft((pending[seq], seq) for seq in reversed(self._committing))
+        self._committing = []
+        self._next_ranges = []
+
     def refused(self, upto: int) -> None:
         """Neither a row nor the messages up to this append were written: their numbers are free again."""
         self._take(upto)

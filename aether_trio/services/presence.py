@@ -7,6 +7,7 @@ each is forgotten some time after its last session.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -15,7 +16,8 @@ import trio
 from aether_trio.model.clock import Clock
 from aether_trio.session.registry import History
 from aether_trio.session.session import Session
-from aether_trio.storage.base import Database, Execute, Program, StorageUnavailable
+from aether_trio.storage.base import Database, Execute, Program, StorageUnavailable, Value
+from aether_trio.storage.batches import in_halves
 from aether_trio.storage.expiry import sweep_forever
 
 logger = structlog.get_logger("aether.presence")
@@ -150,8 +152,7 @@ class PresenceStore:
                 self._writing = {}
 
     async def _write(self) -> None:
-        await self._database.executemany(
-            _WRITE,
+        await in_halves(
             [
                 (
                     name,
@@ -164,4 +165,10 @@ class PresenceStore:
                 for name, seen in self._writing.items()
                 if not name.startswith("ta::")  # a name that never comes back
             ],
+            self._write_rows,
+            lambda row, error: logger.error("presence of one not written", identity=row[0], reason=str(error)),
         )
+
+    async def _write_rows(self, rows: Sequence[tuple[Value, ...]]) -> Sequence[None]:
+        await self._database.executemany(_WRITE, rows)
+        return ()

@@ -31,7 +31,7 @@ from aether_trio.routing.log import TopicLog
 from aether_trio.session.admission import Claim
 from aether_trio.session.registry import History, Registry
 from aether_trio.session.session import Session
-from aether_trio.storage.base import StorageUnavailable
+from aether_trio.storage.base import RefusedError, StorageUnavailable
 
 logger = structlog.get_logger("aether.session")
 
@@ -156,6 +156,10 @@ class ClusterHolding:
             return self._registry.claim(session, claim.resume_session_id)  # which says why not
         try:
             claimed = await self._claim(self._rows, _request(session, claim))
+        except RefusedError as error:
+            raise StatusError(
+                Status.INVALID_ARGUMENT, f"what this connection says of itself cannot be stored: {error}"
+            ) from None
         except StorageUnavailable as error:
             raise StatusError(Status.UNAVAILABLE, f"the gateway's storage does not answer: {error}") from None
         stale = self._registry.holder(name)

@@ -83,6 +83,11 @@ class CommitUnknown(StorageUnavailable):
     """
 
 
+class RefusedError(StorageUnavailable):
+    """The server does not take what a statement was given, and would not at another time: one of those who share it is at fault
+    (batches.py)."""
+
+
 class Database(Protocol):
     """One logical database. Engines are async context managers; closing one flushes what was accepted."""
 

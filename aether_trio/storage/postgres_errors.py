@@ -21,10 +21,6 @@ class FencedError(StorageUnavailable):
     """This node's lease had ended when the write came: others may hold what it held, so nothing was written (cluster/lease.py)."""
 
 
-class RefusedError(StorageUnavailable):
-    """The server does not take what a statement was given, and would not at another time: one of those who share it is at fault."""
-
-
 FENCED: Final = "AE001"
 """The SQLSTATE that the fence raises (storage/schema/cluster.py); its class is nobody else's."""
 

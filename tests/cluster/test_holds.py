@@ -9,8 +9,10 @@ from dataclasses import replace
 import pytest
 import trio
 
-from aether_trio.cluster.records import Continued
+from aether_trio.cluster.desk import Release
+from aether_trio.cluster.records import Answer, ClaimRequest, Continued
 from aether_trio.model.errors import Status, StatusError
+from aether_trio.storage.base import RefusedError
 from tests.cluster.nodes import LONG_S, STEADY, Node, Nodes
 from tests.cluster.seats import comes_true
 from tests.helpers.engines import PostgresEngine
@@ -226,3 +228,37 @@ async def test_what_ended_long_ago_is_forgotten(nodes: Nodes, place: PostgresEng
     assert place.rows("SELECT identity FROM holds") == [(X,)]
     assert place.rows("SELECT node_id FROM nodes") == [(a.cluster.node_id,)]
     assert place.rows("SELECT count(*) FROM asks") == [(0,)]
+
+
+async def test_a_claim_that_cannot_be_written_costs_no_other_its_claim(nodes: Nodes) -> None:
+    """Nor the releases that follow, nor the answers to those who ask."""
+    a, b = await nodes.start(), await nodes.start()
+    claimed: list[str] = []
+    refused: list[str] = []
+
+    async def claim(number: int) -> None:
+        identity = f"ag::lab::x::{number}"
+        sdk = "x\0y" if number == 17 else "python"
+        try:
+            await a.cluster.holds.claim(
+                ClaimRequest(identity, f"s-{number}", "agent", 5, workspace="lab", client_sdk=sdk)
+            )
+            claimed.append(identity)
+        except RefusedError:
+            refused.append(identity)
+
+    with trio.fail_after(LONG_S):
+        async with trio.open_nursery() as nursery:
+            for number in range(41):
+                nursery.start_soon(claim, number)
+        assert (len(claimed), refused) == (40, ["ag::lab::x::17"])
+        a.cluster.holds.desk.release(Release("ag::lab::x::17", "s\0", 0))
+        a.cluster.holds.desk.answer("ag::lab::x::17", 0, "s\0", Answer.ALIVE)
+        a.cluster.holds.desk.withdraw("ag::lab::x::17", "s\0")
+        for identity in claimed:
+            hold = a.cluster.holds.mine(identity)
+            assert hold is not None
+            a.cluster.holds.release(hold)
+        await a.cluster.holds.desk.settled()
+        for identity in claimed[:3]:
+            await b.claim(identity)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import trio
 
@@ -290,3 +292,22 @@ async def test_a_broadcast_to_thousands_lets_others_run(bench: Bench) -> None:
     await trio.testing.wait_all_tasks_blocked()
     assert turns > 10
     assert all(reader.frames == numbers(0, 50) for reader in readers)
+
+
+@pytest.mark.parametrize("at", [0, 3, 6])
+async def test_a_message_that_the_database_does_not_take_costs_no_other_its_commit(bench: Bench, at: int) -> None:
+    """No client can send one, as far as is known; one that could would take the gateway with it."""
+    reader = Reader()
+    await bench.subscribe(TOPIC, reader)
+    await bench.publish(TOPIC, b"before")
+    frames: list[Any] = numbers(0, 6)
+    frames.insert(at, "\ud800")  # no bytes, and no text that could be written
+    await bench.publish(TOPIC, *frames)
+    await bench.publish(TOPIC, b"after")
+    await pump()
+    assert len(bench.refusals) == 1
+    assert reader.frames == [b"before", *numbers(0, 6), b"after"]
+    assert not bench.log.statistics().storage_failing
+    assert bench.log.topic(TOPIC).waiting == 0
+    assert bench.log.has_room
+    assert bench.log.statistics().pending_bytes == 0

@@ -211,6 +211,21 @@ def test_a_number_that_was_refused_before_its_row_was_made_is_free() -> None:
     assert [one.judge(seq) for seq in (7, 8)] == [IS_NEW, IS_COMMITTED]
 
 
+def test_numbers_of_a_group_that_is_tried_in_parts_are_committed_with_theirs() -> None:
+    one = publisher([])
+    for seq, number in ((7, 41), (8, 42), (9, 43)):
+        one.appended(seq, number)
+    one.begin(43)
+    one.again()
+    assert [one.judge(seq) for seq in (7, 8, 9)] == [41, 42, 43]
+    one.begin(41)
+    one.committed(0)
+    one.refused(42)
+    one.begin(43)
+    one.committed(0)
+    assert [one.judge(seq) for seq in (7, 8, 9)] == [IS_COMMITTED, IS_NEW, IS_COMMITTED]
+
+
 @given(st.lists(st.integers(1, 60), unique=True, max_size=40), st.integers(10, 80))
 def test_ranges_are_the_set_of_what_was_committed(numbers: list[int], window: int) -> None:
     one = publisher([], window)

@@ -8,7 +8,7 @@ task can have it from.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -20,12 +20,17 @@ from aether_trio.services.tasks import rows
 from aether_trio.services.tasks.desk import Errand
 from aether_trio.services.tasks.transaction import Work
 from aether_trio.storage.base import Program, StorageUnavailable
+from aether_trio.storage.batches import in_halves
 
 logger = structlog.get_logger("aether.tasks")
 
 MAX_WAITING: Final = 10_000
 GROUP: Final = 64
 RETRY_S: Final = 0.5
+
+
+_Input = tuple[str, str, Mapping[str, str]]
+"""Workspace, task, metadata."""
 
 
 class Inputs:
@@ -56,17 +61,23 @@ class Inputs:
             await self._log.wait_settled(max(number for number, _, _, _ in group))
             inputs = [(workspace, task_id, metadata) for _, workspace, task_id, metadata in group]
             try:
-                await self._perform(lambda work, inputs=inputs: _wake(work, inputs))  # type: ignore[misc]
+                await in_halves(inputs, self._wake, _lost)
             except StorageUnavailable as error:
                 logger.warning("inputs of tasks wait for storage", reason=str(error))
                 await trio.sleep(RETRY_S)
                 continue
-            except Exception:
-                logger.exception("inputs wake nobody", tasks=[task_id for _, task_id, _ in inputs])
             del self._waiting[: len(group)]
 
+    async def _wake(self, inputs: Sequence[_Input]) -> Sequence[None]:
+        await self._perform(lambda work: _wake(work, inputs))
+        return ()
 
-def _wake(work: Work, inputs: list[tuple[str, str, Mapping[str, str]]]) -> Program[None]:
+
+def _lost(one: _Input, error: Exception) -> None:
+    logger.error("an input wakes nobody", task_id=one[1], exc_info=error)
+
+
+def _wake(work: Work, inputs: Sequence[_Input]) -> Program[None]:
     for workspace, task_id, metadata in inputs:
         task = yield from rows.load(task_id)
         if task is None or task.workspace != workspace or task.status is not Status.WAITING_INPUT:
