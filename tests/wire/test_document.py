@@ -19,7 +19,7 @@ from aether_trio.wire.framing import ClientHello, ErrorCode, FrameType, RemotePr
 from aether_trio.wire.framing.bodies import reader_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "wire.md").read_text()
-UNITS = {"bytes": 1, "KiB": 1024, "MiB": 1024 * 1024, "s": 1, "a second": 1}
+UNITS = {"bytes": 1, "KiB": 1024, "MiB": 1024 * 1024, "GiB": 1024**3, "s": 1, "a second": 1}
 
 
 def rows(header: str) -> list[list[str]]:
@@ -122,7 +122,7 @@ def test_the_limits_are_the_defaults() -> None:
     for line in "".join(tables).splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         found = re.fullmatch(r"`(\w+)\.(\w+)`", cells[-1])
-        value = re.match(r"(?:for )?([\d,]+) ?(bytes|KiB|MiB|s\b|a second)?", cells[1]) if len(cells) == 3 else None
+        value = re.match(r"(?:for )?([\d,]+) ?(bytes|KiB|MiB|GiB|s\b|a second)?", cells[1]) if len(cells) == 3 else None
         if found is None or value is None or ";" in cells[1]:
             continue
         default = getattr(getattr(settings, found[1]), found[2])
