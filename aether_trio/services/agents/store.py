@@ -137,6 +137,8 @@ class AgentStore:
 
     async def find(self, implementation: str) -> Registration | None:
         """The registration of this implementation; of "name:version" also that of "name"."""
+        if "\0" in implementation:  # which text in PostgreSQL cannot hold, so nobody has registered it
+            return None
         return await self._database.read_small(partial(find, implementation))
 
     async def page(self, profile: str, offset: int, limit: int) -> RegistrationPage:
@@ -154,6 +156,8 @@ class AgentStore:
 
     async def delete(self, implementation: str) -> bool:
         """Forget a registration; whether there was one."""
+        if "\0" in implementation:
+            return False
         found = await self._database.run(partial(_delete, implementation))
         self.on_change()
         return found

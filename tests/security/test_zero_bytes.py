@@ -1,0 +1,149 @@
+"""A zero byte, which text in PostgreSQL cannot hold, in every text of every request: refused or stored, on each engine the same.
+
+Never a defect of the gateway, which would cost whoever shares a statement with it theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any, Final
+
+from google.protobuf.descriptor import FieldDescriptor
+
+from aether_trio.core import Core
+from aether_trio.testing.memory import MemoryLink
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import (
+    agent,
+    barrier,
+    connect,
+    deadlock_is_an_error,
+    open_world,
+    orchestrator,
+    run_in_virtual_time,
+)
+from tests.helpers.direct import PostgresStore, SqliteStore, Store
+from tests.helpers.postgres_session import PostgresSession
+
+BAD: Final = "a\0b"
+IDS: Final = frozenset({"request_id", "client_request_id"})
+"""Echoed, and nothing else."""
+
+
+def requests() -> Iterator[pb.UpstreamMessage]:
+    """One of each operation, as it could be right."""
+    for kind in pb.KVOperation.OpType.values():
+        for scope in pb.KVOperation.Scope.values():
+            yield pb.UpstreamMessage(
+                kv_op=pb.KVOperation(op=kind, scope=scope, key="k", user_id="u", workspace="w", value=b"1")
+            )
+    for kind in pb.CheckpointOperation.OpType.values():
+        yield pb.UpstreamMessage(checkpoint_op=pb.CheckpointOperation(op=kind, key="k"))
+    for mode in pb.TaskAssignmentMode.values():
+        yield pb.UpstreamMessage(
+            create_task=pb.CreateTaskRequest(
+                task_type="t",
+                workspace="w",
+                assignment_mode=mode,
+                target_implementation="i",
+                target_agent_id="ag::w::i::1" if mode == pb.TARGETED else "",
+            )
+        )
+    for kind in pb.TaskOperation.OpType.values():
+        yield pb.UpstreamMessage(
+            task_op=pb.TaskOperation(op=kind, task_id="none", wait_spec=pb.WaitSpec(depends_on=["x"]))
+        )
+    for kind in pb.TaskQuery.OpType.values():
+        yield pb.UpstreamMessage(task_query=pb.TaskQuery(op=kind, task_id="none"))
+    for kind in pb.SessionOperation.OpType.values():
+        yield pb.UpstreamMessage(session_op=pb.SessionOperation(op=kind, session_id="none"))
+    for kind in pb.AgentOperation.OpType.values():
+        info = pb.AgentRegistrationInfo(implementation="i")
+        yield pb.UpstreamMessage(agent_op=pb.AgentOperation(op=kind, implementation="i", agent=info))
+    for kind in pb.TaskSubscriptionOperation.OpType.values():
+        yield pb.UpstreamMessage(task_subscription_op=pb.TaskSubscriptionOperation(op=kind, task_id="none"))
+    yield pb.UpstreamMessage(send=pb.SendMessage(target_topic="ag::w::i::1"))
+    yield pb.UpstreamMessage(progress=pb.ProgressReport(task_id="none", state="s", recipient="us::u::w"))
+    yield pb.UpstreamMessage(switch_workspace=pb.SwitchWorkspace(new_workspace_id="w"))
+    principal = pb.PrincipalRef(principal_type="agent", principal_id="ag::w::i::1")
+    yield pb.UpstreamMessage(connection_status_request=pb.ConnectionStatusRequest(principal=principal))
+
+
+def spoiled(message: Any, depth: int = 3) -> Iterator[tuple[str, Any]]:
+    """(the field, a copy of the message) for each text in it that has a zero byte then."""
+    for field in message.DESCRIPTOR.fields:
+        name = field.name
+        if name in IDS:
+            continue
+        if field.type == FieldDescriptor.TYPE_STRING:
+            other = deepcopy(message)
+            if field.is_repeated:
+                getattr(other, name).append(BAD)
+            else:
+                setattr(other, name, BAD)
+            yield name, other
+        elif field.type == FieldDescriptor.TYPE_MESSAGE and field.message_type.GetOptions().map_entry:
+            value = field.message_type.fields_by_name["value"]
+            if value.type == FieldDescriptor.TYPE_STRING:
+                for pair in (("k", BAD), (BAD, "v")):
+                    other = deepcopy(message)
+                    getattr(other, name)[pair[0]] = pair[1]
+                    yield f"{name}[{pair[0]!r}]", other
+        elif field.type == FieldDescriptor.TYPE_MESSAGE and not field.is_repeated and depth:
+            for path, part in spoiled(getattr(message, name), depth - 1):
+                other = deepcopy(message)
+                getattr(other, name).CopyFrom(part)
+                yield f"{name}.{path}", other
+
+
+def cases() -> Iterator[tuple[str, pb.UpstreamMessage]]:
+    for message in requests():
+        name = message.WhichOneof("payload")
+        payload = getattr(message, name)
+        for path, part in spoiled(payload):
+            case = f"{name} {getattr(payload, 'op', '')} {getattr(payload, 'scope', '')} {path}"
+            yield case, pb.UpstreamMessage(**{name: part})
+
+
+def shape(message: pb.DownstreamMessage) -> tuple[str, Any]:
+    """What does not differ from one run to the next."""
+    name = message.WhichOneof("payload")
+    answer = getattr(message, name)
+    if name == "error":
+        return name, answer.code
+    return name, getattr(answer, "success", None)
+
+
+async def answers(peer: MemoryLink, message: pb.UpstreamMessage) -> list[tuple[str, Any]]:
+    peer._downstream.clear()
+    peer.send(message)
+    await barrier(peer)
+    return [shape(one) for one in peer._downstream if not one.checkpoint.request_id.startswith("barrier")]
+
+
+async def run(store: Store) -> dict[str, list[tuple[str, Any]]]:
+    found: dict[str, list[tuple[str, Any]]] = {}
+    limits = {"send_rate_per_s": 0, "workspace_rate_per_s": 0, "identity_rate_per_s": 0}
+    with open_world(store) as world:
+        async with deadlock_is_an_error(), world.open(limits=limits) as core:
+            await _ask_all(core, found)
+    return found
+
+
+async def _ask_all(core: Core, found: dict[str, list[tuple[str, Any]]]) -> None:
+    async with connect(core, agent("w", "a", "1")) as one, connect(core, orchestrator("o", "1")) as other:
+        for case, message in cases():
+            found[f"agent: {case}"] = await answers(one, message)
+            if not case.startswith(("kv_op", "checkpoint_op")):
+                found[f"orchestrator: {case}"] = await answers(other, message)
+
+
+def test_each_text_of_each_request(postgres_session: PostgresSession) -> None:
+    in_file = run_in_virtual_time(lambda: run(SqliteStore()))
+    on_server = run_in_virtual_time(lambda: run(PostgresStore(postgres_session)))
+    assert len(in_file) > 500
+    for found in (in_file, on_server):
+        assert [case for case, shapes in found.items() if ("error", "ERR_INTERNAL") in shapes] == []
+    differ = {case: (shapes, on_server[case]) for case, shapes in in_file.items() if shapes != on_server[case]}
+    assert differ == {}
