@@ -172,3 +172,28 @@ async def test_a_node_that_is_cut_off_loses_what_is_wanted_after_the_grace(
         await held(a)
         assert a.cluster.lease.epoch == 2
         assert (await b.claim(Y)).hold.epoch == 2
+
+
+async def test_a_claim_on_its_way_over_a_lost_connection_takes_nothing_afterwards(
+    nodes: Nodes, fragile: PostgresServer
+) -> None:
+    """It would take the row from a later session of its own node, which then lives on without it."""
+    async with behind_a_proxy(nodes, fragile, replace(STEADY, statement_s=1.0)) as (proxy, a):
+        await a.claim(Y)  # so that there is a connection
+        pool = a.cluster.nodes.pool
+        ports = {one._transport.get_extra_info("sockname")[1] for one, _ in pool._idle}
+        stuck = [one for one in proxy.open.values() if one._client.getpeername()[1] in ports]
+        for connection in stuck:
+            connection.upstream.stall()
+        first = await a.claim(X, session="first")  # over another connection
+        assert a.cluster.holds.release(first.hold)
+        await a.cluster.holds.desk.settled()
+        second = await a.claim(X, session="second")
+        for connection in stuck:
+            connection.upstream.release()
+            connection.downstream.release()
+        for _ in range(20):
+            await a.write(Y, 1)
+        holder = fragile.psql(f"SELECT session_id, ended_ms IS NULL FROM {SCHEMA}.holds WHERE identity = '{X}'")
+        assert holder == "second|t"
+        assert a.cluster.holds.mine(X) == second.hold

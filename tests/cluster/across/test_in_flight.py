@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
 
+from aether_trio.session.session import Session
 from aether_trio.testing.fault_proxy import FaultProxy, ProxiedConnection, open_fault_proxy
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -140,3 +142,67 @@ async def test_what_an_ended_session_wrote_is_not_written_after_what_its_success
                 await done.wait()
             for connection in stalled:
                 release(connection)
+
+
+def stall_at_commit(proxy: FaultProxy, gateway: Gateway, *, answers_only: bool) -> list[ProxiedConnection]:
+    """The next group's COMMIT, or only its answer, does not come through."""
+    writer = gateway.core.kv._db.writer  # type: ignore[attr-defined]
+    drive_all = writer._drive_all
+    stalled: list[ProxiedConnection] = []
+
+    async def drive(connection: Any, jobs: Any, *, isolated: bool) -> None:
+        await drive_all(connection, jobs, isolated=isolated)
+        if stalled:
+            return
+        port = connection._transport.get_extra_info("sockname")[1]
+        for one in proxy.open.values():
+            if one._client.getpeername()[1] == port:
+                one.downstream.stall()
+                if not answers_only:
+                    one.upstream.stall()
+                stalled.append(one)
+
+    writer._drive_all = drive
+    return stalled
+
+
+@pytest.mark.parametrize("answers_only", [True, False], ids=["the answer", "the commit"])
+async def test_an_increment_whose_commit_is_not_answered_counts_once(
+    tcp_engine: PostgresEngine, answers_only: bool
+) -> None:
+    async with two_nodes(tcp_engine) as (proxy, one, _), join(one, agent("w", "a", "1")) as peer:
+        stalled = stall_at_commit(proxy, one, answers_only=answers_only)
+        for expected in (1, 2):
+            op = Kv(op=Kv.INCREMENT, scope=Kv.GLOBAL, key="n", request_id="r")
+            peer.send(pb.UpstreamMessage(kv_op=op))
+            answer = (await peer.next("kv")).kv
+            assert (answer.success, answer.counter_value) == (True, expected)
+            assert len(stalled) == 1
+            for connection in stalled:
+                release(connection)
+
+
+async def test_progress_of_an_ended_session_is_written_before_its_successor_begins(tcp_engine: PostgresEngine) -> None:
+    """Nobody waits for it: it is written by the gateway, later."""
+    async with two_nodes(tcp_engine) as (proxy, one, two), join(one, agent("w", "a", "1")) as first:
+        create = pb.CreateTaskRequest(task_type="t", workspace="w", request_id="c", assignment_mode=pb.SELF_ASSIGN)
+        first.send(pb.UpstreamMessage(create_task=create))
+        task_id = (await first.next("create_task")).create_task.task_id
+        stalled = stall_writers(proxy, one)
+        first.send(pb.UpstreamMessage(progress=pb.ProgressReport(task_id=task_id, state="first")))
+        session = one.core.registry.holder("ag::w::a::1")
+        assert session is not None
+        await until(lambda: session.pending is not None and session.pending.count > 0)
+        hello = agent("w", "a", "1", resume_session_id=first.ack.session_id)  # type: ignore[attr-defined]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_release_soon, stalled, session)
+            async with join(two, hello) as second:
+                assert session.pending is not None
+                assert session.pending.count == 0
+                second.finish()
+
+
+async def _release_soon(stalled: list[ProxiedConnection], session: Session) -> None:
+    await session.wait_detached()
+    for connection in stalled:
+        release(connection)
