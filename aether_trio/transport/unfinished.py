@@ -16,9 +16,10 @@ The budget: beyond the free allowance of each connection, `total_bytes`. When it
 
 * of a client that is not accepted yet, if there is any such message;
 * of the host that holds the most (IPv6: of its /64 network), so that a host which fills the budget fills its own part;
-* there, of those that hold at least their even share, the one that has been too slow for the most looks, and of equals the
-  one that has been silent for the longest. A message that comes at the speed of its line outlives those that only wait,
-  and a small one is never chosen.
+* there, of those that hold at least half of an even share, the one that has been too slow for the most looks, and of equals
+  the one that has been silent for the longest. A message that comes at the speed of its line outlives those that only wait,
+  and a small one is never chosen. Half: those that stay just below an even share would never be chosen, and the one that
+  grows beyond it always.
 
 Invariants: `note` costs no more than the message's receiver, except when the budget is full; after `give_up` the receiver
 holds nothing; the budget is exceeded by no more than one read.
@@ -195,9 +196,9 @@ class UnfinishedInput:
             hosts[account.host] = hosts.get(account.host, 0) + message.held
         worst = max(hosts, key=hosts.__getitem__)
         candidates = [one for one in candidates if one[0].host == worst]
-        share = hosts[worst] / len(candidates)
+        least = hosts[worst] / len(candidates) / 2
         account, receiver, _ = max(
-            (one for one in candidates if one[2].held >= share), key=lambda one: (one[2].looks, -one[2].grown_at)
+            (one for one in candidates if one[2].held >= least), key=lambda one: (one[2].looks, -one[2].grown_at)
         )
         return account, receiver
 
