@@ -29,15 +29,16 @@ def check(data: bytes) -> None:
         message = codec.decode(message_data)
     except StatusError as refused:
         assert refused.status in (Status.INVALID_ARGUMENT, Status.RESOURCE_EXHAUSTED)
-        assert len(refused.message) < 2000
+        assert len(refused.message) < 600
         return
     message.DiscardUnknownFields()  # type: ignore[no-untyped-call]  # which only protobuf keeps
-    plain = JSON.encode_upstream(message)
+    plain = json.loads(JSON.encode_upstream(message))
     for other in _CODECS:
         encoded = other.encode_upstream(message)
         if len(encoded) <= UNCOUNTED_BYTES:
             again = other.decode(encoded.decode() if other.text else encoded)
-            assert JSON.encode_upstream(again) == plain  # as text, because one NaN is not another
+            # As plain values: one NaN is not another, but its text is; and maps have no order.
+            assert json.loads(JSON.encode_upstream(again)) == plain
     if not codec.text and codec is not MSGPACK:
         return
     too_many = json_has_too_many(message_data) if isinstance(message_data, str) else msgpack_has_too_many(body)
@@ -60,5 +61,6 @@ def seeds() -> Iterator[bytes]:
     yield bytes((json_number,)) + json.dumps({"send": {"payload": [[]] * 300}}).encode()
     yield bytes((json_number,)) + b'{"progress": {"fraction": 1e999, "step": NaN}}'
     yield bytes((msgpack_number,)) + b"\x91" * 2000
+    yield bytes((msgpack_number,)) + b"\x91" * 500 + b"\xc7\x01\xff\0"
     yield bytes((msgpack_number,)) + b"\xdd\xff\xff\xff\xff" + b"\x90" * 100
     yield bytes((msgpack_number,)) + b"\x81\xa4send\x81\xa7payload\xc6\xff\xff\xff\xff"

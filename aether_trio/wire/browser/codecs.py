@@ -27,6 +27,8 @@ M = TypeVar("M", bound=Message)
 
 _KEPT: Final = 64
 """Encodings per codec: of a fan-out every subscriber is given the same few messages, one after the other."""
+_TEXT: Final = 200
+"""Characters of a decoder's complaint: it names the whole path to what it does not like, which may be a thousand arrays deep."""
 _KEPT_BYTES: Final = 4096
 """Longest message whose encoding is kept, so that all that is kept is below a MiB."""
 
@@ -133,7 +135,7 @@ class PlainCodec:
         except RecursionError:
             text = f"cannot decode {self._what}: it is nested too deeply"
         except ValueError as error:  # DecodeError is one, and so is what MessagePack's text raises when it is not UTF-8
-            text = f"cannot decode {self._what}: {error}"
+            text = f"cannot decode {self._what}: {str(error)[:_TEXT]}"
         else:
             try:
                 return self._plainer.from_plain(plain, message)

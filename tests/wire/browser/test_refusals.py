@@ -164,3 +164,8 @@ def test_any_bytes_are_read_or_refused(codec: Codec, data: bytes) -> None:
             decode(data)
         except StatusError as error:
             assert error.status is Status.INVALID_ARGUMENT  # noqa: PT017  # whether it raises is open
+
+
+def test_a_complaint_about_something_deep_is_short() -> None:
+    assert len(problem(MSGPACK, b"\x91" * 500 + b"\xc7\x01\xff\0")) < 300
+    assert len(problem(JSON, b"[" * 500 + b"1e999" + b"]" * 500)) < 300
