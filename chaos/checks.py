@@ -5,13 +5,14 @@ A check also says how much it has looked at, because one that has seen nothing h
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from chaos.history import Delivered, History, Message, Outcome
+from chaos.history import Begun, Delivered, History, Message, Outcome, Turn
 
 WORK_PREFIX: Final = "tb::"
 HELD_MEANWHILE_S: Final = 1.0
@@ -31,7 +32,7 @@ class Verdict:
 def check_all(history: History, *, bound_s: float) -> list[Verdict]:
     """Every invariant. `bound_s` is how long after the last fault a client may take to be back."""
     verdicts = [check(history) for check in _CHECKS]
-    return [*verdicts, everybody_came_back(history, bound_s)]
+    return [*verdicts, tasks_reach_their_workers(history, bound_s), everybody_came_back(history, bound_s)]
 
 
 def one_holder(history: History) -> Verdict:
@@ -227,14 +228,104 @@ def counters_are_exact(history: History) -> Verdict:
     return Verdict("counters count once, and linearizably", len(history.counted), "increments", tuple(violations))
 
 
+def answered_writes_stay(history: History) -> Verdict:
+    """What is read of a place is never older than what was answered, or read, before the reading began: also when a former session of the
+    writer still had something on its way."""
+    violations = []
+    by_place = defaultdict(list)
+    for one in history.kept:
+        by_place[one.place].append(one)
+    reads = 0
+    for place, kept in by_place.items():
+        latest, why = 0, "nothing was written"
+        tried = 0
+        for one in sorted(kept, key=lambda one: one.started_s):
+            if one.what == "wrote":
+                tried = max(tried, one.number)
+                if one.outcome is Outcome.ACCEPTED and one.number > latest:
+                    latest, why = one.number, f"{one.number} was answered at {one.settled_s:.2f} s"
+                continue
+            reads += 1
+            if one.number < latest:
+                violations.append(f"{place} is {one.number} at {one.settled_s:.2f} s, and {why}")
+            elif one.number > tried:
+                violations.append(f"{place} is {one.number} at {one.settled_s:.2f} s, which nobody has written")
+            else:
+                latest, why = one.number, f"{one.number} was read at {one.settled_s:.2f} s"
+    return Verdict("an answered write is never undone", reads, "readings", tuple(violations))
+
+
+def gateways_live(history: History) -> Verdict:
+    """No gateway ends that nobody has ended, and none prints a traceback, whatever a client does to it."""
+    ended = [f"{one.node} ended by itself at {one.at_s:.1f} s with {one.code}" for one in history.ended]
+    return Verdict("a gateway never ends", len(history.attacks), "attacks", (*ended, *history.tracebacks))
+
+
+def the_next_holder_goes_on(history: History) -> Verdict:
+    """Who comes to hold an identity is given what lies behind what the holders before it have read.
+
+    What a former holder reads when another one knows that it has the identity does not count: the log may not take that for delivered.
+    """
+    violations = []
+    looked_at = 0
+    by_reader: dict[tuple[str, str], list[Delivered]] = defaultdict(list)
+    for one in history.delivered:
+        by_reader[one.topic, one.reader].append(one)
+    topics: dict[str, list[Turn]] = defaultdict(list)
+    for turn in history.turns:
+        topics[turn.topic].append(turn)
+    for topic, turns in topics.items():
+        turns.sort(key=lambda turn: turn.since_s)
+        read_upto = 0
+        for turn, following in zip(turns, [*turns[1:], None], strict=True):
+            deliveries = by_reader[topic, turn.reader]
+            looked_at += len(deliveries)
+            if deliveries and deliveries[0].offset > read_upto + 1:
+                violations.append(
+                    f"{topic}: {turn.reader}, since {turn.since_s:.2f} s, begins at {deliveries[0].offset}, "
+                    f"and the holders before it have read up to {read_upto}"
+                )
+            until_s = math.inf if following is None else following.since_s
+            read_upto = max([read_upto, *(one.offset for one in deliveries if one.at_s <= until_s)])
+    return Verdict("the next holder goes on where the last one was", looked_at, "delivered", tuple(violations))
+
+
+def tasks_reach_their_workers(history: History, bound_s: float) -> Verdict:
+    """Each task that was created has been begun, by the worker that it is for, within `bound_s` of its creation and of the last fault
+    that overlaps: a worker that is connected gets its work, wherever its node has been meanwhile."""
+    violations = []
+    begun: dict[str, list[Begun]] = defaultdict(list)
+    for one in history.begun:
+        begun[one.name].append(one)
+    for made in history.made:
+        first = min((one.at_s for one in begun[made.name]), default=math.inf)
+        latest_s = _excused(history, made.created_s, first, bound_s) + bound_s
+        what = f"{made.name} for {made.target or 'the pool'}, created at {made.created_s:.1f} s"
+        if first > history.ended_s:
+            violations.append(f"{what}, was never begun")
+        elif first > latest_s:
+            violations.append(f"{what}, was begun at {first:.1f} s")
+        violations += [
+            f"{what}, was begun by {one.worker}"
+            for one in begun[made.name]
+            if made.target and not one.worker.partition("#")[0].endswith(f"-{made.target.rpartition('::')[2]}")
+        ]
+    return Verdict("every task reaches its worker", len(history.made), "tasks", tuple(violations))
+
+
+def _excused(history: History, since_s: float, until_s: float, bound_s: float) -> float:
+    """The end of the last fault that may be what something waits for that began at `since_s` and lasted until `until_s`."""
+    for fault in sorted(history.disturbances, key=lambda one: one.since_s):
+        if fault.since_s <= since_s + bound_s and fault.since_s <= until_s:
+            since_s = max(since_s, fault.until_s)
+    return since_s
+
+
 def everybody_came_back(history: History, bound_s: float) -> Verdict:
     """No client gave up, and each was back within `bound_s` of what had gone wrong: its own cut, or the last fault that overlaps."""
     violations = [f"{why}" for why in history.gave_up]
     for outage in history.outages:
-        excused_s = outage.since_s
-        for fault in sorted(history.disturbances, key=lambda one: one.since_s):
-            if fault.since_s <= excused_s + bound_s and fault.since_s <= outage.until_s:
-                excused_s = max(excused_s, fault.until_s)
+        excused_s = _excused(history, outage.since_s, outage.until_s, bound_s)
         until_s = min(outage.until_s, history.ended_s)
         if until_s > excused_s + bound_s or outage.until_s > history.ended_s:
             violations.append(
@@ -263,4 +354,7 @@ _CHECKS: Final[tuple[Callable[[History], Verdict], ...]] = (
     positions_go_forward,
     work_is_done_once,
     counters_are_exact,
+    answered_writes_stay,
+    the_next_holder_goes_on,
+    gateways_live,
 )

@@ -54,6 +54,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--bound", type=_positive, default=35.0, metavar="S", help="how soon a client must be back (35)")
     made.add_argument("--trials", type=int, default=6, metavar="N", help="of each recovery time; 0 measures none (6)")
     made.add_argument(
+        "--checkout", type=Path, metavar="DIR", help="the nodes run the package there: what does another version do?"
+    )
+    made.add_argument(
         "--keep", type=Path, metavar="DIR", help="leave there what the processes printed, and all that was seen"
     )
     made.add_argument(
@@ -88,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kinds=given.only,
         standby=given.standby,
         keep=given.keep,
+        checkout=given.checkout,
         rates=Rates(peers=given.peers, messages_per_s=given.rate),
     )
     print(f"seed {wishes.seed}", file=sys.stderr, flush=True)

@@ -14,12 +14,22 @@ from aether_trio.storage.errors import StorageSetupError
 from aether_trio.testing.cluster import ClusterNode, ProcessCluster
 from aether_trio.testing.fault_proxy import FaultProxy, ProxiedConnection
 from chaos.history import Disturbance, History
+from chaos.keepers import MARK
 from chaos.plan import Kind, Step
 
 T = TypeVar("T")
 
 SLOW_S: Final = 0.05
 """One way, on a slow link."""
+WRITE_S: Final = 5.0
+"""How long a write is waited for."""
+THEN_S: Final = 0.2
+"""From a write that is stalled to the cut of its node's clients, which go elsewhere and write there."""
+CUTS: Final = 0.7
+"""How often that happens. (The rest of `pick` says what kind of write it is to be.)"""
+BEGIN: Final = b"BEGIN;"
+COMMIT: Final = b"COMMIT\x00"
+LEASE: Final = b"application_name = 'aether-lease'"
 
 
 class Weather:
@@ -38,6 +48,7 @@ class Weather:
         self._acts: dict[Kind, Callable[[Step], Awaitable[None]]] = {
             Kind.KILL_NODE: self._kill_node,
             Kind.STOP_NODE: self._stop_node,
+            Kind.STOP_NODE_LONG: self._stop_node,
             Kind.DRAIN_NODE: self._drain_node,
             Kind.RESTART_DATABASE: self._database,
             Kind.CRASH_DATABASE: self._database,
@@ -46,6 +57,8 @@ class Weather:
             Kind.END_BUS: self._end_backend,
             Kind.STALL_DATABASE_LINK: self._stall_database_link,
             Kind.STALL_CONNECTION: self._stall_connection,
+            Kind.STALL_WRITE: self._stall_write,
+            Kind.WITHHOLD_LEASE: self._withhold_lease,
             Kind.CUT_DATABASE_LINK: self._cut_database_link,
             Kind.SLOW_DATABASE_LINK: self._slow_database_link,
             Kind.HALF_CLOSE_CONNECTION: self._half_close_connection,
@@ -54,6 +67,10 @@ class Weather:
             Kind.HALF_CLOSE_CLIENT: self._clients,
             Kind.FAIL_OVER: self._fail_over,
         }
+
+    def is_at(self, node: ClusterNode) -> bool:
+        """Whether a fault has to do with this node's process just now, which it may have ended."""
+        return node.name in self._taken
 
     async def run(self, steps: Sequence[Step]) -> None:
         """All of it. Returns when everything has been taken back."""
@@ -164,6 +181,57 @@ class Weather:
         connections = list(self._way(step).open.values())
         _stall(_chosen(connections, step), step.duration_s)
         await trio.sleep(step.duration_s)
+
+    async def _stall_write(self, step: Step) -> None:
+        """The very connection on which a write is under way: before its transaction has begun (it holds no lock, and others may write
+        meanwhile), before the write itself has gone, or before its COMMIT has."""
+        link = self._way(step)
+        kind = step.pick * 10 % 1
+        marks = [BEGIN] if kind < 0.7 else [MARK] if kind < 0.85 else [COMMIT]
+        caught = trio.Event()
+
+        def arm(connection: ProxiedConnection) -> None:
+            def spring() -> None:
+                if not caught.is_set():
+                    caught.set()
+                    _stall(connection, step.duration_s)
+
+            connection.upstream.trap(lambda data: any(mark in data for mark in marks), spring)
+
+        with _on_all(link, arm):
+            with trio.move_on_after(WRITE_S / 2):
+                await caught.wait()
+            marks.append(BEGIN)  # whatever comes
+            with trio.move_on_after(WRITE_S / 2):
+                await caught.wait()
+        for connection in list(link.open.values()):
+            connection.upstream.disarm()
+        if not caught.is_set():
+            raise _NothingThere("nothing is written there")
+        ends_s = self._now() + step.duration_s
+        if step.pick < CUTS:
+            await trio.sleep(min(THEN_S, step.duration_s / 2))
+            self._cluster.front.cut_all(self._nodes[step.target].address)
+        await trio.sleep(max(0.0, ends_s - self._now()))
+
+    async def _withhold_lease(self, step: Step) -> None:
+        """Others may take what the node holds, while it goes on with what it has: its clients, its way to the log."""
+        link = self._way(step)
+        ends_s = self._now() + step.duration_s
+
+        def withhold(connection: ProxiedConnection) -> None:
+            def stall() -> None:
+                _stall(connection, max(0.0, ends_s - self._now()))
+
+            if LEASE in connection.upstream.opening:
+                connection.cut()
+            elif not connection.upstream.opening:
+                connection.upstream.trap(lambda data: LEASE in data, stall)
+
+        with _on_all(link, withhold):
+            await trio.sleep(step.duration_s)
+        for connection in list(link.open.values()):
+            connection.upstream.disarm()
 
     async def _half_close_connection(self, step: Step) -> None:
         connections = list(self._way(step).open.values())

@@ -73,6 +73,66 @@ class Counted:
     value: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A number that was written to a place, or read from it ("wrote", "read"; 0: nothing was there). One at a time for each place, and
+    what is written grows."""
+
+    place: str
+    what: str
+    number: int
+    outcome: Outcome
+    started_s: float
+    settled_s: float
+
+
+@dataclass(slots=True)
+class Made:
+    """A task: for the worker `target`, or a pool's ("")."""
+
+    name: str
+    target: str
+    asked_s: float
+    created_s: float = math.inf
+    """When its creator was answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A worker was given a task, and has claimed it."""
+
+    name: str
+    worker: str
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A session of an identity that several want: who reads in it, and when its client knew that it has the identity."""
+
+    topic: str
+    reader: str
+    since_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """Something that a client must not do, done."""
+
+    lane: str
+    what: str
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A gateway that nobody has ended."""
+
+    node: str
+    at_s: float
+    code: int
+
+
 @dataclass(slots=True)
 class Outage:
     """A time without a connection. `until_s` is infinite while it lasts."""
@@ -136,6 +196,14 @@ class History:
     counted: list[Counted] = field(default_factory=list)
     counters: dict[str, set[int]] = field(default_factory=dict)
     """What was read of each counter at the end, over all nodes."""
+    kept: list[Kept] = field(default_factory=list)
+    made: list[Made] = field(default_factory=list)
+    begun: list[Begun] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+    attacks: list[Attack] = field(default_factory=list)
+    ended: list[Ended] = field(default_factory=list)
+    tracebacks: list[str] = field(default_factory=list)
+    """The last lines of those that the nodes have printed."""
     outages: list[Outage] = field(default_factory=list)
     gave_up: list[str] = field(default_factory=list)
     """Clients that ended by themselves, and why."""
@@ -149,7 +217,22 @@ class History:
 
     def write(self, file: Path) -> None:
         """All of it as lines of JSON: {"what": a field's name, and the record's own}."""
-        records = ("sent", "delivered", "counted", "outages", "held", "backwards", "logged", "disturbances")
+        records = (
+            "sent",
+            "delivered",
+            "counted",
+            "kept",
+            "made",
+            "begun",
+            "turns",
+            "attacks",
+            "ended",
+            "outages",
+            "held",
+            "backwards",
+            "logged",
+            "disturbances",
+        )
         with file.open("w") as lines:
             lines.write(json.dumps({"what": "run", "began_unix_s": self.began_unix_s, "ended_s": self.ended_s}) + "\n")
             for what in records:

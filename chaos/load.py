@@ -1,4 +1,4 @@
-"""The clients: peers that write to each other and count, workers that share work, and what they see.
+"""The clients: peers that write to each other and count, workers that share work, readers that are slow, and what they see.
 
 Each runs for the whole run, through whatever comes, as an application would: with our client, which comes back by itself.
 """
@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import Final
+from typing import Final, Unpack
 
 import trio
 
 from aether_trio.client import AetherError, AgentClient, Client, ConnectionLost, Refused, Retry, TaskClient, Unavailable
+from aether_trio.client.message import IncomingMessage
 from aether_trio.client.options import ClientOptions
 from chaos.history import Counted, Delivered, History, Message, Outage, Outcome, Sent
 
@@ -23,11 +25,27 @@ WORKSPACE: Final = "chaos"
 WORK: Final = f"tb::{WORKSPACE}::work"
 WITNESS: Final = f"ag::{WORKSPACE}::witness::1"
 COUNTERS: Final = ("chaos-a", "chaos-b")
+SHARED: Final = tuple(f"ag::{WORKSPACE}::rival::{number}" for number in (1, 2))
+"""The topics of identities that several want (rivals.py)."""
+SLOW_S: Final = 0.3
+"""What a slow reader takes for a message, at most, while others are being sent."""
+SLOW_CREDIT: Final = 16
+"""Messages that may be on their way to one: the others wait in the gateway, and then in the log."""
 
 
 def options() -> ClientOptions:
     """Of every client that stays. It finds a silent gateway within 20 s, and comes back quickly."""
     return ClientOptions(connect_timeout=math.inf, ping_interval=10.0, retry=Retry(base_s=0.1, cap_s=1.0))
+
+
+Make = Callable[[ClientOptions], Client]
+
+
+def options_of(given: ClientOptions, more: ClientOptions) -> ClientOptions:
+    """Both."""
+    both = given.copy()
+    both.update(more)
+    return both
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +54,7 @@ class Rates:
 
     peers: int = 8
     workers: int = 3
+    slow: int = 2
     messages_per_s: float = 20.0
     increments_per_s: float = 4.0
     work_share: float = 0.2
@@ -54,13 +73,15 @@ class Load:
         self._rates = rates
         self._numbers = count(1)
         self._delivered: set[tuple[str, Message]] = set()
-        self._awaited: set[tuple[str, Message]] = set()
+        self._awaited: set[object] = set()
         self._quiet = trio.Event()
         self._over = trio.Event()
         self._news = trio.Event()
         self._busy = 0
         self._connected: dict[str, Outage | None] = {}
         self._topics = [f"ag::{WORKSPACE}::peer::{number}" for number in range(1, rates.peers + 1)]
+        self._topics += [f"ag::{WORKSPACE}::slow::{number}" for number in range(1, rates.slow + 1)]
+        self._topics += SHARED * 2  # those who have them in turn are to have something to tell of it
 
     @property
     def quiet(self) -> bool:
@@ -71,12 +92,14 @@ class Load:
         """Every client, until `close`."""
         async with trio.open_nursery() as nursery:
             for number in range(1, self._rates.peers + 1):
-                nursery.start_soon(
-                    self._stay, f"peer-{number}", self._peer(str(number)), (self._send, self._count, self._read)
-                )
+                make = self._agent("peer", str(number))
+                nursery.start_soon(self.stay, f"peer-{number}", make, (self._send, self._count, self.read))
+            for number in range(1, self._rates.slow + 1):
+                make = self._agent("slow", str(number), credit_messages=SLOW_CREDIT)
+                nursery.start_soon(self.stay, f"slow-{number}", make, (self._read_slowly,))
             for number in range(1, self._rates.workers + 1):
-                nursery.start_soon(self._stay, f"worker-{number}", self._worker, (self._read,))
-            nursery.start_soon(self._stay, "witness", self._witness, (self._read,))
+                nursery.start_soon(self.stay, f"worker-{number}", self._worker, (self.read,))
+            nursery.start_soon(self.stay, "witness", self._agent("witness", "1"), (self.read,))
 
     async def finish(self, patience_s: float) -> None:
         """Begin nothing more; wait until everything is settled, read and connected, or for so long."""
@@ -93,25 +116,46 @@ class Load:
         self._news.set()
         self._news = trio.Event()
 
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Something is under way, which is waited for at the end."""
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            self._tell()
+
+    def await_(self, thing: object) -> None:
+        """The end waits for its arrival."""
+        self._awaited.add(thing)
+
+    def arrived(self, thing: object) -> None:
+        """It need not be waited for any more."""
+        self._awaited.discard(thing)
+        self._tell()
+
     # -- clients
 
-    def _peer(self, specifier: str) -> Callable[[ClientOptions], Client]:
-        return lambda given: AgentClient(
-            f"aether://{self.address}", workspace=WORKSPACE, implementation="peer", specifier=specifier, **given
-        )
+    def _agent(self, implementation: str, specifier: str, **more: Unpack[ClientOptions]) -> Make:
+        def make(given: ClientOptions) -> Client:
+            return AgentClient(
+                f"aether://{self.address}",
+                workspace=WORKSPACE,
+                implementation=implementation,
+                specifier=specifier,
+                **options_of(given, more),
+            )
+
+        return make
 
     def _worker(self, given: ClientOptions) -> Client:
         return TaskClient(f"aether://{self.address}", workspace=WORKSPACE, implementation="work", **given)
 
-    def _witness(self, given: ClientOptions) -> Client:
-        return AgentClient(
-            f"aether://{self.address}", workspace=WORKSPACE, implementation="witness", specifier="1", **given
-        )
-
-    async def _stay(
+    async def stay(
         self,
         name: str,
-        make: Callable[[ClientOptions], Client],
+        make: Make,
         works: Sequence[Callable[[str, Client], Awaitable[None]]],
     ) -> None:
         """One client for the whole run. One that gives up is noted, and there is another one."""
@@ -165,7 +209,7 @@ class Load:
             await client.send(topic, message.encode())
             outcome = Outcome.ACCEPTED
             if (topic, message) not in self._delivered:
-                self._awaited.add((topic, message))
+                self.await_((topic, message))
         except ConnectionLost as error:
             outcome = Outcome.IN_DOUBT if error.in_doubt else Outcome.REFUSED
         except (Refused, Unavailable) as error:
@@ -177,16 +221,26 @@ class Load:
             self._tell()
         return outcome
 
-    async def _read(self, name: str, client: Client) -> None:
+    async def read(self, name: str, client: Client) -> None:
+        """Write down what comes."""
         async for incoming in client:
-            message = Message.decode(incoming.payload)
-            place = (incoming.topic, message)
-            self.history.delivered.append(
-                Delivered(name, incoming.topic, incoming.offset, message, self.now(), client.connections)
-            )
-            self._delivered.add(place)
-            self._awaited.discard(place)
-            self._tell()
+            self.took(name, client, incoming)
+
+    async def _read_slowly(self, name: str, client: Client) -> None:
+        async for incoming in client:
+            self.took(name, client, incoming)
+            if not self.quiet:
+                await trio.sleep(self.chance.uniform(0.0, SLOW_S))
+
+    def took(self, name: str, client: Client, incoming: IncomingMessage) -> None:
+        """An application was given a message."""
+        message = Message.decode(incoming.payload)
+        place = (incoming.topic, message)
+        self.history.delivered.append(
+            Delivered(name, incoming.topic, incoming.offset, message, self.now(), client.connections)
+        )
+        self._delivered.add(place)
+        self.arrived(place)
 
     async def _count(self, name: str, client: Client) -> None:
         while not self.quiet:

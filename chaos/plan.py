@@ -21,14 +21,17 @@ class Kind(enum.StrEnum):
 
     KILL_NODE = "kill -9 of a node"
     STOP_NODE = "SIGSTOP of a node"
+    STOP_NODE_LONG = "SIGSTOP of a node, until it is dead to others"
     DRAIN_NODE = "restart of a node (SIGTERM)"
     RESTART_DATABASE = "database restart"
     CRASH_DATABASE = "kill -9 of the database"
     END_BACKEND = "end of one backend"
     END_LEASE = "end of a lease's backend"
+    WITHHOLD_LEASE = "a lease ended, and not to be had again"
     END_BUS = "end of a listener (lost wakes)"
     STALL_DATABASE_LINK = "stalled database link"
     STALL_CONNECTION = "one stalled database connection"
+    STALL_WRITE = "stalled database connection with a write"
     CUT_DATABASE_LINK = "cut database link"
     SLOW_DATABASE_LINK = "slow database link"
     HALF_CLOSE_CONNECTION = "half-closed database connection"
@@ -54,14 +57,20 @@ CHANCES: Final[Mapping[Kind, _Chance]] = MappingProxyType(
         Kind.KILL_NODE: _Chance(4, 0.5, 5.0, takes_node=True),
         # The grace of a lease is 5 s: some end before it, some after.
         Kind.STOP_NODE: _Chance(4, 1.0, 12.0, takes_node=True),
+        # Without anybody who wants what it holds it is found after 10 s and two looks, and its workers are let go 5 s later.
+        Kind.STOP_NODE_LONG: _Chance(2, 14.0, 24.0, takes_node=True),
         Kind.DRAIN_NODE: _Chance(1, 0.0, 1.0, takes_node=True),
         Kind.RESTART_DATABASE: _Chance(1, 0.0, 1.0),
         Kind.CRASH_DATABASE: _Chance(1, 0.0, 2.0),
         Kind.END_BACKEND: _Chance(3),
         Kind.END_LEASE: _Chance(2),
         Kind.END_BUS: _Chance(2),
+        # All else that the node has goes on meanwhile.
+        Kind.WITHHOLD_LEASE: _Chance(3, 1.5, 8.0, takes_node=True),
         Kind.STALL_DATABASE_LINK: _Chance(2, 1.0, 9.0, takes_node=True),
         Kind.STALL_CONNECTION: _Chance(2, 1.0, 8.0),
+        # A stalled connection is found after 2 s, and given up after 3 to 5.
+        Kind.STALL_WRITE: _Chance(5, 2.0, 9.0),
         Kind.CUT_DATABASE_LINK: _Chance(2),
         Kind.SLOW_DATABASE_LINK: _Chance(1, 2.0, 6.0),
         Kind.HALF_CLOSE_CONNECTION: _Chance(1),

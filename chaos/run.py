@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,18 +12,25 @@ from pathlib import Path
 
 import trio
 
+from aether_trio.cli.node_process import NodeFailed
 from aether_trio.client import AetherError, AgentClient
 from aether_trio.testing.cluster import ProcessCluster, open_process_cluster
 from chaos import ledger
 from chaos.checks import Verdict, check_all
 from chaos.faults import Weather
-from chaos.history import History
+from chaos.history import Ended, History
+from chaos.hostile import Hostile
+from chaos.keepers import Keepers
 from chaos.load import COUNTERS, WORKSPACE, Load, Rates, options
+from chaos.mill import Mill
 from chaos.plan import BY_CHANCE, Kind, plan
 from chaos.recovery import Times, measure
 from chaos.rivals import Rivals
 
 WARM_UP_S = 3.0
+WATCH_S = 0.2
+_FRAME = re.compile(r" *[+|][-+|]*(?: |$)")
+"""What the lines of a group of errors begin with."""
 SETTLE_S = 90.0
 
 
@@ -41,6 +50,8 @@ class Wishes:
     standby: bool = False
     """Whether there is one, and the primary is killed for good half-way."""
     rates: Rates = field(default_factory=Rates)
+    checkout: Path | None = None
+    """Whose package the nodes run, if it is not this one."""
     keep: Path | None = None
     """Where what the processes have printed, and all that was seen, is left."""
 
@@ -68,7 +79,7 @@ async def run(wishes: Wishes, say: Callable[[str], None]) -> Result:
     history = History()
     postgres = {"max_connections": "300"}
     async with open_process_cluster(
-        wishes.nodes, postgres=postgres, standby=wishes.standby, keep=wishes.keep
+        wishes.nodes, postgres=postgres, standby=wishes.standby, keep=wishes.keep, checkout=wishes.checkout
     ) as cluster:
         await ledger.install(cluster)
         say(f"{wishes.nodes} nodes serve behind {cluster.front.address}")
@@ -93,6 +104,11 @@ async def run(wishes: Wishes, say: Callable[[str], None]) -> Result:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(load.run)
             nursery.start_soon(rivals.run)
+            nursery.start_soon(Keepers(load).run)
+            nursery.start_soon(Mill(load).run)
+            nursery.start_soon(Hostile(load).run)
+            watch = trio.CancelScope()
+            nursery.start_soon(_watch, cluster, weather, history, now, watch)
             await trio.sleep(WARM_UP_S)
             await weather.run(steps)
             say(f"{now():7.1f} s  the faults are over")
@@ -101,12 +117,45 @@ async def run(wishes: Wishes, say: Callable[[str], None]) -> Result:
             history.ended_s = now()
             say(f"{now():7.1f} s  everything is settled, or will not be")
             await _read_counters(cluster, history)
+            watch.cancel()
             load.close()
         await ledger.read(cluster, history)
+        history.tracebacks = [
+            f"{node.name}: {line}" for node in cluster.nodes for line in last_lines_of_tracebacks(node.printed())
+        ]
     if wishes.keep is not None:
         history.write(wishes.keep / "history.jsonl")
     verdicts = check_all(history, bound_s=wishes.bound_s)
     return Result(wishes, history, verdicts, recovery, weather.missed, rivals.turns)
+
+
+async def _watch(
+    cluster: ProcessCluster, weather: Weather, history: History, now: Callable[[], float], scope: trio.CancelScope
+) -> None:
+    """Write down each gateway that ends though nobody has ended it, and start it again."""
+    with scope:
+        while True:
+            await trio.sleep(WATCH_S)
+            for node in cluster.nodes:
+                if not node.running and not weather.is_at(node):
+                    history.ended.append(Ended(node.name, now(), await node.wait()))
+                    with contextlib.suppress(NodeFailed):
+                        await node.start()
+
+
+def last_lines_of_tracebacks(printed: str) -> list[str]:
+    """What was raised, of each traceback that a node has printed; one line for each error, and not the causes of the causes."""
+    found: list[str] = []
+    inside = False
+    for line in printed.splitlines():
+        frame = _FRAME.match(line)
+        bare = line[frame.end() :] if frame else line
+        if bare.lstrip().endswith("Traceback (most recent call last):"):
+            inside = True
+        elif inside and re.match(r"[A-Za-z_][\w.]*(: |$)", bare):  # what is indented is still inside
+            found.append(bare)
+            inside = False
+    return found
 
 
 async def _read_counters(cluster: ProcessCluster, history: History) -> None:

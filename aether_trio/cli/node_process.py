@@ -128,6 +128,12 @@ class NodeProcess:
             return ""
         return ":\n" + self._output_file.read_bytes()[-_LAST_WORDS:].decode(errors="replace")
 
+    def printed(self) -> str:
+        """All that it has printed, over all starts; "" when somebody else has it."""
+        if self._output is not None or not self._output_file.exists():
+            return ""
+        return self._output_file.read_text(errors="replace")
+
     def _spawn(self, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
         command = [*_python(), *self.arguments, *arguments, "--ready-file", str(self._ready_file), "--until-stdin-ends"]
 

@@ -104,9 +104,26 @@ class ClusterNode:
         assert self._process.ready is not None, "it was never started"
         return self._process.ready.ops
 
+    @property
+    def returncode(self) -> int | None:
+        """Of its last end; None while it runs."""
+        return None if self.running else self._process.returncode
+
     def output(self) -> str:
         """The end of what it has printed, over all starts."""
         return self._process.said()
+
+    def printed(self) -> str:
+        """All that it has printed, over all starts."""
+        return self._process.printed()
+
+    async def wait(self) -> int:
+        """Wait for the end of a process that nobody has told to end; its exit code. At once when that was before."""
+        code = await self._process.wait()
+        self._hold_ports()
+        self.stopped = False
+        self._settled()
+        return code
 
     async def start(self) -> None:
         """Start it, on the ports it had before. Raises NodeFailed with what it said."""
@@ -274,11 +291,13 @@ async def open_process_cluster(
     start: bool = True,
     proxied: bool = True,
     keep: Path | None = None,
+    checkout: Path | None = None,
 ) -> AsyncIterator[ProcessCluster]:
     """PostgreSQL and so many nodes, serving; or nodes yet to be started. Everything ends with the block.
 
     `settings` are texts for the nodes' `--set`, `postgres` what PostgreSQL has beside embedded.FAST. `command` is what the nodes run.
     Without `proxied` the nodes' `database_link` is not on their way to PostgreSQL: a proxy costs more of each statement than PostgreSQL does.
+    The nodes are of this package, or of the one in the directory `checkout`, to see what another version of it does.
     With `standby` there is a synchronous hot standby, and the nodes know both. What the processes have printed is left in `keep`.
     Raises NodeFailed or StorageSetupError with what was said by whoever did not start.
     """
@@ -314,7 +333,7 @@ async def open_process_cluster(
                     "0",
                     *(part for one in sets for part in ("--set", one)),
                 ]
-                process = NodeProcess(f"node-{number}", arguments, home, environment=_environment())
+                process = NodeProcess(f"node-{number}", arguments, home, environment=_environment(checkout))
                 made.append(ClusterNode(f"node-{number}", process, link, *ways))
             turns = RoundRobin(())
             front = await stack.enter_async_context(open_fault_proxy(turns))
@@ -377,9 +396,11 @@ def _make_home() -> Path:
     return home
 
 
-def _environment() -> dict[str, str]:
+def _environment(checkout: Path | None) -> dict[str, str]:
     """Without a developer's own settings, and so that the nodes are of the program that is being tested."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AETHER_")}
-    root = str(Path(aether_trio.__file__).parents[1])
+    root = str(checkout or Path(aether_trio.__file__).parents[1])
     path = os.pathsep.join(filter(None, [root, kept.get("PYTHONPATH")]))
+    if checkout is not None:
+        kept["PYTHONSAFEPATH"] = "1"  # not the one in the working directory
     return {**kept, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}

@@ -21,6 +21,7 @@ import trio
 
 _READ_BYTES: Final = 64 * 1024
 _PIECES: Final = 16
+_OPENING_BYTES: Final = 8 * 1024
 
 
 class Fault(enum.Enum):
@@ -58,6 +59,9 @@ class Flow:
         self._drip: tuple[int, float] | None = None
         self._last: tuple[int, Callable[[], None]] | None = None
         self._dropping = False
+        self._trap: tuple[Callable[[bytes], bool], Callable[[], None]] | None = None
+        self.opening = b""
+        """The first of what the sender has said, up to some KiB: who it is."""
         self.forwarded_bytes = 0
         self.dropped_bytes = 0
 
@@ -91,6 +95,14 @@ class Flow:
         self._injected[Fault.TRUNCATE] += 1
         self._last = self.forwarded_bytes + after_bytes, then
         self._tell()
+
+    def trap(self, catches: Callable[[bytes], bool], then: Callable[[], None]) -> None:
+        """Wait for a piece of which `catches` says so: before it is forwarded, call `then`, which is another fault's method. Once."""
+        self._trap = catches, then
+
+    def disarm(self) -> None:
+        """End a trap that has caught nothing."""
+        self._trap = None
 
     def drop(self) -> None:
         """Read the rest and throw it away. Neither side is told."""
@@ -144,6 +156,11 @@ class Flow:
                 await self._pieces.send((trio.current_time(), data))
 
     async def _write(self, arrived: float, data: bytes) -> None:
+        if len(self.opening) < _OPENING_BYTES:
+            self.opening += data[: _OPENING_BYTES - len(self.opening)]
+        if self._trap is not None and self._trap[0](data):
+            (_, then), self._trap = self._trap, None
+            then()
         view = memoryview(data)
         while view:
             await self._wait_for_turn(arrived)

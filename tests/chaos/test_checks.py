@@ -9,26 +9,33 @@ import pytest
 
 from chaos.checks import Verdict, check_all
 from chaos.history import (
+    Attack,
     Backwards,
+    Begun,
     Counted,
     Delivered,
     Disturbance,
+    Ended,
     Held,
     History,
+    Kept,
     Logged,
+    Made,
     Message,
     Outage,
     Outcome,
     Sent,
+    Turn,
 )
 
 BOUND_S = 20.0
 TOPIC = "ag::chaos::peer::1"
 WORK = "tb::chaos::work"
+SHARED = "ag::chaos::rival::1"
 
 
 def good() -> History:
-    """Two senders, a reader, two workers, a counter, a session that was taken over, and a fault."""
+    """Two senders, a reader, two workers, a counter, a session that was taken over, a ledger, tasks, an attack, and a fault."""
     history = History(ended_s=100.0)
     for number in range(1, 5):
         for sender, offset in (("a", 2 * number - 1), ("b", 2 * number)):
@@ -52,6 +59,37 @@ def good() -> History:
         Counted("n", "a", 3.0, 3.5, Outcome.ACCEPTED, 5),
     ]
     history.counters = {"n": {5}}
+    history.kept = [
+        Kept("key", "read", 0, Outcome.ACCEPTED, 0.5, 0.6),
+        Kept("key", "wrote", 1, Outcome.ACCEPTED, 1.0, 1.1),
+        Kept("key", "read", 1, Outcome.ACCEPTED, 1.2, 1.3),
+        Kept("key", "wrote", 2, Outcome.IN_DOUBT, 2.0, 5.0),
+        Kept("key", "read", 1, Outcome.ACCEPTED, 5.1, 5.2),
+        Kept("key", "read", 2, Outcome.ACCEPTED, 5.3, 5.4),  # it has come after all
+        Kept("key", "wrote", 3, Outcome.ACCEPTED, 6.0, 6.1),
+        Kept("key", "read", 3, Outcome.ACCEPTED, 7.0, 7.1),
+    ]
+    # The second turn begins at 2.0: what the first one reads behind that comes again.
+    for offset in range(1, 9):
+        message = Message("d", offset)
+        history.sent.append(Sent(SHARED, message, 0.1 * offset, 0.1 * offset, Outcome.ACCEPTED))
+    for reader, offset, at_s in (
+        ("rival-1", 1, 1.0),
+        ("rival-1", 2, 1.5),
+        ("rival-1", 3, 2.5),
+        ("rival-2", 3, 2.6),
+        ("rival-2", 4, 2.7),
+        ("rival-4", 5, 4.0),
+        ("rival-4", 6, 4.1),
+        ("rival-4", 7, 4.2),
+        ("rival-4", 8, 4.3),
+    ):
+        history.delivered.append(Delivered(reader, SHARED, offset, Message("d", offset), at_s, 1))
+    history.turns = [Turn(SHARED, f"rival-{number}", number - 0.1) for number in (1, 2, 3, 4)]
+    history.turns[1] = Turn(SHARED, "rival-2", 2.0)
+    history.made = [Made("t-1", "", 1.0, 1.1), Made("t-2", "ag::chaos::miller::2", 9.0, 9.1)]
+    history.begun = [Begun("t-1", "miller-1", 1.05), Begun("t-2", "miller-2#2", 14.0 + BOUND_S - 1)]
+    history.attacks = [Attack("framed", "noise", 1.0)]
     history.logged = [Logged(TOPIC, 9, 1, 9, 9), Logged(WORK, 4, 1, 4, 4)]
     history.held = [
         Held("ag::a", "a-old", 1, "1 1", live=True, stolen=False),
@@ -178,6 +216,51 @@ def answers_out_of_time(history: History) -> None:
     history.counted[2] = replace(history.counted[2], value=5)
 
 
+def undo_a_write(history: History) -> None:
+    history.kept.append(Kept("key", "read", 2, Outcome.ACCEPTED, 8.0, 8.1))
+
+
+def undo_what_was_read(history: History) -> None:
+    history.kept.insert(6, Kept("key", "read", 1, Outcome.ACCEPTED, 5.5, 5.6))
+
+
+def read_what_nobody_wrote(history: History) -> None:
+    history.kept.append(Kept("key", "read", 9, Outcome.ACCEPTED, 8.0, 8.1))
+
+
+def forget_a_write(history: History) -> None:
+    history.kept.append(Kept("key", "read", 0, Outcome.ACCEPTED, 8.0, 8.1))
+
+
+def take_what_a_former_holder_read_for_read(history: History) -> None:
+    """The second one begins behind what the first has read since."""
+    history.delivered = [one for one in history.delivered if (one.reader, one.offset) != ("rival-2", 3)]
+
+
+def skip_for_the_next_holder(history: History) -> None:
+    history.delivered = [one for one in history.delivered if (one.reader, one.offset) != ("rival-4", 5)]
+
+
+def end_by_itself(history: History) -> None:
+    history.ended.append(Ended("node-1", 5.0, 1))
+
+
+def print_a_traceback(history: History) -> None:
+    history.tracebacks.append("node-1: KeyError: 7")
+
+
+def begin_a_task_late(history: History) -> None:
+    history.begun[1] = replace(history.begun[1], at_s=14.0 + BOUND_S + 1)
+
+
+def begin_a_task_never(history: History) -> None:
+    del history.begun[0]
+
+
+def begin_a_task_elsewhere(history: History) -> None:
+    history.begun.append(Begun("t-2", "miller-1", 12.0))
+
+
 def stay_away(history: History) -> None:
     history.outages[0].until_s = 14.0 + BOUND_S + 1
 
@@ -221,6 +304,17 @@ def give_up(history: History) -> None:
         (nodes_disagree, "counters"),
         (one_answer_twice, "counters"),
         (answers_out_of_time, "counters"),
+        (undo_a_write, "an answered write"),
+        (undo_what_was_read, "an answered write"),
+        (read_what_nobody_wrote, "an answered write"),
+        (forget_a_write, "an answered write"),
+        (take_what_a_former_holder_read_for_read, "the next holder"),
+        (skip_for_the_next_holder, "the next holder"),
+        (end_by_itself, "a gateway never ends"),
+        (print_a_traceback, "a gateway never ends"),
+        (begin_a_task_late, "every task"),
+        (begin_a_task_never, "every task"),
+        (begin_a_task_elsewhere, "every task"),
         (stay_away, "every client"),
         (never_come_back, "every client"),
         (stay_away_without_a_fault, "every client"),
@@ -252,3 +346,10 @@ def test_a_chain_of_faults_excuses_an_outage_and_a_gap_in_it_does_not() -> None:
 def test_a_message_survives_its_payload() -> None:
     message = Message("peer-1/7", 42, "session")
     assert Message.decode(message.encode()) == message
+
+
+@pytest.mark.parametrize("what", ["kept", "turns", "attacks", "made"])
+def test_what_was_not_looked_at_does_not_count_as_held(what: str) -> None:
+    history = good()
+    getattr(history, what).clear()
+    assert [one.invariant for one in check_all(history, bound_s=BOUND_S) if not one.looked_at]

@@ -11,22 +11,24 @@ import pytest
 
 from chaos.load import Rates
 from chaos.plan import Kind
-from chaos.run import Wishes, run
+from chaos.run import Wishes, last_lines_of_tracebacks, run
 
 pytestmark = pytest.mark.crash
 
-SEED: Final = 381
+SEED: Final = 834
 """Its faults are of all the kinds below, one of them a SIGSTOP that is longer than the grace of a lease."""
 KINDS: Final = (
     Kind.KILL_NODE,
     Kind.STOP_NODE,
     Kind.CRASH_DATABASE,
     Kind.END_LEASE,
+    Kind.WITHHOLD_LEASE,
     Kind.END_BACKEND,
     Kind.END_BUS,
     Kind.CUT_DATABASE_LINK,
     Kind.CUT_CLIENTS,
     Kind.STALL_DATABASE_LINK,
+    Kind.STALL_WRITE,
 )
 BOUND_S: Final = 120.0
 """A safety net: how soon clients are back on a machine that does nothing else is what a run of `nox -s chaos` is about."""
@@ -58,3 +60,31 @@ async def test_half_a_minute_of_faults_violates_nothing(tmp_path: Path) -> None:
     assert set(kept) == {"history.jsonl", "node-1.log", "node-2.log", "node-3.log", "postgres-log"}
     seen = Counter(json.loads(line)["what"] for line in kept["history.jsonl"].read_text().splitlines())
     assert (seen["run"], seen["sent"], seen["held"]) == (1, len(result.history.sent), len(result.history.held))
+
+
+def test_the_last_line_of_each_traceback_is_found() -> None:
+    printed = """2026-11-27 07:49:23 [error    ] an errand failed               errands=1
+Traceback (most recent call last):
+  File "/x/desk.py", line 1, in run
+    await perform(one)
+          ^^^^^^^^^^^^
+KeyError: 7
+2026-11-27 07:49:24 [info     ] lease regained                 epoch=2
+  + Exception Group Traceback (most recent call last):
+  |   File "/x/core.py", line 2, in main
+  |     raise combined
+  | ExceptionGroup: Exceptions from Trio nursery (1 sub-exception)
+  +-+---------------- 1 ----------------
+    | Traceback (most recent call last):
+    |   File "/x/y.py", line 3, in z
+    |     assert it
+    | AssertionError
+    +------------------------------------
+2026-11-27 07:49:25 [warning  ] lease lost reason='Traceback of a bug'
+"""
+    assert last_lines_of_tracebacks(printed) == [
+        "KeyError: 7",
+        "ExceptionGroup: Exceptions from Trio nursery (1 sub-exception)",
+        "AssertionError",
+    ]
+    assert last_lines_of_tracebacks("nothing") == []

@@ -295,3 +295,28 @@ async def test_random_faults_change_no_byte_and_end_what_they_end(seed: int) -> 
             assert sum(injected.values()) > 20
             assert set(injected) <= set(EVERY_FAULT)
         nursery.cancel_scope.cancel()
+
+
+async def test_a_trap_springs_before_what_it_waits_for_is_forwarded() -> None:
+    async with open_ends() as ends:
+        caught: list[bytes] = []
+        flow = ends.connection.upstream
+
+        def spring() -> None:
+            caught.append(flow.opening)
+            flow.stall()
+
+        flow.trap(lambda data: b"COMMIT" in data, spring)
+        await ends.client.send_all(b"BEGIN")
+        assert await exactly(ends.target, 5) == b"BEGIN"
+        assert caught == []
+        await ends.client.send_all(b"COMMIT")
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert caught == [b"BEGINCOMMIT"]
+        assert flow.forwarded_bytes == 5
+        flow.release()
+        assert await exactly(ends.target, 6) == b"COMMIT"
+        flow.trap(lambda data: b"COMMIT" in data, spring)
+        flow.disarm()
+        await ends.client.send_all(b"COMMIT")
+        assert await exactly(ends.target, 6) == b"COMMIT"
