@@ -318,9 +318,16 @@ class TopicLog(LogReader):
         self._refused += len(batch)
         number = self._settled
         self._settle(len(batch))
+        silent: list[tuple[Author, int]] = []
         for state, _, author in batch:
             number += 1
             state.waiting -= 1
+            if author.confirms:
+                author.refused(number, told)
+            else:
+                silent.append((author, number))
+        # Those write to their clients at once, and receipts that are asked for then must know of every refusal.
+        for author, number in silent:
             author.refused(number, told)
         touched: set[Outbox] = set()
         for author in authors:

@@ -64,7 +64,10 @@ class Author(Protocol):
     """Whose numbers are committed with its messages."""
 
     def refused(self, number: int, error: AetherError) -> None:
-        """The append with this sequence number could not be committed, or it is not known whether it was. One error for a group."""
+        """The append with this sequence number could not be committed, or it is not known whether it was. One error for a group.
+
+        One that `confirms` writes nothing before `settled`.
+        """
         ...
 
     def settled(self, touched: set[Outbox]) -> None:

@@ -11,16 +11,24 @@ and answers, and always come before an answer to what was asked behind the send.
 from __future__ import annotations
 
 from collections import deque
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from aether_trio.model.errors import AetherError, Code
 from aether_trio.routing.publishers import IS_COMMITTED, IS_FORGOTTEN, IS_NEW, Publisher
+from aether_trio.wire.errors import error_response
 
 if TYPE_CHECKING:
     from aether_trio.routing.log import TopicLog
     from aether_trio.routing.outbox import Outbox
 
 Refused = tuple[int, AetherError]
+
+
+@lru_cache(maxsize=4)
+def refusal_frame(error: AetherError) -> bytes:
+    """A refusal as a message to a client, for what came without a number. The same for all of a group."""
+    return error_response(error).SerializeToString()
 
 
 class Receipts:
@@ -90,18 +98,21 @@ class Receipts:
     # -- the log's side -------------------------------------------------------------------------------------------
 
     def refused(self, number: int, error: AetherError) -> None:
-        """See log.Author."""
-        self._note_refusal(number, error)
+        """See log.Author. A message that came without a number (in an envelope) is refused as it is on every lane."""
+        if not self._note_refusal(number, error):
+            self.outbox.queue_control(refusal_frame(error))
         holder = self.publisher.holder if self.publisher is not None else None
         if holder is not None and holder is not self:
             holder._note_refusal(number, error)
 
-    def _note_refusal(self, number: int, error: AetherError) -> None:
+    def _note_refusal(self, number: int, error: AetherError) -> bool:
+        """Whether it is one of the numbered sends of this connection."""
         if number not in self._by_number:  # of the numbers of one group, the first
             self._by_number = dict(self._waiting)
         seq = self._by_number.get(number)
         if seq is not None:
             self._refused.append((seq, error))
+        return seq is not None
 
     def settled(self, touched: set[Outbox]) -> None:
         """See log.Author."""

@@ -25,7 +25,7 @@ from aether_trio.model.limits import CLIENT_MESSAGE_BYTES
 from aether_trio.model.token_bucket import TokenBucket
 from aether_trio.routing.outbox import Gate, Outbox, OutboxLimits
 from aether_trio.routing.publishers import Publisher
-from aether_trio.routing.receipts import Receipts
+from aether_trio.routing.receipts import Receipts, refusal_frame
 from aether_trio.routing.router import Sender
 from aether_trio.session.registry import History, Registry
 from aether_trio.session.subscriptions import Subscriptions
@@ -219,7 +219,7 @@ class Session:
 
     def refused(self, number: int, error: AetherError) -> None:
         """See log.Author: a message that came without a number could not be committed."""
-        self.outbox.put_control(_publish_failed(error))
+        self.outbox.put_control(refusal_frame(error))
 
     def settled(self, touched: set[Outbox]) -> None:
         """See log.Author."""
@@ -394,12 +394,6 @@ class _Nobody:
 
 
 _NOBODY = _Nobody()
-
-
-@lru_cache(maxsize=4)
-def _publish_failed(error: AetherError) -> bytes:
-    """The same for all of a group."""
-    return error_response(error).SerializeToString()
 
 
 @lru_cache(maxsize=1)

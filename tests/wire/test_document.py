@@ -14,9 +14,12 @@ from aether_trio.config import load_settings
 from aether_trio.model.errors import RETRYABLE, Code, Status
 from aether_trio.transport.framed import link as framed_link
 from aether_trio.transport.websocket import close_codes
+from aether_trio.wire import framing
 from aether_trio.wire.browser import CODECS
 from aether_trio.wire.framing import ClientHello, ErrorCode, FrameType, RemoteProtocolError, ServerHello, constants
 from aether_trio.wire.framing.bodies import reader_of
+from aether_trio.wire.framing.encode import encode
+from aether_trio.wire.pb import aether_pb2 as pb
 
 PAGE = (Path(__file__).parents[2] / "docs" / "wire.md").read_text()
 UNITS = {"bytes": 1, "KiB": 1024, "MiB": 1024 * 1024, "GiB": 1024**3, "s": 1, "a second": 1}
@@ -134,7 +137,7 @@ def test_the_limits_are_the_defaults() -> None:
 def test_numbers_of_the_framing_in_the_text() -> None:
     text = " ".join(PAGE.split())
     for said in (
-        f"from a client, until it has got its ConnectionAck | {constants.OPENING_FRAME_BYTES:,} |",
+        f"from a client, until it has read its ConnectionAck | {constants.OPENING_FRAME_BYTES:,} |",
         f"`max_frame`, which is at least {constants.LEAST_MAX_FRAME_BYTES:,}",
         f"nested deeper than {constants.MAX_HELLO_NESTING} arrays and maps",
         f"At most {constants.MAX_CHANNELS:,} channels are open",
@@ -147,3 +150,48 @@ def test_numbers_of_the_framing_in_the_text() -> None:
         " ".join(f"{byte:02X}" for byte in constants.MAGIC),
     ):
         assert said in text, said
+
+
+def test_the_examples_in_bytes() -> None:
+    init = pb.UpstreamMessage(
+        init=pb.InitConnection(agent=pb.AgentIdentity(workspace="default", implementation="raw", specifier="1"))
+    )
+    ack = pb.DownstreamMessage(connection_ack=pb.ConnectionAck(session_id="s"))
+    incoming = pb.IncomingMessage(source_topic="us::a::1", payload=b"hi", message_type=pb.CHAT)
+    topic = "ag::w::b::1"
+    expected = [
+        framing.ClientHello(),
+        framing.ServerHello(max_payload=1_048_576),
+        framing.Envelope(init.SerializeToString()),
+        framing.Envelope(ack.SerializeToString()),
+        framing.Channel(5, topic, 117),
+        framing.ChannelClosed(5),
+        framing.Send(1, topic, b"hello", pb.CHAT),
+        framing.Ack(1),
+        framing.Nack(2, "ERR_RATE_LIMITED", "slow", retryable=True, retry_after_ms=250),
+        framing.Deliver(5, 118, pb.DownstreamMessage(msg=incoming).SerializeToString()),
+        framing.Delivered(5, 118),
+        framing.GrantCredit(10, 0),
+        framing.Ping(7),
+        framing.Pong(7),
+        framing.GoAway(framing.GoAwayReason.DRAINING, 9000, "bye"),
+        framing.Error(int(Status.UNAVAILABLE), "bye", retryable=True),
+    ]
+    table = rows("| from | frame | bytes |")
+    assert bytes.fromhex(table[0][2]) == constants.PREFACE
+    for (_, what, text), event in zip(table[1:], expected, strict=True):
+        assert framing.FrameDecoder(preface=False).receive(bytes.fromhex(text)) == [event], what
+        if not isinstance(event, framing.ClientHello | framing.ServerHello):
+            assert encode(event) == bytes.fromhex(text), what
+
+
+def test_the_frames_that_must_be_refused() -> None:
+    for what, text, code in rows("| frame | bytes | refused with |"):
+        client, gateway = framing.Connection(framing.Role.CLIENT), framing.Connection(framing.Role.SERVER)
+        init = framing.Envelope(pb.UpstreamMessage(init=pb.InitConnection()).SerializeToString())
+        gateway.receive(client.send(framing.ClientHello()) + client.send(init))
+        gateway.send(framing.ServerHello())
+        gateway.send(framing.Envelope(pb.DownstreamMessage(connection_ack=pb.ConnectionAck()).SerializeToString()))
+        with pytest.raises(RemoteProtocolError) as refused:
+            gateway.receive(bytes.fromhex(text))
+        assert refused.value.code is ErrorCode[code], what

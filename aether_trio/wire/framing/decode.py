@@ -162,6 +162,8 @@ class FrameDecoder:
                 extra = body + topic_size
                 payload = extra + extra_size
                 if seq < 1 or payload > end:
+                    if seq < 1:
+                        malformed(f"SEND: seq is {seq}; it counts from 1")
                     malformed(f"SEND {seq}: {topic_size} + {extra_size} bytes of topic and extra in {length - 16}")
                 raw = data[body:extra]
                 topic = topics.get(raw)

@@ -9,6 +9,7 @@ import trio
 
 from aether_trio.model.errors import Status
 from aether_trio.session.session import Session
+from aether_trio.storage.base import StorageUnavailable
 from aether_trio.wire import framing
 from aether_trio.wire.framing.encode import encode_delivered
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -209,6 +210,31 @@ async def test_whoever_ends_at_once_still_gets_its_acks() -> None:
         while (await a.next(framing.Ack)).seq < 51:
             pass
         assert await a.until_end() is None
+
+
+@pytest.mark.parametrize("token", [None, b"p" * 16])
+async def test_every_message_that_is_not_stored_is_refused_numbered_or_not(
+    token: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_lane() as lane:
+        a = await lane.connect(agent("a"), publisher=token)
+
+        async def fail(*_: object) -> None:
+            raise StorageUnavailable("no room on this disk")
+
+        monkeypatch.setattr(lane.core.log._writer, "append", fail)
+        plain = framing.Envelope(
+            pb.UpstreamMessage(send=pb.SendMessage(target_topic=B, payload=b"x")).SerializeToString()
+        )
+        await a.send(plain, framing.Send(1, B, b"x"), plain, framing.Send(2, B, b"x"), plain)
+        for seq in (1, 2):
+            nack = await a.next(framing.Nack)
+            assert (nack.seq, nack.code, nack.retryable) == (seq, "ERR_PUBLISH_FAILED", True)
+        while (await a.next(framing.Ack)).seq < 2:
+            pass
+        for _ in range(3):
+            error = (await a.answer("error")).error
+            assert (error.code, error.retryable) == ("ERR_PUBLISH_FAILED", True)
 
 
 async def test_pings_are_answered_by_the_last() -> None:

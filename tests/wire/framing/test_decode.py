@@ -194,3 +194,10 @@ def test_topics_are_decoded_once_and_few_are_kept() -> None:
     assert len(decoder._topics) <= 64
     decoder.receive(encode_send(1, "t" * 60_000, b""))
     assert not any(len(topic) > 256 for topic in decoder._topics)
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_number_below_one_is_named_in_the_refusal(number: int) -> None:
+    body = struct.pack(">qHHI", number, 1, 1, 0) + b"t"
+    with pytest.raises(RemoteProtocolError, match=f"SEND: seq is {number}; it counts from 1"):
+        FrameDecoder().receive(PREFACE + struct.pack(">IBB", len(body), 2, 0) + body)
