@@ -301,7 +301,7 @@ def tasks_reach_their_workers(history: History, bound_s: float) -> Verdict:
         first = min((one.at_s for one in begun[made.name]), default=math.inf)
         latest_s = _excused(history, made.created_s, first, bound_s) + bound_s
         what = f"{made.name} for {made.target or 'the pool'}, created at {made.created_s:.1f} s"
-        if first > history.ended_s:
+        if first == math.inf:
             violations.append(f"{what}, was never begun")
         elif first > latest_s:
             violations.append(f"{what}, was begun at {first:.1f} s")

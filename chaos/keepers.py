@@ -80,6 +80,8 @@ class Keepers:
             if load.quiet:
                 break
             await trio.sleep(load.chance.expovariate(PER_S))
+            if load.quiet:
+                break
             await self._read(place, read)  # right before it is overwritten: whatever has come meanwhile is seen
             await self._write(place, number, write)
         # What was on its way at the last fault has had its time by now.

@@ -61,6 +61,8 @@ class Mill:
         load = self._load
         while not load.quiet:
             await trio.sleep(load.chance.expovariate(PER_S))
+            if load.quiet:
+                return
             made = Made(f"{name}-{next(self._numbers)}", "", load.now())
             if load.chance.random() < TARGETED:
                 made.target = f"ag::{WORKSPACE}::{POOL}::{load.chance.randint(1, self._several)}"
