@@ -1,6 +1,7 @@
 """Where a gateway keeps its data: files in a directory of its own, or a PostgreSQL database.
 
-storage.database unset ──▶ SQLite: data directory (locked against a second gateway), one file per logical database
+storage.database unset ──▶ SQLite: data directory (locked against a second gateway), one file per logical database;
+                           a temporary one that goes at the end for gateway.ephemeral
 postgresql://...       ──▶ PostgreSQL: one schema; what it needs is imported only then (the extra "cluster")
 """
 
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from aether_trio.config import Settings
 from aether_trio.storage.base import Database, StorageUnavailable
-from aether_trio.storage.directory import lock_directory
+from aether_trio.storage.directory import lock_directory, temporary_directory
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.sqlite import open_sqlite
+from aether_trio.storage.sqlite_connection import Synchronous
 
 if TYPE_CHECKING:
     from aether_trio.storage.postgres import PostgresServer
@@ -85,21 +87,24 @@ async def open_databases(settings: Settings) -> AsyncIterator[Databases]:
 @asynccontextmanager
 async def _open_sqlite(settings: Settings) -> AsyncIterator[Databases]:
     storage = settings.storage
-    directory = None if settings.gateway.ephemeral else Path(settings.gateway.data_dir)
+    ephemeral = settings.gateway.ephemeral
+    synchronous: Synchronous = "FULL" if storage.synchronous == "full" else "NORMAL"
+    if ephemeral:
+        synchronous = "OFF"  # it does not outlive a crash anyhow
     async with AsyncExitStack() as stack:
+        owned = temporary_directory() if ephemeral else lock_directory(Path(settings.gateway.data_dir))
+        directory = stack.enter_context(owned)
 
         async def open_database(name: str) -> OpenDatabase:
             return await stack.enter_async_context(
                 open_sqlite(
-                    directory and directory / f"{name}.db",
+                    directory / f"{name}.db",
                     name=name,
                     readers=storage.readers,
-                    synchronous="FULL" if storage.synchronous == "full" else "NORMAL",
+                    synchronous=synchronous,
                 )
             )
 
-        if directory is not None:
-            stack.enter_context(lock_directory(directory))
         yield Databases(
             state=await open_database("state"), log=await open_database("log"), tasks=await open_database("tasks")
         )

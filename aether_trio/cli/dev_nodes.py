@@ -110,7 +110,7 @@ def _database(settings: Settings, scratch: Path) -> Iterator[tuple[str, str, Emb
     binaries()  # raises before anything is made
     with ExitStack() as stack:
         if settings.gateway.ephemeral:
-            directory, data = scratch, "nowhere (ephemeral)"
+            directory, data = scratch, "a temporary directory, until the end"
         else:
             directory = stack.enter_context(lock_directory(Path(settings.gateway.data_dir)))
             data = str(directory.absolute())

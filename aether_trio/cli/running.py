@@ -239,7 +239,11 @@ def data_text(settings: Settings) -> str:
     """Where everything is kept, for the ready line."""
     if settings.storage.database:
         return f"the PostgreSQL database {where(settings.storage.database)}, schema {settings.storage.schema}"
-    return "nowhere (ephemeral)" if settings.gateway.ephemeral else str(Path(settings.gateway.data_dir).absolute())
+    return (
+        "a temporary directory, until the end"
+        if settings.gateway.ephemeral
+        else str(Path(settings.gateway.data_dir).absolute())
+    )
 
 
 def manner_text(settings: Settings) -> str:

@@ -1,7 +1,10 @@
-"""One gateway per data directory, held by a kernel lock.
+"""One gateway per data directory, held by a kernel lock; and temporary data directories.
 
 The lock is flock(2) on an open file: the kernel frees it however the process ends, so there is no stale lock to clean
 up and no pid to guess about. The pid inside the file is only for the error text.
+
+A temporary directory lies in the system's (TMPDIR) under a name that begins with TEMPORARY, and goes when its gateway ends. One that a
+killed gateway left has no lock any more, so the next gateway of the same user that makes a temporary directory removes it.
 """
 
 from __future__ import annotations
@@ -9,13 +12,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from aether_trio.storage.errors import DirectoryInUseError, StorageSetupError
 
+logger = structlog.get_logger("aether.storage")
+
 LOCK_FILE: Final = "gateway.lock"
+TEMPORARY: Final = "aether-ephemeral-"
 
 
 @contextlib.contextmanager
@@ -38,6 +49,84 @@ def lock_directory(path: Path | str) -> Iterator[Path]:
         yield directory
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def temporary_directory() -> Iterator[Path]:
+    """A directory of mode 0700 that is owned, as `lock_directory` owns one, and removed at the end of the block.
+
+    Removes what killed gateways of this user have left before. Raises StorageSetupError.
+    """
+    _remove_leftovers()
+    for _ in range(TRIES):
+        try:
+            directory = Path(tempfile.mkdtemp(prefix=TEMPORARY))
+        except OSError as exc:
+            raise StorageSetupError(
+                f"cannot make a temporary directory in {tempfile.gettempdir()}: {exc.strerror}. "
+                "Name another place in TMPDIR, or keep the data with --data-dir."
+            ) from exc
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(lock_directory(directory))
+            except DirectoryInUseError:
+                continue
+            # One that is made while another gateway looks for leftovers may be taken for one, until it is locked.
+            if not (directory / LOCK_FILE).exists():
+                continue
+            try:
+                yield directory
+            finally:
+                _remove(directory)
+            return
+    raise StorageSetupError(f"cannot keep a temporary directory in {tempfile.gettempdir()}: others remove it.")
+
+
+TRIES: Final = 10
+
+
+def _remove_leftovers() -> None:
+    with contextlib.suppress(OSError):
+        for directory in Path(tempfile.gettempdir()).glob(TEMPORARY + "*"):
+            with contextlib.suppress(OSError, DirectoryInUseError):
+                status = directory.lstat()
+                if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
+                    _remove_leftover(directory)
+
+
+def _remove_leftover(directory: Path) -> None:
+    # Without O_CREAT: a directory that has no lock yet is being made.
+    descriptor = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove(directory)
+        logger.info("the data of an ephemeral gateway that was killed is removed", directory=str(directory))
+    finally:
+        os.close(descriptor)
+
+
+def _remove(directory: Path) -> None:
+    try:
+        shutil.rmtree(directory)
+    except OSError as exc:
+        logger.warning("a temporary directory is left", directory=str(directory), reason=str(exc))
+
+
+def keep_private(file: Path) -> None:
+    """See to it that nobody but this user can read a database file: make it with mode 0600 if it is missing.
+
+    A directory that others may enter may have been given to us, and one of our files may be older than its mode.
+    Raises OSError, but not for files of another user, whose modes are not ours to change.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    # Not through an open file: to close one gives up the locks that this process has on it.
+    for name in (file.name, f"{file.name}-wal", f"{file.name}-shm"):
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            path = file.with_name(name)
+            mode = stat.S_IMODE(path.stat().st_mode)
+            if mode & 0o077:
+                path.chmod(mode & ~0o077)
 
 
 def _take(descriptor: int, directory: Path) -> None:

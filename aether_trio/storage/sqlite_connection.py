@@ -10,6 +10,7 @@ import sqlite3
 from pathlib import Path
 from typing import Final, Literal
 
+from aether_trio.storage.directory import keep_private
 from aether_trio.storage.errors import StorageSetupError
 
 Synchronous = Literal["OFF", "NORMAL", "FULL", "EXTRA"]
@@ -82,6 +83,8 @@ def connect_writer(path: Path | None, synchronous: Synchronous) -> sqlite3.Conne
         raise StorageSetupError(f"SQLite {sqlite3.sqlite_version} is too old: this needs {wanted} or newer.")
     connection = None
     try:
+        if path is not None:
+            keep_private(path)
         connection = _connect(path)
         _check_owner(connection, path)
         _set_journal(connection, path, synchronous)
@@ -89,6 +92,10 @@ def connect_writer(path: Path | None, synchronous: Synchronous) -> sqlite3.Conne
         # Deleted messages need not be wiped page by page (some builds default to that, at twice the write cost).
         connection.execute("PRAGMA secure_delete=FAST").fetchall()
         return connection
+    except OSError as exc:
+        raise StorageSetupError(
+            f"the database {path} cannot be opened ({exc.strerror}). Check that its directory exists and is writable for this user."
+        ) from exc
     except (sqlite3.Error, StorageSetupError) as exc:
         if connection is not None:
             connection.close()

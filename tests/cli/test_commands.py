@@ -237,5 +237,5 @@ def test_the_ready_line_says_where_the_data_is(tmp_path: Path) -> None:
     files = load_settings(sets=[f"gateway.data_dir={tmp_path}"])
     shared = load_settings(sets=["storage.database=postgresql://me:secret@db-1,db-2/fabric?sslmode=require"])
     assert data_text(files) == str(tmp_path)
-    assert data_text(load_settings(sets=["gateway.ephemeral=true"])) == "nowhere (ephemeral)"
+    assert data_text(load_settings(sets=["gateway.ephemeral=true"])) == "a temporary directory, until the end"
     assert data_text(shared) == "the PostgreSQL database db-1,db-2/fabric, schema aether"
