@@ -7,8 +7,11 @@ import trio
 from aether_trio.core import Core
 from aether_trio.model.errors import Status
 from aether_trio.model.identity import Identity
-from aether_trio.model.tasks import Task
+from aether_trio.model.tasks import Move, Reason, Task, Wait
 from aether_trio.services.tasks.desk import Errand
+from aether_trio.services.tasks.operate import Asked
+from aether_trio.services.tasks.operate import operate as move
+from aether_trio.services.tasks.parties import Caller
 from aether_trio.session.admission import WORKER_TASKS
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -123,10 +126,13 @@ async def test_a_client_is_told_of_no_hibernation_before_its_acknowledgement(cor
         nursery.start_soon(core.sessions.serve, back)
         back.send(agent("w", "i", "1", resume_session_id=session_id))
         await worker.wait_end()
-        state = pb.HibernationDescriptor(checkpoint_key="half")
-        spec = pb.WaitSpec(reason=pb.WAIT_REASON_HIBERNATION, hibernation=state)
-        answer = await operate(boss, Op.PAUSE, task_id, wait_spec=spec)
-        assert answer.success, answer.error
+        # Only the worker can; what its former session asked for is done late.
+        asked = Asked(task_id, Move.PAUSE, wait=Wait(Reason.HIBERNATION, checkpoint_key="half"))
+        caller = Caller(Identity.parse("ag::w::i::1"), "w")
+        outcome = await core.tasks.engine.run_program(lambda context: move(context, caller, asked))
+        assert outcome.refusal == ""
+        assert outcome.work is not None
+        core.tasks.engine.settle(outcome.work)
         gate.set()
         assert (await back.receive_message()).WhichOneof("payload") == "connection_ack"
         back.finish()
