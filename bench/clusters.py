@@ -89,13 +89,12 @@ def serving_cluster(shape: Shape, options: ServerOptions, scenario: str) -> Iter
     if options.target:
         raise ServerFailed("a cluster is always started here: --target is for one gateway")
     try:
-        from aether_trio.cluster.embedded import EmbeddedPostgres, let_in
+        from aether_trio.cluster.embedded import EmbeddedPostgres
         from aether_trio.storage.errors import StorageSetupError
     except ImportError as missing:
         raise ServerFailed(f"a cluster needs the packages of aether-trio[cluster]: {missing}") from missing
     with ExitStack() as stack:
         place = stack.enter_context(scratch(options.data_root))
-        let_in(place)
         server = EmbeddedPostgres(place / "postgres")
         stack.callback(server.stop)
         try:

@@ -24,7 +24,7 @@ from aether_trio.cli.node_process import NodeProcess, Ready
 from aether_trio.cli.ready_file import ReadyFile
 from aether_trio.cli.running import manner_text, raise_file_limit, try_lines
 from aether_trio.cli.start_errors import start_error
-from aether_trio.cluster.embedded import EmbeddedPostgres, binaries, let_in
+from aether_trio.cluster.embedded import EmbeddedPostgres, binaries
 from aether_trio.config import Settings
 from aether_trio.config.settings import LANES
 from aether_trio.storage.directory import lock_directory
@@ -114,7 +114,6 @@ def _database(settings: Settings, scratch: Path) -> Iterator[tuple[str, str, Emb
         else:
             directory = stack.enter_context(lock_directory(Path(settings.gateway.data_dir)))
             data = str(directory.absolute())
-        let_in(directory)
         server = EmbeddedPostgres(directory.absolute() / "postgres")
         stack.callback(server.stop)
         server.start()

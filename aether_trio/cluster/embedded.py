@@ -7,8 +7,11 @@
 
 It listens on a Unix socket, in a directory that only its user may enter, and on a TCP port of 127.0.0.1 only if one is asked for, which
 every user of the machine may use then. A shell in a session of its own is its parent and ends it when this process is gone, however
-that came; Ctrl-C in a terminal reaches neither. PostgreSQL refuses to run as root, so under root it runs as `nobody`, from a copy of the
-binaries when that user cannot reach them.
+that came; Ctrl-C in a terminal reaches neither.
+
+PostgreSQL refuses to run as root, so under root it runs as `nobody`, and neither the data directory nor the wheel has to be where that
+user can go, as below a home that only root may enter. The server is handed the directory `home` as an open file descriptor. The binaries
+are copied into a temporary directory, which is gone when the server is, and the sockets are there, too.
 
 The methods block (seconds, at the start), and belong in a thread when there is an event loop. One object is used by one thread at a
 time. Whoever keeps a directory between runs sees to it that two processes do not use it at once.
@@ -16,12 +19,14 @@ time. Whoever keeps a directory between runs sees to it that two processes do no
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import importlib.util
 import os
 import pwd
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import time
@@ -31,7 +36,7 @@ from typing import Any, Final
 
 from aether_trio.storage.errors import StorageSetupError
 
-__all__ = ["FAST", "SUPERUSER", "EmbeddedPostgres", "binaries", "let_in"]
+__all__ = ["FAST", "SUPERUSER", "EmbeddedPostgres", "binaries"]
 
 START_S: Final = 60.0
 STOP_S: Final = 60.0
@@ -57,11 +62,16 @@ _COMMON: Final[Mapping[str, str]] = {
 _ENVIRONMENT: Final = {"LC_ALL": "C", "PATH": os.defpath, "TZ": "UTC"}
 
 # The shell says the server's process id, then ends it when its standard input ends, that is when the process that started it is gone.
-# (What a shell runs in the background reads nothing from its standard input, hence the 3.)
+# (What a shell runs in the background reads nothing from its standard input, hence the 3.) If it was the shell that ended the server, it
+# also removes the temporary directory, its first argument: the process that made it is not there to do so.
 _SUPERVISE: Final = (
-    'exec 3<&0; "$@" 3<&- </dev/null >&2 & server=$!; echo $server; '
-    "{ read -r _ <&3; kill -QUIT $server; } >&2 & watcher=$!; wait $server; kill $watcher 2>/dev/null"
+    'exec 3<&0; scratch=$1; shift; "$@" 3<&- </dev/null >&2 & server=$!; echo $server; '
+    "{ read -r _ <&3; trap '' TERM; kill -QUIT $server; } >&2 & watcher=$!; "
+    'wait $server; kill $watcher 2>/dev/null; wait $watcher && [ -n "$scratch" ] && rm -rf "$scratch"'
 )
+_NOT_COPIED: Final = shutil.ignore_patterns("include", "pkgconfig", "*.a")
+_FIRST_PASSED_FD: Final = 10
+"""A shell names those below itself."""
 _STILL_ATTACHED: Final = "pre-existing shared memory block"
 """What a server says that finds children of a killed one still alive. They end by themselves."""
 
@@ -87,13 +97,6 @@ def _major(directory: Path) -> int:
     return int(said.stdout.split()[2].split(".")[0])
 
 
-def let_in(directory: Path) -> None:
-    """Let the user whom the server runs as go through a directory of this user's. Does nothing unless this is root."""
-    if os.geteuid() == 0:
-        os.chown(directory, -1, _as_nobody()["group"])
-        directory.chmod(directory.stat().st_mode | 0o010)
-
-
 class EmbeddedPostgres:
     """One server in the directory `home`. It may be started and stopped again and again.
 
@@ -111,7 +114,12 @@ class EmbeddedPostgres:
         self._settings = {**_COMMON, **(settings or {})}
         self._as: dict[str, Any] = _as_nobody() if os.geteuid() == 0 else {}
         self._process: subprocess.Popen[bytes] | None = None
-        self._own_sockets: Path | None = None
+        self._found: Path | None = None
+        self._scratch: Path | None = None
+        """It has one name as long as this object lives, as `dsn` may have it, and is there from a start to the next stop."""
+        self._scratch_made = False
+        self._door: int | None = None
+        """`home`, open, when the server's user cannot go there. /proc/self/fd leads it past the directories above."""
 
     # -- its life
 
@@ -125,7 +133,7 @@ class EmbeddedPostgres:
         unfinished.mkdir(mode=0o700)
         self._give(unfinished)
         encoding = ("-E", "UTF8", "--locale=C")
-        self._call("initdb", "-D", unfinished, "-U", SUPERUSER, "--auth=trust", *encoding, "-N")
+        self._call("initdb", "-D", self._seen(unfinished), "-U", SUPERUSER, "--auth=trust", *encoding, "-N")
         unfinished.rename(self.data)
 
     def create_standby(self, primary: EmbeddedPostgres) -> None:
@@ -134,12 +142,15 @@ class EmbeddedPostgres:
         self.data.mkdir(mode=0o700)
         self._give(self.data)
         source = f"host={primary.sockets} port={primary.port} user={SUPERUSER}"
-        self._call("pg_basebackup", "-D", self.data, "-R", "-d", source, "-X", "stream", "-c", "fast", "--no-sync")
+        self._call(
+            "pg_basebackup", "-D", self._seen(self.data), "-R", "-d", source, "-X", "stream", "-c", "fast", "--no-sync"
+        )
 
     def start(self) -> None:
         """Start, and return when it takes connections. Raises StorageSetupError with what it said."""
         assert not self.running, "it is running"
         self.create()
+        self._make_home()
         self._make_sockets()
         give_up = time.monotonic() + START_S
         while True:
@@ -173,9 +184,13 @@ class EmbeddedPostgres:
             finally:
                 process.stdin.close()  # whatever is left now, the shell ends
         self.pid = 0
-        if self._own_sockets is not None:
-            shutil.rmtree(self._own_sockets, ignore_errors=True)
-            self._own_sockets = None
+        self._found = None
+        if self._scratch is not None and self._scratch_made:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch_made = False
+        door, self._door = self._door, None
+        if door is not None:
+            os.close(door)
 
     def kill(self) -> None:
         """A crash: SIGKILL to the postmaster. Its children see that and end, soon, by themselves."""
@@ -208,18 +223,27 @@ class EmbeddedPostgres:
 
     def _spawn(self) -> None:
         settings = {**self._settings, "listen_addresses": "127.0.0.1" if self._tcp else ""}
-        arguments = ["-D", str(self.data), "-k", str(self.sockets), "-p", str(self.port)]
+        arguments = ["-D", str(self._seen(self.data)), "-k", str(self.sockets), "-p", str(self.port)]
         for name, value in settings.items():
             arguments += ["-c", f"{name}={value}"]
         with (self.home / "log").open("ab") as log:
             process = subprocess.Popen(
-                ["/bin/sh", "-c", _SUPERVISE, "sh", str(self._binaries / "postgres"), *arguments],
+                [
+                    "/bin/sh",
+                    "-c",
+                    _SUPERVISE,
+                    "sh",
+                    str(self._scratch) if self._scratch_made else "",
+                    str(self._binaries() / "postgres"),
+                    *arguments,
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd="/",
                 env=_ENVIRONMENT,
                 start_new_session=True,
+                pass_fds=self._doors,
                 **self._as,
             )
         self._process = process
@@ -248,18 +272,57 @@ class EmbeddedPostgres:
 
     def _make_home(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
-        if self._as and not _may_enter(self.home, self._as["user"], self._as["group"]):
-            raise StorageSetupError(
-                f"PostgreSQL does not run as root, and the user nobody cannot enter {self.home}: "
-                "choose another data directory, or open this one and those above it (chmod o+x)."
-            )
+        if not self._as or _may_enter(self.home, **self._as):
+            return
+        # The directory is this server's, those above it are not, and stay as they are.
+        os.chown(self.home, -1, self._as["group"])
+        self.home.chmod(stat.S_IMODE(self.home.stat().st_mode) | stat.S_IXGRP)
+        if self._door is None and not _may_enter(self.home, **self._as):
+            opened = os.open(self.home, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._door = fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, _FIRST_PASSED_FD)
+            finally:
+                os.close(opened)
+
+    def _seen(self, path: Path) -> Path:
+        """A path in `home` as the server's user goes there."""
+        if self._door is None:
+            return path
+        return Path(f"/proc/self/fd/{self._door}") / path.relative_to(self.home)
+
+    @property
+    def _doors(self) -> tuple[int, ...]:
+        return () if self._door is None else (self._door,)
 
     def _make_sockets(self) -> None:
-        if len(str(self.home / "s")) <= LONGEST_SOCKET_DIRECTORY:
-            self.sockets.mkdir(mode=0o700, exist_ok=True)
-        else:
-            self._own_sockets = self.sockets = Path(tempfile.mkdtemp(prefix="aether-pg-"))
+        short = len(str(self.home / "s")) <= LONGEST_SOCKET_DIRECTORY
+        self.sockets = (self.home if short and self._door is None else self._own_scratch()) / "s"
+        self.sockets.mkdir(mode=0o700, exist_ok=True)
         self._give(self.sockets)
+
+    def _own_scratch(self) -> Path:
+        """A temporary directory where the server's user may go. Raises StorageSetupError."""
+        if self._scratch is None:
+            self._scratch = Path(tempfile.mkdtemp(prefix="aether-pg-", dir=self._scratch_parent()))
+        elif not self._scratch_made:
+            try:
+                self._scratch.mkdir(mode=0o700)
+            except OSError as error:
+                raise StorageSetupError(f"cannot make {self._scratch} again: {error.strerror}") from error
+        if not self._scratch_made:
+            self._scratch_made = True
+            self._give(self._scratch)
+        return self._scratch
+
+    def _scratch_parent(self) -> str:
+        places = list(dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp")))  # noqa: S108 - mkdtemp makes a name in it
+        for place in places:
+            if Path(place).is_dir() and (not self._as or _may_enter(Path(place), **self._as)):
+                return place
+        raise StorageSetupError(
+            f"PostgreSQL does not run as root, and the user nobody may enter none of {', '.join(places)}: "
+            "name a directory for temporary files that everybody may enter in the variable TMPDIR."
+        )
 
     def _give(self, path: Path) -> None:
         if self._as:
@@ -268,7 +331,7 @@ class EmbeddedPostgres:
     def _call(self, program: str, *arguments: object) -> str:
         run = functools.partial(
             subprocess.run,
-            [str(self._binaries / program), *map(str, arguments)],
+            [str(self._binaries() / program), *map(str, arguments)],
             text=True,
             check=False,
             timeout=START_S,
@@ -283,41 +346,57 @@ class EmbeddedPostgres:
 
     @property
     def _quiet(self) -> dict[str, Any]:
-        return {"capture_output": True, "cwd": "/", "env": _ENVIRONMENT, **self._as}
+        return {"capture_output": True, "cwd": "/", "env": _ENVIRONMENT, "pass_fds": self._doors, **self._as}
 
-    @functools.cached_property
     def _binaries(self) -> Path:
         """Those that can read the data directory. Raises StorageSetupError."""
-        there = binaries()
-        try:
-            major = int((self.data / "PG_VERSION").read_text())
-        except OSError:
-            major = max(there)
-        if major not in there:
-            raise StorageSetupError(
-                f"{self.data} was made by PostgreSQL {major}, and there is {', '.join(map(str, there))} here."
-            )
-        return self._reachable(there[major])
+        if self._found is None:
+            there = binaries()
+            try:
+                major = int((self.data / "PG_VERSION").read_text())
+            except OSError:
+                major = max(there)
+            if major not in there:
+                raise StorageSetupError(
+                    f"{self.data} was made by PostgreSQL {major}, and there is {', '.join(map(str, there))} here."
+                )
+            self._found = there[major] if self._can_run(there[major]) else self._copied(there[major])
+        return self._found
 
-    def _reachable(self, found: Path) -> Path:
+    def _can_run(self, found: Path) -> bool:
         try:
             subprocess.run([found / "postgres", "--version"], check=True, **self._quiet)
         except PermissionError:
-            copy = self.home / f"pg{found.parent.name}"
-            if not copy.exists():
-                scratch = copy.with_suffix(f".{os.getpid()}")
-                shutil.copytree(found.parent, scratch, symlinks=True)
-                scratch.rename(copy)
-            return copy / "bin"
-        return found
+            return False
+        return True
+
+    def _copied(self, found: Path) -> Path:
+        """A copy where the server's user may go. Raises StorageSetupError when nothing can be run from there."""
+        installed, package = found.parent, found.parent.parent
+        site = self._own_scratch() / "site"
+        copy = site / package.name / installed.name
+        if not copy.exists():
+            shutil.copytree(installed, copy, symlinks=True, ignore=_NOT_COPIED)
+            # The shared libraries that the wheel brings (auditwheel), where the binaries look: beside the package.
+            libraries = package.with_name(f"{package.name}.libs")
+            if libraries.is_dir():
+                shutil.copytree(libraries, site / libraries.name, symlinks=True)
+            for place, _, _ in os.walk(site):
+                self._give(Path(place))  # so that its shell may remove it
+        if not self._can_run(copy / found.name):
+            raise StorageSetupError(
+                f"no program can be run from {site} (is it mounted noexec?): "
+                "name another directory for temporary files in the variable TMPDIR."
+            )
+        return copy / found.name
 
 
-def _may_enter(directory: Path, user: int, group: int) -> bool:
-    """Whether this user, who is in this group only, may search a directory and all those above it (path_resolution(7))."""
+def _may_enter(directory: Path, user: int, group: int, extra_groups: tuple[int, ...] = ()) -> bool:
+    """Whether this user, in these groups, may search a directory and all those above it (path_resolution(7))."""
     resolved = directory.resolve()
     for one in (resolved, *resolved.parents):
         found = one.stat()
-        shift = 6 if found.st_uid == user else 3 if found.st_gid == group else 0
+        shift = 6 if found.st_uid == user else 3 if found.st_gid in {group, *extra_groups} else 0
         if not found.st_mode >> shift & 1:
             return False
     return True

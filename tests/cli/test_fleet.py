@@ -87,9 +87,8 @@ async def leave_a_message(address: str, text: bytes) -> None:
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
-    """Not pytest's: those are for this user only, and the database may have to be somebody else's."""
+    """Below a directory that only this user may enter, as a home is; root's database runs as another user all the same."""
     place = Path(tempfile.mkdtemp(prefix="aether-fleet-"))
-    place.chmod(0o755)
     yield place / "data"
     shutil.rmtree(place, ignore_errors=True)
 

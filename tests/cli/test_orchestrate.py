@@ -284,8 +284,7 @@ def test_messages_start_real_processes_also_after_they_were_killed(
 
 @pytest.mark.crash
 def test_a_message_on_any_node_starts_it_also_when_a_node_was_killed(tmp_path: Path) -> None:
-    place = Path(tempfile.mkdtemp(prefix="aether-orchestrate-"))  # where a database's user may look
-    place.chmod(0o755)
+    place = Path(tempfile.mkdtemp(prefix="aether-orchestrate-"))
     (tmp_path / "echo.py").write_text(AGENT, encoding="utf-8")
     command = (sys.executable, "-m", "aether_trio", "dev", "--nodes", "2", "--agents", written(tmp_path, ECHO))
     try:

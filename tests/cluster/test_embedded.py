@@ -100,6 +100,8 @@ def test_a_home_with_a_long_path_has_its_socket_elsewhere(home: Path) -> None:
     try:
         assert server.psql("SELECT 1") == "1"
         assert sockets.stat().st_mode & 0o777 == 0o700
+        server.restart()
+        assert server.sockets == sockets, "those who connect again do not find it"
     finally:
         server.stop()
     assert not sockets.exists()
@@ -119,11 +121,111 @@ def test_data_of_a_version_that_is_not_here_is_refused(home: Path) -> None:
         EmbeddedPostgres(home).start()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root has to hand the server to somebody else")
-def test_a_directory_that_nobody_may_enter_is_named(home: Path) -> None:
-    home.chmod(0o700)
-    with pytest.raises(StorageSetupError, match="cannot enter"):
-        EmbeddedPostgres(home / "inside").start()
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to hand the server to another user")
+
+
+@pytest.fixture
+def closed(home: Path) -> Path:
+    """A directory that only root may enter, as root's home is."""
+    place = home / "root"
+    place.mkdir(mode=0o700)
+    return place
+
+
+@pytest.fixture
+def installed_in_closed(closed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The wheel is installed there, as in a virtual environment of a clone that root made at home."""
+    package = next(iter(embedded.binaries().values())).parents[1]
+    for one in (package, package.with_name(f"{package.name}.libs")):
+        (closed / one.name).symlink_to(one)
+    there = {major: closed / package.name / path.relative_to(package) for major, path in embedded.binaries().items()}
+    monkeypatch.setattr(embedded, "binaries", lambda: there)
+    return closed
+
+
+@pytest.fixture
+def scratch(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files go, of this test only."""
+    place = home / "tmp"
+    place.mkdir()
+    place.chmod(0o1777)
+    monkeypatch.setenv("TMPDIR", str(place))
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    return place
+
+
+@as_root
+def test_data_and_binaries_may_be_where_only_root_may_enter(installed_in_closed: Path, scratch: Path) -> None:
+    modes = installed_in_closed.stat().st_mode
+    server = EmbeddedPostgres(installed_in_closed / "data" / "postgres", settings=FAST)
+    try:
+        server.start()
+        server.psql("CREATE TABLE kept AS SELECT 7 AS n")
+        dsn = server.dsn()
+        server.restart(signum=signal.SIGKILL)
+        assert server.psql("SELECT n FROM kept") == "7"
+        assert server.dsn() == dsn
+        assert server.psql("CHECKPOINT; SELECT pg_switch_wal() IS NOT NULL") == "t"
+    finally:
+        server.stop()
+    assert installed_in_closed.stat().st_mode == modes, "directories above the server's own stay closed"
+    assert not list(scratch.iterdir())
+
+
+@as_root
+def test_a_standby_follows_from_where_only_root_may_enter(installed_in_closed: Path) -> None:
+    primary = EmbeddedPostgres(installed_in_closed / "primary", settings=FAST)
+    standby = EmbeddedPostgres(installed_in_closed / "standby", settings=FAST)
+    try:
+        primary.start()
+        standby.create_standby(primary)
+        standby.start()
+        primary.psql("CREATE TABLE kept AS SELECT 7 AS n")
+        give_up = time.monotonic() + LIMIT_S
+        while standby.psql("SELECT to_regclass('kept') IS NOT NULL") != "t":
+            assert time.monotonic() < give_up, "the standby does not follow"
+            time.sleep(0.02)
+    finally:
+        standby.stop()
+        primary.stop()
+
+
+@as_root
+def test_nothing_is_left_of_the_copy_when_its_process_was_killed(installed_in_closed: Path, scratch: Path) -> None:
+    program = (
+        "import sys, pathlib; from aether_trio.cluster import embedded\n"
+        "there = {18: pathlib.Path(sys.argv[2])}; embedded.binaries = lambda: there\n"
+        "server = embedded.EmbeddedPostgres(pathlib.Path(sys.argv[1])); server.start()\n"
+        "print(server.pid, flush=True); sys.stdin.read()"
+    )
+    arguments = [installed_in_closed / "postgres", embedded.binaries()[18]]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert list(scratch.iterdir())
+        parent.kill()
+        parent.wait(LIMIT_S)
+    wait_gone(pid)
+    give_up = time.monotonic() + LIMIT_S
+    while left := list(scratch.iterdir()):
+        assert time.monotonic() < give_up, f"left: {left}"
+        time.sleep(0.02)
+
+
+@as_root
+def test_temporary_files_go_where_the_server_may_enter(
+    installed_in_closed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (installed_in_closed / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(installed_in_closed / "tmp"))
+    server = EmbeddedPostgres(installed_in_closed / "postgres", settings=FAST)
+    try:
+        server.start()
+        assert server.psql("SELECT 1") == "1"
+    finally:
+        server.stop()
 
 
 def test_a_missing_wheel_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
