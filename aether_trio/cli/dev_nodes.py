@@ -34,7 +34,7 @@ from aether_trio.testing.round_robin import RoundRobin
 from aether_trio.version import __version__
 
 STDERR: Final = 2
-NEEDED: Final = ("asyncpg", "trio_asyncio")
+NEEDED: Final = ("asyncpg",)
 LOOK_S: Final = 0.25
 """Between two looks whether the database is there."""
 

@@ -1,4 +1,4 @@
-"""The PostgreSQL engine: the Database seam over asyncpg, which runs on one asyncio loop inside of trio (trio-asyncio).
+"""The PostgreSQL engine: the Database seam over asyncpg, which runs on one asyncio loop inside of trio (trio_loop.py).
 
     trio side: run/read ──▶ Job ──▶ Writer (postgres_writer.py) ──▶ Pool of writers ──▶ asyncpg ──▶ the primary
                rescheduled ◀──────  Reader (postgres_reader.py) ──▶ Pool of readers
@@ -45,7 +45,7 @@ from aether_trio.storage.postgres_reader import Reader
 from aether_trio.storage.postgres_stall import StallWatch
 from aether_trio.storage.postgres_statements import Job, statement_job
 from aether_trio.storage.postgres_writer import Writer
-from aether_trio.storage.trio_loop import aio_as_trio, open_loop
+from aether_trio.storage.trio_loop import TrioLoop, open_loop
 
 T = TypeVar("T")
 
@@ -169,7 +169,7 @@ class PostgresDatabase(Shorthands):
 class PostgresServer:
     """The connections of this process to one server (or to the primary of several). Made by `open_postgres`."""
 
-    def __init__(self, dsn: str, schema: str, limits: PostgresLimits, loop: Any) -> None:
+    def __init__(self, dsn: str, schema: str, limits: PostgresLimits, loop: TrioLoop) -> None:
         self.dsn = dsn
         self.schema = schema
         self.limits = limits
@@ -212,7 +212,7 @@ class PostgresServer:
         give_up = trio.current_time() + self.limits.patience_s
         while True:
             try:
-                await aio_as_trio(migrate)(self.dsn, self.schema, name, self.limits)
+                await self.loop.run(migrate(self.dsn, self.schema, name, self.limits))
                 break
             except StorageSetupError:
                 raise
@@ -223,7 +223,7 @@ class PostgresServer:
         database = self.queue(name)
         try:
             for pool in (database.writer.pool, self.readers):
-                await aio_as_trio(self._have_one)(pool)
+                await self.loop.run(self._have_one(pool))
         except StorageUnavailable as exc:
             raise StorageSetupError(f"{name}: {exc}.") from exc
         return database
@@ -266,7 +266,7 @@ class PostgresServer:
             self._look_done()
             with trio.move_on_after(CLOSE_S):
                 await self._all_done.wait()
-            await aio_as_trio(self._close)()
+            await self.loop.run(self._close())
 
     @property
     def connections(self) -> int:

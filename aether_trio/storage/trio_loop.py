@@ -1,115 +1,283 @@
-"""trio-asyncio, imported in this one place: importing it changes asyncio for the whole process.
+"""An asyncio event loop that runs inside of trio, for asyncpg: asyncio's own selector loop, whose turns trio tasks take.
 
-Outside of trio, in any thread, `asyncio.run` would then get a loop of theirs that runs on trio in a greenlet, where
-`trio.from_thread` does not work. They keep what asyncio had as a policy for each thread that has set one; here it becomes that of
-all threads which have not. Their names for it are private, so the test of this module is what tells us when they change.
+    async with open_loop() as loop:
+        await loop.run(asyncpg_thing())
 
-Their loop goes back to trio's scheduler, and so asks the kernel for events, for each callback that it runs. A statement of asyncpg
-takes some five callbacks, so that most of what one costs was this. The loop of `open_loop` runs what is ready in one go instead, but
-for at most BATCH callbacks, so that trio's own tasks have their turn.
+asyncio's loop waits in its selector. Here it never waits: the selector's epoll is itself a file descriptor, which trio watches, and when
+it is readable a turn of the loop handles its events and runs what is ready, in one go but for at most BATCH callbacks, so that trio's
+own tasks have their turn. asyncio's global state stays as it is: the loop is the running one only during a turn, and no policy is set.
+
+asyncio's names that are used and are not public: `_ready`, `_scheduled`, `_timer_cancelled_count`, `_process_events`, and `_set_running_loop`
+(which asyncio offers to those who write loops). They have been the same since Python 3.7; the tests of this module tell when they change.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
-import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable
+import math
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from contextvars import Context
+from functools import partial
+from typing import Any, Final, TypeVar, TypeVarTuple
 
+import outcome
 import structlog
 import trio
-from sniffio import thread_local as sniffio_library
-
-with warnings.catch_warnings():
-    # They subclass what asyncio deprecates from Python 3.12 on; whoever makes errors of warnings could not import us.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from trio_asyncio import _loop, aio_as_trio
-    from trio_asyncio import open_loop as _open_loop
-    from trio_asyncio._handles import AsyncHandle
-
-_theirs: Any = _loop
-_theirs._FakedPolicy.policy = _theirs._original_policy
 
 logger = structlog.get_logger("aether.storage")
 
-BATCH: Final = 64
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
-__all__ = ["aio_as_trio", "open_loop"]
+BATCH: Final = 64
+FEW_TIMERS: Final = 100
+"""Of more timers those that were cancelled are swept out when they are the most (asyncio's own rule)."""
+
+__all__ = ["BATCH", "TrioLoop", "open_loop"]
 
 
 @asynccontextmanager
-async def open_loop() -> AsyncIterator[Any]:
-    """Their loop, running until the block ends."""
-    async with _open_loop() as loop:
-        loop._main_loop_one = _quick_main(loop)
-        loop._io_task = _quick_io
-        loop.set_exception_handler(_complain)
-        yield loop
+async def open_loop() -> AsyncIterator[TrioLoop]:
+    """A loop that runs until the block ends, which cancels the asyncio tasks that are left and waits for them.
 
-
-def _complain(loop: Any, context: dict[str, Any]) -> None:
-    forgotten = context.get("future")
-    if isinstance(forgotten, asyncio.Future) and not isinstance(forgotten, asyncio.Task):
-        logger.debug("nobody has asked what became of a future", error=repr(context.get("exception")))
-    else:
-        loop.default_exception_handler(context)
-
-
-async def _quick_io(fd: int, handle: Any, wait_ready: Callable[[int], Awaitable[None]]) -> None:
-    """What replaces `loop._io_task`, which lets all that is ready run before it looks at `fd` again: that costs a round of its own.
-
-    So a transport may read twice before those are told who wait for what it has read. asyncio's transports do not mind.
+    A callback that raises ends the block, as a task of a nursery does: with an exception group.
     """
-    with handle._scope:
+    async with trio.open_nursery() as nursery:
+        loop = TrioLoop(nursery)
+        turns = [trio.CancelScope(shield=True), trio.CancelScope(shield=True)]
+        nursery.start_soon(loop._keep, loop._take_turns, turns[0])
+        nursery.start_soon(loop._keep, loop._watch, turns[1])
         try:
-            while not handle._cancelled:
-                try:
-                    await wait_ready(fd)
-                except OSError:
-                    if handle._cancelled:  # and closed meanwhile
-                        return
-                    raise
-                if not handle._cancelled:
-                    handle._run()
-        except Exception as exc:
-            handle._raise(exc)
+            yield loop
+        finally:
+            with trio.CancelScope(shield=True):
+                await loop._cancel_tasks()
+            for scope in turns:
+                scope.cancel()
+            loop._open = False
+            loop.close()
 
 
-def _quick_main(loop: Any) -> Callable[..., Awaitable[None]]:
-    """What replaces `loop._main_loop_one`, which waits for one callback and runs it."""
-    wait_for_one: Callable[..., Awaitable[None]] = loop._main_loop_one
-    timers: list[asyncio.TimerHandle] = loop._timers
-    ready: trio.MemoryReceiveChannel[asyncio.Handle] = loop._q_recv
+class TrioLoop(asyncio.SelectorEventLoop):
+    """Made by `open_loop`. Everything but `call_soon_threadsafe` belongs to trio's thread."""
 
-    def next_ready() -> asyncio.Handle | None:
-        if timers and timers[0]._when <= loop.time():  # type: ignore[attr-defined]  # a private name of asyncio's
-            return heapq.heappop(timers)
-        while True:
+    _ready: deque[asyncio.Handle]
+    _scheduled: list[asyncio.TimerHandle]
+    _timer_cancelled_count: int
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._open = False
+        self._in_turn = False
+        super().__init__()
+        self._open = True
+        self._nursery = nursery
+        self._sleeper: trio.lowlevel.Task | None = None
+        self._sleep = trio.CancelScope()
+        self._waiting: set[trio.lowlevel.Task] = set()
+        self._error: BaseException | None = None
+        self.set_exception_handler(_complain)
+
+    # -- for trio
+
+    async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine of asyncio in a task of asyncio. Cancelling it cancels that one, and waits for its end.
+
+        Raises RuntimeError when the loop has failed.
+        """
+        if self._error is not None:
+            coroutine.close()
+            raise RuntimeError("the loop has failed") from self._error
+        task = self.create_task(coroutine)
+        waiter = trio.lowlevel.current_task()
+        raise_cancel: Callable[[], Any] | None = None
+
+        def wake(_: object) -> None:
+            if waiter in self._waiting:
+                self._waiting.discard(waiter)
+                trio.lowlevel.reschedule(waiter)
+
+        def cancel(raise_it: Callable[[], Any]) -> trio.lowlevel.Abort:
+            nonlocal raise_cancel
+            raise_cancel = raise_it
+            task.cancel()
+            return trio.lowlevel.Abort.FAILED
+
+        self._waiting.add(waiter)
+        task.add_done_callback(wake)
+        await trio.lowlevel.wait_task_rescheduled(cancel)
+        if raise_cancel is not None and task.cancelled():
+            raise_cancel()
+        return task.result()
+
+    # -- what asyncio's loop is told to do otherwise
+
+    def time(self) -> float:
+        """Seconds of trio's clock."""
+        return trio.current_time()
+
+    def is_running(self) -> bool:
+        """Whether it is open: turns are taken as long as that."""
+        return self._open
+
+    def call_soon(
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        """As asyncio's. Within a turn it is run in this turn, otherwise in the next one."""
+        if not self._in_turn:
+            self._wake()
+        return super().call_soon(callback, *args, context=context)
+
+    def call_at(
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """As asyncio's; `when` is in seconds of trio's clock."""
+        if not self._in_turn:
+            self._wake()
+        return super().call_at(when, callback, *args, context=context)
+
+    def run_in_executor(self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
+        """As asyncio's. Without an executor it is a thread of trio's, for which nothing waits at the end (getaddrinfo may take long)."""
+        if executor is not None:
+            return super().run_in_executor(executor, func, *args)
+        future: asyncio.Future[T] = self.create_future()
+        self._nursery.start_soon(self._run_in_thread, future, partial(func, *args))
+        return future
+
+    async def _run_in_thread(self, future: asyncio.Future[T], func: Callable[[], T]) -> None:
+        try:
+            result = await trio.to_thread.run_sync(func, abandon_on_cancel=True)
+        except Exception as error:
+            if not future.done():
+                future.set_exception(error)
+        except trio.Cancelled:
+            future.cancel()
+            raise
+        else:
+            if not future.done():
+                future.set_result(result)
+
+    # -- its turns
+
+    async def _keep(self, turns: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+        with scope:
             try:
-                handle = ready.receive_nowait()
-            except trio.WouldBlock:
-                return None
-            if not isinstance(handle, asyncio.TimerHandle):
-                return handle
-            heapq.heappush(timers, handle)
+                await turns()
+            except Exception as error:
+                self._error = self._error or error
+                self._give_up()
+                raise
 
-    async def run_some(*, no_wait: bool = False) -> None:
-        await wait_for_one(no_wait=no_wait)
-        for _ in range(BATCH):
-            handle = next_ready()
-            if handle is None:
-                return
-            if isinstance(handle, AsyncHandle):
-                handle._context.run(loop._nursery.start_soon, handle._run, name=handle._callback)
-                await handle._started.wait()
-            elif not handle._cancelled:
-                before, sniffio_library.name = sniffio_library.name, "asyncio"
-                try:
+    async def _take_turns(self) -> None:
+        """Whenever something is ready, or a timer is due."""
+        while True:
+            self._turn()
+            if self._ready:
+                await trio.lowlevel.checkpoint()
+                continue
+            self._sleep = trio.CancelScope(deadline=self._next_timer())
+            with self._sleep:
+                self._sleeper = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(self._wake_up)
+
+    async def _watch(self) -> None:
+        """Whenever a socket is ready."""
+        while True:
+            await trio.lowlevel.wait_readable(self._selector.fileno())  # type: ignore[attr-defined]
+            self._turn()
+            if self._ready:
+                self._wake()
+            elif self._sleeper is not None and (due := self._next_timer()) < self._sleep.deadline:
+                self._sleep.deadline = due
+
+    def _wake_up(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        self._sleeper = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def _wake(self) -> None:
+        sleeper, self._sleeper = self._sleeper, None
+        if sleeper is not None:
+            trio.lowlevel.reschedule(sleeper)
+
+    def _next_timer(self) -> float:
+        return self._scheduled[0].when() if self._scheduled else math.inf
+
+    def _turn(self) -> None:
+        """Handle the events that are there, then run what is ready. Raises what a callback raised."""
+        outer = asyncio._get_running_loop()
+        asyncio._set_running_loop(self)
+        self._in_turn = True
+        ready = self._ready
+        try:
+            self._process_events(self._selector.select(0))  # type: ignore[attr-defined]
+            if self._scheduled:
+                self._take_due_timers()
+            for _ in range(BATCH):
+                if not ready:
+                    break
+                handle = ready.popleft()
+                if not handle.cancelled():
                     handle._run()
-                finally:
-                    sniffio_library.name = before
-        await trio.lowlevel.checkpoint()
+        finally:
+            self._in_turn = False
+            asyncio._set_running_loop(outer)
+        if self._error is not None:
+            raise self._error
 
-    return run_some
+    def _take_due_timers(self) -> None:
+        timers = self._scheduled
+        if len(timers) > FEW_TIMERS and self._timer_cancelled_count > len(timers) / 2:
+            for timer in timers:
+                timer._scheduled = not timer.cancelled()  # type: ignore[attr-defined]
+            timers[:] = [timer for timer in timers if not timer.cancelled()]
+            heapq.heapify(timers)
+            self._timer_cancelled_count = 0
+        now = self.time()
+        while timers and (timers[0].cancelled() or timers[0].when() <= now):
+            timer = heapq.heappop(timers)
+            timer._scheduled = False  # type: ignore[attr-defined]
+            if timer.cancelled():
+                self._timer_cancelled_count -= 1
+            else:
+                self._ready.append(timer)
+
+    # -- its end
+
+    async def _cancel_tasks(self) -> None:
+        while self._error is None and (left := asyncio.all_tasks(self)):
+            for task in left:
+                task.cancel()
+            try:
+                await self.run(_wait_for(left))
+            except Exception:  # the loop failed; what it failed with is the nursery's
+                return
+
+    def _give_up(self) -> None:
+        """No turn follows: what waits for one is told so."""
+        waiting, self._waiting = self._waiting, set()
+        for waiter in waiting:
+            trio.lowlevel.reschedule(waiter, outcome.Error(RuntimeError("the loop has failed")))
+
+    def _fail(self, error: BaseException) -> None:
+        if self._error is None:
+            self._error = error
+        if not self._in_turn:
+            self._wake()
+
+
+async def _wait_for(tasks: set[asyncio.Task[Any]]) -> None:
+    await asyncio.wait(tasks)
+
+
+def _complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    assert isinstance(loop, TrioLoop)
+    error, forgotten = context.get("exception"), context.get("future")
+    if isinstance(forgotten, asyncio.Future) and not isinstance(forgotten, asyncio.Task):
+        logger.debug("nobody has asked what became of a future", error=repr(error))
+    elif isinstance(error, BaseException):
+        loop._fail(error)
+    else:
+        logger.error("asyncio complains", message=context.get("message"))

@@ -142,7 +142,7 @@ def history_is_ordered(rows: Sequence[tuple[Any, ...]]) -> dict[str, list[int]]:
 
 
 class Nodes:
-    """Starts and stops nodes of one cluster, each in a task of its own (trio-asyncio's loop is a task's)."""
+    """Starts and stops nodes of one cluster, each in a task of its own (the loop of an engine is a task's)."""
 
     def __init__(self, nursery: trio.Nursery, dsn: str, schema: str, limits: ClusterLimits) -> None:
         self._nursery = nursery

@@ -143,7 +143,7 @@ class WorkNode:
 
 
 class WorkNodes:
-    """Starts and ends nodes, each in a task of its own (trio-asyncio's loop is a task's)."""
+    """Starts and ends nodes, each in a task of its own (the loop of an engine is a task's)."""
 
     def __init__(self, nursery: trio.Nursery, engine: PostgresEngine) -> None:
         self._nursery = nursery

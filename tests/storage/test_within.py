@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from aether_trio.storage.postgres_statements import within
-from aether_trio.storage.trio_loop import aio_as_trio, open_loop
+from aether_trio.storage.trio_loop import open_loop
 
 
 class Connection:
@@ -52,6 +52,6 @@ async def program() -> list[float]:
 
 
 async def test_work_is_cut_at_its_limit_and_not_before(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_loop():
-        ends = await aio_as_trio(program)()
+    async with open_loop() as loop:
+        ends = await loop.run(program())
     assert ends == pytest.approx([1, 26, 55, 155, 157.5, 187.5], abs=0.01)
