@@ -46,20 +46,22 @@ async def open_loop() -> AsyncIterator[TrioLoop]:
 
     A callback that raises ends the block, as a task of a nursery does: with an exception group.
     """
-    async with trio.open_nursery() as nursery:
-        loop = TrioLoop(nursery)
-        turns = [trio.CancelScope(shield=True), trio.CancelScope(shield=True)]
-        nursery.start_soon(loop._keep, loop._take_turns, turns[0])
-        nursery.start_soon(loop._keep, loop._watch, turns[1])
-        try:
-            yield loop
-        finally:
-            with trio.CancelScope(shield=True):
-                await loop._cancel_tasks()
-            for scope in turns:
-                scope.cancel()
-            loop._open = False
-            loop.close()
+    loop = TrioLoop()
+    try:
+        async with trio.open_nursery() as loop._nursery:
+            turns = [trio.CancelScope(shield=True), trio.CancelScope(shield=True)]
+            loop._nursery.start_soon(loop._keep, loop._take_turns, turns[0])
+            loop._nursery.start_soon(loop._keep, loop._watch, turns[1])
+            try:
+                yield loop
+            finally:
+                with trio.CancelScope(shield=True):
+                    await loop._cancel_tasks()
+                for scope in turns:
+                    scope.cancel()
+    finally:
+        loop._open = False
+        loop.close()
 
 
 class TrioLoop(asyncio.SelectorEventLoop):
@@ -68,13 +70,13 @@ class TrioLoop(asyncio.SelectorEventLoop):
     _ready: deque[asyncio.Handle]
     _scheduled: list[asyncio.TimerHandle]
     _timer_cancelled_count: int
+    _nursery: trio.Nursery
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self) -> None:
         self._open = False
         self._in_turn = False
         super().__init__()
         self._open = True
-        self._nursery = nursery
         self._sleeper: trio.lowlevel.Task | None = None
         self._sleep = trio.CancelScope()
         self._waiting: set[trio.lowlevel.Task] = set()
@@ -277,6 +279,8 @@ def _complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     error, forgotten = context.get("exception"), context.get("future")
     if isinstance(forgotten, asyncio.Future) and not isinstance(forgotten, asyncio.Task):
         logger.debug("nobody has asked what became of a future", error=repr(error))
+    elif isinstance(error, asyncio.CancelledError):
+        logger.debug("a callback of a cancelled task failed")  # that of asyncio's streams does, in Python 3.11
     elif isinstance(error, BaseException):
         loop._fail(error)
     else:
