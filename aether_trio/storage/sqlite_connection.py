@@ -104,12 +104,15 @@ def connect_writer(path: Path | None, synchronous: Synchronous) -> sqlite3.Conne
 
 def connect_reader(path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
     """Open another connection to a file that connect_writer has prepared. It cannot write."""
+    connection = None
     try:
         connection = _connect(path, busy_timeout_s)
         connection.execute(f"PRAGMA cache_size=-{READER_CACHE_KIB}")
         connection.execute("PRAGMA query_only=ON")
         return connection
     except sqlite3.Error as exc:
+        if connection is not None:
+            connection.close()
         raise setup_error(path, exc) from exc
 
 
@@ -121,8 +124,12 @@ def _connect(path: Path | None, busy_timeout_s: float = BUSY_TIMEOUT_S) -> sqlit
         check_same_thread=False,  # opened in one thread, used by exactly one other
         cached_statements=CACHED_STATEMENTS,
     )
-    connection.execute("PRAGMA foreign_keys=ON")
-    connection.execute("PRAGMA temp_store=MEMORY")  # savepoint journals must not spill into files
+    try:
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("PRAGMA temp_store=MEMORY")  # savepoint journals must not spill into files
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sqlite3
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from aether_trio.storage import sqlite_threads
 from aether_trio.storage.base import CommitUnknown, Execute, Fetch, Program, StorageUnavailable
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.sqlite import SqliteDatabase, open_sqlite
+from aether_trio.storage.sqlite_connection import connect_reader
 from aether_trio.storage.sqlite_groups import Groups
 from tests.storage.programs import CREATE, held_writer, ids, insert, pragma, queued
 
@@ -121,6 +123,13 @@ async def test_a_damaged_file_is_refused_with_advice(path: Path) -> None:
     with pytest.raises(StorageSetupError, match=r"items\.db is damaged\. Restore it"):
         async with open_sqlite(path):
             pass
+
+
+def test_a_reader_that_cannot_be_prepared_is_closed(path: Path) -> None:
+    path.write_bytes(b"this is no database" * 1000)
+    with pytest.raises(StorageSetupError):
+        connect_reader(path)
+    gc.collect()  # from Python 3.13 on an open connection that nothing refers to is a warning, and so an error here
 
 
 async def test_the_database_of_another_application_is_not_touched(path: Path) -> None:

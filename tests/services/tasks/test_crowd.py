@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 
 import pytest
@@ -101,7 +102,13 @@ def rows_of(database: Direct, sql: str) -> list[tuple[object, ...]]:
 def test_a_crowd_leaves_behind_what_single_ones_do(
     store: Store, before: list[Came | Went], waiting: list[str], group: list[Came | Went]
 ) -> None:
-    databases = [store.place().direct("tasks") for _ in range(2)]
+    with closing(store.place()) as one, closing(store.place()) as other:
+        check_a_crowd((one.direct("tasks"), other.direct("tasks")), before, waiting, group)
+
+
+def check_a_crowd(
+    databases: tuple[Direct, Direct], before: list[Came | Went], waiting: list[str], group: list[Came | Went]
+) -> None:
     for database, merged in zip(databases, (False, True), strict=True):
         play(database, before, waiting, group, merged)
     for sql in (
@@ -120,7 +127,6 @@ def test_a_crowd_leaves_behind_what_single_ones_do(
 
 @pytest.mark.parametrize("count", [1, 2, 15, 16, 17, 64])
 def test_a_crowd_of_any_size_is_a_few_statements(store: Store, count: int) -> None:
-    database = store.place().direct("tasks")
     joins = [errand_of(Came(f"ag::w::i::{number}", 1, back=False)) for number in range(count)]
 
     def program() -> Program[int]:
@@ -138,5 +144,7 @@ def test_a_crowd_of_any_size_is_a_few_statements(store: Store, count: int) -> No
                 answer = yield statement
         return statements
 
-    assert database.drive(program) <= 5
-    assert rows_of(database, "SELECT count(*) FROM task_workers") == [(count,)]
+    with closing(store.place()) as place:
+        database = place.direct("tasks")
+        assert database.drive(program) <= 5
+        assert rows_of(database, "SELECT count(*) FROM task_workers") == [(count,)]
