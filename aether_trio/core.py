@@ -38,7 +38,7 @@ from aether_trio.services.access import DevAuthorizer
 from aether_trio.services.agents import AgentService, AgentStore, StartLimits, Starts, Waker
 from aether_trio.services.checkpoints import CheckpointService
 from aether_trio.services.credentials import CredentialChecker
-from aether_trio.services.kv import KvService, refusal
+from aether_trio.services.kv import KvService
 from aether_trio.services.presence import PresenceStore
 from aether_trio.services.progress import ProgressService
 from aether_trio.services.sessions import SessionService
@@ -168,10 +168,8 @@ class Core:
         unbuilt.register(self.dispatcher)
 
     async def _kv_op(self, session: Session, op: pb.KVOperation) -> list[pb.DownstreamMessage]:
-        if op.workspace and not session.allows_workspace(op.workspace):
-            return refusal(op, f"this credential does not reach workspace {op.workspace}")
         started = self.clock.monotonic()
-        answers = await self.kv.handle(session.identity, op)
+        answers = await self.kv.handle(session.identity, op, session)
         operation, scope = _kv_labels(op)
         succeeded = answers[0].WhichOneof("payload") == "kv" and answers[0].kv.success
         self.metrics.metered_kv_operations.add((session.workspace, operation))
@@ -190,8 +188,10 @@ class Core:
         self.metrics.checkpoint_operations.add((session.workspace, operation))
         return [pb.DownstreamMessage(checkpoint=answer)]
 
-    def _attempted(self, claim: Claim | None, status: Status) -> None:
-        workspace, kind = ("", "unknown") if claim is None else (claim.identity.workspace, claim.identity.type_name)
+    def _attempted(self, claim: Claim | None, status: Status, known: bool) -> None:
+        """What a stranger claims is no label: it could make up workspaces until there is no room for those that exist."""
+        kind = "unknown" if claim is None else claim.identity.type_name
+        workspace = claim.identity.workspace if claim is not None and known else ""
         self.metrics.connection_attempts.add((workspace, kind, _attempt_label(status)))
 
     async def _unread(self, identity: str) -> tuple[int, int]:

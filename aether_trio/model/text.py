@@ -27,6 +27,12 @@ def shown(value: object, most: int = SHOWN) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
+def line(text: str, most: int) -> str:
+    """A text as one line: at most `most` characters, and its control characters made visible."""
+    text = text if len(text) <= most else f"{text[: most - 1]}…"
+    return text if text.isprintable() else _CONTROL.sub("\ufffd", text)
+
+
 def check_text(text: str, what: str, most_bytes: int, *, lines: bool = False) -> str:
     """Return `text` if it may be kept, else raise TextError naming `what`. An empty one may.
 

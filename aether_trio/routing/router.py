@@ -35,6 +35,9 @@ MAX_ROUTES = 1024
 MAX_SERIES = 1000
 """Workspaces and types counted apart; the rest is counted together as OTHER."""
 OTHER = "_other"
+UNKNOWN_TYPE = -1
+"""Stands for the types that the protocol does not know: a client can make up four thousand million of them."""
+_KNOWN_TYPES = frozenset(pb.MessageType.values())
 MAX_SUFFIXES = 64
 """Remembered (type, workspace) endings per sender: more than a well-behaved one has."""
 
@@ -241,12 +244,18 @@ class Router:
         return workspace
 
     def _suffix(self, sender: Sender, message_type: int, workspace: str) -> tuple[bytes, Tally]:
-        """The ending of such a sender's deliveries and where they are counted, remembered."""
+        """The ending of such a sender's deliveries and where they are counted, remembered. Raises AetherError.
+
+        Each workspace that a sender names comes through here once: the topic's own or declared one, and the application's.
+        """
+        if workspace and not sender.allows_workspace(workspace):
+            raise AetherError(Code.PERMISSION_DENIED, f"this credential does not reach workspace {workspace}")
         if len(sender.suffixes) >= MAX_SUFFIXES:
             sender.suffixes.clear()
-        counted = (message_type, sender.workspace)
+        counted_type = message_type if message_type in _KNOWN_TYPES else UNKNOWN_TYPE
+        counted = (counted_type, sender.workspace)
         if counted not in self._accepted and len(self._accepted) >= MAX_SERIES:
-            counted = (message_type, OTHER)
+            counted = (counted_type, OTHER)
         tally = self._accepted.setdefault(counted, Tally())
         found = sender.suffixes[message_type, workspace] = (delivery_suffix(message_type, workspace), tally)
         return found
@@ -307,7 +316,7 @@ class Router:
 
 def _type_name(message_type: int) -> str:
     """A message type as a label; numbers that the protocol does not know are all one."""
-    if message_type in pb.MessageType.values():
+    if message_type in _KNOWN_TYPES:
         return pb.MessageType.Name(pb.MessageType.ValueType(message_type)).lower()
     return OTHER
 

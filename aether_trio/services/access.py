@@ -15,12 +15,14 @@ Resource types and ids are the reference's (security.md 2.4, 2.8): `workspace`/n
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.errors import AetherError, Code
 from aether_trio.model.identity import Identity, Kind
+from aether_trio.model.text import shown
 from aether_trio.model.topics import Topic
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -74,6 +76,34 @@ class Authority:
 
 
 DIRECT: Final = Authority()
+
+
+class Reach(Protocol):
+    """What a caller's credential is good for, whatever rules say: the part of a Session that services ask.
+
+    Asked about each workspace that an operation touches, named by the client or found.
+    """
+
+    allows_workspace: Callable[[str], bool]
+    """Whether it reaches this workspace."""
+
+    def reaches(self, identity: Identity, workspace: str = "") -> bool:
+        """Whether it reaches a participant, which may be in a workspace that its identity does not name."""
+        ...
+
+
+class _Everywhere:
+    """The reach of a caller that is a part of the gateway."""
+
+    def __init__(self) -> None:
+        self.allows_workspace: Callable[[str], bool] = lambda workspace: True
+
+    def reaches(self, identity: Identity, workspace: str = "") -> bool:
+        """See Reach."""
+        return True
+
+
+EVERYWHERE: Final[Reach] = _Everywhere()
 
 
 class Authorizer(Protocol):
@@ -172,7 +202,7 @@ def _context_problem(context: pb.AuthorizationContext) -> str | None:
         return None
     if mode == "on_behalf_of":
         return _NO_RULES
-    return f"unknown authority_mode {mode!r}: expected direct or on_behalf_of"
+    return f"unknown authority_mode {shown(mode)}: expected direct or on_behalf_of"
 
 
 class DevAuthorizer:

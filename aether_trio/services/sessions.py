@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from aether_trio.model.clock import Clock
 from aether_trio.model.identity import Identity, IdentityError, Kind, parse_principal_type
+from aether_trio.model.text import line, shown
 from aether_trio.services.access import Authorizer
 from aether_trio.services.presence import PresenceStore
 from aether_trio.session.directory import Connection, Outcome, SessionDirectory, Wanted
@@ -25,6 +26,10 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
+MAX_SESSION_ID = 128
+"""Characters. Ours have 36."""
+MAX_REASON = 1024
+"""Characters of why a session is ended; what is longer is cut off. It goes through the cluster's tables and into a status."""
 
 
 class SessionService:
@@ -46,7 +51,7 @@ class SessionService:
         decision = await self._authorizer.check_admin(session.identity, "sessions", operation="session_op")
         try:
             if decision.allowed:
-                await self._operate(op, response)
+                await self._operate(session, op, response)
             elif await self._may_look_around(session, op):
                 await self._list(op.filter, response)
                 for connection in response.connections:
@@ -58,13 +63,13 @@ class SessionService:
             response.error = outage_text(error)
         return [pb.DownstreamMessage(session_response=response)]
 
-    async def _operate(self, op: pb.SessionOperation, response: pb.SessionOperationResponse) -> None:
+    async def _operate(self, session: Session, op: pb.SessionOperation, response: pb.SessionOperationResponse) -> None:
         if op.op == pb.SessionOperation.LIST:
-            await self._list(op.filter, response)
+            await self._list_for_administrator(session, op.filter, response)
         elif op.op == pb.SessionOperation.GET:
-            await self._get(op.session_id, response)
+            await self._get(session, op.session_id, response)
         elif op.op == pb.SessionOperation.DISCONNECT:
-            await self._disconnect(op.session_id, op.reason, response)
+            await self._disconnect(session, op, response)
         else:
             response.error = f"unknown session operation {op.op}"
 
@@ -86,18 +91,41 @@ class SessionService:
         response.total_count = page.total
         response.success = True
 
-    async def _get(self, session_id: str, response: pb.SessionOperationResponse) -> None:
-        connection = await self._directory.find(session_id)
+    async def _list_for_administrator(
+        self, session: Session, wanted: pb.ConnectionFilter, response: pb.SessionOperationResponse
+    ) -> None:
+        """A list of all workspaces needs a credential that reaches all of them."""
+        if wanted.workspace and not session.allows_workspace(wanted.workspace):
+            response.error = f"this credential does not reach workspace {shown(wanted.workspace)}"
+        elif not wanted.workspace and not session.reaches_everything:
+            response.error = "this credential does not reach all workspaces; name one in filter.workspace"
+        else:
+            await self._list(wanted, response)
+
+    async def _find(self, session: Session, session_id: str) -> Connection | None:
+        """The live session, if the caller's credential reaches it: another one is as good as unknown to it."""
+        if len(session_id) > MAX_SESSION_ID or "\0" in session_id:
+            return None  # ours are shorter, and storage cannot even be asked for a zero byte
+        found = await self._directory.find(session_id)
+        return found if found is not None and session.reaches(found.identity, found.workspace) else None
+
+    async def _get(self, session: Session, session_id: str, response: pb.SessionOperationResponse) -> None:
+        connection = await self._find(session, session_id)
         if connection is None:
-            response.error = f"no session {session_id!r} is connected"
+            response.error = f"no session {shown(session_id)} is connected"
             return
         response.connection.CopyFrom(self._info(connection))
         response.success = True
 
-    async def _disconnect(self, session_id: str, reason: str, response: pb.SessionOperationResponse) -> None:
-        disconnected = await self._directory.disconnect(session_id, reason)
+    async def _disconnect(
+        self, session: Session, op: pb.SessionOperation, response: pb.SessionOperationResponse
+    ) -> None:
+        if await self._find(session, op.session_id) is None:
+            response.error = f"no session {shown(op.session_id)} is connected"
+            return
+        disconnected = await self._directory.disconnect(op.session_id, line(op.reason, MAX_REASON))
         if disconnected.outcome is Outcome.UNKNOWN:
-            response.error = f"no session {session_id!r} is connected"
+            response.error = f"no session {shown(op.session_id)} is connected"
         elif disconnected.outcome is Outcome.UNCONFIRMED:
             response.error = (
                 f"the gateway that holds {disconnected.identity} has not confirmed its end; it ends the session when it "
@@ -145,6 +173,9 @@ class SessionService:
             decision = await self._authorizer.check_query_connections(own)
             if not decision.allowed:
                 response.error = decision.reason
+                return
+            if not (session.reaches(identity) if identity is not None else session.reaches_everything):
+                response.error = f"this credential does not reach {identity or shown(user_id)}"
                 return
         if identity is None:
             seen = await self._directory.user_seen(user_id)

@@ -62,11 +62,12 @@ class Claim:
 class Admitted:
     """What a participant's credentials are good for: these workspaces, tokens for these identities, and the task that its token is for.
 
-    `task_id` is "" and `token`, the hash of the token, is empty for those that were let in without one; `lineage` as of Session.
+    `everywhere`: all workspaces, and what belongs to none. `task_id` is "" and `token`, the hash of the token, is empty for those that were let in without one; `lineage` as of Session.
     """
 
     allows_workspace: Callable[[str], bool]
     covers: Callable[[Identity], bool]
+    everywhere: bool
     task_id: str = ""
     token: bytes = b""
     lineage: tuple[str, ...] = ()

@@ -62,8 +62,8 @@ class Parts:
     `authenticate(claim, peer)` raises StatusError, or says what the credentials are good for;
     `recall(identity, session_id)` finds a session that ended before this gateway started;
     `joins(session)` is called before the acknowledgement, when the identity is held; `config_snapshot(session)` is what an agent or task
-    is told first; `attempted(claim, status)` is told how each
-    handshake ended (OK: acknowledged; no claim: nobody could tell whose); `joined(session, claim)` is called when it is acknowledged;
+    is told first; `attempted(claim, status, known)` is told how each
+    handshake ended (OK: acknowledged; no claim: nobody could tell whose; not known: the claim has not been proven); `joined(session, claim)` is called when it is acknowledged;
     `ended(session)` once, when it lets go.
     """
 
@@ -84,7 +84,7 @@ class Parts:
     recall: Callable[[str, str], Awaitable[History | None]]
     joins: Callable[[Session], Awaitable[None]]
     config_snapshot: Callable[[Session], Awaitable[pb.ConfigSnapshot]]
-    attempted: Callable[[Claim | None, Status], None]
+    attempted: Callable[[Claim | None, Status, bool], None]
     joined: Callable[[Session, Claim], None]
     ended: Callable[[Session], None]
     server_version: str
@@ -135,11 +135,13 @@ class SessionServer:
         """(session that holds its identity, claim, what came right behind it, whether it resumes another)."""
         parts = self._parts
         claim: Claim | None = None
+        admitted: Admitted | None = None
         try:
             claim, early = await self._first_message(link)
-            session, continued = await self._admit(link, claim)
+            admitted = await parts.authenticate(claim, link.peer)
+            session, continued = await self._admit(link, claim, admitted)
         except StatusError as error:
-            parts.attempted(claim, error.status)
+            parts.attempted(claim, error.status, admitted is not None)
             # The client knows why, if somebody looks there. An operator who is asked "why can it not connect?" looks here.
             who = "nobody yet" if claim is None else claim.identity.text
             logger.info(
@@ -226,10 +228,9 @@ class SessionServer:
             if not holder.detached and holder.link.peer_has_ended():
                 holder.end(Status.CANCELLED, "the stream had ended")  # and its task hangs in storage
 
-    async def _admit(self, link: Link, claim: Claim) -> tuple[Session, History | None]:
-        """Credentials, duplicates, the hold: (session, history that it continues). Raises StatusError."""
+    async def _admit(self, link: Link, claim: Claim, admitted: Admitted) -> tuple[Session, History | None]:
+        """Duplicates, the hold: (session, history that it continues). Raises StatusError."""
         parts = self._parts
-        admitted = await parts.authenticate(claim, link.peer)
         session = self._make_session(link, claim, admitted)
         history = await self._recall(claim)
         await self._let_predecessor_end(claim)
@@ -274,6 +275,7 @@ class SessionServer:
         session.requests = parts.rates.request_bucket()
         session.task_id = admitted.task_id
         session.covers = admitted.covers
+        session.reaches_everything = admitted.everywhere
         session.token = admitted.token
         session.lineage = admitted.lineage
         link.attach(session.outbox)
@@ -334,7 +336,7 @@ class SessionServer:
         session.acknowledged = True
         session.link.accept()
         session.put(*greeting)
-        parts.attempted(claim, Status.OK)
+        parts.attempted(claim, Status.OK, True)
         open_base()
         parts.joined(session, claim)
 

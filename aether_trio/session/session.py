@@ -90,6 +90,7 @@ class Session:
         "outbox",
         "pending",
         "profiles",
+        "reaches_everything",
         "reading",
         "registry",
         "requests",
@@ -161,6 +162,8 @@ class Session:
         """Whether its client has ended its stream by itself, and all that came before was handled."""
         self.task_id = ""
         """The task that it was let in for, by a token, or that has started it."""
+        self.reaches_everything = False
+        """Whether its credential is good for all workspaces, and so for what belongs to none."""
         self.covers: Callable[[Identity], bool] = _covers_nobody
         """Whether a token for that participant would be good for no more than its credential is."""
         self.token = b""
@@ -192,6 +195,11 @@ class Session:
     def workspace(self) -> str:
         """The workspace that the participant is in; a user's changes."""
         return self.sender.workspace
+
+    def reaches(self, identity: Identity, workspace: str = "") -> bool:
+        """Whether its credential is good for a participant: for the workspace that it is in, or for all when it is in none."""
+        workspace = identity.workspace or workspace
+        return self.allows_workspace(workspace) if workspace else self.reaches_everything
 
     # -- answering ------------------------------------------------------------------------------------------------
 

@@ -125,12 +125,18 @@ class _Grpc(Stream):
         await self._call.end()
 
 
-class _Framed(Stream):
+class FramedStream(Stream):
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self._connection = framing.Connection(framing.Role.CLIENT)
         self._events: deque[framing.Event] = deque()
         self._greeting = self._connection.send(framing.ClientHello())
+        self.nacks: list[framing.Nack] = []
+        """Of numbered sends that were refused."""
+
+    async def send_event(self, event: framing.Event) -> None:
+        """Send any frame."""
+        await self._stream.send_all(self._connection.send(event))
 
     async def send_bytes(self, *messages: bytes) -> None:
         data, self._greeting = self._greeting, b""
@@ -150,6 +156,8 @@ class _Framed(Stream):
                 if isinstance(event, framing.Error):
                     status = Status(event.code) if event.code <= max(Status) else None
                     raise Ended(status, event.message, event.code)
+                if isinstance(event, framing.Nack):
+                    self.nacks.append(event)
             data = await self._stream.receive_some()
             if not data:
                 raise Ended(Status.OK, "")
@@ -233,7 +241,7 @@ async def open_stream(
         async with opened:
             stream: Stream
             if lane == "framed":
-                stream = _Framed(opened)
+                stream = FramedStream(opened)
             else:
                 stream = socket = _WebSocket(opened, address)
                 await socket.upgrade()

@@ -23,7 +23,7 @@ class PrincipalType(enum.IntEnum):
 
 
 class Scope(enum.IntEnum):
-    """Whose keys. The exclusive scopes, and USER and USER_WORKSPACE, belong to one implementation and specifier.
+    """Whose keys. The exclusive scopes, and USER and USER_WORKSPACE, belong to one identity, its workspace included.
 
     USER, USER_WORKSPACE, USER_SHARED and USER_WORKSPACE_SHARED need a `user_id`; those named after a workspace are about
     the caller's own unless `workspace` says another.

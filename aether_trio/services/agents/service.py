@@ -12,6 +12,7 @@ from typing import Final
 
 from aether_trio.model.errors import AetherError, Code
 from aether_trio.model.identity import Identity, IdentityError
+from aether_trio.model.text import shown
 from aether_trio.services.access import Authorizer
 from aether_trio.services.agents.starts import Starts
 from aether_trio.services.agents.store import AgentStore, Refusal
@@ -53,6 +54,11 @@ class AgentService:
 
     async def _operate(self, session: Session, op: pb.AgentOperation, response: pb.AgentResponse) -> None:
         match op.op:
+            case Op.REGISTER | Op.UPDATE | Op.DELETE if not session.reaches_everything:
+                # A registration says what is started in every workspace.
+                raise AetherError(
+                    Code.PERMISSION_DENIED, "agents are registered by credentials that reach all workspaces"
+                )
             case Op.LIST:
                 await self._list(op.filter, response)
             case Op.GET:
@@ -138,4 +144,4 @@ class AgentService:
 
 def not_registered(implementation: str) -> str:
     """A sentence for whoever asks for it."""
-    return f"no agent implementation {implementation!r} is registered"
+    return f"no agent implementation {shown(implementation)} is registered"

@@ -30,7 +30,7 @@ from aether_trio.config import ApiKey, AuthSettings
 from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import SEPARATOR, Identity, IdentityError, Kind
-from aether_trio.model.patterns import fits_identity, matches
+from aether_trio.model.patterns import ANY, fits_identity, matches
 from aether_trio.model.text import shown
 from aether_trio.services.credentials.throttle import Throttle
 from aether_trio.session.admission import Admitted, Claim
@@ -89,7 +89,12 @@ class CertifiedName:
 
     def allows_workspace(self, workspace: str) -> bool:
         """All of them, but for users of one: what agents and tasks may do elsewhere is for access rules to say."""
-        return self.mode == "relaxed" or self.type_name != _USER or self.workspace in {None, workspace}
+        return self.everywhere or self.workspace == workspace
+
+    @property
+    def everywhere(self) -> bool:
+        """See Accepted."""
+        return self.mode == "relaxed" or self.type_name != _USER or self.workspace is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +110,13 @@ class Accepted:
             return any(matches(pattern, workspace) for pattern in self.key.workspaces)
         return self.certificate is None or self.certificate.allows_workspace(workspace)
 
+    @property
+    def everywhere(self) -> bool:
+        """Whether it reaches all workspaces, and so what belongs to none."""
+        if self.key is not None:
+            return ANY in self.key.workspaces
+        return self.certificate is None or self.certificate.everywhere
+
     def covers(self, identity: Identity) -> bool:
         """Whether a token for this participant would be good for no more than the credential is.
 
@@ -117,7 +129,7 @@ class Accepted:
             return False
         if not fits_identity(key.identity, identity):
             return False
-        return self.allows_workspace(identity.workspace) if identity.workspace else "*" in key.workspaces
+        return self.allows_workspace(identity.workspace) if identity.workspace else self.everywhere
 
 
 ANYBODY: Final = Accepted()
@@ -194,9 +206,10 @@ class CredentialChecker:
         token = await self._check_token(identity, claim.credentials)
         if token is not None:
             reaches, covers = token.workspaces.__contains__, token.covers
-            return Admitted(reaches, covers, token.task_id, token.token, token.lineage), True
+            return Admitted(reaches, covers, False, token.task_id, token.token, token.lineage), True
         accepted = self.check(identity, claim.credentials, certified)
-        return Admitted(accepted.allows_workspace, accepted.covers), accepted is not ANYBODY
+        admitted = Admitted(accepted.allows_workspace, accepted.covers, accepted.everywhere)
+        return admitted, accepted is not ANYBODY
 
     def check_certificate(self, identity: Identity, certificate: PeerCertificate) -> CertifiedName | None:
         """Whom a certificate names; None when it says nothing of its holder. Raises StatusError when that is not `identity`."""

@@ -1,5 +1,5 @@
 """The key-value store: 14 operations on 8 scopes (reference: core.md section 6)."""
 
-from aether_trio.services.kv.service import KvService, refusal
+from aether_trio.services.kv.service import KvService
 
-__all__ = ["KvService", "refusal"]
+__all__ = ["KvService"]

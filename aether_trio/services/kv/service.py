@@ -9,7 +9,7 @@ reply with their id:
 | anything not named below | KVResponse{success=false} (only with a request id), then ErrorResponse KV_ERROR |
 | scope parameters | ErrorResponse KV_ERROR alone: the SDK raises it from the call |
 | value too large, scope full | ErrorResponse ERR_QUOTA_001 alone, not retryable |
-| authorization context | ErrorResponse ERR_PERMISSION_DENIED, then KVResponse{success=false} |
+| authorization context; a workspace or an identity that the credential does not reach | ErrorResponse ERR_PERMISSION_DENIED, then KVResponse{success=false} |
 | not known whether it was done | KVResponse{success=false} (only with a request id), then ErrorResponse ERR_OUTCOME_UNKNOWN |
 
 The one difference: the reference sends KV_ERROR alone also for a principal type that may not use KV. A user's SDK call is to
@@ -29,7 +29,8 @@ from aether_trio.model.clock import Clock
 from aether_trio.model.errors import AetherError, Code
 from aether_trio.model.identity import Identity, IdentityError, Kind
 from aether_trio.model.limits import KIB, MIB, Limits
-from aether_trio.services.access import DIRECT, Authority, Authorizer, Capability
+from aether_trio.model.text import shown
+from aether_trio.services.access import DIRECT, EVERYWHERE, Authority, Authorizer, Capability, Reach
 from aether_trio.services.kv import programs, ranges
 from aether_trio.services.kv.programs import Outcome, Refusal, Slot
 from aether_trio.services.kv.ranges import CursorError
@@ -93,10 +94,12 @@ class KvService:
         self._quota = Quota.of(limits.kv_keys_per_scope, limits.kv_bytes_per_scope)
         self._value_bytes = min(limits.kv_value_bytes, MAX_RESPONSE_BYTES)  # else a GET could not be delivered
 
-    async def handle(self, identity: Identity, op: pb.KVOperation) -> list[pb.DownstreamMessage]:
-        """Do one operation; return what the caller is sent, in order."""
+    async def handle(
+        self, identity: Identity, op: pb.KVOperation, reach: Reach = EVERYWHERE
+    ) -> list[pb.DownstreamMessage]:
+        """Do one operation; return what the caller is sent, in order. `reach` is that of its credential."""
         try:
-            return [pb.DownstreamMessage(kv=await self._respond(identity, op))]
+            return [pb.DownstreamMessage(kv=await self._respond(identity, op, reach))]
         except _Refused as refused:
             return refused.messages
         except CommitUnknown as exc:
@@ -140,14 +143,16 @@ class KvService:
         """Delete what has expired now; return how many keys."""
         return await sweep(self._db, self._clock, ranges.sweep_page, SWEEP_PAGE)
 
-    async def _respond(self, identity: Identity, op: pb.KVOperation) -> pb.KVResponse:
+    async def _respond(self, identity: Identity, op: pb.KVOperation, reach: Reach) -> pb.KVResponse:
         if identity.kind not in _MAY_USE:
             raise _refused(op, f"{identity.kind.with_article} may not use the key-value store")
         if op.op not in _KNOWN:
             raise _refused(op, f"unknown operation {op.op}")
+        if op.workspace and not reach.allows_workspace(op.workspace):
+            raise _out_of_reach(op, f"workspace {shown(op.workspace)}")
         authority = await self._authority(identity, op)
         if op.op == Op.PURGE_IDENTITY:
-            return await self._purge(identity, op, authority)
+            return await self._purge(identity, op, authority, reach)
         try:
             scope = parse_scope(op.scope)
             space = space_of(scope, identity, op.user_id, op.workspace)
@@ -196,7 +201,7 @@ class KvService:
             request_id=op.request_id,
         )
 
-    async def _purge(self, identity: Identity, op: pb.KVOperation, authority: Authority) -> pb.KVResponse:
+    async def _purge(self, identity: Identity, op: pb.KVOperation, authority: Authority, reach: Reach) -> pb.KVResponse:
         """Everything the target keeps for itself, or what begins with `key`. Never a shared space.
 
         In pages of their own transactions: a purge that is cut off has deleted some, and can simply be sent again.
@@ -213,7 +218,10 @@ class KvService:
         if not decision.allowed:
             raise _refused(op, decision.reason)
         try:
-            floor, end = _purge_range(op)
+            target = Identity.parse(op.target_identity)
+            if not reach.reaches(target):
+                raise _out_of_reach(op, target.text)
+            floor, end = _purge_range(op, target)
         except (ScopeError, IdentityError) as exc:
             raise _refused(op, str(exc)) from None
         total, now_ms = 0, self._clock.now_ms()
@@ -254,9 +262,8 @@ class KvService:
             raise _refused(op, decision.reason)
 
 
-def _purge_range(op: pb.KVOperation) -> tuple[bytes, bytes]:
+def _purge_range(op: pb.KVOperation, target: Identity) -> tuple[bytes, bytes]:
     """The spaces to purge, first and end: all exclusive ones of the target, or the one that a scope names."""
-    target = Identity.parse(op.target_identity)
     if op.scope == Op.SCOPE_UNSPECIFIED:
         root = exclusive_root(target, "a purge")
         return root, after(root)
@@ -282,9 +289,9 @@ def _unsuccessful(op: pb.KVOperation) -> list[pb.DownstreamMessage]:
     return [pb.DownstreamMessage(kv=pb.KVResponse(success=False, request_id=op.request_id))]
 
 
-def refusal(op: pb.KVOperation, reason: str) -> list[pb.DownstreamMessage]:
-    """What a caller is sent whom somebody else has refused: ERR_PERMISSION_DENIED, then the typed failure."""
-    return [_error(op, Code.PERMISSION_DENIED, reason), *_unsuccessful(op)]
+def _out_of_reach(op: pb.KVOperation, what: str) -> _Refused:
+    error = _error(op, Code.PERMISSION_DENIED, f"this credential does not reach {what}")
+    return _Refused(error, *_unsuccessful(op))
 
 
 def _failure(op: pb.KVOperation, text: str, *, retryable: bool = False) -> list[pb.DownstreamMessage]:

@@ -4,9 +4,9 @@ The reference writes a namespace as text joined by ":" and "|" and replaces thos
 "a:b" and an agent "a_b" read each other's exclusive keys. Stored names are never seen on the wire, so ours are free: each
 part is escaped, "/" joins them, and different parts can never give the same space.
 
-Exclusive spaces begin with `agent/<implementation>/<specifier>/`, so that one range of the table is everything that one
-identity keeps for itself. As in the reference they belong to implementation and specifier, not to a workspace or a
-principal type.
+Exclusive spaces begin with `own/` and the parts of their owner's identity, so that one range of the table is everything that one
+identity keeps for itself. They belong to the whole identity. In the reference they belong to implementation and specifier alone, so that
+an agent of one workspace reads and is sent what its namesake in another one keeps.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import enum
 from dataclasses import dataclass
 from typing import Final
 
-from aether_trio.model.identity import Identity, Kind
+from aether_trio.model.identity import SEPARATOR, Identity, Kind
 from aether_trio.wire.pb import aether_pb2 as pb
 
 MAX_PART_BYTES: Final = 256  # user ids and workspaces named in an operation; twice what an identity may hold
@@ -95,7 +95,7 @@ def exclusive_root(identity: Identity, what: str) -> bytes:
         raise ScopeError(
             f"{what} needs an implementation and a specifier of its own; {identity.kind.with_article} has none"
         )
-    return b"agent/%b/%b/" % (_escape(identity.implementation), _escape(identity.specifier))
+    return b"own/%b/" % b"/".join(map(_escape, identity.text.split(SEPARATOR)))
 
 
 def after(prefix: bytes) -> bytes:

@@ -45,7 +45,12 @@ def test_the_spaces_of_one_caller_are_all_different() -> None:
 def test_sharing(scope: Scope) -> None:
     mine = space_of(scope, AGENT, "u", "w")
     assert (mine == space_of(scope, Identity.agent("w1", "impl", "other"), "u", "w")) is not scope.is_exclusive
-    assert mine == space_of(scope, Identity.agent("elsewhere", "impl", "spec"), "u", "w")
+    for namesake in (
+        Identity.agent("elsewhere", "impl", "spec"),
+        Identity.unique_task("w1", "impl", "spec"),
+        Identity.service("impl", "spec"),
+    ):
+        assert (mine == space_of(scope, namesake, "u", "w")) is not scope.is_exclusive
 
 
 def test_an_empty_workspace_is_the_callers() -> None:
@@ -112,6 +117,10 @@ def test_the_numbers_are_the_protocols() -> None:
 
 
 def test_roots_of_different_owners_do_not_contain_each_other() -> None:
-    owners = [Identity.agent("w", impl, spec) for impl, spec in itertools.product(("a", "ab"), ("b", "bc"))]
+    owners = [
+        Identity.agent(workspace, impl, spec)
+        for workspace, impl, spec in itertools.product(("w", "wx"), ("a", "ab", "a/b"), ("b", "bc"))
+    ]
+    owners += [Identity.service("w", "a"), Identity.unique_task("w", "a", "b"), Identity.service("ag", "w")]
     roots = [exclusive_root(owner, "x") for owner in owners]
     assert not any(one != other and one.startswith(other) for one in roots for other in roots)

@@ -1,0 +1,453 @@
+"""A key that is limited to one workspace touches nothing of another, by any operation, on any lane.
+
+`TABLE` has an entry for each operation of the protocol. An operation without one fails `test_every_operation_is_here`, and so does a new
+value of an operation's enum: whoever builds it has to say here what it does with a foreign workspace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pytest
+import trio
+
+from aether_trio.config import ApiKey
+from aether_trio.gateway import Gateway, open_gateway
+from aether_trio.services import unbuilt
+from aether_trio.services.access import Admin, Capability
+from aether_trio.services.credentials import hash_api_key
+from aether_trio.testing.memory import agent, message_to
+from aether_trio.wire import framing
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import service, user
+from tests.security.streams import LANES, Ended, FramedStream, Stream, gateway_settings, open_stream
+
+KV, Sessions, Agents, Tasks = pb.KVOperation, pb.SessionOperation, pb.AgentOperation, pb.TaskOperation
+EVERY_LANE = pytest.mark.parametrize("lane", LANES)
+WORKSPACES: Final[Mapping[str, tuple[str, ...]]] = {"red": ("red",), "all": ("*",)}
+SECRET: Final = b"blue's secret"
+BLUE: Final = "ag::blue::worker::1"
+
+
+@dataclass(frozen=True)
+class Place:
+    """What there is in the workspace "blue"."""
+
+    session_id: str
+    user_session_id: str
+    task_id: str
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[Gateway]:
+    """A gateway with a key for red and one for all. Rights are given to everyone, so that only the keys limit anybody."""
+    keys = [
+        ApiKey(id=name, sha256=hash_api_key(f"aek_{name}"), principal="*", workspaces=workspaces)
+        for name, workspaces in WORKSPACES.items()
+    ]
+    settings = gateway_settings(
+        gateway={"ephemeral": True, "port": 0, "dev": False}, auth={"api_keys": tuple(keys), "allow_anonymous": False}
+    )
+    async with open_gateway(settings) as gateway:
+        gateway.core.authorizer._granted = frozenset({*Admin, *Capability})
+        yield gateway
+
+
+@asynccontextmanager
+async def blue_at(gateway: Gateway) -> AsyncIterator[Place]:
+    """An agent, a user's window and a task in the workspace blue, and keys."""
+    async with AsyncExitStack() as stack:
+        stream = await stack.enter_async_context(open_stream(gateway.address, "grpc"))
+        await stream.send(agent("blue", "worker", "1", credentials={"api_key": "aek_all"}))
+        session_id = (await stream.acknowledged()).session_id
+        for scope in (KV.WORKSPACE, KV.WORKSPACE_EXCLUSIVE):
+            await stream.send(pb.UpstreamMessage(kv_op=KV(op=KV.PUT, scope=scope, key="k", value=SECRET)))
+        await stream.send(pb.UpstreamMessage(create_task=pb.CreateTaskRequest(task_type="t", request_id="r")))
+        task_id = (await stream.next("create_task")).task_id
+        assert task_id
+        window = await stack.enter_async_context(open_stream(gateway.address, "grpc"))
+        hello = user("bob", "w")
+        hello.init.credentials["api_key"] = "aek_all"
+        await window.send(hello)
+        user_session_id = (await window.acknowledged()).session_id
+        await window.send(switch("blue"))
+        await everything(window, "us::bob::w")
+        yield Place(session_id, user_session_id, task_id)
+
+
+def switch(workspace: str) -> pb.UpstreamMessage:
+    return pb.UpstreamMessage(switch_workspace=pb.SwitchWorkspace(new_workspace_id=workspace))
+
+
+async def everything(stream: Stream, identity: str) -> list[pb.DownstreamMessage]:
+    """What the gateway has said to what was sent before: everything up to the answer to a question about oneself."""
+    kind = {"ag": "agent", "us": "user", "sv": "service"}[identity[:2]]
+    who = pb.PrincipalRef(principal_type=kind, principal_id=identity)
+    ask = pb.ConnectionStatusRequest(principal=who, request_id="barrier")
+    await stream.send(pb.UpstreamMessage(connection_status_request=ask))
+    said: list[pb.DownstreamMessage] = []
+    while True:
+        message = await stream.receive()
+        if message.connection_status_response.request_id == "barrier":
+            assert message.connection_status_response.ok
+            return said
+        said.append(message)
+
+
+# -- the table ----------------------------------------------------------------------------------------------------------
+
+Ask = Callable[[Place], pb.UpstreamMessage]
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Requests that touch blue, by name. They begin with the members of the operation's `enum` that they cover; `harmless` are those that
+    name and find no workspace, and why. What is in `empty` is answered by an empty list.
+    """
+
+    asks: Mapping[str, Ask]
+    enum: Any = None
+    harmless: Mapping[str, str] | None = None
+    empty: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Own:
+    """An operation that touches nothing but what is the caller's own, and why."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Unbuilt:
+    """An operation that is not served yet."""
+
+
+def _kv(name: str, scope: int, **fields: Any) -> Ask:
+    number = KV.OpType.Value(name)
+    filled = {"key": "k", "value": b"1", "user_id": "u", "workspace": "blue", **fields}
+    if name == "LIST":
+        filled["key"] = ""
+    return lambda place: pb.UpstreamMessage(kv_op=KV(op=number, scope=scope, request_id="r", **filled))  # type: ignore[arg-type]
+
+
+def _session(name: str, **fields: Callable[[Place], Any]) -> Ask:
+    number = Sessions.OpType.Value(name)
+    return lambda place: pb.UpstreamMessage(
+        session_op=Sessions(op=number, request_id="r", **{key: value(place) for key, value in fields.items()})
+    )
+
+
+def _agents(name: str, **fields: Any) -> Ask:
+    number = Agents.OpType.Value(name)
+    return lambda place: pb.UpstreamMessage(agent_op=Agents(op=number, request_id="r", **fields))
+
+
+def _task(name: str, **fields: Any) -> Ask:
+    number = Tasks.OpType.Value(name)
+    return lambda place: pb.UpstreamMessage(task_op=Tasks(op=number, task_id=place.task_id, request_id="r", **fields))
+
+
+def _create(**fields: Any) -> Ask:
+    return lambda place: pb.UpstreamMessage(create_task=pb.CreateTaskRequest(task_type="t", request_id="r", **fields))
+
+
+def _to(topic: str, kind: int = pb.OPAQUE, payload: bytes = b"x") -> Ask:
+    return lambda place: message_to(topic.replace("TASK", place.task_id), payload, pb.MessageType.ValueType(kind))
+
+
+def _status(kind: str, name: str) -> Ask:
+    who = pb.PrincipalRef(principal_type=kind, principal_id=name)
+    ask = pb.ConnectionStatusRequest(principal=who, request_id="r")
+    return lambda place: pb.UpstreamMessage(connection_status_request=ask)
+
+
+METRIC: Final = pb.Metric(entries=[pb.MetricEntry(name="n", qty=1)]).SerializeToString()
+TOPICS: Final = (
+    BLUE,
+    "tu::blue::worker::1",
+    "ta::blue::worker::1",
+    "tb::blue::worker",
+    "ga::blue",
+    "gu::blue",
+    "uw::bob::blue",
+    "tk::blue::TASK::msg",
+    "tk::blue::TASK::input",
+    "event::blue",
+)
+WAIT: Final = {"wait_spec": pb.WaitSpec(reason=pb.WAIT_REASON_INPUT, depends_on=["another"])}
+
+TABLE: Final[Mapping[str, Foreign | Own | Unbuilt]] = {
+    "send": Foreign(
+        {
+            **{topic: _to(topic) for topic in TOPICS},
+            "metric": _to("metric::blue", pb.METRIC, METRIC),
+            "app_workspace": lambda place: pb.UpstreamMessage(
+                send=pb.SendMessage(target_topic="ag::red::eve::1", payload=b"x", app_workspace="blue")
+            ),
+        }
+    ),
+    "kv_op": Foreign(
+        {
+            **{
+                f"{name} {KV.Scope.Name(scope)}": _kv(name, scope)
+                for name in dict(KV.OpType.items())
+                for scope in (
+                    KV.SCOPE_UNSPECIFIED,
+                    KV.WORKSPACE,
+                    KV.USER_WORKSPACE,
+                    KV.WORKSPACE_EXCLUSIVE,
+                    KV.USER_WORKSPACE_SHARED,
+                )
+                if name != "PURGE_IDENTITY"
+            },
+            "PURGE_IDENTITY": _kv("PURGE_IDENTITY", 0, workspace="", key="", target_identity=BLUE),
+            "PURGE_IDENTITY own": _kv(
+                "PURGE_IDENTITY", KV.WORKSPACE_EXCLUSIVE, key="", target_identity="ag::red::eve::1"
+            ),
+            "PURGE_IDENTITY service": _kv("PURGE_IDENTITY", 0, workspace="", key="", target_identity="sv::worker::1"),
+        },
+        KV.OpType,
+    ),
+    "session_op": Foreign(
+        {
+            "LIST": _session("LIST", filter=lambda place: pb.ConnectionFilter(workspace="blue")),
+            "LIST all": _session("LIST"),
+            "GET": _session("GET", session_id=lambda place: place.session_id),
+            "GET user": _session("GET", session_id=lambda place: place.user_session_id),
+            "DISCONNECT user": _session("DISCONNECT", session_id=lambda place: place.user_session_id),
+            "DISCONNECT": _session("DISCONNECT", session_id=lambda place: place.session_id),
+        },
+        Sessions.OpType,
+    ),
+    "connection_status_request": Foreign(
+        {
+            "agent": _status("agent", BLUE),
+            "task": _status("task", "tu::blue::worker::1"),
+            "user": _status("user", "bob"),
+            "window": _status("user", "us::bob::w"),
+            "service": _status("service", "sv::worker::1"),
+        }
+    ),
+    "agent_op": Foreign(
+        {
+            "REGISTER": _agents(
+                "REGISTER", agent=pb.AgentRegistrationInfo(implementation="x", orchestrator_profile="p")
+            ),
+            "UPDATE": _agents(
+                "UPDATE",
+                implementation="x",
+                agent=pb.AgentRegistrationInfo(implementation="x", orchestrator_profile="p"),
+            ),
+            "LAUNCH": _agents("LAUNCH", implementation="x", launch_params=pb.AgentLaunchParams(workspace="blue")),
+            "DELETE": _agents("DELETE", implementation="x"),
+        },
+        Agents.OpType,
+        {
+            "LIST": "implementations are in no workspace",
+            "GET": "implementations are in no workspace",
+            "LIST_ORCHESTRATORS": "orchestrators are in no workspace",
+        },
+    ),
+    "create_task": Foreign(
+        {
+            "workspace": _create(workspace="blue"),
+            "target_agent_id": _create(assignment_mode=pb.TARGETED, target_agent_id=BLUE),
+            "pool": _create(workspace="blue", assignment_mode=pb.POOL, target_implementation="worker"),
+        }
+    ),
+    "task_op": Foreign({name: _task(name, **WAIT) for name in dict(Tasks.OpType.items())}, Tasks.OpType),
+    "task_query": Foreign(
+        {
+            "GET": lambda place: pb.UpstreamMessage(
+                task_query=pb.TaskQuery(op=pb.TaskQuery.GET, task_id=place.task_id, request_id="r")
+            ),
+            "LIST": lambda place: pb.UpstreamMessage(
+                task_query=pb.TaskQuery(op=pb.TaskQuery.LIST, filter=pb.TaskFilter(workspace="blue"), request_id="r")
+            ),
+        },
+        pb.TaskQuery.OpType,
+        empty=frozenset({"LIST"}),  # of blue's tasks, red is told those that were given to it
+    ),
+    "task_subscription_op": Foreign(
+        {
+            "SUBSCRIBE": lambda place: pb.UpstreamMessage(
+                task_subscription_op=pb.TaskSubscriptionOperation(
+                    op=pb.TaskSubscriptionOperation.SUBSCRIBE, task_id=place.task_id, client_request_id="r"
+                )
+            ),
+        },
+        pb.TaskSubscriptionOperation.OpType,
+        {
+            "TASK_SUBSCRIPTION_OP_UNSPECIFIED": "nothing is asked for",
+            "UNSUBSCRIBE": "ends what the connection itself has subscribed to",
+        },
+    ),
+    "switch_workspace": Own("agents cannot, and test_a_user_enters_no_workspace_beyond_its_key has users"),
+    "checkpoint_op": Own("checkpoints belong to the caller's whole identity"),
+    "progress": Own("goes to the caller's workspace or to a user; tests/security/test_reach_of_tasks.py has the tasks"),
+    "init": Own("test_nobody_connects_beyond_its_key has it"),
+    **{case: Unbuilt() for case in unbuilt.FAILURES},
+}
+
+
+def test_every_operation_is_here() -> None:
+    cases = {field.name for field in pb.UpstreamMessage.DESCRIPTOR.oneofs_by_name["payload"].fields}
+    assert set(TABLE) == cases
+    for case, entry in TABLE.items():
+        if isinstance(entry, Foreign) and entry.enum is not None:
+            covered = {name.partition(" ")[0] for name in entry.asks} | set(entry.harmless or ())
+            assert covered == set(entry.enum.keys()), case
+
+
+@EVERY_LANE
+async def test_what_is_not_served_yet_touches_nothing(lane: str) -> None:
+    """Its entry has to be a real one as soon as it is built."""
+    async with serving() as gateway, open_stream(gateway.address, lane) as stream:
+        await stream.send(agent("red", "eve", "1", credentials={"api_key": "aek_red"}))
+        await stream.acknowledged()
+        for case, entry in TABLE.items():
+            if isinstance(entry, Unbuilt) and case not in unbuilt._LAST_WORDS:
+                message = pb.UpstreamMessage()
+                getattr(message, case).SetInParent()
+                await stream.send(message)
+                said = await everything(stream, "ag::red::eve::1")
+                assert any(one.error.code == "ERR_NOT_IMPLEMENTED" for one in said), case
+
+
+# -- the test -----------------------------------------------------------------------------------------------------------
+
+
+def refusals(said: Sequence[pb.DownstreamMessage]) -> list[str]:
+    """The texts of what was refused for want of reach, or is not there for one that has none."""
+    texts = []
+    for message in said:
+        payload = getattr(message, message.WhichOneof("payload") or "error")
+        text = getattr(payload, "message", "") if message.HasField("error") else getattr(payload, "error", "")
+        text = text or getattr(payload, "message", "")
+        words = ("does not reach", "no session", "not found", "reach all workspaces", "not stored")
+        if isinstance(text, str) and any(word in text for word in words):
+            texts.append(text)
+    return texts
+
+
+def successes(said: Sequence[pb.DownstreamMessage]) -> list[pb.DownstreamMessage]:
+    """The answers that say yes."""
+    payloads = [(message, getattr(message, message.WhichOneof("payload") or "error")) for message in said]
+    return [
+        message for message, payload in payloads if getattr(payload, "success", False) or getattr(payload, "ok", False)
+    ]
+
+
+@EVERY_LANE
+async def test_no_operation_touches_a_workspace_that_the_key_does_not_reach(lane: str) -> None:
+    async with serving() as gateway, blue_at(gateway) as place, open_stream(gateway.address, lane) as stream:
+        await stream.send(agent("red", "eve", "1", credentials={"api_key": "aek_red"}))
+        await stream.acknowledged()
+        for case, entry in TABLE.items():
+            for name, ask in entry.asks.items() if isinstance(entry, Foreign) else ():
+                await stream.send(ask(place))
+                said = await everything(stream, "ag::red::eve::1")
+                if name in entry.empty:
+                    (answer,) = said
+                    assert answer.task_query == pb.TaskQueryResponse(success=True, request_id="r"), (case, name)
+                else:
+                    assert successes(said) == [], (case, name)
+                    assert refusals(said), (case, name, said)
+                assert SECRET not in b"".join(message.SerializeToString() for message in said), (case, name)
+        assert {BLUE, "us::bob::w"} <= {session.identity.text for session in gateway.core.registry}
+
+
+async def test_the_same_requests_are_heard_of_a_key_that_reaches_all() -> None:
+    """Else the test above might ask for what nobody would get."""
+    async with serving() as gateway, blue_at(gateway) as place, open_stream(gateway.address, "framed") as stream:
+        await stream.send(agent("red", "eve", "1", credentials={"api_key": "aek_all"}))
+        await stream.acknowledged()
+        for case, entry in TABLE.items():
+            for name, ask in entry.asks.items() if isinstance(entry, Foreign) else ():
+                if case.startswith("task"):
+                    continue  # they depend on the state of one task; the tests beside have them
+                await stream.send(ask(place))
+                said = await everything(stream, "ag::red::eve::1")
+                assert refusals(said) == [], (case, name)
+        with trio.fail_after(60):
+            while any(session.identity.text == BLUE for session in gateway.core.registry):
+                await trio.sleep(0.01)  # DISCONNECT was the last one
+
+
+@EVERY_LANE
+async def test_nobody_connects_beyond_its_key(lane: str) -> None:
+    hellos = {
+        "agent": agent("blue", "eve", "1"),
+        "task": pb.UpstreamMessage(
+            init=pb.InitConnection(task=pb.TaskIdentity(workspace="blue", implementation="t", unique_specifier="1"))
+        ),
+        "class of tasks": pb.UpstreamMessage(
+            init=pb.InitConnection(task=pb.TaskIdentity(workspace="blue", implementation="t"))
+        ),
+        "service, which is in all": service("s", "1"),
+    }
+    async with serving() as gateway:
+        for who, hello in hellos.items():
+            hello.init.credentials["api_key"] = "aek_red"
+            async with open_stream(gateway.address, lane) as stream:
+                await stream.send(hello)
+                with pytest.raises(Ended, match="PERMISSION_DENIED"):
+                    await stream.acknowledged()
+            assert len(gateway.core.registry) == 0, who
+
+
+@EVERY_LANE
+async def test_a_user_enters_no_workspace_beyond_its_key(lane: str) -> None:
+    async with serving() as gateway, blue_at(gateway), open_stream(gateway.address, lane) as stream:
+        hello = user("eve", "w")
+        hello.init.credentials["api_key"] = "aek_red"
+        await stream.send(hello)
+        await stream.acknowledged()
+        await stream.send(switch("blue"))
+        said = await everything(stream, "us::eve::w")
+        assert [message.error.code for message in said] == ["ERR_PERMISSION_DENIED"]
+        await stream.send(switch("red"))
+        assert await everything(stream, "us::eve::w") == []
+        await stream.send(switch("blue"))
+        said = await everything(stream, "us::eve::w")
+        assert [message.error.code for message in said] == ["ERR_PERMISSION_DENIED"]
+        (own,) = [one for one in gateway.core.registry if one.identity.text == "us::eve::w"]
+        assert own.workspace == "red"
+
+
+async def test_a_numbered_send_names_no_workspace_beyond_the_key() -> None:
+    """H7, by the frame that the binary framing has for sends."""
+    async with serving() as gateway, open_stream(gateway.address, "framed") as stream:
+        assert isinstance(stream, FramedStream)
+        await stream.send(agent("red", "eve", "1", credentials={"api_key": "aek_red"}))
+        await stream.acknowledged()
+        for number, workspace in enumerate(("blue", "red"), start=1):
+            rest = pb.SendMessage(app_workspace=workspace).SerializeToString()
+            await stream.send_event(framing.Send(number, "ag::red::eve::1", b"x", 0, rest))
+        said = await everything(stream, "ag::red::eve::1")
+        assert [(nack.seq, nack.code) for nack in stream.nacks] == [(1, "ERR_PERMISSION_DENIED")]
+        assert [message.msg.workspace for message in said if message.HasField("msg")] == ["red"]
+
+
+@EVERY_LANE
+async def test_namesakes_in_two_workspaces_have_exclusive_keys_of_their_own(lane: str) -> None:
+    """H6: agents of one implementation and specifier, each with a key for its workspace."""
+    async with serving() as gateway:
+        for workspace in ("blue", "red"):
+            async with open_stream(gateway.address, lane) as stream:
+                key = "aek_red" if workspace == "red" else "aek_all"
+                await stream.send(agent(workspace, "worker", "1", credentials={"api_key": key}))
+                await stream.acknowledged()
+                config: pb.ConfigSnapshot = await stream.next("config")
+                assert not config.global_exclusive_kv
+                assert not config.workspace_exclusive_kv
+                for scope in (KV.GLOBAL_EXCLUSIVE, KV.WORKSPACE_EXCLUSIVE, KV.USER):
+                    fields: dict[str, Any] = {"scope": scope, "key": "k", "user_id": "u", "request_id": "r"}
+                    await stream.send(pb.UpstreamMessage(kv_op=KV(op=KV.GET, **fields)))
+                    assert (await stream.next("kv")).value == b""
+                    await stream.send(pb.UpstreamMessage(kv_op=KV(op=KV.PUT, value=SECRET, **fields)))
+                    assert (await stream.next("kv")).success
