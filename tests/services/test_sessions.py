@@ -8,7 +8,8 @@ import pytest
 import trio
 
 from aether_trio.core import Core
-from aether_trio.session.directory import Disconnected, Outcome
+from aether_trio.model.identity import Identity
+from aether_trio.session.directory import Connection, Disconnected, Outcome
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -237,6 +238,10 @@ async def test_a_disconnect_that_nobody_has_confirmed_has_not_succeeded(
         assert (session_id, reason) == ("s", "why")
         return Disconnected(outcome, "ag::w::a::1")
 
+    async def there(session_id: str) -> Connection:
+        return Connection(session_id, Identity.agent("w", "a", "1"), "w", 0, "192.0.2.1:1", 0)
+
+    monkeypatch.setattr(core.directory, "find", there)
     monkeypatch.setattr(core.directory, "disconnect", elsewhere)
     async with connect(core, workflow_engine()) as peer:
         response = await operate(peer, Op.DISCONNECT, session_id="s", reason="why")

@@ -134,7 +134,7 @@ async def test_they_are_listed(core: Core) -> None:
 
 
 @pytest.mark.parametrize(
-    ("profiles", "why"), [(["p"] * 65, "65 supported profiles"), ([""], "empty"), (["x" * 257], "256")]
+    ("profiles", "why"), [(["p"] * 65, "supported_profiles has 65 entries"), ([""], "empty"), (["x" * 257], "256")]
 )
 async def test_what_cannot_be_served_is_refused_at_the_door(core: Core, profiles: list[str], why: str) -> None:
     async with connect(core, starter("1", *profiles), wait_ack=False) as peer:
