@@ -33,6 +33,14 @@ def line(text: str, most: int) -> str:
     return text if text.isprintable() else _CONTROL.sub("\ufffd", text)
 
 
+def escaped(text: str, most: int) -> str:
+    """A text for a line of a log: at most `most` characters of it, and what cannot be printed as an escape."""
+    text = text if len(text) <= most else f"{text[:most]}..."
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def check_text(text: str, what: str, most_bytes: int, *, lines: bool = False) -> str:
     """Return `text` if it may be kept, else raise TextError naming `what`. An empty one may.
 

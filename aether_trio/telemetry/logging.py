@@ -16,7 +16,12 @@ import structlog
 from structlog.typing import EventDict, Processor
 
 from aether_trio.config import LoggingSettings
+from aether_trio.model.text import escaped
 
+MAX_VALUE: Final = 2048
+"""Characters of one value in a line. The longest of our own, a list of hosts with their errors, has some hundred."""
+_TRACES: Final = frozenset({"stack", "exception"})
+"""Made by us, and of many lines."""
 _LEVELS: Final = {
     "debug": logging.DEBUG,
     "info": logging.INFO,
@@ -37,6 +42,7 @@ def configure_logging(settings: LoggingSettings, stream: TextIO | None = None, *
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=settings.format == "json"),
         structlog.processors.StackInfoRenderer(),
+        one_line,
     ]
     if node is not None:
         shared.append(_Named(node))
@@ -64,6 +70,14 @@ def configure_logging(settings: LoggingSettings, stream: TextIO | None = None, *
     root.handlers[:] = [handler]
     # Libraries are quieter than we are: their debug lines describe every frame.
     root.setLevel(max(level, logging.INFO))
+
+
+def one_line(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """A processor that bounds and escapes texts: clients choose some, and a terminal or a collector obeys what is in a line."""
+    for name, value in event.items():
+        if type(value) is str and name not in _TRACES and (len(value) > MAX_VALUE or not value.isprintable()):
+            event[name] = escaped(value, MAX_VALUE)
+    return event
 
 
 class _Named:

@@ -89,3 +89,22 @@ def test_console_lines_are_plain_where_nobody_looks() -> None:
     structlog.get_logger().info("listening", port=1)
     assert "listening" in out.getvalue()
     assert "\x1b" not in out.getvalue()
+
+
+@pytest.mark.parametrize("format_", ["console", "json"])
+@pytest.mark.parametrize("library", [False, True])
+def test_a_text_of_a_client_is_one_bounded_line_without_control_characters(
+    format_: Literal["console", "json"], library: bool
+) -> None:
+    evil = "a\x1b[2J\x9b31m\r\n2026-01-01 [error] forged\u202e\u2028\ud800" + "x" * 100_000
+    out = io.StringIO()
+    configure_logging(LoggingSettings(format=format_), out)
+    if library:
+        logging.getLogger("library").warning("from %s", evil)
+    else:
+        structlog.get_logger().info("connection refused", identity=evil)
+    (line,) = out.getvalue().splitlines()
+    assert line.isprintable()
+    assert len(line) < 3000
+    shown = json.loads(line)["event" if library else "identity"] if format_ == "json" else line
+    assert "a\\x1b[2J\\x9b31m\\r\\n2026" in shown.replace("\\\\", "\\")

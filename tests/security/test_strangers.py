@@ -1,0 +1,115 @@
+"""What a client says before it is known is no label of a metric, and no more than a bounded, escaped line of the log (issue 10, H16)."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+import structlog
+
+from aether_trio.config import ApiKey, LoggingSettings
+from aether_trio.gateway import Gateway, open_gateway
+from aether_trio.model.errors import Status
+from aether_trio.services.credentials import hash_api_key
+from aether_trio.telemetry import configure_logging
+from aether_trio.testing.memory import agent, message_to
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.security.streams import LANES, gateway_settings, open_stream
+
+EVERY_LANE = pytest.mark.parametrize("lane", LANES)
+EVIL = "evil\x1b[2J\x9b31m\n\u202e"
+
+
+@asynccontextmanager
+async def serving(*, strict: bool = True) -> AsyncIterator[Gateway]:
+    key = ApiKey(id="k", sha256=hash_api_key("aek_right"), principal="*")
+    settings = gateway_settings(
+        gateway={"ephemeral": True, "port": 0, "dev": False, "strict_identifier_charset": strict},
+        auth={"api_keys": (key,), "allow_anonymous": False},
+        limits={"send_rate_per_s": 0.0},
+    )
+    async with open_gateway(settings) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    out = io.StringIO()
+    configure_logging(LoggingSettings(), out)
+    yield out
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def attempts(gateway: Gateway) -> list[str]:
+    _, text = gateway.core.metrics.render()
+    return [line for line in text.decode().splitlines() if line.startswith("aether_connection_attempts_total")]
+
+
+@EVERY_LANE
+async def test_a_stranger_writes_no_label(lane: str) -> None:
+    async with serving() as gateway:
+        for number in range(20):
+            async with open_stream(gateway.address, lane) as stream:
+                await stream.send(agent(f"made-up-{number}", "eve", "1", credentials={"api_key": "aek_wrong"}))
+                assert (await stream.ended()).status is Status.UNAUTHENTICATED
+        assert attempts(gateway) == [
+            'aether_connection_attempts_total{principal_type="agent",status="unauthenticated",workspace=""} 20.0'
+        ]
+        async with open_stream(gateway.address, lane) as stream:
+            await stream.send(agent("red", "eve", "1", credentials={"api_key": "aek_right"}))
+            await stream.acknowledged()
+            assert any('status="success",workspace="red"' in line for line in attempts(gateway))
+            async with open_stream(gateway.address, lane) as second:
+                await second.send(agent("red", "eve", "1", credentials={"api_key": "aek_right"}))
+                assert (await second.ended()).status is Status.ALREADY_EXISTS
+            assert any('status="lock_failed",workspace="red"' in line for line in attempts(gateway))
+        _, text = gateway.core.metrics.render()
+        assert b"made-up" not in text
+
+
+@EVERY_LANE
+async def test_a_stranger_writes_one_bounded_line(lane: str, log: io.StringIO) -> None:
+    async with serving(strict=False) as gateway:
+        log.seek(0)
+        log.truncate()
+        for hello in (
+            agent(EVIL, "eve", "1", credentials={"api_key": "aek_wrong"}),
+            agent("w", "eve", "1", credentials={EVIL: "x"}),
+            agent("w", "eve", "1", client_sdk=EVIL + "x" * 10_000),
+            agent("w" * 10_000, "eve", "1"),
+            agent("w", "eve", "1", extensions=[pb.ExtensionDeclaration(uri="u" * 1000, required=True)] * 60),
+        ):
+            async with open_stream(gateway.address, lane) as stream:
+                await stream.send(hello)
+                await stream.ended()
+        lines = log.getvalue().splitlines()
+        assert len(lines) == 5
+        for line in lines:
+            assert "connection refused" in line
+            assert line.isprintable()
+            assert len(line) < 3000
+
+
+async def test_types_of_messages_that_do_not_exist_are_counted_together() -> None:
+    async with serving() as gateway, open_stream(gateway.address, "framed") as stream:
+        await stream.send(agent("red", "eve", "1", credentials={"api_key": "aek_right"}))
+        await stream.acknowledged()
+        for number in range(1000, 3000, 100):
+            await stream.send(
+                *(
+                    message_to("ag::red::nobody::1", b"x", pb.MessageType.ValueType(kind))
+                    for kind in range(number, number + 100)
+                )
+            )
+        ask = pb.CheckpointOperation(op=pb.CheckpointOperation.LIST)
+        await stream.send(pb.UpstreamMessage(checkpoint_op=ask))
+        await stream.next("checkpoint")
+        assert len(gateway.core.router._accepted) == 1
+        assert gateway.core.router.statistics().accepted == {("red", "_other"): (2000, 2000)}
