@@ -138,6 +138,11 @@ _SEPARATORS: Final[Mapping[str, int]] = MappingProxyType(
 )
 
 
+def prefix_of(kind: Kind) -> str:
+    """What the identities of a kind begin with, in front of the first "::"."""
+    return _FORMS[kind].prefix
+
+
 def has_all_parts(text: str) -> bool:
     """Whether a text has as many parts as an identity of its kind, so that no identity begins with it and goes on with "::".
 

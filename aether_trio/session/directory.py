@@ -116,14 +116,8 @@ class LocalDirectory:
 
     async def page(self, wanted: Wanted, offset: int, limit: int) -> Page:
         """See SessionDirectory."""
-        found = [
-            session
-            for session in self._registry
-            if (not wanted.kinds or session.identity.kind in wanted.kinds)
-            and (not wanted.workspace or session.workspace == wanted.workspace)
-        ]
-        found.sort(key=lambda session: session.identity.text)
-        return Page([_connection(session) for session in found[offset : offset + limit]], len(found))
+        found, total = self._registry.page(wanted.kinds, wanted.workspace, offset, limit)
+        return Page([_connection(session) for session in found], total)
 
     async def find(self, session_id: str) -> Connection | None:
         """See SessionDirectory."""
@@ -145,11 +139,12 @@ class LocalDirectory:
 
     async def user_seen(self, user_id: str) -> Seen:
         """See SessionDirectory."""
-        windows = [session.last_activity_ms for session in self._registry if session.identity.user_id == user_id]
+        windows = [session.last_activity_ms for session in self._registry.windows(user_id)]
         return Seen(bool(windows), max(windows, default=0))
 
     def moved(self, session: Session) -> None:
         """See SessionDirectory."""
+        self._registry.moved(session)
 
     def pick_service(self, implementation: str) -> str | None:
         """See SessionDirectory."""
@@ -243,7 +238,7 @@ class ClusterDirectory:
     async def user_seen(self, user_id: str) -> Seen:
         """See SessionDirectory."""
         held = await self._rows.user_last_held(user_id, self._leaving())
-        here = [session.last_activity_ms for session in self._registry if session.identity.user_id == user_id]
+        here = [session.last_activity_ms for session in self._registry.windows(user_id)]
         return Seen(held.now or bool(here), max([held.last_ms, *here]))
 
     def moved(self, session: Session) -> None:

@@ -11,12 +11,13 @@ identity of its successor.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Identity, Kind
+from aether_trio.session.roster import Roster
 
 if TYPE_CHECKING:
     from aether_trio.session.session import Session
@@ -54,6 +55,7 @@ class Registry:
         self._turns: dict[str, int] = {}
         self._workspaces: dict[str, int] = {}
         self._ended: OrderedDict[str, History] = OrderedDict()
+        self._roster = Roster()
         self._per_workspace = connections_per_workspace
         self._live = dict.fromkeys((kind.value for kind in Kind), 0)
         self._claims = self._takeovers = self._refused = 0
@@ -88,6 +90,7 @@ class Registry:
         self._claims += 1
         self._by_identity[name] = session
         self._by_id[session.session_id] = session
+        self._roster.add(session.identity)
         self._count(session.identity, +1)
         if session.identity.kind is Kind.SERVICE and session.takes_any:
             self._services.setdefault(session.identity.implementation, []).append(session)
@@ -100,6 +103,7 @@ class Registry:
             return False
         del self._by_identity[name]
         del self._by_id[session.session_id]
+        self._roster.remove(session.identity)
         self._count(session.identity, -1)
         if session.identity.kind is Kind.SERVICE and session.takes_any:
             instances = self._services[session.identity.implementation]
@@ -141,6 +145,21 @@ class Registry:
     def session(self, session_id: str) -> Session | None:
         """The live session with this id."""
         return self._by_id.get(session_id)
+
+    def moved(self, session: Session) -> None:
+        """A user's session is switched to the workspace that it now has, if it still holds its identity."""
+        if self._by_identity.get(session.identity.text) is session:
+            self._roster.move(session.identity.text, session.workspace)
+
+    def page(self, kinds: Collection[Kind], workspace: str, offset: int, limit: int) -> tuple[list[Session], int]:
+        """Live sessions of these kinds (all, if empty) in this workspace ("" for any) in the order of their identities, `offset` of
+        them skipped; and how many match in all. Costs what it gives, not what is connected."""
+        found, total = self._roster.page(kinds, workspace, offset, limit)
+        return [self._by_identity[text] for text in found], total
+
+    def windows(self, user_id: str) -> list[Session]:
+        """The live sessions of this user."""
+        return [self._by_identity[text] for text in self._roster.windows(user_id)]
 
     def pick_service(self, implementation: str) -> Session | None:
         """A live instance of a service, each in its turn."""

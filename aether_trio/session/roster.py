@@ -1,0 +1,91 @@
+"""The identities that are connected, in the order of their texts, by kind and by workspace.
+
+A list of sessions is asked for by page. A page costs what is on it: the texts of a kind are kept sorted, those of agents and tasks of one
+workspace are a range of them (`ag::{workspace}::`), and those of users are kept apart for each workspace that they are switched to.
+
+Invariants: a text is in the list of its kind exactly once; a user's text is in the list of one workspace at most.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Collection
+from typing import Final
+
+from aether_trio.model.identity import SEPARATOR, Identity, Kind, prefix_of
+
+_IN_ORDER: Final = sorted(Kind, key=prefix_of)
+"""No prefix begins another one, so the texts of one kind are behind all of the kind before."""
+_BEHIND: Final = f"{SEPARATOR[:-1]};"
+"""Sorts behind whatever goes on with the separator, as ";" follows ":"."""
+
+Range = tuple[list[str], int, int]
+
+
+class Roster:
+    """See the module docstring. No method is a checkpoint."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[Kind, list[str]] = {kind: [] for kind in Kind}
+        self._users: dict[str, list[str]] = {}
+        self._places: dict[str, str] = {}
+
+    def add(self, identity: Identity) -> None:
+        """The identity is connected."""
+        insort(self._kinds[identity.kind], identity.text)
+
+    def remove(self, identity: Identity) -> None:
+        """It is connected no more."""
+        if identity.kind is Kind.USER:
+            self.move(identity.text, "")
+        _take(self._kinds[identity.kind], identity.text)
+
+    def move(self, user: str, workspace: str) -> None:
+        """The user's window with this text is switched to a workspace; "" for none."""
+        before = self._places.pop(user, "")
+        if before:
+            there = self._users[before]
+            _take(there, user)
+            if not there:
+                del self._users[before]
+        if workspace:
+            self._places[user] = workspace
+            insort(self._users.setdefault(workspace, []), user)
+
+    def page(self, kinds: Collection[Kind], workspace: str, offset: int, limit: int) -> tuple[list[str], int]:
+        """Texts of these kinds (all, if empty) in this workspace ("" for any), and how many there are in all."""
+        found: list[str] = []
+        total = 0
+        for texts, begin, end in self._ranges(kinds, workspace):
+            first = begin + max(offset - total, 0)
+            if first < end and len(found) < limit:
+                found += texts[first : min(end, first + limit - len(found))]
+            total += end - begin
+        return found, total
+
+    def windows(self, user_id: str) -> list[str]:
+        """The texts of this user's windows."""
+        texts, begin, end = _beginning(self._kinds[Kind.USER], f"{prefix_of(Kind.USER)}{SEPARATOR}{user_id}")
+        return texts[begin:end]
+
+    def _ranges(self, kinds: Collection[Kind], workspace: str) -> list[Range]:
+        wanted = [kind for kind in _IN_ORDER if not kinds or kind in kinds]
+        if not workspace:
+            return [(self._kinds[kind], 0, len(self._kinds[kind])) for kind in wanted]
+        ranges: list[Range] = []
+        for kind in wanted:
+            if kind in {Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK}:
+                ranges.append(_beginning(self._kinds[kind], f"{prefix_of(kind)}{SEPARATOR}{workspace}"))
+            elif kind is Kind.USER:
+                users = self._users.get(workspace, [])
+                ranges.append((users, 0, len(users)))
+        return ranges
+
+
+def _beginning(texts: list[str], begin: str) -> Range:
+    """Where the texts are that begin so and go on with the separator."""
+    return texts, bisect_left(texts, begin + SEPARATOR), bisect_left(texts, begin + _BEHIND)
+
+
+def _take(texts: list[str], text: str) -> None:
+    del texts[bisect_left(texts, text)]
