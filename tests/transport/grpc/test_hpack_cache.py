@@ -52,8 +52,18 @@ def test_a_changed_table_size_is_another_key() -> None:
     CachingDecoder(cache, 65_536).decode(block, raw=True)
     strict = CachingDecoder(cache, 65_536)
     strict.max_allowed_table_size = 0
-    with pytest.raises(hpack.HPACKError):
-        strict.decode(block, raw=True)
+    assert list(strict.decode(block, raw=True)) == [(b"a", b"b")]
+    assert not strict.header_table.dynamic_entries, "the table is larger than it may be"
+
+
+def test_a_peer_that_never_says_that_its_table_shrank_is_decoded_until_it_refers_to_it() -> None:
+    encoder = hpack.Encoder()
+    decoder = CachingDecoder(BlockCache(), 65_536)
+    decoder.max_allowed_table_size = 0  # as our SETTINGS say, which the peer has acknowledged
+    fields = [(b"x-first", b"1"), (b":path", b"/x")]
+    assert list(decoder.decode(encoder.encode(fields), raw=True)) == fields
+    with pytest.raises(hpack.InvalidTableIndexError):
+        decoder.decode(encoder.encode(fields), raw=True)
 
 
 def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
