@@ -10,18 +10,29 @@ Invariant: what is said of a URL holds nothing of its user and password, also of
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
-from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode
 
 NEXT_S: Final = 0.3
 """How long a host has for itself: more than a connection takes, and less than anybody minds who waits for a failover."""
 
+_URL: Final = re.compile(r"(?:([^:/?#]+):)?(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(?:#(.*))?", re.DOTALL)
+"""RFC 3986, appendix B: every text is one."""
+
+
+def _split(dsn: str) -> SplitResult:
+    """As urllib's urlsplit, which refuses an IPv6 address among several hosts (from Python 3.13.4 and 3.14 on)."""
+    match = _URL.fullmatch(dsn)
+    assert match is not None
+    return SplitResult(*match.groups(default=""))
+
 
 def each_host(dsn: str) -> list[str]:
     """A URL for each host of this one, in their order; all else is as it was."""
-    parts = urlsplit(dsn)
+    parts = _split(dsn)
     user, at, listed = parts.netloc.rpartition("@")
     query = parse_qsl(parts.query, keep_blank_values=True)
     given = dict(query)
@@ -41,7 +52,7 @@ def each_host(dsn: str) -> list[str]:
 
 def is_misread(dsn: str) -> bool:
     """Whether a user name or password holds what should have been escaped, so that something of it counts as host or path."""
-    parts = urlsplit(dsn)
+    parts = _split(dsn)
     return "@" in parts.path or bool(parts.fragment) or "@" in parts.netloc.rpartition("@")[0]
 
 
@@ -49,7 +60,7 @@ def where(dsn: str) -> str:
     """The servers and the database of a URL, without user and password: fit for logs and errors."""
     if is_misread(dsn):
         return "of this URL"
-    parts = urlsplit(dsn)
+    parts = _split(dsn)
     return f"{_hosts(parts) or 'localhost'}{parts.path}"
 
 

@@ -95,8 +95,7 @@ class CachingDecoder(hpack.hpack.Decoder):
         hpack refuses a peer that has not said so in the block. RFC 9113 section 4.3.1 asks it to, and many that keep no table do not
         think of it. Here the table is shrunk for them: a peer that refers to an entry that is gone fails by that reference.
         """
-        if self.header_table_size > self.max_allowed_table_size:
-            self.header_table_size = self.max_allowed_table_size
+        self.header_table_size = min(self.header_table_size, self.max_allowed_table_size)
 
     def restore(self, left: Table) -> None:
         """Go on with an empty table as if the block that left this had been decoded here."""
