@@ -197,8 +197,10 @@ class Engine:
 
     def settle(self, work: Work) -> None:
         """What follows from a transaction that is committed. Never blocks."""
+        # Whose they are is said by the names of then: this node may have another lease by now.
+        here = work.context.node
         for push in work.pushes:
-            self._push(push)
+            self._push(push, here)
         if work.events:
             self.hub.offer(work.events)
         for task in work.notices:
@@ -206,12 +208,12 @@ class Engine:
         for node, task_id in work.watched:
             self.hints.tell(node, hints.EVENTS, task_id)
         for node, session_id in work.outlived:
-            if node == self.hints.node:
+            if node == here:
                 self._end_outlived(session_id)
             else:
                 self.hints.tell(node, hints.OUTLIVED, session_id)
         for task, node in work.hibernated:
-            self._tell_hibernated(task, node)
+            self._tell_hibernated(task, node, here)
         self.clockwork.note(work.due_ms)
         if work.outbox:
             self.outbox.wake()
@@ -224,8 +226,8 @@ class Engine:
         for task_id in work.unfinished:
             self.desk.put(lambda work, task_id=task_id: work.wake_dependents(task_id))  # type: ignore[misc]
 
-    def _push(self, push: Push) -> None:
-        if push.worker.node != self.hints.node:
+    def _push(self, push: Push, here: str) -> None:
+        if push.worker.node != here:
             self.hints.tell(push.worker.node, hints.PUSH)
             return
         session = self._registry.session(push.worker.session_id)
@@ -239,8 +241,8 @@ class Engine:
                 StreamStatus.UNAUTHENTICATED, "the task of this session's token, or of its maker's, has ended"
             )
 
-    def _tell_hibernated(self, task: Task, node: str) -> None:
-        if node != self.hints.node:
+    def _tell_hibernated(self, task: Task, node: str, here: str) -> None:
+        if node != here:
             self.hints.tell(node, hints.HIBERNATED, task.task_id)
             return
         session = self._registry.holder(task.assigned_to)
@@ -355,6 +357,7 @@ class Engine:
             try:
                 while await self._count(_collect) >= COLLECT_PAGE:
                     pass
+                here = self.hints.node
                 for task_id in asleep:
                     task = await self.database.read_small(lambda task_id=task_id: rows.load(task_id))  # type: ignore[misc]
                     if (
@@ -362,7 +365,7 @@ class Engine:
                         and task.status is Status.HIBERNATED
                         and self._registry.holder(task.assigned_to)
                     ):
-                        self._tell_hibernated(task, self.hints.node)
+                        self._tell_hibernated(task, here, here)
             except StorageUnavailable as error:
                 logger.info("assignments of other nodes wait for storage", reason=str(error))
 

@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import trio
 
 from aether_trio.model.errors import Status
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -115,6 +116,37 @@ async def test_what_others_gave_to_its_workers_before_they_knew_is_told(postgres
             await declare_dead(one, two)
         await until(lambda: given(worker) == [one_task])
         await until(lambda: len(given(starts)) == 1)
+
+
+async def test_what_was_being_given_when_a_lease_ended_is_told(
+    postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The assignment is committed under the lease that ends, and what follows from it is done under the next one."""
+    async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
+        one, two = await fabric.start_many(2)
+        worker = await stack.enter_async_context(join(one, agent("w", "i", "1")))
+        boss = await stack.enter_async_context(join(one, agent("w", "boss", "1")))
+        engine = one.core.tasks.engine
+        run_program = engine.run_program
+        committed, renewed = trio.Event(), trio.Event()
+
+        async def late(program: Any) -> Any:
+            result = await run_program(program)
+            committed.set()
+            await renewed.wait()
+            return result
+
+        monkeypatch.setattr(engine, "run_program", late)
+        asked = pb.CreateTaskRequest(
+            task_type="t", workspace="w", assignment_mode=pb.POOL, target_implementation="i", request_id="r"
+        )
+        boss.send(pb.UpstreamMessage(create_task=asked))
+        await committed.wait()
+        async with without_lease(one, postgres_engine):
+            await declare_dead(one, two)
+        await until(lambda: rows(postgres_engine, "SELECT DISTINCT node FROM task_workers") == [(engine.hints.node,)])
+        renewed.set()
+        await until(lambda: len(given(worker)) == 1)
 
 
 async def test_an_orchestrator_of_a_node_that_was_taken_for_dead_starts_agents(postgres_engine: PostgresEngine) -> None:
