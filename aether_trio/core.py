@@ -355,6 +355,7 @@ async def open_core(
         nursery.start_soon(core.presence.run, name="presence")
         nursery.start_soon(core.presence.sweep_forever, name="presence-sweep")
         nursery.start_soon(core.waker.run, name="waker")
+        nursery.start_soon(lanes.run, name="lanes")
         nursery.start_soon(_find_well_again, "state", state, name="state-probe")
         nursery.start_soon(_find_well_again, "tasks", databases.tasks, name="tasks-probe")
         if settings.grpc.write_timeout_s:

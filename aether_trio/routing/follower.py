@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 import structlog
 import trio
 
+from aether_trio.routing.kicks import AT_ONCE
 from aether_trio.routing.outbox import Outbox
 from aether_trio.routing.shared_programs import GONE, TailRow, read_tails
 from aether_trio.routing.topic_state import NOTED, TopicState
@@ -151,5 +152,5 @@ async def kick_all(touched: set[Outbox]) -> None:
     while touched:
         touched.pop().kick()
         kicks += 1
-        if kicks % 64 == 0:
+        if kicks % AT_ONCE == 0:
             await trio.lowlevel.checkpoint()

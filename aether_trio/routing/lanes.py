@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from aether_trio.model.identity import has_all_parts
+from aether_trio.routing.kicks import AT_ONCE, Kicks
 
 
 class LaneSink(Protocol):
@@ -115,13 +116,18 @@ def _kick(sink: LaneSink) -> None:
 
 
 class Lanes:
-    """All ephemeral topics of a node. `relay` is set before anybody listens, or never."""
+    """All ephemeral topics of a node. `relay` is set before anybody listens, or never. `run` is its one task."""
 
     def __init__(self) -> None:
         self.relay: LaneRelay | None = None
         self._listeners: dict[str, _Lane] = {}
+        self._later = Kicks()
         self._published = 0
         self._delivered = 0
+
+    async def run(self) -> None:
+        """Kick those behind the first of an update's many listeners, until cancelled: one report may not hold up the gateway."""
+        await self._later.run()
 
     async def expect(self, topics: Sequence[str]) -> None:
         """Before `listen`: have other nodes know of it. Raises StorageUnavailable. A checkpoint only where it has to wait."""
@@ -176,7 +182,10 @@ class Lanes:
         for listener in lane.asked(recipient):
             if listener.accepts(source, recipient):
                 listener.outbox.put_lane(frame)
-                kick(listener.outbox)
+                if count < AT_ONCE:
+                    kick(listener.outbox)
+                else:
+                    self._later.add(listener.outbox)
                 count += 1
         self._delivered += count
         return count

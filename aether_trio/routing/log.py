@@ -29,6 +29,7 @@ from aether_trio.model.errors import AetherError, Code
 from aether_trio.routing import programs
 from aether_trio.routing.cursors import CursorStore
 from aether_trio.routing.follower import kick_all
+from aether_trio.routing.kicks import AT_ONCE
 from aether_trio.routing.log_reader import LogReader
 from aether_trio.routing.log_records import Author, Entry, GroupReport, LogLimits, LogStatistics, not_stored
 from aether_trio.routing.outbox import Outbox
@@ -200,7 +201,7 @@ class TopicLog(LogReader):
             if not self._failing:
                 logger.error("log group refused", messages=len(batch), reason=str(error))
             self._failing = True
-            self._refuse(batch, authors, not_stored(error))
+            await self._refuse(batch, authors, not_stored(error))
             # A failing engine may answer at once; do not spin on cursors alone.
             await trio.sleep(0.05)
         except Exception as error:
@@ -235,7 +236,7 @@ class TopicLog(LogReader):
                 if author.publisher is not None:
                     author.publisher.refused(self._settled + 1)
             told = AetherError(Code.PUBLISH_FAILED, f"the message cannot be stored: {error}", retryable=False)
-            self._refuse(batch, authors, told)
+            await self._refuse(batch, authors, told)
             return
         self._take_back(batch)
         self._pending_bytes += sum(len(entry[1]) for entry in batch)
@@ -313,7 +314,7 @@ class TopicLog(LogReader):
                 state.doubtful = True
                 state.assigned, state.assigned_bytes = state.tail, state.tail_bytes
 
-    def _refuse(self, batch: list[Entry], authors: Iterable[Author], told: AetherError) -> None:
+    async def _refuse(self, batch: list[Entry], authors: Iterable[Author], told: AetherError) -> None:
         self._take_back(batch)
         self._refused += len(batch)
         number = self._settled
@@ -327,13 +328,14 @@ class TopicLog(LogReader):
             else:
                 silent.append((author, number))
         # Those write to their clients at once, and receipts that are asked for then must know of every refusal.
-        for author, number in silent:
+        for refusals, (author, number) in enumerate(silent, start=1):
             author.refused(number, told)
+            if refusals % AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
         touched: set[Outbox] = set()
         for author in authors:
             author.settled(touched)
-        for outbox in touched:
-            outbox.kick()
+        await kick_all(touched)
 
     async def _fan_out(self, batch: list[Entry], offsets: list[int], authors: Iterable[Author]) -> None:
         touched: set[Outbox] = set()

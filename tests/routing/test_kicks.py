@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import trio
 import trio.testing
 
+from aether_trio.routing import kicks as module
 from aether_trio.routing.kicks import Kicks
 
 
@@ -59,3 +62,24 @@ async def test_nobody_is_left_waiting_at_the_end(autojump_clock: trio.testing.Mo
         await trio.sleep(1)
         nursery.cancel_scope.cancel()
     assert len(sink.times) == 1
+
+
+async def test_between_many_of_them_others_have_their_turn() -> None:
+    kicks, sinks = Kicks(), [Sink() for _ in range(10 * module.AT_ONCE)]
+    seen: list[int] = []
+
+    async def other() -> None:
+        while not seen or seen[-1] < len(sinks):
+            seen.append(sum(len(sink.times) for sink in sinks))
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(kicks.run)
+        await trio.testing.wait_all_tasks_blocked()
+        for sink in sinks:
+            kicks.add(sink)
+        with trio.fail_after(60):
+            await other()
+        nursery.cancel_scope.cancel()
+    assert max(after - before for before, after in itertools.pairwise(seen)) <= 2 * module.AT_ONCE
+    assert all(len(sink.times) == 1 for sink in sinks)

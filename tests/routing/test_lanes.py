@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 import trio
+import trio.testing
 
 from aether_trio.core import Core
 from aether_trio.model.errors import Code, Status
+from aether_trio.routing.kicks import AT_ONCE
 from aether_trio.routing.lanes import LaneListener, Lanes
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -201,3 +203,30 @@ async def test_progress_does_not_disturb_durable_messages(core: Core) -> None:
         await barrier(slow)
         await trio.sleep(1)
         assert [one.msg.payload for one in slow.waiting("msg")] == [b"%d" % number for number in range(0, 3000, 300)]
+
+
+async def test_an_update_for_very_many_is_sent_to_the_first_at_once_and_then_to_the_others() -> None:
+    """One report of one client does not hold up the gateway for as long as it takes to write to thousands."""
+
+    class Counting:
+        def __init__(self) -> None:
+            self.frames: list[bytes] = []
+            self.kicks = 0
+
+        def put_lane(self, frame: bytes) -> None:
+            self.frames.append(frame)
+
+        def kick(self) -> None:
+            self.kicks += 1
+
+    lanes, readers = Lanes(), [Counting() for _ in range(1000)]
+    for number, reader in enumerate(readers):
+        name = f"us::u::{number}"
+        lanes.listen("pg::w", LaneListener(name, name, reader))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lanes.run)
+        assert lanes.publish("pg::w", "ag::w::a::1", "", b"x") == 1000
+        assert sum(reader.kicks for reader in readers) == AT_ONCE
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert {(reader.kicks, *reader.frames) for reader in readers} == {(1, b"x")}
