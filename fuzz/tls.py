@@ -81,7 +81,8 @@ def check(data: bytes) -> None:
             at += size
             honest = False
         elif what == _HOLD:
-            held, stream = held + bytes(stream[-size:]), stream[: max(0, len(stream) - size)]
+            cut = max(0, len(stream) - size)
+            held, stream = held + bytes(stream[cut:]), stream[:cut]
             honest = False
         elif what == _RELEASE:
             stream += held
@@ -110,6 +111,7 @@ def seeds() -> Iterator[bytes]:
     yield b"\0" + bytes((_PLAIN, 255)) * 20
     yield b"\3" + bytes((_PLAIN, 9, _NONSENSE, 10)) + b"\x17\x03\x03\x00\x05wrong"
     yield b"\2" + bytes((_PLAIN, 9, _HOLD, 20, _RELEASE, 0, _PLAIN, 1))
+    yield b"\0" + bytes((_PLAIN, 255)) + bytes((_HOLD, 0, _RELEASE, 0)) * 40
     yield b"\0" + bytes((_ALERT, 0, _PLAIN, 1, _ALERT, 90))
     yield b"\0" + bytes((_NONSENSE, 6)) + b"\x14\x03\x03\x00\x01\x01"
     yield b"\0" + bytes((_END, 0)) + bytes((_NONSENSE, 200)) + bytes(200)

@@ -87,6 +87,8 @@ def check(data: bytes) -> None:
     theirs, their_code = wsproto_says(stream)
     if their_code == CloseCode.INVALID_TEXT:
         assert ours[: len(theirs)] == theirs  # texts are looked at by the link, when they are whole
+    elif code is CloseCode.INVALID_TEXT and their_code == CloseCode.PROTOCOL_ERROR:
+        assert ours == theirs  # a close code that wsproto does not know, and a reason that is no UTF-8
     elif code is not None and their_code is None:
         assert ours == theirs  # what is wrong from its first byte on is refused there
     elif not (ours and isinstance(ours[-1], Close) and ours[-1].code == _BAD_GATEWAY) and code is not CloseCode.TOO_BIG:
@@ -107,6 +109,7 @@ def seeds() -> Iterator[bytes]:
         _frame(0x82, b"x" * 126) + _frame(0x8A, b"pong"),
         _frame(0x88, b"\x03\xe8bye") + b"behind",
         _frame(0x88, b""),
+        _frame(0x88, b"\x03\xf6\xff"),
         _frame(0x81, b"\xc3\x28"),
         b"\x82\xff" + struct.pack(">Q", 2**40) + bytes(4),
         b"\x00\x80\0\0\0\0" * 20,
