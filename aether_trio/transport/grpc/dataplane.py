@@ -197,7 +197,7 @@ class DataPlane(SendSide):
             raise ProtocolViolation(ErrorCode.FLOW_CONTROL_ERROR, "connection_window_overrun")
         stream = self.streams.get(stream_id)
         if stream is None or stream.ended or stream.failure is not None:
-            self._unwanted_data(stream, stream_id, size, flags)
+            self._unwanted_data(stream, stream_id, data, position, stop, flags)
             return
         stream.recv_window -= size
         if stream.recv_window < 0:
@@ -205,9 +205,7 @@ class DataPlane(SendSide):
             self.owner.stream_error(stream_id, ErrorCode.FLOW_CONTROL_ERROR, "stream window overrun")
             return
         if flags & frames.PADDED:
-            if position == stop or position + 1 + data[position] > stop:
-                raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "padding", "padding is longer than its frame")
-            position, stop = position + 1, stop - data[position]
+            position, stop = _without_padding(data, position, stop)
         if position < stop:
             self._assembler.assemble(stream, data, position, stop)
         elif not flags & frames.END_STREAM:
@@ -222,7 +220,10 @@ class DataPlane(SendSide):
             self.owner.end_of_stream(stream)
         self.touched.append(stream)
 
-    def _unwanted_data(self, stream: DataStream | None, stream_id: int, size: int, flags: int) -> None:
+    def _unwanted_data(
+        self, stream: DataStream | None, stream_id: int, data: bytes, position: int, stop: int, flags: int
+    ) -> None:
+        size = stop - position
         if stream is None:
             if self.is_idle(stream_id):
                 raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "idle_stream", f"DATA on idle stream {stream_id}")
@@ -233,10 +234,16 @@ class DataPlane(SendSide):
         if stream.ended:
             self.owner.stream_error(stream_id, ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
             return
-        # Otherwise it failed, and its task is about to say so; what is on its way until then is dropped.
+        # Otherwise it failed, and is about to be told so; what is on its way until then is dropped.
+        if flags & frames.PADDED:
+            position, stop = _without_padding(data, position, stop)
+        if position == stop and not flags & frames.END_STREAM:
+            self.budgets.spend(budgets.EMPTY_DATA_FLOOD)
+        stream.credit += stop - position
         if flags & frames.END_STREAM:
             stream.ended = True
             self.owner.end_of_stream(stream)
+            self.touched.append(stream)
 
     def fail(self, stream: DataStream, failure: StatusError) -> None:
         """Let the reader have what came before, then `failure`; drop whatever else arrives."""
@@ -288,3 +295,10 @@ class DataPlane(SendSide):
             self.out.append(frames.window_update(0, self._credit))
             self._recv_window += self._credit
             self._credit = 0
+
+
+def _without_padding(data: bytes, position: int, stop: int) -> tuple[int, int]:
+    """Where the content of a padded DATA frame is. Raises ProtocolViolation."""
+    if position == stop or position + 1 + data[position] > stop:
+        raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "padding", "padding is longer than its frame")
+    return position + 1, stop - data[position]

@@ -78,6 +78,11 @@ def refusal(http_status: int, status: int, message: str) -> bytes:
     return first + _named(_CONTENT_TYPE, b"application/grpc") + accepts + trailers(status, message)
 
 
+def plain_refusal(http_status: int, status: int, message: str) -> bytes:
+    """The headers of the answer to a request that is no gRPC; a text follows."""
+    return _named(_STATUS, b"%d" % http_status) + _named(_CONTENT_TYPE, b"text/plain") + trailers(status, message)
+
+
 def block_frames(stream_id: int, block: bytes, frame_bytes: int, *, end_stream: bool) -> bytes:
     """HEADERS, and CONTINUATION where one frame of the peer's size does not hold it (RFC 9113 section 4.3)."""
     flags = frames.END_STREAM if end_stream else 0

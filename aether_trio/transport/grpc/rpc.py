@@ -17,6 +17,7 @@ from grpclib.metadata import decode_timeout
 
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.transport.grpc import frames, messages, response_headers
+from aether_trio.transport.grpc.refused import RefusedStream
 from aether_trio.transport.grpc.server_connection import ServerConnection
 from aether_trio.transport.grpc.stream import ServerStream
 from aether_trio.transport.link import LinkBroken
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 Method = TypeVar("Method", bound=Callable[..., Awaitable[None]])
 
 _TIMEOUT_CHARACTERS: Final = 9
+_NO_GRPC: Final = (405, 415)
+"""HTTP statuses of requests that no gRPC client makes."""
+_LENGTH_DIGITS: Final = 18
 _CONTENT_TYPES: Final = ("application/grpc", "application/grpc+proto")
 
 
@@ -55,7 +59,10 @@ def accept_rpc(
     try:
         stream = _open(handlers, connection, stream_id, headers)
     except Refusal as refusal:
-        _refuse(connection, stream_id, refusal)
+        if refusal.http_status in _NO_GRPC:
+            _refuse_plainly(connection, stream_id, refusal, dict(headers).get("content-length", ""))
+        else:
+            _refuse(connection, stream_id, refusal)
         return
     connection.open(stream)
     connection.nursery.start_soon(run_rpc, stream)
@@ -101,6 +108,15 @@ def _refuse(connection: ServerConnection, stream_id: int, refusal: Refusal) -> N
     block = response_headers.refusal(refusal.http_status, refusal.status, refusal.message)
     connection.send_block(stream_id, block, end_stream=True)
     connection.refuse(stream_id, frames.ErrorCode.NO_ERROR)
+
+
+def _refuse_plainly(connection: ServerConnection, stream_id: int, refusal: Refusal, length: str) -> None:
+    connection.counters.reject(f"http_{refusal.http_status}")
+    error = StatusError(refusal.status, refusal.message)
+    declared = int(length) if length.isascii() and length.isdigit() and len(length) <= _LENGTH_DIGITS else None
+    stream = RefusedStream(stream_id, connection, refusal.http_status, error, declared)
+    connection.open(stream)
+    connection.nursery.start_soon(stream.answer_soon)
 
 
 async def run_rpc(stream: ServerStream) -> None:

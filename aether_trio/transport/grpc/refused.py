@@ -1,0 +1,96 @@
+"""A request that is no gRPC, from its headers to the plain answer that says so.
+
+It is answered when the client has ended its side, or soon: what it sends meanwhile is judged by HTTP's rules and dropped. A gRPC client, which
+may wait for an answer before it sends anything, never comes here: its content type says what it is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from aether_trio.transport.grpc import frames, response_headers
+from aether_trio.transport.grpc.frames import ErrorCode
+from aether_trio.transport.grpc.pumped import PumpedStream
+
+if TYPE_CHECKING:
+    from aether_trio.model.errors import StatusError
+    from aether_trio.transport.grpc.server_connection import ServerConnection
+
+WAIT_S: Final = 1.0
+"""For a request that does not end."""
+
+
+class RefusedStream(PumpedStream):
+    """See the module docstring. `length` is the request's content-length, if it has one."""
+
+    __slots__ = ("_answered", "_connection", "_http_status", "_length", "_over", "_refusal")
+
+    def __init__(
+        self, stream_id: int, connection: ServerConnection, http_status: int, refusal: StatusError, length: int | None
+    ) -> None:
+        super().__init__(stream_id)
+        self._connection = connection
+        self._http_status = http_status
+        self._refusal = refusal
+        self._length = length
+        self._answered = False
+        self._over = trio.Event()
+        self.failure = refusal  # so the data plane drops what arrives
+
+    @property
+    def answered(self) -> bool:
+        """See PumpedStream."""
+        return self._answered
+
+    async def answer_soon(self) -> None:
+        """Answer a request that goes on and on. Ends with the stream."""
+        with trio.move_on_after(WAIT_S):
+            await self._over.wait()
+        if not self._over.is_set():
+            self._answer()
+
+    def wake(self) -> None:
+        """See PumpedStream. The client has ended its side."""
+        if not self.ended or self._over.is_set():
+            return
+        if self._length is not None and self._length != self.credit:
+            text = f"content-length is {self._length}, and {self.credit} bytes came"
+            self._connection.stream_error(self.stream_id, ErrorCode.PROTOCOL_ERROR, text)
+        else:
+            self._answer()
+
+    def _answer(self) -> None:
+        if not self._answered:
+            self._answered = True
+            block = response_headers.plain_refusal(self._http_status, self._refusal.status, self._refusal.message)
+            self._connection.send_block(self.stream_id, block, end_stream=False)
+            self.pending = memoryview(f"{self._refusal.message}: this is a gRPC server\n".encode())
+            self._connection.kick(self)
+
+    def fill(self) -> bool:
+        """See PumpedStream."""
+        if self._answered and not self._over.is_set() and self._connection.plane.send_pending(self):
+            self._connection.plane.out.append(frames.empty_end_of_stream(self.stream_id))
+            self._end()
+        return False
+
+    def drained(self) -> None:
+        """See PumpedStream. Nothing waits for it."""
+
+    def broken(self, reason: str) -> None:
+        """See PumpedStream."""
+        self._over.set()
+
+    def evict(self, status: int, message: str) -> None:
+        """See PumpedStream."""
+        if not self._over.is_set():
+            self._end()
+
+    def _end(self) -> None:
+        self._over.set()
+        if not self.ended:
+            # The client may still be sending; tell it that the server reads no more (RFC 9113 section 8.1).
+            self._connection.reset(self, ErrorCode.NO_ERROR)
+        self._connection.forget(self)
