@@ -28,6 +28,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -69,6 +70,20 @@ _SUPERVISE: Final = (
     "{ read -r _ <&3; trap '' TERM; kill -QUIT $server; } >&2 & watcher=$!; "
     'wait $server; kill $watcher 2>/dev/null; wait $watcher && [ -n "$scratch" ] && rm -rf "$scratch"'
 )
+# Becomes the user and group that its first arguments name, and then the program behind them.
+_DROP: Final = """
+import os, sys
+user, group = map(int, sys.argv[1:3])
+os.setgroups([])
+os.setgid(group)
+os.setuid(user)
+try:
+    os.execv(sys.argv[3], sys.argv[3:])
+except PermissionError:
+    sys.exit(126)
+"""
+_NOT_PERMITTED: Final = 126
+"""The program is where its user may not go, or on a file system that runs none."""
 _NOT_COPIED: Final = shutil.ignore_patterns("include", "pkgconfig", "*.a")
 _FIRST_PASSED_FD: Final = 10
 """A shell names those below itself."""
@@ -228,23 +243,22 @@ class EmbeddedPostgres:
             arguments += ["-c", f"{name}={value}"]
         with (self.home / "log").open("ab") as log:
             process = subprocess.Popen(
-                [
-                    "/bin/sh",
-                    "-c",
-                    _SUPERVISE,
-                    "sh",
-                    str(self._scratch) if self._scratch_made else "",
-                    str(self._binaries() / "postgres"),
-                    *arguments,
-                ],
+                self._as_its_user(
+                    [
+                        "/bin/sh",
+                        "-c",
+                        _SUPERVISE,
+                        "sh",
+                        str(self._scratch) if self._scratch_made else "",
+                        str(self._binaries() / "postgres"),
+                        *arguments,
+                    ]
+                ),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                cwd="/",
-                env=_ENVIRONMENT,
                 start_new_session=True,
-                pass_fds=self._doors,
-                **self._as,
+                **self._surroundings,
             )
         self._process = process
         assert process.stdout is not None
@@ -329,24 +343,35 @@ class EmbeddedPostgres:
             os.chown(path, self._as["user"], self._as["group"])
 
     def _call(self, program: str, *arguments: object) -> str:
-        run = functools.partial(
-            subprocess.run,
-            [str(self._binaries() / program), *map(str, arguments)],
-            text=True,
-            check=False,
-            timeout=START_S,
-            **self._quiet,
-        )
-        done = run()
-        if done.returncode < 0:
-            done = run()  # a fork of a process with threads of others may have died before it was the program
+        done = self._run([str(self._binaries() / program), *map(str, arguments)])
         if done.returncode:
             raise StorageSetupError(f"{program} failed: {done.stderr}")
         return str(done.stdout)
 
+    def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        """Run a program to its end."""
+        run = functools.partial(
+            subprocess.run,
+            self._as_its_user(command),
+            text=True,
+            check=False,
+            timeout=START_S,
+            capture_output=True,
+            **self._surroundings,
+        )
+        done = run()
+        return run() if done.returncode < 0 else done  # it may have died before it was the program
+
+    def _as_its_user(self, command: list[str]) -> list[str]:
+        """The same command, as the server's user. The user changes behind an exec: a process that is forked from one with threads may
+        die of it (SIGSEGV in glibc's setuid, which looks at threads that are not there)."""
+        if not self._as:
+            return command
+        return [sys.executable, "-I", "-S", "-c", _DROP, str(self._as["user"]), str(self._as["group"]), *command]
+
     @property
-    def _quiet(self) -> dict[str, Any]:
-        return {"capture_output": True, "cwd": "/", "env": _ENVIRONMENT, "pass_fds": self._doors, **self._as}
+    def _surroundings(self) -> dict[str, Any]:
+        return {"cwd": "/", "env": _ENVIRONMENT, "pass_fds": self._doors}
 
     def _binaries(self) -> Path:
         """Those that can read the data directory. Raises StorageSetupError."""
@@ -365,10 +390,12 @@ class EmbeddedPostgres:
 
     def _can_run(self, found: Path) -> bool:
         try:
-            subprocess.run([found / "postgres", "--version"], check=True, **self._quiet)
+            done = self._run([str(found / "postgres"), "--version"])
         except PermissionError:
             return False
-        return True
+        if done.returncode not in {0, _NOT_PERMITTED}:
+            raise StorageSetupError(f"postgres does not run: {done.stderr or done.returncode}")
+        return not done.returncode
 
     def _copied(self, found: Path) -> Path:
         """A copy where the server's user may go. Raises StorageSetupError when nothing can be run from there."""
