@@ -12,6 +12,9 @@ import pytest
 from aether_trio.client.errors import RETRYABLE_STATUSES
 from aether_trio.config import load_settings
 from aether_trio.model.errors import RETRYABLE, Code, Status
+from aether_trio.model.identity import Kind
+from aether_trio.model.permissions import sendable
+from aether_trio.model.topics import _SHAPES, TopicKind, _describe, parse_topic
 from aether_trio.transport.framed import link as framed_link
 from aether_trio.transport.websocket import close_codes
 from aether_trio.wire import framing
@@ -101,6 +104,23 @@ def test_the_statuses_and_who_comes_back() -> None:
     assert again == framed_link.RETRYABLE == close_codes.RECONNECTABLE == RETRYABLE_STATUSES
     for status in set(Status) - {Status.OK}:
         assert (4100 < close_codes.close_code(status) < 4200) == (status in again)
+
+
+def test_the_forms_of_topics() -> None:
+    said = set()
+    for forms, _ in rows("| topic | owner |"):
+        said |= set(forms.split(", "))
+    assert said == {_describe(kind, shape) for kind, shapes in _SHAPES.items() for shape in shapes}
+    for form in said:
+        parse_topic(re.sub(r"\{[^}]*\}", "x", form))
+
+
+def test_who_may_send_where() -> None:
+    said = {}
+    for senders, prefixes in rows("| sender | may send to |"):
+        for sender in senders.split(", "):
+            said[Kind(sender.replace(" ", "_"))] = {TopicKind(prefix) for prefix in prefixes.split()}
+    assert said == {kind: set(sendable(kind)) for kind in Kind}
 
 
 def test_the_codes_of_a_send() -> None:
