@@ -20,7 +20,7 @@ from aether_trio.config import Settings
 from aether_trio.databases import OpenDatabase, open_databases, starting
 from aether_trio.membership import Membership, open_membership
 from aether_trio.model.clock import Clock, SystemClock
-from aether_trio.model.containment import run_all
+from aether_trio.model.containment import keep_running, run_all
 from aether_trio.model.errors import Status
 from aether_trio.model.identity import Kind
 from aether_trio.model.ids import IdFactory
@@ -348,20 +348,27 @@ async def open_core(
         core.metrics.counter("aether_log_expired", "Messages that retention took", (), lambda: {(): retention.expired})
         wiring.watch_metrics(core.metrics, core, state=state, log=log_database, tasks=databases.tasks)
         wiring.watch_cluster(core.metrics, membership)
-        nursery.start_soon(retention.sweep_forever, name="retention")
+        nursery.start_soon(keep_running, "retention", retention.sweep_forever, name="retention")
         if databases.tasks.shared:
-            nursery.start_soon(core.chats.run, name="task-chats")
-        nursery.start_soon(publishers.sweep_forever, name="publishers")
-        nursery.start_soon(core.presence.run, name="presence")
-        nursery.start_soon(core.presence.sweep_forever, name="presence-sweep")
-        nursery.start_soon(core.waker.run, name="waker")
-        nursery.start_soon(lanes.run, name="lanes")
-        nursery.start_soon(_find_well_again, "state", state, name="state-probe")
-        nursery.start_soon(_find_well_again, "tasks", databases.tasks, name="tasks-probe")
+            nursery.start_soon(keep_running, "task-chats", core.chats.run, name="task-chats")
+        nursery.start_soon(keep_running, "publishers", publishers.sweep_forever, name="publishers")
+        nursery.start_soon(keep_running, "presence", core.presence.run, name="presence")
+        nursery.start_soon(keep_running, "presence-sweep", core.presence.sweep_forever, name="presence-sweep")
+        nursery.start_soon(keep_running, "waker", core.waker.run, name="waker")
+        nursery.start_soon(keep_running, "lanes", lanes.run, name="lanes")
+        nursery.start_soon(keep_running, "state-probe", partial(_find_well_again, "state", state), name="state-probe")
+        nursery.start_soon(
+            keep_running, "tasks-probe", partial(_find_well_again, "tasks", databases.tasks), name="tasks-probe"
+        )
         if settings.grpc.write_timeout_s:
-            nursery.start_soon(core.cut_stuck_sessions, settings.grpc.write_timeout_s, name="stuck-sessions")
-        nursery.start_soon(core.kv.sweep_forever, name="kv-sweep")
-        nursery.start_soon(core.checkpoints.sweep_forever, name="checkpoint-sweep")
+            nursery.start_soon(
+                keep_running,
+                "stuck-sessions",
+                partial(core.cut_stuck_sessions, settings.grpc.write_timeout_s),
+                name="stuck-sessions",
+            )
+        nursery.start_soon(keep_running, "kv-sweep", core.kv.sweep_forever, name="kv-sweep")
+        nursery.start_soon(keep_running, "checkpoint-sweep", core.checkpoints.sweep_forever, name="checkpoint-sweep")
         try:
             # It settles what it has taken on before it ends, so it ends before everything is cancelled.
             async with core.tasks.engine.running():

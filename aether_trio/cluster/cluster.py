@@ -27,6 +27,7 @@ from aether_trio.cluster.lease import Lease, Rows
 from aether_trio.cluster.nodes import Nodes
 from aether_trio.cluster.others import Others
 from aether_trio.cluster.records import ClusterLimits, NodeInfo, SessionHost
+from aether_trio.model.containment import keep_running
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres import PostgresServer
 
@@ -116,8 +117,8 @@ async def open_cluster(
             await nursery.start(cluster.lease.run)
             await nursery.start(cluster.bus.run)
             await nursery.start(cluster.others.run)
-            nursery.start_soon(cluster.holds.run)
-            nursery.start_soon(cluster.nodes.run)
+            nursery.start_soon(keep_running, "holds", cluster.holds.run)
+            nursery.start_soon(keep_running, "nodes", cluster.nodes.run)
             server.fence = cluster.lease.fence
             yield cluster
         finally:

@@ -29,6 +29,7 @@ from aether_trio.cluster.instances import Instances
 from aether_trio.cluster.queries import Queries
 from aether_trio.cluster.records import ClusterLimits
 from aether_trio.cluster.rounds import Round
+from aether_trio.model.containment import keep_running
 from aether_trio.storage.batches import in_halves
 from aether_trio.storage.postgres import PostgresServer
 
@@ -254,7 +255,7 @@ class Directory:
         task_status.started()
         async with trio.open_nursery() as nursery:
             for one in (self._services, self._orders, self._moved, self._listed):
-                nursery.start_soon(one.run)
+                nursery.start_soon(keep_running, "directory", one.run)
 
     async def close(self) -> None:
         """Close the connection."""

@@ -84,7 +84,8 @@ class Interest:
     async def run(self) -> None:
         """Write rows until cancelled."""
         while True:
-            await self._work.wait()
+            if not self._wanted:
+                await self._work.wait()
             self._work = trio.Event()
             while self._wanted:
                 topics = list(self._wanted)[:BATCH]

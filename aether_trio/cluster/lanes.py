@@ -31,6 +31,7 @@ from aether_trio.cluster.interest import Interest
 from aether_trio.cluster.queries import Queries
 from aether_trio.cluster.records import ClusterLimits
 from aether_trio.cluster.rounds import AGAIN_S, Round
+from aether_trio.model.containment import keep_running
 from aether_trio.routing.lanes import Lanes
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.batches import in_halves
@@ -240,7 +241,8 @@ class ClusterLanes:
 
     async def _write_on(self) -> None:
         while True:
-            await self._work.wait()
+            if not self._waiting:
+                await self._work.wait()
             self._work = trio.Event()
             while self._waiting:
                 try:
@@ -320,9 +322,9 @@ class ClusterLanes:
         """Write and read until cancelled. Started when it has looked. Raises StorageUnavailable when it cannot."""
         await self._look_around()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._interest.run)
-            nursery.start_soon(self._write_on)
-            nursery.start_soon(self._round.run)
+            nursery.start_soon(keep_running, "progress: interest", self._interest.run)
+            nursery.start_soon(keep_running, "progress: write on", self._write_on)
+            nursery.start_soon(keep_running, "progress: round", self._round.run)
             task_status.started()
 
     async def close(self) -> None:

@@ -55,6 +55,9 @@ class Round:
                 logger.info("put off until storage answers", what=self._what, reason=str(exc))
                 self._asked.set()
                 await trio.sleep(AGAIN_S)
+            except Exception:
+                self._asked.set()
+                raise
             await trio.sleep(self._breath_s)
 
     async def _wait(self) -> bool:

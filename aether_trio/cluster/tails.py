@@ -32,6 +32,7 @@ from aether_trio.cluster.interest import Interest
 from aether_trio.cluster.queries import Queries
 from aether_trio.cluster.records import ClusterLimits
 from aether_trio.cluster.rounds import AGAIN_S, Round
+from aether_trio.model.containment import keep_running
 from aether_trio.routing.log import TopicLog
 from aether_trio.routing.topic_state import TopicState
 from aether_trio.storage.base import StorageUnavailable
@@ -147,7 +148,8 @@ class ClusterTails:
 
     async def _tell_on(self) -> None:
         while True:
-            await self._work.wait()
+            if not self._news:
+                await self._work.wait()
             self._work = trio.Event()
             while self._news:
                 topics = list(self._news)[:TOPICS_AT_ONCE]
@@ -203,9 +205,9 @@ class ClusterTails:
         """Tell and look until cancelled. Started when it has looked. Raises StorageUnavailable when it cannot."""
         await self._look_around(True)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._interest.run)
-            nursery.start_soon(self._tell_on)
-            nursery.start_soon(self._round.run)
+            nursery.start_soon(keep_running, "tails: interest", self._interest.run)
+            nursery.start_soon(keep_running, "tails: tell on", self._tell_on)
+            nursery.start_soon(keep_running, "tails: round", self._round.run)
             task_status.started()
 
     async def close(self) -> None:

@@ -65,7 +65,8 @@ class Follower:
     async def run(self) -> None:
         """Read and offer until cancelled."""
         while True:
-            await self._work.wait()
+            if not self._behind:
+                await self._work.wait()
             self._work = trio.Event()
             while self._behind:
                 try:

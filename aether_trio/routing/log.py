@@ -25,6 +25,7 @@ import structlog
 import trio
 
 from aether_trio.model.clock import Clock
+from aether_trio.model.containment import keep_running
 from aether_trio.model.errors import AetherError, Code
 from aether_trio.routing import programs
 from aether_trio.routing.cursors import CursorStore
@@ -463,7 +464,7 @@ async def open_log(database: Database, clock: Clock, limits: LogLimits) -> Async
     async with trio.open_nursery() as nursery:
         nursery.start_soon(log._commit_forever, name="log-committer")
         if database.shared:
-            nursery.start_soon(log._follower.run, name="log-follower")
+            nursery.start_soon(keep_running, "log-follower", log._follower.run, name="log-follower")
         try:
             yield log
         finally:

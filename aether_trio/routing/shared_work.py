@@ -33,6 +33,7 @@ from typing import Final
 import structlog
 import trio
 
+from aether_trio.model.containment import keep_running, report
 from aether_trio.routing import shared_programs
 from aether_trio.routing.log import TopicLog
 from aether_trio.routing.outbox import Outbox
@@ -136,10 +137,10 @@ class SharedGroups:
     async def _run(self) -> None:
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._look_on, name="work-groups-look")
+                nursery.start_soon(keep_running, "work-groups-look", self._look_on, name="work-groups-look")
                 while True:
                     await self._wait_for_work()
-                    await self._serve(self._next_groups())
+                    await self._serve_all(self._next_groups())
         finally:
             with trio.CancelScope(shield=True), trio.move_on_after(END_S):
                 await self._give_all_back()
@@ -162,6 +163,18 @@ class SharedGroups:
         for group in groups:
             del self._urgent[group]
         return groups
+
+    async def _serve_all(self, groups: Sequence[SharedGroup]) -> None:
+        """A mistake of ours with one group costs none of the others."""
+        try:
+            await self._serve(groups)
+        except Exception as error:
+            if len(groups) > 1:
+                for group in groups:
+                    await self._serve_all([group])
+                return
+            report(error, f"work of {', '.join(group.state.name for group in groups)}")
+            await self._fail(groups, error)
 
     async def _serve(self, groups: Sequence[SharedGroup]) -> None:
         touched: set[Outbox] = set()
@@ -235,7 +248,7 @@ class SharedGroups:
             self._lease = lease
         return lease
 
-    async def _fail(self, groups: Sequence[SharedGroup], error: StorageUnavailable) -> None:
+    async def _fail(self, groups: Sequence[SharedGroup], error: Exception) -> None:
         if not self._troubled:
             logger.warning("work not handed out, trying again", reason=str(error))
         self._troubled = True

@@ -105,7 +105,8 @@ class PresenceStore:
     async def run(self) -> None:
         """Write what waits, until cancelled."""
         while True:
-            await self._work.wait()
+            if not self._waiting:
+                await self._work.wait()
             self._work = trio.Event()
             try:
                 await self.flush()

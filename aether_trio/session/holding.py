@@ -20,12 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import structlog
 import trio
 
 from aether_trio.cluster.records import Claimed, ClaimRequest, Continued, Hold
+from aether_trio.model.containment import keep_running
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.routing.log import TopicLog
 from aether_trio.session.admission import Claim
@@ -214,27 +216,31 @@ class ClusterHolding:
     async def run(self) -> None:
         """Release the rows of ended sessions, until cancelled."""
         async with trio.open_nursery() as nursery:
-            while True:
-                await self._work.wait()
-                self._work = trio.Event()
-                ended = []
-                for one in self._ended:
-                    if _is_over(one[0]):
-                        ended.append(one)
-                    else:
-                        nursery.start_soon(self._wait_over, *one)
-                self._ended = []
-                if not ended:
-                    continue
-                try:
-                    # Without a limit: the log gives up by itself. A message that is committed after its sender's successor has begun
-                    # would be out of order, and its number would not be known there.
-                    await self._log.wait_settled(max(session.sender.last_append for session, _ in ended))
-                    with trio.move_on_after(CURSORS_S):
-                        await self._log.cursors.save()
-                finally:
-                    # If this node ends before that: what is not settled is given back with the lease, without which it cannot be written.
-                    self._release([one for one in ended if self._log.is_settled(one[0].sender.last_append)])
+            # Inside of the nursery: those that wait in it would be forgotten with it, and their identities never free.
+            await keep_running("holding", partial(self._release_ended, nursery))
+
+    async def _release_ended(self, nursery: trio.Nursery) -> None:
+        while True:
+            await self._work.wait()
+            self._work = trio.Event()
+            ended = []
+            for one in self._ended:
+                if _is_over(one[0]):
+                    ended.append(one)
+                else:
+                    nursery.start_soon(self._wait_over, *one)
+            self._ended = []
+            if not ended:
+                continue
+            try:
+                # Without a limit: the log gives up by itself. A message that is committed after its sender's successor has begun
+                # would be out of order, and its number would not be known there.
+                await self._log.wait_settled(max(session.sender.last_append for session, _ in ended))
+                with trio.move_on_after(CURSORS_S):
+                    await self._log.cursors.save()
+            finally:
+                # If this node ends before that: what is not settled is given back with the lease, without which it cannot be written.
+                self._release([one for one in ended if self._log.is_settled(one[0].sender.last_append)])
 
     async def _wait_over(self, session: Session, hold: Hold) -> None:
         """Without a limit: the database decides within its own, and the row is free with the lease, if that ends."""

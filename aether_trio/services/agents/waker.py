@@ -19,7 +19,7 @@ the orchestrator that will may be starting just now.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,10 +27,12 @@ import structlog
 import trio
 
 from aether_trio.model.clock import Clock
+from aether_trio.model.containment import report
 from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.services.agents.starts import Starts
 from aether_trio.services.agents.store import AgentStore
 from aether_trio.storage.base import StorageUnavailable
+from aether_trio.storage.batches import in_halves
 
 logger = structlog.get_logger("aether.agents")
 
@@ -139,7 +141,7 @@ class Waker:
             await self._learn_names(now)
         for identity in [one for one, at in self._ended.items() if at <= now]:
             if self._is_registered(identity):
-                await self._look_after(identity)
+                await in_halves([identity], self._look_after, _given_up)
             if self._ended[identity] <= now:  # else it has come and ended again meanwhile
                 del self._ended[identity]
         due = [one for one in self._waiting if one not in self._looked][:BATCH]
@@ -152,7 +154,7 @@ class Waker:
                 self._strangers[identity] = trigger_ms, now + STRANGER_S
         if wanted:
             try:
-                await self._wake(wanted)
+                await in_halves(list(wanted), lambda some: self._wake({one: wanted[one] for one in some}), _given_up)
             except BaseException:
                 for identity, trigger_ms in wanted.items():
                     self._waiting.setdefault(identity, trigger_ms)
@@ -173,12 +175,13 @@ class Waker:
                 continue
             del self._strangers[identity]
 
-    async def _look_after(self, identity: str) -> None:
+    async def _look_after(self, ended: Sequence[str]) -> Sequence[None]:
         """Whether somebody who has ended has left messages behind."""
+        (identity,) = ended
         position, count = await self._unread(identity)
         if not count or await self._connected(identity):
             self._stuck.pop(identity, None)
-            return
+            return ()
         before, times = self._stuck.pop(identity, (position, 0))
         times = times + 1 if before == position else 1
         self._stuck[identity] = (position, times)
@@ -187,15 +190,16 @@ class Waker:
         if times > STUBBORN:
             self._given_up += 1
             logger.warning("an agent ends again and again at the same message", identity=identity, message=position + 1)
-            return
+            return ()
         self._waiting.setdefault(identity, self._clock.now_ms())
         self._looked[identity] = trio.current_time() + (1 << times - 1) - 1 - QUIET_S
+        return ()
 
     def _is_registered(self, identity: str) -> bool:
         implementation = identity.split("::", 3)[2]
         return implementation in self._names or implementation.rpartition(":")[0] in self._names
 
-    async def _wake(self, wanted: dict[str, int]) -> None:
+    async def _wake(self, wanted: Mapping[str, int]) -> Sequence[None]:
         absent: dict[Identity, int] = {}
         present = await self._starts.connected(list(wanted))
         for name, trigger_ms in wanted.items():
@@ -208,7 +212,7 @@ class Waker:
             except IdentityError:
                 continue
         if not absent:
-            return
+            return ()
         for identity, begun in (await self._starts.wake(absent)).items():
             if begun.problem:
                 logger.info("a message cannot wake its receiver", identity=identity.text, reason=begun.problem)
@@ -219,3 +223,9 @@ class Waker:
                 )
             elif begun.missing:
                 self._waiting.setdefault(identity.text, absent[identity])
+        return ()
+
+
+def _given_up(identity: str, error: Exception) -> None:
+    """It would be met again, and keep all others waiting; the next message for it may wake it."""
+    report(error, f"{identity}, which is not woken")

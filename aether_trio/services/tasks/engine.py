@@ -22,6 +22,7 @@ import structlog
 import trio
 
 from aether_trio.model.clock import Clock
+from aether_trio.model.containment import keep_running
 from aether_trio.model.errors import Status as StreamStatus
 from aether_trio.model.tasks import Status, Task
 from aether_trio.model.tasks.due import TimeLimits
@@ -64,7 +65,6 @@ LOOK_S: Final = 5.0
 """Between two looks for what other nodes may have left, where there are any."""
 SETTLE_S: Final = 5.0
 """For the sessions that have just ended, when the gateway stops. What is not written then, the next life or another node does."""
-RESTART_S: Final = 1.0
 RECOVER_PAGE: Final = 50
 COLLECT_PAGE: Final = 100
 NOTICE_S: Final = 0.01
@@ -298,15 +298,15 @@ class Engine:
         await self.database.execute("DELETE FROM task_watchers WHERE node = $1", self.hints.node)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.desk.run, name="task-desk")
-            nursery.start_soon(_keep_running, self._assignments.run, name="task-assignments")
-            nursery.start_soon(_keep_running, self._notices.run, name="task-notices")
-            nursery.start_soon(_keep_running, self.clockwork.run, name="task-clockwork")
-            nursery.start_soon(_keep_running, self.outbox.run, name="task-outbox")
-            nursery.start_soon(_keep_running, self._keep_house, name="task-housekeeping")
-            nursery.start_soon(_keep_running, self.inputs.run, name="task-inputs")
+            nursery.start_soon(keep_running, "task-assignments", self._assignments.run, name="task-assignments")
+            nursery.start_soon(keep_running, "task-notices", self._notices.run, name="task-notices")
+            nursery.start_soon(keep_running, "task-clockwork", self.clockwork.run, name="task-clockwork")
+            nursery.start_soon(keep_running, "task-outbox", self.outbox.run, name="task-outbox")
+            nursery.start_soon(keep_running, "task-housekeeping", self._keep_house, name="task-housekeeping")
+            nursery.start_soon(keep_running, "task-inputs", self.inputs.run, name="task-inputs")
             if self.database.shared:
-                nursery.start_soon(_keep_running, self._collect_forever, name="task-collect")
-                nursery.start_soon(_keep_running, self._watch_nodes, name="task-nodes")
+                nursery.start_soon(keep_running, "task-collect", self._collect_forever, name="task-collect")
+                nursery.start_soon(keep_running, "task-nodes", self._watch_nodes, name="task-nodes")
             yield
             with trio.move_on_after(SETTLE_S, shield=True):
                 await self.desk.settle()
@@ -368,16 +368,6 @@ class Engine:
                         self._tell_hibernated(task, here, here)
             except StorageUnavailable as error:
                 logger.info("assignments of other nodes wait for storage", reason=str(error))
-
-
-async def _keep_running(run: Callable[[], Awaitable[None]]) -> None:
-    """A mistake of ours is told and costs a second; it is not worth a gateway."""
-    while True:
-        try:
-            await run()
-        except Exception:
-            logger.exception("what runs for tasks failed and is started again", part=getattr(run, "__qualname__", ""))
-            await trio.sleep(RESTART_S)
 
 
 def _collect(work: Work) -> Program[int]:
