@@ -1,0 +1,91 @@
+"""A mistake that a task of a node meets, in a cluster: the node stays, and what waited at that moment is done."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from aether_trio.cluster.directory import Directory
+from aether_trio.cluster.lanes import ClusterLanes
+from aether_trio.cluster.tails import ClusterTails
+from aether_trio.routing.cursors import CursorStore
+from aether_trio.routing.follower import Follower
+from aether_trio.routing.shared_groups import SharedGroup
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.cluster.across.fabric import join, open_fabric, until
+from tests.helpers.core import agent, barrier, message_to, payloads, switch_to, task, user
+from tests.helpers.engines import PostgresEngine
+
+
+class DefectError(Exception):
+    """What nobody expects."""
+
+
+async def test_a_group_that_cannot_be_served_costs_no_other_its_work(
+    postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sound = SharedGroup.hand_out
+
+    def hand_out(self: SharedGroup, touched: Any) -> None:
+        if self.state.name == "tb::w::bad":
+            raise DefectError
+        sound(self, touched)
+
+    monkeypatch.setattr(SharedGroup, "hand_out", hand_out)
+    async with open_fabric(postgres_engine) as fabric:
+        one = await fabric.start()
+        async with (
+            join(one, task("w", "bad")),
+            join(one, task("w", "good")) as good,
+            join(one, agent("w", "boss", "1")) as boss,
+        ):
+            works = [b"%d" % number for number in range(50)]
+            boss.send(*(message_to(topic, work) for work in works for topic in ("tb::w::bad", "tb::w::good")))
+            await until(lambda: len(payloads(good)) >= len(works))
+            assert Counter(payloads(good)) == Counter(works)
+            await barrier(boss)
+    assert "DefectError" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (Follower, "_level"),
+        (Follower, "_offer"),
+        (ClusterTails, "_tell"),
+        (ClusterLanes, "_write"),
+        (Directory, "_write_moves"),
+        (CursorStore, "save"),
+    ],
+)
+async def test_a_mistake_ends_no_node_and_holds_no_identity(
+    owner: type, name: str, postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_fabric(postgres_engine) as fabric:
+        one, two = await fabric.start_many(2)
+        sound, failures = getattr(owner, name), 0
+
+        async def method(self: Any, *args: Any, **keywords: Any) -> Any:
+            nonlocal failures
+            failures += 1
+            if failures == 1:
+                raise DefectError(name)
+            return await sound(self, *args, **keywords)
+
+        monkeypatch.setattr(owner, name, method)
+        async with join(two, agent("w", "b", "1")) as b:
+            for number in range(3):
+                async with join(one, agent("w", "a", "1")) as a:
+                    a.send(message_to("ag::w::b::1", b"%d" % number))
+                    a.send(pb.UpstreamMessage(progress=pb.ProgressReport(task_id="t", state="running")))
+                    await barrier(a)
+                async with join(two, agent("w", "a", "1")) as a:
+                    await barrier(a)
+            async with join(one, user("u", "1")) as window:
+                window.send(switch_to("w"))
+                await until(lambda: failures >= 1)
+            one.core.log.woken(["ag::w::b::1"])
+            two.core.log.woken(["ag::w::b::1"])
+            await barrier(b)
