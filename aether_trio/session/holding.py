@@ -115,6 +115,7 @@ class Rows(Protocol):
 class _Leaving:
     """An identity with sessions that have ended and whose rows are not released: two, when the second one took over while the first ended."""
 
+    workspace: str
     sessions: int = 0
     over: trio.Event = field(default_factory=trio.Event)
 
@@ -184,15 +185,21 @@ class ClusterHolding:
             await session.pending.wait_none()
 
     async def _claim(self, rows: Rows, request: ClaimRequest) -> Claimed:
-        try:
-            return await rows.claim(request)
-        except StatusError as error:
-            if error.status is not Status.RESOURCE_EXHAUSTED or not self._leaving:
-                raise
-        # Whoever has just left this node counts until its row is released.
-        for left in list(self._leaving.values()):
-            await left.over.wait()
-        return await rows.claim(request)
+        leaving: list[_Leaving] | None = None
+        while True:
+            try:
+                return await rows.claim(request)
+            except StatusError as refusal:
+                if refusal.status is not Status.RESOURCE_EXHAUSTED:
+                    raise
+                # Whoever has just left this workspace counts until its row is released. One place is enough: another one may be long in
+                # leaving. Those that leave later are not waited for.
+                if leaving is None:
+                    leaving = [one for one in self._leaving.values() if one.workspace == request.workspace]
+                if not leaving:
+                    raise
+            await _wait_any_over(leaving)
+            leaving = [one for one in leaving if not one.over.is_set()]
 
     # -- letting go -------------------------------------------------------------------------------------------------
 
@@ -201,7 +208,7 @@ class ClusterHolding:
         hold = self._held.pop(session.session_id, None)
         if hold is None or self._rows is None or self._rows.mine(hold.identity) != hold:
             return  # never held, or somebody else does by now
-        self._leaving.setdefault(hold.identity, _Leaving()).sessions += 1
+        self._leaving.setdefault(hold.identity, _Leaving(session.identity.workspace)).sessions += 1
         self._ended.append((session, hold))
         self._work.set()
 
@@ -317,6 +324,17 @@ class ClusterHolding:
                     return False
         await self._wait_left(hold.identity)
         return True
+
+
+async def _wait_any_over(leaving: Sequence[_Leaving]) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def wait(one: _Leaving) -> None:
+            await one.over.wait()
+            nursery.cancel_scope.cancel()
+
+        for one in leaving:
+            nursery.start_soon(wait, one)
 
 
 def _is_over(session: Session) -> bool:
