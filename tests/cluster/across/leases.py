@@ -23,9 +23,13 @@ async def without_lease(gateway: Gateway, engine: PostgresEngine, *, aware: bool
     gate = trio.Event()
     come_back, limits = lease._try, lease._limits
 
-    async def late(*args: Any, **options: Any) -> Any:
-        await gate.wait()
-        return await come_back(*args, **options)
+    async def late(connection: Any, **options: Any) -> Any:
+        try:
+            await gate.wait()
+        except BaseException:  # the lease is given up meanwhile, and with it this attempt
+            connection.terminate()
+            raise
+        return await come_back(connection, **options)
 
     lease._try = late
     losses = lease._losses
