@@ -82,9 +82,12 @@ class _Nursery:
 
 
 class _Connection(ServerConnection):
-    """Without the pause in which handlers answer."""
+    """Without the pauses in which handlers answer, and others have their turn."""
 
     async def _let_answer(self) -> None:
+        pass
+
+    async def _let_others(self) -> None:
         pass
 
 
@@ -135,8 +138,10 @@ class Server:
         goes_on = run(self.connection.received(data))
         if self.reads:
             for stream_id, stream in self.streams.items():
-                if stream_id in plane.streams or stream.inbox:
+                while stream_id in plane.streams or stream.inbox:
                     self.messages[stream_id] += plane.take(stream)
+                    if not stream.inbox:
+                        break
                     stream.packed = 0
         if goes_on:
             self._check_held()

@@ -51,6 +51,11 @@ logger = structlog.get_logger("aether.session")
 CLOSE_S = 5.0
 """How long the end of a stream waits for its peer to read the answers to what it asked before."""
 
+A_TURN = 64
+"""Messages of one connection that are handled before the others have their turn: about a millisecond."""
+REQUEST_COSTS = 8
+"""...of which a request counts for so many: it has an answer, which is a write."""
+
 DUPLICATE_GRACE_S = 0.1
 """How long a second holder of an identity waits for the first one's end before it is refused."""
 
@@ -368,7 +373,14 @@ class SessionServer:
 
     async def _handle_batch(self, session: Session, batch: Sequence[Upstream]) -> None:
         router, dispatcher, rates = self._parts.router, self._parts.dispatcher, self._parts.rates
+        left = A_TURN
         for message in batch:
+            if left <= 0:
+                left = A_TURN
+                await trio.lowlevel.checkpoint()
+                if session.ending is not None:
+                    raise session.ending
+            left -= 1
             if isinstance(message, Send):
                 self._publish(session, message)
                 continue
@@ -381,6 +393,7 @@ class SessionServer:
             elif case == "init":
                 raise StatusError(Status.INVALID_ARGUMENT, "this stream has had its InitConnection already")
             else:
+                left -= REQUEST_COSTS
                 refusal = rates.request_refusal(session.requests) if case != "progress" else None
                 if refusal is None:
                     await dispatcher.dispatch(session, case, message)

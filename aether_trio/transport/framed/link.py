@@ -5,6 +5,7 @@ One task reads, and it is the session's own: `receive` waits for the socket and 
 
 What the session does not need to know stays here: acknowledged deliveries go to their subscriptions, credit and pings
 to the output. Frames in front of a mistake count; the mistake ends the stream when they have been served.
+At most FRAMES_AT_ONCE frames of a read are looked at before the others have their turn.
 
 While the session does something else than `receive`, nobody reads, and TCP tells the client. A peer that breaks
 meanwhile is noticed by the next read or write.
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from aether_trio.transport.unfinished import Account
 
 READ_BYTES: Final = 64 * 1024
+FRAMES_AT_ONCE: Final = 256
+"""Half a millisecond; READ_BYTES may hold ten thousand."""
 
 RETRYABLE: Final = frozenset(
     {
@@ -128,7 +131,10 @@ class FramedLink:
         self._pending = events
 
     async def read(self) -> Sequence[framing.Event]:
-        """`read_now`, when there is something to read."""
+        """`read_now`, when there is something to read; or what an earlier read has left."""
+        if self.output.connection.more:
+            await trio.lowlevel.checkpoint()
+            return self.decode(b"")
         if self.tls is not None and self.tls.ended:
             await trio.lowlevel.checkpoint()
             return self._end()
@@ -301,7 +307,7 @@ class FramedLink:
     @property
     def has_input(self) -> bool:
         """See Link."""
-        return bool(self._pending) or has_input(self.sock)
+        return bool(self._pending) or self.output.connection.more or has_input(self.sock)
 
     async def round_trip(self) -> None:
         """See Link. A client that was sent GOAWAY ends its side when it has finished."""

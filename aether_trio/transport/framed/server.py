@@ -16,7 +16,7 @@ import trio
 from aether_trio.model.errors import Status
 from aether_trio.transport.accepted import Accepted, notice_s
 from aether_trio.transport.framed.limits import FramedLimits
-from aether_trio.transport.framed.link import FramedLink
+from aether_trio.transport.framed.link import FRAMES_AT_ONCE, FramedLink
 from aether_trio.transport.framed.output import Output
 from aether_trio.transport.framed.statistics import Counters, FramedStatistics
 from aether_trio.transport.link import Link, LinkBroken, Peer
@@ -62,7 +62,9 @@ class FramedServer:
         counters = self._counters
         counters.connections_open += 1
         counters.connections_total += 1
-        connection = framing.Connection(framing.Role.SERVER, max_frame_bytes=self._limits.max_frame_bytes)
+        connection = framing.Connection(
+            framing.Role.SERVER, max_frame_bytes=self._limits.max_frame_bytes, at_once=FRAMES_AT_ONCE
+        )
         output = Output(accepted, connection, self._nursery, counters)
         self._outputs.add(output)
         peer, account = Peer(accepted.peer_address, "framed"), self._unfinished.account(accepted.address)

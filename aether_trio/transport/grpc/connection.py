@@ -105,15 +105,22 @@ class Connection(Output):
         return data
 
     async def received(self, data: bytes) -> bool:
-        """Serve what one read brought. False when that was the last. A checkpoint only when it opened streams."""
+        """Serve what one read brought. False when that was the last. A checkpoint only when it opened streams, or holds much."""
         plane = self.plane
-        try:
-            plane.receive(data)
-        except ProtocolViolation as violation:
-            self.violated(violation)
-            return False
-        if plane.touched:
-            self._wake_touched()
+        while True:
+            try:
+                plane.receive(data)
+            except ProtocolViolation as violation:
+                self.violated(violation)
+                return False
+            if plane.touched:
+                self._wake_touched()
+            if not plane.more:
+                break
+            await self._let_others()
+            if self.closing:
+                return False
+            data = b""
         if self.opened:
             self.opened = False
             if plane.out and not plane.ready:
@@ -121,6 +128,10 @@ class Connection(Output):
         if plane.out or plane.ready:
             self.pump()
         return not self.closing
+
+    async def _let_others(self) -> None:
+        """Have their turn, before more of the same read is looked at. What is to be sent leaves with the last of it."""
+        await trio.lowlevel.checkpoint()
 
     async def _let_answer(self) -> None:
         """Streams were opened. If they answer soon, then acknowledgements leave with that, in one send instead of two."""

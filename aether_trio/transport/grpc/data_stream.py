@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from aether_trio.model.errors import StatusError
+
+MESSAGES_AT_ONCE: Final = 256
+"""Handed to a reader; a window may hold ten thousand."""
 
 
 class DataStream:

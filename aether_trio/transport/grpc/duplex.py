@@ -12,6 +12,7 @@ import trio
 from grpclib.exceptions import ProtocolError
 
 from aether_trio.model.errors import Status, StatusError
+from aether_trio.transport.grpc.data_stream import MESSAGES_AT_ONCE
 from aether_trio.transport.grpc.messages import Packed, too_large_to_open
 from aether_trio.transport.grpc.pumped import PumpedStream
 from aether_trio.transport.link import LinkBroken
@@ -44,7 +45,7 @@ class DuplexStream(PumpedStream):
         return bool(self.inbox) or self.ended or self.failure is not None or self.broken_reason is not None
 
     async def receive_batch(self) -> list[bytes]:
-        """All messages that have arrived, at least one; [] once the peer has ended its side.
+        """Messages that have arrived, at least one, MESSAGES_AT_ONCE at most; [] once the peer has ended its side.
 
         Raises StatusError for what cannot be accepted (after the messages before it) and LinkBroken for a cut stream.
         """
@@ -71,6 +72,7 @@ class DuplexStream(PumpedStream):
         """The messages in front of a compressed one, or that one alone; the others stay unread and hold the window shut."""
         inbox = self.inbox
         count = next(index for index, message in enumerate(inbox) if isinstance(message, Packed))
+        count = min(count, MESSAGES_AT_ONCE)
         if not count:
             return [await self._inflate()]
         batch = inbox[:count]

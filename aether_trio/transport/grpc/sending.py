@@ -125,12 +125,14 @@ class SendSide:
         """The peer has made room. DATA frames that we sent earn it the right to say so."""
         self.budgets.spend(budgets.WINDOW_UPDATE_FLOOD, UPDATES_PER_FRAME * self.data_frames_sent)
         if not stream_id:
+            was_shut = self.send_window <= 0
             self.send_window += increment
             if not increment:
                 raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "window_update", "WINDOW_UPDATE of 0")
             if self.send_window > LARGEST_WINDOW_BYTES:
                 raise ProtocolViolation(ErrorCode.FLOW_CONTROL_ERROR, "window_overflow")
-            self._unblock(list(self.blocked))
+            if was_shut:  # otherwise each that is blocked lacks its own
+                self._unblock(list(self.blocked))
             return
         stream = self.streams.get(stream_id)
         if stream is None:

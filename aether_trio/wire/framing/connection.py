@@ -16,6 +16,7 @@ and an Error may still be sent.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
@@ -42,7 +43,10 @@ _FINISHING: Final = frozenset({State.LEAVING, State.DONE})
 
 
 class Connection:
-    """See the module docstring. `max_frame_bytes` is what we accept, and what our HELLO has to say."""
+    """See the module docstring. `max_frame_bytes` is what we accept, and what our HELLO has to say.
+
+    `at_once`: the most events that one `receive` returns; while `more` is true, it has others without new bytes.
+    """
 
     __slots__ = (
         "_decoder",
@@ -59,7 +63,9 @@ class Connection:
         "sequence",
     )
 
-    def __init__(self, role: Role, *, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> None:
+    def __init__(
+        self, role: Role, *, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES, at_once: int = sys.maxsize
+    ) -> None:
         if max_frame_bytes < LEAST_MAX_FRAME_BYTES:
             raise ValueError(f"max_frame_bytes is {max_frame_bytes}; every side accepts {LEAST_MAX_FRAME_BYTES}")
         self.role = role
@@ -67,7 +73,8 @@ class Connection:
         self._max_frame_bytes = max_frame_bytes
         self._peer_max_frame_bytes = LEAST_MAX_FRAME_BYTES
         # What is read from a client that nobody knows yet must not cost much.
-        self._decoder = FrameDecoder(OPENING_FRAME_BYTES if role is Role.SERVER else max_frame_bytes)
+        opening = OPENING_FRAME_BYTES if role is Role.SERVER else max_frame_bytes
+        self._decoder = FrameDecoder(opening, at_once=at_once)
         self._greeted = False
         self._delivering = False  # the states' part of `deliverable`
         self.sequence = ledger.Sequence()
@@ -101,8 +108,13 @@ class Connection:
 
     @property
     def held_bytes(self) -> int:
-        """What is kept of a frame that is not whole."""
-        return self._decoder.held_bytes
+        """What is kept of a frame that is not whole; 0 while there is `more`."""
+        return 0 if self._decoder.more else self._decoder.held_bytes
+
+    @property
+    def more(self) -> bool:
+        """Whether bytes have come that no `receive` has looked at: the next one takes b""."""
+        return self._decoder.more
 
     def give_up(self) -> None:
         """Drop the frame that is not whole; the peer is at its end, and every further `receive` raises RemoteProtocolError."""

@@ -3,7 +3,8 @@
 Invariants: whatever the bytes, `receive` returns events or raises RemoteProtocolError; the same stream gives the same
 events, however it is split; nothing is allocated for a length that was declared, only for bytes that came, and a
 declared length beyond the limit is refused when its header is read. Between two calls at most one incomplete frame is
-kept. So a connection holds at most `max_frame_bytes` here, and twice that while a frame becomes events.
+kept, and with `at_once` what came behind so many events. So a connection holds at most `max_frame_bytes` and one read here,
+and twice that while a frame becomes events.
 
 The decoder knows frames, not conversations: which frame may come when is Connection's business.
 """
@@ -11,7 +12,9 @@ The decoder knows frames, not conversations: which frame may come when is Connec
 from __future__ import annotations
 
 import struct
+import sys
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Final, NoReturn
 
 from aether_trio.model.topics import MAX_TOPIC_BYTES
@@ -53,12 +56,31 @@ class DecoderStatistics:
 
 
 class FrameDecoder:
-    """See the module docstring. `max_frame_bytes` may be changed between two calls."""
+    """See the module docstring. `max_frame_bytes` may be changed between two calls.
 
-    __slots__ = ("_bytes", "_failed", "_frames", "_needed", "_partial", "_prefaced", "_topics", "max_frame_bytes")
+    `at_once`: the most events of one call. With `more` left, the next call takes b"".
+    """
 
-    def __init__(self, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES, *, preface: bool = True) -> None:
+    __slots__ = (
+        "_at_once",
+        "_bytes",
+        "_failed",
+        "_frames",
+        "_needed",
+        "_partial",
+        "_prefaced",
+        "_topics",
+        "max_frame_bytes",
+        "more",
+    )
+
+    def __init__(
+        self, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES, *, preface: bool = True, at_once: int = sys.maxsize
+    ) -> None:
         self.max_frame_bytes = max_frame_bytes
+        self._at_once = at_once
+        self.more = False
+        """Bytes are kept that were not looked at."""
         self._partial = bytearray()
         self._needed = 0  # bytes of `_partial` before which nothing new can be said
         self._prefaced = not preface
@@ -112,6 +134,7 @@ class FrameDecoder:
     def fail(self, code: ErrorCode, message: str) -> None:
         """Somebody who knows the conversation has found a mistake: every further call raises it."""
         self._failed = code, message
+        self.more = False
         self._partial.clear()
 
     def finish(self) -> None:
@@ -137,6 +160,7 @@ class FrameDecoder:
     def _read(self, data: bytes, found: list[events.Event]) -> int:
         """Append the events of all whole frames; the number of bytes they took. Sets `_needed` for the rest."""
         at = 0
+        self.more = False
         if not self._prefaced:
             at = self._preface(data)
             if not at:
@@ -146,7 +170,10 @@ class FrameDecoder:
         topics = self._topics
         append = found.append
         end = at + HEADER_BYTES
-        while size - at >= HEADER_BYTES:
+        for _ in repeat(None, self._at_once):
+            if size - at < HEADER_BYTES:
+                end = at + HEADER_BYTES
+                break
             length, kind = _HEADER(data, at)
             if length > limit:
                 self._too_large(length, kind >> 8)
@@ -186,8 +213,8 @@ class FrameDecoder:
                 append(reader(data[body:end], kind & 0xFF) if reader else events.Skipped(kind >> 8, length))
             at = end
         else:
-            self._needed = HEADER_BYTES
-            return at
+            self.more = at < size
+            end = at
         self._needed = end - at
         return at
 

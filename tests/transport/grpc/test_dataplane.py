@@ -56,11 +56,19 @@ class Side:
 
     def feed(self, *parts: bytes, read: bool = True) -> None:
         for part in parts:
-            self.plane.receive(part)
-            self.plane.touched.clear()
-            if read:
-                for stream in list(self.plane.streams.values()):
-                    self.batches.setdefault(stream.stream_id, []).extend(self.plane.take(stream))
+            self._feed(part, read=read)
+            while self.plane.more:
+                self._feed(b"", read=read)
+
+    def _feed(self, data: bytes, *, read: bool) -> None:
+        self.plane.receive(data)
+        self.plane.touched.clear()
+        if read:
+            for stream in list(self.plane.streams.values()):
+                batches = self.batches.setdefault(stream.stream_id, [])
+                batches += self.plane.take(stream)
+                while stream.inbox:
+                    batches += self.plane.take(stream)
 
     @classmethod
     def opened(cls, *stream_ids: int, **limits: int) -> Side:

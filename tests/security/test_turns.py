@@ -1,0 +1,164 @@
+"""One read of a connection holds ten thousand small things, and the others have their turn between them.
+
+What is counted is how much one step of a task does, which no machine's speed changes.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import hpack
+import pytest
+import trio
+
+from aether_trio.cli.options import split_address
+from aether_trio.session.dispatch import Dispatcher
+from aether_trio.session.serve import A_TURN, REQUEST_COSTS, SessionServer
+from aether_trio.transport.framed.link import FRAMES_AT_ONCE, FramedLink
+from aether_trio.transport.grpc import frames, server
+from aether_trio.transport.grpc import link as grpc_link
+from aether_trio.transport.grpc.data_stream import MESSAGES_AT_ONCE
+from aether_trio.wire import framing
+from tests.security.clients import WAIT_S, FramedTalker, gateway_with, talkers
+from tests.transport.framed.adversary import frame
+
+MANY = 4000
+WEBSOCKET_EMPTY = b"\x82\x80" + bytes(4)
+
+
+class Steps(trio.abc.Instrument):
+    """How often something was called in one step of a task, at most."""
+
+    def __init__(self) -> None:
+        self._now: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()
+        self.total: Counter[str] = Counter()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._now.clear()
+
+    def count(self, name: str) -> None:
+        self._now[name] += 1
+        self.total[name] += 1
+        self.most[name] = max(self.most[name], self._now[name])
+
+
+@pytest.fixture
+async def steps(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Steps]:
+    found = Steps()
+
+    def watch(owner: Any, name: str) -> None:
+        watched = getattr(owner, name)
+
+        @functools.wraps(watched)
+        def counted(*args: Any, **options: Any) -> Any:
+            found.count(name)
+            return watched(*args, **options)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    watch(Dispatcher, "dispatch")
+    watch(SessionServer, "_publish")
+    watch(grpc_link, "decode_upstream")
+    watch(server, "accept_rpc")
+    watch(FramedLink, "_count_control")
+    trio.lowlevel.add_instrument(found)
+    yield found
+    trio.lowlevel.remove_instrument(found)
+
+
+@pytest.mark.parametrize(
+    ("transport", "nothing"),
+    [("grpc", bytes(5)), ("framed", frame(8)), ("websocket", WEBSOCKET_EMPTY)],
+    ids=["grpc", "framed", "websocket"],
+)
+async def test_many_small_requests_are_handled_in_many_turns(transport: str, nothing: bytes, steps: Steps) -> None:
+    async with gateway_with() as gateway, talkers(gateway) as clients:
+        talker = await clients.connect(transport, "busy")
+        with trio.fail_after(WAIT_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(talker.go_on, nothing * MANY)
+                if transport != "grpc":  # whose talker reads while it writes
+                    for _ in range(MANY):
+                        await talker.answer("error")
+            if transport == "grpc":
+                for _ in range(MANY):
+                    await talker.answer("error")
+    assert steps.total["dispatch"] == MANY
+    assert steps.most["dispatch"] <= A_TURN // REQUEST_COSTS
+    assert steps.most["decode_upstream"] <= MESSAGES_AT_ONCE
+
+
+async def test_many_small_sends_are_taken_in_many_turns(steps: Steps) -> None:
+    async with gateway_with() as gateway, talkers(gateway) as clients:
+        talker = await clients.connect("framed", "busy")
+        assert isinstance(talker, FramedTalker)
+        with trio.fail_after(WAIT_S):
+            await talker.peer.send(*(framing.Send(seq, "ag::w::idle::1", b"") for seq in range(1, 2001)))
+            while (await talker.peer.next(framing.Ack)).seq < 2000:
+                pass
+    assert steps.total["_publish"] == 2000
+    assert steps.most["_publish"] <= A_TURN
+
+
+async def test_many_small_frames_are_looked_at_in_many_turns(steps: Steps) -> None:
+    async with gateway_with(framed={"control_frames_per_s": float(MANY)}) as gateway, talkers(gateway) as clients:
+        talker = await clients.connect("framed", "busy")
+        with trio.fail_after(WAIT_S):
+            await talker.go_on(frame(0x80) * MANY + frame(8))
+            await talker.answer("error")
+    assert steps.total["_count_control"] == MANY
+    assert steps.most["_count_control"] <= FRAMES_AT_ONCE
+
+
+async def test_many_requests_of_a_stranger_are_answered_in_many_turns(steps: Steps) -> None:
+    """Of one that no credential was asked of: each opens a call, and is told that there is no such method."""
+    encoder = hpack.Encoder()
+    encoder.header_table_size = 0
+    block = encoder.encode(
+        [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", "/nothing"),
+            (":authority", "a"),
+            ("te", "trailers"),
+            ("content-type", "application/grpc"),
+        ]
+    )
+    last = 2 * MANY - 1
+    flags = frames.END_HEADERS | frames.END_STREAM
+    requests = b"".join(_h2(frames.HEADERS, flags, number, block) for number in range(1, last + 1, 2))
+    async with gateway_with() as gateway:
+        host, port = split_address(gateway.address)
+        with trio.fail_after(WAIT_S):
+            async with await trio.open_tcp_stream(host, port) as stream, trio.open_nursery() as nursery:
+                settled = _h2(frames.SETTINGS, 0, 0, b"") + _h2(frames.SETTINGS, 1, 0, b"")
+                nursery.start_soon(stream.send_all, frames.PREFACE + settled + requests)
+                await _until_answered(stream, last)
+    assert steps.total["accept_rpc"] == MANY
+    assert steps.most["accept_rpc"] <= 24
+
+
+def _h2(kind: int, flags: int, stream_id: int, body: bytes) -> bytes:
+    return struct.pack(">IBI", len(body) << 8 | kind, flags, stream_id) + body
+
+
+async def _until_answered(stream: trio.SocketStream, last: int) -> None:
+    """Read until the gateway has ended the call of this number."""
+    data = b""
+    while True:
+        more = await stream.receive_some(65_536)
+        assert more, "the gateway has ended the connection"
+        data += more
+        while len(data) >= frames.HEADER_BYTES:
+            word, flags, stream_id = struct.unpack_from(">IBI", data)
+            size = frames.HEADER_BYTES + (word >> 8)
+            if len(data) < size:
+                break
+            data = data[size:]
+            if word & 0xFF == frames.HEADERS and flags & frames.END_STREAM and stream_id == last:
+                return
