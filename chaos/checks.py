@@ -274,8 +274,12 @@ def the_next_holder_goes_on(history: History) -> Verdict:
     topics: dict[str, list[Turn]] = defaultdict(list)
     for turn in history.turns:
         topics[turn.topic].append(turn)
+    # A node that was stopped acknowledges late: its client knows of the identity when another one has it already.
+    epochs = {one.session: one.epoch for one in history.held}
     for topic, turns in topics.items():
         turns.sort(key=lambda turn: turn.since_s)
+        if all(turn.session in epochs for turn in turns):
+            turns.sort(key=lambda turn: epochs[turn.session])
         read_upto = 0
         for turn, following in zip(turns, [*turns[1:], None], strict=True):
             deliveries = by_reader[topic, turn.reader]

@@ -113,6 +113,7 @@ class Turn:
     topic: str
     reader: str
     since_s: float
+    session: str = ""
 
 
 @dataclass(frozen=True, slots=True)

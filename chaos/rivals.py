@@ -76,7 +76,7 @@ class Rivals:
                     self.turns += 1
                     self._last_session[topic] = client.session_id
                     reader = f"{NAME}-{specifier}-{self.turns}"
-                    self._load.history.turns.append(Turn(topic, reader, self._load.now()))
+                    self._load.history.turns.append(Turn(topic, reader, self._load.now(), client.session_id))
                     nursery.start_soon(self._read_slowly, reader, client, READS_S[number % len(READS_S)])
                     await self._speak(f"{NAME}-{specifier}/{number}", client, chance.uniform(0.2, LONGEST_TURN_S))
                     nursery.cancel_scope.cancel()
@@ -96,7 +96,7 @@ class Rivals:
         )
 
     async def _read_the_rest(self, topic: str, name: str, client: Client) -> None:
-        self._load.history.turns.append(Turn(topic, name, self._load.now()))
+        self._load.history.turns.append(Turn(topic, name, self._load.now(), client.session_id))
         await self._load.read(name, client)
 
     async def _speak(self, name: str, client: AgentClient, seconds: float) -> None:

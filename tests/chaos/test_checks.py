@@ -241,6 +241,19 @@ def skip_for_the_next_holder(history: History) -> None:
     history.delivered = [one for one in history.delivered if (one.reader, one.offset) != ("rival-4", 5)]
 
 
+def test_a_turn_that_its_client_hears_of_late_comes_where_its_epoch_is() -> None:
+    """The second holder was acknowledged by a node that had stood still, when the third one read already."""
+    history = good()
+    late = Turn(SHARED, "rival-late", 2.65, "s-late")
+    history.turns = [replace(turn, session=f"s-{turn.reader}") for turn in history.turns] + [late]
+    assert verdict_of(history, "the next holder").violations  # by its client's time
+    order = ["s-rival-1", "s-late", "s-rival-2", "s-rival-3", "s-rival-4"]
+    history.held += [
+        Held(SHARED, session, epoch, "1 1", live=True, stolen=False) for epoch, session in enumerate(order, start=1)
+    ]
+    assert verdict_of(history, "the next holder").violations == ()
+
+
 def end_by_itself(history: History) -> None:
     history.ended.append(Ended("node-1", 5.0, 1))
 

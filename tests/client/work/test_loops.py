@@ -48,6 +48,12 @@ class Counter:
 
 async def one_after_the_other(address: str) -> None:
     async with open_shop(address) as (boss, one):
+        await order(boss, "first")
+        async for (
+            job
+        ) in one.work():  # from here on the gateway knows the worker, and gives it what is ordered in that order
+            async with job:
+                break
         for number in range(20):
             await order(boss, str(number))
         seen = []
