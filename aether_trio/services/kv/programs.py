@@ -177,8 +177,9 @@ def set_add(slot: Slot, member: bytes, ttl_s: int) -> Program[Outcome | Refusal]
     if entry is not None and not entry.is_set:
         return _IS_NOT_SET
     units = units_of(slot.key, member)
+    items, more = (1, units) if old is None or entry is not None else (1 - old.items, units - old.units)
     # A member that is there already adds nothing: it is looked for only if there were no room for it.
-    if not (yield from fits(slot.space, 1, units, slot.quota)):
+    if not (yield from fits(slot.space, items, more, slot.quota)):
         found = entry is not None and (
             yield Fetch(
                 "SELECT 1 FROM kv_members WHERE space = $1 AND key = $2 AND member = $3",

@@ -43,10 +43,10 @@ def units_of(key: bytes, value: bytes) -> int:
 
 
 def fits(space: bytes, items: int, units: int, quota: Quota) -> Program[bool]:
-    """Whether the space has room for so much more."""
+    """Whether `change` would count so much more, or less."""
     rows: list[Row] = yield Fetch("SELECT items, units FROM kv_spaces WHERE space = $1", (space,))
     has_items, has_units = rows[0] if rows else (0, 0)
-    return bool(has_items + items <= quota.items and has_units + units <= quota.units)
+    return (items <= 0 or has_items + items <= quota.items) and (units <= 0 or has_units + units <= quota.units)
 
 
 def change(space: bytes, items: int, units: int, quota: Quota) -> Program[bool]:

@@ -86,6 +86,40 @@ async def test_what_has_expired_counts_until_it_is_swept(narrow: Caller, clock: 
     await narrow.PUT(key="e", value=b"x")
 
 
+@pytest.mark.parametrize(
+    ("op", "fields"),
+    [
+        ("PUT", {"value": b"y"}),
+        ("SET_NX", {"value": b"y"}),
+        ("INCREMENT", {}),
+        ("INCREMENT_IF", {"guard_value": 5}),
+        ("SET_ADD", {"value": b"y"}),
+    ],
+)
+async def test_what_has_expired_makes_room_for_what_takes_its_place(
+    narrow: Caller, clock: ManualClock, op: str, fields: dict[str, Any]
+) -> None:
+    for member in (b"1", b"2", b"3", b"4"):
+        await narrow.SET_ADD(key="s", value=member, ttl=10)
+    clock.advance(10_000)
+    assert (await getattr(narrow, op)(key="s", **fields)).success
+    for key in "abc":
+        await narrow.PUT(key=key, value=b"x")
+    await full(narrow, "PUT", key="d", value=b"x")
+
+
+async def test_a_set_in_an_expired_place_may_be_smaller_than_a_lowered_quota_allows(
+    database: Database, clock: ManualClock
+) -> None:
+    wide = Caller(KvService(database, clock, Limits(), DevAuthorizer()), ALICE)
+    narrow = Caller(KvService(database, clock, Limits(kv_keys_per_scope=1), DevAuthorizer()), ALICE)
+    await wide.PUT(key="k", value=b"x")
+    await wide.PUT(key="l", value=b"x")
+    await wide.PUT(key="s", value=b"x", ttl=10)
+    clock.advance(10_000)
+    assert (await narrow.SET_ADD(key="s", value=b"y")).applied
+
+
 async def test_namespaces_do_not_share_their_quota(narrow: Caller) -> None:
     scopes = pb.KVOperation
     for scope in (scopes.GLOBAL, scopes.WORKSPACE, scopes.GLOBAL_EXCLUSIVE, scopes.WORKSPACE_EXCLUSIVE):
