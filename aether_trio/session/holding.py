@@ -247,7 +247,11 @@ class ClusterHolding:
                     await self._log.cursors.save()
             finally:
                 # If this node ends before that: what is not settled is given back with the lease, without which it cannot be written.
-                self._release([one for one in ended if self._log.is_settled(one[0].sender.last_append)])
+                # After a mistake it is looked at again.
+                if left := [one for one in ended if not self._log.is_settled(one[0].sender.last_append)]:
+                    self._ended[:0] = left
+                    self._work.set()
+                self._release([one for one in ended if one not in left])
 
     async def _wait_over(self, session: Session, hold: Hold) -> None:
         """Without a limit: the database decides within its own, and the row is free with the lease, if that ends."""

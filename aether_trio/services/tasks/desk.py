@@ -17,7 +17,7 @@ import trio
 
 from aether_trio.model.containment import report
 from aether_trio.services.tasks.transaction import Work
-from aether_trio.storage.base import Program, StorageUnavailable
+from aether_trio.storage.base import Program, RefusedError, StorageUnavailable
 from aether_trio.storage.pending import IN_NAME_OF, Pending
 
 logger = structlog.get_logger("aether.tasks")
@@ -111,13 +111,14 @@ class Desk:
         while True:
             try:
                 await self._perform(_joined(self._together(group)))
-            except StorageUnavailable as error:
-                if not failing:
-                    logger.warning("sessions and progress of tasks wait for storage", reason=str(error))
-                failing = True
-                await trio.sleep(RETRY_S)
-            except Exception:
-                # A defect in one of them: do the others, and say which it was.
+            except Exception as error:
+                if isinstance(error, StorageUnavailable) and not isinstance(error, RefusedError):
+                    if not failing:
+                        logger.warning("sessions and progress of tasks wait for storage", reason=str(error))
+                    failing = True
+                    await trio.sleep(RETRY_S)
+                    continue
+                # A defect in one of them, or something that storage never takes: do the others, and say which it was.
                 logger.exception("an errand failed", errands=len(group))
                 if len(group) == 1:
                     return
