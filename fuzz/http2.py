@@ -157,7 +157,8 @@ class Server:
         assert held.counted_bytes == max(0, partial - BUDGET.free_bytes)
         assert held.counted_bytes <= BUDGET.total_bytes
         unread = sum(stream.unread for stream in plane.streams.values())
-        assert unread == plane._unread <= LIMITS.max_unread_bytes + LIMITS.connection_window_bytes
+        assert unread <= LIMITS.max_unread_bytes + LIMITS.connection_window_bytes
+        assert sum(stream.held for stream in plane.streams.values()) == plane._unread >= unread
         assert plane._assembler.assembling <= LIMITS.max_assembling_bytes
         if not connection.closing:
             assert sum(map(len, plane.out)) <= LIMITS.max_backlog_bytes

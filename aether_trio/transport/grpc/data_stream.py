@@ -8,6 +8,8 @@ from aether_trio.model.errors import StatusError
 
 MESSAGES_AT_ONCE: Final = 256
 """Handed to a reader; a window may hold ten thousand."""
+MESSAGE_BYTES: Final = 48
+"""What a message costs beside its content: the head of a bytes object, and its place in a list."""
 
 
 class DataStream:
@@ -21,6 +23,7 @@ class DataStream:
         "encoding",
         "ended",
         "failure",
+        "held",
         "inbox",
         "largest",
         "packed",
@@ -57,6 +60,8 @@ class DataStream:
         self.send_window = 0
         self.unread = 0
         """Bytes that count against our window and are not read."""
+        self.held = 0
+        """...and what they cost in memory."""
         self.credit = 0
         """Bytes read whose room the peer has not been given back."""
         self.pending: memoryview | None = None

@@ -21,7 +21,7 @@ from aether_trio.model.errors import Status, StatusError
 from aether_trio.transport.grpc import budgets, frames
 from aether_trio.transport.grpc.assembly import Assembler
 from aether_trio.transport.grpc.budgets import Budgets
-from aether_trio.transport.grpc.data_stream import MESSAGES_AT_ONCE, DataStream
+from aether_trio.transport.grpc.data_stream import MESSAGE_BYTES, MESSAGES_AT_ONCE, DataStream
 from aether_trio.transport.grpc.frames import (
     FRAME_HEADER,
     HEADER_BYTES,
@@ -58,6 +58,7 @@ class DataPlane(SendSide):
         "_recv_window",
         "_tail",
         "_unread",
+        "_unread_most",
         "limits",
         "more",
         "settings_seen",
@@ -89,6 +90,10 @@ class DataPlane(SendSide):
         self._credit = 0
         """Bytes received whose room the peer has not been given back."""
         self._unread = 0
+        """What is not read, in bytes of memory."""
+        self._unread_most = limits.max_unread_bytes
+        if expect_preface:
+            self._unread_most = min(self._unread_most, limits.max_stranger_unread_bytes)
         self._block_stream = 0
         """While a header block is open, its stream; no other frame may come between."""
         self._block_bytes = 0
@@ -115,8 +120,8 @@ class DataPlane(SendSide):
         self.ready.pop(stream, None)
         self.blocked.pop(stream, None)
         self._assembler.drop(stream)
-        self._unread -= stream.unread
-        stream.unread = 0
+        self._unread -= stream.held
+        stream.unread = stream.held = 0
         stream.pending = None
         self._give_connection_credit()
 
@@ -225,12 +230,15 @@ class DataPlane(SendSide):
             return
         if flags & frames.PADDED:
             position, stop = _without_padding(data, position, stop)
+        held = size - MESSAGE_BYTES * len(stream.inbox)
         if position < stop:
             self._assembler.assemble(stream, data, position, stop)
         elif not flags & frames.END_STREAM:
             self.budgets.spend(budgets.EMPTY_DATA_FLOOD)
+        held += MESSAGE_BYTES * len(stream.inbox)
         stream.unread += size
-        self._unread += size
+        stream.held += held
+        self._unread += held
         self._connection_credit(size)
         if flags & frames.END_STREAM:
             if stream.partial is not None and stream.failure is None:
@@ -278,6 +286,11 @@ class DataPlane(SendSide):
         if failure is not None:
             self.fail(stream, failure)
 
+    def accepts(self) -> None:
+        """A client of this connection has shown who it is."""
+        self._unread_most = self.limits.max_unread_bytes
+        self._give_connection_credit()
+
     @property
     def has_room(self) -> bool:
         """Whether the peer may send at all."""
@@ -299,8 +312,8 @@ class DataPlane(SendSide):
 
     def _credit_stream(self, stream: DataStream) -> None:
         stream.credit += stream.unread
-        self._unread -= stream.unread
-        stream.unread = 0
+        self._unread -= stream.held
+        stream.unread = stream.held = 0
         if stream.credit * 2 >= self.limits.stream_window_bytes and not stream.ended and stream.failure is None:
             # Half a window: one update for many messages, and the peer never runs dry while we read.
             self.out.append(frames.window_update(stream.stream_id, stream.credit))
@@ -315,7 +328,7 @@ class DataPlane(SendSide):
 
     def _give_connection_credit(self) -> None:
         """...unless all of them together leave too much unread."""
-        if self._credit * 2 >= self.limits.connection_window_bytes and self._unread <= self.limits.max_unread_bytes:
+        if self._credit * 2 >= self.limits.connection_window_bytes and self._unread <= self._unread_most:
             self.out.append(frames.window_update(0, self._credit))
             self._recv_window += self._credit
             self._credit = 0

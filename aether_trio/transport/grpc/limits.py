@@ -63,7 +63,13 @@ class GrpcLimits:
     """What an RPC that does not read can make us hold. At least 65,535: a peer may use that much before our SETTINGS."""
     connection_window_bytes: int = 1 * MIB
     max_unread_bytes: int = 8 * MIB
-    """Unread by all RPCs of a connection together; beyond it the connection window stays shut until they read."""
+    """Unread by all RPCs of a connection together, MESSAGE_BYTES for each message included; beyond it the connection window stays
+    shut until they read."""
+    max_unread_answers_bytes: int = 256 * KIB
+    """Of calls that are no link (health, reflection), over one connection: beyond it their next requests wait. No setting: as
+    much as one participant's, and strangers may call these."""
+    max_stranger_unread_bytes: int = 256 * KIB
+    """In place of `max_unread_bytes` on a connection of whose clients none is accepted yet."""
     max_header_list_bytes: int = 16 * KIB
     max_header_block_bytes: int = 32 * KIB
     max_continuation_frames: int = 8

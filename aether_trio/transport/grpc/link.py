@@ -49,6 +49,7 @@ class GrpcLink:
         """See Link."""
         stream = self._stream
         stream.accepted = True
+        stream.connection.plane.accepts()
         stream.largest = stream.connection.limits.max_receive_message_bytes
 
     @property

@@ -15,6 +15,11 @@ class PumpedStream(DataStream):
         """The response has begun."""
         raise NotImplementedError
 
+    @property
+    def has_source(self) -> bool:
+        """What it sends is pulled as there is room, so little of it waits."""
+        return False
+
     def fill(self) -> bool:
         """Put bytes into the plane. True when there is more and room for it."""
         raise NotImplementedError

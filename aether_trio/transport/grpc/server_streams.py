@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class ServerStreams(Connection):
     """A connection that serves streams; ServerConnection adds what frames mean and how it ends."""
 
-    __slots__ = ("_said_no_table", "control_plane", "draining", "goaway_limit", "pings")
+    __slots__ = ("_said_no_table", "_waits_for_room", "control_plane", "draining", "goaway_limit", "pings")
 
     def __init__(
         self,
@@ -64,6 +64,24 @@ class ServerStreams(Connection):
         self.goaway_limit = STREAM_MASK
         """Streams above it are refused: the last id of our final GOAWAY."""
         self._said_no_table = False
+        self._waits_for_room: trio.lowlevel.ParkingLot | None = None
+        """Handlers whose next request waits until the peer has read earlier answers."""
+
+    async def wait_answers_room(self) -> None:
+        """Wait until the peer has read of its answers what is over the bound; those of links have their own. A checkpoint only then."""
+        while self._unread_answers_bytes() > self.limits.max_unread_answers_bytes:
+            if self._waits_for_room is None:
+                self._waits_for_room = trio.lowlevel.ParkingLot()
+            await self._waits_for_room.park()
+        self.answers_moved()  # one after the other, as each may fill the room
+
+    def _unread_answers_bytes(self) -> int:
+        return sum(len(stream.pending) for stream in self.dirty if stream.pending is not None and not stream.has_source)
+
+    def answers_moved(self) -> None:
+        """An answer has left, or is not wanted any more."""
+        if self._waits_for_room is not None:
+            self._waits_for_room.unpark()
 
     def open(self, stream: PumpedStream) -> None:
         self.plane.open(stream)
@@ -78,6 +96,7 @@ class ServerStreams(Connection):
         if stream.stream_id in self.plane.streams:
             self.plane.close(stream)
             self.dirty.pop(stream, None)
+            self.answers_moved()
             self.control_plane.forget(stream.stream_id)
             self.counters.streams_open -= 1
             self.arm_idle_deadline()

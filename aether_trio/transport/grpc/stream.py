@@ -119,6 +119,11 @@ class ServerStream(DuplexStream):
         return self._initial_sent
 
     @property
+    def has_source(self) -> bool:
+        """See PumpedStream."""
+        return self.source is not None
+
+    @property
     def user_agent(self) -> str | None:
         return dict(self.headers).get("user-agent")
 
@@ -134,6 +139,8 @@ class ServerStream(DuplexStream):
             message = await self.receive_one()
         except LinkBroken as error:
             raise StreamTerminatedError(str(error)) from None
+        if message is not None:
+            await self.connection.wait_answers_room()
         return None if message is None else self.handler.request_type.FromString(message)
 
     def __aiter__(self) -> AsyncIterator[Any]:
@@ -221,7 +228,9 @@ class ServerStream(DuplexStream):
 
     def drained(self) -> None:
         super().drained()
-        if self.source is not None and not self.finished:
+        if self.source is None:
+            self.connection.answers_moved()
+        elif not self.finished:
             self.stalled_since = None
             try:
                 self.source.flushed()

@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import pytest
 import trio
+import trio.testing
+from grpclib.health.v1.health_pb2 import HealthCheckRequest
 
 from aether_trio.transport.grpc import frames
 from aether_trio.transport.grpc.frames import ErrorCode
@@ -251,6 +253,27 @@ async def test_a_peer_that_never_reads_our_replies_is_dropped() -> None:
             while True:
                 await stream.send_all(frames.ping(b"12345678") * 5000)
     assert server.statistics().rejects["unread_replies"] == 1
+
+
+async def test_who_reads_no_answers_is_asked_for_no_more_requests() -> None:
+    """A thousand calls with an answer each were held, 40 MB and more for a stranger's connection."""
+    server, _ = probe_server(limits=GrpcLimits(max_unread_answers_bytes=32_768))
+    async with serving(server) as port:
+        client = await RawClient.connect(port, settings(window=0))
+        numbers = range(1, 401, 2)
+        asked = message(HealthCheckRequest(service="x" * 4096).SerializeToString())
+        for number in numbers:
+            await client.send(client.request(number, "/probe.Probe/One"), data(number, asked, end=True))
+        await client.send(frames.ping(b"all done"))
+        await client.until_kind(frames.PING)
+        await trio.testing.wait_all_tasks_blocked()
+        (connection,) = server.connections
+        held = [len(stream.pending) for stream in connection.plane.streams.values() if stream.pending is not None]
+        assert 32_768 < sum(held) <= 32_768 + len(asked)
+        await client.send(settings(window=65_535), frames.window_update(0, 2**30))
+        for _ in numbers:
+            await client.until(lambda f: f.kind == frames.HEADERS and bool(f.flags & frames.END_STREAM))
+        assert sum(len(one.body) for one in client.seen if one.kind == frames.DATA) == len(numbers) * len(asked)
 
 
 async def test_random_mutations_of_a_session_never_break_the_server(caplog: pytest.LogCaptureFixture) -> None:

@@ -278,6 +278,27 @@ def test_too_much_unread_over_all_streams_shuts_the_connection_window() -> None:
     assert side.updates()[0] == 3 * 16_005
 
 
+def test_small_messages_that_are_not_read_count_for_what_they_cost() -> None:
+    side = Side.opened(1, 3, connection_window_bytes=65_535, max_unread_bytes=100_000)
+    side.output()
+    small = message(b"uu") * 2_300
+    side.feed(data(1, small), data(1, small), data(3, small), read=False)
+    assert 0 not in side.updates(), "48 KB have come, and are seven times as much in memory"
+    for number in (1, 3):
+        while side.streams[number].inbox:
+            side.plane.take(side.streams[number])
+    assert side.updates()[0] == 3 * len(small)
+
+
+def test_a_stranger_leaves_less_unread_than_an_accepted_client() -> None:
+    side = Side.opened(1, 3, connection_window_bytes=65_535, max_stranger_unread_bytes=30_000)
+    side.output()
+    side.feed(*(data(1, message(b"u" * 16_000)) for _ in range(3)), read=False)
+    assert 0 not in side.updates()
+    side.plane.accepts()
+    assert side.updates()[0] == 3 * 16_005
+
+
 def test_a_waiting_reader_lets_a_message_grow_beyond_the_window() -> None:
     side = Side.opened()
     stream = side.streams[1]
