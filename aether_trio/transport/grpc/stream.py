@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import trio
+from google.protobuf.message import DecodeError
 from grpclib.const import Handler
 from grpclib.const import Status as GrpclibStatus
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
@@ -134,14 +135,21 @@ class ServerStream(DuplexStream):
     # Receiving -----------------------------------------------------------------------------------------------------
 
     async def recv_message(self) -> Any:
-        """The next message, decoded; None once the peer has ended its side. As in grpclib, a cut is StreamTerminatedError."""
+        """The next message, decoded; None once the peer has ended its side. As in grpclib, a cut is StreamTerminatedError.
+
+        Raises GRPCError for what is no such message: the caller's mistake, not the handler's.
+        """
         try:
             message = await self.receive_one()
         except LinkBroken as error:
             raise StreamTerminatedError(str(error)) from None
         if message is not None:
             await self.connection.wait_answers_room()
-        return None if message is None else self.handler.request_type.FromString(message)
+        try:
+            return None if message is None else self.handler.request_type.FromString(message)
+        except DecodeError:
+            name = self.handler.request_type.DESCRIPTOR.full_name
+            raise GRPCError(GrpclibStatus.INVALID_ARGUMENT, f"the message is no {name}") from None
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self

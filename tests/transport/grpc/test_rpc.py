@@ -44,6 +44,18 @@ async def test_what_is_no_rpc_is_refused_before_any_message(
         assert (await client.trailers(3))["grpc-status"] == "0"
 
 
+async def test_a_request_that_cannot_be_decoded_is_its_caller_s_mistake(caplog: pytest.LogCaptureFixture) -> None:
+    """A traceback in the log for each is what a stranger fills the disk with."""
+    server, _ = probe_server()
+    async with serving(server) as port:
+        client = await RawClient.connect(port)
+        await client.send(client.request(1, "/probe.Probe/One"), data(1, message(b"\xff\xff"), end=True))
+        trailers = await client.trailers(1)
+        assert trailers["grpc-status"] == "3"
+        assert "grpc.health.v1.HealthCheckRequest" in trailers["grpc-message"]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 @pytest.mark.parametrize(
     "content_type", ["application/grpc", "application/grpc+proto", "application/grpc;charset=utf-8"]
 )
