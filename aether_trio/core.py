@@ -20,7 +20,7 @@ from aether_trio.config import Settings
 from aether_trio.databases import OpenDatabase, open_databases, starting
 from aether_trio.membership import Membership, open_membership
 from aether_trio.model.clock import Clock, SystemClock
-from aether_trio.model.containment import keep_running, run_all
+from aether_trio.model.containment import run_all
 from aether_trio.model.errors import Status
 from aether_trio.model.identity import Kind
 from aether_trio.model.ids import IdFactory
@@ -31,6 +31,7 @@ from aether_trio.routing.publishers import PublisherStore
 from aether_trio.routing.rates import Rates
 from aether_trio.routing.retention import Retention
 from aether_trio.routing.router import Router
+from aether_trio.routing.supervision import keep_running
 from aether_trio.routing.tail import Tail
 from aether_trio.routing.work_groups import open_work_groups
 from aether_trio.services import unbuilt

@@ -27,7 +27,7 @@ from aether_trio.cluster.lease import Lease, Rows
 from aether_trio.cluster.nodes import Nodes
 from aether_trio.cluster.others import Others
 from aether_trio.cluster.records import ClusterLimits, NodeInfo, SessionHost
-from aether_trio.model.containment import keep_running
+from aether_trio.routing.supervision import keep_running
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres import PostgresServer
 

@@ -29,7 +29,7 @@ from aether_trio.cluster.instances import Instances
 from aether_trio.cluster.queries import Queries
 from aether_trio.cluster.records import ClusterLimits
 from aether_trio.cluster.rounds import Round
-from aether_trio.model.containment import keep_running
+from aether_trio.routing.supervision import keep_running
 from aether_trio.storage.batches import in_halves
 from aether_trio.storage.postgres import PostgresServer
 

@@ -31,8 +31,8 @@ from aether_trio.cluster.interest import Interest
 from aether_trio.cluster.queries import Queries
 from aether_trio.cluster.records import ClusterLimits
 from aether_trio.cluster.rounds import AGAIN_S, Round
-from aether_trio.model.containment import keep_running
 from aether_trio.routing.lanes import Lanes
+from aether_trio.routing.supervision import keep_running
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.batches import in_halves
 from aether_trio.storage.postgres import PostgresServer

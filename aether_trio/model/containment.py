@@ -2,14 +2,12 @@
 
 A connection is written to by the tasks of others (the log's committer, another session, a drain), and some of what it
 needs runs in nurseries that outlive it. An exception there would end all connections. So three rules hold on every
-transport, and a fourth for what serves all of them:
+transport (and a fourth for what serves all of them: routing/supervision.py):
 
 * What others call to write (`Output.pump`) catches `Exception` and gives it to the connection's `FrameSource.failed`.
   The session ends with UNKNOWN; a connection without a session, or one that fails again, is cut.
 * A task of one connection in a shared nursery is started with `alone`.
 * Letting go runs every step, whatever the steps before it raised: `run_all`.
-* A task that runs as long as the gateway does is started with `keep_running`. What it was in the middle of may be lost; so it keeps what
-  waits outside of itself, and looks at that before it waits for more.
 
 Each defect is logged once, with the identity, the session and the address that it belongs to. Cancellation is never
 caught.
@@ -21,17 +19,12 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVarTuple
 
-import trio
-
 Ts = TypeVarTuple("Ts")
 
 log = logging.getLogger("aether.containment")
 
 DEFECT: Final = "the gateway has a defect, which is in its log; connect again"
 """What the client is told; the reason is for the operator."""
-
-RESTART_S: Final = 1.0
-"""Before what has failed runs again: a mistake that is met every time costs one report a second."""
 
 
 def report(error: BaseException, who: str) -> None:
@@ -45,18 +38,6 @@ async def alone(who: str, serve: Callable[[*Ts], Awaitable[None]], *args: *Ts) -
         await serve(*args)
     except Exception as error:
         report(error, who)
-
-
-async def keep_running(what: str, run: Callable[[], Awaitable[object]]) -> None:
-    """Run `run()` until it returns or is cancelled; when it raises it is reported, and runs again after RESTART_S."""
-    while True:
-        try:
-            await run()
-        except Exception as error:
-            log.error("what runs for all connections failed and is started again: %s", what, exc_info=error)
-            await trio.sleep(RESTART_S)
-        else:
-            return
 
 
 def run_all(who: str, *steps: Callable[[], object]) -> None:

@@ -25,7 +25,6 @@ import structlog
 import trio
 
 from aether_trio.model.clock import Clock
-from aether_trio.model.containment import keep_running
 from aether_trio.model.errors import AetherError, Code
 from aether_trio.routing import programs
 from aether_trio.routing.cursors import CursorStore
@@ -35,6 +34,7 @@ from aether_trio.routing.log_reader import LogReader
 from aether_trio.routing.log_records import Author, Entry, GroupReport, LogLimits, LogStatistics, not_stored
 from aether_trio.routing.outbox import Outbox
 from aether_trio.routing.publishers import Publisher
+from aether_trio.routing.supervision import keep_running
 from aether_trio.routing.topic_state import NOTED, TopicState
 from aether_trio.routing.writers import TopicsGone, nothing_written, open_writer
 from aether_trio.storage.base import Database, StorageUnavailable, single

@@ -33,12 +33,13 @@ from typing import Final
 import structlog
 import trio
 
-from aether_trio.model.containment import keep_running, report
+from aether_trio.model.containment import report
 from aether_trio.routing import shared_programs
 from aether_trio.routing.log import TopicLog
 from aether_trio.routing.outbox import Outbox
 from aether_trio.routing.shared_group_programs import Lease, Order, exchange, look, shares
 from aether_trio.routing.shared_groups import SharedGroup, SharedMember, nobody_is_told
+from aether_trio.routing.supervision import keep_running
 from aether_trio.routing.topic_state import TopicState
 from aether_trio.routing.work_group import CONSUMER, WorkStatistics
 from aether_trio.storage.base import CommitUnknown, StorageUnavailable

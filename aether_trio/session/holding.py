@@ -27,9 +27,9 @@ import structlog
 import trio
 
 from aether_trio.cluster.records import Claimed, ClaimRequest, Continued, Hold
-from aether_trio.model.containment import keep_running
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.routing.log import TopicLog
+from aether_trio.routing.supervision import keep_running
 from aether_trio.session.admission import Claim
 from aether_trio.session.registry import History, Registry
 from aether_trio.session.session import Session

@@ -22,13 +22,13 @@ import structlog
 import trio
 
 from aether_trio.model.clock import Clock
-from aether_trio.model.containment import keep_running
 from aether_trio.model.errors import Status as StreamStatus
 from aether_trio.model.tasks import Status, Task
 from aether_trio.model.tasks.due import TimeLimits
 from aether_trio.routing.kicks import Kicks
 from aether_trio.routing.lanes import Lanes
 from aether_trio.routing.log import TopicLog
+from aether_trio.routing.supervision import keep_running
 from aether_trio.services.tasks import due, hints, housekeeping, notices, rows, sessions, tokens
 from aether_trio.services.tasks.clockwork import Clockwork
 from aether_trio.services.tasks.crowd import together

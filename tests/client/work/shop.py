@@ -32,6 +32,16 @@ async def open_shop(address: str) -> AsyncIterator[tuple[AgentClient, AgentClien
             yield boss, one
 
 
+async def known(boss: AgentClient, one: AgentClient) -> None:
+    """Return when the worker has done a task: from then on it is given those that are ordered in their order.
+
+    It joins its pool a moment after its acknowledgement; what is ordered in that moment may be told behind what is ordered next.
+    """
+    await order(boss, "known")
+    async with await one_of(one):
+        pass
+
+
 async def order(boss: AgentClient, payload: str = "", **fields: Any) -> str:
     """A task for the pool; its id."""
     return (await boss.tasks.create("job", payload.encode(), pool="bench", **fields)).task_id

@@ -21,7 +21,7 @@ from aether_trio.client import (
 from aether_trio.client.operations import TargetOfflinePolicy, TaskStatus
 from aether_trio.client.work import worker as worker_module
 from tests.client.gateways import QUICK, agent, open_test_gateway, run_on
-from tests.client.work.shop import LIMIT_S, one_of, open_shop, order, wait_for, worker
+from tests.client.work.shop import LIMIT_S, known, one_of, open_shop, order, wait_for, worker
 
 BACKENDS = ["trio", "asyncio"]
 
@@ -54,6 +54,7 @@ async def one_after_the_other(address: str) -> None:
         ) in one.work():  # from here on the gateway knows the worker, and gives it what is ordered in that order
             async with job:
                 break
+        await known(boss, one)
         for number in range(20):
             await order(boss, str(number))
         seen = []
@@ -170,6 +171,7 @@ async def two_workers_share(address: str) -> None:
 async def a_worker_is_given_as_many_as_it_wants(address: str) -> None:
     with anyio.fail_after(LIMIT_S):
         async with agent(address, "boss") as boss, worker(address, worker_tasks=2) as one:
+            await known(boss, one)
             ids = [await order(boss, str(number)) for number in range(5)]
             jobs = one.work()
             held = [await anext(jobs), await anext(jobs)]

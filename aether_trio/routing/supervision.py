@@ -1,0 +1,29 @@
+"""Tasks that run as long as the gateway does, kept running: a mistake that one connection provokes there may not end them all.
+
+What such a task was in the middle of may be lost; so it keeps what waits outside of itself, and looks at that before it waits for more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+log = logging.getLogger("aether.supervision")
+
+RESTART_S: Final = 1.0
+"""Before what has failed runs again: a mistake that is met every time costs one report a second."""
+
+
+async def keep_running(what: str, run: Callable[[], Awaitable[object]]) -> None:
+    """Run `run()` until it returns or is cancelled; when it raises it is reported, and runs again after RESTART_S."""
+    while True:
+        try:
+            await run()
+        except Exception as error:
+            log.error("what runs for all connections failed and is started again: %s", what, exc_info=error)
+            await trio.sleep(RESTART_S)
+        else:
+            return
