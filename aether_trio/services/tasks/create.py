@@ -248,13 +248,14 @@ def create(
         return Created("", problem=f"{task.target} is connected already")
     task = task.changed({})  # what it becomes is this run's, as a program may run again
     task.tokens = int(minted is not None and (yield from keep(minted, task.task_id, context.now_ms)))
-    if not (yield from work.create(task, payload)):
-        return Created(task.task_id, (yield from rows.load(task.task_id)), work, started=started)
+    made = yield from work.create(task, payload)
     if key:
         yield Execute(
             "INSERT INTO task_keys (key_hash, task_id, expires_ms) VALUES ($1, $2, $3) ON CONFLICT (key_hash) "
             "DO UPDATE SET task_id = excluded.task_id, expires_ms = excluded.expires_ms",
             (key, task.task_id, context.now_ms + KEY_MS),
         )
+    if not made:  # the start that it wishes for has its id, or this program has run before
+        return Created(task.task_id, (yield from rows.load(task.task_id)), work, started=started)
     given = [push.task for push in work.pushes if push.task.task_id == task.task_id]
     return Created(task.task_id, given[-1] if given else task, work, started=started)

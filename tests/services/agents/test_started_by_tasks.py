@@ -219,3 +219,19 @@ async def test_launch(core: Core) -> None:
         assert "specifier" in (await launched(specifier="*")).error
         await operate(orchestrator, Op.REGISTER, agent=info("bare"))
         assert "no launch profile" in (await launched("bare")).error
+
+
+async def test_the_same_key_is_the_same_start(core: Core) -> None:
+    wish = {"task_type": "agent_startup", "idempotency_key": "once"}
+    async with cast(core) as (orchestrator, asker):
+        first = await create(asker, **wish)
+        assert first.success, first.error_message
+        asked = await assignment(orchestrator)
+        again = await create(asker, **wish)
+        assert (again.success, again.task_id) == (True, first.task_id), again.error_message
+        async with connect(core, echo(credentials={"token": asked.launch_params["auth_token"]})):
+            await until(core, "running")
+        await until(core, "completed")
+        later = await create(asker, **wish)
+        assert (later.success, later.task_id) == (True, first.task_id), later.error_message
+        await nothing_more(orchestrator)
