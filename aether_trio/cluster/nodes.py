@@ -69,6 +69,7 @@ _SILENT: Final = """
     WHERE n.alive AND n.node_id <> $2 AND a.state_change < now() - $3 * interval '1 second'
 """
 _ALIVE: Final = "SELECT node_id, epoch, name, address, version, started_ms FROM nodes WHERE alive ORDER BY node_id"
+_ENDED: Final = "SELECT node_id, epoch FROM nodes WHERE NOT alive"
 # A node that was declared dead may come back within its grace and wants its holds then: hence the age.
 _END_VOID: Final = """
     UPDATE holds SET ended_ms = n.ended_ms FROM nodes n WHERE holds.identity IN (
@@ -160,6 +161,10 @@ class Nodes:
     async def alive(self) -> list[AliveNode]:
         """Who has not been declared dead, this node included. Raises StorageUnavailable."""
         return [AliveNode(*row) for row in await self.fetch(_ALIVE)]
+
+    async def ended(self) -> list[tuple[int, int]]:
+        """The (node_id, epoch) of each lease that has ended and not begun anew, for FORGET_NODES_S. Raises StorageUnavailable."""
+        return [(node_id, epoch) for node_id, epoch in await self.fetch(_ENDED)]
 
     async def declare_dead(self, node_id: int, epoch: int) -> bool:
         """Whether this lease has ended; from then on its holds are void. Raises StorageUnavailable.

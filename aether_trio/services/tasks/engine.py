@@ -29,7 +29,7 @@ from aether_trio.routing.kicks import Kicks
 from aether_trio.routing.lanes import Lanes
 from aether_trio.routing.log import TopicLog
 from aether_trio.routing.supervision import keep_running
-from aether_trio.services.tasks import due, hints, housekeeping, notices, rows, sessions, tokens
+from aether_trio.services.tasks import due, hints, housekeeping, notices, rows, sessions, startups, tokens
 from aether_trio.services.tasks.clockwork import Clockwork
 from aether_trio.services.tasks.crowd import together
 from aether_trio.services.tasks.deliveries import Deliveries
@@ -122,7 +122,11 @@ class Engine:
         others.listen(hints.EVENTS, self.hub.look)
         others.listen(hints.HIBERNATED, self._hibernated_elsewhere)
         others.listen(hints.OUTLIVED, self._end_outlived)
+        self._stranded = trio.Event()
+        """A gateway is gone that may have been about to have somebody started."""
         self._asleep: set[str] = set()
+        self._ended: frozenset[str] = frozenset()
+        """Leases whose end has been dealt with."""
         self.on_absent: Callable[[str], None] = _nobody_cares
         """Told of each participant that a task waits for and that is not connected."""
         self.on_let_go: Callable[[str], None] = _nobody_cares
@@ -193,6 +197,8 @@ class Engine:
         self.hub.look("*")
         self.desk.put(_push_again)
         self.desk.put(_find_outlived)
+        self.desk.put(Work.find_unfinished)
+        self._stranded.set()
         self.outbox.wake()
 
     def settle(self, work: Work) -> None:
@@ -273,16 +279,20 @@ class Engine:
     # -- running ----------------------------------------------------------------------------------------------------
 
     async def recover(self) -> None:
-        """End the sessions of nodes that are gone, and what they had begun. Raises StorageUnavailable."""
-        if await self._let_go_by_nodes_that_are_gone():
+        """End the sessions of nodes that are gone, and what they had begun. Raises StorageUnavailable.
+
+        A node that has left no row was in the middle of something all the same: what follows from what its clients had done.
+        """
+        ended = await self.hints.ended()
+        if await self._let_go_by_nodes_that_are_gone() or ended - self._ended:
             await self.perform(Work.find_unfinished)
+            self._stranded.set()
+        self._ended = ended
 
     async def _let_go_by_nodes_that_are_gone(self) -> bool:
         """End the sessions of nodes that are gone; whether there are any."""
-        found = await self.database.fetch(
-            "SELECT DISTINCT node FROM task_workers UNION SELECT DISTINCT node FROM task_outbox"
-        )
-        gone = await self.hints.gone([node for (node,) in found])
+        found = await self.database.read(sessions.named_nodes)
+        gone = await self.hints.gone(found)
         for node in gone:
             page = partial(sessions.recover, node=node, page=RECOVER_PAGE)
             while await self._count(page) >= RECOVER_PAGE:
@@ -293,6 +303,7 @@ class Engine:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run until the block ends. What gone nodes left is dealt with before the block begins."""
+        self._ended = await self.hints.ended()
         await self._let_go_by_nodes_that_are_gone()
         await self.perform(Work.find_unfinished)
         await self.database.execute("DELETE FROM task_watchers WHERE node = $1", self.hints.node)
@@ -304,6 +315,8 @@ class Engine:
             nursery.start_soon(keep_running, "task-outbox", self.outbox.run, name="task-outbox")
             nursery.start_soon(keep_running, "task-housekeeping", self._keep_house, name="task-housekeeping")
             nursery.start_soon(keep_running, "task-inputs", self.inputs.run, name="task-inputs")
+            self._stranded.set()
+            nursery.start_soon(keep_running, "task-absent", self._call_absent, name="task-absent")
             if self.database.shared:
                 nursery.start_soon(keep_running, "task-collect", self._collect_forever, name="task-collect")
                 nursery.start_soon(keep_running, "task-nodes", self._watch_nodes, name="task-nodes")
@@ -346,6 +359,26 @@ class Engine:
             except StorageUnavailable as error:
                 logger.info("nodes that are gone wait for storage", reason=str(error))
             self.hub.look("*")
+
+    async def _call_absent(self) -> None:
+        """Have those started that tasks wait for, and that a gateway which is gone has not: with its memory its calls are lost."""
+        while True:
+            await self._stranded.wait()
+            await trio.sleep(LOOK_S)  # who was connected to it comes back by itself
+            self._stranded = trio.Event()
+            after = ""
+            try:
+                while True:
+                    names, after = await self.database.read(lambda after=after: startups.absent(after))  # type: ignore[misc]
+                    for name in names:
+                        self.on_absent(name)
+                    if not after:
+                        break
+            except BaseException as error:
+                self._stranded.set()
+                if not isinstance(error, StorageUnavailable):
+                    raise
+                logger.info("who is absent is called when storage answers", reason=str(error))
 
     async def _collect_forever(self) -> None:
         """Take up assignments that other nodes made for workers of this one."""

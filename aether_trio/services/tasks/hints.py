@@ -42,6 +42,10 @@ class Hints(Protocol):
         """Those of `nodes` that have ended. Raises StorageUnavailable."""
         ...
 
+    async def ended(self) -> frozenset[str]:
+        """Every lease that has ended within a day, whatever is known of it elsewhere. Raises StorageUnavailable."""
+        ...
+
 
 class Alone:
     """One node: every other name in the tables is an earlier life of its own."""
@@ -58,6 +62,10 @@ class Alone:
     async def gone(self, nodes: Collection[str]) -> list[str]:
         """See Hints."""
         return [node for node in nodes if node != self.node]
+
+    async def ended(self) -> frozenset[str]:
+        """See Hints. An earlier life ended before this one began."""
+        return frozenset()
 
 
 class InCluster:
@@ -86,3 +94,7 @@ class InCluster:
         """See Hints."""
         alive = {f"{one.node_id}.{one.epoch}" for one in await self._cluster.nodes.alive()}
         return [node for node in nodes if node not in alive]
+
+    async def ended(self) -> frozenset[str]:
+        """See Hints."""
+        return frozenset(f"{node_id}.{epoch}" for node_id, epoch in await self._cluster.nodes.ended())

@@ -24,6 +24,12 @@ _JOIN: Final = f"""INSERT INTO task_workers ({WORKER_FIELDS}, free, turn) VALUES
     ON CONFLICT (identity) DO UPDATE SET session_id = excluded.session_id, node = excluded.node, pooled = excluded.pooled,
     live = excluded.live, capacity = excluded.capacity, since_ms = excluded.since_ms, free = excluded.free, turn = excluded.turn"""  # noqa: S608
 _TOLD: Final = "UPDATE task_attempts SET node = $3, pushed = 1 WHERE task_id = $1 AND epoch = $2"
+_NODES: Final = """WITH RECURSIVE named (node) AS (
+        SELECT MIN(node) FROM {0}
+        UNION ALL SELECT (SELECT MIN(t.node) FROM {0} t WHERE t.node > named.node) FROM named WHERE named.node IS NOT NULL
+    ) SELECT node FROM named WHERE node IS NOT NULL"""
+"""By the index, from one name to the next: there are few names, and any number of rows."""
+_NAMED_IN: Final = ("task_workers", "task_outbox", "task_watchers", "task_sessions")
 JOIN_CALMLY: Final = _JOIN.replace(
     "$9,",
     """CASE CAST($9 AS BIGINT) WHEN 0 THEN coalesce((SELECT m.since_ms FROM task_memories m WHERE m.identity = $1), 0)
@@ -180,6 +186,15 @@ def touched(work: Work, identity: str, task_id: str) -> Program[Task | None]:
         yield from work.write(task, after, "")
         return after
     return task
+
+
+def named_nodes() -> Program[list[str]]:
+    """Every node that rows are kept of."""
+    names: dict[str, None] = {}
+    for table in _NAMED_IN:
+        rows_found: list[Row] = yield Fetch(_NODES.format(table))
+        names.update(dict.fromkeys(node for (node,) in rows_found))
+    return list(names)
 
 
 def recover(work: Work, node: str, page: int) -> Program[int]:

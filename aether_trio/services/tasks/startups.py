@@ -59,6 +59,15 @@ _ENTRIES: Final = """SELECT p.orchestrator, p.profile, p.connected_ms FROM orche
     JOIN task_workers w ON w.identity = p.orchestrator AND w.session_id = p.session_id ORDER BY p.orchestrator, p.profile"""
 
 
+# By the index, from one name to the next, however many tasks wait for each.
+_WAITED_FOR: Final = """WITH RECURSIVE waited (name) AS (
+        SELECT MIN(queue) FROM tasks WHERE queue <> '' AND queue > $1
+        UNION ALL SELECT (SELECT MIN(t.queue) FROM tasks t WHERE t.queue <> '' AND t.queue > waited.name)
+        FROM waited WHERE waited.name IS NOT NULL
+    ) SELECT name FROM waited WHERE name IS NOT NULL LIMIT $2"""
+_STARTABLE: Final = ("ag::", "tu::")
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
     """An agent to be started. `params` are its launch parameters, complete; `task_id` is that of the start, if there has to be one."""
@@ -108,6 +117,22 @@ def connected(identities: Sequence[str]) -> Program[set[str]]:
     marks = ", ".join(f"${number}" for number in range(1, len(identities) + 1))
     found: list[Row] = yield Fetch(f"SELECT identity FROM task_workers WHERE identity IN ({marks})", identities)  # noqa: S608
     return {identity for (identity,) in found}
+
+
+def absent(after: str) -> Program[tuple[list[str], str]]:
+    """A page of those that tasks wait for that may start them, and who are not connected; where the next page begins, "" at the end."""
+    found: list[Row] = yield Fetch(_WAITED_FOR, (after, WAITING_PAGE))
+    names = [name for (name,) in found if name.startswith(_STARTABLE)]
+    here = (yield from connected(names)) if names else set()
+    wanted: list[str] = []
+    for name in names:
+        if name not in here:
+            waiting = yield from rows.select(
+                "queue = $1 AND queue <> '' ORDER BY priority DESC, order_us LIMIT 1", (name,)
+            )
+            if waiting and waiting[0].mode is Mode.TARGETED and may_start_target(waiting[0]):
+                wanted.append(name)
+    return wanted, found[-1][0] if len(found) == WAITING_PAGE else ""
 
 
 def new_start(wish: Wish, now_ms: int) -> Task:

@@ -22,7 +22,7 @@ from tests.services.agents.cast import (
     starts,
     until,
 )
-from tests.services.agents.ops import Op, info, operate
+from tests.services.agents.ops import Op, info, operate, starter
 
 
 async def test_a_task_for_an_agent_that_is_not_running_starts_it_and_waits_for_it(core: Core) -> None:
@@ -235,3 +235,32 @@ async def test_the_same_key_is_the_same_start(core: Core) -> None:
         later = await create(asker, **wish)
         assert (later.success, later.task_id) == (True, first.task_id), later.error_message
         await nothing_more(orchestrator)
+
+
+async def test_a_task_that_waits_for_its_agent_is_not_forgotten_with_the_gateway_that_was_to_start_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the task had come into its queue again, and before it was seen to that its agent comes."""
+    policy = pb.RetryPolicy(max_attempts=3, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=60_000)
+    async with deadlock_is_an_error():
+        async with world.open() as core, cast(core) as (orchestrator, asker):
+            created = await create(asker, payload=b"work", retry_policy=policy)
+            kept = await create(
+                asker, target_agent_id="ag::w::echo::2", target_offline_policy=pb.TARGET_OFFLINE_POLICY_QUEUE
+            )
+            assert kept.success
+            await assignment(orchestrator)
+            async with connect(core, echo()) as started:
+                await assignment(started)
+                await operation(started, pb.TaskOperation.CLAIM, created.task_id)
+                await operation(started, pb.TaskOperation.FAIL, created.task_id)
+            await until(core, "completed")
+            monkeypatch.setattr(core.tasks.engine, "on_absent", lambda _: None)  # from here on it does nothing more
+            while world.databases["tasks"].query("SELECT 1 FROM tasks WHERE queue = 'ag::w::echo::1'") == []:
+                await trio.sleep(1)
+        async with world.open() as core, connect(core, starter("1", "process")) as orchestrator:
+            asked = await assignment(orchestrator)
+            assert (asked.target_implementation, asked.specifier) == ("echo", "1")
+            async with connect(core, echo(credentials={"token": asked.launch_params["auth_token"]})) as started:
+                assert (await assignment(started)).task_id == created.task_id
+                await nothing_more(orchestrator)
