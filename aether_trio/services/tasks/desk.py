@@ -3,19 +3,21 @@
 One task takes what has gathered and runs it as one program; while that is being written the next one gathers. So a storm of connections
 costs a few transactions, and what one session does takes effect in the order in which it did it.
 
-Invariants: nothing is lost while storage is away, it waits; memory is bounded by MAX_WAITING, beyond which progress is dropped (it is
-worth something only while it is fresh), and never a coming or going.
+Invariants: nothing is lost while storage is away, it waits; memory is bounded by MAX_WAITING and MAX_BYTES, beyond which progress is
+dropped (it is worth something only while it is fresh), and never a coming or going. No session has more than its SHARE of that, so one that
+reports without a pause costs the others neither their progress nor much time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 import trio
 
 from aether_trio.model.containment import report
+from aether_trio.model.limits import MIB
 from aether_trio.services.tasks.transaction import Work
 from aether_trio.storage.base import Program, RefusedError, StorageUnavailable
 from aether_trio.storage.pending import IN_NAME_OF, Pending
@@ -24,6 +26,9 @@ logger = structlog.get_logger("aether.tasks")
 
 GROUP: Final = 64
 MAX_WAITING: Final = 10_000
+MAX_BYTES: Final = 32 * MIB
+SHARE: Final = 10
+"""One session may have the tenth part of either."""
 RETRY_S: Final = 0.5
 
 Errand = Callable[[Work], Program[None]]
@@ -31,6 +36,16 @@ Errand = Callable[[Work], Program[None]]
 
 def _nothing() -> None:
     return None
+
+
+class _Waiting(NamedTuple):
+    """`of` is the session whose share it counts for, "" for what is never dropped; `size` in bytes."""
+
+    errand: Errand
+    done: Callable[[], None]
+    pending: Pending | None
+    of: str = ""
+    size: int = 0
 
 
 class Desk:
@@ -44,7 +59,9 @@ class Desk:
     ) -> None:
         self._perform = perform
         self._together = together
-        self._waiting: list[tuple[Errand, Callable[[], None], Pending | None]] = []
+        self._waiting: list[_Waiting] = []
+        self._shares: dict[str, tuple[int, int]] = {}
+        self._bytes = 0
         self._taken = self._done = 0
         self._dropped = 0
         self._work = trio.Event()
@@ -52,20 +69,34 @@ class Desk:
 
     def put(self, errand: Errand, done: Callable[[], None] = _nothing) -> int:
         """Take something on; its number, for `wait_done`. `done` is called after its commit. It is written in the caller's name."""
-        pending = IN_NAME_OF.get()
-        if pending is not None:
-            pending.began()
-        self._waiting.append((errand, done, pending))
+        return self._take(_Waiting(errand, done, IN_NAME_OF.get()))
+
+    def offer(self, errand: Errand, done: Callable[[], None] = _nothing, *, of: str, size: int) -> int:
+        """`put`, for what may be dropped when too much waits, of all sessions or of this one; 0 if it was. `size` is in bytes."""
+        count, its_bytes = self._shares.get(of, (0, 0))
+        full = len(self._waiting) >= MAX_WAITING or self._bytes + size > MAX_BYTES
+        if full or count >= MAX_WAITING // SHARE or its_bytes + size > MAX_BYTES // SHARE:
+            self._dropped += 1
+            return 0
+        self._shares[of] = count + 1, its_bytes + size
+        self._bytes += size
+        return self._take(_Waiting(errand, done, IN_NAME_OF.get(), of, size))
+
+    def _take(self, one: _Waiting) -> int:
+        if one.pending is not None:
+            one.pending.began()
+        self._waiting.append(one)
         self._taken += 1
         self._work.set()
         return self._taken
 
-    def offer(self, errand: Errand, done: Callable[[], None] = _nothing) -> int:
-        """`put`, for what may be dropped when too much waits; 0 if it was."""
-        if len(self._waiting) >= MAX_WAITING:
-            self._dropped += 1
-            return 0
-        return self.put(errand, done)
+    def _give_back(self, one: _Waiting) -> None:
+        """Its share is free."""
+        if one.of:
+            count, its_bytes = self._shares.pop(one.of)
+            if count > 1:
+                self._shares[one.of] = count - 1, its_bytes - one.size
+            self._bytes -= one.size
 
     @property
     def dropped(self) -> int:
@@ -94,14 +125,15 @@ class Desk:
                 continue
             group = self._waiting[:GROUP]
             del self._waiting[:GROUP]
-            await self._run_group([errand for errand, _, _ in group])
-            for _, done, pending in group:
+            await self._run_group([one.errand for one in group])
+            for one in group:
+                self._give_back(one)
                 try:
-                    done()
+                    one.done()
                 except Exception as error:
                     report(error, "who is told of a task's progress")
-                if pending is not None:
-                    pending.over()
+                if one.pending is not None:
+                    one.pending.over()
             self._done += len(group)
             event, self._progress = self._progress, trio.Event()
             event.set()

@@ -350,7 +350,12 @@ class TaskService:
                     return
             yield from work.note(task, pb.TaskEvent(progress=event))
 
-        number = self.engine.desk.offer(errand, lambda: self._tell_lost(session, report, lost))
+        number = self.engine.desk.offer(
+            errand,
+            lambda: self._tell_lost(session, report, lost),
+            of=session.session_id,
+            size=report.ByteSize(),
+        )
         if number:
             self._reports[session.session_id] = number
 

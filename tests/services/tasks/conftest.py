@@ -24,5 +24,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             "test_numbers",
             "test_unfinished",
             "test_housekeeping",
+            "test_progress",
         ),
     )

@@ -1,0 +1,50 @@
+"""Reports of progress that cannot be written as fast as they come: one session's are dropped for what it has sent itself."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from aether_trio.core import Core
+from aether_trio.services.tasks.desk import MAX_WAITING
+from aether_trio.testing.memory import MemoryLink
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import World, agent, connect, pump
+from tests.services.tasks.peers import Op, create, operate
+
+REPORTS = "SELECT COUNT(*) FROM task_events WHERE task_id = $1"
+
+
+def report(task_id: str, summary: str = "") -> pb.UpstreamMessage:
+    return pb.UpstreamMessage(progress=pb.ProgressReport(task_id=task_id, state="running", summary=summary))
+
+
+async def begin(peer: MemoryLink) -> str:
+    task_id = (await create(peer, assignment_mode=pb.SELF_ASSIGN)).task_id
+    assert (await operate(peer, Op.CLAIM, task_id)).success
+    return task_id
+
+
+@pytest.mark.parametrize(("count", "summary"), [(MAX_WAITING + 10, ""), (700, "x" * 60_000)], ids=["many", "large"])
+async def test_one_that_reports_without_a_pause_costs_nobody_else_a_report(
+    core: Core, world: World, count: int, summary: str
+) -> None:
+    """A report is a sign of life: a worker whose reports are dropped is taken for dead."""
+    database, desk = world.databases["tasks"], core.tasks.engine.desk
+    async with connect(core, agent("w", "c", "1")) as noisy, connect(core, agent("w", "c", "2")) as worker:
+        its, mine = await begin(noisy), await begin(worker)
+        before = database.query(REPORTS, mine)
+        database.before_write.close()
+        noisy.send(*(report(its, summary) for _ in range(count)))
+        while not desk.dropped:
+            await trio.sleep(0.01)
+        await pump(count)
+        worker.send(report(mine))
+        await pump()
+        database.before_write.open()
+        await trio.sleep(10)
+        assert database.query(REPORTS, mine) == [(before[0][0] + 1,)]
+        noisy.send(report(its))
+        await trio.sleep(10)
+        written = database.query(REPORTS, its)[0][0]
+        assert 10 < written < count
