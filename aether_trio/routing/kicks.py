@@ -2,7 +2,7 @@
 
 An outbox that is kicked by something else in the meantime sends what it has then; the later kick finds nothing and costs next to nothing.
 
-Between some of them others have their turn, as each may write to a socket.
+Between some of them others have their turn, as each may write to a socket. A kick that raises is reported; the others are kicked all the same.
 
 Invariants: what is added is kicked once, `pause_s` and its turn later, as long as `run` runs; when `run` ends, all are.
 """
@@ -13,6 +13,8 @@ from itertools import islice
 from typing import Protocol
 
 import trio
+
+from aether_trio.model.containment import report
 
 
 class Kicked(Protocol):
@@ -45,7 +47,7 @@ class Kicks:
         """Kick all of them now."""
         waiting, self._waiting = self._waiting, {}
         for one in waiting:
-            one.kick()
+            _kick(one)
 
     async def run(self) -> None:
         """Work, until cancelled."""
@@ -58,7 +60,15 @@ class Kicks:
                 while self._waiting:
                     for one in list(islice(self._waiting, AT_ONCE)):
                         del self._waiting[one]
-                        one.kick()
+                        _kick(one)
                     await trio.lowlevel.checkpoint()
         finally:
             self.flush()
+
+
+def _kick(one: Kicked) -> None:
+    """A mistake that one of them meets costs none of the others their kick."""
+    try:
+        one.kick()
+    except Exception as error:
+        report(error, "what was to be written a little later")

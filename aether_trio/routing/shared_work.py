@@ -77,6 +77,8 @@ class SharedGroups:
         self._urgent: dict[SharedGroup, None] = {}
         self._owing: dict[SharedGroup, None] = {}
         self._owed_at = math.inf
+        self._failing: dict[SharedGroup, float] = {}
+        """Groups that a mistake of ours was met with, and when each is served again."""
         self._wake = trio.Event()
         self._departed = trio.Event()
         log.departures.append(self._note_departure)
@@ -148,10 +150,14 @@ class SharedGroups:
 
     async def _wait_for_work(self) -> None:
         await trio.lowlevel.checkpoint()
-        while not self._urgent and trio.current_time() < self._owed_at:
+        while not self._urgent and trio.current_time() < (next_at := self._next_at()):
             self._wake = trio.Event()
-            with trio.move_on_at(self._owed_at):
+            with trio.move_on_at(next_at):
                 await self._wake.wait()
+
+    def _next_at(self) -> float:
+        """When there is something to do that nobody asks for."""
+        return min(self._owed_at, *self._failing.values()) if self._failing else self._owed_at
 
     def _next_groups(self) -> list[SharedGroup]:
         if trio.current_time() >= self._owed_at:
@@ -160,13 +166,23 @@ class SharedGroups:
                 group.due = True
                 self._urgent[group] = None
             self._owing.clear()
+        self._put_off_failing()
         groups = list(self._urgent)[:GROUPS_AT_ONCE]
         for group in groups:
             del self._urgent[group]
         return groups
 
+    def _put_off_failing(self) -> None:
+        """Whatever asks for it meanwhile, a group that has failed is served when its pause is over."""
+        for group, again_at in list(self._failing.items()):
+            if trio.current_time() < again_at:
+                self._urgent.pop(group, None)
+            else:
+                del self._failing[group]
+                self._urgent[group] = None
+
     async def _serve_all(self, groups: Sequence[SharedGroup]) -> None:
-        """A mistake of ours with one group costs none of the others."""
+        """A mistake of ours with one group costs none of the others: neither their work nor a pause."""
         try:
             await self._serve(groups)
         except Exception as error:
@@ -174,8 +190,10 @@ class SharedGroups:
                 for group in groups:
                     await self._serve_all([group])
                 return
-            report(error, f"work of {', '.join(group.state.name for group in groups)}")
-            await self._fail(groups, error)
+            (group,) = groups
+            report(error, f"work of {group.state.name}")
+            self._failed += 1
+            self._failing[group] = trio.current_time() + RETRY_S
 
     async def _serve(self, groups: Sequence[SharedGroup]) -> None:
         touched: set[Outbox] = set()
@@ -265,6 +283,7 @@ class SharedGroups:
             del self._groups[group.state.name]
             self._urgent.pop(group, None)
             self._owing.pop(group, None)
+            self._failing.pop(group, None)
             group.state.waiting -= 1
 
     @staticmethod

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 import trio
 import trio.testing
 
 from aether_trio.routing import kicks as module
 from aether_trio.routing.kicks import Kicks
+from aether_trio.routing.supervision import keep_running
 
 
 class Sink:
@@ -83,3 +85,24 @@ async def test_between_many_of_them_others_have_their_turn() -> None:
         nursery.cancel_scope.cancel()
     assert max(after - before for before, after in itertools.pairwise(seen)) <= 2 * module.AT_ONCE
     assert all(len(sink.times) == 1 for sink in sinks)
+
+
+async def test_a_kick_that_fails_costs_nobody_else_its_own(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Bad:
+        def kick(self) -> None:
+            raise KeyError("a defect")
+
+    kicks, sinks = Kicks(60), [Sink() for _ in range(3)]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keep_running, "kicks", kicks.run)
+        for sink in (sinks[0], Bad(), sinks[1], Bad(), sinks[2]):
+            kicks.add(sink)
+        await trio.sleep(70)
+        assert [len(sink.times) for sink in sinks] == [1, 1, 1]
+        for sink in (Bad(), sinks[0], Bad(), sinks[1]):
+            kicks.add(sink)
+        nursery.cancel_scope.cancel()
+    assert [len(sink.times) for sink in sinks] == [2, 2, 1]
+    assert "a defect" in caplog.text

@@ -10,11 +10,12 @@ import pytest
 from aether_trio.cluster.directory import Directory
 from aether_trio.cluster.lanes import ClusterLanes
 from aether_trio.cluster.tails import ClusterTails
+from aether_trio.routing import shared_work
 from aether_trio.routing.cursors import CursorStore
 from aether_trio.routing.follower import Follower
 from aether_trio.routing.shared_groups import SharedGroup
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.cluster.across.fabric import join, open_fabric, until
+from tests.cluster.across.fabric import LONG_S, join, open_fabric, until
 from tests.helpers.core import agent, barrier, message_to, payloads, switch_to, task, user
 from tests.helpers.engines import PostgresEngine
 
@@ -47,6 +48,32 @@ async def test_a_group_that_cannot_be_served_costs_no_other_its_work(
             assert Counter(payloads(good)) == Counter(works)
             await barrier(boss)
     assert "DefectError" in caplog.text
+
+
+async def test_a_group_that_cannot_be_served_keeps_no_other_waiting(
+    postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is served again there is a pause, which is its own."""
+    sound = SharedGroup.hand_out
+
+    def hand_out(self: SharedGroup, touched: Any) -> None:
+        if self.state.name == "tb::w::bad":
+            raise DefectError
+        sound(self, touched)
+
+    monkeypatch.setattr(SharedGroup, "hand_out", hand_out)
+    monkeypatch.setattr(shared_work, "RETRY_S", 100 * LONG_S)
+    async with open_fabric(postgres_engine) as fabric:
+        one = await fabric.start()
+        async with (
+            join(one, task("w", "bad")),
+            join(one, task("w", "good")) as good,
+            join(one, agent("w", "boss", "1")) as boss,
+        ):
+            for number in range(10):
+                work = b"%d" % number
+                boss.send(message_to("tb::w::bad", work), message_to("tb::w::good", work))
+                await until(lambda: len(payloads(good)) > number)  # noqa: B023
 
 
 @pytest.mark.parametrize(
