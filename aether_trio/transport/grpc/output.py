@@ -51,6 +51,7 @@ class Output:
     """What leaves on a socket. `owner` is the connection that this is a part of."""
 
     __slots__ = (
+        "_abandoned",
         "_backlog",
         "_half_close_when_flushed",
         "_pumping",
@@ -92,6 +93,7 @@ class Output:
         self._writing = False
         self._pumping = False
         self._half_close_when_flushed = False
+        self._abandoned = False
 
     @property
     def stalled(self) -> bool:
@@ -108,6 +110,9 @@ class Output:
 
     def pump(self) -> None:
         """Send what there is. Never blocks, raises nothing; called from inside itself it leaves the work to the outer call."""
+        if self._abandoned:
+            self.plane.out.clear()
+            return
         if self._pumping:
             return
         self._pumping = True
@@ -225,6 +230,9 @@ class Output:
                 self._backlog = None
                 return
             self._backlog = backlog[sent:]
+            for stream in self.dirty:
+                if stream.pending is None:  # all that it gave is in the backlog
+                    stream.moved()
 
     # Ending ------------------------------------------------------------------------------------------------------
 
@@ -241,8 +249,8 @@ class Output:
             pass  # it is gone already
 
     def abandon(self) -> None:
-        """The socket is of no more use: drop what waits and let the reader see the end."""
-        self.closing = True
+        """The socket is of no more use: drop what waits and let the reader see the end. Nothing is drained from here on."""
+        self.closing = self._abandoned = True
         self._backlog = None
         self.plane.out.clear()
         try:

@@ -31,6 +31,9 @@ class PumpedStream(DataStream):
     def stall(self) -> None:
         """What this stream gave, or would give, waits for room."""
 
+    def moved(self) -> None:
+        """Some of what waits has left."""
+
     def wake(self) -> None:
         """There is news for the reader."""
         raise NotImplementedError

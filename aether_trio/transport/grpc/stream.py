@@ -200,8 +200,10 @@ class ServerStream(DuplexStream):
 
     def fill(self) -> bool:
         """See PumpedStream: what waits first, then what the source has."""
-        plane, source = self.connection.plane, self.source
+        plane, source, waited = self.connection.plane, self.source, self.pending
         if not plane.send_pending(self):
+            if self.pending is not waited:
+                self.moved()
             self.stall()
             return False
         if source is None or self._closing:
@@ -232,6 +234,11 @@ class ServerStream(DuplexStream):
 
     def stall(self) -> None:
         if self.stalled_since is None:
+            self.stalled_since = trio.current_time()
+
+    def moved(self) -> None:
+        """See PumpedStream. Its client reads, if slowly."""
+        if self.stalled_since is not None:
             self.stalled_since = trio.current_time()
 
     def drained(self) -> None:

@@ -194,6 +194,8 @@ class Output:
             finally:
                 self._writer = None
             self.stalled_since = None
+            if self.broken:
+                return  # what waited was dropped
             try:
                 self._tell_flushed()
             except Exception as error:
