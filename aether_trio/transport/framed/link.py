@@ -223,8 +223,9 @@ class FramedLink:
         return events
 
     def _sort(self, events: Sequence[framing.Event]) -> list[Upstream]:
-        """What of these the session has to see. Raises StatusError and LinkBroken."""
+        """What of these the session has to see. A mistake that came behind them is told when they have been served."""
         batch: list[Upstream] = []
+        behind = self._failure
         for event in events:
             if isinstance(event, framing.Send):
                 batch.append(event)
@@ -237,7 +238,7 @@ class FramedLink:
                     break
             else:
                 _HANDLERS[type(event)](self, event)
-                if self._failure is not None:
+                if self._failure is not behind:
                     break
         self.output.pump_if_due()
         return batch

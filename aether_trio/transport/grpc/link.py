@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import trio
 
-from aether_trio.model.errors import Status
+from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.limits import Limits
 from aether_trio.transport.grpc.stream import ServerStream
 from aether_trio.transport.link import FrameSource, LinkBroken, Peer
@@ -18,10 +18,12 @@ from aether_trio.wire.upstream import decode_upstream
 class GrpcLink:
     """See transport.link.Link. Makes its stream report a cut by LinkBroken instead of cancelling the RPC's task."""
 
-    __slots__ = ("_stream", "peer")
+    __slots__ = ("_failure", "_stream", "peer")
 
     def __init__(self, stream: ServerStream) -> None:
         self._stream = stream
+        self._failure: StatusError | None = None
+        """What `receive` raises, when the messages in front of it have been handled."""
         metadata = {key: value for key, value in stream.metadata.items() if isinstance(value, str)}
         user_agent = stream.user_agent
         if user_agent is not None:
@@ -32,8 +34,19 @@ class GrpcLink:
         stream.headers = [(":path", stream.path)]
 
     async def receive(self) -> Sequence[UpstreamMessage]:
-        batch = await self._stream.receive_batch()
-        return [decode_upstream(message) for message in batch]
+        if self._failure is not None:
+            await trio.lowlevel.checkpoint()
+            raise self._failure
+        messages = []
+        for message in await self._stream.receive_batch():
+            try:
+                messages.append(decode_upstream(message))
+            except StatusError as error:
+                if not messages:
+                    raise
+                self._failure = error
+                break
+        return messages
 
     def attach(self, source: FrameSource) -> None:
         if self._stream.source is not None:
@@ -58,7 +71,7 @@ class GrpcLink:
 
     def peer_has_ended(self) -> bool:
         """See Link. The connection's own task reads, so it is known."""
-        return self._stream.broken_reason is not None
+        return self._stream.broken_reason is not None or self._stream.ended
 
     @property
     def has_input(self) -> bool:
