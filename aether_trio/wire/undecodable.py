@@ -16,7 +16,8 @@ from aether_trio.model.errors import Status, StatusError
 from aether_trio.wire.pb.aether_pb2 import UpstreamMessage
 
 _SEARCHED_BYTES: Final = 64 * 1024
-"""A message of so many one-byte fields takes 30 ms."""
+_SEARCHED_FIELDS: Final = 1024
+"""Of all the parts of a message together: a millisecond."""
 _LENGTH_DELIMITED: Final = 2
 _FIXED: Final = {1: 8, 5: 4}
 """Bytes of a value, by wire type."""
@@ -24,17 +25,17 @@ _FIXED: Final = {1: 8, 5: 4}
 
 def undecodable(data: bytes | str, error: DecodeError) -> StatusError:
     """The status for a client's message that raised `error`: INVALID_ARGUMENT, with the field if it can be told."""
-    field = _not_utf8(data, UpstreamMessage.DESCRIPTOR, "") if isinstance(data, bytes) else None
+    field = _not_utf8(data, UpstreamMessage.DESCRIPTOR, "", [_SEARCHED_FIELDS]) if isinstance(data, bytes) else None
     reason = f"{field} is not UTF-8" if field else str(error)
     return StatusError(Status.INVALID_ARGUMENT, f"cannot decode UpstreamMessage: {reason}")
 
 
-def _not_utf8(data: bytes, descriptor: Descriptor, path: str) -> str | None:
-    """The path of the first text field that is no UTF-8; None when there is none, or the bytes are no message."""
+def _not_utf8(data: bytes, descriptor: Descriptor, path: str, left: list[int]) -> str | None:
+    """The path of the first text field that is no UTF-8. None: there is none among as many fields as are `left`, or no message."""
     if len(data) > _SEARCHED_BYTES:
         return None
     try:
-        for number, value in _length_delimited(data):
+        for number, value in _length_delimited(data, left):
             field: Any = descriptor.fields_by_number.get(number)
             if field is None:
                 continue
@@ -45,18 +46,21 @@ def _not_utf8(data: bytes, descriptor: Descriptor, path: str) -> str | None:
                 except UnicodeDecodeError:
                     return here
             elif field.type == FieldDescriptor.TYPE_MESSAGE:
-                found = _not_utf8(value, field.message_type, here)
+                found = _not_utf8(value, field.message_type, here, left)
                 if found is not None:
                     return found
     except IndexError:
-        pass  # truncated
+        pass  # truncated, or too many fields
     return None
 
 
-def _length_delimited(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(field number, value) of the fields that are texts, bytes or messages. Raises IndexError where the data ends early."""
+def _length_delimited(data: bytes, left: list[int]) -> Iterator[tuple[int, bytes]]:
+    """(field number, value) of texts, bytes and messages. Raises IndexError where the data ends early, and when no field is `left`."""
     position = 0
     while position < len(data):
+        left[0] -= 1
+        if left[0] < 0:
+            raise IndexError
         tag, position = _varint(data, position)
         wire_type = tag & 7
         if wire_type == _LENGTH_DELIMITED:

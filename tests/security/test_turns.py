@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
+import h11._readers
 import hpack
 import pytest
 import trio
@@ -21,10 +22,12 @@ from aether_trio.session.serve import A_TURN, REQUEST_COSTS, SessionServer
 from aether_trio.transport.framed.link import FRAMES_AT_ONCE, FramedLink
 from aether_trio.transport.grpc import frames, server
 from aether_trio.transport.grpc import link as grpc_link
+from aether_trio.transport.grpc.control import ControlPlane
 from aether_trio.transport.grpc.data_stream import MESSAGES_AT_ONCE
-from aether_trio.wire import framing
+from aether_trio.wire import framing, undecodable
 from tests.security.clients import WAIT_S, FramedTalker, gateway_with, talkers
 from tests.transport.framed.adversary import frame
+from tests.transport.grpc.harness import RawClient, settings
 
 MANY = 4000
 WEBSOCKET_EMPTY = b"\x82\x80" + bytes(4)
@@ -66,6 +69,10 @@ async def steps(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Steps]:
     watch(grpc_link, "decode_upstream")
     watch(server, "accept_rpc")
     watch(FramedLink, "_count_control")
+    watch(h11._readers, "validate")
+    watch(undecodable, "_varint")
+    watch(ControlPlane, "adopt")
+
     trio.lowlevel.add_instrument(found)
     yield found
     trio.lowlevel.remove_instrument(found)
@@ -162,3 +169,41 @@ async def _until_answered(stream: trio.SocketStream, last: int) -> None:
             data = data[size:]
             if word & 0xFF == frames.HEADERS and flags & frames.END_STREAM and stream_id == last:
                 return
+
+
+async def test_a_head_of_many_lines_is_refused_before_it_is_taken_apart(steps: Steps) -> None:
+    head = b"GET / HTTP/1.1\r\nHost: a\r\n" + b"a:\r\n" * 12_000 + b"\r\n"
+    async with gateway_with() as gateway:
+        with trio.fail_after(WAIT_S):
+            async with await trio.open_tcp_stream(*split_address(gateway.address)) as stream:
+                await stream.send_all(head)
+                answer = b"".join([part async for part in stream])
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert steps.most["validate"] <= 300
+
+
+async def test_a_message_of_many_fields_that_cannot_be_decoded_is_searched_in_some_of_them(steps: Steps) -> None:
+    fields = b"\x78\x00" * 30_000  # that nobody knows
+    async with gateway_with() as gateway, talkers(gateway) as clients:
+        talker = await clients.dial("framed")
+        with trio.fail_after(WAIT_S):
+            await talker.go_on(frame(8, fields + b"\xff"))
+            await talker.peer.until_end()
+    assert 0 < steps.most["_varint"] <= 4096
+
+
+async def test_a_connection_of_many_calls_asks_something_new(steps: Steps) -> None:
+    """Until then nobody has looked at its headers, which were those of others."""
+    async with gateway_with() as gateway:
+        host, port = split_address(gateway.address)
+        for number_of_connection in range(2):  # the first one's headers are looked at
+            with trio.fail_after(WAIT_S):
+                async with await trio.open_tcp_stream(host, port) as stream:
+                    client = RawClient(stream)
+                    watch = "/grpc.health.v1.Health/Watch"
+                    await client.send(frames.PREFACE, settings(), client.request(1, watch))
+                    await client.until_kind(frames.SETTINGS)
+                    await client.send(*(client.request(number, watch) for number in range(3, 1001, 2)))
+                    await client.send(client.request(1001, f"/nothing-{number_of_connection}"))
+                    await client.trailers(1001)
+    assert steps.most["adopt"] <= 32

@@ -31,6 +31,8 @@ _PLAIN: Final = frames.END_HEADERS | frames.END_STREAM
 _MAX_KNOWN_SETTINGS: Final = 64
 _MAX_SETTINGS_BYTES: Final = 60
 _MAX_REMEMBERED_RESETS: Final = 64
+_MAX_ADOPTED: Final = 32
+"""Streams that are opened without h2, which is told of all of them at once when it is made: a millisecond or two."""
 _NO_SETTINGS: Final[dict[int, int]] = {}
 
 
@@ -88,6 +90,8 @@ class ServerControl:
     def known_request(self, flags: int, stream_id: int, frame: bytes) -> list[tuple[str, str]] | None:
         """The headers of a request that opens a stream with HEADERS as others have before; None: h2 is to say."""
         if self._h2 is not None or flags & ~_PLAIN or not flags & frames.END_HEADERS:
+            return None
+        if len(self._plane.streams) >= _MAX_ADOPTED:
             return None
         if not self._plane.is_idle(stream_id) or stream_id % 2 == 0 or self._table[2]:
             return None

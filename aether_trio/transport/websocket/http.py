@@ -1,7 +1,7 @@
 """HTTP/1.1 requests, one after another, on one connection; h11 does the protocol.
 
 Only what a browser needs to load a few files and to ask for an upgrade: requests have no bodies, responses have a length.
-Limits: MAX_HEAD_BYTES for a request's head, and deadlines, which are the caller's.
+Limits: MAX_HEAD_BYTES and MAX_HEAD_LINES for a request's head, and deadlines, which are the caller's.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from aether_trio.transport.websocket.stream import ByteStream
 
 MAX_HEAD_BYTES: Final = 16 * 1024
 """Request line and headers. Browsers stay far below it; cookies of other services on the same host are what is long."""
+MAX_HEAD_LINES: Final = 128
+"""Browsers send twenty. h11 takes some microseconds for each, as soon as the head is whole, however many there are."""
+_AT_ONCE: Final = 1024
+"""Bytes that h11 is given: a read may bring thousands of lines."""
 _BODY: Final = frozenset(("content-length", "transfer-encoding"))
 
 
@@ -41,12 +45,16 @@ class Request:
 class HttpConnection:
     """The server's side of one connection."""
 
-    __slots__ = ("_h11", "_head_only", "_stream", "served")
+    __slots__ = ("_h11", "_head_only", "_lines", "_rest", "_stream", "served")
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._head_only = False
+        self._rest = b""
+        """Read, and not given to h11 yet."""
+        self._lines = 0
+        """Given to it since the last request."""
         self.served = 0
 
     async def next_request(self) -> Request | None:
@@ -59,8 +67,9 @@ class HttpConnection:
         try:
             event = self._h11.next_event()
             while event is h11.NEED_DATA:
-                self._h11.receive_data(await self._stream.receive())
+                await self._feed()
                 event = self._h11.next_event()
+            self._lines = 0
             if not isinstance(event, h11.Request):
                 return None
             _check_length(event)
@@ -74,9 +83,18 @@ class HttpConnection:
         self.served += 1
         return request
 
+    async def _feed(self) -> None:
+        """Give h11 the next bytes. Raises BadRequest for a head of too many lines, and OSError."""
+        data = self._rest or await self._stream.receive()
+        piece, self._rest = data[:_AT_ONCE], data[_AT_ONCE:]
+        self._lines += piece.count(b"\n")
+        if self._lines > MAX_HEAD_LINES:
+            raise _too_long(f"more than {MAX_HEAD_LINES} lines")
+        self._h11.receive_data(piece)
+
     def leftover(self) -> bytes:
         """What the client sent behind its upgrade request."""
-        return self._h11.trailing_data[0]
+        return self._h11.trailing_data[0] + self._rest
 
     async def respond(self, status: HTTPStatus, headers: Headers, body: bytes, *, close: bool = False) -> None:
         """Send a whole response, without the body when HEAD was asked. Raises OSError."""
@@ -98,10 +116,11 @@ def _check_length(event: h11.Request) -> None:
     """h11 bounds what is not whole yet; one read may bring a longer head that is. Raises BadRequest."""
     lines = [(event.method, event.target), *event.headers]
     if sum(len(left) + len(right) + len(b": \r\n") for left, right in lines) > MAX_HEAD_BYTES:
-        raise BadRequest(
-            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-            f"request line and headers have more than {MAX_HEAD_BYTES} bytes",
-        )
+        raise _too_long(f"more than {MAX_HEAD_BYTES} bytes")
+
+
+def _too_long(what: str) -> BadRequest:
+    return BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"request line and headers have {what}")
 
 
 def _read(event: h11.Request) -> Request:
