@@ -272,6 +272,7 @@ class Core:
         The published Python SDK's blocking client takes GRACEFUL_DISCONNECT for the end of everything, so Python
         clients are only given the status, which both of its clients answer by reconnecting.
         """
+        self.sessions.turn_away()
         for count, session in enumerate(self.registry):
             signal = None if session.client.sdk == "python" else pb.Signal.GRACEFUL_DISCONNECT
             session.leave(reason, within_s, signal)

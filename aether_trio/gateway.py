@@ -22,7 +22,7 @@ from aether_trio.services.tasks.letters import Letters
 from aether_trio.telemetry.ops import serve_ops
 from aether_trio.transport.accepted import Lane, notice_s
 from aether_trio.transport.framed.server import FramedServer
-from aether_trio.transport.grpc.health import NOT_SERVING, SERVING, Health
+from aether_trio.transport.grpc.health import SERVING, Health
 from aether_trio.transport.grpc.link import GrpcLink
 from aether_trio.transport.grpc.reflection import with_reflection
 from aether_trio.transport.grpc.rpc import told_when_broken
@@ -78,7 +78,7 @@ class Gateway:
             await self._closed.wait()
             return
         core.health.draining()
-        self._health.set_status(NOT_SERVING)
+        self._health.close()
         core.sessions.draining = True
         deadline_s = self._settings.grpc.drain_deadline_s
         logger.info("draining", sessions=len(core.registry), deadline_s=deadline_s)

@@ -11,12 +11,16 @@ from aether_trio.gateway import Gateway
 from aether_trio.model.errors import Status
 from aether_trio.session.session import Session
 from aether_trio.testing.memory import agent, message_to
+from aether_trio.transport.grpc import frames
 from aether_trio.wire import framing
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client import gateways
 from tests.client.gateways import open_test_gateway
 from tests.helpers.participants import TRANSPORTS, participant
+from tests.security.clients import talkers
+from tests.transport.framed.adversary import PREFACE
 from tests.transport.framed.harness import FramedPeer
+from tests.transport.grpc.harness import RawClient, data, frame, message, settings
 
 A, B = "ag::w::a::1", "ag::w::b::1"
 NEVER_S = 3600.0
@@ -28,8 +32,8 @@ def kv_get(request_id: str) -> pb.UpstreamMessage:
     return pb.UpstreamMessage(kv_op=op)
 
 
-def draining(deadline_s: float) -> Any:
-    return open_test_gateway(grpc={"drain_deadline_s": deadline_s})
+def draining(deadline_s: float, **limits: float) -> Any:
+    return open_test_gateway(grpc={"drain_deadline_s": deadline_s}, limits=limits)
 
 
 async def framed(gateway: Gateway, name: str) -> FramedPeer:
@@ -158,3 +162,78 @@ async def test_our_client_loses_nothing_and_keeps_its_tasks() -> None:
         assert session.ended_by_gateway
         assert not session.finished
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_strangers_do_not_hold_up_a_drain(transport: str) -> None:
+    async with (
+        draining(NEVER_S, init_wait_s=NEVER_S) as gateway,
+        trio.open_nursery() as nursery,
+        talkers(gateway) as clients,
+    ):
+        stranger = await clients.dial(transport)
+        if transport == "framed":
+            await stranger.peer.next(framing.ServerHello)
+        elif transport == "grpc":
+            await stranger.go_on(b"\0")
+            while not gateway._ports._lanes["grpc"].statistics().streams_open:
+                await trio.sleep(0.01)
+        nursery.start_soon(gateway.drain)
+        with trio.fail_after(60):
+            await gateway.wait_closed()
+
+
+async def test_a_client_that_has_not_said_hello_does_not_hold_up_a_drain() -> None:
+    async with draining(NEVER_S, init_wait_s=NEVER_S) as gateway, trio.open_nursery() as nursery:
+        host, port = gateway.addresses["framed"].split(":")
+        async with await trio.open_tcp_stream(host, int(port)) as stream:
+            await stream.send_all(PREFACE)
+            while not gateway._ports.statistics().chosen["framed"]:
+                await trio.sleep(0.01)
+            nursery.start_soon(gateway.drain)
+            with trio.fail_after(60):
+                error = await FramedPeer(stream).until_end()
+                assert error is not None
+                assert (error.code, error.retryable) == (Status.UNAVAILABLE, True)
+        with trio.fail_after(60):
+            await gateway.wait_closed()
+
+
+async def test_who_watches_the_health_does_not_hold_up_a_drain() -> None:
+    async with draining(NEVER_S) as gateway, trio.open_nursery() as nursery:
+        host, port = gateway.addresses["grpc"].split(":")
+        client = RawClient(await trio.open_tcp_stream(host, int(port)))
+        async with client.stream:
+            watch = client.request(1, "/grpc.health.v1.Health/Watch")
+            await client.send(frames.PREFACE, settings(), watch, data(1, message(b""), end=True))
+            assert await client.payload(1, 7) == message(b"\x08\x01")
+            nursery.start_soon(gateway.drain)
+            with trio.fail_after(60):
+                assert (await client.trailers(1))["grpc-status"] == "14"
+                assert message(b"\x08\x02") in [one.body for one in client.seen]
+                await client.rest()
+        with trio.fail_after(60):
+            await gateway.wait_closed()
+
+
+async def test_what_a_client_has_sent_that_is_leaving_itself_is_served() -> None:
+    """Its GOAWAY says that it opens no calls any more; those that it has go on."""
+    async with draining(NEVER_S) as gateway, trio.open_nursery() as nursery:
+        host, port = gateway.addresses["grpc"].split(":")
+        client = RawClient(await trio.open_tcp_stream(host, int(port)))
+        async with client.stream:
+            await client.send(frames.PREFACE, settings(), client.request(1, "/aether.v1.AetherGateway/Connect"))
+            await client.send(data(1, message(agent("w", "a", "1").SerializeToString())))
+            await client.payload(1, 6)
+            await client.send(frame(frames.GOAWAY, 0, 0, bytes(8)), frame(frames.PING, 0, 0, bytes(8)))
+            await client.until_kind(frames.PING)
+            nursery.start_soon(gateway.drain)
+            with trio.fail_after(60):
+                ping = await client.until_kind(frames.PING)
+                late = message_to(B, b"on its way").SerializeToString()
+                await client.send(data(1, message(late)), frame(frames.PING, frames.ACK, 0, ping.body))
+                assert (await client.trailers(1))["grpc-status"] == "14"
+            assert gateway.core.log.topic(B).tail == 1
+            await client.rest()
+        with trio.fail_after(60):
+            await gateway.wait_closed()

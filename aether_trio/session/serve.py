@@ -102,6 +102,14 @@ class SessionServer:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self.draining = False
+        self._unknown: set[trio.CancelScope] = set()
+        """Of those that wait for the first message of a client."""
+
+    def turn_away(self) -> None:
+        """End the streams whose clients have not said who they are: a drain does not wait for them."""
+        self.draining = True
+        for waiting in self._unknown:
+            waiting.cancel()
 
     async def serve(self, link: Link) -> None:
         """The whole life of one stream. Raises only cancellation; what is unexpected ends this stream with UNKNOWN."""
@@ -199,8 +207,16 @@ class SessionServer:
 
     async def _first_message(self, link: Link) -> tuple[Claim, Sequence[Upstream]]:
         parts, wait_s = self._parts, self._parts.limits.init_wait_s
+        if self.draining:
+            raise _shutting_down()
         with trio.move_on_after(wait_s) as waiting:
-            batch = await link.receive()
+            self._unknown.add(waiting)
+            try:
+                batch = await link.receive()
+            finally:
+                self._unknown.discard(waiting)
+        if waiting.cancelled_caught and self.draining:
+            raise _shutting_down()
         if waiting.cancelled_caught:
             raise StatusError(Status.DEADLINE_EXCEEDED, f"no InitConnection came within {wait_s:g} seconds")
         if not batch:
@@ -254,7 +270,7 @@ class SessionServer:
 
     def _check_wanted(self, session: Session) -> None:
         if self.draining:
-            raise StatusError(Status.UNAVAILABLE, "the gateway is shutting down; connect again")
+            raise _shutting_down()
         if session.outbox.broken:
             raise LinkBroken("the stream broke while it was admitted")
 
@@ -420,6 +436,10 @@ class SessionServer:
                 receipts.appended(send.seq, session.sender.last_append)
         except AetherError as error:
             receipts.refuse(send.seq, error)
+
+
+def _shutting_down() -> StatusError:
+    return StatusError(Status.UNAVAILABLE, "the gateway is shutting down; connect again")
 
 
 def _who(link: Link) -> str:

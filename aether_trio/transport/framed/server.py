@@ -44,6 +44,9 @@ class FramedServer:
         self._counters = Counters()
         self._unfinished = unfinished or UnfinishedInput()
         self._outputs: set[Output] = set()
+        self._greeting: set[trio.CancelScope] = set()
+        """Of those that wait for a HELLO."""
+        self._draining = False
         self._gone = trio.Event()
         self._hello = framing.ServerHello(
             max_frame=limits.max_frame_bytes,
@@ -86,11 +89,12 @@ class FramedServer:
         """Read the HELLO and answer it. False when the client did not get so far. Raises LinkBroken."""
         events: Sequence[framing.Event] = reader.decode(accepted.head) if accepted.head else reader.read_now()
         if not events and reader.waits_for_hello:
-            with trio.move_on_after(self._limits.handshake_timeout_s):
-                while not events and reader.waits_for_hello:
-                    events = await reader.read()
-            if not events and reader.waits_for_hello:
-                reader.fail(ErrorCode.TIMEOUT, f"no HELLO within {self._limits.handshake_timeout_s:g} seconds")
+            events = await self._wait_for_hello(reader)
+        if not events and reader.waits_for_hello:
+            if self._draining:
+                await reader.close(Status.UNAVAILABLE, "the gateway is shutting down; connect again")
+                return False
+            reader.fail(ErrorCode.TIMEOUT, f"no HELLO within {self._limits.handshake_timeout_s:g} seconds")
         if not events or not isinstance(events[0], framing.ClientHello):
             await reader.close(Status.INVALID_ARGUMENT, "no HELLO")
             return False
@@ -118,8 +122,25 @@ class FramedServer:
         reader.put_back(events[1:])
         return True
 
+    async def _wait_for_hello(self, reader: FramedLink) -> Sequence[framing.Event]:
+        """The first events; none when the client has not got so far in its time, or the gateway drains."""
+        events: Sequence[framing.Event] = ()
+        with trio.move_on_after(self._limits.handshake_timeout_s) as waiting:
+            self._greeting.add(waiting)
+            if self._draining:
+                waiting.cancel()
+            try:
+                while not events and reader.waits_for_hello:
+                    events = await reader.read()
+            finally:
+                self._greeting.discard(waiting)
+        return events
+
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """See Lane: GOAWAY to all. Who knows what that is goes; the core ends the sessions of the others."""
+        """See Lane: GOAWAY to all. Who knows what that is goes; the core ends the sessions of the others, and no HELLO is waited for."""
+        self._draining = True
+        for waiting in self._greeting:
+            waiting.cancel()
         within_ms = min(round(notice_s(deadline_s) * 1000), MAX_UINT32)
         for count, output in enumerate(list(self._outputs)):
             output.say_goaway(framing.GoAway(GoAwayReason.DRAINING, within_ms, "the gateway is shutting down"))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 from grpclib.const import Status as GrpclibStatus
+from grpclib.exceptions import GRPCError
 from grpclib.health.v1.health_grpc import HealthBase
 from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
@@ -29,6 +30,12 @@ class Health(HealthBase):
     def __init__(self, services: tuple[str, ...] = (OVERALL, GATEWAY)) -> None:
         self._statuses: dict[str, ServingStatus] = dict.fromkeys(services, NOT_SERVING)
         self._changed = trio.Event()
+        self._closing = False
+
+    def close(self) -> None:
+        """The server shuts down: nothing is served any more, and watchers are sent elsewhere, as no drain waits for them."""
+        self._closing = True
+        self.set_status(NOT_SERVING)
 
     def set_status(self, status: ServingStatus, *services: str) -> None:
         """Set the status of `services`, by default of all, and tell the watchers."""
@@ -59,6 +66,8 @@ class Health(HealthBase):
             if status != last:
                 last = status
                 await stream.send_message(HealthCheckResponse(status=status))
+            elif self._closing:
+                raise GRPCError(GrpclibStatus.UNAVAILABLE, "the server is shutting down")
             else:
                 await changed.wait()
 

@@ -133,11 +133,13 @@ class GrpcServer:
             for connection in tuple(self._connections):
                 await connection.wait_ended()
         if scope.cancelled_caught:
-            await self._end_rest()
+            await self._cut_rest()
 
-    async def _end_rest(self) -> None:
+    async def _cut_rest(self) -> None:
+        """Say so as far as that goes without waiting: a client that reads gets its status, and one that does not is not waited for."""
         for connection in tuple(self._connections):
             connection.evict(Status.UNAVAILABLE, "the server is shutting down")
+            connection.abandon()
         for connection in tuple(self._connections):
             await connection.wait_ended()
 

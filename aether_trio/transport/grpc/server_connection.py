@@ -300,13 +300,14 @@ class ServerConnection(ServerStreams):
     # Two GOAWAYs (RFC 9113 section 6.8): the first asks the client to stop, the second says where we stopped.
 
     def ask_to_leave(self) -> None:
-        """The first GOAWAY. `drain` goes on from there."""
-        if self.draining or self.closing:
+        """The first GOAWAY, and a PING whose answer says that it has come. `drain` goes on from there."""
+        if self._round_trip is not None or self.closing:
             return
-        self.draining = True
         self._ping_acked = trio.Event()
         self._round_trip = trio.Event()
-        self.plane.out.append(frames.goaway(STREAM_MASK, ErrorCode.NO_ERROR, "draining"))
+        if not self.draining:  # else the client has said so itself, and what it sent is on its way all the same
+            self.draining = True
+            self.plane.out.append(frames.goaway(STREAM_MASK, ErrorCode.NO_ERROR, "draining"))
         self.plane.out.append(frames.ping(b"draining"))
         self.pump()
 

@@ -13,7 +13,7 @@ from aether_trio.transport.accepted import Accepted
 from aether_trio.transport.grpc import frames
 from aether_trio.transport.grpc.frames import ErrorCode
 from aether_trio.transport.grpc.limits import GrpcLimits
-from tests.transport.grpc.harness import RawClient, data, frame, message, probe_server, serving
+from tests.transport.grpc.harness import RawClient, data, frame, message, probe_server, serving, settings
 
 
 async def test_first_goaway_allows_all_second_names_the_last_and_later_streams_are_refused() -> None:
@@ -146,3 +146,18 @@ async def test_a_drain_does_not_wait_for_connections_that_ended_while_it_waited_
             await server.drain(1000)
         assert trio.current_time() - before < 500
         assert not server.connections
+
+
+async def test_a_client_that_reads_nothing_is_cut_at_the_deadline(autojump_clock: trio.testing.MockClock) -> None:
+    autojump_clock.autojump_threshold = 0.2
+    server, probe = probe_server()
+    async with serving(server) as port:
+        client = await RawClient.connect(port, settings(window=2**31 - 1))
+        await client.send(frame(frames.WINDOW_UPDATE, 0, 0, struct.pack(">I", 2**30)))
+        await client.send(client.request(1, "/probe.Probe/Flood"), data(1, message(b"\x0a\x05" + b"20000"), end=True))
+        await probe.started.wait()
+        await trio.sleep(1)  # of the clock that jumps: it writes until its socket is full
+        deadline = trio.current_time() + 20
+        await server.drain(20)
+        assert trio.current_time() == deadline
+        assert server.statistics().connections_open == 0
