@@ -224,7 +224,7 @@ class WorkGroup:
             while self.members and (self._returned or self.position < self.state.tail):
                 try:
                     some_waits = not any(member.has_room for member in self.members) or not await self._hand_out_some()
-                    if some_waits:
+                    if some_waits and self.members:
                         # Nobody can take the next one, small as its outbox may be: a large message needs an empty one.
                         self._room = trio.Event()
                         await self._room.wait()

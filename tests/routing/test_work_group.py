@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import trio
@@ -285,3 +286,31 @@ async def test_work_survives_a_restart(world: World) -> None:
         async with world.open() as core, connect(core, task("w", "resize")) as worker:
             await barrier(worker)
             assert payloads(worker) == []
+
+
+async def test_workers_that_leave_while_the_log_is_read_leave_no_task_behind(
+    groups: Groups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if groups.bench.database.shared:
+        pytest.skip("there one task serves all groups, and stays")
+    await groups.publish(*numbers(0, 10))
+    before = len(groups.bench.nursery.child_tasks)
+    reading, go_on = trio.Event(), trio.Event()
+    read = groups.bench.log.read
+
+    async def slow(*args: Any, **options: Any) -> Any:
+        reading.set()
+        await go_on.wait()
+        return await read(*args, **options)
+
+    monkeypatch.setattr(groups.bench.log, "read", slow)
+    reader = Reader()
+    member = await groups.join(reader)
+    await reading.wait()
+    groups.leave(member, reader)
+    go_on.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(groups.bench.nursery.child_tasks) == before
+    again = Reader()
+    await groups.join(again)
+    assert again.frames == numbers(0, 10)
