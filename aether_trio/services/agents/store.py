@@ -32,8 +32,15 @@ MAX_TEXT_BYTES: Final = 256
 
 _SELECT: Final = "SELECT info, registered_ms, updated_ms FROM agents"
 _ONE: Final = f"{_SELECT} WHERE implementation = $1"
-_ALL: Final = f"{_SELECT} ORDER BY implementation LIMIT $1 OFFSET $2"
-_OF_PROFILE: Final = f"{_SELECT} WHERE profile = $3 ORDER BY implementation LIMIT $1 OFFSET $2"
+# Sizes are summed before a registration is fetched.
+_PAGE: Final = f"""WITH found AS (
+        SELECT implementation, LENGTH(info) + {2 * MAX_TEXT_BYTES} AS size FROM agents {{0}}
+        ORDER BY implementation LIMIT $1 OFFSET $2
+    ), summed AS (SELECT implementation, SUM(size) OVER (ORDER BY implementation) AS total FROM found)
+    SELECT a.info, a.registered_ms, a.updated_ms FROM summed s JOIN agents a ON a.implementation = s.implementation
+    WHERE s.total <= $3 ORDER BY a.implementation"""  # noqa: S608
+_ALL: Final = _PAGE.format("")
+_OF_PROFILE: Final = _PAGE.format("WHERE profile = $4")
 _UPSERT: Final = (
     "INSERT INTO agents (implementation, profile, info, registered_ms, updated_ms) VALUES ($1, $2, $3, $4, $4) "
     "ON CONFLICT (implementation) DO UPDATE SET profile = excluded.profile, info = excluded.info, "
@@ -189,21 +196,14 @@ def find(implementation: str) -> Program[Registration | None]:
 
 
 def _page(profile: bytes, offset: int, limit: int) -> Program[RegistrationPage]:
-    window = (limit if limit > 0 else MAX_PAGE_ROWS, offset)
+    window = (limit if limit > 0 else MAX_PAGE_ROWS, offset, MAX_PAGE_BYTES)
     if profile:
         counted = yield Fetch("SELECT count(*) FROM agents WHERE profile = $1", (profile,))
         rows = yield Fetch(_OF_PROFILE, (*window, profile))
     else:
         counted = yield Fetch("SELECT count(*) FROM agents")
         rows = yield Fetch(_ALL, window)
-    found: list[Registration] = []
-    size = 0
-    for row in rows:
-        size += len(row[0]) + 2 * MAX_TEXT_BYTES
-        if size > MAX_PAGE_BYTES:
-            break
-        found.append(_read(row))
-    return RegistrationPage(found, int(counted[0][0]))
+    return RegistrationPage([_read(row) for row in rows], int(counted[0][0]))
 
 
 def _put(info: pb.AgentRegistrationInfo, now_ms: int, most: int) -> Program[Registration | Refusal]:

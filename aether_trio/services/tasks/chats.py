@@ -32,13 +32,16 @@ logger = structlog.get_logger("aether.tasks")
 
 MAX_CHATS: Final = 256
 """Of one window: those of its user's tasks that began last."""
+LOOKED_AT: Final = 4 * MAX_CHATS
+"""Of the user's tasks, when some of them are no conversations."""
+PAGE: Final = 64
 LINGER_S: Final = 30.0
 RETRY_S: Final = 1.0
 LOOK_S: Final = 60.0
 """Between two looks of a window that nobody told anything, where there are other nodes."""
 _TAKING_PART: Final = """SELECT task_id, spec FROM tasks WHERE subject_id = $1 AND subject_id <> '' AND workspace = $2
     AND status NOT IN ('completed', 'failed', 'cancelled', 'dlq', 'rejected')
-    AND started_ms > 0 AND lower(subject_type) = 'user' ORDER BY started_ms DESC LIMIT $3"""
+    AND started_ms > 0 AND lower(subject_type) = 'user' ORDER BY started_ms DESC, task_id LIMIT $3 OFFSET $4"""
 
 
 @dataclass(slots=True, eq=False)
@@ -176,8 +179,13 @@ class Chats:
 
 def _taking_part(user_id: str, workspace: str) -> Program[list[str]]:
     """The tasks of a workspace that a user takes part in, the one that began last first."""
-    found: list[Row] = yield Fetch(_TAKING_PART, (user_id, workspace, 4 * MAX_CHATS))
-    return [task_id for task_id, spec in found if _takes_part(spec)][:MAX_CHATS]
+    found: list[str] = []
+    for offset in range(0, LOOKED_AT, PAGE):  # clients choose how large what is kept of a task is
+        page: list[Row] = yield Fetch(_TAKING_PART, (user_id, workspace, PAGE, offset))
+        found += [task_id for task_id, spec in page if _takes_part(spec)]
+        if len(page) < PAGE or len(found) >= MAX_CHATS:
+            break
+    return found[:MAX_CHATS]
 
 
 def _takes_part(spec: bytes) -> bool:

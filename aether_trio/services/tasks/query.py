@@ -16,7 +16,7 @@ from typing import Final
 from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.model.tasks import Task
 from aether_trio.model.tasks.status import priority_of, stored_as
-from aether_trio.services.tasks import rows
+from aether_trio.model.tasks.task import COLUMNS
 from aether_trio.services.tasks.texts import storable
 from aether_trio.storage.base import Fetch, Program, Row, Value
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -26,6 +26,8 @@ MAX_PAGE: Final = 1000
 MAX_DESCENDANTS: Final = 10_000
 MAX_PAGE_BYTES: Final = 3 * 1024 * 1024
 """Of the rows of a page: clients refuse messages over 4 MiB."""
+ROW_BYTES: Final = 600
+"""Of a row, beside what its client has said of it."""
 
 _DESCENDANTS: Final = f"""task_id IN (
     WITH RECURSIVE below(task_id) AS (
@@ -44,6 +46,16 @@ _TOGETHER: Final = ("context_id", "correlation_id")
 
 _OF_ROOT: Final = "(root_task_id = {0} AND root_task_id <> task_id OR task_id = {0} AND root_task_id = {0})"
 """Two indexes: that of roots has no tasks that are their own."""
+
+
+_PAGE: Final = f"""WITH found AS (
+        SELECT task_id, updated_ms, LENGTH(spec) + LENGTH(wait) + LENGTH(error) + {ROW_BYTES} AS size FROM tasks WHERE {{0}}
+    ), summed AS (
+        SELECT task_id, ROW_NUMBER() OVER w AS number, SUM(size) OVER w AS total, COUNT(*) OVER () AS count
+        FROM found WINDOW w AS (ORDER BY updated_ms DESC, task_id DESC)
+    ) SELECT summed.count, {", ".join(f"t.{name}" for name in COLUMNS)} FROM summed JOIN tasks t ON t.task_id = summed.task_id
+    WHERE summed.number = 1 OR summed.total <= {MAX_PAGE_BYTES} ORDER BY summed.number"""  # noqa: S608
+"""Of what a condition finds, as much as a message takes: clients choose how large rows are, and how many."""
 
 
 class TokenError(ValueError):
@@ -179,15 +191,10 @@ def limit_of(wanted: pb.TaskFilter) -> int:
 
 
 def list_page(where: str, args: Sequence[Value], limit: int) -> Program[Page]:
-    """One page; fewer rows than `limit` when they are large."""
-    found = yield from rows.select(where, args)
-    page, size = found[:limit], 0
-    for count, task in enumerate(page):
-        size += len(task.spec) + len(task.wait) + len(task.error) + 600
-        if size > MAX_PAGE_BYTES and count:
-            page = page[:count]
-            break
-    return Page(page, encode_token(page[-1]) if page and len(page) < len(found) else "")
+    """One page; fewer rows than `limit` when they are large. Sizes are summed before a row is fetched whole."""
+    found: list[Row] = yield Fetch(_PAGE.format(where), args)
+    tasks = [Task.from_row(row[1:]) for row in found[:limit]]
+    return Page(tasks, encode_token(tasks[-1]) if tasks and len(tasks) < found[0][0] else "")
 
 
 def descendants(task_id: str, workspace: str, limit: int) -> Program[list[str]]:

@@ -25,5 +25,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             "test_unfinished",
             "test_housekeeping",
             "test_progress",
+            "test_lists",
         ),
     )
