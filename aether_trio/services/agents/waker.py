@@ -18,10 +18,10 @@ the orchestrator that will may be starting just now.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import structlog
 import trio
@@ -36,6 +36,8 @@ from aether_trio.storage.batches import in_halves
 
 logger = structlog.get_logger("aether.agents")
 
+V = TypeVar("V")
+
 QUIET_S: Final = 1.0
 REFRESH_S: Final = 5.0
 STRANGER_S: Final = 60.0
@@ -44,6 +46,8 @@ STUBBORN: Final = 3
 """Starts of an agent that ends each time before it has read a message; after 1, 2 and 4 seconds."""
 MAX_WAITING: Final = 10_000
 """Identities; beyond it a message wakes nobody, and the next one may."""
+SHARE: Final = 10
+"""Those of one workspace may be the tenth part, so that one which writes to very many keeps no other from its agents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,53 @@ class WakerStatistics:
     woken: int
     given_up: int
     waiting: int
+
+
+class _Noted(Generic[V]):
+    """Identities, with what is known of each, in their order; a workspace has a share of the room."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, V] = {}
+        self._counts: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def items(self) -> list[tuple[str, V]]:
+        """All of them now."""
+        return list(self._values.items())
+
+    def offer(self, identity: str, value: V) -> bool:
+        """Add an identity, if it is not there and there is room; whether it was added."""
+        if identity in self._values or len(self._values) >= MAX_WAITING:
+            return False
+        if self._counts[_workspace_of(identity)] >= MAX_WAITING // SHARE:
+            return False
+        self.keep(identity, value)
+        return True
+
+    def keep(self, identity: str, value: V) -> None:
+        """Add an identity that was here before, whatever room there is. One that is there stays as it is."""
+        if identity not in self._values:
+            self._values[identity] = value
+            self._counts[_workspace_of(identity)] += 1
+
+    def pop(self, identity: str) -> V | None:
+        """Remove it; what was known of it."""
+        if identity not in self._values:
+            return None
+        workspace = _workspace_of(identity)
+        self._counts[workspace] -= 1
+        if not self._counts[workspace]:
+            del self._counts[workspace]
+        return self._values.pop(identity)
+
+
+def _workspace_of(identity: str) -> str:
+    return identity.split("::", 2)[1]
 
 
 class Waker:
@@ -77,8 +128,8 @@ class Waker:
         self._unread = unread
         self._ended: dict[str, float] = {}
         self._stuck: OrderedDict[str, tuple[int, int]] = OrderedDict()
-        self._waiting: dict[str, int] = {}
-        self._strangers: dict[str, tuple[int, float]] = {}
+        self._waiting = _Noted[int]()
+        self._strangers = _Noted[tuple[int, float]]()
         """When something has come for whom nobody has registered, and until when (trio's clock) that counts."""
         self._looked: dict[str, float] = {}
         self._names: frozenset[str] = frozenset()
@@ -93,8 +144,7 @@ class Waker:
 
     def note(self, identity: str) -> None:
         """Somebody has written to this identity, and it is not connected to this node. Never blocks."""
-        if identity not in self._waiting and len(self._waiting) < MAX_WAITING:
-            self._waiting[identity] = self._clock.now_ms()
+        if self._waiting.offer(identity, self._clock.now_ms()):
             self._news.set()
 
     def ended(self, identity: str) -> None:
@@ -105,7 +155,7 @@ class Waker:
 
     def came_by_itself(self, identity: str) -> None:
         """Whoever has been connected without a start has seen what came for it. Never blocks."""
-        self._strangers.pop(identity, None)
+        self._strangers.pop(identity)
 
     def _renew(self) -> None:
         self._names_until = -1.0
@@ -148,16 +198,18 @@ class Waker:
         wanted: dict[str, int] = {}
         for identity in due:
             trigger_ms = self._waiting.pop(identity)
+            assert trigger_ms is not None
             if self._is_registered(identity):
                 wanted[identity] = trigger_ms
-            elif len(self._strangers) < MAX_WAITING:
-                self._strangers[identity] = trigger_ms, now + STRANGER_S
+            else:
+                self._strangers.pop(identity)
+                self._strangers.offer(identity, (trigger_ms, now + STRANGER_S))
         if wanted:
             try:
                 await in_halves(list(wanted), lambda some: self._wake({one: wanted[one] for one in some}), _given_up)
             except BaseException:
                 for identity, trigger_ms in wanted.items():
-                    self._waiting.setdefault(identity, trigger_ms)
+                    self._waiting.keep(identity, trigger_ms)
                 raise
 
     async def _learn_names(self, now: float) -> None:
@@ -168,12 +220,12 @@ class Waker:
         except BaseException:
             self._names_until = -1.0
             raise
-        for identity, (trigger_ms, until) in list(self._strangers.items()):
+        for identity, (trigger_ms, until) in self._strangers.items():
             if self._is_registered(identity):
-                self._waiting.setdefault(identity, trigger_ms)
+                self._waiting.keep(identity, trigger_ms)
             elif now < until:
                 continue
-            del self._strangers[identity]
+            self._strangers.pop(identity)
 
     async def _look_after(self, ended: Sequence[str]) -> Sequence[None]:
         """Whether somebody who has ended has left messages behind."""
@@ -191,7 +243,7 @@ class Waker:
             self._given_up += 1
             logger.warning("an agent ends again and again at the same message", identity=identity, message=position + 1)
             return ()
-        self._waiting.setdefault(identity, self._clock.now_ms())
+        self._waiting.keep(identity, self._clock.now_ms())
         self._looked[identity] = trio.current_time() + (1 << times - 1) - 1 - QUIET_S
         return ()
 
@@ -222,7 +274,7 @@ class Waker:
                     "a message wakes its receiver", identity=identity.text, task=begun.task and begun.task.task_id
                 )
             elif begun.missing:
-                self._waiting.setdefault(identity.text, absent[identity])
+                self._waiting.keep(identity.text, absent[identity])
         return ()
 
 

@@ -10,9 +10,10 @@ import trio
 
 from aether_trio.core import Core
 from aether_trio.model.errors import Status
+from aether_trio.services.agents import waker
 from aether_trio.services.agents.waker import REFRESH_S, STRANGER_S
 from aether_trio.storage.base import StorageUnavailable
-from tests.helpers.core import agent, barrier, connect, message_to, payloads, task
+from tests.helpers.core import World, agent, barrier, connect, message_to, payloads, task
 from tests.services.agents.cast import ECHO, assignment, cast, echo, nothing_more, starts, until
 from tests.services.agents.ops import Op, info, operate, register
 
@@ -188,3 +189,25 @@ async def test_a_message_wakes_its_receiver_though_storage_was_away(
         await assignment(orchestrator)
         assert failures == -1
         assert core.waker.statistics().woken == 1
+
+
+@pytest.mark.parametrize("registered", [True, False], ids=["known", "unknown"])
+async def test_a_workspace_that_writes_to_very_many_keeps_no_other_from_its_agents(
+    core: Core, world: World, monkeypatch: pytest.MonkeyPatch, registered: bool
+) -> None:
+    monkeypatch.setattr(waker, "MAX_WAITING", 100)
+    database = world.databases["tasks"]
+    implementation = "echo" if registered else "nobody"
+    async with cast(core) as (orchestrator, asker), connect(core, agent("loud", "a", "1")) as loud:
+        database.before_write.close()
+        loud.send(*(message_to(f"ag::loud::{implementation}::{number}", b"") for number in range(400)))
+        await barrier(loud)
+        await trio.sleep(1)
+        asker.send(message_to(ECHO, b"one"), message_to("ag::w::later::1", b"two"))
+        await barrier(asker)
+        database.before_write.open()
+        await register(orchestrator, "later")
+        wanted = {ECHO, "ag::w::later::1"}
+        while wanted:
+            asked = await assignment(orchestrator)
+            wanted.discard(f"ag::{asked.workspace}::{asked.target_implementation}::{asked.specifier}")
