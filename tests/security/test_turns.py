@@ -207,3 +207,25 @@ async def test_a_connection_of_many_calls_asks_something_new(steps: Steps) -> No
                     await client.send(client.request(1001, f"/nothing-{number_of_connection}"))
                     await client.trailers(1001)
     assert steps.most["adopt"] <= 32
+
+
+async def test_a_request_of_many_headers_counts_for_many_requests(steps: Steps) -> None:
+    """Each header is one byte, that of an entry in HPACK's table."""
+    encoder = hpack.Encoder()
+    encoder.header_table_size = 0
+
+    def request(number: int) -> bytes:
+        headers = [(":method", "POST"), (":scheme", "http"), (":path", f"/{number}"), (":authority", "a")]
+        block = encoder.encode([*headers, ("te", "trailers"), ("content-type", "application/grpc")]) + b"\x90" * 250
+        return _h2(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, number, block)
+
+    async with gateway_with() as gateway:
+        host, port = split_address(gateway.address)
+        with trio.fail_after(WAIT_S):
+            async with await trio.open_tcp_stream(host, port) as stream, trio.open_nursery() as nursery:
+                settled = _h2(frames.SETTINGS, 0, 0, b"") + _h2(frames.SETTINGS, 1, 0, b"")
+                requests = b"".join(request(number) for number in range(1, 200, 2))
+                nursery.start_soon(stream.send_all, frames.PREFACE + settled + requests)
+                await _until_answered(stream, 199)
+    assert steps.total["accept_rpc"] == 100
+    assert steps.most["accept_rpc"] == 1

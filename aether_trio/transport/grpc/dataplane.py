@@ -40,6 +40,8 @@ CONTROL_AT_ONCE: Final = 4096
 """Bytes of control frames, each of which counts for CONTROL_FRAME_BYTES more: a request costs 0.2 ms when h2 has to look at its
 headers, and one with 150 headers 1 ms."""
 CONTROL_FRAME_BYTES: Final = 192
+CONTROL_FIELD_BYTES: Final = 16
+"""What each header field counts for beside: one that is in HPACK's table has one byte, and costs what others cost."""
 DATA_AT_ONCE: Final = 256
 """DATA frames; 64 KiB may hold five thousand."""
 
@@ -53,6 +55,7 @@ class DataPlane(SendSide):
         "_block_frames",
         "_block_stream",
         "_client",
+        "_control",
         "_credit",
         "_preface",
         "_recv_window",
@@ -98,6 +101,8 @@ class DataPlane(SendSide):
         """While a header block is open, its stream; no other frame may come between."""
         self._block_bytes = 0
         self._block_frames = 0
+        self._control = 0
+        """What control frames may still cost before the others have their turn."""
 
     # Streams -----------------------------------------------------------------------------------------------------
 
@@ -141,7 +146,7 @@ class DataPlane(SendSide):
                 return
         largest = frames.DEFAULT_FRAME_BYTES
         unpack = FRAME_HEADER.unpack_from
-        control = CONTROL_AT_ONCE
+        self._control = CONTROL_AT_ONCE
         while end - position >= HEADER_BYTES:
             if self.more:
                 break
@@ -166,8 +171,8 @@ class DataPlane(SendSide):
                 if kind in (frames.HEADERS, frames.CONTINUATION):
                     self._header_block(kind, flags, stream_id, length)
                 self.owner.control(kind, flags, stream_id, data[position:stop])
-                control -= CONTROL_FRAME_BYTES + length
-                self.more = control <= 0
+                self._control -= CONTROL_FRAME_BYTES + length
+                self.more = self._control <= 0
             position = stop
         if position < end:
             self._tail = data[position:]
@@ -178,6 +183,10 @@ class DataPlane(SendSide):
                 self._assembler.note(stream)
             if stream.reading and stream.unread and not stream.inbox:
                 self._credit_stream(stream)
+
+    def charge(self, fields: int) -> None:
+        """The control frame at hand has brought so many header fields."""
+        self._control -= CONTROL_FIELD_BYTES * fields
 
     def _take_preface(self, data: bytes) -> int:
         want = frames.PREFACE

@@ -205,6 +205,8 @@ class ServerConnection(ServerStreams):
                 self._ended(stream_id)
             return
         for event in self.control_plane.receive(kind, flags, frame):
+            if isinstance(event, h2.events.RequestReceived | h2.events.TrailersReceived):
+                self.plane.charge(len(event.headers))
             if isinstance(event, h2.events.RequestReceived):
                 self._request(event.stream_id, as_text(event.headers))
             elif isinstance(event, h2.events.StreamEnded):
