@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
+from aether_trio.core import Core
 from aether_trio.services.tasks import transaction
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, deadlock_is_an_error
@@ -35,3 +36,22 @@ async def test_those_that_a_killed_gateway_has_not_woken_are_woken_by_the_next(
                 await trio.sleep(1)
             await trio.sleep(10)
             assert database.query(WAITING) == [(2,)]  # `other` has not ended
+
+
+async def test_those_that_an_unanswered_commit_has_not_woken_are_woken(
+    core: Core, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made again, finds that it has been made, and knows nothing of what was to follow."""
+    monkeypatch.setattr(transaction, "WAKE_PAGE", 2)
+    database = world.databases["tasks"]
+    async with connect(core, agent("w", "c", "1")) as creator:
+        first = (await create(creator, assignment_mode=pb.SELF_ASSIGN)).task_id
+        assert (await operate(creator, Op.CLAIM, first)).success
+        for _ in range(5):
+            task_id = (await create(creator, assignment_mode=pb.SELF_ASSIGN)).task_id
+            assert (await operate(creator, Op.CLAIM, task_id)).success
+            assert (await operate(creator, Op.WAIT_FOR, task_id, wait_spec=pb.WaitSpec(depends_on=[first]))).success
+        database.unanswered_writes = 1
+        assert (await operate(creator, Op.COMPLETE, first)).success
+        while database.query(WAITING) != [(0,)]:
+            await trio.sleep(1)
