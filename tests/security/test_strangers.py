@@ -9,15 +9,20 @@ from contextlib import asynccontextmanager
 
 import pytest
 import structlog
+import trio
 
+from aether_trio.cli.options import split_address
 from aether_trio.config import ApiKey, LoggingSettings
 from aether_trio.gateway import Gateway, open_gateway
 from aether_trio.model.errors import Status
 from aether_trio.services.credentials import hash_api_key
 from aether_trio.telemetry import configure_logging
 from aether_trio.testing.memory import agent, message_to
+from aether_trio.transport.grpc import frames
+from aether_trio.transport.grpc.frames import ErrorCode
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.security.streams import LANES, gateway_settings, open_stream
+from tests.transport.grpc.harness import RawClient, data, frame, message, settings
 
 EVERY_LANE = pytest.mark.parametrize("lane", LANES)
 EVIL = "evil\x1b[2J\x9b31m\n\u202e"
@@ -113,3 +118,40 @@ async def test_types_of_messages_that_do_not_exist_are_counted_together() -> Non
         await stream.next("checkpoint")
         assert len(gateway.core.router._accepted) == 1
         assert gateway.core.router.statistics().accepted == {("red", "_other"): (2000, 2000)}
+
+
+async def test_the_headers_of_a_strangers_calls_are_bounded_together() -> None:
+    """A call that nobody has to be known for lasts as long as its caller likes, and so do its headers."""
+    async with serving() as gateway:
+        client = RawClient(await trio.open_tcp_stream(*split_address(gateway.address)))
+        with trio.fail_after(60):
+            async with client.stream, trio.open_nursery() as nursery:
+                await client.send(frames.PREFACE, settings())
+                await client.until_kind(frames.SETTINGS)
+                watch = "/grpc.health.v1.Health/Watch"
+                calls = [client.request(number, watch, x="a" * 10_000) for number in range(1, 200, 2)]
+                nursery.start_soon(client.send, *calls)
+                refused = await client.until_kind(frames.RST_STREAM)
+                assert refused.body == int(ErrorCode.REFUSED_STREAM).to_bytes(4, "big")
+                await client.until_kind(frames.RST_STREAM, stream_id=199)
+                [connection] = gateway._ports._lanes["grpc"].connections
+                assert 500_000 < connection.header_bytes <= 512 * 1024
+                await client.send(frame(frames.RST_STREAM, 0, 1, bytes(4)), client.request(201, watch, x="a" * 10_000))
+                await client.send(data(201, message(b""), end=True))
+                await client.payload(201, 7)
+
+
+async def test_the_headers_of_somebody_known_are_bounded_by_their_number() -> None:
+    async with serving() as gateway:
+        client = RawClient(await trio.open_tcp_stream(*split_address(gateway.address)))
+        with trio.fail_after(60):
+            async with client.stream:
+                init = agent("red", "eve", "1", credentials={"api_key": "aek_right"}).SerializeToString()
+                await client.send(frames.PREFACE, settings(), client.request(1, "/aether.v1.AetherGateway/Connect"))
+                await client.send(data(1, message(init)))
+                await client.payload(1, 6)
+                watch = "/grpc.health.v1.Health/Watch"
+                for number in range(3, 203, 2):
+                    await client.send(client.request(number, watch, x="a" * 10_000))
+                await client.send(data(201, message(b""), end=True))
+                await client.payload(201, 7)

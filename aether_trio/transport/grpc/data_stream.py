@@ -23,6 +23,7 @@ class DataStream:
         "encoding",
         "ended",
         "failure",
+        "header_bytes",
         "held",
         "inbox",
         "largest",
@@ -56,6 +57,8 @@ class DataStream:
         self.anew = False
         """...and it was another one."""
         self.encoding = "identity"
+        self.header_bytes = 0
+        """Of the request that opened it."""
         self.recv_window = 0
         self.send_window = 0
         self.unread = 0

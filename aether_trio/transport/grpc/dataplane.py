@@ -62,6 +62,7 @@ class DataPlane(SendSide):
         "_tail",
         "_unread",
         "_unread_most",
+        "accepted",
         "limits",
         "more",
         "settings_seen",
@@ -95,6 +96,8 @@ class DataPlane(SendSide):
         self._unread = 0
         """What is not read, in bytes of memory."""
         self._unread_most = limits.max_unread_bytes
+        self.accepted = False
+        """Some client of the connection has shown who it is."""
         if expect_preface:
             self._unread_most = min(self._unread_most, limits.max_stranger_unread_bytes)
         self._block_stream = 0
@@ -297,6 +300,7 @@ class DataPlane(SendSide):
 
     def accepts(self) -> None:
         """A client of this connection has shown who it is."""
+        self.accepted = True
         self._unread_most = self.limits.max_unread_bytes
         self._give_connection_credit()
 

@@ -70,6 +70,8 @@ class GrpcLimits:
     much as one participant's, and strangers may call these."""
     max_stranger_unread_bytes: int = 256 * KIB
     """In place of `max_unread_bytes` on a connection of whose clients none is accepted yet."""
+    max_stranger_header_bytes: int = 512 * KIB
+    """Of the requests of open calls together, on such a connection: a thousand of a gRPC library have 300 KiB. No setting, as above."""
     max_header_list_bytes: int = 16 * KIB
     max_header_block_bytes: int = 32 * KIB
     max_continuation_frames: int = 8

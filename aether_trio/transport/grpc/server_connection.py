@@ -24,7 +24,7 @@ from aether_trio.transport.grpc.control import SharedControl
 from aether_trio.transport.grpc.frames import STREAM_MASK, ErrorCode, ProtocolViolation
 from aether_trio.transport.grpc.output import Sealer
 from aether_trio.transport.grpc.pumped import PumpedStream
-from aether_trio.transport.grpc.server_control import SETTINGS_ACK, as_text
+from aether_trio.transport.grpc.server_control import SETTINGS_ACK, as_text, size_of
 from aether_trio.transport.grpc.server_streams import ServerStreams
 from aether_trio.transport.grpc.statistics import ConnectionStatistics, Counters
 from aether_trio.transport.link import PeerCertificate
@@ -223,6 +223,8 @@ class ServerConnection(ServerStreams):
             self._refuse(stream_id, "draining")
         elif len(plane.streams) >= self.limits.max_concurrent_streams:
             self._refuse(stream_id, "too_many_streams")
+        elif not plane.accepted and self.header_bytes + size_of(headers) > self.limits.max_stranger_header_bytes:
+            self._refuse(stream_id, "too_many_headers")
         else:
             self._accept(self, stream_id, headers)
 

@@ -41,6 +41,11 @@ def as_text(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
     return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
 
 
+def size_of(headers: Iterable[tuple[str, str]]) -> int:
+    """What names and values of a request have together, in bytes."""
+    return sum(len(name) + len(value) for name, value in headers)
+
+
 class ServerControl:
     """One connection's control plane. `plane` says which streams are open and which ids have been used."""
 

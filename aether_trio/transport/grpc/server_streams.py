@@ -33,7 +33,15 @@ if TYPE_CHECKING:
 class ServerStreams(Connection):
     """A connection that serves streams; ServerConnection adds what frames mean and how it ends."""
 
-    __slots__ = ("_said_no_table", "_waits_for_room", "control_plane", "draining", "goaway_limit", "pings")
+    __slots__ = (
+        "_said_no_table",
+        "_waits_for_room",
+        "control_plane",
+        "draining",
+        "goaway_limit",
+        "header_bytes",
+        "pings",
+    )
 
     def __init__(
         self,
@@ -63,6 +71,8 @@ class ServerStreams(Connection):
         self.draining = False
         self.goaway_limit = STREAM_MASK
         """Streams above it are refused: the last id of our final GOAWAY."""
+        self.header_bytes = 0
+        """Of the requests of open streams."""
         self._said_no_table = False
         self._waits_for_room: trio.lowlevel.ParkingLot | None = None
         """Handlers whose next request waits until the peer has read earlier answers."""
@@ -85,6 +95,7 @@ class ServerStreams(Connection):
 
     def open(self, stream: PumpedStream) -> None:
         self.plane.open(stream)
+        self.header_bytes += stream.header_bytes
         self.opened = True
         self.counters.streams_open += 1
         self.counters.streams_total += 1
@@ -95,6 +106,7 @@ class ServerStreams(Connection):
         """The stream is over on both sides."""
         if stream.stream_id in self.plane.streams:
             self.plane.close(stream)
+            self.header_bytes -= stream.header_bytes
             self.dirty.pop(stream, None)
             self.answers_moved()
             self.control_plane.forget(stream.stream_id)
