@@ -49,3 +49,13 @@ async def test_a_send_between_another_frame_and_a_mistake(before: bytes) -> None
         with trio.fail_after(WAIT_S):
             await talker.go_on(before + sent + frame(0x7F))
             assert (await sink.answer("msg")).msg.payload == b"counts"
+
+
+async def test_a_send_in_front_of_an_error_of_the_client() -> None:
+    """Which has found a mistake of the gateway, and goes; what it had sent counts as ever."""
+    async with gateway_with() as gateway, talkers(gateway) as clients:
+        sink, talker = await clients.connect("websocket", "sink"), await clients.connect("framed", "displeased")
+        sent = envelope(message_to(SINK, b"counts").SerializeToString())
+        with trio.fail_after(WAIT_S):
+            await talker.go_on(sent + frame(FrameType.ERROR, struct.pack(">HI", 0x109, 0)))
+            assert (await sink.answer("msg")).msg.payload == b"counts"

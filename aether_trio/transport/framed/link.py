@@ -93,7 +93,7 @@ class FramedLink:
         self._counters = counters
         self._pending: Sequence[framing.Event] = ()
         self._ended = False
-        self._failure: StatusError | None = None
+        self._failure: StatusError | LinkBroken | None = None
         """What `receive` raises."""
         self._code: tuple[int, bool] | None = None
         """...and how the ERROR frame says it: its code, and whether to come back."""
@@ -280,7 +280,7 @@ class FramedLink:
 
     def _error(self, event: framing.Error) -> None:
         self.output.broken()
-        raise LinkBroken(f"the client reports an error: {event.message or event.code}")
+        self._failure = self._failure or LinkBroken(f"the client reports an error: {event.message or event.code}")
 
     # -- the rest of Link -----------------------------------------------------------------------------------------
 
@@ -330,7 +330,7 @@ class FramedLink:
         if status is Status.DEADLINE_EXCEEDED and self.output.connection.state is not framing.State.LIVE:
             self.fail(ErrorCode.TIMEOUT, message)
         code, retryable = self._code or (int(status), status in RETRYABLE)
-        text = message if self._failure is None else self._failure.message
+        text = self._failure.message if isinstance(self._failure, StatusError) else message
         output = self.output
         with trio.move_on_after(self._limits.close_timeout_s):
             await output.finish(None if status is Status.OK else framing.Error(code, text, retryable))
