@@ -34,7 +34,7 @@ def refusal_frame(error: AetherError) -> bytes:
 class Receipts:
     """One connection's sends that have no receipt yet; an Author of the log (log.py)."""
 
-    __slots__ = ("_by_number", "_log", "_refused", "_waiting", "outbox", "publisher")
+    __slots__ = ("_by_number", "_log", "_looked", "_refused", "_waiting", "outbox", "publisher")
 
     confirms = True
 
@@ -47,6 +47,8 @@ class Receipts:
         self._waiting: deque[tuple[int, int]] = deque()
         self._refused: list[Refused] = []
         self._by_number: dict[int, int] = {}
+        self._looked = 0
+        """How many waited when that was made."""
 
     # -- the session's side ---------------------------------------------------------------------------------------
 
@@ -89,7 +91,7 @@ class Receipts:
         """(refused sends in the order of their refusal, the number up to which all are settled, or 0 for no news)."""
         refused, self._refused = self._refused, []
         waiting, is_settled = self._waiting, self._log.is_settled
-        self._by_number = {}
+        self._by_number, self._looked = {}, 0
         acked = 0
         while waiting and is_settled(waiting[0][0]):
             acked = waiting.popleft()[1]
@@ -107,8 +109,10 @@ class Receipts:
 
     def _note_refusal(self, number: int, error: AetherError) -> bool:
         """Whether it is one of the numbered sends of this connection."""
-        if number not in self._by_number:  # of the numbers of one group, the first
-            self._by_number = dict(self._waiting)
+        if number not in self._by_number and self._looked != len(
+            self._waiting
+        ):  # of the numbers of one group, the first
+            self._by_number, self._looked = dict(self._waiting), len(self._waiting)
         seq = self._by_number.get(number)
         if seq is not None:
             self._refused.append((seq, error))
