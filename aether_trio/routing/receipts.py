@@ -109,9 +109,7 @@ class Receipts:
 
     def _note_refusal(self, number: int, error: AetherError) -> bool:
         """Whether it is one of the numbered sends of this connection."""
-        if number not in self._by_number and self._looked != len(
-            self._waiting
-        ):  # of the numbers of one group, the first
+        if number not in self._by_number and self._looked != len(self._waiting):  # the first of its group
             self._by_number, self._looked = dict(self._waiting), len(self._waiting)
         seq = self._by_number.get(number)
         if seq is not None:
