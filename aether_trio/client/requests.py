@@ -17,35 +17,13 @@ import anyio
 
 from aether_trio.client.errors import AetherError, ConnectionLost, from_code, from_text
 from aether_trio.client.outgoing import Upstream
+from aether_trio.wire import errors
 from aether_trio.wire.pb import aether_pb2 as pb
 
 __all__ = ["ANSWERS", "Pending", "Requests", "failure_of", "prepare"]
 
 ANSWERS: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "kv_op": "kv",
-        "create_task": "create_task",
-        "checkpoint_op": "checkpoint",
-        "admin_query": "admin",
-        "session_op": "session_response",
-        "task_query": "task_query",
-        "task_op": "task_op",
-        "workspace_op": "workspace",
-        "agent_op": "agent",
-        "acl_op": "acl",
-        "workflow_op": "workflow_response",
-        "token_op": "token",
-        "audit_query": "audit_response",
-        "authority_grant_op": "authority_grant",
-        "proxy_http_request": "proxy_http_response",
-        "resolve_authority_request": "resolve_authority_response",
-        "connection_status_request": "connection_status_response",
-        "submit_audit_event": "submit_audit_event_response",
-        "authority_request_op": "authority_request_response",
-        "task_subscription_op": "task_subscription_response",
-        "access_check": "access_check_response",
-        "batch_access_check": "batch_access_check_response",
-    }
+    {case: answer for case, answer in errors.ANSWERS.items() if answer != "tunnel_close"} | {"admin_query": "admin"}
 )
 """What is asked → what answers."""
 

@@ -8,10 +8,6 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wsproto.connection import Connection, ConnectionType
-from wsproto.events import BytesMessage, CloseConnection, TextMessage
-from wsproto.events import Ping as WsprotoPing
-from wsproto.events import Pong as WsprotoPong
 
 from aether_trio.transport.websocket.frames import (
     Close,
@@ -21,11 +17,10 @@ from aether_trio.transport.websocket.frames import (
     Fragment,
     FrameError,
     FrameReader,
-    Ping,
-    Pong,
     close_frame,
     pong_frame,
 )
+from fuzz.websocket import wsproto_says
 
 LIMIT = 70_000
 
@@ -60,30 +55,6 @@ def read(parts: Iterable[bytes], limit: int = LIMIT) -> tuple[list[Event], Close
         assert reader.held_bytes <= limit + 1
         assert reader.unread_bytes <= 131 or any(isinstance(event, Close) for event in events)
     return events, None
-
-
-def wsproto_says(stream: bytes) -> tuple[list[object], int | None]:
-    """The same events by wsproto: messages put together, fragments left out, and the code of its complaint."""
-    connection = Connection(ConnectionType.SERVER)
-    connection.receive_data(stream)
-    found: list[object] = []
-    part = b""
-    for event in connection.events():
-        if isinstance(event, (BytesMessage, TextMessage)):
-            text = isinstance(event, TextMessage)
-            part += event.data.encode() if isinstance(event, TextMessage) else bytes(event.data)
-            if event.message_finished:
-                found.append(Data(text, part))
-                part = b""
-        elif isinstance(event, WsprotoPing):
-            found.append(Ping(bytes(event.payload)))
-        elif isinstance(event, WsprotoPong):
-            found.append(Pong())
-        elif isinstance(event, CloseConnection):
-            if connection.state.name == "OPEN":
-                return found, int(event.code)
-            found.append(Close(None if event.code == 1005 else int(event.code), event.reason or ""))
-    return found, None
 
 
 payloads = st.one_of(
