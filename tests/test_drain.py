@@ -216,6 +216,25 @@ async def test_who_watches_the_health_does_not_hold_up_a_drain() -> None:
             await gateway.wait_closed()
 
 
+@pytest.mark.parametrize(
+    "method", ["grpc.health.v1.Health/Check", "grpc.reflection.v1.ServerReflection/ServerReflectionInfo"]
+)
+async def test_a_call_that_says_nothing_does_not_hold_up_a_drain(method: str) -> None:
+    async with draining(NEVER_S) as gateway, trio.open_nursery() as nursery:
+        host, port = gateway.addresses["grpc"].split(":")
+        client = RawClient(await trio.open_tcp_stream(host, int(port)))
+        async with client.stream:
+            await client.send(frames.PREFACE, settings(), client.request(1, f"/{method}"))
+            while not gateway._ports._lanes["grpc"].statistics().streams_open:
+                await trio.sleep(0.01)
+            nursery.start_soon(gateway.drain)
+            with trio.fail_after(60):
+                assert (await client.trailers(1))["grpc-status"] == "14"
+                await client.rest()
+        with trio.fail_after(60):
+            await gateway.wait_closed()
+
+
 async def test_what_a_client_has_sent_that_is_leaving_itself_is_served() -> None:
     """Its GOAWAY says that it opens no calls any more; those that it has go on."""
     async with draining(NEVER_S) as gateway, trio.open_nursery() as nursery:

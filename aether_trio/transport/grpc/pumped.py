@@ -20,6 +20,11 @@ class PumpedStream(DataStream):
         """What it sends is pulled as there is room, so little of it waits."""
         return False
 
+    @property
+    def is_public(self) -> bool:
+        """Nobody has to be known for it."""
+        return False
+
     def fill(self) -> bool:
         """Put bytes into the plane. True when there is more and room for it."""
         raise NotImplementedError

@@ -40,6 +40,11 @@ class RefusedStream(PumpedStream):
         self.failure = refusal  # so the data plane drops what arrives
 
     @property
+    def is_public(self) -> bool:
+        """See PumpedStream."""
+        return True
+
+    @property
     def answered(self) -> bool:
         """See PumpedStream."""
         return self._answered

@@ -32,6 +32,9 @@ from aether_trio.transport.unfinished import UnfinishedInput
 
 _ROUND_TRIP_S: Final = 1.0
 """Waited for the client's word between the two GOAWAYs of a drain."""
+_PUBLIC_S: Final = 1.0
+"""What calls of the health and reflection services have after the second one; they take milliseconds."""
+_GOING: Final = "the server is shutting down"
 _AGE_CHECK_S: Final = 10.0
 
 
@@ -130,15 +133,23 @@ class GrpcServer:
             async with trio.open_nursery() as nursery:
                 for connection in tuple(self._connections):
                     nursery.start_soon(alone, connection.who, connection.drain, _ROUND_TRIP_S)
+            await self._end_public()
             for connection in tuple(self._connections):
                 await connection.wait_ended()
         if scope.cancelled_caught:
             await self._cut_rest()
 
+    async def _end_public(self) -> None:
+        """A call for which nobody has to be known may wait for messages, or for who reads its answers, as long as its caller likes."""
+        if any(connection.plane.streams for connection in self._connections):
+            await trio.sleep(_PUBLIC_S)
+            for connection in tuple(self._connections):
+                connection.evict_public(Status.UNAVAILABLE, _GOING)
+
     async def _cut_rest(self) -> None:
         """Say so as far as that goes without waiting: a client that reads gets its status, and one that does not is not waited for."""
         for connection in tuple(self._connections):
-            connection.evict(Status.UNAVAILABLE, "the server is shutting down")
+            connection.evict(Status.UNAVAILABLE, _GOING)
             connection.abandon()
         for connection in tuple(self._connections):
             await connection.wait_ended()

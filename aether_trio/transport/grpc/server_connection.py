@@ -137,6 +137,14 @@ class ServerConnection(ServerStreams):
             stream.broken(reason)
             self.forget(stream)
 
+    def evict_public(self, status: Status, message: str) -> None:
+        """End with trailers the streams for which nobody has to be known. Does not wait."""
+        for stream in list(self.plane.streams.values()):
+            assert isinstance(stream, PumpedStream)
+            if stream.is_public:
+                stream.evict(status, message)
+        self.end_if_done()
+
     def evict(self, status: Status, message: str) -> None:
         """End every stream with trailers, and then the connection. Does not wait."""
         self._say_last_goaway()

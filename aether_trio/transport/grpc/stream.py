@@ -125,6 +125,11 @@ class ServerStream(DuplexStream):
         return self.source is not None
 
     @property
+    def is_public(self) -> bool:
+        """See PumpedStream: gRPC's own services, health and reflection."""
+        return self.path.startswith("/grpc.")
+
+    @property
     def user_agent(self) -> str | None:
         return dict(self.headers).get("user-agent")
 
