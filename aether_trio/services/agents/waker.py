@@ -74,6 +74,9 @@ class _Noted(Generic[V]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
+    def __contains__(self, identity: str) -> bool:
+        return identity in self._values
+
     def items(self) -> list[tuple[str, V]]:
         """All of them now."""
         return list(self._values.items())
@@ -144,7 +147,7 @@ class Waker:
 
     def note(self, identity: str) -> None:
         """Somebody has written to this identity, and it is not connected to this node. Never blocks."""
-        if self._waiting.offer(identity, self._clock.now_ms()):
+        if identity not in self._waiting and self._waiting.offer(identity, self._clock.now_ms()):
             self._news.set()
 
     def ended(self, identity: str) -> None:

@@ -66,6 +66,7 @@ class FramedLink:
         "_failure",
         "_frames_left",
         "_frames_since",
+        "_held",
         "_limits",
         "_pending",
         "_waiting",
@@ -98,6 +99,8 @@ class FramedLink:
         self._code: tuple[int, bool] | None = None
         """...and how the ERROR frame says it: its code, and whether to come back."""
         self._account = account
+        self._held = 0
+        """What the last read has left of a frame that is not whole, in bytes."""
         self._waiting: trio.CancelScope | None = None
         """Of a reader that waits for the rest of a frame."""
         self.accepted = False
@@ -138,7 +141,7 @@ class FramedLink:
         if self.tls is not None and self.tls.ended:
             await trio.lowlevel.checkpoint()
             return self._end()
-        if self.output.connection.held_bytes:
+        if self._held:
             try:
                 with trio.CancelScope() as self._waiting:
                     await trio.lowlevel.wait_readable(self.sock)
@@ -170,13 +173,14 @@ class FramedLink:
     def decode(self, data: bytes) -> Sequence[framing.Event]:
         """The events of these bytes. A mistake in them is kept for later."""
         connection = self.output.connection
-        before = connection.held_bytes
         try:
             events = connection.receive(data)
         except RemoteProtocolError as error:
             return self._fail(error)
-        if before or connection.held_bytes:
-            self._account.note(self, connection.held_bytes, anew=bool(events))
+        held, before = connection.held_bytes, self._held
+        if held or before:
+            self._held = held
+            self._account.note(self, held, anew=bool(events))
         return events
 
     @property

@@ -19,7 +19,6 @@ from aether_trio.model.errors import Status, StatusError
 from aether_trio.transport.grpc import frames, messages, response_headers
 from aether_trio.transport.grpc.refused import RefusedStream
 from aether_trio.transport.grpc.server_connection import ServerConnection
-from aether_trio.transport.grpc.server_control import size_of
 from aether_trio.transport.grpc.stream import ServerStream
 from aether_trio.transport.link import LinkBroken
 
@@ -91,7 +90,6 @@ def _open(
         deadline = trio.current_time() + _timeout(by_name["grpc-timeout"])
     stream = ServerStream(stream_id, connection, handler, headers, deadline)
     stream.encoding = encoding
-    stream.header_bytes = size_of(headers)
     return stream
 
 

@@ -231,10 +231,19 @@ class ServerConnection(ServerStreams):
             self._refuse(stream_id, "draining")
         elif len(plane.streams) >= self.limits.max_concurrent_streams:
             self._refuse(stream_id, "too_many_streams")
-        elif not plane.accepted and self.header_bytes + size_of(headers) > self.limits.max_stranger_header_bytes:
-            self._refuse(stream_id, "too_many_headers")
         else:
-            self._accept(self, stream_id, headers)
+            self._take(stream_id, headers)
+
+    def _take(self, stream_id: int, headers: list[tuple[str, str]]) -> None:
+        size = size_of(headers)
+        if not self.plane.accepted and self.header_bytes + size > self.limits.max_stranger_header_bytes:
+            self._refuse(stream_id, "too_many_headers")
+            return
+        self._accept(self, stream_id, headers)
+        stream = self.plane.streams.get(stream_id)
+        if stream is not None:
+            stream.header_bytes = size
+            self.header_bytes += size
 
     def _refuse(self, stream_id: int, reason: str) -> None:
         self.counters.reject(reason)

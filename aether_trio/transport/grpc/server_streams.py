@@ -95,7 +95,6 @@ class ServerStreams(Connection):
 
     def open(self, stream: PumpedStream) -> None:
         self.plane.open(stream)
-        self.header_bytes += stream.header_bytes
         self.opened = True
         self.counters.streams_open += 1
         self.counters.streams_total += 1
