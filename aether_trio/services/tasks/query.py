@@ -17,6 +17,7 @@ from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.model.tasks import Task
 from aether_trio.model.tasks.status import priority_of, stored_as
 from aether_trio.model.tasks.task import COLUMNS
+from aether_trio.services.tasks import rows
 from aether_trio.services.tasks.texts import storable
 from aether_trio.storage.base import Fetch, Program, Row, Value
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -48,12 +49,12 @@ _OF_ROOT: Final = "(root_task_id = {0} AND root_task_id <> task_id OR task_id = 
 """Two indexes: that of roots has no tasks that are their own."""
 
 
-_PAGE: Final = f"""WITH found AS (
-        SELECT task_id, updated_ms, LENGTH(spec) + LENGTH(wait) + LENGTH(error) + {ROW_BYTES} AS size FROM tasks WHERE {{0}}
-    ), summed AS (
-        SELECT task_id, ROW_NUMBER() OVER w AS number, SUM(size) OVER w AS total, COUNT(*) OVER () AS count
+_SIZE: Final = f"LENGTH(spec) + LENGTH(wait) + LENGTH(error) + {ROW_BYTES}"
+_SIZES: Final = f"SELECT {_SIZE} FROM tasks WHERE {{0}}"  # noqa: S608
+_PAGE: Final = f"""WITH found AS (SELECT task_id, updated_ms, {_SIZE} AS size FROM tasks WHERE {{0}}), summed AS (
+        SELECT task_id, ROW_NUMBER() OVER w AS number, SUM(size) OVER w AS total
         FROM found WINDOW w AS (ORDER BY updated_ms DESC, task_id DESC)
-    ) SELECT summed.count, {", ".join(f"t.{name}" for name in COLUMNS)} FROM summed JOIN tasks t ON t.task_id = summed.task_id
+    ) SELECT {", ".join(f"t.{name}" for name in COLUMNS)} FROM summed JOIN tasks t ON t.task_id = summed.task_id
     WHERE summed.number = 1 OR summed.total <= {MAX_PAGE_BYTES} ORDER BY summed.number"""  # noqa: S608
 """Of what a condition finds, as much as a message takes: clients choose how large rows are, and how many."""
 
@@ -192,9 +193,15 @@ def limit_of(wanted: pb.TaskFilter) -> int:
 
 def list_page(where: str, args: Sequence[Value], limit: int) -> Program[Page]:
     """One page; fewer rows than `limit` when they are large. Sizes are summed before a row is fetched whole."""
-    found: list[Row] = yield Fetch(_PAGE.format(where), args)
-    tasks = [Task.from_row(row[1:]) for row in found[:limit]]
-    return Page(tasks, encode_token(tasks[-1]) if tasks and len(tasks) < found[0][0] else "")
+    sizes: list[Row] = yield Fetch(_SIZES.format(where), args)
+    if sum(size for (size,) in sizes) <= MAX_PAGE_BYTES:
+        tasks = yield from rows.select(where, args)
+    else:
+        found: list[Row] = yield Fetch(_PAGE.format(where), args)
+        tasks = [Task.from_row(row) for row in found]
+    more = min(limit, len(tasks)) < len(sizes)
+    tasks = tasks[:limit]
+    return Page(tasks, encode_token(tasks[-1]) if tasks and more else "")
 
 
 def descendants(task_id: str, workspace: str, limit: int) -> Program[list[str]]:
