@@ -22,7 +22,7 @@ class PumpedStream(DataStream):
 
     @property
     def is_public(self) -> bool:
-        """Nobody has to be known for it."""
+        """The call needs no credential."""
         return False
 
     def fill(self) -> bool:

@@ -140,8 +140,8 @@ class GrpcServer:
             await self._cut_rest()
 
     async def _end_public(self) -> None:
-        """A call for which nobody has to be known may wait for messages, or for who reads its answers, as long as its caller likes."""
-        if any(connection.plane.streams for connection in self._connections):
+        """End health and reflection calls: they need no credential, and the client decides how long they last."""
+        if any(connection.has_public for connection in self._connections):
             await trio.sleep(_PUBLIC_S)
             for connection in tuple(self._connections):
                 connection.evict_public(Status.UNAVAILABLE, _GOING)

@@ -138,12 +138,19 @@ class ServerConnection(ServerStreams):
             self.forget(stream)
 
     def evict_public(self, status: Status, message: str) -> None:
-        """End with trailers the streams for which nobody has to be known. Does not wait."""
-        for stream in list(self.plane.streams.values()):
-            assert isinstance(stream, PumpedStream)
-            if stream.is_public:
-                stream.evict(status, message)
+        """End with trailers the streams that need no credential. Does not wait."""
+        for stream in self._public():
+            stream.evict(status, message)
         self.end_if_done()
+
+    @property
+    def has_public(self) -> bool:
+        """A stream is open that needs no credential."""
+        return bool(self._public())
+
+    def _public(self) -> list[PumpedStream]:
+        streams = self.plane.streams.values()
+        return [stream for stream in streams if isinstance(stream, PumpedStream) and stream.is_public]
 
     def evict(self, status: Status, message: str) -> None:
         """End every stream with trailers, and then the connection. Does not wait."""
