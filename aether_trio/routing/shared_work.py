@@ -156,7 +156,7 @@ class SharedGroups:
                 await self._wake.wait()
 
     def _next_at(self) -> float:
-        """When there is something to do that nobody asks for."""
+        """When the next pause ends: of a group that owes or of one that has failed."""
         return min(self._owed_at, *self._failing.values()) if self._failing else self._owed_at
 
     def _next_groups(self) -> list[SharedGroup]:

@@ -192,8 +192,8 @@ class ClusterHolding:
             except StatusError as refusal:
                 if refusal.status is not Status.RESOURCE_EXHAUSTED:
                     raise
-                # Whoever has just left this workspace counts until its row is released. One place is enough: another one may be long in
-                # leaving. Those that leave later are not waited for.
+                # A session that leaves this workspace counts until its row is released. One place is enough: another session may take
+                # long to leave. The claim does not wait for sessions that leave later.
                 if leaving is None:
                     leaving = [one for one in self._leaving.values() if one.workspace == request.workspace]
                 if not leaving:
@@ -240,7 +240,7 @@ class ClusterHolding:
             if not ended:
                 continue
             try:
-                # Without a limit: the log gives up by itself. A message that is committed after its sender's successor has begun
+                # Without a limit: the log ends its own attempts. A message that is committed after its sender's successor has begun
                 # would be out of order, and its number would not be known there.
                 await self._log.wait_settled(max(session.sender.last_append for session, _ in ended))
                 with trio.move_on_after(CURSORS_S):

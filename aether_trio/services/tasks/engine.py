@@ -123,7 +123,7 @@ class Engine:
         others.listen(hints.HIBERNATED, self._hibernated_elsewhere)
         others.listen(hints.OUTLIVED, self._end_outlived)
         self._stranded = trio.Event()
-        """A gateway is gone that may have been about to have somebody started."""
+        """A gateway has ended that may have been about to ask for the start of an agent."""
         self._asleep: set[str] = set()
         self._ended: frozenset[str] = frozenset()
         """Leases whose end has been dealt with."""
@@ -364,12 +364,12 @@ class Engine:
         """Have those started that tasks wait for, and that a gateway which is gone has not: with its memory its calls are lost."""
         while True:
             await self._stranded.wait()
-            await trio.sleep(LOOK_S)  # who was connected to it comes back by itself
+            await trio.sleep(LOOK_S)  # the clients of that gateway reconnect meanwhile
             self._stranded = trio.Event()
             after = ""
             try:
                 while True:
-                    names, after = await self.database.read(lambda after=after: startups.absent(after))  # type: ignore[misc]
+                    names, after = await self.database.read(partial(startups.absent, after))
                     for name in names:
                         self.on_absent(name)
                     if not after:

@@ -1,4 +1,4 @@
-"""Whoever leaves while something is being written for it keeps its place in its workspace, and nothing of any other one."""
+"""A session that leaves while its write is under way keeps its place in its own workspace, and in no other."""
 
 from __future__ import annotations
 

@@ -24,17 +24,23 @@ class DefectError(Exception):
     """What nobody expects."""
 
 
-async def test_a_group_that_cannot_be_served_costs_no_other_its_work(
-    postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    sound = SharedGroup.hand_out
+@pytest.fixture
+def bad_group(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The topic of a work group that no message can be handed out of."""
+    topic, sound = "tb::w::bad", SharedGroup.hand_out
 
     def hand_out(self: SharedGroup, touched: Any) -> None:
-        if self.state.name == "tb::w::bad":
+        if self.state.name == topic:
             raise DefectError
         sound(self, touched)
 
     monkeypatch.setattr(SharedGroup, "hand_out", hand_out)
+    return topic
+
+
+async def test_a_group_that_cannot_be_served_costs_no_other_its_work(
+    postgres_engine: PostgresEngine, bad_group: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async with open_fabric(postgres_engine) as fabric:
         one = await fabric.start()
         async with (
@@ -43,7 +49,7 @@ async def test_a_group_that_cannot_be_served_costs_no_other_its_work(
             join(one, agent("w", "boss", "1")) as boss,
         ):
             works = [b"%d" % number for number in range(50)]
-            boss.send(*(message_to(topic, work) for work in works for topic in ("tb::w::bad", "tb::w::good")))
+            boss.send(*(message_to(topic, work) for work in works for topic in (bad_group, "tb::w::good")))
             await until(lambda: len(payloads(good)) >= len(works))
             assert Counter(payloads(good)) == Counter(works)
             await barrier(boss)
@@ -51,17 +57,9 @@ async def test_a_group_that_cannot_be_served_costs_no_other_its_work(
 
 
 async def test_a_group_that_cannot_be_served_keeps_no_other_waiting(
-    postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+    postgres_engine: PostgresEngine, bad_group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before it is served again there is a pause, which is its own."""
-    sound = SharedGroup.hand_out
-
-    def hand_out(self: SharedGroup, touched: Any) -> None:
-        if self.state.name == "tb::w::bad":
-            raise DefectError
-        sound(self, touched)
-
-    monkeypatch.setattr(SharedGroup, "hand_out", hand_out)
     monkeypatch.setattr(shared_work, "RETRY_S", 100 * LONG_S)
     async with open_fabric(postgres_engine) as fabric:
         one = await fabric.start()
@@ -72,7 +70,7 @@ async def test_a_group_that_cannot_be_served_keeps_no_other_waiting(
         ):
             for number in range(10):
                 work = b"%d" % number
-                boss.send(message_to("tb::w::bad", work), message_to("tb::w::good", work))
+                boss.send(message_to(bad_group, work), message_to("tb::w::good", work))
                 await until(lambda: len(payloads(good)) > number)  # noqa: B023
 
 

@@ -13,6 +13,11 @@ from aether_trio.services.tasks.transaction import Work
 from aether_trio.storage.base import Program, RefusedError, StorageUnavailable
 
 
+def nothing(work: Work) -> Program[None]:
+    """An errand without a statement."""
+    yield from ()
+
+
 @pytest.mark.parametrize("error", [RefusedError("a zero byte"), KeyError("a defect")])
 async def test_what_cannot_be_written_costs_no_other_its_own(error: Exception) -> None:
     done: list[str] = []
@@ -57,7 +62,7 @@ async def test_what_waits_for_storage_is_written_when_it_is_back(autojump_clock:
 
     desk = Desk(perform, list)
     async with trio.open_nursery() as nursery:
-        number = desk.put(lambda work: iter(()))  # type: ignore[arg-type, return-value]
+        number = desk.put(nothing)
         nursery.start_soon(desk.run)
         await desk.wait_done(number)
         nursery.cancel_scope.cancel()
