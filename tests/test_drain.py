@@ -164,6 +164,12 @@ async def test_our_client_loses_nothing_and_keeps_its_tasks() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def dial_grpc(gateway: Gateway) -> RawClient:
+    """A connection on which nothing was sent."""
+    host, port = gateway.addresses["grpc"].split(":")
+    return RawClient(await trio.open_tcp_stream(host, int(port)))
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_strangers_do_not_hold_up_a_drain(transport: str) -> None:
     async with (
@@ -201,8 +207,7 @@ async def test_a_client_that_has_not_said_hello_does_not_hold_up_a_drain() -> No
 
 async def test_who_watches_the_health_does_not_hold_up_a_drain() -> None:
     async with draining(NEVER_S) as gateway, trio.open_nursery() as nursery:
-        host, port = gateway.addresses["grpc"].split(":")
-        client = RawClient(await trio.open_tcp_stream(host, int(port)))
+        client = await dial_grpc(gateway)
         async with client.stream:
             watch = client.request(1, "/grpc.health.v1.Health/Watch")
             await client.send(frames.PREFACE, settings(), watch, data(1, message(b""), end=True))
@@ -221,8 +226,7 @@ async def test_who_watches_the_health_does_not_hold_up_a_drain() -> None:
 )
 async def test_a_call_that_says_nothing_does_not_hold_up_a_drain(method: str) -> None:
     async with draining(NEVER_S) as gateway, trio.open_nursery() as nursery:
-        host, port = gateway.addresses["grpc"].split(":")
-        client = RawClient(await trio.open_tcp_stream(host, int(port)))
+        client = await dial_grpc(gateway)
         async with client.stream:
             await client.send(frames.PREFACE, settings(), client.request(1, f"/{method}"))
             while not gateway._ports._lanes["grpc"].statistics().streams_open:
@@ -238,8 +242,7 @@ async def test_a_call_that_says_nothing_does_not_hold_up_a_drain(method: str) ->
 async def test_what_a_client_has_sent_that_is_leaving_itself_is_served() -> None:
     """Its GOAWAY says that it opens no calls any more; those that it has go on."""
     async with draining(NEVER_S) as gateway, trio.open_nursery() as nursery:
-        host, port = gateway.addresses["grpc"].split(":")
-        client = RawClient(await trio.open_tcp_stream(host, int(port)))
+        client = await dial_grpc(gateway)
         async with client.stream:
             await client.send(frames.PREFACE, settings(), client.request(1, "/aether.v1.AetherGateway/Connect"))
             await client.send(data(1, message(agent("w", "a", "1").SerializeToString())))

@@ -23,6 +23,7 @@ from aether_trio.config import Settings
 from aether_trio.core import Core, open_core
 from aether_trio.databases import Databases
 from aether_trio.model.clock import Clock, VirtualClock
+from aether_trio.session.session import Session
 from aether_trio.testing.memory import MemoryLink, StreamEnded, agent, message_to, open_participant
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.direct import Store
@@ -276,3 +277,16 @@ async def rest_of(peer: MemoryLink) -> list[pb.DownstreamMessage]:
             messages.append(await peer.receive_message())
         except StreamEnded:
             return messages
+
+
+def hang_kv(core: Core) -> trio.Event:
+    """Let KV requests wait until they are cancelled; the event is set when the first one does."""
+    hanging = trio.Event()
+
+    async def hang(session: Session, payload: Any) -> list[pb.DownstreamMessage]:
+        hanging.set()
+        await trio.sleep_forever()
+        return []
+
+    core.dispatcher._handlers["kv_op"] = hang
+    return hanging

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-import trio
 
 from aether_trio.model.errors import Status
-from aether_trio.session.session import Session
 from aether_trio.testing.memory import agent
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.gateways import open_test_gateway
+from tests.helpers.core import hang_kv
 from tests.helpers.participants import participant
 
 
 @pytest.mark.parametrize("transport", ["grpc", "framed"])
 async def test_an_identity_is_free_when_its_client_has_ended_its_side_and_a_request_hangs(transport: str) -> None:
     async with open_test_gateway() as gateway:
-        hanging = trio.Event()
-
-        async def hang(session: Session, payload: Any) -> list[pb.DownstreamMessage]:
-            hanging.set()
-            await trio.sleep_forever()
-            return []
-
-        gateway.core.dispatcher._handlers["kv_op"] = hang
+        hanging = hang_kv(gateway.core)
         init = agent("w", "a", "1")
         async with participant(transport, gateway.address, init) as a:
             await a.send(pb.UpstreamMessage(kv_op=pb.KVOperation(request_id="r")))

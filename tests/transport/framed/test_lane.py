@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import trio
 
 from aether_trio.model.errors import Status
-from aether_trio.session.session import Session
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.wire import framing
 from aether_trio.wire.framing.encode import encode_delivered
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import hang_kv
 from tests.transport.framed.harness import Ended, FramedPeer, agent, kv_get, open_lane, user, worker
 
 A = "ag::w::a::1"
@@ -282,14 +280,7 @@ async def test_a_resume_takes_over() -> None:
 @pytest.mark.parametrize("how", ["cut", "end"])
 async def test_an_identity_is_free_though_its_session_hangs_in_a_request(how: str) -> None:
     async with open_lane() as lane:
-        hanging = trio.Event()
-
-        async def hang(session: Session, payload: Any) -> list[pb.DownstreamMessage]:
-            hanging.set()
-            await trio.sleep_forever()
-            return []
-
-        lane.core.dispatcher._handlers["kv_op"] = hang
+        hanging = hang_kv(lane.core)
         a = await lane.connect(agent("a"))
         await a.request(kv_get("x"))
         await a.send(framing.Send(1, B, b"unread"))
