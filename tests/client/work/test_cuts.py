@@ -21,6 +21,7 @@ from tests.client.work.shop import (
     LIMIT_S,
     assignment,
     info,
+    known,
     looked_up,
     moved,
     one_of,
@@ -366,6 +367,7 @@ async def behind_a_proxy() -> AsyncIterator[tuple[AgentClient, AgentClient, Faul
 
 async def test_a_block_outlives_a_cut() -> None:
     async with behind_a_proxy() as (boss, one, proxy, _):
+        await known(boss, one)
         ids = [await order(boss, str(number)) for number in range(3)]
         seen = []
         async for job in one.work():

@@ -198,6 +198,7 @@ async def what_is_left_goes_to_others(address: str) -> None:
     with anyio.fail_after(LIMIT_S):
         async with agent(address, "boss") as boss:
             async with worker(address) as one:
+                await known(boss, one)
                 ids = [await order(boss, str(number)) for number in range(5)]
                 async for job in one.work():
                     async with job:
