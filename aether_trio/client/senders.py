@@ -88,7 +88,7 @@ class ToWork(_Sender):
     ) -> None:
         """What a task waits for (`Job.wait_for_input`): it goes on if `metadata` has all that it wants to match.
 
-        One that does not wait just now is not told, and nobody hears whether it was.
+        One that does not wait just now keeps it for its next wait that it matches; the input of a task that has ended is dropped.
         """
         place = _here(self, workspace)
         payload = json.dumps({"task_id": task_id, "workspace": place, "metadata": dict(metadata or {})})

@@ -188,19 +188,32 @@ class Tasks(TaskFeeds):
         """The worker will not do it."""
         return await self._move(_Op(op=_Op.REJECT, task_id=task_id, reason=reason))
 
-    async def pause(self, task_id: str, wait: WaitSpec, *, reason: str = "") -> Task:
-        """Stop until `wait` says otherwise: for input, for authority, until a time."""
+    async def pause(self, task_id: str, wait: WaitSpec, *, reason: str = "", request_id: str = "") -> Task:
+        """Stop until `wait` says otherwise: for input, for authority, until a time.
+
+        The answer is a task that runs if an input is there already. A pause whose answer was lost is asked for again with the same
+        `request_id`: what it waited for may have come meanwhile, and then the task goes on. "" is an id of its own.
+        """
         spec = write(wait, pb.WaitSpec())
-        return await self._move(_Op(op=_Op.PAUSE, task_id=task_id, reason=reason, wait_spec=spec))
+        return await self._move(
+            _Op(op=_Op.PAUSE, task_id=task_id, reason=reason, request_id=request_id, wait_spec=spec)
+        )
 
     async def wait_for(
-        self, task_id: str, depends_on: Sequence[str], *, any_of_them: bool = False, timeout_ms: int = 0
+        self,
+        task_id: str,
+        depends_on: Sequence[str],
+        *,
+        any_of_them: bool = False,
+        timeout_ms: int = 0,
+        request_id: str = "",
     ) -> Task:
-        """Stop until the tasks `depends_on` have ended, or the first of them. `timeout_ms` 0 is no limit."""
+        """Stop until the tasks `depends_on` have ended, or the first of them. `timeout_ms` 0 is no limit, `request_id` as of `pause`."""
         wait = WaitSpec(
             reason=WaitReason.DEPENDENCY, depends_on=tuple(depends_on), wake_on_any=any_of_them, timeout_ms=timeout_ms
         )
-        return await self._move(_Op(op=_Op.WAIT_FOR, task_id=task_id, wait_spec=write(wait, pb.WaitSpec())))
+        spec = write(wait, pb.WaitSpec())
+        return await self._move(_Op(op=_Op.WAIT_FOR, task_id=task_id, request_id=request_id, wait_spec=spec))
 
     async def hibernate(
         self,
@@ -210,12 +223,16 @@ class Tasks(TaskFeeds):
         until: datetime | None = None,
         timeout_ms: int = 0,
         reason: str = "",
+        request_id: str = "",
     ) -> Task:
-        """Sleep until a time or an event; the worker may leave. The checkpoint that it names must have been saved."""
+        """Sleep until a time or an event; the worker may leave. The checkpoint that it names must have been saved.
+
+        `request_id` as of `pause`.
+        """
         wait = WaitSpec(
             reason=WaitReason.HIBERNATION, scheduled_wake=until, timeout_ms=timeout_ms, hibernation=hibernation
         )
-        return await self.pause(task_id, wait, reason=reason)
+        return await self.pause(task_id, wait, reason=reason, request_id=request_id)
 
     async def resume(self, task_id: str, *, reason: str = "") -> Task:
         """Go on after a pause."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import anyio
 import anyio.lowlevel
@@ -20,6 +21,9 @@ from aether_trio.client.work.held import LAST_WORDS_S, WAITS, Held
 __all__ = ["Job"]
 
 logger = logging.getLogger("aether_trio.client")
+
+NO_INPUT: Final = {"aether.wait_until": "no input"}
+"""What a wait for a time matches: it ends none of the waits for inputs, and uses none up."""
 
 
 class Job(Held):
@@ -86,15 +90,16 @@ class Job(Held):
     async def wait_for_input(self, match: Mapping[str, str] | None = None, *, timeout: float | None = None) -> None:
         """Stand still until somebody resumes the task, or gives the input whose metadata has all of `match`.
 
+        An input that has come before is used, the oldest one first; each is used once.
         After `timeout` seconds the task fails ("wait timeout"). A cancelled wait goes on without the input.
         """
         wait = WaitSpec(reason=WaitReason.INPUT, input_match=dict(match or {}), timeout_ms=_ms(timeout))
-        await self._wait(lambda: self._bench.tasks.pause(self._reference, wait))
+        await self._wait_as(wait)
 
     async def wait_for_authority(self, request_id: str, *, timeout: float | None = None) -> None:
         """Stand still until the authority that was asked for is given; if it is denied, the task fails."""
         wait = WaitSpec(reason=WaitReason.AUTHORITY, authority_request_id=request_id, timeout_ms=_ms(timeout))
-        await self._wait(lambda: self._bench.tasks.pause(self._reference, wait))
+        await self._wait_as(wait)
 
     async def wait_for_tasks(
         self, task_ids: Sequence[str], *, any_of_them: bool = False, timeout: float | None = None
@@ -105,15 +110,25 @@ class Job(Held):
         """
         tasks = self._bench.tasks
         await self._wait(
-            lambda: tasks.wait_for(self._reference, task_ids, any_of_them=any_of_them, timeout_ms=_ms(timeout)),
+            lambda request_id: tasks.wait_for(
+                self._reference,
+                task_ids,
+                any_of_them=any_of_them,
+                timeout_ms=_ms(timeout),
+                request_id=request_id,
+            ),
         )
 
     async def wait_until(self, when: datetime) -> None:
         """Stand still until then. The worker is kept: for longer times, `hibernate`."""
-        wait = WaitSpec(reason=WaitReason.INPUT, scheduled_wake=when)
-        await self._wait(lambda: self._bench.tasks.pause(self._reference, wait))
+        wait = WaitSpec(reason=WaitReason.INPUT, input_match=NO_INPUT, scheduled_wake=when)
+        await self._wait_as(wait)
 
-    async def _wait(self, pause: Callable[[], Awaitable[Task]]) -> None:
+    async def _wait_as(self, wait: WaitSpec) -> None:
+        await self._wait(lambda request_id: self._bench.tasks.pause(self._reference, wait, request_id=request_id))
+
+    async def _wait(self, pause: Callable[[str], Awaitable[Task]]) -> None:
+        """`pause` is given the id of its request."""
         self._check()
         if self._waiting:
             raise RuntimeError(f"task {self.id} waits already")
@@ -130,11 +145,12 @@ class Job(Held):
         finally:
             self._waiting = False
 
-    async def _pause(self, pause: Callable[[], Awaitable[Task]]) -> None:
-        """Said again after a cut, if the task does not stand still then."""
+    async def _pause(self, pause: Callable[[str], Awaitable[Task]]) -> None:
+        """Said again after a cut, if the task does not stand still then: the same pause, whose wait may have ended meanwhile."""
+        request_id = str(uuid.uuid4())
         while True:
             try:
-                self._status = (await pause()).status
+                self._status = (await pause(request_id)).status
                 return
             except (ConnectionLost, RequestTimeout):
                 self.looked(await self._bench.look_up(self.id))
@@ -181,9 +197,14 @@ class Job(Held):
         await self._bench.checkpoints.save(state, key=key)
         hibernation = Hibernation(checkpoint_key=key, escalation_policy=on_timeout)
         tasks = self._bench.tasks
+        request_id = str(uuid.uuid4())
         while self.end is None:
             try:
-                self.looked(await tasks.hibernate(self._reference, hibernation, until=until, timeout_ms=_ms(timeout)))
+                self.looked(
+                    await tasks.hibernate(
+                        self._reference, hibernation, until=until, timeout_ms=_ms(timeout), request_id=request_id
+                    )
+                )
             except (ConnectionLost, RequestTimeout):
                 self.looked(await self._bench.look_up(self.id))
         await anyio.lowlevel.checkpoint()

@@ -272,6 +272,21 @@ async def waits_for_a_certain_input(address: str) -> None:
             await boss.send_input("a::b")
 
 
+async def uses_an_input_that_came_before(address: str) -> None:
+    async with open_shop(address) as (boss, one):
+        task_id = await order(boss)
+        job = await one_of(one)
+        async with job:
+            await boss.send_input(task_id, {"page": "2"})
+            await boss.send_input(task_id, {"page": "1"})
+            until = datetime.now(UTC) + timedelta(milliseconds=300)
+            await job.wait_until(until)
+            assert datetime.now(UTC) >= until
+            await job.wait_for_input({"page": "1"})
+            await job.wait_for_input()
+        assert job.end is JobEnd.COMPLETED
+
+
 async def waits_in_vain(address: str) -> None:
     async with open_shop(address) as (boss, one):
         await order(boss)
@@ -352,6 +367,7 @@ async def cancelled_while_it_waits(address: str) -> None:
     [
         waits_for_input,
         waits_for_a_certain_input,
+        uses_an_input_that_came_before,
         waits_in_vain,
         waits_for_tasks,
         waits_until,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 import pytest
@@ -352,6 +353,54 @@ async def test_a_pause_that_was_cut_is_looked_up() -> None:
     assert body.end is JobEnd.COMPLETED
 
 
+@pytest.mark.usefixtures("unwatched")
+async def test_a_pause_that_is_said_again_is_the_same_one() -> None:
+    """The input that it waited for may have come meanwhile, which only the gateway knows."""
+
+    async def work(job: Job) -> None:
+        await job.wait_for_input()
+
+    body = Ended(work)
+    async with scripted(body) as (peer, first):
+        line = first
+        await moved(line, Op.CLAIM, RUNNING)
+        await subscribed(line)
+        await looked_up(line, info(RUNNING))
+        said = (await line.asked()).task_op
+        assert said.op == Op.PAUSE
+        line = await cut(peer, line)
+        asked = [await line.asked(), await line.asked()]
+        kinds = {one.WhichOneof("payload"): one for one in asked}
+        query, op = kinds["task_query"].task_query, kinds["task_subscription_op"].task_subscription_op
+        await line.tell(task_query=pb.TaskQueryResponse(success=True, task=info(RUNNING), request_id=query.request_id))
+        await line.tell(
+            task_subscription_response=pb.TaskSubscriptionOperationResponse(
+                success=True, client_request_id=op.client_request_id, subscription_id="s2"
+            )
+        )
+        again, looked = None, 0
+        while again is None:  # the task is looked up for the subscription, too, before or after that
+            one = await line.asked()
+            if one.WhichOneof("payload") == "task_op":
+                again = one.task_op
+            else:
+                looked += 1
+                told = pb.TaskQueryResponse(success=True, task=info(RUNNING), request_id=one.task_query.request_id)
+                await line.tell(task_query=told)
+        assert again.op == Op.PAUSE
+        assert again.request_id == said.request_id
+        response = pb.TaskOperationResponse(success=True, task=info(RUNNING, "t1"), request_id=again.request_id)
+        await line.tell(task_op=response)
+        while (one := await line.asked()).WhichOneof("payload") == "task_query":
+            told = pb.TaskQueryResponse(success=True, task=info(RUNNING), request_id=one.task_query.request_id)
+            await line.tell(task_query=told)
+        assert one.task_op.op == Op.COMPLETE
+        told = pb.TaskOperationResponse(success=True, task=info(COMPLETED), request_id=one.task_op.request_id)
+        await line.tell(task_op=told)
+        await line.end()
+    assert body.end is JobEnd.COMPLETED
+
+
 # -- real gateways
 
 
@@ -463,3 +512,32 @@ async def test_a_gateway_that_is_killed_in_the_middle_of_work() -> None:
                     nursery.cancel_scope.cancel()
                 assert killed.is_set()
                 assert sorted(done, key=int) == [str(number) for number in range(40)]
+
+
+@pytest.mark.crash
+async def test_inputs_that_were_accepted_wake_their_tasks_though_the_gateway_is_killed() -> None:
+    with trio.fail_after(120):
+        async with open_gateway_process() as gateway:
+            address = f"aether://{gateway.address}"
+            async with (
+                agent(address, "boss", connect_timeout=60.0) as boss,
+                worker(address, connect_timeout=60.0, worker_tasks=20) as one,
+            ):
+                ids = [await order(boss, str(number)) for number in range(20)]
+
+                async def handle(job: Job) -> None:
+                    await job.wait_for_input({"n": "1"})
+                    await job.wait_for_input({"n": "2"})
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(partial(one.run_tasks, handle, concurrency=20))
+                    for task_id in ids:
+                        await wait_for(boss, task_id, TaskStatus.WAITING_INPUT)
+                    for number in ("2", "1"):
+                        for task_id in ids:
+                            await boss.send_input(task_id, {"n": number})
+                    await trio.to_thread.run_sync(gateway.kill)
+                    await trio.to_thread.run_sync(gateway.restart)
+                    for task_id in ids:
+                        await wait_for(boss, task_id, TaskStatus.COMPLETED)
+                    nursery.cancel_scope.cancel()
