@@ -166,7 +166,9 @@ def watch_metrics(metrics: Metrics, core: Core, **databases: Any) -> None:
     metrics.watch("registry", core.registry.statistics, counters={"claims", "takeovers", "refused"})
     metrics.watch("work", core.groups.statistics, counters={"exchanges", "taken", "returned", "failed"})
     metrics.watch("waker", core.waker.statistics, counters={"woken", "given_up"})
-    metrics.watch("tasks", core.tasks.engine.statistics, counters={"assignments", "due", "reports_dropped"})
+    metrics.watch(
+        "tasks", core.tasks.engine.statistics, counters={"assignments", "due", "reports_dropped", "inputs_dropped"}
+    )
     for name, database in databases.items():
         growing = {"groups", "programs", "rows", "failed_groups", "conflicts", "losses", "stalls"}
         metrics.watch(f"storage_{name}", database.statistics, counters=growing)

@@ -200,6 +200,26 @@ class LogReader:
             return []
         return await self._database.read(lambda: self._programs.read_page(topic_id, after, tail, rows, max_bytes))
 
+    async def read_topics(
+        self, wanted: Sequence[tuple[str, int]], *, rows: int, max_bytes: int
+    ) -> list[tuple[list[Row], bool]]:
+        """Of each topic the committed messages (offset, ts_ms, frame) behind an offset, and whether there are more, as the database has them:
+        nobody needs to listen. At most `rows` of each, and no more than `max_bytes` in all beside one message. Raises StorageUnavailable.
+        """
+        if not wanted:
+            return []
+        return await self._database.read(lambda: programs.read_topics(self._programs, wanted, rows, max_bytes))
+
+    async def input_topics(self, after: int, count: int) -> tuple[list[str], int]:
+        """A page of the names of all topics for inputs of tasks, and what the next page begins behind; 0: there is none.
+
+        Looks at every topic that there is. Raises StorageUnavailable.
+        """
+        found = await self._database.fetch(
+            "SELECT id, name FROM topics WHERE id > $1 AND name LIKE 'tk::%::input' ORDER BY id LIMIT $2", after, count
+        )
+        return [name for _, name in found], found[-1][0] if len(found) == count else 0
+
     async def read_at(self, state: TopicState, offsets: Sequence[int]) -> list[Row]:
         """The messages (offset, frame) at these offsets that retention has left. Raises StorageUnavailable."""
         topic_id = state.topic_id

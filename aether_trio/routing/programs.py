@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 from aether_trio.storage.base import Execute, ExecuteMany, Fetch, Program, Row, Value
 
@@ -210,6 +211,32 @@ def read_page(topic_id: int, after: int, upto: int, rows: int, max_bytes: int) -
         (key_of(topic_id, after), last),
     )
     return [(offset_of(key), ts_ms, data) for key, ts_ms, data in page]
+
+
+class Reads(Protocol):
+    """Programs of which a shared database has its own (writers.py)."""
+
+    def many_topic_facts(self, wanted: Sequence[tuple[str, str | None]]) -> Program[list[TopicFacts]]: ...
+
+    def read_page(self, topic_id: int, after: int, upto: int, rows: int, max_bytes: int) -> Program[list[Row]]: ...
+
+
+def read_topics(
+    reads: Reads, wanted: Sequence[tuple[str, int]], rows: int, max_bytes: int
+) -> Program[list[tuple[list[Row], bool]]]:
+    """A page (offset, ts_ms, data) of each topic behind an offset, and whether there is more of it. What has no room in `max_bytes` any more
+    has an empty page and more."""
+    facts = yield from reads.many_topic_facts([(name, None) for name, _ in wanted])
+    found: list[tuple[list[Row], bool]] = []
+    for (_, after), fact in zip(wanted, facts, strict=True):
+        page: list[Row] = []
+        more = fact.topic_id is not None and fact.tail > after
+        if fact.topic_id is not None and more and max_bytes > 0:
+            page = yield from reads.read_page(fact.topic_id, after, fact.tail, rows, max_bytes)
+            more = bool(page) and page[-1][0] < fact.tail
+            max_bytes -= sum(len(data) for _, _, data in page)
+        found.append((page, more))
+    return found
 
 
 def read_some(topic_id: int, offsets: Sequence[int]) -> Program[list[Row]]:

@@ -44,8 +44,8 @@ MAX_SUFFIXES = 64
 
 _WAKING = frozenset({TopicKind.AGENT, TopicKind.UNIQUE_TASK})
 
-TaskInput = Callable[[str, str, bytes, int], None]
-"""Told of each message to the input lane of a task: workspace, task id, payload, and the number of its append. Never blocks."""
+TaskInput = Callable[[str, int], None]
+"""Told of each message to the input topic of a task: the topic, and the number of its append. Never blocks."""
 
 
 def send_refusal(
@@ -95,8 +95,8 @@ class Route:
     declared_workspace: str
     refusal: AetherError | None
     state: TopicState | None
-    task_input: str = ""
-    """The task whose input lane it is."""
+    task_input: bool = False
+    """Whether it is the input topic of a task."""
     wakes: bool = False
     """Whether its receiver may be one that is started when it is written to."""
 
@@ -142,7 +142,7 @@ def _nobody_starts(topic: str) -> None:
     return None
 
 
-def _nobody_waits(workspace: str, task_id: str, payload: bytes, number: int) -> None:
+def _nobody_waits(topic: str, number: int) -> None:
     return None
 
 
@@ -224,7 +224,7 @@ class Router:
         frame = encode_delivery(sender.prefix, payload, suffix)
         sender.last_append = self._log.append_nowait(state, frame, sender.author)
         if route.task_input:
-            self.on_task_input(route.topic.workspace, route.task_input, payload, sender.last_append)
+            self.on_task_input(state.name, sender.last_append)
         elif route.wakes and len(state.subscribers) == state.watchers:
             self.on_absent(state.name)
 
@@ -277,8 +277,8 @@ class Router:
             state = self._log.topic(topic.text)
         if len(sender.routes) >= MAX_ROUTES:
             sender.routes.clear()
-        lane = topic.kind is TopicKind.TASK_LANE and topic.parts[-1] == "input"
-        route = Route(topic, declared, refusal, state, topic.parts[1] if lane else "", topic.kind in _WAKING)
+        task_input = topic.kind is TopicKind.TASK_LANE and topic.parts[-1] == "input"
+        route = Route(topic, declared, refusal, state, task_input, topic.kind in _WAKING)
         sender.routes[text] = route
         return route
 

@@ -31,6 +31,7 @@ MIGRATIONS: Final[dict[str, tuple[Migration, ...]]] = {
         *tasks.FOUND,
         *tasks.DESCENTS,
         *tasks.KEPT,
+        *tasks.INPUTS,
     ),
 }
 

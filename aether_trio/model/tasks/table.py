@@ -78,6 +78,8 @@ class Facts(NamedTuple):
     reason: str = ""
     error_type: str = ""
     wait: Wait | None = None
+    pause_key: str = ""
+    """Of a PAUSE: the same for the same one only, which may be asked for again when its answer was lost."""
     present: bool = True
     """Whether the task's worker is connected, and knows of it."""
     delay_ms: int = 0
@@ -152,6 +154,10 @@ def _is_repeat(task: Task, move: Move, facts: Facts) -> bool:
         return task.ended_by == facts.caller and not late
     if move is Move.CLAIM and task.status is S.RUNNING:
         return _has_it(task, facts) and not task.disconnected_ms
+    if move is Move.PAUSE and facts.pause_key and task.pause_key == facts.pause_key:
+        # What it waited for may have come already, and nothing would end the wait a second time.
+        mine = facts.caller_epoch is None or _has_it(task, facts)
+        return mine and (task.status is S.RUNNING or task.status in PAUSED)
     return move is Move.RESUME and task.status is S.RUNNING
 
 
@@ -306,7 +312,13 @@ def _pause(task: Task, facts: Facts) -> Changes | Refused:
         return Refused(
             Refusal.STATUS, f"invalid transition: a task that is {task.status.value} cannot become {to.value}"
         )
-    changes: Changes = {"status": to, "wait": wait.to_json(), "paused_ms": facts.now_ms, "disconnected_ms": 0}
+    changes: Changes = {
+        "status": to,
+        "wait": wait.to_json(),
+        "pause_key": facts.pause_key,
+        "paused_ms": facts.now_ms,
+        "disconnected_ms": 0,
+    }
     if to is S.HIBERNATED:
         if not wait.checkpoint_key:
             return Refused(Refusal.WAIT_SPEC, "hibernation.checkpoint_key is required")

@@ -105,6 +105,10 @@ class Task:
     events: int = 0
     awaited: int = 0
     """1: others wait, or have waited, for its end."""
+    input_offset: int = 0
+    """The number in the log of the last input that was taken over from there; 0: it never had one."""
+    pause_key: str = ""
+    """Which PAUSE was its last (`Facts.pause_key`)."""
 
     queue: str = ""
     """Where it waits to be assigned, "" when it does not."""

@@ -90,6 +90,10 @@ class Wait:
         """For storage."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
+    def in_order(self) -> str:
+        """The same text for the same wait, in whatever order its `input_match` came."""
+        return json.dumps(asdict(self), sort_keys=True)
+
     @classmethod
     def from_json(cls, text: str) -> Wait:
         """What `to_json` wrote."""

@@ -80,11 +80,12 @@ def _nobody_cares(identity: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TaskStatistics:
-    """Of this node: assignments sent, rows looked at because they were due, progress reports dropped, tasks that somebody follows."""
+    """Of this node: assignments sent, rows looked at because they were due, progress reports and inputs dropped, tasks that somebody follows."""
 
     assignments: int
     due: int
     reports_dropped: int
+    inputs_dropped: int
     followed: int
 
 
@@ -111,7 +112,7 @@ class Engine:
         self._notices = Kicks(NOTICE_S)
         self.desk = Desk(self._perform_errand, together)
         self.clockwork = Clockwork(database, clock, self._fire)
-        self.inputs = Inputs(log, self.perform)
+        self.inputs = Inputs(log, database, self.perform)
         self.outbox = OutboxPublisher(database, log, lambda: others.node)
         self._limits = limits
         self._uniform = uniform
@@ -135,7 +136,9 @@ class Engine:
     def statistics(self) -> TaskStatistics:
         """Counters since start."""
         followed = sum(1 for _ in self.hub.watched)
-        return TaskStatistics(self.deliveries.pushed, self.clockwork.fired, self.desk.dropped, followed)
+        return TaskStatistics(
+            self.deliveries.pushed, self.clockwork.fired, self.desk.dropped, self.inputs.dropped, followed
+        )
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
@@ -286,6 +289,7 @@ class Engine:
         ended = await self.hints.ended()
         if await self._let_go_by_nodes_that_are_gone() or ended - self._ended:
             await self.perform(Work.find_unfinished)
+            self.inputs.look()
             self._stranded.set()
         self._ended = ended
 
@@ -341,6 +345,7 @@ class Engine:
     async def _keep_house(self) -> None:
         while True:
             await trio.sleep(housekeeping.INTERVAL_S)
+            self.inputs.look()  # of an append whose commit is in doubt nothing is heard
             try:
                 for page in (housekeeping.forget_memories, housekeeping.forget_resolved):
                     while await self._count(page) >= housekeeping.PAGE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -9,7 +10,7 @@ from typing import Final, NamedTuple
 from aether_trio.model.tasks import Mode, Move, Reason, Refused, Status, Step, Task, Wait
 from aether_trio.model.tasks.table import RULES, Decision
 from aether_trio.model.tasks.task import AGENT_STARTUP
-from aether_trio.services.tasks import rows, startups
+from aether_trio.services.tasks import input_rows, rows, startups
 from aether_trio.services.tasks.parties import Caller, is_party, may_be_given, waits_for
 from aether_trio.services.tasks.texts import storable
 from aether_trio.services.tasks.transaction import Context, Work
@@ -39,13 +40,14 @@ MOVES: Final[Mapping[int, tuple[Move, str]]] = MappingProxyType(
 class Asked(NamedTuple):
     """One operation. `wait` belongs to PAUSE and WAIT_FOR, `checked` says that its dependencies are to be in the task's workspace.
 
-    `number` is the assignment that the caller speaks for, 0 for its latest.
+    `number` is the assignment that the caller speaks for, 0 for its latest. A PAUSE with the same `request_id` is the same PAUSE.
     """
 
     task_id: str
     move: Move
     reason: str = ""
     wait: Wait | None = None
+    request_id: str = ""
     checked: bool = False
     number: int = 0
 
@@ -84,7 +86,14 @@ def operate(context: Context, caller: Caller, asked: Asked) -> Program[Outcome]:
     present = True
     if asked.move is Move.RESUME and task.assigned_to:
         present = yield from work.at_work(task)
-    facts = work.facts(caller.name, caller_epoch=epoch, reason=asked.reason, wait=asked.wait, present=present)
+    facts = work.facts(
+        caller.name,
+        caller_epoch=epoch,
+        reason=asked.reason,
+        wait=asked.wait,
+        pause_key=_pause_key(task, caller, asked, epoch),
+        present=present,
+    )
     decision: Decision | None = None
     if task.task_type == AGENT_STARTUP and asked.move is Move.FAIL and epoch is not None:
         decision = yield from startups.failed(work, task, caller.name, epoch, asked.reason)
@@ -98,7 +107,32 @@ def operate(context: Context, caller: Caller, asked: Asked) -> Program[Outcome]:
     if after.status is Status.WAITING_DEPENDENCY and asked.wait is not None:
         yield from _wait_for(work, after, asked.wait)
         after = (yield from rows.load(task.task_id)) or after
+    if asked.move is Move.PAUSE and after.status is Status.WAITING_INPUT and (yield from _use_input(work, after)):
+        after = (yield from rows.load(task.task_id)) or after
     return Outcome(after, work)
+
+
+def _pause_key(task: Task, caller: Caller, asked: Asked, epoch: int | None) -> str:
+    """The same for the same PAUSE of the same assignment, and short. "" for one that cannot be recognized, and for other moves."""
+    if asked.move is not Move.PAUSE or asked.wait is None or not asked.request_id:
+        return ""
+    number = task.epoch if epoch is None else epoch
+    text = "\0".join((caller.name, str(number), asked.request_id, asked.wait.in_order()))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _use_input(work: Work, task: Task) -> Program[bool]:
+    """Go on at once if an input that the task waits for is there already; whether it was."""
+    if not task.input_offset or task.waits_for is None:
+        return False
+    kept = yield from input_rows.kept(task.task_id)
+    work.look_at(len(kept))
+    for offset, metadata in kept:
+        if task.waits_for.takes(metadata):
+            yield from input_rows.use(task.task_id, offset)
+            yield from work.wake(task)
+            return True
+    return False
 
 
 def _check_claim(task: Task, caller: Caller, asked: Asked) -> str:

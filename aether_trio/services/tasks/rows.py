@@ -21,6 +21,7 @@ _OF_A_TASK: Final = (
     "task_tokens",
     "task_descents",
     "task_sessions",
+    "task_inputs",
 )
 _INSERT: Final = f"""INSERT INTO tasks ({FIELDS}, payload) VALUES ({_MARKS}, ${len(COLUMNS) + 1})
     ON CONFLICT (task_id) DO NOTHING"""  # noqa: S608

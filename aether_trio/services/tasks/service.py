@@ -97,7 +97,8 @@ class TaskService:
             return
         caller = Caller.of(session)
         task_id, number = named(storable(op.task_id))
-        asked = Asked(task_id, move, reason(op.reason), wait, checked=waits_for_tasks, number=number)
+        request_id = op.request_id or self._ids.unique()  # a transaction that is not answered is made again
+        asked = Asked(task_id, move, reason(op.reason), wait, request_id, checked=waits_for_tasks, number=number)
         outcome = await self._run(caller, asked)
         if outcome.needs:
             needed = WORK if RULES[move].by_worker else MANAGE

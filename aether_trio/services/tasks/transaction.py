@@ -24,7 +24,7 @@ from aether_trio.model.tasks.status import PAUSED, TERMINAL
 from aether_trio.model.tasks.table import Decision
 from aether_trio.model.tasks.task import AGENT_STARTUP, holder_of, queue_of
 from aether_trio.model.topics import task_lane
-from aether_trio.services.tasks import handing, rows, startups, tokens
+from aether_trio.services.tasks import handing, input_rows, rows, startups, tokens
 from aether_trio.services.tasks.rows import WORKER_FIELDS, Worker, read_worker
 from aether_trio.storage.base import Aside, Execute, Fetch, Program, Row
 from aether_trio.wire.delivery import delivery_prefix, delivery_suffix, encode_delivery
@@ -259,6 +259,8 @@ class Work:
                 "resolved_ms = 0, resolved_by = '', notes = ''",
                 (task.task_id, task.workspace, task.error, task.error_type, task.retry_count, now_ms),
             )
+        if task.input_offset:
+            yield from input_rows.forget(task.task_id)
         yield from self._announce(task)
         if task.awaited:
             yield from self.wake_dependents(task.task_id)

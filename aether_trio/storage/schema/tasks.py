@@ -17,7 +17,7 @@ row that it tells of: see docs/architecture.md for why it is here and not in `me
 follows a task.
 
 `task_dependents` are the tasks that wait for others, `task_outbox` messages for the topic log that were not appended yet,
-`task_letters` the dead letters.
+`task_letters` the dead letters, `task_inputs` the inputs that wait for their task to wait for them.
 
 `task_tokens` let participants in. One that was made by a session that a token had let in ends with every task of its maker's lineage:
 `task_descents` has a row for each. `task_sessions` are the live sessions that tokens have let in, with a row for each task of their lineage.
@@ -258,3 +258,18 @@ DESCENTS: Final = (
 )
 """Which tokens and sessions end with which task. `lineage` is the ids of the tasks that let in whom made the token, oldest first, with
 spaces between them."""
+
+INPUTS: Final = (
+    (
+        "ALTER TABLE tasks ADD COLUMN input_offset {bigint} NOT NULL DEFAULT 0",
+        "ALTER TABLE tasks ADD COLUMN pause_key TEXT NOT NULL DEFAULT ''",
+        """CREATE TABLE task_inputs (
+            task_id TEXT {byte_order} NOT NULL,
+            log_offset {bigint} NOT NULL,
+            metadata {blob} NOT NULL,
+            PRIMARY KEY (task_id, log_offset)
+        ) {clustered}""",
+    ),
+)
+"""Inputs that no wait has used yet: `log_offset` is the number in the log of the task's topic, `metadata` is JSON. The task's
+`input_offset` is the number of the last input that was taken over from there; `pause_key` says which PAUSE was its last."""

@@ -175,6 +175,27 @@ def test_a_worker_that_lost_the_task_is_told_so(move: Move, task: Task) -> None:
     assert "over" in refused.text
 
 
+@pytest.mark.parametrize("status", [S.RUNNING, *sorted(PAUSED)])
+def test_the_same_pause_changes_nothing_and_another_one_waits(status: S) -> None:
+    again = {"wait": Wait(Reason.INPUT), "pause_key": "k"}
+    assert isinstance(decide(make(status, pause_key="k"), Move.PAUSE, facts(**again)), Repeat)
+    assert isinstance(decide(make(status, pause_key="k"), Move.PAUSE, facts(CREATOR, **again)), Repeat)
+    for before in (make(status, pause_key="j"), make(status)):
+        if status in (S.RUNNING, S.WAITING_INPUT):
+            assert leads_to(before, Move.PAUSE, facts(**again)) is S.WAITING_INPUT
+        else:
+            assert isinstance(decide(before, Move.PAUSE, facts(**again)), Refused)
+    lost = decide(make(status, pause_key="k", epoch=2), Move.PAUSE, facts(**again))
+    assert isinstance(lost, Refused)
+    assert lost.why is Refusal.STALE
+
+
+@pytest.mark.parametrize("status", sorted({*S} - {S.RUNNING} - PAUSED))
+def test_the_same_pause_of_what_neither_runs_nor_waits_is_no_repeat(status: S) -> None:
+    again = facts(wait=Wait(Reason.INPUT), pause_key="k")
+    assert not isinstance(decide(make(status, pause_key="k"), Move.PAUSE, again), Repeat)
+
+
 def test_a_worker_that_lost_the_task_may_still_cancel_it() -> None:
     assert leads_to(make(S.RUNNING, assigned_to=OTHER, epoch=2), Move.CANCEL, facts()) is S.CANCELLED
 

@@ -20,6 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             "test_workers",
             "test_creation",
             "test_letters",
+            "test_inputs",
             "test_chats",
             "test_numbers",
             "test_unfinished",

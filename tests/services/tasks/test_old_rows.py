@@ -25,7 +25,7 @@ Opening = AbstractAsyncContextManager[Database]
 WORKER = "ag::w::i::1"
 CALLER = Caller(Identity.parse(WORKER), "w")
 LATER = tuple(schema.LEAN)
-NEW = ("awaited",)
+NEW = ("awaited", "input_offset", "pause_key")
 
 
 def _written_then(task: Task) -> Program[None]:

@@ -1,0 +1,259 @@
+"""Inputs of tasks: each that was accepted is used once, whenever it comes, whatever restarts and whatever is away."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import trio
+
+from aether_trio.core import Core
+from aether_trio.services.tasks import input_rows, inputs
+from aether_trio.testing.memory import MemoryLink
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, message_to, pump
+from tests.services.tasks.peers import Op, answer, create, get, operate
+
+RUNNING, WAITING = pb.TASK_STATUS_RUNNING, pb.TASK_STATUS_WAITING_INPUT
+KEPT = "SELECT COUNT(*) FROM task_inputs"
+
+
+async def begun(peer: MemoryLink, **fields: Any) -> str:
+    """A task that this participant has begun."""
+    task_id = (await create(peer, assignment_mode=pb.SELF_ASSIGN, **fields)).task_id
+    assert (await operate(peer, Op.CLAIM, task_id)).success
+    return task_id
+
+
+def give(peer: MemoryLink, task_id: str, **metadata: str) -> None:
+    """Send an input."""
+    peer.send(message_to(f"tk::w::{task_id}::input", json.dumps({"metadata": metadata}).encode()))
+
+
+async def pause(peer: MemoryLink, task_id: str, **match: str) -> int:
+    """Wait for an input; what the task is then."""
+    paused = await operate(peer, Op.PAUSE, task_id, wait_spec=pb.WaitSpec(reason=1, input_match=match))
+    assert paused.success, paused.error
+    return paused.task.status
+
+
+async def status(peer: MemoryLink, task_id: str) -> int:
+    return (await get(peer, task_id)).status
+
+
+async def until(peer: MemoryLink, task_id: str, wanted: int) -> None:
+    while await status(peer, task_id) != wanted:
+        await trio.sleep(5)
+
+
+async def moved_on(world: World, offset: int = 1) -> None:
+    """Return when the inputs up to this number in the log are in the tasks database."""
+    while world.databases["tasks"].query("SELECT MAX(input_offset) FROM tasks") != [(offset,)]:
+        await trio.sleep(5)
+
+
+async def test_an_input_that_comes_before_the_wait_ends_it_at_once(core: Core, world: World) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer:
+        task_id = await begun(peer)
+        give(peer, task_id, form="7")
+        await barrier(peer)
+        await moved_on(world)
+        assert await pause(peer, task_id, form="8") == WAITING
+        assert (await operate(peer, Op.RESUME, task_id)).success
+        assert await pause(peer, task_id, form="7") == RUNNING
+        assert await pause(peer, task_id, form="7") == WAITING  # it is used
+        assert world.databases["tasks"].query(KEPT) == [(0,)]
+
+
+async def test_the_oldest_that_matches_is_used_and_each_once(core: Core, world: World) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer:
+        task_id = await begun(peer)
+        for number in ("1", "2", "1"):
+            give(peer, task_id, form=number)
+        await barrier(peer)
+        await moved_on(world, 3)
+        assert [await pause(peer, task_id, form="1") for _ in range(3)] == [RUNNING, RUNNING, WAITING]
+        assert await pause(peer, task_id) == RUNNING  # a wait that is changed looks again
+        assert await pause(peer, task_id) == WAITING
+        give(peer, task_id, anything="else")
+        await until(peer, task_id, RUNNING)
+        assert await pause(peer, task_id) == WAITING
+
+
+async def test_one_that_is_accepted_while_the_tasks_are_away_survives_a_restart(world: World) -> None:
+    tasks = world.databases["tasks"]
+    async with deadlock_is_an_error():
+        async with world.open() as core, connect(core, agent("w", "c", "1")) as peer:
+            task_id = await begun(peer)
+            assert await pause(peer, task_id) == WAITING
+            tasks.failing = True
+            give(peer, task_id)
+            await barrier(peer)
+            await trio.sleep(10)
+        async with world.open() as core, connect(core, agent("w", "c", "1")) as peer:
+            await until(peer, task_id, RUNNING)
+            assert await pause(peer, task_id) == WAITING
+            await trio.sleep(1300)
+            assert await status(peer, task_id) == WAITING  # nothing looks at the log in a way that uses it again
+        async with world.open() as core, connect(core, agent("w", "c", "1")) as peer:
+            await trio.sleep(60)
+            assert await status(peer, task_id) == WAITING
+
+
+async def test_one_that_is_accepted_while_the_tasks_are_away_comes_when_they_are_back(core: Core, world: World) -> None:
+    tasks = world.databases["tasks"]
+    async with connect(core, agent("w", "c", "1")) as peer:
+        task_id = await begun(peer)
+        assert await pause(peer, task_id) == WAITING
+        tasks.failing = True
+        give(peer, task_id)
+        await barrier(peer)
+        await trio.sleep(10)
+        tasks.failing = False
+        await until(peer, task_id, RUNNING)
+
+
+@pytest.mark.parametrize(("fault", "writes"), [("unanswered_writes", 2), ("denied_writes", 1)])
+async def test_one_whose_way_is_in_doubt_is_used_once(core: Core, world: World, fault: str, writes: int) -> None:
+    tasks = world.databases["tasks"]
+    async with connect(core, agent("w", "c", "1")) as peer:
+        task_id = await begun(peer)
+        assert await pause(peer, task_id) == WAITING
+        setattr(tasks, fault, writes)
+        give(peer, task_id)
+        await until(peer, task_id, RUNNING)
+        assert await pause(peer, task_id) == WAITING
+        await trio.sleep(60)
+        assert await status(peer, task_id) == WAITING
+
+
+async def test_one_that_the_log_refuses_wakes_nothing(core: Core, world: World) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer:
+        task_id = await begun(peer)
+        assert await pause(peer, task_id) == WAITING
+        give(peer, task_id)  # the topic is there
+        await until(peer, task_id, RUNNING)
+        assert await pause(peer, task_id) == WAITING
+        world.log.fail_writes = 1
+        give(peer, task_id)
+        while not peer.waiting("error"):
+            await trio.sleep(5)
+        await trio.sleep(60)
+        assert await status(peer, task_id) == WAITING
+        give(peer, task_id)
+        await until(peer, task_id, RUNNING)
+
+
+async def test_a_repeated_pause_does_not_wait_for_an_input_that_has_come(core: Core) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer:
+        task_id = await begun(peer)
+
+        async def say(request_id: str) -> int:
+            while peer.waiting("task_op"):
+                await peer.next("task_op")
+            op = Op(op=Op.PAUSE, task_id=task_id, request_id=request_id, wait_spec=pb.WaitSpec(reason=1))
+            peer.send(pb.UpstreamMessage(task_op=op))
+            told = await answer(peer, "task_op", request_id)
+            assert told.success, told.error
+            return int(told.task.status)
+
+        assert await say("p1") == WAITING
+        give(peer, task_id)
+        await until(peer, task_id, RUNNING)
+        assert await say("p1") == RUNNING
+        assert await say("p2") == WAITING
+        assert (await operate(peer, Op.RESUME, task_id)).success
+        assert await say("p2") == RUNNING  # nor for a person who has resumed it
+        assert await say("p3") == WAITING
+
+
+async def test_a_pause_whose_commit_was_not_answered_does_not_wait_again(core: Core, world: World) -> None:
+    tasks = world.databases["tasks"]
+    async with connect(core, agent("w", "c", "1")) as peer:
+        task_id = await begun(peer)
+        give(peer, task_id)
+        await barrier(peer)
+        await moved_on(world)
+        tasks.unanswered_writes = 1
+        assert await pause(peer, task_id) == RUNNING
+
+
+async def test_those_of_an_ended_task_are_dropped(core: Core, world: World) -> None:
+    tasks = world.databases["tasks"]
+    async with connect(core, agent("w", "c", "1")) as peer:
+        task_id = await begun(peer)
+        give(peer, task_id, before="the end")
+        await barrier(peer)
+        await moved_on(world)
+        assert tasks.query(KEPT) == [(1,)]
+        assert (await operate(peer, Op.FAIL, task_id, reason="no")).success
+        assert tasks.query(KEPT) == [(0,)]
+        give(peer, task_id, after="the end")
+        give(peer, "unknown")
+        await barrier(peer)
+        await moved_on(world, 2)
+        assert (await operate(peer, Op.RETRY, task_id)).success
+        assert (await operate(peer, Op.CLAIM, task_id)).success
+        assert await pause(peer, task_id) == WAITING
+        await trio.sleep(700)
+        assert await status(peer, task_id) == WAITING
+
+
+async def test_those_from_another_workspace_are_not_the_tasks(core: Core) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("v", "c", "1")) as other:
+        task_id = await begun(peer)
+        other.send(message_to(f"tk::v::{task_id}::input", b"{}"))
+        await barrier(other)
+        await trio.sleep(60)
+        assert await pause(peer, task_id) == WAITING
+
+
+async def test_what_is_kept_of_a_task_is_bounded_and_what_it_waits_for_comes_all_the_same(
+    core: Core, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(input_rows, "KEPT_INPUTS", 3)
+    tasks = world.databases["tasks"]
+    async with connect(core, agent("w", "c", "1")) as peer:
+        task_id = await begun(peer)
+        for number in range(5):
+            give(peer, task_id, n=str(number))
+        give(peer, task_id, n="1" * input_rows.KEPT_BYTES)
+        await barrier(peer)
+        await moved_on(world, 6)
+        assert tasks.query(KEPT) == [(3,)]
+        assert core.tasks.engine.statistics().inputs_dropped == 3
+        assert await pause(peer, task_id, n="4") == WAITING
+        give(peer, task_id, n="4")
+        await until(peer, task_id, RUNNING)
+        assert [await pause(peer, task_id) for _ in range(4)] == [RUNNING] * 3 + [WAITING]
+
+
+async def test_more_tasks_than_are_remembered_here(core: Core, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "MAX_WAITING", 3)
+    tasks = world.databases["tasks"]
+    async with connect(core, agent("w", "c", "1")) as peer:
+        waiting = [await begun(peer) for _ in range(10)]
+        for task_id in waiting:
+            assert await pause(peer, task_id) == WAITING
+        tasks.failing = True
+        for task_id in waiting:
+            give(peer, task_id)
+        await barrier(peer)
+        tasks.failing = False
+        for task_id in waiting:
+            await until(peer, task_id, RUNNING)
+
+
+async def test_many_inputs_of_one_task_are_read_a_page_at_a_time(
+    core: Core, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "PAGE_ROWS", 2)
+    async with connect(core, agent("w", "c", "1")) as peer:
+        task_id = await begun(peer)
+        for number in range(9):
+            give(peer, task_id, n=str(number))
+        await barrier(peer)
+        await moved_on(world, 9)
+        await pump()
+        assert world.databases["tasks"].query(KEPT) == [(9,)]
