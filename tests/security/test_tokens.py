@@ -6,7 +6,6 @@ import pytest
 import trio
 
 from aether_trio.core import Core
-from aether_trio.model.clock import VirtualClock
 from aether_trio.model.errors import Status
 from aether_trio.services.tasks import tokens
 from aether_trio.services.tasks.crowd import Join
@@ -15,19 +14,10 @@ from aether_trio.services.tasks.sessions import Joined
 from aether_trio.testing.memory import MemoryLink, StreamEnded
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, message_to, pump
-from tests.services.agents.cast import ECHO, assignment, cast, echo, starts, until
+from tests.services.agents.cast import ECHO, SetClock, assignment, cast, echo, starts, until
 from tests.services.tasks.peers import Op, create, get, operate
 
 SELF = pb.SELF_ASSIGN
-
-
-class SetClock(VirtualClock):
-    """A calendar that can be set forward."""
-
-    ahead_ms = 0
-
-    def now_ms(self) -> int:
-        return super().now_ms() + self.ahead_ms
 
 
 def worker(token: str, specifier: str = "1") -> pb.UpstreamMessage:

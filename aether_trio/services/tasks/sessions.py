@@ -78,6 +78,7 @@ def join(work: Work, joined: Joined) -> Program[None]:
         if not joined.again and (yield from tokens.is_revoked(joined.token)):  # while it was being let in
             work.outlived.append((worker.node, worker.session_id))
             return
+        yield from tokens.used(joined.token)
         yield from tokens.let_in(joined.lineage, worker.session_id, worker.identity, worker.node)
     now_ms = work.context.now_ms
     since_ms = yield from _memory(work, worker.identity, back=joined.back)

@@ -299,7 +299,8 @@ def mint(work: Work, task_id: str, epoch: int, token_hash: bytes) -> Program[Tas
     task = yield from rows.load(task_id)
     if task is None or task.epoch != epoch or task.status is not Status.STARTING:
         return None
-    yield from tokens.keep(tokens.Minted(token_hash, task.target), task_id, work.context.now_ms)
+    yield from tokens.supersede(task_id, work.context.now_ms)
+    yield from tokens.keep(tokens.Minted(token_hash, task.target, lasting=True), task_id, work.context.now_ms)
     if not task.tokens:
         yield from rows.save(task, task.changed({"tokens": 1}))
     return task

@@ -1,7 +1,8 @@
 """Task tokens: a participant that presents one is let in as the worker of that task (reference: tasks.md 1.13).
 
-A token is 32 random bytes behind a prefix, kept as its SHA-256: so long a secret needs no slow hash and no key of the server. It can
-be used until the task has ended or a day is over. One that was made by a session that a token had let in ends with that token's task as
+A token is 32 random bytes behind a prefix, kept as its SHA-256: so long a secret needs no slow hash and no key of the server. It ends with
+its task. One that has let nobody in ends after a day as well, unless it is the latest of a start: an agent comes back with its token however
+old it is. One that was made by a session that a token had let in ends with that token's task as
 well, unless that was completed. Its kind can be told from its prefix, so one of ours that is not known any more is
 refused even where unknown credentials pass.
 """
@@ -25,10 +26,13 @@ from aether_trio.storage.base import Database, Execute, Fetch, Program, Row, Sto
 PREFIX: Final = "att_"
 TOKEN_BYTES: Final = 32
 TOKEN_MS: Final = 24 * 3600 * 1000
+"""For a token that nobody has used, and for one that is remembered as revoked."""
 NAMES: Final = ("token", "task_token")
 """Of credentials."""
 MAX_LINEAGE: Final = 8
 """Tokens that were made with one another's sessions, one after the other."""
+_REVOKE: Final = """UPDATE task_tokens SET revoked_ms = $2, expires_ms = CASE expires_ms WHEN 0 THEN $3 ELSE expires_ms END
+    WHERE"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,8 @@ class Minted(NamedTuple):
     digest: bytes
     owner: str
     lineage: tuple[str, ...] = ()
+    lasting: bool = False
+    """Whether it lasts as long as its task, used or not."""
 
 
 def keep(minted: Minted, task_id: str, now_ms: int) -> Program[bool]:
@@ -72,7 +78,14 @@ def keep(minted: Minted, task_id: str, now_ms: int) -> Program[bool]:
     yield Execute(
         "INSERT INTO task_tokens (hash, task_id, identity, created_ms, expires_ms, lineage) "
         "VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (hash) DO NOTHING",
-        (minted.digest, task_id, minted.owner, now_ms, now_ms + TOKEN_MS, " ".join(minted.lineage)),
+        (
+            minted.digest,
+            task_id,
+            minted.owner,
+            now_ms,
+            0 if minted.lasting else now_ms + TOKEN_MS,
+            " ".join(minted.lineage),
+        ),
     )
     for ancestor in minted.lineage:
         yield Execute(
@@ -80,6 +93,21 @@ def keep(minted: Minted, task_id: str, now_ms: int) -> Program[bool]:
             (ancestor, minted.digest),
         )
     return True
+
+
+def supersede(task_id: str, now_ms: int) -> Program[None]:
+    """A start is given another token: the earlier ones end after a day, unless an agent comes with one of them."""
+    yield Execute(
+        "UPDATE task_tokens SET expires_ms = $2 WHERE task_id = $1 AND expires_ms = 0 AND revoked_ms = 0",
+        (task_id, now_ms + TOKEN_MS),
+    )
+
+
+def used(digest: bytes) -> Program[None]:
+    """A session that this token has let in has begun: its holder comes back with it as long as its task lives."""
+    yield Execute(
+        "UPDATE task_tokens SET expires_ms = 0 WHERE hash = $1 AND expires_ms > 0 AND revoked_ms = 0", (digest,)
+    )
 
 
 def is_revoked(digest: bytes) -> Program[bool]:
@@ -94,21 +122,20 @@ def revoke(task: Task, now_ms: int) -> Program[list[tuple[str, str]]]:
     What was completed leaves those alone that its worker's tokens have let in, but no participant makes itself a token that outlives its
     own; and who was started goes when its start is over.
     """
-    yield Execute(
-        "UPDATE task_tokens SET revoked_ms = $2 WHERE task_id = $1 AND revoked_ms = 0", (task.task_id, now_ms)
-    )
+    until_ms = now_ms + TOKEN_MS
+    yield Execute(f"{_REVOKE} task_id = $1 AND revoked_ms = 0", (task.task_id, now_ms, until_ms))
     descends = "hash IN (SELECT d.hash FROM task_descents d WHERE d.task_id = $1)"
     ended = "SELECT node, session_id FROM task_sessions WHERE task_id = $1"
     if task.status is not TaskStatus.COMPLETED:
         yield Execute(
-            f"UPDATE task_tokens SET revoked_ms = $2 WHERE {descends} AND revoked_ms = 0",  # noqa: S608
-            (task.task_id, now_ms),
+            f"{_REVOKE} {descends} AND revoked_ms = 0",
+            (task.task_id, now_ms, until_ms),
         )
         gone: list[Row] = yield Fetch(ended, (task.task_id,))
         return [(node, session_id) for node, session_id in gone]
     yield Execute(
-        f"UPDATE task_tokens SET revoked_ms = $2 WHERE {descends} AND identity = $3 AND revoked_ms = 0",  # noqa: S608
-        (task.task_id, now_ms, task.assigned_to),
+        f"{_REVOKE} {descends} AND identity = $4 AND revoked_ms = 0",
+        (task.task_id, now_ms, until_ms, task.assigned_to),
     )
     if task.task_type != AGENT_STARTUP:
         return []
@@ -165,7 +192,7 @@ async def admit(database: Database, identity: Identity, credentials: Mapping[str
     if not found:
         raise StatusError(Status.UNAUTHENTICATED, "this task token is not known here")
     owner, expires_ms, revoked_ms, task_id, lineage, workspace = found[0]
-    if revoked_ms or expires_ms <= now_ms:
+    if revoked_ms or 0 < expires_ms <= now_ms:
         raise StatusError(
             Status.UNAUTHENTICATED,
             "this task token has expired" if not revoked_ms else "the task of this token, or of its maker's, has ended",

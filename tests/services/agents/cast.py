@@ -9,12 +9,22 @@ from typing import Any
 import trio
 
 from aether_trio.core import Core
+from aether_trio.model.clock import VirtualClock
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, connect, message_to
 from tests.services.agents.ops import Op, operate, register, starter
 
 ECHO = "ag::w::echo::1"
+
+
+class SetClock(VirtualClock):
+    """A calendar that can be set forward."""
+
+    ahead_ms = 0
+
+    def now_ms(self) -> int:
+        return super().now_ms() + self.ahead_ms
 
 
 def echo(specifier: str = "1", **init: Any) -> pb.UpstreamMessage:

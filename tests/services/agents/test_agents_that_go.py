@@ -24,6 +24,7 @@ from tests.services.agents.cast import (
     until,
 )
 from tests.services.agents.ops import Op, operate, starter
+from tests.services.agents.cast import SetClock
 
 
 async def test_one_that_was_cut_off_may_come_back(core: Core) -> None:
@@ -52,6 +53,37 @@ async def test_one_whose_gateway_went_has_longer_to_come_back(world: World) -> N
                 await trio.sleep(8)  # the grace is what it was
                 assert [status for status, _ in await starts(core)] == ["failed"]
             await nothing_more(orchestrator)
+
+
+@pytest.mark.parametrize("handed_out", ["once", "twice"])
+async def test_one_that_runs_for_days_comes_back_when_its_gateway_is_started_again(
+    world: World, handed_out: str
+) -> None:
+    clock = SetClock(trio.current_time)
+    async with deadlock_is_an_error():
+        async with world.open(clock=clock) as core, cast(core) as (orchestrator, asker):
+            asker.send(message_to(ECHO, b"one"))
+            hello = echo(credentials={"token": (await assignment(orchestrator)).launch_params["auth_token"]})
+            if handed_out == "twice":  # its first process is the one that comes
+                async with connect(core, starter("2", "process")) as second:
+                    orchestrator.cut()
+                    await assignment(second)
+            async with connect(core, hello):
+                await until(core, "running")
+                for _ in range(3):
+                    clock.ahead_ms += 20 * 3600 * 1000
+                    await trio.sleep(60)
+                await core.let_sessions_go("the gateway is shutting down")
+                await trio.sleep(0.1)
+        async with world.open(clock=clock) as core, connect(core, hello) as back:
+            assert back.waiting("connection_ack") == []  # it has been let in
+            await barrier(back)
+            assert await starts(core) == [("running", "")]
+            back.finish()
+            await until(core, "completed")
+            clock.ahead_ms += 48 * 3600 * 1000
+            while await core.tasks.engine.database.fetch("SELECT 1 FROM task_tokens"):
+                await trio.sleep(1)
 
 
 async def test_one_that_is_known_to_have_ended_has_no_grace_when_its_gateway_goes_too(world: World) -> None:
