@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Final, Self, Unpack
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Final, Self, Unpack
 
 from aether_trio.client.client import Client
 from aether_trio.client.feeds import Feed
@@ -33,24 +33,20 @@ STARTS: Final = 4096
 
 
 _WHO: Final = ("AETHER_WORKSPACE", "AETHER_IMPLEMENTATION", "AETHER_SPECIFIER")
+_STARTED: Final = {"ag::": "AgentClient", "tu::": "TaskClient"}
 
 
-class AgentClient(Works, ToWork, ToParticipants, ToEveryone, WithTelemetry, Client):
-    """A long-lived agent, "ag::{workspace}::{implementation}::{specifier}". Messages wait for it while it is away."""
+class _Started:
+    """A participant that an orchestrator may have started. Its class is made with an address and the three names."""
 
-    def __init__(
-        self, address: str, *, workspace: str, implementation: str, specifier: str, **options: Unpack[ClientOptions]
-    ) -> None:
-        super().__init__(address, **options)
-        self.__identity = Identity.agent(workspace, implementation, specifier)
-        self._workspace = workspace
+    _prefix: ClassVar[str]
 
     @classmethod
     def from_environment(cls, **options: Unpack[ClientOptions]) -> Self:
-        """The agent that this process was started to be, by `aether orchestrate` or any other orchestrator.
+        """The participant that this process was started to be, by `aether orchestrate` or any other orchestrator.
 
-        Reads AETHER_ADDRESS (or AETHER_GATEWAY), AETHER_WORKSPACE, AETHER_IMPLEMENTATION, AETHER_SPECIFIER and AETHER_AUTH_TOKEN.
-        Raises LookupError when it was not started by one.
+        Reads AETHER_ADDRESS (or AETHER_GATEWAY), AETHER_WORKSPACE, AETHER_IMPLEMENTATION, AETHER_SPECIFIER, AETHER_IDENTITY and
+        AETHER_AUTH_TOKEN. Raises LookupError when it was not started by one, or to be of another class than this.
         """
         said = os.environ
         missing = [name for name in _WHO if not said.get(name)]
@@ -61,7 +57,25 @@ class AgentClient(Works, ToWork, ToParticipants, ToEveryone, WithTelemetry, Clie
         if said.get("AETHER_AUTH_TOKEN"):
             options.setdefault("token", said["AETHER_AUTH_TOKEN"])
         workspace, implementation, specifier = (said[name] for name in _WHO)
-        return cls(address, workspace=workspace, implementation=implementation, specifier=specifier, **options)
+        wanted = said.get("AETHER_IDENTITY", "")
+        prefix = wanted[: len(cls._prefix)]
+        if prefix in _STARTED and prefix != cls._prefix:
+            raise LookupError(f"this process was started to be {wanted}: use {_STARTED[prefix]}.from_environment()")
+        made: Callable[..., Self] = cls
+        return made(address, workspace=workspace, implementation=implementation, specifier=specifier, **options)
+
+
+class AgentClient(_Started, Works, ToWork, ToParticipants, ToEveryone, WithTelemetry, Client):
+    """A long-lived agent, "ag::{workspace}::{implementation}::{specifier}". Messages wait for it while it is away."""
+
+    _prefix = "ag::"
+
+    def __init__(
+        self, address: str, *, workspace: str, implementation: str, specifier: str, **options: Unpack[ClientOptions]
+    ) -> None:
+        super().__init__(address, **options)
+        self.__identity = Identity.agent(workspace, implementation, specifier)
+        self._workspace = workspace
 
     def _identify(self, init: pb.InitConnection) -> None:
         who = self.__identity
@@ -73,10 +87,12 @@ class AgentClient(Works, ToWork, ToParticipants, ToEveryone, WithTelemetry, Clie
         return self.__identity
 
 
-class TaskClient(Works, ToWork, ToParticipants, ToEveryone, WithTelemetry, Client):
+class TaskClient(_Started, Works, ToWork, ToParticipants, ToEveryone, WithTelemetry, Client):
     """A worker. With a specifier it is unique, "tu::..."; without, the gateway makes up an id ("ta::..."), and any number
     of the same implementation share the work that is sent to "tb::{workspace}::{implementation}".
     """
+
+    _prefix = "tu::"
 
     def __init__(
         self,

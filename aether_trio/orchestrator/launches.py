@@ -7,7 +7,7 @@ What an agent is told, as variables of its environment:
 | AETHER_GATEWAY | HOST:PORT, as the published SDK wants it |
 | AETHER_ADDRESS | the same for aether_trio's client: aether://HOST:PORT |
 | AETHER_WORKSPACE, AETHER_IMPLEMENTATION, AETHER_SPECIFIER | who it is to connect as |
-| AETHER_IDENTITY | the three in one: ag::WORKSPACE::IMPLEMENTATION::SPECIFIER |
+| AETHER_IDENTITY | the three in one: ag::WORKSPACE::IMPLEMENTATION::SPECIFIER, or tu::… for a unique task |
 | AETHER_AUTH_TOKEN | its credential "token": made for this start, good for this identity only |
 | AETHER_TASK_ID | the startup task, which lives as long as the agent does |
 | AETHER_PROFILE | the launch profile |
@@ -42,6 +42,8 @@ from aether_trio.orchestrator.agents_file import DOCKER, AgentSpec
 TOKEN: Final = "auth_token"  # noqa: S105  # a name
 """The launch parameter that the gateway adds."""
 TRIGGER: Final = "trigger_timestamp_ms"
+IDENTITY: Final = "target_identity"
+"""Metadata of an assignment: who is to be started, in full."""
 INHERITED: Final = frozenset(
     [
         "PATH",
@@ -101,8 +103,12 @@ class Start:
         """What an assignment asks for. Raises IdentityError."""
         params = dict(assignment.launch_params)
         token = params.pop(TOKEN, "")
-        specifier = assignment.specifier or params.get("specifier", "") or "default"
-        identity = Identity.agent(assignment.workspace or "default", assignment.target_implementation, specifier)
+        named = assignment.metadata.get(IDENTITY, "")
+        if named:
+            identity = Identity.parse(named)
+        else:
+            specifier = assignment.specifier or params.get("specifier", "") or "default"
+            identity = Identity.agent(assignment.workspace or "default", assignment.target_implementation, specifier)
         trigger = assignment.metadata.get(TRIGGER, "")
         return cls(
             assignment.task_id,

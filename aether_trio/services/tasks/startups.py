@@ -39,6 +39,8 @@ ATTEMPTS: Final = 3
 PROFILE: Final = "profile"
 TOKEN: Final = "auth_token"  # noqa: S105  # the name of a launch parameter
 TRIGGER: Final = "trigger_timestamp_ms"
+IDENTITY: Final = "target_identity"
+"""Metadata of what an orchestrator is told: who is to be started, in full. The other fields do not say whether it is an agent or a unique task."""
 CATEGORY: Final = "orchestrated"
 WAITING_PAGE: Final = 50
 GATEWAY_GRACE_MS: Final = 60_000
@@ -335,14 +337,22 @@ def launch_params(task: Task) -> dict[str, str]:
 
 
 def assignment(task: Task, token: str, *, numbered: bool = False) -> pb.TaskAssignment:
-    """What an orchestrator is told. The reference gives it no metadata, so it knows neither the trigger nor that the agent slept."""
+    """What an orchestrator is told.
+
+    The reference gives it no metadata, so it knows neither who exactly is meant, nor the trigger, nor that the agent slept.
+    """
     params = launch_params(task)
     kept = pb.CreateTaskRequest.FromString(task.spec)
     return pb.TaskAssignment(
         task_id=task.task_id,
         task_type=AGENT_STARTUP,
         assigned_to=task.assigned_to,
-        metadata={**kept.metadata, **hibernation_of(task), **({ASSIGNMENT: str(task.epoch)} if numbered else {})},
+        metadata={
+            **kept.metadata,
+            IDENTITY: task.target,
+            **hibernation_of(task),
+            **({ASSIGNMENT: str(task.epoch)} if numbered else {}),
+        },
         assigned_at=task.assigned_ms // 1000,
         profile=params.get(PROFILE, ""),
         launch_params={**params, TOKEN: token},

@@ -1,0 +1,97 @@
+"""Unique tasks that an orchestrator starts when they are needed, with a real gateway and real processes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from aether_trio.client import AgentClient, OrchestratorClient, TaskClient
+from aether_trio.client.operations.enums import TaskStatus
+from aether_trio.gateway import Gateway
+from aether_trio.orchestrator import AgentSpec, Orchestrator, Surroundings
+from tests.client.gateways import agent, open_test_gateway
+from tests.orchestrator.starts import Notes, python
+
+LIMIT_S = 60.0
+SCHEMES = ("aether", "ws")
+ANSWERS = """
+import trio
+from aether_trio.client import TaskClient
+
+async def main():
+    async with TaskClient.from_environment() as worker:
+        async for message in worker:
+            await worker.reply(message, worker.topic)
+            message.ack()
+
+trio.run(main)
+"""
+WORKS = """
+import trio
+from aether_trio.client import TaskClient
+
+async def main():
+    async with TaskClient.from_environment() as worker:
+        async for task in worker.work():
+            async with task:
+                await worker.send(task.creator, worker.topic)
+
+trio.run(main)
+"""
+
+
+@asynccontextmanager
+async def started_by(gateway: Gateway, spec: AgentSpec) -> AsyncIterator[Notes]:
+    """An orchestrator that starts this."""
+    notes = Notes()
+    address = f"aether://{gateway.address}"
+    made = Orchestrator({spec.implementation: spec}, Surroundings(gateway.address, address), notes)
+    async with (
+        OrchestratorClient(address, implementation="o", profiles=made.profiles) as client,
+        trio.open_nursery() as nursery,
+    ):
+        await made.register(client)
+        nursery.start_soon(made.run, client)
+        yield notes
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_a_message_starts_a_unique_task(scheme: str) -> None:
+    with trio.fail_after(LIMIT_S):
+        async with (
+            open_test_gateway() as gateway,
+            agent(f"{scheme}://{gateway.address}", "asker") as asker,
+            started_by(gateway, python(ANSWERS)),
+        ):
+            await asker.send("tu::w::echo::1", "who are you?")
+            assert (await asker.receive()).text == "tu::w::echo::1"
+
+
+async def test_a_task_starts_the_unique_task_that_it_is_for() -> None:
+    with trio.fail_after(LIMIT_S):
+        async with (
+            open_test_gateway() as gateway,
+            agent(f"aether://{gateway.address}", "asker") as asker,
+            started_by(gateway, python(WORKS)),
+        ):
+            made = await asker.tasks.create("t", target="tu::w::echo::1")
+            assert (await asker.receive()).text == "tu::w::echo::1"
+            while (await asker.tasks.get(made.task_id)).status is not TaskStatus.COMPLETED:
+                await trio.sleep(0.05)
+
+
+def test_a_process_is_told_which_client_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORKSPACE", "IMPLEMENTATION", "SPECIFIER", "GATEWAY"):
+        monkeypatch.setenv(f"AETHER_{name}", "gw:1" if name == "GATEWAY" else "w")
+    monkeypatch.setenv("AETHER_IDENTITY", "tu::w::w::w")
+    with pytest.raises(LookupError, match="TaskClient"):
+        AgentClient.from_environment()
+    TaskClient.from_environment()
+    monkeypatch.setenv("AETHER_IDENTITY", "ag::w::w::w")
+    with pytest.raises(LookupError, match="AgentClient"):
+        TaskClient.from_environment()
+    AgentClient.from_environment()
