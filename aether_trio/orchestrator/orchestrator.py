@@ -67,15 +67,13 @@ class _Running:
     watch: trio.CancelScope = field(default_factory=trio.CancelScope)
     gone: trio.Event = field(default_factory=trio.Event)
     replaced: bool = False
-    come: bool = False
-    """Whether its agent has connected."""
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
     """A start for which there is no room. `replaced`: the gateway has asked for the same agent anew."""
 
-    spec: AgentSpec
+    start: Start
     room: trio.Event = field(default_factory=trio.Event)
     replaced: bool = False
 
@@ -115,6 +113,7 @@ class Orchestrator:
         if {spec.profile for spec in agents.values()} != {spec.profile for spec in before.values()}:
             self._agents = before
             raise ValueError("its profiles are others; they are told to the gateway once, when the orchestrator starts")
+        self._give_room()  # a limit may be higher
 
     def kill_all(self) -> None:
         """Whoever is being stopped has been given enough time."""
@@ -155,11 +154,8 @@ class Orchestrator:
             await self._tell(client, assignment.reference, "", f"no agent is called that: {error}")
             return
         name = start.identity.text
-        spec = self._spec_of(start)
-        if spec is None:
-            known = ", ".join(sorted(self._agents))
-            why = f"this orchestrator has no agent {start.identity.implementation!r}; it has {known}"
-            await self._refuse(client, start, why)
+        if self._spec_of(start) is None:
+            await self._refuse(client, start, self._unknown(start))
             return
         before = self._running.get(name)
         if before is not None and (before.start.task_id, before.start.token) == (start.task_id, start.token):
@@ -171,11 +167,12 @@ class Orchestrator:
             before.scope.cancel()
             await before.gone.wait()
             before = self._running.get(name)
-        full = await self._wait_for_room(name, spec)
+        full = await self._wait_for_room(start)
         if full is None:
             return
-        if full:
-            await self._refuse(client, start, full)
+        spec = self._spec_of(start)  # as the file is by now
+        if full or spec is None:
+            await self._refuse(client, start, full or self._unknown(start))
             return
         running = self._running[name] = _Running(start)
         nursery.start_soon(self._watch, client, running)
@@ -195,6 +192,10 @@ class Orchestrator:
         implementation = start.identity.implementation
         return self._agents.get(implementation) or self._agents.get(implementation.rpartition(":")[0])
 
+    def _unknown(self, start: Start) -> str:
+        known = ", ".join(sorted(self._agents))
+        return f"this orchestrator has no agent {start.identity.implementation!r}; it has {known}"
+
     async def _refuse(self, client: OrchestratorClient, start: Start, why: str) -> None:
         self._refused += 1
         self._reporter.event(start.identity.text, f"is not started: {why}")
@@ -202,42 +203,46 @@ class Orchestrator:
 
     # -- room -----------------------------------------------------------------------------------------------------
 
-    def _full(self, spec: AgentSpec) -> str:
-        """Why no further one of these can run now; "" when it can."""
+    def _full(self, start: Start) -> str:
+        """Why no further one of these can run now; "" when it can, or when the file has none of these any more."""
         if len(self._running) >= self._limits.most:
             return f"this orchestrator runs {len(self._running)} agents, which is its limit"
+        spec = self._spec_of(start)
+        if spec is None or not spec.most:
+            return ""
         specs = (self._spec_of(one.start) for one in self._running.values())
         of_its_kind = sum(1 for one in specs if one is spec)
-        if spec.most and of_its_kind >= spec.most:
+        if of_its_kind >= spec.most:
             return f"{of_its_kind} agents {spec.implementation!r} run here, which is their limit"
         return ""
 
-    async def _wait_for_room(self, name: str, spec: AgentSpec) -> str | None:
+    async def _wait_for_room(self, start: Start) -> str | None:
         """Until this one may run, "" then; or why it may not after ROOM_S; None when it is asked for anew meanwhile."""
+        name = start.identity.text
         older = self._waiting.get(name)
         if older is not None:
             older.replaced = True
             older.room.set()
-        full = self._full(spec)
+        full = self._full(start)
         if not full:
             return ""
         self._reporter.event(name, f"waits, as {full}")
-        waiting = self._waiting[name] = _Waiting(spec)
+        waiting = self._waiting[name] = _Waiting(start)
         try:
             with trio.move_on_after(ROOM_S):
-                while self._full(spec) and not waiting.replaced:
+                while self._full(start) and not waiting.replaced:
                     waiting.room = trio.Event()
                     await waiting.room.wait()
         finally:
             if self._waiting.get(name) is waiting:
                 del self._waiting[name]
             self._give_room()  # which it may have been given, and not take
-        return None if waiting.replaced else self._full(spec)
+        return None if waiting.replaced else self._full(start)
 
     def _give_room(self) -> None:
-        """Somebody has gone."""
+        """Wake the first of those that wait and may run now; it wakes the next one."""
         for waiting in self._waiting.values():
-            if not self._full(waiting.spec) and not waiting.room.is_set():
+            if not self._full(waiting.start) and not waiting.room.is_set():
                 waiting.room.set()
                 return
 
@@ -274,7 +279,7 @@ class Orchestrator:
         return reason or "its process was stopped"
 
     async def _watch(self, client: OrchestratorClient, running: _Running) -> None:
-        """Stop the process when nobody waits for it any more: its start is cancelled, or has failed before its agent had come."""
+        """Stop the process when nobody waits for it any more: its start is cancelled, or has failed."""
         task_id = running.start.task_id
         with running.watch:
             while True:
@@ -291,10 +296,9 @@ class Orchestrator:
                     await trio.sleep(AGAIN_S)
 
     def _judge(self, running: _Running, status: TaskStatus) -> None:
-        running.come = running.come or status is TaskStatus.RUNNING
-        cancelled = status is TaskStatus.CANCELLED
-        if cancelled or (status is TaskStatus.FAILED and not running.come):
-            word = "was cancelled" if cancelled else "has failed"
+        if status in (TaskStatus.CANCELLED, TaskStatus.FAILED):
+            # Its token is no good any more, so an agent that had come cannot come back, and another one may run elsewhere.
+            word = "was cancelled" if status is TaskStatus.CANCELLED else "has failed"
             self._reporter.event(running.start.identity.text, f"is stopped, as its start {word}")
             running.scope.cancel()
 

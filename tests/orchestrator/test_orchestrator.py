@@ -123,7 +123,7 @@ async def test_a_new_start_of_the_same_agent_waits_until_the_old_process_is_gone
     ("story", "stopped"),
     [
         ([TaskStatus.FAILED], True),
-        ([TaskStatus.RUNNING, TaskStatus.FAILED], False),
+        ([TaskStatus.RUNNING, TaskStatus.FAILED], True),
         ([TaskStatus.RUNNING, TaskStatus.CANCELLED], True),
         ([TaskStatus.RUNNING, TaskStatus.COMPLETED], False),
     ],
@@ -174,6 +174,28 @@ async def test_there_are_never_too_many(monkeypatch: pytest.MonkeyPatch) -> None
         s.ask(specifier="3", task_id="t5")
         assert (await s.failures(2))[1] == ("t5", "this orchestrator runs 3 agents, which is its limit")
         assert s.orchestrator.statistics().refused == 2
+
+
+async def test_the_limit_holds_for_who_waits_while_the_file_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ROOM_S", LONG_S)
+    async with stage(python(STAYS, most=1), python(STAYS, "other")) as s:
+        s.ask(specifier="0", task_id="t0")
+        [[first, _]] = await s.lines(1)
+        for number in range(1, 4):
+            s.ask(specifier=str(number), task_id=f"t{number}")
+            await s.until(lambda number=number: len(s.orchestrator._waiting) == number)  # type: ignore[misc]
+        s.orchestrator.replace({"echo": python(STAYS, most=2), "other": python(STAYS, "other")})
+        await s.lines(2)
+        s.orchestrator.replace({"echo": python(f"print('new', flush=True);{STAYS}", most=2)})
+        s.ask("other", task_id="t4")
+        assert "has no agent 'other'" in (await s.failures(1))[0][1]
+        assert s.orchestrator.statistics().running == 2
+        os.kill(int(first), signal.SIGKILL)
+        assert (await s.lines(3))[2] == ["new"]
+        await s.lines(4)
+        assert s.orchestrator.statistics().running == 2
+        s.orchestrator.replace({"other": python(STAYS, "other")})
+        assert "has no agent 'echo'" in (await s.failures(3))[2][1]
 
 
 async def test_who_waits_for_room_gets_it_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:

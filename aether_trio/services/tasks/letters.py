@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from aether_trio.model.tasks import Move, Status, Task
-from aether_trio.services.tasks import rows
+from aether_trio.model.tasks.task import AGENT_STARTUP
+from aether_trio.services.tasks import rows, startups
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction import Work
 from aether_trio.services.tasks.wire import resolved_by
@@ -65,7 +66,10 @@ class Letters:
         return await self._engine.database.read(program)
 
     async def requeue(self, task_id: str, by: str) -> bool:
-        """Try the task of a letter again, as if it had never failed; False if there is no dead task with this id."""
+        """Try the task of a letter again, as if it had never failed.
+
+        False if there is no dead task with this id, or it is a start whose agent has another one by now.
+        """
         done: list[bool] = []
 
         def errand(work: Work) -> Program[None]:
@@ -73,6 +77,8 @@ class Letters:
             task = yield from rows.load(task_id)
             if task is None or task.status is not Status.DLQ:
                 return
+            if task.task_type == AGENT_STARTUP and (yield from startups.take_up(task)):
+                return  # its agent has a later start
             fresh = task.changed({"retry_count": 0})
             yield from rows.save(task, fresh)
             yield from rows.resolve_letter(task_id, work.context.now_ms, by, "requeued")

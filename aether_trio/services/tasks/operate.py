@@ -95,8 +95,14 @@ def operate(context: Context, caller: Caller, asked: Asked) -> Program[Outcome]:
         present=present,
     )
     decision: Decision | None = None
-    if task.task_type == AGENT_STARTUP and asked.move is Move.FAIL and epoch is not None:
-        decision = yield from startups.failed(work, task, caller.name, epoch, asked.reason)
+    if task.task_type == AGENT_STARTUP:
+        refusal = startups.refuse(task, asked.move)
+        if refusal:
+            return Outcome(task, refusal=refusal)
+        if asked.move is Move.FAIL and epoch is not None:
+            decision = yield from startups.failed(work, task, caller.name, epoch, asked.reason)
+        elif asked.move is Move.CLAIM and task.status is Status.STARTING and epoch == task.epoch:
+            decision = startups.claimed(task, caller.name)
     if decision is None:
         decision = yield from work.make(task, asked.move, facts)
     if isinstance(decision, Refused):

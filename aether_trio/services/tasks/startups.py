@@ -25,7 +25,7 @@ from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Mode, Move, Status, Task
 from aether_trio.model.tasks.due import start_delay_ms
 from aether_trio.model.tasks.status import PAUSED, WAITING
-from aether_trio.model.tasks.table import Decision, Refusal, Refused
+from aether_trio.model.tasks.table import Decision, Refusal, Refused, Repeat
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.tasks import rows, tokens
 from aether_trio.services.tasks.wire import ASSIGNMENT, hibernation_of, may_start_target
@@ -175,14 +175,43 @@ def begin(work: Work, wish: Wish) -> Program[Begun]:
     if under_way is not None:
         return Begun(under_way)
     task = new_start(wish, work.context.now_ms)
+    yield from _become_the_start(task)
+    yield from work.create(task, b"")
+    return Begun((yield from rows.load(task.task_id)), created=True)
+
+
+def _become_the_start(task: Task) -> Program[None]:
+    """This is the start of its identity from now on; an earlier one has ended."""
     yield Execute(
         "INSERT INTO agent_starts (identity, task_id, profile, order_us, waits) VALUES ($1, $2, $3, $4, 0) "
         "ON CONFLICT (identity) DO UPDATE SET task_id = excluded.task_id, profile = excluded.profile, "
         "order_us = excluded.order_us, waits = 0",
-        (task.target, task.task_id, profile.encode(), task.order_us),
+        (task.target, task.task_id, launch_params(task).get(PROFILE, "").encode(), task.order_us),
     )
-    yield from work.create(task, b"")
-    return Begun((yield from rows.load(task.task_id)), created=True)
+
+
+def take_up(task: Task) -> Program[str]:
+    """A start that has ended is to be tried again: it is the start of its identity once more. Why it cannot be, "" if it can."""
+    under_way = yield from live(task.target)
+    if under_way is not None and under_way.task_id != task.task_id:
+        return f"{task.target} is being started already (task {under_way.task_id})"
+    yield from _become_the_start(task)
+    return ""
+
+
+def refuse(task: Task, move: Move) -> str:
+    """Why a participant may not make this move of a start; "" if it may.
+
+    A start is RUNNING when its agent has connected, and by nothing else.
+    """
+    if task.status is Status.STARTING and move is Move.RESUME:
+        return f"{task.target} is being started: the start goes on when it connects"
+    return ""
+
+
+def claimed(task: Task, caller: str) -> Decision | None:
+    """An orchestrator says that it has been told of a start. Only its agent's connection makes it RUNNING; until then it is late in time."""
+    return Repeat() if task.assigned_to == caller else None
 
 
 def asked_for(identity: str) -> Program[Mapping[str, str]]:

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 from aether_trio.model.tasks import Facts, Move, Status, Step, Task, Wait, decide
 from aether_trio.model.tasks.due import TimeLimits, next_due
 from aether_trio.model.tasks.status import PAUSED, TERMINAL
-from aether_trio.model.tasks.table import Decision
+from aether_trio.model.tasks.table import Decision, Refusal, Refused
 from aether_trio.model.tasks.task import AGENT_STARTUP, holder_of, queue_of
 from aether_trio.model.topics import task_lane
 from aether_trio.services.tasks import handing, input_rows, rows, startups, tokens
@@ -137,6 +137,10 @@ class Work:
         """Decide on a move and write what it makes of the task, with all that follows from it. `taken` as of `write`."""
         decision = decide(task, move, facts)
         if isinstance(decision, Step):
+            if move is Move.RETRY and task.task_type == AGENT_STARTUP and task.is_final:
+                problem = yield from startups.take_up(task)
+                if problem:
+                    return Refused(Refusal.STATUS, problem)
             yield from self.write(task, decision.after, decision.reason, push=move in _TOLD, taken=taken)
         return decision
 

@@ -9,12 +9,16 @@ import trio
 
 from aether_trio.core import Core
 from aether_trio.model.errors import Status
+from aether_trio.services.tasks.letters import Letters
 from aether_trio.session.admission import ASSIGNMENTS
 from aether_trio.storage.base import StorageUnavailable
+from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, deadlock_is_an_error, message_to
-from tests.services.agents.cast import ECHO, assignment, cast, fail, launch, nothing_more, starts, until
+from tests.services.agents.cast import ECHO, assignment, cast, echo, fail, launch, nothing_more, starts, until
 from tests.services.agents.ops import Op, operate, register, starter
+from tests.services.tasks.peers import Op as TaskOp
+from tests.services.tasks.peers import operate as operate_on
 
 
 async def test_they_take_turns(core: Core) -> None:
@@ -201,3 +205,70 @@ async def test_what_one_says_late_of_an_earlier_attempt_is_no_second_failure(cor
         assert "assigned anew" in (await fail(orchestrator, f"{task_id}@1", "ended")).error
         assert await starts(core) == [("starting", "")]
         assert (await fail(orchestrator, f"{task_id}@2", "ended")).success
+
+
+async def dead_start(core: Core, orchestrator: MemoryLink, asker: MemoryLink) -> str:
+    """A start that has failed three times."""
+    asker.send(message_to(ECHO, b"one"))
+    for _ in range(3):
+        task_id = (await assignment(orchestrator)).task_id
+        await fail(orchestrator, task_id, "no room")
+    await until(core, "dlq")
+    return task_id
+
+
+async def test_an_old_start_is_not_tried_again_beside_a_later_one(core: Core) -> None:
+    async with cast(core) as (orchestrator, asker):
+        old = await dead_start(core, orchestrator, asker)
+        later = await launch(orchestrator, "1")
+        assert (await assignment(orchestrator)).task_id == later
+        refused = await operate_on(asker, TaskOp.RETRY, old)
+        assert not refused.success
+        assert refused.error == f"{ECHO} is being started already (task {later})"
+        assert not await Letters(core.tasks.engine).requeue(old, "operator")
+        assert [status for status, _ in await starts(core)] == ["dlq", "starting"]
+        await nothing_more(orchestrator)
+
+
+@pytest.mark.parametrize("by", ["operation", "letter"])
+async def test_an_old_start_that_is_tried_again_is_the_start_of_its_agent(core: Core, by: str) -> None:
+    async with connect(core, starter("2", "other")) as other:
+        async with cast(core) as (orchestrator, asker):
+            old = await dead_start(core, orchestrator, asker)
+            later = await launch(orchestrator, "1")
+            assert (await assignment(orchestrator)).task_id == later
+            assert (await operate_on(orchestrator, TaskOp.CANCEL, later)).success
+        if by == "operation":
+            assert (await operate_on(other, TaskOp.RETRY, old)).success
+        else:
+            assert await Letters(core.tasks.engine).requeue(old, "operator")
+        await until(core, "pending", "cancelled")
+        answer = await operate(
+            other, Op.LAUNCH, implementation="echo", launch_params=pb.AgentLaunchParams(workspace="w", specifier="1")
+        )
+        assert old in answer.error  # there is no second one beside it
+        async with connect(core, starter("1", "process")) as orchestrator:
+            again = await assignment(orchestrator)
+            assert again.task_id == old
+            async with connect(core, echo(credentials={"token": again.launch_params["auth_token"]})):
+                await until(core, "running", "cancelled")
+
+
+async def test_a_claim_by_its_orchestrator_starts_no_agent(core: Core) -> None:
+    async with cast(core) as (orchestrator, asker):
+        asker.send(message_to(ECHO, b"one"))
+        for _ in range(3):
+            told = await assignment(orchestrator)
+            assert (await operate_on(orchestrator, TaskOp.CLAIM, told.task_id)).success
+            assert [status for status, _ in await starts(core)] == ["starting"]
+        (error,) = await until(core, "dlq")
+        assert "did not connect within 60000 ms" in error
+
+
+async def test_nobody_makes_a_start_run_by_resuming_it(core: Core) -> None:
+    async with cast(core) as (orchestrator, asker):
+        task_id = await launch(orchestrator, "1")
+        await assignment(orchestrator)
+        for peer in (asker, orchestrator):
+            assert not (await operate_on(peer, TaskOp.RESUME, task_id)).success
+        assert await starts(core) == [("starting", "")]
