@@ -4,8 +4,9 @@
         ended = await run_child(launch, on_line=print, on_started=..., grace_s=10)
 
 It has a process group of its own, so Ctrl-C in a terminal reaches the orchestrator alone and a signal reaches what it has started itself.
-Cancelling `run_child` is how it is stopped: SIGTERM to the group, `grace_s` to obey, then SIGKILL. `run_child` returns or raises only when
-the process is gone.
+Cancelling `run_child` is how it is stopped: SIGTERM to the group, `grace_s` to obey, then SIGKILL. When the process ends and what it has
+started lives on, the rest of the group is stopped in the same way: a wrapper that has ended leaves nothing behind that could still be
+connected. `run_child` returns or raises only when the group is gone. What has made itself a session of its own is out of reach.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -32,6 +34,8 @@ BURST_S: Final = 2.0
 """What it prints is shown at that rate, after so many seconds' worth at once. One that prints more waits, and nobody else does."""
 KILL_S: Final = 10.0
 """For the command that ends what signals do not reach."""
+LOOK_S: Final = 0.05
+"""Between looks at a group whose first process has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,19 +133,23 @@ async def _read(process: trio.Process, lines: _Lines, ended: trio.Event, heard_a
 
 
 async def _stop(process: trio.Process, lines: _Lines, launch: Launch, grace_s: float) -> None:
-    """SIGTERM, a while, SIGKILL; what it says in the meantime is still heard."""
-    if process.returncode is None:
+    """SIGTERM, a while, SIGKILL; what it says in the meantime is still heard. Nothing, when all of it has ended."""
+    if launch.kill and process.returncode:
+        await _kill_by(launch)  # its client has ended by a mistake or a signal, and it may run on
+    if process.returncode is None or _lives(process.pid):
         async with trio.open_nursery() as nursery:
             ended, heard_all = trio.Event(), trio.Event()
             nursery.start_soon(_read, process, lines, ended, heard_all)
             _signal(process, signal.SIGTERM)
+            gone = False
             with trio.move_on_after(grace_s):
-                await process.wait()
-            if process.returncode is None:
+                await _wait_for_group(process)
+                gone = True
+            if not gone:
                 if launch.kill:
                     await _kill_by(launch)
                 _signal(process, signal.SIGKILL)
-                await process.wait()
+                await _wait_for_group(process)
             ended.set()
             with trio.move_on_after(LAST_WORDS_S):
                 await heard_all.wait()
@@ -151,8 +159,38 @@ async def _stop(process: trio.Process, lines: _Lines, launch: Launch, grace_s: f
         await process.stdout.aclose()
 
 
+async def _wait_for_group(process: trio.Process) -> None:
+    await process.wait()
+    while _lives(process.pid):
+        await trio.sleep(LOOK_S)
+
+
+def _lives(group: int) -> bool:
+    """Whether a process of this group runs. Its number is given to no other group while one does.
+
+    A zombie does not run; where nobody takes care of orphans, those stay for ever.
+    """
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    if not Path("/proc/self/stat").exists():
+        return True
+    with os.scandir("/proc") as entries:
+        return any(_runs_in(Path(entry.path), group) for entry in entries if entry.name.isdigit())
+
+
+def _runs_in(process: Path, group: int) -> bool:
+    with suppress(OSError, ValueError):
+        state, _, of_group, *_ = (process / "stat").read_bytes().rpartition(b")")[2].split()
+        return int(of_group) == group and state not in (b"Z", b"X")
+    return False
+
+
 def _signal(process: trio.Process, number: signal.Signals) -> None:
-    """To its whole group. It has not been waited for, so its id is still its own."""
+    """To its whole group. One of it has not been waited for, or runs, so its id is still its own."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 

@@ -199,3 +199,46 @@ async def test_what_one_has_said_at_its_end_is_heard_without_a_wait(autojump_clo
         await heard_all.wait()
     assert len(lines) == 2 * 4096
     assert trio.current_time() - since == 1
+
+
+WRAPPER = """
+import os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-u", "-c", {code!r}], **{how})
+print(child.pid, flush=True)
+"""
+OBEYS = "import time; time.sleep(600)"
+STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+
+
+@pytest.mark.parametrize("pipe", ["inherited", "its own"])
+@pytest.mark.parametrize(("code", "grace_s"), [(OBEYS, LONG_S), (STUBBORN, 0.2)])
+async def test_what_a_wrapper_has_started_ends_with_it(code: str, grace_s: float, pipe: str) -> None:
+    how = "{}" if pipe == "inherited" else "dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)"
+    lines: list[str] = []
+    ended = await run(launch(WRAPPER.format(code=code, how=how)), lines.append, grace_s)
+    assert ended.returncode == 0
+    assert not is_there(int(lines[0]))
+
+
+async def test_what_has_outlived_a_process_that_was_stopped_ends_too() -> None:
+    code = WRAPPER.format(code=STUBBORN, how="{}") + "import time; time.sleep(600)"
+    lines: list[str] = []
+    scope = trio.CancelScope()
+
+    def heard(line: str) -> None:
+        lines.append(line)
+        if "ready" in lines and len(lines) == 2:
+            scope.cancel()
+
+    with scope:
+        await run(launch(code), heard, grace_s=0.2)
+    assert not any(is_there(int(line)) for line in lines if line.isdigit())
+
+
+async def test_a_container_whose_client_was_killed_is_ended(tmp_path: Path) -> None:
+    mark = tmp_path / "killed"
+    await run(launch("import os; os.kill(os.getpid(), 9)", kill=("touch", str(mark))))
+    assert mark.exists()
+    mark.unlink()
+    await run(launch("", kill=("touch", str(mark))))
+    assert not mark.exists()
