@@ -161,7 +161,7 @@ async def _stop(process: trio.Process, lines: _Lines, launch: Launch, grace_s: f
 
 async def _wait_for_group(process: trio.Process) -> None:
     await process.wait()
-    while _lives(process.pid):
+    while _lives(process.pid):  # noqa: ASYNC110  # nothing tells of the end of another's child
         await trio.sleep(LOOK_S)
 
 

@@ -44,6 +44,9 @@ TOKEN: Final = "auth_token"  # noqa: S105  # a name
 TRIGGER: Final = "trigger_timestamp_ms"
 IDENTITY: Final = "target_identity"
 """Metadata of an assignment: who is to be started, in full."""
+PRIORITY: Final = "priority"
+NORMAL: Final = 30
+"""The priority of a start whose gateway says none."""
 INHERITED: Final = frozenset(
     [
         "PATH",
@@ -97,6 +100,8 @@ class Start:
     checkpoint_key: str = ""
     reference: str = ""
     """What the gateway is told the end of: this start, and not a later one of the same agent."""
+    priority: int = NORMAL
+    """That of the most urgent task that it is for."""
 
     @classmethod
     def of(cls, assignment: Assignment) -> Start:
@@ -110,6 +115,7 @@ class Start:
             specifier = assignment.specifier or params.get("specifier", "") or "default"
             identity = Identity.agent(assignment.workspace or "default", assignment.target_implementation, specifier)
         trigger = assignment.metadata.get(TRIGGER, "")
+        priority = assignment.metadata.get(PRIORITY, "")
         return cls(
             assignment.task_id,
             identity,
@@ -119,6 +125,7 @@ class Start:
             trigger,
             assignment.checkpoint_key,
             assignment.reference,
+            int(priority) if priority.isascii() and priority.isdigit() and len(priority) < 10 else NORMAL,
         )
 
 

@@ -6,7 +6,7 @@ The gateway takes a FAIL for what it is: the failure of a start whose agent has 
 at all when the agent had come, because then the agent's own connection has told how it ended.
 
 Invariants: there is one process for each identity, and a new start of an identity waits until the old one is gone; there are never more
-than `most` of them, nor more than an agent's own limit, and who waits for room gets it in turn; when `run` ends, in whatever way, all are gone.
+than `most` of them, nor more than an agent's own limit, and of those that wait for room the most urgent gets it, in turn; when `run` ends, in whatever way, all are gone.
 """
 
 from __future__ import annotations
@@ -240,8 +240,8 @@ class Orchestrator:
         return None if waiting.replaced else self._full(start)
 
     def _give_room(self) -> None:
-        """Wake the first of those that wait and may run now; it wakes the next one."""
-        for waiting in self._waiting.values():
+        """Wake the most urgent of those that wait and may run now, the first of several; it wakes the next one."""
+        for waiting in sorted(self._waiting.values(), key=lambda one: -one.start.priority):
             if not self._full(waiting.start) and not waiting.room.is_set():
                 waiting.room.set()
                 return

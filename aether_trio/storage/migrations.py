@@ -32,6 +32,7 @@ MIGRATIONS: Final[dict[str, tuple[Migration, ...]]] = {
         *tasks.DESCENTS,
         *tasks.KEPT,
         *tasks.INPUTS,
+        *agents.PRIORITIES,
     ),
 }
 

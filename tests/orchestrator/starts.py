@@ -46,6 +46,7 @@ def assignment(
     workspace: str = "w",
     params: Mapping[str, str] | None = None,
     trigger: str = "",
+    priority: str = "",
 ) -> pb.TaskAssignment:
     """What the gateway sends."""
     return pb.TaskAssignment(
@@ -56,7 +57,10 @@ def assignment(
         specifier=specifier,
         workspace=workspace,
         launch_params={"profile": "process", "auth_token": token, **(params or {})},
-        metadata={"trigger_timestamp_ms": trigger} if trigger else {},
+        metadata={
+            **({"trigger_timestamp_ms": trigger} if trigger else {}),
+            **({"priority": priority} if priority else {}),
+        },
     )
 
 

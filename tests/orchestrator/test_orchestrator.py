@@ -215,6 +215,23 @@ async def test_who_waits_for_room_gets_it_in_turn(monkeypatch: pytest.MonkeyPatc
         assert [task_id for task_id, _ in s.client.failed] == ["t0", "t1", "t2"]
 
 
+async def test_of_those_that_wait_for_room_the_most_urgent_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ROOM_S", LONG_S)
+    async with stage(python(STAYS), most=1) as s:
+        s.ask(specifier="first", task_id="first")
+        pids = [int((await s.lines(1))[0][0])]
+        for number, (specifier, priority) in enumerate(
+            [("low", "10"), ("normal", ""), ("high", "50"), ("strange", "-1"), ("urgent", "50")]
+        ):
+            s.ask(specifier=specifier, task_id=specifier, priority=priority)
+            await s.until(lambda number=number: len(s.orchestrator._waiting) == number + 1)  # type: ignore[misc]
+        for number in range(5):
+            os.kill(pids[-1], signal.SIGKILL)
+            pids.append(int((await s.lines(number + 2))[-1][0]))
+        begun = [agent for agent, text in s.notes.events if text.startswith("process ")]
+        assert [agent.rpartition("::")[2] for agent in begun] == ["first", "high", "urgent", "normal", "strange", "low"]
+
+
 async def test_one_that_is_asked_for_anew_while_it_waits_is_started_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ROOM_S", LONG_S)
     async with stage(python(STAYS), most=1) as s:

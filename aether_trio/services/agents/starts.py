@@ -19,7 +19,7 @@ import trio
 
 from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.ids import IdFactory
-from aether_trio.model.tasks import Status, Task
+from aether_trio.model.tasks import Task
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.agents.store import AgentStore, find
 from aether_trio.services.tasks import rows, sessions, startups
@@ -79,9 +79,8 @@ class Starts:
         overrides = pb.CreateTaskRequest.FromString(cause.spec).launch_param_overrides
         own = cause.task_type == AGENT_STARTUP
         task_id = cause.task_id if own else str(uuid.uuid5(_NAMES, cause.task_id))
-        begun = yield from self._begin(
-            work, task_id, target, overrides, work.context.now_ms, cause.creator if own else ""
-        )
+        creator = cause.creator if own else ""
+        begun = yield from self._begin(work, task_id, target, overrides, work.context.now_ms, creator, cause.priority)
         if own and not begun.problem and not begun.created and begun.task is not None:
             return f"{target.text} is being started already (task {begun.task.task_id})"
         return begun.problem
@@ -107,18 +106,25 @@ class Starts:
                 if (yield from work.find_worker(target.text)) is not None:
                     found[target] = Begun()
                     continue
-                wanted_params = overrides
-                if wanted_params is None:
-                    wanted_params = yield from startups.asked_for(target.text)
+                wanted_params, priority = yield from startups.asked_for(target.text)
+                if overrides is not None:
+                    wanted_params = overrides
                 found[target] = yield from self._begin(
-                    work, task_ids[target], target, wanted_params, trigger_ms, creator
+                    work, task_ids[target], target, wanted_params, trigger_ms, creator, priority
                 )
 
         await self._engine.perform(errand)
         return found
 
     def _begin(
-        self, work: Work, task_id: str, target: Identity, overrides: Mapping[str, str], trigger_ms: int, creator: str
+        self,
+        work: Work,
+        task_id: str,
+        target: Identity,
+        overrides: Mapping[str, str],
+        trigger_ms: int,
+        creator: str,
+        priority: int,
     ) -> Program[Begun]:
         if target.kind not in STARTABLE:
             return Begun(
@@ -139,6 +145,7 @@ class Starts:
             creator=creator,
             timeout_ms=round(self._limits.timeout_s * 1000),
             grace_ms=round(self._limits.grace_s * 1000),
+            priority=priority,
         )
         return (yield from startups.begin(work, wish))
 
@@ -191,26 +198,30 @@ class Starts:
             found.setdefault(name, ([], connected_ms))[0].append(profile.decode())
         return [(name, profiles, connected_ms) for name, (profiles, connected_ms) in found.items()]
 
-    async def hand_out(self, session: Session, task: Task) -> None:
-        """Tell an orchestrator of this node what to start, with a fresh token. Ends with the session at the latest."""
-        token = new_token(self._random_bytes)
+    async def hand_out(self, session: Session, starts: Sequence[Task]) -> None:
+        """Tell an orchestrator of this node what to start, each with a fresh token. Ends with the session at the latest."""
+        minted = [(task, new_token(self._random_bytes)) for task in starts]
 
-        def mint(context: Context) -> Program[Task | None]:
-            return startups.mint(Work(context), task.task_id, task.epoch, hash_token(token))
+        def mint(context: Context) -> Program[list[Task | None]]:
+            found = []
+            for task, token in minted:
+                found.append((yield from startups.mint(Work(context), task.task_id, task.epoch, hash_token(token))))
+            return found
 
         while True:
             try:
-                still = await self._engine.run_program(mint)
+                found = await self._engine.run_program(mint)
             except StorageUnavailable as error:
-                logger.warning("a start waits for storage", task=task.task_id, reason=str(error))
+                logger.warning("starts wait for storage", task=starts[0].task_id, reason=str(error))
                 await trio.sleep(RETRY_S)
                 continue
             break
-        if still is None or still.status is not Status.STARTING:
-            return  # somebody else has it by now, or the agent has come
-        await session.outbox.wait_control_room()
-        if not session.detached:
-            self._engine.deliveries.pushed += 1
-            session.put(
-                pb.DownstreamMessage(task_assignment=startups.assignment(still, token, numbered=session.numbered))
-            )
+        for still, (_, token) in zip(found, minted, strict=True):
+            if still is None:
+                continue  # somebody else has it by now, or the agent has come
+            await session.outbox.wait_control_room()
+            if not session.detached:
+                self._engine.deliveries.pushed += 1
+                session.put(
+                    pb.DownstreamMessage(task_assignment=startups.assignment(still, token, numbered=session.numbered))
+                )

@@ -2,12 +2,14 @@
 
 A worker that reads is sent its assignments at once: with what else it is sent in this turn of the loop, in one write. Of one that does
 not only the names of its tasks are kept, and they are read again when there is room: what waits for a stuck worker costs nothing.
+
+An orchestrator is told of its starts in the order of their priority, as far as they wait here.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import structlog
@@ -26,11 +28,14 @@ logger = structlog.get_logger("aether.tasks")
 RETRY_S: Final = 1.0
 
 
-HandOut = Callable[[Session, Task], Awaitable[None]]
+STARTS_AT_ONCE: Final = 32
+"""Starts that an orchestrator is told of in one step, which is a transaction."""
+
+HandOut = Callable[[Session, Sequence[Task]], Awaitable[None]]
 
 
-async def _nobody(session: Session, task: Task) -> None:
-    raise AssertionError(f"{task.task_id} is a start, and nothing here starts agents")
+async def _nobody(session: Session, starts: Sequence[Task]) -> None:
+    raise AssertionError(f"{starts[0].task_id} is a start, and nothing here starts agents")
 
 
 class Deliveries:
@@ -40,16 +45,21 @@ class Deliveries:
         self._database = database
         self._kick = kick
         self._waiting: dict[str, deque[tuple[str, int]]] = {}
+        self._starts: dict[str, list[Task]] = {}
         self.pushed = 0
         self.hand_out: HandOut = _nobody
-        """Tells an orchestrator of a start (services/agents)."""
+        """Tells an orchestrator of starts, in their order (services/agents)."""
 
     def push(self, session: Session, task: Task, payload: bytes) -> None:
         """Tell a worker of a task. Never blocks. A session that has ended is passed over: its end gives the task back."""
         if session.detached or session.nursery is None:
             return
         if task.status is Status.STARTING:
-            session.nursery.start_soon(self.hand_out, session, task, name="start")
+            starts = self._starts.get(session.session_id)
+            if starts is None:
+                starts = self._starts[session.session_id] = []
+                session.nursery.start_soon(self._start, session, starts, name="starts")
+            starts.append(task)
             return
         waiting = self._waiting.get(session.session_id)
         if waiting is None:
@@ -65,6 +75,16 @@ class Deliveries:
         given = pb.DownstreamMessage(task_assignment=assignment(task, payload, numbered=session.numbered))
         session.outbox.queue_control(given.SerializeToString())
         self._kick(session.outbox)
+
+    async def _start(self, session: Session, starts: list[Task]) -> None:
+        try:
+            while starts:
+                starts.sort(key=lambda task: (-task.priority, task.order_us))
+                some = starts[:STARTS_AT_ONCE]
+                del starts[:STARTS_AT_ONCE]
+                await self.hand_out(session, some)
+        finally:
+            del self._starts[session.session_id]
 
     async def _drain(self, session: Session, waiting: deque[tuple[str, int]]) -> None:
         try:

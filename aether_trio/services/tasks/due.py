@@ -46,7 +46,9 @@ def fire(work: Work, *, shared: bool) -> Program[int]:
         "DELETE FROM task_keys WHERE key_hash IN (SELECT key_hash FROM task_keys WHERE expires_ms <= $1 LIMIT $2)",
         (now_ms, FORGET_PAGE),
     )
-    expired = "SELECT hash FROM task_tokens WHERE expires_ms > 0 AND expires_ms <= $1 ORDER BY expires_ms, hash LIMIT $2"
+    expired = (
+        "SELECT hash FROM task_tokens WHERE expires_ms > 0 AND expires_ms <= $1 ORDER BY expires_ms, hash LIMIT $2"
+    )
     for table in ("task_descents", "task_tokens"):
         yield Execute(f"DELETE FROM {table} WHERE hash IN ({expired})", (now_ms, FORGET_PAGE))  # noqa: S608
     return len(found)

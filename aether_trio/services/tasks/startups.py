@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from aether_trio.services.tasks.transaction import Work
 
 ATTEMPTS: Final = 3
+NORMAL: Final = Task.priority
 PROFILE: Final = "profile"
 TOKEN: Final = "auth_token"  # noqa: S105  # the name of a launch parameter
 TRIGGER: Final = "trigger_timestamp_ms"
@@ -47,6 +48,8 @@ GATEWAY_GRACE_MS: Final = 60_000
 """More grace for an agent whose gateway has ended: clients come back after growing pauses."""
 ENDED_MS: Final = 1
 """The grace of a start whose process is known to have ended."""
+PRIORITY: Final = "priority"
+"""Metadata of what an orchestrator is told: how urgent it is, for one that has no room for all of them."""
 _BEGUN: Final = WAITING | {Status.RUNNING}
 """Its agent has come, and has not been let go."""
 
@@ -84,6 +87,8 @@ class Wish:
     """From an orchestrator's being asked to the agent's connection; 0 for ever."""
     grace_ms: int = 0
     """For an agent that has lost its connection."""
+    priority: int = NORMAL
+    """That of the task that it is for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +152,7 @@ def new_start(wish: Wish, now_ms: int) -> Task:
         target.workspace,
         mode=Mode.POOL,
         category=CATEGORY,
+        priority=wish.priority,
         creator=wish.creator,
         target=target.text,
         target_implementation=target.implementation,
@@ -170,23 +176,36 @@ def begin(work: Work, wish: Wish) -> Program[Begun]:
         return Begun(problem=f"{wish.target.implementation} has no launch profile, so nobody can start it")
     under_way = yield from live(wish.target.text)
     if under_way is not None and under_way.status in PAUSED:
+        yield from _hurry(work, under_way, wish.priority)
+        under_way = (yield from rows.load(under_way.task_id)) or under_way
         yield from work.wake(under_way)
         return Begun((yield from rows.load(under_way.task_id)), woken=under_way.status is Status.HIBERNATED)
     if under_way is not None:
-        return Begun(under_way)
+        yield from _hurry(work, under_way, wish.priority)
+        return Begun((yield from rows.load(under_way.task_id)))
     task = new_start(wish, work.context.now_ms)
     yield from _become_the_start(task)
     yield from work.create(task, b"")
     return Begun((yield from rows.load(task.task_id)), created=True)
 
 
+def _hurry(work: Work, task: Task, priority: int) -> Program[None]:
+    """A start is wanted by a task of this priority as well."""
+    if priority > task.priority and task.status not in _BEGUN:
+        yield from work.write(task, task.changed({"priority": priority}), "")
+        yield Execute(
+            "UPDATE agent_starts SET priority = $3 WHERE identity = $1 AND task_id = $2",
+            (task.target, task.task_id, priority),
+        )
+
+
 def _become_the_start(task: Task) -> Program[None]:
     """This is the start of its identity from now on; an earlier one has ended."""
     yield Execute(
-        "INSERT INTO agent_starts (identity, task_id, profile, order_us, waits) VALUES ($1, $2, $3, $4, 0) "
+        "INSERT INTO agent_starts (identity, task_id, profile, order_us, waits, priority) VALUES ($1, $2, $3, $4, 0, $5) "
         "ON CONFLICT (identity) DO UPDATE SET task_id = excluded.task_id, profile = excluded.profile, "
-        "order_us = excluded.order_us, waits = 0",
-        (task.target, task.task_id, launch_params(task).get(PROFILE, "").encode(), task.order_us),
+        "order_us = excluded.order_us, waits = 0, priority = excluded.priority",
+        (task.target, task.task_id, launch_params(task).get(PROFILE, "").encode(), task.order_us, task.priority),
     )
 
 
@@ -214,10 +233,10 @@ def claimed(task: Task, caller: str) -> Decision | None:
     return Repeat() if task.assigned_to == caller else None
 
 
-def asked_for(identity: str) -> Program[Mapping[str, str]]:
-    """The launch parameters that the first task wants that waits for this participant."""
+def asked_for(identity: str) -> Program[tuple[Mapping[str, str], int]]:
+    """The launch parameters that the first task wants that waits for this participant, and its priority."""
     waiting = yield from rows.select("queue = $1 AND queue <> '' ORDER BY priority DESC, order_us LIMIT 1", (identity,))
-    return launch_params(waiting[0]) if waiting else {}
+    return (launch_params(waiting[0]), waiting[0].priority) if waiting else ({}, NORMAL)
 
 
 def attach(work: Work, task: Task, identity: str) -> Program[None]:
@@ -290,7 +309,8 @@ def joined(work: Work, orchestrator: str, session_id: str, profiles: Sequence[st
 def give_waiting(work: Work, profile: bytes) -> Program[None]:
     """Hand out what waits for this profile; what is more than a page, in another transaction."""
     waiting: list[Row] = yield Fetch(
-        "SELECT identity, task_id FROM agent_starts WHERE profile = $1 AND waits = 1 ORDER BY order_us LIMIT $2",
+        "SELECT identity, task_id FROM agent_starts WHERE profile = $1 AND waits = 1 "
+        "ORDER BY priority DESC, order_us LIMIT $2",
         (profile, WAITING_PAGE),
     )
     for identity, task_id in waiting:
@@ -379,6 +399,7 @@ def assignment(task: Task, token: str, *, numbered: bool = False) -> pb.TaskAssi
         metadata={
             **kept.metadata,
             IDENTITY: task.target,
+            PRIORITY: str(task.priority),
             **hibernation_of(task),
             **({ASSIGNMENT: str(task.epoch)} if numbered else {}),
         },

@@ -44,3 +44,12 @@ MIGRATIONS: Final = (
         "CREATE INDEX agent_starts_waiting ON agent_starts (profile, order_us) WHERE waits = 1",
     ),
 )
+
+PRIORITIES: Final = (
+    (
+        "ALTER TABLE agent_starts ADD COLUMN priority INTEGER NOT NULL DEFAULT 30",
+        "DROP INDEX agent_starts_waiting",
+        "CREATE INDEX agent_starts_waiting ON agent_starts (profile, priority DESC, order_us) WHERE waits = 1",
+    ),
+)
+"""The start that a more urgent task wants is handed out first."""

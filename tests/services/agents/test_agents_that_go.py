@@ -13,6 +13,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, message_to, payloads
 from tests.services.agents.cast import (
     ECHO,
+    SetClock,
     assignment,
     cast,
     echo,
@@ -24,7 +25,6 @@ from tests.services.agents.cast import (
     until,
 )
 from tests.services.agents.ops import Op, operate, starter
-from tests.services.agents.cast import SetClock
 
 
 async def test_one_that_was_cut_off_may_come_back(core: Core) -> None:

@@ -15,7 +15,7 @@ from aether_trio.storage.base import StorageUnavailable
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, deadlock_is_an_error, message_to
-from tests.services.agents.cast import ECHO, assignment, cast, echo, fail, launch, nothing_more, starts, until
+from tests.services.agents.cast import ECHO, assignment, cast, create, echo, fail, launch, nothing_more, starts, until
 from tests.services.agents.ops import Op, operate, register, starter
 from tests.services.tasks.peers import Op as TaskOp
 from tests.services.tasks.peers import operate as operate_on
@@ -272,3 +272,19 @@ async def test_nobody_makes_a_start_run_by_resuming_it(core: Core) -> None:
         for peer in (asker, orchestrator):
             assert not (await operate_on(peer, TaskOp.RESUME, task_id)).success
         assert await starts(core) == [("starting", "")]
+
+
+async def test_the_starts_that_urgent_tasks_wait_for_are_handed_out_first(core: Core) -> None:
+    async with connect(core, starter("2", "other")) as other, connect(core, agent("w", "asker", "1")) as asker:
+        await register(other, "echo")
+        wanted = {"low": 10, "normal": 30, "high": 40, "raised": 20}
+        for specifier, priority in wanted.items():
+            made = await create(asker, target_agent_id=f"ag::w::echo::{specifier}", priority=priority)
+            assert made.success, made.error_message
+        # It has a start already, and somebody wants it more.
+        await create(asker, target_agent_id="ag::w::echo::raised", priority=50)
+        await until(core, *["pending"] * 4)
+        async with connect(core, starter("1", "process")) as orchestrator:
+            told = [await assignment(orchestrator) for _ in range(4)]
+        assert [one.specifier for one in told] == ["raised", "high", "normal", "low"]
+        assert [one.metadata["priority"] for one in told] == ["50", "40", "30", "10"]
