@@ -33,6 +33,7 @@ MIGRATIONS: Final[dict[str, tuple[Migration, ...]]] = {
         *tasks.KEPT,
         *tasks.INPUTS,
         *agents.PRIORITIES,
+        *tasks.STINTS,
     ),
 }
 

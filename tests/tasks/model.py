@@ -83,6 +83,12 @@ class Job:
     missing: int = 0
     paused: int = 0
     updated: int = 0
+    deliveries: int = 0
+    opened: int = 0
+    fresh: int = 0
+    running: int = 0
+    worked: int = 0
+    excused: int = 0
     failures: int = 0
     retry_at: int = 0
     by: str = ""
@@ -108,6 +114,7 @@ class Hand:
     pool: str
     turn: int
     given: list[str] = field(default_factory=list)
+    claims: bool = False
 
 
 class Model:
@@ -197,20 +204,23 @@ class Model:
 
     def _wake(self, job: Job) -> None:
         if job.status == "hibernated" or not job.worker:
-            self._turn_to(job, "pending", worker="", wait=None, paused=0, pending=self.now, missing=0)
+            fields = {"worker": "", "wait": None, "paused": 0, "missing": 0, "excused": 0, "deliveries": 0}
+            self._turn_to(job, "pending", pending=self.now, fresh=self.now, **fields)
             return
-        gone = job.mode != "self" and (job.worker not in self.hands or job.heard < self.memories[job.worker])
+        gone = bool(job.worker not in self.hands or job.heard < self.memories[job.worker])
         heard = job.heard if gone and "heartbeat_timeout_ms" not in job.limits else self.now
-        self._run(job, missing=self.now if gone else 0, heard=heard, wait=None, paused=0)
+        self._run(job, missing=self.now if gone else 0, heard=heard, wait=None, paused=0, fresh=self.now)
 
     def _run(self, job: Job, **fields: object) -> None:
-        fields = {"missing": 0, "heard": self.now, **fields}
+        running = job.running if job.status == "running" else self.now
+        usual = {"missing": 0, "heard": self.now, "deliveries": 0, "excused": 0, "running": running}
+        fields = {**usual, **fields}
         self._turn_to(job, "running", started=job.started or self.now, **fields)
 
     # -- what participants ask for --------------------------------------------------------------------------------
 
     def create(self, job: Job) -> None:
-        job.created = job.pending = job.updated = self.now
+        job.created = job.pending = job.updated = job.opened = job.fresh = self.now
         self.jobs[job.name] = job
         if job.mode == "self":
             job.status, job.epoch, job.worker, job.had = "assigned", 1, job.creator, {job.creator: 1}
@@ -238,6 +248,8 @@ class Model:
         if job.status in ENDED and not (verb == "retry" or (verb == "cancel" and job.retry_at)):
             raise No("has ended")
         getattr(self, f"_ask_{verb}")(job, caller, reason, wait)
+        if verb == "claim":
+            self.hands[caller].claims = True
 
     @staticmethod
     def _is_for(job: Job, caller: str) -> bool:
@@ -280,9 +292,9 @@ class Model:
             raise No("has ended" if job.status in ENDED else "invalid transition")
         if job.status == "dlq":
             job.failures = 0
-        self._again(job)
+        self._again(job, opened=self.now)
 
-    def _again(self, job: Job) -> None:
+    def _again(self, job: Job, **fields: object) -> None:
         self._turn_to(
             job,
             "pending",
@@ -295,6 +307,12 @@ class Model:
             wait=None,
             paused=0,
             pending=self.now,
+            fresh=self.now,
+            running=0,
+            worked=0,
+            deliveries=0,
+            excused=0,
+            **fields,
         )
 
     def _ask_pause(self, job: Job, _caller: str, _reason: str, wait: Waiting | None) -> None:
@@ -302,16 +320,19 @@ class Model:
         to = "hibernated" if wait.reason == "hibernation" else WAITS[wait.reason]
         if not (job.status in {to, "running"} or (job.status == "pending" and to == "waiting_dependency")):
             raise No("invalid transition")
+        if job.status == "running":
+            job.worked += self.now - job.running
+            job.excused = 0
         self._turn_to(job, to, wait.reason, wait=wait, paused=self.now, missing=0)
         if to == "waiting_dependency":
             self._look(job, wait)
 
-    def _ask_resume(self, job: Job, _caller: str, _reason: str, _wait: Waiting | None) -> None:
+    def _ask_resume(self, job: Job, caller: str, _reason: str, _wait: Waiting | None) -> None:
         if job.status == "pending":
             raise No("invalid transition")
         if job.status in PAUSED:
             self._wake(job)
-        elif job.status == "assigned":
+        elif job.status == "assigned" and job.worker == caller:
             self._run(job)
 
     def _ask_reject(self, job: Job, caller: str, reason: str, _wait: Waiting | None) -> None:
@@ -326,7 +347,9 @@ class Model:
             return caller not in job.had
         noticed = job.missing or "heartbeat_timeout_ms" in job.limits
         if caller == job.worker and job.status == "running" and noticed:
-            job.heard, job.missing = self.now, 0
+            job.heard, job.missing, job.excused = self.now, 0, 0
+        if caller == job.worker and job.status == "assigned":
+            self._run(job)
         job.events.append(("progress", word))
         return True
 
@@ -339,23 +362,66 @@ class Model:
         for job in sorted(self.jobs.values(), key=lambda job: job.order):
             if job.busy != name:
                 continue
-            if job.status == "assigned":
+            if job.status == "assigned" and job.missing and not back:
+                self._lose(job)
+            elif job.status == "assigned":
+                if job.missing and not job.excused:
+                    job.deliveries += 1
+                    if job.deliveries >= 16:
+                        self._bury(job)
+                        continue
+                job.missing = job.excused = 0
                 hand.given.append(job.name)
             else:
                 # A client that is back goes on with what it took in hand itself; what another one of its name had, it knows nothing of.
-                job.missing = 0 if job.heard >= self.memories[name] else job.missing or self.now
+                self._is_there(job, job.heard >= self.memories[name])
+        for job in self.jobs.values():
+            if self._own(job, name):
+                self._is_there(job, job.status == "assigned" or job.heard >= self.memories[name])
         self._give(hand)
 
-    def leave(self, name: str) -> None:
+    @staticmethod
+    def _own(job: Job, name: str) -> bool:
+        return job.mode == "self" and job.worker == name and job.status in {"assigned", "running"}
+
+    def _is_there(self, job: Job, there: bool) -> None:
+        """A worker knows of what it has, or not. After its gateway's absence it is expected to report from now on."""
+        if there != bool(job.missing):
+            return
+        job.missing = 0 if there else self.now
+        if job.excused:
+            job.excused = self.now + job.limits.get("heartbeat_timeout_ms", 0)
+
+    def _lose(self, job: Job) -> None:
+        if job.delays is not None or job.failures + 1 >= job.attempts:
+            self._late(job, "never heard of again")
+            return
+        fields = {"worker": "", "missing": 0, "excused": 0, "deliveries": 0, "pending": self.now}
+        self._turn_to(job, "pending", failures=job.failures + 1, **fields)
+
+    def _bury(self, job: Job) -> None:
+        self._turn_to(job, "dlq", "never begun", by="", retry_at=0, missing=0)
+
+    def excuse(self, before: int) -> None:
+        """A gateway is there again; who is missing since before that has its grace from now on."""
+        for job in self.jobs.values():
+            if (job.busy or self._own(job, job.worker)) and 0 < job.missing < before:
+                job.missing, job.excused = self.now, self.now + GRACE[job.kind]
+
+    def leave(self, name: str, *, clean: bool = False, by_gateway: bool = False) -> None:
+        silent = not self.hands[name].claims and not clean
         del self.hands[name]
         for job in sorted(self.jobs.values(), key=lambda job: job.order):
-            if job.busy != name:
-                continue
-            if job.status == "running":
-                job.missing = job.missing or self.now
-            else:
-                since = job.pending
-                self._turn_to(job, "pending", worker="", missing=0, pending=since)
+            if (job.busy == name and (job.status == "running" or silent)) or self._own(job, name):
+                if not job.missing:
+                    job.missing = self.now
+                    job.excused = self.now + GRACE[job.kind] if by_gateway else job.excused
+            elif job.busy == name:
+                job.deliveries += not by_gateway
+                if job.deliveries >= 16 and not by_gateway:
+                    self._bury(job)
+                    continue
+                self._turn_to(job, "pending", worker="", missing=0, excused=0, pending=job.pending)
 
     # -- time -----------------------------------------------------------------------------------------------------
 
@@ -369,7 +435,7 @@ class Model:
         if job.retry_at:
             yield job.retry_at, "retry"
         if "schedule_to_close_ms" in limits:
-            yield job.created + limits["schedule_to_close_ms"], "bury"
+            yield job.opened + limits["schedule_to_close_ms"], "bury"
         if job.status == "failed":
             return
         if job.wait is not None:
@@ -380,18 +446,23 @@ class Model:
             if job.wait.wake_ms:
                 yield job.wait.wake_ms, "wake"
             return
+        if job.missing and job.busy:
+            yield job.missing + GRACE[job.kind], "lost"
         if job.status == "running":
-            if job.missing:
+            if job.missing and not job.busy:
                 yield job.missing + GRACE[job.kind], "lost"
             if "start_to_close_ms" in limits:
-                yield job.started + limits["start_to_close_ms"], "start_to_close"
+                close = job.running + limits["start_to_close_ms"] - job.worked
+                yield max(close, job.excused), "start_to_close"
             if "heartbeat_timeout_ms" in limits:
-                yield job.heard + limits["heartbeat_timeout_ms"], "heartbeat"
+                yield max(job.heard + limits["heartbeat_timeout_ms"], job.excused), "heartbeat"
         elif "schedule_to_start_ms" in limits:
             yield job.pending + limits["schedule_to_start_ms"], "schedule_to_start"
         if job.kind == 1:
-            yield job.created + HOUR, "stale"
-        elif job.mode == "pool" and job.status == "pending":
+            yield job.fresh + HOUR, "stale"
+        elif job.mode == "self" and job.status == "assigned" and job.missing:
+            yield job.missing + HOUR, "stale"
+        elif job.mode in {"pool", "self"} and job.status == "pending":
             yield job.updated + HOUR, "stale"
 
     def next_due(self, job: Job) -> int:
@@ -425,6 +496,8 @@ class Model:
             self._wake(job)
         elif what == "waited":
             self._fail(job, "", "wait timeout")
+        elif what == "lost" and job.status == "assigned":
+            self._lose(job)
         elif what == "lost":
             self._fail(job, "", "did not reconnect within grace window")
         elif what == "stale":
@@ -440,13 +513,14 @@ class Model:
     def _late(self, job: Job, what: str) -> None:
         failures = job.failures + 1
         if failures >= job.attempts:
-            self._turn_to(job, "dlq", f"({what.removesuffix('_timeout')})", by="", failures=failures, missing=0)
+            word = what if " " in what else f"({what.removesuffix('_timeout')})"
+            self._turn_to(job, "dlq", word, by="", failures=failures, missing=0)
             return
         pauses = {
             "schedule_to_start": 1000 + 500 * failures,
             "start_to_close": 1000 * (1 + failures),
             "heartbeat": 2000 * failures if failures > 3 else 30_000,
         }
-        pause = pauses[what] if job.delays is None else job.delays[min(failures, len(job.delays)) - 1]
+        pause = pauses.get(what, 0) if job.delays is None else job.delays[min(failures, len(job.delays)) - 1]
         fields = {"failures": failures, "retry_at": self.now + pause, "by": "", "missing": 0}
-        self._turn_to(job, "failed", f"({what})", **fields)
+        self._turn_to(job, "failed", what if " " in what else f"({what})", **fields)

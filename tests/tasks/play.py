@@ -124,7 +124,9 @@ class Play:
             self._closed.set()
 
         self.nursery.start_soon(live)
+        began = self.model.now
         await opened.wait()
+        self.model.excuse(began)
         await self._settle()
         self.model.pass_to(self.clock.now_ms())
 
@@ -138,7 +140,7 @@ class Play:
         else:
             for session in list(self.core.registry):  # one after another: who goes last is given what the others had
                 session.end(Status.UNAVAILABLE, "restart")
-                await self._gone(session.identity.text)
+                await self._gone(session.identity.text, by_gateway=True)
             self.model.pass_to(self.clock.now_ms())
         self._over.set()
         await self._closed.wait()
@@ -146,7 +148,7 @@ class Play:
         self.model.now = self.clock.now_ms()
         if crash:
             for name in sorted(self.model.hands):
-                self.model.leave(name)
+                self.model.leave(name, by_gateway=True)
         await self.start()
 
     async def _settle(self) -> None:
@@ -186,14 +188,14 @@ class Play:
             link.finish()
         else:
             link.cut()
-        await self._gone(NAMES[who])
+        await self._gone(NAMES[who], clean=clean)
 
-    async def _gone(self, name: str) -> None:
+    async def _gone(self, name: str, *, clean: bool = False, by_gateway: bool = False) -> None:
         while self.core.registry.holder(name) is not None:
             await trio.lowlevel.checkpoint()
         await self._settle()
         self.model.now = self.clock.now_ms()
-        self.model.leave(name)
+        self.model.leave(name, clean=clean, by_gateway=by_gateway)
 
     async def _ask(self, who: str, case: str, message: Any) -> Any:
         answer = "task_subscription_response" if case == "task_subscription_op" else case

@@ -118,7 +118,7 @@ CASES: dict[str, list[Step]] = {
         ("pass", 31_019),
         ("pass", 31_019),
     ],
-    "what is tried again behind its deadline is dead at once": [
+    "what is tried again behind its deadline has all its time again": [
         pool(1, deadline=4),
         ("pass", 31_019),
         ("pass", 31_019),

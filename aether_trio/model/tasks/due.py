@@ -22,11 +22,11 @@ class TimeLimits:
     """Milliseconds; 0 for never. The defaults are the reference's (tasks.md 2.5)."""
 
     interactive_ms: int = 3_600_000
-    """An INTERACTIVE task that is still live that long after its creation is cancelled."""
+    """An INTERACTIVE task that is still live that long after its creation, last retry or last wait is cancelled."""
     startup_ms: int = 1_800_000
     """The same for an agent_startup that nobody took."""
     pool_ms: int = 3_600_000
-    """The same for a POOL task that waits for a worker."""
+    """The same for a POOL task that waits for a worker, and a SELF_ASSIGN one whose creator has gone before it began."""
     completed_ms: int = 7 * 86_400_000
     """How long a completed or rejected task is kept."""
     failed_ms: int = 14 * 86_400_000
@@ -64,18 +64,19 @@ def moments(task: Task, limits: TimeLimits) -> Iterator[tuple[int, Due]]:
     if task.next_retry_ms:
         yield task.next_retry_ms, Due.RETRY
     if task.schedule_to_close_ms:
-        yield task.created_ms + task.schedule_to_close_ms, Due.SCHEDULE_TO_CLOSE
+        yield (task.opened_ms or task.created_ms) + task.schedule_to_close_ms, Due.SCHEDULE_TO_CLOSE
     if status is S.FAILED:
         return
     if task.wait:
         yield from _of_wait(task)
+    if task.disconnected_ms and task.grace_ms and (status is S.RUNNING or task.holder):
+        yield task.disconnected_ms + task.grace_ms, Due.GRACE_OVER
     if status is S.RUNNING:
-        if task.disconnected_ms and task.grace_ms:
-            yield task.disconnected_ms + task.grace_ms, Due.GRACE_OVER
         if task.start_to_close_ms:
-            yield task.started_ms + task.start_to_close_ms, Due.START_TO_CLOSE
+            close_ms = (task.running_ms or task.started_ms) + task.start_to_close_ms - task.worked_ms
+            yield max(close_ms, task.excused_ms), Due.START_TO_CLOSE
         if task.heartbeat_timeout_ms:
-            yield task.heartbeat_ms + task.heartbeat_timeout_ms, Due.HEARTBEAT
+            yield max(task.heartbeat_ms + task.heartbeat_timeout_ms, task.excused_ms), Due.HEARTBEAT
     elif not task.wait and task.schedule_to_start_ms:
         if task.task_type != AGENT_STARTUP:
             yield task.pending_ms + task.schedule_to_start_ms, Due.SCHEDULE_TO_START
@@ -105,8 +106,11 @@ def _stale_at_ms(task: Task, limits: TimeLimits) -> int:
         waits = limits.startup_ms and task.status is S.PENDING
         return task.pending_ms + limits.startup_ms if waits else 0
     if task.task_class == TaskClass.INTERACTIVE:
-        return task.created_ms + limits.interactive_ms if limits.interactive_ms else 0
-    waits = limits.pool_ms and task.mode is Mode.POOL and task.status is S.PENDING
+        return (task.fresh_ms or task.created_ms) + limits.interactive_ms if limits.interactive_ms else 0
+    own = task.mode is Mode.SELF_ASSIGN
+    if limits.pool_ms and own and task.status is S.ASSIGNED and task.disconnected_ms:
+        return task.disconnected_ms + limits.pool_ms
+    waits = limits.pool_ms and (own or task.mode is Mode.POOL) and task.status is S.PENDING
     # From when it came into the queue; one that a worker has had and given back came then, and is no older than others.
     return task.updated_ms + limits.pool_ms if waits else 0
 
@@ -155,6 +159,9 @@ def move_of(task: Task, due: Due, facts: Facts) -> tuple[Move, Facts]:
             if task.status is S.HIBERNATED and wait is not None and wait.escalation == "retry":
                 return Move.WAKE, facts
             return Move.FAIL, told("wait timeout")
+        case Due.GRACE_OVER if task.status is S.ASSIGNED:
+            text = f"worker {task.assigned_to} was given the task and never heard of again"
+            return Move.LOSE, told(text, "WORKER_LOST")
         case Due.GRACE_OVER:
             text = f"worker {task.assigned_to} did not reconnect within grace window ({task.grace_ms}ms)"
             return Move.FAIL, told(text, "WORKER_LOST")
@@ -175,6 +182,6 @@ def move_of(task: Task, due: Due, facts: Facts) -> tuple[Move, Facts]:
                 f"not done within {task.schedule_to_close_ms} ms of its creation (schedule_to_close)"
             )
         case Due.STALE:
-            return Move.CANCEL, told(f"the task was still {task.status.value} too long after its creation")
+            return Move.CANCEL, told(f"the task was {task.status.value} for too long")
         case Due.FORGET:
             raise ValueError("a task that is to be forgotten makes no move")

@@ -42,7 +42,9 @@ class Move(enum.Enum):
     ASSIGN = "assign"
     """To `facts.caller`, which takes it from a queue."""
     UNASSIGN = "unassign"
-    """Nobody has begun: back to the queue."""
+    """Its worker has not begun: back to the queue. A delivery counts if `facts.lost`."""
+    LOSE = "lose"
+    """Its worker never says when it begins, and is gone: an attempt has failed."""
     START = "start"
     """`facts.caller`, an orchestrator, launches the worker."""
     ATTACH = "attach"
@@ -82,6 +84,8 @@ class Facts(NamedTuple):
     """Of a PAUSE: the same for the same one only, which may be asked for again when its answer was lost."""
     present: bool = True
     """Whether the task's worker is connected, and knows of it."""
+    lost: bool = False
+    """Whether the worker that lets go of a task, and not its gateway, is the reason."""
     delay_ms: int = 0
     uniform: Callable[[], float] = lambda: 0.5
 
@@ -120,6 +124,8 @@ class Rule:
 
 
 NOT_FINAL: Final = LIVE | PAUSED
+MAX_DELIVERIES: Final = 16
+"""How often a task is given to workers that go before they begin it. A start: as often as it is attempted."""
 CANCELLED_TEXT: Final = "task cancelled"
 
 
@@ -158,7 +164,10 @@ def _is_repeat(task: Task, move: Move, facts: Facts) -> bool:
         # What it waited for may have come already, and nothing would end the wait a second time.
         mine = facts.caller_epoch is None or _has_it(task, facts)
         return mine and (task.status is S.RUNNING or task.status in PAUSED)
-    return move is Move.RESUME and task.status is S.RUNNING
+    if move is Move.RESUME and task.status in HELD:
+        # It goes on already. What its worker has not begun, no other participant can begin for it.
+        return task.status is not S.ASSIGNED or not _has_it(task, facts)
+    return False
 
 
 _ENDS: Final[Mapping[Move, Status]] = MappingProxyType(
@@ -190,7 +199,7 @@ def _event_reason(after: Task, facts: Facts) -> str:
 
 _NO_WAIT: Final[Mapping[str, Any]] = MappingProxyType({"wait": "", "paused_ms": 0})
 _NOBODY: Final[Mapping[str, Any]] = MappingProxyType(
-    {"assigned_to": "", "assigned_ms": 0, "disconnected_ms": 0, "attached": 0}
+    {"assigned_to": "", "assigned_ms": 0, "disconnected_ms": 0, "attached": 0, "excused_ms": 0}
 )
 
 
@@ -212,6 +221,9 @@ def _running(task: Task, facts: Facts) -> Changes:
         "started_ms": task.started_ms or facts.now_ms,
         "heartbeat_ms": facts.now_ms,
         "disconnected_ms": 0,
+        "deliveries": 0,
+        "running_ms": task.running_ms if task.status is S.RUNNING else facts.now_ms,
+        "excused_ms": 0,
     }
 
 
@@ -293,6 +305,11 @@ def _retry(task: Task, facts: Facts) -> Changes:
         "started_ms": 0,
         "failed_ms": 0,
         "heartbeat_ms": 0,
+        "running_ms": 0,
+        "worked_ms": 0,
+        "deliveries": 0,
+        "fresh_ms": facts.now_ms,
+        "opened_ms": facts.now_ms if facts.caller else task.opened_ms,
         "next_retry_ms": 0,
         "error": "",
         "error_type": "",
@@ -319,6 +336,9 @@ def _pause(task: Task, facts: Facts) -> Changes | Refused:
         "paused_ms": facts.now_ms,
         "disconnected_ms": 0,
     }
+    if task.status is S.RUNNING:
+        changes["excused_ms"] = 0
+        changes["worked_ms"] = task.worked_ms + facts.now_ms - (task.running_ms or task.started_ms)
     if to is S.HIBERNATED:
         if not wait.checkpoint_key:
             return Refused(Refusal.WAIT_SPEC, "hibernation.checkpoint_key is required")
@@ -336,9 +356,10 @@ def _pause(task: Task, facts: Facts) -> Changes | Refused:
 def _wake(task: Task, facts: Facts) -> Changes:
     """A waiting task goes on where it is; one without a worker, or hibernated, waits to be assigned."""
     if task.status is S.HIBERNATED or not task.assigned_to:
-        return {**_NO_WAIT, **_NOBODY, "status": S.PENDING, "pending_ms": facts.now_ms}
-    changes = {**_NO_WAIT, **_running(task, facts)}
-    if not facts.present and task.mode is not Mode.SELF_ASSIGN:
+        pending = {"status": S.PENDING, "pending_ms": facts.now_ms, "fresh_ms": facts.now_ms, "deliveries": 0}
+        return {**_NO_WAIT, **_NOBODY, **pending}
+    changes = {**_NO_WAIT, **_running(task, facts), "fresh_ms": facts.now_ms}
+    if not facts.present:
         changes["disconnected_ms"] = facts.now_ms
         if not task.heartbeat_timeout_ms:
             changes["heartbeat_ms"] = task.heartbeat_ms  # that was no sign of life of its worker
@@ -361,7 +382,20 @@ def _reject(task: Task, facts: Facts) -> Changes:
 
 
 def _unassign(task: Task, facts: Facts) -> Changes:
-    return {**_NOBODY, "status": S.PENDING}
+    deliveries = task.deliveries + facts.lost
+    bound = task.max_attempts if task.status is S.STARTING else MAX_DELIVERIES
+    if facts.lost and deliveries >= bound:
+        reason = f"given {deliveries} times and never begun"
+        return _bury(task, facts._replace(reason=reason, error_type="NEVER_BEGUN")) | {"deliveries": deliveries}
+    return {**_NOBODY, "status": S.PENDING, "deliveries": deliveries}
+
+
+def _lose(task: Task, facts: Facts) -> Changes:
+    """Without a policy the next attempt follows at once: its worker may have died of another task."""
+    failures = task.retry_count + 1
+    if task.policy is not None or failures >= task.max_attempts:
+        return _time_out(task, facts)
+    return {**_NOBODY, "status": S.PENDING, "pending_ms": facts.now_ms, "retry_count": failures, "deliveries": 0}
 
 
 def _start(task: Task, facts: Facts) -> Changes:
@@ -392,6 +426,7 @@ RULES: Final[Mapping[Move, Rule]] = MappingProxyType(
         ),
         Move.ASSIGN: Rule(frozenset({S.PENDING}), _assigned),
         Move.UNASSIGN: Rule(frozenset({S.ASSIGNED, S.STARTING}), _unassign),
+        Move.LOSE: Rule(frozenset({S.ASSIGNED}), _lose),
         Move.START: Rule(frozenset({S.PENDING}), _start),
         Move.ATTACH: Rule(LIVE | WAITING, _attach),
         Move.WAKE: Rule(PAUSED, _wake),

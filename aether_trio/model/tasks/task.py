@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from aether_trio.model.tasks.retry import RetryPolicy
-from aether_trio.model.tasks.status import HELD, TERMINAL, Status
+from aether_trio.model.tasks.status import HELD, TERMINAL, WAITING, Status
 from aether_trio.model.tasks.wait import Wait
 
 AGENT_STARTUP: Final = "agent_startup"
@@ -109,11 +109,25 @@ class Task:
     """The number in the log of the last input that was taken over from there; 0: it never had one."""
     pause_key: str = ""
     """Which PAUSE was its last (`Facts.pause_key`)."""
+    deliveries: int = 0
+    """How often it was given to a worker that let go of it without beginning; since an attempt began."""
+    opened_ms: int = 0
+    """When a participant last had it tried again, 0 for its creation: `schedule_to_close` counts from then."""
+    fresh_ms: int = 0
+    """When it last went on: by a retry, or after a wait. 0 for its creation."""
+    running_ms: int = 0
+    """Since when its worker works, without the time of earlier stints of this attempt; 0 for `started_ms`."""
+    worked_ms: int = 0
+    """How long this attempt was worked on before its last wait."""
+    excused_ms: int = 0
+    """Until when nothing is expected of its worker, as the gateway was away."""
 
     queue: str = ""
     """Where it waits to be assigned, "" when it does not."""
     holder: str = ""
     """Whose live task it is, "" when it is nobody's. What its creator has assigned to itself keeps it from no other work."""
+    keeper: str = ""
+    """The creator that works on it itself, "" when it is another participant's or has ended."""
     due_ms: int = 0
     """When time alone moves it, 0 for never."""
 
@@ -183,6 +197,12 @@ def queue_of(task: Task) -> str:
     if task.mode is Mode.POOL:
         return pool_queue(task.workspace, task.target_implementation)
     return task.target if task.mode is Mode.TARGETED else task.creator
+
+
+def keeper_of(task: Task) -> str:
+    """The creator that has assigned a task to itself and has it still, without a token."""
+    own = task.mode is Mode.SELF_ASSIGN and not task.attached
+    return task.assigned_to if own and task.status in HELD | WAITING else ""
 
 
 def holder_of(task: Task) -> str:

@@ -182,11 +182,13 @@ class Starts:
 
     def ended(self, session: Session) -> None:
         """An orchestrator has gone. What it was to start goes to the next one."""
-        name, session_id, clean = session.identity.text, session.session_id, session.finished
+        left = sessions.Left(
+            session.identity.text, session.session_id, session.finished, by_gateway=session.ended_by_gateway
+        )
 
         def errand(work: Work) -> Program[None]:
-            yield from startups.left(name, session_id)
-            yield from sessions.leave(work, sessions.Left(name, session_id, clean))
+            yield from startups.left(left.identity, left.session_id)
+            yield from sessions.leave(work, left)
 
         self._engine.desk.put(errand)
 

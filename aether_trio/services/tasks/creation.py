@@ -86,6 +86,8 @@ class Creation:
             now_ms=now_ms,
             order_us=self._order_us(),
         )
+        if task.mode is Mode.SELF_ASSIGN:
+            await self.engine.guests.enlist(session)
         token, owner = await self._token(session, request)
         key = create.key_hash(workspace, request.idempotency_key) if request.idempotency_key else b""
         minted = Minted(hash_token(token), owner, session.lineage) if token else None

@@ -27,6 +27,7 @@ LEAST: Final = 2
 """Fewer are done one by one."""
 
 _HELD: Final = "EXISTS (SELECT 1 FROM tasks WHERE holder = name AND holder <> '')"
+_KEPT: Final = "EXISTS (SELECT 1 FROM tasks WHERE keeper = name AND keeper <> '')"
 _QUEUED: Final = "EXISTS (SELECT 1 FROM tasks WHERE queue = name AND queue <> '')"
 _POOLED: Final = "EXISTS (SELECT 1 FROM tasks WHERE target_implementation = name AND queue <> '' AND mode = 'pool')"
 
@@ -111,7 +112,7 @@ def _crowd(work: Work, crowd: Sequence[Join | Leave]) -> Program[None]:
         if isinstance(one, Leave):
             gone.append((one.identity, one.left.session_id))
             continue
-        if one.joined.over():
+        if one.joined.over() or one.joined.guest:
             continue
         since_ms = memories.get(one.identity, 0) if one.joined.back else now_ms
         worker = one.joined.worker._replace(node=work.context.node)
@@ -142,9 +143,9 @@ def _busy(crowd: Sequence[Join | Leave]) -> Program[set[str]]:
             owners.setdefault(pool_queue(worker.workspace, worker.implementation), set()).add(worker.identity)
         elif worker.pooled:
             implementations.setdefault(worker.implementation, set()).add(worker.identity)
-    found = set((yield from _which(_HELD, [one.identity for one in crowd])))
+    found = set((yield from _which([_HELD, _KEPT], [one.identity for one in crowd])))
     for condition, by_name in ((_QUEUED, owners), (_POOLED, implementations)):
-        for name in (yield from _which(condition, list(by_name))):
+        for name in (yield from _which([condition], list(by_name))):
             found |= by_name[name]
     return found
 
@@ -159,12 +160,13 @@ def _memories(names: Sequence[str]) -> Program[dict[str, int]]:
     return dict(rows)
 
 
-def _which(condition: str, names: Sequence[str]) -> Program[list[str]]:
-    """Those for which a condition on `name` holds. Their number is rounded up, so that there are few different statements."""
+def _which(conditions: Sequence[str], names: Sequence[str]) -> Program[list[str]]:
+    """Those for which one of these conditions on `name` holds. Their number is rounded up, so that there are few different statements."""
     if not names:
         return []
     padded = [*names, *[names[0]] * (-len(names) % 16)]
     values = ", ".join(f"(CAST(${number} AS TEXT))" for number in range(1, len(padded) + 1))
-    sql = f"WITH given (name) AS (VALUES {values}) SELECT name FROM given WHERE {condition}"  # noqa: S608
+    found = " UNION ".join(f"SELECT name FROM given WHERE {condition}" for condition in conditions)  # noqa: S608
+    sql = f"WITH given (name) AS (VALUES {values}) {found}"
     rows: list[Row] = yield Fetch(sql, padded)
     return [row[0] for row in rows]

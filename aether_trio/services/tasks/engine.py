@@ -34,6 +34,7 @@ from aether_trio.services.tasks.clockwork import Clockwork
 from aether_trio.services.tasks.crowd import together
 from aether_trio.services.tasks.deliveries import Deliveries
 from aether_trio.services.tasks.desk import Desk, Errand
+from aether_trio.services.tasks.guests import Guests
 from aether_trio.services.tasks.hints import Hints
 from aether_trio.services.tasks.hub import Hub
 from aether_trio.services.tasks.inputs import Inputs
@@ -111,6 +112,7 @@ class Engine:
         self.deliveries = Deliveries(database, self._assignments.add)
         self._notices = Kicks(NOTICE_S)
         self.desk = Desk(self._perform_errand, together)
+        self.guests = Guests(self.desk, lambda: others.node)
         self.clockwork = Clockwork(database, clock, self._fire)
         self.inputs = Inputs(log, database, self.perform)
         self.outbox = OutboxPublisher(database, log, lambda: others.node)
@@ -308,7 +310,11 @@ class Engine:
     async def running(self) -> AsyncIterator[None]:
         """Run until the block ends. What gone nodes left is dealt with before the block begins."""
         self._ended = await self.hints.ended()
+        began_ms = self.clock.now_ms()
         await self._let_go_by_nodes_that_are_gone()
+        if await self.hints.only():
+            while await self._count(partial(sessions.excuse, before_ms=began_ms)) >= sessions.EXCUSE_PAGE:
+                pass
         await self.perform(Work.find_unfinished)
         await self.database.execute("DELETE FROM task_watchers WHERE node = $1", self.hints.node)
         async with trio.open_nursery() as nursery:

@@ -42,6 +42,10 @@ class Hints(Protocol):
         """Those of `nodes` that have ended. Raises StorageUnavailable."""
         ...
 
+    async def only(self) -> bool:
+        """Whether there is no other node. Raises StorageUnavailable."""
+        ...
+
     async def ended(self) -> frozenset[str]:
         """Every lease that has ended within a day, whatever is known of it elsewhere. Raises StorageUnavailable."""
         ...
@@ -62,6 +66,10 @@ class Alone:
     async def gone(self, nodes: Collection[str]) -> list[str]:
         """See Hints."""
         return [node for node in nodes if node != self.node]
+
+    async def only(self) -> bool:
+        """See Hints."""
+        return True
 
     async def ended(self) -> frozenset[str]:
         """See Hints. An earlier life ended before this one began."""
@@ -94,6 +102,10 @@ class InCluster:
         """See Hints."""
         alive = {f"{one.node_id}.{one.epoch}" for one in await self._cluster.nodes.alive()}
         return [node for node in nodes if node not in alive]
+
+    async def only(self) -> bool:
+        """See Hints."""
+        return len(await self._cluster.nodes.alive()) <= 1
 
     async def ended(self) -> frozenset[str]:
         """See Hints."""

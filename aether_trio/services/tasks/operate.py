@@ -50,6 +50,8 @@ class Asked(NamedTuple):
     request_id: str = ""
     checked: bool = False
     number: int = 0
+    first_claim: bool = False
+    """Whether it shows for the first time that the caller's client says when it begins."""
 
 
 class Outcome(NamedTuple):
@@ -107,6 +109,8 @@ def operate(context: Context, caller: Caller, asked: Asked) -> Program[Outcome]:
         decision = yield from work.make(task, asked.move, facts)
     if isinstance(decision, Refused):
         return Outcome(task, refusal=decision.text)
+    if asked.first_claim:
+        yield Execute("UPDATE task_workers SET claims = 1 WHERE identity = $1", (caller.name,))
     after = decision.after if isinstance(decision, Step) else task
     if after.status is Status.PENDING:  # or whatever has become of it by now
         after = (yield from rows.load(task.task_id)) or task

@@ -137,6 +137,9 @@ class Worker(NamedTuple):
     since_ms: int = 0
     """What it has shown no sign of life of since then, it does not know of."""
 
+    claims: bool = False
+    """Whether it says when it begins: then what it has not claimed it has not begun."""
+
     def knows_of(self, task: Task) -> bool:
         """Whether its client was there when it took this task in hand: another one of the same name has that not in its memory."""
         return task.heartbeat_ms >= self.since_ms
@@ -146,7 +149,7 @@ class Worker(NamedTuple):
         return self.live < self.capacity
 
 
-WORKER_FIELDS: Final = "identity, session_id, node, workspace, implementation, pooled, live, capacity, since_ms"
+WORKER_FIELDS: Final = "identity, session_id, node, workspace, implementation, pooled, live, capacity, since_ms, claims"
 
 
 def read_worker(rows: list[Row]) -> Worker | None:

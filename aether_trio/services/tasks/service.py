@@ -13,7 +13,7 @@ from aether_trio.model.access import AccessLevel
 from aether_trio.model.errors import AetherError, Code
 from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.ids import IdFactory
-from aether_trio.model.tasks import Reason, Task, Wait
+from aether_trio.model.tasks import Move, Reason, Task, Wait
 from aether_trio.model.tasks.table import RULES
 from aether_trio.services.access import Authorizer
 from aether_trio.services.tasks import query, rows, sessions, tokens
@@ -21,6 +21,7 @@ from aether_trio.services.tasks.create import WORKER_KINDS
 from aether_trio.services.tasks.creation import Creation
 from aether_trio.services.tasks.crowd import Join, Leave
 from aether_trio.services.tasks.engine import WATCH, Engine
+from aether_trio.services.tasks.guests import is_guest
 from aether_trio.services.tasks.hub import MAX_SUBSCRIPTIONS, Subscription, positions
 from aether_trio.services.tasks.operate import MOVES, Asked, Outcome, operate, read_wait
 from aether_trio.services.tasks.parties import MANAGE, NOT_FOUND, WORK, Caller, is_party, may
@@ -64,6 +65,8 @@ class TaskService:
         self._has_checkpoint = has_checkpoint
         self._capacity = capacity
         self._reports: dict[str, int] = {}
+        self._claimers: set[str] = set()
+        """Sessions without a declaration whose worker's row says that they claim."""
 
     # -- task_op ----------------------------------------------------------------------------------------------------
 
@@ -95,10 +98,22 @@ class TaskService:
         if waits_for_tasks and (wait is None or not wait.depends_on):
             response.error = "wait_spec.depends_on is required"
             return
+        if move in (Move.CLAIM, Move.RESUME):
+            await self.engine.guests.enlist(session)
         caller = Caller.of(session)
         task_id, number = named(storable(op.task_id))
         request_id = op.request_id or self._ids.unique()  # a transaction that is not answered is made again
-        asked = Asked(task_id, move, reason(op.reason), wait, request_id, checked=waits_for_tasks, number=number)
+        first = move is Move.CLAIM and not session.numbered and session.session_id not in self._claimers
+        asked = Asked(
+            task_id,
+            move,
+            reason(op.reason),
+            wait,
+            request_id,
+            checked=waits_for_tasks,
+            number=number,
+            first_claim=first,
+        )
         outcome = await self._run(caller, asked)
         if outcome.needs:
             needed = WORK if RULES[move].by_worker else MANAGE
@@ -111,6 +126,8 @@ class TaskService:
         elif outcome.refusal:
             response.error = outcome.refusal
         else:
+            if first and not session.detached:
+                self._claimers.add(session.session_id)
             response.success = True
             response.message = message
             show(response.task, outcome.task, numbered=session.numbered)
@@ -296,6 +313,10 @@ class TaskService:
         """A session has been acknowledged. `back`: its client names a session that it continues. `again`: it had been before."""
         identity, wants = session.identity, session.worker_tasks
         takes = identity.kind is Kind.AGENT or (identity.kind is Kind.SERVICE and session.takes_any)
+        if is_guest(session):
+            if back or again:
+                self.engine.guests.came_back(session, again=again)
+            return
         if identity.kind not in WORKER_KINDS and not session.task_id:
             return
         worker = Worker(
@@ -307,6 +328,7 @@ class TaskService:
             takes and wants != 0,
             0,
             min(wants or self._capacity, self._capacity),
+            claims=session.numbered,
         )
         joined = sessions.Joined(
             worker, back, session.task_id, session.token, session.lineage, again, lambda: session.detached
@@ -316,8 +338,9 @@ class TaskService:
     def ended(self, session: Session) -> None:
         """A session is over; called once for each that was acknowledged or not."""
         self._reports.pop(session.session_id, None)
+        self._claimers.discard(session.session_id)
         self._unwatch(self.engine.hub.close_all(session))
-        if session.identity.kind in WORKER_KINDS or session.task_id:
+        if self.engine.guests.forget(session) or session.identity.kind in WORKER_KINDS or session.task_id:
             left = sessions.Left(
                 session.identity.text,
                 session.session_id,

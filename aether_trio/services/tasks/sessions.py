@@ -12,17 +12,21 @@ from dataclasses import dataclass
 from typing import Final
 
 from aether_trio.model.tasks import Mode, Move, Status, Task
+from aether_trio.model.tasks.status import HELD
+from aether_trio.model.tasks.table import MAX_DELIVERIES
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.tasks import handing, rows, startups, tokens
 from aether_trio.services.tasks.rows import WORKER_FIELDS, Worker
 from aether_trio.services.tasks.transaction import Push, Work
 from aether_trio.storage.base import Execute, Fetch, Program, Row, Value
 
+EXCUSE_PAGE: Final = 100
 REMEMBER: Final = """INSERT INTO task_memories (identity, since_ms) VALUES ($1, $2)
     ON CONFLICT (identity) DO UPDATE SET since_ms = excluded.since_ms"""
-_JOIN: Final = f"""INSERT INTO task_workers ({WORKER_FIELDS}, free, turn) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+_JOIN: Final = f"""INSERT INTO task_workers ({WORKER_FIELDS}, free, turn) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
     ON CONFLICT (identity) DO UPDATE SET session_id = excluded.session_id, node = excluded.node, pooled = excluded.pooled,
-    live = excluded.live, capacity = excluded.capacity, since_ms = excluded.since_ms, free = excluded.free, turn = excluded.turn"""  # noqa: S608
+    live = excluded.live, capacity = excluded.capacity, since_ms = excluded.since_ms, claims = excluded.claims, free = excluded.free,
+    turn = excluded.turn"""  # noqa: S608
 _TOLD: Final = "UPDATE task_attempts SET node = $3, pushed = 1 WHERE task_id = $1 AND epoch = $2"
 _NODES: Final = """WITH RECURSIVE named (node) AS (
         SELECT MIN(node) FROM {0}
@@ -55,6 +59,8 @@ class Joined:
     again: bool = False
     over: Callable[[], bool] = lambda: False
     """Whether it has ended by now: written late, as storage was away, it would take the place of one that came after it, on another node."""
+    guest: bool = False
+    """It takes no work, and matters only if it has some of its own in hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +90,12 @@ def join(work: Work, joined: Joined) -> Program[None]:
     since_ms = yield from _memory(work, worker.identity, back=joined.back)
     if joined.task_id:
         yield from _attach(work, worker.identity, joined.task_id)
-    held = yield from rows.select("holder = $1 AND holder <> '' ORDER BY order_us", (worker.identity,))
+    held, kept = yield from _hands(worker.identity)
+    if joined.guest and not held and not kept:
+        return
     live = sum(task.task_type != AGENT_STARTUP for task in held)
+    before = (yield from work.find_worker(worker.identity)) if held else None
+    silent = before is not None and not before.claims
     yield Execute(_JOIN, worker_row(worker, live, since_ms, now_ms))
     for task in held:
         if task.status is Status.RUNNING:
@@ -94,12 +104,40 @@ def join(work: Work, joined: Joined) -> Program[None]:
         elif joined.again:
             yield from _push_untold(work, worker, task)
         elif task.status is Status.ASSIGNED:
-            # It may not have been told, or not have heard.
-            yield from _push(work, worker, task)
-            yield Execute(_TOLD, (task.task_id, task.epoch, worker.node))
+            yield from _give_again(work, worker, task, back=joined.back, silent=silent or bool(task.disconnected_ms))
+    for task in kept:
+        missed = task.status is Status.RUNNING and task.heartbeat_ms < since_ms
+        yield from mark(work, task, missing=missed)
     current = yield from work.find_worker(worker.identity)
     if current is not None:
         yield from handing.give(work, current)
+
+
+def _hands(identity: str) -> Program[tuple[list[Task], list[Task]]]:
+    """What a participant was given and has not ended, and what it has assigned to itself; the oldest first."""
+    found = yield from rows.select_either("holder = $1 AND holder <> ''", "keeper = $1 AND keeper <> ''", (identity,))
+    found.sort(key=lambda task: task.order_us)
+    return [task for task in found if task.holder], [task for task in found if task.keeper]
+
+
+def _give_again(work: Work, worker: Worker, task: Task, *, back: bool, silent: bool) -> Program[None]:
+    """Tell a worker what it has not begun: it may not have been told, or not have heard.
+
+    `silent`: its session before was of a client that does not say when it begins. A new client does not know what that one did.
+    """
+    if silent and not back:
+        text = f"worker {worker.identity} was given the task and never heard of again"
+        yield from work.make(task, Move.LOSE, work.facts(reason=text, error_type="WORKER_LOST"))
+        return
+    counts = silent and not task.excused_ms
+    if counts and task.deliveries + 1 >= MAX_DELIVERIES:
+        yield from work.make(task, Move.UNASSIGN, work.facts(lost=True))
+        return
+    told = task.changed({"disconnected_ms": 0, "excused_ms": 0, "deliveries": task.deliveries + counts})
+    if silent:
+        yield from work.write(task, told, "")
+    yield from _push(work, worker, told)
+    yield Execute(_TOLD, (task.task_id, task.epoch, worker.node))
 
 
 def _push(work: Work, worker: Worker, task: Task) -> Program[None]:
@@ -136,6 +174,7 @@ def worker_row(worker: Worker, live: int, since_ms: int, now_ms: int) -> tuple[V
         live,
         worker.capacity,
         since_ms,
+        int(worker.claims),
         int(live < worker.capacity),
         now_ms * 1000,
     )
@@ -149,41 +188,76 @@ def _attach(work: Work, identity: str, task_id: str) -> Program[None]:
         yield from work.make(task, Move.ATTACH, work.facts(identity))
 
 
-def mark(work: Work, task: Task, *, missing: bool) -> Program[None]:
-    """Say of a running task that its worker is missing, or that it is there; a session that is missed longer keeps its first moment."""
+def mark(work: Work, task: Task, *, missing: bool, by_gateway: bool = False) -> Program[None]:
+    """Say of a task that its worker is missing, or that it is there; a session that is missed longer keeps its first moment.
+
+    `by_gateway`: its gateway is gone, so the worker can show no sign of life before it is back.
+    """
     if missing == bool(task.disconnected_ms) or (missing and not task.grace_ms):
         return
-    yield from work.write(task, task.changed({"disconnected_ms": work.context.now_ms if missing else 0}), "")
+    now_ms = work.context.now_ms
+    changes = {"disconnected_ms": now_ms if missing else 0}
+    if missing and by_gateway:
+        changes["excused_ms"] = now_ms + task.grace_ms
+    elif task.excused_ms:
+        changes["excused_ms"] = now_ms + task.heartbeat_timeout_ms
+    yield from work.write(task, task.changed(changes), "")
+
+
+def excuse(work: Work, before_ms: int) -> Program[int]:
+    """No gateway was there: those who are missing since then have their grace from now on. How many, a page at most."""
+    page = 0
+    for column in ("holder", "keeper"):
+        found = yield from rows.select(
+            f"{column} <> '' AND disconnected_ms > 0 AND disconnected_ms < $1 ORDER BY {column}, task_id LIMIT $2",
+            (before_ms, EXCUSE_PAGE),
+        )
+        now_ms = work.context.now_ms
+        for task in found:
+            excused = {"disconnected_ms": now_ms, "excused_ms": now_ms + task.grace_ms}
+            yield from work.write(task, task.changed(excused), "")
+        page = max(page, len(found))
+    return page
 
 
 def leave(work: Work, left: Left) -> Program[None]:
     """A session has ended. Nothing more, if its identity has another one by now."""
     if left.let_in:
         yield from tokens.let_go(left.session_id)
-    found: list[Row] = yield Fetch("SELECT session_id FROM task_workers WHERE identity = $1", (left.identity,))
+    found: list[Row] = yield Fetch("SELECT session_id, claims FROM task_workers WHERE identity = $1", (left.identity,))
     if not found or found[0][0] != left.session_id:
         return
     yield Execute("DELETE FROM task_workers WHERE identity = $1", (left.identity,))
-    held = yield from rows.select("holder = $1 AND holder <> '' ORDER BY order_us", (left.identity,))
+    silent = not found[0][1] and not left.clean
+    held, kept = yield from _hands(left.identity)
     for task in held:
         if left.clean and task.attached:
             facts = work.facts(left.identity, caller_epoch=task.epoch)
             yield from work.make(task, Move.COMPLETE, facts)
         elif task.status is Status.RUNNING and task.task_type == AGENT_STARTUP:
             yield from startups.lost(work, task, by_gateway=left.by_gateway)
-        elif task.status is Status.RUNNING:
-            yield from mark(work, task, missing=True)
+        elif task.status is Status.RUNNING or (silent and task.status is Status.ASSIGNED):
+            yield from mark(work, task, missing=True, by_gateway=left.by_gateway)
         elif task.mode is not Mode.SELF_ASSIGN:
-            yield from work.make(task, Move.UNASSIGN, work.facts())
+            counts = task.status is Status.ASSIGNED or not left.clean
+            yield from work.make(task, Move.UNASSIGN, work.facts(lost=counts and not left.by_gateway))
+    for task in kept:
+        if task.status in HELD:
+            yield from mark(work, task, missing=True, by_gateway=left.by_gateway)
 
 
 def touched(work: Work, identity: str, task_id: str) -> Program[Task | None]:
     """A worker shows that it is at work on a task; the task, if it is its."""
     task = yield from rows.load(task_id)
-    if task is None or task.assigned_to != identity or task.status is not Status.RUNNING:
+    if task is None or task.assigned_to != identity:
+        return None
+    if task.status is Status.ASSIGNED:
+        yield from work.make(task, Move.CLAIM, work.facts(identity, caller_epoch=task.epoch))
+        return (yield from rows.load(task_id))
+    if task.status is not Status.RUNNING:
         return None
     if task.heartbeat_timeout_ms or task.disconnected_ms:
-        after = task.changed({"heartbeat_ms": work.context.now_ms, "disconnected_ms": 0})
+        after = task.changed({"heartbeat_ms": work.context.now_ms, "disconnected_ms": 0, "excused_ms": 0})
         yield from work.write(task, after, "")
         return after
     return task

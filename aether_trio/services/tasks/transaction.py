@@ -22,7 +22,7 @@ from aether_trio.model.tasks import Facts, Move, Status, Step, Task, Wait, decid
 from aether_trio.model.tasks.due import TimeLimits, next_due
 from aether_trio.model.tasks.status import PAUSED, TERMINAL
 from aether_trio.model.tasks.table import Decision, Refusal, Refused
-from aether_trio.model.tasks.task import AGENT_STARTUP, holder_of, queue_of
+from aether_trio.model.tasks.task import AGENT_STARTUP, holder_of, keeper_of, queue_of
 from aether_trio.model.topics import task_lane
 from aether_trio.services.tasks import handing, input_rows, rows, startups, tokens
 from aether_trio.services.tasks.rows import WORKER_FIELDS, Worker, read_worker
@@ -146,7 +146,8 @@ class Work:
 
     def create(self, task: Task, payload: bytes) -> Program[bool]:
         """Write a new task; False if it is there already. What waits is given to somebody at once, if anybody has room."""
-        task.queue, task.holder, task.due_ms = queue_of(task), holder_of(task), next_due(task, self.context.limits)
+        task.queue, task.holder, task.keeper = queue_of(task), holder_of(task), keeper_of(task)
+        task.due_ms = next_due(task, self.context.limits)
         row, worker, reason = task, None, ""
         if task.queue and (worker := (yield from handing.take(self, task))) is not None:
             given = decide(task, Move.ASSIGN, self.facts(worker.identity))
@@ -188,7 +189,7 @@ class Work:
 
     def _derive(self, before: Task, after: Task) -> None:
         """What of a row follows from the rest."""
-        after.queue, after.holder = queue_of(after), holder_of(after)
+        after.queue, after.holder, after.keeper = queue_of(after), holder_of(after), keeper_of(after)
         after.due_ms = next_due(after, self.context.limits)
         if _is_told(before, after):
             after.events = before.events + 1

@@ -273,3 +273,18 @@ INPUTS: Final = (
 )
 """Inputs that no wait has used yet: `log_offset` is the number in the log of the task's topic, `metadata` is JSON. The task's
 `input_offset` is the number of the last input that was taken over from there; `pause_key` says which PAUSE was its last."""
+
+STINTS: Final = (
+    (
+        "ALTER TABLE tasks ADD COLUMN deliveries {bigint} NOT NULL DEFAULT 0",
+        "ALTER TABLE tasks ADD COLUMN opened_ms {bigint} NOT NULL DEFAULT 0",
+        "ALTER TABLE tasks ADD COLUMN fresh_ms {bigint} NOT NULL DEFAULT 0",
+        "ALTER TABLE tasks ADD COLUMN running_ms {bigint} NOT NULL DEFAULT 0",
+        "ALTER TABLE tasks ADD COLUMN worked_ms {bigint} NOT NULL DEFAULT 0",
+        "ALTER TABLE tasks ADD COLUMN excused_ms {bigint} NOT NULL DEFAULT 0",
+        "ALTER TABLE tasks ADD COLUMN keeper TEXT {byte_order} NOT NULL DEFAULT ''",
+        "CREATE INDEX tasks_kept ON tasks (keeper, order_us) WHERE keeper <> ''",
+        "ALTER TABLE task_workers ADD COLUMN claims INTEGER NOT NULL DEFAULT 0",
+    ),
+)
+"""What deadlines count from, whose own tasks there are (by the participant, when it goes), and which workers say when they begin."""

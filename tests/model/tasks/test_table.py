@@ -99,7 +99,37 @@ def test_resume_goes_where_the_validator_lets_it_but_a_hibernated_task_has_no_wo
     wanted = S.RUNNING if validator_allows(status, S.RUNNING) else None
     if status is S.HIBERNATED:
         wanted = S.PENDING
+    if status is S.STARTING:
+        wanted = S.STARTING  # its agent begins it
     assert leads_to(make(status), Move.RESUME, facts()) is wanted
+
+
+@pytest.mark.parametrize("status", sorted(HELD))
+def test_a_resume_by_another_participant_begins_nothing(status: S) -> None:
+    assert leads_to(make(status), Move.RESUME, facts(OTHER)) is status
+
+
+@pytest.mark.parametrize("policy", [RetryPolicy(max_attempts=3), None])
+@pytest.mark.parametrize(("failures", "attempts"), [(0, 3), (1, 3), (2, 3), (0, 1)])
+def test_a_lost_delivery_is_an_attempt(policy: RetryPolicy | None, failures: int, attempts: int) -> None:
+    text = "" if policy is None else policy.to_json()
+    task = make(S.ASSIGNED, retry_count=failures, max_attempts=attempts, retry_policy=text)
+    step = decide(task, Move.LOSE, Facts(NOW, reason="gone"))
+    assert isinstance(step, Step)
+    last = failures + 1 >= attempts
+    assert step.after.status is (S.DLQ if last else S.FAILED if policy else S.PENDING)
+    assert step.after.retry_count == failures + 1
+
+
+@pytest.mark.parametrize(("status", "bound"), [(S.ASSIGNED, 16), (S.STARTING, 3)])
+def test_deliveries_are_bounded(status: S, bound: int) -> None:
+    task = make(status, deliveries=bound - 2)
+    for wanted in (S.PENDING, S.DLQ):
+        step = decide(task, Move.UNASSIGN, Facts(NOW, lost=True))
+        assert isinstance(step, Step)
+        assert step.after.status is wanted
+        task = task.changed({"deliveries": step.after.deliveries})
+    assert leads_to(make(status, deliveries=99), Move.UNASSIGN, Facts(NOW)) is S.PENDING
 
 
 @pytest.mark.parametrize("status", S)

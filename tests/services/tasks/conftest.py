@@ -18,6 +18,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         Path(__file__).parent,
         (
             "test_workers",
+            "test_unclaimed",
+            "test_fair_deadlines",
+            "test_abandoned",
             "test_creation",
             "test_letters",
             "test_inputs",

@@ -28,7 +28,7 @@ def test_a_new_task_is_written_once_as_what_it_becomes(live: int, status: Status
             said.append((statement.sql, tuple(statement.args)))  # type: ignore[union-attr]
             if isinstance(statement, Fetch):
                 assert "task_workers" in statement.sql
-                statement = program.send([(WORKER, "s1", "n1", "w", "i", 1, 1, 1, 0)] * (1 - live))
+                statement = program.send([(WORKER, "s1", "n1", "w", "i", 1, 1, 1, 0, 0)] * (1 - live))
             else:
                 assert isinstance(statement, Execute | Aside)
                 statement = program.send(1)

@@ -1,0 +1,128 @@
+"""Every task ends in one state, whichever participant has it in hand and goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import trio
+
+from aether_trio.core import Core
+from aether_trio.testing.memory import MemoryLink
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import World, agent, barrier, bridge, connect, deadlock_is_an_error, user, workflow_engine
+from tests.services.tasks.peers import Op, create, get, given, operate
+
+PARTICIPANTS = {
+    "agent": lambda **init: agent("w", "i", "1", **init),
+    "bridge": lambda **init: bridge("b", "1", **init),
+    "user": lambda **init: user("ann", "window", **init),
+    "workflow engine": workflow_engine,
+}
+every_participant = pytest.mark.parametrize("hello", PARTICIPANTS.values(), ids=PARTICIPANTS)
+Hello = Callable[..., pb.UpstreamMessage]
+
+
+async def own_task(peer: MemoryLink, **fields: object) -> str:
+    created = await create(peer, assignment_mode=pb.SELF_ASSIGN, target_implementation="", workspace="w", **fields)
+    assert created.success, created.error_message
+    return created.task_id
+
+
+async def session_of(peer: MemoryLink) -> str:
+    return (await peer.next("connection_ack")).connection_ack.session_id
+
+
+async def test_a_second_resume_begins_nothing_for_the_worker(core: Core) -> None:
+    async with connect(core, agent("w", "c", "1")) as creator, connect(core, agent("w", "i", "1")) as worker:
+        task_id = (await create(creator)).task_id
+        await barrier(worker)
+        assert (await operate(worker, Op.CLAIM, task_id)).success
+        save = pb.CheckpointOperation(op=pb.CheckpointOperation.SAVE, key="k", data=b"x", request_id="save")
+        worker.send(pb.UpstreamMessage(checkpoint_op=save))
+        assert (await worker.next("checkpoint")).checkpoint.success
+        asleep = pb.WaitSpec(
+            reason=pb.WAIT_REASON_HIBERNATION, hibernation=pb.HibernationDescriptor(checkpoint_key="k")
+        )
+        assert (await operate(worker, Op.PAUSE, task_id, wait_spec=asleep)).success
+        for _ in range(2):
+            resumed = await operate(creator, Op.RESUME, task_id)
+            assert (resumed.success, resumed.task.status) == (True, pb.TASK_STATUS_QUEUED)
+        await barrier(worker)
+        assert given(worker) == [task_id]  # once, since it went to sleep
+        assert (await operate(worker, Op.RESUME, task_id)).task.status == pb.TASK_STATUS_RUNNING
+
+
+@every_participant
+@pytest.mark.parametrize("clean", [True, False])
+async def test_what_its_creator_began_and_left_has_failed(world: World, hello: Hello, clean: bool) -> None:
+    async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as watcher:
+        async with connect(core, hello()) as creator:
+            task_id = await own_task(creator)
+            assert (await operate(creator, Op.CLAIM, task_id)).success
+            if clean:
+                creator.finish()
+            else:
+                creator.cut()
+        await trio.sleep(29)
+        assert (await get(watcher, task_id)).status == pb.TASK_STATUS_RUNNING
+        await trio.sleep(2)
+        task = await get(watcher, task_id)
+        assert task.status == pb.TASK_STATUS_FAILED
+        assert "did not reconnect within grace window" in task.error
+
+
+@every_participant
+async def test_what_its_creator_never_began_is_cancelled(world: World, hello: Hello) -> None:
+    async with world.open() as core, connect(core, agent("w", "c", "1")) as watcher:
+        async with connect(core, hello()) as creator:
+            task_id = await own_task(creator)
+            await trio.sleep(2 * 3600)
+            assert (await get(watcher, task_id)).status == pb.TASK_STATUS_QUEUED
+        await trio.sleep(3590)
+        assert (await get(watcher, task_id)).status == pb.TASK_STATUS_QUEUED
+        await trio.sleep(20)
+        assert (await get(watcher, task_id)).status == pb.TASK_STATUS_CANCELLED
+
+
+@every_participant
+async def test_a_creator_that_is_back_goes_on(world: World, hello: Hello) -> None:
+    async with deadlock_is_an_error(), world.open() as core:
+        async with connect(core, hello(), wait_ack=False) as creator:
+            session_id = await session_of(creator)
+            task_id = await own_task(creator)
+            assert (await operate(creator, Op.CLAIM, task_id)).success
+            creator.cut()
+        await trio.sleep(20)
+        async with connect(core, hello(resume_session_id=session_id)) as back:
+            await trio.sleep(600)
+            assert (await get(back, task_id)).status == pb.TASK_STATUS_RUNNING
+            assert (await operate(back, Op.COMPLETE, task_id)).success
+
+
+@every_participant
+async def test_a_creator_whose_gateway_is_killed_has_left(world: World, hello: Hello) -> None:
+    async with deadlock_is_an_error():
+        async with world.open() as core, connect(core, hello()) as creator:
+            task_id = await own_task(creator)
+            assert (await operate(creator, Op.CLAIM, task_id)).success
+            for database in world.databases.values():
+                database.failing = True
+        async with world.open() as core, connect(core, agent("w", "c", "1")) as watcher:
+            await trio.sleep(20)
+            assert (await get(watcher, task_id)).status == pb.TASK_STATUS_RUNNING
+            await trio.sleep(20)
+            assert (await get(watcher, task_id)).status == pb.TASK_STATUS_FAILED
+
+
+async def test_a_task_that_goes_on_while_its_creator_is_away_ends(world: World) -> None:
+    async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as watcher:
+        async with connect(core, bridge("b", "1")) as creator:
+            task_id = await own_task(creator)
+            assert (await operate(creator, Op.CLAIM, task_id)).success
+            wait = pb.WaitSpec(reason=pb.WAIT_REASON_INPUT)
+            assert (await operate(creator, Op.PAUSE, task_id, wait_spec=wait)).success
+        await trio.sleep(60)
+        assert (await operate(watcher, Op.RESUME, task_id)).success
+        await trio.sleep(31)
+        assert (await get(watcher, task_id)).status == pb.TASK_STATUS_FAILED
