@@ -23,6 +23,7 @@ from aether_trio.model.tasks import Mode, Status, Task
 from aether_trio.model.tasks.status import grace_ms, priority_of
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.tasks import rows
+from aether_trio.services.tasks.texts import number_of
 from aether_trio.services.tasks.tokens import Minted, keep
 from aether_trio.services.tasks.transaction import Context, Work
 from aether_trio.services.tasks.wire import kept_of, policy_of
@@ -43,6 +44,8 @@ MODES: Final[Mapping[int, Mode]] = MappingProxyType({pb.TARGETED: Mode.TARGETED,
 DEADLINES: Final = ("schedule_to_start_ms", "start_to_close_ms", "heartbeat_timeout_ms", "schedule_to_close_ms")
 """The wire has no fields for these; they are read from metadata of the same names, in milliseconds."""
 MAX_DEADLINE_MS: Final = 10 * 365 * 24 * 3600 * 1000
+SHOWN_TEXT: Final = 40
+"""Characters of what a refusal quotes."""
 
 _TEXTS: Final = (
     "task_type",
@@ -110,9 +113,11 @@ def deadlines_of(request: pb.CreateTaskRequest) -> dict[str, int]:
     for name in DEADLINES:
         text = request.metadata.get(name, "")
         if text:
-            if not (text.isascii() and text.isdigit()) or int(text) > MAX_DEADLINE_MS:
-                raise failed(f"metadata {name} is {text!r}; it must be a number of milliseconds")
-            found[name] = int(text)
+            deadline_ms = number_of(text, MAX_DEADLINE_MS)
+            if deadline_ms is None:
+                said = repr(text if len(text) <= SHOWN_TEXT else f"{text[:SHOWN_TEXT]}…")
+                raise failed(f"metadata {name} is {said}; it must be a number of milliseconds, at most {MAX_DEADLINE_MS}")
+            found[name] = deadline_ms
     return found
 
 

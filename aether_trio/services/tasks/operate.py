@@ -20,6 +20,9 @@ from aether_trio.wire.pb import aether_pb2 as pb
 Op = pb.TaskOperation
 
 MAX_DEPENDENCIES: Final = 1_000
+MAX_TIMEOUT_MS: Final = 10 * 365 * 24 * 3600 * 1000
+"""Ten years: a longer wait is as good as one without an end, and must not overflow a column when it is added to a time."""
+MAX_WAKE_MS: Final = 2**62
 
 MOVES: Final[Mapping[int, tuple[Move, str]]] = MappingProxyType(
     {
@@ -198,8 +201,8 @@ def read_wait(op: pb.TaskOperation) -> Wait | None:
         authority_request_id=spec.authority_request_id,
         depends_on=tuple(storable(task_id) for task_id in spec.depends_on if task_id),
         wake_on_any=spec.wake_on_any,
-        timeout_ms=max(spec.timeout_ms, 0),
-        wake_ms=max(spec.scheduled_wake_unix_ms, 0),
+        timeout_ms=min(max(spec.timeout_ms, 0), MAX_TIMEOUT_MS),
+        wake_ms=min(max(spec.scheduled_wake_unix_ms, 0), MAX_WAKE_MS),
         checkpoint_key=storable(asleep.checkpoint_key),
         resume_session_id=storable(asleep.resume_session_id),
         wake_event_types=tuple(asleep.wake_event_types),

@@ -18,12 +18,13 @@ from aether_trio.model.tasks import Task
 from aether_trio.model.tasks.status import priority_of, stored_as
 from aether_trio.model.tasks.task import COLUMNS
 from aether_trio.services.tasks import rows
-from aether_trio.services.tasks.texts import storable
+from aether_trio.services.tasks.texts import number_of, storable
 from aether_trio.storage.base import Fetch, Program, Row, Value
 from aether_trio.wire.pb import aether_pb2 as pb
 
 DEFAULT_PAGE: Final = 100
 MAX_PAGE: Final = 1000
+MAX_TIME_US: Final = 2**62
 MAX_DESCENDANTS: Final = 10_000
 MAX_PAGE_BYTES: Final = 3 * 1024 * 1024
 """Of the rows of a page: clients refuse messages over 4 MiB."""
@@ -101,8 +102,9 @@ def decode_token(token: str) -> tuple[int, str]:
     try:
         raw = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), altchars=b"-_", validate=True).decode()
         micros, separator, task_id = raw.partition("|")
-        if separator and micros.isascii() and micros.isdigit() and int(micros) < 2**62:
-            return int(micros) // 1000, task_id
+        updated_us = number_of(micros, MAX_TIME_US) if separator else None
+        if updated_us is not None:
+            return updated_us // 1000, task_id
     except (binascii.Error, UnicodeError):
         pass
     raise TokenError("page_token is not one that a query has returned")

@@ -13,6 +13,17 @@ def storable(text: str) -> str:
     return text.replace("\x00", "\ufffd") if "\x00" in text else text
 
 
+def number_of(text: str, most: int) -> int | None:
+    """The number that these digits are; None if they are no number from 0 to `most`.
+
+    Python refuses to read one of more than 4,300 digits, and takes long for a shorter one.
+    """
+    if not (text.isascii() and text.isdigit()) or len(text) > len(str(most)):
+        return None
+    number = int(text)
+    return number if number <= most else None
+
+
 def reason(text: str) -> str:
     """A reason, cut off where it is too long."""
     return storable(text if len(text) <= MAX_REASON else f"{text[: MAX_REASON - 1]}…")

@@ -1,0 +1,295 @@
+"""Every number and text of every request may be anything: the answer is typed, and nothing of it fails later."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import Any
+
+import pytest
+import trio
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from structlog.testing import capture_logs
+
+from aether_trio.core import Core
+from aether_trio.model.errors import Code, Status
+from aether_trio.services.unbuilt import FAILURES
+from aether_trio.testing.memory import MemoryLink, StreamEnded
+from aether_trio.wire.errors import ANSWERS
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import agent, barrier, connect, orchestrator
+
+PAYLOADS = {one.name: one.message_type for one in pb.UpstreamMessage.DESCRIPTOR.oneofs_by_name["payload"].fields}
+CASES = [name for name in PAYLOADS if name != "init"]
+
+Path = tuple[FieldDescriptor, ...]
+
+_INT64 = (2**63 - 1, -(2**63), 2**62, 2**53 + 1, -1, 1)
+_INT32 = (2**31 - 1, -(2**31), -1, 1)
+_UINT32 = (2**32 - 1, 1)
+_DOUBLE = (float("nan"), float("inf"), float("-inf"), 1.7e308, 5e-324, -1.0)
+_TEXTS = (
+    "9" * 1_000,
+    "-9",
+    "²",
+    "١",
+    "\x00",
+    "%_\\'\"",
+    "::",
+    "@" + "9" * 9,
+    "\U0001f600" * 200,
+    base64.urlsafe_b64encode(b"9" * 700 + b"|x").rstrip(b"=").decode(),
+    base64.urlsafe_b64encode(b"|\x00").rstrip(b"=").decode(),
+)
+_LONG_TEXTS = (*_TEXTS, "9" * 5_000, "9" * 19, "1e9")
+_KEYS = ("schedule_to_start_ms", "start_to_close_ms", "heartbeat_timeout_ms", "schedule_to_close_ms", "profile", "\x00")
+_NUMBERS: dict[int, Sequence[Any]] = {
+    FieldDescriptor.TYPE_INT64: _INT64,
+    FieldDescriptor.TYPE_INT32: _INT32,
+    FieldDescriptor.TYPE_UINT32: _UINT32,
+    FieldDescriptor.TYPE_DOUBLE: _DOUBLE,
+    FieldDescriptor.TYPE_ENUM: (2**31 - 1, -1, 1, 2, 3, 4),
+    FieldDescriptor.TYPE_STRING: _TEXTS,
+    FieldDescriptor.TYPE_BYTES: (b"\x00", b"\xff" * 300),
+    FieldDescriptor.TYPE_BOOL: (True,),
+}
+
+_ids = count(1)
+
+
+def is_map(field: FieldDescriptor) -> bool:
+    return field.type == FieldDescriptor.TYPE_MESSAGE and bool(field.message_type.GetOptions().map_entry)
+
+
+def leaves(descriptor: Descriptor, path: Path = ()) -> Iterator[Path]:
+    """The way to every value in a message. A message within itself is looked at once."""
+    for field in descriptor.fields:
+        here = (*path, field)
+        if field.type != FieldDescriptor.TYPE_MESSAGE or is_map(field):
+            yield here
+        elif field.message_type not in [one.message_type for one in path]:
+            yield from leaves(field.message_type, here)
+
+
+def settings_of(field: FieldDescriptor) -> list[Any]:
+    """What a field is set to, one after the other; for a map (key, value)."""
+    if not is_map(field):
+        assert field.type in _NUMBERS, f"no values for {field.full_name}"
+        return list(_NUMBERS[field.type])
+    value = field.message_type.fields_by_name["value"]
+    values = _LONG_TEXTS if value.type == FieldDescriptor.TYPE_STRING else _NUMBERS[value.type]
+    return [(key, one) for key in _KEYS for one in values]
+
+
+def put(message: Any, path: Path, value: Any) -> None:
+    for field in path[:-1]:
+        message = getattr(message, field.name).add() if field.is_repeated else getattr(message, field.name)
+    last = path[-1]
+    if is_map(last):
+        getattr(message, last.name)[value[0]] = value[1]
+    elif last.is_repeated:
+        getattr(message, last.name).append(value)
+    else:
+        setattr(message, last.name, value)
+
+
+def spelled(path: Path) -> str:
+    return ".".join(field.name for field in path)
+
+
+def operations(case: str, descriptor: Descriptor) -> list[int]:
+    """Its operations, of those that are built; any one of the others."""
+    field = descriptor.fields_by_name.get("op")
+    if field is None or field.type != FieldDescriptor.TYPE_ENUM:
+        return [0]
+    return [one.number for one in field.enum_type.values] if case not in FAILURES else [0]
+
+
+def id_field(descriptor: Descriptor) -> str:
+    names = [name for name in ("client_request_id", "request_id") if name in descriptor.fields_by_name]
+    return names[0] if names else ""
+
+
+def received(peer: MemoryLink) -> list[pb.DownstreamMessage]:
+    """All that has arrived, taken."""
+    found = list(peer._downstream)
+    peer._downstream.clear()
+    return found
+
+
+def check_logs(logs: Sequence[Any], what: str) -> None:
+    bad = [entry for entry in logs if entry["log_level"] in ("error", "critical") or entry.get("exc_info")]
+    assert not bad, f"{what}: {bad}"
+
+
+async def ask(peer: MemoryLink, case: str, requests: list[pb.UpstreamMessage], what: str) -> None:
+    """Send these, and look at what comes."""
+    with capture_logs() as logs:
+        peer.send(*requests)
+        await barrier(peer)
+    check_logs(logs, what)
+    answers = received(peer)
+    failed = [one.error for one in answers if one.error.code == Code.INTERNAL or "inside the gateway" in str(one)]
+    assert not failed, f"{what}: {failed}"
+    name = id_field(PAYLOADS[case])
+    if not name or case not in ANSWERS:
+        return
+    seen = [getattr(getattr(one, ANSWERS[case]), name, "") for one in answers if one.HasField(ANSWERS[case])]
+    seen += [one.error.request_id for one in answers]
+    for request in requests:
+        request_id = getattr(getattr(request, case), name)
+        if request_id.startswith("field-"):
+            assert request_id in seen, f"{what}: no typed answer to {getattr(request, case)}"
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_every_field_of_every_request_is_answered(core: Core, case: str) -> None:
+    descriptor = PAYLOADS[case]
+    name = id_field(descriptor)
+    hello = orchestrator("o", "1") if case == "agent_op" else agent("w", "a", "1")
+    async with connect(core, hello) as peer:
+        for op in operations(case, descriptor):
+            for path in leaves(descriptor):
+                if spelled(path) == "op" and op:
+                    continue
+                requests = []
+                for value in settings_of(path[-1]):
+                    request = pb.UpstreamMessage()
+                    payload = getattr(request, case)
+                    payload.SetInParent()
+                    if op:
+                        payload.op = op
+                    for required in ("key", "implementation", "specifier", "session_id"):
+                        if required in descriptor.fields_by_name:
+                            setattr(payload, required, "k")
+                    if name:
+                        setattr(payload, name, f"field-{next(_ids)}")
+                    put(payload, path, value)
+                    requests.append(request)
+                await ask(peer, case, requests, f"{case} {op} {spelled(path)}")
+        assert peer.ended is None
+
+
+OPERATIONS = pb.TaskOperation.OpType.items()
+
+
+async def begun(peer: MemoryLink, how_many: int, **fields: Any) -> list[str]:
+    """So many tasks that this participant has given itself."""
+    for _ in range(how_many):
+        fields = {"task_type": "t", "request_id": f"begun-{next(_ids)}", **fields}
+        peer.send(pb.UpstreamMessage(create_task=pb.CreateTaskRequest(**fields)))
+    await barrier(peer)
+    return [one.create_task.task_id for one in received(peer) if one.HasField("create_task")]
+
+
+@pytest.mark.parametrize(("word", "op"), OPERATIONS, ids=[word for word, _ in OPERATIONS])
+async def test_every_field_of_an_operation_on_a_task_that_runs(core: Core, word: str, op: int) -> None:
+    """Also with every reason to wait, and long after."""
+    async with connect(core, agent("w", "a", "1")) as peer:
+        waits = pb.WaitReason.values() if op == pb.TaskOperation.PAUSE else [0]
+        for reason in waits:
+            for path in leaves(pb.TaskOperation.DESCRIPTOR):
+                if spelled(path) in ("op", "task_id", "wait_spec.reason"):
+                    continue
+                values = settings_of(path[-1])
+                tasks = await begun(peer, len(values))
+                requests = [
+                    pb.UpstreamMessage(task_op=pb.TaskOperation(op=pb.TaskOperation.CLAIM, task_id=task_id))
+                    for task_id in tasks
+                    if op != pb.TaskOperation.CLAIM
+                ]
+                for task_id, value in zip(tasks, values, strict=True):
+                    request = pb.TaskOperation(
+                        op=pb.TaskOperation.OpType.ValueType(op),
+                        task_id=task_id,
+                        request_id=f"field-{next(_ids)}",
+                    )
+                    if op in (pb.TaskOperation.PAUSE, pb.TaskOperation.WAIT_FOR):
+                        request.wait_spec.reason = pb.WaitReason.ValueType(reason)
+                    put(request, path, value)
+                    requests.append(pb.UpstreamMessage(task_op=request))
+                await ask(peer, "task_op", requests, f"{word} {reason} {spelled(path)}")
+        await be_well(peer)
+
+
+async def be_well(peer: MemoryLink) -> None:
+    """What was stored does not fail when its moment comes, or when it is read."""
+    with capture_logs() as logs:
+        await trio.sleep(3_700)
+        query = pb.TaskQuery(op=pb.TaskQuery.LIST, request_id="field-last")
+        query.filter.limit = 1_000
+        await ask(peer, "task_query", [pb.UpstreamMessage(task_query=query)], "LIST")
+    check_logs(logs, "later")
+    assert peer.ended is None
+
+
+async def test_every_field_of_a_creation_whose_task_fails(core: Core) -> None:
+    """Deadlines and retry policies are counted with when a task is begun, and when it has failed."""
+    async with connect(core, agent("w", "a", "1")) as peer:
+        for backoff in pb.BackoffStrategy.values():
+            for path in leaves(pb.CreateTaskRequest.DESCRIPTOR):
+                if backoff and path[0].name != "retry_policy":
+                    continue
+                requests = []
+                for value in settings_of(path[-1]):
+                    request = pb.CreateTaskRequest(task_type="t", request_id=f"field-{next(_ids)}")
+                    request.retry_policy.backoff = pb.BackoffStrategy.ValueType(backoff)
+                    request.retry_policy.max_attempts = 9
+                    put(request, path, value)
+                    requests.append(pb.UpstreamMessage(create_task=request))
+                peer.send(*requests)
+                await barrier(peer)
+                tasks = [one.create_task.task_id for one in received(peer) if one.create_task.success]
+                for op in (pb.TaskOperation.CLAIM, pb.TaskOperation.FAIL, pb.TaskOperation.RETRY):
+                    moves = [
+                        pb.UpstreamMessage(
+                            task_op=pb.TaskOperation(op=op, task_id=task_id, request_id=f"field-{next(_ids)}")
+                        )
+                        for task_id in tasks
+                    ]
+                    await ask(peer, "task_op", moves, f"{op} after {backoff} {spelled(path)}")
+        await be_well(peer)
+
+
+async def test_every_field_of_a_subscription_to_a_task(core: Core) -> None:
+    async with connect(core, agent("w", "a", "1")) as peer:
+        (task_id,) = await begun(peer, 1)
+        for path in leaves(pb.TaskSubscriptionOperation.DESCRIPTOR):
+            if spelled(path) in ("op", "task_id"):
+                continue
+            requests = []
+            for value in settings_of(path[-1]):
+                request = pb.TaskSubscriptionOperation(
+                    op=pb.TaskSubscriptionOperation.SUBSCRIBE,
+                    task_id=task_id,
+                    client_request_id=f"field-{next(_ids)}",
+                )
+                put(request, path, value)
+                requests.append(pb.UpstreamMessage(task_subscription_op=request))
+            await ask(peer, "task_subscription_op", requests, spelled(path))
+
+
+def leaves_of(group: BaseExceptionGroup[StreamEnded]) -> Iterator[StreamEnded]:
+    for one in group.exceptions:
+        if isinstance(one, BaseExceptionGroup):
+            yield from leaves_of(one)
+        else:
+            yield one
+
+
+async def test_every_field_of_a_first_message(core: Core) -> None:
+    """A refusal names what is wrong, and is none of the gateway's own failures."""
+    for path in leaves(pb.InitConnection.DESCRIPTOR):
+        for value in settings_of(path[-1]):
+            hello = pb.UpstreamMessage()
+            hello.CopyFrom(agent("w", "a", "1"))
+            put(hello.init, path, value)
+            with capture_logs() as logs:
+                try:
+                    async with connect(core, hello) as peer:
+                        await barrier(peer)
+                except* StreamEnded as group:
+                    for ended in leaves_of(group):
+                        assert ended.status not in (Status.INTERNAL, Status.UNKNOWN), f"{spelled(path)}: {ended}"
+            check_logs(logs, f"init {spelled(path)} {value!r}")
