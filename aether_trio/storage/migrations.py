@@ -34,6 +34,7 @@ MIGRATIONS: Final[dict[str, tuple[Migration, ...]]] = {
         *tasks.INPUTS,
         *agents.PRIORITIES,
         *tasks.STINTS,
+        *tasks.KEYS,
     ),
 }
 

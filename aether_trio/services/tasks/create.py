@@ -214,21 +214,42 @@ def key_hash(workspace: str, key: str) -> bytes:
     return hashlib.sha256(f"{workspace}\x00{key}".encode()).digest()
 
 
+def request_hash(request: pb.CreateTaskRequest, workspace: str) -> bytes:
+    """What two requests with one idempotency key have in common, when they ask for the same."""
+    same = pb.CreateTaskRequest()
+    same.CopyFrom(request)
+    same.workspace = workspace
+    same.ClearField("request_id")
+    same.ClearField("authorization")
+    return hashlib.sha256(same.SerializeToString(deterministic=True)).digest()
+
+
+REUSED_KEY: Final = "idempotency_key was used for another request before: the same key goes with the same request only"
+
+
 def create(
     context: Context,
     task: Task,
     payload: bytes,
     *,
     key: bytes,
+    request: bytes,
     offline: Offline,
     start: Start | None,
     target: Identity | None,
     minted: Minted | None,
 ) -> Program[Created]:
-    """Write a task with the token `minted`, if its maker may make one; or find the task of its key."""
+    """Write a task with the token `minted`, if its maker may make one; or find the task of its key.
+
+    `request` is the hash of what was asked for with the key.
+    """
     if key:
-        found: list[Row] = yield Fetch("SELECT task_id, expires_ms FROM task_keys WHERE key_hash = $1", (key,))
+        found: list[Row] = yield Fetch(
+            "SELECT task_id, expires_ms, request FROM task_keys WHERE key_hash = $1", (key,)
+        )
         if found and found[0][1] > context.now_ms and found[0][0] != task.task_id:
+            if found[0][2] != request:
+                return Created("", problem=REUSED_KEY)
             return Created(found[0][0])
     work = Work(context)
     if task.parent_task_id:
@@ -256,9 +277,10 @@ def create(
     made = yield from work.create(task, payload)
     if key:
         yield Execute(
-            "INSERT INTO task_keys (key_hash, task_id, expires_ms) VALUES ($1, $2, $3) ON CONFLICT (key_hash) "
-            "DO UPDATE SET task_id = excluded.task_id, expires_ms = excluded.expires_ms",
-            (key, task.task_id, context.now_ms + KEY_MS),
+            "INSERT INTO task_keys (key_hash, task_id, expires_ms, request) VALUES ($1, $2, $3, $4) "
+            "ON CONFLICT (key_hash) DO UPDATE SET task_id = excluded.task_id, expires_ms = excluded.expires_ms, "
+            "request = excluded.request",
+            (key, task.task_id, context.now_ms + KEY_MS, request),
         )
     if not made:  # the start that it wishes for has its id, or this program has run before
         return Created(task.task_id, (yield from rows.load(task.task_id)), work, started=started)

@@ -90,6 +90,7 @@ class Creation:
             await self.engine.guests.enlist(session)
         token, owner = await self._token(session, request)
         key = create.key_hash(workspace, request.idempotency_key) if request.idempotency_key else b""
+        asked = create.request_hash(request, workspace) if key else b""
         minted = Minted(hash_token(token), owner, session.lineage) if token else None
 
         async def run(offline: Offline) -> Created:
@@ -99,6 +100,7 @@ class Creation:
                     task,
                     request.payload,
                     key=key,
+                    request=asked,
                     offline=offline,
                     start=None if self.starter is None else self.starter.start,
                     target=target,

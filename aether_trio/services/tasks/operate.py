@@ -20,6 +20,13 @@ from aether_trio.wire.pb import aether_pb2 as pb
 Op = pb.TaskOperation
 
 MAX_DEPENDENCIES: Final = 1_000
+MAX_WAITING_FOR: Final = 10_000
+"""Tasks that wait for one, themselves or through others, that may itself begin to wait: so many are looked at for a circle."""
+_WAITING_FOR: Final = """WITH RECURSIVE waiting(task_id) AS (
+        SELECT task_id FROM task_dependents WHERE depends_on = $1
+        UNION
+        SELECT d.task_id FROM task_dependents d JOIN waiting w ON d.depends_on = w.task_id
+    ) SELECT task_id FROM waiting LIMIT $2"""
 MAX_TIMEOUT_MS: Final = 10 * 365 * 24 * 3600 * 1000
 """Ten years: a longer wait is as good as one without an end, and must not overflow a column when it is added to a time."""
 MAX_WAKE_MS: Final = 2**62
@@ -69,8 +76,11 @@ class Outcome(NamedTuple):
     needs: str = ""
 
 
-def operate(context: Context, caller: Caller, asked: Asked) -> Program[Outcome]:
-    """One move that a participant asks for."""
+def operate(context: Context, caller: Caller, asked: Asked, since_ms: int = 0) -> Program[Outcome]:
+    """One move that a participant asks for.
+
+    `since_ms`: this is not the first run. An earlier one began at that moment, and it is not known whether it was committed.
+    """
     task = yield from rows.load(asked.task_id)
     if task is None:
         return Outcome()
@@ -85,6 +95,8 @@ def operate(context: Context, caller: Caller, asked: Asked) -> Program[Outcome]:
     if not (caller.allowed or is_party(task, caller) or had_it or its_turn):
         return Outcome(needs=task.workspace)
     work = Work(context)
+    if since_ms and (yield from _was_made(work, task, asked, since_ms)):
+        return Outcome(task, work)
     refusal = _check_claim(task, caller, asked) or (yield from _check_wait(work, task, caller, asked))
     if refusal:
         return Outcome(task, refusal=refusal)
@@ -148,6 +160,28 @@ def _use_input(work: Work, task: Task) -> Program[bool]:
     return False
 
 
+def _was_made(work: Work, task: Task, asked: Asked, since_ms: int) -> Program[bool]:
+    """Whether an earlier run was committed, of a move whose row does not tell who has made it."""
+    wanted = _LEADS_TO.get(asked.move)
+    if wanted is None:
+        return False
+    for event in (yield from work.events_since(task.task_id, since_ms)):
+        changed = event.status_changed
+        if event.HasField("status_changed") and changed.to_status in wanted:
+            return asked.move is not Move.FAIL or changed.reason == (asked.reason or "task failed")
+    return False
+
+
+_LEADS_TO: Final[Mapping[Move, frozenset[int]]] = MappingProxyType(
+    {
+        Move.RETRY: frozenset({pb.TASK_STATUS_QUEUED}),
+        Move.RESUME: frozenset({pb.TASK_STATUS_QUEUED, pb.TASK_STATUS_RUNNING}),
+        Move.FAIL: frozenset({pb.TASK_STATUS_FAILED}),
+    }
+)
+"""Of moves after which a task may go on at once: what their events say that it has become."""
+
+
 def _check_claim(task: Task, caller: Caller, asked: Asked) -> str:
     """Why a task of a pool is not this caller's to take; "" if it is. The table knows the others."""
     if asked.move is not Move.CLAIM or task.status is not Status.PENDING or task.mode is not Mode.POOL:
@@ -168,6 +202,10 @@ def _check_wait(work: Work, task: Task, caller: Caller, asked: Asked) -> Program
         return f"a task may wait for at most {MAX_DEPENDENCIES} others"
     if task.task_id in wait.depends_on:
         return "a task cannot wait for itself"
+    if task.awaited and wait.status is Status.WAITING_DEPENDENCY:
+        circle = yield from _check_circle(work, task, wait)
+        if circle:
+            return circle
     if wait.reason == Reason.HIBERNATION and not task.assigned_to:
         return "a task that nobody has cannot hibernate"
     if wait.reason == Reason.HIBERNATION and caller.name != task.assigned_to:
@@ -178,6 +216,19 @@ def _check_wait(work: Work, task: Task, caller: Caller, asked: Asked) -> Program
             rows_found: list[Row] = yield Fetch("SELECT workspace FROM tasks WHERE task_id = $1", (task_id,))
             if not rows_found or rows_found[0][0] != task.workspace:
                 return f"dependency {task_id} not found"
+    return ""
+
+
+def _check_circle(work: Work, task: Task, wait: Wait) -> Program[str]:
+    """Why this wait would be for the task's own end; "" if it would not."""
+    found: list[Row] = yield Fetch(_WAITING_FOR, (task.task_id, MAX_WAITING_FOR + 1))
+    work.look_at(len(found))
+    if len(found) > MAX_WAITING_FOR:
+        return f"more than {MAX_WAITING_FOR} tasks wait for this one, which is too many to begin a wait of its own"
+    waiting = {task_id for (task_id,) in found}
+    for task_id in wait.depends_on:
+        if task_id in waiting:
+            return f"{task_id} waits for this task, itself or through others: neither would ever go on"
     return ""
 
 

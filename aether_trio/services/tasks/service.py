@@ -27,7 +27,7 @@ from aether_trio.services.tasks.operate import MOVES, Asked, Outcome, operate, r
 from aether_trio.services.tasks.parties import MANAGE, NOT_FOUND, WORK, Caller, is_party, may
 from aether_trio.services.tasks.rows import Worker
 from aether_trio.services.tasks.texts import reason, storable
-from aether_trio.services.tasks.transaction import Work
+from aether_trio.services.tasks.transaction import Context, Work
 from aether_trio.services.tasks.wire import info, named, show
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Execute, Program, StorageUnavailable
@@ -137,7 +137,13 @@ class TaskService:
             task = await self._load(asked.task_id)
             if task is not None and (problem := await self._checkpoint_problem(task, caller, asked.wait)):
                 return Outcome(task, refusal=problem)
-        outcome = await self.engine.run_program(lambda context: operate(context, caller, asked))
+        runs: list[int] = []
+
+        def program(context: Context) -> Program[Outcome]:
+            runs.append(context.now_ms)
+            return operate(context, caller, asked, runs[0] if len(runs) > 1 else 0)
+
+        outcome = await self.engine.run_program(program)
         if outcome.work is not None:
             self.engine.settle(outcome.work)
         return outcome
@@ -361,9 +367,12 @@ class TaskService:
             state=report.state, progress=report.completion, message=report.summary, metadata=report.metadata
         )
         lost: list[bool] = []
+        runs: list[int] = []
+        """When this was written; it is written again when a commit was not answered."""
 
         def errand(work: Work) -> Program[None]:
             lost.clear()
+            runs.append(work.context.now_ms)
             task = yield from sessions.touched(work, name, task_id)
             if task is None:
                 task = yield from rows.load(task_id)
@@ -372,7 +381,10 @@ class TaskService:
                 if name not in (task.assigned_to, task.creator):
                     lost.append((yield from rows.latest_epoch(task_id, name)) is not None)
                     return
-            yield from work.note(task, pb.TaskEvent(progress=event))
+            if len(runs) > 1:
+                yield from work.note_again(task, pb.TaskEvent(progress=event), runs[0])
+            else:
+                yield from work.note(task, pb.TaskEvent(progress=event))
 
         number = self.engine.desk.offer(
             errand,

@@ -118,6 +118,8 @@ class Work:
     """(node, session id): sessions whose token's task, or that of its makers, has ended."""
     errands: list[Callable[[Work], Program[None]]] = field(default_factory=list)
     """What is to follow in transactions of its own."""
+    noted: dict[tuple[str, bytes], int] = field(default_factory=dict)
+    """How many equal events of a task were asked for again (`note_again`)."""
     looked_at: int = 0
     """Tasks beside the one that it is about."""
 
@@ -338,6 +340,26 @@ class Work:
                 "DELETE FROM task_events WHERE task_id = $1 AND number <= $2",
                 (task.task_id, number - KEPT_EVENTS),
             )
+
+    def events_since(self, task_id: str, since_ms: int) -> Program[list[pb.TaskEvent]]:
+        """The events of a task that were written from this moment on; of very many the latest."""
+        found: list[Row] = yield Fetch(
+            "SELECT event FROM task_events WHERE task_id = $1 AND at_ms >= $2 ORDER BY number DESC LIMIT $3",
+            (task_id, since_ms, KEPT_EVENTS),
+        )
+        return [pb.TaskEvent.FromString(event) for (event,) in found]
+
+    def note_again(self, task: Task, event: pb.TaskEvent, since_ms: int) -> Program[None]:
+        """`note`, where an earlier run, which began at `since_ms`, may have written the event.
+
+        Equal events of several callers count one by one: each of them is written once.
+        """
+        written = yield from self.events_since(task.task_id, since_ms)
+        same = sum(one.WhichOneof("event") == "progress" and one.progress == event.progress for one in written)
+        place = task.task_id, event.progress.SerializeToString(deterministic=True)
+        self.noted[place] = self.noted.get(place, 0) + 1
+        if same < self.noted[place]:
+            yield from self.note(task, event)
 
     def note(self, task: Task, event: pb.TaskEvent) -> Program[None]:
         """Write an event of a task whose row is not otherwise changed."""

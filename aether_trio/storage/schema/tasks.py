@@ -236,6 +236,9 @@ FOUND: Final = (
 )
 """What is asked for most among very many tasks: what has failed or waits, which no ordinary task ever is, and what belongs together."""
 
+KEYS: Final = (("ALTER TABLE task_keys ADD COLUMN request {blob}",),)
+"""The hash of the request that came with an idempotency key: another request with this key is a mistake."""
+
 DESCENTS: Final = (
     (
         "ALTER TABLE task_tokens ADD COLUMN lineage TEXT NOT NULL DEFAULT ''",

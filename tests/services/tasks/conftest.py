@@ -30,5 +30,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             "test_housekeeping",
             "test_progress",
             "test_lists",
+            "test_repeats",
         ),
     )

@@ -1,0 +1,142 @@
+"""What is asked for twice happens once: after a commit without an answer, and with an idempotency key. And no circle of waits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+
+from aether_trio.core import Core
+from aether_trio.services.tasks import operate as operations
+from aether_trio.testing.memory import MemoryLink
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import World, agent, barrier, connect, errors
+from tests.services.tasks.peers import Op, answer, create, get, operate
+
+EVENTS = "SELECT event FROM task_events WHERE task_id = $1 ORDER BY number"
+
+
+def events_of(world: World, task_id: str) -> list[pb.TaskEvent]:
+    return [pb.TaskEvent.FromString(event) for (event,) in world.databases["tasks"].query(EVENTS, task_id)]
+
+
+async def own(peer: MemoryLink, **fields: Any) -> str:
+    """A task that its creator works on."""
+    task_id = (await create(peer, assignment_mode=pb.SELF_ASSIGN, **fields)).task_id
+    assert (await operate(peer, Op.CLAIM, task_id)).success
+    return task_id
+
+
+async def hibernate(peer: MemoryLink, task_id: str) -> None:
+    save = pb.CheckpointOperation(op=pb.CheckpointOperation.SAVE, key="k", data=b"x", request_id=f"save-{task_id}")
+    peer.send(pb.UpstreamMessage(checkpoint_op=save))
+    await answer(peer, "checkpoint", save.request_id)
+    wait = pb.WaitSpec(
+        reason=pb.WAIT_REASON_HIBERNATION, hibernation=pb.HibernationDescriptor(checkpoint_key="k")
+    )
+    assert (await operate(peer, Op.PAUSE, task_id, wait_spec=wait)).success
+
+
+async def test_a_retry_whose_commit_was_not_answered_has_been_made(core: Core, world: World) -> None:
+    async with connect(core, agent("w", "c", "1")) as creator, connect(core, agent("w", "c", "2")) as other:
+        task_id = (await create(creator)).task_id
+        assert (await operate(creator, Op.CANCEL, task_id)).success
+        told = len(events_of(world, task_id))
+        world.databases["tasks"].unanswered_writes = 1
+        answered = await operate(creator, Op.RETRY, task_id)
+        assert answered.success, answered.error
+        assert answered.task.status == pb.TASK_STATUS_QUEUED
+        assert len(events_of(world, task_id)) == told + 1
+        again = await operate(other, Op.RETRY, task_id)
+        assert "invalid transition" in again.error
+
+
+async def test_a_resume_of_a_sleeper_whose_commit_was_not_answered_has_been_made(core: Core, world: World) -> None:
+    async with connect(core, agent("w", "c", "1")) as creator, connect(core, agent("w", "i", "1")) as worker:
+        task_id = (await create(creator)).task_id
+        assert (await operate(worker, Op.CLAIM, task_id)).success
+        await hibernate(worker, task_id)
+        told = len(events_of(world, task_id))
+        world.databases["tasks"].unanswered_writes = 1
+        answered = await operate(creator, Op.RESUME, task_id)
+        assert answered.success, answered.error
+        assert len(events_of(world, task_id)) == told + 1
+
+
+async def test_a_report_whose_commit_was_not_answered_is_one_event(core: Core, world: World) -> None:
+    """Also where two say the same at the same time; and a commit that never answers in time is asked for by the writer."""
+    async with connect(core, agent("w", "c", "1")) as peer:
+        task_id = await own(peer)
+        for lost in (0, 1, 3, 8):
+            before = len(events_of(world, task_id))
+            world.databases["tasks"].unanswered_writes = lost
+            same = pb.UpstreamMessage(progress=pb.ProgressReport(task_id=task_id, state="running", summary="half"))
+            other = pb.UpstreamMessage(progress=pb.ProgressReport(task_id=task_id, state="running", summary="more"))
+            peer.send(same, same, other)
+            await trio.sleep(60)
+            told = [event.progress.message for event in events_of(world, task_id)[before:]]
+            assert told == ["half", "half", "more"], lost
+
+
+async def test_a_report_that_was_not_committed_is_an_event_when_it_is(core: Core, world: World) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer:
+        task_id = await own(peer)
+        before = len(events_of(world, task_id))
+        world.databases["tasks"].fail_writes = 3
+        same = pb.UpstreamMessage(progress=pb.ProgressReport(task_id=task_id, state="running", summary="half"))
+        peer.send(same, same)
+        await trio.sleep(60)
+        assert len(events_of(world, task_id)) == before + 2
+
+
+async def test_a_key_that_was_used_for_something_else_is_refused(core: Core) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer:
+        first = await create(peer, idempotency_key="k", payload=b"one", metadata={"b": "1", "a": "2"})
+        again = await create(peer, idempotency_key="k", payload=b"one", metadata={"a": "2", "b": "1"})
+        assert (again.success, again.task_id) == (True, first.task_id)
+        for fields in ({"payload": b"two"}, {"payload": b"one", "priority": pb.TASK_PRIORITY_HIGH}, {"task_type": "u"}):
+            refused = await create(peer, idempotency_key="k", **fields)
+            assert not refused.success
+            assert "idempotency_key" in refused.error_message
+            assert "another request" in refused.error_message
+            assert not refused.task_id
+        elsewhere = await create(peer, idempotency_key="k2", payload=b"two")
+        assert elsewhere.success
+
+
+async def wait_for(peer: MemoryLink, task_id: str, *others: str, **fields: Any) -> pb.TaskOperationResponse:
+    return await operate(peer, Op.WAIT_FOR, task_id, wait_spec=pb.WaitSpec(depends_on=others, **fields))
+
+
+@pytest.mark.parametrize("length", [2, 3, 40])
+async def test_tasks_that_would_wait_for_each_other_are_refused(core: Core, length: int) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer:
+        tasks = [await own(peer) for _ in range(length)]
+        other = await own(peer)
+        for one, after in zip(tasks, tasks[1:], strict=False):
+            waiting = await wait_for(peer, one, after)
+            assert waiting.success, waiting.error
+        last = tasks[-1]
+        for op in (Op.WAIT_FOR, Op.PAUSE):
+            wait = pb.WaitSpec(reason=pb.WAIT_REASON_DEPENDENCY, depends_on=[other, tasks[0]])
+            refused = await operate(peer, op, last, wait_spec=wait)
+            assert not refused.success
+            assert f"{tasks[0]} waits for this task" in refused.error
+        assert (await get(peer, last)).status == pb.TASK_STATUS_RUNNING
+        assert (await wait_for(peer, last, other)).success
+        assert (await operate(peer, Op.COMPLETE, other)).success
+        assert (await operate(peer, Op.COMPLETE, last)).success
+        assert (await get(peer, tasks[-2])).status == pb.TASK_STATUS_RUNNING
+
+
+async def test_what_waits_for_a_task_is_looked_at_within_a_bound(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "MAX_WAITING_FOR", 4)
+    async with connect(core, agent("w", "c", "1")) as peer:
+        awaited, other = await own(peer), await own(peer)
+        for _ in range(5):
+            assert (await wait_for(peer, await own(peer), awaited)).success
+        refused = await wait_for(peer, awaited, other)
+        assert "more than 4 tasks wait for this one" in refused.error
+        assert not errors(peer)
+        await barrier(peer)
