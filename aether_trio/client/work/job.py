@@ -11,7 +11,7 @@ from typing import Final, NoReturn
 import anyio
 import anyio.lowlevel
 
-from aether_trio.client.errors import AetherError, ConnectionLost, RequestTimeout
+from aether_trio.client.errors import AetherError, ConnectionLost, NotImplementedByGateway, RequestTimeout
 from aether_trio.client.operations.checkpoints import Checkpoint
 from aether_trio.client.operations.enums import TaskStatus, WaitReason
 from aether_trio.client.operations.progress import UNKNOWN_COMPLETION, Step
@@ -97,9 +97,12 @@ class Job(Held):
         await self._wait_as(wait)
 
     async def wait_for_authority(self, request_id: str, *, timeout: float | None = None) -> None:
-        """Stand still until the authority that was asked for is given; if it is denied, the task fails."""
-        wait = WaitSpec(reason=WaitReason.AUTHORITY, authority_request_id=request_id, timeout_ms=_ms(timeout))
-        await self._wait_as(wait)
+        """Raise NotImplementedByGateway: gateways serve no authority requests yet, so nothing would end the wait."""
+        self._check()
+        raise NotImplementedByGateway(
+            "ERR_NOT_IMPLEMENTED",
+            f"no gateway serves authority requests yet: a task that waits for {request_id!r} would wait for ever",
+        )
 
     async def wait_for_tasks(
         self, task_ids: Sequence[str], *, any_of_them: bool = False, timeout: float | None = None

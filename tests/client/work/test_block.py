@@ -8,7 +8,7 @@ from functools import partial
 import anyio
 import pytest
 
-from aether_trio.client import InvalidArgument, JobEnd, Refused, TaskOver
+from aether_trio.client import InvalidArgument, JobEnd, NotImplementedByGateway, Refused, TaskOver
 from aether_trio.client.operations import TaskStatus
 from aether_trio.client.operations.task_values import RetryPolicy
 from aether_trio.client.work.held import REASON_CHARS, STOPPED, describe
@@ -344,6 +344,17 @@ async def gives_a_wait_up(address: str) -> None:
         assert job.end is JobEnd.COMPLETED
 
 
+async def waits_for_no_authority(address: str) -> None:
+    async with open_shop(address) as (boss, one):
+        task_id = await order(boss)
+        job = await one_of(one)
+        async with job:
+            with pytest.raises(NotImplementedByGateway, match="authority"):
+                await job.wait_for_authority("r", timeout=30)
+            assert (await boss.tasks.get(task_id)).status is TaskStatus.RUNNING
+        assert job.end is JobEnd.COMPLETED
+
+
 async def cancelled_while_it_waits(address: str) -> None:
     async with open_shop(address) as (boss, one):
         task_id = await order(boss)
@@ -373,6 +384,7 @@ async def cancelled_while_it_waits(address: str) -> None:
         waits_until,
         gives_a_wait_up,
         cancelled_while_it_waits,
+        waits_for_no_authority,
     ],
     ids=lambda body: body.__name__,
 )

@@ -31,5 +31,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             "test_progress",
             "test_lists",
             "test_repeats",
+            "test_subscriptions",
         ),
     )

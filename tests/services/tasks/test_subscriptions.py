@@ -1,0 +1,182 @@
+"""A subscription with all that is below its task: in the order of the numbers, each event once, no child left out, limits that are said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import pytest
+import trio
+
+from aether_trio.core import Core
+from aether_trio.services.tasks import hub
+from aether_trio.testing.memory import MemoryLink
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import World, agent, barrier, connect, errors
+from tests.services.tasks.peers import Op, create, operate
+
+_numbers = count(1)
+
+
+async def subscribe(peer: MemoryLink, task_id: str, **fields: Any) -> pb.TaskSubscriptionOperationResponse:
+    request_id = f"sub-{next(_numbers)}"
+    op = pb.TaskSubscriptionOperation(
+        op=pb.TaskSubscriptionOperation.SUBSCRIBE, task_id=task_id, client_request_id=request_id, **fields
+    )
+    peer.send(pb.UpstreamMessage(task_subscription_op=op))
+    while True:
+        for one in peer.waiting("task_subscription_response"):
+            if one.task_subscription_response.client_request_id == request_id:
+                return one.task_subscription_response
+        await trio.sleep(0.001)
+
+
+def seen(peer: MemoryLink) -> list[pb.TaskEvent]:
+    return [one.task_event for one in peer.waiting("task_event")]
+
+
+def of(events: Sequence[pb.TaskEvent], task_id: str) -> list[pb.TaskEvent]:
+    return [event for event in events if event.task_id == task_id]
+
+
+async def parent_and_children(peer: MemoryLink, how_many: int) -> tuple[str, list[str]]:
+    parent = (await create(peer, assignment_mode=pb.SELF_ASSIGN)).task_id
+    return parent, [await child_of(peer, parent) for _ in range(how_many)]
+
+
+async def child_of(peer: MemoryLink, parent: str) -> str:
+    return (await create(peer, assignment_mode=pb.SELF_ASSIGN, parent_task_id=parent)).task_id
+
+
+def written(world: World, task_id: str) -> list[bytes]:
+    rows = world.databases["tasks"].query("SELECT event FROM task_events WHERE task_id = $1 ORDER BY number", task_id)
+    return [event for (event,) in rows]
+
+
+def as_written(world: World, events: Sequence[pb.TaskEvent], task_id: str) -> bool:
+    """Whether these are all events of the task, in order, each once."""
+    told = []
+    for event in of(events, task_id):
+        plain = pb.TaskEvent()
+        plain.CopyFrom(event)
+        plain.subscription_id = ""
+        told.append(plain)
+    return told == [pb.TaskEvent.FromString(event) for event in written(world, task_id)]
+
+
+@pytest.mark.parametrize("step", [-7, -1, 0])
+async def test_a_replay_is_in_the_order_of_numbers_where_clocks_differ(core: Core, world: World, step: int) -> None:
+    """Each node writes its own time; those of two differ by milliseconds, so an event may be older than the one before it."""
+    async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
+        parent, children = await parent_and_children(peer, 3)
+        for task_id in (parent, *children):
+            assert (await operate(peer, Op.CLAIM, task_id)).success
+            for number in range(4):
+                report = pb.ProgressReport(task_id=task_id, state="running", summary=f"{number}")
+                peer.send(pb.UpstreamMessage(progress=report))
+            await trio.sleep(1)
+        first = world.databases["tasks"].query("SELECT MIN(at_ms) FROM task_events")[0][0]
+        await core.tasks.engine.database.execute("UPDATE task_events SET at_ms = $1 + $2 * number", first + 100, step)
+        for recursive in (True, False):
+            answered = await subscribe(other, parent, recursive=recursive, start_timestamp_unix_ms=1)
+            assert answered.success
+            await trio.sleep(10)
+            told = [one for one in seen(other) if one.subscription_id == answered.subscription_id]
+            for task_id in (parent, *children) if recursive else (parent,):
+                assert as_written(world, told, task_id), [one.progress.message for one in of(told, task_id)]
+
+
+async def test_a_replay_over_several_pages_doubles_nothing(core: Core, world: World) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
+        parent, children = await parent_and_children(peer, 2)
+        for task_id in (parent, *children):
+            assert (await operate(peer, Op.CLAIM, task_id)).success
+            for number in range(hub.PAGE * 2):
+                report = pb.ProgressReport(task_id=task_id, state="running", summary=f"{number}")
+                peer.send(pb.UpstreamMessage(progress=report))
+        await trio.sleep(30)
+        first = world.databases["tasks"].query("SELECT MIN(at_ms) FROM task_events")[0][0]
+        await core.tasks.engine.database.execute("UPDATE task_events SET at_ms = $1 - number % 5", first + 100)
+        assert (await subscribe(other, parent, recursive=True, start_timestamp_unix_ms=1)).success
+        await trio.sleep(30)
+        for task_id in (parent, *children):
+            assert as_written(world, seen(other), task_id)
+
+
+@pytest.mark.parametrize("since", [0, 1])
+async def test_a_child_made_while_a_subscription_begins_is_followed(core: Core, world: World, since: int) -> None:
+    """Between looking for what is below the task and for where its events are."""
+    database = world.databases["tasks"]
+    async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
+        parent, children = await parent_and_children(peer, 2)
+        for held in range(1, 6):
+            made: list[str] = []
+
+            async def hold(held: int = held, made: list[str] = made) -> None:
+                for _ in range(held):
+                    database.after_read.close()
+                    with trio.move_on_after(5):
+                        await database.after_read.arrival()
+                    if _ == held - 1:
+                        made.append(await child_of(peer, parent))
+                        made.append(await child_of(peer, made[0]))
+                    database.after_read.open()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(hold)
+                answered = await subscribe(other, parent, recursive=True, start_timestamp_unix_ms=since)
+            assert answered.success
+            await trio.sleep(10)
+            for task_id in (*children, *made):
+                assert (await operate(peer, Op.CLAIM, task_id)).success
+                report = pb.ProgressReport(task_id=task_id, state="running", summary=f"held {held}")
+                peer.send(pb.UpstreamMessage(progress=report))
+            await trio.sleep(10)
+            told = [one for one in seen(other) if one.subscription_id == answered.subscription_id]
+            for task_id in (*children, *made):
+                marks = [one.progress.message for one in of(told, task_id) if one.progress.message == f"held {held}"]
+                assert marks == [f"held {held}"], (held, task_id in made)
+            assert len({one.SerializeToString() for one in told}) == len(told)
+
+
+async def test_all_children_are_followed(core: Core, world: World) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
+        parent, children = await parent_and_children(peer, 300)
+        assert (await subscribe(other, parent, recursive=True, start_timestamp_unix_ms=1)).success
+        await trio.sleep(30)
+        told = seen(other)
+        assert {one.child_lifecycle.child_task_id for one in of(told, parent)} >= set(children)
+        for task_id in children:
+            peer.send(pb.UpstreamMessage(progress=pb.ProgressReport(task_id=task_id, state="running", summary="x")))
+        await barrier(peer)
+        await trio.sleep(30)
+        assert {one.task_id for one in seen(other)} >= set(children)
+
+
+async def test_more_than_a_subscription_follows_is_an_error(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "MAX_FOLLOWED", 5)
+    async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
+        parent, _ = await parent_and_children(peer, 5)
+        refused = await subscribe(other, parent, recursive=True)
+        assert not refused.success
+        assert "at most 5 tasks" in refused.error
+        assert (await subscribe(other, parent)).success
+
+
+async def test_what_a_subscription_does_not_take_up_is_said(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "MAX_FOLLOWED", 5)
+    async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
+        parent, _ = await parent_and_children(peer, 3)
+        answered = await subscribe(other, parent, recursive=True)
+        assert answered.success
+        for _ in range(4):
+            await child_of(peer, parent)
+        await trio.sleep(10)
+        (told,) = errors(other)
+        assert told.code == "ERR_QUOTA_001"
+        assert answered.subscription_id in told.message
+        assert "at most 5 tasks" in told.message
+        assert len([one for one in of(seen(other), parent) if one.child_lifecycle.lifecycle == "spawned"]) == 4
