@@ -8,20 +8,22 @@
 A subscription has a position for each of its tasks. It is sent an event only when its number is the next one, so it never misses one,
 never sees one twice, and it does not matter in which order commits are heard of, here or from other nodes.
 
-A recursive subscription has the descendants that there are, and takes up those that are made later.
+A recursive subscription has the descendants that there are, and takes up those that are made later. Where it begins and what is below its
+task are read in one snapshot (`beginning`): a child that is made later has its "spawned" behind its parent's position.
 
 Invariants: whatever runs for a subscription runs in its session's nursery; a client that does not read costs the positions and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 import trio
 
+from aether_trio.model.errors import AetherError, Code
 from aether_trio.services.tasks.transaction import Recorded
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Database, Fetch, Program, Row, StorageUnavailable
@@ -30,10 +32,13 @@ from aether_trio.wire.pb import aether_pb2 as pb
 logger = structlog.get_logger("aether.tasks")
 
 PAGE: Final = 100
+PART: Final = 500
+"""Tasks that one statement asks about."""
 MAX_SUBSCRIPTIONS: Final = 256
 """Of one session."""
 MAX_FOLLOWED: Final = 4_096
-"""Tasks of one recursive subscription; descendants that are made later are not taken up beyond it."""
+"""Tasks of one recursive subscription. One that would begin with more is refused; a descendant that is made later is not taken up
+beyond it, and the client is told so once."""
 RETRY_S: Final = 1.0
 
 
@@ -47,6 +52,10 @@ class Subscription:
     recursive: bool
     positions: dict[str, int | None] = field(default_factory=dict)
     behind: set[str] = field(default_factory=set)
+    request_id: str = ""
+    """Of the request that it was made by."""
+    full: bool = False
+    """Its client has been told that there are more tasks than it follows."""
     reading: bool = False
     closed: bool = False
 
@@ -84,6 +93,11 @@ class Hub:
         if task_id not in subscription.positions:
             subscription.positions[task_id] = position
             self._by_task.setdefault(task_id, {})[subscription] = None
+
+    def follow(self, subscription: Subscription, task_ids: Iterable[str]) -> None:
+        """Follow these as well, before `start`."""
+        for task_id in task_ids:
+            self._follow(subscription, task_id, None)
 
     def start(self, subscription: Subscription, positions: dict[str, int], *, replay: bool) -> None:
         """Begin to send, behind these positions; with `replay` there is something behind them already."""
@@ -140,14 +154,21 @@ class Hub:
                 self._catch_up_soon(subscription)
 
     def _send(self, subscription: Subscription, task_id: str, number: int, encoded: bytes) -> None:
+        if number <= (subscription.positions[task_id] or 0):
+            return
         subscription.positions[task_id] = number
         event = pb.TaskEvent.FromString(encoded)
         event.subscription_id = subscription.subscription_id
         subscription.session.put(pb.DownstreamMessage(task_event=event))
         child = event.child_lifecycle
-        if subscription.recursive and child.lifecycle == "spawned" and len(subscription.positions) < MAX_FOLLOWED:
-            self._follow(subscription, child.child_task_id, 0)
-            subscription.behind.add(child.child_task_id)
+        if subscription.recursive and child.lifecycle == "spawned" and child.child_task_id not in subscription.positions:
+            if len(subscription.positions) < MAX_FOLLOWED:
+                self._follow(subscription, child.child_task_id, 0)
+                subscription.behind.add(child.child_task_id)
+                self._catch_up_soon(subscription)
+            elif not subscription.full:
+                subscription.full = True
+                subscription.session.put_error(_too_many(subscription), subscription.request_id)
 
     def _catch_up_soon(self, subscription: Subscription) -> None:
         nursery = subscription.session.nursery
@@ -196,21 +217,88 @@ def _events(wanted: dict[str, int]) -> Program[list[Row]]:
             "ORDER BY number LIMIT $3",
             (task_id, position, PAGE),
         )
-    if len(wanted) > 1:
-        found.sort(key=lambda row: row[2])  # stable: within a task by number, as times of one task only grow
-    return found
+    return in_order(found) if len(wanted) > 1 else found
+
+
+def in_order(found: Sequence[Row]) -> list[Row]:
+    """Events of several tasks, each task's in the order of its numbers: by time, where one is as late as those before it.
+
+    Times are those of the nodes that have written them, so an event may bear an earlier one than the event before it.
+    """
+    latest: dict[str, int] = {}
+    timed = []
+    for row in found:
+        task_id, at_ms = row[0], row[2]
+        latest[task_id] = max(latest.get(task_id, 0), at_ms)
+        timed.append((latest[task_id], row))
+    timed.sort(key=lambda one: one[0])
+    return [row for _, row in timed]
+
+
+def _too_many(subscription: Subscription) -> AetherError:
+    return AetherError(
+        Code.QUOTA,
+        f"subscription {subscription.subscription_id} to all below task {subscription.task_id} follows at most "
+        f"{MAX_FOLLOWED} tasks; those that are made from now on are left out",
+    )
+
+
+class Beginning(NamedTuple):
+    """What a subscription begins with. `unwatched` are tasks that other nodes do not tell this one of."""
+
+    positions: dict[str, int]
+    unwatched: list[str]
+
+
+def beginning(
+    task_id: str, below: Program[list[str]] | None, since_ms: int, node: str | None
+) -> Program[Beginning]:
+    """The task, and what `below` finds, with the positions of all of them. One snapshot. Raises AetherError QUOTA.
+
+    `node` is this node's name where there are others.
+    """
+    wanted = [task_id]
+    if below is not None:
+        wanted += yield from below
+    if len(wanted) > MAX_FOLLOWED:
+        raise AetherError(
+            Code.QUOTA,
+            f"a subscription follows at most {MAX_FOLLOWED} tasks, and task {task_id} has more below it; "
+            "follow some of them instead",
+        )
+    unwatched = []
+    if node is not None:
+        watched: set[str] = set()
+        for names, marks in _in_parts(wanted):
+            found: list[Row] = yield Fetch(
+                f"SELECT task_id FROM task_watchers WHERE task_id IN ({marks}) AND node = ${len(names) + 1}",  # noqa: S608
+                (*names, node),
+            )
+            watched.update(one for (one,) in found)
+        unwatched = [one for one in wanted if one not in watched]
+    return Beginning((yield from positions(wanted, since_ms)), unwatched)
 
 
 def positions(task_ids: Iterable[str], since_ms: int) -> Program[dict[str, int]]:
     """Where a subscription begins: behind everything, or before the first event at or after `since_ms`."""
     found: dict[str, int] = {}
-    for task_id in task_ids:
-        rows: list[Row] = yield Fetch("SELECT events FROM tasks WHERE task_id = $1", (task_id,))
-        latest = rows[0][0] if rows else 0
+    for names, marks in _in_parts(task_ids):
+        rows: list[Row] = yield Fetch(f"SELECT task_id, events FROM tasks WHERE task_id IN ({marks})", names)  # noqa: S608
+        latest: dict[str, int] = dict.fromkeys(names, 0) | {row[0]: row[1] for row in rows}
         if since_ms > 0:
             rows = yield Fetch(
-                "SELECT MIN(number) FROM task_events WHERE task_id = $1 AND at_ms >= $2", (task_id, since_ms)
+                f"SELECT task_id, MIN(number) FROM task_events WHERE task_id IN ({marks}) "  # noqa: S608
+                f"AND at_ms >= ${len(names) + 1} GROUP BY task_id",
+                (*names, since_ms),
             )
-            latest = latest if rows[0][0] is None else rows[0][0] - 1
-        found[task_id] = latest
+            latest |= {task_id: number - 1 for task_id, number in rows}
+        found |= latest
     return found
+
+
+def _in_parts(task_ids: Iterable[str]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """So many as one statement is given, with their places in it."""
+    names = tuple(task_ids)
+    for first in range(0, len(names), PART):
+        part = names[first : first + PART]
+        yield part, ", ".join(f"${number}" for number in range(1, len(part) + 1))

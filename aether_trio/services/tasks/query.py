@@ -26,6 +26,7 @@ DEFAULT_PAGE: Final = 100
 MAX_PAGE: Final = 1000
 MAX_TIME_US: Final = 2**62
 MAX_DESCENDANTS: Final = 10_000
+"""Below one task that are asked for; more are an error."""
 MAX_PAGE_BYTES: Final = 3 * 1024 * 1024
 """Of the rows of a page: clients refuse messages over 4 MiB."""
 ROW_BYTES: Final = 600
@@ -36,7 +37,7 @@ _DESCENDANTS: Final = f"""task_id IN (
         SELECT task_id FROM tasks WHERE parent_task_id = {{0}}
         UNION
         SELECT t.task_id FROM tasks t JOIN below b ON t.parent_task_id = b.task_id WHERE t.parent_task_id <> ''
-    ) SELECT task_id FROM below LIMIT {MAX_DESCENDANTS})"""  # noqa: S608
+    ) SELECT task_id FROM below LIMIT {MAX_DESCENDANTS + 1})"""  # noqa: S608
 
 _IN_TROUBLE: Final = (
     "status IN ('dlq', 'failed', 'hibernated', 'waiting_authority', 'waiting_dependency', 'waiting_input')"

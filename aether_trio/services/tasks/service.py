@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
 
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.errors import AetherError, Code
@@ -16,13 +15,13 @@ from aether_trio.model.ids import IdFactory
 from aether_trio.model.tasks import Move, Reason, Task, Wait
 from aether_trio.model.tasks.table import RULES
 from aether_trio.services.access import Authorizer
-from aether_trio.services.tasks import query, rows, sessions, tokens
+from aether_trio.services.tasks import hub, query, rows, sessions, tokens
 from aether_trio.services.tasks.create import WORKER_KINDS
 from aether_trio.services.tasks.creation import Creation
 from aether_trio.services.tasks.crowd import Join, Leave
 from aether_trio.services.tasks.engine import WATCH, Engine
 from aether_trio.services.tasks.guests import is_guest
-from aether_trio.services.tasks.hub import MAX_SUBSCRIPTIONS, Subscription, positions
+from aether_trio.services.tasks.hub import MAX_SUBSCRIPTIONS, Beginning, Subscription
 from aether_trio.services.tasks.operate import MOVES, Asked, Outcome, operate, read_wait
 from aether_trio.services.tasks.parties import MANAGE, NOT_FOUND, WORK, Caller, is_party, may
 from aether_trio.services.tasks.rows import Worker
@@ -30,17 +29,13 @@ from aether_trio.services.tasks.texts import reason, storable
 from aether_trio.services.tasks.transaction import Context, Work
 from aether_trio.services.tasks.wire import info, named, show
 from aether_trio.session.session import Session
-from aether_trio.storage.base import Execute, Program, StorageUnavailable
+from aether_trio.storage.base import Execute, ExecuteMany, Program, StorageUnavailable
 from aether_trio.storage.outages import outage
 from aether_trio.wire.errors import error_response
 from aether_trio.wire.pb import aether_pb2 as pb
 
 Answers = Sequence[pb.DownstreamMessage]
 HasCheckpoint = Callable[[str, str], Awaitable[bool]]
-
-MAX_DESCENDANTS: Final = 256
-"""That a recursive subscription begins with (reference: tasks.md 6.4)."""
-
 
 class TaskService:
     """See the module docstring. `capacity` is how many live tasks a worker is given at most.
@@ -206,6 +201,13 @@ class TaskService:
             of = query.Part.OWN if caller.can_reach(workspace) else query.Part.GIVEN
         where, args = query.condition(wanted, workspace, session.identity.text, of)
         limit = query.limit_of(wanted)
+        if wanted.parent_task_id and wanted.include_descendants:
+            below = await self.engine.database.read(
+                lambda: query.descendants(storable(wanted.parent_task_id), workspace, query.MAX_DESCENDANTS + 1)
+            )
+            if len(below) > query.MAX_DESCENDANTS:
+                response.error = f"task {wanted.parent_task_id} has more than {query.MAX_DESCENDANTS} tasks below it"
+                return
         page = await self.engine.database.read(lambda: query.list_page(where, args, limit))
         response.success = True
         response.tasks.extend(info(task, numbered=session.numbered) for task in page.tasks)
@@ -241,52 +243,63 @@ class TaskService:
     async def _subscribe(
         self, session: Session, op: pb.TaskSubscriptionOperation, answer: pb.DownstreamMessage
     ) -> None:
-        hub, database = self.engine.hub, self.engine.database
-        if hub.count(session) >= MAX_SUBSCRIPTIONS:
+        subscriptions = self.engine.hub
+        if subscriptions.count(session) >= MAX_SUBSCRIPTIONS:
             raise AetherError(Code.QUOTA, f"a session may have at most {MAX_SUBSCRIPTIONS} task subscriptions")
         task = await self._visible(session, op.task_id, "task_subscribe")
         if task is None:
             raise AetherError(Code.INVALID_ARGUMENT, NOT_FOUND)
-        wanted = [task.task_id]
         # A worker from another workspace is shown its own task, and nothing else of that one.
         recursive = op.recursive and session.allows_workspace(task.workspace)
-        if recursive:
-            workspace = task.workspace
-            wanted += await database.read(lambda: query.descendants(op.task_id, workspace, MAX_DESCENDANTS))
-        subscription = Subscription(self._ids.unique(), session, op.task_id, recursive)
-        hub.open(subscription, wanted)
+        since_ms = max(op.start_timestamp_unix_ms, 0)
+        subscription = Subscription(self._ids.unique(), session, task.task_id, recursive, request_id=op.client_request_id)
+        subscriptions.open(subscription, [task.task_id])
         try:
-            if database.shared:
-                await self._watch(wanted)
-            since_ms = max(op.start_timestamp_unix_ms, 0)
-            found = await database.read(lambda: positions(wanted, since_ms))
+            found = await self._begin(subscription, task, since_ms)
         except BaseException:
-            self._unwatch(hub.close(session, subscription.subscription_id))
+            self._unwatch(subscriptions.close(session, subscription.subscription_id))
             raise
         response = answer.task_subscription_response
         response.success = True
         response.subscription_id = subscription.subscription_id
         session.put(answer)
-        hub.start(subscription, found, replay=since_ms > 0)
+        subscriptions.start(subscription, found, replay=since_ms > 0)
+
+    async def _begin(self, subscription: Subscription, task: Task, since_ms: int) -> dict[str, int]:
+        """Where the subscription begins. What is made below the task meanwhile is in it, or told of behind it."""
+        database = self.engine.database
+        node = self.engine.hints.node if database.shared else None
+
+        def program() -> Program[Beginning]:
+            below = query.descendants(task.task_id, task.workspace, hub.MAX_FOLLOWED)
+            return hub.beginning(task.task_id, below if subscription.recursive else None, since_ms, node)
+
+        if node is not None:
+            await self._watch([task.task_id])
+        while True:
+            found = await database.read(program)
+            self.engine.hub.follow(subscription, found.positions)
+            if not found.unwatched:
+                return found.positions
+            await self._watch(found.unwatched)  # what is made below these from now on is watched from its beginning
 
     async def _watch(self, task_ids: Sequence[str]) -> None:
         """Have other nodes tell this one of events."""
         node = self.engine.hints.node
 
         def program() -> Program[None]:
-            for task_id in sorted(task_ids):
-                yield Execute(WATCH, (task_id, node))
+            yield ExecuteMany(WATCH, [(task_id, node) for task_id in sorted(task_ids)])
 
         await self.engine.database.run(program)
 
     def _unwatch(self, task_ids: Sequence[str]) -> None:
         if not self.engine.database.shared or not task_ids:
             return
-        hub = self.engine.hub
+        subscriptions = self.engine.hub
 
         def errand(work: Work) -> Program[None]:
             for task_id in task_ids:
-                if not hub.watches(task_id):
+                if not subscriptions.watches(task_id):
                     yield Execute(
                         "DELETE FROM task_watchers WHERE task_id = $1 AND node = $2", (task_id, work.context.node)
                     )

@@ -10,11 +10,11 @@ import pytest
 import trio
 
 from aether_trio.core import Core
-from aether_trio.services.tasks import hub
+from aether_trio.services.tasks import hub, query
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, errors
-from tests.services.tasks.peers import Op, create, operate
+from tests.services.tasks.peers import Op, answer, create, operate
 
 _numbers = count(1)
 
@@ -140,13 +140,14 @@ async def test_a_child_made_while_a_subscription_begins_is_followed(core: Core, 
             assert len({one.SerializeToString() for one in told}) == len(told)
 
 
-async def test_all_children_are_followed(core: Core, world: World) -> None:
+@pytest.mark.parametrize("since", [0, 1])
+async def test_all_children_are_followed(core: Core, since: int) -> None:
     async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
         parent, children = await parent_and_children(peer, 300)
-        assert (await subscribe(other, parent, recursive=True, start_timestamp_unix_ms=1)).success
+        assert (await subscribe(other, parent, recursive=True, start_timestamp_unix_ms=since)).success
         await trio.sleep(30)
-        told = seen(other)
-        assert {one.child_lifecycle.child_task_id for one in of(told, parent)} >= set(children)
+        told = {one.child_lifecycle.child_task_id for one in of(seen(other), parent)}
+        assert told == (set(children) if since else set())
         for task_id in children:
             peer.send(pb.UpstreamMessage(progress=pb.ProgressReport(task_id=task_id, state="running", summary="x")))
         await barrier(peer)
@@ -180,3 +181,17 @@ async def test_what_a_subscription_does_not_take_up_is_said(core: Core, monkeypa
         assert answered.subscription_id in told.message
         assert "at most 5 tasks" in told.message
         assert len([one for one in of(seen(other), parent) if one.child_lifecycle.lifecycle == "spawned"]) == 4
+
+
+async def test_a_list_of_all_below_a_task_is_whole_or_refused(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer:
+        parent, children = await parent_and_children(peer, 5)
+        for most, whole in ((5, True), (4, False)):
+            monkeypatch.setattr(query, "MAX_DESCENDANTS", most)
+            wanted = pb.TaskFilter(workspace="w", parent_task_id=parent, include_descendants=True)
+            asked = pb.TaskQuery(op=pb.TaskQuery.LIST, filter=wanted, request_id=f"list-{most}")
+            peer.send(pb.UpstreamMessage(task_query=asked))
+            page: pb.TaskQueryResponse = await answer(peer, "task_query", asked.request_id)
+            assert page.success is whole
+            assert ({task.task_id for task in page.tasks} == set(children)) is whole
+            assert ("more than 4 tasks" in page.error) is not whole
