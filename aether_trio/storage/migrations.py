@@ -35,6 +35,7 @@ MIGRATIONS: Final[dict[str, tuple[Migration, ...]]] = {
         *agents.PRIORITIES,
         *tasks.STINTS,
         *tasks.KEYS,
+        *tasks.CANCELLED_PARENTS,
     ),
 }
 

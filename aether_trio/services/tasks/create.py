@@ -26,7 +26,7 @@ from aether_trio.services.tasks import rows
 from aether_trio.services.tasks.texts import number_of
 from aether_trio.services.tasks.tokens import Minted, keep
 from aether_trio.services.tasks.transaction import Context, Work
-from aether_trio.services.tasks.wire import kept_of, policy_of
+from aether_trio.services.tasks.wire import ABANDON, CANCEL, ON_PARENT_CANCELLED, kept_of, policy_of
 from aether_trio.storage.base import Execute, Fetch, Program, Row
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -115,10 +115,20 @@ def deadlines_of(request: pb.CreateTaskRequest) -> dict[str, int]:
         if text:
             deadline_ms = number_of(text, MAX_DEADLINE_MS)
             if deadline_ms is None:
-                said = repr(text if len(text) <= SHOWN_TEXT else f"{text[:SHOWN_TEXT]}…")
-                raise failed(f"metadata {name} is {said}; it must be a number of milliseconds, at most {MAX_DEADLINE_MS}")
+                raise failed(f"metadata {name} is {_quoted(text)}; it must be a number of milliseconds, at most {MAX_DEADLINE_MS}")
             found[name] = deadline_ms
     return found
+
+
+def check_policy(request: pb.CreateTaskRequest) -> None:
+    """Raises AetherError TASK_CREATE_FAILED."""
+    policy = request.metadata.get(ON_PARENT_CANCELLED, ABANDON)
+    if policy not in (ABANDON, CANCEL):
+        raise failed(f"metadata {ON_PARENT_CANCELLED} is {_quoted(policy)}; it must be {ABANDON} or {CANCEL}")
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= SHOWN_TEXT else f"{text[:SHOWN_TEXT]}…")
 
 
 def new_task(
@@ -138,6 +148,7 @@ def new_task(
         raise failed("a POOL task needs target_implementation")
     if request.task_type == AGENT_STARTUP and mode is not Mode.TARGETED:
         raise failed(f"tasks of type {AGENT_STARTUP} are made by starting an agent")
+    check_policy(request)
     policy = policy_of(request)
     # Of an agent_startup the window is no use: reconciliation looks after those.
     grace = 0 if request.task_type == AGENT_STARTUP else grace_ms(request.task_class)

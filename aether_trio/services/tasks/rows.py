@@ -22,6 +22,7 @@ _OF_A_TASK: Final = (
     "task_descents",
     "task_sessions",
     "task_inputs",
+    "task_cancelled_parents",
 )
 _INSERT: Final = f"""INSERT INTO tasks ({FIELDS}, payload) VALUES ({_MARKS}, ${len(COLUMNS) + 1})
     ON CONFLICT (task_id) DO NOTHING"""  # noqa: S608

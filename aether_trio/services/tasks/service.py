@@ -13,6 +13,7 @@ from aether_trio.model.errors import AetherError, Code
 from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.tasks import Move, Reason, Task, Wait
+from aether_trio.model.tasks.status import TERMINAL
 from aether_trio.model.tasks.table import RULES
 from aether_trio.services.access import Authorizer
 from aether_trio.services.tasks import hub, query, rows, sessions, tokens
@@ -372,14 +373,17 @@ class TaskService:
     # -- progress ---------------------------------------------------------------------------------------------------
 
     def reported(self, session: Session, report: pb.ProgressReport) -> None:
-        """A progress report that names a task: a heartbeat, and an event if it is the reporter's. Never blocks."""
+        """A progress report that names a task: a heartbeat, and an event if it is the reporter's. Never blocks.
+
+        Of a task that has ended, or that another worker has, it is no event but an error: so a worker hears of a cancellation.
+        """
         if not report.task_id:
             return
         name, task_id = session.identity.text, storable(report.task_id)
         event = pb.TaskProgressEvent(
             state=report.state, progress=report.completion, message=report.summary, metadata=report.metadata
         )
-        lost: list[bool] = []
+        lost: list[str] = []
         runs: list[int] = []
         """When this was written; it is written again when a commit was not answered."""
 
@@ -392,7 +396,11 @@ class TaskService:
                 if task is None:
                     return
                 if name not in (task.assigned_to, task.creator):
-                    lost.append((yield from rows.latest_epoch(task_id, name)) is not None)
+                    if (yield from rows.latest_epoch(task_id, name)) is not None:
+                        lost.append(f"this assignment of task {task_id} is over: somebody else has it")
+                    return
+                if task.status in TERMINAL:
+                    lost.append(f"task {task_id} has ended: it is {task.status.value}")
                     return
             if len(runs) > 1:
                 yield from work.note_again(task, pb.TaskEvent(progress=event), runs[0])
@@ -409,12 +417,9 @@ class TaskService:
             self._reports[session.session_id] = number
 
     @staticmethod
-    def _tell_lost(session: Session, report: pb.ProgressReport, lost: Sequence[bool]) -> None:
-        if any(lost) and not session.detached:
-            error = AetherError(
-                Code.INVALID_ARGUMENT, f"this assignment of task {report.task_id} is over: somebody else has it"
-            )
-            session.put(error_response(error, report.request_id))
+    def _tell_lost(session: Session, report: pb.ProgressReport, lost: Sequence[str]) -> None:
+        if lost and not session.detached:
+            session.put(error_response(AetherError(Code.INVALID_ARGUMENT, lost[0]), report.request_id))
 
     async def _after_reports(self, session: Session) -> None:
         """What a session asks for comes after what it has reported."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, NamedTuple
 
 from aether_trio.model.tasks import Facts, Move, Status, Step, Task, Wait, decide
@@ -26,6 +27,7 @@ from aether_trio.model.tasks.task import AGENT_STARTUP, holder_of, keeper_of, qu
 from aether_trio.model.topics import task_lane
 from aether_trio.services.tasks import handing, input_rows, rows, startups, tokens
 from aether_trio.services.tasks.rows import WORKER_FIELDS, Worker, read_worker
+from aether_trio.services.tasks.wire import ends_with_parent
 from aether_trio.storage.base import Aside, Execute, Fetch, Program, Row
 from aether_trio.wire.delivery import delivery_prefix, delivery_suffix, encode_delivery
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -271,6 +273,22 @@ class Work:
         yield from self._announce(task)
         if task.awaited:
             yield from self.wake_dependents(task.task_id)
+        if task.status is Status.CANCELLED:
+            yield from self._leave_children(task)
+
+    def _leave_children(self, task: Task) -> Program[None]:
+        """A task is cancelled that may have children: those that end with it follow in transactions of their own.
+
+        It is written down, so that they do when this gateway ends before.
+        """
+        found: list[Row] = yield Fetch(
+            "SELECT 1 FROM tasks WHERE parent_task_id = $1 AND parent_task_id <> '' LIMIT 1", (task.task_id,)
+        )
+        if found:
+            yield Execute(
+                "INSERT INTO task_cancelled_parents (task_id) VALUES ($1) ON CONFLICT DO NOTHING", (task.task_id,)
+            )
+            self.errands.append(partial(cancel_children, parent_id=task.task_id))
 
     def wake_dependents(self, task_id: str) -> Program[None]:
         """Let tasks go on that waited for this one, which has ended or is gone; a page of them."""
@@ -294,6 +312,8 @@ class Work:
         """What has ended while others waited for it, and whoever was to wake the rest of them is gone."""
         found: list[Row] = yield Fetch(_UNFINISHED, tuple(sorted(status.value for status in TERMINAL)))
         self.unfinished.extend(task_id for (task_id,) in found)
+        parents: list[Row] = yield Fetch("SELECT task_id FROM task_cancelled_parents")
+        self.errands.extend(partial(cancel_children, parent_id=task_id) for (task_id,) in parents)
 
     def depend(self, task: Task, wait: Wait) -> Program[bool]:
         """Remember which of those that a task waits for have not ended, one that is tried again included; whether the wait is over."""
@@ -409,6 +429,27 @@ class Work:
             (task.task_id, task.events, self.context.node, EVENT_INTAKE, frame),
         )
         self.outbox = True
+
+
+def cancel_children(work: Work, parent_id: str, after: str = "") -> Program[None]:
+    """Cancel a page of the children, behind `after`, that end with their parent."""
+    parent = yield from rows.load(parent_id)
+    found: list[Task] = []
+    if parent is not None and parent.status is Status.CANCELLED:  # it may have been tried again by now
+        found = yield from rows.select(
+            "parent_task_id = $1 AND parent_task_id <> '' AND task_id > $2 ORDER BY task_id LIMIT $3",
+            (parent_id, after, WAKE_PAGE),
+        )
+    for child in found:
+        if not child.is_final and ends_with_parent(child):
+            facts = work.facts(reason=f"parent task {parent_id} was cancelled")
+            current = yield from rows.load(child.task_id)  # another child's end may have moved it
+            if current is not None and not current.is_final:
+                yield from work.make(current, Move.CANCEL, facts)
+    if len(found) == WAKE_PAGE:
+        work.errands.append(partial(cancel_children, parent_id=parent_id, after=found[-1].task_id))
+    else:
+        yield Execute("DELETE FROM task_cancelled_parents WHERE task_id = $1", (parent_id,))
 
 
 def _is_told(before: Task, after: Task) -> bool:

@@ -20,6 +20,12 @@ ASSIGNMENT: Final = "_assignment"
 """The number of a task's latest assignment, for clients that ask for it."""
 DEAD_LETTER: Final = "_dead_letter"
 """Set on a task that is shown as FAILED and for which there is to be no further attempt: "true", or who has seen to it."""
+ON_PARENT_CANCELLED: Final = "on_parent_cancelled"
+"""Metadata of a task that has a parent: what becomes of it when that is cancelled. The protocol has no field for it."""
+ABANDON: Final = "abandon"
+"""It goes on. What is not said is this."""
+CANCEL: Final = "cancel"
+"""It is cancelled, too."""
 _RESOLVED: Final = "_dead_letter_resolved"
 
 _KEPT: Final = frozenset(
@@ -55,6 +61,11 @@ def may_start_target(task: Task) -> bool:
     """Whether its creator lets its target be started when it is not there."""
     policy = _kept(task).target_offline_policy
     return policy in (pb.TARGET_OFFLINE_POLICY_UNSPECIFIED, pb.TARGET_OFFLINE_POLICY_ORCHESTRATE)
+
+
+def ends_with_parent(task: Task) -> bool:
+    """Whether its creator wants it cancelled when its parent is."""
+    return _kept(task).metadata.get(ON_PARENT_CANCELLED) == CANCEL
 
 
 def policy_of(request: pb.CreateTaskRequest) -> RetryPolicy | None:

@@ -239,6 +239,11 @@ FOUND: Final = (
 KEYS: Final = (("ALTER TABLE task_keys ADD COLUMN request {blob}",),)
 """The hash of the request that came with an idempotency key: another request with this key is a mistake."""
 
+CANCELLED_PARENTS: Final = (
+    ("CREATE TABLE task_cancelled_parents (task_id TEXT {byte_order} PRIMARY KEY) {clustered}",),
+)
+"""Cancelled tasks whose children have not all been looked at."""
+
 DESCENTS: Final = (
     (
         "ALTER TABLE task_tokens ADD COLUMN lineage TEXT NOT NULL DEFAULT ''",

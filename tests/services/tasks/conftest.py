@@ -31,6 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             "test_progress",
             "test_lists",
             "test_repeats",
+            "test_cancelled",
             "test_subscriptions",
         ),
     )

@@ -1,0 +1,145 @@
+"""A cancelled task is over for its worker, which hears so when it reports, and for its children if they were made so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+
+from aether_trio.core import Core
+from aether_trio.services.tasks import transaction
+from aether_trio.testing.memory import MemoryLink
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import World, agent, barrier, connect, errors
+from tests.services.tasks.peers import Op, create, get, operate
+
+ENDS = [
+    (Op.CANCEL, "cancelled"),
+    (Op.COMPLETE, "completed"),
+    (Op.FAIL, "failed"),
+]
+
+
+def report(task_id: str, **fields: Any) -> pb.UpstreamMessage:
+    return pb.UpstreamMessage(
+        progress=pb.ProgressReport(task_id=task_id, state="running", request_id="mine", **fields)
+    )
+
+
+def count_of(world: World, task_id: str) -> int:
+    found: int = world.databases["tasks"].query("SELECT COUNT(*) FROM task_events WHERE task_id = $1", task_id)[0][0]
+    return found
+
+
+@pytest.mark.parametrize("retried", [False, True])
+@pytest.mark.parametrize(("op", "word"), ENDS, ids=[word for _, word in ENDS])
+async def test_progress_of_a_task_that_has_ended_is_an_error_and_no_event(
+    core: Core, world: World, op: pb.TaskOperation.OpType.ValueType, word: str, retried: bool
+) -> None:
+    policy = pb.RetryPolicy(max_attempts=3, initial_delay_ms=3_600_000, backoff=pb.BACKOFF_STRATEGY_FIXED)
+    more: dict[str, Any] = {"retry_policy": policy} if retried else {}
+    async with connect(core, agent("w", "c", "1")) as creator, connect(core, agent("w", "i", "1")) as worker:
+        task_id = (await create(creator, **more)).task_id
+        assert (await operate(worker, Op.CLAIM, task_id)).success
+        worker.send(report(task_id))
+        await trio.sleep(1)
+        assert not errors(worker)
+        assert (await operate(creator if op == Op.CANCEL else worker, op, task_id)).success
+        before = count_of(world, task_id)
+        for peer in (worker, creator):
+            peer.send(report(task_id))
+            await trio.sleep(1)
+            (told,) = errors(peer)
+            assert (told.code, told.request_id) == ("ERR_INVALID_ARGUMENT", "mine")
+            assert f"task {task_id} has ended: it is {word}" in told.message
+        assert count_of(world, task_id) == before
+
+
+async def test_who_has_no_part_in_a_task_does_not_hear_of_its_end(core: Core) -> None:
+    async with connect(core, agent("w", "c", "1")) as creator, connect(core, agent("v", "x", "1")) as stranger:
+        task_id = (await create(creator)).task_id
+        assert (await operate(creator, Op.CANCEL, task_id)).success
+        stranger.send(report(task_id), report("nothing"))
+        await trio.sleep(1)
+        await barrier(stranger)
+        assert not errors(stranger)
+
+
+async def child_of(peer: MemoryLink, parent: str, policy: str = "") -> str:
+    metadata = {"on_parent_cancelled": policy} if policy else {}
+    response = await create(peer, parent_task_id=parent, metadata=metadata, assignment_mode=pb.SELF_ASSIGN)
+    assert response.success, response.error_message
+    return response.task_id
+
+
+async def test_children_of_a_cancelled_task_go_on_or_are_cancelled(core: Core) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer:
+        parent = (await create(peer, assignment_mode=pb.SELF_ASSIGN)).task_id
+        plain, abandoned, cancelled, ended = [
+            await child_of(peer, parent, policy) for policy in ("", "abandon", "cancel", "cancel")
+        ]
+        below = [await child_of(peer, cancelled, policy) for policy in ("cancel", "abandon")]
+        assert (await operate(peer, Op.COMPLETE, ended)).success
+        assert (await operate(peer, Op.CANCEL, parent)).success
+        await trio.sleep(1)
+        states = [(await get(peer, one)).status for one in (plain, abandoned, cancelled, ended, *below)]
+        assert states == [
+            pb.TASK_STATUS_QUEUED,
+            pb.TASK_STATUS_QUEUED,
+            pb.TASK_STATUS_CANCELLED,
+            pb.TASK_STATUS_COMPLETED,
+            pb.TASK_STATUS_CANCELLED,
+            pb.TASK_STATUS_QUEUED,
+        ]
+        assert (await get(peer, cancelled)).error == f"parent task {parent} was cancelled"
+
+
+@pytest.mark.parametrize("op", [Op.COMPLETE, Op.FAIL])
+async def test_children_of_a_task_that_ends_otherwise_go_on(
+    core: Core, op: pb.TaskOperation.OpType.ValueType
+) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer:
+        parent = (await create(peer, assignment_mode=pb.SELF_ASSIGN)).task_id
+        child = await child_of(peer, parent, "cancel")
+        assert (await operate(peer, op, parent)).success
+        await trio.sleep(1)
+        assert (await get(peer, child)).status == pb.TASK_STATUS_QUEUED
+
+
+async def test_a_policy_that_nobody_knows_is_refused(core: Core) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer:
+        refused = await create(peer, metadata={"on_parent_cancelled": "bury"})
+        assert not refused.success
+        assert "on_parent_cancelled" in refused.error_message
+        assert "abandon" in refused.error_message
+
+
+@pytest.mark.parametrize("shape", ["wide", "deep"])
+async def test_very_many_children_are_cancelled(core: Core, shape: str) -> None:
+    """More than a page of them, and deeper than calls may nest."""
+    async with connect(core, agent("w", "c", "1")) as peer:
+        parent = (await create(peer, assignment_mode=pb.SELF_ASSIGN)).task_id
+        tasks = [parent]
+        for _ in range(2 * transaction.WAKE_PAGE + 1 if shape == "wide" else 400):
+            tasks.append(await child_of(peer, parent if shape == "wide" else tasks[-1], "cancel"))
+        assert (await operate(peer, Op.CANCEL, parent)).success
+        await trio.sleep(600)
+        assert {(await get(peer, one)).status for one in tasks} == {pb.TASK_STATUS_CANCELLED}
+        left = await core.tasks.engine.database.fetch("SELECT * FROM task_cancelled_parents")
+        assert not left
+
+
+async def test_children_are_cancelled_though_the_gateway_ends_before(world: World) -> None:
+    tasks_db = world.databases["tasks"]
+    async with world.open() as core, connect(core, agent("w", "c", "1")) as peer:
+        parent = (await create(peer, assignment_mode=pb.SELF_ASSIGN)).task_id
+        child = await child_of(peer, parent, "cancel")
+        core.tasks.engine.desk.put = lambda *_: 0  # type: ignore[method-assign]  # it ends right after the commit
+        assert (await operate(peer, Op.CANCEL, parent)).success
+        assert (await get(peer, child)).status == pb.TASK_STATUS_QUEUED
+    assert tasks_db.query("SELECT task_id FROM task_cancelled_parents") == [(parent,)]
+    async with world.open() as core, connect(core, agent("w", "c", "1")) as peer:
+        await trio.sleep(60)
+        assert (await get(peer, child)).status == pb.TASK_STATUS_CANCELLED
+    assert not tasks_db.query("SELECT task_id FROM task_cancelled_parents")
