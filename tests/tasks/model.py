@@ -320,12 +320,27 @@ class Model:
         to = "hibernated" if wait.reason == "hibernation" else WAITS[wait.reason]
         if not (job.status in {to, "running"} or (job.status == "pending" and to == "waiting_dependency")):
             raise No("invalid transition")
+        if to == "waiting_dependency" and self._waits_for(wait.depends_on, job.name):
+            raise No("waits for this task")
         if job.status == "running":
             job.worked += self.now - job.running
             job.excused = 0
         self._turn_to(job, to, wait.reason, wait=wait, paused=self.now, missing=0)
         if to == "waiting_dependency":
             self._look(job, wait)
+
+    def _waits_for(self, names: tuple[str, ...], wanted: str) -> bool:
+        """Whether one of these waits for a task, itself or through others."""
+        ahead, seen = list(names), set(names)
+        while ahead:
+            job = self.jobs.get(ahead.pop())
+            if job is None or job.status != "waiting_dependency" or job.wait is None:
+                continue
+            if wanted in job.wait.depends_on:
+                return True
+            ahead += [name for name in job.wait.depends_on if name not in seen]
+            seen.update(job.wait.depends_on)
+        return False
 
     def _ask_resume(self, job: Job, caller: str, _reason: str, _wait: Waiting | None) -> None:
         if job.status == "pending":
@@ -341,10 +356,12 @@ class Model:
         self._turn_to(job, "rejected", reason or "rejected", by=caller, wait=None, paused=0)
 
     def report(self, caller: str, name: str, word: str) -> bool:
-        """Progress; False if the reporter is to be told that it has lost the task."""
+        """Progress; False if the reporter is to be told that it has lost the task, or that the task has ended."""
         job = self.jobs[name]
         if caller not in {job.worker, job.creator}:
             return caller not in job.had
+        if job.status in ENDED:
+            return False
         noticed = job.missing or "heartbeat_timeout_ms" in job.limits
         if caller == job.worker and job.status == "running" and noticed:
             job.heard, job.missing, job.excused = self.now, 0, 0

@@ -361,7 +361,8 @@ class Play:
         await self._settle()
         self.model.now = self.clock.now_ms()
         believed = self.model.report(NAMES[who], name, word)
-        errors = [one for one in link.waiting("error") if "is over" in one.error.message]
+        words = "is over", "has ended"
+        errors = [one for one in link.waiting("error") if any(word in one.error.message for word in words)]
         for one in errors:
             link._downstream.remove(one)
         assert len(errors) == (0 if believed else 1)

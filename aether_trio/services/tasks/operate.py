@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from aether_trio.model.tasks import Mode, Move, Reason, Refused, Status, Step, Task, Wait
+from aether_trio.model.tasks import Mode, Move, Reason, Refused, Status, Step, Task, Wait, decide
 from aether_trio.model.tasks.table import RULES, Decision
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.tasks import input_rows, rows, startups
@@ -20,13 +20,9 @@ from aether_trio.wire.pb import aether_pb2 as pb
 Op = pb.TaskOperation
 
 MAX_DEPENDENCIES: Final = 1_000
-MAX_WAITING_FOR: Final = 10_000
-"""Tasks that wait for one, themselves or through others, that may itself begin to wait: so many are looked at for a circle."""
-_WAITING_FOR: Final = """WITH RECURSIVE waiting(task_id) AS (
-        SELECT task_id FROM task_dependents WHERE depends_on = $1
-        UNION
-        SELECT d.task_id FROM task_dependents d JOIN waiting w ON d.depends_on = w.task_id
-    ) SELECT task_id FROM waiting LIMIT $2"""
+MAX_CIRCLE: Final = 10_000
+"""Tasks that one waits for, itself or through others, if it is waited for itself: so many are looked at for a circle."""
+CIRCLE_PART: Final = 500
 MAX_TIMEOUT_MS: Final = 10 * 365 * 24 * 3600 * 1000
 """Ten years: a longer wait is as good as one without an end, and must not overflow a column when it is added to a time."""
 MAX_WAKE_MS: Final = 2**62
@@ -111,6 +107,11 @@ def operate(context: Context, caller: Caller, asked: Asked, since_ms: int = 0) -
         pause_key=_pause_key(task, caller, asked, epoch),
         present=present,
     )
+    if asked.wait is not None and asked.wait.status is Status.WAITING_DEPENDENCY:
+        if isinstance(decide(task, asked.move, facts), Step) and (
+            circle := (yield from _check_circle(work, task, asked.wait))
+        ):
+            return Outcome(task, refusal=circle)
     decision: Decision | None = None
     if task.task_type == AGENT_STARTUP:
         refusal = startups.refuse(task, asked.move)
@@ -202,10 +203,6 @@ def _check_wait(work: Work, task: Task, caller: Caller, asked: Asked) -> Program
         return f"a task may wait for at most {MAX_DEPENDENCIES} others"
     if task.task_id in wait.depends_on:
         return "a task cannot wait for itself"
-    if task.awaited and wait.status is Status.WAITING_DEPENDENCY:
-        circle = yield from _check_circle(work, task, wait)
-        if circle:
-            return circle
     if wait.reason == Reason.HIBERNATION and not task.assigned_to:
         return "a task that nobody has cannot hibernate"
     if wait.reason == Reason.HIBERNATION and caller.name != task.assigned_to:
@@ -220,15 +217,31 @@ def _check_wait(work: Work, task: Task, caller: Caller, asked: Asked) -> Program
 
 
 def _check_circle(work: Work, task: Task, wait: Wait) -> Program[str]:
-    """Why this wait would be for the task's own end; "" if it would not."""
-    found: list[Row] = yield Fetch(_WAITING_FOR, (task.task_id, MAX_WAITING_FOR + 1))
-    work.look_at(len(found))
-    if len(found) > MAX_WAITING_FOR:
-        return f"more than {MAX_WAITING_FOR} tasks wait for this one, which is too many to begin a wait of its own"
-    waiting = {task_id for (task_id,) in found}
-    for task_id in wait.depends_on:
-        if task_id in waiting:
-            return f"{task_id} waits for this task, itself or through others: neither would ever go on"
+    """Why this wait would be for the task's own end; "" if it would not.
+
+    What tasks wait for is in their rows. A task that none has ever waited for is on no circle, and costs nothing here.
+    """
+    if not task.awaited:
+        return ""
+    via = {task_id: task_id for task_id in wait.depends_on}
+    ahead = list(via)
+    while ahead:
+        part, ahead = ahead[:CIRCLE_PART], ahead[CIRCLE_PART:]
+        work.look_at(len(part))
+        marks = ", ".join(f"${number}" for number in range(3, len(part) + 3))
+        found: list[Row] = yield Fetch(
+            f"SELECT task_id, wait FROM tasks WHERE workspace = $1 AND status = $2 AND task_id IN ({marks})",  # noqa: S608
+            (task.workspace, Status.WAITING_DEPENDENCY.value, *part),
+        )
+        for waiting_id, text in found:
+            for task_id in Wait.from_json(text).depends_on:
+                if task_id == task.task_id:
+                    return f"{via[waiting_id]} waits for this task, itself or through others: neither would ever go on"
+                if task_id not in via:
+                    via[task_id] = via[waiting_id]
+                    ahead.append(task_id)
+        if len(via) > MAX_CIRCLE:
+            return f"the task would wait, itself or through others, for more than {MAX_CIRCLE} tasks"
     return ""
 
 

@@ -130,13 +130,25 @@ async def test_tasks_that_would_wait_for_each_other_are_refused(core: Core, leng
         assert (await get(peer, tasks[-2])).status == pb.TASK_STATUS_RUNNING
 
 
-async def test_what_waits_for_a_task_is_looked_at_within_a_bound(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "MAX_WAITING_FOR", 4)
+async def test_a_task_that_is_tried_again_may_close_a_circle(core: Core) -> None:
+    """It had ended for the one that waits for it and for another one; when that ends, it is waited for anew."""
+    async with connect(core, agent("w", "c", "1")) as peer:
+        first, other, waiting = await own(peer), await own(peer), await own(peer)
+        assert (await wait_for(peer, waiting, first, other)).success
+        assert (await operate(peer, Op.CANCEL, first)).success
+        assert (await operate(peer, Op.RETRY, first)).success
+        assert (await operate(peer, Op.CLAIM, first)).success
+        refused = await wait_for(peer, first, waiting)
+        assert f"{waiting} waits for this task" in refused.error
+
+
+async def test_a_circle_is_looked_for_within_a_bound(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "MAX_CIRCLE", 4)
     async with connect(core, agent("w", "c", "1")) as peer:
         awaited, other = await own(peer), await own(peer)
-        for _ in range(5):
-            assert (await wait_for(peer, await own(peer), awaited)).success
+        assert (await wait_for(peer, await own(peer), awaited)).success
+        assert (await wait_for(peer, other, *[await own(peer) for _ in range(4)])).success
         refused = await wait_for(peer, awaited, other)
-        assert "more than 4 tasks wait for this one" in refused.error
+        assert "for more than 4 tasks" in refused.error
         assert not errors(peer)
         await barrier(peer)
