@@ -115,7 +115,9 @@ def deadlines_of(request: pb.CreateTaskRequest) -> dict[str, int]:
         if text:
             deadline_ms = number_of(text, MAX_DEADLINE_MS)
             if deadline_ms is None:
-                raise failed(f"metadata {name} is {_quoted(text)}; it must be a number of milliseconds, at most {MAX_DEADLINE_MS}")
+                raise failed(
+                    f"metadata {name} is {_quoted(text)}; it must be a number of milliseconds, at most {MAX_DEADLINE_MS}"
+                )
             found[name] = deadline_ms
     return found
 
@@ -255,9 +257,7 @@ def create(
     `request` is the hash of what was asked for with the key.
     """
     if key:
-        found: list[Row] = yield Fetch(
-            "SELECT task_id, expires_ms, request FROM task_keys WHERE key_hash = $1", (key,)
-        )
+        found: list[Row] = yield Fetch("SELECT task_id, expires_ms, request FROM task_keys WHERE key_hash = $1", (key,))
         if found and found[0][1] > context.now_ms and found[0][0] != task.task_id:
             if found[0][2] != request:
                 return Created("", problem=REUSED_KEY)

@@ -161,7 +161,11 @@ class Hub:
         event.subscription_id = subscription.subscription_id
         subscription.session.put(pb.DownstreamMessage(task_event=event))
         child = event.child_lifecycle
-        if subscription.recursive and child.lifecycle == "spawned" and child.child_task_id not in subscription.positions:
+        if (
+            subscription.recursive
+            and child.lifecycle == "spawned"
+            and child.child_task_id not in subscription.positions
+        ):
             if len(subscription.positions) < MAX_FOLLOWED:
                 self._follow(subscription, child.child_task_id, 0)
                 subscription.behind.add(child.child_task_id)
@@ -250,9 +254,7 @@ class Beginning(NamedTuple):
     unwatched: list[str]
 
 
-def beginning(
-    task_id: str, below: Program[list[str]] | None, since_ms: int, node: str | None
-) -> Program[Beginning]:
+def beginning(task_id: str, below: Program[list[str]] | None, since_ms: int, node: str | None) -> Program[Beginning]:
     """The task, and what `below` finds, with the positions of all of them. One snapshot. Raises AetherError QUOTA.
 
     `node` is this node's name where there are others.

@@ -38,6 +38,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 Answers = Sequence[pb.DownstreamMessage]
 HasCheckpoint = Callable[[str, str], Awaitable[bool]]
 
+
 class TaskService:
     """See the module docstring. `capacity` is how many live tasks a worker is given at most.
 
@@ -253,7 +254,9 @@ class TaskService:
         # A worker from another workspace is shown its own task, and nothing else of that one.
         recursive = op.recursive and session.allows_workspace(task.workspace)
         since_ms = max(op.start_timestamp_unix_ms, 0)
-        subscription = Subscription(self._ids.unique(), session, task.task_id, recursive, request_id=op.client_request_id)
+        subscription = Subscription(
+            self._ids.unique(), session, task.task_id, recursive, request_id=op.client_request_id
+        )
         subscriptions.open(subscription, [task.task_id])
         try:
             found = await self._begin(subscription, task, since_ms)

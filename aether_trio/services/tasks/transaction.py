@@ -49,6 +49,10 @@ _RECORD_AND_LOOK: Final = (
 )
 
 
+_COUNT_EVENT: Final = (
+    "UPDATE tasks SET events = events + 1 WHERE task_id = $1 RETURNING events, workspace, parent_task_id"
+)
+
 _TOLD: Final = frozenset({Move.ASSIGN, Move.START})
 """After these somebody has to be told."""
 
@@ -390,12 +394,14 @@ class Work:
             yield from self._record(task, numbers[0][0], event)
 
     def _tell_parent(self, task: Task, lifecycle: str) -> Program[None]:
-        parent = yield from rows.load(task.parent_task_id)
-        if parent is not None:
+        found: list[Row] = yield Fetch(_COUNT_EVENT, (task.parent_task_id,))
+        if found:
+            number, workspace, above = found[0]
+            parent = Task(task.parent_task_id, "", workspace, parent_task_id=above)
             child = pb.TaskChildLifecycleEvent(
                 child_task_id=task.task_id, child_status=_wire(task.status), lifecycle=lifecycle
             )
-            yield from self.note(parent, pb.TaskEvent(child_lifecycle=child))
+            yield from self._record(parent, number, pb.TaskEvent(child_lifecycle=child))
 
     def _announce(self, task: Task) -> Program[None]:
         """The event that its creator asked for, for the workflow engine."""

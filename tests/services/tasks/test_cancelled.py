@@ -22,9 +22,7 @@ ENDS = [
 
 
 def report(task_id: str, **fields: Any) -> pb.UpstreamMessage:
-    return pb.UpstreamMessage(
-        progress=pb.ProgressReport(task_id=task_id, state="running", request_id="mine", **fields)
-    )
+    return pb.UpstreamMessage(progress=pb.ProgressReport(task_id=task_id, state="running", request_id="mine", **fields))
 
 
 def count_of(world: World, task_id: str) -> int:
@@ -96,9 +94,7 @@ async def test_children_of_a_cancelled_task_go_on_or_are_cancelled(core: Core) -
 
 
 @pytest.mark.parametrize("op", [Op.COMPLETE, Op.FAIL])
-async def test_children_of_a_task_that_ends_otherwise_go_on(
-    core: Core, op: pb.TaskOperation.OpType.ValueType
-) -> None:
+async def test_children_of_a_task_that_ends_otherwise_go_on(core: Core, op: pb.TaskOperation.OpType.ValueType) -> None:
     async with connect(core, agent("w", "c", "1")) as peer:
         parent = (await create(peer, assignment_mode=pb.SELF_ASSIGN)).task_id
         child = await child_of(peer, parent, "cancel")

@@ -32,9 +32,7 @@ async def hibernate(peer: MemoryLink, task_id: str) -> None:
     save = pb.CheckpointOperation(op=pb.CheckpointOperation.SAVE, key="k", data=b"x", request_id=f"save-{task_id}")
     peer.send(pb.UpstreamMessage(checkpoint_op=save))
     await answer(peer, "checkpoint", save.request_id)
-    wait = pb.WaitSpec(
-        reason=pb.WAIT_REASON_HIBERNATION, hibernation=pb.HibernationDescriptor(checkpoint_key="k")
-    )
+    wait = pb.WaitSpec(reason=pb.WAIT_REASON_HIBERNATION, hibernation=pb.HibernationDescriptor(checkpoint_key="k"))
     assert (await operate(peer, Op.PAUSE, task_id, wait_spec=wait)).success
 
 

@@ -155,9 +155,7 @@ async def test_all_children_are_followed(core: Core, since: int) -> None:
         assert {one.task_id for one in seen(other)} >= set(children)
 
 
-async def test_more_than_a_subscription_follows_is_an_error(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_more_than_a_subscription_follows_is_an_error(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "MAX_FOLLOWED", 5)
     async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
         parent, _ = await parent_and_children(peer, 5)
