@@ -91,7 +91,7 @@ class Play:
         self.order: list[str] = []
         self.heard: dict[str, list[tuple[object, ...]]] = {}
         self.story: list[str] = []
-        self.keys: dict[int, str] = {}
+        self.keys: dict[int, tuple[str, pb.CreateTaskRequest]] = {}
         self.window = 4
         """Of how many of the latest tasks steps speak."""
         self._ids = count(1)
@@ -284,8 +284,10 @@ class Play:
             request.idempotency_key = str(key)
         answer = await self._ask("creator", "create_task", request)
         if key in self.keys:
-            assert answer.success
-            assert answer.task_id == self.keys[key]
+            task_id, first = self.keys[key]
+            request.request_id = first.request_id
+            assert answer.success == (request == first), answer.error_message
+            assert answer.task_id == (task_id if answer.success else "")
             return
         if mode == "targeted" and kind % 2 == 0 and NAMES[who] not in self.model.hands:
             assert not answer.success
@@ -294,7 +296,7 @@ class Play:
         assert answer.success, answer.error_message
         job.name = answer.task_id
         if key:
-            self.keys[key] = job.name
+            self.keys[key] = job.name, request
         self.order.append(job.name)
         self.model.create(job)
         await self._follow(job.name)

@@ -107,10 +107,9 @@ def operate(context: Context, caller: Caller, asked: Asked, since_ms: int = 0) -
         pause_key=_pause_key(task, caller, asked, epoch),
         present=present,
     )
-    if asked.wait is not None and asked.wait.status is Status.WAITING_DEPENDENCY:
-        if isinstance(decide(task, asked.move, facts), Step) and (
-            circle := (yield from _check_circle(work, task, asked.wait))
-        ):
+    if asked.wait is not None and isinstance(decide(task, asked.move, facts), Step):
+        circle = yield from _check_circle(work, task, asked.wait)
+        if circle:
             return Outcome(task, refusal=circle)
     decision: Decision | None = None
     if task.task_type == AGENT_STARTUP:
@@ -221,7 +220,7 @@ def _check_circle(work: Work, task: Task, wait: Wait) -> Program[str]:
 
     What tasks wait for is in their rows. A task that none has ever waited for is on no circle, and costs nothing here.
     """
-    if not task.awaited:
+    if not task.awaited or wait.status is not Status.WAITING_DEPENDENCY:
         return ""
     via = {task_id: task_id for task_id in wait.depends_on}
     ahead = list(via)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -112,7 +113,7 @@ async def test_tasks_that_would_wait_for_each_other_are_refused(core: Core, leng
     async with connect(core, agent("w", "c", "1")) as peer:
         tasks = [await own(peer) for _ in range(length)]
         other = await own(peer)
-        for one, after in zip(tasks, tasks[1:], strict=False):
+        for one, after in pairwise(tasks):
             waiting = await wait_for(peer, one, after)
             assert waiting.success, waiting.error
         last = tasks[-1]
