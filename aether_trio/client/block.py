@@ -12,9 +12,10 @@ from typing import Final, Self
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 
 from aether_trio.client.core import Core
-from aether_trio.client.errors import ClientClosed, ConnectionLost
+from aether_trio.client.errors import AetherError, ClientClosed, ConnectionLost
 from aether_trio.client.session import Session, State
 
 __all__ = ["Block"]
@@ -32,11 +33,25 @@ class Block:
         self._group: anyio.abc.TaskGroup | None = None
         self._over = anyio.Event()
 
-    def _check_open(self) -> None:
+    @property
+    def _ending(self) -> AetherError | None:
+        """Why nothing can be asked for any more: the client has failed, has ended, or has not begun. Else None."""
         if self._session.failure is not None:
-            raise self._session.failure
+            return self._session.failure
         if self._group is None or self._session.state is State.CLOSED:
-            raise ClientClosed
+            return ClientClosed()
+        return None
+
+    async def _check_open(self) -> None:
+        """Raise why nothing can be asked for, as a checkpoint: a program that tries again without a pause can be cancelled."""
+        if (ending := self._ending) is not None:
+            await anyio.lowlevel.checkpoint()
+            raise ending
+
+    def _check_begun(self) -> None:
+        """For what cannot wait: raise ClientClosed outside of the block. Readers raise a failure when they are read."""
+        if self._session.failure is None and (ending := self._ending) is not None:
+            raise ending
 
     async def __aenter__(self) -> Self:
         if self._session.state is not State.NEW or self._group is not None:

@@ -205,7 +205,7 @@ class Client(Operations, Block, abc.ABC):
             for plain in ("target_topic", "payload", "message_type"):
                 rare.ClearField(plain)
             extra = rare.SerializeToString()
-        self._check_open()
+        await self._check_open()
         return await self._core.outbox.publish(topic, data, kind, extra, confirm=confirm)
 
     async def flush(self) -> None:
@@ -227,7 +227,7 @@ class Client(Operations, Block, abc.ABC):
 
     async def receive(self) -> IncomingMessage:
         """The next message, which the caller acknowledges (`message.ack()`). Raises ClientClosed at the end."""
-        self._check_open()
+        await self._check_open()
         try:
             return await self._core.inbox.receive()
         except StopAsyncIteration:
@@ -238,7 +238,7 @@ class Client(Operations, Block, abc.ABC):
 
         With manual_acks the program acknowledges. Several tasks may iterate; each message goes to one of them.
         """
-        self._check_open()
+        self._check_begun()
         return self._core.messages(manual=self._settings.manual_acks)
 
     # -- what is not a message
@@ -267,7 +267,7 @@ class Client(Operations, Block, abc.ABC):
         check: bool = True,
     ) -> Any:
         """See Requester.request."""
-        self._check_open()
+        await self._check_open()
         requests = self._core.requests
         asked, request_id = prepare(message, requests.new_id())
         pending = Pending(request_id, asked, message.SerializeToString(), idempotent=idempotent)
@@ -304,7 +304,7 @@ class Client(Operations, Block, abc.ABC):
             self._core.restore["workspace"] = message
 
     async def _tell(self, message: pb.UpstreamMessage, settle: Callable[[AetherError | None], None] | None) -> None:
-        self._check_open()
+        await self._check_open()
         written = Outcome()
         upstream = Upstream(
             message.SerializeToString(),
@@ -331,5 +331,8 @@ class Client(Operations, Block, abc.ABC):
         known = pb.DownstreamMessage.DESCRIPTOR.oneofs_by_name["payload"].fields
         if unknown := set(cases) - {field.name for field in known} - {CONNECTION_LOST}:
             raise ValueError(f"{min(unknown)!r} is no downstream message")
-        self._check_open()
-        return self._core.feeds.opened(Feed(capacity, lossy=lossy, match=match), *cases)
+        self._check_begun()
+        feed: Feed[Any] = Feed(capacity, lossy=lossy, match=match)
+        if self._session.failure is not None:
+            feed.close(self._session.failure)
+        return self._core.feeds.opened(feed, *cases)

@@ -130,6 +130,7 @@ class Core:
         """Nothing more comes or goes. Readers of messages see the end, or the failure."""
         final = None if error.code == "CLIENT_CLOSED" else error
         self.inbox.close(final)
+        self.cursors.close()
         self.outbox.close(error)
         self.requests.close(error)
         self.feeds.close(final)

@@ -4,8 +4,8 @@
 
 * a refusal of one message or request, the connection lives on: the classes in REFUSALS, chosen by the gateway's code;
 * the end of the connection, or a connection that was not let in: the classes in ENDINGS, chosen by its gRPC status;
-* what the client itself finds: ConnectionLost, RequestTimeout, ClientClosed, UnexpectedAnswer, FeedOverflow, AddressError,
-  TlsRefused.
+* what the client itself finds: ConnectionLost, RequestTimeout, ClientClosed, UnexpectedAnswer, FeedOverflow, MessagesAbandoned,
+  AddressError, TlsRefused.
 
 Each carries `code` (the protocol's spelling, a status name, or a word of the client's own), `message`, `retryable`
 (the same may work later without being changed) and `retry_after_s` (0 when nobody can say).
@@ -32,6 +32,7 @@ __all__ = [
     "FeedOverflow",
     "InternalGatewayError",
     "InvalidArgument",
+    "MessagesAbandoned",
     "NotFound",
     "NotImplementedByGateway",
     "OutcomeUnknown",
@@ -179,6 +180,17 @@ class FeedOverflow(AetherError):
 
     def __init__(self, message: str) -> None:
         super().__init__("FEED_OVERFLOW", message)
+
+
+class MessagesAbandoned(AetherError):
+    """All messages that may be delivered at once are in the hands of tasks or threads that have ended without handling them.
+
+    Nothing more comes to this client. They come again at the next connection of its identity: leave the block, and connect.
+    """
+
+    def __init__(self, count: int) -> None:
+        text = f"{count} messages were taken by tasks that have failed, and no more may be delivered before they are handled"
+        super().__init__("MESSAGES_ABANDONED", text)
 
 
 class AddressError(AetherError, ValueError):

@@ -19,6 +19,7 @@ from typing import Final
 import anyio
 import anyio.lowlevel
 
+from aether_trio.client.errors import MessagesAbandoned
 from aether_trio.client.message import IncomingMessage
 from aether_trio.client.topics import TopicState
 from aether_trio.wire.framing import Channel as ChannelOpened
@@ -67,6 +68,8 @@ class Inbox:
         self._buffer: deque[Arrival] = deque()
         self._held_messages = 0
         self._held_bytes = 0
+        self._abandoned: set[Arrival] = set()
+        """Taken by tasks that have ended without handling them: they hold credit, and come again at the next client."""
         self._topics: dict[str, TopicState] = {}
         self._channels: dict[int, TopicState] = {}
         self._dirty: set[TopicState] = set()
@@ -169,13 +172,18 @@ class Inbox:
         return self._held_bytes
 
     async def receive(self) -> IncomingMessage:
-        """The next message. Raises what the inbox was closed with; StopAsyncIteration when that was nothing."""
+        """The next message. Raises what the inbox was closed with; StopAsyncIteration when that was nothing.
+
+        Raises MessagesAbandoned when nothing more can come, as all credit is held by what no task will handle.
+        """
         await anyio.lowlevel.checkpoint()
         while not self._buffer:
             if self._failure is not None:
                 raise self._failure
             if self._ended:
                 raise StopAsyncIteration
+            if self.full and len(self._abandoned) == self._held_messages:
+                raise MessagesAbandoned(len(self._abandoned))
             if self._news.is_set():
                 self._news = anyio.Event()
             await self._news.wait()
@@ -185,16 +193,22 @@ class Inbox:
         if isinstance(data, bytes):
             data = pb.DownstreamMessage.FromString(data).msg
         assert data is not None
-        return IncomingMessage(data, arrival, self.acknowledge)
+        return IncomingMessage(data, arrival, self.acknowledge, self.abandon)
 
     def acknowledge(self, arrival: Arrival) -> None:
         """The application is done with it."""
+        self._abandoned.discard(arrival)
         self._release(arrival)
         topic = arrival.topic
         if topic is not None:
             topic.done(arrival.offset)
             self._dirty.add(topic)
         self._tell(arrival.size)
+
+    def abandon(self, arrival: Arrival) -> None:
+        """The application will not be done with it."""
+        self._abandoned.add(arrival)
+        self._news.set()
 
     def _tell(self, size: int) -> None:
         """Acknowledgements may wait for others; credit that is missed may not."""

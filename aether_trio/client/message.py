@@ -33,14 +33,21 @@ class IncomingMessage:
     which does not say them.
     """
 
-    __slots__ = ("_arrival", "_done", "offset", "raw", "topic")
+    __slots__ = ("_abandoned", "_arrival", "_done", "offset", "raw", "topic")
 
-    def __init__(self, raw: pb.IncomingMessage, arrival: Arrival, done: Callable[[Arrival], None]) -> None:
+    def __init__(
+        self,
+        raw: pb.IncomingMessage,
+        arrival: Arrival,
+        done: Callable[[Arrival], None],
+        abandoned: Callable[[Arrival], None],
+    ) -> None:
         self.raw = raw
         self.topic = arrival.topic_name
         self.offset = arrival.offset
         self._arrival: Arrival | None = arrival
         self._done = done
+        self._abandoned = abandoned
 
     @property
     def source(self) -> str:
@@ -78,10 +85,16 @@ class IncomingMessage:
         if arrival is not None:
             self._done(arrival)
 
+    def abandon(self) -> None:
+        """The task or thread that had it has ended without handling it: it comes again at the next connection."""
+        if self._arrival is not None:
+            self._abandoned(self._arrival)
+
     def acknowledge_through(self, call: Callable[[Callable[[], None]], None]) -> None:
         """Let `ack` do its work by way of `call`: for readers in other threads than the client's."""
-        done = self._done
+        done, abandoned = self._done, self._abandoned
         self._done = lambda arrival: call(lambda: done(arrival))
+        self._abandoned = lambda arrival: call(lambda: abandoned(arrival))
 
     @property
     def acknowledged(self) -> bool:

@@ -1,15 +1,21 @@
 """The loop over messages, and when it acknowledges.
 
-A task is done with a message when it asks for the next one. It may leave its loop and begin another: the first message of
-the new loop still acknowledges the last one of the old, and leaving the client's block well acknowledges what is left.
-A message whose handling has raised out of the block is not acknowledged, and comes again.
+A task is done with a message when it asks for the next one, or ends without an exception. It may leave its loop and begin
+another: the first message of the new loop still acknowledges the last one of the old, and leaving the client's block well
+acknowledges what the tasks that still run have in hand. A message whose handling has raised out of its task, or out of the
+block, is not acknowledged, and comes again.
+
+Invariant: a message belongs to the task that took it, the object and not its id, which a later task may have again; it is
+forgotten when that task ends.
 """
 
 from __future__ import annotations
 
-from typing import Self
+import asyncio
+from typing import Any, Self
 
-import anyio
+import sniffio
+import trio
 
 from aether_trio.client.inbox import Inbox
 from aether_trio.client.message import IncomingMessage
@@ -21,22 +27,68 @@ class Cursors:
     """The message that each task has in its hands."""
 
     def __init__(self) -> None:
-        self._by_task: dict[int, IncomingMessage] = {}
+        self._by_task: dict[object, IncomingMessage] = {}
+        self._ends: _TaskEnds | None = None
 
     def take(self, message: IncomingMessage) -> None:
         """This task has got a message."""
-        self._by_task[anyio.get_current_task().id] = message
+        if sniffio.current_async_library() == "trio":
+            self._by_task[trio.lowlevel.current_task()] = message
+            if self._ends is None:
+                self._ends = _TaskEnds(self)
+                trio.lowlevel.add_instrument(self._ends)
+            return
+        task: asyncio.Task[Any] | None = asyncio.current_task()
+        assert task is not None
+        if task not in self._by_task:
+            task.add_done_callback(self._asyncio_task_ended)
+        self._by_task[task] = message
 
     def done(self) -> None:
         """This task is done with what it had."""
-        message = self._by_task.pop(anyio.get_current_task().id, None)
-        if message is not None:
+        trio_runs = sniffio.current_async_library() == "trio"
+        self.ended(trio.lowlevel.current_task() if trio_runs else asyncio.current_task(), well=True)
+
+    def ended(self, task: object, *, well: bool) -> None:
+        """This task will not ask for another message, or has asked; `well`: it is done with the one it had."""
+        message = self._by_task.pop(task, None)
+        if message is None:
+            return
+        if well:
             message.ack()
+        else:
+            message.abandon()
+
+    def _asyncio_task_ended(self, task: asyncio.Task[Any]) -> None:
+        # Not exception(): that would keep asyncio from reporting an exception that nothing else retrieves.
+        self.ended(task, well=not task.cancelled() and getattr(task, "_exception", task) is None)
 
     def all_done(self) -> None:
         """All tasks are."""
         while self._by_task:
             self._by_task.popitem()[1].ack()
+
+    def close(self) -> None:
+        """Nothing can be acknowledged any more."""
+        self._by_task.clear()
+        if self._ends is not None:
+            trio.lowlevel.remove_instrument(self._ends)
+            self._ends = None
+
+
+class _TaskEnds(trio.abc.Instrument):
+    """Hears of the end of trio's tasks.
+
+    A task that raises cancels its nursery before this is called. So one whose nursery is not cancelled has ended well; of
+    the others nothing is known, and their messages come again.
+    """
+
+    def __init__(self, cursors: Cursors) -> None:
+        self._cursors = cursors
+
+    def task_exited(self, task: trio.lowlevel.Task) -> None:
+        nursery = task.parent_nursery
+        self._cursors.ended(task, well=nursery is not None and not nursery.cancel_scope.cancel_called)
 
 
 class Messages:

@@ -112,10 +112,11 @@ class Session:
             if self.connections == 0:
                 raise
             self.error = error
-            await self._give_up(scope, ClientClosed(f"the client has failed: {error!r}"))
+            self.failure = ClientClosed(f"the client has failed: {error!r}")
+            await self._give_up(scope, self.failure)
         finally:
             self._set(State.CLOSED)
-            self._core.close(self.failure or ClientClosed())
+            self._core.close(ClientClosed() if self.failure is None else self.failure)
             self.states.close()
 
     async def _give_up(self, scope: anyio.CancelScope, error: AetherError) -> None:

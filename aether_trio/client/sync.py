@@ -114,7 +114,9 @@ class SyncClient(SyncOperations[C], Generic[C]):
 
     def __init__(self, bridge: Bridge, target: C) -> None:
         super().__init__(bridge, target)
-        self._held: dict[int, IncomingMessage] = {}
+        self._held: dict[object, tuple[threading.Thread, IncomingMessage]] = {}
+        """By thread: by an object that each has of its own, as a later thread may have the same ident again."""
+        self._mine = threading.local()
         self._returned: deque[IncomingMessage] = deque()
         self._manual_acks = target._settings.manual_acks
 
@@ -162,17 +164,25 @@ class SyncClient(SyncOperations[C], Generic[C]):
 
     def _hold(self, message: IncomingMessage) -> IncomingMessage:
         if not self._manual_acks:
-            self._held[threading.get_ident()] = message
+            self._mine.key = key = object()
+            self._held[key] = threading.current_thread(), message
         return message
 
     def _done_with_held(self) -> None:
-        held = self._held.pop(threading.get_ident(), None)
+        held = self._held.pop(getattr(self._mine, "key", None), None)
         if held is not None:
-            held.ack()
+            held[1].ack()
+        for key, (thread, _) in list(self._held.items()):
+            if not thread.is_alive():  # how it has ended is not known, so its message comes again
+                abandoned = self._held.pop(key, None)
+                if abandoned is not None:
+                    abandoned[1].abandon()
 
     def _all_done(self) -> None:
         while self._held:
-            self._held.popitem()[1].ack()
+            thread, message = self._held.popitem()[1]
+            if thread.is_alive():
+                message.ack()
 
     # -- tasks
 

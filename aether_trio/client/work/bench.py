@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 import anyio
+import anyio.lowlevel
 
 from aether_trio.client.errors import AetherError, ClientClosed, ConnectionLost, FeedOverflow, NotFound, RequestTimeout
 from aether_trio.client.feeds import CONNECTION_LOST, Feeds
@@ -24,7 +25,7 @@ from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.client.operations.progress import Progress
 from aether_trio.client.operations.task_values import NUMBER, Assignment, Task
 from aether_trio.client.operations.tasks import Tasks
-from aether_trio.client.work.held import LAST_WORDS_S, Held
+from aether_trio.client.work.held import Held
 from aether_trio.client.work.intake import Intake
 from aether_trio.client.work.job import Job
 
@@ -40,6 +41,8 @@ LOOK_S: Final = 5.0
 """Between two looks at a task that cannot be listened to."""
 AWAY_S: Final = 0.5
 """Before a question is asked again that the gateway could not answer now."""
+UNTAKEN_S: Final = 30.0
+"""A task whose loop was cancelled while it claimed it waits so long for another loop of this client."""
 NOT_FOUND: Final = "task not found"
 """What a gateway says of a task that is not there, or that we may not see."""
 
@@ -53,15 +56,17 @@ Start = Callable[..., None]
 class Bench:
     """See the module docstring."""
 
-    def __init__(self, requester: Requester, feeds: Feeds, start: Start) -> None:
+    def __init__(
+        self, requester: Requester, feeds: Feeds, start: Start, ending: Callable[[], AetherError | None]
+    ) -> None:
         self.intake = Intake(self._repeated)
         self.tasks = Tasks(requester)
         self.progress = Progress(requester)
         self.checkpoints = Checkpoints(requester)
-        self._start = start
+        self._start_soon = start
+        self._ending = ending
+        """Why the client can ask for nothing any more; None while it lives."""
         self._in_hand: dict[str, Job] = {}
-        self._orphans: deque[Job] = deque()
-        """Claimed for somebody who was cancelled in that moment."""
         self._watches: dict[str, anyio.CancelScope] = {}
         self._young: deque[tuple[float, Job]] = deque()
         self._ageing = False
@@ -75,45 +80,51 @@ class Bench:
         Raises StopAsyncIteration when the client is closed, or why it has failed.
         """
         while True:
-            if self._orphans:
-                job = self._orphans.popleft()
-                if job.is_open:
-                    job.adopted(closed)
-                    return job
-                self.put_down(job)
-                continue
             assignment = await anext(self.intake)
             try:
-                claimed = await self._claim(assignment, closed)
-            except BaseException:
-                if assignment.task_id not in self._in_hand:
-                    self.intake.put_down(assignment.task_id)
+                task = await self._claimed(assignment)
+            except anyio.get_cancelled_exc_class():
+                self._give_back(assignment)
                 raise
-            if claimed is not None:
-                return claimed
+            except BaseException:
+                self.intake.put_down(assignment.task_id)
+                raise
+            if task is not None:
+                return self._take_in_hand(assignment, task, closed)
             self.intake.put_down(assignment.task_id)
 
-    async def _claim(self, assignment: Assignment, closed: Callable[[], None]) -> Job | None:
-        """The task in hand; None when the gateway has changed its mind about it."""
+    def _give_back(self, assignment: Assignment) -> None:
+        """The loop was cancelled while it claimed this task: the next one may have it, or else it is ended.
+
+        The claim may have arrived or not. A second one changes nothing.
+        """
+        self.intake.give_back(assignment)
+        self._start(self._end_untaken, assignment)
+
+    async def _end_untaken(self, assignment: Assignment) -> None:
+        """Fail a task that was claimed for a cancelled loop, if no other loop has taken it within UNTAKEN_S."""
+        await anyio.sleep(UNTAKEN_S)
+        if not self.intake.take(assignment.task_id):
+            return
         try:
-            task = await self._claimed(assignment)
-        except anyio.get_cancelled_exc_class():
-            with anyio.move_on_after(LAST_WORDS_S, shield=True):
-                task = await self._claimed(assignment)
-                if task is not None:
-                    self._orphans.append(self._take_in_hand(assignment, task, _nothing))
-            raise
-        return None if task is None else self._take_in_hand(assignment, task, closed)
+            task = await self.look_up(assignment.task_id)
+            if task is None or task.status is not TaskStatus.RUNNING or not self._is_same(assignment, task):
+                self.intake.give_back(assignment)
+                return
+            job = self._take_in_hand(assignment, task, _nothing)
+            await job.give_up()
+        except AetherError as error:
+            logger.warning("task %s was claimed, and could not be given up: %s", assignment.task_id, error)
 
     async def _claimed(self, assignment: Assignment) -> Task | None:
+        """The task, claimed; None when the gateway has changed its mind about it."""
         while True:
             try:
                 return await self.tasks.claim(assignment.reference)
-            except (ConnectionLost, RequestTimeout):
-                continue
-            except ClientClosed:
-                raise StopAsyncIteration from None
             except AetherError as error:
+                self._check_client_in_loop()
+                if isinstance(error, ConnectionLost | RequestTimeout):
+                    continue
                 if not error.retryable and (LOST in error.message or not await self._is_meant(assignment)):
                     logger.info("task %s was assigned and is not to be had: %s", assignment.task_id, error)
                     return None
@@ -126,9 +137,13 @@ class Bench:
         """
         task = await self.look_up(assignment.task_id)
         ours = {TaskStatus.QUEUED, TaskStatus.RUNNING}
-        if task is None or task.metadata.get(NUMBER, assignment.number) != assignment.number:
+        return task is not None and task.status in ours and self._is_same(assignment, task)
+
+    def _is_same(self, assignment: Assignment, task: Task) -> bool:
+        """Whether the task is assigned as it was then."""
+        if task.metadata.get(NUMBER, assignment.number) != assignment.number:
             return False
-        return task.status in ours and task.assigned_to == assignment.assigned_to
+        return task.assigned_to == assignment.assigned_to
 
     def _take_in_hand(self, assignment: Assignment, task: Task, closed: Callable[[], None]) -> Job:
         job = self._in_hand[assignment.task_id] = Job(self, assignment, task, closed)
@@ -163,6 +178,39 @@ class Bench:
         if job.is_open:
             self.intake.forget(job.id)
 
+    def settle_later(self, job: Held, settle: Callable[[], Awaitable[None]]) -> bool:
+        """Say what becomes of a task in the client's task group, as its block must not wait. False: the client has ended.
+
+        The task is in hand until then, so no block begins of what may be said to have ended.
+        """
+        return self._start(self._settle_late, job, settle)
+
+    async def _settle_late(self, job: Held, settle: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await settle()
+        except AetherError as error:
+            logger.warning("task %s is over, and the gateway could not be told: %s", job.id, error)
+        finally:
+            self.put_down(job)
+
+    def _start(self, function: Callable[..., Awaitable[None]], *args: object) -> bool:
+        """Run it in the client's task group; False when the client has ended, which a block in a thread may outlive."""
+        if self._ending() is not None:
+            return False
+        self._start_soon(function, *args)
+        return True
+
+    def check_client(self) -> None:
+        """Raise why the client has ended. A request that failed by it is no cut: no connection will answer it again."""
+        if (ending := self._ending()) is not None:
+            raise ending
+
+    def _check_client_in_loop(self) -> None:
+        try:
+            self.check_client()
+        except ClientClosed:
+            raise StopAsyncIteration from None
+
     # -- looking and listening
 
     async def look_up(self, task_id: str) -> Task | None:
@@ -173,11 +221,12 @@ class Bench:
         while True:
             try:
                 return await self.tasks.get(task_id)
-            except (ConnectionLost, RequestTimeout):
-                continue
             except NotFound:
                 return None
             except AetherError as error:
+                self.check_client()
+                if isinstance(error, ConnectionLost | RequestTimeout):
+                    continue
                 if NOT_FOUND in error.message:
                     return None
                 if not error.retryable:
@@ -195,7 +244,9 @@ class Bench:
         self._ageing = False
 
     async def watch(self, job: Job) -> None:
-        """Return when what happens to this task from now on is heard of."""
+        """Return when what happens to this task from now on is heard of. Raises why the client has ended."""
+        await anyio.lowlevel.checkpoint()
+        self.check_client()
         if job.id not in self._watches:
             self._start_watch(job)
         await job.watched.wait()
@@ -223,10 +274,9 @@ class Bench:
                 async for event in events:
                     job.heard(event)
         except (ConnectionLost, RequestTimeout, FeedOverflow):
-            pass
-        except ClientClosed:
-            raise
+            self.check_client()
         except AetherError as error:
+            self.check_client()
             logger.debug("task %s cannot be listened to: %s", job.id, error)
             job.looked(await self.look_up(job.id))
             job.watched.set()
@@ -234,4 +284,4 @@ class Bench:
 
 
 def _nothing() -> None:
-    """For a task that nobody has taken yet."""
+    """For a task that no loop waits for."""

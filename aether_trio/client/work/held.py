@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Self
 import anyio
 import anyio.lowlevel
 
-from aether_trio.client.errors import AetherError, ClientClosed, ConnectionLost, RequestTimeout
+from aether_trio.client.errors import AetherError, ConnectionLost, RequestTimeout
 from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.client.operations.task_events import StatusChanged, TaskEvent
 from aether_trio.client.operations.task_values import NUMBER, Assignment, Task
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from aether_trio.client.work.bench import Bench
 
 __all__ = ["Held", "JobEnd", "TaskOver"]
+
+Move = Callable[[], Awaitable[Task]]
+"""Tells the gateway what becomes of a task."""
 
 logger = logging.getLogger("aether_trio.client")
 
@@ -106,6 +109,10 @@ class Held:
         self._status = TaskStatus.RUNNING
         self._news = anyio.Event()
         self._waiting = False
+        self._in_doubt = False
+        """A last move was made, and it is not known whether it has arrived."""
+        self._settles_late = False
+        """The client goes on saying what has become of it, behind the end of the block."""
 
     @property
     def id(self) -> str:
@@ -116,10 +123,6 @@ class Held:
     def _reference(self) -> str:
         """The task's id as moves are told: what this block says does not count for a later assignment of the task."""
         return self.assignment.reference
-
-    def adopted(self, closed: Callable[[], None]) -> None:
-        """Somebody has taken it: tell them when its block has ended."""
-        self._closed = closed
 
     @property
     def entered(self) -> bool:
@@ -157,7 +160,8 @@ class Held:
                 await self._leave(error)
         finally:
             self._phase = _Phase.CLOSED
-            self._bench.put_down(self)
+            if not self._settles_late:
+                self._bench.put_down(self)
             self._closed()
         if rest is not None:
             raise rest
@@ -170,42 +174,74 @@ class Held:
         return isinstance(error, TaskOver) and error.task_id == self.id
 
     async def _leave(self, error: BaseException | None) -> None:
+        """Say how it was left. A cancellation does not keep it from being said, also one that comes meanwhile."""
+        move = self._last_move(error)
+        if error is not None and not isinstance(error, Exception):
+            await self._last_words(move)
+            return
+        try:
+            await self._settle(move)
+        except anyio.get_cancelled_exc_class():
+            await self._last_words(move)
+            raise
+        except AetherError as refused:
+            if error is None:
+                raise
+            self._log_untold(refused)
+
+    def _last_move(self, error: BaseException | None) -> Move:
         tasks = self._bench.tasks
         if error is None:
-            await self._settle(lambda: tasks.complete(self._reference, reason=self.remark))
-            return
+            return lambda: tasks.complete(self._reference, reason=self.remark)
         text = STOPPED if _cancelled(error) else describe(error)
-        shield = not isinstance(error, Exception)
-        try:
-            with anyio.move_on_after(LAST_WORDS_S if shield else None, shield=shield):
-                await self._settle(lambda: tasks.fail(self._reference, reason=text))
-        except AetherError as refused:
-            logger.warning("task %s has failed, and the gateway could not be told: %s", self.id, refused)
+        return lambda: tasks.fail(self._reference, reason=text)
 
-    async def _settle(self, move: Callable[[], Awaitable[Task]]) -> None:
+    async def _last_words(self, move: Move) -> None:
+        """Settle in spite of a cancellation: here for LAST_WORDS_S, and then behind the block while the client lives."""
+        try:
+            with anyio.move_on_after(LAST_WORDS_S, shield=True):
+                await self._settle(move)
+        except AetherError as refused:
+            self._log_untold(refused)
+            return
+        if self.end is None:
+            self._settles_late = self._bench.settle_later(self, lambda: self._settle(move))
+
+    def _log_untold(self, refused: AetherError) -> None:
+        logger.warning("task %s is over, and the gateway could not be told: %s", self.id, refused)
+
+    async def give_up(self) -> None:
+        """Fail it without a block: no loop has taken it."""
+        self._phase = _Phase.SETTLING
+        try:
+            await self._settle(lambda: self._bench.tasks.fail(self._reference, reason=STOPPED))
+        finally:
+            self._phase = _Phase.CLOSED
+            self._bench.put_down(self)
+
+    async def _settle(self, move: Move) -> None:
         """Make the last move, however often the connection is cut; until it is made, or the task is not ours any more."""
         refusals = 0
+        refused = False
         while True:
-            refused = False
+            if self._in_doubt:
+                task = await self._bench.look_up(self.id)
+                if not self._is_ours(task):
+                    self._ended(task)
+                    return
+                if refused:
+                    await anyio.sleep(PAUSE_S)
+            self._in_doubt = True
             try:
                 self._ended(await move())
                 return
-            except (ConnectionLost, RequestTimeout) as doubt:
-                logger.debug("task %s: %s", self.id, doubt)
-            except ClientClosed:
-                raise
             except AetherError as error:
-                refusals += not error.retryable
+                self._bench.check_client()
+                refused = not isinstance(error, ConnectionLost | RequestTimeout)
+                refusals += refused and not error.retryable
                 if refusals == REFUSALS:
                     raise
-                refused = True
                 logger.debug("task %s: %s", self.id, error)
-            task = await self._bench.look_up(self.id)
-            if not self._is_ours(task):
-                self._ended(task)
-                return
-            if refused:
-                await anyio.sleep(PAUSE_S)
 
     # -- what the gateway says
 

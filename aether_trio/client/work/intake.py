@@ -35,7 +35,7 @@ class Intake(Feed[Assignment]):
         self.taking = False
         """Whether the program takes work, so that what waits is the gateway's affair."""
         self.in_hand: set[str] = set()
-        self._assigned: dict[str, pb.TaskAssignment] = {}
+        self._assigned: dict[str, pb.TaskAssignment | Assignment] = {}
         self._bytes = 0
         self._repeated = repeated
 
@@ -77,16 +77,30 @@ class Intake(Feed[Assignment]):
         if task_id in self._assigned:
             self._wake()
 
+    def give_back(self, assignment: Assignment) -> None:
+        """It was taken, and is not begun after all: it is the next one, unless the task was assigned anew meanwhile."""
+        task_id = assignment.task_id
+        if not self._closed and task_id not in self._assigned:
+            self._assigned = {task_id: assignment, **self._assigned}
+            self._bytes += len(assignment.payload)
+        self.put_down(task_id)
+
+    def take(self, task_id: str) -> bool:
+        """Take this task; False when it does not wait, or is in hand."""
+        if task_id in self.in_hand or task_id not in self._assigned:
+            return False
+        self.forget(task_id)
+        self.in_hand.add(task_id)
+        return True
+
     async def __anext__(self) -> Assignment:
         """The first that is not in hand; from now on it is. Raises StopAsyncIteration at the end, or why the client failed."""
         self.taking = True
         await anyio.lowlevel.checkpoint()
         while True:
             for task_id, message in self._assigned.items():
-                if task_id not in self.in_hand:
-                    self.forget(task_id)
-                    self.in_hand.add(task_id)
-                    return read(Assignment, message)
+                if self.take(task_id):
+                    return message if isinstance(message, Assignment) else read(Assignment, message)
             if self._failure is not None:
                 raise self._failure
             if self._closed:

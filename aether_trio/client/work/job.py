@@ -202,6 +202,7 @@ class Job(Held):
         tasks = self._bench.tasks
         request_id = str(uuid.uuid4())
         while self.end is None:
+            self._in_doubt = True
             try:
                 self.looked(
                     await tasks.hibernate(

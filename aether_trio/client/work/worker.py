@@ -75,7 +75,7 @@ class Works(_Client):
 
     def __init__(self, address: str, **options: Unpack[ClientOptions]) -> None:
         super().__init__(address, **numbered(options))
-        self.__bench = Bench(self, self._core.feeds, self.__start)
+        self.__bench = Bench(self, self._core.feeds, self.__start, lambda: self._ending)
 
     def __start(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
         assert self._group is not None
@@ -92,7 +92,7 @@ class Works(_Client):
         client's `worker_tasks`, or 1. Several loops share the work. What is left of it goes to other workers when the client's
         block ends.
         """
-        self._check_open()
+        self._check_begun()
         return Jobs(self.__bench, self.__concurrency(concurrency))
 
     def __concurrency(self, said: int | None) -> int:

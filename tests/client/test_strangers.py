@@ -1,0 +1,198 @@
+"""A message is acknowledged by the task or thread that has it, and by no later one that has the same id."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import anyio
+import pytest
+import trio
+
+from aether_trio.client import MessagesAbandoned, connect_sync
+from tests.client.gateways import agent, open_test_gateway, run_on
+
+BACKENDS = ["trio", "asyncio"]
+MESSAGES = 40
+
+
+class Crash(Exception):
+    """What the handling of a message raises."""
+
+
+async def fill(address: str, count: int = MESSAGES) -> None:
+    async with agent(address, "boss") as boss:
+        for number in range(count):
+            await boss.send("ag::w::i::a", str(number))
+
+
+async def left(address: str, count: int) -> list[str]:
+    """So many messages that come again."""
+    async with agent(address, "a", manual_acks=True) as a:
+        return [(await a.receive()).text for _ in range(count)]
+
+
+async def every_message_has_a_task_that_fails(address: str) -> None:
+    await fill(address)
+
+    async def handle() -> None:
+        async for message in a:
+            raise Crash(message.text)
+
+    with pytest.raises(Crash, match="the end"):
+        async with agent(address, "a") as a:
+            for _ in range(MESSAGES):
+                with pytest.raises(ExceptionGroup):
+                    async with anyio.create_task_group() as group:
+                        group.start_soon(handle)
+            raise Crash("the end")
+    assert await left(address, MESSAGES) == [str(number) for number in range(MESSAGES)]
+
+
+async def every_message_has_a_task_that_fails_and_the_block_ends_well(address: str) -> None:
+    await fill(address)
+
+    async def handle() -> None:
+        async for message in a:
+            raise Crash(message.text)
+
+    async with agent(address, "a") as a:
+        for _ in range(MESSAGES):
+            with pytest.raises(ExceptionGroup):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(handle)
+    assert await left(address, MESSAGES) == [str(number) for number in range(MESSAGES)]
+
+
+async def every_message_has_a_task_that_is_cancelled(address: str) -> None:
+    await fill(address)
+
+    async def handle(taken: anyio.Event) -> None:
+        async for _ in a:
+            taken.set()
+            await anyio.sleep_forever()
+
+    async with agent(address, "a") as a:
+        for _ in range(MESSAGES):
+            async with anyio.create_task_group() as group:
+                taken = anyio.Event()
+                group.start_soon(handle, taken)
+                await taken.wait()
+                group.cancel_scope.cancel()
+    assert await left(address, MESSAGES) == [str(number) for number in range(MESSAGES)]
+
+
+async def every_message_has_a_task_that_ends_well(address: str) -> None:
+    """Their credit comes back, also while another one waits already; and none comes again."""
+    await fill(address)
+    async with agent(address, "a", credit_messages=4) as a:
+        messages = aiter(a)
+        found: list[str] = []
+
+        async def handle() -> None:
+            message = await anext(messages)
+            await anyio.sleep(0)
+            found.append(message.text)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(MESSAGES):
+                group.start_soon(handle)
+    assert sorted(found, key=int) == [str(number) for number in range(MESSAGES)]
+    await fill(address, 1)
+    async with agent(address, "a") as a:
+        assert (await a.receive()).text == "0"
+        assert a.statistics().buffered == 0
+
+
+async def so_many_fail_that_nothing_more_can_come(address: str) -> None:
+    """It is said, to the one that waits as well as to the next one, and does not hang."""
+    await fill(address, 5)
+
+    async def handle() -> None:
+        async for _ in a:
+            failing.set()
+            await fail.wait()
+            raise Crash
+
+    async def wait_for_more() -> None:
+        with pytest.raises(MessagesAbandoned):
+            await anext(aiter(a))
+        told.set()
+
+    with pytest.raises(MessagesAbandoned):
+        async with agent(address, "a", credit_messages=4) as a:
+            told = anyio.Event()
+            async with anyio.create_task_group() as waiters:
+                for number in range(4):
+                    failing, fail = anyio.Event(), anyio.Event()
+                    with pytest.raises(ExceptionGroup):
+                        async with anyio.create_task_group() as group:
+                            group.start_soon(handle)
+                            await failing.wait()
+                            if number == 3:
+                                waiters.start_soon(wait_for_more)
+                                await anyio.wait_all_tasks_blocked()
+                            fail.set()
+                await told.wait()
+            await anext(aiter(a))
+    assert await left(address, 5) == [str(number) for number in range(5)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "body",
+    [
+        every_message_has_a_task_that_fails,
+        every_message_has_a_task_that_fails_and_the_block_ends_well,
+        every_message_has_a_task_that_is_cancelled,
+        every_message_has_a_task_that_ends_well,
+        so_many_fail_that_nothing_more_can_come,
+    ],
+    ids=lambda body: body.__name__,
+)
+async def test_tasks(backend: str, body: Callable[[str], Awaitable[None]]) -> None:
+    async with open_test_gateway() as gateway:
+        await run_on(backend, partial(body), f"aether://{gateway.address}")
+
+
+async def test_every_message_has_a_thread_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _args: None)
+    async with open_test_gateway() as gateway:
+        address = f"aether://{gateway.address}"
+        await fill(address)
+
+        def script() -> None:
+            with connect_sync(address, workspace="w", implementation="i", specifier="a") as a:
+
+                def handle() -> None:
+                    for message in a:
+                        raise Crash(message.text)
+
+                for _ in range(MESSAGES):
+                    thread = threading.Thread(target=handle)
+                    thread.start()
+                    thread.join()
+
+        with trio.fail_after(60):
+            await trio.to_thread.run_sync(script, abandon_on_cancel=True)
+            assert await left(address, MESSAGES) == [str(number) for number in range(MESSAGES)]
+
+
+async def test_threads_that_end_with_all_that_may_be_delivered() -> None:
+    async with open_test_gateway() as gateway:
+        address = f"aether://{gateway.address}"
+        await fill(address, 5)
+
+        def script() -> None:
+            with connect_sync(address, workspace="w", implementation="i", specifier="a", credit_messages=4) as a:
+                for _ in range(4):
+                    thread = threading.Thread(target=next, args=(iter(a),))
+                    thread.start()
+                    thread.join()
+                with pytest.raises(MessagesAbandoned):
+                    next(iter(a))
+
+        with trio.fail_after(60):
+            await trio.to_thread.run_sync(script, abandon_on_cancel=True)
+            assert await left(address, 5) == [str(number) for number in range(5)]
