@@ -289,17 +289,22 @@ class Outbox:
         self._refused.clear()
 
     def reopen(self, *, repeat: bool) -> None:
-        """A new connection: what the last one has left unsettled is sent again first, or fails as in doubt."""
-        for publication in reversed(self._written):
-            if publication.settled:
-                continue
-            if repeat:
-                self.resent += 1
-                self._queue.appendleft(publication)
-            else:
-                text = "the connection was cut before the message was confirmed"
-                self._settle(publication, ConnectionLost(text, in_doubt=True))
+        """A new connection: what earlier ones have left unsettled is sent again first, or fails as in doubt.
+
+        That is what the last one has written, and what it was to repeat and has not come to.
+        """
+        written = [publication for publication in self._written if not publication.settled]
         self._written.clear()
+        if repeat:
+            self.resent += len(written)
+            self._queue.extendleft(reversed(written))
+            return
+        again = [item for item in self._queue if isinstance(item, Publication) and item.ever_written]
+        if again:
+            self._queue = deque(item for item in self._queue if not (isinstance(item, Publication) and item.ever_written))
+        for publication in (*written, *again):
+            text = "the connection was cut before the message was confirmed"
+            self._settle(publication, ConnectionLost(text, in_doubt=True))
 
     def close(self, error: AetherError) -> None:
         """Nothing is sent any more: what is on its way fails with `error`, or as in doubt if it was written."""

@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from aether_trio.client import ConnectionLost, PayloadTooLarge, RateLimited, Retry, Unavailable
+from aether_trio.client import AgentClient, ConnectionLost, PayloadTooLarge, RateLimited, Retry, Unavailable
 from aether_trio.wire import framing
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.gateways import agent, run_on
@@ -350,3 +350,41 @@ async def test_a_send_that_was_given_up_while_the_gateway_is_away_is_not_sent_wh
         )
         await again.say(framing.Ack(afterwards.seq))
         assert [type(event) for event in await again.end()] == [framing.GoAway]
+
+
+async def test_what_a_second_cut_puts_in_doubt_is_not_sent_by_the_third_connection() -> None:
+    """The second connection has no room for all that it is to repeat, and its gateway remembers nothing."""
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+        outcomes: list[str] = []
+
+        async def send(a: AgentClient, number: int) -> None:
+            try:
+                await a.send(B, str(number))
+                outcomes.append("committed")
+            except ConnectionLost as error:
+                outcomes.append("in doubt" if error.in_doubt else "not sent")
+
+        async def body() -> None:
+            async with agent(peer.address, "a") as a:
+                async with trio.open_nursery() as sends:
+                    for number in range(6):
+                        sends.start_soon(send, a, number)
+                await a.send(B, b"afterwards")
+                now = a.statistics()
+                assert (now.committed, now.in_doubt, now.not_sent, now.unsettled) == (1, 6, 0, 0)
+
+        nursery.start_soon(body)
+        line = await peer.accept(hello=framing.ServerHello(dedup_s=60))
+        for _ in range(6):
+            await line.next(framing.Send)
+        await line.stream.aclose()
+        line = await peer.accept("s2", hello=framing.ServerHello(dedup_s=0, publish_window=2))
+        for _ in range(2):
+            await line.next(framing.Send)
+        await line.stream.aclose()
+        line = await peer.accept("s3", hello=framing.ServerHello(dedup_s=0))
+        afterwards = await line.next(framing.Send)
+        assert afterwards.payload == b"afterwards"
+        await line.say(framing.Ack(afterwards.seq))
+        await line.end()
+    assert outcomes == ["in doubt"] * 6
