@@ -58,8 +58,18 @@ class Feed(Generic[T]):
         return len(self._waiting)
 
     def put(self, thing: Any) -> None:
-        """Add it, if it matches and the feed is open. Never waits. It is converted when it is read."""
-        if self._closed or (self._match is not None and not self._match(thing)):
+        """Add it, if it matches and the feed is open. Never waits, never raises. It is converted when it is read.
+
+        An exception of `match` closes the feed: its reader is told, and no other part of the client.
+        """
+        if self._closed:
+            return
+        try:
+            matches = self._match is None or self._match(thing)
+        except Exception as error:
+            self.close(error)
+            return
+        if not matches:
             return
         if len(self._waiting) >= self.capacity:
             if not self.lossy:

@@ -75,9 +75,9 @@ class ClientOptions(TypedDict, total=False):
     repeat_in_doubt: bool
     """After a cut, send again even what the gateway does not recognize: nothing is lost, but some may come twice."""
     on_connected: Callable[[bool], None]
-    """Called at each connection, with whether the session was resumed. It must not wait."""
+    """Called at each connection, with whether the session was resumed. It must not wait; what it raises is logged."""
     on_disconnected: Callable[[AetherError], None]
-    """Called when a connection was lost and the client will come back, with why."""
+    """Called when a connection was lost and the client will come back, with why. What it raises is logged."""
 
 
 _TIMES: Final = frozenset({"connect_timeout", "handshake_timeout", "close_timeout", "ping_interval"})

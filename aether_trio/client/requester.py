@@ -86,6 +86,7 @@ class Requester(Protocol):
 
         `match` is asked with each payload. A feed does not take a message from others: everybody who wants it gets it,
         except answers to `request`, which go to their callers alone. `CONNECTION_LOST` (feeds.py) may be listened to as well. `capacity` bounds what waits to be read: a lossy feed
-        drops the oldest (`feed.dropped` counts), another one raises FeedOverflow when it is read next.
+        drops the oldest (`feed.dropped` counts), another one raises FeedOverflow when it is read next. What `match` raises
+        closes the feed, and is raised where the feed is read.
         """
         ...

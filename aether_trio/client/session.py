@@ -15,7 +15,7 @@ from __future__ import annotations
 import enum
 import logging
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
 import anyio
 import anyio.abc
@@ -37,6 +37,8 @@ from aether_trio.client.options import Settings
 from aether_trio.wire.pb import aether_pb2 as pb
 
 __all__ = ["Session", "State"]
+
+T = TypeVar("T")
 
 logger = logging.getLogger("aether_trio.client")
 
@@ -111,7 +113,7 @@ class Session:
         except Exception as error:
             if self.connections == 0:
                 raise
-            self.error = error
+            self.error = error = _alone(error)
             self.failure = ClientClosed(f"the client has failed: {error!r}")
             await self._give_up(scope, self.failure)
         finally:
@@ -167,8 +169,7 @@ class Session:
         if not ended.retryable:
             raise why
         self._set(State.WAITING)
-        if settings.on_disconnected is not None:
-            settings.on_disconnected(why)
+        self._call("on_disconnected", settings.on_disconnected, why)
         logger.info("%s: connection lost: %s", settings.address, why)
         after = why.retry_after_s
         while True:
@@ -244,8 +245,7 @@ class Session:
         self._lane = lane
         self._core.attach(lane.wake, lane.wake_soon)
         self._set(State.CONNECTED)
-        if self.settings.on_connected is not None:
-            self.settings.on_connected(self.resumed)
+        self._call("on_connected", self.settings.on_connected, self.resumed)
         if self._closing:
             lane.leave()
         try:
@@ -265,10 +265,25 @@ class Session:
         self._failures = 0 if steady or ended.expected else self._failures + 1
         return ended
 
+    def _call(self, name: str, hook: Callable[[T], None] | None, what: T) -> None:
+        """Call a function of the program. Its exception is logged: it is no reason to lose the connection."""
+        if hook is not None:
+            try:
+                hook(what)
+            except Exception:
+                logger.exception("%s: %s has raised", self.settings.address, name)
+
     def _set(self, state: State) -> None:
         if self.state is not state:
             self.state = state
             self.states.put(state)
+
+
+def _alone(error: Exception) -> Exception:
+    """The exception without the groups around it, where it is the only one."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def _nobody() -> None:
