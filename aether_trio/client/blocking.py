@@ -6,19 +6,23 @@
     SyncKv(bridge, kv).get("key")     # Kv.get, run in the loop's thread; type checkers see its arguments and its result
 
 Invariant: a call that is interrupted in its thread (KeyboardInterrupt) is cancelled in the loop, and has ended there when the
-interrupt goes on.
+interrupt goes on. A thread never waits for a loop that cannot answer: at the end of the interpreter, after a fork, and when
+the loop has died.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError as ConcurrentCancelled
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import anyio
@@ -34,63 +38,139 @@ LOOK_S = 0.5
 """A thread that waits wakes up so often, to see whether it was interrupted."""
 
 
-class Bridge:
-    """The way into the loop of one portal."""
+class LoopThread:
+    """An event loop in a daemon thread, and the portal into it.
 
-    def __init__(self, portal: BlockingPortal) -> None:
-        self._portal = portal
+    It has no finalizer: one that waits for the loop would wait for ever when the interpreter ends, or after a fork.
+    """
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._begun: Future[BlockingPortal] = Future()
+        self._thread = threading.Thread(target=self._run, name="aether-client", daemon=True)
+        self._thread.start()
+        self.portal = self._begun.result()
+
+    def _run(self) -> None:
+        try:
+            anyio.run(self._main, backend="trio")
+        except BaseException as error:
+            # Whoever has brought it about has been told, in the future of that call.
+            if not self._begun.done():
+                self._begun.set_exception(error)
+
+    async def _main(self) -> None:
+        async with BlockingPortal() as portal:
+            self._begun.set_result(portal)
+            await portal.sleep_until_stopped()
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a fork of the one that has the thread."""
+        return os.getpid() != self._process
+
+    @property
+    def answers(self) -> bool:
+        """Whether a call would be run: the thread is there, is another one than this, and can still be scheduled."""
+        return (
+            not self.forked
+            and not sys.is_finalizing()
+            and self._thread.is_alive()
+            and self._thread is not threading.current_thread()
+        )
+
+    def stop(self) -> None:
+        """End what still runs, and wait for the thread."""
+        if self.answers:
+            with contextlib.suppress(RuntimeError):  # it has ended just now
+                self.portal.call(self.portal.stop, True)
+            self._thread.join()
+
+
+class Bridge:
+    """The way into the loop of one thread."""
+
+    def __init__(self, loop: LoopThread) -> None:
+        self._loop = loop
+        self._portal = loop.portal
         self.closed = False
         """The block is over: calls raise ClientClosed."""
 
+    @property
+    def open(self) -> bool:
+        """Whether a call would be answered."""
+        return not self.closed and self._loop.answers
+
+    def _check_open(self) -> None:
+        if self._loop.forked:
+            raise ClientClosed("this process is a fork of the one that is connected; connect again in it")
+        if not self.open:
+            raise ClientClosed
+
     def run(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call it in the loop, and wait for its result."""
-        if self.closed:
-            raise ClientClosed
+        self._check_open()
         call = _Call(functools.partial(function, *args, **kwargs))
         try:
-            future = self._portal.start_task_soon(call.run)
-            while True:
-                # An interrupt that comes just before a thread falls asleep does not wake it: Python looks when it is awake.
-                with contextlib.suppress(FutureTimeout):
-                    return future.result(LOOK_S)
-                if future.done():
-                    return future.result()
+            return self._wait(self._portal.start_task_soon(call.run))
         finally:
             # An interrupt may come at any moment here, before there is a future as well as after.
-            if not call.ended.is_set() and self._portal.call(call.give_up):
+            if not call.ended.is_set() and self._loop.answers and self._portal.call(call.give_up):
                 call.ended.wait()
+
+    def _wait(self, future: Future[T]) -> T:
+        """Its result. Raises ClientClosed when the loop has ended without one."""
+        while True:
+            # An interrupt that comes just before a thread falls asleep does not wake it: Python looks when it is awake.
+            with contextlib.suppress(FutureTimeout):
+                return future.result(LOOK_S)
+            if future.done():
+                return future.result()
+            if not self._loop.answers:
+                raise ClientClosed
 
     def run_if_open(self, function: Callable[[], None]) -> None:
         """Call something that does not wait, in the loop; nothing happens when the loop is over."""
-        if not self.closed:
+        if self.open:
             self._portal.call(function)
 
-    @contextmanager
-    def entered(self, manager: AbstractAsyncContextManager[T]) -> Iterator[T]:
+    def entered(self, manager: AbstractAsyncContextManager[T]) -> AbstractContextManager[T]:
         """The same context manager, for a thread. One task of the loop enters and leaves it.
 
         anyio's `wrap_async_context_manager` would do, but for a manager that cancels its own block: what it is left with must
         then be that cancellation, even when the thread leaves with an exception in the same moment.
         """
-        block = _Block(manager)
-        ended = self._portal.start_task_soon(block.run)
-        value, leave = block.entered.result()
+        return _Entered(self, manager)
+
+
+class _Entered(AbstractContextManager[T]):
+    """See Bridge.entered. Where the loop does not answer any more, leaving does nothing."""
+
+    def __init__(self, bridge: Bridge, manager: AbstractAsyncContextManager[T]) -> None:
+        self._bridge = bridge
+        self._block = _Block(manager)
+
+    def __enter__(self) -> T:
+        bridge = self._bridge
+        bridge._check_open()
+        self._ended = bridge._portal.start_task_soon(self._block.run)
+        value, self._leave = bridge._wait(self._block.entered)
+        return value
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        block, bridge = self._block, self._bridge
+        if not bridge._loop.answers:
+            return False
+        block.error = error
+        bridge._portal.call(self._leave.set)
         try:
-            yield value
-        except BaseException as error:
-            block.error = error
-            self._portal.call(leave.set)
-            try:
-                swallowed = ended.result()
-            except AetherError as why:
-                if block.cancelled:
-                    raise error from why
-                raise
-            if not swallowed:
-                raise
-        else:
-            self._portal.call(leave.set)
-            ended.result()
+            return bridge._wait(self._ended)
+        except AetherError as why:
+            if error is not None and block.cancelled:
+                raise error from why
+            raise
 
 
 class _Block(Generic[T]):

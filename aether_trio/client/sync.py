@@ -14,16 +14,19 @@ several at once. A message is acknowledged when the loop over `messages` asks fo
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack, overload
+from types import TracebackType
+from typing import Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar, Unpack, overload
 
 import anyio
-from anyio.from_thread import start_blocking_portal
 
-from aether_trio.client.blocking import Blocking, BlockingStream, Bridge, blocking
+from aether_trio.client.blocking import Blocking, BlockingStream, Bridge, LoopThread, blocking
 from aether_trio.client.client import Client
 from aether_trio.client.errors import AetherError, ClientClosed, RequestTimeout
 from aether_trio.client.message import IncomingMessage, MessageType
@@ -277,24 +280,64 @@ def connect_sync(
 ) -> AbstractContextManager[SyncClient[C]]: ...
 
 
-@contextmanager
-def connect_sync(
-    address: str, kind: Callable[..., Client] = AgentClient, /, *args: Any, **kwargs: Any
-) -> Iterator[Any]:
+def connect_sync(address: str, kind: Callable[..., Client] = AgentClient, /, *args: Any, **kwargs: Any) -> Any:
     """A connected client, for as long as the block lasts: an agent, or another `kind` of participant.
 
     The arguments are those of the class (AgentClient, UserClient, ...). Raises what its `async with` block does.
+
+    A block that is still open when the interpreter ends is left as by an exception. In a fork of the process the client is
+    closed, and leaving the block does nothing.
     """
-    with start_blocking_portal("trio") as portal:
-        bridge = Bridge(portal)
-        client = bridge.run(_made, kind, address, *args, **kwargs)
+    return _Connected(kind, address, args, kwargs)
+
+
+class _Connected:
+    """See connect_sync."""
+
+    def __init__(
+        self, kind: Callable[..., Client], address: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._make = functools.partial(_made, kind, address, *args, **kwargs)
+
+    def __enter__(self) -> SyncClient[Any]:
+        self._loop = LoopThread()
+        self._bridge = Bridge(self._loop)
         try:
-            with bridge.entered(client) as target:
-                blocking_client = SyncClient(bridge, target)
-                yield blocking_client
-                blocking_client._all_done()
+            self._block = self._bridge.entered(self._bridge.run(self._make))
+            self._client: SyncClient[Any] = SyncClient(self._bridge, self._block.__enter__())
+        except BaseException:
+            self._end()
+            raise
+        _OPEN.add(self)
+        return self._client
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        try:
+            if error is None:
+                self._client._all_done()
+            return bool(self._block.__exit__(kind, error, trace))
         finally:
-            bridge.closed = True
+            self._end()
+
+    def _end(self) -> None:
+        _OPEN.discard(self)
+        self._bridge.closed = True
+        self._loop.stop()
+
+
+_OPEN: Final[set[_Connected]] = set()
+"""Blocks that have begun and not ended."""
+
+
+@atexit.register
+def _leave_open_blocks() -> None:
+    """The interpreter ends: say goodbye while the threads of the loops still run."""
+    for connected in list(_OPEN):
+        error = ClientClosed("the interpreter has ended")
+        with contextlib.suppress(Exception):
+            connected.__exit__(ClientClosed, error, None)
 
 
 async def _called(work: Callable[..., T], concurrency: int | None) -> T:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -9,10 +11,9 @@ import anyio
 import pytest
 import trio
 import trio.testing
-from anyio.from_thread import start_blocking_portal
 
 from aether_trio.client import SessionEnded
-from aether_trio.client.blocking import Bridge, _Block
+from aether_trio.client.blocking import Bridge, LoopThread, _Block
 
 WHY = SessionEnded("ENDED", "an operator did it")
 
@@ -41,6 +42,15 @@ class Ending:
         self.group.cancel_scope.cancel()
 
 
+@contextmanager
+def open_bridge() -> Iterator[Bridge]:
+    loop = LoopThread()
+    try:
+        yield Bridge(loop)
+    finally:
+        loop.stop()
+
+
 async def test_a_cancelled_block_is_left_with_the_cancellation_even_when_the_thread_leaves_at_once() -> None:
     manager = Ending()
     block = _Block(manager)
@@ -62,24 +72,21 @@ async def test_a_cancelled_block_is_left_with_the_cancellation_even_when_the_thr
 
 
 def test_a_thread_is_told_why_its_block_was_cancelled() -> None:
-    with start_blocking_portal("trio") as portal:
-        bridge = Bridge(portal)
+    with open_bridge() as bridge:
         with pytest.raises(SessionEnded) as caught, bridge.entered(Ending()) as manager:
             bridge.run(manager.end)
         assert caught.value is WHY
 
 
 def test_a_threads_own_error_is_raised() -> None:
-    with start_blocking_portal("trio") as portal:
-        bridge = Bridge(portal)
+    with open_bridge() as bridge:
         with pytest.raises(ValueError, match="own"), bridge.entered(Ending()) as manager:
             raise ValueError("own")
         assert isinstance(manager.left_with, ValueError)
 
 
 def test_a_manager_may_swallow_it() -> None:
-    with start_blocking_portal("trio") as portal:
-        bridge = Bridge(portal)
+    with open_bridge() as bridge:
         with bridge.entered(Ending()) as manager:
             raise LookupError
         assert isinstance(manager.left_with, LookupError)
