@@ -17,7 +17,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Unpack
+from typing import Any, Final, Unpack
 
 import anyio
 
@@ -29,7 +29,7 @@ from aether_trio.client.inits import init_for
 from aether_trio.client.message import IncomingMessage, MessageType
 from aether_trio.client.messages import Messages
 from aether_trio.client.operations import Operations, ProgressUpdate
-from aether_trio.client.options import ClientOptions, settings_for
+from aether_trio.client.options import DELIVERY_CREDIT, NUMBERED_SENDS, ClientOptions, settings_for
 from aether_trio.client.outgoing import Outcome, Publication, Upstream, bytes_of, checked_topic, checked_type
 from aether_trio.client.requester import DEFAULT_TIMEOUT_S
 from aether_trio.client.requests import Pending, prepare
@@ -41,6 +41,10 @@ from aether_trio.version import __version__
 from aether_trio.wire.pb import aether_pb2 as pb
 
 __all__ = ["Client"]
+
+
+_OF_THE_LANE: Final = frozenset({NUMBERED_SENDS, DELIVERY_CREDIT})
+"""Extensions that a lane declares for itself."""
 
 
 class Client(Operations, Block, abc.ABC):
@@ -133,7 +137,7 @@ class Client(Operations, Block, abc.ABC):
     @property
     def negotiated_extensions(self) -> tuple[pb.NegotiatedExtension, ...]:
         """One for each extension that was declared, with whether the gateway supports it."""
-        return tuple(self._ack.negotiated_extensions)
+        return tuple(one for one in self._ack.negotiated_extensions if one.uri not in _OF_THE_LANE)
 
     @property
     def server_extensions(self) -> tuple[str, ...]:

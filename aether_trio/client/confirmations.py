@@ -6,15 +6,15 @@ everything in front of it is settled. So behind such messages goes a request tha
 connected), and the order says the rest: what was written is a row of sections, each ended by its barrier, and an
 ErrorResponse without an id belongs to the first section whose barrier has not been answered.
 
-A section of one message is exact. Where many are written at once and nobody waits for one of them they share a section,
-and a refusal in it is known, but not whose: then all of them are told.
+A section of one message is exact. Where many are written at once and nobody waits for one of them they share a section. These are
+sends with a number, whose refusal says it ("send-17", an extension of the gateway); it comes before the answer of their barrier.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from aether_trio.client.errors import AetherError, ConnectionLost, from_code
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -25,12 +25,17 @@ Settle: TypeAlias = Callable[[AetherError | None], None]
 """Called once, with None when all is well."""
 
 
-class _Section:
-    __slots__ = ("error", "request_id", "settles")
+_NUMBERED: Final = "send-"
 
-    def __init__(self, request_id: str, settles: Sequence[Settle]) -> None:
+
+class _Section:
+    """`waiting` has the number of each send, 0 for what has none; `error` is of what has none."""
+
+    __slots__ = ("error", "request_id", "waiting")
+
+    def __init__(self, request_id: str, waiting: Sequence[tuple[int, Settle]]) -> None:
         self.request_id = request_id
-        self.settles = settles
+        self.waiting = waiting
         self.error: AetherError | None = None
 
 
@@ -40,7 +45,9 @@ class Confirmations:
     def __init__(self, principal: pb.PrincipalRef) -> None:
         self._principal = principal
         self._sections: deque[_Section] = deque()
-        self._together: list[Settle] = []
+        self._together: list[tuple[int, Settle]] = []
+        self._open_numbers: set[int] = set()
+        self._refusals: dict[int, AetherError] = {}
         self._unguarded = False
         self._count = 0
 
@@ -53,49 +60,58 @@ class Confirmations:
         """Something was written that may be refused, and nobody waits to know."""
         self._unguarded = True
 
-    def together(self, settle: Settle) -> None:
-        """Something was written that may share its barrier with its neighbours: see `guard`."""
-        self._together.append(settle)
+    def together(self, settle: Settle, number: int) -> None:
+        """A send was written that may share its barrier with its neighbours: see `guard`."""
+        self._together.append((number, settle))
+        self._open_numbers.add(number)
         self._unguarded = True
 
-    def alone(self, message: bytes, settle: Settle, frame: Callable[[bytes], bytes]) -> bytes:
-        """What to write for a message that has a section of its own. `frame` makes lane bytes of an UpstreamMessage."""
+    def alone(self, message: bytes, settle: Settle, frame: Callable[[bytes], bytes], number: int = 0) -> bytes:
+        """What to write for a message that has a section of its own. `frame` makes lane bytes of an UpstreamMessage.
+
+        `number` is that of a send whose refusal says it.
+        """
         parts = [self.guard(frame), message]
-        parts.append(frame(self._barrier([settle])))
+        if number:
+            self._open_numbers.add(number)
+        parts.append(frame(self._barrier([(number, settle)])))
         return b"".join(parts)
 
     def guard(self, frame: Callable[[bytes], bytes]) -> bytes:
         """End the section of what was written so far, if there is something in it."""
         if not self._unguarded:
             return b""
-        settles, self._together = self._together, []
+        waiting, self._together = self._together, []
         self._unguarded = False
-        return frame(self._barrier(settles))
+        return frame(self._barrier(waiting))
 
     @property
     def shared(self) -> int:
         """How many share the section that is open for writing."""
         return len(self._together)
 
-    def _barrier(self, settles: Sequence[Settle]) -> bytes:
+    def _barrier(self, waiting: Sequence[tuple[int, Settle]]) -> bytes:
         self._count += 1
         request_id = f"barrier-{self._count}"
-        self._sections.append(_Section(request_id, settles))
+        self._sections.append(_Section(request_id, waiting))
         question = pb.ConnectionStatusRequest(principal=self._principal, request_id=request_id)
         return pb.UpstreamMessage(connection_status_request=question).SerializeToString()
 
     def refused(self, response: pb.ErrorResponse) -> bool:
         """An ErrorResponse without an id; False when it is nobody's who waits."""
-        if not self._sections or not self._sections[0].settles:
+        section = self._sections[0] if self._sections else None
+        if section is None or all(number for number, _ in section.waiting):
             return False
-        section = self._sections[0]
         if section.error is None:
-            text = response.message
-            if len(section.settles) > 1:
-                text = f"one of {len(section.settles)} messages that were sent together was refused: {text}"
-            section.error = from_code(
-                response.code, text, retryable=response.retryable, retry_after_ms=response.retry_after_ms
-            )
+            section.error = _error(response)
+        return True
+
+    def refused_send(self, response: pb.ErrorResponse) -> bool:
+        """An ErrorResponse with an id; False when it is not that of a send whose sender waits."""
+        text = response.request_id.removeprefix(_NUMBERED)
+        if text == response.request_id or not text.isdecimal() or int(text) not in self._open_numbers:
+            return False
+        self._refusals.setdefault(int(text), _error(response))
         return True
 
     def answered(self, request_id: str) -> bool:
@@ -104,8 +120,8 @@ class Confirmations:
             return False
         while True:
             section = self._sections.popleft()
-            for settle in section.settles:
-                settle(section.error)
+            for number, settle in section.waiting:
+                self._settle(number, settle, None if number else section.error)
             if section.request_id == request_id:
                 return True
 
@@ -113,9 +129,19 @@ class Confirmations:
         """The connection is over: what was not settled is in doubt."""
         error = ConnectionLost("the connection was cut before it was confirmed", in_doubt=True)
         for section in self._sections:
-            for settle in section.settles:
-                settle(section.error or error)
-        for settle in self._together:
-            settle(error)
+            for number, settle in section.waiting:
+                self._settle(number, settle, error if number else section.error or error)
+        for number, settle in self._together:
+            self._settle(number, settle, error)
         self._sections.clear()
         self._together.clear()
+
+    def _settle(self, number: int, settle: Settle, otherwise: AetherError | None) -> None:
+        self._open_numbers.discard(number)
+        settle(self._refusals.pop(number, otherwise))
+
+
+def _error(response: pb.ErrorResponse) -> AetherError:
+    return from_code(
+        response.code, response.message, retryable=response.retryable, retry_after_ms=response.retry_after_ms
+    )

@@ -109,7 +109,8 @@ class Core:
             else:
                 pending.fail(error)
 
-        pending.upstream = Upstream(pending.data, written)
+        # The refusal of a creation comes without an id, and then with one.
+        pending.upstream = Upstream(pending.data, written, unanswered=pending.asked == "create_task")
         self.outbox.put(pending.upstream)
 
     def forget(self, pending: Pending) -> None:

@@ -129,17 +129,19 @@ class Inbox:
                 self._dirty.discard(topic)
         credit = connection.credit
         if credit.message_count is not None and credit.byte_count is not None:
-            messages = self.credit_messages - self._held_messages - credit.message_count
-            size = self.credit_bytes - self._held_bytes - credit.byte_count
-            if messages * _GRANT_SHARE >= self.credit_messages or size * _GRANT_SHARE >= self.credit_bytes:
-                found.append(connection.send(GrantCredit(max(messages, 0), max(size, 0))))
-                self._freed_messages = self._freed_bytes = 0
+            grant = self.grant_due(credit.message_count, credit.byte_count)
+            if grant is not None:
+                found.append(connection.send(GrantCredit(*grant)))
         return found
 
-    @property
-    def full(self) -> bool:
-        """Whether a lane without credit should stop reading."""
-        return self._held_messages >= self.credit_messages or self._held_bytes >= self.credit_bytes
+    def grant_due(self, messages: int, size: int) -> tuple[int, int] | None:
+        """What to grant beside what may still come; None while little is missing."""
+        messages = self.credit_messages - self._held_messages - messages
+        size = self.credit_bytes - self._held_bytes - size
+        if messages * _GRANT_SHARE < self.credit_messages and size * _GRANT_SHARE < self.credit_bytes:
+            return None
+        self._freed_messages = self._freed_bytes = 0
+        return max(messages, 0), max(size, 0)
 
     def cut(self) -> None:
         """The connection is over: its channel numbers mean nothing any more."""

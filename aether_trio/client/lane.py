@@ -27,6 +27,7 @@ from aether_trio.client.errors import AetherError
 from aether_trio.client.inbox import Inbox
 from aether_trio.client.outbox import Outbox
 from aether_trio.client.outgoing import Upstream
+from aether_trio.model.errors import Code
 from aether_trio.wire.pb import aether_pb2 as pb
 
 __all__ = ["BROKEN", "Ended", "Hub", "Lane", "tune"]
@@ -40,6 +41,9 @@ LAST_WORDS_S: Final = 0.5
 """For the goodbye of a client that was cancelled."""
 GOODBYE_S: Final = 5.0
 """For the gateway to end its side after we have ended ours, or after it said GOAWAY without a time."""
+
+NOTICES: Final = frozenset({Code.BACKPRESSURE})
+"""Codes of an ErrorResponse that refuses nothing: it says that something is not delivered."""
 
 BROKEN: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 
@@ -134,9 +138,6 @@ class Lane(abc.ABC):
                 None, retryable=True, expected=self._said_goodbye, why="the gateway ended the connection"
             )
 
-    async def may_read(self) -> None:  # noqa: B027 - most lanes always may
-        """Wait until more may be read; for a lane that bounds deliveries by not reading."""
-
     # -- what all do
 
     async def open(self, init: pb.InitConnection) -> pb.ConnectionAck:
@@ -158,7 +159,6 @@ class Lane(abc.ABC):
                 group.start_soon(self._watch, self._ping_interval_s, group.cancel_scope)
             try:
                 while self._ended is None:
-                    await self.may_read()
                     data = await self._read()
                     if data is None:
                         self.end_of_stream()
@@ -180,8 +180,7 @@ class Lane(abc.ABC):
     def downstream(self, message: pb.DownstreamMessage) -> None:
         """Something has come that is no delivery: what is about confirmations is taken out."""
         if message.HasField("error"):
-            error = message.error
-            if self.confirmations.answered(error.request_id) if error.request_id else self.confirmations.refused(error):
+            if self._about_confirmations(message.error):
                 return
         elif message.HasField("connection_status_response") and self.confirmations.answered(
             message.connection_status_response.request_id
@@ -189,10 +188,15 @@ class Lane(abc.ABC):
             return
         self._hub.downstream(message)
 
-    def confirming(self, upstream: Upstream, data: bytes, frame: Callable[[bytes], bytes]) -> bytes:
-        """The bytes of an envelope, with the barriers that it needs."""
+    def _about_confirmations(self, error: pb.ErrorResponse) -> bool:
+        if error.request_id:
+            return self.confirmations.answered(error.request_id) or self.confirmations.refused_send(error)
+        return error.code not in NOTICES and self.confirmations.refused(error)
+
+    def confirming(self, upstream: Upstream, data: bytes, frame: Callable[[bytes], bytes], number: int = 0) -> bytes:
+        """The bytes of an envelope, with the barriers that it needs. `number`: of a send, on a lane that counts them."""
         if upstream.settle is not None:
-            return self.confirmations.alone(data, upstream.settle, frame)
+            return self.confirmations.alone(data, upstream.settle, frame, number)
         if upstream.unanswered:
             self.confirmations.plain()
         return data
@@ -266,7 +270,6 @@ class Lane(abc.ABC):
                 if self._may_go() and not self._said_goodbye:
                     self._said_goodbye = True
                     await self.goodbye()
-                    self.wake()  # a reader that held back is to read the answer
                     continue
                 with anyio.move_on_after(self._patience_s()) as patience:
                     await self._work.wait()
@@ -303,7 +306,7 @@ class Lane(abc.ABC):
         while True:
             self._heard = False
             await anyio.sleep(interval_s)
-            if self._heard or self._busy_reading():
+            if self._heard:
                 continue
             self.ping()
             self.wake()
@@ -311,10 +314,6 @@ class Lane(abc.ABC):
             if not self._heard:
                 self._cut(f"nothing was heard for {2 * interval_s:g} s")
                 scope.cancel()
-
-    def _busy_reading(self) -> bool:
-        """Whether nothing was heard because we did not listen."""
-        return False
 
 
 def tune(stream: anyio.abc.SocketStream) -> None:

@@ -29,6 +29,10 @@ MAX_UNSETTLED_BYTES: Final = 16 * 1024 * 1024
 
 WORKER_TASKS: Final = "urn:aether-trio:worker-tasks"
 """An extension whose version is how many live tasks a worker wants to be given at most."""
+NUMBERED_SENDS: Final = "urn:aether-trio:numbered-sends"
+"""The refusal of the N-th send of a connection has the id "send-N"."""
+DELIVERY_CREDIT: Final = "urn:aether-trio:delivery-credit"
+"""The gateway delivers what it has credit for."""
 ASSIGNMENTS: Final = "urn:aether-trio:assignments"
 """An extension by which a gateway says the number of each assignment."""
 

@@ -301,7 +301,9 @@ class Outbox:
             return
         again = [item for item in self._queue if isinstance(item, Publication) and item.ever_written]
         if again:
-            self._queue = deque(item for item in self._queue if not (isinstance(item, Publication) and item.ever_written))
+            self._queue = deque(
+                item for item in self._queue if not (isinstance(item, Publication) and item.ever_written)
+            )
         for publication in (*written, *again):
             text = "the connection was cut before the message was confirmed"
             self._settle(publication, ConnectionLost(text, in_doubt=True))

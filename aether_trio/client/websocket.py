@@ -1,16 +1,15 @@
 """The WebSocket lane of a client: one protobuf message in each binary message (subprotocol aether.v1.proto).
 
-The lane has no acknowledgements, no offsets and no credit. So a publication is confirmed by a barrier behind it
-(confirmations.py), a message counts as done when the gateway has sent it, and the client bounds what it buffers by not
-reading. It reads on while an answer is awaited, full buffer or not: who waits for an answer reads no messages, and would
-wait for ever.
+The lane has no acknowledgements and no offsets. So a publication is confirmed by a barrier behind it (confirmations.py), and a
+message counts as done when the gateway has sent it. Two extensions of the gateway do what the framing has frames for: the
+refusal of a send says which one it was, and messages are delivered for credit, so that answers are read always and what is
+buffered is bounded all the same.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-import anyio
 import anyio.abc
 import wsproto
 import wsproto.events as ws
@@ -29,6 +28,7 @@ from aether_trio.client.errors import (
     from_status,
 )
 from aether_trio.client.lane import WRITE_BYTES, Ended, Hub, Lane
+from aether_trio.client.options import DELIVERY_CREDIT, NUMBERED_SENDS
 from aether_trio.client.outgoing import Publication, Upstream
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -60,11 +60,17 @@ class WebSocketLane(Lane):
         self._size = 0
         self._accepted = False
         self._refusal: tuple[int, bytearray] | None = None
-        self._changed = anyio.Event()
+        self._sent = 0
+        """SendMessages of this connection, which the gateway counts, too."""
+        self._credit_messages = self._credit_bytes = 0
+        """What the gateway may still deliver."""
 
     # -- the first words
 
     def greet(self, init: pb.InitConnection) -> bytes:
+        messages, size = self._credit_messages, self._credit_bytes = self._hub.inbox.hello_credit()
+        for uri, version in ((NUMBERED_SENDS, ""), (DELIVERY_CREDIT, f"{messages}/{size}")):
+            init.extensions.append(pb.ExtensionDeclaration(uri=uri, version=version, required=True))
         self._init = init
         return self._connection.send(
             ws.Request(host=self._authority, target=WEBSOCKET_PATH, subprotocols=[SUBPROTOCOL])
@@ -152,6 +158,8 @@ class WebSocketLane(Lane):
             self._close(CloseReason.INVALID_FRAME_PAYLOAD_DATA, "the gateway sent what is no DownstreamMessage")
             return
         if message.HasField("msg"):
+            self._credit_messages -= 1
+            self._credit_bytes -= len(whole)
             self._hub.inbox.deliver_plain(message.msg, len(whole))
         elif self.ack is None and message.HasField("connection_ack"):
             self.accepted(message.connection_ack)
@@ -162,22 +170,6 @@ class WebSocketLane(Lane):
         if self._ended is None:
             self._ended = Ended(ProtocolViolation(code.name, why), retryable=self.ack is not None)
             self._control.append(self._connection.send(ws.CloseConnection(code, why)))
-
-    async def may_read(self) -> None:
-        while self._hub.inbox.full and not self.expecting and self._ended is None and not self._said_goodbye:
-            if self._changed.is_set():
-                self._changed = anyio.Event()
-            await self._changed.wait()
-
-    def _busy_reading(self) -> bool:
-        return self._hub.inbox.full
-
-    def wake(self) -> None:
-        super().wake()
-        self._changed.set()
-
-    def wake_soon(self) -> None:
-        self._changed.set()  # nothing is acknowledged here, but there may be room again
 
     # -- to the gateway
 
@@ -195,13 +187,20 @@ class WebSocketLane(Lane):
         frames = [self._take_control()]
         if self._connection.state is not ConnectionState.OPEN:
             return frames[0]
+        grant = self._hub.inbox.grant_due(self._credit_messages, self._credit_bytes)
+        if grant is not None:
+            frames.append(self._grant(*grant))
         frames += self._hub.outbox.pull(self, WRITE_BYTES, starting=not (self._leaving or self.draining))
         if self.confirmations.shared:
             frames.append(self.confirmations.guard(self._frame))
-        data = b"".join(frames)
-        if data:
-            self._changed.set()
-        return data
+        return b"".join(frames)
+
+    def _grant(self, messages: int, size: int) -> bytes:
+        self._credit_messages += messages
+        self._credit_bytes += size
+        return self._frame(
+            pb.UpstreamMessage(active_extensions=[f"{DELIVERY_CREDIT}:{messages}:{size}"]).SerializeToString()
+        )
 
     def encode_publication(self, publication: Publication) -> bytes | None:
         message = pb.SendMessage.FromString(publication.extra) if publication.extra else pb.SendMessage()
@@ -209,20 +208,25 @@ class WebSocketLane(Lane):
         message.payload = publication.payload
         message.message_type = pb.MessageType.ValueType(publication.message_type)
         frame = self._frame(pb.UpstreamMessage(send=message).SerializeToString())
+        self._sent += 1
 
         def settle(error: AetherError | None) -> None:
             if not isinstance(error, ConnectionLost):  # what is in doubt is the outbox's to decide
                 self._hub.outbox.settle(publication, error)
 
         if publication.confirm:
-            return self.confirmations.alone(frame, settle, self._frame)
-        self.confirmations.together(settle)
+            return self.confirmations.alone(frame, settle, self._frame, self._sent)
+        self.confirmations.together(settle, self._sent)
         if self.confirmations.shared >= _SHARED:
             frame += self.confirmations.guard(self._frame)
         return frame
 
     def encode_upstream(self, upstream: Upstream) -> bytes:
-        return self.confirming(upstream, self._frame(upstream.data), self._frame)
+        frame = self._frame(upstream.data)
+        number = 0
+        if upstream.unanswered and pb.UpstreamMessage.FromString(upstream.data).HasField("send"):
+            number = self._sent = self._sent + 1
+        return self.confirming(upstream, frame, self._frame, number)
 
     def ping(self) -> None:
         if self._connection.state is ConnectionState.OPEN:

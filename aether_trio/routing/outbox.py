@@ -125,6 +125,8 @@ class Outbox:
         "broken",
         "closed",
         "control_bytes",
+        "credit_bytes",
+        "credit_messages",
         "delivery_bytes",
         "lane_bytes",
         "lane_dropped",
@@ -164,6 +166,9 @@ class Outbox:
         self.lane_dropped = 0
         self.receipts: Receipts | None = None
         """Of a client that numbers its sends; its link asks for them (transport/framed)."""
+        self.credit_messages: int | None = None
+        self.credit_bytes = 0
+        """What `pull` may still deliver to a client that grants credit; None: any number."""
         self.closed = False
         self.takes_no_more = False
         """Its participant is leaving: what is not queued yet stays in the log, or goes to other workers."""
@@ -256,12 +261,28 @@ class Outbox:
         frames = self.pull_control(max_bytes)
         budget = max_bytes - sum(map(len, frames)) if frames else max_bytes
         if self._deliveries and budget > 0:
-            for frame, _, _ in self.pull_deliveries(budget):
+            for frame, _, _ in self._pull_credited(budget):
                 frames.append(frame)
                 budget -= len(frame)
         if self._lane and budget > 0:
             frames += self.pull_lane(budget)
         return frames
+
+    def _pull_credited(self, max_bytes: int) -> list[Delivery]:
+        if self.credit_messages is None:
+            return self.pull_deliveries(max_bytes)
+        if self.credit_messages <= 0 or self.credit_bytes <= 0:
+            return []
+        found = self.pull_deliveries(min(max_bytes, self.credit_bytes), self.credit_messages)
+        self.credit_messages -= len(found)
+        self.credit_bytes -= sum(len(frame) for frame, _, _ in found)
+        return found
+
+    def grant(self, messages: int, size: int) -> None:
+        """The client takes so many more messages, and bytes of messages."""
+        self.credit_messages = (self.credit_messages or 0) + messages
+        self.credit_bytes += size
+        self.kick()
 
     def pull_control(self, max_bytes: int) -> list[bytes]:
         """See FrameSource."""

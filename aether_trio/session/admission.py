@@ -23,7 +23,11 @@ WORKER_TASKS = "urn:aether-trio:worker-tasks"
 """Ours: the version is how many live tasks a worker wants to be given at most; 0 is none from pools."""
 ASSIGNMENTS = "urn:aether-trio:assignments"
 """Ours: the client is told the number of each assignment, and may say for which one it speaks (services/tasks/wire.py)."""
-KNOWN_EXTENSIONS: frozenset[str] = frozenset({WORKER_TASKS, ASSIGNMENTS})
+NUMBERED_SENDS = "urn:aether-trio:numbered-sends"
+"""Ours: the refusal of the N-th SendMessage of a connection has the request id "send-N" (routing/counted_sends.py)."""
+DELIVERY_CREDIT = "urn:aether-trio:delivery-credit"
+"""Ours: the version is how many messages and bytes the client takes at first, as "64/1048576"; see `credit_granted`."""
+KNOWN_EXTENSIONS: frozenset[str] = frozenset({WORKER_TASKS, ASSIGNMENTS, NUMBERED_SENDS, DELIVERY_CREDIT})
 """URIs of the extensions that this gateway understands."""
 
 SESSION_ID_BYTES: Final = 128
@@ -56,6 +60,10 @@ class Claim:
     """How many live tasks the client wants at most; None: it has not said."""
     numbered: bool = False
     """Whether it is to be told the numbers of assignments."""
+    counts_sends: bool = False
+    """Whether it is to be told which of its sends was refused."""
+    credit: tuple[int, int] | None = None
+    """How many messages and bytes may be delivered at first; None is any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +105,8 @@ def read_claim(
             _profiles(init.orchestrator.supported_profiles, limits),
             _worker_tasks(init.extensions),
             any(one.uri == ASSIGNMENTS for one in init.extensions),
+            any(one.uri == NUMBERED_SENDS for one in init.extensions),
+            _credit(init.extensions),
         )
     except TextError as error:
         raise StatusError(Status.INVALID_ARGUMENT, f"invalid init: {error}") from None
@@ -220,6 +230,31 @@ def _worker_tasks(declared: Sequence[pb.ExtensionDeclaration]) -> int | None:
     if not (said[-1].isascii() and said[-1].isdigit() and len(said[-1]) <= 9):
         raise TextError(f"the version of the extension {WORKER_TASKS} is a number of tasks, not {shown(said[-1], 32)}")
     return int(said[-1])
+
+
+def _credit(declared: Sequence[pb.ExtensionDeclaration]) -> tuple[int, int] | None:
+    """What the last declaration of DELIVERY_CREDIT says; None when there is none. Raises TextError."""
+    said = [one.version for one in declared if one.uri == DELIVERY_CREDIT]
+    if not said:
+        return None
+    if (credit := _two_numbers(said[-1].split("/"))) is None:
+        shape = "two numbers as in 64/1048576"
+        raise TextError(f"the version of the extension {DELIVERY_CREDIT} is {shape}, not {shown(said[-1], 32)}")
+    return credit
+
+
+def credit_granted(message: pb.UpstreamMessage) -> tuple[int, int] | None:
+    """The messages and bytes of "urn:aether-trio:delivery-credit:64:1048576" in a message without a payload."""
+    if len(message.active_extensions) != 1:
+        return None
+    uri, *numbers = message.active_extensions[0].rsplit(":", 2)
+    return _two_numbers(numbers) if uri == DELIVERY_CREDIT else None
+
+
+def _two_numbers(texts: Sequence[str]) -> tuple[int, int] | None:
+    if len(texts) != 2 or not all(text.isascii() and text.isdigit() and len(text) <= 12 for text in texts):
+        return None
+    return int(texts[0]), int(texts[1])
 
 
 def undeclared_extensions(claim: Claim) -> list[str]:

@@ -26,6 +26,7 @@ from aether_trio.model.errors import AetherError, Code, Status, StatusError
 from aether_trio.model.identity import Kind
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.limits import Limits
+from aether_trio.routing.counted_sends import CountedSends
 from aether_trio.routing.lanes import Lanes
 from aether_trio.routing.log import TopicLog
 from aether_trio.routing.outbox import OutboxLimits
@@ -34,7 +35,7 @@ from aether_trio.routing.rates import Rates
 from aether_trio.routing.receipts import Receipts
 from aether_trio.routing.router import Router
 from aether_trio.routing.work_groups import WorkGroups
-from aether_trio.session.admission import Admitted, Claim, read_claim, undeclared_extensions
+from aether_trio.session.admission import Admitted, Claim, credit_granted, read_claim, undeclared_extensions
 from aether_trio.session.dispatch import Dispatcher
 from aether_trio.session.holding import Holding
 from aether_trio.session.registry import History, Registry
@@ -299,6 +300,11 @@ class SessionServer:
         session.reaches_everything = admitted.everywhere
         session.token = admitted.token
         session.lineage = admitted.lineage
+        if link.peer.lane != "framed":  # which has numbers and credit of its own
+            if claim.counts_sends:
+                session.count_sends(CountedSends(parts.log, session.outbox))
+            if claim.credit is not None:
+                session.outbox.credit_messages, session.outbox.credit_bytes = claim.credit
         link.attach(session.outbox)
         return session
 
@@ -388,7 +394,7 @@ class SessionServer:
             session.reading = False
 
     async def _handle_batch(self, session: Session, batch: Sequence[Upstream]) -> None:
-        router, dispatcher, rates = self._parts.router, self._parts.dispatcher, self._parts.rates
+        dispatcher, rates, outbox = self._parts.dispatcher, self._parts.rates, session.outbox
         left = A_TURN
         for message in batch:
             if left <= 0:
@@ -402,10 +408,9 @@ class SessionServer:
                 continue
             case = message.WhichOneof("payload")
             if case == "send":
-                try:
-                    router.send(session.sender, message.send)
-                except AetherError as error:
-                    session.put_error(error)
+                self._send(session, message.send)
+            elif case is None and outbox.credit_messages is not None and (grant := credit_granted(message)):
+                outbox.grant(*grant)
             elif case == "init":
                 raise StatusError(Status.INVALID_ARGUMENT, "this stream has had its InitConnection already")
             else:
@@ -422,6 +427,22 @@ class SessionServer:
         receipts = session.outbox.receipts
         if receipts is not None and receipts.due:
             session.link.kick()
+
+    def _send(self, session: Session, send: pb.SendMessage) -> None:
+        """Take one send without a number of its own."""
+        counted = session.counted
+        if counted is None:
+            try:
+                self._parts.router.send(session.sender, send)
+            except AetherError as error:
+                session.put_error(error)
+            return
+        counted.came()
+        try:
+            self._parts.router.send(session.sender, send)
+            counted.appended(session.sender.last_append)
+        except AetherError as error:
+            counted.refuse(error)
 
     def _publish(self, session: Session, send: Send) -> None:
         """Take one numbered send."""

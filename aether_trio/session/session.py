@@ -23,6 +23,7 @@ from aether_trio.model.errors import AetherError, Code, Status, StatusError
 from aether_trio.model.identity import Identity
 from aether_trio.model.limits import CLIENT_MESSAGE_BYTES
 from aether_trio.model.token_bucket import TokenBucket
+from aether_trio.routing.counted_sends import CountedSends
 from aether_trio.routing.outbox import Gate, Outbox, OutboxLimits
 from aether_trio.routing.publishers import Publisher
 from aether_trio.routing.receipts import Receipts, refusal_frame
@@ -71,6 +72,7 @@ class Session:
         "answering",
         "client",
         "connected_ms",
+        "counted",
         "covers",
         "detached",
         "ending",
@@ -136,6 +138,7 @@ class Session:
         self.takes_any = takes_any
         self.profiles = profiles
         self.numbered = numbered
+        self.counted: CountedSends | None = None
         self.worker_tasks = worker_tasks
         self.connected_ms = now_ms
         self.last_activity_ms = now_ms
@@ -237,6 +240,11 @@ class Session:
         self.outbox.receipts = receipts
         self.sender.author = receipts
 
+    def count_sends(self, counted: CountedSends) -> None:
+        """This client counts its sends: it is told which of them was refused."""
+        self.counted = counted
+        self.sender.author = counted
+
     def lane_dropped(self) -> None:
         """Ephemeral updates were dropped: say so, once."""
         if not self.lane_behind:
@@ -256,7 +264,7 @@ class Session:
         """A message in the log is larger than any client takes: it is not delivered, and what is behind it is."""
         logger.error("a message is too large to be delivered", session=self.who, topic=topic, offset=offset, bytes=size)
         text = f"message {offset} of {topic} has {size} bytes, which is more than a client takes; it was not delivered"
-        self.put_error(AetherError(Code.PAYLOAD_TOO_LARGE, text))
+        self.put_error(AetherError(Code.BACKPRESSURE, text))
 
     def work_lost(self) -> None:
         """Others have been given what this worker was at: this gateway was taken for dead."""

@@ -31,7 +31,7 @@ def test_refusals_find_their_messages(things: list[tuple[str, bool]], cut_after:
         else:
             order.append(number)
             if how == "together":
-                confirmations.together(settle)
+                confirmations.together(settle, number + 1)
             else:
                 confirmations.plain()
     confirmations.guard(frame)
@@ -42,7 +42,13 @@ def test_refusals_find_their_messages(things: list[tuple[str, bool]], cut_after:
             assert confirmations.answered(question.request_id)
             assert not confirmations.answered(question.request_id)
         elif isinstance(step, int) and things[step][1]:
-            confirmations.refused(pb.ErrorResponse(code="ERR_X", message=str(step)))
+            response = pb.ErrorResponse(code="ERR_X", message=str(step))
+            if things[step][0] == "together":
+                response.request_id = f"send-{step + 1}"
+                assert confirmations.refused_send(response)
+                assert not confirmations.refused_send(pb.ErrorResponse(code="ERR_X", request_id="send-1000"))
+            else:
+                confirmations.refused(response)
     confirmations.cut()
     for number, (how, bad) in enumerate(things):
         if how == "plain":
@@ -51,8 +57,6 @@ def test_refusals_find_their_messages(things: list[tuple[str, bool]], cut_after:
         (outcome,) = outcomes[number]
         if isinstance(outcome, ConnectionLost):
             assert cut_after < len(order)
-        elif how == "alone":
+        else:
             assert (outcome is not None) == bad
             assert outcome is None or outcome.message == str(number)
-        elif bad:
-            assert outcome is not None
