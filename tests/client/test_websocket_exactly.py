@@ -1,0 +1,112 @@
+"""On WebSocket: which message was refused, what is a notice and refuses nothing, and how much a client takes unread."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+import trio
+
+from aether_trio.client import AetherError, InvalidArgument, NotFound, Unavailable
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.client.gateways import agent, open_test_gateway, run_on
+from tests.client.peer import open_peer
+
+
+async def one_bad_topic_among_ten(address: str) -> None:
+    async with agent(address, "a") as a, agent(address, "b") as b:
+        publications = [await a.publish("nowhere" if number == 4 else b.topic, str(number)) for number in range(10)]
+        with pytest.raises(InvalidArgument, match="nowhere"):
+            await a.flush()
+        refused = [number for number, publication in enumerate(publications) if publication.error is not None]
+        assert refused == [4]
+        now = a.statistics()
+        assert (now.committed, now.refused, now.in_doubt) == (9, 1, 0)
+        assert [(await b.receive()).text for _ in range(9)] == [str(number) for number in range(10) if number != 4]
+
+
+async def refusals_of_each_kind(address: str) -> None:
+    async with agent(address, "a") as a:
+        good = [await a.publish(a.topic, b"x") for _ in range(300)]
+        with pytest.raises(InvalidArgument):
+            await a.tell_confirmed(pb.UpstreamMessage(send=pb.SendMessage(target_topic="nowhere", payload=b"x")))
+        with pytest.raises(Unavailable):
+            await a.send_to_service("nobody", b"x")
+        more = await a.publish(a.topic, b"x")
+        with pytest.raises(AetherError):
+            await a.tasks.create("t", b"", agent="no such identity")
+        good += [more, await a.publish(a.topic, b"x")]
+        await a.progress.report("job", completion=0.5, confirm=True)
+        for publication in good:
+            await publication.committed()
+
+
+@pytest.mark.parametrize("body", [one_bad_topic_among_ten, refusals_of_each_kind])
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+@pytest.mark.parametrize("lane", ["ws", "aether"])
+async def test_a_refusal_is_that_of_its_message_alone(lane: str, backend: str, body: object) -> None:
+    async with open_test_gateway() as gateway:
+        await run_on(backend, body, f"{lane}://{gateway.address}")  # type: ignore[arg-type]
+
+
+async def sends_all_the_time_and_reads_nothing(address: str, count: int) -> None:
+    async with (
+        agent(address, "quick") as quick,
+        agent(address, "busy", credit_messages=64, credit_bytes=100_000) as busy,
+    ):
+        most = 0
+        async with anyio.create_task_group() as group:
+
+            async def keep_asking() -> None:
+                nonlocal most
+                while True:
+                    await busy.send("ag::w::i::sink", b"x")
+                    now = busy.statistics()
+                    most = max(most, now.buffered)
+                    assert now.held_bytes <= 110_000
+
+            group.start_soon(keep_asking)
+            for number in range(count):
+                await quick.publish(busy.topic, f"{number} {'x' * 1000}")
+            await quick.flush()
+            for _ in range(20):
+                await busy.kv.get("a request is answered, too")
+            group.cancel_scope.cancel()
+        assert 0 < most <= 100
+        for number in range(count):
+            message = await busy.receive()
+            assert message.text.split()[0] == str(number)
+            if number % 100 == 0:
+                await busy.reply(message, b"an echo")
+            message.ack()
+        assert busy.statistics().buffered == 0
+
+
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+@pytest.mark.parametrize("lane", ["ws", "aether"])
+async def test_what_is_not_read_is_bounded_while_answers_are_awaited(lane: str, backend: str) -> None:
+    async with open_test_gateway() as gateway:
+        await run_on(backend, sends_all_the_time_and_reads_nothing, f"{lane}://{gateway.address}", 3000)
+
+
+async def test_a_notice_refuses_nothing() -> None:
+    """The gateway says that messages are gone while the client waits to know what became of its own."""
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+
+        async def body() -> None:
+            async with agent(peer.address, "a") as a:
+                await a.progress.report("job", completion=0.5, confirm=True)
+                assert (await anext(a.errors)).code == "BACKPRESSURE"
+                with pytest.raises(NotFound):
+                    await a.progress.report("job", completion=0.5, confirm=True)
+
+        nursery.start_soon(body)
+        line = await peer.accept()
+        for refusal in ("", "ERR_NOT_FOUND"):
+            while not (asked := await line.asked()).HasField("connection_status_request"):
+                pass
+            await line.tell(error=pb.ErrorResponse(code="BACKPRESSURE", message="3 messages are gone"))
+            if refusal:
+                await line.tell(error=pb.ErrorResponse(code=refusal))
+            request_id = asked.connection_status_request.request_id
+            await line.tell(connection_status_response=pb.ConnectionStatusResponse(request_id=request_id))
+        await line.end()
