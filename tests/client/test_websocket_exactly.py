@@ -33,7 +33,7 @@ async def refusals_of_each_kind(address: str) -> None:
             await a.send_to_service("nobody", b"x")
         more = await a.publish(a.topic, b"x")
         with pytest.raises(AetherError):
-            await a.tasks.create("t", b"", agent="no such identity")
+            await a.tasks.create("t", b"", target="no such identity")
         good += [more, await a.publish(a.topic, b"x")]
         await a.progress.report("job", completion=0.5, confirm=True)
         for publication in good:
