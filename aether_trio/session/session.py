@@ -380,6 +380,7 @@ class Session:
     def forget(self) -> None:
         """The stream is closed: refer to nothing that refers back, so that all of it is freed at once. Raises nothing."""
         self.sender.author = _NOBODY
+        self.counted = None
         self.subscriptions = None
         self.nursery = None
         self.outbox.forget()
