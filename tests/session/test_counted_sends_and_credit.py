@@ -101,7 +101,8 @@ def test_what_the_log_refuses_later_has_its_number_and_settled_sends_are_forgott
             return number <= self.settled
 
     class Outbox:
-        said: list[pb.ErrorResponse] = []
+        def __init__(self) -> None:
+            self.said: list[pb.ErrorResponse] = []
 
         def put_control(self, frame: bytes) -> None:
             self.said.append(pb.DownstreamMessage.FromString(frame).error)
