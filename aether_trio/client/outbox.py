@@ -47,8 +47,10 @@ class Outbox:
         """What became of those that are settled."""
         self.resent = 0
         """Those that were queued again for another connection."""
-        self._unseen: deque[Publication] = deque(maxlen=max_unsettled)
-        """Refused, and nobody has waited for them."""
+        self._unseen: list[Publication] = []
+        """Refused, and nobody has waited for them: the first ones, at most `max_unsettled`."""
+        self._unseen_more = 0
+        """How many more there were."""
 
     # -- from the application
 
@@ -134,12 +136,13 @@ class Outbox:
                 self._room = anyio.Event()
             await self._room.wait()
         unseen = [publication for publication in self._unseen if not publication.seen]
-        self._unseen.clear()
+        count = len(unseen) + self._unseen_more
+        self._unseen, self._unseen_more = [], 0
         if unseen:
             error = unseen[0].error
             assert error is not None
-            if len(unseen) > 1:
-                error.add_note(f"and {len(unseen) - 1} more messages since the last flush")
+            if count > 1:
+                error.add_note(f"and {count - 1} more messages since the last flush")
             raise error
 
     def _first_open(self) -> int:
@@ -264,8 +267,18 @@ class Outbox:
         publication.settle(error)
         self._count_outcome(error)
         if error is not None and not publication.confirm and not publication.seen:
-            self._unseen.append(publication)
+            self._note_unseen(publication)
         self._room.set()
+
+    def _note_unseen(self, publication: Publication) -> None:
+        """The first ones are kept: `flush` raises the first, which is mostly the cause of the others."""
+        if len(self._unseen) >= self.max_unsettled:
+            if self._unseen_more % self.max_unsettled == 0:  # each look pays for as many refusals
+                self._unseen = [one for one in self._unseen if not one.seen]
+            if len(self._unseen) >= self.max_unsettled:
+                self._unseen_more += 1
+                return
+        self._unseen.append(publication)
 
     def _count_outcome(self, error: AetherError | None) -> None:
         if error is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from aether_trio.client import AetherError, ClientClosed, ConnectionLost, InvalidArgument
 from aether_trio.client.outbox import Outbox
 from aether_trio.client.outgoing import Publication, Upstream
@@ -102,3 +104,27 @@ async def test_what_nobody_waits_for_takes_no_memory_while_no_connection_takes_i
         outbox.discard(asked)
     assert list(outbox._queue) == [before]
     assert outbox.pull(Wire(), 100, starting=True) == [b"x"]
+
+
+async def test_flush_raises_the_first_refusal_and_counts_those_that_it_did_not_keep() -> None:
+    outbox = Outbox(4, 1000)
+    for number in range(10):
+        (publication,) = await publish(outbox, 1)
+        outbox.settle(publication, InvalidArgument("ERR_INVALID_TOPIC", f"number {number}"))
+    with pytest.raises(InvalidArgument, match="number 0") as caught:
+        await outbox.flush()
+    assert caught.value.__notes__ == ["and 9 more messages since the last flush"]
+    await outbox.flush()
+
+
+async def test_refusals_that_their_sender_has_seen_make_room_for_those_that_nobody_has() -> None:
+    outbox = Outbox(2, 1000)
+    for number in range(3):
+        (publication,) = await publish(outbox, 1)
+        outbox.settle(publication, InvalidArgument("ERR_INVALID_TOPIC", f"number {number}"))
+        if number < 2:
+            with pytest.raises(InvalidArgument):
+                await publication.committed()
+    with pytest.raises(InvalidArgument, match="number 2") as caught:
+        await outbox.flush()
+    assert not hasattr(caught.value, "__notes__")

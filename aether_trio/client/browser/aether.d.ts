@@ -56,8 +56,10 @@ export class AetherError extends Error {
   readonly requestId: string;
   /** Of the WebSocket; 0 when it was none. */
   readonly closeCode: number;
-  /** From flush(): everything that was refused since the last one, this error first. */
+  /** From flush(): what was refused since the last one, this error first; at most 100. */
   readonly refusals: AetherError[];
+  /** From flush(): how many that were in all. */
+  readonly refusalCount: number;
 }
 
 export interface AetherErrorDetails {

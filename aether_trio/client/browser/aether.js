@@ -80,8 +80,9 @@ export class AetherError extends Error {
     this.retryAfterMs = retryAfterMs;
     this.requestId = requestId;
     this.closeCode = closeCode;
-    /** flush(): everything that was refused since the last one. */
+    /** flush(): what was refused since the last one, the first 100, and how many that were in all. */
     this.refusals = [];
+    this.refusalCount = 0;
   }
 }
 
@@ -164,6 +165,11 @@ function addressOf(given) {
   if (url.search || url.hash) throw new TypeError(`url: the gateway takes no ${url.search || url.hash}`);
   if (url.pathname === "/") url.pathname = "/v1/connect";
   return url;
+}
+
+/** Milliseconds of a clock that nobody sets. Never 0, which stands for "not yet". */
+function now() {
+  return performance.now() + 1;
 }
 
 function randomText(length) {
@@ -333,6 +339,7 @@ export class Client extends EventTarget {
   #attempt = 0;
   #lastError = null;
   #forced = null;
+  #asking = false; // for credentials
   #timers = {};
   #abort = new AbortController();
 
@@ -347,7 +354,8 @@ export class Client extends EventTarget {
   #unconfirmedBytes = 0; // of both
   #confirming = false;
   #flushes = []; // { last, resolve, reject }
-  #refusals = [];
+  #refusals = []; // the first of them, since the last flush
+  #refusalCount = 0; // all of them
   #entering = null; // the refusals of a workspace switch
 
   #requests = new Map(); // by id
@@ -430,8 +438,10 @@ export class Client extends EventTarget {
     this.#opened = deferred();
     this.#setState("connecting");
     this.#options.signal?.addEventListener("abort", () => this.close(), { signal: this.#abort.signal });
-    globalThis.addEventListener?.("online", () => this.#hurry(), { signal: this.#abort.signal });
-    globalThis.document?.addEventListener("visibilitychange", () => this.#hurry(), { signal: this.#abort.signal });
+    const { signal } = this.#abort;
+    globalThis.addEventListener?.("online", () => this.#hurry(), { signal }); // hidden or not: a hidden page may notify
+    const looked = () => globalThis.document.visibilityState === "hidden" || this.#hurry();
+    globalThis.document?.addEventListener("visibilitychange", looked, { signal });
     this.#timers.open = setTimeout(() => this.#finish(this.#unreachable()), this.#options.timeoutMs);
     const windows = new Windows(this.#options.storage, `aether:${this.#url.host}${this.#url.pathname}:${this.userId}`);
     this.#windows = windows;
@@ -467,12 +477,17 @@ export class Client extends EventTarget {
   async #dial() {
     clearTimeout(this.#timers.retry);
     this.#timers.retry = undefined;
+    if (this.#asking) return;
     let credentials = this.#options.credentials;
     try {
-      if (typeof credentials === "function") credentials = await credentials();
+      this.#asking = true;
+      if (typeof credentials === "function") credentials = await this.#inTime(credentials());
     } catch (error) {
-      this.#retry(new AetherError("UNAUTHENTICATED", `credentials(): ${error?.message ?? error}`, { retryable: true }));
+      const code = error?.code === "TIMEOUT" ? "TIMEOUT" : "UNAUTHENTICATED";
+      this.#retry(new AetherError(code, `credentials(): ${error?.message ?? error}`, { retryable: true }));
       return;
+    } finally {
+      this.#asking = false;
     }
     if (this.#state === "closed" || this.#socket) return;
     let socket;
@@ -507,6 +522,21 @@ export class Client extends EventTarget {
     };
   }
 
+  /** What the page's own function resolves with, or TIMEOUT: one that hangs must not be the end of all tries. */
+  async #inTime(promise) {
+    const { attemptTimeoutMs } = this.#options;
+    let timer;
+    const late = new Promise((_, reject) => {
+      const why = new AetherError("TIMEOUT", `nothing within ${attemptTimeoutMs} ms`);
+      timer = setTimeout(() => reject(why), attemptTimeoutMs);
+    });
+    try {
+      return await Promise.race([promise, late]);
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
   /** Leave a socket that says nothing: its closing handshake would say nothing either. */
   #drop(code, why) {
     const socket = this.#socket;
@@ -524,15 +554,15 @@ export class Client extends EventTarget {
     const error = this.#whyEnded(closeCode, reason, code);
     this.#loseAnswers(this.#state === "paused" ? pausedError() : error);
     if (this.#state === "paused") {
-      this.#lostAt ||= Date.now();
+      this.#lostAt ||= now();
       if (this.#roomAgain()) this.#retry(null);
       return;
     }
-    if (this.#everOpen) this.#lostAt ||= Date.now();
+    if (this.#everOpen) this.#lostAt ||= now();
     if (error.retryable) this.#retry(error);
     else if (error.code !== "ALREADY_EXISTS") this.#finish(error);
     else if (!this.#everOpen && this.#window.stored) this.#becomeAnother();
-    else if (this.#everOpen && Date.now() - this.#lostAt < DUPLICATE_PATIENCE_MS) this.#retry(error);
+    else if (this.#everOpen && now() - this.#lostAt < DUPLICATE_PATIENCE_MS) this.#retry(error);
     else this.#finish(error);
   }
 
@@ -582,9 +612,8 @@ export class Client extends EventTarget {
 
   /** Somebody looks again, or the network is back: do not wait any longer. */
   #hurry() {
-    if (globalThis.document?.visibilityState === "hidden") return;
     this.reconnectNow();
-    if (this.#state === "open" && Date.now() - this.#heardAt > 2000) this.#confirm();
+    if (this.#state === "open" && now() - this.#heardAt > 2000) this.#confirm();
   }
 
   /** The window from the storage is connected elsewhere, and it is not ours to end: be a new one. */
@@ -640,7 +669,7 @@ export class Client extends EventTarget {
       this.#finish(new AetherError("PROTOCOL", "the gateway sent something that is not understood"));
       return;
     }
-    this.#heardAt = Date.now();
+    this.#heardAt = now();
     if (message) this.#deliver(message);
     else if (wire.progress_update) this.#emit("progress", progressOf(wire.progress_update));
     else if (wire.connection_ack) this.#acknowledged(wire.connection_ack);
@@ -671,8 +700,8 @@ export class Client extends EventTarget {
         this.#entering.push(error);
         return;
       }
-      this.#refusals.push(error);
-      if (this.#refusals.length > KEPT_REFUSALS) this.#refusals.shift();
+      this.#refusalCount += 1;
+      if (this.#refusals.length < KEPT_REFUSALS) this.#refusals.push(error);
     }
     this.#emit("error", error);
   }
@@ -735,7 +764,7 @@ export class Client extends EventTarget {
     const { heartbeatMs } = this.#options;
     if (!heartbeatMs) return;
     this.#timers.heartbeat = setTimeout(() => {
-      if (Date.now() - this.#heardAt >= heartbeatMs) this.#confirm();
+      if (now() - this.#heardAt >= heartbeatMs) this.#confirm();
       this.#armHeartbeat();
     }, heartbeatMs);
   }
@@ -901,7 +930,7 @@ export class Client extends EventTarget {
 
   /**
    * Wait until everything that was sent before is committed, also over a reconnect. Rejects with the first refusal since the
-   * last flush (all of them are in its `refusals`), with TIMEOUT, or when the client ends.
+   * last flush (the first 100 are in its `refusals`), with TIMEOUT, or when the client ends.
    */
   flush({ timeoutMs = 0 } = {}) {
     if (this.#state === "closed") return Promise.reject(this.#lastError ?? closedError());
@@ -974,8 +1003,10 @@ export class Client extends EventTarget {
     const ready = this.#flushes.filter((one) => one.last < oldest);
     if (!ready.length) return;
     this.#flushes = this.#flushes.filter((one) => one.last >= oldest);
-    const [error, ...others] = this.#refusals.splice(0);
-    if (error) error.refusals = [error, ...others];
+    const refusals = this.#refusals.splice(0);
+    const [error] = refusals;
+    if (error) Object.assign(error, { refusals, refusalCount: this.#refusalCount });
+    this.#refusalCount = 0;
     for (const flush of ready) error ? flush.reject(error) : flush.resolve();
   }
 
