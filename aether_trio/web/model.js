@@ -168,7 +168,7 @@ export class Work {
       part: known ? Math.min(1, Math.max(0, progress.completion)) : -1,
       failed: progress.state === "failed" || progress.state === "cancelled",
       ended: ENDED.has(progress.state) || progress.completion >= 1,
-      heardAt: Date.now(),
+      heardAt: performance.now(),
     });
     return progress.source;
   }
@@ -178,7 +178,7 @@ export class Work {
   }
 
   /** Forget what has ended, and what nobody speaks of any more. Says whether there was any. */
-  sweep(now = Date.now()) {
+  sweep(now = performance.now()) {
     const before = this.tasks.size;
     for (const task of this.tasks.values()) {
       if (now - task.heardAt > (task.ended ? DONE_FOR_MS : SILENT_FOR_MS)) this.tasks.delete(task.key);

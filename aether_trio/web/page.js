@@ -200,8 +200,8 @@ function take(found) {
 function hear(message) {
   const { id, text, to } = readMessage(message);
   if (message.source.startsWith(`us::${client.userId}::`) && to) {
-    // One of my own windows (maybe this one) has said this.
-    if (!talks.add(to, { id, text, mine: true })) talks.mark(to, id, "sent");
+    // One of my own windows (maybe this one) has said this. That the agent has it is for that window's flush to say.
+    talks.add(to, { id, text, mine: true });
     show();
   } else if (message.source.startsWith("ag::")) {
     const isNew = talks.add(message.source, { id, text, mine: false });
@@ -220,17 +220,24 @@ function say(agent, text) {
   show({ jump: true });
 }
 
-async function post(agent, { id, text }) {
-  const [talk, everywhere] = [talks, topics.userIn(client.userId, client.workspace)];
+/** The lines, one after the other: a refusal does not say which send it is about, so one line is on its way at a time. */
+let posting = Promise.resolve();
+
+function post(agent, line) {
+  const from = { client, talks, everywhere: topics.userIn(client.userId, client.workspace) };
+  posting = posting.then(() => postNow(from, agent, line));
+}
+
+async function postNow(from, agent, { id, text }) {
   try {
     // To the other windows first: an answer comes on the same topic, so behind it.
-    client.send(everywhere, { id, text, to: agent }, { type: "EVENT" });
-    client.send(agent, { id, text, reply_to: everywhere }, { type: "CHAT" });
-    await client.flush();
-    talk.mark(agent, id, "sent");
+    from.client.send(from.everywhere, { id, text, to: agent }, { type: "EVENT" });
+    from.client.send(agent, { id, text, reply_to: from.everywhere }, { type: "CHAT" });
+    await from.client.flush();
+    from.talks.mark(agent, id, "sent");
   } catch (error) {
-    if (error.code === "CLOSED" || client?.state === "closed") return; // it stays open, for the next time
-    talk.mark(agent, id, "failed", error.message);
+    if (error.code === "CLOSED" || from.client.state === "closed") return; // it stays open, for the next time
+    from.talks.mark(agent, id, "failed", error.message);
   }
   show();
 }
@@ -246,7 +253,7 @@ function sendWhatIsOpen() {
   if (!talks || client?.state !== "open") return;
   for (const [agent, line] of talks.open()) {
     if (posted.has(line.id)) continue;
-    if (Date.now() - line.at < ON_ITS_WAY_MS) {
+    if (Math.abs(Date.now() - line.at) < ON_ITS_WAY_MS) { // a clock that was set back keeps no line for an hour
       setTimeout(sendWhatIsOpen, ON_ITS_WAY_MS);
       return;
     }

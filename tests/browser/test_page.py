@@ -441,6 +441,26 @@ def test_a_small_screen_shows_the_list_or_one_conversation_and_the_keyboard_suff
     expect(name).to_be_focused()
 
 
+def test_a_line_that_is_kept_is_shown_so_though_the_line_before_it_was_refused(
+    own_gateway: Callable[..., GatewayProcess], visitors: Visitors, agents: Agents, workspace: str
+) -> None:
+    gateway = own_gateway(extra_args=("--set", "limits.payload_bytes=2000"))
+    agents.start(gateway, workspace)
+    page = talk_to(come_in(visitors.page(), gateway, "maya", workspace))
+    page.evaluate(
+        """() => {
+          for (const text of ["first", "too long ".repeat(400), "short"]) {
+            document.querySelector("#text").value = text;
+            document.querySelector("#composer").requestSubmit();
+          }
+        }"""
+    )
+    mine = page.get_by_role("log").locator(".line.mine")
+    expect(mine).to_have_count(3)
+    expect(mine.nth(1).locator(".meta")).to_contain_text("not sent")
+    expect(mine.last.locator(".meta")).to_contain_text("✓ kept")
+
+
 def test_everything_comes_from_the_gateway(gateway: GatewayProcess, visitors: Visitors, workspace: str) -> None:
     page = visitors.page()
     asked: list[str] = []
