@@ -142,11 +142,14 @@ def _open_lanes(core: Core, health: Health, nursery: trio.Nursery) -> dict[str, 
             wiring.framed_limits(settings),
             nursery,
             agent=f"aether-trio/{__version__}",
+            log=core.log.identity,
             unfinished=unfinished,
         )
         wiring.watch_lane(metrics, "framed", framed.statistics)
     if settings.websocket.enabled:
-        lanes["websocket"] = http = HttpServer(serve, settings.websocket, nursery, unfinished=unfinished)
+        lanes["websocket"] = http = HttpServer(
+            serve, settings.websocket, nursery, log=core.log.identity.hex(), unfinished=unfinished
+        )
         nursery.start_soon(http.keep_alive, name="websocket-pings")
         wiring.watch_lane(metrics, "websocket", http.statistics)
     return lanes

@@ -115,6 +115,7 @@ class FramedLane(Lane):
                     self._ended = Ended(None, retryable=True, expected=True, why="both sides were done")
             case framing.ServerHello():
                 self.remembers_s = float(event.dedup_s)
+                hub.inbox.reads(event.log)
             case framing.GoAway():
                 self.draining = True
                 self._drain_by = anyio.current_time() + (event.within_ms / 1000 or GOODBYE_S)

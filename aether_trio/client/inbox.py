@@ -73,6 +73,8 @@ class Inbox:
         self._topics: dict[str, TopicState] = {}
         self._channels: dict[int, TopicState] = {}
         self._dirty: set[TopicState] = set()
+        self._log = b""
+        """Whose offsets the topics know."""
         self._news = anyio.Event()
         self._failure: BaseException | None = None
         self._ended = False
@@ -82,6 +84,15 @@ class Inbox:
     def hello_credit(self) -> tuple[int, int]:
         """What a new connection may deliver at once: the credit less what is held."""
         return max(self.credit_messages - self._held_messages, 0), max(self.credit_bytes - self._held_bytes, 0)
+
+    def reads(self, log: bytes) -> None:
+        """A gateway's HELLO: offsets of another log than before are of other messages."""
+        if log and self._log and log != self._log:
+            for topic in self._topics.values():
+                topic.abandon()
+            self._topics, self._channels = {}, {}
+            self._dirty.clear()
+        self._log = log or self._log
 
     def open_channel(self, event: ChannelOpened) -> None:
         """CHANNEL."""

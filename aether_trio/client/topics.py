@@ -4,8 +4,9 @@ A topic of the participant's own is acknowledged by one number, below which all 
 one. Both outlive the connection, so that what comes again is recognized.
 
 A gateway that has lost its data (a development gateway without a directory) counts from 1 again, and what it
-delivers looks like repetitions. Nothing on the wire says so, so two signs are looked for: its position for us is 0 though it
-had more than RECENT acknowledgements of ours, or a "repetition" is not the bytes that came under this offset before.
+delivers would look like repetitions. Its HELLO names another log then, and the inbox begins anew with each topic. A log that
+was restored from a copy keeps its name, so two more signs are looked for: its position for us is 0 though it had more
+than RECENT acknowledgements of ours, or a "repetition" is not the bytes that came under this offset before.
 """
 
 from __future__ import annotations
@@ -66,6 +67,12 @@ class TopicState:
         self._channel = None
         self._here.clear()
         self._to_send.clear()
+
+    def abandon(self) -> None:
+        """Its log is gone: what the application still has of it is acknowledged to nobody."""
+        self.closed()
+        self._begin_again()
+        self._sent = 0
 
     def _begin_again(self) -> None:
         self.floor = self._seen = 0

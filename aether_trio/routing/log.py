@@ -18,6 +18,7 @@ Invariants
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
@@ -50,6 +51,7 @@ OFFERS_PER_KICK = 8_000
 """Offers made before subscribers write: a burst of broadcasts costs each of them one send, which is what a delivery
 costs, and the first of it waits no more than some 4 ms for the others."""
 
+IDENTITY_BYTES = 16
 PROBE_S = 1.0
 """Between two looks whether a failing engine can write again, while there is nothing to write."""
 
@@ -79,6 +81,8 @@ class TopicLog(LogReader):
         self._failing = False
         self._waiting_since = 0.0
         self._writing = trio.Lock()
+        self.identity = b""
+        """16 random bytes, made with the database: offsets of another log mean nothing in this one."""
         self.on_group: GroupReport = _unheard
 
     # -- append ---------------------------------------------------------------------------------------------------
@@ -461,6 +465,7 @@ class TopicLog(LogReader):
 async def open_log(database: Database, clock: Clock, limits: LogLimits) -> AsyncIterator[TopicLog]:
     """A running log on an open database with the log schema. Leaving settles what was appended and saves cursors."""
     log = TopicLog(database, clock, limits)
+    log.identity = await _identity_of(database)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(log._commit_forever, name="log-committer")
         if database.shared:
@@ -473,3 +478,14 @@ async def open_log(database: Database, clock: Clock, limits: LogLimits) -> Async
                     await log.drain()
                 nursery.cancel_scope.cancel()
                 await log._save_last_cursors()
+
+
+async def _identity_of(database: Database) -> bytes:
+    """What tells this log from every other one. Nodes that open it at once agree on one."""
+    wanted = "SELECT identity FROM log_identity"
+    rows = await database.fetch(wanted)
+    if not rows:
+        made = "INSERT INTO log_identity (id, identity) VALUES (1, $1) ON CONFLICT (id) DO NOTHING"
+        await database.execute(made, secrets.token_bytes(IDENTITY_BYTES))
+        rows = await database.fetch(wanted)
+    return bytes(rows[0][0])

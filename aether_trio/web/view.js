@@ -53,7 +53,6 @@ const STATUS = {
   connecting: "Connecting",
   open: "Connected",
   reconnecting: "Reconnecting",
-  paused: "Catching up",
   closed: "Not connected",
 };
 

@@ -266,8 +266,10 @@ def test_a_gateway_that_is_killed_under_a_client_loses_and_repeats_nothing(
     assert page.evaluate("[states.filter((one) => one === 'open').length, maya.statistics().reconnections]") == [2, 2]
 
 
-def test_a_page_that_takes_no_messages_pauses_and_then_gets_all_of_them(page: Page, run: Run) -> None:
-    pauses, buffered, got = run(
+def test_a_page_that_takes_no_messages_is_sent_what_it_has_room_for_and_then_all_of_them_once(
+    page: Page, run: Run
+) -> None:
+    buffered, here, connections, got = run(
         page,
         """async ({ connect }) => {
           const options = { workspace: "slow", storage: null };
@@ -278,21 +280,40 @@ def test_a_page_that_takes_no_messages_pauses_and_then_gets_all_of_them(page: Pa
             if (n % 500 === 0) await quick.flush();
           }
           await quick.flush();
-          await until(slow, "paused");
-          const before = slow.statistics();
+          while (slow.statistics().buffered < 100) await new Promise((resolve) => setTimeout(resolve, 5));
+          const here = (await slow.status("user", slow.identity)).connected; // its requests are answered meanwhile
+          const { buffered } = slow.statistics();
           const got = [];
           for await (const message of slow.messages()) {
             got.push(Number(message.text()));
             if (got.at(-1) === 2999) break;
           }
-          return [before.pauses, before.buffered, got];
+          return [buffered, here, slow.statistics().reconnections, got];
         }""",
     )
-    assert pauses >= 1
-    assert 100 < buffered < 3000
-    # The gateway counts as delivered what was with the kernel when it ended the stream; some of what came behind that comes
-    # again (docs/guarantees.md). Without what came before already they are all, in order.
-    assert list(dict.fromkeys(got)) == list(range(3000))
+    assert (buffered, here, connections) == (100, True, 0)
+    assert got == list(range(3000))
+
+
+def test_a_page_is_sent_no_more_bytes_than_it_has_room_for(page: Page, run: Run) -> None:
+    buffered, sizes = run(
+        page,
+        """async ({ connect }) => {
+          const options = { workspace: "narrow", storage: null };
+          const slow = await connect({ userId: "slow", ...options, maxBufferedBytes: 150_000 });
+          const quick = await connect({ userId: "quick", ...options });
+          for (let n = 0; n < 20; n += 1) quick.send(slow.identity, "x".repeat(100_000));
+          await quick.flush();
+          while (slow.statistics().buffered < 2) await new Promise((resolve) => setTimeout(resolve, 5));
+          await slow.status("user", slow.identity);
+          const { bufferedBytes } = slow.statistics();
+          const sizes = [];
+          for await (const message of slow.messages()) if (sizes.push(message.payload.length) === 20) break;
+          return [bufferedBytes, sizes];
+        }""",
+    )
+    assert buffered == 200_000  # one message more than there was room for, at most
+    assert sizes == [100_000] * 20
 
 
 CLOSES = [

@@ -11,10 +11,13 @@ from collections.abc import Callable
 
 from playwright.sync_api import Page, WebSocketRoute
 
-from tests.browser.conftest import Run
+from tests.browser.conftest import Run, Site, Visitors
+from tests.helpers.gateway import GatewayProcess
 
 
-def let_in(page: Page, answer: Callable[[WebSocketRoute, dict[str, object]], None] | None = None) -> list[WebSocketRoute]:
+def let_in(
+    page: Page, answer: Callable[[WebSocketRoute, dict[str, object]], None] | None = None
+) -> list[WebSocketRoute]:
     """Accept each connection; `answer` is given everything behind the Init. The connections, in their order."""
     sockets: list[WebSocketRoute] = []
 
@@ -108,7 +111,11 @@ def test_a_clock_that_is_set_forward_costs_no_patience_with_our_own_dead_connect
     page.route_web_socket(re.compile("/v1/connect"), refuse)
     sockets[0].close(code=1012, reason="again")
     page.wait_for_function("changes.length >= 3 || client.state === 'closed'")
-    assert page.evaluate("changes") == [["reconnecting", "UNAVAILABLE"], ["reconnecting", "ALREADY_EXISTS"], ["open", ""]]
+    assert page.evaluate("changes") == [
+        ["reconnecting", "UNAVAILABLE"],
+        ["reconnecting", "ALREADY_EXISTS"],
+        ["open", ""],
+    ]
 
 
 def test_a_hidden_page_comes_back_with_the_network(page: Page, run: Run) -> None:
@@ -150,3 +157,106 @@ def test_the_first_of_many_refusals_is_kept_and_all_are_counted(page: Page, run:
     assert first
     assert kept == 100
     assert (total, again) == (151, 1)
+
+
+SEND = """async ({ connect }, to, first, last) => {
+  const client = await connect({ userId: "noor", workspace: "stall", storage: null });
+  for (let n = first; n < last; n += 1) {
+    client.send(to, `${n}`.padEnd(1000));
+    if (n % 500 === 499) await client.flush();
+  }
+  await client.flush();
+  client.close();
+}"""
+
+
+def test_what_came_to_a_page_that_stood_still_is_neither_lost_nor_doubled(
+    visitors: Visitors, page: Page, site: Site, run: Run
+) -> None:
+    sender = visitors.elsewhere()
+    sender.goto(site.address())
+    window = run(
+        page,
+        """async ({ connect }) => {
+          window.got = [];
+          window.client = await connect({
+            userId: "maya", workspace: "stall", heartbeatMs: 50, silenceMs: 200, maxBackoffMs: 100,
+          });
+          client.addEventListener("message", ({ detail }) => got.push(Number(detail.text())));
+          window.stall = (ms) => {
+            const until = performance.now() + ms;
+            while (performance.now() < until);
+          };
+          return client.windowId;
+        }""",
+    )
+    for first in range(0, 3000, 1000):
+        # In a task of its own, so that evaluate returns before it. An answer is awaited when it begins: its time runs out.
+        page.evaluate(
+            "void setTimeout(() => { client.flush(); client.send('us::maya::' + client.windowId, '-1'); stall(1500) }, 50)"
+        )
+        run(sender, SEND, f"us::maya::{window}", first, first + 1000)
+    page.wait_for_function("got.filter((one) => one >= 0).length >= 3000 && got.includes(2999)")
+    assert page.evaluate("got.filter((one) => one >= 0)") == list(range(3000))
+    assert page.evaluate("client.statistics().reconnections") > 0
+
+
+def test_what_a_page_has_received_and_not_handled_comes_again_after_a_reload(
+    visitors: Visitors, page: Page, site: Site, run: Run
+) -> None:
+    sender = visitors.elsewhere()
+    sender.goto(site.address())
+    window = run(
+        page,
+        """async ({ connect }) => {
+          window.client = await connect({ userId: "maya", workspace: "stall" });
+          return client.windowId;
+        }""",
+    )
+    run(sender, SEND, f"us::maya::{window}", 0, 30)
+    page.wait_for_function("client.statistics().buffered === 30")
+    handled = page.evaluate(
+        """async () => {
+          const got = [];
+          for await (const message of client.messages()) if (got.push(Number(message.text())) === 10) break;
+          await client.sessions.list(); // an answer is a barrier: what was acknowledged in front of it is known
+          return got;
+        }"""
+    )
+    page.reload()
+    again = run(
+        page,
+        """async ({ connect }) => {
+          const client = await connect({ userId: "maya", workspace: "stall" });
+          const got = [];
+          for await (const message of client.messages()) if (got.push(Number(message.text())) === 20) break;
+          return got;
+        }""",
+    )
+    assert handled + again == list(range(30))
+
+
+def test_the_messages_of_a_gateway_that_has_forgotten_everything_are_new(
+    own_gateway: Callable[..., GatewayProcess], page: Page, run: Run
+) -> None:
+    gateway = own_gateway(ephemeral=True)
+    run(
+        page,
+        """async ({ connect }) => {
+          window.got = [];
+          const options = { workspace: "w", storage: null, maxBackoffMs: 100, windowId: "w1" };
+          window.maya = await connect({ userId: "maya", ...options });
+          window.noor = await connect({ userId: "noor", ...options });
+          noor.addEventListener("message", ({ detail }) => got.push(detail.text()));
+          maya.send(noor.identity, "tick");
+          await maya.flush();
+        }""",
+        at=gateway,
+    )
+    page.wait_for_function("got.length === 1")
+    gateway.kill()
+    page.wait_for_function("noor.state === 'reconnecting' && maya.state === 'reconnecting'")
+    gateway.restart()
+    page.wait_for_function("noor.state === 'open' && maya.state === 'open'")
+    page.evaluate("(maya.send(noor.identity, 'tick'), maya.flush())")
+    page.wait_for_function("got.length === 2")

@@ -14,7 +14,7 @@ export type MessageType =
   | "METRIC"
   | "OPAQUE";
 
-export type State = "new" | "connecting" | "open" | "reconnecting" | "paused" | "closed";
+export type State = "new" | "connecting" | "open" | "reconnecting" | "closed";
 
 /** Names of gRPC statuses, for a connection that was refused or has ended. */
 export type StatusName =
@@ -106,7 +106,7 @@ export interface ConnectOptions {
   maxBackoffMs?: number;
   /** Sends that wait or are not confirmed, as text on the wire; beyond it send() throws BUFFER_FULL. Default 4 MiB. */
   maxUnconfirmedBytes?: number;
-  /** Messages that nobody has taken; beyond either the client pauses. Defaults 16 MiB and 10,000. */
+  /** Messages that nobody is done with; beyond either the gateway keeps the others. Defaults 16 MiB and 10,000. */
   maxBufferedBytes?: number;
   maxBufferedMessages?: number;
 }
@@ -187,7 +187,8 @@ export interface Statistics {
   sent: number;
   received: number;
   reconnections: number;
-  pauses: number;
+  /** Deliveries that came again after a reconnect, and were dropped. */
+  duplicates: number;
   unconfirmed: number;
   unconfirmedBytes: number;
   buffered: number;

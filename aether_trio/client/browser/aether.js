@@ -12,7 +12,9 @@
  *
  * What it holds to:
  * - Everything that waits is bounded: sends that are not confirmed (send() throws BUFFER_FULL), and messages that
- *   nobody has taken (the client pauses, see #pause). Nothing is dropped without an error.
+ *   nobody has taken (the gateway keeps the others). Nothing is dropped without an error.
+ * - A message is acknowledged when the page is done with it, and until then the gateway delivers it again to the next
+ *   connection. This client drops what it has had, so only a page that went away may see a message twice.
  * - A send is kept until an answer of the gateway proves that it was committed or refused, and is written again after
  *   a reconnect. So it arrives at least once, and in order.
  * - After an end it comes back by itself, unless the close code says not to. Waits are drawn from the whole
@@ -21,7 +23,7 @@
 
 export const VERSION = "1";
 
-const SUBPROTOCOL = "aether.v1.json";
+const SUBPROTOCOL = "aether.v1.json.acks";
 const MAX_PAYLOAD_BYTES = 1024 * 1024; // the gateway's default; more would end the connection, not only the send
 const MAX_MESSAGE_BYTES = 2 * 1024 * 1024; // likewise
 const FIRST_BACKOFF_MS = 250;
@@ -31,6 +33,8 @@ const FAILURE_GRACE_MS = 200; // a typed failure is followed by an ErrorResponse
 const LOCK_WAIT_MS = 500; // the page before a reload gives its lock back when it is gone
 const KEPT_WINDOWS = 16; // per user and gateway, in a storage that tabs share
 const KEPT_REFUSALS = 100;
+const STATE_AFTER_MS = 20; // deliveries are acknowledged in groups
+const HAD = Object.freeze({ done: true });
 
 const STATUSES = [
   "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
@@ -165,6 +169,10 @@ function addressOf(given) {
   if (url.search || url.hash) throw new TypeError(`url: the gateway takes no ${url.search || url.hash}`);
   if (url.pathname === "/") url.pathname = "/v1/connect";
   return url;
+}
+
+function bound(count) {
+  return Math.max(1, Math.min(Math.floor(count), Number.MAX_SAFE_INTEGER));
 }
 
 /** Milliseconds of a clock that nobody sets. Never 0, which stands for "not yet". */
@@ -370,8 +378,17 @@ export class Client extends EventTarget {
   #listeners = new WeakMap();
   #heard = false;
 
+  #log = ""; // whose offsets #seen has
+  #seen = new Map(); // the last offset of each topic
+  #open = new Map(); // deliveries that the page is not done with, by offset and topic
+  #arrivals = []; // of this connection
+  #arrivalsAt = 0;
+  #doneCount = 0; // of this connection's deliveries the first so many are done
+  #statedCount = 0; // ... and the gateway was told so
+  #statedAt = 0;
+
   #heardAt = 0;
-  #counts = { sent: 0, received: 0, reconnections: 0, pauses: 0 };
+  #counts = { sent: 0, received: 0, reconnections: 0, duplicates: 0 };
 
   constructor(options = {}) {
     super();
@@ -388,7 +405,7 @@ export class Client extends EventTarget {
 
   // -- what it is
 
-  /** "new", "connecting", "open", "reconnecting", "paused" or "closed"; see docs/browser.md. */
+  /** "new", "connecting", "open", "reconnecting" or "closed"; see docs/browser.md. */
   get state() {
     return this.#state;
   }
@@ -442,6 +459,7 @@ export class Client extends EventTarget {
     globalThis.addEventListener?.("online", () => this.#hurry(), { signal }); // hidden or not: a hidden page may notify
     const looked = () => globalThis.document.visibilityState === "hidden" || this.#hurry();
     globalThis.document?.addEventListener("visibilitychange", looked, { signal });
+    globalThis.addEventListener?.("pagehide", () => this.#stateDeliveries(), { signal });
     this.#timers.open = setTimeout(() => this.#finish(this.#unreachable()), this.#options.timeoutMs);
     const windows = new Windows(this.#options.storage, `aether:${this.#url.host}${this.#url.pathname}:${this.userId}`);
     this.#windows = windows;
@@ -513,6 +531,7 @@ export class Client extends EventTarget {
           client_version: VERSION,
         },
       });
+      this.#stateDeliveries();
     };
     socket.onmessage = (event) => {
       if (socket === this.#socket) this.#receive(event.data);
@@ -547,17 +566,13 @@ export class Client extends EventTarget {
 
   #ended(closeCode, reason, code) {
     this.#socket = null;
-    for (const name of ["attempt", "confirm", "heartbeat", "stop"]) clearTimeout(this.#timers[name]);
+    for (const name of ["attempt", "confirm", "heartbeat"]) clearTimeout(this.#timers[name]);
     this.#confirming = false;
+    this.#forgetArrivals();
     this.#outgoing = [...this.#unconfirmed, ...this.#outgoing];
     this.#unconfirmed = [];
     const error = this.#whyEnded(closeCode, reason, code);
-    this.#loseAnswers(this.#state === "paused" ? pausedError() : error);
-    if (this.#state === "paused") {
-      this.#lostAt ||= now();
-      if (this.#roomAgain()) this.#retry(null);
-      return;
-    }
+    this.#loseAnswers(error);
     if (this.#everOpen) this.#lostAt ||= now();
     if (error.retryable) this.#retry(error);
     else if (error.code !== "ALREADY_EXISTS") this.#finish(error);
@@ -602,10 +617,10 @@ export class Client extends EventTarget {
 
   #retry(error) {
     if (this.#state === "closed") return;
-    this.#lastError = error ?? this.#lastError;
+    this.#lastError = error;
     this.#attempt += 1;
     const limit = Math.min(this.#options.maxBackoffMs, FIRST_BACKOFF_MS * 2 ** Math.min(this.#attempt - 1, 20));
-    const retryInMs = error ? Math.round(Math.random() * limit) : 0;
+    const retryInMs = Math.round(Math.random() * limit);
     this.#timers.retry = setTimeout(() => this.#dial(), retryInMs);
     this.#setState(this.#everOpen ? "reconnecting" : "connecting", { error, attempt: this.#attempt, retryInMs });
   }
@@ -631,6 +646,7 @@ export class Client extends EventTarget {
     for (const timer of Object.values(this.#timers)) clearTimeout(timer);
     this.#timers = {};
     this.#abort.abort();
+    if (this.#doneCount !== this.#statedCount) this.#stateDeliveries();
     const socket = this.#socket;
     this.#socket = null;
     socket?.close(1000);
@@ -670,7 +686,7 @@ export class Client extends EventTarget {
       return;
     }
     this.#heardAt = now();
-    if (message) this.#deliver(message);
+    if (message) this.#deliver(message, wire.delivery);
     else if (wire.progress_update) this.#emit("progress", progressOf(wire.progress_update));
     else if (wire.connection_ack) this.#acknowledged(wire.connection_ack);
     else if (wire.error) this.#refused(wire.error);
@@ -757,7 +773,6 @@ export class Client extends EventTarget {
     this.#opened.resolve(this);
     this.#armHeartbeat();
     this.#write();
-    if (this.#tooFull()) this.#pause();
   }
 
   #armHeartbeat() {
@@ -803,20 +818,30 @@ export class Client extends EventTarget {
 
   #tellBacklog() {
     while (!this.#readers && this.#inboxAt < this.#inbox.length) {
-      if (!this.#tell(this.#inbox[this.#inboxAt])) return;
+      const { message, arrival } = this.#inbox[this.#inboxAt];
+      if (!this.#tell(message)) return;
       this.#takeNow();
+      this.#done(arrival);
     }
   }
 
   /**
    * The messages, for `for await`. Each message goes to one of the iterators (mostly there is one). Ends when the client
-   * was closed, and throws its AetherError when it ended otherwise.
+   * was closed, and throws its AetherError when it ended otherwise. The page is done with a message when it asks for the
+   * next one, or leaves the loop.
    */
   async *messages() {
     this.#readers += 1;
     try {
       for (;;) {
-        while (this.#inboxAt < this.#inbox.length) yield this.#takeNow();
+        while (this.#inboxAt < this.#inbox.length) {
+          const { message, arrival } = this.#takeNow();
+          try {
+            yield message;
+          } finally {
+            this.#done(arrival);
+          }
+        }
         if (this.#state === "closed") break;
         await new Promise((resolve) => this.#takers.push(resolve));
       }
@@ -826,49 +851,97 @@ export class Client extends EventTarget {
     if (this.#lastError) throw this.#lastError;
   }
 
-  #deliver(message) {
+  #deliver(message, place) {
+    const arrival = place ? this.#arrived(place) : HAD;
+    if (!arrival) return;
     this.#counts.received += 1;
-    if (this.#tell(message) && !this.#readers) return;
-    this.#inbox.push(message);
+    if (this.#tell(message) && !this.#readers) {
+      this.#done(arrival);
+      return;
+    }
+    this.#inbox.push({ message, arrival });
     this.#inboxBytes += message.payload.length;
     this.#takers.shift()?.();
-    if (this.#state === "open" && this.#tooFull()) this.#pause();
   }
 
   #takeNow() {
-    const message = this.#inbox[this.#inboxAt];
+    const taken = this.#inbox[this.#inboxAt];
     this.#inbox[this.#inboxAt] = undefined;
     this.#inboxAt += 1;
-    this.#inboxBytes -= message.payload.length;
+    this.#inboxBytes -= taken.message.payload.length;
     if (this.#inboxAt > 256 && this.#inboxAt * 2 > this.#inbox.length) {
       this.#inbox = this.#inbox.slice(this.#inboxAt);
       this.#inboxAt = 0;
     }
-    if (this.#state === "paused" && !this.#socket && !this.#timers.retry && this.#roomAgain()) this.#retry(null);
-    return message;
-  }
-
-  #tooFull() {
-    const waiting = this.#inbox.length - this.#inboxAt;
-    return waiting > this.#options.maxBufferedMessages || this.#inboxBytes > this.#options.maxBufferedBytes;
-  }
-
-  #roomAgain() {
-    const waiting = this.#inbox.length - this.#inboxAt;
-    return waiting * 2 <= this.#options.maxBufferedMessages && this.#inboxBytes * 2 <= this.#options.maxBufferedBytes;
+    return taken;
   }
 
   /**
-   * Nobody takes the messages. A WebSocket cannot stop its peer, and one that is closed here throws away what is on its way,
-   * which the gateway counts as delivered. So the gateway is made to end the stream: a second init does that. All that it
-   * has written before still arrives and is kept (what is in the sockets' buffers, not more); the rest stays in its
-   * log until there is room again and this window resumes.
+   * A delivery, of which the gateway says where it stands. Returns what is to be marked when the page is done with it, or
+   * null when this client has had it before: over another connection, which ended before the acknowledgement.
    */
-  #pause() {
-    this.#counts.pauses += 1;
-    this.#setState("paused");
-    this.#transmit({ init: { user: { user_id: this.userId, window_id: this.windowId } } });
-    this.#timers.stop = setTimeout(() => this.#drop("TIMEOUT", "the gateway did not end"), this.#options.silenceMs);
+  #arrived({ topic, log, offset }) {
+    if (log !== this.#log) { // another gateway's data: its offsets are of other messages
+      this.#log = log;
+      this.#seen.clear();
+      this.#open.clear();
+    }
+    const name = `${offset} ${topic}`;
+    if (offset <= (this.#seen.get(topic) ?? 0)) {
+      this.#counts.duplicates += 1;
+      this.#arrivals.push(this.#open.get(name) ?? HAD);
+      this.#advance();
+      return null;
+    }
+    const arrival = { name, log, done: false };
+    this.#seen.set(topic, offset);
+    this.#open.set(name, arrival);
+    this.#arrivals.push(arrival);
+    return arrival;
+  }
+
+  #done(arrival) {
+    if (!arrival || arrival.done) return;
+    arrival.done = true;
+    if (arrival.log === this.#log) this.#open.delete(arrival.name);
+    this.#advance();
+  }
+
+  /** What is done up to the first that is not. */
+  #advance() {
+    while (this.#arrivals[this.#arrivalsAt]?.done) {
+      this.#arrivals[this.#arrivalsAt] = undefined;
+      this.#arrivalsAt += 1;
+      this.#doneCount += 1;
+    }
+    if (this.#arrivalsAt > 256 && this.#arrivalsAt * 2 > this.#arrivals.length) {
+      this.#arrivals = this.#arrivals.slice(this.#arrivalsAt);
+      this.#arrivalsAt = 0;
+    }
+    if (this.#doneCount === this.#statedCount) return;
+    const many = (this.#doneCount - this.#statedCount) * 4 >= this.#options.maxBufferedMessages;
+    // Timers of a hidden page come once a minute, so what comes meanwhile does not wait for one.
+    if (many || now() - this.#statedAt >= STATE_AFTER_MS) this.#stateDeliveries();
+    else this.#timers.state ??= setTimeout(() => this.#stateDeliveries(), STATE_AFTER_MS);
+  }
+
+  /** Tell the gateway what the page is done with, and how much it has room for. */
+  #stateDeliveries() {
+    clearTimeout(this.#timers.state);
+    this.#timers.state = undefined;
+    if (this.#socket?.readyState !== WebSocket.OPEN) return;
+    this.#statedAt = now();
+    this.#statedCount = this.#doneCount;
+    const { maxBufferedMessages: messages, maxBufferedBytes: bytes } = this.#options;
+    this.#transmit({ deliveries: { done: this.#doneCount, messages: bound(messages), bytes: bound(bytes) } });
+  }
+
+  /** A connection has ended: what it has brought and the page is not done with comes again. */
+  #forgetArrivals() {
+    clearTimeout(this.#timers.state);
+    this.#timers.state = undefined;
+    this.#arrivals = [];
+    this.#arrivalsAt = this.#doneCount = this.#statedCount = 0;
   }
 
   // -- sends
@@ -1135,10 +1208,6 @@ function deferred() {
   made.promise = new Promise((resolve, reject) => Object.assign(made, { resolve, reject }));
   made.promise.catch(() => {}); // whoever waits is told; nobody has to
   return made;
-}
-
-function pausedError() {
-  return new AetherError("DISCONNECTED", "nobody takes the messages, so the client pauses", { retryable: true });
 }
 
 function closedError() {

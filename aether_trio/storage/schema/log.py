@@ -19,6 +19,9 @@ In PostgreSQL several nodes append. There `floor_offset` and `floor_bytes` are t
 given out by that row; `messages` is partitioned by time, and retention by age drops partitions (routing/partitions.py); and
 `log_writers` has the number of each process's last group, for when it does not know whether that was committed.
 
+`log_identity` has 16 random bytes that tell this log from every other one. Clients that know offsets compare them: a gateway that keeps
+nothing counts from 1 again after a restart.
+
 Who has which message of a work group is in work.py, for PostgreSQL only; in SQLite the one gateway knows it.
 
 `publishers.numbers` are the sequence numbers of an identity's latest publisher that are in the log, as ranges in MessagePack
@@ -69,4 +72,5 @@ MIGRATIONS: Final = (
     ),
     ("{log_writers}",),
     work.STATEMENTS,
+    ("CREATE TABLE log_identity (id INTEGER PRIMARY KEY CHECK (id = 1), identity {blob} NOT NULL)",),
 )

@@ -36,6 +36,7 @@ class FramedServer:
         nursery: trio.Nursery,
         *,
         agent: str = "aether-trio",
+        log: bytes = b"",
         unfinished: UnfinishedInput | None = None,
     ) -> None:
         self._serve = serve
@@ -54,6 +55,7 @@ class FramedServer:
             publish_window=limits.publish_window,
             dedup_s=limits.dedup_s,
             agent=agent,
+            log=log,
         )
 
     def statistics(self) -> FramedStatistics:
@@ -166,4 +168,5 @@ def _answer(ours: framing.ServerHello, theirs: framing.ClientHello) -> framing.S
         publish_window=ours.publish_window,
         dedup_s=ours.dedup_s,
         agent=ours.agent,
+        log=ours.log,
     )

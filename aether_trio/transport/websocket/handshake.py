@@ -11,13 +11,15 @@ import base64
 import binascii
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Final
 
 from wsproto.utilities import generate_accept_token
 
+from aether_trio.transport.websocket.deliveries import SUBPROTOCOL as ACKNOWLEDGED
 from aether_trio.transport.websocket.files import Headers
 from aether_trio.transport.websocket.http import Request
 from aether_trio.transport.websocket.origins import OriginPolicy
-from aether_trio.wire.browser import CODECS, Codec
+from aether_trio.wire.browser import CODECS, JSON, Codec
 
 _VERSION = "13"
 
@@ -28,6 +30,11 @@ class Upgrade:
 
     codec: Codec
     response: bytes
+    acknowledges: bool = False
+    """Whether the client says which deliveries it is done with (deliveries.py)."""
+
+
+_SUBPROTOCOLS: Final[dict[str, Codec]] = {**CODECS, ACKNOWLEDGED: JSON}
 
 
 class UpgradeRefused(Exception):
@@ -76,12 +83,13 @@ def negotiate(request: Request, origins: OriginPolicy, *, secure: bool, loopback
             "no query, please: credentials go into the first message, never into the address",
         )
     offered = [name.strip() for name in headers.get("sec-websocket-protocol", "").split(",")]
-    codec = next((CODECS[name] for name in offered if name in CODECS), None)
-    if codec is None:
+    chosen = next((name for name in offered if name in _SUBPROTOCOLS), None)
+    if chosen is None:
+        known = ", ".join(_SUBPROTOCOLS)
         raise UpgradeRefused(
-            "subprotocol", HTTPStatus.BAD_REQUEST, f"offer one of these in Sec-WebSocket-Protocol: {', '.join(CODECS)}"
+            "subprotocol", HTTPStatus.BAD_REQUEST, f"offer one of these in Sec-WebSocket-Protocol: {known}"
         )
-    return Upgrade(codec, _response(key, codec.subprotocol))
+    return Upgrade(_SUBPROTOCOLS[chosen], _response(key, chosen), acknowledges=chosen == ACKNOWLEDGED)
 
 
 def _response(key: str, subprotocol: str) -> bytes:

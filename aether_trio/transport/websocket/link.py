@@ -33,6 +33,7 @@ from aether_trio.transport.link import FrameSource, LinkBroken, Peer
 from aether_trio.transport.liveness import has_ended, has_input
 from aether_trio.transport.websocket import frames
 from aether_trio.transport.websocket.close_codes import INVALID_TEXT, UNSUPPORTED_DATA, close_code, close_reason
+from aether_trio.transport.websocket.deliveries import Deliveries, is_statement
 from aether_trio.transport.websocket.frames import CloseCode, FrameError, FrameReader
 from aether_trio.transport.websocket.output import PING, Output
 from aether_trio.transport.websocket.stream import RECEIVE_BYTES, ByteStream
@@ -69,6 +70,7 @@ class WebSocketLink:
         "_closing",
         "_codec",
         "_deaf",
+        "_deliveries",
         "_ended",
         "_failure",
         "_frames",
@@ -98,6 +100,7 @@ class WebSocketLink:
         rate: TokenBucket,
         rejects: Counter[str],
         account: Account,
+        deliveries: Deliveries | None = None,
     ) -> None:
         self.peer = peer
         self.accepted = False
@@ -111,7 +114,8 @@ class WebSocketLink:
         """Of a reader that waits for the rest of a message."""
         self._closing = False
         self._codec = codec
-        self._output = Output(stream, codec, nursery)
+        self._deliveries = deliveries
+        self._output = Output(stream, codec, nursery, deliveries)
         self._kinds: Collection[str] | None = None if ANY_KIND in kinds else kinds
         self._max_bytes = max_message_bytes
         self._rate = rate
@@ -184,14 +188,18 @@ class WebSocketLink:
         """The messages of the next FRAMES_AT_ONCE frames."""
         reader, batch = self._frames, list[UpstreamMessage]()
         ping: frames.Ping | None = None
-        count, anew = 0, False
+        count, anew, room = 0, False, False
         try:
             while count < FRAMES_AT_ONCE and (event := reader.next()) is not None:
                 count += 1
                 kind = type(event)
                 if kind is frames.Data:
                     anew = True
-                    batch.append(self._decode(event))  # type: ignore[arg-type]
+                    if self._deliveries is not None and event.text and is_statement(event.data):  # type: ignore[union-attr]
+                        self._output.stated(event.data)  # type: ignore[union-attr]
+                        room = True
+                    else:
+                        batch.append(self._decode(event))  # type: ignore[arg-type]
                 elif kind is frames.Ping:
                     ping = event  # type: ignore[assignment]
                 elif kind is frames.Pong:
@@ -210,6 +218,8 @@ class WebSocketLink:
             self._account.note(self, held, anew=anew)
         if ping is not None and self._ended is None:
             self._output.pong(frames.pong_frame(ping.payload))
+        elif room:
+            self._output.pump()
         return batch
 
     def _fail(self, error: FrameError) -> None:

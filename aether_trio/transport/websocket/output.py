@@ -19,6 +19,7 @@ import trio
 from aether_trio.model.containment import report
 from aether_trio.transport.accepted import peer_of
 from aether_trio.transport.link import FrameSource
+from aether_trio.transport.websocket.deliveries import Deliveries
 from aether_trio.transport.websocket.stream import ByteStream
 from aether_trio.wire.browser import Codec
 
@@ -52,6 +53,7 @@ class Output:
         "_again",
         "_backlog",
         "_codec",
+        "_deliveries",
         "_drained",
         "_failed",
         "_kind",
@@ -69,10 +71,13 @@ class Output:
         "stalled_since",
     )
 
-    def __init__(self, stream: ByteStream, codec: Codec, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, stream: ByteStream, codec: Codec, nursery: trio.Nursery, deliveries: Deliveries | None = None
+    ) -> None:
         self._stream = stream
         self._codec = codec
         self._kind = _FINAL_TEXT if codec.text else _FINAL_BINARY
+        self._deliveries = deliveries
         self._nursery = nursery
         self.source: FrameSource | None = None
         self.stalled_since: float | None = None
@@ -138,12 +143,11 @@ class Output:
             parts.append(self._pong)
             self._pong = None
         if self.source is not None and not self._stopped:
-            frames = self.source.pull(BURST_BYTES)
-            if frames:
+            found = self._pull(self.source)
+            if found:
                 self._unflushed = True
-                kind, encode = self._kind, self._codec.encode
-                for frame in frames:
-                    data = encode(frame)
+                kind = self._kind
+                for data in found:
                     parts += (data_header(kind, len(data)), data)
         if self._last is not None:
             parts.append(self._last)
@@ -163,6 +167,31 @@ class Output:
             return True
         self._start_writer()
         return False
+
+    def _pull(self, source: FrameSource) -> list[bytes]:
+        """What the session has, in the bytes of the codec; of deliveries that are acknowledged what the client has room for."""
+        encode, deliveries = self._codec.encode, self._deliveries
+        if deliveries is None:
+            return [encode(frame) for frame in source.pull(BURST_BYTES)]
+        control = source.pull_control(BURST_BYTES)
+        budget = BURST_BYTES - sum(map(len, control))
+        found = [encode(frame) for frame in control]
+        messages, size = deliveries.room
+        if messages and budget > 0:
+            pulled = source.pull_deliveries(min(budget, size), messages, flush_is_done=False)
+            for frame, origin, offset in pulled:
+                found.append(deliveries.deliver(encode(frame), origin, offset, len(frame)))
+                budget -= len(frame)
+        if budget > 0:
+            found += [encode(frame) for frame in source.pull_lane(budget)]
+        return found
+
+    def stated(self, data: bytes) -> None:
+        """What the client says of its deliveries. The caller pumps, as there may be room. Raises StatusError."""
+        assert self._deliveries is not None
+        for origin, offset in self._deliveries.stated(data):
+            if self.source is not None:
+                self.source.acknowledged(origin, offset)
 
     def _tell_flushed(self) -> None:
         if self._unflushed:

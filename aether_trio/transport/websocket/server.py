@@ -30,6 +30,7 @@ from aether_trio.transport.accepted import Accepted
 from aether_trio.transport.linger import linger
 from aether_trio.transport.link import Link, Peer
 from aether_trio.transport.unfinished import UnfinishedInput
+from aether_trio.transport.websocket.deliveries import Deliveries
 from aether_trio.transport.websocket.files import Headers, load_files
 from aether_trio.transport.websocket.handshake import Upgrade, UpgradeRefused, negotiate
 from aether_trio.transport.websocket.http import BadRequest, HttpConnection, Request
@@ -72,9 +73,11 @@ class HttpServer:
         settings: WebSocketSettings,
         nursery: trio.Nursery,
         *,
+        log: str = "",
         unfinished: UnfinishedInput | None = None,
     ) -> None:
         self._serve_link = serve
+        self._log = log
         self._settings = settings
         self._nursery = nursery
         self._origins = OriginPolicy(settings.allowed_origins)
@@ -228,6 +231,7 @@ class HttpServer:
             rate=TokenBucket(rate, max(1.0, BURST_S * rate)),
             rejects=self._rejects,
             account=self._unfinished.account(accepted.address),
+            deliveries=Deliveries(self._log) if upgrade.acknowledges else None,
         )
 
     async def _bridge(self, stream: ByteStream, link: WebSocketLink) -> None:

@@ -103,6 +103,8 @@ MAX_CODE_BYTES: Final = 64
 MAX_TEXT_BYTES: Final = 1 * KIB
 """Explanations are for people; encoders cut them, decoders refuse longer ones."""
 MAX_AGENT_BYTES: Final = 256
+MAX_LOG_BYTES: Final = 64
+"""Of the name of a log."""
 PUBLISHER_BYTES: Final = 16
 MAX_CHANNELS: Final = 1024
 """Open at once in one connection. A participant has fewer than ten."""

@@ -21,6 +21,7 @@ from aether_trio.wire.framing.constants import (
     MAX_CREDIT,
     MAX_FRAME_BYTES,
     MAX_INT64,
+    MAX_LOG_BYTES,
     MAX_PUBLISH_WINDOW,
     MAX_UINT16,
     MAX_UINT32,
@@ -34,6 +35,7 @@ MaxFrame: TypeAlias = Annotated[int, msgspec.Meta(ge=LEAST_MAX_FRAME_BYTES, le=M
 Agent: TypeAlias = Annotated[str, msgspec.Meta(max_length=MAX_AGENT_BYTES)]
 Credit: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_CREDIT)]
 Publisher: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=PUBLISHER_BYTES, max_length=PUBLISHER_BYTES)]
+Log: TypeAlias = Annotated[bytes, msgspec.Meta(max_length=MAX_LOG_BYTES)]
 Window: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MAX_PUBLISH_WINDOW)]
 
 
@@ -66,6 +68,8 @@ class ServerHello(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defa
     dedup_s: Annotated[int, msgspec.Meta(ge=0, le=MAX_UINT32)] = 0
     """Seconds for which a publisher's numbers are remembered after its connection has ended."""
     agent: Agent = ""
+    log: Log = b""
+    """Which log this is: offsets of another one mean nothing here. Empty when the gateway does not say."""
 
 
 class Send(msgspec.Struct, frozen=True, gc=False):
