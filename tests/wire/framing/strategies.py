@@ -34,6 +34,7 @@ hellos = st.builds(
     publish_window=st.integers(1, 2**20),
     dedup_s=u32,
     agent=texts,
+    log=st.binary(max_size=64),
 )
 sends = st.builds(framing.Send, counted, texts, payloads, u16, st.binary(max_size=20))
 delivers = st.builds(framing.Deliver, u32, counted, payloads)
