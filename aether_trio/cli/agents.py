@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
-import trio
 from google.protobuf.json_format import MessageToDict
-from rich.table import Table
 
 from aether_trio.cli import exits
 from aether_trio.cli.identities import made_up, parse_identity
 from aether_trio.cli.options import Target, client_options
+from aether_trio.cli.output import print_json, print_table, run_client, say
 from aether_trio.cli.session import ClientSession, open_session
-from aether_trio.cli.show import print_table
 from aether_trio.model.identity import Identity, IdentityError, Kind
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -66,15 +63,19 @@ def _options(function: F) -> F:
 @_options
 def list_agents(target: Target, who: Identity, profile: str, as_json: bool) -> None:
     """Show the registered implementations."""
-    rows = trio.run(_list, target, who, profile)
+    rows = run_client(_list, target, who, profile)
     if as_json:
         _print_json(rows)
         return
-    table = Table("agent", "profile", "launch parameters", "description")
-    for row in rows:
-        params = " ".join(f"{key}={value}" for key, value in sorted(row.launch_params.items()) if key != "profile")
-        table.add_row(row.implementation, row.orchestrator_profile, params, row.description)
-    print_table(table, "no agent is registered")
+    print_table(
+        ("agent", "profile", "launch parameters", "description"),
+        [(row.implementation, row.orchestrator_profile, _params_text(row), row.description) for row in rows],
+        "no agent is registered",
+    )
+
+
+def _params_text(row: pb.AgentRegistrationInfo) -> str:
+    return " ".join(f"{key}={value}" for key, value in sorted(row.launch_params.items()) if key != "profile")
 
 
 @command.command()
@@ -90,8 +91,8 @@ def register(
     info = pb.AgentRegistrationInfo(
         implementation=implementation, description=description, launch_params={**_params(params), "profile": profile}
     )
-    trio.run(_ask, target, who, Op(op=Op.REGISTER, agent=info))
-    click.echo(f"{implementation} is registered")
+    run_client(_ask, target, who, Op(op=Op.REGISTER, agent=info))
+    say(f"{implementation} is registered")
 
 
 @command.command()
@@ -99,8 +100,8 @@ def register(
 @_options
 def delete(target: Target, who: Identity, implementation: str) -> None:
     """Forget an implementation. What runs goes on."""
-    trio.run(_ask, target, who, Op(op=Op.DELETE, implementation=implementation))
-    click.echo(f"{implementation} is not registered any more")
+    run_client(_ask, target, who, Op(op=Op.DELETE, implementation=implementation))
+    say(f"{implementation} is not registered any more")
 
 
 @command.command()
@@ -119,7 +120,7 @@ def launch(target: Target, who: Identity, identity: str, params: tuple[str, ...]
         raise click.BadParameter(f"{identity} is {agent.kind.with_article}; only agents are started")
     wanted = pb.AgentLaunchParams(workspace=agent.workspace, specifier=agent.specifier, param_overrides=_params(params))
     op = Op(op=Op.LAUNCH, implementation=agent.implementation, launch_params=wanted)
-    click.echo(trio.run(_launch, target, who, op))
+    say(run_client(_launch, target, who, op))
 
 
 async def _launch(target: Target, who: Identity, op: pb.AgentOperation) -> str:
@@ -131,7 +132,7 @@ async def _launch(target: Target, who: Identity, op: pb.AgentOperation) -> str:
     profile = registered.agent.orchestrator_profile
     if not any(profile in one.profiles for one in there):
         text = f"nobody is connected who starts the profile {profile}; it waits for one: `aether orchestrate`, say"
-        click.echo(text, err=True)
+        say(text, err=True)
     return answer.launch_result.task_id
 
 
@@ -140,14 +141,15 @@ async def _launch(target: Target, who: Identity, op: pb.AgentOperation) -> str:
 @_options
 def orchestrators(target: Target, who: Identity, as_json: bool) -> None:
     """Show who is connected and can start agents."""
-    rows = trio.run(_ask, target, who, Op(op=Op.LIST_ORCHESTRATORS)).orchestrators
+    rows = run_client(_ask, target, who, Op(op=Op.LIST_ORCHESTRATORS)).orchestrators
     if as_json:
         _print_json(rows)
         return
-    table = Table("orchestrator", "profiles")
-    for row in rows:
-        table.add_row(row.orchestrator_id, ", ".join(row.profiles))
-    print_table(table, "no orchestrator is connected; start one with `aether orchestrate`")
+    print_table(
+        ("orchestrator", "profiles"),
+        [(row.orchestrator_id, ", ".join(row.profiles)) for row in rows],
+        "no orchestrator is connected; start one with `aether orchestrate`",
+    )
 
 
 def _params(given: tuple[str, ...]) -> dict[str, str]:
@@ -164,7 +166,7 @@ def _print_json(rows: Any) -> None:
     found = [
         MessageToDict(row, preserving_proto_field_name=True, always_print_fields_with_no_presence=True) for row in rows
     ]
-    click.echo(json.dumps(found, indent=2))
+    print_json(found, indent=2)
 
 
 async def _list(target: Target, who: Identity, profile: str) -> list[pb.AgentRegistrationInfo]:

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import click
 
-from aether_trio.cli.exits import EXIT_CODES_TEXT, INTERRUPTED, USAGE, CliError
+from aether_trio.cli.exits import CLOSED, EXIT_CODES_TEXT, INTERRUPTED, USAGE, CliError
+from aether_trio.cli.output import OutputClosed, leave_closed_output, visible
 from aether_trio.version import __version__
 
 # name: (module, line for the overview). The overview is here so that `aether --help` imports none of them.
@@ -46,15 +47,25 @@ class LazyGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Ctrl-C ends a command without a traceback, however deep in trio's groups it arrives."""
+        """Ctrl-C and a closed output end a command without a traceback, however deep in trio's groups they arrive."""
         try:
             return super().invoke(ctx)
+        except click.ClickException as error:
+            if not isinstance(error, CliError):
+                error.message = visible(error.message, lines=True)  # type: ignore[misc]  # click reads it later
+            raise
         except KeyboardInterrupt:
             raise SystemExit(INTERRUPTED) from None
+        except OutputClosed:
+            leave_closed_output()
+            raise SystemExit(CLOSED) from None
         except BaseExceptionGroup as group:
-            if group.subgroup(KeyboardInterrupt) is None:
-                raise
-            raise SystemExit(INTERRUPTED) from None
+            if group.subgroup(KeyboardInterrupt) is not None:
+                raise SystemExit(INTERRUPTED) from None
+            if group.subgroup(OutputClosed) is not None:
+                leave_closed_output()
+                raise SystemExit(CLOSED) from None
+            raise
         except UnicodeEncodeError as error:
             # A shell hands over bytes; those that are no UTF-8 become surrogates, which nothing on the wire can hold.
             argument = next((one for one in sys.argv if any("\udc80" <= letter <= "\udcff" for letter in one)), None)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import sys
 from collections.abc import Callable
 from typing import Any, Final
 
 import click
-import trio
-from rich.table import Table
 
 from aether_trio.cli import exits
 from aether_trio.cli.options import DEFAULT_GATEWAY, Target, client_options
-from aether_trio.cli.show import print_table
+from aether_trio.cli.output import print_json, print_table, progress_line, run_client, say
 from aether_trio.client import (
     AddressError,
     AetherError,
@@ -101,10 +98,10 @@ def command(
     except (AddressError, ValueError) as error:
         raise click.BadParameter(str(error), param_hint="ADDRESS") from None
     show = _progress(sys.stderr.isatty() and not as_json)
-    report = trio.run(_run, url, make, pairs, payload, window, seconds, rate, show)
+    report = run_client(_run, url, make, pairs, payload, window, seconds, rate, show)
     show("")
     if as_json:
-        click.echo(json.dumps(report))
+        print_json(report)
     else:
         _print(report)
     if report["unanswered"] or report["errors"] or report["late"]:
@@ -181,8 +178,7 @@ def _progress(live: bool) -> Callable[[str], None]:
 
     def show(text: str) -> None:
         if live:
-            sys.stderr.write(f"\r\x1b[2K{text}")
-            sys.stderr.flush()
+            progress_line(text)
 
     return show
 
@@ -192,22 +188,22 @@ def _print(report: dict[str, Any]) -> None:
         return [f"{found[name]:.2f}" if name in found else "" for name in ("p50", "p90", "p99", "p99.9", "max")]
 
     connect, maximum, latency = report["connect"], report["maximum"], report["latency"]
-    table = Table(title=None)
-    for name in ("", "count", "per second", "p50 ms", "p90", "p99", "p99.9", "max"):
-        table.add_column(name, justify="right" if name else "left")
-    table.add_row("connect", f"{connect['connections']:,}", f"{connect['per_s']:,.0f}", *times(connect["ms"]))
+    rows: list[tuple[str, ...]] = [
+        ("connect", f"{connect['connections']:,}", f"{connect['per_s']:,.0f}", *times(connect["ms"]))
+    ]
     if maximum is not None:
-        table.add_row("messages, at most", "", f"{maximum['messages_per_s']:,.0f}", *times({}))
-    table.add_row(
-        "round trip", f"{latency['rounds']:,}", f"{latency['rounds_per_s']:,.0f}", *times(latency["ms"])
-    )  # fmt: skip
-    click.echo(f"{report['address']}: {report['pairs']} pairs, {report['payload_bytes']} bytes, durable messages\n")
-    print_table(table, "")
-    click.echo(f"\n{report['rounds']:,} rounds, {report['unanswered']:,} without an answer")
+        rows.append(("messages, at most", "", f"{maximum['messages_per_s']:,.0f}", *times({})))
+    rows.append(("round trip", f"{latency['rounds']:,}", f"{latency['rounds_per_s']:,.0f}", *times(latency["ms"])))
+    say(f"{report['address']}: {report['pairs']} pairs, {report['payload_bytes']} bytes, durable messages")
+    say("")
+    columns = ("", "count", "per second", "p50 ms", "p90", "p99", "p99.9", "max")
+    print_table(columns, rows, "", numbers=True)
+    say("")
+    say(f"{report['rounds']:,} rounds, {report['unanswered']:,} without an answer")
     if report["late"]:
-        click.echo(
+        say(
             f"{report['late']:,} more were due and not begun: --rate is more than there is, so the latencies say little"
         )
     for code, count in report["errors"].items():
         hint = f" ({_HINTS[code]})" if code in _HINTS else ""
-        click.echo(f"{count:,} x {code}: {report['error_texts'].get(code, '')}{hint}")
+        say(f"{count:,} x {code}: {report['error_texts'].get(code, '')}{hint}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from aether_trio.cli.options import load, settings_options
+from aether_trio.cli.output import say
 from aether_trio.config import describe
 
 
@@ -32,9 +33,9 @@ def default(dev: bool) -> None:
     """Print every setting with its default and its meaning, as YAML."""
     if dev:
         loaded = load(None, {"gateway.dev": True}, ())
-        click.echo(describe(loaded.settings), nl=False)
+        say(describe(loaded.settings), lines=True, end="")
     else:
-        click.echo(describe(), nl=False)
+        say(describe(), lines=True, end="")
 
 
 @command.command()
@@ -46,7 +47,7 @@ def show(config_file: str | None, sets: tuple[str, ...], dev: bool | None, chang
     """Print the settings that count here, and who set each one."""
     loaded = load(config_file, {"gateway.dev": dev}, sets)
     text = describe(loaded.settings, origins=loaded.origins, only_origins=changed, hide_secrets=not show_secrets)
-    click.echo(text, nl=False)
+    say(text, lines=True, end="")
 
 
 @command.command()
@@ -62,8 +63,6 @@ def check(config_file: str | None, sets: tuple[str, ...]) -> None:
     refuse_open_gateway(loaded.settings)
     refuse_missing_files(loaded.settings)
     changed = len(loaded.origins)
-    click.echo(f"ok: {changed} setting{'' if changed == 1 else 's'} given, the rest at default")
+    say(f"ok: {changed} setting{'' if changed == 1 else 's'} given, the rest at default")
     if loaded.settings.lets_nobody_in:
-        click.echo(
-            "note: nobody can connect: there is no API key and no client authority (see `aether keys new`)", err=True
-        )
+        say("note: nobody can connect: there is no API key and no client authority (see `aether keys new`)", err=True)

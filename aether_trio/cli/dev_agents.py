@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-import click
-
 from aether_trio.cli import exits
 from aether_trio.cli.companion import Companion, Served
 from aether_trio.cli.orchestrate import read_agents, require_docker
+from aether_trio.cli.output import announce
 from aether_trio.client import AetherError, OrchestratorClient
 from aether_trio.config import Settings
 from aether_trio.orchestrator import AgentSpec, Orchestrator, Surroundings, TextReporter
@@ -46,14 +45,14 @@ def surroundings_of(gateway: Served) -> Surroundings:
 
 async def _orchestrate(agents: Mapping[str, AgentSpec], gateway: Served, running: list[Orchestrator]) -> None:
     surroundings = surroundings_of(gateway)
-    orchestrator = Orchestrator(agents, surroundings, TextReporter(click.echo))
+    orchestrator = Orchestrator(agents, surroundings, TextReporter(announce))
     running.append(orchestrator)
     client = OrchestratorClient(surroundings.address, implementation=NAME, profiles=orchestrator.profiles)
     try:
         async with client:
             await orchestrator.register(client)
             await orchestrator.run(
-                client, on_serving=lambda: click.echo(f"  agents {orchestrator.described} start when they are needed")
+                client, on_serving=lambda: announce(f"  agents {orchestrator.described} start when they are needed")
             )
     except AetherError as error:
-        click.echo(f"agents are not started any more: {error.message}", err=True)
+        announce(f"agents are not started any more: {error.message}", err=True)

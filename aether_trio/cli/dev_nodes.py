@@ -14,13 +14,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import click
 import trio
 
 from aether_trio.cli import exits
 from aether_trio.cli.companion import Companion
 from aether_trio.cli.fleet import FIRST_PAUSE_S, LONGEST_PAUSE_S, arguments_of, count_of, run, run_fleet
 from aether_trio.cli.node_process import NodeProcess, Ready
+from aether_trio.cli.output import announce
 from aether_trio.cli.ready_file import ReadyFile
 from aether_trio.cli.running import manner_text, raise_file_limit, try_lines
 from aether_trio.cli.start_errors import start_error
@@ -61,7 +61,7 @@ def run_dev_nodes(
         try:
             dsn, data, server = stack.enter_context(_database(settings, directory))
         except StorageSetupError as error:
-            raise exits.CliError(str(error), exits.SETTINGS) from error
+            raise exits.CliError(str(error), exits.SETTINGS, lines=True) from error
         nodes = []
         for number in range(count):
             overrides = {
@@ -140,7 +140,9 @@ async def _run(
                 nursery.start_soon(companion.run, _Front(front.address, all_ready[0]))
             return _text(settings, front, all_ready, data)
 
-        stopped_by = await run_fleet(nodes, announce, address=front.address, ready=ready, companion=companion)
+        stopped_by = await run_fleet(
+            nodes, announce, address=front.address, ready=ready, companion=companion, ends_with_output=True
+        )
         nursery.cancel_scope.cancel()
     return stopped_by
 
@@ -160,16 +162,16 @@ async def _keep(server: EmbeddedPostgres) -> None:
         await trio.sleep(LOOK_S)
         if server.running:
             continue
-        click.echo("the database has ended; it is started again", err=True)
+        announce("the database has ended; it is started again", err=True)
         try:
             # It is not left half-started: the end of this command stops it.
             await trio.to_thread.run_sync(server.restart)
         except StorageSetupError as error:
-            click.echo(f"{error}\nanother attempt follows in {pause_s:g} s", err=True)
+            announce(f"{error}\nanother attempt follows in {pause_s:g} s", err=True, lines=True)
             await trio.sleep(pause_s)
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
         else:
-            click.echo(f"the database is there again (process {server.pid})", err=True)
+            announce(f"the database is there again (process {server.pid})", err=True)
             pause_s = FIRST_PAUSE_S
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import getpass
-import json
 from contextlib import aclosing
 from typing import Final
 from urllib.parse import quote, urlencode
 
 import click
-import trio
 
 from aether_trio.cli import exits
 from aether_trio.cli.http import stream_lines
 from aether_trio.cli.options import OpsTarget, Target, ops_options
+from aether_trio.cli.output import print_json, run_client, say
 from aether_trio.cli.session import open_session
 from aether_trio.cli.task_texts import as_json, print_list, print_one
 from aether_trio.cli.tasks import get_task, move_tasks, pages_of, task_options, workspace_option
@@ -53,9 +52,9 @@ def command() -> None:
 @task_options
 def list_letters(target: Target, who: Identity, workspace: str, limit: int, resolved_too: bool, as_array: bool) -> None:
     """Show the dead letters of a workspace, the latest first."""
-    letters = trio.run(_list, target, who, workspace, limit, resolved_too)
+    letters = run_client(_list, target, who, workspace, limit, resolved_too)
     if as_array:
-        click.echo(json.dumps([as_json(task) for task in letters], indent=2, ensure_ascii=False))
+        print_json([as_json(task) for task in letters], indent=2)
     else:
         print_list(letters, f"no dead letter in the workspace {workspace}")
 
@@ -79,7 +78,7 @@ async def _list(target: Target, who: Identity, workspace: str, limit: int, resol
 @task_options
 def show(target: Target, who: Identity, task_id: str, as_object: bool) -> None:
     """Show all that is told of a dead letter."""
-    print_one(trio.run(_get, target, who, task_id), as_object=as_object)
+    print_one(run_client(_get, target, who, task_id), as_object=as_object)
 
 
 async def _get(target: Target, who: Identity, task_id: str) -> pb.TaskInfo:
@@ -96,8 +95,8 @@ async def _get(target: Target, who: Identity, task_id: str) -> pb.TaskInfo:
 def requeue(target: Target, who: Identity, task_ids: tuple[str, ...]) -> None:
     """Try dead letters again, with all their attempts before them."""
     for task_id in task_ids:
-        trio.run(_get, target, who, task_id)
-    trio.run(move_tasks, target, who, pb.TaskOperation.RETRY, task_ids, "", "queued again")
+        run_client(_get, target, who, task_id)
+    run_client(move_tasks, target, who, pb.TaskOperation.RETRY, task_ids, "", "queued again")
 
 
 @command.command()
@@ -112,8 +111,8 @@ def resolve(task_ids: tuple[str, ...], notes: str, by: str, ops: OpsTarget) -> N
     """
     query = urlencode({"by": by, "notes": notes})
     for task_id in task_ids:
-        trio.run(_resolve, ops, f"/v1/dlq/{quote(task_id, safe='')}/resolve?{query}")
-        click.echo(f"{task_id}  resolved")
+        run_client(_resolve, ops, f"/v1/dlq/{quote(task_id, safe='')}/resolve?{query}")
+        say(f"{task_id}  resolved")
 
 
 async def _resolve(ops: OpsTarget, path: str) -> None:

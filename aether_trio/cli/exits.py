@@ -6,6 +6,8 @@ from typing import Final
 
 import click
 
+from aether_trio.cli.output import visible
+
 FAILED: Final = 1
 USAGE: Final = 2
 SETTINGS: Final = 3
@@ -13,6 +15,8 @@ UNREACHABLE: Final = 4
 REFUSED: Final = 5
 INTERRUPTED: Final = 130
 """What a shell makes of SIGINT: 128 + 2."""
+CLOSED: Final = 141
+"""What a shell makes of SIGPIPE: 128 + 13."""
 
 EXIT_CODES_TEXT: Final = """\b
 Exit codes:
@@ -23,12 +27,16 @@ Exit codes:
   4    the gateway cannot be reached
   5    the gateway refused the connection (credentials, identity in use)
   130  Ctrl-C
+  141  nothing reads the output any more
 """
 
 
 class CliError(click.ClickException):
-    """What went wrong and what to do next. Shown as `Error: ...` on standard error."""
+    """What went wrong and what to do next. Shown as `Error: ...` on standard error.
 
-    def __init__(self, message: str, code: int = FAILED) -> None:
-        super().__init__(message)
+    The message is one line, and what participants have chosen in it is shown as it is; with `lines` it has lines of our own.
+    """
+
+    def __init__(self, message: str, code: int = FAILED, *, lines: bool = False) -> None:
+        super().__init__(visible(message, lines=lines))
         self.exit_code = code  # type: ignore[misc]  # click wants it per class; ours differs per error

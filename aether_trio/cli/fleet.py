@@ -13,12 +13,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar, cast
 
-import click
 import trio
 
 from aether_trio.cli import exits
 from aether_trio.cli.companion import Companion
 from aether_trio.cli.node_process import NodeFailed, NodeProcess, Ready
+from aether_trio.cli.output import announce as tell
+from aether_trio.cli.output import wait_output_closed
 from aether_trio.cli.ready_file import ReadyFile
 
 E = TypeVar("E", bound=Exception)
@@ -58,6 +59,7 @@ class Fleet:
         self.signals: list[int] = []
         """Those that this process was sent."""
         self._told = trio.Event()
+        self._draining = False
 
     @property
     def ready(self) -> list[Ready]:
@@ -71,7 +73,7 @@ class Fleet:
                 for node in self.nodes:
                     nursery.start_soon(node.start)
         except* NodeFailed as group:
-            raise exits.CliError(str(first_of(group)), exits.SETTINGS) from None
+            raise exits.CliError(str(first_of(group)), exits.SETTINGS, lines=True) from None
 
     async def keep(self) -> None:
         """Start again whatever ends, until `stop`; then wait until all have ended."""
@@ -92,7 +94,7 @@ class Fleet:
                 return
             if trio.current_time() - since > STEADY_S:
                 pause_s = FIRST_PAUSE_S
-            click.echo(f"{node.name} {_how(code)}; it is started again in {pause_s:g} s", err=True)
+            tell(f"{node.name} {_how(code)}; it is started again in {pause_s:g} s", err=True)
             with trio.move_on_after(pause_s):
                 await self._told.wait()
                 return
@@ -101,7 +103,7 @@ class Fleet:
                 await node.start(*pinned)
             except NodeFailed:
                 continue  # it has said why
-            click.echo(f"{node.name} serves again", err=True)
+            tell(f"{node.name} serves again", err=True)
 
     async def obey(
         self, signals: AsyncIterator[int], scope: trio.CancelScope, companion: Companion | None = None
@@ -112,19 +114,30 @@ class Fleet:
                 self.signals.append(number)
                 name = signal.Signals(number).name
                 if len(self.ready) < len(self.nodes):
-                    click.echo(f"{name}: stopping at once", err=True)
+                    tell(f"{name}: stopping at once", err=True)
                     scope.cancel()
                     return
                 if len(self.signals) == 1:
                     text = "draining; clients are asked to reconnect elsewhere. Again to stop at once."
-                    click.echo(f"{name}: {text}", err=True)
+                    tell(f"{name}: {text}", err=True)
                     nursery.start_soon(self._drain, companion)
                     continue
                 if companion is not None:
                     companion.kill()
                 self.stop(signal.SIGTERM if len(self.signals) < 3 else signal.SIGKILL)
 
+    async def watch_output(self, scope: trio.CancelScope, companion: Companion | None = None) -> None:
+        """Drain once nothing reads what this process prints; before all are ready, cancel `scope`."""
+        await wait_output_closed()
+        if len(self.ready) < len(self.nodes):
+            scope.cancel()
+        else:
+            await self._drain(companion)
+
     async def _drain(self, companion: Companion | None) -> None:
+        if self._draining:
+            return
+        self._draining = True
         if companion is not None:
             await companion.end()
         self.stop(signal.SIGTERM)
@@ -173,6 +186,7 @@ async def run_fleet(
     address: str | None = None,
     ready: ReadyFile | None = None,
     companion: Companion | None = None,
+    ends_with_output: bool = False,
 ) -> int | None:
     """Run them until they have drained; the signal that stopped them before that. `announce` says what is told to a person.
 
@@ -182,8 +196,10 @@ async def run_fleet(
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         async with trio.open_nursery() as nursery, open_fleet(nodes) as fleet:
             nursery.start_soon(fleet.obey, signals, nursery.cancel_scope, companion)
+            if ends_with_output:
+                nursery.start_soon(fleet.watch_output, nursery.cancel_scope, companion)
             await fleet.start()
-            click.echo(announce(fleet.ready))
+            tell(announce(fleet.ready), lines=True)
             if ready is not None:
                 first = fleet.ready[0]
                 ready.write(address or first.gateway, first.ops, first.lanes, fleet.ready)

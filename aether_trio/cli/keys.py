@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import textwrap
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ import click
 import msgspec
 import yaml
 
+from aether_trio.cli.output import print_json, say
 from aether_trio.config import ApiKey
 from aether_trio.config.settings import Principal
 from aether_trio.model.patterns import identity_pattern_problem
@@ -65,10 +65,11 @@ def new(principal: Principal, workspaces: tuple[str, ...], identity: str, key_id
     )
     fields = msgspec.to_builtins(record)
     if as_json:
-        click.echo(json.dumps({"key": key, "record": fields}))
+        print_json({"key": key, "record": fields})
         return
     entry = yaml.safe_dump([fields], sort_keys=False, default_flow_style=None, width=200).rstrip()
-    click.echo(f"The key, shown this once:\n\n  {key}\n")
-    click.echo("Put this into the gateway's settings file, and start it with --config:\n")
-    click.echo("auth:\n  api_keys:\n" + textwrap.indent(entry, "    "))
-    click.echo("\nClients show the key as the credential api_key (SDK: Credentials.api_key, shell: AETHER_API_KEY).")
+    say(f"The key, shown this once:\n\n  {key}\n", lines=True)
+    say("Put this into the gateway's settings file, and start it with --config:\n", lines=True)
+    say("auth:\n  api_keys:\n" + textwrap.indent(entry, "    "), lines=True)
+    say("")
+    say("Clients show the key as the credential api_key (SDK: Credentials.api_key, shell: AETHER_API_KEY).")

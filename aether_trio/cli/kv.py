@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import functools
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import click
-import trio
-from rich.table import Table
 
 from aether_trio.cli import exits
 from aether_trio.cli.identities import made_up, parse_identity
 from aether_trio.cli.options import Target, client_options
+from aether_trio.cli.output import print_bytes, print_json, print_table, run_client, say
 from aether_trio.cli.session import ClientSession, open_session
-from aether_trio.cli.show import print_table, visible
 from aether_trio.model.identity import Identity, Kind
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -105,7 +102,7 @@ def _ask(place: Place, message: pb.UpstreamMessage) -> pb.KVResponse:
         async with open_session(place.target, place.identity) as session:
             return (await session.request(message)).kv
 
-    return trio.run(ask)
+    return run_client(ask)
 
 
 @command.command()
@@ -119,13 +116,10 @@ def get(place: Place, key: str) -> None:
             value = (await session.request(place.operation(pb.KVOperation.GET, key))).kv.value
             return value, bool(value) or await _exists(session, place, key)
 
-    value, found = trio.run(ask)
+    value, found = run_client(ask)
     if not found:
         raise exits.CliError(f"there is no key {key!r} in the scope {place.scope}")
-    sys.stdout.buffer.write(value)
-    if sys.stdout.isatty() or not value.endswith(b"\n"):
-        sys.stdout.buffer.write(b"\n")
-    sys.stdout.buffer.flush()
+    print_bytes(value)
 
 
 async def _exists(session: ClientSession, place: Place, key: str) -> bool:
@@ -157,7 +151,7 @@ def put(place: Place, key: str, value: str, ttl: int | None, if_absent: bool, if
         _applied(_ask(place, message), f"{key!r} has another value")
     else:
         _ask(place, place.operation(pb.KVOperation.PUT, key, value=data, ttl=ttl or 0))
-    click.echo(f"put {key} ({len(data)} bytes)")
+    say(f"put {key} ({len(data)} bytes)")
 
 
 def _applied(answer: pb.KVResponse, otherwise: str) -> None:
@@ -189,14 +183,13 @@ def list_(place: Place, prefix: str, limit: int | None, as_json: bool) -> None:
                     break
         return found
 
-    found = trio.run(ask)
+    found = run_client(ask)
     if as_json:
-        click.echo(json.dumps({key: _json_value(value) for key, value in found.items()}, indent=2, ensure_ascii=False))
+        print_json({key: _json_value(value) for key, value in found.items()}, indent=2)
         return
-    table = Table("key", "bytes", "value")
-    for key, value in found.items():
-        table.add_row(key, str(len(value)), _short(value))
-    print_table(table, "no keys")
+    print_table(
+        ("key", "bytes", "value"), [(key, str(len(value)), _short(value)) for key, value in found.items()], "no keys"
+    )
 
 
 def _json_value(value: bytes) -> Any:
@@ -209,7 +202,7 @@ def _json_value(value: bytes) -> Any:
 
 
 def _short(value: bytes) -> str:
-    text = visible(value.decode(errors="backslashreplace"))
+    text = value.decode(errors="backslashreplace")
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -224,7 +217,7 @@ def delete(place: Place, key: str, if_equals: str | None) -> None:
     else:
         message = place.operation(pb.KVOperation.COMPARE_AND_DELETE, key, expected_value=if_equals.encode())
         _applied(_ask(place, message), f"{key!r} has another value, or none")
-    click.echo(f"deleted {key}")
+    say(f"deleted {key}")
 
 
 @command.command()
@@ -264,7 +257,7 @@ def _count(
         guard = no_bound if bound is None else bound
         answer = _ask(place, place.operation(conditional, key, delta_value=by, guard_value=guard))
         _applied(answer, f"{answer.counter_value} would go {otherwise}")
-    click.echo(answer.counter_value)
+    say(str(answer.counter_value))
 
 
 @command.command()
@@ -275,7 +268,7 @@ def _count(
 def add(place: Place, key: str, member: str, ttl: int | None) -> None:
     """Add MEMBER to the set KEY and print how many it has."""
     answer = _ask(place, place.operation(pb.KVOperation.SET_ADD, key, value=member.encode(), ttl=ttl or 0))
-    click.echo(answer.counter_value)
+    say(str(answer.counter_value))
 
 
 @command.command()
@@ -283,4 +276,4 @@ def add(place: Place, key: str, member: str, ttl: int | None) -> None:
 @place_options
 def card(place: Place, key: str) -> None:
     """Print how many members the set KEY has."""
-    click.echo(_ask(place, place.operation(pb.KVOperation.SET_CARD, key)).counter_value)
+    say(str(_ask(place, place.operation(pb.KVOperation.SET_CARD, key)).counter_value))

@@ -146,7 +146,7 @@ def load(config_file: str | None, flags: dict[str, Any], sets: tuple[str, ...]) 
     except SettingsError as error:
         lines = "\n  ".join(error.problems)
         text = lines if len(error.problems) == 1 else f"the settings have {len(error.problems)} problems:\n  {lines}"
-        raise exits.CliError(text, exits.SETTINGS) from None
+        raise exits.CliError(text, exits.SETTINGS, lines=True) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,11 @@ from typing import Final
 
 import click
 import trio
-from rich.table import Table
 
 from aether_trio.cli import exits
 from aether_trio.cli.fleet import first_of
 from aether_trio.cli.options import Target, client_options
-from aether_trio.cli.show import print_table
+from aether_trio.cli.output import announce, print_table, wait_output_closed
 from aether_trio.client import AetherError, ClientOptions, OrchestratorClient, TlsOptions
 from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.orchestrator import (
@@ -122,7 +121,7 @@ def command(
         raise click.BadParameter(str(error), param_hint="--name or --specifier") from None
     scheme = "aethers" if target.tls else "aether"
     surroundings = Surroundings(str(target), f"{scheme}://{target}", tls_variables(target))
-    reporter = TextReporter(click.echo)
+    reporter = TextReporter(announce)
     orchestrator = Orchestrator(agents, surroundings, reporter, OrchestratorLimits(most, grace_s))
     connection = _Connection(reporter)
     client = OrchestratorClient(
@@ -145,9 +144,9 @@ def read_agents(path: str) -> dict[str, AgentSpec]:
     try:
         agents = load_agents(path)
     except AgentsFileError as error:
-        raise exits.CliError(str(error), exits.SETTINGS) from None
+        raise exits.CliError(str(error), exits.SETTINGS, lines=True) from None
     for text in missing_commands(agents.values()):
-        click.echo(f"{path}: {text}", err=True)
+        announce(f"{path}: {text}", err=True)
     return agents
 
 
@@ -166,11 +165,13 @@ def require_docker(agents: Mapping[str, AgentSpec]) -> None:
 
 def show_agents(agents: Mapping[str, AgentSpec]) -> None:
     """What a file says, as a table."""
-    table = Table("agent", "profile", "is started as", "most", "description")
-    for spec in agents.values():
-        how = " ".join([spec.image, *spec.command] if spec.image else spec.command)
-        table.add_row(spec.implementation, spec.profile, how, str(spec.most or ""), spec.description)
-    print_table(table, "no agents")
+    columns = ("agent", "profile", "is started as", "most", "description")
+    print_table(columns, [_cells(spec) for spec in agents.values()], "no agents")
+
+
+def _cells(spec: AgentSpec) -> tuple[str, ...]:
+    how = " ".join([spec.image, *spec.command] if spec.image else spec.command)
+    return (spec.implementation, spec.profile, how, str(spec.most or ""), spec.description)
 
 
 def tls_variables(target: Target) -> dict[str, str]:
@@ -237,19 +238,20 @@ async def _run(
 
     async def read_again() -> None:
         text = await _read_again(orchestrator, client, agents_file, register)
-        click.echo(f"SIGHUP: {agents_file}: {text}", err=True)
+        announce(f"SIGHUP: {agents_file}: {text}", err=True)
 
     stop = _Stop(read_again)
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop.watch, signals, orchestrator)
+            nursery.start_soon(stop.watch_output)
             with stop.scope:
                 async with client:
                     if register:
                         await orchestrator.register(client)
                         nursery.start_soon(connection.keep_registered, orchestrator, client)
                     await orchestrator.run(
-                        client, on_serving=lambda: click.echo(ready_text(orchestrator, client, gateway))
+                        client, on_serving=lambda: announce(ready_text(orchestrator, client, gateway))
                     )
             nursery.cancel_scope.cancel()
     return stop.second
@@ -282,18 +284,25 @@ class _Stop:
         self._read_again = read_again
         self.scope = trio.CancelScope()
         self.second: int | None = None
+        self._first = True
+
+    async def watch_output(self) -> None:
+        """A closed output ends the block as a first signal does; the signal that comes with it is no second one."""
+        await wait_output_closed()
+        self.scope.cancel()
 
     async def watch(self, signals: AsyncIterator[int], orchestrator: Orchestrator) -> None:
         async for number in signals:
             name = signal.Signals(number).name
             if number == signal.SIGHUP:
                 await self._read_again()
-            elif self.scope.cancel_called:
+            elif not self._first:
                 self.second = number
-                click.echo(f"{name}: killing what still runs", err=True)
+                announce(f"{name}: killing what still runs", err=True)
                 orchestrator.kill_all()
             else:
-                click.echo(f"{name}: stopping the agents. Again to kill them.", err=True)
+                self._first = False
+                announce(f"{name}: stopping the agents. Again to kill them.", err=True)
                 self.scope.cancel()
 
 

@@ -18,11 +18,11 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol, TypeVar, cast
 
-import click
 import trio
 
 from aether_trio.cli import exits
 from aether_trio.cli.companion import Companion
+from aether_trio.cli.output import announce, wait_output_closed
 from aether_trio.cli.ready_file import ReadyFile
 from aether_trio.cli.start_errors import start_error
 from aether_trio.config import Settings
@@ -62,6 +62,7 @@ def refuse_open_gateway(settings: Settings) -> None:
             "  this machine --set gateway.host=127.0.0.1\n"
             "  a network that keeps strangers out --set auth.trust_network=true --set auth.allow_anonymous=true",
             exits.SETTINGS,
+            lines=True,
         )
     match settings.credentials_in_plaintext:
         case "gateway.host":
@@ -79,6 +80,7 @@ def refuse_open_gateway(settings: Settings) -> None:
         f"  this machine --set {key}=127.0.0.1\n"
         "  a proxy in front that ends TLS, in a network of its own --set auth.plaintext_credentials=true",
         exits.SETTINGS,
+        lines=True,
     )
 
 
@@ -113,7 +115,7 @@ def run_gateway(
     except* OSError as group:
         raise start_error(_first(group), settings) from group
     except* StorageSetupError as group:
-        raise exits.CliError(str(_first(group)), exits.SETTINGS) from group
+        raise exits.CliError(str(_first(group)), exits.SETTINGS, lines=True) from group
     finally:
         if ready is not None:
             ready.remove()
@@ -132,13 +134,15 @@ async def _run(
         async with trio.open_nursery() as nursery:
             stop = _Stop(nursery.cancel_scope, quiet=until_stdin_ends)
             nursery.start_soon(stop.watch, signals)
+            if settings.gateway.dev and not until_stdin_ends:
+                nursery.start_soon(stop.watch_output)
             if until_stdin_ends:
                 nursery.start_soon(stop.watch_input)
             async with opener() as gateway:
                 stop.gateway = gateway
                 quieten_collector()
                 if not until_stdin_ends:  # else whoever has started it says so
-                    click.echo(ready_text(settings, gateway))
+                    announce(ready_text(settings, gateway), lines=True)
                 if ready is not None:
                     ready.write(gateway.address, gateway.ops_address or "", gateway.addresses)
                 if companion is not None:
@@ -183,6 +187,7 @@ class _Stop:
         self.companion: Companion | None = None
         self.signal: int | None = None
         self.done = False
+        self._draining = False
 
     async def watch_input(self) -> None:
         """Whoever started this process holds its standard input open."""
@@ -191,6 +196,14 @@ class _Stop:
             if not os.read(0, 4096):
                 break
         os.kill(os.getpid(), signal.SIGTERM)
+
+    async def watch_output(self) -> None:
+        """A development gateway whose output is closed drains: the person who started it has gone."""
+        await wait_output_closed()
+        if self.gateway is None:
+            self._scope.cancel()
+        else:
+            await self._drain(self.gateway)
 
     async def watch(self, signals: AsyncIterator[int]) -> None:
         async with trio.open_nursery() as nursery:
@@ -208,13 +221,16 @@ class _Stop:
                 nursery.start_soon(self._drain, self.gateway)
 
     async def _drain(self, gateway: RunningGateway) -> None:
+        if self._draining:
+            return
+        self._draining = True
         if self.companion is not None:
             await self.companion.end()
         await gateway.drain()
 
     def _say(self, text: str) -> None:
         if not self._quiet:
-            click.echo(text, err=True)
+            announce(text, err=True)
 
 
 def ready_text(settings: Settings, gateway: RunningGateway) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Final
 
 import click
-import trio
 
 from aether_trio.cli import exits
 from aether_trio.cli.identities import made_up, parse_identity
 from aether_trio.cli.options import Target, client_options
+from aether_trio.cli.output import print_json, run_client, say
 from aether_trio.cli.session import open_session
 from aether_trio.model.errors import AetherError
 from aether_trio.model.identity import Identity, Kind
@@ -50,11 +49,11 @@ def command(target: Target, topic: str, text: str, sender: str | None, message_t
     """
     payload = sys.stdin.buffer.read() if text == "-" else text.encode()
     identity = parse_identity(sender) if sender else _sender_for(topic)
-    trio.run(_send, target, identity, topic, payload, message_type)
+    run_client(_send, target, identity, topic, payload, message_type)
     if as_json:
-        click.echo(json.dumps({"topic": topic, "from": str(identity), "bytes": len(payload)}))
+        print_json({"topic": topic, "from": str(identity), "bytes": len(payload)})
     else:
-        click.echo(f"sent {len(payload)} bytes to {topic} as {identity}")
+        say(f"sent {len(payload)} bytes to {topic} as {identity}")
 
 
 def _sender_for(topic: str) -> Identity:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import click
-import trio
-from rich.table import Table
 
 from aether_trio.cli import exits
 from aether_trio.cli.identities import made_up, parse_identity
 from aether_trio.cli.options import Target, client_options
+from aether_trio.cli.output import print_json, print_table, run_client, say
 from aether_trio.cli.session import open_session
-from aether_trio.cli.show import print_table
 from aether_trio.model.identity import Identity, Kind, PrincipalType
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -63,21 +60,26 @@ def command(
     """Show who is connected. The command's own connection is left out."""
     identity = parse_identity(viewer) if viewer else made_up(Kind.ORCHESTRATOR)
     if session_id:
-        trio.run(_disconnect, target, identity, session_id, reason)
-        click.echo(f"disconnected {session_id}")
+        run_client(_disconnect, target, identity, session_id, reason)
+        say(f"disconnected {session_id}")
         return
     wanted = pb.ConnectionFilter(workspace=workspace)
     if kind:
         wanted.type = pb.PrincipalType.Value(f"PRINCIPAL_{kind.upper()}")
-    rows = [row for row in trio.run(_list, target, identity, wanted) if row.identity != str(identity)]
+    rows = [row for row in run_client(_list, target, identity, wanted) if row.identity != str(identity)]
     if as_json:
-        click.echo(json.dumps([_as_json(row) for row in rows], indent=2))
+        print_json([_as_json(row) for row in rows], indent=2)
         return
-    table = Table("identity", "workspace", "type", "session", "since", "for", "address")
-    for row in rows:
-        since = datetime.fromtimestamp(_seconds(row.connected_at), UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-        table.add_row(row.identity, row.workspace, _type(row), row.session_id, since, row.duration, row.remote_addr)
-    print_table(table, "nobody is connected")
+    print_table(
+        ("identity", "workspace", "type", "session", "since", "for", "address"),
+        [_cells(row) for row in rows],
+        "nobody is connected",
+    )
+
+
+def _cells(row: pb.ConnectionInfo) -> tuple[str, ...]:
+    since = datetime.fromtimestamp(_seconds(row.connected_at), UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return (row.identity, row.workspace, _type(row), row.session_id, since, row.duration, row.remote_addr)
 
 
 async def _list(target: Target, identity: Identity, wanted: pb.ConnectionFilter) -> list[pb.ConnectionInfo]:

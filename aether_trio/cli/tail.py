@@ -10,11 +10,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 import click
-import trio
 
 from aether_trio.cli.http import stream_lines
 from aether_trio.cli.options import OpsTarget, ops_options
-from aether_trio.cli.show import visible
+from aether_trio.cli.output import run_client, say, say_json
 
 
 @click.command(
@@ -41,16 +40,19 @@ def command(topic: str, start: str, limit: int | None, as_json: bool, ops: OpsTa
     on loopback in development mode, and elsewhere to whoever has its ops.tail_token.
     """
     query = urlencode({"topic": topic, "from": "0" if start == "start" else start})
-    trio.run(_tail, ops, f"/v1/tail?{query}", limit, as_json)
+    run_client(_tail, ops, f"/v1/tail?{query}", limit, as_json)
 
 
 async def _tail(ops: OpsTarget, path: str, limit: int | None, as_json: bool) -> None:
     count = 0
     if sys.stderr.isatty():
-        click.echo(f"tailing on {ops.host}:{ops.port}; Ctrl-C ends it", err=True)
+        say(f"tailing on {ops.host}:{ops.port}; Ctrl-C ends it", err=True)
     async with aclosing(stream_lines(ops, path)) as lines:
         async for line in lines:
-            click.echo(line.decode() if as_json else _readable(json.loads(line)))
+            if as_json:
+                say_json(line.decode())
+            else:
+                say(_readable(json.loads(line)))
             count += 1
             if count == limit:
                 return
@@ -63,5 +65,5 @@ def _readable(line: dict[str, Any]) -> str:
         return (
             f"{head}  {line['kind']}  {json.dumps(line.get('message', line.get('payload_base64')), ensure_ascii=False)}"
         )
-    body = visible(line["text"]) if "text" in line else f"({line['payload_base64']})"
+    body = line["text"] if "text" in line else f"({line['payload_base64']})"
     return f"{head}  {line['source']}  {line['type']}  {body}"

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import enum
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import click
-from rich.table import Table
-
-from aether_trio.cli.show import print_table
+from aether_trio.cli.output import is_terminal, print_json, print_table
 from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.client.operations.records import read
 from aether_trio.client.operations.task_events import (
@@ -65,37 +60,38 @@ def _plain(value: Any) -> Any:
 
 def print_list(tasks: Sequence[pb.TaskInfo], empty: str) -> None:
     """A table, one line for each."""
-    table = Table("task", "type", "status", "attempt", "priority", "worker", "created", "error")
-    for message in tasks:
-        task = read(Task, message)
-        table.add_row(
-            task.task_id,
-            task.task_type,
-            status_text(task.status),
-            attempt_text(task),
-            task.priority.name.lower(),
-            _whose(task),
-            _when(task.created_at),
-            _short(task.error),
-        )
-    print_table(table, empty)
+    columns = ("task", "type", "status", "attempt", "priority", "worker", "created", "error")
+    print_table(columns, [_cells(read(Task, message)) for message in tasks], empty)
+
+
+def _cells(task: Task) -> tuple[str, ...]:
+    return (
+        task.task_id,
+        task.task_type,
+        status_text(task.status),
+        attempt_text(task),
+        task.priority.name.lower(),
+        _whose(task),
+        _when(task.created_at),
+        _short(task.error),
+    )
 
 
 def print_one(message: pb.TaskInfo, *, as_object: bool) -> None:
     """Everything that is set, one line for each; or as a JSON object."""
     if as_object:
-        click.echo(json.dumps(as_json(message), indent=2, ensure_ascii=False))
+        print_json(as_json(message), indent=2)
         return
     task = read(Task, message)
-    table = Table("what", "value", show_header=False)
+    rows: list[tuple[str, str]] = []
     for name, value in asdict(task).items():
         if name == "status":
-            table.add_row(name, status_text(task.status))
+            rows.append((name, status_text(task.status)))
         elif name == "attempt":
-            table.add_row(name, attempt_text(task))
+            rows.append((name, attempt_text(task)))
         elif name != "max_attempts" and value not in ("", None, (), {}, 0):
-            table.add_row(name.replace("_", " "), _text(value))
-    print_table(table, "")
+            rows.append((name.replace("_", " "), _text(value)))
+    print_table(("what", "value"), rows, "", header=False)
 
 
 def _whose(task: Task) -> str:
@@ -133,7 +129,7 @@ def _when(time: datetime | None) -> str:
 
 def _short(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= _SHORT or not sys.stdout.isatty() else line[: _SHORT - 3] + "..."
+    return line if len(line) <= _SHORT or not is_terminal() else line[: _SHORT - 3] + "..."
 
 
 def event_line(message: pb.TaskEvent) -> str:
@@ -166,8 +162,3 @@ def state_line(message: pb.TaskInfo) -> str:
     worker = f", {task.assigned_to}" if task.assigned_to else ""
     error = f"  {task.error}" if task.error else ""
     return f"{at}  {task.task_id}  is {status_text(task.status)} (attempt {attempt_text(task)}{worker}){error}"
-
-
-def say(line: str) -> None:
-    """Print, so that the next program sees it at once."""
-    print(line, flush=True)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-import click
 import trio
 
 from aether_trio.cli import exits
 from aether_trio.cli.options import Target
+from aether_trio.cli.output import print_json, say
 from aether_trio.cli.session import ClientSession, open_session
-from aether_trio.cli.task_texts import event_as_json, event_line, say, state_line
+from aether_trio.cli.task_texts import event_as_json, event_line, state_line
 from aether_trio.model.identity import Identity
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -63,7 +62,7 @@ class TaskWatch:
             except exits.CliError as error:
                 if error.exit_code != exits.UNREACHABLE or not self._begun:
                     raise
-                click.echo(f"{error.message}; trying again", err=True)
+                say(f"{error.message}; trying again", err=True)
                 await trio.sleep(AGAIN_S)
 
     async def _follow(self, session: ClientSession) -> dict[str, int]:
@@ -102,7 +101,10 @@ class TaskWatch:
 
     def _show(self, event: pb.TaskEvent) -> None:
         self._since_ms = event.emitted_at_unix_ms + 1
-        say(json.dumps(event_as_json(event), ensure_ascii=False) if self._as_lines else event_line(event))
+        if self._as_lines:
+            print_json(event_as_json(event))
+        else:
+            say(event_line(event))
         if event.WhichOneof("event") == "status_changed":
             self._note(event.task_id, event.status_changed.to_status)
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import functools
-import json
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any, Final, NoReturn, TypeVar
 
 import click
-import trio
 
 from aether_trio.cli import exits
 from aether_trio.cli.identities import made_up, parse_identity
 from aether_trio.cli.options import Target, client_options
+from aether_trio.cli.output import is_terminal, print_json, run_client, say
 from aether_trio.cli.session import ClientSession, open_session
 from aether_trio.cli.task_texts import as_json, print_list, print_one
 from aether_trio.cli.task_watch import TaskWatch
@@ -131,13 +130,13 @@ def list_tasks(
     if creator:
         one = parse_identity(creator)
         wanted.creator_actor.CopyFrom(pb.PrincipalRef(principal_type=one.type_name, principal_id=one.text))
-    tasks, more = trio.run(_list, target, who, wanted, limit)
+    tasks, more = run_client(_list, target, who, wanted, limit)
     if as_array:
-        click.echo(json.dumps([as_json(task) for task in tasks], indent=2, ensure_ascii=False))
+        print_json([as_json(task) for task in tasks], indent=2)
         return
     print_list(tasks, f"no such task in the workspace {workspace}")
-    if more and sys.stdout.isatty():
-        click.echo(f"there are more than these {limit}; see --limit and --status", err=True)
+    if more and is_terminal():
+        say(f"there are more than these {limit}; see --limit and --status", err=True)
 
 
 def _numbers(names: Iterable[str]) -> list[int]:
@@ -176,7 +175,7 @@ async def pages_of(session: ClientSession, wanted: pb.TaskFilter) -> AsyncGenera
 @task_options
 def show(target: Target, who: Identity, task_id: str, as_object: bool) -> None:
     """Show all that is told of a task. Its payload is its worker's."""
-    print_one(trio.run(_get, target, who, task_id), as_object=as_object)
+    print_one(run_client(_get, target, who, task_id), as_object=as_object)
 
 
 async def _get(target: Target, who: Identity, task_id: str) -> pb.TaskInfo:
@@ -258,12 +257,12 @@ def create(
     if max_attempts:
         request.retry_policy.max_attempts = max_attempts
         request.retry_policy.initial_delay_ms = round(retry_delay * 1000)
-    answer = trio.run(_create, target, who, request)
+    answer = run_client(_create, target, who, request)
     if as_object:
         told = {"task_id": answer.task_id, "status": answer.status, "assigned_to": answer.assigned_to}
-        click.echo(json.dumps(told))
+        print_json(told)
     else:
-        click.echo(answer.task_id)
+        say(answer.task_id)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -288,7 +287,7 @@ def _moving(name: str, op: Op.OpType.ValueType, done: str, text: str, *, reason:
     @click.argument("task_ids", nargs=-1, required=True, metavar="TASK_ID...")
     @task_options
     def move(target: Target, who: Identity, task_ids: tuple[str, ...], reason: str = "") -> None:
-        trio.run(move_tasks, target, who, op, task_ids, reason, done)
+        run_client(move_tasks, target, who, op, task_ids, reason, done)
 
     if reason:
         move = click.option("--reason", default="", help="Why, for those who follow the task.")(move)
@@ -304,7 +303,7 @@ async def move_tasks(
             answer = (await session.request(message)).task_op
             if not answer.success:
                 refuse(f"{task_id}: {answer.error}")
-            click.echo(f"{task_id} is {done}")
+            say(f"{task_id} is {done}")
 
 
 _moving(
@@ -334,7 +333,7 @@ def watch(
 ) -> None:
     """Show what happens to tasks, as it happens, until Ctrl-C. A failure that is to be tried again is an end, too."""
     watch = TaskWatch(task_ids, recursive, start == "start", until_end, as_lines, get_task)
-    ends = trio.run(watch.run, target, who)
+    ends = run_client(watch.run, target, who)
     if any(status != pb.TASK_STATUS_COMPLETED for status in ends.values()):
         raise SystemExit(exits.FAILED)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 from importlib import metadata
 
 import click
 
+from aether_trio.cli.output import print_json, say
 from aether_trio.version import __version__
 
 
@@ -17,8 +17,8 @@ from aether_trio.version import __version__
 def command(as_json: bool) -> None:
     """Show the version."""
     if not as_json:
-        click.echo(f"aether {__version__}")
+        say(f"aether {__version__}")
         return
     parts = {name: metadata.version(name) for name in ("trio", "h2", "grpclib", "protobuf")}
     python = platform.python_version()
-    click.echo(json.dumps({"aether": __version__, "python": python, "platform": sys.platform, **parts}))
+    print_json({"aether": __version__, "python": python, "platform": sys.platform, **parts})

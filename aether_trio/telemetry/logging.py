@@ -7,13 +7,15 @@ values of variables, which structlog would show (and take most of a second for, 
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import sys
-from typing import Final, TextIO
+from typing import Final, TextIO, cast
 
 import structlog
-from structlog.typing import EventDict, Processor
+from structlog.typing import EventDict, ExcInfo, Processor
 
 from aether_trio.config import LoggingSettings
 from aether_trio.model.text import escaped
@@ -35,7 +37,7 @@ def configure_logging(settings: LoggingSettings, stream: TextIO | None = None, *
 
     With `node` each line says whose it is, for several gateways that write to one place.
     """
-    output = stream or sys.stderr
+    output = _Output(stream or sys.stderr)
     level = _LEVELS[settings.level]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -51,15 +53,15 @@ def configure_logging(settings: LoggingSettings, stream: TextIO | None = None, *
         frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         final = [structlog.processors.ExceptionRenderer(frames), structlog.processors.JSONRenderer()]
     else:
-        colours = output.isatty() and not os.environ.get("NO_COLOR")
-        final = [structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=structlog.dev.plain_traceback)]
+        colours = (stream or sys.stderr).isatty() and not os.environ.get("NO_COLOR")
+        final = [structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=_traceback)]
     structlog.configure(
         processors=[*shared, *final],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=output),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", output)),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(output)
+    handler: logging.Handler = logging.StreamHandler(cast("TextIO", output))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
@@ -78,6 +80,29 @@ def one_line(_logger: object, _method: str, event: EventDict) -> EventDict:
         if type(value) is str and name not in _TRACES and (len(value) > MAX_VALUE or not value.isprintable()):
             event[name] = escaped(value, MAX_VALUE)
     return event
+
+
+def _traceback(to: TextIO, failure: ExcInfo) -> None:
+    """Write a traceback line by line, escaped: the text of an exception may quote a client."""
+    told = io.StringIO()
+    structlog.dev.plain_traceback(told, failure)
+    to.write("\n".join(escaped(line, MAX_VALUE) for line in told.getvalue().split("\n")))
+
+
+class _Output:
+    """Where lines go. One that has no reader any more loses them: the gateway serves on, and a log line never raises for it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(BrokenPipeError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._stream.flush()
 
 
 class _Named:

@@ -108,3 +108,35 @@ def test_a_text_of_a_client_is_one_bounded_line_without_control_characters(
     assert len(line) < 3000
     shown = json.loads(line)["event" if library else "identity"] if format_ == "json" else line
     assert "a\\x1b[2J\\x9b31m\\r\\n2026" in shown.replace("\\\\", "\\")
+
+
+@pytest.mark.parametrize("format_", ["console", "json"])
+@pytest.mark.parametrize("library", [False, True])
+def test_what_an_exception_quotes_is_escaped(format_: Literal["console", "json"], library: bool) -> None:
+    out = io.StringIO()
+    configure_logging(LoggingSettings(format=format_), out)
+    try:
+        raise ValueError("\x1b]52;c;aGk=\x07\x9b2J\u202e")
+    except ValueError:
+        (logging.getLogger("library") if library else structlog.get_logger()).exception("odd")
+    told = out.getvalue()
+    assert "ValueError" in told
+    assert "]52;c;aGk=" in told
+    assert all(line.isprintable() for line in told.split("\n")), ascii(told)
+
+
+class Closed(io.StringIO):
+    """A pipe that nothing reads."""
+
+    def write(self, _: str) -> int:
+        raise BrokenPipeError
+
+    def flush(self) -> None:
+        raise BrokenPipeError
+
+
+def test_a_line_that_nothing_reads_raises_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(LoggingSettings(), Closed())
+    structlog.get_logger().info("lost")
+    logging.getLogger("library").warning("lost as well")
+    assert capsys.readouterr() == ("", "")

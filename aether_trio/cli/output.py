@@ -1,0 +1,189 @@
+"""What the commands print: the one place through which a participant's words reach a terminal.
+
+Keys, names, reasons and progress are chosen by participants, and a terminal obeys the control characters in them. So no
+module of the command line prints otherwise than with the functions of this one (ruff bans `click.echo`, `print` and rich
+elsewhere): text goes out with its control characters escaped, a table takes texts and no markup, and JSON stays JSON.
+
+Commands end when their output is closed, as `head` closes it: a function of this module raises OutputClosed, and
+`run_client` ends a command that only waits. A command that serves others uses `announce`, which goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    import trio
+
+T = TypeVar("T")
+
+_OBEYED: Final = (
+    "\x7f-\x9f"  # DEL and C1, which has one-character forms of CSI and OSC
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # the order of letters
+    "\u2028\u2029"  # ends of lines
+    "\u200b\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # not seen at all
+    "\ud800-\udfff"  # cannot be written
+)
+_CONTROL: Final = re.compile(f"[\x00-\x1f{_OBEYED}]")
+_CONTROL_BUT_LINES: Final = re.compile(f"[\x00-\x08\x0b-\x1f{_OBEYED}]")
+_PIPE_WIDTH: Final = 1000
+"""Nothing may be cut off when another program reads."""
+_LOOK_S: Final = 0.5
+"""Between two looks at whether the output is closed."""
+
+
+class OutputClosed(BaseException):
+    """What a command prints reaches no reader any more. Not an Exception: no handler of failures takes it for one."""
+
+
+def is_terminal() -> bool:
+    """Whether a person looks at standard output."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def visible(text: str, *, lines: bool = False) -> str:
+    """`text` on one line, its control characters and those that change the order of letters as escapes.
+
+    With `lines` its tabs and ends of lines are the command's own, and stay.
+    """
+    pattern = _CONTROL_BUT_LINES if lines else _CONTROL
+    return pattern.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def say(text: str, *, err: bool = False, lines: bool = False, end: str = "\n") -> None:
+    """Print one line (several with `lines`), at once. Raises OutputClosed."""
+    _write(visible(text, lines=lines) + end, err=err)
+
+
+def announce(text: str, *, err: bool = False, lines: bool = False) -> None:
+    """As `say`, and do nothing when the output is closed: for commands that serve others and have to go on."""
+    with contextlib.suppress(OutputClosed):
+        say(text, err=err, lines=lines)
+
+
+def print_json(value: Any, *, indent: int | None = None) -> None:
+    """Print a JSON document. Raises OutputClosed."""
+    say_json(json.dumps(value, indent=indent, ensure_ascii=False))
+
+
+def say_json(document: str) -> None:
+    """Print text that is JSON already; what a terminal would obey in its strings becomes escapes of JSON."""
+    utf8 = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
+    pattern = _CONTROL_BUT_LINES if utf8 else _NOT_ASCII
+    _write(pattern.sub(lambda found: json.dumps(found[0])[1:-1], document) + "\n", err=False)
+
+
+_NOT_ASCII: Final = re.compile("[^\t\n\r\x20-\x7e]")
+
+
+def print_bytes(value: bytes) -> None:
+    """Print a value: as it is for a program, and with its control characters escaped on a terminal."""
+    if is_terminal():
+        say(value.decode(errors="backslashreplace").removesuffix("\n"), lines=True)
+        return
+    if sys.stdout is None:  # closed by the shell
+        return
+    try:
+        sys.stdout.buffer.write(value if value.endswith(b"\n") else value + b"\n")
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise OutputClosed from None
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    empty: str,
+    *,
+    header: bool = True,
+    numbers: bool = False,
+) -> None:
+    """Print a table of texts, or `empty` when it has no rows. Raises OutputClosed.
+
+    With `numbers` all columns but the first are aligned at their ends.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=header, box=None, pad_edge=False)
+    for place, name in enumerate(columns):
+        table.add_column(Text(name), justify="right" if numbers and place else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(visible(cell)) for cell in row))
+    if not table.row_count:
+        say(empty)
+        return
+    console = Console(width=None if is_terminal() else _PIPE_WIDTH, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    _write(captured.get(), err=False)
+
+
+def progress_line(text: str) -> None:
+    """Write over the last line of standard error, which is a terminal."""
+    with contextlib.suppress(OutputClosed):
+        _write(f"\r\x1b[2K{visible(text)}", err=True)
+
+
+def _write(text: str, *, err: bool) -> None:
+    try:
+        click.echo(text, nl=False, err=err)
+    except BrokenPipeError:
+        raise OutputClosed from None
+
+
+def run_client(main: Callable[..., Awaitable[T]], *args: Any) -> T:
+    """`trio.run` for a command that asks a gateway. Raises OutputClosed once standard output is closed."""
+
+    import trio
+
+    async def watched() -> T:
+        scope = trio.CancelScope()
+        trio.lowlevel.spawn_system_task(_cancel_when_closed, scope)
+        with scope:
+            return await main(*args)
+        raise OutputClosed
+
+    return trio.run(watched)
+
+
+async def _cancel_when_closed(scope: trio.CancelScope) -> None:
+    await wait_output_closed()
+    scope.cancel()
+
+
+async def wait_output_closed() -> None:
+    """Return once nothing reads standard output any more. Never, for a file and what has no descriptor."""
+    import trio
+
+    try:
+        descriptor = sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):
+        await trio.sleep_forever()
+    poll = select.poll()
+    # Asked for nothing, it tells of errors alone: not that there is room, nor what is typed at a terminal.
+    poll.register(descriptor, 0)
+    while not poll.poll(0):  # noqa: ASYNC110  # no event tells of it on every system
+        await trio.sleep(_LOOK_S)
+
+
+def leave_closed_output() -> None:
+    """Let the interpreter's end flush what is left to nowhere, instead of failing at it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.flush()
+            continue
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

@@ -1,0 +1,137 @@
+"""Commands end when nothing reads their output any more, as `head -1` leaves them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_with_gateway import LIMIT_S, Shell
+from tests.helpers.gateway import GatewayProcess, start_gateway
+
+CLOSED = 141
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[GatewayProcess]:
+    with start_gateway(ephemeral=True) as process:
+        yield process
+
+
+@pytest.fixture
+def shell(gateway: GatewayProcess) -> Shell:
+    return Shell(gateway)
+
+
+def ends(process: subprocess.Popen[bytes], code: int = CLOSED) -> None:
+    """Close what it prints to, and wait."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    try:
+        assert process.wait(LIMIT_S) == code
+        assert process.stderr.read() == b""
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def first_line(process: subprocess.Popen[bytes]) -> bytes:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def test_watch_ends_when_it_waits(shell: Shell) -> None:
+    task_id = shell.out("tasks", "create", "press", "--pool", "nobody").strip()
+    process = shell.start("tasks", "watch", task_id)
+    assert task_id.encode() in first_line(process)
+    ends(process)
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_watch_ends_when_it_has_more_to_say(shell: Shell, more: list[str]) -> None:
+    task_id = shell.out("tasks", "create", "press", "--pool", "nobody").strip()
+    for _ in range(2):
+        shell.out("tasks", "cancel", task_id)
+        shell.out("tasks", "retry", task_id)
+    process = shell.start("tasks", "watch", task_id, "--from", "start", *more)
+    first_line(process)
+    ends(process)
+
+
+def test_watch_ends_before_it_has_anything_to_say(shell: Shell) -> None:
+    task_id = shell.out("tasks", "create", "press", "--pool", "nobody").strip()
+    ends(shell.start("tasks", "watch", task_id, "--from", "start"))
+
+
+def test_tail_ends_when_it_waits(shell: Shell) -> None:
+    ends(shell.start("tail", "ag::default::silent::1"))
+    shell.out("send", "ag::default::once::1", "x")
+    process = shell.start("tail", "ag::default::once::1", "--from", "start")
+    first_line(process)
+    ends(process)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("tasks", "list"), ("kv", "list"), ("kv", "get", "k"), ("sessions", "--json"), ("agents", "list"), ("version",)],
+    ids=" ".join,
+)
+def test_one_that_prints_once(shell: Shell, arguments: tuple[str, ...]) -> None:
+    shell.out("kv", "put", "k", "v")
+    shell.out("tasks", "create", "press", "--pool", "nobody")
+    ends(shell.start(*arguments))
+
+
+def test_orchestrate_ends_its_agents_first(shell: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "agents.yaml"
+    file.write_text("agents: {echo: {command: [python, echo.py]}}\n", encoding="utf-8")
+    process = shell.start("orchestrate", str(file))
+    assert b"starts echo" in first_line(process)
+    ends(process, 0)
+
+
+def start(*arguments: str, **env: str) -> subprocess.Popen[bytes]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("AETHER_")}
+    command = [sys.executable, "-m", "aether_trio", *arguments, "--port", "0", "--ephemeral"]
+    return subprocess.Popen(command, env=clean | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_a_gateway_for_development_drains() -> None:
+    process = start("dev", "--log-level", "error")
+    assert b"is serving on" in first_line(process)
+    ends(process, 0)
+
+
+def test_a_gateway_that_serves_goes_on_though_its_log_has_no_reader(tmp_path: Path) -> None:
+    ready = tmp_path / "ready.json"
+    settings = ("--host", "127.0.0.1", "--ops-port", "0", "--set", "auth.allow_anonymous=true")
+    process = start("serve", *settings, "--log-level", "debug", "--ready-file", str(ready))
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        while b"stop" not in first_line(process):
+            pass
+        process.stdout.close()
+        process.stderr.close()
+        env = {"AETHER_GATEWAY": json.loads(ready.read_text())["gateway"]}
+        for _ in range(2):
+            done = subprocess.run(
+                [sys.executable, "-m", "aether_trio", "kv", "put", "k", "v"],
+                env=os.environ | env,
+                capture_output=True,
+                timeout=LIMIT_S,
+                check=False,
+            )
+            assert done.returncode == 0, done
+        process.terminate()
+        assert process.wait(LIMIT_S) == 0, "it drains, though it cannot say so"
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,203 @@
+"""Every command on a terminal, when participants have chosen the worst names, keys, reasons and progress."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import pytest
+
+from aether_trio.cli.app import app
+from aether_trio.client import connect_sync
+from tests.cli.test_with_gateway import LIMIT_S, Shell
+from tests.helpers.gateway import GatewayProcess, start_gateway
+
+NAME = "[/b]\x9b31m:smile:\u202e"
+"""What a name may hold: markup, a one-character CSI, letters from right to left."""
+TEXT = "[/b]\x1b]52;c;aGk=\x07\r\nfake\x9b2J\u202e:smile:"
+"""What a value may hold besides: a sequence that fills the clipboard, another line."""
+OBEYED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u061c\u2028-\u202e\u2066-\u2069]")
+PLACE = ("--workspace", "worst")
+
+
+class Hostile(NamedTuple):
+    """The gateway and what is in it."""
+
+    shell: Shell
+    failed: str
+    running: str
+    dead: str
+
+
+def on_terminal(shell: Shell, *arguments: str, lines: int | None = None) -> tuple[int, str]:
+    """The exit code of a command whose output is a terminal, and what that is told; ended after so many lines."""
+    ours, theirs = pty.openpty()
+    env = shell.env | {"TERM": "xterm", "COLUMNS": "1000"}
+    command = [sys.executable, "-m", "aether_trio", *arguments]
+    with subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        told = b""
+        while lines is None or told.count(b"\n") < lines:
+            try:
+                part = os.read(ours, 65536)
+            except OSError as error:
+                if error.errno != errno.EIO:  # which is the end of what a terminal is told
+                    raise
+                break
+            if not part:
+                break
+            told += part
+        if lines is not None:
+            process.terminate()  # kills what it has started, too
+        code = process.wait(LIMIT_S)
+    os.close(ours)
+    text = told.decode().replace("\r\n", "\n")
+    for own in ("\x1b[1m", "\x1b[0m", "\r\x1b[2K"):  # heads of tables, and the progress of a bench
+        text = text.replace(own, "")
+    return code, text
+
+
+def harmless(told: str) -> None:
+    assert "Traceback" not in told, told
+    assert OBEYED.search(told) is None, ascii(told)
+    assert "\nfake" not in told, ascii(told)
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[GatewayProcess]:
+    with start_gateway(ephemeral=True) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def hostile(gateway: GatewayProcess) -> Iterator[Hostile]:
+    shell = Shell(gateway)
+    place = (*PLACE, "--as", f"sv::{NAME}::1", "--metadata", f"{NAME}={TEXT}")
+    create = ("tasks", "create", TEXT, "--pool", NAME, *place)
+    late = ("--pool", "nobody", *place, "--metadata", "schedule_to_start_ms=10", "--max-attempts", "1")
+    dead = shell.out("tasks", "create", TEXT, *late).strip()
+    shell.run("tasks", "watch", dead, "--from", "start", "--until-end")
+    shell.out("kv", "put", NAME, "-", *PLACE, stdin=TEXT.encode())
+    shell.out("agents", "register", NAME, "--profile", NAME, "--param", f"{NAME}={TEXT}", "--description", TEXT)
+    shell.out("send", "ag::default::reader::1", "-", "--as", f"us::{NAME}::1", stdin=TEXT.encode())
+    address = f"aether://{gateway.address}"
+    with connect_sync(address, workspace="worst", implementation=NAME, specifier="1") as worker:
+        failed = shell.out(*create, "--max-attempts", "1").strip()
+        jobs = worker.work(timeout=LIMIT_S)
+        with next(jobs) as job:
+            job.fail(TEXT)
+        running = shell.out(*create).strip()
+        with next(jobs) as job:
+            job.progress(0.5, TEXT)
+            yield Hostile(shell, failed, running, dead)
+
+
+def walked(one: Hostile) -> dict[str, tuple[tuple[str, ...], int | None, str | None]]:
+    """By command: its arguments, the lines after which it is ended, and what must be shown of the worst."""
+    name = r"[/b]\x9b31m:smile:\u202e"
+    text = r"[/b]\x1b]52;c;aGk=\x07\r\nfake\x9b2J\u202e:smile:"
+    return {
+        "send": (("send", "ag::default::reader::1", "x", "--as", f"us::{NAME}::2"), None, name),
+        "tail": (("tail", "ag::default::reader::1", "--from", "start"), 2, name),
+        "kv get": (("kv", "get", NAME, *PLACE), None, "[/b]"),
+        "kv put": (("kv", "put", f"{NAME}2", "v", *PLACE), None, name),
+        "kv list": (("kv", "list", *PLACE), None, name),
+        "kv delete": (("kv", "delete", f"{NAME}3", *PLACE), None, name),
+        "kv incr": (("kv", "incr", NAME, *PLACE), None, None),
+        "kv decr": (("kv", "decr", NAME, *PLACE), None, None),
+        "kv add": (("kv", "add", NAME, NAME, *PLACE), None, None),
+        "kv card": (("kv", "card", NAME, *PLACE), None, None),
+        "tasks list": (("tasks", "list", *PLACE), None, text.replace(r"\r\n", " ")),
+        "tasks show": (("tasks", "show", one.failed), None, text),
+        "tasks create": (("tasks", "create", NAME, "--target", f"ag::worst::{NAME}::9", *PLACE), None, None),
+        "tasks watch": (("tasks", "watch", one.running, "--from", "start"), 2, text),
+        "tasks cancel": (("tasks", "cancel", NAME), None, None),
+        "tasks retry": (("tasks", "retry", NAME), None, name),
+        "tasks resume": (("tasks", "resume", NAME), None, name),
+        "dlq list": (("dlq", "list", *PLACE), None, text),
+        "dlq show": (("dlq", "show", one.dead), None, text),
+        "dlq requeue": (("dlq", "requeue", NAME), None, None),
+        "dlq resolve": (("dlq", "resolve", NAME), None, None),
+        "agents list": (("agents", "list"), None, text),
+        "agents register": (("agents", "register", NAME, "--profile", NAME), None, name),
+        "agents launch": (("agents", "launch", f"ag::worst::{NAME}::7"), None, name),
+        "agents delete": (("agents", "delete", f"{NAME}8"), None, "[/b]"),
+        "agents orchestrators": (("agents", "orchestrators"), None, None),
+        "sessions": (("sessions",), None, name),
+        "bench": (("bench", "--workspace", NAME, "--pairs", "1", "--seconds", "0.2", "--rate", "10"), None, None),
+    }
+
+
+FED_BY_FILES = {"orchestrate"}
+"""Has a test of its own below."""
+OWN_WORDS = {"dev", "serve", "version", "config default", "config show", "config check", "keys new"}
+"""Show what their operator has set, and logs: tests/telemetry has those."""
+
+
+def leaves() -> Iterator[str]:
+    context = click.Context(app)
+    for name in app.list_commands(context):
+        command = app.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from (f"{name} {inner}" for inner in command.commands)
+        else:
+            yield name
+
+
+@pytest.mark.parametrize("command", sorted(set(leaves()) - OWN_WORDS - FED_BY_FILES))
+def test_a_terminal_shows_what_participants_say_and_obeys_none_of_it(hostile: Hostile, command: str) -> None:
+    arguments, lines, seen = walked(hostile)[command]
+    _, told = on_terminal(hostile.shell, *arguments, lines=lines)
+    harmless(told.replace("\nfake", "") if command == "kv get" else told)  # whose value has lines
+    assert seen is None or seen in told, ascii(told)
+
+
+def test_refusals_quote_harmlessly(hostile: Hostile) -> None:
+    for arguments in (
+        ("tasks", "list", "--workspace", TEXT),
+        ("dlq", "list", "--workspace", TEXT),
+        ("tasks", "show", TEXT),
+        ("tail", TEXT),
+        ("send", f"ag::default::{TEXT}::1", "x"),
+        ("sessions", "--as", TEXT),
+    ):
+        harmless(on_terminal(hostile.shell, *arguments)[1])
+
+
+def test_json_stays_json_and_harmless(hostile: Hostile) -> None:
+    def read(*arguments: str) -> Any:
+        code, told = on_terminal(hostile.shell, *arguments, "--json")
+        assert code == 0, told
+        harmless(told)
+        return json.loads(told)
+
+    assert read("kv", "list", "--prefix", NAME, *PLACE)[NAME] == TEXT
+    assert read("tasks", "show", hostile.failed)["error"] == TEXT
+    assert {one["task_id"] for one in read("dlq", "list", *PLACE)} == {hostile.dead}
+    assert NAME in {one["implementation"] for one in read("agents", "list")}
+    assert f"ag::worst::{NAME}::1" in {one["identity"] for one in read("sessions")}
+    assert read("tail", "ag::default::reader::1", "--from", "start", "--limit", "1")["source"] == f"us::{NAME}::1"
+
+
+def test_what_a_started_agent_prints(hostile: Hostile, tmp_path: Path) -> None:
+    agent = tmp_path / "agent.py"
+    agent.write_text(f"import time\nprint({TEXT!r}, flush=True)\ntime.sleep(3600)\n", encoding="utf-8")
+    spec = {"command": [sys.executable, str(agent)], "profile": "p", "description": TEXT}
+    file = tmp_path / "agents.yaml"
+    file.write_text(json.dumps({"agents": {"shouter": spec}}), encoding="utf-8")
+    harmless(on_terminal(hostile.shell, "orchestrate", str(file), "--check")[1])
+    shell = hostile.shell
+    shell.out("agents", "register", "shouter", "--profile", "p")
+    assert shell.run("agents", "launch", "ag::w::shouter::1").returncode == 0
+    _, told = on_terminal(shell, "orchestrate", str(file), "--grace", "0", lines=4)
+    assert OBEYED.search(told) is None, ascii(told)
+    assert r"[/b]\x1b]52;c;aGk=\x07" in told, ascii(told)

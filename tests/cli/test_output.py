@@ -1,0 +1,94 @@
+"""The one place that prints: what it escapes, what stays JSON, and what it does when nothing reads."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+
+import pytest
+import trio
+
+from aether_trio.cli.exits import CliError
+from aether_trio.cli.output import OutputClosed, announce, print_json, print_table, run_client, say, visible
+
+WORST = "[/b]\x1b]52;c;aGk=\x07\r\n\x9b2J\u202e\u2028\u200b\ud800\U000e0041"
+SEEN = r"[/b]\x1b]52;c;aGk=\x07\r\n\x9b2J\u202e\u2028\u200b\ud800\U000e0041"
+
+
+def test_every_character_that_a_terminal_obeys_is_escaped() -> None:
+    assert visible(WORST) == SEEN
+    assert visible("é 漢字 👩\u200d🚀 \\x1b") == "é 漢字 👩\u200d🚀 \\x1b"
+    assert visible("one\n\ttwo\r", lines=True) == "one\n\ttwo\\r"
+    for number in range(0x110000):
+        one = visible(chr(number))
+        assert len(one) == 1 or one.isascii()
+        if not chr(number).isprintable() and number < 0x100:
+            assert len(one) > 1 or number in {0xA0, 0xAD}, hex(number)
+
+
+def test_tables_lines_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("key", "value"), [(WORST, ":smile: [red]x[/red]")], "")
+    say(WORST)
+    print_table(("key",), [], f"nothing in {WORST}")
+    head, row, line, empty = capsys.readouterr().out.splitlines()
+    assert head.split() == ["key", "value"]
+    assert row.split(maxsplit=1) == [SEEN, ":smile: [red]x[/red]"]
+    assert (line, empty) == (SEEN, f"nothing in {SEEN}")
+    assert CliError(WORST).message == SEEN
+    assert CliError("one\n  two", lines=True).message == "one\n  two"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_json_stays_json(monkeypatch: pytest.MonkeyPatch, encoding: str, indent: int | None) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding))
+    value = {WORST: [WORST, "é", 1.5, None]}
+    print_json(value, indent=indent)
+    sys.stdout.flush()
+    told = raw.getvalue().decode(encoding)
+    assert json.loads(told) == value
+    assert visible(told, lines=True) == told
+
+
+@pytest.fixture
+def reader(monkeypatch: pytest.MonkeyPatch) -> int:
+    """The end that reads standard output, which the test closes."""
+    ours, theirs = os.pipe()
+    monkeypatch.setattr(sys, "stdout", os.fdopen(theirs, "w", encoding="utf-8"))
+    return ours
+
+
+def test_one_that_waits_ends_when_its_output_is_closed(reader: int) -> None:
+    async def main() -> None:
+        say("first")
+        os.close(reader)
+        await trio.sleep_forever()
+
+    with pytest.raises(OutputClosed):
+        run_client(main)
+
+
+def test_no_handler_of_failures_takes_a_closed_output_for_one(reader: int) -> None:
+    os.close(reader)
+    with pytest.raises(OutputClosed):
+        try:
+            say("lost")
+        except Exception as error:
+            raise AssertionError from error
+    announce("lost as well")
+
+
+def test_what_a_command_returns_and_raises_comes_as_it_is(reader: int) -> None:
+    async def main(fails: bool) -> int:
+        await trio.sleep(0)
+        if fails:
+            raise CliError("no")
+        return 7
+
+    assert run_client(main, False) == 7
+    with pytest.raises(CliError, match="no"):
+        run_client(main, True)
+    os.close(reader)
