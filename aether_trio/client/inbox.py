@@ -184,6 +184,11 @@ class Inbox:
         """The size of those."""
         return self._held_bytes
 
+    @property
+    def _full(self) -> bool:
+        """Whether there is no credit left for a further delivery."""
+        return self._held_messages >= self.credit_messages or self._held_bytes >= self.credit_bytes
+
     async def receive(self) -> IncomingMessage:
         """The next message. Raises what the inbox was closed with; StopAsyncIteration when that was nothing.
 
@@ -195,7 +200,7 @@ class Inbox:
                 raise self._failure
             if self._ended:
                 raise StopAsyncIteration
-            if self.full and len(self._abandoned) == self._held_messages:
+            if self._full and len(self._abandoned) == self._held_messages:
                 raise MessagesAbandoned(len(self._abandoned))
             if self._news.is_set():
                 self._news = anyio.Event()
