@@ -45,6 +45,10 @@ _SESSION_NOW: Final = """
     FROM pg_stat_activity WHERE pid = pg_backend_pid()
 """
 
+BY_INDEX: Final = {"enable_seqscan": "off"}
+"""For serializable programs: a scan of a whole table, which is the plan for one of a few pages, is in conflict with every row that another
+transaction adds to it."""
+
 MINIMUM_VERSION: Final = 14  # client_connection_check_interval, in_hot_standby
 CACHED_STATEMENTS: Final = 512  # texts are constants of the program; the log's INSERT has one for each number of rows
 SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,50}")
@@ -123,6 +127,7 @@ def _session(kind: Kind, schema: str, limits: PostgresLimits) -> dict[str, str]:
         "tcp_keepalives_count": "3",
         "jit": "off",  # every statement is small
         **(PLANNED_ONCE if kind == "appender" else {}),
+        **(BY_INDEX if kind == "writer" else {}),
     }
 
 
