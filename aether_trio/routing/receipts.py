@@ -77,7 +77,8 @@ class Receipts:
             self.publisher.appended(seq, number)
 
     def refuse(self, seq: int, error: AetherError) -> None:
-        """It was not accepted."""
+        """It was not accepted. The error may be kept for long; what raised it must not be."""
+        error.__traceback__ = error.__context__ = None
         self._refused.append((seq, error))
         self._waiting.append((0, seq))
 

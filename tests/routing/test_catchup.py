@@ -32,6 +32,25 @@ async def test_a_backlog_is_read_from_the_start(bench: Bench) -> None:
     assert reader.frames[-1] == b"live"
 
 
+async def test_a_subscription_at_the_tail_reads_nothing(bench: Bench) -> None:
+    await bench.publish(TOPIC, *numbers(0, 5))
+    reader = Reader()
+    first = await bench.subscribe(TOPIC, reader, from_oldest=False)
+    await trio.testing.wait_all_tasks_blocked()
+    before = bench.database.reads
+    subscription = await bench.subscribe(TOPIC, reader, from_oldest=False)
+    for one in (first, subscription):
+        assert not one.lagging
+        one.look()
+        assert not one.lagging
+    await trio.testing.wait_all_tasks_blocked()
+    assert bench.database.reads == before + 1, "of the cursor, when it was opened"
+    assert reader.frames == []
+    await bench.publish(TOPIC, b"live")
+    assert bench.database.reads == before + 1
+    assert reader.frames == [b"live"] * 2
+
+
 async def test_a_stuck_reader_costs_its_outbox_and_gets_everything_later(bench: Bench) -> None:
     reader = Reader(paused=True)
     await bench.subscribe(TOPIC, reader, "me")

@@ -38,6 +38,28 @@ def test_pull_stops_at_its_budget_and_only_the_last_frame_goes_beyond_it() -> No
     assert reader.outbox.delivery_bytes == 70
 
 
+def test_the_budget_of_a_pull_is_for_all_queues_together() -> None:
+    """Each begins with what the one before it has left, and the last frame alone goes beyond."""
+    reader = Reader(paused=True)
+    outbox = reader.outbox
+    for number in range(3):
+        outbox.put_control(b"c%09d" % number)
+        assert outbox.try_deliver(b"d%09d" % number, Offsets(), number + 1)
+        outbox.put_lane(b"l%09d" % number)
+    assert outbox.pull(11) == [b"c000000000", b"c000000001"]
+    assert (outbox.control_bytes, outbox.delivery_bytes, outbox.lane_bytes) == (10, 30, 30)
+    assert outbox.pull(10) == [b"c000000002"]
+    assert (outbox.control_bytes, outbox.delivery_bytes, outbox.lane_bytes) == (0, 30, 30)
+    outbox.put_control(b"c000000003")
+    assert outbox.pull(21) == [b"c000000003", b"d000000000", b"d000000001"]
+    assert (outbox.control_bytes, outbox.delivery_bytes, outbox.lane_bytes) == (0, 10, 30)
+    assert outbox.pull(21) == [b"d000000002", b"l000000000", b"l000000001"]
+    assert (outbox.control_bytes, outbox.delivery_bytes, outbox.lane_bytes) == (0, 0, 10)
+    assert outbox.pull(10) == [b"l000000002"]
+    assert outbox.pull(10) == []
+    assert outbox.lane_bytes == 0
+
+
 def test_a_delivery_is_reported_when_it_is_flushed_and_not_before() -> None:
     reader, offsets = Reader(paused=True), Offsets()
     for offset in (1, 2, 3):

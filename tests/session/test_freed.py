@@ -5,17 +5,23 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TypeVar
 
 import pytest
+import trio
 
 from aether_trio.core import Core
 from aether_trio.model.errors import Status
+from aether_trio.routing.receipts import Receipts
 from aether_trio.session.session import Session
 from aether_trio.testing.memory import MemoryLink
+from aether_trio.wire.framing import Send
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, barrier, connect, message_to, pump, task, user
 
 End = Callable[[Core, MemoryLink], None]
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -72,3 +78,43 @@ async def test_so_is_one_that_was_taken_over(core: Core) -> None:
             await first.wait_end()
             await pump(100)
             assert freed() is None
+
+
+@pytest.mark.parametrize("end", [finishes, is_cut, is_kicked, cheats])
+@pytest.mark.parametrize("publisher", [None, b"p" * 16], ids=["this connection's", "a publisher's"])
+@pytest.mark.usefixtures("no_collector")
+async def test_so_is_one_that_has_numbered_its_sends(core: Core, publisher: bytes | None, end: End) -> None:
+    """With its receipts, which refer to its outbox as this does to them, and with refusals that it was not told of."""
+    gc.collect()
+    peer = MemoryLink()
+    peer.peer = replace(peer.peer, publisher=publisher)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(core.sessions.serve, peer)
+        peer.send(agent("w", "a", "1"))
+        await peer.next("connection_ack")
+        send(
+            peer,
+            *(Send(seq, "ag::w::b::1", b"x") for seq in (1, 2)),
+            Send(3, "nowhere", b"x"),
+            Send(4, "ag::w::b", b"x"),
+        )
+        await barrier(peer)
+        freed = weakref.ref(session_of(core))
+        assert [one.outbox for one in alive(Receipts)] == [session_of(core).outbox]
+        send(peer, Send(5, "ag::w::b::1", b"x"), Send(6, "nowhere", b"x"), Send(7, "ag::w::b::1", b"x", extra=b"\xff"))
+        end(core, peer)
+        await pump(100)
+    await pump(100)
+    assert len(core.registry) == 0
+    assert freed() is None
+    assert alive(Receipts) == []
+
+
+def send(peer: MemoryLink, *sends: Send) -> None:
+    """As a client on the framed lane."""
+    peer.send(*sends)  # type: ignore[arg-type]
+
+
+def alive(kind: type[T]) -> list[T]:
+    """All objects of this type that there are."""
+    return [one for one in gc.get_objects() if type(one) is kind]

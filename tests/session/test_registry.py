@@ -115,6 +115,21 @@ def test_services_take_turns_and_one_that_leaves_is_not_chosen() -> None:
     registry.release(instances[0])  # type: ignore[arg-type]
     registry.release(instances[2])  # type: ignore[arg-type]
     assert registry.pick_service("s") is None
+    assert registry.instances("s") == []
+
+
+def test_services_that_have_left_leave_nothing_behind() -> None:
+    """Names are the clients' choice, so an entry for each that there ever was would grow without bound."""
+    registry = Registry()
+    for number in range(50):
+        instances = [make(Identity.service(f"s{number}", one), f"{number}-{one}") for one in ("1", "2")]
+        for instance in instances:
+            claim(registry, instance)
+        assert registry.pick_service(f"s{number}") is instances[0]
+        for instance in instances:
+            assert registry.release(instance)  # type: ignore[arg-type]
+    assert (registry._services, registry._turns) == ({}, {})
+    assert (registry._by_identity, registry._by_id, registry._workspaces) == ({}, {}, {})
 
 
 identities = st.sampled_from(

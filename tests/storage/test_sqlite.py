@@ -12,6 +12,7 @@ import trio.testing
 from aether_trio.storage import sqlite
 from aether_trio.storage.base import Fetch, Program, StorageUnavailable
 from aether_trio.storage.sqlite import SqliteDatabase, open_sqlite
+from aether_trio.storage.sqlite_threads import WAL_CHECK_GROUPS
 from tests.storage.programs import CREATE, held_writer, ids, insert, insert_then_raise, queued
 
 
@@ -54,6 +55,21 @@ async def test_a_failing_program_leaves_no_trace_and_does_not_spoil_its_group(sq
         await queued(sqlite_database, 8)
     assert await ids(sqlite_database) == [1, 2, 3, 5]
     assert sorted(str(exc) for exc in failures) == ["2000", "4"]
+
+
+async def test_a_file_and_no_file_take_more_groups_than_the_log_is_left_alone_for(
+    sqlite_database: SqliteDatabase,
+) -> None:
+    """After WAL_CHECK_GROUPS commits the size of the write-ahead log is looked at; a database in memory has none."""
+    before = sqlite_database.statistics().groups
+    count = 2 * WAL_CHECK_GROUPS + 1
+    for number in range(count):
+        await sqlite_database.run(insert(number))
+    after = sqlite_database.statistics()
+    assert after.groups - before == count
+    assert not after.failing
+    assert after.last_error == ""
+    assert await ids(sqlite_database) == list(range(count))
 
 
 async def test_a_read_is_one_snapshot(file_database: SqliteDatabase) -> None:

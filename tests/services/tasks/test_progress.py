@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from aether_trio.core import Core
+from aether_trio.services.tasks import transaction
 from aether_trio.services.tasks.desk import MAX_WAITING
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -48,3 +49,22 @@ async def test_one_that_reports_without_a_pause_costs_nobody_else_a_report(
         await trio.sleep(10)
         written = database.query(REPORTS, its)[0][0]
         assert 10 < written < count
+
+
+async def test_of_a_task_that_reports_for_ever_the_latest_events_are_kept(
+    core: Core, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transaction, "KEPT_EVENTS", kept := 8)
+    async with connect(core, agent("w", "c", "1")) as worker:
+        task_id, other = await begin(worker), await begin(worker)
+        for _ in range(5 * kept):
+            worker.send(report(task_id))
+            await trio.sleep(1)
+        rows = world.databases["tasks"].query(
+            "SELECT number FROM task_events WHERE task_id = $1 ORDER BY number", task_id
+        )
+        numbers = [number for (number,) in rows]
+        assert numbers[-1] > 4 * kept
+        assert numbers == list(range(numbers[0], numbers[-1] + 1)), "the latest, without a gap"
+        assert kept <= len(numbers) < 2 * kept
+        assert world.databases["tasks"].query(REPORTS, other)[0][0] >= 1, "those of another task are there"

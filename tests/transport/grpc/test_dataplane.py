@@ -21,15 +21,17 @@ from aether_trio.transport.grpc.messages import SLICE_BYTES, Inflation, Packed
 from tests.transport.grpc.harness import data, frame, message, settings
 
 MIB = 1024 * 1024
+MOST_TURNS = 10_000
+"""In which everything that is fed here at once has been looked at; the longest takes some hundred."""
 
 
 class Side:
     """A data plane and the little that its owner must do: streams open with HEADERS and end with RST_STREAM."""
 
-    def __init__(self, **limits: int) -> None:
+    def __init__(self, *, is_client: bool = False, **limits: int) -> None:
         self.limits = GrpcLimits(**limits)  # type: ignore[arg-type]
         self.plane = DataPlane(
-            self, self.limits, Budgets(budgets.table(Allowances()), lambda: 0.0), expect_preface=True
+            self, self.limits, Budgets(budgets.table(Allowances()), lambda: 0.0), expect_preface=not is_client
         )
         self.ended: list[int] = []
         self.errors: list[tuple[int, ErrorCode]] = []
@@ -57,8 +59,12 @@ class Side:
     def feed(self, *parts: bytes, read: bool = True) -> None:
         for part in parts:
             self._feed(part, read=read)
-            while self.plane.more:
+            for _ in range(MOST_TURNS):
+                if not self.plane.more:
+                    break
                 self._feed(b"", read=read)
+            else:
+                pytest.fail("there is always more")
 
     def _feed(self, data: bytes, *, read: bool) -> None:
         self.plane.receive(data)
@@ -68,7 +74,9 @@ class Side:
                 batches = self.batches.setdefault(stream.stream_id, [])
                 batches += self.plane.take(stream)
                 while stream.inbox:
-                    batches += self.plane.take(stream)
+                    taken = self.plane.take(stream)
+                    assert taken, "nothing is taken of what there is"
+                    batches += taken
 
     @classmethod
     def opened(cls, *stream_ids: int, **limits: int) -> Side:
@@ -147,6 +155,27 @@ def test_every_split_of_a_valid_stream_gives_the_same_messages(
     assert {key: side.batches.get(key, []) for key in (1, 3)} == {1: first, 3: second}
     assert sorted(side.ended) == [1, 3]
     assert side.errors == []
+    for stream in side.streams.values():
+        assert stream.failure is None
+        assert (stream.partial, stream.inbox, stream.unread, stream.held) == (None, [], 0, 0)
+
+
+@pytest.mark.parametrize("is_client", [False, True], ids=["server", "client"])
+@pytest.mark.parametrize(
+    "kind", [frames.DATA, frames.HEADERS, frames.PING, frames.WINDOW_UPDATE, frames.GOAWAY, frames.RST_STREAM]
+)
+def test_the_first_frame_is_settings_or_what_a_server_says_instead(kind: int, is_client: bool) -> None:
+    """A port that speaks something else tells a client by GOAWAY; nothing tells a server anything in front of SETTINGS."""
+    side = Side(is_client=is_client)
+    first = (b"" if is_client else frames.PREFACE) + frame(kind, 0, 0, bytes(8))
+    if is_client and kind == frames.GOAWAY:
+        side.feed(first)
+        assert side.controls == [frames.GOAWAY]
+        assert not side.plane.settings_seen
+        return
+    with pytest.raises(ProtocolViolation, match="the first frame must be SETTINGS"):
+        side.feed(first)
+    assert side.controls == []
 
 
 @given(

@@ -33,6 +33,7 @@ from aether_trio.wire.framing import (
 )
 from aether_trio.wire.framing.constants import (
     DEFAULT_MAX_FRAME_BYTES,
+    HEADER_BYTES,
     LEAST_MAX_FRAME_BYTES,
     OPENING_FRAME_BYTES,
     PREFACE,
@@ -235,6 +236,26 @@ def test_the_peers_limit_is_kept() -> None:
     refused(pair.server, Envelope(bytes(LEAST_MAX_FRAME_BYTES + 1)), ErrorCode.FRAME_TOO_LARGE)
     refused(pair.server, Deliver(1, 1, bytes(LEAST_MAX_FRAME_BYTES - 11)), ErrorCode.FRAME_TOO_LARGE)
     pair.down(Deliver(1, 1, bytes(LEAST_MAX_FRAME_BYTES - 12)))
+
+
+def test_a_frame_of_exactly_the_limit_is_sent_whatever_its_kind() -> None:
+    pair = live(ClientHello(max_frame=LEAST_MAX_FRAME_BYTES))
+    pair.down(Channel(1, "t"))
+    pair.down(Envelope(bytes(LEAST_MAX_FRAME_BYTES)))
+    refused(pair.server, Envelope(bytes(LEAST_MAX_FRAME_BYTES + 1)), ErrorCode.FRAME_TOO_LARGE)
+    pair.up(Envelope(bytes(DEFAULT_MAX_FRAME_BYTES)))
+    refused(pair.client, Envelope(bytes(DEFAULT_MAX_FRAME_BYTES + 1)), ErrorCode.FRAME_TOO_LARGE)
+    room = DEFAULT_MAX_FRAME_BYTES - (len(framing.encode(Send(1, "t", b""))) - HEADER_BYTES)
+    refused(pair.client, Send(1, "t", bytes(room + 1)), ErrorCode.FRAME_TOO_LARGE)
+    pair.up(Send(1, "t", bytes(room)))
+
+
+def test_the_first_frames_may_be_as_long_as_the_opening_allows() -> None:
+    client, server = Connection(Role.CLIENT), Connection(Role.SERVER)
+    server.receive(client.send(ClientHello()))
+    refused(client, Envelope(bytes(OPENING_FRAME_BYTES + 1)), ErrorCode.FRAME_TOO_LARGE)
+    largest = Envelope(bytes(OPENING_FRAME_BYTES))
+    assert list(server.receive(client.send(largest))) == [largest]
 
 
 def test_a_longer_limit_is_used_as_soon_as_both_know_it() -> None:
