@@ -167,7 +167,7 @@ async def test_an_envelopes_refusal_is_for_the_connection_that_sent_it(bench: Be
     assert second.receipts.take() == ([], 0)
 
 
-async def test_whoever_has_news_is_woken(bench: Bench) -> None:
+async def test_each_connection_with_news_is_woken(bench: Bench) -> None:
     mine = publisher()
     first = Connection(bench, mine)
     alone: set[object] = set()
