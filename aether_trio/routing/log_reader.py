@@ -210,13 +210,20 @@ class LogReader:
             return []
         return await self._database.read(lambda: programs.read_topics(self._programs, wanted, rows, max_bytes))
 
-    async def input_topics(self, after: int, count: int) -> tuple[list[str], int]:
-        """A page of the names of all topics for inputs of tasks, and what the next page begins behind; 0: there is none.
+    async def last_topic(self) -> int:
+        """The id of the topic that was made last, 0 for none. Raises StorageUnavailable."""
+        found = await self._database.fetch("SELECT COALESCE(MAX(id), 0) FROM topics")
+        return int(found[0][0])
 
-        Looks at every topic that there is. Raises StorageUnavailable.
+    async def input_topics(self, after: int, last: int, count: int) -> tuple[list[str], int]:
+        """A page of the names of all topics for inputs of tasks behind one id and up to another, and what the next page begins behind; 0:
+        there is none. Looks at every topic that there is. Raises StorageUnavailable.
         """
         found = await self._database.fetch(
-            "SELECT id, name FROM topics WHERE id > $1 AND name LIKE 'tk::%::input' ORDER BY id LIMIT $2", after, count
+            "SELECT id, name FROM topics WHERE id > $1 AND id <= $2 AND name LIKE 'tk::%::input' ORDER BY id LIMIT $3",
+            after,
+            last,
+            count,
         )
         return [name for _, name in found], found[-1][0] if len(found) == count else 0
 

@@ -29,18 +29,40 @@ def kept(task_id: str) -> Program[list[tuple[int, Metadata]]]:
     return [(offset, json.loads(metadata)) for offset, metadata in found]
 
 
-def keep(task_id: str, offset: int, metadata: Metadata) -> Program[bool]:
-    """Keep an input for a later wait; False when the task has no room for it."""
-    encoded = json.dumps(dict(metadata), separators=(",", ":")).encode()
+class Room:
+    """What a task has kept, in one transaction."""
+
+    def __init__(self, count: int, size: int) -> None:
+        self._count = count
+        self._size = size
+
+    def take(self, metadata: Metadata) -> bool:
+        """Count one more input; False when there is no room for it."""
+        size = self._size + len(_encoded(metadata))
+        if self._count >= KEPT_INPUTS or size > KEPT_BYTES:
+            return False
+        self._count, self._size = self._count + 1, size
+        return True
+
+
+def room(task_id: str) -> Program[Room]:
+    """How much a task has kept."""
     [[count, size]] = yield Fetch(
         "SELECT COUNT(*), COALESCE(SUM(LENGTH(metadata)), 0) FROM task_inputs WHERE task_id = $1", (task_id,)
     )
-    if count >= KEPT_INPUTS or size + len(encoded) > KEPT_BYTES:
-        return False
+    return Room(count, size)
+
+
+def keep(task_id: str, offset: int, metadata: Metadata) -> Program[None]:
+    """Keep an input for a later wait. There is `Room` for it."""
     yield Execute(
-        "INSERT INTO task_inputs (task_id, log_offset, metadata) VALUES ($1, $2, $3)", (task_id, offset, encoded)
+        "INSERT INTO task_inputs (task_id, log_offset, metadata) VALUES ($1, $2, $3)",
+        (task_id, offset, _encoded(metadata)),
     )
-    return True
+
+
+def _encoded(metadata: Metadata) -> bytes:
+    return json.dumps(dict(metadata), separators=(",", ":")).encode()
 
 
 def use(task_id: str, offset: int) -> Program[None]:

@@ -10,12 +10,16 @@ The log and the tasks are different databases. What the log has accepted is take
 topics have something new. It can be lost: at the start, when the lease of another node has ended, and now and then (engine.py) all input
 topics of the log are looked through. So an input is lost only if the tasks database is away for as long as the log keeps messages.
 
+No topic waits for another one's backlog: a transaction takes a page of each of GROUP topics, those that have more queue again behind the
+others, and a look through all topics goes on a page at a time between them.
+
 Inputs of unknown and of ended tasks are dropped, and those for which a task has no room.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
@@ -23,8 +27,8 @@ from typing import Final, NamedTuple
 import structlog
 import trio
 
-from aether_trio.model.limits import MIB
-from aether_trio.model.tasks import Status, Task
+from aether_trio.model.limits import KIB, MIB
+from aether_trio.model.tasks import Status, Task, Wait
 from aether_trio.routing.log import TopicLog
 from aether_trio.services.tasks import input_rows, rows
 from aether_trio.services.tasks.desk import Errand
@@ -38,12 +42,16 @@ logger = structlog.get_logger("aether.tasks")
 
 MAX_WAITING: Final = 10_000
 """Topics with something new that are remembered one by one; beyond that all are looked through."""
+SHARE: Final = 10
+"""Those of one workspace may be the tenth part."""
 GROUP: Final = 64
 """Topics that share a transaction."""
 PAGE_ROWS: Final = 256
 """Inputs that are read of one topic at a time."""
 PAGE_BYTES: Final = MIB
 """Of messages that are read for one transaction."""
+STEP_BYTES: Final = 64 * KIB
+"""Of payloads that are read before others have their turn in the event loop."""
 RETRY_S: Final = 0.5
 
 
@@ -62,6 +70,41 @@ class _Page(NamedTuple):
     inputs: Sequence[tuple[int, Metadata]]
 
 
+class _Waiting:
+    """Topics with something new in the order of their turns, and the number of the last append to each that was made here, 0 for none."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._counts: Counter[str] = Counter()
+
+    def __bool__(self) -> bool:
+        return bool(self._numbers)
+
+    def put(self, topic: str, number: int) -> bool:
+        """Add a topic, or what is new of it; False if there is no room for it."""
+        if topic not in self._numbers:
+            workspace = _workspace_of(topic)
+            if len(self._numbers) >= MAX_WAITING or self._counts[workspace] >= max(MAX_WAITING // SHARE, 1):
+                return False
+            self._counts[workspace] += 1
+        self._numbers[topic] = max(number, self._numbers.get(topic, 0))
+        return True
+
+    def first(self) -> dict[str, int]:
+        """Those whose turn it is; they stay here."""
+        return dict(islice(self._numbers.items(), GROUP))
+
+    def had_turn(self, topic: str, number: int, *, unfinished: bool) -> None:
+        """It was taken over up to this append. If there is more of it, it queues again."""
+        latest = self._numbers.pop(topic)
+        if unfinished or latest != number:
+            self._numbers[topic] = latest
+        else:
+            self._counts[_workspace_of(topic)] -= 1
+            if not self._counts[_workspace_of(topic)]:
+                del self._counts[_workspace_of(topic)]
+
+
 class Inputs:
     """See the module docstring. `perform` runs a transaction."""
 
@@ -69,10 +112,11 @@ class Inputs:
         self._log = log
         self._database = database
         self._perform = perform
-        self._waiting: dict[str, int] = {}
-        """Topics with something new, and the number of the last append to each that was made here."""
+        self._waiting = _Waiting()
         self._all = True
-        """All topics are to be looked through."""
+        """All topics are to be looked through, from the first one on."""
+        self._rest: tuple[int, int] | None = None
+        """Of a look through all topics that has begun: the ids that the rest is behind, and up to."""
         self._appended = 0
         self._work = trio.Event()
         self.dropped = 0
@@ -81,9 +125,7 @@ class Inputs:
     def put(self, topic: str, number: int) -> None:
         """A message to an input topic was appended to the log under this number. Never blocks."""
         self._appended = number
-        if topic in self._waiting or len(self._waiting) < MAX_WAITING:
-            self._waiting[topic] = number
-        else:
+        if not self._waiting.put(topic, number):
             self._all = True
         self._work.set()
 
@@ -96,39 +138,42 @@ class Inputs:
         """Take inputs over, until cancelled."""
         while True:
             try:
-                if self._all:
-                    await self._take_over_all()
-                elif self._waiting:
+                if self._waiting:
                     await self._take_over_waiting()
-                else:
+                if self._rest is not None:
+                    await self._look_on(*self._rest)
+                elif self._all:
+                    await self._begin_to_look()
+                elif not self._waiting:
                     await self._work.wait()
                     self._work = trio.Event()
             except StorageUnavailable as error:
                 logger.warning("inputs of tasks wait for storage", reason=str(error))
                 await trio.sleep(RETRY_S)
 
-    async def _take_over_all(self) -> None:
-        self._all = False
+    async def _begin_to_look(self) -> None:
+        """Topics that are made from now on are put here, or looked for after this look."""
+        self._all = False  # what is put here meanwhile, and finds no room, may have it looked for once more
         try:
             await self._log.wait_settled(self._appended)
-            after = 0
-            while True:
-                names, after = await self._log.input_topics(after, GROUP)
-                while names:
-                    names = await self._take_over(names)
-                if not after:
-                    return
+            self._rest = 0, await self._log.last_topic()
         except BaseException:
             self._all = True
             raise
 
+    async def _look_on(self, after: int, last: int) -> None:
+        names, behind = await self._log.input_topics(after, last, GROUP)
+        for topic in await self._take_over(names):
+            if not self._waiting.put(topic, 0):
+                self._all = True
+        self._rest = (behind, last) if behind else None
+
     async def _take_over_waiting(self) -> None:
-        group = list(islice(self._waiting.items(), GROUP))
-        await self._log.wait_settled(max(number for _, number in group))
-        unfinished = set(await self._take_over([topic for topic, _ in group]))
-        for topic, number in group:
-            if topic not in unfinished and self._waiting[topic] == number:
-                del self._waiting[topic]
+        group = self._waiting.first()
+        await self._log.wait_settled(max(group.values()))
+        unfinished = set(await self._take_over(list(group)))
+        for topic, number in group.items():
+            self._waiting.had_turn(topic, number, unfinished=topic in unfinished)
 
     async def _take_over(self, topics: Sequence[str]) -> list[str]:
         """Take over a page of what is new in these topics; those that have more. Raises StorageUnavailable."""
@@ -136,11 +181,10 @@ class Inputs:
         known = await self._database.read(lambda: _positions(places))
         wanted = [(place.topic, after) for place, after in known]
         found = await self._log.read_topics(wanted, rows=PAGE_ROWS, max_bytes=PAGE_BYTES)
-        pages = [
-            _Page(place, [(offset, metadata_of(_payload(frame))) for offset, _, frame in messages])
-            for (place, _), (messages, _) in zip(known, found, strict=True)
-            if messages
-        ]
+        pages = []
+        for (place, _), (messages, _) in zip(known, found, strict=True):
+            if messages:
+                pages.append(_Page(place, await _read([(offset, frame) for offset, _, frame in messages])))
         lost: set[_Place] = set()
 
         def refused(page: _Page, error: Exception) -> None:
@@ -161,9 +205,11 @@ class Inputs:
                 dropped.extend((yield from _write(work, page)))
 
         await self._perform(errand)
-        for place in dropped:
-            self.dropped += 1
-            logger.warning("a task has no room for an input", task_id=place.task_id, workspace=place.workspace)
+        for place, count in Counter(dropped).items():
+            self.dropped += count
+            logger.warning(
+                "a task has no room for inputs", task_id=place.task_id, workspace=place.workspace, inputs=count
+            )
         return ()
 
 
@@ -173,6 +219,23 @@ def _place(topic: str) -> _Place | None:
     if len(parts) != 4 or parts[0] != "tk" or parts[3] != "input":
         return None
     return _Place(topic, parts[1], parts[2])
+
+
+def _workspace_of(topic: str) -> str:
+    return topic.split("::", 2)[1]
+
+
+async def _read(messages: Sequence[tuple[int, bytes]]) -> list[tuple[int, Metadata]]:
+    """Those inputs, of messages as the log has them. Large ones take some time each."""
+    inputs = []
+    size = 0
+    for offset, frame in messages:
+        size += len(frame)
+        if size > STEP_BYTES:
+            size = len(frame)
+            await trio.lowlevel.checkpoint()
+        inputs.append((offset, metadata_of(_payload(frame))))
+    return inputs
 
 
 def _positions(places: Sequence[_Place]) -> Program[list[tuple[_Place, int]]]:
@@ -198,20 +261,27 @@ def _write(work: Work, page: _Page) -> Program[list[_Place]]:
         return dropped  # another node has, or this one without being told
     before, task = task, task.changed({"input_offset": fresh[-1][0]})
     yield from rows.save(before, task)
+    wait = _wait_of(task)
+    room = None
     for offset, metadata in fresh:
         if task.is_final:
             break
-        if _waits_for(task, metadata):
+        if wait is not None and wait.takes(metadata):
             yield from work.wake(task)
             task = (yield from rows.load(task.task_id)) or task
-        elif not (yield from input_rows.keep(task.task_id, offset, metadata)):
+            wait = _wait_of(task)
+            continue
+        room = room or (yield from input_rows.room(task.task_id))
+        if room.take(metadata):
+            yield from input_rows.keep(task.task_id, offset, metadata)
+        else:
             dropped.append(page.place)
     return dropped
 
 
-def _waits_for(task: Task, metadata: Metadata) -> bool:
-    wait = task.waits_for
-    return task.status is Status.WAITING_INPUT and wait is not None and wait.takes(metadata)
+def _wait_of(task: Task) -> Wait | None:
+    """The wait of this task that an input may end."""
+    return task.waits_for if task.status is Status.WAITING_INPUT else None
 
 
 def _payload(frame: bytes) -> bytes:

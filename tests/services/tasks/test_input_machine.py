@@ -97,9 +97,11 @@ class Machine:
     def away(self) -> bool:
         return self.world.databases["tasks"].failing
 
-    async def start(self) -> None:
+    async def start(self, *, back: bool = False) -> None:
+        """`back`: the participant goes on with its task, whose grace window would end it."""
         core = await self.stack.enter_async_context(self.world.open(clock=self.clock))
-        self.peer = await self.stack.enter_async_context(connect(core, agent("w", "c", "1")))
+        hello = agent("w", "c", "1", resume_session_id="before" if back else "")
+        self.peer = await self.stack.enter_async_context(connect(core, hello))
 
     async def begin(self) -> None:
         self.task_id = (await create(self.peer, assignment_mode=pb.SELF_ASSIGN)).task_id
@@ -120,7 +122,7 @@ class Machine:
                 for database in self.world.databases.values():
                     database.failing = True
             await self.stack.aclose()
-            await self.start()
+            await self.start(back=True)
         elif not self.away:
             await getattr(self, f"_{what}")(value)
         if not self.away:

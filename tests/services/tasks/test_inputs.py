@@ -10,6 +10,7 @@ import trio
 
 from aether_trio.core import Core
 from aether_trio.services.tasks import input_rows, inputs
+from aether_trio.services.tasks.transaction import Work
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, message_to, pump
@@ -257,3 +258,69 @@ async def test_many_inputs_of_one_task_are_read_a_page_at_a_time(
         await moved_on(world, 9)
         await pump()
         assert world.databases["tasks"].query(KEPT) == [(9,)]
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The tasks whose inputs were taken over, a page each, in their order."""
+    found: list[str] = []
+    write = inputs._write
+
+    def noted(work: Work, page: Any) -> Any:
+        found.append(page.place.task_id)
+        return write(work, page)
+
+    monkeypatch.setattr(inputs, "_write", noted)
+    return found
+
+
+@pytest.mark.parametrize("remembered", [inputs.MAX_WAITING, 10])
+async def test_what_others_send_without_end_keeps_no_input_waiting(
+    core: Core, world: World, monkeypatch: pytest.MonkeyPatch, turns: list[str], remembered: int
+) -> None:
+    for name, value in (("GROUP", 2), ("PAGE_ROWS", 2), ("MAX_WAITING", remembered)):
+        monkeypatch.setattr(inputs, name, value)
+    tasks = world.databases["tasks"]
+    async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("v", "c", "1")) as loud:
+        flooded = [await begun(loud) for _ in range(3)]
+        task_id = await begun(peer)
+        assert await pause(peer, task_id) == WAITING
+        tasks.failing = True
+        for number in range(40):
+            for one in flooded:
+                loud.send(message_to(f"tk::v::{one}::input", json.dumps({"metadata": {"n": str(number)}}).encode()))
+        await barrier(loud)
+        give(peer, task_id)
+        await barrier(peer)
+        tasks.failing = False
+        await until(peer, task_id, RUNNING)
+        while len(turns) < 61:
+            await trio.sleep(5)
+        assert turns.index(task_id) < 6
+        assert sorted(set(turns)) == sorted([*flooded, task_id])
+
+
+async def test_a_look_through_all_topics_lets_new_inputs_pass(
+    core: Core, world: World, monkeypatch: pytest.MonkeyPatch, turns: list[str]
+) -> None:
+    for name, value in (("GROUP", 2), ("PAGE_ROWS", 2)):
+        monkeypatch.setattr(inputs, name, value)
+    tasks = world.databases["tasks"]
+    async with connect(core, agent("w", "c", "1")) as peer:
+        others = [await begun(peer) for _ in range(40)]
+        task_id = await begun(peer)
+        assert await pause(peer, task_id) == WAITING
+        tasks.failing = True
+        for one in others:
+            give(peer, one)
+        await barrier(peer)
+        core.tasks.engine.inputs._waiting = type(core.tasks.engine.inputs._waiting)()  # as after a restart
+        core.tasks.engine.inputs.look()
+        give(peer, task_id)
+        await barrier(peer)
+        tasks.failing = False
+        await until(peer, task_id, RUNNING)
+        while len(turns) < 41:
+            await trio.sleep(5)
+        assert turns.index(task_id) < 6
+        assert len(turns) == 41
