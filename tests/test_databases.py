@@ -20,7 +20,7 @@ from tests.helpers.core import agent, barrier, connect, message_to, settings_for
 from tests.helpers.engines import PostgresEngine
 from tests.helpers.gateway import on_postgres, start_gateway
 
-LONG_S = 60.0
+LONG_S = 300.0
 LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"
 
 

@@ -25,7 +25,7 @@ PLANNER, WRITER = "ag::default::planner::1", "ag::default::writer::1"
 @asynccontextmanager
 async def gateway_with(**sections: Mapping[str, Any]) -> AsyncIterator[Gateway]:
     settings = settings_for_tests(**{"gateway": {"ephemeral": True, "port": 0}, "ops": {"enabled": False}, **sections})
-    with trio.fail_after(60):
+    with trio.fail_after(300):
         async with open_gateway(settings) as gateway:
             yield gateway
 

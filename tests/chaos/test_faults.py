@@ -56,7 +56,7 @@ async def test_a_node_that_has_not_come_back_from_its_last_fault_is_left_alone(f
         Kind.KILL_NODE: ["kill", "start"],
         Kind.STOP_NODE: ["stop", "cont"],
     }
-    with trio.fail_after(60):
+    with trio.fail_after(300):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(there.run, [Step(0.0, first, "node-1", 0.0, 0.5)])
             await trio.testing.wait_all_tasks_blocked()

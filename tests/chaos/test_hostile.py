@@ -17,7 +17,7 @@ from tests.helpers.core import agent, message_to
 from tests.helpers.participants import participant
 
 ATTACKS = 12
-LIMIT_S = 120.0
+LIMIT_S = 300.0
 
 
 async def test_attacks_on_every_lane_end_no_gateway(caplog: pytest.LogCaptureFixture) -> None:

@@ -23,7 +23,7 @@ from tests.cli.test_with_gateway import Shell
 from tests.helpers.gateway import GatewayProcess, start_gateway
 
 KEY = "aek_for-this-test"
-LIMIT_S = 60
+LIMIT_S = 300
 SHORT = ("--pairs", "2", "--seconds", "2")
 
 

@@ -15,7 +15,7 @@ from aether_trio.cli.fleet import Fleet
 from aether_trio.cli.node_process import NodeProcess, Ready
 from aether_trio.cli.running import _Stop
 
-LIMIT_S = 60.0
+LIMIT_S = 300.0
 
 
 class Node:

@@ -29,7 +29,7 @@ from aether_trio.transport.listener import open_tcp_listeners
 from tests.helpers.gateway import GatewayProcess, start_gateway
 from tests.helpers.postgres import PostgresServer
 
-LIMIT_S = 60.0
+LIMIT_S = 300.0
 AETHER = (sys.executable, "-m", "aether_trio")
 
 

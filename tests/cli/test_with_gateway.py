@@ -21,7 +21,7 @@ from aether_trio.services.credentials import hash_api_key
 from tests.helpers.gateway import GatewayFailed, GatewayProcess, start_gateway
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 60
+LIMIT_S = 300
 
 
 @pytest.fixture(scope="module")

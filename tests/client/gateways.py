@@ -40,7 +40,7 @@ async def open_test_gateway(**changes: Mapping[str, Any]) -> AsyncIterator[Gatew
 
 async def run_on(backend: str, body: Callable[..., Awaitable[None]], *args: Any) -> None:
     """Run the body here, or on asyncio in a thread."""
-    with trio.fail_after(60):
+    with trio.fail_after(300):
         if backend == "trio":
             await body(*args)
         else:

@@ -8,7 +8,7 @@ from aether_trio.client import AgentClient
 from tests.client.gateways import agent
 from tests.helpers.gateway import open_gateway_process
 
-WAIT_S = 60.0
+WAIT_S = 300.0
 READER = "ag::w::i::rx"
 
 

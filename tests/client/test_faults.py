@@ -40,7 +40,7 @@ class Conversation:
 
     async def run(self, *, group: int = 10) -> None:
         """All of it. The senders wait for every `group`th message, so faults meet a conversation and not a burst."""
-        with trio.fail_after(120):
+        with trio.fail_after(300):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._receive)
                 for number in range(self.senders):

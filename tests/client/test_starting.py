@@ -10,7 +10,7 @@ from aether_trio.client.operations.agents import Registration
 from aether_trio.client.operations.enums import TaskStatus
 from tests.client.gateways import agent, open_test_gateway
 
-LIMIT_S = 60.0
+LIMIT_S = 300.0
 WHO = {"AETHER_WORKSPACE": "w", "AETHER_IMPLEMENTATION": "clerk", "AETHER_SPECIFIER": "1"}
 
 

@@ -174,7 +174,7 @@ async def test_every_message_has_a_thread_that_fails(monkeypatch: pytest.MonkeyP
                     thread.start()
                     thread.join()
 
-        with trio.fail_after(60):
+        with trio.fail_after(300):
             await trio.to_thread.run_sync(script, abandon_on_cancel=True)
             assert await left(address, MESSAGES) == [str(number) for number in range(MESSAGES)]
 
@@ -193,6 +193,6 @@ async def test_threads_that_end_with_all_that_may_be_delivered() -> None:
                 with pytest.raises(MessagesAbandoned):
                     next(iter(a))
 
-        with trio.fail_after(60):
+        with trio.fail_after(300):
             await trio.to_thread.run_sync(script, abandon_on_cancel=True)
             assert await left(address, 5) == [str(number) for number in range(5)]

@@ -41,7 +41,7 @@ SILENCE_S = 0.2
 
 async def in_thread(body: Callable[..., Any], *args: Any) -> None:
     """A script, in a thread of its own beside the gateway."""
-    with trio.fail_after(60):
+    with trio.fail_after(300):
         await trio.to_thread.run_sync(partial(body, *args), abandon_on_cancel=True)
 
 

@@ -95,7 +95,7 @@ if child:
 async def test_a_program_ends(name: str) -> None:
     async with open_test_gateway() as gateway:
         address = f"aether://{gateway.address}"
-        with trio.fail_after(60):
+        with trio.fail_after(300):
             done = await trio.run_process(
                 [sys.executable, "-c", BEGIN + PROGRAMS[name], address],
                 capture_stdout=True,
@@ -103,6 +103,6 @@ async def test_a_program_ends(name: str) -> None:
                 check=False,
             )
         assert (done.returncode, done.stdout.decode()) == (0, "")
-        with trio.fail_after(30):  # it has said goodbye, so its name is free
+        with trio.fail_after(300):  # it has said goodbye, so its name is free
             async with agent(address, "script", connect_timeout=30):
                 pass

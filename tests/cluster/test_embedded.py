@@ -18,7 +18,7 @@ from aether_trio.cluster import embedded
 from aether_trio.cluster.embedded import FAST, EmbeddedPostgres
 from aether_trio.storage.errors import StorageSetupError
 
-LIMIT_S = 60.0
+LIMIT_S = 300.0
 ROOT = Path(__file__).parents[2]
 
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from aether_trio.demo.__main__ import main
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 120
+LIMIT_S = 300
 
 pytestmark = pytest.mark.interop
 

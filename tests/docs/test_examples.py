@@ -14,7 +14,7 @@ import pytest
 from tests.helpers.gateway import GatewayProcess, start_gateway
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
-LIMIT_S = 60
+LIMIT_S = 300
 
 pytestmark = pytest.mark.snippets
 

@@ -21,7 +21,7 @@ from tests.helpers.gateway import GatewayProcess, start_gateway
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-LIMIT_S = 60
+LIMIT_S = 300
 
 pytestmark = pytest.mark.snippets
 

@@ -40,8 +40,8 @@ import trio
 from aether_trio.testing.ports import HeldPorts
 from tests.helpers.engines import PostgresEngine
 
-START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 300.0
+STOP_TIMEOUT_S = 300.0
 _POLL_S = 0.02
 
 _running: weakref.WeakSet[GatewayProcess] = weakref.WeakSet()

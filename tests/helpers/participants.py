@@ -23,7 +23,7 @@ from tests.transport.framed.harness import Ended, FramedPeer
 from tests.transport.websocket.harness import Client, Closed
 
 TRANSPORTS: Final = ("grpc", "framed", "websocket")
-PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = 300.0
 
 
 class _Raw(Protocol):

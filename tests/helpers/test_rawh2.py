@@ -39,7 +39,7 @@ async def test_messages_of_every_size_come_back_in_order(echo_server: str, windo
     sizes = [0, 1, 5, 16_384, 16_385, 65_535, 200_000, 1_000_000, 3, 3]
     sent = [bytes([n]) * size for n, size in enumerate(sizes)]
     got: list[bytes] = []
-    with trio.fail_after(30):
+    with trio.fail_after(300):
         async with open_raw_peer(echo_server, b"init", window=window) as peer, trio.open_nursery() as nursery:
             nursery.start_soon(peer.send, *sent)
             while len(got) < len(sent) + 1:
@@ -48,7 +48,7 @@ async def test_messages_of_every_size_come_back_in_order(echo_server: str, windo
 
 
 async def test_the_status_of_the_end_is_seen(echo_server: str) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(300):
         async with open_raw_peer(echo_server, b"stop") as peer:
             assert await peer.receive() == []
             assert peer.h2.ended == Ended(14, "as told")
@@ -58,7 +58,7 @@ async def test_a_shut_window_stops_the_server(echo_server: str) -> None:
     sent = [b"x" * 30_000] * 5
     got: list[bytes] = []
     shut = open_raw_peer(echo_server, b"init", window=DEFAULT_WINDOW, keep_window_open=False)
-    with trio.fail_after(30):
+    with trio.fail_after(300):
         async with shut as peer, trio.open_nursery() as nursery:
             nursery.start_soon(peer.send, *sent)
             while len(got) < 3:
@@ -75,7 +75,7 @@ async def test_a_shut_window_stops_the_server(echo_server: str) -> None:
 
 async def test_a_server_that_goes_away_is_noticed() -> None:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    with trio.fail_after(30):
+    with trio.fail_after(300):
         async with open_raw_peer(f"127.0.0.1:{listener.socket.getsockname()[1]}", b"init") as peer:
             await (await listener.accept()).aclose()
             await listener.aclose()

@@ -17,7 +17,7 @@ from tests.helpers.sdk import SyncPeer, SyncWorld, answered
 from tests.interop.lanes.world import take
 
 T = TypeVar("T")
-LIMIT_S = 120.0
+LIMIT_S = 300.0
 
 
 async def blocking(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:

@@ -20,7 +20,7 @@ from loadtests.shapes import SHAPES
 
 FILES = 20_000
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 120
+LIMIT_S = 300
 
 
 def parts(*arguments: str):

@@ -18,7 +18,7 @@ from aether_trio.services.credentials import hash_api_key
 from tests.helpers.gateway import GatewayProcess, start_gateway
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 120
+LIMIT_S = 300
 KEY = "aek_for-this-test"
 
 

@@ -15,7 +15,7 @@ from aether_trio.orchestrator import child
 from aether_trio.orchestrator.child import Ended, run_child
 from aether_trio.orchestrator.launches import Launch
 
-LONG_S = 60.0
+LONG_S = 300.0
 
 
 def launch(code: str, **changes: object) -> Launch:

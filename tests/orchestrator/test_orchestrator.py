@@ -20,7 +20,7 @@ from aether_trio.orchestrator import orchestrator as module
 from tests.orchestrator.starts import Client, Notes, assignment, becomes, python
 from tests.orchestrator.test_child import is_there
 
-LONG_S = 60.0
+LONG_S = 300.0
 STAYS = "import os, time; print(os.getpid(), os.environ['AETHER_AUTH_TOKEN'], flush=True); time.sleep(600)"
 AROUND = Surroundings("gw:1", "aether://gw:1")
 

@@ -18,7 +18,7 @@ from tests.client.gateways import agent, open_test_gateway
 from tests.orchestrator.starts import Notes, python
 from tests.orchestrator.test_child import is_there
 
-LIMIT_S = 60.0
+LIMIT_S = 300.0
 SCHEMES = ("aether", "ws")
 ANSWERS = """
 import trio

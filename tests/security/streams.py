@@ -32,7 +32,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import settings_for_tests
 
 LANES: Final = ("grpc", "framed", "websocket")
-LIMIT_S: Final = 60.0
+LIMIT_S: Final = 300.0
 ALPN: Final = {"grpc": ["h2"], "framed": [], "websocket": ["http/1.1"]}
 """What a client of a lane offers under TLS."""
 _RECONNECT, _STAY_AWAY = 4100, 4200

@@ -15,7 +15,7 @@ from aether_trio.gateway import Gateway
 from aether_trio.services.credentials import hash_api_key
 from tests.client.gateways import QUICK, open_test_gateway
 
-LIMIT_S: Final = 60.0
+LIMIT_S: Final = 300.0
 SCHEMES: Final = ("aether", "ws")
 KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "red": ("red",),

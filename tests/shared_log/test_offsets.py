@@ -15,7 +15,7 @@ from aether_trio.storage.base import Database
 from tests.helpers.engines import PostgresEngine
 from tests.routing.parts import Collector, Reader
 
-LONG_S = 60.0
+LONG_S = 300.0
 TOPICS = [f"ag::w::a::{number}" for number in range(6)]
 
 

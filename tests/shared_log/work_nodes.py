@@ -24,7 +24,7 @@ from aether_trio.storage.postgres_connections import PostgresLimits
 from tests.helpers.engines import PostgresEngine
 from tests.routing.parts import Collector, Reader
 
-LONG_S = 60.0  # a safety net against a hang, never a measurement
+LONG_S = 300.0  # a safety net against a hang, never a measurement
 FEW = PostgresLimits(writers=1, readers=1, patience_s=LONG_S)
 TOPIC = "tb::w::resize"
 _REGISTER = "INSERT INTO nodes (token, name, address, version, started_ms) VALUES ('', '', '', '', 0) RETURNING node_id"

@@ -13,7 +13,7 @@ from aether_trio.storage.base import Database, Execute, Fetch, Program, ProgramF
 from aether_trio.storage.sqlite import SqliteDatabase
 
 CREATE = "CREATE TABLE items (id INTEGER PRIMARY KEY, data BYTEA)"  # which SQLite takes for any type
-LONG_S = 60.0  # a safety net against a hang, never a measurement
+LONG_S = 300.0  # a safety net against a hang, never a measurement
 
 
 class Counting(Protocol):

@@ -113,7 +113,7 @@ async def test_each_task_of_a_pool_is_handed_out_once_whichever_node_makes_it(
 
     async with postgres_engine.open("tasks") as one, postgres_engine.open("tasks") as two:
         nodes = [Node("n1", one, floor), Node("n2", two, floor)]
-        with trio.fail_after(120):
+        with trio.fail_after(300):
             async with trio.open_nursery() as nursery:
                 for maker in range(4):
                     nursery.start_soon(make, nodes[maker % 2], range(maker, TASKS, 4))

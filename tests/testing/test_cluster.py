@@ -16,7 +16,7 @@ from aether_trio.client import AetherError, AgentClient
 from aether_trio.testing.cluster import open_process_cluster
 
 pytestmark = pytest.mark.crash
-LIMIT_S = 60.0
+LIMIT_S = 300.0
 
 
 def agent(address: str, specifier: str = "1") -> AgentClient:

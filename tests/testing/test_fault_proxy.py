@@ -15,7 +15,7 @@ import trio.testing
 from aether_trio.testing.fault_proxy import Fault, FaultProxy, ProxiedConnection, Script, open_fault_proxy
 from aether_trio.testing.random_faults import EVERY_FAULT, RandomFaults
 
-LIMIT_S = 60
+LIMIT_S = 300
 
 
 def address_of(sock: socket.socket | trio.socket.SocketType) -> str:

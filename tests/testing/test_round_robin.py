@@ -12,7 +12,7 @@ import trio
 from aether_trio.testing.fault_proxy import open_fault_proxy
 from aether_trio.testing.round_robin import RoundRobin
 
-LIMIT_S = 60
+LIMIT_S = 300
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tests.helpers.gateway import GatewayProcess, start_gateway
 
 CLIENT = Path(__file__).with_name("minimal_client.py")
 ALLOWED = {"itertools", "msgpack", "os", "socket", "struct", "sys"}
-LIMIT_S = 60
+LIMIT_S = 300
 
 PRELUDE = """
 import json, sys

@@ -17,7 +17,7 @@ from aether_trio.client.operations.progress import Step
 from tests.client.gateways import agent, open_test_gateway, run_on
 
 SCHEMES = ["aether", "ws"]
-LIMIT_S = 30
+LIMIT_S = 300
 
 
 @asynccontextmanager

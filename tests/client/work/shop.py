@@ -15,7 +15,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.gateways import QUICK, agent
 from tests.client.peer import Line
 
-LIMIT_S = 60.0
+LIMIT_S = 300.0
 
 
 def worker(address: str, specifier: str = "1", **options: Unpack[ClientOptions]) -> AgentClient:

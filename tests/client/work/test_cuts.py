@@ -479,7 +479,7 @@ async def test_a_task_that_went_to_another_worker_meanwhile() -> None:
 @pytest.mark.crash
 async def test_a_gateway_that_is_killed_in_the_middle_of_work() -> None:
     """Every task is done, those in hand go on, and none is done twice whose COMPLETE was answered."""
-    with trio.fail_after(120):
+    with trio.fail_after(300):
         async with open_gateway_process() as gateway:
             address = f"aether://{gateway.address}"
             async with (
@@ -516,7 +516,7 @@ async def test_a_gateway_that_is_killed_in_the_middle_of_work() -> None:
 
 @pytest.mark.crash
 async def test_inputs_that_were_accepted_wake_their_tasks_though_the_gateway_is_killed() -> None:
-    with trio.fail_after(120):
+    with trio.fail_after(300):
         async with open_gateway_process() as gateway:
             address = f"aether://{gateway.address}"
             async with (

@@ -19,7 +19,7 @@ from tests.client.work.shop import order, wait_for, worker
 from tests.helpers.engines import PostgresEngine
 from tests.helpers.gateway import on_postgres, open_gateway_process
 
-LIMIT_S = 120.0
+LIMIT_S = 300.0
 TASKS = 150
 
 

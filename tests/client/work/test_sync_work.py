@@ -15,7 +15,7 @@ from aether_trio.client.operations import TaskStatus
 from tests.client.gateways import QUICK, open_test_gateway
 from tests.client.test_sync_reach import public
 
-LIMIT_S = 60
+LIMIT_S = 300
 
 
 async def in_thread(body: Callable[..., Any]) -> None:

@@ -14,7 +14,7 @@ from tests.cluster.across.fabric import until
 
 pytestmark = pytest.mark.crash
 
-LIMIT_S = 60.0
+LIMIT_S = 300.0
 TALKERS = 6
 MORE = 30
 

@@ -10,7 +10,7 @@ from aether_trio.testing.cluster import ProcessCluster, open_process_cluster
 
 pytestmark = pytest.mark.crash
 
-LIMIT_S = 120.0
+LIMIT_S = 300.0
 
 
 def client(address: str, implementation: str) -> AgentClient:

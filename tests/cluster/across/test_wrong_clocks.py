@@ -16,7 +16,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, barrier, connect, message_to, settings_for_tests
 from tests.helpers.engines import PostgresEngine
 
-LONG_S = 60.0
+LONG_S = 300.0
 DAY_MS = 86_400_000
 
 

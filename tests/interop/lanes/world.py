@@ -28,7 +28,7 @@ from aether_trio.client import (
     WorkflowEngineClient,
 )
 
-LIMIT_S = 60.0
+LIMIT_S = 300.0
 POLL_S = 0.05
 
 LANES = ("framed", "ws")

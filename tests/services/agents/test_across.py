@@ -15,7 +15,7 @@ from tests.helpers.engines import PostgresEngine
 from tests.services.agents.cast import ECHO, assignment, create, launch, starts
 from tests.services.agents.ops import Op, operate, register, starter
 
-LONG_S = 120.0
+LONG_S = 300.0
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from aether_trio.wire.framing import Deliver, Event, FrameDecoder, FrameType, Se
 
 E = TypeVar("E", bound=Event)
 
-LIMIT_S = 60
+LIMIT_S = 300
 PREFACE = b"\xaeAETHER\x01"
 MIB = 1024 * 1024
 

@@ -22,7 +22,7 @@ from tests.helpers.core import settings_for_tests
 
 E = TypeVar("E", bound=framing.Event)
 
-PATIENCE_S = 60
+PATIENCE_S = 300
 LIMITS = FramedLimits(dedup_s=600, handshake_timeout_s=PATIENCE_S)
 
 

@@ -51,12 +51,12 @@ async def test_a_writer_lives_while_its_socket_has_no_room_and_no_longer() -> No
         for number in range(1, count + 1):
             await sender.send(framing.Send(number, "ag::w::slow::1", payload, 1))
             await sender.next(framing.Ack)
-        with trio.fail_after(60):
+        with trio.fail_after(300):
             while not writers():
                 await trio.sleep(0.01)
         assert writers() == 1
         for _ in range(count):
             await slow.delivery()
-        with trio.fail_after(60):
+        with trio.fail_after(300):
             while writers():
                 await trio.sleep(0.01)

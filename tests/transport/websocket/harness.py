@@ -32,7 +32,7 @@ from aether_trio.wire.browser import CODECS, PROTO, Codec
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import settings_for_tests
 
-WAIT_S = 30.0
+WAIT_S = 300.0
 """For whatever must come. A test that waits so long has failed."""
 
 

@@ -46,7 +46,7 @@ class Browser:
     async def answer(self) -> tuple[int, dict[str, str], bytes]:
         body = b""
         response: h11.Response | None = None
-        with trio.fail_after(30):
+        with trio.fail_after(300):
             while True:
                 event = self.http.next_event()
                 if event is h11.NEED_DATA:
@@ -65,7 +65,7 @@ class Browser:
 
     async def at_its_end(self) -> bool:
         """Whether the gateway has ended the connection."""
-        with trio.fail_after(30):
+        with trio.fail_after(300):
             return await self.stream.receive_some() == b""
 
 
@@ -109,7 +109,7 @@ async def test_other_methods(browser: Browser, method: str) -> None:
 async def test_requests_sent_ahead_are_answered_in_turn(browser: Browser) -> None:
     await browser.stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
     received = b""
-    with trio.fail_after(30):
+    with trio.fail_after(300):
         while received.count(PAGE.body) < 3:
             received += await browser.stream.receive_some()
     assert received.count(b"HTTP/1.1 200 OK") == 3
@@ -143,7 +143,7 @@ async def test_what_is_not_http(browser: Browser, request_: bytes) -> None:
 async def test_a_body_is_refused_even_with_head(browser: Browser) -> None:
     await browser.stream.send_all(b"HEAD / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n")
     received = b""
-    with trio.fail_after(30):
+    with trio.fail_after(300):
         while data := await browser.stream.receive_some():
             received += data
     assert re.fullmatch(rb"HTTP/1\.1 400 [^\0]*\r\n\r\n", received)
@@ -152,7 +152,7 @@ async def test_a_body_is_refused_even_with_head(browser: Browser) -> None:
 async def test_nonsense_behind_a_head_is_answered_with_a_body(browser: Browser) -> None:
     assert (await browser.get("/", "HEAD"))[0] == 200
     await browser.stream.send_all(b"nonsense\r\n\r\n")
-    with trio.fail_after(30):
+    with trio.fail_after(300):
         answer = b"".join([part async for part in browser.stream])
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 ")
@@ -174,7 +174,7 @@ async def test_a_reader_that_never_reads_its_file_is_given_up(monkeypatch: pytes
     async with open_lane(nobody, handshake_timeout_s=0.1, idle_timeout_s=0.1) as lane:
         async with await trio.open_tcp_stream(*lane.address) as stream:
             await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            with trio.fail_after(30):
+            with trio.fail_after(300):
                 while lane.server.statistics().fetching or not lane.server.statistics().requests_total:
                     await trio.sleep(0.01)
         assert lane.server.statistics().requests_total == 1
@@ -224,10 +224,10 @@ async def test_a_drain_ends_connections_that_fetch_files_and_refuses_upgrades(la
     assert (await browser.get("/"))[0] == 200
     async with await trio.open_tcp_stream(*lane.address) as late:
         await late.send_all(b"GET / HT")
-        with trio.fail_after(30):
+        with trio.fail_after(300):
             while lane.server.statistics().fetching < 2:
                 await trio.sleep(0.001)
-        with trio.fail_after(30):
+        with trio.fail_after(300):
             await lane.server.drain(20)
         assert await browser.at_its_end()
     with pytest.raises(Rejected) as caught:

@@ -88,7 +88,7 @@ async def served(
 
     settings.setdefault("principals", ("*",))
     async with open_lane(serve, **settings) as lane, open_socket(lane, codec) as client:
-        with trio.fail_after(30):
+        with trio.fail_after(300):
             await begun.wait()
         yield client, seen[0], done
 
@@ -209,7 +209,7 @@ async def test_frames_that_break_the_protocol(codec: Codec, raw: bytes, code: in
         await client.send_bytes(raw)
         assert (await client.closed()).code == code
         await client.stream.aclose()
-        with trio.fail_after(30):
+        with trio.fail_after(300):
             await done.wait()
         assert isinstance(seen.refusal, StatusError)
 
@@ -262,7 +262,7 @@ async def test_a_client_above_its_rate_is_read_more_slowly_and_loses_nothing() -
     async with open_lane(serve, principals=("*",), max_messages_per_s=50.0) as lane, open_socket(lane) as client:
         messages = [message_to("t", b"%d" % number) for number in range(510)]
         await client.send(*messages[:505])
-        with trio.fail_after(30):
+        with trio.fail_after(300):
             while not seen or len(seen[0].messages) < 505:
                 await trio.sleep(0.001)
         await client.send(*messages[505:])
@@ -308,7 +308,7 @@ async def test_a_slow_reader_bounds_what_is_pulled_and_is_seen_to_stall() -> Non
         await seen.read()
 
     async with served(PROTO, act) as (client, seen, _):
-        with trio.fail_after(30):
+        with trio.fail_after(300):
             await stalled.wait()
             # The kernel's buffers may still be growing; a few turns without progress are its limit.
             before = -1
@@ -320,7 +320,7 @@ async def test_a_slow_reader_bounds_what_is_pulled_and_is_seen_to_stall() -> Non
         assert source.pulled - source.flushed_upto <= 7, "more than one burst"
         for message in messages:
             assert await client.receive() == message
-        with trio.fail_after(30):
+        with trio.fail_after(300):
             while source.flushed_upto < len(messages):
                 await trio.sleep(0.001)
         assert seen.link.stalled_since is None
@@ -343,7 +343,7 @@ async def test_a_link_that_is_not_read_stops_its_peer() -> None:
                 sent += 1
         assert 0 < sent < 1000
         go_on.set()
-        with trio.fail_after(30):
+        with trio.fail_after(300):
             while len(seen.messages) < sent:
                 await trio.sleep(0.001)
 
@@ -357,7 +357,7 @@ async def test_a_peers_close_frame_is_a_clean_end_and_is_answered(code: int) -> 
         await client.send(message_to("t", b"last"))
         closed = await client.close(code, "bye")
         assert (closed.code, closed.reason) == (code, "bye")
-        with trio.fail_after(30):
+        with trio.fail_after(300):
             assert await client.stream.receive_some() == b""
             await done.wait()
         assert seen.messages == [message_to("t", b"last")]
@@ -367,7 +367,7 @@ async def test_a_peers_close_frame_is_a_clean_end_and_is_answered(code: int) -> 
 async def test_a_close_frame_without_a_code_is_answered_without_one() -> None:
     async with served() as (client, seen, done):
         await client.send_bytes(b"\x88\x80\0\0\0\0")
-        with trio.fail_after(30):
+        with trio.fail_after(300):
             assert await client.stream.receive_some() == b"\x88\x00"
             await done.wait()
         assert seen.refusal is None
@@ -390,7 +390,7 @@ async def test_our_close_comes_behind_what_was_pulled_and_waits_for_the_answer()
         assert (event.code, event.reason) == (4114, "the gateway is shutting down; connect again")
         assert not done.is_set()
         await client.send_bytes(client.ws.send(event.response()))
-        with trio.fail_after(30):
+        with trio.fail_after(300):
             await done.wait()
             assert await client.stream.receive_some() == b""
 
@@ -402,7 +402,7 @@ async def test_a_peer_that_does_not_answer_our_close_is_left(monkeypatch: pytest
         await seen.link.close(Status.CANCELLED, "kicked")
 
     async with served(PROTO, act) as (client, _, done):
-        with trio.fail_after(30):
+        with trio.fail_after(300):
             await done.wait()
         assert (await client.closed()).code == 4201
 
@@ -417,7 +417,7 @@ async def test_a_peer_that_reads_nothing_does_not_keep_us_from_closing(monkeypat
         await seen.link.close(Status.UNAVAILABLE, "stuck")
 
     async with served(PROTO, act) as (_, _, done):
-        with trio.fail_after(30):
+        with trio.fail_after(300):
             await done.wait()
         assert source.waiting
 
@@ -441,7 +441,7 @@ async def test_a_connection_that_ends_without_a_close_frame_is_cut(reset: bool) 
 
     async with served(PROTO, act) as (client, seen, done):
         await client.send(message_to("t", b"last"))
-        with trio.fail_after(30):
+        with trio.fail_after(300):
             while not seen.messages:
                 await trio.sleep(0.001)
             if reset:
@@ -467,7 +467,7 @@ async def test_a_source_that_waits_for_room_hears_of_the_cut() -> None:
     async with served(PROTO, act) as (client, _, done):
         client.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         await client.stream.aclose()
-        with trio.fail_after(30):
+        with trio.fail_after(300):
             await done.wait()
 
 
@@ -478,7 +478,7 @@ async def test_a_link_that_fails_while_its_writer_waits_leaves_no_task_behind() 
         assert seen.link.stalled_since is not None
 
     async with served(PROTO, act) as (client, _, done):
-        with trio.fail_after(30):
+        with trio.fail_after(300):
             await done.wait()
         with pytest.raises(Closed):
             while True:
@@ -509,7 +509,7 @@ async def test_a_link_that_nobody_reads_knows_that_its_peer_has_gone() -> None:
         gone.set()
 
     async with served(PROTO, act) as (client, _, _):
-        with trio.fail_after(30):
+        with trio.fail_after(300):
             await begun.wait()
             await client.send(message_to("t", b"unread"))
             await client.stream.aclose()
@@ -548,7 +548,7 @@ async def test_fragments_that_say_nothing_are_paced() -> None:
     seen: list[Served] = []
     async with open_lane(serve, principals=("*",), max_messages_per_s=50.0) as lane, open_socket(lane) as client:
         await client.send_bytes(b"\x02\x80\0\0\0\0" + b"\x00\x80\0\0\0\0" * 511)
-        with trio.fail_after(30):
+        with trio.fail_after(300):
             while not lane.server.statistics().rejects.get("paced"):
                 await trio.sleep(0.001)
 

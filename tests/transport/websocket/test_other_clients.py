@@ -17,7 +17,7 @@ from tests.transport.websocket.harness import Lane, hello, open_lane, open_windo
 
 @asynccontextmanager
 async def open_other(lane: Lane, subprotocol: str) -> AsyncIterator[WebSocketConnection]:
-    with trio.fail_after(30):
+    with trio.fail_after(300):
         async with await trio.open_tcp_stream(*lane.address) as stream, trio.open_nursery() as nursery:
             ws = await wrap_client_stream(nursery, stream, "localhost", "/v1/connect", subprotocols=[subprotocol])
             yield ws

@@ -152,7 +152,7 @@ async def test_a_slow_window_costs_bounded_memory_and_loses_nothing() -> None:
                 sender.send(message_to("us::slow::w1", number.to_bytes(4) + b"x" * size))
                 if number % 20 == 19:
                     sender.send(checkpoint_load(str(number)))
-                    with trio.fail_after(30):
+                    with trio.fail_after(300):
                         await sender.next("checkpoint")
             (session,) = [session for session in core.registry if session.identity.text == "us::slow::w1"]
             assert session.link.stalled_since is not None
