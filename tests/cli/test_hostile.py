@@ -38,12 +38,16 @@ class Hostile(NamedTuple):
     dead: str
 
 
-def on_terminal(shell: Shell, *arguments: str, lines: int | None = None) -> tuple[int, str]:
-    """The exit code of a command whose output is a terminal, and what that is told; ended after so many lines."""
+def on_terminal(shell: Shell, *arguments: str, lines: int | None = None, errors: bool = True) -> tuple[int, str]:
+    """The exit code of a command whose output is a terminal, and what that is told; ended after so many lines.
+
+    `errors`: what it says on standard error is told, too.
+    """
     ours, theirs = pty.openpty()
     env = shell.env | {"TERM": "xterm", "COLUMNS": "1000"}
     command = [sys.executable, "-m", "aether_trio", *arguments]
-    with subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs) as process:
+    stderr = theirs if errors else subprocess.DEVNULL
+    with subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=theirs, stderr=stderr) as process:
         os.close(theirs)
         told = b""
         while lines is None or told.count(b"\n") < lines:
@@ -175,7 +179,7 @@ def test_refusals_quote_harmlessly(hostile: Hostile) -> None:
 
 def test_json_stays_json_and_harmless(hostile: Hostile) -> None:
     def read(*arguments: str) -> Any:
-        code, told = on_terminal(hostile.shell, *arguments, "--json")
+        code, told = on_terminal(hostile.shell, *arguments, "--json", errors=False)
         assert code == 0, told
         harmless(told)
         return json.loads(told)

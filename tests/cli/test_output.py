@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import sys
+from collections.abc import Iterator
+from typing import TextIO
 
 import pytest
 import trio
@@ -54,14 +57,22 @@ def test_json_stays_json(monkeypatch: pytest.MonkeyPatch, encoding: str, indent:
 
 
 @pytest.fixture
-def reader(monkeypatch: pytest.MonkeyPatch) -> int:
-    """The end that reads standard output, which the test closes."""
+def pipe() -> Iterator[tuple[int, TextIO]]:
+    """The end that reads, which the test closes, and the other one. The test prints there itself: pytest sets standard output anew
+    once the fixtures are made."""
     ours, theirs = os.pipe()
-    monkeypatch.setattr(sys, "stdout", os.fdopen(theirs, "w", encoding="utf-8"))
-    return ours
+    writer = os.fdopen(theirs, "w", encoding="utf-8")
+    yield ours, writer
+    with contextlib.suppress(BrokenPipeError):
+        writer.close()
 
 
-def test_one_that_waits_ends_when_its_output_is_closed(reader: int) -> None:
+def test_one_that_waits_ends_when_its_output_is_closed(
+    pipe: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = pipe
+    monkeypatch.setattr(sys, "stdout", writer)
+
     async def main() -> None:
         say("first")
         os.close(reader)
@@ -71,7 +82,12 @@ def test_one_that_waits_ends_when_its_output_is_closed(reader: int) -> None:
         run_client(main)
 
 
-def test_no_handler_of_failures_takes_a_closed_output_for_one(reader: int) -> None:
+def test_no_handler_of_failures_takes_a_closed_output_for_one(
+    pipe: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = pipe
+    monkeypatch.setattr(sys, "stdout", writer)
+
     os.close(reader)
     with pytest.raises(OutputClosed):
         try:
@@ -81,7 +97,12 @@ def test_no_handler_of_failures_takes_a_closed_output_for_one(reader: int) -> No
     announce("lost as well")
 
 
-def test_what_a_command_returns_and_raises_comes_as_it_is(reader: int) -> None:
+def test_what_a_command_returns_and_raises_comes_as_it_is(
+    pipe: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = pipe
+    monkeypatch.setattr(sys, "stdout", writer)
+
     async def main(fails: bool) -> int:
         await trio.sleep(0)
         if fails:
