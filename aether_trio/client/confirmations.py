@@ -26,6 +26,8 @@ Settle: TypeAlias = Callable[[AetherError | None], None]
 
 
 _NUMBERED: Final = "send-"
+_DIGITS: Final = 19
+"""Of the largest 64-bit number."""
 
 
 class _Section:
@@ -108,10 +110,9 @@ class Confirmations:
 
     def refused_send(self, response: pb.ErrorResponse) -> bool:
         """An ErrorResponse with an id; False when it is not that of a send whose sender waits."""
-        text = response.request_id.removeprefix(_NUMBERED)
-        if text == response.request_id or not text.isdecimal() or int(text) not in self._open_numbers:
+        if (number := _number(response.request_id)) not in self._open_numbers:
             return False
-        self._refusals.setdefault(int(text), _error(response))
+        self._refusals.setdefault(number, _error(response))
         return True
 
     def answered(self, request_id: str) -> bool:
@@ -139,6 +140,13 @@ class Confirmations:
     def _settle(self, number: int, settle: Settle, otherwise: AetherError | None) -> None:
         self._open_numbers.discard(number)
         settle(self._refusals.pop(number, otherwise))
+
+
+def _number(request_id: str) -> int:
+    """N of "send-N"; 0 for what is none."""
+    text = request_id.removeprefix(_NUMBERED)
+    plain = text.isascii() and text.isdigit() and len(text) <= _DIGITS  # Python refuses to read thousands of them
+    return int(text) if plain and request_id.startswith(_NUMBERED) else 0
 
 
 def _error(response: pb.ErrorResponse) -> AetherError:

@@ -24,6 +24,7 @@ from aether_trio.client.message import IncomingMessage
 from aether_trio.client.topics import TopicState
 from aether_trio.wire.framing import Channel as ChannelOpened
 from aether_trio.wire.framing import Connection, GrantCredit
+from aether_trio.wire.framing.constants import MAX_CREDIT
 from aether_trio.wire.pb import aether_pb2 as pb
 
 __all__ = ["Arrival", "Inbox"]
@@ -54,6 +55,8 @@ class Inbox:
     def __init__(self, credit_messages: int, credit_bytes: int) -> None:
         if credit_messages < 1 or credit_bytes < 1:
             raise ValueError("credit_messages and credit_bytes are at least 1, or nothing would ever come")
+        if credit_messages > MAX_CREDIT or credit_bytes > MAX_CREDIT:
+            raise ValueError("credit_messages and credit_bytes are at most 2**62, which no connection can bring")
         self.credit_messages = credit_messages
         self.credit_bytes = credit_bytes
         self.received = 0

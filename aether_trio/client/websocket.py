@@ -56,8 +56,8 @@ class WebSocketLane(Lane):
         super().__init__(stream, hub, ping_interval_s)
         self._authority = authority
         self._connection = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
-        self._pieces: list[bytes] = []
-        self._size = 0
+        self._begun = bytearray()
+        """Of a message that is not whole yet."""
         self._accepted = False
         self._refusal: tuple[int, bytearray] | None = None
         self._sent = 0
@@ -143,21 +143,25 @@ class WebSocketLane(Lane):
             self._ended = Ended(_http_error(status, body), retryable=_may_come_back(status))
 
     def _piece(self, data: bytes, *, last: bool) -> None:
-        self._size += len(data)
-        if self._size > _MAX_MESSAGE_BYTES:
+        if len(self._begun) + len(data) > _MAX_MESSAGE_BYTES:
             self._close(CloseReason.MESSAGE_TOO_BIG, "the gateway sent a message that is too long")
             return
-        self._pieces.append(data)
+        if self._begun or not last:
+            self._begun += data
         if not last:
             return
-        whole = b"".join(self._pieces)
-        self._pieces, self._size = [], 0
+        whole = data
+        if self._begun:
+            whole, self._begun = bytes(self._begun), bytearray()
         try:
             message = pb.DownstreamMessage.FromString(whole)
         except Exception:  # protobuf's DecodeError is of another module in each implementation
             self._close(CloseReason.INVALID_FRAME_PAYLOAD_DATA, "the gateway sent what is no DownstreamMessage")
             return
         if message.HasField("msg"):
+            if self._credit_messages <= 0 or self._credit_bytes <= 0:
+                self._close(CloseReason.PROTOCOL_ERROR, "the gateway delivered more than it had credit for")
+                return
             self._credit_messages -= 1
             self._credit_bytes -= len(whole)
             self._hub.inbox.deliver_plain(message.msg, len(whole))

@@ -16,6 +16,7 @@ from aether_trio.model.identity import MAX_TOKEN_BYTES, Identity, IdentityError
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.limits import KIB, Limits
 from aether_trio.model.text import TextError, check_text, shown
+from aether_trio.wire.framing.constants import MAX_CREDIT
 from aether_trio.wire.pb import aether_pb2 as pb
 
 EXTENSIONS_HEADER = "aether-extensions"
@@ -252,9 +253,10 @@ def credit_granted(message: pb.UpstreamMessage) -> tuple[int, int] | None:
 
 
 def _two_numbers(texts: Sequence[str]) -> tuple[int, int] | None:
-    if len(texts) != 2 or not all(text.isascii() and text.isdigit() and len(text) <= 12 for text in texts):
+    if len(texts) != 2 or not all(text.isascii() and text.isdigit() and len(text) <= 19 for text in texts):
         return None
-    return int(texts[0]), int(texts[1])
+    messages, size = int(texts[0]), int(texts[1])
+    return (messages, size) if max(messages, size) <= MAX_CREDIT else None
 
 
 def undeclared_extensions(claim: Claim) -> list[str]:

@@ -84,7 +84,9 @@ async def test_deliveries_wait_for_credit_and_answers_do_not(transport: str) -> 
             assert (await b.next("error")).error.code == Code.NOT_IMPLEMENTED
 
 
-@pytest.mark.parametrize("version", ["", "64", "64/", "/64", "a/b", "-1/5", "1/2/3", "1/9999999999999"])
+@pytest.mark.parametrize(
+    "version", ["", "64", "64/", "/64", "a/b", "-1/5", "1/2/3", f"1/{2**62 + 1}", f"{2**62 + 1}/1", f"1/{'9' * 5000}"]
+)
 async def test_a_credit_that_is_none_is_refused(version: str) -> None:
     async with open_test_gateway() as gateway:
         with pytest.raises(StatusError) as caught:

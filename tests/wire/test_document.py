@@ -15,10 +15,12 @@ from aether_trio.model.errors import RETRYABLE, Code, Status
 from aether_trio.model.identity import Kind
 from aether_trio.model.permissions import sendable
 from aether_trio.model.topics import _SHAPES, TopicKind, _describe, parse_topic
+from aether_trio.session.admission import KNOWN_EXTENSIONS
 from aether_trio.transport.framed import link as framed_link
 from aether_trio.transport.websocket import close_codes
+from aether_trio.transport.websocket.deliveries import MOST_NOT_DONE
+from aether_trio.transport.websocket.handshake import _SUBPROTOCOLS
 from aether_trio.wire import framing
-from aether_trio.wire.browser import CODECS
 from aether_trio.wire.framing import ClientHello, ErrorCode, FrameType, RemoteProtocolError, ServerHello, constants
 from aether_trio.wire.framing.bodies import reader_of
 from aether_trio.wire.framing.encode import encode
@@ -78,7 +80,7 @@ def test_the_keys_of_hello(hello: Any, heading: str) -> None:
     for line in table:
         key, _, default, _ = (cell.strip().replace("`", "") for cell in line.strip("|").split("|"))
         said[key] = default
-    meant = {"none": None, "empty": "", "true": True}
+    meant = {"none": None, "empty": "", "no bytes": b"", "true": True}
     known = {field.name: field.default for field in msgspec.structs.fields(hello)}
     assert {key: meant.get(text, text) if text in meant else number(text) for key, text in said.items()} == known
 
@@ -134,7 +136,15 @@ def test_the_codes_of_a_send() -> None:
 
 
 def test_the_subprotocols() -> None:
-    assert {name for name, _, _ in rows("| `Sec-WebSocket-Protocol` | messages are | |")} == set(CODECS)
+    assert {name for name, _, _ in rows("| `Sec-WebSocket-Protocol` | messages are | |")} == set(_SUBPROTOCOLS)
+
+
+def test_the_extensions() -> None:
+    assert {name for name, _ in rows("| extension | |")} == KNOWN_EXTENSIONS
+
+
+def test_how_many_deliveries_may_not_be_done() -> None:
+    assert f"at most {MOST_NOT_DONE:,}\n  deliveries are not done" in PAGE
 
 
 def test_the_limits_are_the_defaults() -> None:

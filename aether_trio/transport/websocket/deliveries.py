@@ -5,7 +5,7 @@ of this connection, and holds at most so many messages, of so many bytes, that i
 before it has said so once. The latest statement counts, so a client may change its mind.
 
 Invariants: a position moves by `acknowledged` alone, in the order of the deliveries; what is on its way exceeds `bytes` by one
-message at most, and `messages` never, unless the client lowers them.
+message at most, and `messages` never, unless the client lowers them; nor does it exceed MOST_NOT_DONE messages.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 SUBPROTOCOL: Final = "aether.v1.json.acks"
 """JSON, with deliveries that are acknowledged."""
 
+MOST_NOT_DONE: Final = 16_384
+"""Deliveries that a client is not done with, however many it has room for: each is remembered, in some hundred bytes."""
 _MARK: Final = b'"deliveries"'
 _MARK_WITHIN: Final = 64
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
@@ -62,7 +64,7 @@ class Deliveries:
     @property
     def room(self) -> tuple[int, int]:
         """How many messages, and bytes, may be delivered now; (0, 0) for none."""
-        messages, size = self._max_messages - len(self._open), self._max_bytes - self._bytes
+        messages, size = min(self._max_messages, MOST_NOT_DONE) - len(self._open), self._max_bytes - self._bytes
         return (messages, size) if messages > 0 and size > 0 else (0, 0)
 
     def deliver(self, encoded: bytes, origin: Origin, offset: int, size: int) -> bytes:

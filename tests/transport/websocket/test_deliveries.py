@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from aether_trio.transport.websocket import deliveries
 from aether_trio.transport.websocket.deliveries import SUBPROTOCOL
 from aether_trio.wire.browser import JSON
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -77,6 +78,22 @@ async def test_no_more_is_delivered_than_there_is_room_for() -> None:
         offsets += [offset for _, offset in await take(page, 1)]
         assert "checkpoint" in await barrier(page)
         assert offsets == sorted(offsets)
+
+
+async def test_what_is_delivered_and_not_done_is_bounded_whatever_room_there_is_said_to_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deliveries, "MOST_NOT_DONE", 3)
+    async with open_lane() as lane, open_page(lane) as page:
+        await state(page, done=0, messages=2**53 - 1, bytes=2**53 - 1)
+        await page.send(*(message_to(TOPIC, b"%d" % number) for number in range(7)))
+        offsets = [offset for _, offset in await take(page, 3)]
+        assert "checkpoint" in await barrier(page)
+        for done, count in ((1, 1), (4, 3)):
+            await state(page, done=done, messages=2**53 - 1, bytes=2**53 - 1)
+            offsets += [offset for _, offset in await take(page, count)]
+            assert "checkpoint" in await barrier(page)
+        assert offsets == list(range(1, 8))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,117 @@
+"""A gateway on WebSocket that says what cannot be: the client ends that connection, comes back, and holds no more than it said."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import pytest
+import trio
+from wsproto.events import BytesMessage
+
+from aether_trio.client import InvalidArgument, websocket
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.client.gateways import agent, open_test_gateway
+from tests.client.websocket_peer import WebSocketLine, open_websocket_peer
+
+WAIT_S = 60
+
+
+async def barrier(line: WebSocketLine) -> str:
+    """The id of the question behind a send."""
+    while not (asked := await line.asked()).HasField("connection_status_request"):
+        pass
+    return asked.connection_status_request.request_id
+
+
+async def answer(line: WebSocketLine, request_id: str) -> None:
+    await line.tell(connection_status_response=pb.ConnectionStatusResponse(request_id=request_id))
+
+
+@pytest.mark.parametrize(
+    "request_id", ["send-", "send-x", "send-0", "send-2", "send--1", "send-٣", "send-²", "send-" + "9" * 5000]
+)
+async def test_a_refusal_of_a_send_that_was_never_made_is_told_and_refuses_nothing(request_id: str) -> None:
+    async with open_websocket_peer() as peer, trio.open_nursery() as nursery:
+
+        async def body() -> None:
+            async with agent(peer.address, "a") as a:
+                await a.send(a.topic, b"1")
+                error = await anext(a.errors)
+                assert (error.code, error.request_id) == ("ERR_INVALID_TOPIC", request_id)
+                with pytest.raises(InvalidArgument):
+                    await a.send(a.topic, b"2")
+
+        with trio.fail_after(WAIT_S):
+            nursery.start_soon(body)
+            line = await peer.accept()
+            asked = await barrier(line)
+            await line.tell(error=pb.ErrorResponse(code="ERR_INVALID_TOPIC", request_id=request_id))
+            await answer(line, asked)
+            asked = await barrier(line)
+            await line.tell(error=pb.ErrorResponse(code="ERR_INVALID_TOPIC", request_id="send-2"))
+            await answer(line, asked)
+            await line.end()
+
+
+@pytest.mark.parametrize("options", [{"credit_messages": 3}, {"credit_bytes": 30}])
+async def test_what_is_delivered_beyond_the_credit_ends_the_connection_and_is_not_kept(options: dict[str, int]) -> None:
+    async with open_websocket_peer() as peer, trio.open_nursery() as nursery:
+        held = 0
+
+        async def body() -> None:
+            nonlocal held
+            async with agent(peer.address, "a", **options) as a:
+                while a.statistics().connections < 2:
+                    await anext(a.states)
+                held = a.statistics().buffered
+                assert [(await a.receive()).text for _ in range(3)] == ["0123456789"] * 3
+
+        with trio.fail_after(WAIT_S):
+            nursery.start_soon(body)
+            line = await peer.accept()
+            message = pb.IncomingMessage(payload=b"0123456789")
+            for _ in range(4):
+                await line.tell(msg=message)
+            await line.end()
+            line = await peer.accept("s2")
+            await line.end()
+        assert held == 3
+
+
+async def test_what_comes_in_very_many_pieces_takes_no_more_than_its_bytes() -> None:
+    async with open_websocket_peer() as peer, trio.open_nursery() as nursery:
+
+        async def body() -> None:
+            async with agent(peer.address, "a") as a:
+                assert (await a.receive()).text == "whole"
+
+        with trio.fail_after(WAIT_S):
+            nursery.start_soon(body)
+            line = await peer.accept()
+            data = pb.DownstreamMessage(msg=pb.IncomingMessage(payload=b"whole")).SerializeToString()
+            await line.say(data[:1], finished=False)
+            empty = line.ws.send(BytesMessage(data=b"", message_finished=False))
+            tracemalloc.start()
+            try:
+                await line.stream.send_all(empty * 5_000)
+                await line.ping()
+                snapshot = tracemalloc.take_snapshot()
+            finally:
+                tracemalloc.stop()
+            await line.say(data[1:])
+            await line.end()
+        lane = snapshot.filter_traces([tracemalloc.Filter(True, websocket.__file__)])
+        assert sum(one.size for one in lane.statistics("filename")) < 5_000
+
+
+@pytest.mark.parametrize("lane", ["ws", "aether"])
+@pytest.mark.parametrize("options", [{"credit_messages": 2**62}, {"credit_bytes": 2**62}, {"credit_bytes": 1}])
+async def test_the_largest_and_the_smallest_credit_are_credit(lane: str, options: dict[str, int]) -> None:
+    async with open_test_gateway() as gateway:
+        with trio.fail_after(WAIT_S):
+            async with agent(f"{lane}://{gateway.address}", "a", **options) as a:
+                for number in range(5):
+                    await a.send(a.topic, str(number))
+                async for message in a:
+                    if message.text == "4":
+                        break
