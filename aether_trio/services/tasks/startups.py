@@ -221,10 +221,13 @@ def take_up(task: Task) -> Program[str]:
 def refuse(task: Task, move: Move) -> str:
     """Why a participant may not make this move of a start; "" if it may.
 
-    A start is RUNNING when its agent has connected, and by nothing else.
+    A start is RUNNING when its agent has connected, and by nothing else; and COMPLETED when that has done what it came for. An orchestrator
+    that takes either for "I have launched it" would leave its agent with a token that is no good any more.
     """
     if task.status is Status.STARTING and move is Move.RESUME:
         return f"{task.target} is being started: the start goes on when it connects"
+    if task.status in (Status.PENDING, Status.STARTING) and move is Move.COMPLETE:
+        return f"{task.target} has not connected: the start is completed when it has, and says goodbye"
     return ""
 
 

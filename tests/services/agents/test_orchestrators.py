@@ -274,6 +274,24 @@ async def test_nobody_makes_a_start_run_by_resuming_it(core: Core) -> None:
         assert await starts(core) == [("starting", "")]
 
 
+async def test_nobody_completes_a_start_whose_agent_has_not_come(core: Core) -> None:
+    async with cast(core) as (orchestrator, asker):
+        task = await create(asker)
+        asked = await assignment(orchestrator)
+        done = await operate_on(orchestrator, TaskOp.COMPLETE, asked.task_id)
+        assert (done.success, await starts(core)) == (False, [("starting", "")])
+        async with connect(core, echo(credentials={"token": asked.launch_params["auth_token"]})) as started:
+            await until(core, "running")
+            assert (await assignment(started)).task_id == task.task_id
+            assert (await operate_on(started, TaskOp.COMPLETE, asked.task_id)).success
+            await until(core, "completed")
+
+        await register(orchestrator, "big", "docker")
+        waiting = (await create(asker, task_type="agent_startup", target_agent_id="ag::w::big::1")).task_id
+        assert not (await operate_on(asker, TaskOp.COMPLETE, waiting)).success
+        await until(core, "completed", "pending")
+
+
 async def test_the_starts_that_urgent_tasks_wait_for_are_handed_out_first(core: Core) -> None:
     async with connect(core, starter("2", "other")) as other, connect(core, agent("w", "asker", "1")) as asker:
         await register(other, "echo")
