@@ -367,9 +367,9 @@ class Engine:
                 node = self.hints.node
                 for session_id in await self.database.read(lambda node=node: tokens.outlived(node)):  # type: ignore[misc]
                     self._end_outlived(session_id)
+                await self.hub.look_for_missed()
             except StorageUnavailable as error:
                 logger.info("nodes that are gone wait for storage", reason=str(error))
-            self.hub.look("*")
 
     async def _call_absent(self) -> None:
         """Have those started that tasks wait for, and that a gateway which is gone has not: with its memory its calls are lost."""

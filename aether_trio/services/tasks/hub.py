@@ -3,7 +3,7 @@
     commit ──▶ offer(events) ──▶ subscription: the next number, and the client has room ──▶ sent
                                      │ a gap, or no room: the task is behind
                                      ▼
-                              catch up: read from the table behind the position, until level
+                              catch up: read from the table behind the position, until level (replay.py)
 
 A subscription has a position for each of its tasks. It is sent an event only when its number is the next one, so it never misses one,
 never sees one twice, and it does not matter in which order commits are heard of, here or from other nodes.
@@ -11,19 +11,23 @@ never sees one twice, and it does not matter in which order commits are heard of
 A recursive subscription has the descendants that there are, and takes up those that are made later. Where it begins and what is below its
 task are read in one snapshot (`beginning`): a child that is made later has its "spawned" behind its parent's position.
 
-Invariants: whatever runs for a subscription runs in its session's nursery; a client that does not read costs the positions and nothing else.
+Invariants: whatever runs for a subscription runs in its session's nursery; a client that does not read costs the positions
+and a few numbers more, and no event.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, NamedTuple
 
 import structlog
 import trio
 
 from aether_trio.model.errors import AetherError, Code
+from aether_trio.services.tasks import replay
 from aether_trio.services.tasks.transaction import Recorded
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Database, Fetch, Program, Row, StorageUnavailable
@@ -31,14 +35,13 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 logger = structlog.get_logger("aether.tasks")
 
-PAGE: Final = 100
-PART: Final = 500
-"""Tasks that one statement asks about."""
 MAX_SUBSCRIPTIONS: Final = 256
 """Of one session."""
 MAX_FOLLOWED: Final = 4_096
 """Tasks of one recursive subscription. One that would begin with more is refused; a descendant that is made later is not taken up
 beyond it, and the client is told so once."""
+MAX_OF_SESSION: Final = 4 * MAX_FOLLOWED
+"""Tasks of all subscriptions of a session, counted for each of them."""
 RETRY_S: Final = 1.0
 
 
@@ -67,6 +70,8 @@ class Hub:
         self._database = database
         self._by_task: dict[str, dict[Subscription, None]] = {}
         self._by_session: dict[str, dict[str, Subscription]] = {}
+        self._followed: Counter[str] = Counter()
+        """How many tasks each session follows."""
 
     @property
     def watched(self) -> Iterable[str]:
@@ -93,10 +98,14 @@ class Hub:
         if task_id not in subscription.positions:
             subscription.positions[task_id] = position
             self._by_task.setdefault(task_id, {})[subscription] = None
+            self._followed[subscription.session.session_id] += 1
 
     def follow(self, subscription: Subscription, task_ids: Iterable[str]) -> None:
-        """Follow these as well, before `start`."""
-        for task_id in task_ids:
+        """Follow these as well, before `start`. Raises AetherError QUOTA."""
+        new = [task_id for task_id in task_ids if task_id not in subscription.positions]
+        if self._followed[subscription.session.session_id] + len(new) > MAX_OF_SESSION:
+            raise AetherError(Code.QUOTA, f"a session's subscriptions follow at most {MAX_OF_SESSION} tasks in all")
+        for task_id in new:
             self._follow(subscription, task_id, None)
 
     def start(self, subscription: Subscription, positions: dict[str, int], *, replay: bool) -> None:
@@ -120,6 +129,10 @@ class Hub:
 
     def _drop(self, subscription: Subscription) -> list[str]:
         subscription.closed = True
+        session_id = subscription.session.session_id
+        self._followed[session_id] -= len(subscription.positions)
+        if self._followed[session_id] <= 0:
+            del self._followed[session_id]
         alone = []
         for task_id in subscription.positions:
             followers = self._by_task.get(task_id)
@@ -153,6 +166,17 @@ class Hub:
                 subscription.behind.add(one)
                 self._catch_up_soon(subscription)
 
+    async def look_for_missed(self) -> None:
+        """Find events that were not offered here, of all tasks that somebody here follows. Raises StorageUnavailable."""
+        followed = list(self._by_task)
+        for names, marks in replay.in_parts(followed):
+            latest = await self._database.fetch(f"SELECT task_id, events FROM tasks WHERE task_id IN ({marks})", *names)  # noqa: S608
+            for task_id, number in latest:
+                for subscription in self._by_task.get(task_id, ()):
+                    if number > (subscription.positions[task_id] or 0):
+                        subscription.behind.add(task_id)
+                        self._catch_up_soon(subscription)
+
     def _send(self, subscription: Subscription, task_id: str, number: int, encoded: bytes) -> None:
         if number <= (subscription.positions[task_id] or 0):
             return
@@ -166,7 +190,8 @@ class Hub:
             and child.lifecycle == "spawned"
             and child.child_task_id not in subscription.positions
         ):
-            if len(subscription.positions) < MAX_FOLLOWED:
+            of_session = self._followed[subscription.session.session_id]
+            if len(subscription.positions) < MAX_FOLLOWED and of_session < MAX_OF_SESSION:
                 self._follow(subscription, child.child_task_id, 0)
                 subscription.behind.add(child.child_task_id)
                 self._catch_up_soon(subscription)
@@ -182,68 +207,45 @@ class Hub:
             nursery.start_soon(self._catch_up, subscription, name="task-events")
 
     async def _catch_up(self, subscription: Subscription) -> None:
+        ahead: replay.Ahead = {}
+        positions, behind = subscription.positions, subscription.behind
         try:
             while not subscription.closed:
-                if not (behind := [one for one in subscription.behind if subscription.positions[one] is not None]):
-                    return
                 await subscription.session.outbox.wait_control_room()
-                subscription.behind.difference_update(behind)
-                wanted = {task_id: subscription.positions[task_id] or 0 for task_id in behind}
+                wanted = {one: positions[one] or 0 for one in behind if one not in ahead and positions[one] is not None}
+                behind.difference_update(wanted)
+                wanted |= {one: positions[one] or 0 for one in replay.used_up(ahead)}
+                if not wanted and not ahead:
+                    return
                 try:
-                    found = await self._database.read(lambda wanted=wanted: _events(wanted))  # type: ignore[misc]
+                    found, ahead = await self._database.read(partial(replay.read_on, ahead, wanted))
                 except StorageUnavailable as error:
                     logger.warning("task events not read, trying again", reason=str(error))
-                    subscription.behind.update(behind)
+                    behind.update(task_id for task_id in wanted if task_id not in ahead)
                     await trio.sleep(RETRY_S)
                     continue
-                await self._send_all(subscription, found)
+                for task_id in self._send_all(subscription, found):
+                    ahead.pop(task_id, None)
+                    behind.add(task_id)
         finally:
             subscription.reading = False
 
-    async def _send_all(self, subscription: Subscription, found: list[Row]) -> None:
-        """In the order in which they happened; a page of each task, so the last of a full one says that there is more."""
-        counts: dict[str, int] = {}
-        for task_id, number, _, encoded in found:
+    def _send_all(self, subscription: Subscription, found: Sequence[Row]) -> set[str]:
+        """In their order; the tasks of those that have no room. They are read again: of a client that does not read no event is kept."""
+        for at, (task_id, number, encoded) in enumerate(found):
             if not subscription.session.outbox.control_has_room:
-                await subscription.session.outbox.wait_control_room()
+                return {row[0] for row in found[at:]}
             if subscription.closed:
-                return
-            counts[task_id] = counts.get(task_id, 0) + 1
+                break
             self._send(subscription, task_id, number, encoded)
-        subscription.behind.update(task_id for task_id, count in counts.items() if count == PAGE)
-
-
-def _events(wanted: dict[str, int]) -> Program[list[Row]]:
-    found: list[Row] = []
-    for task_id, position in wanted.items():
-        found += yield Fetch(
-            "SELECT task_id, number, at_ms, event FROM task_events WHERE task_id = $1 AND number > $2 "
-            "ORDER BY number LIMIT $3",
-            (task_id, position, PAGE),
-        )
-    return in_order(found) if len(wanted) > 1 else found
-
-
-def in_order(found: Sequence[Row]) -> list[Row]:
-    """Events of several tasks, each task's in the order of its numbers: by time, where one is as late as those before it.
-
-    Times are those of the nodes that have written them, so an event may bear an earlier one than the event before it.
-    """
-    latest: dict[str, int] = {}
-    timed = []
-    for row in found:
-        task_id, at_ms = row[0], row[2]
-        latest[task_id] = max(latest.get(task_id, 0), at_ms)
-        timed.append((latest[task_id], row))
-    timed.sort(key=lambda one: one[0])
-    return [row for _, row in timed]
+        return set()
 
 
 def _too_many(subscription: Subscription) -> AetherError:
     return AetherError(
         Code.QUOTA,
         f"subscription {subscription.subscription_id} to all below task {subscription.task_id} follows at most "
-        f"{MAX_FOLLOWED} tasks; those that are made from now on are left out",
+        f"{MAX_FOLLOWED} tasks, and a session {MAX_OF_SESSION}; those that are made from now on are left out",
     )
 
 
@@ -271,7 +273,7 @@ def beginning(task_id: str, below: Program[list[str]] | None, since_ms: int, nod
     unwatched = []
     if node is not None:
         watched: set[str] = set()
-        for names, marks in _in_parts(wanted):
+        for names, marks in replay.in_parts(wanted):
             found: list[Row] = yield Fetch(
                 f"SELECT task_id FROM task_watchers WHERE task_id IN ({marks}) AND node = ${len(names) + 1}",  # noqa: S608
                 (*names, node),
@@ -284,7 +286,7 @@ def beginning(task_id: str, below: Program[list[str]] | None, since_ms: int, nod
 def positions(task_ids: Iterable[str], since_ms: int) -> Program[dict[str, int]]:
     """Where a subscription begins: behind everything, or before the first event at or after `since_ms`."""
     found: dict[str, int] = {}
-    for names, marks in _in_parts(task_ids):
+    for names, marks in replay.in_parts(task_ids):
         rows: list[Row] = yield Fetch(f"SELECT task_id, events FROM tasks WHERE task_id IN ({marks})", names)  # noqa: S608
         latest: dict[str, int] = dict.fromkeys(names, 0) | {row[0]: row[1] for row in rows}
         if since_ms > 0:
@@ -296,11 +298,3 @@ def positions(task_ids: Iterable[str], since_ms: int) -> Program[dict[str, int]]
             latest |= {task_id: number - 1 for task_id, number in rows}
         found |= latest
     return found
-
-
-def _in_parts(task_ids: Iterable[str]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """So many as one statement is given, with their places in it."""
-    names = tuple(task_ids)
-    for first in range(0, len(names), PART):
-        part = names[first : first + PART]
-        yield part, ", ".join(f"${number}" for number in range(1, len(part) + 1))

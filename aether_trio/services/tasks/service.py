@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Final
 
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.errors import AetherError, Code
@@ -30,10 +32,13 @@ from aether_trio.services.tasks.texts import reason, storable
 from aether_trio.services.tasks.transaction import Context, Work
 from aether_trio.services.tasks.wire import info, named, show
 from aether_trio.session.session import Session
-from aether_trio.storage.base import Execute, ExecuteMany, Program, StorageUnavailable
+from aether_trio.storage.base import ExecuteMany, Program, StorageUnavailable
 from aether_trio.storage.outages import outage
 from aether_trio.wire.errors import error_response
 from aether_trio.wire.pb import aether_pb2 as pb
+
+UNWATCH_PAGE: Final = 100
+"""Tasks that a transaction says are followed no more."""
 
 Answers = Sequence[pb.DownstreamMessage]
 HasCheckpoint = Callable[[str, str], Awaitable[bool]]
@@ -297,18 +302,16 @@ class TaskService:
         await self.engine.database.run(program)
 
     def _unwatch(self, task_ids: Sequence[str]) -> None:
-        if not self.engine.database.shared or not task_ids:
-            return
-        subscriptions = self.engine.hub
+        if self.engine.database.shared:
+            for first in range(0, len(task_ids), UNWATCH_PAGE):
+                part = task_ids[first : first + UNWATCH_PAGE]
+                self.engine.desk.put(partial(self._unwatch_page, task_ids=part))
 
-        def errand(work: Work) -> Program[None]:
-            for task_id in task_ids:
-                if not subscriptions.watches(task_id):
-                    yield Execute(
-                        "DELETE FROM task_watchers WHERE task_id = $1 AND node = $2", (task_id, work.context.node)
-                    )
-
-        self.engine.desk.put(errand)
+    def _unwatch_page(self, work: Work, task_ids: Sequence[str]) -> Program[None]:
+        watches = self.engine.hub.watches
+        gone = [(task_id, work.context.node) for task_id in task_ids if not watches(task_id)]
+        if gone:
+            yield ExecuteMany("DELETE FROM task_watchers WHERE task_id = $1 AND node = $2", gone)
 
     # -- sessions ---------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 
@@ -10,7 +10,8 @@ import pytest
 import trio
 
 from aether_trio.core import Core
-from aether_trio.services.tasks import hub, query
+from aether_trio.services.tasks import hub, query, replay, service
+from aether_trio.storage.base import Database, Execute, Fetch, Program
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, errors
@@ -92,7 +93,7 @@ async def test_a_replay_over_several_pages_doubles_nothing(core: Core, world: Wo
         parent, children = await parent_and_children(peer, 2)
         for task_id in (parent, *children):
             assert (await operate(peer, Op.CLAIM, task_id)).success
-            for number in range(hub.PAGE * 2):
+            for number in range(replay.PAGE_ROWS * 2):
                 report = pb.ProgressReport(task_id=task_id, state="running", summary=f"{number}")
                 peer.send(pb.UpstreamMessage(progress=report))
         await trio.sleep(30)
@@ -193,3 +194,149 @@ async def test_a_list_of_all_below_a_task_is_whole_or_refused(core: Core, monkey
             assert page.success is whole
             assert ({task.task_id for task in page.tasks} == set(children)) is whole
             assert ("more than 4 tasks" in page.error) is not whole
+
+
+class Reads:
+    """The database that subscriptions read; what each of its programs has done."""
+
+    def __init__(self, inner: Database) -> None:
+        self._inner = inner
+        self.statements: list[int] = []
+        self.bytes: list[int] = []
+
+    async def read(self, factory: Callable[[], Program[Any]]) -> Any:
+        return await self._inner.read(lambda: self._counted(factory()))
+
+    async def fetch(self, sql: str, *args: Any) -> Any:
+        self.statements.append(1)
+        self.bytes.append(0)
+        return await self._inner.fetch(sql, *args)
+
+    def _counted(self, program: Program[Any]) -> Program[Any]:
+        self.statements.append(0)
+        self.bytes.append(0)
+        answer: Any = None
+        while True:
+            try:
+                asked = program.send(answer)
+            except StopIteration as done:
+                return done.value
+            answer = yield asked
+            self.statements[-1] += 1
+            self.bytes[-1] += sum(len(value) for row in answer for value in row if isinstance(value, bytes))
+
+
+@pytest.fixture
+def reads(core: Core, monkeypatch: pytest.MonkeyPatch) -> Reads:
+    found = Reads(core.tasks.engine.database)
+    monkeypatch.setattr(core.tasks.engine.hub, "_database", found)
+    return found
+
+
+async def test_what_is_read_at_once_is_bounded_however_large_events_are(core: Core, reads: Reads) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
+        parent, children = await parent_and_children(peer, 4)
+        for task_id in (parent, *children):
+            assert (await operate(peer, Op.CLAIM, task_id)).success
+            for number in range(20):
+                report = pb.ProgressReport(task_id=task_id, state="running", summary=f"{number} " + "x" * 60_000)
+                peer.send(pb.UpstreamMessage(progress=report))
+                await trio.sleep(1)
+        assert (await subscribe(other, parent, recursive=True, start_timestamp_unix_ms=1)).success
+        await trio.sleep(30)
+        told = seen(other)
+        for task_id in (parent, *children):
+            assert len([one for one in of(told, task_id) if one.HasField("progress")]) == 20
+        times = [one.emitted_at_unix_ms for one in told]
+        assert times == sorted(times)
+        assert max(reads.bytes) < replay.PAGE_BYTES + 64 * 1024
+
+
+async def test_a_replay_is_in_the_order_of_time_over_several_pages(core: Core, world: World) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
+        parent, [dense] = await parent_and_children(peer, 1)
+        for task_id in (parent, dense):
+            assert (await operate(peer, Op.CLAIM, task_id)).success
+            for number in range(replay.PAGE_ROWS * 2):
+                report = pb.ProgressReport(task_id=task_id, state="running", summary=f"{number}")
+                peer.send(pb.UpstreamMessage(progress=report))
+        await trio.sleep(30)
+        first = world.databases["tasks"].query("SELECT MIN(at_ms) FROM task_events")[0][0]
+        database = core.tasks.engine.database
+        await database.execute(
+            "UPDATE task_events SET at_ms = CAST($1 AS BIGINT) + number * 1000 WHERE task_id = $2", first, parent
+        )
+        await database.execute(
+            "UPDATE task_events SET at_ms = CAST($1 AS BIGINT) + 9000 + number WHERE task_id = $2", first, dense
+        )
+        assert (await subscribe(other, parent, recursive=True, start_timestamp_unix_ms=1)).success
+        await trio.sleep(30)
+        told = seen(other)
+        for task_id in (parent, dense):
+            assert as_written(world, told, task_id)
+        places = [place for place, event in enumerate(told) if event.task_id == dense]
+        assert places == list(range(places[0], places[0] + len(places)))
+
+
+async def test_a_look_for_what_other_nodes_have_written_asks_for_many_tasks_at_once(
+    core: Core, world: World, reads: Reads
+) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
+        parent, children = await parent_and_children(peer, 30)
+        for _ in range(3):
+            assert (await subscribe(other, parent, recursive=True)).success
+        await trio.sleep(30)
+        reads.statements.clear()
+        await trio.sleep(30)
+        looks = 7 if core.tasks.engine.database.shared else 0
+        assert sum(reads.statements) <= looks
+        # What was written and not offered here is found.
+        program = _written_elsewhere(children[0])
+        await core.tasks.engine.database.run(lambda: program)
+        await trio.sleep(30)
+        found = [one for one in of(seen(other), children[0]) if one.HasField("progress")]
+        assert len(found) == (3 if core.tasks.engine.database.shared else 0)
+
+
+def _written_elsewhere(task_id: str) -> Program[None]:
+    event = pb.TaskEvent(task_id=task_id, progress=pb.TaskProgressEvent(state="elsewhere"))
+    [[number]] = yield Fetch("UPDATE tasks SET events = events + 1 WHERE task_id = $1 RETURNING events", (task_id,))
+    sql = "INSERT INTO task_events (task_id, number, at_ms, event) VALUES ($1, $2, 1, $3)"
+    yield Execute(sql, (task_id, number, event.SerializeToString()))
+
+
+async def test_what_a_session_follows_in_all_is_bounded(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "MAX_OF_SESSION", 10)
+    async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
+        parent, children = await parent_and_children(peer, 3)
+        first = await subscribe(other, parent, recursive=True)
+        assert first.success
+        assert (await subscribe(other, parent, recursive=True)).success
+        refused = await subscribe(other, parent, recursive=True)
+        assert (refused.success, "at most 10 tasks" in refused.error) == (False, True)
+        assert (await subscribe(other, children[0])).success
+        assert (await subscribe(peer, parent, recursive=True)).success  # another session has its own
+        op = pb.TaskSubscriptionOperation(
+            op=pb.TaskSubscriptionOperation.UNSUBSCRIBE, subscription_id=first.subscription_id
+        )
+        other.send(pb.UpstreamMessage(task_subscription_op=op))
+        await barrier(other)
+        assert (await subscribe(other, parent, recursive=True)).success
+    assert not core.tasks.engine.hub._followed
+
+
+async def test_the_end_of_a_large_subscription_is_written_a_part_at_a_time(
+    core: Core, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not core.tasks.engine.database.shared:
+        pytest.skip("nobody else is told")
+    monkeypatch.setattr(service, "UNWATCH_PAGE", 10)
+    tasks = world.databases["tasks"]
+    async with connect(core, agent("w", "c", "1")) as peer:
+        parent, _ = await parent_and_children(peer, 40)
+        async with connect(core, agent("w", "c", "2")) as other:
+            assert (await subscribe(other, parent, recursive=True)).success
+            assert tasks.query("SELECT COUNT(*) FROM task_watchers") == [(41,)]
+        await core.tasks.engine.desk.settle()
+        while tasks.query("SELECT COUNT(*) FROM task_watchers") != [(0,)]:
+            await trio.sleep(5)

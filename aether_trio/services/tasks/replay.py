@@ -1,0 +1,145 @@
+"""Events of many tasks in the order in which they happened, a page at a time: what is kept between pages is where the next ones are, and no event.
+
+    sizes of the next events of each task ──▶ the earliest of all, and so on, up to PAGE_BYTES ──▶ these are read whole
+         ▲                                                   │ those of a task that has more are used up
+         └───────────────────────────────────────────────────┘
+
+How large events are, and how many, is the choice of those who write them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from heapq import heapify, heappop, heapreplace
+from typing import Final, NamedTuple
+
+from aether_trio.model.limits import KIB
+from aether_trio.storage.base import Fetch, Program, Row
+
+PAGE_BYTES: Final = 256 * KIB
+"""Of events that are read whole at a time: one is, at least."""
+PAGE_ROWS: Final = 100
+"""Events of one task whose sizes are read at a time, at most."""
+LEAST_ROWS: Final = 8
+"""At least."""
+AHEAD_ROWS: Final = 16_000
+"""Sizes that are kept of a subscription, unless LEAST_ROWS of each task are more."""
+PART: Final = 500
+"""Tasks that one statement asks about."""
+
+
+class Place(NamedTuple):
+    """An event: its number in its task, its size, and when it happened, which is not before those of lower numbers."""
+
+    number: int
+    size: int
+    at_ms: int
+
+
+class Next(NamedTuple):
+    """The next events of a task. `more`: there are some behind them. `at_ms` is when the latest happened that was looked at."""
+
+    places: tuple[Place, ...]
+    more: bool
+    at_ms: int
+
+
+Ahead = dict[str, Next]
+"""By the ids of their tasks."""
+
+
+def used_up(ahead: Mapping[str, Next]) -> list[str]:
+    """Tasks whose next events are to be looked for."""
+    return [task_id for task_id, coming in ahead.items() if not coming.places]
+
+
+def read_on(ahead: Mapping[str, Next], wanted: Mapping[str, int]) -> Program[tuple[list[Row], Ahead]]:
+    """The next page (task id, number, event), and what is ahead behind it.
+
+    `wanted` are the tasks that are to be looked at, with the numbers of the last events that are known of them: those that are used up must
+    be among them.
+    """
+    rest = {task_id: coming for task_id, coming in ahead.items() if task_id not in wanted}
+    yield from _look(ahead, wanted, rest)
+    taken = _take(rest)
+    found: dict[str, dict[int, bytes]] = {}
+    last = dict(taken)
+    first = dict(reversed(taken))
+    for task_id, number in last.items():
+        rows: list[Row] = yield Fetch(
+            "SELECT number, event FROM task_events WHERE task_id = $1 AND number >= $2 AND number <= $3",
+            (task_id, first[task_id], number),
+        )
+        found[task_id] = dict(rows)
+    page = [(task_id, number, found[task_id][number]) for task_id, number in taken if number in found[task_id]]
+    return page, rest
+
+
+def _look(ahead: Mapping[str, Next], wanted: Mapping[str, int], rest: Ahead) -> Program[None]:
+    """Add what is next of these tasks."""
+    news = (yield from _with_news(wanted)) if len(wanted) > 1 else list(wanted)
+    if not news:
+        return
+    kept = sum(len(coming.places) for coming in rest.values())
+    count = min(PAGE_ROWS, max((AHEAD_ROWS - kept) // len(news), LEAST_ROWS))
+    for task_id in news:
+        rows: list[Row] = yield Fetch(
+            "SELECT number, at_ms, LENGTH(event) FROM task_events WHERE task_id = $1 AND number > $2 "
+            "ORDER BY number LIMIT $3",
+            (task_id, wanted[task_id], count),
+        )
+        # Times are those of the nodes that have written them, so an event may bear an earlier one than the event before it.
+        latest_ms = ahead[task_id].at_ms if task_id in ahead else 0
+        places = []
+        for number, at_ms, size in rows:
+            latest_ms = max(latest_ms, at_ms)
+            places.append(Place(number, size, latest_ms))
+        if places:
+            rest[task_id] = Next(tuple(places), len(places) == count, latest_ms)
+
+
+def _take(rest: Ahead) -> list[tuple[str, int]]:
+    """Take (task id, number) of the earliest of what is ahead."""
+    heads = [(coming.places[0].at_ms, task_id) for task_id, coming in rest.items()]
+    heapify(heads)
+    used: dict[str, int] = {}
+    taken: list[tuple[str, int]] = []
+    size = 0
+    while heads:
+        task_id = heads[0][1]
+        coming, at = rest[task_id], used.get(task_id, 0)
+        place = coming.places[at]
+        size += place.size
+        if taken and size > PAGE_BYTES:
+            break
+        taken.append((task_id, place.number))
+        used[task_id] = at + 1
+        if at + 1 < len(coming.places):
+            heapreplace(heads, (coming.places[at + 1].at_ms, task_id))
+        elif coming.more:
+            break  # the next ones may be earlier than those of others
+        else:
+            heappop(heads)
+    for task_id, count in used.items():
+        coming = rest.pop(task_id)
+        if count < len(coming.places) or coming.more:
+            rest[task_id] = coming._replace(places=coming.places[count:])
+    return taken
+
+
+def _with_news(wanted: Mapping[str, int]) -> Program[list[str]]:
+    """Those of these tasks that have events behind these numbers: most have not, where very many are followed."""
+    found: list[str] = []
+    for names, marks in in_parts(wanted):
+        rows: list[Row] = yield Fetch(f"SELECT task_id, events FROM tasks WHERE task_id IN ({marks})", names)  # noqa: S608
+        found += [task_id for task_id, number in rows if number > wanted[task_id]]
+    return found
+
+
+def in_parts(task_ids: Iterable[str]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """So many as one statement is given, with their places in it. Their number is rounded up, so that there are few different statements."""
+    names = tuple(task_ids)
+    for first in range(0, len(names), PART):
+        part = names[first : first + PART]
+        part += part[:1] * (-len(part) % 4 if len(part) > 1 else 0)
+        yield part, ", ".join(f"${number}" for number in range(1, len(part) + 1))
