@@ -88,6 +88,14 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Change a module, one line at a time in a copy, and see which test notices; `-- MODULE --count N --seed N`, see `-- --help`."""
+    session.install("-e", ".", *group("test"), *group("load"))
+    # After Ctrl-C it ends what runs, and removes the copy.
+    session.run("python", "-m", "mutants", *session.posargs, interrupt_timeout=30.0)
+
+
+@nox.session
 def proto(session: nox.Session) -> None:
     """Compile proto/ into aether_trio/wire/pb; arguments after -- go to the script."""
     session.install("-e", ".", *group("proto"))
