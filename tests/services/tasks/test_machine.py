@@ -51,6 +51,7 @@ asked_moves = st.sampled_from(
 )
 reasons = st.sampled_from([Reason.INPUT, Reason.AUTHORITY, Reason.DEPENDENCY, Reason.HIBERNATION])
 picks = st.integers(0, 2**16)
+CIRCLE = "neither would ever go on"
 
 
 class TaskMachine(RuleBasedStateMachine):
@@ -68,6 +69,8 @@ class TaskMachine(RuleBasedStateMachine):
         self.sessions: dict[Identity, str] = {}
         self.count = 0
         self.ended: dict[str, Status] = {}
+        self.keys: dict[bytes, tuple[int, bytes]] = {}
+        """When each key was first used, and for what."""
 
     def teardown(self) -> None:
         self.place.close()
@@ -99,6 +102,22 @@ class TaskMachine(RuleBasedStateMachine):
 
     def pick(self, number: int) -> str:
         return self.ids[number % len(self.ids)]
+
+    def closes_circle(self, task_id: str, wait: Wait) -> bool:
+        """Whether a task would wait for its own end, itself or through others."""
+        if wait.status is not Status.WAITING_DEPENDENCY:
+            return False
+        reached: set[str] = set()
+        ahead = list(wait.depends_on)
+        while ahead:
+            one = ahead.pop()
+            if one == task_id:
+                return True
+            other = None if one in reached else self.load(one)
+            reached.add(one)
+            if other is not None and other.status is Status.WAITING_DEPENDENCY and other.waits_for is not None:
+                ahead.extend(other.waits_for.depends_on)
+        return False
 
     # -- rules ------------------------------------------------------------------------------------------------------
 
@@ -152,6 +171,7 @@ class TaskMachine(RuleBasedStateMachine):
             metadata={deadline: "1000"} if deadline else {},
         )
         self.count += 1
+        asked = creating.request_hash(request, "w")
         task = new_task(
             request,
             task_id=f"t{self.count}",
@@ -164,9 +184,28 @@ class TaskMachine(RuleBasedStateMachine):
         )
         created = self.run(
             lambda context: creating.create(
-                context, task, b"p", key=key, offline=Offline.QUEUE, start=None, target=None, minted=None
+                context,
+                task,
+                b"p",
+                key=key,
+                request=asked,
+                offline=Offline.QUEUE,
+                start=None,
+                target=None,
+                minted=None,
             )
         )
+        known = self.keys.get(key) if key else None
+        if known is not None and known[0] + creating.KEY_MS <= self.now_ms:
+            known = None
+        if created.problem:
+            assert created.problem == creating.REUSED_KEY
+            assert known is not None
+            assert known[1] != asked
+            return
+        assert known is None or known[1] == asked
+        if known is None:
+            self.keys[key] = self.now_ms, asked
         if created.task is None:
             assert key
             assert created.task_id in self.ids
@@ -199,6 +238,7 @@ class TaskMachine(RuleBasedStateMachine):
         if before is not None and before.assigned_to == caller.text:
             epoch = before.epoch
         asked = Asked(task_id, move, "why", wait)
+        circle = wait is not None and self.closes_circle(task_id, wait)
         outcome: Outcome = self.run(lambda context: operate(context, Caller(caller, "w", allowed=True), asked))
         if before is None:
             assert outcome.task is None
@@ -218,6 +258,9 @@ class TaskMachine(RuleBasedStateMachine):
                 assert self.load(task_id) == before
             case Repeat():
                 assert outcome.refusal == ""
+                assert self.load(task_id) == before
+            case Step() if circle:
+                assert CIRCLE in outcome.refusal
                 assert self.load(task_id) == before
             case Step(after):
                 assert outcome.refusal == ""
@@ -239,7 +282,8 @@ class TaskMachine(RuleBasedStateMachine):
             wait = Wait(Reason.DEPENDENCY, depends_on=depends_on, wake_on_any=any_of)
             for asked in (Asked(task.task_id, Move.CLAIM), Asked(task.task_id, Move.PAUSE, wait=wait)):
                 outcome: Outcome = self.run(lambda context, asked=asked: operate(context, caller, asked))  # type: ignore[misc]
-                assert outcome.refusal == ""
+                circle = asked.wait is not None and self.closes_circle(task.task_id, asked.wait)
+                assert CIRCLE in outcome.refusal if circle else outcome.refusal == ""
 
     @precondition(lambda self: self.ids)
     @rule(number=picks, move=st.sampled_from([Move.CLAIM, Move.COMPLETE, Move.COMPLETE, Move.FAIL]))
