@@ -10,6 +10,7 @@ reports without a pause costs the others neither their progress nor much time.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple
 
@@ -50,16 +51,19 @@ class _Waiting(NamedTuple):
 
 class Desk:
     """`perform(program)` runs one on a fresh Work and sees to what follows from it. Raises StorageUnavailable. `together` may make fewer
-    errands of a group that do the same."""
+    errands of a group that do the same; `most` is how many a group has at most."""
 
     def __init__(
         self,
         perform: Callable[[Errand], Awaitable[object]],
         together: Callable[[Sequence[Errand]], Sequence[Errand]] = lambda group: group,
+        *,
+        most: int = GROUP,
     ) -> None:
         self._perform = perform
+        self._most = most
         self._together = together
-        self._waiting: list[_Waiting] = []
+        self._waiting: deque[_Waiting] = deque()
         self._shares: dict[str, tuple[int, int]] = {}
         self._bytes = 0
         self._taken = self._done = 0
@@ -123,8 +127,7 @@ class Desk:
                 await self._work.wait()
                 self._work = trio.Event()
                 continue
-            group = self._waiting[:GROUP]
-            del self._waiting[:GROUP]
+            group = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
             await self._run_group([one.errand for one in group])
             for one in group:
                 self._give_back(one)

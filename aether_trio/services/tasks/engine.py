@@ -112,6 +112,8 @@ class Engine:
         self.deliveries = Deliveries(database, self._assignments.add)
         self._notices = Kicks(NOTICE_S)
         self.desk = Desk(self._perform_errand, together)
+        self.follow_ups = Desk(self._perform_errand, most=1)
+        """Pages of what follows from a move, each in a transaction of its own: whoever comes or reports meanwhile waits for one of them."""
         self.guests = Guests(self.desk, lambda: others.node)
         self.clockwork = Clockwork(database, clock, self._fire)
         self.inputs = Inputs(log, database, self.perform)
@@ -233,9 +235,9 @@ class Engine:
         for identity in work.absent:
             self.on_absent(identity)
         for errand in work.errands:
-            self.desk.put(errand)
+            self.follow_ups.put(errand)
         for task_id in work.unfinished:
-            self.desk.put(lambda work, task_id=task_id: work.wake_dependents(task_id))  # type: ignore[misc]
+            self.follow_ups.put(lambda work, task_id=task_id: work.wake_dependents(task_id))  # type: ignore[misc]
 
     def _push(self, push: Push, here: str) -> None:
         if push.worker.node != here:
@@ -319,6 +321,7 @@ class Engine:
         await self.database.execute("DELETE FROM task_watchers WHERE node = $1", self.hints.node)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.desk.run, name="task-desk")
+            nursery.start_soon(self.follow_ups.run, name="task-follow-ups")
             nursery.start_soon(keep_running, "task-assignments", self._assignments.run, name="task-assignments")
             nursery.start_soon(keep_running, "task-notices", self._notices.run, name="task-notices")
             nursery.start_soon(keep_running, "task-clockwork", self.clockwork.run, name="task-clockwork")

@@ -8,10 +8,12 @@ import pytest
 import trio
 
 from aether_trio.core import Core
+from aether_trio.model.tasks import Status
 from aether_trio.services.tasks import transaction
+from aether_trio.services.tasks.engine import Engine
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import World, agent, barrier, connect, errors
+from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, errors
 from tests.services.tasks.peers import Op, create, get, operate
 
 ENDS = [
@@ -131,7 +133,7 @@ async def test_children_are_cancelled_though_the_gateway_ends_before(world: Worl
     async with world.open() as core, connect(core, agent("w", "c", "1")) as peer:
         parent = (await create(peer, assignment_mode=pb.SELF_ASSIGN)).task_id
         child = await child_of(peer, parent, "cancel")
-        core.tasks.engine.desk.put = lambda *_: 0  # type: ignore[method-assign]  # it ends right after the commit
+        core.tasks.engine.follow_ups.put = lambda *_: 0  # type: ignore[method-assign]  # it ends right after the commit
         assert (await operate(peer, Op.CANCEL, parent)).success
         assert (await get(peer, child)).status == pb.TASK_STATUS_QUEUED
     assert tasks_db.query("SELECT task_id FROM task_cancelled_parents") == [(parent,)]
@@ -139,3 +141,37 @@ async def test_children_are_cancelled_though_the_gateway_ends_before(world: Worl
         await trio.sleep(60)
         assert (await get(peer, child)).status == pb.TASK_STATUS_CANCELLED
     assert not tasks_db.query("SELECT task_id FROM task_cancelled_parents")
+
+
+async def test_children_of_many_cancelled_tasks_share_no_transaction(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One participant may cancel very many; who comes meanwhile waits for one page."""
+    monkeypatch.setattr(transaction, "WAKE_PAGE", 4)
+    sizes: list[int] = []
+    settle = Engine.settle
+
+    def noted(engine: Engine, work: transaction.Work) -> None:
+        sizes.append(len([one for one in work.notices if one.status is Status.CANCELLED]))
+        settle(engine, work)
+
+    monkeypatch.setattr(Engine, "settle", noted)
+    async with deadlock_is_an_error():
+        async with world.open() as core, connect(core, agent("w", "c", "1")) as creator:
+            parents = [(await create(creator)).task_id for _ in range(20)]
+            more = {"metadata": {"on_parent_cancelled": "cancel"}}
+            children = [
+                (await create(creator, parent_task_id=one, **more)).task_id for one in parents for _ in range(4)
+            ]
+            database = core.tasks.engine.database
+            # As a gateway leaves it that is killed before.
+            await database.execute(
+                "UPDATE tasks SET status = 'cancelled', queue = '', due_ms = 0 WHERE parent_task_id = ''"
+            )
+            for one in parents:
+                await database.execute("INSERT INTO task_cancelled_parents (task_id) VALUES ($1)", one)
+        async with world.open() as core, connect(core, agent("w", "c", "1")) as creator:
+            for child in children:
+                while (await get(creator, child)).status != pb.TASK_STATUS_CANCELLED:
+                    await trio.sleep(1)
+    assert (sum(sizes), max(sizes)) == (80, 4)

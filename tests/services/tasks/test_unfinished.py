@@ -27,7 +27,7 @@ async def test_those_that_a_killed_gateway_has_not_woken_are_woken_by_the_next(
                 assert (await operate(creator, Op.CLAIM, task_id)).success
                 spec = pb.WaitSpec(depends_on=depends_on)
                 assert (await operate(creator, Op.WAIT_FOR, task_id, wait_spec=spec)).success
-            monkeypatch.setattr(core.tasks.engine.desk, "put", lambda *_: 0)  # from here on it does nothing more
+            monkeypatch.setattr(core.tasks.engine.follow_ups, "put", lambda *_: 0)  # from here on it does nothing more
             assert (await operate(creator, Op.CLAIM, first)).success
             assert (await operate(creator, Op.COMPLETE, first)).success
             assert database.query(WAITING) == [(5,)]
