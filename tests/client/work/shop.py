@@ -44,7 +44,7 @@ async def known(boss: AgentClient, one: AgentClient) -> None:
 
 async def order(boss: AgentClient, payload: str = "", **fields: Any) -> str:
     """A task for the pool; its id."""
-    return (await boss.tasks.create("job", payload.encode(), pool="bench", **fields)).task_id
+    return (await boss.tasks.within(LIMIT_S).create("job", payload.encode(), pool="bench", **fields)).task_id
 
 
 async def one_of(client: AgentClient) -> Job:
@@ -54,7 +54,7 @@ async def one_of(client: AgentClient) -> Job:
 
 async def wait_for(boss: AgentClient, task_id: str, *statuses: TaskStatus) -> Task:
     """Return when the task has one of these."""
-    while (task := await boss.tasks.get(task_id)).status not in statuses:
+    while (task := await boss.tasks.within(LIMIT_S).get(task_id)).status not in statuses:
         await anyio.sleep(0.01)
     return task
 

@@ -483,8 +483,8 @@ async def test_a_gateway_that_is_killed_in_the_middle_of_work() -> None:
         async with open_gateway_process() as gateway:
             address = f"aether://{gateway.address}"
             async with (
-                agent(address, "boss", connect_timeout=60.0) as boss,
-                worker(address, connect_timeout=60.0) as one,
+                agent(address, "boss", connect_timeout=LIMIT_S) as boss,
+                worker(address, connect_timeout=LIMIT_S) as one,
             ):
                 ids = [await order(boss, str(number)) for number in range(40)]
                 done: list[str] = []
@@ -520,8 +520,8 @@ async def test_inputs_that_were_accepted_wake_their_tasks_though_the_gateway_is_
         async with open_gateway_process() as gateway:
             address = f"aether://{gateway.address}"
             async with (
-                agent(address, "boss", connect_timeout=60.0) as boss,
-                worker(address, connect_timeout=60.0, worker_tasks=20) as one,
+                agent(address, "boss", connect_timeout=LIMIT_S) as boss,
+                worker(address, connect_timeout=LIMIT_S, worker_tasks=20) as one,
             ):
                 ids = [await order(boss, str(number)) for number in range(20)]
 
