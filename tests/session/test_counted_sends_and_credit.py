@@ -117,7 +117,8 @@ def test_what_the_log_refuses_later_has_its_number_and_settled_sends_are_forgott
     counted.came()
     counted.refuse(AetherError(Code.INVALID_TOPIC, "no"))
     counted.refused(20, AetherError(Code.PUBLISH_FAILED, "full"))
-    assert [error.request_id for error in outbox.said] == ["send-4", "send-2"]
+    counted.refused(25, AetherError(Code.PUBLISH_FAILED, "full"))  # an append that was no send
+    assert [error.request_id for error in outbox.said] == ["send-4", "send-2", ""]
     log.settled = 30
     counted.came()
     counted.appended(40)

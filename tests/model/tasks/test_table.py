@@ -113,12 +113,31 @@ def test_a_resume_by_another_participant_begins_nothing(status: S) -> None:
 @pytest.mark.parametrize(("failures", "attempts"), [(0, 3), (1, 3), (2, 3), (0, 1)])
 def test_a_lost_delivery_is_an_attempt(policy: RetryPolicy | None, failures: int, attempts: int) -> None:
     text = "" if policy is None else policy.to_json()
-    task = make(S.ASSIGNED, retry_count=failures, max_attempts=attempts, retry_policy=text)
+    task = make(S.ASSIGNED, retry_count=failures, max_attempts=attempts, retry_policy=text, deliveries=7)
     step = decide(task, Move.LOSE, Facts(NOW, reason="gone"))
     assert isinstance(step, Step)
     last = failures + 1 >= attempts
     assert step.after.status is (S.DLQ if last else S.FAILED if policy else S.PENDING)
     assert step.after.retry_count == failures + 1
+    if step.after.status is S.PENDING:
+        assert step.after.deliveries == 0, "the next attempt is counted anew"
+
+
+@pytest.mark.parametrize("move", Move)
+def test_a_task_that_waits_for_a_worker_keeps_nothing_of_its_last_one(move: Move) -> None:
+    """Neither who had it, nor since when, nor that a participant was there, nor until when it was excused."""
+    of_a_worker = {"assigned_ms": NOW - 9, "disconnected_ms": NOW - 8, "attached": 1, "excused_ms": NOW + 7}
+    seen: set[Status] = set()
+    for status in (*HELD, *PAUSED, *TERMINAL):
+        task = make(status, retry_policy=RetryPolicy(max_attempts=9).to_json(), **of_a_worker)
+        for told in (facts_of(task), Facts(NOW, reason="gone"), Facts(NOW, present=False, lost=True)):
+            step = decide(task, move, told)
+            if isinstance(step, Step) and step.after.status is S.PENDING:
+                seen.add(status)
+                after = step.after
+                assert (after.assigned_to, after.assigned_ms, after.disconnected_ms) == ("", 0, 0)
+                assert (after.attached, after.excused_ms) == (0, 0)
+    assert seen or move not in {Move.UNASSIGN, Move.RETRY, Move.RESUME}
 
 
 @pytest.mark.parametrize(("status", "bound"), [(S.ASSIGNED, 16), (S.STARTING, 3)])
