@@ -42,7 +42,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--lines", type=_lines, metavar="A-B", help="changes of these lines only")
     made.add_argument("--whole", action="store_true", help="all of these tests for each change")
     made.add_argument(
-        "--bound", type=_positive, default=int(LEAST_BOUND_S), metavar="S", help="the least time that a run has (60)"
+        "--bound",
+        type=_positive,
+        default=int(LEAST_BOUND_S),
+        metavar="S",
+        help="beside four times what its tests took (150)",
     )
     made.add_argument("--root", type=_folder, default=ROOT, metavar="DIR", help="the tree that is copied (this one)")
     made.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")

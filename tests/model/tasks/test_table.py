@@ -371,3 +371,130 @@ def test_a_deadline_leads_to_another_attempt_or_to_the_dead_letters(failures: in
     assert isinstance(step, Step)
     assert (step.after.status, step.after.retry_count, step.reason) == (wanted, failures + 1, "too late")
     assert step.after.next_retry_ms == (0 if wanted is S.DLQ else NOW + 1500)
+
+
+# What each move leaves of an earlier attempt: no field of it may be there by accident.
+EARLIER = {
+    "disconnected_ms": NOW - 7,
+    "attached": 1,
+    "heartbeat_ms": NOW - 6,
+    "deliveries": 5,
+    "excused_ms": NOW + 9,
+    "started_ms": NOW - 3000,
+    "running_ms": NOW - 1500,
+    "worked_ms": 250,
+    "failed_ms": NOW - 11,
+    "next_retry_ms": NOW + 12,
+    "opened_ms": NOW - 13,
+    "fresh_ms": NOW - 14,
+}
+
+
+def after_of(task: Task, move: Move, told: Facts) -> Task:
+    step = decide(task, move, told)
+    assert isinstance(step, Step)
+    return step.after
+
+
+@pytest.mark.parametrize(("move", "status"), [(Move.ASSIGN, S.ASSIGNED), (Move.START, S.STARTING)])
+def test_an_assignment_begins_with_nothing_of_an_earlier_worker(move: Move, status: S) -> None:
+    after = after_of(make(S.PENDING, **EARLIER), move, Facts(NOW, OTHER))
+    assert (after.status, after.assigned_to, after.assigned_ms) == (status, OTHER, NOW)
+    assert (after.disconnected_ms, after.attached, after.heartbeat_ms) == (0, 0, 0)
+    assert after.deliveries == 5, "how often it was given is counted on"
+
+
+@pytest.mark.parametrize(
+    ("move", "status"),
+    [
+        (Move.CLAIM, S.PENDING),
+        (Move.CLAIM, S.ASSIGNED),
+        (Move.RESUME, S.ASSIGNED),
+        (Move.RESUME, S.WAITING_INPUT),
+        (Move.WAKE, S.WAITING_DEPENDENCY),
+        (Move.ATTACH, S.STARTING),
+    ],
+)
+def test_what_begins_to_run_is_alive_and_its_deliveries_are_over(move: Move, status: S) -> None:
+    task = make(status, **EARLIER)
+    after = after_of(task, move, facts_of(task))
+    assert (after.status, after.running_ms, after.heartbeat_ms) == (S.RUNNING, NOW, NOW)
+    assert (after.disconnected_ms, after.deliveries, after.excused_ms) == (0, 0, 0)
+    assert (after.started_ms, after.worked_ms) == (NOW - 3000, 250), "the attempt is the same one"
+    assert after_of(make(S.ASSIGNED), Move.CLAIM, facts()).started_ms == NOW
+
+
+def test_what_runs_already_has_run_since_then() -> None:
+    after = after_of(make(S.RUNNING, **EARLIER), Move.CLAIM, facts())
+    assert (after.running_ms, after.heartbeat_ms, after.disconnected_ms) == (NOW - 1500, NOW, 0)
+
+
+@pytest.mark.parametrize("reason", [Reason.INPUT, Reason.HIBERNATION])
+def test_a_pause_counts_what_was_worked_until_then(reason: Reason) -> None:
+    told = facts(wait=Wait(reason, checkpoint_key="k"), pause_key="p")
+    after = after_of(make(S.RUNNING, **EARLIER), Move.PAUSE, told)
+    assert (after.worked_ms, after.paused_ms, after.pause_key) == (1750, NOW, "p")
+    assert (after.disconnected_ms, after.excused_ms) == (0, 0)
+    assert after_of(make(S.RUNNING), Move.PAUSE, told).worked_ms == 3000, (
+        "since it was started, where nothing else is known"
+    )
+    again = after_of(after, Move.PAUSE, facts(wait=Wait(reason, checkpoint_key="other")))
+    assert again.worked_ms == 1750, "a task that waits does not work"
+
+
+@pytest.mark.parametrize(("timeout_ms", "alive_ms"), [(0, NOW - 6), (5000, NOW)])
+def test_what_wakes_without_its_worker_gives_it_its_heartbeat_timeout_to_return(timeout_ms: int, alive_ms: int) -> None:
+    task = make(S.WAITING_INPUT, heartbeat_timeout_ms=timeout_ms, **EARLIER)
+    after = after_of(task, Move.WAKE, Facts(NOW, present=False))
+    assert (after.disconnected_ms, after.heartbeat_ms, after.fresh_ms) == (NOW, alive_ms, NOW)
+    assert (after.wait, after.paused_ms) == ("", 0)
+
+
+@pytest.mark.parametrize("status", [S.FAILED, S.CANCELLED, S.DLQ])
+@pytest.mark.parametrize("caller", [CREATOR, ""])
+def test_another_attempt_begins_its_times_anew(status: S, caller: str) -> None:
+    after = after_of(make(status, retry_count=4, **EARLIER), Move.RETRY, Facts(NOW, caller))
+    assert (after.pending_ms, after.fresh_ms) == (NOW, NOW)
+    assert (after.started_ms, after.failed_ms, after.heartbeat_ms, after.running_ms, after.worked_ms) == (0,) * 5
+    assert (after.deliveries, after.next_retry_ms, after.wait, after.paused_ms) == (0, 0, "", 0)
+    assert after.opened_ms == (NOW if caller else NOW - 13), "a participant opens it again; a policy does not"
+    assert after.retry_count == (0 if status is S.DLQ else 4)
+
+
+@pytest.mark.parametrize(
+    ("move", "status", "at"),
+    [
+        (Move.COMPLETE, S.COMPLETED, "completed_ms"),
+        (Move.CANCEL, S.CANCELLED, "completed_ms"),
+        (Move.FAIL, S.FAILED, "failed_ms"),
+        (Move.BURY, S.DLQ, "failed_ms"),
+    ],
+)
+def test_an_end_has_its_time_and_its_author_and_nothing_is_due_any_more(move: Move, status: S, at: str) -> None:
+    after = after_of(make(S.RUNNING, **EARLIER | {"next_retry_ms": 0}), move, facts())
+    assert (after.status, getattr(after, at), after.ended_by) == (status, NOW, WORKER)
+    assert (after.disconnected_ms, after.next_retry_ms) == (0, 0)
+
+
+@pytest.mark.parametrize("move", [Move.CANCEL, Move.BURY])
+def test_what_would_have_been_tried_again_is_not(move: Move) -> None:
+    waiting = after_of(
+        make(S.RUNNING, retry_policy=RetryPolicy(max_attempts=3).to_json(), max_attempts=3), Move.FAIL, facts()
+    )
+    assert waiting.next_retry_ms > NOW
+    assert after_of(waiting, move, Facts(NOW)).next_retry_ms == 0
+
+
+def test_a_token_of_another_worker_is_an_assignment_and_of_the_same_one_is_not() -> None:
+    assert after_of(make(S.WAITING_INPUT, **EARLIER), Move.ATTACH, Facts(NOW, OTHER)).assigned_ms == NOW
+    same = after_of(make(S.WAITING_INPUT, **EARLIER), Move.ATTACH, Facts(NOW, WORKER))
+    assert (same.assigned_ms, same.disconnected_ms, same.running_ms) == (NOW - 4000, 0, NOW - 1500)
+
+
+def test_the_last_delivery_that_is_lost_is_a_dead_letter_which_says_so() -> None:
+    lost = Facts(NOW, lost=True)
+    task = make(S.ASSIGNED, deliveries=15, retry_count=1)
+    after = after_of(task, Move.UNASSIGN, lost)
+    assert (after.status, after.deliveries, after.error_type) == (S.DLQ, 16, "NEVER_BEGUN")
+    assert after.error == "given 16 times and never begun"
+    assert after_of(task, Move.UNASSIGN, Facts(NOW)).deliveries == 15, "it was not lost"
