@@ -450,6 +450,13 @@ def test_what_wakes_without_its_worker_gives_it_its_heartbeat_timeout_to_return(
     assert (after.wait, after.paused_ms) == ("", 0)
 
 
+@pytest.mark.parametrize("status", [S.HIBERNATED, S.WAITING_DEPENDENCY])
+def test_what_wakes_without_a_worker_is_given_to_one_as_if_for_the_first_time(status: S) -> None:
+    after = after_of(make(status, assigned_to="", **EARLIER), Move.WAKE, Facts(NOW))
+    assert (after.status, after.pending_ms, after.fresh_ms, after.deliveries) == (S.PENDING, NOW, NOW, 0)
+    assert (after.wait, after.paused_ms) == ("", 0)
+
+
 @pytest.mark.parametrize("status", [S.FAILED, S.CANCELLED, S.DLQ])
 @pytest.mark.parametrize("caller", [CREATOR, ""])
 def test_another_attempt_begins_its_times_anew(status: S, caller: str) -> None:
