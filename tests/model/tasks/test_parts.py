@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aether_trio.model.tasks import Backoff, Facts, Mode, Reason, RetryPolicy, Status, Step, Task, Wait, decide
-from aether_trio.model.tasks.due import Due, TimeLimits, happening, moments, move_of, next_due
+from aether_trio.model.tasks.due import Due, TimeLimits, happening, moments, move_of, next_due, start_delay_ms
 from aether_trio.model.tasks.retry import MAX_DELAY_MS
 from aether_trio.model.tasks.status import grace_ms, priority_of, stored_as
 from aether_trio.model.tasks.task import COLUMNS, queue_of
@@ -238,3 +238,14 @@ def test_backoff_of_deadlines_without_a_policy() -> None:
     assert delays(Due.SCHEDULE_TO_START, status=S.PENDING)[:3] == [1500, 2000, 2500]
     assert delays(Due.START_TO_CLOSE)[:3] == [2000, 3000, 4000]
     assert delays(Due.HEARTBEAT) == [30_000, 30_000, 30_000, 8000, 10_000, 12_000]
+
+
+def test_a_start_that_has_failed_is_tried_again_after_twice_as_long_each_time() -> None:
+    assert [start_delay_ms(row(retry_count=count)) for count in (0, 1, 2)] == [1000, 2000, 4000]
+    assert start_delay_ms(row(retry_count=10**6)) == 65_536_000
+
+
+@pytest.mark.parametrize("due", [Due.GRACE_OVER, Due.WAIT_OVER, Due.SCHEDULE_TO_CLOSE, Due.STALE, Due.WAKE, Due.RETRY])
+def test_only_deadlines_of_an_attempt_bring_a_delay_of_their_own(due: Due) -> None:
+    task = row(grace_ms=5, wait=Wait(1).to_json())
+    assert move_of(task, due, Facts(NOW))[1].delay_ms == 0
