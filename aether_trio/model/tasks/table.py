@@ -338,7 +338,8 @@ def _pause(task: Task, facts: Facts) -> Changes | Refused:
     }
     if task.status is S.RUNNING:
         changes["excused_ms"] = 0
-        changes["worked_ms"] = task.worked_ms + facts.now_ms - (task.running_ms or task.started_ms)
+        # A clock that was set back since gives no time that was not worked.
+        changes["worked_ms"] = task.worked_ms + max(facts.now_ms - (task.running_ms or task.started_ms), 0)
     if to is S.HIBERNATED:
         if not wait.checkpoint_key:
             return Refused(Refusal.WAIT_SPEC, "hibernation.checkpoint_key is required")

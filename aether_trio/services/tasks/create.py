@@ -259,7 +259,7 @@ def create(
     if key:
         found: list[Row] = yield Fetch("SELECT task_id, expires_ms, request FROM task_keys WHERE key_hash = $1", (key,))
         if found and found[0][1] > context.now_ms and found[0][0] != task.task_id:
-            if found[0][2] != request:
+            if found[0][2] is not None and found[0][2] != request:
                 return Created("", problem=REUSED_KEY)
             return Created(found[0][0])
     work = Work(context)

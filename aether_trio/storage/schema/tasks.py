@@ -237,7 +237,8 @@ FOUND: Final = (
 """What is asked for most among very many tasks: what has failed or waits, which no ordinary task ever is, and what belongs together."""
 
 KEYS: Final = (("ALTER TABLE task_keys ADD COLUMN request {blob}",),)
-"""The hash of the request that came with an idempotency key: another request with this key is a mistake."""
+"""The hash of the request that came with an idempotency key: another request with this key is a mistake. NULL: nobody has written it
+down, so any request is the same."""
 
 CANCELLED_PARENTS: Final = (
     ("CREATE TABLE task_cancelled_parents (task_id TEXT {byte_order} PRIMARY KEY) {clustered}",),
@@ -291,6 +292,8 @@ STINTS: Final = (
         "ALTER TABLE tasks ADD COLUMN worked_ms {bigint} NOT NULL DEFAULT 0",
         "ALTER TABLE tasks ADD COLUMN excused_ms {bigint} NOT NULL DEFAULT 0",
         "ALTER TABLE tasks ADD COLUMN keeper TEXT {byte_order} NOT NULL DEFAULT ''",
+        """UPDATE tasks SET keeper = assigned_to WHERE mode = 'self_assign' AND attached = 0 AND status IN
+            ('assigned', 'starting', 'running', 'waiting_input', 'waiting_authority', 'waiting_dependency')""",
         "CREATE INDEX tasks_kept ON tasks (keeper, order_us) WHERE keeper <> ''",
         "ALTER TABLE task_workers ADD COLUMN claims INTEGER NOT NULL DEFAULT 0",
     ),

@@ -11,6 +11,7 @@ from aether_trio.services.tasks.letters import Letters
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error
+from tests.services.agents.cast import SetClock
 from tests.services.tasks.peers import Op, create, get, operate
 
 INPUT = pb.WaitSpec(reason=pb.WAIT_REASON_INPUT)
@@ -124,6 +125,23 @@ async def test_start_to_close_counts_work_alone(world: World, asleep: bool) -> N
         task = await get(creator, task_id)
         assert task.status == pb.TASK_STATUS_FAILED
         assert "start_to_close" in task.error
+
+
+async def test_a_clock_that_is_set_back_gives_no_more_time(world: World) -> None:
+    clock = SetClock(trio.current_time)
+    async with world.open(clock=clock) as core, connect(core, agent("w", "c", "1")) as creator:
+        metadata = {"start_to_close_ms": "60000"}
+        more = {"metadata": metadata, "retry_policy": pb.RetryPolicy(max_attempts=1)}
+        task_id = (await create(creator, assignment_mode=pb.SELF_ASSIGN, **more)).task_id
+        clock.ahead_ms = 7_200_000
+        assert (await operate(creator, Op.CLAIM, task_id)).success
+        clock.ahead_ms = 0
+        assert (await operate(creator, Op.PAUSE, task_id, wait_spec=INPUT)).success
+        assert (await operate(creator, Op.RESUME, task_id)).success
+        await trio.sleep(50)
+        assert (await get(creator, task_id)).status == pb.TASK_STATUS_RUNNING
+        await trio.sleep(20)
+        assert "start_to_close" in (await get(creator, task_id)).error
 
 
 async def test_start_to_close_begins_anew_with_each_attempt(core: Core) -> None:

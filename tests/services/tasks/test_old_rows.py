@@ -8,10 +8,11 @@ from contextlib import AbstractAsyncContextManager
 import pytest
 
 from aether_trio.model.identity import Identity
-from aether_trio.model.tasks import Move, Status, Task, Wait
+from aether_trio.model.tasks import Mode, Move, Status, Task, Wait
 from aether_trio.model.tasks.due import TimeLimits
-from aether_trio.model.tasks.task import COLUMNS
-from aether_trio.services.tasks import query, rows
+from aether_trio.model.tasks.task import COLUMNS, keeper_of
+from aether_trio.services.tasks import create, query, rows
+from aether_trio.services.tasks.create import Offline
 from aether_trio.services.tasks.operate import Asked, Outcome, operate
 from aether_trio.services.tasks.parties import Caller
 from aether_trio.services.tasks.transaction import Context
@@ -108,3 +109,29 @@ async def test_a_root_has_itself_and_what_is_below_it(reopened: Callable[[], Ope
         assert {task.task_id for task in page.tasks} == {"one", "two"}
         where, args = query.condition(pb.TaskFilter(root_task_id="two"), "w", "")
         assert (await opened.read(lambda: query.list_page(where, args, 10))).tasks == []
+
+
+@pytest.mark.parametrize("engine", ["file", "postgres"], indirect=True)
+async def test_what_a_creator_works_on_itself_is_known_as_its_own(reopened: Callable[[], Opening]) -> None:
+    """Or it would run for ever when the creator does not come back."""
+    async with reopened() as opened:
+        for name in ("one", "two"):
+            task = await opened.run(lambda name=name: rows.load(name))
+            assert task is not None
+            assert task.keeper == keeper_of(task) == WORKER
+
+
+@pytest.mark.parametrize("engine", ["file", "postgres"], indirect=True)
+async def test_a_key_from_before_finds_its_task(reopened: Callable[[], Opening]) -> None:
+    """What was asked for with it then is not known."""
+    context = Context(5, "n", TimeLimits())
+    key = create.key_hash("w", "k")
+    new = _old("new", Status.PENDING, mode=Mode.POOL)
+    async with reopened() as opened:
+        await opened.execute("INSERT INTO task_keys (key_hash, task_id, expires_ms) VALUES ($1, 'one', 100)", key)
+        made = await opened.run(
+            lambda: create.create(
+                context, new, b"", key=key, request=b"?", offline=Offline.QUEUE, start=None, target=None, minted=None
+            )
+        )
+        assert (made.task_id, made.problem) == ("one", "")
