@@ -89,7 +89,7 @@ for _ in numbers:
     received.append((topic, source, payload.decode()))
     receiver.done(channel, offset)
 sender.close(), receiver.close()
-print(json.dumps([numbers, refused, received, sender.limits, bool(sender.session)]))
+print(json.dumps([numbers, refused, received, sender.limits, bool(sender.session)], default=bytes.hex))
 """
     numbers, refused, received, limits, session = converse(gateway, libraries, script)
     assert numbers == list(range(1, 301))
@@ -99,6 +99,7 @@ print(json.dumps([numbers, refused, received, sender.limits, bool(sender.session
     assert session
     assert limits["publish_window"] >= 300
     assert limits["minor"] == 0
+    assert limits["log"]
 
 
 def test_what_is_refused_is_named_by_its_number(gateway: GatewayProcess, libraries: Path) -> None:
