@@ -33,6 +33,10 @@ _GRANT_SHARE: Final = 4
 """Credit is granted when this part of it is missing (a quarter), not for every message."""
 
 
+MAX_TOPICS: Final = 1024
+"""Topics that are remembered, beside those that are open or have something in the program's hands."""
+
+
 class Arrival:
     """One delivery: of which topic, its offset (0 on WebSocket), and its bytes until it is handed out."""
 
@@ -99,14 +103,25 @@ class Inbox:
 
     def open_channel(self, event: ChannelOpened) -> None:
         """CHANNEL."""
-        topic = self._topics.get(event.topic)
+        topic = self._topics.pop(event.topic, None)
         if topic is None:
-            topic = self._topics[event.topic] = TopicState(event.topic, shared=event.shared)
+            if len(self._topics) >= MAX_TOPICS:
+                self._forget_oldest()
+            topic = TopicState(event.topic, shared=event.shared)
+        self._topics[event.topic] = topic  # the latest again
         topic.opened(event.channel, event.position)
         self._channels[event.channel] = topic
         if topic.owes:
             self._dirty.add(topic)
             self.wake_soon()
+
+    def _forget_oldest(self) -> None:
+        """Of the topics that are not open, and of which the program has nothing, the one that was opened longest ago."""
+        opened = set(self._channels.values())
+        oldest = next((one for one in self._topics.values() if not one.busy and one not in opened), None)
+        if oldest is not None:
+            del self._topics[oldest.name]
+            self._dirty.discard(oldest)
 
     def close_channel(self, channel: int) -> None:
         """CHANNEL with CLOSED."""

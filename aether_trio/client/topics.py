@@ -135,6 +135,11 @@ class TopicState:
             del done[self.floor]
 
     @property
+    def busy(self) -> bool:
+        """Whether something of it is buffered, or in the application's hands."""
+        return bool(self._hashes) if self.shared else bool(self._outstanding)
+
+    @property
     def owes(self) -> bool:
         """Whether there is something to acknowledge, now or once it has come again."""
         return bool(self._to_send) if self.shared else self.floor > self._sent
