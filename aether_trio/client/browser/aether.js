@@ -34,7 +34,8 @@ const LOCK_WAIT_MS = 500; // the page before a reload gives its lock back when i
 const KEPT_WINDOWS = 16; // per user and gateway, in a storage that tabs share
 const KEPT_REFUSALS = 100;
 const STATE_AFTER_MS = 20; // deliveries are acknowledged in groups
-const HAD = Object.freeze({ done: true });
+const KEPT_TOPICS = 1024; // whose last offsets are known
+const HAD = Object.freeze({ done: true, size: 0 });
 
 const STATUSES = [
   "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
@@ -171,6 +172,17 @@ function addressOf(given) {
   return url;
 }
 
+function tally(sum, messages, bytes) {
+  sum.messages += messages;
+  sum.bytes += bytes;
+}
+
+/** Whether it is the place of a delivery: { topic, log, offset }. */
+function placeIsKnown(place) {
+  const { topic, log, offset } = place ?? {};
+  return typeof topic === "string" && typeof log === "string" && Number.isSafeInteger(offset) && offset > 0;
+}
+
 function bound(count) {
   return Math.max(1, Math.min(Math.floor(count), Number.MAX_SAFE_INTEGER));
 }
@@ -240,6 +252,14 @@ function tabStorage() {
   }
 }
 
+/** Whether it is { windowId, sessionId } as this client writes it: what cannot be right would be refused at each load. */
+function isWindow(one) {
+  const { windowId, sessionId } = one ?? {};
+  if (typeof windowId !== "string" || typeof sessionId !== "string") return false;
+  const short = [windowId, sessionId].every((text) => utf8.encode(text).length <= 128);
+  return short && /^(?!.*::)[^\s*>\p{Cc}]+$/u.test(windowId);
+}
+
 /**
  * The windows that a storage knows, so that a reload is the same window again, with its session to resume.
  *
@@ -258,7 +278,7 @@ class Windows {
   list() {
     try {
       const found = JSON.parse(this.storage?.getItem(this.key) ?? "[]");
-      return Array.isArray(found) ? found.filter((one) => typeof one?.windowId === "string") : [];
+      return Array.isArray(found) ? found.filter(isWindow) : [];
     } catch {
       return [];
     }
@@ -383,6 +403,10 @@ export class Client extends EventTarget {
   #open = new Map(); // deliveries that the page is not done with, by offset and topic
   #arrivals = []; // of this connection
   #arrivalsAt = 0;
+  #arrivalBytes = 0; // of those that are not done
+  #connection = 0; // the number of this one
+  #undone = { messages: 0, bytes: 0 }; // what the page has and is not done with
+  #kept = { messages: 0, bytes: 0 }; // of that, what this connection has not brought, or not yet
   #doneCount = 0; // of this connection's deliveries the first so many are done
   #statedCount = 0; // ... and the gateway was told so
   #statedAt = 0;
@@ -708,10 +732,10 @@ export class Client extends EventTarget {
     });
     if (error.requestId) {
       const request = this.#requests.get(error.requestId);
-      if (request) this.#settle(request, error);
+      if (request) this.#refuseRequest(request, error);
       if (request || error.requestId.startsWith(this.#idPrefix)) return;
     }
-    if (!NOT_ABOUT_A_SEND.has(error.code)) {
+    if (!error.requestId && !NOT_ABOUT_A_SEND.has(error.code)) { // the refusal of a send has no id
       if (this.#entering) {
         this.#entering.push(error);
         return;
@@ -735,8 +759,13 @@ export class Client extends EventTarget {
       const text = value.error || value.error_message || value.message || `${name}: the request failed`;
       const error = new AetherError(value.error_code || "REQUEST_FAILED", text, { requestId: request.id });
       clearTimeout(request.timer);
-      request.timer = setTimeout(() => this.#settle(request, error), FAILURE_GRACE_MS);
+      request.timer = setTimeout(() => this.#refuseRequest(request, error), FAILURE_GRACE_MS);
     }
+  }
+
+  #refuseRequest(request, error) {
+    request.refused = true;
+    this.#settle(request, error);
   }
 
   async #acknowledged(ack) {
@@ -852,7 +881,17 @@ export class Client extends EventTarget {
   }
 
   #deliver(message, place) {
-    const arrival = place ? this.#arrived(place) : HAD;
+    if (!placeIsKnown(place)) {
+      this.#finish(new AetherError("PROTOCOL", "the gateway has sent a message and not said where it stands"));
+      return;
+    }
+    const { maxBufferedMessages, maxBufferedBytes } = this.#options;
+    const waiting = this.#arrivals.length - this.#arrivalsAt;
+    if (waiting >= bound(maxBufferedMessages) || this.#arrivalBytes >= bound(maxBufferedBytes)) {
+      this.#finish(new AetherError("PROTOCOL", "the gateway has sent more messages than there was room for"));
+      return;
+    }
+    const arrival = this.#arrived(place, message.payload.length);
     if (!arrival) return;
     this.#counts.received += 1;
     if (this.#tell(message) && !this.#readers) {
@@ -880,36 +919,53 @@ export class Client extends EventTarget {
    * A delivery, of which the gateway says where it stands. Returns what is to be marked when the page is done with it, or
    * null when this client has had it before: over another connection, which ended before the acknowledgement.
    */
-  #arrived({ topic, log, offset }) {
+  #arrived({ topic, log, offset }, size) {
     if (log !== this.#log) { // another gateway's data: its offsets are of other messages
       this.#log = log;
       this.#seen.clear();
       this.#open.clear();
     }
     const name = `${offset} ${topic}`;
-    if (offset <= (this.#seen.get(topic) ?? 0)) {
+    const last = this.#seen.get(topic) ?? 0;
+    this.#seen.delete(topic); // and is the latest again
+    this.#seen.set(topic, Math.max(last, offset));
+    if (this.#seen.size > KEPT_TOPICS) this.#seen.delete(this.#seen.keys().next().value);
+    if (offset <= last) {
       this.#counts.duplicates += 1;
-      this.#arrivals.push(this.#open.get(name) ?? HAD);
+      this.#here(this.#open.get(name) ?? HAD);
       this.#advance();
       return null;
     }
-    const arrival = { name, log, done: false };
-    this.#seen.set(topic, offset);
+    const arrival = { name, log, size, connection: this.#connection, done: false };
+    tally(this.#undone, 1, size);
     this.#open.set(name, arrival);
-    this.#arrivals.push(arrival);
+    this.#here(arrival);
     return arrival;
+  }
+
+  /** This connection has brought it. */
+  #here(arrival) {
+    this.#arrivals.push(arrival);
+    this.#arrivalBytes += arrival.size;
+    if (arrival.done || arrival.connection === this.#connection) return;
+    arrival.connection = this.#connection;
+    tally(this.#kept, -1, -arrival.size);
   }
 
   #done(arrival) {
     if (!arrival || arrival.done) return;
     arrival.done = true;
-    if (arrival.log === this.#log) this.#open.delete(arrival.name);
-    this.#advance();
+    tally(this.#undone, -1, -arrival.size);
+    const kept = arrival.connection !== this.#connection;
+    if (kept) tally(this.#kept, -1, -arrival.size);
+    if (this.#open.get(arrival.name) === arrival) this.#open.delete(arrival.name);
+    this.#advance(kept);
   }
 
-  /** What is done up to the first that is not. */
-  #advance() {
+  /** What is done up to the first that is not. `freed`: there is room again of what an earlier connection has brought. */
+  #advance(freed = false) {
     while (this.#arrivals[this.#arrivalsAt]?.done) {
+      this.#arrivalBytes -= this.#arrivals[this.#arrivalsAt].size;
       this.#arrivals[this.#arrivalsAt] = undefined;
       this.#arrivalsAt += 1;
       this.#doneCount += 1;
@@ -918,7 +974,7 @@ export class Client extends EventTarget {
       this.#arrivals = this.#arrivals.slice(this.#arrivalsAt);
       this.#arrivalsAt = 0;
     }
-    if (this.#doneCount === this.#statedCount) return;
+    if (!freed && this.#doneCount === this.#statedCount) return;
     const many = (this.#doneCount - this.#statedCount) * 4 >= this.#options.maxBufferedMessages;
     // Timers of a hidden page come once a minute, so what comes meanwhile does not wait for one.
     if (many || now() - this.#statedAt >= STATE_AFTER_MS) this.#stateDeliveries();
@@ -933,11 +989,21 @@ export class Client extends EventTarget {
     this.#statedAt = now();
     this.#statedCount = this.#doneCount;
     const { maxBufferedMessages: messages, maxBufferedBytes: bytes } = this.#options;
-    this.#transmit({ deliveries: { done: this.#doneCount, messages: bound(messages), bytes: bound(bytes) } });
+    const room = (most, kept) => Math.max(0, bound(most) - kept);
+    const kept = this.#kept;
+    this.#transmit({
+      deliveries: { done: this.#doneCount, messages: room(messages, kept.messages), bytes: room(bytes, kept.bytes) },
+    });
   }
 
-  /** A connection has ended: what it has brought and the page is not done with comes again. */
+  /**
+   * A connection has ended: what it has brought and the page is not done with comes again, but what is for everybody. Either
+   * way it takes room of the next one until then.
+   */
   #forgetArrivals() {
+    this.#connection += 1;
+    Object.assign(this.#kept, this.#undone);
+    this.#arrivalBytes = 0;
     clearTimeout(this.#timers.state);
     this.#timers.state = undefined;
     this.#arrivals = [];
@@ -1157,13 +1223,15 @@ export class Client extends EventTarget {
     }
   }
 
-  /** A request that passes those that wait. */
+  /** A request that passes those that wait. Its refusal is an answer, too: what stands in front of it is done. */
   #barrier() {
     const principal = { principal_type: "user", principal_id: this.identity };
     const request = this.#makeRequest({ connection_status_request: { principal } }, this.#options.silenceMs);
     this.#transmit(request.text);
     request.written = true;
-    return request.promise;
+    return request.promise.catch((error) => {
+      if (!request.refused) throw error;
+    });
   }
 
   #makeRequest(message, timeoutMs) {

@@ -1,0 +1,236 @@
+"""What the browser's client keeps, believes and gives up when its gateway, or a scripted one in its place, says the worst."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, WebSocketRoute
+
+from tests.browser.conftest import Run
+from tests.browser.test_reconnecting import let_in
+
+
+def delivery(offset: object, topic: object = "us::maya::w", log: object = "a", text: str = "x") -> str:
+    message = {"msg": {"source_topic": "ag::w::i::1", "payload": base64.b64encode(text.encode()).decode()}}
+    return json.dumps({**message, "delivery": {"topic": topic, "log": log, "offset": offset}})
+
+
+def test_what_no_later_connection_brings_again_takes_room_until_the_page_is_done_with_it(page: Page, run: Run) -> None:
+    """Messages for everybody in a workspace are not repeated, and a page that stands still may reconnect very often."""
+    rooms: list[int] = []
+    offsets = iter(range(1, 1000))
+    here = [0]
+    """Deliveries of each connection."""
+
+    def fill(socket: WebSocketRoute, message: dict[str, Any]) -> None:
+        if "deliveries" in message:
+            room = message["deliveries"]
+            rooms.append(room["messages"])
+            assert room["bytes"] <= 1000
+            while room["messages"] > here[-1] - room["done"] and room["bytes"] > 0:
+                here[-1] += 1
+                socket.send(delivery(next(offsets), "gu::w"))
+
+    sockets = let_in(page, fill)
+    run(
+        page,
+        """async ({ connect }) => {
+          window.client = await connect({
+            userId: "maya", storage: null, maxBackoffMs: 1, maxBufferedMessages: 10, maxBufferedBytes: 1000,
+          });
+          while (client.statistics().buffered < 10) await new Promise((resolve) => setTimeout(resolve, 5));
+        }""",
+    )
+    for reconnections in (1, 2, 3):
+        here.append(0)
+        sockets[-1].close(code=1012, reason="again")
+        page.wait_for_function(f"client.state === 'open' && client.statistics().reconnections === {reconnections}")
+    assert page.evaluate("client.statistics().buffered") == 10
+    assert rooms[:4] == [10, 0, 0, 0]
+    page.evaluate(
+        """async () => {
+          let count = 0;
+          for await (const _ of client.messages()) if ((count += 1) === 25) break;
+        }"""
+    )
+
+
+def test_what_comes_again_is_counted_once(page: Page, run: Run) -> None:
+    rooms: list[tuple[int, int]] = []
+    brought: list[int] = []
+
+    def fill(socket: WebSocketRoute, message: dict[str, Any]) -> None:
+        if "deliveries" in message:
+            done, room = message["deliveries"]["done"], message["deliveries"]["messages"]
+            rooms.append((done, room))
+            while len(brought) - done < room and len(brought) < 20:
+                brought.append(0)
+                socket.send(delivery(len(brought)))
+
+    sockets = let_in(page, fill)
+    run(
+        page,
+        """async ({ connect }) => {
+          window.client = await connect({ userId: "maya", storage: null, maxBackoffMs: 1, maxBufferedMessages: 10 });
+          while (client.statistics().buffered < 10) await new Promise((resolve) => setTimeout(resolve, 5));
+        }""",
+    )
+    brought.clear()
+    sockets[-1].close(code=1012, reason="again")
+    page.wait_for_function("client.state === 'open' && client.statistics().reconnections === 1")
+    got = page.evaluate(
+        """async () => {
+          let count = 0;
+          for await (const _ of client.messages()) if ((count += 1) === 20) break;
+          return [count, client.statistics().duplicates];
+        }"""
+    )
+    assert got[0] == 20
+    page.wait_for_function("client.statistics().buffered === 0")
+    while rooms[-1] != (20, 10):
+        page.evaluate("new Promise((resolve) => setTimeout(resolve, 5))")
+
+
+def lies(page: Page, run: Run, say: Callable[[WebSocketRoute], None], **options: int) -> list[str]:
+    """The state and the code of a client whose gateway says this, once it is in."""
+    sockets = let_in(page)
+    run(
+        page,
+        """async ({ connect }, options) => {
+          window.client = await connect({ userId: "maya", storage: null, ...options });
+          window.ended = new Promise((resolve) => client.addEventListener("state", ({ detail }) => resolve(detail)));
+        }""",
+        options,
+    )
+    say(sockets[0])
+    page.wait_for_function("client.state !== 'open'")
+    found: list[str] = page.evaluate("ended.then(({ state, error }) => [state, error?.code])")
+    return found
+
+
+def test_more_messages_than_there_is_room_for_end_the_client(page: Page, run: Run) -> None:
+    def flood(socket: WebSocketRoute) -> None:
+        for offset in range(1, 12):
+            socket.send(delivery(offset))
+
+    assert lies(page, run, flood, maxBufferedMessages=10) == ["closed", "PROTOCOL"]
+    assert page.evaluate("client.statistics().buffered") == 10
+
+
+def test_more_bytes_than_there_is_room_for_end_the_client(page: Page, run: Run) -> None:
+    def flood(socket: WebSocketRoute) -> None:
+        for offset in range(1, 12):
+            socket.send(delivery(offset, text="x" * 100))
+
+    assert lies(page, run, flood, maxBufferedBytes=950) == ["closed", "PROTOCOL"]
+    assert page.evaluate("client.statistics().buffered") == 10
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"msg": {}}',
+        '{"msg": {}, "delivery": 5}',
+        delivery("5"),
+        delivery(1e300),
+        delivery(1, topic=5),
+        delivery(1, log=None),
+    ],
+)
+def test_a_delivery_of_which_nobody_knows_where_it_stands_ends_the_client(page: Page, run: Run, text: str) -> None:
+    assert lies(page, run, lambda socket: socket.send(text)) == ["closed", "PROTOCOL"]
+
+
+def test_an_error_with_a_foreign_id_is_told_and_refuses_no_send(page: Page, run: Run) -> None:
+    def answer(socket: WebSocketRoute, message: dict[str, Any]) -> None:
+        if "send" in message:
+            socket.send(json.dumps({"error": {"code": "KV_ERROR", "request_id": "of a post"}}))
+        elif "connection_status_request" in message:
+            request_id = message["connection_status_request"]["request_id"]
+            socket.send(json.dumps({"connection_status_response": {"ok": True, "request_id": request_id}}))
+
+    let_in(page, answer)
+    told = run(
+        page,
+        """async ({ connect }) => {
+          const client = await connect({ userId: "maya", storage: null });
+          const told = [];
+          client.addEventListener("error", ({ detail }) => told.push(detail.code));
+          client.send("ag::w::i::1", "x");
+          await client.flush();
+          return told;
+        }""",
+    )
+    assert told == ["KV_ERROR"]
+
+
+def test_a_barrier_that_the_gateway_refuses_is_an_answer(page: Page, run: Run) -> None:
+    """A page beyond its rate of requests: what stands in front of the refused question has been done all the same."""
+
+    def answer(socket: WebSocketRoute, message: dict[str, Any]) -> None:
+        if "connection_status_request" in message:
+            request_id = message["connection_status_request"]["request_id"]
+            error = {"code": "ERR_RATE_LIMITED", "retryable": True, "request_id": request_id}
+            socket.send(json.dumps({"error": error}))
+
+    let_in(page, answer)
+    workspace = run(
+        page,
+        """async ({ connect }) => {
+          const client = await connect({ userId: "maya", storage: null });
+          client.send("ag::w::i::1", "x");
+          await client.flush();
+          await client.switchWorkspace("other");
+          return client.workspace;
+        }""",
+    )
+    assert workspace == "other"
+
+
+def test_offsets_are_remembered_of_the_latest_topics(page: Page, run: Run) -> None:
+    sockets = let_in(page)
+    run(
+        page,
+        """async ({ connect }) => {
+          window.client = await connect({ userId: "maya", storage: null });
+          window.got = 0;
+          client.addEventListener("message", () => (got += 1));
+        }""",
+    )
+    for number in range(1100):
+        sockets[0].send(delivery(7, f"uw::maya::{number}"))
+    for number in (1099, 1098, 76):
+        sockets[0].send(delivery(7, f"uw::maya::{number}"))
+    sockets[0].send(delivery(7, "uw::maya::0"))
+    page.wait_for_function("got >= 1101")
+    assert page.evaluate("client.statistics().duplicates") == 3
+
+
+@pytest.mark.parametrize(("session", "place"), [(5, "localStorage"), ("s", "localStorage"), ({}, "sessionStorage")])
+def test_a_storage_that_something_else_has_written_to_costs_no_connection(
+    page: Page, run: Run, session: object, place: str
+) -> None:
+    states = run(
+        page,
+        """async ({ connect }, place, sessionId) => {
+          const storage = globalThis[place];
+          const first = await connect({ userId: "kept", storage });
+          first.close();
+          const key = Object.keys(storage).find((one) => one.endsWith(":kept"));
+          for (const windowId of [first.windowId, "", "no::window", "x".repeat(1000)]) {
+            storage.setItem(key, JSON.stringify([{ windowId, sessionId }]));
+            sessionStorage.setItem(`${key}#tab`, windowId);
+            const client = await connect({ userId: "kept", storage });
+            if (client.state !== "open") throw client.state;
+            client.close();
+          }
+          return "open";
+        }""",
+        place,
+        session,
+    )
+    assert states == "open"
