@@ -930,7 +930,7 @@ export class Client extends EventTarget {
     this.#seen.delete(topic); // and is the latest again
     this.#seen.set(topic, Math.max(last, offset));
     if (this.#seen.size > KEPT_TOPICS) this.#seen.delete(this.#seen.keys().next().value);
-    if (offset <= last) {
+    if (offset <= last || this.#open.has(name)) {
       this.#counts.duplicates += 1;
       this.#here(this.#open.get(name) ?? HAD);
       this.#advance();
