@@ -268,7 +268,8 @@ class Inbox:
             self._ended = True
             self._failure = failure
             if failure is not None:
-                self._buffer.clear()
+                while self._buffer:
+                    self._release(self._buffer.popleft())
             self._news.set()
 
 

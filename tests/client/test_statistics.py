@@ -13,6 +13,7 @@ from aether_trio.client import (
     ClientStatistics,
     ConnectionLost,
     InvalidArgument,
+    Retry,
     State,
     connect_sync,
 )
@@ -163,3 +164,17 @@ def test_the_blocking_client_has_them_too() -> None:
         assert (after.committed, after.received, after.state) == (1, 1, State.CLOSED)
 
     trio.run(main)
+
+
+async def test_what_a_failed_client_drops_was_never_taken() -> None:
+    async with open_test_gateway() as gateway, open_fault_proxy(gateway.address) as proxy:
+        a = agent(f"aether://{proxy.address}", "a", retry=Retry(max_attempts=0))
+        with pytest.raises(ConnectionLost):
+            async with a:
+                await a.send(a.topic, "one")
+                while a.statistics().buffered < 1:
+                    await trio.sleep(0.01)
+                proxy.cut_all()
+                await trio.sleep_forever()
+        after = a.statistics()
+        assert (after.buffered, after.unacknowledged, after.held_bytes) == (0, 0, 0)

@@ -104,7 +104,7 @@ class Bench:
     async def _end_untaken(self, assignment: Assignment) -> None:
         """Fail a task that was claimed for a cancelled loop, if no other loop has taken it within UNTAKEN_S."""
         await anyio.sleep(UNTAKEN_S)
-        if not self.intake.take(assignment.task_id):
+        if not self.intake.take_back(assignment):
             return
         try:
             task = await self.look_up(assignment.task_id)

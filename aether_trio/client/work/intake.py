@@ -1,8 +1,8 @@
 """What the gateway has given to this worker and what it has not begun.
 
 A feed that listens from the client's first connection on, as work comes right behind the answer that lets it in. Of each task
-the latest assignment is kept. A cut empties it: the gateway tells a worker that comes back what it still has, and may have
-given the rest to others.
+the latest assignment is kept. A cut empties it: the gateway tells a worker that comes back what it has not claimed, and may have
+given the rest to others. What was given back stays: it may be claimed, and then no gateway tells it again.
 
 Invariants: a task that is in hand is not taken again before its block has ended; what waits is bounded by what a gateway gives
 one worker at once, and in a program that takes no work by IDLE_COUNT and IDLE_BYTES.
@@ -45,8 +45,8 @@ class Intake(Feed[Assignment]):
     def put(self, thing: Any) -> None:
         """An assignment, or the end of a connection."""
         if isinstance(thing, ConnectionLost):
-            self._assigned.clear()
-            self._bytes = 0
+            self._assigned = {name: one for name, one in self._assigned.items() if isinstance(one, Assignment)}
+            self._bytes = sum(len(one.payload) for one in self._assigned.values())
             return
         if self._closed:
             return
@@ -85,9 +85,13 @@ class Intake(Feed[Assignment]):
             self._bytes += len(assignment.payload)
         self.put_down(task_id)
 
-    def take(self, task_id: str) -> bool:
-        """Take this task; False when it does not wait, or is in hand."""
-        if task_id in self.in_hand or task_id not in self._assigned:
+    def take_back(self, assignment: Assignment) -> bool:
+        """Take what was given back; False when it does not wait any more, or was assigned anew."""
+        return self._assigned.get(assignment.task_id) is assignment and self._take_task(assignment.task_id)
+
+    def _take_task(self, task_id: str) -> bool:
+        """Take this task, which waits; False when it is in hand."""
+        if task_id in self.in_hand:
             return False
         self.forget(task_id)
         self.in_hand.add(task_id)
@@ -99,7 +103,7 @@ class Intake(Feed[Assignment]):
         await anyio.lowlevel.checkpoint()
         while True:
             for task_id, message in self._assigned.items():
-                if self.take(task_id):
+                if self._take_task(task_id):
                     return message if isinstance(message, Assignment) else read(Assignment, message)
             if self._failure is not None:
                 raise self._failure

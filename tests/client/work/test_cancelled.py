@@ -239,6 +239,77 @@ async def test_a_task_whose_claim_was_cancelled_and_that_no_loop_takes(
             await line.end()
 
 
+@pytest.mark.parametrize("loop", [False, True], ids=["no loop", "another loop"])
+async def test_a_task_whose_claim_was_cancelled_just_before_a_cut(
+    monkeypatch: pytest.MonkeyPatch, *, loop: bool
+) -> None:
+    """The claim has arrived, so no gateway tells of the task again."""
+    monkeypatch.setattr(bench, "UNTAKEN_S", LIMIT_S if loop else 0.01)
+    with trio.fail_after(LIMIT_S):
+        async with open_peer() as peer, trio.open_nursery() as nursery:
+
+            async def work(one: AgentClient) -> None:
+                clients.append(one)
+                await one_of(one)
+
+            clients: list[AgentClient] = []
+            shift = Shift(work)
+            nursery.start_soon(shift.run, peer.address)
+            line = await peer.accept()
+            await line.tell(**assignment())
+            await asked(line, Op.CLAIM)
+            shift.cancel()
+            await shift.cancelled.wait()
+            await trio.aclose_forcefully(line.stream)
+            line = await peer.accept()
+            if loop:
+                nursery.start_soon(one_block, clients[0])
+                await moved(line, Op.CLAIM, RUNNING)
+                await moved(line, Op.COMPLETE, COMPLETED)
+            else:
+                await looked_up(line, info(RUNNING))
+                assert (await moved(line, Op.FAIL, FAILED)).reason == STOPPED
+            shift.leave.set()
+            await line.end()
+
+
+async def test_a_task_that_is_assigned_anew_after_its_claim_was_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new assignment waits for a loop, however long it is: the old one is none any more."""
+    monkeypatch.setattr(bench, "UNTAKEN_S", 0.01)
+    with trio.fail_after(LIMIT_S):
+        async with open_peer() as peer, trio.open_nursery() as nursery:
+
+            async def work(one: AgentClient) -> None:
+                clients.append(one)
+                await one_of(one)
+
+            clients: list[AgentClient] = []
+            shift = Shift(work)
+            nursery.start_soon(shift.run, peer.address)
+            line = await peer.accept()
+            await line.tell(**assignment())
+            await asked(line, Op.CLAIM)
+            shift.cancel()
+            await line.tell(**assignment(payload=b"anew"))
+            await shift.cancelled.wait()
+            statistics = Op(op=Op.CLAIM, task_id="another")
+            nursery.start_soon(clients[0].request, pb.UpstreamMessage(task_op=statistics))
+            await trio.sleep(0.1)
+            await moved(line, Op.CLAIM, RUNNING)  # that of "another": nothing was asked about the old one
+            found: list[bytes] = []
+
+            async def block() -> None:
+                async with await one_of(clients[0]) as job:
+                    found.append(job.payload)
+
+            nursery.start_soon(block)
+            await moved(line, Op.CLAIM, RUNNING)
+            await moved(line, Op.COMPLETE, COMPLETED)
+            assert found == [b"anew"]
+            shift.leave.set()
+            await line.end()
+
+
 async def test_a_cancelled_hibernation_that_has_arrived_is_left_asleep() -> None:
     with trio.fail_after(LIMIT_S):
         async with open_peer() as peer, trio.open_nursery() as nursery:
