@@ -212,7 +212,7 @@ def excuse(work: Work, before_ms: int) -> Program[int]:
             f"{column} <> '' AND disconnected_ms > 0 AND disconnected_ms < $1 ORDER BY {column}, task_id LIMIT $2",
             (before_ms, EXCUSE_PAGE),
         )
-        now_ms = work.context.now_ms
+        now_ms = max(work.context.now_ms, before_ms)  # or a clock that was set back meanwhile has them found again
         for task in found:
             excused = {"disconnected_ms": now_ms, "excused_ms": now_ms + task.grace_ms}
             yield from work.write(task, task.changed(excused), "")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
 
 from aether_trio.core import Core
-from aether_trio.services.tasks import transaction
+from aether_trio.services.tasks import sessions, transaction
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, deadlock_is_an_error
 from tests.services.tasks.peers import Op, create, operate
@@ -55,3 +57,15 @@ async def test_those_that_an_unanswered_commit_has_not_woken_are_woken(
         assert (await operate(creator, Op.COMPLETE, first)).success
         while database.query(WAITING) != [(0,)]:
             await trio.sleep(1)
+
+
+async def test_those_that_were_missing_are_excused_once_though_the_clock_is_set_back(core: Core) -> None:
+    """Or a gateway with a page of them would not get ready before its clock is where it was."""
+    async with connect(core, agent("w", "c", "1")) as creator:
+        task_id = (await create(creator, assignment_mode=pb.SELF_ASSIGN)).task_id
+        assert (await operate(creator, Op.CLAIM, task_id)).success
+        engine = core.tasks.engine
+        began_ms = engine.clock.now_ms() + 3_600_000  # an hour later, by the clock of then
+        await engine.database.execute("UPDATE tasks SET disconnected_ms = $1", began_ms - 1)
+        found = [await engine._count(partial(sessions.excuse, before_ms=began_ms)) for _ in range(2)]
+        assert found == [1, 0]
