@@ -128,3 +128,29 @@ async def test_refusals_that_their_sender_has_seen_make_room_for_those_that_nobo
     with pytest.raises(InvalidArgument, match="number 2") as caught:
         await outbox.flush()
     assert not hasattr(caught.value, "__notes__")
+
+
+async def test_a_client_that_ends_tells_each_operation_that_waits_for_a_connection_why() -> None:
+    outbox = Outbox(100, 1000)
+    told: list[AetherError | None] = []
+    taken, waiting = Upstream(b"taken", told.append), Upstream(b"waiting", told.append)
+    outbox.put(taken)
+    assert outbox.pull(Wire(), 100, starting=True) == [b"taken"]
+    outbox.put(waiting)
+    assert (told, taken.queued, waiting.queued) == ([None], False, True)
+    ended = ClientClosed()
+    outbox.close(ended)
+    outbox.close(ClientClosed())
+    assert (told, waiting.queued) == ([None, ended], False)
+    assert not outbox.waiting
+
+
+async def test_what_was_written_is_sent_again_once_for_each_cut() -> None:
+    outbox = Outbox(100, 1000)
+    await publish(outbox, 2)
+    for _ in range(3):
+        assert outbox.pull(Wire(), 100, starting=True) == [b"x", b"x"]
+        outbox.cut()
+        outbox.reopen(repeat=True)
+    assert outbox.resent == 6
+    assert outbox.unsettled == 2
