@@ -76,7 +76,8 @@ def test_one_that_waits_ends_when_its_output_is_closed(
     async def main() -> None:
         say("first")
         os.close(reader)
-        await trio.sleep_forever()
+        await trio.sleep(60)
+        pytest.fail("nothing has noticed that the output is closed")
 
     with pytest.raises(OutputClosed):
         run_client(main)
