@@ -82,7 +82,7 @@ def moments(task: Task, limits: TimeLimits) -> Iterator[tuple[int, Due]]:
             yield task.pending_ms + task.schedule_to_start_ms, Due.SCHEDULE_TO_START
         elif status is S.STARTING:
             # From when an orchestrator was asked: one that waits for an orchestrator has not begun to be late.
-            yield task.assigned_ms + task.schedule_to_start_ms, Due.SCHEDULE_TO_START
+            yield max(task.assigned_ms + task.schedule_to_start_ms, task.excused_ms), Due.SCHEDULE_TO_START
     if stale_ms := _stale_at_ms(task, limits):
         yield stale_ms, Due.STALE
 

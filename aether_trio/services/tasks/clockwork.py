@@ -4,6 +4,9 @@ It looks at the table when it starts, so whatever fell due while the gateway was
 calendar, which may have been set while it slept. Where other nodes write to the table it looks there as well: what a node has written that
 died before its moment is another one's to do.
 
+While the database is away nothing falls due, and participants cannot say what they do. When it is back, what they have done comes first
+(`caught_up`), and `fire` is told since when it was away: whose silence was only that is excused.
+
 Invariant: what is noted while the table is read is not in what is read, and wakes the sleeper by itself.
 """
 
@@ -18,6 +21,7 @@ import trio
 
 from aether_trio.model.clock import Clock
 from aether_trio.services.tasks import due
+from aether_trio.services.tasks.due import NEVER_AWAY, Outage
 from aether_trio.storage.base import Database, StorageUnavailable
 
 logger = structlog.get_logger("aether.tasks")
@@ -27,12 +31,20 @@ RETRY_S: Final = 1.0
 
 
 class Clockwork:
-    """`fire()` lets a page of what is due happen, and says how many rows it looked at. Raises StorageUnavailable."""
+    """`fire(outage)` lets a page of what is due happen, and says how many rows it looked at. Raises StorageUnavailable."""
 
-    def __init__(self, database: Database, clock: Clock, fire: Callable[[], Awaitable[int]]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        fire: Callable[[Outage], Awaitable[int]],
+        caught_up: Callable[[], Awaitable[None]],
+    ) -> None:
         self._database = database
         self._clock = clock
         self._fire = fire
+        self._caught_up = caught_up
+        self._outage = NEVER_AWAY
         self._next_ms = 0
         self._earlier = trio.Event()
         self.fired = 0
@@ -43,16 +55,25 @@ class Clockwork:
             self._next_ms = due_ms
             self._earlier.set()
 
+    def look(self) -> None:
+        """Something may fall due that is in the table and was not noted. Never blocks."""
+        self._earlier.set()
+
     async def run(self) -> None:
         """Wake and let happen, until cancelled."""
         failing = False
+        there_ms = self._clock.now_ms()
         while True:
             try:
                 self._earlier, self._next_ms = trio.Event(), 0
                 self._next_ms = await self._database.read(due.next_moment)
-                if self._wait_s() <= 0:
-                    self.fired += await self._fire()
+                if failing:
+                    await self._caught_up()
+                    self._outage = Outage(there_ms, self._clock.now_ms())
                     failing = False
+                there_ms = self._clock.now_ms()
+                if self._wait_s() <= 0:
+                    self.fired += await self._fire(self._outage)
                     continue
             except StorageUnavailable as error:
                 if not failing:
@@ -60,7 +81,6 @@ class Clockwork:
                 failing = True
                 await trio.sleep(RETRY_S)
                 continue
-            failing = False
             await self._sleep()
 
     def _wait_s(self) -> float:

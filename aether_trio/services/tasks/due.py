@@ -6,11 +6,14 @@ and finds the row with another moment. On an engine that is shared, rows that an
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
-from aether_trio.model.tasks import Step
+from aether_trio.model.tasks import Status, Step, Task
 from aether_trio.model.tasks.due import Due, happening, move_of, next_due
 from aether_trio.services.tasks import rows, startups
+from aether_trio.services.tasks.sessions import excused
 from aether_trio.services.tasks.transaction import Work
 from aether_trio.storage.base import Execute, Fetch, Program, Row
 
@@ -21,8 +24,21 @@ REFUSED_MS: Final = 60_000
 _DUE: Final = "due_ms > 0 AND due_ms <= $1 ORDER BY due_ms LIMIT $2"
 
 
-def fire(work: Work, *, shared: bool) -> Program[int]:
-    """Let a page of what is due happen; how many rows were looked at."""
+class Outage(NamedTuple):
+    """When the database was away last, in Unix ms: between its last answer before and its first one after."""
+
+    since_ms: int
+    until_ms: int
+
+
+NEVER_AWAY: Final = Outage(0, 0)
+
+
+def fire(work: Work, *, shared: bool, outage: Outage = NEVER_AWAY) -> Program[int]:
+    """Let a page of what is due happen; how many rows were looked at.
+
+    What falls due in an `outage` because a participant has not said something is put off: it could not.
+    """
     now_ms = work.context.now_ms
     found = yield from rows.select(_DUE + (" FOR UPDATE SKIP LOCKED" if shared else ""), (now_ms, PAGE))
     for seen in found:
@@ -32,6 +48,8 @@ def fire(work: Work, *, shared: bool) -> Program[int]:
             continue
         if due is None:
             yield from rows.save(task, task.changed({"due_ms": next_due(task, work.context.limits)}))
+        elif outage.since_ms <= task.due_ms <= outage.until_ms and (excuse := _excuse(task, due, now_ms)):
+            yield from work.write(task, task.changed(excuse), "")
         elif due is Due.FORGET:
             yield from rows.delete(task.task_id)
             yield from startups.forget(task)
@@ -52,6 +70,21 @@ def fire(work: Work, *, shared: bool) -> Program[int]:
     for table in ("task_descents", "task_tokens"):
         yield Execute(f"DELETE FROM {table} WHERE hash IN ({expired})", (now_ms, FORGET_PAGE))  # noqa: S608
     return len(found)
+
+
+def _excuse(task: Task, due: Due, now_ms: int) -> Mapping[str, Any]:
+    """What puts off the end of a silence by as long as it may last; empty for what is no silence."""
+    match due:
+        case Due.GRACE_OVER:
+            return excused(task, now_ms)
+        case Due.HEARTBEAT:
+            return {"excused_ms": now_ms + task.heartbeat_timeout_ms}
+        case Due.SCHEDULE_TO_START if task.status is Status.STARTING:
+            return {"excused_ms": now_ms + task.schedule_to_start_ms}
+    return _NO_SILENCE
+
+
+_NO_SILENCE: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 def next_moment() -> Program[int]:

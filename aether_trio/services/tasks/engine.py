@@ -115,7 +115,7 @@ class Engine:
         self.follow_ups = Desk(self._perform_errand, most=1)
         """Pages of what follows from a move, each in a transaction of its own: whoever comes or reports meanwhile waits for one of them."""
         self.guests = Guests(self.desk, lambda: others.node)
-        self.clockwork = Clockwork(database, clock, self._fire)
+        self.clockwork = Clockwork(database, clock, self._fire, self.desk.settle)
         self.inputs = Inputs(log, database, self.perform)
         self.outbox = OutboxPublisher(database, log, lambda: others.node)
         self._limits = limits
@@ -175,6 +175,7 @@ class Engine:
                 result = await run(lambda context=context: program(context))  # type: ignore[misc]
             except CommitUnknown:
                 if attempt == UNSURE_TRIES - 1:
+                    self._make_up()
                     raise
                 await trio.sleep(UNSURE_PAUSE_S)
                 continue
@@ -201,6 +202,7 @@ class Engine:
     def _make_up(self) -> None:
         """A transaction may have taken effect whose pushes and events nobody here knows."""
         logger.warning("it was not known whether a transaction on tasks was committed; it was made again")
+        self.clockwork.look()
         self.hub.look("*")
         self.desk.put(_push_again)
         self.desk.put(_find_outlived)
@@ -338,8 +340,8 @@ class Engine:
                 await self.desk.settle()
             nursery.cancel_scope.cancel()
 
-    async def _fire(self) -> int:
-        return await self._count(lambda work: due.fire(work, shared=self.database.shared))
+    async def _fire(self, outage: due.Outage) -> int:
+        return await self._count(lambda work: due.fire(work, shared=self.database.shared, outage=outage))
 
     async def _count(self, page: Callable[[Work], Program[int]]) -> int:
         """Perform a page of something; how many rows it looked at."""

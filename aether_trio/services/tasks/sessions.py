@@ -204,6 +204,11 @@ def mark(work: Work, task: Task, *, missing: bool, by_gateway: bool = False) -> 
     yield from work.write(task, task.changed(changes), "")
 
 
+def excused(task: Task, now_ms: int) -> dict[str, int]:
+    """The worker of this task, which is missing, could not come back so far: its grace begins now."""
+    return {"disconnected_ms": now_ms, "excused_ms": now_ms + task.grace_ms}
+
+
 def excuse(work: Work, before_ms: int) -> Program[int]:
     """No gateway was there: those who are missing since then have their grace from now on. How many, a page at most."""
     page = 0
@@ -214,8 +219,7 @@ def excuse(work: Work, before_ms: int) -> Program[int]:
         )
         now_ms = max(work.context.now_ms, before_ms)  # or a clock that was set back meanwhile has them found again
         for task in found:
-            excused = {"disconnected_ms": now_ms, "excused_ms": now_ms + task.grace_ms}
-            yield from work.write(task, task.changed(excused), "")
+            yield from work.write(task, task.changed(excused(task, now_ms)), "")
         page = max(page, len(found))
     return page
 

@@ -20,6 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             "test_workers",
             "test_unclaimed",
             "test_fair_deadlines",
+            "test_fair_outages",
             "test_abandoned",
             "test_creation",
             "test_letters",

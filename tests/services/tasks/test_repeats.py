@@ -151,3 +151,17 @@ async def test_a_circle_is_looked_for_within_a_bound(core: Core, monkeypatch: py
         assert "for more than 4 tasks" in refused.error
         assert not errors(peer)
         await barrier(peer)
+
+
+@pytest.mark.parametrize("lost", [1, 3, 8])
+async def test_what_an_unanswered_commit_has_put_off_happens_at_its_moment(core: Core, world: World, lost: int) -> None:
+    """The moment was only in the table, where nothing looked until something else fell due."""
+    policy = pb.RetryPolicy(max_attempts=2, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=5_000)
+    async with connect(core, agent("w", "c", "1")) as creator, connect(core, agent("w", "i", "1")) as worker:
+        task_id = (await create(creator, retry_policy=policy)).task_id
+        assert (await operate(worker, Op.CLAIM, task_id)).success
+        world.databases["tasks"].unanswered_writes = lost
+        await operate(worker, Op.FAIL, task_id)
+        world.databases["tasks"].unanswered_writes = 0
+        await trio.sleep(10)
+        assert world.databases["tasks"].query("SELECT status, epoch FROM tasks") == [("assigned", 2)]

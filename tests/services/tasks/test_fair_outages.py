@@ -1,0 +1,133 @@
+"""A database that is away for longer than a timeout ends nothing: what participants could not say meanwhile is no silence of theirs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from aether_trio.core import Core
+from aether_trio.model.errors import Status
+from aether_trio.testing.memory import MemoryLink
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import World, agent, connect, deadlock_is_an_error
+from tests.helpers.inline import InlineDatabase
+from tests.services.agents.cast import assignment, cast, echo, launch
+from tests.services.tasks.peers import Op, create, given, operate
+
+HEARTBEAT = {"heartbeat_timeout_ms": "4000"}
+STATUS = "SELECT status, epoch FROM tasks"
+
+
+async def begin(worker: MemoryLink, task_id: str) -> None:
+    while given(worker) != [task_id]:
+        await trio.sleep(0.01)
+    assert (await operate(worker, Op.CLAIM, task_id)).success
+
+
+def report(worker: MemoryLink, task_id: str) -> None:
+    worker.send(pb.UpstreamMessage(progress=pb.ProgressReport(task_id=task_id, state="at it")))
+
+
+@asynccontextmanager
+async def connect_again(core: Core, hello: pb.UpstreamMessage, tasks: InlineDatabase) -> AsyncIterator[MemoryLink]:
+    """A client that connects until it is let in, every ten seconds; the database is away for four minutes."""
+    since = trio.current_time()
+    while tasks.failing:
+        async with connect(core, hello, wait_ack=False) as refused:
+            assert (await refused.wait_end()).status is Status.UNAVAILABLE
+        tasks.failing = trio.current_time() - since < 240
+        await trio.sleep(10)
+    async with connect(core, hello) as link:
+        yield link
+
+
+@pytest.mark.parametrize("away_s", [6, 61])
+async def test_a_worker_that_reports_while_the_database_is_away_keeps_its_task(world: World, away_s: int) -> None:
+    tasks = world.databases["tasks"]
+    async with (
+        deadlock_is_an_error(),
+        world.open() as core,
+        connect(core, agent("w", "c", "1")) as creator,
+        connect(core, agent("w", "i", "1")) as worker,
+    ):
+        task_id = (await create(creator, metadata=HEARTBEAT)).task_id
+        await begin(worker, task_id)
+        await trio.sleep(0.3)
+        tasks.failing = True
+        for _ in range(away_s // 3):
+            report(worker, task_id)
+            await trio.sleep(3)
+        await trio.sleep(0.6)  # what is due is looked at before reports are written again
+        tasks.failing = False
+        for _ in range(5):
+            await trio.sleep(3)
+            assert tasks.query(STATUS) == [("running", 1)]
+            report(worker, task_id)
+        await trio.sleep(10)
+        assert tasks.query(STATUS) == [("failed", 1)]  # it is silent now
+
+
+async def test_a_worker_can_say_that_it_is_done_when_the_database_is_back(world: World) -> None:
+    tasks = world.databases["tasks"]
+    async with (
+        deadlock_is_an_error(),
+        world.open() as core,
+        connect(core, agent("w", "c", "1")) as creator,
+        connect(core, agent("w", "i", "1")) as worker,
+    ):
+        task_id = (await create(creator, metadata=HEARTBEAT)).task_id
+        await begin(worker, task_id)
+        tasks.failing = True
+        while not (await operate(worker, Op.COMPLETE, task_id)).success:
+            tasks.failing = trio.current_time() < 60
+            await trio.sleep(2.9)
+        assert tasks.query(STATUS) == [("completed", 1)]
+
+
+@pytest.mark.parametrize("claims", [True, False])
+async def test_a_worker_that_comes_back_when_the_database_does_keeps_its_task(world: World, claims: bool) -> None:
+    """Its gateway lets no participant in meanwhile, so it comes again and again."""
+    tasks = world.databases["tasks"]
+    async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as creator:
+        async with connect(core, agent("w", "i", "1")) as worker:
+            task_id = (await create(creator)).task_id
+            if claims:
+                await begin(worker, task_id)
+            worker.cut()
+            await trio.sleep(1)
+        tasks.failing = True
+        async with connect_again(core, agent("w", "i", "1", resume_session_id="before"), tasks):
+            await trio.sleep(60)
+            assert tasks.query(STATUS) == [("running" if claims else "assigned", 1)]
+
+
+async def test_one_that_does_not_come_back_has_its_grace_when_the_database_does(world: World) -> None:
+    tasks = world.databases["tasks"]
+    async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as creator:
+        async with connect(core, agent("w", "i", "1")) as worker:
+            await begin(worker, (await create(creator)).task_id)
+            worker.cut()
+            await trio.sleep(1)
+        tasks.failing = True
+        await trio.sleep(60)
+        tasks.failing = False
+        await trio.sleep(28)
+        assert tasks.query(STATUS) == [("running", 1)]
+        await trio.sleep(5)
+        assert tasks.query(STATUS) == [("failed", 1)]
+
+
+async def test_an_agent_that_connects_when_the_database_is_back_is_not_started_twice(world: World) -> None:
+    """A token cannot be looked at meanwhile, so its agent comes again and again."""
+    tasks = world.databases["tasks"]
+    async with deadlock_is_an_error(), world.open() as core, cast(core) as (orchestrator, _):
+        await launch(orchestrator, "1")
+        token = (await assignment(orchestrator)).launch_params["auth_token"]
+        tasks.failing = True
+        async with connect_again(core, echo(credentials={"token": token}), tasks):
+            await trio.sleep(1)
+            assert tasks.query(STATUS) == [("running", 2)]  # the orchestrator's assignment, and the agent's
+            assert orchestrator.waiting("task_assignment") == []
