@@ -36,6 +36,7 @@ MIGRATIONS: Final[dict[str, tuple[Migration, ...]]] = {
         *tasks.STINTS,
         *tasks.KEYS,
         *tasks.CANCELLED_PARENTS,
+        *tasks.CHILD_EVENTS,
     ),
 }
 

@@ -105,6 +105,8 @@ class Task:
     events: int = 0
     awaited: int = 0
     """1: others wait, or have waited, for its end."""
+    has_children: int = 0
+    """1: there are, or have been, tasks whose parent it is."""
     input_offset: int = 0
     """The number in the log of the last input that was taken over from there; 0: it never had one."""
     pause_key: str = ""

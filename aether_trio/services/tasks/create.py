@@ -273,6 +273,8 @@ def create(
             return Created("", problem=f"parent task {task.parent_task_id} not found")
         if parent.is_final:
             return Created("", problem=f"parent task {task.parent_task_id} has ended: it is {parent.status.value}")
+        if parent.has_children:
+            work.marked.add(parent.task_id)
     started = False
     if target is not None and offline is not Offline.QUEUE and (yield from work.find_worker(target.text)) is None:
         if offline is not Offline.START or start is None:

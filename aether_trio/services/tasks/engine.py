@@ -29,7 +29,7 @@ from aether_trio.routing.kicks import Kicks
 from aether_trio.routing.lanes import Lanes
 from aether_trio.routing.log import TopicLog
 from aether_trio.routing.supervision import keep_running
-from aether_trio.services.tasks import due, hints, housekeeping, notices, rows, sessions, startups, tokens
+from aether_trio.services.tasks import children, due, hints, housekeeping, notices, rows, sessions, startups, tokens
 from aether_trio.services.tasks.clockwork import Clockwork
 from aether_trio.services.tasks.crowd import together
 from aether_trio.services.tasks.deliveries import Deliveries
@@ -129,6 +129,9 @@ class Engine:
         others.listen(hints.OUTLIVED, self._end_outlived)
         self._stranded = trio.Event()
         """A gateway has ended that may have been about to ask for the start of an agent."""
+        self._left = trio.Event()
+        """There may be events of children that are to be told to their parents' logs."""
+        self._left.set()
         self._asleep: set[str] = set()
         self._ended: frozenset[str] = frozenset()
         """Leases whose end has been dealt with."""
@@ -208,6 +211,7 @@ class Engine:
         self.desk.put(_find_outlived)
         self.desk.put(Work.find_unfinished)
         self._stranded.set()
+        self._left.set()
         self.outbox.wake()
 
     def settle(self, work: Work) -> None:
@@ -230,6 +234,8 @@ class Engine:
         for task, node in work.hibernated:
             self._tell_hibernated(task, node, here)
         self.clockwork.note(work.due_ms)
+        if work.parents:
+            self._left.set()
         if work.outbox:
             self.outbox.wake()
         for identity in work.let_go:
@@ -330,6 +336,7 @@ class Engine:
             nursery.start_soon(keep_running, "task-outbox", self.outbox.run, name="task-outbox")
             nursery.start_soon(keep_running, "task-housekeeping", self._keep_house, name="task-housekeeping")
             nursery.start_soon(keep_running, "task-inputs", self.inputs.run, name="task-inputs")
+            nursery.start_soon(keep_running, "task-children", self._tell_parents, name="task-children")
             self._stranded.set()
             nursery.start_soon(keep_running, "task-absent", self._call_absent, name="task-absent")
             if self.database.shared:
@@ -357,6 +364,7 @@ class Engine:
         while True:
             await trio.sleep(housekeeping.INTERVAL_S)
             self.inputs.look()  # of an append whose commit is in doubt nothing is heard
+            self._left.set()  # nor of a transaction
             try:
                 for page in (housekeeping.forget_memories, housekeeping.forget_resolved):
                     while await self._count(page) >= housekeeping.PAGE:
@@ -375,6 +383,27 @@ class Engine:
                 await self.hub.look_for_missed()
             except StorageUnavailable as error:
                 logger.info("nodes that are gone wait for storage", reason=str(error))
+            self._left.set()  # the node that left them may be gone
+
+    async def take_up_children(self, task_id: str = "") -> None:
+        """Have the log of a task, or every log, tell what children have done until now. Raises StorageUnavailable."""
+        where, args = (" WHERE task_id = $1", (task_id,)) if task_id else ("", ())
+        page = partial(children.take_up_of, task_id=task_id) if task_id else children.take_up
+        if await self.database.fetch(f"SELECT 1 FROM task_child_events{where} LIMIT 1", *args):  # noqa: S608
+            while await self._count(page) >= children.PAGE:
+                pass
+
+    async def _tell_parents(self) -> None:
+        while True:
+            await self._left.wait()
+            self._left = trio.Event()
+            try:
+                await self.take_up_children()
+            except StorageUnavailable as error:
+                logger.info("events of children wait for storage", reason=str(error))
+                self._left.set()
+                await trio.sleep(LOOK_S)
+            await trio.sleep(children.GATHER_S)
 
     async def _call_absent(self) -> None:
         """Have those started that tasks wait for, and that a gateway which is gone has not: with its memory its calls are lost."""

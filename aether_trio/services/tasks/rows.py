@@ -16,6 +16,7 @@ _OF_A_TASK: Final = (
     "task_payloads",
     "task_attempts",
     "task_events",
+    "task_child_events",
     "task_watchers",
     "task_dependents",
     "task_tokens",

@@ -262,6 +262,8 @@ class TaskService:
         subscription = Subscription(
             self._ids.unique(), session, task.task_id, recursive, request_id=op.client_request_id
         )
+        if task.has_children:
+            await self.engine.take_up_children("" if recursive else task.task_id)
         subscriptions.open(subscription, [task.task_id])
         try:
             found = await self._begin(subscription, task, since_ms)

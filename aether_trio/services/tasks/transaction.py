@@ -14,7 +14,7 @@ Cost: each of these is a few statements by key or the first row of an index, wha
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NamedTuple
@@ -25,10 +25,10 @@ from aether_trio.model.tasks.status import PAUSED, TERMINAL
 from aether_trio.model.tasks.table import Decision, Refusal, Refused
 from aether_trio.model.tasks.task import AGENT_STARTUP, holder_of, keeper_of, queue_of
 from aether_trio.model.topics import task_lane
-from aether_trio.services.tasks import handing, input_rows, rows, startups, tokens
+from aether_trio.services.tasks import children, handing, input_rows, rows, startups, tokens
 from aether_trio.services.tasks.rows import WORKER_FIELDS, Worker, read_worker
 from aether_trio.services.tasks.wire import ends_with_parent
-from aether_trio.storage.base import Aside, Execute, Fetch, Program, Row
+from aether_trio.storage.base import Aside, Execute, ExecuteMany, Fetch, Program, Row
 from aether_trio.wire.delivery import delivery_prefix, delivery_suffix, encode_delivery
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -46,11 +46,6 @@ _UNFINISHED: Final = f"""SELECT DISTINCT d.depends_on FROM task_dependents d LEF
 _RECORD: Final = "INSERT INTO task_events (task_id, number, at_ms, event) VALUES ($1, $2, $3, $4)"
 _RECORD_AND_LOOK: Final = (
     f"WITH written AS ({_RECORD}) SELECT node FROM task_watchers WHERE task_id = $1 AND node <> $5"  # noqa: S608
-)
-
-
-_COUNT_EVENT: Final = (
-    "UPDATE tasks SET events = events + 1 WHERE task_id = $1 RETURNING events, workspace, parent_task_id"
 )
 
 _TOLD: Final = frozenset({Move.ASSIGN, Move.START})
@@ -114,6 +109,10 @@ class Work:
     """When each task that was written falls due, as it was written last; 0 for never."""
     watched: set[tuple[str, str]] = field(default_factory=set)
     """(node, task id): other nodes whose subscribers are to hear of new events."""
+    parents: set[str] = field(default_factory=set)
+    """Tasks whose logs are to be told of their children (children.py)."""
+    marked: set[str] = field(default_factory=set)
+    """Tasks whose rows say that they have children."""
     outbox: bool = False
     """Whether something waits to be appended to the topic log."""
     absent: list[str] = field(default_factory=list)
@@ -176,6 +175,8 @@ class Work:
                     "ON CONFLICT DO NOTHING",
                     (task.task_id, task.parent_task_id),
                 )
+            if task.parent_task_id not in self.marked:
+                yield from children.mark(task.parent_task_id)
             yield from self._tell_parent(task, "spawned")
         if worker is not None:
             yield from self._follow(task, row, reason, push=True, taken=worker)
@@ -190,6 +191,9 @@ class Work:
 
         `push`: whoever is assigned it is to be told. `taken`: it counts the task already (`handing.take`).
         """
+        if before.has_children and _is_told(before, after):
+            yield from self.take_up(before)
+            after.events = before.events
         self._derive(before, after)
         yield from rows.save(before, after)
         self._falls_due(after)
@@ -359,11 +363,33 @@ class Work:
             yield Aside("task_events", _RECORD, row)
         self.events.append(Recorded(task.task_id, number, now_ms, encoded))
         if number % KEPT_EVENTS == 0:
-            yield Aside(
-                "task_events",
-                "DELETE FROM task_events WHERE task_id = $1 AND number <= $2",
-                (task.task_id, number - KEPT_EVENTS),
+            yield from self._forget_events(task.task_id, number)
+
+    def _forget_events(self, task_id: str, number: int) -> Program[None]:
+        yield Aside(
+            "task_events",
+            "DELETE FROM task_events WHERE task_id = $1 AND number <= $2",
+            (task_id, number - KEPT_EVENTS),
+        )
+
+    def record_all(self, task_id: str, first: int, events: Sequence[tuple[int, bytes]]) -> Program[None]:
+        """Write events of one task under the numbers from `first` on, which its row counts already: (time, event)."""
+        recorded = [Recorded(task_id, number, *event) for number, event in enumerate(events, first)]
+        yield ExecuteMany(_RECORD, recorded)
+        self.events.extend(recorded)
+        if self.context.shared:
+            nodes: list[Row] = yield Fetch(
+                "SELECT node FROM task_watchers WHERE task_id = $1 AND node <> $2", (task_id, self.context.node)
             )
+            self.watched.update((node, task_id) for (node,) in nodes)
+        mark = recorded[-1].number // KEPT_EVENTS * KEPT_EVENTS
+        if mark >= first:
+            yield from self._forget_events(task_id, mark)
+
+    def take_up(self, task: Task) -> Program[None]:
+        """Tell a task's log of what its children have done until now, before anything else that is to be in it."""
+        while count := (yield from children.take_up_of(self, task.task_id)):
+            task.events += count
 
     def events_since(self, task_id: str, since_ms: int) -> Program[list[pb.TaskEvent]]:
         """The events of a task that were written from this moment on; of very many the latest."""
@@ -387,6 +413,8 @@ class Work:
 
     def note(self, task: Task, event: pb.TaskEvent) -> Program[None]:
         """Write an event of a task whose row is not otherwise changed."""
+        if task.has_children:
+            yield from self.take_up(task)
         numbers: list[Row] = yield Fetch(
             "UPDATE tasks SET events = events + 1 WHERE task_id = $1 RETURNING events", (task.task_id,)
         )
@@ -394,14 +422,16 @@ class Work:
             yield from self._record(task, numbers[0][0], event)
 
     def _tell_parent(self, task: Task, lifecycle: str) -> Program[None]:
-        found: list[Row] = yield Fetch(_COUNT_EVENT, (task.parent_task_id,))
-        if found:
-            number, workspace, above = found[0]
-            parent = Task(task.parent_task_id, "", workspace, parent_task_id=above)
-            child = pb.TaskChildLifecycleEvent(
-                child_task_id=task.task_id, child_status=_wire(task.status), lifecycle=lifecycle
-            )
-            yield from self._record(parent, number, pb.TaskEvent(child_lifecycle=child))
+        child = pb.TaskChildLifecycleEvent(
+            child_task_id=task.task_id, child_status=_wire(task.status), lifecycle=lifecycle
+        )
+        event = pb.TaskEvent(
+            task_id=task.parent_task_id,
+            workspace=task.workspace,
+            emitted_at_unix_ms=self.context.now_ms,
+            child_lifecycle=child,
+        )
+        yield from children.leave(self, event)
 
     def _announce(self, task: Task) -> Program[None]:
         """The event that its creator asked for, for the workflow engine."""

@@ -16,6 +16,8 @@ go, and for one to a worker of another node, which has `pushed` 0 until that nod
 row that it tells of: see docs/architecture.md for why it is here and not in `messages`. `task_watchers` says on which nodes somebody
 follows a task.
 
+`task_child_events` are events of children that their parents' logs do not have yet (services/tasks/children.py).
+
 `task_dependents` are the tasks that wait for others, `task_outbox` messages for the topic log that were not appended yet,
 `task_letters` the dead letters, `task_inputs` the inputs that wait for their task to wait for them.
 
@@ -299,3 +301,17 @@ STINTS: Final = (
     ),
 )
 """What deadlines count from, whose own tasks there are (by the participant, when it goes), and which workers say when they begin."""
+
+CHILD_EVENTS: Final = (
+    (
+        "ALTER TABLE tasks ADD COLUMN has_children INTEGER NOT NULL DEFAULT 0",
+        """CREATE TABLE task_child_events (
+            id {row_id},
+            task_id TEXT {byte_order} NOT NULL,
+            at_ms {bigint} NOT NULL,
+            event {blob} NOT NULL
+        )""",
+        "CREATE INDEX task_child_events_by_parent ON task_child_events (task_id, id)",
+    ),
+)
+"""What a parent's log is to tell of its children: `task_id` is the parent's, `id` orders the rows of one child."""

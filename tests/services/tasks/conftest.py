@@ -33,6 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             "test_lists",
             "test_repeats",
             "test_cancelled",
+            "test_children",
             "test_subscriptions",
         ),
     )
