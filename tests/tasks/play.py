@@ -155,6 +155,7 @@ class Play:
         for _ in range(3):
             await pump(30)
             await self.core.tasks.engine.desk.settle()
+            await self.core.tasks.engine.take_up_children()
         await pump(30)
 
     # -- participants ---------------------------------------------------------------------------------------------
