@@ -1,0 +1,107 @@
+"""A page of chance in a slow tab: it is frozen, stands still, is cut and loaded again, while messages come.
+
+The model: at least once and in order over the loads, each offset once in the life of a page.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from playwright.sync_api import Page
+
+from aether_trio.client import connect_sync
+from tests.browser.conftest import Run
+from tests.helpers.gateway import GatewayProcess
+
+MOVES = 14
+SLOWER = 6
+
+LIVE = """async ({ connect }) => {
+  window.got = [];
+  window.sockets = [];
+  const Real = window.WebSocket;
+  window.WebSocket = class extends Real {
+    constructor(...given) {
+      super(...given);
+      sockets.push(this);
+    }
+  };
+  window.client = await connect({
+    userId: "slow", workspace: "throttled", heartbeatMs: 100, silenceMs: 300, maxBackoffMs: 100,
+  });
+  client.addEventListener("message", ({ detail }) => {
+    got.push(Number(detail.text()));
+    sessionStorage.setItem("got", JSON.stringify(got)); // it may be loaded again at any moment
+  });
+  window.stall = (ms) => {
+    const until = performance.now() + ms;
+    while (performance.now() < until);
+  };
+  return client.windowId;
+}"""
+
+
+class Lives:
+    """What came to the page, over its loads."""
+
+    def __init__(self) -> None:
+        self.handled = -1
+        """The greatest that any page has handled."""
+
+    def check(self, got: list[int]) -> None:
+        """All that came to one page, in the order in which it came."""
+        if not got:
+            return
+        assert got == list(range(got[0], got[0] + len(got))), "each once, in order"
+        assert got[0] <= self.handled + 1, (got[0], self.handled)
+        self.handled = max(self.handled, got[-1])
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_a_slow_page_of_chance(gateway: GatewayProcess, page: Page, run: Run, seed: int) -> None:
+    chance = random.Random(seed)
+    tab = page.context.new_cdp_session(page)
+    tab.send("Emulation.setCPUThrottlingRate", {"rate": SLOWER})
+    window = run(page, LIVE)
+    lives, sent = Lives(), 0
+    reconnections = 0
+    with connect_sync(f"aether://{gateway.address}", workspace="throttled", implementation="i", specifier="tx") as tx:
+
+        def feed(count: int) -> None:
+            nonlocal sent
+            for _ in range(count):
+                tx.publish(f"us::slow::{window}", str(sent).ljust(200))
+                sent += 1
+            tx.flush()
+
+        def frozen() -> None:
+            tab.send("Page.setWebLifecycleState", {"state": "frozen"})
+            feed(chance.randint(1, 100))
+            tab.send("Page.setWebLifecycleState", {"state": "active"})
+
+        def stalled() -> None:
+            page.evaluate("(ms) => void setTimeout(() => stall(ms), 10)", chance.randint(100, 800))
+            feed(chance.randint(1, 100))
+
+        def cut() -> None:
+            page.evaluate("void sockets.at(-1).close()")
+            feed(chance.randint(1, 100))
+
+        def loaded_again() -> None:
+            nonlocal reconnections
+            reconnections += page.evaluate("client.statistics().reconnections")
+            page.reload()
+            lives.check(page.evaluate("JSON.parse(sessionStorage.getItem('got') ?? '[]')"))
+            page.evaluate("sessionStorage.removeItem('got')")
+            assert run(page, LIVE) == window
+
+        feed(10)
+        for move in chance.choices([frozen, stalled, cut, loaded_again], [3, 3, 3, 2], k=MOVES):
+            move()
+        feed(1)
+        page.wait_for_function("(last) => got.includes(last)", arg=sent - 1)
+        reconnections += page.evaluate("client.statistics().reconnections")
+        lives.check(page.evaluate("got"))
+    assert lives.handled == sent - 1
+    assert reconnections > 0
