@@ -3,6 +3,9 @@
     a task waits            take ──▶ whoever it is for, or the least busy of its pool, counts one more live task, in one statement
     a worker has room       release ──▶ its row, and whether anything waits for it ──▶ give: the first tasks of its queues
 
+What a worker was given and has not begun is given to another when its session ends, or, if its client never claims and the session broke,
+when the grace window of the task is over (sessions.py).
+
 The current assignment is in the task's own row. `task_attempts` has those that are over because another one follows or the worker let
 go, and beside them the current ones that another node has yet to tell its workers of.
 

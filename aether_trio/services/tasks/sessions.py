@@ -2,7 +2,8 @@
 
 A worker that comes is given what waits for it. One that comes back (its client names the session before) goes on with what it had; one
 that comes anew has lost its memory, so what it was running waits for its grace window, unless it touches the task again. One that goes
-leaves what it had begun to its grace window, and what it had not to others, at once.
+leaves what it had begun to its grace window, and what it had not to others, at once. Only a client that claims shows what it has not begun:
+of one that never has, and whose session breaks, what it was given waits for its grace window as well.
 """
 
 from __future__ import annotations
