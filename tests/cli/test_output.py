@@ -13,6 +13,7 @@ from typing import TextIO
 import pytest
 import trio
 
+from aether_trio.cli import output
 from aether_trio.cli.exits import CliError
 from aether_trio.cli.output import OutputClosed, announce, print_json, print_table, run_client, say, visible
 
@@ -81,6 +82,23 @@ def test_one_that_waits_ends_when_its_output_is_closed(
 
     with pytest.raises(OutputClosed):
         run_client(main)
+
+
+def test_what_is_typed_at_a_terminal_is_no_end_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "_LOOK_S", 0)
+    master, terminal = os.openpty()
+
+    async def main() -> str:
+        os.write(master, b"typed\n")
+        for _ in range(100):
+            await trio.lowlevel.checkpoint()
+        return "done"
+
+    with os.fdopen(terminal, "w", encoding="utf-8") as writer:
+        monkeypatch.setattr(sys, "stdout", writer)
+        assert run_client(main) == "done"
+        monkeypatch.undo()
+    os.close(master)
 
 
 def test_no_handler_of_failures_takes_a_closed_output_for_one(
