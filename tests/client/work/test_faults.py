@@ -12,10 +12,11 @@ import trio
 from aether_trio.client import AgentClient, Job, JobEnd
 from aether_trio.client.operations import TaskStatus
 from aether_trio.client.operations.task_values import RetryPolicy
+from aether_trio.model.tasks.table import MAX_DELIVERIES
 from aether_trio.testing.fault_proxy import open_fault_proxy
 from aether_trio.testing.random_faults import RandomFaults
 from tests.client.gateways import agent, open_test_gateway
-from tests.client.work.shop import order, wait_for, worker
+from tests.client.work.shop import order, worker
 from tests.helpers.engines import PostgresEngine
 from tests.helpers.gateway import on_postgres, open_gateway_process
 
@@ -53,6 +54,15 @@ class Ledger:
             self.lost += 1
 
 
+async def wait_until_done(boss: AgentClient, task_id: str) -> None:
+    """Return when the task is completed. On a slow machine cuts come faster than workers begin: then it is a dead letter, and tried again."""
+    tasks = boss.tasks.within(LIMIT_S)
+    while (task := await tasks.get(task_id)).status is not TaskStatus.COMPLETED:
+        if task.status is TaskStatus.FAILED and task.error == f"given {MAX_DELIVERIES} times and never begun":
+            await tasks.retry(task_id)
+        await trio.sleep(0.01)
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_random_faults_between_workers_and_the_gateway(seed: int) -> None:
     """The grace window is longer than any fault, so no block is taken away that is at work: each task is completed by one."""
@@ -75,7 +85,7 @@ async def test_random_faults_between_workers_and_the_gateway(seed: int) -> None:
                         nursery.start_soon(ledger.work, one, 4)
                     ids = [await order(boss, str(number), retry_policy=policy) for number in range(TASKS)]
                     for task_id in ids:
-                        await wait_for(boss, task_id, TaskStatus.COMPLETED)
+                        await wait_until_done(boss, task_id)
                     over = True
                     nursery.cancel_scope.cancel()
                 assert sum(one.connections for one in workers) > 3
