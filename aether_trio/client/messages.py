@@ -29,9 +29,12 @@ class Cursors:
     def __init__(self) -> None:
         self._by_task: dict[object, IncomingMessage] = {}
         self._ends: _TaskEnds | None = None
+        self._closed = False
 
     def take(self, message: IncomingMessage) -> None:
-        """This task has got a message."""
+        """This task has got a message. What is read behind the end is nobody's: nothing can be acknowledged any more."""
+        if self._closed:
+            return
         if sniffio.current_async_library() == "trio":
             self._by_task[trio.lowlevel.current_task()] = message
             if self._ends is None:
@@ -70,6 +73,7 @@ class Cursors:
 
     def close(self) -> None:
         """Nothing can be acknowledged any more."""
+        self._closed = True
         self._by_task.clear()
         if self._ends is not None:
             trio.lowlevel.remove_instrument(self._ends)

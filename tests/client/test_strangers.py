@@ -156,6 +156,24 @@ async def test_tasks(backend: str, body: Callable[[str], Awaitable[None]]) -> No
         await run_on(backend, partial(body), f"aether://{gateway.address}")
 
 
+async def what_was_buffered_is_read_behind_the_block(address: str) -> None:
+    await fill(address, 3)
+    async with agent(address, "a") as a:
+        messages = aiter(a)
+        while a.statistics().buffered < 3:
+            await anyio.sleep(0.001)
+    assert [(await anext(messages)).text for _ in range(3)] == ["0", "1", "2"]
+    cursors = a._core.cursors
+    assert (len(cursors._by_task), cursors._ends) == (0, None)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_nothing_is_kept_of_what_is_read_behind_the_block(backend: str) -> None:
+    """Neither a table of tasks nor an instrument of trio, which would hear of every task for ever."""
+    async with open_test_gateway() as gateway:
+        await run_on(backend, what_was_buffered_is_read_behind_the_block, f"aether://{gateway.address}")
+
+
 async def test_every_message_has_a_thread_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda _args: None)
     async with open_test_gateway() as gateway:
