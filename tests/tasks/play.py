@@ -8,10 +8,11 @@ counts; the attempts; and that no task waits while a worker of its queue has roo
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from itertools import count
 from typing import Any, Final
+from unittest import mock
 
 import trio
 
@@ -446,6 +447,22 @@ def _shown(event: pb.TaskEvent) -> tuple[object, ...]:
         child = event.child_lifecycle
         return ("child", child.child_task_id, child.child_status, child.lifecycle)
     return ("progress", event.progress.state)
+
+
+@contextmanager
+def nothing_but_tasks() -> Iterator[None]:
+    """Nothing but tasks wakes the gateway more often than every few hours, or a month would take minutes."""
+    names = (
+        "core.PROBE_S",
+        "services.kv.service.SWEEP_INTERVAL_S",
+        "services.checkpoints.SWEEP_INTERVAL_S",
+        "services.tasks.clockwork.LOOK_S",
+        "services.tasks.engine.LOOK_S",
+    )
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(mock.patch(f"aether_trio.{name}", 10_000.0))
+        yield
 
 
 @asynccontextmanager

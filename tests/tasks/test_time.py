@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import AsyncIterator, Iterator
-from unittest import mock
 
 import pytest
 import trio
@@ -16,7 +15,7 @@ import trio
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import pump
 from tests.helpers.direct import Store
-from tests.tasks.play import DEADLINES, NAMES, POLICIES, REASONS, Play, Step, open_play
+from tests.tasks.play import DEADLINES, NAMES, POLICIES, REASONS, Play, Step, nothing_but_tasks, open_play
 
 DAY_MS = 86_400_000
 FULL = os.environ.get("TESTS_FULL") == "1"
@@ -25,20 +24,8 @@ SEEDS = range(20) if FULL else range(1)
 
 @pytest.fixture
 def quiet() -> Iterator[None]:
-    """Nothing but tasks wakes the gateway more often than every few hours, or a month would take minutes."""
-    names = (
-        "core.PROBE_S",
-        "services.kv.service.SWEEP_INTERVAL_S",
-        "services.checkpoints.SWEEP_INTERVAL_S",
-        "services.tasks.clockwork.LOOK_S",
-        "services.tasks.engine.LOOK_S",
-    )
-    patches = [mock.patch(f"aether_trio.{name}", 10_000.0) for name in names]
-    for patch in patches:
-        patch.start()
-    yield
-    for patch in patches:
-        patch.stop()
+    with nothing_but_tasks():
+        yield
 
 
 @pytest.fixture
