@@ -57,6 +57,8 @@ STEPS = st.one_of(
     st.tuples(st.just("say"), st.sampled_from(["claim", "fail", "fail"])),
     st.tuples(st.just("orchestrator"), ORCHESTRATORS),
     st.tuples(st.just("manage"), st.sampled_from(["retry", "resume", "cancel", "requeue"]), st.integers(0, 2)),
+    st.tuples(st.just("manage"), st.sampled_from(["retry", "resume", "cancel", "requeue"]), st.integers(0, 2)),
+    st.tuples(st.just("manage"), st.sampled_from(["retry", "resume", "cancel", "requeue"]), st.integers(0, 2)),
     st.tuples(st.just("pass"), st.sampled_from([1.5, 7.0, 61.0, 1_900.0, 1.3 * DAY_S])),
     st.tuples(st.just("outage"), st.sampled_from([3.0, 70.0])),
     st.tuples(st.just("restart"), st.sampled_from([0.1, 30.0, 2.2 * DAY_S]), st.booleans()),
@@ -335,7 +337,7 @@ async def run(store: Store, steps: list[tuple[Any, ...]]) -> None:
 @pytest.mark.timeout(3_600 if FULL else 300)
 def test_an_identity_has_one_start_and_its_token_lasts_as_long(store: Store) -> None:
     @settings(max_examples=store.examples(EXAMPLES), print_blob=True, deadline=None)
-    @given(st.lists(STEPS, min_size=5, max_size=25))
+    @given(st.lists(STEPS, min_size=8, max_size=25))
     def play(steps: list[tuple[Any, ...]]) -> None:
         run_in_virtual_time(partial(run, store, steps))
 
