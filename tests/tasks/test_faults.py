@@ -160,6 +160,11 @@ class Faults:
         [found] = self.query("SELECT status, assigned_to, epoch FROM tasks WHERE task_id = $1", task_id)
         return found[0], found[1], found[2]
 
+    def kept(self, task_id: str) -> list[str]:
+        """The inputs that no wait has used."""
+        found = self.query("SELECT metadata FROM task_inputs WHERE task_id = $1", task_id)
+        return [json.loads(metadata)["form"] for (metadata,) in found]
+
     # -- participants -------------------------------------------------------------------------------------------------
 
     async def connect(self, who: str, *, back: bool) -> None:
@@ -243,7 +248,10 @@ class Faults:
         if who not in self.links or status not in LIVE or (who == "silent" and verb == "claim"):
             return
         if verb == "report":
+            self.world.databases["tasks"].unanswered_writes = int(how == "unanswered")
             self.report(who, task_id)
+            await trio.sleep(1)
+            self.world.databases["tasks"].unanswered_writes = 0
         else:
             await self.operate(who, task_id, verb, how)
         if verb in ("claim", "report"):
@@ -254,7 +262,8 @@ class Faults:
         self.links[who].send(pb.UpstreamMessage(progress=pb.ProgressReport(task_id=task_id, state=word)))
 
     async def _step_manage(self, number: int, verb: str, how: str) -> None:
-        task_id = self.pick(number)
+        statuses = {"retry": ("failed", "cancelled", "dlq"), "resume": ("waiting_input", "assigned", "running")}
+        task_id = self.pick(number, statuses.get(verb, ())) or self.pick(number)
         if task_id is not None:
             await self.operate("operator", task_id, verb, how)
 
@@ -296,7 +305,10 @@ class Faults:
         who = SHORT.get(name, "boss")
         if status == "running" and who in self.links:
             wait = pb.WaitSpec(reason=pb.WAIT_REASON_INPUT, input_match={"form": match} if match else {})
+            there = any(not match or form == match for form in self.kept(task_id))
             await self.operate(who, task_id, "pause", how, wait)
+            if there:  # also when it is asked for again, and another input has not come
+                assert self.row(task_id)[0] == "running", f"{task_id} waits for what was there"
 
     async def _step_give(self, number: int, form: str) -> None:
         """An input, whether the task waits for it or not."""
@@ -345,14 +357,15 @@ class Faults:
         """The database of the tasks is away. Workers go on and report; one may lose its connection meanwhile, an input may come."""
         await self.settle()
         before = self.at_work()
+        cuts = cuts and "a" in self.links
+        if cuts:
+            await self.leave("a", clean=False)
+            await self.settle()
         tasks = self.world.databases["tasks"]
         tasks.failing = True
         until = self.clock.now_ms() + ms
         if gives and self.ledgers:
             await self.give(list(self.ledgers)[-1], "a")
-        cuts = cuts and "a" in self.links
-        if cuts:
-            await self.leave("a", clean=False)
         while self.clock.now_ms() < until:
             self.beat(before)
             await trio.sleep(min(3.0, (until - self.clock.now_ms()) / 1000 + 0.001))
@@ -400,6 +413,7 @@ class Faults:
         for task_id, status, name, _epoch, *_, due_ms, missing_ms, wait in rows:
             self.check_history(task_id, status, events[task_id])
             self.check_inputs(task_id, status, wait, events[task_id])
+            assert not due_ms or due_ms > self.clock.now_ms() - 1_500, f"{task_id} is overdue"
             if status in LIVE and name not in present:
                 assert missing_ms > 0, f"{task_id} of {name}, who is away, has no grace"
                 assert due_ms > 0
@@ -441,10 +455,7 @@ class Faults:
 
     def check_inputs(self, task_id: str, status: str, wait: str, events: list[pb.TaskEvent]) -> None:
         ledger = self.ledgers[task_id]
-        kept = [
-            json.loads(metadata)
-            for (metadata,) in self.query("SELECT metadata FROM task_inputs WHERE task_id = $1", task_id)
-        ]
+        kept = self.kept(task_id)
         changes = [event.status_changed for event in events if event.HasField("status_changed")]
         ended = sum((one.from_status, one.to_status) == (WAITING, RUNNING) for one in changes)
         over = any(change.to_status in ENDS for change in changes)
@@ -453,7 +464,7 @@ class Faults:
         assert over or used <= ended, f"{task_id}: {used} inputs used, {ended} waits ended"
         if status == "waiting_input":
             match = json.loads(wait).get("input_match", {})
-            assert not any(match.items() <= one.items() for one in kept), f"{task_id} waits for what is there: {kept}"
+            assert not any(match.get("form", one) == one for one in kept), f"{task_id} waits for what is there: {kept}"
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
