@@ -214,6 +214,8 @@ def test_85_what_was_not_begun_goes_to_another_worker_at_once(gateway: str) -> N
     async def scenario() -> None:
         async with World(gateway) as world:
             creator, first = await world.open(world.agent("c", impl=f"{world.impl}-c"), world.agent("w1"))
+            # It claims what it begins, so what it has not claimed it has not begun.
+            await steps.op(first, "complete", await steps.running(creator, first, world))
             task_id = await steps.create(creator, world)
             await steps.assignment(first, task_id)
             (second,) = await world.open(world.agent("w2"))
