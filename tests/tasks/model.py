@@ -376,9 +376,8 @@ class Model:
         hand = self.hands[name] = Hand(name, pool, self.now)
         if not back:
             self.memories[name] = self.now
-        for job in sorted(self.jobs.values(), key=lambda job: job.order):
-            if job.busy != name:
-                continue
+        had = [job for job in self.jobs.values() if job.busy == name]  # what it is given from here on is told once
+        for job in sorted(had, key=lambda job: job.order):
             if job.status == "assigned" and job.missing and not back:
                 self._lose(job)
             elif job.status == "assigned":

@@ -30,6 +30,15 @@ def op(who: str, verb: str, task: int = 0) -> Step:
 ONE_WORKER: Step = ("disconnect", "b", True)
 
 CASES: dict[str, list[Step]] = {
+    "a worker that comes anew and has lost one task is given another one once": [
+        pool(),
+        pool(),
+        op("creator", "cancel", 0),
+        ("disconnect", "a", True),
+        ("disconnect", "b", False),
+        pool(1),
+        ("connect", "b", False),
+    ],
     "a creator's own task that is tried again is told to it": [
         own(1, deadline=1),
         ("pass", 5_017),
