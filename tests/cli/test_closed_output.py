@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,6 +104,14 @@ def start(*arguments: str, **env: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=clean | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+def wait_until_ready(process: subprocess.Popen[bytes], ready: Path) -> None:
+    end = time.monotonic() + LIMIT_S
+    while not ready.exists():
+        assert process.poll() is None, "it has ended"
+        assert time.monotonic() < end, "it never serves"
+        time.sleep(0.02)
+
+
 def test_a_gateway_for_development_drains() -> None:
     process = start("dev", "--log-level", "error")
     assert b"is serving on" in first_line(process)
@@ -120,6 +129,7 @@ def test_a_gateway_that_serves_goes_on_though_its_log_has_no_reader(tmp_path: Pa
             pass
         process.stdout.close()
         process.stderr.close()
+        wait_until_ready(process, ready)
         env = {"AETHER_GATEWAY": json.loads(ready.read_text())["gateway"]}
         for _ in range(2):
             done = subprocess.run(
