@@ -11,7 +11,8 @@ import trio
 from tests.client.gateways import agent, open_test_gateway
 
 BEGIN = """
-import os, sys, threading
+import os, sys, threading, warnings
+warnings.filterwarnings("ignore", "This process .* is multi-threaded")  # Python 3.12 says so of each fork beside a thread
 from aether_trio.client import ClientClosed, connect_sync
 connecting = connect_sync(sys.argv[1], workspace="w", implementation="i", specifier="script")
 """
