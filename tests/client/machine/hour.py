@@ -64,6 +64,10 @@ class _Loop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._virtual.now
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Without a limit (Python 3.12 has one), as the threads do not live by this clock."""
+        await super().shutdown_default_executor()
+
     def _run_once(self) -> None:
         self.count += len(self._ready)  # type: ignore[attr-defined]
         if self.count > MOST:
