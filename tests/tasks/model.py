@@ -33,6 +33,7 @@ ENDED = {"completed", "failed", "cancelled", "dlq", "rejected"}
 WAITS = {"input": "waiting_input", "authority": "waiting_authority", "dependency": "waiting_dependency"}
 PAUSED = {*WAITS.values(), "hibernated"}
 GRACE = {0: 30_000, 1: 30_000, 2: 600_000, 3: 300_000}
+RETURN = 60_000
 KEEP = {"completed": 7 * DAY, "rejected": 7 * DAY, "cancelled": 7 * DAY, "failed": 14 * DAY}
 
 
@@ -402,11 +403,14 @@ class Model:
 
     def _is_there(self, job: Job, there: bool) -> None:
         """A worker knows of what it has, or not. After its gateway's absence it is expected to report from now on."""
+        expected = self.now + job.limits.get("heartbeat_timeout_ms", 0)
         if there != bool(job.missing):
+            if not there:
+                job.excused = min(job.excused, expected)
             return
         job.missing = 0 if there else self.now
         if job.excused:
-            job.excused = self.now + job.limits.get("heartbeat_timeout_ms", 0)
+            job.excused = expected
 
     def _lose(self, job: Job) -> None:
         if job.delays is not None or job.failures + 1 >= job.attempts:
@@ -422,16 +426,17 @@ class Model:
         """A gateway is there again; who is missing since before that has its grace from now on."""
         for job in self.jobs.values():
             if (job.busy or self._own(job, job.worker)) and 0 < job.missing < before:
-                job.missing, job.excused = self.now, self.now + GRACE[job.kind]
+                job.missing, job.excused = self.now, self.now + min(GRACE[job.kind], RETURN)
 
     def leave(self, name: str, *, clean: bool = False, by_gateway: bool = False) -> None:
         silent = not self.hands[name].claims and not clean
         del self.hands[name]
         for job in sorted(self.jobs.values(), key=lambda job: job.order):
             if (job.busy == name and (job.status == "running" or silent)) or self._own(job, name):
-                if not job.missing:
-                    job.missing = self.now
-                    job.excused = self.now + GRACE[job.kind] if by_gateway else job.excused
+                if by_gateway and not job.missing:
+                    job.missing, job.excused = self.now, self.now + min(GRACE[job.kind], RETURN)
+                elif not by_gateway:
+                    self._is_there(job, False)
             elif job.busy == name:
                 job.deliveries += not by_gateway
                 if job.deliveries >= 16 and not by_gateway:

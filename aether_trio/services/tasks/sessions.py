@@ -22,6 +22,8 @@ from aether_trio.services.tasks.transaction import Push, Work
 from aether_trio.storage.base import Execute, Fetch, Program, Row, Value
 
 EXCUSE_PAGE: Final = 100
+RETURN_MS: Final = 60_000
+"""For coming back to a gateway that was away, at most: a missing report counts afterwards, however long the grace window is."""
 REMEMBER: Final = """INSERT INTO task_memories (identity, since_ms) VALUES ($1, $2)
     ON CONFLICT (identity) DO UPDATE SET since_ms = excluded.since_ms"""
 _JOIN: Final = f"""INSERT INTO task_workers ({WORKER_FIELDS}, free, turn) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
@@ -192,22 +194,32 @@ def _attach(work: Work, identity: str, task_id: str) -> Program[None]:
 def mark(work: Work, task: Task, *, missing: bool, by_gateway: bool = False) -> Program[None]:
     """Say of a task that its worker is missing, or that it is there; a session that is missed longer keeps its first moment.
 
-    `by_gateway`: its gateway is gone, so the worker can show no sign of life before it is back.
+    `by_gateway`: its gateway is gone, so the worker can show no sign of life before it is back. When it is back, or has come anew and
+    knows nothing of the task, one is expected again.
     """
-    if missing == bool(task.disconnected_ms) or (missing and not task.grace_ms):
-        return
     now_ms = work.context.now_ms
-    changes = {"disconnected_ms": now_ms if missing else 0}
-    if missing and by_gateway:
-        changes["excused_ms"] = now_ms + task.grace_ms
-    elif task.excused_ms:
-        changes["excused_ms"] = now_ms + task.heartbeat_timeout_ms
-    yield from work.write(task, task.changed(changes), "")
+    expected_ms = now_ms + task.heartbeat_timeout_ms
+    changes: dict[str, int] = {}
+    if missing != bool(task.disconnected_ms) and (task.grace_ms or not missing):
+        changes["disconnected_ms"] = now_ms if missing else 0
+        if missing and by_gateway:
+            changes["excused_ms"] = now_ms + return_ms(task)
+        elif task.excused_ms:
+            changes["excused_ms"] = expected_ms
+    elif missing and not by_gateway and task.excused_ms > expected_ms:
+        changes["excused_ms"] = expected_ms
+    if changes:
+        yield from work.write(task, task.changed(changes), "")
+
+
+def return_ms(task: Task) -> int:
+    """How long its worker has for coming back to a gateway that was away."""
+    return min(task.grace_ms, RETURN_MS)
 
 
 def excused(task: Task, now_ms: int) -> dict[str, int]:
     """The worker of this task, which is missing, could not come back so far: its grace begins now."""
-    return {"disconnected_ms": now_ms, "excused_ms": now_ms + task.grace_ms}
+    return {"disconnected_ms": now_ms, "excused_ms": now_ms + return_ms(task)}
 
 
 def excuse(work: Work, before_ms: int) -> Program[int]:

@@ -120,6 +120,52 @@ async def test_one_that_does_not_come_back_has_its_grace_when_the_database_does(
         assert tasks.query(STATUS) == [("failed", 1)]
 
 
+async def left_to_a_gateway_that_is_killed(world: World, task_class: pb.TaskClass) -> None:
+    """A worker has begun a task and is not heard of again, as its gateway has ended without a word."""
+    async with world.open() as core, connect(core, agent("w", "c", "1")) as creator:
+        async with connect(core, agent("w", "i", "1")) as worker:
+            await begin(worker, (await create(creator, metadata=HEARTBEAT, task_class=task_class)).task_id)
+            world.databases["tasks"].failing = True
+    world.databases["tasks"].failing = False
+
+
+async def test_a_worker_that_comes_anew_after_its_gateway_is_expected_to_report(world: World) -> None:
+    """It knows nothing of the task, so the window of its class (ten minutes) is not what it is excused for."""
+    tasks = world.databases["tasks"]
+    async with deadlock_is_an_error():
+        await left_to_a_gateway_that_is_killed(world, pb.TASK_CLASS_BACKGROUND)
+        async with world.open() as core:
+            await trio.sleep(1)
+            async with connect(core, agent("w", "i", "1")):
+                await trio.sleep(3)
+                assert tasks.query(STATUS) == [("running", 1)]
+                await trio.sleep(2)
+                assert tasks.query(STATUS) == [("failed", 1)]
+
+
+async def test_a_worker_that_comes_and_goes_is_excused_no_longer_by_that(world: World) -> None:
+    tasks = world.databases["tasks"]
+    async with deadlock_is_an_error():
+        await left_to_a_gateway_that_is_killed(world, pb.TASK_CLASS_BACKGROUND)
+        async with world.open() as core:
+            for _ in range(6):
+                await trio.sleep(0.5)
+                async with connect(core, agent("w", "i", "1")):
+                    await trio.sleep(0.5)
+            assert tasks.query(STATUS) == [("failed", 1)]
+
+
+async def test_a_worker_that_stays_away_after_its_gateway_is_waited_for_a_minute(world: World) -> None:
+    tasks = world.databases["tasks"]
+    async with deadlock_is_an_error():
+        await left_to_a_gateway_that_is_killed(world, pb.TASK_CLASS_BACKGROUND)
+        async with world.open():
+            await trio.sleep(58)
+            assert tasks.query(STATUS) == [("running", 1)]
+            await trio.sleep(4)
+            assert tasks.query(STATUS) == [("failed", 1)]
+
+
 async def test_an_agent_that_connects_when_the_database_is_back_is_not_started_twice(world: World) -> None:
     """A token cannot be looked at meanwhile, so its agent comes again and again."""
     tasks = world.databases["tasks"]
