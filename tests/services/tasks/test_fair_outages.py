@@ -122,10 +122,13 @@ async def test_one_that_does_not_come_back_has_its_grace_when_the_database_does(
 
 async def left_to_a_gateway_that_is_killed(world: World, task_class: pb.TaskClass) -> None:
     """A worker has begun a task and is not heard of again, as its gateway has ended without a word."""
-    async with world.open() as core, connect(core, agent("w", "c", "1")) as creator:
-        async with connect(core, agent("w", "i", "1")) as worker:
-            await begin(worker, (await create(creator, metadata=HEARTBEAT, task_class=task_class)).task_id)
-            world.databases["tasks"].failing = True
+    async with (
+        world.open() as core,
+        connect(core, agent("w", "c", "1")) as creator,
+        connect(core, agent("w", "i", "1")) as worker,
+    ):
+        await begin(worker, (await create(creator, metadata=HEARTBEAT, task_class=task_class)).task_id)
+        world.databases["tasks"].failing = True
     world.databases["tasks"].failing = False
 
 
