@@ -188,6 +188,17 @@ puts it there, so that the statement fails when the process may not write. Elsew
 like of its own: its caller may give it again when it is not known whether it took effect, and sees then whether it had."""
 
 
+def placeholders(count: int, first: int = 1) -> str:
+    """`$1, $2, ...`: the parameters of a list in SQL; the first one has the number `first`."""
+    return ", ".join(f"${number}" for number in range(first, first + count))
+
+
+def rounded_up(values: Sequence[T], multiple: int) -> tuple[T, ...]:
+    """The values and the first one again, up to a multiple: so few different statements are prepared for lists. Empty stays empty."""
+    first = tuple(values[:1])
+    return (*values, *first * (-len(values) % multiple))
+
+
 def single(statement: Statement) -> Program[Any]:
     """A statement as a program."""
     return (yield statement)

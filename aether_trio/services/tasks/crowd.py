@@ -21,7 +21,7 @@ from aether_trio.services.tasks import sessions
 from aether_trio.services.tasks.desk import Errand
 from aether_trio.services.tasks.sessions import Joined, Left
 from aether_trio.services.tasks.transaction import Work
-from aether_trio.storage.base import ExecuteMany, Fetch, Program, Row
+from aether_trio.storage.base import ExecuteMany, Fetch, Program, Row, placeholders, rounded_up
 
 LEAST: Final = 2
 """Fewer are done one by one."""
@@ -154,9 +154,9 @@ def _memories(names: Sequence[str]) -> Program[dict[str, int]]:
     """Since when the clients of these remember; what a paused task of theirs waits for may come."""
     if not names:
         return {}
-    padded = [*names, *[names[0]] * (-len(names) % 16)]
-    marks = ", ".join(f"${number}" for number in range(1, len(padded) + 1))
-    rows: list[Row] = yield Fetch(f"SELECT identity, since_ms FROM task_memories WHERE identity IN ({marks})", padded)  # noqa: S608
+    some = rounded_up(names, 16)
+    sql = f"SELECT identity, since_ms FROM task_memories WHERE identity IN ({placeholders(len(some))})"  # noqa: S608
+    rows: list[Row] = yield Fetch(sql, some)
     return dict(rows)
 
 
@@ -164,9 +164,9 @@ def _which(conditions: Sequence[str], names: Sequence[str]) -> Program[list[str]
     """Those for which one of these conditions on `name` holds. Their number is rounded up, so that there are few different statements."""
     if not names:
         return []
-    padded = [*names, *[names[0]] * (-len(names) % 16)]
-    values = ", ".join(f"(CAST(${number} AS TEXT))" for number in range(1, len(padded) + 1))
+    some = rounded_up(names, 16)
+    values = ", ".join(f"(CAST(${number} AS TEXT))" for number in range(1, len(some) + 1))
     found = " UNION ".join(f"SELECT name FROM given WHERE {condition}" for condition in conditions)  # noqa: S608
     sql = f"WITH given (name) AS (VALUES {values}) {found}"
-    rows: list[Row] = yield Fetch(sql, padded)
+    rows: list[Row] = yield Fetch(sql, some)
     return [row[0] for row in rows]

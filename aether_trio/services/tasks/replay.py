@@ -14,7 +14,7 @@ from heapq import heapify, heappop, heapreplace
 from typing import Final, NamedTuple
 
 from aether_trio.model.limits import KIB
-from aether_trio.storage.base import Fetch, Program, Row
+from aether_trio.storage.base import Fetch, Program, Row, placeholders, rounded_up
 
 PAGE_BYTES: Final = 256 * KIB
 """Of events that are read whole at a time: one is, at least."""
@@ -141,5 +141,6 @@ def in_parts(task_ids: Iterable[str]) -> Iterator[tuple[tuple[str, ...], str]]:
     names = tuple(task_ids)
     for first in range(0, len(names), PART):
         part = names[first : first + PART]
-        part += part[:1] * (-len(part) % 4 if len(part) > 1 else 0)
-        yield part, ", ".join(f"${number}" for number in range(1, len(part) + 1))
+        if len(part) > 1:
+            part = rounded_up(part, 4)
+        yield part, placeholders(len(part))

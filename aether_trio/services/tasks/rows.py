@@ -7,10 +7,10 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from aether_trio.model.tasks.task import COLUMNS, Task
-from aether_trio.storage.base import Aside, Execute, Fetch, Program, Row, Value
+from aether_trio.storage.base import Aside, Execute, Fetch, Program, Row, Value, placeholders
 
 FIELDS: Final = ", ".join(COLUMNS)
-_MARKS: Final = ", ".join(f"${number}" for number in range(1, len(COLUMNS) + 1))
+_MARKS: Final = placeholders(len(COLUMNS))
 _OF_A_TASK: Final = (
     "tasks",
     "task_payloads",

@@ -29,7 +29,7 @@ from aether_trio.model.tasks.table import Decision, Refusal, Refused, Repeat
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.tasks import rows, tokens
 from aether_trio.services.tasks.wire import ASSIGNMENT, hibernation_of, may_start_target
-from aether_trio.storage.base import Execute, Fetch, Program, Row
+from aether_trio.storage.base import Execute, Fetch, Program, Row, placeholders
 from aether_trio.wire.pb import aether_pb2 as pb
 
 if TYPE_CHECKING:
@@ -121,8 +121,8 @@ def was_started(identity: str) -> Program[bool]:
 
 def connected(identities: Sequence[str]) -> Program[set[str]]:
     """Those that are connected, as far as the table knows."""
-    marks = ", ".join(f"${number}" for number in range(1, len(identities) + 1))
-    found: list[Row] = yield Fetch(f"SELECT identity FROM task_workers WHERE identity IN ({marks})", identities)  # noqa: S608
+    sql = f"SELECT identity FROM task_workers WHERE identity IN ({placeholders(len(identities))})"  # noqa: S608
+    found: list[Row] = yield Fetch(sql, identities)
     return {identity for (identity,) in found}
 
 
