@@ -15,7 +15,18 @@ import trio
 
 from aether_trio.cli import output
 from aether_trio.cli.exits import CliError
-from aether_trio.cli.output import OutputClosed, announce, print_json, print_table, run_client, say, visible
+from aether_trio.cli.output import (
+    OutputClosed,
+    announce,
+    leave_closed_output,
+    print_bytes,
+    print_json,
+    print_table,
+    progress_line,
+    run_client,
+    say,
+    visible,
+)
 
 WORST = "[/b]\x1b]52;c;aGk=\x07\r\n\x9b2J\u202e\u2028\u200b\ud800\U000e0041"
 SEEN = r"[/b]\x1b]52;c;aGk=\x07\r\n\x9b2J\u202e\u2028\u200b\ud800\U000e0041"
@@ -53,6 +64,7 @@ def test_json_stays_json(monkeypatch: pytest.MonkeyPatch, encoding: str, indent:
     print_json(value, indent=indent)
     sys.stdout.flush()
     told = raw.getvalue().decode(encoding)
+    assert ("é" in told) is (encoding == "utf-8")
     assert json.loads(told) == value
     assert visible(told, lines=True) == told
 
@@ -132,3 +144,64 @@ def test_what_a_command_returns_and_raises_comes_as_it_is(
     with pytest.raises(CliError, match="no"):
         run_client(main, True)
     os.close(reader)
+
+
+def test_where_each_kind_of_line_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    announce("one\ntwo")
+    announce("three\nfour", lines=True)
+    announce("five", err=True)
+    progress_line("six\n")
+    assert capsys.readouterr() == ("one\\ntwo\nthree\nfour\n", "five\n\rsix\\n"), "this is no terminal: no escape"
+
+
+def test_a_value_is_printed_as_it_is_with_an_end_of_line(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    print_bytes(b"\x1b\xff")
+    print_bytes(b"one line\n")
+    assert capfdbinary.readouterr().out == b"\x1b\xff\none line\n"
+
+
+def test_values_and_tables_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Escaped and in one colour."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    master, terminal = os.openpty()
+    with os.fdopen(terminal, "w", encoding="utf-8") as writer:
+        monkeypatch.setattr(sys, "stdout", writer)
+        print_bytes(b"\x1b\xff\n")
+        print_table(("key", "value"), [("a", "1.5 'x' /tmp http://localhost")], "", header=False)
+        monkeypatch.undo()
+    told = b""
+    with contextlib.suppress(OSError):  # how Linux says that it was closed
+        while more := os.read(master, 4096):
+            told += more
+    os.close(master)
+    assert [line.rstrip() for line in told.split(b"\r\n")] == [
+        rb"\x1b\xff",
+        b"a  1.5 'x' /tmp http://localhost",
+        b"",
+    ]
+
+
+def test_an_output_without_a_descriptor_is_never_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "_LOOK_S", 0)
+
+    async def main() -> str:
+        for _ in range(100):
+            await trio.lowlevel.checkpoint()
+        return "done"
+
+    for stdout in (io.StringIO(), None):
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert run_client(main) == "done"
+
+
+def test_what_is_left_for_a_closed_output_fails_no_longer(
+    pipe: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = pipe
+    monkeypatch.setattr(sys, "stdout", writer)
+    monkeypatch.setattr(sys, "stderr", None)
+    writer.write("left")
+    os.close(reader)
+    leave_closed_output()
+    writer.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import trio
 
 from aether_trio.client import AetherError, ClientClosed, ConnectionLost, InvalidArgument
 from aether_trio.client.outbox import Outbox
@@ -154,3 +155,59 @@ async def test_what_was_written_is_sent_again_once_for_each_cut() -> None:
         outbox.reopen(repeat=True)
     assert outbox.resent == 6
     assert outbox.unsettled == 2
+
+
+async def test_nothing_is_in_doubt_while_nothing_was_written_and_all_of_it_hides_no_part_that_was() -> None:
+    outbox = Outbox(100, 1000)
+    assert not outbox.doubtful
+    await publish(outbox, 1)
+    outbox.pull(Wire(), 100, starting=True)
+    outbox.reopen(repeat=True)
+    await publish(outbox, 1)
+    assert outbox.doubtful, "the first of the two was written"
+
+
+async def test_refusals_that_were_seen_make_room_however_many_were_only_counted() -> None:
+    outbox = Outbox(2, 1000)
+    publications = []
+    for number in range(5):
+        (publication,) = await publish(outbox, 1)
+        publications.append(publication)
+        if number == 4:
+            for seen in publications[:2]:
+                with pytest.raises(InvalidArgument):
+                    await seen.committed()
+        outbox.settle(publication, InvalidArgument("ERR_INVALID_TOPIC", f"number {number}"))
+    with pytest.raises(InvalidArgument, match="number 4") as caught:
+        await outbox.flush()
+    assert caught.value.__notes__ == ["and 2 more messages since the last flush"]
+
+
+async def test_a_client_that_ends_says_what_was_refused_before() -> None:
+    outbox = Outbox(100, 1000)
+    first, second = await publish(outbox, 2)
+    outbox.pull(Wire(), 100, starting=True)
+    outbox.nack(second.seq, InvalidArgument("ERR_INVALID_TOPIC", "no"))
+    outbox.close(ClientClosed())
+    assert in_doubt(first)
+    assert isinstance(second.error, InvalidArgument)
+    assert (outbox.in_doubt, outbox.refused) == (1, 1)
+
+
+async def test_a_message_waits_until_there_is_room_for_its_bytes() -> None:
+    outbox = Outbox(100, 10)
+    first = await outbox.publish("t", b"x" * 6, 6, b"", confirm=False)
+    taken: list[Publication] = []
+
+    async def second() -> None:
+        taken.append(await outbox.publish("t", b"y" * 6, 6, b"", confirm=False))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(second)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (taken, outbox.unsettled_bytes) == ([], 6)
+        outbox.settle(first, None)
+    assert outbox.unsettled_bytes == 6
+    outbox.settle(taken[0], None)
+    assert outbox.unsettled_bytes == 0
+    assert await outbox.publish("t", b"z" * 60, 6, b"", confirm=False), "one alone may always go"

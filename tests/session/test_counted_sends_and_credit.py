@@ -119,7 +119,12 @@ def test_what_the_log_refuses_later_has_its_number_and_settled_sends_are_forgott
     counted.refused(20, AetherError(Code.PUBLISH_FAILED, "full"))
     counted.refused(25, AetherError(Code.PUBLISH_FAILED, "full"))  # an append that was no send
     assert [error.request_id for error in outbox.said] == ["send-4", "send-2", ""]
-    log.settled = 30
+    log.settled = 10
     counted.came()
     counted.appended(40)
-    assert dict(counted._waiting) == {40: 5}
+    counted.refused(30, AetherError(Code.PUBLISH_FAILED, "full"))
+    assert outbox.said[-1].request_id == "send-3", "it was not settled with the first one"
+    log.settled = 40
+    counted.came()
+    counted.appended(50)
+    assert dict(counted._waiting) == {50: 6}
