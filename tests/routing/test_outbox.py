@@ -7,15 +7,25 @@ from types import SimpleNamespace
 import pytest
 import trio
 
+from aether_trio.model.limits import CLIENT_MESSAGE_BYTES
 from aether_trio.routing.outbox import Outbox, OutboxLimits
 from tests.routing.parts import SMALL, Reader
 
 
 class Offsets:
-    """A subscription that only notes what has been delivered."""
+    """A subscription that only notes what has been delivered, and what need not be."""
+
+    topic = "ag::w::a::1"
+    shared = False
 
     def __init__(self) -> None:
         self.seen: list[int] = []
+        self.passed: list[int] = []
+        self.position_done = 0
+
+    def acknowledged(self, offset: int) -> None:
+        self.passed.append(offset)
+        self.position_done = offset
 
     def delivered(self, offset: int) -> None:
         self.seen.append(offset)
@@ -174,3 +184,67 @@ def test_deliveries_wait_while_the_gate_is_paused() -> None:
     assert outbox.pull_deliveries(1000) == []
     gate.paused = False
     assert outbox.pull(1000) == [b"durable"]
+
+
+def test_a_message_that_no_client_takes_is_passed_over_and_its_consumer_told() -> None:
+    told: list[tuple[str, int, int]] = []
+    outbox = Outbox(
+        SimpleNamespace(kick=lambda: None),
+        SMALL,
+        lambda: None,
+        on_passed_over=lambda topic, offset, size: told.append((topic, offset, size)),
+    )
+    offsets, largest = Offsets(), bytes(CLIENT_MESSAGE_BYTES)
+    assert outbox.try_deliver(largest + b"x", offsets, 1)
+    assert outbox.pull(1 << 30) == []
+    assert (told, offsets.passed) == ([(offsets.topic, 1, CLIENT_MESSAGE_BYTES + 1)], [1])
+    assert outbox.try_deliver(largest, offsets, 2)
+    assert outbox.try_deliver(largest + b"x", offsets, 3), "while the one in front of it is on its way"
+    assert [len(frame) for frame in outbox.pull(1 << 30)] == [CLIENT_MESSAGE_BYTES]
+    assert (len(told), offsets.passed) == (2, [1])
+    outbox.detach()
+    assert not outbox.try_deliver(largest + b"x", offsets, 4)
+    assert len(told) == 2
+
+
+def test_a_client_that_grants_credit_gets_no_more_than_that() -> None:
+    reader = Reader(paused=True)
+    outbox = reader.outbox
+    for offset in range(1, 7):
+        assert outbox.try_deliver(b"%010d" % offset, Offsets(), offset)
+    assert len(outbox.pull(10)) == 1, "before it does, any number"
+    outbox.grant(1, 25)
+    assert len(outbox.pull(1000)) == 1
+    assert outbox.pull(1000) == []
+    outbox.grant(10, 0)
+    assert len(outbox.pull(1000)) == 2, "the last one goes beyond the bytes"
+    assert outbox.pull(1000) == []
+    outbox.grant(0, 100)
+    assert len(outbox.pull(1000)) == 2
+    assert outbox.delivery_bytes == 0
+
+
+def test_the_owner_hears_of_the_end_until_it_is_forgotten() -> None:
+    heard: list[object] = []
+    outbox = Outbox(
+        SimpleNamespace(kick=lambda: heard.append("kick")),
+        SMALL,
+        lambda: heard.append("lane"),
+        lambda: heard.append("cut"),
+        on_failure=heard.append,
+        on_passed_over=lambda *passed: heard.append(passed),
+    )
+    error = OSError("the link")
+    outbox.put_control(b"answer")
+    outbox.failed(error)
+    outbox.cut()
+    assert heard == ["kick", error, "cut"]
+    assert outbox.control_bytes == 0
+    assert outbox.pull(100) == []
+    outbox.forget()
+    outbox.put_control(b"answer")
+    outbox.cut()
+    outbox.try_deliver(bytes(CLIENT_MESSAGE_BYTES + 1), Offsets(), 1)
+    for _ in range(2):
+        outbox.put_lane(bytes(SMALL.lane_bytes))
+    assert len(heard) == 3

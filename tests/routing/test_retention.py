@@ -277,6 +277,18 @@ async def test_a_gap_behind_messages_on_their_way_moves_the_position_when_they_a
     assert subscription.cursor == 6
 
 
+async def test_a_gap_is_not_passed_before_what_is_in_front_of_it_is_delivered(bench: Bench) -> None:
+    reader = Reader(paused=True)
+    subscription = await bench.subscribe(TOPIC, reader, "me")
+    await bench.publish(TOPIC, b"1", b"2")
+    assert subscription.skip(5) == 3
+    for cursor in (1, 5):
+        assert len(reader.outbox.pull(1)) == 1
+        reader.outbox.flushed()
+        assert subscription.cursor == cursor
+        assert bench.log.cursors.unwritten(subscription.state, "me") == cursor
+
+
 async def test_a_position_in_use_is_written_again(bench: Bench, database: InlineDatabase) -> None:
     """So that it outlives a crash, after which a window without one would start at the tail."""
     await bench.publish(TOPIC, b"1")
