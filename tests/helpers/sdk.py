@@ -310,11 +310,13 @@ class SyncPeer:
         self.configs: queue.Queue[Any] = queue.Queue()
         self.errors: queue.Queue[Any] = queue.Queue()
         self.answers: queue.Queue[Any] = queue.Queue()
+        self.assignments: queue.Queue[Any] = queue.Queue()
         self.connected, self.gone = threading.Event(), threading.Event()
         client.on_message = self.inbox.put
         client.on_config = self.configs.put
         client.on_error = self.errors.put
         client.on_kv_response = self.answers.put
+        client.on_task_assignment = self.assignments.put
         client.on_connect = self.connected.set
         client.on_disconnect = lambda reason: self.gone.set()
 
@@ -398,9 +400,9 @@ class SyncWorld:
         self.peers.append(peer)
         return peer
 
-    def agent(self, spec: str, **settings: Any) -> SyncPeer:
-        topic = f"ag::{self.ws}::{self.impl}::{spec}"
-        return self._peer(AgentClient, topic, self.ws, self.impl, spec, **settings)
+    def agent(self, spec: str, *, impl: str = "", **settings: Any) -> SyncPeer:
+        impl = impl or self.impl
+        return self._peer(AgentClient, f"ag::{self.ws}::{impl}::{spec}", self.ws, impl, spec, **settings)
 
     def task(self, spec: str = "", **settings: Any) -> SyncPeer:
         topic = f"tu::{self.ws}::{self.impl}::{spec}" if spec else f"ta::{self.ws}::{self.impl}::?"
