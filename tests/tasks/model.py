@@ -316,7 +316,7 @@ class Model:
             **fields,
         )
 
-    def _ask_pause(self, job: Job, _caller: str, _reason: str, wait: Waiting | None) -> None:
+    def _ask_pause(self, job: Job, caller: str, _reason: str, wait: Waiting | None) -> None:
         assert wait is not None
         to = "hibernated" if wait.reason == "hibernation" else WAITS[wait.reason]
         if not (job.status in {to, "running"} or (job.status == "pending" and to == "waiting_dependency")):
@@ -326,6 +326,8 @@ class Model:
         if job.status == "running":
             job.worked += self.now - job.running
             job.excused = 0
+        if caller == job.worker:
+            job.heard = self.now
         self._turn_to(job, to, wait.reason, wait=wait, paused=self.now, missing=0)
         if to == "waiting_dependency":
             self._look(job, wait)

@@ -336,6 +336,8 @@ def _pause(task: Task, facts: Facts) -> Changes | Refused:
         "paused_ms": facts.now_ms,
         "disconnected_ms": 0,
     }
+    if facts.caller and facts.caller == task.assigned_to:
+        changes["heartbeat_ms"] = facts.now_ms  # its worker knows of it, as by a claim
     if task.status is S.RUNNING:
         changes["excused_ms"] = 0
         # A clock that was set back since gives no time that was not worked.

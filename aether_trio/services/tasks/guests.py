@@ -1,7 +1,8 @@
 """Participants that take no work, and may have tasks of their own in hand: users, bridges, the workflow engine.
 
-Most never have, so they have no row among the workers. One that is about to assign a task to itself, or to begin one, gets a row first:
-then its end, and that of its node, mean to its tasks what a worker's mean. One that is back gets a row if it has a task.
+Most never have, so they have no row among the workers. One that is about to assign a task to itself, or to begin one or wait in it, gets a
+row first: then its end, and that of its node, mean to its tasks what a worker's mean. One that is back gets a row if it has a task. They
+may not report progress.
 """
 
 from __future__ import annotations

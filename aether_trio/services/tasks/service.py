@@ -100,7 +100,7 @@ class TaskService:
         if waits_for_tasks and (wait is None or not wait.depends_on):
             response.error = "wait_spec.depends_on is required"
             return
-        if move in (Move.CLAIM, Move.RESUME):
+        if move in (Move.CLAIM, Move.RESUME, Move.PAUSE):
             await self.engine.guests.enlist(session)
         caller = Caller.of(session)
         task_id, number = named(storable(op.task_id))

@@ -435,6 +435,9 @@ def test_a_pause_counts_what_was_worked_until_then(reason: Reason) -> None:
     after = after_of(make(S.RUNNING, **EARLIER), Move.PAUSE, told)
     assert (after.worked_ms, after.paused_ms, after.pause_key) == (1750, NOW, "p")
     assert (after.disconnected_ms, after.excused_ms) == (0, 0)
+    assert after.heartbeat_ms == NOW, "its worker knows of it"
+    by_other = after_of(make(S.RUNNING, **EARLIER), Move.PAUSE, facts(OTHER, wait=told.wait))
+    assert by_other.heartbeat_ms == NOW - 6
     assert after_of(make(S.RUNNING), Move.PAUSE, told).worked_ms == 3000, (
         "since it was started, where nothing else is known"
     )

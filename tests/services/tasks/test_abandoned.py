@@ -126,3 +126,39 @@ async def test_a_task_that_goes_on_while_its_creator_is_away_ends(world: World) 
         assert (await operate(watcher, Op.RESUME, task_id)).success
         await trio.sleep(31)
         assert (await get(watcher, task_id)).status == pb.TASK_STATUS_FAILED
+
+
+@every_participant
+async def test_a_creator_that_comes_anew_and_waits_has_its_task_in_hand(world: World, hello: Hello) -> None:
+    """A wait shows that it knows of the task, as a claim does."""
+    async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as watcher:
+        async with connect(core, hello()) as creator:
+            task_id = await own_task(creator)
+            assert (await operate(creator, Op.CLAIM, task_id)).success
+            creator.cut()
+        await trio.sleep(20)
+        async with connect(core, hello()) as anew:
+            assert (await operate(anew, Op.PAUSE, task_id, wait_spec=pb.WaitSpec(reason=pb.WAIT_REASON_INPUT))).success
+            await trio.sleep(60)
+            assert (await operate(watcher, Op.RESUME, task_id)).task.status == pb.TASK_STATUS_RUNNING
+            await trio.sleep(600)
+            assert (await get(watcher, task_id)).status == pb.TASK_STATUS_RUNNING
+            anew.cut()
+        await trio.sleep(31)
+        assert (await get(watcher, task_id)).status == pb.TASK_STATUS_FAILED
+
+
+@every_participant
+async def test_only_workers_report(world: World, hello: Hello) -> None:
+    """So a participant that is no worker, and comes anew, begins nothing by a report, of which no row would tell."""
+    async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as watcher:
+        async with connect(core, hello()) as creator:
+            task_id = await own_task(creator)
+        async with connect(core, hello()) as anew:
+            report = pb.ProgressReport(task_id=task_id, recipient="us::ann", request_id="report")
+            anew.send(pb.UpstreamMessage(progress=report))
+            await barrier(anew)
+            refused = [one.error.code for one in anew.waiting("error")]
+            began = (await get(watcher, task_id)).status == pb.TASK_STATUS_RUNNING
+            by_agent = hello is PARTICIPANTS["agent"]
+            assert (refused, began) == (([], True) if by_agent else (["ERR_INVALID_PRINCIPAL"], False))
