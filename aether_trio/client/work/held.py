@@ -27,7 +27,7 @@ from aether_trio.client.operations.task_values import NUMBER, Assignment, Task
 if TYPE_CHECKING:
     from aether_trio.client.work.bench import Bench
 
-__all__ = ["Held", "JobEnd", "TaskOver"]
+__all__ = ["OURS", "STOPPED", "Held", "JobEnd", "TaskOver"]
 
 Move = Callable[[], Awaitable[Task]]
 """Tells the gateway what becomes of a task."""
@@ -44,7 +44,7 @@ PAUSE_S: Final = 0.5
 """Between two tries to settle a task that the gateway says is still ours."""
 
 WAITS: Final = frozenset({TaskStatus.WAITING_INPUT, TaskStatus.WAITING_AUTHORITY, TaskStatus.WAITING_DEPENDENCY})
-_OURS: Final = WAITS | {TaskStatus.RUNNING}
+OURS: Final = WAITS | {TaskStatus.RUNNING}
 
 
 class JobEnd(enum.Enum):
@@ -162,7 +162,7 @@ class Held:
             self._phase = _Phase.CLOSED
             if not self._settles_late:
                 self._bench.put_down(self)
-            self._closed()
+            self._close()
         if rest is not None:
             raise rest
         return swallowed or (error is not None and self._is_over(error))
@@ -210,11 +210,22 @@ class Held:
     def _log_untold(self, refused: AetherError) -> None:
         logger.warning("task %s is over, and the gateway could not be told: %s", self.id, refused)
 
-    async def give_up(self) -> None:
+    def _close(self) -> None:
+        """There is room for another one."""
+        closed, self._closed = self._closed, _nothing
+        closed()
+
+    def begins_too_late(self) -> None:
+        """Its block has not begun, and others may have the task: a block that begins yet is cancelled."""
+        if self.end is None:
+            self._take_away(JobEnd.LOST, "its block has not begun in time")
+        self._close()
+
+    async def give_up(self, reason: str) -> None:
         """Fail it without a block: no loop has taken it."""
         self._phase = _Phase.SETTLING
         try:
-            await self._settle(lambda: self._bench.tasks.fail(self._reference, reason=STOPPED))
+            await self._settle(lambda: self._bench.tasks.fail(self._reference, reason=reason))
         finally:
             self._phase = _Phase.CLOSED
             self._bench.put_down(self)
@@ -251,7 +262,7 @@ class Held:
         if not self.is_open or not isinstance(change, StatusChanged):
             return
         self._status = change.to_status
-        if self._status not in _OURS:
+        if self._status not in OURS:
             self._take_away(_ENDS.get(self._status, JobEnd.LOST), change.reason)
         self._tell()
 
@@ -267,7 +278,7 @@ class Held:
         self._tell()
 
     def _is_ours(self, task: Task | None) -> bool:
-        return task is not None and task.status in _OURS and self._is_this(task)
+        return task is not None and task.status in OURS and self._is_this(task)
 
     def _is_this(self, task: Task) -> bool:
         """Whether the task was assigned to nobody since, nor to us anew."""
@@ -304,6 +315,10 @@ class Held:
             raise self._over()
         if self._phase is not _Phase.OPEN:
             raise RuntimeError(f"task {self.id} is worked on inside of its block: async with task: ...")
+
+
+def _nothing() -> None:
+    """It was said that there is room."""
 
 
 def describe(error: BaseException) -> str:

@@ -124,7 +124,7 @@ class SyncJob(Blocking[Job]):
 
 def sync_jobs(bridge: Bridge, jobs: BlockingStream[Job]) -> Iterator[SyncJob]:
     """The same tasks, for threads."""
-    return (SyncJob(bridge, job) for job in jobs)
+    return map(partial(SyncJob, bridge), jobs)  # a generator would keep the last one
 
 
 async def run_in_threads(

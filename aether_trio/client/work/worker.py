@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
@@ -38,22 +39,15 @@ class Jobs:
             raise ValueError(f"concurrency is {concurrency}; a worker does one task at a time at least")
         self._bench = bench
         self._room = anyio.Semaphore(concurrency)
-        self._given: set[Job] = set()
+        self._given: weakref.WeakSet[Job] = weakref.WeakSet()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Job:
         await self._wait_for_room()
-        job: Job | None = None
-
-        def closed() -> None:
-            if job is not None:
-                self._given.discard(job)
-            self._room.release()
-
         try:
-            job = await self._bench.take(closed)
+            job = await self._bench.take(self._room.release)
         except BaseException:
             self._room.release()
             raise

@@ -1,0 +1,36 @@
+"""Calls into a running event loop from anywhere: another thread, a signal handler, a finalizer of the garbage collector."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from typing import TypeAlias
+
+import sniffio
+import trio
+
+__all__ = ["CallSoon", "call_soon"]
+
+CallSoon: TypeAlias = Callable[[Callable[[], object]], None]
+"""Has a function called in its loop, soon. Never waits, never raises; does nothing when the loop has ended."""
+
+
+def call_soon() -> CallSoon:
+    """The way into the loop that runs here. The functions must not raise."""
+    enter: Callable[[Callable[[], object]], object]
+    if sniffio.current_async_library() == "trio":
+        enter = trio.lowlevel.current_trio_token().run_sync_soon
+    else:
+        enter = asyncio.get_running_loop().call_soon_threadsafe
+    process = os.getpid()
+
+    def soon(function: Callable[[], object]) -> None:
+        if sys.is_finalizing() or os.getpid() != process:
+            return  # the loop's thread does not run here, and may hold the lock of its queue
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            enter(function)
+
+    return soon
