@@ -13,6 +13,7 @@ from __future__ import annotations
 import enum
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -31,6 +32,8 @@ __all__ = ["OURS", "STOPPED", "Held", "JobEnd", "TaskOver"]
 
 Move = Callable[[], Awaitable[Task]]
 """Tells the gateway what becomes of a task."""
+LastMove = Callable[[int | None], Awaitable[None]]
+"""Ends a task. Raises its refusal when it is refused so many times; None: it goes on."""
 
 logger = logging.getLogger("aether_trio.client")
 
@@ -40,8 +43,11 @@ STOPPED: Final = "the worker was stopped"
 LAST_WORDS_S: Final = 2.0
 """For telling the gateway of a block that was cancelled."""
 REFUSALS: Final = 5
+"""Of COMPLETE, then FAIL is said; of FAIL, then it is said behind the block."""
 PAUSE_S: Final = 0.5
 """Between two tries to settle a task that the gateway says is still ours."""
+LATE_PAUSE_S: Final = 5.0
+"""The same behind the block."""
 
 WAITS: Final = frozenset({TaskStatus.WAITING_INPUT, TaskStatus.WAITING_AUTHORITY, TaskStatus.WAITING_DEPENDENCY})
 OURS: Final = WAITS | {TaskStatus.RUNNING}
@@ -109,6 +115,8 @@ class Held:
         self._status = TaskStatus.RUNNING
         self._news = anyio.Event()
         self._waiting = False
+        self._refused: Exception | None = None
+        """Why COMPLETE was refused, so that the task fails."""
         self._in_doubt = False
         """A last move was made, and it is not known whether it has arrived."""
         self._settles_late = False
@@ -174,38 +182,58 @@ class Held:
         return isinstance(error, TaskOver) and error.task_id == self.id
 
     async def _leave(self, error: BaseException | None) -> None:
-        """Say how it was left. A cancellation does not keep it from being said, also one that comes meanwhile."""
-        move = self._last_move(error)
+        """Say how it was left. A cancellation does not keep it from being said, also one that comes meanwhile.
+
+        Raises why COMPLETE was refused, if it was; then the task has failed.
+        """
+        last: LastMove = self._complete
+        if error is not None:
+            last = partial(self._fail, STOPPED if _cancelled(error) else describe(error))
         if error is not None and not isinstance(error, Exception):
-            await self._last_words(move)
+            await self._last_words(last)
             return
         try:
-            await self._settle(move)
-        except anyio.get_cancelled_exc_class():
-            await self._last_words(move)
+            await last(REFUSALS)
+        except (anyio.get_cancelled_exc_class(), KeyboardInterrupt):
+            await self._last_words(last)
             raise
         except AetherError as refused:
-            if error is None:
+            if not self._go_on_behind(last) and error is None:
                 raise
             self._log_untold(refused)
+        if self._refused is not None and self.end in (None, JobEnd.FAILED):
+            raise self._refused
 
-    def _last_move(self, error: BaseException | None) -> Move:
-        tasks = self._bench.tasks
-        if error is None:
-            return lambda: tasks.complete(self._reference, reason=self.remark)
-        text = STOPPED if _cancelled(error) else describe(error)
-        return lambda: tasks.fail(self._reference, reason=text)
+    async def _complete(self, refusals: int | None) -> None:
+        """COMPLETE; or FAIL, if that is refused though the task is ours: a task in no block must end. See `_settle`."""
+        if self._refused is None:
+            try:
+                await self._settle(lambda: self._bench.tasks.complete(self._reference, reason=sendable(self.remark)))
+                return
+            except Exception as refused:
+                self._bench.check_client()
+                self._refused = refused
+        await self._fail(f"COMPLETE was refused: {describe(self._refused)}", refusals)
 
-    async def _last_words(self, move: Move) -> None:
+    async def _fail(self, reason: str, refusals: int | None) -> None:
+        """FAIL. See `_settle`."""
+        reason = sendable(reason)
+        await self._settle(lambda: self._bench.tasks.fail(self._reference, reason=reason), refusals)
+
+    async def _last_words(self, last: LastMove) -> None:
         """Settle in spite of a cancellation: here for LAST_WORDS_S, and then behind the block while the client lives."""
         try:
             with anyio.move_on_after(LAST_WORDS_S, shield=True):
-                await self._settle(move)
+                await last(REFUSALS)
         except AetherError as refused:
             self._log_untold(refused)
-            return
         if self.end is None:
-            self._settles_late = self._bench.settle_later(self, lambda: self._settle(move))
+            self._go_on_behind(last)
+
+    def _go_on_behind(self, last: LastMove) -> bool:
+        """Settle behind the block, however often it is refused, while the client lives. False if it does not."""
+        self._settles_late = self._bench.settle_later(self, lambda: last(None))
+        return self._settles_late
 
     def _log_untold(self, refused: AetherError) -> None:
         logger.warning("task %s is over, and the gateway could not be told: %s", self.id, refused)
@@ -225,34 +253,41 @@ class Held:
         """Fail it without a block: no loop has taken it."""
         self._phase = _Phase.SETTLING
         try:
-            await self._settle(lambda: self._bench.tasks.fail(self._reference, reason=reason))
+            await self._fail(reason, None)
         finally:
             self._phase = _Phase.CLOSED
             self._bench.put_down(self)
 
-    async def _settle(self, move: Move) -> None:
-        """Make the last move, however often the connection is cut; until it is made, or the task is not ours any more."""
-        refusals = 0
-        refused = False
+    async def _settle(self, move: Move, refusals: int | None = REFUSALS) -> None:
+        """Make the last move, however often the connection is cut; until it is made, or the task is not ours any more.
+
+        Raises the last of so many refusals (None: never), and why the client has ended.
+        """
+        pause_s = 0.0
         while True:
-            if self._in_doubt:
-                task = await self._bench.look_up(self.id)
-                if not self._is_ours(task):
-                    self._ended(task)
-                    return
-                if refused:
-                    await anyio.sleep(PAUSE_S)
-            self._in_doubt = True
             try:
+                if self._in_doubt:
+                    task = await self._bench.look_up(self.id)
+                    if not self._is_ours(task):
+                        self._ended(task)
+                        return
+                    await anyio.sleep(pause_s)
+                self._in_doubt = True
                 self._ended(await move())
                 return
             except AetherError as error:
                 self._bench.check_client()
-                refused = not isinstance(error, ConnectionLost | RequestTimeout)
-                refusals += refused and not error.retryable
-                if refusals == REFUSALS:
-                    raise
                 logger.debug("task %s: %s", self.id, error)
+                if isinstance(error, ConnectionLost | RequestTimeout):
+                    pause_s = 0.0
+                    continue
+                pause_s = PAUSE_S
+                if refusals is None:
+                    pause_s = LATE_PAUSE_S
+                elif not error.retryable:
+                    refusals -= 1
+                    if not refusals:
+                        raise
 
     # -- what the gateway says
 
@@ -326,9 +361,19 @@ def describe(error: BaseException) -> str:
     if isinstance(error, BaseExceptionGroup):
         text = "; ".join(describe(one) for one in error.exceptions)
     else:
-        said = str(error)
+        try:
+            said = str(error)
+        except Exception:  # an exception of the program's, which has no text
+            said = ""
         text = f"{type(error).__name__}: {said}" if said else type(error).__name__
     return text if len(text) <= REASON_CHARS else text[: REASON_CHARS - 3] + "..."
+
+
+def sendable(text: str) -> str:
+    """A text for a field of a message: what UTF-8 cannot hold, such as a part of a file's name, is replaced."""
+    if str.isascii(text):  # raises TypeError for what is no text
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _cancelled(error: BaseException) -> bool:

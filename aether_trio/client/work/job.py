@@ -16,7 +16,7 @@ from aether_trio.client.operations.checkpoints import Checkpoint
 from aether_trio.client.operations.enums import TaskStatus, WaitReason
 from aether_trio.client.operations.progress import UNKNOWN_COMPLETION, Step
 from aether_trio.client.operations.task_values import NUMBER, Hibernation, Task, WaitSpec
-from aether_trio.client.work.held import LAST_WORDS_S, WAITS, Held
+from aether_trio.client.work.held import LAST_WORDS_S, REFUSALS, WAITS, Held
 
 __all__ = ["Job"]
 
@@ -223,7 +223,7 @@ class Job(Held):
     async def fail(self, reason: str) -> NoReturn:
         """End the block as FAIL with this text, without an exception: this never returns."""
         self._check()
-        await self._settle(lambda: self._bench.tasks.fail(self._reference, reason=reason))
+        await self._fail(reason, REFUSALS)
         self._scope.cancel()
         await anyio.lowlevel.checkpoint()
         raise self._over()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import anyio
 import pytest
 
-from aether_trio.client import InvalidArgument, JobEnd, NotImplementedByGateway, Refused, TaskOver
+from aether_trio.client import InvalidArgument, JobEnd, NotImplementedByGateway, PayloadTooLarge, Refused, TaskOver
 from aether_trio.client.operations import TaskStatus
 from aether_trio.client.operations.task_values import RetryPolicy
+from aether_trio.client.work import held
 from aether_trio.client.work.held import REASON_CHARS, STOPPED, describe
 from tests.client.gateways import open_test_gateway, run_on
 from tests.client.work.shop import one_of, open_shop, order, wait_for, wait_until_over
@@ -137,6 +139,44 @@ async def failing_on_purpose(address: str) -> None:
         assert (await boss.tasks.get(task_id)).error == "no paper"
 
 
+class Silent(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+async def failing_with_a_text_that_cannot_be_sent(address: str) -> None:
+    async with open_shop(address) as (boss, one):
+        for error, reason in (
+            (OSError(os.fsdecode(b"no file \xff")), "OSError: no file �"),
+            (Silent(), "Silent"),
+        ):
+            task_id = await order(boss)
+            with pytest.raises(type(error)):
+                async with await one_of(one):
+                    raise error
+            assert (await boss.tasks.get(task_id)).error == reason
+        task_id = await order(boss)
+        async with await one_of(one) as job:
+            await job.fail("\ud800")
+        assert (await boss.tasks.get(task_id)).error == "�"
+
+
+async def a_remark_that_cannot_be_sent(address: str) -> None:
+    async with open_shop(address) as (boss, one):
+        task_id = await order(boss)
+        async with await one_of(one) as job:
+            job.remark = "\ud800"
+        assert (await boss.tasks.get(task_id)).status is TaskStatus.COMPLETED
+        for remark, kind in (("x" * 2**25, PayloadTooLarge), (5, TypeError)):
+            task_id = await order(boss)
+            job = await one_of(one)
+            with pytest.raises(kind):
+                async with job:
+                    job.remark = remark  # type: ignore[assignment]
+            assert job.end is JobEnd.FAILED
+            assert f"COMPLETE was refused: {kind.__name__}" in (await boss.tasks.get(task_id)).error
+
+
 async def progress_is_told(address: str) -> None:
     async with open_shop(address) as (boss, one):
         task_id = await order(boss)
@@ -218,6 +258,8 @@ async def refused_inside(address: str) -> None:
         cancelled_too_shortly_to_be_heard,
         past_its_deadline,
         failing_on_purpose,
+        failing_with_a_text_that_cannot_be_sent,
+        a_remark_that_cannot_be_sent,
         progress_is_told,
         a_remark_is_told,
         asleep_and_awake,
@@ -226,7 +268,8 @@ async def refused_inside(address: str) -> None:
     ],
     ids=lambda body: body.__name__,
 )
-async def test_block(backend: str, body: object) -> None:
+async def test_block(monkeypatch: pytest.MonkeyPatch, backend: str, body: object) -> None:
+    monkeypatch.setattr(held, "PAUSE_S", 0.01)
     async with open_test_gateway() as gateway:
         await run_on(backend, body, f"aether://{gateway.address}")  # type: ignore[arg-type]
 

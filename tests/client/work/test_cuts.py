@@ -160,29 +160,112 @@ async def test_a_fail_whose_answer_was_lost_is_not_said_twice() -> None:
         await line.end()
 
 
+class Raising:
+    """A client whose block ends with `kind` of error, and which lives on until `leave`."""
+
+    def __init__(self, kind: type[Exception], work: Callable[[Job], Awaitable[None]] | None = None) -> None:
+        self.body = Ended(work)
+        self.raised: list[str] = []
+        self.over = trio.Event()
+        self.leave = trio.Event()
+        self._kind = kind
+
+    async def __call__(self, one: AgentClient) -> None:
+        with pytest.raises(self._kind) as caught:
+            await self.body(one)
+        self.raised.append(str(caught.value))
+        self.over.set()
+        await self.leave.wait()
+
+
+async def refused_often(line: Line, kind: int, count: int) -> None:
+    """A last move is refused so many times, and the task looked up after each."""
+    for number in range(count):
+        await refused(line, kind, f"not now ({number})")
+        await looked_up(line, info(RUNNING))
+
+
 @pytest.mark.usefixtures("unwatched")
-async def test_a_refusal_of_what_is_ours_is_tried_again_and_then_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_complete_that_is_refused_again_and_again_becomes_a_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client lives on, so no gateway takes the task back."""
     monkeypatch.setattr(held, "PAUSE_S", 0.001)
-    raised: list[str] = []
+    monkeypatch.setattr(held, "LATE_PAUSE_S", 0.001)
+    body = Raising(Refused)
+    async with scripted(body) as (_, line):
+        await moved(line, Op.CLAIM, RUNNING)
+        await refused_often(line, Op.COMPLETE, held.REFUSALS)
+        assert "COMPLETE was refused: Refused: " in (await moved(line, Op.FAIL, FAILED)).reason
+        await body.over.wait()
+        body.leave.set()
+        await line.end()
+    (raised,) = body.raised
+    assert f"not now ({held.REFUSALS - 1})" in raised
+
+
+@pytest.mark.parametrize("error", [None, ValueError("x")], ids=["well", "raising"])
+@pytest.mark.usefixtures("unwatched")
+async def test_a_fail_that_is_refused_is_said_behind_the_block_until_it_is_taken(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    monkeypatch.setattr(held, "PAUSE_S", 0.001)
+    monkeypatch.setattr(held, "LATE_PAUSE_S", 0.001)
+
+    async def work(job: Job) -> None:
+        if error is not None:
+            raise error
+
+    body = Raising(Refused if error is None else ValueError, work)
+    async with scripted(body) as (_, line):
+        await moved(line, Op.CLAIM, RUNNING)
+        if error is None:
+            await refused_often(line, Op.COMPLETE, held.REFUSALS)
+        await refused_often(line, Op.FAIL, held.REFUSALS)
+        await body.over.wait()
+        await refused_often(line, Op.FAIL, 2 * held.REFUSALS)
+        await moved(line, Op.FAIL, FAILED)
+        body.leave.set()
+        await line.end()
+
+
+@pytest.mark.usefixtures("unwatched")
+async def test_what_is_over_when_its_complete_was_refused_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held, "PAUSE_S", 0.001)
+    monkeypatch.setattr(held, "LATE_PAUSE_S", 0.001)
+    body = Ended()
+    async with scripted(body) as (_, line):
+        await moved(line, Op.CLAIM, RUNNING)
+        await refused_often(line, Op.COMPLETE, held.REFUSALS - 1)
+        await refused(line, Op.COMPLETE, "for the last time")
+        await looked_up(line, info(QUEUED))
+        await line.end()
+    assert body.end is JobEnd.LOST
+
+
+@pytest.mark.usefixtures("unwatched")
+async def test_a_task_that_is_let_go_of_is_failed_though_that_is_refused_at_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(held, "PAUSE_S", 0.001)
+    monkeypatch.setattr(held, "LATE_PAUSE_S", 0.001)
+    leave = trio.Event()
 
     async def body(one: AgentClient) -> None:
-        with pytest.raises(Refused) as caught:
-            await Ended()(one)
-        raised.append(caught.value.message)
+        await one_of(one)
+        await leave.wait()
 
     async with scripted(body) as (_, line):
         await moved(line, Op.CLAIM, RUNNING)
-        for number in range(held.REFUSALS):
-            await refused(line, Op.COMPLETE, f"not now ({number})")
-            if number < held.REFUSALS - 1:
-                await looked_up(line, info(RUNNING))
+        await looked_up(line, info(RUNNING))
+        await refused_often(line, Op.FAIL, 2 * held.REFUSALS)
+        assert (await moved(line, Op.FAIL, FAILED)).reason == bench.LET_GO
+        leave.set()
         await line.end()
-    assert raised == [f"not now ({held.REFUSALS - 1})"]
 
 
 @pytest.mark.usefixtures("unwatched")
 async def test_a_gateway_whose_storage_is_away_is_asked_until_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(held, "PAUSE_S", 0.001)
+    monkeypatch.setattr(held, "LATE_PAUSE_S", 0.001)
     body = Ended()
     async with scripted(body) as (_, line):
         await moved(line, Op.CLAIM, RUNNING)
