@@ -37,6 +37,7 @@ MIGRATIONS: Final[dict[str, tuple[Migration, ...]]] = {
         *tasks.KEYS,
         *tasks.CANCELLED_PARENTS,
         *tasks.CHILD_EVENTS,
+        *tasks.BEGUN,
     ),
 }
 

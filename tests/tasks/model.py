@@ -90,6 +90,9 @@ class Job:
     running: int = 0
     worked: int = 0
     excused: int = 0
+    assigned: int = 0
+    begun: bool = False
+    """Its worker, which never claims, has gone, and this was the first that it had in hand."""
     failures: int = 0
     retry_at: int = 0
     by: str = ""
@@ -167,7 +170,17 @@ class Model:
 
     def _assign(self, job: Job, hand: Hand) -> None:
         hand.given.append(job.name)
-        self._turn_to(job, "assigned", epoch=job.epoch + 1, worker=hand.name, missing=0, heard=0, by="")
+        self._turn_to(
+            job,
+            "assigned",
+            epoch=job.epoch + 1,
+            worker=hand.name,
+            missing=0,
+            heard=0,
+            by="",
+            assigned=self.now,
+            begun=False,
+        )
 
     def _offer(self, job: Job) -> None:
         kind, name = self._queue(job)
@@ -214,7 +227,7 @@ class Model:
 
     def _run(self, job: Job, **fields: object) -> None:
         running = job.running if job.status == "running" else self.now
-        usual = {"missing": 0, "heard": self.now, "deliveries": 0, "excused": 0, "running": running}
+        usual = {"missing": 0, "heard": self.now, "deliveries": 0, "excused": 0, "running": running, "begun": False}
         fields = {**usual, **fields}
         self._turn_to(job, "running", started=job.started or self.now, **fields)
 
@@ -382,14 +395,15 @@ class Model:
         had = [job for job in self.jobs.values() if job.busy == name]  # what it is given from here on is told once
         for job in sorted(had, key=lambda job: job.order):
             if job.status == "assigned" and job.missing and not back:
-                self._lose(job)
+                self._lost(job)
             elif job.status == "assigned":
-                if job.missing and not job.excused:
+                if job.begun and not job.excused:
                     job.deliveries += 1
                     if job.deliveries >= 16:
                         self._bury(job)
                         continue
                 job.missing = job.excused = 0
+                job.begun = False
                 hand.given.append(job.name)
             else:
                 # A client that is back goes on with what it took in hand itself; what another one of its name had, it knows nothing of.
@@ -414,6 +428,20 @@ class Model:
         if job.excused:
             job.excused = expected
 
+    def _lost(self, job: Job) -> None:
+        """Its worker never claims, and is gone for good."""
+        if job.begun:
+            self._lose(job)
+        else:
+            self._let_go(job, counts=not job.excused)
+
+    def _let_go(self, job: Job, *, counts: bool) -> None:
+        job.deliveries += counts
+        if job.deliveries >= 16 and counts:
+            self._bury(job)
+        else:
+            self._turn_to(job, "pending", worker="", missing=0, excused=0, pending=job.pending)
+
     def _lose(self, job: Job) -> None:
         if job.delays is not None or job.failures + 1 >= job.attempts:
             self._late(job, "never heard of again")
@@ -433,6 +461,8 @@ class Model:
     def leave(self, name: str, *, clean: bool = False, by_gateway: bool = False) -> None:
         silent = not self.hands[name].claims and not clean
         del self.hands[name]
+        if silent:
+            self._blame([job for job in self.jobs.values() if job.busy == name])
         for job in sorted(self.jobs.values(), key=lambda job: job.order):
             if (job.busy == name and (job.status == "running" or silent)) or self._own(job, name):
                 if by_gateway and not job.missing:
@@ -440,11 +470,15 @@ class Model:
                 elif not by_gateway:
                     self._is_there(job, False)
             elif job.busy == name:
-                job.deliveries += not by_gateway
-                if job.deliveries >= 16 and not by_gateway:
-                    self._bury(job)
-                    continue
-                self._turn_to(job, "pending", worker="", missing=0, excused=0, pending=job.pending)
+                self._let_go(job, counts=not by_gateway)
+
+    @staticmethod
+    def _blame(held: list[Job]) -> None:
+        """Of what a client had that never claims, the first was begun, unless it has reported on another."""
+        if not any(job.status == "running" and not job.missing for job in held):
+            held.sort(key=lambda job: (job.assigned, -job.priority, job.order))
+            for job in [job for job in held if job.status == "assigned"][:1]:
+                job.begun = True
 
     # -- time -----------------------------------------------------------------------------------------------------
 
@@ -520,7 +554,7 @@ class Model:
         elif what == "waited":
             self._fail(job, "", "wait timeout")
         elif what == "lost" and job.status == "assigned":
-            self._lose(job)
+            self._lost(job)
         elif what == "lost":
             self._fail(job, "", "did not reconnect within grace window")
         elif what == "stale":

@@ -381,7 +381,7 @@ class Play:
         wanted = {
             name: (
                 *(job.status, job.epoch, job.worker, job.failures, job.retry_at, job.pending, job.started),
-                *(job.missing, job.by, self.model.next_due(job), job.updated),
+                *(job.missing, job.by, self.model.next_due(job), job.updated, job.deliveries, int(job.begun)),
             )
             for name, job in jobs.items()
         }
@@ -423,7 +423,7 @@ class Play:
 
 
 _ROWS: Final = """SELECT task_id, status, epoch, assigned_to, retry_count, next_retry_ms, pending_ms, started_ms, disconnected_ms,
-    ended_by, due_ms, updated_ms FROM tasks"""
+    ended_by, due_ms, updated_ms, deliveries, begun FROM tasks"""
 
 
 def assert_same(seen: Sequence[tuple[object, ...]], wanted: Sequence[tuple[object, ...]]) -> None:

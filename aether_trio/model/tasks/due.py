@@ -159,6 +159,8 @@ def move_of(task: Task, due: Due, facts: Facts) -> tuple[Move, Facts]:
             if task.status is S.HIBERNATED and wait is not None and wait.escalation == "retry":
                 return Move.WAKE, facts
             return Move.FAIL, told("wait timeout")
+        case Due.GRACE_OVER if task.status is S.ASSIGNED and not task.begun:
+            return Move.UNASSIGN, facts._replace(lost=not task.excused_ms)
         case Due.GRACE_OVER if task.status is S.ASSIGNED:
             text = f"worker {task.assigned_to} was given the task and never heard of again"
             return Move.LOSE, told(text, "WORKER_LOST")

@@ -44,7 +44,7 @@ class Move(enum.Enum):
     UNASSIGN = "unassign"
     """Its worker has not begun: back to the queue. A delivery counts if `facts.lost`."""
     LOSE = "lose"
-    """Its worker never says when it begins, and is gone: an attempt has failed."""
+    """Its worker never says when it begins, and is gone: an attempt has failed of what it is taken to have begun."""
     START = "start"
     """`facts.caller`, an orchestrator, launches the worker."""
     ATTACH = "attach"
@@ -199,7 +199,7 @@ def _event_reason(after: Task, facts: Facts) -> str:
 
 _NO_WAIT: Final[Mapping[str, Any]] = MappingProxyType({"wait": "", "paused_ms": 0})
 _NOBODY: Final[Mapping[str, Any]] = MappingProxyType(
-    {"assigned_to": "", "assigned_ms": 0, "disconnected_ms": 0, "attached": 0, "excused_ms": 0}
+    {"assigned_to": "", "assigned_ms": 0, "disconnected_ms": 0, "attached": 0, "excused_ms": 0, "begun": 0}
 )
 
 
@@ -212,6 +212,7 @@ def _assigned(task: Task, facts: Facts) -> Changes:
         "disconnected_ms": 0,
         "attached": 0,
         "heartbeat_ms": 0,
+        "begun": 0,
     }
 
 
@@ -224,6 +225,7 @@ def _running(task: Task, facts: Facts) -> Changes:
         "deliveries": 0,
         "running_ms": task.running_ms if task.status is S.RUNNING else facts.now_ms,
         "excused_ms": 0,
+        "begun": 0,
     }
 
 

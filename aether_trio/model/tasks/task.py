@@ -123,6 +123,8 @@ class Task:
     """How long this attempt was worked on before its last wait."""
     excused_ms: int = 0
     """Until when nothing is expected of its worker, as the gateway was away."""
+    begun: int = 0
+    """1: its worker, which does not say when it begins, has gone, and is taken to have begun this one."""
 
     queue: str = ""
     """Where it waits to be assigned, "" when it does not."""

@@ -3,12 +3,13 @@
 A worker that comes is given what waits for it. One that comes back (its client names the session before) goes on with what it had; one
 that comes anew has lost its memory, so what it was running waits for its grace window, unless it touches the task again. One that goes
 leaves what it had begun to its grace window, and what it had not to others, at once. Only a client that claims shows what it has not begun:
-of one that never has, and whose session breaks, what it was given waits for its grace window as well.
+of one that never has, and whose session breaks, what it was given waits for its grace window as well. It is taken to work in order: an attempt
+fails of what it reported on, or else of the first that it was given, and of the others a delivery is counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -99,6 +100,7 @@ def join(work: Work, joined: Joined) -> Program[None]:
     live = sum(task.task_type != AGENT_STARTUP for task in held)
     before = (yield from work.find_worker(worker.identity)) if held else None
     silent = before is not None and not before.claims
+    first = _begun(held) if silent else None
     yield Execute(_JOIN, worker_row(worker, live, since_ms, now_ms))
     for task in held:
         if task.status is Status.RUNNING:
@@ -107,7 +109,9 @@ def join(work: Work, joined: Joined) -> Program[None]:
         elif joined.again:
             yield from _push_untold(work, worker, task)
         elif task.status is Status.ASSIGNED:
-            yield from _give_again(work, worker, task, back=joined.back, silent=silent or bool(task.disconnected_ms))
+            silently = silent or bool(task.disconnected_ms)
+            begun = bool(task.begun) or task is first
+            yield from _give_again(work, worker, task, back=joined.back, silent=silently, begun=begun)
     for task in kept:
         missed = task.status is Status.RUNNING and task.heartbeat_ms < since_ms
         yield from mark(work, task, missing=missed)
@@ -123,20 +127,37 @@ def _hands(identity: str) -> Program[tuple[list[Task], list[Task]]]:
     return [task for task in found if task.holder], [task for task in found if task.keeper]
 
 
-def _give_again(work: Work, worker: Worker, task: Task, *, back: bool, silent: bool) -> Program[None]:
+def _begun(held: Sequence[Task]) -> Task | None:
+    """Of what a client has that does not say when it begins, the one that it is taken to have begun without a report; None if it has reported.
+
+    It works in the order in which it was given them, as the published clients do.
+    """
+    if any(
+        task.status is Status.RUNNING and task.task_type != AGENT_STARTUP and not task.disconnected_ms for task in held
+    ):
+        return None
+    given = [task for task in held if task.status is Status.ASSIGNED]
+    return min(given, key=lambda task: (task.assigned_ms, -task.priority, task.order_us), default=None)
+
+
+def _give_again(work: Work, worker: Worker, task: Task, *, back: bool, silent: bool, begun: bool) -> Program[None]:
     """Tell a worker what it has not begun: it may not have been told, or not have heard.
 
-    `silent`: its session before was of a client that does not say when it begins. A new client does not know what that one did.
+    `silent`: its session before was of a client that does not say when it begins, and is taken to have `begun` this one. A new client does
+    not know what that one did.
     """
+    if silent and not back and not begun:
+        yield from work.make(task, Move.UNASSIGN, work.facts(lost=not task.excused_ms))
+        return
     if silent and not back:
         text = f"worker {worker.identity} was given the task and never heard of again"
         yield from work.make(task, Move.LOSE, work.facts(reason=text, error_type="WORKER_LOST"))
         return
-    counts = silent and not task.excused_ms
+    counts = begun and not task.excused_ms
     if counts and task.deliveries + 1 >= MAX_DELIVERIES:
         yield from work.make(task, Move.UNASSIGN, work.facts(lost=True))
         return
-    told = task.changed({"disconnected_ms": 0, "excused_ms": 0, "deliveries": task.deliveries + counts})
+    told = task.changed({"disconnected_ms": 0, "excused_ms": 0, "begun": 0, "deliveries": task.deliveries + counts})
     if silent:
         yield from work.write(task, told, "")
     yield from _push(work, worker, told)
@@ -191,10 +212,10 @@ def _attach(work: Work, identity: str, task_id: str) -> Program[None]:
         yield from work.make(task, Move.ATTACH, work.facts(identity))
 
 
-def mark(work: Work, task: Task, *, missing: bool, by_gateway: bool = False) -> Program[None]:
+def mark(work: Work, task: Task, *, missing: bool, by_gateway: bool = False, begun: bool = False) -> Program[None]:
     """Say of a task that its worker is missing, or that it is there; a session that is missed longer keeps its first moment.
 
-    `by_gateway`: its gateway is gone, so the worker can show no sign of life before it is back. When it is back, or has come anew and
+    `begun`: the worker is taken to have begun it, without a word. `by_gateway`: its gateway is gone, so the worker can show no sign of life before it is back. When it is back, or has come anew and
     knows nothing of the task, one is expected again.
     """
     now_ms = work.context.now_ms
@@ -208,6 +229,8 @@ def mark(work: Work, task: Task, *, missing: bool, by_gateway: bool = False) -> 
             changes["excused_ms"] = expected_ms
     elif missing and not by_gateway and task.excused_ms > expected_ms:
         changes["excused_ms"] = expected_ms
+    if begun and not task.begun:
+        changes["begun"] = 1
     if changes:
         yield from work.write(task, task.changed(changes), "")
 
@@ -247,6 +270,7 @@ def leave(work: Work, left: Left) -> Program[None]:
     yield Execute("DELETE FROM task_workers WHERE identity = $1", (left.identity,))
     silent = not found[0][1] and not left.clean
     held, kept = yield from _hands(left.identity)
+    first = _begun(held) if silent else None
     for task in held:
         if left.clean and task.attached:
             facts = work.facts(left.identity, caller_epoch=task.epoch)
@@ -254,7 +278,7 @@ def leave(work: Work, left: Left) -> Program[None]:
         elif task.status is Status.RUNNING and task.task_type == AGENT_STARTUP:
             yield from startups.lost(work, task, by_gateway=left.by_gateway)
         elif task.status is Status.RUNNING or (silent and task.status is Status.ASSIGNED):
-            yield from mark(work, task, missing=True, by_gateway=left.by_gateway)
+            yield from mark(work, task, missing=True, by_gateway=left.by_gateway, begun=task is first)
         elif task.mode is not Mode.SELF_ASSIGN:
             counts = task.status is Status.ASSIGNED or not left.clean
             yield from work.make(task, Move.UNASSIGN, work.facts(lost=counts and not left.by_gateway))

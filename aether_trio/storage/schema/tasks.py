@@ -315,3 +315,6 @@ CHILD_EVENTS: Final = (
     ),
 )
 """What a parent's log is to tell of its children: `task_id` is the parent's, `id` orders the rows of one child."""
+
+BEGUN: Final = (("ALTER TABLE tasks ADD COLUMN begun INTEGER NOT NULL DEFAULT 0",),)
+"""1: its worker, which does not say when it begins, has gone, and is taken to have begun this one."""

@@ -126,7 +126,7 @@ def test_a_lost_delivery_is_an_attempt(policy: RetryPolicy | None, failures: int
 @pytest.mark.parametrize("move", Move)
 def test_a_task_that_waits_for_a_worker_keeps_nothing_of_its_last_one(move: Move) -> None:
     """Neither who had it, nor since when, nor that a participant was there, nor until when it was excused."""
-    of_a_worker = {"assigned_ms": NOW - 9, "disconnected_ms": NOW - 8, "attached": 1, "excused_ms": NOW + 7}
+    of_a_worker = {"assigned_ms": NOW - 9, "disconnected_ms": NOW - 8, "attached": 1, "excused_ms": NOW + 7, "begun": 1}
     seen: set[Status] = set()
     for status in (*HELD, *PAUSED, *TERMINAL):
         task = make(status, retry_policy=RetryPolicy(max_attempts=9).to_json(), **of_a_worker)
@@ -136,7 +136,7 @@ def test_a_task_that_waits_for_a_worker_keeps_nothing_of_its_last_one(move: Move
                 seen.add(status)
                 after = step.after
                 assert (after.assigned_to, after.assigned_ms, after.disconnected_ms) == ("", 0, 0)
-                assert (after.attached, after.excused_ms) == (0, 0)
+                assert (after.attached, after.excused_ms, after.begun) == (0, 0, 0)
     assert seen or move not in {Move.UNASSIGN, Move.RETRY, Move.RESUME}
 
 
@@ -380,6 +380,7 @@ EARLIER = {
     "heartbeat_ms": NOW - 6,
     "deliveries": 5,
     "excused_ms": NOW + 9,
+    "begun": 1,
     "started_ms": NOW - 3000,
     "running_ms": NOW - 1500,
     "worked_ms": 250,
@@ -400,7 +401,7 @@ def after_of(task: Task, move: Move, told: Facts) -> Task:
 def test_an_assignment_begins_with_nothing_of_an_earlier_worker(move: Move, status: S) -> None:
     after = after_of(make(S.PENDING, **EARLIER), move, Facts(NOW, OTHER))
     assert (after.status, after.assigned_to, after.assigned_ms) == (status, OTHER, NOW)
-    assert (after.disconnected_ms, after.attached, after.heartbeat_ms) == (0, 0, 0)
+    assert (after.disconnected_ms, after.attached, after.heartbeat_ms, after.begun) == (0, 0, 0, 0)
     assert after.deliveries == 5, "how often it was given is counted on"
 
 
@@ -419,7 +420,7 @@ def test_what_begins_to_run_is_alive_and_its_deliveries_are_over(move: Move, sta
     task = make(status, **EARLIER)
     after = after_of(task, move, facts_of(task))
     assert (after.status, after.running_ms, after.heartbeat_ms) == (S.RUNNING, NOW, NOW)
-    assert (after.disconnected_ms, after.deliveries, after.excused_ms) == (0, 0, 0)
+    assert (after.disconnected_ms, after.deliveries, after.excused_ms, after.begun) == (0, 0, 0, 0)
     assert (after.started_ms, after.worked_ms) == (NOW - 3000, 250), "the attempt is the same one"
     assert after_of(make(S.ASSIGNED), Move.CLAIM, facts()).started_ms == NOW
 

@@ -151,3 +151,83 @@ async def test_a_task_that_nobody_ever_begins_is_given_a_bounded_number_of_times
         task = await get(creator, task_id)
         assert (deliveries, task.status) == (16, pb.TASK_STATUS_FAILED)
         assert "given 16 times and never begun" in task.error
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("policy", [TWICE, None])
+async def test_a_task_that_kills_its_workers_costs_those_behind_it_no_attempt(
+    world: World, policy: pb.RetryPolicy | None, same: bool
+) -> None:
+    """The worker takes them in order, says nothing before it has one done, and dies of the third."""
+    async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as creator:
+        tasks = [(await create(creator, retry_policy=policy)).task_id for _ in range(6)]
+        poison = tasks[2]
+        begun = []
+        for number in range(12):
+            async with connect(core, agent("w", "i", "1" if same else str(number))) as worker:
+                await trio.sleep(60)
+                for task_id in given(worker):
+                    begun.append(task_id)
+                    if task_id == poison:
+                        break
+                    assert (await operate(worker, Op.COMPLETE, task_id)).success
+                worker.cut()
+            await trio.sleep(1)
+        shown = [await get(creator, task_id) for task_id in tasks]
+        assert begun.count(poison) == (2 if policy else 3)
+        assert [task.status == pb.TASK_STATUS_COMPLETED for task in shown] == [task_id != poison for task_id in tasks]
+        assert [task.attempt for task in shown if task.task_id != poison] == [0] * 5
+        assert "never heard of again" in shown[2].error
+
+
+@pytest.mark.parametrize("same", [True, False])
+async def test_a_worker_that_reported_was_at_work_on_that(world: World, same: bool) -> None:
+    async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as creator:
+        one, two, three = [(await create(creator, retry_policy=TWICE)).task_id for _ in range(3)]
+        async with connect(core, agent("w", "i", "1")) as worker:
+            await barrier(worker)
+            await report(worker, two)
+            worker.cut()
+        async with connect(core, agent("w", "i", "1" if same else "2")) as other:
+            await trio.sleep(60)
+            assert sorted(given(other)) == sorted([one, two, three])
+            assert [(await get(creator, task_id)).attempt for task_id in (one, two, three)] == [0, 1, 0]
+
+
+async def test_a_worker_that_is_cut_often_keeps_what_it_has_not_begun(world: World) -> None:
+    async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as creator:
+        tasks = [(await create(creator)).task_id for _ in range(3)]
+        async with connect(core, agent("w", "i", "1"), wait_ack=False) as worker:
+            session_id = await session_of(worker)
+            await barrier(worker)
+            await report(worker, tasks[0])
+            worker.cut()
+        for _ in range(20):
+            async with connect(core, agent("w", "i", "1", resume_session_id=session_id), wait_ack=False) as worker:
+                session_id = await session_of(worker)
+                await barrier(worker)
+                worker.cut()
+            await trio.sleep(10)
+        async with connect(core, agent("w", "i", "1", resume_session_id=session_id)) as worker:
+            for task_id in tasks:
+                assert (await operate(worker, Op.COMPLETE, task_id)).success
+
+
+@pytest.mark.parametrize("back", [True, False])
+async def test_what_kills_the_worker_of_several_at_once_is_given_a_bounded_number_of_times(
+    world: World, back: bool
+) -> None:
+    """Which of them it is, the gateway cannot know: an attempt is counted of the first one only, and a delivery of each."""
+    async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as creator:
+        tasks = [(await create(creator)).task_id for _ in range(3)]
+        deliveries = dict.fromkeys(tasks, 0)
+        for _ in range(80):
+            resume = "before" if back else ""
+            async with connect(core, agent("w", "i", "1", resume_session_id=resume)) as worker:
+                await barrier(worker)
+                for task_id in given(worker):
+                    deliveries[task_id] += 1
+                worker.cut()
+            await trio.sleep(1)
+        assert {(await get(creator, task_id)).status for task_id in tasks} == {pb.TASK_STATUS_FAILED}
+        assert max(deliveries.values()) <= (48 if back else 16)
