@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import trio
+import trio.testing
 
-from aether_trio.client.errors import SessionEnded
+from aether_trio.client.errors import MessagesAbandoned, SessionEnded
 from aether_trio.client.inbox import Inbox
 from aether_trio.wire.framing import Channel
 from aether_trio.wire.framing.constants import MAX_CREDIT
@@ -73,3 +75,51 @@ async def test_a_cut_drops_what_another_member_may_have_got_and_its_credit() -> 
     assert [(await inbox.receive()).payload for _ in range(2)] == [b"own", b"group"]
     with pytest.raises(StopAsyncIteration):
         await inbox.receive()
+
+
+@pytest.mark.parametrize("failure", [None, SessionEnded("X", "over")], ids=["the end", "a failure"])
+async def test_a_reader_that_waits_hears_of_the_end(failure: SessionEnded | None) -> None:
+    inbox = Inbox(8, 1 << 20)
+    heard: list[BaseException] = []
+
+    async def read() -> None:
+        try:
+            await inbox.receive()
+        except (SessionEnded, StopAsyncIteration) as error:
+            heard.append(error)
+
+    with trio.move_on_after(300):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked()
+            inbox.close(failure)
+            inbox.close(None)
+    assert [type(error) for error in heard] == [StopAsyncIteration if failure is None else SessionEnded]
+
+
+async def test_a_reader_that_waits_hears_that_nothing_can_come() -> None:
+    """All that may be delivered is in the hands of tasks that have ended."""
+    inbox = Inbox(2, 1 << 20)
+    inbox.open_channel(Channel(1, "t", 0))
+    for offset in (1, 2):
+        inbox.deliver(1, offset, incoming(b"x"))
+    first, second = await inbox.receive(), await inbox.receive()
+    first.abandon()
+    heard: list[BaseException] = []
+
+    async def read() -> None:
+        try:
+            await inbox.receive()
+        except MessagesAbandoned as error:
+            heard.append(error)
+
+    with trio.move_on_after(300):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked()
+            assert heard == []
+            second.abandon()
+    assert len(heard) == 1
+    second.ack()
+    inbox.deliver(1, 3, incoming(b"third"))
+    assert (await inbox.receive()).payload == b"third"
