@@ -63,12 +63,15 @@ def to_time(count: int, unit: str = "s") -> datetime | None:
 
 
 def from_time(when: datetime | None, unit: str = "s") -> int:
-    """`when` in whole units since the epoch, rounded down; 0 for None. Raises ValueError for a time without a zone."""
+    """`when` in whole units since the epoch, rounded down; 0 for None. Raises ValueError for a time without a zone.
+
+    As 0 is none, whatever is not behind the epoch is 1.
+    """
     if when is None:
         return 0
     if when.tzinfo is None:
         raise ValueError(f"{when} has no time zone; say datetime.now(UTC) or give it a tzinfo")
-    return (when - _EPOCH) // _UNITS[unit]
+    return max((when - _EPOCH) // _UNITS[unit], 1)
 
 
 @dataclass(frozen=True)

@@ -238,6 +238,9 @@ def test_a_time_without_a_zone_is_refused_and_one_beyond_all_calendars_is_none()
         from_time(datetime(2026, 1, 1))  # noqa: DTZ001
     assert to_time(2**62) is None
     assert from_time(datetime(2026, 1, 1, tzinfo=UTC) + timedelta(microseconds=1999), "ms") % 1000 == 1
+    assert from_time(None) == 0
+    for before in (datetime.fromtimestamp(0, UTC), datetime(1900, 1, 1, tzinfo=UTC)):
+        assert from_time(before, "ms") == 1, "0 says that there is none"
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ async def test_what_is_in_hand_is_told_and_comes_when_it_is_put_down() -> None:
     intake = Intake(repeated.append)
     intake.put(given("a", b"1"))
     assert await taken(intake, 1) == [("a", b"1")]
+    assert repeated == []
     intake.put(given("a", b"2"))
     assert repeated == ["a"]
     found: list[tuple[str, bytes]] = []

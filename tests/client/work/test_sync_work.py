@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import trio
 
 from aether_trio.client import JobEnd, SyncJob, connect_sync
-from aether_trio.client.operations import TaskStatus
+from aether_trio.client.operations import StatusChanged, TaskStatus
 from tests.client.gateways import QUICK, open_test_gateway
 from tests.client.test_sync_reach import public
 
@@ -44,6 +45,7 @@ def blocks(address: str) -> None:
                     assert job.task.status is TaskStatus.RUNNING
                     assert job.assignment.task_id == job.id
                     job.progress(0.5, "half")
+                    job.remark = f"it was {job.text}"
                     if job.text == "bad":
                         raise ValueError("bad work")
                     if job.text == "sad":
@@ -56,6 +58,9 @@ def blocks(address: str) -> None:
                 break
         assert ends == [JobEnd.COMPLETED, JobEnd.FAILED, JobEnd.FAILED, JobEnd.COMPLETED]
         assert boss.tasks.get(ids[2]).error == "no paper"
+        with boss.tasks.follow(ids[0], since=datetime.fromtimestamp(0, UTC)) as events:
+            changes = (one.event for one in events if isinstance(one.event, StatusChanged))
+            assert next(one.reason for one in changes if one.to_status is TaskStatus.COMPLETED) == "it was good"
 
 
 def waits(address: str) -> None:

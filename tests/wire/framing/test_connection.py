@@ -288,6 +288,22 @@ def test_after_a_mistake_of_the_peer_an_error_can_be_sent_and_nothing_is_heard()
     refused(pair.server, Ping(), ErrorCode.ILLEGAL_FRAME)
 
 
+def test_so_many_events_come_at_once_and_what_is_left_is_no_part_of_a_frame() -> None:
+    client, server = Connection(Role.CLIENT), Connection(Role.SERVER, at_once=2)
+    hello, init, ping = ClientHello(), Envelope(b"init"), framing.encode(Ping())
+    server.receive(client.send(hello) + client.send(init))
+    for event in (ServerHello(), Envelope(b"in")):
+        client.receive(server.send(event))
+    assert server.receive(ping * 5 + ping[:4]) == [Ping()] * 2
+    assert (server.more, server.held_bytes) == (True, 0)
+    assert server.receive(b"") == [Ping()] * 2
+    assert (server.more, server.held_bytes) == (True, 0)
+    assert server.receive(b"") == [Ping()]
+    assert (server.more, server.held_bytes) == (False, 4)
+    assert server.receive(ping[4:]) == [Ping()]
+    assert (server.more, server.held_bytes) == (False, 0)
+
+
 def test_an_end_inside_of_a_frame_is_told() -> None:
     pair = live()
     pair.server.receive(framing.encode(Ping())[:-1])
