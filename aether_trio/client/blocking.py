@@ -28,6 +28,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 import anyio
 from anyio.from_thread import BlockingPortal
 
+from aether_trio.client.call_soon import CallSoon, call_soon
 from aether_trio.client.errors import AetherError, ClientClosed, RequestTimeout
 
 P = ParamSpec("P")
@@ -114,9 +115,12 @@ class Bridge:
         try:
             return self._wait(self._portal.start_task_soon(call.run))
         finally:
-            # An interrupt may come at any moment here, before there is a future as well as after.
-            if not call.ended.is_set() and self._loop.answers and self._portal.call(call.give_up):
-                call.ended.wait()
+            self._end(call)
+
+    def _end(self, call: _Call[Any]) -> None:
+        """Cancel what has not ended, and wait for it. An interrupt may have come before there was a future, or after."""
+        if not call.ended.is_set() and self._loop.answers and self._portal.call(call.give_up):
+            call.ended.wait()
 
     def _wait(self, future: Future[T]) -> T:
         """Its result. Raises ClientClosed when the loop has ended without one."""
@@ -134,43 +138,70 @@ class Bridge:
         if self.open:
             self._portal.call(function)
 
-    def entered(self, manager: AbstractAsyncContextManager[T]) -> AbstractContextManager[T]:
+    def entered(self, manager: AbstractAsyncContextManager[T]) -> Entered[T]:
         """The same context manager, for a thread. One task of the loop enters and leaves it.
 
         anyio's `wrap_async_context_manager` would do, but for a manager that cancels its own block: what it is left with must
         then be that cancellation, even when the thread leaves with an exception in the same moment.
         """
-        return _Entered(self, manager)
+        return Entered(self, manager)
 
 
-class _Entered(AbstractContextManager[T]):
-    """See Bridge.entered. Where the loop does not answer any more, leaving does nothing."""
+class Entered(AbstractContextManager[T]):
+    """See Bridge.entered. Where the loop does not answer any more, leaving does nothing.
+
+    Invariant: a block whose thread was interrupted while it began or ended is cancelled, and never stays open.
+    """
+
+    _call: _Call[bool] | None = None
+    """None until `__init__` has made it, which may be interrupted as well."""
 
     def __init__(self, bridge: Bridge, manager: AbstractAsyncContextManager[T]) -> None:
         self._bridge = bridge
         self._block = _Block(manager)
+        self._call = _Call(self._block.run)
+        self._given_up = False
 
     def __enter__(self) -> T:
-        bridge = self._bridge
+        bridge, call = self._bridge, self._call
+        assert call is not None
         bridge._check_open()
-        self._ended = bridge._portal.start_task_soon(self._block.run)
-        value, self._leave = bridge._wait(self._block.entered)
-        return value
+        try:
+            self._ended = bridge._portal.start_task_soon(call.run)
+            value, self._leave = bridge._wait(self._block.entered)
+            return value
+        except BaseException:
+            self.give_up()
+            raise
+
+    def give_up(self) -> None:
+        """Nothing will leave this block: it is cancelled, as far as it has been entered."""
+        if self._call is not None and not self._given_up:
+            self._given_up = True
+            self._bridge._end(self._call)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         block, bridge = self._block, self._bridge
-        if not bridge._loop.answers:
+        if self._given_up or not bridge._loop.answers:
             return False
-        block.error = error
-        bridge._portal.call(self._leave.set)
         try:
+            block.error = error
+            bridge._portal.call(self._leave.set)
             return bridge._wait(self._ended)
         except AetherError as why:
             if error is not None and block.cancelled:
                 raise error from why
             raise
+        except BaseException:
+            self.give_up()
+            raise
+
+    def __del__(self) -> None:
+        """An interrupt may have come before the first line of `__exit__`."""
+        if self._call is not None:
+            self._call.abandon()
 
 
 class _Block(Generic[T]):
@@ -214,9 +245,11 @@ class _Call(Generic[T]):
         self._function = function
         self._scope: anyio.CancelScope | None = None
         self._given_up = False
+        self._soon: CallSoon | None = None
 
     async def run(self) -> T:
         """In the loop."""
+        self._soon = call_soon()
         try:
             if self._given_up:
                 raise ConcurrentCancelled
@@ -232,6 +265,11 @@ class _Call(Generic[T]):
         if self._scope is not None:
             self._scope.cancel()
         return self._scope is not None
+
+    def abandon(self) -> None:
+        """Have it cancelled if it runs still, without waiting for anything: from a finalizer."""
+        if self._soon is not None and not self.ended.is_set():
+            self._soon(self.give_up)
 
 
 class Blocking(Generic[T]):

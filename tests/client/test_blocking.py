@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
@@ -14,6 +15,7 @@ import trio.testing
 
 from aether_trio.client import SessionEnded
 from aether_trio.client.blocking import Bridge, LoopThread, _Block
+from tests.client.interrupts import Interrupt
 
 WHY = SessionEnded("ENDED", "an operator did it")
 
@@ -90,3 +92,58 @@ def test_a_manager_may_swallow_it() -> None:
         with bridge.entered(Ending()) as manager:
             raise LookupError
         assert isinstance(manager.left_with, LookupError)
+
+
+class Counted:
+    """Counts how often it was entered and left."""
+
+    entered = left = 0
+
+    async def __aenter__(self) -> Self:
+        await anyio.sleep(0)
+        Counted.entered += 1
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        Counted.left += 1
+
+
+def in_a_block(bridge: Bridge) -> None:
+    with bridge.entered(Counted()):
+        bridge.run(anyio.sleep, 0)
+
+
+def test_a_block_is_left_wherever_its_thread_is_interrupted() -> None:
+    with open_bridge() as bridge:
+        number, came = 0, True
+        while came:
+            number += 1
+            interrupt = Interrupt(number, ("client/blocking.py", __file__))
+            with suppress(KeyboardInterrupt), interrupt.armed():
+                in_a_block(bridge)
+            came = interrupt.came
+            while Counted.left < Counted.entered:
+                bridge.run(anyio.sleep, 0)
+        assert number > 30
+    assert Counted.entered > 10
+
+
+def two_calls() -> int:
+    one = len("one")
+    return one + len("two")
+
+
+def test_interrupts_come_where_python_looks_for_them() -> None:
+    places: list[int] = []
+    interrupt = Interrupt(1, (__file__,))
+    while not places or interrupt.came:
+        interrupt = Interrupt(len(places) + 1, (__file__,))
+        try:
+            with interrupt.armed():
+                two_calls()
+        except KeyboardInterrupt as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            places += [
+                (frame.lineno or 0) - two_calls.__code__.co_firstlineno for frame in frames if frame.name == "two_calls"
+            ]
+    assert sorted(set(places)) == [1, 2]

@@ -12,7 +12,6 @@ that calls nothing for long looks at `task.end`.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -20,7 +19,7 @@ from typing import Self
 import anyio
 import anyio.to_thread
 
-from aether_trio.client.blocking import Blocking, BlockingStream, Bridge, blocking
+from aether_trio.client.blocking import Blocking, BlockingStream, Bridge, Entered, blocking
 from aether_trio.client.operations.task_values import Assignment, Task
 from aether_trio.client.work.held import JobEnd, TaskOver
 from aether_trio.client.work.job import Job
@@ -42,19 +41,28 @@ class SyncJob(Blocking[Job]):
 
     def __init__(self, bridge: Bridge, target: Job) -> None:
         super().__init__(bridge, target)
-        self._block: AbstractContextManager[Job] | None = None
+        self._block: Entered[Job] | None = None
 
     def __enter__(self) -> Self:
-        self._block = self._bridge.entered(self._target)
-        self._block.__enter__()
-        return self
+        block = self._block = self._bridge.entered(self._target)
+        try:
+            block.__enter__()
+            return self
+        except BaseException:  # an interrupt that comes when the block has begun, and before Python knows it
+            block.give_up()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        assert self._block is not None
-        if self._block.__exit__(kind, error, trace):
-            return True
+        block = self._block
+        assert block is not None
+        try:
+            if block.__exit__(kind, error, trace):
+                return True
+        except BaseException:  # an interrupt that comes before the block is told to end
+            block.give_up()
+            raise
         return isinstance(error, TaskOver) and error.task_id == self.id
 
     @property
