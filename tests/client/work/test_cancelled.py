@@ -239,6 +239,36 @@ async def test_a_task_whose_claim_was_cancelled_and_that_no_loop_takes(
             await line.end()
 
 
+@pytest.mark.parametrize("task", [None, info(RUNNING, assigned_to="ag::w::bench::2")], ids=["gone", "another's"])
+async def test_a_task_whose_claim_was_cancelled_and_that_is_not_ours_any_more(
+    monkeypatch: pytest.MonkeyPatch, task: pb.TaskInfo | None
+) -> None:
+    """It is left alone, and worked on when it is assigned anew."""
+    monkeypatch.setattr(bench, "UNTAKEN_S", 0.01)
+    with trio.fail_after(LIMIT_S):
+        async with open_peer() as peer, trio.open_nursery() as nursery:
+
+            async def work(one: AgentClient) -> None:
+                clients.append(one)
+                await one_of(one)
+
+            clients: list[AgentClient] = []
+            shift = Shift(work)
+            nursery.start_soon(shift.run, peer.address)
+            line = await peer.accept()
+            await line.tell(**assignment())
+            await asked(line, Op.CLAIM)
+            shift.cancel()
+            await shift.cancelled.wait()
+            await looked_up(line, task)
+            await line.tell(**assignment(payload=b"anew"))
+            nursery.start_soon(one_block, clients[0])
+            await moved(line, Op.CLAIM, RUNNING)
+            await moved(line, Op.COMPLETE, COMPLETED)
+            shift.leave.set()
+            await line.end()
+
+
 @pytest.mark.parametrize("loop", [False, True], ids=["no loop", "another loop"])
 async def test_a_task_whose_claim_was_cancelled_just_before_a_cut(
     monkeypatch: pytest.MonkeyPatch, *, loop: bool
