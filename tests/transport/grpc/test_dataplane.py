@@ -423,6 +423,23 @@ def test_a_compressed_flag_without_an_encoding_fails_the_stream() -> None:
     assert side.streams[1].failure.status is Status.INTERNAL
 
 
+def test_what_comes_for_a_stream_that_has_failed_is_dropped_and_still_has_to_obey_the_rules() -> None:
+    failed = data(1, message(b"x", compressed=1))
+    for rest, code in (
+        (frame(frames.DATA, frames.PADDED, 1, b"\x05" + b"\0" * 5) * 101, ErrorCode.ENHANCE_YOUR_CALM),
+        (frame(frames.DATA, frames.PADDED, 1, b"\x05abc"), ErrorCode.PROTOCOL_ERROR),
+    ):
+        side = Side.opened()
+        side.feed(failed, frame(frames.DATA, frames.PADDED, 1, b"\x05" + b"x" + b"\0" * 5) * 100)
+        assert side.batches[1] == []
+        with pytest.raises(ProtocolViolation) as caught:
+            side.feed(rest)
+        assert caught.value.code is code
+    side = Side.opened()
+    side.feed(failed, data(1, b"the rest", end=True), data(1, b"late"))
+    assert (side.ended, side.errors) == ([1], [(1, ErrorCode.STREAM_CLOSED)])
+
+
 def test_an_end_inside_a_message_is_a_failure() -> None:
     side = Side.opened()
     side.feed(data(1, message(b"whole") + b"\0\0", end=True))
