@@ -17,7 +17,7 @@ from aether_trio.client.operations import TaskStatus
 from aether_trio.client.work import bench
 from aether_trio.client.work.held import STOPPED
 from tests.client.gateways import QUICK, open_test_gateway, run_on
-from tests.client.work.shop import LIMIT_S, one_of, open_shop, order, wait_for
+from tests.client.work.shop import LIMIT_S, one_of, open_shop, order, wait_for, wait_until_over
 
 BACKENDS = ["trio", "asyncio"]
 
@@ -187,10 +187,26 @@ async def begun_late_and_ended_later(address: str) -> None:
         assert (job.id, job.end) == (task_id, JobEnd.COMPLETED)
 
 
+async def kept_and_ended_by_somebody(address: str) -> None:
+    """What is told of it is known before its time is over; it is not in hand then, when it is assigned anew."""
+    async with open_shop(address) as (boss, one):
+        task_id = await order(boss)
+        async for kept in one.work():
+            assert kept.end is None
+            break
+        await boss.tasks.cancel(task_id)
+        assert await wait_until_over(kept) in {JobEnd.CANCELLED, JobEnd.LOST}
+        await boss.tasks.retry(task_id)
+        async with await one_of(one) as job:
+            assert job.id == task_id
+        assert job.end is JobEnd.COMPLETED
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "body",
     [
+        kept_and_ended_by_somebody,
         kept_while_another_loop_asks,
         kept_while_the_same_loop_asks,
         kept_while_no_loop_asks,
@@ -200,7 +216,7 @@ async def begun_late_and_ended_later(address: str) -> None:
 )
 async def test_kept(monkeypatch: pytest.MonkeyPatch, backend: str, body: Callable[[str], Awaitable[None]]) -> None:
     monkeypatch.setattr(bench, "WATCH_AFTER_S", 0.01)
-    monkeypatch.setattr(bench, "UNBEGUN_S", 0.01)
+    monkeypatch.setattr(bench, "UNBEGUN_S", 1.0 if body is kept_and_ended_by_somebody else 0.01)
     monkeypatch.setattr(bench, "UNTAKEN_S", LIMIT_S if body is not kept_while_no_loop_asks else 0.01)
     async with open_test_gateway() as gateway:
         await run_on(backend, body, f"aether://{gateway.address}")
