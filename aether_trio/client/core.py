@@ -6,6 +6,7 @@ nobody asked for to the feeds.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable
 from typing import Any, Final
@@ -94,9 +95,9 @@ class Core:
         """A loop over the messages."""
         return Messages(self.inbox, None if manual else self.cursors)
 
-    def reopen(self, *, repeat: bool) -> None:
-        """A new connection, after another one."""
-        self.outbox.reopen(repeat=repeat)
+    def reopen(self, *, repeat: bool, within_s: float = math.inf) -> None:
+        """A new connection, after another one. See Outbox.reopen."""
+        self.outbox.reopen(repeat=repeat, within_s=within_s)
         for message in self.restore.values():
             self.outbox.put_first(Upstream(message.SerializeToString(), lambda _error: None, unanswered=True))
 

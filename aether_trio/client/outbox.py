@@ -10,6 +10,7 @@ when they are first written, and are never used for a second message; what is be
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -18,7 +19,7 @@ import anyio
 import anyio.lowlevel
 
 from aether_trio.client.errors import AetherError, ClientClosed, ConnectionLost
-from aether_trio.client.outgoing import Encoder, Publication, Upstream
+from aether_trio.client.outgoing import Encoder, Moment, Publication, Upstream
 
 __all__ = ["Outbox"]
 
@@ -187,12 +188,15 @@ class Outbox:
         frames: list[bytes] = []
         size = 0
         queue = self._queue
+        now: Moment | None = None
         while queue and size < max_bytes:
             item = queue[0]
             frame: bytes | None
             try:
                 if isinstance(item, Publication):
-                    frame = self._number(item, encoder)
+                    if now is None:
+                        now = Moment.now()
+                    frame = self._number(item, encoder, now)
                     if frame is None:
                         break
                 else:
@@ -208,7 +212,7 @@ class Outbox:
                 size += len(frame)
         return frames
 
-    def _number(self, publication: Publication, encoder: Encoder) -> bytes | None:
+    def _number(self, publication: Publication, encoder: Encoder, now: Moment) -> bytes | None:
         """Its frame, under its old number or the next one. A number is spent only on what is written."""
         fresh = not publication.seq
         if fresh:
@@ -222,6 +226,8 @@ class Outbox:
         if frame is not None:
             self._last_seq = max(self._last_seq, publication.seq)
             publication.written = True
+            if publication.first_written is None:
+                publication.first_written = now
             self._written.append(publication)
         return frame
 
@@ -301,25 +307,26 @@ class Outbox:
                 self._settle(publication, _withdrawn(publication))
         self._refused.clear()
 
-    def reopen(self, *, repeat: bool) -> None:
+    def reopen(self, *, repeat: bool, within_s: float = math.inf) -> None:
         """A new connection: what earlier ones have left unsettled is sent again first, or fails as in doubt.
 
-        That is what the last one has written, and what it was to repeat and has not come to.
+        That is what the last one has written, and what it was to repeat and has not come to. With `repeat` it is sent again if
+        it was first written less than `within_s` ago: the gateway remembers a message for so long from when it has committed it.
         """
         written = [publication for publication in self._written if not publication.settled]
         self._written.clear()
-        if repeat:
-            self.resent += len(written)
-            self._queue.extendleft(reversed(written))
-            return
-        again = [item for item in self._queue if isinstance(item, Publication) and item.ever_written]
-        if again:
-            self._queue = deque(
-                item for item in self._queue if not (isinstance(item, Publication) and item.ever_written)
-            )
-        for publication in (*written, *again):
-            text = "the connection was cut before the message was confirmed"
-            self._settle(publication, ConnectionLost(text, in_doubt=True))
+        queued = [item for item in self._queue if isinstance(item, Publication) and item.ever_written]
+        now = Moment.now() if repeat and within_s < math.inf else None
+        lost = {one for one in (*written, *queued) if not (repeat and _is_younger(one, within_s, now))}
+        again = [publication for publication in written if publication not in lost]
+        self.resent += len(again)
+        self._queue.extendleft(reversed(again))
+        if not lost.isdisjoint(queued):
+            self._queue = deque(item for item in self._queue if item not in lost)
+        for publication in (*written, *queued):
+            if publication in lost:
+                text = "the connection was cut before the message was confirmed"
+                self._settle(publication, ConnectionLost(text, in_doubt=True))
 
     def close(self, error: AetherError) -> None:
         """Nothing is sent any more: what is on its way fails with `error`, or as in doubt if it was written."""
@@ -339,6 +346,12 @@ class Outbox:
                 self._settle(item, error)
         self._queue.clear()
         self._room.set()
+
+
+def _is_younger(publication: Publication, within_s: float, now: Moment | None) -> bool:
+    """Whether it was first written less than `within_s` before now."""
+    first = publication.first_written
+    return now is None or first is None or first.before_s(now) < within_s
 
 
 def _withdrawn(publication: Publication) -> ConnectionLost:

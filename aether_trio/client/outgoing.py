@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import anyio
 import anyio.lowlevel
@@ -11,7 +12,7 @@ import anyio.lowlevel
 from aether_trio.client.errors import AetherError, InvalidArgument
 from aether_trio.model.topics import MAX_TOPIC_BYTES
 
-__all__ = ["Encoder", "Outcome", "Publication", "Upstream", "bytes_of", "checked_topic", "checked_type"]
+__all__ = ["Encoder", "Moment", "Outcome", "Publication", "Upstream", "bytes_of", "checked_topic", "checked_type"]
 
 MESSAGE_TYPES: Final = range(65536)
 """The framing has two bytes for it."""
@@ -52,6 +53,22 @@ def checked_type(kind: int) -> int:
     return int(kind)
 
 
+class Moment(NamedTuple):
+    """A point in time by two clocks: that of the event loop stands still while the machine sleeps, and the calendar may be set."""
+
+    loop_s: float
+    calendar_s: float
+
+    @classmethod
+    def now(cls) -> Moment:
+        """This one."""
+        return cls(anyio.current_time(), time.time())
+
+    def before_s(self, later: Moment) -> float:
+        """How long before `later` it was, at most."""
+        return max(later.loop_s - self.loop_s, later.calendar_s - self.calendar_s)
+
+
 class Outcome:
     """What becomes of something: `settled` once, with `error` or without."""
 
@@ -88,7 +105,18 @@ class Outcome:
 class Publication(Outcome):
     """A message on its way. `error` is why it was refused; None while it is not `settled`, and when it is committed."""
 
-    __slots__ = ("confirm", "extra", "message_type", "order", "payload", "seq", "topic", "withdrawn", "written")
+    __slots__ = (
+        "confirm",
+        "extra",
+        "first_written",
+        "message_type",
+        "order",
+        "payload",
+        "seq",
+        "topic",
+        "withdrawn",
+        "written",
+    )
 
     def __init__(
         self, order: int, topic: str, payload: bytes, message_type: int, extra: bytes, *, confirm: bool
@@ -98,6 +126,8 @@ class Publication(Outcome):
         """Which one it is, of all that were published."""
         self.seq = 0
         """Its number on the framed lane, from the first time on that it is written."""
+        self.first_written: Moment | None = None
+        """The gateway has not committed it earlier than that."""
         self.topic = topic
         self.payload = payload
         self.message_type = message_type

@@ -7,7 +7,8 @@ session id to resume, the outbox, the inbox, the requests.
 * "Somebody else has this identity" is not final when that may be ourselves: an attempt whose answer never came may have
   taken it, so it is tried again for SELF_DUPLICATE_S.
 * What was published and not settled is sent again when the gateway remembers it (it says for how long, and the identity
-  has not changed); else it fails as in doubt.
+  has not changed); else it fails as in doubt. That counts from when it was first written: the gateway may have committed it
+  just then, and have known for long that the connection is dead.
 """
 
 from __future__ import annotations
@@ -230,8 +231,10 @@ class Session:
 
     def _accepted(self, lane: Lane, ack: pb.ConnectionAck) -> None:
         changed = bool(self.connections) and ack.assigned_id != self._assigned and not ack.resumed
-        in_time = anyio.current_time() - self._lost_at < self._remembers_s
-        self._core.reopen(repeat=self.settings.repeat_in_doubt or (in_time and not changed))
+        if self.settings.repeat_in_doubt:
+            self._core.reopen(repeat=True)
+        else:
+            self._core.reopen(repeat=not changed, within_s=min(self._remembers_s, lane.remembers_s))
         self.ack = ack
         self.session_id = ack.session_id
         self.resumed = ack.resumed
