@@ -101,6 +101,30 @@ async def test_a_creator_that_is_back_goes_on(world: World, hello: Hello) -> Non
 
 
 @every_participant
+@pytest.mark.parametrize("back", [True, False])
+async def test_what_a_creator_begins_later_says_nothing_of_what_it_had_begun(
+    world: World, hello: Hello, back: bool
+) -> None:
+    """Only one whose client continues its session remembers that."""
+    async with deadlock_is_an_error(), world.open() as core:
+        async with connect(core, hello(), wait_ack=False) as creator:
+            session_id = await session_of(creator)
+            task_id = await own_task(creator)
+            assert (await operate(creator, Op.CLAIM, task_id)).success
+            creator.cut()
+        await trio.sleep(10)
+        async with connect(core, hello(resume_session_id=session_id if back else "")) as later:
+            other = await own_task(later)
+            assert (await operate(later, Op.CLAIM, other)).success
+            await trio.sleep(60)
+            assert (await get(later, task_id)).status == (pb.TASK_STATUS_RUNNING if back else pb.TASK_STATUS_FAILED)
+            assert (await operate(later, Op.COMPLETE, other)).success
+        await trio.sleep(60)
+        guests = core.tasks.engine.guests
+        assert (guests._back, guests._enlisted) == (set(), {})
+
+
+@every_participant
 async def test_a_creator_whose_gateway_is_killed_has_left(world: World, hello: Hello) -> None:
     async with deadlock_is_an_error():
         async with world.open() as core, connect(core, hello()) as creator:

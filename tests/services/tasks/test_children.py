@@ -102,7 +102,7 @@ async def test_what_a_killed_gateway_left_is_taken_up_by_the_next(
         assert numbers(world, parent) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("how_many", [1, 60])
+@pytest.mark.parametrize("how_many", [1, 60, children.PAGE // 2 + 1])
 async def test_a_parents_end_comes_behind_what_its_children_did_before(
     core: Core, world: World, nothing_taken_up: pytest.MonkeyPatch, how_many: int
 ) -> None:
@@ -124,6 +124,20 @@ async def test_a_parents_end_comes_behind_what_its_children_did_before(
         assert numbers(world, parent) == list(range(1, len(events) + 1))
         assert len(written(world, parent)) == len(events)
         assert left(world) == 0
+
+
+async def test_what_a_task_is_told_of_its_children_names_its_own_parent(core: Core) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
+        parent, (middle,) = await parent_and_children(peer, 1)
+        child = await child_of(peer, middle)
+        await end(peer, child)
+        await trio.sleep(1)
+        assert (await subscribe(other, parent, recursive=True, start_timestamp_unix_ms=1)).success
+        await trio.sleep(1)
+        assert [one.parent_task_id for one in of(seen(other), parent)] == [""]
+        told = of(seen(other), middle)
+        assert lives(other, middle) == [(child, "spawned"), (child, "completed")]
+        assert {one.parent_task_id for one in told} == {parent}
 
 
 async def test_what_was_before_a_subscription_is_not_told(core: Core, nothing_taken_up: pytest.MonkeyPatch) -> None:

@@ -230,6 +230,33 @@ async def test_what_is_kept_of_a_task_is_bounded_and_what_it_waits_for_comes_all
         assert [await pause(peer, task_id) for _ in range(4)] == [RUNNING] * 3 + [WAITING]
 
 
+async def test_as_many_are_kept_as_is_promised(core: Core, world: World) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer:
+        task_id = await begun(peer)
+        for number in range(258):
+            give(peer, task_id, n=str(number))
+        await barrier(peer)
+        await moved_on(world, 258)
+        assert world.databases["tasks"].query(KEPT) == [(256,)]
+        assert core.tasks.engine.statistics().inputs_dropped == 2
+
+
+async def test_a_long_backlog_that_is_found_after_a_restart_needs_no_new_message(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "PAGE_ROWS", 2)
+    async with deadlock_is_an_error():
+        async with world.open() as core, connect(core, agent("w", "c", "1")) as peer:
+            task_id = await begun(peer)
+            world.databases["tasks"].failing = True
+            for number in range(5):
+                give(peer, task_id, n=str(number))
+            await barrier(peer)
+        async with world.open():
+            await moved_on(world, 5)
+            assert world.databases["tasks"].query(KEPT) == [(5,)]
+
+
 async def test_more_tasks_than_are_remembered_here(core: Core, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "MAX_WAITING", 3)
     tasks = world.databases["tasks"]

@@ -15,6 +15,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, errors
 from tests.services.tasks.peers import Op, answer, create, get, operate
 
+FAILED = pb.TASK_STATUS_FAILED
 EVENTS = "SELECT event FROM task_events WHERE task_id = $1 ORDER BY number"
 
 
@@ -61,6 +62,20 @@ async def test_a_resume_of_a_sleeper_whose_commit_was_not_answered_has_been_made
         answered = await operate(creator, Op.RESUME, task_id)
         assert answered.success, answered.error
         assert len(events_of(world, task_id)) == told + 1
+
+
+@pytest.mark.parametrize("why", ["", "the disk is full"])
+async def test_a_failure_whose_commit_was_not_answered_is_one(core: Core, world: World, why: str) -> None:
+    """It is queued again at once, as its policy has it, and its row does not tell who had it fail."""
+    policy = pb.RetryPolicy(max_attempts=3, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=5_000)
+    async with connect(core, agent("w", "c", "1")) as creator, connect(core, agent("w", "i", "1")) as worker:
+        task_id = (await create(creator, retry_policy=policy)).task_id
+        assert (await operate(worker, Op.CLAIM, task_id)).success
+        world.databases["tasks"].unanswered_writes = 1
+        answered = await operate(worker, Op.FAIL, task_id, reason=why)
+        assert answered.success, answered.error
+        failures = [event for event in events_of(world, task_id) if event.status_changed.to_status == FAILED]
+        assert [event.status_changed.reason for event in failures] == [why or "task failed"]
 
 
 async def test_a_report_whose_commit_was_not_answered_is_one_event(core: Core, world: World) -> None:
@@ -127,6 +142,16 @@ async def test_tasks_that_would_wait_for_each_other_are_refused(core: Core, leng
         assert (await operate(peer, Op.COMPLETE, other)).success
         assert (await operate(peer, Op.COMPLETE, last)).success
         assert (await get(peer, tasks[-2])).status == pb.TASK_STATUS_RUNNING
+
+
+async def test_a_task_cannot_wait_for_itself(core: Core) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer:
+        task_id, other = await own(peer), await own(peer)
+        for op in (Op.WAIT_FOR, Op.PAUSE):
+            wait = pb.WaitSpec(reason=pb.WAIT_REASON_DEPENDENCY, depends_on=[other, task_id])
+            refused = await operate(peer, op, task_id, wait_spec=wait)
+            assert (refused.success, "cannot wait for itself" in refused.error) == (False, True)
+        assert (await get(peer, task_id)).status == pb.TASK_STATUS_RUNNING
 
 
 async def test_a_task_that_is_tried_again_may_close_a_circle(core: Core) -> None:

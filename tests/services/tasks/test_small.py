@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from aether_trio.core import Core
@@ -24,8 +26,18 @@ FEW = SMALL_ROWS // (MOVED_ROWS + 1)
 """So many that wait for one task only: each is moved, and what it waits for is looked at again."""
 
 
-def _begin(direct: Direct, name: str) -> None:
-    task = Task(name, "t", "w", creator=CREATOR, status=Status.RUNNING, assigned_to=CREATOR, epoch=1, root_task_id=name)
+def _begin(direct: Direct, name: str, **fields: Any) -> None:
+    task = Task(
+        name,
+        "t",
+        "w",
+        creator=CREATOR,
+        status=Status.RUNNING,
+        assigned_to=CREATOR,
+        epoch=1,
+        root_task_id=name,
+        **fields,
+    )
     direct.drive(lambda: Work(Context(1, "n", TimeLimits())).create(task.changed({}), b""))
 
 
@@ -68,6 +80,22 @@ def test_waiting_for_many_is_large(store: Store) -> None:
     assert _load(direct, "one").status is Status.RUNNING
     _ask(direct, "one", Move.PAUSE, small=False, wait=wait)
     assert _load(direct, "one").status is Status.WAITING_DEPENDENCY
+    place.close()
+
+
+@pytest.mark.parametrize("count", [SMALL_ROWS, SMALL_ROWS + 1])
+def test_telling_a_task_of_many_children_is_large(store: Store, count: int) -> None:
+    place = store.place()
+    direct = place.direct("tasks")
+    _begin(direct, "parent")
+    for number in range(count):
+        _begin(direct, f"c{number}", parent_task_id="parent")
+    if count > SMALL_ROWS:
+        with pytest.raises(LargeError):
+            _ask(direct, "parent", Move.COMPLETE, small=True)
+        assert _load(direct, "parent").status is Status.RUNNING
+    assert _ask(direct, "parent", Move.COMPLETE, small=count == SMALL_ROWS).refusal == ""
+    assert _load(direct, "parent").events == count + 1
     place.close()
 
 

@@ -203,8 +203,11 @@ class Reads:
         self._inner = inner
         self.statements: list[int] = []
         self.bytes: list[int] = []
+        self.most = 10_000
+        """Programs after which the test has failed: they would be read for ever, in no time."""
 
     async def read(self, factory: Callable[[], Program[Any]]) -> Any:
+        assert len(self.statements) < self.most
         return await self._inner.read(lambda: self._counted(factory()))
 
     async def fetch(self, sql: str, *args: Any) -> Any:
@@ -323,6 +326,58 @@ async def test_what_a_session_follows_in_all_is_bounded(core: Core, monkeypatch:
         await barrier(other)
         assert (await subscribe(other, parent, recursive=True)).success
     assert not core.tasks.engine.hub._followed
+
+
+async def test_a_session_follows_as_many_tasks_as_it_may(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "MAX_OF_SESSION", 8)
+    async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
+        parent, children = await parent_and_children(peer, 6)
+        assert (await subscribe(other, parent, recursive=True)).success
+        assert (await subscribe(other, children[0])).success
+        refused = await subscribe(other, children[1])
+        assert (refused.success, "at most 8 tasks" in refused.error) == (False, True)
+
+
+async def test_a_child_is_taken_up_as_long_as_its_session_may_follow_more(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "MAX_OF_SESSION", 4)
+    async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
+        parent, _ = await parent_and_children(peer, 2)
+        assert (await subscribe(other, parent, recursive=True)).success
+        made = [await child_of(peer, parent) for _ in range(2)]
+        await trio.sleep(10)
+        (told,) = errors(other)
+        assert (told.code, "a session 4" in told.message) == ("ERR_QUOTA_001", True)
+        for task_id in made:
+            assert (await operate(peer, Op.CLAIM, task_id)).success
+        await trio.sleep(10)
+        followed = {one.task_id for one in seen(other)} - {parent}
+        assert followed == {made[0]}
+
+
+async def test_of_one_that_does_not_read_nothing_is_read_until_it_does(core: Core, reads: Reads) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
+        parent, _ = await parent_and_children(peer, 0)
+        assert (await operate(peer, Op.CLAIM, parent)).success
+        assert (await subscribe(other, parent)).success
+        outbox = next(one.session.outbox for one in core.tasks.engine.hub._by_task[parent])
+        other.pause()
+        sent = 0
+        while outbox.control_has_room or sent % 10:
+            report = pb.ProgressReport(task_id=parent, state="running", summary=f"{sent} " + "x" * 60_000)
+            peer.send(pb.UpstreamMessage(progress=report))
+            await barrier(peer)
+            sent += 1
+        reads.most = len(reads.statements) + 5
+        await trio.sleep(5)
+        reads.most = len(reads.statements) + 50
+        other.resume()
+        while not outbox.control_has_room:
+            await trio.sleep(1)
+        await trio.sleep(5)
+        messages = [one.progress.message.partition(" ")[0] for one in seen(other) if one.HasField("progress")]
+        assert messages == [str(number) for number in range(sent)]
 
 
 async def test_the_end_of_a_large_subscription_is_written_a_part_at_a_time(
