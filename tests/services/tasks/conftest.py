@@ -17,6 +17,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items,
         Path(__file__).parent,
         (
+            "test_deliveries",
             "test_workers",
             "test_unclaimed",
             "test_fair_deadlines",
