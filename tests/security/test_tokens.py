@@ -6,7 +6,8 @@ import pytest
 import trio
 
 from aether_trio.core import Core
-from aether_trio.model.errors import Status
+from aether_trio.model.errors import Status, StatusError
+from aether_trio.model.identity import Identity
 from aether_trio.services.tasks import tokens
 from aether_trio.services.tasks.crowd import Join
 from aether_trio.services.tasks.rows import Worker
@@ -163,6 +164,19 @@ async def test_a_line_of_tokens_is_short(core: Core) -> None:
                 peer.cut()
             assert bool(following) is (number < tokens.MAX_LINEAGE)
             token = following
+
+
+async def test_a_token_that_lets_nobody_in_is_good_for_a_day(core: Core) -> None:
+    identity, day_ms = Identity.parse("ag::w::i::1"), 24 * 3600 * 1000
+    database = core.tasks.engine.database
+    async with connect(core, agent("w", "c", "1")) as creator:
+        task_id, token = await token_for(creator, identity.text)
+        [[made_ms]] = await database.fetch("SELECT created_ms FROM task_tokens")
+        admitted = await tokens.admit(database, identity, {"token": token}, made_ms + day_ms - 1)
+        assert admitted is not None
+        assert admitted.task_id == task_id
+        with pytest.raises(StatusError, match="this task token has expired"):
+            await tokens.admit(database, identity, {"token": token}, made_ms + day_ms)
 
 
 async def test_a_session_that_is_let_in_while_its_task_ends_goes(core: Core) -> None:

@@ -101,6 +101,24 @@ async def test_a_creator_that_is_back_goes_on(world: World, hello: Hello) -> Non
 
 
 @every_participant
+async def test_a_creator_that_is_back_and_goes_again_has_left(world: World, hello: Hello) -> None:
+    async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as watcher:
+        async with connect(core, hello(), wait_ack=False) as creator:
+            session_id = await session_of(creator)
+            task_id = await own_task(creator)
+            assert (await operate(creator, Op.CLAIM, task_id)).success
+            creator.cut()
+        await trio.sleep(10)
+        async with connect(core, hello(resume_session_id=session_id)) as back:
+            await trio.sleep(60)
+            back.cut()
+        await trio.sleep(29)
+        assert (await get(watcher, task_id)).status == pb.TASK_STATUS_RUNNING
+        await trio.sleep(2)
+        assert (await get(watcher, task_id)).status == pb.TASK_STATUS_FAILED
+
+
+@every_participant
 @pytest.mark.parametrize("back", [True, False])
 async def test_what_a_creator_begins_later_says_nothing_of_what_it_had_begun(
     world: World, hello: Hello, back: bool

@@ -241,6 +241,19 @@ async def test_as_many_are_kept_as_is_promised(core: Core, world: World) -> None
         assert core.tasks.engine.statistics().inputs_dropped == 2
 
 
+async def test_as_much_is_kept_as_is_promised(core: Core, world: World) -> None:
+    around = len('{"n":""}')
+    async with connect(core, agent("w", "c", "1")) as peer:
+        task_id = await begun(peer)
+        for size in (200 * 1024, 56 * 1024 + 1, 56 * 1024, around):
+            give(peer, task_id, n="1" * (size - around))
+        await barrier(peer)
+        await moved_on(world, 4)
+        sizes = world.databases["tasks"].query("SELECT LENGTH(metadata) FROM task_inputs ORDER BY log_offset")
+        assert sizes == [(200 * 1024,), (56 * 1024,)]
+        assert core.tasks.engine.statistics().inputs_dropped == 2
+
+
 async def test_a_long_backlog_that_is_found_after_a_restart_needs_no_new_message(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

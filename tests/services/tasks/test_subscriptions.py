@@ -255,6 +255,41 @@ async def test_what_is_read_at_once_is_bounded_however_large_events_are(core: Co
         assert max(reads.bytes) < replay.PAGE_BYTES + 64 * 1024
 
 
+async def test_a_replay_that_is_read_to_its_end_is_not_read_again(core: Core, reads: Reads) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
+        parent, _ = await parent_and_children(peer, 3)
+        await trio.sleep(1)
+        reads.statements.clear()
+        assert (await subscribe(other, parent, start_timestamp_unix_ms=1)).success
+        await trio.sleep(1)
+        assert len(of(seen(other), parent)) == 3
+        assert reads.statements == [2]  # where its events are, and the events
+
+
+@pytest.mark.parametrize(("sizes", "whole"), [((60, 40), 2), ((60, 41), 1), ((101,), 1), ((101, 1), 1)])
+def test_a_page_is_as_large_as_it_may_be(monkeypatch: pytest.MonkeyPatch, sizes: Sequence[int], whole: int) -> None:
+    monkeypatch.setattr(replay, "PAGE_BYTES", 100)
+    events = {number: bytes(size) for number, size in enumerate(sizes, 1)}
+    program = replay.read_on({}, {"t": 0})
+    program.send(None)
+    program.send([(number, number, len(event)) for number, event in events.items()])
+    with pytest.raises(StopIteration) as done:
+        program.send(list(events.items()))
+    page, _ = done.value.value
+    assert page == [("t", number, events[number]) for number in range(1, whole + 1)]
+
+
+def test_few_different_statements_ask_about_many_tasks() -> None:
+    statements = set()
+    for count_ in range(1, 41):
+        wanted = [f"t{number}" for number in range(count_)]
+        [(names, marks)] = replay.in_parts(wanted)
+        assert set(names) == set(wanted)
+        assert marks.split(", ") == [f"${number}" for number in range(1, len(names) + 1)]
+        statements.add(marks)
+    assert len(statements) == 11
+
+
 async def test_a_replay_is_in_the_order_of_time_over_several_pages(core: Core, world: World) -> None:
     async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
         parent, [dense] = await parent_and_children(peer, 1)
