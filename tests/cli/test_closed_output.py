@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,6 +105,20 @@ def start(*arguments: str, **env: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=clean | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+def wait_for_line(process: subprocess.Popen[bytes], text: bytes) -> None:
+    """Return when it has printed a line with this text. It fails when the process has ended before, or prints none in time."""
+    assert process.stdout is not None
+    guard = threading.Timer(LIMIT_S, process.kill)
+    guard.start()
+    try:
+        printed = b""
+        while text not in printed and (line := process.stdout.readline()):
+            printed += line
+    finally:
+        guard.cancel()
+    assert text in printed, f"it has ended, and has printed {printed!r}"
+
+
 def wait_until_ready(process: subprocess.Popen[bytes], ready: Path) -> None:
     end = time.monotonic() + LIMIT_S
     while not ready.exists():
@@ -125,8 +140,7 @@ def test_a_gateway_that_serves_goes_on_though_its_log_has_no_reader(tmp_path: Pa
     assert process.stdout is not None
     assert process.stderr is not None
     try:
-        while b"stop" not in first_line(process):
-            pass
+        wait_for_line(process, b"stop")
         process.stdout.close()
         process.stderr.close()
         wait_until_ready(process, ready)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 
 import anyio
@@ -16,7 +17,7 @@ from aether_trio.client.work.held import STOPPED
 from aether_trio.wire import framing
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.gateways import open_test_gateway, run_on
-from tests.client.peer import Line, open_peer
+from tests.client.peer import Line, Peer, open_peer
 from tests.client.work.shop import (
     LIMIT_S,
     assignment,
@@ -31,6 +32,7 @@ from tests.client.work.shop import (
 
 BACKENDS = ["trio", "asyncio"]
 Op = pb.TaskOperation
+Work = Callable[[AgentClient], Awaitable[None]]
 QUEUED, RUNNING, COMPLETED, FAILED, HIBERNATED = 1, 2, 3, 4, 9
 
 
@@ -81,21 +83,56 @@ async def test_cancelled(backend: str, body: Callable[[str], Awaitable[None]]) -
 
 
 class Shift:
-    """A client whose first piece of work is cancelled by `cancel`, and which lives on until `leave`."""
+    """A client whose first piece of work is cancelled by `cancel`, and which lives on until `end`."""
 
-    def __init__(self, work: Callable[[AgentClient], Awaitable[None]]) -> None:
-        self.leave = trio.Event()
+    client: AgentClient
+    line: Line
+
+    def __init__(self, peer: Peer, nursery: trio.Nursery, work: Work) -> None:
+        self.peer = peer
+        self.nursery = nursery
         self.cancelled = trio.Event()
-        self.scope = trio.CancelScope()
-        self.cancel = self.scope.cancel
+        self._leave = trio.Event()
+        self._scope = trio.CancelScope()
+        self.cancel = self._scope.cancel
         self._work = work
 
-    async def run(self, address: str) -> None:
-        async with worker(address, close_timeout=0.1) as one:
-            with self.scope:
-                await self._work(one)
+    async def run(self) -> None:
+        async with worker(self.peer.address, close_timeout=0.1) as self.client:
+            with self._scope:
+                await self._work(self.client)
             self.cancelled.set()
-            await self.leave.wait()
+            await self._leave.wait()
+
+    async def cut(self) -> Line:
+        """End the connection hard; the next one."""
+        await trio.aclose_forcefully(self.line.stream)
+        self.line = await self.peer.accept("s2")
+        return self.line
+
+    async def does(self, work: Work) -> None:
+        """The client does this as well, with a task that it claims and completes."""
+        self.nursery.start_soon(work, self.client)
+        await moved(self.line, Op.CLAIM, RUNNING)
+        await moved(self.line, Op.COMPLETE, COMPLETED)
+
+    async def end(self) -> list[framing.Event]:
+        """Let the client leave; what it has said that the test has not read."""
+        await self.cancelled.wait()
+        self._leave.set()
+        return await self.line.end()
+
+
+@asynccontextmanager
+async def open_shift(work: Work) -> AsyncIterator[Shift]:
+    """A client that does `work`, was let in, and has been given a task."""
+    with trio.fail_after(LIMIT_S):
+        async with open_peer() as peer, trio.open_nursery() as nursery:
+            shift = Shift(peer, nursery, work)
+            nursery.start_soon(shift.run)
+            shift.line = await peer.accept()
+            await shift.line.tell(**assignment())
+            yield shift
 
 
 async def one_block(one: AgentClient) -> None:
@@ -106,6 +143,10 @@ async def one_block(one: AgentClient) -> None:
 async def failing_block(one: AgentClient) -> None:
     async with await one_of(one):
         raise ValueError("x")
+
+
+async def one_claim(one: AgentClient) -> None:
+    await one_of(one)
 
 
 async def asked(line: Line, kind: int) -> pb.TaskOperation:
@@ -121,90 +162,59 @@ async def asked(line: Line, kind: int) -> pb.TaskOperation:
 )
 @pytest.mark.parametrize("arrived", [False, True])
 async def test_a_cancellation_while_the_last_word_is_under_way(
-    work: Callable[[AgentClient], Awaitable[None]], kind: int, end: int, *, arrived: bool
+    work: Work, kind: int, end: int, *, arrived: bool
 ) -> None:
     """What was said and not answered is looked up, and said again only if it has not arrived."""
-    with trio.fail_after(LIMIT_S):
-        async with open_peer() as peer, trio.open_nursery() as nursery:
-            shift = Shift(work)
-            nursery.start_soon(shift.run, peer.address)
-            line = await peer.accept()
-            await line.tell(**assignment())
-            await moved(line, Op.CLAIM, RUNNING)
-            first = await asked(line, kind)
-            shift.cancel()
-            await looked_up(line, info(end if arrived else RUNNING))
-            if not arrived:
-                again = await moved(line, kind, end)
-                assert again.reason == first.reason
-            await shift.cancelled.wait()
-            shift.leave.set()
-            await line.end()
+    async with open_shift(work) as shift:
+        await moved(shift.line, Op.CLAIM, RUNNING)
+        first = await asked(shift.line, kind)
+        shift.cancel()
+        await looked_up(shift.line, info(end if arrived else RUNNING))
+        if not arrived:
+            again = await moved(shift.line, kind, end)
+            assert again.reason == first.reason
+        await shift.end()
 
 
 async def test_what_could_not_be_said_in_time_is_said_behind_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client lives on, so no gateway takes the task back: it must be told, and the task is not taken anew before."""
     monkeypatch.setattr(held, "LAST_WORDS_S", 0.01)
-    with trio.fail_after(LIMIT_S):
-        async with open_peer() as peer, trio.open_nursery() as nursery:
 
-            async def work(one: AgentClient) -> None:
-                async with await one_of(one):
-                    shift.cancel()
-                    await trio.sleep_forever()
+    async def work(one: AgentClient) -> None:
+        async with await one_of(one):
+            shift.cancel()
+            await trio.sleep_forever()
 
-            shift = Shift(work)
-            nursery.start_soon(shift.run, peer.address)
-            line = await peer.accept()
-            await line.tell(**assignment())
-            await moved(line, Op.CLAIM, RUNNING)
-            assert (await asked(line, Op.FAIL)).reason == STOPPED
-            await shift.cancelled.wait()
-            await trio.aclose_forcefully(line.stream)
-            line = await peer.accept("s2")
-            await line.tell(**assignment())
-            await looked_up(line, info(RUNNING))
-            assert (await moved(line, Op.FAIL, FAILED)).reason == STOPPED
-            shift.leave.set()
-            await line.end()
+    async with open_shift(work) as shift:
+        await moved(shift.line, Op.CLAIM, RUNNING)
+        assert (await asked(shift.line, Op.FAIL)).reason == STOPPED
+        await shift.cancelled.wait()
+        line = await shift.cut()
+        await line.tell(**assignment())
+        await looked_up(line, info(RUNNING))
+        assert (await moved(line, Op.FAIL, FAILED)).reason == STOPPED
+        await shift.end()
 
 
 async def test_a_task_whose_claim_was_cancelled_is_another_loops() -> None:
-    with trio.fail_after(LIMIT_S):
-        async with open_peer() as peer, trio.open_nursery() as nursery:
-            ends: list[JobEnd | None] = []
+    ends: list[JobEnd | None] = []
+    first = trio.CancelScope()
 
-            async def work(one: AgentClient) -> None:
-                jobs = one.work(concurrency=2)
-                async with trio.open_nursery() as loops:
+    async def work(one: AgentClient) -> None:
+        jobs = one.work(concurrency=2)
+        with first:
+            await anext(jobs)
+        async with await anext(jobs) as job:
+            pass
+        ends.append(job.end)
 
-                    async def loop() -> None:
-                        async with await anext(jobs) as job:
-                            pass
-                        ends.append(job.end)
-
-                    with trio.CancelScope() as first:
-                        loops.start_soon(cancel_when_told, first)
-                        await anext(jobs)
-                    await loop()
-
-            async def cancel_when_told(scope: trio.CancelScope) -> None:
-                await cancelled.wait()
-                scope.cancel()
-
-            cancelled = trio.Event()
-            shift = Shift(work)
-            nursery.start_soon(shift.run, peer.address)
-            line = await peer.accept()
-            await line.tell(**assignment())
-            await asked(line, Op.CLAIM)
-            cancelled.set()
-            await moved(line, Op.CLAIM, RUNNING)
-            await moved(line, Op.COMPLETE, COMPLETED)
-            await shift.cancelled.wait()
-            shift.leave.set()
-            await line.end()
-            assert ends == [JobEnd.COMPLETED]
+    async with open_shift(work) as shift:
+        await asked(shift.line, Op.CLAIM)
+        first.cancel()
+        await moved(shift.line, Op.CLAIM, RUNNING)
+        await moved(shift.line, Op.COMPLETE, COMPLETED)
+        await shift.end()
+    assert ends == [JobEnd.COMPLETED]
 
 
 @pytest.mark.parametrize("status", [RUNNING, QUEUED])
@@ -213,30 +223,15 @@ async def test_a_task_whose_claim_was_cancelled_and_that_no_loop_takes(
 ) -> None:
     """Claimed, it fails; not claimed, it waits as before for a loop of this client."""
     monkeypatch.setattr(bench, "UNTAKEN_S", 0.01)
-    with trio.fail_after(LIMIT_S):
-        async with open_peer() as peer, trio.open_nursery() as nursery:
-
-            async def work(one: AgentClient) -> None:
-                clients.append(one)
-                await one_of(one)
-
-            clients: list[AgentClient] = []
-            shift = Shift(work)
-            nursery.start_soon(shift.run, peer.address)
-            line = await peer.accept()
-            await line.tell(**assignment())
-            await asked(line, Op.CLAIM)
-            shift.cancel()
-            await looked_up(line, info(status))
-            if status == RUNNING:
-                assert (await moved(line, Op.FAIL, FAILED)).reason == STOPPED
-            else:
-                nursery.start_soon(one_block, clients[0])
-                await moved(line, Op.CLAIM, RUNNING)
-                await moved(line, Op.COMPLETE, COMPLETED)
-            await shift.cancelled.wait()
-            shift.leave.set()
-            await line.end()
+    async with open_shift(one_claim) as shift:
+        await asked(shift.line, Op.CLAIM)
+        shift.cancel()
+        await looked_up(shift.line, info(status))
+        if status == RUNNING:
+            assert (await moved(shift.line, Op.FAIL, FAILED)).reason == STOPPED
+        else:
+            await shift.does(one_block)
+        await shift.end()
 
 
 @pytest.mark.parametrize("task", [None, info(RUNNING, assigned_to="ag::w::bench::2")], ids=["gone", "another's"])
@@ -245,28 +240,14 @@ async def test_a_task_whose_claim_was_cancelled_and_that_is_not_ours_any_more(
 ) -> None:
     """It is left alone, and worked on when it is assigned anew."""
     monkeypatch.setattr(bench, "UNTAKEN_S", 0.01)
-    with trio.fail_after(LIMIT_S):
-        async with open_peer() as peer, trio.open_nursery() as nursery:
-
-            async def work(one: AgentClient) -> None:
-                clients.append(one)
-                await one_of(one)
-
-            clients: list[AgentClient] = []
-            shift = Shift(work)
-            nursery.start_soon(shift.run, peer.address)
-            line = await peer.accept()
-            await line.tell(**assignment())
-            await asked(line, Op.CLAIM)
-            shift.cancel()
-            await shift.cancelled.wait()
-            await looked_up(line, task)
-            await line.tell(**assignment(payload=b"anew"))
-            nursery.start_soon(one_block, clients[0])
-            await moved(line, Op.CLAIM, RUNNING)
-            await moved(line, Op.COMPLETE, COMPLETED)
-            shift.leave.set()
-            await line.end()
+    async with open_shift(one_claim) as shift:
+        await asked(shift.line, Op.CLAIM)
+        shift.cancel()
+        await shift.cancelled.wait()
+        await looked_up(shift.line, task)
+        await shift.line.tell(**assignment(payload=b"anew"))
+        await shift.does(one_block)
+        await shift.end()
 
 
 @pytest.mark.parametrize("loop", [False, True], ids=["no loop", "another loop"])
@@ -275,89 +256,52 @@ async def test_a_task_whose_claim_was_cancelled_just_before_a_cut(
 ) -> None:
     """The claim has arrived, so no gateway tells of the task again."""
     monkeypatch.setattr(bench, "UNTAKEN_S", LIMIT_S if loop else 0.01)
-    with trio.fail_after(LIMIT_S):
-        async with open_peer() as peer, trio.open_nursery() as nursery:
-
-            async def work(one: AgentClient) -> None:
-                clients.append(one)
-                await one_of(one)
-
-            clients: list[AgentClient] = []
-            shift = Shift(work)
-            nursery.start_soon(shift.run, peer.address)
-            line = await peer.accept()
-            await line.tell(**assignment())
-            await asked(line, Op.CLAIM)
-            shift.cancel()
-            await shift.cancelled.wait()
-            await trio.aclose_forcefully(line.stream)
-            line = await peer.accept()
-            if loop:
-                nursery.start_soon(one_block, clients[0])
-                await moved(line, Op.CLAIM, RUNNING)
-                await moved(line, Op.COMPLETE, COMPLETED)
-            else:
-                await looked_up(line, info(RUNNING))
-                assert (await moved(line, Op.FAIL, FAILED)).reason == STOPPED
-            shift.leave.set()
-            await line.end()
+    async with open_shift(one_claim) as shift:
+        await asked(shift.line, Op.CLAIM)
+        shift.cancel()
+        await shift.cancelled.wait()
+        line = await shift.cut()
+        if loop:
+            await shift.does(one_block)
+        else:
+            await looked_up(line, info(RUNNING))
+            assert (await moved(line, Op.FAIL, FAILED)).reason == STOPPED
+        await shift.end()
 
 
 async def test_a_task_that_is_assigned_anew_after_its_claim_was_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The new assignment waits for a loop, however long it is: the old one is none any more."""
     monkeypatch.setattr(bench, "UNTAKEN_S", 0.01)
-    with trio.fail_after(LIMIT_S):
-        async with open_peer() as peer, trio.open_nursery() as nursery:
+    found: list[bytes] = []
 
-            async def work(one: AgentClient) -> None:
-                clients.append(one)
-                await one_of(one)
+    async def block(one: AgentClient) -> None:
+        async with await one_of(one) as job:
+            found.append(job.payload)
 
-            clients: list[AgentClient] = []
-            shift = Shift(work)
-            nursery.start_soon(shift.run, peer.address)
-            line = await peer.accept()
-            await line.tell(**assignment())
-            await asked(line, Op.CLAIM)
-            shift.cancel()
-            await line.tell(**assignment(payload=b"anew"))
-            await shift.cancelled.wait()
-            statistics = Op(op=Op.CLAIM, task_id="another")
-            nursery.start_soon(clients[0].request, pb.UpstreamMessage(task_op=statistics))
-            await trio.sleep(0.1)
-            await moved(line, Op.CLAIM, RUNNING)  # that of "another": nothing was asked about the old one
-            found: list[bytes] = []
-
-            async def block() -> None:
-                async with await one_of(clients[0]) as job:
-                    found.append(job.payload)
-
-            nursery.start_soon(block)
-            await moved(line, Op.CLAIM, RUNNING)
-            await moved(line, Op.COMPLETE, COMPLETED)
-            assert found == [b"anew"]
-            shift.leave.set()
-            await line.end()
+    async with open_shift(one_claim) as shift:
+        await asked(shift.line, Op.CLAIM)
+        shift.cancel()
+        await shift.line.tell(**assignment(payload=b"anew"))
+        await shift.cancelled.wait()
+        another = pb.UpstreamMessage(task_op=Op(op=Op.CLAIM, task_id="another"))
+        shift.nursery.start_soon(shift.client.request, another)
+        await trio.sleep(0.1)
+        await moved(shift.line, Op.CLAIM, RUNNING)  # that of "another": nothing was asked about the old one
+        await shift.does(block)
+        await shift.end()
+    assert found == [b"anew"]
 
 
 async def test_a_cancelled_hibernation_that_has_arrived_is_left_asleep() -> None:
-    with trio.fail_after(LIMIT_S):
-        async with open_peer() as peer, trio.open_nursery() as nursery:
+    async def work(one: AgentClient) -> None:
+        async with await one_of(one) as job:
+            await job.hibernate(b"s")
 
-            async def work(one: AgentClient) -> None:
-                async with await one_of(one) as job:
-                    await job.hibernate(b"s")
-
-            shift = Shift(work)
-            nursery.start_soon(shift.run, peer.address)
-            line = await peer.accept()
-            await line.tell(**assignment())
-            await moved(line, Op.CLAIM, RUNNING)
-            save = (await line.asked()).checkpoint_op
-            await line.tell(checkpoint=pb.CheckpointResponse(success=True, request_id=save.request_id))
-            await asked(line, Op.PAUSE)
-            shift.cancel()
-            await looked_up(line, info(HIBERNATED))
-            await shift.cancelled.wait()
-            shift.leave.set()
-            assert [one for one in await line.end() if isinstance(one, framing.Envelope)] == []
+    async with open_shift(work) as shift:
+        await moved(shift.line, Op.CLAIM, RUNNING)
+        save = (await shift.line.asked()).checkpoint_op
+        await shift.line.tell(checkpoint=pb.CheckpointResponse(success=True, request_id=save.request_id))
+        await asked(shift.line, Op.PAUSE)
+        shift.cancel()
+        await looked_up(shift.line, info(HIBERNATED))
+        assert [one for one in await shift.end() if isinstance(one, framing.Envelope)] == []
