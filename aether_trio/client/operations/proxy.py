@@ -72,6 +72,7 @@ class StreamedResponse:
 
     async def __anext__(self) -> bytes:
         """A piece of the body. Raises ProxyFailed if it breaks off, RequestTimeout if nothing comes for too long."""
+        await anyio.lowlevel.checkpoint()
         if self._inline:
             piece, self._inline = self._inline, b""
             return piece

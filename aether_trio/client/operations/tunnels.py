@@ -86,6 +86,7 @@ class Tunnel(ByteStream):
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """At least one and at most `max_bytes` bytes. Raises EndOfStream, TunnelClosed, RequestTimeout, ConnectionLost."""
+        await anyio.lowlevel.checkpoint()
         if self._closed:
             raise anyio.ClosedResourceError
         while not self._rest:

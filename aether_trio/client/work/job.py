@@ -82,7 +82,7 @@ class Job(Held):
 
         Whoever follows the task is told, and the agents of the workspace. It is sent, and not confirmed.
         """
-        self._check()
+        await self._checked()
         await self._bench.progress.report(
             self.id, completion=completion, summary=summary, state=state, step=step, metadata=metadata
         )
@@ -98,7 +98,8 @@ class Job(Held):
 
     async def wait_for_authority(self, request_id: str, *, timeout: float | None = None) -> None:
         """Raise NotImplementedByGateway: gateways serve no authority requests yet, so nothing would end the wait."""
-        self._check()
+        await self._checked()
+        await anyio.lowlevel.checkpoint()
         raise NotImplementedByGateway(
             "ERR_NOT_IMPLEMENTED",
             f"no gateway serves authority requests yet: a task that waits for {request_id!r} would wait for ever",
@@ -132,7 +133,7 @@ class Job(Held):
 
     async def _wait(self, pause: Callable[[str], Awaitable[Task]]) -> None:
         """`pause` is given the id of its request."""
-        self._check()
+        await self._checked()
         if self._waiting:
             raise RuntimeError(f"task {self.id} waits already")
         self._waiting = True
@@ -195,7 +196,7 @@ class Job(Held):
         `state` is saved as this participant's checkpoint `key` (the task's id), and `load` gives it back to the next block.
         After `timeout` seconds: the task fails, or what `on_timeout` says ("retry" wakes it, "alert" lets it sleep on).
         """
-        self._check()
+        await self._checked()
         key = key or self.id
         await self._bench.checkpoints.save(state, key=key)
         hibernation = Hibernation(checkpoint_key=key, escalation_policy=on_timeout)
@@ -216,17 +217,24 @@ class Job(Held):
 
     async def load(self) -> Checkpoint | None:
         """What the task has left behind when it hibernated; None if it never did, or if another participant has saved it."""
-        self._check()
+        await self._checked()
+        await anyio.lowlevel.checkpoint()
         key = self.assignment.checkpoint_key
         return await self._bench.checkpoints.load(key) if key else None
 
     async def fail(self, reason: str) -> NoReturn:
         """End the block as FAIL with this text, without an exception: this never returns."""
-        self._check()
+        await self._checked()
         await self._fail(reason, REFUSALS)
         self._scope.cancel()
         await anyio.lowlevel.checkpoint()
         raise self._over()
+
+    async def _checked(self) -> None:
+        """Raise what ends the use of this task, behind a checkpoint: who asks again and again can be cancelled."""
+        if self.end is not None:
+            await anyio.lowlevel.checkpoint()
+        self._check()
 
 
 def _ms(seconds: float | None) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import trio.testing
 
 from aether_trio.client.errors import (
     ConnectionLost,
@@ -149,6 +150,8 @@ async def test_a_stream_is_read_as_it_comes(autojump_clock: object) -> None:
         requester.publish(piece(request_id, 1, b"two"))
         requester.publish(piece(request_id, 2, b"", fin=True))
         assert [part async for part in body] == [b"two"]
+        with trio.testing.assert_checkpoints(), pytest.raises(StopAsyncIteration):
+            await anext(body)
     async with proxy.stream("sv::feed", "GET", "/events", idle_s=7) as response:
         with pytest.raises(RequestTimeout):
             [part async for part in response]

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import anyio
 import pytest
 
-from aether_trio.client import InvalidArgument, JobEnd, NotImplementedByGateway, PayloadTooLarge, Refused, TaskOver
+from aether_trio.client import (
+    AetherError,
+    InvalidArgument,
+    Job,
+    JobEnd,
+    NotImplementedByGateway,
+    PayloadTooLarge,
+    Refused,
+    TaskOver,
+)
 from aether_trio.client.operations import TaskStatus
 from aether_trio.client.operations.task_values import RetryPolicy
 from aether_trio.client.work import held
@@ -246,10 +257,39 @@ async def refused_inside(address: str) -> None:
         assert job.end is JobEnd.COMPLETED
 
 
+ASKS: list[Callable[[Job], Awaitable[object]]] = [
+    lambda job: job.progress(0.5),
+    lambda job: job.wait_for_input(),
+    lambda job: job.wait_for_authority("r"),
+    lambda job: job.hibernate(),
+    lambda job: job.load(),
+    lambda job: job.fail("x"),
+]
+
+
+async def asked_again_and_again(address: str) -> None:
+    """A program that takes every error for one that passes is still cancelled, whatever it asks."""
+    async with open_shop(address) as (boss, one):
+        for ask in ASKS:
+            await order(boss)
+            job = await one_of(one)
+            times = 0
+            async with job:
+                with anyio.CancelScope(shield=True):
+                    await boss.tasks.cancel(job.id)
+                    await wait_until_over(job)
+                while times < 1000:
+                    times += 1
+                    with contextlib.suppress(AetherError):
+                        await ask(job)
+            assert (job.end, times) == (JobEnd.CANCELLED, 1)
+
+
 @everywhere
 @pytest.mark.parametrize(
     "body",
     [
+        asked_again_and_again,
         left_well,
         left_by_an_exception,
         left_by_a_cancellation,

@@ -134,6 +134,19 @@ async def told_again_and_again(one: AgentClient, job: Job, proxy: FaultProxy) ->
                 continue
 
 
+async def waited_again_and_again(one: AgentClient, job: Job, proxy: FaultProxy) -> None:
+    """Also when the end was not felt where it came."""
+    end_for_good(proxy)
+    async with job:
+        with anyio.CancelScope(shield=True), pytest.raises((ConnectionLost, Unavailable)):
+            await job.wait_for_input()
+        while True:
+            try:
+                await job.wait_for_input()
+            except (ConnectionLost, Unavailable):
+                continue
+
+
 async def fails(direct: str, proxy: FaultProxy, retry: Retry, moment: Moment) -> None:
     with anyio.fail_after(LIMIT_S):
         async with agent(direct, "boss") as boss:
@@ -163,6 +176,7 @@ async def fails(direct: str, proxy: FaultProxy, retry: Retry, moment: Moment) ->
         followed_again_and_again,
         published_again_and_again,
         told_again_and_again,
+        waited_again_and_again,
     ],
     ids=lambda moment: moment.__name__,
 )
