@@ -289,6 +289,18 @@ async def test_a_gap_is_not_passed_before_what_is_in_front_of_it_is_delivered(be
         assert bench.log.cursors.unwritten(subscription.state, "me") == cursor
 
 
+async def test_opening_and_closing_writes_the_position_of_those_that_would_start_at_the_tail(bench: Bench) -> None:
+    await bench.publish(TOPIC, b"1")
+    for renews in (False, True):
+        name = f"renews {renews}"
+        subscription = await bench.subscribe(TOPIC, Reader(), name, from_oldest=False, renews=renews)
+        assert subscription.topic == TOPIC
+        assert bench.log.cursors.unwritten(subscription.state, name) == (1 if renews else None)
+        subscription.close()
+        subscription.close()
+        assert bench.log.cursors.unwritten(subscription.state, name) == (1 if renews else None)
+
+
 async def test_a_position_in_use_is_written_again(bench: Bench, database: InlineDatabase) -> None:
     """So that it outlives a crash, after which a window without one would start at the tail."""
     await bench.publish(TOPIC, b"1")

@@ -100,6 +100,7 @@ def test_a_quota_counts_connections_and_not_takeovers() -> None:
         claim(registry, make(Identity.user("u", f"{number}"), f"u{number}"))
     registry.release(sessions[1])  # type: ignore[arg-type]
     claim(registry, sessions[2])
+    assert registry.statistics().refused == 1
 
 
 def test_services_take_turns_and_one_that_leaves_is_not_chosen() -> None:
@@ -165,3 +166,6 @@ def test_counts_and_indexes_agree_with_a_model(script: list[tuple[Identity, str]
         live = registry.statistics().live
         assert live == {kind.value: sum(one.identity.kind is kind for one in held.values()) for kind in Kind}
         assert (registry.pick_service("s") is not None) == ("sv::s::1" in held)
+        page, total = registry.page((), "", 0, 10)
+        assert [one.identity.text for one in page] == sorted(held)
+        assert total == len(held)

@@ -285,11 +285,42 @@ async def asked_again_and_again(address: str) -> None:
             assert (job.end, times) == (JobEnd.CANCELLED, 1)
 
 
+async def asked_behind_its_block(address: str) -> None:
+    async with open_shop(address) as (boss, one):
+        await order(boss)
+        async with await one_of(one) as job:
+            pass
+        for ask in ASKS:
+            with pytest.raises(TaskOver, match="completed"):
+                await ask(job)
+
+
+async def put_to_sleep_by_another_task(address: str) -> None:
+    """It is told what the block is not."""
+    async with open_shop(address) as (boss, one):
+        await order(boss)
+        job = await one_of(one)
+        told: list[JobEnd] = []
+
+        async def outside() -> None:
+            try:
+                await job.hibernate()
+            except TaskOver as over:
+                told.append(over.end)
+
+        async with anyio.create_task_group() as group, job:
+            group.start_soon(outside)
+            await anyio.sleep_forever()
+        assert (job.end, told) == (JobEnd.HIBERNATED, [JobEnd.HIBERNATED])
+
+
 @everywhere
 @pytest.mark.parametrize(
     "body",
     [
         asked_again_and_again,
+        asked_behind_its_block,
+        put_to_sleep_by_another_task,
         left_well,
         left_by_an_exception,
         left_by_a_cancellation,
