@@ -22,7 +22,11 @@ Op = pb.TaskOperation
 MAX_DEPENDENCIES: Final = 1_000
 MAX_CIRCLE: Final = 10_000
 """Tasks that one waits for, itself or through others, if it is waited for itself: so many are looked at for a circle."""
-CIRCLE_PART: Final = 500
+CIRCLE_PART: Final = 50
+"""Of them, rows that one statement reads.
+
+Each names up to MAX_DEPENDENCIES tasks, which are read while all else of the process waits.
+"""
 MAX_TIMEOUT_MS: Final = 10 * 365 * 24 * 3600 * 1000
 """Ten years: a longer wait is as good as one without an end, and must not overflow a column when it is added to a time."""
 MAX_WAKE_MS: Final = 2**62
@@ -239,8 +243,8 @@ def _check_circle(work: Work, task: Task, wait: Wait) -> Program[str]:
                 if task_id not in via:
                     via[task_id] = via[waiting_id]
                     ahead.append(task_id)
-        if len(via) > MAX_CIRCLE:
-            return f"the task would wait, itself or through others, for more than {MAX_CIRCLE} tasks"
+            if len(via) > MAX_CIRCLE:
+                return f"the task would wait, itself or through others, for more than {MAX_CIRCLE} tasks"
     return ""
 
 

@@ -10,6 +10,7 @@ import trio
 
 from aether_trio.core import Core
 from aether_trio.services.tasks import operate as operations
+from aether_trio.storage.base import Fetch, Program
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, errors
@@ -176,6 +177,37 @@ async def test_a_circle_is_looked_for_within_a_bound(core: Core, monkeypatch: py
         assert "for more than 4 tasks" in refused.error
         assert not errors(peer)
         await barrier(peer)
+
+
+async def test_a_circle_is_looked_for_in_small_steps(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row names up to 1,000 tasks, and nothing else goes on while the rows of one answer are read."""
+    asked: list[int] = []
+    check = operations._check_circle
+
+    def watched(*args: Any) -> Program[str]:
+        program = check(*args)
+        answer = None
+        while True:
+            try:
+                statement = program.send(answer)
+            except StopIteration as stop:
+                found: str = stop.value
+                return found
+            assert isinstance(statement, Fetch)
+            asked.append(len(statement.args) - 2)
+            answer = yield statement
+
+    monkeypatch.setattr(operations, "_check_circle", watched)
+    async with connect(core, agent("w", "c", "1")) as peer:
+        awaited = await own(peer)
+        assert (await wait_for(peer, await own(peer), awaited)).success
+        others = [f"{awaited}-{number}" for number in range(120)]
+        operation = await operate(
+            peer, Op.PAUSE, awaited, wait_spec=pb.WaitSpec(reason=pb.WAIT_REASON_DEPENDENCY, depends_on=others)
+        )
+        assert operation.success, operation.error
+        assert sum(asked) >= len(others)
+        assert max(asked) <= 50
 
 
 @pytest.mark.parametrize("lost", [1, 3, 8])
