@@ -38,6 +38,7 @@ MIGRATIONS: Final[dict[str, tuple[Migration, ...]]] = {
         *tasks.CANCELLED_PARENTS,
         *tasks.CHILD_EVENTS,
         *tasks.BEGUN,
+        *tasks.PARENTS,
     ),
 }
 

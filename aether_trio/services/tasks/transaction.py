@@ -281,22 +281,19 @@ class Work:
         yield from self._announce(task)
         if task.awaited:
             yield from self.wake_dependents(task.task_id)
-        if task.status is Status.CANCELLED:
+        if task.status is Status.CANCELLED and task.has_children:
             yield from self._leave_children(task)
 
     def _leave_children(self, task: Task) -> Program[None]:
-        """A task is cancelled that may have children: those that end with it follow in transactions of their own.
+        """A task is cancelled that has had children: those that end with it follow.
 
-        It is written down, so that they do when this gateway ends before.
+        They do so in transactions of their own. It is written down, so that they do when this gateway
+        ends before.
         """
-        found: list[Row] = yield Fetch(
-            "SELECT 1 FROM tasks WHERE parent_task_id = $1 AND parent_task_id <> '' LIMIT 1", (task.task_id,)
+        yield Execute(
+            "INSERT INTO task_cancelled_parents (task_id) VALUES ($1) ON CONFLICT DO NOTHING", (task.task_id,)
         )
-        if found:
-            yield Execute(
-                "INSERT INTO task_cancelled_parents (task_id) VALUES ($1) ON CONFLICT DO NOTHING", (task.task_id,)
-            )
-            self.errands.append(partial(cancel_children, parent_id=task.task_id))
+        self.errands.append(partial(cancel_children, parent_id=task.task_id))
 
     def wake_dependents(self, task_id: str) -> Program[None]:
         """Let tasks go on that waited for this one, which has ended or is gone; a page of them."""

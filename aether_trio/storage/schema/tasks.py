@@ -318,3 +318,11 @@ CHILD_EVENTS: Final = (
 
 BEGUN: Final = (("ALTER TABLE tasks ADD COLUMN begun INTEGER NOT NULL DEFAULT 0",),)
 """1: its worker, which does not say when it begins, has gone, and is taken to have begun this one."""
+
+PARENTS: Final = (
+    (
+        """UPDATE tasks SET has_children = 1 WHERE has_children = 0
+            AND task_id IN (SELECT parent_task_id FROM tasks WHERE parent_task_id <> '')""",
+    ),
+)
+"""Tasks that had children before CHILD_EVENTS have them in their rows too."""

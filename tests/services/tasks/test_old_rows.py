@@ -15,7 +15,8 @@ from aether_trio.services.tasks import create, query, rows
 from aether_trio.services.tasks.create import Offline
 from aether_trio.services.tasks.operate import Asked, Outcome, operate
 from aether_trio.services.tasks.parties import Caller
-from aether_trio.services.tasks.transaction import Context
+from aether_trio.services.tasks.transaction import Context, Work
+from aether_trio.services.tasks.wire import CANCEL, ON_PARENT_CANCELLED, kept_of
 from aether_trio.storage import migrations
 from aether_trio.storage.base import Database, Execute, Program
 from aether_trio.storage.schema import tasks as schema
@@ -45,7 +46,7 @@ def _old(task_id: str, status: Status, **more: object) -> Task:
 
 @pytest.fixture
 async def reopened(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Opening]:
-    """One that was written before, with `one` in a worker's hands and `two` waiting for it."""
+    """One that was written before, with `one` in a worker's hands, `two` waiting for it, and `three`, which ends with it."""
     known = migrations.MIGRATIONS["tasks"]
     at = known.index(LATER[0])
     held = {"assigned_to": WORKER, "holder": WORKER, "epoch": 1, "assigned_ms": 2, "started_ms": 3, "max_attempts": 3}
@@ -55,6 +56,10 @@ async def reopened(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[
     def before() -> Program[None]:
         yield from _written_then(_old("one", Status.RUNNING, **held))
         yield from _written_then(_old("two", Status.WAITING_DEPENDENCY, **waiting))
+        wish = pb.CreateTaskRequest(metadata={ON_PARENT_CANCELLED: CANCEL})
+        yield from _written_then(
+            _old("three", Status.PENDING, mode=Mode.POOL, parent_task_id="one", spec=kept_of(wish))
+        )
         yield Execute("INSERT INTO task_payloads (task_id, payload) VALUES ($1, $2)", ("one", b"then"))
         yield Execute("INSERT INTO task_dependents (depends_on, task_id) VALUES ('one', 'two')")
         for name in ("one", "two"):
@@ -99,6 +104,21 @@ async def test_what_waits_goes_on_and_what_was_given_is_known(reopened: Callable
         assert again.refusal == ""
         attempts = "SELECT epoch, worker, started_ms, ended_ms, outcome FROM task_attempts WHERE task_id = 'two'"
         assert await opened.fetch(attempts) == [(1, WORKER, 10, 20, "failed")]
+
+
+@pytest.mark.parametrize("engine", ["file", "postgres"], indirect=True)
+async def test_children_from_before_end_with_their_parent(reopened: Callable[[], Opening]) -> None:
+    async with reopened() as opened:
+        cancelled = await _move(opened, "one", Move.CANCEL, 10)
+        assert cancelled.work is not None
+        for errand in cancelled.work.errands:
+            await opened.run(lambda errand=errand: errand(Work(Context(20, "n", TimeLimits(), opened.shared))))
+        child = await opened.run(lambda: rows.load("three"))
+        assert child is not None
+        assert child.status is Status.CANCELLED
+        other = await opened.run(lambda: rows.load("two"))
+        assert other is not None
+        assert not other.has_children
 
 
 @pytest.mark.parametrize("engine", ["file", "postgres"], indirect=True)
