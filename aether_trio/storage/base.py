@@ -129,9 +129,13 @@ class Database(Protocol):
         """One read-only query."""
         ...
 
-    def beside(self) -> Database:
+    def beside(self, *, locking: bool = False) -> Database:
         """The same data, with a queue of its own where there is a server: what is given to the one shares no transaction with what is
-        given to the other, so neither holds locks while it waits for those of the other. It lives as long as this one."""
+        given to the other, so neither holds locks while it waits for those of the other. It lives as long as this one.
+
+        `locking`: its programs lock the rows on which they decide, and each statement sees what is
+        committed by then. They are in no conflict with what others have read.
+        """
         ...
 
     async def execute(self, sql: str, *args: Value) -> int:
@@ -177,7 +181,7 @@ class Shorthands:
         held = rows if isinstance(rows, list) else list(rows)
         await self.write(ExecuteMany(sql, held))
 
-    def beside(self) -> Any:
+    def beside(self, *, locking: bool = False) -> Any:
         """See Database."""
         return self
 

@@ -80,12 +80,12 @@ class PostgresDatabase(Shorthands):
 
     shared = True
 
-    def __init__(self, name: str, server: PostgresServer) -> None:
+    def __init__(self, name: str, server: PostgresServer, *, locking: bool = False) -> None:
         self.name = name
         self._server = server
         self._room = trio.Semaphore(QUEUE_PROGRAMS)
         pool = server.appenders if name in LOCKING else server.writers
-        self.writer = Writer(name, pool, server.spawn, server.loop, self._deliver, server.limits)
+        self.writer = Writer(name, pool, server.spawn, server.loop, self._deliver, server.limits, locking=locking)
         self.reader = Reader(name, server.readers, server.spawn, self._deliver, server.limits)
 
     async def run(self, program: ProgramFactory[T]) -> T:
@@ -113,9 +113,9 @@ class PostgresDatabase(Shorthands):
         """`read`: the server is never nearer than that."""
         return await self.read(program)
 
-    def beside(self) -> PostgresDatabase:
+    def beside(self, *, locking: bool = False) -> PostgresDatabase:
         """See Database."""
-        return self._server.queue(self.name)
+        return self._server.queue(self.name, locking=locking)
 
     def statistics(self) -> PostgresStatistics:
         writer = self.writer
@@ -234,9 +234,9 @@ class PostgresServer:
         if not pool.size:
             pool.release(await pool.acquire())
 
-    def queue(self, name: str) -> PostgresDatabase:
-        """A queue of its own to a logical database that is up to date."""
-        database = PostgresDatabase(name, self)
+    def queue(self, name: str, *, locking: bool = False) -> PostgresDatabase:
+        """A queue of its own to a logical database that is up to date; `locking` as of `beside`."""
+        database = PostgresDatabase(name, self, locking=locking)
         self._databases.append(database)
         return database
 

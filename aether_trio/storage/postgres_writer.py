@@ -102,7 +102,15 @@ class Writer:
     """The queue and the lanes of one logical database. Runs on the asyncio side."""
 
     def __init__(
-        self, name: str, pool: Pool, spawn: Spawn, loop: Any, deliver: Deliver, limits: PostgresLimits
+        self,
+        name: str,
+        pool: Pool,
+        spawn: Spawn,
+        loop: Any,
+        deliver: Deliver,
+        limits: PostgresLimits,
+        *,
+        locking: bool = False,
     ) -> None:
         self._name = name
         self.pool = pool
@@ -110,6 +118,7 @@ class Writer:
         self._loop = loop
         self._deliver = deliver
         self._limits = limits
+        self._begins = "BEGIN ISOLATION LEVEL READ COMMITTED" if locking else "BEGIN"
         self._queue: deque[Job] = deque()
         self._turn = turn_table(name)
         self._lanes = 0
@@ -328,12 +337,12 @@ class Writer:
         first = f"{fence + '; ' if fence else ''}SELECT aether_mark('{self._id}', {mark.lane}, {mark.number})"
         if self._polite and await self._begin_in_turn(connection, first):
             return
-        await connection.execute(f"BEGIN; {first}")
+        await connection.execute(f"{self._begins}; {first}")
 
     async def _begin_in_turn(self, connection: Any, first: str) -> bool:
         """False if the turn was not to be had in time: the group goes on without it, and may lose again."""
         try:
-            await connection.execute(f"BEGIN; LOCK TABLE {self._turn} IN EXCLUSIVE MODE; {first}")
+            await connection.execute(f"{self._begins}; LOCK TABLE {self._turn} IN EXCLUSIVE MODE; {first}")
         except Exception as exc:
             if fault(exc, connection) is not Fault.SLOW:
                 raise

@@ -96,7 +96,7 @@ class InlineDatabase(Shorthands):
             self._side = InlineDatabase(self._direct, self)
         return self._side
 
-    def beside(self) -> InlineDatabase:
+    def beside(self, *, locking: bool = False) -> InlineDatabase:
         """See Database."""
         return self.side if self.shared else self
 

@@ -369,3 +369,20 @@ async def test_nothing_runs_in_another_thread(postgres_engine: PostgresEngine) -
         await database.run(program)
         await database.read(program)
     assert set(seen) == {threading.current_thread()}
+
+
+async def test_a_locking_queue_is_not_serializable(postgres_engine: PostgresEngine) -> None:
+    async with postgres_engine.open() as database:
+        for queue, level in (
+            (database, "serializable"),
+            (database.beside(), "serializable"),
+            (database.beside(locking=True), "read committed"),
+        ):
+            assert await queue.run(isolation) == [(level,)]
+            queue.writer._polite = 1  # as after a conflict: it takes its turn
+            assert await queue.run(isolation) == [(level,)]
+
+
+def isolation() -> Program[list[tuple[str]]]:
+    found: list[tuple[str]] = yield Fetch("SELECT current_setting('transaction_isolation')")
+    return found

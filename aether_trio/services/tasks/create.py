@@ -22,7 +22,7 @@ from aether_trio.model.limits import Limits
 from aether_trio.model.tasks import Mode, Status, Task
 from aether_trio.model.tasks.status import grace_ms, priority_of
 from aether_trio.model.tasks.task import AGENT_STARTUP
-from aether_trio.services.tasks import rows
+from aether_trio.services.tasks import children, rows
 from aether_trio.services.tasks.texts import number_of
 from aether_trio.services.tasks.tokens import Minted, keep
 from aether_trio.services.tasks.transaction import Context, Work
@@ -264,7 +264,7 @@ def create(
             return Created(found[0][0])
     work = Work(context)
     if task.parent_task_id:
-        parent = yield from rows.load(task.parent_task_id)
+        parent = yield from children.parent_of(work, task.parent_task_id)
         if (
             parent is None
             or parent.workspace != task.workspace
@@ -273,8 +273,6 @@ def create(
             return Created("", problem=f"parent task {task.parent_task_id} not found")
         if parent.is_final:
             return Created("", problem=f"parent task {task.parent_task_id} has ended: it is {parent.status.value}")
-        if parent.has_children:
-            work.marked.add(parent.task_id)
     started = False
     if target is not None and offline is not Offline.QUEUE and (yield from work.find_worker(target.text)) is None:
         if offline is not Offline.START or start is None:

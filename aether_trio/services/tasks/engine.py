@@ -12,7 +12,7 @@ each page of that is one transaction; a node that has another lease joins its se
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -106,6 +106,7 @@ class Engine:
     ) -> None:
         self.database = database
         self.clock = clock
+        self._locking: Database = database.beside(locking=True)
         self.hints = others
         self.hub = Hub(database)
         self._assignments = Kicks()
@@ -187,15 +188,18 @@ class Engine:
             return result
         raise AssertionError
 
-    async def perform(self, errand: Errand) -> Work:
-        """One transaction of a program on a Work, and what follows from it. Raises StorageUnavailable."""
+    async def perform(self, errand: Errand, *, locking: bool = False) -> Work:
+        """One transaction of a program on a Work, and what follows from it.
+
+        `locking`: as of `Database.beside`. Raises StorageUnavailable.
+        """
 
         def program(context: Context) -> Program[Work]:
             work = Work(context)
             yield from errand(work)
             return work
 
-        work = await self._run(program, self.database.run)
+        work = await self._run(program, self._locking.run if locking else self.database.run)
         self.settle(work)
         return work
 
@@ -352,13 +356,17 @@ class Engine:
 
     async def _count(self, page: Callable[[Work], Program[int]]) -> int:
         """Perform a page of something; how many rows it looked at."""
-        counts: list[int] = []
+        return await self._result(page)
+
+    async def _result(self, page: Callable[[Work], Program[T]], *, locking: bool = False) -> T:
+        """`perform` something; what it returns."""
+        results: list[T] = []
 
         def errand(work: Work) -> Program[None]:
-            counts.append((yield from page(work)))
+            results.append((yield from page(work)))
 
-        await self.perform(errand)
-        return counts[-1]
+        await self.perform(errand, locking=locking)
+        return results[-1]
 
     async def _keep_house(self) -> None:
         while True:
@@ -388,17 +396,35 @@ class Engine:
     async def take_up_children(self, task_id: str = "") -> None:
         """Have the log of a task, or every log, tell what children have done until now. Raises StorageUnavailable."""
         where, args = (" WHERE task_id = $1", (task_id,)) if task_id else ("", ())
-        page = partial(children.take_up_of, task_id=task_id) if task_id else children.take_up
-        if await self.database.fetch(f"SELECT 1 FROM task_child_events{where} LIMIT 1", *args):  # noqa: S608
-            while await self._count(page) >= children.PAGE:
+        if not await self.database.fetch(f"SELECT 1 FROM task_child_events{where} LIMIT 1", *args):  # noqa: S608
+            return
+        names = [task_id] if task_id else await self._take_up_what_is_free()
+        of = children.take_up_of_locking if self.database.shared else children.take_up_of
+        for name in names:
+            while await self._result(partial(of, task_id=name), locking=True) >= children.PAGE:
                 pass
+
+    async def _take_up_what_is_free(self) -> Collection[str]:
+        """Take up what is there for every log; the tasks that others had locked are left."""
+        locked: frozenset[str] = frozenset()
+        last = 0
+        while True:
+            page: Callable[[Work], Program[children.Taken]] = children.take_up
+            if self.database.shared:
+                page = partial(children.take_up_locking, after=last, without=locked)
+            taken = await self._result(page, locking=True)
+            locked |= taken.locked
+            last = taken.last
+            if not last:
+                return locked
 
     async def _tell_parents(self) -> None:
         while True:
             await self._left.wait()
             self._left = trio.Event()
             try:
-                await self.take_up_children()
+                if await self._take_up_what_is_free():
+                    self._left.set()
             except StorageUnavailable as error:
                 logger.info("events of children wait for storage", reason=str(error))
                 self._left.set()

@@ -27,6 +27,9 @@ _OF_A_TASK: Final = (
 )
 _INSERT: Final = f"""INSERT INTO tasks ({FIELDS}, payload) VALUES ({_MARKS}, ${len(COLUMNS) + 1})
     ON CONFLICT (task_id) DO NOTHING"""  # noqa: S608
+_INSERT_AND_LEAVE: Final = f"""WITH made AS ({_INSERT} RETURNING task_id)
+    INSERT INTO task_child_events (task_id, at_ms, event)
+    SELECT ${len(COLUMNS) + 2}::text, ${len(COLUMNS) + 3}::bigint, ${len(COLUMNS) + 4}::bytea FROM made"""  # noqa: S608
 _LOAD: Final = f"SELECT {FIELDS} FROM tasks WHERE task_id = $1"  # noqa: S608
 
 
@@ -60,10 +63,15 @@ def select_either(one: str, other: str, args: Sequence[Value]) -> Program[list[T
     return [Task.from_row(row) for row in rows]
 
 
-def insert(task: Task, payload: bytes) -> Program[bool]:
-    """A new row; False when there is one with this id: the same program, whose commit was not answered."""
+def insert(task: Task, payload: bytes, left: tuple[str, int, bytes] | None = None) -> Program[bool]:
+    """A new row; False when there is one with this id: the same program, whose commit was not answered.
+
+    `left` is what it leaves for its parent's log, in the same statement (children.LEAVE). Only where
+    the database is shared.
+    """
     kept = payload if len(payload) <= KEPT_PAYLOAD_BYTES else None
-    count: int = yield Execute(_INSERT, (*task.values(), kept))
+    sql, more = (_INSERT, ()) if left is None else (_INSERT_AND_LEAVE, left)
+    count: int = yield Execute(sql, (*task.values(), kept, *more))
     if count and kept is None:
         yield Aside(
             "task_payloads", "INSERT INTO task_payloads (task_id, payload) VALUES ($1, $2)", (task.task_id, payload)

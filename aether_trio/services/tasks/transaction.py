@@ -14,7 +14,7 @@ Cost: each of these is a few statements by key or the first row of an index, wha
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NamedTuple
@@ -113,6 +113,8 @@ class Work:
     """Tasks whose logs are to be told of their children (children.py)."""
     marked: set[str] = field(default_factory=set)
     """Tasks whose rows say that they have children."""
+    unfollowed: set[str] = field(default_factory=set)
+    """Tasks that no node follows."""
     outbox: bool = False
     """Whether something waits to be appended to the topic log."""
     absent: list[str] = field(default_factory=list)
@@ -161,14 +163,19 @@ class Work:
             assert isinstance(given, Step)
             row, reason = given.after, given.reason
             self._derive(task, row)
-        if not (yield from rows.insert(row, payload)):
+        left: tuple[str, int, bytes] | None = None
+        if task.parent_task_id and self.context.shared:  # in one round trip with the row
+            left = children.row_of(self._for_parent(task, "spawned"))
+            self.parents.add(task.parent_task_id)
+        if not (yield from rows.insert(row, payload, left)):
             if worker is not None:
                 yield from handing.put_back(task, worker)
             return False
         self.payloads[task.task_id] = payload
         self._falls_due(row)
         if task.parent_task_id:
-            if self.context.shared:  # whoever follows all that is below its parent follows it from its first event on
+            # A node that follows all that is below its parent follows it from its first event on.
+            if self.context.shared and task.parent_task_id not in self.unfollowed:
                 yield Aside(
                     "task_watchers",
                     "INSERT INTO task_watchers (task_id, node) SELECT $1, node FROM task_watchers WHERE task_id = $2 "
@@ -177,7 +184,8 @@ class Work:
                 )
             if task.parent_task_id not in self.marked:
                 yield from children.mark(task.parent_task_id)
-            yield from self._tell_parent(task, "spawned")
+            if left is None:
+                yield from children.leave(self, self._for_parent(task, "spawned"))
         if worker is not None:
             yield from self._follow(task, row, reason, push=True, taken=worker)
         if task.task_type == AGENT_STARTUP:
@@ -247,7 +255,8 @@ class Work:
             if worker is not None:
                 self.hibernated.append((after, worker.node))
         if after.parent_task_id and (after.is_final or after.status in PAUSED):
-            yield from self._tell_parent(after, "transitioned" if after.status in PAUSED else "completed")
+            word = "transitioned" if after.status in PAUSED else "completed"
+            yield from children.leave(self, self._for_parent(after, word))
 
     # -- who is there -----------------------------------------------------------------------------------------------
 
@@ -369,19 +378,28 @@ class Work:
             (task_id, number - KEPT_EVENTS),
         )
 
-    def record_all(self, task_id: str, first: int, events: Sequence[tuple[int, bytes]]) -> Program[None]:
-        """Write events of one task under the numbers from `first` on, which its row counts already: (time, event)."""
-        recorded = [Recorded(task_id, number, *event) for number, event in enumerate(events, first)]
+    def record_all(self, events: Mapping[str, tuple[int, Sequence[tuple[int, bytes]]]]) -> Program[None]:
+        """Write events of several tasks: the number of the first of each, and (time, event).
+
+        The tasks' rows count them already.
+        """
+        recorded = [
+            Recorded(task_id, number, *event)
+            for task_id, (first, found) in events.items()
+            for number, event in enumerate(found, first)
+        ]
         yield ExecuteMany(_RECORD, recorded)
         self.events.extend(recorded)
         if self.context.shared:
             nodes: list[Row] = yield Fetch(
-                "SELECT node FROM task_watchers WHERE task_id = $1 AND node <> $2", (task_id, self.context.node)
+                "SELECT node, task_id FROM task_watchers WHERE task_id = ANY($1::text[]) AND node <> $2",
+                (list(events), self.context.node),
             )
-            self.watched.update((node, task_id) for (node,) in nodes)
-        mark = recorded[-1].number // KEPT_EVENTS * KEPT_EVENTS
-        if mark >= first:
-            yield from self._forget_events(task_id, mark)
+            self.watched.update((node, task_id) for node, task_id in nodes)
+        for task_id, (first, found) in events.items():
+            mark = (first + len(found) - 1) // KEPT_EVENTS * KEPT_EVENTS
+            if mark >= first:
+                yield from self._forget_events(task_id, mark)
 
     def take_up(self, task: Task) -> Program[None]:
         """Tell a task's log of what its children have done until now, before anything else that is to be in it."""
@@ -418,17 +436,17 @@ class Work:
         if numbers:
             yield from self._record(task, numbers[0][0], event)
 
-    def _tell_parent(self, task: Task, lifecycle: str) -> Program[None]:
+    def _for_parent(self, task: Task, lifecycle: str) -> pb.TaskEvent:
+        """What a task's parent is told of it."""
         child = pb.TaskChildLifecycleEvent(
             child_task_id=task.task_id, child_status=_wire(task.status), lifecycle=lifecycle
         )
-        event = pb.TaskEvent(
+        return pb.TaskEvent(
             task_id=task.parent_task_id,
             workspace=task.workspace,
             emitted_at_unix_ms=self.context.now_ms,
             child_lifecycle=child,
         )
-        yield from children.leave(self, event)
 
     def _announce(self, task: Task) -> Program[None]:
         """The event that its creator asked for, for the workflow engine."""

@@ -1,0 +1,223 @@
+"""Children that are made, and a parent that goes on, while another transaction takes up events of children."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import pytest
+import trio
+
+from aether_trio.core import Core, open_core
+from aether_trio.model.identity import Identity
+from aether_trio.model.tasks import Mode, Move, Task
+from aether_trio.model.tasks.due import TimeLimits
+from aether_trio.services.tasks import children, create
+from aether_trio.services.tasks.create import Created, Offline
+from aether_trio.services.tasks.engine import Engine
+from aether_trio.services.tasks.operate import Asked, operate
+from aether_trio.services.tasks.parties import Caller
+from aether_trio.services.tasks.transaction import Context, Work
+from aether_trio.storage.base import Aside, Database, Program, ProgramFactory, StorageUnavailable
+from aether_trio.storage.postgres_statements import Job, drive
+from aether_trio.testing.memory import MemoryLink
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import agent, connect, settings_for_tests
+from tests.helpers.engines import PostgresEngine
+from tests.helpers.postgres_session import PostgresSession
+from tests.services.tasks import peers
+from tests.services.tasks.peers import Op
+from tests.services.tasks.test_subscriptions import child_of, parent_and_children
+
+T = TypeVar("T")
+
+CREATOR = "ag::w::c::1"
+CONTEXT = Context(1, "another", TimeLimits(), shared=True)
+LONG_S = 300.0
+
+
+class Transaction:
+    """One of another node, which stays open."""
+
+    def __init__(self, session: PostgresSession) -> None:
+        self._session = session
+
+    def run(self, program: ProgramFactory[T]) -> T:
+        result: T = self._session.call(drive(self._session.connection, Job(program)))
+        return result
+
+    def somebody_waits(self) -> bool:
+        """Whether it is what another transaction waits for."""
+        blocked = "SELECT 1 FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+        return bool(self._session.fetch(blocked))
+
+
+@contextmanager
+def transaction(engine: PostgresEngine, level: str) -> Iterator[Transaction]:
+    """Committed at the end of the block."""
+    engine.session.execute(f"BEGIN ISOLATION LEVEL {level}")
+    try:
+        yield Transaction(engine.session)
+    except BaseException:
+        engine.session.execute("ROLLBACK")
+        raise
+    engine.session.execute("COMMIT")
+
+
+@pytest.fixture
+async def core(postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Core]:
+    """A node that takes up nothing unless it is told to."""
+
+    async def never(_: Any) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(Engine, "_tell_parents", never)
+    settings = settings_for_tests(storage={"database": postgres_engine.server.dsn(), "schema": postgres_engine.schema})
+    with trio.fail_after(LONG_S):
+        async with open_core(settings) as opened:
+            yield opened
+
+
+def made(task_id: str, parent: str) -> Program[Created]:
+    task = Task(task_id, "t", "w", mode=Mode.POOL, creator=CREATOR, root_task_id=task_id, parent_task_id=parent)
+    return create.create(
+        CONTEXT, task, b"", key=b"", request=b"", offline=Offline.QUEUE, start=None, target=None, minted=None
+    )
+
+
+def told(engine: PostgresEngine, task_id: str) -> list[str]:
+    """What its log has: children that it was told of, and "changed"; the numbers have no gaps."""
+    rows = engine.rows("SELECT number, event FROM task_events WHERE task_id = $1 ORDER BY number", task_id)
+    assert [number for number, _ in rows] == list(range(1, len(rows) + 1))
+    assert engine.rows("SELECT events FROM tasks WHERE task_id = $1", task_id) == [(len(rows),)]
+    events = [pb.TaskEvent.FromString(event) for _, event in rows]
+    return [one.child_lifecycle.child_task_id or "changed" for one in events]
+
+
+async def claim(peer: MemoryLink, task_id: str) -> None:
+    while not (await peers.operate(peer, Op.CLAIM, task_id)).success:
+        await trio.sleep(0.01)  # it has waited too long for a lock
+
+
+async def take_up(core: Core, task_id: str) -> None:
+    while True:
+        try:
+            return await core.tasks.engine.take_up_children(task_id)
+        except StorageUnavailable:  # it has waited too long for a lock
+            await trio.sleep(0.01)
+
+
+async def test_a_child_is_made_while_events_of_others_are_taken_up(core: Core, postgres_engine: PostgresEngine) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer:
+        parent, (first,) = await parent_and_children(peer, 1)
+        before = core.tasks.engine.database.statistics().conflicts  # type: ignore[attr-defined]
+        with transaction(postgres_engine, "SERIALIZABLE") as other:
+            assert other.run(lambda: made("second", parent)).problem == ""
+            await core.tasks.engine.take_up_children()
+        assert core.tasks.engine.database.statistics().conflicts == before  # type: ignore[attr-defined]
+        assert told(postgres_engine, parent) == [first]
+        await core.tasks.engine.take_up_children()
+        assert told(postgres_engine, parent) == [first, "second"]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_what_a_parent_has_taken_up_itself_is_not_taken_up_again(
+    core: Core, postgres_engine: PostgresEngine, waits: bool
+) -> None:
+    """The row of the parent is locked until its own event is there."""
+    async with connect(core, agent("w", "c", "1")) as peer, trio.open_nursery() as nursery:
+        parent, (first,) = await parent_and_children(peer, 1)
+        caller = Caller(Identity.parse(CREATOR), "w")
+        with transaction(postgres_engine, "SERIALIZABLE") as other:
+            assert other.run(lambda: operate(CONTEXT, caller, Asked(parent, Move.CLAIM))).refusal == ""
+            if waits:
+                nursery.start_soon(take_up, core, parent)
+                while not other.somebody_waits():
+                    await trio.sleep(0.01)
+    assert told(postgres_engine, parent) == [first, "changed"]
+    await take_up(core, parent)
+    assert told(postgres_engine, parent) == [first, "changed"]
+
+
+async def test_a_parent_goes_on_behind_what_is_being_taken_up(core: Core, postgres_engine: PostgresEngine) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer, trio.open_nursery() as nursery:
+        parent, (first,) = await parent_and_children(peer, 1)
+        with transaction(postgres_engine, "READ COMMITTED") as other:
+            assert other.run(lambda: children.take_up_of_locking(Work(CONTEXT), parent)) == 1
+            nursery.start_soon(claim, peer, parent)
+            while not other.somebody_waits():
+                await trio.sleep(0.01)
+    assert told(postgres_engine, parent) == [first, "changed"]
+
+
+async def test_other_parents_do_not_wait_for_one_that_is_locked(
+    core: Core, postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(children, "PAGE", 2)
+    engine = core.tasks.engine
+    locking = engine.database.beside(locking=True)
+    async with connect(core, agent("w", "c", "1")) as peer:
+        locked, of_locked = await parent_and_children(peer, 2)
+        free, of_free = await parent_and_children(peer, 2)
+        of_locked += [await child_of(peer, locked) for _ in range(2)]
+        of_free.append(await child_of(peer, free))
+        with transaction(postgres_engine, "READ COMMITTED"):
+            postgres_engine.session.fetch("SELECT 1 FROM tasks WHERE task_id = $1 FOR UPDATE", locked)
+            left, pages = await all_pages(locking)
+        assert left == {locked}
+        assert pages == 4
+        assert told(postgres_engine, free) == of_free
+        assert told(postgres_engine, locked) == []
+        await engine.take_up_children()
+        assert told(postgres_engine, locked) == of_locked
+        assert postgres_engine.rows("SELECT COUNT(*) FROM task_child_events") == [(0,)]
+
+
+async def all_pages(locking: Database) -> tuple[frozenset[str], int]:
+    left: frozenset[str] = frozenset()
+    last = pages = 0
+    while not pages or last:
+        taken = await locking.run(
+            lambda last=last, left=left: children.take_up_locking(Work(CONTEXT), last, left)  # type: ignore[misc]
+        )
+        last, left, pages = taken.last, left | taken.locked, pages + 1
+    return left, pages
+
+
+async def test_events_for_a_parent_that_is_gone_are_dropped(core: Core, postgres_engine: PostgresEngine) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer:
+        gone, _ = await parent_and_children(peer, 1)
+        parent, (child,) = await parent_and_children(peer, 1)
+        postgres_engine.rows("DELETE FROM tasks WHERE task_id = $1", gone)
+        await core.tasks.engine.take_up_children()
+        assert told(postgres_engine, parent) == [child]
+        assert postgres_engine.rows("SELECT COUNT(*) FROM task_child_events") == [(0,)]
+
+
+async def test_a_child_costs_one_statement_more_than_another_task(core: Core, postgres_engine: PostgresEngine) -> None:
+    """To look at its parent. What it leaves for the parent's log is written with its row."""
+    database = core.tasks.engine.database
+    async with connect(core, agent("w", "c", "1")) as peer:
+        parent, _ = await parent_and_children(peer, 1)
+        alone = await database.run(lambda: counted(made("alone", "")))
+        assert await database.run(lambda: counted(made("child", parent))) == alone + 1
+        await database.run(lambda: made("child", parent))  # its commit was not answered
+        assert postgres_engine.rows("SELECT COUNT(*) FROM task_child_events") == [(2,)]
+
+
+def counted(program: Program[Any]) -> Program[int]:
+    """How many statements it has, with those that others may share."""
+    count = 0
+    shared = set()
+    answer = None
+    while True:
+        try:
+            statement = program.send(answer)
+        except StopIteration:
+            return count + len(shared)
+        if isinstance(statement, Aside):
+            shared.add(statement.sql)
+        else:
+            count += 1
+        answer = yield statement
