@@ -122,6 +122,8 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             parts.append(f"paced at {rate:,.0f}/s")
         if catch_up := result.get("catch_up"):
             parts.append(f"caught up at {catch_up['rate']:,.0f}/s")
+        if (cost := result.get("children_cost")) and cost["cpu"]:
+            parts.append(f"children take {cost['time']:.2f} times the time and {cost['cpu']:.2f} times the CPU")
         if acks := result.get("ack_frames"):
             parts.append(f"acknowledged in {acks:,} frames")
         if share := result.get("main_thread_share"):

@@ -14,12 +14,23 @@ ASSIGNMENT, TASK_OP, CREATED = 6 << 3 | BYTES, 12 << 3 | BYTES, 0xB2
 """First bytes of a DownstreamMessage, as in wire.py; CREATED is the first one of its tag's two."""
 
 CLAIM, COMPLETE = 8, 2
+_TARGETED: Final = 1
 _POOL: Final = 2
 
 
 def create_prefix(task_type: str, pool: str) -> bytes:
     """The fields of a CreateTaskRequest for a pool that are the same for all of them."""
     return bytes_field(1, task_type) + number_field(3, _POOL) + bytes_field(8, pool)
+
+
+def create_targeted_prefix(task_type: str, target: str) -> bytes:
+    """The same for one participant, by its identity."""
+    return bytes_field(1, task_type) + number_field(3, _TARGETED) + bytes_field(4, target)
+
+
+def parent_field(task_id: bytes) -> bytes:
+    """What such a prefix has at its end for children of a task."""
+    return bytes_field(20, task_id)
 
 
 def create(prefix: bytes, payload: bytes, request_id: str) -> bytes:
@@ -90,7 +101,9 @@ __all__ = [
     "TASK_OP",
     "create",
     "create_prefix",
+    "create_targeted_prefix",
     "move",
+    "parent_field",
     "read_assignment",
     "read_created",
     "read_moved",

@@ -14,6 +14,7 @@ from bench.scenarios.raw_echo import RawEcho
 from bench.scenarios.routed import Routed1, Routed16
 from bench.scenarios.tasks import Cycle, IdleOnPostgres, IdleOnTwoNodes, OnPostgres, OnTwoNodes
 from bench.scenarios.tasks import Idle as IdleWorkers
+from bench.scenarios.tasks_children import Children, ChildrenOnPostgres, ChildrenOnTwoNodes
 from bench.scenarios.tasks_queued import Long, LongOnPostgres, Short, ShortOnPostgres
 
 SCENARIOS: dict[str, type[Scenario]] = {
@@ -43,6 +44,9 @@ TASKS: tuple[type[Scenario], ...] = (
     Long,
     ShortOnPostgres,
     LongOnPostgres,
+    Children,
+    ChildrenOnPostgres,
+    ChildrenOnTwoNodes,
 )
 
 FAMILIES: dict[str, dict[str, type[Scenario]]] = {

@@ -24,6 +24,16 @@ def test_what_is_laid_by_hand_is_what_protobuf_reads() -> None:
         payload=b"\x00payload",
         request_id="r1",
     )
+    prefix = task_wire.create_targeted_prefix("bench", "ag::w::i::1") + task_wire.parent_field(b"p1")
+    made = pb.UpstreamMessage.FromString(task_wire.create(prefix, b"x", "r2")).create_task
+    assert made == pb.CreateTaskRequest(
+        task_type="bench",
+        assignment_mode=pb.TARGETED,
+        target_agent_id="ag::w::i::1",
+        parent_task_id="p1",
+        payload=b"x",
+        request_id="r2",
+    )
     for kind, op in ((task_wire.CLAIM, pb.TaskOperation.CLAIM), (task_wire.COMPLETE, pb.TaskOperation.COMPLETE)):
         moved = pb.UpstreamMessage.FromString(task_wire.move(kind, b"t1")).task_op
         assert moved == pb.TaskOperation(op=op, task_id="t1", request_id="t1")
@@ -72,6 +82,18 @@ def test_a_small_run_adds_up(lane: str, tmp_path: Path) -> None:
         assert result["latency_us"]["all"]["p50"] > 0
         assert result["echoes"]["best"] > 0
     assert results["tasks-queued-1k"]["parameters"]["queued"] == 30
+
+
+def test_a_small_run_makes_as_many_children_as_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.json"
+    arguments = ["--quick", "--window", "0.1", "--data-root", str(tmp_path), "--lane", "framed"]
+    assert cli.main(["tasks-children", *arguments, "--json", str(out)]) == 0
+    (result,) = json.loads(out.read_text())["scenarios"].values()
+    checks = result["checks"]
+    assert checks["children"] > 0
+    assert (checks["created"], checks["refused"]) == (2 * checks["children"] + 1, 0)
+    assert result["children_cost"]["time"] > 0
+    assert "children take" in capsys.readouterr().out
 
 
 def test_the_family_is_all_of_them_and_runs_on_one_lane() -> None:
