@@ -11,7 +11,10 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(["alone", "together", "plain"]), st.booleans()), max_size=30), st.integers(0, 60)
+    st.lists(
+        st.tuples(st.sampled_from(["alone", "alone with a number", "together", "plain"]), st.booleans()), max_size=30
+    ),
+    st.integers(0, 60),
 )
 def test_refusals_find_their_messages(things: list[tuple[str, bool]], cut_after: int) -> None:
     confirmations = Confirmations(pb.PrincipalRef(principal_type="user", principal_id="us::a::b"))
@@ -24,10 +27,10 @@ def test_refusals_find_their_messages(things: list[tuple[str, bool]], cut_after:
 
     for number, (how, _) in enumerate(things):
         settle = outcomes[number].append
-        if how == "alone":
+        if how.startswith("alone"):
             confirmations.guard(frame)
             order.append(number)
-            confirmations.alone(b"", settle, frame)
+            confirmations.alone(b"", settle, frame, number + 1 if how == "alone with a number" else 0)
         else:
             order.append(number)
             if how == "together":
@@ -43,7 +46,7 @@ def test_refusals_find_their_messages(things: list[tuple[str, bool]], cut_after:
             assert not confirmations.answered(question.request_id)
         elif isinstance(step, int) and things[step][1]:
             response = pb.ErrorResponse(code="ERR_X", message=str(step))
-            if things[step][0] == "together":
+            if things[step][0] in {"together", "alone with a number"}:
                 response.request_id = f"send-{step + 1}"
                 assert confirmations.refused_send(response)
                 assert not confirmations.refused_send(pb.ErrorResponse(code="ERR_X", request_id="send-1000"))
