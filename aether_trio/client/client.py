@@ -98,7 +98,7 @@ class Client(Operations, Block, abc.ABC):
     @property
     def assigned_id(self) -> str:
         """The part of the identity that the gateway made up; "" for those who have named themselves."""
-        return self._ack.assigned_id
+        return self._ack.assigned_id or self._session.assigned
 
     @property
     def workspace(self) -> str:

@@ -149,7 +149,10 @@ class UserClient(ToWork, ToParticipants, ToEveryone, Client):
 
 
 class OrchestratorClient(ToWork, Client):
-    """What starts agents and tasks. `profiles` are the kinds of launches that it can do, `starts` what is to be started."""
+    """What starts agents and tasks. `profiles` are the kinds of launches that it can do, `starts` what is to be started.
+
+    Without a specifier the gateway makes one up, which stays the same over reconnects: what it has started is still its own then.
+    """
 
     def __init__(
         self,
@@ -179,17 +182,15 @@ class OrchestratorClient(ToWork, Client):
         init.orchestrator.CopyFrom(
             pb.OrchestratorIdentity(
                 implementation=self.__given.implementation,
-                specifier=self.__given.specifier if self.__named else "",
+                specifier=self.__given.specifier if self.__named else self._session.assigned,
                 supported_profiles=self.__profiles,
             )
         )
 
     def _identity(self, assigned_id: str) -> Identity:
-        return (
-            self.__given
-            if self.__named
-            else Identity.orchestrator(self.__given.implementation, assigned_id or "unknown")
-        )
+        if self.__named:
+            return self.__given
+        return Identity.orchestrator(self.__given.implementation, assigned_id or self._session.assigned or "unknown")
 
 
 class WorkflowEngineClient(ToWork, ToParticipants, ToUsersEverywhere, ToEveryone, WithTelemetry, Client):

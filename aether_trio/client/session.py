@@ -82,7 +82,8 @@ class Session:
         self._reconnecting: anyio.CancelScope | None = None
         self._remembers_s = 0.0
         self._lost_at = 0.0
-        self._assigned = ""
+        self.assigned = ""
+        """What the gateway has made up of our identity."""
         self._maybe_us_until = 0.0
         self._failures = 0
         self._reached = False
@@ -230,7 +231,7 @@ class Session:
             await lane.aclose()
 
     def _accepted(self, lane: Lane, ack: pb.ConnectionAck) -> None:
-        changed = bool(self.connections) and ack.assigned_id != self._assigned and not ack.resumed
+        changed = bool(self.connections) and ack.assigned_id not in ("", self.assigned) and not ack.resumed
         if self.settings.repeat_in_doubt:
             self._core.reopen(repeat=True)
         else:
@@ -238,7 +239,7 @@ class Session:
         self.ack = ack
         self.session_id = ack.session_id
         self.resumed = ack.resumed
-        self._assigned = ack.assigned_id
+        self.assigned = ack.assigned_id or self.assigned  # one that has come by its name again is told none
         self._remembers_s = lane.remembers_s
         self.connections += 1
 

@@ -11,6 +11,7 @@ than `most` of them, nor more than an agent's own limit, and of those that wait 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +24,7 @@ from aether_trio.client.operations.agents import Registration
 from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.client.operations.task_events import StatusChanged
 from aether_trio.client.operations.task_values import Assignment
+from aether_trio.client.work.bench import LOST
 from aether_trio.model.identity import IdentityError
 from aether_trio.orchestrator.agents_file import AgentSpec
 from aether_trio.orchestrator.child import kill_group, run_child
@@ -34,6 +36,9 @@ DEFAULT_GRACE_S: Final = 10.0
 ROOM_S: Final = 30.0
 """For so long a start waits for room before it is refused, and another orchestrator is asked: agents that have nothing to do may leave."""
 AGAIN_S: Final = 0.5
+OVER: Final = frozenset({TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED})
+LOOK_S: Final = 30.0
+"""Between two looks whether a start whose agent has not come is still ours: its gateway may have lost it to another one."""
 TELL_S: Final = 60.0
 """For the gateway to hear of a failure. A start that it does not hear of fails by itself, later."""
 
@@ -279,21 +284,56 @@ class Orchestrator:
         return reason or "its process was stopped"
 
     async def _watch(self, client: OrchestratorClient, running: _Running) -> None:
-        """Stop the process when nobody waits for it any more: its start is cancelled, or has failed."""
-        task_id = running.start.task_id
+        """Stop the process when nobody waits for it any more: its start is cancelled, has failed, or is another orchestrator's by now."""
         with running.watch:
             while True:
                 try:
-                    async with client.tasks.follow(task_id) as events:
-                        self._judge(running, (await client.tasks.get(task_id)).status)
-                        async for event in events:
-                            if isinstance(event.event, StatusChanged):
-                                self._judge(running, event.event.to_status)
-                    return  # the client is closed
+                    try:
+                        await self._follow(client, running)
+                    except AetherError as error:
+                        if error.retryable:
+                            raise
+                        await self._look(
+                            client, running
+                        )  # what is another orchestrator's by now may not be ours to see
+                    return  # the client is closed, or the start is out of sight: then its process is let run
                 except AetherError as error:
                     if not error.retryable:
-                        return  # who may not see it lets it run
+                        return
                     await trio.sleep(AGAIN_S)
+
+    async def _follow(self, client: OrchestratorClient, running: _Running) -> None:
+        """Look at a start, and again at all that happens to it, over one connection. Raises AetherError."""
+        task_id = running.start.task_id
+        async with client.tasks.follow(task_id) as events:
+            status = (await client.tasks.get(task_id)).status
+            while True:
+                self._judge(running, status)
+                if status not in OVER:
+                    await self._look(client, running)
+                with trio.move_on_after(math.inf if status is TaskStatus.RUNNING or status in OVER else LOOK_S):
+                    async for event in events:
+                        if isinstance(event.event, StatusChanged):
+                            status = event.event.to_status
+                            break
+                    else:
+                        return
+
+    async def _look(self, client: OrchestratorClient, running: _Running) -> None:
+        """Ask whether the start is still the one that this process was made for. Raises AetherError.
+
+        While this orchestrator was away it may have been given to another one, whose process is the agent now, or is to be.
+        """
+        start = running.start
+        if start.reference == start.task_id:
+            return  # the gateway does not tell assignments apart
+        try:
+            await client.tasks.claim(start.reference)
+        except AetherError as error:
+            if LOST not in error.message:
+                raise
+            self._reporter.event(start.identity.text, "is stopped, as another orchestrator was given its start")
+            running.scope.cancel()
 
     def _judge(self, running: _Running, status: TaskStatus) -> None:
         if status in (TaskStatus.CANCELLED, TaskStatus.FAILED):

@@ -39,6 +39,7 @@ MIGRATIONS: Final[dict[str, tuple[Migration, ...]]] = {
         *tasks.CHILD_EVENTS,
         *tasks.BEGUN,
         *tasks.PARENTS,
+        *tasks.LAUNCHED,
     ),
 }
 

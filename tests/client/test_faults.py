@@ -250,6 +250,22 @@ async def test_a_session_is_taken_over_by_who_knows_it() -> None:
                     await first.receive()
 
 
+async def test_an_orchestrator_keeps_the_name_that_was_made_up_for_it() -> None:
+    """What it was told to start is its own when its connection is back."""
+    with trio.fail_after(300):
+        async with open_test_gateway() as gateway:
+            address = f"aether://{gateway.address}"
+            async with OrchestratorClient(address, implementation="o", profiles=["p"], retry=QUICK) as client:
+                topic, assigned_id = client.topic, client.assigned_id
+                for connections in (2, 3):
+                    [session] = list(gateway.core.registry)
+                    assert session.identity.text == topic == f"orc::o::{assigned_id}"
+                    session.cut()
+                    while client.connections < connections:
+                        await trio.sleep(0.01)
+                    assert (client.topic, client.assigned_id) == (topic, assigned_id)
+
+
 async def test_thrown_out_by_an_operator() -> None:
     async with open_test_gateway() as gateway:
         address = f"aether://{gateway.address}"

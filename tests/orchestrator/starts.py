@@ -47,6 +47,7 @@ def assignment(
     params: Mapping[str, str] | None = None,
     trigger: str = "",
     priority: str = "",
+    number: str = "",
 ) -> pb.TaskAssignment:
     """What the gateway sends."""
     return pb.TaskAssignment(
@@ -60,6 +61,7 @@ def assignment(
         metadata={
             **({"trigger_timestamp_ms": trigger} if trigger else {}),
             **({"priority": priority} if priority else {}),
+            **({"_assignment": number} if number else {}),
         },
     )
 
@@ -72,6 +74,8 @@ class Client:
         self.failed: list[tuple[str, str]] = []
         self.registered: list[Registration] = []
         self.refusal: AetherError | None = None
+        self.claimed: list[str] = []
+        self.lost: AetherError | None = None
         self.status = TaskStatus.QUEUED
         self.say, self._said = trio.open_memory_channel[TaskEvent](100)
         self.asked = 0
@@ -89,6 +93,11 @@ class Client:
     @asynccontextmanager
     async def follow(self, _task_id: str) -> AsyncIterator[AsyncIterator[TaskEvent]]:
         yield self._said.clone()
+
+    async def claim(self, reference: str) -> None:
+        self.claimed.append(reference)
+        if self.lost is not None:
+            raise self.lost
 
     async def get(self, task_id: str) -> Task:
         return read(Task, pb.TaskInfo(task_id=task_id, status=pb.TaskStatus.ValueType(self.status)))

@@ -150,6 +150,37 @@ async def test_a_start_that_had_ended_before_anybody_looked(monkeypatch: pytest.
         assert await s.failures(1) == [("t1", "its process was stopped")]
 
 
+async def test_a_start_that_another_orchestrator_was_given_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOOK_S", 0.01)
+    async with stage(python(STAYS)) as s:
+        s.ask(task_id="t1", number="7")
+        [[pid, _]] = await s.lines(1)
+        await s.until(lambda: len(s.client.claimed) > 2)
+        assert {*s.client.claimed} == {"t1@7"}
+        assert is_there(int(pid))
+        s.client.lost = Refused(
+            "TASK_OPERATION_FAILED", "this assignment is over: the task was assigned to another worker"
+        )
+        await s.failures(1)
+        assert not is_there(int(pid))
+        assert "is stopped, as another orchestrator was given its start" in [text for _, text in s.notes.events]
+
+
+async def test_whose_agent_has_come_is_asked_once() -> None:
+    async with stage(python(STAYS)) as s:
+        s.client.status = TaskStatus.RUNNING
+        s.ask(task_id="t1", number="7")
+        s.ask(specifier="2", task_id="t2")  # of a gateway that does not tell assignments apart
+        await s.lines(2)
+        await s.until(lambda: s.client.claimed == ["t1@7"])
+        for status in (TaskStatus.WAITING_INPUT, TaskStatus.RUNNING, TaskStatus.COMPLETED):
+            s.client.say.send_nowait(becomes(status))
+            s.client.say.send_nowait(becomes(status))
+        await s.until(lambda: s.client.say.statistics().current_buffer_used == 0)
+        await trio.testing.wait_all_tasks_blocked()
+        assert {*s.client.claimed} == {"t1@7"}
+
+
 async def test_other_agents_are_started_from_now_on() -> None:
     async with stage(python("print('old', flush=True)")) as s:
         s.ask(task_id="t1")

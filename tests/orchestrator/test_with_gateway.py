@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
@@ -13,8 +14,11 @@ import trio
 from aether_trio.client import AgentClient, OrchestratorClient, TaskClient
 from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.gateway import Gateway
+from aether_trio.model.identity import Kind
 from aether_trio.orchestrator import AgentSpec, Orchestrator, OrchestratorLimits, Surroundings
-from tests.client.gateways import agent, open_test_gateway
+from aether_trio.session.session import Session
+from tests.client.gateways import QUICK, agent, open_test_gateway
+from tests.helpers.forwarder import forwarder
 from tests.orchestrator.starts import Notes, python
 from tests.orchestrator.test_child import is_there
 
@@ -59,17 +63,26 @@ async def main():
 trio.run(main)
 """
 
+STAYS = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+LATE = """
+import os, time
+print(os.getpid(), flush=True)
+while not os.path.exists({!r}):
+    time.sleep(0.02)
+""" + TELLS.replace("print(os.getpid(), flush=True)", "pass")
+
 
 @asynccontextmanager
-async def started_by(gateway: Gateway, spec: AgentSpec, grace_s: float = LIMIT_S) -> AsyncIterator[Notes]:
-    """An orchestrator that starts this."""
+async def started_by(
+    gateway: Gateway, spec: AgentSpec, grace_s: float = LIMIT_S, *, address: str = ""
+) -> AsyncIterator[Notes]:
+    """An orchestrator that starts this; `address` is the gateway's for itself."""
     notes = Notes()
-    address = f"aether://{gateway.address}"
-    made = Orchestrator(
-        {spec.implementation: spec}, Surroundings(gateway.address, address), notes, OrchestratorLimits(16, grace_s)
-    )
+    around = Surroundings(gateway.address, f"aether://{gateway.address}")
+    made = Orchestrator({spec.implementation: spec}, around, notes, OrchestratorLimits(16, grace_s))
+    own = f"aether://{address or gateway.address}"
     async with (
-        OrchestratorClient(address, implementation="o", profiles=made.profiles) as client,
+        OrchestratorClient(own, implementation="o", profiles=made.profiles, retry=QUICK) as client,
         trio.open_nursery() as nursery,
     ):
         await made.register(client)
@@ -124,6 +137,65 @@ async def test_an_agent_that_is_started_elsewhere_does_not_live_on_where_it_was(
             while is_there(first):
                 await trio.sleep(0.05)
             assert is_there(second)
+
+
+def orchestrators(gateway: Gateway) -> list[Session]:
+    """Those that are connected."""
+    return [session for session in gateway.core.registry if session.identity.kind is Kind.ORCHESTRATOR]
+
+
+async def first_word(notes: Notes) -> int:
+    """The process that an orchestrator has started, which says its number."""
+    while not notes.lines:
+        await trio.sleep(0.02)
+    return int(notes.lines[0][1])
+
+
+async def test_a_start_that_was_given_to_another_orchestrator_has_no_second_process() -> None:
+    """The first one has only lost its connection, and its process has not come so far."""
+    with trio.fail_after(LIMIT_S):
+        async with (
+            open_test_gateway(tasks={"start_timeout_s": 0}) as gateway,
+            agent(f"aether://{gateway.address}", "asker") as asker,
+            started_by(gateway, python(STAYS), grace_s=0.5) as one,
+        ):
+            await asker.send("ag::w::echo::1", "who are you?")
+            first = await first_word(one)
+            [session] = orchestrators(gateway)
+            async with started_by(gateway, python(STAYS), grace_s=0.5) as other:
+                session.cut()
+                second = await first_word(other)
+                while is_there(first):
+                    await trio.sleep(0.05)
+                assert is_there(second)
+            assert (len(one.lines), len(other.lines)) == (1, 1)
+
+
+@pytest.mark.parametrize("comes", ["first", "second"])
+async def test_of_two_processes_of_one_start_the_one_that_comes_lives_on(tmp_path: Path, comes: str) -> None:
+    """Both have a token that is good; the orchestrator of the other one is away when it is decided."""
+    late = LATE.format(str(tmp_path / "now"))
+    async with open_test_gateway(tasks={"start_timeout_s": 0}) as gateway:
+        address = f"aether://{gateway.address}"
+        here, there = (late, STAYS) if comes == "first" else (STAYS, late)
+        with trio.fail_after(LIMIT_S), forwarder(gateway.address) as way:
+            async with (
+                agent(address, "asker") as asker,
+                started_by(gateway, python(here), grace_s=0.5, address=way.address) as one,
+            ):
+                await asker.send("ag::w::echo::1", "who are you?")
+                first = await first_word(one)
+                async with started_by(gateway, python(there), grace_s=0.5) as other:
+                    way.refuse()
+                    second = await first_word(other)
+                    (tmp_path / "now").touch()
+                    lives = int((await asker.receive()).text)
+                    way.accept()
+                    gone = second if comes == "first" else first
+                    while is_there(gone):
+                        await trio.sleep(0.05)
+                    assert is_there(lives)
+                    assert {lives, gone} == {first, second}
 
 
 def test_a_process_is_told_which_client_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:

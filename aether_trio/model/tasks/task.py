@@ -125,6 +125,8 @@ class Task:
     """Until when nothing is expected of its worker, as the gateway was away."""
     begun: int = 0
     """1: its worker, which does not say when it begins, has gone, and is taken to have begun this one."""
+    launched: int = 0
+    """Of a start: the epoch of the orchestrator's assignment whose token its agent has shown; 0: it has shown none."""
 
     queue: str = ""
     """Where it waits to be assigned, "" when it does not."""

@@ -122,8 +122,8 @@ def operate(context: Context, caller: Caller, asked: Asked, since_ms: int = 0) -
             return Outcome(task, refusal=refusal)
         if asked.move is Move.FAIL and epoch is not None:
             decision = yield from startups.failed(work, task, caller.name, epoch, asked.reason)
-        elif asked.move is Move.CLAIM and task.status is Status.STARTING and epoch == task.epoch:
-            decision = startups.claimed(task, caller.name)
+        elif asked.move is Move.CLAIM and epoch is not None:
+            decision = startups.claimed(task, caller.name, epoch)
     if decision is None:
         decision = yield from work.make(task, asked.move, facts)
     if isinstance(decision, Refused):

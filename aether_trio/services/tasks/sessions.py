@@ -93,7 +93,7 @@ def join(work: Work, joined: Joined) -> Program[None]:
     now_ms = work.context.now_ms
     since_ms = yield from _memory(work, worker.identity, back=joined.back)
     if joined.task_id:
-        yield from _attach(work, worker.identity, joined.task_id)
+        yield from _attach(work, worker.identity, joined)
     held, kept = yield from _hands(worker.identity)
     if joined.guest and not held and not kept:
         return
@@ -204,10 +204,10 @@ def worker_row(worker: Worker, live: int, since_ms: int, now_ms: int) -> tuple[V
     )
 
 
-def _attach(work: Work, identity: str, task_id: str) -> Program[None]:
-    task = yield from rows.load(task_id)
+def _attach(work: Work, identity: str, joined: Joined) -> Program[None]:
+    task = yield from rows.load(joined.task_id)
     if task is not None and task.task_type == AGENT_STARTUP:
-        yield from startups.attach(work, task, identity)
+        yield from startups.attach(work, task, identity, joined.token)
     elif task is not None:
         yield from work.make(task, Move.ATTACH, work.facts(identity))
 

@@ -71,6 +71,7 @@ _WAITED_FOR: Final = """WITH RECURSIVE waited (name) AS (
         FROM waited WHERE waited.name IS NOT NULL
     ) SELECT name FROM waited WHERE name IS NOT NULL LIMIT $2"""
 _STARTABLE: Final = ("ag::", "tu::")
+_ORCHESTRATORS: Final = "orc::"
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,9 +232,16 @@ def refuse(task: Task, move: Move) -> str:
     return ""
 
 
-def claimed(task: Task, caller: str) -> Decision | None:
-    """An orchestrator says that it has been told of a start. Only its agent's connection makes it RUNNING; until then it is late in time."""
-    return Repeat() if task.assigned_to == caller else None
+def claimed(task: Task, caller: str, epoch: int) -> Decision | None:
+    """An orchestrator says that it has been told of a start, or asks whether its process is the one of the start; None if not.
+
+    Only its agent's connection makes it RUNNING; until then it is late in time. When the agent has come without a token, it may be anybody's.
+    """
+    if task.status is Status.STARTING:
+        return Repeat() if task.assigned_to == caller and task.epoch == epoch else None
+    if task.status not in _BEGUN | PAUSED | {Status.COMPLETED} or not caller.startswith(_ORCHESTRATORS):
+        return None
+    return Repeat() if task.launched in (0, epoch) else None
 
 
 def asked_for(identity: str) -> Program[tuple[Mapping[str, str], int]]:
@@ -242,14 +250,17 @@ def asked_for(identity: str) -> Program[tuple[Mapping[str, str], int]]:
     return (launch_params(waiting[0]), waiting[0].priority) if waiting else ({}, NORMAL)
 
 
-def attach(work: Work, task: Task, identity: str) -> Program[None]:
-    """The agent of a start has connected, whoever has started it."""
+def attach(work: Work, task: Task, identity: str, token: bytes = b"") -> Program[None]:
+    """The agent of a start has connected, whoever has started it; with the token of this hash, if any."""
     if task.next_retry_ms:
         # Between two attempts: this is the next one.
         yield from work.make(task, Move.RETRY, work.facts())
         task = (yield from rows.load(task.task_id)) or task
+    changes = {"launched": (yield from tokens.epoch_of(token)) if token else 0}
     if task.grace_ms > GATEWAY_GRACE_MS:
-        before, task = task, task.changed({"grace_ms": task.grace_ms - GATEWAY_GRACE_MS})
+        changes["grace_ms"] = task.grace_ms - GATEWAY_GRACE_MS
+    before, task = task, task.changed(changes)
+    if before.differences(task):
         yield from work.write(before, task, "")
     yield from work.make(task, Move.ATTACH, work.facts(identity))
 
@@ -354,7 +365,9 @@ def mint(work: Work, task_id: str, epoch: int, token_hash: bytes) -> Program[Tas
     if task is None or task.epoch != epoch or task.status is not Status.STARTING:
         return None
     yield from tokens.supersede(task_id, work.context.now_ms)
-    yield from tokens.keep(tokens.Minted(token_hash, task.target, lasting=True), task_id, work.context.now_ms)
+    yield from tokens.keep(
+        tokens.Minted(token_hash, task.target, lasting=True, epoch=epoch), task_id, work.context.now_ms
+    )
     if not task.tokens:
         yield from rows.save(task, task.changed({"tokens": 1}))
     return task

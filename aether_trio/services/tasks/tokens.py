@@ -65,6 +65,8 @@ class Minted(NamedTuple):
     lineage: tuple[str, ...] = ()
     lasting: bool = False
     """Whether it lasts as long as its task, used or not."""
+    epoch: int = 0
+    """Of a start: the assignment that it is made for."""
 
 
 def keep(minted: Minted, task_id: str, now_ms: int) -> Program[bool]:
@@ -76,8 +78,8 @@ def keep(minted: Minted, task_id: str, now_ms: int) -> Program[bool]:
         if task is None or task.is_final:
             return False
     yield Execute(
-        "INSERT INTO task_tokens (hash, task_id, identity, created_ms, expires_ms, lineage) "
-        "VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (hash) DO NOTHING",
+        "INSERT INTO task_tokens (hash, task_id, identity, created_ms, expires_ms, lineage, epoch) "
+        "VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (hash) DO NOTHING",
         (
             minted.digest,
             task_id,
@@ -85,6 +87,7 @@ def keep(minted: Minted, task_id: str, now_ms: int) -> Program[bool]:
             now_ms,
             0 if minted.lasting else now_ms + TOKEN_MS,
             " ".join(minted.lineage),
+            minted.epoch,
         ),
     )
     for ancestor in minted.lineage:
@@ -108,6 +111,12 @@ def used(digest: bytes) -> Program[None]:
     yield Execute(
         "UPDATE task_tokens SET expires_ms = 0 WHERE hash = $1 AND expires_ms > 0 AND revoked_ms = 0", (digest,)
     )
+
+
+def epoch_of(digest: bytes) -> Program[int]:
+    """The assignment of a start that this token was made for; 0 for a token of another task."""
+    found: list[Row] = yield Fetch("SELECT epoch FROM task_tokens WHERE hash = $1", (digest,))
+    return found[0][0] if found else 0
 
 
 def is_revoked(digest: bytes) -> Program[bool]:

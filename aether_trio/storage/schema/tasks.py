@@ -326,3 +326,11 @@ PARENTS: Final = (
     ),
 )
 """Tasks that had children before CHILD_EVENTS have them in their rows too."""
+
+LAUNCHED: Final = (
+    (
+        "ALTER TABLE tasks ADD COLUMN launched {bigint} NOT NULL DEFAULT 0",
+        "ALTER TABLE task_tokens ADD COLUMN epoch {bigint} NOT NULL DEFAULT 0",
+    ),
+)
+"""Of a start, which of its assignments its agent has come from: the one that the token was made for with which it was let in."""

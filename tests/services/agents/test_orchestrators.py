@@ -265,6 +265,46 @@ async def test_a_claim_by_its_orchestrator_starts_no_agent(core: Core) -> None:
         assert "did not connect within 60000 ms" in error
 
 
+@pytest.mark.parametrize("comes", ["first", "second", "by itself", ""])
+async def test_an_orchestrator_that_was_away_hears_whose_process_a_start_is(core: Core, comes: str) -> None:
+    """That of the token that the agent has shown; without one it may be anybody's."""
+    asks = [pb.ExtensionDeclaration(uri=ASSIGNMENTS)]
+    async with connect(core, agent("w", "asker", "1")) as asker:
+        async with connect(core, starter("1", "process", extensions=asks)) as first:
+            await register(first, "echo")
+            asker.send(message_to(ECHO, b"one"))
+            mine = await assignment(first)
+            first.cut()
+        async with (
+            connect(core, starter("2", "process", extensions=asks)) as second,
+            connect(core, starter("1", "process", extensions=asks)) as back,
+        ):
+            its = await assignment(second)
+            token = {"first": mine, "second": its}.get(comes, its).launch_params["auth_token"]
+            hello = echo(credentials={} if comes == "by itself" else {"token": token})
+            if not comes:
+                hello = agent("w", "asker", "2")
+            async with connect(core, hello) as came:
+                if comes:
+                    await until(core, "running")
+
+                async def whose() -> set[str]:
+                    found = set()
+                    for name, peer, told in (("first", back, mine), ("second", second, its)):
+                        number = told.metadata["_assignment"]
+                        answer = await operate_on(peer, TaskOp.CLAIM, f"{told.task_id}@{number}")
+                        assert answer.success or "this assignment is over" in answer.error
+                        found |= {name} if answer.success else set()
+                    return found
+
+                wanted = {"by itself": {"first", "second"}, "": {"second"}}.get(comes, {comes})
+                assert await whose() == wanted
+                if comes:
+                    came.finish()
+                    await until(core, "completed")
+                    assert await whose() == wanted
+
+
 async def test_nobody_makes_a_start_run_by_resuming_it(core: Core) -> None:
     async with cast(core) as (orchestrator, asker):
         task_id = await launch(orchestrator, "1")

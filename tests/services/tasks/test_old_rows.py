@@ -28,7 +28,7 @@ WORKER = "ag::w::i::1"
 CALLER = Caller(Identity.parse(WORKER), "w")
 LATER = tuple(schema.LEAN)
 STINTS = ("deliveries", "opened_ms", "fresh_ms", "running_ms", "worked_ms", "excused_ms", "keeper")
-NEW = ("awaited", "has_children", "input_offset", "pause_key", "begun", *STINTS)
+NEW = ("awaited", "has_children", "input_offset", "pause_key", "begun", "launched", *STINTS)
 
 
 def _written_then(task: Task) -> Program[None]:
