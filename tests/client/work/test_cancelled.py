@@ -305,3 +305,26 @@ async def test_a_cancelled_hibernation_that_has_arrived_is_left_asleep() -> None
         shift.cancel()
         await looked_up(shift.line, info(HIBERNATED))
         assert [one for one in await shift.end() if isinstance(one, framing.Envelope)] == []
+
+
+@pytest.mark.parametrize("status", [RUNNING, HIBERNATED])
+async def test_a_hibernation_whose_answer_a_cut_has_taken(status: int) -> None:
+    """It is said again, as the same one, if it has not arrived."""
+    ends: list[JobEnd | None] = []
+
+    async def work(one: AgentClient) -> None:
+        async with await one_of(one) as job:
+            await job.hibernate(b"s")
+        ends.append(job.end)
+
+    async with open_shift(work) as shift:
+        await moved(shift.line, Op.CLAIM, RUNNING)
+        save = (await shift.line.asked()).checkpoint_op
+        await shift.line.tell(checkpoint=pb.CheckpointResponse(success=True, request_id=save.request_id))
+        said = await asked(shift.line, Op.PAUSE)
+        await shift.cut()
+        await looked_up(shift.line, info(status))
+        if status == RUNNING:
+            assert (await moved(shift.line, Op.PAUSE, HIBERNATED)).request_id == said.request_id
+        assert [one for one in await shift.end() if isinstance(one, framing.Envelope)] == []
+    assert ends == [JobEnd.HIBERNATED]

@@ -39,7 +39,8 @@ def blocks(address: str) -> None:
         ends: list[JobEnd | None] = []
         for job in jobs:
             try:
-                with job:
+                with job as same:
+                    assert same is job
                     assert (job.id, job.type, job.creator, job.attempt) == (ids[len(ends)], "job", boss.topic, 1)
                     assert (job.payload, dict(job.metadata)) == (job.text.encode(), {})
                     assert job.task.status is TaskStatus.RUNNING
