@@ -26,6 +26,9 @@ def tests(session: nox.Session) -> None:
     session.install("-e", ".", *group("test"), *group("load"))
     # Without a Chromium (1) the browser tests are skipped, and in CI they fail.
     session.run("python", "scripts/ensure_chromium.py", success_codes=[0, 1])
+    # A container's environment often forbids to keep compiled modules (PYTHONDONTWRITEBYTECODE). Then each of the hundreds of processes
+    # that tests start compiles all that it imports, which takes as long as the rest of its start. Hence the empty value.
+    # In the order of the folders: xdist's own order, by the number of tests, has the files of a few long tests last, and one worker waits.
     # Two at a time, as most of the time is waiting; a file's tests stay together, and so do its fixtures. `-- -n 0` runs them in one process.
     session.run(
         "python",
@@ -35,9 +38,11 @@ def tests(session: nox.Session) -> None:
         "2",
         "--dist",
         "loadfile",
+        "--no-loadscope-reorder",
         "--durations=15",
         "--durations-min=1.0",
         *session.posargs,
+        env={"PYTHONDONTWRITEBYTECODE": ""},
     )
 
 
