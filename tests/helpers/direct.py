@@ -2,12 +2,14 @@
 
 A `Store` gives out *places*, each empty and for one user; a place has the logical databases, which outlive whoever opens them.
 On PostgreSQL places are schemas that are emptied and used again, which takes a millisecond where making one takes fifty.
+On SQLite they are copies of databases that are upgraded once, page by page.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from functools import cache
 from itertools import count
 from typing import Any, Final, Protocol, TypeVar
 
@@ -31,6 +33,10 @@ class Direct(Protocol):
 
     def drive(self, program: ProgramFactory[T]) -> T:
         """Run a program as one transaction."""
+        ...
+
+    def read(self, program: ProgramFactory[T]) -> T:
+        """Run a program that only reads."""
         ...
 
 
@@ -60,6 +66,25 @@ class Store(Protocol):
         ...
 
 
+def _in_transaction(cursor: sqlite3.Cursor, program: ProgramFactory[T]) -> T:
+    cursor.execute("BEGIN")
+    try:
+        result = drive_sqlite(cursor, program)
+    except BaseException:
+        cursor.execute("ROLLBACK")
+        raise
+    cursor.execute("COMMIT")
+    return result
+
+
+@cache
+def _upgraded(name: str) -> sqlite3.Connection:
+    """The logical database `name` with its tables and nothing in them, to be copied. It stays open as long as the process."""
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    _in_transaction(connection.cursor(), lambda: upgrade(name, SQLITE, "in memory"))
+    return connection
+
+
 class SqliteDirect:
     """In memory."""
 
@@ -67,20 +92,17 @@ class SqliteDirect:
 
     def __init__(self, name: str) -> None:
         self._connection = sqlite3.connect(":memory:", isolation_level=None)
+        _upgraded(name).backup(self._connection)
         self._connection.execute("PRAGMA foreign_keys=ON")
         self._cursor = self._connection.cursor()
-        self.drive(lambda: upgrade(name, SQLITE, "in memory"))
 
     def drive(self, program: ProgramFactory[T]) -> T:
         """See Direct."""
-        self._cursor.execute("BEGIN")
-        try:
-            result = drive_sqlite(self._cursor, program)
-        except BaseException:
-            self._cursor.execute("ROLLBACK")
-            raise
-        self._cursor.execute("COMMIT")
-        return result
+        return _in_transaction(self._cursor, program)
+
+    def read(self, program: ProgramFactory[T]) -> T:
+        """See Direct."""
+        return self.drive(program)
 
     def close(self) -> None:
         """Forget everything."""
@@ -148,9 +170,24 @@ class PostgresPlace:
         result: T = self._session.call(self._drive(program))
         return result
 
+    def read(self, program: ProgramFactory[T]) -> T:
+        """See Direct. Without a transaction, which is most of the round trips: a place has one connection, so nothing comes between."""
+        result: T = self._session.call(self._read(program))
+        return result
+
+    async def _read(self, program: Callable[[], Program[Any]]) -> Any:
+        await self._enter()
+        return await drive_postgres(self._session.connection, Job(program))
+
+    async def _enter(self) -> None:
+        if self._session.schema != self._schema:
+            await self._session.connection.execute(f"SET search_path = {self._schema}")
+            self._session.schema = self._schema
+
     async def _drive(self, program: Callable[[], Program[Any]]) -> Any:
+        await self._enter()
         connection = self._session.connection
-        await connection.execute(f"BEGIN; SET LOCAL search_path = {self._schema}")
+        await connection.execute("BEGIN")
         try:
             result = await drive_postgres(connection, Job(program))
         except BaseException:
@@ -174,7 +211,10 @@ _PLACES: Final = count(1)
 
 
 class PostgresStore:
-    """See Store."""
+    """See Store. The session is to be its own.
+
+    One is to live as long as its server: it keeps the places that are given back, and making one is dear.
+    """
 
     name = "postgres"
 

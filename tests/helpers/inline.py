@@ -123,7 +123,7 @@ class InlineDatabase(Shorthands):
         self.reads += 1
         if self.failing or self._main.failing:
             raise StorageUnavailable("this disk does not answer")
-        result = self._direct.drive(program)
+        result = self._direct.read(program)
         await self.after_read.passed()
         return result
 

@@ -23,6 +23,8 @@ class PostgresSession:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, dsn: str) -> None:
         self._loop = loop
+        self.schema = ""
+        """The one that its user has it look into, for that user to remember."""
         self.connection: Any = self.call(asyncpg.connect(dsn))
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:

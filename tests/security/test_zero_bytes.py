@@ -24,7 +24,6 @@ from tests.helpers.core import (
     run_in_virtual_time,
 )
 from tests.helpers.direct import PostgresStore, SqliteStore, Store
-from tests.helpers.postgres_session import PostgresSession
 
 BAD: Final = "a\0b"
 IDS: Final = frozenset({"request_id", "client_request_id"})
@@ -139,9 +138,9 @@ async def _ask_all(core: Core, found: dict[str, list[tuple[str, Any]]]) -> None:
                 found[f"orchestrator: {case}"] = await answers(other, message)
 
 
-def test_each_text_of_each_request(postgres_session: PostgresSession) -> None:
+def test_each_text_of_each_request(postgres_store: PostgresStore) -> None:
     in_file = run_in_virtual_time(lambda: run(SqliteStore()))
-    on_server = run_in_virtual_time(lambda: run(PostgresStore(postgres_session)))
+    on_server = run_in_virtual_time(lambda: run(postgres_store))
     assert len(in_file) > 500
     for found in (in_file, on_server):
         assert [case for case, shapes in found.items() if ("error", "ERR_INTERNAL") in shapes] == []

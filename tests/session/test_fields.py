@@ -66,7 +66,8 @@ def store(request: pytest.FixtureRequest) -> Store:
     """Each engine where a value may be stored, and the faster one alone where none is."""
     if request.param == "sqlite":
         return SqliteStore()
-    return PostgresStore(request.getfixturevalue("postgres_session"))
+    opened: PostgresStore = request.getfixturevalue("postgres_store")
+    return opened
 
 
 def engines_of(case: str) -> Sequence[str]:
