@@ -7,6 +7,8 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
 from typing import TypeAlias
 
 import sniffio
@@ -19,12 +21,15 @@ CallSoon: TypeAlias = Callable[[Callable[[], object]], None]
 
 
 def call_soon() -> CallSoon:
-    """The way into the loop that runs here. The functions must not raise."""
+    """The way into the loop that runs here. The functions must not raise.
+
+    They have the context of this call: that of a foreign thread may say that another kind of loop runs here.
+    """
     enter: Callable[[Callable[[], object]], object]
     if sniffio.current_async_library() == "trio":
         enter = trio.lowlevel.current_trio_token().run_sync_soon
     else:
-        enter = asyncio.get_running_loop().call_soon_threadsafe
+        enter = partial(asyncio.get_running_loop().call_soon_threadsafe, context=copy_context())
     process = os.getpid()
 
     def soon(function: Callable[[], object]) -> None:

@@ -17,6 +17,7 @@ import logging
 import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -114,6 +115,7 @@ class Bench:
 
         The claim may have arrived or not. A second one changes nothing.
         """
+        assignment = replace(assignment)  # is another one than that of a loop that was cancelled before
         self.intake.give_back(assignment)
         self._start(self._end_untaken, assignment)
 
@@ -126,7 +128,7 @@ class Bench:
     async def _give_up(self, assignment: Assignment, reason: str) -> None:
         """Fail a task that was claimed and has no job. One whose claim has not arrived is any loop's again."""
         try:
-            task = await self.look_up(assignment.task_id)
+            task = await self._looked_up_in_the_end(assignment.task_id)
             same = task is not None and self._is_same(assignment, task)
             if task is not None and same and task.status in OURS:
                 await self._take_in_hand(assignment, task, _nothing).give_up(reason)
@@ -307,6 +309,16 @@ class Bench:
                     raise
                 await anyio.sleep(error.retry_after_s or AWAY_S)
 
+    async def _looked_up_in_the_end(self, task_id: str) -> Task | None:
+        """The same, however often it is refused. Raises the client's own end."""
+        while True:
+            try:
+                return await self.look_up(task_id)
+            except AetherError as error:
+                self.check_client()
+                logger.debug("task %s cannot be looked up: %s", task_id, error)
+                await anyio.sleep(LOOK_S)
+
     async def _watch_the_old(self) -> None:
         """Listen to every task that is long enough in hand. It ends when there is none any more, and is started again."""
         while self._young:
@@ -354,7 +366,7 @@ class Bench:
         except AetherError as error:
             self.check_client()
             logger.debug("task %s cannot be listened to: %s", task_id, error)
-            _looked(ref, await self.look_up(task_id))
+            _looked(ref, await self._looked_up_in_the_end(task_id))
             _watched(ref)
             await anyio.sleep(LOOK_S)
 

@@ -147,8 +147,8 @@ class Held:
     async def __aenter__(self) -> Self:
         if self.entered:
             raise RuntimeError(f"task {self.id} has had its block; a task is one block")
+        self._scope.__enter__()  # raises in another loop than the client's, and then no block has begun
         self._phase = _Phase.OPEN
-        self._scope.__enter__()
         if self.end is not None:
             self._scope.cancel()
         return self
@@ -221,14 +221,18 @@ class Held:
         await self._settle(lambda: self._bench.tasks.fail(self._reference, reason=reason), refusals)
 
     async def _last_words(self, last: LastMove) -> None:
-        """Settle in spite of a cancellation: here for LAST_WORDS_S, and then behind the block while the client lives."""
+        """Settle in spite of a cancellation: here for LAST_WORDS_S, and then behind the block while the client lives.
+
+        Nothing is waited for any more when another one comes through the shield, as asyncio's own do, and Ctrl-C.
+        """
         try:
             with anyio.move_on_after(LAST_WORDS_S, shield=True):
                 await last(REFUSALS)
         except AetherError as refused:
             self._log_untold(refused)
-        if self.end is None:
-            self._go_on_behind(last)
+        finally:
+            if self.end is None:
+                self._go_on_behind(last)
 
     def _go_on_behind(self, last: LastMove) -> bool:
         """Settle behind the block, however often it is refused, while the client lives. False if it does not."""

@@ -58,10 +58,13 @@ class Jobs:
         with anyio.move_on_after(FORGOTTEN_S):
             await self._room.acquire()
             return
-        for job in self._given:
+        self._warn_of_the_unbegun()
+        await self._room.acquire()
+
+    def _warn_of_the_unbegun(self) -> None:
+        for job in self._given:  # not where it is waited: what is let go of meanwhile must be free
             if not job.entered:
                 logger.warning("task %s was handed out and its block has not begun; `async with task:` ends it", job.id)
-        await self._room.acquire()
 
 
 class Works(_Client):

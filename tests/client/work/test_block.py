@@ -83,6 +83,17 @@ async def left_by_a_cancellation(address: str) -> None:
         assert (await boss.tasks.get(task_id)).error == STOPPED
 
 
+async def left_by_ctrl_c(address: str) -> None:
+    async with open_shop(address) as (boss, one):
+        task_id = await order(boss)
+        job = await one_of(one)
+        with pytest.raises(KeyboardInterrupt):
+            async with job:
+                raise KeyboardInterrupt
+        assert (job.end, job.reason) == (JobEnd.FAILED, STOPPED)
+        assert (await boss.tasks.get(task_id)).error == STOPPED
+
+
 async def cancelled_by_the_gateway(address: str) -> None:
     async with open_shop(address) as (boss, one):
         task_id = await order(boss)
@@ -324,6 +335,7 @@ async def put_to_sleep_by_another_task(address: str) -> None:
         left_well,
         left_by_an_exception,
         left_by_a_cancellation,
+        left_by_ctrl_c,
         cancelled_by_the_gateway,
         cancelled_before_its_block,
         cancelled_too_shortly_to_be_heard,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -10,7 +12,7 @@ import anyio
 import pytest
 import trio
 
-from aether_trio.client import AgentClient, JobEnd
+from aether_trio.client import AgentClient, Job, JobEnd
 from aether_trio.client.operations import TaskStatus
 from aether_trio.client.work import bench, held
 from aether_trio.client.work.held import STOPPED
@@ -27,6 +29,7 @@ from tests.client.work.shop import (
     one_of,
     open_shop,
     order,
+    wait_until_over,
     worker,
 )
 
@@ -174,6 +177,58 @@ async def test_a_cancellation_while_the_last_word_is_under_way(
             again = await moved(shift.line, kind, end)
             assert again.reason == first.reason
         await shift.end()
+
+
+async def cancelled_twice(work: Callable[[Job], Awaitable[None]], heard: threading.Event, address: str) -> None:
+    """By asyncio itself, whose cancellations no shield of anyio's holds off."""
+    async with worker(address, close_timeout=0.1) as one:
+        job = await one_of(one)
+        child = asyncio.create_task(work(job))
+        while not job.entered:
+            await asyncio.sleep(0.005)
+        for _ in range(2):
+            while not heard.is_set():
+                await asyncio.sleep(0.005)
+            heard.clear()
+            child.cancel()
+        await asyncio.wait([child])
+        assert child.cancelled()
+        await wait_until_over(job)
+        assert job.end is JobEnd.FAILED
+
+
+async def for_ever(job: Job) -> None:
+    async with job:
+        await asyncio.sleep(3600)
+
+
+async def failing(job: Job) -> None:
+    async with job:
+        raise ValueError("x")
+
+
+@pytest.mark.parametrize(("work", "reason"), [(for_ever, STOPPED), (failing, "ValueError: x")])
+async def test_a_second_cancellation_while_the_last_word_is_under_way(
+    work: Callable[[Job], Awaitable[None]], reason: str
+) -> None:
+    """The client lives on, so no gateway takes the task back: the word is said behind the block."""
+    heard = threading.Event()
+    with trio.fail_after(LIMIT_S):
+        async with open_peer() as peer, trio.open_nursery() as nursery:
+            nursery.start_soon(run_on, "asyncio", partial(cancelled_twice, work, heard), peer.address)
+            line = await peer.accept()
+            await line.tell(**assignment())
+            await moved(line, Op.CLAIM, RUNNING)
+            if work is for_ever:
+                heard.set()
+            await asked(line, Op.FAIL)
+            heard.set()
+            if work is failing:
+                assert (await line.asked()).WhichOneof("payload") == "task_query"  # that of the first cancellation
+                heard.set()
+            await looked_up(line, info(RUNNING))
+            assert (await moved(line, Op.FAIL, FAILED)).reason == reason
+            await line.end()
 
 
 async def test_what_could_not_be_said_in_time_is_said_behind_the_block(monkeypatch: pytest.MonkeyPatch) -> None:

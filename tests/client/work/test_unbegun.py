@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
 import anyio
+import anyio.to_thread
 import pytest
 import trio
 
@@ -130,6 +132,26 @@ async def cancelled_before_its_first_step(address: str) -> None:
 async def test_a_child_that_is_cancelled_before_its_first_step() -> None:
     async with open_test_gateway() as gateway:
         await run_on("asyncio", cancelled_before_its_first_step, f"aether://{gateway.address}")
+
+
+async def let_go_of_in_a_thread_with_another_kind_of_loop(address: str) -> None:
+    """Which may be what collects the garbage: that of a client of the blocking form, for one."""
+    async with open_shop(address) as (boss, one):
+        task_id = await order(boss)
+        kept = [await one_of(one)]
+
+        async def let_go() -> None:
+            kept.clear()
+
+        stranger = threading.Thread(target=partial(anyio.run, let_go, backend="trio"))
+        stranger.start()
+        assert (await wait_for(boss, task_id, TaskStatus.FAILED)).error == bench.LET_GO
+        await anyio.to_thread.run_sync(stranger.join)
+
+
+async def test_let_go_of_in_a_thread_with_another_kind_of_loop() -> None:
+    async with open_test_gateway() as gateway:
+        await run_on("asyncio", let_go_of_in_a_thread_with_another_kind_of_loop, f"aether://{gateway.address}")
 
 
 # -- kept, and never begun
