@@ -188,7 +188,7 @@ class Held:
         """
         last: LastMove = self._complete
         if error is not None:
-            last = partial(self._fail, STOPPED if _cancelled(error) else describe(error))
+            last = partial(self._fail, STOPPED if _stopped(error) else describe(error))
         if error is not None and not isinstance(error, Exception):
             await self._last_words(last)
             return
@@ -380,7 +380,8 @@ def sendable(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _cancelled(error: BaseException) -> bool:
+def _stopped(error: BaseException) -> bool:
+    """Whether it is a cancellation or Ctrl-C, or a group of nothing else."""
     if isinstance(error, BaseExceptionGroup):
-        return all(_cancelled(one) for one in error.exceptions)
-    return isinstance(error, anyio.get_cancelled_exc_class())
+        return all(_stopped(one) for one in error.exceptions)
+    return isinstance(error, (anyio.get_cancelled_exc_class(), KeyboardInterrupt))
