@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 from playwright.sync_api import Page, WebSocketRoute
 
-from tests.browser.conftest import Run, Site, Visitors
+from aether_trio.client import ServiceClient, connect_sync
+from tests.browser.conftest import LIMIT_MS, Run, Site, Visitors
 from tests.helpers.gateway import GatewayProcess
 
 
@@ -157,6 +158,51 @@ def test_the_first_of_many_refusals_is_kept_and_all_are_counted(page: Page, run:
     assert first
     assert kept == 100
     assert (total, again) == (151, 1)
+
+
+def test_a_send_that_was_refused_is_not_sent_again_after_a_cut(page: Page, gateway: GatewayProcess, run: Run) -> None:
+    """Its page has been told that it is not delivered."""
+    sockets: list[WebSocketRoute] = []
+
+    def serve(socket: WebSocketRoute) -> None:
+        sockets.append(socket)
+        if len(sockets) > 1:
+            socket.connect_to_server()
+            return
+        server = socket.connect_to_server()
+        cut = False
+
+        def pass_on(text: str | bytes) -> None:
+            nonlocal cut
+            if cut:
+                return
+            socket.send(text)
+            if "error" in json.loads(text):
+                cut = True
+                socket.close(code=1012, reason="the answer that would confirm what was sent never comes")
+
+        server.on_message(pass_on)
+
+    page.route_web_socket(re.compile("/v1/connect"), serve)
+    run(
+        page,
+        """async ({ connect }) => {
+          window.told = [];
+          window.client = await connect({ userId: "maya", workspace: "w", storage: null });
+          client.addEventListener("error", ({ detail }) => told.push(detail.code));
+          Math.random = () => 1e6; // the next try would be in days
+          client.sendToService("late", "", "refused");
+        }""",
+    )
+    page.wait_for_function("client.state === 'reconnecting'")
+    assert len(page.evaluate("told")) == 1
+    assert page.evaluate("client.statistics().unconfirmed") == 0
+    with connect_sync(f"aether://{gateway.address}", ServiceClient, implementation="late", specifier="1") as late:
+        count = page.evaluate("(client.reconnectNow(), client.flush().catch((error) => error.refusalCount))")
+        assert count == 1
+        page.evaluate("(client.sendToService('late', '', 'afterwards'), client.flush())")
+        assert late.receive(LIMIT_MS / 1000).text == "afterwards"
+    assert len(page.evaluate("told")) == 1
 
 
 SEND = """async ({ connect }, to, first, last) => {

@@ -16,7 +16,7 @@
  * - A message is acknowledged when the page is done with it, and until then the gateway delivers it again to the next
  *   connection. This client drops what it has had, so only a page that went away may see a message twice.
  * - A send is kept until an answer of the gateway proves that it was committed or refused, and is written again after
- *   a reconnect. So it arrives at least once, and in order.
+ *   a reconnect. So what is not refused arrives at least once, and in order; what is refused is not sent again.
  * - After an end it comes back by itself, unless the close code says not to. Waits are drawn from the whole
  *   interval (full jitter), so that a gateway which starts again is not met by all windows at once.
  */
@@ -24,6 +24,7 @@
 export const VERSION = "1";
 
 const SUBPROTOCOL = "aether.v1.json.acks";
+const NUMBERED_SENDS = "urn:aether-trio:numbered-sends"; // the refusal of the N-th send of a connection has the id send-N
 const MAX_PAYLOAD_BYTES = 1024 * 1024; // the gateway's default; more would end the connection, not only the send
 const MAX_MESSAGE_BYTES = 2 * 1024 * 1024; // likewise
 const FIRST_BACKOFF_MS = 250;
@@ -379,6 +380,7 @@ export class Client extends EventTarget {
   #sequence = 0;
   #outgoing = []; // sends and requests that are not written, in the order of the calls
   #unconfirmed = []; // sends that are written
+  #sends = 0; // written by this connection, which the gateway counts, too
   #unconfirmedBytes = 0; // of both
   #confirming = false;
   #flushes = []; // { last, resolve, reject }
@@ -545,6 +547,7 @@ export class Client extends EventTarget {
       this.#options.attemptTimeoutMs,
     );
     socket.onopen = () => {
+      this.#sends = 0;
       const { windowId, sessionId } = this.#window;
       this.#transmit({
         init: {
@@ -553,6 +556,7 @@ export class Client extends EventTarget {
           resume_session_id: sessionId,
           client_sdk: "aether.js",
           client_version: VERSION,
+          extensions: [{ uri: NUMBERED_SENDS }],
         },
       });
       this.#stateDeliveries();
@@ -735,8 +739,13 @@ export class Client extends EventTarget {
       if (request) this.#refuseRequest(request, error);
       if (request || error.requestId.startsWith(this.#idPrefix)) return;
     }
-    if (!error.requestId && !NOT_ABOUT_A_SEND.has(error.code)) { // the refusal of a send has no id
-      if (this.#entering) {
+    const number = Number(/^send-(\d+)$/.exec(error.requestId)?.[1] ?? 0);
+    if (number) {
+      this.#refusedSend(number);
+      error.requestId = ""; // the number says nothing to a page
+    }
+    if (number || (!error.requestId && !NOT_ABOUT_A_SEND.has(error.code))) { // a gateway that does not count gives no number
+      if (this.#entering && !number) {
         this.#entering.push(error);
         return;
       }
@@ -744,6 +753,14 @@ export class Client extends EventTarget {
       if (this.#refusals.length < KEPT_REFUSALS) this.#refusals.push(error);
     }
     this.#emit("error", error);
+  }
+
+  /** This send of the present connection is settled: another connection must not repeat it. */
+  #refusedSend(number) {
+    const at = this.#unconfirmed.findIndex((one) => one.number === number);
+    if (at < 0) return;
+    this.#unconfirmedBytes -= this.#unconfirmed[at].text.length;
+    this.#unconfirmed.splice(at, 1);
   }
 
   #answered(wire) {
@@ -1033,7 +1050,7 @@ export class Client extends EventTarget {
     this.#unconfirmedBytes += text.length;
     this.#sequence += 1;
     this.#counts.sent += 1;
-    this.#outgoing.push({ text, sequence: this.#sequence });
+    this.#outgoing.push({ text, sequence: this.#sequence, send: true, number: 0 });
     this.#write();
   }
 
@@ -1100,6 +1117,7 @@ export class Client extends EventTarget {
     for (const one of this.#outgoing.splice(0)) {
       this.#transmit(one.text);
       one.written = true;
+      if (one.send) one.number = this.#sends += 1;
       if (one.sequence) this.#unconfirmed.push(one);
     }
     if (this.#flushes.length) this.#confirm();
@@ -1172,8 +1190,9 @@ export class Client extends EventTarget {
   post(message) {
     this.#mustLive();
     if (this.#state !== "open") throw new AetherError("DISCONNECTED", "the client is not open", { retryable: true });
-    fieldOf(message);
+    const name = fieldOf(message);
     this.#transmit(fitting(JSON.stringify(message)));
+    if (name === "send") this.#sends += 1;
   }
 
   /** Whether a participant is connected, and when it was last (null: never seen). Others than oneself need a permission. */
@@ -1240,7 +1259,7 @@ export class Client extends EventTarget {
     const id = `${this.#idPrefix}-${this.#requestCount}`;
     const idName = CLIENT_REQUEST_ID.has(name) ? "client_request_id" : "request_id";
     const text = fitting(JSON.stringify({ [name]: { ...message[name], [idName]: id } }));
-    const request = { ...deferred(), id, text, written: false, settled: false, timer: 0 };
+    const request = { ...deferred(), id, text, send: name === "send", written: false, settled: false, timer: 0 };
     const late = new AetherError("TIMEOUT", `${name}: no answer within ${timeoutMs} ms`, { retryable: true, requestId: id });
     request.timer = setTimeout(() => this.#settle(request, late), timeoutMs);
     this.#requests.set(id, request);
