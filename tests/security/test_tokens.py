@@ -72,6 +72,23 @@ async def test_the_end_that_a_worker_brings_about_is_answered_first(core: Core, 
         assert await refused(core, worker(token))
 
 
+@pytest.mark.parametrize("what", ["create", "complete"])
+async def test_what_a_worker_asks_for_at_once_comes_behind_its_own_coming(core: Core, world: World, what: str) -> None:
+    """Its session is written behind its acknowledgement, here late: the task that let it in is its own from the first request on."""
+    async with connect(core, agent("w", "c", "1")) as creator:
+        task_id, token = await token_for(creator, "ag::w::i::1")
+        await pump(100)
+        world.databases["tasks"].fail_writes = 1
+        async with connect(core, worker(token)) as peer:
+            if what == "create":
+                made = await create(peer, assignment_mode=SELF)
+                assert made.success, made.error_message
+                assert (await get(peer, made.task_id)).parent_task_id == task_id
+            else:
+                assert (await operate(peer, Op.COMPLETE, task_id)).success
+            assert world.databases["tasks"].fail_writes <= 0
+
+
 async def test_a_failure_that_is_tried_again_ends_nothing(core: Core) -> None:
     policy = pb.RetryPolicy(max_attempts=2, initial_delay_ms=1000)
     async with connect(core, agent("w", "c", "1")) as creator:

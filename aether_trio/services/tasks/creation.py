@@ -86,6 +86,7 @@ class Creation:
             now_ms=now_ms,
             order_us=self._order_us(),
         )
+        await self.engine.begun(session.session_id)
         if task.mode is Mode.SELF_ASSIGN:
             await self.engine.guests.enlist(session)
         token, owner = await self._token(session, request)

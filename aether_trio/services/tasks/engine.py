@@ -119,6 +119,8 @@ class Engine:
         self.clockwork = Clockwork(database, clock, self._fire, self.desk.settle)
         self.inputs = Inputs(log, database, self.perform)
         self.outbox = OutboxPublisher(database, log, lambda: others.node)
+        self._begun: dict[str, int] = {}
+        """Sessions that a task has let in, and their coming, which is not known to be written."""
         self._limits = limits
         self._uniform = uniform
         self._registry = registry
@@ -147,6 +149,23 @@ class Engine:
         return TaskStatistics(
             self.deliveries.pushed, self.clockwork.fired, self.desk.dropped, self.inputs.dropped, followed
         )
+
+    # -- sessions of tasks ------------------------------------------------------------------------------------------
+
+    def begins(self, session_id: str, number: int) -> None:
+        """A session that a task has let in is about to be written, as this errand of the desk."""
+        self._begun[session_id] = number
+
+    async def begun(self, session_id: str) -> None:
+        """Wait until the task of this session is its own, if one has let it in."""
+        number = self._begun.get(session_id, 0)
+        if number:
+            await self.desk.wait_done(number)
+            self._begun.pop(session_id, None)
+
+    def is_over(self, session_id: str) -> None:
+        """A session has ended."""
+        self._begun.pop(session_id, None)
 
     # -- writing ----------------------------------------------------------------------------------------------------
 

@@ -361,12 +361,15 @@ class TaskService:
         joined = sessions.Joined(
             worker, back, session.task_id, session.token, session.lineage, again, lambda: session.detached
         )
-        self.engine.desk.put(Join(joined))
+        number = self.engine.desk.put(Join(joined))
+        if session.task_id:
+            self.engine.begins(session.session_id, number)
 
     def ended(self, session: Session) -> None:
         """A session is over; called once for each that was acknowledged or not."""
         self._reports.pop(session.session_id, None)
         self._claimers.discard(session.session_id)
+        self.engine.is_over(session.session_id)
         self._unwatch(self.engine.hub.close_all(session))
         if self.engine.guests.forget(session) or session.identity.kind in WORKER_KINDS or session.task_id:
             left = sessions.Left(
@@ -430,7 +433,8 @@ class TaskService:
             session.put(error_response(AetherError(Code.INVALID_ARGUMENT, lost[0]), report.request_id))
 
     async def _after_reports(self, session: Session) -> None:
-        """What a session asks for comes after what it has reported."""
+        """What a session asks for comes after its own coming and what it has reported."""
+        await self.engine.begun(session.session_id)
         number = self._reports.pop(session.session_id, 0)
         if number:
             await self.engine.desk.wait_done(number)
