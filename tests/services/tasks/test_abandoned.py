@@ -74,12 +74,13 @@ async def test_what_its_creator_began_and_left_has_failed(world: World, hello: H
 
 @every_participant
 async def test_what_its_creator_never_began_is_cancelled(world: World, hello: Hello) -> None:
-    async with world.open() as core, connect(core, agent("w", "c", "1")) as watcher:
+    limits = {"interactive_ttl_s": 600, "pool_ttl_s": 600}
+    async with world.open(tasks=limits) as core, connect(core, agent("w", "c", "1")) as watcher:
         async with connect(core, hello()) as creator:
             task_id = await own_task(creator)
-            await trio.sleep(2 * 3600)
+            await trio.sleep(2 * 600)
             assert (await get(watcher, task_id)).status == pb.TASK_STATUS_QUEUED
-        await trio.sleep(3590)
+        await trio.sleep(590)
         assert (await get(watcher, task_id)).status == pb.TASK_STATUS_QUEUED
         await trio.sleep(20)
         assert (await get(watcher, task_id)).status == pb.TASK_STATUS_CANCELLED

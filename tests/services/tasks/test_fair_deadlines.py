@@ -15,7 +15,9 @@ from tests.services.agents.cast import SetClock
 from tests.services.tasks.peers import Op, create, get, operate
 
 INPUT = pb.WaitSpec(reason=pb.WAIT_REASON_INPUT)
-HOUR = 3600
+LONG_S = 600
+SHORTER = {"interactive_ttl_s": LONG_S, "pool_ttl_s": LONG_S}
+"""For hours by default, each of which is seconds of looking on PostgreSQL."""
 
 
 async def status(peer: MemoryLink, task_id: str) -> pb.TaskStatus.ValueType:
@@ -67,10 +69,10 @@ async def test_a_retry_of_the_policy_takes_no_longer_than_schedule_to_close(core
 
 
 async def test_an_old_interactive_task_can_be_tried_again(world: World) -> None:
-    async with world.open() as core, connect(core, agent("w", "c", "1")) as creator:
+    async with world.open(tasks=SHORTER) as core, connect(core, agent("w", "c", "1")) as creator:
         task_id = (await create(creator, task_class=pb.TASK_CLASS_INTERACTIVE)).task_id
         for _ in range(2):
-            await trio.sleep(HOUR - 5)
+            await trio.sleep(LONG_S - 5)
             assert await status(creator, task_id) == pb.TASK_STATUS_QUEUED
             await trio.sleep(10)
             assert await status(creator, task_id) == pb.TASK_STATUS_CANCELLED
@@ -81,7 +83,7 @@ async def test_an_old_interactive_task_can_be_tried_again(world: World) -> None:
 @pytest.mark.parametrize("asleep", [True, False])
 async def test_an_interactive_task_that_waited_long_goes_on(world: World, asleep: bool) -> None:
     async with (
-        world.open() as core,
+        world.open(tasks=SHORTER) as core,
         connect(core, agent("w", "c", "1")) as creator,
         connect(core, agent("w", "i", "1")) as worker,
     ):
@@ -91,7 +93,7 @@ async def test_an_interactive_task_that_waited_long_goes_on(world: World, asleep
             await sleep_until(worker, task_id, 0)
         else:
             assert (await operate(worker, Op.PAUSE, task_id, wait_spec=INPUT)).success
-        await trio.sleep(3 * HOUR)
+        await trio.sleep(3 * LONG_S)
         assert (await operate(creator, Op.RESUME, task_id)).success
         await trio.sleep(60)
         assert await status(creator, task_id) == (pb.TASK_STATUS_QUEUED if asleep else pb.TASK_STATUS_RUNNING)
@@ -101,7 +103,7 @@ async def test_an_interactive_task_that_waited_long_goes_on(world: World, asleep
 @pytest.mark.parametrize("asleep", [True, False])
 async def test_start_to_close_counts_work_alone(world: World, asleep: bool) -> None:
     async with (
-        world.open() as core,
+        world.open(tasks=SHORTER) as core,
         connect(core, agent("w", "c", "1")) as creator,
         connect(core, agent("w", "i", "1")) as worker,
     ):
@@ -114,10 +116,10 @@ async def test_start_to_close_counts_work_alone(world: World, asleep: bool) -> N
             await sleep_until(worker, task_id, 0)
         else:
             assert (await operate(worker, Op.PAUSE, task_id, wait_spec=INPUT)).success
-        await trio.sleep(HOUR)
+        await trio.sleep(LONG_S)
         assert (await operate(creator, Op.RESUME, task_id)).success
         if asleep:
-            await trio.sleep(HOUR / 2)
+            await trio.sleep(LONG_S / 2)
             await begin(worker, task_id)
         await trio.sleep(15)
         assert await status(creator, task_id) == pb.TASK_STATUS_RUNNING
