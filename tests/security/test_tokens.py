@@ -183,6 +183,12 @@ async def test_a_line_of_tokens_is_short(core: Core) -> None:
             token = following
 
 
+async def test_a_token_that_is_not_known_lets_nobody_in(core: Core) -> None:
+    async with connect(core, worker("att_nonsense"), wait_ack=False) as peer:
+        end = await peer.wait_end()
+    assert (end.status, "this task token is not known here" in end.message) == (Status.UNAUTHENTICATED, True)
+
+
 async def test_a_token_that_lets_nobody_in_is_good_for_a_day(core: Core) -> None:
     identity, day_ms = Identity.parse("ag::w::i::1"), 24 * 3600 * 1000
     database = core.tasks.engine.database

@@ -9,6 +9,7 @@ import trio
 
 from aether_trio.core import Core
 from aether_trio.model.errors import Status
+from aether_trio.services.tasks import startups
 from aether_trio.services.tasks.letters import Letters
 from aether_trio.session.admission import ASSIGNMENTS
 from aether_trio.storage.base import StorageUnavailable
@@ -344,5 +345,40 @@ async def test_the_starts_that_urgent_tasks_wait_for_are_handed_out_first(core: 
         await until(core, *["pending"] * 4)
         async with connect(core, starter("1", "process")) as orchestrator:
             told = [await assignment(orchestrator) for _ in range(4)]
+            [[asked_ms]] = await core.tasks.engine.database.fetch("SELECT MAX(assigned_ms) FROM tasks")
         assert [one.specifier for one in told] == ["raised", "high", "normal", "low"]
+        assert {one.assigned_at for one in told} == {asked_ms // 1000}
         assert [one.metadata["priority"] for one in told] == ["50", "40", "30", "10"]
+
+
+async def test_the_most_urgent_starts_are_in_the_first_page_that_is_handed_out(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(startups, "WAITING_PAGE", 1)
+    async with connect(core, starter("2", "other")) as other, connect(core, agent("w", "asker", "1")) as asker:
+        await register(other, "echo")
+        for specifier, priority in {"normal": 30, "raised": 20}.items():
+            assert (await create(asker, target_agent_id=f"ag::w::echo::{specifier}", priority=priority)).success
+        await create(asker, target_agent_id="ag::w::echo::raised", priority=50)
+        await until(core, "pending", "pending")
+        monkeypatch.setattr(core.tasks.engine.follow_ups, "put", lambda *_: 0)  # the first page, and no other
+        async with connect(core, starter("1", "process")) as orchestrator:
+            assert (await assignment(orchestrator)).specifier == "raised"
+            await nothing_more(orchestrator)
+
+
+async def test_starts_that_ended_while_they_waited_hide_no_other(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(startups, "WAITING_PAGE", 2)
+    async with connect(core, starter("2", "other")) as other, connect(core, agent("w", "asker", "1")) as asker:
+        await register(other, "echo")
+        for number, priority in enumerate((50, 50, 50, 10)):
+            assert (await create(asker, target_agent_id=f"ag::w::echo::{number}", priority=priority)).success
+        await until(core, *["pending"] * 4)
+        urgent = await core.tasks.engine.database.fetch(
+            "SELECT task_id FROM tasks WHERE task_type = 'agent_startup' AND priority = 50"
+        )
+        for (task_id,) in urgent:
+            assert (await operate_on(asker, TaskOp.CANCEL, task_id)).success
+        async with connect(core, starter("1", "process")) as orchestrator:
+            assert (await assignment(orchestrator)).specifier == "3"
+            await nothing_more(orchestrator)

@@ -10,7 +10,8 @@ import trio
 from aether_trio.core import Core
 from aether_trio.model.errors import Code
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import World, agent, barrier, connect, errors, user
+from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, errors, user
+from tests.services.agents.cast import SetClock
 from tests.services.tasks.peers import Op, create, get, given, operate
 
 BIG = b"x" * (512 * 1024 + 1)
@@ -158,3 +159,17 @@ async def test_texts_that_a_database_does_not_store_are_no_harm(core: Core) -> N
         while listed.request_id != "q":
             listed = (await creator.next("task_query")).task_query
         assert (listed.success, len(listed.tasks)) == (True, 0)
+
+
+async def test_an_idempotency_key_is_kept_for_a_day(world: World) -> None:
+    clock = SetClock(trio.current_time)
+    keys = "SELECT COUNT(*) FROM task_keys"
+    async with deadlock_is_an_error(), world.open(clock=clock) as core, connect(core, agent("w", "c", "1")) as creator:
+        first = await create(creator, idempotency_key="k")
+        clock.ahead_ms = 86_400_000 - 60_000
+        await trio.sleep(30)
+        assert (await create(creator, idempotency_key="k")).task_id == first.task_id
+        clock.ahead_ms += 60_000
+        await trio.sleep(30)
+        assert world.databases["tasks"].query(keys) == [(0,)]
+        assert (await create(creator, idempotency_key="k")).task_id != first.task_id

@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from aether_trio.core import Core
+from aether_trio.model.tasks import Move
 from aether_trio.services.tasks import due
 from aether_trio.services.tasks.letters import Letters
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -108,3 +109,17 @@ async def test_a_mistake_of_ours_costs_a_second_and_not_the_gateway(
         await trio.sleep(10)
         assert (await get(creator, task_id)).status == pb.TASK_STATUS_FAILED
     assert failures[0] < 0
+
+
+async def test_what_cannot_be_moved_at_its_moment_is_looked_at_once_a_minute(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(due, "move_of", lambda task, _, facts: (Move.WAKE, facts))
+    engine = core.tasks.engine
+    async with connect(core, agent("w", "c", "1")) as creator:
+        task_id = (await create(creator, metadata={"schedule_to_close_ms": "1000"})).task_id
+        await trio.sleep(10)
+        assert (await get(creator, task_id)).status == pb.TASK_STATUS_QUEUED
+        before = engine.statistics().due
+        await trio.sleep(600)
+        assert engine.statistics().due - before == 10

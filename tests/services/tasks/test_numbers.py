@@ -88,3 +88,16 @@ async def test_a_number_makes_nobody_a_worker(core: Core) -> None:
 )
 def test_how_it_is_said(text: str, found: tuple[str, int]) -> None:
     assert named(text) == found
+
+
+async def test_a_stranger_is_not_told_that_there_is_such_a_task(core: Core) -> None:
+    async with connect(core, agent("w", "i", "1")) as worker, connect(core, agent("v", "i", "1")) as stranger:
+        task_id = (await create(worker, assignment_mode=pb.SELF_ASSIGN)).task_id
+        for ended in (False, True):
+            if ended:
+                for op in (Op.CLAIM, Op.COMPLETE):
+                    assert (await operate(worker, op, task_id)).success
+            for op in (Op.CLAIM, Op.COMPLETE, Op.FAIL, Op.REJECT, Op.CANCEL, Op.RETRY):
+                asked = [await operate(stranger, op, one) for one in (task_id, "no-such-task")]
+                assert [one.success for one in asked] == [False, False]
+                assert asked[0].error == asked[1].error

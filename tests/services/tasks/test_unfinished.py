@@ -11,6 +11,7 @@ from aether_trio.core import Core
 from aether_trio.services.tasks import sessions, transaction
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, deadlock_is_an_error
+from tests.services.agents.cast import SetClock
 from tests.services.tasks.peers import Op, create, operate
 
 WAITING = "SELECT COUNT(*) FROM tasks WHERE status = 'waiting_dependency'"
@@ -55,6 +56,32 @@ async def test_those_that_an_unanswered_commit_has_not_woken_are_woken(
             assert (await operate(creator, Op.WAIT_FOR, task_id, wait_spec=pb.WaitSpec(depends_on=[first]))).success
         database.unanswered_writes = 1
         assert (await operate(creator, Op.COMPLETE, first)).success
+        while database.query(WAITING) != [(0,)]:
+            await trio.sleep(1)
+
+
+async def test_whoever_still_waits_for_a_task_that_is_forgotten_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transaction, "WAKE_PAGE", 2)
+    database = world.databases["tasks"]
+    clock = SetClock(trio.current_time)
+    async with (
+        deadlock_is_an_error(),
+        world.open(clock=clock) as core,
+        connect(core, agent("w", "c", "1")) as creator,
+    ):
+        first = (await create(creator, assignment_mode=pb.SELF_ASSIGN)).task_id
+        assert (await operate(creator, Op.CLAIM, first)).success
+        for _ in range(4):
+            task_id = (await create(creator, assignment_mode=pb.SELF_ASSIGN)).task_id
+            assert (await operate(creator, Op.CLAIM, task_id)).success
+            assert (await operate(creator, Op.WAIT_FOR, task_id, wait_spec=pb.WaitSpec(depends_on=[first]))).success
+        monkeypatch.setattr(core.tasks.engine.follow_ups, "put", lambda *_: 0)  # what was to wake the others is lost
+        assert (await operate(creator, Op.COMPLETE, first)).success
+        await trio.sleep(60)
+        assert database.query(WAITING) == [(2,)]
+        clock.ahead_ms = 8 * 86_400_000
         while database.query(WAITING) != [(0,)]:
             await trio.sleep(1)
 
