@@ -286,6 +286,58 @@ async def test_more_tasks_than_are_remembered_here(core: Core, world: World, mon
             await until(peer, task_id, RUNNING)
 
 
+async def test_what_finds_no_room_in_memory_is_looked_for_at_once(
+    core: Core, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not when all topics are looked through the next time."""
+    monkeypatch.setattr(inputs, "MAX_WAITING", 1)
+    tasks = world.databases["tasks"]
+    async with connect(core, agent("w", "c", "1")) as peer:
+        waiting = [await begun(peer) for _ in range(3)]
+        for task_id in waiting:
+            assert await pause(peer, task_id) == WAITING
+        await trio.sleep(30)
+        monkeypatch.setattr(core.tasks.engine.inputs, "look", lambda: None)
+        tasks.failing = True
+        for task_id in waiting:
+            give(peer, task_id)
+        await barrier(peer)
+        tasks.failing = False
+        for task_id in waiting:
+            await until(peer, task_id, RUNNING)
+
+
+def test_a_workspace_takes_its_share_of_what_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "MAX_WAITING", 20)
+    waiting = inputs._Waiting()
+    assert [waiting.put(f"tk::loud::{number}::input", number) for number in (1, 2, 3)] == [True, True, False]
+    assert waiting.put("tk::other::1::input", 4)
+    assert waiting.put("tk::loud::1::input", 5)  # more of the same
+    waiting.had_turn("tk::loud::1::input", 1, unfinished=False)  # but there is some since
+    assert not waiting.put("tk::loud::3::input", 6)
+    waiting.had_turn("tk::loud::1::input", 5, unfinished=False)
+    assert [waiting.put(f"tk::loud::{number}::input", number) for number in (7, 8)] == [True, False]
+
+
+async def test_large_inputs_let_others_have_their_turn() -> None:
+    frame = pb.DownstreamMessage(msg=pb.IncomingMessage(payload=bytes(40 * 1024))).SerializeToString()
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_turns)
+        await trio.lowlevel.checkpoint()
+        before = turns
+        assert await inputs._read([(number, frame) for number in range(5)]) == [(number, {}) for number in range(5)]
+        assert turns - before >= 4
+        nursery.cancel_scope.cancel()
+
+
 async def test_many_inputs_of_one_task_are_read_a_page_at_a_time(
     core: Core, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

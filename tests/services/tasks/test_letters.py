@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import structlog.testing
 import trio
 
 from aether_trio.core import Core
@@ -12,7 +13,7 @@ from aether_trio.model.tasks import Move
 from aether_trio.services.tasks import due
 from aether_trio.services.tasks.letters import Letters
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import agent, barrier, connect
+from tests.helpers.core import World, agent, barrier, connect
 from tests.services.tasks.peers import Op, create, get, given, operate
 
 
@@ -123,3 +124,18 @@ async def test_what_cannot_be_moved_at_its_moment_is_looked_at_once_a_minute(
         before = engine.statistics().due
         await trio.sleep(600)
         assert engine.statistics().due - before == 10
+
+
+async def test_an_outage_is_in_the_log_once(core: Core, world: World) -> None:
+    async with connect(core, agent("w", "c", "1")) as creator:
+        task_id = (await create(creator, metadata={"schedule_to_close_ms": "1000"})).task_id
+        with structlog.testing.capture_logs() as logs:
+            for _ in range(2):
+                world.databases["tasks"].failing = True
+                core.tasks.engine.clockwork.look()
+                await trio.sleep(30)
+                world.databases["tasks"].failing = False
+                await trio.sleep(30)
+        assert (await get(creator, task_id)).status == pb.TASK_STATUS_FAILED
+    said = [one["event"] for one in logs if one["event"].startswith("nothing falls due")]
+    assert said == ["nothing falls due while storage is away"] * 2
