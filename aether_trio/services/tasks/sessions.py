@@ -121,23 +121,22 @@ def join(work: Work, joined: Joined) -> Program[None]:
 
 
 def _hands(identity: str) -> Program[tuple[list[Task], list[Task]]]:
-    """What a participant was given and has not ended, and what it has assigned to itself; the oldest first."""
+    """What a participant was given and has not ended, and what it has assigned to itself; in the order in which it was given them."""
     found = yield from rows.select_either("holder = $1 AND holder <> ''", "keeper = $1 AND keeper <> ''", (identity,))
-    found.sort(key=lambda task: task.order_us)
+    found.sort(key=lambda task: (task.assigned_ms, -task.priority, task.order_us))
     return [task for task in found if task.holder], [task for task in found if task.keeper]
 
 
 def _begun(held: Sequence[Task]) -> Task | None:
     """Of what a client has that does not say when it begins, the one that it is taken to have begun without a report; None if it has reported.
 
-    It works in the order in which it was given them, as the published clients do.
+    It works in the order in which it was given them, as the published clients do; `held` has it.
     """
     if any(
         task.status is Status.RUNNING and task.task_type != AGENT_STARTUP and not task.disconnected_ms for task in held
     ):
         return None
-    given = [task for task in held if task.status is Status.ASSIGNED]
-    return min(given, key=lambda task: (task.assigned_ms, -task.priority, task.order_us), default=None)
+    return next((task for task in held if task.status is Status.ASSIGNED), None)
 
 
 def _give_again(work: Work, worker: Worker, task: Task, *, back: bool, silent: bool, begun: bool) -> Program[None]:

@@ -194,6 +194,25 @@ async def test_a_worker_that_reported_was_at_work_on_that(world: World, same: bo
             assert [(await get(creator, task_id)).attempt for task_id in (one, two, three)] == [0, 1, 0]
 
 
+async def test_what_is_told_again_comes_in_the_order_in_which_it_was_given(world: World) -> None:
+    """The worker may not have heard it before, and the first one is what it is taken to have begun."""
+    async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as creator:
+        older = (await create(creator)).task_id
+        urgent = (await create(creator, priority=pb.TASK_PRIORITY_HIGH)).task_id
+        async with connect(core, agent("w", "i", "1"), wait_ack=False) as worker:
+            session_id = await session_of(worker)
+            await barrier(worker)
+            assert given(worker) == [urgent, older]
+            worker.cut()
+        await trio.sleep(1)
+        async with connect(core, agent("w", "i", "1", resume_session_id=session_id)) as worker:
+            await barrier(worker)
+            assert given(worker) == [urgent, older]
+            worker.cut()
+        await trio.sleep(60)
+        assert [(await get(creator, task_id)).attempt for task_id in (urgent, older)] == [1, 0]
+
+
 async def test_a_worker_that_is_cut_often_keeps_what_it_has_not_begun(world: World) -> None:
     async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as creator:
         tasks = [(await create(creator)).task_id for _ in range(3)]
