@@ -325,11 +325,32 @@ async def put_to_sleep_by_another_task(address: str) -> None:
         assert (job.end, told) == (JobEnd.HIBERNATED, [JobEnd.HIBERNATED])
 
 
+async def left_because_it_is_over(address: str) -> None:
+    """That is swallowed; of another task it is an error as others are."""
+    async with open_shop(address) as (boss, one):
+        await order(boss)
+        async with await one_of(one) as job:
+            with anyio.CancelScope(shield=True):
+                await boss.tasks.cancel(job.id)
+                await wait_until_over(job)
+                await job.progress(1)
+        assert job.end is JobEnd.CANCELLED
+        await order(boss)
+        another = TaskOver("another", JobEnd.LOST, "")
+        job = await one_of(one)
+        with pytest.raises(TaskOver) as caught:
+            async with job:
+                raise another
+        assert caught.value is another
+        assert job.end is JobEnd.FAILED
+
+
 @everywhere
 @pytest.mark.parametrize(
     "body",
     [
         asked_again_and_again,
+        left_because_it_is_over,
         asked_behind_its_block,
         put_to_sleep_by_another_task,
         left_well,
