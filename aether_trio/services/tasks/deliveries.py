@@ -1,7 +1,8 @@
 """Assignments on their way to workers of this node.
 
 A worker that reads is sent its assignments at once: with what else it is sent in this turn of the loop, in one write. Of one that does
-not only the names of its tasks are kept, and they are read again when there is room: what waits for a stuck worker costs nothing.
+not only the names of its tasks are kept, and they are read again when there is room: what waits for a stuck worker costs nothing. So it is
+with the tasks of a transaction that gives very much at once.
 
 An orchestrator is told of its starts in the order of their priority, as far as they wait here.
 """
@@ -50,8 +51,8 @@ class Deliveries:
         self.hand_out: HandOut = _nobody
         """Tells an orchestrator of starts, in their order (services/agents)."""
 
-    def push(self, session: Session, task: Task, payload: bytes) -> None:
-        """Tell a worker of a task. Never blocks. A session that has ended is passed over: its end gives the task back."""
+    def push(self, session: Session, task: Task, payload: bytes | None) -> None:
+        """Tell a worker of a task, whose payload is read when there is room if it is None. Never blocks. A session that has ended is passed over: its end gives the task back."""
         if session.detached or session.nursery is None:
             return
         if task.status is Status.STARTING:
@@ -63,7 +64,7 @@ class Deliveries:
             return
         waiting = self._waiting.get(session.session_id)
         if waiting is None:
-            if session.outbox.control_has_room:
+            if payload is not None and session.outbox.control_has_room:
                 self._put(session, task, payload)
                 return
             waiting = self._waiting[session.session_id] = deque()

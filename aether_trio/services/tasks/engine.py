@@ -68,6 +68,8 @@ SETTLE_S: Final = 5.0
 """For the sessions that have just ended, when the gateway stops. What is not written then, the next life or another node does."""
 RECOVER_PAGE: Final = 50
 COLLECT_PAGE: Final = 100
+AGAIN_PAGE: Final = 200
+"""Workers, and tasks with those of one worker more, that are told again in one transaction."""
 NOTICE_S: Final = 0.01
 """For so long a notice waits for something to share a write with: nobody sees a bar move more often."""
 
@@ -517,22 +519,28 @@ def _push_one(work: Work, task_id: str, epoch: int) -> Program[None]:
         return
     worker = yield from work.find_worker(task.assigned_to)
     if worker is not None:
-        payload = yield from rows.payload_of(task_id)
+        payload = yield from work.payload_of(task_id)
         work.pushes.append(Push(task, worker, payload))
 
 
-def _push_again(work: Work) -> Program[None]:
-    """Tell the workers of this node everything that they have been assigned and have not begun."""
+def _push_again(work: Work, after: str = "") -> Program[None]:
+    """Tell the workers of this node everything that they have been assigned and have not begun; a page of tasks in a transaction."""
     found: list[Row] = yield Fetch(
-        f"SELECT {WORKER_FIELDS} FROM task_workers WHERE node = $1 ORDER BY identity",  # noqa: S608
-        (work.context.node,),
+        f"SELECT {WORKER_FIELDS} FROM task_workers WHERE node = $1 AND identity > $2 ORDER BY identity LIMIT $3",  # noqa: S608
+        (work.context.node, after, AGAIN_PAGE),
     )
     for row in found:
         worker = read_worker([row])
         assert worker is not None
+        after = worker.identity
         held = yield from rows.select(
-            "holder = $1 AND holder <> '' AND status IN ('assigned', 'starting')", (worker.identity,)
+            "holder = $1 AND holder <> '' AND status IN ('assigned', 'starting') ORDER BY order_us",
+            (worker.identity,),
         )
         for task in held:
-            payload = yield from rows.payload_of(task.task_id)
+            payload = yield from work.payload_of(task.task_id)
             work.pushes.append(Push(task, worker, payload))
+        if len(work.pushes) >= AGAIN_PAGE:
+            break
+    if (found and after != found[-1][0]) or len(found) == AGAIN_PAGE:
+        work.errands.append(partial(_push_again, after=after))

@@ -151,7 +151,7 @@ def _release(work: Work, identity: str) -> Program[None]:
 
 def _push(work: Work, task: Task, worker: Worker) -> Program[None]:
     """The worker is to be told, here or by its node."""
-    payload = b""
+    payload: bytes | None = b""
     if worker.node != work.context.node:
         yield Aside(
             "task_attempts",
@@ -159,8 +159,7 @@ def _push(work: Work, task: Task, worker: Worker) -> Program[None]:
             (task.task_id, task.epoch, task.assigned_to, worker.node, task.assigned_ms, task.started_ms),
         )
     else:
-        known = work.payloads.get(task.task_id)
-        payload = known if known is not None else (yield from rows.payload_of(task.task_id))
+        payload = yield from work.payload_of(task.task_id)
     work.push(task, worker, payload)
 
 

@@ -164,7 +164,7 @@ def _give_again(work: Work, worker: Worker, task: Task, *, back: bool, silent: b
 
 
 def _push(work: Work, worker: Worker, task: Task) -> Program[None]:
-    payload = yield from rows.payload_of(task.task_id)
+    payload = yield from work.payload_of(task.task_id)
     work.pushes.append(Push(task, worker, payload))
 
 

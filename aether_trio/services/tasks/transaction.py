@@ -48,6 +48,9 @@ _RECORD_AND_LOOK: Final = (
     f"WITH written AS ({_RECORD}) SELECT node FROM task_watchers WHERE task_id = $1 AND node <> $5"  # noqa: S608
 )
 
+PAYLOAD_BYTES: Final = 1024 * 1024
+"""A transaction reads so much of payloads, and one more; those of its other assignments are read one by one as they are sent."""
+
 _TOLD: Final = frozenset({Move.ASSIGN, Move.START})
 """After these somebody has to be told."""
 
@@ -84,11 +87,11 @@ class Recorded(NamedTuple):
 
 
 class Push(NamedTuple):
-    """A task that a worker is to be told of, and its payload if the worker is on this node."""
+    """A task that a worker is to be told of, and its payload if the worker is on this node; None: it is to be read when it is sent."""
 
     task: Task
     worker: Worker
-    payload: bytes
+    payload: bytes | None
 
 
 @dataclass(slots=True)
@@ -127,6 +130,8 @@ class Work:
     """What is to follow in transactions of its own."""
     noted: dict[tuple[str, bytes], int] = field(default_factory=dict)
     """How many equal events of a task were asked for again (`note_again`)."""
+    payload_bytes: int = 0
+    """Of the payloads that were read for workers."""
     looked_at: int = 0
     """Tasks beside the one that it is about."""
 
@@ -232,7 +237,18 @@ class Work:
         if after.task_type == AGENT_STARTUP:
             yield from startups.moved(self, before, after)
 
-    def push(self, task: Task, worker: Worker, payload: bytes) -> None:
+    def payload_of(self, task_id: str) -> Program[bytes | None]:
+        """The payload of a task that a worker of this node is to be told of; None when this transaction has read enough of them."""
+        known = self.payloads.get(task_id)
+        if known is not None:
+            return known
+        if self.payload_bytes >= PAYLOAD_BYTES:
+            return None
+        payload = yield from rows.payload_of(task_id)
+        self.payload_bytes += len(payload)
+        return payload
+
+    def push(self, task: Task, worker: Worker, payload: bytes | None) -> None:
         """Once this is committed, a worker is to be told of a task."""
         self.pushes.append(Push(task, worker, payload))
 

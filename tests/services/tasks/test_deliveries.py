@@ -9,6 +9,7 @@ import trio
 
 from aether_trio.core import Core
 from aether_trio.model.tasks import Task
+from aether_trio.services.tasks.transaction import Work
 from aether_trio.session.session import Session
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, kv_get, kv_put, pump
@@ -87,3 +88,43 @@ async def test_an_urgent_start_overtakes_those_that_its_orchestrator_was_not_tol
         may_go_on.set()
         told = [(await assignment(orchestrator)).specifier for _ in wanted]
         assert told == ["first", "high", "normal", "low"]
+
+
+@pytest.mark.parametrize("how", ["again", "anew", "at once"])
+async def test_much_that_is_given_at_once_is_not_held_at_once(core: Core, world: World, how: str) -> None:
+    """Told again after a commit without an answer, to a worker that comes anew, or to one for which all that has waited."""
+    engine, held = core.tasks.engine, [0]
+    settle = engine.settle
+
+    def measured(work: Work) -> None:
+        held.append(sum(len(push.payload or b"") for push in work.pushes))
+        settle(work)
+
+    engine.settle = measured  # type: ignore[method-assign]
+    payloads = [bytes([number]) * 400_000 for number in range(12)]
+    async with connect(core, agent("w", "c", "1")) as creator:
+
+        async def create_all() -> list[str]:
+            return [(await create(creator, payload=payload)).task_id for payload in payloads]
+
+        tasks = await create_all() if how == "at once" else []
+        async with connect(core, agent("w", "i", "1")) as worker:
+            tasks = tasks or await create_all()
+            await trio.sleep(10)
+            if how == "anew":
+                worker.finish()
+            elif how == "again":
+                worker._downstream.clear()
+                world.databases["tasks"].unanswered_writes = world.databases["tasks"].side.unanswered_writes = 1
+                await create(creator, target_implementation="other")
+                world.databases["tasks"].unanswered_writes = world.databases["tasks"].side.unanswered_writes = 0
+                await trio.sleep(10)
+            if how != "anew":
+                told = [one.task_assignment for one in worker.waiting("task_assignment")]
+        if how == "anew":
+            async with connect(core, agent("w", "i", "1")) as worker:
+                await trio.sleep(10)
+                told = [one.task_assignment for one in worker.waiting("task_assignment")]
+    assert list({one.task_id: None for one in told}) == tasks  # again may be twice
+    assert {one.task_id: one.payload for one in told} == dict(zip(tasks, payloads, strict=True))
+    assert max(held) < 2_000_000
