@@ -336,6 +336,24 @@ async def test_a_look_for_what_other_nodes_have_written_asks_for_many_tasks_at_o
         assert len(found) == (3 if core.tasks.engine.database.shared else 0)
 
 
+async def test_what_was_not_offered_here_comes_before_what_follows_it(core: Core, reads: Reads) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
+        parent, _ = await parent_and_children(peer, 0)
+        assert (await operate(peer, Op.CLAIM, parent)).success
+        assert (await subscribe(other, parent)).success
+        await core.tasks.engine.database.run(lambda: _written_elsewhere(parent))
+        report = pb.UpstreamMessage(progress=pb.ProgressReport(task_id=parent, state="here"))
+        peer.send(report)
+        await barrier(peer)
+        await trio.sleep(1)
+        assert [one.progress.state for one in seen(other)] == ["elsewhere", "here"]
+        reads.statements.clear()
+        peer.send(report)
+        await barrier(peer)
+        assert [one.progress.state for one in seen(other)] == ["elsewhere", "here", "here"]
+        assert reads.statements == []  # it was sent as it was written
+
+
 def _written_elsewhere(task_id: str) -> Program[None]:
     event = pb.TaskEvent(task_id=task_id, progress=pb.TaskProgressEvent(state="elsewhere"))
     [[number]] = yield Fetch("UPDATE tasks SET events = events + 1 WHERE task_id = $1 RETURNING events", (task_id,))
