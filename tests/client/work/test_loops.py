@@ -311,12 +311,26 @@ async def test_a_task_whose_block_has_not_begun_is_asked_for(
 ) -> None:
     monkeypatch.setattr(worker_module, "FORGOTTEN_S", 0.05)
     async with open_test_gateway() as gateway, open_shop(f"aether://{gateway.address}") as (boss, one):
-        await order(boss)
+        for _ in range(2):
+            await order(boss)
         jobs = one.work()
         job = await anext(jobs)
-        with caplog.at_level(logging.WARNING, logger="aether_trio.client"), anyio.move_on_after(0.3):
-            await anext(jobs)
-        assert f"task {job.id} was handed out" in caplog.text
+        others: list[Job] = []
+
+        async def take() -> None:
+            others.append(await anext(jobs))
+
+        with caplog.at_level(logging.WARNING, logger="aether_trio.client"):
+            async with anyio.create_task_group() as group:
+                group.start_soon(take)
+                while f"task {job.id} was handed out" not in caplog.text:
+                    await anyio.sleep(0.01)
+                await boss.kv.get("k")  # longer than another claim takes
+                await anyio.sleep(0.05)
+                assert others == [], "one at a time"
+                async with job:
+                    pass
+        assert len(others) == 1
 
 
 async def test_whoever_is_cancelled_while_it_claims_leaves_the_task_to_the_next_one() -> None:
