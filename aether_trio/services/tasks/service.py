@@ -286,22 +286,24 @@ class TaskService:
             return hub.beginning(task.task_id, below if subscription.recursive else None, since_ms, node)
 
         if node is not None:
-            await self._watch([task.task_id])
+            await self._watch(subscription.session, [task.task_id])
         while True:
             found = await database.read(program)
             self.engine.hub.follow(subscription, found.positions)
-            if not found.unwatched:
+            if not found.unwatched or subscription.session.detached:
                 return found.positions
-            await self._watch(found.unwatched)  # what is made below these from now on is watched from its beginning
+            await self._watch(
+                subscription.session, found.unwatched
+            )  # what is made below these from now on is watched from its beginning
 
-    async def _watch(self, task_ids: Sequence[str]) -> None:
-        """Have other nodes tell this one of events."""
-        node = self.engine.hints.node
+    async def _watch(self, session: Session, task_ids: Sequence[str]) -> None:
+        """Have other nodes tell this one of events. In turn with `_unwatch`, so nothing stays of a session that ends meanwhile."""
 
-        def program() -> Program[None]:
-            yield ExecuteMany(WATCH, [(task_id, node) for task_id in sorted(task_ids)])
+        def errand(work: Work) -> Program[None]:
+            if not session.detached:
+                yield ExecuteMany(WATCH, [(task_id, work.context.node) for task_id in sorted(task_ids)])
 
-        await self.engine.database.run(program)
+        await self.engine.desk.wait_done(self.engine.desk.put(errand))
 
     def _unwatch(self, task_ids: Sequence[str]) -> None:
         if self.engine.database.shared:
