@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -141,3 +142,31 @@ def test_nothing_of_a_job_is_missing() -> None:
     instance = {"assignment", "task", "end", "reason", "remark"}
     inner = {"watched", "heard", "looked", "give_up", "begins_too_late", "entered", "is_open"}
     assert public(Job) | instance <= public(SyncJob) | inner
+
+
+def test_an_interrupt_at_either_end_of_a_block_gives_it_up() -> None:
+    """It comes before Python knows that the block has begun, or before the block is told to end."""
+
+    class Block:
+        given_up = 0
+        entering: BaseException | None = None
+
+        def __enter__(self) -> None:
+            if self.entering is not None:
+                raise self.entering
+
+        def __exit__(self, *error: object) -> bool:
+            raise KeyboardInterrupt
+
+        def give_up(self) -> None:
+            self.given_up += 1
+
+    block: Any = Block()
+    bridge: Any = SimpleNamespace(entered=lambda _: block)
+    with pytest.raises(KeyboardInterrupt), SyncJob(bridge, None):  # type: ignore[arg-type]
+        assert block.given_up == 0
+    assert block.given_up == 1
+    block.entering = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt), SyncJob(bridge, None):  # type: ignore[arg-type]
+        pytest.fail("it has begun")
+    assert block.given_up == 2
