@@ -11,7 +11,7 @@ import pytest
 from scitrera_aether_client.proto import aether_pb2 as pb
 
 from tests.helpers.forwarder import forwarder
-from tests.helpers.sdk import LIMIT_S, POLL_S, SyncPeer, SyncWorld, World, answered, run_async
+from tests.helpers.sdk import LIMIT_S, POLL_S, SyncPeer, SyncWorld, World, answered, eventually, run_async
 from tests.interop.tasks import steps
 
 
@@ -117,7 +117,9 @@ def test_the_asyncio_client_hears_of_a_cancellation_as_well(gateway: str) -> Non
             task_id = await steps.create(creator, world)
             await steps.assignment(worker, task_id)
             await worker.client.report_progress(task_id, completion=0.1)
-            await worker.barrier()
+            # Until it is written: the creator may be connected to another node.
+            began = pb.TASK_STATUS_RUNNING
+            await eventually(lambda: steps.status(creator, task_id), lambda status: status == began, "begun")
             await steps.op(creator, "cancel", task_id)
             await worker.client.report_progress(task_id, completion=0.5, request_id="after")
             error = await worker.error("ERR_INVALID_ARGUMENT")
