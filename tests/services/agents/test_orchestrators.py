@@ -382,3 +382,16 @@ async def test_starts_that_ended_while_they_waited_hide_no_other(core: Core, mon
         async with connect(core, starter("1", "process")) as orchestrator:
             assert (await assignment(orchestrator)).specifier == "3"
             await nothing_more(orchestrator)
+
+
+async def test_of_orchestrators_whose_gateway_was_killed_nothing_is_kept(world: World) -> None:
+    profiles = "SELECT COUNT(*) FROM orchestrator_profiles"
+    async with deadlock_is_an_error():
+        async with world.open() as core, connect(core, starter("1", "process", "other")):
+            while world.databases["tasks"].query(profiles) != [(2,)]:
+                await trio.sleep(1)
+            for database in world.databases.values():
+                database.failing = True
+        async with world.open():
+            while world.databases["tasks"].query(profiles) != [(0,)]:
+                await trio.sleep(1)

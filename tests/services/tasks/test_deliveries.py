@@ -12,7 +12,7 @@ from aether_trio.model.tasks import Task
 from aether_trio.services.tasks.transaction import Work
 from aether_trio.session.session import Session
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import World, agent, barrier, connect, kv_get, kv_put, pump
+from tests.helpers.core import World, agent, barrier, connect, kv_get, kv_put
 from tests.services.agents.cast import assignment
 from tests.services.agents.cast import create as ask_for
 from tests.services.agents.ops import register, starter
@@ -58,7 +58,8 @@ async def test_one_that_has_gone_is_told_nothing(core: Core) -> None:
         session = core.registry.holder(WORKER)
         assert session is not None
         worker.cut()
-        await pump()
+        while not session.detached:
+            await trio.lowlevel.checkpoint()
         core.tasks.engine.deliveries.push(session, Task("t", "t", "w"), b"")
         assert core.tasks.engine.statistics().assignments == 0
 

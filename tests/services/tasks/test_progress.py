@@ -11,7 +11,7 @@ from aether_trio.services.tasks.desk import MAX_WAITING
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, pump
-from tests.services.tasks.peers import Op, create, operate
+from tests.services.tasks.peers import Op, create, get, operate
 
 REPORTS = "SELECT COUNT(*) FROM task_events WHERE task_id = $1"
 
@@ -68,3 +68,15 @@ async def test_of_a_task_that_reports_for_ever_the_latest_events_are_kept(
         assert numbers == list(range(numbers[0], numbers[-1] + 1)), "the latest, without a gap"
         assert kept <= len(numbers) < 2 * kept
         assert world.databases["tasks"].query(REPORTS, other)[0][0] >= 1, "those of another task are there"
+
+
+async def test_what_another_one_reports_is_no_sign_of_life(core: Core) -> None:
+    async with connect(core, agent("w", "c", "1")) as creator, connect(core, agent("w", "i", "1")) as worker:
+        limits = {"heartbeat_timeout_ms": "10000"}
+        task_id = (await create(creator, metadata=limits)).task_id
+        assert (await operate(worker, Op.CLAIM, task_id)).success
+        for _ in range(6):
+            for name in (task_id, "no-such-task"):
+                creator.send(pb.UpstreamMessage(progress=pb.ProgressReport(task_id=name, state="running")))
+            await trio.sleep(3)
+        assert "no progress for 10000 ms" in (await get(creator, task_id)).error
