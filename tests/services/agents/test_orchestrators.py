@@ -11,8 +11,9 @@ from aether_trio.core import Core
 from aether_trio.model.errors import Status
 from aether_trio.services.tasks import startups
 from aether_trio.services.tasks.letters import Letters
+from aether_trio.services.tasks.transaction import Work
 from aether_trio.session.admission import ASSIGNMENTS
-from aether_trio.storage.base import StorageUnavailable
+from aether_trio.storage.base import Program, StorageUnavailable
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, deadlock_is_an_error, message_to
@@ -369,6 +370,15 @@ async def test_the_most_urgent_starts_are_in_the_first_page_that_is_handed_out(
 
 async def test_starts_that_ended_while_they_waited_hide_no_other(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(startups, "WAITING_PAGE", 2)
+    give_waiting, pages = startups.give_waiting, 0
+
+    def bounded(work: Work, profile: bytes) -> Program[None]:
+        nonlocal pages
+        pages += 1
+        assert pages < 20, "page after page has nothing that waits"
+        yield from give_waiting(work, profile)
+
+    monkeypatch.setattr(startups, "give_waiting", bounded)
     async with connect(core, starter("2", "other")) as other, connect(core, agent("w", "asker", "1")) as asker:
         await register(other, "echo")
         for number, priority in enumerate((50, 50, 50, 10)):
