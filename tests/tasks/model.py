@@ -146,6 +146,8 @@ class Model:
         """A row that changes, its event, and all that follows."""
         before, was_busy, was_over, was_epoch = job.status, job.busy, job.over, job.epoch
         job.status = status
+        if status == "pending":
+            job.begun = False
         for name, value in fields.items():
             setattr(job, name, value)
         job.updated = self.now
