@@ -171,7 +171,7 @@ class Held:
             if not self._settles_late:
                 self._bench.put_down(self)
             self._close()
-        if rest is not None:
+        if rest is not None and not self._is_over(rest):
             raise rest
         return swallowed or (error is not None and self._is_over(error))
 

@@ -326,15 +326,19 @@ async def put_to_sleep_by_another_task(address: str) -> None:
 
 
 async def left_because_it_is_over(address: str) -> None:
-    """That is swallowed; of another task it is an error as others are."""
+    """That is swallowed, alone or in a group; of another task it is an error as others are."""
     async with open_shop(address) as (boss, one):
-        await order(boss)
-        async with await one_of(one) as job:
-            with anyio.CancelScope(shield=True):
-                await boss.tasks.cancel(job.id)
-                await wait_until_over(job)
-                await job.progress(1)
-        assert job.end is JobEnd.CANCELLED
+        for grouped in (False, True):
+            await order(boss)
+            async with await one_of(one) as job:
+                with anyio.CancelScope(shield=True):
+                    await boss.tasks.cancel(job.id)
+                    await wait_until_over(job)
+                    try:
+                        await job.progress(1)
+                    except TaskOver as over:
+                        raise (ExceptionGroup("of children", [over]) if grouped else over) from None
+            assert job.end is JobEnd.CANCELLED
         await order(boss)
         another = TaskOver("another", JobEnd.LOST, "")
         job = await one_of(one)
