@@ -67,16 +67,26 @@ async def test_a_resume_of_a_sleeper_whose_commit_was_not_answered_has_been_made
 
 @pytest.mark.parametrize("why", ["", "the disk is full"])
 async def test_a_failure_whose_commit_was_not_answered_is_one(core: Core, world: World, why: str) -> None:
-    """It is queued again at once, as its policy has it, and its row does not tell who had it fail."""
-    policy = pb.RetryPolicy(max_attempts=3, backoff=pb.BACKOFF_STRATEGY_FIXED, initial_delay_ms=5_000)
+    """The next attempt has begun, at the same worker, when it is asked whether the first one has failed."""
+    policy = pb.RetryPolicy(max_attempts=3, backoff=pb.BACKOFF_STRATEGY_FIXED)
+
+    async def look_for_what_is_due() -> None:
+        while True:
+            core.tasks.engine.clockwork.look()
+            await trio.sleep(0.001)
+
     async with connect(core, agent("w", "c", "1")) as creator, connect(core, agent("w", "i", "1")) as worker:
         task_id = (await create(creator, retry_policy=policy)).task_id
         assert (await operate(worker, Op.CLAIM, task_id)).success
         world.databases["tasks"].unanswered_writes = 1
-        answered = await operate(worker, Op.FAIL, task_id, reason=why)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look_for_what_is_due)
+            answered = await operate(worker, Op.FAIL, task_id, reason=why)
+            nursery.cancel_scope.cancel()
         assert answered.success, answered.error
         failures = [event for event in events_of(world, task_id) if event.status_changed.to_status == FAILED]
         assert [event.status_changed.reason for event in failures] == [why or "task failed"]
+        assert world.databases["tasks"].query("SELECT status, epoch FROM tasks") == [("assigned", 2)]
 
 
 async def test_a_report_whose_commit_was_not_answered_is_one_event(core: Core, world: World) -> None:

@@ -14,7 +14,7 @@ from aether_trio.services.tasks import hub, query, replay, service
 from aether_trio.storage.base import Database, Execute, Fetch, Program
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import World, agent, barrier, connect, errors
+from tests.helpers.core import World, agent, barrier, connect, errors, pump
 from tests.services.tasks.peers import Op, answer, create, operate
 
 _numbers = count(1)
@@ -203,12 +203,17 @@ class Reads:
         self._inner = inner
         self.statements: list[int] = []
         self.bytes: list[int] = []
+        self.going_on = 0
         self.most = 10_000
         """Programs after which the test has failed: they would be read for ever, in no time."""
 
     async def read(self, factory: Callable[[], Program[Any]]) -> Any:
         assert len(self.statements) < self.most
-        return await self._inner.read(lambda: self._counted(factory()))
+        self.going_on += 1
+        try:
+            return await self._inner.read(lambda: self._counted(factory()))
+        finally:
+            self.going_on -= 1
 
     async def fetch(self, sql: str, *args: Any) -> Any:
         self.statements.append(1)
@@ -253,6 +258,24 @@ async def test_what_is_read_at_once_is_bounded_however_large_events_are(core: Co
         times = [one.emitted_at_unix_ms for one in told]
         assert times == sorted(times)
         assert max(reads.bytes) < replay.PAGE_BYTES + 64 * 1024
+
+
+async def test_a_subscription_reads_once_at_a_time_however_much_happens_meanwhile(
+    core: Core, world: World, reads: Reads
+) -> None:
+    database = world.databases["tasks"]
+    async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
+        parent, _ = await parent_and_children(peer, 0)
+        assert (await subscribe(other, parent)).success
+        await core.tasks.engine.database.run(lambda: _written_elsewhere(parent))
+        database.after_read.close()
+        for _ in range(3):
+            core.tasks.engine.hub.look(parent)
+            await pump()
+        assert reads.going_on == 1
+        database.after_read.open()
+        await trio.sleep(1)
+        assert [one.progress.state for one in of(seen(other), parent)] == ["elsewhere"]
 
 
 async def test_a_replay_that_is_read_to_its_end_is_not_read_again(core: Core, reads: Reads) -> None:

@@ -133,6 +133,32 @@ async def test_a_delivery_is_not_counted_when_the_gateway_goes(world: World) -> 
                     assert (await get(creator, task_id)).attempt == 0
 
 
+@pytest.mark.parametrize("by_gateway", [True, False])
+async def test_what_waits_behind_another_task_counts_no_delivery_when_the_gateway_goes(
+    world: World, by_gateway: bool
+) -> None:
+    async with deadlock_is_an_error():
+        async with (
+            world.open() as core,
+            connect(core, agent("w", "c", "1")) as creator,
+            connect(core, agent("w", "i", "1")) as worker,
+        ):
+            tasks = [(await create(creator)).task_id for _ in range(2)]
+            await barrier(worker)
+            assert given(worker) == tasks
+            if by_gateway:
+                for database in world.databases.values():
+                    database.failing = True
+            else:
+                worker.cut()
+                await trio.sleep(5)
+        async with world.open() as core, connect(core, agent("w", "i", "1")) as worker:
+            await barrier(worker)
+            await trio.sleep(1)
+            query = world.databases["tasks"].query
+            assert query("SELECT deliveries FROM tasks WHERE task_id = $1", tasks[1]) == [(int(not by_gateway),)]
+
+
 @pytest.mark.parametrize("claims", [True, False])
 async def test_a_task_that_nobody_ever_begins_is_given_a_bounded_number_of_times(world: World, claims: bool) -> None:
     """Also to workers that claim: one that kills them before they do would be given to them for ever."""
