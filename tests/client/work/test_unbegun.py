@@ -160,9 +160,7 @@ async def test_let_go_of_in_a_thread_with_another_kind_of_loop() -> None:
 async def kept_while_another_loop_asks(address: str) -> None:
     async with open_shop(address) as (boss, one):
         task_id = await order(boss)
-        async for kept in one.work():
-            assert kept.end is None
-            break
+        kept = await one_of(one)
         async with await one_of(one) as job:
             assert job.id == task_id
         assert (kept.end, job.end) == (JobEnd.LOST, JobEnd.COMPLETED)
@@ -185,9 +183,7 @@ async def kept_while_the_same_loop_asks(address: str) -> None:
 async def kept_while_no_loop_asks(address: str) -> None:
     async with open_shop(address) as (boss, one):
         task_id = await order(boss)
-        async for kept in one.work():
-            assert kept.end is None
-            break
+        kept = await one_of(one)
         task = await wait_for(boss, task_id, TaskStatus.FAILED)
         assert (kept.end, task.error) == (JobEnd.LOST, STOPPED)
 
@@ -196,9 +192,7 @@ async def begun_late_and_ended_later(address: str) -> None:
     """What ends late puts nothing down that is another block's."""
     async with open_shop(address) as (boss, one):
         task_id = await order(boss)
-        async for kept in one.work():
-            assert kept.end is None
-            break
+        kept = await one_of(one)
         async with await one_of(one) as job:
             async with kept:
                 await anyio.sleep_forever()
@@ -213,9 +207,7 @@ async def kept_and_ended_by_somebody(address: str) -> None:
     """What is told of it is known before its time is over; it is not in hand then, when it is assigned anew."""
     async with open_shop(address) as (boss, one):
         task_id = await order(boss)
-        async for kept in one.work():
-            assert kept.end is None
-            break
+        kept = await one_of(one)
         await boss.tasks.cancel(task_id)
         assert await wait_until_over(kept) in {JobEnd.CANCELLED, JobEnd.LOST}
         await boss.tasks.retry(task_id)
