@@ -58,7 +58,11 @@ class Store(Protocol):
     name: str
 
     def place(self) -> Place:
-        """An empty place. Whoever gets it closes it."""
+        """An empty place. Its user closes it."""
+        ...
+
+    def new_place(self) -> Place:
+        """An empty place that was never used, so that the engine has no statistics of what its tables held before."""
         ...
 
     def examples(self, count: int) -> int:
@@ -137,6 +141,10 @@ class SqliteStore:
         """See Store."""
         return SqlitePlace()
 
+    def new_place(self) -> SqlitePlace:
+        """See Store."""
+        return SqlitePlace()
+
     def examples(self, count: int) -> int:
         """See Store."""
         return count
@@ -205,6 +213,10 @@ class PostgresPlace:
         self._session.execute(self._empty + "".join(f"; DROP TABLE {name}" for (name,) in parts))
         self._give_back(self)
 
+    def drop(self) -> None:
+        """Its schema is no more."""
+        self._session.execute(f"DROP SCHEMA {self._schema} CASCADE")
+
 
 _PLACES: Final = count(1)
 """Of the whole process: a session's fixture may be made several times (pytest-xdist), on one server."""
@@ -224,9 +236,14 @@ class PostgresStore:
 
     def place(self) -> PostgresPlace:
         """See Store."""
-        if self._free:
-            return self._free.pop()
-        return PostgresPlace(self._session, f"place_{next(_PLACES)}", self._free.append)
+        return self._free.pop() if self._free else self._make(self._free.append)
+
+    def new_place(self) -> PostgresPlace:
+        """See Store. It is not used again."""
+        return self._make(PostgresPlace.drop)
+
+    def _make(self, closed: Callable[[PostgresPlace], None]) -> PostgresPlace:
+        return PostgresPlace(self._session, f"place_{next(_PLACES)}", closed)
 
     def examples(self, count: int) -> int:
         """See Store. A statement takes fifty times as long here."""

@@ -33,7 +33,7 @@ A = Worker("ag::w::i::a", "s", "n", "w", "i", True, 0, 2)
 @pytest.fixture(scope="module")
 def full(store: Store) -> Iterator[Direct]:
     """A pool in which so many tasks wait, of three priorities, and one worker that is full."""
-    place = store.place()
+    place = store.new_place()
     direct = place.direct("tasks")
     first = Task(
         "t-000000",
