@@ -27,9 +27,9 @@ def target(shared_gateway: GatewayProcess) -> str:
     return shared_gateway.address
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def postgres_gateway(postgres_server: PostgresServer, postgres_session: PostgresSession) -> Iterator[GatewayProcess]:
-    """The shared gateway's twin, on PostgreSQL."""
+    """The shared gateway's twin, on PostgreSQL. Tests of other folders look at the connections and locks of the whole server."""
     with (
         open_postgres_engine(postgres_server, postgres_session) as engine,
         start_gateway(extra_args=on_postgres(engine)) as gateway,
