@@ -284,7 +284,10 @@ class Orchestrator:
         return reason or "its process was stopped"
 
     async def _watch(self, client: OrchestratorClient, running: _Running) -> None:
-        """Stop the process when nobody waits for it any more: its start is cancelled, has failed, or is another orchestrator's by now."""
+        """Stop the process when its start is over for this orchestrator.
+
+        The start is cancelled, has failed, or was given to another orchestrator.
+        """
         with running.watch:
             while True:
                 try:
@@ -293,9 +296,8 @@ class Orchestrator:
                     except AetherError as error:
                         if error.retryable:
                             raise
-                        await self._look(
-                            client, running
-                        )  # what is another orchestrator's by now may not be ours to see
+                        # This orchestrator may not see what was given to another one.
+                        await self._look(client, running)
                     return  # the client is closed, or the start is out of sight: then its process is let run
                 except AetherError as error:
                     if not error.retryable:

@@ -235,7 +235,7 @@ class PostgresServer:
             pool.release(await pool.acquire())
 
     def queue(self, name: str, *, locking: bool = False) -> PostgresDatabase:
-        """A queue of its own to a logical database that is up to date; `locking` as of `beside`."""
+        """A separate queue to a logical database that is up to date; `locking` as of `beside`."""
         database = PostgresDatabase(name, self, locking=locking)
         self._databases.append(database)
         return database

@@ -52,7 +52,10 @@ class Deliveries:
         """Tells an orchestrator of starts, in their order (services/agents)."""
 
     def push(self, session: Session, task: Task, payload: bytes | None) -> None:
-        """Tell a worker of a task, whose payload is read when there is room if it is None. Never blocks. A session that has ended is passed over: its end gives the task back."""
+        """Tell a worker of a task. Never blocks.
+
+        A payload that is None is read when there is room. A session that has ended is passed over: its end gives the task back.
+        """
         if session.detached or session.nursery is None:
             return
         if task.status is Status.STARTING:

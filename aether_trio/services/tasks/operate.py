@@ -14,7 +14,7 @@ from aether_trio.services.tasks import input_rows, rows, startups
 from aether_trio.services.tasks.parties import Caller, is_party, may_be_given, waits_for
 from aether_trio.services.tasks.texts import storable
 from aether_trio.services.tasks.transaction import Context, Work
-from aether_trio.storage.base import Execute, Fetch, Program, Row
+from aether_trio.storage.base import Execute, Fetch, Program, Row, placeholders
 from aether_trio.wire.pb import aether_pb2 as pb
 
 Op = pb.TaskOperation
@@ -231,7 +231,7 @@ def _check_circle(work: Work, task: Task, wait: Wait) -> Program[str]:
     while ahead:
         part, ahead = ahead[:CIRCLE_PART], ahead[CIRCLE_PART:]
         work.look_at(len(part))
-        marks = ", ".join(f"${number}" for number in range(3, len(part) + 3))
+        marks = placeholders(len(part), first=3)
         found: list[Row] = yield Fetch(
             f"SELECT task_id, wait FROM tasks WHERE workspace = $1 AND status = $2 AND task_id IN ({marks})",  # noqa: S608
             (task.workspace, Status.WAITING_DEPENDENCY.value, *part),

@@ -214,8 +214,8 @@ def _attach(work: Work, identity: str, joined: Joined) -> Program[None]:
 def mark(work: Work, task: Task, *, missing: bool, by_gateway: bool = False, begun: bool = False) -> Program[None]:
     """Say of a task that its worker is missing, or that it is there; a session that is missed longer keeps its first moment.
 
-    `begun`: the worker is taken to have begun it, without a word. `by_gateway`: its gateway is gone, so the worker can show no sign of life before it is back. When it is back, or has come anew and
-    knows nothing of the task, one is expected again.
+    `begun`: the worker is taken to have begun it, without a word. `by_gateway`: its gateway is gone, so the worker can show no sign
+    of life before it is back. When it is back, or has come anew and knows nothing of the task, one is expected again.
     """
     now_ms = work.context.now_ms
     expected_ms = now_ms + task.heartbeat_timeout_ms

@@ -251,7 +251,7 @@ def asked_for(identity: str) -> Program[tuple[Mapping[str, str], int]]:
 
 
 def attach(work: Work, task: Task, identity: str, token: bytes = b"") -> Program[None]:
-    """The agent of a start has connected, whoever has started it; with the token of this hash, if any."""
+    """The agent of a start has connected, with the token of this hash, if any."""
     if task.next_retry_ms:
         # Between two attempts: this is the next one.
         yield from work.make(task, Move.RETRY, work.facts())

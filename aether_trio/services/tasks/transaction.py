@@ -28,7 +28,7 @@ from aether_trio.model.topics import task_lane
 from aether_trio.services.tasks import children, handing, input_rows, rows, startups, tokens
 from aether_trio.services.tasks.rows import WORKER_FIELDS, Worker, read_worker
 from aether_trio.services.tasks.wire import ends_with_parent
-from aether_trio.storage.base import Aside, Execute, ExecuteMany, Fetch, Program, Row
+from aether_trio.storage.base import Aside, Execute, ExecuteMany, Fetch, Program, Row, placeholders
 from aether_trio.wire.delivery import delivery_prefix, delivery_suffix, encode_delivery
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -42,7 +42,7 @@ EVENT_INTAKE: Final = "event::receiver0"
 
 _BY_NAME: Final = f"SELECT {WORKER_FIELDS} FROM task_workers WHERE identity = $1"  # noqa: S608
 _UNFINISHED: Final = f"""SELECT DISTINCT d.depends_on FROM task_dependents d LEFT JOIN tasks t ON t.task_id = d.depends_on
-    WHERE t.task_id IS NULL OR t.next_retry_ms = 0 AND t.status IN ({", ".join(f"${n + 1}" for n in range(len(TERMINAL)))})"""  # noqa: S608
+    WHERE t.task_id IS NULL OR t.next_retry_ms = 0 AND t.status IN ({placeholders(len(TERMINAL))})"""  # noqa: S608
 _RECORD: Final = "INSERT INTO task_events (task_id, number, at_ms, event) VALUES ($1, $2, $3, $4)"
 _RECORD_AND_LOOK: Final = (
     f"WITH written AS ({_RECORD}) SELECT node FROM task_watchers WHERE task_id = $1 AND node <> $5"  # noqa: S608
