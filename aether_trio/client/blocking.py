@@ -23,7 +23,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from types import TracebackType
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
 import anyio
 from anyio.from_thread import BlockingPortal
@@ -113,30 +113,46 @@ class Bridge:
         self._check_open()
         call = _Call(functools.partial(function, *args, **kwargs))
         try:
-            return self._wait(self._portal.start_task_soon(call.run))
+            return self._wait(self._begin(call.run))
         finally:
             self._end(call)
 
+    @overload
+    def _begin(self, function: Callable[[], Awaitable[T]]) -> Future[T]: ...
+    @overload
+    def _begin(self, function: Callable[[], T]) -> Future[T]: ...
+    def _begin(self, function: Callable[[], Any]) -> Future[Any]:
+        """Have the loop call it. Raises ClientClosed when the loop ends or has ended."""
+        try:
+            return self._portal.start_task_soon(function)
+        except RuntimeError as error:  # the portal is stopped, or its loop is over
+            raise ClientClosed from error
+
     def _end(self, call: _Call[Any]) -> None:
         """Cancel what has not ended, and wait for it. An interrupt may have come before there was a future, or after."""
-        if not call.ended.is_set() and self._loop.answers and self._portal.call(call.give_up):
-            call.ended.wait()
+        with contextlib.suppress(ClientClosed):  # the loop ends, and cancels it
+            if not call.ended.is_set() and self._loop.answers and self._wait(self._begin(call.give_up)):
+                call.ended.wait()
 
     def _wait(self, future: Future[T]) -> T:
-        """Its result. Raises ClientClosed when the loop has ended without one."""
+        """Its result. Raises ClientClosed when the loop has ended, or has cancelled the call because it ends."""
         while True:
-            # An interrupt that comes just before a thread falls asleep does not wake it: Python looks when it is awake.
-            with contextlib.suppress(FutureTimeout):
-                return future.result(LOOK_S)
-            if future.done():
-                return future.result()
+            try:
+                # An interrupt that comes just before a thread falls asleep does not wake it: Python looks when it is awake.
+                with contextlib.suppress(FutureTimeout):
+                    return future.result(LOOK_S)
+                if future.done():
+                    return future.result()
+            except ConcurrentCancelled:
+                raise ClientClosed from None
             if not self._loop.answers:
                 raise ClientClosed
 
     def run_if_open(self, function: Callable[[], None]) -> None:
         """Call something that does not wait, in the loop; nothing happens when the loop is over."""
         if self.open:
-            self._portal.call(function)
+            with contextlib.suppress(ClientClosed):
+                self._wait(self._begin(function))
 
     def entered(self, manager: AbstractAsyncContextManager[T]) -> Entered[T]:
         """The same context manager, for a thread. One task of the loop enters and leaves it.
@@ -167,7 +183,7 @@ class Entered(AbstractContextManager[T]):
         assert call is not None
         bridge._check_open()
         try:
-            self._ended = bridge._portal.start_task_soon(call.run)
+            self._ended = bridge._begin(call.run)
             value, self._leave = bridge._wait(self._block.entered)
             return value
         except BaseException:
@@ -188,7 +204,7 @@ class Entered(AbstractContextManager[T]):
             return False
         try:
             block.error = error
-            bridge._portal.call(self._leave.set)
+            bridge._wait(bridge._begin(self._leave.set))
             return bridge._wait(self._ended)
         except AetherError as why:
             if error is not None and block.cancelled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 
-from aether_trio.client import SessionEnded
+from aether_trio.client import ClientClosed, SessionEnded
 from aether_trio.client.blocking import Bridge, LoopThread, _Block
 from tests.client.interrupts import Interrupt
 
@@ -71,6 +72,40 @@ async def test_a_cancelled_block_is_left_with_the_cancellation_even_when_the_thr
         await manager.end()
     assert results == [WHY]
     assert isinstance(manager.left_with, trio.Cancelled)
+
+
+def test_a_call_that_the_end_of_the_loop_cancels_raises_client_closed() -> None:
+    begun = threading.Event()
+    raised: list[BaseException] = []
+
+    async def wait() -> None:
+        begun.set()
+        await anyio.sleep_forever()
+
+    def call(bridge: Bridge) -> None:
+        try:
+            bridge.run(wait)
+        except BaseException as error:
+            raised.append(error)
+
+    with open_bridge() as bridge:
+        thread = threading.Thread(target=call, args=(bridge,))
+        thread.start()
+        assert begun.wait(300)
+    thread.join(300)
+    assert [type(error) for error in raised] == [ClientClosed]
+
+
+def test_a_call_that_comes_as_the_loop_ends_raises_client_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread of the loop may live for a moment after its portal has been stopped."""
+    with open_bridge() as bridge:
+        bridge._portal.call(bridge._portal.stop)
+        monkeypatch.setattr(LoopThread, "answers", True)
+        with pytest.raises(ClientClosed):
+            bridge.run(anyio.sleep, 0)
+        with pytest.raises(ClientClosed), bridge.entered(Ending()):
+            pytest.fail("entered")
+        bridge.run_if_open(lambda: pytest.fail("called"))
 
 
 def test_a_thread_is_told_why_its_block_was_cancelled() -> None:
