@@ -89,7 +89,14 @@ class Block:
                     await self._over.wait()
         except BaseException as raised:
             last_words = raised
-        swallowed = await self._end_group(group, last_words or error)
+        try:
+            swallowed = await self._end_group(group, last_words or error)
+        except BaseExceptionGroup as rest:
+            if not self._is_failure(rest):
+                raise
+            swallowed = True
+        if isinstance(error, BaseExceptionGroup) and self._is_failure(error):
+            swallowed = True
         if session.error is not None and (error is None or swallowed):
             raise session.error
         if session.failure is not None and (error is None or swallowed):
@@ -111,6 +118,12 @@ class Block:
         if outbox.unsettled:
             text = f"{outbox.unsettled} messages were not confirmed within {settings.close_timeout_s:g} s"
             raise ConnectionLost(text, in_doubt=outbox.doubtful)
+
+    def _is_failure(self, error: BaseException) -> bool:
+        """Whether this is the client's failure, or a group of nothing else: tasks of the body met it before their cancellation."""
+        if isinstance(error, BaseExceptionGroup):
+            return all(self._is_failure(one) for one in error.exceptions)
+        return error is self._session.failure
 
     async def _end_group(self, group: anyio.abc.TaskGroup, error: BaseException | None) -> bool:
         """End the background tasks. Only cancellation is shown to the group, which swallows what is its own."""

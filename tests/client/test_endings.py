@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import anyio
 import pytest
 import trio
 import trio.testing
 
-from aether_trio.client import AetherError, DuplicateIdentity, PermissionDenied, ProtocolViolation, Retry, SessionEnded
+from aether_trio.client import (
+    AetherError,
+    AgentClient,
+    DuplicateIdentity,
+    PermissionDenied,
+    ProtocolViolation,
+    Retry,
+    SessionEnded,
+)
 from aether_trio.model.errors import Status
 from aether_trio.wire import framing
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.client.gateways import agent, open_test_gateway
+from tests.client.gateways import agent, open_test_gateway, run_on
 from tests.client.peer import open_peer
 
 
@@ -105,6 +114,47 @@ async def test_an_end_for_good_is_raised_out_of_everything_that_waits() -> None:
         "request CONNECTION_LOST",
         "send CONNECTION_LOST",
     ]
+
+
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+@pytest.mark.parametrize("own", [False, True])
+async def test_a_group_of_nothing_but_the_end_for_good_is_that_end(backend: str, own: bool) -> None:
+    """Tasks of the body may meet it before they are cancelled. An exception of the body's own keeps its group."""
+
+    async def read(a: AgentClient) -> None:
+        with anyio.CancelScope(shield=True):
+            await a.receive()
+
+    async def fail() -> None:
+        raise KeyError("the body's own")
+
+    async def body() -> None:
+        async with (
+            agent(peer.address, "a") as a,
+            anyio.create_task_group() as outer,
+            anyio.create_task_group() as inner,
+        ):
+            outer.start_soon(read, a)
+            inner.start_soon(read, a)
+            try:
+                await anyio.sleep_forever()
+            finally:
+                if own:
+                    outer.start_soon(fail)
+
+    async def ends() -> None:
+        with pytest.raises(ExceptionGroup if own else SessionEnded) as caught:
+            await body()
+        if isinstance(caught.value, ExceptionGroup):
+            assert caught.value.subgroup(SessionEnded) is not None
+            assert caught.value.subgroup(KeyError) is not None
+
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_on, backend, ends)
+        line = await peer.accept()
+        await line.tell(signal=pb.Signal(type=pb.Signal.FORCE_DISCONNECT, reason="go away"))
+        await line.say(framing.Error(int(Status.CANCELLED), "ended"))
+        await line.end()
 
 
 async def test_leaving_is_bounded_when_the_gateway_does_not_answer() -> None:
