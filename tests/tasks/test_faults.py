@@ -513,7 +513,7 @@ async def run(store: Store, steps: list[tuple[Any, ...]]) -> None:
             nursery.cancel_scope.cancel()
 
 
-@pytest.mark.timeout(3_600 if FULL else 300)
+@pytest.mark.timeout(3_600 if FULL else 900)  # it shrinks for up to five minutes
 def test_tasks_while_everything_fails(store: Store) -> None:
     @settings(max_examples=store.examples(EXAMPLES), print_blob=True, deadline=None)
     @given(st.lists(STEPS, min_size=10, max_size=30))
@@ -521,3 +521,20 @@ def test_tasks_while_everything_fails(store: Store) -> None:
         run_in_virtual_time(partial(run, store, steps))
 
     play()
+
+
+PLAIN: Final = ("create", "pool", 0, 0, "plain")
+CASES: Final[dict[str, list[tuple[Any, ...]]]] = {
+    "a report that waits for storage counts before its task's silence ends": [
+        *[PLAIN] * 7,
+        ("outage", 700, False, True),
+        ("give", 0, "a"),
+        ("create", "pool", 0, 0, "unanswered"),
+        ("outage", 700, False, False),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_stays_found(store: Store, name: str) -> None:
+    run_in_virtual_time(partial(run, store, CASES[name]))

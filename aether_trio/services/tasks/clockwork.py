@@ -4,8 +4,8 @@ It looks at the table when it starts, so whatever fell due while the gateway was
 calendar, which may have been set while it slept. Where other nodes write to the table it looks there as well: what a node has written that
 died before its moment is another one's to do.
 
-While the database is away nothing falls due, and participants cannot say what they do. When it is back, what they have done comes first
-(`caught_up`), and `fire` is told since when it was away: whose silence was only that is excused.
+While the database is away nothing falls due, and participants cannot say what they do. What they have said by the moment at which something
+falls due comes first (`caught_up`), and `fire` is told since when the database was away: whose silence was only that is excused.
 
 Invariant: what is noted while the table is read is not in what is read, and wakes the sleeper by itself.
 """
@@ -31,14 +31,17 @@ RETRY_S: Final = 1.0
 
 
 class Clockwork:
-    """`fire(outage)` lets a page of what is due happen, and says how many rows it looked at. Raises StorageUnavailable."""
+    """`fire(outage)` lets a page of what is due happen, and says how many rows it looked at. Raises StorageUnavailable.
+
+    `caught_up()` waits until what participants have said is written, and says whether the database was away meanwhile.
+    """
 
     def __init__(
         self,
         database: Database,
         clock: Clock,
         fire: Callable[[Outage], Awaitable[int]],
-        caught_up: Callable[[], Awaitable[None]],
+        caught_up: Callable[[], Awaitable[bool]],
     ) -> None:
         self._database = database
         self._clock = clock
@@ -67,12 +70,12 @@ class Clockwork:
             try:
                 self._earlier, self._next_ms = trio.Event(), 0
                 self._next_ms = await self._database.read(due.next_moment)
-                if failing:
-                    await self._caught_up()
+                is_due = self._wait_s() <= 0
+                if (failing or is_due) and (await self._caught_up() or failing):
                     self._outage = Outage(there_ms, self._clock.now_ms())
                     failing = False
                 there_ms = self._clock.now_ms()
-                if self._wait_s() <= 0:
+                if is_due or self._wait_s() <= 0:
                     self.fired += await self._fire(self._outage)
                     continue
             except StorageUnavailable as error:

@@ -68,6 +68,8 @@ class Desk:
         self._bytes = 0
         self._taken = self._done = 0
         self._dropped = 0
+        self._failing = False
+        self._failures = 0
         self._work = trio.Event()
         self._progress = trio.Event()
 
@@ -116,9 +118,11 @@ class Desk:
         while number > self._done:
             await self._progress.wait()
 
-    async def settle(self) -> None:
-        """Wait until all that was taken on is done."""
+    async def settle(self) -> bool:
+        """Wait until all that was taken on is done. Whether storage failed meanwhile, or was failing."""
+        failures = self._failures - self._failing
         await self.wait_done(self._taken)
+        return self._failures > failures
 
     async def run(self) -> None:
         """Work, until cancelled."""
@@ -142,17 +146,18 @@ class Desk:
             event.set()
 
     async def _run_group(self, group: list[Errand]) -> None:
-        failing = False
         while True:
             try:
                 await self._perform(_joined(self._together(group)))
             except Exception as error:
                 if isinstance(error, StorageUnavailable) and not isinstance(error, RefusedError):
-                    if not failing:
+                    if not self._failing:
                         logger.warning("sessions and progress of tasks wait for storage", reason=str(error))
-                    failing = True
+                    self._failing = True
+                    self._failures += 1
                     await trio.sleep(RETRY_S)
                     continue
+                self._failing = False
                 # A defect in one of them, or something that storage never takes: do the others, and say which it was.
                 logger.exception("an errand failed", errands=len(group))
                 if len(group) == 1:
@@ -160,8 +165,8 @@ class Desk:
                 for one in group:
                     await self._run_group([one])
                 return
-            else:
-                return
+            self._failing = False
+            return
 
 
 def _joined(group: Sequence[Errand]) -> Errand:
