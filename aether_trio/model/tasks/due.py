@@ -9,12 +9,16 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from aether_trio.model.tasks.status import Status, TaskClass
 from aether_trio.model.tasks.table import Facts, Move
 from aether_trio.model.tasks.task import AGENT_STARTUP, Mode, Task
 
 S = Status
+
+ENDED_GRACE_MS: Final = 1
+"""The grace of a start whose process is known to have ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ def moments(task: Task, limits: TimeLimits) -> Iterator[tuple[int, Due]]:
     if task.wait:
         yield from _of_wait(task)
     if task.disconnected_ms and task.grace_ms and (status is S.RUNNING or task.holder):
-        yield task.disconnected_ms + task.grace_ms, Due.GRACE_OVER
+        yield task.disconnected_ms + max(task.grace_ms, ENDED_GRACE_MS), Due.GRACE_OVER
     if status is S.RUNNING:
         if task.start_to_close_ms:
             close_ms = (task.running_ms or task.started_ms) + task.start_to_close_ms - task.worked_ms
@@ -164,6 +168,8 @@ def move_of(task: Task, due: Due, facts: Facts) -> tuple[Move, Facts]:
         case Due.GRACE_OVER if task.status is S.ASSIGNED:
             text = f"worker {task.assigned_to} was given the task and never heard of again"
             return Move.LOSE, told(text, "WORKER_LOST")
+        case Due.GRACE_OVER if task.grace_ms < 0:
+            return Move.FAIL, told(f"the process of {task.assigned_to} has ended", "WORKER_LOST")
         case Due.GRACE_OVER:
             text = f"worker {task.assigned_to} did not reconnect within grace window ({task.grace_ms}ms)"
             return Move.FAIL, told(text, "WORKER_LOST")

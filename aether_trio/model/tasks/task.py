@@ -62,6 +62,7 @@ class Task:
     root_authority_grant_id: str = ""
     parent_authority_grant_id: str = ""
     grace_ms: int = 0
+    """Less than 0 for a start whose process is known to have ended: `~grace_ms` is what its next attempt has."""
     schedule_to_start_ms: int = 0
     start_to_close_ms: int = 0
     heartbeat_timeout_ms: int = 0

@@ -46,8 +46,6 @@ CATEGORY: Final = "orchestrated"
 WAITING_PAGE: Final = 50
 GATEWAY_GRACE_MS: Final = 60_000
 """More grace for an agent whose gateway has ended: clients come back after growing pauses."""
-ENDED_MS: Final = 1
-"""The grace of a start whose process is known to have ended."""
 PRIORITY: Final = "priority"
 """Metadata of what an orchestrator is told: how urgent it is, for one that has no room for all of them."""
 _BEGUN: Final = WAITING | {Status.RUNNING}
@@ -269,13 +267,16 @@ def lost(work: Work, task: Task, *, by_gateway: bool) -> Program[None]:
     """The agent of a start has lost its connection. One that has lost its gateway as well needs longer to come back."""
     if task.disconnected_ms or not task.grace_ms:
         return
-    longer = by_gateway and task.grace_ms > ENDED_MS
+    longer = by_gateway and task.grace_ms > 0
     grace_ms = task.grace_ms + (GATEWAY_GRACE_MS if longer else 0)
     yield from work.write(task, task.changed({"disconnected_ms": work.context.now_ms, "grace_ms": grace_ms}), "")
 
 
 def dispatch(work: Work, task: Task) -> Program[None]:
-    """Give a start that waits to whose turn it is; remember that it waits, if there is nobody."""
+    """Give a start that waits to whose turn it is; remember that it waits, if there is nobody. Its next process has its grace again."""
+    if task.grace_ms < 0:
+        ended, task = task, task.changed({"grace_ms": ~task.grace_ms})
+        yield from rows.save(ended, task)
     if (yield from work.find_worker(task.target)) is not None:
         yield from attach(work, task, task.target)
         return
@@ -392,7 +393,7 @@ def failed(work: Work, task: Task, caller: str, epoch: int, reason: str) -> Prog
     if task.disconnected_ms or (paused and (yield from work.find_worker(task.target)) is None):
         facts = work.facts(reason=reason or "its process has ended", error_type="WORKER_LOST")
         return (yield from work.make(task, Move.FAIL, facts))
-    yield from work.write(task, task.changed({"grace_ms": ENDED_MS}), "")
+    yield from work.write(task, task.changed({"grace_ms": min(task.grace_ms, ~task.grace_ms)}), "")
     return Refused(Refusal.STALE, f"{task.assigned_to} is connected; the start ends when its connection does")
 
 

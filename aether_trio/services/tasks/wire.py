@@ -108,6 +108,8 @@ def show(shown: pb.TaskInfo, task: Task, *, numbered: bool = False) -> pb.TaskIn
     for name, other in _SHOWN_AS:
         if value := row[other]:
             setattr(shown, name, value)
+    if row["grace_ms"] < 0:
+        shown.ClearField("grace_window_ms")
     for name, other in _SHOWN_S:
         if value := row[other]:
             setattr(shown, name, value // 1000)

@@ -334,7 +334,7 @@ async def run(store: Store, steps: list[tuple[Any, ...]]) -> None:
             nursery.cancel_scope.cancel()
 
 
-@pytest.mark.timeout(3_600 if FULL else 300)
+@pytest.mark.timeout(3_600 if FULL else 900)  # it shrinks for up to five minutes
 def test_an_identity_has_one_start_and_its_token_lasts_as_long(store: Store) -> None:
     @settings(max_examples=store.examples(EXAMPLES), print_blob=True, deadline=None)
     @given(st.lists(STEPS, min_size=8, max_size=25))
@@ -342,3 +342,19 @@ def test_an_identity_has_one_start_and_its_token_lasts_as_long(store: Store) -> 
         run_in_virtual_time(partial(run, store, steps))
 
     play()
+
+
+CASES: dict[str, list[tuple[Any, ...]]] = {
+    "the process of another attempt has its grace, though the one before was known to have ended": [
+        ("arrive", ""),
+        ("say", "fail"),
+        ("manage", "retry", 0),
+        ("arrive", ""),
+        ("restart", 0.1, False),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_stays_found(store: Store, name: str) -> None:
+    run_in_virtual_time(partial(run, store, CASES[name]))
