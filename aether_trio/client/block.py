@@ -89,14 +89,7 @@ class Block:
                     await self._over.wait()
         except BaseException as raised:
             last_words = raised
-        try:
-            swallowed = await self._end_group(group, last_words or error)
-        except BaseExceptionGroup as rest:
-            if not self._is_failure(rest):
-                raise
-            swallowed = True
-        if isinstance(error, BaseExceptionGroup) and self._is_failure(error):
-            swallowed = True
+        swallowed = await self._end_group(group, last_words or error)
         if session.error is not None and (error is None or swallowed):
             raise session.error
         if session.failure is not None and (error is None or swallowed):
@@ -119,19 +112,28 @@ class Block:
             text = f"{outbox.unsettled} messages were not confirmed within {settings.close_timeout_s:g} s"
             raise ConnectionLost(text, in_doubt=outbox.doubtful)
 
+    async def _end_group(self, group: anyio.abc.TaskGroup, error: BaseException | None) -> bool:
+        """End the background tasks. Returns whether the client swallows `error`.
+
+        Only cancellation is shown to the group, which swallows its own. The client swallows a group of
+        nothing but its failure: tasks of the body met the failure before their cancellation.
+        """
+        group.cancel_scope.cancel()
+        if error is None or not _cancelled(error):
+            await group.__aexit__(None, None, None)
+            return isinstance(error, BaseExceptionGroup) and self._is_failure(error)
+        try:
+            return bool(await group.__aexit__(type(error), error, error.__traceback__))
+        except BaseExceptionGroup as rest:
+            if not self._is_failure(rest):
+                raise
+            return True
+
     def _is_failure(self, error: BaseException) -> bool:
-        """Whether this is the client's failure, or a group of nothing else: tasks of the body met it before their cancellation."""
+        """Whether this is the client's failure, or a group of nothing else."""
         if isinstance(error, BaseExceptionGroup):
             return all(self._is_failure(one) for one in error.exceptions)
         return error is self._session.failure
-
-    async def _end_group(self, group: anyio.abc.TaskGroup, error: BaseException | None) -> bool:
-        """End the background tasks. Only cancellation is shown to the group, which swallows what is its own."""
-        group.cancel_scope.cancel()
-        if error is not None and _cancelled(error):
-            return bool(await group.__aexit__(type(error), error, error.__traceback__))
-        await group.__aexit__(None, None, None)
-        return False
 
 
 def _cancelled(error: BaseException) -> bool:

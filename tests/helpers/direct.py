@@ -13,7 +13,7 @@ from functools import cache
 from itertools import count
 from typing import Any, Final, Protocol, TypeVar
 
-from aether_trio.storage.base import Program, ProgramFactory
+from aether_trio.storage.base import Program, ProgramFactory, Statement
 from aether_trio.storage.migrations import MIGRATIONS, POSTGRES, SQLITE, upgrade
 from aether_trio.storage.postgres_statements import Job
 from aether_trio.storage.postgres_statements import drive as drive_postgres
@@ -21,6 +21,19 @@ from aether_trio.storage.sqlite_statements import drive as drive_sqlite
 from tests.helpers.postgres_session import PostgresSession
 
 T = TypeVar("T")
+
+
+def caught(program: Program[T], into: list[Statement]) -> Program[T]:
+    """A program, and each statement that it makes."""
+    answer: Any = None
+    while True:
+        try:
+            statement = program.send(answer)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        into.append(statement)
+        answer = yield statement
 
 
 class Direct(Protocol):

@@ -22,7 +22,7 @@ from aether_trio.services.tasks.rows import FIELDS, Worker
 from aether_trio.services.tasks.transaction import Context, Work
 from aether_trio.storage.base import Aside, Execute, Fetch, Program, Statement, single
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.direct import Direct, Store
+from tests.helpers.direct import Direct, Store, caught
 
 QUEUED = 100_000
 GROWING = ("tasks", "task_attempts", "task_events", "task_payloads", "task_keys", "task_dependents", "task_tokens")
@@ -71,18 +71,6 @@ def full(store: Store) -> Iterator[Direct]:
     direct.drive(lambda: single(Execute("ANALYZE tasks")))
     yield direct
     place.close()
-
-
-def caught(program: Program[Any], into: list[Statement]) -> Program[Any]:
-    """A program, and each statement that it makes."""
-    answer: Any = None
-    while True:
-        try:
-            statement = program.send(answer)
-        except StopIteration as end:
-            return end.value
-        into.append(statement)
-        answer = yield statement
 
 
 def a_working_life(context: Context) -> Program[None]:

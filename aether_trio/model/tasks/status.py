@@ -44,6 +44,12 @@ WAITING: Final = frozenset({Status.WAITING_INPUT, Status.WAITING_AUTHORITY, Stat
 PAUSED: Final = WAITING | {Status.HIBERNATED}
 TERMINAL: Final = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.DLQ, Status.REJECTED})
 
+
+def is_final(status: Status, next_retry_ms: int) -> bool:
+    """Whether a task has ended: its status is terminal, and no attempt is to follow."""
+    return status in TERMINAL and not next_retry_ms
+
+
 _WIRE: Final[Mapping[Status, int]] = MappingProxyType(
     {
         Status.PENDING: 1,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from aether_trio.model.tasks.retry import RetryPolicy
-from aether_trio.model.tasks.status import HELD, TERMINAL, WAITING, Status
+from aether_trio.model.tasks.status import HELD, WAITING, Status, is_final
 from aether_trio.model.tasks.wait import Wait
 
 AGENT_STARTUP: Final = "agent_startup"
@@ -141,7 +141,7 @@ class Task:
     @property
     def is_final(self) -> bool:
         """Terminal, and no attempt is to follow."""
-        return self.status in TERMINAL and not self.next_retry_ms
+        return is_final(self.status, self.next_retry_ms)
 
     @property
     def policy(self) -> RetryPolicy | None:

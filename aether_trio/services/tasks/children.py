@@ -13,7 +13,7 @@ parent itself takes up in its own transaction (`take_up_of`), which writes the s
 the two waits for the other, or runs again.
 
 Invariants: the events of one child keep their order (the id of a row is given when its transaction has seen the ones before); the parent's
-log has what its children had done before each event of its own (`Work.take_up`), its end among them;
+log has what its children had done before each of the parent's events (`Work.take_up`), also before its end;
 a locking transaction waits for a parent's row only while it holds no lock.
 """
 
@@ -24,7 +24,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from aether_trio.model.tasks.status import TERMINAL, Status
+from aether_trio.model.tasks.status import Status, is_final
 from aether_trio.storage.base import Aside, Execute, Fetch, Program, Row
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -66,7 +66,7 @@ class Parent(NamedTuple):
     @property
     def is_final(self) -> bool:
         """As `Task.is_final`."""
-        return self.status in TERMINAL and not self.next_retry_ms
+        return is_final(self.status, self.next_retry_ms)
 
 
 class Taken(NamedTuple):

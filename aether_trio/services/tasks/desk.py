@@ -120,9 +120,9 @@ class Desk:
 
     async def settle(self) -> bool:
         """Wait until all that was taken on is done. Whether storage failed meanwhile, or was failing."""
-        failures = self._failures - self._failing
+        was_failing, failures = self._failing, self._failures
         await self.wait_done(self._taken)
-        return self._failures > failures
+        return was_failing or self._failures > failures
 
     async def run(self) -> None:
         """Work, until cancelled."""

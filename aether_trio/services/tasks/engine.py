@@ -336,7 +336,7 @@ class Engine:
         gone = await self.hints.gone(found)
         for node in gone:
             page = partial(sessions.recover, node=node, page=RECOVER_PAGE)
-            while await self._count(page) >= RECOVER_PAGE:
+            while await self._result(page) >= RECOVER_PAGE:
                 pass
             logger.info("the workers of a node that is gone have been let go", node=node)
         return bool(gone)
@@ -348,7 +348,7 @@ class Engine:
         began_ms = self.clock.now_ms()
         await self._let_go_by_nodes_that_are_gone()
         if await self.hints.only():
-            while await self._count(partial(sessions.excuse, before_ms=began_ms)) >= sessions.EXCUSE_PAGE:
+            while await self._result(partial(sessions.excuse, before_ms=began_ms)) >= sessions.EXCUSE_PAGE:
                 pass
         await self.perform(Work.find_unfinished)
         await self.database.execute("DELETE FROM task_watchers WHERE node = $1", self.hints.node)
@@ -373,11 +373,7 @@ class Engine:
             nursery.cancel_scope.cancel()
 
     async def _fire(self, outage: due.Outage) -> int:
-        return await self._count(lambda work: due.fire(work, shared=self.database.shared, outage=outage))
-
-    async def _count(self, page: Callable[[Work], Program[int]]) -> int:
-        """Perform a page of something; how many rows it looked at."""
-        return await self._result(page)
+        return await self._result(lambda work: due.fire(work, shared=self.database.shared, outage=outage))
 
     async def _result(self, page: Callable[[Work], Program[T]], *, locking: bool = False) -> T:
         """`perform` something; what it returns."""
@@ -396,7 +392,7 @@ class Engine:
             self._left.set()  # nor of a transaction
             try:
                 for page in (housekeeping.forget_memories, housekeeping.forget_resolved):
-                    while await self._count(page) >= housekeeping.PAGE:
+                    while await self._result(page) >= housekeeping.PAGE:
                         pass
             except StorageUnavailable as error:
                 logger.info("what is old is kept for now", reason=str(error))
@@ -480,7 +476,7 @@ class Engine:
             self._collecting = trio.Event()
             asleep, self._asleep = self._asleep, set()
             try:
-                while await self._count(_collect) >= COLLECT_PAGE:
+                while await self._result(_collect) >= COLLECT_PAGE:
                     pass
                 here = self.hints.node
                 for task_id in asleep:

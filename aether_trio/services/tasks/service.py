@@ -292,9 +292,8 @@ class TaskService:
             self.engine.hub.follow(subscription, found.positions)
             if not found.unwatched or subscription.session.detached:
                 return found.positions
-            await self._watch(
-                subscription.session, found.unwatched
-            )  # what is made below these from now on is watched from its beginning
+            # What is made below these from now on is watched from its beginning.
+            await self._watch(subscription.session, found.unwatched)
 
     async def _watch(self, session: Session, task_ids: Sequence[str]) -> None:
         """Have other nodes tell this one of events. In turn with `_unwatch`, so nothing stays of a session that ends meanwhile."""

@@ -273,7 +273,10 @@ def lost(work: Work, task: Task, *, by_gateway: bool) -> Program[None]:
 
 
 def dispatch(work: Work, task: Task) -> Program[None]:
-    """Give a start that waits to whose turn it is; remember that it waits, if there is nobody. Its next process has its grace again."""
+    """Give a waiting start to the orchestrator whose turn it is, or note that it waits for one.
+
+    A grace that ended with the process before is there again for the next one.
+    """
     if task.grace_ms < 0:
         ended, task = task, task.changed({"grace_ms": ~task.grace_ms})
         yield from rows.save(ended, task)

@@ -267,7 +267,7 @@ async def test_a_claim_by_its_orchestrator_starts_no_agent(core: Core) -> None:
         assert "did not connect within 60000 ms" in error
 
 
-@pytest.mark.parametrize("comes", ["first", "second", "by itself", ""])
+@pytest.mark.parametrize("comes", ["first", "second", "without a token", ""])
 async def test_an_orchestrator_that_was_away_hears_whose_process_a_start_is(core: Core, comes: str) -> None:
     """That of the token that the agent has shown; without one it may be anybody's."""
     asks = [pb.ExtensionDeclaration(uri=ASSIGNMENTS)]
@@ -283,7 +283,7 @@ async def test_an_orchestrator_that_was_away_hears_whose_process_a_start_is(core
         ):
             its = await assignment(second)
             token = {"first": mine, "second": its}.get(comes, its).launch_params["auth_token"]
-            hello = echo(credentials={} if comes == "by itself" else {"token": token})
+            hello = echo(credentials={} if comes == "without a token" else {"token": token})
             if not comes:
                 hello = agent("w", "asker", "2")
             async with connect(core, hello) as came:
@@ -299,7 +299,7 @@ async def test_an_orchestrator_that_was_away_hears_whose_process_a_start_is(core
                         found |= {name} if answer.success else set()
                     return found
 
-                wanted = {"by itself": {"first", "second"}, "": {"second"}}.get(comes, {comes})
+                wanted = {"without a token": {"first", "second"}, "": {"second"}}.get(comes, {comes})
                 assert await whose() == wanted
                 if comes:
                     came.finish()

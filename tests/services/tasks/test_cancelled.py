@@ -14,15 +14,15 @@ from aether_trio.model.tasks import Mode, Move, Status, Task
 from aether_trio.model.tasks.due import TimeLimits
 from aether_trio.services.tasks import transaction
 from aether_trio.services.tasks.engine import Engine
-from aether_trio.services.tasks.operate import Asked, Outcome
+from aether_trio.services.tasks.operate import Asked
 from aether_trio.services.tasks.operate import operate as operate_on
 from aether_trio.services.tasks.parties import Caller
 from aether_trio.services.tasks.transaction import Context, Work
-from aether_trio.storage.base import Program
+from aether_trio.storage.base import Statement
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, errors
-from tests.helpers.direct import Store
+from tests.helpers.direct import Store, caught
 from tests.services.tasks.peers import Op, create, get, operate
 
 ENDS = [
@@ -190,26 +190,14 @@ def test_the_end_of_a_task_without_children_looks_for_none(store: Store) -> None
     """There may be millions of other tasks, and a plan that reads them."""
     task = Task("one", "t", "w", mode=Mode.POOL, creator="ag::w::c::1", root_task_id="one")
     caller = Caller(Identity.parse(task.creator), "w")
-    asked: list[str] = []
-
-    def cancel(context: Context) -> Program[Outcome]:
-        program = operate_on(context, caller, Asked("one", Move.CANCEL))
-        answer = None
-        while True:
-            try:
-                statement = program.send(answer)
-            except StopIteration as stop:
-                outcome: Outcome = stop.value
-                return outcome
-            asked.append(statement.sql)
-            answer = yield statement
+    asked: list[Statement] = []
 
     with closing(store.place()) as place:
         database = place.direct("tasks")
         context = Context(1, "n", TimeLimits(), shared=database.shared)
         database.drive(lambda: Work(context).create(task, b""))
-        cancelled = database.drive(lambda: cancel(context))
+        cancelled = database.drive(lambda: caught(operate_on(context, caller, Asked("one", Move.CANCEL)), asked))
         assert cancelled.task is not None
         assert cancelled.task.status is Status.CANCELLED
-        assert not [sql for sql in asked if "parent_task_id = " in sql and "SELECT" in sql]
-        assert not [sql for sql in asked if "task_cancelled_parents" in sql]
+        assert not [one.sql for one in asked if "parent_task_id = " in one.sql and "SELECT" in one.sql]
+        assert not [one.sql for one in asked if "task_cancelled_parents" in one.sql]

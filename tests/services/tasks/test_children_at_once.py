@@ -19,11 +19,12 @@ from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.operate import Asked, operate
 from aether_trio.services.tasks.parties import Caller
 from aether_trio.services.tasks.transaction import Context, Work
-from aether_trio.storage.base import Aside, Database, Program, ProgramFactory, StorageUnavailable
+from aether_trio.storage.base import Aside, Database, Program, ProgramFactory, Statement, StorageUnavailable
 from aether_trio.storage.postgres_statements import Job, drive
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, connect, settings_for_tests
+from tests.helpers.direct import caught
 from tests.helpers.engines import PostgresEngine
 from tests.helpers.postgres_session import PostgresSession
 from tests.services.tasks import peers
@@ -208,16 +209,7 @@ async def test_a_child_costs_one_statement_more_than_another_task(core: Core, po
 
 def counted(program: Program[Any]) -> Program[int]:
     """How many statements it has, with those that others may share."""
-    count = 0
-    shared = set()
-    answer = None
-    while True:
-        try:
-            statement = program.send(answer)
-        except StopIteration:
-            return count + len(shared)
-        if isinstance(statement, Aside):
-            shared.add(statement.sql)
-        else:
-            count += 1
-        answer = yield statement
+    statements: list[Statement] = []
+    yield from caught(program, statements)
+    shared = {one.sql for one in statements if isinstance(one, Aside)}
+    return len(shared) + sum(not isinstance(one, Aside) for one in statements)

@@ -39,6 +39,14 @@ async def pause(peer: MemoryLink, task_id: str, **match: str) -> int:
     return paused.task.status
 
 
+async def that_wait(peer: MemoryLink, number: int) -> list[str]:
+    """So many tasks that wait for an input."""
+    tasks = [await begun(peer) for _ in range(number)]
+    for task_id in tasks:
+        assert await pause(peer, task_id) == WAITING
+    return tasks
+
+
 async def status(peer: MemoryLink, task_id: str) -> int:
     return (await get(peer, task_id)).status
 
@@ -274,9 +282,7 @@ async def test_more_tasks_than_are_remembered_here(core: Core, world: World, mon
     monkeypatch.setattr(inputs, "MAX_WAITING", 3)
     tasks = world.databases["tasks"]
     async with connect(core, agent("w", "c", "1")) as peer:
-        waiting = [await begun(peer) for _ in range(10)]
-        for task_id in waiting:
-            assert await pause(peer, task_id) == WAITING
+        waiting = await that_wait(peer, 10)
         tasks.failing = True
         for task_id in waiting:
             give(peer, task_id)
@@ -293,9 +299,7 @@ async def test_what_finds_no_room_in_memory_is_looked_for_at_once(
     monkeypatch.setattr(inputs, "MAX_WAITING", 1)
     tasks = world.databases["tasks"]
     async with connect(core, agent("w", "c", "1")) as peer:
-        waiting = [await begun(peer) for _ in range(3)]
-        for task_id in waiting:
-            assert await pause(peer, task_id) == WAITING
+        waiting = await that_wait(peer, 3)
         await trio.sleep(30)
         monkeypatch.setattr(core.tasks.engine.inputs, "look", lambda: None)
         tasks.failing = True

@@ -10,10 +10,11 @@ import trio
 
 from aether_trio.core import Core
 from aether_trio.services.tasks import operate as operations
-from aether_trio.storage.base import Fetch, Program
+from aether_trio.storage.base import Fetch, Statement
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, errors
+from tests.helpers.direct import caught
 from tests.services.tasks.peers import Op, answer, create, get, operate
 
 FAILED = pb.TASK_STATUS_FAILED
@@ -191,23 +192,9 @@ async def test_a_circle_is_looked_for_within_a_bound(core: Core, monkeypatch: py
 
 async def test_a_circle_is_looked_for_in_small_steps(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each row names up to 1,000 tasks, and nothing else goes on while the rows of one answer are read."""
-    asked: list[int] = []
+    statements: list[Statement] = []
     check = operations._check_circle
-
-    def watched(*args: Any) -> Program[str]:
-        program = check(*args)
-        answer = None
-        while True:
-            try:
-                statement = program.send(answer)
-            except StopIteration as stop:
-                found: str = stop.value
-                return found
-            assert isinstance(statement, Fetch)
-            asked.append(len(statement.args) - 2)
-            answer = yield statement
-
-    monkeypatch.setattr(operations, "_check_circle", watched)
+    monkeypatch.setattr(operations, "_check_circle", lambda *args: caught(check(*args), statements))
     async with connect(core, agent("w", "c", "1")) as peer:
         awaited = await own(peer)
         assert (await wait_for(peer, await own(peer), awaited)).success
@@ -216,6 +203,8 @@ async def test_a_circle_is_looked_for_in_small_steps(core: Core, monkeypatch: py
             peer, Op.PAUSE, awaited, wait_spec=pb.WaitSpec(reason=pb.WAIT_REASON_DEPENDENCY, depends_on=others)
         )
         assert operation.success, operation.error
+        asked = [len(one.args) - 2 for one in statements if isinstance(one, Fetch)]
+        assert len(asked) == len(statements)
         assert sum(asked) >= len(others)
         assert max(asked) <= 50
 
