@@ -116,24 +116,26 @@ class Block:
         """End the background tasks. Returns whether the client swallows `error`.
 
         Only cancellation is shown to the group, which swallows its own. The client swallows a group of
-        nothing but its failure: tasks of the body met the failure before their cancellation.
+        nothing but its failure and cancellations: tasks of the body met the failure before they were
+        cancelled.
         """
         group.cancel_scope.cancel()
         if error is None or not _cancelled(error):
             await group.__aexit__(None, None, None)
-            return isinstance(error, BaseExceptionGroup) and self._is_failure(error)
+            return self._is_group_of_failure(error)
         try:
             return bool(await group.__aexit__(type(error), error, error.__traceback__))
         except BaseExceptionGroup as rest:
-            if not self._is_failure(rest):
+            if not self._is_group_of_failure(rest):
                 raise
             return True
 
-    def _is_failure(self, error: BaseException) -> bool:
-        """Whether this is the client's failure, or a group of nothing else."""
-        if isinstance(error, BaseExceptionGroup):
-            return all(self._is_failure(one) for one in error.exceptions)
-        return error is self._session.failure
+    def _is_group_of_failure(self, error: BaseException | None) -> bool:
+        """Whether this is a group with the client's failure, and nothing else but cancellations."""
+        if not isinstance(error, BaseExceptionGroup):
+            return False
+        _, others = error.split(anyio.get_cancelled_exc_class())
+        return others is not None and others.split(lambda one: one is self._session.failure)[1] is None
 
 
 def _cancelled(error: BaseException) -> bool:

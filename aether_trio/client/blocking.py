@@ -233,6 +233,9 @@ class _Block(Generic[T]):
         """From entering to leaving. Returns whether the manager has swallowed the error."""
         try:
             value = await self._manager.__aenter__()
+        except anyio.get_cancelled_exc_class():
+            self.entered.cancel()
+            raise
         except BaseException as error:
             self.entered.set_exception(error)
             raise

@@ -96,6 +96,30 @@ def test_a_call_that_the_end_of_the_loop_cancels_raises_client_closed() -> None:
     assert [type(error) for error in raised] == [ClientClosed]
 
 
+def test_a_block_that_is_entered_as_the_loop_ends_raises_client_closed() -> None:
+    begun = threading.Event()
+    raised: list[BaseException] = []
+
+    class Slow(Ending):
+        async def __aenter__(self) -> Self:
+            begun.set()
+            await anyio.sleep_forever()
+            raise AssertionError
+
+    def enter(bridge: Bridge) -> None:
+        try:
+            bridge.entered(Slow()).__enter__()
+        except BaseException as error:
+            raised.append(error)
+
+    with open_bridge() as bridge:
+        thread = threading.Thread(target=enter, args=(bridge,))
+        thread.start()
+        assert begun.wait(300)
+    thread.join(300)
+    assert [type(error) for error in raised] == [ClientClosed]
+
+
 def test_a_call_that_comes_as_the_loop_ends_raises_client_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread of the loop may live for a moment after its portal has been stopped."""
     with open_bridge() as bridge:

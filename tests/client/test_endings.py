@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import anyio
+import anyio.lowlevel
 import pytest
 import trio
 import trio.testing
@@ -155,6 +156,37 @@ async def test_a_group_of_nothing_but_the_end_for_good_is_that_end(backend: str,
         await line.tell(signal=pb.Signal(type=pb.Signal.FORCE_DISCONNECT, reason="go away"))
         await line.say(framing.Error(int(Status.CANCELLED), "ended"))
         await line.end()
+
+
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+async def test_an_end_for_good_and_a_cancellation_around_the_block(backend: str) -> None:
+    """A task of the body meets the end, and cancels what is around the client."""
+    caught: list[BaseException] = []
+
+    async def read(a: AgentClient, outer: anyio.CancelScope) -> None:
+        try:
+            with anyio.CancelScope(shield=True):
+                await a.receive()
+        finally:
+            outer.cancel()
+
+    async def body() -> None:
+        try:
+            with anyio.CancelScope() as outer:
+                async with agent(peer.address, "a") as a, anyio.create_task_group() as group:
+                    group.start_soon(read, a, outer)
+                    await anyio.sleep_forever()
+        except BaseException as error:
+            caught.append(error)
+        await anyio.lowlevel.checkpoint()
+
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_on, backend, body)
+        line = await peer.accept()
+        await line.tell(signal=pb.Signal(type=pb.Signal.FORCE_DISCONNECT, reason="go away"))
+        await line.say(framing.Error(int(Status.CANCELLED), "ended"))
+        await line.end()
+    assert [type(error) for error in caught] == [SessionEnded]
 
 
 async def test_leaving_is_bounded_when_the_gateway_does_not_answer() -> None:

@@ -28,6 +28,8 @@ logger = structlog.get_logger("aether.tasks")
 
 LOOK_S: Final = 5.0
 RETRY_S: Final = 1.0
+CATCH_UP_S: Final = 5.0
+"""For what participants have said to be written. What takes longer counts as an outage, and holds nothing else up."""
 
 
 class Clockwork:
@@ -71,7 +73,7 @@ class Clockwork:
                 self._earlier, self._next_ms = trio.Event(), 0
                 self._next_ms = await self._database.read(due.next_moment)
                 is_due = self._wait_s() <= 0
-                if (failing or is_due) and (await self._caught_up() or failing):
+                if (failing or is_due) and (await self._were_unheard() or failing):
                     self._outage = Outage(there_ms, self._clock.now_ms())
                     failing = False
                 there_ms = self._clock.now_ms()
@@ -85,6 +87,12 @@ class Clockwork:
                 await trio.sleep(RETRY_S)
                 continue
             await self._sleep()
+
+    async def _were_unheard(self) -> bool:
+        """Wait until what participants have said is written; whether the database was away meanwhile."""
+        with trio.move_on_after(CATCH_UP_S):
+            return await self._caught_up()
+        return True
 
     def _wait_s(self) -> float:
         return (self._next_ms - self._clock.now_ms()) / 1000 if self._next_ms else math.inf

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from aether_trio.model.tasks.task import COLUMNS, Task
+from aether_trio.model.tasks.task import AGENT_STARTUP, COLUMNS, Task
 from aether_trio.storage.base import Aside, Execute, Fetch, Program, Row, Value, placeholders
 
 FIELDS: Final = ", ".join(COLUMNS)
@@ -151,8 +151,12 @@ class Worker(NamedTuple):
     """Whether it says when it begins: then what it has not claimed it has not begun."""
 
     def knows_of(self, task: Task) -> bool:
-        """Whether its client was there when it took this task in hand: another one of the same name has that not in its memory."""
-        return task.heartbeat_ms >= self.since_ms
+        """Whether its client was there when it took this task in hand: another one of the same name has that not in its memory.
+
+        The agent of a start is its worker by connecting, whichever process of it that is.
+        """
+        is_its_agent = task.task_type == AGENT_STARTUP and task.target == self.identity
+        return is_its_agent or task.heartbeat_ms >= self.since_ms
 
     @property
     def has_room(self) -> bool:

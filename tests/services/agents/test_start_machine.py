@@ -345,6 +345,15 @@ def test_an_identity_has_one_start_and_its_token_lasts_as_long(store: Store) -> 
 
 
 CASES: dict[str, list[tuple[Any, ...]]] = {
+    "an agent that has come anew is there when its paused start is resumed": [
+        ("arrive", ""),
+        ("pause", ""),
+        ("go", "cut"),
+        ("arrive", ""),
+        ("manage", "resume", 0),
+        ("pass", 7.0),
+        ("restart", 0.1, False),
+    ],
     "the process of another attempt has its grace, though the one before was known to have ended": [
         ("arrive", ""),
         ("say", "fail"),

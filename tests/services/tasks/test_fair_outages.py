@@ -10,6 +10,7 @@ import trio
 
 from aether_trio.core import Core
 from aether_trio.model.errors import Status
+from aether_trio.services.tasks.desk import Errand
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, deadlock_is_an_error
@@ -18,6 +19,7 @@ from tests.services.agents.cast import assignment, cast, echo, launch
 from tests.services.tasks.peers import Op, create, given, operate
 
 HEARTBEAT = {"heartbeat_timeout_ms": "4000"}
+FAILURES = "SELECT task_id, retry_count FROM tasks"
 STATUS = "SELECT status, epoch FROM tasks"
 
 
@@ -180,3 +182,35 @@ async def test_an_agent_that_connects_when_the_database_is_back_is_not_started_t
             await trio.sleep(1)
             assert tasks.query(STATUS) == [("running", 2)]  # the orchestrator's assignment, and the agent's
             assert orchestrator.waiting("task_assignment") == []
+
+
+async def test_a_report_that_is_never_written_ends_no_silence_and_holds_up_nothing_else(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One write stalls while the database goes on: what falls due by itself does, and a worker that reports is not called silent."""
+    tasks = world.databases["tasks"]
+    async with (
+        deadlock_is_an_error(),
+        world.open() as core,
+        connect(core, agent("w", "c", "1")) as creator,
+        connect(core, agent("w", "i", "1")) as worker,
+    ):
+        deadlines = (HEARTBEAT, {"start_to_close_ms": "4000"})
+        ids = [(await create(creator, metadata=deadline)).task_id for deadline in deadlines]
+        while given(worker) != ids:
+            await trio.sleep(0.01)
+        for task_id in ids:
+            assert (await operate(worker, Op.CLAIM, task_id)).success
+        desk, stalled, perform = core.tasks.engine.desk, trio.Event(), core.tasks.engine.desk._perform
+
+        async def stall(errand: Errand) -> None:
+            await stalled.wait()
+            await perform(errand)
+
+        monkeypatch.setattr(desk, "_perform", stall)
+        report(worker, ids[0])
+        await trio.sleep(30)
+        assert dict(tasks.query(FAILURES)) == {ids[0]: 0, ids[1]: 1}
+        stalled.set()
+        await trio.sleep(30)
+        assert dict(tasks.query(FAILURES)) == {ids[0]: 1, ids[1]: 1}  # it is silent now
