@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
@@ -74,31 +74,37 @@ async def test_a_cancelled_block_is_left_with_the_cancellation_even_when_the_thr
     assert isinstance(manager.left_with, trio.Cancelled)
 
 
+def raised_as_the_loop_ends(work: Callable[[Bridge], object], begun: threading.Event) -> list[BaseException]:
+    """What a thread is told that has `begun`."""
+    raised: list[BaseException] = []
+
+    def run(bridge: Bridge) -> None:
+        try:
+            work(bridge)
+        except BaseException as error:
+            raised.append(error)
+
+    with open_bridge() as bridge:
+        thread = threading.Thread(target=run, args=(bridge,))
+        thread.start()
+        assert begun.wait(300)
+    thread.join(300)
+    return raised
+
+
 def test_a_call_that_the_end_of_the_loop_cancels_raises_client_closed() -> None:
     begun = threading.Event()
-    raised: list[BaseException] = []
 
     async def wait() -> None:
         begun.set()
         await anyio.sleep_forever()
 
-    def call(bridge: Bridge) -> None:
-        try:
-            bridge.run(wait)
-        except BaseException as error:
-            raised.append(error)
-
-    with open_bridge() as bridge:
-        thread = threading.Thread(target=call, args=(bridge,))
-        thread.start()
-        assert begun.wait(300)
-    thread.join(300)
+    raised = raised_as_the_loop_ends(lambda bridge: bridge.run(wait), begun)
     assert [type(error) for error in raised] == [ClientClosed]
 
 
 def test_a_block_that_is_entered_as_the_loop_ends_raises_client_closed() -> None:
     begun = threading.Event()
-    raised: list[BaseException] = []
 
     class Slow(Ending):
         async def __aenter__(self) -> Self:
@@ -106,17 +112,7 @@ def test_a_block_that_is_entered_as_the_loop_ends_raises_client_closed() -> None
             await anyio.sleep_forever()
             raise AssertionError
 
-    def enter(bridge: Bridge) -> None:
-        try:
-            bridge.entered(Slow()).__enter__()
-        except BaseException as error:
-            raised.append(error)
-
-    with open_bridge() as bridge:
-        thread = threading.Thread(target=enter, args=(bridge,))
-        thread.start()
-        assert begun.wait(300)
-    thread.join(300)
+    raised = raised_as_the_loop_ends(lambda bridge: bridge.entered(Slow()).__enter__(), begun)
     assert [type(error) for error in raised] == [ClientClosed]
 
 

@@ -21,7 +21,14 @@ from aether_trio.model.errors import Status
 from aether_trio.wire import framing
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.gateways import agent, open_test_gateway, run_on
-from tests.client.peer import open_peer
+from tests.client.peer import Line, open_peer
+
+
+async def end_for_good(line: Line) -> None:
+    """The gateway says that it ends the session, and does."""
+    await line.tell(signal=pb.Signal(type=pb.Signal.FORCE_DISCONNECT, reason="go away"))
+    await line.say(framing.Error(int(Status.CANCELLED), "ended"))
+    await line.end()
 
 
 @pytest.mark.parametrize(
@@ -106,9 +113,7 @@ async def test_an_end_for_good_is_raised_out_of_everything_that_waits() -> None:
         nursery.start_soon(body)
         line = await peer.accept()
         await line.next(framing.Envelope)
-        await line.tell(signal=pb.Signal(type=pb.Signal.FORCE_DISCONNECT, reason="go away"))
-        await line.say(framing.Error(int(Status.CANCELLED), "ended"))
-        await line.end()
+        await end_for_good(line)
     assert sorted(raised) == [
         "loop FORCE_DISCONNECT",
         "receive FORCE_DISCONNECT",
@@ -153,9 +158,7 @@ async def test_a_group_of_nothing_but_the_end_for_good_is_that_end(backend: str,
     async with open_peer() as peer, trio.open_nursery() as nursery:
         nursery.start_soon(run_on, backend, ends)
         line = await peer.accept()
-        await line.tell(signal=pb.Signal(type=pb.Signal.FORCE_DISCONNECT, reason="go away"))
-        await line.say(framing.Error(int(Status.CANCELLED), "ended"))
-        await line.end()
+        await end_for_good(line)
 
 
 @pytest.mark.parametrize("backend", ["trio", "asyncio"])
@@ -183,9 +186,7 @@ async def test_an_end_for_good_and_a_cancellation_around_the_block(backend: str)
     async with open_peer() as peer, trio.open_nursery() as nursery:
         nursery.start_soon(run_on, backend, body)
         line = await peer.accept()
-        await line.tell(signal=pb.Signal(type=pb.Signal.FORCE_DISCONNECT, reason="go away"))
-        await line.say(framing.Error(int(Status.CANCELLED), "ended"))
-        await line.end()
+        await end_for_good(line)
     assert [type(error) for error in caught] == [SessionEnded]
 
 
