@@ -168,7 +168,7 @@ def move_of(task: Task, due: Due, facts: Facts) -> tuple[Move, Facts]:
         case Due.GRACE_OVER if task.status is S.ASSIGNED:
             text = f"worker {task.assigned_to} was given the task and never heard of again"
             return Move.LOSE, told(text, "WORKER_LOST")
-        case Due.GRACE_OVER if task.grace_ms < 0:
+        case Due.GRACE_OVER if task.process_ended:
             return Move.FAIL, told(f"the process of {task.assigned_to} has ended", "WORKER_LOST")
         case Due.GRACE_OVER:
             text = f"worker {task.assigned_to} did not reconnect within grace window ({task.grace_ms}ms)"

@@ -62,7 +62,7 @@ class Task:
     root_authority_grant_id: str = ""
     parent_authority_grant_id: str = ""
     grace_ms: int = 0
-    """Less than 0 for a start whose process is known to have ended: `~grace_ms` is what its next attempt has."""
+    """Below 0 for a start whose process has ended (`process_ended`): `~grace_ms` is the grace of its next attempt."""
     schedule_to_start_ms: int = 0
     start_to_close_ms: int = 0
     heartbeat_timeout_ms: int = 0
@@ -142,6 +142,11 @@ class Task:
     def is_final(self) -> bool:
         """Terminal, and no attempt is to follow."""
         return is_final(self.status, self.next_retry_ms)
+
+    @property
+    def process_ended(self) -> bool:
+        """Whether this is a start whose process is known to have ended."""
+        return self.grace_ms < 0
 
     @property
     def policy(self) -> RetryPolicy | None:

@@ -72,12 +72,11 @@ class Clockwork:
             try:
                 self._earlier, self._next_ms = trio.Event(), 0
                 self._next_ms = await self._database.read(due.next_moment)
-                is_due = self._wait_s() <= 0
-                if (failing or is_due) and (await self._were_unheard() or failing):
+                if (failing or self._wait_s() <= 0) and (await self._were_unheard() or failing):
                     self._outage = Outage(there_ms, self._clock.now_ms())
                     failing = False
                 there_ms = self._clock.now_ms()
-                if is_due or self._wait_s() <= 0:
+                if self._wait_s() <= 0:
                     self.fired += await self._fire(self._outage)
                     continue
             except StorageUnavailable as error:

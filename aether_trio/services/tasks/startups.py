@@ -267,7 +267,7 @@ def lost(work: Work, task: Task, *, by_gateway: bool) -> Program[None]:
     """The agent of a start has lost its connection. One that has lost its gateway as well needs longer to come back."""
     if task.disconnected_ms or not task.grace_ms:
         return
-    longer = by_gateway and task.grace_ms > 0
+    longer = by_gateway and not task.process_ended
     grace_ms = task.grace_ms + (GATEWAY_GRACE_MS if longer else 0)
     yield from work.write(task, task.changed({"disconnected_ms": work.context.now_ms, "grace_ms": grace_ms}), "")
 
@@ -277,7 +277,7 @@ def dispatch(work: Work, task: Task) -> Program[None]:
 
     A grace that ended with the process before is there again for the next one.
     """
-    if task.grace_ms < 0:
+    if task.process_ended:
         ended, task = task, task.changed({"grace_ms": ~task.grace_ms})
         yield from rows.save(ended, task)
     if (yield from work.find_worker(task.target)) is not None:
@@ -396,7 +396,8 @@ def failed(work: Work, task: Task, caller: str, epoch: int, reason: str) -> Prog
     if task.disconnected_ms or (paused and (yield from work.find_worker(task.target)) is None):
         facts = work.facts(reason=reason or "its process has ended", error_type="WORKER_LOST")
         return (yield from work.make(task, Move.FAIL, facts))
-    yield from work.write(task, task.changed({"grace_ms": min(task.grace_ms, ~task.grace_ms)}), "")
+    if not task.process_ended:
+        yield from work.write(task, task.changed({"grace_ms": ~task.grace_ms}), "")
     return Refused(Refusal.STALE, f"{task.assigned_to} is connected; the start ends when its connection does")
 
 

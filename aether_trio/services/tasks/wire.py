@@ -108,7 +108,7 @@ def show(shown: pb.TaskInfo, task: Task, *, numbered: bool = False) -> pb.TaskIn
     for name, other in _SHOWN_AS:
         if value := row[other]:
             setattr(shown, name, value)
-    if row["grace_ms"] < 0:
+    if task.process_ended:
         shown.ClearField("grace_window_ms")
     for name, other in _SHOWN_S:
         if value := row[other]:

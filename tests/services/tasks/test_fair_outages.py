@@ -23,10 +23,23 @@ FAILURES = "SELECT task_id, retry_count FROM tasks"
 STATUS = "SELECT status, epoch FROM tasks"
 
 
-async def begin(worker: MemoryLink, task_id: str) -> None:
-    while given(worker) != [task_id]:
+@asynccontextmanager
+async def open_pair(world: World) -> AsyncIterator[tuple[Core, MemoryLink, MemoryLink]]:
+    """A gateway, a client that creates tasks, and a worker."""
+    async with (
+        world.open() as core,
+        connect(core, agent("w", "c", "1")) as creator,
+        connect(core, agent("w", "i", "1")) as worker,
+    ):
+        yield core, creator, worker
+
+
+async def begin(worker: MemoryLink, *task_ids: str) -> None:
+    """Wait until the worker has been given these tasks, in this order, and claim them."""
+    while given(worker) != [*task_ids]:
         await trio.sleep(0.01)
-    assert (await operate(worker, Op.CLAIM, task_id)).success
+    for task_id in task_ids:
+        assert (await operate(worker, Op.CLAIM, task_id)).success
 
 
 def report(worker: MemoryLink, task_id: str) -> None:
@@ -49,12 +62,7 @@ async def connect_again(core: Core, hello: pb.UpstreamMessage, tasks: InlineData
 @pytest.mark.parametrize("away_s", [6, 61])
 async def test_a_worker_that_reports_while_the_database_is_away_keeps_its_task(world: World, away_s: int) -> None:
     tasks = world.databases["tasks"]
-    async with (
-        deadlock_is_an_error(),
-        world.open() as core,
-        connect(core, agent("w", "c", "1")) as creator,
-        connect(core, agent("w", "i", "1")) as worker,
-    ):
+    async with deadlock_is_an_error(), open_pair(world) as (_, creator, worker):
         task_id = (await create(creator, metadata=HEARTBEAT)).task_id
         await begin(worker, task_id)
         await trio.sleep(0.3)
@@ -74,12 +82,7 @@ async def test_a_worker_that_reports_while_the_database_is_away_keeps_its_task(w
 
 async def test_a_worker_can_say_that_it_is_done_when_the_database_is_back(world: World) -> None:
     tasks = world.databases["tasks"]
-    async with (
-        deadlock_is_an_error(),
-        world.open() as core,
-        connect(core, agent("w", "c", "1")) as creator,
-        connect(core, agent("w", "i", "1")) as worker,
-    ):
+    async with deadlock_is_an_error(), open_pair(world) as (_, creator, worker):
         task_id = (await create(creator, metadata=HEARTBEAT)).task_id
         await begin(worker, task_id)
         tasks.failing = True
@@ -124,11 +127,7 @@ async def test_one_that_does_not_come_back_has_its_grace_when_the_database_does(
 
 async def left_to_a_gateway_that_is_killed(world: World, task_class: pb.TaskClass) -> None:
     """A worker has begun a task and is not heard of again, as its gateway has ended without a word."""
-    async with (
-        world.open() as core,
-        connect(core, agent("w", "c", "1")) as creator,
-        connect(core, agent("w", "i", "1")) as worker,
-    ):
+    async with open_pair(world) as (_, creator, worker):
         await begin(worker, (await create(creator, metadata=HEARTBEAT, task_class=task_class)).task_id)
         world.databases["tasks"].failing = True
     world.databases["tasks"].failing = False
@@ -187,20 +186,12 @@ async def test_an_agent_that_connects_when_the_database_is_back_is_not_started_t
 async def test_a_report_that_is_never_written_ends_no_silence_and_holds_up_nothing_else(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One write stalls while the database goes on: what falls due by itself does, and a worker that reports is not called silent."""
+    """One write stalls while the database answers: other deadlines fall due, and the worker whose report waits keeps its task."""
     tasks = world.databases["tasks"]
-    async with (
-        deadlock_is_an_error(),
-        world.open() as core,
-        connect(core, agent("w", "c", "1")) as creator,
-        connect(core, agent("w", "i", "1")) as worker,
-    ):
+    async with deadlock_is_an_error(), open_pair(world) as (core, creator, worker):
         deadlines = (HEARTBEAT, {"start_to_close_ms": "4000"})
         ids = [(await create(creator, metadata=deadline)).task_id for deadline in deadlines]
-        while given(worker) != ids:
-            await trio.sleep(0.01)
-        for task_id in ids:
-            assert (await operate(worker, Op.CLAIM, task_id)).success
+        await begin(worker, *ids)
         desk, stalled, perform = core.tasks.engine.desk, trio.Event(), core.tasks.engine.desk._perform
 
         async def stall(errand: Errand) -> None:
