@@ -114,7 +114,7 @@ class Core:
             self.agents,
             ids,
             randomness.randbytes,
-            StartLimits(settings.tasks.start_timeout_s, settings.tasks.start_grace_s),
+            StartLimits(settings.tasks.start_timeout_s),
         )
         self.tasks.creation.starter = self.starts
         self.waker = Waker(self.starts, self.agents, clock, self.tasks.creation.connected, self._unread)

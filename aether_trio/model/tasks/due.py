@@ -37,6 +37,8 @@ class TimeLimits:
     cancelled_ms: int = 7 * 86_400_000
     resolved_ms: int = 30 * 86_400_000
     """How long a dead letter is kept that was resolved."""
+    start_grace_ms: int = 5_000
+    """How long a started agent has to come back after its connection was lost."""
 
 
 class Due(enum.Enum):

@@ -16,6 +16,8 @@ from aether_trio.model.tasks.status import HELD, WAITING, Status, is_final
 from aether_trio.model.tasks.wait import Wait
 
 AGENT_STARTUP: Final = "agent_startup"
+PROCESS_ENDED: Final = -1
+"""The grace of a start whose process is known to have ended."""
 """The task type that starts an agent; nobody but an orchestrator works on it."""
 
 
@@ -62,7 +64,7 @@ class Task:
     root_authority_grant_id: str = ""
     parent_authority_grant_id: str = ""
     grace_ms: int = 0
-    """Below 0 for a start whose process has ended (`process_ended`): `~grace_ms` is the grace of its next attempt."""
+    """PROCESS_ENDED for a start whose process has ended."""
     schedule_to_start_ms: int = 0
     start_to_close_ms: int = 0
     heartbeat_timeout_ms: int = 0
@@ -146,7 +148,7 @@ class Task:
     @property
     def process_ended(self) -> bool:
         """Whether this is a start whose process is known to have ended."""
-        return self.grace_ms < 0
+        return self.grace_ms == PROCESS_ENDED
 
     @property
     def policy(self) -> RetryPolicy | None:

@@ -44,10 +44,9 @@ _NAMES: Final = uuid.UUID("0a2f6a0e-1df6-4a63-9d35-6cfc4b1e7c0a")
 
 @dataclass(frozen=True, slots=True)
 class StartLimits:
-    """In seconds; 0 for never. `timeout_s`: for an agent to connect; `grace_s`: to come back after its connection was lost."""
+    """In seconds; 0 for never. `timeout_s`: for an agent to connect."""
 
     timeout_s: float = 60.0
-    grace_s: float = 5.0
 
 
 class Starts:
@@ -144,7 +143,6 @@ class Starts:
             order_us=work.context.now_ms * 1000,
             creator=creator,
             timeout_ms=round(self._limits.timeout_s * 1000),
-            grace_ms=round(self._limits.grace_s * 1000),
             priority=priority,
         )
         return (yield from startups.begin(work, wish))
@@ -178,7 +176,7 @@ class Starts:
                     work.pushes.append(Push(task, here, b""))
             yield from startups.joined(work, name, session_id, profiles)
 
-        self._engine.desk.put(errand)
+        self._engine.desk.put(errand, by=name)
 
     def ended(self, session: Session) -> None:
         """An orchestrator has gone. What it was to start goes to the next one."""

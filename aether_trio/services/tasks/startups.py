@@ -26,14 +26,14 @@ from aether_trio.model.tasks import Mode, Move, Status, Task
 from aether_trio.model.tasks.due import start_delay_ms
 from aether_trio.model.tasks.status import PAUSED, WAITING
 from aether_trio.model.tasks.table import Decision, Refusal, Refused, Repeat
-from aether_trio.model.tasks.task import AGENT_STARTUP
+from aether_trio.model.tasks.task import AGENT_STARTUP, PROCESS_ENDED
 from aether_trio.services.tasks import rows, tokens
 from aether_trio.services.tasks.wire import ASSIGNMENT, hibernation_of, may_start_target
 from aether_trio.storage.base import Execute, Fetch, Program, Row, placeholders
 from aether_trio.wire.pb import aether_pb2 as pb
 
 if TYPE_CHECKING:
-    from aether_trio.services.tasks.transaction import Work
+    from aether_trio.services.tasks.transaction import Context, Work
 
 ATTEMPTS: Final = 3
 NORMAL: Final = Task.priority
@@ -84,7 +84,6 @@ class Wish:
     creator: str = ""
     timeout_ms: int = 0
     """From an orchestrator's being asked to the agent's connection; 0 for ever."""
-    grace_ms: int = 0
     """For an agent that has lost its connection."""
     priority: int = NORMAL
     """That of the task that it is for."""
@@ -141,9 +140,9 @@ def absent(after: str) -> Program[tuple[list[str], str]]:
     return wanted, found[-1][0] if len(found) == WAITING_PAGE else ""
 
 
-def new_start(wish: Wish, now_ms: int) -> Task:
+def new_start(wish: Wish, context: Context) -> Task:
     """The row of a start."""
-    target = wish.target
+    target, now_ms = wish.target, context.now_ms
     spec = pb.CreateTaskRequest(launch_param_overrides=wish.params, metadata={TRIGGER: str(wish.trigger_ms)})
     return Task(
         wish.task_id,
@@ -157,7 +156,7 @@ def new_start(wish: Wish, now_ms: int) -> Task:
         target_implementation=target.implementation,
         target_specifier=target.specifier,
         root_task_id=wish.task_id,
-        grace_ms=wish.grace_ms,
+        grace_ms=context.limits.start_grace_ms,
         schedule_to_start_ms=wish.timeout_ms,
         max_attempts=ATTEMPTS,
         spec=spec.SerializeToString(),
@@ -182,7 +181,7 @@ def begin(work: Work, wish: Wish) -> Program[Begun]:
     if under_way is not None:
         yield from _hurry(work, under_way, wish.priority)
         return Begun((yield from rows.load(under_way.task_id)))
-    task = new_start(wish, work.context.now_ms)
+    task = new_start(wish, work.context)
     yield from _become_the_start(task)
     yield from work.create(task, b"")
     return Begun((yield from rows.load(task.task_id)), created=True)
@@ -255,8 +254,8 @@ def attach(work: Work, task: Task, identity: str, token: bytes = b"") -> Program
         yield from work.make(task, Move.RETRY, work.facts())
         task = (yield from rows.load(task.task_id)) or task
     changes = {"launched": (yield from tokens.epoch_of(token)) if token else 0}
-    if task.grace_ms > GATEWAY_GRACE_MS:
-        changes["grace_ms"] = task.grace_ms - GATEWAY_GRACE_MS
+    if task.grace_ms > 0:
+        changes["grace_ms"] = work.context.limits.start_grace_ms
     before, task = task, task.changed(changes)
     if before.differences(task):
         yield from work.write(before, task, "")
@@ -267,9 +266,10 @@ def lost(work: Work, task: Task, *, by_gateway: bool) -> Program[None]:
     """The agent of a start has lost its connection. One that has lost its gateway as well needs longer to come back."""
     if task.disconnected_ms or not task.grace_ms:
         return
-    longer = by_gateway and not task.process_ended
-    grace_ms = task.grace_ms + (GATEWAY_GRACE_MS if longer else 0)
-    yield from work.write(task, task.changed({"disconnected_ms": work.context.now_ms, "grace_ms": grace_ms}), "")
+    changes = {"disconnected_ms": work.context.now_ms}
+    if by_gateway and not task.process_ended:
+        changes["grace_ms"] = task.grace_ms + GATEWAY_GRACE_MS
+    yield from work.write(task, task.changed(changes), "")
 
 
 def dispatch(work: Work, task: Task) -> Program[None]:
@@ -278,7 +278,7 @@ def dispatch(work: Work, task: Task) -> Program[None]:
     A grace that ended with the process before is there again for the next one.
     """
     if task.process_ended:
-        ended, task = task, task.changed({"grace_ms": ~task.grace_ms})
+        ended, task = task, task.changed({"grace_ms": work.context.limits.start_grace_ms})
         yield from rows.save(ended, task)
     if (yield from work.find_worker(task.target)) is not None:
         yield from attach(work, task, task.target)
@@ -390,14 +390,15 @@ def failed(work: Work, task: Task, caller: str, epoch: int, reason: str) -> Prog
         text = reason or "its orchestrator could not start it"
         facts = work.facts(caller, reason=text, error_type="START_FAILED", delay_ms=start_delay_ms(task))
         return (yield from work.make(task, Move.TIME_OUT, facts))
-    if task.status not in _BEGUN or task.assigned_to == caller or attempts[0][0] != epoch:
+    its_epoch = task.launched or attempts[0][0]  # of the process that is connected, if it has shown a token
+    if task.status not in _BEGUN or task.assigned_to == caller or its_epoch != epoch:
         return None
     paused = task.status is not Status.RUNNING
     if task.disconnected_ms or (paused and (yield from work.find_worker(task.target)) is None):
         facts = work.facts(reason=reason or "its process has ended", error_type="WORKER_LOST")
         return (yield from work.make(task, Move.FAIL, facts))
     if not task.process_ended:
-        yield from work.write(task, task.changed({"grace_ms": ~task.grace_ms}), "")
+        yield from work.write(task, task.changed({"grace_ms": PROCESS_ENDED}), "")
     return Refused(Refusal.STALE, f"{task.assigned_to} is connected; the start ends when its connection does")
 
 

@@ -18,6 +18,7 @@ from tests.services.agents.cast import (
     cast,
     echo,
     fail,
+    launch,
     nothing_more,
     operation,
     running,
@@ -215,6 +216,41 @@ async def test_its_orchestrator_may_know_it_before_the_gateway_does(core: Core) 
         since = trio.current_time()
         await assignment(orchestrator)
         assert trio.current_time() - since < 2.5  # virtual time
+
+
+@pytest.mark.parametrize("whose", ["first", "second"])
+async def test_only_the_orchestrator_of_the_process_that_came_knows_that_it_has_died(core: Core, whose: str) -> None:
+    """Two orchestrators were asked, and each has started a process: that of the first one has connected."""
+    async with cast(core) as (orchestrator, _):
+        await launch(orchestrator, "1")
+        first = await assignment(orchestrator)
+        async with connect(core, starter("2", "process")) as second:
+            orchestrator.cut()
+            assert (await assignment(second)).task_id == first.task_id
+            async with (
+                connect(core, starter("1", "process", resume_session_id="before")) as back,
+                connect(core, echo(credentials={"token": first.launch_params["auth_token"]})) as started,
+            ):
+                await until(core, "running")
+                says = back if whose == "first" else second
+                assert not (await fail(says, first.task_id, "its process was stopped")).success
+                started.cut()
+                await trio.sleep(1)
+                assert [status for status, _ in await starts(core)] == ["failed" if whose == "first" else "running"]
+
+
+async def test_a_long_grace_is_the_same_each_time(world: World) -> None:
+    async with deadlock_is_an_error(), world.open(tasks={"start_grace_s": 200.0}) as core, cast(core) as (asker, _):
+        await launch(asker, "1")
+        token = (await assignment(asker)).launch_params["auth_token"]
+        for _ in range(4):
+            async with connect(core, echo(credentials={"token": token})) as started:
+                await until(core, "running")
+                started.cut()
+                await trio.sleep(190)
+                assert await starts(core) == [("running", "")]
+        await trio.sleep(20)
+        assert [status for status, _ in await starts(core)] == ["failed"]
 
 
 async def test_one_that_came_and_died_at_once_was_started_all_the_same(

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from aether_trio.core import Core
 from aether_trio.model.errors import Status
-from aether_trio.services.agents.starts import StartLimits
+from aether_trio.model.tasks.due import TimeLimits
 from aether_trio.services.tasks.letters import Letters
 from aether_trio.services.tasks.startups import ATTEMPTS, GATEWAY_GRACE_MS
 from aether_trio.testing.memory import MemoryLink, StreamEnded
@@ -44,7 +44,7 @@ FULL = os.environ.get("TESTS_FULL") == "1"
 EXAMPLES = 1_000 if FULL else 50
 DAY_S = 86_400
 BEGUN = ("running", "waiting_input")
-LIMITS = StartLimits()
+GRACE_MS = TimeLimits().start_grace_ms
 
 ORCHESTRATORS = st.sampled_from(["1", "2"])
 STEPS = st.one_of(
@@ -309,7 +309,7 @@ class Starts:
                 assert name.removeprefix("orc::o::") in self.people
                 assert not here
             assert due_ms > 0 or here or status not in ("pending", "starting", "running", "failed"), f"for ever: {live}"
-            grace_ms = LIMITS.grace_s * 1000 + GATEWAY_GRACE_MS
+            grace_ms = GRACE_MS + GATEWAY_GRACE_MS
             if missing_ms and status == "running":
                 assert due_ms <= missing_ms + grace_ms
         for task_id, *_, retry_count, _retry_ms, _epoch in self.rows():
