@@ -5,7 +5,9 @@ calendar, which may have been set while it slept. Where other nodes write to the
 died before its moment is another one's to do.
 
 While the database is away nothing falls due, and participants cannot say what they do. What they have said by the moment at which something
-falls due comes first (`caught_up`), and `fire` is told since when the database was away: whose silence was only that is excused.
+falls due comes first (`catch_up`), and `fire` is told what is `Unheard`: since when the database was away, and what has not been written
+in time. A silence that was only that is excused. An outage counts until nothing is left that fell due in it, however often the database
+fails meanwhile.
 
 Invariant: what is noted while the table is read is not in what is read, and wakes the sleeper by itself.
 """
@@ -21,7 +23,8 @@ import trio
 
 from aether_trio.model.clock import Clock
 from aether_trio.services.tasks import due
-from aether_trio.services.tasks.due import NEVER_AWAY, Outage
+from aether_trio.services.tasks.desk import ALL_WRITTEN, Unwritten
+from aether_trio.services.tasks.due import NEVER_AWAY, Outage, Unheard
 from aether_trio.storage.base import Database, StorageUnavailable
 
 logger = structlog.get_logger("aether.tasks")
@@ -29,26 +32,26 @@ logger = structlog.get_logger("aether.tasks")
 LOOK_S: Final = 5.0
 RETRY_S: Final = 1.0
 CATCH_UP_S: Final = 5.0
-"""For what participants have said to be written. What takes longer counts as an outage, and holds nothing else up."""
+"""For what participants have said to be written. What takes longer excuses those who have said it, and holds nothing else up."""
 
 
 class Clockwork:
-    """`fire(outage)` lets a page of what is due happen, and says how many rows it looked at. Raises StorageUnavailable.
+    """`fire(unheard)` lets a page of what is due happen, and says how many rows it looked at. Raises StorageUnavailable.
 
-    `caught_up()` waits until what participants have said is written, and says whether the database was away meanwhile.
+    `catch_up(within_s)` waits until what participants have said is written, and says what is not.
     """
 
     def __init__(
         self,
         database: Database,
         clock: Clock,
-        fire: Callable[[Outage], Awaitable[int]],
-        caught_up: Callable[[], Awaitable[bool]],
+        fire: Callable[[Unheard], Awaitable[int]],
+        catch_up: Callable[[float], Awaitable[Unwritten]],
     ) -> None:
         self._database = database
         self._clock = clock
         self._fire = fire
-        self._caught_up = caught_up
+        self._catch_up = catch_up
         self._outage = NEVER_AWAY
         self._next_ms = 0
         self._earlier = trio.Event()
@@ -68,30 +71,32 @@ class Clockwork:
         """Wake and let happen, until cancelled."""
         failing = False
         there_ms = self._clock.now_ms()
+        unwritten = ALL_WRITTEN
         while True:
             try:
                 self._earlier, self._next_ms = trio.Event(), 0
                 self._next_ms = await self._database.read(due.next_moment)
-                if (failing or self._wait_s() <= 0) and (await self._were_unheard() or failing):
-                    self._outage = Outage(there_ms, self._clock.now_ms())
+                is_due = self._wait_s() <= 0
+                if is_due or failing:
+                    # Its time may be up once in a round of pages.
+                    unwritten = await self._catch_up(0 if unwritten.by else CATCH_UP_S)
+                if failing or unwritten.failed:
+                    self._outage = Outage(self._outage.since_ms or there_ms, self._clock.now_ms())
                     failing = False
                 there_ms = self._clock.now_ms()
-                if self._wait_s() <= 0:
-                    self.fired += await self._fire(self._outage)
+                if is_due:
+                    self.fired += await self._fire(Unheard(self._outage, unwritten.by))
                     continue
             except StorageUnavailable as error:
                 if not failing:
                     logger.warning("nothing falls due while storage is away", reason=str(error))
-                failing = True
+                failing, unwritten = True, ALL_WRITTEN
                 await trio.sleep(RETRY_S)
                 continue
+            unwritten = ALL_WRITTEN
+            if not 0 < self._next_ms <= self._outage.until_ms:
+                self._outage = NEVER_AWAY
             await self._sleep()
-
-    async def _were_unheard(self) -> bool:
-        """Wait until what participants have said is written; whether the database was away meanwhile."""
-        with trio.move_on_after(CATCH_UP_S):
-            return await self._caught_up()
-        return True
 
     def _wait_s(self) -> float:
         return (self._next_ms - self._clock.now_ms()) / 1000 if self._next_ms else math.inf

@@ -40,13 +40,25 @@ def _nothing() -> None:
 
 
 class _Waiting(NamedTuple):
-    """`of` is the session whose share it counts for, "" for what is never dropped; `size` in bytes."""
+    """`by` is the identity of which it is a sign of life, if it is one. `of` is the session whose share it counts for,
+    "" for what is never dropped; `size` in bytes."""
 
     errand: Errand
     done: Callable[[], None]
     pending: Pending | None
+    by: str = ""
     of: str = ""
     size: int = 0
+
+
+class Unwritten(NamedTuple):
+    """What was not written in time: `failed` says that storage was the reason, `by` whose signs of life are among it."""
+
+    failed: bool
+    by: frozenset[str] = frozenset()
+
+
+ALL_WRITTEN: Final = Unwritten(failed=False)
 
 
 class Desk:
@@ -70,14 +82,20 @@ class Desk:
         self._dropped = 0
         self._failing = False
         self._failures = 0
+        self._group: Sequence[_Waiting] = ()
+        self._stalled_at = -1
+        """How much was done when the time of `catch_up` was up."""
         self._work = trio.Event()
         self._progress = trio.Event()
 
-    def put(self, errand: Errand, done: Callable[[], None] = _nothing) -> int:
-        """Take something on; its number, for `wait_done`. `done` is called after its commit. It is written in the caller's name."""
-        return self._take(_Waiting(errand, done, IN_NAME_OF.get()))
+    def put(self, errand: Errand, done: Callable[[], None] = _nothing, *, by: str = "") -> int:
+        """Take something on; its number, for `wait_done`. `done` is called after its commit. It is written in the caller's name.
 
-    def offer(self, errand: Errand, done: Callable[[], None] = _nothing, *, of: str, size: int) -> int:
+        `by` is the identity of which it is a sign of life.
+        """
+        return self._take(_Waiting(errand, done, IN_NAME_OF.get(), by))
+
+    def offer(self, errand: Errand, done: Callable[[], None] = _nothing, *, by: str, of: str, size: int) -> int:
         """`put`, for what may be dropped when too much waits, of all sessions or of this one; 0 if it was. `size` is in bytes."""
         count, its_bytes = self._shares.get(of, (0, 0))
         full = len(self._waiting) >= MAX_WAITING or self._bytes + size > MAX_BYTES
@@ -86,7 +104,7 @@ class Desk:
             return 0
         self._shares[of] = count + 1, its_bytes + size
         self._bytes += size
-        return self._take(_Waiting(errand, done, IN_NAME_OF.get(), of, size))
+        return self._take(_Waiting(errand, done, IN_NAME_OF.get(), by, of, size))
 
     def _take(self, one: _Waiting) -> int:
         if one.pending is not None:
@@ -118,11 +136,23 @@ class Desk:
         while number > self._done:
             await self._progress.wait()
 
-    async def settle(self) -> bool:
-        """Wait until all that was taken on is done. Whether storage failed meanwhile, or was failing."""
-        was_failing, failures = self._failing, self._failures
+    async def settle(self) -> None:
+        """Wait until all that was taken on is done."""
         await self.wait_done(self._taken)
-        return was_failing or self._failures > failures
+
+    async def catch_up(self, within_s: float) -> Unwritten:
+        """Wait until all that was taken on is done, at most so long. Say what is not, and whether storage failed meanwhile.
+
+        When the time was up, later calls do not wait until a group has been done: a write may stall for minutes.
+        """
+        was_failing, failures = self._failing, self._failures
+        if self._stalled_at != self._done:
+            with trio.move_on_after(within_s):
+                await self.settle()
+                return Unwritten(was_failing or self._failures > failures)
+            self._stalled_at = self._done
+        by = frozenset(one.by for one in (*self._group, *self._waiting) if one.by)
+        return Unwritten(was_failing or self._failures > failures, by)
 
     async def run(self) -> None:
         """Work, until cancelled."""
@@ -131,7 +161,7 @@ class Desk:
                 await self._work.wait()
                 self._work = trio.Event()
                 continue
-            group = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+            group = self._group = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
             await self._run_group([one.errand for one in group])
             for one in group:
                 self._give_back(one)
@@ -141,6 +171,7 @@ class Desk:
                     report(error, "who is told of a task's progress")
                 if one.pending is not None:
                     one.pending.over()
+            self._group = ()
             self._done += len(group)
             event, self._progress = self._progress, trio.Event()
             event.set()

@@ -34,10 +34,25 @@ class Outage(NamedTuple):
 NEVER_AWAY: Final = Outage(0, 0)
 
 
-def fire(work: Work, *, shared: bool, outage: Outage = NEVER_AWAY) -> Program[int]:
+class Unheard(NamedTuple):
+    """Silences that are not the participants': `in_outage`, and of those whose signs of life wait to be written (`by`)."""
+
+    in_outage: Outage = NEVER_AWAY
+    by: frozenset[str] = frozenset()
+
+    def excuses(self, task: Task) -> bool:
+        """Whether a silence that ends this task's moment may be one of these."""
+        in_outage = self.in_outage.since_ms <= task.due_ms <= self.in_outage.until_ms
+        return in_outage or task.assigned_to in self.by or task.target in self.by
+
+
+ALL_HEARD: Final = Unheard()
+
+
+def fire(work: Work, *, shared: bool, unheard: Unheard = ALL_HEARD) -> Program[int]:
     """Let a page of what is due happen; how many rows were looked at.
 
-    What falls due in an `outage` because a participant has not said something is put off: it could not.
+    What falls due because a participant has not said something is put off where it is `unheard`: it could not, or it has.
     """
     now_ms = work.context.now_ms
     found = yield from rows.select(_DUE + (" FOR UPDATE SKIP LOCKED" if shared else ""), (now_ms, PAGE))
@@ -48,7 +63,7 @@ def fire(work: Work, *, shared: bool, outage: Outage = NEVER_AWAY) -> Program[in
             continue
         if due is None:
             yield from rows.save(task, task.changed({"due_ms": next_due(task, work.context.limits)}))
-        elif outage.since_ms <= task.due_ms <= outage.until_ms and (excuse := _excuse(task, due, now_ms)):
+        elif unheard.excuses(task) and (excuse := _excuse(task, due, now_ms)):
             yield from work.write(task, task.changed(excuse), "")
         elif due is Due.FORGET:
             yield from rows.delete(task.task_id)

@@ -118,7 +118,7 @@ class Engine:
         self.follow_ups = Desk(self._perform_errand, most=1)
         """Pages of what follows from a move, each in a transaction of its own: whoever comes or reports meanwhile waits for one of them."""
         self.guests = Guests(self.desk, lambda: others.node)
-        self.clockwork = Clockwork(database, clock, self._fire, self.desk.settle)
+        self.clockwork = Clockwork(database, clock, self._fire, self.desk.catch_up)
         self.inputs = Inputs(log, database, self.perform)
         self.outbox = OutboxPublisher(database, log, lambda: others.node)
         self._begun: dict[str, int] = {}
@@ -372,8 +372,8 @@ class Engine:
                 await self.desk.settle()
             nursery.cancel_scope.cancel()
 
-    async def _fire(self, outage: due.Outage) -> int:
-        return await self._result(lambda work: due.fire(work, shared=self.database.shared, outage=outage))
+    async def _fire(self, unheard: due.Unheard) -> int:
+        return await self._result(lambda work: due.fire(work, shared=self.database.shared, unheard=unheard))
 
     async def _result(self, page: Callable[[Work], Program[T]], *, locking: bool = False) -> T:
         """`perform` something; what it returns."""

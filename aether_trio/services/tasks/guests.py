@@ -70,4 +70,4 @@ class Guests:
             capacity=1,
         )
         joined = Joined(worker, back, again=again, over=lambda: session.detached, guest=guest)
-        return self._desk.put(Join(joined))
+        return self._desk.put(Join(joined), by=identity.text)

@@ -362,7 +362,7 @@ class TaskService:
         joined = sessions.Joined(
             worker, back, session.task_id, session.token, session.lineage, again, lambda: session.detached
         )
-        number = self.engine.desk.put(Join(joined))
+        number = self.engine.desk.put(Join(joined), by=identity.text)
         if session.task_id:
             self.engine.begins(session.session_id, number)
 
@@ -422,6 +422,7 @@ class TaskService:
         number = self.engine.desk.offer(
             errand,
             lambda: self._tell_lost(session, report, lost),
+            by=name,
             of=session.session_id,
             size=report.ByteSize(),
         )

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
 
 from aether_trio.core import Core
 from aether_trio.model.errors import Status
-from aether_trio.services.tasks.desk import Errand
+from aether_trio.services.tasks import clockwork, due
+from aether_trio.services.tasks.clockwork import CATCH_UP_S
+from aether_trio.services.tasks.desk import ALL_WRITTEN, Errand, Unwritten
+from aether_trio.services.tasks.due import Unheard
+from aether_trio.storage.base import StorageUnavailable
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, deadlock_is_an_error
 from tests.helpers.inline import InlineDatabase
-from tests.services.agents.cast import assignment, cast, echo, launch
+from tests.services.agents.cast import SetClock, assignment, cast, echo, launch
 from tests.services.tasks.peers import Op, create, given, operate
 
 HEARTBEAT = {"heartbeat_timeout_ms": "4000"}
@@ -44,6 +49,18 @@ async def begin(worker: MemoryLink, *task_ids: str) -> None:
 
 def report(worker: MemoryLink, task_id: str) -> None:
     worker.send(pb.UpstreamMessage(progress=pb.ProgressReport(task_id=task_id, state="at it")))
+
+
+def delay_writes(core: Core, monkeypatch: pytest.MonkeyPatch, wait: Callable[[], Awaitable[object]]) -> None:
+    """Have what sessions do and report written only after a `wait`, a group at a time; the database answers all others."""
+    desk = core.tasks.engine.desk
+    perform = desk._perform
+
+    async def late(errand: Errand) -> None:
+        await wait()
+        await perform(errand)
+
+    monkeypatch.setattr(desk, "_perform", late)
 
 
 @asynccontextmanager
@@ -192,16 +209,163 @@ async def test_a_report_that_is_never_written_ends_no_silence_and_holds_up_nothi
         deadlines = (HEARTBEAT, {"start_to_close_ms": "4000"})
         ids = [(await create(creator, metadata=deadline)).task_id for deadline in deadlines]
         await begin(worker, *ids)
-        desk, stalled, perform = core.tasks.engine.desk, trio.Event(), core.tasks.engine.desk._perform
-
-        async def stall(errand: Errand) -> None:
-            await stalled.wait()
-            await perform(errand)
-
-        monkeypatch.setattr(desk, "_perform", stall)
+        stalled = trio.Event()
+        delay_writes(core, monkeypatch, stalled.wait)
         report(worker, ids[0])
         await trio.sleep(30)
         assert dict(tasks.query(FAILURES)) == {ids[0]: 0, ids[1]: 1}
         stalled.set()
         await trio.sleep(30)
         assert dict(tasks.query(FAILURES)) == {ids[0]: 1, ids[1]: 1}  # it is silent now
+
+
+async def test_a_stalled_write_holds_up_no_page_of_other_deadlines(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(due, "PAGE", 5)
+    tasks = world.databases["tasks"]
+    async with deadlock_is_an_error(), open_pair(world) as (core, creator, worker):
+        reported = (await create(creator, metadata=HEARTBEAT)).task_id
+        await begin(worker, reported)
+        for _ in range(50):
+            await create(creator, target_implementation="none", metadata={"schedule_to_close_ms": "10000"})
+        stalled = trio.Event()
+        delay_writes(core, monkeypatch, stalled.wait)
+        report(worker, reported)
+        await trio.sleep(10 + CATCH_UP_S + 1)
+        assert dict(tasks.query("SELECT status, count(*) FROM tasks GROUP BY status")) == {"dlq": 50, "running": 1}
+        stalled.set()
+
+
+async def test_reports_that_are_written_late_excuse_only_who_reports(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = world.databases["tasks"]
+    async with (
+        deadlock_is_an_error(),
+        open_pair(world) as (core, creator, silent),
+        connect(core, agent("w", "noisy", "1")) as noisy,
+    ):
+        ids = []
+        for worker, implementation in ((silent, "i"), (noisy, "noisy")):
+            task_id = (await create(creator, target_implementation=implementation, metadata=HEARTBEAT)).task_id
+            await begin(worker, task_id)
+            ids.append(task_id)
+        delay_writes(core, monkeypatch, partial(trio.sleep, 0.4))
+        for _ in range(120):
+            for _ in range(100):
+                report(noisy, ids[1])
+            await trio.sleep(0.25)
+        assert dict(tasks.query(FAILURES)) == {ids[0]: 1, ids[1]: 0}
+
+
+async def begin_and_lose(core: Core, creator: MemoryLink, number: int) -> None:
+    """A worker begins so many tasks and loses its connection."""
+    async with connect(core, agent("w", "i", "1")) as worker:
+        await begin(worker, *[(await create(creator)).task_id for _ in range(number)])
+        worker.cut()
+        await trio.sleep(1)
+
+
+async def test_a_database_that_fails_once_more_as_it_comes_back_was_away_all_the_time(world: World) -> None:
+    tasks = world.databases["tasks"]
+    async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as creator:
+        await begin_and_lose(core, creator, 1)
+        tasks.failing = True
+        await trio.sleep(60)
+        tasks.failing = False
+        tasks.fail_writes = 1
+        await trio.sleep(5)
+        assert tasks.query(STATUS) == [("running", 1)]
+        await trio.sleep(30)
+        assert tasks.query(STATUS) == [("failed", 1)]
+
+
+async def test_a_failure_between_two_pages_of_an_outage_ends_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(due, "PAGE", 3)
+    tasks = world.databases["tasks"]
+    async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as creator:
+        await begin_and_lose(core, creator, 5)
+        tasks.failing = True
+        await trio.sleep(60)
+        timer, pages = core.tasks.engine.clockwork, []
+        fire = timer._fire
+
+        async def fails_once(unheard: Unheard) -> int:
+            pages.append(unheard)
+            if len(pages) == 2:
+                raise StorageUnavailable("once more")
+            return await fire(unheard)
+
+        monkeypatch.setattr(timer, "_fire", fails_once)
+        tasks.failing = False
+        await trio.sleep(5)
+        assert len(pages) > 2
+        assert set(tasks.query(STATUS)) == {("running", 1)}
+        await trio.sleep(30)
+        assert set(tasks.query(STATUS)) == {("failed", 1)}
+
+
+async def test_an_outage_excuses_nothing_that_comes_after_it_when_the_clock_is_set_back(world: World) -> None:
+    tasks = world.databases["tasks"]
+    clock = SetClock(trio.current_time)
+    async with (
+        deadlock_is_an_error(),
+        world.open(clock=clock) as core,
+        connect(core, agent("w", "c", "1")) as creator,
+        connect(core, agent("w", "i", "1")) as worker,
+    ):
+        early = (await create(creator, metadata=HEARTBEAT)).task_id
+        await begin(worker, early)
+        tasks.failing = True
+        await trio.sleep(620)
+        tasks.failing = False
+        await trio.sleep(1)
+        assert (await operate(worker, Op.COMPLETE, early)).success
+        await trio.sleep(20)
+        clock.ahead_ms = -600_000
+        await trio.sleep(1)
+        late = (await create(creator, metadata=HEARTBEAT)).task_id
+        while late not in given(worker):
+            await trio.sleep(0.01)
+        assert (await operate(worker, Op.CLAIM, late)).success
+        await trio.sleep(10)
+        assert dict(tasks.query(FAILURES))[late] == 1
+
+
+async def test_what_falls_due_between_two_looks_at_the_clock_waits_for_what_was_said() -> None:
+    order: list[str] = []
+
+    class Ticking:
+        """A calendar that goes on by a millisecond whenever it is read."""
+
+        ms = 1_000
+
+        def now_ms(self) -> int:
+            self.ms += 1
+            return self.ms
+
+    class Table:
+        shared = False
+
+        async def read(self, _: object) -> int:
+            await trio.lowlevel.checkpoint()
+            return 1_003
+
+    async def catch_up(_: float) -> Unwritten:
+        await trio.lowlevel.checkpoint()
+        order.append("caught up")
+        return ALL_WRITTEN
+
+    async with trio.open_nursery() as nursery:
+
+        async def fire(_: Unheard) -> int:
+            await trio.lowlevel.checkpoint()
+            order.append("fired")
+            nursery.cancel_scope.cancel()
+            return 0
+
+        nursery.start_soon(clockwork.Clockwork(Table(), Ticking(), fire, catch_up).run)  # type: ignore[arg-type]
+    assert order == ["caught up", "fired"]
