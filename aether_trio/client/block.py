@@ -117,18 +117,22 @@ class Block:
 
         Only cancellation is shown to the group, which swallows its own. The client swallows a group of
         nothing but its failure and cancellations: tasks of the body met the failure before they were
-        cancelled.
+        cancelled. A cancellation from around the client does not replace an exception of the body.
         """
         group.cancel_scope.cancel()
         if error is None or not _cancelled(error):
+            group.cancel_scope.shield = error is not None
             await group.__aexit__(None, None, None)
             return self._is_group_of_failure(error)
         try:
             return bool(await group.__aexit__(type(error), error, error.__traceback__))
-        except BaseExceptionGroup as rest:
-            if not self._is_group_of_failure(rest):
-                raise
+        except BaseExceptionGroup as raised:
+            rest = raised
+        if self._is_group_of_failure(rest):
             return True
+        if isinstance(error, BaseExceptionGroup) and len(rest.exceptions) == 1:
+            raise rest.exceptions[0]  # the body's group, in another one that the task group has made
+        raise rest
 
     def _is_group_of_failure(self, error: BaseException | None) -> bool:
         """Whether this is a group with the client's failure, and nothing else but cancellations."""

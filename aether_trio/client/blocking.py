@@ -207,7 +207,9 @@ class Entered(AbstractContextManager[T]):
             bridge._wait(bridge._begin(self._leave.set))
             return bridge._wait(self._ended)
         except AetherError as why:
-            if error is not None and block.cancelled:
+            if error is None or _is_group_of(why, error):
+                raise
+            if block.cancelled or isinstance(why, ClientClosed):
                 raise error from why
             raise
         except BaseException:
@@ -218,6 +220,11 @@ class Entered(AbstractContextManager[T]):
         """An interrupt may have come before the first line of `__exit__`."""
         if self._call is not None:
             self._call.abandon()
+
+
+def _is_group_of(failure: AetherError, error: BaseException) -> bool:
+    """Whether this is a group of nothing but the client's failure."""
+    return isinstance(error, BaseExceptionGroup) and error.split(lambda one: one is failure)[1] is None
 
 
 class _Block(Generic[T]):

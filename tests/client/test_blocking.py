@@ -116,6 +116,37 @@ def test_a_block_that_is_entered_as_the_loop_ends_raises_client_closed() -> None
     assert [type(error) for error in raised] == [ClientClosed]
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_a_group_of_nothing_but_why_the_block_was_cancelled_is_that(own: bool) -> None:
+    """Threads of the body have met it."""
+    met = ExceptionGroup("of threads", [WHY, KeyError("own") if own else WHY])
+    with open_bridge() as bridge:
+        with pytest.raises(ExceptionGroup if own else SessionEnded) as caught, bridge.entered(Ending()) as manager:
+            bridge.run(manager.end)
+            raise met
+        assert caught.value is (met if own else WHY)
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+def test_a_block_that_is_left_as_the_loop_ends_raises_what_its_body_raised(kind: type[BaseException]) -> None:
+    begun = threading.Event()
+
+    class Slow:
+        async def __aenter__(self) -> Self:
+            return self
+
+        async def __aexit__(self, *_: object) -> bool:
+            begun.set()
+            await anyio.sleep_forever()
+            raise AssertionError
+
+    def work(bridge: Bridge) -> None:
+        with bridge.entered(Slow()):
+            raise kind("own")
+
+    assert [type(error) for error in raised_as_the_loop_ends(work, begun)] == [kind]
+
+
 def test_a_call_that_comes_as_the_loop_ends_raises_client_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread of the loop may live for a moment after its portal has been stopped."""
     with open_bridge() as bridge:

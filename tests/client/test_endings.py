@@ -190,6 +190,85 @@ async def test_an_end_for_good_and_a_cancellation_around_the_block(backend: str)
     assert [type(error) for error in caught] == [SessionEnded]
 
 
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+@pytest.mark.parametrize("raises", ["own", "failure", "group of the failure", "group with another"])
+async def test_a_cancellation_around_the_block_replaces_no_exception_of_its_body(backend: str, raises: str) -> None:
+    """The client fails for good, and in the same moment what is around it is cancelled and the body raises."""
+    caught: list[BaseException] = []
+
+    async def body() -> None:
+        with anyio.CancelScope() as outer:
+            async with agent(peer.address, "a") as a:
+                try:
+                    with anyio.CancelScope(shield=True):
+                        await a.receive()
+                except SessionEnded as failure:
+                    outer.cancel()
+                    match raises:
+                        case "own":
+                            raise KeyError("own") from None
+                        case "failure":
+                            raise
+                        case "group of the failure":
+                            raise ExceptionGroup("a group", [failure]) from None
+                    raise BaseExceptionGroup("a group", [failure, KeyboardInterrupt()]) from None
+
+    async def ends() -> None:
+        try:
+            await body()
+        except BaseException as error:
+            caught.append(error)
+        await anyio.lowlevel.checkpoint()
+
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_on, backend, ends)
+        line = await peer.accept()
+        await end_for_good(line)
+    wanted = {"own": KeyError, "group with another": BaseExceptionGroup}.get(raises, SessionEnded)
+    assert [type(error) for error in caught] == [wanted]
+
+
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+async def test_a_time_limit_around_the_block_replaces_no_exception_of_its_body(backend: str) -> None:
+    async def body(address: str) -> None:
+        with pytest.raises(KeyError):
+            with anyio.move_on_after(0.3):
+                async with agent(address, "a"):
+                    try:
+                        await anyio.sleep_forever()
+                    finally:
+                        raise KeyError("own")
+        await anyio.lowlevel.checkpoint()
+
+    async with open_test_gateway() as gateway:
+        await run_on(backend, body, f"aether://{gateway.address}")
+
+
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+async def test_a_group_of_the_body_is_in_no_other_group(backend: str) -> None:
+    caught: list[BaseException] = []
+
+    async def body() -> None:
+        try:
+            async with agent(peer.address, "a"):
+                try:
+                    await anyio.sleep_forever()
+                except anyio.get_cancelled_exc_class() as cancelled:
+                    raise BaseExceptionGroup("the body's", [KeyError("own"), cancelled]) from None
+        except BaseException as error:
+            caught.append(error)
+        await anyio.lowlevel.checkpoint()
+
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_on, backend, body)
+        line = await peer.accept()
+        await end_for_good(line)
+    assert [str(error) for error in caught] == ["the body's (1 sub-exception)"]
+    [group] = caught
+    assert isinstance(group, ExceptionGroup)
+    assert isinstance(group.exceptions[0], KeyError)
+
+
 async def test_leaving_is_bounded_when_the_gateway_does_not_answer() -> None:
     async with open_peer() as peer, trio.open_nursery() as nursery:
         left = trio.Event()
