@@ -36,7 +36,7 @@ from aether_trio.routing.tail import Tail
 from aether_trio.routing.work_groups import open_work_groups
 from aether_trio.services import unbuilt
 from aether_trio.services.access import DevAuthorizer
-from aether_trio.services.agents import AgentService, AgentStore, StartLimits, Starts, Waker
+from aether_trio.services.agents import AgentService, AgentStore, Starts, Waker
 from aether_trio.services.checkpoints import CheckpointService
 from aether_trio.services.credentials import CredentialChecker
 from aether_trio.services.kv import KvService
@@ -109,13 +109,7 @@ class Core:
         self.chats = Chats(tasks, lanes)
         self.router.on_task_input = self.tasks.engine.inputs.put
         self.agents = AgentStore(tasks, clock, strict=strict, most=limits.agent_registrations)
-        self.starts = Starts(
-            self.tasks.engine,
-            self.agents,
-            ids,
-            randomness.randbytes,
-            StartLimits(settings.tasks.start_timeout_s),
-        )
+        self.starts = Starts(self.tasks.engine, self.agents, ids, randomness.randbytes)
         self.tasks.creation.starter = self.starts
         self.waker = Waker(self.starts, self.agents, clock, self.tasks.creation.connected, self._unread)
         self.router.on_absent = self.waker.note

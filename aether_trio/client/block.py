@@ -7,6 +7,7 @@ has ended for good, and never a group around it.
 
 from __future__ import annotations
 
+import contextlib
 from types import TracebackType
 from typing import Final, Self
 
@@ -88,7 +89,8 @@ class Block:
                     session.leave()
                     await self._over.wait()
         except BaseException as raised:
-            last_words = raised
+            if error is None or not _cancelled(raised):
+                last_words = raised
         swallowed = await self._end_group(group, last_words or error)
         if session.error is not None and (error is None or swallowed):
             raise session.error
@@ -120,9 +122,13 @@ class Block:
         cancelled. A cancellation from around the client does not replace an exception of the body.
         """
         group.cancel_scope.cancel()
-        if error is None or not _cancelled(error):
-            group.cancel_scope.shield = error is not None
+        if error is None:
             await group.__aexit__(None, None, None)
+            return False
+        if not _cancelled(error):
+            group.cancel_scope.shield = True
+            with contextlib.suppress(anyio.get_cancelled_exc_class()):  # of asyncio, which knows no shield
+                await group.__aexit__(None, None, None)
             return self._is_group_of_failure(error)
         try:
             return bool(await group.__aexit__(type(error), error, error.__traceback__))
@@ -134,7 +140,7 @@ class Block:
             raise rest.exceptions[0]  # the body's group, in another one that the task group has made
         raise rest
 
-    def _is_group_of_failure(self, error: BaseException | None) -> bool:
+    def _is_group_of_failure(self, error: BaseException) -> bool:
         """Whether this is a group with the client's failure, and nothing else but cancellations."""
         if not isinstance(error, BaseExceptionGroup):
             return False

@@ -207,10 +207,10 @@ class Entered(AbstractContextManager[T]):
             bridge._wait(bridge._begin(self._leave.set))
             return bridge._wait(self._ended)
         except AetherError as why:
-            if error is None or _is_group_of(why, error):
+            if error is None or error is why or _is_group_of(why, error):
                 raise
             if block.cancelled or isinstance(why, ClientClosed):
-                raise error from why
+                raise error from error.__cause__ or why
             raise
         except BaseException:
             self.give_up()

@@ -127,6 +127,24 @@ def test_a_group_of_nothing_but_why_the_block_was_cancelled_is_that(own: bool) -
         assert caught.value is (met if own else WHY)
 
 
+def test_the_cause_of_what_the_body_raised_is_kept() -> None:
+    cause = OSError("the reason")
+    with open_bridge() as bridge:
+        with pytest.raises(ValueError, match="own") as caught, bridge.entered(Ending()) as manager:
+            bridge.run(manager.end)
+            raise ValueError("own") from cause
+        assert caught.value.__cause__ is cause
+
+
+def test_why_a_block_was_cancelled_is_not_its_own_cause() -> None:
+    with open_bridge() as bridge:
+        with pytest.raises(SessionEnded) as caught, bridge.entered(Ending()) as manager:
+            bridge.run(manager.end)
+            raise WHY  # as a call of the body does
+        assert caught.value is WHY
+        assert caught.value.__cause__ is not WHY
+
+
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
 def test_a_block_that_is_left_as_the_loop_ends_raises_what_its_body_raised(kind: type[BaseException]) -> None:
     begun = threading.Event()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 import anyio
 import anyio.lowlevel
 import pytest
@@ -242,6 +245,43 @@ async def test_a_time_limit_around_the_block_replaces_no_exception_of_its_body(b
 
     async with open_test_gateway() as gateway:
         await run_on(backend, body, f"aether://{gateway.address}")
+
+
+@pytest.mark.parametrize("failed", [False, True])
+@pytest.mark.parametrize("how", ["cancel", "timeout"])
+async def test_a_cancellation_of_asyncio_replaces_no_exception_of_the_body(how: str, failed: bool) -> None:
+    caught: list[BaseException] = []
+
+    async def raise_own(a: AgentClient) -> None:
+        try:
+            with anyio.CancelScope(shield=True):
+                if failed:
+                    await a.receive()
+        finally:
+            if how == "cancel" and (task := asyncio.current_task()):
+                task.cancel()
+            else:
+                time.sleep(0.3)  # the limit is over, and nobody has been told
+            raise KeyError("own")
+
+    async def work() -> None:
+        async with asyncio.timeout(0.2 if how == "timeout" else None), agent(peer.address, "a") as a:
+            await raise_own(a)
+
+    async def body() -> None:
+        try:
+            await asyncio.create_task(work())
+        except BaseException as error:
+            caught.append(error)
+
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+        nursery.start_soon(run_on, "asyncio", body)
+        line = await peer.accept()
+        if failed:
+            await end_for_good(line)
+        else:
+            await line.end()
+    assert [type(error) for error in caught] == [KeyError]
 
 
 @pytest.mark.parametrize("backend", ["trio", "asyncio"])

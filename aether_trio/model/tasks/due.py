@@ -9,16 +9,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
 
 from aether_trio.model.tasks.status import Status, TaskClass
 from aether_trio.model.tasks.table import Facts, Move
 from aether_trio.model.tasks.task import AGENT_STARTUP, Mode, Task
 
 S = Status
-
-ENDED_GRACE_MS: Final = 1
-"""The grace of a start whose process is known to have ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +33,8 @@ class TimeLimits:
     cancelled_ms: int = 7 * 86_400_000
     resolved_ms: int = 30 * 86_400_000
     """How long a dead letter is kept that was resolved."""
+    start_timeout_ms: int = 60_000
+    """How long an agent has to connect after an orchestrator was asked to start it."""
     start_grace_ms: int = 5_000
     """How long a started agent has to come back after its connection was lost."""
 
@@ -76,7 +74,7 @@ def moments(task: Task, limits: TimeLimits) -> Iterator[tuple[int, Due]]:
     if task.wait:
         yield from _of_wait(task)
     if task.disconnected_ms and task.grace_ms and (status is S.RUNNING or task.holder):
-        yield task.disconnected_ms + max(task.grace_ms, ENDED_GRACE_MS), Due.GRACE_OVER
+        yield task.disconnected_ms + max(task.grace_ms, 1), Due.GRACE_OVER
     if status is S.RUNNING:
         if task.start_to_close_ms:
             close_ms = (task.running_ms or task.started_ms) + task.start_to_close_ms - task.worked_ms

@@ -15,9 +15,9 @@ from aether_trio.model.tasks.retry import RetryPolicy
 from aether_trio.model.tasks.status import HELD, WAITING, Status, is_final
 from aether_trio.model.tasks.wait import Wait
 
-AGENT_STARTUP: Final = "agent_startup"
 PROCESS_ENDED: Final = -1
 """The grace of a start whose process is known to have ended."""
+AGENT_STARTUP: Final = "agent_startup"
 """The task type that starts an agent; nobody but an orchestrator works on it."""
 
 
@@ -148,7 +148,7 @@ class Task:
     @property
     def process_ended(self) -> bool:
         """Whether this is a start whose process is known to have ended."""
-        return self.grace_ms == PROCESS_ENDED
+        return self.grace_ms < 0
 
     @property
     def policy(self) -> RetryPolicy | None:

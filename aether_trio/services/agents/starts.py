@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -23,6 +22,7 @@ from aether_trio.model.tasks import Task
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.agents.store import AgentStore, find
 from aether_trio.services.tasks import rows, sessions, startups
+from aether_trio.services.tasks.desk import SignOfLife
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.startups import Begun, Wish
 from aether_trio.services.tasks.tokens import hash_token, new_token
@@ -42,13 +42,6 @@ CAPACITY: Final = 1 << 40
 _NAMES: Final = uuid.UUID("0a2f6a0e-1df6-4a63-9d35-6cfc4b1e7c0a")
 
 
-@dataclass(frozen=True, slots=True)
-class StartLimits:
-    """In seconds; 0 for never. `timeout_s`: for an agent to connect."""
-
-    timeout_s: float = 60.0
-
-
 class Starts:
     """See the module docstring."""
 
@@ -58,13 +51,11 @@ class Starts:
         agents: AgentStore,
         ids: IdFactory,
         random_bytes: Callable[[int], bytes],
-        limits: StartLimits,
     ) -> None:
         self._engine = engine
         self._agents = agents
         self._ids = ids
         self._random_bytes = random_bytes
-        self._limits = limits
         engine.deliveries.hand_out = self.hand_out
 
     # -- wishes -----------------------------------------------------------------------------------------------------
@@ -142,7 +133,6 @@ class Starts:
             trigger_ms,
             order_us=work.context.now_ms * 1000,
             creator=creator,
-            timeout_ms=round(self._limits.timeout_s * 1000),
             priority=priority,
         )
         return (yield from startups.begin(work, wish))
@@ -176,7 +166,7 @@ class Starts:
                     work.pushes.append(Push(task, here, b""))
             yield from startups.joined(work, name, session_id, profiles)
 
-        self._engine.desk.put(errand, by=name)
+        self._engine.desk.put(errand, sign=SignOfLife(name))
 
     def ended(self, session: Session) -> None:
         """An orchestrator has gone. What it was to start goes to the next one."""

@@ -71,29 +71,26 @@ class Clockwork:
         """Wake and let happen, until cancelled."""
         failing = False
         there_ms = self._clock.now_ms()
-        unwritten = ALL_WRITTEN
         while True:
             try:
                 self._earlier, self._next_ms = trio.Event(), 0
                 self._next_ms = await self._database.read(due.next_moment)
                 is_due = self._wait_s() <= 0
-                if is_due or failing:
-                    # Its time may be up once in a round of pages.
-                    unwritten = await self._catch_up(0 if unwritten.by else CATCH_UP_S)
-                if failing or unwritten.failed:
-                    self._outage = Outage(self._outage.since_ms or there_ms, self._clock.now_ms())
+                unwritten = await self._catch_up(CATCH_UP_S) if is_due or failing else ALL_WRITTEN
+                if failing or (unwritten.failed and not unwritten.left):
+                    since_ms = self._outage.since_ms or there_ms
+                    self._outage = Outage(min(since_ms, there_ms), self._clock.now_ms())
                     failing = False
                 there_ms = self._clock.now_ms()
                 if is_due:
-                    self.fired += await self._fire(Unheard(self._outage, unwritten.by))
+                    self.fired += await self._fire(Unheard(self._outage, unwritten.signs))
                     continue
             except StorageUnavailable as error:
                 if not failing:
                     logger.warning("nothing falls due while storage is away", reason=str(error))
-                failing, unwritten = True, ALL_WRITTEN
+                failing = True
                 await trio.sleep(RETRY_S)
                 continue
-            unwritten = ALL_WRITTEN
             if not 0 < self._next_ms <= self._outage.until_ms:
                 self._outage = NEVER_AWAY
             await self._sleep()

@@ -39,23 +39,30 @@ def _nothing() -> None:
     return None
 
 
+class SignOfLife(NamedTuple):
+    """A participant has reported on one task, or has come: then `task_id` is empty."""
+
+    identity: str
+    task_id: str = ""
+
+
 class _Waiting(NamedTuple):
-    """`by` is the identity of which it is a sign of life, if it is one. `of` is the session whose share it counts for,
-    "" for what is never dropped; `size` in bytes."""
+    """`of` is the session whose share it counts for, "" for what is never dropped; `size` in bytes."""
 
     errand: Errand
     done: Callable[[], None]
     pending: Pending | None
-    by: str = ""
+    sign: SignOfLife | None = None
     of: str = ""
     size: int = 0
 
 
 class Unwritten(NamedTuple):
-    """What was not written in time: `failed` says that storage was the reason, `by` whose signs of life are among it."""
+    """How many errands were left in the time given, and the signs of life among them. `failed`: storage failed in that time."""
 
     failed: bool
-    by: frozenset[str] = frozenset()
+    left: int = 0
+    signs: frozenset[SignOfLife] = frozenset()
 
 
 ALL_WRITTEN: Final = Unwritten(failed=False)
@@ -83,19 +90,18 @@ class Desk:
         self._failing = False
         self._failures = 0
         self._group: Sequence[_Waiting] = ()
-        self._stalled_at = -1
-        """How much was done when the time of `catch_up` was up."""
+        self._behind = False
+        """Whether the time of `catch_up` was up, and errands have waited ever since."""
         self._work = trio.Event()
         self._progress = trio.Event()
 
-    def put(self, errand: Errand, done: Callable[[], None] = _nothing, *, by: str = "") -> int:
-        """Take something on; its number, for `wait_done`. `done` is called after its commit. It is written in the caller's name.
+    def put(self, errand: Errand, done: Callable[[], None] = _nothing, *, sign: SignOfLife | None = None) -> int:
+        """Take something on; its number, for `wait_done`. `done` is called after its commit. It is written in the caller's name."""
+        return self._take(_Waiting(errand, done, IN_NAME_OF.get(), sign))
 
-        `by` is the identity of which it is a sign of life.
-        """
-        return self._take(_Waiting(errand, done, IN_NAME_OF.get(), by))
-
-    def offer(self, errand: Errand, done: Callable[[], None] = _nothing, *, by: str, of: str, size: int) -> int:
+    def offer(
+        self, errand: Errand, done: Callable[[], None] = _nothing, *, sign: SignOfLife, of: str, size: int
+    ) -> int:
         """`put`, for what may be dropped when too much waits, of all sessions or of this one; 0 if it was. `size` is in bytes."""
         count, its_bytes = self._shares.get(of, (0, 0))
         full = len(self._waiting) >= MAX_WAITING or self._bytes + size > MAX_BYTES
@@ -104,7 +110,7 @@ class Desk:
             return 0
         self._shares[of] = count + 1, its_bytes + size
         self._bytes += size
-        return self._take(_Waiting(errand, done, IN_NAME_OF.get(), by, of, size))
+        return self._take(_Waiting(errand, done, IN_NAME_OF.get(), sign, of, size))
 
     def _take(self, one: _Waiting) -> int:
         if one.pending is not None:
@@ -141,23 +147,26 @@ class Desk:
         await self.wait_done(self._taken)
 
     async def catch_up(self, within_s: float) -> Unwritten:
-        """Wait until all that was taken on is done, at most so long. Say what is not, and whether storage failed meanwhile.
+        """Wait at most so long until all that was taken on is done, and say what is not.
 
-        When the time was up, later calls do not wait until a group has been done: a write may stall for minutes.
+        When the time was up, later calls return at once until nothing waits any more: a write may stall for minutes.
         """
         was_failing, failures = self._failing, self._failures
-        if self._stalled_at != self._done:
-            with trio.move_on_after(within_s):
+        if not self._behind:
+            with trio.move_on_after(within_s) as limit:
                 await self.settle()
-                return Unwritten(was_failing or self._failures > failures)
-            self._stalled_at = self._done
-        by = frozenset(one.by for one in (*self._group, *self._waiting) if one.by)
-        return Unwritten(was_failing or self._failures > failures, by)
+            self._behind = limit.cancelled_caught
+        failed = was_failing or self._failures > failures
+        if not self._behind:
+            return Unwritten(failed)
+        left = (*self._group, *self._waiting)
+        return Unwritten(failed, len(left), frozenset(one.sign for one in left if one.sign))
 
     async def run(self) -> None:
         """Work, until cancelled."""
         while True:
             if not self._waiting:
+                self._behind = False
                 await self._work.wait()
                 self._work = trio.Event()
                 continue

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 from aether_trio.model.tasks import Status, Step, Task
 from aether_trio.model.tasks.due import Due, happening, move_of, next_due
 from aether_trio.services.tasks import rows, startups
+from aether_trio.services.tasks.desk import SignOfLife
 from aether_trio.services.tasks.sessions import excused
 from aether_trio.services.tasks.transaction import Work
 from aether_trio.storage.base import Execute, Fetch, Program, Row
@@ -20,12 +21,14 @@ from aether_trio.storage.base import Execute, Fetch, Program, Row
 PAGE: Final = 100
 FORGET_PAGE: Final = 500
 REFUSED_MS: Final = 60_000
+LEAST_EXCUSE_MS: Final = 1_000
+"""So that a very short limit does not fall due again and again while a sign of life waits."""
 
 _DUE: Final = "due_ms > 0 AND due_ms <= $1 ORDER BY due_ms LIMIT $2"
 
 
 class Outage(NamedTuple):
-    """When the database was away last, in Unix ms: between its last answer before and its first one after."""
+    """When the database was away, in Unix ms: from its last answer before, to the first one after its latest failure."""
 
     since_ms: int
     until_ms: int
@@ -35,15 +38,18 @@ NEVER_AWAY: Final = Outage(0, 0)
 
 
 class Unheard(NamedTuple):
-    """Silences that are not the participants': `in_outage`, and of those whose signs of life wait to be written (`by`)."""
+    """Why the gateway does not know that a participant is alive: an outage, and signs of life that wait to be written."""
 
     in_outage: Outage = NEVER_AWAY
-    by: frozenset[str] = frozenset()
+    signs: frozenset[SignOfLife] = frozenset()
 
     def excuses(self, task: Task) -> bool:
-        """Whether a silence that ends this task's moment may be one of these."""
-        in_outage = self.in_outage.since_ms <= task.due_ms <= self.in_outage.until_ms
-        return in_outage or task.assigned_to in self.by or task.target in self.by
+        """Whether the silence of this task's worker may be only that. An agent that was started comes as the task's target."""
+        if self.in_outage.since_ms <= task.due_ms <= self.in_outage.until_ms:
+            return True
+        name = task.assigned_to
+        wanted = (SignOfLife(name), SignOfLife(name, task.task_id), SignOfLife(task.target))
+        return not self.signs.isdisjoint(wanted)
 
 
 ALL_HEARD: Final = Unheard()
@@ -88,12 +94,12 @@ def fire(work: Work, *, shared: bool, unheard: Unheard = ALL_HEARD) -> Program[i
 
 
 def _excuse(task: Task, due: Due, now_ms: int) -> Mapping[str, Any]:
-    """What puts off the end of a silence by as long as it may last; empty for what is no silence."""
+    """What puts off the end of a silence by as long as it may last, and a second at least; empty for what is no silence."""
     match due:
-        case Due.GRACE_OVER:
-            return excused(task, now_ms)
+        case Due.GRACE_OVER if not task.process_ended:
+            return excused(task, now_ms + max(LEAST_EXCUSE_MS - task.grace_ms, 0))
         case Due.HEARTBEAT:
-            return {"excused_ms": now_ms + task.heartbeat_timeout_ms}
+            return {"excused_ms": now_ms + max(task.heartbeat_timeout_ms, LEAST_EXCUSE_MS)}
         case Due.SCHEDULE_TO_START if task.status is Status.STARTING:
             return {"excused_ms": now_ms + task.schedule_to_start_ms}
     return _NO_SILENCE

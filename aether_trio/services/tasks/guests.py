@@ -12,7 +12,7 @@ from collections.abc import Callable
 from aether_trio.model.identity import Kind
 from aether_trio.services.tasks.create import WORKER_KINDS
 from aether_trio.services.tasks.crowd import Join
-from aether_trio.services.tasks.desk import Desk
+from aether_trio.services.tasks.desk import Desk, SignOfLife
 from aether_trio.services.tasks.rows import Worker
 from aether_trio.services.tasks.sessions import Joined
 from aether_trio.session.session import Session
@@ -70,4 +70,4 @@ class Guests:
             capacity=1,
         )
         joined = Joined(worker, back, again=again, over=lambda: session.detached, guest=guest)
-        return self._desk.put(Join(joined), by=identity.text)
+        return self._desk.put(Join(joined), sign=SignOfLife(identity.text))

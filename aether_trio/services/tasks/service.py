@@ -22,6 +22,7 @@ from aether_trio.services.tasks import hub, query, rows, sessions, tokens
 from aether_trio.services.tasks.create import WORKER_KINDS
 from aether_trio.services.tasks.creation import Creation
 from aether_trio.services.tasks.crowd import Join, Leave
+from aether_trio.services.tasks.desk import SignOfLife
 from aether_trio.services.tasks.engine import WATCH, Engine
 from aether_trio.services.tasks.guests import is_guest
 from aether_trio.services.tasks.hub import MAX_SUBSCRIPTIONS, Beginning, Subscription
@@ -362,7 +363,7 @@ class TaskService:
         joined = sessions.Joined(
             worker, back, session.task_id, session.token, session.lineage, again, lambda: session.detached
         )
-        number = self.engine.desk.put(Join(joined), by=identity.text)
+        number = self.engine.desk.put(Join(joined), sign=SignOfLife(identity.text))
         if session.task_id:
             self.engine.begins(session.session_id, number)
 
@@ -422,7 +423,7 @@ class TaskService:
         number = self.engine.desk.offer(
             errand,
             lambda: self._tell_lost(session, report, lost),
-            by=name,
+            sign=SignOfLife(name, task_id),
             of=session.session_id,
             size=report.ByteSize(),
         )

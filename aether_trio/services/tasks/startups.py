@@ -82,9 +82,6 @@ class Wish:
     trigger_ms: int
     order_us: int
     creator: str = ""
-    timeout_ms: int = 0
-    """From an orchestrator's being asked to the agent's connection; 0 for ever."""
-    """For an agent that has lost its connection."""
     priority: int = NORMAL
     """That of the task that it is for."""
 
@@ -157,7 +154,7 @@ def new_start(wish: Wish, context: Context) -> Task:
         target_specifier=target.specifier,
         root_task_id=wish.task_id,
         grace_ms=context.limits.start_grace_ms,
-        schedule_to_start_ms=wish.timeout_ms,
+        schedule_to_start_ms=context.limits.start_timeout_ms,
         max_attempts=ATTEMPTS,
         spec=spec.SerializeToString(),
         order_us=wish.order_us,
@@ -254,7 +251,8 @@ def attach(work: Work, task: Task, identity: str, token: bytes = b"") -> Program
         yield from work.make(task, Move.RETRY, work.facts())
         task = (yield from rows.load(task.task_id)) or task
     changes = {"launched": (yield from tokens.epoch_of(token)) if token else 0}
-    if task.grace_ms > 0:
+    another = changes["launched"] != task.launched
+    if task.grace_ms > 0 or (task.process_ended and another):
         changes["grace_ms"] = work.context.limits.start_grace_ms
     before, task = task, task.changed(changes)
     if before.differences(task):
@@ -383,15 +381,18 @@ def failed(work: Work, task: Task, caller: str, epoch: int, reason: str) -> Prog
     While nobody has connected it is a failed attempt. Afterwards the agent's connection says whether it lives, but the orchestrator knows
     earlier that it does not: then nobody waits for it to come back.
     """
-    attempts: list[Row] = yield Fetch(
-        "SELECT MAX(epoch) FROM task_attempts WHERE task_id = $1 AND worker LIKE 'orc::%'", (task.task_id,)
-    )
     if task.status is Status.STARTING and task.assigned_to == caller and task.epoch == epoch:
         text = reason or "its orchestrator could not start it"
         facts = work.facts(caller, reason=text, error_type="START_FAILED", delay_ms=start_delay_ms(task))
         return (yield from work.make(task, Move.TIME_OUT, facts))
-    its_epoch = task.launched or attempts[0][0]  # of the process that is connected, if it has shown a token
-    if task.status not in _BEGUN or task.assigned_to == caller or its_epoch != epoch:
+    if task.status not in _BEGUN or task.assigned_to == caller:
+        return None
+    launched = task.launched
+    if not launched:  # the agent has shown no token: it is taken for the process of the latest attempt
+        [(launched,)] = yield Fetch(
+            "SELECT MAX(epoch) FROM task_attempts WHERE task_id = $1 AND worker LIKE 'orc::%'", (task.task_id,)
+        )
+    if launched != epoch:
         return None
     paused = task.status is not Status.RUNNING
     if task.disconnected_ms or (paused and (yield from work.find_worker(task.target)) is None):

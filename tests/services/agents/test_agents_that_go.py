@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from aether_trio.core import Core
+from aether_trio.services.tasks.desk import Errand
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, message_to, payloads
@@ -237,6 +238,42 @@ async def test_only_the_orchestrator_of_the_process_that_came_knows_that_it_has_
                 started.cut()
                 await trio.sleep(1)
                 assert [status for status, _ in await starts(core)] == ["failed" if whose == "first" else "running"]
+
+
+async def test_the_process_of_another_attempt_has_its_grace_when_it_comes_at_once(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The going of the one that is known to have ended, and the coming of the other, are written together."""
+    async with cast(core) as (orchestrator, _):
+        await launch(orchestrator, "1")
+        first = await assignment(orchestrator)
+        async with connect(core, starter("2", "process")) as second:
+            orchestrator.cut()
+            other = await assignment(second)
+            desk, gate = core.tasks.engine.desk, trio.Event()
+            perform = desk._perform
+
+            async def late(errand: Errand) -> None:
+                await gate.wait()
+                await perform(errand)
+
+            async with connect(core, starter("1", "process", resume_session_id="before")) as back:
+                async with connect(core, echo(credentials={"token": first.launch_params["auth_token"]})) as started:
+                    await until(core, "running")
+                    assert not (await fail(back, first.task_id, "its process has ended")).success
+                    monkeypatch.setattr(desk, "_perform", late)
+                    started.cut()
+                    await trio.sleep(0.1)
+                hello = echo(credentials={"token": other.launch_params["auth_token"]})
+                async with connect(core, hello, wait_ack=False) as another:
+                    await trio.sleep(0.5)
+                    gate.set()
+                    await trio.sleep(1)
+                    another.cut()
+                    await trio.sleep(2)
+                    assert [status for status, _ in await starts(core)] == ["running"]
+                    await trio.sleep(5)
+                    assert [status for status, _ in await starts(core)] == ["failed"]
 
 
 async def test_a_long_grace_is_the_same_each_time(world: World) -> None:

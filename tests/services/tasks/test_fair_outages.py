@@ -20,7 +20,7 @@ from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, deadlock_is_an_error
 from tests.helpers.inline import InlineDatabase
-from tests.services.agents.cast import SetClock, assignment, cast, echo, launch
+from tests.services.agents.cast import SetClock, assignment, cast, echo, fail, launch, running, starts
 from tests.services.tasks.peers import Op, create, given, operate
 
 HEARTBEAT = {"heartbeat_timeout_ms": "4000"}
@@ -259,6 +259,69 @@ async def test_reports_that_are_written_late_excuse_only_who_reports(
         assert dict(tasks.query(FAILURES)) == {ids[0]: 1, ids[1]: 0}
 
 
+@pytest.mark.parametrize("reports_on", ["another task", "no task"])
+async def test_reports_that_are_written_late_excuse_no_silence_about_another_task(
+    world: World, monkeypatch: pytest.MonkeyPatch, reports_on: str
+) -> None:
+    tasks = world.databases["tasks"]
+    async with deadlock_is_an_error(), open_pair(world) as (core, creator, worker):
+        ids = [(await create(creator, metadata=HEARTBEAT)).task_id for _ in range(2)]
+        await begin(worker, *ids)
+        delay_writes(core, monkeypatch, partial(trio.sleep, 0.4))
+        for _ in range(120):
+            for _ in range(100):
+                report(worker, ids[0] if reports_on == "another task" else "unknown")
+            await trio.sleep(0.25)
+        assert dict(tasks.query(FAILURES)) == {ids[0]: 0 if reports_on == "another task" else 1, ids[1]: 1}
+
+
+async def test_writes_that_time_out_excuse_only_who_reports(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PostgreSQL ends a write that waits for a lock, while it answers all others."""
+    tasks = world.databases["tasks"]
+    async with deadlock_is_an_error(), open_pair(world) as (core, creator, worker):
+        ids = [(await create(creator, metadata=HEARTBEAT)).task_id for _ in range(2)]
+        await begin(worker, *ids)
+
+        async def time_out() -> None:
+            await trio.sleep(5)
+            raise StorageUnavailable("canceling statement due to lock timeout")
+
+        delay_writes(core, monkeypatch, time_out)
+        report(worker, ids[0])
+        await trio.sleep(60)
+        assert dict(tasks.query(FAILURES)) == {ids[0]: 0, ids[1]: 1}
+
+
+async def test_an_agent_whose_process_has_ended_is_not_excused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The coming of another one of its name waits to be written, while the grace of the first, which is none, is over."""
+    async with deadlock_is_an_error(), world.open() as core, running(core) as (orchestrator, _, started, asked):
+        await fail(orchestrator, asked.task_id, "its process has ended")
+        calls, stalled, fired = 0, trio.Event(), 0
+
+        async def all_but_the_first() -> None:
+            nonlocal calls
+            calls += 1
+            if calls > 1:
+                await stalled.wait()
+
+        delay_writes(core, monkeypatch, all_but_the_first)
+        timer = core.tasks.engine.clockwork
+        fire = timer._fire
+
+        async def counted(unheard: Unheard) -> int:
+            nonlocal fired
+            fired += 1
+            assert fired < 100, "it falls due again and again"
+            return await fire(unheard)
+
+        monkeypatch.setattr(timer, "_fire", counted)
+        started.cut()
+        async with connect(core, echo(), wait_ack=False):
+            await trio.sleep(20)
+            assert [status for status, _ in await starts(core)] == ["failed"]
+            stalled.set()
+
+
 async def begin_and_lose(core: Core, creator: MemoryLink, number: int) -> None:
     """A worker begins so many tasks and loses its connection."""
     async with connect(core, agent("w", "i", "1")) as worker:
@@ -333,6 +396,61 @@ async def test_an_outage_excuses_nothing_that_comes_after_it_when_the_clock_is_s
         assert (await operate(worker, Op.CLAIM, late)).success
         await trio.sleep(10)
         assert dict(tasks.query(FAILURES))[late] == 1
+
+
+async def test_an_outage_is_one_after_the_calendar_was_set_back_in_another_one() -> None:
+    """The calendar is set back between two pages of what fell due in the first one."""
+
+    class Calendar:
+        ms = 1_000_000
+
+        def now_ms(self) -> int:
+            return self.ms
+
+    class Table:
+        shared = False
+        failing = False
+        next_ms = 1_030_000
+
+        async def read(self, _: object) -> int:
+            await trio.lowlevel.checkpoint()
+            if self.failing:
+                raise StorageUnavailable("away")
+            return self.next_ms
+
+    async def catch_up(_: float) -> Unwritten:
+        await trio.lowlevel.checkpoint()
+        return ALL_WRITTEN
+
+    calendar, table, outages = Calendar(), Table(), list[due.Outage]()
+
+    async def fire(unheard: Unheard) -> int:
+        await trio.lowlevel.checkpoint()
+        outages.append(unheard.in_outage)
+        if len(outages) == 1:
+            calendar.ms = 400_000
+        else:
+            table.next_ms = 1_030_000
+        return 1
+
+    async def be_away(until_ms: int) -> None:
+        table.failing, calendar.ms = True, until_ms
+        await trio.sleep(10)
+        table.failing = False
+        await trio.sleep(10)
+
+    async with trio.open_nursery() as nursery:
+        timer = clockwork.Clockwork(table, calendar, fire, catch_up)  # type: ignore[arg-type]
+        nursery.start_soon(timer.run)
+        await trio.sleep(1)
+        await be_away(until_ms=1_060_000)
+        calendar.ms, table.next_ms = 420_000, 424_000
+        timer.note(424_000)
+        await trio.sleep(1)
+        await be_away(until_ms=430_000)
+        nursery.cancel_scope.cancel()
+    assert outages[0] == (1_000_000, 1_060_000)
+    assert outages[1].since_ms <= 424_000 <= outages[1].until_ms
 
 
 async def test_what_falls_due_between_two_looks_at_the_clock_waits_for_what_was_said() -> None:
