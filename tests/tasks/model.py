@@ -543,7 +543,8 @@ class Model:
         self.now = until
 
     def _fall_due(self, job: Job) -> None:
-        due = sorted(moment for moment in self.moments(job) if moment[0] <= self.now)
+        due = [moment for moment in self.moments(job) if moment[0] <= self.now]
+        due.sort(key=lambda moment: (moment[0], moment[1] == "lost", moment[1]))
         if not due:
             return
         at, what = due[0]

@@ -30,6 +30,12 @@ def op(who: str, verb: str, task: int = 0) -> Step:
 ONE_WORKER: Step = ("disconnect", "b", True)
 
 CASES: dict[str, list[Step]] = {
+    "a silence and a grace window that end in one moment, when a gateway was started again": [
+        ("create", "pool", "a", 0, 10, 0, 3, 0, 0),
+        ("report", "a", 0),
+        ("restart", 10, False),
+        ("pass", 31_019),
+    ],
     "a worker that comes anew and has lost one task is given another one once": [
         pool(),
         pool(),

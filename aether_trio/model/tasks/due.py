@@ -134,9 +134,14 @@ def next_due(task: Task, limits: TimeLimits) -> int:
 
 
 def happening(task: Task, limits: TimeLimits, now_ms: int) -> Due | None:
-    """What is to happen to it now: of all that is due, what was due first."""
-    due = [(at_ms, kind.value, kind) for at_ms, kind in moments(task, limits) if at_ms <= now_ms]
-    return min(due)[2] if due else None
+    """What is to happen to it now: of all that is due, what was due first.
+
+    In one moment a grace window ends last. It fails the task, and a timeout has it tried again.
+    """
+    due = [
+        (at_ms, kind is Due.GRACE_OVER, kind.value, kind) for at_ms, kind in moments(task, limits) if at_ms <= now_ms
+    ]
+    return min(due)[-1] if due else None
 
 
 def move_of(task: Task, due: Due, facts: Facts) -> tuple[Move, Facts]:

@@ -44,6 +44,7 @@ FULL = os.environ.get("TESTS_FULL") == "1"
 EXAMPLES = 1_000 if FULL else 50
 DAY_S = 86_400
 BEGUN = ("running", "waiting_input")
+ENDED = ("failed", "cancelled", "dlq", "completed", "rejected")
 GRACE_MS = TimeLimits().start_grace_ms
 
 ORCHESTRATORS = st.sampled_from(["1", "2"])
@@ -240,13 +241,16 @@ class Starts:
     async def _step_manage(self, verb: str, number: int) -> None:
         rows = self.rows()[-3:]
         if rows:
-            task_id = rows[number % len(rows)][0]
+            task_id, status, *_, retry_ms, _ = rows[number % len(rows)]
+            ended = status in ENDED and not retry_ms
             if verb == "requeue":
                 self.retries[task_id] += await Letters(self.core.tasks.engine).requeue(task_id, "operator")
             else:
                 op = {"retry": Op.RETRY, "resume": Op.RESUME, "cancel": Op.CANCEL}[verb]
                 told = await operate(self.people["asker"], op, task_id)
                 self.retries[task_id] += told.success and verb == "retry"
+            if ended and self.live() is not None and self.live()[0] == task_id:
+                self.told[task_id].clear()  # its tokens have ended with it
 
     async def _step_pass(self, seconds: float) -> None:
         await trio.sleep(seconds)
@@ -353,6 +357,15 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
         ("manage", "resume", 0),
         ("pass", 7.0),
         ("restart", 0.1, False),
+    ],
+    "a start that has ended and is tried again lets no process in that it had before": [
+        ("arrive", ""),
+        ("go", "cut"),
+        ("orchestrator", "1"),
+        ("orchestrator", "2"),
+        ("pass", 7.0),
+        ("manage", "retry", 0),
+        ("arrive", ""),
     ],
     "the process of another attempt has its grace, though the one before was known to have ended": [
         ("arrive", ""),
