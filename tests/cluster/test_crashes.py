@@ -155,8 +155,9 @@ async def test_a_process_that_looks_at_its_lease_keeps_it_however_little_it_does
         [(pid,)] = place.rows(f"SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = {other} AND granted")
         for _ in range(3):
             [(before,)] = place.rows(looked.format(pid))
-            assert await node.cluster.nodes.look_for_silent()
             with trio.fail_after(LONG_S):
+                while not await node.cluster.nodes.look_for_silent():
+                    await trio.sleep(0.02)  # it was looking in that moment
                 while place.rows(looked.format(pid)) == [(before,)]:
                     await trio.sleep(0.02)
         statistics = node.cluster.nodes.statistics()

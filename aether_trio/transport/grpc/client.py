@@ -90,8 +90,14 @@ class Channel(Connection):
     ) -> M:
         """One request, one reply."""
         async with self.stream(path, reply_type, metadata=metadata, timeout=timeout) as call:
-            await call.send(request)
-            await call.end()
+            try:
+                await call.send(request)
+                await call.end()
+            except LinkBroken:
+                if (
+                    not call.ended
+                ):  # or the server has answered before it saw that nothing follows, and has reset the rest
+                    raise
             replies: list[M] = [reply async for reply in call]
         if len(replies) != 1:
             raise GRPCError(GrpclibStatus.INTERNAL, f"{len(replies)} replies to a unary call")

@@ -8,6 +8,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 from grpclib.health.v1.health_pb2 import HealthCheckRequest
 
+from aether_trio.transport.grpc.call import Call
 from aether_trio.transport.grpc.client import open_channel
 from aether_trio.transport.grpc.frames import ErrorCode, goaway
 from aether_trio.transport.grpc.limits import GrpcLimits
@@ -40,6 +41,22 @@ async def test_large_messages_cross_every_window() -> None:
 
             got = [reply.service async for reply in call]
         assert got == [big, "small"] * 3
+
+
+async def test_an_answer_that_comes_before_our_end_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that has read the request answers, and resets what it need not read."""
+    wait_drained = Call.wait_drained
+
+    async def late(call: Call) -> None:
+        while call.broken_reason is None:
+            await trio.sleep(0.01)
+        await wait_drained(call)
+
+    monkeypatch.setattr(Call, "wait_drained", late)
+    server, _ = probe_server()
+    async with serving(server) as port, open_channel("127.0.0.1", int(port)) as channel:
+        with trio.fail_after(300):
+            assert (await channel.unary("/probe.Probe/One", ask("x"), HealthCheckRequest)).service == "x"
 
 
 async def test_a_status_is_raised_around_the_channel_as_it_is() -> None:
