@@ -89,8 +89,8 @@ def serving_cluster(shape: Shape, options: ServerOptions, scenario: str) -> Iter
     if options.target:
         raise ServerFailed("a cluster is always started here: --target is for one gateway")
     try:
-        from aether_trio.cluster.embedded import EmbeddedPostgres
         from aether_trio.storage.errors import StorageSetupError
+        from aether_trio.storage.postgres.embedded import EmbeddedPostgres
     except ImportError as missing:
         raise ServerFailed(f"a cluster needs the packages of aether-trio[cluster]: {missing}") from missing
     with ExitStack() as stack:

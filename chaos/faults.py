@@ -9,10 +9,10 @@ from typing import Final, TypeVar
 
 import trio
 
-from aether_trio.cli.node_process import NodeFailed
+from aether_trio.devtools.fault_proxy import FaultProxy, ProxiedConnection
+from aether_trio.devtools.node_process import NodeFailed
+from aether_trio.devtools.process_cluster import ClusterNode, ProcessCluster
 from aether_trio.storage.errors import StorageSetupError
-from aether_trio.testing.cluster import ClusterNode, ProcessCluster
-from aether_trio.testing.fault_proxy import FaultProxy, ProxiedConnection
 from chaos.history import Disturbance, History
 from chaos.keepers import MARK
 from chaos.plan import Kind, Step

@@ -14,9 +14,9 @@ from typing import Final
 import trio
 
 from aether_trio.client import AetherError, AgentClient, Client
+from aether_trio.client.jobs import Job
 from aether_trio.client.operations.enums import TargetOfflinePolicy
 from aether_trio.client.options import ClientOptions
-from aether_trio.client.work import Job
 from chaos.history import Begun, Made
 from chaos.load import WORKSPACE, Load
 

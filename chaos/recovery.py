@@ -17,7 +17,7 @@ from typing import Final
 import trio
 
 from aether_trio.client import AetherError, AgentClient, Retry
-from aether_trio.testing.cluster import ClusterNode, ProcessCluster
+from aether_trio.devtools.process_cluster import ClusterNode, ProcessCluster
 
 WORKSPACE: Final = "recovery"
 LIMIT_S: Final = 120.0

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import trio
 
-from aether_trio.cli.node_process import NodeFailed
 from aether_trio.client import AetherError, AgentClient
-from aether_trio.testing.cluster import ProcessCluster, open_process_cluster
+from aether_trio.devtools.node_process import NodeFailed
+from aether_trio.devtools.process_cluster import ProcessCluster, open_process_cluster
 from chaos import ledger
 from chaos.checks import Verdict, check_all
 from chaos.faults import Weather

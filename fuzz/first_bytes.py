@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from aether_trio.transport import first_bytes
+from aether_trio.transport.socket import first_bytes
 
 
 def check(data: bytes) -> None:

@@ -9,8 +9,8 @@ from typing import Final
 
 from aether_trio.model.errors import StatusError
 from aether_trio.transport.grpc.assembly import Assembler
-from aether_trio.transport.grpc.data_stream import DataStream
 from aether_trio.transport.grpc.messages import PREFIX, PREFIX_BYTES, SLICE_BYTES, Inflation, Packed
+from aether_trio.transport.http2.data_stream import DataStream
 from fuzz.feeding import choices, split
 
 LARGEST: Final = 600 * 1024

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any, Final
 
+from aether_trio.transport.http1.connection import MAX_HEAD_BYTES, BadRequest, HttpConnection
+from aether_trio.transport.socket.byte_stream import RECEIVE_BYTES
 from aether_trio.transport.websocket.handshake import UpgradeRefused, negotiate
-from aether_trio.transport.websocket.http import MAX_HEAD_BYTES, BadRequest, HttpConnection
 from aether_trio.transport.websocket.origins import OriginPolicy
-from aether_trio.transport.websocket.stream import RECEIVE_BYTES
 from fuzz.feeding import choices, run, split
 
 _ORIGINS: Final = OriginPolicy(("https://app.example.com",))

@@ -18,16 +18,16 @@ from grpclib.const import Cardinality, Handler
 from grpclib.exceptions import GRPCError
 from grpclib.health.v1.health_pb2 import HealthCheckRequest
 
-from aether_trio.transport.grpc import budgets, frames
-from aether_trio.transport.grpc.control import SharedControl
-from aether_trio.transport.grpc.inflating import InflationTurns
-from aether_trio.transport.grpc.limits import GrpcLimits
+from aether_trio.transport.grpc.inflation import InflationTurns
 from aether_trio.transport.grpc.messages import PREFIX_BYTES, Packed
 from aether_trio.transport.grpc.rpc import accept_rpc
-from aether_trio.transport.grpc.server_connection import ServerConnection
-from aether_trio.transport.grpc.statistics import Counters
 from aether_trio.transport.grpc.stream import ServerStream
-from aether_trio.transport.unfinished import UnfinishedInput, UnfinishedLimits
+from aether_trio.transport.http2 import flood_budgets, frames
+from aether_trio.transport.http2.control import SharedControl
+from aether_trio.transport.http2.limits import GrpcLimits
+from aether_trio.transport.http2.server_connection import ServerConnection
+from aether_trio.transport.http2.statistics import Counters
+from aether_trio.transport.socket.unfinished_input import UnfinishedInput, UnfinishedLimits
 from fuzz.feeding import choices, run, split
 
 KIB: Final = 1024
@@ -109,7 +109,7 @@ class Server:
             None,
             None,
             LIMITS,
-            budgets.table(LIMITS.allowances),
+            flood_budgets.table(LIMITS.allowances),
             SharedControl(LIMITS, client_side=False),
             self.counters,
             nursery,

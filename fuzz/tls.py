@@ -14,7 +14,7 @@ from typing import Final
 
 import trustme
 
-from aether_trio.transport.tls import TlsSession, TlsSettings, client_context, server_context
+from aether_trio.transport.socket.tls import TlsSession, TlsSettings, client_context, server_context
 from fuzz.feeding import choices, split
 
 RECORD_BYTES: Final = 5 + 16 * 1024 + 256

@@ -1,6 +1,6 @@
 """Mutants: does a test fail when a line of a module is wrong? A sample of small changes, from a seed.
 
-    python -m mutants aether_trio/routing/outbox.py --count 20 --seed 7       (nox -s mutants -- ...)
+    python -m mutants aether_trio/delivery/outbox.py --count 20 --seed 7       (nox -s mutants -- ...)
 
 How the parts fit: `changes` finds what may be changed in a source, and is pure; `cli` reads options; `sample` copies the
 tree, has the tests of the module run once as it is, and then once for each change, with only those tests that ran the

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from aether_trio.cli import exits
-from aether_trio.cli.companion import Companion, Served
 from aether_trio.cli.orchestrate import read_agents, require_docker
 from aether_trio.cli.output import announce
+from aether_trio.cli.sidecar_process import Companion, Served
 from aether_trio.client import AetherError, OrchestratorClient
 from aether_trio.config import Settings
 from aether_trio.orchestrator import AgentSpec, Orchestrator, Surroundings, TextReporter

@@ -17,20 +17,20 @@ from typing import Any, Final
 import trio
 
 from aether_trio.cli import exits
-from aether_trio.cli.companion import Companion
 from aether_trio.cli.fleet import FIRST_PAUSE_S, LONGEST_PAUSE_S, arguments_of, count_of, run, run_fleet
-from aether_trio.cli.node_process import NodeProcess, Ready
 from aether_trio.cli.output import announce
 from aether_trio.cli.ready_file import ReadyFile
 from aether_trio.cli.running import manner_text, raise_file_limit, try_lines
+from aether_trio.cli.sidecar_process import Companion
 from aether_trio.cli.start_errors import start_error
-from aether_trio.cluster.embedded import EmbeddedPostgres, binaries
 from aether_trio.config import Settings
 from aether_trio.config.settings import LANES
-from aether_trio.storage.directory import lock_directory
+from aether_trio.devtools.fault_proxy import FaultProxy, open_fault_proxy
+from aether_trio.devtools.node_process import NodeProcess, Ready
+from aether_trio.devtools.round_robin import RoundRobin
+from aether_trio.storage.data_dir_lock import lock_directory
 from aether_trio.storage.errors import StorageSetupError
-from aether_trio.testing.fault_proxy import FaultProxy, open_fault_proxy
-from aether_trio.testing.round_robin import RoundRobin
+from aether_trio.storage.postgres.embedded import EmbeddedPostgres, binaries
 from aether_trio.version import __version__
 
 STDERR: Final = 2

@@ -16,11 +16,11 @@ from typing import Any, Final, TypeVar, cast
 import trio
 
 from aether_trio.cli import exits
-from aether_trio.cli.companion import Companion
-from aether_trio.cli.node_process import NodeFailed, NodeProcess, Ready
 from aether_trio.cli.output import announce as tell
 from aether_trio.cli.output import wait_output_closed
 from aether_trio.cli.ready_file import ReadyFile
+from aether_trio.cli.sidecar_process import Companion
+from aether_trio.devtools.node_process import NodeFailed, NodeProcess, Ready
 
 E = TypeVar("E", bound=Exception)
 

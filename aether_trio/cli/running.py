@@ -21,13 +21,13 @@ from typing import Protocol, TypeVar, cast
 import trio
 
 from aether_trio.cli import exits
-from aether_trio.cli.companion import Companion
 from aether_trio.cli.output import announce, wait_output_closed
 from aether_trio.cli.ready_file import ReadyFile
+from aether_trio.cli.sidecar_process import Companion
 from aether_trio.cli.start_errors import start_error
 from aether_trio.config import Settings
 from aether_trio.storage.errors import StorageSetupError
-from aether_trio.storage.postgres_hosts import where
+from aether_trio.storage.postgres.hosts import where
 from aether_trio.telemetry.logging import configure_logging
 from aether_trio.version import __version__
 

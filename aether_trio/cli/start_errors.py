@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from aether_trio.cli import exits
 from aether_trio.config.settings import LANES
-from aether_trio.transport.listener import bind_tcp
+from aether_trio.transport.socket.listener import bind_tcp
 
 if TYPE_CHECKING:
     from aether_trio.config import Settings

@@ -17,13 +17,13 @@ from typing import Any
 
 from aether_trio.cli import exits
 from aether_trio.cli.fleet import arguments_of, count_of, run, run_fleet
-from aether_trio.cli.node_process import NodeProcess, Ready
 from aether_trio.cli.ready_file import ReadyFile
 from aether_trio.cli.running import data_text, manner_text, refuse_missing_files, refuse_open_gateway
 from aether_trio.cli.start_errors import start_error
 from aether_trio.config import Settings
 from aether_trio.config.settings import LANES
-from aether_trio.transport.listener import bind_tcp
+from aether_trio.devtools.node_process import NodeProcess, Ready
+from aether_trio.transport.socket.listener import bind_tcp
 from aether_trio.version import __version__
 
 STDERR = 2

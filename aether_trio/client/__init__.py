@@ -18,8 +18,13 @@
   built on what a Requester can do.
 """
 
-from aether_trio.client.backoff import Retry
+from aether_trio.client.blocking.client import SyncClient, SyncPublication, connect_sync
+from aether_trio.client.blocking.job import SyncJob
 from aether_trio.client.client import Client
+from aether_trio.client.connection.backoff import Retry
+from aether_trio.client.connection.outgoing import Publication
+from aether_trio.client.connection.session import State
+from aether_trio.client.connection.tls import TlsOptions
 from aether_trio.client.errors import (
     AddressError,
     AetherError,
@@ -48,9 +53,9 @@ from aether_trio.client.errors import (
     UnexpectedAnswer,
 )
 from aether_trio.client.feeds import Feed
+from aether_trio.client.jobs import Job, JobEnd, Jobs, TaskOver
 from aether_trio.client.message import IncomingMessage, MessageType
 from aether_trio.client.options import ClientOptions
-from aether_trio.client.outgoing import Publication
 from aether_trio.client.principals import (
     AgentClient,
     BridgeClient,
@@ -62,12 +67,7 @@ from aether_trio.client.principals import (
     WorkflowEngineClient,
 )
 from aether_trio.client.requester import Requester
-from aether_trio.client.session import State
 from aether_trio.client.statistics import ClientStatistics
-from aether_trio.client.sync import SyncClient, SyncPublication, connect_sync
-from aether_trio.client.tls import TlsOptions
-from aether_trio.client.work import Job, JobEnd, Jobs, TaskOver
-from aether_trio.client.work.sync import SyncJob
 
 __all__ = [
     "AddressError",

@@ -15,9 +15,9 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from aether_trio.client.core import Core
+from aether_trio.client.connection.core import Core
+from aether_trio.client.connection.session import Session, State
 from aether_trio.client.errors import AetherError, ClientClosed, ConnectionLost
-from aether_trio.client.session import Session, State
 
 __all__ = ["Block"]
 

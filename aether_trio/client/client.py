@@ -22,20 +22,20 @@ from typing import Any, Final, Unpack
 import anyio
 
 from aether_trio.client.block import Block
-from aether_trio.client.core import Core
+from aether_trio.client.connection.acknowledgements import answers_somebody, unanswered
+from aether_trio.client.connection.core import Core
+from aether_trio.client.connection.handshake import init_for
+from aether_trio.client.connection.outgoing import Outcome, Publication, Upstream, bytes_of, checked_topic, checked_type
+from aether_trio.client.connection.requests import Pending, prepare
+from aether_trio.client.connection.session import Session, State
 from aether_trio.client.errors import AetherError, ClientClosed, RequestTimeout
 from aether_trio.client.feeds import CONNECTION_LOST, Feed
-from aether_trio.client.inits import init_for
 from aether_trio.client.message import IncomingMessage, MessageType
 from aether_trio.client.messages import Messages
 from aether_trio.client.operations import Operations, ProgressUpdate
 from aether_trio.client.options import DELIVERY_CREDIT, NUMBERED_SENDS, ClientOptions, settings_for
-from aether_trio.client.outgoing import Outcome, Publication, Upstream, bytes_of, checked_topic, checked_type
 from aether_trio.client.requester import DEFAULT_TIMEOUT_S
-from aether_trio.client.requests import Pending, prepare
-from aether_trio.client.session import Session, State
 from aether_trio.client.statistics import ClientStatistics, statistics_of
-from aether_trio.client.telling import answers_somebody, unanswered
 from aether_trio.model.identity import Identity
 from aether_trio.version import __version__
 from aether_trio.wire.pb import aether_pb2 as pb

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from aether_trio.wire.pb import aether_pb2 as pb
 
 if TYPE_CHECKING:
-    from aether_trio.client.inbox import Arrival
+    from aether_trio.client.connection.inbox import Arrival
 
 __all__ = ["IncomingMessage", "MessageType"]
 

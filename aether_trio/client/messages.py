@@ -17,7 +17,7 @@ from typing import Any, Self
 import sniffio
 import trio
 
-from aether_trio.client.inbox import Inbox
+from aether_trio.client.connection.inbox import Inbox
 from aether_trio.client.message import IncomingMessage
 
 __all__ = ["Cursors", "Messages"]

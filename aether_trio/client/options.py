@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, TypedDict, cast
 
-from aether_trio.client.address import Address, parse_address
-from aether_trio.client.backoff import Retry
+from aether_trio.client.connection.address import Address, parse_address
+from aether_trio.client.connection.backoff import Retry
+from aether_trio.client.connection.tls import TlsOptions, context_for
 from aether_trio.client.errors import AetherError
-from aether_trio.client.tls import TlsOptions, context_for
 from aether_trio.wire.pb import aether_pb2 as pb
 
 __all__ = ["ClientOptions", "Settings", "settings_for"]

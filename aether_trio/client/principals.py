@@ -8,11 +8,11 @@ from typing import ClassVar, Final, Self, Unpack
 
 from aether_trio.client.client import Client
 from aether_trio.client.feeds import Feed
+from aether_trio.client.jobs import Works
 from aether_trio.client.operations.records import read
 from aether_trio.client.operations.task_values import Assignment
 from aether_trio.client.options import ClientOptions, numbered
 from aether_trio.client.senders import ToEveryone, ToParticipants, ToUsersEverywhere, ToWork, WithTelemetry
-from aether_trio.client.work import Works
 from aether_trio.model.identity import Identity
 from aether_trio.wire.pb import aether_pb2 as pb
 

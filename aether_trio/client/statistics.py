@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aether_trio.client.core import Core
-from aether_trio.client.session import Session, State
+from aether_trio.client.connection.core import Core
+from aether_trio.client.connection.session import Session, State
 
 __all__ = ["ClientStatistics", "statistics_of"]
 

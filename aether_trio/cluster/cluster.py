@@ -20,16 +20,16 @@ from typing import Final
 import structlog
 import trio
 
-from aether_trio.cluster.bus import ALL, Bus
-from aether_trio.cluster.desk import Desk
-from aether_trio.cluster.holds import NEWS, Holds
-from aether_trio.cluster.lease import Lease, Rows
-from aether_trio.cluster.nodes import Nodes
-from aether_trio.cluster.others import Others
+from aether_trio.cluster.locks.claim_batcher import Desk
+from aether_trio.cluster.locks.cluster_locks import NEWS, Holds
+from aether_trio.cluster.node.bus import ALL, Bus
+from aether_trio.cluster.node.lease import Lease, Rows
+from aether_trio.cluster.node.liveness import Nodes
+from aether_trio.cluster.node.peers import Others
 from aether_trio.cluster.records import ClusterLimits, NodeInfo, SessionHost
-from aether_trio.routing.supervision import keep_running
+from aether_trio.concurrency.supervision import keep_running
 from aether_trio.storage.base import StorageUnavailable
-from aether_trio.storage.postgres import PostgresServer
+from aether_trio.storage.postgres.database import PostgresServer
 
 logger = structlog.get_logger("aether.cluster")
 

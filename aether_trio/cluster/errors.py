@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aether_trio.storage.base import StorageUnavailable
-from aether_trio.storage.postgres_errors import FencedError
+from aether_trio.storage.postgres.errors import FencedError
 
 __all__ = ["FencedError", "LeaseLost"]
 

@@ -2,7 +2,7 @@
 
 A connection is written to by the tasks of others (the log's committer, another session, a drain), and some of what it
 needs runs in nurseries that outlive it. An exception there would end all connections. So three rules hold on every
-transport (and a fourth for what serves all of them: routing/supervision.py):
+transport (and a fourth for what serves all of them: concurrency/supervision.py):
 
 * What others call to write (`Output.pump`) catches `Exception` and gives it to the connection's `FrameSource.failed`.
   The session ends with UNKNOWN; a connection without a session, or one that fails again, is cut.

@@ -20,11 +20,11 @@ from typing import Final
 import trio
 
 from aether_trio.client import AetherError, OrchestratorClient
+from aether_trio.client.jobs.manager import LOST
 from aether_trio.client.operations.agents import Registration
 from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.client.operations.task_events import StatusChanged
 from aether_trio.client.operations.task_values import Assignment
-from aether_trio.client.work.bench import LOST
 from aether_trio.model.identity import IdentityError
 from aether_trio.orchestrator.agents_file import AgentSpec
 from aether_trio.orchestrator.child import kill_group, run_child

@@ -184,7 +184,7 @@ _NEED_RULES: Final = frozenset(
     }
 )
 _WORK: Final = "task_work"
-"""To do the part of another one's worker (services/tasks/parties.py). Without rules only the system may."""
+"""To do the part of another one's worker (services/tasks/handlers/permissions.py). Without rules only the system may."""
 # The two kinds that run the system hold these by being what they are (core.md section 10; sdk.md section 5 for tokens).
 _SYSTEM_KINDS: Final = frozenset({Kind.WORKFLOW_ENGINE, Kind.ORCHESTRATOR})
 _SYSTEM_HOLDS: Final = frozenset({*Admin, Capability.QUERY_CONNECTIONS, Capability.RESOLVE_AUTHORITY})

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from aether_trio.delivery.ephemeral_topics import Lanes
+from aether_trio.delivery.rates import Rates
 from aether_trio.model.clock import Clock
 from aether_trio.model.errors import AetherError, Code
 from aether_trio.model.identity import Identity, IdentityError, Kind
 from aether_trio.model.topics import progress_of, progress_of_user
-from aether_trio.routing.lanes import Lanes
-from aether_trio.routing.rates import Rates
 from aether_trio.session.dispatch import NO_ANSWER
 from aether_trio.session.session import Session
 from aether_trio.wire.delivery import encode_progress

@@ -30,7 +30,7 @@ JUDGED: Final = frozenset(
         "aether.v1.ProgressStep.name",
         "aether.v1.ProgressStep.detail",
         "aether.v1.ProgressStep.step_type",
-        # Cut, not refused: a task that fails with a long text has failed (services/tasks/texts.py, cluster/disconnects.py).
+        # Cut, not refused: a task that fails with a long text has failed (services/tasks/handlers/sanitize.py, cluster/locks/disconnects.py).
         "aether.v1.TaskOperation.reason",
         "aether.v1.SessionOperation.reason",
         # A header of HTTP, and a credential of its own.

@@ -4,7 +4,7 @@
     ClusterDirectory   the table of holds; what this node itself holds is told from its registry, which knows more
 
 In a cluster a session of another node is listed from its row. Its `last_activity_ms` is when the row was last written: when it
-connected, or a user's window last switched its workspace. A node that has died is noticed as described in cluster/directory.py.
+connected, or a user's window last switched its workspace. A node that has died is noticed as described in cluster/locks/directory.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from aether_trio.cluster.hold_rows import EndOfSession, HoldRow, LastHeld
+from aether_trio.cluster.locks.rows import EndOfSession, HoldRow, LastHeld
 from aether_trio.model.errors import Status
 from aether_trio.model.identity import Identity, Kind
 from aether_trio.session.registry import Registry
@@ -153,7 +153,7 @@ class LocalDirectory:
 
 
 class Rows(Protocol):
-    """The part of the cluster's Directory that is needed here (cluster/directory.py). What waits raises StorageUnavailable."""
+    """The part of the cluster's Directory that is needed here (cluster/locks/directory.py). What waits raises StorageUnavailable."""
 
     async def page(
         self, kinds: Sequence[str], place: str, offset: int, limit: int, leaving: Sequence[str]
@@ -192,7 +192,7 @@ class ClusterDirectory:
         async with open_directory(server, cluster, partial(end_session, registry)) as rows:
             directory = ClusterDirectory(registry, rows, holding.leaving)
 
-    `leaving()` gives the identities whose session has ended here while its row is still being settled (session/holding.py): nobody
+    `leaving()` gives the identities whose session has ended here while its row is still being settled (session/identity_locks.py): nobody
     who asks this node finds them any more.
     """
 
@@ -259,7 +259,7 @@ class ClusterDirectory:
 
 
 def end_session(registry: Registry, session_id: str, reason: str) -> bool:
-    """Another node wants this session ended (cluster/disconnects.py); whether it was one of this node's."""
+    """Another node wants this session ended (cluster/locks/disconnects.py); whether it was one of this node's."""
     session = registry.session(session_id)
     if session is not None:
         _force_disconnect(session, reason)

@@ -2,10 +2,10 @@
 
 A handler is `async (session, payload) -> messages`, the payload being the oneof's value; it returns what to answer, in
 order, and raises AetherError for a refusal that has no typed answer of its own. Every case of the protocol is in the
-table (services/unbuilt.py answers for those to come), so nothing is met with silence.
+table (services/unimplemented.py answers for those to come), so nothing is met with silence.
 
 Invariants: what a request's answer says comes after everything its connection sent before. The dispatcher holds each
-answer back until the connection's last message is committed or refused (routing/log.py, `wait_settled`). No handler sees
+answer back until the connection's last message is committed or refused (log/topic_log.py, `wait_settled`). No handler sees
 a request with a field beyond its bound (bounds.py). What a handler writes is written in its session's name
 (storage/pending.py), so the end of a session can be told from the end of what it has begun.
 """
@@ -17,8 +17,8 @@ from typing import Any, TypeAlias
 
 import structlog
 
+from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.errors import AetherError, Code
-from aether_trio.routing.log import TopicLog
 from aether_trio.session.bounds import excess_of
 from aether_trio.session.session import Session
 from aether_trio.storage.pending import IN_NAME_OF, Pending

@@ -20,24 +20,24 @@ import structlog
 import trio
 from google.protobuf.message import DecodeError
 
+from aether_trio.delivery.counted_sends import CountedSends
+from aether_trio.delivery.ephemeral_topics import Lanes
+from aether_trio.delivery.outbox import OutboxLimits
+from aether_trio.delivery.rates import Rates
+from aether_trio.delivery.receipts import Receipts
+from aether_trio.delivery.router import Router
+from aether_trio.log.publishers import PublisherStore
+from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.clock import Clock
 from aether_trio.model.containment import DEFECT, report, run_all
 from aether_trio.model.errors import AetherError, Code, Status, StatusError
 from aether_trio.model.identity import Kind
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.limits import Limits
-from aether_trio.routing.counted_sends import CountedSends
-from aether_trio.routing.lanes import Lanes
-from aether_trio.routing.log import TopicLog
-from aether_trio.routing.outbox import OutboxLimits
-from aether_trio.routing.publishers import PublisherStore
-from aether_trio.routing.rates import Rates
-from aether_trio.routing.receipts import Receipts
-from aether_trio.routing.router import Router
-from aether_trio.routing.work_groups import WorkGroups
+from aether_trio.queues.work_queues import WorkGroups
 from aether_trio.session.admission import Admitted, Claim, credit_granted, read_claim, undeclared_extensions
 from aether_trio.session.dispatch import Dispatcher
-from aether_trio.session.holding import Holding
+from aether_trio.session.identity_locks import Holding
 from aether_trio.session.registry import History, Registry
 from aether_trio.session.session import ClientInfo, Session
 from aether_trio.session.subscriptions import Subscriptions

@@ -18,16 +18,16 @@ from functools import lru_cache
 import structlog
 import trio
 
+from aether_trio.delivery.counted_sends import CountedSends
+from aether_trio.delivery.outbox import Gate, Outbox, OutboxLimits
+from aether_trio.delivery.receipts import Receipts, refusal_frame
+from aether_trio.delivery.router import Sender
+from aether_trio.log.publishers import Publisher
 from aether_trio.model.containment import DEFECT, report, run_all
 from aether_trio.model.errors import AetherError, Code, Status, StatusError
 from aether_trio.model.identity import Identity
 from aether_trio.model.limits import CLIENT_MESSAGE_BYTES
 from aether_trio.model.token_bucket import TokenBucket
-from aether_trio.routing.counted_sends import CountedSends
-from aether_trio.routing.outbox import Gate, Outbox, OutboxLimits
-from aether_trio.routing.publishers import Publisher
-from aether_trio.routing.receipts import Receipts, refusal_frame
-from aether_trio.routing.router import Sender
 from aether_trio.session.registry import History, Registry
 from aether_trio.session.subscriptions import Subscriptions
 from aether_trio.storage.pending import Pending

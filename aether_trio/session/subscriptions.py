@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 
 import trio
 
+from aether_trio.delivery.catchup import CatchUp
+from aether_trio.delivery.ephemeral_topics import LaneListener, Lanes
+from aether_trio.delivery.outbox import Outbox
+from aether_trio.delivery.subscription import Subscription
+from aether_trio.log.topic_log import TopicLog
+from aether_trio.log.topic_state import TopicState
 from aether_trio.model import topics
 from aether_trio.model.identity import Identity, Kind
-from aether_trio.routing.catchup import CatchUp
-from aether_trio.routing.lanes import LaneListener, Lanes
-from aether_trio.routing.log import TopicLog
-from aether_trio.routing.outbox import Outbox
-from aether_trio.routing.subscription import Subscription
-from aether_trio.routing.topic_state import TopicState
-from aether_trio.routing.work_groups import Worker, WorkGroups
+from aether_trio.queues.work_queues import Worker, WorkGroups
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ from aether_trio.wire.framing import Send
 from aether_trio.wire.pb.aether_pb2 import UpstreamMessage
 
 if TYPE_CHECKING:
-    from aether_trio.routing.outbox import Delivery, Origin
-    from aether_trio.routing.receipts import Receipts
+    from aether_trio.delivery.outbox import Delivery, Origin
+    from aether_trio.delivery.receipts import Receipts
 
 
 Upstream: TypeAlias = UpstreamMessage | Send

@@ -95,7 +95,7 @@ async def read(place: Place, history: TaskHistory) -> None:
             "SELECT task_id, status, epoch, retry_count, max_attempts, next_retry_ms, created_ms, updated_ms, error_type FROM tasks"
         )
     ]
-    # The latest assignment is in the task's own row, those before it have rows of their own (services/tasks/handing.py). One to a worker
+    # The latest assignment is in the task's own row, those before it have rows of their own (services/tasks/transaction/assignment.py). One to a worker
     # of another node is in both, and its own row does not say how it ended.
     latest = "GREATEST" if _is_postgres(place) else "MAX"
     attempts: dict[tuple[str, int], Attempt] = {}

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Protocol
 
-from aether_trio.cli.node_process import NodeProcess
-from aether_trio.testing.cluster import ProcessCluster, open_process_cluster
+from aether_trio.devtools.node_process import NodeProcess
+from aether_trio.devtools.process_cluster import ProcessCluster, open_process_cluster
 
 
 class Node(Protocol):

@@ -19,10 +19,10 @@ from typing import Final
 
 import trio
 
-from aether_trio.cli.node_process import NodeFailed
 from aether_trio.client import AetherError, AgentClient, ConnectionLost, InternalGatewayError, RequestTimeout, Retry
 from aether_trio.client.operations.enums import BackoffStrategy, TaskClass, TaskPriority
 from aether_trio.client.operations.task_values import RetryPolicy
+from aether_trio.devtools.node_process import NodeFailed
 from chaos.checks import Verdict
 from chaos.tasks.checks import check_all
 from chaos.tasks.history import TaskHistory, read, read_moments

@@ -19,7 +19,7 @@ from typing import Final
 import trio
 
 from aether_trio.client import AgentClient, Retry
-from aether_trio.client.work import Job
+from aether_trio.client.jobs import Job
 
 WORKSPACE: Final = "chaos"
 POOL: Final = "mill"

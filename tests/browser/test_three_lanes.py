@@ -12,7 +12,7 @@ from playwright.sync_api import Page
 from scitrera_aether_client.proto import aether_pb2 as sdk_pb
 
 from aether_trio.client import AgentClient, MessageType, connect_sync
-from aether_trio.client.sync import SyncClient
+from aether_trio.client.blocking.client import SyncClient
 from tests.browser.conftest import Visitors
 from tests.helpers.gateway import GatewayProcess
 from tests.helpers.sdk import LIMIT_S, SyncPeer, SyncWorld

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import trio
 
-from aether_trio.storage.postgres import open_postgres
+from aether_trio.storage.postgres.database import open_postgres
 from chaos import ledger
 from chaos.checks import one_holder, positions_go_forward, the_log_has_no_gaps
 from chaos.history import History

@@ -16,8 +16,8 @@ from aether_trio.cli.bench import address_of
 from aether_trio.cli.bench_run import percentiles_ms
 from aether_trio.cli.options import Target
 from aether_trio.config import ApiKey, describe, load_settings
+from aether_trio.devtools.ports import held_port
 from aether_trio.services.credentials import hash_api_key
-from aether_trio.testing.ports import held_port
 from tests.cli.test_commands import fails
 from tests.cli.test_with_gateway import Shell
 from tests.helpers.gateway import GatewayProcess, start_gateway

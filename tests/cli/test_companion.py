@@ -10,10 +10,10 @@ from typing import Any, cast
 import trio
 import trio.testing
 
-from aether_trio.cli.companion import Companion, Served
 from aether_trio.cli.fleet import Fleet
-from aether_trio.cli.node_process import NodeProcess, Ready
 from aether_trio.cli.running import _Stop
+from aether_trio.cli.sidecar_process import Companion, Served
+from aether_trio.devtools.node_process import NodeProcess, Ready
 
 LIMIT_S = 300.0
 

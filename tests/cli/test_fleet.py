@@ -25,7 +25,7 @@ from aether_trio.cli.fleet import arguments_of
 from aether_trio.cli.workers import reserved_ports
 from aether_trio.client import AgentClient
 from aether_trio.config import Settings, load_settings
-from aether_trio.transport.listener import open_tcp_listeners
+from aether_trio.transport.socket.listener import open_tcp_listeners
 from tests.helpers.gateway import GatewayProcess, start_gateway
 from tests.helpers.postgres import PostgresServer
 

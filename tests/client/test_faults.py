@@ -17,8 +17,8 @@ from aether_trio.client import (
     SessionEnded,
     TaskClient,
 )
-from aether_trio.testing.fault_proxy import FaultProxy, open_fault_proxy
-from aether_trio.testing.random_faults import RandomFaults
+from aether_trio.devtools.fault_proxy import FaultProxy, open_fault_proxy
+from aether_trio.devtools.random_faults import RandomFaults
 from tests.client.gateways import QUICK, agent, open_test_gateway, run_on
 from tests.helpers.gateway import open_gateway_process
 

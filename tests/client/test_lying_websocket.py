@@ -8,7 +8,8 @@ import pytest
 import trio
 from wsproto.events import BytesMessage
 
-from aether_trio.client import InvalidArgument, websocket
+from aether_trio.client import InvalidArgument
+from aether_trio.client.connection import websocket
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.gateways import agent, open_test_gateway
 from tests.client.websocket_peer import WebSocketLine, open_websocket_peer

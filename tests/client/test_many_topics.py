@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aether_trio.client.inbox import MAX_TOPICS, Inbox
+from aether_trio.client.connection.inbox import MAX_TOPICS, Inbox
 from aether_trio.wire.framing import Channel
 from tests.client.peer import incoming
 

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from aether_trio.client import AgentClient, ConnectionLost
-from aether_trio.testing.fault_proxy import open_fault_proxy
+from aether_trio.devtools.fault_proxy import open_fault_proxy
 from aether_trio.wire import framing
 from tests.client.gateways import agent, open_test_gateway
 from tests.client.peer import Line, Peer, open_peer

@@ -17,7 +17,7 @@ from aether_trio.client import (
     State,
     connect_sync,
 )
-from aether_trio.testing.fault_proxy import open_fault_proxy
+from aether_trio.devtools.fault_proxy import open_fault_proxy
 from aether_trio.wire import framing
 from tests.client.gateways import QUICK, agent, open_test_gateway, run_on
 from tests.client.peer import incoming, open_peer

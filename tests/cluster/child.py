@@ -18,7 +18,7 @@ import trio
 
 from aether_trio.cluster.cluster import open_cluster
 from aether_trio.cluster.records import ClaimRequest, ClusterLimits, NodeInfo
-from aether_trio.storage.postgres import open_postgres
+from aether_trio.storage.postgres.database import open_postgres
 from tests.cluster.nodes import FEW, Host, Node
 
 

@@ -14,8 +14,8 @@ import trio
 from aether_trio.cluster.cluster import Cluster, open_cluster
 from aether_trio.cluster.records import Claimed, ClaimRequest, ClusterLimits, Continued, Hold, NodeInfo
 from aether_trio.storage.base import Execute, Program
-from aether_trio.storage.postgres import PostgresDatabase, PostgresServer, open_postgres
-from aether_trio.storage.postgres_connections import PostgresLimits
+from aether_trio.storage.postgres.connections import PostgresLimits
+from aether_trio.storage.postgres.database import PostgresDatabase, PostgresServer, open_postgres
 
 LONG_S = 60.0  # a safety net against a hang, never a measurement
 STEADY = ClusterLimits(

@@ -13,7 +13,7 @@ from typing import Any
 
 import trio
 
-from aether_trio.cluster.directory import Directory, DirectoryLimits, open_directory
+from aether_trio.cluster.locks.directory import Directory, DirectoryLimits, open_directory
 from aether_trio.cluster.records import ClaimRequest, Hold
 from aether_trio.model.identity import Identity
 from aether_trio.session.directory import ClusterDirectory, end_session

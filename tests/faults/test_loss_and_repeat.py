@@ -24,8 +24,8 @@ import pytest
 import trio
 
 from aether_trio.client import AetherError, AgentClient, Publication, Retry
-from aether_trio.testing.fault_proxy import Fault, FaultProxy, open_fault_proxy
-from aether_trio.testing.random_faults import RandomFaults
+from aether_trio.devtools.fault_proxy import Fault, FaultProxy, open_fault_proxy
+from aether_trio.devtools.random_faults import RandomFaults
 from tests.helpers.gateway import GatewayProcess, open_gateway_process
 
 FULL = os.environ.get("TESTS_FULL") == "1"

@@ -21,8 +21,8 @@ import trio
 from trio.testing import MockClock
 
 from aether_trio.config import Settings
-from aether_trio.core import Core, open_core
-from aether_trio.databases import Databases
+from aether_trio.gateway.core import Core, open_core
+from aether_trio.gateway.databases import Databases
 from aether_trio.model.clock import Clock, VirtualClock
 from aether_trio.session.session import Session
 from aether_trio.testing.memory import MemoryLink, StreamEnded, agent, message_to, open_participant
@@ -70,14 +70,18 @@ def run_in_virtual_time(
     return trio.run(main, clock=clock or MockClock(autojump_threshold=0), instruments=instruments)
 
 
-def use_virtual_time(items: Iterable[pytest.Item], folder: Path, names: Sequence[str] = ()) -> None:
-    """Run the tests below `folder` (of the modules `names`, if given) in virtual time.
+def use_virtual_time(
+    items: Iterable[pytest.Item], folder: Path, names: Sequence[str] = (), *, subfolders: bool = True
+) -> None:
+    """Run the tests of `folder` (of the modules `names`, if given) in virtual time, with or without its subfolders.
 
     pytest-trio gives a run its clock only when the test function itself asks for one; here it is the folder that does.
     """
     below = f"{folder}{os.sep}"  # of ten thousand tests, seven times: a comparison of paths takes ten times as long
     for item in items:
-        chosen = str(item.path).startswith(below) and (not names or item.path.stem in names)
+        path = str(item.path)
+        chosen = path.startswith(below) and (subfolders or os.sep not in path[len(below) :])
+        chosen = chosen and (not names or item.path.stem in names)
         if chosen and isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
             item.add_marker(pytest.mark.trio(run=run_in_virtual_time), append=False)
 
@@ -132,7 +136,7 @@ class World:
         async def open_inline(_: Settings) -> AsyncIterator[Databases]:
             yield Databases(**self.databases)  # type: ignore[arg-type]  # its statistics are itself
 
-        with mock.patch("aether_trio.core.open_databases", open_inline):
+        with mock.patch("aether_trio.gateway.core.open_databases", open_inline):
             opened = open_core(
                 settings_for_tests(**changes),
                 clock=clock or VirtualClock(trio.current_time),

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from aether_trio.core import Core
+from aether_trio.gateway.core import Core
 from tests.helpers.core import World, deadlock_is_an_error, open_world
 from tests.helpers.direct import Store
 

@@ -15,9 +15,9 @@ from typing import Any, Final, Protocol, TypeVar
 
 from aether_trio.storage.base import Program, ProgramFactory, Statement
 from aether_trio.storage.migrations import MIGRATIONS, POSTGRES, SQLITE, upgrade
-from aether_trio.storage.postgres_statements import Job
-from aether_trio.storage.postgres_statements import drive as drive_postgres
-from aether_trio.storage.sqlite_statements import drive as drive_sqlite
+from aether_trio.storage.postgres.statements import Job
+from aether_trio.storage.postgres.statements import drive as drive_postgres
+from aether_trio.storage.sqlite.statements import drive as drive_sqlite
 from tests.helpers.postgres_session import PostgresSession
 
 T = TypeVar("T")

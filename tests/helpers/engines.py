@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import asyncpg
 
 from aether_trio.storage.base import Database
-from aether_trio.storage.postgres import PostgresDatabase, open_postgres
-from aether_trio.storage.postgres_connections import PostgresLimits
-from aether_trio.storage.sqlite import SqliteDatabase, open_sqlite
+from aether_trio.storage.postgres.connections import PostgresLimits
+from aether_trio.storage.postgres.database import PostgresDatabase, open_postgres
+from aether_trio.storage.sqlite.database import SqliteDatabase, open_sqlite
 from tests.helpers.postgres import PostgresServer
 from tests.helpers.postgres_session import PostgresSession
 

@@ -37,7 +37,7 @@ from typing import Any, Self
 
 import trio
 
-from aether_trio.testing.ports import HeldPorts
+from aether_trio.devtools.ports import HeldPorts
 from tests.helpers.engines import PostgresEngine
 
 START_TIMEOUT_S = 300.0

@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests: aether_trio.cluster.embedded in a temporary directory, with durability off unless asked for.
+"""A real PostgreSQL for tests: aether_trio.storage.postgres.embedded in a temporary directory, with durability off unless asked for.
 
 It listens on a Unix socket only unless a port is asked for. Tests crash the server process, not the machine: hence `fsync=off`.
 """
@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from aether_trio.cluster.embedded import FAST, EmbeddedPostgres
-from aether_trio.testing.ports import held_port
+from aether_trio.devtools.ports import held_port
+from aether_trio.storage.postgres.embedded import FAST, EmbeddedPostgres
 
 
 class PostgresServer(EmbeddedPostgres):

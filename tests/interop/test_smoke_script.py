@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from aether_trio.testing.cluster import open_process_cluster
+from aether_trio.devtools.process_cluster import open_process_cluster
 from tests.helpers.engines import PostgresEngine
 from tests.helpers.gateway import GatewayProcess, on_postgres
 

@@ -7,7 +7,7 @@ from textwrap import dedent
 
 import pytest
 
-import aether_trio.routing.outbox
+import aether_trio.delivery.outbox
 from mutants.changes import changes
 
 
@@ -141,7 +141,7 @@ def test_only_what_runs_in_a_function_is_noticed_by_the_tests_of_its_lines() -> 
 
 
 def test_every_change_of_a_real_module_compiles_and_differs() -> None:
-    source = Path(aether_trio.routing.outbox.__file__).read_text()
+    source = Path(aether_trio.delivery.outbox.__file__).read_text()
     found = changes(source)
     assert len(found) > 100
     made_of = {one.applied(source) for one in found}

@@ -182,16 +182,16 @@ def test_the_tests_of_a_change() -> None:
 
 
 def test_the_tests_of_a_module() -> None:
-    assert sample.tests_for(ROOT, Path("aether_trio/routing/outbox.py")) == ("tests/routing",)
-    assert sample.tests_for(ROOT, Path("aether_trio/services/tasks/transaction.py")) == ("tests/services/tasks",)
+    assert sample.tests_for(ROOT, Path("aether_trio/delivery/outbox.py")) == ("tests/routing",)
+    assert sample.tests_for(ROOT, Path("aether_trio/services/tasks/transaction/work.py")) == ("tests/services/tasks",)
     assert sample.tests_for(ROOT, Path("aether_trio/storage/schema/tasks.py")) == ("tests/storage",)
-    assert "tests/test_core.py" in sample.tests_for(ROOT, Path("aether_trio/core.py"))
+    assert "tests/gateway/test_core.py" in sample.tests_for(ROOT, Path("aether_trio/gateway/core.py"))
 
 
 def test_options() -> None:
-    given = parser().parse_args(["aether_trio.routing.outbox", "--lines", "4-6", "--count", "3"])
+    given = parser().parse_args(["aether_trio.delivery.outbox", "--lines", "4-6", "--count", "3"])
     wishes = wishes_of(given)
-    assert (wishes.root, wishes.module, wishes.count) == (ROOT, Path("aether_trio/routing/outbox.py"), 3)
+    assert (wishes.root, wishes.module, wishes.count) == (ROOT, Path("aether_trio/delivery/outbox.py"), 3)
     assert wishes.lines == range(4, 7)
     assert wishes.tests == ("tests/routing",)
     for wrong in (["x.py", "--count", "0"], ["x.py", "--lines", "a"], []):

@@ -24,7 +24,7 @@ import wsproto.events as ws
 from grpclib.exceptions import GRPCError
 
 from aether_trio.cli.options import split_address
-from aether_trio.client.address import WEBSOCKET_PATH
+from aether_trio.client.connection.address import WEBSOCKET_PATH
 from aether_trio.model.errors import Status
 from aether_trio.transport.grpc.client import Call, open_channel
 from aether_trio.wire import framing

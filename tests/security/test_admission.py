@@ -161,7 +161,7 @@ async def test_a_certificate_with_two_names_is_no_clients(authority: Authority, 
 
 @EVERY_LANE
 async def test_a_servers_certificate_is_no_clients(authority: Authority, lane: str) -> None:
-    """OpenSSL refuses it in the handshake; were that to change, the gateway reads it as well (tests/transport/test_leaf.py)."""
+    """OpenSSL refuses it in the handshake; were that to change, the gateway reads it as well (tests/transport/socket/test_client_certificates.py)."""
     certificate = authority.issue("ag::red::worker::1", usages=[ExtendedKeyUsageOID.SERVER_AUTH])
     async with serving(authority) as gateway:
         with pytest.raises(BaseException) as failed:  # whichever way the lane's client hears of a broken handshake

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from aether_trio.model.errors import Status
-from aether_trio.transport.grpc import inflating, messages
+from aether_trio.transport.grpc import inflation, messages
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.security.clients import KIB, MIB, GrpcTalker, Talker, checkpoint_of, gateway_with, gzipped, init_of, talkers
 
@@ -71,7 +71,7 @@ async def test_nothing_behind_the_init_is_inflated_before_the_acknowledgement(mo
             inflated.append(len(message))
             super().__init__(message, *rest)
 
-    monkeypatch.setattr(inflating, "Inflation", Watched)
+    monkeypatch.setattr(inflation, "Inflation", Watched)
     async with gateway_with() as gateway, talkers(gateway) as open_:
         joins = gateway.core.sessions._parts.joins
 
@@ -124,27 +124,27 @@ async def test_a_bomb_gives_the_others_a_turn_after_every_slice(monkeypatch: pyt
 
 
 async def test_a_connection_inflates_no_more_than_its_rate(autojump_clock: trio.testing.MockClock) -> None:
-    turns = inflating.InflationTurns()
-    one, other = inflating.Inflater(turns), inflating.Inflater(turns)
+    turns = inflation.InflationTurns()
+    one, other = inflation.Inflater(turns), inflation.Inflater(turns)
     packed = gzipped(bytes(10 * MIB))[messages.PREFIX_BYTES :]
     begun = trio.current_time()
     for _ in range(10):
         assert len(await one.inflate(packed, "gzip", 10 * MIB)) == 10 * MIB
-    rate = inflating.INFLATED_BYTES_PER_S
-    assert trio.current_time() - begun >= 90 * MIB / rate - inflating.AHEAD_S
+    rate = inflation.INFLATED_BYTES_PER_S
+    assert trio.current_time() - begun >= 90 * MIB / rate - inflation.AHEAD_S
     waited = trio.current_time()
     assert len(await other.inflate(packed, "gzip", 10 * MIB)) == 10 * MIB
     assert trio.current_time() == waited, "one connection's debt is no other's"
 
 
 async def test_one_large_message_at_a_time_is_half_inflated(autojump_clock: trio.testing.MockClock) -> None:
-    turns = inflating.InflationTurns()
+    turns = inflation.InflationTurns()
     packed = gzipped(bytes(10 * MIB))[messages.PREFIX_BYTES :]
     small = gzipped(bytes(1000))[messages.PREFIX_BYTES :]
     order: list[str] = []
 
     async def inflate(name: str, message: bytes) -> None:
-        await inflating.Inflater(turns).inflate(message, "gzip", 10 * MIB)
+        await inflation.Inflater(turns).inflate(message, "gzip", 10 * MIB)
         order.append(name)
 
     async with trio.open_nursery() as nursery:

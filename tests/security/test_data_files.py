@@ -11,8 +11,8 @@ import pytest
 import trio
 
 from aether_trio.client import AgentClient
-from aether_trio.databases import open_databases
-from aether_trio.storage.directory import LOCK_FILE, TEMPORARY, temporary_directory
+from aether_trio.gateway.databases import open_databases
+from aether_trio.storage.data_dir_lock import LOCK_FILE, TEMPORARY, temporary_directory
 from tests.helpers.core import settings_for_tests
 from tests.helpers.gateway import start_gateway
 

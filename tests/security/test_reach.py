@@ -16,7 +16,7 @@ import trio
 
 from aether_trio.config import ApiKey
 from aether_trio.gateway import Gateway, open_gateway
-from aether_trio.services import unbuilt
+from aether_trio.services import unimplemented
 from aether_trio.services.access import Admin, Capability
 from aether_trio.services.credentials import hash_api_key
 from aether_trio.testing.memory import agent, message_to
@@ -290,7 +290,7 @@ TABLE: Final[Mapping[str, Foreign | Own | Unbuilt]] = {
     "checkpoint_op": Own("checkpoints belong to the caller's whole identity"),
     "progress": Own("goes to the caller's workspace or to a user; tests/security/test_reach_of_tasks.py has the tasks"),
     "init": Own("test_nobody_connects_beyond_its_key has it"),
-    **{case: Unbuilt() for case in unbuilt.FAILURES},
+    **{case: Unbuilt() for case in unimplemented.FAILURES},
 }
 
 
@@ -310,7 +310,7 @@ async def test_what_is_not_served_yet_touches_nothing(lane: str) -> None:
         await stream.send(agent("red", "eve", "1", credentials={"api_key": "aek_red"}))
         await stream.acknowledged()
         for case, entry in TABLE.items():
-            if isinstance(entry, Unbuilt) and case not in unbuilt._LAST_WORDS:
+            if isinstance(entry, Unbuilt) and case not in unimplemented._LAST_WORDS:
                 message = pb.UpstreamMessage()
                 getattr(message, case).SetInParent()
                 await stream.send(message)

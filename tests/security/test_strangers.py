@@ -18,8 +18,8 @@ from aether_trio.model.errors import Status
 from aether_trio.services.credentials import hash_api_key
 from aether_trio.telemetry import configure_logging
 from aether_trio.testing.memory import agent, message_to
-from aether_trio.transport.grpc import frames
-from aether_trio.transport.grpc.frames import ErrorCode
+from aether_trio.transport.http2 import frames
+from aether_trio.transport.http2.frames import ErrorCode
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.security.streams import LANES, gateway_settings, open_stream
 from tests.transport.grpc.harness import RawClient, data, frame, message, settings

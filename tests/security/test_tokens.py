@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import trio
 
-from aether_trio.core import Core
+from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Identity
-from aether_trio.services.tasks import tokens
-from aether_trio.services.tasks.crowd import Join
-from aether_trio.services.tasks.rows import Worker
-from aether_trio.services.tasks.sessions import Joined
+from aether_trio.services.tasks.transaction import tokens
+from aether_trio.services.tasks.transaction.rows import Worker
+from aether_trio.services.tasks.transaction.session_batch import Join
+from aether_trio.services.tasks.transaction.sessions import Joined
 from aether_trio.testing.memory import MemoryLink, StreamEnded
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, message_to, pump

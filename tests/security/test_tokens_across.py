@@ -8,8 +8,8 @@ import trio
 from aether_trio.client import AgentClient, OrchestratorClient, Unauthenticated
 from aether_trio.client.operations.agents import Registration
 from aether_trio.client.operations.enums import TaskStatus
-from aether_trio.core import Core
-from aether_trio.services.tasks import hints
+from aether_trio.gateway.core import Core
+from aether_trio.services.tasks import notifications
 from tests.client.gateways import QUICK, open_test_gateway
 from tests.helpers.core import agent, barrier, connect
 from tests.helpers.engines import PostgresEngine
@@ -49,7 +49,7 @@ def _lose_hints(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     tell = core.tasks.engine.hints.tell
 
     def lossy(node: str, topic: str, body: str = "") -> None:
-        if topic != hints.OUTLIVED:
+        if topic != notifications.OUTLIVED:
             tell(node, topic, body)
 
     monkeypatch.setattr(core.tasks.engine.hints, "tell", lossy)

@@ -20,10 +20,11 @@ from aether_trio.cli.options import split_address
 from aether_trio.session.dispatch import Dispatcher
 from aether_trio.session.serve import A_TURN, REQUEST_COSTS, SessionServer
 from aether_trio.transport.framed.link import FRAMES_AT_ONCE, FramedLink
-from aether_trio.transport.grpc import frames, server
 from aether_trio.transport.grpc import link as grpc_link
-from aether_trio.transport.grpc.control import ControlPlane
-from aether_trio.transport.grpc.data_stream import MESSAGES_AT_ONCE
+from aether_trio.transport.grpc import server
+from aether_trio.transport.http2 import frames
+from aether_trio.transport.http2.control import ControlPlane
+from aether_trio.transport.http2.data_stream import MESSAGES_AT_ONCE
 from aether_trio.wire import framing, undecodable
 from tests.security.clients import WAIT_S, FramedTalker, gateway_with, talkers
 from tests.transport.framed.adversary import frame

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aether_trio.core import Core
+from aether_trio.gateway.core import Core
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, barrier, connect, orchestrator, service, switch_to, task, user

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aether_trio.core import Core
+from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Status
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb

@@ -7,7 +7,7 @@ from typing import NoReturn
 import pytest
 import trio
 
-from aether_trio.core import Core
+from aether_trio.gateway.core import Core
 from aether_trio.model.identity import Identity
 from aether_trio.session.directory import Connection, Disconnected, Outcome
 from aether_trio.storage.base import StorageUnavailable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aether_trio.core import Core
+from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Code
 from tests.helpers.core import (
     World,

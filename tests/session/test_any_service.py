@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aether_trio.core import Core
+from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Code
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, barrier, connect, errors, message_to, payloads, service

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from aether_trio.core import Core
+from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Code
 from aether_trio.model.limits import CLIENT_MESSAGE_BYTES, KIB, MIB, Limits
 from aether_trio.session.bounds import JUDGED, excess_of

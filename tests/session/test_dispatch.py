@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aether_trio.core import Core
+from aether_trio.gateway.core import Core
 from aether_trio.model.errors import AetherError, Code
 from aether_trio.session.dispatch import Dispatcher, request_id_of
 from aether_trio.session.session import Session

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import pytest
 import trio
 
-from aether_trio.core import Core
+from aether_trio.delivery.outbox import Outbox
+from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Code, Status
-from aether_trio.routing.outbox import Outbox
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import (

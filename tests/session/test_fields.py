@@ -12,9 +12,9 @@ import trio
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from structlog.testing import capture_logs
 
-from aether_trio.core import Core
+from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Code, Status
-from aether_trio.services.unbuilt import FAILURES
+from aether_trio.services.unimplemented import FAILURES
 from aether_trio.testing.memory import MemoryLink, StreamEnded
 from aether_trio.wire.errors import ANSWERS
 from aether_trio.wire.pb import aether_pb2 as pb

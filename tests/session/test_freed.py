@@ -11,9 +11,9 @@ from typing import TypeVar
 import pytest
 import trio
 
-from aether_trio.core import Core
+from aether_trio.delivery.receipts import Receipts
+from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Status
-from aether_trio.routing.receipts import Receipts
 from aether_trio.session.session import Session
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.framing import Send

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from aether_trio.core import Core
+from aether_trio.gateway.core import Core
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, message_to, orchestrator
 

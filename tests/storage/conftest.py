@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aether_trio.storage.base import Database
-from aether_trio.storage.sqlite import SqliteDatabase, open_sqlite
+from aether_trio.storage.sqlite.database import SqliteDatabase, open_sqlite
 from tests.helpers.engines import Engine, SqliteEngine
 from tests.storage.programs import CREATE
 

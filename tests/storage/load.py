@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import trio
 
 from aether_trio.storage.base import CommitUnknown, Execute, Fetch, Program, StorageUnavailable
-from aether_trio.storage.postgres import PostgresDatabase
+from aether_trio.storage.postgres.database import PostgresDatabase
 from tests.helpers.postgres import PostgresServer
 from tests.storage.programs import LONG_S, ids
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import trio
 
 from aether_trio.storage.base import Database, Execute, Fetch, Program, ProgramFactory
-from aether_trio.storage.sqlite import SqliteDatabase
+from aether_trio.storage.sqlite.database import SqliteDatabase
 
 CREATE = "CREATE TABLE items (id INTEGER PRIMARY KEY, data BYTEA)"  # which SQLite takes for any type
 LONG_S = 300.0  # a safety net against a hang, never a measurement

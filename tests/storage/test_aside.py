@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from aether_trio.storage.base import Aside, Database, Execute, Fetch, Program
-from aether_trio.storage.postgres_statements import Asides, Job, drive
+from aether_trio.storage.postgres.statements import Asides, Job, drive
 from tests.helpers.engines import Engine
 from tests.storage.programs import ids, insert, insert_then_raise
 

@@ -8,8 +8,8 @@ import pytest
 import trio
 import trio.testing
 
-from aether_trio.storage.postgres_statements import within
-from aether_trio.storage.trio_loop import open_loop
+from aether_trio.storage.postgres.statements import within
+from aether_trio.storage.postgres.trio_loop import open_loop
 
 
 class Connection:

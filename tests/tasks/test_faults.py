@@ -28,8 +28,8 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aether_trio.core import Core
-from aether_trio.services.tasks.letters import Letters
+from aether_trio.gateway.core import Core
+from aether_trio.services.tasks.transaction.dead_letters import Letters
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.testing.memory import MemoryLink, StreamEnded
 from aether_trio.wire.pb import aether_pb2 as pb

@@ -16,11 +16,11 @@ import trio
 from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Mode, Move, Task
 from aether_trio.model.tasks.due import TimeLimits
-from aether_trio.services.tasks import sessions
-from aether_trio.services.tasks.operate import Asked, Outcome, operate
-from aether_trio.services.tasks.parties import Caller
-from aether_trio.services.tasks.rows import Worker
-from aether_trio.services.tasks.transaction import Context, Work
+from aether_trio.services.tasks.handlers.operate import Asked, Outcome, operate
+from aether_trio.services.tasks.handlers.permissions import Caller
+from aether_trio.services.tasks.transaction import sessions
+from aether_trio.services.tasks.transaction.rows import Worker
+from aether_trio.services.tasks.transaction.work import Context, Work
 from aether_trio.storage.base import Database, Program
 from tests.helpers.engines import PostgresEngine
 

@@ -15,11 +15,12 @@ import pytest
 from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Mode, Move, Task
 from aether_trio.model.tasks.due import TimeLimits
-from aether_trio.services.tasks import due, query, rows, sessions
-from aether_trio.services.tasks.operate import Asked, operate
-from aether_trio.services.tasks.parties import Caller
-from aether_trio.services.tasks.rows import FIELDS, Worker
-from aether_trio.services.tasks.transaction import Context, Work
+from aether_trio.services.tasks.handlers import query
+from aether_trio.services.tasks.handlers.operate import Asked, operate
+from aether_trio.services.tasks.handlers.permissions import Caller
+from aether_trio.services.tasks.transaction import due, rows, sessions
+from aether_trio.services.tasks.transaction.rows import FIELDS, Worker
+from aether_trio.services.tasks.transaction.work import Context, Work
 from aether_trio.storage.base import Aside, Execute, Fetch, Program, Statement, single
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.direct import Direct, Store, caught

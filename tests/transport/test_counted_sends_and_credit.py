@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import trio
 
+from aether_trio.delivery.counted_sends import CountedSends
 from aether_trio.model.errors import AetherError, Code, Status, StatusError
-from aether_trio.routing.counted_sends import CountedSends
 from aether_trio.session.admission import DELIVERY_CREDIT, NUMBERED_SENDS
 from aether_trio.testing.memory import agent, message_to
 from aether_trio.wire.pb import aether_pb2 as pb

@@ -14,8 +14,8 @@ from aether_trio.model.errors import AetherError, Code
 from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.model.text import shown
 from aether_trio.services.access import Authorizer
-from aether_trio.services.agents.starts import Starts
-from aether_trio.services.agents.store import AgentStore, Refusal
+from aether_trio.services.agents.registry import AgentStore, Refusal
+from aether_trio.services.agents.startup import Starts
 from aether_trio.session.session import Session
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.outages import outage_text

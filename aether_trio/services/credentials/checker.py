@@ -137,7 +137,7 @@ ANYBODY: Final = Accepted()
 
 
 class TokenAdmission(Protocol):
-    """What a task token that was accepted is good for: services/tasks/tokens.py."""
+    """What a task token that was accepted is good for: services/tasks/transaction/tokens.py."""
 
     @property
     def task_id(self) -> str:

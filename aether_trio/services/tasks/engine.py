@@ -21,27 +21,29 @@ from typing import Final, TypeVar
 import structlog
 import trio
 
+from aether_trio.concurrency.supervision import keep_running
+from aether_trio.delivery.ephemeral_topics import Lanes
+from aether_trio.delivery.kicks import Kicks
+from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Status as StreamStatus
 from aether_trio.model.tasks import Status, Task
 from aether_trio.model.tasks.due import TimeLimits
-from aether_trio.routing.kicks import Kicks
-from aether_trio.routing.lanes import Lanes
-from aether_trio.routing.log import TopicLog
-from aether_trio.routing.supervision import keep_running
-from aether_trio.services.tasks import children, due, hints, housekeeping, notices, rows, sessions, startups, tokens
-from aether_trio.services.tasks.clockwork import Clockwork
-from aether_trio.services.tasks.crowd import together
-from aether_trio.services.tasks.deliveries import Deliveries
-from aether_trio.services.tasks.desk import Desk, Errand
-from aether_trio.services.tasks.guests import Guests
-from aether_trio.services.tasks.hints import Hints
-from aether_trio.services.tasks.hub import Hub
-from aether_trio.services.tasks.inputs import Inputs
-from aether_trio.services.tasks.outbox import OutboxPublisher
-from aether_trio.services.tasks.rows import WORKER_FIELDS, read_worker
-from aether_trio.services.tasks.transaction import Context, LargeError, Push, Work
-from aether_trio.services.tasks.wire import descriptor
+from aether_trio.services.tasks import housekeeping, notifications
+from aether_trio.services.tasks.delivery import notices
+from aether_trio.services.tasks.delivery.assignments import Deliveries
+from aether_trio.services.tasks.delivery.event_subscriptions import Hub
+from aether_trio.services.tasks.delivery.inputs import Inputs
+from aether_trio.services.tasks.delivery.log_publisher import OutboxPublisher
+from aether_trio.services.tasks.handlers.protobuf import descriptor
+from aether_trio.services.tasks.notifications import Hints
+from aether_trio.services.tasks.timer import Clockwork
+from aether_trio.services.tasks.transaction import children, due, rows, sessions, startup, tokens
+from aether_trio.services.tasks.transaction.guests import Guests
+from aether_trio.services.tasks.transaction.rows import WORKER_FIELDS, read_worker
+from aether_trio.services.tasks.transaction.session_batch import together
+from aether_trio.services.tasks.transaction.work import Context, LargeError, Push, Work
+from aether_trio.services.tasks.write_batcher import Desk, Errand
 from aether_trio.session.registry import Registry
 from aether_trio.storage.base import (
     CommitUnknown,
@@ -128,10 +130,10 @@ class Engine:
         self._registry = registry
         self._lanes = lanes
         self._collecting = trio.Event()
-        others.listen(hints.PUSH, lambda _: self._collecting.set())
-        others.listen(hints.EVENTS, self.hub.look)
-        others.listen(hints.HIBERNATED, self._hibernated_elsewhere)
-        others.listen(hints.OUTLIVED, self._end_outlived)
+        others.listen(notifications.PUSH, lambda _: self._collecting.set())
+        others.listen(notifications.EVENTS, self.hub.look)
+        others.listen(notifications.HIBERNATED, self._hibernated_elsewhere)
+        others.listen(notifications.OUTLIVED, self._end_outlived)
         self._stranded = trio.Event()
         """A gateway has ended that may have been about to ask for the start of an agent."""
         self._left = trio.Event()
@@ -250,12 +252,12 @@ class Engine:
         for task in work.notices:
             notices.publish(self._lanes, task, work.context.now_ms, self._notices.add)
         for node, task_id in work.watched:
-            self.hints.tell(node, hints.EVENTS, task_id)
+            self.hints.tell(node, notifications.EVENTS, task_id)
         for node, session_id in work.outlived:
             if node == here:
                 self._end_outlived(session_id)
             else:
-                self.hints.tell(node, hints.OUTLIVED, session_id)
+                self.hints.tell(node, notifications.OUTLIVED, session_id)
         for task, node in work.hibernated:
             self._tell_hibernated(task, node, here)
         self.clockwork.note(work.due_ms)
@@ -274,7 +276,7 @@ class Engine:
 
     def _push(self, push: Push, here: str) -> None:
         if push.worker.node != here:
-            self.hints.tell(push.worker.node, hints.PUSH)
+            self.hints.tell(push.worker.node, notifications.PUSH)
             return
         session = self._registry.session(push.worker.session_id)
         if session is not None:
@@ -289,7 +291,7 @@ class Engine:
 
     def _tell_hibernated(self, task: Task, node: str, here: str) -> None:
         if node != here:
-            self.hints.tell(node, hints.HIBERNATED, task.task_id)
+            self.hints.tell(node, notifications.HIBERNATED, task.task_id)
             return
         session = self._registry.holder(task.assigned_to)
         # Before its acknowledgement a client takes any message for that.
@@ -457,7 +459,7 @@ class Engine:
             after = ""
             try:
                 while True:
-                    names, after = await self.database.read(partial(startups.absent, after))
+                    names, after = await self.database.read(partial(startup.absent, after))
                     for name in names:
                         self.on_absent(name)
                     if not after:

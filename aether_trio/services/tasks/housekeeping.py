@@ -15,9 +15,9 @@ from __future__ import annotations
 from typing import Final
 
 from aether_trio.model.tasks import Status
-from aether_trio.services.tasks import rows
-from aether_trio.services.tasks.startups import forget
-from aether_trio.services.tasks.transaction import Work
+from aether_trio.services.tasks.transaction import rows
+from aether_trio.services.tasks.transaction.startup import forget
+from aether_trio.services.tasks.transaction.work import Work
 from aether_trio.storage.base import Execute, Fetch, Program, Row
 
 MEMORY_MS: Final = 30 * 86_400_000

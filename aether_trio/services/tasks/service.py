@@ -18,20 +18,22 @@ from aether_trio.model.tasks import Move, Reason, Task, Wait
 from aether_trio.model.tasks.status import TERMINAL
 from aether_trio.model.tasks.table import RULES
 from aether_trio.services.access import Authorizer
-from aether_trio.services.tasks import hub, query, rows, sessions, tokens
-from aether_trio.services.tasks.create import WORKER_KINDS
-from aether_trio.services.tasks.creation import Creation
-from aether_trio.services.tasks.crowd import Join, Leave
-from aether_trio.services.tasks.desk import SignOfLife
+from aether_trio.services.tasks.delivery import event_subscriptions
+from aether_trio.services.tasks.delivery.event_subscriptions import MAX_SUBSCRIPTIONS, Beginning, Subscription
 from aether_trio.services.tasks.engine import WATCH, Engine
-from aether_trio.services.tasks.guests import is_guest
-from aether_trio.services.tasks.hub import MAX_SUBSCRIPTIONS, Beginning, Subscription
-from aether_trio.services.tasks.operate import MOVES, Asked, Outcome, operate, read_wait
-from aether_trio.services.tasks.parties import MANAGE, NOT_FOUND, WORK, Caller, is_party, may
-from aether_trio.services.tasks.rows import Worker
-from aether_trio.services.tasks.texts import reason, storable
-from aether_trio.services.tasks.transaction import Context, Work
-from aether_trio.services.tasks.wire import info, named, show
+from aether_trio.services.tasks.handlers import query
+from aether_trio.services.tasks.handlers.create import WORKER_KINDS
+from aether_trio.services.tasks.handlers.creation import Creation
+from aether_trio.services.tasks.handlers.operate import MOVES, Asked, Outcome, operate, read_wait
+from aether_trio.services.tasks.handlers.permissions import MANAGE, NOT_FOUND, WORK, Caller, is_party, may
+from aether_trio.services.tasks.handlers.protobuf import info, named, show
+from aether_trio.services.tasks.handlers.sanitize import reason, storable
+from aether_trio.services.tasks.transaction import rows, sessions, tokens
+from aether_trio.services.tasks.transaction.guests import is_guest
+from aether_trio.services.tasks.transaction.rows import Worker
+from aether_trio.services.tasks.transaction.session_batch import Join, Leave
+from aether_trio.services.tasks.transaction.work import Context, Work
+from aether_trio.services.tasks.write_batcher import SignOfLife
 from aether_trio.session.session import Session
 from aether_trio.storage.base import ExecuteMany, Program, StorageUnavailable
 from aether_trio.storage.outages import outage
@@ -283,8 +285,10 @@ class TaskService:
         node = self.engine.hints.node if database.shared else None
 
         def program() -> Program[Beginning]:
-            below = query.descendants(task.task_id, task.workspace, hub.MAX_FOLLOWED)
-            return hub.beginning(task.task_id, below if subscription.recursive else None, since_ms, node)
+            below = query.descendants(task.task_id, task.workspace, event_subscriptions.MAX_FOLLOWED)
+            return event_subscriptions.beginning(
+                task.task_id, below if subscription.recursive else None, since_ms, node
+            )
 
         if node is not None:
             await self._watch(subscription.session, [task.task_id])

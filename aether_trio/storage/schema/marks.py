@@ -1,4 +1,4 @@
-"""How a program's transaction is recognized when the answer to its COMMIT is lost: PostgreSQL only (storage/postgres_writer.py).
+"""How a program's transaction is recognized when the answer to its COMMIT is lost: PostgreSQL only (storage/postgres/writer.py).
 
 `program_marks` has a row for each lane of a writer: the number of the last group that it has committed, written by that group. The upsert
 reads nothing in the sense of SERIALIZABLE, so that transactions of different lanes never conflict over it, and the page has room enough

@@ -20,19 +20,19 @@ import trio
 
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.transport.framed.output import Output
-from aether_trio.transport.linger import linger
 from aether_trio.transport.link import FrameSource, LinkBroken, Peer
-from aether_trio.transport.liveness import has_ended, has_input
+from aether_trio.transport.socket.linger import linger
+from aether_trio.transport.socket.liveness import has_ended, has_input
 from aether_trio.wire import framing
 from aether_trio.wire.framing import ErrorCode, RemoteProtocolError
 from aether_trio.wire.upstream import decode_upstream
 
 if TYPE_CHECKING:
-    from aether_trio.transport.accepted import Accepted
     from aether_trio.transport.framed.limits import FramedLimits
     from aether_trio.transport.framed.statistics import Counters
     from aether_trio.transport.link import Upstream
-    from aether_trio.transport.unfinished import Account
+    from aether_trio.transport.socket.accepted import Accepted
+    from aether_trio.transport.socket.unfinished_input import Account
 
 READ_BYTES: Final = 64 * 1024
 FRAMES_AT_ONCE: Final = 256

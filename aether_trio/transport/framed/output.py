@@ -23,9 +23,9 @@ from aether_trio.wire.framing import deliver_header, encode_ack, encode_channel,
 from aether_trio.wire.framing.ledger import OpenChannel
 
 if TYPE_CHECKING:
-    from aether_trio.routing.outbox import Origin
-    from aether_trio.transport.accepted import Accepted
+    from aether_trio.delivery.outbox import Origin
     from aether_trio.transport.framed.statistics import Counters
+    from aether_trio.transport.socket.accepted import Accepted
 
 BURST_BYTES: Final = 64 * 1024
 """Pulled for one send."""

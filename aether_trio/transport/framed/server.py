@@ -14,13 +14,13 @@ from collections.abc import Awaitable, Callable, Sequence
 import trio
 
 from aether_trio.model.errors import Status
-from aether_trio.transport.accepted import Accepted, notice_s
 from aether_trio.transport.framed.limits import FramedLimits
 from aether_trio.transport.framed.link import FRAMES_AT_ONCE, FramedLink
 from aether_trio.transport.framed.output import Output
 from aether_trio.transport.framed.statistics import Counters, FramedStatistics
 from aether_trio.transport.link import Link, LinkBroken, Peer
-from aether_trio.transport.unfinished import UnfinishedInput
+from aether_trio.transport.socket.accepted import Accepted, notice_s
+from aether_trio.transport.socket.unfinished_input import UnfinishedInput
 from aether_trio.wire import framing
 from aether_trio.wire.framing import ErrorCode, GoAwayReason, LocalProtocolError
 from aether_trio.wire.framing.constants import MAX_UINT32

@@ -2,7 +2,7 @@
 
 Pure; one per connection, because what all its streams together may have announced is bounded as well: a thousand streams
 with ten megabytes each under way would be allowed one by one. What is held of unfinished messages goes to the connection's
-account of unfinished input, which bounds the gateway's (transport/unfinished.py).
+account of unfinished input, which bounds the gateway's (transport/socket/unfinished_input.py).
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.transport.grpc import messages
-from aether_trio.transport.grpc.data_stream import DataStream
 from aether_trio.transport.grpc.messages import PREFIX, PREFIX_BYTES
+from aether_trio.transport.http2.data_stream import DataStream
 
 if TYPE_CHECKING:
-    from aether_trio.transport.unfinished import Account
+    from aether_trio.transport.socket.unfinished_input import Account
 
 
 class Assembler:

@@ -11,7 +11,7 @@ from grpclib.exceptions import GRPCError
 from grpclib.metadata import decode_grpc_message
 
 from aether_trio.model.errors import StatusError
-from aether_trio.transport.grpc.duplex import DuplexStream
+from aether_trio.transport.http2.duplex import DuplexStream
 from aether_trio.transport.link import LinkBroken
 
 if TYPE_CHECKING:

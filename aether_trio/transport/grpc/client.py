@@ -24,23 +24,23 @@ from grpclib.const import Status as GrpclibStatus
 from grpclib.exceptions import GRPCError
 from grpclib.metadata import encode_metadata, encode_timeout
 
-from aether_trio.transport.grpc import budgets, frames
-from aether_trio.transport.grpc.budgets import Budgets
 from aether_trio.transport.grpc.call import Call, Message
-from aether_trio.transport.grpc.checks import parse_goaway
-from aether_trio.transport.grpc.connection import Connection
-from aether_trio.transport.grpc.control import ControlPlane, SharedControl
-from aether_trio.transport.grpc.data_stream import DataStream
-from aether_trio.transport.grpc.frames import ErrorCode
-from aether_trio.transport.grpc.limits import NO_ALLOWANCES, GrpcLimits
-from aether_trio.transport.grpc.statistics import Counters, GrpcServerStatistics
+from aether_trio.transport.http2 import flood_budgets, frames
+from aether_trio.transport.http2.connection import Connection
+from aether_trio.transport.http2.control import ControlPlane, SharedControl
+from aether_trio.transport.http2.data_stream import DataStream
+from aether_trio.transport.http2.flood_budgets import Budgets
+from aether_trio.transport.http2.frame_checks import parse_goaway
+from aether_trio.transport.http2.frames import ErrorCode
+from aether_trio.transport.http2.limits import NO_ALLOWANCES, GrpcLimits
+from aether_trio.transport.http2.statistics import Counters, GrpcServerStatistics
 from aether_trio.transport.link import LinkBroken
-from aether_trio.transport.tls import TlsSession
+from aether_trio.transport.socket.tls import TlsSession
 
 __all__ = ["Call", "Channel", "open_channel"]
 
 USER_AGENT: Final = "grpc-python-aether-trio"
-_TABLE: Final = budgets.table(NO_ALLOWANCES)
+_TABLE: Final = flood_budgets.table(NO_ALLOWANCES)
 
 
 M = TypeVar("M")

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from aether_trio.transport.grpc import frames, response_headers
-from aether_trio.transport.grpc.frames import ErrorCode
-from aether_trio.transport.grpc.pumped import PumpedStream
+from aether_trio.transport.http2 import frames, response_headers
+from aether_trio.transport.http2.frames import ErrorCode
+from aether_trio.transport.http2.pumped import PumpedStream
 
 if TYPE_CHECKING:
     from aether_trio.model.errors import StatusError
-    from aether_trio.transport.grpc.server_connection import ServerConnection
+    from aether_trio.transport.http2.server_connection import ServerConnection
 
 WAIT_S: Final = 1.0
 """For a request that does not end."""

@@ -16,10 +16,11 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.metadata import decode_timeout
 
 from aether_trio.model.errors import Status, StatusError
-from aether_trio.transport.grpc import frames, messages, response_headers
+from aether_trio.transport.grpc import messages
 from aether_trio.transport.grpc.refused import RefusedStream
-from aether_trio.transport.grpc.server_connection import ServerConnection
 from aether_trio.transport.grpc.stream import ServerStream
+from aether_trio.transport.http2 import frames, response_headers
+from aether_trio.transport.http2.server_connection import ServerConnection
 from aether_trio.transport.link import LinkBroken
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """The gRPC lane: grpclib services on trio.
 
     server = GrpcServer([gateway, health])
-    port = Port({"grpc": server})       # accepts, ends TLS, hands over connections: see transport/port.py
+    port = Port({"grpc": server})       # accepts, ends TLS, hands over connections: see transport/socket/port.py
     ...
     await server.drain(deadline_s=10)
 
@@ -19,16 +19,16 @@ from grpclib.const import Handler
 
 from aether_trio.model.containment import alone
 from aether_trio.model.errors import Status
-from aether_trio.transport.accepted import Accepted
-from aether_trio.transport.grpc import budgets
-from aether_trio.transport.grpc.control import SharedControl
-from aether_trio.transport.grpc.inflating import InflationTurns
-from aether_trio.transport.grpc.limits import GrpcLimits
+from aether_trio.transport.grpc.inflation import InflationTurns
 from aether_trio.transport.grpc.rpc import accept_rpc
-from aether_trio.transport.grpc.server_connection import ServerConnection
-from aether_trio.transport.grpc.statistics import Counters, GrpcServerStatistics
-from aether_trio.transport.linger import linger
-from aether_trio.transport.unfinished import UnfinishedInput
+from aether_trio.transport.http2 import flood_budgets
+from aether_trio.transport.http2.control import SharedControl
+from aether_trio.transport.http2.limits import GrpcLimits
+from aether_trio.transport.http2.server_connection import ServerConnection
+from aether_trio.transport.http2.statistics import Counters, GrpcServerStatistics
+from aether_trio.transport.socket.accepted import Accepted
+from aether_trio.transport.socket.linger import linger
+from aether_trio.transport.socket.unfinished_input import UnfinishedInput
 
 _ROUND_TRIP_S: Final = 1.0
 """Waited for the client's word between the two GOAWAYs of a drain."""
@@ -63,7 +63,7 @@ class GrpcServer:
         self._handlers: dict[str, Handler] = {}
         for service in services:
             self._handlers.update(service.__mapping__())
-        self._allowances = budgets.table(self.limits.allowances)
+        self._allowances = flood_budgets.table(self.limits.allowances)
         self._shared = SharedControl(self.limits, client_side=False)
         self._counters = Counters()
         self._connections: set[ServerConnection] = set()

@@ -19,16 +19,16 @@ from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from grpclib.metadata import decode_metadata, encode_metadata
 
 from aether_trio.model.errors import StatusError
-from aether_trio.transport.grpc import response_headers
-from aether_trio.transport.grpc.duplex import DuplexStream
-from aether_trio.transport.grpc.frames import ErrorCode
-from aether_trio.transport.grpc.output import BURST_BYTES
+from aether_trio.transport.http2 import response_headers
+from aether_trio.transport.http2.duplex import DuplexStream
+from aether_trio.transport.http2.frames import ErrorCode
+from aether_trio.transport.http2.output import BURST_BYTES
 from aether_trio.transport.link import FrameSource, LinkBroken, PeerCertificate
 
 if TYPE_CHECKING:
     from multidict import MultiDict
 
-    from aether_trio.transport.grpc.server_connection import ServerConnection
+    from aether_trio.transport.http2.server_connection import ServerConnection
 
 MetadataLike = Mapping[str, str | bytes] | Collection[tuple[str, str | bytes]]
 

@@ -18,7 +18,7 @@ import msgspec
 from aether_trio.model.errors import Status, StatusError
 
 if TYPE_CHECKING:
-    from aether_trio.routing.outbox import Origin
+    from aether_trio.delivery.outbox import Origin
 
 SUBPROTOCOL: Final = "aether.v1.json.acks"
 """JSON, with deliveries that are acknowledged."""

@@ -5,7 +5,7 @@ stops its peer, and an idle connection is one task. Pings are answered there too
 last one (RFC 6455 section 5.5.3).
 
 Limits: a message is refused as soon as a header makes it longer than `max_message_bytes` (1009), or than OPENING_BYTES before
-the client is accepted; what is held of messages that have begun counts in the gateway's budget (transport/unfinished.py).
+the client is accepted; what is held of messages that have begun counts in the gateway's budget (transport/socket/unfinished_input.py).
 At most FRAMES_AT_ONCE frames are looked at before the rate is, and the others have their turn. Frames, pings
 and pongs above `max_messages_per_s` are not refused: reading pauses until the client is within its rate, ten seconds' worth
 ahead, and TCP tells it. The first message is checked for a kind of participant that may come this way, before anybody
@@ -30,19 +30,19 @@ import trio
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.token_bucket import TokenBucket
 from aether_trio.transport.link import FrameSource, LinkBroken, Peer
-from aether_trio.transport.liveness import has_ended, has_input
+from aether_trio.transport.socket.byte_stream import RECEIVE_BYTES, ByteStream
+from aether_trio.transport.socket.liveness import has_ended, has_input
 from aether_trio.transport.websocket import frames
 from aether_trio.transport.websocket.close_codes import INVALID_TEXT, UNSUPPORTED_DATA, close_code, close_reason
 from aether_trio.transport.websocket.deliveries import Deliveries, is_statement
 from aether_trio.transport.websocket.frames import CloseCode, FrameError, FrameReader
 from aether_trio.transport.websocket.output import PING, Output
-from aether_trio.transport.websocket.stream import RECEIVE_BYTES, ByteStream
 from aether_trio.wire.browser import Codec
 from aether_trio.wire.framing.constants import OPENING_FRAME_BYTES
 from aether_trio.wire.pb.aether_pb2 import UpstreamMessage
 
 if TYPE_CHECKING:
-    from aether_trio.transport.unfinished import Account
+    from aether_trio.transport.socket.unfinished_input import Account
 
 CLOSE_S: Final = 5.0
 """For the peer to read what was pulled already, and the close frame."""

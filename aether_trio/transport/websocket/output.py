@@ -17,10 +17,10 @@ from typing import Final
 import trio
 
 from aether_trio.model.containment import report
-from aether_trio.transport.accepted import peer_of
 from aether_trio.transport.link import FrameSource
+from aether_trio.transport.socket.accepted import peer_of
+from aether_trio.transport.socket.byte_stream import ByteStream
 from aether_trio.transport.websocket.deliveries import Deliveries
-from aether_trio.transport.websocket.stream import ByteStream
 from aether_trio.wire.browser import Codec
 
 BURST_BYTES: Final = 64 * 1024

@@ -26,17 +26,17 @@ import trio
 
 from aether_trio.config.settings import WebSocketSettings, is_loopback
 from aether_trio.model.token_bucket import TokenBucket
-from aether_trio.transport.accepted import Accepted
-from aether_trio.transport.linger import linger
+from aether_trio.transport.http1.connection import BadRequest, HttpConnection, Request
+from aether_trio.transport.http1.static_files import Headers, load_files
 from aether_trio.transport.link import Link, Peer
-from aether_trio.transport.unfinished import UnfinishedInput
+from aether_trio.transport.socket.accepted import Accepted
+from aether_trio.transport.socket.byte_stream import ByteStream
+from aether_trio.transport.socket.linger import linger
+from aether_trio.transport.socket.unfinished_input import UnfinishedInput
 from aether_trio.transport.websocket.deliveries import Deliveries
-from aether_trio.transport.websocket.files import Headers, load_files
 from aether_trio.transport.websocket.handshake import Upgrade, UpgradeRefused, negotiate
-from aether_trio.transport.websocket.http import BadRequest, HttpConnection, Request
 from aether_trio.transport.websocket.link import WebSocketLink
 from aether_trio.transport.websocket.origins import OriginPolicy
-from aether_trio.transport.websocket.stream import ByteStream
 
 CONNECT_PATH: Final = "/v1/connect"
 BURST_S: Final = 10.0
@@ -65,7 +65,7 @@ class HttpStatistics:
 
 
 class HttpServer:
-    """See the module docstring. A Lane (transport/accepted.py)."""
+    """See the module docstring. A Lane (transport/socket/accepted.py)."""
 
     def __init__(
         self,

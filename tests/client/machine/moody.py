@@ -17,8 +17,8 @@ import anyio.abc
 from aether_trio.wire import framing
 from aether_trio.wire.framing import Connection, Role
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.client.jobs.shop import assignment, info
 from tests.client.peer import incoming
-from tests.client.work.shop import assignment, info
 
 __all__ = ["Moody", "open_moody"]
 

@@ -42,11 +42,11 @@ from aether_trio.client import (
     State,
 )
 from aether_trio.client.operations import TaskStatus
-from aether_trio.testing.fault_proxy import FaultProxy
+from aether_trio.devtools.fault_proxy import FaultProxy
 from tests.client.gateways import agent
+from tests.client.jobs.shop import order, worker
 from tests.client.machine.interrupted import Crash, stopped_at
 from tests.client.machine.tables import kept, owes
-from tests.client.work.shop import order, worker
 
 __all__ = ["HOPELESS", "PATIENT", "SINK", "TOPIC", "Ledger", "Play", "Weather"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from aether_trio.client import AgentClient
-from aether_trio.client.inbox import Inbox
-from aether_trio.client.topics import RECENT
+from aether_trio.client.connection.inbox import Inbox
+from aether_trio.client.connection.topics import RECENT
 
 __all__ = ["kept", "owes"]
 

@@ -9,11 +9,11 @@ import pytest
 
 from aether_trio.client import AetherError, AgentClient, Job, Retry
 from aether_trio.client.statistics import ClientStatistics
+from tests.client.jobs.shop import worker
 from tests.client.machine.hour import run_hours
 from tests.client.machine.interrupted import Crash
 from tests.client.machine.moody import Moody, open_moody
 from tests.client.machine.tables import kept
-from tests.client.work.shop import worker
 
 HOUR_S = 3600.0
 APPS = 8

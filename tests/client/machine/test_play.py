@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from aether_trio.devtools.fault_proxy import open_fault_proxy
 from aether_trio.model.tasks import status
-from aether_trio.testing.fault_proxy import open_fault_proxy
 from tests.client.gateways import open_test_gateway, run_on
 from tests.client.machine.play import Play, Weather
 

@@ -19,7 +19,7 @@ from aether_trio.client import (
     SyncClient,
     connect_sync,
 )
-from aether_trio.testing.fault_proxy import open_fault_proxy
+from aether_trio.devtools.fault_proxy import open_fault_proxy
 from tests.client.gateways import agent, open_test_gateway
 from tests.client.machine.interrupted import Crash
 from tests.client.machine.play import HOPELESS, LIMIT_S, NO_TOPIC, PATIENT, SINK, TOPIC, Ledger, Weather

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from aether_trio.client.connection.requests import ANSWERS
 from aether_trio.client.feeds import Feed, Feeds
 from aether_trio.client.requester import DEFAULT_TIMEOUT_S
-from aether_trio.client.requests import ANSWERS
 from aether_trio.wire.pb import aether_pb2 as pb
 
 

@@ -9,7 +9,7 @@ import trio.testing
 from aether_trio.client import ConnectionLost
 from aether_trio.client.feeds import CONNECTION_LOST
 from aether_trio.client.operations.namespace import Namespace
-from aether_trio.testing.fault_proxy import open_fault_proxy
+from aether_trio.devtools.fault_proxy import open_fault_proxy
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.gateways import agent, open_test_gateway
 

@@ -9,7 +9,7 @@ import pytest
 from aether_trio.client import AgentClient, NotImplementedByGateway
 from aether_trio.client.operations.proxy import Proxy
 from aether_trio.client.operations.tunnels import Tunnel
-from aether_trio.services.unbuilt import FAILURES
+from aether_trio.services.unimplemented import FAILURES
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.gateways import agent, open_test_gateway
 from tests.client.operations.calls import CALLS, PASSIVE

@@ -22,8 +22,8 @@ import trio
 
 from aether_trio.cluster.cluster import Cluster
 from aether_trio.cluster.records import ClusterLimits
-from aether_trio.cluster.tails import ClusterTails, TailLimits
-from aether_trio.core import Core, open_core
+from aether_trio.cluster.relay.log_relay import ClusterTails, TailLimits
+from aether_trio.gateway.core import Core, open_core
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.transport.link import Peer
@@ -145,7 +145,9 @@ async def open_fabric(
                 partial(replace, STEADY, lease_grace_s=lease_grace_s),
             )
         )
-        patches.enter_context(mock.patch("aether_trio.cluster.tails.TailLimits", partial(TailLimits, poll_s=poll_s)))
+        patches.enter_context(
+            mock.patch("aether_trio.cluster.relay.log_relay.TailLimits", partial(TailLimits, poll_s=poll_s))
+        )
         with trio.fail_after(2 * LONG_S):
             async with trio.open_nursery() as nursery:
                 fabric = Fabric(nursery, engine, settings)

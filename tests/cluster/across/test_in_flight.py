@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import trio
 
+from aether_trio.devtools.fault_proxy import FaultProxy, ProxiedConnection, open_fault_proxy
 from aether_trio.session.session import Session
-from aether_trio.testing.fault_proxy import FaultProxy, ProxiedConnection, open_fault_proxy
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.cluster.across.fabric import Fabric, Gateway, join, open_fabric, until

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from aether_trio.testing.cluster import open_process_cluster
+from aether_trio.devtools.process_cluster import open_process_cluster
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.cluster.across.fabric import join, open_fabric
 from tests.cluster.across.test_nodes_without_workers import Op, ask, begin

@@ -6,7 +6,7 @@ import re
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from aether_trio.core import Core
+from aether_trio.gateway.core import Core
 from tests.cluster.across.fabric import join, open_fabric, until
 from tests.helpers.core import agent, message_to, payloads, task
 from tests.helpers.engines import PostgresEngine

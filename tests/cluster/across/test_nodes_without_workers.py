@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from aether_trio.testing.cluster import open_process_cluster
+from aether_trio.devtools.process_cluster import open_process_cluster
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.cluster.across.test_stopped_nodes import comes_true
 from tests.helpers.core import agent, user

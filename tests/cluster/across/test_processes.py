@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from aether_trio.client import AgentClient
-from aether_trio.testing.cluster import open_process_cluster
+from aether_trio.devtools.process_cluster import open_process_cluster
 from tests.cluster.across.fabric import until
 
 pytestmark = pytest.mark.crash

@@ -9,9 +9,9 @@ from contextlib import AsyncExitStack
 import pytest
 import trio
 
-from aether_trio.cluster.aio import connected
+from aether_trio.cluster.node.aio import connected
 from aether_trio.model.errors import Status
-from aether_trio.storage.postgres import PostgresServer
+from aether_trio.storage.postgres.database import PostgresServer
 from aether_trio.testing.memory import StreamEnded
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.cluster.across.fabric import Fabric, Gateway, Participant, join, open_fabric, until
@@ -223,7 +223,7 @@ async def cut_lease(gateway: Gateway, engine: PostgresEngine, monkeypatch: pytes
             raise ConnectionRefusedError("cut off")
         return await connected(server, *args)
 
-    monkeypatch.setattr("aether_trio.cluster.lease.connected", refused)
+    monkeypatch.setattr("aether_trio.cluster.node.lease.connected", refused)
     lease._connection.terminate()
     await until(lambda: not lease.held)
 

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from aether_trio.client import AgentClient
-from aether_trio.testing.cluster import ProcessCluster, open_process_cluster
+from aether_trio.devtools.process_cluster import ProcessCluster, open_process_cluster
 
 pytestmark = pytest.mark.crash
 

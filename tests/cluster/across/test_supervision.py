@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from aether_trio.cluster.directory import Directory
-from aether_trio.cluster.lanes import ClusterLanes
-from aether_trio.cluster.tails import ClusterTails
-from aether_trio.routing import shared_work
-from aether_trio.routing.cursors import CursorStore
-from aether_trio.routing.follower import Follower
-from aether_trio.routing.shared_groups import SharedGroup
+from aether_trio.cluster.locks.directory import Directory
+from aether_trio.cluster.relay.log_relay import ClusterTails
+from aether_trio.cluster.relay.progress_relay import ClusterLanes
+from aether_trio.log.cursors import CursorStore
+from aether_trio.log.follower import Follower
+from aether_trio.queues import leased_queues
+from aether_trio.queues.leased_queue import SharedGroup
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.cluster.across.fabric import LONG_S, join, open_fabric, until
 from tests.helpers.core import agent, barrier, message_to, payloads, switch_to, task, user
@@ -60,7 +60,7 @@ async def test_a_group_that_cannot_be_served_keeps_no_other_waiting(
     postgres_engine: PostgresEngine, bad_group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before it is served again there is a pause, which is its own."""
-    monkeypatch.setattr(shared_work, "RETRY_S", 100 * LONG_S)
+    monkeypatch.setattr(leased_queues, "RETRY_S", 100 * LONG_S)
     async with open_fabric(postgres_engine) as fabric:
         one = await fabric.start()
         async with (

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from aether_trio.log.follower import BYTES_OF_TOPIC, ROWS_OF_TOPIC
+from aether_trio.log.retention import Retention, RetentionLimits
 from aether_trio.model.errors import Status
-from aether_trio.routing.follower import BYTES_OF_TOPIC, ROWS_OF_TOPIC
-from aether_trio.routing.retention import Retention, RetentionLimits
 from aether_trio.testing.memory import StreamEnded
 from tests.cluster.across.fabric import Fabric, Gateway, Participant, join, numbers, open_fabric, until
 from tests.helpers.core import agent, barrier, errors, message_to, payloads, service

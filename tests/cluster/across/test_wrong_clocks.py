@@ -9,9 +9,9 @@ from unittest import mock
 import pytest
 import trio
 
-from aether_trio.core import open_core
+from aether_trio.gateway.core import open_core
+from aether_trio.log.retention import Retention
 from aether_trio.model.clock import SystemClock
-from aether_trio.routing.retention import Retention
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, barrier, connect, message_to, settings_for_tests
 from tests.helpers.engines import PostgresEngine
@@ -40,7 +40,7 @@ async def test_a_wrong_clock_deletes_and_expires_nothing(postgres_engine: Postgr
     with trio.fail_after(LONG_S):
         async with AsyncExitStack() as stack:
             one = await stack.enter_async_context(open_core(settings))
-            with mock.patch("aether_trio.core.Retention", Watched):
+            with mock.patch("aether_trio.gateway.core.Retention", Watched):
                 two = await stack.enter_async_context(open_core(settings, clock=wrong))
             for core in (one, two):
                 async with connect(core, agent("w", "s", "1")) as sender:

@@ -8,7 +8,7 @@ from typing import Any
 
 import trio
 
-from aether_trio.core import Core
+from aether_trio.gateway.core import Core
 from aether_trio.model.clock import VirtualClock
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb

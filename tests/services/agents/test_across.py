@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from aether_trio.core import Core, open_core
+from aether_trio.gateway.core import Core, open_core
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, barrier, connect, message_to, settings_for_tests

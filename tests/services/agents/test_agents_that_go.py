@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import trio
 
-from aether_trio.core import Core
-from aether_trio.services.tasks.desk import Errand
+from aether_trio.gateway.core import Core
+from aether_trio.services.tasks.write_batcher import Errand
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, message_to, payloads

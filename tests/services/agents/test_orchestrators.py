@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import trio
 
-from aether_trio.core import Core
+from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Status
-from aether_trio.services.tasks import startups
-from aether_trio.services.tasks.letters import Letters
-from aether_trio.services.tasks.transaction import Work
+from aether_trio.services.tasks.transaction import startup
+from aether_trio.services.tasks.transaction.dead_letters import Letters
+from aether_trio.services.tasks.transaction.work import Work
 from aether_trio.session.admission import ASSIGNMENTS
 from aether_trio.storage.base import Program, StorageUnavailable
 from aether_trio.testing.memory import MemoryLink
@@ -355,7 +355,7 @@ async def test_the_starts_that_urgent_tasks_wait_for_are_handed_out_first(core: 
 async def test_the_most_urgent_starts_are_in_the_first_page_that_is_handed_out(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(startups, "WAITING_PAGE", 1)
+    monkeypatch.setattr(startup, "WAITING_PAGE", 1)
     async with connect(core, starter("2", "other")) as other, connect(core, agent("w", "asker", "1")) as asker:
         await register(other, "echo")
         for specifier, priority in {"normal": 30, "raised": 20}.items():
@@ -369,8 +369,8 @@ async def test_the_most_urgent_starts_are_in_the_first_page_that_is_handed_out(
 
 
 async def test_starts_that_ended_while_they_waited_hide_no_other(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(startups, "WAITING_PAGE", 2)
-    give_waiting, pages = startups.give_waiting, 0
+    monkeypatch.setattr(startup, "WAITING_PAGE", 2)
+    give_waiting, pages = startup.give_waiting, 0
 
     def bounded(work: Work, profile: bytes) -> Program[None]:
         nonlocal pages
@@ -378,7 +378,7 @@ async def test_starts_that_ended_while_they_waited_hide_no_other(core: Core, mon
         assert pages < 20, "page after page has nothing that waits"
         yield from give_waiting(work, profile)
 
-    monkeypatch.setattr(startups, "give_waiting", bounded)
+    monkeypatch.setattr(startup, "give_waiting", bounded)
     async with connect(core, starter("2", "other")) as other, connect(core, agent("w", "asker", "1")) as asker:
         await register(other, "echo")
         for number, priority in enumerate((50, 50, 50, 10)):

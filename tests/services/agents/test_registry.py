@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import trio
 
-from aether_trio.core import Core
-from aether_trio.services.agents import store as agent_store
+from aether_trio.gateway.core import Core
+from aether_trio.services.agents import registry as agent_store
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, orchestrator, service, user, workflow_engine

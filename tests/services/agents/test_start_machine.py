@@ -23,11 +23,11 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aether_trio.core import Core
+from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Status
 from aether_trio.model.tasks.due import TimeLimits
-from aether_trio.services.tasks.letters import Letters
-from aether_trio.services.tasks.startups import ATTEMPTS, GATEWAY_GRACE_MS
+from aether_trio.services.tasks.transaction.dead_letters import Letters
+from aether_trio.services.tasks.transaction.startup import ATTEMPTS, GATEWAY_GRACE_MS
 from aether_trio.testing.memory import MemoryLink, StreamEnded
 from aether_trio.transport.link import Peer
 from aether_trio.wire.pb import aether_pb2 as pb

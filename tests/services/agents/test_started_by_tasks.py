@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import trio
 
-from aether_trio.core import Core
-from aether_trio.services.tasks import startups
+from aether_trio.gateway.core import Core
+from aether_trio.services.tasks.transaction import startup
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, connect, deadlock_is_an_error
 from tests.services.agents.cast import (
@@ -130,7 +130,7 @@ async def test_tasks_for_an_agent_that_cannot_be_started_fail_with_the_reason(co
 
 async def test_more_tasks_than_a_page_fail_with_their_start(core: Core) -> None:
     async with cast(core) as (orchestrator, asker):
-        for _ in range(startups.WAITING_PAGE * 2 + 1):
+        for _ in range(startup.WAITING_PAGE * 2 + 1):
             await create(asker)
         await operation(asker, pb.TaskOperation.CANCEL, (await assignment(orchestrator)).task_id)
         await core.tasks.engine.follow_ups.settle()

@@ -14,7 +14,7 @@ from itertools import count
 import pytest
 import trio
 
-from aether_trio.core import Core
+from aether_trio.gateway.core import Core
 from aether_trio.testing.memory import MemoryLink, StreamEnded
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, deadlock_is_an_error, message_to

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import trio
 
-from aether_trio.core import Core
+from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Status
-from aether_trio.services.agents import waker
-from aether_trio.services.agents.waker import REFRESH_S, STRANGER_S
+from aether_trio.services.agents import autostart
+from aether_trio.services.agents.autostart import REFRESH_S, STRANGER_S
 from aether_trio.storage.base import StorageUnavailable
 from tests.helpers.core import World, agent, barrier, connect, message_to, payloads, task
 from tests.services.agents.cast import ECHO, assignment, cast, echo, nothing_more, starts, until
@@ -195,7 +195,7 @@ async def test_a_message_wakes_its_receiver_though_storage_was_away(
 async def test_a_workspace_that_writes_to_very_many_keeps_no_other_from_its_agents(
     core: Core, world: World, monkeypatch: pytest.MonkeyPatch, registered: bool
 ) -> None:
-    monkeypatch.setattr(waker, "MAX_WAITING", 100)
+    monkeypatch.setattr(autostart, "MAX_WAITING", 100)
     database = world.databases["tasks"]
     implementation = "echo" if registered else "nobody"
     async with cast(core) as (orchestrator, asker), connect(core, agent("loud", "a", "1")) as loud:

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import trio
 
-from aether_trio.core import Core
+from aether_trio.gateway.core import Core
 from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Mode, Move, Status, Task
 from aether_trio.model.tasks.due import TimeLimits
-from aether_trio.services.tasks import transaction
 from aether_trio.services.tasks.engine import Engine
-from aether_trio.services.tasks.operate import Asked
-from aether_trio.services.tasks.operate import operate as operate_on
-from aether_trio.services.tasks.parties import Caller
-from aether_trio.services.tasks.transaction import Context, Work
+from aether_trio.services.tasks.handlers.operate import Asked
+from aether_trio.services.tasks.handlers.operate import operate as operate_on
+from aether_trio.services.tasks.handlers.permissions import Caller
+from aether_trio.services.tasks.transaction import work
+from aether_trio.services.tasks.transaction.work import Context, Work
 from aether_trio.storage.base import Statement
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -128,7 +128,7 @@ async def test_very_many_children_are_cancelled(core: Core, shape: str) -> None:
     async with connect(core, agent("w", "c", "1")) as peer:
         parent = (await create(peer, assignment_mode=pb.SELF_ASSIGN)).task_id
         tasks = [parent]
-        for _ in range(2 * transaction.WAKE_PAGE + 1 if shape == "wide" else 400):
+        for _ in range(2 * work.WAKE_PAGE + 1 if shape == "wide" else 400):
             tasks.append(await child_of(peer, parent if shape == "wide" else tasks[-1], "cancel"))
         assert (await operate(peer, Op.CANCEL, parent)).success
         await trio.sleep(600)
@@ -156,11 +156,11 @@ async def test_children_of_many_cancelled_tasks_share_no_transaction(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One participant may cancel very many; who comes meanwhile waits for one page."""
-    monkeypatch.setattr(transaction, "WAKE_PAGE", 4)
+    monkeypatch.setattr(work, "WAKE_PAGE", 4)
     sizes: list[int] = []
     settle = Engine.settle
 
-    def noted(engine: Engine, work: transaction.Work) -> None:
+    def noted(engine: Engine, work: work.Work) -> None:
         sizes.append(len([one for one in work.notices if one.status is Status.CANCELLED]))
         settle(engine, work)
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import trio
 
-from aether_trio.core import Core
-from aether_trio.services.tasks import children
+from aether_trio.gateway.core import Core
 from aether_trio.services.tasks.engine import Engine
+from aether_trio.services.tasks.transaction import children
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect

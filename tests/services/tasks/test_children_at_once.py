@@ -9,18 +9,19 @@ from typing import Any, TypeVar
 import pytest
 import trio
 
-from aether_trio.core import Core, open_core
+from aether_trio.gateway.core import Core, open_core
 from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Mode, Move, Task
 from aether_trio.model.tasks.due import TimeLimits
-from aether_trio.services.tasks import children, create
-from aether_trio.services.tasks.create import Created, Offline
 from aether_trio.services.tasks.engine import Engine
-from aether_trio.services.tasks.operate import Asked, operate
-from aether_trio.services.tasks.parties import Caller
-from aether_trio.services.tasks.transaction import Context, Work
+from aether_trio.services.tasks.handlers import create
+from aether_trio.services.tasks.handlers.create import Created, Offline
+from aether_trio.services.tasks.handlers.operate import Asked, operate
+from aether_trio.services.tasks.handlers.permissions import Caller
+from aether_trio.services.tasks.transaction import children
+from aether_trio.services.tasks.transaction.work import Context, Work
 from aether_trio.storage.base import Aside, Database, Program, ProgramFactory, Statement, StorageUnavailable
-from aether_trio.storage.postgres_statements import Job, drive
+from aether_trio.storage.postgres.statements import Job, drive
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, connect, settings_for_tests

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from aether_trio.core import Core, open_core
+from aether_trio.gateway.core import Core, open_core
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, connect, settings_for_tests
 from tests.helpers.engines import PostgresEngine

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import trio
 
-from aether_trio.core import Core
+from aether_trio.gateway.core import Core
 from aether_trio.model.clock import VirtualClock
-from aether_trio.services.tasks.letters import Letters
+from aether_trio.services.tasks.transaction.dead_letters import Letters
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error

@@ -6,8 +6,8 @@ import pytest
 
 from aether_trio.model.tasks import Mode, Status, Task
 from aether_trio.model.tasks.due import TimeLimits
-from aether_trio.services.tasks import rows
-from aether_trio.services.tasks.transaction import Context, Work
+from aether_trio.services.tasks.transaction import rows
+from aether_trio.services.tasks.transaction.work import Context, Work
 from aether_trio.storage.base import Aside, Execute, Fetch, single
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.direct import Store

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from aether_trio.services.tasks import housekeeping
-from aether_trio.services.tasks.letters import Letters
+from aether_trio.services.tasks.transaction.dead_letters import Letters
 from tests.helpers.core import World, agent, barrier, connect, orchestrator
 from tests.services.agents.ops import Op, info, operate, starter
 from tests.services.tasks.peers import create, get

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import trio
 
-from aether_trio.core import Core
-from aether_trio.services.tasks import input_rows, inputs
-from aether_trio.services.tasks.transaction import Work
+from aether_trio.gateway.core import Core
+from aether_trio.services.tasks.delivery import inputs
+from aether_trio.services.tasks.transaction import input_rows
+from aether_trio.services.tasks.transaction.work import Work
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, message_to, pump

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 
-from aether_trio.core import Core
+from aether_trio.gateway.core import Core
 from aether_trio.model.limits import KIB, MIB
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, connect

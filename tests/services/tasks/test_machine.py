@@ -24,13 +24,13 @@ from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Mode, Move, Reason, Refused, Repeat, Status, Step, Task, Wait, decide
 from aether_trio.model.tasks.due import TimeLimits, next_due
 from aether_trio.model.tasks.status import HELD, TERMINAL, WAITING
-from aether_trio.services.tasks import create as creating
-from aether_trio.services.tasks import due, rows, sessions
-from aether_trio.services.tasks.create import Offline, new_task
-from aether_trio.services.tasks.operate import Asked, Outcome, operate
-from aether_trio.services.tasks.parties import Caller, may_be_given
-from aether_trio.services.tasks.rows import Worker
-from aether_trio.services.tasks.transaction import Context, Work
+from aether_trio.services.tasks.handlers import create as creating
+from aether_trio.services.tasks.handlers.create import Offline, new_task
+from aether_trio.services.tasks.handlers.operate import Asked, Outcome, operate
+from aether_trio.services.tasks.handlers.permissions import Caller, may_be_given
+from aether_trio.services.tasks.transaction import due, rows, sessions
+from aether_trio.services.tasks.transaction.rows import Worker
+from aether_trio.services.tasks.transaction.work import Context, Work
 from aether_trio.storage.base import Fetch, Program, single
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.direct import Place, Store

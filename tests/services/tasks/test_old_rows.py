@@ -11,12 +11,13 @@ from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Mode, Move, Status, Task, Wait
 from aether_trio.model.tasks.due import TimeLimits
 from aether_trio.model.tasks.task import COLUMNS, keeper_of
-from aether_trio.services.tasks import create, query, rows
-from aether_trio.services.tasks.create import Offline
-from aether_trio.services.tasks.operate import Asked, Outcome, operate
-from aether_trio.services.tasks.parties import Caller
-from aether_trio.services.tasks.transaction import Context, Work
-from aether_trio.services.tasks.wire import CANCEL, ON_PARENT_CANCELLED, kept_of
+from aether_trio.services.tasks.handlers import create, query
+from aether_trio.services.tasks.handlers.create import Offline
+from aether_trio.services.tasks.handlers.operate import Asked, Outcome, operate
+from aether_trio.services.tasks.handlers.permissions import Caller
+from aether_trio.services.tasks.handlers.protobuf import CANCEL, ON_PARENT_CANCELLED, kept_of
+from aether_trio.services.tasks.transaction import rows
+from aether_trio.services.tasks.transaction.work import Context, Work
 from aether_trio.storage import migrations
 from aether_trio.storage.base import Database, Execute, Program
 from aether_trio.storage.schema import tasks as schema

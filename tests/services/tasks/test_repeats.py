@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import trio
 
-from aether_trio.core import Core
-from aether_trio.services.tasks import operate as operations
+from aether_trio.gateway.core import Core
+from aether_trio.services.tasks.handlers import operate as operations
 from aether_trio.storage.base import Fetch, Statement
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb

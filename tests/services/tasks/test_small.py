@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from aether_trio.core import Core
+from aether_trio.gateway.core import Core
 from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Move, Status, Task, Wait
 from aether_trio.model.tasks.due import TimeLimits
-from aether_trio.services.tasks import rows
-from aether_trio.services.tasks.operate import Asked, Outcome, operate
-from aether_trio.services.tasks.parties import Caller
-from aether_trio.services.tasks.transaction import MOVED_ROWS, SMALL_ROWS, Context, LargeError, Work
+from aether_trio.services.tasks.handlers.operate import Asked, Outcome, operate
+from aether_trio.services.tasks.handlers.permissions import Caller
+from aether_trio.services.tasks.transaction import rows
+from aether_trio.services.tasks.transaction.work import MOVED_ROWS, SMALL_ROWS, Context, LargeError, Work
 from aether_trio.storage.base import Program, Value
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect

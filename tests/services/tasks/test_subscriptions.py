@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import trio
 
-from aether_trio.core import Core
-from aether_trio.services.tasks import hub, query, replay, service
+from aether_trio.gateway.core import Core
+from aether_trio.services.tasks import service
+from aether_trio.services.tasks.delivery import event_subscriptions, replay
+from aether_trio.services.tasks.handlers import query
 from aether_trio.storage.base import Database, Execute, Fetch, Program
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -157,7 +159,7 @@ async def test_all_children_are_followed(core: Core, since: int) -> None:
 
 
 async def test_more_than_a_subscription_follows_is_an_error(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "MAX_FOLLOWED", 5)
+    monkeypatch.setattr(event_subscriptions, "MAX_FOLLOWED", 5)
     async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
         parent, _ = await parent_and_children(peer, 5)
         refused = await subscribe(other, parent, recursive=True)
@@ -167,7 +169,7 @@ async def test_more_than_a_subscription_follows_is_an_error(core: Core, monkeypa
 
 
 async def test_what_a_subscription_does_not_take_up_is_said(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "MAX_FOLLOWED", 5)
+    monkeypatch.setattr(event_subscriptions, "MAX_FOLLOWED", 5)
     async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
         parent, _ = await parent_and_children(peer, 3)
         answered = await subscribe(other, parent, recursive=True)
@@ -385,7 +387,7 @@ def _written_elsewhere(task_id: str) -> Program[None]:
 
 
 async def test_what_a_session_follows_in_all_is_bounded(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "MAX_OF_SESSION", 10)
+    monkeypatch.setattr(event_subscriptions, "MAX_OF_SESSION", 10)
     async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
         parent, children = await parent_and_children(peer, 3)
         first = await subscribe(other, parent, recursive=True)
@@ -405,7 +407,7 @@ async def test_what_a_session_follows_in_all_is_bounded(core: Core, monkeypatch:
 
 
 async def test_a_session_follows_as_many_tasks_as_it_may(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "MAX_OF_SESSION", 8)
+    monkeypatch.setattr(event_subscriptions, "MAX_OF_SESSION", 8)
     async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
         parent, children = await parent_and_children(peer, 6)
         assert (await subscribe(other, parent, recursive=True)).success
@@ -417,7 +419,7 @@ async def test_a_session_follows_as_many_tasks_as_it_may(core: Core, monkeypatch
 async def test_a_child_is_taken_up_as_long_as_its_session_may_follow_more(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "MAX_OF_SESSION", 4)
+    monkeypatch.setattr(event_subscriptions, "MAX_OF_SESSION", 4)
     async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
         parent, _ = await parent_and_children(peer, 2)
         assert (await subscribe(other, parent, recursive=True)).success

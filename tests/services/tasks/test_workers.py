@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import trio
 
-from aether_trio.core import Core
+from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Status
 from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Move, Reason, Task, Wait
-from aether_trio.services.tasks.desk import Errand
-from aether_trio.services.tasks.operate import Asked
-from aether_trio.services.tasks.operate import operate as move
-from aether_trio.services.tasks.parties import Caller
+from aether_trio.services.tasks.handlers.operate import Asked
+from aether_trio.services.tasks.handlers.operate import operate as move
+from aether_trio.services.tasks.handlers.permissions import Caller
+from aether_trio.services.tasks.write_batcher import Errand
 from aether_trio.session.admission import WORKER_TASKS
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import trio
 
 from aether_trio.config import Settings
-from aether_trio.core import Core, open_core
-from aether_trio.transport.accepted import Accepted
+from aether_trio.gateway.core import Core, open_core
 from aether_trio.transport.framed.limits import FramedLimits
 from aether_trio.transport.framed.server import FramedServer
-from aether_trio.transport.listener import Acceptor, open_tcp_listeners
+from aether_trio.transport.socket.accepted import Accepted
+from aether_trio.transport.socket.listener import Acceptor, open_tcp_listeners
 from aether_trio.wire import framing
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import settings_for_tests

@@ -15,12 +15,12 @@ from grpclib.const import Status as GrpclibStatus
 from grpclib.exceptions import GRPCError
 from grpclib.health.v1.health_pb2 import HealthCheckRequest
 
-from aether_trio.transport.accepted import Accepted
-from aether_trio.transport.grpc import frames
 from aether_trio.transport.grpc.server import GrpcServer
 from aether_trio.transport.grpc.stream import ServerStream
-from aether_trio.transport.listener import Acceptor, TcpSettings, open_tcp_listeners
-from aether_trio.transport.listener import Handler as SocketHandler
+from aether_trio.transport.http2 import frames
+from aether_trio.transport.socket.accepted import Accepted
+from aether_trio.transport.socket.listener import Acceptor, TcpSettings, open_tcp_listeners
+from aether_trio.transport.socket.listener import Handler as SocketHandler
 
 PATIENCE_S = 100_000
 """In trio's time, which some tests make jump by hours; hanging tests are caught by pytest's own timeout."""

@@ -11,9 +11,9 @@ import trio
 import trio.testing
 from grpclib.health.v1.health_pb2 import HealthCheckRequest
 
-from aether_trio.transport.grpc import frames
-from aether_trio.transport.grpc.frames import ErrorCode
-from aether_trio.transport.grpc.limits import Allowance, Allowances, GrpcLimits
+from aether_trio.transport.http2 import frames
+from aether_trio.transport.http2.frames import ErrorCode
+from aether_trio.transport.http2.limits import Allowance, Allowances, GrpcLimits
 from tests.transport.grpc.harness import RawClient, data, frame, message, probe_server, serving, settings
 
 SMALL = Allowance(20, 0.0)

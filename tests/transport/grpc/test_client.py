@@ -10,8 +10,8 @@ from grpclib.health.v1.health_pb2 import HealthCheckRequest
 
 from aether_trio.transport.grpc.call import Call
 from aether_trio.transport.grpc.client import open_channel
-from aether_trio.transport.grpc.frames import ErrorCode, goaway
-from aether_trio.transport.grpc.limits import GrpcLimits
+from aether_trio.transport.http2.frames import ErrorCode, goaway
+from aether_trio.transport.http2.limits import GrpcLimits
 from aether_trio.transport.link import LinkBroken
 from tests.transport.grpc.harness import probe_server, serving
 

@@ -10,12 +10,12 @@ import pytest
 import trio
 
 from aether_trio.model.errors import Status, StatusError
-from aether_trio.transport.grpc import frames
-from aether_trio.transport.grpc.frames import ErrorCode
-from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.link import GrpcLink
 from aether_trio.transport.grpc.server import GrpcServer
 from aether_trio.transport.grpc.stream import ServerStream
+from aether_trio.transport.http2 import frames
+from aether_trio.transport.http2.frames import ErrorCode
+from aether_trio.transport.http2.limits import GrpcLimits
 from aether_trio.transport.link import Link, LinkBroken
 from aether_trio.wire.pb import aether_pb2 as pb
 from aether_trio.wire.pb.aether_grpc import AetherGatewayBase

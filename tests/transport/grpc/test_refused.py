@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from aether_trio.transport.grpc import frames
+from aether_trio.transport.http2 import frames
 from tests.transport.grpc.harness import RawClient, data, frame, probe_server, serving
 
 PLAIN = [({"content_type": "application/json"}, "415"), ({"content_type": None}, "415"), ({"__method": "GET"}, "405")]

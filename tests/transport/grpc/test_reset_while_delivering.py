@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from aether_trio.cli.options import split_address
-from aether_trio.transport.grpc import frames
+from aether_trio.transport.http2 import frames
 from aether_trio.wire import framing
 from tests.security.clients import WAIT_S, FramedTalker, gateway_with, init_of, talkers
 from tests.transport.grpc.harness import RawClient, data, message, settings

@@ -23,10 +23,10 @@ from wsproto.events import (
 )
 
 from aether_trio.config import Settings
-from aether_trio.core import Core, open_core
+from aether_trio.gateway.core import Core, open_core
 from aether_trio.transport.link import Link
-from aether_trio.transport.ports import Ports
-from aether_trio.transport.tls import TlsSettings
+from aether_trio.transport.socket.ports import Ports
+from aether_trio.transport.socket.tls import TlsSettings
 from aether_trio.transport.websocket.server import HttpServer
 from aether_trio.wire.browser import CODECS, PROTO, Codec
 from aether_trio.wire.pb import aether_pb2 as pb

@@ -1,0 +1,350 @@
+"""The client for scripts that block: the same classes, arguments and errors, without async and await.
+
+    with connect_sync("aether://localhost:50051", workspace="default", implementation="script", specifier="1") as agent:
+        agent.send("ag::default::planner::1", b"hello")
+        for message in agent.messages(timeout=5):
+            print(message.source, message.text)
+
+    with connect_sync("aether://localhost:50051", UserClient, user_id="ann", window_id="w1") as window:
+        window.switch_workspace("default")
+
+An event loop runs in a thread of its own for as long as the block lasts. The objects may be used from any thread, and from
+several at once. A message is acknowledged when the loop over `messages` asks for the next one, or the block is left well.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from types import TracebackType
+from typing import Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar, Unpack, overload
+
+import anyio
+
+from aether_trio.client.blocking.bridge import Blocking, BlockingStream, Bridge, LoopThread, blocking
+from aether_trio.client.blocking.job import SyncJob, run_in_threads, sync_jobs
+from aether_trio.client.blocking.operations import SyncOperations
+from aether_trio.client.client import Client
+from aether_trio.client.connection.outgoing import Publication
+from aether_trio.client.connection.session import State
+from aether_trio.client.errors import AetherError, ClientClosed, RequestTimeout
+from aether_trio.client.message import IncomingMessage, MessageType
+from aether_trio.client.operations.progress import ProgressUpdate
+from aether_trio.client.operations.task_values import Assignment
+from aether_trio.client.options import ClientOptions
+from aether_trio.client.principals import AgentClient, UserClient
+from aether_trio.client.senders import ToEveryone, ToParticipants, ToUsersEverywhere, ToWork, WithTelemetry
+from aether_trio.client.statistics import ClientStatistics
+from aether_trio.wire.pb import aether_pb2 as pb
+
+__all__ = ["SyncClient", "SyncPublication", "connect_sync"]
+
+C = TypeVar("C", bound=Client)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class SyncPublication(Blocking[Publication]):
+    """A message on its way. `committed` waits for it, and raises why it was refused."""
+
+    committed = blocking(Publication.committed)
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is known what became of it."""
+        return self._target.settled
+
+    @property
+    def error(self) -> AetherError | None:
+        """Why it was refused; None while it is not settled, and when it is committed."""
+        return self._target.error
+
+
+class Messages:
+    """The messages of a client, one by one; each is acknowledged when the same loop asks for the next one."""
+
+    def __init__(self, client: SyncClient[Any], timeout: float | None) -> None:
+        self._client = client
+        self._timeout = timeout
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> IncomingMessage:
+        self._client._done_with_held()
+        try:
+            return self._client._hold(self._client.receive(self._timeout))
+        except ClientClosed:
+            raise StopIteration from None
+        except RequestTimeout:
+            if self._timeout is None:
+                raise
+            raise StopIteration from None
+
+
+class SyncClient(SyncOperations[C], Generic[C]):
+    """A client for scripts that block; `connect_sync` makes one. What its kind cannot do raises AttributeError.
+
+    It has the methods and namespaces of the async clients, with the same arguments and errors. Beside them, what waits for
+    something has a `timeout` in seconds: `receive(timeout)`, `messages(timeout)`, and `get(timeout)` of the feeds.
+    """
+
+    send = blocking(Client.send)
+    flush = blocking(Client.flush)
+    reply = blocking(Client.reply)
+    request = blocking(Client.request)
+    tell = blocking(Client.tell)
+    tell_confirmed = blocking(Client.tell_confirmed)
+    switch_workspace = blocking(UserClient.switch_workspace)
+    send_to_agent = blocking(ToWork.send_to_agent)
+    send_to_task = blocking(ToWork.send_to_task)
+    send_to_workers = blocking(ToWork.send_to_workers)
+    send_input = blocking(ToWork.send_input)
+    send_to_window = blocking(ToParticipants.send_to_window)
+    send_to_user = blocking(ToParticipants.send_to_user)
+    send_to_service = blocking(ToParticipants.send_to_service)
+    send_to_bridge = blocking(ToParticipants.send_to_bridge)
+    send_to_agents = blocking(ToEveryone.send_to_agents)
+    send_to_users = blocking(ToEveryone.send_to_users)
+    send_to_user_everywhere = blocking(ToUsersEverywhere.send_to_user_everywhere)
+    send_event = blocking(WithTelemetry.send_event)
+    send_metric = blocking(WithTelemetry.send_metric)
+
+    def __init__(self, bridge: Bridge, target: C) -> None:
+        super().__init__(bridge, target)
+        self._held: dict[object, tuple[threading.Thread, IncomingMessage]] = {}
+        """By thread: by an object that each has of its own, as a later thread may have the same ident again."""
+        self._mine = threading.local()
+        self._returned: deque[IncomingMessage] = deque()
+        self._manual_acks = target._settings.manual_acks
+
+    # -- messages
+
+    def publish(
+        self,
+        target: str,
+        payload: bytes | str,
+        *,
+        type: MessageType | int = MessageType.OPAQUE,  # noqa: A002 - the protocol's word
+        details: pb.SendMessage | None = None,
+    ) -> SyncPublication:
+        """See Client.publish."""
+        made = self._bridge.run(self._target.publish, target, payload, type=type, details=details)
+        return SyncPublication(self._bridge, made)
+
+    def receive(self, timeout: float | None = None) -> IncomingMessage:
+        """The next message, which the caller acknowledges. Raises RequestTimeout after so many seconds, and ClientClosed."""
+        while True:
+            try:
+                message = self._returned.popleft()
+            except IndexError:
+                self._bridge.run(self._receive, timeout)
+                continue
+            message.acknowledge_through(self._bridge.run_if_open)
+            return message
+
+    async def _receive(self, timeout: float | None) -> None:
+        """Put the next message where the thread takes it, or a later one if that was interrupted just then."""
+        with anyio.move_on_after(timeout):
+            self._returned.append(await self._target.receive())
+            return
+        raise RequestTimeout(f"no message came within {timeout:g} s")
+
+    def messages(self, timeout: float | None = None) -> Messages:
+        """Messages, one by one, each acknowledged when the next one is asked for (not with manual_acks).
+
+        With `timeout` the loop ends when nothing has come for so many seconds; without, when the client is closed.
+        """
+        return Messages(self, timeout)
+
+    def __iter__(self) -> Messages:
+        return self.messages()
+
+    def _hold(self, message: IncomingMessage) -> IncomingMessage:
+        if not self._manual_acks:
+            self._mine.key = key = object()
+            self._held[key] = threading.current_thread(), message
+        return message
+
+    def _done_with_held(self) -> None:
+        held = self._held.pop(getattr(self._mine, "key", None), None)
+        if held is not None:
+            held[1].ack()
+        for key, (thread, _) in list(self._held.items()):
+            if not thread.is_alive():  # how it has ended is not known, so its message comes again
+                abandoned = self._held.pop(key, None)
+                if abandoned is not None:
+                    abandoned[1].abandon()
+
+    def _all_done(self) -> None:
+        while self._held:
+            thread, message = self._held.popitem()[1]
+            if thread.is_alive():
+                message.ack()
+
+    # -- tasks
+
+    def work(self, *, concurrency: int | None = None, timeout: float | None = None) -> Iterator[SyncJob]:
+        """See Works.work. With `timeout` the loop ends when nothing was given for so many seconds."""
+        stream = BlockingStream(self._bridge, self._bridge.run(_called, self._worker.work, concurrency))
+        return sync_jobs(self._bridge, stream if timeout is None else stream.within(timeout))
+
+    def run_tasks(self, handler: Callable[[SyncJob], object], *, concurrency: int | None = None) -> None:
+        """See Works.run_tasks. `handler` is called in a thread for each task, `concurrency` at once, inside of the task's block."""
+        count = concurrency or self._target._settings.worker_tasks or 1
+        self._bridge.run(run_in_threads, self._bridge, self._worker.run_tasks, handler, count)
+
+    @property
+    def starts(self) -> BlockingStream[Assignment]:
+        """See OrchestratorClient.starts."""
+        return BlockingStream(self._bridge, self._worker.starts)
+
+    @property
+    def _worker(self) -> Any:
+        return self._target
+
+    # -- what is not a message
+
+    def open_feed(
+        self, *cases: str, match: Callable[[Any], bool] | None = None, capacity: int = 1024, lossy: bool = False
+    ) -> AbstractContextManager[BlockingStream[Any]]:
+        """See Client.open_feed. `match` is called in the loop's thread."""
+        return self._open_feed(cases, match, capacity, lossy)
+
+    @contextmanager
+    def _open_feed(
+        self, cases: tuple[str, ...], match: Callable[[Any], bool] | None, capacity: int, lossy: bool
+    ) -> Iterator[BlockingStream[Any]]:
+        @asynccontextmanager
+        async def opened() -> AsyncIterator[AsyncIterator[Any]]:
+            with self._target.open_feed(*cases, match=match, capacity=capacity, lossy=lossy) as feed:
+                yield feed
+
+        with self._bridge.entered(opened()) as feed:
+            yield BlockingStream(self._bridge, feed)
+
+    @property
+    def progress_updates(self) -> BlockingStream[ProgressUpdate]:
+        """See Client.progress_updates."""
+        return BlockingStream(self._bridge, self._target.progress_updates)
+
+    @property
+    def signals(self) -> BlockingStream[pb.Signal]:
+        """See Client.signals."""
+        return BlockingStream(self._bridge, self._target.signals)
+
+    @property
+    def errors(self) -> BlockingStream[AetherError]:
+        """See Client.errors."""
+        return BlockingStream(self._bridge, self._target.errors)
+
+    @property
+    def states(self) -> BlockingStream[State]:
+        """See Client.states."""
+        return BlockingStream(self._bridge, self._target.states)
+
+    def statistics(self) -> ClientStatistics:
+        """See Client.statistics."""
+        return self._target.statistics()
+
+    @property
+    def client(self) -> C:
+        """The async client, for what it knows without asking: `topic`, `session_id`, `state`, `config` and so on."""
+        return self._target
+
+    @property
+    def topic(self) -> str:
+        """See Client.topic."""
+        return self._target.topic
+
+    @property
+    def workspace(self) -> str:
+        """See Client.workspace."""
+        return self._target.workspace
+
+
+@overload
+def connect_sync(
+    address: str, /, *, workspace: str, implementation: str, specifier: str, **options: Unpack[ClientOptions]
+) -> AbstractContextManager[SyncClient[AgentClient]]: ...
+
+
+@overload
+def connect_sync(
+    address: str, kind: Callable[Concatenate[str, P], C], /, *args: P.args, **kwargs: P.kwargs
+) -> AbstractContextManager[SyncClient[C]]: ...
+
+
+def connect_sync(address: str, kind: Callable[..., Client] = AgentClient, /, *args: Any, **kwargs: Any) -> Any:
+    """A connected client, for as long as the block lasts: an agent, or another `kind` of participant.
+
+    The arguments are those of the class (AgentClient, UserClient, ...). Raises what its `async with` block does.
+
+    A block that is still open when the interpreter ends is left as by an exception. In a fork of the process the client is
+    closed, and leaving the block does nothing.
+    """
+    return _Connected(kind, address, args, kwargs)
+
+
+class _Connected:
+    """See connect_sync."""
+
+    def __init__(
+        self, kind: Callable[..., Client], address: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._make = functools.partial(_made, kind, address, *args, **kwargs)
+
+    def __enter__(self) -> SyncClient[Any]:
+        self._loop = LoopThread()
+        self._bridge = Bridge(self._loop)
+        try:
+            self._block = self._bridge.entered(self._bridge.run(self._make))
+            self._client: SyncClient[Any] = SyncClient(self._bridge, self._block.__enter__())
+        except BaseException:
+            self._end()
+            raise
+        _OPEN.add(self)
+        return self._client
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        try:
+            if error is None:
+                self._client._all_done()
+            return bool(self._block.__exit__(kind, error, trace))
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        _OPEN.discard(self)
+        self._bridge.closed = True
+        self._loop.stop()
+
+
+_OPEN: Final[set[_Connected]] = set()
+"""Blocks that have begun and not ended."""
+
+
+@atexit.register
+def _leave_open_blocks() -> None:
+    """The interpreter ends: say goodbye while the threads of the loops still run."""
+    for connected in list(_OPEN):
+        error = ClientClosed("the interpreter has ended")
+        with contextlib.suppress(Exception):
+            connected.__exit__(ClientClosed, error, None)
+
+
+async def _called(work: Callable[..., T], concurrency: int | None) -> T:
+    """Called in the loop, because what waits belongs to one."""
+    return work(concurrency=concurrency)
+
+
+async def _made(kind: Callable[..., C], *args: Any, **kwargs: Any) -> C:
+    """Made in the loop, because an event belongs to one."""
+    return kind(*args, **kwargs)

@@ -1,0 +1,138 @@
+"""What a client keeps over all its connections, and where everything goes that a connection brings.
+
+The lanes see it as their Hub: deliveries go to the inbox, settlements to the outbox, answers to the requests, and what
+nobody asked for to the feeds.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Callable
+from typing import Any, Final
+
+from aether_trio.client.connection.inbox import Inbox
+from aether_trio.client.connection.outbox import Outbox
+from aether_trio.client.connection.outgoing import Upstream
+from aether_trio.client.connection.requests import ANSWERING, Pending, Requests
+from aether_trio.client.errors import AetherError, ConnectionLost, from_code
+from aether_trio.client.feeds import CONNECTION_LOST, Feed, Feeds
+from aether_trio.client.messages import Cursors, Messages
+from aether_trio.client.operations.progress import ProgressUpdate, progress_update
+from aether_trio.client.options import Settings
+from aether_trio.wire.pb import aether_pb2 as pb
+
+__all__ = ["Core"]
+
+_EPHEMERAL: Final = 256
+"""Progress and notices that wait for a reader; beyond it the oldest are dropped."""
+
+
+class Core:
+    """See the module docstring."""
+
+    def __init__(
+        self, settings: Settings, program: str, principal: Callable[[pb.ConnectionAck], pb.PrincipalRef]
+    ) -> None:
+        self.program = program
+        self.publisher = secrets.token_bytes(16)
+        self.inbox = Inbox(settings.credit_messages, settings.credit_bytes)
+        self.outbox = Outbox(settings.max_unsettled, settings.max_unsettled_bytes)
+        self.requests = Requests()
+        self.feeds = Feeds()
+        self.progress: Feed[ProgressUpdate] = Feed(_EPHEMERAL, lossy=True, convert=progress_update)
+        self.signals: Feed[pb.Signal] = Feed(_EPHEMERAL, lossy=True)
+        self.errors: Feed[AetherError] = Feed(_EPHEMERAL, lossy=True)
+        self.feeds.add(self.progress, "progress_update")
+        self.feeds.add(self.signals, "signal")
+        self.feeds.add(self.errors, "error")
+        self.config: pb.ConfigSnapshot | None = None
+        self.told_to_stay_away: str | None = None
+        """The reason of a FORCE_DISCONNECT."""
+        self.cursors = Cursors()
+        self.restore: dict[str, pb.UpstreamMessage] = {}
+        """What is to be said first on every later connection, because a session does not keep it."""
+        self._principal = principal
+
+    def attach(self, wake: Callable[[], None], wake_soon: Callable[[], None]) -> None:
+        """Whom to tell that there is something to write: at once, or that may wait for more."""
+        self.outbox.wake = self.inbox.wake = wake
+        self.inbox.wake_soon = wake_soon
+
+    def principal(self, ack: pb.ConnectionAck) -> pb.PrincipalRef:
+        """Who we are, for a question about ourselves."""
+        return self._principal(ack)
+
+    def awaiting(self) -> bool:
+        """Whether answers are on their way to us."""
+        return self.requests.in_flight > 0
+
+    def downstream(self, message: pb.DownstreamMessage) -> None:
+        """Something else than a durable message has come."""
+        case = message.WhichOneof("payload")
+        if case is None:
+            return  # of a later version
+        payload: Any = getattr(message, case)
+        if case == "error":
+            self._error(payload)
+            return
+        if case in ANSWERING and self.requests.answer(case, payload):
+            return
+        if case == "config":
+            self.config = payload
+        elif case == "signal" and payload.type == pb.Signal.FORCE_DISCONNECT:
+            self.told_to_stay_away = payload.reason or "the gateway has ended this session"
+        self.feeds.publish(case, payload)
+
+    def _error(self, error: pb.ErrorResponse) -> None:
+        if error.request_id and self.requests.fail(error):
+            return
+        refusal = from_code(error.code, error.message, retryable=error.retryable, retry_after_ms=error.retry_after_ms)
+        refusal.request_id = error.request_id
+        self.feeds.publish("error", refusal)
+
+    def messages(self, *, manual: bool) -> Messages:
+        """A loop over the messages."""
+        return Messages(self.inbox, None if manual else self.cursors)
+
+    def reopen(self, *, repeat: bool, within_s: float = math.inf) -> None:
+        """A new connection, after another one. See Outbox.reopen."""
+        self.outbox.reopen(repeat=repeat, within_s=within_s)
+        for message in self.restore.values():
+            self.outbox.put_first(Upstream(message.SerializeToString(), lambda _error: None, unanswered=True))
+
+    def ask(self, pending: Pending) -> None:
+        """Queue a request."""
+
+        def written(error: AetherError | None) -> None:
+            if error is None:
+                pending.written = True
+            else:
+                pending.fail(error)
+
+        # The refusal of a creation comes without an id, and then with one.
+        pending.upstream = Upstream(pending.data, written, unanswered=pending.asked == "create_task")
+        self.outbox.put(pending.upstream)
+
+    def forget(self, pending: Pending) -> None:
+        """Nobody waits for a request any more: if it has not been written, it will not be."""
+        self.requests.discard(pending)
+        if pending.upstream is not None:
+            self.outbox.discard(pending.upstream)
+
+    def cut(self) -> None:
+        """The connection is over."""
+        self.feeds.publish(CONNECTION_LOST, ConnectionLost("the connection was cut", in_doubt=True))
+        self.inbox.cut()
+        self.outbox.cut()
+        for pending in self.requests.cut():
+            self.ask(pending)
+
+    def close(self, error: AetherError) -> None:
+        """Nothing more comes or goes. Readers of messages see the end, or the failure."""
+        final = None if error.code == "CLIENT_CLOSED" else error
+        self.inbox.close(final)
+        self.cursors.close()
+        self.outbox.close(error)
+        self.requests.close(error)
+        self.feeds.close(final)

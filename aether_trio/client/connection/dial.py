@@ -1,0 +1,85 @@
+"""Opening a connection: the socket, TLS on it, and the lane that the address asks for."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from typing import Final
+
+import anyio
+import anyio.abc
+from anyio.streams.tls import TLSAttribute, TLSStream
+
+from aether_trio.client.connection.address import Address, LaneKind
+from aether_trio.client.connection.framed import FramedLane
+from aether_trio.client.connection.tls import ALPN
+from aether_trio.client.connection.transport import Hub, Lane, tune
+from aether_trio.client.connection.websocket import WebSocketLane
+from aether_trio.client.errors import ProtocolViolation, TlsRefused, Unavailable
+
+__all__ = ["dial"]
+
+_NO_ISSUER: Final = frozenset((18, 19, 20, 21))
+"""X509_V_ERR_... of OpenSSL: signed by itself, or by somebody whose certificate is not at hand."""
+_NOT_A_GATEWAY: Final = ("WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING", "HTTP_REQUEST")
+
+
+async def dial(
+    address: Address, context: ssl.SSLContext | None, server_name: str | None, hub: Hub, ping_interval_s: float | None
+) -> Lane:
+    """A lane over a fresh connection, not opened yet. Raises Unavailable, TlsRefused, ProtocolViolation."""
+    stream: anyio.abc.ByteStream
+    try:
+        stream = socket_stream = await anyio.connect_tcp(address.host, address.port)
+    except (OSError, anyio.BrokenResourceError) as error:
+        raise Unavailable("UNREACHABLE", f"cannot connect to {address}: {_reason(error)}", retryable=True) from error
+    tune(socket_stream)
+    if context is not None:
+        stream = await _secure(socket_stream, address, context, server_name)
+    if address.lane is LaneKind.FRAMED:
+        return FramedLane(stream, hub, ping_interval_s)
+    return WebSocketLane(stream, hub, ping_interval_s, authority=address.authority)
+
+
+def _reason(error: Exception) -> str:
+    """What the system says. anyio's own error says that all attempts failed; theirs, one for each address, are its cause."""
+    cause = error.__cause__ or error
+    causes = cause.exceptions if isinstance(cause, BaseExceptionGroup) else (cause,)
+    return ", ".join(dict.fromkeys(map(_text, causes)))
+
+
+def _text(error: BaseException) -> str:
+    if not isinstance(error, OSError) or error.errno is None or error.strerror is None:
+        return str(error)
+    return os.strerror(error.errno) if error.errno > 0 else error.strerror  # the latter from getaddrinfo
+
+
+async def _secure(
+    stream: anyio.abc.SocketStream, address: Address, context: ssl.SSLContext, server_name: str | None
+) -> anyio.abc.ByteStream:
+    try:
+        secured = await TLSStream.wrap(
+            stream, server_side=False, hostname=server_name or address.host, ssl_context=context
+        )
+    except ssl.SSLCertVerificationError as error:
+        await anyio.aclose_forcefully(stream)
+        hint = "; its authority goes into TlsOptions(ca_file=...)" if error.verify_code in _NO_ISSUER else ""
+        raise TlsRefused(f"the certificate of {address} is not trusted: {error.verify_message}{hint}") from error
+    except ssl.SSLError as error:
+        await anyio.aclose_forcefully(stream)
+        hint = ""
+        if error.reason in _NOT_A_GATEWAY:
+            plain = "aether" if address.lane is LaneKind.FRAMED else "ws"
+            hint = f"; is it plaintext ({plain}://)?"
+        raise TlsRefused(f"no TLS with {address}: {error.reason or error}{hint}") from error
+    except (anyio.BrokenResourceError, anyio.EndOfStream, OSError) as error:
+        await anyio.aclose_forcefully(stream)
+        raise Unavailable("UNREACHABLE", f"{address} ended the TLS handshake", retryable=True) from error
+    except BaseException:
+        await anyio.aclose_forcefully(stream)
+        raise
+    chosen = secured.extra(TLSAttribute.alpn_protocol, None)  # noqa: S610 - anyio's, not Django's
+    if chosen not in {None, ALPN[address.lane]}:
+        await anyio.aclose_forcefully(secured)
+        raise ProtocolViolation("BAD_ALPN", f"{address} chose {chosen!r}, not {ALPN[address.lane]!r}")
+    return secured

@@ -1,0 +1,204 @@
+"""The framed lane of a client: docs/wire.md from our side, over `wire.framing.Connection`.
+
+Confirmation, positions and credit are frames here, so this module mostly hands events to the outbox and the inbox, and
+their frames to the socket. Answers to requests come as envelopes.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import anyio
+import anyio.abc
+from anyio.streams.tls import TLSStream
+
+from aether_trio.client.connection.outgoing import Publication, Upstream
+from aether_trio.client.connection.transport import GOODBYE_S, WRITE_BYTES, Ended, Hub, Lane
+from aether_trio.client.errors import (
+    AetherError,
+    InvalidArgument,
+    PayloadTooLarge,
+    ProtocolViolation,
+    from_code,
+    from_status,
+)
+from aether_trio.wire import framing
+from aether_trio.wire.framing import Connection, Role, State
+from aether_trio.wire.pb import aether_pb2 as pb
+
+__all__ = ["FramedLane"]
+
+_CUT: Final = frozenset({framing.ErrorCode.TRUNCATED, framing.ErrorCode.TIMEOUT})
+"""What the gateway says when our bytes did not arrive: the way between us was cut, or stood still."""
+_HEARING: Final = frozenset({State.LIVE, State.LEAVING})
+
+
+class FramedLane(Lane):
+    """See the module docstring."""
+
+    def __init__(self, stream: anyio.abc.ByteStream, hub: Hub, ping_interval_s: float | None) -> None:
+        super().__init__(stream, hub, ping_interval_s)
+        self._connection = Connection(Role.CLIENT)
+        self._pings = 0
+        self._last_ping: int | None = None
+        """The PING whose PONG means that the gateway has read everything, where our side cannot be ended by itself."""
+
+    # -- the first words
+
+    def greet(self, init: pb.InitConnection) -> bytes:
+        messages, size = self._hub.inbox.hello_credit()
+        hello = framing.ClientHello(
+            agent=self._hub.program[:256],
+            credit_messages=messages,
+            credit_bytes=size,
+            publisher=self._hub.publisher,
+        )
+        connection = self._connection
+        greeting = connection.send(hello)
+        message = pb.UpstreamMessage(init=init).SerializeToString()
+        return greeting + connection.send(framing.Envelope(message))
+
+    # -- from the gateway
+
+    def feed(self, data: bytes) -> None:
+        try:
+            found = self._connection.receive(data)
+        except framing.RemoteProtocolError as error:
+            for event in error.events:
+                self._event(event)
+            self._violation(error)
+            return
+        for event in found:
+            self._event(event)
+
+    def _violation(self, error: framing.RemoteProtocolError) -> None:
+        if self._ended is None:
+            hint = ""
+            if error.code is framing.ErrorCode.BAD_PREFACE:
+                hint = "; is this the port of a gateway that speaks the framing (aether://), and TLS as expected?"
+            self._ended = Ended(
+                ProtocolViolation(error.code.name, f"the gateway sent what it may not: {error.message}{hint}"),
+                # What is no gateway stays none; one that has made a mistake may do better with a fresh connection.
+                retryable=self.ack is not None,
+            )
+
+    def end_of_stream(self) -> None:
+        if self._ended is None:
+            try:
+                self._connection.receive_end()
+            except framing.RemoteProtocolError:
+                self._cut("inside of a frame")
+        super().end_of_stream()
+
+    def _event(self, event: framing.Event) -> None:
+        hub = self._hub
+        match event:
+            case framing.Deliver():
+                hub.inbox.deliver(event.channel, event.offset, event.message)
+            case framing.Ack():
+                hub.outbox.ack(event.seq)
+            case framing.Envelope():
+                self._envelope(event.message)
+            case framing.Nack():
+                error = from_code(
+                    event.code, event.message, retryable=event.retryable, retry_after_ms=event.retry_after_ms
+                )
+                hub.outbox.nack(event.seq, error)
+            case framing.Channel():
+                hub.inbox.open_channel(event)
+            case framing.ChannelClosed():
+                hub.inbox.close_channel(event.channel)
+            case framing.Ping():
+                self._control.append(self._connection.send(framing.Pong(event.number)))
+            case framing.Pong():
+                if self._last_ping is not None and event.number >= self._last_ping and self._ended is None:
+                    self._ended = Ended(None, retryable=True, expected=True, why="both sides were done")
+            case framing.ServerHello():
+                self.remembers_s = float(event.dedup_s)
+                hub.inbox.reads(event.log)
+            case framing.GoAway():
+                self.draining = True
+                self._drain_by = anyio.current_time() + (event.within_ms / 1000 or GOODBYE_S)
+            case framing.Error():
+                self._ended = Ended(
+                    from_status(
+                        event.code, event.message, retryable=event.retryable, retry_after_ms=event.retry_after_ms
+                    ),
+                    retryable=event.retryable or event.code in _CUT,
+                )
+            case _:
+                pass
+
+    def _envelope(self, data: bytes) -> None:
+        try:
+            message = pb.DownstreamMessage.FromString(data)
+        except Exception:  # protobuf's DecodeError is of another module in each implementation
+            if self._ended is None:
+                text = "the gateway sent an envelope that is no DownstreamMessage"
+                self._ended = Ended(ProtocolViolation("MALFORMED", text), retryable=self.ack is not None)
+            return
+        if self.ack is None and message.HasField("connection_ack"):
+            self.accepted(message.connection_ack)
+        else:
+            self.downstream(message)
+
+    # -- to the gateway
+
+    def collect(self) -> bytes:
+        connection = self._connection
+        if connection.state not in _HEARING:
+            return b""
+        frames, self._control = self._control, []
+        if connection.state is State.LIVE:
+            frames += self._hub.inbox.frames(connection)
+            starting = connection.peer_state is State.LIVE and not (self._leaving or self.draining)
+            frames += self._hub.outbox.pull(self, WRITE_BYTES, starting=starting)
+        return b"".join(frames)
+
+    def encode_publication(self, publication: Publication) -> bytes | None:
+        sequence = self._connection.sequence
+        if sequence.last and publication.seq - sequence.acked > sequence.window:
+            return None
+        event = framing.Send(
+            publication.seq, publication.topic, publication.payload, publication.message_type, publication.extra
+        )
+        try:
+            return self._connection.send(event)
+        except framing.LocalProtocolError as error:
+            raise _refusal(error) from error
+
+    def encode_upstream(self, upstream: Upstream) -> bytes:
+        try:
+            return self.confirming(upstream, self._frame(upstream.data), self._frame)
+        except framing.LocalProtocolError as error:
+            raise _refusal(error) from error
+
+    def _frame(self, message: bytes) -> bytes:
+        return self._connection.send(framing.Envelope(message))
+
+    def ping(self) -> None:
+        if self._connection.state in _HEARING:
+            self._pings += 1
+            self._control.append(self._connection.send(framing.Ping(self._pings)))
+
+    async def goodbye(self) -> None:
+        """GOAWAY, then the end of our side. TLS cannot half-close here, so there a PONG says that all was read."""
+        connection = self._connection
+        if connection.state is not State.LIVE:
+            return
+        words = connection.send(framing.GoAway(framing.GoAwayReason.LEAVING))
+        if isinstance(self._stream, TLSStream):
+            self._pings += 1
+            self._last_ping = self._pings
+            words += connection.send(framing.Ping(self._pings))
+            await self._stream.send(words)
+            return
+        await self._stream.send(words)
+        connection.end()
+        await self._stream.send_eof()
+
+
+def _refusal(error: framing.LocalProtocolError) -> AetherError:
+    if error.code is framing.ErrorCode.FRAME_TOO_LARGE:
+        return PayloadTooLarge(error.code.name, error.message)
+    return InvalidArgument(error.code.name, error.message)

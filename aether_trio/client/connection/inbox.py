@@ -1,0 +1,277 @@
+"""What was delivered and is not done with: a bounded buffer in front of the application, and the acknowledgements behind it.
+
+The life of an arrival: buffered, handed to the application, done. It takes credit until it is done, so the credit
+is what bounds the sum of both: `credit_messages` and `credit_bytes` of payload and envelope.
+
+* Acknowledging is cumulative per topic, so a topic's position moves when everything in front is done too (topics.py).
+* It survives connections. What was buffered when the connection was cut stays, and is recognized by (topic, offset) when
+  it comes again. Only a work group's messages are dropped: another member may have got them by then.
+* `acknowledge` writes nothing; it marks, and the writer of the connection collects (`frames`), so that a burst of
+  acknowledgements is one frame per topic.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import anyio
+import anyio.lowlevel
+
+from aether_trio.client.connection.topics import TopicState
+from aether_trio.client.errors import MessagesAbandoned
+from aether_trio.client.message import IncomingMessage
+from aether_trio.wire.framing import Channel as ChannelOpened
+from aether_trio.wire.framing import Connection, GrantCredit
+from aether_trio.wire.framing.constants import MAX_CREDIT
+from aether_trio.wire.pb import aether_pb2 as pb
+
+__all__ = ["Arrival", "Inbox"]
+
+_GRANT_SHARE: Final = 4
+"""Credit is granted when this part of it is missing (a quarter), not for every message."""
+
+
+MAX_TOPICS: Final = 1024
+"""Topics that are remembered, beside those that are open or have something in the program's hands."""
+
+
+class Arrival:
+    """One delivery: of which topic, its offset (0 on WebSocket), and its bytes until it is handed out."""
+
+    __slots__ = ("data", "offset", "size", "topic")
+
+    def __init__(self, topic: TopicState | None, offset: int, data: bytes | pb.IncomingMessage, size: int) -> None:
+        self.topic = topic
+        self.offset = offset
+        self.data: bytes | pb.IncomingMessage | None = data
+        self.size = size
+
+    @property
+    def topic_name(self) -> str:
+        return self.topic.name if self.topic is not None else ""
+
+
+class Inbox:
+    """See the module docstring. `wake` and `wake_soon` are called when there is something for the connection's writer."""
+
+    def __init__(self, credit_messages: int, credit_bytes: int) -> None:
+        if credit_messages < 1 or credit_bytes < 1:
+            raise ValueError("credit_messages and credit_bytes are at least 1, or nothing would ever come")
+        if credit_messages > MAX_CREDIT or credit_bytes > MAX_CREDIT:
+            raise ValueError("credit_messages and credit_bytes are at most 2**62, which no connection can bring")
+        self.credit_messages = credit_messages
+        self.credit_bytes = credit_bytes
+        self.received = 0
+        """Messages that the application has taken."""
+        self.duplicates = 0
+        """Deliveries that had come before, and were dropped."""
+        self.wake: Callable[[], None] = _nobody
+        self.wake_soon: Callable[[], None] = _nobody
+        self._freed_messages = 0
+        self._freed_bytes = 0
+        """Since the last CREDIT."""
+        self._buffer: deque[Arrival] = deque()
+        self._held_messages = 0
+        self._held_bytes = 0
+        self._abandoned: set[Arrival] = set()
+        """Taken by tasks that have ended without handling them: they hold credit, and come again at the next client."""
+        self._topics: dict[str, TopicState] = {}
+        self._channels: dict[int, TopicState] = {}
+        self._dirty: set[TopicState] = set()
+        self._log = b""
+        """Whose offsets the topics know."""
+        self._news = anyio.Event()
+        self._failure: BaseException | None = None
+        self._ended = False
+
+    # -- from the connection
+
+    def hello_credit(self) -> tuple[int, int]:
+        """What a new connection may deliver at once: the credit less what is held."""
+        return max(self.credit_messages - self._held_messages, 0), max(self.credit_bytes - self._held_bytes, 0)
+
+    def reads(self, log: bytes) -> None:
+        """A gateway's HELLO: offsets of another log than before are of other messages."""
+        if log and self._log and log != self._log:
+            for topic in self._topics.values():
+                topic.abandon()
+            self._topics, self._channels = {}, {}
+            self._dirty.clear()
+        self._log = log or self._log
+
+    def open_channel(self, event: ChannelOpened) -> None:
+        """CHANNEL."""
+        topic = self._topics.pop(event.topic, None)
+        if topic is None:
+            if len(self._topics) >= MAX_TOPICS:
+                self._forget_oldest()
+            topic = TopicState(event.topic, shared=event.shared)
+        self._topics[event.topic] = topic  # the latest again
+        topic.opened(event.channel, event.position)
+        self._channels[event.channel] = topic
+        if topic.owes:
+            self._dirty.add(topic)
+            self.wake_soon()
+
+    def _forget_oldest(self) -> None:
+        """Of the topics that are not open, and of which the program has nothing, the one that was opened longest ago."""
+        opened = set(self._channels.values())
+        oldest = next((one for one in self._topics.values() if not one.busy and one not in opened), None)
+        if oldest is not None:
+            del self._topics[oldest.name]
+            self._dirty.discard(oldest)
+
+    def close_channel(self, channel: int) -> None:
+        """CHANNEL with CLOSED."""
+        topic = self._channels.pop(channel, None)
+        if topic is not None:
+            topic.closed(channel)
+
+    def deliver(self, channel: int, offset: int, message: bytes) -> None:
+        """DELIVER. Drops what has come before."""
+        topic = self._channels[channel]
+        if not topic.arrived(offset, message):
+            self.duplicates += 1
+            self._dirty.add(topic)  # its credit goes back, and what is done already is acknowledged
+            self._tell(len(message))
+            return
+        self._add(Arrival(topic, offset, message, len(message)))
+
+    def deliver_plain(self, message: pb.IncomingMessage, size: int) -> None:
+        """A message of a lane without offsets."""
+        self._add(Arrival(None, 0, message, size))
+
+    def _add(self, arrival: Arrival) -> None:
+        self._held_messages += 1
+        self._held_bytes += arrival.size
+        self._buffer.append(arrival)
+        self._news.set()
+
+    def frames(self, connection: Connection) -> list[bytes]:
+        """DELIVERED and CREDIT that are due, for the writer of this connection."""
+        found: list[bytes] = []
+        for topic in list(self._dirty):
+            found += topic.acknowledgements(connection)
+            if not topic.owes:
+                self._dirty.discard(topic)
+        credit = connection.credit
+        if credit.message_count is not None and credit.byte_count is not None:
+            grant = self.grant_due(credit.message_count, credit.byte_count)
+            if grant is not None:
+                found.append(connection.send(GrantCredit(*grant)))
+        return found
+
+    def grant_due(self, messages: int, size: int) -> tuple[int, int] | None:
+        """What to grant beside what may still come; None while little is missing."""
+        messages = self.credit_messages - self._held_messages - messages
+        size = self.credit_bytes - self._held_bytes - size
+        if messages * _GRANT_SHARE < self.credit_messages and size * _GRANT_SHARE < self.credit_bytes:
+            return None
+        self._freed_messages = self._freed_bytes = 0
+        return max(messages, 0), max(size, 0)
+
+    def cut(self) -> None:
+        """The connection is over: its channel numbers mean nothing any more."""
+        self._channels.clear()
+        self._dirty.clear()
+        kept: deque[Arrival] = deque()
+        for arrival in self._buffer:
+            if arrival.topic is not None and arrival.topic.shared:
+                self._release(arrival)
+                arrival.topic.forget(arrival.offset)
+            else:
+                kept.append(arrival)
+        self._buffer = kept
+        for topic in self._topics.values():
+            topic.closed()
+
+    # -- from the application
+
+    def __len__(self) -> int:
+        return len(self._buffer)
+
+    @property
+    def held_messages(self) -> int:
+        """Buffered or in the application's hands."""
+        return self._held_messages
+
+    @property
+    def held_bytes(self) -> int:
+        """The size of those."""
+        return self._held_bytes
+
+    @property
+    def _full(self) -> bool:
+        """Whether there is no credit left for a further delivery."""
+        return self._held_messages >= self.credit_messages or self._held_bytes >= self.credit_bytes
+
+    async def receive(self) -> IncomingMessage:
+        """The next message. Raises what the inbox was closed with; StopAsyncIteration when that was nothing.
+
+        Raises MessagesAbandoned when nothing more can come, as all credit is held by what no task will handle.
+        """
+        await anyio.lowlevel.checkpoint()
+        while not self._buffer:
+            if self._failure is not None:
+                raise self._failure
+            if self._ended:
+                raise StopAsyncIteration
+            if self._full and len(self._abandoned) == self._held_messages:
+                raise MessagesAbandoned(len(self._abandoned))
+            if self._news.is_set():
+                self._news = anyio.Event()
+            await self._news.wait()
+        arrival = self._buffer.popleft()
+        self.received += 1
+        data, arrival.data = arrival.data, None
+        if isinstance(data, bytes):
+            data = pb.DownstreamMessage.FromString(data).msg
+        assert data is not None
+        return IncomingMessage(data, arrival, self.acknowledge, self.abandon)
+
+    def acknowledge(self, arrival: Arrival) -> None:
+        """The application is done with it."""
+        self._abandoned.discard(arrival)
+        self._release(arrival)
+        topic = arrival.topic
+        if topic is not None:
+            topic.done(arrival.offset)
+            self._dirty.add(topic)
+        self._tell(arrival.size)
+
+    def abandon(self, arrival: Arrival) -> None:
+        """The application will not be done with it."""
+        self._abandoned.add(arrival)
+        self._news.set()
+
+    def _tell(self, size: int) -> None:
+        """Acknowledgements may wait for others; credit that is missed may not."""
+        self._freed_messages += 1
+        self._freed_bytes += size
+        if (
+            self._freed_messages * _GRANT_SHARE >= self.credit_messages
+            or self._freed_bytes * _GRANT_SHARE >= self.credit_bytes
+        ):
+            self.wake()
+        else:
+            self.wake_soon()
+
+    def _release(self, arrival: Arrival) -> None:
+        self._held_messages -= 1
+        self._held_bytes -= arrival.size
+
+    def close(self, failure: BaseException | None) -> None:
+        """Nothing more comes. What is buffered can still be read, unless there was a failure."""
+        if not self._ended:
+            self._ended = True
+            self._failure = failure
+            if failure is not None:
+                while self._buffer:
+                    self._release(self._buffer.popleft())
+            self._news.set()
+
+
+def _nobody() -> None:
+    """No connection to wake."""

@@ -1,0 +1,359 @@
+"""What is to be sent, in one order: publications, and envelopes around everything else.
+
+The writer of a connection pulls from it whenever its socket takes more, so many frames leave in one write. What was written
+and is not settled is kept for the next connection; `cut` and `reopen` say what becomes of it.
+
+Invariants: publications are settled once, with None or an error; numbers grow in the order of the queue, have no gaps
+when they are first written, and are never used for a second message; what is behind a publication that the window has no room for waits with it, so an answer stays a barrier.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import anyio
+import anyio.lowlevel
+
+from aether_trio.client.connection.outgoing import Encoder, Moment, Publication, Upstream
+from aether_trio.client.errors import AetherError, ClientClosed, ConnectionLost
+
+__all__ = ["Outbox"]
+
+_YIELD_EVERY: Final = 64
+
+
+class Outbox:
+    """See the module docstring. At most `max_unsettled` publications, of `max_unsettled_bytes`, are on their way."""
+
+    def __init__(self, max_unsettled: int, max_unsettled_bytes: int) -> None:
+        if max_unsettled < 1 or max_unsettled_bytes < 1:
+            raise ValueError("at least one message must be on its way")
+        self.max_unsettled = max_unsettled
+        self.max_unsettled_bytes = max_unsettled_bytes
+        self.wake: Callable[[], None] = lambda: None
+        self._queue: deque[Publication | Upstream] = deque()
+        self._written: deque[Publication] = deque()
+        self._refused: dict[int, AetherError] = {}
+        self._last_seq = 0
+        self._count = 0
+        self._open = 0
+        self._open_bytes = 0
+        self._room = anyio.Event()
+        self._closed: BaseException | None = None
+        self.committed = self.refused = self.in_doubt = self.not_sent = 0
+        """What became of those that are settled."""
+        self.resent = 0
+        """Those that were queued again for another connection."""
+        self._unseen: list[Publication] = []
+        """Refused, and nobody has waited for them: the first ones, at most `max_unsettled`."""
+        self._unseen_more = 0
+        """How many more there were."""
+
+    # -- from the application
+
+    @property
+    def published(self) -> int:
+        """How many were ever taken."""
+        return self._count
+
+    @property
+    def unsettled(self) -> int:
+        """Publications that are on their way."""
+        return self._open
+
+    @property
+    def unsettled_bytes(self) -> int:
+        """The payloads of those."""
+        return self._open_bytes
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something is to be written."""
+        return bool(self._queue)
+
+    @property
+    def written_unsettled(self) -> int:
+        """Those that this connection has written."""
+        return len(self._written)
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether something that is not settled may have been committed."""
+        return bool(self._written) or any(isinstance(item, Publication) and item.ever_written for item in self._queue)
+
+    def has_room(self, size: int) -> bool:
+        """Whether one more message of this size may be on its way. A single one always may."""
+        return not self._open or (
+            self._open < self.max_unsettled and self._open_bytes + size <= self.max_unsettled_bytes
+        )
+
+    async def publish(
+        self, topic: str, payload: bytes, message_type: int, extra: bytes, *, confirm: bool
+    ) -> Publication:
+        """Take a message as soon as there is room for it. A checkpoint for cancellation; it yields now and then.
+
+        If every call did, each message would be a write of its own.
+        """
+        if confirm or not self._count % _YIELD_EVERY:
+            await anyio.lowlevel.checkpoint()
+        else:
+            await anyio.lowlevel.checkpoint_if_cancelled()
+        self._check_open()
+        while not self.has_room(len(payload)):
+            if self._room.is_set():
+                self._room = anyio.Event()
+            await self._room.wait()
+            self._check_open()
+        self._count += 1
+        publication = Publication(self._count, topic, payload, message_type, extra, confirm=confirm)
+        self._open += 1
+        self._open_bytes += len(payload)
+        self._queue.append(publication)
+        self.wake()
+        return publication
+
+    def put(self, upstream: Upstream) -> None:
+        """Queue an envelope. Whoever does so waits for something, which bounds the queue."""
+        self._check_open()
+        upstream.queued = True
+        self._queue.append(upstream)
+        self.wake()
+
+    def put_first(self, upstream: Upstream) -> None:
+        """Queue an envelope in front of everything."""
+        upstream.queued = True
+        self._queue.appendleft(upstream)
+
+    async def flush(self) -> None:
+        """Return when everything that was published so far is settled. Raises the first refusal that nobody has seen."""
+        await anyio.lowlevel.checkpoint()
+        target = self._count
+        while self._open and self._first_open() <= target:
+            if self._room.is_set():
+                self._room = anyio.Event()
+            await self._room.wait()
+        unseen = [publication for publication in self._unseen if not publication.seen]
+        count = len(unseen) + self._unseen_more
+        self._unseen, self._unseen_more = [], 0
+        if unseen:
+            error = unseen[0].error
+            assert error is not None
+            if count > 1:
+                error.add_note(f"and {count - 1} more messages since the last flush")
+            raise error
+
+    def _first_open(self) -> int:
+        """The first publication that is not settled, by its order."""
+        for publication in self._written:
+            if not publication.settled:
+                return publication.order
+        for item in self._queue:
+            if isinstance(item, Publication) and not item.settled:
+                return item.order
+        return self._count + 1
+
+    def withdraw(self, publication: Publication) -> None:
+        """Nobody waits for it any more: only a connection that has it already may still bring it to the gateway.
+
+        What waits for a connection is forgotten here and now, so that neither it nor its memory is still there when the
+        gateway comes back. What the present connection has written takes its course, but is not sent again after a cut.
+        """
+        publication.withdrawn = True
+        if publication.written or publication.settled:
+            return
+        with contextlib.suppress(ValueError):  # what waits to be sent again is not in the queue
+            self._queue.remove(publication)
+        self._settle(publication, _withdrawn(publication))
+
+    def discard(self, upstream: Upstream) -> None:
+        """Nobody waits for this envelope any more: if it has not been written, it will not be."""
+        if upstream.queued:
+            upstream.queued = False
+            self._queue.remove(upstream)
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise self._closed
+
+    # -- from the connection
+
+    def pull(self, encoder: Encoder, max_bytes: int, *, starting: bool) -> list[bytes]:
+        """The next frames, about `max_bytes` of them. With `starting` False only answers: the gateway is leaving."""
+        if not starting:
+            return self._pull_answers(encoder)
+        frames: list[bytes] = []
+        size = 0
+        queue = self._queue
+        now: Moment | None = None
+        while queue and size < max_bytes:
+            item = queue[0]
+            frame: bytes | None
+            try:
+                if isinstance(item, Publication):
+                    if now is None:
+                        now = Moment.now()
+                    frame = self._number(item, encoder, now)
+                    if frame is None:
+                        break
+                else:
+                    item.queued = False
+                    frame = encoder.encode_upstream(item)
+                    item.on_written(None)
+            except AetherError as error:
+                frame = b""
+                self._fail(item, error)
+            queue.popleft()
+            if frame:
+                frames.append(frame)
+                size += len(frame)
+        return frames
+
+    def _number(self, publication: Publication, encoder: Encoder, now: Moment) -> bytes | None:
+        """Its frame, under its old number or the next one. A number is spent only on what is written."""
+        fresh = not publication.seq
+        if fresh:
+            publication.seq = self._last_seq + 1
+        frame: bytes | None = None
+        try:
+            frame = encoder.encode_publication(publication)
+        finally:
+            if frame is None and fresh:
+                publication.seq = 0
+        if frame is not None:
+            self._last_seq = max(self._last_seq, publication.seq)
+            publication.written = True
+            if publication.first_written is None:
+                publication.first_written = now
+            self._written.append(publication)
+        return frame
+
+    def _pull_answers(self, encoder: Encoder) -> list[bytes]:
+        frames = []
+        for item in [item for item in self._queue if isinstance(item, Upstream) and item.answer]:
+            self.discard(item)
+            frames.append(encoder.encode_upstream(item))
+            item.on_written(None)
+        return frames
+
+    def _fail(self, item: Publication | Upstream, error: AetherError) -> None:
+        if isinstance(item, Publication):
+            self._settle(item, error)
+        else:
+            item.on_written(error)
+
+    def ack(self, seq: int) -> None:
+        """Everything up to this number is settled."""
+        written, refused = self._written, self._refused
+        while written and written[0].seq <= seq:
+            publication = written.popleft()
+            self._settle(publication, refused.pop(publication.seq, None) if refused else None)
+
+    def nack(self, seq: int, error: AetherError) -> None:
+        """This number was refused. Known to its sender at once when nothing in front of it is open."""
+        if self._written and self._written[0].seq == seq:
+            self._settle(self._written.popleft(), error)
+        else:
+            self._refused[seq] = error
+
+    def settle(self, publication: Publication, error: AetherError | None) -> None:
+        """This one is settled: of lanes that find out by themselves, in order."""
+        self._settle(publication, error)
+        while self._written and self._written[0].settled:
+            self._written.popleft()
+
+    def _settle(self, publication: Publication, error: AetherError | None) -> None:
+        if publication.settled:
+            return
+        self._open -= 1
+        self._open_bytes -= len(publication.payload)
+        publication.settle(error)
+        self._count_outcome(error)
+        if error is not None and not publication.confirm and not publication.seen:
+            self._note_unseen(publication)
+        self._room.set()
+
+    def _note_unseen(self, publication: Publication) -> None:
+        """The first ones are kept: `flush` raises the first, which is mostly the cause of the others."""
+        if len(self._unseen) >= self.max_unsettled:
+            if self._unseen_more % self.max_unsettled == 0:  # each look pays for as many refusals
+                self._unseen = [one for one in self._unseen if not one.seen]
+            if len(self._unseen) >= self.max_unsettled:
+                self._unseen_more += 1
+                return
+        self._unseen.append(publication)
+
+    def _count_outcome(self, error: AetherError | None) -> None:
+        if error is None:
+            self.committed += 1
+        elif isinstance(error, ConnectionLost) and error.in_doubt:
+            self.in_doubt += 1
+        elif isinstance(error, ConnectionLost | ClientClosed) or error is self._closed:
+            self.not_sent += 1
+        else:
+            self.refused += 1
+
+    def cut(self) -> None:
+        """The connection is over. What it has left unsettled waits for `reopen`, unless nobody waits for it any more."""
+        for publication in self._written:
+            publication.written = False
+            error = self._refused.pop(publication.seq, None)
+            if error is not None:
+                self._settle(publication, error)
+            elif publication.withdrawn:
+                self._settle(publication, _withdrawn(publication))
+        self._refused.clear()
+
+    def reopen(self, *, repeat: bool, within_s: float = math.inf) -> None:
+        """A new connection: what earlier ones have left unsettled is sent again first, or fails as in doubt.
+
+        That is what the last one has written, and what it was to repeat and has not come to. With `repeat` it is sent again if
+        it was first written less than `within_s` ago: the gateway remembers a message for so long from when it has committed it.
+        """
+        written = [publication for publication in self._written if not publication.settled]
+        self._written.clear()
+        queued = [item for item in self._queue if isinstance(item, Publication) and item.ever_written]
+        now = Moment.now() if repeat and within_s < math.inf else None
+        lost = {one for one in (*written, *queued) if not (repeat and _is_younger(one, within_s, now))}
+        again = [publication for publication in written if publication not in lost]
+        self.resent += len(again)
+        self._queue.extendleft(reversed(again))
+        if not lost.isdisjoint(queued):
+            self._queue = deque(item for item in self._queue if item not in lost)
+        for publication in (*written, *queued):
+            if publication in lost:
+                text = "the connection was cut before the message was confirmed"
+                self._settle(publication, ConnectionLost(text, in_doubt=True))
+
+    def close(self, error: AetherError) -> None:
+        """Nothing is sent any more: what is on its way fails with `error`, or as in doubt if it was written."""
+        if self._closed is not None:
+            return
+        self._closed = error
+        self.cut()
+        self.reopen(repeat=False)
+        for item in self._queue:
+            if not isinstance(item, Publication):
+                item.queued = False
+                item.on_written(error)
+            elif item.ever_written:
+                text = "the client has ended before the message was confirmed"
+                self._settle(item, ConnectionLost(text, in_doubt=True))
+            else:
+                self._settle(item, error)
+        self._queue.clear()
+        self._room.set()
+
+
+def _is_younger(publication: Publication, within_s: float, now: Moment | None) -> bool:
+    """Whether it was first written less than `within_s` before now."""
+    first = publication.first_written
+    return now is None or first is None or first.before_s(now) < within_s
+
+
+def _withdrawn(publication: Publication) -> ConnectionLost:
+    again = " again" if publication.ever_written else ""
+    return ConnectionLost(f"the message was withdrawn before it was sent{again}", in_doubt=publication.ever_written)

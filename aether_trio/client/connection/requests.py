@@ -1,0 +1,213 @@
+"""Requests and their answers: which answers which, by id, or by the order of arrival where an answer has none.
+
+A typed answer that says `success: false` and an ErrorResponse with the id both end a request; where the protocol sends both,
+the first decides and the second is dropped, except for KV, whose typed failure has no reason: the ErrorResponse behind
+it is waited for.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+import anyio
+
+from aether_trio.client.connection.outgoing import Upstream
+from aether_trio.client.errors import AetherError, ConnectionLost, from_code, from_text
+from aether_trio.wire import errors
+from aether_trio.wire.pb import aether_pb2 as pb
+
+__all__ = ["ANSWERS", "Pending", "Requests", "failure_of", "prepare"]
+
+ANSWERS: Final[Mapping[str, str]] = MappingProxyType(
+    {case: answer for case, answer in errors.ANSWERS.items() if answer != "tunnel_close"} | {"admin_query": "admin"}
+)
+"""What is asked → what answers."""
+
+ANSWERING: Final = frozenset(ANSWERS.values())
+_BY_CLIENT_ID: Final = frozenset({"submit_audit_event", "authority_request_op", "task_subscription_op"})
+"""These correlate by `client_request_id`; a `request_id`, if they have one, is what they are about."""
+_REMEMBERED: Final = 256
+_KV_REASON_WAIT_S: Final = 2.0
+
+
+class Pending:
+    """One request. `written` says that the current or an earlier connection has sent it."""
+
+    __slots__ = (
+        "answer",
+        "asked",
+        "awaits",
+        "data",
+        "done",
+        "error",
+        "idempotent",
+        "request_id",
+        "upstream",
+        "vague",
+        "written",
+    )
+
+    def __init__(self, request_id: str, asked: str, data: bytes, *, idempotent: bool) -> None:
+        self.request_id = request_id
+        self.asked = asked
+        self.awaits = ANSWERS[asked]
+        self.data = data
+        self.idempotent = idempotent
+        self.written = False
+        self.answer: Any = None
+        self.error: AetherError | None = None
+        self.vague: anyio.Event | None = None
+        self.done = anyio.Event()
+        self.upstream: Upstream | None = None
+
+    def fail(self, error: AetherError) -> None:
+        """It could not be sent."""
+        self.error = error
+        self.done.set()
+
+    async def outcome(self, *, check: bool) -> Any:
+        """Wait for the answer, and raise it if it is a failure."""
+        await self.done.wait()
+        if self.answer is None:
+            assert self.error is not None
+            raise self.error
+        if check and (failure := failure_of(self.awaits, self.answer)) is not None:
+            if self.awaits == "kv" and self.error is None:  # the reason comes right behind it
+                self.vague = anyio.Event()
+                with anyio.move_on_after(_KV_REASON_WAIT_S):
+                    await self.vague.wait()
+            raise self.error or failure
+        return self.answer
+
+
+def prepare(message: pb.UpstreamMessage, new_id: str) -> tuple[str, str]:
+    """The case and the id of a request; an id is put in where there is none. Raises ValueError for what has no answer."""
+    asked = str(message.WhichOneof("payload") or "")
+    if asked not in ANSWERS:
+        raise ValueError(f"{asked or 'an empty message'} has no answer; use tell()")
+    payload = getattr(message, asked)
+    name = "client_request_id" if asked in _BY_CLIENT_ID else "request_id"
+    request_id = str(getattr(payload, name))
+    if not request_id:
+        setattr(payload, name, request_id := new_id)
+    return asked, request_id
+
+
+def failure_of(case: str, answer: Any) -> AetherError | None:
+    """The error that a typed answer stands for; None when it is a success, or is of a kind that knows no failure."""
+    if case == "proxy_http_response":
+        return None  # its errors are the proxied service's; whoever proxies looks at them
+    flag = "ok" if case in {"resolve_authority_response", "connection_status_response"} else "success"
+    if getattr(answer, flag, True):
+        return None
+    text = str(getattr(answer, "error", "") or getattr(answer, "error_message", "") or getattr(answer, "message", ""))
+    code = str(getattr(answer, "error_code", ""))
+    if code:
+        return from_code(code, text.removeprefix(f"{code}: "))
+    return from_text(text or "the gateway refused it and gave no reason", "REFUSED")
+
+
+class Requests:
+    """The open requests of a client, over all its connections."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Pending] = {}
+        self._answered: dict[str, Pending] = {}
+        self._prefix = secrets.token_hex(4)
+        self._counter = itertools.count(1)
+        self.made = 0
+        """How many there were."""
+
+    def new_id(self) -> str:
+        """An id that no other request of anybody has."""
+        return f"{self._prefix}-{next(self._counter)}"
+
+    def add(self, pending: Pending) -> None:
+        """Expect an answer. Raises ValueError for an id that is open already."""
+        if pending.request_id in self._open:
+            raise ValueError(f"request {pending.request_id!r} is open already")
+        self.made += 1
+        self._open[pending.request_id] = pending
+
+    def discard(self, pending: Pending) -> None:
+        """Nobody waits any more."""
+        if self._open.get(pending.request_id) is pending:
+            del self._open[pending.request_id]
+            self._remember(pending)
+
+    def __len__(self) -> int:
+        """Those that are open."""
+        return len(self._open)
+
+    def _remember(self, pending: Pending) -> None:
+        self._answered[pending.request_id] = pending
+        if len(self._answered) > _REMEMBERED:
+            del self._answered[next(iter(self._answered))]
+
+    @property
+    def in_flight(self) -> int:
+        """Those that were sent."""
+        return sum(pending.written for pending in self._open.values())
+
+    def answer(self, case: str, payload: Any) -> bool:
+        """Give an answer to who waits for it; False when nobody does."""
+        request_id = str(getattr(payload, "request_id", "") or getattr(payload, "client_request_id", ""))
+        if request_id:
+            pending = self._open.get(request_id)
+            if pending is None or pending.awaits != case:
+                return request_id in self._answered
+        else:
+            pending = next((one for one in self._open.values() if one.written and one.awaits == case), None)
+            if pending is None:
+                return False
+        pending.answer = payload
+        self._finish(pending)
+        return True
+
+    def fail(self, error: pb.ErrorResponse) -> bool:
+        """Give an ErrorResponse with an id to who waits for it; False when nobody does."""
+        failure = from_code(error.code, error.message, retryable=error.retryable, retry_after_ms=error.retry_after_ms)
+        pending = self._open.get(error.request_id)
+        if pending is not None:
+            pending.error = failure
+            self._finish(pending)
+            return True
+        pending = self._answered.get(error.request_id)
+        if pending is None:
+            return False
+        if pending.error is None:
+            pending.error = failure
+        if pending.vague is not None:
+            pending.vague.set()
+        return True
+
+    def _finish(self, pending: Pending) -> None:
+        self.discard(pending)
+        pending.done.set()
+
+    def cut(self) -> list[Pending]:
+        """The connection is over. Returns what is to be asked again; the rest of what was sent fails as in doubt."""
+        again = []
+        for pending in [one for one in self._open.values() if one.written]:
+            if pending.idempotent:
+                pending.written = False
+                again.append(pending)
+            else:
+                text = f"the connection was cut before {pending.asked} was answered"
+                pending.error = ConnectionLost(text, in_doubt=True)
+                self._finish(pending)
+        return again
+
+    def close(self, error: AetherError) -> None:
+        """Nothing will be answered any more."""
+        for pending in list(self._open.values()):
+            pending.error = (
+                ConnectionLost(f"the connection ended before {pending.asked} was answered", in_doubt=True)
+                if pending.written
+                else error
+            )
+            self._finish(pending)

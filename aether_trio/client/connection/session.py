@@ -1,0 +1,294 @@
+"""The life of a client: connect, run, and connect again, until it is closed or there is no coming back.
+
+One task runs this (`Session.run`). It is the only one that opens and ends connections, and it owns what outlives them: the
+session id to resume, the outbox, the inbox, the requests.
+
+* A refusal or an end that is not retryable is final: everybody who waits is told, and the client's block is cancelled.
+* "Somebody else has this identity" is not final when that may be ourselves: an attempt whose answer never came may have
+  taken it, so it is tried again for SELF_DUPLICATE_S.
+* What was published and not settled is sent again when the gateway remembers it (it says for how long, and the identity
+  has not changed); else it fails as in doubt. That counts from when it was first written: the gateway may have committed it
+  just then, and have known for long that the connection is dead.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+
+from aether_trio.client.connection.core import Core
+from aether_trio.client.connection.dial import dial
+from aether_trio.client.connection.transport import BROKEN, Ended, Lane
+from aether_trio.client.errors import (
+    AetherError,
+    ClientClosed,
+    ConnectionLost,
+    DuplicateIdentity,
+    SessionEnded,
+    Unavailable,
+)
+from aether_trio.client.feeds import Feed
+from aether_trio.client.options import Settings
+from aether_trio.wire.pb import aether_pb2 as pb
+
+__all__ = ["Session", "State"]
+
+T = TypeVar("T")
+
+logger = logging.getLogger("aether_trio.client")
+
+SELF_DUPLICATE_S: Final = 60.0
+"""How long the gateway may hold a connection of ours that it does not know to be dead."""
+
+
+class State(enum.Enum):
+    """Of a client."""
+
+    NEW = "new"
+    """Its block has not begun."""
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    WAITING = "waiting"
+    """The connection was lost; a pause, then the next attempt."""
+    CLOSED = "closed"
+
+
+class Session:
+    """See the module docstring."""
+
+    def __init__(self, settings: Settings, core: Core, init: Callable[[], pb.InitConnection]) -> None:
+        self.settings = settings
+        self._core = core
+        self._init = init
+        self.state = State.NEW
+        self.states: Feed[State] = Feed(64, lossy=True)
+        self.session_id = settings.resume_session_id
+        self.resumed = False
+        self.connections = 0
+        self.failed_attempts = 0
+        """Over the whole life; `_failures` counts those in a row."""
+        self.failure: AetherError | None = None
+        self.error: BaseException | None = None
+        """A defect of the client's own."""
+        self.ack: pb.ConnectionAck | None = None
+        self._lane: Lane | None = None
+        self._closing = False
+        self._reconnecting: anyio.CancelScope | None = None
+        self._remembers_s = 0.0
+        self._lost_at = 0.0
+        self.assigned = ""
+        """What the gateway has made up of our identity."""
+        self._maybe_us_until = 0.0
+        self._failures = 0
+        self._reached = False
+        """The present attempt is beyond TCP and TLS."""
+
+    # -- from the client
+
+    async def run(self, scope: anyio.CancelScope, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        """Until the end. The first connection is made before `started`; its failure is raised. Later ones cancel `scope`."""
+        settings = self.settings
+        try:
+            lane = await self._first()
+            task_status.started()
+            while True:
+                ended = await self._connected(lane)
+                with anyio.CancelScope() as scope_of_attempts:
+                    self._reconnecting = scope_of_attempts
+                    if self._closing:
+                        return
+                    lane = await self._again(ended)
+                if scope_of_attempts.cancelled_caught:
+                    return
+        except AetherError as error:
+            if self.connections == 0:
+                raise
+            logger.debug("%s: no coming back: %s", settings.address, error)
+            self.failure = error
+            await self._give_up(scope, error)
+        except Exception as error:
+            if self.connections == 0:
+                raise
+            self.error = error = _alone(error)
+            self.failure = ClientClosed(f"the client has failed: {error!r}")
+            await self._give_up(scope, self.failure)
+        finally:
+            self._set(State.CLOSED)
+            self._core.close(ClientClosed() if self.failure is None else self.failure)
+            self.states.close()
+
+    async def _give_up(self, scope: anyio.CancelScope, error: AetherError) -> None:
+        """Whoever waits for the client is told why, and then the rest of the block is cancelled."""
+        self._set(State.CLOSED)
+        self._core.close(error)
+        for _ in range(2):  # those who were woken run before the second one returns
+            await anyio.lowlevel.checkpoint()
+        scope.cancel()
+
+    def leave(self) -> None:
+        """Say goodbye, and do not come back. `run` returns when the gateway has answered, or has had its time."""
+        self._closing = True
+        if self._lane is not None:
+            self._lane.leave()
+        elif self._reconnecting is not None:
+            self._reconnecting.cancel()
+
+    # -- connecting
+
+    async def _first(self) -> Lane:
+        """The first connection, within `connect_timeout` over all attempts."""
+        last: AetherError | None = None
+        with anyio.move_on_after(self.settings.connect_timeout_s):
+            while True:
+                try:
+                    return await self._attempt()
+                except AetherError as error:
+                    if not self._worth_another(error):
+                        raise
+                    last = error
+                    self._note_failure()
+                    if self.settings.retry.exhausted(self._failures):
+                        raise
+                await anyio.sleep(self.settings.retry.pause_s(self._failures - 1, last.retry_after_s))
+        limit, address = f"within {self.settings.connect_timeout_s:g} s", self.settings.address
+        text = f"no connection to {address} {limit}"
+        if self._reached:
+            text = f"{address} takes connections, but nothing answered {limit}; is it the port of a gateway?"
+        raise last or Unavailable("CONNECT_TIMEOUT", text, retryable=True)
+
+    async def _again(self, ended: Ended) -> Lane:
+        """The next connection after one that has ended. Raises what makes it hopeless."""
+        settings = self.settings
+        why: AetherError = ended.error or ConnectionLost(ended.why, in_doubt=True)
+        if self._core.told_to_stay_away is not None:
+            raise SessionEnded("FORCE_DISCONNECT", self._core.told_to_stay_away)
+        if not ended.retryable:
+            raise why
+        self._set(State.WAITING)
+        self._call("on_disconnected", settings.on_disconnected, why)
+        logger.info("%s: connection lost: %s", settings.address, why)
+        after = why.retry_after_s
+        while True:
+            if settings.retry.exhausted(self._failures + 1):
+                raise why
+            await anyio.sleep(settings.retry.pause_s(self._failures, after))
+            try:
+                return await self._attempt()
+            except AetherError as error:
+                if not self._worth_another(error):
+                    raise
+                why, after = error, error.retry_after_s
+                self._note_failure()
+                logger.debug("%s: attempt %d failed: %s", settings.address, self._failures, error)
+
+    def _note_failure(self) -> None:
+        self._failures += 1
+        self.failed_attempts += 1
+
+    def _worth_another(self, error: AetherError) -> bool:
+        if isinstance(error, DuplicateIdentity):
+            return anyio.current_time() < self._maybe_us_until
+        return error.retryable
+
+    async def _attempt(self) -> Lane:
+        """One connection, opened. Raises AetherError."""
+        settings = self.settings
+        self._set(State.CONNECTING)
+        self._core.inbox.cut()
+        lane: Lane | None = None
+        self._reached = False
+        try:
+            with anyio.fail_after(settings.handshake_timeout_s):
+                lane = await dial(
+                    settings.address, settings.context, settings.server_name, self._core, settings.ping_interval_s
+                )
+                self._reached = True
+                ack = await lane.open(self._init())
+        except TimeoutError:
+            await self._abandon(lane)
+            text = f"{settings.address} did not answer within {settings.handshake_timeout_s:g} s"
+            raise Unavailable("HANDSHAKE_TIMEOUT", text, retryable=True) from None
+        except BROKEN as error:
+            await self._abandon(lane)
+            raise Unavailable("UNREACHABLE", f"{settings.address}: {error}", retryable=True) from error
+        except BaseException:
+            if lane is not None:
+                await lane.aclose()
+            raise
+        self._accepted(lane, ack)
+        return lane
+
+    async def _abandon(self, lane: Lane | None) -> None:
+        """An attempt came to nothing, and the gateway may have let us in without our knowing."""
+        if lane is not None:
+            self._maybe_us_until = anyio.current_time() + SELF_DUPLICATE_S
+            await lane.aclose()
+
+    def _accepted(self, lane: Lane, ack: pb.ConnectionAck) -> None:
+        changed = bool(self.connections) and ack.assigned_id not in ("", self.assigned) and not ack.resumed
+        if self.settings.repeat_in_doubt:
+            self._core.reopen(repeat=True)
+        else:
+            self._core.reopen(repeat=not changed, within_s=min(self._remembers_s, lane.remembers_s))
+        self.ack = ack
+        self.session_id = ack.session_id
+        self.resumed = ack.resumed
+        self.assigned = ack.assigned_id or self.assigned  # one that has come by its name again is told none
+        self._remembers_s = lane.remembers_s
+        self.connections += 1
+
+    async def _connected(self, lane: Lane) -> Ended:
+        """Run one connection to its end."""
+        since = anyio.current_time()
+        self._lane = lane
+        self._core.attach(lane.wake, lane.wake_soon)
+        self._set(State.CONNECTED)
+        self._call("on_connected", self.settings.on_connected, self.resumed)
+        if self._closing:
+            lane.leave()
+        try:
+            ended = await lane.run()
+        except anyio.get_cancelled_exc_class():
+            await lane.last_words()
+            raise
+        finally:
+            self._lost_at = anyio.current_time()
+            self._lane = None
+            self._core.attach(_nobody, _nobody)
+            with anyio.CancelScope(shield=True):
+                await lane.aclose()
+            lane.confirmations.cut()
+            self._core.cut()
+        steady = self._lost_at - since >= self.settings.retry.steady_s
+        self._failures = 0 if steady or ended.expected else self._failures + 1
+        return ended
+
+    def _call(self, name: str, hook: Callable[[T], None] | None, what: T) -> None:
+        """Call a function of the program. Its exception is logged: it is no reason to lose the connection."""
+        if hook is not None:
+            try:
+                hook(what)
+            except Exception:
+                logger.exception("%s: %s has raised", self.settings.address, name)
+
+    def _set(self, state: State) -> None:
+        if self.state is not state:
+            self.state = state
+            self.states.put(state)
+
+
+def _alone(error: Exception) -> Exception:
+    """The exception without the groups around it, where it is the only one."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def _nobody() -> None:
+    """No lane to wake."""

@@ -1,0 +1,70 @@
+"""The client's side of TLS: whom to trust, and who we are.
+
+ALPN says which lane is meant ("aether/1", or "http/1.1" for WebSocket), so one port serves both. A gateway that does not
+know ALPN decides by the first bytes, which works as well.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from aether_trio.client.connection.address import Address, LaneKind
+from aether_trio.client.errors import AddressError
+
+__all__ = ["ALPN", "TlsOptions", "context_for"]
+
+ALPN: Final[Mapping[LaneKind, str]] = MappingProxyType({LaneKind.FRAMED: "aether/1", LaneKind.WEBSOCKET: "http/1.1"})
+
+
+@dataclass(frozen=True, slots=True)
+class TlsOptions:
+    """Files in PEM. Without `ca_file` the system's authorities are trusted."""
+
+    ca_file: str | os.PathLike[str] | None = None
+    cert_file: str | os.PathLike[str] | None = None
+    """The client's certificate, with its chain; `key_file` is its key unless it is in the same file."""
+    key_file: str | os.PathLike[str] | None = None
+    server_name: str | None = None
+    """The name in the gateway's certificate, when it is not the host of the address."""
+
+
+def context_for(address: Address, options: TlsOptions | ssl.SSLContext | None) -> ssl.SSLContext | None:
+    """The context for this address; None for plaintext. A context that is given gets our ALPN.
+
+    Raises AddressError when the options do not go with the address, or a file cannot be used.
+    """
+    if not address.tls:
+        if options is not None:
+            secure = "aethers" if address.lane is LaneKind.FRAMED else "wss"
+            raise AddressError(
+                f"{address.scheme}:// is plaintext, but tls= was given; the encrypted scheme is {secure}://"
+            )
+        return None
+    if isinstance(options, ssl.SSLContext):
+        context = options
+    else:
+        context = _build(options or TlsOptions())
+    context.set_alpn_protocols([ALPN[address.lane]])
+    return context
+
+
+def _build(options: TlsOptions) -> ssl.SSLContext:
+    if options.key_file is not None and options.cert_file is None:
+        raise AddressError("key_file without cert_file")
+    try:
+        context = ssl.create_default_context(cafile=os.fspath(options.ca_file) if options.ca_file is not None else None)
+    except (OSError, ssl.SSLError) as error:
+        raise AddressError(f"ca_file {options.ca_file} cannot be used: {error.strerror or error}") from error
+    if options.cert_file is None:
+        return context
+    try:
+        context.load_cert_chain(options.cert_file, options.key_file)
+    except (OSError, ssl.SSLError) as error:
+        files = f"cert_file {options.cert_file}" + (f" with key_file {options.key_file}" if options.key_file else "")
+        raise AddressError(f"{files} cannot be used: {error.strerror or error}") from error
+    return context

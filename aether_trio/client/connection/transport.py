@@ -1,0 +1,324 @@
+"""What the two lanes have in common: a stream, one task that writes and one that reads, and how it ends.
+
+A lane lives as long as one connection: `open` (greet, and wait for the ConnectionAck), then `run` until the end. It never
+decides to reconnect; it says how it ended (`Ended`), and session.py decides.
+
+The writer pulls: whenever the socket has taken the last write it asks `collect` for everything that is due, so a burst
+becomes few writes and a slow socket bounds what is encoded. `wake` tells it to look again.
+
+A connection on which nothing has come for `ping_interval_s` is asked (ping); when nothing comes for as long again, it is
+cut. TCP's own keepalive would find the same, after a time that others choose.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import anyio
+import anyio.abc
+
+from aether_trio.client.connection.confirmations import Confirmations
+from aether_trio.client.connection.inbox import Inbox
+from aether_trio.client.connection.outbox import Outbox
+from aether_trio.client.connection.outgoing import Upstream
+from aether_trio.client.errors import AetherError
+from aether_trio.model.errors import Code
+from aether_trio.wire.pb import aether_pb2 as pb
+
+__all__ = ["BROKEN", "Ended", "Hub", "Lane", "tune"]
+
+READ_BYTES: Final = 65536
+WRITE_BYTES: Final = 262144
+"""About so much is collected for one write."""
+ACK_DELAY_S: Final = 0.02
+"""Acknowledgements of messages wait so long for others, unless something else is written or credit is missed."""
+LAST_WORDS_S: Final = 0.5
+"""For the goodbye of a client that was cancelled."""
+GOODBYE_S: Final = 5.0
+"""For the gateway to end its side after we have ended ours, or after it said GOAWAY without a time."""
+
+NOTICES: Final = frozenset({Code.BACKPRESSURE})
+"""Codes of an ErrorResponse that refuses nothing: it says that something is not delivered."""
+
+BROKEN: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a connection ended. `error` is what the gateway said, or None for a cut or a good end.
+
+    `retryable`: come back. `expected`: both sides were done, so coming back needs no pause.
+    """
+
+    error: AetherError | None
+    retryable: bool
+    expected: bool = False
+    why: str = ""
+
+
+class Hub(Protocol):
+    """What a lane needs of its client."""
+
+    inbox: Inbox
+    outbox: Outbox
+    publisher: bytes
+    """16 bytes: whose numbers the publications have."""
+    program: str
+    """For the gateway's log: "name/version"."""
+
+    def downstream(self, message: pb.DownstreamMessage) -> None:
+        """Something else than a durable message has come."""
+        ...
+
+    def awaiting(self) -> bool:
+        """Whether answers are on their way to us."""
+        ...
+
+    def principal(self, ack: pb.ConnectionAck) -> pb.PrincipalRef:
+        """Who we are, now that we are let in."""
+        ...
+
+
+class Lane(abc.ABC):
+    """One connection. See the module docstring."""
+
+    def __init__(self, stream: anyio.abc.ByteStream, hub: Hub, ping_interval_s: float | None) -> None:
+        self._stream = stream
+        self._hub = hub
+        self._ping_interval_s = ping_interval_s
+        self._work = anyio.Event()
+        self._urgent = True
+        self._soon = False
+        self._control: list[bytes] = []
+        """Frames that are due and belong to nothing else."""
+        self._heard = False
+        self.ack: pb.ConnectionAck | None = None
+        self.remembers_s = 0.0
+        """How long the gateway remembers what was published, after a cut."""
+        self.draining = False
+        """The gateway has said that it leaves: nothing new is started here."""
+        self._ended: Ended | None = None
+        self._leaving = False
+        self._said_goodbye = False
+        self._mid_write = False
+        self._drain_by: float | None = None
+        self.confirmations = Confirmations(pb.PrincipalRef())
+
+    # -- what a lane does its own way
+
+    @abc.abstractmethod
+    def greet(self, init: pb.InitConnection) -> bytes:
+        """The first bytes."""
+
+    @abc.abstractmethod
+    def feed(self, data: bytes) -> None:
+        """Bytes have come: interpret them. Sets `ack`, and `_ended` when they say so."""
+
+    @abc.abstractmethod
+    def collect(self) -> bytes:
+        """Everything that is due, as one write; b"" when there is nothing."""
+
+    @abc.abstractmethod
+    def ping(self) -> None:
+        """Have a ping collected."""
+
+    @abc.abstractmethod
+    async def goodbye(self) -> None:
+        """Everything was written: end our side, so that the gateway ends its own."""
+
+    def end_of_stream(self) -> None:
+        """The gateway has ended its side, and has not said why."""
+        if self._ended is None:
+            self._ended = Ended(
+                None, retryable=True, expected=self._said_goodbye, why="the gateway ended the connection"
+            )
+
+    # -- what all do
+
+    async def open(self, init: pb.InitConnection) -> pb.ConnectionAck:
+        """Greet, and return the gateway's ConnectionAck. Raises the error that refuses us, or anyio's of a broken stream."""
+        await self._stream.send(self.greet(init))
+        while self.ack is None:
+            if self._ended is not None:
+                raise self._ended.error or anyio.BrokenResourceError(self._ended.why)
+            if (data := await self._read()) is None:
+                raise anyio.BrokenResourceError("the gateway ended the connection before it let us in")
+            self.feed(data)
+        return self.ack
+
+    async def run(self) -> Ended:
+        """Read and write until the end. Cancelling it leaves the stream to `aclose`."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._write, group.cancel_scope)
+            if self._ping_interval_s is not None:
+                group.start_soon(self._watch, self._ping_interval_s, group.cancel_scope)
+            try:
+                while self._ended is None:
+                    data = await self._read()
+                    if data is None:
+                        self.end_of_stream()
+                        break
+                    self.feed(data)
+                    if self._control or self.draining or self._hub.outbox.waiting:
+                        self.wake()
+            except BROKEN as error:
+                self._cut(str(error) or type(error).__name__)
+            group.cancel_scope.cancel()
+        assert self._ended is not None
+        return self._ended
+
+    def accepted(self, ack: pb.ConnectionAck) -> None:
+        """The gateway has let us in."""
+        self.ack = ack
+        self.confirmations = Confirmations(self._hub.principal(ack))
+
+    def downstream(self, message: pb.DownstreamMessage) -> None:
+        """Something has come that is no delivery: what is about confirmations is taken out."""
+        if message.HasField("error"):
+            if self._about_confirmations(message.error):
+                return
+        elif message.HasField("connection_status_response") and self.confirmations.answered(
+            message.connection_status_response.request_id
+        ):
+            return
+        self._hub.downstream(message)
+
+    def _about_confirmations(self, error: pb.ErrorResponse) -> bool:
+        if error.request_id:
+            return self.confirmations.answered(error.request_id) or self.confirmations.refused_send(error)
+        return error.code not in NOTICES and self.confirmations.refused(error)
+
+    def confirming(self, upstream: Upstream, data: bytes, frame: Callable[[bytes], bytes], number: int = 0) -> bytes:
+        """The bytes of an envelope, with the barriers that it needs. `number`: of a send, on a lane that counts them."""
+        if upstream.settle is not None:
+            return self.confirmations.alone(data, upstream.settle, frame, number)
+        if upstream.unanswered:
+            self.confirmations.plain()
+        return data
+
+    @property
+    def expecting(self) -> bool:
+        """Whether an answer is on its way to us."""
+        return self.confirmations.open or self._hub.awaiting()
+
+    def wake(self) -> None:
+        """There may be something to write."""
+        self._urgent = True
+        self._work.set()
+
+    def wake_soon(self) -> None:
+        """There is something to write that may wait for more of its kind."""
+        if not self._soon:
+            self._soon = True
+            self._work.set()
+
+    def leave(self) -> None:
+        """Say goodbye when everything is written that can be: nothing new is started."""
+        self._leaving = True
+        self.wake()
+
+    async def last_words(self) -> None:
+        """After `run` was cancelled: what is acknowledged, and the goodbye; without waiting for an answer."""
+        if self._mid_write or self._ended is not None or self._said_goodbye:
+            return
+        self._leaving = self._said_goodbye = True
+        with anyio.move_on_after(LAST_WORDS_S, shield=True), contextlib.suppress(*BROKEN):
+            await self._stream.send(self.collect())
+            await self.goodbye()
+
+    async def aclose(self) -> None:
+        """Close the stream, bounded in time."""
+        with anyio.move_on_after(1.0, shield=True):
+            with contextlib.suppress(*BROKEN, anyio.EndOfStream):
+                await self._stream.aclose()
+            return
+        await anyio.aclose_forcefully(self._stream)
+
+    def _cut(self, why: str) -> None:
+        if self._ended is None:
+            self._ended = Ended(None, retryable=True, why=f"the connection was cut: {why}")
+
+    async def _read(self) -> bytes | None:
+        try:
+            data = await self._stream.receive(READ_BYTES)
+        except anyio.EndOfStream:
+            return None
+        self._heard = True
+        return data
+
+    async def _write(self, scope: anyio.CancelScope) -> None:
+        try:
+            while True:
+                if self._soon and not self._urgent:
+                    self._work = anyio.Event()
+                    with anyio.move_on_after(ACK_DELAY_S):
+                        await self._work.wait()
+                self._urgent = self._soon = False
+                if self._work.is_set():
+                    self._work = anyio.Event()
+                if data := self.collect():
+                    self._urgent = len(data) >= WRITE_BYTES // 2  # there may be more of it
+                    self._mid_write = True
+                    await self._stream.send(data)
+                    self._mid_write = False
+                    continue
+                if self._may_go() and not self._said_goodbye:
+                    self._said_goodbye = True
+                    await self.goodbye()
+                    continue
+                with anyio.move_on_after(self._patience_s()) as patience:
+                    await self._work.wait()
+                if patience.cancelled_caught:
+                    self._give_up()
+                    scope.cancel()
+        except BROKEN as error:
+            # The reader finds the ERROR that came before the cut, if there is one; a stream that is only half dead ends here.
+            with anyio.move_on_after(GOODBYE_S):
+                await anyio.sleep_forever()
+            self._cut(str(error) or type(error).__name__)
+            scope.cancel()
+
+    def _may_go(self) -> bool:
+        if self._leaving:
+            return True
+        return self.draining and not self._hub.outbox.written_unsettled and not self.expecting
+
+    def _patience_s(self) -> float | None:
+        if self._said_goodbye:
+            return GOODBYE_S
+        if self._drain_by is not None:
+            return max(self._drain_by - anyio.current_time(), 0.0)
+        return None
+
+    def _give_up(self) -> None:
+        if self._said_goodbye:
+            if self._ended is None:
+                self._ended = Ended(None, retryable=True, expected=True, why="the gateway did not end its side")
+        else:
+            self._cut("the gateway was leaving, and did not answer in the time it gave")
+
+    async def _watch(self, interval_s: float, scope: anyio.CancelScope) -> None:
+        while True:
+            self._heard = False
+            await anyio.sleep(interval_s)
+            if self._heard:
+                continue
+            self.ping()
+            self.wake()
+            await anyio.sleep(interval_s)
+            if not self._heard:
+                self._cut(f"nothing was heard for {2 * interval_s:g} s")
+                scope.cancel()
+
+
+def tune(stream: anyio.abc.SocketStream) -> None:
+    """Small writes leave at once, and the kernel looks after a peer that has vanished."""
+    raw = stream.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610 - anyio's, not Django's
+    with contextlib.suppress(OSError):
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

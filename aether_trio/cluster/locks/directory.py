@@ -1,0 +1,307 @@
+"""Who is connected, cluster-wide, and where services are. It tells and decides nothing: exclusivity is the business of holds.py.
+
+Lists are read from the table of holds, those of live leases only. A node that has died is in them until it is declared dead: by a
+claim that meets one of its holds, or by the second of two looks that find it without a lease. The sweep of every node looks every few
+seconds, and whoever lists makes this one look again at once (but not more often than every LOOK_S).
+
+Where a user's window is (`moved`) is written in batches; this node writes what waits before it reads, so that it finds what it did.
+
+Instances of services are remembered (instances.py). Whoever claims or releases one, or declares a node dead, tells all nodes after the
+commit, and each looks by itself every few seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+import trio
+
+from aether_trio.cluster.locks.cluster_locks import NEWS
+from aether_trio.cluster.locks.disconnects import Disconnects, DisconnectStatistics, EndHere
+from aether_trio.cluster.locks.rows import EndOfSession, HoldRow, LastHeld
+from aether_trio.cluster.locks.service_instances import Instances
+from aether_trio.cluster.node.bus import ALL
+from aether_trio.cluster.node.queries import Queries
+from aether_trio.cluster.records import ClusterLimits
+from aether_trio.concurrency.periodic_task import Round
+from aether_trio.concurrency.supervision import keep_running
+from aether_trio.storage.batches import in_halves
+from aether_trio.storage.postgres.database import PostgresServer
+
+if TYPE_CHECKING:
+    from aether_trio.cluster.cluster import Cluster
+
+SERVICES: Final = "services"
+LOOK_S: Final = 1.0
+BREATH_S: Final = 0.02
+"""Between two looks at the services: a hundred that connect at once are one look or two."""
+MAX_MOVES: Final = 1000
+
+_LIVE: Final = """
+    FROM holds h JOIN nodes n ON n.node_id = h.node_id AND n.epoch = h.node_epoch AND n.alive WHERE h.ended_ms IS NULL
+"""
+_COLUMNS: Final = "h.identity, h.session_id, h.place, h.connected_ms, h.peer, h.node_id, h.written_ms"
+_PAGE: Final = """
+    WITH live AS (
+        SELECT %s AND (cardinality($1::text[]) = 0 OR h.kind = ANY($1))
+            AND (h.node_id <> $2 OR h.identity <> ALL($3::text[]))
+    )
+    SELECT (SELECT count(*) FROM live), page.* FROM (SELECT) AS always
+    LEFT JOIN (SELECT * FROM live ORDER BY identity OFFSET $4 LIMIT $5) AS page ON true ORDER BY page.identity
+"""
+_PAGE_OF_ALL: Final = _PAGE % f"{_COLUMNS} {_LIVE}"
+_PAGE_OF_PLACE: Final = _PAGE % f"{_COLUMNS} {_LIVE} AND h.place = $6"
+_FIND: Final = f"SELECT {_COLUMNS} {_LIVE} AND h.session_id = $1"
+_LAST_HELD: Final = """
+    SELECT coalesce(bool_or(t.live), false), coalesce(max(t.ms), 0) FROM (
+        SELECT s.live, CASE WHEN s.live THEN h.written_ms ELSE coalesce(h.ended_ms, n.ended_ms, h.written_ms) END AS ms
+        FROM holds h LEFT JOIN nodes n ON n.node_id = h.node_id AND n.epoch = h.node_epoch
+        CROSS JOIN LATERAL (SELECT h.ended_ms IS NULL AND coalesce(n.alive, false)
+            AND (h.node_id <> $1 OR h.identity <> ALL($2::text[])) AS live) AS s
+        WHERE %s
+    ) AS t
+"""
+_LAST_HELD_ONE: Final = _LAST_HELD % "h.identity = $3"
+# Identity strings order by their bytes, so the windows of a user are a range: ";" comes right behind ":".
+_LAST_HELD_USER: Final = (
+    _LAST_HELD % "h.identity >= 'us::' || $3::text || '::' AND h.identity < 'us::' || $3::text || ':;'"
+)
+_SERVICES: Final = f"""
+    SELECT h.implementation, h.identity {_LIVE} AND h.kind = 'service' AND h.takes_any AND h.node_id <> $1
+    ORDER BY h.identity
+"""
+# In the order of the identities, as everybody locks them.
+_MOVE: Final = """
+    WITH mine AS (
+        SELECT h.identity, h.session_id, c.place FROM unnest($1::text[], $2::text[], $3::text[]) AS c (identity, session_id, place)
+        JOIN holds h ON h.identity = c.identity AND h.session_id = c.session_id
+        WHERE h.ended_ms IS NULL ORDER BY h.identity FOR UPDATE OF h
+    )
+    UPDATE holds h SET place = mine.place, written_ms = aether_now_ms() FROM mine
+    WHERE h.identity = mine.identity AND h.session_id = mine.session_id AND h.ended_ms IS NULL
+"""
+
+
+def _forget_move(move: tuple[str, tuple[str, str]], error: Exception) -> None:
+    structlog.get_logger("aether.cluster").error(
+        "a switch of a workspace is not written", identity=move[0], reason=str(error)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryLimits:
+    """How long it waits for what, in seconds."""
+
+    poll_s: float = 5.0
+    """Between two looks at what hints would have told."""
+    ask_again_s: float = 1.0
+    wait_s: float = 12.0
+    """For another node's word that it has ended a session. More than two polls, so that lost hints alone do not exceed it."""
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryStatistics:
+    """Since start: looks at the services of other nodes, statements that wrote places and what they wrote, and disconnects."""
+
+    service_looks: int
+    move_statements: int
+    moves: int
+    disconnects: DisconnectStatistics
+
+
+class Directory:
+    """See the module docstring. `run` must run as long as anything is asked; `close` after it."""
+
+    def __init__(
+        self,
+        server: PostgresServer,
+        cluster: Cluster,
+        end_here: EndHere,
+        cluster_limits: ClusterLimits,
+        limits: DirectoryLimits,
+        random: Random,
+    ) -> None:
+        self._cluster = cluster
+        self._limits = limits
+        self._queries = Queries(server, cluster_limits, "directory", 1)
+        self._instances = Instances(random)
+        self._moves: dict[str, tuple[str, str]] = {}
+        self._moving = trio.Lock()
+        every_s = limits.poll_s
+        self._services = Round(
+            "services of other nodes", self._follow_services, random, every_s=every_s, breath_s=BREATH_S
+        )
+        self._orders = Round("orders of other nodes", self._follow_orders, random, every_s=every_s)
+        self._moved = Round("switches of workspaces", self._follow_moves, random, every_s=None)
+        self._listed = Round("the look for dead nodes", self._find_dead, random, every_s=None, breath_s=LOOK_S)
+        self._looked_at = trio.current_time()
+        self._service_looks = self._move_statements = self._move_count = 0
+        self.disconnects = Disconnects(
+            self._queries,
+            cluster.lease,
+            cluster.bus,
+            end_here,
+            self._orders.ask,
+            ask_again_s=limits.ask_again_s,
+            wait_s=limits.wait_s,
+        )
+        cluster.holds.on_change = self._changed
+        cluster.others.on_death.append(self._services.ask)
+        cluster.bus.handle(SERVICES, lambda _sender, _body: self._services.ask())
+        cluster.bus.handle(NEWS, self._hear_news)
+
+    def statistics(self) -> DirectoryStatistics:
+        """What has happened so far."""
+        return DirectoryStatistics(
+            self._service_looks, self._move_statements, self._move_count, self.disconnects.statistics()
+        )
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    async def page(
+        self, kinds: Sequence[str], place: str, offset: int, limit: int, leaving: Sequence[str]
+    ) -> tuple[list[HoldRow], int]:
+        """Live holds in the order of their identities, and how many match in all.
+
+        Of these `kinds` (all, if empty), in the workspace `place` ("" for any), and without those of this node whose identity is in
+        `leaving`. Raises StorageUnavailable.
+        """
+        self._listed.ask()
+        await self._write_moves()
+        args = [list(kinds), self._cluster.node_id, list(leaving), offset, limit]
+        if place:
+            rows = await self._queries.fetch(_PAGE_OF_PLACE, *args, place)
+        else:
+            rows = await self._queries.fetch(_PAGE_OF_ALL, *args)
+        return [HoldRow(*row[1:]) for row in rows if row[1] is not None], rows[0][0]
+
+    async def find(self, session_id: str) -> HoldRow | None:
+        """The live hold of this session. Raises StorageUnavailable."""
+        self._listed.ask()
+        await self._write_moves()
+        rows = await self._queries.fetch(_FIND, session_id)
+        return HoldRow(*rows[0]) if rows else None
+
+    async def last_held(self, identity: str, leaving: Sequence[str]) -> LastHeld:
+        """Whether an identity is held, and since or until when. Raises StorageUnavailable."""
+        self._listed.ask()
+        return LastHeld(*(await self._queries.fetch(_LAST_HELD_ONE, self._cluster.node_id, list(leaving), identity))[0])
+
+    async def user_last_held(self, user_id: str, leaving: Sequence[str]) -> LastHeld:
+        """`last_held` of all windows of a user. Raises StorageUnavailable."""
+        self._listed.ask()
+        return LastHeld(*(await self._queries.fetch(_LAST_HELD_USER, self._cluster.node_id, list(leaving), user_id))[0])
+
+    async def end(self, row: HoldRow, reason: str) -> EndOfSession:
+        """Have the node that holds it end a session. Raises StorageUnavailable."""
+        return await self.disconnects.end(row, reason)
+
+    def pick_service(self, implementation: str, own: Sequence[str]) -> str | None:
+        """The identity of an instance of a service, each in its turn; `own` are this node's."""
+        picked = self._instances.pick(implementation, own)
+        if picked is None and trio.current_time() > self._looked_at + LOOK_S:
+            self._services.ask()  # whoever sends is told to try again in a second
+        return picked
+
+    # -- moving ---------------------------------------------------------------------------------------------------
+
+    def moved(self, identity: str, session_id: str, place: str) -> None:
+        """The participant is in another workspace. In one step; written soon."""
+        self._moves[identity] = (session_id, place)
+        self._moved.ask()
+
+    async def _write_moves(self) -> None:
+        """Write what waits. Raises StorageUnavailable, and then it waits on."""
+        if not self._moves and not self._moving.locked():
+            return
+        async with self._moving:
+            while self._moves:
+                names = list(self._moves)[:MAX_MOVES]
+                moves = {name: self._moves.pop(name) for name in names}
+                try:
+                    await in_halves(list(moves.items()), self._write_some, _forget_move)
+                except BaseException:
+                    self._moves = {**moves, **self._moves}
+                    raise
+                self._move_statements += 1
+                self._move_count += len(moves)
+
+    async def _write_some(self, moves: Sequence[tuple[str, tuple[str, str]]]) -> list[Any]:
+        names = [name for name, _ in moves]
+        return await self._queries.fetch(
+            _MOVE, names, [one for _, (one, _) in moves], [place for _, (_, place) in moves]
+        )
+
+    # -- what hints are for ---------------------------------------------------------------------------------------
+
+    def _changed(self, identities: Sequence[str]) -> None:
+        if any(identity.startswith("sv::") for identity in identities):
+            self._cluster.bus.broadcast(SERVICES, "")
+
+    def _hear_news(self, _sender: int, body: str) -> None:
+        if body == ALL:
+            self._services.ask()
+
+    # -- its tasks ------------------------------------------------------------------------------------------------
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep up with the other nodes until cancelled. Started when it knows the services. What keeps it from that is raised."""
+        await self._follow_services(True)
+        task_status.started()
+        async with trio.open_nursery() as nursery:
+            for one in (self._services, self._orders, self._moved, self._listed):
+                nursery.start_soon(keep_running, "directory", one.run)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._queries.close()
+
+    async def _follow_services(self, _alone: bool) -> None:
+        self._looked_at = trio.current_time()
+        self._instances.replace((row[0], row[1]) for row in await self._queries.fetch(_SERVICES, self._cluster.node_id))
+        self._service_looks += 1
+
+    async def _follow_orders(self, alone: bool) -> None:
+        await self.disconnects.obey()
+        if alone:
+            await self.disconnects.forget()
+
+    async def _follow_moves(self, _alone: bool) -> None:
+        await self._write_moves()
+
+    async def _find_dead(self, _alone: bool) -> None:
+        if await self._cluster.nodes.look():
+            self._listed.ask()  # somebody has no lease: the second look decides
+
+
+@asynccontextmanager
+async def open_directory(
+    server: PostgresServer,
+    cluster: Cluster,
+    end_here: EndHere,
+    *,
+    cluster_limits: ClusterLimits | None = None,
+    limits: DirectoryLimits | None = None,
+    random: Random | None = None,
+) -> AsyncIterator[Directory]:
+    """The directory of a node that has joined, until the block ends. Raises StorageUnavailable when it cannot be read at first.
+
+    `end_here` ends a session of this node that another node wants ended.
+    """
+    random = random or Random()  # noqa: S311  # spreads attempts and turns
+    directory = Directory(
+        server, cluster, end_here, cluster_limits or ClusterLimits(), limits or DirectoryLimits(), random
+    )
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(directory.run)
+            yield directory
+            nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await directory.close()

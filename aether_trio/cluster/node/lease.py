@@ -1,0 +1,375 @@
+"""A node's lease: one PostgreSQL session that holds one advisory lock, and what becomes of the node when that session ends.
+
+             session lost                        grace over
+      HELD ───────────────▶ LOST ──────────────────────────────▶ AWAY
+       ▲  ◀──────────────────┘ the lock again, within the grace    │
+       └───────────────────────────────────────────────────────────┘ the lock again, with a new epoch and no holds
+
+There is no heartbeat and nothing expires: the lock is the server's, and free when its session is gone, however that ended. Somebody
+who wants to know whether a node is alive tries its lock (nodes.py); who gets it declares the lease dead in the same transaction.
+
+What a node finds when it has the lock again:
+    its row alive, its epoch    nobody missed it; the lease goes on, and so do the holds
+    its row dead, or changed    it takes the next epoch and re-stamps, in that transaction, the holds that nobody has taken meanwhile
+    no row of its own           (a standby without the last transactions was promoted) it registers anew
+
+The lock is taken before the row is looked at, so nobody can declare the lease dead in between. A session of ours that the server still
+believes in (the link to it has stalled) is ended first: only this node takes its lock exclusively.
+
+Invariants: while `state` is HELD nobody has declared (node_id, epoch) dead, as far as this process can know; what it does not know the
+fence does. The watcher is told `lost` exactly once before each `back` or `gone`, and of `back` before the epoch changes, so that a
+session that was lost writes nothing under the new one; of `renewed` behind that change, in the same step.
+"""
+
+from __future__ import annotations
+
+import enum
+import uuid
+import zlib
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+from typing import Any, Final, Protocol
+
+import structlog
+import trio
+
+from aether_trio.cluster.errors import LeaseLost
+from aether_trio.cluster.node.aio import at_first, call, connected, say_goodbye
+from aether_trio.cluster.records import ClusterLimits, NodeInfo
+from aether_trio.storage.postgres.database import PostgresServer
+from aether_trio.storage.postgres.errors import describe
+from aether_trio.storage.postgres.statements import within
+
+logger = structlog.get_logger("aether.cluster")
+
+SURE_S: Final = 1.0
+"""Beyond the time between two looks, before it is not certain any more that the lease is held."""
+FIRST_PAUSE_S: Final = 0.02
+LONGEST_PAUSE_S: Final = 0.5
+
+_REGISTER: Final = """
+    INSERT INTO nodes (token, name, address, version, started_ms) VALUES ($1, $2, $3, $4, aether_now_ms()) RETURNING node_id
+"""
+# OFFSET 0: the few questions lead to their holds, not the many holds of this node to their questions.
+_PROBE: Final = """
+    SELECT EXISTS (SELECT FROM nodes WHERE node_id = $1 AND epoch = $2 AND alive),
+        EXISTS (SELECT FROM asks a CROSS JOIN LATERAL (SELECT * FROM holds x WHERE x.identity = a.identity OFFSET 0) AS h
+                WHERE h.node_id = $1 AND h.ended_ms IS NULL AND a.answer <> 'alive')
+"""
+END_LEASE_SESSIONS: Final = """
+    SELECT pg_terminate_backend(pid, 2000) FROM pg_locks
+    WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND granted AND objsubid = 2
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND classid = $1::int::oid AND objid = $2::int::oid AND pid <> pg_backend_pid()
+"""
+# In the order of the identities, as everybody locks them.
+_LOCK_MINE: Final = """
+    WITH mine AS (
+        SELECT identity FROM holds WHERE node_id = $1 AND ended_ms IS NULL ORDER BY identity FOR UPDATE
+    ) UPDATE holds h
+"""
+_RE_STAMP: Final = f"""
+    {_LOCK_MINE} SET node_epoch = $2 FROM mine WHERE h.identity = mine.identity AND h.node_id = $1
+    RETURNING h.identity, h.session_id
+"""
+END_HOLDS: Final = f"""
+    {_LOCK_MINE} SET ended_ms = aether_now_ms() FROM mine WHERE h.identity = mine.identity AND h.node_id = $1
+"""
+_NEXT_EPOCH: Final = """
+    UPDATE nodes SET epoch = greatest(epoch, $2) + 1, alive = true, ended_ms = NULL WHERE node_id = $1 RETURNING epoch
+"""
+_MINE: Final = "SELECT identity, session_id FROM holds WHERE node_id = $1 AND ended_ms IS NULL"
+
+Rows = frozenset[tuple[str, str]]
+"""(identity, session_id) of every hold that the database says is this node's."""
+
+
+class LeaseState(enum.Enum):
+    """See the module docstring."""
+
+    HELD = "held"
+    LOST = "lost"
+    AWAY = "away"
+
+
+class LeaseWatcher(Protocol):
+    """Who is told. Every call is one step, and raises nothing."""
+
+    def lease_lost(self) -> None: ...
+
+    def lease_back(self, rows: Rows, *, renewed: bool) -> None:
+        """`renewed`: this node was declared dead, and these are the holds that nobody has taken meanwhile."""
+        ...
+
+    def lease_gone(self) -> None: ...
+
+    def lease_renewed(self) -> None:
+        """The lease is held under another number or epoch than before: what others have deleted for a dead node is gone."""
+        ...
+
+    def questions(self) -> None:
+        """Somebody asks for something that this node holds."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseStatistics:
+    """`losses` counts lost sessions; `new_epochs` those after which the node had been declared dead."""
+
+    state: str
+    held: bool
+    node_id: int
+    epoch: int
+    losses: int
+    new_epochs: int
+    times_away: int
+    last_error: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Regained:
+    connection: Any
+    node_id: int
+    epoch: int
+    rows: Rows
+
+
+def lock_class(schema: str, purpose: str) -> int:
+    """The first key of an advisory lock: those are shared by the whole database, and it may have several schemas of ours."""
+    return zlib.crc32(f"aether {purpose} {schema}".encode()) & 0x7FFF_FFFF
+
+
+class Lease:
+    """See the module docstring. `run` is its only task; the rest may be called from anywhere on this thread."""
+
+    def __init__(
+        self, server: PostgresServer, info: NodeInfo, limits: ClusterLimits, watcher: LeaseWatcher, random: Random
+    ) -> None:
+        self._server = server
+        self._info = info
+        self._limits = limits
+        self._watcher = watcher
+        self._random = random
+        self._token = uuid.UUID(int=random.getrandbits(128)).hex
+        self.lock_class = lock_class(server.schema, "lease")
+        self.state = LeaseState.AWAY
+        self.node_id = 0
+        self.epoch = 0
+        self._connection: Any = None
+        self._alarm = trio.Event()
+        self._change = trio.Event()
+        self._looked = trio.Event()
+        self._seen_held_s = 0.0
+        self._losses = self._new_epochs = self._times_away = 0
+        self._last_error = ""
+
+    # -- what others ask ------------------------------------------------------------------------------------------
+
+    @property
+    def held(self) -> bool:
+        """Whether this node's holds are known to be its own."""
+        return self.state is LeaseState.HELD
+
+    def fence(self) -> str:
+        """The query for PostgresServer.fence."""
+        return f"SELECT aether_fence({self.node_id}, {self.epoch})"
+
+    async def wait_held(self) -> None:
+        """Wait until the lease is held. Raises LeaseLost when it is away, or is not back within the grace."""
+        while self.state is not LeaseState.HELD:
+            if self.state is LeaseState.AWAY:
+                raise LeaseLost(f"this node has no lease: {self._last_error or 'it is being registered'}")
+            await self._change.wait()
+
+    async def wait_sure(self) -> None:
+        """Wait until the lease is held and that was seen a moment ago. A checkpoint only if it waits. Raises LeaseLost as `wait_held`.
+
+        A process that was stopped, or stuck, may believe in a lease that others have ended meanwhile. What it writes to the database the
+        fence refuses; this is for what others would take for its doing and no fence sees.
+        """
+        while True:
+            await self.wait_held()
+            age_s = trio.current_time() - self._seen_held_s
+            if age_s <= self._limits.probe_s + SURE_S and not self._connection.is_closed():
+                return
+            self._alarm.set()
+            await self._looked.wait()
+
+    def suspect(self) -> None:
+        """Something was refused that a live node may do: look now."""
+        self._alarm.set()
+
+    def statistics(self) -> LeaseStatistics:
+        """What has happened so far."""
+        return LeaseStatistics(
+            self.state.value,
+            self.held,
+            self.node_id,
+            self.epoch,
+            self._losses,
+            self._new_epochs,
+            self._times_away,
+            self._last_error,
+        )
+
+    # -- its life -------------------------------------------------------------------------------------------------
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Register, and hold the lease until cancelled. Started when it is held. Raises StorageUnavailable when that cannot be done."""
+        await at_first(self._begin, self._limits.lease_grace_s)
+        self._listen(self._connection)
+        self._enter(LeaseState.HELD)
+        task_status.started()
+        while True:
+            await self._watch(self._connection)
+            self._losses += 1
+            self._enter(LeaseState.LOST)
+            self._watcher.lease_lost()
+            logger.warning("lease lost", node_id=self.node_id, epoch=self.epoch, reason=self._last_error)
+            self._take(await self._regain())
+
+    async def _begin(self) -> None:
+        connection = await connected(self._server, "lease")
+        began_s = trio.current_time()
+        work = within(connection, self._limits.lease_grace_s, partial(self._register, connection))
+        try:
+            self.node_id = await call(self._server, work)
+        except BaseException:
+            connection.terminate()
+            raise
+        self._connection, self._seen_held_s, self.epoch = connection, began_s, 1
+
+    async def close(self) -> None:
+        """End the session: the lock is free. Whoever ends the node has ended its holds before (nodes.py, `leave`)."""
+        connection, self._connection = self._connection, None
+        self._enter(LeaseState.AWAY)
+        if connection is not None:
+            await say_goodbye(self._server, connection)
+
+    async def _watch(self, connection: Any) -> None:
+        """Until the lease is lost; its connection is closed then."""
+        alive = True
+        while alive:
+            with trio.move_on_after(self._limits.probe_s):
+                await self._alarm.wait()
+            if connection.is_closed():
+                self._last_error = "the server has ended the session"
+                return
+            self._alarm = trio.Event()
+            alive = await self._probe(connection)
+        connection.terminate()
+
+    async def _probe(self, connection: Any) -> bool:
+        began_s = trio.current_time()
+        with trio.move_on_after(self._limits.probe_timeout_s):
+            try:
+                alive, asked = await call(self._server, connection.fetchrow(_PROBE, self.node_id, self.epoch))
+            except Exception as exc:
+                self._last_error = describe(exc)
+                return False
+            if not alive:
+                self._last_error = "this node was declared dead"
+            elif asked:
+                self._watcher.questions()
+            if alive:
+                self._seen_held_s = began_s
+                self._tell_looked()
+            return bool(alive)
+        self._last_error = f"no answer within {self._limits.probe_timeout_s:g} s"
+        return False
+
+    async def _regain(self) -> _Regained:
+        with trio.move_on_after(self._limits.lease_grace_s):
+            return await self._try_until(empty=False)
+        self._times_away += 1
+        self._enter(LeaseState.AWAY)
+        logger.error("no lease within its grace: every session ends", node_id=self.node_id, reason=self._last_error)
+        self._watcher.lease_gone()
+        return await self._try_until(empty=True)
+
+    async def _try_until(self, *, empty: bool) -> _Regained:
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                connection = await connected(self._server, "lease")
+                return await self._try(connection, empty=empty)
+            except Exception as exc:
+                self._last_error = describe(exc)
+            await trio.sleep(pause_s * self._random.uniform(0.5, 1.0))
+            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+    async def _try(self, connection: Any, *, empty: bool) -> _Regained:
+        began_s = trio.current_time()
+        work = within(connection, self._limits.lease_grace_s, partial(self._come_back, connection, empty=empty))
+        try:
+            regained = await call(self._server, work)
+        except BaseException:
+            connection.terminate()
+            raise
+        self._seen_held_s = began_s
+        return regained
+
+    def _take(self, regained: _Regained) -> None:
+        self._connection = regained.connection
+        self._listen(regained.connection)
+        renewed = (regained.node_id, regained.epoch) != (self.node_id, self.epoch)
+        if self.state is LeaseState.LOST:
+            self._watcher.lease_back(regained.rows, renewed=renewed)
+        self._new_epochs += renewed
+        self.node_id, self.epoch = regained.node_id, regained.epoch
+        self._enter(LeaseState.HELD)
+        if renewed:
+            self._watcher.lease_renewed()
+        logger.info("lease regained", node_id=self.node_id, epoch=self.epoch)
+
+    def _listen(self, connection: Any) -> None:
+        self._alarm = trio.Event()
+        connection.add_termination_listener(self._terminated)
+
+    def _terminated(self, connection: Any) -> None:
+        if connection is self._connection:
+            self._alarm.set()
+
+    def _enter(self, state: LeaseState) -> None:
+        self.state = state
+        self._change.set()
+        self._change = trio.Event()
+        self._tell_looked()
+
+    def _tell_looked(self) -> None:
+        self._looked.set()
+        self._looked = trio.Event()
+
+    # -- on the asyncio side --------------------------------------------------------------------------------------
+
+    async def _register(self, connection: Any) -> int:
+        """The row is not seen before the lock is taken."""
+        info = self._info
+        await connection.execute("BEGIN")
+        node_id: int = await connection.fetchval(_REGISTER, self._token, info.name, info.address, info.version)
+        await connection.execute("SELECT pg_advisory_lock($1, $2)", self.lock_class, node_id)
+        await connection.execute("COMMIT")
+        return node_id
+
+    async def _come_back(self, connection: Any, *, empty: bool) -> _Regained:
+        """Take the lock again and put the row in order. `empty`: this node holds nothing any more, whatever the rows say."""
+        node_id, epoch = self.node_id, self.epoch
+        token = await connection.fetchval("SELECT token FROM nodes WHERE node_id = $1", node_id)
+        if token != self._token:
+            return _Regained(connection, await self._register(connection), 1, frozenset())
+        await connection.fetch(END_LEASE_SESSIONS, self.lock_class, node_id)
+        await connection.execute("SELECT pg_advisory_lock($1, $2)", self.lock_class, node_id)
+        await connection.execute("BEGIN")
+        known = await connection.fetchrow("SELECT epoch, alive FROM nodes WHERE node_id = $1", node_id)
+        if known["alive"] and known["epoch"] == epoch and not empty:
+            rows = await connection.fetch(_MINE, node_id)
+        else:
+            epoch = await connection.fetchval(_NEXT_EPOCH, node_id, epoch)
+            rows = []
+            if empty:
+                await connection.execute(END_HOLDS, node_id)
+            else:
+                rows = await connection.fetch(_RE_STAMP, node_id, epoch)
+        await connection.execute("COMMIT")
+        return _Regained(connection, node_id, epoch, frozenset((row[0], row[1]) for row in rows))

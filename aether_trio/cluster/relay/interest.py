@@ -1,0 +1,142 @@
+"""Which topics this node listens to, as the others see it: rows of a table, written before anybody listens.
+
+There is a table for lanes (`lane_interest`) and one for the topics of the log (`topic_interest`), alike but for their names.
+
+`_known` are the topics that have a row, as far as is known; one without listeners keeps its row for `linger_s`. The tables are not
+logged: after a crash of the server they are empty, and rows may be missing under a new number of this node. `look_after` notices by
+their count, and writes them again.
+
+Invariants: one statement at a time changes the rows of this node; a topic is in `_known` only after its row was written; a row is
+deleted only after its topic has left `_known`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Final
+
+import structlog
+import trio
+
+from aether_trio.cluster.node.lease import Lease
+from aether_trio.cluster.node.queries import Queries
+from aether_trio.storage.base import StorageUnavailable
+from aether_trio.storage.batches import in_halves
+
+logger = structlog.get_logger("aether.cluster")
+
+BATCH: Final = 1000
+
+_ADD: Final = "INSERT INTO {table} (topic, node_id) SELECT t, $1 FROM unnest($2::text[]) AS t ON CONFLICT DO NOTHING"
+_REMOVE: Final = "DELETE FROM {table} WHERE node_id = $1 AND topic = ANY($2::text[])"
+_REMOVE_OTHERS: Final = "DELETE FROM {table} WHERE node_id = $1 AND topic <> ALL($2::text[])"
+_COUNT: Final = "SELECT count(*) FROM {table} WHERE node_id = $1"
+# With some delay: a node that was declared dead may come back and is in no hurry to look at its rows.
+_FORGET: Final = """
+    DELETE FROM {table} WHERE node_id IN (SELECT node_id FROM nodes WHERE NOT alive AND ended_ms < aether_now_ms() - 60000)
+"""
+
+
+def _refused(topic: str, error: Exception) -> None:
+    logger.error("an interest cannot be made known", topic=topic, reason=str(error))
+
+
+class Interest:
+    """See the module docstring. `run` writes what `add` asks for; it must run."""
+
+    def __init__(
+        self, queries: Queries, lease: Lease, table: str, heard: Callable[[], Iterable[str]], linger_s: float
+    ) -> None:
+        self._queries = queries
+        self._lease = lease
+        self._heard = heard
+        self._add, self._remove, self._remove_others, self._count, self._forget = (
+            statement.format(table=table) for statement in (_ADD, _REMOVE, _REMOVE_OTHERS, _COUNT, _FORGET)
+        )
+        self._linger_s = linger_s
+        self._known: dict[str, float] = {}  # topic -> when it was last wanted, in trio's time
+        self._wanted: dict[str, trio.Event] = {}
+        self._work = trio.Event()
+        self._changing = trio.Lock()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def add(self, topic: str) -> None:
+        """Somebody listens to this topic: see to its row. In one step."""
+        if topic in self._known:
+            self._known[topic] = trio.current_time()
+        elif topic not in self._wanted:
+            self._wanted[topic] = trio.Event()
+            self._work.set()
+
+    async def expect(self, topics: Sequence[str]) -> None:
+        """Return when these topics have their rows. Raises StorageUnavailable."""
+        for topic in topics:
+            self.add(topic)
+        for topic in topics:
+            while (event := self._wanted.get(topic)) is not None:
+                await event.wait()
+            if topic not in self._known:
+                raise StorageUnavailable("that this gateway listens could not be told to the others")
+
+    async def run(self) -> None:
+        """Write rows until cancelled."""
+        while True:
+            if not self._wanted:
+                await self._work.wait()
+            self._work = trio.Event()
+            while self._wanted:
+                topics = list(self._wanted)[:BATCH]
+                try:
+                    async with self._changing:
+                        node_id, epoch = self._lease.node_id, self._lease.epoch
+                        known = await in_halves(topics, partial(self._add_some, node_id), _refused)
+                        if (node_id, epoch) != (self._lease.node_id, self._lease.epoch):
+                            continue  # under a lease that has ended: once more
+                except StorageUnavailable as exc:
+                    logger.info("an interest could not be made known", topics=len(topics), reason=str(exc))
+                    self._settle(topics)
+                    # Whoever listens all the same is served by `look_after`.
+                    continue
+                now = trio.current_time()
+                self._known.update(dict.fromkeys(known, now))
+                self._settle(topics)
+
+    async def _add_some(self, node_id: int, topics: Sequence[str]) -> Sequence[str]:
+        await self._queries.fetch(self._add, node_id, list(topics))
+        return topics
+
+    def renew(self) -> None:
+        """This node was taken for dead: others may have deleted its rows, or it has another number. In one step."""
+        self._known.clear()
+        for topic in self._heard():
+            self.add(topic)
+
+    def _settle(self, topics: Sequence[str]) -> None:
+        for topic in topics:
+            self._wanted.pop(topic).set()
+
+    async def look_after(self) -> None:
+        """Put right what is missing, and take back what nobody wants. Raises StorageUnavailable."""
+        async with self._changing:
+            node_id, now = self._lease.node_id, trio.current_time()
+            for topic in self._heard():
+                if topic in self._known:
+                    self._known[topic] = now
+                else:
+                    self.add(topic)
+            old = [topic for topic, wanted in self._known.items() if wanted < now - self._linger_s][:BATCH]
+            for topic in old:
+                del self._known[topic]
+            if old:
+                await self._queries.fetch(self._remove, node_id, old)
+            rows = (await self._queries.fetch(self._count, node_id))[0][0]
+            if rows != len(self._known):
+                names = list(self._known)
+                await self._queries.fetch(self._remove_others, node_id, names)
+                logger.info("interests are made known again", topics=len(names))
+                for start in range(0, len(names), BATCH):
+                    await self._queries.fetch(self._add, node_id, names[start : start + BATCH])
+            await self._queries.fetch(self._forget)

@@ -1,0 +1,364 @@
+"""Progress updates on their way to the listeners on other nodes.
+
+    publish ─▶ waiting ─▶ one INSERT for what has gathered, which finds who listens ─▶ one hint per node ─▶ it reads on ─▶ its Lanes
+
+`lane_interest` says which nodes have listeners for a lane. The statement that writes a batch looks it up, leaves out what nobody else
+wants, and returns the nodes to wake: there is no cache of it that could be stale. A node makes its interest known before its listener
+is acknowledged, and takes it back some time after the last listener has gone, so that people who come and go cost nothing.
+
+A node writes its batches one after another, numbered in the order in which they were published, and keeps its number when a write is
+tried again: so a reader that follows the numbers of a source misses nothing and sees nothing twice. What was not read within FRESH_MS
+(the reader was cut off, or held up) is not worth reading any more; nor is what could not be written, of which a bounded amount waits.
+
+Invariants: nothing here waits for the database on the way of a message; updates of a source are handed on in its order, once; the
+memory for what waits is bounded, the oldest goes first.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import structlog
+import trio
+
+from aether_trio.cluster.node.bus import ALL
+from aether_trio.cluster.node.queries import Queries
+from aether_trio.cluster.records import ClusterLimits
+from aether_trio.cluster.relay.interest import Interest
+from aether_trio.concurrency.periodic_task import AGAIN_S, Round
+from aether_trio.concurrency.supervision import keep_running
+from aether_trio.delivery.ephemeral_topics import Lanes
+from aether_trio.storage.base import StorageUnavailable
+from aether_trio.storage.batches import in_halves
+from aether_trio.storage.postgres.database import PostgresServer
+
+if TYPE_CHECKING:
+    from aether_trio.cluster.cluster import Cluster
+
+logger = structlog.get_logger("aether.cluster")
+
+WAKE: Final = "lanes"
+GATHER_S: Final = 0.01
+"""Between two batches: nobody sees a bar move more often."""
+BATCH_ROWS: Final = 1000
+BATCH_BYTES: Final = 1024 * 1024
+READ_ROWS: Final = 1000
+"""Of one source at a time."""
+FRESH_MS: Final = 15_000
+KEPT_MS: Final = 60_000
+
+# That the lease is in force is looked at and not locked: nothing depends on an update that crosses the end of a lease.
+_WRITE: Final = """
+    WITH fresh AS (
+        SELECT c.* FROM unnest($3::bigint[], $4::text[], $5::text[], $6::text[], $7::bytea[]) AS c (seq, topic, source, recipient, frame)
+        WHERE EXISTS (SELECT FROM nodes WHERE node_id = $1 AND epoch = $2 AND alive)
+    ), wanted AS MATERIALIZED (
+        SELECT i.topic, array_agg(i.node_id) AS nodes
+        FROM (SELECT DISTINCT topic FROM fresh) AS t JOIN lane_interest i ON i.topic = t.topic
+        JOIN nodes n ON n.node_id = i.node_id AND n.alive WHERE i.node_id <> $1 GROUP BY i.topic
+    ), written AS (
+        INSERT INTO lane_updates (node_id, seq, nodes, topic, source, recipient, frame, written_ms)
+        SELECT $1, f.seq, w.nodes, f.topic, f.source, f.recipient, f.frame, aether_now_ms()
+        FROM fresh f JOIN wanted w ON w.topic = f.topic ON CONFLICT DO NOTHING
+    )
+    SELECT DISTINCT unnest(nodes) FROM wanted
+"""
+# `newest` is from the same snapshot: what is not for this node is passed over without being read.
+_READ: Final = """
+    SELECT s.node_id, m.newest, u.seq, u.topic, u.source, u.recipient, u.frame
+    FROM (
+        SELECT n.node_id, coalesce(c.position, 0) AS position FROM nodes n
+        LEFT JOIN unnest($2::int[], $3::bigint[]) AS c (node_id, position) ON c.node_id = n.node_id
+        WHERE n.node_id <> $1 AND (n.alive OR n.ended_ms > aether_now_ms() - $4::bigint) AND %s
+    ) AS s
+    CROSS JOIN LATERAL (SELECT max(l.seq) AS newest FROM lane_updates l WHERE l.node_id = s.node_id) AS m
+    LEFT JOIN LATERAL (
+        SELECT l.seq, l.topic, l.source, l.recipient, l.frame FROM lane_updates l
+        WHERE l.node_id = s.node_id AND l.seq > s.position AND $1 = ANY(l.nodes) AND l.written_ms > aether_now_ms() - $4::bigint
+        ORDER BY l.seq LIMIT $5
+    ) AS u ON true
+    ORDER BY s.node_id, u.seq
+"""
+_READ_ALL: Final = _READ % "true"
+_READ_SOME: Final = _READ % "n.node_id = ANY($6::int[])"
+_FORGET: Final = """
+    DELETE FROM lane_updates WHERE written_ms < aether_now_ms() - $2::bigint AND node_id = ANY(ARRAY(
+        SELECT $1::int UNION ALL SELECT node_id FROM nodes WHERE NOT alive AND ended_ms < aether_now_ms() - $2::bigint
+    ))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class LaneLimits:
+    """What waits to be written, and for how long, in seconds."""
+
+    waiting_rows: int = 10_000
+    waiting_bytes: int = 4 * 1024 * 1024
+    poll_s: float = 5.0
+    """Between two looks at what hints would have told."""
+    linger_s: float = 10.0
+    """Interest stays for that long after the last listener has gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayStatistics:
+    """Since start, but for `waiting` and `interests`, which are now. `written` were given to the database, which stores what another
+    node wants; `dropped` were the oldest when too much waited; `received` came from other nodes."""
+
+    offered: int
+    written: int
+    batches: int
+    dropped: int
+    waiting: int
+    received: int
+    reads: int
+    interests: int
+
+
+class _Update(NamedTuple):
+    seq: int
+    topic: str
+    source: str
+    recipient: str
+    frame: bytes
+
+
+class ClusterLanes:
+    """A LaneRelay; see the module docstring. `run` must run while sessions live, `close` after it."""
+
+    def __init__(
+        self,
+        server: PostgresServer,
+        cluster: Cluster,
+        lanes: Lanes,
+        cluster_limits: ClusterLimits,
+        limits: LaneLimits,
+        first_seq: int,
+        random: Random,
+    ) -> None:
+        self._cluster = cluster
+        self._lanes = lanes
+        self._limits = limits
+        self._round = Round("progress from other nodes", self._read_on, random, every_s=limits.poll_s)
+        # One that writes, one that reads.
+        self._queries = Queries(server, cluster_limits, "lanes", 2, "SET synchronous_commit = off")
+        self._interest = Interest(self._queries, cluster.lease, "lane_interest", lanes.heard, limits.linger_s)
+        self._seq = first_seq
+        self._waiting: deque[_Update] = deque()
+        self._waiting_bytes = 0
+        self._work = trio.Event()
+        self._positions: dict[int, int] = {}
+        self._woken: set[int] = set()
+        self._woken_all = False
+        self._offered = self._written = self._batches = self._dropped = self._received = self._reads = 0
+        cluster.bus.handle(WAKE, self._hear_wake)
+        cluster.others.on_join.append(self._read_all)
+        cluster.on_renewal.append(self._renew)
+
+    def statistics(self) -> RelayStatistics:
+        """What has happened so far."""
+        return RelayStatistics(
+            self._offered,
+            self._written,
+            self._batches,
+            self._dropped,
+            len(self._waiting),
+            self._received,
+            self._reads,
+            len(self._interest),
+        )
+
+    # -- LaneRelay ------------------------------------------------------------------------------------------------
+
+    async def expect(self, topics: Sequence[str]) -> None:
+        """See LaneRelay."""
+        await self._interest.expect(topics)
+
+    def listening(self, topic: str) -> None:
+        """See LaneRelay."""
+        self._interest.add(topic)
+
+    def publish(self, topic: str, source: str, recipient: str, frame: bytes) -> None:
+        """See LaneRelay. Nothing is done while no other node is known."""
+        if self._cluster.others.alone:
+            return
+        self._offered += 1
+        self._seq += 1
+        self._waiting.append(_Update(self._seq, topic, source, recipient, frame))
+        self._waiting_bytes += len(frame)
+        self._drop_oldest()
+        self._work.set()
+
+    def _drop_oldest(self) -> None:
+        limits = self._limits
+        while len(self._waiting) > limits.waiting_rows or self._waiting_bytes > limits.waiting_bytes:
+            self._waiting_bytes -= len(self._waiting.popleft().frame)
+            self._dropped += 1
+
+    # -- writing --------------------------------------------------------------------------------------------------
+
+    def _take(self) -> list[_Update]:
+        batch: list[_Update] = []
+        size = 0
+        while (
+            self._waiting
+            and len(batch) < BATCH_ROWS
+            and (not batch or size + len(self._waiting[0].frame) <= BATCH_BYTES)
+        ):
+            batch.append(self._waiting.popleft())
+            size += len(batch[-1].frame)
+        self._waiting_bytes -= size
+        return batch
+
+    async def _write(self) -> None:
+        """One batch. Raises StorageUnavailable, and then it waits on, if there is room."""
+        batch = self._take()
+        try:
+            rows = await in_halves(batch, self._write_some, self._drop)
+        except BaseException:
+            self._waiting.extendleft(reversed(batch))
+            self._waiting_bytes += sum(len(one.frame) for one in batch)
+            self._drop_oldest()
+            raise
+        self._batches += 1
+        self._written += len(batch)
+        for (node_id,) in rows:
+            self._cluster.bus.send(node_id, WAKE, "")
+
+    async def _write_some(self, batch: Sequence[Any]) -> list[Any]:
+        lease = self._cluster.lease
+        columns = map(list, zip(*batch, strict=True))
+        return await self._queries.fetch(_WRITE, lease.node_id, lease.epoch, *columns)
+
+    def _drop(self, one: Any, error: Exception) -> None:
+        self._dropped += 1
+        logger.error("an update cannot be written", topic=one.topic, reason=str(error))
+
+    async def _write_on(self) -> None:
+        while True:
+            if not self._waiting:
+                await self._work.wait()
+            self._work = trio.Event()
+            while self._waiting:
+                try:
+                    await self._write()
+                except StorageUnavailable as exc:
+                    logger.info("progress for other nodes waits", waiting=len(self._waiting), reason=str(exc))
+                    await trio.sleep(AGAIN_S)
+                await trio.sleep(GATHER_S)
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    def _hear_wake(self, sender: int, body: str) -> None:
+        if body == ALL and not sender:  # the bus has been away
+            self._woken_all = True
+        else:
+            self._woken.add(sender)
+        self._round.ask()
+
+    def _renew(self) -> None:
+        self._interest.renew()
+        self._read_all()
+
+    def _read_all(self) -> None:
+        self._woken_all = True
+        self._round.ask()
+
+    async def _read_on(self, alone: bool) -> None:
+        woken, everything = self._woken, self._woken_all or alone
+        self._woken, self._woken_all = set(), False
+        try:
+            if everything:
+                await self._look_around()
+            await self._read(None if everything else woken)
+        except StorageUnavailable:
+            self._woken_all = True
+            raise
+
+    async def _look_around(self) -> None:
+        """What has to be looked at now and then. Raises StorageUnavailable."""
+        await self._interest.look_after()
+        await self._queries.fetch(_FORGET, self._cluster.node_id, KEPT_MS)
+
+    async def _read(self, sources: set[int] | None) -> None:
+        """Hand on what is new of these nodes, or of all. Raises StorageUnavailable."""
+        while sources is None or sources:
+            positions = self._positions
+            args = (self._cluster.node_id, list(positions), list(positions.values()), FRESH_MS, READ_ROWS)
+            if sources is None:
+                rows = await self._queries.fetch(_READ_ALL, *args)
+                # Whoever is not there any more sends nothing more.
+                self._positions = {row[0]: positions.get(row[0], 0) for row in rows}
+            else:
+                rows = await self._queries.fetch(_READ_SOME, *args, list(sources))
+            self._reads += 1
+            sources = self._hand_on(rows)
+
+    def _hand_on(self, rows: Sequence[tuple[int, int | None, int | None, str, str, str, bytes]]) -> set[int]:
+        """Which sources have more."""
+        counts: dict[int, int] = {}
+        newest: dict[int, int] = {}
+        for node_id, newest_seq, seq, topic, source, recipient, frame in rows:
+            if seq is not None:
+                counts[node_id] = counts.get(node_id, 0) + 1
+                self._positions[node_id] = seq
+                self._received += 1
+                self._lanes.deliver(topic, source, recipient, frame)
+            newest[node_id] = newest_seq or 0
+        more = {node_id for node_id, count in counts.items() if count >= READ_ROWS}
+        for node_id, seq in newest.items():
+            if node_id not in more:
+                self._positions[node_id] = max(self._positions.get(node_id, 0), seq)
+        return more
+
+    # -- its tasks ------------------------------------------------------------------------------------------------
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Write and read until cancelled. Started when it has looked. Raises StorageUnavailable when it cannot."""
+        await self._look_around()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep_running, "progress: interest", self._interest.run)
+            nursery.start_soon(keep_running, "progress: write on", self._write_on)
+            nursery.start_soon(keep_running, "progress: round", self._round.run)
+            task_status.started()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._queries.close()
+
+
+@asynccontextmanager
+async def open_cluster_lanes(
+    server: PostgresServer,
+    cluster: Cluster,
+    lanes: Lanes,
+    *,
+    first_seq: int,
+    cluster_limits: ClusterLimits | None = None,
+    limits: LaneLimits | None = None,
+    random: Random | None = None,
+) -> AsyncIterator[ClusterLanes]:
+    """Make `lanes` reach the listeners on other nodes until the block ends. Raises StorageUnavailable.
+
+    Numbers of updates begin behind `first_seq`: give the time in microseconds, so that they grow even if a database that has lost its
+    last transactions gives this node a number that another one had.
+    """
+    random = random or Random()  # noqa: S311  # spreads looks
+    relay = ClusterLanes(
+        server, cluster, lanes, cluster_limits or ClusterLimits(), limits or LaneLimits(), first_seq, random
+    )
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(relay.run)
+            lanes.relay = relay
+            yield relay
+            nursery.cancel_scope.cancel()
+    finally:
+        lanes.relay = None
+        with trio.CancelScope(shield=True):
+            await relay.close()

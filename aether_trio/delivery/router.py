@@ -1,0 +1,329 @@
+"""From a SendMessage to the log: the checks of the protocol in their order, then one append.
+
+What does not change from one message of a sender to the next (topic syntax, permission, access rule, the topic's state
+in memory) is decided once per target and kept in the sender's `SendState` until its workspace changes. What is left
+per message is a dictionary look-up, the rate limits, six joined byte strings and an append to a list.
+
+Success is silent on the wire; every refusal is an AetherError with the protocol's code. Nothing here waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Protocol
+
+from google.protobuf.message import DecodeError
+
+from aether_trio.delivery.rates import Rates
+from aether_trio.log.topic_log import Author, TopicLog
+from aether_trio.log.topic_state import TopicState
+from aether_trio.model.errors import AetherError, Code
+from aether_trio.model.identity import Identity, IdentityError, check_token
+from aether_trio.model.limits import Limits
+from aether_trio.model.metric import check_metric
+from aether_trio.model.permissions import may_send
+from aether_trio.model.token_bucket import TokenBucket
+from aether_trio.model.topics import Target, Topic, TopicKind, resolve_target
+from aether_trio.wire.delivery import delivery_suffix, encode_delivery
+from aether_trio.wire.pb import aether_pb2 as pb
+from aether_trio.wire.upstream import UNCOUNTED_BYTES, too_many_fields
+
+MAX_ROUTES = 1024
+"""Targets remembered per sender (about 300 bytes each)."""
+MAX_SERIES = 1000
+"""Workspaces and types counted apart; the rest is counted together as OTHER."""
+OTHER = "_other"
+UNKNOWN_TYPE = -1
+"""Stands for the types that the protocol does not know: a client can make up four thousand million of them."""
+_KNOWN_TYPES = frozenset(pb.MessageType.values())
+MAX_SUFFIXES = 64
+"""Remembered (type, workspace) endings per sender: more than a well-behaved one has."""
+
+
+_WAKING = frozenset({TopicKind.AGENT, TopicKind.UNIQUE_TASK})
+
+TaskInput = Callable[[str, int], None]
+"""Told of each message to the input topic of a task: the topic, and the number of its append. Never blocks."""
+
+
+def send_refusal(
+    rules: SendRules,
+    identity: Identity,
+    target: Target,
+    text: str,
+    *,
+    workspace: str,
+    allows_workspace: Callable[[str], bool],
+) -> str | None:
+    """Why this sender, now in `workspace`, may address what it calls `text`, as a sentence; None when it may. Never waits.
+
+    Holds for whatever reaches a participant by its topic: messages, and tasks for it.
+    """
+    topic, declared = target
+    if not may_send(identity.kind, topic.kind):
+        return f"{identity.kind.with_article} may not send to {topic.kind} topics"
+    if topic.kind is TopicKind.TASK_LANE and topic.parts[-1] == "events":
+        return "only the gateway writes to the events lane of a task"
+    if not all(allows_workspace(one) for one in (topic.workspace, declared) if one):
+        return f"this credential does not reach the workspace of {text}"
+    return rules.check_send(identity, topic, workspace=workspace, declared_workspace=declared)
+
+
+class SendRules(Protocol):
+    """The part of the Authorizer that sends need (services/access.py). Synchronous: it is asked on the message path."""
+
+    def check_send(self, identity: Identity, topic: Topic, *, workspace: str, declared_workspace: str) -> str | None:
+        """Why this sender may not send there, as a sentence for people; None when it may."""
+        ...
+
+    def check_send_authority(self, identity: Identity, context: pb.AuthorizationContext) -> str | None:
+        """Why this sender may not send under that authorization context; None when it may."""
+        ...
+
+    def may_credit_metrics(self, identity: Identity) -> bool:
+        """Whether this sender may report negative quantities."""
+        ...
+
+
+@dataclass(slots=True)
+class Route:
+    """What was decided about one target of one sender. `state` is None for a target that is chosen per message."""
+
+    topic: Topic
+    declared_workspace: str
+    refusal: AetherError | None
+    state: TopicState | None
+    task_input: bool = False
+    """Whether it is the input topic of a task."""
+    wakes: bool = False
+    """Whether its receiver may be one that is started when it is written to."""
+
+
+@dataclass(slots=True)
+class Sender:
+    """What the router keeps of one session."""
+
+    identity: Identity
+    workspace: str
+    bucket: TokenBucket
+    prefix: bytes
+    author: Author
+    allows_workspace: Callable[[str], bool]
+    last_append: int = 0
+    routes: dict[str, Route] = field(default_factory=dict)
+    suffixes: dict[tuple[int, str], tuple[bytes, Tally]] = field(default_factory=dict)
+
+    def moved_to(self, workspace: str) -> None:
+        """The sender is in another workspace: what was decided is to be decided again."""
+        self.workspace = workspace
+        self.routes.clear()
+        self.suffixes.clear()
+
+
+@dataclass(slots=True)
+class Tally:
+    """Messages and payload bytes of one (type, workspace)."""
+
+    messages: int = 0
+    payload_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RouterStatistics:
+    """Counters since start: messages and payload bytes by (workspace, type), refusals by (workspace, code)."""
+
+    accepted: dict[tuple[str, str], tuple[int, int]]
+    refused: dict[tuple[str, str], int]
+
+
+def _nobody_starts(topic: str) -> None:
+    return None
+
+
+def _nobody_waits(topic: str, number: int) -> None:
+    return None
+
+
+class Router:
+    """See the module docstring. `pick_service(implementation)` gives the topic of a live instance, each in its turn."""
+
+    def __init__(
+        self,
+        log: TopicLog,
+        rates: Rates,
+        limits: Limits,
+        rules: SendRules,
+        pick_service: Callable[[str], str | None],
+        *,
+        strict: bool = True,
+    ) -> None:
+        self._log = log
+        self._rates = rates
+        self._limits = limits
+        self._rules = rules
+        self._pick_service = pick_service
+        self._strict = strict
+        self.on_task_input: TaskInput = _nobody_waits
+        self.on_absent: Callable[[str], None] = _nobody_starts
+        """Told of each message to an agent or unique task that is not connected to this node: its topic. Never blocks."""
+        self._accepted: dict[tuple[int, str], Tally] = {}
+        self._refused: dict[tuple[str, str], int] = {}
+
+    def send(self, sender: Sender, message: pb.SendMessage) -> None:
+        """Check and append one message. Raises AetherError."""
+        self.publish(sender, message.target_topic, message.payload, message.message_type, message)
+
+    def publish(
+        self, sender: Sender, target: str, payload: bytes, message_type: int, rest: pb.SendMessage | None
+    ) -> None:
+        """`send`, for a lane that has the usual fields at hand; `rest` holds the others, if there are any."""
+        try:
+            self._publish(sender, target, payload, message_type, rest)
+        except AetherError as error:
+            key = (sender.workspace, error.code.value)
+            if key not in self._refused and len(self._refused) >= MAX_SERIES:
+                key = (OTHER, error.code.value)
+            self._refused[key] = self._refused.get(key, 0) + 1
+            raise
+
+    def _publish(
+        self, sender: Sender, target: str, payload: bytes, message_type: int, rest: pb.SendMessage | None
+    ) -> None:
+        route = sender.routes.get(target)
+        if route is None:
+            route = self._route(sender, target)
+        state = route.state
+        if state is None:
+            state = self._choose_instance(route.topic)
+        elif not self._log.current(state):
+            state = route.state = self._log.topic(state.name)
+        limits = self._limits
+        if len(payload) > limits.payload_bytes:
+            raise AetherError(
+                Code.PAYLOAD_TOO_LARGE,
+                f"the payload has {len(payload)} bytes; at most {limits.payload_bytes} are allowed",
+            )
+        self._rates.take(sender.bucket, sender.workspace, sender.identity.text)
+        if route.refusal is not None:
+            raise route.refusal.with_traceback(None)  # else each raise would add its frames to those of all before
+        negative = message_type == pb.METRIC and self._check_metric(payload)
+        workspace = self._check_rest(sender, rest) if rest is not None else ""
+        if negative and not self._rules.may_credit_metrics(sender.identity):
+            raise AetherError(
+                Code.METRIC_NEGATIVE_FORBIDDEN,
+                "a negative quantity needs the capability metric_credit at level ADMIN",
+            )
+        if not workspace:
+            workspace = route.declared_workspace or sender.workspace
+        known = sender.suffixes.get((message_type, workspace))
+        suffix, tally = known if known is not None else self._suffix(sender, message_type, workspace)
+        tally.messages += 1
+        tally.payload_bytes += len(payload)
+        frame = encode_delivery(sender.prefix, payload, suffix)
+        sender.last_append = self._log.append_nowait(state, frame, sender.author)
+        if route.task_input:
+            self.on_task_input(state.name, sender.last_append)
+        elif route.wakes and len(state.subscribers) == state.watchers:
+            self.on_absent(state.name)
+
+    def _check_rest(self, sender: Sender, rest: pb.SendMessage) -> str:
+        """Judge the rarer fields; the application's workspace, if the message names one."""
+        if rest.HasField("authorization"):
+            why = self._rules.check_send_authority(sender.identity, rest.authorization)
+            if why is not None:
+                raise AetherError(Code.PERMISSION_DENIED, why)
+        if rest.HasField("checked_access") or rest.HasField("authority_continuation"):
+            raise AetherError(
+                Code.NOT_IMPLEMENTED, "checked sends are not served by this gateway yet; the message was not delivered"
+            )
+        workspace = rest.app_workspace
+        if workspace:
+            _check_app_workspace(workspace)
+        return workspace
+
+    def _suffix(self, sender: Sender, message_type: int, workspace: str) -> tuple[bytes, Tally]:
+        """The ending of such a sender's deliveries and where they are counted, remembered. Raises AetherError.
+
+        Each workspace that a sender names comes through here once: the topic's own or declared one, and the application's.
+        """
+        if workspace and not sender.allows_workspace(workspace):
+            raise AetherError(Code.PERMISSION_DENIED, f"this credential does not reach workspace {workspace}")
+        if len(sender.suffixes) >= MAX_SUFFIXES:
+            sender.suffixes.clear()
+        counted_type = message_type if message_type in _KNOWN_TYPES else UNKNOWN_TYPE
+        counted = (counted_type, sender.workspace)
+        if counted not in self._accepted and len(self._accepted) >= MAX_SERIES:
+            counted = (counted_type, OTHER)
+        tally = self._accepted.setdefault(counted, Tally())
+        found = sender.suffixes[message_type, workspace] = (delivery_suffix(message_type, workspace), tally)
+        return found
+
+    def _route(self, sender: Sender, text: str) -> Route:
+        target = resolve_target(text, sender.workspace, self._strict)
+        topic, declared = target
+        why = send_refusal(
+            self._rules,
+            sender.identity,
+            target,
+            text,
+            workspace=sender.workspace,
+            allows_workspace=sender.allows_workspace,
+        )
+        refusal = AetherError(Code.PERMISSION_DENIED, why) if why is not None else None
+        state: TopicState | None = None
+        if topic.kind is not TopicKind.SERVICE or len(topic.parts) > 1:
+            state = self._log.topic(topic.text)
+        if len(sender.routes) >= MAX_ROUTES:
+            sender.routes.clear()
+        task_input = topic.kind is TopicKind.TASK_LANE and topic.parts[-1] == "input"
+        route = Route(topic, declared, refusal, state, task_input, topic.kind in _WAKING)
+        sender.routes[text] = route
+        return route
+
+    def _choose_instance(self, topic: Topic) -> TopicState:
+        name = self._pick_service(topic.parts[0])
+        if name is None:
+            raise AetherError(
+                Code.SV_UNAVAILABLE, f"no instance of service {topic.parts[0]} is connected", retry_after_ms=1000
+            )
+        return self._log.topic(name)
+
+    def _check_metric(self, payload: bytes) -> bool:
+        if len(payload) > UNCOUNTED_BYTES and too_many_fields(payload, pb.Metric.DESCRIPTOR):
+            raise AetherError(Code.METRIC_INVALID, "the Metric has too many fields")
+        try:
+            metric = pb.Metric.FromString(payload)
+        except DecodeError:
+            raise AetherError(Code.METRIC_INVALID, "the payload is not a Metric message") from None
+        return check_metric(
+            [(entry.name, entry.qty) for entry in metric.entries],
+            len(metric.metadata),
+            max_entries=self._limits.metric_entries,
+            max_metadata_keys=self._limits.metric_metadata_keys,
+        )
+
+    def statistics(self) -> RouterStatistics:
+        """Counters since start."""
+        accepted: dict[tuple[str, str], tuple[int, int]] = {}
+        for (message_type, workspace), tally in self._accepted.items():
+            key = (workspace, _type_name(message_type))
+            messages, payload_bytes = accepted.get(key, (0, 0))
+            accepted[key] = (messages + tally.messages, payload_bytes + tally.payload_bytes)
+        return RouterStatistics(accepted, dict(self._refused))
+
+
+def _type_name(message_type: int) -> str:
+    """A message type as a label; numbers that the protocol does not know are all one."""
+    if message_type in _KNOWN_TYPES:
+        return pb.MessageType.Name(pb.MessageType.ValueType(message_type)).lower()
+    return OTHER
+
+
+@lru_cache(maxsize=1024)
+def _check_app_workspace(workspace: str) -> None:
+    try:
+        check_token(workspace, "app_workspace", last=True)
+    except IdentityError as error:
+        raise AetherError(Code.INVALID_ARGUMENT, str(error)) from None

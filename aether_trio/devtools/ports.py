@@ -1,0 +1,45 @@
+"""TCP ports that belong to a test for longer than the process that listens on them.
+
+A port that was free a moment ago, or whose owner has just been killed, may be given to anybody by the kernel. One that is bound and not
+listened on is given to nobody; who asks for it by its number gets it, if both sockets have SO_REUSEADDR (socket(7)), as servers' have.
+Until somebody listens, connections to it are refused.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+
+from aether_trio.transport.socket.listener import bind_tcp
+
+
+@contextmanager
+def held_port(host: str = "127.0.0.1") -> Iterator[int]:
+    """A free port that nobody else is given until the block ends."""
+    sockets = bind_tcp(host, 0)
+    try:
+        yield sockets[0].getsockname()[1]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+class HeldPorts:
+    """The ports of a process that has ended and is to be started again on them."""
+
+    def __init__(self) -> None:
+        self._sockets: list[socket.socket] = []
+
+    def hold(self, addresses: Iterable[str]) -> None:
+        """Hold these, "HOST:PORT" or "" for none, instead of what was held before. What somebody has taken already is left to them."""
+        self.release()
+        for address in filter(None, addresses):
+            host, _, port = address.rpartition(":")
+            with suppress(OSError):
+                self._sockets += bind_tcp(host.strip("[]"), int(port))
+
+    def release(self) -> None:
+        """Hold nothing any more: the process is there again, or will never be."""
+        while self._sockets:
+            self._sockets.pop().close()

@@ -1,0 +1,406 @@
+"""A cluster of real processes to break: PostgreSQL, gateway nodes, and a fault proxy on every way between any two of them.
+
+    async with open_process_cluster(3) as cluster:
+        async with AgentClient(f"aether://{cluster.front.address}", ...) as agent:      # some node
+            await cluster.nodes[0].kill()                                                # SIGKILL
+            cluster.nodes[1].database_link.cut_all()                                     # RST on every connection to PostgreSQL
+            await cluster.restart_postgres(signum=signal.SIGKILL)
+            await cluster.nodes[0].start()                                               # on the same ports
+
+                 ┌── front (a node for each connection, in turn) ──┐
+    clients ─────┤                                                 ├──▶ node ── node.database_link ──▶ PostgreSQL
+                 └── node.link, one for each node ─────────────────┘
+
+Nothing has to be installed but the extra `cluster`. Everything is gone when the block ends, and dies with this process. Durability
+is off (embedded.FAST): what is killed is processes, not the machine.
+
+All methods belong to one trio run; those of PostgreSQL take turns.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+import trio
+
+import aether_trio
+from aether_trio.devtools.fault_proxy import FaultProxy, open_fault_proxy
+from aether_trio.devtools.node_process import NodeFailed, NodeProcess
+from aether_trio.devtools.ports import HeldPorts, held_port
+from aether_trio.devtools.round_robin import RoundRobin
+from aether_trio.storage.postgres.embedded import FAST, SUPERUSER, EmbeddedPostgres
+
+__all__ = ["Backend", "ClusterNode", "ProcessCluster", "open_process_cluster"]
+
+T = TypeVar("T")
+
+STOP_S: Final = 30.0
+SCHEMA: Final = "aether"
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A connection of a node, as PostgreSQL sees it; `role` is "writer", "lease", "bus", ..."""
+
+    pid: int
+    role: str
+
+
+class ClusterNode:
+    """One gateway process. `link`, `database_link` and `standby_link` stay where they are when it is started again."""
+
+    def __init__(
+        self,
+        name: str,
+        process: NodeProcess,
+        link: FaultProxy,
+        database_link: FaultProxy,
+        standby_link: FaultProxy | None = None,
+    ) -> None:
+        self.name = name
+        self.link = link
+        self.database_link = database_link
+        """To the primary of the beginning."""
+        self.standby_link = standby_link
+        self.stopped = False
+        """By SIGSTOP."""
+        self._serves = False
+        self._process = process
+        self._ports = HeldPorts()
+        self._settled: Callable[[], None] = lambda: None
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there, stopped or not."""
+        return self._process.running
+
+    @property
+    def serving(self) -> bool:
+        """Whether it runs and has said that it serves, stopped or not."""
+        return self.running and self._serves
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT of the node itself, without a proxy; the same after each start."""
+        assert self._process.ready is not None, "it was never started"
+        return self._process.ready.gateway
+
+    @property
+    def ops_address(self) -> str:
+        assert self._process.ready is not None, "it was never started"
+        return self._process.ready.ops
+
+    @property
+    def returncode(self) -> int | None:
+        """Of its last end; None while it runs."""
+        return None if self.running else self._process.returncode
+
+    def output(self) -> str:
+        """The end of what it has printed, over all starts."""
+        return self._process.said()
+
+    def printed(self) -> str:
+        """All that it has printed, over all starts."""
+        return self._process.printed()
+
+    async def wait(self) -> int:
+        """Wait for the end of a process that nobody has told to end; its exit code. At once when that was before."""
+        code = await self._process.wait()
+        self._hold_ports()
+        self.stopped = False
+        self._settled()
+        return code
+
+    async def start(self) -> None:
+        """Start it, on the ports it had before. Raises NodeFailed with what it said."""
+        ready = self._process.ready
+        pinned: list[str] = []
+        if ready is not None:
+            for key, address in (("gateway.port", ready.gateway), ("ops.port", ready.ops)):
+                pinned += ["--set", f"{key}={address.rpartition(':')[2]}"]
+        self.stopped = self._serves = False
+        ready = await self._process.start(*pinned)
+        self._ports.release()
+        self.link.target = ready.gateway
+        self._serves = True
+        self._settled()
+
+    async def kill(self) -> None:
+        """SIGKILL, as a crash. Returns when it is gone."""
+        await self._process.kill()
+        self._hold_ports()
+        self.stopped = False
+        self._settled()
+
+    def stop(self) -> None:
+        """SIGSTOP: the process is there and does nothing. The kernel still accepts for it, and answers keepalive probes."""
+        self._process.send(signal.SIGSTOP)
+        self.stopped = True
+        self._settled()
+
+    def cont(self) -> None:
+        """SIGCONT."""
+        self._process.send(signal.SIGCONT)
+        self.stopped = False
+        self._settled()
+
+    async def terminate(self) -> int:
+        """SIGTERM, and wait for the drain; the exit code."""
+        self._process.send(signal.SIGTERM)
+        code = await self._process.wait()
+        self._hold_ports()
+        return code
+
+    def _hold_ports(self) -> None:
+        """Nobody else is given its ports before it is started again."""
+        ready = self._process.ready
+        if ready is not None:
+            self._ports.hold((ready.gateway, ready.ops))
+
+    async def restart(self) -> None:
+        """`terminate` and `start`: an upgrade."""
+        await self.terminate()
+        await self.start()
+
+    def on_change(self, look: Callable[[], None]) -> None:
+        """For the cluster: called when it was started, killed, stopped or continued."""
+        self._settled = look
+
+    async def close(self) -> None:
+        """For the cluster: the end, politely if it can."""
+        self.cont()
+        with trio.CancelScope(shield=True):
+            with trio.move_on_after(STOP_S):
+                if self.running:
+                    await self.terminate()
+            await self._process.kill()
+        self._ports.release()
+
+
+class ProcessCluster:
+    """Made by `open_process_cluster`. `front` is the load balancer; `turns` its choice."""
+
+    def __init__(
+        self,
+        postgres: EmbeddedPostgres,
+        standby: EmbeddedPostgres | None,
+        nodes: Sequence[ClusterNode],
+        front: FaultProxy,
+        turns: RoundRobin,
+    ) -> None:
+        self.postgres = postgres
+        """The primary."""
+        self.standby = standby
+        self.nodes = nodes
+        self.front = front
+        self.turns = turns
+        self._turn = trio.Lock()
+        for node in nodes:
+            node.on_change(self._look)
+
+    @property
+    def alive(self) -> list[ClusterNode]:
+        """The nodes that run and are not stopped."""
+        return [node for node in self.nodes if node.running and not node.stopped]
+
+    async def start(self) -> None:
+        """Start every node that does not run, together. Raises NodeFailed of the first that does not start."""
+        failed: list[NodeFailed] = []
+
+        async def start(node: ClusterNode) -> None:
+            try:
+                await node.start()
+            except NodeFailed as exc:
+                failed.append(exc)
+
+        async with trio.open_nursery() as nursery:
+            for node in self.nodes:
+                if not node.running:
+                    nursery.start_soon(start, node)
+        if failed:
+            raise failed[0]
+
+    async def stop_postgres(self, *, signum: int = signal.SIGINT) -> None:
+        """SIGINT is its fast shutdown, SIGQUIT an immediate one, SIGKILL a crash of the postmaster."""
+        await self._in_turn(partial(self.postgres.stop, signum=signum))
+
+    async def start_postgres(self) -> None:
+        """Start it again, on the same data and port. Returns when it takes connections."""
+        await self._in_turn(self.postgres.start)
+
+    async def restart_postgres(self, *, signum: int = signal.SIGINT) -> None:
+        """`stop_postgres` and `start_postgres`."""
+        await self._in_turn(partial(self.postgres.restart, signum=signum))
+
+    async def fail_over(self, *, signum: int = signal.SIGKILL) -> None:
+        """The primary ends for good, and the synchronous standby is promoted: it is `postgres` from now on."""
+        assert self.standby is not None, "there is no standby; open the cluster with standby=True"
+        former, self.postgres, self.standby = self.postgres, self.standby, None
+        await self._in_turn(partial(former.stop, signum=signum))
+        await self._in_turn(partial(self.postgres.psql, "SELECT pg_promote()"))
+
+    async def sql(self, text: str) -> list[list[str]]:
+        """Run statements in a connection of their own, with the nodes' schema; the rows as text. Raises StorageSetupError."""
+        said = await self._in_turn(partial(self.postgres.psql, f"SET search_path = {SCHEMA}; {text}"))
+        return [line.split("|") for line in said.splitlines()]
+
+    async def backends(self) -> list[Backend]:
+        """The nodes' connections to PostgreSQL now, in the order of their process ids."""
+        rows = await self.sql(
+            "SELECT pid, substr(application_name, 8) FROM pg_stat_activity WHERE application_name LIKE 'aether-%' ORDER BY pid"
+        )
+        return [Backend(int(pid), role) for pid, role in rows]
+
+    async def end_backends(self, pids: Iterable[int]) -> None:
+        """Have PostgreSQL end these connections (pg_terminate_backend)."""
+        chosen = ",".join(str(int(pid)) for pid in pids)
+        await self.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = ANY('{{{chosen}}}')")  # noqa: S608
+
+    def _look(self) -> None:
+        """A load balancer's health check."""
+        self.turns.addresses = [node.address for node in self.nodes if node.serving]
+        self.turns.out = {node.address for node in self.nodes if node.serving and node.stopped}
+
+    async def _in_turn(self, work: Callable[[], T]) -> T:
+        async with self._turn:
+            return await trio.to_thread.run_sync(work)
+
+
+@asynccontextmanager
+async def open_process_cluster(
+    nodes: int,
+    *,
+    settings: Sequence[str] = (),
+    postgres: Mapping[str, str] | None = None,
+    command: Sequence[str] = ("dev",),
+    standby: bool = False,
+    start: bool = True,
+    proxied: bool = True,
+    keep: Path | None = None,
+    checkout: Path | None = None,
+) -> AsyncIterator[ProcessCluster]:
+    """PostgreSQL and so many nodes, serving; or nodes yet to be started. Everything ends with the block.
+
+    `settings` are texts for the nodes' `--set`, `postgres` what PostgreSQL has beside embedded.FAST. `command` is what the nodes run.
+    Without `proxied` the nodes' `database_link` is not on their way to PostgreSQL: a proxy costs more of each statement than PostgreSQL does.
+    The nodes are of this package, or of the one in the directory `checkout`, to see what another version of it does.
+    With `standby` there is a synchronous hot standby, and the nodes know both. What the processes have printed is left in `keep`.
+    Raises NodeFailed or StorageSetupError with what was said by whoever did not start.
+    """
+    home = _make_home()
+    given = {**FAST, **(postgres or {})}
+    ports = ExitStack()
+    server = EmbeddedPostgres(home / "postgres", port=ports.enter_context(held_port()), settings=given)
+    servers = [server]
+    raised: BaseException | None = None
+    try:
+        await trio.to_thread.run_sync(server.start)
+        if standby:
+            servers.append(EmbeddedPostgres(home / "standby", port=ports.enter_context(held_port()), settings=given))
+            await trio.to_thread.run_sync(_follow, servers[0], servers[1])
+        async with AsyncExitStack() as stack:
+            made = []
+            for number in range(1, nodes + 1):
+                ways = [await stack.enter_async_context(open_fault_proxy(f"127.0.0.1:{one.port}")) for one in servers]
+                link = await stack.enter_async_context(open_fault_proxy(RoundRobin(())))
+                hosts = [way.address for way in ways] if proxied else [f"127.0.0.1:{one.port}" for one in servers]
+                dsn = f"postgresql://{SUPERUSER}@{','.join(hosts)}/postgres"
+                sets = [
+                    *settings,
+                    f"storage.database={dsn}",
+                    f"storage.schema={SCHEMA}",
+                    f"gateway.node_name=node-{number}",
+                ]
+                arguments = [
+                    *command,
+                    "--port",
+                    "0",
+                    "--ops-port",
+                    "0",
+                    *(part for one in sets for part in ("--set", one)),
+                ]
+                process = NodeProcess(f"node-{number}", arguments, home, environment=_environment(checkout))
+                made.append(ClusterNode(f"node-{number}", process, link, *ways))
+            turns = RoundRobin(())
+            front = await stack.enter_async_context(open_fault_proxy(turns))
+            cluster = ProcessCluster(server, servers[1] if standby else None, made, front, turns)
+            try:
+                if start:
+                    await cluster.start()
+                yield cluster
+            except BaseException as exc:
+                raised = exc
+                raise
+            finally:
+                with trio.CancelScope(shield=True):
+                    async with trio.open_nursery() as nursery:
+                        for node in made:
+                            nursery.start_soon(node.close)
+    except BaseExceptionGroup as group:
+        # The proxies are nurseries, which nobody outside has to know.
+        if raised is None or not _is_all(group, raised):
+            raise
+        raise raised from raised.__cause__
+    finally:
+        with trio.CancelScope(shield=True):
+            for one in reversed(servers):
+                await trio.to_thread.run_sync(partial(one.stop, signum=signal.SIGQUIT))
+            ports.close()
+            if keep is not None:
+                _keep_output(home, keep)
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def _follow(primary: EmbeddedPostgres, standby: EmbeddedPostgres) -> None:
+    """Start a hot standby without which the primary commits nothing from now on."""
+    standby.create_standby(primary)
+    standby.start()
+    primary.psql("ALTER SYSTEM SET synchronous_standby_names = '*'")
+    primary.psql("SELECT pg_reload_conf()")
+    while primary.psql("SELECT sync_state FROM pg_stat_replication") != "sync":
+        time.sleep(0.05)
+
+
+def _is_all(group: BaseException, error: BaseException) -> bool:
+    """Whether a group, or a group in a group, holds nothing but this error."""
+    while group is not error:
+        if not isinstance(group, BaseExceptionGroup) or len(group.exceptions) > 1:
+            return False
+        (group,) = group.exceptions
+    return True
+
+
+def _keep_output(home: Path, keep: Path) -> None:
+    keep.mkdir(parents=True, exist_ok=True)
+    for said in (*home.glob("*.log"), *home.glob("*/log")):
+        shutil.copyfile(said, keep / "-".join(said.relative_to(home).parts))
+
+
+def _make_home() -> Path:
+    home = Path(tempfile.mkdtemp(prefix="aether-cluster-"))
+    home.chmod(0o755)  # PostgreSQL may have to be somebody else's
+    return home
+
+
+def _environment(checkout: Path | None) -> dict[str, str]:
+    """Without a developer's own settings, and so that the nodes are of the program that is being tested."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AETHER_")}
+    root = str(checkout or Path(aether_trio.__file__).parents[1])
+    path = os.pathsep.join(filter(None, [root, kept.get("PYTHONPATH")]))
+    if checkout is not None:
+        kept["PYTHONSAFEPATH"] = "1"  # not the one in the working directory
+    return {**kept, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}

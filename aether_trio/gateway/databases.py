@@ -1,0 +1,127 @@
+"""Where a gateway keeps its data: files in a directory of its own, or a PostgreSQL database.
+
+storage.database unset ──▶ SQLite: data directory (locked against a second gateway), one file per logical database;
+                           a temporary one that goes at the end for gateway.ephemeral
+postgresql://...       ──▶ PostgreSQL: one schema; what it needs is imported only then (the extra "cluster")
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from aether_trio.config import Settings
+from aether_trio.storage.base import Database, StorageUnavailable
+from aether_trio.storage.data_dir_lock import lock_directory, temporary_directory
+from aether_trio.storage.errors import StorageSetupError
+from aether_trio.storage.sqlite.connection import Synchronous
+from aether_trio.storage.sqlite.database import open_sqlite
+
+if TYPE_CHECKING:
+    from aether_trio.storage.postgres.database import PostgresServer
+
+
+class Statistics(Protocol):
+    """What every engine counts; a record with more than this."""
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last group was not written."""
+        ...
+
+
+class OpenDatabase(Database, Protocol):
+    """A Database, and what it has done."""
+
+    def statistics(self) -> Statistics: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Databases:
+    """The logical databases of one gateway, open."""
+
+    state: OpenDatabase
+    log: OpenDatabase
+    tasks: OpenDatabase
+    server: PostgresServer | None = None
+    """Where other gateways may work as well (membership.py); None for files."""
+
+
+@contextmanager
+def starting(failed: str) -> Iterator[Callable[[], None]]:
+    """Until what it gives is called: storage that does not answer is a StorageSetupError, for the person who starts this gateway.
+
+    `failed` begins its text. Whatever is opened has a nursery, so the error may lie in groups; the first one of a group is told.
+    """
+    started = False
+
+    def done() -> None:
+        nonlocal started
+        started = True
+
+    try:
+        yield done
+    except Exception as error:
+        reason: BaseException = error
+        while isinstance(reason, BaseExceptionGroup):
+            reason = reason.exceptions[0]
+        if started or not isinstance(reason, StorageUnavailable):
+            raise
+        raise StorageSetupError(f"{failed}: {reason}.") from error
+
+
+@asynccontextmanager
+async def open_databases(settings: Settings) -> AsyncIterator[Databases]:
+    """Open them until the block ends. Raises StorageSetupError, whose text says what to do."""
+    async with (
+        _open_postgres(settings, settings.storage.database)
+        if settings.storage.database
+        else _open_sqlite(settings) as databases
+    ):
+        yield databases
+
+
+@asynccontextmanager
+async def _open_sqlite(settings: Settings) -> AsyncIterator[Databases]:
+    storage = settings.storage
+    ephemeral = settings.gateway.ephemeral
+    synchronous: Synchronous = "FULL" if storage.synchronous == "full" else "NORMAL"
+    if ephemeral:
+        synchronous = "OFF"  # it does not outlive a crash anyhow
+    async with AsyncExitStack() as stack:
+        owned = temporary_directory() if ephemeral else lock_directory(Path(settings.gateway.data_dir))
+        directory = stack.enter_context(owned)
+
+        async def open_database(name: str) -> OpenDatabase:
+            return await stack.enter_async_context(
+                open_sqlite(
+                    directory / f"{name}.db",
+                    name=name,
+                    readers=storage.readers,
+                    synchronous=synchronous,
+                )
+            )
+
+        yield Databases(
+            state=await open_database("state"), log=await open_database("log"), tasks=await open_database("tasks")
+        )
+
+
+@asynccontextmanager
+async def _open_postgres(settings: Settings, dsn: str) -> AsyncIterator[Databases]:
+    try:
+        from aether_trio.storage.postgres.database import open_postgres
+    except ImportError as exc:
+        raise StorageSetupError(
+            f"a PostgreSQL database needs the extra packages of aether-trio[cluster]: {exc}."
+        ) from exc
+    async with open_postgres(dsn, schema=settings.storage.schema) as server:
+        yield Databases(
+            state=await server.database("state"),
+            log=await server.database("log"),
+            tasks=await server.database("tasks"),
+            server=server,
+        )

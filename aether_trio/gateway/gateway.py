@@ -1,0 +1,155 @@
+"""The running gateway: a core (core.py), its lanes and their ports, and the ops port. The top of the composition.
+
+Order of opening, and backwards at the end: data directory (locked against a second gateway) -> databases -> log and its
+tasks -> sessions and services -> lanes -> ports -> ops port.
+
+Draining loses nothing: nothing more is accepted, each lane asks clients to go, what they sent before they knew is served,
+sessions end with UNAVAILABLE so that they resume elsewhere, then the log settles what it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+
+import structlog
+import trio
+
+from aether_trio.config import Settings
+from aether_trio.gateway import wiring
+from aether_trio.gateway.core import Core, open_core
+from aether_trio.services.tasks.transaction.dead_letters import Letters
+from aether_trio.telemetry.ops import serve_ops
+from aether_trio.transport.framed.server import FramedServer
+from aether_trio.transport.grpc.health import SERVING, Health
+from aether_trio.transport.grpc.link import GrpcLink
+from aether_trio.transport.grpc.reflection import with_reflection
+from aether_trio.transport.grpc.rpc import told_when_broken
+from aether_trio.transport.grpc.server import GrpcServer, Servable
+from aether_trio.transport.grpc.stream import ServerStream
+from aether_trio.transport.link import Link
+from aether_trio.transport.socket.accepted import Lane, notice_s
+from aether_trio.transport.socket.ports import Ports
+from aether_trio.transport.socket.unfinished_input import UnfinishedInput
+from aether_trio.transport.websocket.server import HttpServer
+from aether_trio.version import __version__
+from aether_trio.wire.pb.aether_grpc import AetherGatewayBase
+
+logger = structlog.get_logger("aether.gateway")
+
+DRAIN_NOTICE = "the gateway is shutting down; connect again"
+
+
+class GatewayService(AetherGatewayBase):
+    """AetherGateway/Connect: each stream becomes a Link for the session server."""
+
+    def __init__(self, serve: Callable[[Link], Awaitable[None]]) -> None:
+        self._serve = serve
+
+    @told_when_broken
+    async def Connect(self, stream: ServerStream) -> None:  # type: ignore[override]  # noqa: N802
+        """Serve one participant."""
+        await self._serve(GrpcLink(stream))
+
+
+class Gateway:
+    """A running gateway. Made by `open_gateway`."""
+
+    def __init__(self, core: Core, ports: Ports, health: Health, settings: Settings, ops_address: str | None) -> None:
+        self.core = core
+        self.address = ports.address
+        """HOST:PORT that the lanes share; of the first lane when each has its own."""
+        self.addresses: Mapping[str, str] = ports.addresses
+        """HOST:PORT by lane: "grpc", "framed", "websocket". Those that are off are not in it."""
+        self.ops_address = ops_address
+        self._ports = ports
+        self._health = health
+        self._settings = settings
+        self._closed = trio.Event()
+
+    async def wait_closed(self) -> None:
+        """Wait until a drain has finished."""
+        await self._closed.wait()
+
+    async def drain(self) -> None:
+        """Refuse new work, let clients go elsewhere, settle what was accepted. Safe to call twice."""
+        core = self.core
+        if core.sessions.draining:
+            await self._closed.wait()
+            return
+        core.health.draining()
+        self._health.close()
+        core.sessions.draining = True
+        deadline_s = self._settings.grpc.drain_deadline_s
+        logger.info("draining", sessions=len(core.registry), deadline_s=deadline_s)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._ports.drain, deadline_s)
+            await core.let_sessions_go(DRAIN_NOTICE, notice_s(deadline_s))
+        await core.log.drain()
+        logger.info("drained")
+        self._closed.set()
+
+
+@asynccontextmanager
+async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
+    """A gateway that serves. Raises OSError when a port is taken or the data directory is in use."""
+    async with open_core(settings) as core, trio.open_nursery() as nursery:
+        health = Health()
+        lanes = _open_lanes(core, health, nursery)
+        ports = wiring.ports(settings, lanes)
+        await nursery.start(ports.serve)
+        wiring.watch_ports(core.metrics, ports)
+        ops_address: str | None = None
+        if settings.ops.enabled:
+            ops_address = await nursery.start(
+                lambda task_status: serve_ops(
+                    settings.ops,
+                    health=core.health,
+                    metrics=core.metrics,
+                    tail=core.tail.open,
+                    resolve=Letters(core.tasks.engine).resolve,
+                    dev=settings.gateway.dev,
+                    task_status=task_status,
+                )
+            )
+        core.health.serving()
+        health.set_status(SERVING)
+        gateway = Gateway(core, ports, health, settings, ops_address)
+        try:
+            yield gateway
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+def _open_lanes(core: Core, health: Health, nursery: trio.Nursery) -> dict[str, Lane]:
+    """The lanes that are on, by name. What they need beside their connections runs in `nursery`."""
+    settings, metrics, serve = core.settings, core.metrics, core.sessions.serve
+    lanes: dict[str, Lane] = {}
+    unfinished = UnfinishedInput(wiring.unfinished_limits(settings))
+    nursery.start_soon(unfinished.watch, name="unfinished-input")
+    wiring.watch_unfinished(metrics, unfinished)
+    if settings.grpc.enabled:
+        services: list[Servable] = [GatewayService(serve), health]
+        if settings.grpc.reflection:
+            services = with_reflection(services)
+        limits = wiring.grpc_limits(settings.grpc, settings.limits.init_bytes)
+        lanes["grpc"] = grpc = GrpcServer(services, limits=limits, unfinished=unfinished)
+        nursery.start_soon(grpc.retire_the_old, name="grpc-age")
+        wiring.watch_lane(metrics, "grpc", grpc.statistics)
+    if settings.framed.enabled:
+        lanes["framed"] = framed = FramedServer(
+            serve,
+            wiring.framed_limits(settings),
+            nursery,
+            agent=f"aether-trio/{__version__}",
+            log=core.log.identity,
+            unfinished=unfinished,
+        )
+        wiring.watch_lane(metrics, "framed", framed.statistics)
+    if settings.websocket.enabled:
+        lanes["websocket"] = http = HttpServer(
+            serve, settings.websocket, nursery, log=core.log.identity.hex(), unfinished=unfinished
+        )
+        nursery.start_soon(http.keep_alive, name="websocket-pings")
+        wiring.watch_lane(metrics, "websocket", http.statistics)
+    return lanes

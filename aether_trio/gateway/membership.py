@@ -1,0 +1,125 @@
+"""Whose sessions a gateway knows of: its own alone, or as one node of a cluster those of all nodes.
+
+    SQLite      ──▶ registry                             nothing else
+    PostgreSQL  ──▶ registry + cluster (lease, holds, bus) + directory + progress and log of the other nodes
+
+Nothing of this is asked for by name anywhere else: services and sessions are handed a Holding and a SessionDirectory, the log and the
+lanes get a relay. Leaving a cluster: what sessions appended and read is committed first, then everything is given back at once, so that
+other nodes take over without a wait.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+import trio
+
+from aether_trio.config import Settings
+from aether_trio.delivery.ephemeral_topics import Lanes
+from aether_trio.gateway.databases import Databases, starting
+from aether_trio.log.topic_log import TopicLog
+from aether_trio.model.clock import Clock
+from aether_trio.session.directory import ClusterDirectory, LocalDirectory, SessionDirectory, end_session
+from aether_trio.session.identity_locks import ClusterHolding, Holding, LocalHolding
+from aether_trio.session.registry import Registry
+from aether_trio.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from aether_trio.cluster.cluster import Cluster
+    from aether_trio.storage.postgres.database import PostgresServer
+
+logger = structlog.get_logger("aether.core")
+
+SETTLE_S: Final = 10.0
+"""For what was appended and read, before this node gives up what it holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """`cluster` is None for a gateway that is alone. `statistics` are those of the cluster's parts, by name."""
+
+    registry: Registry
+    holding: Holding
+    directory: SessionDirectory
+    cluster: Cluster | None = None
+    statistics: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
+
+
+@asynccontextmanager
+async def open_membership(
+    settings: Settings, clock: Clock, databases: Databases, log: TopicLog, lanes: Lanes
+) -> AsyncIterator[Membership]:
+    """Be a gateway alone, or join the cluster on this database, until the block ends. Raises StorageSetupError."""
+    if databases.server is None:
+        registry = Registry(settings.limits.connections_per_workspace)
+        yield Membership(registry, LocalHolding(registry), LocalDirectory(registry))
+        return
+
+    with starting("this gateway could not join the cluster") as done:
+        async with _join_cluster(settings, clock, databases.server, log, lanes) as membership:
+            done()
+            yield membership
+
+
+@asynccontextmanager
+async def _join_cluster(
+    settings: Settings, clock: Clock, server: PostgresServer, log: TopicLog, lanes: Lanes
+) -> AsyncIterator[Membership]:
+    """Raises what keeps it from that, in the groups of nurseries."""
+    from aether_trio.cluster.cluster import open_cluster
+    from aether_trio.cluster.locks.directory import open_directory
+    from aether_trio.cluster.records import ClusterLimits, NodeInfo
+    from aether_trio.cluster.relay.log_relay import open_cluster_tails
+    from aether_trio.cluster.relay.progress_relay import open_cluster_lanes
+
+    registry = Registry()  # the cluster counts the connections of a workspace, all nodes together
+    holding = ClusterHolding(registry, log, clock.now_ms)
+    info = NodeInfo(settings.gateway.node_name or f"{socket.gethostname()}:{os.getpid()}", version=__version__)
+    limits = ClusterLimits(connections_per_workspace=settings.limits.connections_per_workspace)
+    async with AsyncExitStack() as stack:
+        cluster = await stack.enter_async_context(open_cluster(server, holding, info, limits=limits))
+        holding.join(cluster.holds)
+        log.node = lambda: (cluster.lease.node_id, cluster.lease.epoch)
+        log.sure = cluster.lease.wait_sure
+        cluster.others.on_death.append(log.somebody_left)
+        cluster.on_renewal.append(log.somebody_left)  # the work that this node had is free, too
+        ending = partial(end_session, registry)
+        rows = await stack.enter_async_context(open_directory(server, cluster, ending, cluster_limits=limits))
+        first_seq = clock.now_ms() * 1000
+        progress = await stack.enter_async_context(
+            open_cluster_lanes(server, cluster, lanes, first_seq=first_seq, cluster_limits=limits)
+        )
+        tails = await stack.enter_async_context(open_cluster_tails(server, cluster, log, cluster_limits=limits))
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        nursery.start_soon(holding.run, name="holding")
+        try:
+            yield Membership(
+                registry,
+                holding,
+                ClusterDirectory(registry, rows, holding.leaving),
+                cluster,
+                {
+                    "cluster_lease": cluster.lease.statistics,
+                    "cluster_nodes": cluster.nodes.statistics,
+                    "cluster_directory": rows.statistics,
+                    "cluster_bus": cluster.bus.statistics,
+                    "cluster_holds": cluster.holds.statistics,
+                    "cluster_progress": progress.statistics,
+                    "cluster_log": tails.statistics,
+                },
+            )
+        finally:
+            with trio.CancelScope(shield=True):
+                with trio.move_on_after(SETTLE_S):
+                    await log.drain()
+                    await log.cursors.save()
+                nursery.cancel_scope.cancel()

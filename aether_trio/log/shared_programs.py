@@ -1,0 +1,280 @@
+"""The topic log's SQL where several processes write it (PostgreSQL): the programs of programs.py that differ there.
+
+Nobody knows the next offset of a topic but the database: `topics.floor_offset` is the last one given out. A group raises it for all its
+topics, locked in the order of their ids, in the statement that writes its messages. The locks last until the commit, so a topic's
+offsets have no gaps, and are committed in their order: whoever sees an offset can read everything before it.
+
+A statement is a round trip, so a group is one, whatever it holds: messages, cursors and publishers' numbers go as arrays. And it may be
+sent again when its answer is lost: a writer numbers its groups, and one whose number is in the log already does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aether_trio.log.programs import OFFSET_BITS, TopicFacts, key_of, offset_of, raise_floor
+from aether_trio.storage.base import FENCE_HERE, Execute, Fetch, Program, Row, StorageUnavailable, Value
+
+GONE: Final = -1
+"""In the place of an offset: the topic has no row (any more)."""
+
+CREATE_TRIES: Final = 5
+"""A topic that is deleted by another node between two statements of ours is made again that often."""
+
+_FACTS: Final = """
+    SELECT t.id, t.floor_offset, t.floor_bytes, c.msg_offset, t.base_offset
+    FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (name, consumer, number)
+    LEFT JOIN topics t ON t.name = w.name
+    LEFT JOIN cursors c ON c.topic_id = t.id AND c.consumer = w.consumer
+    ORDER BY w.number
+"""
+
+# Ids are few (OFFSET_BITS), and ON CONFLICT uses one up even when there is nothing to insert.
+_CREATE: Final = """
+    INSERT INTO topics (name, floor_offset, base_offset, checked_ms)
+    SELECT w.name, f.floor_offset, f.floor_offset, $2::bigint
+    FROM unnest($1::text[]) AS w (name), (SELECT COALESCE(MAX(floor_offset), 0) AS floor_offset FROM topic_floor) AS f
+    WHERE NOT EXISTS (SELECT 1 FROM topics t WHERE t.name = w.name)
+    ON CONFLICT (name) DO NOTHING
+"""
+
+# A row of `topics` may be deleted (retention.py) while a node still has its id: a statement that names one that is gone does nothing.
+_APPEND: Final = f"""
+    WITH locked AS MATERIALIZED (
+        SELECT t.id FROM topics t WHERE t.id = ANY($4::bigint[]) ORDER BY t.id FOR UPDATE
+    ), gone AS MATERIALIZED (
+        SELECT w.id FROM unnest($4::bigint[]) AS w (id) WHERE w.id NOT IN (SELECT id FROM locked)
+        UNION
+        -- OFFSET 0: each by its key.
+        SELECT m.id FROM unnest($11::bigint[]) AS m (id) WHERE (SELECT t.id FROM topics t WHERE t.id = m.id OFFSET 0) IS NULL
+    ), fresh AS (
+        INSERT INTO log_writers AS w (id, group_number, updated_ms) OVERRIDING SYSTEM VALUE
+        SELECT $1::bigint, $2::bigint, $3::bigint FROM (SELECT {FENCE_HERE}) AS fence
+        WHERE NOT EXISTS (SELECT 1 FROM gone)
+        ON CONFLICT (id) DO UPDATE SET group_number = excluded.group_number, updated_ms = excluded.updated_ms
+            WHERE w.group_number < excluded.group_number
+        RETURNING id
+    ), wanted AS (
+        SELECT w.topic_id, w.messages, w.bytes
+        FROM unnest($4::bigint[], $5::bigint[], $6::bigint[]) AS w (topic_id, messages, bytes)
+        WHERE EXISTS (SELECT 1 FROM fresh)
+    ), heads AS (
+        UPDATE topics t SET floor_offset = t.floor_offset + w.messages, floor_bytes = t.floor_bytes + w.bytes
+        FROM locked l JOIN wanted w ON w.topic_id = l.id
+        WHERE t.id = l.id
+        RETURNING t.id, t.floor_offset - w.messages AS before, t.floor_bytes - w.bytes AS bytes_before
+    ), written AS (
+        INSERT INTO messages (message_key, ts_ms, topic_bytes, data)
+        SELECT (h.id << {OFFSET_BITS}) | (h.before + m.number), $3, h.bytes_before + m.bytes, m.data
+        FROM unnest($7::bigint[], $8::bigint[], $9::bigint[], $10::bytea[]) AS m (topic_id, number, bytes, data)
+        JOIN heads h ON h.id = m.topic_id
+    ), moved AS (
+        INSERT INTO cursors AS c (topic_id, consumer, msg_offset, updated_ms)
+        SELECT m.topic_id, m.consumer, m.msg_offset, $3
+        FROM unnest($11::bigint[], $12::text[], $13::bigint[]) AS m (topic_id, consumer, msg_offset)
+        WHERE EXISTS (SELECT 1 FROM fresh)
+        ORDER BY m.topic_id, m.consumer
+        ON CONFLICT (topic_id, consumer) DO UPDATE SET msg_offset = excluded.msg_offset, updated_ms = excluded.updated_ms
+            WHERE excluded.msg_offset >= c.msg_offset
+    ), numbered AS (
+        INSERT INTO publishers (identity, publisher, numbers, updated_ms)
+        SELECT m.identity, m.publisher, m.numbers, $3
+        FROM unnest($14::text[], $15::bytea[], $16::bytea[]) AS m (identity, publisher, numbers)
+        WHERE EXISTS (SELECT 1 FROM fresh)
+        ORDER BY m.identity
+        ON CONFLICT (identity) DO UPDATE SET publisher = excluded.publisher, numbers = excluded.numbers,
+            updated_ms = excluded.updated_ms
+    )
+    SELECT id, before FROM heads UNION ALL SELECT 0, 0 FROM fresh UNION ALL SELECT id, {GONE} FROM gone
+"""  # noqa: S608  # a constant
+
+# After the locks, as a statement of its own: it sees whatever was committed while they were waited for.
+_DELETE: Final = f"""
+    DELETE FROM topics t WHERE t.id = ANY($1::bigint[]) AND t.emptied_ms > 0
+    AND NOT EXISTS (
+        SELECT 1 FROM messages m WHERE m.message_key > t.id << {OFFSET_BITS} AND m.message_key < (t.id + 1) << {OFFSET_BITS}
+    )
+    AND NOT EXISTS (SELECT 1 FROM cursors c WHERE c.topic_id = t.id)
+    AND NOT EXISTS (SELECT 1 FROM work_hands h WHERE h.topic_id = t.id)
+    RETURNING t.id, t.floor_offset
+"""  # noqa: S608  # a constant
+
+_CLOSE: Final = """
+    UPDATE log_writers SET group_number = CASE WHEN group_number < $2 THEN $2 + 1 ELSE group_number END WHERE id = $1
+    RETURNING group_number
+"""
+
+# Sizes are summed before a message is fetched: length() of a stored value does not read it.
+_PAGE: Final = """
+    SELECT message_key, ts_ms, data FROM (
+        SELECT message_key, ts_ms, data, row_number() OVER w AS number, sum(length(data)) OVER w AS total
+        FROM (
+            SELECT message_key, ts_ms, data FROM messages WHERE message_key > $1 AND message_key <= $2
+            ORDER BY message_key LIMIT $3
+        ) AS page
+        WINDOW w AS (ORDER BY message_key)
+    ) AS summed
+    WHERE number = 1 OR total <= $4
+    ORDER BY message_key
+"""
+
+
+# `cut`: there was more than this read may bring.
+_TAILS: Final = f"""
+    SELECT w.topic_id, p.message_key, p.data, p.cut
+    FROM unnest($1::bigint[], $2::bigint[]) AS w (topic_id, tail)
+    CROSS JOIN LATERAL (
+        SELECT s.message_key, s.data, s.size = $3 OR s.size > count(*) OVER () AS cut FROM (
+            SELECT m.message_key, m.data, count(*) OVER () AS size, row_number() OVER k AS number,
+                sum(length(m.data)) OVER k AS total
+            FROM (
+                SELECT message_key, data FROM messages
+                WHERE message_key > (w.topic_id << {OFFSET_BITS} | w.tail) AND message_key < (w.topic_id + 1) << {OFFSET_BITS}
+                ORDER BY message_key LIMIT $3
+            ) AS m
+            WINDOW k AS (ORDER BY m.message_key)
+        ) AS s
+        WHERE s.number = 1 OR s.total <= $4
+    ) AS p
+    UNION ALL
+    SELECT w.topic_id, NULL, NULL, NULL FROM unnest($1::bigint[]) AS w (topic_id)
+    WHERE (SELECT t.id FROM topics t WHERE t.id = w.topic_id OFFSET 0) IS NULL
+    ORDER BY 1, 2
+"""  # noqa: S608  # a constant
+
+TailRow = tuple[int, int, bytes, bool]
+"""(topic id, offset, frame, whether the topic has more than was read)"""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedGroup:
+    """What one statement writes. `messages` are (topic id, frame), in their order."""
+
+    writer: int
+    number: int
+    now_ms: int
+    messages: Sequence[tuple[int, bytes]]
+    cursors: Sequence[tuple[int, str, int, int]]
+    publishers: Sequence[tuple[str, bytes, bytes, int]]
+
+
+def new_writer(now_ms: int) -> Fetch:
+    """A row, whose id is a writer's for as long as its process lasts."""
+    return Fetch("INSERT INTO log_writers (group_number, updated_ms) VALUES (0, $1) RETURNING id", (now_ms,))
+
+
+def close_group(writer: int, number: int) -> Fetch:
+    """Have a group of this number no effect from now on. The answer is one row: `number` if it was written before, else the next one.
+
+    So it can be asked again, if the writer does not use the next number.
+    """
+    return Fetch(_CLOSE, (writer, number))
+
+
+def append_group(group: SharedGroup) -> Fetch:
+    """Write a group. The answer: (topic id, the topic's last offset before it) for each topic, and a row (0, 0).
+
+    Without that row nothing was done: there are rows (topic id, GONE) for topics that have been deleted, which are to be made
+    again; or the group had been written before.
+    """
+    counts: dict[int, int] = {}
+    sizes: dict[int, int] = {}
+    topic_ids: list[Value] = []
+    numbers: list[Value] = []
+    bytes_so_far: list[Value] = []
+    frames: list[Value] = []
+    for topic_id, frame in group.messages:
+        counts[topic_id] = counts.get(topic_id, 0) + 1
+        sizes[topic_id] = sizes.get(topic_id, 0) + len(frame)
+        topic_ids.append(topic_id)
+        numbers.append(counts[topic_id])
+        bytes_so_far.append(sizes[topic_id])
+        frames.append(frame)
+    return Fetch(
+        _APPEND,
+        (
+            group.writer,
+            group.number,
+            group.now_ms,
+            list(counts),
+            list(counts.values()),
+            list(sizes.values()),
+            topic_ids,
+            numbers,
+            bytes_so_far,
+            frames,
+            *_columns(group.cursors, 3),
+            # The later one of two publishers of one identity stays, as a statement cannot write one row twice.
+            *_columns(list({row[0]: row for row in group.publishers}.values()), 3),
+        ),
+    )
+
+
+def _columns(rows: Sequence[Sequence[Any]], count: int) -> list[list[Any]]:
+    return [[row[column] for row in rows] for column in range(count)]
+
+
+def create_topics(names: Sequence[str], now_ms: int) -> Program[dict[str, TopicFacts]]:
+    """Make rows for topics where missing (`names` in order, so that nodes do not wait for each other); facts by name."""
+    for _ in range(CREATE_TRIES):
+        yield Execute(_CREATE, (names, now_ms))
+        facts = yield from many_topic_facts([(name, None) for name in names])
+        if all(fact.topic_id is not None for fact in facts):
+            return dict(zip(names, facts, strict=True))
+    raise StorageUnavailable("topics are deleted as fast as they are made")
+
+
+def delete_topics(topic_ids: Sequence[int]) -> Program[list[int]]:
+    """See programs.delete_topics. A topic that some node listens to stays."""
+    yield Fetch("SELECT id FROM topics WHERE id = ANY($1::bigint[]) ORDER BY id FOR UPDATE", (topic_ids,))
+    [[interest]] = yield Fetch("SELECT to_regclass('topic_interest') IS NOT NULL")
+    if interest:  # else this gateway is alone on its database
+        rows: list[Row] = yield Fetch(
+            "SELECT t.id FROM topics t WHERE t.id = ANY($1::bigint[]) AND NOT EXISTS ("
+            'SELECT 1 FROM topic_interest i WHERE i.topic = t.name COLLATE "C")',
+            (topic_ids,),
+        )
+        topic_ids = [row[0] for row in rows]
+    gone: list[Row] = yield Fetch(_DELETE, (topic_ids,))
+    ids = [row[0] for row in gone]
+    if ids:
+        yield Execute("DELETE FROM work_groups WHERE topic_id = ANY($1::bigint[])", (ids,))
+        yield raise_floor(max(row[1] for row in gone))
+    return ids
+
+
+def many_topic_facts(wanted: Sequence[tuple[str, str | None]]) -> Program[list[TopicFacts]]:
+    """The ids and tails of topics, and where a consumer of each (if any) has read to."""
+    rows: list[Row] = yield Fetch(_FACTS, _columns(wanted, 2))
+    return [
+        TopicFacts(topic_id, tail or 0, size or 0, cursor, base or 0) for topic_id, tail, size, cursor, base in rows
+    ]
+
+
+def read_page(topic_id: int, after: int, upto: int, rows: int, max_bytes: int) -> Program[list[Row]]:
+    """See programs.read_page."""
+    page: list[Row] = yield Fetch(_PAGE, (key_of(topic_id, after), key_of(topic_id, upto), rows, max_bytes))
+    return [(offset_of(key), ts_ms, data) for key, ts_ms, data in page]
+
+
+def read_some(topic_id: int, offsets: Sequence[int]) -> Program[list[Row]]:
+    """See programs.read_some."""
+    keys = [key_of(topic_id, offset) for offset in offsets]
+    rows: list[Row] = yield Fetch(
+        "SELECT message_key, data FROM messages WHERE message_key = ANY($1::bigint[])", (keys,)
+    )
+    found = {offset_of(key): data for key, data in rows}
+    return [(offset, found[offset]) for offset in offsets if offset in found]
+
+
+def read_tails(tails: Sequence[tuple[int, int]], rows: int, max_bytes: int) -> Program[list[TailRow]]:
+    """What is behind the tails of these topics, (topic id, tail) each: at most `rows` and `max_bytes` of one, but one message at least.
+
+    A topic that has been deleted has one row, with the offset GONE."""
+    found: list[Row] = yield Fetch(_TAILS, (*_columns(tails, 2), rows, max_bytes))
+    return [
+        (topic_id, GONE, b"", False) if key is None else (topic_id, offset_of(key), frame, cut)
+        for topic_id, key, frame, cut in found
+    ]

@@ -1,0 +1,115 @@
+"""Assignments on their way to workers of this node.
+
+A worker that reads is sent its assignments at once: with what else it is sent in this turn of the loop, in one write. Of one that does
+not only the names of its tasks are kept, and they are read again when there is room: what waits for a stuck worker costs nothing. So it is
+with the tasks of a transaction that gives very much at once.
+
+An orchestrator is told of its starts in the order of their priority, as far as they wait here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+import structlog
+import trio
+
+from aether_trio.delivery.kicks import Kicked
+from aether_trio.model.tasks import Status, Task
+from aether_trio.services.tasks.handlers.protobuf import assignment
+from aether_trio.services.tasks.transaction import rows
+from aether_trio.session.session import Session
+from aether_trio.storage.base import Database, Program, StorageUnavailable
+from aether_trio.wire.pb import aether_pb2 as pb
+
+logger = structlog.get_logger("aether.tasks")
+
+RETRY_S: Final = 1.0
+
+
+STARTS_AT_ONCE: Final = 32
+"""Starts that an orchestrator is told of in one step, which is a transaction."""
+
+HandOut = Callable[[Session, Sequence[Task]], Awaitable[None]]
+
+
+async def _nobody(session: Session, starts: Sequence[Task]) -> None:
+    raise AssertionError(f"{starts[0].task_id} is a start, and nothing here starts agents")
+
+
+class Deliveries:
+    """See the module docstring. `kick` has an outbox written at the end of this turn, at the latest."""
+
+    def __init__(self, database: Database, kick: Callable[[Kicked], None]) -> None:
+        self._database = database
+        self._kick = kick
+        self._waiting: dict[str, deque[tuple[str, int]]] = {}
+        self._starts: dict[str, list[Task]] = {}
+        self.pushed = 0
+        self.hand_out: HandOut = _nobody
+        """Tells an orchestrator of starts, in their order (services/agents)."""
+
+    def push(self, session: Session, task: Task, payload: bytes | None) -> None:
+        """Tell a worker of a task. Never blocks.
+
+        A payload that is None is read when there is room. A session that has ended is passed over: its end gives the task back.
+        """
+        if session.detached or session.nursery is None:
+            return
+        if task.status is Status.STARTING:
+            starts = self._starts.get(session.session_id)
+            if starts is None:
+                starts = self._starts[session.session_id] = []
+                session.nursery.start_soon(self._start, session, starts, name="starts")
+            starts.append(task)
+            return
+        waiting = self._waiting.get(session.session_id)
+        if waiting is None:
+            if payload is not None and session.outbox.control_has_room:
+                self._put(session, task, payload)
+                return
+            waiting = self._waiting[session.session_id] = deque()
+            session.nursery.start_soon(self._drain, session, waiting, name="assignments")
+        waiting.append((task.task_id, task.epoch))
+
+    def _put(self, session: Session, task: Task, payload: bytes) -> None:
+        self.pushed += 1
+        given = pb.DownstreamMessage(task_assignment=assignment(task, payload, numbered=session.numbered))
+        session.outbox.queue_control(given.SerializeToString())
+        self._kick(session.outbox)
+
+    async def _start(self, session: Session, starts: list[Task]) -> None:
+        try:
+            while starts:
+                starts.sort(key=lambda task: (-task.priority, task.order_us))
+                some = starts[:STARTS_AT_ONCE]
+                del starts[:STARTS_AT_ONCE]
+                await self.hand_out(session, some)
+        finally:
+            del self._starts[session.session_id]
+
+    async def _drain(self, session: Session, waiting: deque[tuple[str, int]]) -> None:
+        try:
+            while waiting:
+                await session.outbox.wait_control_room()
+                task_id, epoch = waiting[0]
+                try:
+                    found = await self._database.read(lambda task_id=task_id: _with_payload(task_id))  # type: ignore[misc]
+                except StorageUnavailable as error:
+                    logger.warning("an assignment was not read, trying again", reason=str(error))
+                    await trio.sleep(RETRY_S)
+                    continue
+                waiting.popleft()
+                task, payload = found
+                if task is not None and task.epoch == epoch and task.status is Status.ASSIGNED:
+                    self._put(session, task, payload)
+        finally:
+            del self._waiting[session.session_id]
+
+
+def _with_payload(task_id: str) -> Program[tuple[Task | None, bytes]]:
+    task = yield from rows.load(task_id)
+    payload = yield from rows.payload_of(task_id)
+    return task, payload

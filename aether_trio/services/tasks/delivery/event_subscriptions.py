@@ -1,0 +1,300 @@
+"""Subscriptions to task events: what was written is handed on in the order of its numbers, from memory if possible, else from the table.
+
+    commit ──▶ offer(events) ──▶ subscription: the next number, and the client has room ──▶ sent
+                                     │ a gap, or no room: the task is behind
+                                     ▼
+                              catch up: read from the table behind the position, until level (replay.py)
+
+A subscription has a position for each of its tasks. It is sent an event only when its number is the next one, so it never misses one,
+never sees one twice, and it does not matter in which order commits are heard of, here or from other nodes.
+
+A recursive subscription has the descendants that there are, and takes up those that are made later. Where it begins and what is below its
+task are read in one snapshot (`beginning`): a child that is made later has its "spawned" behind its parent's position.
+
+Invariants: whatever runs for a subscription runs in its session's nursery; a client that does not read costs the positions
+and a few numbers more, and no event.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, NamedTuple
+
+import structlog
+import trio
+
+from aether_trio.model.errors import AetherError, Code
+from aether_trio.services.tasks.delivery import replay
+from aether_trio.services.tasks.transaction.work import Recorded
+from aether_trio.session.session import Session
+from aether_trio.storage.base import Database, Fetch, Program, Row, StorageUnavailable
+from aether_trio.wire.pb import aether_pb2 as pb
+
+logger = structlog.get_logger("aether.tasks")
+
+MAX_SUBSCRIPTIONS: Final = 256
+"""Of one session."""
+MAX_FOLLOWED: Final = 4_096
+"""Tasks of one recursive subscription. One that would begin with more is refused; a descendant that is made later is not taken up
+beyond it, and the client is told so once."""
+MAX_OF_SESSION: Final = 4 * MAX_FOLLOWED
+"""Tasks of all subscriptions of a session, counted for each of them."""
+RETRY_S: Final = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class Subscription:
+    """`positions` are the numbers of the latest events sent, None while it is being read. `behind` are tasks to be read from the table."""
+
+    subscription_id: str
+    session: Session
+    task_id: str
+    recursive: bool
+    positions: dict[str, int | None] = field(default_factory=dict)
+    behind: set[str] = field(default_factory=set)
+    request_id: str = ""
+    """Of the request that it was made by."""
+    full: bool = False
+    """Its client has been told that there are more tasks than it follows."""
+    reading: bool = False
+    closed: bool = False
+
+
+class Hub:
+    """All subscriptions of a node."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._by_task: dict[str, dict[Subscription, None]] = {}
+        self._by_session: dict[str, dict[str, Subscription]] = {}
+        self._followed: Counter[str] = Counter()
+        """How many tasks each session follows."""
+
+    @property
+    def watched(self) -> Iterable[str]:
+        """Every task that somebody here follows."""
+        return self._by_task.keys()
+
+    def watches(self, task_id: str) -> bool:
+        """Whether somebody here follows a task."""
+        return task_id in self._by_task
+
+    def count(self, session: Session) -> int:
+        """How many subscriptions a session has."""
+        return len(self._by_session.get(session.session_id, ()))
+
+    # -- subscribing ------------------------------------------------------------------------------------------------
+
+    def open(self, subscription: Subscription, task_ids: Iterable[str]) -> None:
+        """Follow these tasks from now on; what happens until `start` is remembered as being behind."""
+        self._by_session.setdefault(subscription.session.session_id, {})[subscription.subscription_id] = subscription
+        for task_id in task_ids:
+            self._follow(subscription, task_id, None)
+
+    def _follow(self, subscription: Subscription, task_id: str, position: int | None) -> None:
+        if task_id not in subscription.positions:
+            subscription.positions[task_id] = position
+            self._by_task.setdefault(task_id, {})[subscription] = None
+            self._followed[subscription.session.session_id] += 1
+
+    def follow(self, subscription: Subscription, task_ids: Iterable[str]) -> None:
+        """Follow these as well, before `start`. Raises AetherError QUOTA."""
+        new = [task_id for task_id in task_ids if task_id not in subscription.positions]
+        if self._followed[subscription.session.session_id] + len(new) > MAX_OF_SESSION:
+            raise AetherError(Code.QUOTA, f"a session's subscriptions follow at most {MAX_OF_SESSION} tasks in all")
+        for task_id in new:
+            self._follow(subscription, task_id, None)
+
+    def start(self, subscription: Subscription, positions: dict[str, int], *, replay: bool) -> None:
+        """Begin to send, behind these positions; with `replay` there is something behind them already."""
+        for task_id, position in positions.items():
+            if task_id in subscription.positions:
+                subscription.positions[task_id] = position
+                if replay:
+                    subscription.behind.add(task_id)
+        self._catch_up_soon(subscription)
+
+    def close(self, session: Session, subscription_id: str) -> list[str]:
+        """End a subscription; the tasks that nobody here follows any more. Idempotent."""
+        subscription = self._by_session.get(session.session_id, {}).pop(subscription_id, None)
+        return [] if subscription is None else self._drop(subscription)
+
+    def close_all(self, session: Session) -> list[str]:
+        """End a session's subscriptions; the tasks that nobody here follows any more."""
+        found = self._by_session.pop(session.session_id, {}).values()
+        return [task_id for subscription in found for task_id in self._drop(subscription)]
+
+    def _drop(self, subscription: Subscription) -> list[str]:
+        subscription.closed = True
+        session_id = subscription.session.session_id
+        self._followed[session_id] -= len(subscription.positions)
+        if self._followed[session_id] <= 0:
+            del self._followed[session_id]
+        alone = []
+        for task_id in subscription.positions:
+            followers = self._by_task.get(task_id)
+            if followers is not None:
+                followers.pop(subscription, None)
+                if not followers:
+                    del self._by_task[task_id]
+                    alone.append(task_id)
+        return alone
+
+    # -- sending ----------------------------------------------------------------------------------------------------
+
+    def offer(self, events: Iterable[Recorded]) -> None:
+        """These have been committed. Never blocks."""
+        for event in events:
+            for subscription in tuple(self._by_task.get(event.task_id, ())):
+                position = subscription.positions[event.task_id]
+                if position is not None and event.number <= position:
+                    continue
+                ready = position is not None and not subscription.reading and not subscription.behind
+                if ready and event.number == (position or 0) + 1 and subscription.session.outbox.control_has_room:
+                    self._send(subscription, event.task_id, event.number, event.event)
+                else:
+                    subscription.behind.add(event.task_id)
+                    self._catch_up_soon(subscription)
+
+    def look(self, task_id: str) -> None:
+        """There may be events of this task ("*": of any) that were not offered here."""
+        for one in list(self._by_task) if task_id == "*" else [task_id]:
+            for subscription in self._by_task.get(one, ()):
+                subscription.behind.add(one)
+                self._catch_up_soon(subscription)
+
+    async def look_for_missed(self) -> None:
+        """Find events that were not offered here, of all tasks that somebody here follows. Raises StorageUnavailable."""
+        followed = list(self._by_task)
+        for names, marks in replay.in_parts(followed):
+            latest = await self._database.fetch(f"SELECT task_id, events FROM tasks WHERE task_id IN ({marks})", *names)  # noqa: S608
+            for task_id, number in latest:
+                for subscription in self._by_task.get(task_id, ()):
+                    if number > (subscription.positions[task_id] or 0):
+                        subscription.behind.add(task_id)
+                        self._catch_up_soon(subscription)
+
+    def _send(self, subscription: Subscription, task_id: str, number: int, encoded: bytes) -> None:
+        if number <= (subscription.positions[task_id] or 0):
+            return
+        subscription.positions[task_id] = number
+        event = pb.TaskEvent.FromString(encoded)
+        event.subscription_id = subscription.subscription_id
+        subscription.session.put(pb.DownstreamMessage(task_event=event))
+        child = event.child_lifecycle
+        if (
+            subscription.recursive
+            and child.lifecycle == "spawned"
+            and child.child_task_id not in subscription.positions
+        ):
+            of_session = self._followed[subscription.session.session_id]
+            if len(subscription.positions) < MAX_FOLLOWED and of_session < MAX_OF_SESSION:
+                self._follow(subscription, child.child_task_id, 0)
+                subscription.behind.add(child.child_task_id)
+                self._catch_up_soon(subscription)
+            elif not subscription.full:
+                subscription.full = True
+                subscription.session.put_error(_too_many(subscription), subscription.request_id)
+
+    def _catch_up_soon(self, subscription: Subscription) -> None:
+        nursery = subscription.session.nursery
+        known = any(subscription.positions[task_id] is not None for task_id in subscription.behind)
+        if known and not subscription.reading and not subscription.closed and nursery is not None:
+            subscription.reading = True
+            nursery.start_soon(self._catch_up, subscription, name="task-events")
+
+    async def _catch_up(self, subscription: Subscription) -> None:
+        ahead: replay.Ahead = {}
+        positions, behind = subscription.positions, subscription.behind
+        try:
+            while not subscription.closed:
+                await subscription.session.outbox.wait_control_room()
+                wanted = {one: positions[one] or 0 for one in behind if one not in ahead and positions[one] is not None}
+                behind.difference_update(wanted)
+                wanted |= {one: positions[one] or 0 for one in replay.used_up(ahead)}
+                if not wanted and not ahead:
+                    return
+                try:
+                    found, ahead = await self._database.read(partial(replay.read_on, ahead, wanted))
+                except StorageUnavailable as error:
+                    logger.warning("task events not read, trying again", reason=str(error))
+                    behind.update(task_id for task_id in wanted if task_id not in ahead)
+                    await trio.sleep(RETRY_S)
+                    continue
+                for task_id in self._send_all(subscription, found):
+                    ahead.pop(task_id, None)
+                    behind.add(task_id)
+        finally:
+            subscription.reading = False
+
+    def _send_all(self, subscription: Subscription, found: Sequence[Row]) -> set[str]:
+        """In their order; the tasks of those that have no room. They are read again: of a client that does not read no event is kept."""
+        for at, (task_id, number, encoded) in enumerate(found):
+            if not subscription.session.outbox.control_has_room:
+                return {row[0] for row in found[at:]}
+            if subscription.closed:
+                break
+            self._send(subscription, task_id, number, encoded)
+        return set()
+
+
+def _too_many(subscription: Subscription) -> AetherError:
+    return AetherError(
+        Code.QUOTA,
+        f"subscription {subscription.subscription_id} to all below task {subscription.task_id} follows at most "
+        f"{MAX_FOLLOWED} tasks, and a session {MAX_OF_SESSION}; those that are made from now on are left out",
+    )
+
+
+class Beginning(NamedTuple):
+    """What a subscription begins with. `unwatched` are tasks that other nodes do not tell this one of."""
+
+    positions: dict[str, int]
+    unwatched: list[str]
+
+
+def beginning(task_id: str, below: Program[list[str]] | None, since_ms: int, node: str | None) -> Program[Beginning]:
+    """The task, and what `below` finds, with the positions of all of them. One snapshot. Raises AetherError QUOTA.
+
+    `node` is this node's name where there are others.
+    """
+    wanted = [task_id]
+    if below is not None:
+        wanted += yield from below
+    if len(wanted) > MAX_FOLLOWED:
+        raise AetherError(
+            Code.QUOTA,
+            f"a subscription follows at most {MAX_FOLLOWED} tasks, and task {task_id} has more below it; "
+            "follow some of them instead",
+        )
+    unwatched = []
+    if node is not None:
+        watched: set[str] = set()
+        for names, marks in replay.in_parts(wanted):
+            found: list[Row] = yield Fetch(
+                f"SELECT task_id FROM task_watchers WHERE task_id IN ({marks}) AND node = ${len(names) + 1}",  # noqa: S608
+                (*names, node),
+            )
+            watched.update(one for (one,) in found)
+        unwatched = [one for one in wanted if one not in watched]
+    return Beginning((yield from positions(wanted, since_ms)), unwatched)
+
+
+def positions(task_ids: Iterable[str], since_ms: int) -> Program[dict[str, int]]:
+    """Where a subscription begins: behind everything, or before the first event at or after `since_ms`."""
+    found: dict[str, int] = {}
+    for names, marks in replay.in_parts(task_ids):
+        rows: list[Row] = yield Fetch(f"SELECT task_id, events FROM tasks WHERE task_id IN ({marks})", names)  # noqa: S608
+        latest: dict[str, int] = dict.fromkeys(names, 0) | {row[0]: row[1] for row in rows}
+        if since_ms > 0:
+            rows = yield Fetch(
+                f"SELECT task_id, MIN(number) FROM task_events WHERE task_id IN ({marks}) "  # noqa: S608
+                f"AND at_ms >= ${len(names) + 1} GROUP BY task_id",
+                (*names, since_ms),
+            )
+            latest |= {task_id: number - 1 for task_id, number in rows}
+        found |= latest
+    return found

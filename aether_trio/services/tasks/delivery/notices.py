@@ -1,0 +1,62 @@
+"""What the creator of a task is told as it goes on: progress updates that the gateway makes (reference: tasks.md 1.14).
+
+They are hints for people and for clients that listen anyhow. Whoever must not miss anything subscribes to the task's events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Final
+
+from aether_trio.delivery.ephemeral_topics import Lanes, LaneSink
+from aether_trio.model.identity import Identity, IdentityError, Kind
+from aether_trio.model.tasks import Task
+from aether_trio.model.topics import progress_of, progress_of_user
+from aether_trio.wire.delivery import encode_progress
+from aether_trio.wire.pb import aether_pb2 as pb
+
+SOURCE: Final = "gateway"
+PARTICIPANT: Final = "subject_participant"
+"""Metadata of tasks whose user is to hear of them, too: "1" or "true"."""
+
+
+def publish(lanes: Lanes, task: Task, now_ms: int, kick: Callable[[LaneSink], None]) -> None:
+    """Tell the creator, and the user that takes part, what a task has become. `kick` as of `Lanes.publish`."""
+    status = task.status.value
+    update = pb.ProgressUpdate(
+        source=SOURCE,
+        task_id=task.task_id,
+        state=status,
+        summary=f"task {status}: {task.error}" if task.error else f"task {status}",
+        timestamp_ms=now_ms,
+        workspace=task.workspace,
+        recipient=task.creator,
+        kind=pb.PROGRESS_KIND_TASK,
+        metadata={"status": status, "task_type": task.task_type},
+    )
+    lane = _lane_of(task.creator, task.workspace)
+    if lane:
+        lanes.publish(lane, SOURCE, update.recipient, encode_progress(update), kick)
+    if task.subject_type.lower() != "user":
+        return
+    kept = pb.CreateTaskRequest.FromString(task.spec).metadata
+    if kept.get(PARTICIPANT, "").lower() in {"1", "true"}:
+        update.recipient = f"us::{task.subject_id}"
+        for name in ("thread_id", "message_id"):
+            if name in kept:
+                update.metadata[name] = kept[name]
+        update.metadata["started_at_ms"] = str(task.started_ms)
+        lanes.publish(progress_of_user(task.subject_id), SOURCE, update.recipient, encode_progress(update), kick)
+
+
+@lru_cache(maxsize=4096)
+def _lane_of(creator: str, workspace: str) -> str:
+    """Where the creator listens; "" for one that has no lane of its own."""
+    try:
+        identity = Identity.parse(creator, strict=False)
+    except IdentityError:
+        return ""
+    if identity.kind is Kind.USER:
+        return progress_of_user(identity.user_id)
+    return progress_of(identity.workspace or workspace)

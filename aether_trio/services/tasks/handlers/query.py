@@ -1,0 +1,216 @@
+"""TaskQuery: the filter as a condition, pages that go on behind the last row (reference: tasks.md 6.2).
+
+Order: latest change first, then by id. A page token names the last row of its page. A task that changes while somebody pages moves to
+the front, so it is never seen twice, and one that does not change is seen exactly once.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import enum
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from aether_trio.model.identity import Identity, IdentityError
+from aether_trio.model.tasks import Task
+from aether_trio.model.tasks.status import priority_of, stored_as
+from aether_trio.model.tasks.task import COLUMNS
+from aether_trio.services.tasks.handlers.sanitize import number_of, storable
+from aether_trio.services.tasks.transaction import rows
+from aether_trio.storage.base import Fetch, Program, Row, Value
+from aether_trio.wire.pb import aether_pb2 as pb
+
+DEFAULT_PAGE: Final = 100
+MAX_PAGE: Final = 1000
+MAX_TIME_US: Final = 2**62
+MAX_DESCENDANTS: Final = 10_000
+"""Below one task that are asked for; more are an error."""
+MAX_PAGE_BYTES: Final = 3 * 1024 * 1024
+"""Of the rows of a page: clients refuse messages over 4 MiB."""
+ROW_BYTES: Final = 600
+"""Of a row, beside what its client has said of it."""
+
+_DESCENDANTS: Final = f"""task_id IN (
+    WITH RECURSIVE below(task_id) AS (
+        SELECT task_id FROM tasks WHERE parent_task_id = {{0}}
+        UNION
+        SELECT t.task_id FROM tasks t JOIN below b ON t.parent_task_id = b.task_id WHERE t.parent_task_id <> ''
+    ) SELECT task_id FROM below LIMIT {MAX_DESCENDANTS + 1})"""  # noqa: S608
+
+_IN_TROUBLE: Final = (
+    "status IN ('dlq', 'failed', 'hibernated', 'waiting_authority', 'waiting_dependency', 'waiting_input')"
+)
+"""As the index of these says it (storage/schema/tasks.py); an engine uses that for no other words."""
+_TROUBLES: Final = frozenset(_IN_TROUBLE[len("status IN (") : -1].replace("'", "").split(", "))
+_TOGETHER: Final = ("context_id", "correlation_id")
+"""By each of these there is an index, in the order of pages."""
+
+_OF_ROOT: Final = "(root_task_id = {0} AND root_task_id <> task_id OR task_id = {0} AND root_task_id = {0})"
+"""Two indexes: that of roots has no tasks that are their own."""
+
+
+_SIZE: Final = f"LENGTH(spec) + LENGTH(wait) + LENGTH(error) + {ROW_BYTES}"
+_SIZES: Final = f"SELECT {_SIZE} FROM tasks WHERE {{0}}"  # noqa: S608
+_PAGE: Final = f"""WITH found AS (SELECT task_id, updated_ms, {_SIZE} AS size FROM tasks WHERE {{0}}), summed AS (
+        SELECT task_id, ROW_NUMBER() OVER w AS number, SUM(size) OVER w AS total
+        FROM found WINDOW w AS (ORDER BY updated_ms DESC, task_id DESC)
+    ) SELECT {", ".join(f"t.{name}" for name in COLUMNS)} FROM summed JOIN tasks t ON t.task_id = summed.task_id
+    WHERE summed.number = 1 OR summed.total <= {MAX_PAGE_BYTES} ORDER BY summed.number"""  # noqa: S608
+"""Of what a condition finds, as much as a message takes: clients choose how large rows are, and how many."""
+
+
+class TokenError(ValueError):
+    """A page token that no page has given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Rows, and the token of the next page, "" at the end."""
+
+    tasks: list[Task]
+    token: str = ""
+
+
+@dataclass(slots=True)
+class _Where:
+    """A condition that grows, with its arguments."""
+
+    parts: list[str] = field(default_factory=list)
+    args: list[Value] = field(default_factory=list)
+
+    def mark(self, value: Value) -> str:
+        self.args.append(storable(value) if isinstance(value, str) else value)
+        return f"${len(self.args)}"
+
+    def add(self, condition: str, *values: Value) -> None:
+        marks = [self.mark(value) for value in values]
+        self.parts.append(condition.format(*marks))
+
+    def among(self, column: str, values: Iterable[Value], *, no: bool = False) -> None:
+        marks = ", ".join(self.mark(value) for value in sorted(values, key=str))
+        self.parts.append(f"{column} {'NOT ' if no else ''}IN ({marks})" if marks else ("1 = 1" if no else "1 = 0"))
+
+
+def encode_token(task: Task) -> str:
+    """Names a row, as the reference does: unpadded base64url of `<unix micros>|<task_id>`."""
+    return base64.urlsafe_b64encode(f"{task.updated_ms * 1000}|{task.task_id}".encode()).rstrip(b"=").decode()
+
+
+def decode_token(token: str) -> tuple[int, str]:
+    """(updated_ms, task_id). Raises TokenError."""
+    try:
+        raw = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), altchars=b"-_", validate=True).decode()
+        micros, separator, task_id = raw.partition("|")
+        updated_us = number_of(micros, MAX_TIME_US) if separator else None
+        if updated_us is not None:
+            return updated_us // 1000, task_id
+    except (binascii.Error, UnicodeError):
+        pass
+    raise TokenError("page_token is not one that a query has returned")
+
+
+def _statuses(numbers: Iterable[int]) -> set[Value]:
+    return {status.value for number in numbers for status in stored_as(number)}
+
+
+class Part(enum.Enum):
+    """Which tasks of a workspace a participant is shown."""
+
+    ANY = "any"
+    OWN = "own"
+    """Those that it has created or works on."""
+    GIVEN = "given"
+    """Those of others that it works on."""
+
+
+def condition(
+    wanted: pb.TaskFilter, workspace: str, party: str = "", of: Part = Part.ANY
+) -> tuple[str, Sequence[Value]]:
+    """A WHERE clause with its arguments, ORDER BY and LIMIT behind it; `party` is who asks. Raises TokenError."""
+    where = _Where()
+    # As an expression it is not what an engine looks for first, where something else finds fewer.
+    where.add("workspace || '' = {0}" if wanted.context_id or wanted.correlation_id else "workspace = {0}", workspace)
+    if of is Part.OWN:
+        where.add("(creator = {0} OR assigned_to = {0})", party)
+    elif of is Part.GIVEN:
+        where.add("assigned_to = {0} AND creator <> {0}", party)
+    statuses = _statuses(wanted.statuses or ([wanted.status] if wanted.status else []))
+    if wanted.statuses or wanted.status:
+        where.among("status", statuses)
+    if statuses and statuses <= _TROUBLES:
+        where.parts.append(_IN_TROUBLE)
+    if wanted.exclude_statuses:
+        where.among("status", _statuses(wanted.exclude_statuses), no=True)
+    for name in (
+        "task_type",
+        "subject_id",
+        "authority_mode",
+        "authority_grant_id",
+        "root_authority_grant_id",
+        "context_id",
+        "correlation_id",
+    ):
+        if getattr(wanted, name):
+            where.add(f"{name} = {{0}}", getattr(wanted, name))
+            if name in _TOGETHER:
+                where.parts.append(f"{name} <> ''")
+    if wanted.root_task_id:
+        where.add(_OF_ROOT, wanted.root_task_id)
+    if wanted.subject_type:
+        where.add("lower(subject_type) = {0}", wanted.subject_type.lower())
+    if wanted.task_class:
+        where.add("task_class = {0}", wanted.task_class)
+    if wanted.exclude_task_classes:
+        where.among("task_class", {int(number) for number in wanted.exclude_task_classes}, no=True)
+    if wanted.priority:
+        where.add("priority = {0}", priority_of(wanted.priority))
+    if wanted.min_priority:
+        where.add("priority >= {0}", priority_of(wanted.min_priority))
+    if wanted.HasField("creator_actor") and wanted.creator_actor.principal_id:
+        where.add("creator = {0}", _creator(wanted.creator_actor.principal_id))
+    if wanted.parent_task_id:
+        where.add(_DESCENDANTS if wanted.include_descendants else "parent_task_id = {0}", wanted.parent_task_id)
+    if wanted.status_timestamp_after_unix_ms:
+        where.add("updated_ms >= {0}", wanted.status_timestamp_after_unix_ms)
+    if wanted.page_token:
+        updated_ms, task_id = decode_token(wanted.page_token)
+        where.add("(updated_ms, task_id) < ({0}, {1})", updated_ms, task_id)
+    order = f"ORDER BY updated_ms DESC, task_id DESC LIMIT {limit_of(wanted) + 1:d}"
+    return f"{' AND '.join(where.parts)} {order}", where.args
+
+
+def _creator(name: str) -> str:
+    """Rows have identity texts; a service's or an agent's topic is the same."""
+    try:
+        return Identity.parse(name, strict=False).text
+    except IdentityError:
+        return name
+
+
+def limit_of(wanted: pb.TaskFilter) -> int:
+    """How many rows a page has at most."""
+    return min(wanted.limit, MAX_PAGE) if wanted.limit > 0 else DEFAULT_PAGE
+
+
+def list_page(where: str, args: Sequence[Value], limit: int) -> Program[Page]:
+    """One page; fewer rows than `limit` when they are large. Sizes are summed before a row is fetched whole."""
+    sizes: list[Row] = yield Fetch(_SIZES.format(where), args)
+    if sum(size for (size,) in sizes) <= MAX_PAGE_BYTES:
+        tasks = yield from rows.select(where, args)
+    else:
+        found: list[Row] = yield Fetch(_PAGE.format(where), args)
+        tasks = [Task.from_row(row) for row in found]
+    more = min(limit, len(tasks)) < len(sizes)
+    tasks = tasks[:limit]
+    return Page(tasks, encode_token(tasks[-1]) if tasks and more else "")
+
+
+def descendants(task_id: str, workspace: str, limit: int) -> Program[list[str]]:
+    """Tasks below a task, in its workspace, at most `limit`."""
+    found: list[Row] = yield Fetch(
+        f"SELECT task_id FROM tasks WHERE {_DESCENDANTS.format('$1')} AND workspace = $2 LIMIT $3",  # noqa: S608
+        (task_id, workspace, limit),
+    )
+    return [row[0] for row in found]

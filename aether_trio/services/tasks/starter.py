@@ -1,0 +1,29 @@
+"""The seam to orchestration: what happens to a TARGETED task whose target is not connected.
+
+Without a Starter a task for somebody who is not there is refused, unless its creator wants it kept (TARGET_OFFLINE_POLICY_QUEUE).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from aether_trio.model.identity import Identity
+from aether_trio.model.tasks import Task
+from aether_trio.services.tasks.transaction.work import Work
+from aether_trio.storage.base import Program
+
+
+class Starter(Protocol):
+    """Starts participants that are not running."""
+
+    async def knows(self, implementation: str) -> bool:
+        """Whether this implementation is registered. Raises StorageUnavailable."""
+        ...
+
+    def start(self, work: Work, target: Identity, cause: Task) -> Program[str]:
+        """In the transaction that creates `cause`, for `target`: see to it that the target is started.
+
+        A start that is under way already is a success. Returns why it cannot be, as a sentence for the creator, "" if it can; then
+        nothing may have been written. What it writes is seen by others when `cause` is.
+        """
+        ...

@@ -1,0 +1,186 @@
+"""Who is given what: parts of a transaction on tasks (transaction.py), and the rows of workers and assignments that go with it.
+
+    a task waits            take ──▶ whoever it is for, or the least busy of its pool, counts one more live task, in one statement
+    a worker has room       release ──▶ its row, and whether anything waits for it ──▶ give: the first tasks of its queues
+
+What a worker was given and has not begun is given to another when its session ends, or, if its client never claims and the session broke,
+when the grace window of the task is over (sessions.py).
+
+The current assignment is in the task's own row. `task_attempts` has those that are over because another one follows or the worker let
+go, and beside them the current ones that another node has yet to tell its workers of.
+
+Cost: each of these is a few statements by key or the first row of an index, whatever waits.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from aether_trio.model.tasks import Mode, Move, Status, Step, Task
+from aether_trio.model.tasks.status import TERMINAL
+from aether_trio.model.tasks.task import AGENT_STARTUP, pool_queue
+from aether_trio.services.tasks.handlers.protobuf import may_start_target
+from aether_trio.services.tasks.transaction import rows
+from aether_trio.services.tasks.transaction.rows import WORKER_FIELDS, Worker, read_worker
+from aether_trio.storage.base import Aside, Execute, Fetch, Program, Row
+
+if TYPE_CHECKING:
+    from aether_trio.services.tasks.transaction.work import Work
+
+_ROOM: Final = "live = live {0} 1, free = CASE WHEN live {0} 1 < capacity THEN 1 ELSE 0 END"
+_MORE: Final = f"UPDATE task_workers SET {_ROOM.format('+')}, turn = $1 WHERE"  # noqa: S608
+_HOLD: Final = f"{_MORE} identity = $2 RETURNING {WORKER_FIELDS}"
+_TAKE: Final = f"{_MORE} identity = $2 AND live < capacity RETURNING {WORKER_FIELDS}"
+_TAKE_OF_POOL: Final = f"""{_MORE} identity = (SELECT identity FROM task_workers
+    WHERE pooled = 1 AND free = 1 AND workspace = $2 AND implementation = $3 ORDER BY live, turn LIMIT 1)
+    RETURNING {WORKER_FIELDS}"""  # noqa: S608
+_LESS: Final = f"UPDATE task_workers SET {_ROOM.format('-')} WHERE identity = $1 AND live > 0"  # noqa: S608
+_WAITS: Final = """(SELECT 1 FROM tasks WHERE queue = {0} AND queue <> ''
+        ORDER BY priority DESC, order_us LIMIT 1) IS NOT NULL"""  # by the index: an EXISTS is read whole, and hashed, on PostgreSQL
+_RELEASE: Final = f"""{_LESS} RETURNING {WORKER_FIELDS}, CASE
+    WHEN {_WAITS.format("task_workers.identity")} THEN 1
+    WHEN pooled = 0 THEN 0
+    WHEN workspace = '' THEN 1
+    WHEN {_WAITS.format("'pool::' || task_workers.workspace || '::' || task_workers.implementation")} THEN 1
+    ELSE 0 END"""
+
+_QUEUED: Final = "queue = $1 AND queue <> '' ORDER BY priority DESC, order_us LIMIT 1"
+_ALSO_QUEUED: Final = _QUEUED.replace("$1", "$2")
+_POOLED: Final = """target_implementation = $2 AND queue <> '' AND mode = 'pool'
+    ORDER BY priority DESC, order_us LIMIT 1"""
+
+_TO_PUSH: Final = """INSERT INTO task_attempts (task_id, epoch, worker, node, pushed, assigned_ms, started_ms)
+    VALUES ($1, $2, $3, $4, 0, $5, $6)"""
+_OVER: Final = """INSERT INTO task_attempts (task_id, epoch, worker, node, pushed, assigned_ms, started_ms, ended_ms, outcome)
+    VALUES ($1, $2, $3, $4, 1, $5, $6, $7, $8) ON CONFLICT (task_id, epoch) DO UPDATE
+    SET started_ms = excluded.started_ms, ended_ms = excluded.ended_ms, outcome = excluded.outcome, pushed = 1"""
+
+
+# -- a task waits ---------------------------------------------------------------------------------------------------------
+
+
+def take(work: Work, task: Task) -> Program[Worker | None]:
+    """Who is to be given a task that waits, if anybody has room: it counts the task as live already."""
+    turn = work.context.now_ms * 1000
+    worker: Worker | None
+    if task.mode is Mode.POOL:
+        implementation = task.target_implementation
+        worker = read_worker((yield Fetch(_TAKE_OF_POOL, (turn, task.workspace, implementation))))
+        if worker is None:
+            worker = read_worker((yield Fetch(_TAKE_OF_POOL, (turn, "", implementation))))
+        return worker
+    if task.mode is Mode.SELF_ASSIGN:  # takes no room, but is not given to somebody who has none
+        worker = yield from work.find_worker(task.queue)
+        return worker if worker is not None and worker.has_room else None
+    worker = read_worker((yield Fetch(_TAKE, (turn, task.queue))))
+    if worker is None and may_start_target(task) and (yield from work.find_worker(task.queue)) is None:
+        work.absent.append(task.target)
+    return worker
+
+
+def put_back(task: Task, worker: Worker) -> Program[None]:
+    """Undo `take`: it was not given the task."""
+    if task.mode is not Mode.SELF_ASSIGN:
+        yield Execute(_LESS, (worker.identity,))
+
+
+def offer(work: Work, task: Task) -> Program[None]:
+    """Give a task that waits to somebody who has room."""
+    worker = yield from take(work, task)
+    if worker is not None:
+        given = yield from work.make(task, Move.ASSIGN, work.facts(worker.identity), taken=worker)
+        assert isinstance(given, Step)
+
+
+# -- a worker has room ----------------------------------------------------------------------------------------------------
+
+
+def give(work: Work, worker: Worker) -> Program[None]:
+    """Give a worker the first tasks of its queues, as many as it has room for."""
+    room = worker.capacity - worker.live
+    while room > 0:
+        task = yield from _first_for(worker)
+        if task is None:
+            return
+        given = yield from work.make(task, Move.ASSIGN, work.facts(worker.identity))
+        assert isinstance(given, Step)
+        room -= bool(given.after.holder)  # what it has assigned to itself takes no room
+
+
+def _first_for(worker: Worker) -> Program[Task | None]:
+    if not worker.pooled:
+        found = yield from rows.select(_QUEUED, (worker.identity,))
+    elif worker.workspace:
+        queue = pool_queue(worker.workspace, worker.implementation)
+        found = yield from rows.select_either(_QUEUED, _ALSO_QUEUED, (worker.identity, queue))
+    else:
+        found = yield from rows.select_either(_QUEUED, _POOLED, (worker.identity, worker.implementation))
+    return min(found, key=lambda task: (-task.priority, task.order_us), default=None)
+
+
+# -- an assignment begins, or is over -------------------------------------------------------------------------------------
+
+
+def keep(work: Work, before: Task, after: Task, *, push: bool, taken: Worker | None) -> Program[None]:
+    """What a change means to the worker before it, and to the one after it: `taken` counts the task already."""
+    worker = taken
+    if before.assigned_to and (after.epoch != before.epoch or not after.assigned_to):
+        yield from _over(work, before, after)
+    if after.task_type == AGENT_STARTUP:
+        # It keeps nobody from other work.
+        worker = (yield from work.find_worker(after.holder)) if after.holder != before.holder else None
+    elif after.holder != before.holder:
+        if before.holder:
+            yield from _release(work, before.holder)
+        if after.holder and taken is None:
+            worker = read_worker((yield Fetch(_HOLD, (work.context.now_ms * 1000, after.holder))))
+    if push and after.epoch != before.epoch:
+        if worker is None:
+            worker = yield from work.find_worker(after.assigned_to)  # its own task, tried again
+        if worker is not None:
+            yield from _push(work, after, worker)
+
+
+def _release(work: Work, identity: str) -> Program[None]:
+    found: list[Row] = yield Fetch(_RELEASE, (identity,))
+    for *row, waits in found:
+        worker = read_worker([tuple(row)])
+        if waits and worker is not None:
+            yield from give(work, worker)
+
+
+def _push(work: Work, task: Task, worker: Worker) -> Program[None]:
+    """The worker is to be told, here or by its node."""
+    payload: bytes | None = b""
+    if worker.node != work.context.node:
+        yield Aside(
+            "task_attempts",
+            _TO_PUSH,
+            (task.task_id, task.epoch, task.assigned_to, worker.node, task.assigned_ms, task.started_ms),
+        )
+    else:
+        payload = yield from work.payload_of(task.task_id)
+    work.push(task, worker, payload)
+
+
+def _over(work: Work, before: Task, after: Task) -> Program[None]:
+    """An assignment belongs to the past now. One that came to its end, or to a sleep, came to it before."""
+    if before.status in TERMINAL or before.status is Status.HIBERNATED:
+        ended_ms, outcome = before.updated_ms, before.status.value
+    else:
+        ended_ms = work.context.now_ms
+        outcome = after.status.value if after.epoch == before.epoch else "reassigned"
+    yield Aside(
+        "task_attempts",
+        _OVER,
+        (
+            before.task_id,
+            before.epoch,
+            before.assigned_to,
+            work.context.node,
+            before.assigned_ms,
+            before.started_ms,
+            ended_ms,
+            outcome,
+        ),
+    )

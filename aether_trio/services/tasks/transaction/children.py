@@ -1,0 +1,206 @@
+"""A parent's log tells of its children, without a row that all of them write.
+
+    a child's transaction ──▶ a row of its own in task_child_events ──▶ taken up: numbered in the parent's log, a page at a time
+
+A child leaves its event in its own transaction, by an insert. Some node takes it up soon after that, in one transaction that counts it in
+the parent's row, writes it to the parent's log and deletes what was left: so it is in the log once, whatever ends in between.
+
+A child's transaction reads the parent's row, and the one that takes up writes it and reads what
+the child has inserted: of two serializable transactions that do so one fails. Where several nodes
+share the database, events are therefore taken up in locking transactions (`Database.beside`): the
+parents' rows are locked first, and then what is there for these parents is deleted. An event of the
+parent itself takes up in its own transaction (`take_up_of`), which writes the same row, so one of
+the two waits for the other, or runs again.
+
+Invariants: the events of one child keep their order (the id of a row is given when its transaction has seen the ones before); the parent's
+log has what its children had done before each of the parent's events (`Work.take_up`), also before its end;
+a locking transaction waits for a parent's row only while it holds no lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from aether_trio.model.tasks.status import Status, is_final
+from aether_trio.storage.base import Aside, Execute, Fetch, Program, Row
+from aether_trio.wire.pb import aether_pb2 as pb
+
+if TYPE_CHECKING:
+    from aether_trio.services.tasks.transaction.work import Work
+
+PAGE: Final = 200
+GATHER_S: Final = 0.1
+"""Between two transactions that take up: what comes meanwhile shares the next one."""
+
+LEAVE: Final = "INSERT INTO task_child_events (task_id, at_ms, event) VALUES ($1, $2, $3)"
+
+_PARENT: Final = "workspace, creator, assigned_to, status, next_retry_ms, has_children"
+_LOAD: Final = f"SELECT {_PARENT}, 1 FROM tasks WHERE task_id = $1"  # noqa: S608
+_LOAD_SHARED: Final = (
+    f"SELECT {_PARENT}, (SELECT COUNT(*) FROM task_watchers WHERE task_id = $1) FROM tasks WHERE task_id = $1"  # noqa: S608
+)
+
+_LOCK: Final = """SELECT task_id, parent_task_id FROM tasks WHERE task_id = ANY($1::text[]) ORDER BY task_id
+    FOR NO KEY UPDATE"""
+_TAKE: Final = """DELETE FROM task_child_events WHERE task_id = ANY($1::text[]) AND id <= $2
+    RETURNING id, task_id, at_ms, event"""
+_COUNT: Final = """UPDATE tasks SET events = events + taken.number
+    FROM unnest($1::text[], $2::bigint[]) AS taken (task_id, number) WHERE tasks.task_id = taken.task_id
+    RETURNING tasks.task_id, events"""
+
+
+class Parent(NamedTuple):
+    """What a new child asks of its parent's row. `watchers` are nodes that follow it."""
+
+    workspace: str
+    creator: str
+    assigned_to: str
+    status: Status
+    next_retry_ms: int
+    has_children: int
+    watchers: int
+
+    @property
+    def is_final(self) -> bool:
+        """As `Task.is_final`."""
+        return is_final(self.status, self.next_retry_ms)
+
+
+class Taken(NamedTuple):
+    """A page. `last` is the id of its last row, 0 when there are none behind it."""
+
+    last: int
+    locked: frozenset[str] = frozenset()
+    """Parents whose rows others had locked: their events are still there."""
+
+
+def parent_of(work: Work, task_id: str) -> Program[Parent | None]:
+    """A task that is to have another child."""
+    found: list[Row] = yield Fetch(_LOAD_SHARED if work.context.shared else _LOAD, (task_id,))
+    if not found:
+        return None
+    parent = Parent._make(found[0])
+    if parent.has_children:
+        work.marked.add(task_id)
+    if not parent.watchers:
+        work.unfollowed.add(task_id)
+    return parent._replace(status=Status(parent.status))
+
+
+def mark(task_id: str) -> Program[None]:
+    """Note in a task's row that it has children."""
+    yield Execute("UPDATE tasks SET has_children = 1 WHERE task_id = $1 AND has_children = 0", (task_id,))
+
+
+def leave(work: Work, event: pb.TaskEvent) -> Program[None]:
+    """Leave an event for the log of the task that it names."""
+    yield Aside("task_child_events", LEAVE, row_of(event))
+    work.parents.add(event.task_id)
+
+
+def row_of(event: pb.TaskEvent) -> tuple[str, int, bytes]:
+    """The arguments of LEAVE."""
+    return event.task_id, event.emitted_at_unix_ms, event.SerializeToString()
+
+
+def take_up(work: Work) -> Program[Taken]:
+    """Take up a page, the oldest first, where no other process writes: none is left."""
+    found: list[Row] = yield Fetch(
+        "SELECT id, task_id, at_ms, event FROM task_child_events ORDER BY id LIMIT $1", (PAGE,)
+    )
+    if found:
+        for task_id, left in groupby(sorted(found, key=itemgetter(1)), key=itemgetter(1)):
+            yield from _number(work, task_id, [(at_ms, event) for _, _, at_ms, event in left])
+        yield Execute("DELETE FROM task_child_events WHERE id <= $1", (found[-1][0],))
+    return Taken(found[-1][0] if len(found) == PAGE else 0)
+
+
+def take_up_locking(work: Work, after: int, without: frozenset[str]) -> Program[Taken]:
+    """Take up a page behind the row `after`, in a locking transaction; waits for none.
+
+    Events of the parents `without` are left: earlier ones of theirs are still there.
+    """
+    found: list[Row] = yield Fetch(
+        "SELECT id, task_id FROM task_child_events WHERE id > $1 ORDER BY id LIMIT $2", (after, PAGE)
+    )
+    locked: frozenset[str] = frozenset()
+    names = sorted({task_id for _, task_id in found} - without)
+    if names:
+        parents: dict[str, str] = dict((yield Fetch(f"{_LOCK} SKIP LOCKED", (names,))))
+        missing = [task_id for task_id in names if task_id not in parents]
+        if missing:  # deleted, or locked
+            there: list[Row] = yield Fetch("SELECT task_id FROM tasks WHERE task_id = ANY($1::text[])", (missing,))
+            locked = frozenset(task_id for (task_id,) in there)
+        yield from _take(work, parents, [name for name in names if name not in locked], found[-1][0])
+    return Taken(found[-1][0] if len(found) == PAGE else 0, locked)
+
+
+def take_up_of_locking(work: Work, task_id: str) -> Program[int]:
+    """Take up a page for one task, in a locking transaction; how many events.
+
+    Waits until no other transaction has its row locked.
+    """
+    parents: dict[str, str] = dict((yield Fetch(_LOCK, ([task_id],))))
+    found: list[Row] = yield Fetch(
+        "SELECT id FROM task_child_events WHERE task_id = $1 ORDER BY id LIMIT $2", (task_id, PAGE)
+    )
+    if found:
+        yield from _take(work, parents, [task_id], found[-1][0])
+    return len(found)
+
+
+def _take(work: Work, parents: dict[str, str], names: Sequence[str], last: int) -> Program[None]:
+    """Number what was left for these tasks up to the row `last`.
+
+    `parents` are those that are locked, with their own parents; the others are deleted.
+    """
+    rows: list[Row] = yield Fetch(_TAKE, (names, last))
+    left: dict[str, list[tuple[int, bytes]]] = {}
+    for _, task_id, at_ms, event in sorted(rows):
+        if task_id in parents:
+            left.setdefault(task_id, []).append((at_ms, event))
+    if left:
+        counts = [len(events) for events in left.values()]
+        numbers: dict[str, int] = dict((yield Fetch(_COUNT, (list(left), counts))))
+        yield from work.record_all(
+            {
+                task_id: (numbers[task_id] - len(events) + 1, _above(events, parents[task_id]))
+                for task_id, events in left.items()
+            }
+        )
+
+
+def take_up_of(work: Work, task_id: str) -> Program[int]:
+    """Take up a page for one task, in a transaction that writes its row; how many events."""
+    found: list[Row] = yield Fetch(
+        "SELECT id, at_ms, event FROM task_child_events WHERE task_id = $1 ORDER BY id LIMIT $2", (task_id, PAGE)
+    )
+    if found:
+        work.look_at(len(found))
+        yield from _number(work, task_id, [(at_ms, event) for _, at_ms, event in found])
+        yield Execute("DELETE FROM task_child_events WHERE task_id = $1 AND id <= $2", (task_id, found[-1][0]))
+    return len(found)
+
+
+def _number(work: Work, task_id: str, left: Sequence[tuple[int, bytes]]) -> Program[None]:
+    found: list[Row] = yield Fetch(
+        "UPDATE tasks SET events = events + $2 WHERE task_id = $1 RETURNING events, parent_task_id",
+        (task_id, len(left)),
+    )
+    if not found:  # the parent was deleted
+        return
+    last, above = found[0]
+    yield from work.record_all({task_id: (last - len(left) + 1, _above(left, above))})
+
+
+def _above(left: Sequence[tuple[int, bytes]], parent_task_id: str) -> list[tuple[int, bytes]]:
+    """The events with what their parent is a child of."""
+    events = []
+    for at_ms, encoded in left:
+        event = pb.TaskEvent.FromString(encoded)
+        event.parent_task_id = parent_task_id
+        events.append((at_ms, event.SerializeToString()))
+    return events

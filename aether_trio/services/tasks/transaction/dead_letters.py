@@ -1,0 +1,103 @@
+"""Dead letters: tasks for which there is to be no further attempt, kept until a person has seen to them.
+
+Listed, shown with their task, requeued (which is a RETRY) or resolved with a note. The protocol has no operation to resolve one: the ops
+port has (telemetry/ops.py), for the command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from aether_trio.model.tasks import Move, Status, Task
+from aether_trio.model.tasks.task import AGENT_STARTUP
+from aether_trio.services.tasks.engine import Engine
+from aether_trio.services.tasks.handlers.protobuf import resolved_by
+from aether_trio.services.tasks.transaction import rows, startup
+from aether_trio.services.tasks.transaction.work import Work
+from aether_trio.storage.base import Fetch, Program, Row
+
+MAX_PAGE: Final = 1_000
+_FIELDS: Final = "task_id, workspace, reason, error_type, attempts, buried_ms, resolved_ms, resolved_by, notes"
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """One dead letter; times are Unix milliseconds, `resolved_ms` 0 while it is open."""
+
+    task_id: str
+    workspace: str
+    reason: str
+    error_type: str
+    attempts: int
+    buried_ms: int
+    resolved_ms: int
+    resolved_by: str
+    notes: str
+
+
+class Letters:
+    """See the module docstring. Everything that waits raises StorageUnavailable."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def page(
+        self, workspace: str = "", *, resolved: bool = False, after: str = "", limit: int = 100
+    ) -> list[Letter]:
+        """Letters in the order of their task ids, behind `after`; of one workspace, or of all."""
+        where = "task_id > $1 AND (workspace = $2 OR $2 = '')" + ("" if resolved else " AND resolved_ms = 0")
+        found = await self._engine.database.fetch(
+            f"SELECT {_FIELDS} FROM task_letters WHERE {where} ORDER BY task_id LIMIT $3",  # noqa: S608
+            after,
+            workspace,
+            min(limit, MAX_PAGE),
+        )
+        return [Letter(*row) for row in found]
+
+    async def show(self, task_id: str) -> tuple[Letter | None, Task | None]:
+        """A letter and its task, as far as they exist."""
+
+        def program() -> Program[tuple[Letter | None, Task | None]]:
+            found: list[Row] = yield Fetch(f"SELECT {_FIELDS} FROM task_letters WHERE task_id = $1", (task_id,))  # noqa: S608
+            task = yield from rows.load(task_id)
+            return (Letter(*found[0]) if found else None), task
+
+        return await self._engine.database.read(program)
+
+    async def requeue(self, task_id: str, by: str) -> bool:
+        """Try the task of a letter again, as if it had never failed.
+
+        False if there is no dead task with this id, or it is a start whose agent has another one by now.
+        """
+        done: list[bool] = []
+
+        def errand(work: Work) -> Program[None]:
+            done.clear()
+            task = yield from rows.load(task_id)
+            if task is None or task.status is not Status.DLQ:
+                return
+            if task.task_type == AGENT_STARTUP and (yield from startup.take_up(task)):
+                return  # its agent has a later start
+            fresh = task.changed({"retry_count": 0})
+            yield from rows.save(task, fresh)
+            yield from rows.resolve_letter(task_id, work.context.now_ms, by, "requeued")
+            yield from work.make(fresh, Move.RETRY, work.facts(by))
+            done.append(True)
+
+        await self._engine.perform(errand)
+        return any(done)
+
+    async def resolve(self, task_id: str, by: str, notes: str = "") -> bool:
+        """Nothing more is to be done about a letter; False if there is no open one."""
+        done: list[bool] = []
+
+        def errand(work: Work) -> Program[None]:
+            done.clear()
+            task = yield from rows.load(task_id)
+            if task is not None and (yield from rows.resolve_letter(task_id, work.context.now_ms, by, notes)):
+                yield from rows.save(task, resolved_by(task, by))
+                done.append(True)
+
+        await self._engine.perform(errand)
+        return any(done)

@@ -1,0 +1,118 @@
+"""What falls due: one page of it per transaction, and the moment of the next (model/tasks/due.py).
+
+Whoever reads a row that is due in its transaction and writes it is the one that it happens by: another node's transaction is run again then,
+and finds the row with another moment. On an engine that is shared, rows that another node has at hand are passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+from aether_trio.model.tasks import Status, Step, Task
+from aether_trio.model.tasks.due import Due, happening, move_of, next_due
+from aether_trio.services.tasks.transaction import rows, startup
+from aether_trio.services.tasks.transaction.sessions import excused
+from aether_trio.services.tasks.transaction.work import Work
+from aether_trio.services.tasks.write_batcher import SignOfLife
+from aether_trio.storage.base import Execute, Fetch, Program, Row
+
+PAGE: Final = 100
+FORGET_PAGE: Final = 500
+REFUSED_MS: Final = 60_000
+LEAST_EXCUSE_MS: Final = 1_000
+"""So that a very short limit does not fall due again and again while a sign of life waits."""
+
+_DUE: Final = "due_ms > 0 AND due_ms <= $1 ORDER BY due_ms LIMIT $2"
+
+
+class Outage(NamedTuple):
+    """When the database was away, in Unix ms: from its last answer before, to the first one after its latest failure."""
+
+    since_ms: int
+    until_ms: int
+
+
+NEVER_AWAY: Final = Outage(0, 0)
+
+
+class Unheard(NamedTuple):
+    """Why the gateway does not know that a participant is alive: an outage, and signs of life that wait to be written."""
+
+    in_outage: Outage = NEVER_AWAY
+    signs: frozenset[SignOfLife] = frozenset()
+
+    def excuses(self, task: Task) -> bool:
+        """Whether the silence of this task's worker may be only that. An agent that was started comes as the task's target."""
+        if self.in_outage.since_ms <= task.due_ms <= self.in_outage.until_ms:
+            return True
+        name = task.assigned_to
+        wanted = (SignOfLife(name), SignOfLife(name, task.task_id), SignOfLife(task.target))
+        return not self.signs.isdisjoint(wanted)
+
+
+ALL_HEARD: Final = Unheard()
+
+
+def fire(work: Work, *, shared: bool, unheard: Unheard = ALL_HEARD) -> Program[int]:
+    """Let a page of what is due happen; how many rows were looked at.
+
+    What falls due because a participant has not said something is put off where it is `unheard`: it could not, or it has.
+    """
+    now_ms = work.context.now_ms
+    found = yield from rows.select(_DUE + (" FOR UPDATE SKIP LOCKED" if shared else ""), (now_ms, PAGE))
+    for seen in found:
+        task = yield from rows.load(seen.task_id)  # as what happened to another one of the page has left it
+        due = happening(task, work.context.limits, now_ms) if task is not None else None
+        if task is None:
+            continue
+        if due is None:
+            yield from rows.save(task, task.changed({"due_ms": next_due(task, work.context.limits)}))
+        elif unheard.excuses(task) and (excuse := _excuse(task, due, now_ms)):
+            yield from work.write(task, task.changed(excuse), "")
+        elif due is Due.FORGET:
+            yield from rows.delete(task.task_id)
+            yield from startup.forget(task)
+            yield from work.wake_dependents(task.task_id)
+        else:
+            present = yield from work.at_work(task)
+            move, facts = move_of(task, due, work.facts(present=present))
+            if not isinstance((yield from work.make(task, move, facts)), Step):
+                # A moment that no move belongs to must not be due for ever.
+                yield from rows.save(task, task.changed({"due_ms": now_ms + REFUSED_MS}))
+    yield Execute(
+        "DELETE FROM task_keys WHERE key_hash IN (SELECT key_hash FROM task_keys WHERE expires_ms <= $1 LIMIT $2)",
+        (now_ms, FORGET_PAGE),
+    )
+    expired = (
+        "SELECT hash FROM task_tokens WHERE expires_ms > 0 AND expires_ms <= $1 ORDER BY expires_ms, hash LIMIT $2"
+    )
+    for table in ("task_descents", "task_tokens"):
+        yield Execute(f"DELETE FROM {table} WHERE hash IN ({expired})", (now_ms, FORGET_PAGE))  # noqa: S608
+    return len(found)
+
+
+def _excuse(task: Task, due: Due, now_ms: int) -> Mapping[str, Any]:
+    """What puts off the end of a silence by as long as it may last, and a second at least; empty for what is no silence."""
+    match due:
+        case Due.GRACE_OVER if not task.process_ended:
+            return excused(task, now_ms + max(LEAST_EXCUSE_MS - task.grace_ms, 0))
+        case Due.HEARTBEAT:
+            return {"excused_ms": now_ms + max(task.heartbeat_timeout_ms, LEAST_EXCUSE_MS)}
+        case Due.SCHEDULE_TO_START if task.status is Status.STARTING:
+            return {"excused_ms": now_ms + task.schedule_to_start_ms}
+    return _NO_SILENCE
+
+
+_NO_SILENCE: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
+def next_moment() -> Program[int]:
+    """When something falls due next, 0 for never."""
+    moments = []
+    for column, table in (("due_ms", "tasks"), ("expires_ms", "task_keys"), ("expires_ms", "task_tokens")):
+        found: list[Row] = yield Fetch(f"SELECT MIN({column}) FROM {table} WHERE {column} > 0")  # noqa: S608
+        if found[0][0] is not None:
+            moments.append(found[0][0])
+    return min(moments, default=0)

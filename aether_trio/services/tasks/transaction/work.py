@@ -1,0 +1,536 @@
+"""One transaction on tasks: the row, its event, who is given what next, who wakes; and what is to be done once it is committed.
+
+    work = Work(context)                            made inside of the program, as a program may run again
+    decision = yield from work.make(task, move, facts)
+    return work                                     after the commit: work.pushes, work.events, work.notices, work.due_ms
+
+Whatever a move causes happens in its transaction: a worker that has room again is given the next task of its queues, a task that waits is
+given to the least busy worker, tasks that waited for this one go on, tokens are revoked. So at any moment between two transactions no task
+waits while a worker of its queue has room, and no event tells of anything that is not so.
+
+Cost: each of these is a few statements by key or the first row of an index, whatever waits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, NamedTuple
+
+from aether_trio.model.tasks import Facts, Move, Status, Step, Task, Wait, decide
+from aether_trio.model.tasks.due import TimeLimits, next_due
+from aether_trio.model.tasks.status import PAUSED, TERMINAL
+from aether_trio.model.tasks.table import Decision, Refusal, Refused
+from aether_trio.model.tasks.task import AGENT_STARTUP, holder_of, keeper_of, queue_of
+from aether_trio.model.topics import task_lane
+from aether_trio.services.tasks.handlers.protobuf import ends_with_parent
+from aether_trio.services.tasks.transaction import assignment, children, input_rows, rows, startup, tokens
+from aether_trio.services.tasks.transaction.rows import WORKER_FIELDS, Worker, read_worker
+from aether_trio.storage.base import Aside, Execute, ExecuteMany, Fetch, Program, Row, placeholders
+from aether_trio.wire.delivery import delivery_prefix, delivery_suffix, encode_delivery
+from aether_trio.wire.pb import aether_pb2 as pb
+
+WAKE_PAGE: Final = 50
+"""Tasks that one ended task wakes in its own transaction; further ones follow in transactions of their own."""
+
+KEPT_EVENTS: Final = 4_096
+"""Of a task's latest events, at least so many are kept, and at most twice as many."""
+
+EVENT_INTAKE: Final = "event::receiver0"
+
+_BY_NAME: Final = f"SELECT {WORKER_FIELDS} FROM task_workers WHERE identity = $1"  # noqa: S608
+_UNFINISHED: Final = f"""SELECT DISTINCT d.depends_on FROM task_dependents d LEFT JOIN tasks t ON t.task_id = d.depends_on
+    WHERE t.task_id IS NULL OR t.next_retry_ms = 0 AND t.status IN ({placeholders(len(TERMINAL))})"""  # noqa: S608
+_RECORD: Final = "INSERT INTO task_events (task_id, number, at_ms, event) VALUES ($1, $2, $3, $4)"
+_RECORD_AND_LOOK: Final = (
+    f"WITH written AS ({_RECORD}) SELECT node FROM task_watchers WHERE task_id = $1 AND node <> $5"  # noqa: S608
+)
+
+PAYLOAD_BYTES: Final = 1024 * 1024
+"""A transaction reads so much of payloads, and one more; those of its other assignments are read one by one as they are sent."""
+
+_TOLD: Final = frozenset({Move.ASSIGN, Move.START})
+"""After these somebody has to be told."""
+
+SMALL_ROWS: Final = 100
+"""Other tasks that a small transaction looks at, at most: some 2 ms."""
+MOVED_ROWS: Final = 5
+"""What another task that is moved counts for: it is changed, has an event, and may be given to somebody."""
+
+
+class LargeError(Exception):
+    """A transaction that was to be small has more to look at. Nothing is written; it is to be run as one that is not."""
+
+
+class Context(NamedTuple):
+    """What a transaction needs to know of the world. `node` is this node's name in the tables."""
+
+    now_ms: int
+    node: str
+    limits: TimeLimits
+    shared: bool = False
+    """Whether other nodes work on the same tables."""
+    small: bool = False
+    """Whether an event loop waits for it (`Database.run_small`): it raises LargeError rather than looking at more than SMALL_ROWS."""
+    uniform: Callable[[], float] = lambda: 0.5
+
+
+class Recorded(NamedTuple):
+    """An event as it was written; `event` is a serialized TaskEvent without a subscription."""
+
+    task_id: str
+    number: int
+    at_ms: int
+    event: bytes
+
+
+class Push(NamedTuple):
+    """A task that a worker is to be told of, and its payload if the worker is on this node; None: it is to be read when it is sent."""
+
+    task: Task
+    worker: Worker
+    payload: bytes | None
+
+
+@dataclass(slots=True)
+class Work:
+    """See the module docstring."""
+
+    context: Context
+    events: list[Recorded] = field(default_factory=list)
+    notices: list[Task] = field(default_factory=list)
+    pushes: list[Push] = field(default_factory=list)
+    hibernated: list[tuple[Task, str]] = field(default_factory=list)
+    """With the nodes that their workers are on."""
+    unfinished: list[str] = field(default_factory=list)
+    """Ended tasks for which more tasks wait than were woken."""
+    payloads: dict[str, bytes] = field(default_factory=dict)
+    """Of tasks that were created here."""
+    moments: dict[str, int] = field(default_factory=dict)
+    """When each task that was written falls due, as it was written last; 0 for never."""
+    watched: set[tuple[str, str]] = field(default_factory=set)
+    """(node, task id): other nodes whose subscribers are to hear of new events."""
+    parents: set[str] = field(default_factory=set)
+    """Tasks whose logs are to be told of their children (children.py)."""
+    marked: set[str] = field(default_factory=set)
+    """Tasks whose rows say that they have children."""
+    unfollowed: set[str] = field(default_factory=set)
+    """Tasks that no node follows."""
+    outbox: bool = False
+    """Whether something waits to be appended to the topic log."""
+    absent: list[str] = field(default_factory=list)
+    """Whom tasks wait for that are not connected; they may be some that are started when they are needed."""
+    let_go: list[str] = field(default_factory=list)
+    """Agents that are started when they are needed, and whose gateway has ended."""
+    outlived: list[tuple[str, str]] = field(default_factory=list)
+    """(node, session id): sessions whose token's task, or that of its makers, has ended."""
+    errands: list[Callable[[Work], Program[None]]] = field(default_factory=list)
+    """What is to follow in transactions of its own."""
+    noted: dict[tuple[str, bytes], int] = field(default_factory=dict)
+    """How many equal events of a task were asked for again (`note_again`)."""
+    payload_bytes: int = 0
+    """Of the payloads that were read for workers."""
+    looked_at: int = 0
+    """Tasks beside the one that it is about."""
+
+    def look_at(self, count: int = 0, *, moved: int = 0) -> None:
+        """So many tasks are about to be looked at, and so many moved. Raises LargeError."""
+        self.looked_at += count + moved * MOVED_ROWS
+        if self.context.small and self.looked_at > SMALL_ROWS:
+            raise LargeError
+
+    def facts(self, caller: str = "", **more: object) -> Facts:
+        """Facts of now."""
+        return Facts(self.context.now_ms, caller, uniform=self.context.uniform, **more)  # type: ignore[arg-type]
+
+    # -- moves ------------------------------------------------------------------------------------------------------
+
+    def make(self, task: Task, move: Move, facts: Facts, taken: Worker | None = None) -> Program[Decision]:
+        """Decide on a move and write what it makes of the task, with all that follows from it. `taken` as of `write`."""
+        decision = decide(task, move, facts)
+        if isinstance(decision, Step):
+            if move is Move.RETRY and task.task_type == AGENT_STARTUP and task.is_final:
+                problem = yield from startup.take_up(task)
+                if problem:
+                    return Refused(Refusal.STATUS, problem)
+            yield from self.write(task, decision.after, decision.reason, push=move in _TOLD, taken=taken)
+        return decision
+
+    def create(self, task: Task, payload: bytes) -> Program[bool]:
+        """Write a new task; False if it is there already. What waits is given to somebody at once, if anybody has room."""
+        task.queue, task.holder, task.keeper = queue_of(task), holder_of(task), keeper_of(task)
+        task.due_ms = next_due(task, self.context.limits)
+        row, worker, reason = task, None, ""
+        if task.queue and (worker := (yield from assignment.take(self, task))) is not None:
+            given = decide(task, Move.ASSIGN, self.facts(worker.identity))
+            assert isinstance(given, Step)
+            row, reason = given.after, given.reason
+            self._derive(task, row)
+        left: tuple[str, int, bytes] | None = None
+        if task.parent_task_id and self.context.shared:  # in one round trip with the row
+            left = children.row_of(self._for_parent(task, "spawned"))
+            self.parents.add(task.parent_task_id)
+        if not (yield from rows.insert(row, payload, left)):
+            if worker is not None:
+                yield from assignment.put_back(task, worker)
+            return False
+        self.payloads[task.task_id] = payload
+        self._falls_due(row)
+        if task.parent_task_id:
+            # A node that follows all that is below its parent follows it from its first event on.
+            if self.context.shared and task.parent_task_id not in self.unfollowed:
+                yield Aside(
+                    "task_watchers",
+                    "INSERT INTO task_watchers (task_id, node) SELECT $1, node FROM task_watchers WHERE task_id = $2 "
+                    "ON CONFLICT DO NOTHING",
+                    (task.task_id, task.parent_task_id),
+                )
+            if task.parent_task_id not in self.marked:
+                yield from children.mark(task.parent_task_id)
+            if left is None:
+                yield from children.leave(self, self._for_parent(task, "spawned"))
+        if worker is not None:
+            yield from self._follow(task, row, reason, push=True, taken=worker)
+        if task.task_type == AGENT_STARTUP:
+            yield from startup.dispatch(self, task)
+        return True
+
+    def write(
+        self, before: Task, after: Task, reason: str, *, push: bool = False, taken: Worker | None = None
+    ) -> Program[None]:
+        """Write a changed row and everything that its change means.
+
+        `push`: whoever is assigned it is to be told. `taken`: it counts the task already (`handing.take`).
+        """
+        if before.has_children and _is_told(before, after):
+            yield from self.take_up(before)
+            after.events = before.events
+        self._derive(before, after)
+        yield from rows.save(before, after)
+        self._falls_due(after)
+        yield from self._follow(before, after, reason, push=push, taken=taken)
+
+    def _derive(self, before: Task, after: Task) -> None:
+        """What of a row follows from the rest."""
+        after.queue, after.holder, after.keeper = queue_of(after), holder_of(after), keeper_of(after)
+        after.due_ms = next_due(after, self.context.limits)
+        if _is_told(before, after):
+            after.events = before.events + 1
+
+    def _follow(self, before: Task, after: Task, reason: str, *, push: bool, taken: Worker | None) -> Program[None]:
+        """Everything that a change means; the row is written."""
+        if _is_told(before, after):
+            yield from self._record(after, after.events, _status_changed(before, after, reason))
+            self.notices.append(after)
+        yield from assignment.keep(self, before, after, push=push, taken=taken)
+        if after.is_final and not before.is_final:
+            yield from self._ended(after)
+        if after.status is not before.status:
+            yield from self._left(before, after)
+        if after.queue and not before.queue:
+            # Whoever let go of it has room now, and may have been given it again already.
+            waiting = (yield from rows.load(after.task_id)) if before.holder else after
+            if waiting is not None and waiting.queue:
+                yield from assignment.offer(self, waiting)
+        if after.task_type == AGENT_STARTUP:
+            yield from startup.moved(self, before, after)
+
+    def payload_of(self, task_id: str) -> Program[bytes | None]:
+        """The payload of a task that a worker of this node is to be told of; None when this transaction has read enough of them."""
+        known = self.payloads.get(task_id)
+        if known is not None:
+            return known
+        if self.payload_bytes >= PAYLOAD_BYTES:
+            return None
+        payload = yield from rows.payload_of(task_id)
+        self.payload_bytes += len(payload)
+        return payload
+
+    def push(self, task: Task, worker: Worker, payload: bytes | None) -> None:
+        """Once this is committed, a worker is to be told of a task."""
+        self.pushes.append(Push(task, worker, payload))
+
+    def _falls_due(self, task: Task) -> None:
+        self.moments[task.task_id] = task.due_ms
+
+    @property
+    def due_ms(self) -> int:
+        """The earliest moment that was written, 0 for none."""
+        return min(filter(None, self.moments.values()), default=0)
+
+    def _left(self, before: Task, after: Task) -> Program[None]:
+        """What a change of status means to others."""
+        if before.status is Status.DLQ:
+            yield from rows.resolve_letter(after.task_id, self.context.now_ms, "", "tried again")
+        if before.status is Status.WAITING_DEPENDENCY:
+            yield Execute("DELETE FROM task_dependents WHERE task_id = $1", (after.task_id,))
+        if after.status is Status.HIBERNATED:
+            worker = yield from self.find_worker(after.assigned_to)
+            if worker is not None:
+                self.hibernated.append((after, worker.node))
+        if after.parent_task_id and (after.is_final or after.status in PAUSED):
+            word = "transitioned" if after.status in PAUSED else "completed"
+            yield from children.leave(self, self._for_parent(after, word))
+
+    # -- who is there -----------------------------------------------------------------------------------------------
+
+    def at_work(self, task: Task) -> Program[bool]:
+        """Whether whoever has a task is connected, and knows of it. So is nobody."""
+        if not task.assigned_to:
+            return True
+        worker = yield from self.find_worker(task.assigned_to)
+        return worker is not None and worker.knows_of(task)
+
+    def find_worker(self, identity: str) -> Program[Worker | None]:
+        """The connected participant of this name."""
+        return read_worker((yield Fetch(_BY_NAME, (identity,))))
+
+    # -- what an end means ------------------------------------------------------------------------------------------
+
+    def _ended(self, task: Task) -> Program[None]:
+        now_ms = self.context.now_ms
+        if task.tokens:
+            self.outlived.extend((yield from tokens.revoke(task, now_ms)))
+        if task.status is Status.DLQ:
+            yield Execute(
+                "INSERT INTO task_letters (task_id, workspace, reason, error_type, attempts, buried_ms) "
+                "VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (task_id) DO UPDATE SET reason = excluded.reason, "
+                "error_type = excluded.error_type, attempts = excluded.attempts, buried_ms = excluded.buried_ms, "
+                "resolved_ms = 0, resolved_by = '', notes = ''",
+                (task.task_id, task.workspace, task.error, task.error_type, task.retry_count, now_ms),
+            )
+        if task.input_offset:
+            yield from input_rows.forget(task.task_id)
+        yield from self._announce(task)
+        if task.awaited:
+            yield from self.wake_dependents(task.task_id)
+        if task.status is Status.CANCELLED and task.has_children:
+            yield from self._leave_children(task)
+
+    def _leave_children(self, task: Task) -> Program[None]:
+        """A task is cancelled that has had children: those that end with it follow.
+
+        They do so in transactions of their own. It is written down, so that they do when this gateway
+        ends before.
+        """
+        yield Execute(
+            "INSERT INTO task_cancelled_parents (task_id) VALUES ($1) ON CONFLICT DO NOTHING", (task.task_id,)
+        )
+        self.errands.append(partial(cancel_children, parent_id=task.task_id))
+
+    def wake_dependents(self, task_id: str) -> Program[None]:
+        """Let tasks go on that waited for this one, which has ended or is gone; a page of them."""
+        found: list[Row] = yield Fetch(
+            "SELECT task_id FROM task_dependents WHERE depends_on = $1 ORDER BY task_id LIMIT $2", (task_id, WAKE_PAGE)
+        )
+        self.look_at(moved=len(found))
+        if len(found) == WAKE_PAGE:
+            self.unfinished.append(task_id)
+        for (waiting_id,) in found:
+            yield Execute("DELETE FROM task_dependents WHERE depends_on = $1 AND task_id = $2", (task_id, waiting_id))
+            waiting = yield from rows.load(waiting_id)
+            wait = waiting.waits_for if waiting is not None else None
+            if waiting is None or wait is None or waiting.status is not Status.WAITING_DEPENDENCY:
+                continue
+            left: list[Row] = yield Fetch("SELECT 1 FROM task_dependents WHERE task_id = $1 LIMIT 1", (waiting_id,))
+            if wait.wake_on_any or (not left and (yield from self.depend(waiting, wait))):
+                yield from self.wake(waiting)
+
+    def find_unfinished(self) -> Program[None]:
+        """What has ended while others waited for it, and whoever was to wake the rest of them is gone."""
+        found: list[Row] = yield Fetch(_UNFINISHED, tuple(sorted(status.value for status in TERMINAL)))
+        self.unfinished.extend(task_id for (task_id,) in found)
+        parents: list[Row] = yield Fetch("SELECT task_id FROM task_cancelled_parents")
+        self.errands.extend(partial(cancel_children, parent_id=task_id) for (task_id,) in parents)
+
+    def depend(self, task: Task, wait: Wait) -> Program[bool]:
+        """Remember which of those that a task waits for have not ended, one that is tried again included; whether the wait is over."""
+        ended = 0
+        wanted = dict.fromkeys(wait.depends_on)
+        self.look_at(len(wanted))
+        for task_id in wanted:
+            other = yield from rows.load(task_id)
+            if other is not None and other.workspace != task.workspace:
+                other = None  # what is elsewhere is told of like what is nowhere
+            if other is not None and not other.awaited:
+                yield Execute("UPDATE tasks SET awaited = 1 WHERE task_id = $1", (task_id,))
+            if other is None or other.is_final:
+                ended += 1
+            else:
+                yield Execute(
+                    "INSERT INTO task_dependents (depends_on, task_id) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+                    (task_id, task.task_id),
+                )
+        return wait.is_over(ended)
+
+    def wake(self, task: Task) -> Program[None]:
+        """What a paused task waited for has come."""
+        present = yield from self.at_work(task)
+        yield from self.make(task, Move.WAKE, self.facts(present=present))
+
+    # -- telling ----------------------------------------------------------------------------------------------------
+
+    def _record(self, task: Task, number: int, event: pb.TaskEvent) -> Program[None]:
+        now_ms = self.context.now_ms
+        event.task_id, event.workspace, event.parent_task_id = task.task_id, task.workspace, task.parent_task_id
+        event.emitted_at_unix_ms = now_ms
+        encoded = event.SerializeToString()
+        row = (task.task_id, number, now_ms, encoded)
+        if self.context.shared:
+            nodes: list[Row] = yield Fetch(_RECORD_AND_LOOK, (*row, self.context.node))
+            self.watched.update((node, task.task_id) for (node,) in nodes)
+        else:
+            yield Aside("task_events", _RECORD, row)
+        self.events.append(Recorded(task.task_id, number, now_ms, encoded))
+        if number % KEPT_EVENTS == 0:
+            yield from self._forget_events(task.task_id, number)
+
+    def _forget_events(self, task_id: str, number: int) -> Program[None]:
+        yield Aside(
+            "task_events",
+            "DELETE FROM task_events WHERE task_id = $1 AND number <= $2",
+            (task_id, number - KEPT_EVENTS),
+        )
+
+    def record_all(self, events: Mapping[str, tuple[int, Sequence[tuple[int, bytes]]]]) -> Program[None]:
+        """Write events of several tasks: the number of the first of each, and (time, event).
+
+        The tasks' rows count them already.
+        """
+        recorded = [
+            Recorded(task_id, number, *event)
+            for task_id, (first, found) in events.items()
+            for number, event in enumerate(found, first)
+        ]
+        yield ExecuteMany(_RECORD, recorded)
+        self.events.extend(recorded)
+        if self.context.shared:
+            nodes: list[Row] = yield Fetch(
+                "SELECT node, task_id FROM task_watchers WHERE task_id = ANY($1::text[]) AND node <> $2",
+                (list(events), self.context.node),
+            )
+            self.watched.update((node, task_id) for node, task_id in nodes)
+        for task_id, (first, found) in events.items():
+            mark = (first + len(found) - 1) // KEPT_EVENTS * KEPT_EVENTS
+            if mark >= first:
+                yield from self._forget_events(task_id, mark)
+
+    def take_up(self, task: Task) -> Program[None]:
+        """Tell a task's log of what its children have done until now, before anything else that is to be in it."""
+        while count := (yield from children.take_up_of(self, task.task_id)):
+            task.events += count
+
+    def events_since(self, task_id: str, since_ms: int) -> Program[list[pb.TaskEvent]]:
+        """The events of a task that were written from this moment on; of very many the latest."""
+        found: list[Row] = yield Fetch(
+            "SELECT event FROM task_events WHERE task_id = $1 AND at_ms >= $2 ORDER BY number DESC LIMIT $3",
+            (task_id, since_ms, KEPT_EVENTS),
+        )
+        return [pb.TaskEvent.FromString(event) for (event,) in found]
+
+    def note_again(self, task: Task, event: pb.TaskEvent, since_ms: int) -> Program[None]:
+        """`note`, where an earlier run, which began at `since_ms`, may have written the event.
+
+        Equal events of several callers count one by one: each of them is written once.
+        """
+        written = yield from self.events_since(task.task_id, since_ms)
+        same = sum(one.WhichOneof("event") == "progress" and one.progress == event.progress for one in written)
+        place = task.task_id, event.progress.SerializeToString(deterministic=True)
+        self.noted[place] = self.noted.get(place, 0) + 1
+        if same < self.noted[place]:
+            yield from self.note(task, event)
+
+    def note(self, task: Task, event: pb.TaskEvent) -> Program[None]:
+        """Write an event of a task whose row is not otherwise changed."""
+        if task.has_children:
+            yield from self.take_up(task)
+        numbers: list[Row] = yield Fetch(
+            "UPDATE tasks SET events = events + 1 WHERE task_id = $1 RETURNING events", (task.task_id,)
+        )
+        if numbers:
+            yield from self._record(task, numbers[0][0], event)
+
+    def _for_parent(self, task: Task, lifecycle: str) -> pb.TaskEvent:
+        """What a task's parent is told of it."""
+        child = pb.TaskChildLifecycleEvent(
+            child_task_id=task.task_id, child_status=_wire(task.status), lifecycle=lifecycle
+        )
+        return pb.TaskEvent(
+            task_id=task.parent_task_id,
+            workspace=task.workspace,
+            emitted_at_unix_ms=self.context.now_ms,
+            child_lifecycle=child,
+        )
+
+    def _announce(self, task: Task) -> Program[None]:
+        """The event that its creator asked for, for the workflow engine."""
+        if not task.spec:
+            return
+        spec = pb.CreateTaskRequest.FromString(task.spec)
+        wanted = spec.completion_event
+        if not wanted.enabled or (wanted.on_statuses and task.status.wire not in wanted.on_statuses):
+            return
+        payload = {
+            "source_agent": "orchestrator",
+            "workspace": task.workspace,
+            "event_names": [wanted.event_name or f"task.{task.status.value}"],
+            "data": {
+                "task_id": task.task_id,
+                "status": task.status.value,
+                "task_type": task.task_type,
+                "correlation_id": task.correlation_id,
+                "root_task_id": task.root_task_id,
+                "metadata": dict(spec.metadata),
+            },
+        }
+        frame = encode_delivery(
+            delivery_prefix(task_lane(task.workspace, task.task_id, "events")),
+            json.dumps(payload, separators=(",", ":")).encode(),
+            delivery_suffix(pb.EVENT, task.workspace),
+        )
+        yield Aside(
+            "task_outbox",
+            "INSERT INTO task_outbox (task_id, number, node, topic, frame) VALUES ($1, $2, $3, $4, $5)",
+            (task.task_id, task.events, self.context.node, EVENT_INTAKE, frame),
+        )
+        self.outbox = True
+
+
+def cancel_children(work: Work, parent_id: str, after: str = "") -> Program[None]:
+    """Cancel a page of the children, behind `after`, that end with their parent."""
+    parent = yield from rows.load(parent_id)
+    found: list[Task] = []
+    if parent is not None and parent.status is Status.CANCELLED:  # it may have been tried again by now
+        found = yield from rows.select(
+            "parent_task_id = $1 AND parent_task_id <> '' AND task_id > $2 ORDER BY task_id LIMIT $3",
+            (parent_id, after, WAKE_PAGE),
+        )
+    for child in found:
+        if not child.is_final and ends_with_parent(child):
+            facts = work.facts(reason=f"parent task {parent_id} was cancelled")
+            current = yield from rows.load(child.task_id)  # another child's end may have moved it
+            if current is not None and not current.is_final:
+                yield from work.make(current, Move.CANCEL, facts)
+    if len(found) == WAKE_PAGE:
+        work.errands.append(partial(cancel_children, parent_id=parent_id, after=found[-1].task_id))
+    else:
+        yield Execute("DELETE FROM task_cancelled_parents WHERE task_id = $1", (parent_id,))
+
+
+def _is_told(before: Task, after: Task) -> bool:
+    """Whether a change has an event: it shows on the wire, or what was to be tried again is not any more."""
+    if after.status is before.status:
+        return False
+    buried = after.status is Status.DLQ and before.status is Status.FAILED
+    return buried or before.status.wire != after.status.wire
+
+
+def _wire(status: Status) -> pb.TaskStatus.ValueType:
+    return pb.TaskStatus.ValueType(status.wire)
+
+
+def _status_changed(before: Task, after: Task, reason: str) -> pb.TaskEvent:
+    changed = pb.TaskStatusChangedEvent(from_status=_wire(before.status), to_status=_wire(after.status), reason=reason)
+    return pb.TaskEvent(status_changed=changed)

@@ -1,0 +1,167 @@
+"""One connection to PostgreSQL: how it is made, and the limits that hold on it.
+
+There are three kinds. A *writer* opens SERIALIZABLE transactions, because a program reads, decides and writes without locks and
+must not see another one between. An *appender* opens READ COMMITTED transactions, for a database whose programs lock the rows on
+which they decide (`LOCKING`): nodes that append to one topic come one after another instead of failing each other. A *reader* opens REPEATABLE READ, READ ONLY transactions, each on one snapshot. (And one that *looks* after the others, postgres_stall.py.) The kinds are
+defaults of the session, set while it starts, so that a single statement needs no BEGIN and still has them.
+
+Every limit on time is held by the server too: a node that is stopped (SIGSTOP) or cut off in the middle of a transaction keeps its
+locks no longer than `idle_in_transaction_s`.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Literal
+
+import asyncpg
+
+from aether_trio.storage.errors import StorageSetupError
+from aether_trio.storage.postgres.errors import is_outage
+from aether_trio.storage.postgres.hosts import each_host, first_to_succeed
+from aether_trio.storage.postgres.lost_commits import Backend, Connection
+
+Kind = Literal["writer", "appender", "reader", "look"]
+
+LOCKING: Final = frozenset({"log"})
+"""Logical databases whose programs lock what they decide on, in one order, and so need no more than READ COMMITTED."""
+
+_ISOLATION: Final = {
+    "writer": "serializable",
+    "appender": "read committed",
+    "reader": "repeatable read",
+    "look": "read committed",
+}
+
+PLANNED_ONCE: Final = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
+"""For statements that find all rows by key. Otherwise they are planned anew each time, which costs as much as they do, or a plan is kept that
+was made when the tables were empty, and reads tens of thousands of topics for each group until somebody analyzes them."""
+
+_SESSION_NOW: Final = """
+    SELECT current_setting('search_path'), current_setting('default_transaction_isolation'), pid, backend_start
+    FROM pg_stat_activity WHERE pid = pg_backend_pid()
+"""
+
+BY_INDEX: Final = {"enable_seqscan": "off"}
+"""For serializable programs: a scan of a whole table, which is the plan for one of a few pages, is in conflict with every row that another
+transaction adds to it."""
+
+MINIMUM_VERSION: Final = 14  # client_connection_check_interval, in_hot_standby
+CACHED_STATEMENTS: Final = 512  # texts are constants of the program; the log's INSERT has one for each number of rows
+SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,50}")
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresLimits:
+    """Limits of one process towards its server; times in seconds.
+
+    `writers`, `appenders` and `readers` bound its connections (a node of a cluster has some more, docs/operations.md). A caller waits at most
+    `patience_s` for a connection, and gets StorageUnavailable at once when the server has been away for longer than that.
+    """
+
+    writers: int = 4
+    appenders: int = 2
+    readers: int = 4
+    keep: int = 1
+    """Connections of each kind that stay open however idle."""
+    idle_s: float = 120.0
+    patience_s: float = 5.0
+    connect_s: float = 5.0
+    statement_s: float = 15.0
+    lock_s: float = 5.0
+    idle_in_transaction_s: float = 5.0
+    transaction_s: float = 30.0
+    """From BEGIN to the answer to COMMIT; then the connection is cut: the server or the way to it is stuck."""
+    slow_s: float = 2.0
+    """A connection that has been in use for that long is looked at from another one, every `look_s`: whether its server waits for us."""
+    look_s: float = 1.0
+    silence_s: float = 10.0
+    """Unanswered TCP for that long ends a connection."""
+
+
+async def connect(dsn: str, kind: Kind, schema: str, limits: PostgresLimits) -> Any:
+    """An asyncpg connection to the primary among the DSN's hosts. Raises what asyncpg raises, or StorageSetupError."""
+    return await first_to_succeed([partial(_connect, one, kind, schema, limits) for one in each_host(dsn)], is_outage)
+
+
+async def _connect(dsn: str, kind: Kind, schema: str, limits: PostgresLimits) -> Any:
+    connection = await asyncpg.connect(
+        dsn,
+        timeout=limits.connect_s,
+        # A reader is read-only by its own default, which "read-write" would take for a standby.
+        target_session_attrs="primary",
+        statement_cache_size=CACHED_STATEMENTS,
+        max_cached_statement_lifetime=0,
+        connection_class=Connection,
+        server_settings=_session(kind, schema, limits),
+    )
+    try:
+        _check(connection)
+        await _check_session(connection, kind, schema, limits)
+        _watch_peer(connection, limits.silence_s)
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+def _session(kind: Kind, schema: str, limits: PostgresLimits) -> dict[str, str]:
+    def ms(seconds: float) -> str:
+        return str(int(seconds * 1000))
+
+    return {
+        "application_name": f"aether-{kind}",
+        "search_path": schema,
+        "default_transaction_isolation": _ISOLATION[kind],
+        "default_transaction_read_only": "on" if kind == "reader" else "off",
+        "statement_timeout": ms(limits.statement_s),
+        "lock_timeout": ms(limits.lock_s),
+        "idle_in_transaction_session_timeout": ms(limits.idle_in_transaction_s),
+        "client_connection_check_interval": "2000",  # ms; a query of ours that nobody waits for any more ends
+        "tcp_user_timeout": ms(limits.silence_s),
+        "tcp_keepalives_idle": "5",
+        "tcp_keepalives_interval": "2",
+        "tcp_keepalives_count": "3",
+        "jit": "off",  # every statement is small
+        **(PLANNED_ONCE if kind == "appender" else {}),
+        **(BY_INDEX if kind == "writer" else {}),
+    }
+
+
+def _check(connection: Any) -> None:
+    version = connection.get_server_version()
+    if version.major < MINIMUM_VERSION:
+        raise StorageSetupError(f"PostgreSQL {version.major} is too old: this needs {MINIMUM_VERSION} or newer.")
+    encoding = connection.get_settings().server_encoding
+    if encoding != "UTF8":
+        raise StorageSetupError(f"the database has the encoding {encoding}. Create it with ENCODING 'UTF8'.")
+
+
+async def _check_session(connection: Any, kind: Kind, schema: str, limits: PostgresLimits) -> None:
+    """A pooler in between may drop what a session is started with, or give each transaction another session: then nothing holds that
+    is built on locks of a session, on isolation, or on LISTEN, and no statement fails of that.
+    """
+    found = await connection.fetchrow(_SESSION_NOW, timeout=limits.connect_s)
+    if found is None or tuple(found)[:2] != (schema, _ISOLATION[kind]):
+        raise StorageSetupError(
+            "something between this gateway and PostgreSQL, probably a pooler, does not keep the settings of a session. "
+            "Locks, transactions and hints would not work through it: connect to PostgreSQL itself."
+        )
+    connection.backend = Backend(*tuple(found)[2:])
+
+
+def _watch_peer(connection: Any, silence_s: float) -> None:
+    """Let the kernel notice that the other side has vanished without a word."""
+    # asyncpg has no public way to its socket.
+    raw = connection._transport.get_extra_info("socket")
+    if raw is None or raw.family == socket.AF_UNIX:
+        return
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, option):
+            raw.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(silence_s * 1000))

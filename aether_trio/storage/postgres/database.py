@@ -1,0 +1,323 @@
+"""The PostgreSQL engine: the Database seam over asyncpg, which runs on one asyncio loop inside of trio (trio_loop.py).
+
+    trio side: run/read ──▶ Job ──▶ Writer (postgres_writer.py) ──▶ Pool of writers ──▶ asyncpg ──▶ the primary
+               rescheduled ◀──────  Reader (postgres_reader.py) ──▶ Pool of readers
+
+Both sides live in one thread, so a job is handed over by a function call, and a finished group wakes its callers itself.
+
+All logical databases ("state", "log", "audit") lie in one schema. Connections are what a PostgreSQL server runs out of first, and one
+schema lets them all share one pool; and a write of a session has to look at who holds its identity in the same transaction. Their
+table names are distinct therefore, and `schema_version` has a row for each.
+
+Cancellation: as with SQLite, a caller that is cancelled while it waits for room has done nothing; once its program is queued it
+runs as if nothing had happened, wholly or not at all, and only the result is lost. No query is ever cancelled from here.
+
+Trouble: a lost connection, a stalled one (postgres_stall.py), a restart or a failover is a pause of up to `patience_s`, because programs are pure and run again elsewhere.
+What lasts longer is StorageUnavailable. CommitUnknown, a kind of it, says that a COMMIT was sent, its answer lost, and that the server
+could not be asked in that time whether it has taken effect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import outcome
+import trio
+
+from aether_trio.storage.base import (
+    ProgramFactory,
+    Shorthands,
+    Statement,
+    StorageUnavailable,
+)
+from aether_trio.storage.errors import StorageSetupError
+from aether_trio.storage.pending import IN_NAME_OF
+from aether_trio.storage.postgres.connections import LOCKING, SCHEMA, Kind, PostgresLimits, connect
+from aether_trio.storage.postgres.errors import is_outage, setup_error
+from aether_trio.storage.postgres.migrate import migrate
+from aether_trio.storage.postgres.pool import Pool
+from aether_trio.storage.postgres.reader import Reader
+from aether_trio.storage.postgres.stalls import StallWatch
+from aether_trio.storage.postgres.statements import Job, statement_job
+from aether_trio.storage.postgres.trio_loop import TrioLoop, open_loop
+from aether_trio.storage.postgres.writer import Writer
+
+T = TypeVar("T")
+
+QUEUE_PROGRAMS: Final = 1024  # waiting programs of one logical database; callers beyond that wait for room
+CLOSE_S: Final = 10.0  # for what was accepted, at the end; then its connections are cut
+LOOK_CONNECT_S: Final = 2.0  # for the connection that asks about others that are silent
+RETRY_S: Final = 0.2  # between attempts to reach a server that is not there yet, at the start
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresStatistics:
+    """What one logical database has done since it was opened. `failing` is true from a group that the server did not take
+    until the next one that it took. `rows` does not count what a Fetch wrote. `connections` are those of the whole process, and `stalls`
+    those of them that were cut as their way to the server had stalled."""
+
+    groups: int
+    programs: int
+    rows: int
+    largest_group: int
+    queued: int
+    failed_groups: int
+    failing: bool
+    last_error: str
+    conflicts: int
+    losses: int
+    connections: int
+    stalls: int
+
+
+class PostgresDatabase(Shorthands):
+    """A base.Database: one logical database of a PostgresServer. Made by its `database`."""
+
+    shared = True
+
+    def __init__(self, name: str, server: PostgresServer, *, locking: bool = False) -> None:
+        self.name = name
+        self._server = server
+        self._room = trio.Semaphore(QUEUE_PROGRAMS)
+        pool = server.appenders if name in LOCKING else server.writers
+        self.writer = Writer(name, pool, server.spawn, server.loop, self._deliver, server.limits, locking=locking)
+        self.reader = Reader(name, server.readers, server.spawn, self._deliver, server.limits)
+
+    async def run(self, program: ProgramFactory[T]) -> T:
+        """Run a read-write program; return its result after the commit that contains it is durable.
+
+        Raises StorageUnavailable, or what the program itself raised.
+        """
+        job = Job(program)
+        job.pending = IN_NAME_OF.get()
+        result: T = await self._submit(job, self.writer.put)
+        return result
+
+    async def write(self, statement: Statement) -> Any:
+        """Run one write; what a program would be sent."""
+        job = statement_job(statement)
+        job.pending = IN_NAME_OF.get()
+        return await self._submit(job, self.writer.put)
+
+    async def read(self, program: ProgramFactory[T]) -> T:
+        """Run a read-only program on one snapshot that includes every write committed before the call."""
+        result: T = await self._submit(Job(program), self.reader.put)
+        return result
+
+    async def read_small(self, program: ProgramFactory[T]) -> T:
+        """`read`: the server is never nearer than that."""
+        return await self.read(program)
+
+    def beside(self, *, locking: bool = False) -> PostgresDatabase:
+        """See Database."""
+        return self._server.queue(self.name, locking=locking)
+
+    def statistics(self) -> PostgresStatistics:
+        writer = self.writer
+        return PostgresStatistics(
+            groups=writer.groups,
+            programs=writer.programs,
+            rows=writer.rows,
+            largest_group=writer.largest_group,
+            queued=QUEUE_PROGRAMS - self._room.value,
+            failed_groups=writer.failed_groups,
+            failing=writer.failing,
+            last_error=writer.last_error,
+            conflicts=writer.conflicts,
+            losses=writer.losses,
+            connections=self._server.connections,
+            stalls=self._server.watch.cuts,
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Nothing that was accepted waits or runs."""
+        return self.writer.idle and self.reader.idle
+
+    async def _submit(self, job: Job, put: Callable[[Job], None]) -> Any:
+        job.fence = self._server.fence()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            self._room.acquire_nowait()
+        except trio.WouldBlock:
+            await self._room.acquire()
+        if self._server.closed:
+            self._room.release()
+            raise trio.ClosedResourceError(f"the {self.name} database is closed")
+        job.task = trio.lowlevel.current_task()
+        job.begin()
+        put(job)
+        return await trio.lowlevel.wait_task_rescheduled(job.forget)
+
+    def _deliver(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self._room.release()
+            if not job.undecided:
+                job.over()
+            task, job.task = job.task, None
+            if task is not None:
+                trio.lowlevel.reschedule(
+                    task, outcome.Value(job.value) if job.error is None else outcome.Error(job.error)
+                )
+
+
+class PostgresServer:
+    """The connections of this process to one server (or to the primary of several). Made by `open_postgres`."""
+
+    def __init__(self, dsn: str, schema: str, limits: PostgresLimits, loop: TrioLoop) -> None:
+        self.dsn = dsn
+        self.schema = schema
+        self.limits = limits
+        self.closed = False
+        self.fence: Callable[[], str] = _no_fence
+        """A query that raises FENCED when this process may not write now, or ""; every write transaction begins with it."""
+        self.loop = loop
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._all_done = trio.Event()
+        self._databases: list[PostgresDatabase] = []
+        self.watch = StallWatch(self._connect_to_look, self.spawn, loop, slow_s=limits.slow_s, look_s=limits.look_s)
+        """For every pool of this process."""
+        self.writers = self._pool("writer", limits.writers)
+        self.appenders = self._pool("appender", limits.appenders)
+        self.readers = self._pool("reader", limits.readers)
+
+    async def _connect_to_look(self) -> Any:
+        limits = replace(self.limits, connect_s=min(self.limits.connect_s, LOOK_CONNECT_S))
+        return await connect(self.dsn, "look", self.schema, limits)
+
+    def _pool(self, kind: Kind, most: int) -> Pool:
+        limits = self.limits
+        return Pool(
+            partial(connect, self.dsn, kind, self.schema, limits),
+            self.spawn,
+            self.loop,
+            most=most,
+            keep=limits.keep,
+            idle_s=limits.idle_s,
+            patience_s=limits.patience_s,
+            watch=self.watch,
+        )
+
+    async def database(self, name: str) -> PostgresDatabase:
+        """Bring the logical database `name` up to date and serve it until the server is closed.
+
+        Nodes that start together take turns. "state", "log" and "audit" bring their schema (migrations.py), other names none.
+        Waits up to `patience_s` for a server that is not there yet. Raises StorageSetupError, also when the server has no connection for it.
+        """
+        give_up = trio.current_time() + self.limits.patience_s
+        while True:
+            try:
+                await self.loop.run(migrate(self.dsn, self.schema, name, self.limits))
+                break
+            except StorageSetupError:
+                raise
+            except Exception as exc:
+                if not is_outage(exc) or trio.current_time() >= give_up:
+                    raise setup_error(self.dsn, exc) from exc
+            await trio.sleep(RETRY_S)
+        database = self.queue(name)
+        try:
+            for pool in (database.writer.pool, self.readers):
+                await self.loop.run(self._have_one(pool))
+        except StorageUnavailable as exc:
+            raise StorageSetupError(f"{name}: {exc}.") from exc
+        return database
+
+    @staticmethod
+    async def _have_one(pool: Pool) -> None:
+        """Where connections are few a process has one of each kind before others have the rest of them."""
+        if not pool.size:
+            pool.release(await pool.acquire())
+
+    def queue(self, name: str, *, locking: bool = False) -> PostgresDatabase:
+        """A separate queue to a logical database that is up to date; `locking` as of `beside`."""
+        database = PostgresDatabase(name, self, locking=locking)
+        self._databases.append(database)
+        return database
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run something on the asyncio side. The server waits for it at its end."""
+        task: asyncio.Task[None] = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # Every job is answered whatever happens, so this is a defect: it ends whoever has opened the server.
+            self.loop.call_exception_handler({"message": "a task of the engine failed", "exception": error})
+        if self.closed:
+            self._look_done()
+
+    def _look_done(self) -> None:
+        if all(database.idle for database in self._databases):
+            self._all_done.set()
+
+    async def close(self) -> None:
+        """Refuse new programs, finish those that were accepted, say goodbye."""
+        self.closed = True
+        with trio.CancelScope(shield=True):
+            self._look_done()
+            with trio.move_on_after(CLOSE_S):
+                await self._all_done.wait()
+            await self.loop.run(self._close())
+
+    @property
+    def connections(self) -> int:
+        """How many there are of this process, those being opened included."""
+        return self.writers.size + self.appenders.size + self.readers.size
+
+    async def _close(self) -> None:
+        self.watch.close()
+        for pool in (self.writers, self.appenders, self.readers):
+            await pool.close()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+@asynccontextmanager
+async def open_postgres(
+    dsn: str, *, schema: str = "aether", limits: PostgresLimits | None = None
+) -> AsyncIterator[PostgresServer]:
+    """The engine for a PostgreSQL URL, until the block ends. No connection is made before the first `database`.
+
+    The URL may name several hosts, whose primary is followed, and TLS (`sslmode`, `sslrootcert`, ...), as libpq's.
+    Leaving the block commits what was accepted, for at most CLOSE_S.
+    """
+    if not SCHEMA.fullmatch(schema):
+        raise StorageSetupError(f"{schema!r} cannot be the name of a schema here: use small letters, digits and _.")
+    raised: BaseException | None = None
+    try:
+        async with open_loop() as loop:
+            server = PostgresServer(dsn, schema, limits or PostgresLimits(), loop)
+            try:
+                yield server
+            except BaseException as exc:
+                raised = exc
+                raise
+            finally:
+                await server.close()
+    except BaseExceptionGroup as group:
+        if raised is None or not _is_all(group, raised):
+            raise
+        # The loop is a nursery, which nobody outside has to know.
+        raise raised from raised.__cause__
+
+
+def _is_all(group: BaseException, error: BaseException) -> bool:
+    """Whether a group, or a group in a group, holds nothing but this error."""
+    while group is not error:
+        if not isinstance(group, BaseExceptionGroup) or len(group.exceptions) > 1:
+            return False
+        (group,) = group.exceptions
+    return True
+
+
+def _no_fence() -> str:
+    return ""

@@ -1,0 +1,241 @@
+"""The threads behind an open SQLite file: one that writes in groups, a few that read.
+
+    trio tasks ──put──▶ SimpleQueue ──▶ writer:  BEGIN IMMEDIATE · program · program · … · COMMIT
+         ▲                                                                                  │
+         └───────────────── one run_sync_soon per group, not one per program ◀──────────────┘
+
+While a group waits for its fsync the next one collects, so the group grows exactly with the load (group commit). How a group is
+run is in sqlite_groups.py; one that was run elsewhere (sqlite_inline.py) comes as a Commit.
+
+Invariants: a job is answered exactly once; nothing is answered before the COMMIT that contains it; an error of the
+environment fails the whole group and leaves no transaction open; a group that may be in the file after a crash, though its COMMIT
+failed, is overwritten before it is refused, or is CommitUnknown; the threads end only when told to.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Final
+
+import trio
+
+from aether_trio.storage.base import CommitUnknown, StorageUnavailable
+from aether_trio.storage.sqlite.commit_groups import Groups, Job
+from aether_trio.storage.sqlite.connection import is_environment, may_be_durable
+from aether_trio.storage.sqlite.statements import drive
+
+MAX_GROUP: Final = 512  # programs a commit: bounds how long the first of them waits for the last
+WAL_CHECK_GROUPS: Final = 64  # groups between two looks at the size of the write-ahead log
+WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024  # readers that never leave a gap can keep the log from being reused
+
+Deliver = Callable[[Sequence["Job"]], None]
+
+
+class Commit:
+    """A group whose programs have been run, in a transaction that is open. `rows` had been changed since the start before it.
+
+    Whoever puts one into the queue has seen to it that the thread has nothing else in hand.
+    """
+
+    __slots__ = ("jobs", "rows")
+
+    def __init__(self, jobs: list[Job], rows: int) -> None:
+        self.jobs = jobs
+        self.rows = rows
+
+
+Item = Job | Commit | None
+"""What a thread is given; None to end."""
+
+
+class Worker:
+    """A thread that takes jobs from a queue until it is stopped. What it does with them is the subclass's."""
+
+    def __init__(self, name: str, queue: SimpleQueue[Item], deliver: Deliver) -> None:
+        self._queue = queue
+        self._deliver = deliver
+        self._trio = trio.lowlevel.current_trio_token()
+        self._ended = trio.Event()
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    async def ended(self) -> None:
+        await self._ended.wait()
+
+    def _main(self) -> None:
+        try:
+            while True:
+                jobs, last = self._collect()
+                if jobs:
+                    try:
+                        self._process(jobs)
+                    except Exception as exc:  # a defect in the worker: answer rather than strand the callers
+                        self._fail(jobs, exc)
+                    self._hand_over(partial(self._deliver, jobs))
+                if last:
+                    return
+        finally:
+            self._close()
+            self._hand_over(self._ended.set)
+
+    def _hand_over(self, call: Callable[[], None]) -> None:
+        try:
+            self._trio.run_sync_soon(call)
+        except trio.RunFinishedError:  # the run ended without closing the database: nobody is left to tell
+            pass
+
+    def _fail(
+        self, jobs: Sequence[Job], exc: BaseException, kind: type[StorageUnavailable] = StorageUnavailable
+    ) -> None:
+        for job in jobs:
+            job.error = kind(f"{self._thread.name}: {exc}")
+            job.error.__cause__ = exc
+
+    def _collect(self) -> tuple[list[Job], bool]:
+        raise NotImplementedError
+
+    def _process(self, jobs: list[Job]) -> None:
+        raise NotImplementedError
+
+    def _close(self) -> None:
+        raise NotImplementedError
+
+
+class Writer(Worker):
+    """The only thread that changes the file."""
+
+    def __init__(
+        self,
+        name: str,
+        queue: SimpleQueue[Item],
+        deliver: Deliver,
+        groups: Groups,
+        path: Path | None,
+    ) -> None:
+        super().__init__(name, queue, deliver)
+        self._groups = groups
+        self._connection = groups.connection
+        self._run_elsewhere: Commit | None = None
+        self._wal = None if path is None else Path(f"{path}-wal")
+        # Counters: written here, read by statistics() in the trio thread; each is a single reference.
+        self.groups = 0
+        self.programs = 0
+        self.rows = 0
+        self.largest_group = 0
+        self.failed_groups = 0
+        self.failing = False
+        self.last_error = ""
+
+    def _collect(self) -> tuple[list[Job], bool]:
+        item = self._queue.get()
+        if isinstance(item, Commit):
+            self._run_elsewhere = item
+            return item.jobs, False
+        jobs: list[Job] = []
+        try:
+            while item is not None:
+                assert isinstance(item, Job)
+                jobs.append(item)
+                if len(jobs) == MAX_GROUP:
+                    return jobs, False
+                item = self._queue.get_nowait()
+        except Empty:
+            return jobs, False
+        return jobs, True
+
+    def _process(self, jobs: list[Job]) -> None:
+        commit, self._run_elsewhere = self._run_elsewhere, None
+        if commit is not None:
+            self._write(jobs, commit)
+            return
+        writes = [job for job in jobs if not job.is_read]
+        if writes:
+            self._write(writes)
+        reads = [job for job in jobs if job.is_read]
+        if reads:  # only in memory, where there is no second connection to read from
+            cursor = self._groups.cursor
+            cursor.execute("PRAGMA query_only=ON")
+            for job in reads:
+                read_job(self._connection, cursor, job)
+            cursor.execute("PRAGMA query_only=OFF")
+
+    def _write(self, jobs: list[Job], commit: Commit | None = None) -> None:
+        before = self._connection.total_changes if commit is None else commit.rows
+        committing = False
+        try:
+            if commit is None:
+                self._groups.run(jobs, patient=True)
+            committing = True
+            self._groups.commit()
+        except Exception as exc:
+            self._groups.rollback()
+            if not is_environment(exc):
+                raise
+            self.failed_groups += 1
+            self.failing = True
+            self.last_error = f"{type(exc).__name__}: {exc}"
+            known = not (committing and may_be_durable(exc)) or self._groups.overwrite()
+            self._fail(jobs, exc, StorageUnavailable if known else CommitUnknown)
+            return
+        self.failing = False
+        self.groups += 1
+        self.programs += len(jobs)
+        self.rows += self._connection.total_changes - before
+        self.largest_group = max(self.largest_group, len(jobs))
+        if self._wal is not None and self.groups % WAL_CHECK_GROUPS == 0:
+            self._bound_wal(self._wal)
+
+    def _bound_wal(self, wal: Path) -> None:
+        """Cut the log when the automatic checkpoints could not: waits for the readers, at most the busy timeout."""
+        try:
+            if wal.stat().st_size > WAL_LIMIT_BYTES:
+                with self._groups.patience():
+                    self._groups.cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except (OSError, sqlite3.Error) as exc:
+            self.last_error = f"checkpoint: {exc}"
+
+    def _close(self) -> None:
+        self._connection.close()
+
+
+class Reader(Worker):
+    """One of the threads that answer queries, each from its own connection and snapshot."""
+
+    def __init__(self, name: str, queue: SimpleQueue[Item], deliver: Deliver, connection: sqlite3.Connection) -> None:
+        super().__init__(name, queue, deliver)
+        self._connection = connection
+        self._cursor = connection.cursor()
+
+    def _collect(self) -> tuple[list[Job], bool]:
+        job = self._queue.get()  # one at a time: the queue is shared, the rest is for the other readers
+        return ([job], False) if isinstance(job, Job) else ([], True)
+
+    def _process(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            read_job(self._connection, self._cursor, job)
+
+    def _close(self) -> None:
+        self._connection.close()
+
+
+def read_job(connection: sqlite3.Connection, cursor: sqlite3.Cursor, job: Job) -> None:
+    """Run one read-only program on one snapshot."""
+    try:
+        cursor.execute("BEGIN")
+        job.value = drive(cursor, job.factory)
+        cursor.execute("COMMIT")
+    except Exception as exc:
+        if connection.in_transaction:
+            cursor.execute("ROLLBACK")
+        # Code 8 (read-only) from a reader is a program that tried to write: the program's fault, not the machine's.
+        job.error = exc
+        if is_environment(exc) and getattr(exc, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_READONLY:
+            job.error = StorageUnavailable(str(exc))
+            job.error.__cause__ = exc

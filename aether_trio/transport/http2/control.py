@@ -1,0 +1,233 @@
+"""The control plane: h2 for what is rare and intricate (SETTINGS, header blocks and HPACK, stream states).
+
+A thin shell that trims what h2 keeps per connection and turns its exceptions into ProtocolViolation. Frames for which h2
+would do no more than echo (PING, PRIORITY, GOAWAY, unknown ones) never come here. GOAWAY must not reach h2 at all: it
+would then refuse every later frame, while a client that says GOAWAY still waits for its answers. A client has one of
+these for each connection; of a server's connections only those that need it (server_control.py), and for what arrives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.exceptions
+import h2.settings
+import h2.stream
+import hyperframe.frame
+
+from aether_trio.transport.http2 import frames
+from aether_trio.transport.http2.frames import ErrorCode, ProtocolViolation
+from aether_trio.transport.http2.hpack_cache import BlockCache, CachingDecoder
+from aether_trio.transport.http2.limits import GrpcLimits
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+_CONFIGS: Final = {
+    client_side: h2.config.H2Configuration(
+        client_side=client_side,
+        # Bytes: a header that is no UTF-8 must not raise from inside h2.
+        header_encoding=None,
+        # Outbound headers are ours; inbound ones are not.
+        validate_outbound_headers=False,
+        normalize_outbound_headers=False,
+    )
+    for client_side in (False, True)
+}
+
+
+_CLOSED: Final = h2.stream.StreamClosedBy
+_LEAST_REQUEST: Final = b"\x83\x86\x84\x01\x01x"
+"""`:method POST, :scheme http, :path /, :authority x` by HPACK's static table: valid, and without effect on a dynamic one."""
+_SETTING_BYTES: Final = 6
+_KNOWN_SETTINGS: Final = frozenset(code.to_bytes(2, "big") for code in h2.settings.SettingCodes)
+
+_FRAMES: Final = (
+    hyperframe.frame.HeadersFrame,
+    hyperframe.frame.DataFrame,
+    hyperframe.frame.SettingsFrame,
+    hyperframe.frame.RstStreamFrame,
+)
+
+
+class _Values(list[int | None]):
+    """A setting's current and proposed values: what h2 asks of the deques (760 bytes each) that it would keep them in."""
+
+    __slots__ = ()
+
+    def popleft(self) -> int | None:
+        return self.pop(0)
+
+
+class _LeanSettings(h2.settings.Settings):
+    """h2's Settings in a tenth of the memory; an idle connection has two of them with ten values and more."""
+
+    def __init__(self, *, client: bool) -> None:
+        # Not calling the base class on purpose: it does nothing but fill `_settings` with deques.
+        self._client = client
+        defaults = ((1, 4096), (2, int(client)), (4, 65_535), (5, 16_384), (8, 0))
+        self._settings = {h2.settings.SettingCodes(code): _Values((value,)) for code, value in defaults}  # type: ignore[misc]
+
+    def __setitem__(self, key: h2.settings.SettingCodes | int, value: int) -> None:
+        self._settings.setdefault(key, _Values((None,)))  # type: ignore[arg-type]
+        super().__setitem__(key, value)
+
+
+class _LeanH2(h2.connection.H2Connection):
+    """h2 with less memory, and without its scan of all streams at every HEADERS: we count streams ourselves, refuse with
+    REFUSED_STREAM instead of ending the connection, and say when a stream can be forgotten."""
+
+    MAX_CLOSED_STREAMS = 64
+
+    def __init__(self, config: h2.config.H2Configuration) -> None:
+        super().__init__(config)
+        self.local_settings = _LeanSettings(client=config.client_side)
+        self.remote_settings = _LeanSettings(client=not config.client_side)
+        # The frames that we let through; bound methods, so each entry is an object per connection.
+        table = self._frame_dispatch_table
+        self._frame_dispatch_table = {kind: table[kind] for kind in _FRAMES}
+
+    @property
+    def open_inbound_streams(self) -> int:
+        return 0
+
+    @property
+    def open_outbound_streams(self) -> int:
+        return 0
+
+    def forget(self, stream_id: int, *, reset_by_us: bool) -> None:
+        stream = self.streams.pop(stream_id, None)
+        if stream is not None:
+            # A server's answers and resets do not pass through h2, so it does not know how a stream ended.
+            by_us = _CLOSED.SEND_RST_STREAM if reset_by_us else _CLOSED.SEND_END_STREAM
+            self._closed_streams[stream_id] = stream.closed_by or by_us
+
+
+class SharedControl:
+    """What all connections of one server or channel share: our settings, as h2 and as the peer see them, and the cache."""
+
+    __slots__ = ("blocks", "header_table_bytes", "max_header_list_bytes", "peer_settings", "settings", "settings_frame")
+
+    def __init__(self, limits: GrpcLimits, *, client_side: bool) -> None:
+        codes = h2.settings.SettingCodes
+        self.settings: dict[h2.settings.SettingCodes | int, int] = {
+            codes.HEADER_TABLE_SIZE: limits.header_table_bytes,
+            codes.INITIAL_WINDOW_SIZE: limits.stream_window_bytes,
+            codes.MAX_HEADER_LIST_SIZE: limits.max_header_list_bytes,
+        }
+        if client_side:
+            self.settings[codes.ENABLE_PUSH] = 0
+        else:
+            self.settings[codes.MAX_CONCURRENT_STREAMS] = limits.max_concurrent_streams
+        self.settings_frame = frames.settings({int(code): value for code, value in self.settings.items()})
+        self.max_header_list_bytes = limits.max_header_list_bytes
+        self.header_table_bytes = limits.header_table_bytes
+        self.blocks = BlockCache()
+        self.peer_settings: dict[bytes, dict[int, int]] = {}
+        """Bodies of SETTINGS frames that h2 has found valid, with the values in them. Bounded by server_control.py."""
+
+
+class ControlPlane:
+    """One connection's h2, reduced to what the lane uses."""
+
+    __slots__ = ("_h2", "decoder")
+
+    def __init__(self, shared: SharedControl, *, client_side: bool) -> None:
+        self._h2 = _LeanH2(_CONFIGS[client_side])
+        self.decoder = self._h2.decoder = CachingDecoder(shared.blocks, shared.max_header_list_bytes)
+        # No table for what we send: our few headers are static entries or short. An empty deque is 760 bytes, and with a
+        # size of 0 hpack only ever clears it.
+        self._h2.encoder.header_table_size = 0
+        self._h2.encoder.header_table.dynamic_entries = []  # type: ignore[assignment]
+
+    def settings(self, shared: SharedControl) -> bytes:
+        """Our SETTINGS frame; they count from the peer's ack on."""
+        # What h2's update_settings does, without building the same frame for every connection.
+        self._h2.local_settings.update(shared.settings)
+        if not self._h2.config.client_side:
+            # The preface is the data plane's business; tell h2's reader that it has passed.
+            self._h2.incoming_buffer.add_data(frames.PREFACE)
+        return shared.settings_frame
+
+    def receive_settings(self, frame: bytes) -> list[h2.events.Event]:
+        """As `receive`, for a SETTINGS frame: h2 remembers every identifier it has seen, so it sees the known ones only."""
+        body = frame[frames.HEADER_BYTES :]
+        if len(body) % _SETTING_BYTES == 0:
+            entries = [body[at : at + _SETTING_BYTES] for at in range(0, len(body), _SETTING_BYTES)]
+            known = [entry for entry in entries if entry[:2] in _KNOWN_SETTINGS]
+            if len(known) != len(entries):
+                frame = frames.with_body(frame, b"".join(known))
+        return self.receive(frame)
+
+    def receive(self, frame: bytes) -> list[h2.events.Event]:
+        """Feed one whole frame. Raises ProtocolViolation."""
+        try:
+            return self._h2.receive_data(frame)
+        except h2.exceptions.DenialOfServiceError as error:
+            raise ProtocolViolation(ErrorCode.ENHANCE_YOUR_CALM, "header_list_size", str(error)) from error
+        except h2.exceptions.ProtocolError as error:
+            code = ErrorCode(error.error_code)
+            raise ProtocolViolation(code, code.name.lower(), str(error)) from error
+
+    def take_output(self) -> bytes:
+        return self._h2.data_to_send()
+
+    def send_headers(self, stream_id: int, headers: Iterable[tuple[bytes, bytes]], *, end_stream: bool) -> bytes:
+        self._h2.send_headers(stream_id, list(headers), end_stream=end_stream)
+        # h2 follows the peer's HEADER_TABLE_SIZE; we go on without a table.
+        return self._h2.data_to_send()
+
+    def end_stream(self, stream_id: int) -> bytes:
+        self._h2.end_stream(stream_id)
+        return self._h2.data_to_send()
+
+    def reset(self, stream_id: int, code: ErrorCode) -> bytes:
+        """RST_STREAM, or nothing when h2 has closed the stream already."""
+        stream = self._h2.streams.get(stream_id)
+        if stream is None or stream.closed:
+            return b""
+        try:
+            self._h2.reset_stream(stream_id, code)
+        except h2.exceptions.ProtocolError:
+            return b""  # h2 has given the connection up, and so shall we
+        return self._h2.data_to_send()
+
+    def end_of_stream(self, stream_id: int) -> None:
+        """The peer ended a stream with DATA."""
+        self.receive(frames.empty_end_of_stream(stream_id))
+
+    def adopt(self, stream_id: int, *, ended: bool) -> None:
+        """Let h2 know of a stream that was opened without it: the least request there is stands in for the real one."""
+        flags = frames.END_HEADERS | (frames.END_STREAM if ended else 0)
+        self.receive(
+            frames.FRAME_HEADER.pack(len(_LEAST_REQUEST) << 8 | frames.HEADERS, flags, stream_id) + _LEAST_REQUEST
+        )
+
+    def adopt_closed(self, highest_stream_id: int, reset_by_us: Iterable[int]) -> None:
+        """...and of those that are over."""
+        self._h2.highest_inbound_stream_id = highest_stream_id
+        for stream_id in reset_by_us:
+            self._h2._closed_streams[stream_id] = _CLOSED.SEND_RST_STREAM
+
+    def forget(self, stream_id: int, *, reset_by_us: bool = False) -> None:
+        self._h2.forget(stream_id, reset_by_us=reset_by_us)
+
+    def ignore_content_length(self, stream_id: int) -> None:
+        """h2 would compare content-length with DATA that it never sees; gRPC's own prefixes say what belongs together."""
+        self._h2.streams[stream_id]._expected_content_length = None
+
+    def next_stream_id(self) -> int:
+        return self._h2.get_next_available_stream_id()
+
+    def settings_changed(self) -> None:
+        """The peer sent SETTINGS: keep the encoder without a table whatever it offers, and say so in the next block.
+
+        hpack forgets to announce a size that is set to the same value again before the next block (a peer that offers 0
+        does that), and then the peer's decoder rightly complains; hence the flag.
+        """
+        encoder = self._h2.encoder
+        encoder.header_table_size = 0
+        encoder.header_table.resized = bool(encoder.table_size_changes)

@@ -1,0 +1,84 @@
+"""Budgets against floods: how often a peer may send each kind of cheap-for-it, dear-for-us frame.
+
+One counter per kind. While a counter is below its burst a frame costs one increment and no clock; only beyond it is the
+time asked for, and what has leaked away since is forgiven. A kind that is still over its burst ends the connection with
+ENHANCE_YOUR_CALM. Pure: the clock is handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from aether_trio.transport.http2.frames import ErrorCode, ProtocolViolation
+from aether_trio.transport.http2.limits import Allowance, Allowances
+
+SETTINGS_FLOOD: Final = 0
+PING_FLOOD: Final = 1
+RESET_FLOOD: Final = 2
+EMPTY_DATA_FLOOD: Final = 3
+PRIORITY_FLOOD: Final = 4
+WINDOW_UPDATE_FLOOD: Final = 5
+STRAY_DATA_FLOOD: Final = 6
+UNKNOWN_FRAME_FLOOD: Final = 7
+
+REASONS: Final = (
+    "settings_flood",
+    "ping_flood",
+    "rapid_reset",
+    "empty_data_flood",
+    "priority_flood",
+    "window_update_flood",
+    "stray_data_flood",
+    "unknown_frame_flood",
+)
+
+
+def table(allowances: Allowances) -> tuple[Allowance, ...]:
+    """The allowances by counter number, built once and shared by every connection."""
+    return (
+        allowances.settings,
+        allowances.pings,
+        allowances.resets,
+        allowances.empty_data,
+        allowances.priorities,
+        allowances.window_updates,
+        allowances.stray_data,
+        allowances.unknown_frames,
+    )
+
+
+class Budgets:
+    """The counters of one connection. Nothing is allocated until the first frame that is counted."""
+
+    __slots__ = ("_clock", "_counters", "_started", "_table")
+
+    def __init__(self, allowances: tuple[Allowance, ...], clock: Callable[[], float]) -> None:
+        self._table = allowances
+        self._clock = clock
+        self._started = clock()
+        self._counters: list[int] | None = None
+
+    def spend(self, kind: int, earned: int = 0) -> None:
+        """Count one frame of `kind`; raises ProtocolViolation when it is one too many.
+
+        `earned` is the connection's running total of events that excuse one frame each.
+        """
+        counters = self._counters
+        if counters is None:
+            # Spent, then forgiven so far, per kind.
+            counters = self._counters = [0] * (2 * len(self._table))
+        counters[kind] += 1
+        allowance = self._table[kind]
+        if counters[kind] > allowance.burst:
+            self._forgive(kind, allowance, earned, counters)
+
+    def _forgive(self, kind: int, allowance: Allowance, earned: int, counters: list[int]) -> None:
+        # Forgiveness is counted from the connection's start, in whole tokens, so that nothing is forgiven twice; what
+        # leaked away while the bucket was not full is not saved up, for the count never goes below zero.
+        slot = len(self._table) + kind
+        total = int((self._clock() - self._started) * allowance.per_second) + earned
+        counters[kind] = max(0, counters[kind] - (total - counters[slot]))
+        counters[slot] = total
+        if counters[kind] > allowance.burst:
+            raise ProtocolViolation(ErrorCode.ENHANCE_YOUR_CALM, REASONS[kind])

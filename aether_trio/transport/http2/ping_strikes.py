@@ -1,0 +1,41 @@
+"""How often a client may ping: grpc-core's rule, without a clock of its own.
+
+A ping earlier than the interval after the last is a strike; one strike too many ends the connection. Whatever we send of
+headers or DATA wipes the slate, for clients measure the path (BDP probes) when data reaches them. Pings without any stream
+are welcome here: the published SDK sends them (reference/sdk.md section 3), and they are the client's way to notice us dead.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aether_trio.transport.http2.frames import ErrorCode, ProtocolViolation
+
+_NEVER: Final = float("-inf")
+
+
+class PingStrikes:
+    """Of one connection."""
+
+    __slots__ = ("_data_seen", "_last", "_strikes")
+
+    def __init__(self) -> None:
+        self._strikes = 0
+        self._last = _NEVER
+        self._data_seen = 0
+
+    def forgive(self) -> None:
+        """Headers went out."""
+        self._strikes = 0
+        self._last = _NEVER
+
+    def ping(self, now: float, data_frames_sent: int, min_interval_s: float, max_strikes: int) -> None:
+        """A ping came at `now`, in seconds. Raises ProtocolViolation("too_many_pings")."""
+        if data_frames_sent != self._data_seen:
+            self._data_seen = data_frames_sent
+            self.forgive()
+        if now < self._last + min_interval_s:
+            self._strikes += 1
+            if self._strikes > max_strikes:
+                raise ProtocolViolation(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
+        self._last = now

@@ -1,0 +1,179 @@
+"""A server connection's SETTINGS and header blocks: judged by h2 once, and remembered.
+
+Clients of one kind open connections with the same bytes: the same SETTINGS, and a first header block that differs by no
+more than its authority. What these mean, and whether they are valid, follows from the bytes alone (for a block: while no
+dynamic table is in use), so h2 judges each of them the first time that anybody sends it, and from then on the answer is
+looked up. A connection has an h2 of its own only from the first moment that something unheard of comes, be it at once;
+then h2 is told what it has missed. Most connections never need it, and h2 is the dear part of one, in time and in memory.
+
+Invariants: what is remembered was accepted by h2; every bound here is a number of entries and of bytes per entry; whether
+a connection has its h2 yet cannot be seen from outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+from typing import TYPE_CHECKING, Final
+
+import h2.events
+
+from aether_trio.transport.http2 import frames
+from aether_trio.transport.http2.control import ControlPlane, SharedControl
+from aether_trio.transport.http2.hpack_cache import EMPTY_TABLE, Key
+
+if TYPE_CHECKING:
+    from aether_trio.transport.http2.dataplane import DataPlane
+
+SETTINGS_ACK: Final = frames.FRAME_HEADER.pack(frames.SETTINGS, frames.ACK, 0)
+
+_PLAIN: Final = frames.END_HEADERS | frames.END_STREAM
+"""Flags of HEADERS that hold a whole block and nothing besides."""
+_MAX_KNOWN_SETTINGS: Final = 64
+_MAX_SETTINGS_BYTES: Final = 60
+_MAX_REMEMBERED_RESETS: Final = 64
+_MAX_ADOPTED: Final = 32
+"""Streams that are opened without h2, which is told of all of them at once when it is made: a millisecond or two."""
+_NO_SETTINGS: Final[dict[int, int]] = {}
+
+
+def as_text(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
+    """Header values are octets; latin-1 keeps each of them."""
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+
+
+def size_of(headers: Iterable[tuple[str, str]]) -> int:
+    """What names and values of a request have together, in bytes."""
+    return sum(map(len, chain.from_iterable(headers)))
+
+
+class ServerControl:
+    """One connection's control plane. `plane` says which streams are open and which ids have been used."""
+
+    __slots__ = ("_acked", "_h2", "_plane", "_resets", "_settings", "_shared", "_table")
+
+    def __init__(self, shared: SharedControl, plane: DataPlane) -> None:
+        self._shared = shared
+        self._plane = plane
+        self._h2: ControlPlane | None = None
+        self._settings = _NO_SETTINGS
+        self._acked = False
+        self._table = EMPTY_TABLE
+        self._resets: dict[int, None] | None = None
+
+    # SETTINGS ------------------------------------------------------------------------------------------------------
+
+    def acked(self, frame: bytes) -> None:
+        """The peer has acknowledged our SETTINGS. Raises ProtocolViolation for a malformed frame."""
+        if self._h2 is not None or frame != SETTINGS_ACK:
+            self._engine().receive(frame)
+        self._acked = True
+
+    def settings(self, frame: bytes) -> dict[int, int]:
+        """The values in the peer's SETTINGS, by identifier. Raises ProtocolViolation."""
+        known, body = self._shared.peer_settings, frame[frames.HEADER_BYTES :]
+        stream_id = frame[5:9]
+        values = known.get(body) if stream_id == b"\0\0\0\0" else None
+        if values is None or self._h2 is not None:
+            engine = self._engine()
+            events = engine.receive_settings(frame)
+            engine.take_output()
+            values = {
+                int(code): setting.new_value
+                for event in events
+                if isinstance(event, h2.events.RemoteSettingsChanged)
+                for code, setting in event.changed_settings.items()
+            }
+            if len(body) <= _MAX_SETTINGS_BYTES:
+                if len(known) >= _MAX_KNOWN_SETTINGS:
+                    del known[next(iter(known))]
+                known[body] = values
+        self._settings = {**self._settings, **values} if self._settings else values
+        return values
+
+    # Header blocks -------------------------------------------------------------------------------------------------
+
+    def known_request(self, flags: int, stream_id: int, frame: bytes) -> list[tuple[str, str]] | None:
+        """The headers of a request that opens a stream with HEADERS as others have before; None: h2 is to say."""
+        if self._h2 is not None or flags & ~_PLAIN or not flags & frames.END_HEADERS:
+            return None
+        if len(self._plane.streams) >= _MAX_ADOPTED:
+            return None
+        if not self._plane.is_idle(stream_id) or stream_id % 2 == 0 or self._table[2]:
+            return None
+        block = self._shared.blocks.peek((frame[frames.HEADER_BYTES :], self._table[0], self._largest_table()))
+        if block is None or block.request is None:
+            return None
+        self._table = block.table
+        return block.request
+
+    def receive(self, kind: int, flags: int, frame: bytes) -> list[h2.events.Event]:
+        """HEADERS or CONTINUATION through h2. Raises ProtocolViolation. What h2 answers goes into the plane's output."""
+        engine = self._engine()
+        key = self._key(engine, flags, frame) if kind == frames.HEADERS else None
+        events = engine.receive(frame)
+        block = None if key is None else self._shared.blocks.peek(key)
+        for event in events:
+            if isinstance(event, h2.events.RequestReceived):
+                engine.ignore_content_length(event.stream_id)
+                if block is not None and block.request is None:
+                    block.request = as_text(event.headers)
+        output = engine.take_output()
+        if output:
+            self._plane.out.append(output)
+        return events
+
+    def _key(self, engine: ControlPlane, flags: int, frame: bytes) -> Key | None:
+        """What the cache has kept the block by, once h2 has decoded it; None when it keeps no such block."""
+        table = engine.decoder.header_table
+        if flags & ~_PLAIN or not flags & frames.END_HEADERS or table.dynamic_entries:
+            return None
+        return frame[frames.HEADER_BYTES :], table.maxsize, engine.decoder.max_allowed_table_size
+
+    # Streams -------------------------------------------------------------------------------------------------------
+
+    def end_of_stream(self, stream_id: int) -> None:
+        """The peer ended a stream with DATA."""
+        if self._h2 is not None:
+            self._h2.end_of_stream(stream_id)
+
+    def forget(self, stream_id: int, *, reset_by_us: bool = False) -> None:
+        """A stream is over on both sides, however it ended; `reset_by_us`: frames for it may still be on their way."""
+        if reset_by_us:
+            resets = self._resets
+            if resets is None:
+                resets = self._resets = {}
+            resets[stream_id] = None
+            if len(resets) > _MAX_REMEMBERED_RESETS:
+                del resets[next(iter(resets))]
+        if self._h2 is not None:
+            self._h2.forget(stream_id, reset_by_us=reset_by_us)
+
+    def reset_by_us(self, stream_id: int) -> bool:
+        """Among the last streams that we reset."""
+        return self._resets is not None and stream_id in self._resets
+
+    # h2, when it is needed -----------------------------------------------------------------------------------------
+
+    def _largest_table(self) -> int:
+        return self._shared.header_table_bytes if self._acked else EMPTY_TABLE[0]
+
+    def _engine(self) -> ControlPlane:
+        """h2, told what it has missed: SETTINGS both ways, streams open and over, and what HPACK has in its table."""
+        engine = self._h2
+        if engine is None:
+            engine = ControlPlane(self._shared, client_side=False)
+            engine.settings(self._shared)
+            if self._settings:
+                engine.receive(frames.settings(self._settings))
+            plane = self._plane
+            for stream_id in sorted(plane.streams):
+                engine.adopt(stream_id, ended=plane.streams[stream_id].ended)
+            engine.adopt_closed(plane.highest_stream_id, self._resets or ())
+            # The acknowledgement last: it may forbid the table's size, which the peer is to change with its next block.
+            engine.decoder.restore(self._table)
+            if self._acked:
+                engine.receive(SETTINGS_ACK)
+            engine.take_output()
+            self._h2 = engine
+        return engine

@@ -1,0 +1,77 @@
+"""What the port hands to a lane: a connection whose first bytes have been seen, and what a lane is.
+
+The port (port.py) accepts, ends the TLS handshake and looks at the first bytes; the lane does the rest. The socket is plain,
+non-blocking and closed by whoever accepted it, after the lane's `serve` has returned.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import trio
+
+from aether_trio.transport.link import PeerCertificate
+from aether_trio.transport.socket.tls import TlsSession
+
+
+def address_text(address: Any) -> str:
+    """ "host:port", for people, of what `accept` and `getpeername` return."""
+    if not isinstance(address, tuple):
+        return "unknown"
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def peer_of(sock: socket.socket) -> str:
+    """The other end of a socket, for logs; "unknown" when it has gone."""
+    try:
+        return address_text(sock.getpeername())
+    except OSError:
+        return "unknown"
+
+
+@dataclass(slots=True)
+class Accepted:
+    """One connection. `head` is what was read of it already, without TLS; mostly the client's whole first flight."""
+
+    sock: socket.socket
+    address: Any
+    """As `accept` returned it."""
+    tls: TlsSession | None = None
+    head: bytes = b""
+
+    @property
+    def peer_address(self) -> str:
+        """ "host:port", for people."""
+        return address_text(self.address)
+
+    @property
+    def certificate(self) -> PeerCertificate | None:
+        """The client's, when it showed one that was verified."""
+        return None if self.tls is None else self.tls.peer_certificate()
+
+
+_NOTICE_SHARE: Final = 0.9
+"""Of a drain's deadline; the rest is for telling those who are still here why their connection ends."""
+
+
+def notice_s(deadline_s: float) -> float:
+    """How long clients have, in a drain that is over after `deadline_s`: what GOAWAY says, and what is kept."""
+    return deadline_s * _NOTICE_SHARE
+
+
+class Lane(Protocol):
+    """One way of speaking to the gateway."""
+
+    async def serve(self, accepted: Accepted) -> None:
+        """Serve one connection to its end. Raises nothing but cancellation."""
+        ...
+
+    async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Ask clients to go elsewhere, and wait until they have gone; after `deadline_s` cut what is left.
+
+        Started when all have been asked. They have `notice_s(deadline_s)`; then the core ends their sessions.
+        """
+        ...

@@ -1,0 +1,85 @@
+"""A connection's bytes, with TLS or without: what HTTP and WebSocket read from and write to.
+
+The socket is a plain non-blocking one, closed by whoever accepted it. `send` never blocks and never waits: what the kernel
+does not take is handed back.
+"""
+
+from __future__ import annotations
+
+import socket
+
+import trio
+
+from aether_trio.transport.socket.accepted import Accepted
+from aether_trio.transport.socket.tls import TlsSession
+
+RECEIVE_BYTES = 64 * 1024
+
+
+class ByteStream:
+    """Reading by one task; sending by anybody, in turn. `head` is read first."""
+
+    __slots__ = ("head", "sock", "tls")
+
+    def __init__(self, accepted: Accepted) -> None:
+        self.sock: socket.socket = accepted.sock
+        self.tls: TlsSession | None = accepted.tls
+        self.head = accepted.head
+
+    async def receive(self) -> bytes:
+        """What has come, at least a byte; b"" at the end. Raises OSError. A checkpoint, except for the head."""
+        if self.head:
+            head, self.head = self.head, b""
+            return head
+        sock, tls = self.sock, self.tls
+        while True:
+            if tls is not None and tls.ended:
+                await trio.lowlevel.checkpoint()
+                return b""
+            await trio.lowlevel.wait_readable(sock)
+            try:
+                data = sock.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                continue
+            if tls is None or not data:
+                return data
+            data = tls.open(data)
+            if data:
+                return data
+
+    async def receive_or_end(self) -> bytes:
+        """`receive`, for which a broken connection is at its end as well."""
+        try:
+            return await self.receive()
+        except OSError:
+            return b""
+
+    def send(self, data: bytes) -> memoryview | None:
+        """Give the kernel `data`. What it did not take (records, under TLS) is for `send_rest`. Raises OSError."""
+        if self.tls is not None:
+            data = self.tls.seal(data)
+        return self.send_rest(memoryview(data))
+
+    def send_rest(self, data: memoryview) -> memoryview | None:
+        """Go on with what `send` handed back."""
+        try:
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            return data
+        return None if sent == len(data) else data[sent:]
+
+    async def send_all(self, data: bytes) -> None:
+        """Until the kernel has everything. Raises OSError. Not while anybody else sends."""
+        rest = self.send(data)
+        if rest is None:
+            await trio.lowlevel.checkpoint()
+        while rest is not None:
+            await trio.lowlevel.wait_writable(self.sock)
+            rest = self.send_rest(rest)
+
+    def shutdown(self, how: int = socket.SHUT_RDWR) -> None:
+        """End one direction or both; whoever reads is told."""
+        try:
+            self.sock.shutdown(how)
+        except OSError:
+            pass  # it is gone already

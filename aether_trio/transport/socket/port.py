@@ -1,0 +1,187 @@
+"""One port with several lanes: ends TLS, looks at the first bytes, and hands the connection to the lane they ask for.
+
+Under TLS the ALPN answer decides; a client that offers none, or none of ours, is judged by its first plain bytes. What is
+no lane of this port gets a short error in its own language and is closed.
+
+Invariants: until a lane has been chosen a connection has one deadline for everything, and bounded bytes; after that the
+port costs nothing, since the lane serves in the same task. Nearly every client has spoken by the time that it is accepted,
+so the common case is one `recv` and one look.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import trio
+
+from aether_trio.transport.socket import first_bytes
+from aether_trio.transport.socket.accepted import Accepted, Lane
+from aether_trio.transport.socket.linger import linger
+from aether_trio.transport.socket.tls import TlsSession
+
+log = logging.getLogger(__name__)
+
+_READ_BYTES: Final = 64 * 1024
+_LINGER_S: Final = 1.0
+"""Reading on after an error, so that the kernel does not replace it with a reset."""
+
+
+@dataclass(frozen=True, slots=True)
+class PortStatistics:
+    """`undecided` are connections of now. Totals: `chosen` by lane, `rejects` by reason.
+
+    The reasons: silent (ended without a word), timeout, truncated (ended within the first word), unknown (no language of
+    ours), lane_off (one that is not spoken here), tls_unexpected, tls_missing, tls_handshake, tls_records (after the
+    handshake: broken, or without data).
+    """
+
+    undecided: int
+    chosen: Mapping[str, int]
+    rejects: Mapping[str, int]
+
+
+class _Refused(Exception):
+    """`text` is for the peer; without it TLS has said what there is to say, or nobody would read it."""
+
+    def __init__(self, reason: str, text: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.text = text
+
+
+class Port:
+    """What serves the sockets that are accepted on one port. `lanes` are those spoken there, by name.
+
+    `tls` is a context that offers `alpn_of(lanes)`; None for a plaintext port.
+    """
+
+    def __init__(
+        self, lanes: Mapping[str, Lane], *, tls: ssl.SSLContext | None = None, first_bytes_timeout_s: float = 10.0
+    ) -> None:
+        if not lanes:
+            raise ValueError("a port without a lane has nothing to do")
+        self._lanes = dict(lanes)
+        self._tls = tls
+        self._timeout_s = first_bytes_timeout_s
+        self._speaks = first_bytes.speaks(list(self._lanes), tls=tls is not None)
+        self._by_alpn = {first_bytes.ALPN[name]: name for name in self._lanes}
+        self._chosen = Counter(dict.fromkeys(self._lanes, 0))
+        self._rejects: Counter[str] = Counter()
+        self._undecided = 0
+
+    def statistics(self) -> PortStatistics:
+        return PortStatistics(self._undecided, dict(self._chosen), dict(self._rejects))
+
+    async def serve(self, sock: socket.socket, address: Any) -> None:
+        """Serve one accepted, non-blocking socket to its end. A Handler of an Acceptor, which closes it."""
+        accepted = Accepted(sock, address)
+        lane = self._at_once(accepted)
+        if lane is None:
+            lane = await self._decide(accepted)
+        if lane is not None:
+            await lane.serve(accepted)
+
+    def _at_once(self, accepted: Accepted) -> Lane | None:
+        try:
+            accepted.head = accepted.sock.recv(_READ_BYTES)
+        except OSError:
+            return None  # nothing yet; or the next look finds the end
+        if self._tls is not None:
+            return None
+        name = first_bytes.lane_of(accepted.head)
+        return self._lane(name) if name in self._lanes else None
+
+    def _lane(self, name: str) -> Lane:
+        self._chosen[name] += 1
+        return self._lanes[name]
+
+    async def _decide(self, accepted: Accepted) -> Lane | None:
+        """The lane; None when there is none, and the peer has been told."""
+        self._undecided += 1
+        try:
+            with trio.fail_after(self._timeout_s):
+                if self._tls is not None and (lane := await self._end_tls(accepted, self._tls)) is not None:
+                    return lane
+                return await self._look(accepted)
+        except trio.TooSlowError:
+            self._rejects["timeout"] += 1
+        except _Refused as refused:
+            self._rejects[refused.reason] += 1
+            await self._say(accepted, refused.text)
+        except OSError as error:  # ssl.SSLError is one
+            log.debug("connection ended before its first bytes: %s", error)
+            self._rejects["silent" if accepted.tls is None and not accepted.head else "truncated"] += 1
+        finally:
+            self._undecided -= 1
+        return None
+
+    async def _end_tls(self, accepted: Accepted, context: ssl.SSLContext) -> Lane | None:
+        """Do the handshake; the lane when ALPN says which."""
+        if not accepted.head:
+            accepted.head = await _receive(accepted.sock)
+        if not accepted.head:
+            raise _Refused("silent")
+        if accepted.head[0] != first_bytes.TLS_HANDSHAKE:
+            raise _Refused("tls_missing", f"TLS is required here: {self._speaks}")
+        session = TlsSession(context)
+        try:
+            await session.handshake(accepted.sock, accepted.head)
+        except OSError as error:
+            log.debug("TLS handshake failed: %s", error)
+            raise _Refused("tls_handshake") from error
+        accepted.tls = session
+        accepted.head = session.open(b"")
+        name = None if session.alpn is None else self._by_alpn.get(session.alpn)
+        return None if name is None else self._lane(name)
+
+    async def _look(self, accepted: Accepted) -> Lane:
+        """Read until the first word is there, or cannot come any more."""
+        while True:
+            head = accepted.head
+            name = first_bytes.lane_of(head)
+            if name is not None:
+                if name not in self._lanes:
+                    raise _Refused("lane_off", f"not spoken here: {self._speaks}")
+                return self._lane(name)
+            if not first_bytes.may_become_one(head):
+                if accepted.tls is None and head[0] == first_bytes.TLS_HANDSHAKE:
+                    raise _Refused("tls_unexpected", f"no TLS here: {self._speaks}, without TLS")
+                raise _Refused("unknown", f"not understood: {self._speaks}")
+            data = b"" if accepted.tls is not None and accepted.tls.ended else await _receive(accepted.sock)
+            if not data:
+                raise _Refused("truncated", f"ended too early: {self._speaks}") if head else _Refused("silent")
+            if accepted.tls is not None:
+                try:
+                    data = accepted.tls.open(data)
+                except ssl.SSLError as error:
+                    raise _Refused("tls_records") from error
+            accepted.head = head + data
+
+    async def _say(self, accepted: Accepted, text: str) -> None:
+        try:
+            if text:
+                answer = first_bytes.refusal(accepted.head, text)
+                accepted.sock.send(answer if accepted.tls is None else accepted.tls.seal(answer))
+        except OSError:
+            return  # it has gone
+        await linger(accepted.sock, _LINGER_S)
+
+
+def alpn_of(lanes: Mapping[str, Any]) -> list[str]:
+    """What a TLS port with these lanes offers, in the order of its preference."""
+    return [protocol for lane, protocol in first_bytes.ALPN.items() if lane in lanes]
+
+
+async def _receive(sock: socket.socket) -> bytes:
+    while True:
+        await trio.lowlevel.wait_readable(sock)
+        try:
+            return sock.recv(_READ_BYTES)
+        except BlockingIOError:
+            pass

@@ -1,0 +1,120 @@
+"""All ports of a gateway: the one that lanes share, those that lanes have for themselves, and one limit over them.
+
+    ports = Ports({"grpc": server, "framed": other}, port=50051, own={"framed": 50052})
+    await nursery.start(ports.serve)
+    ports.addresses                     # {"grpc": "0.0.0.0:50051", "framed": "0.0.0.0:50052"}
+    await ports.drain(deadline_s=10)
+
+`serve` returns once it has been drained. Invariant: connections live in `serve`'s nursery and nowhere else.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+
+import trio
+
+from aether_trio.transport.socket.accepted import Lane
+from aether_trio.transport.socket.listener import Acceptor, ListenerStatistics, TcpSettings, open_tcp_listeners
+from aether_trio.transport.socket.port import Port, PortStatistics, alpn_of
+from aether_trio.transport.socket.tls import TlsSettings, server_context
+
+
+class Ports:
+    """Opened when made, so that OSError comes early: a port that is taken, a certificate of no use.
+
+    `own` gives lanes a port for themselves; 0 picks a free one. All others share `port`. With `reuse_port` other processes of
+    this user may listen on the same ones.
+    """
+
+    def __init__(
+        self,
+        lanes: Mapping[str, Lane],
+        *,
+        host: str | None = None,
+        port: int = 0,
+        own: Mapping[str, int] | None = None,
+        tls: TlsSettings | None = None,
+        tcp: TcpSettings | None = None,
+        first_bytes_timeout_s: float = 10.0,
+        reuse_port: bool = False,
+    ) -> None:
+        self._lanes = dict(lanes)
+        self._tcp = tcp or TcpSettings()
+        self._acceptor: Acceptor | None = None
+        self._accepting = trio.CancelScope()
+        self._doors: list[tuple[Port, list[socket.socket]]] = []
+        addresses: dict[str, str] = {}
+        try:
+            for number, names in _shares(lanes, port, own or {}):
+                members = {name: lanes[name] for name in names}
+                context = None if tls is None else server_context(tls, alpn=alpn_of(members))
+                door = Port(members, tls=context, first_bytes_timeout_s=first_bytes_timeout_s)
+                listeners = open_tcp_listeners(host, number, backlog=self._tcp.backlog, reuse_port=reuse_port)
+                self._doors.append((door, listeners))
+                addresses |= dict.fromkeys(names, _address(listeners))
+        except BaseException:
+            self.close()
+            raise
+        self.addresses: Mapping[str, str] = {name: addresses[name] for name in lanes}
+        """HOST:PORT of each lane."""
+        self.address = _address(self._doors[0][1])
+        """Of the shared port; of the first lane when none shares."""
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Accept and serve, until cancelled or drained."""
+        async with trio.open_nursery() as connections:
+            self._acceptor = Acceptor(connections, self._tcp)
+            with self._accepting:
+                async with trio.open_nursery() as accepting:
+                    for door, listeners in self._doors:
+                        accepting.start_soon(self._acceptor.serve, listeners, door.serve)
+                    task_status.started()
+
+    async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Accept no more, and drain every lane; at the latest after `deadline_s` their connections have ended.
+
+        Started when every client has been asked to go.
+        """
+        self._accepting.cancel()
+        async with trio.open_nursery() as nursery:
+            for lane in self._lanes.values():
+                await nursery.start(partial(lane.drain, deadline_s))
+            task_status.started()
+
+    def close(self) -> None:
+        """Close the listeners; for whoever opened and did not serve."""
+        for _, listeners in self._doors:
+            for listener in listeners:
+                listener.close()
+
+    def statistics(self) -> PortStatistics:
+        """Of all ports together."""
+        undecided = 0
+        chosen: Counter[str] = Counter()
+        rejects: Counter[str] = Counter()
+        for door, _ in self._doors:
+            one = door.statistics()
+            undecided += one.undecided
+            chosen.update(one.chosen)
+            rejects.update(one.rejects)
+        return PortStatistics(undecided, dict(chosen), dict(rejects))
+
+    def listener_statistics(self) -> ListenerStatistics:
+        """Of all ports together."""
+        return ListenerStatistics(0, 0, 0, 0) if self._acceptor is None else self._acceptor.statistics()
+
+
+def _shares(lanes: Mapping[str, Lane], port: int, own: Mapping[str, int]) -> list[tuple[int, list[str]]]:
+    """(port, the names of its lanes), the shared port first."""
+    shared = [name for name in lanes if name not in own]
+    alone = [(own[name], [name]) for name in lanes if name in own]
+    return [(port, shared), *alone] if shared else alone
+
+
+def _address(listeners: list[socket.socket]) -> str:
+    host, port = listeners[0].getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

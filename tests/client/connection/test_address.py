@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+
+from aether_trio.client import AddressError
+from aether_trio.client.connection.address import Address, LaneKind, parse_address
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("aether://localhost:1", Address("aether", LaneKind.FRAMED, False, "localhost", 1)),
+        ("aethers://Gateway.Example", Address("aethers", LaneKind.FRAMED, True, "gateway.example", 50051)),
+        ("ws://127.0.0.1", Address("ws", LaneKind.WEBSOCKET, False, "127.0.0.1", 80)),
+        ("wss://[::1]:99/v1/connect", Address("wss", LaneKind.WEBSOCKET, True, "::1", 99)),
+        ("aether://host/", Address("aether", LaneKind.FRAMED, False, "host", 50051)),
+    ],
+)
+def test_addresses(text: str, expected: Address) -> None:
+    assert parse_address(text) == expected
+    assert parse_address(str(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("localhost:50051", "no scheme"),
+        ("", "no scheme"),
+        ("grpc://localhost", "unknown scheme 'grpc'"),
+        ("http://localhost", "the client's is ws://"),
+        ("aether://", "no host"),
+        ("aether://:50051", "no host"),
+        ("aether://host:port", "cannot be read"),
+        ("aether://host:70000", "cannot be read"),
+        ("aether://host:0", "port 0"),
+        ("aether://[::1", "cannot be read"),
+        ("aether://me:secret@host", "credentials do not belong"),
+        ("aether://host/path", "no path"),
+        ("ws://host/other", "no path"),
+        ("aether://host?token=secret", "no query"),
+        ("ws://host/v1/connect#x", "no query"),
+        ("aether://a b", "a space"),
+    ],
+)
+def test_mistakes_are_named_and_secrets_are_not(text: str, why: str) -> None:
+    with pytest.raises(AddressError, match=why) as caught:
+        parse_address(text)
+    assert "secret" not in str(caught.value)

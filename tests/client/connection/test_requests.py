@@ -1,0 +1,260 @@
+"""Requests and answers, against a scripted gateway: which answers which, and what a cut does to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from aether_trio.client import (
+    AetherError,
+    ConnectionLost,
+    FeedOverflow,
+    NotImplementedByGateway,
+    PermissionDenied,
+    Refused,
+    RequestTimeout,
+)
+from aether_trio.client.connection.requests import ANSWERS, failure_of, prepare
+from aether_trio.wire import framing
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.client.gateways import agent
+from tests.client.peer import open_peer
+
+
+def get(key: str) -> pb.UpstreamMessage:
+    return pb.UpstreamMessage(kv_op=pb.KVOperation(key=key))
+
+
+def test_every_request_has_an_answer_that_can_carry_its_id() -> None:
+    down = {
+        field.name: field.message_type for field in pb.DownstreamMessage.DESCRIPTOR.oneofs_by_name["payload"].fields
+    }
+    for asked, answer in ANSWERS.items():
+        message = pb.UpstreamMessage()
+        getattr(message, asked).SetInParent()
+        case, request_id = prepare(message, "new")
+        assert (case, request_id) == (asked, "new")
+        assert {"request_id", "client_request_id"} & set(down[answer].fields_by_name.keys())
+        assert prepare(message, "another") == (asked, "new")
+
+
+def test_what_a_typed_failure_means() -> None:
+    assert failure_of("kv", pb.KVResponse(success=True)) is None
+    assert failure_of("resolve_authority_response", pb.ResolveAuthorityResponse(ok=True)) is None
+    unbuilt = failure_of("task_op", pb.TaskOperationResponse(error="ERR_NOT_IMPLEMENTED: task_op is not served"))
+    assert isinstance(unbuilt, NotImplementedByGateway)
+    assert unbuilt.message == "task_op is not served"
+    coded = failure_of("create_task", pb.CreateTaskResponse(error_code="ERR_PERMISSION_DENIED", error_message="no"))
+    assert isinstance(coded, PermissionDenied)
+    plain = failure_of("workspace", pb.WorkspaceResponse(error="there is none"))
+    assert isinstance(plain, Refused)
+    assert (plain.code, plain.message) == ("REFUSED", "there is none")
+
+
+async def test_answers_find_their_callers_in_any_order_and_without_ids_in_theirs() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+        found: dict[str, Any] = {}
+
+        async def body() -> None:
+            async with agent(peer.address, "a") as a:
+
+                async def ask(name: str, message: pb.UpstreamMessage) -> None:
+                    found[name] = await a.request(message)
+
+                async with trio.open_nursery() as asking:
+                    asking.start_soon(ask, "x", get("x"))
+                    await trio.testing.wait_all_tasks_blocked()
+                    asking.start_soon(ask, "y", get("y"))
+                    await trio.testing.wait_all_tasks_blocked()
+                    for name in ("first", "second"):
+                        asking.start_soon(ask, name, pb.UpstreamMessage(workspace_op=pb.WorkspaceOperation()))
+                        await trio.testing.wait_all_tasks_blocked()
+
+        nursery.start_soon(body)
+        line = await peer.accept()
+        x, y, *_ = [await line.asked() for _ in range(4)]
+        await line.tell(workspace=pb.WorkspaceResponse(success=True, message="1"))
+        await line.tell(kv=pb.KVResponse(success=True, value=b"y", request_id=y.kv_op.request_id))
+        await line.tell(workspace=pb.WorkspaceResponse(success=True, message="2"))
+        await line.tell(kv=pb.KVResponse(success=True, value=b"x", request_id=x.kv_op.request_id))
+        await line.end()
+    assert (found["x"].value, found["y"].value) == (b"x", b"y")
+    assert (found["first"].message, found["second"].message) == ("1", "2")
+
+
+async def test_a_failure_is_raised_once_whatever_the_gateway_says_twice() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+
+        async def body() -> None:
+            async with agent(peer.address, "a") as a:
+                for _ in range(2):
+                    with pytest.raises(AetherError, match="KV_ERROR: the reason"):
+                        await a.request(get("k"))
+                answer = await a.request(get("k"), check=False)
+                assert not answer.success
+                await a.request(get("k"))
+                assert len(a.errors) == 0
+
+        nursery.start_soon(body)
+        line = await peer.accept()
+        for number in range(3):
+            request_id = (await line.asked()).kv_op.request_id
+            reason = pb.ErrorResponse(code="KV_ERROR", message="the reason", request_id=request_id)
+            if number != 1:
+                await line.tell(kv=pb.KVResponse(success=False, request_id=request_id))
+            await line.tell(error=reason)
+        request_id = (await line.asked()).kv_op.request_id
+        await line.tell(kv=pb.KVResponse(success=True, request_id=request_id))
+        await line.end()
+
+
+async def test_a_late_answer_is_nobodys() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+
+        async def body() -> None:
+            async with agent(peer.address, "a") as a:
+                with pytest.raises(RequestTimeout) as caught:
+                    await a.request(get("slow"), timeout=0.01)
+                assert isinstance(caught.value, TimeoutError)
+                assert (await a.request(get("k"))).value == b"v"
+
+        nursery.start_soon(body)
+        line = await peer.accept()
+        slow = (await line.asked()).kv_op.request_id
+        quick = (await line.asked()).kv_op.request_id
+        await line.tell(kv=pb.KVResponse(success=True, value=b"late", request_id=slow))
+        await line.tell(kv=pb.KVResponse(success=True, value=b"v", request_id=quick))
+        await line.end()
+
+
+async def test_a_cut_leaves_requests_in_doubt_unless_they_may_be_asked_again() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+        answers: list[bytes] = []
+
+        async def body() -> None:
+            async with agent(peer.address, "a") as a:
+
+                async def again() -> None:
+                    answers.append((await a.request(get("again"), idempotent=True)).value)
+
+                async def once() -> None:
+                    with pytest.raises(ConnectionLost) as caught:
+                        await a.request(get("once"))
+                    assert caught.value.in_doubt
+                    answers.append((await a.request(get("later"))).value)
+
+                async with trio.open_nursery() as asking:
+                    asking.start_soon(again)
+                    asking.start_soon(once)
+
+        nursery.start_soon(body)
+        line = await peer.accept()
+        for _ in range(2):
+            await line.asked()
+        await line.stream.aclose()
+        line = await peer.accept("s2")
+        for _ in range(2):
+            operation = (await line.asked()).kv_op
+            await line.tell(
+                kv=pb.KVResponse(success=True, value=operation.key.encode(), request_id=operation.request_id)
+            )
+        await line.end()
+    assert sorted(answers) == [b"again", b"later"]
+
+
+async def test_a_refusal_without_an_id_finds_who_waits_for_it() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+        report = pb.UpstreamMessage(progress=pb.ProgressReport(task_id="t"))
+
+        async def body() -> None:
+            async with agent(peer.address, "a") as a:
+                await a.tell(report)
+                with pytest.raises(PermissionDenied, match="second"):
+                    await a.tell_confirmed(report)
+                await a.tell_confirmed(report)
+                assert "first" in str(a.errors.get_nowait())
+
+        nursery.start_soon(body)
+        line = await peer.accept()
+
+        async def answer(barrier: pb.UpstreamMessage) -> None:
+            question = barrier.connection_status_request
+            await line.tell(
+                connection_status_response=pb.ConnectionStatusResponse(request_id=question.request_id, ok=True)
+            )
+
+        async def refuse(why: str) -> None:
+            await line.tell(error=pb.ErrorResponse(code="ERR_PERMISSION_DENIED", message=why))
+
+        asked = [await line.asked() for _ in range(4)]
+        kinds = [message.WhichOneof("payload") for message in asked]
+        # What nobody waits for gets a barrier of its own as soon as somebody waits behind it.
+        assert kinds == ["progress", "connection_status_request", "progress", "connection_status_request"]
+        await refuse("first")
+        await answer(asked[1])
+        await refuse("second")
+        await answer(asked[3])
+        assert (await line.asked()).HasField("progress")
+        await answer(await line.asked())
+        await line.end()
+
+
+async def test_feeds_hear_what_nobody_asked_for() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+        ready = trio.Event()
+
+        async def body() -> None:
+            async with agent(peer.address, "a") as a:
+                with (
+                    a.open_feed("task_assignment", match=lambda one: one.task_id != "2") as some,
+                    a.open_feed("task_assignment", capacity=2) as few,
+                    pytest.raises(ValueError, match="no downstream message"),
+                ):
+                    ready.set()
+                    found = []
+                    async for one in some:
+                        found.append(one.task_id)
+                        if one.task_id == "4":
+                            break
+                    assert found == ["1", "3", "4"]
+                    assert [(await anext(few)).task_id, (await anext(few)).task_id] == ["1", "2"]
+                    with pytest.raises(FeedOverflow):
+                        await anext(few)
+                    a.open_feed("nonsense")
+
+        nursery.start_soon(body)
+        line = await peer.accept()
+        await ready.wait()
+        for task_id in "1234":
+            await line.tell(task_assignment=pb.TaskAssignment(task_id=task_id))
+        await line.end()
+
+
+async def test_a_request_behind_a_goaway_goes_to_the_next_connection() -> None:
+    async with open_peer() as peer, trio.open_nursery() as nursery:
+        leaving = trio.Event()
+
+        async def body() -> None:
+            async with agent(peer.address, "a") as a, trio.open_nursery() as asking:
+                asking.start_soon(a.request, get("before"))
+                await leaving.wait()
+                await a.request(get("after"))
+
+        nursery.start_soon(body)
+        line = await peer.accept()
+        before = (await line.asked()).kv_op
+        assert before.key == "before"
+        await line.say(framing.GoAway(framing.GoAwayReason.DRAINING, 30_000))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        leaving.set()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await line.tell(kv=pb.KVResponse(success=True, request_id=before.request_id))
+        await line.end()
+        line = await peer.accept("s2")
+        after = (await line.asked()).kv_op
+        assert after.key == "after"
+        await line.tell(kv=pb.KVResponse(success=True, request_id=after.request_id))
+        await line.end()

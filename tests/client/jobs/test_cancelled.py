@@ -1,0 +1,385 @@
+"""A task that a loop or a block was cancelled on is never left RUNNING in the hands of a client that goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import anyio
+import pytest
+import trio
+
+from aether_trio.client import AgentClient, Job, JobEnd
+from aether_trio.client.jobs import manager, running_job
+from aether_trio.client.jobs.running_job import STOPPED
+from aether_trio.client.operations import TaskStatus
+from aether_trio.wire import framing
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.client.gateways import open_test_gateway, run_on
+from tests.client.jobs.shop import (
+    LIMIT_S,
+    assignment,
+    info,
+    looked_up,
+    moved,
+    one_of,
+    open_shop,
+    order,
+    wait_until_over,
+    worker,
+)
+from tests.client.peer import Line, Peer, open_peer
+
+BACKENDS = ["trio", "asyncio"]
+Op = pb.TaskOperation
+Work = Callable[[AgentClient], Awaitable[None]]
+QUEUED, RUNNING, COMPLETED, FAILED, HIBERNATED = 1, 2, 3, 4, 9
+
+
+@pytest.fixture(autouse=True)
+def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine must not make a task old enough to be subscribed to."""
+    monkeypatch.setattr(manager, "WATCH_AFTER_S", 3600.0)
+
+
+# -- with a gateway
+
+
+async def cancelled_by_its_last_line(address: str) -> None:
+    async with open_shop(address) as (boss, one):
+        task_id = await order(boss)
+        job = await one_of(one)
+        with anyio.CancelScope() as scope:
+            async with job:
+                scope.cancel()
+        assert scope.cancelled_caught
+        assert job.end is JobEnd.COMPLETED
+        assert (await boss.tasks.get(task_id)).status is TaskStatus.COMPLETED
+
+
+async def cancelled_behind_its_last_line(address: str) -> None:
+    """The first error is what the task has failed with, and the cancellation goes on."""
+    async with open_shop(address) as (boss, one):
+        task_id = await order(boss)
+        job = await one_of(one)
+        with anyio.CancelScope() as scope:
+            async with job:
+                scope.cancel()
+                raise ValueError("x")
+        assert scope.cancelled_caught
+        assert (await boss.tasks.get(task_id)).error == "ValueError: x"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "body", [cancelled_by_its_last_line, cancelled_behind_its_last_line], ids=lambda body: body.__name__
+)
+async def test_cancelled(backend: str, body: Callable[[str], Awaitable[None]]) -> None:
+    async with open_test_gateway() as gateway:
+        await run_on(backend, partial(body), f"aether://{gateway.address}")
+
+
+# -- at a certain moment, with a scripted one
+
+
+class Shift:
+    """A client whose first piece of work is cancelled by `cancel`, and which lives on until `end`."""
+
+    client: AgentClient
+    line: Line
+
+    def __init__(self, peer: Peer, nursery: trio.Nursery, work: Work) -> None:
+        self.peer = peer
+        self.nursery = nursery
+        self.cancelled = trio.Event()
+        self._leave = trio.Event()
+        self._scope = trio.CancelScope()
+        self.cancel = self._scope.cancel
+        self._work = work
+
+    async def run(self) -> None:
+        async with worker(self.peer.address, close_timeout=0.1) as self.client:
+            with self._scope:
+                await self._work(self.client)
+            self.cancelled.set()
+            await self._leave.wait()
+
+    async def cut(self) -> Line:
+        """End the connection hard; the next one."""
+        await trio.aclose_forcefully(self.line.stream)
+        self.line = await self.peer.accept("s2")
+        return self.line
+
+    async def does(self, work: Work) -> None:
+        """The client does this as well, with a task that it claims and completes."""
+        self.nursery.start_soon(work, self.client)
+        await moved(self.line, Op.CLAIM, RUNNING)
+        await moved(self.line, Op.COMPLETE, COMPLETED)
+
+    async def end(self) -> list[framing.Event]:
+        """Let the client leave; what it has said that the test has not read."""
+        await self.cancelled.wait()
+        self._leave.set()
+        return await self.line.end()
+
+
+@asynccontextmanager
+async def open_shift(work: Work) -> AsyncIterator[Shift]:
+    """A client that does `work`, was let in, and has been given a task."""
+    with trio.fail_after(LIMIT_S):
+        async with open_peer() as peer, trio.open_nursery() as nursery:
+            shift = Shift(peer, nursery, work)
+            nursery.start_soon(shift.run)
+            shift.line = await peer.accept()
+            await shift.line.tell(**assignment())
+            yield shift
+
+
+async def one_block(one: AgentClient) -> None:
+    async with await one_of(one):
+        pass
+
+
+async def failing_block(one: AgentClient) -> None:
+    async with await one_of(one):
+        raise ValueError("x")
+
+
+async def one_claim(one: AgentClient) -> None:
+    await one_of(one)
+
+
+async def asked(line: Line, kind: int) -> pb.TaskOperation:
+    op = (await line.asked()).task_op
+    assert op.op == kind, op
+    return op
+
+
+@pytest.mark.parametrize(
+    ("work", "kind", "end"),
+    [(one_block, Op.COMPLETE, COMPLETED), (failing_block, Op.FAIL, FAILED)],
+    ids=["complete", "fail"],
+)
+@pytest.mark.parametrize("arrived", [False, True])
+async def test_a_cancellation_while_the_last_word_is_under_way(
+    work: Work, kind: int, end: int, *, arrived: bool
+) -> None:
+    """What was said and not answered is looked up, and said again only if it has not arrived."""
+    async with open_shift(work) as shift:
+        await moved(shift.line, Op.CLAIM, RUNNING)
+        first = await asked(shift.line, kind)
+        shift.cancel()
+        await looked_up(shift.line, info(end if arrived else RUNNING))
+        if not arrived:
+            again = await moved(shift.line, kind, end)
+            assert again.reason == first.reason
+        await shift.end()
+
+
+async def cancelled_twice(work: Callable[[Job], Awaitable[None]], heard: threading.Event, address: str) -> None:
+    """By asyncio itself, whose cancellations no shield of anyio's holds off."""
+    async with worker(address, close_timeout=0.1) as one:
+        job = await one_of(one)
+        child = asyncio.create_task(work(job))
+        while not job.entered:
+            await asyncio.sleep(0.005)
+        for _ in range(2):
+            while not heard.is_set():
+                await asyncio.sleep(0.005)
+            heard.clear()
+            child.cancel()
+        await asyncio.wait([child])
+        assert child.cancelled()
+        await wait_until_over(job)
+        assert job.end is JobEnd.FAILED
+
+
+async def for_ever(job: Job) -> None:
+    async with job:
+        await asyncio.sleep(3600)
+
+
+async def failing(job: Job) -> None:
+    async with job:
+        raise ValueError("x")
+
+
+@pytest.mark.parametrize(("work", "reason"), [(for_ever, STOPPED), (failing, "ValueError: x")])
+async def test_a_second_cancellation_while_the_last_word_is_under_way(
+    work: Callable[[Job], Awaitable[None]], reason: str
+) -> None:
+    """The client lives on, so no gateway takes the task back: the word is said behind the block."""
+    heard = threading.Event()
+    with trio.fail_after(LIMIT_S):
+        async with open_peer() as peer, trio.open_nursery() as nursery:
+            nursery.start_soon(run_on, "asyncio", partial(cancelled_twice, work, heard), peer.address)
+            line = await peer.accept()
+            await line.tell(**assignment())
+            await moved(line, Op.CLAIM, RUNNING)
+            if work is for_ever:
+                heard.set()
+            await asked(line, Op.FAIL)
+            heard.set()
+            if work is failing:
+                assert (await line.asked()).WhichOneof("payload") == "task_query"  # that of the first cancellation
+                heard.set()
+            await looked_up(line, info(RUNNING))
+            assert (await moved(line, Op.FAIL, FAILED)).reason == reason
+            await line.end()
+
+
+async def test_what_could_not_be_said_in_time_is_said_behind_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client lives on, so no gateway takes the task back: it must be told, and the task is not taken anew before."""
+    monkeypatch.setattr(running_job, "LAST_WORDS_S", 0.01)
+
+    async def work(one: AgentClient) -> None:
+        async with await one_of(one):
+            shift.cancel()
+            await trio.sleep_forever()
+
+    async with open_shift(work) as shift:
+        await moved(shift.line, Op.CLAIM, RUNNING)
+        assert (await asked(shift.line, Op.FAIL)).reason == STOPPED
+        await shift.cancelled.wait()
+        line = await shift.cut()
+        await line.tell(**assignment())
+        await looked_up(line, info(RUNNING))
+        assert (await moved(line, Op.FAIL, FAILED)).reason == STOPPED
+        await shift.end()
+
+
+async def test_a_task_whose_claim_was_cancelled_is_another_loops() -> None:
+    ends: list[JobEnd | None] = []
+    first = trio.CancelScope()
+
+    async def work(one: AgentClient) -> None:
+        jobs = one.work(concurrency=2)
+        with first:
+            await anext(jobs)
+        async with await anext(jobs) as job:
+            pass
+        ends.append(job.end)
+
+    async with open_shift(work) as shift:
+        await asked(shift.line, Op.CLAIM)
+        first.cancel()
+        await moved(shift.line, Op.CLAIM, RUNNING)
+        await moved(shift.line, Op.COMPLETE, COMPLETED)
+        await shift.end()
+    assert ends == [JobEnd.COMPLETED]
+
+
+@pytest.mark.parametrize("status", [RUNNING, QUEUED])
+async def test_a_task_whose_claim_was_cancelled_and_that_no_loop_takes(
+    monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """Claimed, it fails; not claimed, it waits as before for a loop of this client."""
+    monkeypatch.setattr(manager, "UNTAKEN_S", 0.01)
+    async with open_shift(one_claim) as shift:
+        await asked(shift.line, Op.CLAIM)
+        shift.cancel()
+        await looked_up(shift.line, info(status))
+        if status == RUNNING:
+            assert (await moved(shift.line, Op.FAIL, FAILED)).reason == STOPPED
+        else:
+            await shift.does(one_block)
+        await shift.end()
+
+
+@pytest.mark.parametrize("task", [None, info(RUNNING, assigned_to="ag::w::bench::2")], ids=["gone", "another's"])
+async def test_a_task_whose_claim_was_cancelled_and_that_is_not_ours_any_more(
+    monkeypatch: pytest.MonkeyPatch, task: pb.TaskInfo | None
+) -> None:
+    """It is left alone, and worked on when it is assigned anew."""
+    monkeypatch.setattr(manager, "UNTAKEN_S", 0.01)
+    async with open_shift(one_claim) as shift:
+        await asked(shift.line, Op.CLAIM)
+        shift.cancel()
+        await shift.cancelled.wait()
+        await looked_up(shift.line, task)
+        await shift.line.tell(**assignment(payload=b"anew"))
+        await shift.does(one_block)
+        await shift.end()
+
+
+@pytest.mark.parametrize("loop", [False, True], ids=["no loop", "another loop"])
+async def test_a_task_whose_claim_was_cancelled_just_before_a_cut(
+    monkeypatch: pytest.MonkeyPatch, *, loop: bool
+) -> None:
+    """The claim has arrived, so no gateway tells of the task again."""
+    monkeypatch.setattr(manager, "UNTAKEN_S", LIMIT_S if loop else 0.01)
+    async with open_shift(one_claim) as shift:
+        await asked(shift.line, Op.CLAIM)
+        shift.cancel()
+        await shift.cancelled.wait()
+        line = await shift.cut()
+        if loop:
+            await shift.does(one_block)
+        else:
+            await looked_up(line, info(RUNNING))
+            assert (await moved(line, Op.FAIL, FAILED)).reason == STOPPED
+        await shift.end()
+
+
+async def test_a_task_that_is_assigned_anew_after_its_claim_was_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new assignment waits for a loop, however long it is: the old one is none any more."""
+    monkeypatch.setattr(manager, "UNTAKEN_S", 0.01)
+    found: list[bytes] = []
+
+    async def block(one: AgentClient) -> None:
+        async with await one_of(one) as job:
+            found.append(job.payload)
+
+    async with open_shift(one_claim) as shift:
+        await asked(shift.line, Op.CLAIM)
+        shift.cancel()
+        await shift.line.tell(**assignment(payload=b"anew"))
+        await shift.cancelled.wait()
+        another = pb.UpstreamMessage(task_op=Op(op=Op.CLAIM, task_id="another"))
+        shift.nursery.start_soon(shift.client.request, another)
+        await trio.sleep(0.1)
+        await moved(shift.line, Op.CLAIM, RUNNING)  # that of "another": nothing was asked about the old one
+        await shift.does(block)
+        await shift.end()
+    assert found == [b"anew"]
+
+
+async def test_a_cancelled_hibernation_that_has_arrived_is_left_asleep() -> None:
+    async def work(one: AgentClient) -> None:
+        async with await one_of(one) as job:
+            await job.hibernate(b"s")
+
+    async with open_shift(work) as shift:
+        await moved(shift.line, Op.CLAIM, RUNNING)
+        save = (await shift.line.asked()).checkpoint_op
+        await shift.line.tell(checkpoint=pb.CheckpointResponse(success=True, request_id=save.request_id))
+        await asked(shift.line, Op.PAUSE)
+        shift.cancel()
+        await looked_up(shift.line, info(HIBERNATED))
+        assert [one for one in await shift.end() if isinstance(one, framing.Envelope)] == []
+
+
+@pytest.mark.parametrize("status", [RUNNING, HIBERNATED])
+async def test_a_hibernation_whose_answer_a_cut_has_taken(status: int) -> None:
+    """It is said again, as the same one, if it has not arrived."""
+    ends: list[JobEnd | None] = []
+
+    async def work(one: AgentClient) -> None:
+        async with await one_of(one) as job:
+            await job.hibernate(b"s")
+        ends.append(job.end)
+
+    async with open_shift(work) as shift:
+        await moved(shift.line, Op.CLAIM, RUNNING)
+        save = (await shift.line.asked()).checkpoint_op
+        await shift.line.tell(checkpoint=pb.CheckpointResponse(success=True, request_id=save.request_id))
+        said = await asked(shift.line, Op.PAUSE)
+        await shift.cut()
+        await looked_up(shift.line, info(status))
+        if status == RUNNING:
+            assert (await moved(shift.line, Op.PAUSE, HIBERNATED)).request_id == said.request_id
+        assert [one for one in await shift.end() if isinstance(one, framing.Envelope)] == []
+    assert ends == [JobEnd.HIBERNATED]

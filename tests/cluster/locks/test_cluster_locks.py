@@ -1,0 +1,264 @@
+"""Claims, questions and releases, between nodes that are all well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import trio
+
+from aether_trio.cluster.locks.claim_batcher import Release
+from aether_trio.cluster.records import Answer, ClaimRequest, Continued
+from aether_trio.model.errors import Status, StatusError
+from aether_trio.storage.base import RefusedError
+from tests.cluster.nodes import LONG_S, STEADY, Node, Nodes
+from tests.cluster.seats import comes_true
+from tests.helpers.engines import PostgresEngine
+
+X = "ag::lab::x::1"
+
+
+@contextmanager
+def refuses(status: Status) -> Iterator[None]:
+    with pytest.raises(StatusError) as caught:
+        yield
+    assert caught.value.status is status
+
+
+async def test_an_identity_has_one_holder_whichever_node_asks(nodes: Nodes) -> None:
+    a, b = await nodes.start(), await nodes.start()
+    first = await a.claim(X)
+    assert (first.hold.epoch, first.history, first.displaced) == (1, None, None)
+    for node in (a, b):
+        with refuses(Status.ALREADY_EXISTS):
+            await node.claim(X)
+        with refuses(Status.ALREADY_EXISTS):
+            await node.claim(X, resume="some other session")
+    assert (X, "some other session") in a.host.asked_for
+    assert a.cluster.holds.mine(X) == first.hold
+    assert b.cluster.holds.mine(X) is None
+
+
+async def test_a_released_identity_is_free_for_every_node(nodes: Nodes) -> None:
+    a, b = await nodes.start(), await nodes.start()
+    for epoch in range(1, 9, 2):
+        for step, node in enumerate((a, b)):
+            claimed = await node.claim(X)
+            assert claimed.hold.epoch == epoch + step
+            assert node.cluster.holds.release(claimed.hold)
+            assert not node.cluster.holds.release(claimed.hold)
+
+
+async def agreed(place: PostgresEngine, asker: Node) -> None:
+    """Wait until the holder has said that its session is ending, and the node that asks has read it."""
+    await comes_true(lambda: place.rows("SELECT answer FROM asks") == [("ending",)])
+    await looked(asker)
+
+
+async def looked(asker: Node) -> None:
+    """Wait until a node that waits for somebody's end has looked again, from the beginning."""
+    statements = asker.cluster.holds.desk.statistics().claim_statements
+    await comes_true(lambda: asker.cluster.holds.desk.statistics().claim_statements >= statements + 2)
+
+
+async def test_who_names_the_session_takes_over_from_another_node_once_it_has_ended(
+    nodes: Nodes, place: PostgresEngine
+) -> None:
+    a, b = await nodes.start(), await nodes.start()
+    first = await a.claim(X, session="s1")
+    a.host.gate = trio.Event()
+    done: list[object] = []
+
+    async def take_over() -> None:
+        done.append(await b.claim(X, session="s2", resume="s1"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_over)
+        await agreed(place, b)
+        # Longer than the grace: a holder that is ending is not taken for dead.
+        b.cluster.holds._limits = replace(STEADY, lease_grace_s=0.0)
+        await looked(b)
+        assert not done
+        assert a.cluster.holds.mine(X) == first.hold
+        a.host.gate.set()
+    [claimed] = done
+    assert claimed.hold.epoch == 2
+    assert claimed.history == Continued("s1", 1_000, 7)
+    assert claimed.displaced == (a.cluster.node_id, "s1")
+    assert a.cluster.holds.mine(X) is None
+    assert a.host.told == []
+    assert a.cluster.lease.epoch == 1
+
+
+async def test_a_holder_that_does_not_end_in_time_keeps_the_identity(nodes: Nodes, place: PostgresEngine) -> None:
+    a, b = await nodes.start(), await nodes.start()
+    first = await a.claim(X, session="s1")
+    a.host.gate = trio.Event()
+
+    async def take_over() -> None:
+        with refuses(Status.UNAVAILABLE):
+            await b.claim(X, resume="s1")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_over)
+        await agreed(place, b)
+        b.cluster.holds._limits = replace(STEADY, lease_grace_s=0.0, ending_s=0.0)
+    assert a.cluster.holds.mine(X) == first.hold
+    a.host.gate.set()
+
+
+async def test_a_session_resumes_its_history_on_another_node_after_it_has_ended(nodes: Nodes) -> None:
+    a, b = await nodes.start(), await nodes.start()
+    first = await a.claim(X, session="s1", connected_ms=100)
+    a.cluster.holds.release(first.hold, Continued("s1", 100, 0))
+    second = await b.claim(X, session="s2", resume="s1", connected_ms=200)
+    assert second.history == Continued("s1", 100, 0)
+    b.cluster.holds.release(second.hold, Continued("s2", 100, 1))
+    third = await a.claim(X, session="s3", resume="s1", connected_ms=300)
+    assert third.history is None, "that session is not the last one"
+    a.cluster.holds.release(third.hold, Continued("s3", 300, 0))
+    assert (await b.claim(X, session="s4", resume="s3")).history == Continued("s3", 300, 0)
+
+
+async def test_a_session_on_the_same_node_is_replaced_by_who_names_it(nodes: Nodes) -> None:
+    a = await nodes.start()
+    first = await a.claim(X, session="s1", connected_ms=100)
+    second = await a.claim(X, session="s2", resume="s1", connected_ms=200)
+    assert second.hold.epoch == 2
+    assert second.history == Continued("s1", 100, 0)
+    assert not a.cluster.holds.release(first.hold), "the end of the old session leaves the new one alone"
+    assert a.cluster.holds.mine(X) == second.hold
+
+
+async def test_a_cancelled_claim_holds_nothing(nodes: Nodes) -> None:
+    a, b = await nodes.start(), await nodes.start()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.claim, X)
+        await trio.sleep(0)
+        nursery.cancel_scope.cancel()
+    with trio.fail_after(LONG_S):
+        await a.cluster.holds.desk.settled()
+    assert a.cluster.holds.mine(X) is None
+    await b.claim(X)
+
+
+async def test_a_hold_that_its_node_knows_nothing_of_is_given_back_when_somebody_asks(
+    nodes: Nodes, place: PostgresEngine
+) -> None:
+    a, b = await nodes.start(), await nodes.start()
+    await a.claim(X)
+    del a.cluster.holds._mine[X]  # as if the answer to the claim had been lost
+    assert (await b.claim(X)).hold.epoch == 2
+    await b.cluster.holds.desk.settled()
+    assert place.rows("SELECT count(*) FROM asks") == [(0,)]
+
+
+async def test_the_limit_of_a_workspace_is_that_of_the_cluster(nodes: Nodes) -> None:
+    limits = replace(STEADY, connections_per_workspace=5)
+    started = [await nodes.start(limits=limits) for _ in range(3)]
+    granted: list[object] = []
+    refused: list[StatusError] = []
+
+    async def claim(number: int) -> None:
+        try:
+            granted.append(await started[number % 3].claim(f"ag::lab::x::{number}"))
+        except StatusError as error:
+            refused.append(error)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(30):
+            nursery.start_soon(claim, number)
+    assert len(granted) == 5
+    assert {error.status for error in refused} == {Status.RESOURCE_EXHAUSTED}
+    await started[0].claim("ag::other::x::1", workspace="other")
+    await started[0].claim("wf::1", workspace="")
+    # A session that is there already may be resumed in a full workspace, and an end makes room for one.
+    one = granted[0]
+    holder = next(node for node in started if node.cluster.holds.mine(one.hold.identity))
+    again = await holder.claim(one.hold.identity, resume=one.hold.session_id)
+    with refuses(Status.RESOURCE_EXHAUSTED):
+        await started[1].claim("ag::lab::x::31")
+    holder.cluster.holds.release(again.hold)
+    await holder.cluster.holds.desk.settled()
+    await started[1].claim("ag::lab::x::31")
+    with refuses(Status.RESOURCE_EXHAUSTED):
+        await started[2].claim("ag::lab::x::32")
+
+
+async def test_claims_of_the_moment_are_one_statement(nodes: Nodes) -> None:
+    a = await nodes.start()
+    async with trio.open_nursery() as nursery:
+        for number in range(500):
+            nursery.start_soon(a.claim, f"ag::lab::x::{number}")
+    statistics = a.cluster.holds.desk.statistics()
+    assert statistics.claims == 500
+    assert statistics.claim_statements <= 5
+    assert statistics.largest == 256
+
+
+async def test_a_clean_exit_frees_everything_at_once(nodes: Nodes, place: PostgresEngine) -> None:
+    a, b = await nodes.start(), await nodes.start()
+    for number in range(50):
+        await a.claim(f"ag::lab::x::{number}", session=f"s{number}", connected_ms=77)
+    await nodes.stop(a)
+    assert place.rows("SELECT count(*) FROM holds WHERE ended_ms IS NULL") == [(0,)]
+    for number in range(50):
+        claimed = await b.claim(f"ag::lab::x::{number}", resume=f"s{number}")
+        assert claimed.hold.epoch == 2
+        assert claimed.history == Continued(f"s{number}", 77, 0)
+        assert claimed.displaced is None
+    assert [one.node_id for one in await b.cluster.nodes.alive()] == [b.cluster.node_id]
+
+
+async def test_what_ended_long_ago_is_forgotten(nodes: Nodes, place: PostgresEngine) -> None:
+    a, b = await nodes.start(), await nodes.start()
+    for number in range(20):
+        claimed = await b.claim(f"ag::lab::x::{number}")
+        b.cluster.holds.release(claimed.hold)
+    await a.claim(X)
+    await nodes.stop(b)
+    await a.cluster.nodes.sweep()
+    assert place.rows("SELECT count(*) FROM holds") == [(20,)]
+    day_ms = 25 * 3600 * 1000
+    place.outside(f"UPDATE holds SET ended_ms = ended_ms - {day_ms}; UPDATE nodes SET ended_ms = ended_ms - {day_ms}")
+    place.outside("INSERT INTO asks VALUES ('ag::lab::gone::1', 99, 's', '', '', 1)")
+    await a.cluster.nodes.sweep()
+    assert place.rows("SELECT identity FROM holds") == [(X,)]
+    assert place.rows("SELECT node_id FROM nodes") == [(a.cluster.node_id,)]
+    assert place.rows("SELECT count(*) FROM asks") == [(0,)]
+
+
+async def test_a_claim_that_cannot_be_written_costs_no_other_its_claim(nodes: Nodes) -> None:
+    """Nor the releases that follow, nor the answers to those who ask."""
+    a, b = await nodes.start(), await nodes.start()
+    claimed: list[str] = []
+    refused: list[str] = []
+
+    async def claim(number: int) -> None:
+        identity = f"ag::lab::x::{number}"
+        sdk = "x\0y" if number == 17 else "python"
+        try:
+            await a.cluster.holds.claim(
+                ClaimRequest(identity, f"s-{number}", "agent", 5, workspace="lab", client_sdk=sdk)
+            )
+            claimed.append(identity)
+        except RefusedError:
+            refused.append(identity)
+
+    with trio.fail_after(LONG_S):
+        async with trio.open_nursery() as nursery:
+            for number in range(41):
+                nursery.start_soon(claim, number)
+        assert (len(claimed), refused) == (40, ["ag::lab::x::17"])
+        a.cluster.holds.desk.release(Release("ag::lab::x::17", "s\0", 0))
+        a.cluster.holds.desk.answer("ag::lab::x::17", 0, "s\0", Answer.ALIVE)
+        a.cluster.holds.desk.withdraw("ag::lab::x::17", "s\0")
+        for identity in claimed:
+            hold = a.cluster.holds.mine(identity)
+            assert hold is not None
+            a.cluster.holds.release(hold)
+        await a.cluster.holds.desk.settled()
+        for identity in claimed[:3]:
+            await b.claim(identity)

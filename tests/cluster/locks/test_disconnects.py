@@ -1,0 +1,133 @@
+"""Ending a session that another node holds: confirmed, or said not to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import trio
+
+from aether_trio.cluster.locks.directory import DirectoryLimits
+from aether_trio.cluster.locks.disconnects import MAX_REASON
+from aether_trio.model.errors import Status
+from aether_trio.session.directory import Disconnected, Outcome
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.cluster.nodes import LONG_S, Nodes
+from tests.cluster.seats import LATE, SOON, Seat, comes_true, deafen, seat, seats
+from tests.helpers.engines import PostgresEngine
+
+X = "ag::lab::x::1"
+DONE = Disconnected(Outcome.DONE, X)
+UNKNOWN = Disconnected(Outcome.UNKNOWN)
+
+
+async def test_a_session_is_ended_by_whichever_node_is_asked(nodes: Nodes) -> None:
+    async with seats(await nodes.start(), await nodes.start(), limits=LATE) as (a, b):
+        for asked in (a, b):
+            guest = await a.connect(X)
+            with trio.fail_after(LONG_S):
+                assert await asked.sessions.disconnect(guest.session_id, "enough") == DONE
+            assert guest.ends == [(Status.CANCELLED, "enough", pb.Signal.FORCE_DISCONNECT)]
+            assert len(a.registry) == 0
+            await a.node.cluster.holds.desk.settled()
+            assert await asked.sessions.disconnect(guest.session_id, "again") == UNKNOWN
+        guest = await a.connect(X)
+        assert await b.sessions.disconnect(guest.session_id, "") == DONE
+        assert guest.ends[0][1] == "disconnected by an operator"
+        statistics = b.directory.statistics().disconnects
+        assert (statistics.asked, statistics.unconfirmed) == (2, 0)
+        assert a.directory.statistics().disconnects.obeyed == 2
+
+
+async def test_a_reason_has_an_end(nodes: Nodes) -> None:
+    async with seats(await nodes.start(), await nodes.start()) as (a, b):
+        guest = await a.connect(X)
+        assert await b.sessions.disconnect(guest.session_id, "ü" * 5000) == DONE
+        assert guest.ends[0][1] == "ü" * MAX_REASON
+
+
+@pytest.mark.parametrize("deaf", ["holder", "asker", "both"])
+async def test_lost_hints_cost_time_and_nothing_else(nodes: Nodes, deaf: str) -> None:
+    async with seats(await nodes.start(), await nodes.start()) as (a, b):
+        if deaf != "asker":
+            deafen(a.node)
+        if deaf != "holder":
+            deafen(b.node)
+        for _ in range(3):
+            guest = await a.connect(X)
+            assert await b.sessions.disconnect(guest.session_id, "enough") == DONE
+            assert len(guest.ends) == 1
+
+
+async def test_a_node_that_does_not_answer_is_said_not_to_have_and_obeys_when_it_hears_of_it(nodes: Nodes) -> None:
+    limits = DirectoryLimits(poll_s=0.3, ask_again_s=0.1, wait_s=1.0)
+    holder = await nodes.start()
+    async with seats(await nodes.start(), limits=limits) as (b,):
+        async with seat(holder, SOON) as a:
+            guest = await a.connect(X)
+        # Its lease is in force, and nobody there looks at orders.
+        assert await b.sessions.disconnect(guest.session_id, "enough") == Disconnected(Outcome.UNCONFIRMED, X)
+        assert b.directory.statistics().disconnects.unconfirmed == 1
+        assert guest.ends == []
+        async with seat(holder, SOON) as a:
+            a.registry.claim(guest, "")  # type: ignore[arg-type]
+            await comes_true(lambda: len(guest.ends) == 1)
+            assert guest.ends[0][1] == "enough"
+
+
+async def _while_unanswered(b: Seat, session_id: str, meanwhile: Callable[[], object]) -> Disconnected:
+    """Ask for the end of a session whose node does not look at orders, and do something when there is no answer."""
+    result: list[Disconnected] = []
+
+    async def disconnect() -> None:
+        result.append(await b.sessions.disconnect(session_id, "enough"))
+
+    with trio.fail_after(LONG_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(disconnect)
+            while b.directory.statistics().disconnects.asked == 0:
+                await trio.sleep(0.01)
+            await trio.sleep(0.3)
+            assert result == []
+            found = meanwhile()
+            if found is not None:
+                await found  # type: ignore[misc]
+    return result[0]
+
+
+async def test_a_session_that_ends_by_itself_meanwhile_is_disconnected(nodes: Nodes) -> None:
+    holder = await nodes.start()
+    async with seats(await nodes.start()) as (b,):
+        claimed = await holder.claim(X)
+
+        def release() -> None:
+            holder.cluster.holds.release(claimed.hold)
+
+        assert await _while_unanswered(b, claimed.hold.session_id, release) == DONE
+
+
+async def test_the_end_of_its_node_is_the_end_of_a_session(nodes: Nodes) -> None:
+    holder = await nodes.start()
+    async with seats(await nodes.start()) as (b,):
+        claimed = await holder.claim(X)
+        ended = await _while_unanswered(b, claimed.hold.session_id, lambda: nodes.stop(holder))
+        assert ended == DONE
+
+
+async def test_many_may_ask_at_once_and_it_ends_once(nodes: Nodes, place: PostgresEngine) -> None:
+    async with seats(await nodes.start(), await nodes.start(), await nodes.start()) as (a, b, c):
+        guests = [await a.connect(f"ag::lab::x::{number}") for number in range(20)]
+        outcomes: list[Disconnected] = []
+
+        async def disconnect(one: Seat, session_id: str) -> None:
+            outcomes.append(await one.sessions.disconnect(session_id, "enough"))
+
+        with trio.fail_after(LONG_S):
+            async with trio.open_nursery() as nursery:
+                for guest in guests:
+                    for one in (a, b, b, c):
+                        nursery.start_soon(disconnect, one, guest.session_id)
+        assert {one.outcome for one in outcomes} <= {Outcome.DONE, Outcome.UNKNOWN}
+        assert [len(guest.ends) for guest in guests] == [1] * 20
+        place.outside("UPDATE disconnects SET asked_ms = asked_ms - 200000")
+        await comes_true(lambda: place.rows("SELECT count(*) FROM disconnects") == [(0,)])

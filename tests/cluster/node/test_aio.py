@@ -1,0 +1,46 @@
+"""A node's first connections: as long as it is not there yet, a server that is away is waited for."""
+
+from __future__ import annotations
+
+import asyncpg
+import pytest
+import trio
+from trio.testing import MockClock
+
+from aether_trio.cluster.node.aio import at_first
+from aether_trio.storage.base import StorageUnavailable
+
+
+class Work:
+    def __init__(self, *raised: Exception) -> None:
+        self.raised = list(raised)
+
+    async def __call__(self) -> str:
+        await trio.lowlevel.checkpoint()
+        if self.raised:
+            raise self.raised.pop(0)
+        return "there"
+
+
+async def test_a_restart_is_a_pause(autojump_clock: MockClock) -> None:
+    work = Work(
+        ConnectionRefusedError(),
+        asyncpg.CannotConnectNowError("the database system is starting up"),
+        asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation"),
+        asyncpg.InterfaceError("connection is closed"),
+    )
+    assert await at_first(work, 5) == "there"
+
+
+async def test_what_lasts_longer_is_said_with_its_reason(autojump_clock: MockClock) -> None:
+    began_s = trio.current_time()
+    with pytest.raises(StorageUnavailable, match=r"no connection left for us\. Raise its max_connections"):
+        await at_first(Work(*[asyncpg.TooManyConnectionsError("sorry") for _ in range(1000)]), 5)
+    assert 5 <= trio.current_time() - began_s < 6
+
+
+async def test_what_waiting_does_not_mend_is_raised_at_once(autojump_clock: MockClock) -> None:
+    work = Work(asyncpg.InvalidPasswordError("who are you"), OSError())
+    with pytest.raises(asyncpg.InvalidPasswordError):
+        await at_first(work, 5)
+    assert len(work.raised) == 1

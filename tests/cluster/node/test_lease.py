@@ -1,0 +1,244 @@
+"""A node's lease: what happens when its database session ends, with and without somebody who wants what it holds."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import trio
+import trio.testing
+
+from aether_trio.cluster.errors import FencedError, LeaseLost
+from aether_trio.cluster.node.lease import SURE_S, LeaseState, lock_class
+from aether_trio.cluster.records import ClusterLimits
+from aether_trio.model.errors import Status, StatusError
+from tests.cluster.nodes import LONG_S, SHORT_GRACE, STEADY, Node, Nodes
+from tests.helpers.engines import PostgresEngine
+
+X, Y = "ag::lab::x::1", "ag::lab::y::1"
+
+
+def lease_pids(place: PostgresEngine, node: Node) -> list[int]:
+    """The server's sessions that hold this node's lock."""
+    rows = place.rows(
+        "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND granted "
+        "AND classid = $1::int::oid AND objid = $2::int::oid",
+        lock_class(place.schema, "lease"),
+        node.cluster.node_id,
+    )
+    return [pid for (pid,) in rows]
+
+
+def end_lease_session(place: PostgresEngine, node: Node) -> None:
+    [pid] = lease_pids(place, node)
+    assert place.rows("SELECT pg_terminate_backend($1, 30000)", pid) == [(True,)]
+
+
+async def test_a_lease_is_one_lock_of_one_session(nodes: Nodes, place: PostgresEngine) -> None:
+    a, b = await nodes.start(), await nodes.start()
+    assert len(lease_pids(place, a)) == len(lease_pids(place, b)) == 1
+    assert a.cluster.node_id != b.cluster.node_id
+    alive = await a.cluster.nodes.alive()
+    assert [(one.name, one.address, one.epoch) for one in alive] == [
+        ("node-1", "10.0.0.1:50051", 1),
+        ("node-2", "10.0.0.2:50051", 1),
+    ]
+    await nodes.stop(a)
+    with trio.fail_after(LONG_S):
+        while lease_pids(place, a):  # the server takes a moment to see that a connection was cut
+            await trio.sleep(0.02)
+
+
+async def test_a_lease_that_nobody_missed_goes_on(nodes: Nodes, place: PostgresEngine) -> None:
+    a = await nodes.start()
+    x = await a.claim(X)
+    for times in range(1, 4):
+        end_lease_session(place, a)
+        await a.host.wait_told("back", times)
+        assert a.host.told == ["lost", "back"] * times
+    assert a.cluster.lease.epoch == 1
+    assert a.host.lost == []
+    assert a.cluster.holds.mine(X) == x.hold
+    assert len(lease_pids(place, a)) == 1
+    await a.write(X, x.hold.epoch)
+
+
+async def test_who_was_declared_dead_comes_back_with_what_nobody_took(nodes: Nodes, place: PostgresEngine) -> None:
+    a, b = await nodes.start(), await nodes.start()
+    x, y = await a.claim(X), await a.claim(Y)
+    # The lease ends, and before its node knows somebody finds the lock free. (This thread is everybody's, so b cannot do it in time.)
+    [pid] = lease_pids(place, a)
+    place.rows("SELECT pg_terminate_backend($1, 30000)", pid)
+    assert place.rows(
+        "SELECT aether_declare_dead($1, $2, 1)", lock_class(place.schema, "lease"), a.cluster.node_id
+    ) == [(True,)]
+    place.outside(
+        f"UPDATE holds SET node_id = {b.cluster.node_id}, session_id = 'of-b', epoch = epoch + 1 WHERE identity = '{X}'"
+    )
+    with pytest.raises(FencedError):
+        await a.write(X, x.hold.epoch)
+    await a.host.wait_told("back")
+    assert a.host.told == ["lost", "back"]
+    assert a.host.lost == [x.hold]
+    assert a.cluster.lease.epoch == 2
+    assert a.cluster.holds.mine(X) is None
+    assert a.cluster.holds.mine(Y) == y.hold
+    await a.write(Y, y.hold.epoch)
+    assert place.rows("SELECT node_epoch FROM holds WHERE identity = $1", Y) == [(2,)]
+    assert place.rows("SELECT session_id, ended_ms FROM holds WHERE identity = $1", X) == [("of-b", None)]
+
+
+async def test_a_claim_meets_a_lease_that_is_being_taken_back(nodes: Nodes, place: PostgresEngine) -> None:
+    """However the race between the two ends, one of them holds the identity, and the other one knows that it does not."""
+    a, b = await nodes.start(), await nodes.start()
+    won = 0
+    refused: list[Status] = []
+    for number in range(20):
+        identity = f"ag::lab::x::{number}"
+        first = await a.claim(identity)
+        end_lease_session(place, a)
+        taken = False
+        try:
+            claimed = await b.claim(identity)
+            taken = True
+        except StatusError as error:
+            refused.append(error.status)
+        await a.host.wait_told("back", number + 1)
+        assert (a.cluster.holds.mine(identity) is None) == taken
+        assert (first.hold in a.host.lost) == taken
+        if taken:
+            won += 1
+            await b.write(identity, claimed.hold.epoch)
+    # It may also be declared dead and take its holds back before they are claimed.
+    assert 1 + won <= a.cluster.lease.epoch <= 21
+    assert refused == [Status.ALREADY_EXISTS] * (20 - won)
+
+
+async def test_a_process_that_was_stopped_is_not_sure_of_its_lease(nodes: Nodes, place: PostgresEngine) -> None:
+    a = await nodes.start()
+    lease = a.cluster.lease
+    with trio.fail_after(LONG_S):
+        await lease.wait_sure()
+        with trio.testing.assert_no_checkpoints():
+            await lease.wait_sure()
+        # Nothing of this process runs from here on, as while it is stopped.
+        end_lease_session(place, a)
+        declare = "SELECT pg_advisory_xact_lock_shared($1, $2), aether_declare_dead($1, $2, 1)"
+        place.rows(declare, lock_class(place.schema, "lease"), lease.node_id)
+        time.sleep(STEADY.probe_s + SURE_S + 0.1)
+        assert (lease.held, lease.epoch) == (True, 1)  # it does not know
+        await lease.wait_sure()
+        assert lease.epoch == 2
+
+
+async def test_nothing_of_an_old_lease_is_written_under_the_next_one(nodes: Nodes, place: PostgresEngine) -> None:
+    a = await nodes.start()
+    x = await a.claim(X)
+    refused = 0
+
+    async def write() -> None:
+        nonlocal refused
+        try:
+            await a.write(X, x.hold.epoch)
+        except FencedError:
+            refused += 1
+
+    place.outside("BEGIN; LOCK TABLE counters IN EXCLUSIVE MODE")
+    [pid] = lease_pids(place, a)
+    async with trio.open_nursery() as nursery:
+        for _ in range(300):  # more than a group: most of them wait in the queue
+            nursery.start_soon(write)
+        await trio.sleep(0.2)
+        place.outside("COMMIT")
+        # Whoever waits for the lock first has it first; the declaration waits for the transactions of that node.
+        declare = (
+            "SELECT pg_terminate_backend($1), pg_advisory_xact_lock_shared($2, $3), aether_declare_dead($2, $3, 1)"
+        )
+        await trio.to_thread.run_sync(place.rows, declare, pid, lock_class(place.schema, "lease"), a.cluster.node_id)
+        written = place.rows("SELECT count(*) FROM history")
+    assert refused > 0
+    assert place.rows("SELECT count(*) FROM history") == written == [(300 - refused,)]
+    await a.host.wait_told("back")
+    await a.write(X, x.hold.epoch)
+
+
+async def test_without_a_lease_for_the_grace_everything_ends_and_the_node_comes_back_empty(
+    nodes: Nodes, place: PostgresEngine
+) -> None:
+    a, b = await nodes.start(limits=SHORT_GRACE), await nodes.start()
+    await a.claim(X)
+    await b.claim(Y)
+    # Somebody keeps the row that says which epoch comes next: every attempt to come back waits there.
+    [pid] = lease_pids(place, a)
+    place.rows("SELECT pg_terminate_backend($1, 30000)", pid)
+    place.rows("SELECT aether_declare_dead($1, $2, 1)", lock_class(place.schema, "lease"), a.cluster.node_id)
+    place.outside(f"BEGIN; SELECT FROM nodes WHERE node_id = {a.cluster.node_id} FOR UPDATE")
+    try:
+        await a.host.wait_told("lost")
+        waited: list[BaseException] = []
+
+        async def wait() -> None:
+            try:
+                await a.claim("ag::lab::z::1")
+            except LeaseLost as error:
+                waited.append(error)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await a.host.wait_told("gone")
+        assert len(waited) == 1
+        assert a.host.told == ["lost", "gone"]
+        assert a.cluster.lease.state is LeaseState.AWAY
+        assert a.cluster.holds.mine(X) is None
+        with pytest.raises(LeaseLost):
+            await a.claim(X)
+    finally:
+        place.outside("COMMIT")
+    with trio.fail_after(LONG_S):
+        while not a.cluster.lease.held:
+            await trio.sleep(0.01)
+    assert a.cluster.lease.epoch >= 2
+    assert a.host.told == ["lost", "gone"]
+    again = await b.claim(X)
+    assert again.hold.epoch == 2
+    await a.claim("ag::lab::z::1")
+
+
+async def test_a_registration_that_a_failover_has_lost_is_made_anew(nodes: Nodes, place: PostgresEngine) -> None:
+    a = await nodes.start()
+    x = await a.claim(X)
+    before = a.cluster.node_id
+    place.outside("DELETE FROM holds; DELETE FROM nodes")
+    end_lease_session(place, a)
+    await a.host.wait_told("back")
+    assert a.cluster.node_id > before
+    assert a.host.lost == [x.hold]
+    b = await nodes.start()
+    await a.claim(X, session="s1")
+    with trio.fail_after(LONG_S):
+        while a.cluster.bus.statistics().reconnects < 1:
+            await trio.sleep(0.01)
+    assert (await b.claim(X, resume="s1")).hold.epoch == 2
+    assert a.host.asked_for == [(X, "s1")]
+
+
+async def test_holds_that_a_failover_has_lost_are_lost(nodes: Nodes, place: PostgresEngine) -> None:
+    a = await nodes.start()
+    x, y = await a.claim(X), await a.claim(Y)
+    place.outside(f"DELETE FROM holds WHERE identity = '{X}'")
+    end_lease_session(place, a)
+    await a.host.wait_told("back")
+    assert a.host.lost == [x.hold]
+    assert a.cluster.holds.mine(Y) == y.hold
+    assert a.cluster.lease.epoch == 1
+
+
+async def test_a_node_that_nobody_asks_about_is_found_dead_by_the_sweep(nodes: Nodes, place: PostgresEngine) -> None:
+    quiet = ClusterLimits(sweep_s=1000.0)
+    a, b = await nodes.start(limits=quiet), await nodes.start(limits=quiet)
+    place.outside("INSERT INTO nodes (token, name, address, version, started_ms) VALUES ('t', 'gone', '', '', 1)")
+    await b.cluster.nodes.sweep()
+    assert len(await b.cluster.nodes.alive()) == 3, "one look may meet a node that is just coming back"
+    await b.cluster.nodes.sweep()
+    assert [one.node_id for one in await b.cluster.nodes.alive()] == [a.cluster.node_id, b.cluster.node_id]
+    assert b.cluster.nodes.statistics().declared == 1

@@ -1,0 +1,123 @@
+"""Who is told that a topic has something new: exactly those who listen, whatever the topics are called and however many there are."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from random import Random
+from typing import cast
+
+import msgspec
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aether_trio.cluster.node.bus import ALL, MAX_PAYLOAD_BYTES
+from aether_trio.cluster.relay.log_relay import PART_BYTES, ClusterTails, TailLimits, open_cluster_tails, said_in_parts
+from aether_trio.log.relay import LogRelay
+from aether_trio.log.topic_log import TopicLog
+from aether_trio.log.topic_state import TopicState
+from tests.cluster.nodes import LONG_S, STEADY, Node, Nodes
+from tests.cluster.seats import comes_true
+
+LATE = TailLimits(poll_s=10 * LONG_S)
+ODD = ['ag::lab::"x"::1', "ag::lab::\\::1", "ag::lab::\t\x01::1", "ag::lab::é漢😀::1", "%n"]
+
+
+class Ears:
+    """What ClusterTails needs of a TopicLog. It listens to what it was told to expect."""
+
+    def __init__(self) -> None:
+        self.relay: LogRelay | None = None
+        self.topics: list[TopicState] = []
+        self.told: list[str] = []
+        self.looked = 0
+
+    def heard(self) -> list[TopicState]:
+        return self.topics
+
+    def woken(self, names: Iterable[str]) -> None:
+        self.told += names
+
+    async def learn(self, states: Sequence[TopicState]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.looked += 1
+
+    async def listen(self, *names: str) -> None:
+        assert self.relay is not None
+        with trio.fail_after(LONG_S):
+            await self.relay.expect(names)
+        self.topics += map(TopicState, names)
+
+    def commit(self, *names: str) -> None:
+        assert self.relay is not None
+        self.relay.committed(map(TopicState, names))
+
+
+@asynccontextmanager
+async def ears(node: Node) -> AsyncIterator[tuple[Ears, ClusterTails]]:
+    log = Ears()
+    async with open_cluster_tails(
+        node.server, node.cluster, cast("TopicLog", log), cluster_limits=STEADY, limits=LATE, random=Random(1)
+    ) as tails:
+        yield log, tails
+
+
+async def test_those_who_listen_are_told_and_nobody_else(nodes: Nodes) -> None:
+    first, second, third = [await nodes.start() for _ in range(3)]
+    async with ears(first) as (a, one), ears(second) as (b, _), ears(third) as (c, _):
+        await comes_true(lambda: not one._cluster.others.alone)
+        await a.listen("ag::lab::mine::1", "ag::lab::both::1")
+        await b.listen("ag::lab::both::1", *ODD)
+        await c.listen("ag::lab::both::1")
+        a.commit("ag::lab::mine::1", "ag::lab::nobodys::1")
+        await comes_true(lambda: one.statistics().committed == 2)
+        assert (one.statistics().lookups, one.statistics().statements) == (1, 0), "nobody else listens"
+        a.commit("ag::lab::both::1", *ODD)
+        await comes_true(lambda: len(b.told) == 1 + len(ODD))
+        assert sorted(b.told) == sorted(["ag::lab::both::1", *ODD])
+        await comes_true(lambda: bool(c.told))
+        assert c.told == ["ag::lab::both::1"]
+        assert a.told == []
+        done = one.statistics()
+        assert (done.lookups, done.statements, done.notifies, done.wakes) == (2, 1, 2, 2 + len(ODD))
+
+
+async def test_any_number_of_topics_is_told_in_few_statements(nodes: Nodes) -> None:
+    names = [f"ag::lab::{'listener' * 4}::{number}" for number in range(1200)]
+    async with ears(await nodes.start()) as (a, one), ears(await nodes.start()) as (b, _):
+        await comes_true(lambda: not one._cluster.others.alone)
+        await b.listen(*names)
+        a.commit(*names)
+        await comes_true(lambda: len(b.told) >= len(names))
+        assert sorted(b.told) == sorted(names)
+        # A statement counts when it is answered, which may be behind what it tells.
+        await comes_true(lambda: one.statistics().committed == len(names))
+        assert one.statistics().statements == 3
+        assert one.statistics().notifies < 15
+
+
+async def test_what_a_hint_cannot_say_makes_the_listener_look_at_everything(nodes: Nodes) -> None:
+    long, torn = "ag::lab::" + "x" * 9000, "ag::lab::two\nlines"
+    async with ears(await nodes.start()) as (a, one), ears(await nodes.start()) as (b, _):
+        await comes_true(lambda: not one._cluster.others.alone)
+        await b.listen("ag::lab::x::1", "ag::lab::y::1", torn)
+        looks = b.looked
+        a.commit("ag::lab::x::1", torn, long, "ag::lab::y::1")
+        await comes_true(lambda: b.looked > looks and len(b.told) == 2)
+        assert sorted(b.told) == ["ag::lab::x::1", "ag::lab::y::1"]
+
+
+@given(st.lists(st.one_of(st.text(max_size=40), st.text(min_size=100).map(lambda text: text * 100)), max_size=300))
+def test_every_part_fits_a_payload_and_says_its_topics(topics: list[str]) -> None:
+    said, parts = said_in_parts(topics)
+    assert parts == sorted(parts)
+    bodies: dict[int, list[str]] = {}
+    for one, part in zip(said, parts, strict=True):
+        bodies.setdefault(part, []).append(one)
+    for names in bodies.values():
+        payload = msgspec.json.encode([2**31, [["log", "\n".join(names)]]])
+        assert len(payload) <= PART_BYTES + 100 < MAX_PAYLOAD_BYTES
+        assert ALL not in names or len(names) == 1 or ALL in topics
+    for topic, one in zip(topics, said, strict=True):
+        assert one == topic or (one == ALL and ("\n" in topic or len(msgspec.json.encode(topic)) > PART_BYTES))

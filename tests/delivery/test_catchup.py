@@ -1,0 +1,157 @@
+"""A subscription that fell behind becomes level again: everything, in order, in bounded memory, without spinning."""
+
+from __future__ import annotations
+
+import trio
+
+from tests.helpers.core import pump
+from tests.helpers.inline import InlineDatabase
+from tests.helpers.log_bench import SMALL, Bench, Reader
+
+TOPIC = "ag::w::a::1"
+
+
+async def expire(database: InlineDatabase) -> None:
+    """Retention takes every message that is there."""
+    await database.execute("DELETE FROM messages")
+
+
+def numbers(start: int, end: int) -> list[bytes]:
+    return [b"%d" % number for number in range(start, end)]
+
+
+async def test_a_backlog_is_read_from_the_start(bench: Bench) -> None:
+    await bench.publish(TOPIC, *numbers(0, 1000))
+    reader = Reader()
+    subscription = await bench.subscribe(TOPIC, reader, "me")
+    assert subscription.lagging
+    await trio.testing.wait_all_tasks_blocked()
+    assert reader.frames == numbers(0, 1000)
+    assert not subscription.lagging
+    await bench.publish(TOPIC, b"live")
+    assert reader.frames[-1] == b"live"
+
+
+async def test_a_subscription_at_the_tail_reads_nothing(bench: Bench) -> None:
+    await bench.publish(TOPIC, *numbers(0, 5))
+    reader = Reader()
+    first = await bench.subscribe(TOPIC, reader, from_oldest=False)
+    await trio.testing.wait_all_tasks_blocked()
+    before = bench.database.reads
+    subscription = await bench.subscribe(TOPIC, reader, from_oldest=False)
+    for one in (first, subscription):
+        assert not one.lagging
+        one.look()
+        assert not one.lagging
+    await trio.testing.wait_all_tasks_blocked()
+    assert bench.database.reads == before + 1, "of the cursor, when it was opened"
+    assert reader.frames == []
+    await bench.publish(TOPIC, b"live")
+    assert bench.database.reads == before + 1
+    assert reader.frames == [b"live"] * 2
+
+
+async def test_a_stuck_reader_costs_its_outbox_and_gets_everything_later(bench: Bench) -> None:
+    reader = Reader(paused=True)
+    await bench.subscribe(TOPIC, reader, "me")
+    frames = [b"%0100d" % number for number in range(2000)]
+    for start in range(0, 2000, 50):
+        await bench.publish(TOPIC, *frames[start : start + 50])
+    assert reader.highest <= SMALL.delivery_bytes
+    assert reader.frames == []
+    reader.resume()
+    await trio.testing.wait_all_tasks_blocked()
+    assert reader.frames == frames
+    assert reader.highest <= SMALL.delivery_bytes
+
+
+async def test_a_large_message_behind_a_small_one_does_not_make_it_spin(bench: Bench) -> None:
+    reader = Reader(paused=True)
+    await bench.subscribe(TOPIC, reader, "me")
+    large = b"x" * SMALL.delivery_bytes
+    await bench.log.wait_settled(bench.append(TOPIC, b"small", large, b"last"))
+    before = bench.database.reads
+    await pump(1000)
+    assert bench.database.reads <= before + 1
+    reader.resume()
+    await trio.testing.wait_all_tasks_blocked()
+    assert reader.frames == [b"small", large, b"last"]
+
+
+async def test_messages_committed_while_a_page_is_read_are_not_skipped(bench: Bench, database: InlineDatabase) -> None:
+    """The page finds that retention took all it asked for; what came after its question is still there."""
+    await bench.publish(TOPIC, *numbers(0, 5))
+    await expire(database)
+    reader = Reader()
+    database.after_read.close()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.subscribe, TOPIC, reader, "me")
+        await database.after_read.arrival()
+        database.after_read.open()
+        database.after_read.close()
+        await database.after_read.arrival()  # the page
+        await bench.publish(TOPIC, *numbers(5, 8))
+        database.after_read.open()
+    await trio.testing.wait_all_tasks_blocked()
+    assert reader.frames == numbers(5, 8)
+    assert sum(count for _, count in reader.gaps) == 5
+
+
+async def test_a_gap_is_told_once_with_its_size(bench: Bench, database: InlineDatabase) -> None:
+    await bench.publish(TOPIC, *numbers(0, 7))
+    await expire(database)
+    await bench.publish(TOPIC, b"x" * SMALL.delivery_bytes, b"last")
+    reader = Reader(paused=True)
+    reader.outbox.try_deliver(b"in the way", await bench.subscribe("ga::w", reader), 1)
+    await bench.subscribe(TOPIC, reader, "me")
+    await pump(100)
+    reader.resume()
+    await trio.testing.wait_all_tasks_blocked()
+    assert reader.frames == [b"in the way", b"x" * SMALL.delivery_bytes, b"last"]
+    assert reader.gaps == [(TOPIC, 7)]
+
+
+async def test_a_subscription_closed_while_its_page_is_read_gets_nothing(
+    bench: Bench, database: InlineDatabase
+) -> None:
+    await bench.publish(TOPIC, *numbers(0, 5))
+    reader = Reader()
+    subscription = await bench.subscribe(TOPIC, reader, "me")
+    database.after_read.close()
+    await database.after_read.arrival()
+    subscription.close()
+    subscription._on_lag.__self__.remove(subscription)  # type: ignore[attr-defined]
+    database.after_read.open()
+    await trio.testing.wait_all_tasks_blocked()
+    assert reader.frames == []
+    assert bench.log.cursors.unwritten(subscription.state, "me") is None
+
+
+async def test_a_database_that_cannot_be_read_is_tried_again(bench: Bench, database: InlineDatabase) -> None:
+    await bench.publish(TOPIC, *numbers(0, 5))
+    reader = Reader()
+    await bench.subscribe(TOPIC, reader, "me")
+    database.failing = True
+    await trio.sleep(3)
+    assert reader.frames == []
+    database.failing = False
+    await trio.sleep(3)
+    assert reader.frames == numbers(0, 5)
+
+
+async def test_many_slow_subscriptions_of_one_outbox_share_it(bench: Bench) -> None:
+    topics = [f"ag::w::a::{number}" for number in range(5)]
+    for topic in topics:
+        await bench.publish(topic, *[b"%s %050d" % (topic.encode(), number) for number in range(200)])
+    reader = Reader(paused=True)
+    for topic in topics:
+        await bench.subscribe(topic, reader, "me")
+    await pump(50)
+    for _ in range(400):
+        reader.resume()
+        reader.pause()
+        await pump(10)
+    assert reader.highest <= SMALL.delivery_bytes
+    for topic in topics:
+        mine = [frame for frame in reader.frames if frame.startswith(topic.encode() + b" ")]
+        assert mine == [b"%s %050d" % (topic.encode(), number) for number in range(200)]

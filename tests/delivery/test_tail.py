@@ -1,0 +1,85 @@
+"""Looking at a topic from outside."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+
+import pytest
+import trio
+
+from aether_trio.delivery.ephemeral_topics import Lanes
+from aether_trio.delivery.tail import Tail
+from aether_trio.model.clock import VirtualClock
+from aether_trio.model.errors import AetherError
+from tests.helpers.inline import InlineDatabase
+from tests.helpers.log_bench import Bench
+
+TOPIC = "ag::w::a::1"
+
+
+class Watcher:
+    """Collects what a tail yields."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[int, bytes]] = []
+
+    async def watch(self, tail: Tail, topic: str, from_offset: int | None) -> None:
+        async with aclosing(tail.open(topic, from_offset)) as entries:
+            async for offset, _, frame in entries:
+                self.entries.append((offset, frame))
+
+
+@pytest.mark.parametrize(("from_offset", "first"), [(None, 4), (0, 1), (1, 1), (3, 3), (4, 4)])
+async def test_a_tail_starts_where_it_is_told_and_goes_on_live(
+    bench: Bench, from_offset: int | None, first: int
+) -> None:
+    tail, watcher = Tail(bench.log, Lanes(), VirtualClock(trio.current_time)), Watcher()
+    await bench.publish(TOPIC, b"1", b"2", b"3")
+    bench.nursery.start_soon(watcher.watch, tail, TOPIC, from_offset)
+    await trio.testing.wait_all_tasks_blocked()
+    await bench.publish(TOPIC, b"4")
+    await bench.publish(TOPIC, b"5", b"6")
+    assert watcher.entries == [(number, b"%d" % number) for number in range(first, 7)]
+
+
+async def test_a_tail_leaves_nothing_behind(bench: Bench) -> None:
+    tail = Tail(bench.log, Lanes(), VirtualClock(trio.current_time))
+    await bench.publish(TOPIC, b"1")
+    async with aclosing(tail.open(TOPIC, 1)) as entries:
+        assert await anext(entries) == (1, bench.log._clock.now_ms(), b"1")
+    assert bench.log.topic(TOPIC).forgettable
+
+
+async def test_a_tail_does_not_skip_what_comes_while_it_finds_nothing(bench: Bench, database: InlineDatabase) -> None:
+    tail, watcher = Tail(bench.log, Lanes(), VirtualClock(trio.current_time)), Watcher()
+    await bench.publish(TOPIC, b"1", b"2")
+    await database.execute("DELETE FROM messages")
+    database.after_read.close()
+    bench.nursery.start_soon(watcher.watch, tail, TOPIC, 1)
+    await database.after_read.arrival()
+    database.after_read.open()
+    database.after_read.close()
+    await database.after_read.arrival()
+    await bench.publish(TOPIC, b"3")
+    database.after_read.open()
+    await trio.testing.wait_all_tasks_blocked()
+    assert watcher.entries == [(3, b"3")]
+
+
+async def test_a_tail_of_a_lane_numbers_what_passes_by(bench: Bench) -> None:
+    lanes, watcher = Lanes(), Watcher()
+    tail = Tail(bench.log, lanes, VirtualClock(trio.current_time))
+    lanes.publish("pg::w", "a", "", b"too early")
+    bench.nursery.start_soon(watcher.watch, tail, "pg::w", None)
+    await trio.testing.wait_all_tasks_blocked()
+    lanes.publish("pg::w", "a", "", b"1")
+    await trio.testing.wait_all_tasks_blocked()
+    lanes.publish("pg::w", "a", "us::somebody", b"2")
+    await trio.testing.wait_all_tasks_blocked()
+    assert watcher.entries == [(1, b"1"), (2, b"2")]
+
+
+async def test_what_is_no_topic_is_refused_at_once(bench: Bench) -> None:
+    tail = Tail(bench.log, Lanes(), VirtualClock(trio.current_time))
+    with pytest.raises(AetherError, match="ERR_INVALID_TOPIC"):
+        tail.open("nonsense", None)

@@ -1,0 +1,58 @@
+"""How PostgreSQL carries out what is written for every group: by key, even if it was planned when there were no topics yet."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from aether_trio.cluster.relay import log_relay
+from aether_trio.log import shared_programs
+from aether_trio.log.shared_programs import SharedGroup
+from aether_trio.storage.base import FENCE_HERE, Database
+from aether_trio.storage.postgres.connections import PLANNED_ONCE
+from tests.helpers.engines import PostgresEngine
+
+GROUP = SharedGroup(1, 1, 1, [(1, b"x")], [(1, "ag::w::a::1", 1, 1)], [("ag::w::a::1", b"x", b"x", 1)])
+
+
+def plan(engine: PostgresEngine, sql: str) -> str:
+    """As it is kept for any values, made now."""
+    settings = "; ".join(f"SET {name} = {value}" for name, value in PLANNED_ONCE.items())
+    count = max(int(number) for number in re.findall(r"\$(\d+)", sql))
+    nulls = ", ".join(["NULL"] * count)
+    text = f"SET search_path = {engine.schema}; {settings}; PREPARE p AS {sql}; EXPLAIN EXECUTE p({nulls})"
+    return engine.server.psql(text)
+
+
+def conditions(plan: str, table: str) -> list[bool]:
+    """For each scan of a table whether it is one by key."""
+    lines = plan.splitlines()
+    scans = [at for at, line in enumerate(lines) if re.search(rf"Scan .*\bon {table}\b", line)]
+    return [
+        "Seq Scan" not in lines[at]
+        and any("Index Cond" in line or "Recheck Cond" in line for line in lines[at : at + 3])
+        for at in scans
+    ]
+
+
+async def test_a_group_finds_its_topics_by_key(log_database: Database, postgres_engine: PostgresEngine) -> None:
+    statement: Any = shared_programs.append_group(GROUP)
+    found = conditions(plan(postgres_engine, statement.sql.replace(FENCE_HERE, "1")), "topics")
+    assert found
+    assert all(found)
+
+
+async def test_listeners_are_found_by_key(log_database: Database, postgres_engine: PostgresEngine) -> None:
+    async with postgres_engine.open("cluster"):
+        found = conditions(plan(postgres_engine, log_relay._TELL), "topic_interest")
+    assert found == [True]
+
+
+@pytest.mark.parametrize(("kind", "planned_once"), [("appender", True), ("writer", False), ("reader", False)])
+async def test_only_what_appends_plans_once(kind: str, planned_once: bool) -> None:
+    from aether_trio.storage.postgres import connections
+
+    session = connections._session(kind, "x", connections.PostgresLimits())  # type: ignore[arg-type]
+    assert (session.items() >= PLANNED_ONCE.items()) is planned_once

@@ -1,0 +1,252 @@
+"""Nodes that hand out work from one database, in this process: each has an engine, a log, work groups and a lease of its own.
+
+The cluster around them is what a test says: a lease is a row of `nodes` that it ends or renews, and a wake goes from log to log in a call,
+or gets lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+
+from aether_trio.delivery.outbox import OutboxLimits
+from aether_trio.log.topic_log import LogLimits, TopicLog, open_log
+from aether_trio.log.topic_state import TopicState
+from aether_trio.model.clock import SystemClock
+from aether_trio.queues.leased_queues import SharedGroups
+from aether_trio.queues.work_queues import Worker, open_work_groups
+from aether_trio.storage.base import CommitUnknown, Fetch, Statement
+from aether_trio.storage.postgres.connections import PostgresLimits
+from aether_trio.storage.postgres.database import PostgresServer, open_postgres
+from tests.helpers.engines import PostgresEngine
+from tests.helpers.log_bench import Collector, Reader
+
+LONG_S = 300.0  # a safety net against a hang, never a measurement
+FEW = PostgresLimits(writers=1, readers=1, patience_s=LONG_S)
+TOPIC = "tb::w::resize"
+_REGISTER = "INSERT INTO nodes (token, name, address, version, started_ms) VALUES ('', '', '', '', 0) RETURNING node_id"
+
+
+class Hand(Reader):
+    """A worker: what it has read it is done with, or says so when it is told to (`acknowledges`), as on the framed lane.
+
+    `history` is the list of (frame, worker) that all workers of a test share.
+    """
+
+    def __init__(
+        self,
+        node: WorkNode,
+        history: list[tuple[bytes, Hand]],
+        *,
+        paused: bool = False,
+        acknowledges: bool = False,
+        limits: OutboxLimits | None = None,
+    ) -> None:
+        super().__init__(limits or OutboxLimits(), paused=paused)
+        self.node = node
+        self.lease = node.lease
+        self.unacknowledged: list[tuple[Any, int]] = []
+        self.lost = 0
+        """How often it was told that others have its work."""
+        self._history = history
+        self._acknowledges = acknowledges
+        self._worker: Worker | None = None
+        self._state: TopicState | None = None
+
+    def kick(self) -> None:
+        if self._paused:
+            return
+        while found := self.outbox.pull_deliveries(64 * 1024, flush_is_done=not self._acknowledges):
+            for frame, origin, offset in found:
+                self.frames.append(frame)
+                self._history.append((frame, self))
+                if self._acknowledges:
+                    self.unacknowledged.append((origin, offset))
+        self.outbox.flushed()
+
+    def acknowledge(self, count: int = 1) -> None:
+        """Be done with the oldest ones."""
+        for origin, offset in self.unacknowledged[:count]:
+            self.outbox.acknowledged(origin, offset)
+        del self.unacknowledged[:count]
+
+    async def join(self, topic: str = TOPIC) -> None:
+        self.lease = self.node.lease
+        found = await self.node.groups.find(topic)
+        self._state = found[0]
+        self._worker = self.node.groups.join(found, self.outbox, self._lose)
+
+    def _lose(self) -> None:
+        self.lost += 1
+
+    def leave(self) -> None:
+        assert self._worker is not None
+        assert self._state is not None
+        self._worker.leave()
+        TopicLog.unpin([self._state])
+        self.outbox.detach()
+
+
+class Wakes:
+    """A LogRelay of one node: those that listen look at once, unless `lose_wake` says that this one gets lost."""
+
+    def __init__(self, node: WorkNode, nodes: WorkNodes) -> None:
+        self._node = node
+        self._nodes = nodes
+
+    async def expect(self, topics: Sequence[str]) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def committed(self, states: Iterable[TopicState]) -> None:
+        names = [state.name for state in states]
+        for node in self._nodes.all:
+            if node is not self._node and not self._nodes.lose_wake():
+                node.log.woken(names)
+
+
+class WorkNode:
+    """One node. Writes are fenced by its lease, as a cluster does it."""
+
+    def __init__(self, server: PostgresServer, log: TopicLog, groups: SharedGroups, lease: tuple[int, int]) -> None:
+        self.server = server
+        self.log = log
+        self.groups = groups
+        self.lease = lease
+        self.author = Collector()
+        log.node = lambda: self.lease
+        server.fence = lambda: "SELECT aether_fence({}, {})".format(*self.lease)
+
+    def append(self, *frames: bytes, topic: str = TOPIC) -> int:
+        number = 0
+        for frame in frames:
+            number = self.log.append_nowait(self.log.topic(topic), frame, self.author)
+        return number
+
+    async def publish(self, *frames: bytes, topic: str = TOPIC) -> None:
+        await self.log.wait_settled(self.append(*frames, topic=topic))
+        assert self.author.reasons == []
+
+    def lose_answers(self, when: Callable[[], bool]) -> None:
+        """Statements of the work groups are run, and sometimes nobody hears of it."""
+        write = self.groups._database.write
+
+        async def forgetful(statement: Statement) -> Any:
+            answer = await write(statement)
+            if when():
+                raise CommitUnknown("the connection was lost")
+            return answer
+
+        self.groups._database.write = forgetful  # type: ignore[method-assign]
+
+
+class WorkNodes:
+    """Starts and ends nodes, each in a task of its own (the loop of an engine is a task's)."""
+
+    def __init__(self, nursery: trio.Nursery, engine: PostgresEngine) -> None:
+        self._nursery = nursery
+        self.engine = engine
+        self.all: list[WorkNode] = []
+        self.history: list[tuple[bytes, Hand]] = []
+        self.lose_wake: Callable[[], bool] = lambda: False
+        self._ends: dict[WorkNode, tuple[trio.Event, trio.Event]] = {}
+
+    async def start(self) -> WorkNode:
+        node: WorkNode = await self._nursery.start(self._run)
+        return node
+
+    async def stop(self, node: WorkNode) -> None:
+        """A clean exit."""
+        self.all.remove(node)
+        stop, stopped = self._ends.pop(node)
+        stop.set()
+        await stopped.wait()
+
+    async def kill(self, node: WorkNode) -> None:
+        """What it has not written is lost; its lease ends."""
+        self.end_lease(node)
+        node.groups._groups.clear()
+        await self.stop(node)
+
+    def end_lease(self, node: WorkNode) -> None:
+        """As somebody does who finds the node dead. The node does not notice."""
+        self.engine.outside("UPDATE nodes SET alive = false WHERE node_id = {} AND epoch = {}".format(*node.lease))
+
+    def renew_lease(self, node: WorkNode) -> None:
+        """The node comes back with the next epoch."""
+        node_id, epoch = node.lease
+        self.engine.outside(f"UPDATE nodes SET alive = true, epoch = {epoch + 1} WHERE node_id = {node_id}")
+        node.lease = (node_id, epoch + 1)
+
+    def hand(self, node: WorkNode, **options: Any) -> Hand:
+        return Hand(node, self.history, **options)
+
+    async def join(self, node: WorkNode, **options: Any) -> Hand:
+        hand = self.hand(node, **options)
+        await hand.join()
+        return hand
+
+    async def wait_for(self, count: int) -> None:
+        """Until so many messages have come to workers."""
+        await until(lambda: len(self.history) >= count)
+
+    def rows(self, columns: str, table: str) -> list[tuple[Any, ...]]:
+        return self.engine.rows(f"SELECT {columns} FROM {self.engine.schema}.{table}")
+
+    def in_hands(self) -> list[int]:
+        """The offsets that some node has, or that were given back."""
+        return sorted(offset for (offsets,) in self.rows("offsets", "work_hands") for offset in offsets)
+
+    async def _run(self, task_status: trio.TaskStatus[WorkNode]) -> None:
+        stop, stopped = trio.Event(), trio.Event()
+        try:
+            async with open_postgres(self.engine.server.dsn(), schema=self.engine.schema, limits=FEW) as server:
+                await server.database("cluster")
+                database = await server.database("log")
+                [(node_id,)] = await database.write(Fetch(_REGISTER))
+                limits = LogLimits(cursor_flush_s=0.05)
+                async with (
+                    open_log(database, SystemClock(trio.current_time), limits) as log,
+                    trio.open_nursery() as nursery,
+                ):
+                    groups = open_work_groups(log, nursery)
+                    assert isinstance(groups, SharedGroups)
+                    node = WorkNode(server, log, groups, (node_id, 1))
+                    log.relay = Wakes(node, self)
+                    self.all.append(node)
+                    self._ends[node] = (stop, stopped)
+                    task_status.started(node)
+                    await stop.wait()
+                    log.relay = None
+                    nursery.cancel_scope.cancel()
+        finally:
+            stopped.set()
+
+    async def close(self) -> None:
+        for node in list(self.all):
+            await self.stop(node)
+
+
+@asynccontextmanager
+async def open_work_nodes(engine: PostgresEngine) -> AsyncIterator[WorkNodes]:
+    """Nodes on this schema."""
+    with trio.fail_after(LONG_S):
+        async with trio.open_nursery() as nursery:
+            nodes = WorkNodes(nursery, engine)
+            try:
+                yield nodes
+            finally:
+                with trio.CancelScope(shield=True):
+                    await nodes.close()
+
+
+async def until(what: Callable[[], bool]) -> None:
+    """Wait for something that nobody tells."""
+    while not what():
+        await trio.sleep(0.005)
+
+
+def numbers(start: int, end: int) -> list[bytes]:
+    return [b"%d" % number for number in range(start, end)]

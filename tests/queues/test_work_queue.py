@@ -1,0 +1,316 @@
+"""Each message of `tb::ws::impl` goes to exactly one worker, whatever workers do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import trio
+
+from aether_trio.gateway.core import Core
+from aether_trio.queues.local_queue import CONSUMER, WINDOW
+from aether_trio.queues.work_queues import Worker, open_work_groups
+from tests.helpers.core import (
+    World,
+    agent,
+    barrier,
+    connect,
+    deadlock_is_an_error,
+    message_to,
+    payloads,
+    pump,
+    task,
+)
+from tests.helpers.inline import InlineDatabase
+from tests.helpers.log_bench import SMALL, Bench, Reader, open_bench
+
+TOPIC = "tb::w::resize"
+
+
+class Groups:
+    """Work groups on a log, as sessions use them."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.groups = open_work_groups(bench.log, bench.nursery)
+        self._found: dict[Worker, object] = {}
+
+    async def join(self, reader: Reader) -> Worker:
+        found = await self.groups.find(TOPIC)
+        member = self.groups.join(found, reader.outbox)
+        self._found[member] = found[0]
+        await trio.testing.wait_all_tasks_blocked()
+        return member
+
+    def leave(self, member: Worker, reader: Reader) -> None:
+        member.leave()
+        self.bench.log.unpin([self._found.pop(member)])  # type: ignore[list-item]
+        reader.outbox.detach()
+
+    async def publish(self, *frames: bytes) -> None:
+        await self.bench.publish(TOPIC, *frames)
+
+
+@pytest.fixture
+async def groups(database: InlineDatabase) -> AsyncIterator[Groups]:
+    async with deadlock_is_an_error(), open_bench(database) as bench:
+        yield Groups(bench)
+
+
+def numbers(start: int, end: int) -> list[bytes]:
+    return [b"%d" % number for number in range(start, end)]
+
+
+async def test_workers_take_turns(groups: Groups) -> None:
+    readers = [Reader() for _ in range(3)]
+    for reader in readers:
+        await groups.join(reader)
+    await groups.publish(*numbers(0, 30))
+    assert sorted(frame for reader in readers for frame in reader.frames) == sorted(numbers(0, 30))
+    assert [len(reader.frames) for reader in readers] == [10, 10, 10]
+
+
+async def test_work_waits_for_the_first_worker(groups: Groups) -> None:
+    await groups.publish(*numbers(0, 300))
+    reader = Reader()
+    await groups.join(reader)
+    assert reader.frames == numbers(0, 300)
+
+
+async def test_a_worker_that_leaves_gives_back_what_it_was_not_sent(groups: Groups) -> None:
+    stuck, other = Reader(paused=True), Reader()
+    member = await groups.join(stuck)
+    await groups.join(other)
+    await groups.publish(*numbers(0, 20))
+    assert len(other.frames) == 10
+    groups.leave(member, stuck)
+    await trio.testing.wait_all_tasks_blocked()
+    assert stuck.frames == []
+    assert Counter(other.frames) == Counter(numbers(0, 20))
+
+
+async def test_one_stuck_worker_does_not_hold_up_the_work(groups: Groups) -> None:
+    stuck, other = Reader(paused=True), Reader()
+    await groups.join(stuck)
+    await groups.join(other)
+    await groups.publish(*numbers(0, 1000))
+    assert len(other.frames) >= 1000 - WINDOW
+    stuck.resume()
+    await trio.testing.wait_all_tasks_blocked()
+    assert Counter(stuck.frames + other.frames) == Counter(numbers(0, 1000))
+
+
+async def test_work_done_out_of_order_is_not_done_again_when_all_leave(groups: Groups) -> None:
+    stuck, other, third = Reader(paused=True), Reader(), Reader()
+    first = await groups.join(stuck)
+    second = await groups.join(other)
+    await groups.publish(*numbers(0, 20))
+    groups.leave(second, other)
+    groups.leave(first, stuck)
+    await groups.join(third)
+    assert len(third.frames) == 10
+    assert Counter(other.frames + third.frames) == Counter(numbers(0, 20))
+
+
+async def test_after_a_restart_nothing_is_missing(groups: Groups, database: InlineDatabase) -> None:
+    stuck, other = Reader(paused=True), Reader()
+    await groups.join(stuck)
+    await groups.join(other)
+    await groups.publish(*numbers(0, 20))
+    async with open_bench(database) as bench:  # as if the first had been killed
+        again, third = Groups(bench), Reader()
+        await again.join(third)
+    assert set(other.frames + third.frames) == set(numbers(0, 20))
+
+
+async def test_an_empty_group_is_forgotten(groups: Groups) -> None:
+    reader = Reader()
+    member = await groups.join(reader)
+    await groups.publish(*numbers(0, 5))
+    groups.leave(member, reader)
+    await trio.sleep(1)
+    state = groups.bench.log.topic(TOPIC)
+    assert state.forgettable
+    statistics = groups.groups.statistics()
+    assert (statistics.groups, statistics.idle, statistics.workers) == (0, 0, 0)
+    later = Reader()
+    await groups.publish(*numbers(5, 8))
+    await groups.join(later)
+    assert later.frames == numbers(5, 8)
+
+
+async def test_no_task_is_left_behind_when_a_group_of_stuck_workers_ends(groups: Groups) -> None:
+    reader = Reader(paused=True)
+    member = await groups.join(reader)
+    before = len(groups.bench.nursery.child_tasks)
+    await groups.publish(*[b"x" * 100] * 200)
+    if not groups.bench.database.shared:  # there one task serves all groups, and stays
+        assert len(groups.bench.nursery.child_tasks) > before
+    groups.leave(member, reader)
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(groups.bench.nursery.child_tasks) == before
+
+
+async def test_a_large_message_waits_for_an_empty_worker_without_spinning(groups: Groups) -> None:
+    readers = [Reader(paused=True), Reader(paused=True)]
+    for reader in readers:
+        await groups.join(reader)
+    large = b"x" * SMALL.delivery_bytes
+    bench = groups.bench
+    await bench.log.wait_settled(bench.append(TOPIC, b"a", b"b", large, b"c"))
+    await pump(50)
+    before = bench.database.reads + bench.database.side.writes
+    await pump(1000)
+    assert bench.database.reads + bench.database.side.writes <= before + 1
+    readers[1].resume()
+    await trio.testing.wait_all_tasks_blocked()
+    assert large in readers[1].frames
+    readers[0].resume()
+    assert Counter(readers[0].frames + readers[1].frames) == Counter([b"a", b"b", large, b"c"])
+
+
+async def test_a_large_message_goes_to_the_one_who_has_room(groups: Groups) -> None:
+    stuck, free = Reader(paused=True), Reader()
+    await groups.join(stuck)
+    await groups.join(free)
+    bench = groups.bench
+    large = b"x" * SMALL.delivery_bytes
+    for _ in range(2):  # whoever's turn it is
+        bench.append(TOPIC, b"small", large)
+    await bench.log.drain()
+    await pump(200)
+    assert free.frames.count(large) == 2
+
+
+async def test_work_committed_while_a_page_is_read_is_not_skipped(groups: Groups, database: InlineDatabase) -> None:
+    await groups.publish(*numbers(0, 5))
+    await database.execute("DELETE FROM messages")
+    reader = Reader()
+    found = await groups.groups.find(TOPIC)
+    # Where several nodes hand out work, what is read comes with the answer to a write.
+    gate = database.side.after_write if database.shared else database.after_read
+    gate.close()
+    groups.groups.join(found, reader.outbox)
+    await gate.arrival()
+    await groups.publish(*numbers(5, 8))
+    gate.open()
+    await trio.testing.wait_all_tasks_blocked()
+    assert reader.frames == numbers(5, 8)
+
+
+async def test_the_cursor_covers_what_is_done_and_nothing_else(groups: Groups, database: InlineDatabase) -> None:
+    stuck, other = Reader(paused=True), Reader()
+    await groups.join(stuck)
+    await groups.join(other)
+    await groups.publish(*numbers(0, 4))
+    await trio.sleep(1)
+    [[cursor]] = database.query("SELECT msg_offset FROM cursors WHERE consumer = $1", CONSUMER)
+    assert cursor == 0  # the first is on its way to the one who does not read
+    stuck.resume()
+    await trio.sleep(1)
+    [[cursor]] = database.query("SELECT msg_offset FROM cursors WHERE consumer = $1", CONSUMER)
+    assert cursor == 4
+
+
+async def test_a_cursor_that_is_written_while_it_is_read_counts(groups: Groups, database: InlineDatabase) -> None:
+    """The last worker leaves and its cursor reaches the disk while the next one is still looking at an older snapshot."""
+    reader, heir = Reader(), Reader()
+    member = await groups.join(reader)
+    await groups.publish(*numbers(0, 3))
+    await groups.publish(*numbers(3, 6))
+    assert database.query("SELECT msg_offset FROM cursors WHERE consumer = $1", CONSUMER) != [(6,)]
+    database.after_read.close()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(groups.join, heir)
+        await database.after_read.arrival()
+        groups.leave(member, reader)
+        await trio.sleep(1)
+        assert database.query("SELECT msg_offset FROM cursors WHERE consumer = $1", CONSUMER) == [(6,)]
+        database.after_read.open()
+    await groups.publish(*numbers(6, 9))
+    assert heir.frames == numbers(6, 9)
+
+
+async def test_a_database_that_cannot_be_read_is_tried_again(groups: Groups, database: InlineDatabase) -> None:
+    await groups.publish(*numbers(0, 5))
+    reader = Reader()
+    found = await groups.groups.find(TOPIC)
+    database.failing = True
+    groups.groups.join(found, reader.outbox)
+    await trio.sleep(3)
+    assert reader.frames == []
+    database.failing = False
+    await trio.sleep(3)
+    assert reader.frames == numbers(0, 5)
+
+
+# -- through sessions -------------------------------------------------------------------------------------------------
+
+
+async def test_each_message_reaches_one_task_and_tasks_come_and_go(core: Core) -> None:
+    done: list[bytes] = []
+
+    async def work(seed: int) -> None:
+        for visit in range(5):
+            await pump(seed * 7 % 11)
+            async with connect(core, task("w", "resize")) as worker:
+                await pump(20 + seed)
+                if visit % 2:
+                    worker.cut()
+            done.extend(payloads(worker))
+
+    async with connect(core, agent("w", "boss", "1")) as boss:
+        async with trio.open_nursery() as nursery:
+            for seed in range(6):
+                nursery.start_soon(work, seed)
+            for start in range(0, 600, 10):
+                boss.send(*(message_to(TOPIC, number) for number in numbers(start, start + 10)))
+                await pump(3)
+        await barrier(boss)
+        async with connect(core, task("w", "resize")) as last:
+            await barrier(last)
+        done.extend(payloads(last))
+    assert Counter(done) == Counter(numbers(0, 600))
+
+
+async def test_work_survives_a_restart(world: World) -> None:
+    async with deadlock_is_an_error():
+        async with world.open() as core, connect(core, agent("w", "boss", "1")) as boss:
+            boss.send(*(message_to(TOPIC, number) for number in numbers(0, 10)))
+            await barrier(boss)
+        async with world.open() as core, connect(core, task("w", "resize")) as worker:
+            await barrier(worker)
+            assert payloads(worker) == numbers(0, 10)
+        async with world.open() as core, connect(core, task("w", "resize")) as worker:
+            await barrier(worker)
+            assert payloads(worker) == []
+
+
+async def test_workers_that_leave_while_the_log_is_read_leave_no_task_behind(
+    groups: Groups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if groups.bench.database.shared:
+        pytest.skip("there one task serves all groups, and stays")
+    await groups.publish(*numbers(0, 10))
+    before = len(groups.bench.nursery.child_tasks)
+    reading, go_on = trio.Event(), trio.Event()
+    read = groups.bench.log.read
+
+    async def slow(*args: Any, **options: Any) -> Any:
+        reading.set()
+        await go_on.wait()
+        return await read(*args, **options)
+
+    monkeypatch.setattr(groups.bench.log, "read", slow)
+    reader = Reader()
+    member = await groups.join(reader)
+    await reading.wait()
+    groups.leave(member, reader)
+    go_on.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(groups.bench.nursery.child_tasks) == before
+    again = Reader()
+    await groups.join(again)
+    assert again.frames == numbers(0, 10)

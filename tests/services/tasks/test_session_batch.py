@@ -1,0 +1,150 @@
+"""Sessions that come and go together: what is stored is what it would be if they came one after another, on both engines."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from aether_trio.model.tasks import Mode, Task
+from aether_trio.model.tasks.due import TimeLimits
+from aether_trio.services.tasks.transaction.rows import Worker
+from aether_trio.services.tasks.transaction.session_batch import Join, Leave, together
+from aether_trio.services.tasks.transaction.sessions import Joined, Left
+from aether_trio.services.tasks.transaction.work import Context, Work
+from aether_trio.storage.base import Fetch, Program, single
+from tests.helpers.direct import Direct, Store
+
+NOW_MS = 1_700_000_000_000
+AGENTS = [f"ag::w::{implementation}::{number}" for implementation in "ij" for number in range(4)]
+SERVICES = [f"sv::i::{number}" for number in range(2)]
+
+
+@dataclass(frozen=True)
+class Came:
+    identity: str
+    session: int
+    back: bool
+
+
+@dataclass(frozen=True)
+class Went:
+    identity: str
+    session: int
+    clean: bool
+
+
+identities = st.sampled_from([*AGENTS, *SERVICES])
+steps = st.lists(
+    st.one_of(
+        st.builds(Came, identities, st.integers(1, 3), st.booleans()),
+        st.builds(Went, identities, st.integers(1, 3), st.booleans()),
+    ),
+    max_size=14,
+)
+queues = st.lists(st.sampled_from(["pool i", "pool j", *AGENTS, *SERVICES]), max_size=4)
+
+
+def errand_of(step: Came | Went) -> Join | Leave:
+    if isinstance(step, Went):
+        return Leave(Left(step.identity, f"s{step.session}", step.clean))
+    kind, *_, implementation, _ = step.identity.split("::")
+    workspace = "w" if kind == "ag" else ""
+    worker = Worker(step.identity, f"s{step.session}", "n", workspace, implementation, True, 0, 2)
+    return Join(Joined(worker, step.back))
+
+
+def task(number: int, queue: str) -> Task:
+    name = f"t-{number}"
+    made = Task(name, "work", "w", creator="ag::w::c::1", root_task_id=name)
+    if queue.startswith("pool"):
+        made.mode, made.target_implementation = Mode.POOL, queue[-1]
+    else:
+        made.mode, made.target = Mode.TARGETED, queue
+    made.created_ms = made.updated_ms = made.pending_ms = NOW_MS
+    made.order_us = NOW_MS * 1000 + number
+    return made
+
+
+def play(
+    database: Direct, before: list[Came | Went], waiting: list[str], group: list[Came | Went], merged: bool
+) -> None:
+    """First one by one, with a moment between; then what waits; then the group, in one transaction."""
+
+    def one_by_one(now_ms: int, errands: list[Join | Leave]) -> None:
+        def program() -> Program[None]:
+            work = Work(Context(now_ms, "n", TimeLimits()))
+            for errand in together(errands) if merged else errands:
+                yield from errand(work)
+
+        database.drive(program)
+
+    for number, step in enumerate(before):
+        one_by_one(NOW_MS + number, [errand_of(step)])
+    for number, queue in enumerate(waiting):
+        database.drive(
+            lambda number=number, queue=queue: Work(Context(NOW_MS, "n", TimeLimits())).create(task(number, queue), b"")
+        )  # type: ignore[misc]
+    one_by_one(NOW_MS + 1000, [errand_of(step) for step in group])
+
+
+def rows_of(database: Direct, sql: str) -> list[tuple[object, ...]]:
+    found: list[tuple[object, ...]] = database.drive(lambda: single(Fetch(sql, ())))
+    return found
+
+
+@given(steps, queues, steps)
+@example([Came(AGENTS[0], 1, False)], [], [Came(AGENTS[0], 2, True), Came(AGENTS[1], 1, False)])
+@settings(max_examples=15)
+def test_a_crowd_leaves_behind_what_single_ones_do(
+    store: Store, before: list[Came | Went], waiting: list[str], group: list[Came | Went]
+) -> None:
+    with closing(store.place()) as one, closing(store.place()) as other:
+        check_a_crowd((one.direct("tasks"), other.direct("tasks")), before, waiting, group)
+
+
+def check_a_crowd(
+    databases: tuple[Direct, Direct], before: list[Came | Went], waiting: list[str], group: list[Came | Went]
+) -> None:
+    for database, merged in zip(databases, (False, True), strict=True):
+        play(database, before, waiting, group, merged)
+    for sql in (
+        "SELECT identity, session_id, node, workspace, implementation, pooled, capacity, since_ms FROM task_workers ORDER BY identity",
+        "SELECT identity, since_ms FROM task_memories ORDER BY identity",
+        "SELECT count(*), sum(CASE WHEN queue = '' THEN 1 ELSE 0 END) FROM tasks",
+    ):
+        assert rows_of(databases[1], sql) == rows_of(databases[0], sql)
+    held = dict(rows_of(databases[1], "SELECT holder, count(*) FROM tasks WHERE holder <> '' GROUP BY holder"))
+    for identity, live, free, capacity in rows_of(
+        databases[1], "SELECT identity, live, free, capacity FROM task_workers"
+    ):
+        assert live == held.get(identity, 0)
+        assert free == int(live < capacity)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("count", [1, 2, 15, 16, 17, 64])
+def test_a_crowd_of_any_size_is_a_few_statements(store: Store, count: int) -> None:
+    joins = [errand_of(Came(f"ag::w::i::{number}", 1, back=False)) for number in range(count)]
+
+    def program() -> Program[int]:
+        statements = 0
+        work = Work(Context(NOW_MS, "n", TimeLimits()))
+        for errand in together(joins):
+            part = errand(work)
+            answer = None
+            while True:
+                try:
+                    statement = part.send(answer)
+                except StopIteration:
+                    break
+                statements += 1
+                answer = yield statement
+        return statements
+
+    with closing(store.place()) as place:
+        database = place.direct("tasks")
+        assert database.drive(program) <= 5
+        assert rows_of(database, "SELECT count(*) FROM task_workers") == [(count,)]

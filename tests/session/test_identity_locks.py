@@ -1,0 +1,497 @@
+"""How a session holds its identity on a node of a cluster: the row first, the registry after it, and back in the other order.
+
+Real sessions and a real registry; the rows and the log do what the test says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import trio
+
+from aether_trio.cluster.records import Claimed, ClaimRequest, Continued, Hold
+from aether_trio.delivery.outbox import OutboxLimits
+from aether_trio.model.errors import Status, StatusError
+from aether_trio.model.identity import Identity
+from aether_trio.model.token_bucket import TokenBucket
+from aether_trio.session.admission import Claim
+from aether_trio.session.identity_locks import CURSORS_S, ClusterHolding
+from aether_trio.session.registry import History, Registry
+from aether_trio.session.session import ClientInfo, Session
+from aether_trio.storage.base import StorageUnavailable
+from aether_trio.testing.memory import MemoryLink
+from tests.helpers.core import deadlock_is_an_error, pump
+
+A1, A2 = Identity.agent("w", "a", "1"), Identity.agent("w", "a", "2")
+
+
+class Rows:
+    """What the cluster's Holds is to the holding. `history` is what the next claim continues, `error` what it raises."""
+
+    def __init__(self, told: list[Any]) -> None:
+        self._told = told
+        self._mine: dict[str, Hold] = {}
+        self._epochs = 0
+        self.history: Continued | None = None
+        self.error: Exception | None = None
+        self.full = False
+        self.gate: trio.Event | None = None
+        self.requests: list[ClaimRequest] = []
+        self.unknown_yet: list[str] = []
+
+    async def claim(self, request: ClaimRequest) -> Claimed:
+        self.requests.append(request)
+        await trio.lowlevel.checkpoint()
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        if self.full and self._mine:
+            raise StatusError(Status.RESOURCE_EXHAUSTED, "full")
+        self._epochs += 1
+        hold = self._mine[request.identity] = Hold(request.identity, request.session_id, self._epochs)
+        return Claimed(hold, self.history)
+
+    def release(self, hold: Hold, history: Continued | None = None) -> bool:
+        if self._mine.get(hold.identity) != hold:
+            return False
+        del self._mine[hold.identity]
+        self._told.append(("released", hold.session_id, history))
+        return True
+
+    def mine(self, identity: str) -> Hold | None:
+        return self._mine.get(identity)
+
+    def releasing(self) -> list[str]:
+        return self.unknown_yet
+
+
+class Log:
+    """Settles up to a number, and saves cursors, when the test lets it."""
+
+    def __init__(self, told: list[Any]) -> None:
+        self._told = told
+        self.settled = trio.Event()
+        self.saved = trio.Event()
+        self.settled.set()
+        self.saved.set()
+        self.cursors = self
+        self.voided = 0
+        self.kept: list[list[str]] = []
+        """Of two identities, those whose positions were kept, each time."""
+
+    def drop(self, is_kept: Callable[[str], bool]) -> None:
+        self.kept.append([name for name in (A1.text, A2.text) if is_kept(name)])
+
+    def void(self) -> None:
+        self.voided += 1
+
+    def is_settled(self, number: int) -> bool:
+        return number == 0 or self.settled.is_set()
+
+    async def wait_settled(self, number: int) -> None:
+        await self.settled.wait()
+        self._told.append(("settled", number))
+
+    async def save(self) -> None:
+        await self.saved.wait()
+        self._told.append(("saved",))
+
+
+class Node:
+    """One node's holding, and sessions on it. `told` is what rows and log were told, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+        self.registry = Registry()
+        self.rows = Rows(self.told)
+        self.log = Log(self.told)
+        self.holding = ClusterHolding(self.registry, self.log, lambda: 9_000)  # type: ignore[arg-type]
+        self.holding.join(self.rows)
+
+    def session(self, session_id: str, identity: Identity = A1, *, last_append: int = 0) -> Session:
+        link = MemoryLink()
+        session = Session(
+            identity,
+            session_id,
+            link,
+            OutboxLimits(),
+            self.registry,
+            TokenBucket(0, 0),
+            5_000,
+            ClientInfo("python", "1"),
+            lambda _: True,
+            self.holding.let_go,
+            gate=self.holding,
+        )
+        link.attach(session.outbox)
+        session.sender.last_append = last_append
+        return session
+
+    async def take(self, session: Session, resume: str = "") -> tuple[Session | None, History | None]:
+        claim = Claim(session.identity, "", {}, resume, True, (), "python", "1")
+        return await self.holding.take(session, claim)
+
+    async def hold(self, session_id: str, identity: Identity = A1, *, last_append: int = 0) -> tuple[Session, Hold]:
+        session = self.session(session_id, identity, last_append=last_append)
+        await self.take(session)
+        hold = self.rows.mine(identity.text)
+        assert hold is not None
+        return session, hold
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Node]:
+    async with deadlock_is_an_error(), trio.open_nursery() as nursery:
+        opened = Node()
+        nursery.start_soon(opened.holding.run)
+        yield opened
+        nursery.cancel_scope.cancel()
+
+
+def ending(session: Session) -> tuple[Status, str] | None:
+    return None if session.ending is None else (session.ending.status, session.ending.message)
+
+
+# -- taking -----------------------------------------------------------------------------------------------------------
+
+
+async def test_the_row_is_asked_with_all_that_listings_say(node: Node) -> None:
+    session = node.session("s1")
+    assert await node.take(session, "s0") == (None, None)
+    assert node.rows.requests == [
+        ClaimRequest(
+            A1.text,
+            "s1",
+            "agent",
+            5_000,
+            workspace="w",
+            implementation="a",
+            resume_session_id="s0",
+            takes_any=True,
+            peer="memory:0",
+            client_sdk="python",
+            client_version="1",
+        )
+    ]
+    assert node.registry.holder(A1.text) is session
+
+
+async def test_nobody_is_registered_before_the_row_is_granted(node: Node) -> None:
+    node.rows.gate = trio.Event()
+    session = node.session("s1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.take, session)
+        await pump()
+        assert node.registry.holder(A1.text) is None
+        node.rows.gate.set()
+    assert node.registry.holder(A1.text) is session
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (StatusError(Status.ALREADY_EXISTS, "elsewhere"), Status.ALREADY_EXISTS),
+        (StorageUnavailable("no answer"), Status.UNAVAILABLE),
+    ],
+)
+async def test_who_does_not_get_the_row_is_not_registered(node: Node, error: Exception, status: Status) -> None:
+    node.rows.error = error
+    with pytest.raises(StatusError) as caught:
+        await node.take(node.session("s1"))
+    assert caught.value.status is status
+    assert node.registry.holder(A1.text) is None
+
+
+async def test_a_second_one_on_this_node_is_refused_without_a_look_at_the_row(node: Node) -> None:
+    session, _ = await node.hold("s1")
+    with pytest.raises(StatusError) as caught:
+        await node.take(node.session("s2"), "s0")
+    assert caught.value.status is Status.ALREADY_EXISTS
+    assert len(node.rows.requests) == 1
+    assert node.registry.holder(A1.text) is session
+
+
+async def test_a_takeover_on_this_node_keeps_the_row(node: Node) -> None:
+    first, _ = await node.hold("s1")
+    second = node.session("s2")
+    assert await node.take(second, "s1") == (first, first.history)
+    first.end(Status.CANCELLED, "taken over")
+    await pump()
+    assert node.told == []
+    assert node.holding.leaving() == []
+    hold = node.rows.mine(A1.text)
+    assert hold is not None
+    assert hold.session_id == "s2"
+
+
+async def test_what_is_continued_is_what_the_row_says(node: Node) -> None:
+    first, _ = await node.hold("s1")
+    first.end(Status.CANCELLED, "done")
+    node.rows.history = Continued("s5", 77, 3)
+    assert await node.take(node.session("s6"), "s5") == (None, History("s5", 77, 3))
+    node.rows.history = None
+    second, _ = await node.hold("t1", A2)
+    second.end(Status.CANCELLED, "done")
+    # This node remembers it, but another one had the identity since.
+    assert await node.take(node.session("t3", A2), "t1") == (None, None)
+
+
+async def test_a_session_that_lost_its_row_unnoticed_is_ended_by_the_next_holder(node: Node) -> None:
+    node.rows.gate = trio.Event()
+    stale, session = node.session("s1"), node.session("s2")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.take, session)
+        await pump()
+        node.registry.claim(stale, "")
+        node.rows.gate.set()
+    assert ending(stale) == (Status.CANCELLED, "session s2 holds this identity now")
+    assert node.registry.holder(A1.text) is session
+
+
+# -- letting go -------------------------------------------------------------------------------------------------------
+
+
+async def test_two_of_one_name_may_leave_at_once(node: Node) -> None:
+    """The first one ends while the second one is asking to take over; both end before what the first has written is settled."""
+    node.log.settled = trio.Event()
+    first, _ = await node.hold("s1", last_append=1)
+    node.rows.gate = trio.Event()
+    second, third = node.session("s2", last_append=2), node.session("s3")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.take, second, "s1")
+        await pump()
+        first.end(Status.CANCELLED, "done")
+        await pump()
+        node.rows.gate.set()
+    second.end(Status.CANCELLED, "done as well")
+    await pump()
+    assert node.holding.leaving() == [A1.text]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.take, third)
+        await pump()
+        assert node.registry.holder(A1.text) is None, "it waits for both"
+        node.log.settled.set()
+    assert [one[1] for one in node.told if one[0] == "released"] == ["s2"]
+    assert node.holding.leaving() == []
+    assert node.registry.holder(A1.text) is third
+
+
+async def test_a_row_is_released_when_all_is_written(node: Node) -> None:
+    node.log.settled, node.log.saved = trio.Event(), trio.Event()
+    session, _ = await node.hold("s1", last_append=17)
+    session.history = History("s1", 1_234, 5)
+    session.end(Status.CANCELLED, "done")
+    assert node.registry.holder(A1.text) is None
+    assert node.holding.leaving() == [A1.text]
+    await trio.sleep(600)  # an append may take as long as it likes
+    assert node.told == []
+    node.log.settled.set()
+    await pump()
+    assert node.told == [("settled", 17)]
+    node.log.saved.set()
+    await pump()
+    assert node.told == [("settled", 17), ("saved",), ("released", "s1", Continued("s1", 1_234, 5))]
+    node.rows.unknown_yet = [A1.text]
+    assert node.holding.leaving() == [A1.text]
+    node.rows.unknown_yet = []
+    assert node.holding.leaving() == []
+
+
+async def test_a_node_that_ends_leaves_to_its_lease_the_rows_whose_last_message_may_still_be_written() -> None:
+    node = Node()
+    node.log.settled = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.holding.run)
+        writing, _ = await node.hold("s1", last_append=17)
+        silent, _ = await node.hold("t1", A2)
+        for session in (writing, silent):
+            session.end(Status.UNAVAILABLE, "the gateway ends")
+        await pump()
+        nursery.cancel_scope.cancel()
+    assert [one[:2] for one in node.told] == [("released", "t1")]
+
+
+async def test_positions_that_cannot_be_saved_are_waited_for_so_long(node: Node) -> None:
+    node.log.saved = trio.Event()
+    session, _ = await node.hold("s1")
+    session.end(Status.CANCELLED, "done")
+    await trio.sleep(CURSORS_S / 2)
+    assert node.told == [("settled", 0)]
+    await trio.sleep(CURSORS_S)
+    assert [one[0] for one in node.told] == ["settled", "released"]
+
+
+async def test_sessions_that_end_together_are_released_together(node: Node) -> None:
+    node.log.settled = trio.Event()
+    sessions = [
+        (await node.hold(f"s{number}", Identity.agent("w", "a", str(number)), last_append=number))[0]
+        for number in range(4)
+    ]
+    for session in sessions[:3]:
+        session.end(Status.CANCELLED, "done")
+    await pump()
+    sessions[3].end(Status.CANCELLED, "done")  # behind the round that is under way
+    node.log.settled.set()
+    await pump()
+    rounds = [("settled", 2), ("saved",), *[("released", f"s{number}") for number in range(3)]]
+    rounds += [("settled", 3), ("saved",), ("released", "s3")]
+    assert [one[:2] for one in node.told] == rounds
+
+
+async def test_the_next_one_waits_until_the_row_is_released(node: Node) -> None:
+    node.log.settled = trio.Event()
+    first, _ = await node.hold("s1")
+    first.end(Status.CANCELLED, "done")
+    second = node.session("s2")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.take, second)
+        await pump()
+        assert len(node.rows.requests) == 1
+        node.log.settled.set()
+    assert node.registry.holder(A1.text) is second
+    assert [one[0] for one in node.told] == ["settled", "saved", "released"]
+
+
+async def test_who_has_just_left_makes_room_in_its_workspace(node: Node) -> None:
+    node.rows.full = True
+    first, _ = await node.hold("s1")
+    with pytest.raises(StatusError) as caught:
+        await node.take(node.session("t1", A2))
+    assert caught.value.status is Status.RESOURCE_EXHAUSTED
+    node.log.settled = trio.Event()
+    first.end(Status.CANCELLED, "done")
+    second = node.session("t2", A2)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.take, second)
+        await pump()
+        assert node.registry.holder(A2.text) is None
+        node.log.settled.set()
+    assert node.registry.holder(A2.text) is second
+
+
+async def test_who_never_held_anything_releases_nothing(node: Node) -> None:
+    node.session("s1").end(Status.UNAVAILABLE, "never mind")
+    await pump()
+    assert node.told == []
+    assert node.holding.leaving() == []
+
+
+# -- the lease --------------------------------------------------------------------------------------------------------
+
+
+async def test_input_waits_while_the_lease_is_lost(node: Node) -> None:
+    session, _ = await node.hold("s1")
+    assert not node.holding.paused
+    await node.holding.wait_input()
+    for _ in range(2):
+        node.holding.lease_lost()
+        node.holding.lease_lost()
+        assert node.holding.paused
+        with trio.move_on_after(600) as waiting:
+            await node.holding.wait_input()
+        assert waiting.cancelled_caught
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.holding.wait_input)
+            await pump()
+            node.holding.lease_back([], None)
+    assert not node.holding.paused
+    assert node.log.voided == 0
+    assert node.log.kept == []
+    assert ending(session) is None
+    assert node.told == []
+
+
+async def test_what_others_have_taken_ends_when_the_lease_is_back(node: Node) -> None:
+    session, hold = await node.hold("s1")
+    other, _ = await node.hold("t1", A2)
+    node.holding.lease_lost()
+    node.rows._mine.pop(A1.text)  # as Holds.reconcile does
+    node.holding.lease_back([hold, Hold("ag::w::a::9", "unknown", 1)], {A2.text})
+    assert node.log.voided == 1
+    assert node.log.kept == [[A2.text]]
+    assert ending(session) == (Status.CANCELLED, "another node has taken over this identity")
+    assert ending(other) is None
+    assert not node.holding.paused
+    await pump()
+    assert node.told == []
+
+
+async def test_everything_ends_when_the_lease_is_gone(node: Node) -> None:
+    sessions = [(await node.hold("s1"))[0], (await node.hold("t1", A2))[0]]
+    node.holding.lease_lost()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.holding.wait_input)
+        await pump()
+        node.rows._mine.clear()  # as Holds.forget does
+        node.holding.lease_gone()
+    assert [session.ending and session.ending.status for session in sessions] == [Status.UNAVAILABLE] * 2
+    assert len(node.registry) == 0
+    assert node.log.kept == [[]]
+    await pump()
+    assert node.told == []
+    assert node.holding.leaving() == []
+    assert await node.take(node.session("s2")) == (None, None)
+
+
+# -- being asked ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_session_that_lives_is_not_given_away(node: Node) -> None:
+    session, hold = await node.hold("s1")
+    for resume in ("", "s0"):
+        assert await node.holding.asked(hold, resume) is False
+    assert ending(session) is None
+
+
+async def test_a_session_that_is_named_ends_and_settles_first(node: Node) -> None:
+    node.log.settled = trio.Event()
+    session, hold = await node.hold("s1", last_append=3)
+    answers: list[bool] = []
+
+    async def ask() -> None:
+        answers.append(await node.holding.asked(hold, "s1"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await pump()
+        assert ending(session) == (Status.CANCELLED, "a session on another node has taken over this identity")
+        assert answers == []
+        node.log.settled.set()
+    assert answers == [True]
+    assert [one[:2] for one in node.told] == [("settled", 3), ("saved",), ("released", "s1")]
+
+
+async def test_a_session_whose_peer_has_gone_is_given_away(node: Node) -> None:
+    session, hold = await node.hold("s1")
+    session.link.cut()  # type: ignore[attr-defined]
+    assert await node.holding.asked(hold, "") is True
+    assert ending(session) == (Status.CANCELLED, "the stream had ended")
+    assert [one[0] for one in node.told] == ["settled", "saved", "released"]
+
+
+async def test_a_session_that_is_just_leaving_is_waited_for(node: Node) -> None:
+    session, hold = await node.hold("s1")
+    async with trio.open_nursery() as nursery:
+
+        async def leave() -> None:
+            await trio.sleep(0.05)
+            session.end(Status.CANCELLED, "its stream ends")
+
+        nursery.start_soon(leave)
+        assert await node.holding.asked(hold, "") is True
+    assert [one[0] for one in node.told] == ["settled", "saved", "released"]
+
+
+async def test_a_session_that_has_left_is_waited_for_and_an_unknown_one_is_not(node: Node) -> None:
+    node.log.settled = trio.Event()
+    session, hold = await node.hold("s1")
+    session.end(Status.CANCELLED, "done")
+    with trio.move_on_after(600) as waiting:
+        await node.holding.asked(hold, "")
+    assert waiting.cancelled_caught
+    node.log.settled.set()
+    assert await node.holding.asked(hold, "") is True
+    assert await node.holding.asked(Hold(A2.text, "unknown", 1), "") is True

@@ -1,0 +1,388 @@
+"""What only the PostgreSQL engine promises: groups and lanes, its pool, its limits on time, conflicts between nodes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import pytest
+import trio
+
+from aether_trio.devtools.ports import held_port
+from aether_trio.storage.base import Database, Execute, Fetch, Program, StorageUnavailable
+from aether_trio.storage.errors import StorageSetupError
+from aether_trio.storage.migrations import MIGRATIONS, ONLY_POSTGRES
+from aether_trio.storage.postgres import database as postgres_database
+from aether_trio.storage.postgres.connections import PostgresLimits
+from aether_trio.storage.postgres.database import PostgresDatabase, open_postgres
+from tests.helpers.engines import PostgresEngine
+from tests.storage.programs import CREATE, LONG_S, ids, insert, insert_then_raise, queued
+
+ONE_LANE = PostgresLimits(writers=1, patience_s=LONG_S, lock_s=LONG_S, statement_s=LONG_S)
+
+
+@contextmanager
+def locked(engine: PostgresEngine) -> Iterator[None]:
+    """Somebody else keeps every write to `items` waiting."""
+    engine.outside("BEGIN; LOCK TABLE items IN EXCLUSIVE MODE")
+    try:
+        yield
+    finally:
+        engine.outside("COMMIT")
+
+
+@asynccontextmanager
+async def held(engine: PostgresEngine, database: PostgresDatabase) -> AsyncIterator[trio.Nursery]:
+    """As `held_writer` for SQLite: what is submitted in the block waits behind one program, on one lane."""
+    async with trio.open_nursery() as nursery:
+        with locked(engine):
+            nursery.start_soon(database.run, insert(-1))
+            await waiting_for_a_lock(engine, 1)
+            yield nursery
+
+
+async def waiting_for_a_lock(engine: PostgresEngine, count: int) -> None:
+    with trio.fail_after(LONG_S):
+        # Not pg_stat_activity: in a transaction that does not tell of connections that were opened since its first look.
+        while engine.rows("SELECT count(*) FROM pg_locks WHERE NOT granted") != [(count,)]:
+            await trio.sleep(0.005)
+
+
+def add(number: int, amount: int = 1) -> Callable[[], Program[None]]:
+    """Read, add, write, with nothing that locks the row first."""
+
+    def program() -> Program[None]:
+        [(data,)] = yield Fetch("SELECT data FROM items WHERE id = $1", (number,))
+        yield Execute("UPDATE items SET data = $2 WHERE id = $1", (number, b"%d" % (int(data) + amount)))
+
+    return program
+
+
+async def test_waiting_programs_become_one_group(postgres_engine: PostgresEngine) -> None:
+    async with postgres_engine.open(limits=ONE_LANE) as database:
+        await database.execute(CREATE)
+        before = database.statistics()
+        async with held(postgres_engine, database) as nursery:
+            for number in range(40):
+                nursery.start_soon(database.run, insert(number))
+            await queued(database, 41)
+        after = database.statistics()
+    assert after.groups - before.groups == 2  # the one that held it alone, then all the others
+    assert (after.programs - before.programs, after.rows - before.rows) == (41, 41)
+    assert (after.largest_group, after.queued) == (40, 0)
+
+
+async def test_a_failing_program_does_not_spoil_its_group(postgres_engine: PostgresEngine) -> None:
+    failures: list[str] = []
+
+    async def failing(number: int) -> None:
+        with pytest.raises(LookupError) as caught:
+            await database.run(insert_then_raise(number, LookupError(str(number))))
+        failures.append(str(caught.value))
+
+    async def clashing() -> None:
+        with pytest.raises(postgres_engine.duplicate):
+            await database.run(insert(1))
+
+    async with postgres_engine.open(limits=ONE_LANE) as database:
+        await database.execute(CREATE)
+        async with held(postgres_engine, database) as nursery:
+            for number in (1, 2, 3):
+                nursery.start_soon(database.run, insert(number))
+            await queued(database, 4)
+            nursery.start_soon(failing, 4)
+            nursery.start_soon(failing, 2_000)
+            nursery.start_soon(clashing)
+            await queued(database, 7)
+            nursery.start_soon(database.run, insert(5))
+            await queued(database, 8)
+        assert await ids(database) == [-1, 1, 2, 3, 5]
+        assert sorted(failures) == ["2000", "4"]
+        assert database.statistics().largest_group == 7
+
+
+async def test_who_waits_behind_a_lock_does_not_hold_up_the_others(postgres_engine: PostgresEngine) -> None:
+    async with postgres_engine.open() as database, trio.open_nursery() as nursery:
+        await database.execute(CREATE)
+        await database.execute("CREATE TABLE free (id INTEGER)")
+        with locked(postgres_engine):
+            nursery.start_soon(database.run, insert(1))
+            await waiting_for_a_lock(postgres_engine, 1)
+            with trio.fail_after(LONG_S):
+                await database.execute("INSERT INTO free VALUES (1)")
+                assert await database.fetch("SELECT * FROM items") == []
+    assert postgres_engine.rows(f"SELECT count(*) FROM {postgres_engine.schema}.items") == [(1,)]
+
+
+async def test_the_pool_stays_within_its_limits_and_shrinks(postgres_engine: PostgresEngine) -> None:
+    limits = PostgresLimits(writers=3, readers=2, idle_s=0.2, patience_s=LONG_S)
+    most = 0
+
+    def backends() -> int:
+        [(count,)] = postgres_engine.rows(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'aether-%'"
+        )
+        return int(count)
+
+    async with postgres_engine.open(limits=limits) as database:
+        await database.execute(CREATE)
+        async with trio.open_nursery() as nursery:
+            for number in range(300):
+                nursery.start_soon(database.run, insert(number))
+                nursery.start_soon(database.fetch, "SELECT count(*), pg_sleep(0.002) FROM items")
+                if number % 30 == 0:
+                    await trio.sleep(0.01)
+                    most = max(most, backends())
+            await trio.sleep(0.01)
+            most = max(most, backends(), database.statistics().connections)
+        assert len(await ids(database)) == 300
+        assert 2 <= most <= 5
+        with trio.fail_after(LONG_S):
+            while database.statistics().connections > 2:
+                await trio.sleep(0.05)
+    with trio.fail_after(LONG_S):
+        while backends():  # the server takes a moment to see that they have left
+            await trio.sleep(0.05)
+
+
+async def test_no_connection_within_its_time_is_said_so(postgres_engine: PostgresEngine) -> None:
+    limits = PostgresLimits(readers=1, patience_s=LONG_S, lock_s=LONG_S, statement_s=LONG_S)
+    async with postgres_engine.open(limits=limits) as database:
+        await database.execute(CREATE)
+        async with trio.open_nursery() as nursery:
+            postgres_engine.outside("BEGIN; LOCK TABLE items IN ACCESS EXCLUSIVE MODE")
+            nursery.start_soon(database.fetch, "SELECT count(*) FROM items")
+            await waiting_for_a_lock(postgres_engine, 1)
+            database._server.readers._patience_s = 0.2
+            with pytest.raises(StorageUnavailable, match=r"no connection within 0.2 s: every connection is in use"):
+                await database.fetch("SELECT 1")
+            database._server.readers._patience_s = LONG_S
+            postgres_engine.outside("COMMIT")
+        assert await database.fetch("SELECT 1") == [(1,)]
+
+
+async def test_a_full_queue_makes_callers_wait_and_cancelling_one_undoes_nothing(
+    postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_database, "QUEUE_PROGRAMS", 3)
+    async with postgres_engine.open(limits=ONE_LANE) as database:
+        await database.execute(CREATE)
+        async with held(postgres_engine, database) as nursery:
+            for number in (1, 2):
+                nursery.start_soon(database.run, insert(number))
+            await queued(database, 3)
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as waiting:
+                    waiting.start_soon(database.run, insert(3))
+                    for _ in range(5):
+                        await trio.lowlevel.checkpoint()
+                    assert database.statistics().queued == 3
+                    scope.cancel()
+        assert await ids(database) == [-1, 1, 2]
+
+
+async def test_a_lock_that_does_not_come_fails_who_waits_and_nobody_else(postgres_engine: PostgresEngine) -> None:
+    async with postgres_engine.open(limits=PostgresLimits(writers=2, lock_s=0.2)) as database:
+        await database.execute(CREATE)
+        with locked(postgres_engine):
+            with pytest.raises(StorageUnavailable, match="lock timeout"):
+                await database.run(insert(1))
+            assert database.statistics().failing
+        await database.run(insert(2))
+        assert not database.statistics().failing
+        assert await ids(database) == [2]
+
+
+async def test_a_program_that_takes_too_long_fails_alone(postgres_engine: PostgresEngine) -> None:
+    def slow() -> Program[None]:
+        yield Execute("INSERT INTO items (id) VALUES (99)")
+        yield Fetch("SELECT pg_sleep(60)")
+
+    async def refused() -> None:
+        with pytest.raises(StorageUnavailable, match="statement timeout"):
+            await database.run(slow)
+
+    async with postgres_engine.open(limits=PostgresLimits(writers=1, statement_s=3.0)) as database:
+        await database.execute(CREATE)
+        async with trio.open_nursery() as nursery:
+            for number in range(5):
+                nursery.start_soon(database.run, insert(number))
+            nursery.start_soon(refused)
+            for number in range(5, 10):
+                nursery.start_soon(database.run, insert(number))
+        assert await ids(database) == list(range(10))
+        with pytest.raises(StorageUnavailable, match="statement timeout"):
+            await database.fetch("SELECT pg_sleep(60)")
+
+
+async def test_nodes_that_write_the_same_row_lose_no_update(postgres_engine: PostgresEngine) -> None:
+    """Whoever comes second is told by the server and runs again: as if one had come after the other."""
+
+    async def node(database: Database) -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(worker, database)
+
+    async def worker(database: Database) -> None:
+        for _ in range(8):
+            await database.run(add(1))
+
+    async with postgres_engine.open() as one, postgres_engine.open() as two, postgres_engine.open() as three:
+        await one.execute(CREATE)
+        await one.run(insert(1, b"0"))
+        added = 0
+        # Nodes that do not happen to meet have shown nothing.
+        while not sum(database.statistics().conflicts for database in (one, two, three)):
+            async with trio.open_nursery() as nursery:
+                for database in (one, two, three):
+                    nursery.start_soon(node, database)
+            added += 240
+            assert await one.fetch("SELECT data FROM items") == [(b"%d" % added,)]
+
+
+async def test_nodes_that_lock_rows_in_opposite_orders_both_get_through(postgres_engine: PostgresEngine) -> None:
+    def both(first: int, second: int) -> Callable[[], Program[None]]:
+        def program() -> Program[None]:
+            for number in (first, second):
+                yield Execute("UPDATE items SET data = data || 'x'::bytea WHERE id = $1", (number,))
+                yield Fetch("SELECT pg_sleep(0.02)")
+
+        return program
+
+    async with postgres_engine.open() as one, postgres_engine.open() as two:
+        await one.execute(CREATE)
+        await one.run(insert(1))
+        await two.run(insert(2))
+        rounds = 0
+        while rounds < 5 or not one.statistics().conflicts + two.statistics().conflicts:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(one.run, both(1, 2))
+                nursery.start_soon(two.run, both(2, 1))
+            rounds += 1
+        assert await one.fetch("SELECT length(data) FROM items") == [(2 * rounds,), (2 * rounds,)]
+
+
+async def test_what_two_programs_read_of_each_other_is_as_if_one_had_come_first(
+    postgres_engine: PostgresEngine,
+) -> None:
+    """Write skew: each inserts only while the table is empty. Rows do not clash, and one must be refused all the same."""
+
+    def if_empty(number: int) -> Callable[[], Program[bool]]:
+        def program() -> Program[bool]:
+            rows = yield Fetch("SELECT id FROM items LIMIT 1")
+            yield Fetch("SELECT pg_sleep(0.01)")
+            if not rows:
+                yield Execute("INSERT INTO items (id) VALUES ($1)", (number,))
+            return not rows
+
+        return program
+
+    done: list[bool] = []
+
+    async def attempt(database: Database, number: int) -> None:
+        done.append(await database.run(if_empty(number)))
+
+    async with postgres_engine.open() as one, postgres_engine.open() as two:
+        await one.execute(CREATE)
+        for _ in range(5):
+            done.clear()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(attempt, one, 1)
+                nursery.start_soon(attempt, two, 2)
+            assert sorted(done) == [False, True]
+            assert await one.execute("DELETE FROM items") == 1
+
+
+async def test_ten_nodes_migrate_at_once(postgres_engine: PostgresEngine) -> None:
+    versions: list[list[tuple[object, ...]]] = []
+
+    async def node() -> None:
+        async with open_postgres(postgres_engine.server.dsn(), schema=postgres_engine.schema) as server:
+            for name in MIGRATIONS:
+                database = await server.database(name)
+            rows = await database.fetch("SELECT database_name, version FROM schema_version ORDER BY database_name")
+            versions.append(rows)
+
+    with trio.fail_after(LONG_S):
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(node)
+    expected = {**MIGRATIONS, "marks": ONLY_POSTGRES["marks"]}
+    assert versions == [[(name, len(expected[name])) for name in sorted(expected)]] * 10
+
+
+async def test_a_role_that_may_not_create_schemas_uses_the_one_it_is_given(postgres_engine: PostgresEngine) -> None:
+    role = f"role_{postgres_engine.schema}"
+    postgres_engine.outside(f"CREATE ROLE {role} LOGIN; GRANT ALL ON SCHEMA {postgres_engine.schema} TO {role}")
+    dsn = postgres_engine.server.dsn().replace("postgres@", f"{role}@")
+    try:
+        async with open_postgres(dsn, schema=postgres_engine.schema) as server:
+            state = await server.database("state")
+            assert await state.fetch("SELECT count(*) FROM kv_entries") == [(0,)]
+        with pytest.raises(StorageSetupError, match="lacks a right for this role"):
+            async with open_postgres(dsn, schema="another") as server:
+                await server.database("state")
+    finally:
+        postgres_engine.outside(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+async def test_what_cannot_work_is_said_with_the_way_out(postgres_engine: PostgresEngine) -> None:
+    limits = PostgresLimits(patience_s=0.3)
+    with held_port() as nobodys:
+        for dsn, text in (
+            (postgres_engine.server.dsn("nowhere"), "nowhere has no such database. Create it"),
+            (f"postgresql://someone:secret@127.0.0.1:{nobodys}/x", "cannot be reached. Check that it runs"),
+            (postgres_engine.server.dsn().replace("postgres@", "nobody@"), "does not let us in"),
+        ):
+            with pytest.raises(StorageSetupError, match=text) as caught:
+                async with open_postgres(dsn, limits=limits) as server:
+                    await server.database("state")
+            assert "secret" not in str(caught.value)
+    with pytest.raises(StorageSetupError, match="cannot be the name of a schema"):
+        async with open_postgres(postgres_engine.server.dsn(), schema="x; DROP"):
+            pass
+
+
+async def test_a_defect_of_the_engine_answers_its_callers(
+    postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with postgres_engine.open() as database:
+        await database.execute(CREATE)
+        for part, ask in ((database.writer, database.execute), (database.reader, database.fetch)):
+            with monkeypatch.context() as patch:
+                patch.setattr(part, "_run", lambda *_args: 1 / 0)
+                with pytest.raises(StorageUnavailable, match="division"):
+                    await ask("SELECT 1")
+            await ask("SELECT 1")
+
+
+async def test_nothing_runs_in_another_thread(postgres_engine: PostgresEngine) -> None:
+    """Both sides of the engine live in trio's thread: programs see it, and no lock is needed anywhere."""
+    seen: list[threading.Thread] = []
+
+    def program() -> Program[None]:
+        seen.append(threading.current_thread())
+        yield Fetch("SELECT 1")
+
+    async with postgres_engine.open() as database:
+        await database.run(program)
+        await database.read(program)
+    assert set(seen) == {threading.current_thread()}
+
+
+async def test_a_locking_queue_is_not_serializable(postgres_engine: PostgresEngine) -> None:
+    async with postgres_engine.open() as database:
+        for queue, level in (
+            (database, "serializable"),
+            (database.beside(), "serializable"),
+            (database.beside(locking=True), "read committed"),
+        ):
+            assert await queue.run(isolation) == [(level,)]
+            queue.writer._polite = 1  # as after a conflict: it takes its turn
+            assert await queue.run(isolation) == [(level,)]
+
+
+def isolation() -> Program[list[tuple[str]]]:
+    found: list[tuple[str]] = yield Fetch("SELECT current_setting('transaction_isolation')")
+    return found

@@ -1,0 +1,275 @@
+"""Bad weather for the PostgreSQL engine: lost backends, a server that restarts or crashes, a link that is stalled or cut.
+
+What was answered is written, what was refused is not, and only CommitUnknown leaves it open. Afterwards the engine goes on by
+itself, and no connection has been left half-used.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from aether_trio.devtools.fault_proxy import FaultProxy, open_fault_proxy
+from aether_trio.storage.base import CommitUnknown, Execute, Program, StorageUnavailable
+from aether_trio.storage.errors import StorageSetupError
+from aether_trio.storage.postgres.connections import PostgresLimits
+from aether_trio.storage.postgres.database import PostgresDatabase, open_postgres
+from tests.helpers.engines import PostgresEngine
+from tests.helpers.postgres import PostgresServer, open_postgres_server
+from tests.storage.load import Load, no_connection_is_half_used
+from tests.storage.programs import CREATE, LONG_S, ids, insert
+
+PATIENT = PostgresLimits(patience_s=LONG_S)
+
+
+@pytest.fixture(scope="module")
+def fragile_server() -> Iterator[PostgresServer]:
+    """One that a test may break, on a TCP port."""
+    with open_postgres_server(tcp=True) as server:
+        yield server
+
+
+@pytest.fixture
+def fragile(fragile_server: PostgresServer) -> Iterator[PostgresServer]:
+    """The same, running and empty."""
+    fragile_server.psql("DROP SCHEMA IF EXISTS aether CASCADE")
+    yield fragile_server
+    fragile_server.stop()
+    fragile_server.start()
+
+
+@asynccontextmanager
+async def opened(dsn: str, limits: PostgresLimits = PATIENT) -> AsyncIterator[PostgresDatabase]:
+    async with open_postgres(dsn, limits=limits) as server:
+        database = await server.database("scratch")
+        await database.execute(CREATE)
+        yield database
+
+
+async def test_lost_backends_under_load(fragile: PostgresServer) -> None:
+    async def weather() -> None:
+        for _ in range(8):
+            await trio.to_thread.run_sync(
+                fragile.psql,
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'aether-%' "
+                "ORDER BY random() LIMIT 2",
+            )
+            await load.more(10)
+
+    async with opened(fragile.dsn()) as database:
+        load = Load(database)
+        await load.run(weather)
+        assert database.statistics().losses > 0
+        await no_connection_is_half_used(database, fragile)
+
+
+async def test_idle_connections_that_were_cut_are_not_noticed(fragile: PostgresServer) -> None:
+    async with opened(fragile.dsn()) as database:
+        for number in range(5):
+            fragile.psql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'aether-%'"
+            )
+            await database.run(insert(number))
+            assert await ids(database) == list(range(number + 1))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGQUIT, signal.SIGKILL])
+async def test_a_server_that_ends_and_comes_back_under_load_is_a_pause(
+    fragile: PostgresServer, signum: signal.Signals
+) -> None:
+    async def weather() -> None:
+        for _ in range(2):
+            await trio.to_thread.run_sync(lambda: fragile.stop(signum=signum))
+            await trio.sleep(0.1)
+            await trio.to_thread.run_sync(fragile.start)
+            await load.more()
+
+    async with opened(fragile.dsn()) as database:
+        load = Load(database)
+        await load.run(weather)
+        assert not load.refused
+        await no_connection_is_half_used(database, fragile)
+
+
+async def test_a_server_that_stays_away_is_said_so_at_once_and_comes_back(fragile: PostgresServer) -> None:
+    async with opened(fragile.dsn()) as database:
+        await database.run(insert(1))
+        assert await ids(database) == [1]
+        for pool in (database._server.writers, database._server.readers):
+            pool._patience_s = 0.5
+        await trio.to_thread.run_sync(fragile.stop)
+        with pytest.raises(StorageUnavailable, match="the server is away"):
+            await database.run(insert(2))
+        # The patience is over: nobody waits any more.
+        for _ in range(200):
+            with pytest.raises(StorageUnavailable, match="the server is away"):
+                await database.run(insert(3))
+        with pytest.raises(StorageUnavailable, match="the server is away"):
+            await database.fetch("SELECT 1")
+        assert database.statistics().failing
+        await trio.to_thread.run_sync(fragile.start)
+        with trio.fail_after(LONG_S):
+            while True:
+                try:
+                    await database.run(insert(4))
+                    break
+                except StorageUnavailable:
+                    await trio.sleep(0.05)
+            while True:  # readers look for the server by themselves
+                try:
+                    assert await ids(database) == [1, 4]
+                    break
+                except StorageUnavailable:
+                    await trio.sleep(0.05)
+        assert not database.statistics().failing
+
+
+async def test_a_server_that_is_not_there_yet_is_waited_for(fragile: PostgresServer) -> None:
+    fragile.stop()
+    async with trio.open_nursery() as nursery, open_postgres(fragile.dsn(), limits=PATIENT) as server:
+        nursery.start_soon(trio.to_thread.run_sync, fragile.start)
+        with trio.fail_after(LONG_S):
+            state = await server.database("state")
+        assert await state.fetch("SELECT count(*) FROM kv_entries") == [(0,)]
+    fragile.stop()
+    with pytest.raises(StorageSetupError, match="cannot be reached"):
+        async with open_postgres(fragile.dsn(), limits=PostgresLimits(patience_s=0.3)) as server:
+            await server.database("state")
+
+
+DIES_AT_COMMIT = """
+    CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS
+        'BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); PERFORM pg_sleep(0.1); RETURN NULL; END';
+    CREATE CONSTRAINT TRIGGER dies AFTER INSERT ON items DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW WHEN (NEW.id = 13) EXECUTE FUNCTION die()
+"""
+
+
+async def test_a_commit_without_an_answer_is_told_apart_from_a_refusal(postgres_engine: PostgresEngine) -> None:
+    async with postgres_engine.open() as database:
+        await database.execute(CREATE)
+        postgres_engine.outside(DIES_AT_COMMIT)
+        for _ in range(2):
+            for write in (
+                lambda: database.run(insert(13)),
+                lambda: database.execute("INSERT INTO items (id) VALUES (13)"),
+            ):
+                with pytest.raises(StorageUnavailable) as raised:
+                    await write()
+                assert not isinstance(raised.value, CommitUnknown)  # its server process is gone, and has not written
+        await database.run(insert(14))
+        assert await ids(database) == [14]
+
+
+async def test_a_commit_whose_answer_was_lost_on_the_way_is_found(fragile: PostgresServer) -> None:
+    """The other half: this time it is written, and not written again."""
+    async with tcp_proxied(fragile, PostgresLimits(writers=1, patience_s=LONG_S)) as (database, proxy):
+        await database.run(insert(1))
+        runs = 0
+
+        def program() -> Program[int]:
+            nonlocal runs
+            runs += 1
+            yield Execute("INSERT INTO items (id) VALUES (2)")
+            for connection in proxy.open.values():
+                connection.downstream.discard()  # nothing that the server says from now on arrives
+            return 7
+
+        async def cut_when_written() -> None:
+            while fragile.psql("SELECT count(*) FROM aether.items WHERE id = 2") != "1":
+                await trio.sleep(0.01)
+            proxy.cut_all()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cut_when_written)
+            assert await database.run(program) == 7
+        assert runs == 1
+        await database.run(insert(3))
+        assert await ids(database) == [1, 2, 3]
+
+
+@asynccontextmanager
+async def tcp_proxied(
+    server: PostgresServer, limits: PostgresLimits = PATIENT
+) -> AsyncIterator[tuple[PostgresDatabase, FaultProxy]]:
+    async with open_fault_proxy(f"127.0.0.1:{server.port}") as proxy:
+        port = int(proxy.address.rpartition(":")[2])
+        async with opened(server.dsn(port=port), limits) as database:
+            yield database, proxy
+
+
+async def test_a_link_that_is_cut_at_random_under_load(fragile: PostgresServer) -> None:
+    chance = random.Random(5)
+
+    async def weather() -> None:
+        cuts = 0
+        while cuts < 12 or not database.statistics().losses:  # a cut may come between two transactions
+            connections = list(proxy.open.values())
+            if connections:
+                chance.choice(connections).cut()
+                cuts += 1
+            await load.more(5)
+
+    async with tcp_proxied(fragile) as (database, proxy):
+        load = Load(database)
+        await load.run(weather)
+        await no_connection_is_half_used(database, fragile)
+
+
+async def test_a_stalled_link_is_replaced_in_time(fragile: PostgresServer) -> None:
+    limits = PostgresLimits(writers=1, readers=1, transaction_s=3.0, connect_s=3.0, patience_s=LONG_S)
+    async with tcp_proxied(fragile, limits) as (database, proxy):
+        await database.run(insert(1))
+        await ids(database)
+        stalled = list(proxy.open.values())
+        for connection in stalled:
+            connection.downstream.stall()
+        # The new connections that they try are fine.
+        assert await ids(database) == [1]
+        await database.execute("INSERT INTO items (id) VALUES (2)")
+        await database.run(insert(3))
+        assert await ids(database) == [1, 2, 3]
+        for connection in stalled:
+            connection.cut()
+
+
+async def test_cancelling_at_any_moment_leaves_no_connection_half_used(fragile: PostgresServer) -> None:
+    chance = random.Random(7)
+    finished: list[int] = []
+    cancelled: list[bool] = []
+
+    async def caller(number: int, longest_s: float) -> None:
+        with trio.move_on_after(longest_s * chance.random()) as scope:
+            if number % 3:
+                await load.database.run(load.pair(number))
+                finished.append(number)
+            else:
+                await database.fetch("SELECT count(*), pg_sleep(0.001) FROM items")
+        cancelled.append(scope.cancelled_caught)
+
+    async with opened(fragile.dsn()) as database:
+        load = Load(database)
+        longest_s = math.inf
+        for start in range(1, 600, 60):
+            started = trio.current_time()
+            async with trio.open_nursery() as nursery:
+                for number in range(start, start + 60):
+                    nursery.start_soon(caller, number, longest_s)
+            if longest_s == math.inf:  # now we know how long they take, when nobody disturbs them
+                longest_s = trio.current_time() - started
+        with trio.fail_after(LONG_S):
+            while not database.idle:
+                await trio.sleep(0.005)
+        await no_connection_is_half_used(database, fragile)
+        rows = await ids(database)
+        there = {one for one in rows if one > 0}
+        assert {-one for one in rows if one < 0} == there >= set(finished)
+        assert database.statistics().losses == 0
+        assert len(finished) >= 40
+        assert any(cancelled)

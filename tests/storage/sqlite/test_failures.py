@@ -1,0 +1,281 @@
+"""Bad weather: a full disk, a locked file, a file that is not ours. The engine says so and comes back by itself."""
+
+from __future__ import annotations
+
+import gc
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from aether_trio.storage.base import CommitUnknown, Execute, Fetch, Program, StorageUnavailable
+from aether_trio.storage.errors import StorageSetupError
+from aether_trio.storage.sqlite import threads
+from aether_trio.storage.sqlite.commit_groups import Groups
+from aether_trio.storage.sqlite.connection import connect_reader
+from aether_trio.storage.sqlite.database import SqliteDatabase, open_sqlite
+from tests.storage.programs import CREATE, held_writer, ids, insert, pragma, queued
+
+
+async def test_a_full_file_fails_the_whole_group_and_recovers(sqlite_database: SqliteDatabase) -> None:
+    [(pages,)] = await sqlite_database.run(pragma("page_count"))
+    await sqlite_database.run(pragma(f"max_page_count={pages + 4}"))
+    failed: list[int] = []
+
+    async def attempt(number: int, size: int) -> None:
+        with pytest.raises(StorageUnavailable, match="full"):
+            await sqlite_database.run(insert(number, bytes(size)))
+        failed.append(number)
+
+    async with held_writer(sqlite_database) as nursery:
+        nursery.start_soon(attempt, 1, 10)
+        nursery.start_soon(attempt, 2, 100_000)
+        nursery.start_soon(attempt, 3, 10)
+        await queued(sqlite_database, 4)
+    assert sorted(failed) == [1, 2, 3]
+    assert await ids(sqlite_database) == []
+    assert "full" in sqlite_database.statistics().last_error
+    assert sqlite_database.statistics().failed_groups == 1
+    assert sqlite_database.statistics().failing
+
+    await sqlite_database.run(insert(4, b"small"))  # there is room for this one
+    assert not sqlite_database.statistics().failing
+    await sqlite_database.run(pragma("max_page_count=1000000"))
+    await sqlite_database.run(insert(2, bytes(100_000)))
+    assert await ids(sqlite_database) == [2, 4]
+
+
+async def test_a_file_locked_by_another_process_fails_writes_not_reads(
+    file_database: SqliteDatabase, path: Path
+) -> None:
+    await file_database.run(insert(1))
+    other = sqlite3.connect(path, isolation_level=None)
+    try:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StorageUnavailable, match="locked"):
+            await file_database.run(insert(2))
+        assert await ids(file_database) == [1]
+        other.execute("ROLLBACK")
+    finally:
+        other.close()
+    await file_database.run(insert(2))
+    assert await ids(file_database) == [1, 2]
+
+
+WRITE_UNTIL_REFUSED = """
+import resource, sys, trio
+from aether_trio.storage.base import StorageUnavailable
+from aether_trio.storage.sqlite.database import open_sqlite
+from tests.storage.programs import CREATE, ids, insert
+
+async def main():
+    async with open_sqlite(sys.argv[1]) as database:
+        await database.execute(CREATE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
+        written = []
+        try:
+            for number in range(1000):
+                await database.run(insert(number, bytes(10_000)))
+                written.append(number)
+        except StorageUnavailable:
+            pass
+        assert 10 < len(written) < 1000, len(written)
+        assert await ids(database) == written
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        await database.run(insert(5000))
+        assert await ids(database) == [*written, 5000]
+        print("recovered", len(written))
+
+trio.run(main)
+"""
+
+
+async def test_a_write_refused_by_the_kernel_loses_nothing_that_was_acknowledged(path: Path) -> None:
+    """RLIMIT_FSIZE makes write(2) fail as a full disk does, in a process of its own."""
+    done = await trio.run_process(
+        [sys.executable, "-c", WRITE_UNTIL_REFUSED, str(path)], capture_stdout=True, cwd=Path(__file__).parents[2]
+    )
+    word, count = done.stdout.split()
+    assert word == b"recovered"
+    async with open_sqlite(path) as database:
+        assert await ids(database) == [*range(int(count)), 5000]
+
+
+async def test_a_file_that_is_no_database_is_refused_by_name(path: Path) -> None:
+    path.write_bytes(b"not a database, " * 1000)
+    with pytest.raises(StorageSetupError, match=r"items\.db is not a SQLite database\. Move it away"):
+        async with open_sqlite(path):
+            pass
+    assert path.read_bytes().startswith(b"not a database")
+
+
+async def test_a_damaged_file_is_refused_with_advice(path: Path) -> None:
+    async with open_sqlite(path) as database:
+        await database.execute(CREATE)
+    damaged = bytearray(path.read_bytes())
+    damaged[100:4096] = b"\xff" * 3996  # the first page's b-tree, behind an intact header
+    path.write_bytes(damaged)
+    with pytest.raises(StorageSetupError, match=r"items\.db is damaged\. Restore it"):
+        async with open_sqlite(path):
+            pass
+
+
+def test_a_reader_that_cannot_be_prepared_is_closed(path: Path) -> None:
+    path.write_bytes(b"this is no database" * 1000)
+    with pytest.raises(StorageSetupError):
+        connect_reader(path)
+    gc.collect()  # from Python 3.13 on an open connection that nothing refers to is a warning, and so an error here
+
+
+async def test_the_database_of_another_application_is_not_touched(path: Path) -> None:
+    other = sqlite3.connect(path)
+    other.execute("CREATE TABLE theirs (x)")
+    other.close()
+    before = path.read_bytes()
+    with pytest.raises(StorageSetupError, match="another application"):
+        async with open_sqlite(path):
+            pass
+    assert path.read_bytes() == before
+
+
+async def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageSetupError, match=r"gone/items\.db cannot be opened"):
+        async with open_sqlite(tmp_path / "gone" / "items.db"):
+            pass
+
+
+async def test_a_file_locked_at_open_is_named(path: Path) -> None:
+    async with open_sqlite(path):
+        pass
+    other = sqlite3.connect(path, isolation_level=None)
+    try:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StorageSetupError, match="locked by another process"):
+            async with open_sqlite(path):
+                pass
+    finally:
+        other.close()
+    async with open_sqlite(path):
+        pass
+
+
+async def test_readers_that_leave_no_gap_cannot_grow_the_log_without_bound(
+    file_database: SqliteDatabase, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = 1_000_000
+    monkeypatch.setattr(threads, "WAL_LIMIT_BYTES", limit)
+    wal = Path(f"{path}-wal")
+    started, leave = trio.Event(), trio.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def slow_read() -> Program[None]:
+        yield Fetch("SELECT count(*) FROM items")
+        token.run_sync_soon(started.set)
+        trio.from_thread.run(leave.wait, trio_token=token)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(file_database.read, slow_read)
+        await started.wait()
+        for number in range(threads.WAL_CHECK_GROUPS - 4):
+            await file_database.run(insert(number, bytes(40_000)))
+        assert wal.stat().st_size > limit  # the reader's snapshot keeps it
+        leave.set()
+    for number in range(1000, 1000 + threads.WAL_CHECK_GROUPS):
+        await file_database.run(insert(number))
+    assert wal.stat().st_size < limit
+
+
+ACKNOWLEDGE = """
+import sys, trio
+from aether_trio.storage.sqlite.database import open_sqlite
+from tests.storage.programs import CREATE, insert
+
+async def main():
+    async with open_sqlite(sys.argv[1]) as database:
+        await database.execute(CREATE)
+        async def worker(first):
+            for number in range(first, 10**9, 8):
+                await database.run(insert(number, b"x" * 300))
+                print(number, flush=True)
+        async with trio.open_nursery() as nursery:
+            for first in range(8):
+                nursery.start_soon(worker, first)
+
+trio.run(main)
+"""
+
+
+async def test_what_was_acknowledged_before_a_kill_is_there_afterwards(path: Path) -> None:
+    acknowledged: set[int] = set()
+    process = subprocess.Popen(
+        [sys.executable, "-c", ACKNOWLEDGE, str(path)],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    assert process.stdout is not None
+    with process:
+        for line in process.stdout:
+            acknowledged.add(int(line))
+            if len(acknowledged) == 500:
+                process.kill()
+                break
+        acknowledged.update(int(line) for line in process.stdout if line.endswith(b"\n"))
+    async with open_sqlite(path) as database:
+        stored = set(await ids(database))
+    assert acknowledged <= stored
+    for first in range(8):  # of each caller's programs, a prefix
+        mine = sorted(number for number in stored if number % 8 == first)
+        assert mine == list(range(first, first + 8 * len(mine), 8))
+
+
+def fails_to_commit(code: int) -> Callable[[Groups], None]:
+    def commit(groups: Groups) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = code
+        raise error
+
+    return commit
+
+
+@pytest.mark.parametrize(
+    ("code", "overwritten", "unknown"),
+    [
+        (sqlite3.SQLITE_IOERR_FSYNC, True, False),
+        (sqlite3.SQLITE_IOERR_FSYNC, False, True),
+        (sqlite3.SQLITE_IOERR_WRITE, False, False),
+        (sqlite3.SQLITE_FULL, False, False),
+    ],
+)
+async def test_a_commit_that_may_be_on_the_disk_is_overwritten_or_unknown(
+    path: Path, monkeypatch: pytest.MonkeyPatch, code: int, overwritten: bool, unknown: bool
+) -> None:
+    """The disk does not say that it has what was written to it: a process that opens the file after a crash may find it."""
+    async with open_sqlite(path) as database:
+        await database.run_small(partial(create_and_insert, 1))
+        wal = Path(f"{path}-wal")
+        before = wal.read_bytes()
+        for write in (database.run, database.run_small):
+            with monkeypatch.context() as patch:
+                patch.setattr(Groups, "commit", fails_to_commit(code))
+                if not overwritten:
+                    patch.setattr(Groups, "overwrite", lambda _: False)
+                with pytest.raises(StorageUnavailable) as raised:
+                    await write(insert(2))
+            assert isinstance(raised.value, CommitUnknown) == unknown
+            # Whatever was in the log behind the last commit is not there any more.
+            assert (len(wal.read_bytes()) > len(before)) == overwritten
+            before = wal.read_bytes()
+            await database.run(insert(2))
+            await database.execute("DELETE FROM items WHERE id = 2")
+            before = wal.read_bytes()
+        assert await ids(database) == [1]
+
+
+def create_and_insert(number: int) -> Program[None]:
+    yield Execute(CREATE)
+    yield from insert(number)()

@@ -1,0 +1,182 @@
+"""Small programs, which SQLite runs in the trio thread: they promise what `run` does, and mix with what the writer's thread runs."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from aether_trio.storage.base import Database, Execute, Fetch, Program, ProgramFactory, StorageUnavailable
+from aether_trio.storage.sqlite import commit_groups, inline
+from aether_trio.storage.sqlite.database import SqliteDatabase, open_sqlite
+from tests.storage.programs import CREATE, LONG_S, held_writer, ids, insert, pragma, queued
+
+
+async def test_the_result_comes_after_the_commit(database: Database) -> None:
+    for number in range(20):
+        assert await database.run_small(insert(number)) == number
+        assert await database.fetch("SELECT max(id) FROM items") == [(number,)]
+
+
+async def test_the_counters_survive_callers_of_both_kinds(database: Database) -> None:
+    def add() -> Program[None]:
+        rows = yield Fetch("SELECT data FROM items WHERE id = 1")
+        value = int(rows[0][0]) + 1 if rows else 1
+        yield Execute(
+            "INSERT INTO items (id, data) VALUES (1, $1) ON CONFLICT (id) DO UPDATE SET data = excluded.data",
+            (str(value).encode(),),
+        )
+
+    async def worker(number: int) -> None:
+        for turn in range(20):
+            run = database.run if (number + turn) % 7 == 0 else database.run_small
+            await run(add)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(25):
+            nursery.start_soon(worker, number)
+    assert await database.fetch("SELECT data FROM items") == [(b"500",)]
+
+
+async def test_those_that_wait_become_one_group_of_the_thread_that_waits_for_the_disk(
+    sqlite_database: SqliteDatabase,
+) -> None:
+    before = sqlite_database.statistics()
+    threads: set[int] = set()
+
+    def program(number: int) -> ProgramFactory[None]:
+        def run() -> Program[None]:
+            threads.add(threading.get_ident())
+            yield Execute("INSERT INTO items (id) VALUES ($1)", (number,))
+
+        return run
+
+    async with trio.open_nursery() as nursery:
+        for number in range(40):
+            nursery.start_soon(sqlite_database.run_small, program(number))
+    after = sqlite_database.statistics()
+    assert threads == {threading.get_ident()}
+    assert (after.groups - before.groups, after.programs - before.programs) == (1, 40)
+    assert after.rows - before.rows == 40
+    assert after.queued == 0
+
+
+async def test_a_turn_is_bounded(sqlite_database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inline, "TURN_PROGRAMS", 3)
+    before = sqlite_database.statistics()
+    async with trio.open_nursery() as nursery:
+        for number in range(10):
+            nursery.start_soon(sqlite_database.run_small, insert(number))
+    assert sqlite_database.statistics().groups - before.groups == 4
+    assert await ids(sqlite_database) == list(range(10))
+
+
+def _append(digit: int) -> Callable[[], Program[None]]:
+    def program() -> Program[None]:
+        rows = yield Fetch("SELECT data FROM items WHERE id = 1")
+        data = (rows[0][0] if rows else b"") + str(digit).encode()
+        yield Execute(
+            "INSERT INTO items (id, data) VALUES (1, $1) ON CONFLICT (id) DO UPDATE SET data = excluded.data", (data,)
+        )
+
+    return program
+
+
+async def test_order_is_kept_across_the_ways_also_behind_a_cancelled_call(sqlite_database: SqliteDatabase) -> None:
+    async def abandoned(way: Callable[[ProgramFactory[None]], Awaitable[None]], digit: int) -> None:
+        """Give it, and do not wait for it."""
+        given = trio.Event()
+
+        async def give() -> None:
+            given.set()
+            await way(_append(digit))  # which it is given before anything else runs
+
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(give)
+                await given.wait()
+                scope.cancel()
+
+    async with held_writer(sqlite_database):
+        await abandoned(sqlite_database.run, 1)
+        await abandoned(sqlite_database.run_small, 2)
+        await abandoned(sqlite_database.run, 3)
+    await abandoned(sqlite_database.run_small, 4)
+    await abandoned(sqlite_database.run_small, 5)
+    await abandoned(sqlite_database.run, 6)
+    await abandoned(sqlite_database.run_small, 7)
+    await sqlite_database.run_small(_append(8))
+    assert await sqlite_database.fetch("SELECT data FROM items WHERE id = 1") == [(b"12345678",)]
+
+
+async def test_a_lock_of_another_process_does_not_keep_the_loop(
+    file_database: SqliteDatabase, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program waits for the lock in the thread, while the loop goes on: it is this test that lets go of the lock."""
+    monkeypatch.setattr(commit_groups, "BUSY_TIMEOUT_S", LONG_S)
+    other = sqlite3.connect(path, isolation_level=None)
+    try:
+        other.execute("BEGIN IMMEDIATE")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(file_database.run_small, insert(1))
+            await queued(file_database, 1)
+            await trio.testing.wait_all_tasks_blocked()
+            other.execute("ROLLBACK")
+        assert await ids(file_database) == [1]
+        monkeypatch.undo()
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StorageUnavailable, match="locked"):
+            await file_database.run_small(insert(2))
+        other.execute("ROLLBACK")
+    finally:
+        other.close()
+    await file_database.run_small(insert(3))
+    assert await ids(file_database) == [1, 3]
+
+
+async def test_a_full_file_fails_the_group_and_recovers(sqlite_database: SqliteDatabase) -> None:
+    [(pages,)] = await sqlite_database.run(pragma("page_count"))
+    await sqlite_database.run(pragma(f"max_page_count={pages + 4}"))
+    with pytest.raises(StorageUnavailable, match="full"):
+        await sqlite_database.run_small(insert(1, bytes(100_000)))
+    assert sqlite_database.statistics().failing
+    await sqlite_database.run_small(insert(2))
+    assert not sqlite_database.statistics().failing
+    assert await ids(sqlite_database) == [2]
+
+
+async def test_a_commit_that_fails_fails_its_programs(
+    file_database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert file_database._writer is not None
+
+    def full() -> None:
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    monkeypatch.setattr(file_database._writer._groups, "commit", full)
+    with pytest.raises(StorageUnavailable, match="full"):
+        await file_database.run_small(insert(1))
+    assert file_database.statistics().failing
+    monkeypatch.undo()
+    await file_database.run_small(insert(2))
+    assert await ids(file_database) == [2]
+
+
+async def test_closing_commits_what_was_accepted_and_refuses_the_rest(path: Path) -> None:
+    with trio.fail_after(LONG_S):
+        async with trio.open_nursery() as nursery, open_sqlite(path) as database:
+            await database.execute(CREATE)
+            for number in range(10):
+                nursery.start_soon(database.run_small, insert(number))
+            await queued(database, 10)
+        with pytest.raises(trio.ClosedResourceError, match="scratch"):
+            await database.run_small(insert(99))
+        async with open_sqlite(path) as again:
+            assert await ids(again) == list(range(10))

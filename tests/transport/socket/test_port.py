@@ -1,0 +1,422 @@
+"""One port, several lanes: real sockets, real TLS, and lanes that only say what they were given."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import ssl
+import struct
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trustme
+
+from aether_trio.transport.socket.accepted import Accepted
+from aether_trio.transport.socket.listener import Acceptor, open_tcp_listeners
+from aether_trio.transport.socket.port import Port, PortStatistics, alpn_of
+from aether_trio.transport.socket.ports import Ports
+from aether_trio.transport.socket.tls import ClientCertificates, TlsSettings, server_context
+from tests.helpers.tls_records import RecordClient
+
+LANES = ("grpc", "framed", "websocket")
+FLIGHTS = {
+    "grpc": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nand more",
+    "framed": b"\xaeAETHER\x01and more",
+    "websocket": b"GET /v1/connect HTTP/1.1\r\nHost: x\r\n\r\n",
+}
+WORD_BYTES = {"grpc": 14, "framed": 7, "websocket": 4}
+CLIENT_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(190)
+TIMEOUT_S = 10
+
+
+class TalkingLane:
+    """Answers with its name, the head it was given, and the client's name; then ends."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.heads: list[bytes] = []
+        self.tasks: list[trio.lowlevel.Task] = []
+        self.drained_within_s: float | None = None
+
+    async def serve(self, accepted: Accepted) -> None:
+        self.heads.append(accepted.head)
+        self.tasks.append(trio.lowlevel.current_task())
+        who = accepted.certificate.common_name if accepted.certificate else "nobody"
+        answer = f"{self.name} serves {who}".encode()
+        accepted.sock.send(answer if accepted.tls is None else accepted.tls.seal(answer))
+        await trio.lowlevel.checkpoint()
+
+    async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()
+        self.drained_within_s = deadline_s
+        await trio.lowlevel.checkpoint()
+
+
+class Place:
+    """A port that is served."""
+
+    def __init__(self, number: int, lanes: dict[str, TalkingLane], port: Port, nursery: trio.Nursery) -> None:
+        self.number = number
+        self.nursery = nursery  # of the connections
+        self.lanes = lanes
+        self.port = port
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[trio.SocketStream]:
+        async with await trio.open_tcp_stream("127.0.0.1", self.number) as stream:
+            yield stream
+
+    async def answer_to(self, *parts: bytes, eof: bool = False) -> bytes:
+        """Everything that comes back; each part leaves when the server has looked at the one before."""
+        async with self.connected() as stream:
+            for part in parts:
+                await stream.send_all(part)
+                await trio.testing.wait_all_tasks_blocked()
+            if eof:
+                await stream.send_eof()
+            return await everything(stream)
+
+    @property
+    def statistics(self) -> PortStatistics:
+        return self.port.statistics()
+
+
+async def everything(stream: trio.abc.ReceiveStream) -> bytes:
+    return b"".join([chunk async for chunk in stream])
+
+
+@asynccontextmanager
+async def place(
+    names: Iterable[str] = LANES, *, tls: TlsSettings | None = None, alpn: list[str] | None = None
+) -> AsyncIterator[Place]:
+    lanes = {name: TalkingLane(name) for name in names}
+    context = None if tls is None else server_context(tls, alpn=alpn_of(lanes) if alpn is None else alpn)
+    port = Port(lanes, tls=context, first_bytes_timeout_s=TIMEOUT_S)
+    with trio.fail_after(100_000):
+        async with trio.open_nursery() as nursery:
+            listeners = open_tcp_listeners("127.0.0.1", 0)
+            nursery.start_soon(Acceptor(nursery).serve, listeners, port.serve)
+            yield Place(listeners[0].getsockname()[1], lanes, port, nursery)
+            nursery.cancel_scope.cancel()
+
+
+class Pki:
+    def __init__(self, folder: Path) -> None:
+        self.ca = trustme.CA()
+        server = self.ca.issue_cert("127.0.0.1")
+        self.client = self.ca.issue_cert("agent.example", common_name="agent-7")
+        self.ca.cert_pem.write_to_path(folder / "ca.pem")
+        server.private_key_and_cert_chain_pem.write_to_path(folder / "server.pem")
+        self.settings = TlsSettings(
+            folder / "server.pem",
+            folder / "server.pem",
+            client_ca_file=folder / "ca.pem",
+            client_certificates=ClientCertificates.OPTIONAL,
+        )
+
+    def context(self, *alpn: str, certificate: bool = False) -> ssl.SSLContext:
+        context = ssl.create_default_context()
+        self.ca.configure_trust(context)
+        if alpn:
+            context.set_alpn_protocols(list(alpn))
+        if certificate:
+            self.client.configure_cert(context)
+        return context
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki(tmp_path_factory.mktemp("pki"))
+
+
+@asynccontextmanager
+async def over_tls(where: Place, context: ssl.SSLContext) -> AsyncIterator[trio.SSLStream[trio.SocketStream]]:
+    async with where.connected() as plain:
+        stream = trio.SSLStream(plain, context, server_hostname="127.0.0.1", https_compatible=True)
+        await stream.do_handshake()
+        yield stream
+
+
+# By the first bytes
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_the_first_bytes_choose_the_lane_which_gets_them_all(lane: str) -> None:
+    async with place() as where:
+        assert await where.answer_to(FLIGHTS[lane]) == f"{lane} serves nobody".encode()
+        assert where.lanes[lane].heads == [FLIGHTS[lane]]
+        assert where.statistics.chosen == dict.fromkeys(LANES, 0) | {lane: 1}
+        assert where.statistics.rejects == {}
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_first_flight_may_be_cut_anywhere(lane: str) -> None:
+    flight = FLIGHTS[lane][:20]
+    async with place() as where:
+        for cut in range(1, len(flight)):
+            assert await where.answer_to(flight[:cut], flight[cut:]) == f"{lane} serves nobody".encode()
+        assert all(flight.startswith(head) for head in where.lanes[lane].heads)
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_the_lane_is_known_with_the_last_byte_of_its_first_word(lane: str) -> None:
+    word = FLIGHTS[lane][: WORD_BYTES[lane]]
+    async with place() as where:
+        assert await where.answer_to(*(bytes((byte,)) for byte in word)) == f"{lane} serves nobody".encode()
+        assert where.lanes[lane].heads == [word]
+
+
+async def test_a_lane_serves_in_the_task_that_looked() -> None:
+    async with place() as where, where.connected() as stream:
+        await stream.send_all(b"G")
+        while not where.statistics.undecided:
+            await trio.sleep(0.01)
+        await stream.send_all(b"ET ")
+        assert await everything(stream) == b"websocket serves nobody"
+        (task,) = where.lanes["websocket"].tasks
+        assert task.parent_nursery is where.nursery
+        assert not task.child_nurseries
+        assert where.statistics.undecided == 0
+
+
+# No lane
+
+
+@pytest.mark.parametrize(
+    ("parts", "says", "reason"),
+    [
+        ([b"hello"], b"not understood: this port speaks gRPC", "unknown"),
+        ([b"G", b"ET", b"/"], b"not understood: this port speaks gRPC", "unknown"),
+        ([b"\xaeAETHEX"], b"not understood", "unknown"),
+        ([b"\x00"], b"not understood", "unknown"),
+        ([b"PROPFIND / HTTP/1.1\r\n\r\n"], b"HTTP/1.1 400 Bad Request\r\n", "unknown"),
+        ([b"x" * 60_000], b"not understood", "unknown"),
+        ([CLIENT_HELLO], b"no TLS here: this port speaks gRPC", "tls_unexpected"),
+        ([b"\x16"], b"no TLS here", "tls_unexpected"),
+    ],
+)
+async def test_what_is_no_lane_is_told_what_is_spoken(parts: list[bytes], says: bytes, reason: str) -> None:
+    async with place() as where:
+        assert (await where.answer_to(*parts)).startswith(says)
+        assert where.statistics.rejects == {reason: 1}
+        assert not any(lane.heads for lane in where.lanes.values())
+
+
+@pytest.mark.parametrize(
+    ("lane", "says"),
+    [
+        ("grpc", rb"\0\0.\x07\0{9}"),  # GOAWAY
+        ("framed", b"\xaeAETHER\x01"),
+        ("websocket", b"HTTP/1.1 400 Bad Request\r\n"),
+    ],
+)
+async def test_a_lane_that_is_off_refuses_in_its_own_language(lane: str, says: bytes) -> None:
+    async with place([name for name in LANES if name != lane]) as where:
+        answer = await where.answer_to(FLIGHTS[lane])
+        assert re.match(says, answer)
+        assert b"not spoken here: this port speaks " in answer
+        assert where.statistics.rejects == {"lane_off": 1}
+
+
+@pytest.mark.parametrize(("said", "reason", "says"), [(b"", "silent", b""), (b"PR", "truncated", b"ended too early")])
+async def test_a_client_that_ends_before_it_has_said_enough(said: bytes, reason: str, says: bytes) -> None:
+    async with place() as where:
+        assert (await where.answer_to(said, eof=True)).startswith(says)
+        assert where.statistics.rejects == {reason: 1}
+
+
+@pytest.mark.parametrize(("said", "reason"), [(b"", "silent"), (b"PR", "truncated")])
+async def test_a_client_that_resets_is_only_counted(said: bytes, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with place() as where:
+        async with where.connected() as stream:
+            await stream.send_all(said)
+            while not where.statistics.undecided:
+                await trio.sleep(0.01)
+            await trio.testing.wait_all_tasks_blocked()
+            stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        while not where.statistics.rejects:
+            await trio.sleep(0.01)
+        assert where.statistics.rejects == {reason: 1}
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("said", [b"", b"PRI * HT", b"\xaeAETH", b"OPTION"])
+async def test_who_does_not_go_on_is_closed_at_the_deadline(
+    said: bytes, autojump_clock: trio.testing.MockClock
+) -> None:
+    autojump_clock.autojump_threshold = 0.2
+    async with place() as where:
+        before = trio.current_time()
+        assert await where.answer_to(said) == b""
+        assert trio.current_time() - before >= TIMEOUT_S
+        assert where.statistics == PortStatistics(0, dict.fromkeys(LANES, 0), {"timeout": 1})
+
+
+async def test_bytes_that_dribble_do_not_move_the_deadline(autojump_clock: trio.testing.MockClock) -> None:
+    autojump_clock.autojump_threshold = 0.2
+    async with place() as where, where.connected() as stream:
+        for byte in b"PRI * HTTP/2":
+            await stream.send_all(bytes((byte,)))
+            await trio.sleep(TIMEOUT_S / 5)
+            if not where.statistics.undecided:
+                break
+        assert where.statistics.rejects == {"timeout": 1}
+
+
+# TLS
+
+
+@pytest.mark.parametrize(("protocol", "lane"), [("h2", "grpc"), ("aether/1", "framed"), ("http/1.1", "websocket")])
+async def test_the_alpn_answer_chooses_the_lane_before_a_word_is_said(pki: Pki, protocol: str, lane: str) -> None:
+    async with place(tls=pki.settings) as where, over_tls(where, pki.context("unheard-of", protocol)) as stream:
+        assert stream.selected_alpn_protocol() == protocol
+        assert await everything(stream) == f"{lane} serves nobody".encode()
+
+
+async def test_a_browser_that_would_take_http2_too_gets_http1(pki: Pki) -> None:
+    async with place(tls=pki.settings) as where, over_tls(where, pki.context("h2", "http/1.1")) as stream:
+        assert await everything(stream) == b"websocket serves nobody"
+
+
+@pytest.mark.parametrize("offer", [(), ("unheard-of",)])
+@pytest.mark.parametrize("lane", LANES)
+async def test_without_an_alpn_answer_the_first_plain_bytes_choose(pki: Pki, lane: str, offer: tuple[str, ...]) -> None:
+    async with place(tls=pki.settings) as where, over_tls(where, pki.context(*offer)) as stream:
+        for byte in FLIGHTS[lane][: WORD_BYTES[lane]]:
+            await stream.send_all(bytes((byte,)))  # a record each
+            await trio.testing.wait_all_tasks_blocked()
+        assert await everything(stream) == f"{lane} serves nobody".encode()
+
+
+async def test_the_lane_learns_who_the_client_certificate_names(pki: Pki) -> None:
+    async with place(tls=pki.settings) as where:
+        async with over_tls(where, pki.context("aether/1", certificate=True)) as stream:
+            assert await everything(stream) == b"framed serves agent-7"
+        async with over_tls(where, pki.context(certificate=True)) as stream:
+            await stream.send_all(FLIGHTS["grpc"])
+            assert await everything(stream) == b"grpc serves agent-7"
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        (FLIGHTS["grpc"], rb"\0\0.\x07\0{9}"),  # GOAWAY
+        (FLIGHTS["framed"], b"\xaeAETHER\x01"),
+        (FLIGHTS["websocket"], b"HTTP/1.1 400 Bad Request\r\n"),
+        (b"hello", b"TLS is required here"),
+        (b"P", b"TLS is required here"),
+    ],
+)
+async def test_plaintext_on_a_tls_port_is_told(pki: Pki, said: bytes, says: bytes) -> None:
+    async with place(tls=pki.settings) as where:
+        answer = await where.answer_to(said)
+        assert re.match(says, answer)
+        assert b"TLS is required here: this port speaks " in answer
+        assert where.statistics.rejects == {"tls_missing": 1}
+
+
+async def test_an_error_under_tls_is_told_under_tls(pki: Pki) -> None:
+    async with place(["framed"], tls=pki.settings) as where, over_tls(where, pki.context()) as stream:
+        await stream.send_all(b"hello")
+        assert await everything(stream) == b"not understood: this port speaks the aether binary framing, over TLS\n"
+        assert where.statistics.rejects == {"unknown": 1}
+
+
+@pytest.mark.parametrize("said", [CLIENT_HELLO, b"\x16\x03\x01\xff\xff" + bytes(70_000), b"\x16GET / HTTP/1.1\r\n\r\n"])
+async def test_a_handshake_that_is_none_fails_and_is_counted(pki: Pki, said: bytes) -> None:
+    async with place(tls=pki.settings) as where:
+        await where.answer_to(said, eof=True)
+        assert where.statistics.rejects == {"tls_handshake": 1}
+
+
+@pytest.mark.parametrize("said", [b"", b"\x16", b"\x16\x03\x01\x40\x00\x01"])
+async def test_a_handshake_that_does_not_go_on_is_closed_at_the_deadline(
+    pki: Pki, said: bytes, autojump_clock: trio.testing.MockClock
+) -> None:
+    autojump_clock.autojump_threshold = 0.2
+    async with place(tls=pki.settings) as where:
+        assert await where.answer_to(said) == b""
+        assert where.statistics.rejects == {"timeout": 1}
+
+
+async def test_silence_after_the_handshake_is_closed_at_the_same_deadline(
+    pki: Pki, autojump_clock: trio.testing.MockClock
+) -> None:
+    autojump_clock.autojump_threshold = 0.2
+    async with place(tls=pki.settings) as where:
+        before = trio.current_time()
+        async with over_tls(where, pki.context()) as stream:
+            await trio.sleep(TIMEOUT_S / 2)
+            assert await everything(stream) == b""
+        assert trio.current_time() - before < 1.5 * TIMEOUT_S
+        assert where.statistics.rejects == {"timeout": 1}
+
+
+async def test_records_without_a_plain_byte_in_them_have_a_limit(pki: Pki, tmp_path: Path) -> None:
+    async with place(tls=pki.settings) as where:
+
+        def update_keys() -> None:
+            with socket.create_connection(("127.0.0.1", where.number), timeout=60) as sock:
+                client = RecordClient.over(sock, pki.context(), tmp_path)
+                with contextlib.suppress(ConnectionError):
+                    while True:
+                        sock.sendall(client.key_updates(100, answer=False))
+
+        await trio.to_thread.run_sync(update_keys)
+        assert where.statistics.rejects == {"tls_records": 1}
+
+
+# Several ports
+
+
+async def test_a_lane_with_a_port_of_its_own_is_spoken_there_alone(pki: Pki) -> None:
+    lanes = {name: TalkingLane(name) for name in LANES}
+    ports = Ports(lanes, host="127.0.0.1", own={"framed": 0}, first_bytes_timeout_s=TIMEOUT_S)
+    assert ports.addresses["grpc"] == ports.addresses["websocket"] == ports.address != ports.addresses["framed"]
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(ports.serve)
+            for lane, address in ports.addresses.items():
+                for spoken, flight in FLIGHTS.items():
+                    host, number = address.split(":")
+                    async with await trio.open_tcp_stream(host, int(number)) as stream:
+                        await stream.send_all(flight)
+                        answer = await everything(stream)
+                    if ports.addresses[spoken] == address:
+                        assert answer == f"{spoken} serves nobody".encode()
+                    else:
+                        assert b"not spoken here" in answer, (lane, spoken)
+            assert ports.statistics().chosen == {"grpc": 2, "framed": 1, "websocket": 2}
+            assert ports.statistics().rejects == {"lane_off": 4}
+            assert ports.listener_statistics().accepted == 9
+
+            await ports.drain(7)
+            assert {lane.drained_within_s for lane in lanes.values()} == {7}
+        # Left without a cancel: `serve` returns when it has been drained.
+        for address in set(ports.addresses.values()):
+            with pytest.raises(OSError, match="all attempts to connect"):
+                await trio.open_tcp_stream("127.0.0.1", int(address.rpartition(":")[2]))
+
+
+async def test_with_a_port_for_each_lane_there_is_no_other() -> None:
+    ports = Ports({name: TalkingLane(name) for name in LANES}, host="127.0.0.1", own=dict.fromkeys(LANES, 0))
+    assert len(set(ports.addresses.values())) == 3
+    assert ports.address == ports.addresses["grpc"]
+    ports.close()
+
+
+async def test_a_port_that_is_taken_closes_those_that_were_opened() -> None:
+    (taken,) = open_tcp_listeners("127.0.0.1", 0)
+    with taken:
+        number = taken.getsockname()[1]
+        with pytest.raises(OSError, match="in use"):
+            Ports({name: TalkingLane(name) for name in LANES}, host="127.0.0.1", own={"websocket": number})
+
+
+def test_a_port_without_lanes_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="without a lane"):
+        Port({})
