@@ -72,7 +72,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def load(session: nox.Session) -> None:
-    """Many users of one lane against a gateway; arguments after -- go to the load tests (try `-- --help`)."""
+    """Many users of one transport against a gateway; arguments after -- go to the load tests (try `-- --help`)."""
     session.install("-e", ".", *group("load"))
     # After Ctrl-C it settles what is under way, and writes its report.
     session.run("python", "-m", "loadtests", *session.posargs, interrupt_timeout=300.0)

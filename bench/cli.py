@@ -11,10 +11,10 @@ from typing import Any
 
 from bench import arguments as number
 from bench import compare, machine, results, table
-from bench.lanes import ALL_LANES, LANES
 from bench.runner import Progress, run
 from bench.scenarios import FAMILIES, SCENARIOS, Scenario
 from bench.servers import ServerOptions
+from bench.transports import ALL_TRANSPORTS, TRANSPORTS
 from bench.world import Options
 
 PAGE = Path("docs/performance.md")
@@ -25,11 +25,11 @@ QUICK = {"windows": 3, "connections": 400, "pairs": 20, "fanout": (20, 100), "qu
 
 EPILOG = """\
 examples:
-  python -m bench                                   everything on three lanes, about seven minutes
+  python -m bench                                   everything on three transports, about seven minutes
   python -m bench routed-16 idle                    two scenarios
   python -m bench cluster                           gateways on one PostgreSQL (pip install 'aether-trio[cluster]')
   python -m bench tasks                             from create to completed, on SQLite, PostgreSQL and two nodes
-  python -m bench --lane framed,framed-acks idle    two lanes, side by side
+  python -m bench --transport framed,framed-acks idle    two transports, side by side
   python -m bench --quick                           all of it, small and short: a smoke test, not a measurement
   python -m bench --json bench/baseline.json        keep the figures
   python -m bench --compare bench/baseline.json     show the change; exit status 1 when a cost grew too much
@@ -85,11 +85,11 @@ def parser() -> argparse.ArgumentParser:
     )
     server.add_argument("--credential", action="append", default=[], metavar="KEY=VALUE", help="credential for Init")
     server.add_argument(
-        "--lane",
-        type=_lanes,
-        default=ALL_LANES,
+        "--transport",
+        type=_transports,
+        default=ALL_TRANSPORTS,
         metavar="A,B",
-        help=f"how to speak to it: {', '.join(LANES)}; all is {', '.join(ALL_LANES)}, and what runs if it is not given",
+        help=f"how to speak to it: {', '.join(TRANSPORTS)}; all is {', '.join(ALL_TRANSPORTS)}, and what runs if it is not given",
     )
     server.add_argument(
         "--server-arg",
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         made.error(str(wrong))
     server = ServerOptions(given.target, given.pid, given.server_arg, given.profile, given.data_root)
     try:
-        found = measure(chosen, given.lane, options, server)
+        found = measure(chosen, given.transport, options, server)
     except KeyboardInterrupt:
         print("\nbench: interrupted", file=sys.stderr)
         return 130
@@ -138,15 +138,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(
-    chosen: Sequence[type[Scenario]], lanes: Sequence[str], options: Options, server: ServerOptions
+    chosen: Sequence[type[Scenario]], transports: Sequence[str], options: Options, server: ServerOptions
 ) -> dict[str, Any]:
     """Run, and wrap what was found in where and when."""
     facts = machine.describe(server.data_root)
-    scenarios = run(chosen, lanes, options, server, Progress())
+    scenarios = run(chosen, transports, options, server, Progress())
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": facts,
-        "lanes": list(lanes),
+        "transports": list(transports),
         "server": "target" if server.target else "started",
         "server_args": list(server.args),
         "profiled": server.profile is not None,
@@ -216,9 +216,9 @@ def options_of(given: argparse.Namespace) -> Options:
     return Options(payload=given.payload, window_seconds=given.window, credentials=credentials, **sizes)
 
 
-def _lanes(text: str) -> tuple[str, ...]:
-    names = ALL_LANES if text == "all" else tuple(dict.fromkeys(text.split(",")))
+def _transports(text: str) -> tuple[str, ...]:
+    names = ALL_TRANSPORTS if text == "all" else tuple(dict.fromkeys(text.split(",")))
     for name in names:
-        if name not in LANES:
-            raise argparse.ArgumentTypeError(f"no lane is called {name!r}; there are all, {', '.join(LANES)}")
+        if name not in TRANSPORTS:
+            raise argparse.ArgumentTypeError(f"no transport is called {name!r}; there are all, {', '.join(TRANSPORTS)}")
     return names

@@ -22,7 +22,7 @@ def filler(payload_bytes: int) -> bytes:
 
 
 class PayloadReader:
-    """Reads (stream, number, nanosecond) out of deliveries, given the lane's way to find a payload."""
+    """Reads (stream, number, nanosecond) out of deliveries, given the transport's way to find a payload."""
 
     def __init__(self, payload_at: Callable[[bytes], int]) -> None:
         self._payload_at = payload_at

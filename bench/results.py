@@ -9,27 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from bench.clusters import describe
-from bench.lanes import MAIN_LANE
 from bench.scenarios import Scenario
+from bench.transports import MAIN_TRANSPORT
 from bench.units import Figures, Window, figures
 
 SCHEMA = 1
-LANE_MARK = "/"
+TRANSPORT_MARK = "/"
 
 
 class UnreadableResults(Exception):
     """A file that holds no results of this version."""
 
 
-def name_of(lane: str, scenario: str) -> str:
-    """What a result is called: "routed-16" on the main lane, "framed/routed-16" on another."""
-    return scenario if lane == MAIN_LANE else f"{lane}{LANE_MARK}{scenario}"
+def name_of(transport: str, scenario: str) -> str:
+    """What a result is called: "routed-16" on the main transport, "framed/routed-16" on another."""
+    return scenario if transport == MAIN_TRANSPORT else f"{transport}{TRANSPORT_MARK}{scenario}"
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """(lane, scenario) of such a name."""
-    lane, mark, scenario = name.rpartition(LANE_MARK)
-    return (lane if mark else MAIN_LANE), scenario
+    """(transport, scenario) of such a name."""
+    transport, mark, scenario = name.rpartition(TRANSPORT_MARK)
+    return (transport if mark else MAIN_TRANSPORT), scenario
 
 
 def of_scenario(scenario: Scenario, windows: Sequence[Window], echo_windows: Sequence[Window]) -> dict[str, Any]:

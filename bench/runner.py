@@ -14,11 +14,11 @@ from typing import Any
 from bench import results
 from bench.clusters import Cluster, serving_cluster
 from bench.echo import EchoProcess
-from bench.lanes import LANES, MAIN_LANE, Lane
 from bench.loop import Loop
 from bench.process import ProcessGone, ProcessProbe
 from bench.scenarios import Scenario
 from bench.servers import ServerFailed, ServerOptions, Target, serving
+from bench.transports import MAIN_TRANSPORT, TRANSPORTS, Transport
 from bench.units import Window, figures
 from bench.world import Options, ScenarioFailed, World
 
@@ -43,55 +43,55 @@ class Progress:
 
 def run(
     scenarios: Sequence[type[Scenario]],
-    lanes: Sequence[str],
+    transports: Sequence[str],
     options: Options,
     server: ServerOptions,
     progress: Progress,
 ) -> dict[str, dict[str, Any]]:
-    """Name → result for each scenario on each lane. One that fails does not stop the others.
+    """Name → result for each scenario on each transport. One that fails does not stop the others.
 
-    The lanes of a scenario follow each other, so that what is compared was measured close together.
+    The transports of a scenario follow each other, so that what is compared was measured close together.
     """
     raise_file_limit()
     found: dict[str, dict[str, Any]] = {}
     with EchoProcess() as echo:
-        for scenario, lane in planned(scenarios, lanes):
-            name = results.name_of(lane, scenario.name)
+        for scenario, transport in planned(scenarios, transports):
+            name = results.name_of(transport, scenario.name)
             progress.say(f"{name}: starting")
             try:
-                found[name] = _run_one(scenario, name, LANES[lane], options, server, echo, progress)
+                found[name] = _run_one(scenario, name, TRANSPORTS[transport], options, server, echo, progress)
             except (ScenarioFailed, ServerFailed, ProcessGone, OSError, ValueError) as why:
                 found[name] = results.failed(scenario, str(why))
                 progress.say(f"{name}: FAILED: {why}", last=True)
     return found
 
 
-def planned(scenarios: Sequence[type[Scenario]], lanes: Sequence[str]) -> list[tuple[type[Scenario], str]]:
-    """Every scenario on every lane; one that needs no gateway has no lane, and counts for the main one.
+def planned(scenarios: Sequence[type[Scenario]], transports: Sequence[str]) -> list[tuple[type[Scenario], str]]:
+    """Every scenario on every transport; one that needs no gateway has no transport, and counts for the main one.
 
-    What a cluster costs is behind the lanes, and what a task costs: these are measured on the first of them alone.
+    What a cluster costs is behind the transports, and what a task costs: these are measured on the first of them alone.
     """
 
-    def lanes_of(scenario: type[Scenario]) -> Sequence[str]:
+    def transports_of(scenario: type[Scenario]) -> Sequence[str]:
         if scenario.own_server:
-            return [MAIN_LANE]
-        return lanes[:1] if scenario.cluster or scenario.one_lane else lanes
+            return [MAIN_TRANSPORT]
+        return transports[:1] if scenario.cluster or scenario.one_transport else transports
 
-    return [(scenario, lane) for scenario in scenarios for lane in lanes_of(scenario)]
+    return [(scenario, transport) for scenario in scenarios for transport in transports_of(scenario)]
 
 
 def _run_one(
     kind: type[Scenario],
     name: str,
-    lane: Lane,
+    transport: Transport,
     options: Options,
     server: ServerOptions,
     echo: EchoProcess,
     progress: Progress,
 ) -> dict[str, Any]:
-    with _target(kind, name, lane, server) as (target, cluster), Loop() as loop:
+    with _target(kind, name, transport, server) as (target, cluster), Loop() as loop:
         nodes, dsn = (cluster.nodes, cluster.dsn) if cluster else ((), "")
-        world = World(loop, lane, target.address, target.probe, options, nodes, target.data_dir, dsn)
+        world = World(loop, transport, target.address, target.probe, options, nodes, target.data_dir, dsn)
         scenario = kind(world, options)
         progress.say(f"{name}: preparing")
         scenario.prepare()
@@ -140,9 +140,9 @@ class _Shares:
 
 @contextmanager
 def _target(
-    kind: type[Scenario], name: str, lane: Lane, server: ServerOptions
+    kind: type[Scenario], name: str, transport: Transport, server: ServerOptions
 ) -> Iterator[tuple[Target, Cluster | None]]:
-    told = replace(server, args=[*lane.gateway_args, *server.args])
+    told = replace(server, args=[*transport.gateway_args, *server.args])
     if kind.own_server:
         yield Target("127.0.0.1:0", None), None
     elif kind.cluster:

@@ -95,7 +95,7 @@ def command(options: ServerOptions, scenario: str, place: Path) -> list[str]:
     tail = ["--port", "0", "--ready-file", str(place / "ready.json"), "--data-dir", str(place / "data"), *options.args]
     if options.profile is None:
         return [sys.executable, *COMMAND, *options.command, *tail]
-    label = scenario.replace("/", "-")  # of another lane: "framed/kv"
+    label = scenario.replace("/", "-")  # of another transport: "framed/kv"
     out = options.profile.with_name(f"{options.profile.stem}.{label}{options.profile.suffix or '.prof'}")
     if out.suffix in PY_SPY_SUFFIXES:
         kind = "flamegraph" if out.suffix == ".svg" else "speedscope"

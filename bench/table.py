@@ -1,6 +1,6 @@
 """Results as tables: columns on a console, or Markdown between two markers of a page.
 
-With several lanes a small table comes first that has them side by side, one figure each; clusters have one more behind.
+With several transports a small table comes first that has them side by side, one figure each; clusters have one more behind.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from bench.results import split_name
 
 HEADINGS = (
-    "scenario", "lane", "rate /s", "echoes", "mean", "CPU us", "mean", "p50 ms", "p90", "p99", "p99.9", "max", "KiB/conn",
+    "scenario", "transport", "rate /s", "echoes", "mean", "CPU us", "mean", "p50 ms", "p90", "p99", "p99.9", "max", "KiB/conn",
 )  # fmt: skip
 CLUSTER_HEADINGS = (
     "cluster", "echoes", "gateways", "database", "groups /s", "rows a group", "NOTIFY /s", "wakes /s", "reads /s", "rows a read",
@@ -26,15 +26,15 @@ def rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _row(name: str, result: Mapping[str, Any]) -> tuple[str, ...]:
-    lane, scenario = split_name(name)
+    transport, scenario = split_name(name)
     if "rate" not in result:
-        return (scenario, lane, *[""] * (len(HEADINGS) - 2))
+        return (scenario, transport, *[""] * (len(HEADINGS) - 2))
     echoes, cpu = result.get("echoes"), result.get("cpu_us")
     latency = (result.get("latency_us") or {}).get("all", {})
     kib = result.get("kib_per_connection")
     return (
         scenario,
-        lane,
+        transport,
         f"{result['rate']['best']:,.0f}",
         *(_pair(echoes, ".2f") if echoes else ("", "")),
         *(_pair(cpu, ".1f") if cpu else ("", "")),
@@ -48,18 +48,18 @@ def _pair(pair: Mapping[str, float], form: str) -> tuple[str, str]:
 
 
 def side_by_side(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Headings, then for each scenario its figure on each lane: echoes, or KiB where those are what counts.
+    """Headings, then for each scenario its figure on each transport: echoes, or KiB where those are what counts.
 
     Empty when no scenario ran on several.
     """
     figures: dict[str, dict[str, str]] = {}
     for name, result in results["scenarios"].items():
-        lane, scenario = split_name(name)
-        figures.setdefault(scenario, {})[lane] = _figure(result)
+        transport, scenario = split_name(name)
+        figures.setdefault(scenario, {})[transport] = _figure(result)
     several = {scenario: row for scenario, row in figures.items() if len(row) > 1}
-    lanes = dict.fromkeys(lane for row in several.values() for lane in row)
-    body = [(scenario, *(row.get(lane, "") for lane in lanes)) for scenario, row in several.items()]
-    return [("echoes", *lanes), *body] if body else []
+    transports = dict.fromkeys(transport for row in several.values() for transport in row)
+    body = [(scenario, *(row.get(transport, "") for transport in transports)) for scenario, row in several.items()]
+    return [("echoes", *transports), *body] if body else []
 
 
 def _figure(result: Mapping[str, Any]) -> str:

@@ -84,7 +84,7 @@ def kv_get(key: str, request_id: str) -> bytes:
 
 
 def error_response(code: bytes, text: bytes) -> bytes:
-    """A DownstreamMessage with an ErrorResponse, for a lane that has another frame for refusals."""
+    """A DownstreamMessage with an ErrorResponse, for a transport that has another frame for refusals."""
     return bytes_field(4, bytes_field(1, code) + bytes_field(2, text))
 
 

@@ -1,4 +1,4 @@
-"""What a scenario is given: the loop, the lane, the target, and participants to open on it.
+"""What a scenario is given: the loop, the transport, the target, and participants to open on it.
 
 A participant is one connection that has sent Init. What it receives goes to its handler in whole batches; what no scenario
 wants (configuration, the ack, errors) is sorted out here, so a refusal by the gateway is always counted by its code and
@@ -16,9 +16,9 @@ from pathlib import Path
 from time import perf_counter
 
 from bench import wire
-from bench.lanes import ClientCodec, Lane
 from bench.loop import READ_BYTES, Loop, dial
 from bench.process import ProcessProbe
+from bench.transports import ClientCodec, Transport
 
 CONNECTING_AT_ONCE = 32
 SETTLING_SECONDS = 30.0
@@ -97,7 +97,7 @@ class World:
     def __init__(
         self,
         loop: Loop,
-        lane: Lane,
+        transport: Transport,
         address: str,
         probe: ProcessProbe | None,
         options: Options,
@@ -109,7 +109,7 @@ class World:
         """The addresses of a cluster's nodes."""
         self.data_dir, self.dsn = data_dir, dsn
         """Where the data of a gateway lies that was started here: a directory, or the PostgreSQL of a cluster."""
-        self.loop, self.lane, self.address, self.probe, self.options = loop, lane, address, probe, options
+        self.loop, self.transport, self.address, self.probe, self.options = loop, transport, address, probe, options
         self.workspace = f"bench-{secrets.token_hex(4)}"
         self.errors: Counter[str] = Counter()
         self.error_texts: dict[str, str] = {}
@@ -123,7 +123,7 @@ class World:
         address = address or self.address
         host, _, port = address.rpartition(":")
         raw = dial(host.strip("[]"), int(port))
-        participant = Participant(self, raw, self.lane.codec(address), f"{label} {index}", index)
+        participant = Participant(self, raw, self.transport.codec(address), f"{label} {index}", index)
         self.loop.add(participant)
         participant.codec.send(init)
         self._greeting.add(participant)

@@ -120,7 +120,7 @@ class Turn:
 class Attack:
     """Something that a client must not do, done."""
 
-    lane: str
+    transport: str
     what: str
     at_s: float
 

@@ -1,4 +1,4 @@
-"""A client without manners beside the load: one attack after another, on every lane, and none of them may cost anybody else anything.
+"""A client without manners beside the load: one attack after another, on every transport, and none of them may cost anybody else anything.
 
 It has a workspace and names of its own. What becomes of its connections is of no interest; the check is that the gateways live on.
 """
@@ -80,8 +80,8 @@ class Hostile:
     async def _attack_on(self, chance: random.Random) -> None:
         while not self._load.quiet:
             await trio.sleep(chance.expovariate(PER_S / self._several))
-            lane, what, attack = chance.choice(self.attacks)
-            self._load.history.attacks.append(Attack(lane, what, self._load.now()))
+            transport, what, attack = chance.choice(self.attacks)
+            self._load.history.attacks.append(Attack(transport, what, self._load.now()))
             await self.attack(attack, chance)
 
     async def attack(self, attack: Way, chance: random.Random) -> None:

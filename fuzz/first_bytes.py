@@ -9,12 +9,12 @@ from aether_trio.transport.socket import first_bytes
 
 def check(data: bytes) -> None:
     """The head of a connection."""
-    lane = first_bytes.lane_of(data)
+    transport = first_bytes.transport_of(data)
     for size in range(min(len(data), 2 * first_bytes.MAX_WORD_BYTES)):
         head = data[:size]
-        known = first_bytes.lane_of(head)
-        # A lane that is known stays it, and until then what has come may become its word.
-        assert known == lane if known is not None else lane is None or first_bytes.may_become_one(head)
+        known = first_bytes.transport_of(head)
+        # A transport that is known stays it, and until then what has come may become its word.
+        assert known == transport if known is not None else transport is None or first_bytes.may_become_one(head)
         if first_bytes.may_become_one(head):
             assert size <= first_bytes.MAX_WORD_BYTES
     answer = first_bytes.refusal(data, "no")

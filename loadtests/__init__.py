@@ -1,6 +1,6 @@
-"""Load tests: many users of one lane against a gateway, for minutes, with a report at the end.
+"""Load tests: many users of one transport against a gateway, for minutes, with a report at the end.
 
-    python -m loadtests --lane framed --users 10000 --minutes 2 --shape chat
+    python -m loadtests --transport framed --users 10000 --minutes 2 --shape chat
 
 Two kinds of process. The coordinator (cli, coordinator, report) starts the gateway and the workers, tells them what to do,
 samples the gateway and puts everything together; it has no gevent. A worker (worker, crew, member, links) is locust on

@@ -21,7 +21,7 @@ from bench.servers import ServerFailed, ServerOptions, serving
 from loadtests import addresses, report, table
 from loadtests.coordinator import Coordinator
 from loadtests.fleet import WorkerFailed
-from loadtests.plan import GRPCIO_CHANNELS, LANES, Plan
+from loadtests.plan import GRPCIO_CHANNELS, TRANSPORTS, Plan
 from loadtests.screen import Screen
 from loadtests.shapes import SHAPES, spread
 
@@ -34,11 +34,11 @@ shapes:
 {shapes}
 
 examples (nox -s load -- ...):
-  --lane framed --users 10000 --minutes 2               a gateway of its own, 1 % of the users talking
-  --lane framed --users 15000 --shape storm             all cut at once in the middle; how long until all are back
-  --lane websocket --users 2000 --shape churn           windows that come and go
-  --lane grpc-raw --users 1000 --shape fan-out --rate 5     one to a thousand, five times a second
-  --lane framed --users 500 --target 127.0.0.1:50051 --pid 4711     a gateway that runs already
+  --transport framed --users 10000 --minutes 2               a gateway of its own, 1 % of the users talking
+  --transport framed --users 15000 --shape storm             all cut at once in the middle; how long until all are back
+  --transport websocket --users 2000 --shape churn           windows that come and go
+  --transport grpc-raw --users 1000 --shape fan-out --rate 5     one to a thousand, five times a second
+  --transport framed --users 500 --target 127.0.0.1:50051 --pid 4711     a gateway that runs already
 
 exit status: 0 all well; 1 something was lost, repeated, refused or broken; 2 wrong arguments
 """
@@ -49,13 +49,13 @@ def parser() -> argparse.ArgumentParser:
     shapes = "\n".join(f"  {shape.name:14}{shape.doc}" for shape in SHAPES.values())
     made = argparse.ArgumentParser(
         prog="python -m loadtests",
-        description="Many users of one lane against a gateway (docs/loadtests.md).",
+        description="Many users of one transport against a gateway (docs/loadtests.md).",
         epilog=EPILOG.format(shapes=shapes),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument(
-        "--lane",
-        choices=LANES,
+        "--transport",
+        choices=TRANSPORTS,
         default="framed",
         help="how users are connected; grpc is grpcio, grpc-raw the same for many (framed)",
     )
@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
         "--streams",
         type=number.count,
         metavar="N",
-        help="lane grpc: users on one connection (so many that there are 8)",
+        help="transport grpc: users on one connection (so many that there are 8)",
     )
     load.add_argument(
         "--source", type=_words, default=(), metavar="A[,B]", help="source addresses; on loopback chosen by itself"
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, addresses.TooMany) as wrong:
         made.error(str(wrong))
     when = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    place = given.out or RESULTS / f"load-{when}-{given.lane}-{given.shape}"
+    place = given.out or RESULTS / f"load-{when}-{given.transport}-{given.shape}"
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -215,14 +215,14 @@ def plan(given: argparse.Namespace, descriptors: int) -> tuple[Plan, list[Plan]]
         raise ValueError(f"--payload {payload}: the number and the time in a message need 24 bytes")
     if given.users < 2:
         raise ValueError("--users 1: two make a conversation")
-    if given.streams is not None and given.lane != "grpc":
-        raise ValueError("--streams is for --lane grpc: the other lanes have one user on a connection")
+    if given.streams is not None and given.transport != "grpc":
+        raise ValueError("--streams is for --transport grpc: the other transports have one user on a connection")
     if given.connecting < 0:
         raise ValueError("--connecting is not negative")
     wrong = [entry for entry in given.credential if "=" not in entry]
     if wrong:
         raise ValueError(f"--credential {wrong[0]!r} is not KEY=VALUE")
-    streams = given.streams or (-(-given.users // GRPCIO_CHANNELS) if given.lane == "grpc" else 1)
+    streams = given.streams or (-(-given.users // GRPCIO_CHANNELS) if given.transport == "grpc" else 1)
     connections = -(-given.users // streams)
     processes = addresses.processes_for(connections, descriptors, given.processes, own_gateway=not given.target)
     each = addresses.per_address()
@@ -232,7 +232,7 @@ def plan(given: argparse.Namespace, descriptors: int) -> tuple[Plan, list[Plan]]
             raise ValueError(f"--source {source} is no address of this machine")
     shares = spread(given.users, processes)
     whole = Plan(
-        lane=given.lane, address=given.target or "", shape=shape.name, run=f"load-{secrets.token_hex(4)}",
+        transport=given.transport, address=given.target or "", shape=shape.name, run=f"load-{secrets.token_hex(4)}",
         users=given.users, first=0, count=given.users, seconds=given.minutes * 60,
         connect_rate=given.connect_rate, connecting=given.connecting,
         talking=shape.talking if given.talking is None else given.talking,

@@ -179,7 +179,7 @@ class Coordinator:
     def _missing(self) -> int:
         counts = self.timeline.counts
         hearers = self._seen["hearers"] if self._plan.what.broadcast else 1
-        settles = self._plan.lane == "framed"
+        settles = self._plan.transport == "framed"
         unacknowledged = counts["sent"] - counts["acked"] - counts["refused"] if settles else 0
         return max(unacknowledged, counts["sent"] * hearers - counts["received"] - counts["refused"])
 

@@ -30,7 +30,7 @@ class Crew:
         self.plan = plan
         self.recorder = Recorder()
         self.rng = random.Random(secrets.randbits(64))
-        self.opener = opener(plan.lane)
+        self.opener = opener(plan.transport)
         self.reader = PayloadReader(wire.payload_at)
         self.filler = filler(plan.payload)
         self.members: list[Member] = []

@@ -30,7 +30,7 @@ OPEN_SECONDS = 60.0
 LEAVE_SECONDS = 20.0
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.2, 10.0
 DOUBT_NS = 2_000_000_000
-"""A message that was under way this long before a cut may be gone, on lanes that acknowledge nothing."""
+"""A message that was under way this long before a cut may be gone, on transports that acknowledge nothing."""
 SLOW_RECEIVE_BUFFER = 8192
 
 
@@ -117,7 +117,7 @@ class Member:
         recorder.latency("back" if self.cut_at_ns else "connect", now - due_ns)
         recorder.counts["back"] += self.cut_at_ns > 0
         self.cut_at_ns = 0
-        if plan.what.broadcast and plan.lane == "websocket":
+        if plan.what.broadcast and plan.transport == "websocket":
             switch = pb.UpstreamMessage(switch_workspace=pb.SwitchWorkspace(new_workspace_id=plan.run))
             link.send(switch.SerializeToString())
         while self.backlog:

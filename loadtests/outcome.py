@@ -42,7 +42,7 @@ def judge(plan: Plan, timeline: Timeline, verdicts: Sequence[dict[str, int]], se
         "most": max((row.connected for row in timeline.rows), default=0),
     }
     return {
-        "lane": plan.lane,
+        "transport": plan.transport,
         "shape": plan.shape,
         "messages": messages,
         "connections": connections,

@@ -9,7 +9,7 @@ from typing import Any
 from aether_trio.model.identity import Identity
 from loadtests.shapes import SHAPES, Shape
 
-LANES = ("framed", "websocket", "grpc", "grpc-raw")
+TRANSPORTS = ("framed", "websocket", "grpc", "grpc-raw")
 GRPCIO_CHANNELS = 8
 """Under gevent grpcio waits for each of its channels in a thread of gevent's pool, which has ten."""
 
@@ -18,7 +18,7 @@ GRPCIO_CHANNELS = 8
 class Plan:
     """One worker's part of a run. Rates are this worker's own."""
 
-    lane: str
+    transport: str
     address: str
     shape: str
     run: str
@@ -59,15 +59,15 @@ class Plan:
         return int(self.address.rpartition(":")[2])
 
     def identity(self, index: int) -> Identity:
-        """User number `index`: an agent, or on the WebSocket lane, which admits only those by default, a window."""
-        if self.lane == "websocket":
+        """User number `index`: an agent, or on the WebSocket transport, which admits only those by default, a window."""
+        if self.transport == "websocket":
             return Identity.user(f"{self.run}-{index}", "w")
         return Identity.agent(self.run, "load", str(index))
 
     @property
     def everybody(self) -> str:
         """The topic that all users hear."""
-        return f"gu::{self.run}" if self.lane == "websocket" else f"ga::{self.run}"
+        return f"gu::{self.run}" if self.transport == "websocket" else f"ga::{self.run}"
 
     def to_json(self) -> str:
         """One line."""

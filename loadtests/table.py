@@ -11,7 +11,7 @@ _COUNTS = (
     ("messages", "sent", "messages sent"),
     ("messages", "received", "messages received, each once"),
     ("messages", "lost", "lost"),
-    ("messages", "in_doubt", "in doubt: under way at a cut, on a lane without acknowledgements"),
+    ("messages", "in_doubt", "in doubt: under way at a cut, on a transport without acknowledgements"),
     ("messages", "repeated", "delivered twice to a user"),
     ("messages", "out_of_order", "out of order"),
     ("messages", "redelivered", "delivered again by the gateway, dropped by the client's offsets"),
@@ -73,7 +73,7 @@ def cells(results: dict[str, Any]) -> Cells:
     if "back_s" in results:
         tiles.append(("all back after", f"{results['back_s']:.2f} s"))
     return Cells(
-        f"{results['lane']}, {results['shape']}: {users:,} users",
+        f"{results['transport']}, {results['shape']}: {users:,} users",
         tiles,
         LATENCY_HEAD,
         latency,

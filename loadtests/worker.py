@@ -39,7 +39,7 @@ class Worker:
         self._lines = channel.makefile("r")
         self._plan = Plan.from_json(self._lines.readline())
         self.crew = Crew(self._plan)
-        user = USERS[self._plan.lane]
+        user = USERS[self._plan.transport]
         user.crew = self.crew
         user.abstract = False
         self._environment = Environment(user_classes=[user], shape_class=Pace(self.crew), stop_timeout=5)

@@ -26,7 +26,7 @@ def companion_for(agents_file: str, settings: Settings) -> Companion:
             exits.SETTINGS,
         )
     if not (settings.framed.enabled or settings.websocket.enabled):
-        raise exits.CliError("--agents needs the binary framing or the WebSocket lane", exits.SETTINGS)
+        raise exits.CliError("--agents needs the binary framing or the WebSocket transport", exits.SETTINGS)
     running: list[Orchestrator] = []
 
     def kill() -> None:
@@ -38,9 +38,9 @@ def companion_for(agents_file: str, settings: Settings) -> Companion:
 
 def surroundings_of(gateway: Served) -> Surroundings:
     """How what is started finds this gateway."""
-    lanes = gateway.addresses
-    address = f"aether://{lanes['framed']}" if "framed" in lanes else f"ws://{lanes['websocket']}"
-    return Surroundings(lanes.get("grpc", gateway.address), address)
+    transports = gateway.addresses
+    address = f"aether://{transports['framed']}" if "framed" in transports else f"ws://{transports['websocket']}"
+    return Surroundings(transports.get("grpc", gateway.address), address)
 
 
 async def _orchestrate(agents: Mapping[str, AgentSpec], gateway: Served, running: list[Orchestrator]) -> None:

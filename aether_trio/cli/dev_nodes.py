@@ -24,7 +24,7 @@ from aether_trio.cli.running import manner_text, raise_file_limit, try_lines
 from aether_trio.cli.sidecar_process import Companion
 from aether_trio.cli.start_errors import start_error
 from aether_trio.config import Settings
-from aether_trio.config.settings import LANES
+from aether_trio.config.settings import TRANSPORTS
 from aether_trio.devtools.fault_proxy import FaultProxy, open_fault_proxy
 from aether_trio.devtools.node_process import NodeProcess, Ready
 from aether_trio.devtools.round_robin import RoundRobin
@@ -92,11 +92,11 @@ def refuse_without_packages() -> None:
 
 
 def refuse_own_ports(settings: Settings) -> None:
-    """Raise when a lane has a port of its own, which the nodes cannot all have."""
-    for lane in LANES:
-        if getattr(settings, lane).port:
+    """Raise when a transport has a port of its own, which the nodes cannot all have."""
+    for transport in TRANSPORTS:
+        if getattr(settings, transport).port:
             raise exits.CliError(
-                f"{lane}.port is set, and the nodes of --nodes cannot all have that port: leave it unset.",
+                f"{transport}.port is set, and the nodes of --nodes cannot all have that port: leave it unset.",
                 exits.SETTINGS,
             )
 
@@ -148,11 +148,11 @@ async def _run(
 
 
 class _Front:
-    """The cluster as one gateway: all its lanes are at the front."""
+    """The cluster as one gateway: all its transports are at the front."""
 
     def __init__(self, address: str, node: Ready) -> None:
         self.address = address
-        self.addresses = dict.fromkeys(node.lanes, address)
+        self.addresses = dict.fromkeys(node.transports, address)
 
 
 async def _keep(server: EmbeddedPostgres) -> None:

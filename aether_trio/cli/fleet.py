@@ -202,7 +202,7 @@ async def run_fleet(
             tell(announce(fleet.ready), lines=True)
             if ready is not None:
                 first = fleet.ready[0]
-                ready.write(address or first.gateway, first.ops, first.lanes, fleet.ready)
+                ready.write(address or first.gateway, first.ops, first.transports, fleet.ready)
             await fleet.keep()
             nursery.cancel_scope.cancel()
     early = len(fleet.ready) < len(nodes)

@@ -57,7 +57,7 @@ def serving_options(command: F) -> F:
     """What `aether dev` and `aether serve` share: ports, data, ready file and logging."""
     options = [
         click.option(
-            "--port", type=click.IntRange(0, 65535), help="Port of all lanes; 0 picks a free one.  [default: 50051]"
+            "--port", type=click.IntRange(0, 65535), help="Port of all transports; 0 picks a free one.  [default: 50051]"
         ),
         click.option(
             "--ops-port", type=click.IntRange(0, 65535),
@@ -68,7 +68,7 @@ def serving_options(command: F) -> F:
         ),
         click.option("--ephemeral", is_flag=True, default=None, help="Keep nothing: the data is deleted at the end."),
         click.option(
-            "--ready-file", type=click.Path(dir_okay=False), help="Write {pid, gateway, ops, lanes} here once all is served."
+            "--ready-file", type=click.Path(dir_okay=False), help="Write {pid, gateway, ops, transports} here once all is served."
         ),
         click.option("--log-level", help="debug, info, warning or error."),
         click.option("--log-format", help="console or json."),

@@ -26,7 +26,7 @@ class Node(Protocol):
     @property
     def ops(self) -> str: ...
     @property
-    def lanes(self) -> Mapping[str, str]: ...
+    def transports(self) -> Mapping[str, str]: ...
 
 
 class ReadyFile:
@@ -49,15 +49,16 @@ class ReadyFile:
                 f"cannot write the ready file {self._path}: {error.strerror}", exits.SETTINGS
             ) from None
 
-    def write(self, gateway: str, ops: str, lanes: Mapping[str, str], nodes: Sequence[Node] = ()) -> None:
-        """Appear, in one step. Addresses are HOST:PORT, `ops` may be empty; `lanes` has one for each lane.
+    def write(self, gateway: str, ops: str, transports: Mapping[str, str], nodes: Sequence[Node] = ()) -> None:
+        """Appear, in one step. Addresses are HOST:PORT, `ops` may be empty; `transports` has one for each transport.
 
         `nodes` are the processes that a command has started for itself (fleet.py).
         """
-        body: dict[str, Any] = {"pid": os.getpid(), "gateway": gateway, "ops": ops, "lanes": dict(lanes)}
+        body: dict[str, Any] = {"pid": os.getpid(), "gateway": gateway, "ops": ops, "transports": dict(transports)}
         if nodes:
             body["nodes"] = [
-                {"pid": node.pid, "gateway": node.gateway, "ops": node.ops, "lanes": dict(node.lanes)} for node in nodes
+                {"pid": node.pid, "gateway": node.gateway, "ops": node.ops, "transports": dict(node.transports)}
+                for node in nodes
             ]
         self._scratch.write_text(json.dumps(body) + "\n")
         self._scratch.replace(self._path)

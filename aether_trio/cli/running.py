@@ -35,7 +35,7 @@ E = TypeVar("E", bound=Exception)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-_LANE_NAMES = {"grpc": "gRPC", "framed": "binary framing", "websocket": "WebSocket and HTTP"}
+_TRANSPORT_NAMES = {"grpc": "gRPC", "framed": "binary framing", "websocket": "WebSocket and HTTP"}
 
 
 class RunningGateway(Protocol):
@@ -238,7 +238,7 @@ def ready_text(settings: Settings, gateway: RunningGateway) -> str:
     tls = " with TLS" if settings.tls.cert else ""
     lines = [
         f"aether {__version__} is serving on {gateway.address}{tls} ({manner_text(settings)})",
-        f"  lanes {_lanes_text(gateway)}",
+        f"  transports {_transports_text(gateway)}",
         f"  data  {data_text(settings)}",
     ]
     if settings.websocket.page and "websocket" in gateway.addresses:
@@ -272,7 +272,7 @@ def manner_text(settings: Settings) -> str:
 
 
 def try_lines(grpc: str | None, ops_address: str | None, *, tls: bool = False, indent: int = 6) -> list[str]:
-    """What to type next, for the development mode; "HOST:PORT" of the gRPC lane and of the ops port."""
+    """What to type next, for the development mode; "HOST:PORT" of the gRPC transport and of the ops port."""
     where = "" if grpc == "127.0.0.1:50051" else f" --gateway {grpc}"
     if tls:
         where += " --tls-ca CA.pem"
@@ -290,11 +290,11 @@ def try_lines(grpc: str | None, ops_address: str | None, *, tls: bool = False, i
     return [f"  {label:<{indent}}{text}" for label, text in said]
 
 
-def _lanes_text(gateway: RunningGateway) -> str:
+def _transports_text(gateway: RunningGateway) -> str:
     """ "gRPC, binary framing; WebSocket on 127.0.0.1:8080": an address where it is not the gateway's."""
     by_address: dict[str, list[str]] = {}
-    for lane, address in gateway.addresses.items():
-        by_address.setdefault(address, []).append(_LANE_NAMES.get(lane, lane))
+    for transport, address in gateway.addresses.items():
+        by_address.setdefault(address, []).append(_TRANSPORT_NAMES.get(transport, transport))
     return "; ".join(
         ", ".join(names) + ("" if address == gateway.address else f" on {address}")
         for address, names in by_address.items()

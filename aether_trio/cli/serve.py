@@ -50,7 +50,7 @@ def command(
     Everyone who connects must show an API key or a client certificate, whatever kind of principal they are. It refuses
     to start on a reachable address while neither is configured, and to take either there without TLS.
 
-    One port speaks gRPC, the binary framing and WebSocket; LANE.enabled and LANE.port (grpc, framed, websocket) switch
+    One port speaks gRPC, the binary framing and WebSocket; TRANSPORT.enabled and TRANSPORT.port (grpc, framed, websocket) switch
     one off or give it a port of its own.
     """
     flags = {

@@ -18,8 +18,8 @@ from typing import Final
 import trio
 
 from aether_trio.cli import exits
+from aether_trio.cli.grpc_stream import GrpcTransport, open_transport
 from aether_trio.cli.identities import first_message
-from aether_trio.cli.lane import GrpcLane, open_lane
 from aether_trio.cli.options import Target
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Identity
@@ -45,8 +45,8 @@ _REASON_WAIT_S: Final = 2.0
 class ClientSession:
     """A connected participant. Made by `open_session`."""
 
-    def __init__(self, lane: GrpcLane, identity: Identity, ack: pb.ConnectionAck) -> None:
-        self._lane = lane
+    def __init__(self, transport: GrpcTransport, identity: Identity, ack: pb.ConnectionAck) -> None:
+        self._transport = transport
         self.identity = identity
         self.ack = ack
         self.errors: list[pb.ErrorResponse] = []
@@ -54,7 +54,7 @@ class ClientSession:
 
     async def tell(self, message: pb.UpstreamMessage) -> None:
         """Send something that has no answer."""
-        await self._lane.send(message)
+        await self._transport.send(message)
 
     async def request(self, message: pb.UpstreamMessage) -> pb.DownstreamMessage:
         """Send a request and return its answer. Raises CliError when the answer is an ErrorResponse."""
@@ -63,7 +63,7 @@ class ClientSession:
         request_id = f"cli-{secrets.token_hex(8)}"
         name = "client_request_id" if which == "task_subscription_op" else "request_id"
         setattr(getattr(message, which), name, request_id)
-        await self._lane.send(message)
+        await self._transport.send(message)
         while True:
             answer = await self._next()
             kind = answer.WhichOneof("payload")
@@ -92,7 +92,7 @@ class ClientSession:
         await self.request(pb.UpstreamMessage(connection_status_request=pb.ConnectionStatusRequest(principal=me)))
 
     async def _next(self) -> pb.DownstreamMessage:
-        answer = await self._lane.receive()
+        answer = await self._transport.receive()
         if answer is None:
             raise exits.CliError("the gateway ended the connection", exits.UNREACHABLE)
         return answer
@@ -123,17 +123,17 @@ async def open_session(target: Target, identity: Identity, *, endless: bool = Fa
     """
     try:
         with trio.fail_after(target.timeout_s) as limit:
-            async with open_lane(target) as lane:
-                await lane.send(first_message(identity, target.credentials))
+            async with open_transport(target) as transport:
+                await transport.send(first_message(identity, target.credentials))
                 while True:
-                    answer = await lane.receive()
+                    answer = await transport.receive()
                     if answer is None:
                         raise exits.CliError(f"{target} ended the connection without a word", exits.UNREACHABLE)
                     if answer.WhichOneof("payload") == "connection_ack":
                         break
                 if endless:
                     limit.deadline = math.inf
-                yield ClientSession(lane, identity, answer.connection_ack)
+                yield ClientSession(transport, identity, answer.connection_ack)
     except Exception as error:
         raise explain(target, error) from error
 

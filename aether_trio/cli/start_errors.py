@@ -7,7 +7,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from aether_trio.cli import exits
-from aether_trio.config.settings import LANES
+from aether_trio.config.settings import TRANSPORTS
 from aether_trio.transport.socket.listener import bind_tcp
 
 if TYPE_CHECKING:
@@ -47,10 +47,10 @@ def _of(settings: Settings, number: int) -> tuple[str, str]:
     """The ports on which listening fails in this way, and the options for them. All that are wanted when none does any more."""
     gateway, ops = settings.gateway, settings.ops
     wanted = {"--port": (gateway.host, gateway.port)}
-    for lane in LANES:
-        section = getattr(settings, lane)
+    for transport in TRANSPORTS:
+        section = getattr(settings, transport)
         if section.enabled and section.port is not None:
-            wanted[f"--set {lane}.port=PORT"] = (gateway.host, section.port)
+            wanted[f"--set {transport}.port=PORT"] = (gateway.host, section.port)
     if ops.enabled:
         wanted["--ops-port"] = (ops.host, ops.port)
     fails = {option: place for option, place in wanted.items() if _fails(*place, number)}

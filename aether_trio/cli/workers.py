@@ -21,7 +21,7 @@ from aether_trio.cli.ready_file import ReadyFile
 from aether_trio.cli.running import data_text, manner_text, refuse_missing_files, refuse_open_gateway
 from aether_trio.cli.start_errors import start_error
 from aether_trio.config import Settings
-from aether_trio.config.settings import LANES
+from aether_trio.config.settings import TRANSPORTS
 from aether_trio.devtools.node_process import NodeProcess, Ready
 from aether_trio.transport.socket.listener import bind_tcp
 from aether_trio.version import __version__
@@ -73,12 +73,12 @@ def run_workers(
 
 @contextmanager
 def reserved_ports(settings: Settings) -> Iterator[dict[str, int]]:
-    """The ports of the lanes by setting, held until the block ends. Raises OSError when somebody listens on one."""
+    """The ports of the transports by setting, held until the block ends. Raises OSError when somebody listens on one."""
     wanted = {"gateway.port": settings.gateway.port}
-    for lane in LANES:
-        section = getattr(settings, lane)
+    for transport in TRANSPORTS:
+        section = getattr(settings, transport)
         if section.enabled and section.port is not None:
-            wanted[f"{lane}.port"] = section.port
+            wanted[f"{transport}.port"] = section.port
     with ExitStack() as held:
         found: dict[str, int] = {}
         for name, port in wanted.items():

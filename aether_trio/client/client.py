@@ -43,8 +43,8 @@ from aether_trio.wire.pb import aether_pb2 as pb
 __all__ = ["Client"]
 
 
-_OF_THE_LANE: Final = frozenset({NUMBERED_SENDS, DELIVERY_CREDIT})
-"""Extensions that a lane declares for itself."""
+_OF_THE_TRANSPORT: Final = frozenset({NUMBERED_SENDS, DELIVERY_CREDIT})
+"""Extensions that a transport declares for itself."""
 
 
 class Client(Operations, Block, abc.ABC):
@@ -137,7 +137,7 @@ class Client(Operations, Block, abc.ABC):
     @property
     def negotiated_extensions(self) -> tuple[pb.NegotiatedExtension, ...]:
         """One for each extension that was declared, with whether the gateway supports it."""
-        return tuple(one for one in self._ack.negotiated_extensions if one.uri not in _OF_THE_LANE)
+        return tuple(one for one in self._ack.negotiated_extensions if one.uri not in _OF_THE_TRANSPORT)
 
     @property
     def server_extensions(self) -> tuple[str, ...]:

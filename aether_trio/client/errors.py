@@ -129,7 +129,7 @@ class InternalGatewayError(AetherError):
 
 
 class ProtocolViolation(AetherError):
-    """One side broke the rules of the lane, or something else than a gateway answered."""
+    """One side broke the rules of the transport, or something else than a gateway answered."""
 
 
 class SessionEnded(AetherError):

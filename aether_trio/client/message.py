@@ -29,7 +29,7 @@ class MessageType(enum.IntEnum):
 class IncomingMessage:
     """One message. `raw` is the protobuf message, for the rarer fields (on_behalf_subject, access_receipt, ...).
 
-    `topic` and `offset` name it for good: what comes a second time has the same. They are "" and 0 on the WebSocket lane,
+    `topic` and `offset` name it for good: what comes a second time has the same. They are "" and 0 on the WebSocket transport,
     which does not say them.
     """
 
@@ -78,7 +78,7 @@ class IncomingMessage:
     def ack(self) -> None:
         """We are done with it: it will not come again. Never waits; a second call does nothing.
 
-        On the framed lane the gateway moves this participant's position when everything before it in its topic is done
+        On the framed transport the gateway moves this participant's position when everything before it in its topic is done
         too. On WebSocket the gateway counted it as done when it was sent, and this does nothing to it.
         """
         arrival, self._arrival = self._arrival, None

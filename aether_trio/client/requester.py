@@ -1,6 +1,6 @@
 """What an operation needs of a client: to ask and be answered, to tell, and to hear what nobody asked for.
 
-The operations (aether_trio.client.operations) are mixins and classes over this Protocol, so they know nothing of lanes,
+The operations (aether_trio.client.operations) are mixins and classes over this Protocol, so they know nothing of transports,
 reconnects or correlation, and a test gives them a fake in ten lines.
 
 Upstream messages are handed over as `pb.UpstreamMessage`; the requester fills in the id of a request when it is empty,

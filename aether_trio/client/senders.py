@@ -13,7 +13,7 @@ from aether_trio.client.errors import InvalidArgument
 from aether_trio.client.message import MessageType
 from aether_trio.model.errors import Code
 from aether_trio.model.identity import Identity, IdentityError, check_token
-from aether_trio.model.topics import agents_of, any_service, task_lane, user_everywhere, user_in, users_of, workers_of
+from aether_trio.model.topics import agents_of, any_service, task_topic, user_everywhere, user_in, users_of, workers_of
 from aether_trio.wire.pb import aether_pb2 as pb
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class ToWork(_Sender):
         place = _here(self, workspace)
         payload = json.dumps({"task_id": task_id, "workspace": place, "metadata": dict(metadata or {})})
         try:
-            topic = task_lane(check_token(place, "workspace"), check_token(task_id, "task id"), "input")
+            topic = task_topic(check_token(place, "workspace"), check_token(task_id, "task id"), "input")
         except IdentityError as error:
             raise _invalid(error) from None
         await self.send(topic, payload, type=MessageType.EVENT)

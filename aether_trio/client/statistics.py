@@ -28,7 +28,7 @@ class ClientStatistics:
     """Messages that `send`, `reply` and `publish` have taken."""
     committed: int
     refused: int
-    """By the gateway, or because the lane cannot carry them."""
+    """By the gateway, or because the transport cannot carry them."""
     in_doubt: int
     """They were sent, and whether they were committed is not known: ConnectionLost was raised."""
     not_sent: int

@@ -17,7 +17,7 @@ import msgspec
 import yaml
 
 from aether_trio.config.keys import SEPARATOR, Key, SettingsError, all_keys, nearest
-from aether_trio.config.settings import LANES, Settings
+from aether_trio.config.settings import TRANSPORTS, Settings
 from aether_trio.model.patterns import identity_pattern_problem
 
 ENVIRONMENT_PREFIX: Final = "AETHER_"
@@ -295,7 +295,7 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
     database = values.get("storage.database")
     if database is not None and not database.startswith(("postgresql://", "postgres://")):
         yield "storage.database is a URL: postgresql://USER:PASSWORD@HOST/NAME"
-    yield from _lanes_without_a_place(values)
+    yield from _transports_without_a_place(values)
     keys = [key.id for key in values.get("auth.api_keys", ())]
     for twice in sorted({one for one in keys if keys.count(one) > 1}):
         yield f"auth.api_keys: the id {twice!r} is used twice"
@@ -304,23 +304,25 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"auth.api_keys: the identity of {key.id!r} is wrong: {problem}"
 
 
-def _lanes_without_a_place(values: Mapping[str, Any]) -> Iterator[str]:
+def _transports_without_a_place(values: Mapping[str, Any]) -> Iterator[str]:
     def value(name: str) -> Any:
         return values.get(name, all_keys()[name].default)
 
-    lanes = [lane for lane in LANES if value(f"{lane}.enabled")]
-    if not lanes:
-        yield "no lane is left: " + ", ".join(f"{lane}.enabled" for lane in LANES) + " are all false"
+    transports = [transport for transport in TRANSPORTS if value(f"{transport}.enabled")]
+    if not transports:
+        yield (
+            "no transport is left: " + ", ".join(f"{transport}.enabled" for transport in TRANSPORTS) + " are all false"
+        )
     owners: dict[int, str] = {value("gateway.port"): "gateway.port"}
-    for lane in lanes:
-        port = value(f"{lane}.port")
+    for transport in transports:
+        port = value(f"{transport}.port")
         if not port:  # unset, or any that is free
             continue
-        owner = owners.setdefault(port, f"{lane}.port")
+        owner = owners.setdefault(port, f"{transport}.port")
         if owner == "gateway.port":
-            yield f"{lane}.port is gateway.port, {port}: leave it unset, and the lane is served there with the others"
-        elif owner != f"{lane}.port":
-            yield f"{owner} and {lane}.port are both {port}: a port of its own has one lane"
+            yield f"{transport}.port is gateway.port, {port}: leave it unset, and the transport is served there with the others"
+        elif owner != f"{transport}.port":
+            yield f"{owner} and {transport}.port are both {port}: a port of its own has one transport"
 
 
 def _build(values: Mapping[str, Any]) -> Settings:

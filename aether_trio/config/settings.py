@@ -22,7 +22,7 @@ MINUTES: Final = 60.0
 HOURS: Final = 60 * MINUTES
 DAYS: Final = 24 * HOURS
 
-LANES: Final = ("grpc", "framed", "websocket")
+TRANSPORTS: Final = ("grpc", "framed", "websocket")
 """The ways of speaking to the gateway, each a section with `enabled` and `port`."""
 
 Principal = Literal[
@@ -46,7 +46,9 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 class GatewaySettings(Section, frozen=True):
     host: Annotated[str, Meta(description="Address to listen on. Development mode listens on 127.0.0.1.")] = "0.0.0.0"  # noqa: S104  # serve refuses to start there without credentials
-    port: Annotated[int, Meta(ge=0, le=65535, description="Port that the lanes share; 0 picks a free one.")] = 50051
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port that the transports share; 0 picks a free one.")] = (
+        50051
+    )
     data_dir: Annotated[str, Meta(min_length=1, description="Directory of the durable state.")] = "aether-data"
     ephemeral: Annotated[
         bool, Meta(description="Keep everything in a temporary directory that is deleted at the end.")
@@ -64,7 +66,7 @@ class GatewaySettings(Section, frozen=True):
         Meta(description="Let other gateways of this user listen on the same ports; the kernel spreads connections."),
     ] = False
     first_bytes_timeout_s: Annotated[
-        float, Meta(gt=0, description="For TLS and the first bytes of a connection, by which its lane is chosen.")
+        float, Meta(gt=0, description="For TLS and the first bytes of a connection, by which its transport is chosen.")
     ] = 10.0
     strict_identifier_charset: Annotated[
         bool,
@@ -203,7 +205,8 @@ class GrpcSettings(Section, frozen=True):
     drain_deadline_s: Annotated[
         float,
         Meta(
-            gt=0, description="A drain, on every lane, ends whatever is left after this. Clients are given nine tenths."
+            gt=0,
+            description="A drain, on every transport, ends whatever is left after this. Clients are given nine tenths.",
         ),
     ] = 10.0
     write_timeout_s: Annotated[
@@ -394,9 +397,11 @@ class Settings(Section, frozen=True):
     tls: Annotated[TlsSettings, Meta(description="Transport security of the gateway's port.")] = TlsSettings()
     auth: Annotated[AuthSettings, Meta(description="Who may connect.")] = AuthSettings()
     limits: Annotated[Limits, Meta(description="What a client may ask for.")] = Limits()
-    grpc: Annotated[GrpcSettings, Meta(description="The gRPC (HTTP/2) lane and its sockets.")] = GrpcSettings()
-    framed: Annotated[FramedSettings, Meta(description="The lane of the binary framing.")] = FramedSettings()
-    websocket: Annotated[WebSocketSettings, Meta(description="The WebSocket lane, for browsers.")] = WebSocketSettings()
+    grpc: Annotated[GrpcSettings, Meta(description="The gRPC (HTTP/2) transport and its sockets.")] = GrpcSettings()
+    framed: Annotated[FramedSettings, Meta(description="The transport of the binary framing.")] = FramedSettings()
+    websocket: Annotated[WebSocketSettings, Meta(description="The WebSocket transport, for browsers.")] = (
+        WebSocketSettings()
+    )
     storage: Annotated[StorageSettings, Meta(description="Where the data lies.")] = StorageSettings()
     log: Annotated[LogSettings, Meta(description="The durable message log.")] = LogSettings()
     tasks: Annotated[TaskSettings, Meta(description="Tasks and their workers.")] = TaskSettings()

@@ -6,11 +6,11 @@ Three queues, drained in this order:
   next request, so a client that asks and never reads stops being served, and costs no more than that.
 * deliveries: durable messages. When it is full the subscription is marked lagging and its messages stay in the log, to
   be paged in by the catch-up reader (delivery/catchup.py) when there is room. Nothing is dropped.
-* lane: ephemeral updates (progress). When it is full the oldest goes, is counted, and the client is told once.
+* ephemeral: updates (progress). When it is full the oldest goes, is counted, and the client is told once.
 
 While its gate is paused (the node has lost its lease) deliveries stay where they are.
 
-Invariants: bytes of deliveries and lane never exceed their limit by more than one message; `flushed` reports a
+Invariants: bytes of deliveries and updates never exceed their limit by more than one message; `flushed` reports a
 delivery to its subscription only after the kernel has its bytes; after `detach` only control messages still go out;
 `listeners` are called after each flush, and are for those who wait for room.
 """
@@ -94,17 +94,17 @@ class OutboxLimits:
 
     control_bytes: int = 256 * 1024
     delivery_bytes: int = 256 * 1024
-    lane_bytes: int = 64 * 1024
+    ephemeral_bytes: int = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class OutboxStatistics:
-    """What waits now, and what was dropped from the lane since start."""
+    """What waits now, and what was dropped of the updates since start."""
 
     control_bytes: int
     delivery_bytes: int
-    lane_bytes: int
-    lane_dropped: int
+    ephemeral_bytes: int
+    ephemeral_dropped: int
 
 
 class Outbox:
@@ -113,13 +113,13 @@ class Outbox:
     __slots__ = (
         "_control",
         "_deliveries",
+        "_ephemeral",
         "_flushing",
         "_gate",
-        "_lane",
         "_link",
         "_on_cut",
+        "_on_ephemeral_drop",
         "_on_failure",
-        "_on_lane_drop",
         "_on_passed_over",
         "_room",
         "broken",
@@ -128,8 +128,8 @@ class Outbox:
         "credit_bytes",
         "credit_messages",
         "delivery_bytes",
-        "lane_bytes",
-        "lane_dropped",
+        "ephemeral_bytes",
+        "ephemeral_dropped",
         "limits",
         "listeners",
         "receipts",
@@ -140,7 +140,7 @@ class Outbox:
         self,
         link: Kickable,
         limits: OutboxLimits,
-        on_lane_drop: Callable[[], None],
+        on_ephemeral_drop: Callable[[], None],
         on_cut: Callable[[], None] | None = None,
         gate: Gate = _OPEN,
         on_failure: Callable[[Exception], None] | None = None,
@@ -155,15 +155,15 @@ class Outbox:
         # Lists: an empty deque has 620 bytes, and what is pulled is mostly all that there is.
         self._control: list[bytes] = []
         self._deliveries: list[Delivery] = []
-        self._lane: list[bytes] = []
+        self._ephemeral: list[bytes] = []
         self._flushing: dict[Origin, int] = {}
         self._room: trio.Event | None = None
-        self._on_lane_drop = on_lane_drop
+        self._on_ephemeral_drop = on_ephemeral_drop
         self.listeners: tuple[Callable[[], None], ...] = ()
         self.control_bytes = 0
         self.delivery_bytes = 0
-        self.lane_bytes = 0
-        self.lane_dropped = 0
+        self.ephemeral_bytes = 0
+        self.ephemeral_dropped = 0
         self.receipts: Receipts | None = None
         """Of a client that numbers its sends; its link asks for them (transport/framed)."""
         self.credit_messages: int | None = None
@@ -235,19 +235,19 @@ class Outbox:
         """Whether a catch-up reader should page in more: at most half full."""
         return not (self.closed or self.takes_no_more) and self.delivery_bytes * 2 <= self.limits.delivery_bytes
 
-    def put_lane(self, frame: bytes) -> None:
+    def put_ephemeral(self, frame: bytes) -> None:
         """Queue an ephemeral update, dropping the oldest ones when it does not fit. The caller kicks."""
         if self.closed:
             return
-        self._lane.append(frame)
-        self.lane_bytes += len(frame)
+        self._ephemeral.append(frame)
+        self.ephemeral_bytes += len(frame)
         dropped = 0
-        while self.lane_bytes > self.limits.lane_bytes and len(self._lane) > 1:
-            self.lane_bytes -= len(self._lane.pop(0))
+        while self.ephemeral_bytes > self.limits.ephemeral_bytes and len(self._ephemeral) > 1:
+            self.ephemeral_bytes -= len(self._ephemeral.pop(0))
             dropped += 1
         if dropped:
-            self.lane_dropped += dropped
-            self._on_lane_drop()
+            self.ephemeral_dropped += dropped
+            self._on_ephemeral_drop()
 
     def kick(self) -> None:
         """Let the link write what it can."""
@@ -264,8 +264,8 @@ class Outbox:
             for frame, _, _ in self._pull_credited(budget):
                 frames.append(frame)
                 budget -= len(frame)
-        if self._lane and budget > 0:
-            frames += self.pull_lane(budget)
+        if self._ephemeral and budget > 0:
+            frames += self.pull_ephemeral(budget)
         return frames
 
     def _pull_credited(self, max_bytes: int) -> list[Delivery]:
@@ -321,14 +321,14 @@ class Outbox:
                 flushing[origin] = offset
         return found
 
-    def pull_lane(self, max_bytes: int) -> list[bytes]:
+    def pull_ephemeral(self, max_bytes: int) -> list[bytes]:
         """See FrameSource."""
-        if self.lane_bytes <= max_bytes:
-            frames, self._lane = self._lane, []
-            self.lane_bytes = 0
+        if self.ephemeral_bytes <= max_bytes:
+            frames, self._ephemeral = self._ephemeral, []
+            self.ephemeral_bytes = 0
         else:
-            frames = _take(self._lane, max_bytes)
-            self.lane_bytes -= sum(map(len, frames))
+            frames = _take(self._ephemeral, max_bytes)
+            self.ephemeral_bytes -= sum(map(len, frames))
         return frames
 
     def acknowledged(self, origin: Origin, offset: int) -> None:
@@ -373,15 +373,15 @@ class Outbox:
             self.delivery_bytes = sum(len(entry[0]) for entry in self._deliveries)
 
     def detach(self) -> None:
-        """Drop deliveries and lane for good; durable messages remain in the log behind their cursors. Idempotent.
+        """Drop deliveries and updates for good; durable messages remain in the log behind their cursors. Idempotent.
 
         What was pulled and not flushed no longer moves a cursor, because somebody else may hold it from now on.
         """
         self.closed = True
         self._deliveries.clear()
-        self._lane.clear()
+        self._ephemeral.clear()
         self._flushing = {}
-        self.delivery_bytes = self.lane_bytes = 0
+        self.delivery_bytes = self.ephemeral_bytes = 0
         self.listeners = ()
         # `receipts` stay: what is settled by now the client may still be told.
 
@@ -392,7 +392,7 @@ class Outbox:
         self._on_cut = None
         self._on_failure = None
         self._on_passed_over = None
-        self._on_lane_drop = _nothing
+        self._on_ephemeral_drop = _nothing
 
     async def wait_control_sent(self) -> None:
         """Wait until every control message has been pulled, or the link has broken."""
@@ -411,7 +411,7 @@ class Outbox:
 
     def statistics(self) -> OutboxStatistics:
         """What waits now."""
-        return OutboxStatistics(self.control_bytes, self.delivery_bytes, self.lane_bytes, self.lane_dropped)
+        return OutboxStatistics(self.control_bytes, self.delivery_bytes, self.ephemeral_bytes, self.ephemeral_dropped)
 
 
 def _take(frames: list[bytes], max_bytes: int) -> list[bytes]:

@@ -101,7 +101,7 @@ class Receipts:
     # -- the log's side -------------------------------------------------------------------------------------------
 
     def refused(self, number: int, error: AetherError) -> None:
-        """See log.Author. A message that came without a number (in an envelope) is refused as it is on every lane."""
+        """See log.Author. A message that came without a number (in an envelope) is refused as it is on every transport."""
         if not self._note_refusal(number, error):
             self.outbox.queue_control(refusal_frame(error))
         holder = self.publisher.holder if self.publisher is not None else None

@@ -64,8 +64,8 @@ def send_refusal(
     topic, declared = target
     if not may_send(identity.kind, topic.kind):
         return f"{identity.kind.with_article} may not send to {topic.kind} topics"
-    if topic.kind is TopicKind.TASK_LANE and topic.parts[-1] == "events":
-        return "only the gateway writes to the events lane of a task"
+    if topic.kind is TopicKind.TASK_TOPIC and topic.parts[-1] == "events":
+        return "only the gateway writes to the events topic of a task"
     if not all(allows_workspace(one) for one in (topic.workspace, declared) if one):
         return f"this credential does not reach the workspace of {text}"
     return rules.check_send(identity, topic, workspace=workspace, declared_workspace=declared)
@@ -178,7 +178,7 @@ class Router:
     def publish(
         self, sender: Sender, target: str, payload: bytes, message_type: int, rest: pb.SendMessage | None
     ) -> None:
-        """`send`, for a lane that has the usual fields at hand; `rest` holds the others, if there are any."""
+        """`send`, for a transport that has the usual fields at hand; `rest` holds the others, if there are any."""
         try:
             self._publish(sender, target, payload, message_type, rest)
         except AetherError as error:
@@ -277,7 +277,7 @@ class Router:
             state = self._log.topic(topic.text)
         if len(sender.routes) >= MAX_ROUTES:
             sender.routes.clear()
-        task_input = topic.kind is TopicKind.TASK_LANE and topic.parts[-1] == "input"
+        task_input = topic.kind is TopicKind.TASK_TOPIC and topic.parts[-1] == "input"
         route = Route(topic, declared, refusal, state, task_input, topic.kind in _WAKING)
         sender.routes[text] = route
         return route

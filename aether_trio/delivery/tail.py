@@ -1,7 +1,7 @@
 """Looking at a topic from outside: every message of its log and its live end, without being a consumer.
 
 For operators (`aether tail`). It holds no position in the database, delays nobody, and reads from the log at its own
-pace; of an ephemeral lane it sees what passes by, and misses what it is too slow for.
+pace; of an ephemeral topic it sees what passes by, and misses what it is too slow for.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 
 import trio
 
-from aether_trio.delivery.ephemeral_topics import LaneListener, Lanes
+from aether_trio.delivery.ephemeral_topics import EphemeralListener, EphemeralTopics
 from aether_trio.delivery.outbox import Outbox
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.clock import Clock
@@ -19,10 +19,10 @@ from aether_trio.model.topics import TopicKind, parse_topic
 
 PAGE_ROWS = 200
 PAGE_BYTES = 256 * 1024
-LANE_FRAMES = 256
+RECENT_UPDATES = 256
 
 Entry = tuple[int, int, bytes]
-"""(offset, Unix ms, encoded DownstreamMessage); updates of a lane are numbered from 1 by the watcher."""
+"""(offset, Unix ms, encoded DownstreamMessage); updates of a topic are numbered from 1 by the watcher."""
 
 
 class _Bell:
@@ -43,14 +43,14 @@ class _Bell:
         """It has no position."""
 
 
-class _LaneWindow:
-    """A lane sink that keeps the last few updates for whoever looks."""
+class _RecentUpdates:
+    """An EphemeralSink that keeps the last few updates for whoever looks."""
 
     def __init__(self) -> None:
-        self.frames: deque[bytes] = deque(maxlen=LANE_FRAMES)
+        self.frames: deque[bytes] = deque(maxlen=RECENT_UPDATES)
         self.rung = trio.Event()
 
-    def put_lane(self, frame: bytes) -> None:
+    def put_ephemeral(self, frame: bytes) -> None:
         self.frames.append(frame)
 
     def kick(self) -> None:
@@ -60,9 +60,9 @@ class _LaneWindow:
 class Tail:
     """Opens tails. One per gateway."""
 
-    def __init__(self, log: TopicLog, lanes: Lanes, clock: Clock) -> None:
+    def __init__(self, log: TopicLog, ephemeral_topics: EphemeralTopics, clock: Clock) -> None:
         self._log = log
-        self._lanes = lanes
+        self._ephemeral_topics = ephemeral_topics
         self._clock = clock
 
     def open(self, topic: str, from_offset: int | None) -> AsyncGenerator[Entry, None]:
@@ -71,7 +71,7 @@ class Tail:
         Raises AetherError ERR_INVALID_TOPIC at once, and StorageUnavailable while iterating.
         """
         if parse_topic(topic).kind is TopicKind.PROGRESS:
-            return self._lane(topic)
+            return self._watch_ephemeral(topic)
         return self._durable(topic, from_offset)
 
     async def _durable(self, topic: str, from_offset: int | None) -> AsyncGenerator[Entry, None]:
@@ -96,10 +96,10 @@ class Tail:
             state.watchers -= 1
             self._log.unpin([state])
 
-    async def _lane(self, topic: str) -> AsyncGenerator[Entry, None]:
-        window = _LaneWindow()
-        listener = LaneListener("", "", window, everything=True)
-        self._lanes.listen(topic, listener)
+    async def _watch_ephemeral(self, topic: str) -> AsyncGenerator[Entry, None]:
+        window = _RecentUpdates()
+        listener = EphemeralListener("", "", window, everything=True)
+        self._ephemeral_topics.listen(topic, listener)
         number = 0
         try:
             while True:
@@ -110,4 +110,4 @@ class Tail:
                 if not window.rung.is_set():
                     await window.rung.wait()
         finally:
-            self._lanes.unlisten(topic, listener)
+            self._ephemeral_topics.unlisten(topic, listener)

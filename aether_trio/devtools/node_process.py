@@ -34,7 +34,7 @@ class Ready:
     pid: int
     gateway: str
     ops: str
-    lanes: Mapping[str, str]
+    transports: Mapping[str, str]
 
 
 class NodeProcess:
@@ -154,7 +154,7 @@ class NodeProcess:
 
 
 def _ready_of(body: Mapping[str, Any]) -> Ready:
-    return Ready(body["pid"], body["gateway"], body["ops"], body["lanes"])
+    return Ready(body["pid"], body["gateway"], body["ops"], body["transports"])
 
 
 def _python() -> list[str]:

@@ -17,7 +17,7 @@ import trio
 
 from aether_trio.concurrency.supervision import keep_running
 from aether_trio.config import Settings
-from aether_trio.delivery.ephemeral_topics import Lanes
+from aether_trio.delivery.ephemeral_topics import EphemeralTopics
 from aether_trio.delivery.rates import Rates
 from aether_trio.delivery.router import Router
 from aether_trio.delivery.tail import Tail
@@ -76,7 +76,7 @@ class Core:
         log: TopicLog,
         state: Database,
         publishers: PublisherStore,
-        lanes: Lanes,
+        ephemeral_topics: EphemeralTopics,
         membership: Membership,
         tasks: Database,
         randomness: random.Random,
@@ -89,7 +89,7 @@ class Core:
         self.log = log
         self.health = Health()
         self.metrics = Metrics()
-        self.lanes = lanes
+        self.ephemeral_topics = ephemeral_topics
         self.registry = membership.registry
         self.holding = membership.holding
         self.directory = membership.directory
@@ -100,13 +100,22 @@ class Core:
         self.dispatcher = Dispatcher(log)
         self.kv = KvService(state, clock, limits, self.authorizer)
         self.checkpoints = CheckpointService(state, clock, limits)
-        self.tail = Tail(log, self.lanes, clock)
+        self.tail = Tail(log, self.ephemeral_topics, clock)
         self.groups = open_work_groups(log, nursery)
         self.tasks: TaskService = make_tasks(
-            settings, clock, ids, randomness, tasks, log, lanes, membership, self.authorizer, self.checkpoints
+            settings,
+            clock,
+            ids,
+            randomness,
+            tasks,
+            log,
+            ephemeral_topics,
+            membership,
+            self.authorizer,
+            self.checkpoints,
         )
         self.credentials = CredentialChecker(settings.auth, clock, self.tasks.admit)
-        self.chats = Chats(tasks, lanes)
+        self.chats = Chats(tasks, ephemeral_topics)
         self.router.on_task_input = self.tasks.engine.inputs.put
         self.agents = AgentStore(tasks, clock, strict=strict, most=limits.agent_registrations)
         self.starts = Starts(self.tasks.engine, self.agents, ids, randomness.randbytes)
@@ -126,7 +135,7 @@ class Core:
                 outbox_limits=wiring.outbox_limits(settings),
                 log=log,
                 publishers=publishers,
-                lanes=self.lanes,
+                ephemeral_topics=self.ephemeral_topics,
                 groups=self.groups,
                 rates=rates,
                 router=self.router,
@@ -151,7 +160,7 @@ class Core:
 
         register("kv_op", self._kv_op)
         register("checkpoint_op", self._checkpoint_op)
-        register("progress", ProgressService(self.lanes, rates, self.clock, self.tasks.reported).handle)
+        register("progress", ProgressService(self.ephemeral_topics, rates, self.clock, self.tasks.reported).handle)
         register("switch_workspace", WorkspaceSwitch(self.authorizer, self._moved, strict=strict).handle)
         register("session_op", sessions.operate)
         register("connection_status_request", sessions.status)
@@ -323,13 +332,23 @@ async def open_core(
             # A clock that a test has given stays; that of a machine is not another machine's.
             clock = await stack.enter_async_context(open_database_clock(state, clock))
         log = await stack.enter_async_context(open_log(log_database, clock, wiring.log_limits(settings)))
-        lanes = Lanes()
-        membership = await stack.enter_async_context(open_membership(settings, clock, databases, log, lanes))
+        ephemeral_topics = EphemeralTopics()
+        membership = await stack.enter_async_context(open_membership(settings, clock, databases, log, ephemeral_topics))
         nursery = await stack.enter_async_context(trio.open_nursery())
         framed = settings.framed
         publishers = PublisherStore(log_database, clock, window=framed.publish_window, lifetime_s=framed.dedup_s)
         core = Core(
-            settings, clock, ids, log, state, publishers, lanes, membership, databases.tasks, randomness, nursery
+            settings,
+            clock,
+            ids,
+            log,
+            state,
+            publishers,
+            ephemeral_topics,
+            membership,
+            databases.tasks,
+            randomness,
+            nursery,
         )
         core.health.add_probe(
             "log", lambda: "the last group could not be written" if log.statistics().storage_failing else None
@@ -351,7 +370,7 @@ async def open_core(
         nursery.start_soon(keep_running, "presence", core.presence.run, name="presence")
         nursery.start_soon(keep_running, "presence-sweep", core.presence.sweep_forever, name="presence-sweep")
         nursery.start_soon(keep_running, "waker", core.waker.run, name="waker")
-        nursery.start_soon(keep_running, "lanes", lanes.run, name="lanes")
+        nursery.start_soon(keep_running, "topics", ephemeral_topics.run, name="topics")
         nursery.start_soon(keep_running, "state-probe", partial(_find_well_again, "state", state), name="state-probe")
         nursery.start_soon(
             keep_running, "tasks-probe", partial(_find_well_again, "tasks", databases.tasks), name="tasks-probe"

@@ -1,9 +1,9 @@
-"""The running gateway: a core (core.py), its lanes and their ports, and the ops port. The top of the composition.
+"""The running gateway: a core (core.py), its transports and their ports, and the ops port. The top of the composition.
 
 Order of opening, and backwards at the end: data directory (locked against a second gateway) -> databases -> log and its
-tasks -> sessions and services -> lanes -> ports -> ops port.
+tasks -> sessions and services -> transports -> ports -> ops port.
 
-Draining loses nothing: nothing more is accepted, each lane asks clients to go, what they sent before they knew is served,
+Draining loses nothing: nothing more is accepted, each transport asks clients to go, what they sent before they knew is served,
 sessions end with UNAVAILABLE so that they resume elsewhere, then the log settles what it was given.
 """
 
@@ -28,7 +28,7 @@ from aether_trio.transport.grpc.rpc import told_when_broken
 from aether_trio.transport.grpc.server import GrpcServer, Servable
 from aether_trio.transport.grpc.stream import ServerStream
 from aether_trio.transport.link import Link
-from aether_trio.transport.socket.accepted import Lane, notice_s
+from aether_trio.transport.socket.accepted import TransportServer, notice_s
 from aether_trio.transport.socket.ports import Ports
 from aether_trio.transport.socket.unfinished_input import UnfinishedInput
 from aether_trio.transport.websocket.server import HttpServer
@@ -58,9 +58,9 @@ class Gateway:
     def __init__(self, core: Core, ports: Ports, health: Health, settings: Settings, ops_address: str | None) -> None:
         self.core = core
         self.address = ports.address
-        """HOST:PORT that the lanes share; of the first lane when each has its own."""
+        """HOST:PORT that the transports share; of the first transport when each has its own."""
         self.addresses: Mapping[str, str] = ports.addresses
-        """HOST:PORT by lane: "grpc", "framed", "websocket". Those that are off are not in it."""
+        """HOST:PORT by transport: "grpc", "framed", "websocket". Those that are off are not in it."""
         self.ops_address = ops_address
         self._ports = ports
         self._health = health
@@ -95,8 +95,8 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
     """A gateway that serves. Raises OSError when a port is taken or the data directory is in use."""
     async with open_core(settings) as core, trio.open_nursery() as nursery:
         health = Health()
-        lanes = _open_lanes(core, health, nursery)
-        ports = wiring.ports(settings, lanes)
+        transports = _open_transports(core, health, nursery)
+        ports = wiring.ports(settings, transports)
         await nursery.start(ports.serve)
         wiring.watch_ports(core.metrics, ports)
         ops_address: str | None = None
@@ -121,10 +121,10 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             nursery.cancel_scope.cancel()
 
 
-def _open_lanes(core: Core, health: Health, nursery: trio.Nursery) -> dict[str, Lane]:
-    """The lanes that are on, by name. What they need beside their connections runs in `nursery`."""
+def _open_transports(core: Core, health: Health, nursery: trio.Nursery) -> dict[str, TransportServer]:
+    """The transports that are on, by name. What they need beside their connections runs in `nursery`."""
     settings, metrics, serve = core.settings, core.metrics, core.sessions.serve
-    lanes: dict[str, Lane] = {}
+    transports: dict[str, TransportServer] = {}
     unfinished = UnfinishedInput(wiring.unfinished_limits(settings))
     nursery.start_soon(unfinished.watch, name="unfinished-input")
     wiring.watch_unfinished(metrics, unfinished)
@@ -133,11 +133,11 @@ def _open_lanes(core: Core, health: Health, nursery: trio.Nursery) -> dict[str, 
         if settings.grpc.reflection:
             services = with_reflection(services)
         limits = wiring.grpc_limits(settings.grpc, settings.limits.init_bytes)
-        lanes["grpc"] = grpc = GrpcServer(services, limits=limits, unfinished=unfinished)
+        transports["grpc"] = grpc = GrpcServer(services, limits=limits, unfinished=unfinished)
         nursery.start_soon(grpc.retire_the_old, name="grpc-age")
-        wiring.watch_lane(metrics, "grpc", grpc.statistics)
+        wiring.watch_transport(metrics, "grpc", grpc.statistics)
     if settings.framed.enabled:
-        lanes["framed"] = framed = FramedServer(
+        transports["framed"] = framed = FramedServer(
             serve,
             wiring.framed_limits(settings),
             nursery,
@@ -145,11 +145,11 @@ def _open_lanes(core: Core, health: Health, nursery: trio.Nursery) -> dict[str, 
             log=core.log.identity,
             unfinished=unfinished,
         )
-        wiring.watch_lane(metrics, "framed", framed.statistics)
+        wiring.watch_transport(metrics, "framed", framed.statistics)
     if settings.websocket.enabled:
-        lanes["websocket"] = http = HttpServer(
+        transports["websocket"] = http = HttpServer(
             serve, settings.websocket, nursery, log=core.log.identity.hex(), unfinished=unfinished
         )
         nursery.start_soon(http.keep_alive, name="websocket-pings")
-        wiring.watch_lane(metrics, "websocket", http.statistics)
-    return lanes
+        wiring.watch_transport(metrics, "websocket", http.statistics)
+    return transports

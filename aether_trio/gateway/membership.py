@@ -4,7 +4,7 @@
     PostgreSQL  ──▶ registry + cluster (lease, holds, bus) + directory + progress and log of the other nodes
 
 Nothing of this is asked for by name anywhere else: services and sessions are handed a Holding and a SessionDirectory, the log and the
-lanes get a relay. Leaving a cluster: what sessions appended and read is committed first, then everything is given back at once, so that
+topics get a relay. Leaving a cluster: what sessions appended and read is committed first, then everything is given back at once, so that
 other nodes take over without a wait.
 """
 
@@ -22,7 +22,7 @@ import structlog
 import trio
 
 from aether_trio.config import Settings
-from aether_trio.delivery.ephemeral_topics import Lanes
+from aether_trio.delivery.ephemeral_topics import EphemeralTopics
 from aether_trio.gateway.databases import Databases, starting
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.clock import Clock
@@ -56,7 +56,7 @@ class Membership:
 
 @asynccontextmanager
 async def open_membership(
-    settings: Settings, clock: Clock, databases: Databases, log: TopicLog, lanes: Lanes
+    settings: Settings, clock: Clock, databases: Databases, log: TopicLog, ephemeral_topics: EphemeralTopics
 ) -> AsyncIterator[Membership]:
     """Be a gateway alone, or join the cluster on this database, until the block ends. Raises StorageSetupError."""
     if databases.server is None:
@@ -65,21 +65,21 @@ async def open_membership(
         return
 
     with starting("this gateway could not join the cluster") as done:
-        async with _join_cluster(settings, clock, databases.server, log, lanes) as membership:
+        async with _join_cluster(settings, clock, databases.server, log, ephemeral_topics) as membership:
             done()
             yield membership
 
 
 @asynccontextmanager
 async def _join_cluster(
-    settings: Settings, clock: Clock, server: PostgresServer, log: TopicLog, lanes: Lanes
+    settings: Settings, clock: Clock, server: PostgresServer, log: TopicLog, ephemeral_topics: EphemeralTopics
 ) -> AsyncIterator[Membership]:
     """Raises what keeps it from that, in the groups of nurseries."""
     from aether_trio.cluster.cluster import open_cluster
     from aether_trio.cluster.locks.directory import open_directory
     from aether_trio.cluster.records import ClusterLimits, NodeInfo
     from aether_trio.cluster.relay.log_relay import open_cluster_tails
-    from aether_trio.cluster.relay.progress_relay import open_cluster_lanes
+    from aether_trio.cluster.relay.progress_relay import open_progress_relay
 
     registry = Registry()  # the cluster counts the connections of a workspace, all nodes together
     holding = ClusterHolding(registry, log, clock.now_ms)
@@ -96,7 +96,7 @@ async def _join_cluster(
         rows = await stack.enter_async_context(open_directory(server, cluster, ending, cluster_limits=limits))
         first_seq = clock.now_ms() * 1000
         progress = await stack.enter_async_context(
-            open_cluster_lanes(server, cluster, lanes, first_seq=first_seq, cluster_limits=limits)
+            open_progress_relay(server, cluster, ephemeral_topics, first_seq=first_seq, cluster_limits=limits)
         )
         tails = await stack.enter_async_context(open_cluster_tails(server, cluster, log, cluster_limits=limits))
         nursery = await stack.enter_async_context(trio.open_nursery())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from aether_trio.config import Settings
-from aether_trio.delivery.ephemeral_topics import Lanes
+from aether_trio.delivery.ephemeral_topics import EphemeralTopics
 from aether_trio.gateway.membership import Membership
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.clock import Clock
@@ -40,14 +40,16 @@ def make_tasks(
     randomness: Random,
     database: Database,
     log: TopicLog,
-    lanes: Lanes,
+    ephemeral_topics: EphemeralTopics,
     membership: Membership,
     authorizer: Authorizer,
     checkpoints: CheckpointService,
 ) -> TaskService:
     """Run its `engine.running()` while sessions are served."""
     others: Hints = Alone(ids.unique()) if membership.cluster is None else InCluster(membership.cluster)
-    engine = Engine(database, clock, time_limits(settings), randomness.random, membership.registry, lanes, log, others)
+    engine = Engine(
+        database, clock, time_limits(settings), randomness.random, membership.registry, ephemeral_topics, log, others
+    )
 
     async def connected(identity: str) -> bool:
         return (await membership.directory.seen(identity)).connected

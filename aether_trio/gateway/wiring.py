@@ -28,11 +28,11 @@ from aether_trio.transport.socket.unfinished_input import UnfinishedInput, Unfin
 if TYPE_CHECKING:
     from aether_trio.gateway.core import Core
     from aether_trio.gateway.membership import Membership
-    from aether_trio.transport.socket.accepted import Lane
+    from aether_trio.transport.socket.accepted import TransportServer
 
 
 FRAMING_BYTES: Final = 64 * 1024
-"""More than any lane puts around a message."""
+"""More than any transport puts around a message."""
 
 
 def log_limits(settings: Settings) -> LogLimits:
@@ -50,7 +50,7 @@ def log_limits(settings: Settings) -> LogLimits:
 def outbox_limits(settings: Settings) -> OutboxLimits:
     """Of what may wait for one participant."""
     log = settings.log
-    return OutboxLimits(delivery_bytes=log.outbox_bytes, lane_bytes=log.ephemeral_bytes)
+    return OutboxLimits(delivery_bytes=log.outbox_bytes, ephemeral_bytes=log.ephemeral_bytes)
 
 
 def retention_limits(settings: Settings) -> RetentionLimits:
@@ -65,7 +65,7 @@ def retention_limits(settings: Settings) -> RetentionLimits:
 
 
 def grpc_limits(settings: GrpcSettings, opening_bytes: int) -> GrpcLimits:
-    """Of the gRPC lane; `opening_bytes` of a message from a client that is not accepted."""
+    """Of the gRPC transport; `opening_bytes` of a message from a client that is not accepted."""
 
     def per_window(count: int) -> Allowance:
         return Allowance(count, count / settings.abuse_window_s)
@@ -95,7 +95,7 @@ def grpc_limits(settings: GrpcSettings, opening_bytes: int) -> GrpcLimits:
 
 
 def framed_limits(settings: Settings) -> FramedLimits:
-    """Of the framed lane."""
+    """Of the framed transport."""
     framed = settings.framed
     return FramedLimits(
         max_frame_bytes=framed.max_frame_bytes,
@@ -130,14 +130,14 @@ def tcp_settings(settings: GrpcSettings) -> TcpSettings:
     )
 
 
-def ports(settings: Settings, lanes: Mapping[str, Lane]) -> Ports:
-    """Where these lanes are spoken, opened. Raises OSError when a port is taken or a certificate is of no use."""
+def ports(settings: Settings, transports: Mapping[str, TransportServer]) -> Ports:
+    """Where these transports are spoken, opened. Raises OSError when a port is taken or a certificate is of no use."""
     own = {"grpc": settings.grpc.port, "framed": settings.framed.port, "websocket": settings.websocket.port}
     return Ports(
-        lanes,
+        transports,
         host=settings.gateway.host,
         port=settings.gateway.port,
-        own={lane: port for lane, port in own.items() if port is not None},
+        own={transport: port for transport, port in own.items() if port is not None},
         tls=tls_settings(settings.tls),
         tcp=tcp_settings(settings.grpc),
         first_bytes_timeout_s=settings.gateway.first_bytes_timeout_s,
@@ -162,7 +162,7 @@ def watch_metrics(metrics: Metrics, core: Core, **databases: Any) -> None:
     """Show every part's statistics."""
     growing = {"appended", "settled", "refused", "groups", "followed_reads", "followed_rows"}
     metrics.watch("log", core.log.statistics, counters=growing)
-    metrics.watch("progress", core.lanes.statistics, counters={"published", "delivered"})
+    metrics.watch("progress", core.ephemeral_topics.statistics, counters={"published", "delivered"})
     metrics.watch("registry", core.registry.statistics, counters={"claims", "takeovers", "refused"})
     metrics.watch("work", core.groups.statistics, counters={"exchanges", "taken", "returned", "failed"})
     metrics.watch("waker", core.waker.statistics, counters={"woken", "given_up"})
@@ -217,13 +217,13 @@ def watch_ports(metrics: Metrics, ports: Ports) -> None:
     metrics.watch("port", ports.statistics)
     metrics.counter(
         "aether_port_connections",
-        "Connections given to a lane",
-        ("lane",),
-        lambda: {(lane,): count for lane, count in ports.statistics().chosen.items()},
+        "Connections given to a transport",
+        ("transport",),
+        lambda: {(transport,): count for transport, count in ports.statistics().chosen.items()},
     )
     metrics.counter(
         "aether_port_rejects",
-        "Connections that reached no lane, by reason",
+        "Connections that reached no transport, by reason",
         ("reason",),
         lambda: {(reason,): count for reason, count in ports.statistics().rejects.items()},
     )
@@ -234,12 +234,12 @@ def watch_unfinished(metrics: Metrics, unfinished: UnfinishedInput) -> None:
     metrics.watch("unfinished_input", unfinished.statistics, counters={"given_up", "too_slow"})
 
 
-def watch_lane(metrics: Metrics, name: str, statistics: Callable[[], Any]) -> None:
-    """Show what a lane counts, `rejects` by reason."""
+def watch_transport(metrics: Metrics, name: str, statistics: Callable[[], Any]) -> None:
+    """Show what a transport counts, `rejects` by reason."""
     metrics.watch(name, statistics, counters={"bytes_received", "bytes_sent"})
     metrics.counter(
         f"aether_{name}_rejects",
-        "What was refused or cut off on this lane, by reason",
+        "What was refused or cut off on this transport, by reason",
         ("reason",),
         lambda: {(reason,): count for reason, count in statistics().rejects.items()},
     )

@@ -1,6 +1,6 @@
 """Which of a publisher's sequence numbers are in the log, so that a send which is repeated is not a second message.
 
-A client of the framed lane numbers its sends and may send again what was not acknowledged when its connection broke
+A client of the framed topic numbers its sends and may send again what was not acknowledged when its connection broke
 (docs/wire.md, "Sending again"). Numbers belong to a *publisher*: 16 random bytes that the client made up when it began
 to count, under the identity that it was accepted for. Of each identity the latest publisher is kept.
 

@@ -66,7 +66,7 @@ class Code(enum.StrEnum):
     AUDIT_RATE_LIMITED = "ERR_AUDIT_RATE_LIMITED"
     AUDIT_DISABLED = "ERR_AUDIT_DISABLED"
     SEQUENCE_FORGOTTEN = "ERR_SEQUENCE_FORGOTTEN"
-    """Ours, for the framed lane's numbered sends."""
+    """Ours, for the framed transport's numbered sends."""
     OUTCOME_UNKNOWN = "ERR_OUTCOME_UNKNOWN"
     """Ours: it may have been done, or not, and the gateway could not find out. Never retryable."""
 

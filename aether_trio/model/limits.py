@@ -67,7 +67,7 @@ class Limits:
     init_wait_s: float = 30.0
     """How long a stream may take to say who it is; beyond it DEADLINE_EXCEEDED."""
     init_bytes: int = 512 * KIB
-    """The InitConnection as a whole, on every lane: what a client may say before it is known."""
+    """The InitConnection as a whole, on every transport: what a client may say before it is known."""
     message_wait_s: float = 30.0
     """In which a message that has begun must bring 64 KiB, or its end; beyond it the stream ends with DEADLINE_EXCEEDED."""
     unfinished_input_bytes: int = 64 * MIB

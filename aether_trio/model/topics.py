@@ -48,7 +48,7 @@ class TopicKind(enum.StrEnum):
     ALL_AGENTS = "ga"
     ALL_USERS = "gu"
     PROGRESS = "pg"
-    TASK_LANE = "tk"
+    TASK_TOPIC = "tk"
     EVENT = "event"
     METRIC = "metric"
     BRIDGE = "br"
@@ -76,7 +76,7 @@ class Target(NamedTuple):
 
 EVENT_INTAKE: Final = "event::receiver0"
 METRIC_INTAKE: Final = "metric::receiver0"
-TASK_LANES: Final = ("events", "msg", "input")
+TASK_TOPICS: Final = ("events", "msg", "input")
 
 _KINDS: Final[Mapping[str, TopicKind]] = MappingProxyType({kind.value: kind for kind in TopicKind})
 
@@ -93,7 +93,7 @@ _SHAPES: Final[Mapping[TopicKind, tuple[tuple[str, ...], ...]]] = MappingProxyTy
         TopicKind.ALL_AGENTS: (("workspace",),),
         TopicKind.ALL_USERS: (("workspace",),),
         TopicKind.PROGRESS: (("workspace",), ("=us", "user id")),
-        TopicKind.TASK_LANE: tuple(("workspace", "task id", f"={lane}") for lane in TASK_LANES),
+        TopicKind.TASK_TOPIC: tuple(("workspace", "task id", f"={kind}") for kind in TASK_TOPICS),
         TopicKind.EVENT: (("=receiver0",),),
         TopicKind.METRIC: (("=receiver0",),),
         TopicKind.BRIDGE: (("implementation", "specifier"),),
@@ -184,10 +184,10 @@ def workers_of(workspace: str, implementation: str) -> str:
     return f"tb::{workspace}::{implementation}"
 
 
-def task_lane(workspace: str, task_id: str, lane: str) -> str:
-    """A lane of one task: "events", "msg" or "input"."""
-    assert lane in TASK_LANES
-    return f"tk::{workspace}::{task_id}::{lane}"
+def task_topic(workspace: str, task_id: str, kind: str) -> str:
+    """A topic of one task: "events", "msg" or "input"."""
+    assert kind in TASK_TOPICS
+    return f"tk::{workspace}::{task_id}::{kind}"
 
 
 def any_service(implementation: str) -> str:

@@ -1,6 +1,6 @@
-"""Progress reports: validated, stamped and handed to the lane they belong to (reference: core.md section 8).
+"""Progress reports: validated, stamped and handed to the topic they belong to (reference: core.md section 8).
 
-A report for a user (`us::uid` or `us::uid::window`) goes to that user's lane, everything else to the lane of the
+A report for a user (`us::uid` or `us::uid::window`) goes to that user's topic, everything else to the topic of the
 reporter's workspace. Success is silent.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from aether_trio.delivery.ephemeral_topics import Lanes
+from aether_trio.delivery.ephemeral_topics import EphemeralTopics
 from aether_trio.delivery.rates import Rates
 from aether_trio.model.clock import Clock
 from aether_trio.model.errors import AetherError, Code
@@ -28,9 +28,13 @@ class ProgressService:
     """Handles the `progress` operation. `reported` is told of each report that was published."""
 
     def __init__(
-        self, lanes: Lanes, rates: Rates, clock: Clock, reported: Callable[[Session, pb.ProgressReport], None]
+        self,
+        ephemeral_topics: EphemeralTopics,
+        rates: Rates,
+        clock: Clock,
+        reported: Callable[[Session, pb.ProgressReport], None],
     ) -> None:
-        self._lanes = lanes
+        self._ephemeral_topics = ephemeral_topics
         self._rates = rates
         self._clock = clock
         self._reported = reported
@@ -46,7 +50,7 @@ class ProgressService:
             raise AetherError(
                 Code.PAYLOAD_TOO_LARGE, f"the report has {size} bytes; at most {MAX_REPORT_BYTES} are allowed"
             )
-        lane = self._lane(session, report.recipient)
+        ephemeral_topic = self._ephemeral_topic(session, report.recipient)
         update = pb.ProgressUpdate(
             source=identity.topic,
             task_id=report.task_id,
@@ -61,12 +65,12 @@ class ProgressService:
             recipient=report.recipient,
             kind=report.kind,
         )
-        self._lanes.publish(lane, identity.topic, report.recipient, encode_progress(update))
+        self._ephemeral_topics.publish(ephemeral_topic, identity.topic, report.recipient, encode_progress(update))
         self._reported(session, report)
         return NO_ANSWER
 
     @staticmethod
-    def _lane(session: Session, recipient: str) -> str:
+    def _ephemeral_topic(session: Session, recipient: str) -> str:
         if recipient:
             user_id = _user_of(recipient)
             if user_id is not None:

@@ -21,7 +21,7 @@ import trio
 from google.protobuf.message import DecodeError
 
 from aether_trio.delivery.counted_sends import CountedSends
-from aether_trio.delivery.ephemeral_topics import Lanes
+from aether_trio.delivery.ephemeral_topics import EphemeralTopics
 from aether_trio.delivery.outbox import OutboxLimits
 from aether_trio.delivery.rates import Rates
 from aether_trio.delivery.receipts import Receipts
@@ -79,7 +79,7 @@ class Parts:
     outbox_limits: OutboxLimits
     log: TopicLog
     publishers: PublisherStore
-    lanes: Lanes
+    ephemeral_topics: EphemeralTopics
     groups: WorkGroups
     rates: Rates
     router: Router
@@ -300,7 +300,7 @@ class SessionServer:
         session.reaches_everything = admitted.everywhere
         session.token = admitted.token
         session.lineage = admitted.lineage
-        if link.peer.lane != "framed":  # which has numbers and credit of its own
+        if link.peer.transport != "framed":  # which has numbers and credit of its own
             if claim.counts_sends:
                 session.count_sends(CountedSends(parts.log, session.outbox))
             if claim.credit is not None:
@@ -316,7 +316,7 @@ class SessionServer:
             identity,
             session.outbox,
             parts.log,
-            parts.lanes,
+            parts.ephemeral_topics,
             parts.groups,
             nursery,
             session.told_of_gap,
@@ -464,7 +464,7 @@ def _shutting_down() -> StatusError:
 
 
 def _who(link: Link) -> str:
-    return f"not admitted yet, {link.peer.lane} from {link.peer.address}"
+    return f"not admitted yet, {link.peer.transport} from {link.peer.address}"
 
 
 def _rest_of(send: Send) -> pb.SendMessage:

@@ -76,11 +76,11 @@ class Session:
         "covers",
         "detached",
         "ending",
+        "ephemeral_behind",
         "finished",
         "history",
         "hold_epoch",
         "identity",
-        "lane_behind",
         "last_activity_ms",
         "leaves_when_idle",
         "leaving",
@@ -128,7 +128,7 @@ class Session:
         self.identity = identity
         self.session_id = session_id
         self.link = link
-        self.outbox = Outbox(link, outbox_limits, self.lane_dropped, self.cut, gate, self.failed, self.passed_over)
+        self.outbox = Outbox(link, outbox_limits, self.ephemeral_dropped, self.cut, gate, self.failed, self.passed_over)
         self.registry = registry
         self.requests = _UNLIMITED
         """The rate of its requests."""
@@ -154,7 +154,7 @@ class Session:
         self.subscriptions: Subscriptions | None = None
         self.nursery: trio.Nursery | None = None
         self.ending: StatusError | None = None
-        self.lane_behind = False
+        self.ephemeral_behind = False
         self.acknowledged = False
         self.leaving: StatusError | None = None
         """Its client was asked to go elsewhere, and this is how it ends if the client does not end it."""
@@ -192,7 +192,7 @@ class Session:
     def who(self) -> str:
         """The session for logs: identity, session id, transport and address."""
         peer = self.link.peer
-        return f"{self.identity.text}, session {self.session_id}, {peer.lane} from {peer.address}"
+        return f"{self.identity.text}, session {self.session_id}, {peer.transport} from {peer.address}"
 
     @property
     def workspace(self) -> str:
@@ -245,11 +245,11 @@ class Session:
         self.counted = counted
         self.sender.author = counted
 
-    def lane_dropped(self) -> None:
+    def ephemeral_dropped(self) -> None:
         """Ephemeral updates were dropped: say so, once."""
-        if not self.lane_behind:
-            self.lane_behind = True
-            self.outbox.put_control(_lane_notice())
+        if not self.ephemeral_behind:
+            self.ephemeral_behind = True
+            self.outbox.put_control(_ephemeral_notice())
 
     def told_of_gap(self, topic: str, count: int) -> None:
         """Retention was faster than this client: say what is missing."""
@@ -292,7 +292,7 @@ class Session:
         """Let the client go elsewhere: the session ends with UNAVAILABLE, unless its client ends it before.
 
         It is given nothing new to work on. What it sent before it could know is served first, if it is on its way for no longer than
-        `within_s`: on a lane that tells clients to go, until they have; on the others, for a round trip. Never blocks.
+        `within_s`: on a transport that tells clients to go, until they have; on the others, for a round trip. Never blocks.
         """
         if not self.acknowledged or self.detached or self.nursery is None:
             self.end(Status.UNAVAILABLE, reason, signal)
@@ -414,7 +414,7 @@ _NOBODY = _Nobody()
 
 
 @lru_cache(maxsize=1)
-def _lane_notice() -> bytes:
+def _ephemeral_notice() -> bytes:
     error = AetherError(
         Code.BACKPRESSURE, "this client reads too slowly: the oldest progress updates are being dropped"
     )

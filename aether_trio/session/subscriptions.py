@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import trio
 
 from aether_trio.delivery.catchup import CatchUp
-from aether_trio.delivery.ephemeral_topics import LaneListener, Lanes
+from aether_trio.delivery.ephemeral_topics import EphemeralListener, EphemeralTopics
 from aether_trio.delivery.outbox import Outbox
 from aether_trio.delivery.subscription import Subscription
 from aether_trio.log.topic_log import TopicLog
@@ -37,11 +37,11 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Durable topics, a work group to join, and ephemeral lanes."""
+    """Durable topics, a work group to join, and ephemeral topics."""
 
     topics: tuple[Wanted, ...] = ()
     group: str | None = None
-    lanes: tuple[str, ...] = ()
+    ephemeral_topics: tuple[str, ...] = ()
 
 
 def plan_for(identity: Identity) -> Plan:
@@ -50,7 +50,7 @@ def plan_for(identity: Identity) -> Plan:
     match identity.kind:
         case Kind.AGENT:
             everyone = Wanted(topics.agents_of(identity.workspace), named=False)
-            return Plan((own, everyone), lanes=(topics.progress_of(identity.workspace),))
+            return Plan((own, everyone), ephemeral_topics=(topics.progress_of(identity.workspace),))
         case Kind.UNIQUE_TASK | Kind.SERVICE | Kind.BRIDGE | Kind.WORKFLOW_ENGINE | Kind.METRICS_BRIDGE:
             return Plan((own,))
         case Kind.TASK:
@@ -59,7 +59,7 @@ def plan_for(identity: Identity) -> Plan:
             return Plan((Wanted(identity.topic, named=False, from_oldest=True),), group=group)
         case Kind.USER:
             everywhere = Wanted(topics.user_everywhere(identity.user_id), named=True)
-            return Plan((own, everywhere), lanes=(topics.progress_of_user(identity.user_id),))
+            return Plan((own, everywhere), ephemeral_topics=(topics.progress_of_user(identity.user_id),))
         case Kind.ORCHESTRATOR:
             return Plan()
 
@@ -71,7 +71,7 @@ def plan_for_workspace(user_id: str, workspace: str) -> Plan:
             Wanted(topics.users_of(workspace), named=False),
             Wanted(topics.user_in(user_id, workspace), named=True),
         ),
-        lanes=(topics.progress_of(workspace),),
+        ephemeral_topics=(topics.progress_of(workspace),),
     )
 
 
@@ -79,7 +79,7 @@ def plan_for_workspace(user_id: str, workspace: str) -> Plan:
 class _Open:
     subscriptions: list[Subscription] = field(default_factory=list)
     member: Worker | None = None
-    lanes: tuple[str, ...] = ()
+    ephemeral_topics: tuple[str, ...] = ()
     pinned: list[TopicState] = field(default_factory=list)
 
 
@@ -91,8 +91,8 @@ class Subscriptions:
         "_base",
         "_catchup",
         "_closed",
+        "_ephemeral_topics",
         "_identity",
-        "_lanes",
         "_listener",
         "_log",
         "_on_work_lost",
@@ -106,7 +106,7 @@ class Subscriptions:
         identity: Identity,
         outbox: Outbox,
         log: TopicLog,
-        lanes: Lanes,
+        ephemeral_topics: EphemeralTopics,
         groups: WorkGroups,
         nursery: trio.Nursery,
         on_gap: Callable[[str, int], None],
@@ -115,10 +115,10 @@ class Subscriptions:
         self._identity = identity
         self._outbox = outbox
         self._log = log
-        self._lanes = lanes
+        self._ephemeral_topics = ephemeral_topics
         self.groups = groups
         self._on_work_lost = on_work_lost
-        self._listener: LaneListener | None = None
+        self._listener: EphemeralListener | None = None
         self._catchup = CatchUp(
             log, outbox, nursery, lambda subscription, count: on_gap(subscription.state.name, count)
         )
@@ -134,7 +134,7 @@ class Subscriptions:
         Raises StorageUnavailable.
         """
         consumer = self._identity.text
-        await self._lanes.expect(plan.lanes)
+        await self._ephemeral_topics.expect(plan.ephemeral_topics)
         found = await self._log.warm([(one.topic, consumer if one.named else None) for one in plan.topics])
         pinned = [state for state, _ in found]
         try:
@@ -149,7 +149,7 @@ class Subscriptions:
             if self._closed:  # while the log was being read
                 self._log.unpin(pinned)
                 return _Open()
-            opened = _Open(lanes=plan.lanes, pinned=pinned)
+            opened = _Open(ephemeral_topics=plan.ephemeral_topics, pinned=pinned)
             for wanted, (state, cursor) in zip(plan.topics, found, strict=True):
                 # A takeover moves the cursor while this session is being prepared.
                 latest = self._log.cursors.unwritten(state, consumer) if wanted.named else None
@@ -169,10 +169,10 @@ class Subscriptions:
                 subscription.open()
             if group is not None:
                 opened.member = self.groups.join(group, self._outbox, self._on_work_lost)
-            for lane in plan.lanes:
+            for ephemeral_topic in plan.ephemeral_topics:
                 if self._listener is None:
-                    self._listener = LaneListener(self._identity.text, self._identity.topic, self._outbox)
-                self._lanes.listen(lane, self._listener)
+                    self._listener = EphemeralListener(self._identity.text, self._identity.topic, self._outbox)
+                self._ephemeral_topics.listen(ephemeral_topic, self._listener)
             return opened
 
         return open_all
@@ -253,5 +253,5 @@ class Subscriptions:
             opened.member.leave()
         self._log.unpin(opened.pinned)
         if self._listener is not None:
-            for lane in opened.lanes:
-                self._lanes.unlisten(lane, self._listener)
+            for ephemeral_topic in opened.ephemeral_topics:
+                self._ephemeral_topics.unlisten(ephemeral_topic, self._listener)

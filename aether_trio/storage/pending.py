@@ -5,7 +5,7 @@ written. Whoever hands the session's identity to a successor asks here.
 
     IN_NAME_OF.set(pending)  ──▶  database.run(...)  ──▶  began ... over        when it is known that it is committed, or never will be
 
-Only an engine with several lanes counts (postgres.py): in SQLite a successor's programs are queued behind those of its predecessor.
+Only an engine with several topics counts (postgres.py): in SQLite a successor's programs are queued behind those of its predecessor.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class MemoryLink:
                 return ()
             self._news = trio.Event()
             await self._news.wait()
-        # No checkpoint here: like a socket's lane, a batch that has woken its reader is handed over though it is cancelled.
+        # No checkpoint here: like a socket's transport, a batch that has woken its reader is handed over though it is cancelled.
         batch = tuple(self._upstream)
         self._upstream.clear()
         return batch

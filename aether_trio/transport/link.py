@@ -1,6 +1,6 @@
-"""The Link seam: one participant's stream, whatever lane carries it.
+"""The Link seam: one participant's stream, whatever transport carries it.
 
-The session reads batches of upstream messages and *offers* downstream bytes; it never pushes them. A lane pulls when
+The session reads batches of upstream messages and *offers* downstream bytes; it never pushes them. A transport pulls when
 its flow-control window and its socket have room, so a slow peer's backlog stays in one place, the session's outbox,
 where it is bounded and may be replaced by a catch-up read from the log.
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 Upstream: TypeAlias = UpstreamMessage | Send
-"""A lane with a frame of its own for sends hands them on as they came."""
+"""A transport with a frame of its own for sends hands them on as they came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +43,15 @@ class PeerCertificate:
 class Peer:
     """Who is at the other end, as far as the transport knows.
 
-    `address` is "host:port"; `lane` is "grpc", "framed", "websocket" or "memory"; `metadata` has lower-case keys.
+    `address` is "host:port"; `transport` is "grpc", "framed", "websocket" or "memory"; `metadata` has lower-case keys.
     """
 
     address: str
-    lane: str
+    transport: str
     certificate: PeerCertificate | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     publisher: bytes | None = None
-    """Whose sequence numbers this client's sends bear, if they bear any that outlast the connection (framed lane)."""
+    """Whose sequence numbers this client's sends bear, if they bear any that outlast the connection (framed transport)."""
 
 
 class LinkBroken(Exception):
@@ -69,7 +69,7 @@ class FrameSource(Protocol):
         ...
 
     def pull_control(self, max_bytes: int) -> list[bytes]:
-        """`pull`, of answers and signals alone. A lane that tells kinds apart uses these three instead of `pull`."""
+        """`pull`, of answers and signals alone. A transport that tells kinds apart uses these three instead of `pull`."""
         ...
 
     def pull_deliveries(
@@ -81,7 +81,7 @@ class FrameSource(Protocol):
         """
         ...
 
-    def pull_lane(self, max_bytes: int) -> list[bytes]:
+    def pull_ephemeral(self, max_bytes: int) -> list[bytes]:
         """`pull`, of ephemeral updates alone."""
         ...
 
@@ -91,7 +91,7 @@ class FrameSource(Protocol):
 
     control_bytes: int
     delivery_bytes: int
-    lane_bytes: int
+    ephemeral_bytes: int
     """What each kind has waiting."""
 
     receipts: Receipts | None
@@ -159,12 +159,12 @@ class Link(Protocol):
         ...
 
     async def round_trip(self) -> None:
-        """Wait until all has come that the peer sent before it could know that it is to go; bounded in time by the lane.
+        """Wait until all has come that the peer sent before it could know that it is to go; bounded in time by the transport.
 
-        For ever on a lane whose peer is told to go, finishes what it has begun, and ends its side.
+        For ever on a transport whose peer is told to go, finishes what it has begun, and ends its side.
         """
         ...
 
     async def close(self, status: Status, message: str = "") -> None:
-        """End the stream with a status, after what was pulled already. Idempotent; bounded in time by the lane."""
+        """End the stream with a status, after what was pulled already. Idempotent; bounded in time by the transport."""
         ...

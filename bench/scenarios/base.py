@@ -39,8 +39,8 @@ class Scenario:
     own_server: ClassVar[bool] = False
     """The scenario brings what it measures and needs no gateway."""
 
-    one_lane: ClassVar[bool] = False
-    """What it costs is behind the lanes."""
+    one_transport: ClassVar[bool] = False
+    """What it costs is behind the transports."""
 
     cluster: ClassVar[Shape | None] = None
     """The gateways that it needs, when one is not enough."""

@@ -19,7 +19,7 @@ class ConnectStorm(Scenario):
     """New agents, each with an identity never seen before, as fast as the server acknowledges them."""
 
     name = "connect"
-    doc = "connect storm: TCP, the lane's opening, Init, ack, clean end; 32 handshakes in flight"
+    doc = "connect storm: TCP, the transport's opening, Init, ack, clean end; 32 handshakes in flight"
     unit = "connection"
 
     def prepare(self) -> None:

@@ -36,7 +36,7 @@ class Enqueue(Scenario):
         for sender in self.senders:
             sender.handler = self._answered
         self.prefixes = [
-            world.lane.publication_prefix(world.topic("absent", n), self.options.payload) for n in range(SENDERS)
+            world.transport.publication_prefix(world.topic("absent", n), self.options.payload) for n in range(SENDERS)
         ]
         self.filler = filler(self.options.payload)
         self.sent = [0] * SENDERS
@@ -76,7 +76,7 @@ class Enqueue(Scenario):
     def finish(self) -> None:
         """See `Scenario.finish`: catch up and compare."""
         world = self.world
-        self.reader = PayloadReader(world.lane.payload_at)
+        self.reader = PayloadReader(world.transport.payload_at)
         world.on_greeted = self._listen
         probe = world.probe
         cpu, start = _cpu(probe), perf_counter()

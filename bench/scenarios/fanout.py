@@ -28,11 +28,11 @@ class FanOut(Scenario):
         """See `Scenario.prepare`."""
         world = self.world
         self.size = self.options.fanout[self.position]
-        self.reader = PayloadReader(world.lane.payload_at)
+        self.reader = PayloadReader(world.transport.payload_at)
         self.receivers = world.agents("listener", self.size)
         init = wire.service_init("speaker", world.workspace, self.options.credentials)
         (self.sender,) = world.open([init], "speaker")
-        self.prefix = world.lane.publication_prefix(f"ga::{world.workspace}", self.options.payload)
+        self.prefix = world.transport.publication_prefix(f"ga::{world.workspace}", self.options.payload)
         self.filler = filler(self.options.payload)
         self.ledgers = [Ledger() for _ in range(self.size)]
         self.remaining: dict[int, int] = {}

@@ -23,12 +23,12 @@ class Routed(Scenario):
     def prepare(self) -> None:
         """See `Scenario.prepare`."""
         world, pairs = self.world, self.options.pairs
-        self.reader = PayloadReader(world.lane.payload_at)
+        self.reader = PayloadReader(world.transport.payload_at)
         receivers_at, senders_at = self.places()
         self.receivers = world.agents("receiver", pairs, places=receivers_at)
         self.senders = world.agents("sender", pairs, places=senders_at)
         self.prefixes = [
-            world.lane.publication_prefix(world.topic("receiver", n), self.options.payload) for n in range(pairs)
+            world.transport.publication_prefix(world.topic("receiver", n), self.options.payload) for n in range(pairs)
         ]
         self.filler = filler(self.options.payload)
         self.ledgers = [Ledger() for _ in range(pairs)]

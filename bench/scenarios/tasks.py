@@ -35,7 +35,7 @@ class Cycle(Scenario):
     name = "tasks-cycle"
     doc = "a task from create to completed: 20 creators with 4 on their way each, 20 workers of one pool"
     unit = "cycle"
-    one_lane = True
+    one_transport = True
 
     def prepare(self) -> None:
         """See `Scenario.prepare`."""

@@ -26,7 +26,7 @@ class Children(Scenario):
     name = "tasks-children"
     doc = "tasks of 2 creators with 16 on their way each, by turns without a parent and with the same one"
     unit = "task"
-    one_lane = True
+    one_transport = True
 
     def prepare(self) -> None:
         """See `Scenario.prepare`."""

@@ -1,4 +1,4 @@
-"""The ways a user may be connected, by the name that `--lane` takes. Needs gevent with everything patched."""
+"""The ways a user may be connected, by the name that `--transport` takes. Needs gevent with everything patched."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from loadtests.links.base import Ended, Link, Opening
 __all__ = ["Ended", "Link", "Opening", "opener"]
 
 
-def opener(lane: str) -> Callable[[Opening], Link]:
-    """What connects one user; imports only what that lane needs. A link is made unconnected: call `open`."""
-    if lane == "framed":
+def opener(transport: str) -> Callable[[Opening], Link]:
+    """What connects one user; imports only what that transport needs. A link is made unconnected: call `open`."""
+    if transport == "framed":
         from loadtests.links.framed import FramedLink
 
         return FramedLink
-    if lane == "websocket":
+    if transport == "websocket":
         from loadtests.links.websocket import WebSocketLink
 
         return WebSocketLink
-    if lane == "grpc-raw":
+    if transport == "grpc-raw":
         from loadtests.links.grpc_raw import RawGrpcLink
 
         return RawGrpcLink

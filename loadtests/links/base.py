@@ -1,4 +1,4 @@
-"""What every lane gives a user: one connection that blocks as gevent does.
+"""What every transport gives a user: one connection that blocks as gevent does.
 
 Life: `open` (until the gateway's ack), then `receive` again and again by one greenlet while any other may `publish`, until
 `receive` raises Ended. `leave` asks for a clean end, `cut` breaks the connection; both make `receive` raise Ended, and
@@ -49,7 +49,7 @@ class Unsettled(NamedTuple):
 
 @dataclass(slots=True)
 class Outbox:
-    """What one user has published: kept over its connections, so that a lane with acknowledgements can repeat it."""
+    """What one user has published: kept over its connections, so that a transport with acknowledgements can repeat it."""
 
     publisher: bytes
     next_seq: int = 1

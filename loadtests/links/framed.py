@@ -1,4 +1,4 @@
-"""The framed lane: our own codec on a gevent socket, with acknowledged sends and acknowledged deliveries."""
+"""The framed transport: our own codec on a gevent socket, with acknowledged sends and acknowledged deliveries."""
 
 from __future__ import annotations
 

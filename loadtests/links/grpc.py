@@ -1,4 +1,4 @@
-"""The gRPC lane: grpcio with its gevent support, one call per user, messages as bytes laid by hand.
+"""The gRPC transport: grpcio with its gevent support, one call per user, messages as bytes laid by hand.
 
 `streams` users share a channel, which is one TCP connection. Under gevent grpcio waits for each channel in a thread of
 gevent's pool of ten, up to 0.2 s at a time, so with more channels than threads messages wait for their turn. Messages go

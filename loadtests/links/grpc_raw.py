@@ -1,15 +1,15 @@
-"""The gRPC lane without a gRPC library: the bench's codec, which lays HTTP/2 by hand, on a gevent socket.
+"""The gRPC transport without a gRPC library: the bench's codec, which lays HTTP/2 by hand, on a gevent socket.
 
 What the gateway sees is the same as from grpcio, one connection and one call for each user; what the load pays is a tenth.
 """
 
 from __future__ import annotations
 
-from bench.lanes.grpc import GrpcLane
+from bench.transports.grpc import GrpcTransport
 from loadtests.links.base import EOF, OK, Ended, Link, Opening, init_bytes
 from loadtests.links.tcp import Tcp
 
-_LANE = GrpcLane()
+_TRANSPORT = GrpcTransport()
 
 
 def code_of(status: str) -> str:
@@ -28,7 +28,7 @@ class RawGrpcLink(Link):
     def __init__(self, opening: Opening) -> None:
         super().__init__(opening)
         host = f"[{opening.host}]" if ":" in opening.host else opening.host
-        self._codec = _LANE.codec(f"{host}:{opening.port}")
+        self._codec = _TRANSPORT.codec(f"{host}:{opening.port}")
         self._tcp: Tcp | None = None
         self._early: list[bytes] = []
 

@@ -1,4 +1,4 @@
-"""The WebSocket lane: wsproto on a gevent socket, subprotocol aether.v1.proto (one binary message, one protobuf message)."""
+"""The WebSocket transport: wsproto on a gevent socket, subprotocol aether.v1.proto (one binary message, one protobuf message)."""
 
 from __future__ import annotations
 

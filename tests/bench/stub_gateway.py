@@ -1,8 +1,8 @@
 """A gateway of a few lines to try the bench against: other stacks than ours, and faults on order.
 
-`python -m tests.bench.stub_gateway --ready-file F [--lane L] [--lose N] [--repeat N] [--refuse N] [--forget N]` loses,
+`python -m tests.bench.stub_gateway --ready-file F [--transport L] [--lose N] [--repeat N] [--refuse N] [--forget N]` loses,
 repeats or refuses the N-th message it is sent and every N-th after it, and forgets one acknowledgement. gRPC is served
-by grpcio, the other lanes by `stub_lanes`. Offline messages stay in memory. Ends on SIGTERM.
+by grpcio, the other transports by `stub_transports`. Offline messages stay in memory. Ends on SIGTERM.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import grpc.aio
 
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.bench import stub_lanes
+from tests.bench import stub_transports
 
 
 class Stub:
@@ -33,9 +33,9 @@ class Stub:
         self.sends = 0
 
     async def connect(
-        self, requests: AsyncIterator[pb.UpstreamMessage], context: grpc.aio.ServicerContext | stub_lanes.Context
+        self, requests: AsyncIterator[pb.UpstreamMessage], context: grpc.aio.ServicerContext | stub_transports.Context
     ) -> AsyncIterator[pb.DownstreamMessage]:
-        """The one RPC; on a lane with acknowledgements, with an empty message behind what each send has caused."""
+        """The one RPC; on a transport with acknowledgements, with an empty message behind what each send has caused."""
         init = (await anext(requests)).init
         kind = init.WhichOneof("client_type")
         if kind == "agent":
@@ -50,7 +50,7 @@ class Stub:
         yield pb.DownstreamMessage(config=pb.ConfigSnapshot())
         for message in self.stored.pop(topic, ()):
             yield message
-        acknowledged = isinstance(context, stub_lanes.Context) and context.acknowledged
+        acknowledged = isinstance(context, stub_transports.Context) and context.acknowledged
         reader = asyncio.create_task(self._read(requests, topic, queue, acknowledged))
         while (message := await queue.get()) is not None:
             yield message
@@ -101,8 +101,8 @@ class Stub:
 async def main(options: argparse.Namespace) -> None:
     """Serve until SIGTERM."""
     stub = Stub(options)
-    if options.lane != "grpc":
-        await until_told(await stub_lanes.serve(options.lane, stub.connect), options.ready_file)
+    if options.transport != "grpc":
+        await until_told(await stub_transports.serve(options.transport, stub.connect), options.ready_file)
         return
     handler = grpc.stream_stream_rpc_method_handler(
         stub.connect, pb.UpstreamMessage.FromString, pb.DownstreamMessage.SerializeToString
@@ -131,7 +131,7 @@ def arguments() -> argparse.Namespace:
     """Those of the real gateway that the bench passes are accepted."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--ready-file", type=Path, required=True)
-    parser.add_argument("--lane", choices=("grpc", "framed", "websocket"), default="grpc")
+    parser.add_argument("--transport", choices=("grpc", "framed", "websocket"), default="grpc")
     for fault in ("--lose", "--repeat", "--refuse", "--forget"):
         parser.add_argument(fault, type=int, default=0)
     parser.add_argument("--refuse-all", action="store_true")

@@ -31,9 +31,9 @@ def test_a_family_is_named_as_a_whole_or_in_part() -> None:
     assert not set(cluster) & set(SCENARIOS)
 
 
-def test_a_cluster_is_measured_on_the_first_lane() -> None:
+def test_a_cluster_is_measured_on_the_first_transport() -> None:
     plan = runner.planned(cli.choose(["kv", "cluster-1"]), ("framed", "grpc"))
-    assert [(scenario.name, lane) for scenario, lane in plan] == [
+    assert [(scenario.name, transport) for scenario, transport in plan] == [
         ("kv", "framed"),
         ("kv", "grpc"),
         ("cluster-1", "framed"),
@@ -59,8 +59,8 @@ def test_sizes_come_from_arguments_then_quick_then_defaults() -> None:
         ["--seconds", "-1"],
         ["--fanout", "3"],
         ["--compare", "missing.json"],
-        ["--lane", "smoke-signals"],
-        ["--lane", "grpc,"],
+        ["--transport", "smoke-signals"],
+        ["--transport", "grpc,"],
         ["report", "missing.json"],
     ],
 )
@@ -71,17 +71,17 @@ def test_wrong_arguments_end_with_2(arguments: list[str], capsys: pytest.Capture
     assert "error:" in capsys.readouterr().err
 
 
-def test_lanes_are_the_main_ones_or_those_that_are_named() -> None:
-    def lanes(*arguments: str) -> Any:
-        return cli.parser().parse_args(arguments).lane
+def test_transports_are_the_main_ones_or_those_that_are_named() -> None:
+    def transports(*arguments: str) -> Any:
+        return cli.parser().parse_args(arguments).transport
 
-    assert lanes() == lanes("--lane", "all") == ("grpc", "framed", "websocket")
-    assert lanes("--lane", "framed-acks,grpc,framed-acks") == ("framed-acks", "grpc")
+    assert transports() == transports("--transport", "all") == ("grpc", "framed", "websocket")
+    assert transports("--transport", "framed-acks,grpc,framed-acks") == ("framed-acks", "grpc")
 
 
-def test_what_needs_no_gateway_runs_once_and_the_lanes_of_a_scenario_follow_each_other() -> None:
+def test_what_needs_no_gateway_runs_once_and_the_transports_of_a_scenario_follow_each_other() -> None:
     plan = runner.planned(cli.choose(["raw-echo", "kv", "idle"]), ("framed", "grpc"))
-    assert [results.name_of(lane, scenario.name) for scenario, lane in plan] == [
+    assert [results.name_of(transport, scenario.name) for scenario, transport in plan] == [
         "raw-echo",
         "framed/idle",
         "idle",
@@ -154,7 +154,7 @@ def test_files_of_another_kind_are_refused(text: str, tmp_path: Path) -> None:
         results.read(path)
 
 
-def test_each_lane_has_its_own_profile(tmp_path: Path) -> None:
+def test_each_transport_has_its_own_profile(tmp_path: Path) -> None:
     chosen = ServerOptions(profile=tmp_path / "out.prof")
     assert str(tmp_path / "out.framed-kv.prof") in command(chosen, "framed/kv", tmp_path)
 

@@ -9,21 +9,21 @@ from hypothesis import strategies as st
 from aether_trio.wire import framing as fr
 from aether_trio.wire.pb import aether_pb2 as pb
 from bench import wire
-from bench.lanes import LANES
-from bench.lanes.framed import FramedCodec
+from bench.transports import TRANSPORTS
+from bench.transports.framed import FramedCodec
 
 TOPIC = "ag::bench::receiver::0"
 INIT = wire.agent_init("bench", "sender", "0", {})
 ACK = pb.DownstreamMessage(connection_ack=pb.ConnectionAck(session_id="s")).SerializeToString()
-PREFIX = LANES["framed"].publication_prefix(TOPIC, 5)
+PREFIX = TRANSPORTS["framed"].publication_prefix(TOPIC, 5)
 
 
 class Gateway:
     """The gateway's side of one connection, with a codec as the client."""
 
-    def __init__(self, lane: str = "framed", *, window: int = 4096, accept: bool = True) -> None:
+    def __init__(self, transport: str = "framed", *, window: int = 4096, accept: bool = True) -> None:
         self.framing = fr.Connection(fr.Role.SERVER)
-        codec = LANES[lane].codec("127.0.0.1:1")
+        codec = TRANSPORTS[transport].codec("127.0.0.1:1")
         assert isinstance(codec, FramedCodec)
         self.codec = codec
         self.window = window
@@ -59,9 +59,9 @@ def delivery(payload: bytes) -> bytes:
     return pb.DownstreamMessage(msg=pb.IncomingMessage(source_topic=TOPIC, payload=payload)).SerializeToString()
 
 
-@pytest.mark.parametrize(("lane", "acks"), [("framed", False), ("framed-acks", True)])
-def test_the_opening_says_what_the_variant_does(lane: str, acks: bool) -> None:
-    gateway = Gateway(lane, accept=False)
+@pytest.mark.parametrize(("transport", "acks"), [("framed", False), ("framed-acks", True)])
+def test_the_opening_says_what_the_variant_does(transport: str, acks: bool) -> None:
+    gateway = Gateway(transport, accept=False)
     assert gateway.events == [fr.ClientHello(agent="aether-bench", delivery_acks=acks)]
 
 
@@ -213,4 +213,4 @@ def test_a_goaway_is_remembered() -> None:
 )
 def test_another_protocol_is_no_gateway(data: bytes) -> None:
     with pytest.raises(ValueError, match="no framing"):
-        LANES["framed"].codec("127.0.0.1:1").receive(data)
+        TRANSPORTS["framed"].codec("127.0.0.1:1").receive(data)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.lanes.grpc import PATH, PREFACE, STREAM, GrpcCodec, GrpcLane, frame
+from bench.transports.grpc import PATH, PREFACE, STREAM, GrpcCodec, GrpcTransport, frame
 
 AUTHORITY = "127.0.0.1:50051"
 
@@ -26,7 +26,7 @@ class Server:
         self.h2.initiate_connection()
         if initial_window != 65_535:
             self.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: initial_window})
-        self.codec = GrpcLane().codec(AUTHORITY)
+        self.codec = GrpcTransport().codec(AUTHORITY)
         self.received = b""
         self.events: list[h2.events.Event] = []
         self.messages: list[bytes] = []
@@ -69,7 +69,7 @@ def test_the_opening_is_a_grpc_request() -> None:
         "content-type": "application/grpc",
         "user-agent": "aether-bench",
     }
-    assert GrpcLane().codec(AUTHORITY).take().startswith(PREFACE)
+    assert GrpcTransport().codec(AUTHORITY).take().startswith(PREFACE)
 
 
 def test_receive_windows_are_as_wide_as_they_get() -> None:
@@ -180,7 +180,7 @@ def test_a_reset_and_a_goaway_are_reported() -> None:
     server.down()
     assert server.codec.ended
     assert server.codec.status() == "reset with HTTP/2 error 8"
-    codec = GrpcLane().codec(AUTHORITY)
+    codec = GrpcTransport().codec(AUTHORITY)
     codec.receive(hf.GoAwayFrame(0, error_code=11, additional_data=b"calm").serialize())
     assert codec.status() == "GOAWAY 11 calm"
 
@@ -189,7 +189,7 @@ def test_headers_may_be_padded_prioritised_and_continued() -> None:
     block = b"\x88\x00\x0bgrpc-status\x010"
     first = hf.HeadersFrame(STREAM, data=block[:6], flags=["PADDED", "PRIORITY", "END_STREAM"], pad_length=3)
     last = hf.ContinuationFrame(STREAM, data=block[6:], flags=["END_HEADERS"])
-    codec = GrpcLane().codec(AUTHORITY)
+    codec = GrpcTransport().codec(AUTHORITY)
     codec.receive(first.serialize())
     assert not codec.ended
     codec.receive(last.serialize())
@@ -198,14 +198,14 @@ def test_headers_may_be_padded_prioritised_and_continued() -> None:
 
 
 def test_compressed_messages_are_refused() -> None:
-    codec = GrpcLane().codec(AUTHORITY)
+    codec = GrpcTransport().codec(AUTHORITY)
     with pytest.raises(ValueError, match="compresses"):
         codec.receive(frame(0, 0, STREAM, prefixed(b"x", 1)))
 
 
 def test_credit_is_returned_before_the_window_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.lanes.grpc.TOP_UP_BYTES", 1000)
-    codec: GrpcCodec = GrpcLane().codec(AUTHORITY)
+    monkeypatch.setattr("bench.transports.grpc.TOP_UP_BYTES", 1000)
+    codec: GrpcCodec = GrpcTransport().codec(AUTHORITY)
     codec.take()
     codec.receive(frame(0, 0, STREAM, prefixed(bytes(995))))
     assert codec.take() == b"".join(

@@ -22,27 +22,36 @@ Start = Callable[..., list[str]]
 
 
 @pytest.fixture(params=["grpc", "framed", "websocket"])
-def lane(request: pytest.FixtureRequest) -> str:
-    """Each of the main lanes."""
+def transport(request: pytest.FixtureRequest) -> str:
+    """Each of the main transports."""
     return str(request.param)
 
 
 @pytest.fixture
 def stub(tmp_path: Path) -> Iterator[Start]:
-    """Start the stub gateway on a lane, with some faults; gives the arguments that aim the bench at it."""
+    """Start the stub gateway on a transport, with some faults; gives the arguments that aim the bench at it."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(lane: str, *faults: str) -> list[str]:
+    def start(transport: str, *faults: str) -> list[str]:
         ready = tmp_path / "stub.json"
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.bench.stub_gateway", "--lane", lane, "--ready-file", str(ready), *faults]
+            [
+                sys.executable,
+                "-m",
+                "tests.bench.stub_gateway",
+                "--transport",
+                transport,
+                "--ready-file",
+                str(ready),
+                *faults,
+            ]
         )
         started.append(process)
         while not ready.exists():
             assert process.poll() is None, "the stub did not start"
             time.sleep(0.01)
         found = json.loads(ready.read_text())
-        return ["--lane", lane, "--target", found["gateway"], "--pid", str(found["pid"])]
+        return ["--transport", transport, "--target", found["gateway"], "--pid", str(found["pid"])]
 
     yield start
     for process in started:
@@ -62,9 +71,9 @@ def bench(tmp_path: Path) -> Callable[..., tuple[int, dict[str, Any]]]:
     return run
 
 
-def test_every_scenario_measures_another_gateway(lane: str, stub: Start, bench: Callable[..., Any]) -> None:
-    status, results = bench(*stub(lane))
-    found = {name.removeprefix(f"{lane}/"): result for name, result in results.items()}
+def test_every_scenario_measures_another_gateway(transport: str, stub: Start, bench: Callable[..., Any]) -> None:
+    status, results = bench(*stub(transport))
+    found = {name.removeprefix(f"{transport}/"): result for name, result in results.items()}
     assert set(found) == set(SCENARIOS)
     assert {name: result["failed"] for name, result in found.items()} == dict.fromkeys(SCENARIOS, "")
     assert status == 0
@@ -75,7 +84,7 @@ def test_every_scenario_measures_another_gateway(lane: str, stub: Start, bench: 
     for name in ("routed-1", "routed-16", "paced", "enqueue"):
         checks = found[name]["checks"]
         assert checks["sent"] == checks["received"] > 0
-        assert found[name].get("ack_frames", 0) == (checks["sent"] if lane == "framed" else 0)
+        assert found[name].get("ack_frames", 0) == (checks["sent"] if transport == "framed" else 0)
     fanout = found["fanout-1000"]["checks"]
     assert fanout["received"] == 10 * fanout["sent"] > 0
     assert found["idle"]["checks"] == {"connections": 40}
@@ -110,8 +119,8 @@ def test_a_publication_that_is_never_acknowledged_fails_the_run(
     assert "never acknowledged" in found["framed/routed-1"]["failed"]
 
 
-def test_a_refusal_is_reported_by_its_code(lane: str, stub: Start, bench: Callable[..., Any]) -> None:
-    status, found = bench("routed-16", *stub(lane, "--refuse", "7"))
+def test_a_refusal_is_reported_by_its_code(transport: str, stub: Start, bench: Callable[..., Any]) -> None:
+    status, found = bench("routed-16", *stub(transport, "--refuse", "7"))
     (result,) = found.values()
     assert status == 1
     assert result["errors"]["ERR_RATE_LIMITED"] == result["checks"]["refused"] > 0
@@ -120,12 +129,13 @@ def test_a_refusal_is_reported_by_its_code(lane: str, stub: Start, bench: Callab
 
 
 @pytest.mark.parametrize(
-    ("lane", "words"), [("grpc", "gRPC status 7"), ("framed", "framed error 7"), ("websocket", "WebSocket close 4207")]
+    ("transport", "words"),
+    [("grpc", "gRPC status 7"), ("framed", "framed error 7"), ("websocket", "WebSocket close 4207")],
 )
 def test_a_refused_connection_tells_the_servers_reason(
-    lane: str, words: str, stub: Start, bench: Callable[..., Any]
+    transport: str, words: str, stub: Start, bench: Callable[..., Any]
 ) -> None:
-    status, found = bench("routed-1", *stub(lane, "--refuse-all"))
+    status, found = bench("routed-1", *stub(transport, "--refuse-all"))
     (result,) = found.values()
     assert status == 1
     assert f"{words} the stub lets nobody in" in result["failed"]
@@ -140,21 +150,25 @@ def test_a_target_without_a_process_gives_rates_only(stub: Start, bench: Callabl
 
 
 def test_nobody_listening_is_a_failure_not_a_wait(bench: Callable[..., Any]) -> None:
-    status, found = bench("kv", "--lane", "grpc", "--target", "127.0.0.1:1")
+    status, found = bench("kv", "--transport", "grpc", "--target", "127.0.0.1:1")
     assert status == 1
     assert "refused" in found["kv"]["failed"]
 
 
-def test_our_own_gateway_is_started_measured_and_ended_on_every_lane(bench: Callable[..., Any], tmp_path: Path) -> None:
+def test_our_own_gateway_is_started_measured_and_ended_on_every_transport(
+    bench: Callable[..., Any], tmp_path: Path
+) -> None:
     status, found = bench("connect", "idle", "routed-16", "--data-root", str(tmp_path))
     assert {name: result["failed"] for name, result in found.items()} == dict.fromkeys(found, "")
     assert status == 0
     assert list(found) == [
-        f"{lane}{name}" for name in ("connect", "idle", "routed-16") for lane in ("", "framed/", "websocket/")
+        f"{transport}{name}" for name in ("connect", "idle", "routed-16") for transport in ("", "framed/", "websocket/")
     ]
-    for lane in ("", "framed/", "websocket/"):
-        assert found[f"{lane}routed-16"]["checks"]["received"] == found[f"{lane}routed-16"]["checks"]["sent"] > 0
-        assert found[f"{lane}idle"]["checks"]["connections"] == 40
+    for transport in ("", "framed/", "websocket/"):
+        assert (
+            found[f"{transport}routed-16"]["checks"]["received"] == found[f"{transport}routed-16"]["checks"]["sent"] > 0
+        )
+        assert found[f"{transport}idle"]["checks"]["connections"] == 40
     assert found["framed/routed-16"]["ack_frames"] > 0
     assert not list(tmp_path.glob("aether-bench-*"))  # its data went with it
 
@@ -186,9 +200,9 @@ def test_a_cluster_is_never_another_gateway(bench: Callable[..., Any]) -> None:
     assert "--target is for one gateway" in found["cluster-1"]["failed"]
 
 
-@pytest.mark.parametrize("lane", ["grpc", "framed", "framed-acks", "websocket"])
-def test_absent_receivers_catch_up(lane: str, bench: Callable[..., Any], tmp_path: Path) -> None:
-    status, found = bench("enqueue", "--lane", lane, "--data-root", str(tmp_path))
+@pytest.mark.parametrize("transport", ["grpc", "framed", "framed-acks", "websocket"])
+def test_absent_receivers_catch_up(transport: str, bench: Callable[..., Any], tmp_path: Path) -> None:
+    status, found = bench("enqueue", "--transport", transport, "--data-root", str(tmp_path))
     (result,) = found.values()
     assert result["failed"] == ""
     assert status == 0
@@ -196,14 +210,16 @@ def test_absent_receivers_catch_up(lane: str, bench: Callable[..., Any], tmp_pat
 
 
 def test_a_gateway_that_does_not_start_says_why(bench: Callable[..., Any], tmp_path: Path) -> None:
-    status, found = bench("kv", "--lane", "grpc", "--server-arg=--no-such-option", "--data-root", str(tmp_path))
+    status, found = bench("kv", "--transport", "grpc", "--server-arg=--no-such-option", "--data-root", str(tmp_path))
     assert status == 1
     assert "before it was ready" in found["kv"]["failed"]
     assert "--no-such-option" in found["kv"]["failed"]
 
 
 def test_a_profile_is_written_for_each_scenario(bench: Callable[..., Any], tmp_path: Path) -> None:
-    status, _ = bench("kv", "--lane", "grpc", "--profile", str(tmp_path / "out.prof"), "--data-root", str(tmp_path))
+    status, _ = bench(
+        "kv", "--transport", "grpc", "--profile", str(tmp_path / "out.prof"), "--data-root", str(tmp_path)
+    )
     assert status == 0
     assert "function calls" in (tmp_path / "out.kv.txt").read_text()
     assert (tmp_path / "out.kv.prof").stat().st_size > 0

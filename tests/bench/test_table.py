@@ -39,7 +39,7 @@ def test_a_row_holds_each_figure_under_its_heading() -> None:
     routed, idle = table.rows(RESULTS)
     assert dict(zip(table.HEADINGS[:4], routed, strict=False)) == {
         "scenario": "routed-16",
-        "lane": "grpc",
+        "transport": "grpc",
         "rate /s": "12,346",
         "echoes": "1.99",
     }
@@ -74,7 +74,7 @@ def measured(echoes: float, **more: Any) -> dict[str, Any]:
     return RESULTS["scenarios"]["routed-16"] | {"echoes": {"best": echoes, "mean": 9.0}} | more
 
 
-def test_lanes_stand_side_by_side() -> None:
+def test_transports_stand_side_by_side() -> None:
     found = beside(
         raw_echo=measured(1.0),
         idle=measured(0.1, kib_per_connection=18.84),
@@ -88,12 +88,12 @@ def test_lanes_stand_side_by_side() -> None:
         ("kv", "7.00", "failed"),
     ]
     assert [row[:2] for row in table.rows(found)][1:3] == [("idle", "grpc"), ("idle", "framed")]
-    assert "| idle | 18.8 KiB | 9.0 KiB |\n| kv | 7.00 | failed |\n\n| scenario | lane |" in table.markdown(found)
+    assert "| idle | 18.8 KiB | 9.0 KiB |\n| kv | 7.00 | failed |\n\n| scenario | transport |" in table.markdown(found)
     shown = table.text(found).splitlines()
     assert [line.split() for line in shown if line.startswith("kv ")][-1] == ["kv", "7.00", "failed"]
 
 
-def test_one_lane_stands_alone() -> None:
+def test_one_transport_stands_alone() -> None:
     assert table.side_by_side(RESULTS) == []
     assert table.side_by_side(beside(raw_echo=measured(1.0), framed__kv=measured(7.0))) == []
 

@@ -63,11 +63,21 @@ def test_what_protobuf_writes_is_read() -> None:
     assert task_wire.read_created(failed.SerializeToString()) == ("r", b"", "no")
 
 
-@pytest.mark.parametrize("lane", ["grpc", "framed"])
-def test_a_small_run_adds_up(lane: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", ["grpc", "framed"])
+def test_a_small_run_adds_up(transport: str, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     names = ["tasks-idle", "tasks-cycle", "tasks-queued-1k"]
-    arguments = ["--quick", "--window", "0.1", "--queued", "30,300", "--data-root", str(tmp_path), "--lane", lane]
+    arguments = [
+        "--quick",
+        "--window",
+        "0.1",
+        "--queued",
+        "30,300",
+        "--data-root",
+        str(tmp_path),
+        "--transport",
+        transport,
+    ]
     assert cli.main([*names, *arguments, "--json", str(out)]) == 0
     found: dict[str, Any] = json.loads(out.read_text())["scenarios"]
     results = {name.rpartition("/")[2]: result for name, result in found.items()}
@@ -86,7 +96,7 @@ def test_a_small_run_adds_up(lane: str, tmp_path: Path) -> None:
 
 def test_a_small_run_makes_as_many_children_as_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.json"
-    arguments = ["--quick", "--window", "0.1", "--data-root", str(tmp_path), "--lane", "framed"]
+    arguments = ["--quick", "--window", "0.1", "--data-root", str(tmp_path), "--transport", "framed"]
     assert cli.main(["tasks-children", *arguments, "--json", str(out)]) == 0
     (result,) = json.loads(out.read_text())["scenarios"].values()
     checks = result["checks"]
@@ -96,10 +106,10 @@ def test_a_small_run_makes_as_many_children_as_others(tmp_path: Path, capsys: py
     assert "children take" in capsys.readouterr().out
 
 
-def test_the_family_is_all_of_them_and_runs_on_one_lane() -> None:
+def test_the_family_is_all_of_them_and_runs_on_one_transport() -> None:
     chosen = cli.choose(["tasks"])
     assert [one.name for one in chosen] == list(FAMILIES["tasks"])
-    assert all(one.one_lane for one in chosen)
+    assert all(one.one_transport for one in chosen)
 
 
 def test_a_queue_needs_a_gateway_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import wire
-from bench.lanes import LANES
-from bench.lanes.websocket import PATH, SUBPROTOCOL, WebSocketCodec, masked
+from bench.transports import TRANSPORTS
+from bench.transports.websocket import PATH, SUBPROTOCOL, WebSocketCodec, masked
 
 INIT = wire.agent_init("bench", "sender", "0", {})
 
@@ -20,7 +20,7 @@ class Server:
 
     def __init__(self, *, accept: bool = True) -> None:
         self.ws = wsproto.WSConnection(wsproto.ConnectionType.SERVER)
-        codec = LANES["websocket"].codec("127.0.0.1:1")
+        codec = TRANSPORTS["websocket"].codec("127.0.0.1:1")
         assert isinstance(codec, WebSocketCodec)
         self.codec = codec
         self.messages: list[bytes] = []

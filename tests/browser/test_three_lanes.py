@@ -1,4 +1,4 @@
-"""One port, three lanes at once, each by the real thing: the published SDK over gRPC, our client over the framing, and a window in Chromium."""
+"""One port, three transports at once, each by the real thing: the published SDK over gRPC, our client over the framing, and a window in Chromium."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ ATTACKS = 12
 LIMIT_S = 300.0
 
 
-async def test_attacks_on_every_lane_end_no_gateway(caplog: pytest.LogCaptureFixture) -> None:
+async def test_attacks_on_every_transport_end_no_gateway(caplog: pytest.LogCaptureFixture) -> None:
     history = History()
     async with open_test_gateway() as gateway:
         load: Any = SimpleNamespace(

@@ -88,7 +88,7 @@ class TestRefusals:
         fails(2, "unknown scheme 'http'", "bench", "http://127.0.0.1:1")
 
 
-def test_an_address_without_a_scheme_gets_the_framed_lanes(tmp_path: Path) -> None:
+def test_an_address_without_a_scheme_gets_the_framed_transports(tmp_path: Path) -> None:
     plain = Target("host", 1, None, False, None, None, None, 1.0)
     secret = Target("::1", 1, None, True, None, None, None, 1.0)
     assert address_of(plain, None) == "aether://host:1"

@@ -149,8 +149,8 @@ async def test_a_worker_that_dies_is_started_again_on_the_same_port(postgres_ser
             ephemeral=True, command=command, extra_args=("--set", "auth.allow_anonymous=true", "--set", "grpc.port=0")
         ) as gateway:
             (worker,) = gateway.ready["nodes"]
-            assert worker["lanes"]["framed"] == gateway.address
-            grpc = worker["lanes"]["grpc"]
+            assert worker["transports"]["framed"] == gateway.address
+            grpc = worker["transports"]["grpc"]
             assert grpc != gateway.address
             assert await exchange(gateway.address, b"first") == b"first"
             os.kill(worker["pid"], signal.SIGKILL)

@@ -36,7 +36,7 @@ def test_it_appears_whole_and_disappears(path: Path) -> None:
         "pid": os.getpid(),
         "gateway": "127.0.0.1:1",
         "ops": "",
-        "lanes": {"grpc": "127.0.0.1:1"},
+        "transports": {"grpc": "127.0.0.1:1"},
     }
     assert list(path.parent.iterdir()) == [path]
     ready.remove()

@@ -285,18 +285,18 @@ class TestRunning:
             assert str(tmp_path / "data") in text
             assert f"http://{process.ops_address}" in text
             assert f"aether sessions --gateway {process.address}" in text
-            assert "lanes gRPC, binary framing, WebSocket and HTTP\n" in text
+            assert "transports gRPC, binary framing, WebSocket and HTTP\n" in text
             assert f"page  http://{process.address}/" in text
 
-    def test_a_lane_with_a_port_of_its_own_is_told_with_its_address(self) -> None:
+    def test_a_transport_with_a_port_of_its_own_is_told_with_its_address(self) -> None:
         extra = ["--set", "websocket.port=0", "--set", "framed.enabled=false"]
         with start_gateway(ephemeral=True, extra_args=extra) as process:
-            lanes = json.loads((process._scratch / "ready.json").read_text())["lanes"]
-            assert set(lanes) == {"grpc", "websocket"}
-            assert lanes["grpc"] == process.address
+            transports = json.loads((process._scratch / "ready.json").read_text())["transports"]
+            assert set(transports) == {"grpc", "websocket"}
+            assert transports["grpc"] == process.address
             text = process.output()
-            assert f"lanes gRPC; WebSocket and HTTP on {lanes['websocket']}\n" in text
-            assert f"page  http://{lanes['websocket']}/" in text
+            assert f"transports gRPC; WebSocket and HTTP on {transports['websocket']}\n" in text
+            assert f"page  http://{transports['websocket']}/" in text
             Shell(process).out("sessions")
 
     def test_a_first_sigterm_drains_and_exits_with_0(self) -> None:
@@ -367,7 +367,7 @@ class TestRunning:
                     assert done.returncode == 0, (line, done)
                 assert ("SDK" in process.output()) is not tls
 
-    def test_a_taken_port_of_a_lane_is_named(self, gateway: GatewayProcess) -> None:
+    def test_a_taken_port_of_a_transport_is_named(self, gateway: GatewayProcess) -> None:
         port = gateway.address.rpartition(":")[2]
         with pytest.raises(GatewayFailed) as caught:
             start_gateway(ephemeral=True, extra_args=["--set", f"websocket.port={port}"])

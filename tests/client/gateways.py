@@ -27,7 +27,7 @@ QUICK = Retry(base_s=0.01, cap_s=0.2)
 
 @asynccontextmanager
 async def open_test_gateway(**changes: Mapping[str, Any]) -> AsyncIterator[Gateway]:
-    """All lanes on one free port of 127.0.0.1; every kind of participant may use WebSocket.
+    """All transports on one free port of 127.0.0.1; every kind of participant may use WebSocket.
 
     Its sockets and the threads of its databases do not stop a clock that jumps: on one, every limit is over at once.
     """

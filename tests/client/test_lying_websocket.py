@@ -101,16 +101,16 @@ async def test_what_comes_in_very_many_pieces_takes_no_more_than_its_bytes() -> 
                 tracemalloc.stop()
             await line.say(data[1:])
             await line.end()
-        lane = snapshot.filter_traces([tracemalloc.Filter(True, websocket.__file__)])
-        assert sum(one.size for one in lane.statistics("filename")) < 5_000
+        transport = snapshot.filter_traces([tracemalloc.Filter(True, websocket.__file__)])
+        assert sum(one.size for one in transport.statistics("filename")) < 5_000
 
 
-@pytest.mark.parametrize("lane", ["ws", "aether"])
+@pytest.mark.parametrize("transport", ["ws", "aether"])
 @pytest.mark.parametrize("options", [{"credit_messages": 2**62}, {"credit_bytes": 2**62}, {"credit_bytes": 1}])
-async def test_the_largest_and_the_smallest_credit_are_credit(lane: str, options: dict[str, int]) -> None:
+async def test_the_largest_and_the_smallest_credit_are_credit(transport: str, options: dict[str, int]) -> None:
     async with open_test_gateway() as gateway:
         with trio.fail_after(WAIT_S):
-            async with agent(f"{lane}://{gateway.address}", "a", **options) as a:
+            async with agent(f"{transport}://{gateway.address}", "a", **options) as a:
                 for number in range(5):
                     await a.send(a.topic, str(number))
                 async for message in a:

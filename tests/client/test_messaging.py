@@ -1,4 +1,4 @@
-"""Clients on both event loops and both lanes, against a real gateway."""
+"""Clients on both event loops and both transports, against a real gateway."""
 
 from __future__ import annotations
 

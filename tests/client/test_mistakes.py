@@ -38,10 +38,10 @@ MISTAKES: list[tuple[str, Call, type[Exception], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("lane", ["framed", "websocket"])
-async def test_a_mistake_is_told_to_who_made_it_and_the_client_goes_on(lane: str) -> None:
+@pytest.mark.parametrize("transport", ["framed", "websocket"])
+async def test_a_mistake_is_told_to_who_made_it_and_the_client_goes_on(transport: str) -> None:
     async with open_test_gateway() as gateway:
-        address = f"aether://{gateway.address}" if lane == "framed" else f"ws://{gateway.address}"
+        address = f"aether://{gateway.address}" if transport == "framed" else f"ws://{gateway.address}"
         options: dict[str, Any] = {"max_unsettled_bytes": 64 * 1024 * 1024}
         client: AgentClient | UserClient = agent(address, "a", **options)
         async with client:

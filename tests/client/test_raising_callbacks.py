@@ -38,11 +38,11 @@ async def match_that_raises(address: str) -> None:
         assert a.connections == 1
 
 
-@pytest.mark.parametrize("lane", ["aether", "ws"])
+@pytest.mark.parametrize("transport", ["aether", "ws"])
 @pytest.mark.parametrize("backend", ["trio", "asyncio"])
-async def test_a_match_that_raises_costs_its_own_feed(lane: str, backend: str) -> None:
+async def test_a_match_that_raises_costs_its_own_feed(transport: str, backend: str) -> None:
     async with open_test_gateway() as gateway:
-        await run_on(backend, match_that_raises, f"{lane}://{gateway.address}")
+        await run_on(backend, match_that_raises, f"{transport}://{gateway.address}")
 
 
 async def test_hooks_that_raise_are_logged_and_the_client_goes_on(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""Deliveries on the framed lane, against a scripted gateway: acknowledgements, credit, repetitions."""
+"""Deliveries on the framed transport, against a scripted gateway: acknowledgements, credit, repetitions."""
 
 from __future__ import annotations
 

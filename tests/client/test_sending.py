@@ -1,4 +1,4 @@
-"""Publications on the framed lane, against a scripted gateway: confirmation, refusal, window, and sending again."""
+"""Publications on the framed transport, against a scripted gateway: confirmation, refusal, window, and sending again."""
 
 from __future__ import annotations
 

@@ -42,10 +42,10 @@ async def refusals_of_each_kind(address: str) -> None:
 
 @pytest.mark.parametrize("body", [one_bad_topic_among_ten, refusals_of_each_kind])
 @pytest.mark.parametrize("backend", ["trio", "asyncio"])
-@pytest.mark.parametrize("lane", ["ws", "aether"])
-async def test_a_refusal_is_that_of_its_message_alone(lane: str, backend: str, body: object) -> None:
+@pytest.mark.parametrize("transport", ["ws", "aether"])
+async def test_a_refusal_is_that_of_its_message_alone(transport: str, backend: str, body: object) -> None:
     async with open_test_gateway() as gateway:
-        await run_on(backend, body, f"{lane}://{gateway.address}")  # type: ignore[arg-type]
+        await run_on(backend, body, f"{transport}://{gateway.address}")  # type: ignore[arg-type]
 
 
 async def sends_all_the_time_and_reads_nothing(address: str, count: int) -> None:
@@ -82,10 +82,10 @@ async def sends_all_the_time_and_reads_nothing(address: str, count: int) -> None
 
 
 @pytest.mark.parametrize("backend", ["trio", "asyncio"])
-@pytest.mark.parametrize("lane", ["ws", "aether"])
-async def test_what_is_not_read_is_bounded_while_answers_are_awaited(lane: str, backend: str) -> None:
+@pytest.mark.parametrize("transport", ["ws", "aether"])
+async def test_what_is_not_read_is_bounded_while_answers_are_awaited(transport: str, backend: str) -> None:
     async with open_test_gateway() as gateway:
-        await run_on(backend, sends_all_the_time_and_reads_nothing, f"{lane}://{gateway.address}", 3000)
+        await run_on(backend, sends_all_the_time_and_reads_nothing, f"{transport}://{gateway.address}", 3000)
 
 
 async def test_a_notice_refuses_nothing() -> None:

@@ -179,7 +179,7 @@ def test_a_list_of_texts_is_one_text_with_commas_too(text: str, value: tuple[str
         ["gateway.port=7000", "websocket.port=50051"],
     ],
 )
-def test_lanes_that_have_a_place_each(sets: list[str]) -> None:
+def test_transports_that_have_a_place_each(sets: list[str]) -> None:
     load_settings(sets=sets)
 
 
@@ -344,7 +344,10 @@ def test_credentials_in_plaintext(sets: list[str], where: str | None) -> None:
         (["grpc"], "must look like KEY.PATH=VALUE"),
         (["grpc=3"], "grpc is a section; set one of its keys, such as grpc.enabled"),
         (["ops.tail_token=short"], "(hidden)"),
-        (["grpc.enabled=false", "framed.enabled=false", "websocket.enabled=false"], "no lane is left: grpc.enabled"),
+        (
+            ["grpc.enabled=false", "framed.enabled=false", "websocket.enabled=false"],
+            "no transport is left: grpc.enabled",
+        ),
         (["grpc.port=7000", "framed.port=7000"], "grpc.port and framed.port are both 7000"),
         (["gateway.port=7000", "websocket.port=7000"], "websocket.port is gateway.port, 7000"),
         (["framed.port=50051"], "framed.port is gateway.port"),

@@ -1,4 +1,4 @@
-"""Progress lanes: whom an update is for, and what a slow listener loses."""
+"""Progress topics: whom an update is for, and what a slow listener loses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from aether_trio.delivery.ephemeral_topics import LaneListener, Lanes
+from aether_trio.delivery.ephemeral_topics import EphemeralListener, EphemeralTopics
 from aether_trio.delivery.kicks import AT_ONCE
 from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Code, Status
@@ -33,28 +33,28 @@ from tests.helpers.log_bench import Reader
     ],
 )
 def test_the_recipient_filter(identity: str, topic: str, source: str, recipient: str, accepted: bool) -> None:
-    lanes, reader = Lanes(), Reader()
-    lanes.listen("pg::w", LaneListener(identity, topic, reader.outbox))
-    assert lanes.publish("pg::w", source, recipient, b"x") == accepted
+    ephemeral_topics, reader = EphemeralTopics(), Reader()
+    ephemeral_topics.listen("pg::w", EphemeralListener(identity, topic, reader.outbox))
+    assert ephemeral_topics.publish("pg::w", source, recipient, b"x") == accepted
     assert reader.frames == [b"x"] * accepted
 
 
 def test_a_watcher_sees_everything() -> None:
-    lanes, reader = Lanes(), Reader()
-    lanes.listen("pg::w", LaneListener("", "", reader.outbox, everything=True))
-    assert lanes.publish("pg::w", "ag::w::a::1", "us::somebody", b"x") == 1
+    ephemeral_topics, reader = EphemeralTopics(), Reader()
+    ephemeral_topics.listen("pg::w", EphemeralListener("", "", reader.outbox, everything=True))
+    assert ephemeral_topics.publish("pg::w", "ag::w::a::1", "us::somebody", b"x") == 1
 
 
 def test_who_has_left_gets_nothing() -> None:
-    lanes, reader = Lanes(), Reader()
-    listener = LaneListener("a", "a", reader.outbox)
-    lanes.listen("pg::w", listener)
-    lanes.listen("pg::v", listener)
-    lanes.unlisten("pg::w", listener)
-    lanes.unlisten("pg::w", listener)
-    assert lanes.publish("pg::w", "b", "", b"x") == 0
-    assert lanes.publish("pg::v", "b", "", b"y") == 1
-    statistics = lanes.statistics()
+    ephemeral_topics, reader = EphemeralTopics(), Reader()
+    listener = EphemeralListener("a", "a", reader.outbox)
+    ephemeral_topics.listen("pg::w", listener)
+    ephemeral_topics.listen("pg::v", listener)
+    ephemeral_topics.unlisten("pg::w", listener)
+    ephemeral_topics.unlisten("pg::w", listener)
+    assert ephemeral_topics.publish("pg::w", "b", "", b"x") == 0
+    assert ephemeral_topics.publish("pg::v", "b", "", b"y") == 1
+    statistics = ephemeral_topics.statistics()
     assert (statistics.published, statistics.delivered, statistics.listeners) == (2, 1, 1)
 
 
@@ -75,45 +75,45 @@ NAMES = (
     "recipient", [*NAMES, "", "ag", "ag::w", "ag::w::a", "us::u", "us::uu", "sv::s", "wfe", "x::1"]
 )
 def test_whoever_accepts_an_update_is_found(recipient: str) -> None:
-    lanes = Lanes()
+    ephemeral_topics = EphemeralTopics()
     readers = [Reader() for _ in range(2 * len(NAMES) + 1)]
     listeners = [
-        LaneListener(name, name, reader.outbox) for name, reader in zip([*NAMES, *NAMES], readers[1:], strict=True)
+        EphemeralListener(name, name, reader.outbox) for name, reader in zip([*NAMES, *NAMES], readers[1:], strict=True)
     ]
-    listeners.append(LaneListener("", "", readers[0].outbox, everything=True))
+    listeners.append(EphemeralListener("", "", readers[0].outbox, everything=True))
     for listener in [*listeners, *listeners]:
-        lanes.listen("pg::w", listener)
-    assert lanes.statistics().listeners == len(listeners)
+        ephemeral_topics.listen("pg::w", listener)
+    assert ephemeral_topics.statistics().listeners == len(listeners)
     while listeners:  # they leave, the first of each name before the second
         expected = [listener for listener in listeners if listener.accepts("ag::w::a::11", recipient)]
         kicked: list[object] = []
-        assert lanes.publish("pg::w", "ag::w::a::11", recipient, b"x", kicked.append) == len(expected)
+        assert ephemeral_topics.publish("pg::w", "ag::w::a::11", recipient, b"x", kicked.append) == len(expected)
         assert len(kicked) == len(expected)
         assert {id(sink) for sink in kicked} == {id(listener.outbox) for listener in expected}
         left = listeners.pop(0)
-        lanes.unlisten("pg::w", left)
-        lanes.unlisten("pg::w", left)
-    assert not lanes.has_listeners("pg::w")
+        ephemeral_topics.unlisten("pg::w", left)
+        ephemeral_topics.unlisten("pg::w", left)
+    assert not ephemeral_topics.has_listeners("pg::w")
 
 
 def test_of_many_only_the_recipient_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    lanes, reader, asked = Lanes(), Reader(), list[str]()
-    filtered = LaneListener.accepts
+    ephemeral_topics, reader, asked = EphemeralTopics(), Reader(), list[str]()
+    filtered = EphemeralListener.accepts
 
-    def accepts(listener: LaneListener, source: str, recipient: str) -> bool:
+    def accepts(listener: EphemeralListener, source: str, recipient: str) -> bool:
         asked.append(listener.identity)
         return filtered(listener, source, recipient)
 
-    monkeypatch.setattr(LaneListener, "accepts", accepts)
+    monkeypatch.setattr(EphemeralListener, "accepts", accepts)
     for number in range(100):
-        lanes.listen("pg::w", LaneListener(f"ag::w::a::{number}", f"ag::w::a::{number}", reader.outbox))
-    assert lanes.publish("pg::w", "gateway", "ag::w::a::7", b"x") == 1
-    assert lanes.publish("pg::w", "gateway", "ag::w::a::100", b"x") == 0
+        ephemeral_topics.listen("pg::w", EphemeralListener(f"ag::w::a::{number}", f"ag::w::a::{number}", reader.outbox))
+    assert ephemeral_topics.publish("pg::w", "gateway", "ag::w::a::7", b"x") == 1
+    assert ephemeral_topics.publish("pg::w", "gateway", "ag::w::a::100", b"x") == 0
     assert asked == ["ag::w::a::7"]
 
 
 class Relay:
-    """A LaneRelay that remembers, and may be unable to tell others."""
+    """A EphemeralRelay that remembers, and may be unable to tell others."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[object, ...]] = []
@@ -133,19 +133,23 @@ class Relay:
 
 
 def test_what_is_published_goes_to_other_nodes_and_what_they_publish_does_not() -> None:
-    lanes, reader, relay = Lanes(), Reader(), Relay()
-    lanes.relay = relay
+    ephemeral_topics, reader, relay = EphemeralTopics(), Reader(), Relay()
+    ephemeral_topics.relay = relay
     for identity in ("a", "b"):
-        lanes.listen("pg::w", LaneListener(identity, identity, reader.outbox))
-    assert lanes.publish("pg::w", "c", "", b"x") == 2
-    assert lanes.deliver("pg::w", "d", "a", b"y") == 1
+        ephemeral_topics.listen("pg::w", EphemeralListener(identity, identity, reader.outbox))
+    assert ephemeral_topics.publish("pg::w", "c", "", b"x") == 2
+    assert ephemeral_topics.deliver("pg::w", "d", "a", b"y") == 1
     assert reader.frames == [b"x", b"x", b"y"]
     assert relay.calls == [("listening", "pg::w"), ("publish", "pg::w", "c", "", b"x")]
-    assert (lanes.heard(), lanes.has_listeners("pg::w"), lanes.has_listeners("pg::v")) == (["pg::w"], True, False)
+    assert (
+        ephemeral_topics.heard(),
+        ephemeral_topics.has_listeners("pg::w"),
+        ephemeral_topics.has_listeners("pg::v"),
+    ) == (["pg::w"], True, False)
 
 
 async def test_other_nodes_know_of_a_listener_before_it_is_acknowledged(core: Core) -> None:
-    relay = core.lanes.relay = Relay()
+    relay = core.ephemeral_topics.relay = Relay()
     async with connect(core, user("u", "1")) as window:
         assert relay.calls == [("expect", "pg::us::u"), ("listening", "pg::us::u")]
         window.send(switch_to("w"))
@@ -177,12 +181,12 @@ async def test_a_slow_listener_loses_the_oldest_and_is_told_once(world: World) -
             reporter.send(report(number))
         await barrier(reporter)
         outbox = core.registry.holder("ag::w::a::2").outbox  # type: ignore[union-attr]
-        assert outbox.lane_bytes <= 2000
+        assert outbox.ephemeral_bytes <= 2000
         slow.resume()
         await barrier(slow)
         numbers = [int(one.progress_update.task_id) for one in slow.waiting("progress_update")]
         assert numbers == list(range(200 - len(numbers), 200))
-        assert outbox.lane_dropped == 200 - len(numbers) > 0
+        assert outbox.ephemeral_dropped == 200 - len(numbers) > 0
         [notice] = errors(slow)
         assert (notice.code, notice.retryable) == (Code.BACKPRESSURE, False)
 
@@ -213,19 +217,19 @@ async def test_an_update_for_very_many_is_sent_to_the_first_at_once_and_then_to_
             self.frames: list[bytes] = []
             self.kicks = 0
 
-        def put_lane(self, frame: bytes) -> None:
+        def put_ephemeral(self, frame: bytes) -> None:
             self.frames.append(frame)
 
         def kick(self) -> None:
             self.kicks += 1
 
-    lanes, readers = Lanes(), [Counting() for _ in range(1000)]
+    ephemeral_topics, readers = EphemeralTopics(), [Counting() for _ in range(1000)]
     for number, reader in enumerate(readers):
         name = f"us::u::{number}"
-        lanes.listen("pg::w", LaneListener(name, name, reader))
+        ephemeral_topics.listen("pg::w", EphemeralListener(name, name, reader))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lanes.run)
-        assert lanes.publish("pg::w", "ag::w::a::1", "", b"x") == 1000
+        nursery.start_soon(ephemeral_topics.run)
+        assert ephemeral_topics.publish("pg::w", "ag::w::a::1", "", b"x") == 1000
         assert sum(reader.kicks for reader in readers) == AT_ONCE
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()

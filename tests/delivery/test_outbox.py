@@ -31,13 +31,13 @@ class Offsets:
         self.seen.append(offset)
 
 
-def test_control_goes_before_deliveries_and_these_before_the_lane() -> None:
+def test_control_goes_before_deliveries_and_these_before_the_ephemeral_topic() -> None:
     reader = Reader(paused=True)
-    reader.outbox.put_lane(b"lane")
+    reader.outbox.put_ephemeral(b"topic")
     assert reader.outbox.try_deliver(b"delivery", Offsets(), 1)
     reader.outbox.put_control(b"first", b"second")
     reader.resume()
-    assert reader.frames == [b"first", b"second", b"delivery", b"lane"]
+    assert reader.frames == [b"first", b"second", b"delivery", b"topic"]
 
 
 def test_pull_stops_at_its_budget_and_only_the_last_frame_goes_beyond_it() -> None:
@@ -55,19 +55,19 @@ def test_the_budget_of_a_pull_is_for_all_queues_together() -> None:
     for number in range(3):
         outbox.put_control(b"c%09d" % number)
         assert outbox.try_deliver(b"d%09d" % number, Offsets(), number + 1)
-        outbox.put_lane(b"l%09d" % number)
+        outbox.put_ephemeral(b"l%09d" % number)
     assert outbox.pull(11) == [b"c000000000", b"c000000001"]
-    assert (outbox.control_bytes, outbox.delivery_bytes, outbox.lane_bytes) == (10, 30, 30)
+    assert (outbox.control_bytes, outbox.delivery_bytes, outbox.ephemeral_bytes) == (10, 30, 30)
     assert outbox.pull(10) == [b"c000000002"]
-    assert (outbox.control_bytes, outbox.delivery_bytes, outbox.lane_bytes) == (0, 30, 30)
+    assert (outbox.control_bytes, outbox.delivery_bytes, outbox.ephemeral_bytes) == (0, 30, 30)
     outbox.put_control(b"c000000003")
     assert outbox.pull(21) == [b"c000000003", b"d000000000", b"d000000001"]
-    assert (outbox.control_bytes, outbox.delivery_bytes, outbox.lane_bytes) == (0, 10, 30)
+    assert (outbox.control_bytes, outbox.delivery_bytes, outbox.ephemeral_bytes) == (0, 10, 30)
     assert outbox.pull(21) == [b"d000000002", b"l000000000", b"l000000001"]
-    assert (outbox.control_bytes, outbox.delivery_bytes, outbox.lane_bytes) == (0, 0, 10)
+    assert (outbox.control_bytes, outbox.delivery_bytes, outbox.ephemeral_bytes) == (0, 0, 10)
     assert outbox.pull(10) == [b"l000000002"]
     assert outbox.pull(10) == []
-    assert outbox.lane_bytes == 0
+    assert outbox.ephemeral_bytes == 0
 
 
 def test_a_delivery_is_reported_when_it_is_flushed_and_not_before() -> None:
@@ -99,19 +99,19 @@ def test_a_burst_ahead_of_a_free_socket_is_no_lag() -> None:
     assert reader.highest <= SMALL.delivery_bytes
 
 
-def test_the_lane_drops_its_oldest_and_counts_them() -> None:
+def test_the_ephemeral_topic_drops_its_oldest_and_counts_them() -> None:
     reader = Reader(paused=True)
     for number in range(10):
-        reader.outbox.put_lane(b"%064d" % number)
-    assert reader.outbox.statistics().lane_bytes <= SMALL.lane_bytes
-    assert reader.outbox.lane_dropped == 6
+        reader.outbox.put_ephemeral(b"%064d" % number)
+    assert reader.outbox.statistics().ephemeral_bytes <= SMALL.ephemeral_bytes
+    assert reader.outbox.ephemeral_dropped == 6
     reader.resume()
     assert reader.frames == [b"%064d" % number for number in (6, 7, 8, 9)]
 
 
-def test_an_update_larger_than_the_lane_still_goes() -> None:
+def test_an_update_larger_than_the_ephemeral_topic_still_goes() -> None:
     reader = Reader(paused=True)
-    reader.outbox.put_lane(b"x" * 1000)
+    reader.outbox.put_ephemeral(b"x" * 1000)
     reader.resume()
     assert reader.frames == [b"x" * 1000]
 
@@ -121,11 +121,11 @@ def test_after_detach_only_control_goes_out_and_nothing_is_reported() -> None:
     reader.outbox.try_deliver(b"a", offsets, 1)
     reader.outbox.pull(10)
     reader.outbox.try_deliver(b"b", offsets, 2)
-    reader.outbox.put_lane(b"lane")
+    reader.outbox.put_ephemeral(b"topic")
     reader.outbox.put_control(b"goodbye")
     reader.outbox.detach()
     assert not reader.outbox.try_deliver(b"c", offsets, 3)
-    reader.outbox.put_lane(b"lane")
+    reader.outbox.put_ephemeral(b"topic")
     reader.resume()
     assert reader.frames == [b"goodbye"]
     assert offsets.seen == []
@@ -179,7 +179,7 @@ def test_deliveries_wait_while_the_gate_is_paused() -> None:
     outbox = Outbox(SimpleNamespace(kick=lambda: None), OutboxLimits(), lambda: None, gate=gate)
     assert outbox.try_deliver(b"durable", Offsets(), 1)
     outbox.queue_control(b"answer")
-    outbox.put_lane(b"progress")
+    outbox.put_ephemeral(b"progress")
     assert outbox.pull(1000) == [b"answer", b"progress"]
     assert outbox.pull_deliveries(1000) == []
     gate.paused = False
@@ -229,7 +229,7 @@ def test_the_owner_hears_of_the_end_until_it_is_forgotten() -> None:
     outbox = Outbox(
         SimpleNamespace(kick=lambda: heard.append("kick")),
         SMALL,
-        lambda: heard.append("lane"),
+        lambda: heard.append("topic"),
         lambda: heard.append("cut"),
         on_failure=heard.append,
         on_passed_over=lambda *passed: heard.append(passed),
@@ -246,5 +246,5 @@ def test_the_owner_hears_of_the_end_until_it_is_forgotten() -> None:
     outbox.cut()
     outbox.try_deliver(bytes(CLIENT_MESSAGE_BYTES + 1), Offsets(), 1)
     for _ in range(2):
-        outbox.put_lane(bytes(SMALL.lane_bytes))
+        outbox.put_ephemeral(bytes(SMALL.ephemeral_bytes))
     assert len(heard) == 3

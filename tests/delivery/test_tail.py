@@ -7,7 +7,7 @@ from contextlib import aclosing
 import pytest
 import trio
 
-from aether_trio.delivery.ephemeral_topics import Lanes
+from aether_trio.delivery.ephemeral_topics import EphemeralTopics
 from aether_trio.delivery.tail import Tail
 from aether_trio.model.clock import VirtualClock
 from aether_trio.model.errors import AetherError
@@ -33,7 +33,7 @@ class Watcher:
 async def test_a_tail_starts_where_it_is_told_and_goes_on_live(
     bench: Bench, from_offset: int | None, first: int
 ) -> None:
-    tail, watcher = Tail(bench.log, Lanes(), VirtualClock(trio.current_time)), Watcher()
+    tail, watcher = Tail(bench.log, EphemeralTopics(), VirtualClock(trio.current_time)), Watcher()
     await bench.publish(TOPIC, b"1", b"2", b"3")
     bench.nursery.start_soon(watcher.watch, tail, TOPIC, from_offset)
     await trio.testing.wait_all_tasks_blocked()
@@ -43,7 +43,7 @@ async def test_a_tail_starts_where_it_is_told_and_goes_on_live(
 
 
 async def test_a_tail_leaves_nothing_behind(bench: Bench) -> None:
-    tail = Tail(bench.log, Lanes(), VirtualClock(trio.current_time))
+    tail = Tail(bench.log, EphemeralTopics(), VirtualClock(trio.current_time))
     await bench.publish(TOPIC, b"1")
     async with aclosing(tail.open(TOPIC, 1)) as entries:
         assert await anext(entries) == (1, bench.log._clock.now_ms(), b"1")
@@ -51,7 +51,7 @@ async def test_a_tail_leaves_nothing_behind(bench: Bench) -> None:
 
 
 async def test_a_tail_does_not_skip_what_comes_while_it_finds_nothing(bench: Bench, database: InlineDatabase) -> None:
-    tail, watcher = Tail(bench.log, Lanes(), VirtualClock(trio.current_time)), Watcher()
+    tail, watcher = Tail(bench.log, EphemeralTopics(), VirtualClock(trio.current_time)), Watcher()
     await bench.publish(TOPIC, b"1", b"2")
     await database.execute("DELETE FROM messages")
     database.after_read.close()
@@ -66,20 +66,20 @@ async def test_a_tail_does_not_skip_what_comes_while_it_finds_nothing(bench: Ben
     assert watcher.entries == [(3, b"3")]
 
 
-async def test_a_tail_of_a_lane_numbers_what_passes_by(bench: Bench) -> None:
-    lanes, watcher = Lanes(), Watcher()
-    tail = Tail(bench.log, lanes, VirtualClock(trio.current_time))
-    lanes.publish("pg::w", "a", "", b"too early")
+async def test_a_tail_of_a_ephemeral_topic_numbers_what_passes_by(bench: Bench) -> None:
+    ephemeral_topics, watcher = EphemeralTopics(), Watcher()
+    tail = Tail(bench.log, ephemeral_topics, VirtualClock(trio.current_time))
+    ephemeral_topics.publish("pg::w", "a", "", b"too early")
     bench.nursery.start_soon(watcher.watch, tail, "pg::w", None)
     await trio.testing.wait_all_tasks_blocked()
-    lanes.publish("pg::w", "a", "", b"1")
+    ephemeral_topics.publish("pg::w", "a", "", b"1")
     await trio.testing.wait_all_tasks_blocked()
-    lanes.publish("pg::w", "a", "us::somebody", b"2")
+    ephemeral_topics.publish("pg::w", "a", "us::somebody", b"2")
     await trio.testing.wait_all_tasks_blocked()
     assert watcher.entries == [(1, b"1"), (2, b"2")]
 
 
 async def test_what_is_no_topic_is_refused_at_once(bench: Bench) -> None:
-    tail = Tail(bench.log, Lanes(), VirtualClock(trio.current_time))
+    tail = Tail(bench.log, EphemeralTopics(), VirtualClock(trio.current_time))
     with pytest.raises(AetherError, match="ERR_INVALID_TOPIC"):
         tail.open("nonsense", None)

@@ -90,7 +90,9 @@ async def test_the_writer_fails_behind_a_backlog(transport: str, monkeypatch: py
                 while session.link.stalled_since is None:
                     await a.send(message_to(B, bytes(1_000_000)))
                     await still_works(a)
-                break_(monkeypatch, session.outbox, "flushed", "pull", "pull_control", "pull_deliveries", "pull_lane")
+                break_(
+                    monkeypatch, session.outbox, "flushed", "pull", "pull_control", "pull_deliveries", "pull_ephemeral"
+                )
                 assert await b.status() is Status.UNKNOWN
             await still_works(a)
             async with participant(transport, address, agent("w", "b", "1")) as b:

@@ -182,7 +182,7 @@ async def test_strangers_do_not_hold_up_a_drain(transport: str) -> None:
             await stranger.peer.next(framing.ServerHello)
         elif transport == "grpc":
             await stranger.go_on(b"\0")
-            while not gateway._ports._lanes["grpc"].statistics().streams_open:
+            while not gateway._ports._transports["grpc"].statistics().streams_open:
                 await trio.sleep(0.01)
         nursery.start_soon(gateway.drain)
         with trio.fail_after(300):
@@ -229,7 +229,7 @@ async def test_a_call_that_says_nothing_does_not_hold_up_a_drain(method: str) ->
         client = await dial_grpc(gateway)
         async with client.stream:
             await client.send(frames.PREFACE, settings(), client.request(1, f"/{method}"))
-            while not gateway._ports._lanes["grpc"].statistics().streams_open:
+            while not gateway._ports._transports["grpc"].statistics().streams_open:
                 await trio.sleep(0.01)
             nursery.start_soon(gateway.drain)
             with trio.fail_after(300):

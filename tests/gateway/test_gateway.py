@@ -1,4 +1,4 @@
-"""The running gateway: its lanes on one port and on their own, and how they all end."""
+"""The running gateway: its transports on one port and on their own, and how they all end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from aether_trio.cli.lane import GrpcLane, open_lane
+from aether_trio.cli.grpc_stream import GrpcTransport, open_transport
 from aether_trio.cli.options import Target, split_address
 from aether_trio.gateway import Gateway, open_gateway
 from aether_trio.model.errors import StatusError
@@ -31,16 +31,16 @@ async def gateway_with(**sections: Mapping[str, Any]) -> AsyncIterator[Gateway]:
 
 
 @asynccontextmanager
-async def grpc_agent(address: str, identity: str) -> AsyncIterator[GrpcLane]:
+async def grpc_agent(address: str, identity: str) -> AsyncIterator[GrpcTransport]:
     host, port = split_address(address)
     _, workspace, implementation, specifier = identity.split("::")
     agent = pb.AgentIdentity(workspace=workspace, implementation=implementation, specifier=specifier)
-    async with open_lane(Target(host, port, None, False, None, None, None, 30)) as lane:
-        await lane.send(pb.UpstreamMessage(init=pb.InitConnection(agent=agent)))
-        answer = await lane.receive()
+    async with open_transport(Target(host, port, None, False, None, None, None, 30)) as transport:
+        await transport.send(pb.UpstreamMessage(init=pb.InitConnection(agent=agent)))
+        answer = await transport.receive()
         assert answer is not None
         assert answer.WhichOneof("payload") == "connection_ack"
-        yield lane
+        yield transport
 
 
 async def framed_agent(address: str, identity: str) -> FramedClient:
@@ -54,7 +54,7 @@ async def answer_to(address: str, said: bytes) -> bytes:
         return b"".join([chunk async for chunk in stream])
 
 
-async def test_lanes_on_one_port_reach_each_other() -> None:
+async def test_transports_on_one_port_reach_each_other() -> None:
     async with gateway_with() as gateway:
         assert set(gateway.addresses.values()) == {gateway.address}
         assert set(gateway.addresses) == {"grpc", "framed", "websocket"}
@@ -74,13 +74,13 @@ async def test_lanes_on_one_port_reach_each_other() -> None:
         assert (await answer_to(gateway.address, request)).startswith(b"HTTP/1.1 200 ")
         _, text = gateway.core.metrics.render()
         for line in (
-            b'aether_port_connections_total{lane="framed"} 1.0',
-            b'aether_port_connections_total{lane="grpc"} 1.0',
+            b'aether_port_connections_total{transport="framed"} 1.0',
+            b'aether_port_connections_total{transport="grpc"} 1.0',
         ):
             assert line in text
 
 
-async def test_a_lane_with_a_port_of_its_own_and_one_that_is_off() -> None:
+async def test_a_transport_with_a_port_of_its_own_and_one_that_is_off() -> None:
     async with gateway_with(framed={"port": 0}, websocket={"enabled": False}) as gateway:
         assert set(gateway.addresses) == {"grpc", "framed"}
         assert gateway.address == gateway.addresses["grpc"] != gateway.addresses["framed"]
@@ -89,10 +89,10 @@ async def test_a_lane_with_a_port_of_its_own_and_one_that_is_off() -> None:
         for said in (PREFACE, b"GET / HTTP/1.1\r\n\r\n"):
             assert b"not spoken here: this port speaks gRPC" in await answer_to(gateway.address, said)
         _, text = gateway.core.metrics.render()
-        assert b'aether_port_rejects_total{reason="lane_off"} 2.0' in text
+        assert b'aether_port_rejects_total{reason="transport_off"} 2.0' in text
 
 
-async def test_a_drain_ends_every_lane() -> None:
+async def test_a_drain_ends_every_transport() -> None:
     async with gateway_with() as gateway:
         writer = await framed_agent(gateway.address, WRITER)
         async with grpc_agent(gateway.address, PLANNER) as planner, trio.open_nursery() as nursery:

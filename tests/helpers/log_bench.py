@@ -17,17 +17,17 @@ from tests.helpers.inline import InlineDatabase
 
 MOST_PULLS = 10_000
 """In which the fullest outbox of these tests is empty."""
-SMALL = OutboxLimits(control_bytes=256, delivery_bytes=1024, lane_bytes=256)
+SMALL = OutboxLimits(control_bytes=256, delivery_bytes=1024, ephemeral_bytes=256)
 
 
 class Reader:
     """The peer behind an outbox. `frames` is all that it has got."""
 
     def __init__(self, limits: OutboxLimits = SMALL, *, paused: bool = False) -> None:
-        self.outbox = Outbox(self, limits, self._lane_dropped)
+        self.outbox = Outbox(self, limits, self._ephemeral_dropped)
         self.frames: list[bytes] = []
         self.gaps: list[tuple[str, int]] = []
-        self.lane_drops = 0
+        self.ephemeral_drops = 0
         self.kicks = 0
         self.highest = 0
         self._paused = paused
@@ -57,8 +57,8 @@ class Reader:
     def noted(self, subscription: Subscription, count: int) -> None:
         self.gaps.append((subscription.state.name, count))
 
-    def _lane_dropped(self) -> None:
-        self.lane_drops += 1
+    def _ephemeral_dropped(self) -> None:
+        self.ephemeral_drops += 1
 
 
 class Collector:

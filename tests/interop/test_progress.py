@@ -85,7 +85,7 @@ def test_72_a_progress_for_one_window_or_for_all(target: str) -> None:
             expected = ["every window", "from a service"]
             assert await updates_until_marker(w1, a, w1.topic) == ["one window", *expected]
             assert await updates_until_marker(w2, a, w2.topic) == expected
-            # In a workspace a window has a second lane, and still sees each report once.
+            # In a workspace a window has a second transport, and still sees each report once.
             assert await updates_until_marker(inside, a, inside.topic) == expected
             assert await updates_until_marker(other, a, other.topic) == []
             assert await updates_until_marker(b, a, "") == []

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from loadtests import cli
-from loadtests.plan import LANES
+from loadtests.plan import TRANSPORTS
 from loadtests.shapes import SHAPES
 
 FILES = 20_000
@@ -28,7 +28,7 @@ def parts(*arguments: str):
 
 
 def test_defaults_are_the_shapes() -> None:
-    whole, (part,) = parts("--lane", "framed", "--users", "10000", "--minutes", "2")
+    whole, (part,) = parts("--transport", "framed", "--users", "10000", "--minutes", "2")
     assert (whole.users, whole.seconds, whole.shape, whole.talking, whole.payload) == (10_000, 120.0, "chat", 1.0, 200)
     assert (part.first, part.count, part.streams, part.sources) == (0, 10_000, 1, ("",))
     slow, _ = parts("--shape", "slow-readers", "--talking", "0", "--slow", "50")
@@ -44,13 +44,13 @@ def test_processes_share_users_and_rates() -> None:
 
 
 def test_grpcio_gets_few_connections_and_the_others_one_for_each_user() -> None:
-    assert parts("--lane", "grpc", "--users", "1000")[0].streams == 125
-    assert parts("--lane", "grpc", "--users", "1000", "--streams", "1")[0].streams == 1
-    assert parts("--lane", "grpc-raw", "--users", "1000")[0].streams == 1
+    assert parts("--transport", "grpc", "--users", "1000")[0].streams == 125
+    assert parts("--transport", "grpc", "--users", "1000", "--streams", "1")[0].streams == 1
+    assert parts("--transport", "grpc-raw", "--users", "1000")[0].streams == 1
 
 
-def test_users_of_a_lane_are_whom_it_lets_in() -> None:
-    agent, window = parts("--lane", "framed")[0], parts("--lane", "websocket")[0]
+def test_users_of_a_transport_are_whom_it_lets_in() -> None:
+    agent, window = parts("--transport", "framed")[0], parts("--transport", "websocket")[0]
     assert str(agent.identity(7)) == f"ag::{agent.run}::load::7"
     assert str(window.identity(7)) == f"us::{window.run}-7::w"
     assert (agent.everybody, window.everybody) == (f"ga::{agent.run}", f"gu::{window.run}")
@@ -59,7 +59,7 @@ def test_users_of_a_lane_are_whom_it_lets_in() -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--lane", "carrier-pigeon"], "invalid choice"),
+        (["--transport", "carrier-pigeon"], "invalid choice"),
         (["--shape", "cube"], "invalid choice"),
         (["--users", "0"], "0 is not above 0"),
         (["--users", "1"], "two make a conversation"),
@@ -72,7 +72,7 @@ def test_users_of_a_lane_are_whom_it_lets_in() -> None:
         (["--payload", "10"], "need 24 bytes"),
         (["--target", "nowhere"], "is not HOST:PORT"),
         (["--pid", "1"], "--pid goes with --target"),
-        (["--lane", "framed", "--streams", "2"], "--streams is for --lane grpc"),
+        (["--transport", "framed", "--streams", "2"], "--streams is for --transport grpc"),
         (["--credential", "secret"], "is not KEY=VALUE"),
         (["--connecting", "-1"], "not negative"),
         (["--users", "2000000"], "ulimit"),
@@ -91,11 +91,11 @@ def test_wrong_arguments_are_explained(
     assert text in capsys.readouterr().err
 
 
-def test_help_names_every_lane_and_shape(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_transport_and_shape(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     out = capsys.readouterr().out
-    assert all(name in out for name in (*LANES, *SHAPES))
+    assert all(name in out for name in (*TRANSPORTS, *SHAPES))
     assert all(shape.doc in out for shape in SHAPES.values())
 
 

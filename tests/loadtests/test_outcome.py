@@ -15,7 +15,7 @@ from loadtests.timeline import Timeline, percentile
 
 def plan(shape: str = "chat", users: int = 4) -> Plan:
     return Plan(
-        lane="framed", address="127.0.0.1:1", shape=shape, run="r", users=users, first=0, count=users, seconds=1.0,
+        transport="framed", address="127.0.0.1:1", shape=shape, run="r", users=users, first=0, count=users, seconds=1.0,
         connect_rate=1.0, connecting=1, talking=1.0, rate=1.0, payload=24,
     )  # fmt: skip
 

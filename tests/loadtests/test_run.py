@@ -1,4 +1,4 @@
-"""Small real runs: a gateway process, a worker process, every lane and every shape."""
+"""Small real runs: a gateway process, a worker process, every transport and every shape."""
 
 from __future__ import annotations
 
@@ -45,34 +45,34 @@ def well(done: subprocess.CompletedProcess[str], report: dict[str, Any]) -> dict
     return report
 
 
-@pytest.mark.parametrize("lane", ["framed", "websocket", "grpc", "grpc-raw"])
-def test_every_message_of_every_lane_arrives_once(lane: str, tmp_path: Path) -> None:
-    report = well(*load(tmp_path, "--lane", lane))
+@pytest.mark.parametrize("transport", ["framed", "websocket", "grpc", "grpc-raw"])
+def test_every_message_of_every_transport_arrives_once(transport: str, tmp_path: Path) -> None:
+    report = well(*load(tmp_path, "--transport", transport))
     messages, latency = report["messages"], report["latency_ms"]
     assert messages["received"] == messages["sent"] == latency["message"]["count"]
     assert report["connections"]["connects"] == latency["connect"]["count"] == 20
-    assert ("ack" in latency) == (lane == "framed")
+    assert ("ack" in latency) == (transport == "framed")
     assert report["gateway"]["rss_mib"] > 10
     assert {row["phase"] for row in report["timeline"]} >= {"connect", "hold", "drain"}
     assert (tmp_path / "report.html").read_text().count("<figure>") >= 6
 
 
-@pytest.mark.parametrize("lane", ["framed", "websocket", "grpc"])
-def test_after_a_storm_all_are_back_with_their_sessions(lane: str, tmp_path: Path) -> None:
-    done, report = load(tmp_path, "--lane", lane, "--shape", "storm", "--jitter", "0.1")
+@pytest.mark.parametrize("transport", ["framed", "websocket", "grpc"])
+def test_after_a_storm_all_are_back_with_their_sessions(transport: str, tmp_path: Path) -> None:
+    done, report = load(tmp_path, "--transport", transport, "--shape", "storm", "--jitter", "0.1")
     assert (report["cut"], report["back"]) == (20, 20)
     assert report["resumed_after_cut"] == 20
     assert report["connections"]["connects"] == 40
     assert [mark["text"] for mark in report["marks"]][:3] == ["all connected", "all cut", "the last of 20 is back"]
-    if lane == "framed":  # the others acknowledge nothing, so what was under way is in doubt
+    if transport == "framed":  # the others acknowledge nothing, so what was under way is in doubt
         assert report["messages"]["received"] == report["messages"]["sent"]
         well(done, report)
     assert report["messages"]["lost"] == 0
 
 
-@pytest.mark.parametrize("lane", ["framed", "websocket"])
-def test_a_broadcast_reaches_everybody(lane: str, tmp_path: Path) -> None:
-    report = well(*load(tmp_path, "--lane", lane, "--shape", "fan-out", "--processes", "2"))
+@pytest.mark.parametrize("transport", ["framed", "websocket"])
+def test_a_broadcast_reaches_everybody(transport: str, tmp_path: Path) -> None:
+    report = well(*load(tmp_path, "--transport", transport, "--shape", "fan-out", "--processes", "2"))
     assert report["messages"]["received"] == 20 * report["messages"]["sent"]
 
 
@@ -115,9 +115,9 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]
         yield process
 
 
-@pytest.mark.parametrize("lane", ["framed", "websocket", "grpc-raw"])
-def test_users_that_are_refused_for_good_give_up(lane: str, strict: GatewayProcess, tmp_path: Path) -> None:
-    done, report = load(tmp_path, "--lane", lane, "--target", strict.address)
+@pytest.mark.parametrize("transport", ["framed", "websocket", "grpc-raw"])
+def test_users_that_are_refused_for_good_give_up(transport: str, strict: GatewayProcess, tmp_path: Path) -> None:
+    done, report = load(tmp_path, "--transport", transport, "--target", strict.address)
     assert done.returncode == 1
     assert set(report["errors"]) == {"UNAUTHENTICATED"}
     assert "needs a credential" in report["error_texts"]["UNAUTHENTICATED"]
@@ -125,11 +125,13 @@ def test_users_that_are_refused_for_good_give_up(lane: str, strict: GatewayProce
     assert report["failures"] == ["at most 0 of 20 users were connected at a time"]
 
 
-@pytest.mark.parametrize("lane", ["framed", "grpc-raw"])
+@pytest.mark.parametrize("transport", ["framed", "grpc-raw"])
 def test_refused_messages_are_counted_by_code_and_not_as_lost(
-    lane: str, strict: GatewayProcess, tmp_path: Path
+    transport: str, strict: GatewayProcess, tmp_path: Path
 ) -> None:
-    done, report = load(tmp_path, "--lane", lane, "--target", strict.address, "--credential", f"api_key={KEY}")
+    done, report = load(
+        tmp_path, "--transport", transport, "--target", strict.address, "--credential", f"api_key={KEY}"
+    )
     assert done.returncode == 1
     messages = report["messages"]
     assert report["errors"] == {"ERR_RATE_LIMITED": messages["refused"]}

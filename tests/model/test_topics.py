@@ -329,7 +329,10 @@ def test_what_the_builders_build_is_valid(one: str, two: str) -> None:
         (topics.progress_of_user(one), TopicKind.PROGRESS),
         (topics.workers_of(one, two), TopicKind.TASK_CLASS),
         (topics.any_service(one), TopicKind.SERVICE),
-        *((topics.task_lane(one, "t1", lane), TopicKind.TASK_LANE) for lane in topics.TASK_LANES),
+        *(
+            (topics.task_topic(one, "t1", ephemeral_topic), TopicKind.TASK_TOPIC)
+            for ephemeral_topic in topics.TASK_TOPICS
+        ),
     ]:
         if len(text.encode()) <= topics.MAX_TOPIC_BYTES:
             assert parse_topic(text).kind is kind
@@ -345,7 +348,7 @@ def test_builders_spell_the_protocols_forms() -> None:
     assert topics.progress_of("ws") == "pg::ws"
     assert topics.progress_of_user("ada") == "pg::us::ada"
     assert topics.workers_of("ws", "impl") == "tb::ws::impl"
-    assert topics.task_lane("ws", "t1", "msg") == "tk::ws::t1::msg"
+    assert topics.task_topic("ws", "t1", "msg") == "tk::ws::t1::msg"
     assert topics.any_service("impl") == "sv::impl"
 
 

@@ -1,1 +1,1 @@
-"""Who may do what, on every lane: what an adversarial review found, each as the answer that is due."""
+"""Who may do what, on every transport: what an adversarial review found, each as the answer that is due."""

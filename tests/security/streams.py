@@ -1,4 +1,4 @@
-"""One stream on each lane, without a client library: what is sent is exactly what the test says.
+"""One stream on each transport, without a client library: what is sent is exactly what the test says.
 
 async with open_stream(gateway.address, "framed") as stream:
     await stream.send(agent("w", "a", "1"))
@@ -31,15 +31,15 @@ from aether_trio.wire import framing
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import settings_for_tests
 
-LANES: Final = ("grpc", "framed", "websocket")
+TRANSPORTS: Final = ("grpc", "framed", "websocket")
 LIMIT_S: Final = 300.0
 ALPN: Final = {"grpc": ["h2"], "framed": [], "websocket": ["http/1.1"]}
-"""What a client of a lane offers under TLS."""
+"""What a client of a transport offers under TLS."""
 _RECONNECT, _STAY_AWAY = 4100, 4200
 
 
 class Ended(Exception):
-    """The gateway has ended the stream. `number` is what the lane said when that is no gRPC status."""
+    """The gateway has ended the stream. `number` is what the transport said when that is no gRPC status."""
 
     def __init__(self, status: Status | None, text: str, number: int = 0) -> None:
         super().__init__(f"{status.name if status is not None else number}: {text}")
@@ -218,17 +218,17 @@ def _status(code: int) -> Status | None:
 @asynccontextmanager
 async def open_stream(
     address: str,
-    lane: str,
+    transport: str,
     *,
     tls: ssl.SSLContext | None = None,
     metadata: Mapping[str, str] | None = None,
     local_host: str | None = None,
 ) -> AsyncIterator[Stream]:
-    """Connect on one lane, from an address of our own. At the end our side ends, and the socket is closed."""
+    """Connect on one transport, from an address of our own. At the end our side ends, and the socket is closed."""
     host, port = split_address(address)
     dial = partial(trio.open_tcp_stream, local_address=local_host)
     with trio.fail_after(LIMIT_S), mock.patch.object(trio, "open_tcp_stream", dial):
-        if lane == "grpc":
+        if transport == "grpc":
             async with (
                 open_channel(host, port, tls=tls) as channel,
                 channel.stream("/aether.v1.AetherGateway/Connect", pb.DownstreamMessage, metadata=metadata) as call,
@@ -240,7 +240,7 @@ async def open_stream(
             opened = trio.SSLStream(opened, tls, server_hostname=host, https_compatible=True)
         async with opened:
             stream: Stream
-            if lane == "framed":
+            if transport == "framed":
                 stream = FramedStream(opened)
             else:
                 stream = socket = _WebSocket(opened, address)
@@ -250,7 +250,7 @@ async def open_stream(
 
 
 def gateway_settings(**sections: Mapping[str, Any]) -> Any:
-    """Of a gateway in this process: free ports, nothing kept, every kind of participant on every lane."""
+    """Of a gateway in this process: free ports, nothing kept, every kind of participant on every transport."""
     defaults: dict[str, dict[str, Any]] = {
         "gateway": {"ephemeral": True, "port": 0},
         "ops": {"enabled": False},

@@ -1,4 +1,4 @@
-"""Who is let in: certificates, keys and tokens, together and alone, on every lane."""
+"""Who is let in: certificates, keys and tokens, together and alone, on every transport."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from aether_trio.testing.memory import agent
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import orchestrator, user
 from tests.security.certificates import Authority
-from tests.security.streams import ALPN, LANES, Ended, Stream, gateway_settings, open_stream
+from tests.security.streams import ALPN, TRANSPORTS, Ended, Stream, gateway_settings, open_stream
 
 KEY = "aek_right"
 RECORD = ApiKey(id="right", sha256=hash_api_key(KEY), principal="*")
-EVERY_LANE = pytest.mark.parametrize("lane", LANES)
+EVERY_TRANSPORT = pytest.mark.parametrize("transport", TRANSPORTS)
 
 
 @pytest.fixture
@@ -45,15 +45,15 @@ async def serving(authority: Authority | None = None, **auth: Any) -> AsyncItera
 
 async def outcome(
     gateway: Gateway,
-    lane: str,
+    transport: str,
     hello: pb.UpstreamMessage,
     *,
     authority: Authority | None = None,
     certificate: Path | None = None,
 ) -> tuple[Status, str]:
     """How a handshake ends: OK for an acknowledgement, or the status and the text of the refusal."""
-    tls = None if authority is None else authority.context(certificate, alpn=ALPN[lane])
-    async with open_stream(gateway.address, lane, tls=tls) as stream:
+    tls = None if authority is None else authority.context(certificate, alpn=ALPN[transport])
+    async with open_stream(gateway.address, transport, tls=tls) as stream:
         await stream.send(hello)
         try:
             await stream.acknowledged()
@@ -74,37 +74,39 @@ async def make_token(stream: Stream, owner: str) -> str:
     return answer.task_token
 
 
-@EVERY_LANE
+@EVERY_TRANSPORT
 async def test_a_task_token_does_not_outweigh_a_certificate_that_names_somebody_else(
-    authority: Authority, lane: str
+    authority: Authority, transport: str
 ) -> None:
     own, other = authority.issue("tu::red::worker::1"), authority.issue("tu::red::worker::2")
     async with serving(authority) as gateway:
-        tls = authority.context(alpn=ALPN[lane])
-        async with open_stream(gateway.address, lane, tls=tls) as creator:
+        tls = authority.context(alpn=ALPN[transport])
+        async with open_stream(gateway.address, transport, tls=tls) as creator:
             await creator.send(agent("red", "creator", "1", credentials={"api_key": KEY}))
             await creator.acknowledged()
             token = await make_token(creator, "tu::red::worker::1")
             identity = pb.TaskIdentity(workspace="red", implementation="worker", unique_specifier="1")
             hello = pb.UpstreamMessage(init=pb.InitConnection(task=identity, credentials={"token": token}))
-            status, text = await outcome(gateway, lane, hello, authority=authority, certificate=other)
+            status, text = await outcome(gateway, transport, hello, authority=authority, certificate=other)
             assert (status, "identity mismatch" in text) == (Status.PERMISSION_DENIED, True), text
-            assert (await outcome(gateway, lane, hello, authority=authority, certificate=own))[0] is Status.OK
+            assert (await outcome(gateway, transport, hello, authority=authority, certificate=own))[0] is Status.OK
 
 
-@EVERY_LANE
-async def test_a_key_does_not_outweigh_a_certificate_that_names_somebody_else(authority: Authority, lane: str) -> None:
+@EVERY_TRANSPORT
+async def test_a_key_does_not_outweigh_a_certificate_that_names_somebody_else(
+    authority: Authority, transport: str
+) -> None:
     async with serving(authority) as gateway:
         hello = agent("red", "worker", "1", credentials={"api_key": KEY})
         other = authority.issue("ag::red::worker::2")
-        status, _ = await outcome(gateway, lane, hello, authority=authority, certificate=other)
+        status, _ = await outcome(gateway, transport, hello, authority=authority, certificate=other)
         assert status is Status.PERMISSION_DENIED
 
 
 # -- H8: a name that is no identity ------------------------------------------------------------------------------------
 
 
-@EVERY_LANE
+@EVERY_TRANSPORT
 @pytest.mark.parametrize("name", ["laptop.example", "ag::red", "ag::red::worker", "", "_anonymous"])
 @pytest.mark.parametrize(
     "hello",
@@ -112,81 +114,85 @@ async def test_a_key_does_not_outweigh_a_certificate_that_names_somebody_else(au
     ids=["agent", "user", "orchestrator"],
 )
 async def test_a_certificate_that_names_nobody_lets_nobody_in(
-    authority: Authority, lane: str, name: str, hello: pb.UpstreamMessage
+    authority: Authority, transport: str, name: str, hello: pb.UpstreamMessage
 ) -> None:
     certificate = authority.issue(*filter(None, [name]))
     async with serving(authority, client_cert_mode="relaxed") as gateway:
-        status, text = await outcome(gateway, lane, hello, authority=authority, certificate=certificate)
+        status, text = await outcome(gateway, transport, hello, authority=authority, certificate=certificate)
         assert (status, "needs a credential" in text) == (Status.UNAUTHENTICATED, True), text
         with_key = pb.UpstreamMessage()
         with_key.CopyFrom(hello)
         with_key.init.credentials["api_key"] = KEY
-        assert (await outcome(gateway, lane, with_key, authority=authority, certificate=certificate))[0] is Status.OK
+        assert (await outcome(gateway, transport, with_key, authority=authority, certificate=certificate))[
+            0
+        ] is Status.OK
 
 
-@EVERY_LANE
-async def test_in_relaxed_mode_the_name_decides_the_kind(authority: Authority, lane: str) -> None:
+@EVERY_TRANSPORT
+async def test_in_relaxed_mode_the_name_decides_the_kind(authority: Authority, transport: str) -> None:
     certificate = authority.issue("ag::red::worker::1")
     async with serving(authority, client_cert_mode="relaxed") as gateway:
         for hello, expected in (
             (agent("blue", "other", "1"), Status.OK),
             (orchestrator("o", "1"), Status.PERMISSION_DENIED),
         ):
-            found = await outcome(gateway, lane, hello, authority=authority, certificate=certificate)
+            found = await outcome(gateway, transport, hello, authority=authority, certificate=certificate)
             assert found[0] is expected, found
 
 
 # -- H18: which certificate is a client's ------------------------------------------------------------------------------
 
 
-@EVERY_LANE
-async def test_an_authoritys_certificate_is_no_clients(authority: Authority, lane: str) -> None:
+@EVERY_TRANSPORT
+async def test_an_authoritys_certificate_is_no_clients(authority: Authority, transport: str) -> None:
     certificate = authority.issue("ag::red::worker::1", authority=True)
     async with serving(authority) as gateway:
         for hello in (agent("red", "worker", "1"), agent("red", "worker", "1", credentials={"api_key": KEY})):
-            status, text = await outcome(gateway, lane, hello, authority=authority, certificate=certificate)
+            status, text = await outcome(gateway, transport, hello, authority=authority, certificate=certificate)
             assert status is Status.UNAUTHENTICATED
             assert "invalid client certificate: it is an authority's" in text
 
 
-@EVERY_LANE
-async def test_a_certificate_with_two_names_is_no_clients(authority: Authority, lane: str) -> None:
+@EVERY_TRANSPORT
+async def test_a_certificate_with_two_names_is_no_clients(authority: Authority, transport: str) -> None:
     certificate = authority.issue("ag::red::worker::2", "ag::red::worker::1")
     async with serving(authority) as gateway:
         for specifier in "12":
             hello = agent("red", "worker", specifier)
-            status, text = await outcome(gateway, lane, hello, authority=authority, certificate=certificate)
+            status, text = await outcome(gateway, transport, hello, authority=authority, certificate=certificate)
             assert (status, "several common names" in text) == (Status.UNAUTHENTICATED, True), text
 
 
-@EVERY_LANE
-async def test_a_servers_certificate_is_no_clients(authority: Authority, lane: str) -> None:
+@EVERY_TRANSPORT
+async def test_a_servers_certificate_is_no_clients(authority: Authority, transport: str) -> None:
     """OpenSSL refuses it in the handshake; were that to change, the gateway reads it as well (tests/transport/socket/test_client_certificates.py)."""
     certificate = authority.issue("ag::red::worker::1", usages=[ExtendedKeyUsageOID.SERVER_AUTH])
     async with serving(authority) as gateway:
-        with pytest.raises(BaseException) as failed:  # whichever way the lane's client hears of a broken handshake
-            await outcome(gateway, lane, agent("red", "worker", "1"), authority=authority, certificate=certificate)
+        with pytest.raises(BaseException) as failed:  # whichever way the transport's client hears of a broken handshake
+            await outcome(gateway, transport, agent("red", "worker", "1"), authority=authority, certificate=certificate)
         assert not isinstance(failed.value, AssertionError)
         assert len(gateway.core.registry) == 0
 
 
-@EVERY_LANE
+@EVERY_TRANSPORT
 @pytest.mark.parametrize("usages", [None, [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]])
 @pytest.mark.parametrize("constraints", [None, False])
 async def test_a_leaf_is_a_clients(
-    authority: Authority, lane: str, usages: list[Any] | None, constraints: bool | None
+    authority: Authority, transport: str, usages: list[Any] | None, constraints: bool | None
 ) -> None:
     certificate = authority.issue("ag::red::worker::1", authority=constraints, usages=usages)
     async with serving(authority) as gateway:
-        found = await outcome(gateway, lane, agent("red", "worker", "1"), authority=authority, certificate=certificate)
+        found = await outcome(
+            gateway, transport, agent("red", "worker", "1"), authority=authority, certificate=certificate
+        )
         assert found == (Status.OK, "")
 
 
 # -- H18: no part of an identity passes for another one ----------------------------------------------------------------
 
 
-@EVERY_LANE
-async def test_a_colon_in_a_part_makes_no_other_implementation_of_it(lane: str) -> None:
+@EVERY_TRANSPORT
+async def test_a_colon_in_a_part_makes_no_other_implementation_of_it(transport: str) -> None:
     narrow = ApiKey(id="narrow", sha256=hash_api_key("aek_narrow"), principal="agent", identity="ag::*::echo::*")
     async with serving(api_keys=(narrow,)) as gateway:
         for parts, expected in (
@@ -195,66 +201,66 @@ async def test_a_colon_in_a_part_makes_no_other_implementation_of_it(lane: str) 
             (("red", "x", ":echo:1"), Status.PERMISSION_DENIED),
             ((":echo", "x", "1"), Status.PERMISSION_DENIED),
         ):
-            found = await outcome(gateway, lane, agent(*parts, credentials={"api_key": "aek_narrow"}))
+            found = await outcome(gateway, transport, agent(*parts, credentials={"api_key": "aek_narrow"}))
             assert found[0] is expected, (parts, found)
 
 
 # -- H14: no pattern makes the gateway slow ----------------------------------------------------------------------------
 
 
-@EVERY_LANE
-async def test_a_pattern_of_many_stars_does_not_hold_up_the_gateway(lane: str) -> None:
+@EVERY_TRANSPORT
+async def test_a_pattern_of_many_stars_does_not_hold_up_the_gateway(transport: str) -> None:
     starry = ApiKey(
         id="starry", sha256=hash_api_key("aek_starry"), principal="agent", identity=f"ag::{'*a' * 13}*b::*::*"
     )
     async with serving(api_keys=(starry,)) as gateway:
-        found = await outcome(gateway, lane, agent("a" * 128, "echo", "1", credentials={"api_key": "aek_starry"}))
+        found = await outcome(gateway, transport, agent("a" * 128, "echo", "1", credentials={"api_key": "aek_starry"}))
         assert found[0] is Status.PERMISSION_DENIED
 
 
 # -- H17: wrong keys lock their own sender out, and nobody else --------------------------------------------------------
 
 
-@EVERY_LANE
-async def test_wrong_keys_do_not_lock_out_the_one_that_was_let_in(lane: str) -> None:
+@EVERY_TRANSPORT
+async def test_wrong_keys_do_not_lock_out_the_one_that_was_let_in(transport: str) -> None:
     right = agent("red", "worker", "1", credentials={"api_key": KEY})
     wrong = agent("red", "worker", "1", credentials={"api_key": "aek_wrong"})
     async with serving() as gateway:
-        assert (await outcome(gateway, lane, right))[0] is Status.OK
+        assert (await outcome(gateway, transport, right))[0] is Status.OK
         for _ in range(8):
-            assert (await outcome(gateway, lane, wrong))[0] is Status.UNAUTHENTICATED
-        assert "throttled" in (await outcome(gateway, lane, wrong))[1]
-        assert (await outcome(gateway, lane, right)) == (Status.OK, "")
+            assert (await outcome(gateway, transport, wrong))[0] is Status.UNAUTHENTICATED
+        assert "throttled" in (await outcome(gateway, transport, wrong))[1]
+        assert (await outcome(gateway, transport, right)) == (Status.OK, "")
 
 
-@EVERY_LANE
-async def test_wrong_keys_from_one_address_do_not_lock_out_another(lane: str) -> None:
+@EVERY_TRANSPORT
+async def test_wrong_keys_from_one_address_do_not_lock_out_another(transport: str) -> None:
     right = agent("red", "worker", "1", credentials={"api_key": KEY})
     wrong = agent("red", "worker", "1", credentials={"api_key": "aek_wrong"})
     async with serving() as gateway:
         for _ in range(8):
-            found = await outcome(gateway, lane, wrong)
+            found = await outcome(gateway, transport, wrong)
         assert "throttled" in found[1]
-        assert "throttled" in (await outcome(gateway, lane, right))[1]
-        async with open_stream(gateway.address, lane, local_host="127.0.0.2") as stream:
+        assert "throttled" in (await outcome(gateway, transport, right))[1]
+        async with open_stream(gateway.address, transport, local_host="127.0.0.2") as stream:
             await stream.send(right)
             await stream.acknowledged()
 
 
-@EVERY_LANE
-async def test_a_name_that_the_gateway_makes_up_is_no_way_around_the_throttle(lane: str) -> None:
+@EVERY_TRANSPORT
+async def test_a_name_that_the_gateway_makes_up_is_no_way_around_the_throttle(transport: str) -> None:
     task = pb.TaskIdentity(workspace="red", implementation="worker")
     hello = pb.UpstreamMessage(init=pb.InitConnection(task=task, credentials={"api_key": "aek_wrong"}))
     async with serving() as gateway:
         for _ in range(6):
-            found = await outcome(gateway, lane, hello)
+            found = await outcome(gateway, transport, hello)
         assert "throttled" in found[1]
 
 
-@EVERY_LANE
-async def test_unknown_task_tokens_are_throttled_too(lane: str) -> None:
+@EVERY_TRANSPORT
+async def test_unknown_task_tokens_are_throttled_too(transport: str) -> None:
     hello = agent("red", "worker", "1", credentials={"token": "att_unknown"})
     async with serving() as gateway:
         for _ in range(6):
-            found = await outcome(gateway, lane, hello)
+            found = await outcome(gateway, transport, hello)
         assert "throttled" in found[1]

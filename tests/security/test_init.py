@@ -1,4 +1,4 @@
-"""Every text, map and list of InitConnection is bounded and checked before anything is done with it, on every lane."""
+"""Every text, map and list of InitConnection is bounded and checked before anything is done with it, on every transport."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aether_trio.model.errors import Status, StatusError
 from aether_trio.testing.memory import agent
 from aether_trio.wire.browser import CODECS
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.security.streams import LANES, Ended, gateway_settings, open_stream
+from tests.security.streams import TRANSPORTS, Ended, gateway_settings, open_stream
 
 KIB = 1024
 
@@ -90,10 +90,10 @@ def test_every_text_of_init_is_covered() -> None:
     assert ("credentials", "value") in TEXTS
 
 
-@pytest.mark.parametrize("lane", LANES)
-async def test_a_zero_byte_in_any_text_is_refused_by_name(gateway: Gateway, lane: str) -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_zero_byte_in_any_text_is_refused_by_name(gateway: Gateway, transport: str) -> None:
     for path in TEXTS:
-        async with open_stream(gateway.address, lane) as stream:
+        async with open_stream(gateway.address, transport) as stream:
             await stream.send(init_with(path, "x\0y"))
             ended = await stream.ended()
         assert ended.status is Status.INVALID_ARGUMENT, (path, ended)
@@ -101,28 +101,28 @@ async def test_a_zero_byte_in_any_text_is_refused_by_name(gateway: Gateway, lane
     assert len(gateway.core.registry) == 0
 
 
-@pytest.mark.parametrize("lane", LANES)
-async def test_a_text_without_an_end_is_refused_by_name(gateway: Gateway, lane: str) -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_text_without_an_end_is_refused_by_name(gateway: Gateway, transport: str) -> None:
     for path in TEXTS:
-        async with open_stream(gateway.address, lane) as stream:
+        async with open_stream(gateway.address, transport) as stream:
             await stream.send(init_with(path, "x" * 100 * KIB))
             ended = await stream.ended()
         assert ended.status is Status.INVALID_ARGUMENT, (path, ended)
         assert names(path, ended.text), (path, ended)
 
 
-@pytest.mark.parametrize("lane", LANES)
-async def test_a_lone_surrogate_is_refused_by_name(gateway: Gateway, lane: str) -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_lone_surrogate_is_refused_by_name(gateway: Gateway, transport: str) -> None:
     for path in TEXTS:
         data = init_with(path, "needle").SerializeToString().replace(b"needle", b"ne\xed\xa0\x80e")
-        async with open_stream(gateway.address, lane) as stream:
+        async with open_stream(gateway.address, transport) as stream:
             await stream.send_bytes(data)
             ended = await stream.ended()
         assert ended.status is Status.INVALID_ARGUMENT, (path, ended)
         assert path[0] in ended.text, (path, ended)
 
 
-@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize(
     ("field", "hello"),
     [
@@ -151,24 +151,26 @@ async def test_a_lone_surrogate_is_refused_by_name(gateway: Gateway, lane: str) 
     ],
     ids=["credentials", "extensions", "profiles", "empty-profile", "all-together"],
 )
-async def test_too_many_are_refused_by_name(gateway: Gateway, lane: str, field: str, hello: pb.UpstreamMessage) -> None:
-    async with open_stream(gateway.address, lane) as stream:
+async def test_too_many_are_refused_by_name(
+    gateway: Gateway, transport: str, field: str, hello: pb.UpstreamMessage
+) -> None:
+    async with open_stream(gateway.address, transport) as stream:
         try:
             await stream.send(hello)
         except (trio.BrokenResourceError, Ended):
             pass  # the gateway has read enough
         ended = await stream.ended()
     if field == "init has":
-        # Each lane has a bound of its own for what comes before the acknowledgement, and does not read so far.
-        assert (ended.status or ended.number) == {"framed": 0x102, "websocket": 1009, "grpc": 3}[lane], ended
+        # Each transport has a bound of its own for what comes before the acknowledgement, and does not read so far.
+        assert (ended.status or ended.number) == {"framed": 0x102, "websocket": 1009, "grpc": 3}[transport], ended
         assert str(512 * KIB) in ended.text
         return
     assert ended.status is Status.INVALID_ARGUMENT, ended
     assert field in ended.text
 
 
-@pytest.mark.parametrize("lane", LANES)
-async def test_what_the_limits_allow_is_let_in(gateway: Gateway, lane: str) -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_what_the_limits_allow_is_let_in(gateway: Gateway, transport: str) -> None:
     hello = agent(
         "w",
         "a",
@@ -181,7 +183,7 @@ async def test_what_the_limits_allow_is_let_in(gateway: Gateway, lane: str) -> N
         resume_session_id="0" * 36,
         client_build_info=pb.BuildInfo(commit="c" * 40, built_at="2026-01-01", runtime="py", os="linux"),
     )
-    async with open_stream(gateway.address, lane) as stream:
+    async with open_stream(gateway.address, transport) as stream:
         await stream.send(hello)
         await stream.acknowledged()
 
@@ -206,10 +208,10 @@ async def test_an_extension_in_the_metadata_is_bounded_too(gateway: Gateway) -> 
     assert "aether-extensions" in ended.text
 
 
-@pytest.mark.parametrize("lane", LANES)
-async def test_an_init_of_nothing_but_parts_is_refused_before_it_is_made(gateway: Gateway, lane: str) -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_an_init_of_nothing_but_parts_is_refused_before_it_is_made(gateway: Gateway, transport: str) -> None:
     hello = agent("w", "a", "1", extensions=[pb.ExtensionDeclaration()] * 200_000)
-    async with open_stream(gateway.address, lane) as stream:
+    async with open_stream(gateway.address, transport) as stream:
         await stream.send(hello)
         ended = await stream.ended()
     assert ended.status is Status.INVALID_ARGUMENT, ended

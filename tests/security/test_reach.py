@@ -1,4 +1,4 @@
-"""A key that is limited to one workspace touches nothing of another, by any operation, on any lane.
+"""A key that is limited to one workspace touches nothing of another, by any operation, on any transport.
 
 `TABLE` has an entry for each operation of the protocol. An operation without one fails `test_every_operation_is_here`, and so does a new
 value of an operation's enum: whoever builds it has to say here what it does with a foreign workspace.
@@ -23,10 +23,10 @@ from aether_trio.testing.memory import agent, message_to
 from aether_trio.wire import framing
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import service, user
-from tests.security.streams import LANES, Ended, FramedStream, Stream, gateway_settings, open_stream
+from tests.security.streams import TRANSPORTS, Ended, FramedStream, Stream, gateway_settings, open_stream
 
 KV, Sessions, Agents, Tasks = pb.KVOperation, pb.SessionOperation, pb.AgentOperation, pb.TaskOperation
-EVERY_LANE = pytest.mark.parametrize("lane", LANES)
+EVERY_TRANSPORT = pytest.mark.parametrize("transport", TRANSPORTS)
 WORKSPACES: Final[Mapping[str, tuple[str, ...]]] = {"red": ("red",), "all": ("*",)}
 SECRET: Final = b"blue's secret"
 BLUE: Final = "ag::blue::worker::1"
@@ -303,10 +303,10 @@ def test_every_operation_is_here() -> None:
             assert covered == set(entry.enum.keys()), case
 
 
-@EVERY_LANE
-async def test_what_is_not_served_yet_touches_nothing(lane: str) -> None:
+@EVERY_TRANSPORT
+async def test_what_is_not_served_yet_touches_nothing(transport: str) -> None:
     """Its entry has to be a real one as soon as it is built."""
-    async with serving() as gateway, open_stream(gateway.address, lane) as stream:
+    async with serving() as gateway, open_stream(gateway.address, transport) as stream:
         await stream.send(agent("red", "eve", "1", credentials={"api_key": "aek_red"}))
         await stream.acknowledged()
         for case, entry in TABLE.items():
@@ -342,9 +342,9 @@ def successes(said: Sequence[pb.DownstreamMessage]) -> list[pb.DownstreamMessage
     ]
 
 
-@EVERY_LANE
-async def test_no_operation_touches_a_workspace_that_the_key_does_not_reach(lane: str) -> None:
-    async with serving() as gateway, blue_at(gateway) as place, open_stream(gateway.address, lane) as stream:
+@EVERY_TRANSPORT
+async def test_no_operation_touches_a_workspace_that_the_key_does_not_reach(transport: str) -> None:
+    async with serving() as gateway, blue_at(gateway) as place, open_stream(gateway.address, transport) as stream:
         await stream.send(agent("red", "eve", "1", credentials={"api_key": "aek_red"}))
         await stream.acknowledged()
         for case, entry in TABLE.items():
@@ -378,8 +378,8 @@ async def test_the_same_requests_are_heard_of_a_key_that_reaches_all() -> None:
                 await trio.sleep(0.01)  # DISCONNECT was the last one
 
 
-@EVERY_LANE
-async def test_nobody_connects_beyond_its_key(lane: str) -> None:
+@EVERY_TRANSPORT
+async def test_nobody_connects_beyond_its_key(transport: str) -> None:
     hellos = {
         "agent": agent("blue", "eve", "1"),
         "task": pb.UpstreamMessage(
@@ -393,16 +393,16 @@ async def test_nobody_connects_beyond_its_key(lane: str) -> None:
     async with serving() as gateway:
         for who, hello in hellos.items():
             hello.init.credentials["api_key"] = "aek_red"
-            async with open_stream(gateway.address, lane) as stream:
+            async with open_stream(gateway.address, transport) as stream:
                 await stream.send(hello)
                 with pytest.raises(Ended, match="PERMISSION_DENIED"):
                     await stream.acknowledged()
             assert len(gateway.core.registry) == 0, who
 
 
-@EVERY_LANE
-async def test_a_user_enters_no_workspace_beyond_its_key(lane: str) -> None:
-    async with serving() as gateway, blue_at(gateway), open_stream(gateway.address, lane) as stream:
+@EVERY_TRANSPORT
+async def test_a_user_enters_no_workspace_beyond_its_key(transport: str) -> None:
+    async with serving() as gateway, blue_at(gateway), open_stream(gateway.address, transport) as stream:
         hello = user("eve", "w")
         hello.init.credentials["api_key"] = "aek_red"
         await stream.send(hello)
@@ -433,12 +433,12 @@ async def test_a_numbered_send_names_no_workspace_beyond_the_key() -> None:
         assert [message.msg.workspace for message in said if message.HasField("msg")] == ["red"]
 
 
-@EVERY_LANE
-async def test_namesakes_in_two_workspaces_have_exclusive_keys_of_their_own(lane: str) -> None:
+@EVERY_TRANSPORT
+async def test_namesakes_in_two_workspaces_have_exclusive_keys_of_their_own(transport: str) -> None:
     """H6: agents of one implementation and specifier, each with a key for its workspace."""
     async with serving() as gateway:
         for workspace in ("blue", "red"):
-            async with open_stream(gateway.address, lane) as stream:
+            async with open_stream(gateway.address, transport) as stream:
                 key = "aek_red" if workspace == "red" else "aek_all"
                 await stream.send(agent(workspace, "worker", "1", credentials={"api_key": key}))
                 await stream.acknowledged()

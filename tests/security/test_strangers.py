@@ -21,10 +21,10 @@ from aether_trio.testing.memory import agent, message_to
 from aether_trio.transport.http2 import frames
 from aether_trio.transport.http2.frames import ErrorCode
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.security.streams import LANES, gateway_settings, open_stream
+from tests.security.streams import TRANSPORTS, gateway_settings, open_stream
 from tests.transport.grpc.harness import RawClient, data, frame, message, settings
 
-EVERY_LANE = pytest.mark.parametrize("lane", LANES)
+EVERY_TRANSPORT = pytest.mark.parametrize("transport", TRANSPORTS)
 EVIL = "evil\x1b[2J\x9b31m\n\u202e"
 
 
@@ -57,21 +57,21 @@ def attempts(gateway: Gateway) -> list[str]:
     return [line for line in text.decode().splitlines() if line.startswith("aether_connection_attempts_total")]
 
 
-@EVERY_LANE
-async def test_a_stranger_writes_no_label(lane: str) -> None:
+@EVERY_TRANSPORT
+async def test_a_stranger_writes_no_label(transport: str) -> None:
     async with serving() as gateway:
         for number in range(20):
-            async with open_stream(gateway.address, lane) as stream:
+            async with open_stream(gateway.address, transport) as stream:
                 await stream.send(agent(f"made-up-{number}", "eve", "1", credentials={"api_key": "aek_wrong"}))
                 assert (await stream.ended()).status is Status.UNAUTHENTICATED
         assert attempts(gateway) == [
             'aether_connection_attempts_total{principal_type="agent",status="unauthenticated",workspace=""} 20.0'
         ]
-        async with open_stream(gateway.address, lane) as stream:
+        async with open_stream(gateway.address, transport) as stream:
             await stream.send(agent("red", "eve", "1", credentials={"api_key": "aek_right"}))
             await stream.acknowledged()
             assert any('status="success",workspace="red"' in line for line in attempts(gateway))
-            async with open_stream(gateway.address, lane) as second:
+            async with open_stream(gateway.address, transport) as second:
                 await second.send(agent("red", "eve", "1", credentials={"api_key": "aek_right"}))
                 assert (await second.ended()).status is Status.ALREADY_EXISTS
             assert any('status="lock_failed",workspace="red"' in line for line in attempts(gateway))
@@ -79,8 +79,8 @@ async def test_a_stranger_writes_no_label(lane: str) -> None:
         assert b"made-up" not in text
 
 
-@EVERY_LANE
-async def test_a_stranger_writes_one_bounded_line(lane: str, log: io.StringIO) -> None:
+@EVERY_TRANSPORT
+async def test_a_stranger_writes_one_bounded_line(transport: str, log: io.StringIO) -> None:
     async with serving(strict=False) as gateway:
         log.seek(0)
         log.truncate()
@@ -91,7 +91,7 @@ async def test_a_stranger_writes_one_bounded_line(lane: str, log: io.StringIO) -
             agent("w" * 10_000, "eve", "1"),
             agent("w", "eve", "1", extensions=[pb.ExtensionDeclaration(uri="u" * 1000, required=True)] * 60),
         ):
-            async with open_stream(gateway.address, lane) as stream:
+            async with open_stream(gateway.address, transport) as stream:
                 await stream.send(hello)
                 await stream.ended()
         lines = log.getvalue().splitlines()
@@ -134,7 +134,7 @@ async def test_the_headers_of_a_strangers_calls_are_bounded_together() -> None:
                 refused = await client.until_kind(frames.RST_STREAM)
                 assert refused.body == int(ErrorCode.REFUSED_STREAM).to_bytes(4, "big")
                 await client.until_kind(frames.RST_STREAM, stream_id=199)
-                [connection] = gateway._ports._lanes["grpc"].connections
+                [connection] = gateway._ports._transports["grpc"].connections
                 assert 500_000 < connection.header_bytes <= 512 * 1024
                 await client.send(frame(frames.RST_STREAM, 0, 1, bytes(4)), client.request(201, watch, x="a" * 10_000))
                 await client.send(data(201, message(b""), end=True))

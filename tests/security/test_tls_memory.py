@@ -26,7 +26,7 @@ FIRST_WORDS = {
     "http/1.1": b"GET /v1/connect HTTP/1.1\r\nHost: x\r\n",
     None: b"",
 }
-LANES = pytest.mark.parametrize("protocol", list(FIRST_WORDS), ids=lambda protocol: protocol or "undecided")
+TRANSPORTS = pytest.mark.parametrize("protocol", list(FIRST_WORDS), ids=lambda protocol: protocol or "undecided")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def is_over(sock: socket.socket) -> bool:
     return True
 
 
-@LANES
+@TRANSPORTS
 def test_what_follows_a_close_notify_is_not_kept(gateway: GatewayProcess, pki: Pki, protocol: str | None) -> None:
     before = gateway.resident_bytes()
     with dial(gateway) as sock:
@@ -100,7 +100,7 @@ def test_what_follows_a_close_notify_is_not_kept(gateway: GatewayProcess, pki: P
         assert is_over(sock)
 
 
-@LANES
+@TRANSPORTS
 @pytest.mark.parametrize("answer", [True, False], ids=["answered", "unanswered"])
 def test_key_updates_without_end_end_the_connection(
     gateway: GatewayProcess, pki: Pki, tmp_path: Path, protocol: str | None, answer: bool

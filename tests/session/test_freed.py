@@ -111,7 +111,7 @@ async def test_so_is_one_that_has_numbered_its_sends(core: Core, publisher: byte
 
 
 def send(peer: MemoryLink, *sends: Send) -> None:
-    """As a client on the framed lane."""
+    """As a client on the framed transport."""
     peer.send(*sends)  # type: ignore[arg-type]
 
 

@@ -94,7 +94,7 @@ def test_the_codes_of_the_framing() -> None:
 
 
 def test_the_statuses_and_who_comes_back() -> None:
-    """On all lanes, and in our client, by the one list that the page has."""
+    """On all transports, and in our client, by the one list that the page has."""
     table = rows("| status | number | when | again |")
     for name, value, _, _, _ in table:
         assert Status[name] == int(value), name

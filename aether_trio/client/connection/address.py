@@ -1,6 +1,6 @@
 """Where a gateway is, and how it is spoken to: "aether://localhost:50051" and its three relatives.
 
-| scheme | lane | TLS |
+| scheme | transport | TLS |
 |---|---|---|
 | aether | binary framing | no |
 | aethers | binary framing | yes |
@@ -22,25 +22,25 @@ from urllib.parse import urlsplit
 
 from aether_trio.client.errors import AddressError
 
-__all__ = ["DEFAULT_PORT", "WEBSOCKET_PATH", "Address", "LaneKind", "parse_address"]
+__all__ = ["DEFAULT_PORT", "WEBSOCKET_PATH", "Address", "TransportKind", "parse_address"]
 
 DEFAULT_PORT: Final = 50051
 WEBSOCKET_PATH: Final = "/v1/connect"
 
 
-class LaneKind(enum.Enum):
+class TransportKind(enum.Enum):
     """What is spoken on the connection."""
 
     FRAMED = "framed"
     WEBSOCKET = "websocket"
 
 
-_SCHEMES: Final[Mapping[str, tuple[LaneKind, bool, int]]] = MappingProxyType(
+_SCHEMES: Final[Mapping[str, tuple[TransportKind, bool, int]]] = MappingProxyType(
     {
-        "aether": (LaneKind.FRAMED, False, DEFAULT_PORT),
-        "aethers": (LaneKind.FRAMED, True, DEFAULT_PORT),
-        "ws": (LaneKind.WEBSOCKET, False, 80),
-        "wss": (LaneKind.WEBSOCKET, True, 443),
+        "aether": (TransportKind.FRAMED, False, DEFAULT_PORT),
+        "aethers": (TransportKind.FRAMED, True, DEFAULT_PORT),
+        "ws": (TransportKind.WEBSOCKET, False, 80),
+        "wss": (TransportKind.WEBSOCKET, True, 443),
     }
 )
 
@@ -50,7 +50,7 @@ class Address:
     """A parsed address. `host` has no brackets."""
 
     scheme: str
-    lane: LaneKind
+    transport: TransportKind
     tls: bool
     host: str
     port: int
@@ -90,10 +90,10 @@ def parse_address(text: str) -> Address:
         raise AddressError(f"the address has a space in it; {expected}")
     if parts.query or parts.fragment:
         raise AddressError("an address has no query and no fragment")
-    lane, tls, default_port = known
+    transport, tls, default_port = known
     path = parts.path.rstrip("/")
-    if path and not (lane is LaneKind.WEBSOCKET and path == WEBSOCKET_PATH):
+    if path and not (transport is TransportKind.WEBSOCKET and path == WEBSOCKET_PATH):
         raise AddressError(f"an address has no path, but this one has {parts.path!r}")
     if port == 0:
         raise AddressError("port 0 is nobody's")
-    return Address(parts.scheme, lane, tls, host, default_port if port is None else port)
+    return Address(parts.scheme, transport, tls, host, default_port if port is None else port)

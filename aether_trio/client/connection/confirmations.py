@@ -1,6 +1,6 @@
 """Finding out what became of what has no answer: a request right behind it, whose answer comes after any refusal of it.
 
-The protocol answers a send (except on the framed lane), a progress report and a workspace switch with nothing when it is well,
+The protocol answers a send (except on the framed transport), a progress report and a workspace switch with nothing when it is well,
 and with an ErrorResponse without an id when it is not. But an answer is a barrier: the gateway answers a request when
 everything in front of it is settled. So behind such messages goes a request that everybody may make (whether oneself is
 connected), and the order says the rest: what was written is a row of sections, each ended by its barrier, and an
@@ -69,7 +69,7 @@ class Confirmations:
         self._unguarded = True
 
     def alone(self, message: bytes, settle: Settle, frame: Callable[[bytes], bytes], number: int = 0) -> bytes:
-        """What to write for a message that has a section of its own. `frame` makes lane bytes of an UpstreamMessage.
+        """What to write for a message that has a section of its own. `frame` makes transport bytes of an UpstreamMessage.
 
         `number` is that of a send whose refusal says it.
         """

@@ -1,4 +1,4 @@
-"""Opening a connection: the socket, TLS on it, and the lane that the address asks for."""
+"""Opening a connection: the socket, TLS on it, and the transport that the address asks for."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import anyio
 import anyio.abc
 from anyio.streams.tls import TLSAttribute, TLSStream
 
-from aether_trio.client.connection.address import Address, LaneKind
-from aether_trio.client.connection.framed import FramedLane
+from aether_trio.client.connection.address import Address, TransportKind
+from aether_trio.client.connection.framed import FramedTransport
 from aether_trio.client.connection.tls import ALPN
-from aether_trio.client.connection.transport import Hub, Lane, tune
-from aether_trio.client.connection.websocket import WebSocketLane
+from aether_trio.client.connection.transport import Hub, Transport, tune
+from aether_trio.client.connection.websocket import WebSocketTransport
 from aether_trio.client.errors import ProtocolViolation, TlsRefused, Unavailable
 
 __all__ = ["dial"]
@@ -26,8 +26,8 @@ _NOT_A_GATEWAY: Final = ("WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING",
 
 async def dial(
     address: Address, context: ssl.SSLContext | None, server_name: str | None, hub: Hub, ping_interval_s: float | None
-) -> Lane:
-    """A lane over a fresh connection, not opened yet. Raises Unavailable, TlsRefused, ProtocolViolation."""
+) -> Transport:
+    """A transport over a fresh connection, not opened yet. Raises Unavailable, TlsRefused, ProtocolViolation."""
     stream: anyio.abc.ByteStream
     try:
         stream = socket_stream = await anyio.connect_tcp(address.host, address.port)
@@ -36,9 +36,9 @@ async def dial(
     tune(socket_stream)
     if context is not None:
         stream = await _secure(socket_stream, address, context, server_name)
-    if address.lane is LaneKind.FRAMED:
-        return FramedLane(stream, hub, ping_interval_s)
-    return WebSocketLane(stream, hub, ping_interval_s, authority=address.authority)
+    if address.transport is TransportKind.FRAMED:
+        return FramedTransport(stream, hub, ping_interval_s)
+    return WebSocketTransport(stream, hub, ping_interval_s, authority=address.authority)
 
 
 def _reason(error: Exception) -> str:
@@ -69,7 +69,7 @@ async def _secure(
         await anyio.aclose_forcefully(stream)
         hint = ""
         if error.reason in _NOT_A_GATEWAY:
-            plain = "aether" if address.lane is LaneKind.FRAMED else "ws"
+            plain = "aether" if address.transport is TransportKind.FRAMED else "ws"
             hint = f"; is it plaintext ({plain}://)?"
         raise TlsRefused(f"no TLS with {address}: {error.reason or error}{hint}") from error
     except (anyio.BrokenResourceError, anyio.EndOfStream, OSError) as error:
@@ -79,7 +79,7 @@ async def _secure(
         await anyio.aclose_forcefully(stream)
         raise
     chosen = secured.extra(TLSAttribute.alpn_protocol, None)  # noqa: S610 - anyio's, not Django's
-    if chosen not in {None, ALPN[address.lane]}:
+    if chosen not in {None, ALPN[address.transport]}:
         await anyio.aclose_forcefully(secured)
-        raise ProtocolViolation("BAD_ALPN", f"{address} chose {chosen!r}, not {ALPN[address.lane]!r}")
+        raise ProtocolViolation("BAD_ALPN", f"{address} chose {chosen!r}, not {ALPN[address.transport]!r}")
     return secured

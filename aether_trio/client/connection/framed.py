@@ -1,4 +1,4 @@
-"""The framed lane of a client: docs/wire.md from our side, over `wire.framing.Connection`.
+"""The framed transport of a client: docs/wire.md from our side, over `wire.framing.Connection`.
 
 Confirmation, positions and credit are frames here, so this module mostly hands events to the outbox and the inbox, and
 their frames to the socket. Answers to requests come as envelopes.
@@ -13,7 +13,7 @@ import anyio.abc
 from anyio.streams.tls import TLSStream
 
 from aether_trio.client.connection.outgoing import Publication, Upstream
-from aether_trio.client.connection.transport import GOODBYE_S, WRITE_BYTES, Ended, Hub, Lane
+from aether_trio.client.connection.transport import GOODBYE_S, WRITE_BYTES, Ended, Hub, Transport
 from aether_trio.client.errors import (
     AetherError,
     InvalidArgument,
@@ -26,14 +26,14 @@ from aether_trio.wire import framing
 from aether_trio.wire.framing import Connection, Role, State
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["FramedLane"]
+__all__ = ["FramedTransport"]
 
 _CUT: Final = frozenset({framing.ErrorCode.TRUNCATED, framing.ErrorCode.TIMEOUT})
 """What the gateway says when our bytes did not arrive: the way between us was cut, or stood still."""
 _HEARING: Final = frozenset({State.LIVE, State.LEAVING})
 
 
-class FramedLane(Lane):
+class FramedTransport(Transport):
     """See the module docstring."""
 
     def __init__(self, stream: anyio.abc.ByteStream, hub: Hub, ping_interval_s: float | None) -> None:

@@ -140,7 +140,7 @@ class Inbox:
         self._add(Arrival(topic, offset, message, len(message)))
 
     def deliver_plain(self, message: pb.IncomingMessage, size: int) -> None:
-        """A message of a lane without offsets."""
+        """A message of a transport without offsets."""
         self._add(Arrival(None, 0, message, size))
 
     def _add(self, arrival: Arrival) -> None:

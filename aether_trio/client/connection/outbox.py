@@ -260,7 +260,7 @@ class Outbox:
             self._refused[seq] = error
 
     def settle(self, publication: Publication, error: AetherError | None) -> None:
-        """This one is settled: of lanes that find out by themselves, in order."""
+        """This one is settled: of transports that find out by themselves, in order."""
         self._settle(publication, error)
         while self._written and self._written[0].settled:
             self._written.popleft()

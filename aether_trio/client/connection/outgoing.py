@@ -1,4 +1,4 @@
-"""The things on their way to the gateway, and how a lane writes them. outbox.py keeps them in order."""
+"""The things on their way to the gateway, and how a transport writes them. outbox.py keeps them in order."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Publication(Outcome):
         self.order = order
         """Which one it is, of all that were published."""
         self.seq = 0
-        """Its number on the framed lane, from the first time on that it is written."""
+        """Its number on the framed transport, from the first time on that it is written."""
         self.first_written: Moment | None = None
         """The gateway has not committed it earlier than that."""
         self.topic = topic
@@ -133,7 +133,7 @@ class Publication(Outcome):
         self.message_type = message_type
         self.extra = extra
         self.confirm = confirm
-        """Somebody waits for this one; a lane without acknowledgements must find out by other means."""
+        """Somebody waits for this one; a transport without acknowledgements must find out by other means."""
         self.written = False
         """The present connection has written it."""
         self.withdrawn = False
@@ -173,12 +173,12 @@ class Upstream:
 
 
 class Encoder(Protocol):
-    """How a lane writes what it pulls."""
+    """How a transport writes what it pulls."""
 
     def encode_publication(self, publication: Publication) -> bytes | None:
-        """None when the window has no room. Raises AetherError when this message can never be sent on this lane."""
+        """None when the window has no room. Raises AetherError when this message can never be sent on this transport."""
         ...
 
     def encode_upstream(self, upstream: Upstream) -> bytes:
-        """Raises AetherError when it can never be sent on this lane."""
+        """Raises AetherError when it can never be sent on this transport."""
         ...

@@ -24,7 +24,7 @@ import anyio.lowlevel
 
 from aether_trio.client.connection.core import Core
 from aether_trio.client.connection.dial import dial
-from aether_trio.client.connection.transport import BROKEN, Ended, Lane
+from aether_trio.client.connection.transport import BROKEN, Ended, Transport
 from aether_trio.client.errors import (
     AetherError,
     ClientClosed,
@@ -77,7 +77,7 @@ class Session:
         self.error: BaseException | None = None
         """A defect of the client's own."""
         self.ack: pb.ConnectionAck | None = None
-        self._lane: Lane | None = None
+        self._transport: Transport | None = None
         self._closing = False
         self._reconnecting: anyio.CancelScope | None = None
         self._remembers_s = 0.0
@@ -95,15 +95,15 @@ class Session:
         """Until the end. The first connection is made before `started`; its failure is raised. Later ones cancel `scope`."""
         settings = self.settings
         try:
-            lane = await self._first()
+            transport = await self._first()
             task_status.started()
             while True:
-                ended = await self._connected(lane)
+                ended = await self._connected(transport)
                 with anyio.CancelScope() as scope_of_attempts:
                     self._reconnecting = scope_of_attempts
                     if self._closing:
                         return
-                    lane = await self._again(ended)
+                    transport = await self._again(ended)
                 if scope_of_attempts.cancelled_caught:
                     return
         except AetherError as error:
@@ -134,14 +134,14 @@ class Session:
     def leave(self) -> None:
         """Say goodbye, and do not come back. `run` returns when the gateway has answered, or has had its time."""
         self._closing = True
-        if self._lane is not None:
-            self._lane.leave()
+        if self._transport is not None:
+            self._transport.leave()
         elif self._reconnecting is not None:
             self._reconnecting.cancel()
 
     # -- connecting
 
-    async def _first(self) -> Lane:
+    async def _first(self) -> Transport:
         """The first connection, within `connect_timeout` over all attempts."""
         last: AetherError | None = None
         with anyio.move_on_after(self.settings.connect_timeout_s):
@@ -162,7 +162,7 @@ class Session:
             text = f"{address} takes connections, but nothing answered {limit}; is it the port of a gateway?"
         raise last or Unavailable("CONNECT_TIMEOUT", text, retryable=True)
 
-    async def _again(self, ended: Ended) -> Lane:
+    async def _again(self, ended: Ended) -> Transport:
         """The next connection after one that has ended. Raises what makes it hopeless."""
         settings = self.settings
         why: AetherError = ended.error or ConnectionLost(ended.why, in_doubt=True)
@@ -196,74 +196,74 @@ class Session:
             return anyio.current_time() < self._maybe_us_until
         return error.retryable
 
-    async def _attempt(self) -> Lane:
+    async def _attempt(self) -> Transport:
         """One connection, opened. Raises AetherError."""
         settings = self.settings
         self._set(State.CONNECTING)
         self._core.inbox.cut()
-        lane: Lane | None = None
+        transport: Transport | None = None
         self._reached = False
         try:
             with anyio.fail_after(settings.handshake_timeout_s):
-                lane = await dial(
+                transport = await dial(
                     settings.address, settings.context, settings.server_name, self._core, settings.ping_interval_s
                 )
                 self._reached = True
-                ack = await lane.open(self._init())
+                ack = await transport.open(self._init())
         except TimeoutError:
-            await self._abandon(lane)
+            await self._abandon(transport)
             text = f"{settings.address} did not answer within {settings.handshake_timeout_s:g} s"
             raise Unavailable("HANDSHAKE_TIMEOUT", text, retryable=True) from None
         except BROKEN as error:
-            await self._abandon(lane)
+            await self._abandon(transport)
             raise Unavailable("UNREACHABLE", f"{settings.address}: {error}", retryable=True) from error
         except BaseException:
-            if lane is not None:
-                await lane.aclose()
+            if transport is not None:
+                await transport.aclose()
             raise
-        self._accepted(lane, ack)
-        return lane
+        self._accepted(transport, ack)
+        return transport
 
-    async def _abandon(self, lane: Lane | None) -> None:
+    async def _abandon(self, transport: Transport | None) -> None:
         """An attempt came to nothing, and the gateway may have let us in without our knowing."""
-        if lane is not None:
+        if transport is not None:
             self._maybe_us_until = anyio.current_time() + SELF_DUPLICATE_S
-            await lane.aclose()
+            await transport.aclose()
 
-    def _accepted(self, lane: Lane, ack: pb.ConnectionAck) -> None:
+    def _accepted(self, transport: Transport, ack: pb.ConnectionAck) -> None:
         changed = bool(self.connections) and ack.assigned_id not in ("", self.assigned) and not ack.resumed
         if self.settings.repeat_in_doubt:
             self._core.reopen(repeat=True)
         else:
-            self._core.reopen(repeat=not changed, within_s=min(self._remembers_s, lane.remembers_s))
+            self._core.reopen(repeat=not changed, within_s=min(self._remembers_s, transport.remembers_s))
         self.ack = ack
         self.session_id = ack.session_id
         self.resumed = ack.resumed
         self.assigned = ack.assigned_id or self.assigned  # one that has come by its name again is told none
-        self._remembers_s = lane.remembers_s
+        self._remembers_s = transport.remembers_s
         self.connections += 1
 
-    async def _connected(self, lane: Lane) -> Ended:
+    async def _connected(self, transport: Transport) -> Ended:
         """Run one connection to its end."""
         since = anyio.current_time()
-        self._lane = lane
-        self._core.attach(lane.wake, lane.wake_soon)
+        self._transport = transport
+        self._core.attach(transport.wake, transport.wake_soon)
         self._set(State.CONNECTED)
         self._call("on_connected", self.settings.on_connected, self.resumed)
         if self._closing:
-            lane.leave()
+            transport.leave()
         try:
-            ended = await lane.run()
+            ended = await transport.run()
         except anyio.get_cancelled_exc_class():
-            await lane.last_words()
+            await transport.last_words()
             raise
         finally:
             self._lost_at = anyio.current_time()
-            self._lane = None
+            self._transport = None
             self._core.attach(_nobody, _nobody)
             with anyio.CancelScope(shield=True):
-                await lane.aclose()
-            lane.confirmations.cut()
+                await transport.aclose()
+            transport.confirmations.cut()
             self._core.cut()
         steady = self._lost_at - since >= self.settings.retry.steady_s
         self._failures = 0 if steady or ended.expected else self._failures + 1
@@ -291,4 +291,4 @@ def _alone(error: Exception) -> Exception:
 
 
 def _nobody() -> None:
-    """No lane to wake."""
+    """No transport to wake."""

@@ -1,6 +1,6 @@
 """The client's side of TLS: whom to trust, and who we are.
 
-ALPN says which lane is meant ("aether/1", or "http/1.1" for WebSocket), so one port serves both. A gateway that does not
+ALPN says which transport is meant ("aether/1", or "http/1.1" for WebSocket), so one port serves both. A gateway that does not
 know ALPN decides by the first bytes, which works as well.
 """
 
@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from aether_trio.client.connection.address import Address, LaneKind
+from aether_trio.client.connection.address import Address, TransportKind
 from aether_trio.client.errors import AddressError
 
 __all__ = ["ALPN", "TlsOptions", "context_for"]
 
-ALPN: Final[Mapping[LaneKind, str]] = MappingProxyType({LaneKind.FRAMED: "aether/1", LaneKind.WEBSOCKET: "http/1.1"})
+ALPN: Final[Mapping[TransportKind, str]] = MappingProxyType(
+    {TransportKind.FRAMED: "aether/1", TransportKind.WEBSOCKET: "http/1.1"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ def context_for(address: Address, options: TlsOptions | ssl.SSLContext | None) -
     """
     if not address.tls:
         if options is not None:
-            secure = "aethers" if address.lane is LaneKind.FRAMED else "wss"
+            secure = "aethers" if address.transport is TransportKind.FRAMED else "wss"
             raise AddressError(
                 f"{address.scheme}:// is plaintext, but tls= was given; the encrypted scheme is {secure}://"
             )
@@ -49,7 +51,7 @@ def context_for(address: Address, options: TlsOptions | ssl.SSLContext | None) -
         context = options
     else:
         context = _build(options or TlsOptions())
-    context.set_alpn_protocols([ALPN[address.lane]])
+    context.set_alpn_protocols([ALPN[address.transport]])
     return context
 
 

@@ -1,6 +1,6 @@
-"""What the two lanes have in common: a stream, one task that writes and one that reads, and how it ends.
+"""What the two transports have in common: a stream, one task that writes and one that reads, and how it ends.
 
-A lane lives as long as one connection: `open` (greet, and wait for the ConnectionAck), then `run` until the end. It never
+A transport lives as long as one connection: `open` (greet, and wait for the ConnectionAck), then `run` until the end. It never
 decides to reconnect; it says how it ended (`Ended`), and session.py decides.
 
 The writer pulls: whenever the socket has taken the last write it asks `collect` for everything that is due, so a burst
@@ -30,7 +30,7 @@ from aether_trio.client.errors import AetherError
 from aether_trio.model.errors import Code
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["BROKEN", "Ended", "Hub", "Lane", "tune"]
+__all__ = ["BROKEN", "Ended", "Hub", "Transport", "tune"]
 
 READ_BYTES: Final = 65536
 WRITE_BYTES: Final = 262144
@@ -62,7 +62,7 @@ class Ended:
 
 
 class Hub(Protocol):
-    """What a lane needs of its client."""
+    """What a transport needs of its client."""
 
     inbox: Inbox
     outbox: Outbox
@@ -84,7 +84,7 @@ class Hub(Protocol):
         ...
 
 
-class Lane(abc.ABC):
+class Transport(abc.ABC):
     """One connection. See the module docstring."""
 
     def __init__(self, stream: anyio.abc.ByteStream, hub: Hub, ping_interval_s: float | None) -> None:
@@ -109,7 +109,7 @@ class Lane(abc.ABC):
         self._drain_by: float | None = None
         self.confirmations = Confirmations(pb.PrincipalRef())
 
-    # -- what a lane does its own way
+    # -- what a transport does its own way
 
     @abc.abstractmethod
     def greet(self, init: pb.InitConnection) -> bytes:
@@ -194,7 +194,7 @@ class Lane(abc.ABC):
         return error.code not in NOTICES and self.confirmations.refused(error)
 
     def confirming(self, upstream: Upstream, data: bytes, frame: Callable[[bytes], bytes], number: int = 0) -> bytes:
-        """The bytes of an envelope, with the barriers that it needs. `number`: of a send, on a lane that counts them."""
+        """The bytes of an envelope, with the barriers that it needs. `number`: of a send, on a transport that counts them."""
         if upstream.settle is not None:
             return self.confirmations.alone(data, upstream.settle, frame, number)
         if upstream.unanswered:

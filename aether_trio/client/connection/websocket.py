@@ -1,6 +1,6 @@
-"""The WebSocket lane of a client: one protobuf message in each binary message (subprotocol aether.v1.proto).
+"""The WebSocket transport of a client: one protobuf message in each binary message (subprotocol aether.v1.proto).
 
-The lane has no acknowledgements and no offsets. So a publication is confirmed by a barrier behind it (confirmations.py), and a
+The transport has no acknowledgements and no offsets. So a publication is confirmed by a barrier behind it (confirmations.py), and a
 message counts as done when the gateway has sent it. Two extensions of the gateway do what the framing has frames for: the
 refusal of a send says which one it was, and messages are delivered for credit, so that answers are read always and what is
 buffered is bounded all the same.
@@ -19,7 +19,7 @@ from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from aether_trio.client.connection.address import WEBSOCKET_PATH
 from aether_trio.client.connection.outgoing import Publication, Upstream
-from aether_trio.client.connection.transport import WRITE_BYTES, Ended, Hub, Lane
+from aether_trio.client.connection.transport import WRITE_BYTES, Ended, Hub, Transport
 from aether_trio.client.errors import (
     AetherError,
     ConnectionLost,
@@ -32,7 +32,7 @@ from aether_trio.client.errors import (
 from aether_trio.client.options import DELIVERY_CREDIT, NUMBERED_SENDS
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["SUBPROTOCOL", "WebSocketLane"]
+__all__ = ["SUBPROTOCOL", "WebSocketTransport"]
 
 SUBPROTOCOL: Final = "aether.v1.proto"
 _RECONNECT: Final = 4100
@@ -47,7 +47,7 @@ _SHARED: Final = 256
 _MAX_REFUSAL_TEXT: Final = 1024
 
 
-class WebSocketLane(Lane):
+class WebSocketTransport(Transport):
     """See the module docstring. `authority` is the Host of the HTTP request."""
 
     def __init__(

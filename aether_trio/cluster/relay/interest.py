@@ -1,6 +1,6 @@
 """Which topics this node listens to, as the others see it: rows of a table, written before anybody listens.
 
-There is a table for lanes (`lane_interest`) and one for the topics of the log (`topic_interest`), alike but for their names.
+There is a table for topics (`ephemeral_interest`) and one for the topics of the log (`topic_interest`), alike but for their names.
 
 `_known` are the topics that have a row, as far as is known; one without listeners keeps its row for `linger_s`. The tables are not
 logged: after a crash of the server they are empty, and rows may be missing under a new number of this node. `look_after` notices by

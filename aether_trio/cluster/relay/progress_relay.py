@@ -1,8 +1,8 @@
 """Progress updates on their way to the listeners on other nodes.
 
-    publish ─▶ waiting ─▶ one INSERT for what has gathered, which finds who listens ─▶ one hint per node ─▶ it reads on ─▶ its Lanes
+    publish ─▶ waiting ─▶ one INSERT for what has gathered, which finds who listens ─▶ one hint per node ─▶ it reads on ─▶ its EphemeralTopics
 
-`lane_interest` says which nodes have listeners for a lane. The statement that writes a batch looks it up, leaves out what nobody else
+`ephemeral_interest` says which nodes have listeners for a topic. The statement that writes a batch looks it up, leaves out what nobody else
 wants, and returns the nodes to wake: there is no cache of it that could be stale. A node makes its interest known before its listener
 is acknowledged, and takes it back some time after the last listener has gone, so that people who come and go cost nothing.
 
@@ -32,7 +32,7 @@ from aether_trio.cluster.records import ClusterLimits
 from aether_trio.cluster.relay.interest import Interest
 from aether_trio.concurrency.periodic_task import AGAIN_S, Round
 from aether_trio.concurrency.supervision import keep_running
-from aether_trio.delivery.ephemeral_topics import Lanes
+from aether_trio.delivery.ephemeral_topics import EphemeralTopics
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.batches import in_halves
 from aether_trio.storage.postgres.database import PostgresServer
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 logger = structlog.get_logger("aether.cluster")
 
-WAKE: Final = "lanes"
+WAKE: Final = "progress"
 GATHER_S: Final = 0.01
 """Between two batches: nobody sees a bar move more often."""
 BATCH_ROWS: Final = 1000
@@ -59,10 +59,10 @@ _WRITE: Final = """
         WHERE EXISTS (SELECT FROM nodes WHERE node_id = $1 AND epoch = $2 AND alive)
     ), wanted AS MATERIALIZED (
         SELECT i.topic, array_agg(i.node_id) AS nodes
-        FROM (SELECT DISTINCT topic FROM fresh) AS t JOIN lane_interest i ON i.topic = t.topic
+        FROM (SELECT DISTINCT topic FROM fresh) AS t JOIN ephemeral_interest i ON i.topic = t.topic
         JOIN nodes n ON n.node_id = i.node_id AND n.alive WHERE i.node_id <> $1 GROUP BY i.topic
     ), written AS (
-        INSERT INTO lane_updates (node_id, seq, nodes, topic, source, recipient, frame, written_ms)
+        INSERT INTO ephemeral_updates (node_id, seq, nodes, topic, source, recipient, frame, written_ms)
         SELECT $1, f.seq, w.nodes, f.topic, f.source, f.recipient, f.frame, aether_now_ms()
         FROM fresh f JOIN wanted w ON w.topic = f.topic ON CONFLICT DO NOTHING
     )
@@ -76,9 +76,9 @@ _READ: Final = """
         LEFT JOIN unnest($2::int[], $3::bigint[]) AS c (node_id, position) ON c.node_id = n.node_id
         WHERE n.node_id <> $1 AND (n.alive OR n.ended_ms > aether_now_ms() - $4::bigint) AND %s
     ) AS s
-    CROSS JOIN LATERAL (SELECT max(l.seq) AS newest FROM lane_updates l WHERE l.node_id = s.node_id) AS m
+    CROSS JOIN LATERAL (SELECT max(l.seq) AS newest FROM ephemeral_updates l WHERE l.node_id = s.node_id) AS m
     LEFT JOIN LATERAL (
-        SELECT l.seq, l.topic, l.source, l.recipient, l.frame FROM lane_updates l
+        SELECT l.seq, l.topic, l.source, l.recipient, l.frame FROM ephemeral_updates l
         WHERE l.node_id = s.node_id AND l.seq > s.position AND $1 = ANY(l.nodes) AND l.written_ms > aether_now_ms() - $4::bigint
         ORDER BY l.seq LIMIT $5
     ) AS u ON true
@@ -87,14 +87,14 @@ _READ: Final = """
 _READ_ALL: Final = _READ % "true"
 _READ_SOME: Final = _READ % "n.node_id = ANY($6::int[])"
 _FORGET: Final = """
-    DELETE FROM lane_updates WHERE written_ms < aether_now_ms() - $2::bigint AND node_id = ANY(ARRAY(
+    DELETE FROM ephemeral_updates WHERE written_ms < aether_now_ms() - $2::bigint AND node_id = ANY(ARRAY(
         SELECT $1::int UNION ALL SELECT node_id FROM nodes WHERE NOT alive AND ended_ms < aether_now_ms() - $2::bigint
     ))
 """
 
 
 @dataclass(frozen=True, slots=True)
-class LaneLimits:
+class ProgressRelayLimits:
     """What waits to be written, and for how long, in seconds."""
 
     waiting_rows: int = 10_000
@@ -128,26 +128,28 @@ class _Update(NamedTuple):
     frame: bytes
 
 
-class ClusterLanes:
-    """A LaneRelay; see the module docstring. `run` must run while sessions live, `close` after it."""
+class ProgressRelay:
+    """A EphemeralRelay; see the module docstring. `run` must run while sessions live, `close` after it."""
 
     def __init__(
         self,
         server: PostgresServer,
         cluster: Cluster,
-        lanes: Lanes,
+        ephemeral_topics: EphemeralTopics,
         cluster_limits: ClusterLimits,
-        limits: LaneLimits,
+        limits: ProgressRelayLimits,
         first_seq: int,
         random: Random,
     ) -> None:
         self._cluster = cluster
-        self._lanes = lanes
+        self._ephemeral_topics = ephemeral_topics
         self._limits = limits
         self._round = Round("progress from other nodes", self._read_on, random, every_s=limits.poll_s)
         # One that writes, one that reads.
-        self._queries = Queries(server, cluster_limits, "lanes", 2, "SET synchronous_commit = off")
-        self._interest = Interest(self._queries, cluster.lease, "lane_interest", lanes.heard, limits.linger_s)
+        self._queries = Queries(server, cluster_limits, "progress", 2, "SET synchronous_commit = off")
+        self._interest = Interest(
+            self._queries, cluster.lease, "ephemeral_interest", ephemeral_topics.heard, limits.linger_s
+        )
         self._seq = first_seq
         self._waiting: deque[_Update] = deque()
         self._waiting_bytes = 0
@@ -173,18 +175,18 @@ class ClusterLanes:
             len(self._interest),
         )
 
-    # -- LaneRelay ------------------------------------------------------------------------------------------------
+    # -- EphemeralRelay ------------------------------------------------------------------------------------------------
 
     async def expect(self, topics: Sequence[str]) -> None:
-        """See LaneRelay."""
+        """See EphemeralRelay."""
         await self._interest.expect(topics)
 
     def listening(self, topic: str) -> None:
-        """See LaneRelay."""
+        """See EphemeralRelay."""
         self._interest.add(topic)
 
     def publish(self, topic: str, source: str, recipient: str, frame: bytes) -> None:
-        """See LaneRelay. Nothing is done while no other node is known."""
+        """See EphemeralRelay. Nothing is done while no other node is known."""
         if self._cluster.others.alone:
             return
         self._offered += 1
@@ -308,7 +310,7 @@ class ClusterLanes:
                 counts[node_id] = counts.get(node_id, 0) + 1
                 self._positions[node_id] = seq
                 self._received += 1
-                self._lanes.deliver(topic, source, recipient, frame)
+                self._ephemeral_topics.deliver(topic, source, recipient, frame)
             newest[node_id] = newest_seq or 0
         more = {node_id for node_id, count in counts.items() if count >= READ_ROWS}
         for node_id, seq in newest.items():
@@ -333,32 +335,38 @@ class ClusterLanes:
 
 
 @asynccontextmanager
-async def open_cluster_lanes(
+async def open_progress_relay(
     server: PostgresServer,
     cluster: Cluster,
-    lanes: Lanes,
+    ephemeral_topics: EphemeralTopics,
     *,
     first_seq: int,
     cluster_limits: ClusterLimits | None = None,
-    limits: LaneLimits | None = None,
+    limits: ProgressRelayLimits | None = None,
     random: Random | None = None,
-) -> AsyncIterator[ClusterLanes]:
-    """Make `lanes` reach the listeners on other nodes until the block ends. Raises StorageUnavailable.
+) -> AsyncIterator[ProgressRelay]:
+    """Make `topics` reach the listeners on other nodes until the block ends. Raises StorageUnavailable.
 
     Numbers of updates begin behind `first_seq`: give the time in microseconds, so that they grow even if a database that has lost its
     last transactions gives this node a number that another one had.
     """
     random = random or Random()  # noqa: S311  # spreads looks
-    relay = ClusterLanes(
-        server, cluster, lanes, cluster_limits or ClusterLimits(), limits or LaneLimits(), first_seq, random
+    relay = ProgressRelay(
+        server,
+        cluster,
+        ephemeral_topics,
+        cluster_limits or ClusterLimits(),
+        limits or ProgressRelayLimits(),
+        first_seq,
+        random,
     )
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(relay.run)
-            lanes.relay = relay
+            ephemeral_topics.relay = relay
             yield relay
             nursery.cancel_scope.cancel()
     finally:
-        lanes.relay = None
+        ephemeral_topics.relay = None
         with trio.CancelScope(shield=True):
             await relay.close()

@@ -22,7 +22,7 @@ import structlog
 import trio
 
 from aether_trio.concurrency.supervision import keep_running
-from aether_trio.delivery.ephemeral_topics import Lanes
+from aether_trio.delivery.ephemeral_topics import EphemeralTopics
 from aether_trio.delivery.kicks import Kicks
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.clock import Clock
@@ -104,7 +104,7 @@ class Engine:
         limits: TimeLimits,
         uniform: Callable[[], float],
         registry: Registry,
-        lanes: Lanes,
+        ephemeral_topics: EphemeralTopics,
         log: TopicLog,
         others: Hints,
     ) -> None:
@@ -128,7 +128,7 @@ class Engine:
         self._limits = limits
         self._uniform = uniform
         self._registry = registry
-        self._lanes = lanes
+        self._ephemeral_topics = ephemeral_topics
         self._collecting = trio.Event()
         others.listen(notifications.PUSH, lambda _: self._collecting.set())
         others.listen(notifications.EVENTS, self.hub.look)
@@ -250,7 +250,7 @@ class Engine:
         if work.events:
             self.hub.offer(work.events)
         for task in work.notices:
-            notices.publish(self._lanes, task, work.context.now_ms, self._notices.add)
+            notices.publish(self._ephemeral_topics, task, work.context.now_ms, self._notices.add)
         for node, task_id in work.watched:
             self.hints.tell(node, notifications.EVENTS, task_id)
         for node, session_id in work.outlived:

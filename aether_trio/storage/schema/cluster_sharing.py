@@ -4,9 +4,9 @@ Nothing here is needed after a crash of the server, so none of it is logged: the
 
 `disconnects`: the node `asker` wants a session ended that another node holds; that node sets `done`.
 
-`lane_interest`: the node has somebody who listens to this lane. Written before that somebody is told that it is connected.
+`ephemeral_interest`: the node has somebody who listens to this topic. Written before that somebody is told that it is connected.
 `topic_interest`: the same for a topic of the log.
-`lane_updates`: an update of a lane, written by the node that it was reported to, for `nodes`, the others that had listeners then.
+`ephemeral_updates`: an update of a topic, written by the node that it was reported to, for `nodes`, the others that had listeners then.
 `seq` grows, and its node writes one batch after another, so whoever has seen a `seq` of a node has missed none before it.
 """
 
@@ -26,19 +26,19 @@ STATEMENTS: Final = (
         asked_ms {bigint} NOT NULL,
         PRIMARY KEY (session_id, asker)
     )""",
-    """CREATE UNLOGGED TABLE lane_interest (
+    """CREATE UNLOGGED TABLE ephemeral_interest (
         topic TEXT {byte_order} NOT NULL,
         node_id INT NOT NULL,
         PRIMARY KEY (topic, node_id)
     )""",
-    "CREATE INDEX lane_interest_by_node ON lane_interest (node_id)",
+    "CREATE INDEX ephemeral_interest_by_node ON ephemeral_interest (node_id)",
     """CREATE UNLOGGED TABLE topic_interest (
         topic TEXT {byte_order} NOT NULL,
         node_id INT NOT NULL,
         PRIMARY KEY (topic, node_id)
     )""",
     "CREATE INDEX topic_interest_by_node ON topic_interest (node_id)",
-    """CREATE UNLOGGED TABLE lane_updates (
+    """CREATE UNLOGGED TABLE ephemeral_updates (
         node_id INT NOT NULL,
         seq {bigint} NOT NULL,
         nodes INT[] NOT NULL,

@@ -1,4 +1,4 @@
-"""What the framed lane bounds, with its defaults."""
+"""What the framed transport bounds, with its defaults."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ class Output:
                 source = self._source
                 if source is not None:
                     source.flushed()
-                    if not (source.control_bytes or source.delivery_bytes or source.lane_bytes or self._finishing):
+                    if not (source.control_bytes or source.delivery_bytes or source.ephemeral_bytes or self._finishing):
                         return
             self._start_writer()
             return
@@ -200,8 +200,8 @@ class Output:
             parts += [send(framing.Envelope(message)) for message in source.pull_control(BURST_BYTES)]
         if source.delivery_bytes and self.connection.deliverable:
             self._add_deliveries(source, parts)
-        if source.lane_bytes:
-            parts += [send(framing.Envelope(message)) for message in source.pull_lane(BURST_BYTES)]
+        if source.ephemeral_bytes:
+            parts += [send(framing.Envelope(message)) for message in source.pull_ephemeral(BURST_BYTES)]
 
     def _add_receipts(self, source: FrameSource, parts: list[bytes]) -> None:
         assert source.receipts is not None

@@ -1,4 +1,4 @@
-"""The lane of the binary framing: greets, makes a link, and has it served.
+"""The transport of the binary framing: greets, makes a link, and has it served.
 
     server = FramedServer(core.sessions.serve, limits, nursery)
     await server.serve(accepted)                    # one connection, to its end
@@ -27,7 +27,7 @@ from aether_trio.wire.framing.constants import MAX_UINT32
 
 
 class FramedServer:
-    """See the module docstring, and transport.accepted.Lane."""
+    """See the module docstring, and transport.accepted.TransportServer."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class FramedServer:
         return self._counters.snapshot()
 
     async def serve(self, accepted: Accepted) -> None:
-        """See Lane."""
+        """See TransportServer."""
         counters = self._counters
         counters.connections_open += 1
         counters.connections_total += 1
@@ -139,7 +139,7 @@ class FramedServer:
         return events
 
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """See Lane: GOAWAY to all. Who knows what that is goes; the core ends the sessions of the others, and no HELLO is waited for."""
+        """See TransportServer: GOAWAY to all. Who knows what that is goes; the core ends the sessions of the others, and no HELLO is waited for."""
         self._draining = True
         for waiting in self._greeting:
             waiting.cancel()

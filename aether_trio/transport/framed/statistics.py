@@ -1,4 +1,4 @@
-"""What the framed lane counts."""
+"""What the framed transport counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gRPC lane: grpclib services on trio.
+"""The gRPC transport: grpclib services on trio.
 
     server = GrpcServer([gateway, health])
     port = Port({"grpc": server})       # accepts, ends TLS, hands over connections: see transport/socket/port.py
@@ -45,9 +45,9 @@ class Servable(Protocol):
 
 
 class GrpcServer:
-    """Serves `services` on the connections that it is given. A Lane.
+    """Serves `services` on the connections that it is given. A TransportServer.
 
-    `unfinished` is what its connections share with those of other lanes; its deadline is kept by who made it.
+    `unfinished` is what its connections share with those of other transports; its deadline is kept by who made it.
     """
 
     def __init__(

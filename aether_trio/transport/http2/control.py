@@ -131,7 +131,7 @@ class SharedControl:
 
 
 class ControlPlane:
-    """One connection's h2, reduced to what the lane uses."""
+    """One connection's h2, reduced to what the transport uses."""
 
     __slots__ = ("_h2", "decoder")
 

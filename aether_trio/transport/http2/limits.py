@@ -1,4 +1,4 @@
-"""What a peer may cost us: every bound of the gRPC lane in one frozen record, with its unit in its name."""
+"""What a peer may cost us: every bound of the gRPC transport in one frozen record, with its unit in its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counters of the gRPC lane and the frozen records that show them."""
+"""Counters of the gRPC transport and the frozen records that show them."""
 
 from __future__ import annotations
 

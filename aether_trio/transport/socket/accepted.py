@@ -1,7 +1,7 @@
-"""What the port hands to a lane: a connection whose first bytes have been seen, and what a lane is.
+"""What the port hands to a transport: a connection whose first bytes have been seen, and what a transport is.
 
-The port (port.py) accepts, ends the TLS handshake and looks at the first bytes; the lane does the rest. The socket is plain,
-non-blocking and closed by whoever accepted it, after the lane's `serve` has returned.
+The port (port.py) accepts, ends the TLS handshake and looks at the first bytes; the transport does the rest. The socket is plain,
+non-blocking and closed by whoever accepted it, after the transport's `serve` has returned.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def notice_s(deadline_s: float) -> float:
     return deadline_s * _NOTICE_SHARE
 
 
-class Lane(Protocol):
+class TransportServer(Protocol):
     """One way of speaking to the gateway."""
 
     async def serve(self, accepted: Accepted) -> None:

@@ -1,7 +1,7 @@
 """What the first bytes of a connection say, and how its language says no.
 
-Clients speak first on every lane, and their first words differ: HTTP/2's preface with prior knowledge (RFC 9113 section
-3.4), our framing's magic (docs/wire.md), the method of an HTTP/1.1 request. A lane is chosen when the whole of such a
+Clients speak first on every transport, and their first words differ: HTTP/2's preface with prior knowledge (RFC 9113 section
+3.4), our framing's magic (docs/wire.md), the method of an HTTP/1.1 request. A transport is chosen when the whole of such a
 word is there; until then what has come must be the beginning of one, so MAX_WORD_BYTES bound what is waited for.
 """
 
@@ -32,7 +32,7 @@ _METHODS: Final = tuple(
 _WORDS: Final = (_HTTP2, MAGIC, *_METHODS)
 MAX_WORD_BYTES: Final = max(map(len, _WORDS))
 
-_LANE: Final = re.compile(
+_TRANSPORT: Final = re.compile(
     b"(?P<%s>%s)|(?P<%s>%s)|(?P<%s>%s)"
     % (
         *(GRPC.encode(), re.escape(_HTTP2)),
@@ -52,35 +52,35 @@ _NAMES: Final = {
 }
 
 
-def lane_of(head: bytes) -> str | None:
-    """The lane that `head` asks for: GRPC, FRAMED or WEBSOCKET. None: not (yet) any."""
-    found = _LANE(head)
+def transport_of(head: bytes) -> str | None:
+    """The transport that `head` asks for: GRPC, FRAMED or WEBSOCKET. None: not (yet) any."""
+    found = _TRANSPORT(head)
     return None if found is None else found.lastgroup
 
 
 def may_become_one(head: bytes) -> bool:
-    """Whether more bytes can still make it a lane's first word."""
+    """Whether more bytes can still make it a transport's first word."""
     return any(word.startswith(head) for word in _WORDS)
 
 
-def speaks(lanes: Sequence[str], *, tls: bool) -> str:
-    """What a port with these lanes says of itself."""
-    names = [_NAMES[lane] for lane in lanes]
+def speaks(transports: Sequence[str], *, tls: bool) -> str:
+    """What a port with these transports says of itself."""
+    names = [_NAMES[transport] for transport in transports]
     listed = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
     return f"this port speaks {listed}{', all over TLS' if tls and len(names) > 1 else ', over TLS' if tls else ''}"
 
 
 def refusal(head: bytes, text: str) -> bytes:
     """`text` as the sender of `head` is likely to show it to somebody."""
-    lane = lane_of(head)
-    if lane == GRPC:
+    transport = transport_of(head)
+    if transport == GRPC:
         # Without the SETTINGS that ought to come first: grpcio takes those for "connected", and a GOAWAY behind them for a
         # connection that has served its time. It then tries again without a pause, 3,000 times a second; like this it waits.
         return frames.goaway(0, frames.ErrorCode.HTTP_1_1_REQUIRED, text)
-    if lane == FRAMED:
+    if transport == FRAMED:
         return PREFACE + encode_error(Status.UNIMPLEMENTED, text)
     body = text.encode() + b"\n"
-    if lane is None and not _LIKE_HTTP(head):
+    if transport is None and not _LIKE_HTTP(head):
         return body
     return (
         b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n"

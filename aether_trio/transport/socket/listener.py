@@ -1,7 +1,7 @@
 """TCP listeners and the accept loop.
 
 Plain non-blocking sockets throughout (see grpc/connection.py for why). `Acceptor` hands each accepted socket, configured,
-to a handler in a task of its own: a Port (port.py), which chooses the lane.
+to a handler in a task of its own: a Port (port.py), which chooses the transport.
 
 Invariant: nothing that a peer or the kernel's limits do ends the accept loop; only cancellation does.
 """

@@ -1,10 +1,10 @@
-"""One port with several lanes: ends TLS, looks at the first bytes, and hands the connection to the lane they ask for.
+"""One port with several transports: ends TLS, looks at the first bytes, and hands the connection to the transport they ask for.
 
 Under TLS the ALPN answer decides; a client that offers none, or none of ours, is judged by its first plain bytes. What is
-no lane of this port gets a short error in its own language and is closed.
+no transport of this port gets a short error in its own language and is closed.
 
-Invariants: until a lane has been chosen a connection has one deadline for everything, and bounded bytes; after that the
-port costs nothing, since the lane serves in the same task. Nearly every client has spoken by the time that it is accepted,
+Invariants: until a transport has been chosen a connection has one deadline for everything, and bounded bytes; after that the
+port costs nothing, since the transport serves in the same task. Nearly every client has spoken by the time that it is accepted,
 so the common case is one `recv` and one look.
 """
 
@@ -21,7 +21,7 @@ from typing import Any, Final
 import trio
 
 from aether_trio.transport.socket import first_bytes
-from aether_trio.transport.socket.accepted import Accepted, Lane
+from aether_trio.transport.socket.accepted import Accepted, TransportServer
 from aether_trio.transport.socket.linger import linger
 from aether_trio.transport.socket.tls import TlsSession
 
@@ -34,10 +34,10 @@ _LINGER_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class PortStatistics:
-    """`undecided` are connections of now. Totals: `chosen` by lane, `rejects` by reason.
+    """`undecided` are connections of now. Totals: `chosen` by transport, `rejects` by reason.
 
     The reasons: silent (ended without a word), timeout, truncated (ended within the first word), unknown (no language of
-    ours), lane_off (one that is not spoken here), tls_unexpected, tls_missing, tls_handshake, tls_records (after the
+    ours), transport_off (one that is not spoken here), tls_unexpected, tls_missing, tls_handshake, tls_records (after the
     handshake: broken, or without data).
     """
 
@@ -56,22 +56,26 @@ class _Refused(Exception):
 
 
 class Port:
-    """What serves the sockets that are accepted on one port. `lanes` are those spoken there, by name.
+    """What serves the sockets that are accepted on one port. `transports` are those spoken there, by name.
 
-    `tls` is a context that offers `alpn_of(lanes)`; None for a plaintext port.
+    `tls` is a context that offers `alpn_of(transports)`; None for a plaintext port.
     """
 
     def __init__(
-        self, lanes: Mapping[str, Lane], *, tls: ssl.SSLContext | None = None, first_bytes_timeout_s: float = 10.0
+        self,
+        transports: Mapping[str, TransportServer],
+        *,
+        tls: ssl.SSLContext | None = None,
+        first_bytes_timeout_s: float = 10.0,
     ) -> None:
-        if not lanes:
-            raise ValueError("a port without a lane has nothing to do")
-        self._lanes = dict(lanes)
+        if not transports:
+            raise ValueError("a port without a transport has nothing to do")
+        self._transports = dict(transports)
         self._tls = tls
         self._timeout_s = first_bytes_timeout_s
-        self._speaks = first_bytes.speaks(list(self._lanes), tls=tls is not None)
-        self._by_alpn = {first_bytes.ALPN[name]: name for name in self._lanes}
-        self._chosen = Counter(dict.fromkeys(self._lanes, 0))
+        self._speaks = first_bytes.speaks(list(self._transports), tls=tls is not None)
+        self._by_alpn = {first_bytes.ALPN[name]: name for name in self._transports}
+        self._chosen = Counter(dict.fromkeys(self._transports, 0))
         self._rejects: Counter[str] = Counter()
         self._undecided = 0
 
@@ -81,33 +85,33 @@ class Port:
     async def serve(self, sock: socket.socket, address: Any) -> None:
         """Serve one accepted, non-blocking socket to its end. A Handler of an Acceptor, which closes it."""
         accepted = Accepted(sock, address)
-        lane = self._at_once(accepted)
-        if lane is None:
-            lane = await self._decide(accepted)
-        if lane is not None:
-            await lane.serve(accepted)
+        transport = self._at_once(accepted)
+        if transport is None:
+            transport = await self._decide(accepted)
+        if transport is not None:
+            await transport.serve(accepted)
 
-    def _at_once(self, accepted: Accepted) -> Lane | None:
+    def _at_once(self, accepted: Accepted) -> TransportServer | None:
         try:
             accepted.head = accepted.sock.recv(_READ_BYTES)
         except OSError:
             return None  # nothing yet; or the next look finds the end
         if self._tls is not None:
             return None
-        name = first_bytes.lane_of(accepted.head)
-        return self._lane(name) if name in self._lanes else None
+        name = first_bytes.transport_of(accepted.head)
+        return self._transport(name) if name in self._transports else None
 
-    def _lane(self, name: str) -> Lane:
+    def _transport(self, name: str) -> TransportServer:
         self._chosen[name] += 1
-        return self._lanes[name]
+        return self._transports[name]
 
-    async def _decide(self, accepted: Accepted) -> Lane | None:
-        """The lane; None when there is none, and the peer has been told."""
+    async def _decide(self, accepted: Accepted) -> TransportServer | None:
+        """The transport; None when there is none, and the peer has been told."""
         self._undecided += 1
         try:
             with trio.fail_after(self._timeout_s):
-                if self._tls is not None and (lane := await self._end_tls(accepted, self._tls)) is not None:
-                    return lane
+                if self._tls is not None and (transport := await self._end_tls(accepted, self._tls)) is not None:
+                    return transport
                 return await self._look(accepted)
         except trio.TooSlowError:
             self._rejects["timeout"] += 1
@@ -121,8 +125,8 @@ class Port:
             self._undecided -= 1
         return None
 
-    async def _end_tls(self, accepted: Accepted, context: ssl.SSLContext) -> Lane | None:
-        """Do the handshake; the lane when ALPN says which."""
+    async def _end_tls(self, accepted: Accepted, context: ssl.SSLContext) -> TransportServer | None:
+        """Do the handshake; the transport when ALPN says which."""
         if not accepted.head:
             accepted.head = await _receive(accepted.sock)
         if not accepted.head:
@@ -138,17 +142,17 @@ class Port:
         accepted.tls = session
         accepted.head = session.open(b"")
         name = None if session.alpn is None else self._by_alpn.get(session.alpn)
-        return None if name is None else self._lane(name)
+        return None if name is None else self._transport(name)
 
-    async def _look(self, accepted: Accepted) -> Lane:
+    async def _look(self, accepted: Accepted) -> TransportServer:
         """Read until the first word is there, or cannot come any more."""
         while True:
             head = accepted.head
-            name = first_bytes.lane_of(head)
+            name = first_bytes.transport_of(head)
             if name is not None:
-                if name not in self._lanes:
-                    raise _Refused("lane_off", f"not spoken here: {self._speaks}")
-                return self._lane(name)
+                if name not in self._transports:
+                    raise _Refused("transport_off", f"not spoken here: {self._speaks}")
+                return self._transport(name)
             if not first_bytes.may_become_one(head):
                 if accepted.tls is None and head[0] == first_bytes.TLS_HANDSHAKE:
                     raise _Refused("tls_unexpected", f"no TLS here: {self._speaks}, without TLS")
@@ -173,9 +177,9 @@ class Port:
         await linger(accepted.sock, _LINGER_S)
 
 
-def alpn_of(lanes: Mapping[str, Any]) -> list[str]:
-    """What a TLS port with these lanes offers, in the order of its preference."""
-    return [protocol for lane, protocol in first_bytes.ALPN.items() if lane in lanes]
+def alpn_of(transports: Mapping[str, Any]) -> list[str]:
+    """What a TLS port with these transports offers, in the order of its preference."""
+    return [protocol for transport, protocol in first_bytes.ALPN.items() if transport in transports]
 
 
 async def _receive(sock: socket.socket) -> bytes:

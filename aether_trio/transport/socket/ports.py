@@ -1,4 +1,4 @@
-"""All ports of a gateway: the one that lanes share, those that lanes have for themselves, and one limit over them.
+"""All ports of a gateway: the one that transports share, those that transports have for themselves, and one limit over them.
 
     ports = Ports({"grpc": server, "framed": other}, port=50051, own={"framed": 50052})
     await nursery.start(ports.serve)
@@ -17,7 +17,7 @@ from functools import partial
 
 import trio
 
-from aether_trio.transport.socket.accepted import Lane
+from aether_trio.transport.socket.accepted import TransportServer
 from aether_trio.transport.socket.listener import Acceptor, ListenerStatistics, TcpSettings, open_tcp_listeners
 from aether_trio.transport.socket.port import Port, PortStatistics, alpn_of
 from aether_trio.transport.socket.tls import TlsSettings, server_context
@@ -26,13 +26,13 @@ from aether_trio.transport.socket.tls import TlsSettings, server_context
 class Ports:
     """Opened when made, so that OSError comes early: a port that is taken, a certificate of no use.
 
-    `own` gives lanes a port for themselves; 0 picks a free one. All others share `port`. With `reuse_port` other processes of
+    `own` gives transports a port for themselves; 0 picks a free one. All others share `port`. With `reuse_port` other processes of
     this user may listen on the same ones.
     """
 
     def __init__(
         self,
-        lanes: Mapping[str, Lane],
+        transports: Mapping[str, TransportServer],
         *,
         host: str | None = None,
         port: int = 0,
@@ -42,15 +42,15 @@ class Ports:
         first_bytes_timeout_s: float = 10.0,
         reuse_port: bool = False,
     ) -> None:
-        self._lanes = dict(lanes)
+        self._transports = dict(transports)
         self._tcp = tcp or TcpSettings()
         self._acceptor: Acceptor | None = None
         self._accepting = trio.CancelScope()
         self._doors: list[tuple[Port, list[socket.socket]]] = []
         addresses: dict[str, str] = {}
         try:
-            for number, names in _shares(lanes, port, own or {}):
-                members = {name: lanes[name] for name in names}
+            for number, names in _shares(transports, port, own or {}):
+                members = {name: transports[name] for name in names}
                 context = None if tls is None else server_context(tls, alpn=alpn_of(members))
                 door = Port(members, tls=context, first_bytes_timeout_s=first_bytes_timeout_s)
                 listeners = open_tcp_listeners(host, number, backlog=self._tcp.backlog, reuse_port=reuse_port)
@@ -59,10 +59,10 @@ class Ports:
         except BaseException:
             self.close()
             raise
-        self.addresses: Mapping[str, str] = {name: addresses[name] for name in lanes}
-        """HOST:PORT of each lane."""
+        self.addresses: Mapping[str, str] = {name: addresses[name] for name in transports}
+        """HOST:PORT of each transport."""
         self.address = _address(self._doors[0][1])
-        """Of the shared port; of the first lane when none shares."""
+        """Of the shared port; of the first transport when none shares."""
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Accept and serve, until cancelled or drained."""
@@ -75,14 +75,14 @@ class Ports:
                     task_status.started()
 
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Accept no more, and drain every lane; at the latest after `deadline_s` their connections have ended.
+        """Accept no more, and drain every transport; at the latest after `deadline_s` their connections have ended.
 
         Started when every client has been asked to go.
         """
         self._accepting.cancel()
         async with trio.open_nursery() as nursery:
-            for lane in self._lanes.values():
-                await nursery.start(partial(lane.drain, deadline_s))
+            for transport in self._transports.values():
+                await nursery.start(partial(transport.drain, deadline_s))
             task_status.started()
 
     def close(self) -> None:
@@ -108,10 +108,12 @@ class Ports:
         return ListenerStatistics(0, 0, 0, 0) if self._acceptor is None else self._acceptor.statistics()
 
 
-def _shares(lanes: Mapping[str, Lane], port: int, own: Mapping[str, int]) -> list[tuple[int, list[str]]]:
-    """(port, the names of its lanes), the shared port first."""
-    shared = [name for name in lanes if name not in own]
-    alone = [(own[name], [name]) for name in lanes if name in own]
+def _shares(
+    transports: Mapping[str, TransportServer], port: int, own: Mapping[str, int]
+) -> list[tuple[int, list[str]]]:
+    """(port, the names of its transports), the shared port first."""
+    shared = [name for name in transports if name not in own]
+    alone = [(own[name], [name]) for name in transports if name in own]
     return [(port, shared), *alone] if shared else alone
 
 

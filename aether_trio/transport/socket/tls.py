@@ -1,4 +1,4 @@
-"""TLS for the lanes: contexts from certificate files, and records as a pure transformation.
+"""TLS for the transports: contexts from certificate files, and records as a pure transformation.
 
 `TlsSession` wraps an `ssl.SSLObject` on two memory buffers: plain bytes in, records out, and back. trio's SSLStream does
 the same around a stream, but then sending is a coroutine; here a connection seals what it has and sends it at once, so an

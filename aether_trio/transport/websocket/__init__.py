@@ -1,6 +1,6 @@
-"""HTTP/1.1 and WebSocket: the lane of browsers, and of whoever else finds WebSocket handy.
+"""HTTP/1.1 and WebSocket: the transport of browsers, and of whoever else finds WebSocket handy.
 
-`server.HttpServer` is the Lane. It reads requests (http.py), serves the few files of the gateway (files.py), and for
+`server.HttpServer` is the TransportServer. It reads requests (http.py), serves the few files of the gateway (files.py), and for
 GET /v1/connect judges the upgrade (handshake.py, origins.py) and makes a Link of the connection (link.py).
 
 frames.py takes the frames apart, h11 the requests. trio-websocket is not used: measured, it costs 13 KiB more for each

@@ -54,7 +54,7 @@ ANY_KIND: Final = "*"
 FRAMES_AT_ONCE: Final = 256
 """A few tenths of a millisecond; 64 KiB may hold ten thousand."""
 OPENING_BYTES: Final = OPENING_FRAME_BYTES
-"""The longest message of a client that is not accepted yet, in the bytes of its codec: as on the framed lane."""
+"""The longest message of a client that is not accepted yet, in the bytes of its codec: as on the framed transport."""
 
 
 _NOBODY_WAITS: Final = trio.Event()
@@ -377,6 +377,6 @@ class WebSocketLink:
             reader.feed(data)
 
     def release(self) -> None:
-        """The socket is about to be closed. Called by the lane, when the link has been served."""
+        """The socket is about to be closed. Called by the transport, when the link has been served."""
         self._account.note(self, 0)
         self._output.release()

@@ -183,7 +183,7 @@ class Output:
                 found.append(deliveries.deliver(encode(frame), origin, offset, len(frame)))
                 budget -= len(frame)
         if budget > 0:
-            found += [encode(frame) for frame in source.pull_lane(budget)]
+            found += [encode(frame) for frame in source.pull_ephemeral(budget)]
         return found
 
     def stated(self, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The HTTP and WebSocket lane of the port.
+"""The HTTP and WebSocket transport of the port.
 
     server = HttpServer(core.sessions.serve, settings.websocket, nursery)
     ...
@@ -65,7 +65,7 @@ class HttpStatistics:
 
 
 class HttpServer:
-    """See the module docstring. A Lane (transport/socket/accepted.py)."""
+    """See the module docstring. A TransportServer (transport/socket/accepted.py)."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class HttpServer:
         )
 
     async def serve(self, accepted: Accepted) -> None:
-        """See Lane."""
+        """See TransportServer."""
         stream = ByteStream(accepted)
         accepted.head = b""
         try:
@@ -111,7 +111,7 @@ class HttpServer:
                 self._empty.set()
 
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """See Lane."""
+        """See TransportServer."""
         self._draining = True
         for stream in self._fetching:
             stream.shutdown(socket.SHUT_RD)  # what was read is answered; then it is the end

@@ -1,4 +1,4 @@
-"""The three codecs of the WebSocket lane: one WebSocket message is one UpstreamMessage or DownstreamMessage.
+"""The three codecs of the WebSocket transport: one WebSocket message is one UpstreamMessage or DownstreamMessage.
 
     aether.v1.proto     binary   serialized protobuf
     aether.v1.msgpack   binary   MessagePack of a plain map; bytes are bin, integers are integers

@@ -95,7 +95,7 @@ of 16 KiB, 64 extensions) has about 400 KiB."""
 LEAST_MAX_FRAME_BYTES: Final = 4 * MIB
 """Every side accepts frames of this length, so a message that was accepted can be delivered to anybody."""
 DEFAULT_MAX_FRAME_BYTES: Final = 10 * MIB
-"""As the gRPC lane's cap of a message from a client."""
+"""As the gRPC transport's cap of a message from a client."""
 MAX_FRAME_BYTES: Final = 2**31 - 1
 """What a signed 32-bit length can say."""
 

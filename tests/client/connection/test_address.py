@@ -3,17 +3,17 @@ from __future__ import annotations
 import pytest
 
 from aether_trio.client import AddressError
-from aether_trio.client.connection.address import Address, LaneKind, parse_address
+from aether_trio.client.connection.address import Address, TransportKind, parse_address
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("aether://localhost:1", Address("aether", LaneKind.FRAMED, False, "localhost", 1)),
-        ("aethers://Gateway.Example", Address("aethers", LaneKind.FRAMED, True, "gateway.example", 50051)),
-        ("ws://127.0.0.1", Address("ws", LaneKind.WEBSOCKET, False, "127.0.0.1", 80)),
-        ("wss://[::1]:99/v1/connect", Address("wss", LaneKind.WEBSOCKET, True, "::1", 99)),
-        ("aether://host/", Address("aether", LaneKind.FRAMED, False, "host", 50051)),
+        ("aether://localhost:1", Address("aether", TransportKind.FRAMED, False, "localhost", 1)),
+        ("aethers://Gateway.Example", Address("aethers", TransportKind.FRAMED, True, "gateway.example", 50051)),
+        ("ws://127.0.0.1", Address("ws", TransportKind.WEBSOCKET, False, "127.0.0.1", 80)),
+        ("wss://[::1]:99/v1/connect", Address("wss", TransportKind.WEBSOCKET, True, "::1", 99)),
+        ("aether://host/", Address("aether", TransportKind.FRAMED, False, "host", 50051)),
     ],
 )
 def test_addresses(text: str, expected: Address) -> None:

@@ -1,4 +1,4 @@
-"""TLS on both lanes and both event loops, against a real gateway."""
+"""TLS on both transports and both event loops, against a real gateway."""
 
 from __future__ import annotations
 

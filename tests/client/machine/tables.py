@@ -40,8 +40,8 @@ def kept(client: AgentClient, *, over: bool, taken: int = 0) -> dict[str, int]:
     if over:
         lengths["instrument"] = core.cursors._ends is not None
         lengths["unacknowledged"] = max(client.statistics().unacknowledged - taken, 0)
-    elif (lane := client._session._lane) is not None:
-        told: Any = lane.confirmations
+    elif (transport := client._session._transport) is not None:
+        told: Any = transport.confirmations
         lengths |= {
             "sections": len(told._sections),
             "sends": len(told._open_numbers) + len(told._together),

@@ -186,7 +186,7 @@ class Participant(MemoryLink):
 
 
 class Numbered(Participant):
-    """A client of the framed lane as far as its numbered sends go: `acked` and `refused` are what it was told of them."""
+    """A client of the framed topic as far as its numbered sends go: `acked` and `refused` are what it was told of them."""
 
     def __init__(self, token: bytes) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aether_trio.model.topics import task_lane
+from aether_trio.model.topics import task_topic
 from tests.cluster.across.fabric import join, open_fabric, until
 from tests.helpers.core import agent, barrier, message_to, payloads, switch_to, user
 from tests.helpers.engines import PostgresEngine
@@ -23,10 +23,10 @@ async def test_a_window_on_another_node_hears_all_of_it(postgres_engine: Postgre
             task_id = (await create(creator, metadata={"subject_participant": "1"})).task_id
             await until(lambda: task_id in given(worker))
             assert (await operate(worker, Op.CLAIM, task_id)).success
-            lane = task_lane("w", task_id, "msg")
-            worker.send(message_to(lane, b"1"), message_to(lane, b"2"))
+            ephemeral_topic = task_topic("w", task_id, "msg")
+            worker.send(message_to(ephemeral_topic, b"1"), message_to(ephemeral_topic, b"2"))
             await barrier(worker)
             await until(lambda: payloads(window) == payloads(creator) == [b"1", b"2"])
             assert (await operate(worker, Op.COMPLETE, task_id)).success
-            worker.send(message_to(lane, b"3"))
+            worker.send(message_to(ephemeral_topic, b"3"))
             await until(lambda: payloads(window) == payloads(creator) == [b"1", b"2", b"3"])

@@ -72,7 +72,7 @@ async def taken_for_dead(gateway: Gateway, by: Gateway, engine: PostgresEngine, 
     async with without_lease(gateway, engine, aware=aware):
         await declare_dead(gateway, by)
         await by.core.tasks.engine.recover()
-        for table in ("topic_interest", "lane_interest"):
+        for table in ("topic_interest", "ephemeral_interest"):
             await by.cluster.nodes.fetch(f"DELETE FROM {table} WHERE node_id = $1", node_id)
         yield
 
@@ -189,7 +189,7 @@ async def test_who_follows_a_task_or_listens_there_goes_on_hearing_of_it(postgre
             await until(
                 lambda: rows(postgres_engine, "SELECT count(*) FROM task_watchers WHERE node LIKE '%.2'") == [(1,)]
             )
-            for name, table in (("ag::w::watcher::1", "topic_interest"), ("pg::us::u", "lane_interest")):
+            for name, table in (("ag::w::watcher::1", "topic_interest"), ("pg::us::u", "ephemeral_interest")):
                 await until(
                     lambda n=name, t=table: rows(postgres_engine, f"SELECT 1 FROM {t} WHERE topic = '{n}'") != []
                 )

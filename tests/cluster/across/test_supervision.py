@@ -9,7 +9,7 @@ import pytest
 
 from aether_trio.cluster.locks.directory import Directory
 from aether_trio.cluster.relay.log_relay import ClusterTails
-from aether_trio.cluster.relay.progress_relay import ClusterLanes
+from aether_trio.cluster.relay.progress_relay import ProgressRelay
 from aether_trio.log.cursors import CursorStore
 from aether_trio.log.follower import Follower
 from aether_trio.queues import leased_queues
@@ -80,7 +80,7 @@ async def test_a_group_that_cannot_be_served_keeps_no_other_waiting(
         (Follower, "_level"),
         (Follower, "_offer"),
         (ClusterTails, "_tell"),
-        (ClusterLanes, "_write"),
+        (ProgressRelay, "_write"),
         (Directory, "_write_moves"),
         (CursorStore, "save"),
     ],

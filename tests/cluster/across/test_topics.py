@@ -91,13 +91,13 @@ def worker_topic(engine: PostgresEngine) -> str:
     return str(name)
 
 
-async def test_a_lane_of_a_task_is_in_the_log_of_all(postgres_engine: PostgresEngine) -> None:
+async def test_a_ephemeral_topic_of_a_task_is_in_the_log_of_all(postgres_engine: PostgresEngine) -> None:
     async with open_fabric(postgres_engine) as fabric:
         one, two = await fabric.start_many(2)
-        lane = "tk::w::t1::msg"
-        tail = two.core.tail.open(lane, 1)
+        ephemeral_topic = "tk::w::t1::msg"
+        tail = two.core.tail.open(ephemeral_topic, 1)
         async with join(one, agent("w", "a", "1")) as a:
-            a.send(message_to(lane, b"x"), message_to(lane, b"y"))
+            a.send(message_to(ephemeral_topic, b"x"), message_to(ephemeral_topic, b"y"))
             await barrier(a)
             found = []
             async for _, _, frame in tail:

@@ -12,17 +12,17 @@ import pytest
 import trio
 
 from aether_trio.cluster.relay import progress_relay as module
-from aether_trio.cluster.relay.progress_relay import ClusterLanes, LaneLimits, open_cluster_lanes
-from aether_trio.delivery.ephemeral_topics import LaneListener, Lanes
+from aether_trio.cluster.relay.progress_relay import ProgressRelay, ProgressRelayLimits, open_progress_relay
+from aether_trio.delivery.ephemeral_topics import EphemeralListener, EphemeralTopics
 from aether_trio.storage.base import StorageUnavailable
 from tests.cluster.children import open_children
 from tests.cluster.nodes import LONG_S, STEADY, Node, Nodes
 from tests.cluster.seats import comes_true, deafen
 from tests.helpers.engines import PostgresEngine
 
-SOON = LaneLimits(poll_s=0.3)
+SOON = ProgressRelayLimits(poll_s=0.3)
 POLLS = replace(STEADY, poll_s=0.3)
-LATE = LaneLimits(poll_s=10 * LONG_S)
+LATE = ProgressRelayLimits(poll_s=10 * LONG_S)
 """What these tests see, a hint has told."""
 
 _starts = count(1_000_000, 1_000_000)
@@ -30,11 +30,11 @@ _starts = count(1_000_000, 1_000_000)
 
 @dataclass
 class Ear:
-    """A LaneSink that remembers."""
+    """A EphemeralSink that remembers."""
 
     heard: list[bytes] = field(default_factory=list)
 
-    def put_lane(self, frame: bytes) -> None:
+    def put_ephemeral(self, frame: bytes) -> None:
         self.heard.append(frame)
 
     def kick(self) -> None:
@@ -43,43 +43,43 @@ class Ear:
 
 @dataclass
 class Stage:
-    """A node with lanes."""
+    """A node with topics."""
 
     node: Node
-    lanes: Lanes
-    relay: ClusterLanes
+    ephemeral_topics: EphemeralTopics
+    relay: ProgressRelay
 
     async def listen(self, topic: str, identity: str = "us::ada::1") -> Ear:
         """As a session does it (session/subscriptions.py)."""
         ear = Ear()
         with trio.fail_after(LONG_S):
-            await self.lanes.expect([topic])
-        self.lanes.listen(topic, LaneListener(identity, identity, ear))
+            await self.ephemeral_topics.expect([topic])
+        self.ephemeral_topics.listen(topic, EphemeralListener(identity, identity, ear))
         return ear
 
     def say(self, topic: str, *frames: bytes, recipient: str = "") -> None:
         for frame in frames:
-            self.lanes.publish(topic, "ag::lab::x::1", recipient, frame)
+            self.ephemeral_topics.publish(topic, "ag::lab::x::1", recipient, frame)
 
 
 @asynccontextmanager
-async def stage(node: Node, limits: LaneLimits = LATE) -> AsyncIterator[Stage]:
-    lanes = Lanes()
-    async with open_cluster_lanes(
+async def stage(node: Node, limits: ProgressRelayLimits = LATE) -> AsyncIterator[Stage]:
+    ephemeral_topics = EphemeralTopics()
+    async with open_progress_relay(
         node.server,
         node.cluster,
-        lanes,
+        ephemeral_topics,
         first_seq=next(_starts),
         cluster_limits=STEADY,
         limits=limits,
         random=Random(1),
     ) as relay:
-        yield Stage(node, lanes, relay)
+        yield Stage(node, ephemeral_topics, relay)
 
 
 @asynccontextmanager
-async def stages(*nodes: Node, limits: LaneLimits = LATE) -> AsyncIterator[list[Stage]]:
-    """Lanes on each node, which know of each other."""
+async def stages(*nodes: Node, limits: ProgressRelayLimits = LATE) -> AsyncIterator[list[Stage]]:
+    """EphemeralTopics on each node, which know of each other."""
     async with AsyncExitStack() as stack:
         opened = [await stack.enter_async_context(stage(node, limits)) for node in nodes]
         await comes_true(lambda: not any(one.node.cluster.others.alone for one in opened))
@@ -92,7 +92,7 @@ async def hears(ear: Ear, *frames: bytes) -> None:
 
 
 def written(place: PostgresEngine) -> int:
-    found: int = place.rows("SELECT count(*) FROM lane_updates")[0][0]
+    found: int = place.rows("SELECT count(*) FROM ephemeral_updates")[0][0]
     return found
 
 
@@ -110,7 +110,7 @@ async def test_updates_reach_the_listeners_on_other_nodes_and_on_the_same(nodes:
         await hears(there, b"1", b"2", b"3")
         a.say("pg::yard", b"4")
         await hears(other, b"4")
-        assert wakes == [a.node.cluster.node_id], "who has no listeners for a lane is not woken for it"
+        assert wakes == [a.node.cluster.node_id], "who has no listeners for a topic is not woken for it"
         assert c.relay.statistics().received == 1
 
 
@@ -208,7 +208,7 @@ async def test_killed_connections_lose_nothing_and_repeat_nothing(nodes: Nodes, 
             if number % 40 == 0:
                 place.rows(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                    "WHERE application_name IN ('aether-lanes', 'aether-listen')"
+                    "WHERE application_name IN ('aether-topics', 'aether-listen')"
                 )
         await hears(ear, *frames)
 
@@ -240,7 +240,7 @@ async def test_whoever_hears_of_nobody_joining_looks(nodes: Nodes) -> None:
 class Outage:
     """The database is away for what goes through `relay`, as long as `away` is set."""
 
-    def __init__(self, relay: ClusterLanes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, relay: ProgressRelay, monkeypatch: pytest.MonkeyPatch) -> None:
         self.away = True
         fetch = relay._queries.fetch
 
@@ -253,9 +253,9 @@ class Outage:
         monkeypatch.setattr(relay._queries, "fetch", fail)
 
 
-@pytest.mark.parametrize("limits", [LaneLimits(waiting_rows=100), LaneLimits(waiting_bytes=1000)])
+@pytest.mark.parametrize("limits", [ProgressRelayLimits(waiting_rows=100), ProgressRelayLimits(waiting_bytes=1000)])
 async def test_what_waits_for_a_database_that_is_away_is_bounded_and_the_newest_wins(
-    nodes: Nodes, limits: LaneLimits, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, limits: ProgressRelayLimits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with stages(await nodes.start(), await nodes.start(), limits=limits) as (a, b):
         ear = await b.listen("pg::lab")
@@ -283,7 +283,7 @@ async def test_a_reader_that_was_away_goes_on_with_what_is_fresh(nodes: Nodes, p
         deafen(b.node)
         a.say("pg::lab", b"old", b"old too")
         await comes_true(lambda: written(place) == 3)
-        place.outside(f"UPDATE lane_updates SET written_ms = written_ms - {module.FRESH_MS}")
+        place.outside(f"UPDATE ephemeral_updates SET written_ms = written_ms - {module.FRESH_MS}")
         b.node.cluster.bus.receive = hear  # type: ignore[method-assign]
         a.say("pg::lab", b"new")
         await hears(ear, b"heard", b"new")
@@ -298,15 +298,15 @@ async def test_what_is_old_is_deleted_whoever_wrote_it(nodes: Nodes, place: Post
         await hears(ear, b"1")
         number = place.rows("SELECT node_id FROM nodes WHERE NOT alive")[0][0]
         place.outside(
-            f"INSERT INTO lane_updates SELECT {number}, 1, '{{1}}', 't', 's', '', 'x', written_ms FROM lane_updates"
+            f"INSERT INTO ephemeral_updates SELECT {number}, 1, '{{1}}', 't', 's', '', 'x', written_ms FROM ephemeral_updates"
         )
-        place.outside(f"INSERT INTO lane_interest VALUES ('pg::lab', {number})")
+        place.outside(f"INSERT INTO ephemeral_interest VALUES ('pg::lab', {number})")
         assert written(place) == 2
         place.outside(
-            "UPDATE lane_updates SET written_ms = written_ms - 61000; UPDATE nodes SET ended_ms = ended_ms - 61000"
+            "UPDATE ephemeral_updates SET written_ms = written_ms - 61000; UPDATE nodes SET ended_ms = ended_ms - 61000"
         )
         await comes_true(lambda: written(place) == 0)
-        await comes_true(lambda: place.rows(f"SELECT FROM lane_interest WHERE node_id = {number}") == [])
+        await comes_true(lambda: place.rows(f"SELECT FROM ephemeral_interest WHERE node_id = {number}") == [])
         a.say("pg::lab", b"2")
         await hears(ear, b"1", b"2")
 
@@ -314,30 +314,32 @@ async def test_what_is_old_is_deleted_whoever_wrote_it(nodes: Nodes, place: Post
 async def test_interests_that_a_crash_of_the_server_took_are_made_known_again(
     nodes: Nodes, place: PostgresEngine
 ) -> None:
-    async with stages(await nodes.start(), await nodes.start(), limits=LaneLimits(poll_s=0.3)) as (a, b):
+    async with stages(await nodes.start(), await nodes.start(), limits=ProgressRelayLimits(poll_s=0.3)) as (a, b):
         ears = [await b.listen(f"pg::us::{number}") for number in range(30)]
-        place.outside("TRUNCATE lane_interest, lane_updates")  # as recovery does with tables that are not logged
-        await comes_true(lambda: place.rows("SELECT count(*) FROM lane_interest") == [(30,)])
+        place.outside(
+            "TRUNCATE ephemeral_interest, ephemeral_updates"
+        )  # as recovery does with tables that are not logged
+        await comes_true(lambda: place.rows("SELECT count(*) FROM ephemeral_interest") == [(30,)])
         for number in range(30):
             a.say(f"pg::us::{number}", b"1")
         for ear in ears:
             await hears(ear, b"1")
         # And what should not be there goes away.
-        place.outside(f"INSERT INTO lane_interest VALUES ('pg::stray', {b.node.cluster.node_id})")
-        await comes_true(lambda: place.rows("SELECT count(*) FROM lane_interest") == [(30,)])
+        place.outside(f"INSERT INTO ephemeral_interest VALUES ('pg::stray', {b.node.cluster.node_id})")
+        await comes_true(lambda: place.rows("SELECT count(*) FROM ephemeral_interest") == [(30,)])
 
 
 async def test_interest_ends_some_time_after_the_last_listener(nodes: Nodes, place: PostgresEngine) -> None:
-    limits = LaneLimits(poll_s=0.2, linger_s=1.0)
+    limits = ProgressRelayLimits(poll_s=0.2, linger_s=1.0)
     async with stages(await nodes.start(), await nodes.start(), limits=limits) as (a, b):
         keeper = await b.listen("pg::kept")
-        listener = LaneListener("us::ada::1", "us::ada::1", Ear())
+        listener = EphemeralListener("us::ada::1", "us::ada::1", Ear())
         for _ in range(3):  # people who come and go cost one row
-            await b.lanes.expect(["pg::lab"])
-            b.lanes.listen("pg::lab", listener)
-            b.lanes.unlisten("pg::lab", listener)
+            await b.ephemeral_topics.expect(["pg::lab"])
+            b.ephemeral_topics.listen("pg::lab", listener)
+            b.ephemeral_topics.unlisten("pg::lab", listener)
         assert b.relay.statistics().interests == 2
-        await comes_true(lambda: place.rows("SELECT topic FROM lane_interest") == [("pg::kept",)])
+        await comes_true(lambda: place.rows("SELECT topic FROM ephemeral_interest") == [("pg::kept",)])
         assert b.relay.statistics().interests == 1
         again = await b.listen("pg::lab")
         a.say("pg::lab", b"1")
@@ -350,7 +352,7 @@ async def test_who_listens_without_waiting_is_heard_of_soon(nodes: Nodes) -> Non
     """As the operator's tail does (delivery/tail.py)."""
     async with stages(await nodes.start(), await nodes.start()) as (a, b):
         ear = Ear()
-        b.lanes.listen("pg::lab", LaneListener("", "", ear, everything=True))
+        b.ephemeral_topics.listen("pg::lab", EphemeralListener("", "", ear, everything=True))
         await comes_true(lambda: b.relay.statistics().interests == 1)
         a.say("pg::lab", b"1")
         await hears(ear, b"1")
@@ -360,7 +362,7 @@ async def test_a_listener_that_cannot_be_made_known_is_told_so(nodes: Nodes, mon
     async with stages(await nodes.start(), await nodes.start()) as (a, b):
         outage = Outage(b.relay, monkeypatch)
         with pytest.raises(StorageUnavailable):
-            await b.lanes.expect(["pg::lab"])
+            await b.ephemeral_topics.expect(["pg::lab"])
         outage.away = False
         ear = await b.listen("pg::lab")
         a.say("pg::lab", b"1")
@@ -386,7 +388,7 @@ async def test_nothing_is_written_for_a_node_that_was_killed(nodes: Nodes, place
     async with open_children(place.server.dsn(), place.schema, STEADY) as [child], stage(node, SOON) as a:
         await comes_true(lambda: not a.node.cluster.others.alone)
         number = place.rows(f"SELECT node_id FROM nodes WHERE node_id <> {node.cluster.node_id}")[0][0]
-        place.outside(f"INSERT INTO lane_interest VALUES ('pg::lab', {number})")
+        place.outside(f"INSERT INTO ephemeral_interest VALUES ('pg::lab', {number})")
         a.say("pg::lab", b"1")
         await comes_true(lambda: written(place) == 1)
         await child.kill()

@@ -267,12 +267,12 @@ def test_80_an_input_that_matches_wakes_the_task(gateway: str) -> None:
             task_id = await steps.running(creator, worker, world)
             wait = pb.WaitSpec(reason=INPUT, input_match={"form": "7"})
             await steps.op(worker, "pause", task_id, wait)
-            lane = f"tk::{world.ws}::{task_id}::input"
-            await creator.send(lane, b"not json")
-            await creator.send(lane, b'{"metadata": {"form": "8"}}')
+            transport = f"tk::{world.ws}::{task_id}::input"
+            await creator.send(transport, b"not json")
+            await creator.send(transport, b'{"metadata": {"form": "8"}}')
             await creator.barrier()
             assert await steps.status(creator, task_id) == pb.TASK_STATUS_WAITING_INPUT
-            await creator.send(lane, b'{"metadata": {"form": "7", "more": "x"}}')
+            await creator.send(transport, b'{"metadata": {"form": "7", "more": "x"}}')
             await eventually(lambda: steps.status(creator, task_id), lambda got: got == pb.TASK_STATUS_RUNNING, "woken")
 
     run_async(scenario)

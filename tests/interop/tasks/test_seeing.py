@@ -192,10 +192,10 @@ def test_a_user_who_takes_part_reads_the_conversation_of_a_task(gateway: str) ->
             window, worker = await world.open(world.user("desk"), world.agent("w"))
             await window.client.switch_workspace(world.ws)
             task_id = await steps.running(window, worker, world, metadata={"subject_participant": "true"})
-            lane = f"tk::{world.ws}::{task_id}::msg"
-            await worker.send(lane, b"how many?")
+            transport = f"tk::{world.ws}::{task_id}::msg"
+            await worker.send(transport, b"how many?")
             assert (await window.take()).payload == b"how many?"
-            await window.send(lane, b"three")
+            await window.send(transport, b"three")
             assert (await window.take()).payload == b"three"
 
     run_async(scenario)

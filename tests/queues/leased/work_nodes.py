@@ -31,7 +31,7 @@ _REGISTER = "INSERT INTO nodes (token, name, address, version, started_ms) VALUE
 
 
 class Hand(Reader):
-    """A worker: what it has read it is done with, or says so when it is told to (`acknowledges`), as on the framed lane.
+    """A worker: what it has read it is done with, or says so when it is told to (`acknowledges`), as on the framed topic.
 
     `history` is the list of (frame, worker) that all workers of a test share.
     """

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from aether_trio.gateway.core import Core
-from aether_trio.model.topics import task_lane
+from aether_trio.model.topics import task_topic
 from aether_trio.services.tasks.delivery.conversations import LINGER_S
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -38,7 +38,7 @@ async def running(creator: MemoryLink, worker: MemoryLink, **fields: Any) -> str
 
 
 async def say(peer: MemoryLink, task_id: str, text: bytes) -> None:
-    peer.send(message_to(task_lane("w", task_id, "msg"), text))
+    peer.send(message_to(task_topic("w", task_id, "msg"), text))
     await barrier(peer)
 
 

@@ -1,4 +1,4 @@
-"""A core behind the framed lane on real sockets, and a client made of nothing but the codec."""
+"""A core behind the framed transport on real sockets, and a client made of nothing but the codec."""
 
 from __future__ import annotations
 
@@ -120,8 +120,8 @@ class FramedPeer:
         sock.close()
 
 
-class Lane:
-    """A listening lane and its core."""
+class TransportServer:
+    """A listening transport and its core."""
 
     def __init__(self, core: Core, server: FramedServer, port: int) -> None:
         self.core = core
@@ -158,8 +158,10 @@ def kv_get(key: str) -> pb.UpstreamMessage:
 
 
 @asynccontextmanager
-async def open_lane(settings: Settings | None = None, limits: FramedLimits = LIMITS) -> AsyncIterator[Lane]:
-    """A lane on a free port. Without settings its data goes to a temporary directory."""
+async def open_transport(
+    settings: Settings | None = None, limits: FramedLimits = LIMITS
+) -> AsyncIterator[TransportServer]:
+    """A transport on a free port. Without settings its data goes to a temporary directory."""
     async with open_core(settings or settings_for_tests()) as core, trio.open_nursery() as nursery:
         server = FramedServer(core.sessions.serve, limits, nursery)
 
@@ -169,10 +171,10 @@ async def open_lane(settings: Settings | None = None, limits: FramedLimits = LIM
         listeners = open_tcp_listeners("127.0.0.1", 0)
         port = listeners[0].getsockname()[1]
         nursery.start_soon(Acceptor(nursery).serve, listeners, handle)
-        lane = Lane(core, server, port)
+        transport = TransportServer(core, server, port)
         try:
-            yield lane
+            yield transport
         finally:
-            for peer in lane.peers:
+            for peer in transport.peers:
                 peer.stream.socket.close()
         nursery.cancel_scope.cancel()

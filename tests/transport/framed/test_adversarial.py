@@ -138,7 +138,7 @@ async def test_a_mistake_is_named_and_ends_the_stream(gateway: GatewayProcess, n
     await is_well(gateway.address)
 
 
-async def test_a_mistake_under_tls_where_the_lane_was_chosen_by_alpn(tmp_path: Path) -> None:
+async def test_a_mistake_under_tls_where_the_transport_was_chosen_by_alpn(tmp_path: Path) -> None:
     ca = trustme.CA()
     certificate = ca.issue_cert("localhost", "127.0.0.1")
     chain, key = tmp_path / "cert.pem", tmp_path / "key.pem"
@@ -159,7 +159,7 @@ async def test_a_mistake_under_tls_where_the_lane_was_chosen_by_alpn(tmp_path: P
         await is_well(process.address, context)
 
 
-async def test_what_is_no_lane_at_all_is_told_so_in_plain_text(gateway: GatewayProcess) -> None:
+async def test_what_is_no_transport_at_all_is_told_so_in_plain_text(gateway: GatewayProcess) -> None:
     async with connected(gateway.address) as peer:
         await peer.say(b"\xaeAETHEr\x01")
         said = b"".join([piece async for piece in peer.stream])

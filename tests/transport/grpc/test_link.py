@@ -102,11 +102,11 @@ async def test_a_batch_holds_every_message_that_arrived() -> None:
         assert await link.receive() == []
 
 
-async def test_the_peer_names_address_lane_and_extensions() -> None:
+async def test_the_peer_names_address_transport_and_extensions() -> None:
     async with linked(aether_extensions="urn:a, urn:b", user_agent="grpc-python/1") as (client, link, _, _):
         host, port, *_ = client.stream.socket.getsockname()
         assert link.peer.address == f"{host}:{port}"
-        assert link.peer.lane == "grpc"
+        assert link.peer.transport == "grpc"
         assert link.peer.metadata == {"aether-extensions": "urn:a, urn:b", "user-agent": "grpc-python/1"}
         assert link.peer.certificate is None
 

@@ -13,7 +13,7 @@ from aether_trio.transport.http1 import static_files
 from aether_trio.transport.http1.static_files import File
 from aether_trio.transport.link import Link
 from aether_trio.transport.websocket import server
-from tests.transport.websocket.harness import Lane, Rejected, open_lane, open_socket
+from tests.transport.websocket.harness import Rejected, TransportServer, open_socket, open_transport
 
 PAGE = File(b"<!doctype html>", '"page"', [("Content-Type", "text/html; charset=utf-8")])
 BIG = File(b"x" * 3_000_000, '"big"', [("Content-Type", "text/plain; charset=utf-8")])
@@ -24,9 +24,9 @@ async def nobody(link: Link) -> None:
 
 
 @pytest.fixture
-async def lane(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lane]:
+async def transport(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TransportServer]:
     monkeypatch.setattr(server, "load_files", lambda *, page: {"/": PAGE, "/demo/big": BIG})
-    async with open_lane(nobody) as opened:
+    async with open_transport(nobody) as opened:
         yield opened
 
 
@@ -71,8 +71,8 @@ class Browser:
 
 
 @pytest.fixture
-async def browser(lane: Lane) -> AsyncIterator[Browser]:
-    async with await trio.open_tcp_stream(*lane.address) as stream:
+async def browser(transport: TransportServer) -> AsyncIterator[Browser]:
+    async with await trio.open_tcp_stream(*transport.address) as stream:
         yield Browser(stream)
 
 
@@ -163,7 +163,10 @@ async def test_nonsense_behind_a_head_is_answered_with_a_body(browser: Browser) 
 
 async def test_silence_after_a_request_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "load_files", lambda *, page: {"/": PAGE})
-    async with open_lane(nobody, idle_timeout_s=0.05) as lane, await trio.open_tcp_stream(*lane.address) as stream:
+    async with (
+        open_transport(nobody, idle_timeout_s=0.05) as transport,
+        await trio.open_tcp_stream(*transport.address) as stream,
+    ):
         browser = Browser(stream)
         assert (await browser.get("/"))[0] == 200
         assert await browser.at_its_end()
@@ -172,13 +175,13 @@ async def test_silence_after_a_request_ends_the_connection(monkeypatch: pytest.M
 async def test_a_reader_that_never_reads_its_file_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     huge = File(b"x" * 50_000_000, '"huge"', [])
     monkeypatch.setattr(server, "load_files", lambda *, page: {"/": huge})
-    async with open_lane(nobody, handshake_timeout_s=0.1, idle_timeout_s=0.1) as lane:
-        async with await trio.open_tcp_stream(*lane.address) as stream:
+    async with open_transport(nobody, handshake_timeout_s=0.1, idle_timeout_s=0.1) as transport:
+        async with await trio.open_tcp_stream(*transport.address) as stream:
             await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             with trio.fail_after(300):
-                while lane.server.statistics().fetching or not lane.server.statistics().requests_total:
+                while transport.server.statistics().fetching or not transport.server.statistics().requests_total:
                     await trio.sleep(0.01)
-        assert lane.server.statistics().requests_total == 1
+        assert transport.server.statistics().requests_total == 1
 
 
 # -- what is in the package -------------------------------------------------------------------------------------------
@@ -221,17 +224,19 @@ async def test_nothing_else_can_be_reached(browser: Browser, path: str) -> None:
 # -- draining ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_drain_ends_connections_that_fetch_files_and_refuses_upgrades(lane: Lane, browser: Browser) -> None:
+async def test_a_drain_ends_connections_that_fetch_files_and_refuses_upgrades(
+    transport: TransportServer, browser: Browser
+) -> None:
     assert (await browser.get("/"))[0] == 200
-    async with await trio.open_tcp_stream(*lane.address) as late:
+    async with await trio.open_tcp_stream(*transport.address) as late:
         await late.send_all(b"GET / HT")
         with trio.fail_after(300):
-            while lane.server.statistics().fetching < 2:
+            while transport.server.statistics().fetching < 2:
                 await trio.sleep(0.001)
         with trio.fail_after(300):
-            await lane.server.drain(20)
+            await transport.server.drain(20)
         assert await browser.at_its_end()
     with pytest.raises(Rejected) as caught:
-        async with open_socket(lane):
+        async with open_socket(transport):
             pass
     assert (caught.value.status, caught.value.headers["retry-after"]) == (503, "1")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aether_trio.transport.http2 import frames
-from aether_trio.transport.socket.first_bytes import MAX_WORD_BYTES, lane_of, may_become_one, refusal, speaks
+from aether_trio.transport.socket.first_bytes import MAX_WORD_BYTES, may_become_one, refusal, speaks, transport_of
 from aether_trio.wire import framing
 
 HTTP_METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE"]
@@ -19,12 +19,12 @@ FIRST_FLIGHTS = [
 ]
 
 
-@pytest.mark.parametrize(("lane", "flight"), FIRST_FLIGHTS)
-def test_a_lane_is_known_by_its_whole_first_word_and_by_nothing_shorter(lane: str, flight: bytes) -> None:
-    known = [size for size in range(len(flight) + 1) if lane_of(flight[:size]) is not None]
+@pytest.mark.parametrize(("transport", "flight"), FIRST_FLIGHTS)
+def test_a_transport_is_known_by_its_whole_first_word_and_by_nothing_shorter(transport: str, flight: bytes) -> None:
+    known = [size for size in range(len(flight) + 1) if transport_of(flight[:size]) is not None]
     assert known == list(range(known[0], len(flight) + 1))
     assert known[0] <= MAX_WORD_BYTES
-    assert {lane_of(flight[:size]) for size in known} == {lane}
+    assert {transport_of(flight[:size]) for size in known} == {transport}
     assert all(may_become_one(flight[:size]) for size in range(known[0] + 1))
 
 
@@ -36,7 +36,7 @@ def damaged(flight: bytes) -> st.SearchStrategy[bytes]:
 
 @given(st.binary(max_size=40) | st.sampled_from([flight for _, flight in FIRST_FLIGHTS]).flatmap(damaged))
 def test_whatever_comes_is_decided_within_the_longest_word(head: bytes) -> None:
-    decided = [size for size in range(len(head) + 1) if lane_of(head[:size]) or not may_become_one(head[:size])]
+    decided = [size for size in range(len(head) + 1) if transport_of(head[:size]) or not may_become_one(head[:size])]
     if len(head) > MAX_WORD_BYTES:
         assert decided
     assert decided == list(range(decided[0], len(head) + 1)) if decided else True
@@ -63,7 +63,7 @@ def test_a_refusal_speaks_the_language_of_who_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lanes", "tls", "text"),
+    ("transports", "tls", "text"),
     [
         (["grpc"], True, "gRPC (HTTP/2 with prior knowledge), over TLS"),
         (["grpc", "websocket"], False, "gRPC (HTTP/2 with prior knowledge) and HTTP/1.1 with WebSocket"),
@@ -74,5 +74,5 @@ def test_a_refusal_speaks_the_language_of_who_asked() -> None:
         ),
     ],
 )
-def test_a_port_says_what_it_speaks(lanes: list[str], tls: bool, text: str) -> None:
-    assert speaks(lanes, tls=tls) == f"this port speaks {text}"
+def test_a_port_says_what_it_speaks(transports: list[str], tls: bool, text: str) -> None:
+    assert speaks(transports, tls=tls) == f"this port speaks {text}"

@@ -1,4 +1,4 @@
-"""One port, several lanes: real sockets, real TLS, and lanes that only say what they were given."""
+"""One port, several transports: real sockets, real TLS, and transports that only say what they were given."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from aether_trio.transport.socket.ports import Ports
 from aether_trio.transport.socket.tls import ClientCertificates, TlsSettings, server_context
 from tests.helpers.tls_records import RecordClient
 
-LANES = ("grpc", "framed", "websocket")
+TRANSPORTS = ("grpc", "framed", "websocket")
 FLIGHTS = {
     "grpc": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nand more",
     "framed": b"\xaeAETHER\x01and more",
@@ -33,7 +33,7 @@ CLIENT_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(190)
 TIMEOUT_S = 10
 
 
-class TalkingLane:
+class TalkingTransport:
     """Answers with its name, the head it was given, and the client's name; then ends."""
 
     def __init__(self, name: str) -> None:
@@ -59,10 +59,10 @@ class TalkingLane:
 class Place:
     """A port that is served."""
 
-    def __init__(self, number: int, lanes: dict[str, TalkingLane], port: Port, nursery: trio.Nursery) -> None:
+    def __init__(self, number: int, transports: dict[str, TalkingTransport], port: Port, nursery: trio.Nursery) -> None:
         self.number = number
         self.nursery = nursery  # of the connections
-        self.lanes = lanes
+        self.transports = transports
         self.port = port
 
     @asynccontextmanager
@@ -91,16 +91,16 @@ async def everything(stream: trio.abc.ReceiveStream) -> bytes:
 
 @asynccontextmanager
 async def place(
-    names: Iterable[str] = LANES, *, tls: TlsSettings | None = None, alpn: list[str] | None = None
+    names: Iterable[str] = TRANSPORTS, *, tls: TlsSettings | None = None, alpn: list[str] | None = None
 ) -> AsyncIterator[Place]:
-    lanes = {name: TalkingLane(name) for name in names}
-    context = None if tls is None else server_context(tls, alpn=alpn_of(lanes) if alpn is None else alpn)
-    port = Port(lanes, tls=context, first_bytes_timeout_s=TIMEOUT_S)
+    transports = {name: TalkingTransport(name) for name in names}
+    context = None if tls is None else server_context(tls, alpn=alpn_of(transports) if alpn is None else alpn)
+    port = Port(transports, tls=context, first_bytes_timeout_s=TIMEOUT_S)
     with trio.fail_after(100_000):
         async with trio.open_nursery() as nursery:
             listeners = open_tcp_listeners("127.0.0.1", 0)
             nursery.start_soon(Acceptor(nursery).serve, listeners, port.serve)
-            yield Place(listeners[0].getsockname()[1], lanes, port, nursery)
+            yield Place(listeners[0].getsockname()[1], transports, port, nursery)
             nursery.cancel_scope.cancel()
 
 
@@ -144,46 +144,46 @@ async def over_tls(where: Place, context: ssl.SSLContext) -> AsyncIterator[trio.
 # By the first bytes
 
 
-@pytest.mark.parametrize("lane", LANES)
-async def test_the_first_bytes_choose_the_lane_which_gets_them_all(lane: str) -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_the_first_bytes_choose_the_transport_which_gets_them_all(transport: str) -> None:
     async with place() as where:
-        assert await where.answer_to(FLIGHTS[lane]) == f"{lane} serves nobody".encode()
-        assert where.lanes[lane].heads == [FLIGHTS[lane]]
-        assert where.statistics.chosen == dict.fromkeys(LANES, 0) | {lane: 1}
+        assert await where.answer_to(FLIGHTS[transport]) == f"{transport} serves nobody".encode()
+        assert where.transports[transport].heads == [FLIGHTS[transport]]
+        assert where.statistics.chosen == dict.fromkeys(TRANSPORTS, 0) | {transport: 1}
         assert where.statistics.rejects == {}
 
 
-@pytest.mark.parametrize("lane", LANES)
-async def test_a_first_flight_may_be_cut_anywhere(lane: str) -> None:
-    flight = FLIGHTS[lane][:20]
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_first_flight_may_be_cut_anywhere(transport: str) -> None:
+    flight = FLIGHTS[transport][:20]
     async with place() as where:
         for cut in range(1, len(flight)):
-            assert await where.answer_to(flight[:cut], flight[cut:]) == f"{lane} serves nobody".encode()
-        assert all(flight.startswith(head) for head in where.lanes[lane].heads)
+            assert await where.answer_to(flight[:cut], flight[cut:]) == f"{transport} serves nobody".encode()
+        assert all(flight.startswith(head) for head in where.transports[transport].heads)
 
 
-@pytest.mark.parametrize("lane", LANES)
-async def test_the_lane_is_known_with_the_last_byte_of_its_first_word(lane: str) -> None:
-    word = FLIGHTS[lane][: WORD_BYTES[lane]]
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_the_transport_is_known_with_the_last_byte_of_its_first_word(transport: str) -> None:
+    word = FLIGHTS[transport][: WORD_BYTES[transport]]
     async with place() as where:
-        assert await where.answer_to(*(bytes((byte,)) for byte in word)) == f"{lane} serves nobody".encode()
-        assert where.lanes[lane].heads == [word]
+        assert await where.answer_to(*(bytes((byte,)) for byte in word)) == f"{transport} serves nobody".encode()
+        assert where.transports[transport].heads == [word]
 
 
-async def test_a_lane_serves_in_the_task_that_looked() -> None:
+async def test_a_transport_serves_in_the_task_that_looked() -> None:
     async with place() as where, where.connected() as stream:
         await stream.send_all(b"G")
         while not where.statistics.undecided:
             await trio.sleep(0.01)
         await stream.send_all(b"ET ")
         assert await everything(stream) == b"websocket serves nobody"
-        (task,) = where.lanes["websocket"].tasks
+        (task,) = where.transports["websocket"].tasks
         assert task.parent_nursery is where.nursery
         assert not task.child_nurseries
         assert where.statistics.undecided == 0
 
 
-# No lane
+# No transport
 
 
 @pytest.mark.parametrize(
@@ -199,27 +199,27 @@ async def test_a_lane_serves_in_the_task_that_looked() -> None:
         ([b"\x16"], b"no TLS here", "tls_unexpected"),
     ],
 )
-async def test_what_is_no_lane_is_told_what_is_spoken(parts: list[bytes], says: bytes, reason: str) -> None:
+async def test_what_is_no_transport_is_told_what_is_spoken(parts: list[bytes], says: bytes, reason: str) -> None:
     async with place() as where:
         assert (await where.answer_to(*parts)).startswith(says)
         assert where.statistics.rejects == {reason: 1}
-        assert not any(lane.heads for lane in where.lanes.values())
+        assert not any(transport.heads for transport in where.transports.values())
 
 
 @pytest.mark.parametrize(
-    ("lane", "says"),
+    ("transport", "says"),
     [
         ("grpc", rb"\0\0.\x07\0{9}"),  # GOAWAY
         ("framed", b"\xaeAETHER\x01"),
         ("websocket", b"HTTP/1.1 400 Bad Request\r\n"),
     ],
 )
-async def test_a_lane_that_is_off_refuses_in_its_own_language(lane: str, says: bytes) -> None:
-    async with place([name for name in LANES if name != lane]) as where:
-        answer = await where.answer_to(FLIGHTS[lane])
+async def test_a_transport_that_is_off_refuses_in_its_own_language(transport: str, says: bytes) -> None:
+    async with place([name for name in TRANSPORTS if name != transport]) as where:
+        answer = await where.answer_to(FLIGHTS[transport])
         assert re.match(says, answer)
         assert b"not spoken here: this port speaks " in answer
-        assert where.statistics.rejects == {"lane_off": 1}
+        assert where.statistics.rejects == {"transport_off": 1}
 
 
 @pytest.mark.parametrize(("said", "reason", "says"), [(b"", "silent", b""), (b"PR", "truncated", b"ended too early")])
@@ -253,7 +253,7 @@ async def test_who_does_not_go_on_is_closed_at_the_deadline(
         before = trio.current_time()
         assert await where.answer_to(said) == b""
         assert trio.current_time() - before >= TIMEOUT_S
-        assert where.statistics == PortStatistics(0, dict.fromkeys(LANES, 0), {"timeout": 1})
+        assert where.statistics == PortStatistics(0, dict.fromkeys(TRANSPORTS, 0), {"timeout": 1})
 
 
 async def test_bytes_that_dribble_do_not_move_the_deadline(autojump_clock: trio.testing.MockClock) -> None:
@@ -270,11 +270,13 @@ async def test_bytes_that_dribble_do_not_move_the_deadline(autojump_clock: trio.
 # TLS
 
 
-@pytest.mark.parametrize(("protocol", "lane"), [("h2", "grpc"), ("aether/1", "framed"), ("http/1.1", "websocket")])
-async def test_the_alpn_answer_chooses_the_lane_before_a_word_is_said(pki: Pki, protocol: str, lane: str) -> None:
+@pytest.mark.parametrize(("protocol", "transport"), [("h2", "grpc"), ("aether/1", "framed"), ("http/1.1", "websocket")])
+async def test_the_alpn_answer_chooses_the_transport_before_a_word_is_said(
+    pki: Pki, protocol: str, transport: str
+) -> None:
     async with place(tls=pki.settings) as where, over_tls(where, pki.context("unheard-of", protocol)) as stream:
         assert stream.selected_alpn_protocol() == protocol
-        assert await everything(stream) == f"{lane} serves nobody".encode()
+        assert await everything(stream) == f"{transport} serves nobody".encode()
 
 
 async def test_a_browser_that_would_take_http2_too_gets_http1(pki: Pki) -> None:
@@ -283,16 +285,18 @@ async def test_a_browser_that_would_take_http2_too_gets_http1(pki: Pki) -> None:
 
 
 @pytest.mark.parametrize("offer", [(), ("unheard-of",)])
-@pytest.mark.parametrize("lane", LANES)
-async def test_without_an_alpn_answer_the_first_plain_bytes_choose(pki: Pki, lane: str, offer: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_without_an_alpn_answer_the_first_plain_bytes_choose(
+    pki: Pki, transport: str, offer: tuple[str, ...]
+) -> None:
     async with place(tls=pki.settings) as where, over_tls(where, pki.context(*offer)) as stream:
-        for byte in FLIGHTS[lane][: WORD_BYTES[lane]]:
+        for byte in FLIGHTS[transport][: WORD_BYTES[transport]]:
             await stream.send_all(bytes((byte,)))  # a record each
             await trio.testing.wait_all_tasks_blocked()
-        assert await everything(stream) == f"{lane} serves nobody".encode()
+        assert await everything(stream) == f"{transport} serves nobody".encode()
 
 
-async def test_the_lane_learns_who_the_client_certificate_names(pki: Pki) -> None:
+async def test_the_transport_learns_who_the_client_certificate_names(pki: Pki) -> None:
     async with place(tls=pki.settings) as where:
         async with over_tls(where, pki.context("aether/1", certificate=True)) as stream:
             assert await everything(stream) == b"framed serves agent-7"
@@ -373,14 +377,14 @@ async def test_records_without_a_plain_byte_in_them_have_a_limit(pki: Pki, tmp_p
 # Several ports
 
 
-async def test_a_lane_with_a_port_of_its_own_is_spoken_there_alone(pki: Pki) -> None:
-    lanes = {name: TalkingLane(name) for name in LANES}
-    ports = Ports(lanes, host="127.0.0.1", own={"framed": 0}, first_bytes_timeout_s=TIMEOUT_S)
+async def test_a_transport_with_a_port_of_its_own_is_spoken_there_alone(pki: Pki) -> None:
+    transports = {name: TalkingTransport(name) for name in TRANSPORTS}
+    ports = Ports(transports, host="127.0.0.1", own={"framed": 0}, first_bytes_timeout_s=TIMEOUT_S)
     assert ports.addresses["grpc"] == ports.addresses["websocket"] == ports.address != ports.addresses["framed"]
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             await nursery.start(ports.serve)
-            for lane, address in ports.addresses.items():
+            for transport, address in ports.addresses.items():
                 for spoken, flight in FLIGHTS.items():
                     host, number = address.split(":")
                     async with await trio.open_tcp_stream(host, int(number)) as stream:
@@ -389,21 +393,23 @@ async def test_a_lane_with_a_port_of_its_own_is_spoken_there_alone(pki: Pki) -> 
                     if ports.addresses[spoken] == address:
                         assert answer == f"{spoken} serves nobody".encode()
                     else:
-                        assert b"not spoken here" in answer, (lane, spoken)
+                        assert b"not spoken here" in answer, (transport, spoken)
             assert ports.statistics().chosen == {"grpc": 2, "framed": 1, "websocket": 2}
-            assert ports.statistics().rejects == {"lane_off": 4}
+            assert ports.statistics().rejects == {"transport_off": 4}
             assert ports.listener_statistics().accepted == 9
 
             await ports.drain(7)
-            assert {lane.drained_within_s for lane in lanes.values()} == {7}
+            assert {transport.drained_within_s for transport in transports.values()} == {7}
         # Left without a cancel: `serve` returns when it has been drained.
         for address in set(ports.addresses.values()):
             with pytest.raises(OSError, match="all attempts to connect"):
                 await trio.open_tcp_stream("127.0.0.1", int(address.rpartition(":")[2]))
 
 
-async def test_with_a_port_for_each_lane_there_is_no_other() -> None:
-    ports = Ports({name: TalkingLane(name) for name in LANES}, host="127.0.0.1", own=dict.fromkeys(LANES, 0))
+async def test_with_a_port_for_each_transport_there_is_no_other() -> None:
+    ports = Ports(
+        {name: TalkingTransport(name) for name in TRANSPORTS}, host="127.0.0.1", own=dict.fromkeys(TRANSPORTS, 0)
+    )
     assert len(set(ports.addresses.values())) == 3
     assert ports.address == ports.addresses["grpc"]
     ports.close()
@@ -414,9 +420,9 @@ async def test_a_port_that_is_taken_closes_those_that_were_opened() -> None:
     with taken:
         number = taken.getsockname()[1]
         with pytest.raises(OSError, match="in use"):
-            Ports({name: TalkingLane(name) for name in LANES}, host="127.0.0.1", own={"websocket": number})
+            Ports({name: TalkingTransport(name) for name in TRANSPORTS}, host="127.0.0.1", own={"websocket": number})
 
 
-def test_a_port_without_lanes_is_a_mistake() -> None:
-    with pytest.raises(ValueError, match="without a lane"):
+def test_a_port_without_transports_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="without a transport"):
         Port({})

@@ -1,4 +1,4 @@
-"""A real core behind the WebSocket lane on a real port, and a client of wsproto on a real socket."""
+"""A real core behind the WebSocket transport on a real port, and a client of wsproto on a real socket."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ WAIT_S = 300.0
 """For whatever must come. A test that waits so long has failed."""
 
 
-class Lane:
-    """The lane under test: `address` is (host, port); `core` is None when links are served by a function of the test."""
+class TransportServer:
+    """The transport under test: `address` is (host, port); `core` is None when links are served by a function of the test."""
 
     def __init__(self, core: Core | None, server: HttpServer, ports: Ports) -> None:
         self.core = core
@@ -48,32 +48,32 @@ class Lane:
 
 
 @asynccontextmanager
-async def open_lane(
+async def open_transport(
     serve: Callable[[Link], Awaitable[None]] | None = None,
     *,
     tls: TlsSettings | None = None,
     auth: Mapping[str, Any] | None = None,
     **websocket: Any,
-) -> AsyncIterator[Lane]:
-    """The lane, with these settings of `websocket`, in front of a core of its own or of `serve`."""
+) -> AsyncIterator[TransportServer]:
+    """The transport, with these settings of `websocket`, in front of a core of its own or of `serve`."""
     settings = settings_for_tests(websocket=websocket, auth=auth or {})
     if serve is not None:
-        async with _open(None, serve, settings, tls) as lane:
-            yield lane
+        async with _open(None, serve, settings, tls) as transport:
+            yield transport
     else:
-        async with open_core(settings) as core, _open(core, core.sessions.serve, settings, tls) as lane:
-            yield lane
+        async with open_core(settings) as core, _open(core, core.sessions.serve, settings, tls) as transport:
+            yield transport
 
 
 @asynccontextmanager
 async def _open(
     core: Core | None, serve: Callable[[Link], Awaitable[None]], settings: Settings, tls: TlsSettings | None
-) -> AsyncIterator[Lane]:
+) -> AsyncIterator[TransportServer]:
     async with trio.open_nursery() as nursery:
         server = HttpServer(serve, settings.websocket, nursery)
         ports = Ports({"websocket": server}, host="127.0.0.1", port=0, tls=tls)
         await nursery.start(ports.serve)
-        yield Lane(core, server, ports)
+        yield TransportServer(core, server, ports)
         nursery.cancel_scope.cancel()
 
 
@@ -210,11 +210,11 @@ class Client:
 
 @asynccontextmanager
 async def open_socket(
-    lane: Lane, codec: Codec | str = PROTO, *, tls: ssl.SSLContext | None = None, **upgrade: Any
+    transport: TransportServer, codec: Codec | str = PROTO, *, tls: ssl.SSLContext | None = None, **upgrade: Any
 ) -> AsyncIterator[Client]:
     """An upgraded WebSocket, over TLS if there is a context; at the end its socket is closed."""
     chosen = CODECS[codec] if isinstance(codec, str) else codec
-    async with await trio.open_tcp_stream(*lane.address) as tcp:
+    async with await trio.open_tcp_stream(*transport.address) as tcp:
         client = Client(tcp if tls is None else trio.SSLStream(tcp, tls, server_hostname="localhost"), chosen)
         await client.upgrade(**upgrade)
         yield client
@@ -222,7 +222,7 @@ async def open_socket(
 
 @asynccontextmanager
 async def open_window(
-    lane: Lane,
+    transport: TransportServer,
     user_id: str = "ada",
     window_id: str = "w1",
     codec: Codec | str = PROTO,
@@ -231,7 +231,7 @@ async def open_window(
     **init: Any,
 ) -> AsyncIterator[Client]:
     """A user's window that is connected."""
-    async with open_socket(lane, codec, tls=tls) as client:
+    async with open_socket(transport, codec, tls=tls) as client:
         await client.send(hello(user_id, window_id, **init))
         await client.next("connection_ack")
         yield client

@@ -10,7 +10,7 @@ import trio
 from wsproto.extensions import PerMessageDeflate
 
 from aether_trio.transport.link import Link
-from tests.transport.websocket.harness import Client, Lane, Rejected, open_lane, open_socket
+from tests.transport.websocket.harness import Client, Rejected, TransportServer, open_socket, open_transport
 
 HEAD = "GET /v1/connect HTTP/1.1\r\n"
 HEADERS = {
@@ -24,19 +24,19 @@ HEADERS = {
 
 
 @pytest.fixture
-async def lane() -> AsyncIterator[Lane]:
+async def transport() -> AsyncIterator[TransportServer]:
     async def serve(link: Link) -> None:
         await link.receive()
 
-    async with open_lane(serve, allowed_origins=("https://app.example.com",)) as opened:
+    async with open_transport(serve, allowed_origins=("https://app.example.com",)) as opened:
         yield opened
 
 
-async def ask(lane: Lane, head: str = HEAD, **changes: str | None) -> tuple[int, str]:
+async def ask(transport: TransportServer, head: str = HEAD, **changes: str | None) -> tuple[int, str]:
     """(status, the whole answer) to an upgrade with some of its headers changed, or left out."""
     headers = HEADERS | {name.replace("_", "-"): value for name, value in changes.items()}
     lines = [f"{name}: {value}\r\n" for name, value in headers.items() if value is not None]
-    async with await trio.open_tcp_stream(*lane.address) as stream:
+    async with await trio.open_tcp_stream(*transport.address) as stream:
         await stream.send_all((head + "".join(lines) + "\r\n").encode())
         answer = b""
         with trio.fail_after(300):
@@ -47,8 +47,8 @@ async def ask(lane: Lane, head: str = HEAD, **changes: str | None) -> tuple[int,
                     return int(answer.split(b" ", 2)[1]), answer.decode()
 
 
-async def test_the_example_of_the_rfc(lane: Lane) -> None:
-    status, answer = await ask(lane)
+async def test_the_example_of_the_rfc(transport: TransportServer) -> None:
+    status, answer = await ask(transport)
     assert status == 101
     assert "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n" in answer
     assert "Sec-WebSocket-Protocol: aether.v1.proto\r\n" in answer
@@ -74,24 +74,26 @@ async def test_the_example_of_the_rfc(lane: Lane) -> None:
         ({"Content_Length": "5"}, 400, "requests with a body"),
     ],
 )
-async def test_what_is_refused(lane: Lane, changes: dict[str, str | None], status: int, words: str) -> None:
-    got, answer = await ask(lane, **changes)
+async def test_what_is_refused(
+    transport: TransportServer, changes: dict[str, str | None], status: int, words: str
+) -> None:
+    got, answer = await ask(transport, **changes)
     assert got == status
     assert words in answer
     assert "Connection: close" in answer
-    assert lane.server.statistics().websockets == 0
+    assert transport.server.statistics().websockets == 0
 
 
-async def test_a_query_is_refused_whatever_is_in_it(lane: Lane) -> None:
-    status, answer = await ask(lane, "GET /v1/connect?api_key=secret HTTP/1.1\r\n")
+async def test_a_query_is_refused_whatever_is_in_it(transport: TransportServer) -> None:
+    status, answer = await ask(transport, "GET /v1/connect?api_key=secret HTTP/1.1\r\n")
     assert status == 400
     assert "credentials go into the first message" in answer
     assert "secret" not in answer
-    assert (await ask(lane, "GET /v1/connect? HTTP/1.1\r\n"))[0] == 400
+    assert (await ask(transport, "GET /v1/connect? HTTP/1.1\r\n"))[0] == 400
 
 
-async def test_upgrade_is_a_get(lane: Lane) -> None:
-    async with await trio.open_tcp_stream(*lane.address) as stream:
+async def test_upgrade_is_a_get(transport: TransportServer) -> None:
+    async with await trio.open_tcp_stream(*transport.address) as stream:
         await stream.send_all(b"POST /v1/connect HTTP/1.1\r\nHost: x\r\n\r\n")
         assert (await stream.receive_some(1000)).startswith(b"HTTP/1.1 405 ")
 
@@ -104,14 +106,16 @@ async def test_upgrade_is_a_get(lane: Lane) -> None:
         (["mqtt", "aether.v2.proto", "aether.v1.proto", "aether.v1.json"], "aether.v1.proto"),
     ],
 )
-async def test_the_first_subprotocol_that_is_ours_is_chosen(lane: Lane, offered: list[str], chosen: str) -> None:
-    async with await trio.open_tcp_stream(*lane.address) as stream:
+async def test_the_first_subprotocol_that_is_ours_is_chosen(
+    transport: TransportServer, offered: list[str], chosen: str
+) -> None:
+    async with await trio.open_tcp_stream(*transport.address) as stream:
         accepted = await Client(stream).upgrade(subprotocols=offered)
         assert accepted.subprotocol == chosen
 
 
-async def test_compression_is_never_agreed_upon(lane: Lane) -> None:
-    async with await trio.open_tcp_stream(*lane.address) as stream:
+async def test_compression_is_never_agreed_upon(transport: TransportServer) -> None:
+    async with await trio.open_tcp_stream(*transport.address) as stream:
         accepted = await Client(stream).upgrade(extensions=[PerMessageDeflate()])
         assert accepted.extensions == []
 
@@ -127,14 +131,14 @@ async def test_compression_is_never_agreed_upon(lane: Lane) -> None:
         ("http://rebound.evil.test", "rebound.evil.test", False),
     ],
 )
-async def test_cross_site_hijacking(lane: Lane, origin: str | None, host: str, lets_in: bool) -> None:
+async def test_cross_site_hijacking(transport: TransportServer, origin: str | None, host: str, lets_in: bool) -> None:
     headers: Any = [] if origin is None else [(b"Origin", origin.encode())]
     if lets_in:
-        async with open_socket(lane, host=host, extra_headers=headers):
+        async with open_socket(transport, host=host, extra_headers=headers):
             pass
     else:
         with pytest.raises(Rejected) as caught:
-            async with open_socket(lane, host=host, extra_headers=headers):
+            async with open_socket(transport, host=host, extra_headers=headers):
                 pass
         assert caught.value.status == 403
 
@@ -146,20 +150,23 @@ async def test_what_a_link_knows_of_its_client() -> None:
         peers.append(link.peer)
 
     headers = [(b"User-Agent", b"Netscape/4"), (b"Origin", b"http://localhost:1"), (b"Cookie", b"secret")]
-    async with open_lane(serve) as lane, open_socket(lane, host="localhost:1", extra_headers=headers) as client:
+    async with (
+        open_transport(serve) as transport,
+        open_socket(transport, host="localhost:1", extra_headers=headers) as client,
+    ):
         with pytest.raises(trio.BrokenResourceError):
             while await client.stream.receive_some():
                 pass
             raise trio.BrokenResourceError
         address = client.stream.socket.getsockname()
-    assert peers[0].lane == "websocket"
+    assert peers[0].transport == "websocket"
     assert peers[0].address == f"127.0.0.1:{address[1]}"
     assert peers[0].metadata == {"user-agent": "Netscape/4", "origin": "http://localhost:1"}
     assert peers[0].certificate is None
 
 
-async def test_what_comes_right_behind_the_request_is_not_lost(lane: Lane) -> None:
-    async with await trio.open_tcp_stream(*lane.address) as stream:
+async def test_what_comes_right_behind_the_request_is_not_lost(transport: TransportServer) -> None:
+    async with await trio.open_tcp_stream(*transport.address) as stream:
         request = HEAD + "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items()) + "\r\n"
         masked_close = b"\x88\x82\x00\x00\x00\x00\x03\xe8"
         await stream.send_all(request.encode() + masked_close)
@@ -174,7 +181,10 @@ async def test_a_request_that_never_ends_is_given_up() -> None:
     async def serve(link: Link) -> None:
         raise AssertionError("nobody was to be served")
 
-    async with open_lane(serve, handshake_timeout_s=0.05) as lane, await trio.open_tcp_stream(*lane.address) as stream:
+    async with (
+        open_transport(serve, handshake_timeout_s=0.05) as transport,
+        await trio.open_tcp_stream(*transport.address) as stream,
+    ):
         await stream.send_all(HEAD.encode())
         with trio.fail_after(300):
             assert await stream.receive_some() == b""

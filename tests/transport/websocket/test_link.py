@@ -18,7 +18,7 @@ from aether_trio.transport.websocket import link as link_module
 from aether_trio.wire.browser import CODECS, JSON, MSGPACK, PROTO, Codec
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import message_to
-from tests.transport.websocket.harness import Client, Closed, hello, open_lane, open_socket
+from tests.transport.websocket.harness import Client, Closed, hello, open_socket, open_transport
 
 
 class Source:
@@ -87,7 +87,7 @@ async def served(
             done.set()
 
     settings.setdefault("principals", ("*",))
-    async with open_lane(serve, **settings) as lane, open_socket(lane, codec) as client:
+    async with open_transport(serve, **settings) as transport, open_socket(transport, codec) as client:
         with trio.fail_after(300):
             await begun.wait()
         yield client, seen[0], done
@@ -259,7 +259,10 @@ async def test_a_client_above_its_rate_is_read_more_slowly_and_loses_nothing() -
         await seen[0].read()
 
     seen: list[Served] = []
-    async with open_lane(serve, principals=("*",), max_messages_per_s=50.0) as lane, open_socket(lane) as client:
+    async with (
+        open_transport(serve, principals=("*",), max_messages_per_s=50.0) as transport,
+        open_socket(transport) as client,
+    ):
         messages = [message_to("t", b"%d" % number) for number in range(510)]
         await client.send(*messages[:505])
         with trio.fail_after(300):
@@ -268,7 +271,7 @@ async def test_a_client_above_its_rate_is_read_more_slowly_and_loses_nothing() -
         await client.send(*messages[505:])
         assert (await client.close()).code == 1000
         assert seen[0].messages == messages
-        assert lane.server.statistics().rejects["paced"] >= 1
+        assert transport.server.statistics().rejects["paced"] >= 1
 
 
 # -- going out --------------------------------------------------------------------------------------------------------
@@ -490,10 +493,10 @@ async def test_draining_waits_for_the_sessions_and_then_ends_them() -> None:
         with pytest.raises(LinkBroken):
             await link.receive()
 
-    async with open_lane(serve) as lane, open_socket(lane) as client:
-        while not lane.server.statistics().websockets:
+    async with open_transport(serve) as transport, open_socket(transport) as client:
+        while not transport.server.statistics().websockets:
             await trio.sleep(0.001)
-        await lane.server.drain(0.05)
+        await transport.server.drain(0.05)
         with pytest.raises(Closed):
             await client.receive()
 
@@ -546,10 +549,13 @@ async def test_fragments_that_say_nothing_are_paced() -> None:
         await seen[0].read()
 
     seen: list[Served] = []
-    async with open_lane(serve, principals=("*",), max_messages_per_s=50.0) as lane, open_socket(lane) as client:
+    async with (
+        open_transport(serve, principals=("*",), max_messages_per_s=50.0) as transport,
+        open_socket(transport) as client,
+    ):
         await client.send_bytes(b"\x02\x80\0\0\0\0" + b"\x00\x80\0\0\0\0" * 511)
         with trio.fail_after(300):
-            while not lane.server.statistics().rejects.get("paced"):
+            while not transport.server.statistics().rejects.get("paced"):
                 await trio.sleep(0.001)
 
 

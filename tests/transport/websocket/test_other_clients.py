@@ -1,4 +1,4 @@
-"""A client that is not ours, against the lane: trio-websocket."""
+"""A client that is not ours, against the transport: trio-websocket."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_st
 from aether_trio.wire.browser import JSON
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import message_to
-from tests.transport.websocket.harness import Lane, hello, open_lane, open_window
+from tests.transport.websocket.harness import TransportServer, hello, open_transport, open_window
 
 
 @asynccontextmanager
-async def open_other(lane: Lane, subprotocol: str) -> AsyncIterator[WebSocketConnection]:
+async def open_other(transport: TransportServer, subprotocol: str) -> AsyncIterator[WebSocketConnection]:
     with trio.fail_after(300):
-        async with await trio.open_tcp_stream(*lane.address) as stream, trio.open_nursery() as nursery:
+        async with await trio.open_tcp_stream(*transport.address) as stream, trio.open_nursery() as nursery:
             ws = await wrap_client_stream(nursery, stream, "localhost", "/v1/connect", subprotocols=[subprotocol])
             yield ws
             await ws.aclose()
@@ -26,9 +26,9 @@ async def open_other(lane: Lane, subprotocol: str) -> AsyncIterator[WebSocketCon
 
 async def test_it_connects_pings_chats_and_leaves() -> None:
     async with (
-        open_lane() as lane,
-        open_window(lane, "bob", "w1") as bob,
-        open_other(lane, "aether.v1.json") as ws,
+        open_transport() as transport,
+        open_window(transport, "bob", "w1") as bob,
+        open_other(transport, "aether.v1.json") as ws,
     ):
         await ws.send_message(JSON.encode_upstream(hello()).decode())
         assert JSON.decode_downstream(await ws.get_message()).WhichOneof("payload") == "connection_ack"
@@ -42,7 +42,7 @@ async def test_it_connects_pings_chats_and_leaves() -> None:
 
 
 async def test_it_is_told_why_it_was_closed() -> None:
-    async with open_lane() as lane, open_other(lane, "aether.v1.proto") as ws:
+    async with open_transport() as transport, open_other(transport, "aether.v1.proto") as ws:
         init = pb.InitConnection(workflow_engine=pb.WorkflowEngineIdentity())
         await ws.send_message(pb.UpstreamMessage(init=init).SerializeToString())
         with pytest.raises(ConnectionClosed) as closed:

@@ -17,7 +17,7 @@ from aether_trio.transport.socket.tls import ClientCertificates, TlsSettings
 from aether_trio.wire.browser import CODECS, JSON
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, connect, message_to, switch_to
-from tests.transport.websocket.harness import Client, hello, open_lane, open_socket, open_window
+from tests.transport.websocket.harness import Client, hello, open_socket, open_transport, open_window
 
 
 def checkpoint_load(request_id: str) -> pb.UpstreamMessage:
@@ -35,9 +35,9 @@ async def settled(*clients: Client) -> None:
 
 async def test_two_windows_of_a_user_are_two_participants() -> None:
     async with (
-        open_lane() as lane,
-        open_window(lane, "ada", "w1", "aether.v1.json") as first,
-        open_window(lane, "ada", "w2", "aether.v1.msgpack") as second,
+        open_transport() as transport,
+        open_window(transport, "ada", "w1", "aether.v1.json") as first,
+        open_window(transport, "ada", "w2", "aether.v1.msgpack") as second,
     ):
         await first.send(message_to("us::ada::w2", b"from the first"))
         assert (await second.next("msg")).msg.source_topic == "us::ada::w1"
@@ -46,7 +46,7 @@ async def test_two_windows_of_a_user_are_two_participants() -> None:
 
 
 async def test_the_same_window_twice_is_refused_for_good() -> None:
-    async with open_lane() as lane, open_window(lane), open_socket(lane) as second:
+    async with open_transport() as transport, open_window(transport), open_socket(transport) as second:
         await second.send(hello())
         closed = await second.closed()
         assert closed.code == 4206
@@ -55,10 +55,10 @@ async def test_the_same_window_twice_is_refused_for_good() -> None:
 
 @pytest.mark.parametrize("subprotocol", CODECS)
 async def test_a_reload_takes_over_what_the_old_page_had(subprotocol: str) -> None:
-    async with open_lane() as lane, open_socket(lane, subprotocol) as old:
+    async with open_transport() as transport, open_socket(transport, subprotocol) as old:
         await old.send(hello())
         session_id = (await old.next("connection_ack")).connection_ack.session_id
-        async with open_socket(lane, subprotocol) as new:
+        async with open_socket(transport, subprotocol) as new:
             await new.send(hello(resume_session_id=session_id))
             ack = (await new.next("connection_ack")).connection_ack
             assert ack.resumed
@@ -69,25 +69,25 @@ async def test_a_reload_takes_over_what_the_old_page_had(subprotocol: str) -> No
 
 
 async def test_what_came_while_a_window_was_away_is_there_after_its_resume() -> None:
-    async with open_lane() as lane, open_window(lane, "bob", "w1") as bob:
-        async with open_socket(lane) as ada:
+    async with open_transport() as transport, open_window(transport, "bob", "w1") as bob:
+        async with open_socket(transport) as ada:
             await ada.send(hello())
             session_id = (await ada.next("connection_ack")).connection_ack.session_id
             await ada.close(1001)
         await bob.send(*(message_to("us::ada::w1", b"%d" % number) for number in range(300)))
         await settled(bob)
-        async with open_window(lane, resume_session_id=session_id) as ada:
+        async with open_window(transport, resume_session_id=session_id) as ada:
             for number in range(300):
                 assert (await ada.next("msg")).msg.payload == b"%d" % number
 
 
 async def test_a_window_switches_workspaces() -> None:
-    async with open_lane() as lane:
-        assert lane.core is not None
+    async with open_transport() as transport:
+        assert transport.core is not None
         async with (
-            connect(lane.core, agent("prod", "a", "1")) as in_prod,
-            connect(lane.core, agent("lab", "a", "1")) as in_lab,
-            open_window(lane, codec=JSON) as window,
+            connect(transport.core, agent("prod", "a", "1")) as in_prod,
+            connect(transport.core, agent("lab", "a", "1")) as in_lab,
+            open_window(transport, codec=JSON) as window,
         ):
             await window.send(switch_to("prod"))
             await settled(window)
@@ -101,7 +101,7 @@ async def test_a_window_switches_workspaces() -> None:
 
 
 async def test_a_bad_window_id_is_refused_with_words() -> None:
-    async with open_lane() as lane, open_socket(lane) as client:
+    async with open_transport() as transport, open_socket(transport) as client:
         await client.send(hello("a b"))
         closed = await client.closed()
         assert closed.code == 4203
@@ -109,42 +109,42 @@ async def test_a_bad_window_id_is_refused_with_words() -> None:
 
 
 async def test_something_else_first_is_refused() -> None:
-    async with open_lane() as lane, open_socket(lane) as client:
+    async with open_transport() as transport, open_socket(transport) as client:
         await client.send(message_to("us::ada::w1", b""))
         assert (await client.closed()).code == 4203
 
 
 async def test_agents_may_not_come_this_way_unless_they_are_let() -> None:
-    async with open_lane() as lane, open_socket(lane) as client:
+    async with open_transport() as transport, open_socket(transport) as client:
         await client.send(agent("prod", "a", "1"))
         assert (await client.closed()).code == 4207
-        assert len(lane.core.registry) == 0  # type: ignore[union-attr]
-    async with open_lane(principals=("*",)) as lane, open_socket(lane) as client:
+        assert len(transport.core.registry) == 0  # type: ignore[union-attr]
+    async with open_transport(principals=("*",)) as transport, open_socket(transport) as client:
         await client.send(agent("prod", "a", "1"))
         await client.next("connection_ack")
 
 
 async def test_without_credentials_where_they_are_asked_for() -> None:
-    async with open_lane(auth={"allow_anonymous": False}) as lane, open_socket(lane) as client:
+    async with open_transport(auth={"allow_anonymous": False}) as transport, open_socket(transport) as client:
         await client.send(hello(credentials={"api_key": "made-up"}))
         assert (await client.closed()).code == 4216
 
 
 async def test_a_drain_tells_windows_to_come_again() -> None:
-    async with open_lane() as lane, open_window(lane, codec=JSON) as window:
-        core = lane.core
+    async with open_transport() as transport, open_window(transport, codec=JSON) as window:
+        core = transport.core
         assert core is not None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(lane.server.drain, 20)
+            nursery.start_soon(transport.server.drain, 20)
             await core.let_sessions_go("the gateway is shutting down; connect again")
             closed = await window.closed()
         assert (closed.code, closed.reason) == (4114, "the gateway is shutting down; connect again")
-        assert lane.server.statistics().websockets == 0
+        assert transport.server.statistics().websockets == 0
 
 
 async def test_a_slow_window_costs_bounded_memory_and_loses_nothing() -> None:
-    async with open_lane() as lane, open_window(lane, "slow", "w1") as slow:
-        core = lane.core
+    async with open_transport() as transport, open_window(transport, "slow", "w1") as slow:
+        core = transport.core
         assert core is not None
         async with connect(core, agent("prod", "a", "1")) as sender:
             count, size = 400, 50_000
@@ -195,9 +195,9 @@ def certificates(tmp_path: Path) -> Certificates:
 @pytest.mark.parametrize("subprotocol", CODECS)
 async def test_windows_over_tls(certificates: Certificates, subprotocol: str) -> None:
     async with (
-        open_lane(tls=certificates.settings) as lane,
-        open_window(lane, "ada", "w1", subprotocol, tls=certificates.context) as ada,
-        open_window(lane, "bob", "w1", tls=certificates.context) as bob,
+        open_transport(tls=certificates.settings) as transport,
+        open_window(transport, "ada", "w1", subprotocol, tls=certificates.context) as ada,
+        open_window(transport, "bob", "w1", tls=certificates.context) as bob,
     ):
         await bob.send(message_to("us::ada::w1", b"x" * 200_000))
         assert (await ada.next("msg")).msg.payload == b"x" * 200_000
@@ -209,8 +209,8 @@ async def test_windows_over_tls(certificates: Certificates, subprotocol: str) ->
 
 async def test_a_frame_that_breaks_the_protocol_over_tls(certificates: Certificates) -> None:
     async with (
-        open_lane(tls=certificates.settings) as lane,
-        open_socket(lane, JSON, tls=certificates.context) as client,
+        open_transport(tls=certificates.settings) as transport,
+        open_socket(transport, JSON, tls=certificates.context) as client,
     ):
         await client.send_bytes(b"\x82\x00")
         assert (await client.closed()).code == 1002
@@ -223,9 +223,9 @@ async def test_a_client_certificate_is_the_peers(certificates: Certificates) -> 
         peers.append(link.peer.certificate)
         await link.close(Status.UNAVAILABLE, "seen")
 
-    async with open_lane(serve, tls=certificates.settings) as lane:
+    async with open_transport(serve, tls=certificates.settings) as transport:
         for context in (certificates.context, certificates.with_certificate):
-            async with open_socket(lane, tls=context) as client:
+            async with open_socket(transport, tls=context) as client:
                 assert (await client.closed()).code == 4114
     assert peers[0] is None
     assert peers[1] is not None
@@ -233,13 +233,17 @@ async def test_a_client_certificate_is_the_peers(certificates: Certificates) -> 
 
 
 async def test_a_quiet_connection_is_pinged_for_the_proxies_on_its_way() -> None:
-    async with open_lane(ping_interval_s=0.05) as lane, open_window(lane) as client, trio.open_nursery() as nursery:
-        nursery.start_soon(lane.server.keep_alive)
+    async with (
+        open_transport(ping_interval_s=0.05) as transport,
+        open_window(transport) as client,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(transport.server.keep_alive)
         while not isinstance(await client.next_event(), Ping):
             pass
         nursery.cancel_scope.cancel()
 
 
 async def test_no_pings_when_they_are_switched_off() -> None:
-    async with open_lane(ping_interval_s=0) as lane:
-        await lane.server.keep_alive()  # ends at once
+    async with open_transport(ping_interval_s=0) as transport:
+        await transport.server.keep_alive()  # ends at once

@@ -19,9 +19,9 @@ from typing import Final
 import structlog
 import trio
 
-from aether_trio.delivery.ephemeral_topics import LaneListener, Lanes
+from aether_trio.delivery.ephemeral_topics import EphemeralListener, EphemeralTopics
 from aether_trio.model.identity import Kind
-from aether_trio.model.topics import progress_of_user, task_lane
+from aether_trio.model.topics import progress_of_user, task_topic
 from aether_trio.services.tasks.delivery.notices import PARTICIPANT, SOURCE
 from aether_trio.session.session import Session
 from aether_trio.session.subscriptions import Wanted
@@ -92,14 +92,14 @@ class _Window:
         for task_id in self.open.difference(wanted, self.over):
             mark = self.over[task_id] = object()
             assert session.nursery is not None
-            topic = task_lane(workspace, task_id, "msg")
+            topic = task_topic(workspace, task_id, "msg")
             session.nursery.start_soon(self._leave_later, task_id, topic, mark, name="task-chat-over")
         for task_id in wanted:
             self.over.pop(task_id, None)
         for task_id in wanted:
             if task_id not in self.open:
                 assert session.subscriptions is not None
-                wish = Wanted(task_lane(workspace, task_id, "msg"), named=True, from_oldest=True)
+                wish = Wanted(task_topic(workspace, task_id, "msg"), named=True, from_oldest=True)
                 if not await session.subscriptions.also(wish):
                     return
                 self.open.add(task_id)
@@ -121,26 +121,26 @@ class _User:
     """The windows of one user, and a listener beside them: what a gateway says to all of them is of tasks that he takes part in."""
 
     def __init__(self, user_id: str) -> None:
-        self.lane = progress_of_user(user_id)
-        self.listener = LaneListener(f"us::{user_id}", "", self)
+        self.ephemeral_topic = progress_of_user(user_id)
+        self.listener = EphemeralListener(f"us::{user_id}", "", self)
         self.windows: dict[Session, _Window] = {}
 
-    def put_lane(self, frame: bytes) -> None:
-        """See LaneSink."""
+    def put_ephemeral(self, frame: bytes) -> None:
+        """See EphemeralSink."""
         if pb.DownstreamMessage.FromString(frame).progress_update.source == SOURCE:
             for window in self.windows.values():
                 window.look_soon()
 
     def kick(self) -> None:
-        """See LaneSink."""
+        """See EphemeralSink."""
 
 
 class Chats:
     """All windows of a node that are, or were, in a workspace."""
 
-    def __init__(self, database: Database, lanes: Lanes) -> None:
+    def __init__(self, database: Database, ephemeral_topics: EphemeralTopics) -> None:
         self._database = database
-        self._lanes = lanes
+        self._ephemeral_topics = ephemeral_topics
         self._users: dict[str, _User] = {}
 
     def moved(self, session: Session) -> None:
@@ -150,7 +150,7 @@ class Chats:
         user = self._users.get(session.identity.user_id)
         if user is None:
             user = self._users[session.identity.user_id] = _User(session.identity.user_id)
-            self._lanes.listen(user.lane, user.listener)
+            self._ephemeral_topics.listen(user.ephemeral_topic, user.listener)
         window = user.windows.get(session)
         if window is None:
             window = user.windows[session] = _Window(session, self._database)
@@ -162,7 +162,7 @@ class Chats:
         if user is not None:
             user.windows.pop(session, None)
             if not user.windows:
-                self._lanes.unlisten(user.lane, user.listener)
+                self._ephemeral_topics.unlisten(user.ephemeral_topic, user.listener)
                 del self._users[session.identity.user_id]
 
     async def run(self) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Final
 
-from aether_trio.delivery.ephemeral_topics import Lanes, LaneSink
+from aether_trio.delivery.ephemeral_topics import EphemeralSink, EphemeralTopics
 from aether_trio.model.identity import Identity, IdentityError, Kind
 from aether_trio.model.tasks import Task
 from aether_trio.model.topics import progress_of, progress_of_user
@@ -21,8 +21,8 @@ PARTICIPANT: Final = "subject_participant"
 """Metadata of tasks whose user is to hear of them, too: "1" or "true"."""
 
 
-def publish(lanes: Lanes, task: Task, now_ms: int, kick: Callable[[LaneSink], None]) -> None:
-    """Tell the creator, and the user that takes part, what a task has become. `kick` as of `Lanes.publish`."""
+def publish(ephemeral_topics: EphemeralTopics, task: Task, now_ms: int, kick: Callable[[EphemeralSink], None]) -> None:
+    """Tell the creator, and the user that takes part, what a task has become. `kick` as of `EphemeralTopics.publish`."""
     status = task.status.value
     update = pb.ProgressUpdate(
         source=SOURCE,
@@ -35,9 +35,9 @@ def publish(lanes: Lanes, task: Task, now_ms: int, kick: Callable[[LaneSink], No
         kind=pb.PROGRESS_KIND_TASK,
         metadata={"status": status, "task_type": task.task_type},
     )
-    lane = _lane_of(task.creator, task.workspace)
-    if lane:
-        lanes.publish(lane, SOURCE, update.recipient, encode_progress(update), kick)
+    ephemeral_topic = _ephemeral_topic_of(task.creator, task.workspace)
+    if ephemeral_topic:
+        ephemeral_topics.publish(ephemeral_topic, SOURCE, update.recipient, encode_progress(update), kick)
     if task.subject_type.lower() != "user":
         return
     kept = pb.CreateTaskRequest.FromString(task.spec).metadata
@@ -47,12 +47,14 @@ def publish(lanes: Lanes, task: Task, now_ms: int, kick: Callable[[LaneSink], No
             if name in kept:
                 update.metadata[name] = kept[name]
         update.metadata["started_at_ms"] = str(task.started_ms)
-        lanes.publish(progress_of_user(task.subject_id), SOURCE, update.recipient, encode_progress(update), kick)
+        ephemeral_topics.publish(
+            progress_of_user(task.subject_id), SOURCE, update.recipient, encode_progress(update), kick
+        )
 
 
 @lru_cache(maxsize=4096)
-def _lane_of(creator: str, workspace: str) -> str:
-    """Where the creator listens; "" for one that has no lane of its own."""
+def _ephemeral_topic_of(creator: str, workspace: str) -> str:
+    """Where the creator listens; "" for one that has no topic of its own."""
     try:
         identity = Identity.parse(creator, strict=False)
     except IdentityError:

@@ -24,7 +24,7 @@ from aether_trio.model.tasks.due import TimeLimits, next_due
 from aether_trio.model.tasks.status import PAUSED, TERMINAL
 from aether_trio.model.tasks.table import Decision, Refusal, Refused
 from aether_trio.model.tasks.task import AGENT_STARTUP, holder_of, keeper_of, queue_of
-from aether_trio.model.topics import task_lane
+from aether_trio.model.topics import task_topic
 from aether_trio.services.tasks.handlers.protobuf import ends_with_parent
 from aether_trio.services.tasks.transaction import assignment, children, input_rows, rows, startup, tokens
 from aether_trio.services.tasks.transaction.rows import WORKER_FIELDS, Worker, read_worker
@@ -486,7 +486,7 @@ class Work:
             },
         }
         frame = encode_delivery(
-            delivery_prefix(task_lane(task.workspace, task.task_id, "events")),
+            delivery_prefix(task_topic(task.workspace, task.task_id, "events")),
             json.dumps(payload, separators=(",", ":")).encode(),
             delivery_suffix(pb.EVENT, task.workspace),
         )

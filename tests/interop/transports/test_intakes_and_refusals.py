@@ -8,14 +8,14 @@ import pytest
 
 from aether_trio.client import AetherError, InvalidArgument, MessageType, PayloadTooLarge, PermissionDenied
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.interop.lanes.world import World, alive, both, expect, framed, only, take
+from tests.interop.transports.world import World, alive, both, expect, framed, only, take
 
 MIB = 1024 * 1024
 
 
 @framed
-async def test_42_engine_commands_arrive_as_control(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_42_engine_commands_arrive_as_control(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         engine, a, task = await world.engine(), await world.agent("a"), await world.task("t")
         await engine.send_to_agent(world.impl, "a", b"do it", workspace=world.ws, type=MessageType.CONTROL)
         message = await expect(a, b"do it")
@@ -25,8 +25,8 @@ async def test_42_engine_commands_arrive_as_control(target: str, lane: str) -> N
 
 
 @both
-async def test_43_orchestrator_may_address_agents_but_not_users(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_43_orchestrator_may_address_agents_but_not_users(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         orchestrator, a, user = await world.orchestrator(), await world.agent("a"), await world.user("w")
         await orchestrator.send_to_agent(world.impl, "a", b"starting", workspace=world.ws, type=MessageType.CONTROL)
         assert (await expect(a, b"starting")).type == MessageType.CONTROL
@@ -37,8 +37,8 @@ async def test_43_orchestrator_may_address_agents_but_not_users(target: str, lan
 
 
 @framed
-async def test_44_metrics_bridge_only_receives(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_44_metrics_bridge_only_receives(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         bridge, a = await world.metrics_bridge(), await world.agent("a")
         with pytest.raises(PermissionDenied):
             await bridge.send(a.topic, b"thanks", type=MessageType.CONTROL)
@@ -47,8 +47,8 @@ async def test_44_metrics_bridge_only_receives(target: str, lane: str) -> None:
 
 
 @both
-async def test_45_users_may_not_send_events_or_metrics(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_45_users_may_not_send_events_or_metrics(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         user = await world.user("w")
         for topic in ("event::*", f"event::{world.ws}", "metric::*", f"pg::{world.ws}"):
             with pytest.raises(PermissionDenied):
@@ -57,8 +57,8 @@ async def test_45_users_may_not_send_events_or_metrics(target: str, lane: str) -
 
 
 @framed
-async def test_46_events_reach_the_engine(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_46_events_reach_the_engine(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         engine, a, service = await world.engine(), await world.agent("a"), await world.service("s")
         await a.send_event(b"%s 1" % world.run.encode())
         message = await expect(engine, b"%s 1" % world.run.encode(), a)
@@ -68,9 +68,9 @@ async def test_46_events_reach_the_engine(target: str, lane: str) -> None:
 
 
 @framed
-async def test_46_events_wait_for_an_absent_engine(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
-        async with World(target, lane) as earlier:
+async def test_46_events_wait_for_an_absent_engine(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
+        async with World(target, transport) as earlier:
             await earlier.engine()
         a = await world.agent("a")
         sent = [b"%s %d" % (world.run.encode(), n) for n in range(20)]
@@ -81,8 +81,8 @@ async def test_46_events_wait_for_an_absent_engine(target: str, lane: str) -> No
 
 
 @framed
-async def test_47_metrics_reach_the_bridge(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_47_metrics_reach_the_bridge(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         bridge, a = await world.metrics_bridge(), await world.agent("a")
         entry = pb.MetricEntry(name="tokens", kind="counter", qty=12.5)
         metric = pb.Metric(trace_id=world.run, entries=[entry], metadata={"model": "m"})
@@ -110,8 +110,8 @@ NAMED = pb.MetricEntry(name="n", qty=1)
     ],
     ids=["garbage", "65-tags", "no-entries", "1025-entries", "nan", "infinite", "nameless", "negative"],
 )
-async def test_48_malformed_metrics(target: str, lane: str, payload: bytes | pb.Metric, code: str) -> None:
-    async with World(target, lane) as world:
+async def test_48_malformed_metrics(target: str, transport: str, payload: bytes | pb.Metric, code: str) -> None:
+    async with World(target, transport) as world:
         a = await world.agent("a")
         wire = payload if isinstance(payload, bytes) else payload.SerializeToString()
         with pytest.raises(AetherError) as raised:
@@ -126,8 +126,8 @@ async def test_48_malformed_metrics(target: str, lane: str, payload: bytes | pb.
     ["agent.x", "", "a" * 300, "ga::" + "w" * 253, "::ws", "xx::ws", "orc::impl::spec", "wfe::shard0", "ag"],
     ids=lambda topic: topic[:12] or "empty",
 )
-async def test_49_malformed_topics(target: str, lane: str, topic: str) -> None:
-    async with World(target, lane) as world:
+async def test_49_malformed_topics(target: str, transport: str, topic: str) -> None:
+    async with World(target, transport) as world:
         a = await world.talker("a")
         with pytest.raises(InvalidArgument, match="ERR_INVALID_TOPIC") as raised:
             await a.send(topic, b"to nowhere")
@@ -136,8 +136,8 @@ async def test_49_malformed_topics(target: str, lane: str, topic: str) -> None:
 
 
 @both
-async def test_50_a_payload_over_the_limit(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_50_a_payload_over_the_limit(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         a, b = await world.talker("a"), await world.agent("b")
         await a.send(b.topic, b"x" * MIB)
         with pytest.raises(PayloadTooLarge):
@@ -147,15 +147,15 @@ async def test_50_a_payload_over_the_limit(target: str, lane: str) -> None:
 
 
 @both
-async def test_51_messages_wait_for_an_offline_agent(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_51_messages_wait_for_an_offline_agent(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         a = await world.talker("a")
         topic = f"ag::{world.ws}::{world.impl}::late"
         sent = [b"%d" % n for n in range(200)]
         for payload in sent:
             await a.publish(topic, payload)
         await a.flush()
-        async with World(target, lane) as first:
+        async with World(target, transport) as first:
             late = await first.agent("late", ws=world.ws, impl=world.impl)
             got = [await take(late) for _ in sent]
             assert [m.payload for m in got] == sent
@@ -167,8 +167,8 @@ async def test_51_messages_wait_for_an_offline_agent(target: str, lane: str) -> 
 
 
 @framed
-async def test_52_agents_may_not_switch_workspace(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_52_agents_may_not_switch_workspace(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         a = await world.agent("a")
         with pytest.raises(PermissionDenied, match="ERR_INVALID_PRINCIPAL") as raised:
             await a.workspaces.switch(f"{world.ws}-other")

@@ -1,7 +1,7 @@
 """The participants of one scenario, as clients of ours.
 
-`lane` says how users connect: "framed" is everybody over aether://, "ws" is users over ws:// and the others, who may not use
-that lane, over aether://. `talker` is who plays a part that a user may play too.
+`transport` says how users connect: "framed" is everybody over aether://, "ws" is users over ws:// and the others, who may not use
+that transport, over aether://. `talker` is who plays a part that a user may play too.
 
 Silence is never proved by waiting, but by a marker: a message that comes after everything that was sent before it.
 """
@@ -31,18 +31,18 @@ from aether_trio.client import (
 LIMIT_S = 300.0
 POLL_S = 0.05
 
-LANES = ("framed", "ws")
-both = pytest.mark.parametrize("lane", LANES)
-framed = pytest.mark.parametrize("lane", LANES[:1])
+TRANSPORTS = ("framed", "ws")
+both = pytest.mark.parametrize("transport", TRANSPORTS)
+framed = pytest.mark.parametrize("transport", TRANSPORTS[:1])
 """Scenarios in which no user takes part."""
 
 
 class World:
     """Opens participants in a workspace that no other scenario knows, and closes all of them at its end."""
 
-    def __init__(self, target: str, lane: str) -> None:
+    def __init__(self, target: str, transport: str) -> None:
         self.target = target
-        self.lane = lane
+        self.transport = transport
         self.run = uuid.uuid4().hex[:10]
         self.ws, self.impl, self.uid = f"ws-{self.run}", f"impl-{self.run}", f"user-{self.run}"
         self._stack = AsyncExitStack()
@@ -59,7 +59,7 @@ class World:
             self._limit.__exit__(*exc)
 
     def address(self, kind: type[Client]) -> str:
-        scheme = "ws" if self.lane == "ws" and kind is UserClient else "aether"
+        scheme = "ws" if self.transport == "ws" and kind is UserClient else "aether"
         return f"{scheme}://{self.target}"
 
     async def open(self, kind: Callable[..., Any], **who: Any) -> Any:
@@ -101,8 +101,8 @@ class World:
         return client
 
     async def talker(self, name: str = "talker") -> Any:
-        """Somebody whose lane is tried: a user on "ws", an agent otherwise."""
-        return await (self.user(name, ws=self.ws) if self.lane == "ws" else self.agent(name))
+        """Somebody whose transport is tried: a user on "ws", an agent otherwise."""
+        return await (self.user(name, ws=self.ws) if self.transport == "ws" else self.agent(name))
 
 
 async def take(client: Client) -> IncomingMessage:

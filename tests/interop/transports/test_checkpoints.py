@@ -8,7 +8,7 @@ from typing import Any
 import trio
 
 from tests.helpers.gateway import GatewayProcess
-from tests.interop.lanes.world import World, both, until
+from tests.interop.transports.world import World, both, until
 
 
 async def load(client: Any, key: str = "default") -> bytes | None:
@@ -17,8 +17,8 @@ async def load(client: Any, key: str = "default") -> bytes | None:
 
 
 @both
-async def test_66_save_load_list_delete(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_66_save_load_list_delete(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         a, b = await world.talker("a"), await world.agent("b")
         assert await load(a, "none") is None
         blob = bytes(range(256)) * 4000
@@ -39,10 +39,10 @@ async def test_66_save_load_list_delete(target: str, lane: str) -> None:
 
 @both
 async def test_67_a_checkpoint_outlives_the_gateway_and_a_ttl_ends(
-    own_gateway: Callable[..., GatewayProcess], lane: str
+    own_gateway: Callable[..., GatewayProcess], transport: str
 ) -> None:
     gateway = await trio.to_thread.run_sync(own_gateway)
-    async with World(gateway.address, lane) as world:
+    async with World(gateway.address, transport) as world:
         a = await world.talker("a")
         await a.checkpoints.save(b"lasting", "k1", ttl_s=0)
         await a.checkpoints.save(b"default ttl")

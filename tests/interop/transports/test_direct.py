@@ -6,12 +6,12 @@ import pytest
 
 from aether_trio.client import MessageType, Unavailable
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.interop.lanes.world import World, alive, both, drain, expect, framed, only, take, until
+from tests.interop.transports.world import World, alive, both, drain, expect, framed, only, take, until
 
 
 @both
-async def test_29_exact_and_in_order_both_ways(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_29_exact_and_in_order_both_ways(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         a, b = await world.talker("a"), await world.agent("b")
         sent = [b"%d " % n + bytes(range(256)) for n in range(1000)]
         for sender, receiver in ((a, b), (b, a)):
@@ -28,16 +28,16 @@ async def test_29_exact_and_in_order_both_ways(target: str, lane: str) -> None:
 
 
 @both
-async def test_30_to_oneself(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_30_to_oneself(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         a = await world.talker("a")
         await a.send(a.topic, b"note to self")
         await expect(a, b"note to self", a)
 
 
 @both
-async def test_31_types_are_carried(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_31_types_are_carried(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         a, b = await world.talker("a"), await world.agent("b")
         kinds = [MessageType.CHAT, MessageType.CONTROL, MessageType.TOOL_CALL]
         for kind in kinds:
@@ -50,8 +50,8 @@ async def test_31_types_are_carried(target: str, lane: str) -> None:
 
 
 @both
-async def test_32_to_one_window(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_32_to_one_window(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         a, w1, w2 = await world.agent("a"), await world.user("w1"), await world.user("w2")
         await a.send_to_window(world.uid, "w1", b"for w1")
         await expect(w1, b"for w1", a)
@@ -59,8 +59,8 @@ async def test_32_to_one_window(target: str, lane: str) -> None:
 
 
 @both
-async def test_33_user_to_agent(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_33_user_to_agent(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         a, w1 = await world.agent("a"), await world.user("w1")
         await w1.send_to_agent(world.impl, "a", b"hi", workspace=world.ws)
         message = await expect(a, b"hi", w1)
@@ -71,8 +71,8 @@ async def test_33_user_to_agent(target: str, lane: str) -> None:
 
 
 @both
-async def test_34_to_a_unique_task_and_back(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_34_to_a_unique_task_and_back(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         a, task = await world.talker("a"), await world.task("t1")
         await a.send_to_task(world.impl, "t1", b"work", workspace=world.ws)
         message = await expect(task, b"work", a)
@@ -81,8 +81,8 @@ async def test_34_to_a_unique_task_and_back(target: str, lane: str) -> None:
 
 
 @both
-async def test_35_work_goes_to_exactly_one(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_35_work_goes_to_exactly_one(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         a, one, two = await world.talker("a"), await world.task(), await world.task()
         assert one.topic != two.topic
         sent = [b"job %d" % n for n in range(40)]
@@ -95,10 +95,10 @@ async def test_35_work_goes_to_exactly_one(target: str, lane: str) -> None:
 
 
 @framed
-async def test_35_work_goes_to_who_remains(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_35_work_goes_to_who_remains(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         a, two, admin = await world.agent("a"), await world.task(), await world.orchestrator()
-        async with World(target, lane) as other:
+        async with World(target, transport) as other:
             other.ws, other.impl = world.ws, world.impl
             await other.task()
 
@@ -114,8 +114,8 @@ async def test_35_work_goes_to_who_remains(target: str, lane: str) -> None:
 
 
 @both
-async def test_36_service_by_name_and_by_wildcard(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_36_service_by_name_and_by_wildcard(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         a, s1, s2 = await world.talker("a"), await world.service("s1"), await world.service("s2")
         await a.send_to_service(world.impl, b"by name", specifier="s1")
         await expect(s1, b"by name", a)
@@ -130,8 +130,8 @@ async def test_36_service_by_name_and_by_wildcard(target: str, lane: str) -> Non
 
 
 @both
-async def test_37_wildcard_without_instance(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_37_wildcard_without_instance(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         a = await world.talker("a")
         with pytest.raises(Unavailable, match="ERR_SV_UNAVAILABLE") as raised:
             await a.send_to_service("none-such", b"anybody?")

@@ -11,14 +11,14 @@ import trio
 from aether_trio.client import AetherError, PayloadTooLarge, Refused
 from aether_trio.client.operations.enums import Scope
 from aether_trio.client.operations.kv import Kv, SetAdded, Swap
-from tests.interop.lanes.world import World, alive, both, framed, until
+from tests.interop.transports.world import World, alive, both, framed, until
 
 GLOBAL: dict[str, Any] = {"scope": Scope.GLOBAL}
 
 
 @framed
-async def test_53_global_keys(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_53_global_keys(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         a, b = await world.agent("a"), await world.agent("b", ws=f"{world.ws}-other")
         k, blob = f"{world.run}/k", bytes(range(256)) * 40
         assert await a.kv.get(f"{k}/none", **GLOBAL) == b""
@@ -37,8 +37,8 @@ async def test_53_global_keys(target: str, lane: str) -> None:
 
 @framed
 @pytest.mark.parametrize("prefix", ["p%", "p_", "p\\", "pé", "p[a-c]*"], ids=ascii)
-async def test_53_a_prefix_is_no_pattern(target: str, lane: str, prefix: str) -> None:
-    async with World(target, lane) as world:
+async def test_53_a_prefix_is_no_pattern(target: str, transport: str, prefix: str) -> None:
+    async with World(target, transport) as world:
         a = await world.agent("a")
         for key in (f"{prefix}1", "pX1", "pa1"):
             await a.kv.put(key, b"v")
@@ -47,8 +47,8 @@ async def test_53_a_prefix_is_no_pattern(target: str, lane: str, prefix: str) ->
 
 @framed
 @pytest.mark.parametrize("key", ["", "k" * 257, "é" * 129], ids=["empty", "257-bytes", "258-bytes"])
-async def test_53_malformed_keys_are_refused(target: str, lane: str, key: str) -> None:
-    async with World(target, lane) as world:
+async def test_53_malformed_keys_are_refused(target: str, transport: str, key: str) -> None:
+    async with World(target, transport) as world:
         a = await world.agent("a")
         with pytest.raises(Refused, match="KV_ERROR"):
             await a.kv.put(key, b"v", **GLOBAL)
@@ -56,8 +56,8 @@ async def test_53_malformed_keys_are_refused(target: str, lane: str, key: str) -
 
 
 @framed
-async def test_53_a_value_over_the_limit(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_53_a_value_over_the_limit(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         a = await world.agent("a")
         with pytest.raises(PayloadTooLarge, match="ERR_QUOTA_001") as raised:
             await a.kv.put("k", bytes(5 * 1024 * 1024))
@@ -65,8 +65,8 @@ async def test_53_a_value_over_the_limit(target: str, lane: str) -> None:
 
 
 @framed
-async def test_54_workspace_scope(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_54_workspace_scope(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         a, b = await world.agent("a"), await world.agent("b")
         foreign = await world.agent("c", ws=f"{world.ws}-other")
         k = f"{world.run}/w"
@@ -79,8 +79,8 @@ async def test_54_workspace_scope(target: str, lane: str) -> None:
 
 
 @framed
-async def test_55_exclusive_scopes(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_55_exclusive_scopes(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         a, b = await world.agent("a"), await world.agent("b")
         k = f"{world.run}/x"
         cells: list[dict[str, Any]] = [
@@ -101,10 +101,10 @@ async def test_55_exclusive_scopes(target: str, lane: str) -> None:
 
 
 @framed
-async def test_57_exclusive_values_are_in_the_next_config(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_57_exclusive_values_are_in_the_next_config(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         blob = bytes(range(256))
-        async with World(target, lane) as first:
+        async with World(target, transport) as first:
             a = await first.agent("a", ws=world.ws, impl=world.impl)
             await alive(a)  # the snapshot comes right behind the ack, and so before any answer
             assert a.config is not None
@@ -134,8 +134,8 @@ async def together(*calls: Callable[[], Awaitable[Any]]) -> list[Any]:
 
 
 @framed
-async def test_58_ttl(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_58_ttl(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         kv = (await world.agent("a")).kv
         await kv.put("for ever", b"v", ttl_s=0)
         await kv.put("brief", b"v", ttl_s=1)
@@ -154,8 +154,8 @@ async def test_58_ttl(target: str, lane: str) -> None:
 
 
 @framed
-async def test_59_counters(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_59_counters(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         a, b = await world.agent("a"), await world.agent("b")
         assert await a.kv.increment("up") == 1
         assert await a.kv.decrement("down") == -1
@@ -168,8 +168,8 @@ async def test_59_counters(target: str, lane: str) -> None:
 
 
 @framed
-async def test_59_a_long_row_of_requests_is_no_flood(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_59_a_long_row_of_requests_is_no_flood(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         a = await world.agent("busy")
         for n in range(1, 1001):
             assert await a.kv.increment("n") == n
@@ -177,8 +177,8 @@ async def test_59_a_long_row_of_requests_is_no_flood(target: str, lane: str) -> 
 
 
 @framed
-async def test_60_guarded_counters(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_60_guarded_counters(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         kv = (await world.agent("a")).kv
 
         async def up(delta: int, ceiling: int) -> tuple[int, bool]:
@@ -203,8 +203,8 @@ async def test_60_guarded_counters(target: str, lane: str) -> None:
 
 
 @framed
-async def test_61_set_if_absent_and_compare(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_61_set_if_absent_and_compare(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         kv = (await world.agent("a")).kv
         assert not (await kv.compare_and_set("k", b"nope", b"x")).applied
         assert await kv.put_if_absent("k", b"one")
@@ -221,8 +221,8 @@ async def test_61_set_if_absent_and_compare(target: str, lane: str) -> None:
 
 
 @framed
-async def test_62_sets(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_62_sets(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         kv = (await world.agent("a")).kv
         assert await kv.set_size("s") == 0
         for member, applied, size in ((b"m1", True, 1), (b"m1", False, 1), (b"m2", True, 2), (b"m2", False, 2)):
@@ -234,8 +234,8 @@ async def test_62_sets(target: str, lane: str) -> None:
 
 
 @framed
-async def test_63_pages(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_63_pages(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         kv = (await world.agent("a")).kv
         keys = [f"page/{n:02}" for n in range(25)]
         for key in keys:
@@ -251,9 +251,9 @@ async def test_63_pages(target: str, lane: str) -> None:
 
 
 @framed
-async def test_63_pages_under_writes(target: str, lane: str) -> None:
+async def test_63_pages_under_writes(target: str, transport: str) -> None:
     """Keys that stay are listed exactly once, whatever is added and removed between the pages."""
-    async with World(target, lane) as world:
+    async with World(target, transport) as world:
         kv = (await world.agent("a")).kv
         lasting = [f"k/{n:03}" for n in range(0, 100, 2)]
         for key in lasting:
@@ -286,10 +286,10 @@ CALLS: dict[str, Callable[[Kv], Awaitable[Any]]] = {
 
 
 @framed
-async def test_64_purging_an_identity_needs_a_capability(target: str, lane: str) -> None:
+async def test_64_purging_an_identity_needs_a_capability(target: str, transport: str) -> None:
     """Nobody has it until access rules are served, so nothing is purged: not even what is one's own."""
     own: dict[str, Any] = {"scope": Scope.WORKSPACE_EXCLUSIVE}
-    async with World(target, lane) as world:
+    async with World(target, transport) as world:
         owner, other = await world.agent("owner"), await world.agent("other")
         await owner.kv.put("mine", b"kept", **own)
         for client in (owner, other):
@@ -301,8 +301,8 @@ async def test_64_purging_an_identity_needs_a_capability(target: str, lane: str)
 
 @both
 @pytest.mark.parametrize("call", sorted(CALLS))
-async def test_65_users_have_no_kv(target: str, lane: str, call: str) -> None:
-    async with World(target, lane) as world:
+async def test_65_users_have_no_kv(target: str, transport: str, call: str) -> None:
+    async with World(target, transport) as world:
         user = await world.user("w")
         with pytest.raises(AetherError, match="KV_ERROR"):
             await CALLS[call](user.kv)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from aether_trio.client import PermissionDenied
-from tests.interop.lanes.world import World, both, expect, framed, only, take
+from tests.interop.transports.world import World, both, expect, framed, only, take
 
 
 @both
-async def test_38_ga_reaches_the_agents_of_its_workspace(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_38_ga_reaches_the_agents_of_its_workspace(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         a, b = await world.agent("a"), await world.agent("b")
         other_impl = await world.agent("c", impl=f"{world.impl}-other")
         foreign = await world.agent("d", ws=f"{world.ws}-other")
@@ -24,8 +24,8 @@ async def test_38_ga_reaches_the_agents_of_its_workspace(target: str, lane: str)
 
 
 @framed
-async def test_38_ga_keeps_its_order_and_is_not_replayed(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_38_ga_keeps_its_order_and_is_not_replayed(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         a, b, c = await world.agent("a"), await world.agent("b"), await world.agent("c")
         sent = [b"%d" % n for n in range(300)]
         for payload in sent:
@@ -38,8 +38,8 @@ async def test_38_ga_keeps_its_order_and_is_not_replayed(target: str, lane: str)
 
 
 @both
-async def test_39_gu_reaches_users_while_they_are_switched_in(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_39_gu_reaches_users_while_they_are_switched_in(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         a = await world.agent("a")
         inside = await world.user("w1", ws=world.ws)
         other = await world.user("w1", uid=f"{world.uid}-b", ws=world.ws)
@@ -59,8 +59,8 @@ async def test_39_gu_reaches_users_while_they_are_switched_in(target: str, lane:
 
 
 @both
-async def test_40_uw_reaches_one_user_in_one_workspace(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_40_uw_reaches_one_user_in_one_workspace(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         a = await world.agent("a")
         w1, w2 = await world.user("w1", ws=world.ws), await world.user("w2", ws=world.ws)
         elsewhere = await world.user("w3", ws=f"{world.ws}-other")
@@ -73,8 +73,8 @@ async def test_40_uw_reaches_one_user_in_one_workspace(target: str, lane: str) -
 
 
 @both
-async def test_41_uu_reaches_every_window_and_only_services_may(target: str, lane: str) -> None:
-    async with World(target, lane) as world:
+async def test_41_uu_reaches_every_window_and_only_services_may(target: str, transport: str) -> None:
+    async with World(target, transport) as world:
         service, agent = await world.service("s"), await world.agent("a")
         w1, w2 = await world.user("w1"), await world.user("w2", ws=world.ws)
         other = await world.user("w1", uid=f"{world.uid}-b")

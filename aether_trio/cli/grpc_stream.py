@@ -18,7 +18,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 _CONNECT: Final = "/aether.v1.AetherGateway/Connect"
 
 
-class GrpcLane:
+class GrpcTransport:
     """Messages out, messages in. Raises StatusError when the gateway ends the stream with a status."""
 
     def __init__(self, call: Call) -> None:
@@ -70,10 +70,10 @@ def _tls_context(target: Target) -> ssl.SSLContext | None:
 
 
 @asynccontextmanager
-async def open_lane(target: Target) -> AsyncIterator[GrpcLane]:
+async def open_transport(target: Target) -> AsyncIterator[GrpcTransport]:
     """Connect and open the one stream. Raises OSError and ssl.SSLError when that fails, CliError for its files."""
     async with open_channel(target.host, target.port, tls=_tls_context(target)) as channel:  # noqa: SIM117  # the channel must outlive the call
         async with channel.stream(_CONNECT, pb.DownstreamMessage) as call:
-            lane = GrpcLane(call)
-            yield lane
-            await lane.leave()
+            transport = GrpcTransport(call)
+            yield transport
+            await transport.leave()

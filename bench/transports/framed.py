@@ -1,4 +1,4 @@
-"""The framed lane: the framing of docs/wire.md, by hand.
+"""The framed transport: the framing of docs/wire.md, by hand.
 
 The opening (preface and HELLO) is the same bytes for every connection. A publication is the part of a SEND behind its
 number, so `send` packs length, type and number in front of it in one go; its first byte is the upper one of the message
@@ -45,8 +45,8 @@ def frame(kind: int, body: bytes) -> bytes:
     return _FRAME.pack(len(body), kind) + body
 
 
-class FramedLane:
-    """`Lane` of the binary framing, in plaintext."""
+class FramedTransport:
+    """`Transport` of the binary framing, in plaintext."""
 
     gateway_args: Sequence[str] = ()
 
@@ -57,16 +57,16 @@ class FramedLane:
         self._opening = PREFACE + frame(HELLO, hello)
 
     def codec(self, authority: str) -> FramedCodec:
-        """See `Lane.codec`."""
+        """See `Transport.codec`."""
         return FramedCodec(self._opening, self._delivery_acks)
 
     def publication_prefix(self, topic: str, payload_bytes: int) -> bytes:
-        """See `Lane.publication_prefix`."""
+        """See `Transport.publication_prefix`."""
         name = topic.encode()
         return _SEND_REST.pack(wire.OPAQUE, len(name), 0) + name
 
     def payload_at(self, message: bytes) -> int:
-        """See `Lane.payload_at`."""
+        """See `Transport.payload_at`."""
         return wire.payload_at(message)
 
 

@@ -1,4 +1,4 @@
-"""The WebSocket lane: RFC 6455 by hand, with the subprotocol `aether.v1.proto`, so one binary message is one envelope.
+"""The WebSocket transport: RFC 6455 by hand, with the subprotocol `aether.v1.proto`, so one binary message is one envelope.
 
 Frames of a client are masked, as they must be, with a key of zeros, which leaves the bytes as they are: the server has the
 work of any key, the load has none. Nothing is compressed. Messages wait for the server's 101, which the RFC asks of clients.
@@ -42,14 +42,14 @@ def masked(opcode: int, payload: bytes) -> bytes:
     return _LONG.pack(FIN | opcode, MASKED | 127, size, 0) + payload
 
 
-class WebSocketLane:
-    """`Lane` of `ws://`. The gateway lets users in by default and bounds their rate; the scenarios are agents."""
+class WebSocketTransport:
+    """`Transport` of `ws://`. The gateway lets users in by default and bounds their rate; the scenarios are agents."""
 
     name = "websocket"
     gateway_args: Sequence[str] = ("--set", "websocket.principals=*", "--set", "websocket.max_messages_per_s=1000000")
 
     def codec(self, authority: str) -> WebSocketCodec:
-        """See `Lane.codec`."""
+        """See `Transport.codec`."""
         request = (
             f"GET {PATH} HTTP/1.1\r\nHost: {authority}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             f"Sec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: {SUBPROTOCOL}\r\n"
@@ -58,11 +58,11 @@ class WebSocketLane:
         return WebSocketCodec(request.encode())
 
     def publication_prefix(self, topic: str, payload_bytes: int) -> bytes:
-        """See `Lane.publication_prefix`."""
+        """See `Transport.publication_prefix`."""
         return wire.send_prefix(topic, payload_bytes)
 
     def payload_at(self, message: bytes) -> int:
-        """See `Lane.payload_at`."""
+        """See `Transport.payload_at`."""
         return wire.payload_at(message)
 
 

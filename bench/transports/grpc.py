@@ -1,4 +1,4 @@
-"""The gRPC lane: HTTP/2 frames written by hand for a single stream.
+"""The gRPC transport: HTTP/2 frames written by hand for a single stream.
 
 The opening is the same bytes for every connection of a target (RFC 9113 sections 3.4 and 6.5, and a header block of
 literals that are never indexed), so it is made once. Receive windows are opened to their maximum at once and topped up
@@ -56,8 +56,8 @@ def header_block(authority: str) -> bytes:
     )
 
 
-class GrpcLane:
-    """`Lane` for plaintext gRPC with prior knowledge."""
+class GrpcTransport:
+    """`Transport` for plaintext gRPC with prior knowledge."""
 
     name = "grpc"
     gateway_args: Sequence[str] = ()
@@ -66,7 +66,7 @@ class GrpcLane:
         self._openings: dict[str, bytes] = {}
 
     def codec(self, authority: str) -> GrpcCodec:
-        """See `Lane.codec`."""
+        """See `Transport.codec`."""
         opening = self._openings.get(authority)
         if opening is None:
             settings = struct.pack(">HLHL", ENABLE_PUSH, 0, INITIAL_WINDOW_SIZE, MAX_WINDOW)
@@ -79,11 +79,11 @@ class GrpcLane:
         return GrpcCodec(opening)
 
     def publication_prefix(self, topic: str, payload_bytes: int) -> bytes:
-        """See `Lane.publication_prefix`."""
+        """See `Transport.publication_prefix`."""
         return wire.send_prefix(topic, payload_bytes)
 
     def payload_at(self, message: bytes) -> int:
-        """See `Lane.payload_at`."""
+        """See `Transport.payload_at`."""
         return wire.payload_at(message)
 
 

@@ -1,4 +1,4 @@
-"""What the lane does for a client that keeps the rules."""
+"""What the transport does for a client that keeps the rules."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from aether_trio.wire import framing
 from aether_trio.wire.framing.encode import encode_delivered
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import hang_kv
-from tests.transport.framed.harness import Ended, FramedPeer, agent, kv_get, open_lane, user, worker
+from tests.transport.framed.harness import Ended, FramedPeer, agent, kv_get, open_transport, user, worker
 
 A = "ag::w::a::1"
 B = "ag::w::b::1"
 
 
 async def test_hello_init_send_ack_and_deliver() -> None:
-    async with open_lane() as lane:
-        a, b = await lane.connect(agent("a")), await lane.connect(agent("b"))
+    async with open_transport() as transport:
+        a, b = await transport.connect(agent("a")), await transport.connect(agent("b"))
         await a.send(framing.Send(1, B, b"one", int(pb.CHAT)), framing.Send(2, B, b"two"))
         assert (await a.next(framing.Ack)).seq in {1, 2}
         event, message = await b.delivery()
@@ -32,37 +32,37 @@ async def test_hello_init_send_ack_and_deliver() -> None:
 
 
 async def test_an_ack_means_committed_and_covers_all_before_it() -> None:
-    async with open_lane() as lane:
-        a = await lane.connect(agent("a"))
+    async with open_transport() as transport:
+        a = await transport.connect(agent("a"))
         await a.send(*(framing.Send(seq, B, b"x") for seq in range(1, 101)))
         acked = 0
         while acked < 100:
             acked = (await a.next(framing.Ack)).seq
-        assert lane.core.log.topic(B).tail == 100
+        assert transport.core.log.topic(B).tail == 100
 
 
 async def test_a_refused_send_is_nacked_and_covered_by_the_next_ack() -> None:
-    async with open_lane() as lane:
-        a = await lane.connect(agent("a"))
+    async with open_transport() as transport:
+        a = await transport.connect(agent("a"))
         await a.send(framing.Send(1, B, b""), framing.Send(2, "nonsense", b""), framing.Send(3, B, b""))
         nack = await a.next(framing.Nack)
         assert (nack.seq, nack.code, nack.retryable) == (2, "ERR_INVALID_TOPIC", False)
         while (await a.next(framing.Ack)).seq < 3:
             pass
-        assert lane.core.log.topic(B).tail == 2
+        assert transport.core.log.topic(B).tail == 2
 
 
 async def test_only_refusals_are_acknowledged_too() -> None:
-    async with open_lane() as lane:
-        a = await lane.connect(agent("a"))
+    async with open_transport() as transport:
+        a = await transport.connect(agent("a"))
         await a.send(framing.Send(7, "nonsense", b""))
         assert (await a.next(framing.Nack)).seq == 7
         assert (await a.next(framing.Ack)).seq == 7
 
 
-async def test_the_extra_part_is_judged_as_on_every_lane() -> None:
-    async with open_lane() as lane:
-        a, b = await lane.connect(agent("a")), await lane.connect(agent("b"))
+async def test_the_extra_part_is_judged_as_on_every_transport() -> None:
+    async with open_transport() as transport:
+        a, b = await transport.connect(agent("a")), await transport.connect(agent("b"))
         extra = pb.SendMessage(app_workspace="elsewhere").SerializeToString()
         await a.send(framing.Send(1, B, b"", extra=extra), framing.Send(2, B, b"", extra=b"\xff"))
         assert (await a.next(framing.Nack)).seq == 2
@@ -71,8 +71,8 @@ async def test_the_extra_part_is_judged_as_on_every_lane() -> None:
 
 
 async def test_an_answer_is_a_barrier_with_its_ack_in_front() -> None:
-    async with open_lane() as lane:
-        a = await lane.connect(agent("a"))
+    async with open_transport() as transport:
+        a = await transport.connect(agent("a"))
         for round_ in range(1, 20):
             await a.send(framing.Send(round_, B, b"x"), framing.Envelope(kv_get("nothing").SerializeToString()))
             answered = acked = False
@@ -85,56 +85,56 @@ async def test_an_answer_is_a_barrier_with_its_ack_in_front() -> None:
 
 
 async def test_deliveries_move_the_position_when_they_are_acknowledged() -> None:
-    async with open_lane() as lane:
-        a, b = await lane.connect(agent("a")), await lane.connect(agent("b"))
+    async with open_transport() as transport:
+        a, b = await transport.connect(agent("a")), await transport.connect(agent("b"))
         await a.send(*(framing.Send(seq, B, bytes((seq,))) for seq in (1, 2, 3)))
         events = [(await b.delivery())[0] for _ in range(3)]
         await b.send(framing.Delivered(events[1].channel, events[1].offset))
         await b.finish()
-        b = await lane.connect(agent("b"))
+        b = await transport.connect(agent("b"))
         event, message = await b.delivery()
         assert (message.payload, event.offset) == (b"\x03", 3)
         assert b.channels[event.channel].position == 2
 
 
 async def test_without_delivery_acks_the_position_moves_when_the_kernel_has_the_bytes() -> None:
-    async with open_lane() as lane:
-        a, b = await lane.connect(agent("a")), await lane.connect(agent("b"), delivery_acks=False)
+    async with open_transport() as transport:
+        a, b = await transport.connect(agent("a")), await transport.connect(agent("b"), delivery_acks=False)
         await a.send(framing.Send(1, B, b"one"))
         await b.delivery()
         await b.finish()
         await a.send(framing.Send(2, B, b"two"))
-        b = await lane.connect(agent("b"))
+        b = await transport.connect(agent("b"))
         assert (await b.delivery())[1].payload == b"two"
 
 
 async def test_what_is_cut_without_an_acknowledgement_comes_again() -> None:
-    async with open_lane() as lane:
-        a, b = await lane.connect(agent("a")), await lane.connect(agent("b"))
+    async with open_transport() as transport:
+        a, b = await transport.connect(agent("a")), await transport.connect(agent("b"))
         await a.send(framing.Send(1, B, b"one"))
         await b.delivery()
         b.cut()
-        b = await lane.connect(agent("b"))
+        b = await transport.connect(agent("b"))
         assert (await b.delivery())[1].payload == b"one"
 
 
 async def test_a_work_group_takes_back_what_a_worker_did_not_acknowledge() -> None:
-    async with open_lane() as lane:
-        a, first = await lane.connect(agent("a")), await lane.connect(worker("job"))
+    async with open_transport() as transport:
+        a, first = await transport.connect(agent("a")), await transport.connect(worker("job"))
         topic = "tb::w::job"
         await a.send(*(framing.Send(seq, topic, bytes((seq,))) for seq in (1, 2, 3)))
         events = [(await first.delivery())[0] for _ in range(3)]
         assert first.channels[events[0].channel].shared
         await first.send(framing.Delivered(events[1].channel, events[1].offset))
         await first.finish()
-        second = await lane.connect(worker("job"))
+        second = await transport.connect(worker("job"))
         rest = [(await second.delivery())[1].payload for _ in range(2)]
         assert rest == [b"\x01", b"\x03"]
 
 
 async def test_credit_bounds_what_is_sent() -> None:
-    async with open_lane() as lane:
-        a, b = await lane.connect(agent("a")), await lane.connect(agent("b"), credit_messages=2)
+    async with open_transport() as transport:
+        a, b = await transport.connect(agent("a")), await transport.connect(agent("b"), credit_messages=2)
         await a.send(*(framing.Send(seq, B, bytes((seq,))) for seq in range(1, 6)))
         while (await a.next(framing.Ack)).seq < 5:
             pass
@@ -147,8 +147,8 @@ async def test_credit_bounds_what_is_sent() -> None:
 
 
 async def test_credit_in_bytes_may_be_exceeded_by_one_message() -> None:
-    async with open_lane() as lane:
-        a, b = await lane.connect(agent("a")), await lane.connect(agent("b"), credit_bytes=1)
+    async with open_transport() as transport:
+        a, b = await transport.connect(agent("a")), await transport.connect(agent("b"), credit_bytes=1)
         await a.send(framing.Send(1, B, bytes(1000)), framing.Send(2, B, b"two"))
         event, _ = await b.delivery()
         await b.send(framing.GrantCredit(0, len(event.message)))
@@ -156,13 +156,13 @@ async def test_credit_in_bytes_may_be_exceeded_by_one_message() -> None:
 
 
 async def test_a_repeated_number_is_one_message() -> None:
-    async with open_lane() as lane:
-        a = await lane.connect(agent("a"), publisher=b"p" * 16)
+    async with open_transport() as transport:
+        a = await transport.connect(agent("a"), publisher=b"p" * 16)
         await a.send(framing.Send(1, B, b"one"), framing.Send(2, "nonsense", b""), framing.Send(3, B, b"three"))
         while (await a.next(framing.Ack)).seq < 3:
             pass
         a.cut()
-        a = await lane.connect(agent("a"), publisher=b"p" * 16)
+        a = await transport.connect(agent("a"), publisher=b"p" * 16)
         await a.send(
             framing.Send(1, B, b"one"),
             framing.Send(2, B, b"two"),
@@ -171,37 +171,37 @@ async def test_a_repeated_number_is_one_message() -> None:
         )
         while (await a.next(framing.Ack)).seq < 4:
             pass
-        b = await lane.connect(agent("b"))
+        b = await transport.connect(agent("b"))
         assert [(await b.delivery())[1].payload for _ in range(4)] == [b"one", b"three", b"two", b"four"]
 
 
 async def test_another_publisher_counts_anew() -> None:
-    async with open_lane() as lane:
+    async with open_transport() as transport:
         for token in (b"p" * 16, b"q" * 16):
-            a = await lane.connect(agent("a"), publisher=token)
+            a = await transport.connect(agent("a"), publisher=token)
             await a.send(framing.Send(1, B, token))
             await a.next(framing.Ack)
             await a.finish()
-        assert lane.core.log.topic(B).tail == 2
+        assert transport.core.log.topic(B).tail == 2
 
 
 async def test_a_number_beyond_the_window_is_forgotten() -> None:
-    async with open_lane() as lane:
-        a = await lane.connect(agent("a"), publisher=b"p" * 16)
+    async with open_transport() as transport:
+        a = await transport.connect(agent("a"), publisher=b"p" * 16)
         await a.send(framing.Send(1, B, b""))
         await a.next(framing.Ack)
         await a.send(framing.Send(4097, B, b""))
         await a.next(framing.Ack)
         await a.finish()
-        a = await lane.connect(agent("a"), publisher=b"p" * 16)
+        a = await transport.connect(agent("a"), publisher=b"p" * 16)
         await a.send(framing.Send(1, B, b""))
         nack = await a.next(framing.Nack)
         assert (nack.code, nack.retryable) == ("ERR_SEQUENCE_FORGOTTEN", False)
 
 
 async def test_whoever_ends_at_once_still_gets_its_acks() -> None:
-    async with open_lane() as lane:
-        a = await lane.connect(agent("a"))
+    async with open_transport() as transport:
+        a = await transport.connect(agent("a"))
         await a.send(*(framing.Send(seq, B, b"x") for seq in range(1, 51)), framing.Send(51, "nonsense", b""))
         await a.stream.send_eof()
         assert (await a.next(framing.Nack)).seq == 51
@@ -214,13 +214,13 @@ async def test_whoever_ends_at_once_still_gets_its_acks() -> None:
 async def test_every_message_that_is_not_stored_is_refused_numbered_or_not(
     token: bytes | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with open_lane() as lane:
-        a = await lane.connect(agent("a"), publisher=token)
+    async with open_transport() as transport:
+        a = await transport.connect(agent("a"), publisher=token)
 
         async def fail(*_: object) -> None:
             raise StorageUnavailable("no room on this disk")
 
-        monkeypatch.setattr(lane.core.log._writer, "append", fail)
+        monkeypatch.setattr(transport.core.log._writer, "append", fail)
         plain = framing.Envelope(
             pb.UpstreamMessage(send=pb.SendMessage(target_topic=B, payload=b"x")).SerializeToString()
         )
@@ -236,15 +236,15 @@ async def test_every_message_that_is_not_stored_is_refused_numbered_or_not(
 
 
 async def test_pings_are_answered_by_the_last() -> None:
-    async with open_lane() as lane:
-        a = await lane.connect(agent("a"))
+    async with open_transport() as transport:
+        a = await transport.connect(agent("a"))
         await a.send(framing.Ping(1), framing.Ping(2))
         assert (await a.next(framing.Pong)).number == 2
 
 
 async def test_too_many_pings_are_told_calm() -> None:
-    async with open_lane() as lane:
-        a = await lane.connect(agent("a"))
+    async with open_transport() as transport:
+        a = await transport.connect(agent("a"))
         for _ in range(30):
             try:
                 await a.send(*(framing.Ping(number) for number in range(100)))
@@ -253,23 +253,23 @@ async def test_too_many_pings_are_told_calm() -> None:
         error = await a.until_end()
         assert error is not None
         assert (error.code, error.retryable) == (framing.ErrorCode.CALM, True)
-        assert lane.server.statistics().rejects == {"calm": 1}
+        assert transport.server.statistics().rejects == {"calm": 1}
 
 
 async def test_a_duplicate_is_refused_in_place_of_the_ack() -> None:
-    async with open_lane() as lane:
-        await lane.connect(agent("a"))
+    async with open_transport() as transport:
+        await transport.connect(agent("a"))
         with pytest.raises(Ended) as ended:
-            await lane.connect(agent("a"))
+            await transport.connect(agent("a"))
         assert ended.value.error is not None
         assert (ended.value.error.code, ended.value.error.retryable) == (Status.ALREADY_EXISTS, False)
 
 
 async def test_a_resume_takes_over() -> None:
-    async with open_lane() as lane:
-        old = await lane.dial()
+    async with open_transport() as transport:
+        old = await transport.dial()
         ack = await old.open(agent("a"))
-        new = await lane.dial()
+        new = await transport.dial()
         again = await new.open(agent("a", resume_session_id=ack.session_id))
         assert again.resumed
         error = await old.until_end()
@@ -279,9 +279,9 @@ async def test_a_resume_takes_over() -> None:
 
 @pytest.mark.parametrize("how", ["cut", "end"])
 async def test_an_identity_is_free_though_its_session_hangs_in_a_request(how: str) -> None:
-    async with open_lane() as lane:
-        hanging = hang_kv(lane.core)
-        a = await lane.connect(agent("a"))
+    async with open_transport() as transport:
+        hanging = hang_kv(transport.core)
+        a = await transport.connect(agent("a"))
         await a.request(kv_get("x"))
         await a.send(framing.Send(1, B, b"unread"))
         await hanging.wait()
@@ -289,14 +289,14 @@ async def test_an_identity_is_free_though_its_session_hangs_in_a_request(how: st
             a.cut()
         else:
             await a.stream.send_eof()
-        b = await lane.connect(agent("a"))
+        b = await transport.connect(agent("a"))
         await b.send(framing.Send(1, B, b"x"))
         assert (await b.next(framing.Ack)).seq == 1
 
 
 async def test_many_workspaces_give_their_channels_back() -> None:
-    async with open_lane() as lane:
-        a, window = await lane.connect(agent("a")), await lane.connect(user("u", "1"))
+    async with open_transport() as transport:
+        a, window = await transport.connect(agent("a")), await transport.connect(user("u", "1"))
         for number in range(40):
             await window.request(pb.UpstreamMessage(switch_workspace=pb.SwitchWorkspace(new_workspace_id=f"w{number}")))
             await window.request(pb.UpstreamMessage(connection_status_request=pb.ConnectionStatusRequest()))
@@ -309,8 +309,8 @@ async def test_many_workspaces_give_their_channels_back() -> None:
 
 async def test_a_number_is_never_that_of_a_second_topic() -> None:
     """A DELIVERED that comes late, for a topic that was left, must not acknowledge what nobody has seen."""
-    async with open_lane() as lane:
-        a, window = await lane.connect(agent("a")), await lane.connect(user("u", "1"))
+    async with open_transport() as transport:
+        a, window = await transport.connect(agent("a")), await transport.connect(user("u", "1"))
         topics: dict[int, str] = {}
         first: framing.Deliver | None = None
         for number in range(40):
@@ -323,15 +323,15 @@ async def test_a_number_is_never_that_of_a_second_topic() -> None:
         assert first is not None
         await window.send_raw(encode_delivered(first.channel, first.offset))  # of w0, long after
         await window.finish()
-        window = await lane.connect(user("u", "1"))
+        window = await transport.connect(user("u", "1"))
         for number in (0, 39, 16):
             await enter(window, f"w{number}")
             assert (await window.delivery())[1].payload == b"x"  # nothing of it was acknowledged
 
 
 async def test_a_topic_that_is_left_counts_late_acknowledgements_and_has_one_number_at_a_time() -> None:
-    async with open_lane() as lane:
-        a, window = await lane.connect(agent("a")), await lane.connect(user("u", "1"))
+    async with open_transport() as transport:
+        a, window = await transport.connect(agent("a")), await transport.connect(user("u", "1"))
         await enter(window, "w1")
         await a.send(framing.Send(1, "uw::u::w1", b"one"), framing.Send(2, "uw::u::w1", b"two"))
         old, _ = await window.delivery()
@@ -359,12 +359,12 @@ async def enter(window: FramedPeer, workspace: str) -> None:
 
 
 async def test_a_drain_says_goaway_and_then_unavailable() -> None:
-    async with open_lane() as lane:
-        a = await lane.connect(agent("a"))
+    async with open_transport() as transport:
+        a = await transport.connect(agent("a"))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(lane.server.drain, 60)
+            nursery.start_soon(transport.server.drain, 60)
             assert (await a.next(framing.GoAway)).reason == framing.GoAwayReason.DRAINING
-            await lane.core.let_sessions_go("going")
+            await transport.core.let_sessions_go("going")
             error = await a.until_end()
             assert error is not None
             assert (error.code, error.retryable) == (Status.UNAVAILABLE, True)

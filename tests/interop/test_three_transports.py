@@ -1,4 +1,4 @@
-"""One port, three lanes at once: an SDK agent over gRPC, an agent of ours over the framing, and a person's window over WebSocket."""
+"""One port, three transports at once: an SDK agent over gRPC, an agent of ours over the framing, and a person's window over WebSocket."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scitrera_aether_client.proto import aether_pb2 as sdk_pb
 from aether_trio.client import AgentClient, DuplicateIdentity, MessageType, UserClient
 from tests.helpers.json_window import JsonWindow, open_json_window, unb64
 from tests.helpers.sdk import SyncPeer, SyncWorld, answered
-from tests.interop.lanes.world import take
+from tests.interop.transports.world import take
 
 T = TypeVar("T")
 LIMIT_S = 300.0
@@ -112,7 +112,7 @@ async def test_everybody_talks_to_everybody(target: str) -> None:
             assert heard == [(b"%s %d " % (sender.encode(), n) + tail, "CHAT") for n in range(rounds)]
 
 
-async def test_a_chain_through_all_lanes(target: str) -> None:
+async def test_a_chain_through_all_transports(target: str) -> None:
     """A person asks, one agent asks the other, and the answer comes back the same way."""
     async with connected(target) as three:
         await three.say("window", "framed", b"what is it?")
@@ -125,7 +125,7 @@ async def test_a_chain_through_all_lanes(target: str) -> None:
         assert await three.hear("window") == (three.framed.topic, b"42", "CHAT")
 
 
-async def test_broadcasts_cross_the_lanes(target: str) -> None:
+async def test_broadcasts_cross_the_transports(target: str) -> None:
     async with connected(target) as three:
         await blocking(three.sdk.client.send_broadcast_to_agents, three.ws, b"agents")
         assert (await three.hear("sdk"))[1] == (await three.hear("framed"))[1] == b"agents"
@@ -137,7 +137,7 @@ async def test_broadcasts_cross_the_lanes(target: str) -> None:
         assert (await three.hear("window"))[:2] == (three.sdk.topic, b"people again")
 
 
-async def test_state_and_progress_cross_the_lanes(target: str) -> None:
+async def test_state_and_progress_cross_the_transports(target: str) -> None:
     async with connected(target) as three:
         await three.framed.kv.put("shared", b"by the framed agent")
         got = await blocking(three.sdk.kv, sdk_pb.KVOperation.GET, scope=sdk_pb.KVOperation.WORKSPACE, key="shared")
@@ -150,7 +150,7 @@ async def test_state_and_progress_cross_the_lanes(target: str) -> None:
         assert (await three.window.hear("progress_update"))["summary"] == "done"
 
 
-async def test_one_identity_on_all_lanes(target: str) -> None:
+async def test_one_identity_on_all_transports(target: str) -> None:
     """Who holds an identity holds it whatever it speaks; who leaves frees it for all."""
     async with connected(target) as three:
         _, _, impl, _ = three.sdk.topic.split("::")

@@ -1,7 +1,7 @@
-"""What a lane gives the bench: a sans-I/O codec per connection, and the shape of its messages.
+"""What a transport gives the bench: a sans-I/O codec per connection, and the shape of its messages.
 
-A lane that carries protobuf envelopes takes everything from `bench.wire`. One with frames of its own for messages (the
-framed lane) answers `publication_prefix` in its own bytes, and hands on what it receives as the envelopes that its frames
+A transport that carries protobuf envelopes takes everything from `bench.wire`. One with frames of its own for messages (the
+framed transport) answers `publication_prefix` in its own bytes, and hands on what it receives as the envelopes that its frames
 stand for. Scenarios need not know.
 """
 
@@ -33,10 +33,10 @@ class ClientCodec(Protocol):
         ...
 
     ack_frames: int
-    """How many acknowledgements of publications have come; 0 on a lane without them."""
+    """How many acknowledgements of publications have come; 0 on a transport without them."""
 
     def unsettled(self) -> int:
-        """How many publications the peer has not acknowledged; 0 on a lane without acknowledgements."""
+        """How many publications the peer has not acknowledged; 0 on a transport without acknowledgements."""
         ...
 
     def take(self) -> bytes:
@@ -48,13 +48,13 @@ class ClientCodec(Protocol):
         ...
 
 
-class Lane(Protocol):
+class Transport(Protocol):
     """A kind of connection."""
 
     name: str
 
     gateway_args: Sequence[str]
-    """What a gateway that is started for this lane is told besides."""
+    """What a gateway that is started for this transport is told besides."""
 
     def codec(self, authority: str) -> ClientCodec:
         """A fresh codec for a connection to `authority` ("host:port")."""

@@ -1,4 +1,4 @@
-"""The stub gateway's other lanes on asyncio: the framing by `wire.framing.Connection`, WebSocket by wsproto.
+"""The stub gateway's other transports on asyncio: the framing by `wire.framing.Connection`, WebSocket by wsproto.
 
 Both refuse what their specification forbids, so the bench's own codecs are held to it in whole runs.
 """
@@ -119,14 +119,14 @@ class WebSocket:
         return self.ws.send(self.close.response()) if self.close else b""
 
 
-LANES: dict[str, type[Framed | WebSocket]] = {"framed": Framed, "websocket": WebSocket}
+TRANSPORTS: dict[str, type[Framed | WebSocket]] = {"framed": Framed, "websocket": WebSocket}
 
 
-async def serve(lane: str, connect: Connect) -> int:
-    """Serve that lane as long as the loop runs; the port."""
+async def serve(transport: str, connect: Connect) -> int:
+    """Serve that transport as long as the loop runs; the port."""
 
     async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        speech = LANES[lane]()
+        speech = TRANSPORTS[transport]()
 
         async def requests() -> AsyncIterator[pb.UpstreamMessage]:
             while data := await reader.read(READ_BYTES):

@@ -1,1 +1,0 @@
-"""The conformance scenarios through our own client, on its lanes. The numbers are those of the tests of the SDK beside."""
