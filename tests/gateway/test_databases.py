@@ -67,9 +67,9 @@ async def test_two_gateways_share_a_database(postgres_engine: PostgresEngine) ->
 @pytest.mark.parametrize(
     ("part", "error", "text"),
     [
-        ("cluster.queries.Queries.fetch", StorageUnavailable("the server is away"), "the server is away"),
-        ("cluster.lease.connected", ConnectionRefusedError("away"), "ConnectionRefusedError: away"),
-        ("cluster.bus.connected", ConnectionRefusedError("away"), "ConnectionRefusedError: away"),
+        ("cluster.node.queries.Queries.fetch", StorageUnavailable("the server is away"), "the server is away"),
+        ("cluster.node.lease.connected", ConnectionRefusedError("away"), "ConnectionRefusedError: away"),
+        ("cluster.node.bus.connected", ConnectionRefusedError("away"), "ConnectionRefusedError: away"),
     ],
 )
 async def test_a_database_that_goes_away_while_a_gateway_joins_is_said_in_one_line(

@@ -244,7 +244,7 @@ def test_an_interrupted_call_takes_nothing(tmp_path: Path) -> None:
     """In a process of its own, because only a main thread is interrupted."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[3])
     done = subprocess.run(
         [sys.executable, str(script)],
         env={**os.environ, "PYTHONPATH": root},

@@ -19,7 +19,7 @@ from aether_trio.storage.postgres import embedded
 from aether_trio.storage.postgres.embedded import FAST, EmbeddedPostgres
 
 LIMIT_S = 300.0
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ trio.run(main)
 async def test_a_write_refused_by_the_kernel_loses_nothing_that_was_acknowledged(path: Path) -> None:
     """RLIMIT_FSIZE makes write(2) fail as a full disk does, in a process of its own."""
     done = await trio.run_process(
-        [sys.executable, "-c", WRITE_UNTIL_REFUSED, str(path)], capture_stdout=True, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", WRITE_UNTIL_REFUSED, str(path)], capture_stdout=True, cwd=Path(__file__).parents[3]
     )
     word, count = done.stdout.split()
     assert word == b"recovered"
@@ -215,7 +215,7 @@ async def test_what_was_acknowledged_before_a_kill_is_there_afterwards(path: Pat
     process = subprocess.Popen(
         [sys.executable, "-c", ACKNOWLEDGE, str(path)],
         stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
     assert process.stdout is not None
     with process:
