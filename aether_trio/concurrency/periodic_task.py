@@ -1,27 +1,25 @@
-"""Work that a node does when somebody asks for it, and by itself every few seconds, as a hint between nodes may be lost.
+"""A task that works when it is triggered, and every few seconds because a trigger may get lost.
 
-Invariants: who asks while the work is being done has it done again; work that storage did not let be done is done again, soon.
+Invariants: a trigger during the work causes the work to run again; work that fails because storage
+is unavailable runs again after RETRY_DELAY_S.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from random import Random
-from typing import Final
 
 import structlog
 import trio
 
 from aether_trio.storage.base import StorageUnavailable
+from aether_trio.storage.retry import RETRY_DELAY_S
 
-logger = structlog.get_logger("aether.cluster")
-
-AGAIN_S: Final = 0.5
-"""Before what could not be done is tried once more."""
+logger = structlog.get_logger("aether.periodic")
 
 
-class Round:
-    """`work` is told whether nobody has asked for it. `run` is the one task that does it."""
+class PeriodicTask:
+    """Calls `work(periodic)` on each trigger and each `every_s` seconds; True says no trigger came."""
 
     def __init__(
         self,
@@ -30,40 +28,43 @@ class Round:
         random: Random,
         *,
         every_s: float | None,
-        breath_s: float = 0.0,
+        min_interval_s: float = 0.0,
     ) -> None:
-        """`what` is for the log. `every_s` None: only when asked. `breath_s` is between two times, so that many who ask are one or two."""
+        """Name the work `what` in the log. `every_s` None: only on a trigger.
+
+        `min_interval_s` is the pause after each run, in which further triggers become one.
+        """
         self._what = what
         self._work = work
         self._random = random
         self._every_s = every_s
-        self._breath_s = breath_s
-        self._asked = trio.Event()
+        self._min_interval_s = min_interval_s
+        self._triggered = trio.Event()
 
-    def ask(self) -> None:
-        """Have it done, soon. In one step."""
-        self._asked.set()
+    def trigger(self) -> None:
+        """Request a run soon. Never blocks."""
+        self._triggered.set()
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Work until cancelled. What `work` raises, other than StorageUnavailable, ends the task."""
         while True:
-            alone = await self._wait()
-            self._asked = trio.Event()
+            periodic = await self._wait()
+            self._triggered = trio.Event()
             try:
-                await self._work(alone)
-            except StorageUnavailable as exc:
-                logger.info("put off until storage answers", what=self._what, reason=str(exc))
-                self._asked.set()
-                await trio.sleep(AGAIN_S)
+                await self._work(periodic)
+            except StorageUnavailable as error:
+                logger.info("work waits until storage answers", what=self._what, reason=str(error))
+                self._triggered.set()
+                await trio.sleep(RETRY_DELAY_S)
             except Exception:
-                self._asked.set()
+                self._triggered.set()
                 raise
-            await trio.sleep(self._breath_s)
+            await trio.sleep(self._min_interval_s)
 
     async def _wait(self) -> bool:
         if self._every_s is None:
-            await self._asked.wait()
+            await self._triggered.wait()
             return False
         with trio.move_on_after(self._every_s * self._random.uniform(0.8, 1.0)) as pause:
-            await self._asked.wait()
+            await self._triggered.wait()
         return pause.cancelled_caught

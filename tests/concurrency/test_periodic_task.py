@@ -9,8 +9,9 @@ from random import Random
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from aether_trio.concurrency.periodic_task import AGAIN_S, Round
+from aether_trio.concurrency.periodic_task import PeriodicTask
 from aether_trio.storage.base import StorageUnavailable
+from aether_trio.storage.retry import RETRY_DELAY_S
 
 
 class Work:
@@ -33,8 +34,8 @@ class Work:
 
 
 @asynccontextmanager
-async def running(work: Work, every_s: float | None, breath_s: float = 0.0) -> AsyncIterator[Round]:
-    one = Round("it", work, Random(1), every_s=every_s, breath_s=breath_s)
+async def running(work: Work, every_s: float | None, min_interval_s: float = 0.0) -> AsyncIterator[PeriodicTask]:
+    one = PeriodicTask("it", work, Random(1), every_s=every_s, min_interval_s=min_interval_s)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one.run)
         yield one
@@ -45,7 +46,7 @@ async def test_it_is_done_now_and_then_and_at_once_when_asked(autojump_clock: Mo
     work = Work()
     async with running(work, 10) as one:
         began_s = trio.current_time()
-        one.ask()
+        one.trigger()
         await wait_all_tasks_blocked()
         assert work.done == [(began_s, False)]
         await trio.sleep(10)
@@ -61,10 +62,10 @@ async def test_many_who_ask_are_one_and_who_asks_meanwhile_has_it_done_again(aut
         assert work.began == 0
         work.gate = trio.Event()
         for _ in range(5):
-            one.ask()
+            one.trigger()
         await wait_all_tasks_blocked()
         assert work.began == 1
-        one.ask()
+        one.trigger()
         work.gate.set()
         await trio.sleep(1000)
         assert len(work.done) == 2
@@ -75,17 +76,17 @@ async def test_what_storage_refuses_is_done_later_without_being_asked_again(auto
     work.failures = 3
     async with running(work, None) as one:
         began_s = trio.current_time()
-        one.ask()
+        one.trigger()
         await trio.sleep(1000)
-        assert work.done == [(began_s + 3 * AGAIN_S, False)]
+        assert work.done == [(began_s + 3 * RETRY_DELAY_S, False)]
 
 
 async def test_it_takes_a_breath_between_two_times(autojump_clock: MockClock) -> None:
     work = Work()
-    async with running(work, None, breath_s=7) as one:
+    async with running(work, None, min_interval_s=7) as one:
         began_s = trio.current_time()
-        one.ask()
+        one.trigger()
         await wait_all_tasks_blocked()
-        one.ask()
+        one.trigger()
         await trio.sleep(100)
         assert [moment for moment, _ in work.done] == [began_s, began_s + 7]

@@ -28,7 +28,7 @@ from aether_trio.cluster.locks.service_instances import Instances
 from aether_trio.cluster.node.bus import ALL
 from aether_trio.cluster.node.queries import Queries
 from aether_trio.cluster.records import ClusterLimits
-from aether_trio.concurrency.periodic_task import Round
+from aether_trio.concurrency.periodic_task import PeriodicTask
 from aether_trio.concurrency.supervision import keep_running
 from aether_trio.storage.batches import in_halves
 from aether_trio.storage.postgres.database import PostgresServer
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 SERVICES: Final = "services"
 LOOK_S: Final = 1.0
-BREATH_S: Final = 0.02
+SERVICES_MIN_INTERVAL_S: Final = 0.02
 """Between two looks at the services: a hundred that connect at once are one look or two."""
 MAX_MOVES: Final = 1000
 
@@ -133,12 +133,18 @@ class Directory:
         self._moves: dict[str, tuple[str, str]] = {}
         self._moving = trio.Lock()
         every_s = limits.poll_s
-        self._services = Round(
-            "services of other nodes", self._follow_services, random, every_s=every_s, breath_s=BREATH_S
+        self._services = PeriodicTask(
+            "services of other nodes",
+            self._follow_services,
+            random,
+            every_s=every_s,
+            min_interval_s=SERVICES_MIN_INTERVAL_S,
         )
-        self._orders = Round("orders of other nodes", self._follow_orders, random, every_s=every_s)
-        self._moved = Round("switches of workspaces", self._follow_moves, random, every_s=None)
-        self._listed = Round("the look for dead nodes", self._find_dead, random, every_s=None, breath_s=LOOK_S)
+        self._orders = PeriodicTask("orders of other nodes", self._follow_orders, random, every_s=every_s)
+        self._moved = PeriodicTask("switches of workspaces", self._follow_moves, random, every_s=None)
+        self._listed = PeriodicTask(
+            "the look for dead nodes", self._find_dead, random, every_s=None, min_interval_s=LOOK_S
+        )
         self._looked_at = trio.current_time()
         self._service_looks = self._move_statements = self._move_count = 0
         self.disconnects = Disconnects(
@@ -146,13 +152,13 @@ class Directory:
             cluster.lease,
             cluster.bus,
             end_here,
-            self._orders.ask,
+            self._orders.trigger,
             ask_again_s=limits.ask_again_s,
             wait_s=limits.wait_s,
         )
         cluster.holds.on_change = self._changed
-        cluster.others.on_death.append(self._services.ask)
-        cluster.bus.handle(SERVICES, lambda _sender, _body: self._services.ask())
+        cluster.others.on_death.append(self._services.trigger)
+        cluster.bus.handle(SERVICES, lambda _sender, _body: self._services.trigger())
         cluster.bus.handle(NEWS, self._hear_news)
 
     def statistics(self) -> DirectoryStatistics:
@@ -171,7 +177,7 @@ class Directory:
         Of these `kinds` (all, if empty), in the workspace `place` ("" for any), and without those of this node whose identity is in
         `leaving`. Raises StorageUnavailable.
         """
-        self._listed.ask()
+        self._listed.trigger()
         await self._write_moves()
         args = [list(kinds), self._cluster.node_id, list(leaving), offset, limit]
         if place:
@@ -182,19 +188,19 @@ class Directory:
 
     async def find(self, session_id: str) -> HoldRow | None:
         """The live hold of this session. Raises StorageUnavailable."""
-        self._listed.ask()
+        self._listed.trigger()
         await self._write_moves()
         rows = await self._queries.fetch(_FIND, session_id)
         return HoldRow(*rows[0]) if rows else None
 
     async def last_held(self, identity: str, leaving: Sequence[str]) -> LastHeld:
         """Whether an identity is held, and since or until when. Raises StorageUnavailable."""
-        self._listed.ask()
+        self._listed.trigger()
         return LastHeld(*(await self._queries.fetch(_LAST_HELD_ONE, self._cluster.node_id, list(leaving), identity))[0])
 
     async def user_last_held(self, user_id: str, leaving: Sequence[str]) -> LastHeld:
         """`last_held` of all windows of a user. Raises StorageUnavailable."""
-        self._listed.ask()
+        self._listed.trigger()
         return LastHeld(*(await self._queries.fetch(_LAST_HELD_USER, self._cluster.node_id, list(leaving), user_id))[0])
 
     async def end(self, row: HoldRow, reason: str) -> EndOfSession:
@@ -205,7 +211,7 @@ class Directory:
         """The identity of an instance of a service, each in its turn; `own` are this node's."""
         picked = self._instances.pick(implementation, own)
         if picked is None and trio.current_time() > self._looked_at + LOOK_S:
-            self._services.ask()  # whoever sends is told to try again in a second
+            self._services.trigger()  # whoever sends is told to try again in a second
         return picked
 
     # -- moving ---------------------------------------------------------------------------------------------------
@@ -213,7 +219,7 @@ class Directory:
     def moved(self, identity: str, session_id: str, place: str) -> None:
         """The participant is in another workspace. In one step; written soon."""
         self._moves[identity] = (session_id, place)
-        self._moved.ask()
+        self._moved.trigger()
 
     async def _write_moves(self) -> None:
         """Write what waits. Raises StorageUnavailable, and then it waits on."""
@@ -245,7 +251,7 @@ class Directory:
 
     def _hear_news(self, _sender: int, body: str) -> None:
         if body == ALL:
-            self._services.ask()
+            self._services.trigger()
 
     # -- its tasks ------------------------------------------------------------------------------------------------
 
@@ -276,7 +282,7 @@ class Directory:
 
     async def _find_dead(self, _alone: bool) -> None:
         if await self._cluster.nodes.look():
-            self._listed.ask()  # somebody has no lease: the second look decides
+            self._listed.trigger()  # somebody has no lease: the second look decides
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ import trio
 
 from aether_trio.cluster.node.bus import ALL, Bus
 from aether_trio.cluster.node.liveness import Nodes
-from aether_trio.concurrency.periodic_task import Round
+from aether_trio.concurrency.periodic_task import PeriodicTask
 
 JOINED: Final = "joined"
 DIED: Final = "died"
@@ -32,7 +32,7 @@ class Others:
         self._nodes = nodes
         self._bus = bus
         self._joined = 0
-        self._round = Round("whether there are other nodes", self._look, random, every_s=every_s)
+        self._round = PeriodicTask("whether there are other nodes", self._look, random, every_s=every_s)
         self.alone = True
         """No other node is known."""
         self.on_join: list[Callable[[], None]] = []
@@ -64,7 +64,7 @@ class Others:
         self.alone = False
         self._joined += 1
         if body == ALL:
-            self._round.ask()
+            self._round.trigger()
         for tell in self.on_join:
             tell()
 

@@ -31,13 +31,14 @@ from aether_trio.cluster.node.bus import ALL, payload_sql
 from aether_trio.cluster.node.queries import Queries
 from aether_trio.cluster.records import ClusterLimits
 from aether_trio.cluster.relay.interest import Interest
-from aether_trio.concurrency.periodic_task import AGAIN_S, Round
+from aether_trio.concurrency.periodic_task import PeriodicTask
 from aether_trio.concurrency.supervision import keep_running
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.log.topic_state import TopicState
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.batches import in_halves
 from aether_trio.storage.postgres.database import PostgresServer
+from aether_trio.storage.retry import RETRY_DELAY_S
 
 if TYPE_CHECKING:
     from aether_trio.cluster.cluster import Cluster
@@ -101,7 +102,7 @@ class ClusterTails:
     ) -> None:
         self._cluster = cluster
         self._log = log
-        self._round = Round("what other nodes have committed", self._look_around, random, every_s=limits.poll_s)
+        self._round = PeriodicTask("what other nodes have committed", self._look_around, random, every_s=limits.poll_s)
         # One that says what this node listens to, one that asks who listens and tells them.
         self._queries = Queries(server, cluster_limits, "tails", 2, "SET synchronous_commit = off")
         self._interest = Interest(
@@ -160,7 +161,7 @@ class ClusterTails:
                 except StorageUnavailable as exc:
                     # Whoever listens looks by itself.
                     logger.info("who listens was not found out", topics=len(topics), reason=str(exc))
-                    await trio.sleep(AGAIN_S)
+                    await trio.sleep(RETRY_DELAY_S)
 
     async def _tell(self, topics: Sequence[str]) -> None:
         node_id, channel = self._cluster.node_id, self._cluster.bus.node_channel
@@ -181,7 +182,7 @@ class ClusterTails:
 
     def _hear_wake(self, _sender: int, body: str) -> None:
         if body == ALL:
-            self._round.ask()
+            self._round.trigger()
         else:
             names = body.split("\n")
             self._woken += len(names)
@@ -189,7 +190,7 @@ class ClusterTails:
 
     def _renew(self) -> None:
         self._interest.renew()
-        self._round.ask()
+        self._round.trigger()
 
     async def _look_around(self, _alone: bool) -> None:
         await self._interest.look_after()

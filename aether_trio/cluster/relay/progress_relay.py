@@ -30,12 +30,13 @@ from aether_trio.cluster.node.bus import ALL
 from aether_trio.cluster.node.queries import Queries
 from aether_trio.cluster.records import ClusterLimits
 from aether_trio.cluster.relay.interest import Interest
-from aether_trio.concurrency.periodic_task import AGAIN_S, Round
+from aether_trio.concurrency.periodic_task import PeriodicTask
 from aether_trio.concurrency.supervision import keep_running
 from aether_trio.delivery.ephemeral_topics import EphemeralTopics
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.batches import in_halves
 from aether_trio.storage.postgres.database import PostgresServer
+from aether_trio.storage.retry import RETRY_DELAY_S
 
 if TYPE_CHECKING:
     from aether_trio.cluster.cluster import Cluster
@@ -144,7 +145,7 @@ class ProgressRelay:
         self._cluster = cluster
         self._ephemeral_topics = ephemeral_topics
         self._limits = limits
-        self._round = Round("progress from other nodes", self._read_on, random, every_s=limits.poll_s)
+        self._round = PeriodicTask("progress from other nodes", self._read_on, random, every_s=limits.poll_s)
         # One that writes, one that reads.
         self._queries = Queries(server, cluster_limits, "progress", 2, "SET synchronous_commit = off")
         self._interest = Interest(
@@ -251,7 +252,7 @@ class ProgressRelay:
                     await self._write()
                 except StorageUnavailable as exc:
                     logger.info("progress for other nodes waits", waiting=len(self._waiting), reason=str(exc))
-                    await trio.sleep(AGAIN_S)
+                    await trio.sleep(RETRY_DELAY_S)
                 await trio.sleep(GATHER_S)
 
     # -- reading --------------------------------------------------------------------------------------------------
@@ -261,7 +262,7 @@ class ProgressRelay:
             self._woken_all = True
         else:
             self._woken.add(sender)
-        self._round.ask()
+        self._round.trigger()
 
     def _renew(self) -> None:
         self._interest.renew()
@@ -269,7 +270,7 @@ class ProgressRelay:
 
     def _read_all(self) -> None:
         self._woken_all = True
-        self._round.ask()
+        self._round.trigger()
 
     async def _read_on(self, alone: bool) -> None:
         woken, everything = self._woken, self._woken_all or alone

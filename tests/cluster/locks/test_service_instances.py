@@ -133,14 +133,14 @@ async def test_the_services_of_a_killed_node_are_gone_when_it_is_found_dead(
     ):
         await child.claim("sv::search::1", "s1")
         place.outside("UPDATE holds SET kind = 'service', implementation = 'search'")
-        a.directory._services.ask()
-        b.directory._services.ask()
+        a.directory._services.trigger()
+        b.directory._services.trigger()
         await comes_true(lambda: known(a) == known(b) == ["sv::search::1"])
         await child.kill()
         # The claim finds the node dead; both nodes are told of it, and that the service is elsewhere.
         await a.connect("sv::search::1")
         await comes_true(lambda: a.directory._instances.of("search") == ())
         assert known(a) == ["sv::search::1"]
-        b.directory._services.ask()
+        b.directory._services.trigger()
         await comes_true(lambda: b.directory._instances.of("search") == ["sv::search::1"])
         assert a.node.cluster.nodes.statistics().declared == 1

@@ -1,0 +1,49 @@
+"""Events that can be set more than once: trio.Event is set once and stays set."""
+
+from __future__ import annotations
+
+import trio
+
+__all__ = ["AutoResetEvent", "RepeatedEvent"]
+
+
+class RepeatedEvent:
+    """Wakes all tasks that wait, at each `set`. A task that waits after a `set` waits for the next."""
+
+    __slots__ = ("_event",)
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+
+    def set(self) -> None:
+        """Wake the tasks that wait now. Never blocks; costs nothing when no task waits."""
+        event = self._event
+        if event.statistics().tasks_waiting:
+            self._event = trio.Event()
+            event.set()
+
+    async def wait(self) -> None:
+        """Wait for the next `set`."""
+        await self._event.wait()
+
+
+class AutoResetEvent:
+    """Remembers a `set` until one task has waited for it: the request that a consumer look again."""
+
+    __slots__ = ("_event",)
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+
+    def set(self) -> None:
+        """Let the next `wait` return, or the one that waits now. Never blocks. Idempotent."""
+        self._event.set()
+
+    def is_set(self) -> bool:
+        """Whether a `wait` would return at once."""
+        return self._event.is_set()
+
+    async def wait(self) -> None:
+        """Wait until `set` has been called, and reset. For one task at a time."""
+        await self._event.wait()
+        self._event = trio.Event()
