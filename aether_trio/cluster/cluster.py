@@ -20,12 +20,12 @@ from typing import Final
 import structlog
 import trio
 
-from aether_trio.cluster.locks.claim_batcher import Desk
-from aether_trio.cluster.locks.cluster_locks import NEWS, Holds
+from aether_trio.cluster.locks.claim_batcher import ClaimBatcher
+from aether_trio.cluster.locks.cluster_locks import NEWS, ClusterLocks
 from aether_trio.cluster.node.bus import ALL, Bus
 from aether_trio.cluster.node.lease import Lease, Rows
 from aether_trio.cluster.node.liveness import Nodes
-from aether_trio.cluster.node.peers import Others
+from aether_trio.cluster.node.peers import Peers
 from aether_trio.cluster.records import ClusterLimits, NodeInfo, SessionHost
 from aether_trio.concurrency.supervision import keep_running
 from aether_trio.storage.base import StorageUnavailable
@@ -48,9 +48,9 @@ class Cluster:
         self.lease = Lease(server, info, limits, self, random)
         self.nodes = Nodes(server, self.lease, limits, random)
         self.bus = Bus(server, self.lease, limits, random)
-        self.others = Others(self.nodes, self.bus, random, limits.poll_s)
-        make_desk = partial(Desk, server, self.lease, self.nodes.pool, limits)
-        self.holds = Holds(self.lease, self.nodes, self.bus, host, limits, make_desk)
+        self.others = Peers(self.nodes, self.bus, random, limits.poll_s)
+        make_desk = partial(ClaimBatcher, server, self.lease, self.nodes.pool, limits)
+        self.holds = ClusterLocks(self.lease, self.nodes, self.bus, host, limits, make_desk)
         self.on_renewal: list[Callable[[], None]] = []
         """Called when this node, which was declared dead, has a lease again: what others delete for a dead node it is to write again.
         In one step."""

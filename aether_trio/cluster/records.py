@@ -77,7 +77,7 @@ class ClaimRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class IdentityLock:
     """A claim that was granted. `epoch` counts the holders of this identity, so the highest one is the holder."""
 
     identity: str
@@ -90,7 +90,7 @@ class Claimed:
     """`history` is what the session continues, None when it continues nothing. `displaced` says whose hold it took on another
     node: (node_id, session_id) of the last holder that had to be asked or was found dead."""
 
-    hold: Hold
+    hold: IdentityLock
     history: Continued | None
     displaced: tuple[int, str] | None = None
 
@@ -110,7 +110,7 @@ class SessionHost(Protocol):
         """Stop reading input: whether this node still holds what it holds is open. Called once until one of the next two."""
         ...
 
-    def lease_back(self, lost: Sequence[Hold], kept: Collection[str] | None) -> None:
+    def lease_back(self, lost: Sequence[IdentityLock], kept: Collection[str] | None) -> None:
         """Go on. The sessions of `lost` have been taken by others, or nobody knows of them any more: they are to end now.
 
         `kept` None: nobody has missed this node. Otherwise it was declared dead, and these identities nobody has taken.
@@ -121,7 +121,7 @@ class SessionHost(Protocol):
         """Cancel every session: others may hold all of it. Their holds need no release."""
         ...
 
-    async def asked(self, hold: Hold, resume_session_id: str) -> bool:
+    async def asked(self, hold: IdentityLock, resume_session_id: str) -> bool:
         """Another node has somebody who wants `hold.identity` and names this session to take it over, or "".
 
         False when the session lives on. Otherwise it has ended, and what it appended and read is settled: when this returns

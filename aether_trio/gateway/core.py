@@ -37,7 +37,7 @@ from aether_trio.model.ids import IdFactory
 from aether_trio.queues.work_queues import open_work_groups
 from aether_trio.services import unimplemented
 from aether_trio.services.access import DevAuthorizer
-from aether_trio.services.agents import AgentService, AgentStore, Starts, Waker
+from aether_trio.services.agents import AgentService, AgentStore, Autostarter, Starts
 from aether_trio.services.checkpoints import CheckpointService
 from aether_trio.services.credentials import CredentialChecker
 from aether_trio.services.kv import KvService
@@ -45,12 +45,12 @@ from aether_trio.services.presence import PresenceStore
 from aether_trio.services.progress import ProgressService
 from aether_trio.services.sessions import SessionService
 from aether_trio.services.tasks import TaskService
-from aether_trio.services.tasks.delivery.conversations import Chats
+from aether_trio.services.tasks.delivery.conversations import Conversations
 from aether_trio.services.tasks.transaction.startup import task_context
 from aether_trio.services.workspaces import WorkspaceSwitch
 from aether_trio.session.admission import Claim
 from aether_trio.session.dispatch import Dispatcher
-from aether_trio.session.serve import Parts, SessionServer
+from aether_trio.session.serve import SessionDependencies, SessionServer
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Database, StorageUnavailable
 from aether_trio.storage.database_clock import open_database_clock
@@ -115,12 +115,12 @@ class Core:
             self.checkpoints,
         )
         self.credentials = CredentialChecker(settings.auth, clock, self.tasks.admit)
-        self.chats = Chats(tasks, ephemeral_topics)
+        self.chats = Conversations(tasks, ephemeral_topics)
         self.router.on_task_input = self.tasks.engine.inputs.put
         self.agents = AgentStore(tasks, clock, strict=strict, most=limits.agent_registrations)
         self.starts = Starts(self.tasks.engine, self.agents, ids, randomness.randbytes)
         self.tasks.creation.starter = self.starts
-        self.waker = Waker(self.starts, self.agents, clock, self.tasks.creation.connected, self._unread)
+        self.waker = Autostarter(self.starts, self.agents, clock, self.tasks.creation.connected, self._unread)
         self.router.on_absent = self.waker.note
         self.tasks.engine.on_let_go = self.waker.ended
         self.tasks.engine.on_absent = self.waker.note
@@ -128,7 +128,7 @@ class Core:
             membership.cluster.on_renewal.append(self._renewed)
         self._register(rates, strict)
         self.sessions = SessionServer(
-            Parts(
+            SessionDependencies(
                 clock=clock,
                 ids=ids,
                 limits=limits,

@@ -18,7 +18,7 @@ import trio
 from aether_trio.config import Settings
 from aether_trio.gateway import wiring
 from aether_trio.gateway.core import Core, open_core
-from aether_trio.services.tasks.transaction.dead_letters import Letters
+from aether_trio.services.tasks.transaction.dead_letters import DeadLetters
 from aether_trio.telemetry.ops import serve_ops
 from aether_trio.transport.framed.server import FramedServer
 from aether_trio.transport.grpc.health import SERVING, Health
@@ -107,7 +107,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
                     health=core.health,
                     metrics=core.metrics,
                     tail=core.tail.open,
-                    resolve=Letters(core.tasks.engine).resolve,
+                    resolve=DeadLetters(core.tasks.engine).resolve,
                     dev=settings.gateway.dev,
                     task_status=task_status,
                 )

@@ -3,7 +3,7 @@
     SQLite      ──▶ registry                             nothing else
     PostgreSQL  ──▶ registry + cluster (lease, holds, bus) + directory + progress and log of the other nodes
 
-Nothing of this is asked for by name anywhere else: services and sessions are handed a Holding and a SessionDirectory, the log and the
+Nothing of this is asked for by name anywhere else: services and sessions are handed a IdentityLocks and a SessionDirectory, the log and the
 topics get a relay. Leaving a cluster: what sessions appended and read is committed first, then everything is given back at once, so that
 other nodes take over without a wait.
 """
@@ -27,7 +27,7 @@ from aether_trio.gateway.databases import Databases, starting
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.clock import Clock
 from aether_trio.session.directory import ClusterDirectory, LocalDirectory, SessionDirectory, end_session
-from aether_trio.session.identity_locks import ClusterHolding, Holding, LocalHolding
+from aether_trio.session.identity_locks import ClusterHolding, IdentityLocks, LocalHolding
 from aether_trio.session.registry import Registry
 from aether_trio.version import __version__
 
@@ -48,7 +48,7 @@ class Membership:
     """`cluster` is None for a gateway that is alone. `statistics` are those of the cluster's parts, by name."""
 
     registry: Registry
-    holding: Holding
+    holding: IdentityLocks
     directory: SessionDirectory
     cluster: Cluster | None = None
     statistics: Mapping[str, Callable[[], Any]] = field(default_factory=dict)

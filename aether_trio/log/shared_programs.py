@@ -149,7 +149,7 @@ TailRow = tuple[int, int, bytes, bool]
 
 
 @dataclass(frozen=True, slots=True)
-class SharedGroup:
+class CommitGroup:
     """What one statement writes. `messages` are (topic id, frame), in their order."""
 
     writer: int
@@ -173,7 +173,7 @@ def close_group(writer: int, number: int) -> Fetch:
     return Fetch(_CLOSE, (writer, number))
 
 
-def append_group(group: SharedGroup) -> Fetch:
+def append_group(group: CommitGroup) -> Fetch:
     """Write a group. The answer: (topic id, the topic's last offset before it) for each topic, and a row (0, 0).
 
     Without that row nothing was done: there are rows (topic id, GONE) for topics that have been deleted, which are to be made

@@ -16,7 +16,7 @@ import trio
 from aether_trio.log import programs, shared_programs
 from aether_trio.log.partitions import PartitionKeeper
 from aether_trio.log.programs import TopicFacts
-from aether_trio.log.shared_programs import SharedGroup
+from aether_trio.log.shared_programs import CommitGroup
 from aether_trio.log.topic_state import TopicState
 from aether_trio.storage.base import CommitUnknown, Database, Program, Row, StorageUnavailable, Value
 
@@ -150,7 +150,7 @@ class SharedWriter:
                 if rows:
                     await self._partitions.ensure(now_ms)
             self._groups += 1
-            group = SharedGroup(self._id, self._groups, now_ms, rows, cursors, numbers)
+            group = CommitGroup(self._id, self._groups, now_ms, rows, cursors, numbers)
             answer = await self._write(group, is_void)
         except StorageUnavailable:
             self._partitions.doubt()
@@ -168,7 +168,7 @@ class SharedWriter:
             state.assigned_bytes += len(frame)
         return offsets
 
-    async def _write(self, group: SharedGroup, is_void: Callable[[], bool]) -> list[tuple[int, int]]:
+    async def _write(self, group: CommitGroup, is_void: Callable[[], bool]) -> list[tuple[int, int]]:
         """However long it takes to be sure: who was refused what is in the log would send it again. Senders wait meanwhile."""
         statement = shared_programs.append_group(group)
         try:
@@ -194,7 +194,7 @@ class SharedWriter:
         finally:
             self.unsure = False
 
-    async def _was_written(self, group: SharedGroup) -> bool:
+    async def _was_written(self, group: CommitGroup) -> bool:
         """Whether it was; if not, it never will be. May be asked again. Raises StorageUnavailable."""
         rows: list[tuple[int]] = await self._database.write(shared_programs.close_group(group.writer, group.number))
         self._groups = group.number + 1  # this number may be the one that was taken

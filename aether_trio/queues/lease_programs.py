@@ -25,7 +25,7 @@ _LOOK: Final = "SELECT l.topic, l.waits, l.held FROM aether_work_look($1::bigint
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class WorkRequest:
     """What a node tells of one group, and wants of it.
 
     `request` numbers a node's orders, upwards; one whose answer was lost is sent again as it was, and answered as it was. `want` is how many messages at most, `max_bytes` how much they may
@@ -45,8 +45,8 @@ class Order:
 
 
 @dataclass(slots=True)
-class Share:
-    """The answer to an Order: (offset, frame) of what the node has now in addition; None is a frame that it has itself.
+class WorkResponse:
+    """The answer to an WorkRequest: (offset, frame) of what the node has now in addition; None is a frame that it has itself.
 
     `more` says whether there is more to have, `held` how many offsets of the group the node has, these included.
     """
@@ -57,7 +57,7 @@ class Share:
     messages: list[tuple[int, bytes | None]] = field(default_factory=list)
 
 
-def exchange(lease: Lease, now_ms: int, orders: Sequence[Order]) -> Fetch:
+def exchange(lease: Lease, now_ms: int, orders: Sequence[WorkRequest]) -> Fetch:
     """The statement for these orders, one for a group at most. Its rows are for `shares`."""
     orders = sorted(orders, key=lambda order: order.topic_id)
     return Fetch(
@@ -80,13 +80,13 @@ def exchange(lease: Lease, now_ms: int, orders: Sequence[Order]) -> Fetch:
     )
 
 
-def shares(rows: Iterable[Row]) -> dict[int, Share]:
+def shares(rows: Iterable[Row]) -> dict[int, WorkResponse]:
     """The answers, by topic."""
-    found: dict[int, Share] = {}
+    found: dict[int, WorkResponse] = {}
     for topic_id, first, many, frame, held in rows:
         share = found.get(topic_id)
         if share is None:
-            share = found[topic_id] = Share()
+            share = found[topic_id] = WorkResponse()
         if many <= 0:
             share.position, share.more, share.held = first, many < 0, held
         elif frame is not None:

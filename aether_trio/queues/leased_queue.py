@@ -26,7 +26,7 @@ from typing import Final, Protocol
 
 from aether_trio.delivery.outbox import Outbox
 from aether_trio.log.topic_state import TopicState
-from aether_trio.queues.lease_programs import Order, Share
+from aether_trio.queues.lease_programs import WorkRequest, WorkResponse
 
 WINDOW: Final = 16
 """Messages on their way to one worker at most. Fewer than where one node has all workers (work_group.py): here they are what the idle
@@ -49,20 +49,20 @@ def nobody_is_told() -> None:
     """An `on_lost`."""
 
 
-class Desk(Protocol):
+class QueueScheduler(Protocol):
     """Where a group says what it needs. Neither call blocks."""
 
-    def urge(self, group: SharedGroup) -> None:
+    def urge(self, group: LeasedQueue) -> None:
         """It has something to give back, or to take; or perhaps to hand out."""
         ...
 
-    def owe(self, group: SharedGroup) -> None:
+    def owe(self, group: LeasedQueue) -> None:
         """Something is done, which the database is to know in a moment."""
         ...
 
 
-class Lot:
-    """What one worker has under one lease; the Origin of its deliveries. A new lease is a new Lot, and what becomes of the old one is of
+class Lease:
+    """What one worker has under one lease; the Origin of its deliveries. A new lease is a new Lease, and what becomes of the old one is of
     no consequence."""
 
     __slots__ = ("_member", "in_flight")
@@ -105,11 +105,11 @@ class SharedMember:
 
     __slots__ = ("group", "lot", "on_lost", "outbox")
 
-    def __init__(self, group: SharedGroup, outbox: Outbox, on_lost: Callable[[], None]) -> None:
+    def __init__(self, group: LeasedQueue, outbox: Outbox, on_lost: Callable[[], None]) -> None:
         self.group = group
         self.outbox = outbox
         self.on_lost = on_lost
-        self.lot = Lot(self)
+        self.lot = Lease(self)
 
     @property
     def has_room(self) -> bool:
@@ -121,12 +121,12 @@ class SharedMember:
         self.group.leave(self)
 
 
-class SharedGroup:
+class LeasedQueue:
     """See the module docstring. No checkpoints here: the desk waits."""
 
     reads = False
 
-    def __init__(self, state: TopicState, desk: Desk) -> None:
+    def __init__(self, state: TopicState, desk: QueueScheduler) -> None:
         self.state = state
         self._desk = desk
         self.members: list[SharedMember] = []
@@ -143,7 +143,7 @@ class SharedGroup:
         self._returned: list[int] = []
         self._known: dict[int, bytes] = {}
         self._known_bytes = 0
-        self.unanswered: Order | None = None
+        self.unanswered: WorkRequest | None = None
         self.outstanding = 0
         """How many offsets this node has of the group in the database, by all that was answered."""
         self.due = False
@@ -270,7 +270,7 @@ class SharedGroup:
 
     # -- the database ---------------------------------------------------------------------------------------------
 
-    def order(self, number: int) -> Order | None:
+    def order(self, number: int) -> WorkRequest | None:
         """What is to be told to the database and wanted from it now, under this number, or again what was not answered."""
         if self.unanswered is not None:
             return self.unanswered
@@ -284,26 +284,26 @@ class SharedGroup:
         done = sorted(self._done)
         self._being_told, self._done = self._done, {}
         if self._amend:
-            order = Order(topic_id, number, done=done, returned=self._mine(), all_but=True)
+            order = WorkRequest(topic_id, number, done=done, returned=self._mine(), all_but=True)
         else:
             returned, self._returned = self._returned, []
             first, last = self._known_range(max_bytes)
-            order = Order(topic_id, number, want, max_bytes, done, returned, known_from=first, known_upto=last)
+            order = WorkRequest(topic_id, number, want, max_bytes, done, returned, known_from=first, known_upto=last)
             if want:
                 self.behind = False
         self.unanswered = order
         return order
 
-    def last_order(self, number: int) -> Order | None:
+    def last_order(self, number: int) -> WorkRequest | None:
         """Everything goes back: this node ends."""
         if self.state.topic_id is None:
             return None
         done = [*self._done, *(self.unanswered.done if self.unanswered is not None else ())]
         if not done and not self.outstanding and self.unanswered is None:
             return None
-        return Order(self.state.topic_id, number, done=sorted(done), all_but=True)
+        return WorkRequest(self.state.topic_id, number, done=sorted(done), all_but=True)
 
-    def answered(self, share: Share) -> None:
+    def answered(self, share: WorkResponse) -> None:
         """The answer to what `order` returned last."""
         order, self.unanswered = self.unanswered, None
         assert order is not None
@@ -345,7 +345,7 @@ class SharedGroup:
         self._hand.clear()
         self._done, self._being_told, self._returned = {}, {}, []
         for member in self.members:
-            lot, member.lot = member.lot, Lot(member)
+            lot, member.lot = member.lot, Lease(member)
             member.outbox.withdraw((lot,))
             lot.in_flight = []
         self.behind = True

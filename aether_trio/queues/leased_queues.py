@@ -39,8 +39,8 @@ from aether_trio.log import shared_programs
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.log.topic_state import TopicState
 from aether_trio.model.containment import report
-from aether_trio.queues.lease_programs import Lease, Order, exchange, look, shares
-from aether_trio.queues.leased_queue import SharedGroup, SharedMember, nobody_is_told
+from aether_trio.queues.lease_programs import Lease, WorkRequest, exchange, look, shares
+from aether_trio.queues.leased_queue import LeasedQueue, SharedMember, nobody_is_told
 from aether_trio.queues.local_queue import CONSUMER, WorkStatistics
 from aether_trio.storage.base import CommitUnknown, StorageUnavailable
 
@@ -65,7 +65,7 @@ GROUPS_PER_LOOK: Final = 500
 NO_LEASE: Final = (-1, -1)
 
 
-class SharedGroups:
+class LeasedQueues:
     """See the module docstring, and work_groups.WorkGroups."""
 
     def __init__(self, log: TopicLog, nursery: trio.Nursery) -> None:
@@ -73,11 +73,11 @@ class SharedGroups:
         self._database = log.database.beside()
         self._nursery = nursery
         self._running = False
-        self._groups: dict[str, SharedGroup] = {}
-        self._urgent: dict[SharedGroup, None] = {}
-        self._owing: dict[SharedGroup, None] = {}
+        self._groups: dict[str, LeasedQueue] = {}
+        self._urgent: dict[LeasedQueue, None] = {}
+        self._owing: dict[LeasedQueue, None] = {}
         self._owed_at = math.inf
-        self._failing: dict[SharedGroup, float] = {}
+        self._failing: dict[LeasedQueue, float] = {}
         """Groups that a mistake of ours was met with, and when each is served again."""
         self._wake = trio.Event()
         self._departed = trio.Event()
@@ -104,7 +104,7 @@ class SharedGroups:
         group = self._groups.get(state.name)
         if group is None:
             state.waiting += 1  # until the group is forgotten
-            group = self._groups[state.name] = SharedGroup(state, self)
+            group = self._groups[state.name] = LeasedQueue(state, self)
         return group.join(outbox, on_lost)
 
     def statistics(self) -> WorkStatistics:
@@ -122,13 +122,13 @@ class SharedGroups:
 
     # -- see shared_groups.Desk -----------------------------------------------------------------------------------
 
-    def urge(self, group: SharedGroup) -> None:
+    def urge(self, group: LeasedQueue) -> None:
         """See Desk."""
         if not self._urgent:
             self._wake.set()
         self._urgent[group] = None
 
-    def owe(self, group: SharedGroup) -> None:
+    def owe(self, group: LeasedQueue) -> None:
         """See Desk."""
         if not self._owing:
             self._owed_at = trio.current_time() + LAZY_S
@@ -159,7 +159,7 @@ class SharedGroups:
         """When the next pause ends: of a group that owes or of one that has failed."""
         return min(self._owed_at, *self._failing.values()) if self._failing else self._owed_at
 
-    def _next_groups(self) -> list[SharedGroup]:
+    def _next_groups(self) -> list[LeasedQueue]:
         if trio.current_time() >= self._owed_at:
             self._owed_at = math.inf
             for group in self._owing:
@@ -181,7 +181,7 @@ class SharedGroups:
                 del self._failing[group]
                 self._urgent[group] = None
 
-    async def _serve_all(self, groups: Sequence[SharedGroup]) -> None:
+    async def _serve_all(self, groups: Sequence[LeasedQueue]) -> None:
         """A mistake of ours with one group costs none of the others: neither their work nor a pause."""
         try:
             await self._serve(groups)
@@ -195,9 +195,9 @@ class SharedGroups:
             self._failed += 1
             self._failing[group] = trio.current_time() + RETRY_S
 
-    async def _serve(self, groups: Sequence[SharedGroup]) -> None:
+    async def _serve(self, groups: Sequence[LeasedQueue]) -> None:
         touched: set[Outbox] = set()
-        orders: dict[SharedGroup, Order] = {}
+        orders: dict[LeasedQueue, WorkRequest] = {}
         try:
             await self._current_lease()
             for group in groups:
@@ -219,7 +219,7 @@ class SharedGroups:
             if group.forgettable:
                 self._forget(group)
 
-    async def _exchange(self, lease: Lease, orders: dict[SharedGroup, Order]) -> None:
+    async def _exchange(self, lease: Lease, orders: dict[LeasedQueue, WorkRequest]) -> None:
         now_ms = self._log.clock.now_ms()
         try:
             rows = await self._database.write(exchange(lease, now_ms, list(orders.values())))
@@ -267,7 +267,7 @@ class SharedGroups:
             self._lease = lease
         return lease
 
-    async def _fail(self, groups: Sequence[SharedGroup], error: Exception) -> None:
+    async def _fail(self, groups: Sequence[LeasedQueue], error: Exception) -> None:
         if not self._troubled:
             logger.warning("work not handed out, trying again", reason=str(error))
         self._troubled = True
@@ -278,7 +278,7 @@ class SharedGroups:
         for group in groups:
             self.urge(group)
 
-    def _forget(self, group: SharedGroup) -> None:
+    def _forget(self, group: LeasedQueue) -> None:
         if self._groups.get(group.state.name) is group:
             del self._groups[group.state.name]
             self._urgent.pop(group, None)
@@ -318,7 +318,7 @@ class SharedGroups:
                     logger.info("work that waits was not looked for", reason=str(error))
 
     async def _look_around(self, lease: Lease) -> None:
-        known: dict[int, SharedGroup] = {}
+        known: dict[int, LeasedQueue] = {}
         for group in self._groups.values():
             if group.state.topic_id is not None:
                 known[group.state.topic_id] = group
@@ -336,7 +336,7 @@ class SharedGroups:
 
     async def _give_all_back(self) -> None:
         lease = self._lease
-        orders: dict[int, tuple[Order, TopicState]] = {}
+        orders: dict[int, tuple[WorkRequest, TopicState]] = {}
         for group in self._groups.values():
             self._requests += 1
             order = group.last_order(self._requests)

@@ -58,7 +58,7 @@ class Member:
 
     __slots__ = ("group", "in_flight", "outbox")
 
-    def __init__(self, group: WorkGroup, outbox: Outbox) -> None:
+    def __init__(self, group: LocalQueue, outbox: Outbox) -> None:
         self.group = group
         self.outbox = outbox
         self.in_flight: list[int] = []
@@ -100,7 +100,7 @@ class Member:
         self.group.leave(self)
 
 
-class WorkGroup:
+class LocalQueue:
     """See the module docstring."""
 
     reads = True
@@ -111,7 +111,7 @@ class WorkGroup:
         state: TopicState,
         cursor: int,
         nursery: trio.Nursery,
-        on_empty: Callable[[WorkGroup], None],
+        on_empty: Callable[[LocalQueue], None],
     ) -> None:
         self.state = state
         self._log = log
@@ -269,8 +269,8 @@ class LocalGroups:
     def __init__(self, log: TopicLog, nursery: trio.Nursery) -> None:
         self._log = log
         self._nursery = nursery
-        self._groups: dict[str, WorkGroup] = {}
-        self._idle: dict[str, WorkGroup] = {}
+        self._groups: dict[str, LocalQueue] = {}
+        self._idle: dict[str, LocalQueue] = {}
 
     async def find(self, topic: str) -> tuple[TopicState, int]:
         """What `join` needs to know: the topic's state (pinned, see TopicLog.warm) and the group's cursor.
@@ -291,7 +291,7 @@ class LocalGroups:
         if group is None:
             unwritten = self._log.cursors.unwritten(state, CONSUMER)
             cursor = max(found[1], unwritten or 0)
-            group = WorkGroup(self._log, state, cursor, self._nursery, self._forget)
+            group = LocalQueue(self._log, state, cursor, self._nursery, self._forget)
             self._groups[state.name] = group
         return group.join(outbox)
 
@@ -301,7 +301,7 @@ class LocalGroups:
             len(self._groups), len(self._idle), sum(len(one.members) for one in self._groups.values())
         )
 
-    def _forget(self, group: WorkGroup) -> None:
+    def _forget(self, group: LocalQueue) -> None:
         state = group.state
         del self._groups[state.name]
         if group.has_gaps:

@@ -10,7 +10,7 @@ import trio
 from aether_trio.delivery.outbox import Outbox
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.log.topic_state import TopicState
-from aether_trio.queues.leased_queues import SharedGroups
+from aether_trio.queues.leased_queues import LeasedQueues
 from aether_trio.queues.local_queue import LocalGroups, WorkStatistics
 
 
@@ -22,7 +22,7 @@ class Worker(Protocol):
         ...
 
 
-class WorkGroups(Protocol):
+class WorkQueues(Protocol):
     """The work groups of one node."""
 
     async def find(self, topic: str) -> tuple[TopicState, int]:
@@ -44,6 +44,6 @@ class WorkGroups(Protocol):
         ...
 
 
-def open_work_groups(log: TopicLog, nursery: trio.Nursery) -> WorkGroups:
+def open_work_groups(log: TopicLog, nursery: trio.Nursery) -> WorkQueues:
     """The right ones for the log's database, with their tasks in `nursery`, which must end before the log does."""
-    return SharedGroups(log, nursery) if log.database.shared else LocalGroups(log, nursery)
+    return LeasedQueues(log, nursery) if log.database.shared else LocalGroups(log, nursery)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from aether_trio.cluster.locks.rows import EndOfSession, HoldRow, LastHeld
+from aether_trio.cluster.locks.rows import EndOfSession, LastHeld, LockRow
 from aether_trio.model.errors import Status
 from aether_trio.model.identity import Identity, Kind
 from aether_trio.session.registry import Registry
@@ -157,15 +157,15 @@ class Rows(Protocol):
 
     async def page(
         self, kinds: Sequence[str], place: str, offset: int, limit: int, leaving: Sequence[str]
-    ) -> tuple[list[HoldRow], int]:
+    ) -> tuple[list[LockRow], int]:
         """Live holds, and how many match; without those of this node whose identity is in `leaving`."""
         ...
 
-    async def find(self, session_id: str) -> HoldRow | None:
+    async def find(self, session_id: str) -> LockRow | None:
         """The live hold of this session."""
         ...
 
-    async def end(self, row: HoldRow, reason: str) -> EndOfSession:
+    async def end(self, row: LockRow, reason: str) -> EndOfSession:
         """Have the node that holds it end a session."""
         ...
 
@@ -249,7 +249,7 @@ class ClusterDirectory:
         """See SessionDirectory. A service's topic is its identity."""
         return self._rows.pick_service(implementation, self._registry.instances(implementation))
 
-    def _describe(self, row: HoldRow) -> Connection:
+    def _describe(self, row: LockRow) -> Connection:
         session = self._registry.session(row.session_id)
         if session is not None:
             return _connection(session)

@@ -26,7 +26,7 @@ from typing import Protocol
 import structlog
 import trio
 
-from aether_trio.cluster.records import Claimed, ClaimRequest, Continued, Hold
+from aether_trio.cluster.records import Claimed, ClaimRequest, Continued, IdentityLock
 from aether_trio.concurrency.supervision import keep_running
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.errors import Status, StatusError
@@ -43,7 +43,7 @@ LEAVING_S = 0.1
 """How long another node's claimant waits for a session that may just be ending."""
 
 
-class Holding(Protocol):
+class IdentityLocks(Protocol):
     """See the module docstring."""
 
     paused: bool
@@ -78,17 +78,17 @@ class LocalHolding:
         self._registry = registry
 
     async def wait_input(self) -> None:
-        """See Holding."""
+        """See IdentityLocks."""
 
     async def take(self, session: Session, claim: Claim) -> tuple[Session | None, History | None]:
-        """See Holding."""
+        """See IdentityLocks."""
         return self._registry.claim(session, claim.resume_session_id)
 
     async def wait_over(self, session: Session) -> None:
-        """See Holding. A file is written in the order in which programs were given: its successor's come behind."""
+        """See IdentityLocks. A file is written in the order in which programs were given: its successor's come behind."""
 
     def let_go(self, session: Session) -> None:
-        """See Holding."""
+        """See IdentityLocks."""
 
 
 class Rows(Protocol):
@@ -98,11 +98,11 @@ class Rows(Protocol):
         """Become the holder of an identity. Raises StatusError and StorageUnavailable."""
         ...
 
-    def release(self, hold: Hold, history: Continued | None = None) -> bool:
+    def release(self, hold: IdentityLock, history: Continued | None = None) -> bool:
         """Give an identity back."""
         ...
 
-    def mine(self, identity: str) -> Hold | None:
+    def mine(self, identity: str) -> IdentityLock | None:
         """This node's hold of an identity."""
         ...
 
@@ -131,9 +131,9 @@ class ClusterHolding:
         self._log = log
         self._now_ms = now_ms
         self._rows: Rows | None = None
-        self._held: dict[str, Hold] = {}
+        self._held: dict[str, IdentityLock] = {}
         self._leaving: dict[str, _Leaving] = {}
-        self._ended: list[tuple[Session, Hold]] = []
+        self._ended: list[tuple[Session, IdentityLock]] = []
         self._work = trio.Event()
         self._input = trio.Event()
         self.paused = False
@@ -143,14 +143,14 @@ class ClusterHolding:
         self._rows = rows
 
     async def wait_input(self) -> None:
-        """See Holding."""
+        """See IdentityLocks."""
         while self.paused:
             await self._input.wait()
 
     # -- taking -----------------------------------------------------------------------------------------------------
 
     async def take(self, session: Session, claim: Claim) -> tuple[Session | None, History | None]:
-        """See Holding."""
+        """See IdentityLocks."""
         assert self._rows is not None, "sessions come after the cluster"
         name = claim.identity.text
         await self._wait_left(name)
@@ -180,7 +180,7 @@ class ClusterHolding:
         return displaced, history
 
     async def wait_over(self, session: Session) -> None:
-        """See Holding."""
+        """See IdentityLocks."""
         if session.pending is not None:
             await session.pending.wait_none()
 
@@ -204,7 +204,7 @@ class ClusterHolding:
     # -- letting go -------------------------------------------------------------------------------------------------
 
     def let_go(self, session: Session) -> None:
-        """See Holding."""
+        """See IdentityLocks."""
         hold = self._held.pop(session.session_id, None)
         if hold is None or self._rows is None or self._rows.mine(hold.identity) != hold:
             return  # never held, or somebody else does by now
@@ -253,14 +253,14 @@ class ClusterHolding:
                     self._work.set()
                 self._release([one for one in ended if one not in left])
 
-    async def _wait_over(self, session: Session, hold: Hold) -> None:
+    async def _wait_over(self, session: Session, hold: IdentityLock) -> None:
         """Without a limit: the database decides within its own, and the row is free with the lease, if that ends."""
         assert session.pending is not None
         await session.pending.wait_none()
         self._ended.append((session, hold))
         self._work.set()
 
-    def _release(self, ended: Sequence[tuple[Session, Hold]]) -> None:
+    def _release(self, ended: Sequence[tuple[Session, IdentityLock]]) -> None:
         assert self._rows is not None
         for session, hold in ended:
             history = session.history
@@ -282,7 +282,7 @@ class ClusterHolding:
             self.paused = True
             self._input = trio.Event()
 
-    def lease_back(self, lost: Sequence[Hold], kept: Collection[str] | None) -> None:
+    def lease_back(self, lost: Sequence[IdentityLock], kept: Collection[str] | None) -> None:
         """See SessionHost."""
         if lost:
             self._log.void()
@@ -313,7 +313,7 @@ class ClusterHolding:
             if session.outbox.delivery_bytes:
                 session.outbox.kick()
 
-    async def asked(self, hold: Hold, resume_session_id: str) -> bool:
+    async def asked(self, hold: IdentityLock, resume_session_id: str) -> bool:
         """See SessionHost."""
         session = self._registry.session(hold.session_id)
         if session is not None:

@@ -34,10 +34,10 @@ from aether_trio.model.errors import AetherError, Code, Status, StatusError
 from aether_trio.model.identity import Kind
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.limits import Limits
-from aether_trio.queues.work_queues import WorkGroups
+from aether_trio.queues.work_queues import WorkQueues
 from aether_trio.session.admission import Admitted, Claim, credit_granted, read_claim, undeclared_extensions
 from aether_trio.session.dispatch import Dispatcher
-from aether_trio.session.identity_locks import Holding
+from aether_trio.session.identity_locks import IdentityLocks
 from aether_trio.session.registry import History, Registry
 from aether_trio.session.session import ClientInfo, Session
 from aether_trio.session.subscriptions import Subscriptions
@@ -62,7 +62,7 @@ DUPLICATE_GRACE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class SessionDependencies:
     """What a session is made from. The hooks are the services' and are called in this order:
 
     `authenticate(claim, peer)` raises StatusError, or says what the credentials are good for;
@@ -80,11 +80,11 @@ class Parts:
     log: TopicLog
     publishers: PublisherStore
     ephemeral_topics: EphemeralTopics
-    groups: WorkGroups
+    groups: WorkQueues
     rates: Rates
     router: Router
     registry: Registry
-    holding: Holding
+    holding: IdentityLocks
     dispatcher: Dispatcher
     authenticate: Callable[[Claim, Peer], Awaitable[Admitted]]
     recall: Callable[[str, str], Awaitable[History | None]]
@@ -100,7 +100,7 @@ class Parts:
 class SessionServer:
     """Serves links. One per gateway; `serve` runs once per stream, in that stream's own task."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: SessionDependencies) -> None:
         self._parts = parts
         self.draining = False
         self._unknown: set[trio.CancelScope] = set()

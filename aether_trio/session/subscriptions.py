@@ -20,7 +20,7 @@ from aether_trio.log.topic_log import TopicLog
 from aether_trio.log.topic_state import TopicState
 from aether_trio.model import topics
 from aether_trio.model.identity import Identity, Kind
-from aether_trio.queues.work_queues import Worker, WorkGroups
+from aether_trio.queues.work_queues import Worker, WorkQueues
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Subscriptions:
         outbox: Outbox,
         log: TopicLog,
         ephemeral_topics: EphemeralTopics,
-        groups: WorkGroups,
+        groups: WorkQueues,
         nursery: trio.Nursery,
         on_gap: Callable[[str, int], None],
         on_work_lost: Callable[[], None],

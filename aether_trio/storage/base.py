@@ -52,7 +52,7 @@ class ExecuteMany:
 
 
 @dataclass(frozen=True, slots=True)
-class Aside:
+class Deferred:
     """Run a write of `table` that the rest of its transaction does not build on; the program is sent None.
 
     It is done by the commit, and before a statement that names the table. Those of one table with the same first argument, which
@@ -65,7 +65,7 @@ class Aside:
     args: Sequence[Value] = ()
 
 
-Statement: TypeAlias = Fetch | Execute | ExecuteMany | Aside
+Statement: TypeAlias = Fetch | Execute | ExecuteMany | Deferred
 Program: TypeAlias = Generator[Statement, Any, T]
 ProgramFactory: TypeAlias = Callable[[], Program[T]]
 

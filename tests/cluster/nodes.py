@@ -12,7 +12,7 @@ from typing import Any
 import trio
 
 from aether_trio.cluster.cluster import Cluster, open_cluster
-from aether_trio.cluster.records import Claimed, ClaimRequest, ClusterLimits, Continued, Hold, NodeInfo
+from aether_trio.cluster.records import Claimed, ClaimRequest, ClusterLimits, Continued, IdentityLock, NodeInfo
 from aether_trio.storage.base import Execute, Program
 from aether_trio.storage.postgres.connections import PostgresLimits
 from aether_trio.storage.postgres.database import PostgresDatabase, PostgresServer, open_postgres
@@ -34,7 +34,7 @@ class Host:
     """A SessionHost. What it lets go is in `resumable` by the session's id; `gate` holds it up before that."""
 
     told: list[str] = field(default_factory=list)
-    lost: list[Hold] = field(default_factory=list)
+    lost: list[IdentityLock] = field(default_factory=list)
     asked_for: list[tuple[str, str]] = field(default_factory=list)
     gate: trio.Event | None = None
     news: trio.Event = field(default_factory=trio.Event)
@@ -44,14 +44,14 @@ class Host:
     def lease_lost(self) -> None:
         self._tell("lost")
 
-    def lease_back(self, lost: Sequence[Hold], kept: Collection[str] | None) -> None:
+    def lease_back(self, lost: Sequence[IdentityLock], kept: Collection[str] | None) -> None:
         self.lost += lost
         self._tell("back")
 
     def lease_gone(self) -> None:
         self._tell("gone")
 
-    async def asked(self, hold: Hold, resume_session_id: str) -> bool:
+    async def asked(self, hold: IdentityLock, resume_session_id: str) -> bool:
         self.asked_for.append((hold.identity, resume_session_id))
         if resume_session_id != hold.session_id:
             return False

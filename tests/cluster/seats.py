@@ -14,7 +14,7 @@ from typing import Any
 import trio
 
 from aether_trio.cluster.locks.directory import Directory, DirectoryLimits, open_directory
-from aether_trio.cluster.records import ClaimRequest, Hold
+from aether_trio.cluster.records import ClaimRequest, IdentityLock
 from aether_trio.model.identity import Identity
 from aether_trio.session.directory import ClusterDirectory, end_session
 from aether_trio.session.registry import History, Registry
@@ -82,7 +82,7 @@ class Seat:
         guest.on_end = lambda: self.leave(guest, claimed.hold)
         return guest
 
-    def leave(self, guest: Guest, hold: Hold | None = None) -> None:
+    def leave(self, guest: Guest, hold: IdentityLock | None = None) -> None:
         """The session ends, and gives its identity back."""
         self.registry.release(guest)  # type: ignore[arg-type]
         hold = hold or self.node.cluster.holds.mine(guest.identity.text)

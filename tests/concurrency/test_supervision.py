@@ -10,7 +10,7 @@ import trio
 
 from aether_trio.log.publishers import PublisherStore
 from aether_trio.log.retention import Retention
-from aether_trio.services.agents.autostart import Waker
+from aether_trio.services.agents.autostart import Autostarter
 from aether_trio.services.checkpoints import CheckpointService
 from aether_trio.services.kv import KvService
 from aether_trio.services.presence import PresenceStore
@@ -42,8 +42,8 @@ def fails_once(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> Calla
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        (Waker, "_look"),
-        (Waker, "_pause_s"),
+        (Autostarter, "_look"),
+        (Autostarter, "_pause_s"),
         (PresenceStore, "flush"),
         (PresenceStore, "_sweep_page"),
         (Retention, "sweep"),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from aether_trio.cluster.records import Claimed, ClaimRequest, Continued, Hold
+from aether_trio.cluster.records import Claimed, ClaimRequest, Continued, IdentityLock
 from aether_trio.delivery.outbox import OutboxLimits
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Identity
@@ -32,7 +32,7 @@ class Rows:
 
     def __init__(self, told: list[Any]) -> None:
         self._told = told
-        self._mine: dict[str, Hold] = {}
+        self._mine: dict[str, IdentityLock] = {}
         self._epochs = 0
         self.history: Continued | None = None
         self.error: Exception | None = None
@@ -51,17 +51,17 @@ class Rows:
         if self.full and self._mine:
             raise StatusError(Status.RESOURCE_EXHAUSTED, "full")
         self._epochs += 1
-        hold = self._mine[request.identity] = Hold(request.identity, request.session_id, self._epochs)
+        hold = self._mine[request.identity] = IdentityLock(request.identity, request.session_id, self._epochs)
         return Claimed(hold, self.history)
 
-    def release(self, hold: Hold, history: Continued | None = None) -> bool:
+    def release(self, hold: IdentityLock, history: Continued | None = None) -> bool:
         if self._mine.get(hold.identity) != hold:
             return False
         del self._mine[hold.identity]
         self._told.append(("released", hold.session_id, history))
         return True
 
-    def mine(self, identity: str) -> Hold | None:
+    def mine(self, identity: str) -> IdentityLock | None:
         return self._mine.get(identity)
 
     def releasing(self) -> list[str]:
@@ -134,7 +134,9 @@ class Node:
         claim = Claim(session.identity, "", {}, resume, True, (), "python", "1")
         return await self.holding.take(session, claim)
 
-    async def hold(self, session_id: str, identity: Identity = A1, *, last_append: int = 0) -> tuple[Session, Hold]:
+    async def hold(
+        self, session_id: str, identity: Identity = A1, *, last_append: int = 0
+    ) -> tuple[Session, IdentityLock]:
         session = self.session(session_id, identity, last_append=last_append)
         await self.take(session)
         hold = self.rows.mine(identity.text)
@@ -409,7 +411,7 @@ async def test_what_others_have_taken_ends_when_the_lease_is_back(node: Node) ->
     other, _ = await node.hold("t1", A2)
     node.holding.lease_lost()
     node.rows._mine.pop(A1.text)  # as Holds.reconcile does
-    node.holding.lease_back([hold, Hold("ag::w::a::9", "unknown", 1)], {A2.text})
+    node.holding.lease_back([hold, IdentityLock("ag::w::a::9", "unknown", 1)], {A2.text})
     assert node.log.voided == 1
     assert node.log.kept == [[A2.text]]
     assert ending(session) == (Status.CANCELLED, "another node has taken over this identity")
@@ -494,4 +496,4 @@ async def test_a_session_that_has_left_is_waited_for_and_an_unknown_one_is_not(n
     assert waiting.cancelled_caught
     node.log.settled.set()
     assert await node.holding.asked(hold, "") is True
-    assert await node.holding.asked(Hold(A2.text, "unknown", 1), "") is True
+    assert await node.holding.asked(IdentityLock(A2.text, "unknown", 1), "") is True

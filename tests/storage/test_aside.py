@@ -1,4 +1,4 @@
-"""Writes that nobody waits for (base.Aside): on each engine as if they were done at once."""
+"""Writes that nobody waits for (base.Deferred): on each engine as if they were done at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import trio
 
-from aether_trio.storage.base import Aside, Database, Execute, Fetch, Program
+from aether_trio.storage.base import Database, Deferred, Execute, Fetch, Program
 from aether_trio.storage.postgres.statements import Asides, Job, drive
 from tests.helpers.engines import Engine
 from tests.storage.programs import ids, insert, insert_then_raise
@@ -18,12 +18,12 @@ CHANGE = "UPDATE items SET data = $2 WHERE id = $1"
 
 async def test_they_are_done_by_the_commit_in_their_order(database: Database) -> None:
     def program() -> Program[str]:
-        assert (yield Aside("items", INSERT, (1, b"a"))) is None
-        yield Aside("items", INSERT, (2, b"a"))
-        yield Aside("items", CHANGE, (1, b"b"))
-        yield Aside("items", INSERT, (3, b"a"))
-        yield Aside("items", CHANGE, (3, b"c"))
-        yield Aside("items", CHANGE, (1, b"d"))
+        assert (yield Deferred("items", INSERT, (1, b"a"))) is None
+        yield Deferred("items", INSERT, (2, b"a"))
+        yield Deferred("items", CHANGE, (1, b"b"))
+        yield Deferred("items", INSERT, (3, b"a"))
+        yield Deferred("items", CHANGE, (3, b"c"))
+        yield Deferred("items", CHANGE, (1, b"d"))
         return "done"
 
     assert await database.run(program) == "done"
@@ -32,9 +32,9 @@ async def test_they_are_done_by_the_commit_in_their_order(database: Database) ->
 
 async def test_a_statement_that_names_their_table_sees_them(database: Database) -> None:
     def program() -> Program[list[Any]]:
-        yield Aside("items", INSERT, (1, b"a"))
+        yield Deferred("items", INSERT, (1, b"a"))
         found = yield Fetch("SELECT id FROM items")
-        yield Aside("items", INSERT, (2, b"a"))
+        yield Deferred("items", INSERT, (2, b"a"))
         count = yield Execute("UPDATE items SET data = $1", (b"b",))
         return [found, count]
 
@@ -48,8 +48,8 @@ async def test_one_that_fails_leaves_no_trace_of_its_program_and_harms_no_other(
     failed: list[Exception] = []
 
     def twice(number: int) -> Program[None]:
-        yield Aside("items", INSERT, (number, b"again"))
-        yield Aside("items", INSERT, (1, b"again"))
+        yield Deferred("items", INSERT, (number, b"again"))
+        yield Deferred("items", INSERT, (1, b"again"))
 
     async def run(number: int) -> None:
         try:
@@ -58,7 +58,7 @@ async def test_one_that_fails_leaves_no_trace_of_its_program_and_harms_no_other(
             failed.append(error)
 
     def well(number: int) -> Program[None]:
-        yield Aside("items", INSERT, (number, b"well"))
+        yield Deferred("items", INSERT, (number, b"well"))
 
     async with trio.open_nursery() as nursery:
         for number in range(10, 20):
@@ -72,7 +72,7 @@ async def test_one_that_fails_leaves_no_trace_of_its_program_and_harms_no_other(
 
 async def test_a_program_that_raises_takes_them_with_it(database: Database) -> None:
     def program() -> Program[None]:
-        yield Aside("items", INSERT, (7, b""))
+        yield Deferred("items", INSERT, (7, b""))
         yield from insert_then_raise(8, LookupError("no"))()
 
     async with trio.open_nursery() as nursery:
@@ -105,10 +105,10 @@ async def test_those_of_many_programs_are_one_round_trip() -> None:
     connection, asides = Connection(), Asides()
 
     def program(number: int) -> Program[None]:
-        yield Aside("notes", "INSERT notes", (number,))
+        yield Deferred("notes", "INSERT notes", (number,))
         yield Fetch("SELECT tasks")
-        yield Aside("others", "INSERT others", (number,))
-        yield Aside("notes", "UPDATE notes", (number,))
+        yield Deferred("others", "INSERT others", (number,))
+        yield Deferred("notes", "UPDATE notes", (number,))
 
     jobs = [Job(lambda number=number: program(number)) for number in range(3)]  # type: ignore[misc]
     for job in jobs:
@@ -127,7 +127,7 @@ async def test_those_of_many_programs_are_one_round_trip() -> None:
 async def test_those_of_one_row_keep_their_order() -> None:
     connection, asides = Connection(), Asides()
     for sql, *args in [("INSERT", 1), ("UPDATE", 1), ("INSERT", 2), ("DELETE", 1), ("INSERT", 1), ("UPDATE", 2)]:
-        asides.add(Aside("notes", sql, args))
+        asides.add(Deferred("notes", sql, args))
     await asides.write(connection)
     assert connection.sent == [
         ("INSERT", [[1], [2]]),

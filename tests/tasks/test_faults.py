@@ -29,7 +29,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aether_trio.gateway.core import Core
-from aether_trio.services.tasks.transaction.dead_letters import Letters
+from aether_trio.services.tasks.transaction.dead_letters import DeadLetters
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.testing.memory import MemoryLink, StreamEnded
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -300,7 +300,7 @@ class Faults:
     async def _step_requeue(self, number: int) -> None:
         task_id = self.pick(number)
         if task_id is not None:
-            self.ledgers[task_id].retries += await Letters(self.core.tasks.engine).requeue(task_id, "operator")
+            self.ledgers[task_id].retries += await DeadLetters(self.core.tasks.engine).requeue(task_id, "operator")
 
     async def _step_pause(self, number: int, match: str, how: str) -> None:
         task_id = self.pick(number, {"running"})

@@ -21,7 +21,7 @@ from aether_trio.services.tasks.handlers.permissions import Caller
 from aether_trio.services.tasks.transaction import due, rows, sessions
 from aether_trio.services.tasks.transaction.rows import FIELDS, Worker
 from aether_trio.services.tasks.transaction.work import Context, Work
-from aether_trio.storage.base import Aside, Execute, Fetch, Program, Statement, single
+from aether_trio.storage.base import Deferred, Execute, Fetch, Program, Statement, single
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.direct import Direct, Store, caught
 
@@ -99,7 +99,7 @@ def test_no_statement_of_a_working_life_reads_what_waits(full: Direct) -> None:
     full.drive(lambda: caught(a_working_life(context), statements))
     seen: dict[str, str] = {}
     for statement in statements:
-        assert isinstance(statement, Fetch | Execute | Aside)
+        assert isinstance(statement, Fetch | Execute | Deferred)
         if statement.sql not in seen:
             seen[statement.sql] = _plan(full, statement)
     assert len(seen) > 12

@@ -12,7 +12,7 @@ import anyio
 import anyio.lowlevel
 
 from aether_trio.client.errors import AetherError, ConnectionLost, NotImplementedByGateway, RequestTimeout
-from aether_trio.client.jobs.running_job import LAST_WORDS_S, REFUSALS, WAITS, Held
+from aether_trio.client.jobs.running_job import LAST_WORDS_S, REFUSALS, WAITS, RunningJob
 from aether_trio.client.operations.checkpoints import Checkpoint
 from aether_trio.client.operations.enums import TaskStatus, WaitReason
 from aether_trio.client.operations.progress import UNKNOWN_COMPLETION, Step
@@ -26,7 +26,7 @@ NO_INPUT: Final = {"aether.wait_until": "no input"}
 """What a wait for a time matches: it ends none of the waits for inputs, and uses none up."""
 
 
-class Job(Held):
+class Job(RunningJob):
     """A task that this worker has claimed. `async with job:` is the work on it, once.
 
     The block left well is COMPLETE. Left by an exception it is FAIL with that text, and the exception goes on; left by a

@@ -29,7 +29,7 @@ from aether_trio.client.errors import AetherError, ClientClosed, ConnectionLost,
 from aether_trio.client.feeds import CONNECTION_LOST, Feeds
 from aether_trio.client.jobs.intake import Intake
 from aether_trio.client.jobs.job import Job
-from aether_trio.client.jobs.running_job import OURS, STOPPED, Held
+from aether_trio.client.jobs.running_job import OURS, STOPPED, RunningJob
 from aether_trio.client.operations.checkpoints import Checkpoints
 from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.client.operations.progress import Progress
@@ -40,7 +40,7 @@ from aether_trio.client.operations.tasks import Tasks
 if TYPE_CHECKING:
     from aether_trio.client.requester import Requester
 
-__all__ = ["Bench"]
+__all__ = ["JobManager"]
 
 logger = logging.getLogger("aether_trio.client")
 
@@ -66,7 +66,7 @@ Start = Callable[..., None]
 JobRef: TypeAlias = weakref.ref[Job]
 
 
-class Bench:
+class JobManager:
     """See the module docstring."""
 
     def __init__(
@@ -182,7 +182,7 @@ class Bench:
             self._repeated(task_id)
         return job
 
-    def put_down(self, job: Held) -> None:
+    def put_down(self, job: RunningJob) -> None:
         """It is not in hand any more. Nothing happens if it was put down before: others may have the task in hand now."""
         if self._job(job.id) is job:
             self._forget(job.id)
@@ -254,14 +254,14 @@ class Bench:
         if _is_open(ref):
             self.intake.forget(task_id)
 
-    def settle_later(self, job: Held, settle: Callable[[], Awaitable[None]]) -> bool:
+    def settle_later(self, job: RunningJob, settle: Callable[[], Awaitable[None]]) -> bool:
         """Say what becomes of a task in the client's task group, as its block must not wait. False: the client has ended.
 
         The task is in hand until then, so no block begins of what may be said to have ended.
         """
         return self._start(self._settle_late, job, settle)
 
-    async def _settle_late(self, job: Held, settle: Callable[[], Awaitable[None]]) -> None:
+    async def _settle_late(self, job: RunningJob, settle: Callable[[], Awaitable[None]]) -> None:
         try:
             await settle()
         except AetherError as error:

@@ -26,9 +26,9 @@ from aether_trio.client.operations.task_events import StatusChanged, TaskEvent
 from aether_trio.client.operations.task_values import NUMBER, Assignment, Task
 
 if TYPE_CHECKING:
-    from aether_trio.client.jobs.manager import Bench
+    from aether_trio.client.jobs.manager import JobManager
 
-__all__ = ["OURS", "STOPPED", "Held", "JobEnd", "TaskOver"]
+__all__ = ["OURS", "STOPPED", "JobEnd", "RunningJob", "TaskOver"]
 
 Move = Callable[[], Awaitable[Task]]
 """Tells the gateway what becomes of a task."""
@@ -92,10 +92,10 @@ class _Phase(enum.Enum):
     CLOSED = enum.auto()
 
 
-class Held:
+class RunningJob:
     """A claimed task, and its block. See the module docstring; Job is what programs see of it."""
 
-    def __init__(self, bench: Bench, assignment: Assignment, task: Task, closed: Callable[[], None]) -> None:
+    def __init__(self, bench: JobManager, assignment: Assignment, task: Task, closed: Callable[[], None]) -> None:
         self.assignment = assignment
         """As the gateway gave it."""
         self.task = task

@@ -11,7 +11,7 @@ import anyio
 
 from aether_trio.client.errors import AetherError
 from aether_trio.client.jobs.job import Job
-from aether_trio.client.jobs.manager import Bench
+from aether_trio.client.jobs.manager import JobManager
 from aether_trio.client.options import ClientOptions, numbered
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Jobs:
     The next one comes when fewer than `concurrency` of those before have not ended. Ends when the client is closed.
     """
 
-    def __init__(self, bench: Bench, concurrency: int) -> None:
+    def __init__(self, bench: JobManager, concurrency: int) -> None:
         if concurrency < 1:
             raise ValueError(f"concurrency is {concurrency}; a worker does one task at a time at least")
         self._bench = bench
@@ -72,7 +72,7 @@ class Works(_Client):
 
     def __init__(self, address: str, **options: Unpack[ClientOptions]) -> None:
         super().__init__(address, **numbered(options))
-        self.__bench = Bench(self, self._core.feeds, self.__start, lambda: self._ending)
+        self.__bench = JobManager(self, self._core.feeds, self.__start, lambda: self._ending)
 
     def __start(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
         assert self._group is not None

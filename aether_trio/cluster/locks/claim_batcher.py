@@ -98,7 +98,7 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True)
-class DeskStatistics:
+class ClaimBatcherStatistics:
     """Since start. `largest` is the largest batch of claims; `failing` is true while releases cannot be made."""
 
     claims: int
@@ -127,7 +127,7 @@ class _Claim:
         return trio.lowlevel.Abort.SUCCEEDED
 
 
-class Desk:
+class ClaimBatcher:
     """See the module docstring. `on_news` is told which identities were released or answered for, after the commit, in one step."""
 
     def __init__(
@@ -156,9 +156,9 @@ class Desk:
         self._failing = False
         self._claimed = self._claim_statements = self._largest = self._released = self._release_statements = 0
 
-    def statistics(self) -> DeskStatistics:
+    def statistics(self) -> ClaimBatcherStatistics:
         """What it has done."""
-        return DeskStatistics(
+        return ClaimBatcherStatistics(
             self._claimed,
             self._claim_statements,
             self._largest,

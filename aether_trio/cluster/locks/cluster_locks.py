@@ -26,11 +26,19 @@ from typing import Final
 import structlog
 import trio
 
-from aether_trio.cluster.locks.claim_batcher import Desk, Full, Granted, HeldBy, Release
+from aether_trio.cluster.locks.claim_batcher import ClaimBatcher, Full, Granted, HeldBy, Release
 from aether_trio.cluster.node.bus import ALL, Bus
 from aether_trio.cluster.node.lease import Lease, LeaseState, Rows
 from aether_trio.cluster.node.liveness import Nodes
-from aether_trio.cluster.records import Answer, Claimed, ClaimRequest, ClusterLimits, Continued, Hold, SessionHost
+from aether_trio.cluster.records import (
+    Answer,
+    Claimed,
+    ClaimRequest,
+    ClusterLimits,
+    Continued,
+    IdentityLock,
+    SessionHost,
+)
 from aether_trio.model.containment import alone
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.storage.base import StorageUnavailable
@@ -76,7 +84,7 @@ class _Question:
     epoch: int
 
 
-class Holds:
+class ClusterLocks:
     """See the module docstring. `run` answers questions; it is this object's only task of its own."""
 
     def __init__(
@@ -86,7 +94,7 @@ class Holds:
         bus: Bus,
         host: SessionHost,
         limits: ClusterLimits,
-        make_desk: Callable[[Callable[[Sequence[str]], None]], Desk],
+        make_desk: Callable[[Callable[[Sequence[str]], None]], ClaimBatcher],
     ) -> None:
         self._lease = lease
         self._nodes = nodes
@@ -94,7 +102,7 @@ class Holds:
         self._host = host
         self._limits = limits
         self.desk = make_desk(self._tell_askers)
-        self._mine: dict[str, Hold] = {}
+        self._mine: dict[str, IdentityLock] = {}
         self._claiming: dict[str, trio.Event] = {}
         self._waiting: dict[str, trio.Event] = {}
         self._wanted: dict[str, set[int]] = {}
@@ -107,7 +115,7 @@ class Holds:
         bus.handle(ASK, self._hear_ask)
         bus.handle(NEWS, self._hear_news)
 
-    def mine(self, identity: str) -> Hold | None:
+    def mine(self, identity: str) -> IdentityLock | None:
         """This node's hold of an identity."""
         return self._mine.get(identity)
 
@@ -153,7 +161,7 @@ class Holds:
             if isinstance(verdict, Granted):
                 if verdict.node_epoch != self._lease.epoch or self._lease.state is LeaseState.AWAY:
                     continue  # granted under a lease that has ended since
-                hold = self._mine[request.identity] = Hold(request.identity, request.session_id, verdict.epoch)
+                hold = self._mine[request.identity] = IdentityLock(request.identity, request.session_id, verdict.epoch)
                 self._claimed += 1
                 self.on_change((request.identity,))
                 last = asked[-1] if asked else None
@@ -201,7 +209,7 @@ class Holds:
 
     # -- giving back ----------------------------------------------------------------------------------------------
 
-    def release(self, hold: Hold, history: Continued | None = None) -> bool:
+    def release(self, hold: IdentityLock, history: Continued | None = None) -> bool:
         """Give an identity back, in one step; says whether it was still this hold's. `history` is for whoever resumes it."""
         if self._mine.get(hold.identity) != hold:
             return False
@@ -223,7 +231,7 @@ class Holds:
 
     # -- the lease ------------------------------------------------------------------------------------------------
 
-    def reconcile(self, rows: Rows) -> list[Hold]:
+    def reconcile(self, rows: Rows) -> list[IdentityLock]:
         """The lease is back and this is what it holds: what was lost is forgotten, and returned."""
         lost = [hold for hold in self._mine.values() if (hold.identity, hold.session_id) not in rows]
         for hold in lost:
@@ -285,7 +293,7 @@ class Holds:
         self._answering.add(key)
         nursery.start_soon(alone, f"a claim for {question.identity}", self._ask_host, question, hold, key)
 
-    async def _ask_host(self, question: _Question, hold: Hold, key: tuple[str, int, str]) -> None:
+    async def _ask_host(self, question: _Question, hold: IdentityLock, key: tuple[str, int, str]) -> None:
         try:
             self._wanted.setdefault(question.identity, set()).add(question.asker)
             free = await self._host.asked(hold, question.resume_id)

@@ -23,7 +23,7 @@ import trio
 
 from aether_trio.cluster.locks.cluster_locks import NEWS
 from aether_trio.cluster.locks.disconnects import Disconnects, DisconnectStatistics, EndHere
-from aether_trio.cluster.locks.rows import EndOfSession, HoldRow, LastHeld
+from aether_trio.cluster.locks.rows import EndOfSession, LastHeld, LockRow
 from aether_trio.cluster.locks.service_instances import Instances
 from aether_trio.cluster.node.bus import ALL
 from aether_trio.cluster.node.queries import Queries
@@ -171,7 +171,7 @@ class Directory:
 
     async def page(
         self, kinds: Sequence[str], place: str, offset: int, limit: int, leaving: Sequence[str]
-    ) -> tuple[list[HoldRow], int]:
+    ) -> tuple[list[LockRow], int]:
         """Live holds in the order of their identities, and how many match in all.
 
         Of these `kinds` (all, if empty), in the workspace `place` ("" for any), and without those of this node whose identity is in
@@ -184,14 +184,14 @@ class Directory:
             rows = await self._queries.fetch(_PAGE_OF_PLACE, *args, place)
         else:
             rows = await self._queries.fetch(_PAGE_OF_ALL, *args)
-        return [HoldRow(*row[1:]) for row in rows if row[1] is not None], rows[0][0]
+        return [LockRow(*row[1:]) for row in rows if row[1] is not None], rows[0][0]
 
-    async def find(self, session_id: str) -> HoldRow | None:
+    async def find(self, session_id: str) -> LockRow | None:
         """The live hold of this session. Raises StorageUnavailable."""
         self._listed.trigger()
         await self._write_moves()
         rows = await self._queries.fetch(_FIND, session_id)
-        return HoldRow(*rows[0]) if rows else None
+        return LockRow(*rows[0]) if rows else None
 
     async def last_held(self, identity: str, leaving: Sequence[str]) -> LastHeld:
         """Whether an identity is held, and since or until when. Raises StorageUnavailable."""
@@ -203,7 +203,7 @@ class Directory:
         self._listed.trigger()
         return LastHeld(*(await self._queries.fetch(_LAST_HELD_USER, self._cluster.node_id, list(leaving), user_id))[0])
 
-    async def end(self, row: HoldRow, reason: str) -> EndOfSession:
+    async def end(self, row: LockRow, reason: str) -> EndOfSession:
         """Have the node that holds it end a session. Raises StorageUnavailable."""
         return await self.disconnects.end(row, reason)
 

@@ -15,7 +15,7 @@ from typing import Final
 
 import trio
 
-from aether_trio.cluster.locks.rows import EndOfSession, HoldRow
+from aether_trio.cluster.locks.rows import EndOfSession, LockRow
 from aether_trio.cluster.node.bus import ALL, Bus
 from aether_trio.cluster.node.lease import Lease
 from aether_trio.cluster.node.queries import Queries
@@ -88,7 +88,7 @@ class Disconnects:
         """What has happened so far."""
         return DisconnectStatistics(self._asked, self._unconfirmed, self._obeyed)
 
-    async def end(self, row: HoldRow, reason: str) -> EndOfSession:
+    async def end(self, row: LockRow, reason: str) -> EndOfSession:
         """Have the node that holds it end a session, and wait for its word. Raises StorageUnavailable."""
         self._asked += 1
         session_id = row.session_id

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class HoldRow:
+class LockRow:
     """A live hold. `place` is the workspace that the participant is in; `written_ms` is when that or the hold was written."""
 
     identity: str

@@ -25,7 +25,7 @@ DIED: Final = "died"
 _OTHERS: Final = "SELECT EXISTS (SELECT FROM nodes WHERE alive AND node_id <> $1)"
 
 
-class Others:
+class Peers:
     """See the module docstring. `run` looks; hints are heard from the beginning."""
 
     def __init__(self, nodes: Nodes, bus: Bus, random: Random, every_s: float) -> None:

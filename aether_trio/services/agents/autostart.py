@@ -8,7 +8,7 @@ written before a look that finds the agent gone always leads to a start. An agen
 looked at again, until it has or its start has ended.
 
 An agent that was started and has ended, or whose node is gone, is looked at as well: if there are messages that it has not read, sent while it was dying perhaps, it
-is started again for them. One that ends at the same message again and again is given up after STUBBORN starts; then the next message
+is started again for them. One that ends at the same message again and again is given up after MAX_RESTARTS starts; then the next message
 may try.
 
 What is registered is known from a look at the names, which is repeated when somebody registers something here and every few seconds while
@@ -42,7 +42,7 @@ QUIET_S: Final = 1.0
 REFRESH_S: Final = 5.0
 STRANGER_S: Final = 60.0
 BATCH: Final = 100
-STUBBORN: Final = 3
+MAX_RESTARTS: Final = 3
 """Starts of an agent that ends each time before it has read a message; after 1, 2 and 4 seconds."""
 MAX_WAITING: Final = 10_000
 """Identities; beyond it a message wakes nobody, and the next one may."""
@@ -111,7 +111,7 @@ def _workspace_of(identity: str) -> str:
     return identity.split("::", 2)[1]
 
 
-class Waker:
+class Autostarter:
     """See the module docstring. `connected(identity)` says whether a participant is, on whichever node; `unread(identity)` gives the
     position up to which it has read its topic, and how many messages are behind it.
     """
@@ -242,7 +242,7 @@ class Waker:
         self._stuck[identity] = (position, times)
         if len(self._stuck) > MAX_WAITING:
             self._stuck.popitem(last=False)
-        if times > STUBBORN:
+        if times > MAX_RESTARTS:
             self._given_up += 1
             logger.warning("an agent ends again and again at the same message", identity=identity, message=position + 1)
             return ()

@@ -32,18 +32,18 @@ from aether_trio.model.tasks.due import TimeLimits
 from aether_trio.services.tasks import housekeeping, notifications
 from aether_trio.services.tasks.delivery import notices
 from aether_trio.services.tasks.delivery.assignments import Deliveries
-from aether_trio.services.tasks.delivery.event_subscriptions import Hub
+from aether_trio.services.tasks.delivery.event_subscriptions import EventSubscriptions
 from aether_trio.services.tasks.delivery.inputs import Inputs
 from aether_trio.services.tasks.delivery.log_publisher import OutboxPublisher
 from aether_trio.services.tasks.handlers.protobuf import descriptor
 from aether_trio.services.tasks.notifications import Hints
-from aether_trio.services.tasks.timer import Clockwork
+from aether_trio.services.tasks.timer import TaskTimer
 from aether_trio.services.tasks.transaction import children, due, rows, sessions, startup, tokens
 from aether_trio.services.tasks.transaction.guests import Guests
 from aether_trio.services.tasks.transaction.rows import WORKER_FIELDS, read_worker
 from aether_trio.services.tasks.transaction.session_batch import together
 from aether_trio.services.tasks.transaction.work import Context, LargeError, Push, Work
-from aether_trio.services.tasks.write_batcher import Desk, Errand
+from aether_trio.services.tasks.write_batcher import Mutation, WriteBatcher
 from aether_trio.session.registry import Registry
 from aether_trio.storage.base import (
     CommitUnknown,
@@ -112,15 +112,15 @@ class Engine:
         self.clock = clock
         self._locking: Database = database.beside(locking=True)
         self.hints = others
-        self.hub = Hub(database)
+        self.hub = EventSubscriptions(database)
         self._assignments = Kicks()
         self.deliveries = Deliveries(database, self._assignments.add)
         self._notices = Kicks(NOTICE_S)
-        self.desk = Desk(self._perform_errand, together)
-        self.follow_ups = Desk(self._perform_errand, most=1)
+        self.desk = WriteBatcher(self._perform_errand, together)
+        self.follow_ups = WriteBatcher(self._perform_errand, most=1)
         """Pages of what follows from a move, each in a transaction of its own: whoever comes or reports meanwhile waits for one of them."""
         self.guests = Guests(self.desk, lambda: others.node)
-        self.clockwork = Clockwork(database, clock, self._fire, self.desk.catch_up)
+        self.clockwork = TaskTimer(database, clock, self._fire, self.desk.catch_up)
         self.inputs = Inputs(log, database, self.perform)
         self.outbox = OutboxPublisher(database, log, lambda: others.node)
         self._begun: dict[str, int] = {}
@@ -211,7 +211,7 @@ class Engine:
             return result
         raise AssertionError
 
-    async def perform(self, errand: Errand, *, locking: bool = False) -> Work:
+    async def perform(self, errand: Mutation, *, locking: bool = False) -> Work:
         """One transaction of a program on a Work, and what follows from it.
 
         `locking`: as of `Database.beside`. Raises StorageUnavailable.
@@ -226,7 +226,7 @@ class Engine:
         self.settle(work)
         return work
 
-    async def _perform_errand(self, errand: Errand) -> None:
+    async def _perform_errand(self, errand: Mutation) -> None:
         await self.perform(errand)
 
     def _make_up(self) -> None:

@@ -35,7 +35,7 @@ CATCH_UP_S: Final = 5.0
 """For what participants have said to be written. What takes longer excuses those who have said it, and holds nothing else up."""
 
 
-class Clockwork:
+class TaskTimer:
     """`fire(unheard)` lets a page of what is due happen, and says how many rows it looked at. Raises StorageUnavailable.
 
     `catch_up(within_s)` waits until what participants have said is written, and says what is not.

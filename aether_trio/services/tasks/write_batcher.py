@@ -32,7 +32,7 @@ SHARE: Final = 10
 """One session may have the tenth part of either."""
 RETRY_S: Final = 0.5
 
-Errand = Callable[[Work], Program[None]]
+Mutation = Callable[[Work], Program[None]]
 
 
 def _nothing() -> None:
@@ -49,7 +49,7 @@ class SignOfLife(NamedTuple):
 class _Waiting(NamedTuple):
     """`of` is the session whose share it counts for, "" for what is never dropped; `size` in bytes."""
 
-    errand: Errand
+    errand: Mutation
     done: Callable[[], None]
     pending: Pending | None
     sign: SignOfLife | None = None
@@ -68,14 +68,14 @@ class Unwritten(NamedTuple):
 ALL_WRITTEN: Final = Unwritten(failed=False)
 
 
-class Desk:
+class WriteBatcher:
     """`perform(program)` runs one on a fresh Work and sees to what follows from it. Raises StorageUnavailable. `together` may make fewer
     errands of a group that do the same; `most` is how many a group has at most."""
 
     def __init__(
         self,
-        perform: Callable[[Errand], Awaitable[object]],
-        together: Callable[[Sequence[Errand]], Sequence[Errand]] = lambda group: group,
+        perform: Callable[[Mutation], Awaitable[object]],
+        together: Callable[[Sequence[Mutation]], Sequence[Mutation]] = lambda group: group,
         *,
         most: int = GROUP,
     ) -> None:
@@ -95,12 +95,12 @@ class Desk:
         self._work = trio.Event()
         self._progress = trio.Event()
 
-    def put(self, errand: Errand, done: Callable[[], None] = _nothing, *, sign: SignOfLife | None = None) -> int:
+    def put(self, errand: Mutation, done: Callable[[], None] = _nothing, *, sign: SignOfLife | None = None) -> int:
         """Take something on; its number, for `wait_done`. `done` is called after its commit. It is written in the caller's name."""
         return self._take(_Waiting(errand, done, IN_NAME_OF.get(), sign))
 
     def offer(
-        self, errand: Errand, done: Callable[[], None] = _nothing, *, sign: SignOfLife, of: str, size: int
+        self, errand: Mutation, done: Callable[[], None] = _nothing, *, sign: SignOfLife, of: str, size: int
     ) -> int:
         """`put`, for what may be dropped when too much waits, of all sessions or of this one; 0 if it was. `size` is in bytes."""
         count, its_bytes = self._shares.get(of, (0, 0))
@@ -185,7 +185,7 @@ class Desk:
             event, self._progress = self._progress, trio.Event()
             event.set()
 
-    async def _run_group(self, group: list[Errand]) -> None:
+    async def _run_group(self, group: list[Mutation]) -> None:
         while True:
             try:
                 await self._perform(_joined(self._together(group)))
@@ -209,7 +209,7 @@ class Desk:
             return
 
 
-def _joined(group: Sequence[Errand]) -> Errand:
+def _joined(group: Sequence[Mutation]) -> Mutation:
     def program(work: Work) -> Program[None]:
         for errand in group:
             yield from errand(work)

@@ -13,7 +13,7 @@ import trio
 
 from aether_trio.storage.base import (
     FENCE_HERE,
-    Aside,
+    Deferred,
     Execute,
     ExecuteMany,
     Fetch,
@@ -87,7 +87,7 @@ class Asides:
     def __init__(self) -> None:
         self._batches: list[_Batch] = []
 
-    def add(self, aside: Aside) -> None:
+    def add(self, aside: Deferred) -> None:
         """Behind all that waits for the same row."""
         for batch in reversed(self._batches):
             if batch.sql == aside.sql:
@@ -130,7 +130,7 @@ async def drive(connection: Any, job: Job, asides: Asides | None = None) -> Any:
     try:
         statement = next(program)
         while True:
-            if isinstance(statement, Aside):
+            if isinstance(statement, Deferred):
                 waiting.add(statement)
                 job.rows += 1
                 statement = program.send(None)
@@ -159,7 +159,7 @@ async def run_statement(connection: Any, statement: Statement, job: Job) -> Any:
         job.rows += len(rows)
         await connection.executemany(statement.sql, rows)
         return None
-    raise TypeError(f"a program yields Fetch, Execute, ExecuteMany or Aside, not {statement!r}")
+    raise TypeError(f"a program yields Fetch, Execute, ExecuteMany or Deferred, not {statement!r}")
 
 
 def _held(rows: Iterable[Sequence[Value]]) -> Sequence[Sequence[Value]]:

@@ -5,7 +5,7 @@
          └──── the callers of a group are woken together, after its COMMIT
 
 asyncpg cannot pipeline, so every statement is a round trip; what a group saves is BEGIN, COMMIT, the flush to disk and what its
-programs write aside (base.Aside: one round trip for many), and what lanes save is the wait for the network. Programs of two lanes
+programs write aside (base.Deferred: one round trip for many), and what lanes save is the wait for the network. Programs of two lanes
 may touch the same row; then one transaction is told so by the server (SERIALIZABLE) and runs again. To keep that rare a second
 lane opens only when GROUP_BEFORE_LANE programs wait, and after a conflict the lanes close one by one down to one, which cannot
 conflict with itself; they come back after CALM_GROUPS.

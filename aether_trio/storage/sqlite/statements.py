@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 
-from aether_trio.storage.base import Argument, Aside, Execute, ExecuteMany, Fetch, Program, Statement
+from aether_trio.storage.base import Argument, Deferred, Execute, ExecuteMany, Fetch, Program, Statement
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def run_statement(cursor: sqlite3.Cursor, statement: Statement) -> Any:
     if isinstance(statement, Execute):
         compiled = compile_sql(statement.sql)
         return max(cursor.execute(compiled.text, compiled.arrange(statement.args)).rowcount, 0)
-    if isinstance(statement, Aside):  # nothing travels here, so nothing is gained by waiting
+    if isinstance(statement, Deferred):  # nothing travels here, so nothing is gained by waiting
         compiled = compile_sql(statement.sql)
         cursor.execute(compiled.text, compiled.arrange(statement.args))
         return None
@@ -66,7 +66,7 @@ def run_statement(cursor: sqlite3.Cursor, statement: Statement) -> Any:
         rows = statement.rows if compiled.order is None else map(compiled.arrange, statement.rows)
         cursor.executemany(compiled.text, rows)
         return None
-    raise TypeError(f"a program yields Fetch, Execute, ExecuteMany or Aside, not {statement!r}")
+    raise TypeError(f"a program yields Fetch, Execute, ExecuteMany or Deferred, not {statement!r}")
 
 
 def drive(cursor: sqlite3.Cursor, factory: Callable[[], Program[T]]) -> T:

@@ -16,7 +16,7 @@ from aether_trio.client import JobEnd, Refused
 from aether_trio.client.errors import AetherError, ClientClosed
 from aether_trio.client.feeds import Feed, Feeds
 from aether_trio.client.jobs import Jobs, manager
-from aether_trio.client.jobs.manager import LET_GO, UNBEGUN_S, UNTAKEN_S, Bench
+from aether_trio.client.jobs.manager import LET_GO, UNBEGUN_S, UNTAKEN_S, JobManager
 from aether_trio.client.jobs.running_job import STOPPED
 from aether_trio.client.jobs.worker import FORGOTTEN_S
 from aether_trio.client.requester import Requester
@@ -75,12 +75,12 @@ class Gateway:
 
 
 @asynccontextmanager
-async def open_bench() -> AsyncIterator[tuple[Gateway, Bench]]:
+async def open_bench() -> AsyncIterator[tuple[Gateway, JobManager]]:
     """With a task "t1" for the worker."""
     began = trio.current_time()
     gateway = Gateway(lambda: trio.current_time() - began)
     async with trio.open_nursery() as nursery:
-        opened = Bench(cast("Requester", gateway), gateway.feeds, nursery.start_soon, lambda: gateway.ending)
+        opened = JobManager(cast("Requester", gateway), gateway.feeds, nursery.start_soon, lambda: gateway.ending)
         gateway.give("t1")
         yield gateway, opened
         gateway.ending = ClientClosed()

@@ -13,7 +13,7 @@ from aether_trio.cluster.relay.progress_relay import ProgressRelay
 from aether_trio.log.cursors import CursorStore
 from aether_trio.log.follower import Follower
 from aether_trio.queues import leased_queues
-from aether_trio.queues.leased_queue import SharedGroup
+from aether_trio.queues.leased_queue import LeasedQueue
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.cluster.across.fabric import LONG_S, join, open_fabric, until
 from tests.helpers.core import agent, barrier, message_to, payloads, switch_to, task, user
@@ -27,14 +27,14 @@ class DefectError(Exception):
 @pytest.fixture
 def bad_group(monkeypatch: pytest.MonkeyPatch) -> str:
     """The topic of a work group that no message can be handed out of."""
-    topic, sound = "tb::w::bad", SharedGroup.hand_out
+    topic, sound = "tb::w::bad", LeasedQueue.hand_out
 
-    def hand_out(self: SharedGroup, touched: Any) -> None:
+    def hand_out(self: LeasedQueue, touched: Any) -> None:
         if self.state.name == topic:
             raise DefectError
         sound(self, touched)
 
-    monkeypatch.setattr(SharedGroup, "hand_out", hand_out)
+    monkeypatch.setattr(LeasedQueue, "hand_out", hand_out)
     return topic
 
 

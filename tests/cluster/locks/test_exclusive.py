@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import pytest
 import trio
 
-from aether_trio.cluster.records import Claimed, Hold
+from aether_trio.cluster.records import Claimed, IdentityLock
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.storage.base import StorageUnavailable
 from tests.cluster.nodes import LONG_S, Host, Node, Nodes, SessionEnded, history_is_ordered
@@ -31,7 +31,7 @@ class Session:
     """What holds an identity on a node: it writes one thing after another, and when it has ended it writes nothing more."""
 
     node: Node
-    hold: Hold
+    hold: IdentityLock
     ended: bool = False
     writing: trio.Lock = field(default_factory=trio.Lock)
 
@@ -55,7 +55,7 @@ class Sessions(Host):
         super().__init__()
         self.sessions: dict[str, Session] = {}
 
-    def lease_back(self, lost: Sequence[Hold], kept: Collection[str] | None) -> None:
+    def lease_back(self, lost: Sequence[IdentityLock], kept: Collection[str] | None) -> None:
         for hold in lost:
             self._drop(hold)
         super().lease_back(lost, kept)
@@ -65,13 +65,13 @@ class Sessions(Host):
             self._drop(session.hold)
         super().lease_gone()
 
-    def _drop(self, hold: Hold) -> None:
+    def _drop(self, hold: IdentityLock) -> None:
         session = self.sessions.get(hold.identity)
         if session is not None and session.hold == hold:
             session.ended = True
             del self.sessions[hold.identity]
 
-    async def asked(self, hold: Hold, resume_session_id: str) -> bool:
+    async def asked(self, hold: IdentityLock, resume_session_id: str) -> bool:
         session = self.sessions.get(hold.identity)
         if session is None or session.hold != hold or resume_session_id != hold.session_id:
             return False

@@ -9,12 +9,12 @@ import pytest
 
 from aether_trio.cluster.relay import log_relay
 from aether_trio.log import shared_programs
-from aether_trio.log.shared_programs import SharedGroup
+from aether_trio.log.shared_programs import CommitGroup
 from aether_trio.storage.base import FENCE_HERE, Database
 from aether_trio.storage.postgres.connections import PLANNED_ONCE
 from tests.helpers.engines import PostgresEngine
 
-GROUP = SharedGroup(1, 1, 1, [(1, b"x")], [(1, "ag::w::a::1", 1, 1)], [("ag::w::a::1", b"x", b"x", 1)])
+GROUP = CommitGroup(1, 1, 1, [(1, b"x")], [(1, "ag::w::a::1", 1, 1)], [("ag::w::a::1", b"x", b"x", 1)])
 
 
 def plan(engine: PostgresEngine, sql: str) -> str:

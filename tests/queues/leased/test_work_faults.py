@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from aether_trio.queues import leased_queues
-from aether_trio.queues.lease_programs import Order, exchange, shares
+from aether_trio.queues.lease_programs import WorkRequest, exchange, shares
 from aether_trio.queues.leased_queue import WINDOW
 from aether_trio.storage.base import Statement, StorageUnavailable
 from tests.helpers.engines import PostgresEngine
@@ -243,7 +243,7 @@ async def test_a_take_that_runs_after_it_was_given_up_is_found_out(nodes: WorkNo
     topic_id = one.log.topic(TOPIC).topic_id
     assert topic_id is not None
     one.groups._requests += 1  # a number that was used, for this one
-    order = Order(topic_id, one.groups._requests, want=5, max_bytes=1000)
+    order = WorkRequest(topic_id, one.groups._requests, want=5, max_bytes=1000)
     await one.log.database.write(exchange(one.lease, 0, [order]))
     assert len(nodes.in_hands()) == WINDOW + 5
     hand.resume()
@@ -261,7 +261,7 @@ async def test_a_statement_that_runs_after_later_ones_does_nothing(nodes: WorkNo
     assert topic_id is not None
     [(request,)] = nodes.rows("request", "work_hands WHERE node_id > 0")
     for number in (request - 1, request):
-        late = Order(topic_id, number, want=5, max_bytes=1000, done=[1], returned=[2])
+        late = WorkRequest(topic_id, number, want=5, max_bytes=1000, done=[1], returned=[2])
         for order in (late, replace(late, all_but=True)):
             await one.log.database.write(exchange(one.lease, 0, [order]))
             assert nodes.rows("node_id, offsets", "work_hands") == [(one.lease[0], [1, 2, 3, 4])]
@@ -272,7 +272,10 @@ async def test_an_order_that_is_sent_again_is_answered_as_it_was(nodes: WorkNode
     await one.publish(*numbers(0, 10))
     topic_id = one.log.topic(TOPIC).topic_id
     assert topic_id is not None
-    for order in (Order(topic_id, 1, want=3, max_bytes=1000), Order(topic_id, 2, 3, 1000, done=[1], returned=[2])):
+    for order in (
+        WorkRequest(topic_id, 1, want=3, max_bytes=1000),
+        WorkRequest(topic_id, 2, 3, 1000, done=[1], returned=[2]),
+    ):
         answers = [shares(await one.log.database.write(exchange(one.lease, 0, [order])))[topic_id] for _ in range(2)]
         assert answers[0] == answers[1]
         assert len(answers[0].messages) == 3

@@ -16,7 +16,7 @@ from aether_trio.delivery.outbox import OutboxLimits
 from aether_trio.log.topic_log import LogLimits, TopicLog, open_log
 from aether_trio.log.topic_state import TopicState
 from aether_trio.model.clock import SystemClock
-from aether_trio.queues.leased_queues import SharedGroups
+from aether_trio.queues.leased_queues import LeasedQueues
 from aether_trio.queues.work_queues import Worker, open_work_groups
 from aether_trio.storage.base import CommitUnknown, Fetch, Statement
 from aether_trio.storage.postgres.connections import PostgresLimits
@@ -110,7 +110,7 @@ class Wakes:
 class WorkNode:
     """One node. Writes are fenced by its lease, as a cluster does it."""
 
-    def __init__(self, server: PostgresServer, log: TopicLog, groups: SharedGroups, lease: tuple[int, int]) -> None:
+    def __init__(self, server: PostgresServer, log: TopicLog, groups: LeasedQueues, lease: tuple[int, int]) -> None:
         self.server = server
         self.log = log
         self.groups = groups
@@ -212,7 +212,7 @@ class WorkNodes:
                     trio.open_nursery() as nursery,
                 ):
                     groups = open_work_groups(log, nursery)
-                    assert isinstance(groups, SharedGroups)
+                    assert isinstance(groups, LeasedQueues)
                     node = WorkNode(server, log, groups, (node_id, 1))
                     log.relay = Wakes(node, self)
                     self.all.append(node)

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from aether_trio.gateway.core import Core
-from aether_trio.services.tasks.write_batcher import Errand
+from aether_trio.services.tasks.write_batcher import Mutation
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, message_to, payloads
@@ -253,7 +253,7 @@ async def test_the_process_of_another_attempt_has_its_grace_when_it_comes_at_onc
             desk, gate = core.tasks.engine.desk, trio.Event()
             perform = desk._perform
 
-            async def late(errand: Errand) -> None:
+            async def late(errand: Mutation) -> None:
                 await gate.wait()
                 await perform(errand)
 

@@ -10,7 +10,7 @@ import trio
 from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Status
 from aether_trio.services.tasks.transaction import startup
-from aether_trio.services.tasks.transaction.dead_letters import Letters
+from aether_trio.services.tasks.transaction.dead_letters import DeadLetters
 from aether_trio.services.tasks.transaction.work import Work
 from aether_trio.session.admission import ASSIGNMENTS
 from aether_trio.storage.base import Program, StorageUnavailable
@@ -227,7 +227,7 @@ async def test_an_old_start_is_not_tried_again_beside_a_later_one(core: Core) ->
         refused = await operate_on(asker, TaskOp.RETRY, old)
         assert not refused.success
         assert refused.error == f"{ECHO} is being started already (task {later})"
-        assert not await Letters(core.tasks.engine).requeue(old, "operator")
+        assert not await DeadLetters(core.tasks.engine).requeue(old, "operator")
         assert [status for status, _ in await starts(core)] == ["dlq", "starting"]
         await nothing_more(orchestrator)
 
@@ -243,7 +243,7 @@ async def test_an_old_start_that_is_tried_again_is_the_start_of_its_agent(core: 
         if by == "operation":
             assert (await operate_on(other, TaskOp.RETRY, old)).success
         else:
-            assert await Letters(core.tasks.engine).requeue(old, "operator")
+            assert await DeadLetters(core.tasks.engine).requeue(old, "operator")
         await until(core, "pending", "cancelled")
         answer = await operate(
             other, Op.LAUNCH, implementation="echo", launch_params=pb.AgentLaunchParams(workspace="w", specifier="1")

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Status
 from aether_trio.model.tasks.due import TimeLimits
-from aether_trio.services.tasks.transaction.dead_letters import Letters
+from aether_trio.services.tasks.transaction.dead_letters import DeadLetters
 from aether_trio.services.tasks.transaction.startup import ATTEMPTS, GATEWAY_GRACE_MS
 from aether_trio.testing.memory import MemoryLink, StreamEnded
 from aether_trio.transport.link import Peer
@@ -244,7 +244,7 @@ class Starts:
             task_id, status, *_, retry_ms, _ = rows[number % len(rows)]
             ended = status in ENDED and not retry_ms
             if verb == "requeue":
-                self.retries[task_id] += await Letters(self.core.tasks.engine).requeue(task_id, "operator")
+                self.retries[task_id] += await DeadLetters(self.core.tasks.engine).requeue(task_id, "operator")
             else:
                 op = {"retry": Op.RETRY, "resume": Op.RESUME, "cancel": Op.CANCEL}[verb]
                 told = await operate(self.people["asker"], op, task_id)

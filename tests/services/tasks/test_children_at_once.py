@@ -20,7 +20,7 @@ from aether_trio.services.tasks.handlers.operate import Asked, operate
 from aether_trio.services.tasks.handlers.permissions import Caller
 from aether_trio.services.tasks.transaction import children
 from aether_trio.services.tasks.transaction.work import Context, Work
-from aether_trio.storage.base import Aside, Database, Program, ProgramFactory, Statement, StorageUnavailable
+from aether_trio.storage.base import Database, Deferred, Program, ProgramFactory, Statement, StorageUnavailable
 from aether_trio.storage.postgres.statements import Job, drive
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -212,5 +212,5 @@ def counted(program: Program[Any]) -> Program[int]:
     """How many statements it has, with those that others may share."""
     statements: list[Statement] = []
     yield from caught(program, statements)
-    shared = {one.sql for one in statements if isinstance(one, Aside)}
-    return len(shared) + sum(not isinstance(one, Aside) for one in statements)
+    shared = {one.sql for one in statements if isinstance(one, Deferred)}
+    return len(shared) + sum(not isinstance(one, Deferred) for one in statements)

@@ -11,7 +11,7 @@ import trio
 from aether_trio.gateway.core import Core
 from aether_trio.model.tasks import Move
 from aether_trio.services.tasks.transaction import due
-from aether_trio.services.tasks.transaction.dead_letters import Letters
+from aether_trio.services.tasks.transaction.dead_letters import DeadLetters
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect
 from tests.services.tasks.peers import Op, create, get, given, operate
@@ -27,7 +27,7 @@ async def buried(core: Core, creator: Any) -> str:
 
 
 async def test_letters_are_listed_shown_and_resolved(core: Core) -> None:
-    letters = Letters(core.tasks.engine)
+    letters = DeadLetters(core.tasks.engine)
     async with connect(core, agent("w", "c", "1")) as creator, connect(core, agent("v", "c", "1")) as elsewhere:
         here, there = sorted([await buried(core, creator), await buried(core, creator)]), await buried(core, elsewhere)
         assert [one.task_id for one in await letters.page("w")] == here
@@ -47,7 +47,7 @@ async def test_letters_are_listed_shown_and_resolved(core: Core) -> None:
 
 
 async def test_a_letter_is_requeued_once(core: Core) -> None:
-    letters = Letters(core.tasks.engine)
+    letters = DeadLetters(core.tasks.engine)
     async with connect(core, agent("w", "c", "1")) as creator, connect(core, agent("w", "i", "1")) as worker:
         await barrier(worker)
         task_id = (

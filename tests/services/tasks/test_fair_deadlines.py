@@ -7,7 +7,7 @@ import trio
 
 from aether_trio.gateway.core import Core
 from aether_trio.model.clock import VirtualClock
-from aether_trio.services.tasks.transaction.dead_letters import Letters
+from aether_trio.services.tasks.transaction.dead_letters import DeadLetters
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error
@@ -53,7 +53,7 @@ async def test_schedule_to_close_counts_from_when_it_was_taken_up_again(core: Co
             if by == "retry":
                 assert (await operate(creator, Op.RETRY, task_id)).success
             else:
-                assert await Letters(core.tasks.engine).requeue(task_id, "a person")
+                assert await DeadLetters(core.tasks.engine).requeue(task_id, "a person")
         assert await status(creator, task_id) == pb.TASK_STATUS_QUEUED
 
 

@@ -11,10 +11,10 @@ import trio
 
 from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Status
-from aether_trio.services.tasks.timer import CATCH_UP_S, Clockwork
+from aether_trio.services.tasks.timer import CATCH_UP_S, TaskTimer
 from aether_trio.services.tasks.transaction import due
 from aether_trio.services.tasks.transaction.due import Unheard
-from aether_trio.services.tasks.write_batcher import ALL_WRITTEN, Errand, Unwritten
+from aether_trio.services.tasks.write_batcher import ALL_WRITTEN, Mutation, Unwritten
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -56,7 +56,7 @@ def delay_writes(core: Core, monkeypatch: pytest.MonkeyPatch, wait: Callable[[],
     desk = core.tasks.engine.desk
     perform = desk._perform
 
-    async def late(errand: Errand) -> None:
+    async def late(errand: Mutation) -> None:
         await wait()
         await perform(errand)
 
@@ -440,7 +440,7 @@ async def test_an_outage_is_one_after_the_calendar_was_set_back_in_another_one()
         await trio.sleep(10)
 
     async with trio.open_nursery() as nursery:
-        timer = Clockwork(table, calendar, fire, catch_up)  # type: ignore[arg-type]
+        timer = TaskTimer(table, calendar, fire, catch_up)  # type: ignore[arg-type]
         nursery.start_soon(timer.run)
         await trio.sleep(1)
         await be_away(until_ms=1_060_000)
@@ -485,5 +485,5 @@ async def test_what_falls_due_between_two_looks_at_the_clock_waits_for_what_was_
             nursery.cancel_scope.cancel()
             return 0
 
-        nursery.start_soon(Clockwork(Table(), Ticking(), fire, catch_up).run)  # type: ignore[arg-type]
+        nursery.start_soon(TaskTimer(Table(), Ticking(), fire, catch_up).run)  # type: ignore[arg-type]
     assert order == ["caught up", "fired"]

@@ -8,7 +8,7 @@ from aether_trio.model.tasks import Mode, Status, Task
 from aether_trio.model.tasks.due import TimeLimits
 from aether_trio.services.tasks.transaction import rows
 from aether_trio.services.tasks.transaction.work import Context, Work
-from aether_trio.storage.base import Aside, Execute, Fetch, single
+from aether_trio.storage.base import Deferred, Execute, Fetch, single
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.direct import Store
 
@@ -30,7 +30,7 @@ def test_a_new_task_is_written_once_as_what_it_becomes(live: int, status: Status
                 assert "task_workers" in statement.sql
                 statement = program.send([(WORKER, "s1", "n1", "w", "i", 1, 1, 1, 0, 0)] * (1 - live))
             else:
-                assert isinstance(statement, Execute | Aside)
+                assert isinstance(statement, Execute | Deferred)
                 statement = program.send(1)
     assert end.value.value is True
     [(_, row)] = [(sql, args) for sql, args in said if sql.startswith("INSERT INTO tasks ")]

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from aether_trio.services.tasks import housekeeping
-from aether_trio.services.tasks.transaction.dead_letters import Letters
+from aether_trio.services.tasks.transaction.dead_letters import DeadLetters
 from tests.helpers.core import World, agent, barrier, connect, orchestrator
 from tests.services.agents.ops import Op, info, operate, starter
 from tests.services.tasks.peers import create, get
@@ -30,7 +30,7 @@ def count(world: World, table: str, database: str = "tasks") -> int:
 async def test_a_dead_letter_goes_with_its_task_some_time_after_it_was_resolved(world: World) -> None:
     kept = {"resolved_retention_s": 2000.0}
     async with world.open(tasks=kept) as core, connect(core, agent("w", "c", "1")) as creator:
-        letters = Letters(core.tasks.engine)
+        letters = DeadLetters(core.tasks.engine)
         seen, unseen = await buried(creator), await buried(creator)
         assert await letters.resolve(seen, "us::operator::1", "seen")
         await trio.sleep(1900)

@@ -11,7 +11,7 @@ from aether_trio.model.tasks import Move, Reason, Task, Wait
 from aether_trio.services.tasks.handlers.operate import Asked
 from aether_trio.services.tasks.handlers.operate import operate as move
 from aether_trio.services.tasks.handlers.permissions import Caller
-from aether_trio.services.tasks.write_batcher import Errand
+from aether_trio.services.tasks.write_batcher import Mutation
 from aether_trio.session.admission import WORKER_TASKS
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -117,7 +117,7 @@ async def test_a_client_is_told_of_no_hibernation_before_its_acknowledgement(cor
             await gate.wait()
             return await find(identity)
 
-        async def written_late(errand: Errand) -> None:
+        async def written_late(errand: Mutation) -> None:
             await gate.wait()
             await core.tasks.engine.perform(errand)
 

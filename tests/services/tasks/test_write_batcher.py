@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from aether_trio.services.tasks.transaction.work import Work
-from aether_trio.services.tasks.write_batcher import Desk, Errand
+from aether_trio.services.tasks.write_batcher import Mutation, WriteBatcher
 from aether_trio.storage.base import Program, RefusedError, StorageUnavailable
 
 
@@ -22,7 +22,7 @@ def nothing(work: Work) -> Program[None]:
 async def test_what_cannot_be_written_costs_no_other_its_own(error: Exception) -> None:
     done: list[str] = []
 
-    def errand(name: str) -> Errand:
+    def errand(name: str) -> Mutation:
         def program(work: Work) -> Program[None]:
             if name == "bad":
                 raise error
@@ -31,7 +31,7 @@ async def test_what_cannot_be_written_costs_no_other_its_own(error: Exception) -
 
         return program
 
-    async def perform(one: Errand) -> None:
+    async def perform(one: Mutation) -> None:
         before = list(done)
         work: Any = None
         try:
@@ -41,7 +41,7 @@ async def test_what_cannot_be_written_costs_no_other_its_own(error: Exception) -
             done[:] = before  # rolled back
             raise
 
-    desk = Desk(perform, list)
+    desk = WriteBatcher(perform, list)
     async with trio.open_nursery() as nursery:
         numbers = [desk.put(errand(name)) for name in ("one", "bad", "two")]
         nursery.start_soon(desk.run)
@@ -54,13 +54,13 @@ async def test_what_cannot_be_written_costs_no_other_its_own(error: Exception) -
 async def test_what_waits_for_storage_is_written_when_it_is_back(autojump_clock: trio.testing.MockClock) -> None:
     tries = 0
 
-    async def perform(one: Errand) -> None:
+    async def perform(one: Mutation) -> None:
         nonlocal tries
         tries += 1
         if tries < 4:
             raise StorageUnavailable("away")
 
-    desk = Desk(perform, list)
+    desk = WriteBatcher(perform, list)
     async with trio.open_nursery() as nursery:
         number = desk.put(nothing)
         nursery.start_soon(desk.run)

@@ -135,7 +135,7 @@ class _User:
         """See EphemeralSink."""
 
 
-class Chats:
+class Conversations:
     """All windows of a node that are, or were, in a workspace."""
 
     def __init__(self, database: Database, ephemeral_topics: EphemeralTopics) -> None:

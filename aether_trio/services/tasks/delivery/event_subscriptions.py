@@ -63,7 +63,7 @@ class Subscription:
     closed: bool = False
 
 
-class Hub:
+class EventSubscriptions:
     """All subscriptions of a node."""
 
     def __init__(self, database: Database) -> None:

@@ -33,7 +33,7 @@ from aether_trio.model.tasks import Status, Task, Wait
 from aether_trio.services.tasks.transaction import input_rows, rows
 from aether_trio.services.tasks.transaction.input_rows import Metadata
 from aether_trio.services.tasks.transaction.work import Work
-from aether_trio.services.tasks.write_batcher import Errand
+from aether_trio.services.tasks.write_batcher import Mutation
 from aether_trio.storage.base import Database, Fetch, Program, Row, StorageUnavailable
 from aether_trio.storage.batches import in_halves
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -108,7 +108,7 @@ class _Waiting:
 class Inputs:
     """See the module docstring. `perform` runs a transaction."""
 
-    def __init__(self, log: TopicLog, database: Database, perform: Callable[[Errand], Awaitable[object]]) -> None:
+    def __init__(self, log: TopicLog, database: Database, perform: Callable[[Mutation], Awaitable[object]]) -> None:
         self._log = log
         self._database = database
         self._perform = perform

@@ -22,7 +22,7 @@ from aether_trio.model.tasks.task import AGENT_STARTUP, pool_queue
 from aether_trio.services.tasks.handlers.protobuf import may_start_target
 from aether_trio.services.tasks.transaction import rows
 from aether_trio.services.tasks.transaction.rows import WORKER_FIELDS, Worker, read_worker
-from aether_trio.storage.base import Aside, Execute, Fetch, Program, Row
+from aether_trio.storage.base import Deferred, Execute, Fetch, Program, Row
 
 if TYPE_CHECKING:
     from aether_trio.services.tasks.transaction.work import Work
@@ -153,7 +153,7 @@ def _push(work: Work, task: Task, worker: Worker) -> Program[None]:
     """The worker is to be told, here or by its node."""
     payload: bytes | None = b""
     if worker.node != work.context.node:
-        yield Aside(
+        yield Deferred(
             "task_attempts",
             _TO_PUSH,
             (task.task_id, task.epoch, task.assigned_to, worker.node, task.assigned_ms, task.started_ms),
@@ -170,7 +170,7 @@ def _over(work: Work, before: Task, after: Task) -> Program[None]:
     else:
         ended_ms = work.context.now_ms
         outcome = after.status.value if after.epoch == before.epoch else "reassigned"
-    yield Aside(
+    yield Deferred(
         "task_attempts",
         _OVER,
         (

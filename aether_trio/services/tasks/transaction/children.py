@@ -25,7 +25,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from aether_trio.model.tasks.status import Status, is_final
-from aether_trio.storage.base import Aside, Execute, Fetch, Program, Row
+from aether_trio.storage.base import Deferred, Execute, Fetch, Program, Row
 from aether_trio.wire.pb import aether_pb2 as pb
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def mark(task_id: str) -> Program[None]:
 
 def leave(work: Work, event: pb.TaskEvent) -> Program[None]:
     """Leave an event for the log of the task that it names."""
-    yield Aside("task_child_events", LEAVE, row_of(event))
+    yield Deferred("task_child_events", LEAVE, row_of(event))
     work.parents.add(event.task_id)
 
 

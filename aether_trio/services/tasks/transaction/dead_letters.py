@@ -36,7 +36,7 @@ class Letter:
     notes: str
 
 
-class Letters:
+class DeadLetters:
     """See the module docstring. Everything that waits raises StorageUnavailable."""
 
     def __init__(self, engine: Engine) -> None:
@@ -45,7 +45,7 @@ class Letters:
     async def page(
         self, workspace: str = "", *, resolved: bool = False, after: str = "", limit: int = 100
     ) -> list[Letter]:
-        """Letters in the order of their task ids, behind `after`; of one workspace, or of all."""
+        """DeadLetters in the order of their task ids, behind `after`; of one workspace, or of all."""
         where = "task_id > $1 AND (workspace = $2 OR $2 = '')" + ("" if resolved else " AND resolved_ms = 0")
         found = await self._engine.database.fetch(
             f"SELECT {_FIELDS} FROM task_letters WHERE {where} ORDER BY task_id LIMIT $3",  # noqa: S608

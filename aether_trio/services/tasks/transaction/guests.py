@@ -14,7 +14,7 @@ from aether_trio.services.tasks.handlers.create import WORKER_KINDS
 from aether_trio.services.tasks.transaction.rows import Worker
 from aether_trio.services.tasks.transaction.session_batch import Join
 from aether_trio.services.tasks.transaction.sessions import Joined
-from aether_trio.services.tasks.write_batcher import Desk, SignOfLife
+from aether_trio.services.tasks.write_batcher import SignOfLife, WriteBatcher
 from aether_trio.session.session import Session
 
 
@@ -27,7 +27,7 @@ def is_guest(session: Session) -> bool:
 class Guests:
     """The sessions of this node that may have a row for their own tasks. `node()` names this node's lease."""
 
-    def __init__(self, desk: Desk, node: Callable[[], str]) -> None:
+    def __init__(self, desk: WriteBatcher, node: Callable[[], str]) -> None:
         self._desk = desk
         self._node = node
         self._back: set[str] = set()

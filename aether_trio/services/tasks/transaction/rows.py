@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from aether_trio.model.tasks.task import AGENT_STARTUP, COLUMNS, Task
-from aether_trio.storage.base import Aside, Execute, Fetch, Program, Row, Value, placeholders
+from aether_trio.storage.base import Deferred, Execute, Fetch, Program, Row, Value, placeholders
 
 FIELDS: Final = ", ".join(COLUMNS)
 _MARKS: Final = placeholders(len(COLUMNS))
@@ -73,7 +73,7 @@ def insert(task: Task, payload: bytes, left: tuple[str, int, bytes] | None = Non
     sql, more = (_INSERT, ()) if left is None else (_INSERT_AND_LEAVE, left)
     count: int = yield Execute(sql, (*task.values(), kept, *more))
     if count and kept is None:
-        yield Aside(
+        yield Deferred(
             "task_payloads", "INSERT INTO task_payloads (task_id, payload) VALUES ($1, $2)", (task.task_id, payload)
         )
     return bool(count)

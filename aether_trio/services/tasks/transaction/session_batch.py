@@ -20,7 +20,7 @@ from aether_trio.model.tasks.task import pool_queue
 from aether_trio.services.tasks.transaction import sessions
 from aether_trio.services.tasks.transaction.sessions import Joined, Left
 from aether_trio.services.tasks.transaction.work import Work
-from aether_trio.services.tasks.write_batcher import Errand
+from aether_trio.services.tasks.write_batcher import Mutation
 from aether_trio.storage.base import ExecuteMany, Fetch, Program, Row, placeholders, rounded_up
 
 LEAST: Final = 2
@@ -78,9 +78,9 @@ class Leave:
         return sessions.leave(work, self.left)
 
 
-def together(group: Sequence[Errand]) -> list[Errand]:
+def together(group: Sequence[Mutation]) -> list[Mutation]:
     """The same errands, of which those that can be are done together."""
-    merged: list[Errand] = []
+    merged: list[Mutation] = []
     run: list[Join | Leave] = []
     for errand in group:
         if isinstance(errand, Join | Leave):
@@ -92,7 +92,7 @@ def together(group: Sequence[Errand]) -> list[Errand]:
     return merged + _merge(run)
 
 
-def _merge(run: Sequence[Join | Leave]) -> list[Errand]:
+def _merge(run: Sequence[Join | Leave]) -> list[Mutation]:
     counts = Counter(errand.identity for errand in run)
     crowd = [one for one in run if counts[one.identity] == 1 and not one.by_token]
     if len(crowd) < LEAST:

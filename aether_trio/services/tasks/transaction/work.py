@@ -28,7 +28,7 @@ from aether_trio.model.topics import task_topic
 from aether_trio.services.tasks.handlers.protobuf import ends_with_parent
 from aether_trio.services.tasks.transaction import assignment, children, input_rows, rows, startup, tokens
 from aether_trio.services.tasks.transaction.rows import WORKER_FIELDS, Worker, read_worker
-from aether_trio.storage.base import Aside, Execute, ExecuteMany, Fetch, Program, Row, placeholders
+from aether_trio.storage.base import Deferred, Execute, ExecuteMany, Fetch, Program, Row, placeholders
 from aether_trio.wire.delivery import delivery_prefix, delivery_suffix, encode_delivery
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -181,7 +181,7 @@ class Work:
         if task.parent_task_id:
             # A node that follows all that is below its parent follows it from its first event on.
             if self.context.shared and task.parent_task_id not in self.unfollowed:
-                yield Aside(
+                yield Deferred(
                     "task_watchers",
                     "INSERT INTO task_watchers (task_id, node) SELECT $1, node FROM task_watchers WHERE task_id = $2 "
                     "ON CONFLICT DO NOTHING",
@@ -382,13 +382,13 @@ class Work:
             nodes: list[Row] = yield Fetch(_RECORD_AND_LOOK, (*row, self.context.node))
             self.watched.update((node, task.task_id) for (node,) in nodes)
         else:
-            yield Aside("task_events", _RECORD, row)
+            yield Deferred("task_events", _RECORD, row)
         self.events.append(Recorded(task.task_id, number, now_ms, encoded))
         if number % KEPT_EVENTS == 0:
             yield from self._forget_events(task.task_id, number)
 
     def _forget_events(self, task_id: str, number: int) -> Program[None]:
-        yield Aside(
+        yield Deferred(
             "task_events",
             "DELETE FROM task_events WHERE task_id = $1 AND number <= $2",
             (task_id, number - KEPT_EVENTS),
@@ -490,7 +490,7 @@ class Work:
             json.dumps(payload, separators=(",", ":")).encode(),
             delivery_suffix(pb.EVENT, task.workspace),
         )
-        yield Aside(
+        yield Deferred(
             "task_outbox",
             "INSERT INTO task_outbox (task_id, number, node, topic, frame) VALUES ($1, $2, $3, $4, $5)",
             (task.task_id, task.events, self.context.node, EVENT_INTAKE, frame),
