@@ -48,12 +48,13 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff (rules and format), mypy --strict, and the import arrows."""
+    """Run ruff (rules and format), mypy --strict, import-linter, and the check of names and prose."""
     session.install("-e", ".", *group("lint"), *group("test"), *group("bench"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
     session.run("lint-imports", "--no-cache")
+    session.run("python", "scripts/check_house.py")
 
 
 @nox.session
