@@ -181,7 +181,7 @@ async def test_what_tasks_have_to_be_told_is_written_before_the_end(tmp_path: Pa
     async with on_files(tmp_path) as core:
         async with connect(core, task("w", "sum")), connect(core, agent("w", "a", "1")):
             pass
-        desk = core.tasks.engine.desk
-        told = desk.put(lambda _: iter(()))  # type: ignore[arg-type, return-value]
-        assert not desk.is_done(told)
-    assert desk.is_done(told)
+        writes = core.tasks.engine.writes
+        told = writes.put(lambda _: iter(()))  # type: ignore[arg-type, return-value]
+        assert not writes.is_written(told)
+    assert writes.is_written(told)

@@ -228,7 +228,7 @@ async def test_nothing_is_kept_of_sessions_and_tokens_that_are_over(world: World
             await barrier(peer)
             assert await database.fetch("SELECT count(*) FROM task_sessions") == [(1,)]
             assert await database.fetch("SELECT count(*) FROM task_descents") == [(1,)]
-        await core.tasks.engine.desk.settle()
+        await core.tasks.engine.writes.flush()
         await pump()
         assert await database.fetch("SELECT count(*) FROM task_sessions") == [(0,)]
         clock.ahead_ms = 2 * 24 * 3600 * 1000

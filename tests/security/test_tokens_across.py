@@ -34,7 +34,7 @@ async def test_a_session_on_another_node_ends(
             _, second = await token_for(peer, "ag::w::i::2")
             async with connect(two, worker(second, "2")) as other:
                 await barrier(peer, other)
-                await two.tasks.engine.desk.settle()
+                await two.tasks.engine.writes.flush()
                 assert (await operate(creator, Op.CANCEL, task_id)).success
                 assert await ended(peer)
                 assert await ended(other)

@@ -155,7 +155,7 @@ class Play:
     async def _settle(self) -> None:
         for _ in range(3):
             await pump(30)
-            await self.core.tasks.engine.desk.settle()
+            await self.core.tasks.engine.writes.flush()
             await self.core.tasks.engine.take_up_children()
         await pump(30)
 

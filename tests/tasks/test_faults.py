@@ -151,7 +151,7 @@ class Faults:
     async def settle(self) -> None:
         for _ in range(3):
             await pump(20)
-            await self.core.tasks.engine.desk.settle()
+            await self.core.tasks.engine.writes.flush()
         await pump(20)
 
     def query(self, sql: str, *args: Any) -> list[Any]:

@@ -14,12 +14,12 @@ async def test_a_session_that_has_ended_joins_nobody(store: Store) -> None:
                 await pump()
                 session = core.registry.holder("ag::w::i::a")
                 assert session is not None
-                await core.tasks.engine.desk.settle()
+                await core.tasks.engine.writes.flush()
                 sessions = "SELECT session_id FROM task_workers"
                 assert world.databases["tasks"].query(sessions) == [(session.session_id,)]
                 link.cut()
                 await pump(200)
             assert session.detached
             core.tasks.joined(session, back=False)
-            await core.tasks.engine.desk.settle()
+            await core.tasks.engine.writes.flush()
             assert world.databases["tasks"].query(sessions) == []

@@ -26,7 +26,7 @@ from aether_trio.services.tasks.transaction import rows, sessions, startup
 from aether_trio.services.tasks.transaction.startup import Begun, Wish
 from aether_trio.services.tasks.transaction.tokens import hash_token, new_token
 from aether_trio.services.tasks.transaction.work import Context, Push, Work
-from aether_trio.services.tasks.write_batcher import SignOfLife
+from aether_trio.services.tasks.write_batcher import Heartbeat
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Program, StorageUnavailable
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -166,7 +166,7 @@ class Starts:
                     work.pushes.append(Push(task, here, b""))
             yield from startup.joined(work, name, session_id, profiles)
 
-        self._engine.desk.put(errand, sign=SignOfLife(name))
+        self._engine.writes.put(errand, heartbeat=Heartbeat(name))
 
     def ended(self, session: Session) -> None:
         """An orchestrator has gone. What it was to start goes to the next one."""
@@ -178,11 +178,11 @@ class Starts:
             yield from startup.left(left.identity, left.session_id)
             yield from sessions.leave(work, left)
 
-        self._engine.desk.put(errand)
+        self._engine.writes.put(errand)
 
     async def orchestrators(self) -> list[tuple[str, Sequence[str], int]]:
         """(identity, profiles, connected since) of everybody who can start something. Raises StorageUnavailable."""
-        await self._engine.desk.settle()  # who has been acknowledged here is in it
+        await self._engine.writes.flush()  # who has been acknowledged here is in it
         found: dict[str, tuple[list[str], int]] = {}
         for name, profile, connected_ms in await self._engine.database.read(startup.entries):
             found.setdefault(name, ([], connected_ms))[0].append(profile.decode())

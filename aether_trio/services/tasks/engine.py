@@ -116,11 +116,11 @@ class Engine:
         self._assignments = Kicks()
         self.deliveries = Deliveries(database, self._assignments.add)
         self._notices = Kicks(NOTICE_S)
-        self.desk = WriteBatcher(self._perform_errand, together)
-        self.follow_ups = WriteBatcher(self._perform_errand, most=1)
+        self.writes = WriteBatcher(self._perform_errand, together)
+        self.follow_ups = WriteBatcher(self._perform_errand, max_group=1)
         """Pages of what follows from a move, each in a transaction of its own: whoever comes or reports meanwhile waits for one of them."""
-        self.guests = Guests(self.desk, lambda: others.node)
-        self.clockwork = TaskTimer(database, clock, self._fire, self.desk.catch_up)
+        self.guests = Guests(self.writes, lambda: others.node)
+        self.clockwork = TaskTimer(database, clock, self._fire, self.writes.flush_within)
         self.inputs = Inputs(log, database, self.perform)
         self.outbox = OutboxPublisher(database, log, lambda: others.node)
         self._begun: dict[str, int] = {}
@@ -151,7 +151,7 @@ class Engine:
         """Counters since start."""
         followed = sum(1 for _ in self.hub.watched)
         return TaskStatistics(
-            self.deliveries.pushed, self.clockwork.fired, self.desk.dropped, self.inputs.dropped, followed
+            self.deliveries.pushed, self.clockwork.fired, self.writes.dropped, self.inputs.dropped, followed
         )
 
     # -- sessions of tasks ------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ class Engine:
         """Wait until the task of this session is its own, if one has let it in."""
         number = self._begun.get(session_id, 0)
         if number:
-            await self.desk.wait_done(number)
+            await self.writes.wait_written(number)
             self._begun.pop(session_id, None)
 
     def is_over(self, session_id: str) -> None:
@@ -234,9 +234,9 @@ class Engine:
         logger.warning("it was not known whether a transaction on tasks was committed; it was made again")
         self.clockwork.look()
         self.hub.look("*")
-        self.desk.put(_push_again)
-        self.desk.put(_find_outlived)
-        self.desk.put(Work.find_unfinished)
+        self.writes.put(_push_again)
+        self.writes.put(_find_outlived)
+        self.writes.put(Work.find_unfinished)
         self._stranded.set()
         self._left.set()
         self.outbox.wake()
@@ -308,7 +308,7 @@ class Engine:
     def renewed(self) -> None:
         """This node was taken for dead and has another name from now on: what it follows is written again under that. Its sessions join
         again (TaskService.joined). Never blocks."""
-        self.desk.put(self._watch_again)
+        self.writes.put(self._watch_again)
         self.hub.look("*")
         self._collecting.set()
         self.outbox.wake()
@@ -355,7 +355,7 @@ class Engine:
         await self.perform(Work.find_unfinished)
         await self.database.execute("DELETE FROM task_watchers WHERE node = $1", self.hints.node)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.desk.run, name="task-desk")
+            nursery.start_soon(self.writes.run, name="task-desk")
             nursery.start_soon(self.follow_ups.run, name="task-follow-ups")
             nursery.start_soon(keep_running, "task-assignments", self._assignments.run, name="task-assignments")
             nursery.start_soon(keep_running, "task-notices", self._notices.run, name="task-notices")
@@ -371,7 +371,7 @@ class Engine:
                 nursery.start_soon(keep_running, "task-nodes", self._watch_nodes, name="task-nodes")
             yield
             with trio.move_on_after(SETTLE_S, shield=True):
-                await self.desk.settle()
+                await self.writes.flush()
             nursery.cancel_scope.cancel()
 
     async def _fire(self, unheard: due.Unheard) -> int:

@@ -33,7 +33,7 @@ from aether_trio.services.tasks.transaction.guests import is_guest
 from aether_trio.services.tasks.transaction.rows import Worker
 from aether_trio.services.tasks.transaction.session_batch import Join, Leave
 from aether_trio.services.tasks.transaction.work import Context, Work
-from aether_trio.services.tasks.write_batcher import SignOfLife
+from aether_trio.services.tasks.write_batcher import Heartbeat
 from aether_trio.session.session import Session
 from aether_trio.storage.base import ExecuteMany, Program, StorageUnavailable
 from aether_trio.storage.outages import outage
@@ -83,7 +83,7 @@ class TaskService:
             await self._after_reports(session)
             if session.identity.kind is Kind.ORCHESTRATOR:
                 # Its word on an agent is judged when it is written that the agent has come, or gone.
-                await self.engine.desk.settle()
+                await self.engine.writes.flush()
             await self._operate(session, op, response)
         except StorageUnavailable as error:
             response.error = str(outage(error))
@@ -307,13 +307,13 @@ class TaskService:
             if not session.detached:
                 yield ExecuteMany(WATCH, [(task_id, work.context.node) for task_id in sorted(task_ids)])
 
-        await self.engine.desk.wait_done(self.engine.desk.put(errand))
+        await self.engine.writes.wait_written(self.engine.writes.put(errand))
 
     def _unwatch(self, task_ids: Sequence[str]) -> None:
         if self.engine.database.shared:
             for first in range(0, len(task_ids), UNWATCH_PAGE):
                 part = task_ids[first : first + UNWATCH_PAGE]
-                self.engine.desk.put(partial(self._unwatch_page, task_ids=part))
+                self.engine.writes.put(partial(self._unwatch_page, task_ids=part))
 
     def _unwatch_page(self, work: Work, task_ids: Sequence[str]) -> Program[None]:
         watches = self.engine.hub.watches
@@ -367,7 +367,7 @@ class TaskService:
         joined = sessions.Joined(
             worker, back, session.task_id, session.token, session.lineage, again, lambda: session.detached
         )
-        number = self.engine.desk.put(Join(joined), sign=SignOfLife(identity.text))
+        number = self.engine.writes.put(Join(joined), heartbeat=Heartbeat(identity.text))
         if session.task_id:
             self.engine.begins(session.session_id, number)
 
@@ -385,7 +385,7 @@ class TaskService:
                 by_gateway=session.ended_by_gateway,
                 let_in=bool(session.lineage),
             )
-            self.engine.desk.put(Leave(left))
+            self.engine.writes.put(Leave(left))
 
     # -- progress ---------------------------------------------------------------------------------------------------
 
@@ -424,11 +424,11 @@ class TaskService:
             else:
                 yield from work.note(task, pb.TaskEvent(progress=event))
 
-        number = self.engine.desk.offer(
+        number = self.engine.writes.offer(
             errand,
             lambda: self._tell_lost(session, report, lost),
-            sign=SignOfLife(name, task_id),
-            of=session.session_id,
+            heartbeat=Heartbeat(name, task_id),
+            session_id=session.session_id,
             size=report.ByteSize(),
         )
         if number:
@@ -444,7 +444,7 @@ class TaskService:
         await self.engine.begun(session.session_id)
         number = self._reports.pop(session.session_id, 0)
         if number:
-            await self.engine.desk.wait_done(number)
+            await self.engine.writes.wait_written(number)
 
 
 def _stands_in(identity: Identity, other: Identity) -> bool:

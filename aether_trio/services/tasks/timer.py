@@ -5,7 +5,7 @@ calendar, which may have been set while it slept. Where other nodes write to the
 died before its moment is another one's to do.
 
 While the database is away nothing falls due, and participants cannot say what they do. What they have said by the moment at which something
-falls due comes first (`catch_up`), and `fire` is told what is `Unheard`: since when the database was away, and what has not been written
+falls due comes first (`flush_within`), and `fire` is told what is `Unheard`: since when the database was away, and what has not been written
 in time. A silence that was only that is excused. An outage counts until nothing is left that fell due in it, however often the database
 fails meanwhile.
 
@@ -24,21 +24,21 @@ import trio
 from aether_trio.model.clock import Clock
 from aether_trio.services.tasks.transaction import due
 from aether_trio.services.tasks.transaction.due import NEVER_AWAY, Outage, Unheard
-from aether_trio.services.tasks.write_batcher import ALL_WRITTEN, Unwritten
+from aether_trio.services.tasks.write_batcher import NO_BACKLOG, Backlog
 from aether_trio.storage.base import Database, StorageUnavailable
 
 logger = structlog.get_logger("aether.tasks")
 
 LOOK_S: Final = 5.0
 RETRY_S: Final = 1.0
-CATCH_UP_S: Final = 5.0
+FLUSH_S: Final = 5.0
 """For what participants have said to be written. What takes longer excuses those who have said it, and holds nothing else up."""
 
 
 class TaskTimer:
     """`fire(unheard)` lets a page of what is due happen, and says how many rows it looked at. Raises StorageUnavailable.
 
-    `catch_up(within_s)` waits until what participants have said is written, and says what is not.
+    `flush_within(timeout_s)` waits until what participants have said is written, and says what is not.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class TaskTimer:
         database: Database,
         clock: Clock,
         fire: Callable[[Unheard], Awaitable[int]],
-        catch_up: Callable[[float], Awaitable[Unwritten]],
+        flush_within: Callable[[float], Awaitable[Backlog]],
     ) -> None:
         self._database = database
         self._clock = clock
         self._fire = fire
-        self._catch_up = catch_up
+        self._flush_within = flush_within
         self._outage = NEVER_AWAY
         self._next_ms = 0
         self._earlier = trio.Event()
@@ -76,14 +76,14 @@ class TaskTimer:
                 self._earlier, self._next_ms = trio.Event(), 0
                 self._next_ms = await self._database.read(due.next_moment)
                 is_due = self._wait_s() <= 0
-                unwritten = await self._catch_up(CATCH_UP_S) if is_due or failing else ALL_WRITTEN
-                if failing or (unwritten.failed and not unwritten.left):
+                backlog = await self._flush_within(FLUSH_S) if is_due or failing else NO_BACKLOG
+                if failing or (backlog.failed and not backlog.size):
                     since_ms = self._outage.since_ms or there_ms
                     self._outage = Outage(min(since_ms, there_ms), self._clock.now_ms())
                     failing = False
                 there_ms = self._clock.now_ms()
                 if is_due:
-                    self.fired += await self._fire(Unheard(self._outage, unwritten.signs))
+                    self.fired += await self._fire(Unheard(self._outage, backlog.heartbeats))
                     continue
             except StorageUnavailable as error:
                 if not failing:

@@ -250,8 +250,8 @@ async def test_the_process_of_another_attempt_has_its_grace_when_it_comes_at_onc
         async with connect(core, starter("2", "process")) as second:
             orchestrator.cut()
             other = await assignment(second)
-            desk, gate = core.tasks.engine.desk, trio.Event()
-            perform = desk._perform
+            writes, gate = core.tasks.engine.writes, trio.Event()
+            perform = writes._perform
 
             async def late(errand: Mutation) -> None:
                 await gate.wait()
@@ -261,7 +261,7 @@ async def test_the_process_of_another_attempt_has_its_grace_when_it_comes_at_onc
                 async with connect(core, echo(credentials={"token": first.launch_params["auth_token"]})) as started:
                     await until(core, "running")
                     assert not (await fail(back, first.task_id, "its process has ended")).success
-                    monkeypatch.setattr(desk, "_perform", late)
+                    monkeypatch.setattr(writes, "_perform", late)
                     started.cut()
                     await trio.sleep(0.1)
                 hello = echo(credentials={"token": other.launch_params["auth_token"]})
@@ -293,8 +293,8 @@ async def test_a_long_grace_is_the_same_each_time(world: World) -> None:
 async def test_one_that_came_and_died_at_once_was_started_all_the_same(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desk = core.tasks.engine.desk
-    perform = desk._perform
+    writes = core.tasks.engine.writes
+    perform = writes._perform
 
     async def slowly(errand: Any) -> None:
         await trio.sleep(0.5)  # virtual time
@@ -303,7 +303,7 @@ async def test_one_that_came_and_died_at_once_was_started_all_the_same(
     async with cast(core) as (orchestrator, asker):
         asker.send(message_to(ECHO, b"one"))
         asked = await assignment(orchestrator)
-        monkeypatch.setattr(desk, "_perform", slowly)
+        monkeypatch.setattr(writes, "_perform", slowly)
         async with connect(core, echo()):
             answer = await fail(orchestrator, asked.task_id, "its process ended by SIGKILL after 0.1 s")
             assert "is connected; the start ends when its connection does" in answer.error

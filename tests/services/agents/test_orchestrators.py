@@ -188,7 +188,7 @@ async def test_one_whose_coming_is_written_late_takes_nobodys_place(core: Core) 
     async with connect(core, starter("1", "process")) as orchestrator:
         session = core.registry.holder("orc::o::1")
         assert session is not None
-        await engine.desk.settle()
+        await engine.writes.flush()
         orchestrator.cut()
         await session.wait_detached()
     core.starts.joined(session, back=False)

@@ -119,7 +119,7 @@ class Starts:
     async def settle(self) -> None:
         for _ in range(3):
             await pump(30)
-            await self.core.tasks.engine.desk.settle()
+            await self.core.tasks.engine.writes.flush()
         await pump(30)
         for specifier in "12":
             if specifier in self.people:

@@ -65,7 +65,7 @@ async def test_nothing_stays_of_a_subscription_whose_session_ends_while_it_is_wr
         run, held, go_on, written = database.run, trio.Event(), trio.Event(), trio.Event()
         async with trio.open_nursery() as nursery, connect(one, agent("w", "c", "2")) as follower:
             await barrier(follower)
-            await one.tasks.engine.desk.settle()
+            await one.tasks.engine.writes.flush()
 
             async def late(program: Any) -> Any:
                 """The first one is written though its caller has gone."""
@@ -92,5 +92,5 @@ async def test_nothing_stays_of_a_subscription_whose_session_ends_while_it_is_wr
             await pump(100)
             go_on.set()
             await written.wait()
-            await one.tasks.engine.desk.settle()
+            await one.tasks.engine.writes.flush()
             assert await database.fetch("SELECT COUNT(*) FROM task_watchers") == [(0,)]

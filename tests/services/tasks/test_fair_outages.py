@@ -11,10 +11,10 @@ import trio
 
 from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Status
-from aether_trio.services.tasks.timer import CATCH_UP_S, TaskTimer
+from aether_trio.services.tasks.timer import FLUSH_S, TaskTimer
 from aether_trio.services.tasks.transaction import due
 from aether_trio.services.tasks.transaction.due import Unheard
-from aether_trio.services.tasks.write_batcher import ALL_WRITTEN, Mutation, Unwritten
+from aether_trio.services.tasks.write_batcher import NO_BACKLOG, Backlog, Mutation
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -53,14 +53,14 @@ def report(worker: MemoryLink, task_id: str) -> None:
 
 def delay_writes(core: Core, monkeypatch: pytest.MonkeyPatch, wait: Callable[[], Awaitable[object]]) -> None:
     """Have what sessions do and report written only after a `wait`, a group at a time; the database answers all others."""
-    desk = core.tasks.engine.desk
-    perform = desk._perform
+    writes = core.tasks.engine.writes
+    perform = writes._perform
 
     async def late(errand: Mutation) -> None:
         await wait()
         await perform(errand)
 
-    monkeypatch.setattr(desk, "_perform", late)
+    monkeypatch.setattr(writes, "_perform", late)
 
 
 @asynccontextmanager
@@ -232,7 +232,7 @@ async def test_a_stalled_write_holds_up_no_page_of_other_deadlines(
         stalled = trio.Event()
         delay_writes(core, monkeypatch, stalled.wait)
         report(worker, reported)
-        await trio.sleep(10 + CATCH_UP_S + 1)
+        await trio.sleep(10 + FLUSH_S + 1)
         assert dict(tasks.query("SELECT status, count(*) FROM tasks GROUP BY status")) == {"dlq": 50, "running": 1}
         stalled.set()
 
@@ -418,9 +418,9 @@ async def test_an_outage_is_one_after_the_calendar_was_set_back_in_another_one()
                 raise StorageUnavailable("away")
             return self.next_ms
 
-    async def catch_up(_: float) -> Unwritten:
+    async def flush_within(_: float) -> Backlog:
         await trio.lowlevel.checkpoint()
-        return ALL_WRITTEN
+        return NO_BACKLOG
 
     calendar, table, outages = Calendar(), Table(), list[due.Outage]()
 
@@ -440,7 +440,7 @@ async def test_an_outage_is_one_after_the_calendar_was_set_back_in_another_one()
         await trio.sleep(10)
 
     async with trio.open_nursery() as nursery:
-        timer = TaskTimer(table, calendar, fire, catch_up)  # type: ignore[arg-type]
+        timer = TaskTimer(table, calendar, fire, flush_within)  # type: ignore[arg-type]
         nursery.start_soon(timer.run)
         await trio.sleep(1)
         await be_away(until_ms=1_060_000)
@@ -472,10 +472,10 @@ async def test_what_falls_due_between_two_looks_at_the_clock_waits_for_what_was_
             await trio.lowlevel.checkpoint()
             return 1_003
 
-    async def catch_up(_: float) -> Unwritten:
+    async def flush_within(_: float) -> Backlog:
         await trio.lowlevel.checkpoint()
         order.append("caught up")
-        return ALL_WRITTEN
+        return NO_BACKLOG
 
     async with trio.open_nursery() as nursery:
 
@@ -485,5 +485,5 @@ async def test_what_falls_due_between_two_looks_at_the_clock_waits_for_what_was_
             nursery.cancel_scope.cancel()
             return 0
 
-        nursery.start_soon(TaskTimer(Table(), Ticking(), fire, catch_up).run)  # type: ignore[arg-type]
+        nursery.start_soon(TaskTimer(Table(), Ticking(), fire, flush_within).run)  # type: ignore[arg-type]
     assert order == ["caught up", "fired"]

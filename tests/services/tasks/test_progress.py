@@ -31,13 +31,13 @@ async def test_one_that_reports_without_a_pause_costs_nobody_else_a_report(
     core: Core, world: World, count: int, summary: str
 ) -> None:
     """A report is a sign of life: a worker whose reports are dropped is taken for dead."""
-    database, desk = world.databases["tasks"], core.tasks.engine.desk
+    database, writes = world.databases["tasks"], core.tasks.engine.writes
     async with connect(core, agent("w", "c", "1")) as noisy, connect(core, agent("w", "c", "2")) as worker:
         its, mine = await begin(noisy), await begin(worker)
         before = database.query(REPORTS, mine)
         database.before_write.close()
         noisy.send(*(report(its, summary) for _ in range(count)))
-        while not desk.dropped:
+        while not writes.dropped:
             await trio.sleep(0.01)
         await pump(count)
         worker.send(report(mine))

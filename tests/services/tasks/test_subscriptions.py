@@ -470,6 +470,6 @@ async def test_the_end_of_a_large_subscription_is_written_a_part_at_a_time(
         async with connect(core, agent("w", "c", "2")) as other:
             assert (await subscribe(other, parent, recursive=True)).success
             assert tasks.query("SELECT COUNT(*) FROM task_watchers") == [(41,)]
-        await core.tasks.engine.desk.settle()
+        await core.tasks.engine.writes.flush()
         while tasks.query("SELECT COUNT(*) FROM task_watchers") != [(0,)]:
             await trio.sleep(5)

@@ -122,7 +122,7 @@ async def test_a_client_is_told_of_no_hibernation_before_its_acknowledgement(cor
             await core.tasks.engine.perform(errand)
 
         core.starts.of = late  # type: ignore[method-assign]
-        core.tasks.engine.desk._perform = written_late  # the former session's row is still there
+        core.tasks.engine.writes._perform = written_late  # the former session's row is still there
         nursery.start_soon(core.sessions.serve, back)
         back.send(agent("w", "i", "1", resume_session_id=session_id))
         await worker.wait_end()

@@ -125,7 +125,7 @@ class Creation:
         for pause_s in JOINING_S:
             if not await self.connected(target.text):
                 return await run(offline) if offline is Offline.START else created
-            await self.engine.desk.settle()
+            await self.engine.writes.flush()
             created = await run(Offline.REJECT)
             if not created.absent:
                 return created

@@ -15,7 +15,7 @@ from aether_trio.model.tasks.due import Due, happening, move_of, next_due
 from aether_trio.services.tasks.transaction import rows, startup
 from aether_trio.services.tasks.transaction.sessions import excused
 from aether_trio.services.tasks.transaction.work import Work
-from aether_trio.services.tasks.write_batcher import SignOfLife
+from aether_trio.services.tasks.write_batcher import Heartbeat
 from aether_trio.storage.base import Execute, Fetch, Program, Row
 
 PAGE: Final = 100
@@ -41,14 +41,14 @@ class Unheard(NamedTuple):
     """Why the gateway does not know that a participant is alive: an outage, and signs of life that wait to be written."""
 
     in_outage: Outage = NEVER_AWAY
-    signs: frozenset[SignOfLife] = frozenset()
+    signs: frozenset[Heartbeat] = frozenset()
 
     def excuses(self, task: Task) -> bool:
         """Whether the silence of this task's worker may be only that. An agent that was started comes as the task's target."""
         if self.in_outage.since_ms <= task.due_ms <= self.in_outage.until_ms:
             return True
         name = task.assigned_to
-        wanted = (SignOfLife(name), SignOfLife(name, task.task_id), SignOfLife(task.target))
+        wanted = (Heartbeat(name), Heartbeat(name, task.task_id), Heartbeat(task.target))
         return not self.signs.isdisjoint(wanted)
 
 

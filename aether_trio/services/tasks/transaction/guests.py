@@ -14,7 +14,7 @@ from aether_trio.services.tasks.handlers.create import WORKER_KINDS
 from aether_trio.services.tasks.transaction.rows import Worker
 from aether_trio.services.tasks.transaction.session_batch import Join
 from aether_trio.services.tasks.transaction.sessions import Joined
-from aether_trio.services.tasks.write_batcher import SignOfLife, WriteBatcher
+from aether_trio.services.tasks.write_batcher import Heartbeat, WriteBatcher
 from aether_trio.session.session import Session
 
 
@@ -27,8 +27,8 @@ def is_guest(session: Session) -> bool:
 class Guests:
     """The sessions of this node that may have a row for their own tasks. `node()` names this node's lease."""
 
-    def __init__(self, desk: WriteBatcher, node: Callable[[], str]) -> None:
-        self._desk = desk
+    def __init__(self, writes: WriteBatcher, node: Callable[[], str]) -> None:
+        self._writes = writes
         self._node = node
         self._back: set[str] = set()
         self._enlisted: dict[str, int] = {}
@@ -48,7 +48,7 @@ class Guests:
         if number is None:
             back = session.session_id in self._back
             number = self._enlisted[session.session_id] = self._join(session, back=back, again=False, guest=False)
-        await self._desk.wait_done(number)
+        await self._writes.wait_written(number)
 
     def forget(self, session: Session) -> bool:
         """This session is over; whether it may have had a row."""
@@ -70,4 +70,4 @@ class Guests:
             capacity=1,
         )
         joined = Joined(worker, back, again=again, over=lambda: session.detached, guest=guest)
-        return self._desk.put(Join(joined), sign=SignOfLife(identity.text))
+        return self._writes.put(Join(joined), heartbeat=Heartbeat(identity.text))
