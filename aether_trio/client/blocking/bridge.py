@@ -353,6 +353,9 @@ class _Ended(Exception):
     """An iterator has ended."""
 
 
+B = TypeVar("B", bound=Blocking[Any])
+
+
 def blocking(method: Callable[Concatenate[Any, P], Awaitable[T]]) -> Callable[Concatenate[Any, P], T]:
     """A method for a Blocking class that runs the method of the same name of its target."""
 
@@ -391,6 +394,67 @@ def blocking_block(
     return call
 
 
+def blocking_value(
+    method: Callable[Concatenate[Any, P], Awaitable[T]], wrap: Callable[[Bridge, T], U]
+) -> Callable[Concatenate[Any, P], U]:
+    """Make a blocking method of a coroutine method; `wrap` makes its result blocking too."""
+
+    @functools.wraps(method)
+    def call(self: Blocking[Any], /, *args: P.args, **kwargs: P.kwargs) -> U:
+        bound: Callable[..., Awaitable[T]] = getattr(self._target, method.__name__)
+        return wrap(self._bridge, self._bridge.run(bound, *args, **kwargs))
+
+    return call
+
+
+def called_at_once(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """Make a method that calls one of the target in the thread of the caller: one that only reads."""
+
+    @functools.wraps(method)
+    def call(self: Blocking[Any], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        bound: Callable[..., T] = getattr(self._target, method.__name__)
+        return bound(*args, **kwargs)
+
+    return call
+
+
+def called_in_loop(method: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[Any, P], None]:
+    """Make a method that calls one of the target in the loop: one that does not wait. Does nothing once it has ended."""
+
+    @functools.wraps(method)
+    def call(self: Blocking[Any], /, *args: P.args, **kwargs: P.kwargs) -> None:
+        self._bridge.run_if_open(functools.partial(getattr(self._target, method.__name__), *args, **kwargs))
+
+    return call
+
+
+class BlockingAttribute(Generic[B]):
+    """Make the blocking form of an attribute of the target when it is read. On the class it is that form's class."""
+
+    def __init__(self, kind: type[B]) -> None:
+        self._kind = kind
+        self.__doc__ = kind.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, client: None, owner: type) -> type[B]: ...
+    @overload
+    def __get__(self, client: Blocking[Any], owner: type) -> B: ...
+    def __get__(self, client: Blocking[Any] | None, owner: type) -> type[B] | B:
+        return self._kind if client is None else self._kind(client._bridge, getattr(client._target, self._name))
+
+
 def streamed(bridge: Bridge, iterator: AsyncIterator[T]) -> BlockingStream[T]:
     """For `blocking_block`: the block yields an iterator."""
     return BlockingStream(bridge, iterator)
+
+
+def streamed_as(wrap: Callable[[Bridge, T], U]) -> Callable[[Bridge, AsyncIterator[T]], Iterator[U]]:
+    """For `blocking_block`: the block yields an iterator of things that `wrap` makes blocking."""
+
+    def wrapped(bridge: Bridge, iterator: AsyncIterator[T]) -> Iterator[U]:
+        return map(functools.partial(wrap, bridge), BlockingStream(bridge, iterator))
+
+    return wrapped

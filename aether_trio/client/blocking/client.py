@@ -26,43 +26,21 @@ from typing import Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar, U
 
 import anyio
 
-from aether_trio.client.blocking.bridge import Blocking, BlockingStream, Bridge, LoopThread, blocking
+from aether_trio.client.blocking.bridge import BlockingStream, Bridge, LoopThread
 from aether_trio.client.blocking.job import SyncJob, run_in_threads, sync_jobs
-from aether_trio.client.blocking.operations import SyncOperations
+from aether_trio.client.blocking.operations import ClientCalls, SyncPublication
 from aether_trio.client.client import Client
-from aether_trio.client.connection.outgoing import Publication
-from aether_trio.client.connection.session import State
-from aether_trio.client.errors import AetherError, ClientClosed, RequestTimeout
-from aether_trio.client.message import IncomingMessage, MessageType
-from aether_trio.client.operations.progress import ProgressUpdate
+from aether_trio.client.errors import ClientClosed, RequestTimeout
+from aether_trio.client.message import IncomingMessage
 from aether_trio.client.operations.task_values import Assignment
 from aether_trio.client.options import ClientOptions
-from aether_trio.client.principals import AgentClient, UserClient
-from aether_trio.client.senders import ToEveryone, ToParticipants, ToUsersEverywhere, ToWork, WithTelemetry
-from aether_trio.client.statistics import ClientStatistics
-from aether_trio.wire.pb import aether_pb2 as pb
+from aether_trio.client.principals import AgentClient
 
 __all__ = ["SyncClient", "SyncPublication", "connect_sync"]
 
 C = TypeVar("C", bound=Client)
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class SyncPublication(Blocking[Publication]):
-    """A message on its way. `committed` waits for it, and raises why it was refused."""
-
-    committed = blocking(Publication.committed)
-
-    @property
-    def settled(self) -> bool:
-        """Whether it is known what became of it."""
-        return self._target.settled
-
-    @property
-    def error(self) -> AetherError | None:
-        """Why it was refused; None while it is not settled, and when it is committed."""
-        return self._target.error
 
 
 class Messages:
@@ -87,33 +65,12 @@ class Messages:
             raise StopIteration from None
 
 
-class SyncClient(SyncOperations[C], Generic[C]):
+class SyncClient(ClientCalls[C], Generic[C]):
     """A client for scripts that block; `connect_sync` makes one. What its kind cannot do raises AttributeError.
 
     It has the methods and namespaces of the async clients, with the same arguments and errors. Beside them, what waits for
     something has a `timeout` in seconds: `receive(timeout)`, `messages(timeout)`, and `get(timeout)` of the feeds.
     """
-
-    send = blocking(Client.send)
-    flush = blocking(Client.flush)
-    reply = blocking(Client.reply)
-    request = blocking(Client.request)
-    tell = blocking(Client.tell)
-    tell_confirmed = blocking(Client.tell_confirmed)
-    switch_workspace = blocking(UserClient.switch_workspace)
-    send_to_agent = blocking(ToWork.send_to_agent)
-    send_to_task = blocking(ToWork.send_to_task)
-    send_to_workers = blocking(ToWork.send_to_workers)
-    send_input = blocking(ToWork.send_input)
-    send_to_window = blocking(ToParticipants.send_to_window)
-    send_to_user = blocking(ToParticipants.send_to_user)
-    send_to_service = blocking(ToParticipants.send_to_service)
-    send_to_bridge = blocking(ToParticipants.send_to_bridge)
-    send_to_agents = blocking(ToEveryone.send_to_agents)
-    send_to_users = blocking(ToEveryone.send_to_users)
-    send_to_user_everywhere = blocking(ToUsersEverywhere.send_to_user_everywhere)
-    send_event = blocking(WithTelemetry.send_event)
-    send_metric = blocking(WithTelemetry.send_metric)
 
     def __init__(self, bridge: Bridge, target: C) -> None:
         super().__init__(bridge, target)
@@ -124,18 +81,6 @@ class SyncClient(SyncOperations[C], Generic[C]):
         self._manual_acks = target._settings.manual_acks
 
     # -- messages
-
-    def publish(
-        self,
-        target: str,
-        payload: bytes | str,
-        *,
-        type: MessageType | int = MessageType.OPAQUE,  # noqa: A002 - the protocol's word
-        details: pb.SendMessage | None = None,
-    ) -> SyncPublication:
-        """See Client.publish."""
-        made = self._bridge.run(self._target.publish, target, payload, type=type, details=details)
-        return SyncPublication(self._bridge, made)
 
     def receive(self, timeout: float | None = None) -> IncomingMessage:
         """The next message, which the caller acknowledges. Raises RequestTimeout after so many seconds, and ClientClosed."""
@@ -229,43 +174,9 @@ class SyncClient(SyncOperations[C], Generic[C]):
             yield BlockingStream(self._bridge, feed)
 
     @property
-    def progress_updates(self) -> BlockingStream[ProgressUpdate]:
-        """See Client.progress_updates."""
-        return BlockingStream(self._bridge, self._target.progress_updates)
-
-    @property
-    def signals(self) -> BlockingStream[pb.Signal]:
-        """See Client.signals."""
-        return BlockingStream(self._bridge, self._target.signals)
-
-    @property
-    def errors(self) -> BlockingStream[AetherError]:
-        """See Client.errors."""
-        return BlockingStream(self._bridge, self._target.errors)
-
-    @property
-    def states(self) -> BlockingStream[State]:
-        """See Client.states."""
-        return BlockingStream(self._bridge, self._target.states)
-
-    def statistics(self) -> ClientStatistics:
-        """See Client.statistics."""
-        return self._target.statistics()
-
-    @property
     def client(self) -> C:
         """The async client, for what it knows without asking: `topic`, `session_id`, `state`, `config` and so on."""
         return self._target
-
-    @property
-    def topic(self) -> str:
-        """See Client.topic."""
-        return self._target.topic
-
-    @property
-    def workspace(self) -> str:
-        """See Client.workspace."""
-        return self._target.workspace
 
 
 @overload

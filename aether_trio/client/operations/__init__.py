@@ -1,18 +1,19 @@
-"""All operations of the protocol, for the client: one namespace for each family, bound to whatever can make a request.
+"""The operations of the protocol as methods of a client, in one namespace for each family.
 
     await agent.kv.put("greeting", b"hello", scope=Scope.WORKSPACE)
     task = await agent.tasks.create("summarize", payload, pool="summarizer")
 
-NAMESPACES is the list; `Operations` is the mixin that gives a client these attributes. What a gateway does not serve yet raises
-NotImplementedByGateway. Here are the values that the operations take, their enums, and what they raise or hand out beyond
-aether_trio.client's; what they return is described where each family is, such as aether_trio.client.operations.kv.
+`Operations` is the table of namespaces and gives a client its attributes. This package also exports the values and enums
+that the operations take, and the errors and objects that aether_trio.client does not have. The records that they return
+are described in the module of each family, such as aether_trio.client.operations.kv. An operation that the gateway does
+not serve raises NotImplementedByGateway.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar, cast, overload
 
 from aether_trio.client.operations.access import Access, AccessRequest, Continuation, ContinuationScope
 from aether_trio.client.operations.agents import Registration, Registry, ResourceSchema
@@ -122,114 +123,47 @@ __all__ = [
     "on_behalf_of",
 ]
 
-NAMESPACES: Final[Mapping[str, type[Namespace]]] = MappingProxyType(
-    {
-        "access": Access,
-        "audit": Audit,
-        "authority_requests": AuthorityRequests,
-        "checkpoints": Checkpoints,
-        "gateway": Gateway,
-        "grants": Grants,
-        "kv": Kv,
-        "progress": Progress,
-        "proxy": Proxy,
-        "registry": Registry,
-        "rules": Rules,
-        "sessions": Sessions,
-        "tasks": Tasks,
-        "tokens": Tokens,
-        "tunnels": Tunnels,
-        "workflow": Workflow,
-        "workspaces": Workspaces,
-    }
-)
-"""By the name of the attribute."""
+N = TypeVar("N", bound=Namespace)
+
+
+class NamespaceAttribute(Generic[N]):
+    """Give each client its namespace, made when the attribute is read. On the class it is itself."""
+
+    def __init__(self, namespace: type[N]) -> None:
+        self.namespace = namespace
+        self.__doc__ = namespace.__doc__
+
+    @overload
+    def __get__(self, client: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, client: Operations, owner: type) -> N: ...
+    def __get__(self, client: Operations | None, owner: type) -> Self | N:
+        return self if client is None else self.namespace(cast("Requester", client))
 
 
 class Operations:
-    """What makes a Requester a client with namespaces. They hold nothing, and are made anew each time."""
+    """Gives a client its namespaces: one line for each. The blocking form is generated from this table."""
 
-    @property
-    def access(self) -> Access:
-        """May I do this to that? And messages that are delivered only if I may."""
-        return Access(cast("Requester", self))
+    access = NamespaceAttribute(Access)
+    audit = NamespaceAttribute(Audit)
+    authority_requests = NamespaceAttribute(AuthorityRequests)
+    checkpoints = NamespaceAttribute(Checkpoints)
+    gateway = NamespaceAttribute(Gateway)
+    grants = NamespaceAttribute(Grants)
+    kv = NamespaceAttribute(Kv)
+    progress = NamespaceAttribute(Progress)
+    proxy = NamespaceAttribute(Proxy)
+    registry = NamespaceAttribute(Registry)
+    rules = NamespaceAttribute(Rules)
+    sessions = NamespaceAttribute(Sessions)
+    tasks = NamespaceAttribute(Tasks)
+    tokens = NamespaceAttribute(Tokens)
+    tunnels = NamespaceAttribute(Tunnels)
+    workflow = NamespaceAttribute(Workflow)
+    workspaces = NamespaceAttribute(Workspaces)
 
-    @property
-    def audit(self) -> Audit:
-        """The audit log."""
-        return Audit(cast("Requester", self))
 
-    @property
-    def authority_requests(self) -> AuthorityRequests:
-        """Ask somebody for authority, and decide what was asked."""
-        return AuthorityRequests(cast("Requester", self))
-
-    @property
-    def checkpoints(self) -> Checkpoints:
-        """What this participant saves for its next life."""
-        return Checkpoints(cast("Requester", self))
-
-    @property
-    def gateway(self) -> Gateway:
-        """The gateway process itself."""
-        return Gateway(cast("Requester", self))
-
-    @property
-    def grants(self) -> Grants:
-        """Authority to act for others."""
-        return Grants(cast("Requester", self))
-
-    @property
-    def kv(self) -> Kv:
-        """The key-value store."""
-        return Kv(cast("Requester", self))
-
-    @property
-    def progress(self) -> Progress:
-        """Tell others how far something has come."""
-        return Progress(cast("Requester", self))
-
-    @property
-    def proxy(self) -> Proxy:
-        """HTTP to services behind the gateway, and the answering side of it."""
-        return Proxy(cast("Requester", self))
-
-    @property
-    def registry(self) -> Registry:
-        """The registered agent implementations, and starting one."""
-        return Registry(cast("Requester", self))
-
-    @property
-    def rules(self) -> Rules:
-        """Access rules, groups and roles."""
-        return Rules(cast("Requester", self))
-
-    @property
-    def sessions(self) -> Sessions:
-        """Who is connected."""
-        return Sessions(cast("Requester", self))
-
-    @property
-    def tasks(self) -> Tasks:
-        """Tasks: create, find, follow, and move them through their states."""
-        return Tasks(cast("Requester", self))
-
-    @property
-    def tokens(self) -> Tokens:
-        """API tokens."""
-        return Tokens(cast("Requester", self))
-
-    @property
-    def tunnels(self) -> Tunnels:
-        """Bytes to a service behind the gateway."""
-        return Tunnels(cast("Requester", self))
-
-    @property
-    def workflow(self) -> Workflow:
-        """The workflow engine."""
-        return Workflow(cast("Requester", self))
-
-    @property
-    def workspaces(self) -> Workspaces:
-        """Workspaces; for a user, moving between them."""
-        return Workspaces(cast("Requester", self))
+NAMESPACES: Final[Mapping[str, type[Namespace]]] = MappingProxyType(
+    {name: one.namespace for name, one in vars(Operations).items() if isinstance(one, NamespaceAttribute)}
+)
+"""The class of each namespace, by the name of its attribute."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,8 +22,7 @@ from aether_trio.client import (
 )
 from aether_trio.client.blocking.bridge import Blocking
 from aether_trio.client.blocking.client import SyncClient, SyncPublication
-from aether_trio.client.blocking.operations import NAMESPACES as SYNC_NAMESPACES
-from aether_trio.client.blocking.values import SyncGrantCache, SyncProxiedRequest, SyncResponse, SyncTunnel
+from aether_trio.client.blocking.operations import SyncGrantCache, SyncProxiedRequest, SyncResponse, SyncTunnel
 from aether_trio.client.connection.outgoing import Publication
 from aether_trio.client.operations import NAMESPACES
 from aether_trio.client.operations.grant_cache import GrantCache
@@ -28,6 +30,8 @@ from aether_trio.client.operations.proxy import StreamedResponse
 from aether_trio.client.operations.proxy_service import ProxiedRequest
 from aether_trio.client.operations.tunnels import Tunnel
 from tests.client.operations.calls import public_methods
+
+GENERATOR = Path(__file__).parents[3] / "scripts/generate_blocking.py"
 
 KINDS = [
     AgentClient,
@@ -39,6 +43,9 @@ KINDS = [
     UserClient,
     WorkflowEngineClient,
 ]
+
+
+SYNC_NAMESPACES = {name: getattr(SyncClient, name) for name in NAMESPACES}
 
 
 def public(kind: type) -> set[str]:
@@ -53,7 +60,11 @@ def test_every_method_of_every_namespace_is_reachable() -> None:
         if not method.startswith("_") and method != "within"
     }
     assert there == public_methods()
-    assert set(SYNC_NAMESPACES) == set(NAMESPACES)
+
+
+def test_the_generated_module_is_up_to_date() -> None:
+    done = subprocess.run([sys.executable, GENERATOR, "--check"], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def test_every_coroutine_of_every_client_is_reachable() -> None:
