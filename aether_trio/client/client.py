@@ -22,7 +22,6 @@ from typing import Any, Final, Unpack
 import anyio
 
 from aether_trio.client.block import Block
-from aether_trio.client.connection.acknowledgements import answers_somebody, unanswered
 from aether_trio.client.connection.core import Core
 from aether_trio.client.connection.handshake import init_for
 from aether_trio.client.connection.outgoing import Outcome, Publication, Upstream, bytes_of, checked_topic, checked_type
@@ -32,6 +31,7 @@ from aether_trio.client.errors import AetherError, ClientClosed, RequestTimeout
 from aether_trio.client.feeds import CONNECTION_LOST, Feed
 from aether_trio.client.message import IncomingMessage, MessageType
 from aether_trio.client.messages import Messages
+from aether_trio.client.operation_table import operation_of
 from aether_trio.client.operations import Operations, ProgressUpdate
 from aether_trio.client.options import DELIVERY_CREDIT, NUMBERED_SENDS, ClientOptions, settings_for
 from aether_trio.client.requester import DEFAULT_TIMEOUT_S
@@ -310,11 +310,12 @@ class Client(Operations, Block, abc.ABC):
     async def _tell(self, message: pb.UpstreamMessage, settle: Callable[[AetherError | None], None] | None) -> None:
         await self._check_open()
         written = Outcome()
+        operation = operation_of(message)
         upstream = Upstream(
             message.SerializeToString(),
             written.settle,
-            answer=answers_somebody(message),
-            unanswered=unanswered(message),
+            answer=operation is not None and operation.continues_exchange,
+            unanswered=operation is not None and operation.refused_without_id,
             settle=settle,
         )
         self._core.outbox.put(upstream)

@@ -14,10 +14,11 @@ from typing import Any, Final
 from aether_trio.client.connection.inbox import Inbox
 from aether_trio.client.connection.outbox import Outbox
 from aether_trio.client.connection.outgoing import Upstream
-from aether_trio.client.connection.requests import ANSWERING, Pending, Requests
+from aether_trio.client.connection.requests import Pending, Requests
 from aether_trio.client.errors import AetherError, ConnectionLost, from_code
 from aether_trio.client.feeds import CONNECTION_LOST, Feed, Feeds
 from aether_trio.client.messages import Cursors, Messages
+from aether_trio.client.operation_table import OPERATIONS, RESPONSES
 from aether_trio.client.operations.progress import ProgressUpdate, progress_update
 from aether_trio.client.options import Settings
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -76,7 +77,7 @@ class Core:
         if case == "error":
             self._error(payload)
             return
-        if case in ANSWERING and self.requests.answer(case, payload):
+        if case in RESPONSES and self.requests.answer(case, payload):
             return
         if case == "config":
             self.config = payload
@@ -110,8 +111,7 @@ class Core:
             else:
                 pending.fail(error)
 
-        # The refusal of a creation comes without an id, and then with one.
-        pending.upstream = Upstream(pending.data, written, unanswered=pending.asked == "create_task")
+        pending.upstream = Upstream(pending.data, written, unanswered=OPERATIONS[pending.asked].refused_without_id)
         self.outbox.put(pending.upstream)
 
     def forget(self, pending: Pending) -> None:

@@ -9,27 +9,17 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, Final
 
 import anyio
 
 from aether_trio.client.connection.outgoing import Upstream
 from aether_trio.client.errors import AetherError, ConnectionLost, from_code, from_text
-from aether_trio.wire import errors
+from aether_trio.client.operation_table import OPERATIONS, RESPONSES, operation_of
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["ANSWERS", "Pending", "Requests", "failure_of", "prepare"]
+__all__ = ["Pending", "Requests", "failure_of", "prepare"]
 
-ANSWERS: Final[Mapping[str, str]] = MappingProxyType(
-    {case: answer for case, answer in errors.ANSWERS.items() if answer != "tunnel_close"} | {"admin_query": "admin"}
-)
-"""What is asked → what answers."""
-
-ANSWERING: Final = frozenset(ANSWERS.values())
-_BY_CLIENT_ID: Final = frozenset({"submit_audit_event", "authority_request_op", "task_subscription_op"})
-"""These correlate by `client_request_id`; a `request_id`, if they have one, is what they are about."""
 _REMEMBERED: Final = 256
 _KV_REASON_WAIT_S: Final = 2.0
 
@@ -54,7 +44,7 @@ class Pending:
     def __init__(self, request_id: str, asked: str, data: bytes, *, idempotent: bool) -> None:
         self.request_id = request_id
         self.asked = asked
-        self.awaits = ANSWERS[asked]
+        self.awaits = OPERATIONS[asked].response
         self.data = data
         self.idempotent = idempotent
         self.written = False
@@ -86,23 +76,19 @@ class Pending:
 
 def prepare(message: pb.UpstreamMessage, new_id: str) -> tuple[str, str]:
     """The case and the id of a request; an id is put in where there is none. Raises ValueError for what has no answer."""
-    asked = str(message.WhichOneof("payload") or "")
-    if asked not in ANSWERS:
-        raise ValueError(f"{asked or 'an empty message'} has no answer; use tell()")
-    payload = getattr(message, asked)
-    name = "client_request_id" if asked in _BY_CLIENT_ID else "request_id"
-    request_id = str(getattr(payload, name))
+    operation = operation_of(message)
+    if operation is None or not operation.response:
+        raise ValueError(f"{message.WhichOneof('payload') or 'an empty message'} has no answer; use tell()")
+    payload = getattr(message, operation.case)
+    request_id = str(getattr(payload, operation.id_field))
     if not request_id:
-        setattr(payload, name, request_id := new_id)
-    return asked, request_id
+        setattr(payload, operation.id_field, request_id := new_id)
+    return operation.case, request_id
 
 
 def failure_of(case: str, answer: Any) -> AetherError | None:
     """The error that a typed answer stands for; None when it is a success, or is of a kind that knows no failure."""
-    if case == "proxy_http_response":
-        return None  # its errors are the proxied service's; whoever proxies looks at them
-    flag = "ok" if case in {"resolve_authority_response", "connection_status_response"} else "success"
-    if getattr(answer, flag, True):
+    if getattr(answer, RESPONSES[case].success_field, True):
         return None
     text = str(getattr(answer, "error", "") or getattr(answer, "error_message", "") or getattr(answer, "message", ""))
     code = str(getattr(answer, "error_code", ""))

@@ -7,20 +7,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from google.protobuf.message import Message
 
 from aether_trio.client.errors import AetherError, ConnectionLost
 from aether_trio.client.feeds import CONNECTION_LOST, Feed
+from aether_trio.client.operation_table import OPERATIONS
 from aether_trio.client.requester import DEFAULT_TIMEOUT_S, Requester
 from aether_trio.wire.pb import aether_pb2 as pb
-
-_READING_CASES: Final = frozenset(
-    {"access_check", "audit_query", "batch_access_check", "connection_status_request", "resolve_authority_request"}
-)
-_READING_PREFIXES: Final = ("GET", "LIST")
-_READING: Final = frozenset({"LOAD", "SET_CARD", "QUERY_AUDIT", "EXPLAIN_ACCESS"})
 
 
 class Namespace:
@@ -39,7 +34,7 @@ class Namespace:
 
     async def _ask(self, case: str, payload: Message, *, again: bool = False) -> Any:
         """The answer's payload. With `again`, and for what only reads, a reconnect may ask a second time."""
-        again = again or only_reads(case, payload)
+        again = again or OPERATIONS[case].repeatable(payload)
         return await self._requester.request(upstream(case, payload), timeout=self._timeout_s, idempotent=again)
 
     async def _tell(self, case: str, payload: Message) -> None:
@@ -85,17 +80,6 @@ class Namespace:
 def concerns(error: Any, request_id: str) -> bool:
     """Whether this is the gateway's refusal of the message with this id."""
     return isinstance(error, AetherError) and error.request_id == request_id
-
-
-def only_reads(case: str, payload: Any) -> bool:
-    """Whether asking twice does no harm because nothing is changed: by the names of the protocol's operations."""
-    if case in _READING_CASES:
-        return True
-    field = payload.DESCRIPTOR.fields_by_name.get("op")
-    if field is None:
-        return False
-    name = str(field.enum_type.values_by_number[payload.op].name)
-    return name.startswith(_READING_PREFIXES) or name in _READING
 
 
 def upstream(case: str, payload: Message) -> pb.UpstreamMessage:

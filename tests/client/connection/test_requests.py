@@ -17,8 +17,10 @@ from aether_trio.client import (
     Refused,
     RequestTimeout,
 )
-from aether_trio.client.connection.requests import ANSWERS, failure_of, prepare
-from aether_trio.wire import framing
+from aether_trio.client.connection.requests import failure_of, prepare
+from aether_trio.client.operation_table import OPERATIONS
+from aether_trio.client.operations import NAMESPACES
+from aether_trio.wire import errors, framing
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.gateways import agent
 from tests.client.peer import open_peer
@@ -28,17 +30,35 @@ def get(key: str) -> pb.UpstreamMessage:
     return pb.UpstreamMessage(kv_op=pb.KVOperation(key=key))
 
 
-def test_every_request_has_an_answer_that_can_carry_its_id() -> None:
-    down = {
-        field.name: field.message_type for field in pb.DownstreamMessage.DESCRIPTOR.oneofs_by_name["payload"].fields
-    }
-    for asked, answer in ANSWERS.items():
-        message = pb.UpstreamMessage()
-        getattr(message, asked).SetInParent()
-        case, request_id = prepare(message, "new")
-        assert (case, request_id) == (asked, "new")
-        assert {"request_id", "client_request_id"} & set(down[answer].fields_by_name.keys())
-        assert prepare(message, "another") == (asked, "new")
+DOWN = {field.name: field.message_type for field in pb.DownstreamMessage.DESCRIPTOR.oneofs_by_name["payload"].fields}
+UP = {field.name for field in pb.UpstreamMessage.DESCRIPTOR.oneofs_by_name["payload"].fields}
+
+
+def test_the_table_has_every_message_of_the_protocol() -> None:
+    assert {*OPERATIONS, "init"} == UP
+    assert {row.namespace for row in OPERATIONS.values()} == {"", *NAMESPACES}
+
+
+def test_the_table_and_the_gateway_agree_on_responses() -> None:
+    ends_a_tunnel = {case for case, answer in errors.ANSWERS.items() if answer == "tunnel_close"}
+    there = {case: answer for case, answer in errors.ANSWERS.items() if case not in ends_a_tunnel}
+    here = {row.case: row.response for row in OPERATIONS.values() if row.response}
+    assert here == there | {"admin_query": "admin"}
+
+
+@pytest.mark.parametrize("row", [row for row in OPERATIONS.values() if row.response], ids=lambda row: row.case)
+def test_a_response_can_carry_the_id_and_the_failure_of_its_request(row: Any) -> None:
+    message = pb.UpstreamMessage()
+    getattr(message, row.case).SetInParent()
+    assert prepare(message, "new") == (row.case, "new")
+    assert prepare(message, "another") == (row.case, "new")
+    fields = set(DOWN[row.response].fields_by_name)
+    assert {"request_id", "client_request_id"} & fields
+    assert row.success_field in fields | {""} or row.response in WITHOUT_FAILURE
+
+
+WITHOUT_FAILURE = {"access_check_response", "batch_access_check_response"}
+"""Responses that have no field for a failure: an ErrorResponse says it."""
 
 
 def test_what_a_typed_failure_means() -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from aether_trio.client.connection.requests import ANSWERS
 from aether_trio.client.feeds import Feed, Feeds
+from aether_trio.client.operation_table import OPERATIONS
 from aether_trio.client.requester import DEFAULT_TIMEOUT_S
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -47,7 +47,7 @@ class FakeRequester:
         answer = self.answers.get(case)
         if callable(answer):
             answer = answer(getattr(message, case))
-        return answer if answer is not None else getattr(pb.DownstreamMessage(), ANSWERS[case])
+        return answer if answer is not None else getattr(pb.DownstreamMessage(), OPERATIONS[case].response)
 
     async def tell(self, message: pb.UpstreamMessage) -> None:
         """Remember it."""

@@ -1,0 +1,115 @@
+"""The operations of the protocol: for each message that a client sends, how the gateway answers it.
+
+One row for each case of UpstreamMessage but `init`. The client reads from it how to correlate an answer, what a refusal
+looks like, whether a request may be repeated after a reconnect, and what may still be sent to a gateway that drains. The
+methods with their arguments are in aether_trio.client.operations, one namespace for each family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from aether_trio.wire.pb import aether_pb2 as pb
+
+__all__ = ["OPERATIONS", "RESPONSES", "Operation", "operation_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One case of UpstreamMessage."""
+
+    case: str
+    namespace: str
+    """The attribute of a client with the methods for it; "" for the client's own methods."""
+    response: str = ""
+    """The case of DownstreamMessage that answers it; "" for a message that has no answer."""
+    id_field: str = "request_id"
+    """The field whose text the answer repeats."""
+    success_field: str = "success"
+    """The field of the response that is false for a refusal; "" for a response that knows none."""
+    only_reads: bool | frozenset[str] = False
+    """Whether repeating it changes nothing: always, or for the values of `op` whose names begin so."""
+    refused_without_id: bool = False
+    """A refusal is an ErrorResponse without an id, so that only the order of messages says what it is about."""
+    continues_exchange: bool = False
+    """It belongs to an exchange that has begun, so it is still sent to a gateway that drains."""
+
+    def repeatable(self, payload: Any) -> bool:
+        """Whether this request may be asked twice because it only reads."""
+        if isinstance(self.only_reads, bool):
+            return self.only_reads
+        field = payload.DESCRIPTOR.fields_by_name["op"]
+        name = str(field.enum_type.values_by_number[payload.op].name)
+        return name.startswith(tuple(self.only_reads))
+
+
+_BY_CLIENT_ID: Final = "client_request_id"
+"""Of operations whose `request_id`, if they have one, is what they are about."""
+_READS: Final = frozenset({"GET", "LIST"})
+
+_ROWS: Final = (
+    Operation(case="send", namespace="", refused_without_id=True),
+    Operation(case="switch_workspace", namespace="", refused_without_id=True),
+    Operation(
+        case="connection_status_request", namespace="sessions", response="connection_status_response",
+        success_field="ok", only_reads=True,
+    ),
+    Operation(case="progress", namespace="progress", refused_without_id=True),
+    Operation(case="kv_op", namespace="kv", response="kv", only_reads=_READS | {"SET_CARD"}),
+    Operation(case="checkpoint_op", namespace="checkpoints", response="checkpoint", only_reads=_READS | {"LOAD"}),
+    # A refused creation is told twice: by an ErrorResponse without an id, and by the response behind it.
+    Operation(case="create_task", namespace="tasks", response="create_task", refused_without_id=True),
+    Operation(case="task_query", namespace="tasks", response="task_query", only_reads=_READS),
+    Operation(case="task_op", namespace="tasks", response="task_op", only_reads=_READS),
+    Operation(
+        case="task_subscription_op", namespace="tasks", response="task_subscription_response",
+        id_field=_BY_CLIENT_ID, only_reads=_READS,
+    ),
+    Operation(case="session_op", namespace="sessions", response="session_response", only_reads=_READS),
+    Operation(case="workspace_op", namespace="workspaces", response="workspace", only_reads=_READS),
+    Operation(case="agent_op", namespace="registry", response="agent", only_reads=_READS),
+    Operation(case="admin_query", namespace="gateway", response="admin", only_reads=_READS),
+    Operation(
+        case="acl_op", namespace="rules", response="acl", only_reads=_READS | {"QUERY_AUDIT", "EXPLAIN_ACCESS"}
+    ),
+    Operation(case="access_check", namespace="access", response="access_check_response", only_reads=True),
+    Operation(case="batch_access_check", namespace="access", response="batch_access_check_response", only_reads=True),
+    Operation(case="token_op", namespace="tokens", response="token", only_reads=_READS),
+    Operation(case="audit_query", namespace="audit", response="audit_response", only_reads=True),
+    Operation(
+        case="submit_audit_event", namespace="audit", response="submit_audit_event_response", id_field=_BY_CLIENT_ID
+    ),
+    Operation(case="authority_grant_op", namespace="grants", response="authority_grant", only_reads=_READS),
+    Operation(
+        case="resolve_authority_request", namespace="grants", response="resolve_authority_response",
+        success_field="ok", only_reads=True,
+    ),
+    Operation(
+        case="authority_request_op", namespace="authority_requests", response="authority_request_response",
+        id_field=_BY_CLIENT_ID, only_reads=_READS,
+    ),
+    Operation(case="workflow_op", namespace="workflow", response="workflow_response", only_reads=_READS),
+    Operation(case="workflow_response", namespace="workflow", continues_exchange=True),
+    # The errors of a proxied response are those of the service.
+    Operation(case="proxy_http_request", namespace="proxy", response="proxy_http_response", success_field=""),
+    Operation(case="proxy_http_response", namespace="proxy", continues_exchange=True),
+    Operation(case="proxy_http_body_chunk", namespace="proxy", refused_without_id=True, continues_exchange=True),
+    Operation(case="tunnel_open", namespace="tunnels"),
+    Operation(case="tunnel_data", namespace="tunnels", continues_exchange=True),
+    Operation(case="tunnel_ack", namespace="tunnels", refused_without_id=True, continues_exchange=True),
+    Operation(case="tunnel_close", namespace="tunnels", continues_exchange=True),
+)  # fmt: skip
+
+OPERATIONS: Final[Mapping[str, Operation]] = MappingProxyType({row.case: row for row in _ROWS})
+"""The rows by their case of UpstreamMessage."""
+
+RESPONSES: Final[Mapping[str, Operation]] = MappingProxyType({row.response: row for row in _ROWS if row.response})
+"""The rows by the case of DownstreamMessage that answers them."""
+
+
+def operation_of(message: pb.UpstreamMessage) -> Operation | None:
+    """The row of a message; None for one without a payload, or for the first message of a connection."""
+    return OPERATIONS.get(message.WhichOneof("payload") or "")
