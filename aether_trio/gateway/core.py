@@ -37,14 +37,13 @@ from aether_trio.model.ids import IdFactory
 from aether_trio.queues.work_queues import open_work_groups
 from aether_trio.services import unimplemented
 from aether_trio.services.access import DevAuthorizer
-from aether_trio.services.agents import AgentService, AgentStore, Autostarter, Starts
+from aether_trio.services.agents import AgentService, AgentStore, Autostarter
 from aether_trio.services.checkpoints import CheckpointService
 from aether_trio.services.credentials import CredentialChecker
 from aether_trio.services.kv import KvService
 from aether_trio.services.presence import PresenceStore
 from aether_trio.services.progress import ProgressService
 from aether_trio.services.sessions import SessionService
-from aether_trio.services.tasks import TaskService
 from aether_trio.services.tasks.delivery.conversations import Conversations
 from aether_trio.services.tasks.transaction.startup import task_context
 from aether_trio.services.workspaces import WorkspaceSwitch
@@ -102,7 +101,8 @@ class Core:
         self.checkpoints = CheckpointService(state, clock, limits)
         self.tail = Tail(log, self.ephemeral_topics, clock)
         self.groups = open_work_groups(log, nursery)
-        self.tasks: TaskService = make_tasks(
+        self.agents = AgentStore(tasks, clock, strict=strict, most=limits.agent_registrations)
+        self.tasks, self.starts = make_tasks(
             settings,
             clock,
             ids,
@@ -113,17 +113,14 @@ class Core:
             membership,
             self.authorizer,
             self.checkpoints,
+            self.agents,
+            self,
         )
         self.credentials = CredentialChecker(settings.auth, clock, self.tasks.admit)
         self.chats = Conversations(tasks, ephemeral_topics)
         self.router.on_task_input = self.tasks.engine.inputs.put
-        self.agents = AgentStore(tasks, clock, strict=strict, most=limits.agent_registrations)
-        self.starts = Starts(self.tasks.engine, self.agents, ids, randomness.randbytes)
-        self.tasks.creation.starter = self.starts
         self.waker = Autostarter(self.starts, self.agents, clock, self.tasks.creation.connected, self._unread)
         self.router.on_absent = self.waker.note
-        self.tasks.engine.on_let_go = self.waker.ended
-        self.tasks.engine.on_absent = self.waker.note
         if membership.cluster is not None:
             membership.cluster.on_renewal.append(self._renewed)
         self._register(rates, strict)
@@ -153,6 +150,14 @@ class Core:
                 strict_charset=strict,
             )
         )
+
+    def target_absent(self, identity: str) -> None:
+        """Start the target of a task, if it can be started (AgentHooks)."""
+        self.waker.note(identity)
+
+    def gateway_lost(self, identity: str) -> None:
+        """Start an agent again whose gateway has ended, if messages wait for it (AgentHooks)."""
+        self.waker.ended(identity)
 
     def _register(self, rates: Rates, strict: bool) -> None:
         register = self.dispatcher.register

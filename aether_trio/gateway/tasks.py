@@ -12,8 +12,9 @@ from aether_trio.model.clock import Clock
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.tasks.due import TimeLimits
 from aether_trio.services.access import Authorizer
+from aether_trio.services.agents import AgentStore, Starts
 from aether_trio.services.checkpoints import CheckpointService
-from aether_trio.services.tasks import Alone, Creation, Engine, Hints, InCluster, TaskService
+from aether_trio.services.tasks import AgentHooks, Alone, Creation, Engine, Hints, InCluster, TaskService
 from aether_trio.storage.base import Database
 
 
@@ -44,12 +45,24 @@ def make_tasks(
     membership: Membership,
     authorizer: Authorizer,
     checkpoints: CheckpointService,
-) -> TaskService:
-    """Run its `engine.running()` while sessions are served."""
+    agents: AgentStore,
+    hooks: AgentHooks,
+) -> tuple[TaskService, Starts]:
+    """Make the task service and the starts of agents. Its `engine.running()` must run while sessions are served."""
     others: Hints = Alone(ids.unique()) if membership.cluster is None else InCluster(membership.cluster)
     engine = Engine(
-        database, clock, time_limits(settings), randomness.random, membership.registry, ephemeral_topics, log, others
+        database,
+        clock,
+        time_limits(settings),
+        randomness.random,
+        membership.registry,
+        ephemeral_topics,
+        log,
+        others,
+        hooks,
+        randomness.randbytes,
     )
+    starts = Starts(engine, agents, ids)
 
     async def connected(identity: str) -> bool:
         return (await membership.directory.seen(identity)).connected
@@ -62,5 +75,7 @@ def make_tasks(
         strict=settings.gateway.strict_identifier_charset,
         random_bytes=randomness.randbytes,
         connected=connected,
+        starter=starts,
     )
-    return TaskService(engine, creation, ids, authorizer, checkpoints.exists, capacity=settings.tasks.worker_tasks)
+    exists, capacity = checkpoints.exists, settings.tasks.worker_tasks
+    return TaskService(engine, creation, ids, authorizer, exists, capacity=capacity), starts

@@ -2,19 +2,13 @@
 
 A Starter of the task service, for TARGETED tasks whose target is not connected; `wake` is for messages, `launch` for whoever asks. The
 registration is read in the transaction that makes the start, so what was registered before the wish counts.
-
-What an orchestrator is told has a token of its own each time (reference: tasks.md 1.13), made on the node that it is connected to when it
-is told: a token is only ever in the memory of that node, the orchestrator and the agent.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
-
-import structlog
-import trio
 
 from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.ids import IdFactory
@@ -24,19 +18,15 @@ from aether_trio.services.agents.registry import AgentStore, find
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction import rows, sessions, startup
 from aether_trio.services.tasks.transaction.startup import Begun, Wish
-from aether_trio.services.tasks.transaction.tokens import hash_token, new_token
-from aether_trio.services.tasks.transaction.work import Context, Push, Work
+from aether_trio.services.tasks.transaction.work import Push, Work
 from aether_trio.services.tasks.write_batcher import Heartbeat
 from aether_trio.session.session import Session
-from aether_trio.storage.base import Program, StorageUnavailable
+from aether_trio.storage.base import Program
 from aether_trio.wire.pb import aether_pb2 as pb
-
-logger = structlog.get_logger("aether.agents")
 
 NOT_OVERRIDDEN: Final = frozenset({startup.PROFILE, startup.TOKEN})
 """Launch parameters that are the registration's and the gateway's: which orchestrators are asked, and the agent's credential."""
 STARTABLE: Final = frozenset({Kind.AGENT, Kind.UNIQUE_TASK})
-RETRY_S: Final = 1.0
 CAPACITY: Final = 1 << 40
 """Starts do not count as work, so any number will do."""
 _NAMES: Final = uuid.UUID("0a2f6a0e-1df6-4a63-9d35-6cfc4b1e7c0a")
@@ -50,13 +40,10 @@ class Starts:
         engine: Engine,
         agents: AgentStore,
         ids: IdFactory,
-        random_bytes: Callable[[int], bytes],
     ) -> None:
         self._engine = engine
         self._agents = agents
         self._ids = ids
-        self._random_bytes = random_bytes
-        engine.deliveries.hand_out = self.hand_out
 
     # -- wishes -----------------------------------------------------------------------------------------------------
 
@@ -187,31 +174,3 @@ class Starts:
         for name, profile, connected_ms in await self._engine.database.read(startup.entries):
             found.setdefault(name, ([], connected_ms))[0].append(profile.decode())
         return [(name, profiles, connected_ms) for name, (profiles, connected_ms) in found.items()]
-
-    async def hand_out(self, session: Session, starts: Sequence[Task]) -> None:
-        """Tell an orchestrator of this node what to start, each with a fresh token. Ends with the session at the latest."""
-        minted = [(task, new_token(self._random_bytes)) for task in starts]
-
-        def mint(context: Context) -> Program[list[Task | None]]:
-            found = []
-            for task, token in minted:
-                found.append((yield from startup.mint(Work(context), task.task_id, task.epoch, hash_token(token))))
-            return found
-
-        while True:
-            try:
-                found = await self._engine.run_program(mint)
-            except StorageUnavailable as error:
-                logger.warning("starts wait for storage", task=starts[0].task_id, reason=str(error))
-                await trio.sleep(RETRY_S)
-                continue
-            break
-        for still, (_, token) in zip(found, minted, strict=True):
-            if still is None:
-                continue  # somebody else has it by now, or the agent has come
-            await session.outbox.wait_control_room()
-            if not session.detached:
-                self._engine.deliveries.pushed += 1
-                session.put(
-                    pb.DownstreamMessage(task_assignment=startup.assignment(still, token, numbered=session.numbered))
-                )

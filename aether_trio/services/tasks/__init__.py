@@ -4,6 +4,6 @@ from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.handlers.creation import Creation
 from aether_trio.services.tasks.notifications import Alone, Hints, InCluster
 from aether_trio.services.tasks.service import TaskService
-from aether_trio.services.tasks.starter import Starter
+from aether_trio.services.tasks.starter import AgentHooks, Starter
 
-__all__ = ["Alone", "Creation", "Engine", "Hints", "InCluster", "Starter", "TaskService"]
+__all__ = ["AgentHooks", "Alone", "Creation", "Engine", "Hints", "InCluster", "Starter", "TaskService"]

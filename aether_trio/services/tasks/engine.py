@@ -37,6 +37,7 @@ from aether_trio.services.tasks.delivery.inputs import Inputs
 from aether_trio.services.tasks.delivery.log_publisher import OutboxPublisher
 from aether_trio.services.tasks.handlers.protobuf import descriptor
 from aether_trio.services.tasks.notifications import Hints
+from aether_trio.services.tasks.starter import AgentHooks
 from aether_trio.services.tasks.timer import TaskTimer
 from aether_trio.services.tasks.transaction import children, due, rows, sessions, startup, tokens
 from aether_trio.services.tasks.transaction.guests import Guests
@@ -79,10 +80,6 @@ NOTICE_S: Final = 0.01
 WATCH: Final = "INSERT INTO task_watchers (task_id, node) VALUES ($1, $2) ON CONFLICT DO NOTHING"
 
 
-def _nobody_cares(identity: str) -> None:
-    return None
-
-
 @dataclass(frozen=True, slots=True)
 class TaskStatistics:
     """Of this node: assignments sent, rows looked at because they were due, progress reports and inputs dropped, tasks that somebody follows."""
@@ -107,14 +104,17 @@ class Engine:
         ephemeral_topics: EphemeralTopics,
         log: TopicLog,
         others: Hints,
+        agents: AgentHooks,
+        random_bytes: Callable[[int], bytes],
     ) -> None:
+        self._agents = agents
         self.database = database
         self.clock = clock
         self._locking: Database = database.beside(locking=True)
         self.hints = others
         self.hub = EventSubscriptions(database)
         self._assignments = Kicks()
-        self.deliveries = Deliveries(database, self._assignments.add)
+        self.deliveries = Deliveries(database, self._assignments.add, self.run_program, random_bytes)
         self._notices = Kicks(NOTICE_S)
         self.writes = WriteBatcher(self._perform_errand, together)
         self.follow_ups = WriteBatcher(self._perform_errand, max_group=1)
@@ -142,10 +142,6 @@ class Engine:
         self._asleep: set[str] = set()
         self._ended: frozenset[str] = frozenset()
         """Leases whose end has been dealt with."""
-        self.on_absent: Callable[[str], None] = _nobody_cares
-        """Told of each participant that a task waits for and that is not connected."""
-        self.on_let_go: Callable[[str], None] = _nobody_cares
-        """Told of each agent of a gone gateway that is started when it is needed."""
 
     def statistics(self) -> TaskStatistics:
         """Counters since start."""
@@ -266,9 +262,9 @@ class Engine:
         if work.outbox:
             self.outbox.wake()
         for identity in work.let_go:
-            self.on_let_go(identity)
+            self._agents.gateway_lost(identity)
         for identity in work.absent:
-            self.on_absent(identity)
+            self._agents.target_absent(identity)
         for errand in work.errands:
             self.follow_ups.put(errand)
         for task_id in work.unfinished:
@@ -461,7 +457,7 @@ class Engine:
                 while True:
                     names, after = await self.database.read(partial(startup.absent, after))
                     for name in names:
-                        self.on_absent(name)
+                        self._agents.target_absent(name)
                     if not after:
                         break
             except BaseException as error:

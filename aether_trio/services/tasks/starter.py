@@ -1,4 +1,4 @@
-"""The seam to orchestration: what happens to a TARGETED task whose target is not connected.
+"""What the task service needs from the part that starts agents, and what it tells it.
 
 Without a Starter a task for somebody who is not there is refused, unless its creator wants it kept (TARGET_OFFLINE_POLICY_QUEUE).
 """
@@ -11,6 +11,18 @@ from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Task
 from aether_trio.services.tasks.transaction.work import Work
 from aether_trio.storage.base import Program
+
+
+class AgentHooks(Protocol):
+    """Told after a commit which agents may have to be started. Methods may only schedule work."""
+
+    def target_absent(self, identity: str) -> None:
+        """A task waits for this participant, which is not connected."""
+        ...
+
+    def gateway_lost(self, identity: str) -> None:
+        """This agent, which is started when it is needed, has lost its gateway."""
+        ...
 
 
 class Starter(Protocol):

@@ -68,14 +68,14 @@ async def test_an_urgent_start_overtakes_those_that_its_orchestrator_was_not_tol
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deliveries = core.tasks.engine.deliveries
-    hand_out = deliveries.hand_out
+    send_starts = deliveries.send_starts
     may_go_on = trio.Event()
 
     async def slowly(session: Session, starts: Sequence[Task]) -> None:
         await may_go_on.wait()
-        await hand_out(session, starts)
+        await send_starts(session, starts)
 
-    monkeypatch.setattr(deliveries, "hand_out", slowly)
+    monkeypatch.setattr(deliveries, "send_starts", slowly)
     async with (
         connect(core, starter("1", "process")) as orchestrator,
         connect(core, agent("w", "asker", "1")) as asker,

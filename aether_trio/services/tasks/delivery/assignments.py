@@ -4,52 +4,59 @@ A worker that reads is sent its assignments at once: with what else it is sent i
 not only the names of its tasks are kept, and they are read again when there is room: what waits for a stuck worker costs nothing. So it is
 with the tasks of a transaction that gives very much at once.
 
-An orchestrator is told of its starts in the order of their priority, as far as they wait here.
+An orchestrator is told of its starts in the order of their priority, as far as they wait here. Each has a token of its own
+(reference: tasks.md 1.13), made on the node of the orchestrator when it is told: only that node, the orchestrator and the agent
+ever have a token in memory.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final
 
 import structlog
-import trio
 
 from aether_trio.delivery.kicks import Kicked
 from aether_trio.model.tasks import Status, Task
 from aether_trio.services.tasks.handlers.protobuf import assignment
-from aether_trio.services.tasks.transaction import rows
+from aether_trio.services.tasks.transaction import rows, startup
+from aether_trio.services.tasks.transaction.tokens import hash_token, new_token
+from aether_trio.services.tasks.transaction.work import Context, Work
 from aether_trio.session.session import Session
-from aether_trio.storage.base import Database, Program, StorageUnavailable
+from aether_trio.storage.base import Database, Program
+from aether_trio.storage.retry import retry_while_unavailable
 from aether_trio.wire.pb import aether_pb2 as pb
 
 logger = structlog.get_logger("aether.tasks")
 
-RETRY_S: Final = 1.0
-
-
 STARTS_AT_ONCE: Final = 32
 """Starts that an orchestrator is told of in one step, which is a transaction."""
 
-HandOut = Callable[[Session, Sequence[Task]], Awaitable[None]]
-
-
-async def _nobody(session: Session, starts: Sequence[Task]) -> None:
-    raise AssertionError(f"{starts[0].task_id} is a start, and nothing here starts agents")
+RunMint = Callable[[Callable[[Context], Program[list[Task | None]]]], Awaitable[list[Task | None]]]
 
 
 class Deliveries:
-    """See the module docstring. `kick` has an outbox written at the end of this turn, at the latest."""
+    """See the module docstring. `kick` has an outbox written at the end of this turn, at the latest.
 
-    def __init__(self, database: Database, kick: Callable[[Kicked], None]) -> None:
+    `run_program` runs a transaction that makes tokens. Raises StorageUnavailable.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        kick: Callable[[Kicked], None],
+        run_program: RunMint,
+        random_bytes: Callable[[int], bytes],
+    ) -> None:
         self._database = database
         self._kick = kick
+        self._run_program = run_program
+        self._random_bytes = random_bytes
         self._waiting: dict[str, deque[tuple[str, int]]] = {}
         self._starts: dict[str, list[Task]] = {}
         self.pushed = 0
-        self.hand_out: HandOut = _nobody
-        """Tells an orchestrator of starts, in their order (services/agents)."""
 
     def push(self, session: Session, task: Task, payload: bytes | None) -> None:
         """Tell a worker of a task. Never blocks.
@@ -86,27 +93,44 @@ class Deliveries:
                 starts.sort(key=lambda task: (-task.priority, task.order_us))
                 some = starts[:STARTS_AT_ONCE]
                 del starts[:STARTS_AT_ONCE]
-                await self.hand_out(session, some)
+                await self.send_starts(session, some)
         finally:
             del self._starts[session.session_id]
+
+    async def send_starts(self, session: Session, starts: Sequence[Task]) -> None:
+        """Tell an orchestrator of this node what to start, each with a fresh token. Ends with the session."""
+        minted = [(task, new_token(self._random_bytes)) for task in starts]
+
+        def mint(context: Context) -> Program[list[Task | None]]:
+            found = []
+            for task, token in minted:
+                found.append((yield from startup.mint(Work(context), task.task_id, task.epoch, hash_token(token))))
+            return found
+
+        found = await retry_while_unavailable(lambda: self._run_program(mint), "starts of agents", logger)
+        for still, (_, token) in zip(found, minted, strict=True):
+            if still is None:
+                continue  # another orchestrator has it by now, or the agent has come
+            await session.outbox.wait_control_room()
+            if not session.detached:
+                self.pushed += 1
+                told = startup.assignment(still, token, numbered=session.numbered)
+                session.put(pb.DownstreamMessage(task_assignment=told))
 
     async def _drain(self, session: Session, waiting: deque[tuple[str, int]]) -> None:
         try:
             while waiting:
                 await session.outbox.wait_control_room()
                 task_id, epoch = waiting[0]
-                try:
-                    found = await self._database.read(lambda task_id=task_id: _with_payload(task_id))  # type: ignore[misc]
-                except StorageUnavailable as error:
-                    logger.warning("an assignment was not read, trying again", reason=str(error))
-                    await trio.sleep(RETRY_S)
-                    continue
+                task, payload = await retry_while_unavailable(partial(self._read, task_id), "assignments", logger)
                 waiting.popleft()
-                task, payload = found
                 if task is not None and task.epoch == epoch and task.status is Status.ASSIGNED:
                     self._put(session, task, payload)
         finally:
             del self._waiting[session.session_id]
+
+    async def _read(self, task_id: str) -> tuple[Task | None, bytes]:
+        return await self._database.read(lambda: _with_payload(task_id))
 
 
 def _with_payload(task_id: str) -> Program[tuple[Task | None, bytes]]:
