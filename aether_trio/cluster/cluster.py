@@ -1,9 +1,9 @@
 """One node of a cluster: its lease, its holds, its ears. A single gateway has none of this, only its registry.
 
     async with open_postgres(dsn) as server, open_cluster(server, host, NodeInfo("gateway-1")) as cluster:
-        claimed = await cluster.holds.claim(ClaimRequest("ag::lab::mapper::1", session_id, "agent", now_ms, workspace="lab"))
+        claimed = await cluster.locks.claim(ClaimRequest("ag::lab::mapper::1", session_id, "agent", now_ms, workspace="lab"))
         ...
-        cluster.holds.release(claimed.hold)
+        cluster.locks.release(claimed.lock)
 
 While the block is open every write of `server` is fenced by the lease. Leaving it gives everything back at once: releases that wait
 are made, what is left of this node's holds ends in one transaction, and the lease is free.
@@ -48,9 +48,9 @@ class Cluster:
         self.lease = Lease(server, info, limits, self, random)
         self.nodes = Nodes(server, self.lease, limits, random)
         self.bus = Bus(server, self.lease, limits, random)
-        self.others = Peers(self.nodes, self.bus, random, limits.poll_s)
+        self.peers = Peers(self.nodes, self.bus, random, limits.poll_s)
         make_desk = partial(ClaimBatcher, server, self.lease, self.nodes.pool, limits)
-        self.holds = ClusterLocks(self.lease, self.nodes, self.bus, host, limits, make_desk)
+        self.locks = ClusterLocks(self.lease, self.nodes, self.bus, host, limits, make_desk)
         self.on_renewal: list[Callable[[], None]] = []
         """Called when this node, which was declared dead, has a lease again: what others delete for a dead node it is to write again.
         In one step."""
@@ -70,12 +70,12 @@ class Cluster:
     def lease_back(self, rows: Rows, *, renewed: bool) -> None:
         """See LeaseWatcher."""
         kept = frozenset(identity for identity, _ in rows) if renewed else None
-        self._host.lease_back(self.holds.reconcile(rows), kept)
+        self._host.lease_back(self.locks.reconcile(rows), kept)
         self.bus.broadcast(NEWS, ALL)  # what was void may be in force again
 
     def lease_gone(self) -> None:
         """See LeaseWatcher."""
-        self.holds.forget()
+        self.locks.forget()
         self._host.lease_gone()
 
     def lease_renewed(self) -> None:
@@ -85,12 +85,12 @@ class Cluster:
 
     def questions(self) -> None:
         """See LeaseWatcher."""
-        self.holds.look()
+        self.locks.look()
 
     async def leave(self) -> None:
         """Give everything back. Bounded in time; never raises."""
         with trio.move_on_after(LEAVE_S):
-            await self.holds.desk.settled()
+            await self.locks.desk.settled()
         if self.lease.held:
             with trio.move_on_after(LEAVE_S):
                 try:
@@ -116,8 +116,8 @@ async def open_cluster(
         try:
             await nursery.start(cluster.lease.run)
             await nursery.start(cluster.bus.run)
-            await nursery.start(cluster.others.run)
-            nursery.start_soon(keep_running, "holds", cluster.holds.run)
+            await nursery.start(cluster.peers.run)
+            nursery.start_soon(keep_running, "holds", cluster.locks.run)
             nursery.start_soon(keep_running, "nodes", cluster.nodes.run)
             server.fence = cluster.lease.fence
             yield cluster

@@ -7,6 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from aether_trio.model.ownership import IdentityLock
+
 
 @dataclass(frozen=True, slots=True)
 class ClusterLimits:
@@ -45,54 +47,6 @@ class NodeInfo:
     name: str
     address: str = ""
     version: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Continued:
-    """The chain of sessions that a resumed one continues, without itself (session/registry.py, History)."""
-
-    session_id: str
-    initial_connection_ms: int
-    reconnections: int
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimRequest:
-    """What a session needs to become the holder of `identity`, and what listings say of it.
-
-    `workspace` is that of the identity, "" for none. `resume_session_id` names the session to take over or to continue.
-    """
-
-    identity: str
-    session_id: str
-    kind: str
-    connected_ms: int
-    workspace: str = ""
-    implementation: str = ""
-    resume_session_id: str = ""
-    takes_any: bool = True
-    peer: str = ""
-    client_sdk: str = ""
-    client_version: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class IdentityLock:
-    """A claim that was granted. `epoch` counts the holders of this identity, so the highest one is the holder."""
-
-    identity: str
-    session_id: str
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """`history` is what the session continues, None when it continues nothing. `displaced` says whose hold it took on another
-    node: (node_id, session_id) of the last holder that had to be asked or was found dead."""
-
-    hold: IdentityLock
-    history: Continued | None
-    displaced: tuple[int, str] | None = None
 
 
 class Answer(enum.StrEnum):

@@ -34,6 +34,7 @@ from aether_trio.model.containment import run_all
 from aether_trio.model.errors import Status
 from aether_trio.model.identity import Kind
 from aether_trio.model.ids import IdFactory
+from aether_trio.model.ownership import SessionHistory
 from aether_trio.queues.work_queues import open_work_groups
 from aether_trio.services import unimplemented
 from aether_trio.services.access import DevAuthorizer
@@ -47,14 +48,16 @@ from aether_trio.services.sessions import SessionService
 from aether_trio.services.tasks.delivery.conversations import Conversations
 from aether_trio.services.tasks.transaction.startup import task_context
 from aether_trio.services.workspaces import WorkspaceSwitch
-from aether_trio.session.admission import Claim
+from aether_trio.session.admission import Admitted, Claim
+from aether_trio.session.dependencies import SessionDependencies
 from aether_trio.session.dispatch import Dispatcher
-from aether_trio.session.serve import SessionDependencies, SessionServer
+from aether_trio.session.lifecycle import SessionServer
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Database, StorageUnavailable
 from aether_trio.storage.database_clock import open_database_clock
 from aether_trio.telemetry.health import Health
 from aether_trio.telemetry.metrics import Metrics
+from aether_trio.transport.link import Peer
 from aether_trio.version import __version__
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -90,7 +93,7 @@ class Core:
         self.metrics = Metrics()
         self.ephemeral_topics = ephemeral_topics
         self.registry = membership.registry
-        self.holding = membership.holding
+        self.locks = membership.locks
         self.directory = membership.directory
         self.authorizer = DevAuthorizer()
         self.presence = PresenceStore(state, clock, keep_s=settings.storage.presence_retention_s)
@@ -137,15 +140,9 @@ class Core:
                 rates=rates,
                 router=self.router,
                 registry=self.registry,
-                holding=self.holding,
+                locks=self.locks,
                 dispatcher=self.dispatcher,
-                authenticate=self.credentials.admit,
-                recall=self.presence.recall,
-                joins=self._joins,
-                config_snapshot=self._config_snapshot,
-                attempted=self._attempted,
-                joined=self._joined,
-                ended=self._ended,
+                hooks=self,
                 server_version=__version__,
                 strict_charset=strict,
             )
@@ -197,10 +194,20 @@ class Core:
         self.metrics.checkpoint_operations.add((session.workspace, operation))
         return [pb.DownstreamMessage(checkpoint=answer)]
 
-    def _attempted(self, claim: Claim | None, status: Status, known: bool) -> None:
+    # -- SessionHooks -----------------------------------------------------------------------------------------------
+
+    async def authenticate(self, claim: Claim, peer: Peer) -> Admitted:
+        """See SessionHooks."""
+        return await self.credentials.admit(claim, peer)
+
+    async def recall(self, identity: str, session_id: str) -> SessionHistory | None:
+        """See SessionHooks."""
+        return await self.presence.recall(identity, session_id)
+
+    def attempted(self, claim: Claim | None, status: Status, authenticated: bool) -> None:
         """What a stranger claims is no label: it could make up workspaces until there is no room for those that exist."""
         kind = "unknown" if claim is None else claim.identity.type_name
-        workspace = claim.identity.workspace if claim is not None and known else ""
+        workspace = claim.identity.workspace if claim is not None and authenticated else ""
         self.metrics.connection_attempts.add((workspace, kind, _attempt_label(status)))
 
     async def _unread(self, identity: str) -> tuple[int, int]:
@@ -211,18 +218,17 @@ class Core:
         position = max(cursor or 0, latest or 0)
         return position, max(state.end - position, 0)
 
-    async def _joins(self, session: Session) -> None:
+    async def prepare(self, session: Session) -> None:
         """An agent that was started is the one of its start, token or not (reference: tasks.md 4.4)."""
         start = await self.starts.of(session.identity)
         if start is not None:
-            session.task_id = session.task_id or start.task_id
-            session.task_context = task_context(start)
+            session.start_agent(start.task_id, task_context(start))
 
     def _moved(self, session: Session) -> None:
         self.directory.moved(session)
         self.chats.moved(session)
 
-    def _joined(self, session: Session, claim: Claim) -> None:
+    def joined(self, session: Session, claim: Claim) -> None:
         back = bool(claim.resume_session_id)
         self.tasks.joined(session, back=back)
         if session.identity.kind is Kind.ORCHESTRATOR:
@@ -237,14 +243,14 @@ class Core:
                 if session.identity.kind is Kind.ORCHESTRATOR:
                     self.starts.joined(session, back=True, again=True)
 
-    async def _config_snapshot(self, session: Session) -> pb.ConfigSnapshot:
+    async def config_snapshot(self, session: Session) -> pb.ConfigSnapshot:
         in_workspace, everywhere = await self.kv.exclusive_snapshot(session.identity)
         return pb.ConfigSnapshot(
             task_context=session.task_context, workspace_exclusive_kv=in_workspace, global_exclusive_kv=everywhere
         )
 
-    def _ended(self, session: Session) -> None:
-        parts = (self.holding.let_go, self.presence.ended, self.tasks.ended, self.chats.ended, self._start_ended)
+    def ended(self, session: Session) -> None:
+        parts = (self.locks.let_go, self.presence.ended, self.tasks.ended, self.chats.ended, self._start_ended)
         run_all(session.who, *(partial(ended, session) for ended in parts))
         self.metrics.connection_duration.observe(
             (self.clock.now_ms() - session.connected_ms) / 1000,
@@ -280,7 +286,7 @@ class Core:
         The published Python SDK's blocking client takes GRACEFUL_DISCONNECT for the end of everything, so Python
         clients are only given the status, which both of its clients answer by reconnecting.
         """
-        self.sessions.turn_away()
+        self.sessions.handshake.turn_away()
         for count, session in enumerate(self.registry):
             signal = None if session.client.sdk == "python" else pb.Signal.GRACEFUL_DISCONNECT
             session.leave(reason, within_s, signal)
@@ -396,7 +402,7 @@ async def open_core(
                 try:
                     yield core
                 finally:
-                    core.sessions.draining = True
+                    core.sessions.handshake.stop_admitting()
                     with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
                         await core.presence.flush_at_end()
         finally:

@@ -74,12 +74,12 @@ class Gateway:
     async def drain(self) -> None:
         """Refuse new work, let clients go elsewhere, settle what was accepted. Safe to call twice."""
         core = self.core
-        if core.sessions.draining:
+        if core.sessions.handshake.draining:
             await self._closed.wait()
             return
         core.health.draining()
         self._health.close()
-        core.sessions.draining = True
+        core.sessions.handshake.stop_admitting()
         deadline_s = self._settings.grpc.drain_deadline_s
         logger.info("draining", sessions=len(core.registry), deadline_s=deadline_s)
         async with trio.open_nursery() as nursery:

@@ -48,7 +48,7 @@ class Membership:
     """`cluster` is None for a gateway that is alone. `statistics` are those of the cluster's parts, by name."""
 
     registry: Registry
-    holding: IdentityLocks
+    locks: IdentityLocks
     directory: SessionDirectory
     cluster: Cluster | None = None
     statistics: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
@@ -82,15 +82,15 @@ async def _join_cluster(
     from aether_trio.cluster.relay.progress_relay import open_progress_relay
 
     registry = Registry()  # the cluster counts the connections of a workspace, all nodes together
-    holding = ClusterHolding(registry, log, clock.now_ms)
+    locks = ClusterHolding(registry, log, clock.now_ms)
     info = NodeInfo(settings.gateway.node_name or f"{socket.gethostname()}:{os.getpid()}", version=__version__)
     limits = ClusterLimits(connections_per_workspace=settings.limits.connections_per_workspace)
     async with AsyncExitStack() as stack:
-        cluster = await stack.enter_async_context(open_cluster(server, holding, info, limits=limits))
-        holding.join(cluster.holds)
+        cluster = await stack.enter_async_context(open_cluster(server, locks, info, limits=limits))
+        locks.join(cluster.locks)
         log.node = lambda: (cluster.lease.node_id, cluster.lease.epoch)
         log.sure = cluster.lease.wait_sure
-        cluster.others.on_death.append(log.somebody_left)
+        cluster.peers.on_death.append(log.somebody_left)
         cluster.on_renewal.append(log.somebody_left)  # the work that this node had is free, too
         ending = partial(end_session, registry)
         rows = await stack.enter_async_context(open_directory(server, cluster, ending, cluster_limits=limits))
@@ -100,19 +100,19 @@ async def _join_cluster(
         )
         tails = await stack.enter_async_context(open_cluster_tails(server, cluster, log, cluster_limits=limits))
         nursery = await stack.enter_async_context(trio.open_nursery())
-        nursery.start_soon(holding.run, name="holding")
+        nursery.start_soon(locks.run, name="locks")
         try:
             yield Membership(
                 registry,
-                holding,
-                ClusterDirectory(registry, rows, holding.leaving),
+                locks,
+                ClusterDirectory(registry, rows, locks.leaving),
                 cluster,
                 {
                     "cluster_lease": cluster.lease.statistics,
                     "cluster_nodes": cluster.nodes.statistics,
                     "cluster_directory": rows.statistics,
                     "cluster_bus": cluster.bus.statistics,
-                    "cluster_holds": cluster.holds.statistics,
+                    "cluster_holds": cluster.locks.statistics,
                     "cluster_progress": progress.statistics,
                     "cluster_log": tails.statistics,
                 },

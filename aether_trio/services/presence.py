@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from aether_trio.model.clock import Clock
-from aether_trio.session.registry import History
+from aether_trio.model.ownership import SessionHistory
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Database, Execute, Program, StorageUnavailable, Value
 from aether_trio.storage.batches import in_halves
@@ -45,7 +45,7 @@ class Seen:
     """The last end of a session of an identity."""
 
     last_seen_ms: int
-    history: History
+    history: SessionHistory
     hold_epoch: int = 0
 
 
@@ -67,7 +67,7 @@ class PresenceStore:
         self._waiting.pop(name, None)
         if len(self._waiting) >= MAX_WAITING:
             del self._waiting[next(iter(self._waiting))]
-        self._waiting[name] = Seen(self._clock.now_ms(), session.history, session.hold_epoch)
+        self._waiting[name] = Seen(self._clock.now_ms(), session.history, session.lock.epoch if session.lock else 0)
         self._work.set()
 
     async def seen(self, identity: str) -> Seen | None:
@@ -82,7 +82,7 @@ class PresenceStore:
         if not rows:
             return None
         last_seen_ms, session_id, initial_ms, reconnections = rows[0]
-        return Seen(last_seen_ms, History(session_id, initial_ms, reconnections))
+        return Seen(last_seen_ms, SessionHistory(session_id, initial_ms, reconnections))
 
     async def user_seen_ms(self, user_id: str) -> int:
         """The last end of a session of any window of this user, Unix milliseconds; 0 when there was none."""
@@ -97,7 +97,7 @@ class PresenceStore:
         )
         return max([*waiting, rows[0][0] or 0])
 
-    async def recall(self, identity: str, session_id: str) -> History | None:
+    async def recall(self, identity: str, session_id: str) -> SessionHistory | None:
         """The history of this session, if it was the identity's last one."""
         found = await self.seen(identity)
         return found.history if found is not None and found.history.session_id == session_id else None

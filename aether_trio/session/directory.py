@@ -190,7 +190,7 @@ class ClusterDirectory:
     """A node of a cluster. It is made from the registry and the open directory of the cluster:
 
         async with open_directory(server, cluster, partial(end_session, registry)) as rows:
-            directory = ClusterDirectory(registry, rows, holding.leaving)
+            directory = ClusterDirectory(registry, rows, locks.leaving)
 
     `leaving()` gives the identities whose session has ended here while its row is still being settled (session/identity_locks.py): nobody
     who asks this node finds them any more.

@@ -21,7 +21,7 @@ from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.errors import AetherError, Code
 from aether_trio.session.bounds import excess_of
 from aether_trio.session.session import Session
-from aether_trio.storage.pending import IN_NAME_OF, Pending
+from aether_trio.storage.pending import IN_NAME_OF
 from aether_trio.wire.errors import refusal_of
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -78,10 +78,7 @@ class Dispatcher:
             return
         self.counts[case] += 1
         payload = getattr(message, case)
-        session.answering = True
-        if session.pending is None:
-            session.pending = Pending()
-        name = IN_NAME_OF.set(session.pending)
+        name = IN_NAME_OF.set(session.begin_request())
         try:
             await self._answer(session, case, handler, payload)
         finally:

@@ -26,12 +26,12 @@ from typing import Protocol
 import structlog
 import trio
 
-from aether_trio.cluster.records import Claimed, ClaimRequest, Continued, IdentityLock
 from aether_trio.concurrency.supervision import keep_running
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.errors import Status, StatusError
+from aether_trio.model.ownership import GrantedLock, IdentityLock, LockRequest, SessionHistory
 from aether_trio.session.admission import Claim
-from aether_trio.session.registry import History, Registry
+from aether_trio.session.registry import Registry
 from aether_trio.session.session import Session
 from aether_trio.storage.base import RefusedError, StorageUnavailable
 
@@ -53,7 +53,7 @@ class IdentityLocks(Protocol):
         """Wait until `paused` is false."""
         ...
 
-    async def take(self, session: Session, claim: Claim) -> tuple[Session | None, History | None]:
+    async def take(self, session: Session, claim: Claim) -> tuple[Session | None, SessionHistory | None]:
         """Make `session` the holder: (displaced session of this node, history to continue). Raises StatusError.
 
         No checkpoint between the decision and the return.
@@ -80,7 +80,7 @@ class LocalHolding:
     async def wait_input(self) -> None:
         """See IdentityLocks."""
 
-    async def take(self, session: Session, claim: Claim) -> tuple[Session | None, History | None]:
+    async def take(self, session: Session, claim: Claim) -> tuple[Session | None, SessionHistory | None]:
         """See IdentityLocks."""
         return self._registry.claim(session, claim.resume_session_id)
 
@@ -94,11 +94,11 @@ class LocalHolding:
 class Rows(Protocol):
     """The part of the cluster's Holds that is needed here (cluster/locks/cluster_locks.py)."""
 
-    async def claim(self, request: ClaimRequest) -> Claimed:
+    async def claim(self, request: LockRequest) -> GrantedLock:
         """Become the holder of an identity. Raises StatusError and StorageUnavailable."""
         ...
 
-    def release(self, hold: IdentityLock, history: Continued | None = None) -> bool:
+    def release(self, hold: IdentityLock, history: SessionHistory | None = None) -> bool:
         """Give an identity back."""
         ...
 
@@ -149,7 +149,7 @@ class ClusterHolding:
 
     # -- taking -----------------------------------------------------------------------------------------------------
 
-    async def take(self, session: Session, claim: Claim) -> tuple[Session | None, History | None]:
+    async def take(self, session: Session, claim: Claim) -> tuple[Session | None, SessionHistory | None]:
         """See IdentityLocks."""
         assert self._rows is not None, "sessions come after the cluster"
         name = claim.identity.text
@@ -168,15 +168,13 @@ class ClusterHolding:
         stale = self._registry.holder(name)
         if stale is not None and stale.session_id != claim.resume_session_id:
             stale.end(Status.CANCELLED, f"session {session.session_id} holds this identity now")
-            session.pending = stale.pending
         displaced, history = self._registry.claim(session, claim.resume_session_id)
-        self._held[session.session_id] = claimed.hold
-        session.hold_epoch = claimed.hold.epoch
+        self._held[session.session_id] = claimed.lock
+        before = displaced or stale
+        session.own(before.pending if before is not None else None, claimed.lock)
         if displaced is None:
             # This node's memory of an ended session may be older than another node's session.
-            history = _history(claimed.history)
-        else:
-            session.pending = displaced.pending
+            history = claimed.history
         return displaced, history
 
     async def wait_over(self, session: Session) -> None:
@@ -184,7 +182,7 @@ class ClusterHolding:
         if session.pending is not None:
             await session.pending.wait_none()
 
-    async def _claim(self, rows: Rows, request: ClaimRequest) -> Claimed:
+    async def _claim(self, rows: Rows, request: LockRequest) -> GrantedLock:
         leaving: list[_Leaving] | None = None
         while True:
             try:
@@ -224,7 +222,7 @@ class ClusterHolding:
         """Release the rows of ended sessions, until cancelled."""
         async with trio.open_nursery() as nursery:
             # Inside of the nursery: those that wait in it would be forgotten with it, and their identities never free.
-            await keep_running("holding", partial(self._release_ended, nursery))
+            await keep_running("locks", partial(self._release_ended, nursery))
 
     async def _release_ended(self, nursery: trio.Nursery) -> None:
         while True:
@@ -265,7 +263,7 @@ class ClusterHolding:
         for session, hold in ended:
             history = session.history
             self._rows.release(
-                hold, Continued(history.session_id, history.initial_connection_ms, history.reconnections)
+                hold, SessionHistory(history.session_id, history.initial_connection_ms, history.reconnections)
             )
             leaving = self._leaving[hold.identity]
             leaving.sessions -= 1
@@ -345,15 +343,9 @@ def _is_over(session: Session) -> bool:
     return session.pending is None or not session.pending.count
 
 
-def _history(continued: Continued | None) -> History | None:
-    if continued is None:
-        return None
-    return History(continued.session_id, continued.initial_connection_ms, continued.reconnections)
-
-
-def _request(session: Session, claim: Claim) -> ClaimRequest:
+def _request(session: Session, claim: Claim) -> LockRequest:
     identity = claim.identity
-    return ClaimRequest(
+    return LockRequest(
         identity.text,
         session.session_id,
         identity.kind.value,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Identity, Kind
+from aether_trio.model.ownership import SessionHistory
 from aether_trio.session.roster import Roster
 
 if TYPE_CHECKING:
@@ -24,15 +25,6 @@ if TYPE_CHECKING:
 
 REMEMBERED_ENDS = 50_000
 """Ended sessions whose history a resume may continue (about 400 bytes each)."""
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """What a resumed session continues: when its identity's unbroken chain of sessions began, and how long it is."""
-
-    session_id: str
-    initial_connection_ms: int
-    reconnections: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +46,13 @@ class Registry:
         self._services: dict[str, list[Session]] = {}
         self._turns: dict[str, int] = {}
         self._workspaces: dict[str, int] = {}
-        self._ended: OrderedDict[str, History] = OrderedDict()
+        self._ended: OrderedDict[str, SessionHistory] = OrderedDict()
         self._roster = Roster()
         self._per_workspace = connections_per_workspace
         self._live = dict.fromkeys((kind.value for kind in Kind), 0)
         self._claims = self._takeovers = self._refused = 0
 
-    def claim(self, session: Session, resume_session_id: str) -> tuple[Session | None, History | None]:
+    def claim(self, session: Session, resume_session_id: str) -> tuple[Session | None, SessionHistory | None]:
         """Make `session` the holder of its identity: (displaced holder, history to continue).
 
         Raises StatusError ALREADY_EXISTS when another session holds it and the caller does not name that session, and
@@ -69,7 +61,7 @@ class Registry:
         """
         name = session.identity.text
         holder = self._by_identity.get(name)
-        history: History | None = None
+        history: SessionHistory | None = None
         if holder is not None:
             if not resume_session_id or holder.session_id != resume_session_id:
                 self._refused += 1

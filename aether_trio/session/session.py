@@ -1,25 +1,29 @@
 """One participant's live connection: what it is, what it owns, and how it ends.
 
-A session is a block. Its nursery holds everything that runs for the participant, and whatever ends the block (the peer's
-end of stream, a cut, a kick, a takeover, a drain) ends all of that and gives the identity back. `end` is how anybody
-else ends it: detached at once, without a checkpoint, so that a successor owes the old stream nothing; the stream itself
-is closed by its own task with the status given.
+A session is a block. Its nursery holds everything that runs for the participant. Whatever ends
+the block (the peer's end of stream, a cut, a kick, a takeover, a drain) ends all of that and gives
+the identity back. `end` ends the session from any other task: it is detached at once, without a
+checkpoint, so its successor waits for nothing of the old stream; the session's own task then
+closes the stream with the status given.
 
-Invariants: after `detach` the session receives nothing more and holds nothing; `detach` happens exactly once; a
-session never ends a live stream with OK unless the peer has ended its side, since clients take OK for a zombie.
+Invariants: after `detach` the session receives nothing more and owns nothing; `detach` happens
+exactly once; a session never ends a live stream with OK unless the peer has ended its side, since
+clients take OK for a dead connection.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import structlog
 import trio
 
 from aether_trio.delivery.counted_sends import CountedSends
 from aether_trio.delivery.outbox import Gate, Outbox, OutboxLimits
+from aether_trio.delivery.rates import Rates
 from aether_trio.delivery.receipts import Receipts, refusal_frame
 from aether_trio.delivery.router import Sender
 from aether_trio.log.publishers import Publisher
@@ -27,25 +31,31 @@ from aether_trio.model.containment import DEFECT, report, run_all
 from aether_trio.model.errors import AetherError, Code, Status, StatusError
 from aether_trio.model.identity import Identity
 from aether_trio.model.limits import CLIENT_MESSAGE_BYTES
-from aether_trio.model.token_bucket import TokenBucket
-from aether_trio.session.registry import History, Registry
+from aether_trio.model.ownership import IdentityLock, SessionHistory, SessionRecord
+from aether_trio.session.admission import Admitted, Claim
 from aether_trio.session.subscriptions import Subscriptions
 from aether_trio.storage.pending import Pending
-from aether_trio.transport.link import Link
+from aether_trio.transport.link import Link, Upstream
 from aether_trio.wire.delivery import delivery_prefix
 from aether_trio.wire.errors import error_response, too_large
 from aether_trio.wire.pb import aether_pb2 as pb
 
 logger = structlog.get_logger("aether.session")
 
-_UNLIMITED = TokenBucket(0.0, 0.0)
-
 CUT_GRACE_S = 0.5
-"""How long a session may go on after its link has broken, with what had arrived before. Storage that hangs must not keep
-an identity from its owner's next connection."""
+"""How long a session works on what had arrived before its link broke. A statement that hangs in
+storage must not keep an identity from its owner's next connection."""
 
 ANSWER_S = 5.0
-"""For the answer to a request whose client is to go. A request that hangs in storage must not keep it."""
+"""How long the answer to the last request of a client that has to go may take."""
+
+
+class SessionRegistry(Protocol):
+    """Where a session gives its identity back (session/registry.py)."""
+
+    def release(self, session: Session) -> bool:
+        """Give the identity back, if this session still owns it; return whether it did."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +67,17 @@ class ClientInfo:
 
 
 class Session:
-    """See the module docstring. `workspace` changes for users only; times are Unix milliseconds. `profiles`: what an orchestrator starts.
+    """One participant's connection, from the authentication of its client to the end of its stream.
 
-    `numbered`: its client is told the numbers of assignments. `worker_tasks` is how many live tasks it asked for at most, None if it
-    said nothing of it. `gate` holds durable messages back.
+    Times are Unix milliseconds. `workspace` changes for users only.
     """
 
     __slots__ = (
         "__weakref__",
         "_detached_event",
         "_end_after_answer",
+        "_on_detached",
+        "_registry",
         "acknowledged",
         "allows_workspace",
         "answering",
@@ -79,22 +90,20 @@ class Session:
         "ephemeral_behind",
         "finished",
         "history",
-        "hold_epoch",
         "identity",
         "last_activity_ms",
         "leaves_when_idle",
         "leaving",
         "lineage",
         "link",
+        "lock",
         "numbered",
         "nursery",
-        "on_detached",
         "outbox",
         "pending",
         "profiles",
         "reaches_everything",
         "reading",
-        "registry",
         "requests",
         "sender",
         "session_id",
@@ -108,48 +117,50 @@ class Session:
 
     def __init__(
         self,
-        identity: Identity,
+        claim: Claim,
+        admitted: Admitted,
         session_id: str,
         link: Link,
         outbox_limits: OutboxLimits,
-        registry: Registry,
-        bucket: TokenBucket,
+        registry: SessionRegistry,
+        rates: Rates,
         now_ms: int,
-        client: ClientInfo,
-        allows_workspace: Callable[[str], bool],
         on_detached: Callable[[Session], None],
-        takes_any: bool = True,
-        profiles: tuple[str, ...] = (),
-        *,
         gate: Gate,
-        numbered: bool = False,
-        worker_tasks: int | None = None,
     ) -> None:
-        self.identity = identity
+        """Make the session of a client that has shown who it is.
+
+        `gate` holds durable messages back. `on_detached` is called once, when the session has given
+        up its identity.
+        """
+        self.identity = identity = claim.identity
         self.session_id = session_id
         self.link = link
         self.outbox = Outbox(link, outbox_limits, self.ephemeral_dropped, self.cut, gate, self.failed, self.passed_over)
-        self.registry = registry
-        self.requests = _UNLIMITED
+        self._registry = registry
+        self._on_detached = on_detached
+        self.requests = rates.request_bucket()
         """The rate of its requests."""
-        self.client = client
-        self.allows_workspace = allows_workspace
-        self.on_detached = on_detached
-        self.takes_any = takes_any
-        self.profiles = profiles
-        self.numbered = numbered
+        self.client = ClientInfo(claim.sdk, claim.version)
+        self.takes_any = claim.takes_any
+        self.profiles = claim.profiles
+        """What an orchestrator can start."""
+        self.numbered = claim.numbered
+        """Whether the client is told the numbers of its assignments."""
+        self.worker_tasks = claim.worker_tasks
+        """How many live tasks the client asked for at most; None: it set no limit."""
         self.counted: CountedSends | None = None
-        self.worker_tasks = worker_tasks
         self.connected_ms = now_ms
         self.last_activity_ms = now_ms
-        self.history = History(session_id, now_ms, 0)
+        self.history = SessionHistory(session_id, now_ms, 0)
+        self.allows_workspace = admitted.allows_workspace
         self.sender = Sender(
             identity,
             identity.workspace,
-            bucket,
+            rates.connection_bucket(),
             delivery_prefix(identity.topic or identity.text),
             self,
-            allows_workspace,
+            admitted.allows_workspace,
         )
         self.subscriptions: Subscriptions | None = None
         self.nursery: trio.Nursery | None = None
@@ -157,31 +168,33 @@ class Session:
         self.ephemeral_behind = False
         self.acknowledged = False
         self.leaving: StatusError | None = None
-        """Its client was asked to go elsewhere, and this is how it ends if the client does not end it."""
+        """How the session ends after its client was asked to leave, unless the client ends it before."""
         self.leaves_when_idle = False
         self.reading = False
-        """Its task waits in `link.receive`."""
+        """Whether its task waits in `link.receive`."""
         self.finished = False
-        """Whether its client has ended its stream by itself, and all that came before was handled."""
-        self.task_id = ""
-        """The task that it was let in for, by a token, or that has started it."""
-        self.reaches_everything = False
-        """Whether its credential is good for all workspaces, and so for what belongs to none."""
-        self.covers: Callable[[Identity], bool] = _covers_nobody
-        """Whether a token for that participant would be good for no more than its credential is."""
-        self.token = b""
-        """The hash of the task token that it was let in with, empty without one."""
-        self.lineage: tuple[str, ...] = ()
-        """The tasks that it may not outlive: that of its token at the end, before that those of the sessions that have made the token."""
+        """Whether the client has ended its stream, and all that came before the end was handled."""
+        self.task_id = admitted.task_id
+        """The task whose token let the session in, or whose start made this agent; "" for none."""
+        self.reaches_everything = admitted.everywhere
+        """Whether its credential permits all workspaces, and so what belongs to none."""
+        self.covers = admitted.covers
+        """Whether a token for that participant would permit no more than its credential does."""
+        self.token = admitted.token
+        """The hash of the task token that let the session in; empty without a token."""
+        self.lineage = admitted.lineage
+        """The tasks that the session may not outlive. The last is that of its token; those before it
+        are of the sessions that made the token."""
         self.answering = False
         """Whether a request of its client is being handled."""
         self._end_after_answer: StatusError | None = None
         self.task_context: Mapping[str, str] = {}
-        """What an agent that was started is told of its start."""
-        self.hold_epoch = 0
-        """How many have held its identity in the cluster before, and it (cluster/records.py); 0 where one node is alone."""
+        """What a started agent is told of its start."""
+        self.lock: IdentityLock | None = None
+        """Its lock in the cluster; None on a gateway without a cluster."""
         self.pending: Pending | None = None
-        """What was written in its name and may not be over; with what its identity's last session on this node has left. None: nothing."""
+        """The programs written in its name, or in the name of the identity's last session on this
+        node, that may not be over; None when there were none."""
         self.detached = False
         self._detached_event: trio.Event | None = None
 
@@ -199,15 +212,90 @@ class Session:
         """The workspace that the participant is in; a user's changes."""
         return self.sender.workspace
 
+    @property
+    def record(self) -> SessionRecord:
+        """What listings say of the session."""
+        return SessionRecord(
+            self.session_id,
+            self.identity,
+            self.workspace,
+            self.connected_ms,
+            self.link.peer.address,
+            self.last_activity_ms,
+        )
+
     def reaches(self, identity: Identity, workspace: str = "") -> bool:
-        """Whether its credential is good for a participant: for the workspace that it is in, or for all when it is in none."""
+        """Whether the session's credential permits access to a participant.
+
+        The credential has to permit the participant's workspace, or all workspaces for a participant
+        that is in none.
+        """
         workspace = identity.workspace or workspace
         return self.allows_workspace(workspace) if workspace else self.reaches_everything
+
+    # -- the steps of its life ------------------------------------------------------------------------------------
+
+    def own(self, pending: Pending | None = None, lock: IdentityLock | None = None) -> None:
+        """Own the identity, in a cluster by `lock`; `pending` is what its last session has left."""
+        self.pending = pending
+        self.lock = lock
+
+    def resume(self, history: SessionHistory) -> None:
+        """Continue another session's history.
+
+        The client knows the id of that session until `acknowledge`, and can resume by it.
+        """
+        self.history = history
+
+    def start(self, nursery: trio.Nursery, subscriptions: Subscriptions) -> None:
+        """Take the nursery that runs the session, and what the session listens to."""
+        self.nursery = nursery
+        self.subscriptions = subscriptions
+
+    def start_agent(self, task_id: str, task_context: Mapping[str, str]) -> None:
+        """Make this the session of the agent that the task `task_id` has started, with or without a token."""
+        self.task_id = self.task_id or task_id
+        self.task_context = task_context
+
+    def acknowledge(self, *messages: pb.DownstreamMessage) -> None:
+        """Send the ConnectionAck and what comes with it; the client's messages may be long from now on."""
+        self.acknowledged = True
+        self.link.accept()
+        self.put(*messages)
+
+    async def receive(self) -> Sequence[Upstream]:
+        """Wait for the client's next messages; see Link.receive."""
+        self.reading = True
+        batch = await self.link.receive()
+        self.reading = False
+        return batch
+
+    def touch(self, now_ms: int) -> None:
+        """Note that the client was active."""
+        self.last_activity_ms = now_ms
+
+    def begin_request(self) -> Pending:
+        """Begin to handle a request; return what counts the programs that the request writes."""
+        self.answering = True
+        if self.pending is None:
+            self.pending = Pending()
+        return self.pending
+
+    def finish(self) -> None:
+        """Note that the client has ended its stream, and all that came before the end was handled."""
+        self.finished = self.ending is None and self.leaving is None
+
+    def fail(self, error: StatusError) -> None:
+        """Let the stream end with this error, unless the session has been ended with another."""
+        self.ending = self.ending or error
 
     # -- answering ------------------------------------------------------------------------------------------------
 
     def put(self, *messages: pb.DownstreamMessage) -> None:
-        """Queue replies, in one write if possible. Never blocks. One that no client would take is replaced by its refusal."""
+        """Queue replies, in one write if possible. Never blocks.
+
+        A reply that is too large for any client is replaced by a refusal.
+        """
         frames = [message.SerializeToString() for message in messages]
         for frame in frames:
             if len(frame) > CLIENT_MESSAGE_BYTES:
@@ -229,30 +317,30 @@ class Session:
     publisher: Publisher | None = None
 
     def refused(self, number: int, error: AetherError) -> None:
-        """See log.Author: a message that came without a number could not be committed."""
+        """Tell the client that a message without a number could not be committed; see log.Author."""
         self.outbox.put_control(refusal_frame(error))
 
     def settled(self, touched: set[Outbox]) -> None:
-        """See log.Author."""
+        """Do nothing: messages without a number are not confirmed; see log.Author."""
 
     def number_sends(self, receipts: Receipts) -> None:
-        """This client numbers its sends: what becomes of them it is told by receipts."""
+        """Confirm the client's sends, which have numbers, by receipts."""
         self.outbox.receipts = receipts
         self.sender.author = receipts
 
     def count_sends(self, counted: CountedSends) -> None:
-        """This client counts its sends: it is told which of them was refused."""
+        """Tell the client, which counts its sends, which of them were refused."""
         self.counted = counted
         self.sender.author = counted
 
     def ephemeral_dropped(self) -> None:
-        """Ephemeral updates were dropped: say so, once."""
+        """Tell the client, once, that ephemeral updates were dropped."""
         if not self.ephemeral_behind:
             self.ephemeral_behind = True
             self.outbox.put_control(_ephemeral_notice())
 
-    def told_of_gap(self, topic: str, count: int) -> None:
-        """Retention was faster than this client: say what is missing."""
+    def gap_reported(self, topic: str, count: int) -> None:
+        """Tell the client how many messages retention deleted before the client read them."""
         self.put_error(
             AetherError(
                 Code.BACKPRESSURE,
@@ -261,13 +349,13 @@ class Session:
         )
 
     def passed_over(self, topic: str, offset: int, size: int) -> None:
-        """A message in the log is larger than any client takes: it is not delivered, and what is behind it is."""
+        """Tell the client that a message was skipped, as it is larger than any client takes."""
         logger.error("a message is too large to be delivered", session=self.who, topic=topic, offset=offset, bytes=size)
         text = f"message {offset} of {topic} has {size} bytes, which is more than a client takes; it was not delivered"
         self.put_error(AetherError(Code.BACKPRESSURE, text))
 
     def work_lost(self) -> None:
-        """Others have been given what this worker was at: this gateway was taken for dead."""
+        """End the session of a worker whose leased messages other workers were given."""
         self.end(
             Status.UNAVAILABLE, "this gateway had lost its place in the cluster, and your work with it; connect again"
         )
@@ -275,9 +363,9 @@ class Session:
     # -- ending ---------------------------------------------------------------------------------------------------
 
     def end(self, status: Status, reason: str, signal: pb.Signal.SignalType.ValueType | None = None) -> None:
-        """End the session from outside: signal the client (if asked to), let go of everything, close the stream.
+        """End the session from another task: signal the client, detach, close the stream.
 
-        A client that has not been acknowledged gets the status alone: it takes any message for "connected".
+        A client that is not acknowledged gets the status alone: it takes any message for "connected".
         """
         if self.ending is not None:
             return
@@ -288,11 +376,16 @@ class Session:
         if self.nursery is not None:
             self.nursery.cancel_scope.cancel()
 
-    def leave(self, reason: str, within_s: float, signal: pb.Signal.SignalType.ValueType | None = None) -> None:
-        """Let the client go elsewhere: the session ends with UNAVAILABLE, unless its client ends it before.
+    def disconnect(self, reason: str) -> None:
+        """End the session as an operator does: the client is told not to connect again."""
+        self.end(Status.CANCELLED, reason or "disconnected by an operator", pb.Signal.FORCE_DISCONNECT)
 
-        It is given nothing new to work on. What it sent before it could know is served first, if it is on its way for no longer than
-        `within_s`: on a transport that tells clients to go, until they have; on the others, for a round trip. Never blocks.
+    def leave(self, reason: str, within_s: float, signal: pb.Signal.SignalType.ValueType | None = None) -> None:
+        """Ask the client to connect to another gateway; the session ends with UNAVAILABLE at the latest.
+
+        The client is given no new work. What it sent before it could know is served first, if it
+        arrives within `within_s`: on a transport that tells clients to leave, until they have left;
+        on the others, within a round trip. Never blocks.
         """
         if not self.acknowledged or self.detached or self.nursery is None:
             self.end(Status.UNAVAILABLE, reason, signal)
@@ -314,16 +407,16 @@ class Session:
 
     @property
     def idle(self) -> bool:
-        """Whether it waits for its client, of which nothing has come that is not handled."""
+        """Whether all messages that have arrived from the client are handled."""
         return self.reading and not self.link.has_input
 
     @property
     def ended_by_gateway(self) -> bool:
-        """Whether it ends because this gateway goes: its client is not to blame, also if it was the quicker one."""
+        """Whether the session ends because this gateway ends, even if the client closed first."""
         return self.leaving is not None or (self.ending is not None and self.ending.status is Status.UNAVAILABLE)
 
     def end_after_answer(self, status: Status, reason: str) -> None:
-        """`end`, but what is asked now is answered first, within ANSWER_S."""
+        """End the session after the answer to its current request, within ANSWER_S."""
         if not self.answering or self.nursery is None:
             self.end(status, reason)
         elif self._end_after_answer is None:
@@ -331,7 +424,7 @@ class Session:
             self.nursery.start_soon(self._end_in_time, name="end-after-answer")
 
     def answered(self) -> None:
-        """A request has been handled, and its answer is on its way."""
+        """Note that the current request is handled and its answer is queued."""
         self.answering = False
         due = self._end_after_answer
         if due is not None:
@@ -342,12 +435,15 @@ class Session:
         self.answered()
 
     def cut(self) -> None:
-        """The link has broken. Whoever reads from it learns so there; a session held up elsewhere ends all the same."""
+        """End the session within CUT_GRACE_S: its link has broken.
+
+        A task that reads from the link sees that there; a session that waits for storage does not.
+        """
         if self.nursery is not None and not self.detached:
             self.nursery.start_soon(self._end_after_cut, name="cut")
 
     def failed(self, error: Exception) -> None:
-        """A defect of the gateway was found while this session's messages were written: it ends, and no other does."""
+        """Report a defect of the gateway that was met while messages were written; end this session alone."""
         report(error, self.who)
         self.end(Status.UNKNOWN, DEFECT)
 
@@ -357,60 +453,56 @@ class Session:
         self.nursery.cancel_scope.cancel()
 
     def detach(self) -> None:
-        """Listen to nothing and hold nothing from now on. Idempotent, no checkpoint, raises nothing."""
-        run_all(self.who, self._close_subscriptions, self.outbox.detach, self._release, self._tell_detached)
+        """Close all subscriptions and give the identity back. Idempotent, no checkpoint, raises nothing."""
+        run_all(self.who, self._close_subscriptions, self.outbox.detach, self._release, self._report_detached)
 
     def _close_subscriptions(self) -> None:
         if self.subscriptions is not None:
             self.subscriptions.close()
 
     def _release(self) -> None:
-        self.registry.release(self)
+        self._registry.release(self)
 
-    def _tell_detached(self) -> None:
+    def _report_detached(self) -> None:
         try:
             if not self.detached:
-                # In the same step, so that nobody can find it neither connected nor gone.
+                # In the same step, so that no other task finds it neither connected nor ended.
                 self.detached = True
-                self.on_detached(self)
+                self._on_detached(self)
         finally:
             if self._detached_event is not None:
                 self._detached_event.set()
 
     def forget(self) -> None:
-        """The stream is closed: refer to nothing that refers back, so that all of it is freed at once. Raises nothing."""
-        self.sender.author = _NOBODY
+        """Drop all references that lead back to the closed session, so that it is freed at once. Raises nothing."""
+        self.sender.author = _NO_AUTHOR
         self.counted = None
         self.subscriptions = None
         self.nursery = None
         self.outbox.forget()
 
     async def wait_detached(self) -> None:
-        """Wait until the session holds nothing any more."""
+        """Wait until the session has given its identity back."""
         if not self.detached:
             if self._detached_event is None:
                 self._detached_event = trio.Event()
             await self._detached_event.wait()
 
 
-def _covers_nobody(identity: Identity) -> bool:
-    return False
-
-
-class _Nobody:
-    """Who is told of refusals when the stream is closed."""
+class _NoAuthor:
+    """An author whose stream is closed: refusals of its messages go nowhere; see log.Author."""
 
     confirms = False
     publisher: Publisher | None = None
 
     def refused(self, number: int, error: AetherError) -> None:
-        """See log.Author."""
+        """Do nothing."""
 
     def settled(self, touched: set[Outbox]) -> None:
-        """See log.Author."""
+        """Do nothing."""
 
 
-_NOBODY = _Nobody()
+_NO_AUTHOR = _NoAuthor()
 
 
 @lru_cache(maxsize=1)

@@ -25,7 +25,7 @@ PULL_BYTES = 64 * 1024
 
 
 class Serves(Protocol):
-    """What can serve a link: session/serve.py's SessionServer."""
+    """What can serve a link: session/lifecycle.py's SessionServer."""
 
     async def serve(self, link: Link) -> None:
         """Serve one stream."""

@@ -63,8 +63,8 @@ async def test_a_handover_a_release_and_a_death_are_no_theft(place: Place, nodes
     with trio.fail_after(LONG_S):
         first, second = await nodes.start(), await nodes.start()
         claimed = await first.claim(IDENTITY)
-        taken = await second.claim(IDENTITY, resume=claimed.hold.session_id)
-        second.cluster.holds.release(taken.hold)
+        taken = await second.claim(IDENTITY, resume=claimed.lock.session_id)
+        second.cluster.locks.release(taken.lock)
         await first.claim(IDENTITY)
         await nodes.stop(first)
         await second.claim(IDENTITY)

@@ -17,7 +17,8 @@ import structlog
 import trio
 
 from aether_trio.cluster.cluster import open_cluster
-from aether_trio.cluster.records import ClaimRequest, ClusterLimits, NodeInfo
+from aether_trio.cluster.records import ClusterLimits, NodeInfo
+from aether_trio.model.ownership import LockRequest
 from aether_trio.storage.postgres.database import open_postgres
 from tests.cluster.nodes import FEW, Host, Node
 
@@ -38,10 +39,10 @@ async def obey(node: Node, command: dict[str, Any]) -> None:
     number = command["id"]
     try:
         if command["do"] == "claim":
-            request = ClaimRequest(
+            request = LockRequest(
                 command["identity"], command["session"], "agent", 1_000, "lab", "x", command.get("resume", "")
             )
-            say(id=number, epoch=(await node.cluster.holds.claim(request)).hold.epoch)
+            say(id=number, epoch=(await node.cluster.locks.claim(request)).lock.epoch)
         else:
             await node.write_as_holder(command["identity"], command["epoch"])
             say(id=number)

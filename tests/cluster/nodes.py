@@ -12,7 +12,8 @@ from typing import Any
 import trio
 
 from aether_trio.cluster.cluster import Cluster, open_cluster
-from aether_trio.cluster.records import Claimed, ClaimRequest, ClusterLimits, Continued, IdentityLock, NodeInfo
+from aether_trio.cluster.records import ClusterLimits, NodeInfo
+from aether_trio.model.ownership import GrantedLock, IdentityLock, LockRequest, SessionHistory
 from aether_trio.storage.base import Execute, Program
 from aether_trio.storage.postgres.connections import PostgresLimits
 from aether_trio.storage.postgres.database import PostgresDatabase, PostgresServer, open_postgres
@@ -58,7 +59,7 @@ class Host:
         if self.gate is not None:
             await self.gate.wait()
         assert self.cluster is not None
-        self.cluster.holds.release(hold, Continued(hold.session_id, 1_000, 7))
+        self.cluster.locks.release(hold, SessionHistory(hold.session_id, 1_000, 7))
         return True
 
     def _tell(self, what: str) -> None:
@@ -83,10 +84,10 @@ class Node:
 
     async def claim(
         self, identity: str, *, resume: str = "", session: str = "", workspace: str = "lab", connected_ms: int = 5_000
-    ) -> Claimed:
+    ) -> GrantedLock:
         with trio.fail_after(LONG_S):
-            return await self.cluster.holds.claim(
-                ClaimRequest(
+            return await self.cluster.locks.claim(
+                LockRequest(
                     identity,
                     session or f"session-{next(_numbers)}",
                     "agent",
@@ -102,7 +103,7 @@ class Node:
 
     async def write_as_holder(self, identity: str, epoch: int) -> None:
         """`write` of a session that ends when its hold is lost. Raises FencedError, SessionEnded."""
-        hold = self.cluster.holds.mine(identity)
+        hold = self.cluster.locks.mine(identity)
         if hold is None or hold.epoch != epoch:
             raise SessionEnded(identity)
         await self.write(identity, epoch)

@@ -14,10 +14,10 @@ from typing import Any
 import trio
 
 from aether_trio.cluster.locks.directory import Directory, DirectoryLimits, open_directory
-from aether_trio.cluster.records import ClaimRequest, IdentityLock
 from aether_trio.model.identity import Identity
+from aether_trio.model.ownership import IdentityLock, LockRequest, SessionHistory
 from aether_trio.session.directory import ClusterDirectory, end_session
-from aether_trio.session.registry import History, Registry
+from aether_trio.session.registry import Registry
 from tests.cluster.nodes import LONG_S, STEADY, Node
 
 SOON = DirectoryLimits(poll_s=0.3, ask_again_s=0.1, wait_s=LONG_S)
@@ -43,7 +43,7 @@ class Guest:
     on_end: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
-        self.history = History(self.session_id, self.connected_ms, 0)
+        self.history = SessionHistory(self.session_id, self.connected_ms, 0)
         self.link = SimpleNamespace(peer=SimpleNamespace(address=self.address))
 
     def end(self, *what: Any) -> None:
@@ -65,8 +65,8 @@ class Seat:
         identity = Identity.parse(text)
         guest = Guest(identity, f"session-{next(_numbers)}", takes_any, identity.workspace)
         with trio.fail_after(LONG_S):
-            claimed = await self.node.cluster.holds.claim(
-                ClaimRequest(
+            claimed = await self.node.cluster.locks.claim(
+                LockRequest(
                     text,
                     guest.session_id,
                     identity.kind.value,
@@ -79,15 +79,15 @@ class Seat:
                 )
             )
         self.registry.claim(guest, resume)  # type: ignore[arg-type]
-        guest.on_end = lambda: self.leave(guest, claimed.hold)
+        guest.on_end = lambda: self.leave(guest, claimed.lock)
         return guest
 
     def leave(self, guest: Guest, hold: IdentityLock | None = None) -> None:
         """The session ends, and gives its identity back."""
         self.registry.release(guest)  # type: ignore[arg-type]
-        hold = hold or self.node.cluster.holds.mine(guest.identity.text)
+        hold = hold or self.node.cluster.locks.mine(guest.identity.text)
         if hold is not None:
-            self.node.cluster.holds.release(hold)
+            self.node.cluster.locks.release(hold)
 
     def move(self, guest: Guest, workspace: str) -> None:
         """A window switches its workspace."""

@@ -35,7 +35,7 @@ async def test_the_holds_of_a_killed_process_are_free_at_once(nodes: Nodes, plac
         async with trio.open_nursery() as nursery:
             for number in range(100):
                 nursery.start_soon(claim, number)
-        assert {one.hold.epoch for one in claimed} == {2}
+        assert {one.lock.epoch for one in claimed} == {2}
         assert all(one.history is not None for one in claimed)
         statistics = node.cluster.nodes.statistics()
         # Once for all of them, and without waiting for an answer.
@@ -51,9 +51,9 @@ async def test_a_stopped_process_loses_what_is_wanted_and_keeps_the_rest(nodes: 
         before = trio.current_time()
         claimed = await node.claim(X)
         assert trio.current_time() - before >= SHORT_GRACE.lease_grace_s
-        assert claimed.hold.epoch == x + 1
+        assert claimed.lock.epoch == x + 1
         assert node.cluster.nodes.statistics().cut_off == 1
-        await node.write(X, claimed.hold.epoch)
+        await node.write(X, claimed.lock.epoch)
         # It wakes in the middle of what it was doing, with commands waiting that it still believes in.
         writes: list[BaseException] = []
         async with trio.open_nursery() as nursery:
@@ -64,7 +64,7 @@ async def test_a_stopped_process_loses_what_is_wanted_and_keeps_the_rest(nodes: 
         assert ("gone", []) not in child.told
         assert len(writes) == 20
         assert all(str(error).startswith(("FencedError", "SessionEnded")) for error in writes)
-        assert history_is_ordered(place.rows(HISTORY)) == {X: [x, claimed.hold.epoch]}
+        assert history_is_ordered(place.rows(HISTORY)) == {X: [x, claimed.lock.epoch]}
         assert place.rows("SELECT epoch, alive FROM nodes WHERE node_id = $1", child.node_id) == [(2, True)]
         await child.do("write", identity=Y, epoch=y)
         with pytest.raises(StatusError):
@@ -104,12 +104,12 @@ async def test_a_process_that_is_stopped_in_the_middle_of_a_write_does_not_keep_
             child.stop()
             place.outside("COMMIT")
             claimed = await node.claim(X)
-            await node.write(X, claimed.hold.epoch)
+            await node.write(X, claimed.lock.epoch)
             child.go_on()
         await child.wait_told("back")
         assert len(refused) == 1
         epochs = history_is_ordered(place.rows(HISTORY))
-        assert epochs == {X: [x, claimed.hold.epoch] if prepared else [claimed.hold.epoch]}
+        assert epochs == {X: [x, claimed.lock.epoch] if prepared else [claimed.lock.epoch]}
 
 
 async def test_a_process_that_ends_well_frees_everything_at_once(nodes: Nodes, place: PostgresEngine) -> None:
@@ -137,7 +137,7 @@ async def test_a_process_that_stands_still_loses_its_lease_although_nobody_asks_
                 await trio.sleep(0.05)
         assert node.cluster.nodes.statistics().cut_off == 1
         claimed = await node.claim(X)
-        assert claimed.hold.epoch == x + 1
+        assert claimed.lock.epoch == x + 1
         child.go_on()
         assert await child.wait_told("back") == [X]
         with pytest.raises(Refused):

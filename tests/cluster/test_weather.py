@@ -75,13 +75,13 @@ async def test_a_restart_of_the_database_within_the_grace_ends_no_session(
     await a.host.wait_told("back")
     await b.host.wait_told("back")
     assert len(claimed) == 1
-    for node, hold in ((a, x.hold), (b, y.hold)):
+    for node, hold in ((a, x.lock), (b, y.lock)):
         assert node.host.told == ["lost", "back"]
         assert node.host.lost == []
-        assert node.cluster.holds.mine(hold.identity) == hold
+        assert node.cluster.locks.mine(hold.identity) == hold
         await node.write(hold.identity, hold.epoch)
     # The bus hears again, too.
-    assert (await b.claim(X, resume=x.hold.session_id)).hold.epoch == 2
+    assert (await b.claim(X, resume=x.lock.session_id)).lock.epoch == 2
 
 
 async def test_a_database_that_is_away_for_longer_ends_every_session_and_then_serves_again(
@@ -98,8 +98,8 @@ async def test_a_database_that_is_away_for_longer_ends_every_session_and_then_se
     await held(a)
     await held(b)
     claimed = await b.claim(X)
-    assert claimed.hold.epoch == 2
-    await b.write(X, claimed.hold.epoch)
+    assert claimed.lock.epoch == 2
+    await b.write(X, claimed.lock.epoch)
 
 
 @asynccontextmanager
@@ -133,14 +133,14 @@ async def test_a_link_that_stalls_is_noticed_and_the_lease_taken_back_over_anoth
         # The server believes in the old session: it has to be ended before the lock is free.
         assert a.host.told == ["lost", "back"] * times
         assert a.cluster.lease.epoch == 1
-        assert a.cluster.holds.mine(X) == x.hold
+        assert a.cluster.locks.mine(X) == x.lock
         with trio.fail_after(LONG_S):
             while a.cluster.bus.statistics().reconnects == 0:
                 await trio.sleep(0.01)
         b = await nodes.start()
         a.host.gate = trio.Event()
         a.host.gate.set()
-        assert (await b.claim(X, resume=x.hold.session_id)).hold.epoch == 2
+        assert (await b.claim(X, resume=x.lock.session_id)).lock.epoch == 2
 
 
 async def test_a_node_that_is_cut_off_loses_what_is_wanted_after_the_grace(
@@ -159,19 +159,19 @@ async def test_a_node_that_is_cut_off_loses_what_is_wanted_after_the_grace(
         proxy.script = nothing
         stall(proxy)
         claimed = await b.claim(X)
-        assert claimed.hold.epoch == 2
+        assert claimed.lock.epoch == 2
         assert b.cluster.nodes.statistics().cut_off == 1
-        await b.write(X, claimed.hold.epoch)
+        await b.write(X, claimed.lock.epoch)
         await a.host.wait_told("gone")
         assert a.cluster.lease.state is LeaseState.AWAY
-        assert a.cluster.holds.mine(X) is None
+        assert a.cluster.locks.mine(X) is None
         proxy.script = None
         proxy.cut_all()
         with pytest.raises((FencedError, StorageUnavailable)):
-            await a.write(X, x.hold.epoch)
+            await a.write(X, x.lock.epoch)
         await held(a)
         assert a.cluster.lease.epoch == 2
-        assert (await b.claim(Y)).hold.epoch == 2
+        assert (await b.claim(Y)).lock.epoch == 2
 
 
 async def test_a_claim_on_its_way_over_a_lost_connection_takes_nothing_afterwards(
@@ -186,8 +186,8 @@ async def test_a_claim_on_its_way_over_a_lost_connection_takes_nothing_afterward
         for connection in stuck:
             connection.upstream.stall()
         first = await a.claim(X, session="first")  # over another connection
-        assert a.cluster.holds.release(first.hold)
-        await a.cluster.holds.desk.settled()
+        assert a.cluster.locks.release(first.lock)
+        await a.cluster.locks.desk.settled()
         second = await a.claim(X, session="second")
         for connection in stuck:
             connection.upstream.release()
@@ -196,4 +196,4 @@ async def test_a_claim_on_its_way_over_a_lost_connection_takes_nothing_afterward
             await a.write(Y, 1)
         holder = fragile.psql(f"SELECT session_id, ended_ms IS NULL FROM {SCHEMA}.holds WHERE identity = '{X}'")
         assert holder == "second|t"
-        assert a.cluster.holds.mine(X) == second.hold
+        assert a.cluster.locks.mine(X) == second.lock

@@ -18,7 +18,7 @@ import trio
 
 from aether_trio.cli.options import split_address
 from aether_trio.session.dispatch import Dispatcher
-from aether_trio.session.serve import A_TURN, REQUEST_COSTS, SessionServer
+from aether_trio.session.read_loop import A_TURN, REQUEST_COSTS, ReadLoop
 from aether_trio.transport.framed.link import FRAMES_AT_ONCE, FramedLink
 from aether_trio.transport.grpc import link as grpc_link
 from aether_trio.transport.grpc import server
@@ -66,7 +66,7 @@ async def steps(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Steps]:
         monkeypatch.setattr(owner, name, counted)
 
     watch(Dispatcher, "dispatch")
-    watch(SessionServer, "_publish")
+    watch(ReadLoop, "_publish")
     watch(grpc_link, "decode_upstream")
     watch(server, "accept_rpc")
     watch(FramedLink, "_count_control")

@@ -359,7 +359,7 @@ async def test_a_drain_ends_with_unavailable(core: Core, sdk: str, signalled: bo
 
 
 async def test_while_draining_nobody_comes_in(core: Core) -> None:
-    core.sessions.draining = True
+    core.sessions.handshake.stop_admitting()
     async with connect(core, agent("w", "a", "1"), wait_ack=False) as peer:
         assert await rest_of(peer) == []
         assert peer.ended is not None

@@ -11,37 +11,41 @@ from typing import Any
 import pytest
 import trio
 
-from aether_trio.cluster.records import Claimed, ClaimRequest, Continued, IdentityLock
 from aether_trio.delivery.outbox import OutboxLimits
+from aether_trio.delivery.rates import Rates
+from aether_trio.model.clock import SystemClock
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Identity
-from aether_trio.model.token_bucket import TokenBucket
-from aether_trio.session.admission import Claim
+from aether_trio.model.limits import Limits
+from aether_trio.model.ownership import GrantedLock, IdentityLock, LockRequest, SessionHistory
+from aether_trio.session.admission import Admitted, Claim
 from aether_trio.session.identity_locks import CURSORS_S, ClusterHolding
-from aether_trio.session.registry import History, Registry
-from aether_trio.session.session import ClientInfo, Session
+from aether_trio.session.registry import Registry
+from aether_trio.session.session import Session
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.testing.memory import MemoryLink
 from tests.helpers.core import deadlock_is_an_error, pump
 
+ALL_ACCESS = Admitted(lambda _: True, lambda _: True, everywhere=True)
+RATES = Rates(Limits(), SystemClock())
 A1, A2 = Identity.agent("w", "a", "1"), Identity.agent("w", "a", "2")
 
 
 class Rows:
-    """What the cluster's Holds is to the holding. `history` is what the next claim continues, `error` what it raises."""
+    """What the cluster's Holds is to the locks. `history` is what the next claim continues, `error` what it raises."""
 
     def __init__(self, told: list[Any]) -> None:
         self._told = told
         self._mine: dict[str, IdentityLock] = {}
         self._epochs = 0
-        self.history: Continued | None = None
+        self.history: SessionHistory | None = None
         self.error: Exception | None = None
         self.full = False
         self.gate: trio.Event | None = None
-        self.requests: list[ClaimRequest] = []
+        self.requests: list[LockRequest] = []
         self.unknown_yet: list[str] = []
 
-    async def claim(self, request: ClaimRequest) -> Claimed:
+    async def claim(self, request: LockRequest) -> GrantedLock:
         self.requests.append(request)
         await trio.lowlevel.checkpoint()
         if self.gate is not None:
@@ -52,9 +56,9 @@ class Rows:
             raise StatusError(Status.RESOURCE_EXHAUSTED, "full")
         self._epochs += 1
         hold = self._mine[request.identity] = IdentityLock(request.identity, request.session_id, self._epochs)
-        return Claimed(hold, self.history)
+        return GrantedLock(hold, self.history)
 
-    def release(self, hold: IdentityLock, history: Continued | None = None) -> bool:
+    def release(self, hold: IdentityLock, history: SessionHistory | None = None) -> bool:
         if self._mine.get(hold.identity) != hold:
             return False
         del self._mine[hold.identity]
@@ -101,38 +105,36 @@ class Log:
 
 
 class Node:
-    """One node's holding, and sessions on it. `told` is what rows and log were told, in order."""
+    """One node's locks, and sessions on it. `told` is what rows and log were told, in order."""
 
     def __init__(self) -> None:
         self.told: list[Any] = []
         self.registry = Registry()
         self.rows = Rows(self.told)
         self.log = Log(self.told)
-        self.holding = ClusterHolding(self.registry, self.log, lambda: 9_000)  # type: ignore[arg-type]
-        self.holding.join(self.rows)
+        self.locks = ClusterHolding(self.registry, self.log, lambda: 9_000)  # type: ignore[arg-type]
+        self.locks.join(self.rows)
 
     def session(self, session_id: str, identity: Identity = A1, *, last_append: int = 0) -> Session:
         link = MemoryLink()
         session = Session(
-            identity,
+            _claim(identity),
+            ALL_ACCESS,
             session_id,
             link,
             OutboxLimits(),
             self.registry,
-            TokenBucket(0, 0),
+            RATES,
             5_000,
-            ClientInfo("python", "1"),
-            lambda _: True,
-            self.holding.let_go,
-            gate=self.holding,
+            self.locks.let_go,
+            self.locks,
         )
         link.attach(session.outbox)
         session.sender.last_append = last_append
         return session
 
-    async def take(self, session: Session, resume: str = "") -> tuple[Session | None, History | None]:
-        claim = Claim(session.identity, "", {}, resume, True, (), "python", "1")
-        return await self.holding.take(session, claim)
+    async def take(self, session: Session, resume: str = "") -> tuple[Session | None, SessionHistory | None]:
+        return await self.locks.take(session, _claim(session.identity, resume))
 
     async def hold(
         self, session_id: str, identity: Identity = A1, *, last_append: int = 0
@@ -144,11 +146,15 @@ class Node:
         return session, hold
 
 
+def _claim(identity: Identity, resume: str = "") -> Claim:
+    return Claim(identity, "", {}, resume, True, (), "python", "1")
+
+
 @pytest.fixture
 async def node() -> AsyncIterator[Node]:
     async with deadlock_is_an_error(), trio.open_nursery() as nursery:
         opened = Node()
-        nursery.start_soon(opened.holding.run)
+        nursery.start_soon(opened.locks.run)
         yield opened
         nursery.cancel_scope.cancel()
 
@@ -164,7 +170,7 @@ async def test_the_row_is_asked_with_all_that_listings_say(node: Node) -> None:
     session = node.session("s1")
     assert await node.take(session, "s0") == (None, None)
     assert node.rows.requests == [
-        ClaimRequest(
+        LockRequest(
             A1.text,
             "s1",
             "agent",
@@ -223,7 +229,7 @@ async def test_a_takeover_on_this_node_keeps_the_row(node: Node) -> None:
     first.end(Status.CANCELLED, "taken over")
     await pump()
     assert node.told == []
-    assert node.holding.leaving() == []
+    assert node.locks.leaving() == []
     hold = node.rows.mine(A1.text)
     assert hold is not None
     assert hold.session_id == "s2"
@@ -232,8 +238,8 @@ async def test_a_takeover_on_this_node_keeps_the_row(node: Node) -> None:
 async def test_what_is_continued_is_what_the_row_says(node: Node) -> None:
     first, _ = await node.hold("s1")
     first.end(Status.CANCELLED, "done")
-    node.rows.history = Continued("s5", 77, 3)
-    assert await node.take(node.session("s6"), "s5") == (None, History("s5", 77, 3))
+    node.rows.history = SessionHistory("s5", 77, 3)
+    assert await node.take(node.session("s6"), "s5") == (None, SessionHistory("s5", 77, 3))
     node.rows.history = None
     second, _ = await node.hold("t1", A2)
     second.end(Status.CANCELLED, "done")
@@ -270,24 +276,24 @@ async def test_two_of_one_name_may_leave_at_once(node: Node) -> None:
         node.rows.gate.set()
     second.end(Status.CANCELLED, "done as well")
     await pump()
-    assert node.holding.leaving() == [A1.text]
+    assert node.locks.leaving() == [A1.text]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(node.take, third)
         await pump()
         assert node.registry.holder(A1.text) is None, "it waits for both"
         node.log.settled.set()
     assert [one[1] for one in node.told if one[0] == "released"] == ["s2"]
-    assert node.holding.leaving() == []
+    assert node.locks.leaving() == []
     assert node.registry.holder(A1.text) is third
 
 
 async def test_a_row_is_released_when_all_is_written(node: Node) -> None:
     node.log.settled, node.log.saved = trio.Event(), trio.Event()
     session, _ = await node.hold("s1", last_append=17)
-    session.history = History("s1", 1_234, 5)
+    session.history = SessionHistory("s1", 1_234, 5)
     session.end(Status.CANCELLED, "done")
     assert node.registry.holder(A1.text) is None
-    assert node.holding.leaving() == [A1.text]
+    assert node.locks.leaving() == [A1.text]
     await trio.sleep(600)  # an append may take as long as it likes
     assert node.told == []
     node.log.settled.set()
@@ -295,18 +301,18 @@ async def test_a_row_is_released_when_all_is_written(node: Node) -> None:
     assert node.told == [("settled", 17)]
     node.log.saved.set()
     await pump()
-    assert node.told == [("settled", 17), ("saved",), ("released", "s1", Continued("s1", 1_234, 5))]
+    assert node.told == [("settled", 17), ("saved",), ("released", "s1", SessionHistory("s1", 1_234, 5))]
     node.rows.unknown_yet = [A1.text]
-    assert node.holding.leaving() == [A1.text]
+    assert node.locks.leaving() == [A1.text]
     node.rows.unknown_yet = []
-    assert node.holding.leaving() == []
+    assert node.locks.leaving() == []
 
 
 async def test_a_node_that_ends_leaves_to_its_lease_the_rows_whose_last_message_may_still_be_written() -> None:
     node = Node()
     node.log.settled = trio.Event()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(node.holding.run)
+        nursery.start_soon(node.locks.run)
         writing, _ = await node.hold("s1", last_append=17)
         silent, _ = await node.hold("t1", A2)
         for session in (writing, silent):
@@ -378,7 +384,7 @@ async def test_who_never_held_anything_releases_nothing(node: Node) -> None:
     node.session("s1").end(Status.UNAVAILABLE, "never mind")
     await pump()
     assert node.told == []
-    assert node.holding.leaving() == []
+    assert node.locks.leaving() == []
 
 
 # -- the lease --------------------------------------------------------------------------------------------------------
@@ -386,20 +392,20 @@ async def test_who_never_held_anything_releases_nothing(node: Node) -> None:
 
 async def test_input_waits_while_the_lease_is_lost(node: Node) -> None:
     session, _ = await node.hold("s1")
-    assert not node.holding.paused
-    await node.holding.wait_input()
+    assert not node.locks.paused
+    await node.locks.wait_input()
     for _ in range(2):
-        node.holding.lease_lost()
-        node.holding.lease_lost()
-        assert node.holding.paused
+        node.locks.lease_lost()
+        node.locks.lease_lost()
+        assert node.locks.paused
         with trio.move_on_after(600) as waiting:
-            await node.holding.wait_input()
+            await node.locks.wait_input()
         assert waiting.cancelled_caught
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(node.holding.wait_input)
+            nursery.start_soon(node.locks.wait_input)
             await pump()
-            node.holding.lease_back([], None)
-    assert not node.holding.paused
+            node.locks.lease_back([], None)
+    assert not node.locks.paused
     assert node.log.voided == 0
     assert node.log.kept == []
     assert ending(session) is None
@@ -409,32 +415,32 @@ async def test_input_waits_while_the_lease_is_lost(node: Node) -> None:
 async def test_what_others_have_taken_ends_when_the_lease_is_back(node: Node) -> None:
     session, hold = await node.hold("s1")
     other, _ = await node.hold("t1", A2)
-    node.holding.lease_lost()
+    node.locks.lease_lost()
     node.rows._mine.pop(A1.text)  # as Holds.reconcile does
-    node.holding.lease_back([hold, IdentityLock("ag::w::a::9", "unknown", 1)], {A2.text})
+    node.locks.lease_back([hold, IdentityLock("ag::w::a::9", "unknown", 1)], {A2.text})
     assert node.log.voided == 1
     assert node.log.kept == [[A2.text]]
     assert ending(session) == (Status.CANCELLED, "another node has taken over this identity")
     assert ending(other) is None
-    assert not node.holding.paused
+    assert not node.locks.paused
     await pump()
     assert node.told == []
 
 
 async def test_everything_ends_when_the_lease_is_gone(node: Node) -> None:
     sessions = [(await node.hold("s1"))[0], (await node.hold("t1", A2))[0]]
-    node.holding.lease_lost()
+    node.locks.lease_lost()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(node.holding.wait_input)
+        nursery.start_soon(node.locks.wait_input)
         await pump()
         node.rows._mine.clear()  # as Holds.forget does
-        node.holding.lease_gone()
+        node.locks.lease_gone()
     assert [session.ending and session.ending.status for session in sessions] == [Status.UNAVAILABLE] * 2
     assert len(node.registry) == 0
     assert node.log.kept == [[]]
     await pump()
     assert node.told == []
-    assert node.holding.leaving() == []
+    assert node.locks.leaving() == []
     assert await node.take(node.session("s2")) == (None, None)
 
 
@@ -444,7 +450,7 @@ async def test_everything_ends_when_the_lease_is_gone(node: Node) -> None:
 async def test_a_session_that_lives_is_not_given_away(node: Node) -> None:
     session, hold = await node.hold("s1")
     for resume in ("", "s0"):
-        assert await node.holding.asked(hold, resume) is False
+        assert await node.locks.asked(hold, resume) is False
     assert ending(session) is None
 
 
@@ -454,7 +460,7 @@ async def test_a_session_that_is_named_ends_and_settles_first(node: Node) -> Non
     answers: list[bool] = []
 
     async def ask() -> None:
-        answers.append(await node.holding.asked(hold, "s1"))
+        answers.append(await node.locks.asked(hold, "s1"))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ask)
@@ -469,7 +475,7 @@ async def test_a_session_that_is_named_ends_and_settles_first(node: Node) -> Non
 async def test_a_session_whose_peer_has_gone_is_given_away(node: Node) -> None:
     session, hold = await node.hold("s1")
     session.link.cut()  # type: ignore[attr-defined]
-    assert await node.holding.asked(hold, "") is True
+    assert await node.locks.asked(hold, "") is True
     assert ending(session) == (Status.CANCELLED, "the stream had ended")
     assert [one[0] for one in node.told] == ["settled", "saved", "released"]
 
@@ -483,7 +489,7 @@ async def test_a_session_that_is_just_leaving_is_waited_for(node: Node) -> None:
             session.end(Status.CANCELLED, "its stream ends")
 
         nursery.start_soon(leave)
-        assert await node.holding.asked(hold, "") is True
+        assert await node.locks.asked(hold, "") is True
     assert [one[0] for one in node.told] == ["settled", "saved", "released"]
 
 
@@ -492,8 +498,8 @@ async def test_a_session_that_has_left_is_waited_for_and_an_unknown_one_is_not(n
     session, hold = await node.hold("s1")
     session.end(Status.CANCELLED, "done")
     with trio.move_on_after(600) as waiting:
-        await node.holding.asked(hold, "")
+        await node.locks.asked(hold, "")
     assert waiting.cancelled_caught
     node.log.settled.set()
-    assert await node.holding.asked(hold, "") is True
-    assert await node.holding.asked(IdentityLock(A2.text, "unknown", 1), "") is True
+    assert await node.locks.asked(hold, "") is True
+    assert await node.locks.asked(IdentityLock(A2.text, "unknown", 1), "") is True

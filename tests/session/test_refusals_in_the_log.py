@@ -27,4 +27,4 @@ async def test_so_is_one_that_did_not_say_who_it_is(core: Core) -> None:
     with capture_logs() as logs:
         async with connect(core, pb.UpstreamMessage(), wait_ack=False) as peer:
             await peer.wait_end()
-    assert [(entry["status"], entry["identity"]) for entry in logs] == [("INVALID_ARGUMENT", "nobody yet")]
+    assert [(entry["status"], entry["identity"]) for entry in logs] == [("INVALID_ARGUMENT", "unknown")]

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Identity, Kind
+from aether_trio.model.ownership import SessionHistory
 from aether_trio.session import registry as module
-from aether_trio.session.registry import History, Registry
+from aether_trio.session.registry import Registry
 
 A1 = Identity.agent("w", "a", "1")
 
@@ -22,18 +23,18 @@ class Stub:
 
     identity: Identity
     session_id: str
-    history: History = field(init=False)
+    history: SessionHistory = field(init=False)
     takes_any: bool = True
 
     def __post_init__(self) -> None:
-        self.history = History(self.session_id, 1000, 0)
+        self.history = SessionHistory(self.session_id, 1000, 0)
 
 
 def make(identity: Identity = A1, session_id: str = "s1") -> Stub:
     return Stub(identity, session_id)
 
 
-def claim(registry: Registry, session: Stub, resume: str = "") -> tuple[Stub | None, History | None]:
+def claim(registry: Registry, session: Stub, resume: str = "") -> tuple[Stub | None, SessionHistory | None]:
     return registry.claim(session, resume)  # type: ignore[arg-type, return-value]
 
 

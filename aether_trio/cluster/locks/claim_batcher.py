@@ -30,7 +30,8 @@ import trio
 
 from aether_trio.cluster.node.aio import run_again
 from aether_trio.cluster.node.lease import Lease, lock_class
-from aether_trio.cluster.records import Answer, ClaimRequest, ClusterLimits, Continued
+from aether_trio.cluster.records import Answer, ClusterLimits
+from aether_trio.model.ownership import LockRequest, SessionHistory
 from aether_trio.storage.base import RefusedError, StorageUnavailable
 from aether_trio.storage.batches import in_halves
 from aether_trio.storage.postgres.database import PostgresServer
@@ -63,7 +64,7 @@ class Granted:
 
     epoch: int
     node_epoch: int
-    history: Continued | None
+    history: SessionHistory | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class Release:
     identity: str
     session_id: str
     epoch: int
-    history: Continued | None = None
+    history: SessionHistory | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ def _forget(what: object, error: Exception) -> None:
 class _Claim:
     __slots__ = ("request", "task")
 
-    def __init__(self, request: ClaimRequest, task: trio.lowlevel.Task) -> None:
+    def __init__(self, request: LockRequest, task: trio.lowlevel.Task) -> None:
         self.request = request
         self.task: trio.lowlevel.Task | None = task
 
@@ -168,7 +169,7 @@ class ClaimBatcher:
             self._failing,
         )
 
-    async def claim(self, request: ClaimRequest) -> Verdict:
+    async def claim(self, request: LockRequest) -> Verdict:
         """Try once to become the holder. Raises StorageUnavailable, of which FencedError is one kind."""
         claim = _Claim(request, trio.lowlevel.current_task())
         self._claims.append(claim)
@@ -256,7 +257,7 @@ class ClaimBatcher:
         return True
 
     async def _release(self, releases: Sequence[Release]) -> list[Any]:
-        histories = [one.history or Continued("", 0, 0) for one in releases]
+        histories = [one.history or SessionHistory("", 0, 0) for one in releases]
         rows: list[Any] = await self._run(
             lambda connection: connection.fetch(
                 _RELEASE,
@@ -332,7 +333,7 @@ class ClaimBatcher:
         self._claim_statements += 1
         return rows
 
-    async def _claim_on(self, node_epoch: int, requests: Sequence[ClaimRequest], connection: Any) -> Any:
+    async def _claim_on(self, node_epoch: int, requests: Sequence[LockRequest], connection: Any) -> Any:
         return await connection.fetch(
             _CLAIM,
             self._lease.node_id,
@@ -368,7 +369,7 @@ class ClaimBatcher:
 def _verdict(row: Any, node_epoch: int) -> Verdict:
     _, verdict, epoch, previous_id, initial_ms, reconnections, holder, holder_epoch, holder_session, answer = row
     if verdict == "taken":
-        history = Continued(previous_id, initial_ms, reconnections - 1) if previous_id else None
+        history = SessionHistory(previous_id, initial_ms, reconnections - 1) if previous_id else None
         return Granted(epoch, node_epoch, history)
     if verdict == "held":
         return HeldBy(holder, holder_epoch, holder_session, Answer(answer))

@@ -30,17 +30,10 @@ from aether_trio.cluster.locks.claim_batcher import ClaimBatcher, Full, Granted,
 from aether_trio.cluster.node.bus import ALL, Bus
 from aether_trio.cluster.node.lease import Lease, LeaseState, Rows
 from aether_trio.cluster.node.liveness import Nodes
-from aether_trio.cluster.records import (
-    Answer,
-    Claimed,
-    ClaimRequest,
-    ClusterLimits,
-    Continued,
-    IdentityLock,
-    SessionHost,
-)
+from aether_trio.cluster.records import Answer, ClusterLimits, SessionHost
 from aether_trio.model.containment import alone
 from aether_trio.model.errors import Status, StatusError
+from aether_trio.model.ownership import GrantedLock, IdentityLock, LockRequest, SessionHistory
 from aether_trio.storage.base import StorageUnavailable
 
 logger = structlog.get_logger("aether.cluster")
@@ -125,7 +118,7 @@ class ClusterLocks:
 
     # -- claiming -------------------------------------------------------------------------------------------------
 
-    async def claim(self, request: ClaimRequest) -> Claimed:
+    async def claim(self, request: LockRequest) -> GrantedLock:
         """Become the holder of an identity. A caller that is cancelled holds nothing.
 
         Raises StatusError ALREADY_EXISTS when a session holds it that `resume_session_id` does not name, RESOURCE_EXHAUSTED when its
@@ -148,7 +141,7 @@ class ClusterLocks:
             if asked:
                 self.desk.withdraw(identity, request.session_id)
 
-    async def _claim(self, request: ClaimRequest, asked: list[HeldBy]) -> Claimed:
+    async def _claim(self, request: LockRequest, asked: list[HeldBy]) -> GrantedLock:
         since, pause_s = trio.current_time(), FIRST_LOOK_S
         looked_for_dead = False
         while True:
@@ -165,7 +158,7 @@ class ClusterLocks:
                 self._claimed += 1
                 self.on_change((request.identity,))
                 last = asked[-1] if asked else None
-                return Claimed(hold, verdict.history, (last.node_id, last.session_id) if last is not None else None)
+                return GrantedLock(hold, verdict.history, (last.node_id, last.session_id) if last is not None else None)
             if isinstance(verdict, Full):
                 if looked_for_dead or not await self._nodes.find_dead():
                     self._refused += 1
@@ -178,7 +171,7 @@ class ClusterLocks:
                 await self._wait_for(request, verdict, trio.current_time() - since, pause_s)
                 pause_s = min(2 * pause_s, self._limits.ask_again_s)
 
-    async def _wait_for(self, request: ClaimRequest, holder: HeldBy, waited_s: float, pause_s: float) -> None:
+    async def _wait_for(self, request: LockRequest, holder: HeldBy, waited_s: float, pause_s: float) -> None:
         """One round with a holder on another node; the claim is worth another try afterwards. Raises StatusError."""
         if await self._nodes.declare_dead(holder.node_id, holder.node_epoch):
             return
@@ -199,7 +192,7 @@ class ClusterLocks:
         with trio.move_on_after(pause_s):
             await news.wait()
 
-    def _refusal(self, request: ClaimRequest) -> StatusError:
+    def _refusal(self, request: LockRequest) -> StatusError:
         self._refused += 1
         return StatusError(
             Status.ALREADY_EXISTS,
@@ -209,7 +202,7 @@ class ClusterLocks:
 
     # -- giving back ----------------------------------------------------------------------------------------------
 
-    def release(self, hold: IdentityLock, history: Continued | None = None) -> bool:
+    def release(self, hold: IdentityLock, history: SessionHistory | None = None) -> bool:
         """Give an identity back, in one step; says whether it was still this hold's. `history` is for whoever resumes it."""
         if self._mine.get(hold.identity) != hold:
             return False
@@ -325,7 +318,7 @@ class ClusterLocks:
             self._waiting[identity].set()
 
 
-def _full(request: ClaimRequest, limit: int) -> StatusError:
+def _full(request: LockRequest, limit: int) -> StatusError:
     return StatusError(
         Status.RESOURCE_EXHAUSTED,
         f"workspace {request.workspace} has {limit} connections, which is its limit (limits.connections_per_workspace)",

@@ -156,8 +156,8 @@ class Directory:
             ask_again_s=limits.ask_again_s,
             wait_s=limits.wait_s,
         )
-        cluster.holds.on_change = self._changed
-        cluster.others.on_death.append(self._services.trigger)
+        cluster.locks.on_change = self._changed
+        cluster.peers.on_death.append(self._services.trigger)
         cluster.bus.handle(SERVICES, lambda _sender, _body: self._services.trigger())
         cluster.bus.handle(NEWS, self._hear_news)
 

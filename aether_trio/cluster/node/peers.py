@@ -33,7 +33,7 @@ class Peers:
         self._bus = bus
         self._joined = 0
         self._round = PeriodicTask("whether there are other nodes", self._look, random, every_s=every_s)
-        self.alone = True
+        self.empty = True
         """No other node is known."""
         self.on_join: list[Callable[[], None]] = []
         """Called when another node has joined, or may have. In one step."""
@@ -55,13 +55,13 @@ class Peers:
         joined = self._joined
         [[others]] = await self._nodes.fetch(_OTHERS, self._nodes.own_id)
         if others or joined == self._joined:
-            self.alone = not others
+            self.empty = not others
 
     async def _look(self, _alone: bool) -> None:
         await self.look()
 
     def _hear_joined(self, _sender: int, body: str) -> None:
-        self.alone = False
+        self.empty = False
         self._joined += 1
         if body == ALL:
             self._round.trigger()

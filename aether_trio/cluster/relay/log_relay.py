@@ -140,7 +140,7 @@ class ClusterTails:
 
     def committed(self, states: Iterable[TopicState]) -> None:
         """See LogRelay."""
-        if not self._cluster.others.alone:
+        if not self._cluster.peers.empty:
             for state in states:
                 self._news[state.name] = None
             self._work.set()

@@ -160,7 +160,7 @@ class ProgressRelay:
         self._woken_all = False
         self._offered = self._written = self._batches = self._dropped = self._received = self._reads = 0
         cluster.bus.handle(WAKE, self._hear_wake)
-        cluster.others.on_join.append(self._read_all)
+        cluster.peers.on_join.append(self._read_all)
         cluster.on_renewal.append(self._renew)
 
     def statistics(self) -> RelayStatistics:
@@ -188,7 +188,7 @@ class ProgressRelay:
 
     def publish(self, topic: str, source: str, recipient: str, frame: bytes) -> None:
         """See EphemeralRelay. Nothing is done while no other node is known."""
-        if self._cluster.others.alone:
+        if self._cluster.peers.empty:
             return
         self._offered += 1
         self._seq += 1

@@ -89,7 +89,7 @@ class Fabric:
         gateway: Gateway = await self._nursery.start(self._run, changes)
         self.gateways.append(gateway)
         if len(self.gateways) > 1:
-            await until(lambda: not any(one.cluster.others.alone for one in self.gateways))
+            await until(lambda: not any(one.cluster.peers.empty for one in self.gateways))
         return gateway
 
     async def start_many(self, count: int) -> list[Gateway]:

@@ -39,7 +39,7 @@ async def test_a_node_that_joins_while_another_looks_whether_it_is_alone(postgre
 
         nodes.fetch = late
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(one.cluster.others.look)
+            nursery.start_soon(one.cluster.peers.look)
             await until(lambda: looking)
             two = await fabric.start()
             gate.set()

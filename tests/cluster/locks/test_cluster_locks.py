@@ -10,8 +10,9 @@ import pytest
 import trio
 
 from aether_trio.cluster.locks.claim_batcher import Release
-from aether_trio.cluster.records import Answer, ClaimRequest, Continued
+from aether_trio.cluster.records import Answer
 from aether_trio.model.errors import Status, StatusError
+from aether_trio.model.ownership import LockRequest, SessionHistory
 from aether_trio.storage.base import RefusedError
 from tests.cluster.nodes import LONG_S, STEADY, Node, Nodes
 from tests.cluster.seats import comes_true
@@ -30,15 +31,15 @@ def refuses(status: Status) -> Iterator[None]:
 async def test_an_identity_has_one_holder_whichever_node_asks(nodes: Nodes) -> None:
     a, b = await nodes.start(), await nodes.start()
     first = await a.claim(X)
-    assert (first.hold.epoch, first.history, first.displaced) == (1, None, None)
+    assert (first.lock.epoch, first.history, first.displaced) == (1, None, None)
     for node in (a, b):
         with refuses(Status.ALREADY_EXISTS):
             await node.claim(X)
         with refuses(Status.ALREADY_EXISTS):
             await node.claim(X, resume="some other session")
     assert (X, "some other session") in a.host.asked_for
-    assert a.cluster.holds.mine(X) == first.hold
-    assert b.cluster.holds.mine(X) is None
+    assert a.cluster.locks.mine(X) == first.lock
+    assert b.cluster.locks.mine(X) is None
 
 
 async def test_a_released_identity_is_free_for_every_node(nodes: Nodes) -> None:
@@ -46,9 +47,9 @@ async def test_a_released_identity_is_free_for_every_node(nodes: Nodes) -> None:
     for epoch in range(1, 9, 2):
         for step, node in enumerate((a, b)):
             claimed = await node.claim(X)
-            assert claimed.hold.epoch == epoch + step
-            assert node.cluster.holds.release(claimed.hold)
-            assert not node.cluster.holds.release(claimed.hold)
+            assert claimed.lock.epoch == epoch + step
+            assert node.cluster.locks.release(claimed.lock)
+            assert not node.cluster.locks.release(claimed.lock)
 
 
 async def agreed(place: PostgresEngine, asker: Node) -> None:
@@ -59,8 +60,8 @@ async def agreed(place: PostgresEngine, asker: Node) -> None:
 
 async def looked(asker: Node) -> None:
     """Wait until a node that waits for somebody's end has looked again, from the beginning."""
-    statements = asker.cluster.holds.desk.statistics().claim_statements
-    await comes_true(lambda: asker.cluster.holds.desk.statistics().claim_statements >= statements + 2)
+    statements = asker.cluster.locks.desk.statistics().claim_statements
+    await comes_true(lambda: asker.cluster.locks.desk.statistics().claim_statements >= statements + 2)
 
 
 async def test_who_names_the_session_takes_over_from_another_node_once_it_has_ended(
@@ -78,16 +79,16 @@ async def test_who_names_the_session_takes_over_from_another_node_once_it_has_en
         nursery.start_soon(take_over)
         await agreed(place, b)
         # Longer than the grace: a holder that is ending is not taken for dead.
-        b.cluster.holds._limits = replace(STEADY, lease_grace_s=0.0)
+        b.cluster.locks._limits = replace(STEADY, lease_grace_s=0.0)
         await looked(b)
         assert not done
-        assert a.cluster.holds.mine(X) == first.hold
+        assert a.cluster.locks.mine(X) == first.lock
         a.host.gate.set()
     [claimed] = done
-    assert claimed.hold.epoch == 2
-    assert claimed.history == Continued("s1", 1_000, 7)
+    assert claimed.lock.epoch == 2
+    assert claimed.history == SessionHistory("s1", 1_000, 7)
     assert claimed.displaced == (a.cluster.node_id, "s1")
-    assert a.cluster.holds.mine(X) is None
+    assert a.cluster.locks.mine(X) is None
     assert a.host.told == []
     assert a.cluster.lease.epoch == 1
 
@@ -104,32 +105,32 @@ async def test_a_holder_that_does_not_end_in_time_keeps_the_identity(nodes: Node
     async with trio.open_nursery() as nursery:
         nursery.start_soon(take_over)
         await agreed(place, b)
-        b.cluster.holds._limits = replace(STEADY, lease_grace_s=0.0, ending_s=0.0)
-    assert a.cluster.holds.mine(X) == first.hold
+        b.cluster.locks._limits = replace(STEADY, lease_grace_s=0.0, ending_s=0.0)
+    assert a.cluster.locks.mine(X) == first.lock
     a.host.gate.set()
 
 
 async def test_a_session_resumes_its_history_on_another_node_after_it_has_ended(nodes: Nodes) -> None:
     a, b = await nodes.start(), await nodes.start()
     first = await a.claim(X, session="s1", connected_ms=100)
-    a.cluster.holds.release(first.hold, Continued("s1", 100, 0))
+    a.cluster.locks.release(first.lock, SessionHistory("s1", 100, 0))
     second = await b.claim(X, session="s2", resume="s1", connected_ms=200)
-    assert second.history == Continued("s1", 100, 0)
-    b.cluster.holds.release(second.hold, Continued("s2", 100, 1))
+    assert second.history == SessionHistory("s1", 100, 0)
+    b.cluster.locks.release(second.lock, SessionHistory("s2", 100, 1))
     third = await a.claim(X, session="s3", resume="s1", connected_ms=300)
     assert third.history is None, "that session is not the last one"
-    a.cluster.holds.release(third.hold, Continued("s3", 300, 0))
-    assert (await b.claim(X, session="s4", resume="s3")).history == Continued("s3", 300, 0)
+    a.cluster.locks.release(third.lock, SessionHistory("s3", 300, 0))
+    assert (await b.claim(X, session="s4", resume="s3")).history == SessionHistory("s3", 300, 0)
 
 
 async def test_a_session_on_the_same_node_is_replaced_by_who_names_it(nodes: Nodes) -> None:
     a = await nodes.start()
     first = await a.claim(X, session="s1", connected_ms=100)
     second = await a.claim(X, session="s2", resume="s1", connected_ms=200)
-    assert second.hold.epoch == 2
-    assert second.history == Continued("s1", 100, 0)
-    assert not a.cluster.holds.release(first.hold), "the end of the old session leaves the new one alone"
-    assert a.cluster.holds.mine(X) == second.hold
+    assert second.lock.epoch == 2
+    assert second.history == SessionHistory("s1", 100, 0)
+    assert not a.cluster.locks.release(first.lock), "the end of the old session leaves the new one alone"
+    assert a.cluster.locks.mine(X) == second.lock
 
 
 async def test_a_cancelled_claim_holds_nothing(nodes: Nodes) -> None:
@@ -139,8 +140,8 @@ async def test_a_cancelled_claim_holds_nothing(nodes: Nodes) -> None:
         await trio.sleep(0)
         nursery.cancel_scope.cancel()
     with trio.fail_after(LONG_S):
-        await a.cluster.holds.desk.settled()
-    assert a.cluster.holds.mine(X) is None
+        await a.cluster.locks.desk.settled()
+    assert a.cluster.locks.mine(X) is None
     await b.claim(X)
 
 
@@ -149,9 +150,9 @@ async def test_a_hold_that_its_node_knows_nothing_of_is_given_back_when_somebody
 ) -> None:
     a, b = await nodes.start(), await nodes.start()
     await a.claim(X)
-    del a.cluster.holds._mine[X]  # as if the answer to the claim had been lost
-    assert (await b.claim(X)).hold.epoch == 2
-    await b.cluster.holds.desk.settled()
+    del a.cluster.locks._mine[X]  # as if the answer to the claim had been lost
+    assert (await b.claim(X)).lock.epoch == 2
+    await b.cluster.locks.desk.settled()
     assert place.rows("SELECT count(*) FROM asks") == [(0,)]
 
 
@@ -176,12 +177,12 @@ async def test_the_limit_of_a_workspace_is_that_of_the_cluster(nodes: Nodes) -> 
     await started[0].claim("wf::1", workspace="")
     # A session that is there already may be resumed in a full workspace, and an end makes room for one.
     one = granted[0]
-    holder = next(node for node in started if node.cluster.holds.mine(one.hold.identity))
-    again = await holder.claim(one.hold.identity, resume=one.hold.session_id)
+    holder = next(node for node in started if node.cluster.locks.mine(one.lock.identity))
+    again = await holder.claim(one.lock.identity, resume=one.lock.session_id)
     with refuses(Status.RESOURCE_EXHAUSTED):
         await started[1].claim("ag::lab::x::31")
-    holder.cluster.holds.release(again.hold)
-    await holder.cluster.holds.desk.settled()
+    holder.cluster.locks.release(again.lock)
+    await holder.cluster.locks.desk.settled()
     await started[1].claim("ag::lab::x::31")
     with refuses(Status.RESOURCE_EXHAUSTED):
         await started[2].claim("ag::lab::x::32")
@@ -192,7 +193,7 @@ async def test_claims_of_the_moment_are_one_statement(nodes: Nodes) -> None:
     async with trio.open_nursery() as nursery:
         for number in range(500):
             nursery.start_soon(a.claim, f"ag::lab::x::{number}")
-    statistics = a.cluster.holds.desk.statistics()
+    statistics = a.cluster.locks.desk.statistics()
     assert statistics.claims == 500
     assert statistics.claim_statements <= 5
     assert statistics.largest == 256
@@ -206,8 +207,8 @@ async def test_a_clean_exit_frees_everything_at_once(nodes: Nodes, place: Postgr
     assert place.rows("SELECT count(*) FROM holds WHERE ended_ms IS NULL") == [(0,)]
     for number in range(50):
         claimed = await b.claim(f"ag::lab::x::{number}", resume=f"s{number}")
-        assert claimed.hold.epoch == 2
-        assert claimed.history == Continued(f"s{number}", 77, 0)
+        assert claimed.lock.epoch == 2
+        assert claimed.history == SessionHistory(f"s{number}", 77, 0)
         assert claimed.displaced is None
     assert [one.node_id for one in await b.cluster.nodes.alive()] == [b.cluster.node_id]
 
@@ -216,7 +217,7 @@ async def test_what_ended_long_ago_is_forgotten(nodes: Nodes, place: PostgresEng
     a, b = await nodes.start(), await nodes.start()
     for number in range(20):
         claimed = await b.claim(f"ag::lab::x::{number}")
-        b.cluster.holds.release(claimed.hold)
+        b.cluster.locks.release(claimed.lock)
     await a.claim(X)
     await nodes.stop(b)
     await a.cluster.nodes.sweep()
@@ -240,8 +241,8 @@ async def test_a_claim_that_cannot_be_written_costs_no_other_its_claim(nodes: No
         identity = f"ag::lab::x::{number}"
         sdk = "x\0y" if number == 17 else "python"
         try:
-            await a.cluster.holds.claim(
-                ClaimRequest(identity, f"s-{number}", "agent", 5, workspace="lab", client_sdk=sdk)
+            await a.cluster.locks.claim(
+                LockRequest(identity, f"s-{number}", "agent", 5, workspace="lab", client_sdk=sdk)
             )
             claimed.append(identity)
         except RefusedError:
@@ -252,13 +253,13 @@ async def test_a_claim_that_cannot_be_written_costs_no_other_its_claim(nodes: No
             for number in range(41):
                 nursery.start_soon(claim, number)
         assert (len(claimed), refused) == (40, ["ag::lab::x::17"])
-        a.cluster.holds.desk.release(Release("ag::lab::x::17", "s\0", 0))
-        a.cluster.holds.desk.answer("ag::lab::x::17", 0, "s\0", Answer.ALIVE)
-        a.cluster.holds.desk.withdraw("ag::lab::x::17", "s\0")
+        a.cluster.locks.desk.release(Release("ag::lab::x::17", "s\0", 0))
+        a.cluster.locks.desk.answer("ag::lab::x::17", 0, "s\0", Answer.ALIVE)
+        a.cluster.locks.desk.withdraw("ag::lab::x::17", "s\0")
         for identity in claimed:
-            hold = a.cluster.holds.mine(identity)
+            hold = a.cluster.locks.mine(identity)
             assert hold is not None
-            a.cluster.holds.release(hold)
-        await a.cluster.holds.desk.settled()
+            a.cluster.locks.release(hold)
+        await a.cluster.locks.desk.settled()
         for identity in claimed[:3]:
             await b.claim(identity)

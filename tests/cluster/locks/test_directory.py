@@ -208,7 +208,7 @@ async def test_get_finds_a_session_wherever_it_is(nodes: Nodes) -> None:
             assert (found.identity, found.workspace) == (guest.identity, "lab")
         assert await b.sessions.find("session-0") is None
         a.leave(guest)
-        await a.node.cluster.holds.desk.settled()
+        await a.node.cluster.locks.desk.settled()
         assert await b.sessions.find(guest.session_id) is None
 
 
@@ -224,13 +224,13 @@ async def test_status_says_whether_anybody_is_connected_and_since_when_not(nodes
         assert seen.connected
         assert seen.last_ms > 1_000_000_000_000
         a.leave(one)
-        await a.node.cluster.holds.desk.settled()
+        await a.node.cluster.locks.desk.settled()
         ended = await b.sessions.seen("us::ada::1")
         assert not ended.connected
         assert ended.last_ms >= seen.last_ms
         assert (await b.sessions.user_seen("ada")).connected
         a.leave(two)
-        await a.node.cluster.holds.desk.settled()
+        await a.node.cluster.locks.desk.settled()
         seen = await b.sessions.user_seen("ada")
         [(last_ms,)] = place.rows("SELECT max(ended_ms) FROM holds")
         assert (seen.connected, seen.last_ms) == (False, last_ms)

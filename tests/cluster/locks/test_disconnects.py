@@ -29,7 +29,7 @@ async def test_a_session_is_ended_by_whichever_node_is_asked(nodes: Nodes) -> No
                 assert await asked.sessions.disconnect(guest.session_id, "enough") == DONE
             assert guest.ends == [(Status.CANCELLED, "enough", pb.Signal.FORCE_DISCONNECT)]
             assert len(a.registry) == 0
-            await a.node.cluster.holds.desk.settled()
+            await a.node.cluster.locks.desk.settled()
             assert await asked.sessions.disconnect(guest.session_id, "again") == UNKNOWN
         guest = await a.connect(X)
         assert await b.sessions.disconnect(guest.session_id, "") == DONE
@@ -101,16 +101,16 @@ async def test_a_session_that_ends_by_itself_meanwhile_is_disconnected(nodes: No
         claimed = await holder.claim(X)
 
         def release() -> None:
-            holder.cluster.holds.release(claimed.hold)
+            holder.cluster.locks.release(claimed.lock)
 
-        assert await _while_unanswered(b, claimed.hold.session_id, release) == DONE
+        assert await _while_unanswered(b, claimed.lock.session_id, release) == DONE
 
 
 async def test_the_end_of_its_node_is_the_end_of_a_session(nodes: Nodes) -> None:
     holder = await nodes.start()
     async with seats(await nodes.start()) as (b,):
         claimed = await holder.claim(X)
-        ended = await _while_unanswered(b, claimed.hold.session_id, lambda: nodes.stop(holder))
+        ended = await _while_unanswered(b, claimed.lock.session_id, lambda: nodes.stop(holder))
         assert ended == DONE
 
 

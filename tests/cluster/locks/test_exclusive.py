@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import pytest
 import trio
 
-from aether_trio.cluster.records import Claimed, IdentityLock
 from aether_trio.model.errors import Status, StatusError
+from aether_trio.model.ownership import GrantedLock, IdentityLock
 from aether_trio.storage.base import StorageUnavailable
 from tests.cluster.nodes import LONG_S, Host, Node, Nodes, SessionEnded, history_is_ordered
 from tests.helpers.engines import PostgresEngine
@@ -39,7 +39,7 @@ class Session:
         async with self.writing:
             if self.ended:
                 raise SessionEnded
-            await self.node.write(self.hold.identity, self.hold.epoch)
+            await self.node.write(self.lock.identity, self.lock.epoch)
 
     async def end(self) -> None:
         """No more writes, and the last one is settled."""
@@ -62,27 +62,27 @@ class Sessions(Host):
 
     def lease_gone(self) -> None:
         for session in list(self.sessions.values()):
-            self._drop(session.hold)
+            self._drop(session.lock)
         super().lease_gone()
 
     def _drop(self, hold: IdentityLock) -> None:
         session = self.sessions.get(hold.identity)
-        if session is not None and session.hold == hold:
+        if session is not None and session.lock == hold:
             session.ended = True
             del self.sessions[hold.identity]
 
     async def asked(self, hold: IdentityLock, resume_session_id: str) -> bool:
         session = self.sessions.get(hold.identity)
-        if session is None or session.hold != hold or resume_session_id != hold.session_id:
+        if session is None or session.lock != hold or resume_session_id != hold.session_id:
             return False
         await self.close(session)
         return True
 
     async def close(self, session: Session) -> None:
         await session.end()
-        if self.sessions.get(session.hold.identity) is session:
-            del self.sessions[session.hold.identity]
-        session.node.cluster.holds.release(session.hold)
+        if self.sessions.get(session.lock.identity) is session:
+            del self.sessions[session.lock.identity]
+        session.node.cluster.locks.release(session.lock)
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Run:
 
     nodes: Sequence[Node]
     chance: random.Random
-    granted: list[Claimed] = field(default_factory=list)
+    granted: list[GrantedLock] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
     last_session: dict[str, str] = field(default_factory=dict)
     weather_is_over: bool = True
@@ -117,7 +117,7 @@ class Run:
     async def claim(self, node: Node, identity: str, resume: str) -> Session:
         assert isinstance(node.host, Sessions)
         local = node.host.sessions.get(identity)
-        if local is not None and local.hold.session_id == resume:
+        if local is not None and local.lock.session_id == resume:
             await local.end()  # as the session layer does with a takeover on its own node
         try:
             claimed = await node.claim(identity, resume=resume)
@@ -125,9 +125,9 @@ class Run:
             if local is not None and local.ended:
                 await node.host.close(local)
             raise
-        session = node.host.sessions[identity] = Session(node, claimed.hold)
+        session = node.host.sessions[identity] = Session(node, claimed.lock)
         self.granted.append(claimed)
-        self.last_session[identity] = claimed.hold.session_id
+        self.last_session[identity] = claimed.lock.session_id
         self.outcomes["granted"] += 1
         return session
 
@@ -146,7 +146,7 @@ class Run:
         refused = {name for name in self.outcomes if name.isupper()}
         assert refused <= {Status.ALREADY_EXISTS.name, Status.UNAVAILABLE.name}
         epochs = history_is_ordered(place.rows(HISTORY))
-        given = [(one.hold.identity, one.hold.epoch) for one in self.granted]
+        given = [(one.lock.identity, one.lock.epoch) for one in self.granted]
         assert len(given) == len(set(given))
         assert all(set(seen) <= {epoch for who, epoch in given if who == identity} for identity, seen in epochs.items())
         assert set(epochs) == set(IDENTITIES)

@@ -144,8 +144,8 @@ async def test_lost_wakes_cost_time_and_nothing_else(nodes: Nodes, share: float)
         deaf(node.cluster.bus)
     claimed = await started[0].claim(X)
     for number in range(1, 7):
-        claimed = await started[number % 2].claim(X, resume=claimed.hold.session_id)
-        assert claimed.hold.epoch == number + 1
+        claimed = await started[number % 2].claim(X, resume=claimed.lock.session_id)
+        assert claimed.lock.epoch == number + 1
         assert claimed.history is not None
     assert lost > 0
     assert [node.host.told for node in started] == [[], []], "nobody was taken for dead"

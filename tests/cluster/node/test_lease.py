@@ -58,9 +58,9 @@ async def test_a_lease_that_nobody_missed_goes_on(nodes: Nodes, place: PostgresE
         assert a.host.told == ["lost", "back"] * times
     assert a.cluster.lease.epoch == 1
     assert a.host.lost == []
-    assert a.cluster.holds.mine(X) == x.hold
+    assert a.cluster.locks.mine(X) == x.lock
     assert len(lease_pids(place, a)) == 1
-    await a.write(X, x.hold.epoch)
+    await a.write(X, x.lock.epoch)
 
 
 async def test_who_was_declared_dead_comes_back_with_what_nobody_took(nodes: Nodes, place: PostgresEngine) -> None:
@@ -76,14 +76,14 @@ async def test_who_was_declared_dead_comes_back_with_what_nobody_took(nodes: Nod
         f"UPDATE holds SET node_id = {b.cluster.node_id}, session_id = 'of-b', epoch = epoch + 1 WHERE identity = '{X}'"
     )
     with pytest.raises(FencedError):
-        await a.write(X, x.hold.epoch)
+        await a.write(X, x.lock.epoch)
     await a.host.wait_told("back")
     assert a.host.told == ["lost", "back"]
-    assert a.host.lost == [x.hold]
+    assert a.host.lost == [x.lock]
     assert a.cluster.lease.epoch == 2
-    assert a.cluster.holds.mine(X) is None
-    assert a.cluster.holds.mine(Y) == y.hold
-    await a.write(Y, y.hold.epoch)
+    assert a.cluster.locks.mine(X) is None
+    assert a.cluster.locks.mine(Y) == y.lock
+    await a.write(Y, y.lock.epoch)
     assert place.rows("SELECT node_epoch FROM holds WHERE identity = $1", Y) == [(2,)]
     assert place.rows("SELECT session_id, ended_ms FROM holds WHERE identity = $1", X) == [("of-b", None)]
 
@@ -104,11 +104,11 @@ async def test_a_claim_meets_a_lease_that_is_being_taken_back(nodes: Nodes, plac
         except StatusError as error:
             refused.append(error.status)
         await a.host.wait_told("back", number + 1)
-        assert (a.cluster.holds.mine(identity) is None) == taken
-        assert (first.hold in a.host.lost) == taken
+        assert (a.cluster.locks.mine(identity) is None) == taken
+        assert (first.lock in a.host.lost) == taken
         if taken:
             won += 1
-            await b.write(identity, claimed.hold.epoch)
+            await b.write(identity, claimed.lock.epoch)
     # It may also be declared dead and take its holds back before they are claimed.
     assert 1 + won <= a.cluster.lease.epoch <= 21
     assert refused == [Status.ALREADY_EXISTS] * (20 - won)
@@ -139,7 +139,7 @@ async def test_nothing_of_an_old_lease_is_written_under_the_next_one(nodes: Node
     async def write() -> None:
         nonlocal refused
         try:
-            await a.write(X, x.hold.epoch)
+            await a.write(X, x.lock.epoch)
         except FencedError:
             refused += 1
 
@@ -159,7 +159,7 @@ async def test_nothing_of_an_old_lease_is_written_under_the_next_one(nodes: Node
     assert refused > 0
     assert place.rows("SELECT count(*) FROM history") == written == [(300 - refused,)]
     await a.host.wait_told("back")
-    await a.write(X, x.hold.epoch)
+    await a.write(X, x.lock.epoch)
 
 
 async def test_without_a_lease_for_the_grace_everything_ends_and_the_node_comes_back_empty(
@@ -189,7 +189,7 @@ async def test_without_a_lease_for_the_grace_everything_ends_and_the_node_comes_
         assert len(waited) == 1
         assert a.host.told == ["lost", "gone"]
         assert a.cluster.lease.state is LeaseState.AWAY
-        assert a.cluster.holds.mine(X) is None
+        assert a.cluster.locks.mine(X) is None
         with pytest.raises(LeaseLost):
             await a.claim(X)
     finally:
@@ -200,7 +200,7 @@ async def test_without_a_lease_for_the_grace_everything_ends_and_the_node_comes_
     assert a.cluster.lease.epoch >= 2
     assert a.host.told == ["lost", "gone"]
     again = await b.claim(X)
-    assert again.hold.epoch == 2
+    assert again.lock.epoch == 2
     await a.claim("ag::lab::z::1")
 
 
@@ -212,13 +212,13 @@ async def test_a_registration_that_a_failover_has_lost_is_made_anew(nodes: Nodes
     end_lease_session(place, a)
     await a.host.wait_told("back")
     assert a.cluster.node_id > before
-    assert a.host.lost == [x.hold]
+    assert a.host.lost == [x.lock]
     b = await nodes.start()
     await a.claim(X, session="s1")
     with trio.fail_after(LONG_S):
         while a.cluster.bus.statistics().reconnects < 1:
             await trio.sleep(0.01)
-    assert (await b.claim(X, resume="s1")).hold.epoch == 2
+    assert (await b.claim(X, resume="s1")).lock.epoch == 2
     assert a.host.asked_for == [(X, "s1")]
 
 
@@ -228,8 +228,8 @@ async def test_holds_that_a_failover_has_lost_are_lost(nodes: Nodes, place: Post
     place.outside(f"DELETE FROM holds WHERE identity = '{X}'")
     end_lease_session(place, a)
     await a.host.wait_told("back")
-    assert a.host.lost == [x.hold]
-    assert a.cluster.holds.mine(Y) == y.hold
+    assert a.host.lost == [x.lock]
+    assert a.cluster.locks.mine(Y) == y.lock
     assert a.cluster.lease.epoch == 1
 
 

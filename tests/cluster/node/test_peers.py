@@ -24,25 +24,25 @@ async def comes_true(what: object) -> None:
 def deaths(node: Node) -> list[int]:
     """A list that grows when the node is told of a death."""
     told: list[int] = []
-    node.cluster.others.on_death.append(lambda: told.append(1))
+    node.cluster.peers.on_death.append(lambda: told.append(1))
     return told
 
 
 async def test_a_node_is_alone_until_another_joins_and_again_when_that_has_gone(nodes: Nodes) -> None:
     one = await nodes.start(limits=POLLS)
-    assert one.cluster.others.alone
+    assert one.cluster.peers.empty
     two = await nodes.start(limits=POLLS)
-    assert not two.cluster.others.alone
-    await comes_true(lambda: not one.cluster.others.alone)
+    assert not two.cluster.peers.empty
+    await comes_true(lambda: not one.cluster.peers.empty)
     await nodes.stop(two)
-    await comes_true(lambda: one.cluster.others.alone)
+    await comes_true(lambda: one.cluster.peers.empty)
 
 
 async def test_a_node_that_hears_nothing_finds_the_others_by_looking(nodes: Nodes) -> None:
     one = await nodes.start(limits=POLLS)
     one.cluster.bus.receive = lambda _payload: None  # type: ignore[method-assign]
     await nodes.start(limits=POLLS)
-    await comes_true(lambda: not one.cluster.others.alone)
+    await comes_true(lambda: not one.cluster.peers.empty)
 
 
 @pytest.mark.crash

@@ -66,7 +66,7 @@ async def ears(node: Node) -> AsyncIterator[tuple[Ears, ClusterTails]]:
 async def test_those_who_listen_are_told_and_nobody_else(nodes: Nodes) -> None:
     first, second, third = [await nodes.start() for _ in range(3)]
     async with ears(first) as (a, one), ears(second) as (b, _), ears(third) as (c, _):
-        await comes_true(lambda: not one._cluster.others.alone)
+        await comes_true(lambda: not one._cluster.peers.empty)
         await a.listen("ag::lab::mine::1", "ag::lab::both::1")
         await b.listen("ag::lab::both::1", *ODD)
         await c.listen("ag::lab::both::1")
@@ -86,7 +86,7 @@ async def test_those_who_listen_are_told_and_nobody_else(nodes: Nodes) -> None:
 async def test_any_number_of_topics_is_told_in_few_statements(nodes: Nodes) -> None:
     names = [f"ag::lab::{'listener' * 4}::{number}" for number in range(1200)]
     async with ears(await nodes.start()) as (a, one), ears(await nodes.start()) as (b, _):
-        await comes_true(lambda: not one._cluster.others.alone)
+        await comes_true(lambda: not one._cluster.peers.empty)
         await b.listen(*names)
         a.commit(*names)
         await comes_true(lambda: len(b.told) >= len(names))
@@ -100,7 +100,7 @@ async def test_any_number_of_topics_is_told_in_few_statements(nodes: Nodes) -> N
 async def test_what_a_hint_cannot_say_makes_the_listener_look_at_everything(nodes: Nodes) -> None:
     long, torn = "ag::lab::" + "x" * 9000, "ag::lab::two\nlines"
     async with ears(await nodes.start()) as (a, one), ears(await nodes.start()) as (b, _):
-        await comes_true(lambda: not one._cluster.others.alone)
+        await comes_true(lambda: not one._cluster.peers.empty)
         await b.listen("ag::lab::x::1", "ag::lab::y::1", torn)
         looks = b.looked
         a.commit("ag::lab::x::1", torn, long, "ag::lab::y::1")

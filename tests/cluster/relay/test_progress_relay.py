@@ -82,7 +82,7 @@ async def stages(*nodes: Node, limits: ProgressRelayLimits = LATE) -> AsyncItera
     """EphemeralTopics on each node, which know of each other."""
     async with AsyncExitStack() as stack:
         opened = [await stack.enter_async_context(stage(node, limits)) for node in nodes]
-        await comes_true(lambda: not any(one.node.cluster.others.alone for one in opened))
+        await comes_true(lambda: not any(one.node.cluster.peers.empty for one in opened))
         yield opened
 
 
@@ -220,7 +220,7 @@ async def test_a_node_that_is_alone_does_nothing_until_another_one_joins(nodes: 
         assert ear.heard == [b"1"]
         assert a.relay.statistics().offered == 0
         async with stage(await nodes.start()) as b:
-            await comes_true(lambda: not a.node.cluster.others.alone)
+            await comes_true(lambda: not a.node.cluster.peers.empty)
             there = await b.listen("pg::lab")
             a.say("pg::lab", b"2")
             await hears(there, b"2")
@@ -231,7 +231,7 @@ async def test_whoever_hears_of_nobody_joining_looks(nodes: Nodes) -> None:
     first = await nodes.start(limits=POLLS)
     deafen(first)
     async with stage(first, SOON) as a, stage(await nodes.start(), SOON) as b:
-        await comes_true(lambda: not a.node.cluster.others.alone)
+        await comes_true(lambda: not a.node.cluster.peers.empty)
         ear = await b.listen("pg::lab")
         a.say("pg::lab", b"1")
         await hears(ear, b"1")
@@ -386,7 +386,7 @@ async def test_a_node_that_was_declared_dead_says_nothing(nodes: Nodes, place: P
 async def test_nothing_is_written_for_a_node_that_was_killed(nodes: Nodes, place: PostgresEngine) -> None:
     node = await nodes.start(limits=POLLS)
     async with open_children(place.server.dsn(), place.schema, STEADY) as [child], stage(node, SOON) as a:
-        await comes_true(lambda: not a.node.cluster.others.alone)
+        await comes_true(lambda: not a.node.cluster.peers.empty)
         number = place.rows(f"SELECT node_id FROM nodes WHERE node_id <> {node.cluster.node_id}")[0][0]
         place.outside(f"INSERT INTO ephemeral_interest VALUES ('pg::lab', {number})")
         a.say("pg::lab", b"1")
@@ -395,7 +395,7 @@ async def test_nothing_is_written_for_a_node_that_was_killed(nodes: Nodes, place
 
         async def alone() -> bool:
             await node.cluster.nodes.look()
-            return a.node.cluster.others.alone
+            return a.node.cluster.peers.empty
 
         await comes_true(alone)
         a.say("pg::lab", b"2")

@@ -1,0 +1,97 @@
+"""What a session is made from: the parts of its gateway, and the hooks of the services."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from aether_trio.delivery.ephemeral_topics import EphemeralTopics
+from aether_trio.delivery.outbox import OutboxLimits
+from aether_trio.delivery.rates import Rates
+from aether_trio.delivery.router import Router
+from aether_trio.log.publishers import PublisherStore
+from aether_trio.log.topic_log import TopicLog
+from aether_trio.model.clock import Clock
+from aether_trio.model.errors import Status
+from aether_trio.model.ids import IdFactory
+from aether_trio.model.limits import Limits
+from aether_trio.model.ownership import SessionHistory
+from aether_trio.queues.work_queues import WorkQueues
+from aether_trio.session.admission import Admitted, Claim
+from aether_trio.session.dispatch import Dispatcher
+from aether_trio.session.identity_locks import IdentityLocks
+from aether_trio.session.registry import Registry
+from aether_trio.session.session import Session
+from aether_trio.transport.link import Peer
+from aether_trio.wire.pb import aether_pb2 as pb
+
+__all__ = ["SessionDependencies", "SessionHooks"]
+
+
+class SessionHooks(Protocol):
+    """What the services do at each step of a connection, in the order of the calls.
+
+    The hooks that are not `async` are one step, without a checkpoint.
+    """
+
+    async def authenticate(self, claim: Claim, peer: Peer) -> Admitted:
+        """Return what the client's credentials permit. Raises StatusError when they do not suffice."""
+        ...
+
+    async def recall(self, identity: str, session_id: str) -> SessionHistory | None:
+        """Find the history of a session that ended before this gateway started.
+
+        Raises StorageUnavailable.
+        """
+        ...
+
+    async def prepare(self, session: Session) -> None:
+        """Prepare the services for a session that owns its identity and is not acknowledged yet.
+
+        Raises StorageUnavailable.
+        """
+        ...
+
+    async def config_snapshot(self, session: Session) -> pb.ConfigSnapshot:
+        """Return what an agent or a task is sent right after its ConnectionAck.
+
+        Raises StorageUnavailable.
+        """
+        ...
+
+    def attempted(self, claim: Claim | None, status: Status, authenticated: bool) -> None:
+        """Count a handshake that ended with `status`; OK when the client is acknowledged.
+
+        `claim` is None when the first message was no valid InitConnection.
+        """
+        ...
+
+    def joined(self, session: Session, claim: Claim) -> None:
+        """Note that the session is acknowledged, and its subscriptions are open."""
+        ...
+
+    def ended(self, session: Session) -> None:
+        """Note that the session has given up its identity. Called once for each session."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SessionDependencies:
+    """The parts of a gateway that its sessions use."""
+
+    clock: Clock
+    ids: IdFactory
+    limits: Limits
+    outbox_limits: OutboxLimits
+    log: TopicLog
+    publishers: PublisherStore
+    ephemeral_topics: EphemeralTopics
+    groups: WorkQueues
+    rates: Rates
+    router: Router
+    registry: Registry
+    locks: IdentityLocks
+    dispatcher: Dispatcher
+    hooks: SessionHooks
+    server_version: str
+    strict_charset: bool = True

@@ -1,0 +1,222 @@
+"""The handshake: from a client's first message to its ConnectionAck.
+
+    first message -> claim -> authenticate -> identity lock -> subscriptions -> ack, config
+
+A refusal ends the stream before any message, because a client takes any message for "connected".
+The order is the same for all clients. The last subscriptions open in the step that queues the
+acknowledgement, without a checkpoint, so a client that has its ack misses no message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+import trio
+
+from aether_trio.delivery.counted_sends import CountedSends
+from aether_trio.delivery.receipts import Receipts
+from aether_trio.model.errors import Status, StatusError
+from aether_trio.model.identity import Kind
+from aether_trio.model.ownership import SessionHistory
+from aether_trio.session.admission import Admitted, Claim, read_claim, undeclared_extensions
+from aether_trio.session.dependencies import SessionDependencies
+from aether_trio.session.session import Session
+from aether_trio.storage.base import StorageUnavailable
+from aether_trio.transport.link import Link, LinkBroken, Upstream
+from aether_trio.wire.framing import Send
+from aether_trio.wire.pb import aether_pb2 as pb
+
+logger = structlog.get_logger("aether.session")
+
+DUPLICATE_GRACE_S = 0.1
+"""How long a second client of an identity waits for the end of the first before it is refused."""
+
+
+class Handshake:
+    """Admits and acknowledges the clients of one gateway."""
+
+    def __init__(self, dependencies: SessionDependencies) -> None:
+        self._parts = dependencies
+        self._draining = False
+        self._waiting: set[trio.CancelScope] = set()
+        """The waits for a first message."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether new clients are refused."""
+        return self._draining
+
+    def stop_admitting(self) -> None:
+        """Refuse every client that is not admitted yet: the gateway is shutting down."""
+        self._draining = True
+
+    def turn_away(self) -> None:
+        """Stop admitting, and end the streams that wait for a first message: a drain waits for none of them."""
+        self._draining = True
+        for waiting in self._waiting:
+            waiting.cancel()
+
+    async def admit(self, link: Link) -> tuple[Session, Claim, Sequence[Upstream], bool]:
+        """Make the session of a new stream, which owns its identity from now on.
+
+        Returns (session, claim, messages right behind the first one, whether it resumes a session).
+        Raises StatusError for a refusal, LinkBroken when the client has gone.
+        """
+        parts = self._parts
+        claim: Claim | None = None
+        admitted: Admitted | None = None
+        try:
+            claim, early = await self._first_message(link)
+            admitted = await parts.hooks.authenticate(claim, link.peer)
+            session = self._make_session(link, claim, admitted)
+            history = await self._recall(claim)
+            await self._let_predecessor_end(claim)
+            self._check_wanted(session)
+            displaced, continued = await parts.locks.take(session, claim)
+            if displaced is not None:
+                displaced.end(Status.CANCELLED, f"session {session.session_id} has taken over this identity")
+            try:
+                await parts.locks.wait_over(session)
+                self._check_wanted(session)  # the client may have gone meanwhile
+            except BaseException:
+                session.detach()
+                raise
+        except StatusError as error:
+            parts.hooks.attempted(claim, error.status, admitted is not None)
+            # The client is told the reason, but an operator who is asked for it looks here.
+            logger.info(
+                "connection refused",
+                status=error.status.name,
+                identity="unknown" if claim is None else claim.identity.text,
+                peer=link.peer.address,
+                reason=error.message,
+            )
+            raise
+        if (history := continued or history) is not None:
+            session.resume(history)
+        return session, claim, early, history is not None
+
+    async def acknowledge(self, session: Session, claim: Claim, *, resumed: bool) -> None:
+        """Open the session's subscriptions and send its ConnectionAck. Raises StatusError."""
+        parts, subscriptions = self._parts, session.subscriptions
+        assert subscriptions is not None
+        config: pb.ConfigSnapshot | None = None
+        try:
+            await parts.hooks.prepare(session)
+            if session.identity.kind in (Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK):
+                config = await parts.hooks.config_snapshot(session)
+            open_base = await subscriptions.prepare_base()
+            try:
+                token = session.link.peer.publisher
+                find = parts.publishers.find
+                claim_publisher = await find(session.identity.text, token) if token is not None else None
+            except BaseException:
+                # What is prepared is kept until it is opened, or told that it is not needed any more.
+                subscriptions.close()
+                open_base()
+                raise
+        except StorageUnavailable as error:
+            raise StatusError(Status.UNAVAILABLE, f"the gateway's storage does not answer: {error}") from None
+        if session.ending is not None:
+            # Another task has ended the session during the last wait.
+            open_base()
+            raise session.ending
+        if claim_publisher is not None:
+            session.number_sends(Receipts(parts.log, session.outbox, claim_publisher()))
+        if resumed:
+            before = session.history
+            session.resume(SessionHistory(session.session_id, before.initial_connection_ms, before.reconnections + 1))
+        ack = pb.ConnectionAck(
+            session_id=session.session_id,
+            resumed=resumed,
+            assigned_id=claim.assigned_id,
+            negotiated_extensions=claim.extensions,
+            server_supported_extensions=undeclared_extensions(claim),
+            server_version=parts.server_version,
+            initial_connection_unix_ms=session.history.initial_connection_ms,
+            reconnection_count=session.history.reconnections,
+        )
+        messages = [pb.DownstreamMessage(connection_ack=ack)]
+        if config is not None:
+            messages.append(pb.DownstreamMessage(config=config))
+        session.acknowledge(*messages)
+        parts.hooks.attempted(claim, Status.OK, True)
+        open_base()
+        parts.hooks.joined(session, claim)
+
+    async def _first_message(self, link: Link) -> tuple[Claim, Sequence[Upstream]]:
+        parts, wait_s = self._parts, self._parts.limits.init_wait_s
+        if self._draining:
+            raise _shutting_down()
+        with trio.move_on_after(wait_s) as waiting:
+            self._waiting.add(waiting)
+            try:
+                batch = await link.receive()
+            finally:
+                self._waiting.discard(waiting)
+        if waiting.cancelled_caught and self._draining:
+            raise _shutting_down()
+        if waiting.cancelled_caught:
+            raise StatusError(Status.DEADLINE_EXCEEDED, f"no InitConnection came within {wait_s:g} seconds")
+        if not batch:
+            raise StatusError(Status.INVALID_ARGUMENT, "the stream ended before its InitConnection")
+        first = batch[0]
+        if isinstance(first, Send):
+            raise StatusError(Status.INVALID_ARGUMENT, "the first message must be an InitConnection")
+        claim = read_claim(first, link.peer.metadata, parts.ids, parts.limits, strict=parts.strict_charset)
+        return claim, batch[1:]
+
+    def _make_session(self, link: Link, claim: Claim, admitted: Admitted) -> Session:
+        parts = self._parts
+        session = Session(
+            claim,
+            admitted,
+            parts.ids.session_id(),
+            link,
+            parts.outbox_limits,
+            parts.registry,
+            parts.rates,
+            parts.clock.now_ms(),
+            parts.hooks.ended,
+            parts.locks,
+        )
+        link.attach(session.outbox)
+        if link.peer.transport != "framed":  # the framed transport has its own numbers and credit
+            if claim.counts_sends:
+                session.count_sends(CountedSends(parts.log, session.outbox))
+            if claim.credit is not None:
+                session.outbox.grant(*claim.credit)
+        return session
+
+    async def _recall(self, claim: Claim) -> SessionHistory | None:
+        """Find the history of the session to resume, if it ended before this gateway started."""
+        if not claim.resume_session_id or self._parts.registry.remembers(claim.identity.text):
+            return None
+        try:
+            return await self._parts.hooks.recall(claim.identity.text, claim.resume_session_id)
+        except StorageUnavailable:
+            return None
+
+    async def _let_predecessor_end(self, claim: Claim) -> None:
+        """Give the owner of the identity, which may be ending, the moment that its end needs.
+
+        A script that closes its client and opens the next one races against itself: the new stream
+        can arrive before the end of the old one. A duplicate is refused only after this moment.
+        """
+        owner = self._parts.registry.holder(claim.identity.text)
+        if owner is not None and owner.session_id != claim.resume_session_id:
+            with trio.move_on_after(DUPLICATE_GRACE_S):
+                await owner.wait_detached()
+            if not owner.detached and owner.link.peer_has_ended():
+                owner.end(Status.CANCELLED, "the stream had ended")  # and its task hangs in storage
+
+    def _check_wanted(self, session: Session) -> None:
+        if self._draining:
+            raise _shutting_down()
+        if session.outbox.broken:
+            raise LinkBroken("the stream broke while it was admitted")
+
+
+def _shutting_down() -> StatusError:
+    return StatusError(Status.UNAVAILABLE, "the gateway is shutting down; connect again")

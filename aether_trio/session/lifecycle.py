@@ -1,0 +1,120 @@
+"""One connection's life, from its accepted link to its closed stream.
+
+    handshake (handshake.py) -> read loop (read_loop.py) -> detach -> close the stream with a status
+
+Invariant: the stream is closed exactly once, in bounded time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import trio
+
+from aether_trio.model.containment import DEFECT, report, run_all
+from aether_trio.model.errors import Status, StatusError
+from aether_trio.session.admission import Claim
+from aether_trio.session.dependencies import SessionDependencies
+from aether_trio.session.handshake import Handshake
+from aether_trio.session.read_loop import ReadLoop
+from aether_trio.session.session import Session
+from aether_trio.session.subscriptions import Subscriptions
+from aether_trio.transport.link import Link, LinkBroken, Upstream
+
+CLOSE_S = 5.0
+"""How long the end of a stream waits for its client to read the answers to its last requests."""
+
+
+class SessionServer:
+    """Serves links. One per gateway; `serve` runs once per stream, in that stream's own task."""
+
+    def __init__(self, dependencies: SessionDependencies) -> None:
+        self._parts = dependencies
+        self._read_loop = ReadLoop(dependencies)
+        self.handshake = Handshake(dependencies)
+
+    async def serve(self, link: Link) -> None:
+        """Serve one stream, from its first message to its close.
+
+        Raises only cancellation; an unexpected exception ends this stream with UNKNOWN.
+        """
+        session: Session | None = None
+        status: Status | None
+        try:
+            try:
+                session, claim, early, resumed = await self.handshake.admit(link)
+                status, text = await self._live(session, claim, early, resumed=resumed)
+            except StatusError as error:
+                status, text = error.status, error.message
+                # Sessions are freed by counting references, not by the cycle collector
+                # (cli/running.py makes that one rare). A traceback holds the frames that hold the
+                # session that holds the error.
+                error.__traceback__ = None
+            except LinkBroken as error:
+                status, text = None, ""
+                error.__traceback__ = None
+            except Exception as error:
+                status, text = Status.UNKNOWN, DEFECT
+                report(error, session.who if session is not None else _who(link))
+                error.__traceback__ = None
+            if status is not None:
+                await link.close(status, text)
+        except Exception as error:  # of `close`; the caller closes the socket
+            report(error, session.who if session is not None else _who(link))
+        finally:
+            if session is not None:
+                run_all(session.who, partial(self._release_publisher, session), session.forget)
+
+    async def _live(
+        self, session: Session, claim: Claim, early: Sequence[Upstream], *, resumed: bool
+    ) -> tuple[Status, str]:
+        broken: LinkBroken | None = None
+        async with trio.open_nursery() as nursery:
+            parts = self._parts
+            subscriptions = Subscriptions(
+                session.identity,
+                session.outbox,
+                parts.log,
+                parts.ephemeral_topics,
+                parts.groups,
+                nursery,
+                session.gap_reported,
+                session.work_lost,
+            )
+            session.start(nursery, subscriptions)
+            try:
+                await self.handshake.acknowledge(session, claim, resumed=resumed)
+                await self._read_loop.run(session, early)
+                session.finish()
+            except StatusError as error:
+                session.fail(error)
+            except LinkBroken as error:
+                broken = error
+            finally:
+                # Here, where the nursery is open: a subscription that begins to lag starts a task in it.
+                session.detach()
+            nursery.cancel_scope.cancel()
+        if broken is not None and session.ending is None:
+            raise broken
+        await self._send_last_answers(session)
+        if session.ending is not None:
+            raise session.ending
+        return Status.OK, ""
+
+    async def _send_last_answers(self, session: Session) -> None:
+        """Let the client read its last answers and signals, and which of its messages were not stored."""
+        log, outbox, last_append = self._parts.log, session.outbox, session.sender.last_append
+        if outbox.control_bytes or not log.is_settled(last_append):
+            with trio.move_on_after(CLOSE_S):
+                await log.wait_settled(last_append)
+                await outbox.wait_control_sent()
+
+    def _release_publisher(self, session: Session) -> None:
+        receipts = session.outbox.receipts
+        if receipts is not None and receipts.publisher is not None:
+            self._parts.publishers.release(receipts.publisher, receipts)
+
+
+def _who(link: Link) -> str:
+    return f"not admitted yet, {link.peer.transport} from {link.peer.address}"

@@ -1,0 +1,139 @@
+"""The read loop: what a session does with its client's messages, until the client ends its stream.
+
+Invariants: the requests of one session are handled one after another, in order. A session stops
+reading while the log has no room, or while too many of its own answers wait to be sent, and TCP
+slows its client down. After A_TURN messages other sessions have their turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import trio
+from google.protobuf.message import DecodeError
+
+from aether_trio.delivery.receipts import Receipts
+from aether_trio.model.errors import AetherError, Code, Status, StatusError
+from aether_trio.session.admission import credit_granted
+from aether_trio.session.dependencies import SessionDependencies
+from aether_trio.session.session import Session
+from aether_trio.transport.link import Upstream
+from aether_trio.wire.framing import Send
+from aether_trio.wire.pb import aether_pb2 as pb
+from aether_trio.wire.upstream import UNCOUNTED_BYTES, too_many_fields
+
+A_TURN = 64
+"""Messages of one connection that are handled before the others have their turn: about a millisecond."""
+REQUEST_COSTS = 8
+"""How many messages a request counts for: its answer is a write."""
+
+
+class ReadLoop:
+    """Reads and handles the messages of a gateway's sessions."""
+
+    def __init__(self, dependencies: SessionDependencies) -> None:
+        self._clock = dependencies.clock
+        self._log = dependencies.log
+        self._router = dependencies.router
+        self._rates = dependencies.rates
+        self._locks = dependencies.locks
+        self._dispatcher = dependencies.dispatcher
+
+    async def run(self, session: Session, early: Sequence[Upstream]) -> None:
+        """Handle `early`, and all that comes behind it, until the client ends its stream.
+
+        Raises StatusError when the session is ended or the client breaks a rule, LinkBroken.
+        """
+        outbox, log = session.outbox, self._log
+        batch = early or await session.receive()
+        while batch:
+            if session.ending is not None:
+                raise session.ending  # the batch and the end have met
+            session.touch(self._clock.now_ms())
+            if self._locks.paused:
+                await self._locks.wait_input()
+                continue  # the session may have been ended meanwhile
+            await self._handle(session, batch)
+            batch = ()  # not kept during the wait
+            if not log.has_room:
+                await log.wait_room()
+            if not outbox.control_has_room:
+                await outbox.wait_control_room()
+            if session.leaves_when_idle and session.leaving is not None and not session.link.has_input:
+                raise session.leaving
+            batch = await session.receive()
+
+    async def _handle(self, session: Session, batch: Sequence[Upstream]) -> None:
+        dispatcher, outbox = self._dispatcher, session.outbox
+        left = A_TURN
+        for message in batch:
+            if left <= 0:
+                left = A_TURN
+                await trio.lowlevel.checkpoint()
+                if session.ending is not None:
+                    raise session.ending
+            left -= 1
+            if isinstance(message, Send):
+                self._publish(session, message)
+                continue
+            case = message.WhichOneof("payload")
+            if case == "send":
+                self._send(session, message.send)
+            elif case is None and outbox.credit_messages is not None and (grant := credit_granted(message)):
+                outbox.grant(*grant)
+            elif case == "init":
+                raise StatusError(Status.INVALID_ARGUMENT, "this stream has had its InitConnection already")
+            else:
+                left -= REQUEST_COSTS
+                refusal = self._rates.request_refusal(session.requests) if case != "progress" else None
+                if refusal is None:
+                    await dispatcher.dispatch(session, case, message)
+                else:
+                    await dispatcher.refuse(session, case, message, refusal)
+                if session.ending is not None:
+                    raise session.ending
+                if not outbox.control_has_room:
+                    await outbox.wait_control_room()
+        receipts = outbox.receipts
+        if receipts is not None and receipts.due:
+            session.link.kick()
+
+    def _send(self, session: Session, send: pb.SendMessage) -> None:
+        """Route one send without a number of its own."""
+        counted = session.counted
+        if counted is None:
+            try:
+                self._router.send(session.sender, send)
+            except AetherError as error:
+                session.put_error(error)
+            return
+        counted.came()
+        try:
+            self._router.send(session.sender, send)
+            counted.appended(session.sender.last_append)
+        except AetherError as error:
+            counted.refuse(error)
+
+    def _publish(self, session: Session, send: Send) -> None:
+        """Route one numbered send."""
+        receipts = session.outbox.receipts
+        if receipts is None:
+            receipts = Receipts(self._log, session.outbox, None)
+            session.number_sends(receipts)
+        try:
+            if receipts.wanted(send.seq):
+                rest = _rest_of(send) if send.extra else None
+                self._router.publish(session.sender, send.topic, send.payload, send.message_type, rest)
+                receipts.appended(send.seq, session.sender.last_append)
+        except AetherError as error:
+            receipts.refuse(send.seq, error)
+
+
+def _rest_of(send: Send) -> pb.SendMessage:
+    """Parse the rarer fields of a numbered send. Raises AetherError."""
+    if len(send.extra) > UNCOUNTED_BYTES and too_many_fields(send.extra, pb.SendMessage.DESCRIPTOR):
+        raise AetherError(Code.INVALID_ARGUMENT, "the extra part of this SEND has too many fields")
+    try:
+        return pb.SendMessage.FromString(send.extra)
+    except DecodeError:
+        raise AetherError(Code.INVALID_ARGUMENT, "the extra part of this SEND is not a SendMessage") from None
