@@ -322,7 +322,7 @@ def _transports_without_a_place(values: Mapping[str, Any]) -> Iterator[str]:
         if owner == "gateway.port":
             yield f"{transport}.port is gateway.port, {port}: leave it unset, and the transport is served there with the others"
         elif owner != f"{transport}.port":
-            yield f"{owner} and {transport}.port are both {port}: a port of its own has one transport"
+            yield f"{owner} and {transport}.port are both {port}: a separate port has one transport"
 
 
 def _build(values: Mapping[str, Any]) -> Settings:

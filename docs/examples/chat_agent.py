@@ -1,13 +1,14 @@
-"""An agent to chat with from the page that `aether dev` serves.
+"""Chat with the user of the page that `aether dev` serves.
 
-    python docs/examples/chat_agent.py                                   the gateway on 127.0.0.1:50051
+    python docs/examples/chat_agent.py                    the gateway on 127.0.0.1:50051
     python docs/examples/chat_agent.py HOST:PORT --workspace lab --name guide
 
-It answers whatever is written to it, and shows progress bars while it works: "count to 20" takes a while.
+The agent answers every message, and reports progress while it works: "count to 20" takes a while.
 
-The page sends JSON {"id", "text", "reply_to"}. An answer {"id", "text"} goes to `reply_to`, which is all windows of that
-person in the workspace, so they stay in step; progress goes to the person as well. A message may come twice (the browser
-sends again what was not confirmed), so the ids that were answered are remembered.
+The page sends JSON {"id", "text", "reply_to"}. The agent sends its answer {"id", "text"} to
+`reply_to`, the topic of all windows of that user in the workspace, so all windows show the same.
+Progress goes to the user as well. A message may arrive twice, because the browser repeats
+unconfirmed messages, so the agent remembers the ids that it has answered.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ REMEMBERED = 10_000
 
 
 class ChatAgent:
-    """Answers each message in a task of its own, so a long one keeps nobody waiting."""
+    """Answers each message in a new task, so a long answer delays no other one."""
 
     def __init__(self, client: AgentClient, pace_s: float) -> None:
         self._client = client
@@ -76,7 +77,7 @@ class ChatAgent:
             answer = remark(text)
         payload = json.dumps({"id": str(uuid.uuid4()), "text": answer, "in_reply_to": asked["id"]})
         await self._client.send(asked["reply_to"] or message.source, payload, type=MessageType.CHAT)
-        message.ack()  # only now: whoever starts this agent again gets an answer to what it did not get to
+        message.ack()  # after the answer: a killed agent gets the message again when it restarts
 
     async def _work(self, person: str, task_id: str, what: str, steps: tuple[str, ...] | list[str]) -> None:
         for done, step in enumerate([*steps, "done"]):
@@ -92,7 +93,7 @@ class ChatAgent:
 
 
 def read(message: IncomingMessage) -> dict[str, Any] | None:
-    """{"id", "text", "reply_to"}; plain text will do as well. None for what is not for us to answer."""
+    """Read JSON or plain text of a user; return None for other senders."""
     if not message.source.startswith("us::"):
         return None
     text = message.payload.decode(errors="replace")
@@ -110,7 +111,7 @@ def read(message: IncomingMessage) -> dict[str, Any] | None:
 
 
 def remark(text: str) -> str:
-    """What there is to say about a text when one does not understand it."""
+    """Describe a text by its number of words and its longest word."""
     words = [word if len(word) <= 40 else word[:39] + "…" for word in re.findall(r"[^\W_]+", text)]
     if not words:
         return "No words, just signs. I can live with that."

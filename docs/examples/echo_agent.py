@@ -1,9 +1,9 @@
-"""An agent on trio that answers every message with what it was sent, and how many it has answered in its life.
+"""Answer every message with its payload and the number of answers so far, on trio.
 
     python docs/examples/echo_agent.py [aether://HOST:PORT] [--workspace default] [--name 1]
 
-The count is a checkpoint, so it goes on after a restart. It is saved after the answer and before the message is
-acknowledged: if the agent dies in between, the message comes again and is answered again.
+The count is a checkpoint, so it survives a restart. The agent saves it after the answer and before
+it acknowledges the message: if the agent dies in between, it gets and answers the message again.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""A service on asyncio that counts the words of a text: send it a text, and it answers with JSON.
+"""Count the words of each text that arrives, and answer with JSON, on asyncio.
 
     python docs/examples/words_service.py [aether://HOST:PORT] [--name 1]
 
-Start several with different names: a message to "sv::words" goes to one that is connected. Each question is answered in a
-task of its own, and acknowledged when it is answered (`manual_acks`), so one that was not answered comes again.
+Start several instances with different names: a message to "sv::words" goes to a connected one. The
+service answers each message in a new task and acknowledges it after the answer (`manual_acks`), so
+the gateway delivers an unanswered message again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ AT_ONCE = 16
 
 
 def count(text: str) -> str:
-    """How many words, and the three most frequent."""
+    """Return the number of words and the three most frequent ones, as JSON."""
     words = text.lower().split()
     return json.dumps({"words": len(words), "top": Counter(words).most_common(3)})
 
@@ -31,7 +32,7 @@ async def answer(service: ServiceClient, message: IncomingMessage, limit: asynci
         except AetherError as error:
             print(f"cannot answer {message.source}: {error}", flush=True)
             if error.retryable:
-                return  # not acknowledged: it comes again with the next connection
+                return  # not acknowledged: the gateway delivers it again after the next connect
         message.ack()
 
 

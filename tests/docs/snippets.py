@@ -1,15 +1,16 @@
-"""Reading the runnable examples out of a Markdown page.
+"""Read the runnable examples out of a Markdown page.
 
-A fenced block with the language python, console, bash or sh is an example. A comment right before it changes what is
-done with it:
+A fenced block with the language python, console, bash or sh is an example. A comment right before
+it changes what the test does with it:
 
-    <!-- skip: reason -->          it cannot run here, and this is why
-    <!-- background: reason -->    start it (a program, or one command), and stop it at the end of the page
+    <!-- skip: reason -->          the example cannot run here, for this reason
+    <!-- background: reason -->    start it (a program, or one command), stop it at the page's end
     <!-- file: NAME -->            (any language) save it as NAME for the examples after it
-    <!-- prepare: COMMAND -->      run this first; readers have it already
+    <!-- prepare: COMMAND -->      run this command first; readers have its files already
 
-A block ```text output after a python block is what that must print. In console blocks the lines after a `$ command` are its
-output. In expected output `...` stands for anything, within a line or (alone on a line) for any number of lines.
+A block ```text output after a python block is the output that the example must print. In console
+blocks the lines after a `$ command` are its output. In expected output `...` stands for any text
+within a line or, alone on a line, for any number of lines.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ _MARKER: Final = re.compile(r"^<!--\s*(skip|background|file|prepare):\s*(.*?)\s*
 
 @dataclass(frozen=True, slots=True)
 class Snippet:
-    """One fenced block. `marker` is "", "skip", "background", "file" or "prepare", `note` the text after it."""
+    """Holds one fenced block and the comment before it.
+
+    `marker` is "", "skip", "background", "file" or "prepare"; `note` is the text after it.
+    """
 
     line: int
     language: str
@@ -68,7 +72,7 @@ def read_snippets(page: str) -> Iterator[Snippet]:
 
 
 def read_commands(snippet: Snippet) -> Iterator[Command]:
-    """The commands of a console block. A trailing backslash continues a command on the next line."""
+    """Yield the commands of a console block, with a backslash joining lines."""
     text: str | None = None
     output: list[str] = []
     line = snippet.line
@@ -87,7 +91,7 @@ def read_commands(snippet: Snippet) -> Iterator[Command]:
 
 
 def agrees(expected: tuple[str, ...], actual: str) -> bool:
-    """Whether the output is what the page shows. Spaces at the ends of lines, and how wide a gap is, do not count."""
+    """Tell whether the output is the page's; widths of gaps do not count."""
     pattern = ""
     for line in expected:
         words = " ".join(line.split())

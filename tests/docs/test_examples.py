@@ -1,4 +1,4 @@
-"""The programs in docs/examples do what they say: each is a process, and they talk through one gateway."""
+"""Run the programs in docs/examples as processes that talk through one gateway."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def gateway() -> Iterator[GatewayProcess]:
 
 @contextmanager
 def running(name: str, *arguments: str) -> Iterator[str]:
-    """The first line that it prints, which it does when it is connected."""
+    """Start an example, and give the first line that it prints: it is connected then."""
     with subprocess.Popen(
         [sys.executable, str(EXAMPLES / name), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -49,7 +49,8 @@ def test_the_echo_agent_answers_and_goes_on_counting_after_it_was_killed(gateway
         assert said == "ag::default::echo::1 has answered 0 messages so far"
         assert ask(gateway, "ag::default::echo::1", "hello").stdout == "1: hello\n"
         assert ask(gateway, "ag::default::echo::1", "again", "--workspace", "other").stdout == "2: again\n"
-        # Answers come in the order of the questions, and the count is saved before the next question is taken.
+        # Answers come in the order of the questions, and the agent saves the count before it takes
+        # the next question.
     with running("echo_agent.py", address) as said:
         assert said.startswith("ag::default::echo::1 has answered ")
         third = ask(gateway, "ag::default::echo::1", "third").stdout
@@ -67,8 +68,8 @@ def test_the_service_counts_words_and_any_instance_answers(gateway: GatewayProce
 
 
 def test_the_script_says_why_there_is_no_answer(gateway: GatewayProcess) -> None:
-    nobody = ask(gateway, "sv::nobody", "hello")
-    assert (nobody.returncode, nobody.stdout) == (1, "")
-    assert "UNAVAILABLE" in nobody.stderr
+    absent = ask(gateway, "sv::absent", "hello")
+    assert (absent.returncode, absent.stdout) == (1, "")
+    assert "UNAVAILABLE" in absent.stderr
     silent = ask(gateway, "ag::default::silent::1", "hello", "--timeout", "0.2")
     assert (silent.returncode, silent.stderr) == (1, "TIMEOUT: no message came within 0.2 s\n")

@@ -1,7 +1,7 @@
-"""Every example in the README and the docs does what the page says, against a gateway of its own.
+"""Run every example of the README and the docs against a new gateway.
 
-A page's examples run in order in one fresh directory, like a reader's terminal. Pages say the default addresses; here
-they are replaced by those of the page's gateway, which has free ports.
+The examples of a page run in order in one fresh directory, like a reader's terminal. Pages have the
+default addresses; the test replaces them by those of its gateway, which has free ports.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def to_run(page: Path) -> list[Snippet]:
 
 
 class Reader:
-    """Somebody who types a page's examples into one terminal."""
+    """Types the examples of a page into one terminal."""
 
     def __init__(self, directory: Path, gateway: GatewayProcess) -> None:
         self.directory = directory
@@ -65,12 +65,12 @@ class Reader:
         path.chmod(0o755)
 
     def here(self, text: str) -> str:
-        """The page's addresses, replaced by the gateway's."""
+        """Replace the page's addresses by the gateway's."""
         text = re.sub(r"\b(localhost|127\.0\.0\.1):50051\b", self.gateway.address, text)
         return re.sub(r"\b(localhost|127\.0\.0\.1):9090\b", self.gateway.ops_address, text)
 
     def run(self, arguments: list[str], where: str) -> str:
-        """Standard output and error together, as a terminal shows them."""
+        """Run a command; return its standard output and error as a terminal shows them."""
         done = subprocess.run(
             arguments,
             cwd=self.directory,
@@ -98,7 +98,7 @@ class Reader:
         )
 
     def close(self) -> None:
-        """Politely, for what has started others itself."""
+        """End the background programs with SIGTERM, so that they end their children."""
         for process in self.background:
             process.terminate()
         for process in self.background:
@@ -160,10 +160,21 @@ def test_what_is_skipped_says_why(page: Path) -> None:
             assert len(snippet.note) > 20, f"{page.name}:{snippet.line}: a skipped example needs its reason"
 
 
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub makes of a page's headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
-        assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text()):
+        target, _, anchor = link.partition("#")
+        linked = page.parent / target if target else page
+        assert linked.exists(), f"{page.name} links to {target}, which is not there"
+        if anchor:
+            assert anchor in anchors(linked), f"{page.name} links to {link}, and no heading has that anchor"
 
 
 def test_the_readme_has_the_two_commands() -> None:
