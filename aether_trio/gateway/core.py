@@ -35,7 +35,7 @@ from aether_trio.model.errors import Status
 from aether_trio.model.identity import Kind
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.ownership import SessionHistory
-from aether_trio.queues.work_queues import open_work_groups
+from aether_trio.queues import open_work_queues
 from aether_trio.services import unimplemented
 from aether_trio.services.access import DevAuthorizer
 from aether_trio.services.agents import AgentService, AgentStore, Autostarter
@@ -103,7 +103,7 @@ class Core:
         self.kv = KvService(state, clock, limits, self.authorizer)
         self.checkpoints = CheckpointService(state, clock, limits)
         self.tail = Tail(log, self.ephemeral_topics, clock)
-        self.groups = open_work_groups(log, nursery)
+        self.work_queues = open_work_queues(log, nursery)
         self.agents = AgentStore(tasks, clock, strict=strict, most=limits.agent_registrations)
         self.tasks, self.starts = make_tasks(
             settings,
@@ -136,7 +136,7 @@ class Core:
                 log=log,
                 publishers=publishers,
                 ephemeral_topics=self.ephemeral_topics,
-                groups=self.groups,
+                work_queues=self.work_queues,
                 rates=rates,
                 router=self.router,
                 registry=self.registry,

@@ -164,7 +164,7 @@ def watch_metrics(metrics: Metrics, core: Core, **databases: Any) -> None:
     metrics.watch("log", core.log.statistics, counters=growing)
     metrics.watch("progress", core.ephemeral_topics.statistics, counters={"published", "delivered"})
     metrics.watch("registry", core.registry.statistics, counters={"claims", "takeovers", "refused"})
-    metrics.watch("work", core.groups.statistics, counters={"exchanges", "taken", "returned", "failed"})
+    metrics.watch("work", core.work_queues.statistics, counters={"exchanges", "taken", "returned", "failed"})
     metrics.watch("waker", core.waker.statistics, counters={"woken", "given_up"})
     metrics.watch(
         "tasks", core.tasks.engine.statistics, counters={"assignments", "due", "reports_dropped", "inputs_dropped"}

@@ -4,7 +4,7 @@
     own commit behind one of theirs ────┼──▶ behind ──▶ one read for many topics ──▶ offered like live messages
     a look at the tail found more ──────┘
 
-A topic to which only work groups listen is not read: they are told to look, and the node that takes a message reads it.
+A topic to which only work queues listen is not read: they are told to look, and the node that takes a message reads it.
 
 A topic's `tail` is what was offered here, `head` what is known to be committed. An own message that is the next one is offered at once
 (log.py); one that is not, as another node's is in front of it, is left to this task, which reads both. So each subscriber is

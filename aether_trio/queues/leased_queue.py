@@ -1,21 +1,25 @@
-"""A work group as one of several nodes sees it: its workers here, and what this node has of the group's messages.
+"""A work queue whose messages several nodes dispatch: this node's share of it.
 
-    the database          ──▶ hand ──▶ in flight with a worker ──▶ done     ──▶ the database
-    (shared_work.py)           │               │                                 (shared_work.py)
-                               └───────────────┴── worker gone ──▶ returned ──▶
+    database ──▶ ready ──▶ in flight to a worker ──▶ done     ──▶ database
+                   │                 │
+                   └─────────────────┴─ worker gone ─▶ returned ─▶ database
 
-The node takes a few messages for each worker that has little to do, and no more before some of them are done: what it does not have
-others can take. A message that finds no room in an outbox, as it is large, stays in `hand` until a worker has some.
+The node leases a few messages for each worker that has little to do, and no more before some of
+them are done: other nodes can lease the rest. A message that is too large for the room in every
+outbox stays in `ready` until a worker has room.
 
-What a worker leaves undone goes back in the same statement that takes the next messages, where returned ones come first: so the other
-workers of this node get it if they have room, without another way for that, and else any node's.
+What a worker leaves undone is returned in the same statement that leases the next messages, and the
+statement leases returned messages first. So the other workers of this node get them if they have
+room, and those of any other node if not.
 
-Frames of messages that were offered here (committed by this node) are kept for a moment, so that taking them is a matter of numbers and
-moves no bytes. What other nodes commit is read by whoever takes it, in the statement that takes it.
+Frames of messages that this node committed are kept for a moment: leasing them moves no bytes.
+Frames that other nodes committed are read by the statement that leases them.
 
-Invariants: an offset that this node has is in exactly one of `hand`, a member's `in_flight`, `done`, `returned` or an order that was
-not answered (`unanswered`); nothing is handed out before its commit is known; when the lease changes all of it is dropped
-(`renounce`), as others may have it, and what is acknowledged afterwards moves nothing.
+Invariants: an offset that this node has leased is in exactly one of `ready`, a worker's
+`in_flight`, `done`, `returned`, or the request that was not answered (`_unanswered`). Nothing is
+dispatched before its lease is committed. When the node's lease changes, the queue forgets all of it
+(`revoke`), as other nodes may have leased it; later acknowledgements of revoked messages change
+nothing.
 """
 
 from __future__ import annotations
@@ -26,360 +30,289 @@ from typing import Final, Protocol
 
 from aether_trio.delivery.outbox import Outbox
 from aether_trio.log.topic_state import TopicState
-from aether_trio.queues.lease_programs import WorkRequest, WorkResponse
+from aether_trio.queues.dispatcher import QueueDispatcher, QueueWorker
+from aether_trio.queues.lease_exchange import WorkRequest, WorkResponse
 
 WINDOW: Final = 16
-"""Messages on their way to one worker at most. Fewer than where one node has all workers (work_group.py): here they are what the idle
-workers of other nodes cannot get."""
+"""Messages in flight to one worker at most.
+
+Fewer than in a local queue: idle workers of other nodes cannot get them.
+"""
 
 LOW: Final = WINDOW // 2
-"""A worker with no more than that is brought more: a statement is for eight messages at least while there is enough to do."""
+"""Messages in flight to a worker up to which more are leased for it.
 
-TAKE: Final = 256
-"""Messages of a group in one statement at most."""
+So a statement leases at least eight messages while there are enough.
+"""
 
-TAKE_BYTES: Final = 256 * 1024
-"""A larger message comes alone."""
+LEASE_MESSAGES: Final = 256
+"""Messages of a queue in one statement at most."""
+
+LEASE_BYTES: Final = 256 * 1024
+"""Bytes of a queue's messages in one statement at most; a larger message comes alone."""
 
 KNOWN_BYTES: Final = 64 * 1024
-"""Of frames that were offered and are not taken yet, kept for one group."""
-
-
-def nobody_is_told() -> None:
-    """An `on_lost`."""
+"""Bytes of committed frames that are kept in memory for one queue until they are leased."""
 
 
 class QueueScheduler(Protocol):
-    """Where a group says what it needs. Neither call blocks."""
+    """Runs the exchanges of queues with the database. Neither call blocks."""
 
-    def urge(self, group: LeasedQueue) -> None:
-        """It has something to give back, or to take; or perhaps to hand out."""
+    def schedule(self, queue: LeasedQueue) -> None:
+        """Exchange soon: the queue has messages to return, to lease or to dispatch."""
         ...
 
-    def owe(self, group: LeasedQueue) -> None:
-        """Something is done, which the database is to know in a moment."""
+    def schedule_later(self, queue: LeasedQueue) -> None:
+        """Exchange in a moment: the queue has messages that are done."""
         ...
-
-
-class Lease:
-    """What one worker has under one lease; the Origin of its deliveries. A new lease is a new Lease, and what becomes of the old one is of
-    no consequence."""
-
-    __slots__ = ("_member", "in_flight")
-
-    shared = True
-    position_done = 0
-
-    def __init__(self, member: SharedMember) -> None:
-        self._member = member
-        self.in_flight: list[int] = []
-
-    @property
-    def topic(self) -> str:
-        """The topic's name."""
-        return self._member.group.state.name
-
-    @property
-    def is_open(self) -> bool:
-        """Whether more may come."""
-        return self._member.lot is self and self._member in self._member.group.members
-
-    def delivered(self, offset: int) -> None:
-        """See outbox.Origin: everything handed to this worker before `offset` (in hand-out order) is with it."""
-        if offset in self.in_flight:
-            count = self.in_flight.index(offset) + 1
-            done = self.in_flight[:count]
-            del self.in_flight[:count]
-            self._member.group.finished(self._member, done)
-
-    def acknowledged(self, offset: int) -> None:
-        """The worker is done with this message."""
-        if offset in self.in_flight:
-            self.in_flight.remove(offset)
-            self._member.group.finished(self._member, [offset])
-
-
-class SharedMember:
-    """One worker's place in its group. `on_lost` is called when others have been given what it has, or is done with and that was not
-    written: its connection is to end."""
-
-    __slots__ = ("group", "lot", "on_lost", "outbox")
-
-    def __init__(self, group: LeasedQueue, outbox: Outbox, on_lost: Callable[[], None]) -> None:
-        self.group = group
-        self.outbox = outbox
-        self.on_lost = on_lost
-        self.lot = Lease(self)
-
-    @property
-    def has_room(self) -> bool:
-        """Whether the worker may be given another message."""
-        return len(self.lot.in_flight) < WINDOW and self.outbox.wants_deliveries
-
-    def leave(self) -> None:
-        """See work_groups.Worker."""
-        self.group.leave(self)
 
 
 class LeasedQueue:
-    """See the module docstring. No checkpoints here: the desk waits."""
+    """Leases one queue's messages, dispatches them and reports what is done.
+
+    No method blocks.
+    """
 
     reads = False
 
-    def __init__(self, state: TopicState, desk: QueueScheduler) -> None:
+    def __init__(self, state: TopicState, scheduler: QueueScheduler) -> None:
         self.state = state
-        self._desk = desk
-        self.members: list[SharedMember] = []
-        self._next = 0
-        self.position = 0
-        """The largest offset that was taken by any node, as far as this one has heard."""
-        self.behind = False
-        """There may be more to take."""
-        self._hand: deque[tuple[int, bytes]] = deque()
+        self.dispatcher = QueueDispatcher(state, self, WINDOW)
+        self._scheduler = scheduler
+        self._position = 0
+        """The largest offset that any node has leased, as far as this node knows."""
+        self._behind = False
+        """Whether there may be messages to lease."""
+        self._ready: deque[tuple[int, bytes]] = deque()
         self._passed_over = 0
         self._blocked = False
-        self._done: dict[int, SharedMember] = {}
-        self._being_told: dict[int, SharedMember] = {}
+        self._done: dict[int, QueueWorker] = {}
+        self._reported: dict[int, QueueWorker] = {}
+        """What is done by the request that was not answered."""
         self._returned: list[int] = []
         self._known: dict[int, bytes] = {}
         self._known_bytes = 0
-        self.unanswered: WorkRequest | None = None
-        self.outstanding = 0
-        """How many offsets this node has of the group in the database, by all that was answered."""
-        self.due = False
-        """What is done is to be told now, even if there is nothing else to tell."""
-        self._compare = self._amend = False
+        self._unanswered: WorkRequest | None = None
+        self._held = 0
+        """How many offsets this node has leased, by all responses so far."""
+        self._report_now = False
+        """Whether the next request reports what is done even if it has no other reason."""
+        self._verify = self._resync = False
 
     @property
     def forgettable(self) -> bool:
-        """Whether the database knows all that this object knows."""
+        """Whether the database has all that this object knows."""
         return not (
-            self.members
-            or self._hand
+            self.dispatcher.workers
+            or self._ready
             or self._done
             or self._returned
-            or self.unanswered
-            or self._compare
-            or self._amend
+            or self._unanswered
+            or self._verify
+            or self._resync
         )
 
-    # -- workers --------------------------------------------------------------------------------------------------
+    def join(self, outbox: Outbox, on_lost: Callable[[], None]) -> QueueWorker:
+        """Add a worker; messages that wait are leased and dispatched to it soon."""
+        self._behind = True
+        return self.dispatcher.join(outbox, on_lost)
 
-    def join(self, outbox: Outbox, on_lost: Callable[[], None]) -> SharedMember:
-        """Add a worker; what waits goes to it as soon as it is taken."""
-        if not self.members:
-            self.state.subscribers[self] = None
-        member = SharedMember(self, outbox, on_lost)
-        self.members.append(member)
-        outbox.listen(self._look_for_room)
-        self.behind = True
-        self._look_for_room()
-        return member
+    # -- QueueBackend ------------------------------------------------------------------------------
 
-    def leave(self, member: SharedMember) -> None:
-        """Remove a worker and give back what it was not sent."""
-        if member not in self.members:
-            return
-        self.members.remove(member)
-        member.outbox.unlisten(self._look_for_room)
-        member.on_lost = nobody_is_told  # which refers to its session
-        self._returned += member.lot.in_flight
-        member.lot.in_flight = []
-        if self.members:
-            self.behind = True
-        else:
-            del self.state.subscribers[self]
-            self._return_hand()
-            self.forget_frames()
-        self._desk.urge(self)
-
-    def finished(self, member: SharedMember, offsets: Sequence[int]) -> None:
-        """A worker is done with these."""
-        self._done.update(dict.fromkeys(offsets, member))
-        self._desk.owe(self)
-        self._look_for_room()
-
-    def _look_for_room(self) -> None:
+    def on_room(self) -> None:
+        """Lease or dispatch more, if there may be more."""
         self._blocked = False
-        if self.behind or self._hand:
-            self._desk.urge(self)
+        if self._behind or self._ready:
+            self._scheduler.schedule(self)
 
-    # -- see topic_state.Subscriber -------------------------------------------------------------------------------
+    def on_done(self, worker: QueueWorker, offsets: Sequence[int]) -> None:
+        """Report `offsets` to the database in a moment."""
+        self._done.update(dict.fromkeys(offsets, worker))
+        self._scheduler.schedule_later(self)
+        self.on_room()
+
+    def on_left(self, offsets: Sequence[int]) -> None:
+        """Return `offsets`, and all that is ready if no worker is left."""
+        self._returned += offsets
+        if self.dispatcher.workers:
+            self._behind = True
+        else:
+            self._return_ready()
+            self.forget_frames()
+        self._scheduler.schedule(self)
+
+    # -- Subscriber of the topic -------------------------------------------------------------------
 
     def offer(self, offset: int, frame: bytes, touched: set[Outbox]) -> None:
-        """See topic_state.Subscriber."""
-        if offset <= self.position:
+        """Keep the frame of a message that this node committed, and lease soon."""
+        if offset <= self._position:
             return
         known = self._known
         follows = not known or offset == next(reversed(known)) + 1
         if follows and (not known or self._known_bytes + len(frame) <= KNOWN_BYTES):
             known[offset] = frame
             self._known_bytes += len(frame)
-        self.behind = True
-        self._desk.urge(self)
+        self.look()
 
     def look(self) -> None:
-        """See topic_state.Subscriber."""
-        self.behind = True
-        self._desk.urge(self)
+        """Lease soon: there may be new messages."""
+        self._behind = True
+        self._scheduler.schedule(self)
 
     def renew(self) -> None:
-        """See topic_state.Subscriber: without a position a group starts at the oldest message, so none is missed."""
+        """Do nothing: a queue without a position starts at the oldest message."""
 
-    # -- handing out ----------------------------------------------------------------------------------------------
+    # -- dispatching -------------------------------------------------------------------------------
 
-    def hand_out(self, touched: set[Outbox]) -> None:
-        """Give what is in hand to the workers in turn, as far as they have room."""
-        while self._hand:
-            offset, frame = self._hand.popleft()
-            member = self._hand_to_next(offset, frame)
-            if member is None:
-                self._hand.appendleft((offset, frame))
+    def dispatch_ready(self, touched: set[Outbox]) -> None:
+        """Dispatch what is ready, as workers have room; add their outboxes to `touched`."""
+        while self._ready:
+            offset, frame = self._ready.popleft()
+            outbox = self.dispatcher.dispatch(offset, frame)
+            if outbox is None:
+                self._ready.appendleft((offset, frame))
                 return
             self._passed_over = 0
-            touched.add(member.outbox)
+            touched.add(outbox)
 
-    def _hand_to_next(self, offset: int, frame: bytes) -> SharedMember | None:
-        members = self.members
-        for step in range(len(members)):
-            member = members[(self._next + step) % len(members)]
-            if not member.has_room:
-                continue
-            lot = member.lot
-            lot.in_flight.append(offset)
-            if member.outbox.try_deliver(frame, lot, offset):
-                self._next = (self._next + step + 1) % len(members)
-                return member
-            lot.in_flight.remove(offset)
-        return None
-
-    def pass_on(self) -> None:
-        """Give back what nobody here has had room for since the last call: workers of another node may have some."""
-        if not self._hand:
+    def return_stuck(self) -> None:
+        """Return messages that found no room since the last call, for another node."""
+        if not self._ready:
             self._passed_over = 0
-        elif self._passed_over == self._hand[0][0]:
-            self._return_hand()
-            self._blocked = True  # not to take it again before there is more room
-            self._desk.urge(self)
+        elif self._passed_over == self._ready[0][0]:
+            self._return_ready()
+            self._blocked = True  # not to lease it again before there is more room
+            self._scheduler.schedule(self)
         else:
-            self._passed_over = self._hand[0][0]
+            self._passed_over = self._ready[0][0]
 
-    def _return_hand(self) -> None:
-        self._returned += [offset for offset, _ in self._hand]
-        self._hand.clear()
+    def _return_ready(self) -> None:
+        self._returned += [offset for offset, _ in self._ready]
+        self._ready.clear()
 
-    # -- the database ---------------------------------------------------------------------------------------------
+    # -- requests and responses --------------------------------------------------------------------
 
-    def order(self, number: int) -> WorkRequest | None:
-        """What is to be told to the database and wanted from it now, under this number, or again what was not answered."""
-        if self.unanswered is not None:
-            return self.unanswered
+    def report_done(self) -> None:
+        """Report what is done with the next request, even if it has no other reason."""
+        self._report_now = True
+
+    def next_request(self, number: int) -> WorkRequest | None:
+        """Return the request to send now, numbered `number`; or again the unanswered one."""
+        if self._unanswered is not None:
+            return self._unanswered
         topic_id = self.state.topic_id
         if topic_id is None:
             return None
         want, max_bytes = self._wanted()
-        due, self.due = self.due or not self.members, False
-        if not (want or (due and self._done) or self._returned or self._compare or self._amend):
+        report, self._report_now = self._report_now or not self.dispatcher.workers, False
+        if not (want or (report and self._done) or self._returned or self._verify or self._resync):
             return None
         done = sorted(self._done)
-        self._being_told, self._done = self._done, {}
-        if self._amend:
-            order = WorkRequest(topic_id, number, done=done, returned=self._mine(), all_but=True)
+        self._reported, self._done = self._done, {}
+        if self._resync:
+            request = WorkRequest(topic_id, number, done=done, returned=self._leased(), all_but=True)
         else:
             returned, self._returned = self._returned, []
             first, last = self._known_range(max_bytes)
-            order = WorkRequest(topic_id, number, want, max_bytes, done, returned, known_from=first, known_upto=last)
+            request = WorkRequest(topic_id, number, want, max_bytes, done, returned, known_from=first, known_upto=last)
             if want:
-                self.behind = False
-        self.unanswered = order
-        return order
+                self._behind = False
+        self._unanswered = request
+        return request
 
-    def last_order(self, number: int) -> WorkRequest | None:
-        """Everything goes back: this node ends."""
+    def last_request(self, number: int) -> WorkRequest | None:
+        """Return the request that returns all leased messages: the node ends."""
         if self.state.topic_id is None:
             return None
-        done = [*self._done, *(self.unanswered.done if self.unanswered is not None else ())]
-        if not done and not self.outstanding and self.unanswered is None:
+        done = [*self._done, *(self._unanswered.done if self._unanswered is not None else ())]
+        if not done and not self._held and self._unanswered is None:
             return None
         return WorkRequest(self.state.topic_id, number, done=sorted(done), all_but=True)
 
-    def answered(self, share: WorkResponse) -> None:
-        """The answer to what `order` returned last."""
-        order, self.unanswered = self.unanswered, None
-        assert order is not None
-        self._compare = False
-        self._being_told = {}
-        self.position = share.position
+    def on_response(self, response: WorkResponse) -> None:
+        """Take in the response to what `next_request` returned last."""
+        request, self._unanswered = self._unanswered, None
+        assert request is not None
+        self._verify = False
+        self._reported = {}
+        self._position = response.position
         if not self.state.is_read:
-            self.state.tail = max(self.state.tail, share.position)  # all of it is committed
-        self.behind = self.behind or share.more
-        if order.all_but:
-            self._amend = False
-            self.outstanding = share.held
+            self.state.tail = max(self.state.tail, response.position)  # all of it is committed
+        self._behind = self._behind or response.more
+        if request.all_but:
+            self._resync = False
+            self._held = response.held
         else:
-            self.outstanding += len(share.messages) - len(order.done) - len(order.returned)
-            # Something of ours that we do not know of: a statement that was given up has run after all.
-            self._amend = self.outstanding != share.held
-        for offset, frame in share.messages:
+            self._held += len(response.messages) - len(request.done) - len(request.returned)
+            # The database counts a lease that this node does not know: a statement that was given
+            # up has run later.
+            self._resync = self._held != response.held
+        for offset, frame in response.messages:
             known = self._known.get(offset) if frame is None else frame
             if known is None:
                 self._returned.append(offset)
             else:
-                self._hand.append((offset, known))
-        self._forget_known()
+                self._ready.append((offset, known))
+        self._forget_leased_frames()
         if self._done:
-            self._desk.owe(self)
-        if not self.members:
-            self._return_hand()
-        if self.behind or self._returned or self._amend or not self.members:
-            self._desk.urge(self)
+            self._scheduler.schedule_later(self)
+        if not self.dispatcher.workers:
+            self._return_ready()
+        if self._behind or self._returned or self._resync or not self.dispatcher.workers:
+            self._scheduler.schedule(self)
 
-    def renounce(self) -> None:
-        """The lease under which all this was taken has ended. Who has some of it is told at the end, and may leave then."""
-        unwritten = {*self._done.values(), *self._being_told.values()}
-        losers = [member for member in self.members if member in unwritten or member.lot.in_flight]
-        self.unanswered = None
-        self.outstanding = self.position = 0
+    def revoke(self) -> None:
+        """Forget all leased messages: the node's lease has ended, others may have them.
+
+        Calls `on_lost` of each worker that has some of them, or whose last acknowledgements were
+        not written; the worker may leave then.
+        """
+        unwritten = {*self._done.values(), *self._reported.values()}
+        losers = [worker for worker in self.dispatcher.workers if worker in unwritten or worker.in_flight.offsets]
+        self._unanswered = None
+        self._held = self._position = 0
         self.forget_frames()
-        self._compare = self._amend = self._blocked = False
-        self._hand.clear()
-        self._done, self._being_told, self._returned = {}, {}, []
-        for member in self.members:
-            lot, member.lot = member.lot, Lease(member)
-            member.outbox.withdraw((lot,))
-            lot.in_flight = []
-        self.behind = True
-        self._desk.urge(self)
-        for member in losers:
-            member.on_lost()
+        self._verify = self._resync = self._blocked = False
+        self._ready.clear()
+        self._done, self._reported, self._returned = {}, {}, []
+        for worker in self.dispatcher.workers:
+            worker.revoke()
+        self.look()
+        for worker in losers:
+            worker.report_loss()
 
-    def compare(self, held: int) -> None:
-        """The database says that this node has that many. It may be newer than what is known here, so this is only a reason to ask."""
-        if held != self.outstanding and self.unanswered is None:
-            self._compare = True
-            self._desk.urge(self)
+    def verify(self, held: int) -> None:
+        """Ask again if the database counts more or fewer leased offsets than this node.
 
-    def _mine(self) -> list[int]:
-        mine = [offset for offset, _ in self._hand] + self._returned
-        for member in self.members:
-            mine += member.lot.in_flight
-        return mine
+        `held` may be newer than what this node knows, so a difference is only a reason to ask.
+        """
+        if held != self._held and self._unanswered is None:
+            self._verify = True
+            self._scheduler.schedule(self)
+
+    def _leased(self) -> list[int]:
+        return [offset for offset, _ in self._ready] + self._returned + self.dispatcher.in_flight
 
     def _wanted(self) -> tuple[int, int]:
-        """How many messages there is room for here, and how many bytes."""
-        if not self.behind or self._hand or self._blocked:
+        """Return for how many messages and bytes the workers of this node have room."""
+        if not self._behind or self._ready or self._blocked:
             return 0, 0
         want = room = 0
-        for member in self.members:
-            in_flight = len(member.lot.in_flight)
-            outbox = member.outbox
+        for worker in self.dispatcher.workers:
+            in_flight = len(worker.in_flight.offsets)
+            outbox = worker.outbox
             if in_flight <= LOW and outbox.wants_deliveries:
                 want += WINDOW - in_flight
                 room += outbox.limits.delivery_bytes - outbox.delivery_bytes
-        return min(want, TAKE), min(room, TAKE_BYTES)
+        return min(want, LEASE_MESSAGES), min(room, LEASE_BYTES)
+
+    # -- frames that this node committed -----------------------------------------------------------
 
     def _known_range(self, max_bytes: int) -> tuple[int, int]:
-        """The first frames that are known, as offsets from and to, with no more bytes than that unless it is one."""
+        """Return the first and last offset of known frames that fit into `max_bytes`.
+
+        The first frame counts as fitting.
+        """
         if not self._known:
             return 1, 0
         first = last = next(iter(self._known))
@@ -392,11 +325,14 @@ class LeasedQueue:
         return first, last
 
     def forget_frames(self) -> None:
-        """Take everything from the database: after a failover an offset may be that of another message."""
+        """Forget the frames in memory, and read all from the database.
+
+        After a failover of the database an offset may be that of another message.
+        """
         self._known.clear()
         self._known_bytes = 0
 
-    def _forget_known(self) -> None:
+    def _forget_leased_frames(self) -> None:
         known = self._known
-        while known and (first := next(iter(known))) <= self.position:
+        while known and (first := next(iter(known))) <= self._position:
             self._known_bytes -= len(known.pop(first))

@@ -1,107 +1,48 @@
-"""A work group of a gateway that is alone: the topic `tb::ws::impl`, each of whose messages goes to exactly one connected worker.
+"""Work queues of a gateway that is alone on its database.
 
-The group reads its topic's log once, as one consumer, and hands each message to the next worker in turn that has fewer
-than `WINDOW` messages on their way to it. What a worker had not been sent when it left goes to the others, first. With
-no worker connected messages wait in the log.
+A queue reads its topic's log once, as one consumer, and dispatches each message. Messages that a
+worker left undone are read again and dispatched first. Without a worker, messages wait in the log.
 
-Invariants: an offset is in exactly one place: behind `position` (not read yet), in `_returned`, in flight with one
-member, or done. The persisted cursor is the largest offset below which everything is done, so after a restart a message
-may be handed out again (at-least-once), and never lost. A group whose last worker leaves something undone in front of
-what is done stays in memory, so that without a restart nothing is handed out twice.
+Invariants: an offset is in exactly one place: behind `position` (not read yet), in `_returned`, in
+flight to one worker, or done. The persisted cursor is the largest offset below which everything is
+done, so after a restart a message may be dispatched again (at-least-once), and none is lost. A
+queue whose last worker leaves something undone in front of what is done stays in memory, so that
+without a restart no message is dispatched twice.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import structlog
 import trio
 
+from aether_trio.concurrency.events import RepeatedEvent
 from aether_trio.delivery.outbox import Outbox
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.log.topic_state import TopicState
 from aether_trio.model.containment import alone
-from aether_trio.storage.base import Row, StorageUnavailable
+from aether_trio.queues.dispatcher import QueueDispatcher, QueueWorker, ignore_loss
+from aether_trio.queues.work_queues import CONSUMER, WorkStatistics
+from aether_trio.storage.base import Row
+from aether_trio.storage.retry import retry_while_unavailable
 
 logger = structlog.get_logger("aether.work")
 
-WINDOW = 64
-"""Messages on their way to one worker at most: enough to fill a pipe, few enough to share work evenly."""
+WINDOW: Final = 64
+"""Messages in flight to one worker at most: enough to fill a pipe, few enough to share work evenly.
+"""
 
-CONSUMER = "*"
-"""The group's name in the cursor table; no identity can be spelled so."""
+PAGE_BYTES: Final = 128 * 1024
 
-RETRY_S = 0.5
-
-MAX_IDLE_GROUPS = 10_000
-"""Groups without a worker that are remembered for what was done out of order (some hundred bytes each)."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkStatistics:
-    """`groups` have workers or something to write down; `idle` ones are only remembered. Where several nodes hand out work there are also,
-    since start: `exchanges` with the database, messages `taken` from it and `returned` to it, `failed` exchanges."""
-
-    groups: int
-    idle: int
-    workers: int
-    exchanges: int = 0
-    taken: int = 0
-    returned: int = 0
-    failed: int = 0
-
-
-class Member:
-    """One worker's place in its group."""
-
-    __slots__ = ("group", "in_flight", "outbox")
-
-    def __init__(self, group: LocalQueue, outbox: Outbox) -> None:
-        self.group = group
-        self.outbox = outbox
-        self.in_flight: list[int] = []
-
-    @property
-    def has_room(self) -> bool:
-        """Whether the worker may be given another message."""
-        return len(self.in_flight) < WINDOW and self.outbox.wants_deliveries
-
-    def delivered(self, offset: int) -> None:
-        """See outbox.Origin: everything handed to this worker before `offset` (in hand-out order) is with it."""
-        done = self.in_flight.index(offset) + 1 if offset in self.in_flight else 0
-        del self.in_flight[:done]
-        self.group.progressed()
-
-    # -- see outbox.Origin ----------------------------------------------------------------------------------------
-
-    shared = True
-    position_done = 0
-
-    @property
-    def topic(self) -> str:
-        """The topic's name."""
-        return self.group.state.name
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the worker may be given more."""
-        return self in self.group.members
-
-    def acknowledged(self, offset: int) -> None:
-        """The worker is done with this message."""
-        if offset in self.in_flight:
-            self.in_flight.remove(offset)
-            self.group.progressed()
-
-    def leave(self) -> None:
-        """The worker is gone."""
-        self.group.leave(self)
+MAX_IDLE_QUEUES: Final = 10_000
+"""Queues without a worker that remember what was done out of order (some hundred bytes each)."""
 
 
 class LocalQueue:
-    """See the module docstring."""
+    """Reads one queue's messages from the log, and keeps the queue's cursor."""
 
     reads = True
 
@@ -114,199 +55,185 @@ class LocalQueue:
         on_empty: Callable[[LocalQueue], None],
     ) -> None:
         self.state = state
+        self.dispatcher = QueueDispatcher(state, self, WINDOW)
         self._log = log
         self._nursery = nursery
         self._on_empty = on_empty
-        self.position = cursor
+        self._position = cursor
         self._returned: list[int] = []
-        self.members: list[Member] = []
-        self._next = 0
-        self._pumping = False
-        self._room = trio.Event()
+        self._reading = False
+        self._room = RepeatedEvent()
 
     @property
     def has_gaps(self) -> bool:
-        """Whether the cursor alone would not say what is done, once nobody has anything in flight."""
-        return bool(self._returned) and len(self._returned) <= self.position - self._returned[0]
+        """Whether messages are done that the cursor alone would deliver again."""
+        return bool(self._returned) and len(self._returned) <= self._position - self._returned[0]
 
-    def join(self, outbox: Outbox) -> Member:
-        """Add a worker; what waits goes to it at once."""
-        if not self.members:
-            self.state.subscribers[self] = None
-        member = Member(self, outbox)
-        self.members.append(member)
-        outbox.listen(self._look_for_room)
+    def join(self, outbox: Outbox, on_lost: Callable[[], None]) -> QueueWorker:
+        """Add a worker; messages that wait are dispatched to it at once."""
+        worker = self.dispatcher.join(outbox, on_lost)
+        self._read_if_behind()
+        return worker
+
+    # -- QueueBackend ------------------------------------------------------------------------------
+
+    def on_room(self) -> None:
+        """Let the reader try again, if it waits for room."""
         self._room.set()
-        self._pump_if_behind()
-        return member
 
-    def leave(self, member: Member) -> None:
-        """Remove a worker and hand what it was not sent to the others."""
-        if member not in self.members:
-            return
-        self.members.remove(member)
-        member.outbox.unlisten(self._look_for_room)
-        for offset in member.in_flight:
+    def on_done(self, worker: QueueWorker, offsets: Sequence[int]) -> None:
+        """Advance the cursor, and go on reading."""
+        self._save_cursor()
+        self._room.set()
+        self._read_if_behind()
+
+    def on_left(self, offsets: Sequence[int]) -> None:
+        """Dispatch `offsets` to the other workers, or keep them for the next worker."""
+        for offset in offsets:
             heapq.heappush(self._returned, offset)
-        member.in_flight = []
         self._room.set()
-        if not self.members:
-            del self.state.subscribers[self]
+        if self.dispatcher.workers:
+            self._read_if_behind()
+        else:
             self._save_cursor()
             self._on_empty(self)
-        else:
-            self._pump_if_behind()
 
-    def progressed(self) -> None:
-        """A worker has been sent something."""
-        self._save_cursor()
-        self._look_for_room()
-        self._pump_if_behind()
-
-    def _look_for_room(self) -> None:
-        self._room.set()
+    # -- Subscriber of the topic -------------------------------------------------------------------
 
     def offer(self, offset: int, frame: bytes, touched: set[Outbox]) -> None:
-        """See topic_state.Subscriber."""
-        if self._pumping or self._returned or offset != self.position + 1:
-            self._pump_if_behind()
-            return
-        member = self._hand_out(offset, frame)
-        if member is not None:
-            self.position = offset
-            touched.add(member.outbox)
-        else:
-            self._pump_if_behind()
+        """Dispatch a message that was committed just now, unless older ones come first."""
+        if not self._reading and not self._returned and offset == self._position + 1:
+            outbox = self.dispatcher.dispatch(offset, frame)
+            if outbox is not None:
+                self._position = offset
+                touched.add(outbox)
+                return
+        self._read_if_behind()
 
     def look(self) -> None:
-        """See topic_state.Subscriber."""
-        self._pump_if_behind()
+        """Read what is new from the log."""
+        self._read_if_behind()
 
     def renew(self) -> None:
-        """See topic_state.Subscriber: without a position a group starts at the oldest message, so none is missed."""
+        """Do nothing: a queue without a cursor starts at the oldest message."""
 
-    def _hand_out(self, offset: int, frame: bytes) -> Member | None:
-        """Give the message to the next in turn who has room for it; None when nobody has."""
-        members = self.members
-        for step in range(len(members)):
-            member = members[(self._next + step) % len(members)]
-            if member.has_room and self._hand(member, offset, frame):
-                self._next = (self._next + step + 1) % len(members)
-                return member
-        return None
-
-    @staticmethod
-    def _hand(member: Member, offset: int, frame: bytes) -> bool:
-        member.in_flight.append(offset)
-        if member.outbox.try_deliver(frame, member, offset):
-            return True
-        if offset in member.in_flight:
-            member.in_flight.remove(offset)
-        return False
+    # -- reading messages that could not be dispatched when they were committed --------------------
 
     def _save_cursor(self) -> None:
-        # In-flight lists are in hand-out order: a returned message may be older than what was handed out before it.
-        open_offsets = [min(member.in_flight) for member in self.members if member.in_flight]
-        open_offsets += self._returned[:1]
-        done = min(open_offsets) - 1 if open_offsets else self.position
-        self._log.cursors.advance(self.state, CONSUMER, done)
+        # In flight is in order of dispatch: a returned message may be older than one dispatched
+        # before it.
+        not_done = self.dispatcher.in_flight + self._returned[:1]
+        self._log.cursors.advance(self.state, CONSUMER, min(not_done) - 1 if not_done else self._position)
 
-    # -- reading what could not be handed out live ----------------------------------------------------------------
+    @property
+    def _is_behind(self) -> bool:
+        # `state.tail` is set before the offers of a message, so a message that was not dispatched
+        # is behind.
+        return bool(self.dispatcher.workers) and (bool(self._returned) or self._position < self.state.tail)
 
-    def _pump_if_behind(self) -> None:
-        # `state.tail` is set before the offers of a message, so a message that was not handed out counts as behind.
-        if not self._pumping and self.members and (self._returned or self.position < self.state.tail):
-            self._pumping = True
-            self._nursery.start_soon(alone, f"the workers of {self.state.name}", self._pump, name="work-group")
+    def _read_if_behind(self) -> None:
+        if not self._reading and self._is_behind:
+            self._reading = True
+            self._nursery.start_soon(alone, f"the workers of {self.state.name}", self._read, name="work-queue")
 
-    async def _pump(self) -> None:
+    async def _read(self) -> None:
         try:
-            while self.members and (self._returned or self.position < self.state.tail):
-                try:
-                    some_waits = not any(member.has_room for member in self.members) or not await self._hand_out_some()
-                    if some_waits and self.members:
-                        # Nobody can take the next one, small as its outbox may be: a large message needs an empty one.
-                        self._room = trio.Event()
-                        await self._room.wait()
-                except StorageUnavailable as error:
-                    logger.warning("work group read failed, trying again", reason=str(error))
-                    await trio.sleep(RETRY_S)
+            while self._is_behind:
+                has_room = self.dispatcher.has_credit and await retry_while_unavailable(
+                    self._dispatch_page, f"reading the work queue {self.state.name}", logger
+                )
+                if not has_room and self.dispatcher.workers:
+                    # No worker can take the next message, small as its outbox may be: a large one
+                    # needs it empty.
+                    await self._room.wait()
         finally:
-            self._pumping = False
+            self._reading = False
 
-    async def _hand_out_some(self) -> bool:
-        """Read some and hand them out, first what was returned. False when one of them found nobody."""
-        if self._returned:
-            wanted = sorted(self._returned)[:WINDOW]
-            rows: list[Row] = await self._log.read_at(self.state, wanted)
-            still_there = {row[0] for row in rows}
-            self._returned = [one for one in self._returned if one not in wanted or one in still_there]
-            heapq.heapify(self._returned)
-            for offset, frame in rows:
-                member = self._hand_out(offset, frame)
-                if member is None:
-                    return False
-                self._returned.remove(offset)
-                heapq.heapify(self._returned)
-                member.outbox.kick()
+    async def _dispatch_page(self) -> bool:
+        """Read some messages and dispatch them, returned ones first.
+
+        False if no worker had room for one.
+        """
+        if not self.dispatcher.workers:
             return True
-        tail = self.state.tail  # what the page can know of: more may be committed while it is read
-        rows = await self._log.read(self.state, self.position, rows=WINDOW, max_bytes=128 * 1024)
+        if self._returned:
+            return await self._dispatch_returned()
+        tail = self.state.tail  # what the page can cover: more may be committed while it is read
+        rows = await self._log.read(self.state, self._position, rows=WINDOW, max_bytes=PAGE_BYTES)
         for offset, _, frame in rows:
-            member = self._hand_out(offset, frame)
-            if member is None:
+            outbox = self.dispatcher.dispatch(offset, frame)
+            if outbox is None:
                 return False
-            self.position = offset
-            member.outbox.kick()
+            self._position = offset
+            outbox.kick()
         if not rows:
-            self.position = tail  # retention took the rest
+            self._position = tail  # retention deleted the rest
+        return True
+
+    async def _dispatch_returned(self) -> bool:
+        wanted = sorted(self._returned)[:WINDOW]
+        rows: list[Row] = await self._log.read_at(self.state, wanted)
+        still_there = {row[0] for row in rows}
+        self._returned = [one for one in self._returned if one not in wanted or one in still_there]
+        heapq.heapify(self._returned)
+        for offset, frame in rows:
+            outbox = self.dispatcher.dispatch(offset, frame)
+            if outbox is None:
+                return False
+            self._returned.remove(offset)
+            heapq.heapify(self._returned)
+            outbox.kick()
         return True
 
 
-class LocalGroups:
-    """The work groups that have a worker connected, and those whose cursor alone would repeat work. See work_groups.WorkGroups."""
+class LocalQueues:
+    """Opens, remembers and forgets the local queues of a gateway; a WorkQueues.
+
+    It has the queues with a worker, and those whose cursor alone would repeat work.
+    """
 
     def __init__(self, log: TopicLog, nursery: trio.Nursery) -> None:
         self._log = log
         self._nursery = nursery
-        self._groups: dict[str, LocalQueue] = {}
+        self._queues: dict[str, LocalQueue] = {}
         self._idle: dict[str, LocalQueue] = {}
 
     async def find(self, topic: str) -> tuple[TopicState, int]:
-        """What `join` needs to know: the topic's state (pinned, see TopicLog.warm) and the group's cursor.
-
-        Raises StorageUnavailable.
-        """
+        """Read what `join` needs. Raises StorageUnavailable."""
         ((state, cursor),) = await self._log.warm([(topic, CONSUMER)])
         return state, cursor or 0
 
-    def join(self, found: tuple[TopicState, int], outbox: Outbox, on_lost: Callable[[], None] | None = None) -> Member:
-        """Make the owner of `outbox` a worker of the group. No checkpoint."""
+    def join(
+        self, found: tuple[TopicState, int], outbox: Outbox, on_lost: Callable[[], None] = ignore_loss
+    ) -> QueueWorker:
+        """Make the session that has `outbox` a worker of the queue.
+
+        `on_lost` is never called. No checkpoint.
+        """
         state = found[0]
-        group = self._groups.get(state.name)
-        if group is None and (group := self._idle.pop(state.name, None)) is not None:
-            assert group.state is state, "an idle group pins its topic's state"
-            self._groups[state.name] = group
+        queue = self._queues.get(state.name)
+        if queue is None and (queue := self._idle.pop(state.name, None)) is not None:
+            assert queue.state is state, "an idle queue pins its topic's state"
+            self._queues[state.name] = queue
             self._log.unpin([state])
-        if group is None:
+        if queue is None:
             unwritten = self._log.cursors.unwritten(state, CONSUMER)
             cursor = max(found[1], unwritten or 0)
-            group = LocalQueue(self._log, state, cursor, self._nursery, self._forget)
-            self._groups[state.name] = group
-        return group.join(outbox)
+            queue = LocalQueue(self._log, state, cursor, self._nursery, self._forget)
+            self._queues[state.name] = queue
+        return queue.join(outbox, on_lost)
 
     def statistics(self) -> WorkStatistics:
-        """What there is now."""
-        return WorkStatistics(
-            len(self._groups), len(self._idle), sum(len(one.members) for one in self._groups.values())
-        )
+        """Return what there is now."""
+        workers = sum(len(queue.dispatcher.workers) for queue in self._queues.values())
+        return WorkStatistics(len(self._queues), len(self._idle), workers)
 
-    def _forget(self, group: LocalQueue) -> None:
-        state = group.state
-        del self._groups[state.name]
-        if group.has_gaps:
+    def _forget(self, queue: LocalQueue) -> None:
+        state = queue.state
+        del self._queues[state.name]
+        if queue.has_gaps:
             state.waiting += 1
-            self._idle[state.name] = group
-            if len(self._idle) > MAX_IDLE_GROUPS:
+            self._idle[state.name] = queue
+            if len(self._idle) > MAX_IDLE_QUEUES:
                 oldest = self._idle.pop(next(iter(self._idle)))
                 self._log.unpin([oldest.state])

@@ -1,49 +1,64 @@
-"""Who hands out the messages of `tb` topics: this gateway by itself, or several nodes on one database by what stands in it."""
+"""Defines what a session calls of work queues, local or leased.
+
+A work queue is a topic `tb::WORKSPACE::IMPLEMENTATION`: each of its messages goes to exactly one of
+the connected task workers of that implementation, and waits in the log while there is none.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
-
-import trio
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 from aether_trio.delivery.outbox import Outbox
-from aether_trio.log.topic_log import TopicLog
 from aether_trio.log.topic_state import TopicState
-from aether_trio.queues.leased_queues import LeasedQueues
-from aether_trio.queues.local_queue import LocalGroups, WorkStatistics
+from aether_trio.queues.dispatcher import QueueWorker
+
+CONSUMER: Final = "*"
+"""The name of a queue's position in the cursor table.
+
+No identity can have this name.
+"""
 
 
-class Worker(Protocol):
-    """One worker's place in its group."""
+@dataclass(frozen=True, slots=True)
+class WorkStatistics:
+    """Counts queues, workers and messages of this node.
 
-    def leave(self) -> None:
-        """The worker is gone; what it was not sent goes to others. Idempotent, no checkpoint."""
-        ...
+    `queues` have workers or something to write down; `idle` queues have no worker and remember what
+    was done out of order. Of leased queues, since start: `exchanges` with the database, messages
+    `taken` from it and `returned` to it, `failed` exchanges.
+    """
+
+    queues: int
+    idle: int
+    workers: int
+    exchanges: int = 0
+    taken: int = 0
+    returned: int = 0
+    failed: int = 0
 
 
 class WorkQueues(Protocol):
-    """The work groups of one node."""
+    """The work queues of one node."""
 
     async def find(self, topic: str) -> tuple[TopicState, int]:
-        """What `join` needs to know: the topic's state (pinned, see TopicLog.warm) and the group's cursor.
+        """Read what `join` needs: the topic's state and the queue's cursor.
+
+        The state is pinned, as by TopicLog.warm.
 
         Raises StorageUnavailable.
         """
         ...
 
-    def join(self, found: tuple[TopicState, int], outbox: Outbox, on_lost: Callable[[], None]) -> Worker:
-        """Make the owner of `outbox` a worker of the group. No checkpoint.
+    def join(self, found: tuple[TopicState, int], outbox: Outbox, on_lost: Callable[[], None]) -> QueueWorker:
+        """Make the session that has `outbox` a worker of the queue. No checkpoint.
 
-        `on_lost` is called when what it has been sent may have been given to others as well: its connection is to end.
+        `on_lost` is called when other workers may have been given what this worker was sent: the
+        session is to end.
         """
         ...
 
     def statistics(self) -> WorkStatistics:
-        """What there is now, and what has happened."""
+        """Return what there is now, and what has happened since start."""
         ...
-
-
-def open_work_groups(log: TopicLog, nursery: trio.Nursery) -> WorkQueues:
-    """The right ones for the log's database, with their tasks in `nursery`, which must end before the log does."""
-    return LeasedQueues(log, nursery) if log.database.shared else LocalGroups(log, nursery)

@@ -86,7 +86,7 @@ class SessionDependencies:
     log: TopicLog
     publishers: PublisherStore
     ephemeral_topics: EphemeralTopics
-    groups: WorkQueues
+    work_queues: WorkQueues
     rates: Rates
     router: Router
     registry: Registry

@@ -77,7 +77,7 @@ class SessionServer:
                 session.outbox,
                 parts.log,
                 parts.ephemeral_topics,
-                parts.groups,
+                parts.work_queues,
                 nursery,
                 session.gap_reported,
                 session.work_lost,

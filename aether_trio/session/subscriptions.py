@@ -20,7 +20,8 @@ from aether_trio.log.topic_log import TopicLog
 from aether_trio.log.topic_state import TopicState
 from aether_trio.model import topics
 from aether_trio.model.identity import Identity, Kind
-from aether_trio.queues.work_queues import Worker, WorkQueues
+from aether_trio.queues.dispatcher import QueueWorker
+from aether_trio.queues.work_queues import WorkQueues
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +38,10 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Durable topics, a work group to join, and ephemeral topics."""
+    """Durable topics, a work queue to join, and ephemeral topics."""
 
     topics: tuple[Wanted, ...] = ()
-    group: str | None = None
+    work_queue: str | None = None
     ephemeral_topics: tuple[str, ...] = ()
 
 
@@ -55,8 +56,8 @@ def plan_for(identity: Identity) -> Plan:
             return Plan((own,))
         case Kind.TASK:
             # Its name is new with each connection, so there is no position to keep.
-            group = topics.workers_of(identity.workspace, identity.implementation)
-            return Plan((Wanted(identity.topic, named=False, from_oldest=True),), group=group)
+            queue = topics.workers_of(identity.workspace, identity.implementation)
+            return Plan((Wanted(identity.topic, named=False, from_oldest=True),), work_queue=queue)
         case Kind.USER:
             everywhere = Wanted(topics.user_everywhere(identity.user_id), named=True)
             return Plan((own, everywhere), ephemeral_topics=(topics.progress_of_user(identity.user_id),))
@@ -78,7 +79,7 @@ def plan_for_workspace(user_id: str, workspace: str) -> Plan:
 @dataclass(slots=True)
 class _Open:
     subscriptions: list[Subscription] = field(default_factory=list)
-    member: Worker | None = None
+    worker: QueueWorker | None = None
     ephemeral_topics: tuple[str, ...] = ()
     pinned: list[TopicState] = field(default_factory=list)
 
@@ -98,7 +99,7 @@ class Subscriptions:
         "_on_work_lost",
         "_outbox",
         "_workspace",
-        "groups",
+        "work_queues",
     )
 
     def __init__(
@@ -107,7 +108,7 @@ class Subscriptions:
         outbox: Outbox,
         log: TopicLog,
         ephemeral_topics: EphemeralTopics,
-        groups: WorkQueues,
+        work_queues: WorkQueues,
         nursery: trio.Nursery,
         on_gap: Callable[[str, int], None],
         on_work_lost: Callable[[], None],
@@ -116,7 +117,7 @@ class Subscriptions:
         self._outbox = outbox
         self._log = log
         self._ephemeral_topics = ephemeral_topics
-        self.groups = groups
+        self.work_queues = work_queues
         self._on_work_lost = on_work_lost
         self._listener: EphemeralListener | None = None
         self._catchup = CatchUp(
@@ -138,12 +139,12 @@ class Subscriptions:
         found = await self._log.warm([(one.topic, consumer if one.named else None) for one in plan.topics])
         pinned = [state for state, _ in found]
         try:
-            group = await self.groups.find(plan.group) if plan.group else None
+            queue = await self.work_queues.find(plan.work_queue) if plan.work_queue else None
         except BaseException:
             self._log.unpin(pinned)
             raise
-        if group is not None:
-            pinned.append(group[0])
+        if queue is not None:
+            pinned.append(queue[0])
 
         def open_all() -> _Open:
             if self._closed:  # while the log was being read
@@ -167,8 +168,8 @@ class Subscriptions:
                 )
                 opened.subscriptions.append(subscription)
                 subscription.open()
-            if group is not None:
-                opened.member = self.groups.join(group, self._outbox, self._on_work_lost)
+            if queue is not None:
+                opened.worker = self.work_queues.join(queue, self._outbox, self._on_work_lost)
             for ephemeral_topic in plan.ephemeral_topics:
                 if self._listener is None:
                     self._listener = EphemeralListener(self._identity.text, self._identity.topic, self._outbox)
@@ -249,8 +250,8 @@ class Subscriptions:
         for subscription in opened.subscriptions:
             subscription.close()
             self._catchup.remove(subscription)
-        if opened.member is not None:
-            opened.member.leave()
+        if opened.worker is not None:
+            opened.worker.leave()
         self._log.unpin(opened.pinned)
         if self._listener is not None:
             for ephemeral_topic in opened.ephemeral_topics:

@@ -1,4 +1,4 @@
-"""A core in virtual time for the tests of this folder, and a log on a database without threads."""
+"""Gives tests a core in virtual time, and a log on a database without threads."""
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ async def test_who_follows_a_task_or_listens_there_goes_on_hearing_of_it(postgre
             assert (await get(worker, task_id)).task_id == task_id
 
 
-async def test_work_groups_of_a_node_that_was_taken_for_dead_go_on(postgres_engine: PostgresEngine) -> None:
+async def test_work_queues_of_a_node_that_was_taken_for_dead_go_on(postgres_engine: PostgresEngine) -> None:
     async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
         one, two = await fabric.start_many(2)
         worker = await stack.enter_async_context(join(one, task("w", "resize")))

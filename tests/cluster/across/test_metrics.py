@@ -35,7 +35,7 @@ async def test_every_figure_that_is_documented_is_shown(postgres_engine: Postgre
         assert [name for name in names if not any(one.endswith(name) for one in shown)] == []
 
 
-async def test_what_work_groups_do_is_counted(postgres_engine: PostgresEngine) -> None:
+async def test_what_work_queues_do_is_counted(postgres_engine: PostgresEngine) -> None:
     async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
         one, two = await fabric.start_many(2)
         boss = await stack.enter_async_context(join(one, agent("w", "boss", "1")))

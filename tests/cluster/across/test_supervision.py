@@ -12,7 +12,7 @@ from aether_trio.cluster.relay.log_relay import ClusterTails
 from aether_trio.cluster.relay.progress_relay import ProgressRelay
 from aether_trio.log.cursors import CursorStore
 from aether_trio.log.follower import Follower
-from aether_trio.queues import leased_queues
+from aether_trio.queues import lease_scheduler
 from aether_trio.queues.leased_queue import LeasedQueue
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.cluster.across.fabric import LONG_S, join, open_fabric, until
@@ -25,21 +25,21 @@ class DefectError(Exception):
 
 
 @pytest.fixture
-def bad_group(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The topic of a work group that no message can be handed out of."""
-    topic, sound = "tb::w::bad", LeasedQueue.hand_out
+def bad_queue(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the topic of a work queue whose messages cannot be dispatched."""
+    topic, sound = "tb::w::bad", LeasedQueue.dispatch_ready
 
-    def hand_out(self: LeasedQueue, touched: Any) -> None:
+    def dispatch_ready(self: LeasedQueue, touched: Any) -> None:
         if self.state.name == topic:
             raise DefectError
         sound(self, touched)
 
-    monkeypatch.setattr(LeasedQueue, "hand_out", hand_out)
+    monkeypatch.setattr(LeasedQueue, "dispatch_ready", dispatch_ready)
     return topic
 
 
-async def test_a_group_that_cannot_be_served_costs_no_other_its_work(
-    postgres_engine: PostgresEngine, bad_group: str, caplog: pytest.LogCaptureFixture
+async def test_a_queue_that_cannot_be_served_costs_no_other_its_work(
+    postgres_engine: PostgresEngine, bad_queue: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_fabric(postgres_engine) as fabric:
         one = await fabric.start()
@@ -49,18 +49,18 @@ async def test_a_group_that_cannot_be_served_costs_no_other_its_work(
             join(one, agent("w", "boss", "1")) as boss,
         ):
             works = [b"%d" % number for number in range(50)]
-            boss.send(*(message_to(topic, work) for work in works for topic in (bad_group, "tb::w::good")))
+            boss.send(*(message_to(topic, work) for work in works for topic in (bad_queue, "tb::w::good")))
             await until(lambda: len(payloads(good)) >= len(works))
             assert Counter(payloads(good)) == Counter(works)
             await barrier(boss)
     assert "DefectError" in caplog.text
 
 
-async def test_a_group_that_cannot_be_served_keeps_no_other_waiting(
-    postgres_engine: PostgresEngine, bad_group: str, monkeypatch: pytest.MonkeyPatch
+async def test_a_queue_that_cannot_be_served_keeps_no_other_waiting(
+    postgres_engine: PostgresEngine, bad_queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before it is served again there is a pause, which is its own."""
-    monkeypatch.setattr(leased_queues, "RETRY_S", 100 * LONG_S)
+    monkeypatch.setattr(lease_scheduler, "RETRY_DELAY_S", 100 * LONG_S)
     async with open_fabric(postgres_engine) as fabric:
         one = await fabric.start()
         async with (
@@ -70,7 +70,7 @@ async def test_a_group_that_cannot_be_served_keeps_no_other_waiting(
         ):
             for number in range(10):
                 work = b"%d" % number
-                boss.send(message_to(bad_group, work), message_to("tb::w::good", work))
+                boss.send(message_to(bad_queue, work), message_to("tb::w::good", work))
                 await until(lambda: len(payloads(good)) > number)  # noqa: B023
 
 

@@ -1,11 +1,14 @@
-"""Nodes that hand out work from one database, in this process: each has an engine, a log, work groups and a lease of its own.
+"""Nodes in this process that lease work from one database.
 
-The cluster around them is what a test says: a lease is a row of `nodes` that it ends or renews, and a wake goes from log to log in a call,
-or gets lost.
+Each has an engine, a log, work queues and a node lease.
+
+The cluster around them is what a test says: a lease is a row of `nodes` that it ends or renews, and
+a wake goes from log to log in a call, or gets lost.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,8 +19,9 @@ from aether_trio.delivery.outbox import OutboxLimits
 from aether_trio.log.topic_log import LogLimits, TopicLog, open_log
 from aether_trio.log.topic_state import TopicState
 from aether_trio.model.clock import SystemClock
-from aether_trio.queues.leased_queues import LeasedQueues
-from aether_trio.queues.work_queues import Worker, open_work_groups
+from aether_trio.queues import open_work_queues
+from aether_trio.queues.dispatcher import QueueWorker
+from aether_trio.queues.lease_scheduler import LeasedQueues
 from aether_trio.storage.base import CommitUnknown, Fetch, Statement
 from aether_trio.storage.postgres.connections import PostgresLimits
 from aether_trio.storage.postgres.database import PostgresServer, open_postgres
@@ -30,8 +34,10 @@ TOPIC = "tb::w::resize"
 _REGISTER = "INSERT INTO nodes (token, name, address, version, started_ms) VALUES ('', '', '', '', 0) RETURNING node_id"
 
 
-class Hand(Reader):
-    """A worker: what it has read it is done with, or says so when it is told to (`acknowledges`), as on the framed topic.
+class ScriptedWorker(Reader):
+    """A worker that is done with what it has read, or acknowledges on a call.
+
+    `acknowledges`: it acknowledges, as on the framed transport.
 
     `history` is the list of (frame, worker) that all workers of a test share.
     """
@@ -39,7 +45,7 @@ class Hand(Reader):
     def __init__(
         self,
         node: WorkNode,
-        history: list[tuple[bytes, Hand]],
+        history: list[tuple[bytes, ScriptedWorker]],
         *,
         paused: bool = False,
         acknowledges: bool = False,
@@ -50,10 +56,10 @@ class Hand(Reader):
         self.lease = node.lease
         self.unacknowledged: list[tuple[Any, int]] = []
         self.lost = 0
-        """How often it was told that others have its work."""
+        """How often `on_lost` was called."""
         self._history = history
         self._acknowledges = acknowledges
-        self._worker: Worker | None = None
+        self._worker: QueueWorker | None = None
         self._state: TopicState | None = None
 
     def kick(self) -> None:
@@ -75,9 +81,9 @@ class Hand(Reader):
 
     async def join(self, topic: str = TOPIC) -> None:
         self.lease = self.node.lease
-        found = await self.node.groups.find(topic)
+        found = await self.node.queues.find(topic)
         self._state = found[0]
-        self._worker = self.node.groups.join(found, self.outbox, self._lose)
+        self._worker = self.node.queues.join(found, self.outbox, self._lose)
 
     def _lose(self) -> None:
         self.lost += 1
@@ -91,7 +97,7 @@ class Hand(Reader):
 
 
 class Wakes:
-    """A LogRelay of one node: those that listen look at once, unless `lose_wake` says that this one gets lost."""
+    """A LogRelay: nodes that listen look at once, unless `lose_wake` loses it."""
 
     def __init__(self, node: WorkNode, nodes: WorkNodes) -> None:
         self._node = node
@@ -110,10 +116,10 @@ class Wakes:
 class WorkNode:
     """One node. Writes are fenced by its lease, as a cluster does it."""
 
-    def __init__(self, server: PostgresServer, log: TopicLog, groups: LeasedQueues, lease: tuple[int, int]) -> None:
+    def __init__(self, server: PostgresServer, log: TopicLog, queues: LeasedQueues, lease: tuple[int, int]) -> None:
         self.server = server
         self.log = log
-        self.groups = groups
+        self.queues = queues
         self.lease = lease
         self.author = Collector()
         log.node = lambda: self.lease
@@ -130,8 +136,8 @@ class WorkNode:
         assert self.author.reasons == []
 
     def lose_answers(self, when: Callable[[], bool]) -> None:
-        """Statements of the work groups are run, and sometimes nobody hears of it."""
-        write = self.groups._database.write
+        """Run statements of the work queues, and sometimes lose the response."""
+        write = self.queues._database.write
 
         async def forgetful(statement: Statement) -> Any:
             answer = await write(statement)
@@ -139,17 +145,17 @@ class WorkNode:
                 raise CommitUnknown("the connection was lost")
             return answer
 
-        self.groups._database.write = forgetful  # type: ignore[method-assign]
+        self.queues._database.write = forgetful  # type: ignore[method-assign]
 
 
 class WorkNodes:
-    """Starts and ends nodes, each in a task of its own (the loop of an engine is a task's)."""
+    """Starts and ends nodes, each in a separate task: an engine's loop is a task's."""
 
     def __init__(self, nursery: trio.Nursery, engine: PostgresEngine) -> None:
         self._nursery = nursery
         self.engine = engine
         self.all: list[WorkNode] = []
-        self.history: list[tuple[bytes, Hand]] = []
+        self.history: list[tuple[bytes, ScriptedWorker]] = []
         self.lose_wake: Callable[[], bool] = lambda: False
         self._ends: dict[WorkNode, tuple[trio.Event, trio.Event]] = {}
 
@@ -167,11 +173,11 @@ class WorkNodes:
     async def kill(self, node: WorkNode) -> None:
         """What it has not written is lost; its lease ends."""
         self.end_lease(node)
-        node.groups._groups.clear()
+        node.queues._queues.clear()
         await self.stop(node)
 
     def end_lease(self, node: WorkNode) -> None:
-        """As somebody does who finds the node dead. The node does not notice."""
+        """End its lease, as a node does that finds it dead. The node does not notice."""
         self.engine.outside("UPDATE nodes SET alive = false WHERE node_id = {} AND epoch = {}".format(*node.lease))
 
     def renew_lease(self, node: WorkNode) -> None:
@@ -180,22 +186,26 @@ class WorkNodes:
         self.engine.outside(f"UPDATE nodes SET alive = true, epoch = {epoch + 1} WHERE node_id = {node_id}")
         node.lease = (node_id, epoch + 1)
 
-    def hand(self, node: WorkNode, **options: Any) -> Hand:
-        return Hand(node, self.history, **options)
+    def worker(self, node: WorkNode, **options: Any) -> ScriptedWorker:
+        return ScriptedWorker(node, self.history, **options)
 
-    async def join(self, node: WorkNode, **options: Any) -> Hand:
-        hand = self.hand(node, **options)
-        await hand.join()
-        return hand
+    async def join(self, node: WorkNode, **options: Any) -> ScriptedWorker:
+        worker = self.worker(node, **options)
+        await worker.join()
+        return worker
 
     async def wait_for(self, count: int) -> None:
         """Until so many messages have come to workers."""
         await until(lambda: len(self.history) >= count)
 
+    def assert_each_once(self, count: int) -> None:
+        """Check that exactly the first `count` numbers came to workers, each to one."""
+        assert Counter(frame for frame, _ in self.history) == Counter(numbers(0, count))
+
     def rows(self, columns: str, table: str) -> list[tuple[Any, ...]]:
         return self.engine.rows(f"SELECT {columns} FROM {self.engine.schema}.{table}")
 
-    def in_hands(self) -> list[int]:
+    def leased(self) -> list[int]:
         """The offsets that some node has, or that were given back."""
         return sorted(offset for (offsets,) in self.rows("offsets", "work_hands") for offset in offsets)
 
@@ -211,9 +221,9 @@ class WorkNodes:
                     open_log(database, SystemClock(trio.current_time), limits) as log,
                     trio.open_nursery() as nursery,
                 ):
-                    groups = open_work_groups(log, nursery)
-                    assert isinstance(groups, LeasedQueues)
-                    node = WorkNode(server, log, groups, (node_id, 1))
+                    queues = open_work_queues(log, nursery)
+                    assert isinstance(queues, LeasedQueues)
+                    node = WorkNode(server, log, queues, (node_id, 1))
                     log.relay = Wakes(node, self)
                     self.all.append(node)
                     self._ends[node] = (stop, stopped)
@@ -243,7 +253,7 @@ async def open_work_nodes(engine: PostgresEngine) -> AsyncIterator[WorkNodes]:
 
 
 async def until(what: Callable[[], bool]) -> None:
-    """Wait for something that nobody tells."""
+    """Wait until `what()`, looking every few milliseconds."""
     while not what():
         await trio.sleep(0.005)
 

@@ -118,7 +118,7 @@ async def test_what_is_cut_without_an_acknowledgement_comes_again() -> None:
         assert (await b.delivery())[1].payload == b"one"
 
 
-async def test_a_work_group_takes_back_what_a_worker_did_not_acknowledge() -> None:
+async def test_a_work_queue_takes_back_what_a_worker_did_not_acknowledge() -> None:
     async with open_transport() as transport:
         a, first = await transport.connect(agent("a")), await transport.connect(worker("job"))
         topic = "tb::w::job"

@@ -1,33 +1,21 @@
-"""Work over several nodes when nodes die, lose their lease, or do not hear what has become of what they wrote."""
+"""Leased queues when nodes die or lose their lease, and when responses get lost."""
 
 from __future__ import annotations
 
 import random
-from collections import Counter
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import trio
 
-from aether_trio.queues import leased_queues
-from aether_trio.queues.lease_programs import WorkRequest, exchange, shares
+from aether_trio.queues import lease_scheduler
+from aether_trio.queues.lease_exchange import WorkRequest, exchange, responses
 from aether_trio.queues.leased_queue import WINDOW
 from aether_trio.storage.base import Statement, StorageUnavailable
-from tests.helpers.engines import PostgresEngine
-from tests.queues.leased.work_nodes import LONG_S, TOPIC, WorkNodes, numbers, open_work_nodes, until
+from tests.queues.leased.work_nodes import LONG_S, TOPIC, WorkNodes, numbers, until
 
-
-@pytest.fixture
-async def nodes(postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[WorkNodes]:
-    monkeypatch.setattr(leased_queues, "LOOK_S", 0.2)
-    async with open_work_nodes(postgres_engine) as opened:
-        yield opened
-
-
-def each_once(nodes: WorkNodes, count: int) -> None:
-    assert Counter(frame for frame, _ in nodes.history) == Counter(numbers(0, count))
+pytestmark = pytest.mark.usefixtures("short_polls")
 
 
 async def test_what_a_dead_node_had_goes_to_another_one(nodes: WorkNodes) -> None:
@@ -37,23 +25,23 @@ async def test_what_a_dead_node_had_goes_to_another_one(nodes: WorkNodes) -> Non
     await nodes.wait_for(WINDOW)
     survivor = await nodes.join(two)
     dying.acknowledge(6)
-    await until(lambda: len(nodes.in_hands()) == WINDOW - 6)
+    await until(lambda: len(nodes.leased()) == WINDOW - 6)
     await nodes.kill(one)
     await until(lambda: len(survivor.frames) == WINDOW - 6)
     assert survivor.frames == numbers(6, WINDOW)
     await until(lambda: nodes.rows("node_id", "work_hands") == [two.lease[:1]])
 
 
-async def test_who_hears_of_a_death_does_not_wait_for_the_next_look(
+async def test_a_node_that_is_notified_of_a_death_does_not_wait_for_the_next_poll(
     nodes: WorkNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leased_queues, "LOOK_S", 10 * LONG_S)
+    monkeypatch.setattr(lease_scheduler, "POLL_S", 10 * LONG_S)
     one, two = await nodes.start(), await nodes.start()
     await nodes.join(one, acknowledges=True)
     await one.publish(*numbers(0, WINDOW))
     await nodes.wait_for(WINDOW)
     survivor = await nodes.join(two)
-    await until(lambda: two.groups.statistics().exchanges > 0)
+    await until(lambda: two.queues.statistics().exchanges > 0)
     await nodes.kill(one)
     assert survivor.frames == []
     two.log.somebody_left()
@@ -61,7 +49,7 @@ async def test_who_hears_of_a_death_does_not_wait_for_the_next_look(
 
 
 async def test_a_live_node_keeps_what_it_has(nodes: WorkNodes) -> None:
-    """However long its worker takes: nothing expires."""
+    """A leased message does not expire, however long its worker takes."""
     one, two = await nodes.start(), await nodes.start()
     slow = await nodes.join(one, acknowledges=True)
     await one.publish(*numbers(0, WINDOW))
@@ -70,20 +58,20 @@ async def test_a_live_node_keeps_what_it_has(nodes: WorkNodes) -> None:
     await trio.sleep(1.0)  # some looks
     assert eager.frames == []
     slow.acknowledge(WINDOW)
-    await until(lambda: nodes.in_hands() == [])
+    await until(lambda: nodes.leased() == [])
 
 
 async def test_a_lost_wake_costs_a_look(nodes: WorkNodes) -> None:
     one, two = await nodes.start(), await nodes.start()
     leaver = await nodes.join(one, paused=True)
     await one.publish(*numbers(0, 5))
-    await until(lambda: len(nodes.in_hands()) == 5)
-    stranger = await nodes.join(two)
-    await until(lambda: two.groups.statistics().exchanges > 0)
+    await until(lambda: len(nodes.leased()) == 5)
+    other = await nodes.join(two)
+    await until(lambda: two.queues.statistics().exchanges > 0)
     nodes.lose_wake = lambda: True
     leaver.leave()
-    await until(lambda: len(stranger.frames) == 5)
-    each_once(nodes, 5)
+    await until(lambda: len(other.frames) == 5)
+    nodes.assert_each_once(5)
 
 
 async def test_what_was_committed_and_not_told_is_found_by_a_look(nodes: WorkNodes) -> None:
@@ -94,7 +82,7 @@ async def test_what_was_committed_and_not_told_is_found_by_a_look(nodes: WorkNod
     nodes.lose_wake = lambda: True
     await one.publish(*numbers(1, 5))
     await nodes.wait_for(5)
-    each_once(nodes, 5)
+    nodes.assert_each_once(5)
 
 
 async def test_a_node_whose_lease_has_ended_takes_nothing(nodes: WorkNodes) -> None:
@@ -104,9 +92,9 @@ async def test_a_node_whose_lease_has_ended_takes_nothing(nodes: WorkNodes) -> N
     nodes.end_lease(one)  # and it does not notice
     await two.publish(*numbers(0, 200))
     await nodes.wait_for(200)
-    await until(lambda: one.groups.statistics().failed > 0)
+    await until(lambda: one.queues.statistics().failed > 0)
     assert paused.frames == []
-    each_once(nodes, 200)
+    nodes.assert_each_once(200)
 
 
 async def test_a_new_lease_renounces_what_was_taken_under_the_old_one(nodes: WorkNodes) -> None:
@@ -121,21 +109,21 @@ async def test_a_new_lease_renounces_what_was_taken_under_the_old_one(nodes: Wor
     nodes.renew_lease(one)
     await one.publish(*numbers(WINDOW, 2 * WINDOW))
     await until(lambda: returner.frames[WINDOW:] == numbers(WINDOW, 2 * WINDOW))
-    # What it acknowledges of before is nobody's business any more.
+    # Its acknowledgements of messages leased before are too late.
     for origin, offset in old:
         returner.outbox.acknowledged(origin, offset)
     assert not any(origin.is_open for origin, _ in old)
     await trio.sleep(0.5)
-    assert nodes.in_hands() == list(range(1, 2 * WINDOW + 1))
+    assert nodes.leased() == list(range(1, 2 * WINDOW + 1))
     assert nodes.rows("done_upto", "work_groups") == [(0,)]
     other.acknowledge(WINDOW)
     returner.acknowledge(2 * WINDOW)
-    await until(lambda: nodes.in_hands() == [])
+    await until(lambda: nodes.leased() == [])
     assert len(nodes.history) == 3 * WINDOW
 
 
 @pytest.mark.parametrize("is_done", [False, True])
-async def test_who_has_work_of_an_old_lease_is_told_that_it_is_lost_and_nobody_else_is(
+async def test_only_a_worker_with_messages_of_an_old_lease_is_told_that_they_are_lost(
     nodes: WorkNodes, is_done: bool
 ) -> None:
     one, two = await nodes.start(), await nodes.start()
@@ -164,28 +152,28 @@ async def test_what_was_taken_before_a_stop_is_handed_out_when_the_lease_is_sure
 ) -> None:
     one, two = await nodes.start(), await nodes.start()
     goes_on = trio.Event()
-    write = one.groups._database.write
+    write = one.queues._database.write
 
     async def stop_behind(statement: Statement) -> Any:
         answer = await write(statement)
         one.log.sure = goes_on.wait  # the process is stopped here, and the answer is in the kernel
         return answer
 
-    one.groups._database.write = stop_behind  # type: ignore[method-assign]
-    hand = await nodes.join(one)
+    one.queues._database.write = stop_behind  # type: ignore[method-assign]
+    worker = await nodes.join(one)
     await two.publish(*numbers(0, 4))
-    await until(lambda: nodes.in_hands() == [1, 2, 3, 4])
+    await until(lambda: nodes.leased() == [1, 2, 3, 4])
     nodes.end_lease(one)
     other = await nodes.join(two)
     await nodes.wait_for(4)
     other.leave()
     nodes.renew_lease(one)
-    one.groups._database.write = write  # type: ignore[method-assign]
+    one.queues._database.write = write  # type: ignore[method-assign]
     goes_on.set()
     await one.publish(*numbers(4, 40))
     await nodes.wait_for(40)
-    assert hand.frames == numbers(4, 40)
-    each_once(nodes, 40)
+    assert worker.frames == numbers(4, 40)
+    nodes.assert_each_once(40)
 
 
 async def test_what_waits_in_an_outbox_is_not_sent_under_a_new_lease(nodes: WorkNodes) -> None:
@@ -200,15 +188,15 @@ async def test_what_waits_in_an_outbox_is_not_sent_under_a_new_lease(nodes: Work
     await until(lambda: stopped.outbox.delivery_bytes == 0)
     stopped.resume()
     await trio.sleep(0.1)
-    each_once(nodes, WINDOW)
+    nodes.assert_each_once(WINDOW)
 
 
 async def test_the_same_worker_may_get_a_message_again_and_only_the_second_time_counts(nodes: WorkNodes) -> None:
     one = await nodes.start()
-    hand = await nodes.join(one, acknowledges=True)
+    worker = await nodes.join(one, acknowledges=True)
     await one.publish(*numbers(0, 4))
     await nodes.wait_for(4)
-    old = list(hand.unacknowledged)
+    old = list(worker.unacknowledged)
     nodes.end_lease(one)
     nodes.renew_lease(one)
     await nodes.wait_for(8)
@@ -216,7 +204,7 @@ async def test_the_same_worker_may_get_a_message_again_and_only_the_second_time_
         origin.delivered(offset)
         origin.acknowledged(offset)
     await trio.sleep(0.5)
-    assert nodes.in_hands() == [1, 2, 3, 4]
+    assert nodes.leased() == [1, 2, 3, 4]
 
 
 async def test_an_answer_that_is_lost_is_asked_for_again(nodes: WorkNodes) -> None:
@@ -229,27 +217,27 @@ async def test_an_answer_that_is_lost_is_asked_for_again(nodes: WorkNodes) -> No
     for start in range(0, 600, 60):
         await one.publish(*numbers(start, start + 60))
     await nodes.wait_for(600)
-    await until(lambda: nodes.in_hands() == [])
-    each_once(nodes, 600)
-    assert one.groups.statistics().failed + two.groups.statistics().failed > 0
+    await until(lambda: nodes.leased() == [])
+    nodes.assert_each_once(600)
+    assert one.queues.statistics().failed + two.queues.statistics().failed > 0
 
 
 async def test_a_take_that_runs_after_it_was_given_up_is_found_out(nodes: WorkNodes) -> None:
-    """It takes something that nobody here knows of, and no other node may have, as this one lives."""
+    """It leases messages that this node does not know of, and no other node can lease."""
     one = await nodes.start()
-    hand = await nodes.join(one, paused=True)
+    worker = await nodes.join(one, paused=True)
     await one.publish(*numbers(0, WINDOW + 5))
-    await until(lambda: len(nodes.in_hands()) == WINDOW)
+    await until(lambda: len(nodes.leased()) == WINDOW)
     topic_id = one.log.topic(TOPIC).topic_id
     assert topic_id is not None
-    one.groups._requests += 1  # a number that was used, for this one
-    order = WorkRequest(topic_id, one.groups._requests, want=5, max_bytes=1000)
+    one.queues._requests += 1  # a number that was used, for this one
+    order = WorkRequest(topic_id, one.queues._requests, want=5, max_bytes=1000)
     await one.log.database.write(exchange(one.lease, 0, [order]))
-    assert len(nodes.in_hands()) == WINDOW + 5
-    hand.resume()
+    assert len(nodes.leased()) == WINDOW + 5
+    worker.resume()
     await nodes.wait_for(WINDOW + 5)
-    await until(lambda: nodes.in_hands() == [])
-    each_once(nodes, WINDOW + 5)
+    await until(lambda: nodes.leased() == [])
+    nodes.assert_each_once(WINDOW + 5)
 
 
 async def test_a_statement_that_runs_after_later_ones_does_nothing(nodes: WorkNodes) -> None:
@@ -276,7 +264,7 @@ async def test_an_order_that_is_sent_again_is_answered_as_it_was(nodes: WorkNode
         WorkRequest(topic_id, 1, want=3, max_bytes=1000),
         WorkRequest(topic_id, 2, 3, 1000, done=[1], returned=[2]),
     ):
-        answers = [shares(await one.log.database.write(exchange(one.lease, 0, [order])))[topic_id] for _ in range(2)]
+        answers = [responses(await one.log.database.write(exchange(one.lease, 0, [order])))[topic_id] for _ in range(2)]
         assert answers[0] == answers[1]
         assert len(answers[0].messages) == 3
     assert nodes.rows("offsets", "work_hands") == [([2, 3, 4, 5],)]
@@ -285,7 +273,7 @@ async def test_an_order_that_is_sent_again_is_answered_as_it_was(nodes: WorkNode
 async def test_a_cancelled_take_is_given_back_at_the_end(nodes: WorkNodes) -> None:
     one, two = await nodes.start(), await nodes.start()
     reached = trio.Event()
-    write = one.groups._database.write
+    write = one.queues._database.write
 
     async def slow(statement: object) -> object:
         answer = await write(statement)  # type: ignore[arg-type]
@@ -295,14 +283,14 @@ async def test_a_cancelled_take_is_given_back_at_the_end(nodes: WorkNodes) -> No
         return answer
 
     await one.publish(*numbers(0, WINDOW))
-    one.groups._database.write = slow  # type: ignore[method-assign, assignment]
+    one.queues._database.write = slow  # type: ignore[method-assign, assignment]
     await nodes.join(one)
     await reached.wait()
-    assert len(nodes.in_hands()) == WINDOW
+    assert len(nodes.leased()) == WINDOW
     await nodes.stop(one)
     await nodes.join(two)
     await nodes.wait_for(WINDOW)
-    each_once(nodes, WINDOW)
+    nodes.assert_each_once(WINDOW)
 
 
 async def test_done_that_could_not_be_written_is_written_later(nodes: WorkNodes) -> None:
@@ -310,9 +298,9 @@ async def test_done_that_could_not_be_written_is_written_later(nodes: WorkNodes)
     await nodes.join(one)
     await one.publish(b"0")
     await nodes.wait_for(1)
-    await until(lambda: nodes.in_hands() == [])
-    hand = await nodes.join(one, acknowledges=True)
-    write = one.groups._database.write
+    await until(lambda: nodes.leased() == [])
+    worker = await nodes.join(one, acknowledges=True)
+    write = one.queues._database.write
     failing = True
 
     async def refusing(statement: object) -> object:
@@ -322,36 +310,36 @@ async def test_done_that_could_not_be_written_is_written_later(nodes: WorkNodes)
 
     await one.publish(*numbers(1, 20))
     await nodes.wait_for(20)
-    one.groups._database.write = refusing  # type: ignore[method-assign, assignment]
-    hand.acknowledge(WINDOW)
-    await until(lambda: one.groups.statistics().failed > 1)
-    assert nodes.in_hands() != []
+    one.queues._database.write = refusing  # type: ignore[method-assign, assignment]
+    worker.acknowledge(WINDOW)
+    await until(lambda: one.queues.statistics().failed > 1)
+    assert nodes.leased() != []
     failing = False
-    await until(lambda: nodes.in_hands() == [])
-    each_once(nodes, 20)
+    await until(lambda: nodes.leased() == [])
+    nodes.assert_each_once(20)
 
 
 async def test_done_while_an_answer_is_awaited_again_is_written_too(nodes: WorkNodes) -> None:
     """Nothing else happens afterwards that could take it along."""
     one = await nodes.start()
-    hand = await nodes.join(one, acknowledges=True)
+    worker = await nodes.join(one, acknowledges=True)
     await one.publish(*numbers(0, 4))
     await nodes.wait_for(4)
     lost = iter([True, True])
     one.lose_answers(lambda: next(lost, False))
-    hand.acknowledge(1)
-    await until(lambda: one.groups.statistics().failed == 1)
-    hand.acknowledge(3)
-    await until(lambda: nodes.in_hands() == [])
+    worker.acknowledge(1)
+    await until(lambda: one.queues.statistics().failed == 1)
+    worker.acknowledge(3)
+    await until(lambda: nodes.leased() == [])
 
 
 async def test_a_worker_with_room_again_gets_what_was_given_back_for_want_of_it(nodes: WorkNodes) -> None:
     one = await nodes.start()
-    hands = [await nodes.join(one, acknowledges=True) for _ in range(2)]
+    workers = [await nodes.join(one, acknowledges=True) for _ in range(2)]
     await one.publish(*numbers(0, 2 * WINDOW))
     await nodes.wait_for(2 * WINDOW)
-    hands[1].acknowledge(WINDOW)
-    write = one.groups._database.write
+    workers[1].acknowledge(WINDOW)
+    write = one.queues._database.write
     reached, go_on = trio.Event(), trio.Event()
 
     async def held_up(statement: object) -> object:
@@ -360,15 +348,15 @@ async def test_a_worker_with_room_again_gets_what_was_given_back_for_want_of_it(
         await go_on.wait()
         return answer
 
-    one.groups._database.write = held_up  # type: ignore[method-assign, assignment]
+    one.queues._database.write = held_up  # type: ignore[method-assign, assignment]
     await one.publish(*numbers(2 * WINDOW, 3 * WINDOW))
     await reached.wait()
-    hands[1].leave()  # so what was taken for it finds nobody with room
+    workers[1].leave()  # so what was taken for it finds no worker with room
     go_on.set()
     await until(lambda: nodes.rows("node_id", "work_hands WHERE node_id < 0 AND cardinality(offsets) > 0") != [])
-    hands[0].acknowledge(WINDOW)
+    workers[0].acknowledge(WINDOW)
     await nodes.wait_for(3 * WINDOW)
-    each_once(nodes, 3 * WINDOW)
+    nodes.assert_each_once(3 * WINDOW)
 
 
 async def test_a_database_that_restarts_is_a_pause(nodes: WorkNodes) -> None:
@@ -385,5 +373,5 @@ async def test_a_database_that_restarts_is_a_pause(nodes: WorkNodes) -> None:
         await trio.sleep(0.02)
     assert one.author.reasons == []
     await nodes.wait_for(300)
-    await until(lambda: nodes.in_hands() == [])
-    each_once(nodes, 300)
+    await until(lambda: nodes.leased() == [])
+    nodes.assert_each_once(300)

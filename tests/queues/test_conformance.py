@@ -1,4 +1,4 @@
-"""Each message of `tb::ws::impl` goes to exactly one worker, whatever workers do."""
+"""Promises that local and leased work queues both keep: the suite runs with each."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 import trio
 
 from aether_trio.gateway.core import Core
+from aether_trio.queues import open_work_queues
+from aether_trio.queues.dispatcher import QueueWorker
 from aether_trio.queues.local_queue import CONSUMER, WINDOW
-from aether_trio.queues.work_queues import Worker, open_work_groups
 from tests.helpers.core import (
     World,
     agent,
@@ -29,22 +30,22 @@ from tests.helpers.log_bench import SMALL, Bench, Reader, open_bench
 TOPIC = "tb::w::resize"
 
 
-class Groups:
-    """Work groups on a log, as sessions use them."""
+class Queues:
+    """Work queues on a log, as sessions use them."""
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
-        self.groups = open_work_groups(bench.log, bench.nursery)
-        self._found: dict[Worker, object] = {}
+        self.queues = open_work_queues(bench.log, bench.nursery)
+        self._found: dict[QueueWorker, object] = {}
 
-    async def join(self, reader: Reader) -> Worker:
-        found = await self.groups.find(TOPIC)
-        member = self.groups.join(found, reader.outbox)
+    async def join(self, reader: Reader) -> QueueWorker:
+        found = await self.queues.find(TOPIC)
+        member = self.queues.join(found, reader.outbox)
         self._found[member] = found[0]
         await trio.testing.wait_all_tasks_blocked()
         return member
 
-    def leave(self, member: Worker, reader: Reader) -> None:
+    def leave(self, member: QueueWorker, reader: Reader) -> None:
         member.leave()
         self.bench.log.unpin([self._found.pop(member)])  # type: ignore[list-item]
         reader.outbox.detach()
@@ -54,111 +55,111 @@ class Groups:
 
 
 @pytest.fixture
-async def groups(database: InlineDatabase) -> AsyncIterator[Groups]:
+async def queues(database: InlineDatabase) -> AsyncIterator[Queues]:
     async with deadlock_is_an_error(), open_bench(database) as bench:
-        yield Groups(bench)
+        yield Queues(bench)
 
 
 def numbers(start: int, end: int) -> list[bytes]:
     return [b"%d" % number for number in range(start, end)]
 
 
-async def test_workers_take_turns(groups: Groups) -> None:
+async def test_workers_take_turns(queues: Queues) -> None:
     readers = [Reader() for _ in range(3)]
     for reader in readers:
-        await groups.join(reader)
-    await groups.publish(*numbers(0, 30))
+        await queues.join(reader)
+    await queues.publish(*numbers(0, 30))
     assert sorted(frame for reader in readers for frame in reader.frames) == sorted(numbers(0, 30))
     assert [len(reader.frames) for reader in readers] == [10, 10, 10]
 
 
-async def test_work_waits_for_the_first_worker(groups: Groups) -> None:
-    await groups.publish(*numbers(0, 300))
+async def test_work_waits_for_the_first_worker(queues: Queues) -> None:
+    await queues.publish(*numbers(0, 300))
     reader = Reader()
-    await groups.join(reader)
+    await queues.join(reader)
     assert reader.frames == numbers(0, 300)
 
 
-async def test_a_worker_that_leaves_gives_back_what_it_was_not_sent(groups: Groups) -> None:
+async def test_a_worker_that_leaves_gives_back_what_it_was_not_sent(queues: Queues) -> None:
     stuck, other = Reader(paused=True), Reader()
-    member = await groups.join(stuck)
-    await groups.join(other)
-    await groups.publish(*numbers(0, 20))
+    member = await queues.join(stuck)
+    await queues.join(other)
+    await queues.publish(*numbers(0, 20))
     assert len(other.frames) == 10
-    groups.leave(member, stuck)
+    queues.leave(member, stuck)
     await trio.testing.wait_all_tasks_blocked()
     assert stuck.frames == []
     assert Counter(other.frames) == Counter(numbers(0, 20))
 
 
-async def test_one_stuck_worker_does_not_hold_up_the_work(groups: Groups) -> None:
+async def test_one_stuck_worker_does_not_hold_up_the_work(queues: Queues) -> None:
     stuck, other = Reader(paused=True), Reader()
-    await groups.join(stuck)
-    await groups.join(other)
-    await groups.publish(*numbers(0, 1000))
+    await queues.join(stuck)
+    await queues.join(other)
+    await queues.publish(*numbers(0, 1000))
     assert len(other.frames) >= 1000 - WINDOW
     stuck.resume()
     await trio.testing.wait_all_tasks_blocked()
     assert Counter(stuck.frames + other.frames) == Counter(numbers(0, 1000))
 
 
-async def test_work_done_out_of_order_is_not_done_again_when_all_leave(groups: Groups) -> None:
+async def test_work_done_out_of_order_is_not_done_again_when_all_leave(queues: Queues) -> None:
     stuck, other, third = Reader(paused=True), Reader(), Reader()
-    first = await groups.join(stuck)
-    second = await groups.join(other)
-    await groups.publish(*numbers(0, 20))
-    groups.leave(second, other)
-    groups.leave(first, stuck)
-    await groups.join(third)
+    first = await queues.join(stuck)
+    second = await queues.join(other)
+    await queues.publish(*numbers(0, 20))
+    queues.leave(second, other)
+    queues.leave(first, stuck)
+    await queues.join(third)
     assert len(third.frames) == 10
     assert Counter(other.frames + third.frames) == Counter(numbers(0, 20))
 
 
-async def test_after_a_restart_nothing_is_missing(groups: Groups, database: InlineDatabase) -> None:
+async def test_after_a_restart_nothing_is_missing(queues: Queues, database: InlineDatabase) -> None:
     stuck, other = Reader(paused=True), Reader()
-    await groups.join(stuck)
-    await groups.join(other)
-    await groups.publish(*numbers(0, 20))
+    await queues.join(stuck)
+    await queues.join(other)
+    await queues.publish(*numbers(0, 20))
     async with open_bench(database) as bench:  # as if the first had been killed
-        again, third = Groups(bench), Reader()
+        again, third = Queues(bench), Reader()
         await again.join(third)
     assert set(other.frames + third.frames) == set(numbers(0, 20))
 
 
-async def test_an_empty_group_is_forgotten(groups: Groups) -> None:
+async def test_an_empty_queue_is_forgotten(queues: Queues) -> None:
     reader = Reader()
-    member = await groups.join(reader)
-    await groups.publish(*numbers(0, 5))
-    groups.leave(member, reader)
+    member = await queues.join(reader)
+    await queues.publish(*numbers(0, 5))
+    queues.leave(member, reader)
     await trio.sleep(1)
-    state = groups.bench.log.topic(TOPIC)
+    state = queues.bench.log.topic(TOPIC)
     assert state.forgettable
-    statistics = groups.groups.statistics()
-    assert (statistics.groups, statistics.idle, statistics.workers) == (0, 0, 0)
+    statistics = queues.queues.statistics()
+    assert (statistics.queues, statistics.idle, statistics.workers) == (0, 0, 0)
     later = Reader()
-    await groups.publish(*numbers(5, 8))
-    await groups.join(later)
+    await queues.publish(*numbers(5, 8))
+    await queues.join(later)
     assert later.frames == numbers(5, 8)
 
 
-async def test_no_task_is_left_behind_when_a_group_of_stuck_workers_ends(groups: Groups) -> None:
+async def test_no_task_is_left_behind_when_the_stuck_workers_of_a_queue_leave(queues: Queues) -> None:
     reader = Reader(paused=True)
-    member = await groups.join(reader)
-    before = len(groups.bench.nursery.child_tasks)
-    await groups.publish(*[b"x" * 100] * 200)
-    if not groups.bench.database.shared:  # there one task serves all groups, and stays
-        assert len(groups.bench.nursery.child_tasks) > before
-    groups.leave(member, reader)
+    member = await queues.join(reader)
+    before = len(queues.bench.nursery.child_tasks)
+    await queues.publish(*[b"x" * 100] * 200)
+    if not queues.bench.database.shared:  # there one task serves all queues, and stays
+        assert len(queues.bench.nursery.child_tasks) > before
+    queues.leave(member, reader)
     await trio.testing.wait_all_tasks_blocked()
-    assert len(groups.bench.nursery.child_tasks) == before
+    assert len(queues.bench.nursery.child_tasks) == before
 
 
-async def test_a_large_message_waits_for_an_empty_worker_without_spinning(groups: Groups) -> None:
+async def test_a_large_message_waits_for_an_empty_worker_without_spinning(queues: Queues) -> None:
     readers = [Reader(paused=True), Reader(paused=True)]
     for reader in readers:
-        await groups.join(reader)
+        await queues.join(reader)
     large = b"x" * SMALL.delivery_bytes
-    bench = groups.bench
+    bench = queues.bench
     await bench.log.wait_settled(bench.append(TOPIC, b"a", b"b", large, b"c"))
     await pump(50)
     before = bench.database.reads + bench.database.side.writes
@@ -171,74 +172,74 @@ async def test_a_large_message_waits_for_an_empty_worker_without_spinning(groups
     assert Counter(readers[0].frames + readers[1].frames) == Counter([b"a", b"b", large, b"c"])
 
 
-async def test_a_large_message_goes_to_the_one_who_has_room(groups: Groups) -> None:
+async def test_a_large_message_goes_to_the_worker_that_has_room(queues: Queues) -> None:
     stuck, free = Reader(paused=True), Reader()
-    await groups.join(stuck)
-    await groups.join(free)
-    bench = groups.bench
+    await queues.join(stuck)
+    await queues.join(free)
+    bench = queues.bench
     large = b"x" * SMALL.delivery_bytes
-    for _ in range(2):  # whoever's turn it is
+    for _ in range(2):  # whichever worker's turn it is
         bench.append(TOPIC, b"small", large)
     await bench.log.drain()
     await pump(200)
     assert free.frames.count(large) == 2
 
 
-async def test_work_committed_while_a_page_is_read_is_not_skipped(groups: Groups, database: InlineDatabase) -> None:
-    await groups.publish(*numbers(0, 5))
+async def test_work_committed_while_a_page_is_read_is_not_skipped(queues: Queues, database: InlineDatabase) -> None:
+    await queues.publish(*numbers(0, 5))
     await database.execute("DELETE FROM messages")
     reader = Reader()
-    found = await groups.groups.find(TOPIC)
-    # Where several nodes hand out work, what is read comes with the answer to a write.
+    found = await queues.queues.find(TOPIC)
+    # Where several nodes worker out work, what is read comes with the answer to a write.
     gate = database.side.after_write if database.shared else database.after_read
     gate.close()
-    groups.groups.join(found, reader.outbox)
+    queues.queues.join(found, reader.outbox)
     await gate.arrival()
-    await groups.publish(*numbers(5, 8))
+    await queues.publish(*numbers(5, 8))
     gate.open()
     await trio.testing.wait_all_tasks_blocked()
     assert reader.frames == numbers(5, 8)
 
 
-async def test_the_cursor_covers_what_is_done_and_nothing_else(groups: Groups, database: InlineDatabase) -> None:
+async def test_the_cursor_covers_what_is_done_and_nothing_else(queues: Queues, database: InlineDatabase) -> None:
     stuck, other = Reader(paused=True), Reader()
-    await groups.join(stuck)
-    await groups.join(other)
-    await groups.publish(*numbers(0, 4))
+    await queues.join(stuck)
+    await queues.join(other)
+    await queues.publish(*numbers(0, 4))
     await trio.sleep(1)
     [[cursor]] = database.query("SELECT msg_offset FROM cursors WHERE consumer = $1", CONSUMER)
-    assert cursor == 0  # the first is on its way to the one who does not read
+    assert cursor == 0  # the first message is on its way to the worker that does not read
     stuck.resume()
     await trio.sleep(1)
     [[cursor]] = database.query("SELECT msg_offset FROM cursors WHERE consumer = $1", CONSUMER)
     assert cursor == 4
 
 
-async def test_a_cursor_that_is_written_while_it_is_read_counts(groups: Groups, database: InlineDatabase) -> None:
-    """The last worker leaves and its cursor reaches the disk while the next one is still looking at an older snapshot."""
+async def test_a_cursor_that_is_written_while_it_is_read_counts(queues: Queues, database: InlineDatabase) -> None:
+    """The last worker's cursor is written while the next worker reads older rows."""
     reader, heir = Reader(), Reader()
-    member = await groups.join(reader)
-    await groups.publish(*numbers(0, 3))
-    await groups.publish(*numbers(3, 6))
+    member = await queues.join(reader)
+    await queues.publish(*numbers(0, 3))
+    await queues.publish(*numbers(3, 6))
     assert database.query("SELECT msg_offset FROM cursors WHERE consumer = $1", CONSUMER) != [(6,)]
     database.after_read.close()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(groups.join, heir)
+        nursery.start_soon(queues.join, heir)
         await database.after_read.arrival()
-        groups.leave(member, reader)
+        queues.leave(member, reader)
         await trio.sleep(1)
         assert database.query("SELECT msg_offset FROM cursors WHERE consumer = $1", CONSUMER) == [(6,)]
         database.after_read.open()
-    await groups.publish(*numbers(6, 9))
+    await queues.publish(*numbers(6, 9))
     assert heir.frames == numbers(6, 9)
 
 
-async def test_a_database_that_cannot_be_read_is_tried_again(groups: Groups, database: InlineDatabase) -> None:
-    await groups.publish(*numbers(0, 5))
+async def test_a_database_that_cannot_be_read_is_tried_again(queues: Queues, database: InlineDatabase) -> None:
+    await queues.publish(*numbers(0, 5))
     reader = Reader()
-    found = await groups.groups.find(TOPIC)
+    found = await queues.queues.find(TOPIC)
     database.failing = True
-    groups.groups.join(found, reader.outbox)
+    queues.queues.join(found, reader.outbox)
     await trio.sleep(3)
     assert reader.frames == []
     database.failing = False
@@ -246,7 +247,7 @@ async def test_a_database_that_cannot_be_read_is_tried_again(groups: Groups, dat
     assert reader.frames == numbers(0, 5)
 
 
-# -- through sessions -------------------------------------------------------------------------------------------------
+# -- through sessions ------------------------------------------------------------------------------
 
 
 async def test_each_message_reaches_one_task_and_tasks_come_and_go(core: Core) -> None:
@@ -289,28 +290,28 @@ async def test_work_survives_a_restart(world: World) -> None:
 
 
 async def test_workers_that_leave_while_the_log_is_read_leave_no_task_behind(
-    groups: Groups, monkeypatch: pytest.MonkeyPatch
+    queues: Queues, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if groups.bench.database.shared:
-        pytest.skip("there one task serves all groups, and stays")
-    await groups.publish(*numbers(0, 10))
-    before = len(groups.bench.nursery.child_tasks)
+    if queues.bench.database.shared:
+        pytest.skip("there one task serves all queues, and stays")
+    await queues.publish(*numbers(0, 10))
+    before = len(queues.bench.nursery.child_tasks)
     reading, go_on = trio.Event(), trio.Event()
-    read = groups.bench.log.read
+    read = queues.bench.log.read
 
     async def slow(*args: Any, **options: Any) -> Any:
         reading.set()
         await go_on.wait()
         return await read(*args, **options)
 
-    monkeypatch.setattr(groups.bench.log, "read", slow)
+    monkeypatch.setattr(queues.bench.log, "read", slow)
     reader = Reader()
-    member = await groups.join(reader)
+    member = await queues.join(reader)
     await reading.wait()
-    groups.leave(member, reader)
+    queues.leave(member, reader)
     go_on.set()
     await trio.testing.wait_all_tasks_blocked()
-    assert len(groups.bench.nursery.child_tasks) == before
+    assert len(queues.bench.nursery.child_tasks) == before
     again = Reader()
-    await groups.join(again)
+    await queues.join(again)
     assert again.frames == numbers(0, 10)

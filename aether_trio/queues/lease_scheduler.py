@@ -1,0 +1,375 @@
+"""Decides when a node leases and returns messages of its work queues.
+
+    queues (leased_queue.py) ── done, wanted, returned ──▶ one statement at a time for many queues
+                             ◀── leased, committed ──────
+
+The statement deletes what is done, takes back what is returned and leases what is wanted, under the
+lock of each queue's row. So a busy queue costs one commit for some dozen messages, and an idle one
+nothing. While a statement runs, the next one gathers. A queue that only reports done messages waits
+`LAZY_S`.
+
+The statement goes through a queue of statements for itself (`Database.beside`): it locks rows of
+queues, and a commit of the log locks rows of topics; together in one transaction they could lock in
+one order here and in the other order on another node.
+
+Why the database, and not messages between the nodes: some lock must decide which of two nodes gets
+a message, and a lock in the database ends with its holder. Why there is no row for each leased
+message: storage/schema/work.py.
+
+Faults
+* A node dies: its leased messages count as returned as soon as its node lease has ended. The next
+  statement leases them, or a node with idle workers finds them: at once when it is notified of the
+  death, or within `POLL_S`. Messages that were done, with the report not yet written, are delivered
+  again.
+* This node's lease ends: the fence refuses the statement. Under a new lease the node revokes all
+  that it leased under the old one, as other nodes may have leased it; the sessions of workers that
+  have some of it end.
+* The process is stopped, and goes on when other nodes have its messages: it makes sure of its node
+  lease before it dispatches.
+* The response to a statement is lost: the statement is sent again as it was, and changes nothing
+  twice. A statement that was given up and runs later shows by the number of leased offsets that the
+  database counts.
+* The node ends: it returns everything, in a statement that is shielded from the cancellation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final
+
+import structlog
+import trio
+
+from aether_trio.concurrency.events import AutoResetEvent, RepeatedEvent
+from aether_trio.concurrency.supervision import keep_running
+from aether_trio.delivery.outbox import Outbox
+from aether_trio.log import shared_programs
+from aether_trio.log.topic_log import TopicLog
+from aether_trio.log.topic_state import TopicState
+from aether_trio.model.containment import report
+from aether_trio.queues.dispatcher import QueueWorker, ignore_loss
+from aether_trio.queues.lease_exchange import LeaseEpoch, WorkRequest, exchange, peek, responses
+from aether_trio.queues.leased_queue import LeasedQueue
+from aether_trio.queues.work_queues import CONSUMER, WorkStatistics
+from aether_trio.storage.base import CommitUnknown, StorageUnavailable
+from aether_trio.storage.retry import RETRY_DELAY_S, retry_while_unavailable
+
+logger = structlog.get_logger("aether.work")
+
+LAZY_S: Final = 0.25
+"""Seconds in which a done message is reported: as for any position (log.offset_flush_s)."""
+
+POLL_S: Final = 5.0
+"""Seconds between two looks for messages that no notification announced.
+"""
+
+IN_DOUBT_S: Final = 0.1
+"""Seconds before a statement with a lost response runs again.
+
+The statement may have leased messages that other nodes wait for.
+"""
+
+END_S: Final = 3.0
+"""Seconds for returning all leased messages at the end."""
+
+QUEUES_AT_ONCE: Final = 64
+QUEUES_PER_PEEK: Final = 500
+
+NO_LEASE: Final = (-1, -1)
+
+
+class LeasedQueues:
+    """Runs the exchanges of all leased queues of one node, in one task; a WorkQueues."""
+
+    def __init__(self, log: TopicLog, nursery: trio.Nursery) -> None:
+        self._log = log
+        self._database = log.database.beside()
+        self._nursery = nursery
+        self._running = False
+        self._queues: dict[str, LeasedQueue] = {}
+        self._scheduled: dict[LeasedQueue, None] = {}
+        self._scheduled_later: dict[LeasedQueue, None] = {}
+        self._later_at = math.inf
+        self._failing: dict[LeasedQueue, float] = {}
+        """Queues that raised an unexpected error, and when each is served again (trio's clock)."""
+        self._wake = RepeatedEvent()
+        self._departed = AutoResetEvent()
+        log.departures.append(self._departed.set)
+        self._lease: LeaseEpoch = NO_LEASE
+        self._epoch_alone = 0
+        self._requests = 0
+        self._failed_before = False
+        self._exchanges = self._taken = self._returned = self._failed = 0
+
+    async def find(self, topic: str) -> tuple[TopicState, int]:
+        """Read what `join` needs. Raises StorageUnavailable."""
+        ((state, cursor),) = await self._log.warm([(topic, CONSUMER)])
+        return state, cursor or 0
+
+    def join(
+        self, found: tuple[TopicState, int], outbox: Outbox, on_lost: Callable[[], None] = ignore_loss
+    ) -> QueueWorker:
+        """Make the session that has `outbox` a worker of the queue. No checkpoint."""
+        if not self._running:
+            self._running = True
+            self._nursery.start_soon(self._run, name="work-queues")
+        state = found[0]
+        queue = self._queues.get(state.name)
+        if queue is None:
+            state.waiting += 1  # until the queue is forgotten
+            queue = self._queues[state.name] = LeasedQueue(state, self)
+        return queue.join(outbox, on_lost)
+
+    def statistics(self) -> WorkStatistics:
+        """Return what there is now, and what has happened since start."""
+        workers = [len(queue.dispatcher.workers) for queue in self._queues.values()]
+        return WorkStatistics(
+            len(workers),
+            workers.count(0),
+            sum(workers),
+            self._exchanges,
+            self._taken,
+            self._returned,
+            self._failed,
+        )
+
+    # -- QueueScheduler ----------------------------------------------------------------------------
+
+    def schedule(self, queue: LeasedQueue) -> None:
+        """Exchange for `queue` with the next statement."""
+        if not self._scheduled:
+            self._wake.set()
+        self._scheduled[queue] = None
+
+    def schedule_later(self, queue: LeasedQueue) -> None:
+        """Exchange for `queue` within LAZY_S."""
+        if not self._scheduled_later:
+            self._later_at = trio.current_time() + LAZY_S
+            self._wake.set()
+        self._scheduled_later[queue] = None
+
+    # -- the task that exchanges -------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(keep_running, "work-queues-poll", self._poll, name="work-queues-poll")
+                while True:
+                    await self._wait_for_queues()
+                    await self._serve_all(self._next_queues())
+        finally:
+            with trio.CancelScope(shield=True), trio.move_on_after(END_S):
+                await self._return_all()
+
+    async def _wait_for_queues(self) -> None:
+        await trio.lowlevel.checkpoint()
+        while not self._scheduled and trio.current_time() < (next_at := self._next_at()):
+            with trio.move_on_at(next_at):
+                await self._wake.wait()
+
+    def _next_at(self) -> float:
+        """Return when a queue is due next that is scheduled for later or has failed."""
+        return min(self._later_at, *self._failing.values()) if self._failing else self._later_at
+
+    def _next_queues(self) -> list[LeasedQueue]:
+        if trio.current_time() >= self._later_at:
+            self._later_at = math.inf
+            for queue in self._scheduled_later:
+                queue.report_done()
+                self._scheduled[queue] = None
+            self._scheduled_later.clear()
+        self._put_off_failing()
+        queues = list(self._scheduled)[:QUEUES_AT_ONCE]
+        for queue in queues:
+            del self._scheduled[queue]
+        return queues
+
+    def _put_off_failing(self) -> None:
+        """Keep a queue that failed from being served before its pause is over."""
+        for queue, again_at in list(self._failing.items()):
+            if trio.current_time() < again_at:
+                self._scheduled.pop(queue, None)
+            else:
+                del self._failing[queue]
+                self._scheduled[queue] = None
+
+    async def _serve_all(self, queues: Sequence[LeasedQueue]) -> None:
+        """Serve `queues` together, or one by one if that fails.
+
+        So a defect that one queue meets costs the other queues nothing.
+        """
+        try:
+            await self._serve(queues)
+        except Exception as error:
+            if len(queues) > 1:
+                for queue in queues:
+                    await self._serve_all([queue])
+                return
+            (queue,) = queues
+            report(error, f"work of {queue.state.name}")
+            self._failed += 1
+            self._failing[queue] = trio.current_time() + RETRY_DELAY_S
+
+    async def _serve(self, queues: Sequence[LeasedQueue]) -> None:
+        touched: set[Outbox] = set()
+        requests: dict[LeasedQueue, WorkRequest] = {}
+        try:
+            await self._current_lease()
+            for queue in queues:
+                queue.dispatch_ready(touched)
+            await self._kick(touched)
+            lease = await self._current_lease()
+        except StorageUnavailable as error:
+            await self._fail(queues, error)
+            return
+        for queue in queues:
+            request = queue.next_request(self._requests + 1)
+            if request is not None:
+                self._requests = max(self._requests, request.request)
+                requests[queue] = request
+                self._scheduled_later.pop(queue, None)
+        if requests:
+            await self._exchange(lease, requests)
+        for queue in queues:
+            if queue.forgettable:
+                self._forget(queue)
+
+    async def _exchange(self, lease: LeaseEpoch, requests: dict[LeasedQueue, WorkRequest]) -> None:
+        now_ms = self._log.clock.now_ms()
+        try:
+            rows = await self._database.write(exchange(lease, now_ms, list(requests.values())))
+            current = await self._current_lease()
+        except StorageUnavailable as error:
+            await self._fail(list(requests), error)
+            return
+        self._exchanges += 1
+        if current != lease:
+            return  # what these responses lease was revoked just now
+        found = responses(rows)
+        touched: set[Outbox] = set()
+        for_others: list[TopicState] = []
+        for queue, request in requests.items():
+            response = found[request.topic_id]
+            self._taken += len(response.messages)
+            self._returned += len(request.returned) if not request.all_but else 0
+            queue.on_response(response)
+            queue.dispatch_ready(touched)
+            if response.more and (request.returned or request.all_but):
+                for_others.append(queue.state)
+        if for_others and self._log.relay is not None:
+            self._log.relay.committed(for_others)
+        await self._kick(touched)
+
+    async def _current_lease(self) -> LeaseEpoch:
+        """Return the node lease to lease messages under; revoke what an older one leased.
+
+        There is no checkpoint behind the look at the node lease: messages that are dispatched then
+        are this node's, however long the process was stopped before. Raises StorageUnavailable.
+        """
+        await self._log.sure()
+        node_id, epoch = self._log.node()
+        if node_id == 0:
+            if not self._epoch_alone:
+                # The gateway is alone: the leases of the process before it are free. The numbers
+                # only grow.
+                statement = shared_programs.new_writer(self._log.clock.now_ms())
+                [[self._epoch_alone]] = await self._database.write(statement)
+            epoch = self._epoch_alone
+        lease = (node_id, epoch)
+        if lease != self._lease:
+            if self._lease != NO_LEASE:
+                logger.warning(
+                    "the node has a new lease; it revokes all messages leased under the old one",
+                    queues=len(self._queues),
+                )
+                for queue in self._queues.values():
+                    queue.revoke()
+            self._lease = lease
+        return lease
+
+    async def _fail(self, queues: Sequence[LeasedQueue], error: Exception) -> None:
+        if not self._failed_before:
+            logger.warning("storage is unavailable; messages of work queues wait for it", reason=str(error))
+        self._failed_before = True
+        self._failed += 1
+        await trio.sleep(IN_DOUBT_S if isinstance(error, CommitUnknown) else RETRY_DELAY_S)
+        for queue in self._queues.values():
+            queue.forget_frames()
+        for queue in queues:
+            self.schedule(queue)
+
+    def _forget(self, queue: LeasedQueue) -> None:
+        if self._queues.get(queue.state.name) is queue:
+            del self._queues[queue.state.name]
+            self._scheduled.pop(queue, None)
+            self._scheduled_later.pop(queue, None)
+            self._failing.pop(queue, None)
+            queue.state.waiting -= 1
+
+    @staticmethod
+    async def _kick(touched: set[Outbox]) -> None:
+        kicks = 0
+        while touched:
+            touched.pop().kick()
+            kicks += 1
+            if kicks % 64 == 0:
+                await trio.lowlevel.checkpoint()
+
+    # -- looking for messages that no notification announced ---------------------------------------
+
+    async def _poll(self) -> None:
+        while True:
+            with trio.move_on_after(POLL_S) as pause:
+                await self._departed.wait()
+            # With one node, no other node leases or dies; only a statement that was given up can
+            # have leased messages.
+            if self._log.node()[0] > 0 or self._failed_before:
+                self._failed_before = False
+                try:
+                    lease = await self._current_lease()
+                    await self._peek(lease)
+                    if (
+                        lease[0] > 0 and pause.cancelled_caught
+                    ):  # after a departure the last poll may have been just now
+                        for queue in self._queues.values():
+                            queue.return_stuck()
+                except StorageUnavailable as error:
+                    logger.info("polling the work queues failed; the next poll tries again", reason=str(error))
+
+    async def _peek(self, lease: LeaseEpoch) -> None:
+        known: dict[int, LeasedQueue] = {}
+        for queue in self._queues.values():
+            if queue.state.topic_id is not None:
+                known[queue.state.topic_id] = queue
+        topic_ids = list(known)
+        for start in range(0, len(topic_ids), QUEUES_PER_PEEK):
+            part = topic_ids[start : start + QUEUES_PER_PEEK]
+            found = await self._database.read(lambda part=part: peek(lease, part))  # type: ignore[misc]
+            if lease != self._lease:
+                return
+            for topic_id, (waits, held) in found.items():
+                queue = known[topic_id]
+                if waits and queue.dispatcher.workers:
+                    queue.look()
+                queue.verify(held)
+
+    async def _return_all(self) -> None:
+        lease = self._lease
+        requests: dict[int, tuple[WorkRequest, TopicState]] = {}
+        for queue in self._queues.values():
+            self._requests += 1
+            request = queue.last_request(self._requests)
+            if request is not None:
+                requests[request.topic_id] = (request, queue.state)
+        pending = list(requests.values())
+        for start in range(0, len(pending), QUEUES_AT_ONCE):
+            part = pending[start : start + QUEUES_AT_ONCE]
+            statement = exchange(lease, self._log.clock.now_ms(), [request for request, _ in part])
+            rows = await retry_while_unavailable(
+                partial(self._database.write, statement), "returning leased messages", logger, delay_s=IN_DOUBT_S
+            )
+            if self._log.relay is not None:
+                more = {topic_id for topic_id, response in responses(rows).items() if response.more}
+                self._log.relay.committed([state for request, state in part if request.topic_id in more])
