@@ -20,13 +20,14 @@ from typing import Final
 import structlog
 import trio
 
+from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.locks.claim_batcher import ClaimBatcher
 from aether_trio.cluster.locks.cluster_locks import NEWS, ClusterLocks
 from aether_trio.cluster.node.bus import ALL, Bus
-from aether_trio.cluster.node.lease import Lease, Rows
+from aether_trio.cluster.node.lease import Lease, NodeInfo, Rows
 from aether_trio.cluster.node.liveness import Nodes
 from aether_trio.cluster.node.peers import Peers
-from aether_trio.cluster.records import ClusterLimits, NodeInfo, SessionHost
+from aether_trio.cluster.session_host import SessionHost
 from aether_trio.concurrency.supervision import keep_running
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres.database import PostgresServer
@@ -59,6 +60,10 @@ class Cluster:
     def node_id(self) -> int:
         """This node's number; another one after a failover that lost its registration."""
         return self.lease.node_id
+
+    def leaving(self) -> list[str]:
+        """Return the identities whose session has ended here, while their rows say otherwise."""
+        return [*self._host.leaving(), *self.locks.releasing()]
 
     def lease_lost(self) -> None:
         """See LeaseWatcher."""

@@ -93,6 +93,7 @@ class Core:
         self.metrics = Metrics()
         self.ephemeral_topics = ephemeral_topics
         self.registry = membership.registry
+        self.gate = membership.gate
         self.locks = membership.locks
         self.directory = membership.directory
         self.authorizer = DevAuthorizer()
@@ -140,6 +141,7 @@ class Core:
                 rates=rates,
                 router=self.router,
                 registry=self.registry,
+                gate=self.gate,
                 locks=self.locks,
                 dispatcher=self.dispatcher,
                 hooks=self,
@@ -225,7 +227,7 @@ class Core:
             session.start_agent(start.task_id, task_context(start))
 
     def _moved(self, session: Session) -> None:
-        self.directory.moved(session)
+        self.directory.moved(session.record)
         self.chats.moved(session)
 
     def joined(self, session: Session, claim: Claim) -> None:
@@ -250,7 +252,7 @@ class Core:
         )
 
     def ended(self, session: Session) -> None:
-        parts = (self.locks.let_go, self.presence.ended, self.tasks.ended, self.chats.ended, self._start_ended)
+        parts = (self.locks.release, self.presence.ended, self.tasks.ended, self.chats.ended, self._start_ended)
         run_all(session.who, *(partial(ended, session) for ended in parts))
         self.metrics.connection_duration.observe(
             (self.clock.now_ms() - session.connected_ms) / 1000,

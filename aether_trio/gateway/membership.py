@@ -15,7 +15,6 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -26,8 +25,10 @@ from aether_trio.delivery.ephemeral_topics import EphemeralTopics
 from aether_trio.gateway.databases import Databases, starting
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.clock import Clock
-from aether_trio.session.directory import ClusterDirectory, LocalDirectory, SessionDirectory, end_session
-from aether_trio.session.identity_locks import ClusterHolding, IdentityLocks, LocalHolding
+from aether_trio.session.directory import LocalDirectory, SessionDirectory
+from aether_trio.session.identity_locks import IdentityLocks, LocalIdentityLocks, NodeIdentityLocks
+from aether_trio.session.lease_gate import LeaseGate
+from aether_trio.session.node_sessions import NodeSessions
 from aether_trio.session.registry import Registry
 from aether_trio.version import __version__
 
@@ -48,6 +49,7 @@ class Membership:
     """`cluster` is None for a gateway that is alone. `statistics` are those of the cluster's parts, by name."""
 
     registry: Registry
+    gate: LeaseGate
     locks: IdentityLocks
     directory: SessionDirectory
     cluster: Cluster | None = None
@@ -61,7 +63,7 @@ async def open_membership(
     """Be a gateway alone, or join the cluster on this database, until the block ends. Raises StorageSetupError."""
     if databases.server is None:
         registry = Registry(settings.limits.connections_per_workspace)
-        yield Membership(registry, LocalHolding(registry), LocalDirectory(registry))
+        yield Membership(registry, LeaseGate(), LocalIdentityLocks(registry), LocalDirectory(registry))
         return
 
     with starting("this gateway could not join the cluster") as done:
@@ -76,24 +78,24 @@ async def _join_cluster(
 ) -> AsyncIterator[Membership]:
     """Raises what keeps it from that, in the groups of nurseries."""
     from aether_trio.cluster.cluster import open_cluster
+    from aether_trio.cluster.limits import ClusterLimits
     from aether_trio.cluster.locks.directory import open_directory
-    from aether_trio.cluster.records import ClusterLimits, NodeInfo
+    from aether_trio.cluster.node.lease import NodeInfo
     from aether_trio.cluster.relay.log_relay import open_cluster_tails
     from aether_trio.cluster.relay.progress_relay import open_progress_relay
 
     registry = Registry()  # the cluster counts the connections of a workspace, all nodes together
-    locks = ClusterHolding(registry, log, clock.now_ms)
+    sessions = NodeSessions(registry, log)
     info = NodeInfo(settings.gateway.node_name or f"{socket.gethostname()}:{os.getpid()}", version=__version__)
     limits = ClusterLimits(connections_per_workspace=settings.limits.connections_per_workspace)
     async with AsyncExitStack() as stack:
-        cluster = await stack.enter_async_context(open_cluster(server, locks, info, limits=limits))
-        locks.join(cluster.locks)
+        cluster = await stack.enter_async_context(open_cluster(server, sessions, info, limits=limits))
+        locks = NodeIdentityLocks(sessions, cluster.locks)
         log.node = lambda: (cluster.lease.node_id, cluster.lease.epoch)
         log.sure = cluster.lease.wait_sure
         cluster.peers.on_death.append(log.somebody_left)
         cluster.on_renewal.append(log.somebody_left)  # the work that this node had is free, too
-        ending = partial(end_session, registry)
-        rows = await stack.enter_async_context(open_directory(server, cluster, ending, cluster_limits=limits))
+        directory = await stack.enter_async_context(open_directory(server, cluster, registry, cluster_limits=limits))
         first_seq = clock.now_ms() * 1000
         progress = await stack.enter_async_context(
             open_progress_relay(server, cluster, ephemeral_topics, first_seq=first_seq, cluster_limits=limits)
@@ -104,13 +106,14 @@ async def _join_cluster(
         try:
             yield Membership(
                 registry,
+                sessions.gate,
                 locks,
-                ClusterDirectory(registry, rows, locks.leaving),
+                directory,
                 cluster,
                 {
                     "cluster_lease": cluster.lease.statistics,
                     "cluster_nodes": cluster.nodes.statistics,
-                    "cluster_directory": rows.statistics,
+                    "cluster_directory": directory.statistics,
                     "cluster_bus": cluster.bus.statistics,
                     "cluster_holds": cluster.locks.statistics,
                     "cluster_progress": progress.statistics,

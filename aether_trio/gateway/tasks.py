@@ -65,7 +65,7 @@ def make_tasks(
     starts = Starts(engine, agents, ids)
 
     async def connected(identity: str) -> bool:
-        return (await membership.directory.seen(identity)).connected
+        return (await membership.directory.last_seen(identity)).connected
 
     creation = Creation(
         engine,

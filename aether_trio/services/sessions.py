@@ -15,10 +15,11 @@ from collections.abc import Sequence
 
 from aether_trio.model.clock import Clock
 from aether_trio.model.identity import Identity, IdentityError, Kind, parse_principal_type
+from aether_trio.model.ownership import DisconnectOutcome, SessionFilter, SessionRecord
 from aether_trio.model.text import line, shown
 from aether_trio.services.access import Authorizer
 from aether_trio.services.presence import PresenceStore
-from aether_trio.session.directory import Connection, Outcome, SessionDirectory, Wanted
+from aether_trio.session.directory import SessionDirectory
 from aether_trio.session.session import Session
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.outages import outage_text
@@ -86,8 +87,8 @@ class SessionService:
             response.success = True  # nobody is of a kind that does not exist
             return
         limit = min(wanted.limit, MAX_PAGE) if wanted.limit > 0 else DEFAULT_PAGE
-        page = await self._directory.page(Wanted(kinds, wanted.workspace), max(wanted.offset, 0), limit)
-        response.connections.extend(self._info(connection) for connection in page.connections)
+        page = await self._directory.page(SessionFilter(kinds, wanted.workspace), max(wanted.offset, 0), limit)
+        response.connections.extend(self._info(connection) for connection in page.sessions)
         response.total_count = page.total
         response.success = True
 
@@ -102,7 +103,7 @@ class SessionService:
         else:
             await self._list(wanted, response)
 
-    async def _find(self, session: Session, session_id: str) -> Connection | None:
+    async def _find(self, session: Session, session_id: str) -> SessionRecord | None:
         """The live session, if the caller's credential reaches it: another one is as good as unknown to it."""
         if len(session_id) > MAX_SESSION_ID or "\0" in session_id:
             return None  # ours are shorter, and storage cannot even be asked for a zero byte
@@ -124,9 +125,9 @@ class SessionService:
             response.error = f"no session {shown(op.session_id)} is connected"
             return
         disconnected = await self._directory.disconnect(op.session_id, line(op.reason, MAX_REASON))
-        if disconnected.outcome is Outcome.UNKNOWN:
+        if disconnected.outcome is DisconnectOutcome.UNKNOWN:
             response.error = f"no session {shown(op.session_id)} is connected"
-        elif disconnected.outcome is Outcome.UNCONFIRMED:
+        elif disconnected.outcome is DisconnectOutcome.UNCONFIRMED:
             response.error = (
                 f"the gateway that holds {disconnected.identity} has not confirmed its end; it ends the session when it "
                 "hears of this, so look again before you ask again"
@@ -135,7 +136,7 @@ class SessionService:
             response.message = f"{disconnected.identity} was disconnected"
             response.success = True
 
-    def _info(self, connection: Connection) -> pb.ConnectionInfo:
+    def _info(self, connection: SessionRecord) -> pb.ConnectionInfo:
         identity = connection.identity
         return pb.ConnectionInfo(
             session_id=connection.session_id,
@@ -178,10 +179,10 @@ class SessionService:
                 response.error = f"this credential does not reach {identity or shown(user_id)}"
                 return
         if identity is None:
-            seen = await self._directory.user_seen(user_id)
+            seen = await self._directory.user_last_seen(user_id)
             last_ms = 0 if seen.connected else await self._presence.user_seen_ms(user_id)
         else:
-            seen = await self._directory.seen(identity.text)
+            seen = await self._directory.last_seen(identity.text)
             before = None if seen.connected else await self._presence.seen(identity.text)
             last_ms = before.last_seen_ms if before is not None else 0
         response.ok = True

@@ -20,6 +20,7 @@ from aether_trio.queues.work_queues import WorkQueues
 from aether_trio.session.admission import Admitted, Claim
 from aether_trio.session.dispatch import Dispatcher
 from aether_trio.session.identity_locks import IdentityLocks
+from aether_trio.session.lease_gate import LeaseGate
 from aether_trio.session.registry import Registry
 from aether_trio.session.session import Session
 from aether_trio.transport.link import Peer
@@ -90,6 +91,7 @@ class SessionDependencies:
     rates: Rates
     router: Router
     registry: Registry
+    gate: LeaseGate
     locks: IdentityLocks
     dispatcher: Dispatcher
     hooks: SessionHooks

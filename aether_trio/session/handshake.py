@@ -77,7 +77,8 @@ class Handshake:
             if displaced is not None:
                 displaced.end(Status.CANCELLED, f"session {session.session_id} has taken over this identity")
             try:
-                await parts.locks.wait_over(session)
+                if session.pending is not None:
+                    await session.pending.wait_none()
                 self._check_wanted(session)  # the client may have gone meanwhile
             except BaseException:
                 session.detach()
@@ -179,7 +180,7 @@ class Handshake:
             parts.rates,
             parts.clock.now_ms(),
             parts.hooks.ended,
-            parts.locks,
+            parts.gate,
         )
         link.attach(session.outbox)
         if link.peer.transport != "framed":  # the framed transport has its own numbers and credit

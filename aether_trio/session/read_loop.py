@@ -36,7 +36,7 @@ class ReadLoop:
         self._log = dependencies.log
         self._router = dependencies.router
         self._rates = dependencies.rates
-        self._locks = dependencies.locks
+        self._gate = dependencies.gate
         self._dispatcher = dependencies.dispatcher
 
     async def run(self, session: Session, early: Sequence[Upstream]) -> None:
@@ -50,8 +50,8 @@ class ReadLoop:
             if session.ending is not None:
                 raise session.ending  # the batch and the end have met
             session.touch(self._clock.now_ms())
-            if self._locks.paused:
-                await self._locks.wait_input()
+            if self._gate.paused:
+                await self._gate.wait()
                 continue  # the session may have been ended meanwhile
             await self._handle(session, batch)
             batch = ()  # not kept during the wait

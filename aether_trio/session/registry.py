@@ -1,11 +1,11 @@
-"""Who holds which identity on this node.
+"""Which session owns which identity on this node.
 
-A hold is the session object itself: it is taken and given back without a checkpoint, so two sessions never hold one
-identity, and it lasts exactly as long as the session's block (session/session.py). There is no expiry and nothing to
-refresh.
+Owning an identity is being in this registry. An identity is taken and given back without a
+checkpoint, so two sessions never own one identity, and it is owned for exactly as long as the
+session's block lasts (session/session.py). There is no expiry and nothing to refresh.
 
-Invariants: `holder(identity)` is live; giving back compares first, so the end of a displaced session never frees the
-identity of its successor.
+Invariants: `holder(identity)` is live; giving back compares first, so the end of a displaced
+session never frees the identity of its successor.
 """
 
 from __future__ import annotations
@@ -13,18 +13,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Identity, Kind
-from aether_trio.model.ownership import SessionHistory
+from aether_trio.model.ownership import LastSeen, SessionHistory, SessionRecord
 from aether_trio.session.roster import Roster
-
-if TYPE_CHECKING:
-    from aether_trio.session.session import Session
+from aether_trio.session.session import Session
 
 REMEMBERED_ENDS = 50_000
-"""Ended sessions whose history a resume may continue (about 400 bytes each)."""
+"""How many ended sessions a resume may continue (about 400 bytes each)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +35,7 @@ class RegistryStatistics:
 
 
 class Registry:
-    """See the module docstring."""
+    """The live sessions of a node, and the histories of those that have ended."""
 
     def __init__(self, connections_per_workspace: int = 0) -> None:
         self._by_identity: dict[str, Session] = {}
@@ -53,11 +50,12 @@ class Registry:
         self._claims = self._takeovers = self._refused = 0
 
     def claim(self, session: Session, resume_session_id: str) -> tuple[Session | None, SessionHistory | None]:
-        """Make `session` the holder of its identity: (displaced holder, history to continue).
+        """Make `session` the owner of its identity: (displaced session, history to continue).
 
-        Raises StatusError ALREADY_EXISTS when another session holds it and the caller does not name that session, and
-        RESOURCE_EXHAUSTED when its workspace has all the connections it may have. A stale or unknown
-        `resume_session_id` on a free identity is a plain connect.
+        A stale or unknown `resume_session_id` on a free identity connects without a history. Raises
+        StatusError: ALREADY_EXISTS when another session owns the identity and `resume_session_id`
+        does not name that session, RESOURCE_EXHAUSTED when the workspace has all the connections
+        it may have.
         """
         name = session.identity.text
         holder = self._by_identity.get(name)
@@ -89,7 +87,7 @@ class Registry:
         return holder, history
 
     def release(self, session: Session) -> bool:
-        """Give the identity back, if this session still holds it; says whether it did."""
+        """Give the identity back, if this session still owns it; return whether it did."""
         name = session.identity.text
         if self._by_identity.get(name) is not session:
             return False
@@ -127,34 +125,56 @@ class Registry:
                 del self._workspaces[identity.workspace]
 
     def remembers(self, identity: str) -> bool:
-        """Whether this identity is held now, or has been since the gateway started and not been forgotten."""
+        """Whether this node knows the current or the last session of this identity."""
         return identity in self._by_identity or identity in self._ended
 
     def holder(self, identity: str) -> Session | None:
-        """The live session that holds this identity string."""
+        """Return the live session that owns this identity."""
         return self._by_identity.get(identity)
 
     def session(self, session_id: str) -> Session | None:
-        """The live session with this id."""
+        """Return the live session with this id."""
         return self._by_id.get(session_id)
 
-    def moved(self, session: Session) -> None:
-        """A user's session is switched to the workspace that it now has, if it still holds its identity."""
-        if self._by_identity.get(session.identity.text) is session:
+    def record(self, session_id: str) -> SessionRecord | None:
+        """Return what listings say of the live session with this id."""
+        session = self._by_id.get(session_id)
+        return session.record if session is not None else None
+
+    def disconnect(self, session_id: str, reason: str) -> str | None:
+        """End the session with this id as an operator does; return its identity, None if it is not live."""
+        session = self._by_id.get(session_id)
+        if session is None:
+            return None
+        session.disconnect(reason)
+        return session.identity.text
+
+    def last_seen(self, identity: str) -> LastSeen:
+        """Return the last activity of the live session of this identity."""
+        session = self._by_identity.get(identity)
+        return LastSeen(False, 0) if session is None else LastSeen(True, session.last_activity_ms)
+
+    def user_last_seen(self, user_id: str) -> LastSeen:
+        """Return the last activity in the live windows of this user."""
+        windows = [self._by_identity[text].last_activity_ms for text in self._roster.windows(user_id)]
+        return LastSeen(bool(windows), max(windows, default=0))
+
+    def moved(self, session: SessionRecord) -> None:
+        """List a user's live session in the workspace that the user has switched to."""
+        if session.session_id in self._by_id:
             self._roster.move(session.identity.text, session.workspace)
 
     def page(self, kinds: Collection[Kind], workspace: str, offset: int, limit: int) -> tuple[list[Session], int]:
-        """Live sessions of these kinds (all, if empty) in this workspace ("" for any) in the order of their identities, `offset` of
-        them skipped; and how many match in all. Costs what it gives, not what is connected."""
+        """Return (a page of the live sessions that match, how many match), in the order of identities.
+
+        `kinds` empty is all kinds, `workspace` "" is any. The cost is that of the page, not of the
+        number of live sessions.
+        """
         found, total = self._roster.page(kinds, workspace, offset, limit)
         return [self._by_identity[text] for text in found], total
 
-    def windows(self, user_id: str) -> list[Session]:
-        """The live sessions of this user."""
-        return [self._by_identity[text] for text in self._roster.windows(user_id)]
-
     def pick_service(self, implementation: str) -> Session | None:
-        """A live instance of a service, each in its turn."""
+        """Return a live instance of a service, each in its turn."""
         instances = self._services.get(implementation)
         if not instances:
             return None
@@ -163,7 +183,7 @@ class Registry:
         return instances[turn]
 
     def instances(self, implementation: str) -> list[str]:
-        """The topics of a service's live instances."""
+        """Return the topics of a service's live instances."""
         return [session.identity.topic for session in self._services.get(implementation, ())]
 
     def __iter__(self) -> Iterator[Session]:
@@ -173,5 +193,5 @@ class Registry:
         return len(self._by_identity)
 
     def statistics(self) -> RegistryStatistics:
-        """What is live, and counters since start."""
+        """Count live sessions by kind, and claims since start."""
         return RegistryStatistics(dict(self._live), self._claims, self._takeovers, self._refused)

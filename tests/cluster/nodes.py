@@ -12,7 +12,8 @@ from typing import Any
 import trio
 
 from aether_trio.cluster.cluster import Cluster, open_cluster
-from aether_trio.cluster.records import ClusterLimits, NodeInfo
+from aether_trio.cluster.limits import ClusterLimits
+from aether_trio.cluster.node.lease import NodeInfo
 from aether_trio.model.ownership import GrantedLock, IdentityLock, LockRequest, SessionHistory
 from aether_trio.storage.base import Execute, Program
 from aether_trio.storage.postgres.connections import PostgresLimits
@@ -40,6 +41,7 @@ class Host:
     gate: trio.Event | None = None
     news: trio.Event = field(default_factory=trio.Event)
     silent: bool = False
+    left: list[str] = field(default_factory=list)
     cluster: Cluster | None = None
 
     def lease_lost(self) -> None:
@@ -52,7 +54,10 @@ class Host:
     def lease_gone(self) -> None:
         self._tell("gone")
 
-    async def asked(self, hold: IdentityLock, resume_session_id: str) -> bool:
+    def leaving(self) -> list[str]:
+        return self.left
+
+    async def yields(self, hold: IdentityLock, resume_session_id: str) -> bool:
         self.asked_for.append((hold.identity, resume_session_id))
         if resume_session_id != hold.session_id:
             return False

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import count
 from random import Random
 from types import SimpleNamespace
@@ -13,11 +12,11 @@ from typing import Any
 
 import trio
 
-from aether_trio.cluster.locks.directory import Directory, DirectoryLimits, open_directory
+from aether_trio.cluster.locks.directory import ClusterDirectory, DirectoryLimits, open_directory
 from aether_trio.model.identity import Identity
 from aether_trio.model.ownership import IdentityLock, LockRequest, SessionHistory
-from aether_trio.session.directory import ClusterDirectory, end_session
 from aether_trio.session.registry import Registry
+from aether_trio.session.session import Session
 from tests.cluster.nodes import LONG_S, STEADY, Node
 
 SOON = DirectoryLimits(poll_s=0.3, ask_again_s=0.1, wait_s=LONG_S)
@@ -46,6 +45,9 @@ class Guest:
         self.history = SessionHistory(self.session_id, self.connected_ms, 0)
         self.link = SimpleNamespace(peer=SimpleNamespace(address=self.address))
 
+    record = Session.record
+    disconnect = Session.disconnect
+
     def end(self, *what: Any) -> None:
         self.ends.append(what)
         self.on_end()
@@ -53,13 +55,11 @@ class Guest:
 
 @dataclass
 class Seat:
-    """`directory` is the cluster's, `sessions` what services are given. `leaving` are identities on their way out."""
+    """`directory` is what services are given."""
 
     node: Node
     registry: Registry
-    directory: Directory
-    sessions: ClusterDirectory
-    leaving: list[str]
+    directory: ClusterDirectory
 
     async def connect(self, text: str, *, takes_any: bool = True, resume: str = "") -> Guest:
         identity = Identity.parse(text)
@@ -92,20 +92,17 @@ class Seat:
     def move(self, guest: Guest, workspace: str) -> None:
         """A window switches its workspace."""
         guest.workspace = workspace
-        self.sessions.moved(guest)  # type: ignore[arg-type]
+        self.directory.moved(guest.record)
 
 
 @asynccontextmanager
 async def seat(node: Node, limits: DirectoryLimits = SOON) -> AsyncIterator[Seat]:
     """A directory on a node."""
     registry = Registry()
-    leaving: list[str] = []
-    end_here = partial(end_session, registry)
     async with open_directory(
-        node.server, node.cluster, end_here, cluster_limits=STEADY, limits=limits, random=Random(1)
+        node.server, node.cluster, registry, cluster_limits=STEADY, limits=limits, random=Random(1)
     ) as directory:
-        sessions = ClusterDirectory(registry, directory, lambda: leaving)
-        yield Seat(node, registry, directory, sessions, leaving)
+        yield Seat(node, registry, directory)
 
 
 @asynccontextmanager

@@ -119,7 +119,7 @@ async def test_a_task_of_the_session_fails(transport: str, caplog: pytest.LogCap
                 await still_works(b)
 
 
-@pytest.mark.parametrize("part", ["locks.let_go", "presence.ended", "tasks.ended", "chats.ended"])
+@pytest.mark.parametrize("part", ["locks.release", "presence.ended", "tasks.ended", "chats.ended"])
 async def test_letting_go_goes_on_behind_a_step_that_fails(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_test_gateway() as gateway:
         core = gateway.core
@@ -129,7 +129,7 @@ async def test_letting_go_goes_on_behind_a_step_that_fails(part: str, monkeypatc
         def fail(session: Session) -> None:
             raise DefectError(part)
 
-        for other in ("locks.let_go", "presence.ended", "tasks.ended", "chats.ended"):
+        for other in ("locks.release", "presence.ended", "tasks.ended", "chats.ended"):
             owner, step = other.split(".")
             sound = getattr(getattr(core, owner), step)
 

@@ -9,7 +9,7 @@ import trio
 
 from aether_trio.gateway.core import Core
 from aether_trio.model.identity import Identity
-from aether_trio.session.directory import Connection, Disconnected, Outcome
+from aether_trio.model.ownership import DisconnectOutcome, DisconnectResult, SessionRecord
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -218,7 +218,7 @@ async def test_what_storage_does_not_tell_is_said_to_be_unknown(core: Core, monk
     async def away(*_: object) -> NoReturn:
         raise StorageUnavailable("away")
 
-    for name in ("page", "find", "disconnect", "seen", "user_seen"):
+    for name in ("page", "find", "disconnect", "last_seen", "user_last_seen"):
         monkeypatch.setattr(core.directory, name, away)
     async with connect(core, workflow_engine()) as peer, connect(core, agent("w", "a", "1")) as one:
         for op in (Op.LIST, Op.GET, Op.DISCONNECT):
@@ -230,25 +230,25 @@ async def test_what_storage_does_not_tell_is_said_to_be_unknown(core: Core, monk
             assert "does not answer" in (await status(peer, "user", name)).error
 
 
-@pytest.mark.parametrize("outcome", Outcome)
+@pytest.mark.parametrize("outcome", DisconnectOutcome)
 async def test_a_disconnect_that_nobody_has_confirmed_has_not_succeeded(
-    core: Core, outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+    core: Core, outcome: DisconnectOutcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def elsewhere(session_id: str, reason: str) -> Disconnected:
+    async def elsewhere(session_id: str, reason: str) -> DisconnectResult:
         assert (session_id, reason) == ("s", "why")
-        return Disconnected(outcome, "ag::w::a::1")
+        return DisconnectResult(outcome, "ag::w::a::1")
 
-    async def there(session_id: str) -> Connection:
-        return Connection(session_id, Identity.agent("w", "a", "1"), "w", 0, "192.0.2.1:1", 0)
+    async def there(session_id: str) -> SessionRecord:
+        return SessionRecord(session_id, Identity.agent("w", "a", "1"), "w", 0, "192.0.2.1:1", 0)
 
     monkeypatch.setattr(core.directory, "find", there)
     monkeypatch.setattr(core.directory, "disconnect", elsewhere)
     async with connect(core, workflow_engine()) as peer:
         response = await operate(peer, Op.DISCONNECT, session_id="s", reason="why")
-        assert response.success == (outcome is Outcome.DONE)
+        assert response.success == (outcome is DisconnectOutcome.DONE)
         assert bool(response.message) == response.success
         assert bool(response.error) == (not response.success)
-        assert ("has not confirmed" in response.error) == (outcome is Outcome.UNCONFIRMED)
+        assert ("has not confirmed" in response.error) == (outcome is DisconnectOutcome.UNCONFIRMED)
 
 
 async def test_nobody_is_of_a_kind_that_does_not_exist(core: Core) -> None:

@@ -19,7 +19,8 @@ from aether_trio.model.identity import Identity
 from aether_trio.model.limits import Limits
 from aether_trio.model.ownership import GrantedLock, IdentityLock, LockRequest, SessionHistory
 from aether_trio.session.admission import Admitted, Claim
-from aether_trio.session.identity_locks import CURSORS_S, ClusterHolding
+from aether_trio.session.identity_locks import CURSORS_S, NodeIdentityLocks
+from aether_trio.session.node_sessions import NodeSessions
 from aether_trio.session.registry import Registry
 from aether_trio.session.session import Session
 from aether_trio.storage.base import StorageUnavailable
@@ -43,7 +44,6 @@ class Rows:
         self.full = False
         self.gate: trio.Event | None = None
         self.requests: list[LockRequest] = []
-        self.unknown_yet: list[str] = []
 
     async def claim(self, request: LockRequest) -> GrantedLock:
         self.requests.append(request)
@@ -67,9 +67,6 @@ class Rows:
 
     def mine(self, identity: str) -> IdentityLock | None:
         return self._mine.get(identity)
-
-    def releasing(self) -> list[str]:
-        return self.unknown_yet
 
 
 class Log:
@@ -112,8 +109,8 @@ class Node:
         self.registry = Registry()
         self.rows = Rows(self.told)
         self.log = Log(self.told)
-        self.locks = ClusterHolding(self.registry, self.log, lambda: 9_000)  # type: ignore[arg-type]
-        self.locks.join(self.rows)
+        self.sessions = NodeSessions(self.registry, self.log)  # type: ignore[arg-type]
+        self.locks = NodeIdentityLocks(self.sessions, self.rows)
 
     def session(self, session_id: str, identity: Identity = A1, *, last_append: int = 0) -> Session:
         link = MemoryLink()
@@ -126,8 +123,8 @@ class Node:
             self.registry,
             RATES,
             5_000,
-            self.locks.let_go,
-            self.locks,
+            self.locks.release,
+            self.sessions.gate,
         )
         link.attach(session.outbox)
         session.sender.last_append = last_append
@@ -229,7 +226,7 @@ async def test_a_takeover_on_this_node_keeps_the_row(node: Node) -> None:
     first.end(Status.CANCELLED, "taken over")
     await pump()
     assert node.told == []
-    assert node.locks.leaving() == []
+    assert node.sessions.leaving() == []
     hold = node.rows.mine(A1.text)
     assert hold is not None
     assert hold.session_id == "s2"
@@ -276,14 +273,14 @@ async def test_two_of_one_name_may_leave_at_once(node: Node) -> None:
         node.rows.gate.set()
     second.end(Status.CANCELLED, "done as well")
     await pump()
-    assert node.locks.leaving() == [A1.text]
+    assert node.sessions.leaving() == [A1.text]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(node.take, third)
         await pump()
         assert node.registry.holder(A1.text) is None, "it waits for both"
         node.log.settled.set()
     assert [one[1] for one in node.told if one[0] == "released"] == ["s2"]
-    assert node.locks.leaving() == []
+    assert node.sessions.leaving() == []
     assert node.registry.holder(A1.text) is third
 
 
@@ -293,7 +290,7 @@ async def test_a_row_is_released_when_all_is_written(node: Node) -> None:
     session.history = SessionHistory("s1", 1_234, 5)
     session.end(Status.CANCELLED, "done")
     assert node.registry.holder(A1.text) is None
-    assert node.locks.leaving() == [A1.text]
+    assert node.sessions.leaving() == [A1.text]
     await trio.sleep(600)  # an append may take as long as it likes
     assert node.told == []
     node.log.settled.set()
@@ -302,10 +299,7 @@ async def test_a_row_is_released_when_all_is_written(node: Node) -> None:
     node.log.saved.set()
     await pump()
     assert node.told == [("settled", 17), ("saved",), ("released", "s1", SessionHistory("s1", 1_234, 5))]
-    node.rows.unknown_yet = [A1.text]
-    assert node.locks.leaving() == [A1.text]
-    node.rows.unknown_yet = []
-    assert node.locks.leaving() == []
+    assert node.sessions.leaving() == []
 
 
 async def test_a_node_that_ends_leaves_to_its_lease_the_rows_whose_last_message_may_still_be_written() -> None:
@@ -384,7 +378,7 @@ async def test_who_never_held_anything_releases_nothing(node: Node) -> None:
     node.session("s1").end(Status.UNAVAILABLE, "never mind")
     await pump()
     assert node.told == []
-    assert node.locks.leaving() == []
+    assert node.sessions.leaving() == []
 
 
 # -- the lease --------------------------------------------------------------------------------------------------------
@@ -392,20 +386,20 @@ async def test_who_never_held_anything_releases_nothing(node: Node) -> None:
 
 async def test_input_waits_while_the_lease_is_lost(node: Node) -> None:
     session, _ = await node.hold("s1")
-    assert not node.locks.paused
-    await node.locks.wait_input()
+    assert not node.sessions.gate.paused
+    await node.sessions.gate.wait()
     for _ in range(2):
-        node.locks.lease_lost()
-        node.locks.lease_lost()
-        assert node.locks.paused
+        node.sessions.lease_lost()
+        node.sessions.lease_lost()
+        assert node.sessions.gate.paused
         with trio.move_on_after(600) as waiting:
-            await node.locks.wait_input()
+            await node.sessions.gate.wait()
         assert waiting.cancelled_caught
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(node.locks.wait_input)
+            nursery.start_soon(node.sessions.gate.wait)
             await pump()
-            node.locks.lease_back([], None)
-    assert not node.locks.paused
+            node.sessions.lease_back([], None)
+    assert not node.sessions.gate.paused
     assert node.log.voided == 0
     assert node.log.kept == []
     assert ending(session) is None
@@ -415,32 +409,32 @@ async def test_input_waits_while_the_lease_is_lost(node: Node) -> None:
 async def test_what_others_have_taken_ends_when_the_lease_is_back(node: Node) -> None:
     session, hold = await node.hold("s1")
     other, _ = await node.hold("t1", A2)
-    node.locks.lease_lost()
+    node.sessions.lease_lost()
     node.rows._mine.pop(A1.text)  # as Holds.reconcile does
-    node.locks.lease_back([hold, IdentityLock("ag::w::a::9", "unknown", 1)], {A2.text})
+    node.sessions.lease_back([hold, IdentityLock("ag::w::a::9", "unknown", 1)], {A2.text})
     assert node.log.voided == 1
     assert node.log.kept == [[A2.text]]
     assert ending(session) == (Status.CANCELLED, "another node has taken over this identity")
     assert ending(other) is None
-    assert not node.locks.paused
+    assert not node.sessions.gate.paused
     await pump()
     assert node.told == []
 
 
 async def test_everything_ends_when_the_lease_is_gone(node: Node) -> None:
     sessions = [(await node.hold("s1"))[0], (await node.hold("t1", A2))[0]]
-    node.locks.lease_lost()
+    node.sessions.lease_lost()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(node.locks.wait_input)
+        nursery.start_soon(node.sessions.gate.wait)
         await pump()
         node.rows._mine.clear()  # as Holds.forget does
-        node.locks.lease_gone()
+        node.sessions.lease_gone()
     assert [session.ending and session.ending.status for session in sessions] == [Status.UNAVAILABLE] * 2
     assert len(node.registry) == 0
     assert node.log.kept == [[]]
     await pump()
     assert node.told == []
-    assert node.locks.leaving() == []
+    assert node.sessions.leaving() == []
     assert await node.take(node.session("s2")) == (None, None)
 
 
@@ -450,7 +444,7 @@ async def test_everything_ends_when_the_lease_is_gone(node: Node) -> None:
 async def test_a_session_that_lives_is_not_given_away(node: Node) -> None:
     session, hold = await node.hold("s1")
     for resume in ("", "s0"):
-        assert await node.locks.asked(hold, resume) is False
+        assert await node.sessions.yields(hold, resume) is False
     assert ending(session) is None
 
 
@@ -460,7 +454,7 @@ async def test_a_session_that_is_named_ends_and_settles_first(node: Node) -> Non
     answers: list[bool] = []
 
     async def ask() -> None:
-        answers.append(await node.locks.asked(hold, "s1"))
+        answers.append(await node.sessions.yields(hold, "s1"))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ask)
@@ -475,7 +469,7 @@ async def test_a_session_that_is_named_ends_and_settles_first(node: Node) -> Non
 async def test_a_session_whose_peer_has_gone_is_given_away(node: Node) -> None:
     session, hold = await node.hold("s1")
     session.link.cut()  # type: ignore[attr-defined]
-    assert await node.locks.asked(hold, "") is True
+    assert await node.sessions.yields(hold, "") is True
     assert ending(session) == (Status.CANCELLED, "the stream had ended")
     assert [one[0] for one in node.told] == ["settled", "saved", "released"]
 
@@ -489,7 +483,7 @@ async def test_a_session_that_is_just_leaving_is_waited_for(node: Node) -> None:
             session.end(Status.CANCELLED, "its stream ends")
 
         nursery.start_soon(leave)
-        assert await node.locks.asked(hold, "") is True
+        assert await node.sessions.yields(hold, "") is True
     assert [one[0] for one in node.told] == ["settled", "saved", "released"]
 
 
@@ -498,8 +492,8 @@ async def test_a_session_that_has_left_is_waited_for_and_an_unknown_one_is_not(n
     session, hold = await node.hold("s1")
     session.end(Status.CANCELLED, "done")
     with trio.move_on_after(600) as waiting:
-        await node.locks.asked(hold, "")
+        await node.sessions.yields(hold, "")
     assert waiting.cancelled_caught
     node.log.settled.set()
-    assert await node.locks.asked(hold, "") is True
-    assert await node.locks.asked(IdentityLock(A2.text, "unknown", 1), "") is True
+    assert await node.sessions.yields(hold, "") is True
+    assert await node.sessions.yields(IdentityLock(A2.text, "unknown", 1), "") is True

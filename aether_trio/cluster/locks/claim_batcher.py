@@ -18,6 +18,7 @@ claims of the same node; a claim whose caller has been cancelled is released aga
 from __future__ import annotations
 
 import asyncio
+import enum
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,9 +29,9 @@ import outcome
 import structlog
 import trio
 
+from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.node.aio import run_again
 from aether_trio.cluster.node.lease import Lease, lock_class
-from aether_trio.cluster.records import Answer, ClusterLimits
 from aether_trio.model.ownership import LockRequest, SessionHistory
 from aether_trio.storage.base import RefusedError, StorageUnavailable
 from aether_trio.storage.batches import in_halves
@@ -56,6 +57,14 @@ _WITHDRAW: Final = """
     DELETE FROM asks USING unnest($2::text[], $3::text[]) AS c (identity, session_id)
     WHERE asks.asker = $1 AND asks.identity = c.identity AND asks.session_id = c.session_id
 """
+
+
+class Answer(enum.StrEnum):
+    """What the node of an owner answers to a request for its identity: the column `asks.answer`."""
+
+    NONE = ""
+    ALIVE = "alive"
+    ENDING = "ending"
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,11 +26,12 @@ from typing import Final
 import structlog
 import trio
 
-from aether_trio.cluster.locks.claim_batcher import ClaimBatcher, Full, Granted, HeldBy, Release
+from aether_trio.cluster.limits import ClusterLimits
+from aether_trio.cluster.locks.claim_batcher import Answer, ClaimBatcher, Full, Granted, HeldBy, Release
 from aether_trio.cluster.node.bus import ALL, Bus
 from aether_trio.cluster.node.lease import Lease, LeaseState, Rows
 from aether_trio.cluster.node.liveness import Nodes
-from aether_trio.cluster.records import Answer, ClusterLimits, SessionHost
+from aether_trio.cluster.session_host import SessionHost
 from aether_trio.model.containment import alone
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.ownership import GrantedLock, IdentityLock, LockRequest, SessionHistory
@@ -289,7 +290,7 @@ class ClusterLocks:
     async def _ask_host(self, question: _Question, hold: IdentityLock, key: tuple[str, int, str]) -> None:
         try:
             self._wanted.setdefault(question.identity, set()).add(question.asker)
-            free = await self._host.asked(hold, question.resume_id)
+            free = await self._host.yields(hold, question.resume_id)
             if free:
                 self._taken_over += 1
                 if not self.release(hold):  # the host has: then this is only there to tell the asker

@@ -21,15 +21,24 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 import trio
 
+from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.locks.cluster_locks import NEWS
-from aether_trio.cluster.locks.disconnects import Disconnects, DisconnectStatistics, EndHere
-from aether_trio.cluster.locks.rows import EndOfSession, LastHeld, LockRow
+from aether_trio.cluster.locks.disconnects import Disconnects, DisconnectStatistics
 from aether_trio.cluster.locks.service_instances import Instances
 from aether_trio.cluster.node.bus import ALL
 from aether_trio.cluster.node.queries import Queries
-from aether_trio.cluster.records import ClusterLimits
+from aether_trio.cluster.session_host import LocalSessions
 from aether_trio.concurrency.periodic_task import PeriodicTask
 from aether_trio.concurrency.supervision import keep_running
+from aether_trio.model.identity import Identity
+from aether_trio.model.ownership import (
+    DisconnectOutcome,
+    DisconnectResult,
+    LastSeen,
+    SessionFilter,
+    SessionPage,
+    SessionRecord,
+)
 from aether_trio.storage.batches import in_halves
 from aether_trio.storage.postgres.database import PostgresServer
 
@@ -114,19 +123,20 @@ class DirectoryStatistics:
     disconnects: DisconnectStatistics
 
 
-class Directory:
-    """See the module docstring. `run` must run as long as anything is asked; `close` after it."""
+class ClusterDirectory:
+    """The SessionDirectory of a cluster's node. `run` must run while it is used, `close` after it."""
 
     def __init__(
         self,
         server: PostgresServer,
         cluster: Cluster,
-        end_here: EndHere,
+        sessions: LocalSessions,
         cluster_limits: ClusterLimits,
         limits: DirectoryLimits,
         random: Random,
     ) -> None:
         self._cluster = cluster
+        self._sessions = sessions
         self._limits = limits
         self._queries = Queries(server, cluster_limits, "directory", 1)
         self._instances = Instances(random)
@@ -151,7 +161,7 @@ class Directory:
             self._queries,
             cluster.lease,
             cluster.bus,
-            end_here,
+            sessions,
             self._orders.trigger,
             ask_again_s=limits.ask_again_s,
             wait_s=limits.wait_s,
@@ -169,56 +179,75 @@ class Directory:
 
     # -- reading --------------------------------------------------------------------------------------------------
 
-    async def page(
-        self, kinds: Sequence[str], place: str, offset: int, limit: int, leaving: Sequence[str]
-    ) -> tuple[list[LockRow], int]:
-        """Live holds in the order of their identities, and how many match in all.
-
-        Of these `kinds` (all, if empty), in the workspace `place` ("" for any), and without those of this node whose identity is in
-        `leaving`. Raises StorageUnavailable.
-        """
+    async def page(self, wanted: SessionFilter, offset: int, limit: int) -> SessionPage:
+        """See SessionDirectory."""
         self._listed.trigger()
         await self._write_moves()
-        args = [list(kinds), self._cluster.node_id, list(leaving), offset, limit]
-        if place:
-            rows = await self._queries.fetch(_PAGE_OF_PLACE, *args, place)
+        kinds = [kind.value for kind in wanted.kinds]
+        args = [kinds, self._cluster.node_id, self._cluster.leaving(), offset, limit]
+        if wanted.workspace:
+            rows = await self._queries.fetch(_PAGE_OF_PLACE, *args, wanted.workspace)
         else:
             rows = await self._queries.fetch(_PAGE_OF_ALL, *args)
-        return [LockRow(*row[1:]) for row in rows if row[1] is not None], rows[0][0]
+        return SessionPage([self._record(row[1:]) for row in rows if row[1] is not None], rows[0][0])
 
-    async def find(self, session_id: str) -> LockRow | None:
-        """The live hold of this session. Raises StorageUnavailable."""
+    async def find(self, session_id: str) -> SessionRecord | None:
+        """See SessionDirectory."""
+        own = self._sessions.record(session_id)
+        return own if own is not None else await self._find_elsewhere(session_id)
+
+    async def disconnect(self, session_id: str, reason: str) -> DisconnectResult:
+        """See SessionDirectory. Waits for the node of the session."""
+        identity = self._sessions.disconnect(session_id, reason)
+        if identity is not None:
+            return DisconnectResult(DisconnectOutcome.DONE, identity)
+        session = await self._find_elsewhere(session_id)
+        if session is None:
+            return DisconnectResult(DisconnectOutcome.UNKNOWN)
+        return DisconnectResult(await self.disconnects.end(session, reason), session.identity.text)
+
+    async def last_seen(self, identity: str) -> LastSeen:
+        """See SessionDirectory."""
+        here = self._sessions.last_seen(identity)
+        return here if here.connected else await self._last_seen(_LAST_HELD_ONE, identity)
+
+    async def user_last_seen(self, user_id: str) -> LastSeen:
+        """See SessionDirectory."""
+        found = await self._last_seen(_LAST_HELD_USER, user_id)
+        here = self._sessions.user_last_seen(user_id)
+        return LastSeen(found.connected or here.connected, max(found.last_ms, here.last_ms))
+
+    def pick_service(self, implementation: str) -> str | None:
+        """See SessionDirectory. The topic of a service is its identity."""
+        picked = self._instances.pick(implementation, self._sessions.instances(implementation))
+        if picked is None and trio.current_time() > self._looked_at + LOOK_S:
+            self._services.trigger()  # the sender is told to try again in a second
+        return picked
+
+    async def _find_elsewhere(self, session_id: str) -> SessionRecord | None:
         self._listed.trigger()
         await self._write_moves()
         rows = await self._queries.fetch(_FIND, session_id)
-        return LockRow(*rows[0]) if rows else None
+        return self._record(rows[0]) if rows and rows[0][0] not in self._cluster.leaving() else None
 
-    async def last_held(self, identity: str, leaving: Sequence[str]) -> LastHeld:
-        """Whether an identity is held, and since or until when. Raises StorageUnavailable."""
+    async def _last_seen(self, sql: str, name: str) -> LastSeen:
         self._listed.trigger()
-        return LastHeld(*(await self._queries.fetch(_LAST_HELD_ONE, self._cluster.node_id, list(leaving), identity))[0])
+        return LastSeen(*(await self._queries.fetch(sql, self._cluster.node_id, self._cluster.leaving(), name))[0])
 
-    async def user_last_held(self, user_id: str, leaving: Sequence[str]) -> LastHeld:
-        """`last_held` of all windows of a user. Raises StorageUnavailable."""
-        self._listed.trigger()
-        return LastHeld(*(await self._queries.fetch(_LAST_HELD_USER, self._cluster.node_id, list(leaving), user_id))[0])
-
-    async def end(self, row: LockRow, reason: str) -> EndOfSession:
-        """Have the node that holds it end a session. Raises StorageUnavailable."""
-        return await self.disconnects.end(row, reason)
-
-    def pick_service(self, implementation: str, own: Sequence[str]) -> str | None:
-        """The identity of an instance of a service, each in its turn; `own` are this node's."""
-        picked = self._instances.pick(implementation, own)
-        if picked is None and trio.current_time() > self._looked_at + LOOK_S:
-            self._services.trigger()  # whoever sends is told to try again in a second
-        return picked
+    def _record(self, row: Sequence[Any]) -> SessionRecord:
+        identity, session_id, place, connected_ms, peer, node_id, written_ms = row
+        own = self._sessions.record(session_id)
+        if own is not None:
+            return own  # which knows more than its row
+        # Not strict: another node may be configured otherwise.
+        parsed = Identity.parse(identity, strict=False)
+        return SessionRecord(session_id, parsed, place, connected_ms, peer, written_ms, node_id)
 
     # -- moving ---------------------------------------------------------------------------------------------------
 
-    def moved(self, identity: str, session_id: str, place: str) -> None:
-        """The participant is in another workspace. In one step; written soon."""
-        self._moves[identity] = (session_id, place)
+    def moved(self, session: SessionRecord) -> None:
+        """See SessionDirectory. Written soon."""
+        self._moves[session.identity.text] = (session.session_id, session.workspace)
         self._moved.trigger()
 
     async def _write_moves(self) -> None:
@@ -289,19 +318,20 @@ class Directory:
 async def open_directory(
     server: PostgresServer,
     cluster: Cluster,
-    end_here: EndHere,
+    sessions: LocalSessions,
     *,
     cluster_limits: ClusterLimits | None = None,
     limits: DirectoryLimits | None = None,
     random: Random | None = None,
-) -> AsyncIterator[Directory]:
-    """The directory of a node that has joined, until the block ends. Raises StorageUnavailable when it cannot be read at first.
+) -> AsyncIterator[ClusterDirectory]:
+    """Open the directory of a node that has joined, until the block ends.
 
-    `end_here` ends a session of this node that another node wants ended.
+    `sessions` are those of this node. Raises StorageUnavailable when the services of other nodes
+    cannot be read.
     """
     random = random or Random()  # noqa: S311  # spreads attempts and turns
-    directory = Directory(
-        server, cluster, end_here, cluster_limits or ClusterLimits(), limits or DirectoryLimits(), random
+    directory = ClusterDirectory(
+        server, cluster, sessions, cluster_limits or ClusterLimits(), limits or DirectoryLimits(), random
     )
     try:
         async with trio.open_nursery() as nursery:

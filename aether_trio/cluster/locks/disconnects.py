@@ -15,10 +15,11 @@ from typing import Final
 
 import trio
 
-from aether_trio.cluster.locks.rows import EndOfSession, LockRow
 from aether_trio.cluster.node.bus import ALL, Bus
 from aether_trio.cluster.node.lease import Lease
 from aether_trio.cluster.node.queries import Queries
+from aether_trio.cluster.session_host import LocalSessions
+from aether_trio.model.ownership import DisconnectOutcome, SessionRecord
 
 ORDER: Final = "order"
 ENDED: Final = "ended"
@@ -46,9 +47,6 @@ _DONE: Final = """
 """
 _FORGET: Final = "DELETE FROM disconnects WHERE asked_ms < aether_now_ms() - $1::bigint"
 
-EndHere = Callable[[str, str], bool]
-"""(session id, reason): end a session of this node; whether it was one. One step, without a checkpoint."""
-
 
 @dataclass(frozen=True, slots=True)
 class DisconnectStatistics:
@@ -67,7 +65,7 @@ class Disconnects:
         queries: Queries,
         lease: Lease,
         bus: Bus,
-        end_here: EndHere,
+        sessions: LocalSessions,
         on_order: Callable[[], None],
         *,
         ask_again_s: float,
@@ -76,7 +74,7 @@ class Disconnects:
         self._queries = queries
         self._lease = lease
         self._bus = bus
-        self._end_here = end_here
+        self._sessions = sessions
         self._ask_again_s = ask_again_s
         self._wait_s = wait_s
         self._waiting: dict[str, trio.Event] = {}
@@ -88,10 +86,10 @@ class Disconnects:
         """What has happened so far."""
         return DisconnectStatistics(self._asked, self._unconfirmed, self._obeyed)
 
-    async def end(self, row: LockRow, reason: str) -> EndOfSession:
+    async def end(self, session: SessionRecord, reason: str) -> DisconnectOutcome:
         """Have the node that holds it end a session, and wait for its word. Raises StorageUnavailable."""
         self._asked += 1
-        session_id = row.session_id
+        session_id = session.session_id
         with trio.move_on_after(self._wait_s):
             while True:
                 # Before the look, so that what comes after it is not missed. Two who ask share it.
@@ -100,8 +98,8 @@ class Disconnects:
                     rows = await self._queries.fetch(_ORDER, session_id, self._lease.node_id, reason[:MAX_REASON])
                     done, live = rows[0]
                     if done or not live:
-                        return EndOfSession.DONE if done else EndOfSession.GONE
-                    self._bus.send(row.node_id, ORDER, "")
+                        return DisconnectOutcome.DONE  # by its node, or it had ended before
+                    self._bus.send(session.node_id, ORDER, "")
                     with trio.move_on_after(self._ask_again_s):
                         await news.wait()
                 finally:
@@ -109,12 +107,14 @@ class Disconnects:
                         del self._waiting[session_id]
                         news.set()
         self._unconfirmed += 1
-        return EndOfSession.UNCONFIRMED
+        return DisconnectOutcome.UNCONFIRMED
 
     async def obey(self) -> None:
         """Carry out what others have ordered of this node. Raises StorageUnavailable."""
         rows = await self._queries.fetch(_ORDERS, self._lease.node_id, ORDER_MS)
-        done = [(session_id, asker) for session_id, reason, asker in rows if self._end_here(session_id, reason)]
+        done = [
+            (session_id, asker) for session_id, reason, asker in rows if self._sessions.disconnect(session_id, reason)
+        ]
         if done:
             self._obeyed += len(done)
             await self._queries.fetch(_DONE, [one for one, _ in done], [asker for _, asker in done])

@@ -28,9 +28,9 @@ import msgspec
 import structlog
 import trio
 
+from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.node.aio import at_first, call, connected, open_connection
 from aether_trio.cluster.node.lease import Lease
-from aether_trio.cluster.records import ClusterLimits
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres.database import PostgresServer
 from aether_trio.storage.postgres.errors import describe

@@ -35,8 +35,8 @@ import structlog
 import trio
 
 from aether_trio.cluster.errors import LeaseLost
+from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.node.aio import at_first, call, connected, say_goodbye
-from aether_trio.cluster.records import ClusterLimits, NodeInfo
 from aether_trio.storage.postgres.database import PostgresServer
 from aether_trio.storage.postgres.errors import describe
 from aether_trio.storage.postgres.statements import within
@@ -83,6 +83,15 @@ _MINE: Final = "SELECT identity, session_id FROM holds WHERE node_id = $1 AND en
 
 Rows = frozenset[tuple[str, str]]
 """(identity, session_id) of every hold that the database says is this node's."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """What a node says of itself. `address` is where people reach it, for listings."""
+
+    name: str
+    address: str = ""
+    version: str = ""
 
 
 class LeaseState(enum.Enum):

@@ -23,9 +23,9 @@ from typing import Any, Final
 import structlog
 import trio
 
+from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.node.aio import call, open_connection, run_again
 from aether_trio.cluster.node.lease import END_HOLDS, END_LEASE_SESSIONS, Lease
-from aether_trio.cluster.records import ClusterLimits
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.postgres.database import PostgresServer
 from aether_trio.storage.postgres.pool import Pool

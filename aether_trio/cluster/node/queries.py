@@ -9,8 +9,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Final
 
+from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.node.aio import call, open_connection, run_again
-from aether_trio.cluster.records import ClusterLimits
 from aether_trio.storage.postgres.connections import PLANNED_ONCE
 from aether_trio.storage.postgres.database import PostgresServer
 from aether_trio.storage.postgres.pool import Pool

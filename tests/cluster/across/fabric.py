@@ -21,7 +21,7 @@ from unittest import mock
 import trio
 
 from aether_trio.cluster.cluster import Cluster
-from aether_trio.cluster.records import ClusterLimits
+from aether_trio.cluster.limits import ClusterLimits
 from aether_trio.cluster.relay.log_relay import ClusterTails, TailLimits
 from aether_trio.gateway.core import Core, open_core
 from aether_trio.storage.base import StorageUnavailable
@@ -141,7 +141,7 @@ async def open_fabric(
     with ExitStack() as patches:
         patches.enter_context(
             mock.patch(
-                "aether_trio.cluster.records.ClusterLimits",
+                "aether_trio.cluster.limits.ClusterLimits",
                 partial(replace, STEADY, lease_grace_s=lease_grace_s),
             )
         )

@@ -161,7 +161,7 @@ async def test_a_workspace_has_its_connections_on_all_nodes_together(postgres_en
             # Whoever is counted already may come again.
             async with join(one, agent("w", "a", "2", resume_session_id=third.ack.session_id)) as again:
                 assert again.ack.resumed
-        await until(lambda: not one.core.locks.leaving())  # type: ignore[attr-defined]
+        await until(lambda: not one.cluster.leaving())
         for number in range(3, 9):  # on one node whoever has left makes room at once
             async with join(two, agent("w", "a", str(number))):
                 pass
@@ -190,7 +190,7 @@ async def test_a_node_that_lost_its_lease_ends_what_another_one_has_taken(
                 async with join(one, agent("w", "other", "1", resume_session_id=other.ack.session_id)) as again:
                     again.send(message_to(ME, b"3"))
                     assert await second.take(1) == [b"3"]
-        assert one.core.locks.paused is False
+        assert one.core.gate.paused is False
 
 
 async def test_input_waits_until_a_lost_lease_is_back(

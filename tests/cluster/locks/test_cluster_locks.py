@@ -9,8 +9,7 @@ from dataclasses import replace
 import pytest
 import trio
 
-from aether_trio.cluster.locks.claim_batcher import Release
-from aether_trio.cluster.records import Answer
+from aether_trio.cluster.locks.claim_batcher import Answer, Release
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.ownership import LockRequest, SessionHistory
 from aether_trio.storage.base import RefusedError
@@ -50,6 +49,18 @@ async def test_a_released_identity_is_free_for_every_node(nodes: Nodes) -> None:
             assert claimed.lock.epoch == epoch + step
             assert node.cluster.locks.release(claimed.lock)
             assert not node.cluster.locks.release(claimed.lock)
+
+
+async def test_a_released_identity_is_leaving_until_the_others_can_know(nodes: Nodes) -> None:
+    a = await nodes.start()
+    claimed = await a.claim(X)
+    assert a.cluster.leaving() == []
+    a.cluster.locks.release(claimed.lock)
+    assert a.cluster.leaving() == [X]
+    await a.cluster.locks.desk.settled()
+    assert a.cluster.leaving() == []
+    a.host.left.append(X)
+    assert a.cluster.leaving() == [X]
 
 
 async def agreed(place: PostgresEngine, asker: Node) -> None:

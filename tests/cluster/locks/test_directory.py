@@ -6,23 +6,23 @@ import pytest
 import trio
 
 from aether_trio.model.identity import Kind
-from aether_trio.session.directory import Connection, Page, Wanted
+from aether_trio.model.ownership import SessionFilter, SessionPage, SessionRecord
 from aether_trio.storage.base import StorageUnavailable
 from tests.cluster.children import open_children
 from tests.cluster.nodes import LONG_S, STEADY, Nodes
 from tests.cluster.seats import LATE, SOON, Seat, comes_true, seat, seats
 from tests.helpers.engines import PostgresEngine
 
-EVERYBODY = Wanted()
+EVERYBODY = SessionFilter()
 
 
-def names(page: Page) -> list[str]:
-    return [one.identity.text for one in page.connections]
+def names(page: SessionPage) -> list[str]:
+    return [one.identity.text for one in page.sessions]
 
 
-async def listed(seat: Seat, wanted: Wanted = EVERYBODY) -> list[str]:
-    page = await seat.sessions.page(wanted, 0, 1000)
-    assert page.total == len(page.connections)
+async def listed(seat: Seat, wanted: SessionFilter = EVERYBODY) -> list[str]:
+    page = await seat.directory.page(wanted, 0, 1000)
+    assert page.total == len(page.sessions)
     return names(page)
 
 
@@ -36,12 +36,12 @@ async def test_every_node_lists_the_sessions_of_all(nodes: Nodes) -> None:
         for one in three:
             assert await listed(one) == ["ag::lab::x::1", "ag::lab::x::2", "sv::search::1", "us::ada::1"]
         here.last_activity_ms = 123_456
-        first, second = (await a.sessions.page(Wanted(workspace="lab"), 0, 10)).connections
-        assert first == Connection(here.session_id, here.identity, "lab", 5_000, here.address, 123_456)
+        first, second = (await a.directory.page(SessionFilter(workspace="lab"), 0, 10)).sessions
+        assert first == SessionRecord(here.session_id, here.identity, "lab", 5_000, here.address, 123_456)
         assert (second.session_id, second.connected_ms, second.peer) == (there.session_id, 5_000, there.address)
         # Of another node's session the row is all there is to go by; its time is the server's.
         assert second.last_activity_ms > 1_000_000_000_000
-        assert (await b.sessions.page(Wanted(workspace="lab"), 0, 10)).connections[1].last_activity_ms == 7_000
+        assert (await b.directory.page(SessionFilter(workspace="lab"), 0, 10)).sessions[1].last_activity_ms == 7_000
 
 
 async def test_lists_are_filtered_and_paged_with_a_total(nodes: Nodes) -> None:
@@ -50,17 +50,20 @@ async def test_lists_are_filtered_and_paged_with_a_total(nodes: Nodes) -> None:
             await (a, b)[number % 2].connect(f"ag::lab::x::{number:02}")
         for text in ("ag::other::x::1", "tu::lab::x::1", "ta::lab::x::1", "us::ada::1", "sv::lab::1"):
             await b.connect(text)
-        assert await listed(a, Wanted(frozenset({Kind.TASK, Kind.UNIQUE_TASK}))) == ["ta::lab::x::1", "tu::lab::x::1"]
-        assert await listed(a, Wanted(frozenset({Kind.AGENT}), "other")) == ["ag::other::x::1"]
-        assert await listed(a, Wanted(workspace="nowhere")) == []
-        agents = Wanted(frozenset({Kind.AGENT}), "lab")
+        assert await listed(a, SessionFilter(frozenset({Kind.TASK, Kind.UNIQUE_TASK}))) == [
+            "ta::lab::x::1",
+            "tu::lab::x::1",
+        ]
+        assert await listed(a, SessionFilter(frozenset({Kind.AGENT}), "other")) == ["ag::other::x::1"]
+        assert await listed(a, SessionFilter(workspace="nowhere")) == []
+        agents = SessionFilter(frozenset({Kind.AGENT}), "lab")
         found: list[str] = []
         for offset in range(0, 30, 7):
-            page = await b.sessions.page(agents, offset, 7)
+            page = await b.directory.page(agents, offset, 7)
             assert page.total == 25
             found += names(page)
         assert found == [f"ag::lab::x::{number:02}" for number in range(25)]
-        assert await a.sessions.page(agents, 1000, 7) == Page([], 25)
+        assert await a.directory.page(agents, 1000, 7) == SessionPage([], 25)
 
 
 async def test_pages_hold_still_for_whoever_stays_while_others_come_and_go(nodes: Nodes) -> None:
@@ -81,7 +84,7 @@ async def test_pages_hold_still_for_whoever_stays_while_others_come_and_go(nodes
             while rounds < 20:
                 found = []
                 for offset in range(0, 40, 8):
-                    page = await a.sessions.page(EVERYBODY, offset, 8)
+                    page = await a.directory.page(EVERYBODY, offset, 8)
                     found += names(page)
                     assert page.total >= 40
                 assert found == [f"ag::lab::x::{number:02}" for number in range(40)]
@@ -106,9 +109,9 @@ async def test_an_identity_that_is_passed_around_is_listed_once(nodes: Nodes) ->
             nonlocal looked
             while not done.is_set():
                 for one in three:
-                    page = await one.sessions.page(EVERYBODY, 0, 100)
+                    page = await one.directory.page(EVERYBODY, 0, 100)
                     assert len(set(names(page))) == page.total <= 4
-                    assert len({found.session_id for found in page.connections}) == page.total
+                    assert len({found.session_id for found in page.sessions}) == page.total
                     looked += 1
 
         async with trio.open_nursery() as nursery:
@@ -126,27 +129,27 @@ async def test_a_window_is_where_it_has_switched_to(nodes: Nodes) -> None:
     async with seats(await nodes.start(), await nodes.start(), limits=LATE) as (a, b):
         window = await a.connect("us::ada::1")
         await b.connect("ag::lab::x::1")
-        assert await listed(a, Wanted(workspace="lab")) == ["ag::lab::x::1"]
-        before = await b.sessions.find(window.session_id)
+        assert await listed(a, SessionFilter(workspace="lab")) == ["ag::lab::x::1"]
+        before = await b.directory.find(window.session_id)
         a.move(window, "lab")
         # The node that did it finds what it did; the others as soon as it is written.
-        assert await listed(a, Wanted(workspace="lab")) == ["ag::lab::x::1", "us::ada::1"]
-        found = await b.sessions.find(window.session_id)
+        assert await listed(a, SessionFilter(workspace="lab")) == ["ag::lab::x::1", "us::ada::1"]
+        found = await b.directory.find(window.session_id)
         assert before is not None
         assert found is not None
         assert (before.workspace, found.workspace) == ("", "lab")
         assert found.last_activity_ms >= before.last_activity_ms
         a.move(window, "")
         a.move(window, "yard")
-        assert await listed(a, Wanted(workspace="yard")) == ["us::ada::1"]
-        assert await listed(b, Wanted(workspace="lab")) == ["ag::lab::x::1"]
+        assert await listed(a, SessionFilter(workspace="yard")) == ["us::ada::1"]
+        assert await listed(b, SessionFilter(workspace="lab")) == ["ag::lab::x::1"]
         # The next session of this window begins in no workspace, also when the row is taken over.
         a.registry.release(window)  # type: ignore[arg-type]
         again = await b.connect("us::ada::1", resume=window.session_id)
-        assert await listed(b, Wanted(workspace="yard")) == []
+        assert await listed(b, SessionFilter(workspace="yard")) == []
         a.move(window, "late")  # of a session that has lost its identity
-        await a.directory.page([], "", 0, 1, [])
-        found = await a.sessions.find(again.session_id)
+        await a.directory.page(EVERYBODY, 0, 1)
+        found = await a.directory.find(again.session_id)
         assert found is not None
         assert found.workspace == ""
 
@@ -157,7 +160,7 @@ async def test_switches_of_the_moment_are_one_statement(nodes: Nodes, place: Pos
         for turn in range(3):
             for window in windows:
                 a.move(window, f"w{turn}")
-        assert len(await listed(a, Wanted(workspace="w2"))) == 100
+        assert len(await listed(a, SessionFilter(workspace="w2"))) == 100
         statistics = a.directory.statistics()
         assert (statistics.move_statements, statistics.moves) == (1, 100)
         assert place.rows("SELECT DISTINCT place FROM holds") == [("w2",)]
@@ -177,11 +180,11 @@ async def test_switches_wait_for_a_database_that_is_away(nodes: Nodes, monkeypat
         monkeypatch.setattr(a.directory._queries, "fetch", fail)
         a.move(window, "lab")
         with pytest.raises(StorageUnavailable):
-            await a.sessions.page(EVERYBODY, 0, 10)
+            await a.directory.page(EVERYBODY, 0, 10)
         a.move(window, "yard")
         away = False
         await comes_true(lambda: a.directory.statistics().moves > 0)
-        assert await listed(a, Wanted(workspace="yard")) == ["us::ada::1"]
+        assert await listed(a, SessionFilter(workspace="yard")) == ["us::ada::1"]
 
 
 async def test_who_is_leaving_is_not_listed_by_its_node(nodes: Nodes) -> None:
@@ -189,13 +192,13 @@ async def test_who_is_leaving_is_not_listed_by_its_node(nodes: Nodes) -> None:
         guest = await a.connect("us::ada::1")
         await b.connect("us::ada::2")
         a.registry.release(guest)  # type: ignore[arg-type]
-        a.leaving.append("us::ada::1")  # and its row waits for its last writes
+        a.node.host.left.append("us::ada::1")  # and its row waits for its last writes
         assert await listed(a) == ["us::ada::2"]
-        assert await a.sessions.find(guest.session_id) is None
-        assert not (await a.sessions.seen("us::ada::1")).connected
+        assert await a.directory.find(guest.session_id) is None
+        assert not (await a.directory.last_seen("us::ada::1")).connected
         # A window of the same user on another node is connected all the same.
-        assert (await a.sessions.user_seen("ada")).connected
-        a.leaving.append("us::ada::2")  # of this node alone
+        assert (await a.directory.user_last_seen("ada")).connected
+        a.node.host.left.append("us::ada::2")  # of this node alone
         assert await listed(a) == ["us::ada::2"]
 
 
@@ -203,35 +206,37 @@ async def test_get_finds_a_session_wherever_it_is(nodes: Nodes) -> None:
     async with seats(await nodes.start(), await nodes.start()) as (a, b):
         guest = await a.connect("ag::lab::x::1")
         for one in (a, b):
-            found = await one.sessions.find(guest.session_id)
+            found = await one.directory.find(guest.session_id)
             assert found is not None
             assert (found.identity, found.workspace) == (guest.identity, "lab")
-        assert await b.sessions.find("session-0") is None
+        assert await b.directory.find("session-0") is None
         a.leave(guest)
         await a.node.cluster.locks.desk.settled()
-        assert await b.sessions.find(guest.session_id) is None
+        assert await b.directory.find(guest.session_id) is None
 
 
 async def test_status_says_whether_anybody_is_connected_and_since_when_not(nodes: Nodes, place: PostgresEngine) -> None:
     async with seats(await nodes.start(), await nodes.start()) as (a, b):
-        assert await b.sessions.seen("us::ada::1") == await b.sessions.user_seen("ada")
-        assert (await b.sessions.user_seen("ada")).last_ms == 0
+        assert await b.directory.last_seen("us::ada::1") == await b.directory.user_last_seen("ada")
+        assert (await b.directory.user_last_seen("ada")).last_ms == 0
         one, two = await a.connect("us::ada::1"), await a.connect("us::ada::2")
         await a.connect("us::ada:x::1")
         await a.connect("us::adab::1")
-        assert (await a.sessions.seen("us::ada::1")).last_ms == 7_000, "the node of a session knows more than its row"
-        seen = await b.sessions.seen("us::ada::1")
+        assert (await a.directory.last_seen("us::ada::1")).last_ms == 7_000, (
+            "the node of a session knows more than its row"
+        )
+        seen = await b.directory.last_seen("us::ada::1")
         assert seen.connected
         assert seen.last_ms > 1_000_000_000_000
         a.leave(one)
         await a.node.cluster.locks.desk.settled()
-        ended = await b.sessions.seen("us::ada::1")
+        ended = await b.directory.last_seen("us::ada::1")
         assert not ended.connected
         assert ended.last_ms >= seen.last_ms
-        assert (await b.sessions.user_seen("ada")).connected
+        assert (await b.directory.user_last_seen("ada")).connected
         a.leave(two)
         await a.node.cluster.locks.desk.settled()
-        seen = await b.sessions.user_seen("ada")
+        seen = await b.directory.user_last_seen("ada")
         [(last_ms,)] = place.rows("SELECT max(ended_ms) FROM holds")
         assert (seen.connected, seen.last_ms) == (False, last_ms)
 
@@ -245,7 +250,7 @@ async def test_who_was_on_a_node_that_has_left_is_gone_at_once(nodes: Nodes) -> 
             assert len(await listed(a)) == 2
         await nodes.stop(leaving)
         assert await listed(a) == ["ag::lab::x::2"]
-        seen = await a.sessions.seen("ag::lab::x::1")
+        seen = await a.directory.last_seen("ag::lab::x::1")
         assert not seen.connected
         assert seen.last_ms > 0
 
@@ -263,14 +268,14 @@ async def test_the_sessions_of_a_killed_node_vanish_when_somebody_looks_twice(
             for number in range(1, 4):
                 await child.claim(f"ag::lab::x::{number}", f"s{number}")
             assert len(await listed(a)) == 4
-            assert (await a.sessions.seen("ag::lab::x::1")).connected
+            assert (await a.directory.last_seen("ag::lab::x::1")).connected
             await child.kill()
 
             async def gone() -> bool:
                 return await listed(a) == ["ag::lab::x::0"]
 
             await comes_true(gone)
-            seen = await a.sessions.seen("ag::lab::x::1")
+            seen = await a.directory.last_seen("ag::lab::x::1")
             [(died_ms,)] = place.rows("SELECT ended_ms FROM nodes WHERE NOT alive")
             assert (seen.connected, seen.last_ms) == (False, died_ms)
             assert node.cluster.nodes.statistics().declared == 1

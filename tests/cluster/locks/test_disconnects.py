@@ -10,15 +10,15 @@ import trio
 from aether_trio.cluster.locks.directory import DirectoryLimits
 from aether_trio.cluster.locks.disconnects import MAX_REASON
 from aether_trio.model.errors import Status
-from aether_trio.session.directory import Disconnected, Outcome
+from aether_trio.model.ownership import DisconnectOutcome, DisconnectResult
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.cluster.nodes import LONG_S, Nodes
 from tests.cluster.seats import LATE, SOON, Seat, comes_true, deafen, seat, seats
 from tests.helpers.engines import PostgresEngine
 
 X = "ag::lab::x::1"
-DONE = Disconnected(Outcome.DONE, X)
-UNKNOWN = Disconnected(Outcome.UNKNOWN)
+DONE = DisconnectResult(DisconnectOutcome.DONE, X)
+UNKNOWN = DisconnectResult(DisconnectOutcome.UNKNOWN)
 
 
 async def test_a_session_is_ended_by_whichever_node_is_asked(nodes: Nodes) -> None:
@@ -26,13 +26,13 @@ async def test_a_session_is_ended_by_whichever_node_is_asked(nodes: Nodes) -> No
         for asked in (a, b):
             guest = await a.connect(X)
             with trio.fail_after(LONG_S):
-                assert await asked.sessions.disconnect(guest.session_id, "enough") == DONE
+                assert await asked.directory.disconnect(guest.session_id, "enough") == DONE
             assert guest.ends == [(Status.CANCELLED, "enough", pb.Signal.FORCE_DISCONNECT)]
             assert len(a.registry) == 0
             await a.node.cluster.locks.desk.settled()
-            assert await asked.sessions.disconnect(guest.session_id, "again") == UNKNOWN
+            assert await asked.directory.disconnect(guest.session_id, "again") == UNKNOWN
         guest = await a.connect(X)
-        assert await b.sessions.disconnect(guest.session_id, "") == DONE
+        assert await b.directory.disconnect(guest.session_id, "") == DONE
         assert guest.ends[0][1] == "disconnected by an operator"
         statistics = b.directory.statistics().disconnects
         assert (statistics.asked, statistics.unconfirmed) == (2, 0)
@@ -42,7 +42,7 @@ async def test_a_session_is_ended_by_whichever_node_is_asked(nodes: Nodes) -> No
 async def test_a_reason_has_an_end(nodes: Nodes) -> None:
     async with seats(await nodes.start(), await nodes.start()) as (a, b):
         guest = await a.connect(X)
-        assert await b.sessions.disconnect(guest.session_id, "ü" * 5000) == DONE
+        assert await b.directory.disconnect(guest.session_id, "ü" * 5000) == DONE
         assert guest.ends[0][1] == "ü" * MAX_REASON
 
 
@@ -55,7 +55,7 @@ async def test_lost_hints_cost_time_and_nothing_else(nodes: Nodes, deaf: str) ->
             deafen(b.node)
         for _ in range(3):
             guest = await a.connect(X)
-            assert await b.sessions.disconnect(guest.session_id, "enough") == DONE
+            assert await b.directory.disconnect(guest.session_id, "enough") == DONE
             assert len(guest.ends) == 1
 
 
@@ -66,7 +66,9 @@ async def test_a_node_that_does_not_answer_is_said_not_to_have_and_obeys_when_it
         async with seat(holder, SOON) as a:
             guest = await a.connect(X)
         # Its lease is in force, and nobody there looks at orders.
-        assert await b.sessions.disconnect(guest.session_id, "enough") == Disconnected(Outcome.UNCONFIRMED, X)
+        assert await b.directory.disconnect(guest.session_id, "enough") == DisconnectResult(
+            DisconnectOutcome.UNCONFIRMED, X
+        )
         assert b.directory.statistics().disconnects.unconfirmed == 1
         assert guest.ends == []
         async with seat(holder, SOON) as a:
@@ -75,12 +77,12 @@ async def test_a_node_that_does_not_answer_is_said_not_to_have_and_obeys_when_it
             assert guest.ends[0][1] == "enough"
 
 
-async def _while_unanswered(b: Seat, session_id: str, meanwhile: Callable[[], object]) -> Disconnected:
+async def _while_unanswered(b: Seat, session_id: str, meanwhile: Callable[[], object]) -> DisconnectResult:
     """Ask for the end of a session whose node does not look at orders, and do something when there is no answer."""
-    result: list[Disconnected] = []
+    result: list[DisconnectResult] = []
 
     async def disconnect() -> None:
-        result.append(await b.sessions.disconnect(session_id, "enough"))
+        result.append(await b.directory.disconnect(session_id, "enough"))
 
     with trio.fail_after(LONG_S):
         async with trio.open_nursery() as nursery:
@@ -117,17 +119,17 @@ async def test_the_end_of_its_node_is_the_end_of_a_session(nodes: Nodes) -> None
 async def test_many_may_ask_at_once_and_it_ends_once(nodes: Nodes, place: PostgresEngine) -> None:
     async with seats(await nodes.start(), await nodes.start(), await nodes.start()) as (a, b, c):
         guests = [await a.connect(f"ag::lab::x::{number}") for number in range(20)]
-        outcomes: list[Disconnected] = []
+        outcomes: list[DisconnectResult] = []
 
         async def disconnect(one: Seat, session_id: str) -> None:
-            outcomes.append(await one.sessions.disconnect(session_id, "enough"))
+            outcomes.append(await one.directory.disconnect(session_id, "enough"))
 
         with trio.fail_after(LONG_S):
             async with trio.open_nursery() as nursery:
                 for guest in guests:
                     for one in (a, b, b, c):
                         nursery.start_soon(disconnect, one, guest.session_id)
-        assert {one.outcome for one in outcomes} <= {Outcome.DONE, Outcome.UNKNOWN}
+        assert {one.outcome for one in outcomes} <= {DisconnectOutcome.DONE, DisconnectOutcome.UNKNOWN}
         assert [len(guest.ends) for guest in guests] == [1] * 20
         place.outside("UPDATE disconnects SET asked_ms = asked_ms - 200000")
         await comes_true(lambda: place.rows("SELECT count(*) FROM disconnects") == [(0,)])

@@ -31,7 +31,7 @@ class Session:
     """What holds an identity on a node: it writes one thing after another, and when it has ended it writes nothing more."""
 
     node: Node
-    hold: IdentityLock
+    lock: IdentityLock
     ended: bool = False
     writing: trio.Lock = field(default_factory=trio.Lock)
 
@@ -71,7 +71,7 @@ class Sessions(Host):
             session.ended = True
             del self.sessions[hold.identity]
 
-    async def asked(self, hold: IdentityLock, resume_session_id: str) -> bool:
+    async def yields(self, hold: IdentityLock, resume_session_id: str) -> bool:
         session = self.sessions.get(hold.identity)
         if session is None or session.lock != hold or resume_session_id != hold.session_id:
             return False

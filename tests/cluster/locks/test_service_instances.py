@@ -56,10 +56,10 @@ async def test_messages_are_spread_over_the_instances_of_all_nodes(nodes: Nodes)
         everybody = ["sv::search::0", "sv::search::1", "sv::search::2"]
         for one in three:
             await comes_true(lambda one=one: known(one) == everybody)
-            picked = Counter(one.sessions.pick_service("search") for _ in range(300))
+            picked = Counter(one.directory.pick_service("search") for _ in range(300))
             assert picked == dict.fromkeys(everybody, 100)
-        await comes_true(lambda: a.sessions.pick_service("other") == "sv::other::1")
-        assert a.sessions.pick_service("nothing") is None
+        await comes_true(lambda: a.directory.pick_service("other") == "sv::other::1")
+        assert a.directory.pick_service("nothing") is None
 
 
 async def test_hints_tell_of_instances_that_come_and_go(nodes: Nodes) -> None:
@@ -83,14 +83,14 @@ async def test_a_hundred_that_come_at_once_are_a_few_looks(nodes: Nodes) -> None
         looks = a.directory.statistics().service_looks
         for number in range(100):
             await b.connect(f"sv::search::{number:02}")
-        await comes_true(lambda: len({a.sessions.pick_service("search") for _ in range(100)}) == 100)
+        await comes_true(lambda: len({a.directory.pick_service("search") for _ in range(100)}) == 100)
         assert a.directory.statistics().service_looks - looks < 60
         # And agents are none of its business.
         looks = a.directory.statistics().service_looks
         for number in range(20):
             await b.connect(f"ag::lab::x::{number}")
         marker = await b.connect("sv::marker::1")
-        await comes_true(lambda: a.sessions.pick_service("marker") == marker.identity.text)
+        await comes_true(lambda: a.directory.pick_service("marker") == marker.identity.text)
         assert a.directory.statistics().service_looks - looks <= 2
 
 
@@ -108,7 +108,7 @@ async def test_who_misses_a_service_looks_before_the_sender_tries_again(nodes: N
         deafen(a.node)
         await b.connect("sv::search::1")
         # Nothing tells it, and it would not look for minutes.
-        await comes_true(lambda: a.sessions.pick_service("search") == "sv::search::1")
+        await comes_true(lambda: a.directory.pick_service("search") == "sv::search::1")
         assert a.directory.statistics().service_looks == 2
 
 

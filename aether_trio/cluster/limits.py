@@ -1,0 +1,35 @@
+"""How long a cluster node waits for what, in seconds, and how much it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterLimits:
+    """How long a node waits for what."""
+
+    lease_grace_s: float = 5.0
+    """How long a node may be without its lease before its sessions are cancelled, and how long somebody who wants an identity waits for
+    a word from the node that holds it."""
+    probe_s: float = 2.0
+    """Between two looks at the lease, which are also looks for questions that got lost. Less than `lease_grace_s`."""
+    probe_timeout_s: float = 3.0
+    """A connection that does not answer for that long is given up."""
+    statement_s: float = 5.0
+    """The same for a connection that claims or releases, whose statements may wait for each other."""
+    ask_again_s: float = 1.0
+    ending_s: float = 10.0
+    """How long a claim waits for a holder that has agreed to end."""
+    sweep_s: float = 5.0
+    """Between two looks for nodes that nobody has missed yet, and for what may be forgotten."""
+    poll_s: float = 5.0
+    """Between two looks whether there are other nodes, which a hint would have told."""
+    look_again_s: float = 3.0
+    """After a sweep has found a node without a lease, or a silent one, before the second look that decides. More than `probe_s`."""
+    silent_s: float = 10.0
+    """A node that has not looked at its lease for that long stands still. More than `lease_grace_s` and what a probe may take."""
+    tombstone_s: float = 24 * 3600.0
+    """How long a session that has ended can be resumed with its history, on any node."""
+    connections_per_workspace: int = 0
+    """Cluster-wide; 0 is no limit."""
