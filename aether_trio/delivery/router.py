@@ -45,7 +45,7 @@ MAX_SUFFIXES = 64
 _WAKING = frozenset({TopicKind.AGENT, TopicKind.UNIQUE_TASK})
 
 TaskInput = Callable[[str, int], None]
-"""Told of each message to the input topic of a task: the topic, and the number of its append. Never blocks."""
+"""(topic, number of the append)"""
 
 
 def send_refusal(
@@ -138,16 +138,12 @@ class RouterStatistics:
     refused: dict[tuple[str, str], int]
 
 
-def _nobody_starts(topic: str) -> None:
-    return None
-
-
-def _nobody_waits(topic: str, number: int) -> None:
-    return None
-
-
 class Router:
-    """See the module docstring. `pick_service(implementation)` gives the topic of a live instance, each in its turn."""
+    """See the module docstring. `pick_service(implementation)` gives the topic of a live instance, each in its turn.
+
+    `on_task_input(topic, number)` is called for each message to the input topic of a task, with the number of its append;
+    `on_absent(topic)` for each message to an agent or unique task that is not connected to this node. Neither may block.
+    """
 
     def __init__(
         self,
@@ -158,6 +154,8 @@ class Router:
         pick_service: Callable[[str], str | None],
         *,
         strict: bool = True,
+        on_task_input: TaskInput,
+        on_absent: Callable[[str], None],
     ) -> None:
         self._log = log
         self._rates = rates
@@ -165,9 +163,8 @@ class Router:
         self._rules = rules
         self._pick_service = pick_service
         self._strict = strict
-        self.on_task_input: TaskInput = _nobody_waits
-        self.on_absent: Callable[[str], None] = _nobody_starts
-        """Told of each message to an agent or unique task that is not connected to this node: its topic. Never blocks."""
+        self._on_task_input = on_task_input
+        self._on_absent = on_absent
         self._accepted: dict[tuple[int, str], Tally] = {}
         self._refused: dict[tuple[str, str], int] = {}
 
@@ -224,9 +221,9 @@ class Router:
         frame = encode_delivery(sender.prefix, payload, suffix)
         sender.last_append = self._log.append_nowait(state, frame, sender.author)
         if route.task_input:
-            self.on_task_input(state.name, sender.last_append)
+            self._on_task_input(state.name, sender.last_append)
         elif route.wakes and len(state.subscribers) == state.watchers:
-            self.on_absent(state.name)
+            self._on_absent(state.name)
 
     def _check_rest(self, sender: Sender, rest: pb.SendMessage) -> str:
         """Judge the rarer fields; the application's workspace, if the message names one."""

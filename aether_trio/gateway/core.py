@@ -1,18 +1,17 @@
-"""The gateway without its sockets: databases, log, sessions and services, joined.
+"""The gateway without its sockets: databases, log, sessions and services, made in order.
 
-Everything between the transports and the disk. `open_core` opens it as nested async context managers; each part is
-handed what it needs when it is made, and nothing looks anything up later. Tests use it with in-memory links
-(aether_trio.testing.memory), a seeded randomness and their own clock.
+`open_core` makes each part with all that it needs; nothing is set on a part afterwards. Tests open a core
+with in-memory links (aether_trio.testing.memory), a seeded randomness and a clock of their own.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import partial
 
-import structlog
 import trio
 
 from aether_trio.concurrency.supervision import keep_running
@@ -21,259 +20,79 @@ from aether_trio.delivery.ephemeral_topics import EphemeralTopics
 from aether_trio.delivery.rates import Rates
 from aether_trio.delivery.router import Router
 from aether_trio.delivery.tail import Tail
-from aether_trio.gateway import wiring
-from aether_trio.gateway.databases import OpenDatabase, open_databases, starting
-from aether_trio.gateway.membership import Membership, open_membership
-from aether_trio.gateway.tasks import make_tasks
-from aether_trio.log.programs import touch
+from aether_trio.gateway import limits, metrics
+from aether_trio.gateway.databases import open_databases, probe_while_failing, starting
+from aether_trio.gateway.membership import open_membership
+from aether_trio.gateway.session_hooks import ServiceHooks
 from aether_trio.log.publishers import PublisherStore
 from aether_trio.log.retention import Retention
-from aether_trio.log.topic_log import PROBE_S, TopicLog, open_log
+from aether_trio.log.topic_log import TopicLog, open_log
 from aether_trio.model.clock import Clock, SystemClock
-from aether_trio.model.containment import run_all
 from aether_trio.model.errors import Status
-from aether_trio.model.identity import Kind
 from aether_trio.model.ids import IdFactory
-from aether_trio.model.ownership import SessionHistory
 from aether_trio.queues import open_work_queues
 from aether_trio.services import unimplemented
 from aether_trio.services.access import DevAuthorizer
-from aether_trio.services.agents import AgentService, AgentStore, Autostarter
-from aether_trio.services.checkpoints import CheckpointService
+from aether_trio.services.agents import AgentService, AgentStore, Autostarter, AutostartQueue, Starts
+from aether_trio.services.checkpoints import CheckpointHandler, CheckpointService
 from aether_trio.services.credentials import CredentialChecker
-from aether_trio.services.kv import KvService
+from aether_trio.services.kv import KvHandler, KvService
 from aether_trio.services.presence import PresenceStore
 from aether_trio.services.progress import ProgressService
 from aether_trio.services.sessions import SessionService
+from aether_trio.services.tasks import Alone, Creation, Engine, Hints, InCluster, TaskService
 from aether_trio.services.tasks.delivery.conversations import Conversations
-from aether_trio.services.tasks.transaction.startup import task_context
 from aether_trio.services.workspaces import WorkspaceSwitch
-from aether_trio.session.admission import Admitted, Claim
 from aether_trio.session.dependencies import SessionDependencies
-from aether_trio.session.dispatch import Dispatcher
+from aether_trio.session.directory import SessionDirectory
+from aether_trio.session.dispatch import Dispatcher, Handler
+from aether_trio.session.identity_locks import IdentityLocks
 from aether_trio.session.lifecycle import SessionServer
-from aether_trio.session.session import Session
-from aether_trio.storage.base import Database, StorageUnavailable
+from aether_trio.session.registry import Registry
 from aether_trio.storage.database_clock import open_database_clock
 from aether_trio.telemetry.health import Health
 from aether_trio.telemetry.metrics import Metrics
-from aether_trio.transport.link import Peer
 from aether_trio.version import __version__
 from aether_trio.wire.pb import aether_pb2 as pb
 
-logger = structlog.get_logger("aether.core")
-
-STUCK_CHECKS = 10
-"""Looks at every session per write timeout: a stuck one is ended at most a tenth late."""
+STALL_CHECKS = 10
+"""Checks of every session per write timeout: a stalled one ends at most a tenth of it late."""
 
 
+@dataclass(frozen=True, slots=True)
 class Core:
-    """Everything between the transports and the databases."""
+    """The parts between the transports and the databases. Made by `open_core`."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        clock: Clock,
-        ids: IdFactory,
-        log: TopicLog,
-        state: Database,
-        publishers: PublisherStore,
-        ephemeral_topics: EphemeralTopics,
-        membership: Membership,
-        tasks: Database,
-        randomness: random.Random,
-        nursery: trio.Nursery,
-    ) -> None:
-        limits = settings.limits
-        strict = settings.gateway.strict_identifier_charset
-        self.settings = settings
-        self.clock = clock
-        self.log = log
-        self.health = Health()
-        self.metrics = Metrics()
-        self.ephemeral_topics = ephemeral_topics
-        self.registry = membership.registry
-        self.gate = membership.gate
-        self.locks = membership.locks
-        self.directory = membership.directory
-        self.authorizer = DevAuthorizer()
-        self.presence = PresenceStore(state, clock, keep_s=settings.storage.presence_retention_s)
-        rates = Rates(limits, clock)
-        self.router = Router(log, rates, limits, self.authorizer, self.directory.pick_service, strict=strict)
-        self.dispatcher = Dispatcher(log)
-        self.kv = KvService(state, clock, limits, self.authorizer)
-        self.checkpoints = CheckpointService(state, clock, limits)
-        self.tail = Tail(log, self.ephemeral_topics, clock)
-        self.work_queues = open_work_queues(log, nursery)
-        self.agents = AgentStore(tasks, clock, strict=strict, most=limits.agent_registrations)
-        self.tasks, self.starts = make_tasks(
-            settings,
-            clock,
-            ids,
-            randomness,
-            tasks,
-            log,
-            ephemeral_topics,
-            membership,
-            self.authorizer,
-            self.checkpoints,
-            self.agents,
-            self,
-        )
-        self.credentials = CredentialChecker(settings.auth, clock, self.tasks.admit)
-        self.chats = Conversations(tasks, ephemeral_topics)
-        self.router.on_task_input = self.tasks.engine.inputs.put
-        self.waker = Autostarter(self.starts, self.agents, clock, self.tasks.creation.connected, self._unread)
-        self.router.on_absent = self.waker.note
-        if membership.cluster is not None:
-            membership.cluster.on_renewal.append(self._renewed)
-        self._register(rates, strict)
-        self.sessions = SessionServer(
-            SessionDependencies(
-                clock=clock,
-                ids=ids,
-                limits=limits,
-                outbox_limits=wiring.outbox_limits(settings),
-                log=log,
-                publishers=publishers,
-                ephemeral_topics=self.ephemeral_topics,
-                work_queues=self.work_queues,
-                rates=rates,
-                router=self.router,
-                registry=self.registry,
-                gate=self.gate,
-                locks=self.locks,
-                dispatcher=self.dispatcher,
-                hooks=self,
-                server_version=__version__,
-                strict_charset=strict,
-            )
-        )
+    settings: Settings
+    clock: Clock
+    health: Health
+    metrics: Metrics
+    log: TopicLog
+    ephemeral_topics: EphemeralTopics
+    registry: Registry
+    locks: IdentityLocks
+    directory: SessionDirectory
+    authorizer: DevAuthorizer
+    presence: PresenceStore
+    kv: KvService
+    checkpoints: CheckpointService
+    tasks: TaskService
+    agents: AgentStore
+    starts: Starts
+    autostarter: Autostarter
+    router: Router
+    dispatcher: Dispatcher
+    hooks: ServiceHooks
+    sessions: SessionServer
+    tail: Tail
 
-    def target_absent(self, identity: str) -> None:
-        """Start the target of a task, if it can be started (AgentHooks)."""
-        self.waker.note(identity)
+    async def end_stalled_sessions(self, write_timeout_s: float) -> None:
+        """End sessions whose client has read nothing for so long while data waits for it.
 
-    def gateway_lost(self, identity: str) -> None:
-        """Start an agent again whose gateway has ended, if messages wait for it (AgentHooks)."""
-        self.waker.ended(identity)
-
-    def _register(self, rates: Rates, strict: bool) -> None:
-        register = self.dispatcher.register
-        sessions = SessionService(self.directory, self.presence, self.authorizer, self.clock)
-
-        register("kv_op", self._kv_op)
-        register("checkpoint_op", self._checkpoint_op)
-        register("progress", ProgressService(self.ephemeral_topics, rates, self.clock, self.tasks.reported).handle)
-        register("switch_workspace", WorkspaceSwitch(self.authorizer, self._moved, strict=strict).handle)
-        register("session_op", sessions.operate)
-        register("connection_status_request", sessions.status)
-        register("agent_op", AgentService(self.agents, self.starts, self.authorizer, strict=strict).handle)
-        register("create_task", self.tasks.creation.handle)
-        register("task_op", self.tasks.operate)
-        register("task_query", self.tasks.query)
-        register("task_subscription_op", self.tasks.subscribe)
-        unimplemented.register(self.dispatcher)
-
-    async def _kv_op(self, session: Session, op: pb.KVOperation) -> list[pb.DownstreamMessage]:
-        started = self.clock.monotonic()
-        answers = await self.kv.handle(session.identity, op, session)
-        operation, scope = _kv_labels(op)
-        succeeded = answers[0].WhichOneof("payload") == "kv" and answers[0].kv.success
-        self.metrics.metered_kv_operations.add((session.workspace, operation))
-        self.metrics.kv_operations.add((operation, scope, "ok" if succeeded else "error"))
-        self.metrics.kv_operation_latency.observe(self.clock.monotonic() - started, (operation, scope))
-        return answers
-
-    async def _checkpoint_op(self, session: Session, op: pb.CheckpointOperation) -> list[pb.DownstreamMessage]:
-        answer = await self.checkpoints.handle(session.identity, op)
-        if op.op == pb.CheckpointOperation.LOAD and answer.success and not answer.saved_at:
-            owner = await self.tasks.checkpoint_owner(session.identity, op.key)
-            if owner is not None:
-                answer = await self.checkpoints.handle(owner, op)
-        names = pb.CheckpointOperation.OpType
-        operation = names.Name(op.op) if op.op in names.values() else "UNKNOWN"
-        self.metrics.checkpoint_operations.add((session.workspace, operation))
-        return [pb.DownstreamMessage(checkpoint=answer)]
-
-    # -- SessionHooks -----------------------------------------------------------------------------------------------
-
-    async def authenticate(self, claim: Claim, peer: Peer) -> Admitted:
-        """See SessionHooks."""
-        return await self.credentials.admit(claim, peer)
-
-    async def recall(self, identity: str, session_id: str) -> SessionHistory | None:
-        """See SessionHooks."""
-        return await self.presence.recall(identity, session_id)
-
-    def attempted(self, claim: Claim | None, status: Status, authenticated: bool) -> None:
-        """What a stranger claims is no label: it could make up workspaces until there is no room for those that exist."""
-        kind = "unknown" if claim is None else claim.identity.type_name
-        workspace = claim.identity.workspace if claim is not None and authenticated else ""
-        self.metrics.connection_attempts.add((workspace, kind, _attempt_label(status)))
-
-    async def _unread(self, identity: str) -> tuple[int, int]:
-        """Where a participant is in its own topic, and how many messages are behind that. Raises StorageUnavailable."""
-        [(state, cursor)] = await self.log.warm([(identity, identity)])
-        latest = self.log.cursors.unwritten(state, identity)
-        self.log.unpin([state])
-        position = max(cursor or 0, latest or 0)
-        return position, max(state.end - position, 0)
-
-    async def prepare(self, session: Session) -> None:
-        """An agent that was started is the one of its start, token or not (reference: tasks.md 4.4)."""
-        start = await self.starts.of(session.identity)
-        if start is not None:
-            session.start_agent(start.task_id, task_context(start))
-
-    def _moved(self, session: Session) -> None:
-        self.directory.moved(session.record)
-        self.chats.moved(session)
-
-    def joined(self, session: Session, claim: Claim) -> None:
-        back = bool(claim.resume_session_id)
-        self.tasks.joined(session, back=back)
-        if session.identity.kind is Kind.ORCHESTRATOR:
-            self.starts.joined(session, back=back)
-
-    def _renewed(self) -> None:
-        """This node was taken for dead: others may have let go of the sessions that it still has, and no longer listen for it."""
-        self.tasks.engine.renewed()
-        for session in self.registry:
-            if session.acknowledged:
-                self.tasks.joined(session, back=True, again=True)
-                if session.identity.kind is Kind.ORCHESTRATOR:
-                    self.starts.joined(session, back=True, again=True)
-
-    async def config_snapshot(self, session: Session) -> pb.ConfigSnapshot:
-        in_workspace, everywhere = await self.kv.exclusive_snapshot(session.identity)
-        return pb.ConfigSnapshot(
-            task_context=session.task_context, workspace_exclusive_kv=in_workspace, global_exclusive_kv=everywhere
-        )
-
-    def ended(self, session: Session) -> None:
-        parts = (self.locks.release, self.presence.ended, self.tasks.ended, self.chats.ended, self._start_ended)
-        run_all(session.who, *(partial(ended, session) for ended in parts))
-        self.metrics.connection_duration.observe(
-            (self.clock.now_ms() - session.connected_ms) / 1000,
-            (session.identity.workspace, session.identity.type_name),
-        )
-
-    def _start_ended(self, session: Session) -> None:
-        if session.identity.kind is Kind.ORCHESTRATOR:
-            self.starts.ended(session)
-        elif session.task_context:
-            self.waker.ended(session.identity.text)
-        else:
-            self.waker.came_by_itself(session.identity.text)
-
-    async def cut_stuck_sessions(self, write_timeout_s: float) -> None:
-        """End sessions whose client has read nothing of what waits for it for so long. Runs until cancelled.
-
-        What is durable waits in the log; the identity must not stay with a client that is stuck.
+        Runs until cancelled. Durable messages wait in the log; the identity must not stay with such a client.
         """
         while True:
-            await trio.sleep(write_timeout_s / STUCK_CHECKS)
+            await trio.sleep(write_timeout_s / STALL_CHECKS)
             latest = trio.current_time() - write_timeout_s
             for session in self.registry:
                 stalled_since = session.link.stalled_since
@@ -281,12 +100,11 @@ class Core:
                     session.end(Status.UNAVAILABLE, f"this client has read nothing for {write_timeout_s:g} seconds")
 
     async def let_sessions_go(self, reason: str, within_s: float = 0.0) -> None:
-        """Ask every client to go elsewhere, in slices; their sessions end with UNAVAILABLE after `within_s` at the latest.
+        """Ask every client to connect elsewhere, in slices, without a wait for their ends.
 
-        Does not wait for their ends.
-
-        The published Python SDK's blocking client takes GRACEFUL_DISCONNECT for the end of everything, so Python
-        clients are only given the status, which both of its clients answer by reconnecting.
+        Sessions that stay end with UNAVAILABLE after `within_s`. The published Python SDK's blocking client
+        takes GRACEFUL_DISCONNECT for the end of everything, so Python clients get the status alone: both
+        clients of that SDK answer it by reconnecting.
         """
         self.sessions.handshake.turn_away()
         for count, session in enumerate(self.registry):
@@ -296,116 +114,222 @@ class Core:
                 await trio.lowlevel.checkpoint()
 
 
-@lru_cache(maxsize=256)
-def _attempt_label(status: Status) -> str:
-    """The reference's word for how a handshake ended; it has none for most of what we tell apart."""
-    words = {Status.OK: "success", Status.ALREADY_EXISTS: "lock_failed", Status.RESOURCE_EXHAUSTED: "quota_exceeded"}
-    return words.get(status, status.name.lower())
-
-
-async def _find_well_again(name: str, database: OpenDatabase) -> None:
-    """See whether a failing database can write again: who was turned away by our health may write nothing to find out."""
-    failing = False
-    while True:
-        await trio.sleep(PROBE_S)
-        if database.statistics().failing:
-            try:
-                await database.run(touch)
-            except StorageUnavailable as error:
-                if not failing:
-                    logger.error("a database fails", database=name, reason=str(error))
-                failing = True
-                continue
-        if failing:
-            logger.info("a database can be written again", database=name)
-        failing = False
-
-
-def _kv_labels(op: pb.KVOperation) -> tuple[str, str]:
-    """Operation and scope as labels; numbers that the protocol does not know are all one."""
-    operations, scopes = pb.KVOperation.OpType, pb.KVOperation.Scope
-    operation = operations.Name(op.op) if op.op in operations.values() else "UNKNOWN"
-    scope = scopes.Name(op.scope) if op.scope in scopes.values() else "UNKNOWN"
-    return operation, scope
-
-
 @asynccontextmanager
 async def open_core(
     settings: Settings, *, clock: Clock | None = None, randomness: random.Random | None = None
 ) -> AsyncIterator[Core]:
-    """The gateway without its sockets: databases, log, services. Tests give a clock and a seeded `randomness`."""
+    """Open the gateway without its sockets. Tests give a clock and a seeded `randomness`."""
     clock = clock or SystemClock(trio.current_time)
     randomness = randomness or random.SystemRandom()
     ids = IdFactory(randomness)
+    strict = settings.gateway.strict_identifier_charset
+    health = Health()
+    metric_families = Metrics()
     async with AsyncExitStack() as stack:
         done = stack.enter_context(starting("this gateway could not start, as storage does not answer"))
+
+        # Storage: databases, the topic log, and the cluster that they may be shared with.
         databases = await stack.enter_async_context(open_databases(settings))
-        state, log_database = databases.state, databases.log
+        state, tasks_database = databases.state, databases.tasks
         if state.shared and isinstance(clock, SystemClock):
             # A clock that a test has given stays; that of a machine is not another machine's.
             clock = await stack.enter_async_context(open_database_clock(state, clock))
-        log = await stack.enter_async_context(open_log(log_database, clock, wiring.log_limits(settings)))
+        log = await stack.enter_async_context(
+            open_log(
+                databases.log,
+                clock,
+                limits.log_limits(settings),
+                lambda seconds, messages: metric_families.message_routing_latency.observe(seconds, times=messages),
+            )
+        )
         ephemeral_topics = EphemeralTopics()
         membership = await stack.enter_async_context(open_membership(settings, clock, databases, log, ephemeral_topics))
+        registry, directory = membership.registry, membership.directory
         nursery = await stack.enter_async_context(trio.open_nursery())
+        queues = open_work_queues(log, nursery)
         framed = settings.framed
-        publishers = PublisherStore(log_database, clock, window=framed.publish_window, lifetime_s=framed.dedup_s)
-        core = Core(
-            settings,
+        publishers = PublisherStore(databases.log, clock, window=framed.publish_window, lifetime_s=framed.dedup_s)
+
+        # Services.
+        authorizer = DevAuthorizer()
+        presence = PresenceStore(state, clock, keep_s=settings.storage.presence_retention_s)
+        kv = KvService(state, clock, settings.limits, authorizer)
+        checkpoints = CheckpointService(state, clock, settings.limits)
+        autostart_queue = AutostartQueue(clock)
+        hints: Hints = Alone(ids.unique()) if membership.cluster is None else InCluster(membership.cluster)
+        engine = Engine(
+            tasks_database,
             clock,
-            ids,
-            log,
-            state,
-            publishers,
+            limits.time_limits(settings),
+            randomness.random,
+            registry,
             ephemeral_topics,
-            membership,
-            databases.tasks,
-            randomness,
-            nursery,
+            log,
+            hints,
+            autostart_queue,
+            randomness.randbytes,
         )
-        core.health.add_probe(
-            "log", lambda: "the last group could not be written" if log.statistics().storage_failing else None
+        agents = AgentStore(
+            tasks_database,
+            clock,
+            autostart_queue.registration_changed,
+            strict=strict,
+            most=settings.limits.agent_registrations,
         )
-        core.health.add_probe(
-            "state", lambda: "the last group could not be written" if state.statistics().failing else None
+        starts = Starts(engine, agents, ids)
+        connected = partial(_is_connected, directory)
+        creation = Creation(
+            engine,
+            ids,
+            authorizer,
+            payload_bytes=settings.limits.task_payload_bytes,
+            strict=strict,
+            random_bytes=randomness.randbytes,
+            connected=connected,
+            starter=starts,
         )
-        core.health.add_probe(
-            "tasks", lambda: "the last group could not be written" if databases.tasks.statistics().failing else None
+        tasks = TaskService(engine, creation, ids, authorizer, checkpoints.exists, capacity=settings.tasks.worker_tasks)
+        autostarter = Autostarter(autostart_queue, starts, agents, clock, connected, log.unread)
+        conversations = Conversations(tasks_database, ephemeral_topics)
+
+        # Sessions: what happens at their steps, how their messages are routed, and who answers each request.
+        hooks = ServiceHooks(
+            clock=clock,
+            metrics=metric_families,
+            registry=registry,
+            locks=membership.locks,
+            directory=directory,
+            credentials=CredentialChecker(settings.auth, clock, tasks.admit),
+            presence=presence,
+            kv=kv,
+            tasks=tasks,
+            conversations=conversations,
+            starts=starts,
+            autostart_queue=autostart_queue,
         )
-        retention = Retention(log, wiring.retention_limits(settings))
-        core.metrics.counter("aether_log_expired", "Messages that retention took", (), lambda: {(): retention.expired})
-        wiring.watch_metrics(core.metrics, core, state=state, log=log_database, tasks=databases.tasks)
-        wiring.watch_cluster(core.metrics, membership)
-        nursery.start_soon(keep_running, "retention", retention.sweep_forever, name="retention")
-        if databases.tasks.shared:
-            nursery.start_soon(keep_running, "task-chats", core.chats.run, name="task-chats")
-        nursery.start_soon(keep_running, "publishers", publishers.sweep_forever, name="publishers")
-        nursery.start_soon(keep_running, "presence", core.presence.run, name="presence")
-        nursery.start_soon(keep_running, "presence-sweep", core.presence.sweep_forever, name="presence-sweep")
-        nursery.start_soon(keep_running, "waker", core.waker.run, name="waker")
-        nursery.start_soon(keep_running, "topics", ephemeral_topics.run, name="topics")
-        nursery.start_soon(keep_running, "state-probe", partial(_find_well_again, "state", state), name="state-probe")
-        nursery.start_soon(
-            keep_running, "tasks-probe", partial(_find_well_again, "tasks", databases.tasks), name="tasks-probe"
+        if membership.cluster is not None:
+            membership.cluster.on_renewal.append(hooks.node_renewed)
+        rates = Rates(settings.limits, clock)
+        router = Router(
+            log,
+            rates,
+            settings.limits,
+            authorizer,
+            directory.pick_service,
+            strict=strict,
+            on_task_input=engine.inputs.put,
+            on_absent=autostart_queue.target_absent,
         )
-        if settings.grpc.write_timeout_s:
-            nursery.start_soon(
-                keep_running,
-                "stuck-sessions",
-                partial(core.cut_stuck_sessions, settings.grpc.write_timeout_s),
-                name="stuck-sessions",
+        session_service = SessionService(directory, presence, authorizer, clock)
+        handlers: dict[str, Handler] = {
+            **unimplemented.HANDLERS,
+            "kv_op": KvHandler(kv, metric_families, clock).handle,
+            "checkpoint_op": CheckpointHandler(checkpoints, metric_families, tasks.checkpoint_owner).handle,
+            "progress": ProgressService(ephemeral_topics, rates, clock, tasks.reported).handle,
+            "switch_workspace": WorkspaceSwitch(authorizer, hooks.moved, strict=strict).handle,
+            "session_op": session_service.operate,
+            "connection_status_request": session_service.status,
+            "agent_op": AgentService(agents, starts, authorizer, strict=strict).handle,
+            "create_task": creation.handle,
+            "task_op": tasks.operate,
+            "task_query": tasks.query,
+            "task_subscription_op": tasks.subscribe,
+        }
+        dispatcher = Dispatcher(log, handlers)
+        sessions = SessionServer(
+            SessionDependencies(
+                clock=clock,
+                ids=ids,
+                limits=settings.limits,
+                outbox_limits=limits.outbox_limits(settings),
+                log=log,
+                publishers=publishers,
+                ephemeral_topics=ephemeral_topics,
+                work_queues=queues,
+                rates=rates,
+                router=router,
+                registry=registry,
+                gate=membership.gate,
+                locks=membership.locks,
+                dispatcher=dispatcher,
+                hooks=hooks,
+                server_version=__version__,
+                strict_charset=strict,
             )
-        nursery.start_soon(keep_running, "kv-sweep", core.kv.sweep_forever, name="kv-sweep")
-        nursery.start_soon(keep_running, "checkpoint-sweep", core.checkpoints.sweep_forever, name="checkpoint-sweep")
+        )
+
+        # Health, metrics, and what runs in the background.
+        health.add_probe("log", _probe(lambda: log.statistics().storage_failing))
+        health.add_probe("state", _probe(lambda: state.statistics().failing))
+        health.add_probe("tasks", _probe(lambda: tasks_database.statistics().failing))
+        retention = Retention(log, limits.retention_limits(settings))
+        metrics.watch_databases(metric_families, databases)
+        metrics.watch_log(metric_families, log, retention)
+        metrics.watch_delivery(metric_families, router, ephemeral_topics, queues)
+        metrics.watch_sessions(metric_families, registry, dispatcher)
+        metrics.watch_tasks(metric_families, engine, autostarter)
+        metrics.watch_cluster(metric_families, membership)
+        core = Core(
+            settings=settings,
+            clock=clock,
+            health=health,
+            metrics=metric_families,
+            log=log,
+            ephemeral_topics=ephemeral_topics,
+            registry=registry,
+            locks=membership.locks,
+            directory=directory,
+            authorizer=authorizer,
+            presence=presence,
+            kv=kv,
+            checkpoints=checkpoints,
+            tasks=tasks,
+            agents=agents,
+            starts=starts,
+            autostarter=autostarter,
+            router=router,
+            dispatcher=dispatcher,
+            hooks=hooks,
+            sessions=sessions,
+            tail=Tail(log, ephemeral_topics, clock),
+        )
+        background: Mapping[str, Callable[[], Awaitable[None]]] = {
+            "retention": retention.sweep_forever,
+            "publishers": publishers.sweep_forever,
+            "presence": presence.run,
+            "presence-sweep": presence.sweep_forever,
+            "autostart": autostarter.run,
+            "ephemeral-topics": ephemeral_topics.run,
+            "kv-sweep": kv.sweep_forever,
+            "checkpoint-sweep": checkpoints.sweep_forever,
+            "state-probe": partial(probe_while_failing, "state", state),
+            "tasks-probe": partial(probe_while_failing, "tasks", tasks_database),
+        }
+        for name, run in background.items():
+            nursery.start_soon(keep_running, name, run, name=name)
+        if tasks_database.shared:
+            nursery.start_soon(keep_running, "conversations", conversations.run, name="conversations")
+        if write_timeout_s := settings.grpc.write_timeout_s:
+            end_stalled = partial(core.end_stalled_sessions, write_timeout_s)
+            nursery.start_soon(keep_running, "stalled-sessions", end_stalled, name="stalled-sessions")
         try:
-            # It settles what it has taken on before it ends, so it ends before everything is cancelled.
-            async with core.tasks.engine.running():
+            # The engine settles what it has taken on before it ends, so it ends before everything is cancelled.
+            async with engine.running():
                 done()
                 try:
                     yield core
                 finally:
-                    core.sessions.handshake.stop_admitting()
+                    sessions.handshake.stop_admitting()
                     with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
-                        await core.presence.flush_at_end()
+                        await presence.flush_at_end()
         finally:
             nursery.cancel_scope.cancel()
+
+
+def _probe(failing: Callable[[], bool]) -> Callable[[], str | None]:
+    return lambda: "the last group could not be written" if failing() else None
+
+
+async def _is_connected(directory: SessionDirectory, identity: str) -> bool:
+    """Say whether a participant is connected to any node. Raises StorageUnavailable."""
+    return (await directory.last_seen(identity)).connected

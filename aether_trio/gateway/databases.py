@@ -13,7 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import structlog
+import trio
+
 from aether_trio.config import Settings
+from aether_trio.log.programs import touch
+from aether_trio.log.topic_log import PROBE_S
 from aether_trio.storage.base import Database, StorageUnavailable
 from aether_trio.storage.data_dir_lock import lock_directory, temporary_directory
 from aether_trio.storage.errors import StorageSetupError
@@ -22,6 +27,9 @@ from aether_trio.storage.sqlite.database import open_sqlite
 
 if TYPE_CHECKING:
     from aether_trio.storage.postgres.database import PostgresServer
+
+
+logger = structlog.get_logger("aether.core")
 
 
 class Statistics(Protocol):
@@ -125,3 +133,24 @@ async def _open_postgres(settings: Settings, dsn: str) -> AsyncIterator[Database
             tasks=await server.database("tasks"),
             server=server,
         )
+
+
+async def probe_while_failing(name: str, database: OpenDatabase) -> None:
+    """Write to a database that fails until it can be written again, and log both. Runs until cancelled.
+
+    Clients that readiness turned away write nothing, so only this finds out that the database works again.
+    """
+    failing = False
+    while True:
+        await trio.sleep(PROBE_S)
+        if database.statistics().failing:
+            try:
+                await database.run(touch)
+            except StorageUnavailable as error:
+                if not failing:
+                    logger.error("a database fails", database=name, reason=str(error))
+                failing = True
+                continue
+        if failing:
+            logger.info("a database can be written again", database=name)
+        failing = False

@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from aether_trio.config import Settings
-from aether_trio.gateway import wiring
+from aether_trio.gateway import limits, metrics
 from aether_trio.gateway.core import Core, open_core
 from aether_trio.services.tasks.transaction.dead_letters import DeadLetters
 from aether_trio.telemetry.ops import serve_ops
@@ -96,9 +96,9 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
     async with open_core(settings) as core, trio.open_nursery() as nursery:
         health = Health()
         transports = _open_transports(core, health, nursery)
-        ports = wiring.ports(settings, transports)
+        ports = limits.open_ports(settings, transports)
         await nursery.start(ports.serve)
-        wiring.watch_ports(core.metrics, ports)
+        metrics.watch_ports(core.metrics, ports)
         ops_address: str | None = None
         if settings.ops.enabled:
             ops_address = await nursery.start(
@@ -123,33 +123,33 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
 
 def _open_transports(core: Core, health: Health, nursery: trio.Nursery) -> dict[str, TransportServer]:
     """The transports that are on, by name. What they need beside their connections runs in `nursery`."""
-    settings, metrics, serve = core.settings, core.metrics, core.sessions.serve
+    settings, serve = core.settings, core.sessions.serve
     transports: dict[str, TransportServer] = {}
-    unfinished = UnfinishedInput(wiring.unfinished_limits(settings))
+    unfinished = UnfinishedInput(limits.unfinished_limits(settings))
     nursery.start_soon(unfinished.watch, name="unfinished-input")
-    wiring.watch_unfinished(metrics, unfinished)
+    metrics.watch_unfinished(core.metrics, unfinished)
     if settings.grpc.enabled:
         services: list[Servable] = [GatewayService(serve), health]
         if settings.grpc.reflection:
             services = with_reflection(services)
-        limits = wiring.grpc_limits(settings.grpc, settings.limits.init_bytes)
-        transports["grpc"] = grpc = GrpcServer(services, limits=limits, unfinished=unfinished)
+        grpc_limits = limits.grpc_limits(settings.grpc, settings.limits.init_bytes)
+        transports["grpc"] = grpc = GrpcServer(services, limits=grpc_limits, unfinished=unfinished)
         nursery.start_soon(grpc.retire_the_old, name="grpc-age")
-        wiring.watch_transport(metrics, "grpc", grpc.statistics)
+        metrics.watch_transport(core.metrics, "grpc", grpc.statistics)
     if settings.framed.enabled:
         transports["framed"] = framed = FramedServer(
             serve,
-            wiring.framed_limits(settings),
+            limits.framed_limits(settings),
             nursery,
             agent=f"aether-trio/{__version__}",
             log=core.log.identity,
             unfinished=unfinished,
         )
-        wiring.watch_transport(metrics, "framed", framed.statistics)
+        metrics.watch_transport(core.metrics, "framed", framed.statistics)
     if settings.websocket.enabled:
         transports["websocket"] = http = HttpServer(
             serve, settings.websocket, nursery, log=core.log.identity.hex(), unfinished=unfinished
         )
         nursery.start_soon(http.keep_alive, name="websocket-pings")
-        wiring.watch_transport(metrics, "websocket", http.statistics)
+        metrics.watch_transport(core.metrics, "websocket", http.statistics)
     return transports

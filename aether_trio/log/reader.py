@@ -87,6 +87,17 @@ class LogReader:
         self._topics = {name: state for name, state in self._topics.items() if not state.forgettable}
         self._cold_limit = len(self._topics) + MAX_COLD_TOPICS
 
+    async def unread(self, identity: str) -> tuple[int, int]:
+        """Give a participant's position in its own topic, and how many messages are behind that.
+
+        Raises StorageUnavailable.
+        """
+        [(state, cursor)] = await self.warm([(identity, identity)])
+        latest = self.cursors.unwritten(state, identity)
+        self.unpin([state])
+        position = max(cursor or 0, latest or 0)
+        return position, max(state.end - position, 0)
+
     async def warm(self, wanted: Sequence[tuple[str, str | None]]) -> list[tuple[TopicState, int | None]]:
         """Load several topics from the database, with the cursor of a consumer each: (state, cursor or None).
 

@@ -56,14 +56,16 @@ PROBE_S = 1.0
 """Between two looks whether a failing engine can write again, while there is nothing to write."""
 
 
-def _unheard(seconds: float, messages: int) -> None:
-    return None
-
-
 class TopicLog(LogReader):
     """See the module docstring. Made by `open_log`."""
 
-    def __init__(self, database: Database, clock: Clock, limits: LogLimits) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        limits: LogLimits,
+        on_group: GroupReport = lambda seconds, messages: None,
+    ) -> None:
         self._writer = open_writer(database, limits.partition_ms)
         super().__init__(database, clock, self._writer.programs, CursorStore(self._wake))
         self._limits = limits
@@ -83,7 +85,7 @@ class TopicLog(LogReader):
         self._writing = trio.Lock()
         self.identity = b""
         """16 random bytes, made with the database: offsets of another log mean nothing in this one."""
-        self.on_group: GroupReport = _unheard
+        self._on_group = on_group
 
     # -- append ---------------------------------------------------------------------------------------------------
 
@@ -158,7 +160,7 @@ class TopicLog(LogReader):
                 finally:
                     self._writing.release()
                 if batch and not self._failing:
-                    self.on_group(self._clock.monotonic() - started, len(batch))
+                    self._on_group(self._clock.monotonic() - started, len(batch))
                 batch = []  # an idle log holds nothing of the last group, and nobody who sent it
             elif self._failing:
                 await self._probe()
@@ -462,9 +464,14 @@ class TopicLog(LogReader):
 
 
 @asynccontextmanager
-async def open_log(database: Database, clock: Clock, limits: LogLimits) -> AsyncIterator[TopicLog]:
-    """A running log on an open database with the log schema. Leaving settles what was appended and saves cursors."""
-    log = TopicLog(database, clock, limits)
+async def open_log(
+    database: Database, clock: Clock, limits: LogLimits, on_group: GroupReport = lambda seconds, messages: None
+) -> AsyncIterator[TopicLog]:
+    """Run a log on an open database with the log schema. Leaving settles what was appended and saves cursors.
+
+    `on_group(seconds, messages)` is called for each group that was committed: how long its first message had waited.
+    """
+    log = TopicLog(database, clock, limits, on_group)
     log.identity = await _identity_of(database)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(log._commit_forever, name="log-committer")

@@ -9,6 +9,7 @@ messages over 4 MiB) is refused, and an identity keeps at most MAX_KEYS, so that
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
@@ -16,9 +17,11 @@ from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Code
 from aether_trio.model.identity import Identity
 from aether_trio.model.limits import KIB, MIB, Limits
+from aether_trio.session.session import Session
 from aether_trio.storage.base import CommitUnknown, Database, Execute, Fetch, Program, StorageUnavailable
 from aether_trio.storage.expiry import sweep, sweep_forever
 from aether_trio.storage.outages import outage_text
+from aether_trio.telemetry.metrics import Metrics
 from aether_trio.wire.pb import aether_pb2 as pb
 
 DEFAULT_KEY: Final = "default"
@@ -98,6 +101,35 @@ class CheckpointService:
             return _failed(op, why)
         done.saved_at = now_ms // 1000
         return done
+
+
+class CheckpointHandler:
+    """Answers `checkpoint_op` requests of sessions and counts them.
+
+    A LOAD that finds nothing is tried again for `former_owner(identity, key)`: who saved the checkpoint
+    that a task was hibernated with, when another worker has the task now.
+    """
+
+    def __init__(
+        self,
+        service: CheckpointService,
+        metrics: Metrics,
+        former_owner: Callable[[Identity, str], Awaitable[Identity | None]],
+    ) -> None:
+        self._service = service
+        self._metrics = metrics
+        self._former_owner = former_owner
+
+    async def handle(self, session: Session, op: pb.CheckpointOperation) -> list[pb.DownstreamMessage]:
+        """Do one operation."""
+        answer = await self._service.handle(session.identity, op)
+        if op.op == Op.LOAD and answer.success and not answer.saved_at:
+            owner = await self._former_owner(session.identity, op.key)
+            if owner is not None:
+                answer = await self._service.handle(owner, op)
+        operation = Op.OpType.Name(op.op) if op.op in Op.OpType.values() else "UNKNOWN"
+        self._metrics.checkpoint_operations.add((session.workspace, operation))
+        return [pb.DownstreamMessage(checkpoint=answer)]
 
 
 _LOAD: Final = (

@@ -7,10 +7,10 @@ by order of arrival); the ErrorResponse says which code it is. As operations are
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from aether_trio.model.errors import AetherError, Code
-from aether_trio.session.dispatch import Dispatcher, Handler, request_id_of
+from aether_trio.session.dispatch import Handler, request_id_of
 from aether_trio.session.session import Session
 from aether_trio.wire.errors import error_response
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -97,8 +97,5 @@ def _handler(case: str) -> Handler:
     return answer
 
 
-def register(dispatcher: Dispatcher) -> None:
-    """Put every operation of the table into the dispatch table, unless somebody serves it already."""
-    for case in FAILURES:
-        if case not in dispatcher.cases:
-            dispatcher.register(case, _handler(case))
+HANDLERS: Final = {case: _handler(case) for case in FAILURES}
+"""A handler for each operation of the table."""

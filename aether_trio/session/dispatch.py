@@ -12,7 +12,7 @@ a request with a field beyond its bound (bounds.py). What a handler writes is wr
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import structlog
@@ -45,19 +45,12 @@ def request_id_of(payload: Any) -> str:
 
 
 class Dispatcher:
-    """See the module docstring. `counts` is the number of requests by operation."""
+    """Answers requests by their oneof case. `counts` is the number of requests by case."""
 
-    def __init__(self, log: TopicLog) -> None:
+    def __init__(self, log: TopicLog, handlers: Mapping[str, Handler]) -> None:
         self._log = log
-        self._handlers: dict[str, Handler] = {}
-        self.counts: dict[str, int] = {}
-
-    def register(self, case: str, handler: Handler) -> None:
-        """Let `handler` answer the oneof case. Registering twice is a mistake in the composition."""
-        if case in self._handlers:
-            raise ValueError(f"{case} has a handler already")
-        self._handlers[case] = handler
-        self.counts[case] = 0
+        self._handlers = dict(handlers)
+        self.counts = dict.fromkeys(handlers, 0)
 
     @property
     def cases(self) -> frozenset[str]:

@@ -269,7 +269,7 @@ def test_messages_start_real_processes_also_after_they_were_killed(
             shell.fails(1, "no agent implementation 'nobody' is registered", "agents", "launch", "ag::w::nobody::1")
             before = starts(shell)
             with urllib.request.urlopen(f"http://{gateway.ops_address}/metrics", timeout=LIMIT_S) as metrics:
-                (woken,) = re.findall(rb"^aether_waker_woken_total (\d+)", metrics.read(), re.MULTILINE)
+                (woken,) = re.findall(rb"^aether_autostart_started_total (\d+)", metrics.read(), re.MULTILINE)
             # One was launched. A process that is killed before its arrival is written is started again by the start that it has.
             assert 1 <= len(before - {task_id}) <= int(woken) <= len(starts(shell) - {task_id})
         finally:

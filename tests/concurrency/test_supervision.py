@@ -62,7 +62,7 @@ def test_it_runs_again(
             async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "b", "1")) as b:
                 async with connect(core, agent("w", "a", "1")):
                     pass
-                core.waker.note("ag::w::c::1")
+                core.autostarter._queue.target_absent("ag::w::c::1")
                 while calls() < 2:
                     await trio.sleep(1)
                 await barrier(b)
@@ -102,13 +102,13 @@ def test_an_identity_that_cannot_be_looked_at_keeps_no_others_waiting(
 
         with open_world(SqliteStore()) as world:
             async with deadlock_is_an_error(), world.open() as core:
-                monkeypatch.setattr(core.waker, "_unread", unread)
-                monkeypatch.setattr(core.waker, "_is_registered", lambda _: True)
-                core.waker.ended("ag::w::bad::1")
-                core.waker.ended("ag::w::good::1")
+                monkeypatch.setattr(core.autostarter, "_unread", unread)
+                monkeypatch.setattr(core.autostarter, "_is_registered", lambda _: True)
+                core.autostarter._queue.agent_ended("ag::w::bad::1")
+                core.autostarter._queue.agent_ended("ag::w::good::1")
                 while not looked:
                     await trio.sleep(1)
-                assert not core.waker._ended
+                assert not core.autostarter._queue.ended
 
     run_in_virtual_time(main)
     assert "DefectError" in caplog.text

@@ -119,26 +119,26 @@ async def test_a_task_of_the_session_fails(transport: str, caplog: pytest.LogCap
                 await still_works(b)
 
 
-@pytest.mark.parametrize("part", ["locks.release", "presence.ended", "tasks.ended", "chats.ended"])
+@pytest.mark.parametrize("part", ["locks.release", "presence.ended", "tasks.ended", "conversations.ended"])
 async def test_letting_go_goes_on_behind_a_step_that_fails(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_test_gateway() as gateway:
-        core = gateway.core
+        hooks = gateway.core.hooks
         name, method = part.split(".")
         heard: list[str] = []
 
         def fail(session: Session) -> None:
             raise DefectError(part)
 
-        for other in ("locks.release", "presence.ended", "tasks.ended", "chats.ended"):
+        for other in ("locks.release", "presence.ended", "tasks.ended", "conversations.ended"):
             owner, step = other.split(".")
-            sound = getattr(getattr(core, owner), step)
+            sound = getattr(getattr(hooks, owner), step)
 
             def hear(session: Session, other: str = other, sound: Callable[[Session], None] = sound) -> None:
                 heard.append(other)
                 sound(session)
 
-            monkeypatch.setattr(getattr(core, owner), step, hear)
-        monkeypatch.setattr(getattr(core, name), method, fail)
+            monkeypatch.setattr(getattr(hooks, owner), step, hear)
+        monkeypatch.setattr(getattr(hooks, name), method, fail)
         async with participant("framed", gateway.address, agent("w", "b", "1")) as b:
             session = session_of(gateway, B)
             session.end(Status.CANCELLED, "by an operator")

@@ -62,7 +62,7 @@ async def test_a_framed_client_finishes_behind_a_goaway_and_ends_the_drain() -> 
             pass
         log = gateway.core.log
         assert log.topic(B).tail == 2
-        assert (await gateway.core._unread(A))[0] == 1  # its position
+        assert (await log.unread(A))[0] == 1  # its position
         with trio.fail_after(300):
             await a.finish()
             assert a.error is None

@@ -6,8 +6,7 @@ import pytest
 
 from aether_trio.gateway.core import Core
 from aether_trio.model.errors import AetherError, Code
-from aether_trio.session.dispatch import Dispatcher, request_id_of
-from aether_trio.session.session import Session
+from aether_trio.session.dispatch import request_id_of
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, barrier, connect, errors, kv_get, kv_put, message_to, payloads
 
@@ -17,16 +16,6 @@ ONE = "ag::w::a::1"
 async def test_every_case_of_the_protocol_has_a_handler(core: Core) -> None:
     cases = {field.name for field in pb.UpstreamMessage.DESCRIPTOR.oneofs_by_name["payload"].fields}
     assert core.dispatcher.cases == cases - {"init", "send"}
-
-
-async def test_registering_twice_is_a_mistake(core: Core) -> None:
-    async def handler(session: Session, payload: object) -> list[pb.DownstreamMessage]:
-        return []
-
-    dispatcher = Dispatcher(core.log)
-    dispatcher.register("kv_op", handler)
-    with pytest.raises(ValueError, match="kv_op"):
-        dispatcher.register("kv_op", handler)
 
 
 async def test_a_message_without_content_is_answered_and_the_stream_goes_on(core: Core) -> None:

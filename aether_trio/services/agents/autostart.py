@@ -1,6 +1,6 @@
 """Messages wake agents that are not running: who is written to while it is away is looked at, a moment later, and started if it can be.
 
-    router ── note(identity) ──▶ waiting ──▶ one look for many: registered? connected anywhere? ──▶ Starts.wake
+    router ── target_absent(identity) ──▶ AutostartQueue ──▶ one look for many: registered? connected anywhere? ──▶ Starts.wake
 
 A note costs a dictionary entry, and an identity is looked at once a second at most, so a burst of messages to somebody who is away
 costs the message path next to nothing. A note that comes while its identity was just looked at waits for the next look: what was
@@ -26,6 +26,7 @@ from typing import Final, Generic, TypeVar
 import structlog
 import trio
 
+from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.model.clock import Clock
 from aether_trio.model.containment import report
 from aether_trio.model.identity import Identity, IdentityError
@@ -51,12 +52,14 @@ SHARE: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
-class WakerStatistics:
-    """Of this node. `woken` starts were made because of messages, since start; `given_up` agents ended again and again at the same message;
-    `waiting` receivers are to be looked at.
+class AutostartStatistics:
+    """What an Autostarter of one node has done since its start.
+
+    `started` agents were started because of messages; `given_up` agents ended again and again at the
+    same message; `waiting` receivers are still to be looked at.
     """
 
-    woken: int
+    started: int
     given_up: int
     waiting: int
 
@@ -111,6 +114,50 @@ def _workspace_of(identity: str) -> str:
     return identity.split("::", 2)[1]
 
 
+class AutostartQueue:
+    """Collects what an Autostarter is to look at, from parts that are made before it is.
+
+    It is the AgentHooks of the task engine.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.waiting = _Noted[int]()
+        """Receivers of messages that were not connected, and when (Unix ms) the first one came."""
+        self.ended: dict[str, float] = {}
+        """Started agents whose connection has ended, and when (trio's clock) to look at each."""
+        self.unregistered = _Noted[tuple[int, float]]()
+        """When a message came for an identity that is not registered, and until when (trio's clock) that counts."""
+        self.registrations = 0
+        """How often a registration was added or removed on this node."""
+        self.changed = AutoResetEvent()
+
+    def target_absent(self, identity: str) -> None:
+        """Report a message or task for a participant that is not connected to this node. Never blocks."""
+        if identity not in self.waiting and self.waiting.offer(identity, self._clock.now_ms()):
+            self.changed.set()
+
+    def agent_ended(self, identity: str) -> None:
+        """Report that an agent that was started is no longer connected to this node. Never blocks."""
+        if len(self.ended) < MAX_WAITING:
+            self.ended[identity] = trio.current_time() + QUIET_S
+            self.changed.set()
+
+    def gateway_lost(self, identity: str) -> None:
+        """Report that the node of an agent that was started is gone. Never blocks."""
+        self.agent_ended(identity)
+
+    def unstarted_ended(self, identity: str) -> None:
+        """Report the end of an agent that was not started: it has seen its messages. Never blocks."""
+        self.unregistered.pop(identity)
+
+    def registration_changed(self) -> None:
+        """Report that a registration was added or removed on this node. Never blocks."""
+        self.registrations += 1
+        if self.unregistered:
+            self.changed.set()
+
+
 class Autostarter:
     """See the module docstring. `connected(identity)` says whether a participant is, on whichever node; `unread(identity)` gives the
     position up to which it has read its topic, and how many messages are behind it.
@@ -118,6 +165,7 @@ class Autostarter:
 
     def __init__(
         self,
+        queue: AutostartQueue,
         starts: Starts,
         agents: AgentStore,
         clock: Clock,
@@ -129,48 +177,24 @@ class Autostarter:
         self._clock = clock
         self._connected = connected
         self._unread = unread
-        self._ended: dict[str, float] = {}
+        self._queue = queue
         self._stuck: OrderedDict[str, tuple[int, int]] = OrderedDict()
-        self._waiting = _Noted[int]()
-        self._strangers = _Noted[tuple[int, float]]()
-        """When something has come for whom nobody has registered, and until when (trio's clock) that counts."""
         self._looked: dict[str, float] = {}
         self._names: frozenset[str] = frozenset()
         self._names_until = -1.0
-        self._news = trio.Event()
-        self._woken = self._given_up = 0
-        agents.on_change = self._renew
+        self._names_of = 0
+        """`queue.registrations` when the names were read."""
+        self._started = self._given_up = 0
 
-    def statistics(self) -> WakerStatistics:
+    def statistics(self) -> AutostartStatistics:
         """What has happened so far."""
-        return WakerStatistics(self._woken, self._given_up, len(self._waiting) + len(self._ended))
-
-    def note(self, identity: str) -> None:
-        """Somebody has written to this identity, and it is not connected to this node. Never blocks."""
-        if identity not in self._waiting and self._waiting.offer(identity, self._clock.now_ms()):
-            self._news.set()
-
-    def ended(self, identity: str) -> None:
-        """An agent that was started has lost or ended its connection to this node. Never blocks."""
-        if len(self._ended) < MAX_WAITING:
-            self._ended[identity] = trio.current_time() + QUIET_S
-            self._news.set()
-
-    def came_by_itself(self, identity: str) -> None:
-        """Whoever has been connected without a start has seen what came for it. Never blocks."""
-        self._strangers.pop(identity)
-
-    def _renew(self) -> None:
-        self._names_until = -1.0
-        if self._strangers:
-            self._news.set()
+        return AutostartStatistics(self._started, self._given_up, len(self._queue.waiting) + len(self._queue.ended))
 
     async def run(self) -> None:
         """Look, until cancelled."""
         while True:
             with trio.move_on_after(self._pause_s()):
-                await self._news.wait()
-            self._news = trio.Event()
+                await self._queue.changed.wait()
             try:
                 await self._look()
             except StorageUnavailable as error:
@@ -180,55 +204,62 @@ class Autostarter:
     def _pause_s(self) -> float:
         """Until something is to be looked at though nothing is new."""
         now = trio.current_time()
-        moments = [self._looked.get(identity, now - QUIET_S) + QUIET_S for identity in self._waiting]
-        moments += self._ended.values()
-        if self._strangers:
-            moments.append(self._names_until)
+        moments = [self._looked.get(identity, now - QUIET_S) + QUIET_S for identity in self._queue.waiting]
+        moments += self._queue.ended.values()
+        if self._queue.unregistered:
+            moments.append(self._names_age_out())
         return max(min(moments, default=now + 3600) - now, 0.0)
 
     async def _look(self) -> None:
         now = trio.current_time()
         for identity in [one for one, at in self._looked.items() if at + QUIET_S <= now]:
             del self._looked[identity]
-        if (self._waiting or self._strangers or self._ended) and self._names_until <= now:
+        queue = self._queue
+        if (queue.waiting or queue.unregistered or queue.ended) and self._names_age_out() <= now:
             await self._learn_names(now)
-        for identity in [one for one, at in self._ended.items() if at <= now]:
+        for identity in [one for one, at in self._queue.ended.items() if at <= now]:
             if self._is_registered(identity):
                 await in_halves([identity], self._look_after, _given_up)
-            if self._ended[identity] <= now:  # else it has come and ended again meanwhile
-                del self._ended[identity]
-        due = [one for one in self._waiting if one not in self._looked][:BATCH]
+            if self._queue.ended[identity] <= now:  # else it has come and ended again meanwhile
+                del self._queue.ended[identity]
+        due = [one for one in self._queue.waiting if one not in self._looked][:BATCH]
         wanted: dict[str, int] = {}
         for identity in due:
-            trigger_ms = self._waiting.pop(identity)
+            trigger_ms = self._queue.waiting.pop(identity)
             assert trigger_ms is not None
             if self._is_registered(identity):
                 wanted[identity] = trigger_ms
             else:
-                self._strangers.pop(identity)
-                self._strangers.offer(identity, (trigger_ms, now + STRANGER_S))
+                self._queue.unregistered.pop(identity)
+                self._queue.unregistered.offer(identity, (trigger_ms, now + STRANGER_S))
         if wanted:
             try:
                 await in_halves(list(wanted), lambda some: self._wake({one: wanted[one] for one in some}), _given_up)
             except BaseException:
                 for identity, trigger_ms in wanted.items():
-                    self._waiting.keep(identity, trigger_ms)
+                    self._queue.waiting.keep(identity, trigger_ms)
                 raise
+
+    def _names_age_out(self) -> float:
+        """When the names are to be read again, on trio's clock."""
+        return self._names_until if self._names_of == self._queue.registrations else -1.0
 
     async def _learn_names(self, now: float) -> None:
         """What is registered by now, and who of the strangers is none any more."""
-        self._names_until = now + REFRESH_S  # before the look: what is registered during it, the next one finds
+        # Before the look: what is registered during it, the next one finds.
+        self._names_until = now + REFRESH_S
+        self._names_of = self._queue.registrations
         try:
             self._names = await self._agents.names()
         except BaseException:
             self._names_until = -1.0
             raise
-        for identity, (trigger_ms, until) in self._strangers.items():
+        for identity, (trigger_ms, until) in self._queue.unregistered.items():
             if self._is_registered(identity):
-                self._waiting.keep(identity, trigger_ms)
+                self._queue.waiting.keep(identity, trigger_ms)
             elif now < until:
                 continue
-            self._strangers.pop(identity)
+            self._queue.unregistered.pop(identity)
 
     async def _look_after(self, ended: Sequence[str]) -> Sequence[None]:
         """Whether somebody who has ended has left messages behind."""
@@ -246,7 +277,7 @@ class Autostarter:
             self._given_up += 1
             logger.warning("an agent ends again and again at the same message", identity=identity, message=position + 1)
             return ()
-        self._waiting.keep(identity, self._clock.now_ms())
+        self._queue.waiting.keep(identity, self._clock.now_ms())
         self._looked[identity] = trio.current_time() + (1 << times - 1) - 1 - QUIET_S
         return ()
 
@@ -272,12 +303,12 @@ class Autostarter:
             if begun.problem:
                 logger.info("a message cannot wake its receiver", identity=identity.text, reason=begun.problem)
             elif begun.created:
-                self._woken += 1
+                self._started += 1
                 logger.info(
                     "a message wakes its receiver", identity=identity.text, task=begun.task and begun.task.task_id
                 )
             elif begun.missing:
-                self._waiting.keep(identity.text, absent[identity])
+                self._queue.waiting.keep(identity.text, absent[identity])
         return ()
 
 

@@ -127,20 +127,20 @@ def _prefix_key(prefix: str) -> str:
     return prefix.rstrip("/")
 
 
-def _nothing() -> None:
-    return None
-
-
 class AgentStore:
-    """The registry in the database of the tasks, of `most` implementations (0: of any number). What waits raises StorageUnavailable."""
+    """The registry in the database of the tasks, of `most` implementations (0: of any number). What waits raises StorageUnavailable.
 
-    def __init__(self, database: Database, clock: Clock, *, strict: bool = True, most: int = 0) -> None:
+    `on_change` is called when a registration was added or removed on this node.
+    """
+
+    def __init__(
+        self, database: Database, clock: Clock, on_change: Callable[[], None], *, strict: bool = True, most: int = 0
+    ) -> None:
         self._most = most
         self._database = database
         self._clock = clock
         self._strict = strict
-        self.on_change: Callable[[], None] = _nothing
-        """Called when something was registered or forgotten here."""
+        self._on_change = on_change
 
     async def find(self, implementation: str) -> Registration | None:
         """The registration of this implementation; of "name:version" also that of "name"."""
@@ -158,7 +158,7 @@ class AgentStore:
         if isinstance(stored, Refusal):
             return stored
         written = await self._database.run(partial(_put, stored, self._clock.now_ms(), self._most))
-        self.on_change()
+        self._on_change()
         return written
 
     async def delete(self, implementation: str) -> bool:
@@ -166,7 +166,7 @@ class AgentStore:
         if "\0" in implementation:
             return False
         found = await self._database.run(partial(_delete, implementation))
-        self.on_change()
+        self._on_change()
         return found
 
     async def names(self) -> frozenset[str]:

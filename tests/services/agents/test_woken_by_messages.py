@@ -188,7 +188,7 @@ async def test_a_message_wakes_its_receiver_though_storage_was_away(
         asker.send(message_to(ECHO, b"one"))
         await assignment(orchestrator)
         assert failures == -1
-        assert core.waker.statistics().woken == 1
+        assert core.autostarter.statistics().started == 1
 
 
 @pytest.mark.parametrize("registered", [True, False], ids=["known", "unknown"])

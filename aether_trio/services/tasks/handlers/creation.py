@@ -40,7 +40,7 @@ JOINING_S: Final = (0.01, 0.05, 0.2, 0.5)
 
 @dataclass(slots=True)
 class Creation:
-    """Handles create_task. `starter` is orchestration's, None without one."""
+    """Handles create_task."""
 
     engine: Engine
     ids: IdFactory
@@ -50,7 +50,7 @@ class Creation:
     random_bytes: Callable[[int], bytes]
     connected: Callable[[str], Awaitable[bool]]
     """Whether a participant is connected, on whichever node. Raises StorageUnavailable."""
-    starter: Starter | None = None
+    starter: Starter
     _latest_us: int = 0
 
     async def handle(self, session: Session, request: pb.CreateTaskRequest) -> list[pb.DownstreamMessage]:
@@ -103,7 +103,7 @@ class Creation:
                     key=key,
                     request=asked,
                     offline=offline,
-                    start=None if self.starter is None else self.starter.start,
+                    start=self.starter.start,
                     target=target,
                     minted=minted,
                 )
@@ -176,7 +176,7 @@ class Creation:
             return Offline.QUEUE
         if request.target_offline_policy == pb.TARGET_OFFLINE_POLICY_REJECT:
             return Offline.REJECT
-        if self.starter is not None and await self.starter.knows(target.implementation):
+        if await self.starter.knows(target.implementation):
             return Offline.START
         return Offline.UNKNOWN
 

@@ -1,0 +1,133 @@
+"""What the services do when a session connects, joins, moves and ends.
+
+The session server (session/lifecycle.py) knows no service: it calls these hooks. Each hook tells the parts
+that are concerned; a part that raises keeps no other part from its call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+from aether_trio.model.clock import Clock
+from aether_trio.model.containment import run_all
+from aether_trio.model.errors import Status
+from aether_trio.model.identity import Kind
+from aether_trio.model.ownership import SessionHistory
+from aether_trio.services.agents import AutostartQueue, Starts
+from aether_trio.services.credentials import CredentialChecker
+from aether_trio.services.kv import KvService
+from aether_trio.services.presence import PresenceStore
+from aether_trio.services.tasks import TaskService
+from aether_trio.services.tasks.delivery.conversations import Conversations
+from aether_trio.services.tasks.transaction.startup import task_context
+from aether_trio.session.admission import Admitted, Claim
+from aether_trio.session.directory import SessionDirectory
+from aether_trio.session.identity_locks import IdentityLocks
+from aether_trio.session.registry import Registry
+from aether_trio.session.session import Session
+from aether_trio.telemetry.metrics import Metrics
+from aether_trio.transport.link import Peer
+from aether_trio.wire.pb import aether_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceHooks:
+    """Calls the services at each step of a session's life: the SessionHooks of a gateway."""
+
+    clock: Clock
+    metrics: Metrics
+    registry: Registry
+    locks: IdentityLocks
+    directory: SessionDirectory
+    credentials: CredentialChecker
+    presence: PresenceStore
+    kv: KvService
+    tasks: TaskService
+    conversations: Conversations
+    starts: Starts
+    autostart_queue: AutostartQueue
+
+    async def authenticate(self, claim: Claim, peer: Peer) -> Admitted:
+        """Check the credentials of a first message. Raises StatusError."""
+        return await self.credentials.admit(claim, peer)
+
+    async def recall(self, identity: str, session_id: str) -> SessionHistory | None:
+        """Find a session that ended before this gateway started. Raises StorageUnavailable."""
+        return await self.presence.recall(identity, session_id)
+
+    def attempted(self, claim: Claim | None, status: Status, authenticated: bool) -> None:
+        """Count a handshake. The workspace of a claim that is not authenticated is no label.
+
+        A client could make up workspaces until there is no room left for those that exist.
+        """
+        kind = "unknown" if claim is None else claim.identity.type_name
+        workspace = claim.identity.workspace if claim is not None and authenticated else ""
+        self.metrics.connection_attempts.add((workspace, kind, _attempt_label(status)))
+
+    async def prepare(self, session: Session) -> None:
+        """Give an agent that was started the task of its start (reference: tasks.md 4.4)."""
+        start = await self.starts.of(session.identity)
+        if start is not None:
+            session.start_agent(start.task_id, task_context(start))
+
+    async def config_snapshot(self, session: Session) -> pb.ConfigSnapshot:
+        """Collect what an agent or task is told first: its task and its exclusive KV entries."""
+        in_workspace, everywhere = await self.kv.exclusive_snapshot(session.identity)
+        return pb.ConfigSnapshot(
+            task_context=session.task_context, workspace_exclusive_kv=in_workspace, global_exclusive_kv=everywhere
+        )
+
+    def joined(self, session: Session, claim: Claim) -> None:
+        """Tell the services of a session that was acknowledged."""
+        self._join(session, back=bool(claim.resume_session_id))
+
+    def node_renewed(self) -> None:
+        """Tell the services of every session again, after other nodes took this one for dead.
+
+        The other nodes may have let go of the sessions that this node still has.
+        """
+        self.tasks.engine.renewed()
+        for session in self.registry:
+            if session.acknowledged:
+                self._join(session, back=True, again=True)
+
+    def _join(self, session: Session, *, back: bool, again: bool = False) -> None:
+        self.tasks.joined(session, back=back, again=again)
+        if session.identity.kind is Kind.ORCHESTRATOR:
+            self.starts.joined(session, back=back, again=again)
+
+    def moved(self, session: Session) -> None:
+        """Tell the services that a session has switched its workspace."""
+        self.directory.moved(session.record)
+        self.conversations.moved(session)
+
+    def ended(self, session: Session) -> None:
+        """Tell the services of a session's end; called once for each session, acknowledged or not."""
+        parts = (
+            self.locks.release,
+            self.presence.ended,
+            self.tasks.ended,
+            self.conversations.ended,
+            self._agent_ended,
+        )
+        run_all(session.who, *(partial(ended, session) for ended in parts))
+        self.metrics.connection_duration.observe(
+            (self.clock.now_ms() - session.connected_ms) / 1000,
+            (session.identity.workspace, session.identity.type_name),
+        )
+
+    def _agent_ended(self, session: Session) -> None:
+        if session.identity.kind is Kind.ORCHESTRATOR:
+            self.starts.ended(session)
+        elif session.task_context:
+            self.autostart_queue.agent_ended(session.identity.text)
+        else:
+            self.autostart_queue.unstarted_ended(session.identity.text)
+
+
+@lru_cache(maxsize=256)
+def _attempt_label(status: Status) -> str:
+    """Give the reference's word for how a handshake ended; it has none for most statuses."""
+    words = {Status.OK: "success", Status.ALREADY_EXISTS: "lock_failed", Status.RESOURCE_EXHAUSTED: "quota_exceeded"}
+    return words.get(status, status.name.lower())
