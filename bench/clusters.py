@@ -67,7 +67,7 @@ class Reading:
             return later.counters.get(name, 0.0) - self.counters.get(name, 0.0)
 
         gateways, database = later.gateways_ns - self.gateways_ns, later.database_ns - self.database_ns
-        groups, reads = grown("aether_log_groups"), grown("aether_log_followed_reads")
+        groups, reads = grown("aether_log_groups"), grown("aether_log_remote_reads")
         return {
             "database_share": round(database / max(1, gateways + database), 3),
             "gateways_cpu_us": round(gateways / 1000 / max(1, messages), 2),
@@ -79,7 +79,7 @@ class Reading:
             ),
             "wakes_per_s": round(grown("aether_cluster_log_wakes") / seconds, 1),
             "reads_per_s": round(reads / seconds, 1),
-            "rows_per_read": round(grown("aether_log_followed_rows") / reads, 2) if reads else 0.0,
+            "rows_per_read": round(grown("aether_log_remote_messages") / reads, 2) if reads else 0.0,
         }
 
 

@@ -13,17 +13,19 @@ class RepeatedEvent:
     __slots__ = ("_event",)
 
     def __init__(self) -> None:
-        self._event = trio.Event()
+        self._event: trio.Event | None = None
+        """Made by the first task that waits, as most objects that have a RepeatedEvent never wait."""
 
     def set(self) -> None:
         """Wake the tasks that wait now. Never blocks; costs nothing when no task waits."""
-        event = self._event
-        if event.statistics().tasks_waiting:
-            self._event = trio.Event()
+        event, self._event = self._event, None
+        if event is not None:
             event.set()
 
     async def wait(self) -> None:
         """Wait for the next `set`."""
+        if self._event is None:
+            self._event = trio.Event()
         await self._event.wait()
 
 

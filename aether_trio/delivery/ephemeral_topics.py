@@ -1,38 +1,41 @@
-"""Ephemeral topics: progress updates, which are worth something only while they are fresh.
+"""Ephemeral topics: progress updates, which are of use only while they are fresh.
 
-Nothing here is stored. In a cluster a relay (cluster/relay/progress_relay.py) carries updates to the other nodes that have listeners for their topic:
-who is to listen is made known to them first, so that a listener misses nothing that is published after its session is acknowledged.
-An update goes to whoever listens now; a listener that does not keep up loses the oldest ones
-and is told so once (session/outbox.py). The side effects that durable work hangs on a progress report (heartbeats, task
-events) will live with tasks, not here.
+Nothing here is stored. In a cluster a relay (cluster/relay/progress_relay.py) carries updates to the other
+nodes that have listeners for their topic. A node announces its listeners to the others first, so that a
+listener misses no update that is published after its session is acknowledged. An update goes to the
+listeners of that moment; a listener that does not keep up loses the oldest updates and is told so once
+(delivery/outbox.py). What tasks derive from a progress report (heartbeats, task events) is in
+services/tasks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from aether_trio.delivery.kicks import AT_ONCE, Kicks
+from aether_trio.concurrency.kicks import KICKS_PER_SLICE, Kicks
 from aether_trio.model.identity import has_all_parts
 
 
 class EphemeralSink(Protocol):
-    """Where updates go: an Outbox, or somebody who only watches."""
+    """Takes updates: an Outbox, or a watcher."""
 
     def put_ephemeral(self, frame: bytes) -> None:
-        """Take an update, dropping old ones if need be."""
+        """Take an update, and drop old ones if there is no room."""
         ...
 
     def kick(self) -> None:
-        """There is something new."""
+        """Write what is new. Never blocks."""
         ...
 
 
 class EphemeralListener:
-    """One participant that listens. `identity` is its identity string, for the recipient filter.
+    """One participant that listens to a topic.
 
-    `everything` is for watchers, whom the filter does not concern.
+    `identity` is its identity string, which the recipient filter compares. A watcher gets `everything`,
+    without a filter.
     """
 
     __slots__ = ("everything", "identity", "outbox", "topic")
@@ -44,7 +47,11 @@ class EphemeralListener:
         self.everything = everything
 
     def accepts(self, source: str, recipient: str) -> bool:
-        """The protocol's filter: never one's own updates; an empty recipient is everybody; `us::uid` is every window."""
+        """Whether an update from `source` for `recipient` is for this listener.
+
+        A participant never gets its own updates. An empty recipient means all listeners, and `us::uid`
+        all windows of that user.
+        """
         if self.everything:
             return True
         if source == self.topic:
@@ -53,7 +60,10 @@ class EphemeralListener:
 
 
 class _EphemeralTopic:
-    """Who listens to one topic. `named` by identity, one each; `others` are watchers, and further ones of an identity."""
+    """The listeners of one topic.
+
+    `named` has one listener for each identity; `others` are watchers, and further listeners of an identity.
+    """
 
     __slots__ = ("named", "others")
 
@@ -65,21 +75,21 @@ class _EphemeralTopic:
         return len(self.named) + len(self.others)
 
     def add(self, listener: EphemeralListener) -> None:
-        """Idempotent."""
+        """Add a listener. Idempotent."""
         if listener in self.others:
             return
         if listener.everything or self.named.setdefault(listener.identity, listener) is not listener:
             self.others = (*self.others, listener)
 
     def remove(self, listener: EphemeralListener) -> None:
-        """Idempotent."""
+        """Remove a listener. Idempotent."""
         if self.named.get(listener.identity) is listener:
             del self.named[listener.identity]
         else:
             self.others = tuple(one for one in self.others if one is not listener)
 
-    def asked(self, recipient: str) -> Iterable[EphemeralListener]:
-        """All who may accept what is for this recipient: of a whole identity its holder, found by key."""
+    def candidates(self, recipient: str) -> Iterable[EphemeralListener]:
+        """Return the listeners that may accept an update for this recipient."""
         if recipient and has_all_parts(recipient):
             holder = self.named.get(recipient)
             return self.others if holder is None else (holder, *self.others)
@@ -87,14 +97,14 @@ class _EphemeralTopic:
 
 
 class EphemeralRelay(Protocol):
-    """The way to the listeners on other nodes."""
+    """Carries updates to the listeners on other nodes."""
 
     async def expect(self, topics: Sequence[str]) -> None:
-        """Make known that this node is about to listen to these topics. Raises StorageUnavailable."""
+        """Announce that this node will listen to these topics. Raises StorageUnavailable."""
         ...
 
     def listening(self, topic: str) -> None:
-        """A topic has its first listener here. Never blocks."""
+        """Note that a topic has its first listener here. Never blocks."""
         ...
 
     def publish(self, topic: str, source: str, recipient: str, frame: bytes) -> None:
@@ -104,7 +114,7 @@ class EphemeralRelay(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EphemeralStatistics:
-    """Counters since start."""
+    """The counters since start, and the listeners of now."""
 
     published: int
     delivered: int
@@ -116,39 +126,54 @@ def _kick(sink: EphemeralSink) -> None:
 
 
 class EphemeralTopics:
-    """All ephemeral topics of a node. `relay` is set before anybody listens, or never. `run` is its one task."""
+    """All ephemeral topics of one node. `run` is its one task."""
 
     def __init__(self) -> None:
-        self.relay: EphemeralRelay | None = None
+        self._relay: EphemeralRelay | None = None
         self._listeners: dict[str, _EphemeralTopic] = {}
-        self._later = Kicks()
+        self._kicks = Kicks()
         self._published = 0
         self._delivered = 0
 
     async def run(self) -> None:
-        """Kick those behind the first of an update's many listeners, until cancelled: one report may not hold up the gateway."""
-        await self._later.run()
+        """Kick most listeners of an update that has many, until cancelled.
+
+        So one report does not hold up the gateway.
+        """
+        await self._kicks.run()
+
+    @contextmanager
+    def relayed_by(self, relay: EphemeralRelay) -> Iterator[None]:
+        """Carry updates to and from other nodes through `relay` until the block ends."""
+        self._relay = relay
+        try:
+            yield
+        finally:
+            self._relay = None
 
     async def expect(self, topics: Sequence[str]) -> None:
-        """Before `listen`: have other nodes know of it. Raises StorageUnavailable. A checkpoint only where it has to wait."""
-        if self.relay is not None and topics:
-            await self.relay.expect(topics)
+        """Announce to other nodes that `listen` follows. Raises StorageUnavailable.
+
+        A checkpoint only where it has to wait.
+        """
+        if self._relay is not None and topics:
+            await self._relay.expect(topics)
 
     def listen(self, topic: str, listener: EphemeralListener) -> None:
-        """Give this listener the updates of a topic."""
-        if self.relay is not None and topic not in self._listeners:
-            self.relay.listening(topic)
+        """Give this listener the updates of a topic, from now on."""
+        if self._relay is not None and topic not in self._listeners:
+            self._relay.listening(topic)
         ephemeral_topic = self._listeners.get(topic)
         if ephemeral_topic is None:
             ephemeral_topic = self._listeners[topic] = _EphemeralTopic()
         ephemeral_topic.add(listener)
 
     def has_listeners(self, topic: str) -> bool:
-        """Whether anybody on this node listens to a topic."""
+        """Whether a topic has a listener on this node."""
         return topic in self._listeners
 
-    def heard(self) -> list[str]:
-        """Every topic that somebody on this node listens to."""
+    def listened_topics(self) -> list[str]:
+        """Return the topics that have a listener on this node."""
         return list(self._listeners)
 
     def unlisten(self, topic: str, listener: EphemeralListener) -> None:
@@ -162,34 +187,35 @@ class EphemeralTopics:
     def publish(
         self, topic: str, source: str, recipient: str, frame: bytes, kick: Callable[[EphemeralSink], None] = _kick
     ) -> int:
-        """Hand an update to everybody on the topic whom it is for; returns how many of them are on this node.
+        """Give an update to the listeners it is for, on all nodes; return how many are on this node.
 
-        `kick` is called with each of these sinks, which has the update already; it may do it later (kicks.py).
+        `kick` is called with each of their sinks, which has the update already; it may kick it later
+        (concurrency/kicks.py).
         """
         self._published += 1
-        if self.relay is not None:
-            self.relay.publish(topic, source, recipient, frame)
+        if self._relay is not None:
+            self._relay.publish(topic, source, recipient, frame)
         return self.deliver(topic, source, recipient, frame, kick)
 
     def deliver(
         self, topic: str, source: str, recipient: str, frame: bytes, kick: Callable[[EphemeralSink], None] = _kick
     ) -> int:
-        """Hand an update to the listeners on this node; returns how many it was for."""
+        """Give an update to the listeners on this node that it is for; return how many they are."""
         ephemeral_topic = self._listeners.get(topic)
         if ephemeral_topic is None:
             return 0
         count = 0
-        for listener in ephemeral_topic.asked(recipient):
+        for listener in ephemeral_topic.candidates(recipient):
             if listener.accepts(source, recipient):
                 listener.outbox.put_ephemeral(frame)
-                if count < AT_ONCE:
+                if count < KICKS_PER_SLICE:
                     kick(listener.outbox)
                 else:
-                    self._later.add(listener.outbox)
+                    self._kicks.add(listener.outbox)
                 count += 1
         self._delivered += count
         return count
 
     def statistics(self) -> EphemeralStatistics:
-        """Counters since start."""
+        """The counters since start, and the listeners of now."""
         return EphemeralStatistics(self._published, self._delivered, sum(map(len, self._listeners.values())))

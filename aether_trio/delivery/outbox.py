@@ -1,48 +1,40 @@
-"""What waits to be written to one participant, bounded in bytes; the FrameSource of its link.
+"""The outbox of one participant: what waits to be written to its link, bounded in bytes.
 
 Three queues, drained in this order:
 
-* control: acks, replies, errors, signals. Filled by the session's own task, which waits for room before it takes the
-  next request, so a client that asks and never reads stops being served, and costs no more than that.
-* deliveries: durable messages. When it is full the subscription is marked lagging and its messages stay in the log, to
-  be paged in by the catch-up reader (delivery/catchup.py) when there is room. Nothing is dropped.
-* ephemeral: updates (progress). When it is full the oldest goes, is counted, and the client is told once.
+* control: acknowledgements, replies, errors, signals. The session's own task fills it, and waits for room
+  before it takes the next request. So a client that asks and never reads is no longer served, and costs no
+  more than that.
+* deliveries: durable messages. When it is full, the subscription is marked lagging and its messages stay in
+  the log; the catch-up reader (delivery/catchup.py) reads them when there is room. None is dropped.
+* ephemeral: progress updates. When it is full, the oldest one is dropped and counted, and the client is
+  told once.
 
-While its gate is paused (the node has lost its lease) deliveries stay where they are.
+While the gate is paused (the node may have lost its lease) deliveries stay in their queue.
 
-Invariants: bytes of deliveries and updates never exceed their limit by more than one message; `flushed` reports a
-delivery to its subscription only after the kernel has its bytes; after `detach` only control messages still go out;
-`listeners` are called after each flush, and are for those who wait for room.
+Invariants: bytes of deliveries and updates never exceed their limit by more than one message; `flushed`
+reports a delivery to its subscription only after the kernel has its bytes; after `detach` only control
+messages still go out; `listeners` are called after each flush.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-import trio
-
+from aether_trio.concurrency.events import RepeatedEvent
+from aether_trio.concurrency.kicks import Kickable
 from aether_trio.model.containment import report
+from aether_trio.model.errors import AetherError
 from aether_trio.model.limits import CLIENT_MESSAGE_BYTES
 
-if TYPE_CHECKING:
-    from aether_trio.delivery.receipts import Receipts
 
-
-class Kickable(Protocol):
-    """The part of a Link that an outbox needs."""
-
-    def kick(self) -> None:
-        """There is something new to pull."""
-        ...
-
-
-class Gate(Protocol):
-    """Whether durable messages may leave."""
+class DeliveryGate(Protocol):
+    """Says whether durable messages may leave this node."""
 
     paused: bool
-    """It is open whether this node still holds what it holds: they wait, as another node may be delivering them."""
+    """Whether it is unknown if this node still has its lease: deliveries wait, as another node may make them."""
 
 
 class _OpenGate:
@@ -52,45 +44,58 @@ class _OpenGate:
 _OPEN = _OpenGate()
 
 
+class SendReceipts(Protocol):
+    """What a client that numbers its sends is to be told of them (delivery/receipts.py)."""
+
+    @property
+    def due(self) -> bool:
+        """Whether `take` has news."""
+        ...
+
+    def take(self) -> tuple[list[tuple[int, AetherError]], int]:
+        """Take the refused sends, in order, and the number up to which all are settled (0: no news)."""
+        ...
+
+
 class Origin(Protocol):
     """The subscription that a delivery belongs to."""
 
     @property
     def topic(self) -> str:
-        """Its topic's name."""
+        """The name of its topic."""
         ...
 
     @property
     def position_done(self) -> int:
-        """The offset up to which this consumer is known to be done; 0 where that has no meaning."""
+        """The offset up to which the consumer is known to be done; 0 where that has no meaning."""
         ...
 
     @property
     def shared(self) -> bool:
-        """Whether others take messages of the same topic in turn, so that each is done by itself."""
+        """Whether several consumers share the topic's messages, so that each is done separately."""
         ...
 
     @property
     def is_open(self) -> bool:
-        """Whether more may come."""
+        """Whether further messages may be delivered."""
         ...
 
     def delivered(self, offset: int) -> None:
-        """Everything offered through this outbox up to `offset` has gone to the kernel."""
+        """Note that all messages offered through this outbox up to `offset` have gone to the kernel."""
         ...
 
     def acknowledged(self, offset: int) -> None:
-        """The application is done with everything up to `offset`, or with `offset` alone if `shared`."""
+        """Note that the application is done up to `offset`, or with `offset` alone if `shared`."""
         ...
 
 
 Delivery = tuple[bytes, Origin, int]
-"""A serialized DownstreamMessage, its subscription, its offset there."""
+"""A serialized DownstreamMessage, its subscription, its offset in the topic."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutboxLimits:
-    """Bytes that may wait in each queue."""
+    """The bytes that may wait in each queue."""
 
     control_bytes: int = 256 * 1024
     delivery_bytes: int = 256 * 1024
@@ -99,7 +104,7 @@ class OutboxLimits:
 
 @dataclass(frozen=True, slots=True)
 class OutboxStatistics:
-    """What waits now, and what was dropped of the updates since start."""
+    """The bytes that wait now, and how many updates were dropped since start."""
 
     control_bytes: int
     delivery_bytes: int
@@ -108,7 +113,7 @@ class OutboxStatistics:
 
 
 class Outbox:
-    """See the module docstring."""
+    """Queues what one participant's link is to write; described at the top of this file."""
 
     __slots__ = (
         "_control",
@@ -142,7 +147,7 @@ class Outbox:
         limits: OutboxLimits,
         on_ephemeral_drop: Callable[[], None],
         on_cut: Callable[[], None] | None = None,
-        gate: Gate = _OPEN,
+        gate: DeliveryGate = _OPEN,
         on_failure: Callable[[Exception], None] | None = None,
         on_passed_over: Callable[[str, int, int], None] | None = None,
     ) -> None:
@@ -152,26 +157,27 @@ class Outbox:
         self._on_failure = on_failure
         self._on_passed_over = on_passed_over
         self.limits = limits
-        # Lists: an empty deque has 620 bytes, and what is pulled is mostly all that there is.
+        # Lists: an empty deque has 620 bytes, and a pull mostly takes a whole queue.
         self._control: list[bytes] = []
         self._deliveries: list[Delivery] = []
         self._ephemeral: list[bytes] = []
         self._flushing: dict[Origin, int] = {}
-        self._room: trio.Event | None = None
+        self._room = RepeatedEvent()
         self._on_ephemeral_drop = on_ephemeral_drop
         self.listeners: tuple[Callable[[], None], ...] = ()
         self.control_bytes = 0
         self.delivery_bytes = 0
         self.ephemeral_bytes = 0
         self.ephemeral_dropped = 0
-        self.receipts: Receipts | None = None
-        """Of a client that numbers its sends; its link asks for them (transport/framed)."""
+        self.receipts: SendReceipts | None = None
+        """The receipts of a client that numbers its sends; its link asks for them (transport/framed)."""
         self.credit_messages: int | None = None
+        """How many messages `pull` may still deliver to a client that grants credit; None: any number."""
         self.credit_bytes = 0
-        """What `pull` may still deliver to a client that grants credit; None: any number."""
+        """How many bytes of messages `pull` may still deliver to a client that grants credit."""
         self.closed = False
         self.takes_no_more = False
-        """Its participant is leaving: what is not queued yet stays in the log, or goes to other workers."""
+        """Whether its participant is leaving: further messages stay in the log, or go to other workers."""
         self.broken = False
 
     # -- filling --------------------------------------------------------------------------------------------------
@@ -182,27 +188,28 @@ class Outbox:
         self._link.kick()
 
     def queue_control(self, *frames: bytes) -> None:
-        """Queue replies. The caller kicks."""
+        """Queue replies; the caller kicks."""
         for frame in frames:
             self._control.append(frame)
             self.control_bytes += len(frame)
 
     @property
     def control_has_room(self) -> bool:
-        """Whether another request may be taken from this client. Of a broken link the reader is to hear, so: yes."""
+        """Whether another request may be taken from this client.
+
+        True for a broken link, so that its reader learns that it is broken.
+        """
         return self.control_bytes < self.limits.control_bytes or self.broken
 
     async def wait_control_room(self) -> None:
         """Wait until `control_has_room`."""
         while not self.control_has_room:
-            if self._room is None:
-                self._room = trio.Event()
             await self._room.wait()
 
     def try_deliver(self, frame: bytes, origin: Origin, offset: int) -> bool:
-        """Queue a durable message; False when there is no room. The caller kicks, once for many.
+        """Queue a durable message; return False when there is no room. The caller kicks once for many.
 
-        One that is larger than any client takes is passed over, and its consumer is told.
+        A message that is larger than any client takes is passed over, and its consumer is told.
         """
         size = len(frame)
         if size > CLIENT_MESSAGE_BYTES:
@@ -221,7 +228,10 @@ class Outbox:
         return True
 
     def _pass_over(self, origin: Origin, offset: int, size: int) -> bool:
-        """No client takes it, now or later; waiting for room would hold up the topic. Its consumer is told."""
+        """Pass over a message that no client takes, and tell its consumer.
+
+        Waiting for room would hold up the topic for ever.
+        """
         if self.closed:
             return False
         if self._on_passed_over is not None:
@@ -232,11 +242,11 @@ class Outbox:
 
     @property
     def wants_deliveries(self) -> bool:
-        """Whether a catch-up reader should page in more: at most half full."""
+        """Whether the catch-up reader should read a page: the queue is at most half full."""
         return not (self.closed or self.takes_no_more) and self.delivery_bytes * 2 <= self.limits.delivery_bytes
 
     def put_ephemeral(self, frame: bytes) -> None:
-        """Queue an ephemeral update, dropping the oldest ones when it does not fit. The caller kicks."""
+        """Queue an update, and drop the oldest ones when there is no room; the caller kicks."""
         if self.closed:
             return
         self._ephemeral.append(frame)
@@ -250,14 +260,14 @@ class Outbox:
             self._on_ephemeral_drop()
 
     def kick(self) -> None:
-        """Let the link write what it can."""
+        """Have the link write what it can."""
         if not self.closed:
             self._link.kick()
 
     # -- FrameSource ----------------------------------------------------------------------------------------------
 
     def pull(self, max_bytes: int) -> list[bytes]:
-        """See FrameSource."""
+        """Take frames for the link, `max_bytes` and one frame beyond at most."""
         frames = self.pull_control(max_bytes)
         budget = max_bytes - sum(map(len, frames)) if frames else max_bytes
         if self._deliveries and budget > 0:
@@ -279,28 +289,35 @@ class Outbox:
         return found
 
     def grant(self, messages: int, size: int) -> None:
-        """The client takes so many more messages, and bytes of messages."""
+        """Add to the credit of messages and bytes of messages that the client takes, and write."""
         self.credit_messages = (self.credit_messages or 0) + messages
         self.credit_bytes += size
         self.kick()
 
+    def report_receipts(self, receipts: SendReceipts) -> None:
+        """Have the link write these receipts from now on."""
+        self.receipts = receipts
+
+    def stop_deliveries(self) -> None:
+        """Queue no further deliveries, as the participant is leaving."""
+        self.takes_no_more = True
+
     def pull_control(self, max_bytes: int) -> list[bytes]:
-        """See FrameSource."""
+        """Take control frames for the link, as `pull` does."""
         if self.control_bytes <= max_bytes:
             frames, self._control = self._control, []
             self.control_bytes = 0
         else:
             frames = _take(self._control, max_bytes)
             self.control_bytes -= sum(map(len, frames))
-        if self._room is not None and (self.control_has_room or not self._control):
+        if self.control_has_room or not self._control:
             self._room.set()
-            self._room = None
         return frames
 
     def pull_deliveries(
         self, max_bytes: int, max_messages: int | None = None, *, flush_is_done: bool = True
     ) -> list[Delivery]:
-        """See FrameSource."""
+        """Take durable messages for the link; with `flush_is_done`, `flushed` moves their positions."""
         if self._gate.paused:
             return []
         deliveries = self._deliveries
@@ -322,7 +339,7 @@ class Outbox:
         return found
 
     def pull_ephemeral(self, max_bytes: int) -> list[bytes]:
-        """See FrameSource."""
+        """Take updates for the link, as `pull` does."""
         if self.ephemeral_bytes <= max_bytes:
             frames, self._ephemeral = self._ephemeral, []
             self.ephemeral_bytes = 0
@@ -332,12 +349,12 @@ class Outbox:
         return frames
 
     def acknowledged(self, origin: Origin, offset: int) -> None:
-        """See FrameSource."""
+        """Note that the application is done with a delivery; ignored after a detach."""
         if not self.closed:
             origin.acknowledged(offset)
 
     def flushed(self) -> None:
-        """See FrameSource."""
+        """Note that the kernel has all that was pulled, and move the positions of its messages."""
         if self._flushing:
             done, self._flushing = self._flushing, {}
             for origin, offset in done.items():
@@ -346,36 +363,33 @@ class Outbox:
             drained()
 
     def cut(self) -> None:
-        """See FrameSource."""
+        """Note that the stream has broken, and wake the tasks that wait for room."""
         self.broken = True
-        if self._room is not None:
-            self._room.set()
-            self._room = None
+        self._room.set()
         if self._on_cut is not None:
             self._on_cut()
 
     def failed(self, error: Exception) -> None:
-        """See FrameSource."""
+        """Note that writing raised, which is a defect: drop what waits, and end the session."""
         self._control.clear()
         self.control_bytes = 0
-        if self._room is not None:
-            self._room.set()
-            self._room = None
+        self._room.set()
         if self._on_failure is not None:
             self._on_failure(error)
         else:
             report(error, "a connection whose session has ended")
 
     def withdraw(self, origins: Collection[Origin]) -> None:
-        """Take back the deliveries that are queued for these; they remain in the log behind their cursors."""
+        """Take back the queued deliveries of these subscriptions; they stay in the log."""
         if self._deliveries:
             self._deliveries = [entry for entry in self._deliveries if entry[1] not in origins]
             self.delivery_bytes = sum(len(entry[0]) for entry in self._deliveries)
 
     def detach(self) -> None:
-        """Drop deliveries and updates for good; durable messages remain in the log behind their cursors. Idempotent.
+        """Drop deliveries and updates for good; durable messages stay in the log. Idempotent.
 
-        What was pulled and not flushed no longer moves a cursor, because somebody else may hold it from now on.
+        Messages that were pulled and not flushed no longer move a cursor, because another session may have
+        the identity from now on.
         """
         self.closed = True
         self._deliveries.clear()
@@ -383,10 +397,10 @@ class Outbox:
         self._flushing = {}
         self.delivery_bytes = self.ephemeral_bytes = 0
         self.listeners = ()
-        # `receipts` stay: what is settled by now the client may still be told.
+        # `receipts` stay: the client may still be told what is settled by now.
 
     def forget(self) -> None:
-        """The link is closed: let go of it and of the owner, which both refer to this."""
+        """Refer no longer to the link, which is closed, and to the owner: both refer to this outbox."""
         self._link = _NO_LINK
         self.receipts = None
         self._on_cut = None
@@ -397,12 +411,10 @@ class Outbox:
     async def wait_control_sent(self) -> None:
         """Wait until every control message has been pulled, or the link has broken."""
         while self._control and not self.broken:
-            if self._room is None:
-                self._room = trio.Event()
             await self._room.wait()
 
     def listen(self, drained: Callable[[], None]) -> None:
-        """Call `drained` after each flush, from now on."""
+        """Call `drained` after each flush from now on."""
         self.listeners = (*self.listeners, drained)
 
     def unlisten(self, drained: Callable[[], None]) -> None:
@@ -410,12 +422,12 @@ class Outbox:
         self.listeners = tuple(one for one in self.listeners if one != drained)
 
     def statistics(self) -> OutboxStatistics:
-        """What waits now."""
+        """Return what waits now."""
         return OutboxStatistics(self.control_bytes, self.delivery_bytes, self.ephemeral_bytes, self.ephemeral_dropped)
 
 
 def _take(frames: list[bytes], max_bytes: int) -> list[bytes]:
-    """Cut off the front: until `max_bytes` are reached, the last frame going beyond it."""
+    """Take frames from the front until `max_bytes` are reached; the last one may go beyond it."""
     count = 0
     while max_bytes > 0 and count < len(frames):
         max_bytes -= len(frames[count])
@@ -426,16 +438,16 @@ def _take(frames: list[bytes], max_bytes: int) -> list[bytes]:
 
 
 def _nothing() -> None:
-    """Nobody is told."""
+    """Do nothing."""
 
 
 class _NoLink:
-    """Where a forgotten outbox kicks."""
+    """Stands in for the link of a forgotten outbox."""
 
     __slots__ = ()
 
     def kick(self) -> None:
-        """Nothing is pulled any more."""
+        """Do nothing, as nothing is pulled any more."""
 
 
 _NO_LINK = _NoLink()

@@ -1,10 +1,11 @@
-"""Message rates: of a connection, of a workspace, of an identity, checked in the protocol's order. And the rate of a connection's requests.
+"""Message rates of connections, workspaces and identities, in the protocol's order; request rates.
 
-In a cluster each node has its own. That of an identity holds for the cluster all the same, because an identity is on one node at a
-time; that of a workspace is a gateway's, as in the reference, whose bucket for it is in the memory of each gateway too.
+In a cluster each node has its own buckets. The rate of an identity holds for the cluster all the same,
+because an identity is on one node at a time. The rate of a workspace is one gateway's, as in the reference,
+whose buckets for workspaces are in the memory of each gateway too.
 
-Invariants: a refused message takes nothing from the buckets behind the one that refused; the maps of buckets are bounded,
-because a bucket that is full again may be forgotten.
+Invariants: a refused message takes nothing from the buckets behind the one that refused it; the maps of
+buckets are bounded, because a bucket that is full again may be forgotten.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ MIN_RETRY_MS = 10
 
 
 class Rates:
-    """The rate limits of one node; see the module docstring for what that means in a cluster."""
+    """The rate limits of one node; the top of this file says what they mean in a cluster."""
 
     def __init__(self, limits: Limits, clock: Clock) -> None:
         self._limits = limits
@@ -33,11 +34,11 @@ class Rates:
         self.unlimited = not (limits.send_rate_per_s or limits.workspace_rate_per_s or limits.identity_rate_per_s)
 
     def connection_bucket(self) -> TokenBucket:
-        """A new connection's own bucket."""
+        """Make the bucket of a new connection."""
         return TokenBucket(self._limits.send_rate_per_s, self._limits.send_burst)
 
     def take(self, bucket: TokenBucket, workspace: str, identity: str) -> None:
-        """Take one message. Raises AetherError with how long to wait."""
+        """Take one message. Raises AetherError, which says how long to wait."""
         if self.unlimited:
             return
         now = self._clock.monotonic()
@@ -58,7 +59,7 @@ class Rates:
                 )
 
     def take_connection(self, bucket: TokenBucket, now: float | None = None) -> None:
-        """Take one message from the connection's bucket alone, as a progress report does. Raises AetherError."""
+        """Take a progress report, which counts for its connection alone. Raises AetherError."""
         wait_s = bucket.take(self._clock.monotonic() if now is None else now)
         if wait_s:
             rate = bucket.rate_per_s
@@ -69,11 +70,11 @@ class Rates:
             )
 
     def request_bucket(self) -> TokenBucket:
-        """A new connection's own bucket for requests: all that is neither a message nor a progress report."""
+        """Make a new connection's bucket for requests: all but messages and progress reports."""
         return TokenBucket(self._limits.request_rate_per_s, self._limits.request_burst)
 
     def request_refusal(self, bucket: TokenBucket) -> AetherError | None:
-        """Take one request; why it is refused, if it is."""
+        """Take one request; return the error if it is refused."""
         if not bucket.rate_per_s or not (wait_s := bucket.take(self._clock.monotonic())):
             return None
         return AetherError(

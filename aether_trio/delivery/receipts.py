@@ -1,40 +1,43 @@
-"""What a connection that numbers its sends is told of them: settled up to here, and which were refused.
+"""What a client is told of its sends: which were refused, and up to which number all are settled.
 
-A client's numbers and the log's are two sequences that grow together, so one queue of pairs is enough: whatever is at
-its front and settled is acknowledged by the greatest of its numbers. Refusals are said by themselves, before the
-acknowledgement that covers them.
+`Receipts` is for clients that number their sends (the framed transport). The client's numbers and the
+log's grow together, so one queue of pairs is enough: the pairs at its front that are settled are
+acknowledged by the greatest of their numbers. A refusal is told apart, before the acknowledgement that
+covers it. Receipts are not sent from here: the link asks with `take` whenever it writes, so
+acknowledgements travel with deliveries and answers, and always precede the answer to a request that was
+made after the send.
 
-Nothing is sent from here. The link asks with `take` whenever it writes, so acknowledgements ride along with deliveries
-and answers, and always come before an answer to what was asked behind the send.
+`CountedSends` is for the other transports: the client and the gateway count the SendMessages of a
+connection from 1, and the refusal of the N-th has the request id "send-N".
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
-from aether_trio.log.publishers import IS_COMMITTED, IS_FORGOTTEN, IS_NEW, Publisher
+from aether_trio.concurrency.kicks import Kickable
+from aether_trio.delivery.outbox import Outbox
+from aether_trio.log.deduplication import IS_COMMITTED, IS_FORGOTTEN, IS_NEW, Publisher
+from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.errors import AetherError, Code
 from aether_trio.wire.errors import error_response
 
-if TYPE_CHECKING:
-    from aether_trio.delivery.outbox import Outbox
-    from aether_trio.log.topic_log import TopicLog
+__all__ = ["CountedSends", "Receipts", "refusal_frame"]
 
-Refused = tuple[int, AetherError]
+RefusedSend = tuple[int, AetherError]
 
 
 @lru_cache(maxsize=4)
 def refusal_frame(error: AetherError) -> bytes:
-    """A refusal as a message to a client, for what came without a number. The same for all of a group."""
+    """Encode the refusal of a send without a number; it is the same for all messages of a group."""
     return error_response(error).SerializeToString()
 
 
 class Receipts:
-    """One connection's sends that have no receipt yet; an Author of the log (log.py)."""
+    """Keeps the numbered sends of one connection that have no receipt yet; an Author of the log."""
 
-    __slots__ = ("_by_number", "_log", "_looked", "_refused", "_waiting", "outbox", "publisher")
+    __slots__ = ("_by_number", "_indexed", "_log", "_refused", "_waiting", "outbox", "publisher")
 
     confirms = True
 
@@ -43,19 +46,20 @@ class Receipts:
         self.outbox = outbox
         self.publisher = publisher
         if publisher is not None:
-            publisher.holder = self
+            publisher.connect(self)
         self._waiting: deque[tuple[int, int]] = deque()
-        self._refused: list[Refused] = []
+        self._refused: list[RefusedSend] = []
         self._by_number: dict[int, int] = {}
-        self._looked = 0
-        """How many waited when that was made."""
+        self._indexed = 0
+        """The length of `_waiting` when `_by_number` was made."""
 
     # -- the session's side ---------------------------------------------------------------------------------------
 
     def wanted(self, seq: int) -> bool:
-        """Whether this send is to be appended; one that is in the log, or on its way there, gets its receipt from that.
+        """Whether this send is to be appended.
 
-        Raises AetherError for a number that is too old to tell.
+        A send that is in the log, or on its way there, gets the receipt of that append. Raises
+        AetherError for a number that is too old to tell.
         """
         if self.publisher is None:
             return True
@@ -71,28 +75,28 @@ class Receipts:
         return False
 
     def appended(self, seq: int, number: int) -> None:
-        """The log has taken it as its `number`."""
+        """Note that send `seq` is the append `number` of the log."""
         self._waiting.append((number, seq))
         if self.publisher is not None:
             self.publisher.appended(seq, number)
 
     def refuse(self, seq: int, error: AetherError) -> None:
-        """It was not accepted. The error may be kept for long; what raised it must not be."""
+        """Note that send `seq` was not accepted. The error is kept, without what raised it."""
         error.__traceback__ = error.__context__ = None
         self._refused.append((seq, error))
         self._waiting.append((0, seq))
 
     @property
     def due(self) -> bool:
-        """Whether `take` has something to say."""
+        """Whether `take` has news."""
         waiting = self._waiting
         return bool(self._refused) or bool(waiting and self._log.is_settled(waiting[0][0]))
 
-    def take(self) -> tuple[list[Refused], int]:
-        """(refused sends in the order of their refusal, the number up to which all are settled, or 0 for no news)."""
+    def take(self) -> tuple[list[RefusedSend], int]:
+        """Take the refused sends, in order, and the number up to which all are settled (0: no news)."""
         refused, self._refused = self._refused, []
         waiting, is_settled = self._waiting, self._log.is_settled
-        self._by_number, self._looked = {}, 0
+        self._by_number, self._indexed = {}, 0
         acked = 0
         while waiting and is_settled(waiting[0][0]):
             acked = waiting.popleft()[1]
@@ -101,25 +105,73 @@ class Receipts:
     # -- the log's side -------------------------------------------------------------------------------------------
 
     def refused(self, number: int, error: AetherError) -> None:
-        """See log.Author. A message that came without a number (in an envelope) is refused as it is on every transport."""
-        if not self._note_refusal(number, error):
-            self.outbox.queue_control(refusal_frame(error))
-        holder = self.publisher.holder if self.publisher is not None else None
-        if holder is not None and holder is not self:
-            holder._note_refusal(number, error)
+        """Tell the client that an append was refused, on its latest connection too.
 
-    def _note_refusal(self, number: int, error: AetherError) -> bool:
-        """Whether it is one of the numbered sends of this connection."""
-        if number not in self._by_number and self._looked != len(self._waiting):  # the first of its group
-            self._by_number, self._looked = dict(self._waiting), len(self._waiting)
+        A message without a number (in an envelope) is refused as it is on every transport.
+        """
+        if not self.note_refusal(number, error):
+            self.outbox.queue_control(refusal_frame(error))
+        latest = self.publisher.connection if self.publisher is not None else None
+        if latest is not None and latest is not self:
+            latest.note_refusal(number, error)
+
+    def note_refusal(self, number: int, error: AetherError) -> bool:
+        """Note that an append was refused; return whether it is a numbered send of this connection."""
+        if number not in self._by_number and self._indexed != len(self._waiting):  # the first of its group
+            self._by_number, self._indexed = dict(self._waiting), len(self._waiting)
         seq = self._by_number.get(number)
         if seq is not None:
             self._refused.append((seq, error))
         return seq is not None
 
-    def settled(self, touched: set[Outbox]) -> None:
-        """See log.Author."""
+    def settled(self, touched: set[Kickable]) -> None:
+        """Have the outbox of this connection kicked, and that of the publisher's latest one."""
         touched.add(self.outbox)
-        holder = self.publisher.holder if self.publisher is not None else None
-        if holder is not None and holder is not self:
-            touched.add(holder.outbox)
+        latest = self.publisher.connection if self.publisher is not None else None
+        if latest is not None and latest is not self:
+            touched.add(latest.outbox)
+
+
+class CountedSends:
+    """Counts the sends of one connection and tells which were refused; an Author of the log.
+
+    It keeps the sends that are not settled, whose number the log bounds.
+    """
+
+    __slots__ = ("_count", "_log", "_outbox", "_waiting")
+
+    confirms = False
+    publisher: Publisher | None = None
+
+    def __init__(self, log: TopicLog, outbox: Outbox) -> None:
+        self._log = log
+        self._outbox = outbox
+        self._count = 0
+        self._waiting: OrderedDict[int, int] = OrderedDict()
+        """The numbers of the log's appends, and of the sends that they are."""
+
+    def count(self) -> None:
+        """Count one more send."""
+        self._count += 1
+
+    def appended(self, number: int) -> None:
+        """Note that the last send is the append `number` of the log."""
+        waiting, is_settled = self._waiting, self._log.is_settled
+        while waiting and is_settled(next(iter(waiting))):
+            waiting.popitem(last=False)
+        waiting[number] = self._count
+
+    def refuse(self, error: AetherError) -> None:
+        """Tell the client that its last send was not accepted."""
+        self._tell_refusal(error, self._count)
+
+    def refused(self, number: int, error: AetherError) -> None:
+        """Tell the client that the append `number` was refused."""
+        self._tell_refusal(error, self._waiting.pop(number, 0))
+
+    def settled(self, touched: set[Kickable]) -> None:
+        """Do nothing: success is silent."""
+
+    def _tell_refusal(self, error: AetherError, count: int) -> None:
+        request_id = f"send-{count}" if count else ""
+        self._outbox.put_control(error_response(error, request_id).SerializeToString())

@@ -1,8 +1,9 @@
-"""From a SendMessage to the log: the checks of the protocol in their order, then one append.
+"""The router: checks a SendMessage in the protocol's order, then appends it to the log.
 
-What does not change from one message of a sender to the next (topic syntax, permission, access rule, the topic's state
-in memory) is decided once per target and kept in the sender's `SendState` until its workspace changes. What is left
-per message is a dictionary look-up, the rate limits, six joined byte strings and an append to a list.
+What stays the same from one message of a sender to the next (the topic's syntax, permission and access rule,
+the topic in memory) is decided once for each target, and kept in the sender's `ResolvedTarget` until its
+workspace changes. What remains for each message is a look-up, the rate limits, six joined byte strings and
+an append to a list.
 
 Success is silent on the wire; every refusal is an AetherError with the protocol's code. Nothing here waits.
 """
@@ -17,8 +18,8 @@ from typing import Protocol
 from google.protobuf.message import DecodeError
 
 from aether_trio.delivery.rates import Rates
+from aether_trio.log.cached_topic import CachedTopic
 from aether_trio.log.topic_log import Author, TopicLog
-from aether_trio.log.topic_state import TopicState
 from aether_trio.model.errors import AetherError, Code
 from aether_trio.model.identity import Identity, IdentityError, check_token
 from aether_trio.model.limits import Limits
@@ -30,22 +31,19 @@ from aether_trio.wire.delivery import delivery_suffix, encode_delivery
 from aether_trio.wire.pb import aether_pb2 as pb
 from aether_trio.wire.upstream import UNCOUNTED_BYTES, too_many_fields
 
-MAX_ROUTES = 1024
+MAX_TARGETS = 1024
 """Targets remembered per sender (about 300 bytes each)."""
 MAX_SERIES = 1000
-"""Workspaces and types counted apart; the rest is counted together as OTHER."""
+"""Workspaces and types that are counted apart; further ones are counted together as OTHER."""
 OTHER = "_other"
 UNKNOWN_TYPE = -1
-"""Stands for the types that the protocol does not know: a client can make up four thousand million of them."""
+"""Stands for all types that the protocol does not know: a client may send any of 2**32 numbers."""
 _KNOWN_TYPES = frozenset(pb.MessageType.values())
 MAX_SUFFIXES = 64
-"""Remembered (type, workspace) endings per sender: more than a well-behaved one has."""
+"""Remembered (type, workspace) suffixes of frames per sender: more than a well-behaved one has."""
 
-
-_WAKING = frozenset({TopicKind.AGENT, TopicKind.UNIQUE_TASK})
-
-TaskInput = Callable[[str, int], None]
-"""(topic, number of the append)"""
+_STARTABLE = frozenset({TopicKind.AGENT, TopicKind.UNIQUE_TASK})
+"""Receivers that may be started when a message for them arrives."""
 
 
 def send_refusal(
@@ -57,9 +55,9 @@ def send_refusal(
     workspace: str,
     allows_workspace: Callable[[str], bool],
 ) -> str | None:
-    """Why this sender, now in `workspace`, may address what it calls `text`, as a sentence; None when it may. Never waits.
+    """Say why a sender, now in `workspace`, may not send to the target `text`; None when it may.
 
-    Holds for whatever reaches a participant by its topic: messages, and tasks for it.
+    The answer is a sentence. It holds for messages to a topic, and for tasks for its participant.
     """
     topic, declared = target
     if not may_send(identity.kind, topic.kind):
@@ -72,14 +70,17 @@ def send_refusal(
 
 
 class SendRules(Protocol):
-    """The part of the Authorizer that sends need (services/access.py). Synchronous: it is asked on the message path."""
+    """The part of the Authorizer (services/access.py) that judges sends.
+
+    It is synchronous, because it is asked for each message.
+    """
 
     def check_send(self, identity: Identity, topic: Topic, *, workspace: str, declared_workspace: str) -> str | None:
-        """Why this sender may not send there, as a sentence for people; None when it may."""
+        """Say why this sender may not send there, as a sentence; None when it may."""
         ...
 
     def check_send_authority(self, identity: Identity, context: pb.AuthorizationContext) -> str | None:
-        """Why this sender may not send under that authorization context; None when it may."""
+        """Say why this sender may not send under that authorization context; None when it may."""
         ...
 
     def may_credit_metrics(self, identity: Identity) -> bool:
@@ -88,22 +89,25 @@ class SendRules(Protocol):
 
 
 @dataclass(slots=True)
-class Route:
-    """What was decided about one target of one sender. `state` is None for a target that is chosen per message."""
+class ResolvedTarget:
+    """What was decided about one target of one sender.
+
+    `log_topic` is None where the topic is chosen for each message (an instance of a service).
+    """
 
     topic: Topic
     declared_workspace: str
     refusal: AetherError | None
-    state: TopicState | None
-    task_input: bool = False
+    log_topic: CachedTopic | None
+    is_task_input: bool = False
     """Whether it is the input topic of a task."""
-    wakes: bool = False
-    """Whether its receiver may be one that is started when it is written to."""
+    is_startable: bool = False
+    """Whether its receiver may be started when a message for it arrives."""
 
 
 @dataclass(slots=True)
 class Sender:
-    """What the router keeps of one session."""
+    """The router's record of one session."""
 
     identity: Identity
     workspace: str
@@ -112,19 +116,19 @@ class Sender:
     author: Author
     allows_workspace: Callable[[str], bool]
     last_append: int = 0
-    routes: dict[str, Route] = field(default_factory=dict)
-    suffixes: dict[tuple[int, str], tuple[bytes, Tally]] = field(default_factory=dict)
+    targets: dict[str, ResolvedTarget] = field(default_factory=dict)
+    suffixes: dict[tuple[int, str], tuple[bytes, SendCount]] = field(default_factory=dict)
 
     def moved_to(self, workspace: str) -> None:
-        """The sender is in another workspace: what was decided is to be decided again."""
+        """Forget all decisions, as the sender is in another workspace."""
         self.workspace = workspace
-        self.routes.clear()
+        self.targets.clear()
         self.suffixes.clear()
 
 
 @dataclass(slots=True)
-class Tally:
-    """Messages and payload bytes of one (type, workspace)."""
+class SendCount:
+    """Counts messages and payload bytes of one (type, workspace)."""
 
     messages: int = 0
     payload_bytes: int = 0
@@ -132,17 +136,23 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class RouterStatistics:
-    """Counters since start: messages and payload bytes by (workspace, type), refusals by (workspace, code)."""
+    """Counters since start.
+
+    `accepted` has (messages, payload bytes) by (workspace, type); `refused` has messages by (workspace,
+    code).
+    """
 
     accepted: dict[tuple[str, str], tuple[int, int]]
     refused: dict[tuple[str, str], int]
 
 
 class Router:
-    """See the module docstring. `pick_service(implementation)` gives the topic of a live instance, each in its turn.
+    """Checks and appends messages; described at the top of this file.
 
-    `on_task_input(topic, number)` is called for each message to the input topic of a task, with the number of its append;
-    `on_absent(topic)` for each message to an agent or unique task that is not connected to this node. Neither may block.
+    * `pick_service(implementation)` returns the topic of a live instance of a service, by turns.
+    * `on_task_input(topic, number)` is called after each append to the input topic of a task.
+    * `on_absent(topic)` is called after each append for an agent or unique task that is not connected to
+      this node. Neither of the two may block.
     """
 
     def __init__(
@@ -154,7 +164,7 @@ class Router:
         pick_service: Callable[[str], str | None],
         *,
         strict: bool = True,
-        on_task_input: TaskInput,
+        on_task_input: Callable[[str, int], None],
         on_absent: Callable[[str], None],
     ) -> None:
         self._log = log
@@ -165,7 +175,7 @@ class Router:
         self._strict = strict
         self._on_task_input = on_task_input
         self._on_absent = on_absent
-        self._accepted: dict[tuple[int, str], Tally] = {}
+        self._accepted: dict[tuple[int, str], SendCount] = {}
         self._refused: dict[tuple[str, str], int] = {}
 
     def send(self, sender: Sender, message: pb.SendMessage) -> None:
@@ -175,58 +185,59 @@ class Router:
     def publish(
         self, sender: Sender, target: str, payload: bytes, message_type: int, rest: pb.SendMessage | None
     ) -> None:
-        """`send`, for a transport that has the usual fields at hand; `rest` holds the others, if there are any."""
-        try:
-            self._publish(sender, target, payload, message_type, rest)
-        except AetherError as error:
-            key = (sender.workspace, error.code.value)
-            if key not in self._refused and len(self._refused) >= MAX_SERIES:
-                key = (OTHER, error.code.value)
-            self._refused[key] = self._refused.get(key, 0) + 1
-            raise
+        """Check and append the usual fields of a message; `rest` holds the others, if there are any.
 
-    def _publish(
-        self, sender: Sender, target: str, payload: bytes, message_type: int, rest: pb.SendMessage | None
-    ) -> None:
-        route = sender.routes.get(target)
-        if route is None:
-            route = self._route(sender, target)
-        state = route.state
-        if state is None:
-            state = self._choose_instance(route.topic)
-        elif not self._log.current(state):
-            state = route.state = self._log.topic(state.name)
-        limits = self._limits
-        if len(payload) > limits.payload_bytes:
-            raise AetherError(
-                Code.PAYLOAD_TOO_LARGE,
-                f"the payload has {len(payload)} bytes; at most {limits.payload_bytes} are allowed",
-            )
-        self._rates.take(sender.bucket, sender.workspace, sender.identity.text)
-        if route.refusal is not None:
-            raise route.refusal.with_traceback(None)  # else each raise would add its frames to those of all before
-        negative = message_type == pb.METRIC and self._check_metric(payload)
-        workspace = self._check_rest(sender, rest) if rest is not None else ""
-        if negative and not self._rules.may_credit_metrics(sender.identity):
-            raise AetherError(
-                Code.METRIC_NEGATIVE_FORBIDDEN,
-                "a negative quantity needs the capability metric_credit at level ADMIN",
-            )
-        if not workspace:
-            workspace = route.declared_workspace or sender.workspace
-        known = sender.suffixes.get((message_type, workspace))
-        suffix, tally = known if known is not None else self._suffix(sender, message_type, workspace)
-        tally.messages += 1
-        tally.payload_bytes += len(payload)
+        Raises AetherError.
+        """
+        try:
+            resolved = sender.targets.get(target)
+            if resolved is None:
+                resolved = self._resolve(sender, target)
+            topic = resolved.log_topic
+            if topic is None:
+                topic = self._choose_instance(resolved.topic)
+            elif not self._log.current(topic):
+                topic = resolved.log_topic = self._log.topic(topic.name)
+            limits = self._limits
+            if len(payload) > limits.payload_bytes:
+                raise AetherError(
+                    Code.PAYLOAD_TOO_LARGE,
+                    f"the payload has {len(payload)} bytes; at most {limits.payload_bytes} are allowed",
+                )
+            self._rates.take(sender.bucket, sender.workspace, sender.identity.text)
+            if resolved.refusal is not None:
+                raise resolved.refusal.with_traceback(None)  # else each raise would add its frames to all before
+            negative = message_type == pb.METRIC and self._check_metric(payload)
+            workspace = self._check_rest(sender, rest) if rest is not None else ""
+            if negative and not self._rules.may_credit_metrics(sender.identity):
+                raise AetherError(
+                    Code.METRIC_NEGATIVE_FORBIDDEN,
+                    "a negative quantity needs the capability metric_credit at level ADMIN",
+                )
+            if not workspace:
+                workspace = resolved.declared_workspace or sender.workspace
+            known = sender.suffixes.get((message_type, workspace))
+            suffix, count = known if known is not None else self._suffix(sender, message_type, workspace)
+        except AetherError as error:
+            self._count_refusal(sender.workspace, error.code)
+            raise
+        count.messages += 1
+        count.payload_bytes += len(payload)
         frame = encode_delivery(sender.prefix, payload, suffix)
-        sender.last_append = self._log.append_nowait(state, frame, sender.author)
-        if route.task_input:
-            self._on_task_input(state.name, sender.last_append)
-        elif route.wakes and len(state.subscribers) == state.watchers:
-            self._on_absent(state.name)
+        sender.last_append = self._log.append_nowait(topic, frame, sender.author)
+        if resolved.is_task_input:
+            self._on_task_input(topic.name, sender.last_append)
+        elif resolved.is_startable and len(topic.subscribers) == topic.watchers:
+            self._on_absent(topic.name)
+
+    def _count_refusal(self, workspace: str, code: Code) -> None:
+        key = (workspace, code.value)
+        if key not in self._refused and len(self._refused) >= MAX_SERIES:
+            key = (OTHER, code.value)
+        self._refused[key] = self._refused.get(key, 0) + 1
 
     def _check_rest(self, sender: Sender, rest: pb.SendMessage) -> str:
-        """Judge the rarer fields; the application's workspace, if the message names one."""
+        """Check the rarer fields; return the application's workspace, if the message names one."""
         if rest.HasField("authorization"):
             why = self._rules.check_send_authority(sender.identity, rest.authorization)
             if why is not None:
@@ -240,10 +251,11 @@ class Router:
             _check_app_workspace(workspace)
         return workspace
 
-    def _suffix(self, sender: Sender, message_type: int, workspace: str) -> tuple[bytes, Tally]:
-        """The ending of such a sender's deliveries and where they are counted, remembered. Raises AetherError.
+    def _suffix(self, sender: Sender, message_type: int, workspace: str) -> tuple[bytes, SendCount]:
+        """Return the suffix of the sender's frames and their counter; both are remembered.
 
-        Each workspace that a sender names comes through here once: the topic's own or declared one, and the application's.
+        Raises AetherError. Each workspace that a sender names is checked here once: the topic's own or
+        declared one, and the application's.
         """
         if workspace and not sender.allows_workspace(workspace):
             raise AetherError(Code.PERMISSION_DENIED, f"this credential does not reach workspace {workspace}")
@@ -253,11 +265,12 @@ class Router:
         counted = (counted_type, sender.workspace)
         if counted not in self._accepted and len(self._accepted) >= MAX_SERIES:
             counted = (counted_type, OTHER)
-        tally = self._accepted.setdefault(counted, Tally())
-        found = sender.suffixes[message_type, workspace] = (delivery_suffix(message_type, workspace), tally)
+        count = self._accepted.setdefault(counted, SendCount())
+        found = sender.suffixes[message_type, workspace] = (delivery_suffix(message_type, workspace), count)
         return found
 
-    def _route(self, sender: Sender, text: str) -> Route:
+    def _resolve(self, sender: Sender, text: str) -> ResolvedTarget:
+        """Decide once whether and where this sender's messages to a target go. Raises AetherError."""
         target = resolve_target(text, sender.workspace, self._strict)
         topic, declared = target
         why = send_refusal(
@@ -269,17 +282,17 @@ class Router:
             allows_workspace=sender.allows_workspace,
         )
         refusal = AetherError(Code.PERMISSION_DENIED, why) if why is not None else None
-        state: TopicState | None = None
+        log_topic: CachedTopic | None = None
         if topic.kind is not TopicKind.SERVICE or len(topic.parts) > 1:
-            state = self._log.topic(topic.text)
-        if len(sender.routes) >= MAX_ROUTES:
-            sender.routes.clear()
-        task_input = topic.kind is TopicKind.TASK_TOPIC and topic.parts[-1] == "input"
-        route = Route(topic, declared, refusal, state, task_input, topic.kind in _WAKING)
-        sender.routes[text] = route
-        return route
+            log_topic = self._log.topic(topic.text)
+        if len(sender.targets) >= MAX_TARGETS:
+            sender.targets.clear()
+        is_task_input = topic.kind is TopicKind.TASK_TOPIC and topic.parts[-1] == "input"
+        resolved = ResolvedTarget(topic, declared, refusal, log_topic, is_task_input, topic.kind in _STARTABLE)
+        sender.targets[text] = resolved
+        return resolved
 
-    def _choose_instance(self, topic: Topic) -> TopicState:
+    def _choose_instance(self, topic: Topic) -> CachedTopic:
         name = self._pick_service(topic.parts[0])
         if name is None:
             raise AetherError(
@@ -302,17 +315,17 @@ class Router:
         )
 
     def statistics(self) -> RouterStatistics:
-        """Counters since start."""
+        """Return the counters since start."""
         accepted: dict[tuple[str, str], tuple[int, int]] = {}
-        for (message_type, workspace), tally in self._accepted.items():
+        for (message_type, workspace), count in self._accepted.items():
             key = (workspace, _type_name(message_type))
             messages, payload_bytes = accepted.get(key, (0, 0))
-            accepted[key] = (messages + tally.messages, payload_bytes + tally.payload_bytes)
+            accepted[key] = (messages + count.messages, payload_bytes + count.payload_bytes)
         return RouterStatistics(accepted, dict(self._refused))
 
 
 def _type_name(message_type: int) -> str:
-    """A message type as a label; numbers that the protocol does not know are all one."""
+    """Return the label of a message type; all unknown numbers have one label."""
     if message_type in _KNOWN_TYPES:
         return pb.MessageType.Name(pb.MessageType.ValueType(message_type)).lower()
     return OTHER

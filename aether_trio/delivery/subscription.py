@@ -1,27 +1,31 @@
-"""One participant's place in one topic's log.
+"""The place of one participant in the log of one topic.
 
-A subscription is either *live* (it has been offered everything up to the topic's tail and takes new messages as they
-are committed) or *lagging* (its outbox was full, or it has just connected with a backlog; the catch-up reader pages
-from the log until it is level again).
+A subscription is either *live* or *lagging*. A live one has been offered all messages up to the topic's tail,
+and takes new messages as they are committed. A lagging one is behind, because its outbox was full or because
+it has just connected with a backlog; the catch-up reader reads the log for it until it has reached the tail.
 
-Invariants: `position` is the offset last put into the outbox, `position >= cursor`; messages enter the outbox in offset
-order without gaps, whichever of the two ways they come; the cursor moves only when bytes have gone to the socket.
+Invariants: `position` is the offset last put into the outbox, and `position >= cursor`; messages enter the
+outbox in the order of their offsets, without gaps, live or by catch-up; the cursor moves only when bytes have
+gone to the socket.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from aether_trio.concurrency.kicks import Kickable
 from aether_trio.delivery.outbox import Outbox
+from aether_trio.log.cached_topic import CachedTopic
 from aether_trio.log.cursors import CursorStore
-from aether_trio.log.topic_state import TopicState
 
 
 class Subscription:
-    """See the module docstring. `consumer` is None for a subscription that starts at the tail each time.
+    """One participant's place in one topic; described at the top of this file.
 
-    `renews`: opening and closing, and retention now and then, write the cursor again though it has not moved, so that it is seen
-    that it is used. That is for consumers which without a cursor would start at the tail and miss what came while they were away.
+    `consumer` is None for a subscription that starts at the tail each time. With `renews`, opening, closing,
+    and retention now and then write the cursor again though it has not moved, so that retention keeps it.
+    That is for consumers that would start at the tail without a cursor, and miss the messages of their
+    absence.
     """
 
     reads = True
@@ -40,7 +44,7 @@ class Subscription:
 
     def __init__(
         self,
-        state: TopicState,
+        state: CachedTopic,
         outbox: Outbox,
         cursors: CursorStore,
         consumer: str | None,
@@ -60,7 +64,7 @@ class Subscription:
         self._on_lag = on_lag
 
     def open(self) -> None:
-        """Start to take messages; behind the tail means lagging from the start."""
+        """Start to take messages; a subscription behind the tail lags from the start."""
         self.state.subscribers[self] = None
         if self._renews:
             self.delivered(self.position)
@@ -68,21 +72,22 @@ class Subscription:
             self.lag()
 
     def close(self) -> None:
-        """Take no more. Idempotent."""
+        """Take no further messages. Idempotent."""
         if self in self.state.subscribers:
             del self.state.subscribers[self]
             if self._renews:
                 self.delivered(self.cursor)
 
     def renew(self) -> None:
-        """See topic_state.Subscriber."""
+        """Write the cursor again, if it is to be renewed."""
         if self._renews:
             self.delivered(self.cursor)
 
     def skip(self, upto: int) -> int:
-        """Nothing is left of what is between the position and `upto`: go on behind it. How many messages the consumer has missed.
+        """Go on behind `upto`, as retention has deleted the messages before it; return how many were missed.
 
-        The cursor follows as soon as everything in front of the gap is delivered, so the consumer hears of a gap once.
+        The cursor follows when all messages in front of the gap are delivered, so the consumer is told of
+        a gap once.
         """
         before = self._skip[0] if self._skip is not None and self._skip[1] == self.position else self.position
         missed = max(upto - max(self.position, self.state.base), 0)
@@ -94,13 +99,13 @@ class Subscription:
         return missed
 
     def lag(self) -> None:
-        """Leave the rest to the catch-up reader."""
+        """Leave further messages to the catch-up reader."""
         if not self.lagging:
             self.lagging = True
             self._on_lag(self)
 
-    def offer(self, offset: int, frame: bytes, touched: set[Outbox]) -> None:
-        """See topic_state.Subscriber."""
+    def offer(self, offset: int, frame: bytes, touched: set[Kickable]) -> None:
+        """Put the message into the outbox, or lag. Never blocks."""
         if self.lagging or offset <= self.position:
             return
         if offset == self.position + 1 and self.outbox.try_deliver(frame, self, offset):
@@ -110,23 +115,23 @@ class Subscription:
             self.lag()
 
     def look(self) -> None:
-        """See topic_state.Subscriber."""
+        """Lag, if the tail has moved beyond the position."""
         if self.position < self.state.tail:
             self.lag()
 
     def delivered(self, offset: int) -> None:
-        """See outbox.Origin."""
+        """Move the cursor, as the kernel has all messages up to `offset`."""
         if self._skip is not None and self._skip[0] <= offset <= self._skip[1]:
             offset, self._skip = self._skip[1], None
         self.cursor = offset
         if self.consumer is not None:
             self._cursors.advance(self.state, self.consumer, offset)
 
-    # -- see outbox.Origin ----------------------------------------------------------------------------------------
+    # -- outbox.Origin --------------------------------------------------------------------------------------------
 
     @property
     def topic(self) -> str:
-        """The topic's name."""
+        """The name of the topic."""
         return self.state.name
 
     @property
@@ -142,6 +147,6 @@ class Subscription:
         return self in self.state.subscribers
 
     def acknowledged(self, offset: int) -> None:
-        """The consumer is done with everything up to `offset`."""
+        """Move the cursor, as the consumer is done with all messages up to `offset`."""
         if offset > self.cursor:
             self.delivered(offset)

@@ -19,12 +19,12 @@ from aether_trio.config import Settings
 from aether_trio.delivery.ephemeral_topics import EphemeralTopics
 from aether_trio.delivery.rates import Rates
 from aether_trio.delivery.router import Router
-from aether_trio.delivery.tail import Tail
+from aether_trio.delivery.topic_watcher import TopicWatcher
 from aether_trio.gateway import limits, metrics
 from aether_trio.gateway.databases import open_databases, probe_while_failing, starting
 from aether_trio.gateway.membership import open_membership
 from aether_trio.gateway.session_hooks import ServiceHooks
-from aether_trio.log.publishers import PublisherStore
+from aether_trio.log.deduplication import PublisherStore
 from aether_trio.log.retention import Retention
 from aether_trio.log.topic_log import TopicLog, open_log
 from aether_trio.model.clock import Clock, SystemClock
@@ -84,7 +84,7 @@ class Core:
     dispatcher: Dispatcher
     hooks: ServiceHooks
     sessions: SessionServer
-    tail: Tail
+    tail: TopicWatcher
 
     async def end_stalled_sessions(self, write_timeout_s: float) -> None:
         """End sessions whose client has read nothing for so long while data waits for it.
@@ -291,7 +291,7 @@ async def open_core(
             dispatcher=dispatcher,
             hooks=hooks,
             sessions=sessions,
-            tail=Tail(log, ephemeral_topics, clock),
+            tail=TopicWatcher(log, ephemeral_topics, clock),
         )
         background: Mapping[str, Callable[[], Awaitable[None]]] = {
             "retention": retention.sweep_forever,

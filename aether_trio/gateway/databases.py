@@ -17,8 +17,8 @@ import structlog
 import trio
 
 from aether_trio.config import Settings
-from aether_trio.log.programs import touch
 from aether_trio.log.topic_log import PROBE_S
+from aether_trio.log.topic_sql import probe_write
 from aether_trio.storage.base import Database, StorageUnavailable
 from aether_trio.storage.data_dir_lock import lock_directory, temporary_directory
 from aether_trio.storage.errors import StorageSetupError
@@ -145,7 +145,7 @@ async def probe_while_failing(name: str, database: OpenDatabase) -> None:
         await trio.sleep(PROBE_S)
         if database.statistics().failing:
             try:
-                await database.run(touch)
+                await database.run(probe_write)
             except StorageUnavailable as error:
                 if not failing:
                     logger.error("a database fails", database=name, reason=str(error))

@@ -1,13 +1,16 @@
-"""Where each durable consumer has read to, kept in memory until the next commit carries it to disk.
+"""Where each durable consumer has read to, in memory until the next commit writes it to the database.
 
-A cursor moves when bytes have gone to the socket, which is far more often than it is worth a write; the log takes
-the dirty ones along a few times a second. After a crash a consumer therefore sees its last moments again, never a gap.
+A cursor moves when bytes have gone to the socket, which is too often to be written each time. The log
+writes the moved cursors a few times a second. After a crash a consumer therefore gets its last messages
+again, and never misses one.
 
-A node of a cluster may lose an identity without knowing at once: what it moved since belongs to nobody, as the holder elsewhere has not
-had it. `drop` forgets such cursors, also those that are on their way, whose write is then not to be made (again).
+A node of a cluster may lose an identity without knowing it at once. The moves since then do not count,
+because the node that has the identity now did not make them. `drop` forgets such cursors, also those that
+are being written, which are then not to be written again.
 
-Invariants: a cursor never moves back; one that is being written still counts as unwritten until its commit is known, and
-until the reads that may have missed that commit are over (`remembering`); what was dropped is never dirty again.
+Invariants: a cursor never moves back; one that is being written still counts as unwritten until its
+commit is known, and until the reads that may have missed that commit are over (`remembering`); a dropped
+cursor never becomes dirty again.
 """
 
 from __future__ import annotations
@@ -15,15 +18,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import trio
+from aether_trio.concurrency.events import RepeatedEvent
+from aether_trio.log.cached_topic import CachedTopic
 
-from aether_trio.log.topic_state import TopicState
-
-Key = tuple[TopicState, str]
+Key = tuple[CachedTopic, str]
 
 
 class CursorStore:
-    """Dirty cursors by (topic, consumer)."""
+    """Keeps the dirty cursors by (topic, consumer); `wake` tells the log of the first one."""
 
     __slots__ = (
         "_begun",
@@ -42,40 +44,40 @@ class CursorStore:
         self._dirty: dict[Key, int] = {}
         self._flushing: dict[Key, int] = {}
         self._written: dict[Key, int] = {}
-        self._dropped: set[Key] = set()  # of those that are being written
+        self._dropped: set[Key] = set()  # of the cursors that are being written
         self._readers = 0
         self._wake = wake
-        self._flushed: trio.Event | None = None
+        self._flushed = RepeatedEvent()
         self._begun = self._saved = 0
         self.hurry = False
-        """Somebody waits for a flush, which is not to wait for its time."""
+        """Whether a task waits for the next flush, which is then due at once."""
 
     @property
     def dirty(self) -> bool:
-        """Whether anything waits to be written."""
+        """Whether a cursor waits to be written."""
         return bool(self._dirty)
 
     @property
     def void(self) -> bool:
-        """Whether what is being written must not be written under a later lease."""
+        """Whether the cursors that are being written must not be written under a later lease."""
         return bool(self._dropped)
 
-    def advance(self, state: TopicState, consumer: str, offset: int) -> None:
-        """The consumer has been given everything up to and including `offset`."""
-        key = (state, consumer)
+    def advance(self, topic: CachedTopic, consumer: str, offset: int) -> None:
+        """Note that the consumer has got all messages up to and including `offset`."""
+        key = (topic, consumer)
         known = self._dirty.get(key)
         if known is None:
             if not self._dirty:
                 self._wake()
             # A dirty cursor holds its topic in memory: the pair below counts as a message in flight.
-            state.waiting += 1
+            topic.waiting += 1
             self._dirty[key] = offset
         elif offset > known:
             self._dirty[key] = offset
 
-    def unwritten(self, state: TopicState, consumer: str) -> int | None:
-        """The cursor as memory knows it, or None when the database is up to date."""
-        key = (state, consumer)
+    def unwritten(self, topic: CachedTopic, consumer: str) -> int | None:
+        """Return the cursor as memory knows it, or None when the database is up to date."""
+        key = (topic, consumer)
         if key in self._dirty:
             return self._dirty[key]
         if key in self._flushing and key not in self._dropped:
@@ -83,16 +85,22 @@ class CursorStore:
         return self._written.get(key)
 
     def drop(self, is_kept: Callable[[str], bool]) -> None:
-        """Forget what is not written yet of the consumers that are not to be kept: it comes again, to whoever holds their identity now."""
-        for state, consumer in [key for key in self._dirty if not is_kept(key[1])]:
-            del self._dirty[state, consumer]
-            state.waiting -= 1
+        """Forget the unwritten cursors of consumers that are not kept.
+
+        The node that holds their identity now gets the messages again.
+        """
+        for topic, consumer in [key for key in self._dirty if not is_kept(key[1])]:
+            del self._dirty[topic, consumer]
+            topic.waiting -= 1
         self._dropped.update(key for key in self._flushing if not is_kept(key[1]))
-        self._tell_flushed()
+        self._flushed.set()
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
-        """While cursors are read from the database: what gets written meanwhile may be missing in that snapshot."""
+        """Remember the cursors that are written while cursors are read from the database.
+
+        The snapshot of that read may not have them.
+        """
         self._readers += 1
         try:
             yield
@@ -102,46 +110,44 @@ class CursorStore:
                 self._written.clear()
 
     async def save(self) -> None:
-        """Wait until every cursor that has moved by now is in the database, however long that takes."""
+        """Wait, without a limit, until all cursors that have moved by now are in the database."""
         if not self._dirty and not self._flushing:
             return
         wanted = self._begun + 1 if self._dirty else self._begun
         while self._saved < wanted and (self._dirty or self._flushing):
             self.hurry = True
             self._wake()
-            if self._flushed is None:
-                self._flushed = trio.Event()
             await self._flushed.wait()
 
-    def begin_flush(self) -> list[TopicState]:
-        """Take what is dirty along; the topics it belongs to. Each call is followed by `end_flush` or `abort_flush`."""
+    def begin_flush(self) -> list[CachedTopic]:
+        """Take the dirty cursors, and return their topics. `end_flush` or `abort_flush` follows."""
         assert not self._flushing
         self._flushing, self._dirty = self._dirty, {}
         self._begun += 1
         self.hurry = False
-        return [state for state, _ in self._flushing]
+        return [topic for topic, _ in self._flushing]
 
     def rows(self, now_ms: int) -> list[tuple[int, str, int, int]]:
-        """What is being flushed, for `programs.save_cursors`. Every topic of it must have its id by now."""
+        """Return the rows of the flush, for `topic_sql.save_cursors`; its topics must have their ids."""
         rows = []
-        for (state, consumer), offset in self._flushing.items():
-            assert state.topic_id is not None
-            rows.append((state.topic_id, consumer, offset, now_ms))
+        for (topic, consumer), offset in self._flushing.items():
+            assert topic.topic_id is not None
+            rows.append((topic.topic_id, consumer, offset, now_ms))
         return rows
 
     def end_flush(self) -> None:
-        """The rows are durable."""
-        for state, _ in self._flushing:
-            state.waiting -= 1
+        """Note that the rows are durable."""
+        for topic, _ in self._flushing:
+            topic.waiting -= 1
         if self._readers:
             self._written.update(self._flushing)
         self._flushing = {}
         self._dropped.clear()
         self._saved = self._begun
-        self._tell_flushed()
+        self._flushed.set()
 
     def abort_flush(self) -> None:
-        """The rows were not written: they stay dirty, unless newer ones have come."""
+        """Note that the rows were not written: they stay dirty, unless newer ones have come."""
         for key, offset in self._flushing.items():
             if key in self._dirty or key in self._dropped:
                 key[0].waiting -= 1
@@ -149,9 +155,4 @@ class CursorStore:
                 self._dirty[key] = max(offset, self._dirty.get(key, 0))
         self._flushing = {}
         self._dropped.clear()
-        self._tell_flushed()
-
-    def _tell_flushed(self) -> None:
-        if self._flushed is not None:
-            self._flushed.set()
-            self._flushed = None
+        self._flushed.set()

@@ -1,8 +1,9 @@
-"""The messages of a shared log lie in partitions by time, so that retention drops a table instead of deleting rows.
+"""Partitions by time of the messages in PostgreSQL: retention drops a table instead of deleting rows.
 
-A partition holds what was appended between two moments. Each process makes the one for now before it appends, unless it knows that
-it exists; there is no default one, whose rows would have to be looked through whenever another is made. The catalog is
-the only list of them, and a lock in the database makes one process at a time change it.
+A partition holds the messages that were appended between two moments. Each node makes the partition for
+now before it appends, unless it knows that the partition exists. There is no default partition: its rows
+would have to be searched whenever another one is made. The catalog is the only list of partitions, and a
+lock in the database makes one process at a time change it.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from typing import Final
 from aether_trio.storage.base import Database, Execute, Fetch, Program, Row
 
 SHARE_OF_AGE: Final = 8
-"""A message is kept for at most an eighth longer than it must be; every query looks into some ten partitions."""
+"""A message is kept for at most an eighth of its age longer; a query looks into some ten partitions."""
 
-LEAST_S: Final = 60.0
+SHORTEST_S: Final = 60.0
 UNLIMITED_S: Final = 30 * 24 * 3600.0
-"""A partition's length when messages are kept for ever."""
+"""The length of a partition when messages are kept for ever."""
 
 EXACT_COUNT_BYTES: Final = 64 * 1024 * 1024
-"""What is dropped is counted up to this size; beyond it the planner's estimate has to do."""
+"""Dropped messages are counted up to this size; beyond it the planner's estimate is taken."""
 
 _LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('aether partitions ' || current_schema(), 0))"
 _LIST: Final = (
@@ -41,12 +42,12 @@ class Partition:
 
 
 def length_ms(age_s: float) -> int:
-    """How long a partition should be when messages are kept for `age_s` (0: for ever)."""
-    return int(1000 * (max(age_s / SHARE_OF_AGE, LEAST_S) if age_s else UNLIMITED_S))
+    """Return the length of a partition when messages are kept for `age_s` (0: for ever)."""
+    return int(1000 * (max(age_s / SHARE_OF_AGE, SHORTEST_S) if age_s else UNLIMITED_S))
 
 
 def partitions() -> Program[list[Partition]]:
-    """All that there are, the oldest first."""
+    """List all partitions, the oldest first."""
     rows: list[Row] = yield Fetch(_LIST)
     found = []
     for table, text in rows:
@@ -57,7 +58,10 @@ def partitions() -> Program[list[Partition]]:
 
 
 def ensure_partition(now_ms: int, length: int) -> Program[Partition]:
-    """The partition for messages of `now_ms`, made if there is none; its bounds are multiples of `length` where there is room."""
+    """Return the partition for messages of `now_ms`, which is made if there is none.
+
+    Its bounds are multiples of `length`, unless a neighbour leaves less room.
+    """
     yield Fetch(_LOCK)
     existing = yield from partitions()
     lower = now_ms // length * length
@@ -70,18 +74,19 @@ def ensure_partition(now_ms: int, length: int) -> Program[Partition]:
         else:
             upper = min(upper, one.lower_ms)
     made = Partition(lower, upper, f"messages_{lower}".replace("-", "before_"))
-    # Attaching lets others read and append meanwhile; CREATE TABLE ... PARTITION OF would wait for them, and they for it.
+    # ATTACH lets other nodes read and append meanwhile; CREATE TABLE ... PARTITION OF would wait for them,
+    # and they for it.
     yield Execute(f"CREATE TABLE {made.table} (LIKE messages INCLUDING ALL)")
     yield Execute(f"ALTER TABLE messages ATTACH PARTITION {made.table} FOR VALUES FROM ({lower}) TO ({upper})")
     return made
 
 
 def drop_partition(table: str) -> Program[int]:
-    """Drop one, if nobody has; about how many messages went."""
+    """Drop a partition, unless another node has; return about how many messages went."""
     yield Fetch(_LOCK)
     if not any(one.table == table for one in (yield from partitions())):
         return 0
-    # Readers and appenders queue up behind us while we wait for those in front of us: better to try again later.
+    # Readers and appenders queue up behind this statement while it waits: give up soon and try again later.
     yield Execute("SET LOCAL lock_timeout = '1s'")
     [[size, estimate]] = yield Fetch(
         "SELECT pg_table_size(oid), reltuples FROM pg_class WHERE oid = $1::text::regclass", (table,)
@@ -94,7 +99,7 @@ def drop_partition(table: str) -> Program[int]:
 
 
 async def drop_older(database: Database, oldest_ms: int) -> int:
-    """Drop each partition that has only messages from before `oldest_ms`; about how many messages went."""
+    """Drop partitions with only messages from before `oldest_ms`; return about how many messages went."""
     gone = 0
     for one in await database.read(partitions):
         if one.upper_ms <= oldest_ms:
@@ -103,7 +108,7 @@ async def drop_older(database: Database, oldest_ms: int) -> int:
 
 
 class PartitionKeeper:
-    """Makes partitions for one writer."""
+    """Makes partitions for the writer of one node."""
 
     def __init__(self, database: Database, length: int) -> None:
         self._database = database
@@ -111,11 +116,11 @@ class PartitionKeeper:
         self._known: Partition | None = None
 
     async def ensure(self, now_ms: int) -> None:
-        """Return when there is a partition for messages of `now_ms`. Raises StorageUnavailable."""
+        """Make the partition for messages of `now_ms` if it is missing. Raises StorageUnavailable."""
         known = self._known
         if known is None or not known.lower_ms <= now_ms < known.upper_ms:
             self._known = await self._database.run(lambda: ensure_partition(now_ms, self._length))
 
     def doubt(self) -> None:
-        """Look again before the next group: it may be that somebody has dropped it."""
+        """Read the catalog before the next group, because the partition may have been dropped."""
         self._known = None

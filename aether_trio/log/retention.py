@@ -1,20 +1,21 @@
-"""Retention: what is too old, or too much for its topic, leaves the log, and then so does what was kept of the topic.
+"""Retention: deletes messages that are too old or too many, and then topics and positions out of use.
 
-Age and size are limits per topic (the reference keeps about 1 GB a topic, or 24 hours). A sweep deletes in bounded steps, each its own
-transaction, so that a commit of new messages never waits long. A consumer that was away for longer than messages are kept finds
-them gone and is told so (delivery/catchup.py).
+Age and size are limits per topic (the reference keeps about 1 GB a topic, or 24 hours). A sweep deletes in
+bounded steps, each its own transaction, so that a commit of new messages never waits long. A consumer that
+was away for longer than messages are kept finds them gone and is told so (delivery/catchup.py).
 
-A sweep costs what is to be deleted, not what there is. Every topic is due when its oldest message is, else a while after it was looked
-at (`look_ms`, a day at most), and an index finds those that are due; a topic that is too large is one that this process has seen grow
-(`LogReader.grown`). A look also forgets positions that are not used. A topic that had neither messages nor positions for as long as
-an unused position is kept is deleted: clients name topics as they like, so nothing may stay of what was once named.
+The cost of a sweep grows with what it deletes, not with what there is. A topic is due when its oldest
+message is, else some time after its last look (`look_ms`, a day at most), and an index finds the topics
+that are due. A topic that is too large is one that this node has seen grow (`TopicLog.grown`). A look also
+forgets positions that are out of use. A topic without messages and positions, for as long as an unused
+position is kept, is deleted: clients name topics as they like, so nothing may stay of a name for ever.
 
-Of a log in PostgreSQL whole partitions go when all in them is too old (partitions.py), so a message may stay for an eighth of the age
-longer; several nodes may sweep at a time, as each step looks again at what is there.
+In PostgreSQL partitions go when all their messages are too old (partitions.py), so a message may stay for
+an eighth of the age longer. Several nodes may sweep at a time, as each step reads again what is there.
 
-Invariants: `floor_offset` is raised in the same transaction that deletes messages, and `topic_floor` in the one that deletes topics, so
-offsets never start again; `base_offset` is raised in the one that forgets a position, so a consumer that comes back without one is not told
-that it has missed what it has read.
+Invariants: `floor_offset` is raised in the transaction that deletes messages, and `topic_floor` in the one
+that deletes topics, so offsets never start again; `base_offset` is raised in the one that forgets a
+position, so a consumer that comes back without a position is not told that it missed what it has read.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from dataclasses import dataclass
 import structlog
 import trio
 
+from aether_trio.log.cached_topic import CachedTopic
 from aether_trio.log.partitions import drop_older
-from aether_trio.log.programs import key_of, last_message, offset_of
 from aether_trio.log.topic_log import TopicLog
-from aether_trio.log.topic_state import TopicState
+from aether_trio.log.topic_sql import key_of, last_message, offset_of
 from aether_trio.storage.base import Execute, Fetch, Program, Row, StorageUnavailable
 
 logger = structlog.get_logger("aether.retention")
@@ -36,22 +37,25 @@ logger = structlog.get_logger("aether.retention")
 ROWS_PER_STEP = 500
 TOPICS_PER_STEP = 50
 LOOK_MS = 24 * 3600 * 1000
-"""A topic is looked at that often, if nothing asks for it earlier: so a limit that was lowered counts a day later at most."""
+"""Longest time between two looks at a topic: a limit that was lowered counts a day later at most."""
 KEEP_MS = 7 * 24 * 3600 * 1000
 """How long an empty topic is kept where positions are kept for ever."""
 RENEWALS = 4
-"""Positions in use are written again that often within the time after which they would be forgotten."""
+"""How often a position in use is written again within the time after which it would be forgotten."""
 GROWTH = 16
-"""A topic at its size limit is looked at whenever it has grown by that part of it."""
+"""A topic at its size limit is looked at after each growth by a sixteenth of the limit."""
 FOR_EVER_MS = -(2**62)
 WRITER_AGE_MS = 24 * 3600 * 1000
-"""A process's row in log_writers is of no use when its last group is that old."""
+"""A row in log_writers is deleted when the last group of its process is that old."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetentionLimits:
-    """Messages older than `age_s` go, and the oldest of a topic with more than `topic_bytes`; so do positions that have not
-    moved for `cursor_age_s` and lie before everything that is kept. 0 is unlimited."""
+    """Limits of what is kept; 0 is unlimited.
+
+    Messages older than `age_s` go, and the oldest ones of a topic with more than `topic_bytes`. Positions go
+    that have not moved for `cursor_age_s` and lie before all messages. A sweep begins every `sweep_s`.
+    """
 
     age_s: float = 24 * 3600.0
     topic_bytes: int = 1024 * 1024 * 1024
@@ -60,7 +64,7 @@ class RetentionLimits:
 
 
 def expired_upto(topic_id: int, oldest_ms: int, topic_bytes: int) -> Program[tuple[int, int]]:
-    """(largest offset that is to go from this topic in one step, its topic_bytes); zeros when nothing is."""
+    """Find what goes from this topic in one step: (largest offset, its topic_bytes), or zeros."""
     rows: list[Row] = yield Fetch(
         "SELECT message_key, ts_ms, topic_bytes FROM messages WHERE message_key > $1 AND message_key < $2 "
         "ORDER BY message_key LIMIT $3",
@@ -80,7 +84,7 @@ def expired_upto(topic_id: int, oldest_ms: int, topic_bytes: int) -> Program[tup
 
 
 def expire(topic_id: int, oldest_ms: int, topic_bytes: int) -> Program[int]:
-    """Delete one step of what is expired; returns how many messages went."""
+    """Delete one step of a topic's expired messages; return how many went."""
     upto, bytes_so_far = yield from expired_upto(topic_id, oldest_ms, topic_bytes)
     if not upto:
         return 0
@@ -96,11 +100,12 @@ def expire(topic_id: int, oldest_ms: int, topic_bytes: int) -> Program[int]:
 
 
 def forget_cursors(topic_id: int, unused_since_ms: int, first_kept: int) -> Program[None]:
-    """Delete positions that nothing depends on: unused, and before the first message that is still there.
+    """Delete positions that are out of use and before the first message that is still there.
 
-    Most consumers without a position start at the topic's base, which is raised to where these were. The others (a user's windows)
-    renew theirs when they connect, when they leave and now and then in between (delivery/subscription.py), so only those
-    that were away for that long start anew.
+    Most consumers without a position start at the topic's base, which is raised to where these positions
+    were. The others (a user's windows) renew their positions when they connect, when they leave, and now
+    and then in between (delivery/subscription.py), so only consumers that were away for that long start
+    anew.
     """
     rows: list[Row] = yield Fetch(
         "DELETE FROM cursors WHERE topic_id = $1 AND updated_ms < $2 AND msg_offset < $3 RETURNING msg_offset",
@@ -115,10 +120,11 @@ def forget_cursors(topic_id: int, unused_since_ms: int, first_kept: int) -> Prog
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What one sweep goes by, in Unix milliseconds and bytes: what is older goes, but 0 `topic_bytes` is unlimited.
+    """The bounds of one sweep, in Unix milliseconds and bytes.
 
-    `age_ms` is 0 where no message is deleted for its age. A topic without anything since `emptied_ms` is deleted. `due_ms` is how
-    old a look is after which there is another one.
+    `age_ms` 0: no message is deleted for its age. `topic_bytes` 0: no message is deleted for its topic's
+    size. Positions not written since `positions_ms` go, and topics that have been empty since `emptied_ms`.
+    A topic is looked at again after `look_ms`.
     """
 
     now_ms: int
@@ -130,21 +136,24 @@ class Bounds:
 
     @property
     def oldest_ms(self) -> int:
-        """Messages from before this moment go."""
+        """The moment before which messages go."""
         return self.now_ms - self.age_ms if self.age_ms else FOR_EVER_MS
 
 
 @dataclass(slots=True)
-class Looked:
-    """What came of a look at some topics: messages deleted, and the topics (id, name) that may be deleted."""
+class LookResult:
+    """The result of a look at some topics: messages deleted, and topics (id, name) to delete."""
 
     gone: int
     empty: list[tuple[int, str]]
 
 
-def look(topics: Sequence[Row], bounds: Bounds) -> Program[Looked]:
-    """Do what is due for these topics, (id, name, emptied_ms) each. Those with more than one step of messages to delete stay due."""
-    found = Looked(0, [])
+def look(topics: Sequence[Row], bounds: Bounds) -> Program[LookResult]:
+    """Do what is due for these topics, (id, name, emptied_ms) each.
+
+    A topic with more than one step of messages to delete stays due.
+    """
+    found = LookResult(0, [])
     for topic_id, name, emptied_ms in topics:
         if found.gone >= ROWS_PER_STEP:
             break
@@ -173,7 +182,7 @@ def look(topics: Sequence[Row], bounds: Bounds) -> Program[Looked]:
 
 
 class Retention:
-    """The sweeper of one log."""
+    """Sweeps one log."""
 
     def __init__(self, log: TopicLog, limits: RetentionLimits) -> None:
         self._log = log
@@ -185,16 +194,19 @@ class Retention:
         self.deleted_topics = 0
 
     async def sweep_forever(self) -> None:
-        """Sweep every `sweep_s`. Runs until cancelled; a failing engine only postpones it."""
+        """Sweep every `sweep_s`, until cancelled. A database that does not answer postpones a sweep."""
         while True:
             await trio.sleep(self._limits.sweep_s)
             try:
                 await self.sweep()
             except StorageUnavailable as error:
-                logger.warning("retention postponed", reason=str(error))
+                logger.warning("retention postponed, as storage does not answer", reason=str(error))
 
     async def sweep(self) -> int:
-        """Do what is due; returns how many messages went (about, where whole partitions go). Raises StorageUnavailable."""
+        """Do what is due; return how many messages went (about, where whole partitions go).
+
+        Raises StorageUnavailable.
+        """
         limits = self._limits
         now_ms = self._clock.now_ms()
         age_ms = int(limits.age_s * 1000)
@@ -236,18 +248,18 @@ class Retention:
         grown = self._log.grown
         gone = 0
         while grown:
-            name, state = next(iter(grown.items()))
+            name, topic = next(iter(grown.items()))
             if bounds.topic_bytes:
-                gone += await self._cut(state, bounds)
+                gone += await self._cut(topic, bounds)
             grown.pop(name, None)
         return gone
 
-    async def _cut(self, state: TopicState, bounds: Bounds) -> int:
-        if state.tail_bytes <= bounds.topic_bytes:
-            state.sweep_bytes = bounds.topic_bytes + 1
+    async def _cut(self, topic: CachedTopic, bounds: Bounds) -> int:
+        if topic.tail_bytes <= bounds.topic_bytes:
+            topic.sweep_bytes = bounds.topic_bytes + 1
             return 0
-        topic_id = state.topic_id
-        state.sweep_bytes = state.tail_bytes + bounds.topic_bytes // GROWTH + 1
+        topic_id = topic.topic_id
+        topic.sweep_bytes = topic.tail_bytes + bounds.topic_bytes // GROWTH + 1
         if topic_id is None:
             return 0
 

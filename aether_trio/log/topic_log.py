@@ -1,97 +1,234 @@
-"""The durable topic log: append, group commit, fan-out.
+"""The durable topic log of one node: append, group commit, fan-out, and what is read from it.
 
-Appends are queued without waiting and committed in groups by one task. When a group is durable its messages are offered
-to their topics' subscribers, in order, and only then: what anybody has seen is in the log. While one group is being
-written the next one gathers, so the busier the node, the cheaper a message.
+Appends are queued without waiting, and one task commits them in groups. When a group is durable, its
+messages are offered to their topics' subscribers, in order. While one group is being written, the next
+one gathers: the busier the node, the cheaper a message.
+
+    append_nowait ──▶ _pending ──▶ _take_group ──▶ GroupWriter ──▶ database
+                                                       │ committed
+                        senders may go on ◀── _fan_out ┴──▶ CachedTopic.offer ──▶ outboxes are kicked
+
+A topic is in memory (`CachedTopic`) while it has subscribers or something of it waits, and as long as
+there is room for topics without subscribers. `load` reads topics from the database before a session
+subscribes, several topics with one read. Where other nodes write as well (PostgreSQL), a read, or a
+notification from another node, may find more than was offered here; then `RemoteCommitReader` reads and
+offers the rest.
 
 Invariants
+* Only committed messages are offered.
 * Order: messages of one topic are committed and offered in the order in which they were appended.
-* A sequence number is *settled* once its group is committed or refused; numbers settle in order. A response that
-  waits for its connection's last append is therefore a barrier.
-* Where others write to the same log (writers.py), a message of ours that is not its topic's next one waits for theirs in front of it
-  (follower.py). A subscriber who is offered an offset that is not its next one reads what is between from the log (catchup.py).
-* A group that cannot be written (disk full, file locked) is refused as a whole: every sender is told, offsets are
-  given back, and the next group tries again. Nothing of a refused group is ever offered.
-* Memory: appends are admitted only while `has_room`; readers wait for it, and TCP pushes back.
+* A sequence number is *settled* once its group is committed or refused; numbers settle in order. A
+  response that waits for the last append of its connection is therefore a barrier.
+* Where other nodes write as well, a message of this node that is not its topic's next one waits for the
+  messages in front of it (remote_commits.py). A subscriber that is offered an offset that is not its next
+  one reads the messages between from the log (delivery/catchup.py).
+* A group that cannot be written (disk full, file locked) is refused as a whole: every sender is told, the
+  offsets are given back, and the next group tries again. No message of a refused group is offered.
+* Memory: appends are admitted only while `has_room`; the connections' readers wait for room, and so does
+  TCP.
+* A topic that is pinned, that has subscribers, or that waits for a commit is never forgotten; `tail` never
+  goes back.
 """
 
 from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 import structlog
 import trio
 
+from aether_trio.concurrency.events import RepeatedEvent
+from aether_trio.concurrency.kicks import KICKS_PER_SLICE, Kickable, kick_all
 from aether_trio.concurrency.supervision import keep_running
-from aether_trio.delivery.kicks import AT_ONCE
-from aether_trio.delivery.outbox import Outbox
-from aether_trio.log import programs
+from aether_trio.log import topic_sql
+from aether_trio.log.cached_topic import CachedTopic
 from aether_trio.log.cursors import CursorStore
-from aether_trio.log.follower import kick_all
-from aether_trio.log.publishers import Publisher
-from aether_trio.log.reader import LogReader
-from aether_trio.log.records import Author, Entry, GroupReport, LogLimits, LogStatistics, not_stored
-from aether_trio.log.topic_state import NOTED, TopicState
-from aether_trio.log.writers import TopicsGone, nothing_written, open_writer
+from aether_trio.log.deduplication import Publisher
+from aether_trio.log.group_writers import TopicsDeleted, nothing_written, open_group_writer
+from aether_trio.log.remote_commits import RemoteCommitReader
 from aether_trio.model.clock import Clock
 from aether_trio.model.errors import AetherError, Code
-from aether_trio.storage.base import Database, StorageUnavailable, single
+from aether_trio.storage.base import CommitUnknown, Database, Row, StorageUnavailable, single
+from aether_trio.storage.retry import retry_while_unavailable
 
-__all__ = ["Author", "LogLimits", "LogStatistics", "TopicLog", "open_log"]
+__all__ = ["Author", "LogLimits", "LogRelay", "LogStatistics", "TopicLog", "open_log"]
 
 logger = structlog.get_logger("aether.log")
 
+OFFERS_PER_SLICE: Final = 2_000
+"""Offers between two checkpoints: about 1 ms of work, so that a broadcast to thousands starves no task."""
+OFFERS_PER_KICK: Final = 8_000
+"""Offers before subscribers write: a burst of broadcasts costs each of them one send, which is the cost of
+a delivery, and the first message of the burst waits some 4 ms for the others at most."""
 
-OFFERS_PER_SLICE = 2_000
-"""Offers made between two checkpoints: about 1 ms of work, so that a broadcast to thousands starves nobody."""
-OFFERS_PER_KICK = 8_000
-"""Offers made before subscribers write: a burst of broadcasts costs each of them one send, which is what a delivery
-costs, and the first of it waits no more than some 4 ms for the others."""
+IDENTITY_BYTES: Final = 16
+PROBE_S: Final = 1.0
+"""Pause between two attempts to write to a failing database while there is nothing to write."""
+REFUSED_PAUSE_S: Final = 0.05
+"""Pause after a refused group: a failing database may answer at once, and cursors alone must not spin."""
+DRAIN_S: Final = 10.0
+"""How long the end of the log waits for messages that are not settled."""
 
-IDENTITY_BYTES = 16
-PROBE_S = 1.0
-"""Between two looks whether a failing engine can write again, while there is nothing to write."""
+MAX_UNSUBSCRIBED_TOPICS: Final = 50_000
+"""Topics in memory without a subscriber (about 300 bytes each); beyond it they are forgotten."""
+RENEWALS_PER_GROUP: Final = 500
+"""Topics whose positions are written again in one group."""
+
+RETRY_PUBLISH_MS: Final = 1000
+"""When a sender may try again after the log could not be written."""
 
 
-class TopicLog(LogReader):
-    """See the module docstring. Made by `open_log`."""
+def publish_error(error: StorageUnavailable) -> AetherError:
+    """Return the error that senders get for a group that was not committed, as far as is known."""
+    if isinstance(error, CommitUnknown):
+        return AetherError(Code.OUTCOME_UNKNOWN, f"it is not known whether the message was stored: {error}")
+    return AetherError(Code.PUBLISH_FAILED, f"the message was not stored: {error}", retry_after_ms=RETRY_PUBLISH_MS)
+
+
+@dataclass(frozen=True, slots=True)
+class LogLimits:
+    """Bounds of the log's queue and of its groups.
+
+    At most `pending_bytes` and `pending_messages` wait for a commit. A group takes at most
+    `group_messages`, and about `group_bytes`. Moved cursors are written every `cursor_flush_s`.
+    """
+
+    pending_bytes: int = 16 * 1024 * 1024
+    pending_messages: int = 20_000
+    group_messages: int = 4_000
+    group_bytes: int = 4 * 1024 * 1024
+    cursor_flush_s: float = 0.25
+    partition_ms: int = 3 * 3600 * 1000
+    """PostgreSQL only: how long a stretch of time lies in one table (partitions.py)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogStatistics:
+    """Counters since start, and what waits now. `settled - refused` messages are durable."""
+
+    appended: int
+    settled: int
+    refused: int
+    groups: int
+    pending_messages: int
+    pending_bytes: int
+    topics: int
+    subscriptions: int
+    storage_failing: bool
+    remote_reads: int
+    """Reads that brought messages which other nodes had committed."""
+    remote_messages: int
+    """The messages that these reads brought."""
+
+
+class Author(Protocol):
+    """Appends messages, and is told whether they were committed."""
+
+    confirms: bool
+    """Whether it wants `settled`, and may have a `publisher`. It is read for every message, so it is
+    a class attribute mostly."""
+    publisher: Publisher | None
+    """The publisher whose sequence numbers are committed with the messages."""
+
+    def refused(self, number: int, error: AetherError) -> None:
+        """Note that the append with this number was not committed, or that this is not known.
+
+        All appends of a group get the same error. An author that `confirms` writes nothing before
+        `settled`.
+        """
+        ...
+
+    def settled(self, touched: set[Kickable]) -> None:
+        """Add the outboxes that have something to say, now that a group of its appends is settled."""
+        ...
+
+
+class LogRelay(Protocol):
+    """Notifies the other nodes that write to the same log. The cluster implements it."""
+
+    async def expect(self, topics: Sequence[str]) -> None:
+        """Make known that this node subscribes to these topics. Raises StorageUnavailable.
+
+        A message that is not in a topic's tail when the tail is read after this call is notified.
+        """
+        ...
+
+    def committed(self, topics: Iterable[CachedTopic]) -> None:
+        """Notify the nodes that subscribe to these topics of new messages. Never blocks."""
+        ...
+
+
+PendingMessage = tuple[CachedTopic, bytes, Author]
+"""A message that waits for its commit: topic, encoded frame, author."""
+
+GroupReport = Callable[[float, int], None]
+"""Called after each committed and offered group with the age of its first message in seconds and the
+number of its messages."""
+
+
+def _single_node() -> tuple[int, int]:
+    return 0, 0
+
+
+async def _always_confirmed() -> None:
+    """A single node needs no lease."""
+
+
+class TopicLog:
+    """The log of one node; described at the top of this file. Made by `open_log`."""
 
     def __init__(
-        self,
-        database: Database,
-        clock: Clock,
-        limits: LogLimits,
-        on_group: GroupReport = lambda seconds, messages: None,
+        self, database: Database, clock: Clock, limits: LogLimits, identity: bytes, on_group: GroupReport
     ) -> None:
-        self._writer = open_writer(database, limits.partition_ms)
-        super().__init__(database, clock, self._writer.programs, CursorStore(self._wake))
+        self.database = database
+        self.clock = clock
+        """Dates the messages."""
+        self.identity = identity
+        """16 random bytes, made with the database. Offsets of a log with other bytes mean nothing here."""
+        self.cursors = CursorStore(self._wake)
+        self.grown: dict[str, CachedTopic] = {}
+        """Topics that have grown so far that retention is to look at them (CachedTopic.sweep_bytes)."""
+        self.relay: LogRelay | None = None
+        """Notifies other nodes; None on a single node."""
+        self.node: Callable[[], tuple[int, int]] = _single_node
+        """Returns node id and epoch of this process's lease; node 0 is alone on its database."""
+        self.wait_lease_confirmed: Callable[[], Awaitable[None]] = _always_confirmed
+        """Waits until this node is known to have held its lease a moment ago. No checkpoint at its end.
+        Raises StorageUnavailable."""
         self._limits = limits
-        self._pending: list[Entry] = []
+        self._writer = open_group_writer(database, limits.partition_ms)
+        self._sql = self._writer.sql
+        self._topics: dict[str, CachedTopic] = {}
+        self._topics_limit = MAX_UNSUBSCRIBED_TOPICS
+        self._remote = RemoteCommitReader(self.refresh, database, self.grown)
+        self._node_left: list[Callable[[], None]] = []
+        self._on_group = on_group
+        self._pending: list[PendingMessage] = []
         self._pending_bytes = 0
         self._in_commit_bytes = 0
         self._in_commit_messages = 0
         self._work = trio.Event()
-        self._settled_event = trio.Event()
+        self._group_settled = RepeatedEvent()
         self._appended = 0
         self._settled = 0
         self._refused = 0
-        self._void = 0
+        self._void_upto = 0
         self._groups = 0
         self._failing = False
         self._waiting_since = 0.0
         self._writing = trio.Lock()
-        self.identity = b""
-        """16 random bytes, made with the database: offsets of another log mean nothing in this one."""
-        self._on_group = on_group
+        self._deleting: trio.Event | None = None
 
     # -- append ---------------------------------------------------------------------------------------------------
 
     @property
     def has_room(self) -> bool:
-        """Whether a polite sender may append now."""
+        """Whether an append is within the limits of what may wait."""
         return (
             self._pending_bytes + self._in_commit_bytes < self._limits.pending_bytes
             and len(self._pending) + self._in_commit_messages < self._limits.pending_messages
@@ -100,14 +237,17 @@ class TopicLog(LogReader):
     async def wait_room(self) -> None:
         """Wait until `has_room`."""
         while not self.has_room:
-            await self._settled_event.wait()
+            await self._group_settled.wait()
 
-    def append_nowait(self, state: TopicState, frame: bytes, author: Author) -> int:
-        """Queue a message; returns its sequence number. Call only while `has_room` (one batch beyond it is tolerated)."""
-        state.waiting += 1
+    def append_nowait(self, topic: CachedTopic, frame: bytes, author: Author) -> int:
+        """Queue a message and return its sequence number. Never blocks.
+
+        Call it only while `has_room`; one batch beyond that is tolerated.
+        """
+        topic.waiting += 1
         if not self._pending:
-            self._waiting_since = self._clock.monotonic()
-        self._pending.append((state, frame, author))
+            self._waiting_since = self.clock.monotonic()
+        self._pending.append((topic, frame, author))
         self._pending_bytes += len(frame)
         self._appended += 1
         self._wake()
@@ -120,16 +260,23 @@ class TopicLog(LogReader):
     async def wait_settled(self, sequence: int) -> None:
         """Wait until `is_settled(sequence)`."""
         while sequence > self._settled:
-            await self._settled_event.wait()
+            await self._group_settled.wait()
+
+    async def drain(self) -> None:
+        """Wait until all messages that were appended are settled."""
+        await self.wait_settled(self._appended)
 
     def _wake(self) -> None:
         if not self._work.is_set():
             self._work.set()
 
     def void(self) -> None:
-        """Whoever has appended may hold its identity no more, and others may write as its successors: what is not committed by now is
-        refused. One step; what this process writes afterwards may be under another lease."""
-        self._void = self._appended
+        """Refuse all messages that are not committed by now: this node has lost its lease.
+
+        Their senders may no longer hold their identities, and other nodes may write as their
+        successors. No checkpoint. Later appends are written under a later lease.
+        """
+        self._void_upto = self._appended
         self._wake()
 
     # -- commit ---------------------------------------------------------------------------------------------------
@@ -149,7 +296,7 @@ class TopicLog(LogReader):
             cursors_due = self.cursors.dirty and (self.cursors.hurry or trio.current_time() >= next_cursor_flush)
             if cursors_due:
                 next_cursor_flush = trio.current_time() + limits.cursor_flush_s
-            started, self._waiting_since = self._waiting_since, self._clock.monotonic()
+            started, self._waiting_since = self._waiting_since, self.clock.monotonic()
             if batch or cursors_due:
                 try:
                     self._writing.acquire_nowait()
@@ -160,26 +307,24 @@ class TopicLog(LogReader):
                 finally:
                     self._writing.release()
                 if batch and not self._failing:
-                    self._on_group(self._clock.monotonic() - started, len(batch))
-                batch = []  # an idle log holds nothing of the last group, and nobody who sent it
+                    self._on_group(self.clock.monotonic() - started, len(batch))
+                batch = []  # an idle log refers to no message of the last group, and to no author
             elif self._failing:
                 await self._probe()
 
-    def _take_group(self) -> list[Entry]:
+    def _take_group(self) -> list[PendingMessage]:
         limits = self._limits
         if (
             len(self._pending) <= limits.group_messages
             and self._pending_bytes <= limits.group_bytes
-            and self._void <= self._settled
+            and self._void_upto <= self._settled
         ):
             batch, self._pending = self._pending, []
             return batch
         size = count = 0
-        most = (
-            min(limits.group_messages, self._void - self._settled)
-            if self._void > self._settled
-            else limits.group_messages
-        )
+        most = limits.group_messages
+        if self._void_upto > self._settled:
+            most = min(most, self._void_upto - self._settled)
         for _, frame, _ in self._pending[:most]:
             size += len(frame)
             count += 1
@@ -189,17 +334,17 @@ class TopicLog(LogReader):
         del self._pending[:count]
         return batch
 
-    async def _commit(self, batch: list[Entry], cursor_topics: list[TopicState]) -> None:
-        size = sum(len(entry[1]) for entry in batch)
+    async def _commit(self, batch: list[PendingMessage], cursor_topics: list[CachedTopic]) -> None:
+        size = sum(len(frame) for _, frame, _ in batch)
         self._pending_bytes -= size
         self._in_commit_bytes, self._in_commit_messages = size, len(batch)
-        authors = list(dict.fromkeys(entry[2] for entry in batch if entry[2].confirms))
+        authors = list(dict.fromkeys(author for _, _, author in batch if author.confirms))
         # In the order of their first messages: of two publishers of one identity the later one's row stays.
         upto = self._settled + len(batch)
         publishers = list(dict.fromkeys(author.publisher for author in authors if author.publisher is not None))
 
         try:
-            messages = [(state, frame) for state, frame, _ in batch]
+            messages = [(topic, frame) for topic, frame, _ in batch]
             offsets, now_ms = await self._write(messages, cursor_topics, publishers, upto)
         except StorageUnavailable as error:
             self.cursors.abort_flush()
@@ -208,31 +353,30 @@ class TopicLog(LogReader):
             if not self._failing:
                 logger.error("log group refused", messages=len(batch), reason=str(error))
             self._failing = True
-            await self._refuse(batch, authors, not_stored(error))
-            # A failing engine may answer at once; do not spin on cursors alone.
-            await trio.sleep(0.05)
+            await self._refuse(batch, authors, publish_error(error))
+            await trio.sleep(REFUSED_PAUSE_S)
         except Exception as error:
             self.cursors.abort_flush()
             for publisher in publishers:
-                publisher.again()
-            await self._commit_apart(batch, authors, alone=not cursor_topics, error=error)
+                publisher.retry_in_parts()
+            await self._commit_in_halves(batch, authors, alone=not cursor_topics, error=error)
         else:
             if self.relay is not None:
-                self.relay.committed(dict.fromkeys(state for state, _ in messages))
+                self.relay.committed(dict.fromkeys(topic for topic, _ in messages))
             self._failing = False
             self._groups += 1
             self.cursors.end_flush()
             for publisher in publishers:
                 publisher.committed(now_ms)
             if offsets is None:
-                await self._look_up(batch, authors)
+                await self._offer_from_log(batch, authors)
             else:
                 await self._fan_out(batch, offsets, authors)
 
-    async def _commit_apart(
-        self, batch: list[Entry], authors: Iterable[Author], *, alone: bool, error: Exception
+    async def _commit_in_halves(
+        self, batch: list[PendingMessage], authors: Iterable[Author], *, alone: bool, error: Exception
     ) -> None:
-        """The database does not take what one of a group has sent, and would not at another time: that is refused, and nothing else."""
+        """Find the message of a group that the database never takes, refuse it, and commit the others."""
         if not batch:
             logger.error("positions cannot be written", reason=repr(error))
             await trio.sleep(PROBE_S)
@@ -245,8 +389,8 @@ class TopicLog(LogReader):
             told = AetherError(Code.PUBLISH_FAILED, f"the message cannot be stored: {error}", retryable=False)
             await self._refuse(batch, authors, told)
             return
-        self._take_back(batch)
-        self._pending_bytes += sum(len(entry[1]) for entry in batch)
+        self._take_back_offsets(batch)
+        self._pending_bytes += sum(len(frame) for _, frame, _ in batch)
         if not alone:
             await self._commit(batch, [])
             return
@@ -256,115 +400,111 @@ class TopicLog(LogReader):
 
     async def _write(
         self,
-        messages: Sequence[tuple[TopicState, bytes]],
-        cursor_topics: Sequence[TopicState],
+        messages: Sequence[tuple[CachedTopic, bytes]],
+        cursor_topics: Sequence[CachedTopic],
         publishers: Sequence[Publisher],
         upto: int,
     ) -> tuple[list[int] | None, int]:
-        """The offsets of a group (writers.py) and when it was written. Raises StorageUnavailable."""
+        """Write a group; return its offsets (group_writers.py) and its time. Raises StorageUnavailable."""
 
         def is_void() -> bool:
-            return self.cursors.void or (bool(messages) and upto <= self._void)
+            return self.cursors.void or (bool(messages) and upto <= self._void_upto)
 
-        states = [*cursor_topics, *(state for state, _ in messages)]
+        topics = [*cursor_topics, *(topic for topic, _ in messages)]
         while True:
-            await self._ensure_topics(states)
-            now_ms = self._clock.now_ms()
+            await self._ensure_rows(topics)
+            now_ms = self.clock.now_ms()
             cursors = self.cursors.rows(now_ms)
             numbers = [(one.identity, one.token, one.begin(upto), now_ms) for one in publishers]
             try:
                 return await self._writer.append(messages, now_ms, cursors, numbers, is_void), now_ms
-            except TopicsGone as gone:
-                lost = [state for state in states if state.topic_id in gone.topic_ids]
-                # Retention has done this already; but a standby may have been promoted that had not heard of these topics.
-                latest = max(max(state.end, state.assigned) for state in lost)
+            except TopicsDeleted as deleted:
+                lost = [topic for topic in topics if topic.topic_id in deleted.topic_ids]
+                # Retention has raised the floor already; but a standby without these topics may have been promoted.
+                latest = max(max(topic.end, topic.assigned) for topic in lost)
                 with nothing_written():
-                    await self._database.run(lambda latest=latest: single(programs.raise_floor(latest)))  # type: ignore[misc]
-                for state in lost:
-                    state.topic_id = None
+                    await self.database.run(lambda latest=latest: single(topic_sql.raise_floor(latest)))  # type: ignore[misc]
+                for topic in lost:
+                    topic.topic_id = None
 
     async def _probe(self) -> None:
-        """See whether the engine can write again: who was turned away by our health may bring no message to find out."""
+        """Try whether the database can be written again.
+
+        While the log is failing the gateway admits no senders, so no message may come to find it out.
+        """
         try:
-            await self._database.run(programs.touch)
+            await self.database.run(topic_sql.probe_write)
         except StorageUnavailable:
             return
         self._failing = False
 
-    async def _ensure_topics(self, states: Iterable[TopicState]) -> None:
-        unsure = {state.name: state for state in states if state.topic_id is None or state.doubtful}
+    async def _ensure_rows(self, topics: Iterable[CachedTopic]) -> None:
+        unsure = {topic.name: topic for topic in topics if topic.topic_id is None or topic.doubtful}
         if unsure:
             names = sorted(unsure)
-            now_ms = self._clock.now_ms()
+            now_ms = self.clock.now_ms()
             with nothing_written():
-                known = await self._database.run(lambda: self._writer.programs.create_topics(names, now_ms))
+                known = await self.database.run(lambda: self._sql.create_topics(names, now_ms))
             for name, facts in known.items():
-                self._learn(unsure[name], facts, None)
-                if not self._database.shared:
+                self._apply_facts(unsure[name], facts, None)
+                if not self.database.shared:
                     self._settle_doubt(unsure[name], facts)
 
     @staticmethod
-    def _settle_doubt(state: TopicState, facts: programs.TopicFacts) -> None:
-        # An engine may fail to say that it has committed. What it wrote then is in the log, though its senders were
-        # refused: offsets go on behind it, and subscribers, who see that some are missing, read it from there.
-        state.doubtful = False
-        if facts.tail > state.tail:
-            state.tail = state.assigned = facts.tail
-            state.tail_bytes = state.assigned_bytes = facts.total_bytes
+    def _settle_doubt(topic: CachedTopic, facts: topic_sql.TopicFacts) -> None:
+        # A database may commit and fail to say so. Such messages are in the log, though their senders were refused:
+        # offsets go on behind them, and subscribers, who see that some are missing, read them from there.
+        topic.doubtful = False
+        if facts.tail > topic.tail:
+            topic.tail = topic.assigned = facts.tail
+            topic.tail_bytes = topic.assigned_bytes = facts.total_bytes
 
-    def _take_back(self, batch: list[Entry]) -> None:
-        """The offsets that a group was given by this process."""
-        if self._database.shared:
+    def _take_back_offsets(self, batch: list[PendingMessage]) -> None:
+        """Take back the offsets that this process gave to a group."""
+        if self.database.shared:
             return
-        for state, _, _ in batch:
-            if state.assigned > state.tail:
-                state.doubtful = True
-                state.assigned, state.assigned_bytes = state.tail, state.tail_bytes
+        for topic, _, _ in batch:
+            if topic.assigned > topic.tail:
+                topic.doubtful = True
+                topic.assigned, topic.assigned_bytes = topic.tail, topic.tail_bytes
 
-    async def _refuse(self, batch: list[Entry], authors: Iterable[Author], told: AetherError) -> None:
-        self._take_back(batch)
+    async def _refuse(self, batch: list[PendingMessage], authors: Iterable[Author], told: AetherError) -> None:
+        self._take_back_offsets(batch)
         self._refused += len(batch)
         number = self._settled
         self._settle(len(batch))
         silent: list[tuple[Author, int]] = []
-        for state, _, author in batch:
+        for topic, _, author in batch:
             number += 1
-            state.waiting -= 1
+            topic.waiting -= 1
             if author.confirms:
                 author.refused(number, told)
             else:
                 silent.append((author, number))
-        # Those write to their clients at once, and receipts that are asked for then must know of every refusal.
+        # These write to their clients at once, and receipts that are asked for then must know of every refusal.
         for refusals, (author, number) in enumerate(silent, start=1):
             author.refused(number, told)
-            if refusals % AT_ONCE == 0:
+            if refusals % KICKS_PER_SLICE == 0:
                 await trio.lowlevel.checkpoint()
-        touched: set[Outbox] = set()
+        touched: set[Kickable] = set()
         for author in authors:
             author.settled(touched)
         await kick_all(touched)
 
-    async def _fan_out(self, batch: list[Entry], offsets: list[int], authors: Iterable[Author]) -> None:
-        touched: set[Outbox] = set()
+    async def _fan_out(self, batch: list[PendingMessage], offsets: list[int], authors: Iterable[Author]) -> None:
+        touched: set[Kickable] = set()
         offers = unkicked = 0
-        shared = self._database.shared
-        # Senders may go on as soon as their messages are durable; delivery is not their wait.
+        shared, grown = self.database.shared, self.grown
+        # Senders may go on as soon as their messages are durable; they do not wait for the delivery.
         self._settle(len(batch))
         for author in authors:
             author.settled(touched)
-        for (state, frame, _), offset in zip(batch, offsets, strict=True):
-            state.waiting -= 1
-            if shared and offset != state.tail + 1 and state.is_read:
-                self._more(state, offset)  # or the follower was faster
+        for (topic, frame, _), offset in zip(batch, offsets, strict=True):
+            topic.waiting -= 1
+            if shared and offset != topic.tail + 1 and topic.is_read:
+                self._raise_head(topic, offset)  # or RemoteCommitReader was faster
                 continue
-            state.tail = max(offset, state.tail)
-            state.tail_bytes += len(frame)
-            if state.tail_bytes >= state.sweep_bytes:
-                state.sweep_bytes = NOTED
-                self.grown[state.name] = state
-            for subscriber in state.subscribers:
-                subscriber.offer(offset, frame, touched)
-                offers += 1
+            offers += topic.offer(offset, frame, touched, grown)
             if offers >= OFFERS_PER_SLICE:
                 unkicked += offers
                 offers = 0
@@ -375,79 +515,278 @@ class TopicLog(LogReader):
                     await trio.lowlevel.checkpoint()
         await kick_all(touched)
 
-    async def _look_up(self, batch: list[Entry], authors: Iterable[Author]) -> None:
-        """A group is committed that nobody can be offered, as its offsets are not known: let them read it from the log."""
-        touched: set[Outbox] = set()
+    async def _offer_from_log(self, batch: list[PendingMessage], authors: Iterable[Author]) -> None:
+        """Have subscribers read a committed group from the log, because its offsets are not known."""
+        touched: set[Kickable] = set()
         self._settle(len(batch))
         for author in authors:
             author.settled(touched)
-        states = list(dict.fromkeys(state for state, _, _ in batch))
-        while True:
-            try:
-                await self.learn(states)
-                break
-            except StorageUnavailable as error:
-                logger.warning("topics not read, trying again", reason=str(error))
-                await trio.sleep(PROBE_S)
-        for state, _, _ in batch:
-            state.waiting -= 1
+        topics = list(dict.fromkeys(topic for topic, _, _ in batch))
+        await retry_while_unavailable(
+            lambda: self.refresh(topics), "reading the tails of topics", logger, delay_s=PROBE_S
+        )
+        for topic, _, _ in batch:
+            topic.waiting -= 1
         await kick_all(touched)
 
     def _settle(self, count: int) -> None:
         self._in_commit_bytes = self._in_commit_messages = 0
         self._settled += count
-        event, self._settled_event = self._settled_event, trio.Event()
-        event.set()
+        self._group_settled.set()
 
-    # -- for retention --------------------------------------------------------------------------------------------
+    async def _save_last_cursors(self) -> None:
+        self.cursors.abort_flush()  # the committing task may have been cancelled in the middle of a flush
+        topics = self.cursors.begin_flush()
+        if topics:
+            try:
+                await self._ensure_rows(topics)
+                rows = self.cursors.rows(self.clock.now_ms())
+                await self.database.run(lambda: topic_sql.save_cursors(rows))
+            except StorageUnavailable as error:
+                logger.warning("cursors not saved at stop; messages will be delivered again", reason=str(error))
+
+    # -- topics in memory -----------------------------------------------------------------------------------------
+
+    def topic(self, name: str) -> CachedTopic:
+        """Return the topic in memory; make it, without what the database knows, if it is not there."""
+        topic = self._topics.get(name)
+        if topic is None:
+            if len(self._topics) >= self._topics_limit:
+                self._forget_topics()
+            topic = self._topics[name] = CachedTopic(name)
+        return topic
+
+    def current(self, topic: CachedTopic) -> bool:
+        """Whether `topic` is still the object in use for its name; it may have been forgotten."""
+        return self._topics.get(topic.name) is topic
+
+    def _forget_topics(self) -> None:
+        self._topics = {name: topic for name, topic in self._topics.items() if not topic.forgettable}
+        self._topics_limit = len(self._topics) + MAX_UNSUBSCRIBED_TOPICS
+
+    async def load(self, wanted: Sequence[tuple[str, str | None]]) -> list[tuple[CachedTopic, int | None]]:
+        """Load (topic, consumer) pairs from the database; return each topic and the consumer's cursor.
+
+        Cursors that wait to be written count as written. Each topic is pinned (`waiting`) until the
+        caller hands it to `unpin`, or subscribes. In a cluster this node counts as a subscriber of the
+        topics from here on. Raises StorageUnavailable.
+        """
+        if self.relay is not None:
+            await self.relay.expect([name for name, _ in wanted])
+        while self._deleting is not None:
+            await self._deleting.wait()
+        topics: list[CachedTopic] = []
+        found: list[tuple[CachedTopic, int | None]] = []
+        known: list[int | None] = []
+        try:
+            # Pinned before the read: a topic that was forgotten and made again meanwhile would learn from an old snapshot.
+            for name, _ in wanted:
+                topic = self.topic(name)
+                topic.waiting += 1
+                topics.append(topic)
+                known.append(topic.topic_id)
+            with self.cursors.remembering():
+                facts = await self.database.read_small(lambda: self._sql.many_topic_facts(wanted))
+                for topic, topic_id, (_, consumer), fact in zip(topics, known, wanted, facts, strict=True):
+                    self._apply_facts(topic, fact, topic_id)
+                    unwritten = self.cursors.unwritten(topic, consumer) if consumer is not None else None
+                    found.append((topic, fact.cursor if unwritten is None else max(unwritten, fact.cursor or 0)))
+        except BaseException:
+            self.unpin(topics)
+            raise
+        return found
+
+    async def unread(self, identity: str) -> tuple[int, int]:
+        """Return a participant's position in its own topic, and how many messages are behind it.
+
+        Raises StorageUnavailable.
+        """
+        [(topic, cursor)] = await self.load([(identity, identity)])
+        latest = self.cursors.unwritten(topic, identity)
+        self.unpin([topic])
+        position = max(cursor or 0, latest or 0)
+        return position, max(topic.end - position, 0)
+
+    @staticmethod
+    def unpin(topics: Iterable[CachedTopic]) -> None:
+        """Undo the pins of `load`."""
+        for topic in topics:
+            topic.waiting -= 1
+
+    async def refresh(self, topics: Sequence[CachedTopic]) -> None:
+        """Read where these topics end, and have new messages offered. Raises StorageUnavailable."""
+        wanted = [(topic.name, None) for topic in topics]
+        known = [topic.topic_id for topic in topics]
+        facts = await self.database.read_small(lambda: self._sql.many_topic_facts(wanted))
+        for topic, topic_id, fact in zip(topics, known, facts, strict=True):
+            self._apply_facts(topic, fact, topic_id)
+
+    def _apply_facts(self, topic: CachedTopic, facts: topic_sql.TopicFacts, known: int | None) -> None:
+        """Take over what the database says; `known` is the id that the topic had here before the read."""
+        if facts.topic_id is None:
+            if self.database.shared and known is not None and topic.topic_id == known:
+                topic.deleted()  # by another node
+            return
+        topic.base = max(topic.base, facts.base)
+        if self.database.shared:
+            topic.topic_id = facts.topic_id
+            topic.tail_bytes = max(topic.tail_bytes, facts.total_bytes)
+            self._raise_head(topic, facts.tail)
+        elif topic.topic_id is None:
+            # Only a topic without an id learns: once it has one, memory is ahead of any snapshot.
+            topic.topic_id = facts.topic_id
+            topic.tail = topic.assigned = facts.tail
+            topic.tail_bytes = topic.assigned_bytes = facts.total_bytes
+
+    def _raise_head(self, topic: CachedTopic, head: int) -> None:
+        """Note that a topic of a shared database is committed up to `head` at least."""
+        topic.head = max(topic.head, head)
+        if topic.tail < topic.head:
+            if topic.is_read:
+                self._remote.request(topic)
+            else:
+                topic.tail = topic.head
+                topic.look()
+
+    def subscribed_topics(self) -> list[CachedTopic]:
+        """Return the topics that have a subscriber on this node."""
+        return [topic for topic in self._topics.values() if topic.subscribers]
+
+    # -- other nodes ----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def relayed_by(self, relay: LogRelay) -> Iterator[None]:
+        """Notify other nodes through `relay` until the block ends."""
+        self.relay = relay
+        try:
+            yield
+        finally:
+            self.relay = None
+
+    def join_cluster(
+        self, node: Callable[[], tuple[int, int]], wait_lease_confirmed: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Take work as a node of a cluster from now on, under the lease that `node` returns."""
+        self.node = node
+        self.wait_lease_confirmed = wait_lease_confirmed
+
+    def on_remote_commits(self, names: Iterable[str]) -> None:
+        """Have the new messages that another node committed to these topics read. Never blocks."""
+        for name in names:
+            topic = self._topics.get(name)
+            if topic is None:
+                continue
+            if topic.subscribers and not topic.is_read and topic.topic_id is not None:
+                topic.look()
+            elif topic.subscribers or topic.waiting:
+                self._remote.request(topic)
+
+    def when_node_left(self, call: Callable[[], None]) -> None:
+        """Call this whenever the lease of a node has ended, so that what it held is free."""
+        self._node_left.append(call)
+
+    def on_node_left(self) -> None:
+        """Tell all who asked for it that the lease of a node has ended. No checkpoint, never blocks."""
+        for call in self._node_left:
+            call()
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    async def read(self, topic: CachedTopic, after: int, *, rows: int, max_bytes: int) -> list[Row]:
+        """Read committed messages (offset, ts_ms, frame) behind `after`, oldest first.
+
+        Raises StorageUnavailable.
+        """
+        topic_id, tail = topic.topic_id, topic.tail
+        if topic_id is None or after >= tail:
+            return []
+        return await self.database.read(lambda: self._sql.read_page(topic_id, after, tail, rows, max_bytes))
+
+    async def read_topics(
+        self, wanted: Sequence[tuple[str, int]], *, rows: int, max_bytes: int
+    ) -> list[tuple[list[Row], bool]]:
+        """Read the messages of several topics behind an offset each, whether or not they are in memory.
+
+        Return for each (topic name, offset) the committed messages (offset, ts_ms, frame), and whether
+        there are more: at most `rows` of each topic, and `max_bytes` in all, one message excepted.
+        Raises StorageUnavailable.
+        """
+        if not wanted:
+            return []
+        return await self.database.read(lambda: topic_sql.read_topics(self._sql, wanted, rows, max_bytes))
+
+    async def read_at(self, topic: CachedTopic, offsets: Sequence[int]) -> list[Row]:
+        """Read the messages (offset, frame) at these offsets that retention has left.
+
+        Raises StorageUnavailable.
+        """
+        topic_id = topic.topic_id
+        if topic_id is None:
+            return []
+        return await self.database.read(lambda: self._sql.read_some(topic_id, offsets))
+
+    async def last_topic(self) -> int:
+        """Return the id of the newest topic, 0 if there is none. Raises StorageUnavailable."""
+        found = await self.database.fetch("SELECT COALESCE(MAX(id), 0) FROM topics")
+        return int(found[0][0])
+
+    async def input_topics(self, after: int, last: int, count: int) -> tuple[list[str], int]:
+        """Return a page of the names of tasks' input topics, and the id that the next page begins behind.
+
+        The page has topics with `after` < id <= `last`; 0 says that there is no further page. Goes
+        through all topics. Raises StorageUnavailable.
+        """
+        found = await self.database.fetch(
+            "SELECT id, name FROM topics WHERE id > $1 AND id <= $2 AND name LIKE 'tk::%::input' ORDER BY id LIMIT $3",
+            after,
+            last,
+            count,
+        )
+        return [name for _, name in found], found[-1][0] if len(found) == count else 0
+
+    # -- retention ------------------------------------------------------------------------------------------------
+
+    async def renew_positions(self) -> None:
+        """Write the positions of live subscribers again, so that retention counts them as in use."""
+        subscribed = self.subscribed_topics()
+        for start in range(0, len(subscribed), RENEWALS_PER_GROUP):
+            for topic in subscribed[start : start + RENEWALS_PER_GROUP]:
+                for subscriber in list(topic.subscribers):
+                    subscriber.renew()
+            await self.cursors.save()
 
     async def delete_topics(self, topics: Sequence[tuple[int, str]]) -> int:
-        """Delete the rows of those of these topics, (id, name) each, that nothing needs any more; how many went.
+        """Delete the rows of those topics, (id, name) each, that are not needed; return how many went.
 
-        Where nobody else writes, ids are given to other topics again, so no id of these may be in use while they go: nothing is
-        being written (`_writing`), nobody looks topics up (`warm` waits), and what is in memory forgets them.
-        Where others write, a node that still has an id finds out when it uses it. Raises StorageUnavailable.
+        Where only this node writes, the ids are given to other topics again, so no id of these may be in
+        use while they go: no group is being written (`_writing`), no session looks topics up (`load`
+        waits), and the topics in memory forget their ids. Where other nodes write, a node that still has
+        an id finds out when it uses the id. Raises StorageUnavailable.
         """
-        if self._database.shared:
-            return len(
-                await self._database.run(lambda: self._writer.programs.delete_topics([one[0] for one in topics]))
-            )
+        if self.database.shared:
+            ids = [topic_id for topic_id, _ in topics]
+            return len(await self.database.run(lambda: self._sql.delete_topics(ids)))
         async with self._writing:
             known = {topic_id: self._topics.get(name) for topic_id, name in topics}
-            going = [topic_id for topic_id, state in known.items() if state is None or state.forgettable]
-            self._retiring = trio.Event()
+            going = [topic_id for topic_id, topic in known.items() if topic is None or topic.forgettable]
+            self._deleting = trio.Event()
             gone: list[int] = []
             try:
-                gone = await self._database.run(lambda: self._writer.programs.delete_topics(going))
+                gone = await self.database.run(lambda: self._sql.delete_topics(going))
                 return len(gone)
             finally:
                 # Also after a failure, which may be that of an answer alone: then their ids are read again.
                 for topic_id in going:
-                    if (state := known[topic_id]) is not None:
-                        state.topic_id = None
+                    if (topic := known[topic_id]) is not None:
+                        topic.topic_id = None
                 for topic_id in gone:
-                    if (state := known[topic_id]) is not None:
-                        state.deleted()
-                event, self._retiring = self._retiring, None
+                    if (topic := known[topic_id]) is not None:
+                        topic.deleted()
+                event, self._deleting = self._deleting, None
                 event.set()
 
-    async def drain(self) -> None:
-        """Wait until all that was appended is settled."""
-        await self.wait_settled(self._appended)
-
-    async def _save_last_cursors(self) -> None:
-        self.cursors.abort_flush()  # the committer may have been cancelled in the middle of one
-        topics = self.cursors.begin_flush()
-        if topics:
-            try:
-                await self._ensure_topics(topics)
-                rows = self.cursors.rows(self._clock.now_ms())
-                await self._database.run(lambda: programs.save_cursors(rows))
-            except StorageUnavailable as error:
-                logger.warning("cursors not saved at stop; messages will be delivered again", reason=str(error))
-
     def statistics(self) -> LogStatistics:
-        """What happened since start."""
+        """Return the counters since start, and what waits now."""
         return LogStatistics(
             appended=self._appended,
             settled=self._settled,
@@ -456,10 +795,10 @@ class TopicLog(LogReader):
             pending_messages=len(self._pending) + self._in_commit_messages,
             pending_bytes=self._pending_bytes + self._in_commit_bytes,
             topics=len(self._topics),
-            subscriptions=sum(len(state.subscribers) for state in self._topics.values()),
+            subscriptions=sum(len(topic.subscribers) for topic in self._topics.values()),
             storage_failing=self._failing or self._writer.unsure,
-            followed_reads=self._follower.reads,
-            followed_rows=self._follower.rows,
+            remote_reads=self._remote.reads,
+            remote_messages=self._remote.messages,
         )
 
 
@@ -467,28 +806,27 @@ class TopicLog(LogReader):
 async def open_log(
     database: Database, clock: Clock, limits: LogLimits, on_group: GroupReport = lambda seconds, messages: None
 ) -> AsyncIterator[TopicLog]:
-    """Run a log on an open database with the log schema. Leaving settles what was appended and saves cursors.
+    """Run a log on an open database that has the log's schema, until the block ends.
 
-    `on_group(seconds, messages)` is called for each group that was committed: how long its first message had waited.
+    Leaving the block settles the messages that were appended, and saves the cursors.
     """
-    log = TopicLog(database, clock, limits, on_group)
-    log.identity = await _identity_of(database)
+    log = TopicLog(database, clock, limits, await _identity_of(database), on_group)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(log._commit_forever, name="log-committer")
         if database.shared:
-            nursery.start_soon(keep_running, "log-follower", log._follower.run, name="log-follower")
+            nursery.start_soon(keep_running, "log-remote-commits", log._remote.run, name="log-remote-commits")
         try:
             yield log
         finally:
             with trio.CancelScope(shield=True):
-                with trio.move_on_after(10):
+                with trio.move_on_after(DRAIN_S):
                     await log.drain()
                 nursery.cancel_scope.cancel()
                 await log._save_last_cursors()
 
 
 async def _identity_of(database: Database) -> bytes:
-    """What tells this log from every other one. Nodes that open it at once agree on one."""
+    """Return the random bytes that identify this log; nodes that open it together agree on them."""
     wanted = "SELECT identity FROM log_identity"
     rows = await database.fetch(wanted)
     if not rows:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from aether_trio.delivery.outbox import Outbox
-from aether_trio.log.topic_state import Subscriber, TopicState
+from aether_trio.log.cached_topic import CachedTopic, Subscriber
 
 __all__ = ["InFlight", "QueueBackend", "QueueDispatcher", "QueueWorker", "ignore_loss"]
 
@@ -136,7 +136,7 @@ class QueueWorker:
 class QueueDispatcher:
     """Gives the messages of one queue to its workers on this node."""
 
-    def __init__(self, state: TopicState, backend: QueueBackend, window: int) -> None:
+    def __init__(self, state: CachedTopic, backend: QueueBackend, window: int) -> None:
         self.state = state
         self.backend = backend
         self.window = window

@@ -1,6 +1,6 @@
 """Builds the SQL that leases messages: one statement for many work queues.
 
-The statement calls functions of storage/schema/work.py. Requests go into the database as arrays
+The statement calls functions of storage/schema/work_queues.py. Requests go into the database as arrays
 with one element for each queue, and come back as rows, which `responses` sorts by queue.
 """
 

@@ -14,7 +14,7 @@ one order here and in the other order on another node.
 
 Why the database, and not messages between the nodes: some lock must decide which of two nodes gets
 a message, and a lock in the database ends with its holder. Why there is no row for each leased
-message: storage/schema/work.py.
+message: storage/schema/work_queues.py.
 
 Faults
 * A node dies: its leased messages count as returned as soon as its node lease has ended. The next
@@ -43,11 +43,12 @@ import structlog
 import trio
 
 from aether_trio.concurrency.events import AutoResetEvent, RepeatedEvent
+from aether_trio.concurrency.kicks import Kickable
 from aether_trio.concurrency.supervision import keep_running
 from aether_trio.delivery.outbox import Outbox
-from aether_trio.log import shared_programs
+from aether_trio.log import topic_sql_postgres
+from aether_trio.log.cached_topic import CachedTopic
 from aether_trio.log.topic_log import TopicLog
-from aether_trio.log.topic_state import TopicState
 from aether_trio.model.containment import report
 from aether_trio.queues.dispatcher import QueueWorker, ignore_loss
 from aether_trio.queues.lease_exchange import LeaseEpoch, WorkRequest, exchange, peek, responses
@@ -96,20 +97,20 @@ class LeasedQueues:
         """Queues that raised an unexpected error, and when each is served again (trio's clock)."""
         self._wake = RepeatedEvent()
         self._departed = AutoResetEvent()
-        log.departures.append(self._departed.set)
+        log.when_node_left(self._departed.set)
         self._lease: LeaseEpoch = NO_LEASE
         self._epoch_alone = 0
         self._requests = 0
         self._failed_before = False
         self._exchanges = self._taken = self._returned = self._failed = 0
 
-    async def find(self, topic: str) -> tuple[TopicState, int]:
+    async def find(self, topic: str) -> tuple[CachedTopic, int]:
         """Read what `join` needs. Raises StorageUnavailable."""
-        ((state, cursor),) = await self._log.warm([(topic, CONSUMER)])
+        ((state, cursor),) = await self._log.load([(topic, CONSUMER)])
         return state, cursor or 0
 
     def join(
-        self, found: tuple[TopicState, int], outbox: Outbox, on_lost: Callable[[], None] = ignore_loss
+        self, found: tuple[CachedTopic, int], outbox: Outbox, on_lost: Callable[[], None] = ignore_loss
     ) -> QueueWorker:
         """Make the session that has `outbox` a worker of the queue. No checkpoint."""
         if not self._running:
@@ -213,7 +214,7 @@ class LeasedQueues:
             self._failing[queue] = trio.current_time() + RETRY_DELAY_S
 
     async def _serve(self, queues: Sequence[LeasedQueue]) -> None:
-        touched: set[Outbox] = set()
+        touched: set[Kickable] = set()
         requests: dict[LeasedQueue, WorkRequest] = {}
         try:
             await self._current_lease()
@@ -248,8 +249,8 @@ class LeasedQueues:
         if current != lease:
             return  # what these responses lease was revoked just now
         found = responses(rows)
-        touched: set[Outbox] = set()
-        for_others: list[TopicState] = []
+        touched: set[Kickable] = set()
+        for_others: list[CachedTopic] = []
         for queue, request in requests.items():
             response = found[request.topic_id]
             self._taken += len(response.messages)
@@ -268,13 +269,13 @@ class LeasedQueues:
         There is no checkpoint behind the look at the node lease: messages that are dispatched then
         are this node's, however long the process was stopped before. Raises StorageUnavailable.
         """
-        await self._log.sure()
+        await self._log.wait_lease_confirmed()
         node_id, epoch = self._log.node()
         if node_id == 0:
             if not self._epoch_alone:
                 # The gateway is alone: the leases of the process before it are free. The numbers
                 # only grow.
-                statement = shared_programs.new_writer(self._log.clock.now_ms())
+                statement = topic_sql_postgres.new_writer(self._log.clock.now_ms())
                 [[self._epoch_alone]] = await self._database.write(statement)
             epoch = self._epoch_alone
         lease = (node_id, epoch)
@@ -309,7 +310,7 @@ class LeasedQueues:
             queue.state.waiting -= 1
 
     @staticmethod
-    async def _kick(touched: set[Outbox]) -> None:
+    async def _kick(touched: set[Kickable]) -> None:
         kicks = 0
         while touched:
             touched.pop().kick()
@@ -357,7 +358,7 @@ class LeasedQueues:
 
     async def _return_all(self) -> None:
         lease = self._lease
-        requests: dict[int, tuple[WorkRequest, TopicState]] = {}
+        requests: dict[int, tuple[WorkRequest, CachedTopic]] = {}
         for queue in self._queues.values():
             self._requests += 1
             request = queue.last_request(self._requests)

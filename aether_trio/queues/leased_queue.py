@@ -28,8 +28,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
+from aether_trio.concurrency.kicks import Kickable
 from aether_trio.delivery.outbox import Outbox
-from aether_trio.log.topic_state import TopicState
+from aether_trio.log.cached_topic import CachedTopic
 from aether_trio.queues.dispatcher import QueueDispatcher, QueueWorker
 from aether_trio.queues.lease_exchange import WorkRequest, WorkResponse
 
@@ -75,7 +76,7 @@ class LeasedQueue:
 
     reads = False
 
-    def __init__(self, state: TopicState, scheduler: QueueScheduler) -> None:
+    def __init__(self, state: CachedTopic, scheduler: QueueScheduler) -> None:
         self.state = state
         self.dispatcher = QueueDispatcher(state, self, WINDOW)
         self._scheduler = scheduler
@@ -143,7 +144,7 @@ class LeasedQueue:
 
     # -- Subscriber of the topic -------------------------------------------------------------------
 
-    def offer(self, offset: int, frame: bytes, touched: set[Outbox]) -> None:
+    def offer(self, offset: int, frame: bytes, touched: set[Kickable]) -> None:
         """Keep the frame of a message that this node committed, and lease soon."""
         if offset <= self._position:
             return
@@ -164,7 +165,7 @@ class LeasedQueue:
 
     # -- dispatching -------------------------------------------------------------------------------
 
-    def dispatch_ready(self, touched: set[Outbox]) -> None:
+    def dispatch_ready(self, touched: set[Kickable]) -> None:
         """Dispatch what is ready, as workers have room; add their outboxes to `touched`."""
         while self._ready:
             offset, frame = self._ready.popleft()

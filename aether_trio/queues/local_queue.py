@@ -20,9 +20,10 @@ import structlog
 import trio
 
 from aether_trio.concurrency.events import RepeatedEvent
+from aether_trio.concurrency.kicks import Kickable
 from aether_trio.delivery.outbox import Outbox
+from aether_trio.log.cached_topic import CachedTopic
 from aether_trio.log.topic_log import TopicLog
-from aether_trio.log.topic_state import TopicState
 from aether_trio.model.containment import alone
 from aether_trio.queues.dispatcher import QueueDispatcher, QueueWorker, ignore_loss
 from aether_trio.queues.work_queues import CONSUMER, WorkStatistics
@@ -49,7 +50,7 @@ class LocalQueue:
     def __init__(
         self,
         log: TopicLog,
-        state: TopicState,
+        state: CachedTopic,
         cursor: int,
         nursery: trio.Nursery,
         on_empty: Callable[[LocalQueue], None],
@@ -100,7 +101,7 @@ class LocalQueue:
 
     # -- Subscriber of the topic -------------------------------------------------------------------
 
-    def offer(self, offset: int, frame: bytes, touched: set[Outbox]) -> None:
+    def offer(self, offset: int, frame: bytes, touched: set[Kickable]) -> None:
         """Dispatch a message that was committed just now, unless older ones come first."""
         if not self._reading and not self._returned and offset == self._position + 1:
             outbox = self.dispatcher.dispatch(offset, frame)
@@ -198,13 +199,13 @@ class LocalQueues:
         self._queues: dict[str, LocalQueue] = {}
         self._idle: dict[str, LocalQueue] = {}
 
-    async def find(self, topic: str) -> tuple[TopicState, int]:
+    async def find(self, topic: str) -> tuple[CachedTopic, int]:
         """Read what `join` needs. Raises StorageUnavailable."""
-        ((state, cursor),) = await self._log.warm([(topic, CONSUMER)])
+        ((state, cursor),) = await self._log.load([(topic, CONSUMER)])
         return state, cursor or 0
 
     def join(
-        self, found: tuple[TopicState, int], outbox: Outbox, on_lost: Callable[[], None] = ignore_loss
+        self, found: tuple[CachedTopic, int], outbox: Outbox, on_lost: Callable[[], None] = ignore_loss
     ) -> QueueWorker:
         """Make the session that has `outbox` a worker of the queue.
 

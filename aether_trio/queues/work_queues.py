@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from aether_trio.delivery.outbox import Outbox
-from aether_trio.log.topic_state import TopicState
+from aether_trio.log.cached_topic import CachedTopic
 from aether_trio.queues.dispatcher import QueueWorker
 
 CONSUMER: Final = "*"
@@ -42,7 +42,7 @@ class WorkStatistics:
 class WorkQueues(Protocol):
     """The work queues of one node."""
 
-    async def find(self, topic: str) -> tuple[TopicState, int]:
+    async def find(self, topic: str) -> tuple[CachedTopic, int]:
         """Read what `join` needs: the topic's state and the queue's cursor.
 
         The state is pinned, as by TopicLog.warm.
@@ -51,7 +51,7 @@ class WorkQueues(Protocol):
         """
         ...
 
-    def join(self, found: tuple[TopicState, int], outbox: Outbox, on_lost: Callable[[], None]) -> QueueWorker:
+    def join(self, found: tuple[CachedTopic, int], outbox: Outbox, on_lost: Callable[[], None]) -> QueueWorker:
         """Make the session that has `outbox` a worker of the queue. No checkpoint.
 
         `on_lost` is called when other workers may have been given what this worker was sent: the

@@ -17,7 +17,7 @@ from aether_trio.model.clock import Clock
 from aether_trio.model.ownership import SessionHistory
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Database, Execute, Program, StorageUnavailable, Value
-from aether_trio.storage.batches import in_halves
+from aether_trio.storage.bisection import in_halves
 from aether_trio.storage.expiry import sweep_forever
 
 logger = structlog.get_logger("aether.presence")

@@ -25,7 +25,7 @@ WORKER_TASKS = "urn:aether-trio:worker-tasks"
 ASSIGNMENTS = "urn:aether-trio:assignments"
 """Ours: the client is told the number of each assignment, and may say for which one it speaks (services/tasks/handlers/protobuf.py)."""
 NUMBERED_SENDS = "urn:aether-trio:numbered-sends"
-"""Ours: the refusal of the N-th SendMessage of a connection has the request id "send-N" (delivery/counted_sends.py)."""
+"""Ours: the refusal of the N-th SendMessage of a connection has the request id "send-N" (delivery/receipts.py)."""
 DELIVERY_CREDIT = "urn:aether-trio:delivery-credit"
 """Ours: the version is how many messages and bytes the client takes at first, as "64/1048576"; see `credit_granted`."""
 KNOWN_EXTENSIONS: frozenset[str] = frozenset({WORKER_TASKS, ASSIGNMENTS, NUMBERED_SENDS, DELIVERY_CREDIT})

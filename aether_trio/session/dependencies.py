@@ -9,7 +9,7 @@ from aether_trio.delivery.ephemeral_topics import EphemeralTopics
 from aether_trio.delivery.outbox import OutboxLimits
 from aether_trio.delivery.rates import Rates
 from aether_trio.delivery.router import Router
-from aether_trio.log.publishers import PublisherStore
+from aether_trio.log.deduplication import PublisherStore
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Status

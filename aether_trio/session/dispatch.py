@@ -7,7 +7,7 @@ table (services/unimplemented.py answers for those to come), so nothing is met w
 Invariants: what a request's answer says comes after everything its connection sent before. The dispatcher holds each
 answer back until the connection's last message is committed or refused (log/topic_log.py, `wait_settled`). No handler sees
 a request with a field beyond its bound (bounds.py). What a handler writes is written in its session's name
-(storage/pending.py), so the end of a session can be told from the end of what it has begun.
+(storage/session_writes.py), so the end of a session can be told from the end of what it has begun.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.errors import AetherError, Code
 from aether_trio.session.bounds import excess_of
 from aether_trio.session.session import Session
-from aether_trio.storage.pending import IN_NAME_OF
+from aether_trio.storage.session_writes import IN_NAME_OF
 from aether_trio.wire.errors import refusal_of
 from aether_trio.wire.pb import aether_pb2 as pb
 

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 import structlog
 import trio
 
-from aether_trio.delivery.counted_sends import CountedSends
-from aether_trio.delivery.receipts import Receipts
+from aether_trio.delivery.receipts import CountedSends, Receipts
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Kind
 from aether_trio.model.ownership import SessionHistory

@@ -111,7 +111,7 @@ class SessionServer:
                 await outbox.wait_control_sent()
 
     def _release_publisher(self, session: Session) -> None:
-        receipts = session.outbox.receipts
+        receipts = session.receipts
         if receipts is not None and receipts.publisher is not None:
             self._parts.publishers.release(receipts.publisher, receipts)
 

@@ -94,7 +94,7 @@ class ReadLoop:
                     raise session.ending
                 if not outbox.control_has_room:
                     await outbox.wait_control_room()
-        receipts = outbox.receipts
+        receipts = session.receipts
         if receipts is not None and receipts.due:
             session.link.kick()
 
@@ -107,7 +107,7 @@ class ReadLoop:
             except AetherError as error:
                 session.put_error(error)
             return
-        counted.came()
+        counted.count()
         try:
             self._router.send(session.sender, send)
             counted.appended(session.sender.last_append)
@@ -116,7 +116,7 @@ class ReadLoop:
 
     def _publish(self, session: Session, send: Send) -> None:
         """Route one numbered send."""
-        receipts = session.outbox.receipts
+        receipts = session.receipts
         if receipts is None:
             receipts = Receipts(self._log, session.outbox, None)
             session.number_sends(receipts)

@@ -21,12 +21,12 @@ from typing import Protocol
 import structlog
 import trio
 
-from aether_trio.delivery.counted_sends import CountedSends
-from aether_trio.delivery.outbox import Gate, Outbox, OutboxLimits
+from aether_trio.concurrency.kicks import Kickable
+from aether_trio.delivery.outbox import DeliveryGate, Outbox, OutboxLimits
 from aether_trio.delivery.rates import Rates
-from aether_trio.delivery.receipts import Receipts, refusal_frame
+from aether_trio.delivery.receipts import CountedSends, Receipts, refusal_frame
 from aether_trio.delivery.router import Sender
-from aether_trio.log.publishers import Publisher
+from aether_trio.log.deduplication import Publisher
 from aether_trio.model.containment import DEFECT, report, run_all
 from aether_trio.model.errors import AetherError, Code, Status, StatusError
 from aether_trio.model.identity import Identity
@@ -34,7 +34,7 @@ from aether_trio.model.limits import CLIENT_MESSAGE_BYTES
 from aether_trio.model.ownership import IdentityLock, SessionHistory, SessionRecord
 from aether_trio.session.admission import Admitted, Claim
 from aether_trio.session.subscriptions import Subscriptions
-from aether_trio.storage.pending import Pending
+from aether_trio.storage.session_writes import Pending
 from aether_trio.transport.link import Link, Upstream
 from aether_trio.wire.delivery import delivery_prefix
 from aether_trio.wire.errors import error_response, too_large
@@ -104,6 +104,7 @@ class Session:
         "profiles",
         "reaches_everything",
         "reading",
+        "receipts",
         "requests",
         "sender",
         "session_id",
@@ -126,7 +127,7 @@ class Session:
         rates: Rates,
         now_ms: int,
         on_detached: Callable[[Session], None],
-        gate: Gate,
+        gate: DeliveryGate,
     ) -> None:
         """Make the session of a client that has shown who it is.
 
@@ -150,6 +151,7 @@ class Session:
         self.worker_tasks = claim.worker_tasks
         """How many live tasks the client asked for at most; None: it set no limit."""
         self.counted: CountedSends | None = None
+        self.receipts: Receipts | None = None
         self.connected_ms = now_ms
         self.last_activity_ms = now_ms
         self.history = SessionHistory(session_id, now_ms, 0)
@@ -320,12 +322,13 @@ class Session:
         """Tell the client that a message without a number could not be committed; see log.Author."""
         self.outbox.put_control(refusal_frame(error))
 
-    def settled(self, touched: set[Outbox]) -> None:
+    def settled(self, touched: set[Kickable]) -> None:
         """Do nothing: messages without a number are not confirmed; see log.Author."""
 
     def number_sends(self, receipts: Receipts) -> None:
         """Confirm the client's sends, which have numbers, by receipts."""
-        self.outbox.receipts = receipts
+        self.receipts = receipts
+        self.outbox.report_receipts(receipts)
         self.sender.author = receipts
 
     def count_sends(self, counted: CountedSends) -> None:
@@ -391,7 +394,7 @@ class Session:
             self.end(Status.UNAVAILABLE, reason, signal)
         elif self.leaving is None:
             self.leaving = StatusError(Status.UNAVAILABLE, reason)
-            self.outbox.takes_no_more = True
+            self.outbox.stop_deliveries()
             if signal is not None:
                 self.put(pb.DownstreamMessage(signal=pb.Signal(type=signal, reason=reason)))
             self.nursery.start_soon(self._leave, within_s, name="leave")
@@ -477,6 +480,7 @@ class Session:
         """Drop all references that lead back to the closed session, so that it is freed at once. Raises nothing."""
         self.sender.author = _NO_AUTHOR
         self.counted = None
+        self.receipts = None
         self.subscriptions = None
         self.nursery = None
         self.outbox.forget()
@@ -498,7 +502,7 @@ class _NoAuthor:
     def refused(self, number: int, error: AetherError) -> None:
         """Do nothing."""
 
-    def settled(self, touched: set[Outbox]) -> None:
+    def settled(self, touched: set[Kickable]) -> None:
         """Do nothing."""
 
 

@@ -16,8 +16,8 @@ from aether_trio.delivery.catchup import CatchUp
 from aether_trio.delivery.ephemeral_topics import EphemeralListener, EphemeralTopics
 from aether_trio.delivery.outbox import Outbox
 from aether_trio.delivery.subscription import Subscription
+from aether_trio.log.cached_topic import CachedTopic
 from aether_trio.log.topic_log import TopicLog
-from aether_trio.log.topic_state import TopicState
 from aether_trio.model import topics
 from aether_trio.model.identity import Identity, Kind
 from aether_trio.queues.dispatcher import QueueWorker
@@ -81,7 +81,7 @@ class _Open:
     subscriptions: list[Subscription] = field(default_factory=list)
     worker: QueueWorker | None = None
     ephemeral_topics: tuple[str, ...] = ()
-    pinned: list[TopicState] = field(default_factory=list)
+    pinned: list[CachedTopic] = field(default_factory=list)
 
 
 class Subscriptions:
@@ -136,7 +136,7 @@ class Subscriptions:
         """
         consumer = self._identity.text
         await self._ephemeral_topics.expect(plan.ephemeral_topics)
-        found = await self._log.warm([(one.topic, consumer if one.named else None) for one in plan.topics])
+        found = await self._log.load([(one.topic, consumer if one.named else None) for one in plan.topics])
         pinned = [state for state, _ in found]
         try:
             queue = await self.work_queues.find(plan.work_queue) if plan.work_queue else None

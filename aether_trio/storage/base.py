@@ -7,7 +7,7 @@ no I/O of its own, reads no clock and keeps no state outside its locals, because
 start.
 
 SQL is portable: `$1` parameters, `ON CONFLICT`, `RETURNING`, integer milliseconds, no engine functions. Where that would cost a round
-trip per row, a `shared` engine (PostgreSQL) has a text of its own, which may take arrays (log/shared_programs.py).
+trip per row, a `shared` engine (PostgreSQL) has a text of its own, which may take arrays (log/topic_sql_postgres.py).
 
 Invariants: `run` returns only after the commit that contains the program is durable; programs given to `run` by one
 caller, one after another, take effect in that order; a program that raises leaves no trace.

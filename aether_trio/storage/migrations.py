@@ -14,7 +14,7 @@ from typing import Final
 
 from aether_trio.storage.base import Execute, Fetch, Program
 from aether_trio.storage.errors import SchemaTooNewError
-from aether_trio.storage.schema import ForPostgres, agents, audit, cluster, log, marks, state, tasks
+from aether_trio.storage.schema import ForPostgres, agents, audit, cluster, commit_marks, log, state, tasks
 
 Migration = tuple[str, ...]
 
@@ -43,7 +43,10 @@ MIGRATIONS: Final[dict[str, tuple[Migration, ...]]] = {
     ),
 }
 
-ONLY_POSTGRES: Final[dict[str, tuple[Migration, ...]]] = {"cluster": cluster.MIGRATIONS, "marks": marks.MIGRATIONS}
+ONLY_POSTGRES: Final[dict[str, tuple[Migration, ...]]] = {
+    "cluster": cluster.MIGRATIONS,
+    "marks": commit_marks.MIGRATIONS,
+}
 """What several nodes share and a single one has no use for: not portable, and never opened on another engine."""
 
 

@@ -20,8 +20,7 @@ from aether_trio.wire.framing import Send
 from aether_trio.wire.pb.aether_pb2 import UpstreamMessage
 
 if TYPE_CHECKING:
-    from aether_trio.delivery.outbox import Delivery, Origin
-    from aether_trio.delivery.receipts import Receipts
+    from aether_trio.delivery.outbox import Delivery, Origin, SendReceipts
 
 
 Upstream: TypeAlias = UpstreamMessage | Send
@@ -94,7 +93,7 @@ class FrameSource(Protocol):
     ephemeral_bytes: int
     """What each kind has waiting."""
 
-    receipts: Receipts | None
+    receipts: SendReceipts | None
     """What is to be said of this client's numbered sends; None while it has sent none."""
 
     def flushed(self) -> None:

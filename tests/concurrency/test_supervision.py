@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import trio
 
-from aether_trio.log.publishers import PublisherStore
+from aether_trio.log.deduplication import PublisherStore
 from aether_trio.log.retention import Retention
 from aether_trio.services.agents.autostart import Autostarter
 from aether_trio.services.checkpoints import CheckpointService

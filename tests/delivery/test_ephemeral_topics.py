@@ -8,8 +8,8 @@ import pytest
 import trio
 import trio.testing
 
+from aether_trio.concurrency.kicks import KICKS_PER_SLICE
 from aether_trio.delivery.ephemeral_topics import EphemeralListener, EphemeralTopics
-from aether_trio.delivery.kicks import AT_ONCE
 from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Code, Status
 from aether_trio.storage.base import StorageUnavailable
@@ -134,7 +134,7 @@ class Relay:
 
 def test_what_is_published_goes_to_other_nodes_and_what_they_publish_does_not() -> None:
     ephemeral_topics, reader, relay = EphemeralTopics(), Reader(), Relay()
-    ephemeral_topics.relay = relay
+    ephemeral_topics._relay = relay
     for identity in ("a", "b"):
         ephemeral_topics.listen("pg::w", EphemeralListener(identity, identity, reader.outbox))
     assert ephemeral_topics.publish("pg::w", "c", "", b"x") == 2
@@ -142,14 +142,14 @@ def test_what_is_published_goes_to_other_nodes_and_what_they_publish_does_not() 
     assert reader.frames == [b"x", b"x", b"y"]
     assert relay.calls == [("listening", "pg::w"), ("publish", "pg::w", "c", "", b"x")]
     assert (
-        ephemeral_topics.heard(),
+        ephemeral_topics.listened_topics(),
         ephemeral_topics.has_listeners("pg::w"),
         ephemeral_topics.has_listeners("pg::v"),
     ) == (["pg::w"], True, False)
 
 
 async def test_other_nodes_know_of_a_listener_before_it_is_acknowledged(core: Core) -> None:
-    relay = core.ephemeral_topics.relay = Relay()
+    relay = core.ephemeral_topics._relay = Relay()
     async with connect(core, user("u", "1")) as window:
         assert relay.calls == [("expect", "pg::us::u"), ("listening", "pg::us::u")]
         window.send(switch_to("w"))
@@ -230,7 +230,7 @@ async def test_an_update_for_very_many_is_sent_to_the_first_at_once_and_then_to_
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ephemeral_topics.run)
         assert ephemeral_topics.publish("pg::w", "ag::w::a::1", "", b"x") == 1000
-        assert sum(reader.kicks for reader in readers) == AT_ONCE
+        assert sum(reader.kicks for reader in readers) == KICKS_PER_SLICE
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert {(reader.kicks, *reader.frames) for reader in readers} == {(1, b"x")}

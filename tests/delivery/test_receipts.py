@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from aether_trio.delivery.receipts import Receipts, refusal_frame
-from aether_trio.log.publishers import Publisher
+from aether_trio.log.deduplication import Publisher
 from aether_trio.model.errors import AetherError, Code
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.log_bench import Bench, Reader
@@ -116,7 +116,7 @@ async def test_a_repeated_number_has_its_receipt_from_the_first(bench: Bench) ->
     first = Connection(bench, mine)
     last = first.send(1, 2)
     second = Connection(bench, mine)
-    assert mine.holder is second.receipts
+    assert mine.connection is second.receipts
     assert second.send(1, 2) == 0
     assert second.receipts.take() == ([], 0)
     mine.begin(last)

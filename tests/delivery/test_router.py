@@ -304,7 +304,7 @@ async def test_a_sender_that_is_refused_again_and_again_costs_no_memory(core: Co
             await barrier(peer)
         holder = core.registry.holder(ONE)
         assert holder is not None
-        refusal = holder.sender.routes["uu::u"].refusal
+        refusal = holder.sender.targets["uu::u"].refusal
         assert refusal is not None
         assert len(list(held_frames(refusal))) < 10
 
@@ -316,7 +316,7 @@ async def test_what_is_remembered_per_sender_is_bounded(core: Core) -> None:
                 peer.send(send(f"ag::w::b::{number}", b"x", app_workspace=f"app{number}"))
             await barrier(peer)
         sender = core.registry.holder(ONE).sender  # type: ignore[union-attr]
-        assert len(sender.routes) <= 1024
+        assert len(sender.targets) <= 1024
         assert len(sender.suffixes) <= 64
 
 

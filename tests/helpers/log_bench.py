@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from aether_trio.concurrency.kicks import Kickable
 from aether_trio.delivery.catchup import CatchUp
 from aether_trio.delivery.outbox import Outbox, OutboxLimits
 from aether_trio.delivery.subscription import Subscription
@@ -73,7 +74,7 @@ class Collector:
     def refused(self, number: int, error: AetherError) -> None:
         self.reasons.append(error.message.partition(": ")[2])
 
-    def settled(self, touched: set[Outbox]) -> None:
+    def settled(self, touched: set[Kickable]) -> None:
         raise AssertionError("it did not ask")
 
 
@@ -103,7 +104,7 @@ class Bench:
         self, topic: str, reader: Reader, consumer: str | None = None, *, from_oldest: bool = True, renews: bool = False
     ) -> Subscription:
         """As session/subscriptions.py does it."""
-        ((state, cursor),) = await self.log.warm([(topic, consumer)])
+        ((state, cursor),) = await self.log.load([(topic, consumer)])
         position = cursor if cursor is not None else state.base if from_oldest else state.tail
         catch_up = CatchUp(self.log, reader.outbox, self.nursery, reader.noted)
         subscription = Subscription(

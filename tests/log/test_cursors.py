@@ -5,8 +5,8 @@ from __future__ import annotations
 import trio
 import trio.testing
 
+from aether_trio.log.cached_topic import CachedTopic
 from aether_trio.log.cursors import CursorStore
-from aether_trio.log.topic_state import TopicState
 
 
 class Wakes:
@@ -19,9 +19,9 @@ class Wakes:
         self.count += 1
 
 
-def make() -> tuple[CursorStore, TopicState, Wakes]:
+def make() -> tuple[CursorStore, CachedTopic, Wakes]:
     wakes = Wakes()
-    state = TopicState("ag::w::a::1")
+    state = CachedTopic("ag::w::a::1")
     state.topic_id = 7
     return CursorStore(wakes), state, wakes
 

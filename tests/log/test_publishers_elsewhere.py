@@ -11,14 +11,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aether_trio.delivery.receipts import Receipts
-from aether_trio.log.publishers import IS_COMMITTED, IS_FORGOTTEN, IS_NEW, Publisher, PublisherStore
+from aether_trio.log.deduplication import IS_COMMITTED, IS_FORGOTTEN, IS_NEW, Publisher, PublisherStore
 from aether_trio.log.topic_log import LogLimits
 from aether_trio.model.clock import VirtualClock
 from tests.helpers.core import run_in_virtual_time
 from tests.helpers.direct import Store
 from tests.helpers.inline import InlineDatabase, open_inline
 from tests.helpers.log_bench import open_bench
-from tests.log.test_publishers import ME, TOKEN, WINDOW, Client
+from tests.log.test_deduplication import ME, TOKEN, WINDOW, Client
 
 on_postgres = pytest.mark.parametrize("store", ["postgres"], indirect=True)
 

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
-from aether_trio.log.programs import offset_of
 from aether_trio.log.retention import ROWS_PER_STEP, Retention, RetentionLimits
 from aether_trio.log.topic_log import LogLimits, open_log
+from aether_trio.log.topic_sql import offset_of
 from tests.helpers.core import (
     World,
     agent,
@@ -412,7 +412,7 @@ async def test_a_topic_that_another_process_has_deleted_is_made_again(bench: Ben
         database.query("DELETE FROM cursors RETURNING 1")
         database.query("UPDATE topics SET emptied_ms = 1 RETURNING 1")
         ids = database.query("SELECT id, name FROM topics")
-        async with open_log(database, bench.log._clock, LogLimits()) as other:
+        async with open_log(database, bench.log.clock, LogLimits()) as other:
             assert await other.delete_topics([(row[0], row[1]) for row in ids]) == len(ids)
 
     await trio.sleep(1)
@@ -422,9 +422,9 @@ async def test_a_topic_that_another_process_has_deleted_is_made_again(bench: Ben
     assert reader.frames == [b"1", b"2"]
     await trio.sleep(1)
     await delete_all()
-    async with open_log(database, bench.log._clock, LogLimits()) as other:
+    async with open_log(database, bench.log.clock, LogLimits()) as other:
         await other.wait_settled(other.append_nowait(other.topic(TOPIC), b"3", author))
-    bench.log.woken([TOPIC])
+    bench.log.on_remote_commits([TOPIC])
     await trio.sleep(1)
     assert reader.frames == [b"1", b"2", b"3"]
     assert reader.gaps == []

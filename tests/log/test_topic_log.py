@@ -227,8 +227,8 @@ async def test_a_failing_disk_is_not_asked_all_the_time(bench: Bench, database: 
 
 
 async def test_cold_topics_are_forgotten_and_found_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aether_trio.log.reader.MAX_COLD_TOPICS", 100)
-    bench.log._cold_limit = 100
+    monkeypatch.setattr("aether_trio.log.topic_log.MAX_UNSUBSCRIBED_TOPICS", 100)
+    bench.log._topics_limit = 100
     reader = Reader()
     await bench.subscribe(TOPIC, reader, "me")
     for number in range(1000):
@@ -246,7 +246,7 @@ async def test_a_topic_that_is_being_read_is_not_forgotten(bench: Bench, databas
     """Made anew meanwhile, it would learn an old tail from the snapshot and hand out offsets a second time."""
     await bench.publish(TOPIC, *numbers(0, 3))
     bench.log._topics.clear()
-    bench.log._cold_limit = 1
+    bench.log._topics_limit = 1
     reader = Reader()
     database.after_read.close()
     async with trio.open_nursery() as nursery:
@@ -254,7 +254,7 @@ async def test_a_topic_that_is_being_read_is_not_forgotten(bench: Bench, databas
         await database.after_read.arrival()
         await bench.publish(TOPIC, *numbers(3, 6))
         bench.log.topic("ag::w::b::1")  # one too many
-        bench.log._cold_limit = 1
+        bench.log._topics_limit = 1
         bench.log.topic("ag::w::b::2")
         database.after_read.open()
     await bench.publish(TOPIC, *numbers(6, 9))
@@ -264,14 +264,14 @@ async def test_a_topic_that_is_being_read_is_not_forgotten(bench: Bench, databas
 async def test_a_failed_read_pins_nothing(bench: Bench, database: InlineDatabase) -> None:
     database.failing = True
     with pytest.raises(Exception, match="does not answer"):
-        await bench.log.warm([(TOPIC, "me"), ("ga::w", None)])
+        await bench.log.load([(TOPIC, "me"), ("ga::w", None)])
     assert all(state.forgettable for state in bench.log._topics.values())
 
 
 async def test_a_cancelled_read_pins_nothing(bench: Bench, database: InlineDatabase) -> None:
     database.after_read.close()
     with trio.move_on_after(1):
-        await bench.log.warm([(TOPIC, "me"), ("ga::w", None)])
+        await bench.log.load([(TOPIC, "me"), ("ga::w", None)])
     assert all(state.forgettable for state in bench.log._topics.values())
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from aether_trio.delivery.outbox import Outbox
-from aether_trio.log.topic_state import TopicState
+from aether_trio.concurrency.kicks import Kickable
+from aether_trio.log.cached_topic import CachedTopic
 from aether_trio.queues.dispatcher import QueueDispatcher, QueueWorker
 from tests.helpers.log_bench import SMALL, Reader
 
@@ -33,7 +33,7 @@ class Backend:
     def on_left(self, offsets: Sequence[int]) -> None:
         self.left += offsets
 
-    def offer(self, offset: int, frame: bytes, touched: set[Outbox]) -> None: ...
+    def offer(self, offset: int, frame: bytes, touched: set[Kickable]) -> None: ...
     def look(self) -> None: ...
     def renew(self) -> None: ...
 
@@ -43,7 +43,7 @@ class Lab:
 
     def __init__(self) -> None:
         self.backend = Backend()
-        self.state = TopicState("tb::w::resize")
+        self.state = CachedTopic("tb::w::resize")
         self.dispatcher = QueueDispatcher(self.state, self.backend, WINDOW)
         self.losses: list[Reader] = []
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 import trio
 
-from aether_trio.delivery.outbox import Outbox
+from aether_trio.concurrency.kicks import Kickable
 from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Code, Status
 from aether_trio.testing.memory import MemoryLink
@@ -293,7 +293,7 @@ class EndingLink(MemoryLink):
 
 async def test_an_offer_in_the_moment_of_an_end_harms_nobody(core: Core) -> None:
     """A subscriber that begins to lag starts a task in its session's nursery; there must be no moment without one."""
-    touched: set[Outbox] = set()
+    touched: set[Kickable] = set()
     for _ in range(20):  # tasks run in random order, and the moment is one turn of the scheduler long
         link = EndingLink()
         async with trio.open_nursery() as nursery:

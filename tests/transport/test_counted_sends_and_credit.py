@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from aether_trio.delivery.counted_sends import CountedSends
+from aether_trio.delivery.receipts import CountedSends
 from aether_trio.model.errors import AetherError, Code, Status, StatusError
 from aether_trio.session.admission import DELIVERY_CREDIT, NUMBERED_SENDS
 from aether_trio.testing.memory import agent, message_to
@@ -112,19 +112,19 @@ def test_what_the_log_refuses_later_has_its_number_and_settled_sends_are_forgott
     log, outbox = Log(), Outbox()
     counted = CountedSends(log, outbox)  # type: ignore[arg-type]
     for number in (10, 20, 30):
-        counted.came()
+        counted.count()
         counted.appended(number)
-    counted.came()
+    counted.count()
     counted.refuse(AetherError(Code.INVALID_TOPIC, "no"))
     counted.refused(20, AetherError(Code.PUBLISH_FAILED, "full"))
     counted.refused(25, AetherError(Code.PUBLISH_FAILED, "full"))  # an append that was no send
     assert [error.request_id for error in outbox.said] == ["send-4", "send-2", ""]
     log.settled = 10
-    counted.came()
+    counted.count()
     counted.appended(40)
     counted.refused(30, AetherError(Code.PUBLISH_FAILED, "full"))
     assert outbox.said[-1].request_id == "send-3", "it was not settled with the first one"
     log.settled = 40
-    counted.came()
+    counted.count()
     counted.appended(50)
     assert dict(counted._waiting) == {50: 6}

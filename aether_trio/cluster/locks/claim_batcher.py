@@ -7,7 +7,7 @@
 One task on the asyncio side works as long as anything waits. While its statement runs the next batch gathers, so a storm of connections
 costs a few statements, and a single claim waits for nobody.
 
-What the server does not take together is tried in halves (storage/batches.py), so that a claim that cannot be written is refused alone.
+What the server does not take together is tried in halves (storage/bisection.py), so that a claim that cannot be written is refused alone.
 Every statement is a transaction of its own and may run twice (its answer may get lost with the connection): a claim finds its own row,
 a release nothing more to do. A release or an answer that cannot be made now stays in the queue; a claim is refused.
 
@@ -34,7 +34,7 @@ from aether_trio.cluster.node.aio import run_again
 from aether_trio.cluster.node.lease import Lease, lock_class
 from aether_trio.model.ownership import LockRequest, SessionHistory
 from aether_trio.storage.base import RefusedError, StorageUnavailable
-from aether_trio.storage.batches import in_halves
+from aether_trio.storage.bisection import in_halves
 from aether_trio.storage.postgres.database import PostgresServer
 from aether_trio.storage.postgres.errors import FencedError
 from aether_trio.storage.postgres.pool import Pool

@@ -39,7 +39,7 @@ from aether_trio.model.ownership import (
     SessionPage,
     SessionRecord,
 )
-from aether_trio.storage.batches import in_halves
+from aether_trio.storage.bisection import in_halves
 from aether_trio.storage.postgres.database import PostgresServer
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ import trio
 from aether_trio.cluster.node.lease import Lease
 from aether_trio.cluster.node.queries import Queries
 from aether_trio.storage.base import StorageUnavailable
-from aether_trio.storage.batches import in_halves
+from aether_trio.storage.bisection import in_halves
 
 logger = structlog.get_logger("aether.cluster")
 

@@ -1,7 +1,7 @@
 """Who is told that a topic of the log has something new: the nodes that listen to it, after the commit, with one hint a batch and node.
 
     a group is committed ──▶ topics that have something new ──▶ one statement: who listens to them? NOTIFY: "look at these topics"
-    that hint, or a look now and then ──▶ TopicLog.woken / TopicLog.learn, which read from the log (log/follower.py)
+    that hint, or a look now and then ──▶ TopicLog.woken / TopicLog.learn, which read from the log (log/remote_commits.py)
 
 A node makes its interest known, and reads the topic's tail after that. Interest is looked up after the commit. So a message is in the tail
 that the listener read, or its node is found: no message falls between the two, and no message is read because of what a hint says.
@@ -33,10 +33,10 @@ from aether_trio.cluster.node.queries import Queries
 from aether_trio.cluster.relay.interest import Interest
 from aether_trio.concurrency.periodic_task import PeriodicTask
 from aether_trio.concurrency.supervision import keep_running
+from aether_trio.log.cached_topic import CachedTopic
 from aether_trio.log.topic_log import TopicLog
-from aether_trio.log.topic_state import TopicState
 from aether_trio.storage.base import StorageUnavailable
-from aether_trio.storage.batches import in_halves
+from aether_trio.storage.bisection import in_halves
 from aether_trio.storage.postgres.database import PostgresServer
 from aether_trio.storage.retry import RETRY_DELAY_S
 
@@ -109,7 +109,7 @@ class ClusterTails:
             self._queries,
             cluster.lease,
             "topic_interest",
-            lambda: [state.name for state in log.heard()],
+            lambda: [state.name for state in log.subscribed_topics()],
             limits.linger_s,
         )
         self._news: dict[str, None] = {}
@@ -138,7 +138,7 @@ class ClusterTails:
         """See LogRelay."""
         await self._interest.expect(topics)
 
-    def committed(self, states: Iterable[TopicState]) -> None:
+    def committed(self, states: Iterable[CachedTopic]) -> None:
         """See LogRelay."""
         if not self._cluster.peers.empty:
             for state in states:
@@ -186,7 +186,7 @@ class ClusterTails:
         else:
             names = body.split("\n")
             self._woken += len(names)
-            self._log.woken(names)
+            self._log.on_remote_commits(names)
 
     def _renew(self) -> None:
         self._interest.renew()
@@ -195,9 +195,9 @@ class ClusterTails:
     async def _look_around(self, _alone: bool) -> None:
         await self._interest.look_after()
         self._looks += 1
-        heard = self._log.heard()
+        heard = self._log.subscribed_topics()
         for start in range(0, len(heard), TOPICS_AT_ONCE):
-            await self._log.learn(heard[start : start + TOPICS_AT_ONCE])
+            await self._log.refresh(heard[start : start + TOPICS_AT_ONCE])
             await trio.sleep(PART_PAUSE_S)  # a look at very many is in no hurry
 
     # -- its tasks ------------------------------------------------------------------------------------------------
@@ -249,10 +249,9 @@ async def open_cluster_tails(
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(tails.run)
-            log.relay = tails
-            yield tails
+            with log.relayed_by(tails):
+                yield tails
             nursery.cancel_scope.cancel()
     finally:
-        log.relay = None
         with trio.CancelScope(shield=True):
             await tails.close()

@@ -34,7 +34,7 @@ from aether_trio.concurrency.periodic_task import PeriodicTask
 from aether_trio.concurrency.supervision import keep_running
 from aether_trio.delivery.ephemeral_topics import EphemeralTopics
 from aether_trio.storage.base import StorageUnavailable
-from aether_trio.storage.batches import in_halves
+from aether_trio.storage.bisection import in_halves
 from aether_trio.storage.postgres.database import PostgresServer
 from aether_trio.storage.retry import RETRY_DELAY_S
 
@@ -149,7 +149,7 @@ class ProgressRelay:
         # One that writes, one that reads.
         self._queries = Queries(server, cluster_limits, "progress", 2, "SET synchronous_commit = off")
         self._interest = Interest(
-            self._queries, cluster.lease, "ephemeral_interest", ephemeral_topics.heard, limits.linger_s
+            self._queries, cluster.lease, "ephemeral_interest", ephemeral_topics.listened_topics, limits.linger_s
         )
         self._seq = first_seq
         self._waiting: deque[_Update] = deque()
@@ -364,10 +364,9 @@ async def open_progress_relay(
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(relay.run)
-            ephemeral_topics.relay = relay
-            yield relay
+            with ephemeral_topics.relayed_by(relay):
+                yield relay
             nursery.cancel_scope.cancel()
     finally:
-        ephemeral_topics.relay = None
         with trio.CancelScope(shield=True):
             await relay.close()

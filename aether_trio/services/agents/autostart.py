@@ -33,7 +33,7 @@ from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.services.agents.registry import AgentStore
 from aether_trio.services.agents.startup import Starts
 from aether_trio.storage.base import StorageUnavailable
-from aether_trio.storage.batches import in_halves
+from aether_trio.storage.bisection import in_halves
 
 logger = structlog.get_logger("aether.agents")
 

@@ -21,9 +21,9 @@ from typing import Final, TypeVar
 import structlog
 import trio
 
+from aether_trio.concurrency.kicks import Kicks
 from aether_trio.concurrency.supervision import keep_running
 from aether_trio.delivery.ephemeral_topics import EphemeralTopics
-from aether_trio.delivery.kicks import Kicks
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Status as StreamStatus

@@ -19,7 +19,7 @@ from aether_trio.model.containment import report
 from aether_trio.model.limits import MIB
 from aether_trio.services.tasks.transaction.work import Work
 from aether_trio.storage.base import Program
-from aether_trio.storage.pending import IN_NAME_OF, Pending
+from aether_trio.storage.session_writes import IN_NAME_OF, Pending
 
 MAX_WAITING: Final = 10_000
 MAX_BYTES: Final = 32 * MIB

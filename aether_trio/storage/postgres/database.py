@@ -36,7 +36,6 @@ from aether_trio.storage.base import (
     StorageUnavailable,
 )
 from aether_trio.storage.errors import StorageSetupError
-from aether_trio.storage.pending import IN_NAME_OF
 from aether_trio.storage.postgres.connections import LOCKING, SCHEMA, Kind, PostgresLimits, connect
 from aether_trio.storage.postgres.errors import is_outage, setup_error
 from aether_trio.storage.postgres.migrate import migrate
@@ -46,6 +45,7 @@ from aether_trio.storage.postgres.stalls import StallWatch
 from aether_trio.storage.postgres.statements import Job, statement_job
 from aether_trio.storage.postgres.trio_loop import TrioLoop, open_loop
 from aether_trio.storage.postgres.writer import Writer
+from aether_trio.storage.session_writes import IN_NAME_OF
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from aether_trio.storage.migrations import POSTGRES, upgrade
 from aether_trio.storage.postgres.connections import PostgresLimits, connect
 from aether_trio.storage.postgres.hosts import where
 from aether_trio.storage.postgres.statements import Job, drive
-from aether_trio.storage.schema import marks
+from aether_trio.storage.schema import commit_marks
 
 LOCK_S: Final = 600  # for another node's migration of a large table
 _LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))"
@@ -38,7 +38,7 @@ async def migrate(dsn: str, schema: str, name: str, limits: PostgresLimits) -> i
         if not await connection.fetch(_EXISTS, schema):
             await connection.execute(f"CREATE SCHEMA {schema}")
         await drive(connection, _job("marks", where(dsn)))
-        await connection.execute(marks.FORGET, marks.FORGET_MS)
+        await connection.execute(commit_marks.FORGET, commit_marks.FORGET_MS)
         if not await connection.fetch(_TURN_EXISTS, schema, turn_table(name)):
             await connection.execute(f"CREATE TABLE {turn_table(name)} ()")
         applied: int = await drive(connection, _job(name, where(dsn)))

@@ -22,7 +22,7 @@ from aether_trio.storage.base import (
     Value,
     single,
 )
-from aether_trio.storage.pending import Pending
+from aether_trio.storage.session_writes import Pending
 
 T = TypeVar("T")
 

@@ -1,6 +1,6 @@
 """The topic log: what was sent, and how far each consumer has read.
 
-A message's key is its topic's id and its offset in one integer (log/programs.py, `key_of`). In SQLite that is the
+A message's key is its topic's id and its offset in one integer (log/topic_sql.py, `key_of`). In SQLite that is the
 rowid, so messages lie in offset order by topic in a table tree, which holds rows of a kilobyte without overflow pages; as
 `WITHOUT ROWID (topic_id, msg_offset)` they took 3.5 times the space and twice the CPU.
 
@@ -25,14 +25,14 @@ nothing counts from 1 again after a restart.
 Who has which message of a work group is in work.py, for PostgreSQL only; in SQLite the one gateway knows it.
 
 `publishers.numbers` are the sequence numbers of an identity's latest publisher that are in the log, as ranges in MessagePack
-(log/publishers.py).
+(log/deduplication.py).
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from aether_trio.storage.schema import work
+from aether_trio.storage.schema import work_queues
 
 MIGRATIONS: Final = (
     (
@@ -71,6 +71,6 @@ MIGRATIONS: Final = (
         ) {clustered}""",
     ),
     ("{log_writers}",),
-    work.STATEMENTS,
+    work_queues.STATEMENTS,
     ("CREATE TABLE log_identity (id INTEGER PRIMARY KEY CHECK (id = 1), identity {blob} NOT NULL)",),
 )

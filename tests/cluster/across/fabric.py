@@ -62,7 +62,7 @@ class Gateway:
 
     def fail_reads(self, fails: Callable[[], bool]) -> None:
         """The log cannot be read whenever `fails` says so."""
-        database = self.core.log._database
+        database = self.core.log.database
         for name in ("read", "read_small"):
             setattr(database, name, partial(_maybe, getattr(database, name), fails))
 

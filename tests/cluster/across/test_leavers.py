@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from aether_trio.session.session import Session
-from aether_trio.storage.pending import Pending
+from aether_trio.storage.session_writes import Pending
 from aether_trio.testing.memory import MemoryLink, StreamEnded
 from tests.cluster.across.fabric import Gateway, join, open_fabric, until
 from tests.helpers.core import agent, barrier

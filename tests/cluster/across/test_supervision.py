@@ -11,7 +11,7 @@ from aether_trio.cluster.locks.directory import Directory
 from aether_trio.cluster.relay.log_relay import ClusterTails
 from aether_trio.cluster.relay.progress_relay import ProgressRelay
 from aether_trio.log.cursors import CursorStore
-from aether_trio.log.follower import Follower
+from aether_trio.log.remote_commits import RemoteCommitReader
 from aether_trio.queues import lease_scheduler
 from aether_trio.queues.leased_queue import LeasedQueue
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -77,8 +77,8 @@ async def test_a_queue_that_cannot_be_served_keeps_no_other_waiting(
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        (Follower, "_level"),
-        (Follower, "_offer"),
+        (RemoteCommitReader, "_read_some"),
+        (RemoteCommitReader, "_offer"),
         (ClusterTails, "_tell"),
         (ProgressRelay, "_write"),
         (Directory, "_write_moves"),
@@ -111,6 +111,6 @@ async def test_a_mistake_ends_no_node_and_holds_no_identity(
             async with join(one, user("u", "1")) as window:
                 window.send(switch_to("w"))
                 await until(lambda: failures >= 1)
-            one.core.log.woken(["ag::w::b::1"])
-            two.core.log.woken(["ag::w::b::1"])
+            one.core.log.on_remote_commits(["ag::w::b::1"])
+            two.core.log.on_remote_commits(["ag::w::b::1"])
             await barrier(b)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from aether_trio.log.follower import BYTES_OF_TOPIC, ROWS_OF_TOPIC
+from aether_trio.log.remote_commits import BYTES_PER_TOPIC, ROWS_PER_TOPIC
 from aether_trio.log.retention import Retention, RetentionLimits
 from aether_trio.model.errors import Status
 from aether_trio.testing.memory import StreamEnded
@@ -79,8 +79,8 @@ async def test_two_nodes_commit_in_opposite_orders(postgres_engine: PostgresEngi
             heard = [await one.take(2 * count) for one in heard_by]
             assert heard[0] == heard[1] == heard[2]
             assert [numbers(heard[0], b"%d" % name) for name in range(2)] == [list(range(count))] * 2
-        # Both nodes had to leave some of their own messages to the follower, which is what this is about.
-        assert all(gateway.core.log._follower.rows for gateway in gateways)
+        # Both nodes had to leave some of their own messages to RemoteCommitReader, which is what this is about.
+        assert all(gateway.core.log._remote.messages for gateway in gateways)
 
 
 async def test_hints_that_are_lost_are_made_up_for(postgres_engine: PostgresEngine) -> None:
@@ -254,8 +254,8 @@ async def test_storage_that_cannot_be_read_for_a_while_delays_and_loses_nothing(
 async def test_a_backlog_is_more_than_one_read_brings(postgres_engine: PostgresEngine) -> None:
     """And no hint comes after the first one."""
     failing = False
-    sent = [b"%d" % number for number in range(3 * ROWS_OF_TOPIC)]
-    sent += [b"%d" % number + bytes(BYTES_OF_TOPIC // 3) for number in range(8)] + [bytes(2 * BYTES_OF_TOPIC), b"end"]
+    sent = [b"%d" % number for number in range(3 * ROWS_PER_TOPIC)]
+    sent += [b"%d" % number + bytes(BYTES_PER_TOPIC // 3) for number in range(8)] + [bytes(2 * BYTES_PER_TOPIC), b"end"]
     async with open_fabric(postgres_engine) as fabric:
         one, two = await fabric.start_many(2)
         async with join(one, agent("w", "a", "1")) as a, join(two, agent("w", "b", "1")) as b:
@@ -267,7 +267,7 @@ async def test_a_backlog_is_more_than_one_read_brings(postgres_engine: PostgresE
             failing = False
             assert await b.take(len(sent)) == sent
             assert await a.take(len(sent)) == sent
-            assert two.core.log._follower.reads > 3
+            assert two.core.log._remote.reads > 3
         await nothing_is_pinned(fabric)
 
 
@@ -314,8 +314,8 @@ async def test_a_node_that_only_publishes_reads_nothing(postgres_engine: Postgre
                 nursery.start_soon(send_numbers, two, 1, ["ag::w::b::1"], 100, random.Random(2))
             heard = await b.take(200)
             assert [numbers(heard, b"%d" % name) for name in range(2)] == [list(range(100))] * 2
-            follower = one.core.log._follower
-            assert (follower.reads, follower.rows) == (0, 0)
+            follower = one.core.log._remote
+            assert (follower.reads, follower.messages) == (0, 0)
             # Where nobody listened, a newcomer begins at the end that the topic has by then.
             other.send(message_to("ga::w", b"before"))
             await barrier(other)
@@ -329,7 +329,7 @@ async def test_a_session_that_ends_while_its_topic_is_being_read(postgres_engine
     async with open_fabric(postgres_engine) as fabric:
         one, two = await fabric.start_many(2)
         async with join(one, agent("w", "a", "1")) as a:
-            database = two.core.log._database
+            database = two.core.log.database
             read = database.read
 
             async def slow_read(program: Any) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from random import Random
 from typing import cast
 
@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from aether_trio.cluster.node.bus import ALL, MAX_PAYLOAD_BYTES
 from aether_trio.cluster.relay.log_relay import PART_BYTES, ClusterTails, TailLimits, open_cluster_tails, said_in_parts
-from aether_trio.log.relay import LogRelay
-from aether_trio.log.topic_log import TopicLog
-from aether_trio.log.topic_state import TopicState
+from aether_trio.log.cached_topic import CachedTopic
+from aether_trio.log.topic_log import LogRelay, TopicLog
 from tests.cluster.nodes import LONG_S, STEADY, Node, Nodes
 from tests.cluster.seats import comes_true
 
@@ -29,17 +28,23 @@ class Ears:
 
     def __init__(self) -> None:
         self.relay: LogRelay | None = None
-        self.topics: list[TopicState] = []
+        self.topics: list[CachedTopic] = []
         self.told: list[str] = []
         self.looked = 0
 
-    def heard(self) -> list[TopicState]:
+    @contextmanager
+    def relayed_by(self, relay: LogRelay) -> Iterator[None]:
+        self.relay = relay
+        yield
+        self.relay = None
+
+    def subscribed_topics(self) -> list[CachedTopic]:
         return self.topics
 
-    def woken(self, names: Iterable[str]) -> None:
+    def on_remote_commits(self, names: Iterable[str]) -> None:
         self.told += names
 
-    async def learn(self, states: Sequence[TopicState]) -> None:
+    async def refresh(self, topics: Sequence[CachedTopic]) -> None:
         await trio.lowlevel.checkpoint()
         self.looked += 1
 
@@ -47,11 +52,11 @@ class Ears:
         assert self.relay is not None
         with trio.fail_after(LONG_S):
             await self.relay.expect(names)
-        self.topics += map(TopicState, names)
+        self.topics += map(CachedTopic, names)
 
     def commit(self, *names: str) -> None:
         assert self.relay is not None
-        self.relay.committed(map(TopicState, names))
+        self.relay.committed(map(CachedTopic, names))
 
 
 @asynccontextmanager

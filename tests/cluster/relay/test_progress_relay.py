@@ -349,7 +349,7 @@ async def test_interest_ends_some_time_after_the_last_listener(nodes: Nodes, pla
 
 
 async def test_who_listens_without_waiting_is_heard_of_soon(nodes: Nodes) -> None:
-    """As the operator's tail does (delivery/tail.py)."""
+    """As the operator's tail does (delivery/topic_watcher.py)."""
     async with stages(await nodes.start(), await nodes.start()) as (a, b):
         ear = Ear()
         b.ephemeral_topics.listen("pg::lab", EphemeralListener("", "", ear, everything=True))

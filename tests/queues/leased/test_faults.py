@@ -44,7 +44,7 @@ async def test_a_node_that_is_notified_of_a_death_does_not_wait_for_the_next_pol
     await until(lambda: two.queues.statistics().exchanges > 0)
     await nodes.kill(one)
     assert survivor.frames == []
-    two.log.somebody_left()
+    two.log.on_node_left()
     await until(lambda: len(survivor.frames) == WINDOW)
 
 
@@ -156,7 +156,7 @@ async def test_what_was_taken_before_a_stop_is_handed_out_when_the_lease_is_sure
 
     async def stop_behind(statement: Statement) -> Any:
         answer = await write(statement)
-        one.log.sure = goes_on.wait  # the process is stopped here, and the answer is in the kernel
+        one.log.wait_lease_confirmed = goes_on.wait  # the process is stopped here, and the answer is in the kernel
         return answer
 
     one.queues._database.write = stop_behind  # type: ignore[method-assign]

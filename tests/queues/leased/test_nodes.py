@@ -8,15 +8,15 @@ import pytest
 import trio
 
 from aether_trio.delivery.outbox import OutboxLimits
-from aether_trio.log.programs import OFFSET_BITS
+from aether_trio.log.topic_sql import OFFSET_BITS
 from aether_trio.queues import lease_scheduler
 from aether_trio.queues.leased_queue import KNOWN_BYTES, WINDOW
-from aether_trio.storage.schema import work
+from aether_trio.storage.schema import work_queues
 from tests.queues.leased.work_nodes import TOPIC, WorkNodes, numbers, until
 
 
 def test_the_schema_knows_the_keys_of_messages() -> None:
-    assert work.OFFSET_BITS == OFFSET_BITS
+    assert work_queues.OFFSET_BITS == OFFSET_BITS
 
 
 async def test_each_message_goes_to_one_worker_of_all_nodes(nodes: WorkNodes) -> None:
@@ -206,9 +206,9 @@ async def test_what_others_commit_is_read_by_the_node_that_takes_it_and_by_no_ot
         await sender.publish(*numbers(start, start + 10))
     await nodes.wait_for(100)
     assert Counter(frame for frame, _ in nodes.history) == Counter(numbers(0, 100))
-    assert [node.log.statistics().followed_rows for node in others] == [0, 0, 0]
+    assert [node.log.statistics().remote_messages for node in others] == [0, 0, 0]
     # A node that reads the topic for a subscriber has all of it.
-    reader = await others[0].log.warm([(TOPIC, None)])
+    reader = await others[0].log.load([(TOPIC, None)])
     rows = await others[0].log.read(reader[0][0], 0, rows=1000, max_bytes=1 << 20)
     assert [frame for _, _, frame in rows] == numbers(0, 100)
     others[0].log.unpin([reader[0][0]])

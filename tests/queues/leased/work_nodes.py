@@ -16,8 +16,8 @@ from typing import Any
 import trio
 
 from aether_trio.delivery.outbox import OutboxLimits
+from aether_trio.log.cached_topic import CachedTopic
 from aether_trio.log.topic_log import LogLimits, TopicLog, open_log
-from aether_trio.log.topic_state import TopicState
 from aether_trio.model.clock import SystemClock
 from aether_trio.queues import open_work_queues
 from aether_trio.queues.dispatcher import QueueWorker
@@ -60,7 +60,7 @@ class ScriptedWorker(Reader):
         self._history = history
         self._acknowledges = acknowledges
         self._worker: QueueWorker | None = None
-        self._state: TopicState | None = None
+        self._state: CachedTopic | None = None
 
     def kick(self) -> None:
         if self._paused:
@@ -106,11 +106,11 @@ class Wakes:
     async def expect(self, topics: Sequence[str]) -> None:
         await trio.lowlevel.checkpoint()
 
-    def committed(self, states: Iterable[TopicState]) -> None:
+    def committed(self, states: Iterable[CachedTopic]) -> None:
         names = [state.name for state in states]
         for node in self._nodes.all:
             if node is not self._node and not self._nodes.lose_wake():
-                node.log.woken(names)
+                node.log.on_remote_commits(names)
 
 
 class WorkNode:

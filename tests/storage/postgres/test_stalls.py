@@ -11,9 +11,9 @@ import trio
 
 from aether_trio.devtools.fault_proxy import FaultProxy, open_fault_proxy
 from aether_trio.storage.base import CommitUnknown, Execute, Program
-from aether_trio.storage.pending import IN_NAME_OF, Pending
 from aether_trio.storage.postgres.connections import PostgresLimits
 from aether_trio.storage.postgres.database import PostgresDatabase, open_postgres
+from aether_trio.storage.session_writes import IN_NAME_OF, Pending
 from tests.helpers.engines import PostgresEngine
 from tests.helpers.postgres import PostgresServer, open_postgres_server
 from tests.helpers.postgres_session import open_postgres_session

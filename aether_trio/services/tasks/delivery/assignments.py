@@ -18,7 +18,7 @@ from typing import Final
 
 import structlog
 
-from aether_trio.delivery.kicks import Kicked
+from aether_trio.concurrency.kicks import Kickable
 from aether_trio.model.tasks import Status, Task
 from aether_trio.services.tasks.handlers.protobuf import assignment
 from aether_trio.services.tasks.transaction import rows, startup
@@ -46,7 +46,7 @@ class Deliveries:
     def __init__(
         self,
         database: Database,
-        kick: Callable[[Kicked], None],
+        kick: Callable[[Kickable], None],
         run_program: RunMint,
         random_bytes: Callable[[int], bytes],
     ) -> None:

@@ -35,7 +35,7 @@ from aether_trio.services.tasks.transaction.input_rows import Metadata
 from aether_trio.services.tasks.transaction.work import Work
 from aether_trio.services.tasks.write_batcher import Mutation
 from aether_trio.storage.base import Database, Fetch, Program, Row, StorageUnavailable
-from aether_trio.storage.batches import in_halves
+from aether_trio.storage.bisection import in_halves
 from aether_trio.wire.pb import aether_pb2 as pb
 
 logger = structlog.get_logger("aether.tasks")

@@ -12,8 +12,8 @@ from typing import Final
 import structlog
 import trio
 
-from aether_trio.delivery.outbox import Outbox
-from aether_trio.log.publishers import Publisher
+from aether_trio.concurrency.kicks import Kickable
+from aether_trio.log.deduplication import Publisher
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.errors import AetherError
 from aether_trio.storage.base import Database, Execute, Program, StorageUnavailable
@@ -46,7 +46,7 @@ class OutboxPublisher:
         """See log.Author."""
         self._refused.add(number)
 
-    def settled(self, touched: set[Outbox]) -> None:
+    def settled(self, touched: set[Kickable]) -> None:
         """See log.Author."""
 
     async def run(self) -> None:

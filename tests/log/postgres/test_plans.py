@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from aether_trio.cluster.relay import log_relay
-from aether_trio.log import shared_programs
-from aether_trio.log.shared_programs import CommitGroup
+from aether_trio.log import topic_sql_postgres
+from aether_trio.log.topic_sql_postgres import CommitGroup
 from aether_trio.storage.base import FENCE_HERE, Database
 from aether_trio.storage.postgres.connections import PLANNED_ONCE
 from tests.helpers.engines import PostgresEngine
@@ -38,7 +38,7 @@ def conditions(plan: str, table: str) -> list[bool]:
 
 
 async def test_a_group_finds_its_topics_by_key(log_database: Database, postgres_engine: PostgresEngine) -> None:
-    statement: Any = shared_programs.append_group(GROUP)
+    statement: Any = topic_sql_postgres.append_group(GROUP)
     found = conditions(plan(postgres_engine, statement.sql.replace(FENCE_HERE, "1")), "topics")
     assert found
     assert all(found)

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aether_trio.delivery.receipts import Receipts
-from aether_trio.log.publishers import IS_COMMITTED, IS_FORGOTTEN, IS_NEW, Publisher, PublisherStore
+from aether_trio.log.deduplication import IS_COMMITTED, IS_FORGOTTEN, IS_NEW, Publisher, PublisherStore
 from aether_trio.log.topic_log import LogLimits
 from aether_trio.model.clock import VirtualClock
 from aether_trio.model.errors import AetherError, Code
@@ -216,7 +216,7 @@ def test_numbers_of_a_group_that_is_tried_in_parts_are_committed_with_theirs() -
     for seq, number in ((7, 41), (8, 42), (9, 43)):
         one.appended(seq, number)
     one.begin(43)
-    one.again()
+    one.retry_in_parts()
     assert [one.judge(seq) for seq in (7, 8, 9)] == [41, 42, 43]
     one.begin(41)
     one.committed(0)

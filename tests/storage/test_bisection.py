@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from aether_trio.storage.base import RefusedError, StorageUnavailable
-from aether_trio.storage.batches import in_halves
+from aether_trio.storage.bisection import in_halves
 
 
 class Table:

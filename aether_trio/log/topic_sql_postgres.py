@@ -1,11 +1,13 @@
-"""The topic log's SQL where several processes write it (PostgreSQL): the programs of programs.py that differ there.
+"""The SQL of the topic log on PostgreSQL, where several nodes write: what differs from topic_sql.py.
 
-Nobody knows the next offset of a topic but the database: `topics.floor_offset` is the last one given out. A group raises it for all its
-topics, locked in the order of their ids, in the statement that writes its messages. The locks last until the commit, so a topic's
-offsets have no gaps, and are committed in their order: whoever sees an offset can read everything before it.
+Only the database knows the next offset of a topic: `topics.floor_offset` is the last one given out. A
+group raises it for all its topics, locked in the order of their ids, in the statement that writes its
+messages. The locks last until the commit, so a topic's offsets have no gaps and are committed in their
+order: a node that sees an offset can read all messages before it.
 
-A statement is a round trip, so a group is one, whatever it holds: messages, cursors and publishers' numbers go as arrays. And it may be
-sent again when its answer is lost: a writer numbers its groups, and one whose number is in the log already does nothing.
+A statement is a round trip, so a group is one statement: messages, cursors and publishers' numbers are
+arrays. It may be sent again when its answer is lost: a writer numbers its groups, and a group whose
+number is in the log already does nothing.
 """
 
 from __future__ import annotations
@@ -14,14 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aether_trio.log.programs import OFFSET_BITS, TopicFacts, key_of, offset_of, raise_floor
+from aether_trio.log.topic_sql import OFFSET_BITS, TopicFacts, key_of, offset_of, raise_floor
 from aether_trio.storage.base import FENCE_HERE, Execute, Fetch, Program, Row, StorageUnavailable, Value
 
-GONE: Final = -1
-"""In the place of an offset: the topic has no row (any more)."""
+DELETED: Final = -1
+"""Stands in the place of an offset for a topic that has no row."""
 
 CREATE_TRIES: Final = 5
-"""A topic that is deleted by another node between two statements of ours is made again that often."""
+"""How often a topic is made again that another node deletes between two statements of this one."""
 
 _FACTS: Final = """
     SELECT t.id, t.floor_offset, t.floor_bytes, c.msg_offset, t.base_offset
@@ -31,7 +33,7 @@ _FACTS: Final = """
     ORDER BY w.number
 """
 
-# Ids are few (OFFSET_BITS), and ON CONFLICT uses one up even when there is nothing to insert.
+# Ids are scarce (OFFSET_BITS), and ON CONFLICT uses one up even when there is no row to insert.
 _CREATE: Final = """
     INSERT INTO topics (name, floor_offset, base_offset, checked_ms)
     SELECT w.name, f.floor_offset, f.floor_offset, $2::bigint
@@ -40,7 +42,8 @@ _CREATE: Final = """
     ON CONFLICT (name) DO NOTHING
 """
 
-# A row of `topics` may be deleted (retention.py) while a node still has its id: a statement that names one that is gone does nothing.
+# A row of `topics` may be deleted (retention.py) while a node still has its id: a statement that names a
+# deleted topic writes nothing.
 _APPEND: Final = f"""
     WITH locked AS MATERIALIZED (
         SELECT t.id FROM topics t WHERE t.id = ANY($4::bigint[]) ORDER BY t.id FOR UPDATE
@@ -87,10 +90,10 @@ _APPEND: Final = f"""
         ON CONFLICT (identity) DO UPDATE SET publisher = excluded.publisher, numbers = excluded.numbers,
             updated_ms = excluded.updated_ms
     )
-    SELECT id, before FROM heads UNION ALL SELECT 0, 0 FROM fresh UNION ALL SELECT id, {GONE} FROM gone
+    SELECT id, before FROM heads UNION ALL SELECT 0, 0 FROM fresh UNION ALL SELECT id, {DELETED} FROM gone
 """  # noqa: S608  # a constant
 
-# After the locks, as a statement of its own: it sees whatever was committed while they were waited for.
+# A separate statement after the locks: it sees what was committed while they were waited for.
 _DELETE: Final = f"""
     DELETE FROM topics t WHERE t.id = ANY($1::bigint[]) AND t.emptied_ms > 0
     AND NOT EXISTS (
@@ -145,12 +148,12 @@ _TAILS: Final = f"""
 """  # noqa: S608  # a constant
 
 TailRow = tuple[int, int, bytes, bool]
-"""(topic id, offset, frame, whether the topic has more than was read)"""
+"""(topic id, offset, frame, whether the topic has more messages than were read)"""
 
 
 @dataclass(frozen=True, slots=True)
 class CommitGroup:
-    """What one statement writes. `messages` are (topic id, frame), in their order."""
+    """The rows that one statement writes. `messages` are (topic id, frame), in their order."""
 
     writer: int
     number: int
@@ -161,23 +164,25 @@ class CommitGroup:
 
 
 def new_writer(now_ms: int) -> Fetch:
-    """A row, whose id is a writer's for as long as its process lasts."""
+    """Make a row whose id identifies this process's writer until the process ends."""
     return Fetch("INSERT INTO log_writers (group_number, updated_ms) VALUES (0, $1) RETURNING id", (now_ms,))
 
 
 def close_group(writer: int, number: int) -> Fetch:
-    """Have a group of this number no effect from now on. The answer is one row: `number` if it was written before, else the next one.
+    """Keep a group of this number from having an effect from now on.
 
-    So it can be asked again, if the writer does not use the next number.
+    The answer is one row: `number` if the group was written before, else the next number. The statement
+    may be sent again, if the writer does not use the next number.
     """
     return Fetch(_CLOSE, (writer, number))
 
 
 def append_group(group: CommitGroup) -> Fetch:
-    """Write a group. The answer: (topic id, the topic's last offset before it) for each topic, and a row (0, 0).
+    """Write a group.
 
-    Without that row nothing was done: there are rows (topic id, GONE) for topics that have been deleted, which are to be made
-    again; or the group had been written before.
+    The answer is (topic id, the topic's last offset before the group) for each topic, and a row (0, 0).
+    Without the row (0, 0) nothing was written: rows (topic id, DELETED) name the topics that are to be
+    made again; without any row, the group had been written before.
     """
     counts: dict[int, int] = {}
     sizes: dict[int, int] = {}
@@ -206,7 +211,7 @@ def append_group(group: CommitGroup) -> Fetch:
             bytes_so_far,
             frames,
             *_columns(group.cursors, 3),
-            # The later one of two publishers of one identity stays, as a statement cannot write one row twice.
+            # A statement cannot write one row twice: of two publishers of one identity the later one stays.
             *_columns(list({row[0]: row for row in group.publishers}.values()), 3),
         ),
     )
@@ -217,7 +222,10 @@ def _columns(rows: Sequence[Sequence[Any]], count: int) -> list[list[Any]]:
 
 
 def create_topics(names: Sequence[str], now_ms: int) -> Program[dict[str, TopicFacts]]:
-    """Make rows for topics where missing (`names` in order, so that nodes do not wait for each other); facts by name."""
+    """Make the missing rows of topics; return facts by name.
+
+    `names` are in order, so that nodes do not wait for each other in a circle.
+    """
     for _ in range(CREATE_TRIES):
         yield Execute(_CREATE, (names, now_ms))
         facts = yield from many_topic_facts([(name, None) for name in names])
@@ -227,10 +235,10 @@ def create_topics(names: Sequence[str], now_ms: int) -> Program[dict[str, TopicF
 
 
 def delete_topics(topic_ids: Sequence[int]) -> Program[list[int]]:
-    """See programs.delete_topics. A topic that some node listens to stays."""
+    """Delete the rows of those topics that are unused, and to which no node subscribes; return their ids."""
     yield Fetch("SELECT id FROM topics WHERE id = ANY($1::bigint[]) ORDER BY id FOR UPDATE", (topic_ids,))
     [[interest]] = yield Fetch("SELECT to_regclass('topic_interest') IS NOT NULL")
-    if interest:  # else this gateway is alone on its database
+    if interest:  # else this gateway is the only node on its database
         rows: list[Row] = yield Fetch(
             "SELECT t.id FROM topics t WHERE t.id = ANY($1::bigint[]) AND NOT EXISTS ("
             'SELECT 1 FROM topic_interest i WHERE i.topic = t.name COLLATE "C")',
@@ -246,7 +254,7 @@ def delete_topics(topic_ids: Sequence[int]) -> Program[list[int]]:
 
 
 def many_topic_facts(wanted: Sequence[tuple[str, str | None]]) -> Program[list[TopicFacts]]:
-    """The ids and tails of topics, and where a consumer of each (if any) has read to."""
+    """Read the ids and tails of topics, and where a consumer of each (if one is named) has read to."""
     rows: list[Row] = yield Fetch(_FACTS, _columns(wanted, 2))
     return [
         TopicFacts(topic_id, tail or 0, size or 0, cursor, base or 0) for topic_id, tail, size, cursor, base in rows
@@ -254,13 +262,13 @@ def many_topic_facts(wanted: Sequence[tuple[str, str | None]]) -> Program[list[T
 
 
 def read_page(topic_id: int, after: int, upto: int, rows: int, max_bytes: int) -> Program[list[Row]]:
-    """See programs.read_page."""
+    """Read messages (offset, ts_ms, data) with after < offset <= upto, as topic_sql.read_page does."""
     page: list[Row] = yield Fetch(_PAGE, (key_of(topic_id, after), key_of(topic_id, upto), rows, max_bytes))
     return [(offset_of(key), ts_ms, data) for key, ts_ms, data in page]
 
 
 def read_some(topic_id: int, offsets: Sequence[int]) -> Program[list[Row]]:
-    """See programs.read_some."""
+    """Read the messages (offset, data) at these offsets, as far as they still exist."""
     keys = [key_of(topic_id, offset) for offset in offsets]
     rows: list[Row] = yield Fetch(
         "SELECT message_key, data FROM messages WHERE message_key = ANY($1::bigint[])", (keys,)
@@ -270,11 +278,13 @@ def read_some(topic_id: int, offsets: Sequence[int]) -> Program[list[Row]]:
 
 
 def read_tails(tails: Sequence[tuple[int, int]], rows: int, max_bytes: int) -> Program[list[TailRow]]:
-    """What is behind the tails of these topics, (topic id, tail) each: at most `rows` and `max_bytes` of one, but one message at least.
+    """Read the messages behind the tails of these topics, (topic id, tail) each.
 
-    A topic that has been deleted has one row, with the offset GONE."""
+    At most `rows` and `max_bytes` of each topic, but one message at least. A topic that has been deleted
+    has one row, with the offset DELETED.
+    """
     found: list[Row] = yield Fetch(_TAILS, (*_columns(tails, 2), rows, max_bytes))
     return [
-        (topic_id, GONE, b"", False) if key is None else (topic_id, offset_of(key), frame, cut)
+        (topic_id, DELETED, b"", False) if key is None else (topic_id, offset_of(key), frame, cut)
         for topic_id, key, frame, cut in found
     ]

@@ -1,17 +1,18 @@
-"""Which of a publisher's sequence numbers are in the log, so that a send which is repeated is not a second message.
+"""Recognises repeated sends: which sequence numbers of a publisher are in the log already.
 
-A client of the framed topic numbers its sends and may send again what was not acknowledged when its connection broke
-(docs/wire.md, "Sending again"). Numbers belong to a *publisher*: 16 random bytes that the client made up when it began
-to count, under the identity that it was accepted for. Of each identity the latest publisher is kept.
+A client of the framed transport numbers its sends, and may send again what was not acknowledged when its
+connection broke (docs/wire.md, "Sending again"). Numbers belong to a *publisher*: 16 random bytes that the
+client made up when it began to count, under the identity that it was accepted for. Of each identity the
+latest publisher is kept.
 
-Numbers are written in the transaction of the messages that bear them, so a crash forgets both or neither. A high-water
-mark would not do: a number in front of it may have been refused, or may never have come.
+Numbers are written in the transaction of the messages that bear them, so a crash forgets both or neither.
+A high-water mark would not do: a number below it may have been refused, or may never have arrived.
 
-Where several nodes write the log, an identity may have been on another one since a publisher was last used here. So what is in memory is
-joined with the row whenever a client comes; both are numbers that are committed.
+Where several nodes write the log, an identity may have been on another node since its publisher was last
+used here. So the numbers in memory are joined with the row whenever a client connects; both are committed.
 
-Invariants: a number is either unknown, on its way to the log (`pending`), or in `ranges`; what lies at or below `floor` is not
-known any more; `ranges` is sorted, and its ranges neither touch nor overlap.
+Invariants: a number is either unknown, on its way to the log (`pending`), or in `ranges`; whether a number
+at or below `floor` was committed is forgotten; `ranges` is sorted, and its ranges neither touch nor overlap.
 """
 
 from __future__ import annotations
@@ -19,18 +20,17 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import msgspec
 import structlog
 import trio
 
-from aether_trio.log import programs
+from aether_trio.concurrency.kicks import Kickable
+from aether_trio.log import topic_sql
 from aether_trio.model.clock import Clock
+from aether_trio.model.errors import AetherError
 from aether_trio.storage.base import Database, StorageUnavailable
-
-if TYPE_CHECKING:
-    from aether_trio.delivery.receipts import Receipts
 
 logger = structlog.get_logger("aether.publishers")
 
@@ -39,22 +39,35 @@ IS_COMMITTED: Final = -1
 IS_FORGOTTEN: Final = -2
 
 TOUCH_SHARE: Final = 4
-"""A live publisher's row is renewed when it is a quarter of its lifetime old, so that the sweep leaves it."""
+"""A row in use is renewed at a quarter of its lifetime, so that the sweep leaves it."""
 
-LEAST_SWEEP_S: Final = 10.0
+SHORTEST_SWEEP_S: Final = 10.0
 
 _RANGES: Final = msgspec.msgpack.Decoder(list[list[int]])
 
 
+class PublisherConnection(Protocol):
+    """The connection that is told what becomes of a publisher's numbers."""
+
+    @property
+    def outbox(self) -> Kickable:
+        """Writes to the client what `note_refusal` noted."""
+        ...
+
+    def note_refusal(self, number: int, error: AetherError) -> bool:
+        """Note that the append with this number was refused; return whether it is a numbered send."""
+        ...
+
+
 class Publisher:
-    """One publisher's numbers. `window` is how many of the latest are remembered."""
+    """The sequence numbers of one publisher; the latest `window` of them are remembered."""
 
     __slots__ = (
         "_committing",
         "_in_flight",
         "_next_ranges",
+        "connection",
         "highest",
-        "holder",
         "identity",
         "pending",
         "ranges",
@@ -70,8 +83,8 @@ class Publisher:
         self.ranges = ranges
         self.written_ms = written_ms
         self.highest = ranges[-1][1] if ranges else 0
-        self.holder: Receipts | None = None
-        """Who is to be told what becomes of pending numbers: the latest connection."""
+        self.connection: PublisherConnection | None = None
+        """The latest connection, which is told what becomes of pending numbers."""
         self.pending: dict[int, int] = {}
         self._in_flight: deque[tuple[int, int]] = deque()
         self._committing: list[int] = []
@@ -79,16 +92,20 @@ class Publisher:
 
     @property
     def floor(self) -> int:
-        """The greatest number of which nothing can be said."""
+        """The greatest number that is forgotten."""
         return max(self.highest - self.window, 0)
 
     @property
     def idle(self) -> bool:
-        """Whether the database knows all that this object knows, and nobody uses it."""
-        return self.holder is None and not self.pending
+        """Whether no connection uses it, and the database knows all that it knows."""
+        return self.connection is None and not self.pending
+
+    def connect(self, connection: PublisherConnection) -> None:
+        """Tell this connection what becomes of pending numbers, from now on."""
+        self.connection = connection
 
     def judge(self, seq: int) -> int:
-        """IS_NEW, IS_COMMITTED, IS_FORGOTTEN, or the log's number of the append that is on its way."""
+        """Return IS_NEW, IS_COMMITTED, IS_FORGOTTEN, or the number of the append on its way."""
         if seq > self.highest:
             return IS_NEW
         number = self.pending.get(seq)
@@ -100,13 +117,13 @@ class Publisher:
         return IS_FORGOTTEN if seq <= self.floor else IS_NEW
 
     def appended(self, seq: int, number: int) -> None:
-        """The log has taken this one; it is settled with `number`."""
+        """Note that this send is the append `number` of the log."""
         self.pending[seq] = number
         self._in_flight.append((number, seq))
         self.highest = max(self.highest, seq)
 
     def join(self, ranges: Iterable[list[int]], written_ms: int) -> None:
-        """These are committed as well, as its row says."""
+        """Add the ranges of the publisher's row, which are committed as well."""
         ranges = list(ranges)
         if ranges:
             self.highest = max(self.highest, ranges[-1][1])
@@ -119,26 +136,26 @@ class Publisher:
     # -- the log's side: a group is committed or refused as a whole -----------------------------------------------
 
     def begin(self, upto: int) -> bytes:
-        """The group up to this append is being written: the numbers as they will be after it, for its row."""
+        """Return the row for the group up to this append, which is being written."""
         self._take(upto)
         self._next_ranges = _with(self.ranges, self._committing, self.highest - self.window)
         return msgspec.msgpack.encode(self._next_ranges)
 
     def committed(self, now_ms: int) -> None:
-        """The row is durable."""
+        """Note that the row is durable."""
         self.ranges = self._next_ranges
         self.written_ms = now_ms
         self._settle()
 
-    def again(self) -> None:
-        """Nothing was written, and it is tried in smaller groups."""
+    def retry_in_parts(self) -> None:
+        """Note that the group was not written, and is written again in smaller groups."""
         pending = self.pending
         self._in_flight.extendleft((pending[seq], seq) for seq in reversed(self._committing))
         self._committing = []
         self._next_ranges = []
 
     def refused(self, upto: int) -> None:
-        """Neither a row nor the messages up to this append were written: their numbers are free again."""
+        """Free the numbers up to this append: neither the row nor the messages were written."""
         self._take(upto)
         self._settle()
 
@@ -159,7 +176,7 @@ def _first(one: list[int]) -> int:
 
 
 def _with(ranges: list[list[int]], numbers: Iterable[int], floor: int) -> list[list[int]]:
-    """New ranges: these numbers added, and what is at or below `floor` left out."""
+    """Return new ranges with these numbers, and without all numbers up to `floor`."""
     merged = [list(one) for one in ranges]
     for seq in numbers:
         if merged and seq == merged[-1][1] + 1:
@@ -176,7 +193,7 @@ def _with(ranges: list[list[int]], numbers: Iterable[int], floor: int) -> list[l
 
 
 def _joined(ones: Iterable[list[int]], others: Iterable[list[int]], floor: int) -> list[list[int]]:
-    """New ranges: what is in either, without what is at or below `floor`."""
+    """Return the union of both ranges, without all numbers up to `floor`."""
     joined: list[list[int]] = []
     for first, last in sorted([*ones, *others]):
         if last <= floor:
@@ -189,7 +206,7 @@ def _joined(ones: Iterable[list[int]], others: Iterable[list[int]], floor: int) 
 
 
 def _insert(merged: list[list[int]], seq: int) -> None:
-    """Add a number that others are beyond."""
+    """Add a number to ranges that have greater ones."""
     at = bisect_right(merged, seq, key=_first)
     joins_left = at > 0 and merged[at - 1][1] >= seq - 1
     joins_right = at < len(merged) and merged[at][0] == seq + 1
@@ -205,7 +222,7 @@ def _insert(merged: list[list[int]], seq: int) -> None:
 
 
 class PublisherStore:
-    """The publishers of those who are connected, by identity; the others are in the log's database."""
+    """Keeps the publishers of connected identities; the others are in the log's database."""
 
     def __init__(self, database: Database, clock: Clock, *, window: int, lifetime_s: int) -> None:
         self._database = database
@@ -218,14 +235,14 @@ class PublisherStore:
         return len(self._live)
 
     async def find(self, identity: str, token: bytes) -> Callable[[], Publisher]:
-        """Read what is known of a publisher. The returned function makes it the identity's live one, without a checkpoint.
+        """Read a publisher's numbers. Raises StorageUnavailable.
 
-        Raises StorageUnavailable.
+        The returned function makes the publisher the live one of its identity, without a checkpoint.
         """
         rows = (
             []
             if self._known(identity, token) and not self._database.shared
-            else await self._database.read_small(lambda: programs.publisher_numbers(identity))
+            else await self._database.read_small(lambda: topic_sql.publisher_numbers(identity))
         )
 
         def claim() -> Publisher:
@@ -236,7 +253,7 @@ class PublisherStore:
                     ranges, written_ms = _RANGES.decode(numbers), stored_ms
             known = self._known(identity, token)
             if known is None:
-                # Another connection's publisher may be live still; its appends are settled without it.
+                # The publisher of another connection may still be live; its appends are settled without it.
                 known = self._live[identity] = Publisher(identity, token, self._window, ranges, written_ms)
             elif rows:
                 known.join(ranges, written_ms)
@@ -248,14 +265,14 @@ class PublisherStore:
         known = self._live.get(identity)
         return known if known is not None and known.token == token else None
 
-    def release(self, publisher: Publisher, holder: Receipts) -> None:
-        """A connection is over. What is still on its way keeps the publisher in memory until it is settled."""
-        if publisher.holder is holder:
-            publisher.holder = None
+    def release(self, publisher: Publisher, connection: PublisherConnection) -> None:
+        """Note the end of a connection; numbers on their way keep the publisher in memory."""
+        if publisher.connection is connection:
+            publisher.connection = None
         self.forget_if_idle(publisher)
 
     def forget_if_idle(self, publisher: Publisher) -> None:
-        """Leave it to the database, if that knows everything."""
+        """Forget a publisher of which the database knows all numbers, and which no connection uses."""
         if publisher.idle and self._live.get(publisher.identity) is publisher:
             age_ms = self._clock.now_ms() - publisher.written_ms
             if publisher.ranges and age_ms * TOUCH_SHARE > self._lifetime_ms:
@@ -263,16 +280,19 @@ class PublisherStore:
             del self._live[publisher.identity]
 
     async def sweep_forever(self) -> None:
-        """Sweep often enough that no live row gets too old. Runs until cancelled; a failing engine only postpones it."""
+        """Sweep often enough that no live row gets too old, until cancelled.
+
+        A database that does not answer only postpones a sweep.
+        """
         while True:
-            await trio.sleep(max(self._lifetime_ms / 1000 / TOUCH_SHARE / 2, LEAST_SWEEP_S))
+            await trio.sleep(max(self._lifetime_ms / 1000 / TOUCH_SHARE / 2, SHORTEST_SWEEP_S))
             try:
                 await self.sweep()
             except StorageUnavailable as error:
-                logger.warning("sweep of publishers postponed", reason=str(error))
+                logger.warning("sweep of publishers postponed, as storage does not answer", reason=str(error))
 
     async def sweep(self) -> int:
-        """Renew the rows of those who are connected and delete what is too old; how many were deleted.
+        """Renew the rows of connected publishers, delete old rows, and return how many were deleted.
 
         Raises StorageUnavailable.
         """
@@ -280,7 +300,7 @@ class PublisherStore:
         live = [one for one in self._live.values() if one.ranges and not one.pending]
         old = [one for one in live if (now_ms - one.written_ms) * TOUCH_SHARE > self._lifetime_ms]
         keys = [(one.identity, one.token, now_ms) for one in old]
-        deleted = await self._database.run(lambda: programs.sweep_publishers(keys, now_ms - self._lifetime_ms))
+        deleted = await self._database.run(lambda: topic_sql.sweep_publishers(keys, now_ms - self._lifetime_ms))
         for one in old:
             one.written_ms = max(one.written_ms, now_ms)
         for one in list(self._live.values()):

@@ -8,7 +8,7 @@ from functools import partial
 import trio
 
 from aether_trio.delivery.subscription import Subscription
-from aether_trio.log import shared_programs
+from aether_trio.log import topic_sql_postgres
 from aether_trio.log.topic_log import LogLimits, TopicLog, open_log
 from aether_trio.model.clock import SystemClock
 from aether_trio.storage.base import Database
@@ -40,10 +40,10 @@ async def follow(database: Database, topic: str, ended: trio.Event) -> list[byte
     frames: list[bytes] = []
     while True:
         last_round = ended.is_set()
-        [facts] = await database.read(lambda: shared_programs.many_topic_facts([(topic, None)]))
+        [facts] = await database.read(lambda: topic_sql_postgres.many_topic_facts([(topic, None)]))
         if facts.topic_id is not None:
             page = await database.read(
-                partial(shared_programs.read_page, facts.topic_id, len(frames), 2**35, 100, 2**20)
+                partial(topic_sql_postgres.read_page, facts.topic_id, len(frames), 2**35, 100, 2**20)
             )
             assert [row[0] for row in page] == list(range(len(frames) + 1, len(frames) + 1 + len(page)))
             frames += [row[2] for row in page]
@@ -151,8 +151,8 @@ async def test_a_commit_that_dies_is_done_again(postgres_engine: PostgresEngine)
 async def test_a_topic_that_exists_costs_no_id(log_database: Database) -> None:
     """Ids are 27 bits, and every node asks for its topics again after a restart."""
     for _ in range(20):
-        await log_database.run(lambda: shared_programs.create_topics(TOPICS, 0))
-    facts = await log_database.run(lambda: shared_programs.create_topics(["zz"], 0))
+        await log_database.run(lambda: topic_sql_postgres.create_topics(TOPICS, 0))
+    facts = await log_database.run(lambda: topic_sql_postgres.create_topics(["zz"], 0))
     assert facts["zz"].topic_id == len(TOPICS) + 1
 
 
@@ -164,7 +164,7 @@ async def test_topics_that_a_promoted_standby_does_not_have_are_made_again_behin
         open_log(database, SystemClock(trio.current_time), LogLimits()) as log,
     ):
         reader, author = Reader(), Collector()
-        [(state, _)] = await log.warm([("ag::w::lost::1", "me")])
+        [(state, _)] = await log.load([("ag::w::lost::1", "me")])
         other = log.topic("ag::w::kept::1")
         subscription = Subscription(state, reader.outbox, log.cursors, "me", 0, lambda _: None)
         subscription.open()

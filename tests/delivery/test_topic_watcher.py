@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from aether_trio.delivery.ephemeral_topics import EphemeralTopics
-from aether_trio.delivery.tail import Tail
+from aether_trio.delivery.topic_watcher import TopicWatcher
 from aether_trio.model.clock import VirtualClock
 from aether_trio.model.errors import AetherError
 from tests.helpers.inline import InlineDatabase
@@ -23,7 +23,7 @@ class Watcher:
     def __init__(self) -> None:
         self.entries: list[tuple[int, bytes]] = []
 
-    async def watch(self, tail: Tail, topic: str, from_offset: int | None) -> None:
+    async def watch(self, tail: TopicWatcher, topic: str, from_offset: int | None) -> None:
         async with aclosing(tail.open(topic, from_offset)) as entries:
             async for offset, _, frame in entries:
                 self.entries.append((offset, frame))
@@ -33,7 +33,7 @@ class Watcher:
 async def test_a_tail_starts_where_it_is_told_and_goes_on_live(
     bench: Bench, from_offset: int | None, first: int
 ) -> None:
-    tail, watcher = Tail(bench.log, EphemeralTopics(), VirtualClock(trio.current_time)), Watcher()
+    tail, watcher = TopicWatcher(bench.log, EphemeralTopics(), VirtualClock(trio.current_time)), Watcher()
     await bench.publish(TOPIC, b"1", b"2", b"3")
     bench.nursery.start_soon(watcher.watch, tail, TOPIC, from_offset)
     await trio.testing.wait_all_tasks_blocked()
@@ -43,15 +43,15 @@ async def test_a_tail_starts_where_it_is_told_and_goes_on_live(
 
 
 async def test_a_tail_leaves_nothing_behind(bench: Bench) -> None:
-    tail = Tail(bench.log, EphemeralTopics(), VirtualClock(trio.current_time))
+    tail = TopicWatcher(bench.log, EphemeralTopics(), VirtualClock(trio.current_time))
     await bench.publish(TOPIC, b"1")
     async with aclosing(tail.open(TOPIC, 1)) as entries:
-        assert await anext(entries) == (1, bench.log._clock.now_ms(), b"1")
+        assert await anext(entries) == (1, bench.log.clock.now_ms(), b"1")
     assert bench.log.topic(TOPIC).forgettable
 
 
 async def test_a_tail_does_not_skip_what_comes_while_it_finds_nothing(bench: Bench, database: InlineDatabase) -> None:
-    tail, watcher = Tail(bench.log, EphemeralTopics(), VirtualClock(trio.current_time)), Watcher()
+    tail, watcher = TopicWatcher(bench.log, EphemeralTopics(), VirtualClock(trio.current_time)), Watcher()
     await bench.publish(TOPIC, b"1", b"2")
     await database.execute("DELETE FROM messages")
     database.after_read.close()
@@ -68,7 +68,7 @@ async def test_a_tail_does_not_skip_what_comes_while_it_finds_nothing(bench: Ben
 
 async def test_a_tail_of_a_ephemeral_topic_numbers_what_passes_by(bench: Bench) -> None:
     ephemeral_topics, watcher = EphemeralTopics(), Watcher()
-    tail = Tail(bench.log, ephemeral_topics, VirtualClock(trio.current_time))
+    tail = TopicWatcher(bench.log, ephemeral_topics, VirtualClock(trio.current_time))
     ephemeral_topics.publish("pg::w", "a", "", b"too early")
     bench.nursery.start_soon(watcher.watch, tail, "pg::w", None)
     await trio.testing.wait_all_tasks_blocked()
@@ -80,6 +80,6 @@ async def test_a_tail_of_a_ephemeral_topic_numbers_what_passes_by(bench: Bench) 
 
 
 async def test_what_is_no_topic_is_refused_at_once(bench: Bench) -> None:
-    tail = Tail(bench.log, EphemeralTopics(), VirtualClock(trio.current_time))
+    tail = TopicWatcher(bench.log, EphemeralTopics(), VirtualClock(trio.current_time))
     with pytest.raises(AetherError, match="ERR_INVALID_TOPIC"):
         tail.open("nonsense", None)

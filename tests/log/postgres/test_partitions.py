@@ -7,8 +7,8 @@ import itertools
 import trio
 
 from aether_trio.log.partitions import Partition, PartitionKeeper, drop_older, ensure_partition, length_ms, partitions
-from aether_trio.log.programs import key_of
 from aether_trio.log.topic_log import LogLimits, open_log
+from aether_trio.log.topic_sql import key_of
 from aether_trio.model.clock import ManualClock
 from aether_trio.storage.base import Database
 from tests.helpers.engines import PostgresEngine

@@ -28,7 +28,7 @@ RETURNED: Final = -1
 """The node that nobody is: it has what was given back."""
 
 OFFSET_BITS: Final = 36
-"""As in log/programs.py, which storage cannot import; a test compares them."""
+"""As in log/topic_sql.py, which storage cannot import; a test compares them."""
 
 _GROUPS: Final = """CREATE TABLE work_groups (
     topic_id {bigint} PRIMARY KEY,

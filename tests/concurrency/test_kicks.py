@@ -8,9 +8,9 @@ import pytest
 import trio
 import trio.testing
 
+from aether_trio.concurrency import kicks as module
+from aether_trio.concurrency.kicks import Kicks
 from aether_trio.concurrency.supervision import keep_running
-from aether_trio.delivery import kicks as module
-from aether_trio.delivery.kicks import Kicks
 
 
 class Sink:
@@ -67,7 +67,7 @@ async def test_nobody_is_left_waiting_at_the_end(autojump_clock: trio.testing.Mo
 
 
 async def test_between_many_of_them_others_have_their_turn() -> None:
-    kicks, sinks = Kicks(), [Sink() for _ in range(10 * module.AT_ONCE)]
+    kicks, sinks = Kicks(), [Sink() for _ in range(10 * module.KICKS_PER_SLICE)]
     seen: list[int] = []
 
     async def other() -> None:
@@ -83,7 +83,7 @@ async def test_between_many_of_them_others_have_their_turn() -> None:
         with trio.fail_after(60):
             await other()
         nursery.cancel_scope.cancel()
-    assert max(after - before for before, after in itertools.pairwise(seen)) <= 2 * module.AT_ONCE
+    assert max(after - before for before, after in itertools.pairwise(seen)) <= 2 * module.KICKS_PER_SLICE
     assert all(len(sink.times) == 1 for sink in sinks)
 
 

@@ -1,8 +1,12 @@
-"""The topic log's SQL, as programs for the Database seam. Offsets start at 1; a cursor of 0 has seen nothing.
+"""The SQL of the topic log, as programs for a Database (storage/base.py).
 
-A topic's tail is the larger of its last message and its `floor_offset`, which retention raises when it deletes; so a
-topic whose every message has expired never hands out an offset twice. The log file is written by exactly one node, so
-tails are counted in memory and no counter row is written per message.
+Most of it runs on SQLite and PostgreSQL alike. The functions of the protocol `TopicSql` are SQLite's here,
+where one node writes the file; PostgreSQL, where several nodes write, has its own in topic_sql_postgres.py.
+
+Offsets start at 1; a cursor of 0 has seen no message. A topic's tail is the larger of its last message and
+its `floor_offset`, which retention raises when it deletes. So a topic whose messages have all expired never
+gives out an offset twice. As one node writes the file, it counts tails in memory, and writes no counter row
+per message.
 """
 
 from __future__ import annotations
@@ -15,21 +19,21 @@ from typing import Protocol
 from aether_trio.storage.base import Execute, ExecuteMany, Fetch, Program, Row, Value
 
 ROWS_PER_INSERT = 128
-"""Rows in one INSERT: one statement step (and one release of the interpreter lock) for many rows; 4 parameters each."""
+"""Rows in one INSERT: one statement, and one release of Python's lock, for many rows of 4 parameters."""
 
 _COLUMNS = 4
 
 OFFSET_BITS = 36
-"""Of a message's key: 68 thousand million messages per topic, 134 million topics."""
+"""Bits of the offset in a message's key: 68 thousand million messages per topic, 134 million topics."""
 
 
 def key_of(topic_id: int, offset: int) -> int:
-    """A message's key: ordered by topic, then by offset."""
+    """Return a message's key, which orders messages by topic, then by offset."""
     return topic_id << OFFSET_BITS | offset
 
 
 def offset_of(key: int) -> int:
-    """The offset in a message's key."""
+    """Return the offset in a message's key."""
     return key & ((1 << OFFSET_BITS) - 1)
 
 
@@ -47,6 +51,20 @@ class TopicFacts:
     base: int = 0
 
 
+class TopicSql(Protocol):
+    """The programs that SQLite and PostgreSQL have in different texts; both modules implement it."""
+
+    def create_topics(self, names: Sequence[str], now_ms: int) -> Program[dict[str, TopicFacts]]: ...
+
+    def delete_topics(self, topic_ids: Sequence[int]) -> Program[list[int]]: ...
+
+    def many_topic_facts(self, wanted: Sequence[tuple[str, str | None]]) -> Program[list[TopicFacts]]: ...
+
+    def read_page(self, topic_id: int, after: int, upto: int, rows: int, max_bytes: int) -> Program[list[Row]]: ...
+
+    def read_some(self, topic_id: int, offsets: Sequence[int]) -> Program[list[Row]]: ...
+
+
 @lru_cache(maxsize=ROWS_PER_INSERT + 1)
 def _insert_sql(rows: int) -> str:
     groups = ", ".join(
@@ -56,7 +74,7 @@ def _insert_sql(rows: int) -> str:
 
 
 def create_topics(names: Sequence[str], now_ms: int) -> Program[dict[str, TopicFacts]]:
-    """Make rows for topics where missing, with offsets that no deleted topic has had; returns facts by name."""
+    """Make the missing rows of topics, behind all offsets of deleted topics; return facts by name."""
     found: dict[str, TopicFacts] = {}
     for name in names:
         yield Execute(
@@ -71,7 +89,10 @@ def create_topics(names: Sequence[str], now_ms: int) -> Program[dict[str, TopicF
 
 
 def delete_topics(topic_ids: Sequence[int]) -> Program[list[int]]:
-    """Delete the rows of those of these topics that have neither messages nor positions, and whose last look found none; which."""
+    """Delete the rows of those topics that are unused, and return their ids.
+
+    A topic is unused when it has neither messages nor positions, and had none at retention's last look.
+    """
     gone: list[int] = []
     floor = 0
     for topic_id in topic_ids:
@@ -90,7 +111,7 @@ def delete_topics(topic_ids: Sequence[int]) -> Program[list[int]]:
 
 
 def raise_floor(offset: int) -> Execute:
-    """From now on new topics begin behind this offset at least."""
+    """Have new topics begin behind this offset, or behind a later one."""
     return Execute(
         "INSERT INTO topic_floor (id, floor_offset) VALUES (1, $1) ON CONFLICT (id) DO UPDATE "
         "SET floor_offset = excluded.floor_offset WHERE topic_floor.floor_offset < excluded.floor_offset",
@@ -99,7 +120,7 @@ def raise_floor(offset: int) -> Execute:
 
 
 def topic_facts(name: str, consumer: str | None) -> Program[TopicFacts]:
-    """The topic's id and tail, and where `consumer` (if any) has read to."""
+    """Read a topic's id and tail, and where `consumer` (if one is named) has read to."""
     rows: list[Row] = yield Fetch(
         "SELECT id, floor_offset, floor_bytes, base_offset FROM topics WHERE name = $1", (name,)
     )
@@ -117,7 +138,7 @@ def topic_facts(name: str, consumer: str | None) -> Program[TopicFacts]:
 
 
 def last_message(topic_id: int) -> Program[tuple[int, int] | None]:
-    """(offset, topic_bytes) of the newest message that is still there."""
+    """Read (offset, topic_bytes) of the newest message that is still there."""
     rows: list[Row] = yield Fetch(
         "SELECT message_key, topic_bytes FROM messages WHERE message_key > $1 AND message_key < $2 "
         "ORDER BY message_key DESC LIMIT 1",
@@ -127,7 +148,7 @@ def last_message(topic_id: int) -> Program[tuple[int, int] | None]:
 
 
 def many_topic_facts(wanted: Sequence[tuple[str, str | None]]) -> Program[list[TopicFacts]]:
-    """`topic_facts` for several (topic, consumer) pairs, from one snapshot."""
+    """Read the facts of several (topic, consumer) pairs from one snapshot."""
     facts = []
     for name, consumer in wanted:
         facts.append((yield from topic_facts(name, consumer)))
@@ -139,9 +160,10 @@ def append_messages(
     cursors: Sequence[tuple[int, str, int, int]],
     numbers: Sequence[tuple[str, bytes, bytes, int]] = (),
 ) -> Program[None]:
-    """Write one group: `flat` is key, ts_ms, topic_bytes, data for each message, one after another.
+    """Write one group of messages, cursors and publishers' sequence numbers.
 
-    `numbers` are rows of `publishers`: identity, publisher, its numbers, now_ms.
+    `flat` is key, ts_ms, topic_bytes, data for each message, one after another. `numbers` are rows of
+    `publishers`: identity, publisher, its numbers, now_ms.
     """
     step = ROWS_PER_INSERT * _COLUMNS
     for start in range(0, len(flat), step):
@@ -159,7 +181,10 @@ def append_messages(
 
 
 def save_cursors(cursors: Sequence[tuple[int, str, int, int]]) -> Program[None]:
-    """Store (topic_id, consumer, offset, now_ms); a cursor never moves back, and writing it again renews its age."""
+    """Store cursors: (topic_id, consumer, offset, now_ms) each.
+
+    A cursor never moves back; writing the same one again renews its age.
+    """
     yield ExecuteMany(
         "INSERT INTO cursors (topic_id, consumer, msg_offset, updated_ms) VALUES ($1, $2, $3, $4) "
         "ON CONFLICT (topic_id, consumer) DO UPDATE SET msg_offset = excluded.msg_offset, "
@@ -169,7 +194,7 @@ def save_cursors(cursors: Sequence[tuple[int, str, int, int]]) -> Program[None]:
 
 
 def publisher_numbers(identity: str) -> Program[list[Row]]:
-    """(publisher, numbers, updated_ms) of the identity's latest publisher, if there is one."""
+    """Read (publisher, numbers, updated_ms) of the identity's latest publisher, if there is one."""
     rows: list[Row] = yield Fetch(
         "SELECT publisher, numbers, updated_ms FROM publishers WHERE identity = $1", (identity,)
     )
@@ -177,21 +202,27 @@ def publisher_numbers(identity: str) -> Program[list[Row]]:
 
 
 def sweep_publishers(used: Sequence[tuple[str, bytes, int]], before_ms: int) -> Program[int]:
-    """Renew the rows that are in use (identity, publisher, now_ms), then delete those older than `before_ms`; how many."""
+    """Renew publishers in use, delete those older than `before_ms`, and return how many were deleted.
+
+    `used` has (identity, publisher, now_ms) for each publisher in use.
+    """
     if used:
         yield ExecuteMany("UPDATE publishers SET updated_ms = $3 WHERE identity = $1 AND publisher = $2", used)
     deleted: int = yield Execute("DELETE FROM publishers WHERE updated_ms < $1", (before_ms,))
     return deleted
 
 
-def touch() -> Program[None]:
-    """Write something and change nothing: fails when a group would."""
+def probe_write() -> Program[None]:
+    """Write a row without a change; this fails when a group would fail."""
     yield Execute("UPDATE schema_version SET version = version")
 
 
 def read_page(topic_id: int, after: int, upto: int, rows: int, max_bytes: int) -> Program[list[Row]]:
-    """Messages (offset, ts_ms, data) with after < offset <= upto, oldest first: at most `rows` of them, and no more
-    than `max_bytes` unless a single message is larger. Sizes are looked at first, so that no page is read in vain."""
+    """Read messages (offset, ts_ms, data) with after < offset <= upto, oldest first.
+
+    At most `rows` of them, and no more than `max_bytes` unless a single message is larger. Sizes are read
+    first, so that no message is read that the page has no room for.
+    """
     sizes: list[Row] = yield Fetch(
         "SELECT message_key, LENGTH(data) FROM messages WHERE message_key > $1 AND message_key <= $2 "
         "ORDER BY message_key LIMIT $3",
@@ -213,26 +244,20 @@ def read_page(topic_id: int, after: int, upto: int, rows: int, max_bytes: int) -
     return [(offset_of(key), ts_ms, data) for key, ts_ms, data in page]
 
 
-class Reads(Protocol):
-    """Programs of which a shared database has its own (writers.py)."""
-
-    def many_topic_facts(self, wanted: Sequence[tuple[str, str | None]]) -> Program[list[TopicFacts]]: ...
-
-    def read_page(self, topic_id: int, after: int, upto: int, rows: int, max_bytes: int) -> Program[list[Row]]: ...
-
-
 def read_topics(
-    reads: Reads, wanted: Sequence[tuple[str, int]], rows: int, max_bytes: int
+    sql: TopicSql, wanted: Sequence[tuple[str, int]], rows: int, max_bytes: int
 ) -> Program[list[tuple[list[Row], bool]]]:
-    """A page (offset, ts_ms, data) of each topic behind an offset, and whether there is more of it. What has no room in `max_bytes` any more
-    has an empty page and more."""
-    facts = yield from reads.many_topic_facts([(name, None) for name, _ in wanted])
+    """Read a page (offset, ts_ms, data) of each topic behind an offset, and whether there is more.
+
+    A topic for which `max_bytes` has no room left gets an empty page, and has more.
+    """
+    facts = yield from sql.many_topic_facts([(name, None) for name, _ in wanted])
     found: list[tuple[list[Row], bool]] = []
     for (_, after), fact in zip(wanted, facts, strict=True):
         page: list[Row] = []
         more = fact.topic_id is not None and fact.tail > after
         if fact.topic_id is not None and more and max_bytes > 0:
-            page = yield from reads.read_page(fact.topic_id, after, fact.tail, rows, max_bytes)
+            page = yield from sql.read_page(fact.topic_id, after, fact.tail, rows, max_bytes)
             more = bool(page) and page[-1][0] < fact.tail
             max_bytes -= sum(len(data) for _, _, data in page)
         found.append((page, more))
@@ -240,7 +265,7 @@ def read_topics(
 
 
 def read_some(topic_id: int, offsets: Sequence[int]) -> Program[list[Row]]:
-    """The messages (offset, data) at these offsets, as far as they still exist."""
+    """Read the messages (offset, data) at these offsets, as far as they still exist."""
     found: list[Row] = []
     for offset in offsets:
         rows: list[Row] = yield Fetch("SELECT data FROM messages WHERE message_key = $1", (key_of(topic_id, offset),))

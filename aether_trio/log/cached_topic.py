@@ -1,0 +1,130 @@
+"""What one node keeps in memory of one topic: where its log ends, and who subscribes to it.
+
+A `CachedTopic` is made at the first publish or subscribe. It may be forgotten while it has no
+subscriber and nothing of it waits for a commit, because the database then knows all that it knows.
+
+Fields and invariants:
+
+* `topic_id` is None until the topic has a row in the database.
+* `tail` is the offset of the last message that is committed *and* was offered to the subscribers here.
+* `assigned` is the offset last given to a message that waits for its commit; without such a message
+  it equals `tail`. The offsets of a topic are consecutive: a group that is not committed gives its
+  offsets back.
+* `tail_bytes` and `assigned_bytes` count the topic's bytes since it was made, up to these two messages.
+* `doubtful`: the commit of a group failed, and the group may have been written all the same. So `tail`
+  is read again before further offsets are given out.
+* `head` counts where other nodes write as well (PostgreSQL): the offset of the last message that is known
+  to be committed. Messages between `tail` and `head` are still to be offered here (remote_commits.py).
+  With a local database it is 0.
+* `base`: a consumer without a position has not missed the messages up to this offset.
+* `waiting` counts what needs this very object: messages and cursors that wait for a commit, and sessions
+  that looked the topic up and have not yet closed their subscription.
+* `watchers` counts the subscribers that only look on (delivery/topic_watcher.py) and receive nothing.
+* `sweep_bytes`: when `tail_bytes` reaches it, retention looks at the topic.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from aether_trio.concurrency.kicks import Kickable
+
+__all__ = ["SWEEP_REQUESTED", "CachedTopic", "Subscriber"]
+
+SWEEP_REQUESTED: Final = 2**62
+"""`sweep_bytes` of a topic that retention has been told to look at."""
+
+
+class Subscriber(Protocol):
+    """Gets each committed message of a topic, in order."""
+
+    reads: bool
+    """Whether it is offered the messages that other nodes commit. A subscriber without this is told
+    to `look`, and reads what it wants from the database."""
+
+    def offer(self, offset: int, frame: bytes, touched: set[Kickable]) -> None:
+        """Queue the message, or note that it is to be read from the log. Never blocks or raises.
+
+        Adds the outbox that has something new to write to `touched`, so that a burst costs one write.
+        """
+        ...
+
+    def look(self) -> None:
+        """Note that the tail moved without an offer: read the log. Never blocks or raises."""
+        ...
+
+    def renew(self) -> None:
+        """Write the consumer's position again, so that retention keeps it. Never blocks or raises."""
+        ...
+
+
+class CachedTopic:
+    """One topic in the memory of one node; the fields are described at the top of this file."""
+
+    __slots__ = (
+        "assigned",
+        "assigned_bytes",
+        "base",
+        "doubtful",
+        "head",
+        "name",
+        "subscribers",
+        "sweep_bytes",
+        "tail",
+        "tail_bytes",
+        "topic_id",
+        "waiting",
+        "watchers",
+    )
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.topic_id: int | None = None
+        self.tail = self.assigned = self.head = self.base = 0
+        self.tail_bytes = self.assigned_bytes = self.sweep_bytes = 0
+        self.waiting = 0
+        self.subscribers: dict[Subscriber, None] = {}
+        self.watchers = 0
+        self.doubtful = False
+
+    def __repr__(self) -> str:
+        return f"<CachedTopic {self.name} id={self.topic_id} tail={self.tail} subscribers={len(self.subscribers)}>"
+
+    @property
+    def is_read(self) -> bool:
+        """Whether a subscriber here wants the messages that other nodes commit."""
+        return any(subscriber.reads for subscriber in self.subscribers)
+
+    def look(self) -> None:
+        """Have all subscribers read what is new from the log."""
+        for subscriber in list(self.subscribers):
+            subscriber.look()
+
+    def offer(self, offset: int, frame: bytes, touched: set[Kickable], grown: dict[str, CachedTopic]) -> int:
+        """Make a committed message the tail, and offer it; return how many subscribers got it.
+
+        Adds the topic to `grown` when retention is to look at it. No checkpoint.
+        """
+        self.tail = max(offset, self.tail)
+        self.tail_bytes += len(frame)
+        if self.tail_bytes >= self.sweep_bytes:
+            self.sweep_bytes = SWEEP_REQUESTED
+            grown[self.name] = self
+        for subscriber in self.subscribers:
+            subscriber.offer(offset, frame, touched)
+        return len(self.subscribers)
+
+    @property
+    def end(self) -> int:
+        """The offset of the last message that is known to be committed; new messages come after it."""
+        return max(self.tail, self.head)
+
+    def deleted(self) -> None:
+        """Forget the topic's row, which was deleted with all messages; no consumer missed any."""
+        self.topic_id = None
+        self.base = self.end
+
+    @property
+    def forgettable(self) -> bool:
+        """Whether the database knows all that this object knows."""
+        return not self.subscribers and not self.waiting

@@ -1,0 +1,204 @@
+"""How a group of messages gets its offsets and is written: to a file of one node, or to PostgreSQL.
+
+`LocalGroupWriter` counts offsets in memory, as no other process gives them out (SQLite); it never writes a
+topic's counter. `PostgresGroupWriter` is told the offsets by the database (topic_sql_postgres.py). The log
+(topic_log.py) uses both alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, Protocol
+
+import structlog
+import trio
+
+from aether_trio.log import topic_sql, topic_sql_postgres
+from aether_trio.log.cached_topic import CachedTopic
+from aether_trio.log.partitions import PartitionKeeper
+from aether_trio.log.topic_sql import TopicSql
+from aether_trio.log.topic_sql_postgres import CommitGroup
+from aether_trio.storage.base import CommitUnknown, Database, StorageUnavailable, Value
+
+logger = structlog.get_logger("aether.log")
+
+Message = tuple[CachedTopic, bytes]
+
+UNSURE_PAUSE_S: Final = 0.1
+"""Pause before a group is sent again while it is not known whether it was written."""
+
+
+class GroupWriter(Protocol):
+    """Writes one group after another; the topics of all its messages have ids by then."""
+
+    sql: TopicSql
+    unsure: bool
+    """Whether the writer does not know now whether its last group was written, and finds it out."""
+
+    async def append(
+        self,
+        messages: Sequence[Message],
+        now_ms: int,
+        cursors: Sequence[tuple[int, str, int, int]],
+        numbers: Sequence[tuple[str, bytes, bytes, int]],
+        is_void: Callable[[], bool],
+    ) -> list[int] | None:
+        """Commit a group and return its offsets; None when it is committed and they are not known.
+
+        A group that `is_void` is not written. Raises StorageUnavailable: nothing was written, unless it
+        is CommitUnknown. Raises TopicsDeleted: nothing was written.
+        """
+        ...
+
+
+class TopicsDeleted(Exception):
+    """Another node has deleted these topics: they are to be made again before the group is written."""
+
+    def __init__(self, topic_ids: frozenset[int]) -> None:
+        super().__init__(f"topics {sorted(topic_ids)} were deleted")
+        self.topic_ids = topic_ids
+
+
+class GroupVoided(StorageUnavailable):
+    """The group was not written, because the node lost its lease before."""
+
+
+@contextmanager
+def nothing_written() -> Iterator[None]:
+    """Turn CommitUnknown into StorageUnavailable around the writes that precede a group.
+
+    Their outcome may be unknown; that the group itself was not written is known.
+    """
+    try:
+        yield
+    except CommitUnknown as error:
+        raise StorageUnavailable(str(error)) from error
+
+
+class LocalGroupWriter:
+    """Writes groups to a database that no other process writes; the log takes refused offsets back."""
+
+    sql: TopicSql = topic_sql
+    unsure = False
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def append(
+        self,
+        messages: Sequence[Message],
+        now_ms: int,
+        cursors: Sequence[tuple[int, str, int, int]],
+        numbers: Sequence[tuple[str, bytes, bytes, int]],
+        is_void: Callable[[], bool],
+    ) -> list[int]:
+        """Commit a group and return its offsets. Raises StorageUnavailable."""
+        offsets: list[int] = []
+        flat: list[Value] = []
+        for topic, frame in messages:
+            assert topic.topic_id is not None
+            topic.assigned += 1
+            topic.assigned_bytes += len(frame)
+            offsets.append(topic.assigned)
+            flat += (topic_sql.key_of(topic.topic_id, topic.assigned), now_ms, topic.assigned_bytes, frame)
+        await self._database.run(lambda: topic_sql.append_messages(flat, cursors, numbers))
+        return offsets
+
+
+class PostgresGroupWriter:
+    """Writes groups to a database that other nodes write as well.
+
+    A group whose COMMIT was not answered is sent again until the database says whether it has the group:
+    the group's number is in the writer's row of `log_writers`, which is written with the group. So a lost
+    answer neither loses nor repeats a message. When the group becomes void meanwhile, its number is taken
+    instead. Then a late copy of the group has no effect, and the answer says whether the group was written.
+    """
+
+    sql: TopicSql = topic_sql_postgres
+
+    def __init__(self, database: Database, partition_ms: int) -> None:
+        self._database = database
+        self._partitions = PartitionKeeper(database, partition_ms)
+        self._id = 0
+        self._groups = 0
+        self.unsure = False
+
+    async def append(
+        self,
+        messages: Sequence[Message],
+        now_ms: int,
+        cursors: Sequence[tuple[int, str, int, int]],
+        numbers: Sequence[tuple[str, bytes, bytes, int]],
+        is_void: Callable[[], bool],
+    ) -> list[int] | None:
+        """Commit a group and return its offsets, as GroupWriter says."""
+        rows = [(topic.topic_id, frame) for topic, frame in messages if topic.topic_id is not None]
+        assert len(rows) == len(messages)
+        try:
+            with nothing_written():
+                if not self._id:
+                    [[self._id]] = await self._database.write(topic_sql_postgres.new_writer(now_ms))
+                if rows:
+                    await self._partitions.ensure(now_ms)
+            self._groups += 1
+            group = CommitGroup(self._id, self._groups, now_ms, rows, cursors, numbers)
+            answer = await self._write(group, is_void)
+        except StorageUnavailable:
+            self._partitions.doubt()
+            raise
+        if not answer:
+            return None
+        last = dict(answer)
+        if 0 not in last:
+            raise TopicsDeleted(frozenset(last))
+        offsets = []
+        for (topic_id, frame), (topic, _) in zip(rows, messages, strict=True):
+            last[topic_id] += 1
+            offsets.append(last[topic_id])
+            topic.assigned = last[topic_id]
+            topic.assigned_bytes += len(frame)
+        return offsets
+
+    async def _write(self, group: CommitGroup, is_void: Callable[[], bool]) -> list[tuple[int, int]]:
+        """Send a group until it is known whether it was written. Its senders wait meanwhile.
+
+        A sender that is refused a message which is in the log would send it again.
+        """
+        statement = topic_sql_postgres.append_group(group)
+        try:
+            while True:
+                try:
+                    # No checkpoint between `is_void` and the write, so the write is fenced by the lease that it asked about.
+                    if is_void():
+                        if self.unsure and await self._was_written(group):
+                            return []
+                        raise GroupVoided("this gateway had lost its lease")
+                    answer: list[tuple[int, int]] = await self._database.write(statement)
+                    return answer
+                except GroupVoided:
+                    raise
+                except CommitUnknown:
+                    if not self.unsure:
+                        logger.warning("it is not known whether a log group was committed; the gateway asks again")
+                    self.unsure = True
+                except StorageUnavailable:
+                    if not self.unsure:
+                        raise
+                await trio.sleep(UNSURE_PAUSE_S)
+        finally:
+            self.unsure = False
+
+    async def _was_written(self, group: CommitGroup) -> bool:
+        """Whether the group was written; if not, it never will be. Raises StorageUnavailable.
+
+        May be called again after an error.
+        """
+        rows: list[tuple[int]] = await self._database.write(topic_sql_postgres.close_group(group.writer, group.number))
+        self._groups = group.number + 1  # this number may be the one that was taken
+        return rows == [(group.number,)]
+
+
+def open_group_writer(database: Database, partition_ms: int) -> GroupWriter:
+    """Make the writer for this database; `partition_ms` is for PostgreSQL (partitions.py)."""
+    return PostgresGroupWriter(database, partition_ms) if database.shared else LocalGroupWriter(database)

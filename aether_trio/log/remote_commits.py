@@ -1,0 +1,144 @@
+"""Messages that other nodes commit: read from the log and offered to the subscribers of this node, in order.
+
+    notification (cluster/relay/log_relay.py) ────────┐
+    own commit behind a message of another node ──────┼──▶ behind ──▶ one read for many topics ──▶ offered
+    a read of the tail that found more than expected ─┘
+
+A topic to which only work queues subscribe is not read here: the queues are told to look, and the node
+that takes a message reads it.
+
+A topic's `tail` is what was offered here, `head` what is known to be committed. A message of this node that
+is the topic's next one is offered at once (topic_log.py). One that is not, because a message of another
+node is in front of it, is left to this task, which reads both. So each subscriber is offered a topic's
+messages one after another, and a broadcast costs one read, however many subscribe.
+
+Invariants: `tail <= head`; between the look at `tail` and the offers of a message there is no checkpoint,
+here and in topic_log.py, so a message is offered once; a topic that could not be read stays in `behind`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final
+
+import structlog
+import trio
+
+from aether_trio.concurrency.events import AutoResetEvent
+from aether_trio.concurrency.kicks import Kickable, kick_all
+from aether_trio.log.cached_topic import CachedTopic
+from aether_trio.log.topic_sql_postgres import DELETED, TailRow, read_tails
+from aether_trio.storage.base import Database
+from aether_trio.storage.retry import retry_while_unavailable
+
+logger = structlog.get_logger("aether.log")
+
+TOPICS_PER_READ: Final = 64
+ROWS_PER_TOPIC: Final = 256
+BYTES_PER_TOPIC: Final = 128 * 1024
+"""Of one topic in one read; a larger message is read alone."""
+OFFERS_PER_SLICE: Final = 2_000
+"""Offers between two checkpoints, as in topic_log.py."""
+
+
+class RemoteCommitReader:
+    """Reads the messages of other nodes and offers them; described at the top of this file.
+
+    `run` is its one task. `refresh` reads where topics end. `grown` collects topics for retention.
+    """
+
+    def __init__(
+        self,
+        refresh: Callable[[Sequence[CachedTopic]], Awaitable[None]],
+        database: Database,
+        grown: dict[str, CachedTopic],
+    ) -> None:
+        self._refresh = refresh
+        self._grown = grown
+        self._database = database
+        self._behind: dict[CachedTopic, None] = {}
+        self._requested = AutoResetEvent()
+        self.reads = self.messages = 0
+        """Counters since start."""
+
+    def request(self, topic: CachedTopic) -> None:
+        """Have this topic read, as it may have messages that were not offered here. Never blocks."""
+        if topic not in self._behind:
+            topic.waiting += 1  # it must not be forgotten meanwhile
+            self._behind[topic] = None
+            self._requested.set()
+
+    async def run(self) -> None:
+        """Read and offer until cancelled."""
+        while True:
+            while self._behind:
+                await retry_while_unavailable(self._read_some, "reading the messages of other nodes", logger)
+            await self._requested.wait()
+
+    async def _read_some(self) -> None:
+        """Read once for some of the topics. After StorageUnavailable all of them are still behind."""
+        topics = list(self._behind)[:TOPICS_PER_READ]
+        # A topic without subscribers needs its tail for the next one that subscribes, and no messages.
+        tail_only = [topic for topic in topics if topic.topic_id is None or not topic.is_read]
+        if tail_only:
+            await self._refresh(tail_only)
+        for topic in topics:
+            # A request from here on is for messages that the read below may not see.
+            del self._behind[topic]
+        reading = {topic.topic_id: topic for topic in topics if topic.topic_id is not None and topic.is_read}
+        heads = {topic_id: topic.head for topic_id, topic in reading.items()}
+        rows: list[TailRow] = []
+        try:
+            if reading:
+                tails = [(topic_id, topic.tail) for topic_id, topic in reading.items()]
+                rows = await self._database.read(lambda: read_tails(tails, ROWS_PER_TOPIC, BYTES_PER_TOPIC))
+        except BaseException:
+            for topic in topics:
+                self.request(topic)
+            raise
+        finally:
+            for topic in topics:
+                topic.waiting -= 1
+        self.reads += 1
+        self.messages += len(rows)
+        await self._offer(reading, rows)
+        found = {row[0]: row for row in rows}
+        deleted: list[CachedTopic] = []
+        for topic_id, topic in reading.items():
+            if topic_id not in found:
+                topic.tail = max(topic.tail, heads[topic_id])  # retention took the rest
+            elif found[topic_id][1] == DELETED:
+                deleted.append(topic)
+            elif found[topic_id][3]:
+                self.request(topic)
+            topic.look()
+        if deleted:
+            await self._refresh_deleted(deleted)
+
+    async def _refresh_deleted(self, topics: Sequence[CachedTopic]) -> None:
+        """Look up topics that retention of another node has deleted: they may have new rows by now."""
+        for topic in topics:
+            topic.waiting += 1
+        try:
+            await self._refresh(topics)
+        except BaseException:
+            for topic in topics:
+                self.request(topic)
+            raise
+        finally:
+            for topic in topics:
+                topic.waiting -= 1
+
+    async def _offer(self, reading: dict[int, CachedTopic], rows: Iterable[TailRow]) -> None:
+        touched: set[Kickable] = set()
+        offers = 0
+        for topic_id, offset, frame, _ in rows:
+            topic = reading[topic_id]
+            if offset <= topic.tail:
+                continue  # this node committed and offered it
+            topic.head = max(topic.head, offset)
+            offers += topic.offer(offset, frame, touched, self._grown)
+            if offers >= OFFERS_PER_SLICE:
+                offers = 0
+                await trio.lowlevel.checkpoint()
+        await kick_all(touched)
