@@ -5,6 +5,7 @@ With several transports a small table comes first that has them side by side, on
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,13 @@ def markdown(results: Mapping[str, Any]) -> str:
     tables = [*([*_markdown_rows(beside), ""] if beside else ()), *_markdown_rows([HEADINGS, *rows(results)], left=2)]
     if clusters:
         tables += ["", *_markdown_rows(clusters)]
-    return "\n".join([measured, "", *tables, "", *[f"* {note}" for note in notes(results)]])
+    return "\n".join([_wrap(measured), "", *tables, "", *[_wrap(f"* {note}") for note in notes(results)]])
+
+
+def _wrap(text: str) -> str:
+    """Break a paragraph or an item of a list at the pages' 100 columns."""
+    indent = "  " if text.startswith("* ") else ""
+    return textwrap.fill(text, 100, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _markdown_rows(lines: Sequence[tuple[str, ...]], left: int = 1) -> list[str]:
