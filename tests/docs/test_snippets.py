@@ -20,7 +20,7 @@ from tests.docs.snippets import RUNNABLE, Snippet, agrees, read_commands, read_s
 from tests.helpers.gateway import GatewayProcess, start_gateway
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 LIMIT_S = 300
 
 pytestmark = pytest.mark.snippets
