@@ -22,25 +22,7 @@ MIGRATIONS: Final[dict[str, tuple[Migration, ...]]] = {
     "state": state.MIGRATIONS,
     "log": log.MIGRATIONS,
     "audit": audit.MIGRATIONS,
-    "tasks": (
-        *tasks.MIGRATIONS,
-        *agents.MIGRATIONS,
-        *tasks.MEMORIES,
-        *tasks.CHATS,
-        *tasks.LEAN,
-        *tasks.FOUND,
-        *tasks.DESCENTS,
-        *tasks.KEPT,
-        *tasks.INPUTS,
-        *agents.PRIORITIES,
-        *tasks.STINTS,
-        *tasks.KEYS,
-        *tasks.CANCELLED_PARENTS,
-        *tasks.CHILD_EVENTS,
-        *tasks.BEGUN,
-        *tasks.PARENTS,
-        *tasks.LAUNCHED,
-    ),
+    "tasks": (tasks.STATEMENTS + agents.STATEMENTS,),
 }
 
 ONLY_POSTGRES: Final[dict[str, tuple[Migration, ...]]] = {

@@ -10,46 +10,36 @@ from __future__ import annotations
 
 from typing import Final
 
-MIGRATIONS: Final = (
-    (
-        """CREATE TABLE agents (
-            implementation TEXT {byte_order} PRIMARY KEY,
-            profile {blob} NOT NULL,
-            info {blob} NOT NULL,
-            registered_ms {bigint} NOT NULL,
-            updated_ms {bigint} NOT NULL
-        )""",
-        """CREATE TABLE agent_prefixes (
-            prefix {blob} PRIMARY KEY,
-            implementation TEXT {byte_order} NOT NULL
-        ) {clustered}""",
-        "CREATE INDEX agent_prefixes_of ON agent_prefixes (implementation)",
-        """CREATE TABLE orchestrator_profiles (
-            profile {blob} NOT NULL,
-            orchestrator TEXT {byte_order} NOT NULL,
-            session_id TEXT NOT NULL,
-            connected_ms {bigint} NOT NULL,
-            turn {bigint} NOT NULL,
-            PRIMARY KEY (profile, orchestrator)
-        ) {clustered}""",
-        "CREATE INDEX orchestrator_profiles_of ON orchestrator_profiles (orchestrator)",
-        "CREATE INDEX orchestrator_profiles_turns ON orchestrator_profiles (profile, turn)",
-        """CREATE TABLE agent_starts (
-            identity TEXT {byte_order} PRIMARY KEY,
-            task_id TEXT NOT NULL,
-            profile {blob} NOT NULL,
-            order_us {bigint} NOT NULL,
-            waits INTEGER NOT NULL
-        ) {clustered}""",
-        "CREATE INDEX agent_starts_waiting ON agent_starts (profile, order_us) WHERE waits = 1",
-    ),
+STATEMENTS: Final = (
+    """CREATE TABLE agents (
+        implementation TEXT {byte_order} PRIMARY KEY,
+        profile {blob} NOT NULL,
+        info {blob} NOT NULL,
+        registered_ms {bigint} NOT NULL,
+        updated_ms {bigint} NOT NULL
+    )""",
+    """CREATE TABLE agent_prefixes (
+        prefix {blob} PRIMARY KEY,
+        implementation TEXT {byte_order} NOT NULL
+    ) {clustered}""",
+    "CREATE INDEX agent_prefixes_of ON agent_prefixes (implementation)",
+    """CREATE TABLE orchestrator_profiles (
+        profile {blob} NOT NULL,
+        orchestrator TEXT {byte_order} NOT NULL,
+        session_id TEXT NOT NULL,
+        connected_ms {bigint} NOT NULL,
+        turn {bigint} NOT NULL,
+        PRIMARY KEY (profile, orchestrator)
+    ) {clustered}""",
+    "CREATE INDEX orchestrator_profiles_of ON orchestrator_profiles (orchestrator)",
+    "CREATE INDEX orchestrator_profiles_turns ON orchestrator_profiles (profile, turn)",
+    """CREATE TABLE agent_starts (
+        identity TEXT {byte_order} PRIMARY KEY,
+        task_id TEXT NOT NULL,
+        profile {blob} NOT NULL,
+        order_us {bigint} NOT NULL,
+        waits INTEGER NOT NULL,
+        priority INTEGER NOT NULL DEFAULT 30
+    ) {clustered}""",
+    "CREATE INDEX agent_starts_waiting ON agent_starts (profile, priority DESC, order_us) WHERE waits = 1",
 )
-
-PRIORITIES: Final = (
-    (
-        "ALTER TABLE agent_starts ADD COLUMN priority INTEGER NOT NULL DEFAULT 30",
-        "DROP INDEX agent_starts_waiting",
-        "CREATE INDEX agent_starts_waiting ON agent_starts (profile, priority DESC, order_us) WHERE waits = 1",
-    ),
-)
-"""The start that a more urgent task wants is handed out first."""

@@ -21,8 +21,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from aether_trio.storage.schema import cluster_sharing
-
 _NODES: Final = """CREATE TABLE nodes (
     node_id INT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     epoch {bigint} NOT NULL DEFAULT 1,
@@ -234,6 +232,39 @@ MIGRATIONS: Final = (
         _DECLARE_DEAD,
         _CLAIM,
         _RELEASE,
-        *cluster_sharing.STATEMENTS,
+        "CREATE INDEX holds_live_by_place ON holds (place) WHERE ended_ms IS NULL",
+        "CREATE INDEX holds_live_by_session ON holds (session_id) WHERE ended_ms IS NULL",
+        "CREATE INDEX holds_live_services ON holds (identity) WHERE kind = 'service' AND takes_any AND ended_ms IS NULL",
+        """CREATE UNLOGGED TABLE disconnects (
+            session_id TEXT NOT NULL,
+            asker INT NOT NULL,
+            reason TEXT NOT NULL,
+            done BOOLEAN NOT NULL DEFAULT false,
+            asked_ms {bigint} NOT NULL,
+            PRIMARY KEY (session_id, asker)
+        )""",
+        """CREATE UNLOGGED TABLE ephemeral_interest (
+            topic TEXT {byte_order} NOT NULL,
+            node_id INT NOT NULL,
+            PRIMARY KEY (topic, node_id)
+        )""",
+        "CREATE INDEX ephemeral_interest_by_node ON ephemeral_interest (node_id)",
+        """CREATE UNLOGGED TABLE topic_interest (
+            topic TEXT {byte_order} NOT NULL,
+            node_id INT NOT NULL,
+            PRIMARY KEY (topic, node_id)
+        )""",
+        "CREATE INDEX topic_interest_by_node ON topic_interest (node_id)",
+        """CREATE UNLOGGED TABLE ephemeral_updates (
+            node_id INT NOT NULL,
+            seq {bigint} NOT NULL,
+            nodes INT[] NOT NULL,
+            topic TEXT NOT NULL,
+            source TEXT NOT NULL,
+            recipient TEXT NOT NULL,
+            frame {blob} NOT NULL,
+            written_ms {bigint} NOT NULL,
+            PRIMARY KEY (node_id, seq)
+        )""",
     ),
 )

@@ -61,16 +61,14 @@ MIGRATIONS: Final = (
             updated_ms {bigint} NOT NULL,
             PRIMARY KEY (topic_id, consumer)
         ) {clustered}""",
-    ),
-    (
         """CREATE TABLE publishers (
             identity TEXT {byte_order} PRIMARY KEY,
             publisher {blob} NOT NULL,
             numbers {blob} NOT NULL,
             updated_ms {bigint} NOT NULL
         ) {clustered}""",
+        "{log_writers}",
+        *work_queues.STATEMENTS,
+        "CREATE TABLE log_identity (id INTEGER PRIMARY KEY CHECK (id = 1), identity {blob} NOT NULL)",
     ),
-    ("{log_writers}",),
-    work_queues.STATEMENTS,
-    ("CREATE TABLE log_identity (id INTEGER PRIMARY KEY CHECK (id = 1), identity {blob} NOT NULL)",),
 )

@@ -29,308 +29,218 @@ from __future__ import annotations
 
 from typing import Final
 
-MIGRATIONS: Final = (
-    (
-        """CREATE TABLE tasks (
-            task_id TEXT {byte_order} PRIMARY KEY,
-            task_type TEXT NOT NULL,
-            workspace TEXT {byte_order} NOT NULL,
-            mode TEXT NOT NULL,
-            category TEXT NOT NULL,
-            task_class INTEGER NOT NULL,
-            priority {bigint} NOT NULL,
-            creator TEXT {byte_order} NOT NULL,
-            target TEXT NOT NULL,
-            target_implementation TEXT {byte_order} NOT NULL,
-            target_specifier TEXT NOT NULL,
-            parent_task_id TEXT {byte_order} NOT NULL,
-            root_task_id TEXT {byte_order} NOT NULL,
-            correlation_id TEXT {byte_order} NOT NULL,
-            context_id TEXT {byte_order} NOT NULL,
-            subject_type TEXT NOT NULL,
-            subject_id TEXT NOT NULL,
-            root_subject_type TEXT NOT NULL,
-            root_subject_id TEXT NOT NULL,
-            authority_mode TEXT NOT NULL,
-            authority_grant_id TEXT NOT NULL,
-            root_authority_grant_id TEXT NOT NULL,
-            parent_authority_grant_id TEXT NOT NULL,
-            grace_ms {bigint} NOT NULL,
-            schedule_to_start_ms {bigint} NOT NULL,
-            start_to_close_ms {bigint} NOT NULL,
-            heartbeat_timeout_ms {bigint} NOT NULL,
-            schedule_to_close_ms {bigint} NOT NULL,
-            retry_policy TEXT NOT NULL,
-            spec {blob} NOT NULL,
-            order_us {bigint} NOT NULL,
-            created_ms {bigint} NOT NULL,
-            status TEXT NOT NULL,
-            epoch {bigint} NOT NULL,
-            assigned_to TEXT {byte_order} NOT NULL,
-            updated_ms {bigint} NOT NULL,
-            pending_ms {bigint} NOT NULL,
-            assigned_ms {bigint} NOT NULL,
-            started_ms {bigint} NOT NULL,
-            completed_ms {bigint} NOT NULL,
-            failed_ms {bigint} NOT NULL,
-            paused_ms {bigint} NOT NULL,
-            disconnected_ms {bigint} NOT NULL,
-            heartbeat_ms {bigint} NOT NULL,
-            retry_count {bigint} NOT NULL,
-            max_attempts {bigint} NOT NULL,
-            next_retry_ms {bigint} NOT NULL,
-            error TEXT NOT NULL,
-            error_type TEXT NOT NULL,
-            wait TEXT NOT NULL,
-            attached INTEGER NOT NULL,
-            tokens INTEGER NOT NULL,
-            ended_by TEXT NOT NULL,
-            checkpoint_key TEXT NOT NULL,
-            resume_session_id TEXT NOT NULL,
-            events {bigint} NOT NULL,
-            queue TEXT {byte_order} NOT NULL,
-            holder TEXT {byte_order} NOT NULL,
-            due_ms {bigint} NOT NULL
-        )""",
-        "CREATE INDEX tasks_queued ON tasks (queue, priority DESC, order_us) WHERE queue <> ''",
-        """CREATE INDEX tasks_pooled ON tasks (target_implementation, priority DESC, order_us)
-            WHERE queue <> '' AND mode = 'pool'""",
-        "CREATE INDEX tasks_held ON tasks (holder) WHERE holder <> ''",
-        "CREATE INDEX tasks_due ON tasks (due_ms) WHERE due_ms > 0",
-        "CREATE INDEX tasks_listed ON tasks (workspace, updated_ms DESC, task_id DESC)",
-        "CREATE INDEX tasks_by_parent ON tasks (parent_task_id) WHERE parent_task_id <> ''",
-        "CREATE INDEX tasks_by_root ON tasks (root_task_id)",
-        "CREATE INDEX tasks_by_correlation ON tasks (correlation_id) WHERE correlation_id <> ''",
-        "CREATE INDEX tasks_by_context ON tasks (context_id) WHERE context_id <> ''",
-        "CREATE INDEX tasks_by_creator ON tasks (creator)",
-        "CREATE TABLE task_payloads (task_id TEXT {byte_order} PRIMARY KEY, payload {blob} NOT NULL)",
-        """CREATE TABLE task_attempts (
-            task_id TEXT {byte_order} NOT NULL,
-            epoch {bigint} NOT NULL,
-            worker TEXT NOT NULL,
-            node TEXT {byte_order} NOT NULL,
-            pushed INTEGER NOT NULL,
-            assigned_ms {bigint} NOT NULL,
-            started_ms {bigint} NOT NULL DEFAULT 0,
-            ended_ms {bigint} NOT NULL DEFAULT 0,
-            outcome TEXT NOT NULL DEFAULT '',
-            PRIMARY KEY (task_id, epoch)
-        ) {clustered}""",
-        "CREATE INDEX task_attempts_to_push ON task_attempts (node) WHERE pushed = 0",
-        """CREATE TABLE task_workers (
-            identity TEXT {byte_order} PRIMARY KEY,
-            session_id TEXT NOT NULL,
-            node TEXT {byte_order} NOT NULL,
-            workspace TEXT {byte_order} NOT NULL,
-            implementation TEXT {byte_order} NOT NULL,
-            pooled INTEGER NOT NULL,
-            live {bigint} NOT NULL,
-            capacity {bigint} NOT NULL,
-            free INTEGER NOT NULL,
-            turn {bigint} NOT NULL
-        ) {clustered}""",
-        """CREATE INDEX task_workers_free ON task_workers (workspace, implementation, live, turn)
-            WHERE pooled = 1 AND free = 1""",
-        "CREATE INDEX task_workers_by_node ON task_workers (node)",
-        """CREATE TABLE task_events (
-            task_id TEXT {byte_order} NOT NULL,
-            number {bigint} NOT NULL,
-            at_ms {bigint} NOT NULL,
-            event {blob} NOT NULL,
-            PRIMARY KEY (task_id, number)
-        ) {clustered}""",
-        """CREATE TABLE task_watchers (
-            task_id TEXT {byte_order} NOT NULL,
-            node TEXT {byte_order} NOT NULL,
-            PRIMARY KEY (task_id, node)
-        ) {clustered}""",
-        "CREATE INDEX task_watchers_by_node ON task_watchers (node)",
-        """CREATE TABLE task_dependents (
-            depends_on TEXT {byte_order} NOT NULL,
-            task_id TEXT {byte_order} NOT NULL,
-            PRIMARY KEY (depends_on, task_id)
-        ) {clustered}""",
-        "CREATE INDEX task_dependents_by_task ON task_dependents (task_id)",
-        """CREATE TABLE task_tokens (
-            hash {blob} PRIMARY KEY,
-            task_id TEXT {byte_order} NOT NULL,
-            identity TEXT NOT NULL,
-            created_ms {bigint} NOT NULL,
-            expires_ms {bigint} NOT NULL,
-            revoked_ms {bigint} NOT NULL DEFAULT 0
-        ) {clustered}""",
-        "CREATE INDEX task_tokens_by_task ON task_tokens (task_id)",
-        "CREATE INDEX task_tokens_by_expiry ON task_tokens (expires_ms)",
-        """CREATE TABLE task_keys (
-            key_hash {blob} PRIMARY KEY,
-            task_id TEXT {byte_order} NOT NULL,
-            expires_ms {bigint} NOT NULL
-        ) {clustered}""",
-        "CREATE INDEX task_keys_by_expiry ON task_keys (expires_ms)",
-        """CREATE TABLE task_outbox (
-            task_id TEXT {byte_order} NOT NULL,
-            number {bigint} NOT NULL,
-            node TEXT {byte_order} NOT NULL,
-            topic TEXT NOT NULL,
-            frame {blob} NOT NULL,
-            PRIMARY KEY (task_id, number)
-        ) {clustered}""",
-        "CREATE INDEX task_outbox_by_node ON task_outbox (node)",
-        """CREATE TABLE task_letters (
-            task_id TEXT {byte_order} PRIMARY KEY,
-            workspace TEXT {byte_order} NOT NULL,
-            reason TEXT NOT NULL,
-            error_type TEXT NOT NULL,
-            attempts {bigint} NOT NULL,
-            buried_ms {bigint} NOT NULL,
-            resolved_ms {bigint} NOT NULL DEFAULT 0,
-            resolved_by TEXT NOT NULL DEFAULT '',
-            notes TEXT NOT NULL DEFAULT ''
-        ) {clustered}""",
-        "CREATE INDEX task_letters_listed ON task_letters (workspace, buried_ms)",
-    ),
+STATEMENTS: Final = (
+    """CREATE TABLE tasks (
+        task_id TEXT {byte_order} PRIMARY KEY,
+        task_type TEXT NOT NULL,
+        workspace TEXT {byte_order} NOT NULL,
+        mode TEXT NOT NULL,
+        category TEXT NOT NULL,
+        task_class INTEGER NOT NULL,
+        priority {bigint} NOT NULL,
+        creator TEXT {byte_order} NOT NULL,
+        target TEXT NOT NULL,
+        target_implementation TEXT {byte_order} NOT NULL,
+        target_specifier TEXT NOT NULL,
+        parent_task_id TEXT {byte_order} NOT NULL,
+        root_task_id TEXT {byte_order} NOT NULL,
+        correlation_id TEXT {byte_order} NOT NULL,
+        context_id TEXT {byte_order} NOT NULL,
+        subject_type TEXT NOT NULL,
+        subject_id TEXT NOT NULL,
+        root_subject_type TEXT NOT NULL,
+        root_subject_id TEXT NOT NULL,
+        authority_mode TEXT NOT NULL,
+        authority_grant_id TEXT NOT NULL,
+        root_authority_grant_id TEXT NOT NULL,
+        parent_authority_grant_id TEXT NOT NULL,
+        grace_ms {bigint} NOT NULL,
+        schedule_to_start_ms {bigint} NOT NULL,
+        start_to_close_ms {bigint} NOT NULL,
+        heartbeat_timeout_ms {bigint} NOT NULL,
+        schedule_to_close_ms {bigint} NOT NULL,
+        retry_policy TEXT NOT NULL,
+        spec {blob} NOT NULL,
+        order_us {bigint} NOT NULL,
+        created_ms {bigint} NOT NULL,
+        status TEXT NOT NULL,
+        epoch {bigint} NOT NULL,
+        assigned_to TEXT {byte_order} NOT NULL,
+        updated_ms {bigint} NOT NULL,
+        pending_ms {bigint} NOT NULL,
+        assigned_ms {bigint} NOT NULL,
+        started_ms {bigint} NOT NULL,
+        completed_ms {bigint} NOT NULL,
+        failed_ms {bigint} NOT NULL,
+        paused_ms {bigint} NOT NULL,
+        disconnected_ms {bigint} NOT NULL,
+        heartbeat_ms {bigint} NOT NULL,
+        retry_count {bigint} NOT NULL,
+        max_attempts {bigint} NOT NULL,
+        next_retry_ms {bigint} NOT NULL,
+        error TEXT NOT NULL,
+        error_type TEXT NOT NULL,
+        wait TEXT NOT NULL,
+        attached INTEGER NOT NULL,
+        tokens INTEGER NOT NULL,
+        ended_by TEXT NOT NULL,
+        checkpoint_key TEXT NOT NULL,
+        resume_session_id TEXT NOT NULL,
+        events {bigint} NOT NULL,
+        queue TEXT {byte_order} NOT NULL,
+        holder TEXT {byte_order} NOT NULL,
+        due_ms {bigint} NOT NULL,
+        payload {blob},
+        awaited INTEGER NOT NULL DEFAULT 0,
+        input_offset {bigint} NOT NULL DEFAULT 0,
+        pause_key TEXT NOT NULL DEFAULT '',
+        deliveries {bigint} NOT NULL DEFAULT 0,
+        opened_ms {bigint} NOT NULL DEFAULT 0,
+        fresh_ms {bigint} NOT NULL DEFAULT 0,
+        running_ms {bigint} NOT NULL DEFAULT 0,
+        worked_ms {bigint} NOT NULL DEFAULT 0,
+        excused_ms {bigint} NOT NULL DEFAULT 0,
+        keeper TEXT {byte_order} NOT NULL DEFAULT '',
+        has_children INTEGER NOT NULL DEFAULT 0,
+        begun INTEGER NOT NULL DEFAULT 0,
+        launched {bigint} NOT NULL DEFAULT 0
+    )""",
+    "CREATE INDEX tasks_queued ON tasks (queue, priority DESC, order_us) WHERE queue <> ''",
+    """CREATE INDEX tasks_pooled ON tasks (target_implementation, priority DESC, order_us)
+        WHERE queue <> '' AND mode = 'pool'""",
+    "CREATE INDEX tasks_held ON tasks (holder) WHERE holder <> ''",
+    "CREATE INDEX tasks_due ON tasks (due_ms) WHERE due_ms > 0",
+    "CREATE INDEX tasks_listed ON tasks (workspace, updated_ms DESC, task_id DESC)",
+    "CREATE INDEX tasks_by_parent ON tasks (parent_task_id) WHERE parent_task_id <> ''",
+    "CREATE INDEX tasks_by_root ON tasks (root_task_id) WHERE root_task_id <> task_id",
+    "CREATE INDEX tasks_by_correlation ON tasks (correlation_id, updated_ms DESC, task_id DESC) WHERE correlation_id <> ''",
+    "CREATE INDEX tasks_by_context ON tasks (context_id, updated_ms DESC, task_id DESC) WHERE context_id <> ''",
+    "CREATE INDEX tasks_by_creator ON tasks (creator)",
+    "CREATE TABLE task_payloads (task_id TEXT {byte_order} PRIMARY KEY, payload {blob} NOT NULL)",
+    """CREATE TABLE task_attempts (
+        task_id TEXT {byte_order} NOT NULL,
+        epoch {bigint} NOT NULL,
+        worker TEXT NOT NULL,
+        node TEXT {byte_order} NOT NULL,
+        pushed INTEGER NOT NULL,
+        assigned_ms {bigint} NOT NULL,
+        started_ms {bigint} NOT NULL DEFAULT 0,
+        ended_ms {bigint} NOT NULL DEFAULT 0,
+        outcome TEXT NOT NULL DEFAULT '',
+        PRIMARY KEY (task_id, epoch)
+    ) {clustered}""",
+    "CREATE INDEX task_attempts_to_push ON task_attempts (node) WHERE pushed = 0",
+    """CREATE TABLE task_workers (
+        identity TEXT {byte_order} PRIMARY KEY,
+        session_id TEXT NOT NULL,
+        node TEXT {byte_order} NOT NULL,
+        workspace TEXT {byte_order} NOT NULL,
+        implementation TEXT {byte_order} NOT NULL,
+        pooled INTEGER NOT NULL,
+        live {bigint} NOT NULL,
+        capacity {bigint} NOT NULL,
+        free INTEGER NOT NULL,
+        turn {bigint} NOT NULL,
+        since_ms {bigint} NOT NULL DEFAULT 0,
+        claims INTEGER NOT NULL DEFAULT 0
+    ) {clustered}""",
+    """CREATE INDEX task_workers_free ON task_workers (workspace, implementation, live, turn)
+        WHERE pooled = 1 AND free = 1""",
+    "CREATE INDEX task_workers_by_node ON task_workers (node)",
+    """CREATE TABLE task_events (
+        task_id TEXT {byte_order} NOT NULL,
+        number {bigint} NOT NULL,
+        at_ms {bigint} NOT NULL,
+        event {blob} NOT NULL,
+        PRIMARY KEY (task_id, number)
+    ) {clustered}""",
+    """CREATE TABLE task_watchers (
+        task_id TEXT {byte_order} NOT NULL,
+        node TEXT {byte_order} NOT NULL,
+        PRIMARY KEY (task_id, node)
+    ) {clustered}""",
+    "CREATE INDEX task_watchers_by_node ON task_watchers (node)",
+    """CREATE TABLE task_dependents (
+        depends_on TEXT {byte_order} NOT NULL,
+        task_id TEXT {byte_order} NOT NULL,
+        PRIMARY KEY (depends_on, task_id)
+    ) {clustered}""",
+    "CREATE INDEX task_dependents_by_task ON task_dependents (task_id)",
+    """CREATE TABLE task_tokens (
+        hash {blob} PRIMARY KEY,
+        task_id TEXT {byte_order} NOT NULL,
+        identity TEXT NOT NULL,
+        created_ms {bigint} NOT NULL,
+        expires_ms {bigint} NOT NULL,
+        revoked_ms {bigint} NOT NULL DEFAULT 0,
+        lineage TEXT NOT NULL DEFAULT '',
+        epoch {bigint} NOT NULL DEFAULT 0
+    ) {clustered}""",
+    "CREATE INDEX task_tokens_by_task ON task_tokens (task_id)",
+    "CREATE INDEX task_tokens_by_expiry ON task_tokens (expires_ms)",
+    """CREATE TABLE task_keys (
+        key_hash {blob} PRIMARY KEY,
+        task_id TEXT {byte_order} NOT NULL,
+        expires_ms {bigint} NOT NULL,
+        request {blob}
+    ) {clustered}""",
+    "CREATE INDEX task_keys_by_expiry ON task_keys (expires_ms)",
+    """CREATE TABLE task_outbox (
+        task_id TEXT {byte_order} NOT NULL,
+        number {bigint} NOT NULL,
+        node TEXT {byte_order} NOT NULL,
+        topic TEXT NOT NULL,
+        frame {blob} NOT NULL,
+        PRIMARY KEY (task_id, number)
+    ) {clustered}""",
+    "CREATE INDEX task_outbox_by_node ON task_outbox (node)",
+    """CREATE TABLE task_letters (
+        task_id TEXT {byte_order} PRIMARY KEY,
+        workspace TEXT {byte_order} NOT NULL,
+        reason TEXT NOT NULL,
+        error_type TEXT NOT NULL,
+        attempts {bigint} NOT NULL,
+        buried_ms {bigint} NOT NULL,
+        resolved_ms {bigint} NOT NULL DEFAULT 0,
+        resolved_by TEXT NOT NULL DEFAULT '',
+        notes TEXT NOT NULL DEFAULT ''
+    ) {clustered}""",
+    "CREATE INDEX task_letters_listed ON task_letters (workspace, buried_ms)",
+    "CREATE TABLE task_memories (identity TEXT {byte_order} PRIMARY KEY, since_ms {bigint} NOT NULL) {clustered}",
+    """CREATE INDEX tasks_of_subject ON tasks (subject_id, workspace, started_ms) WHERE subject_id <> ''
+        AND status NOT IN ('completed', 'failed', 'cancelled', 'dlq', 'rejected')""",
+    """CREATE INDEX tasks_in_trouble ON tasks (workspace, updated_ms DESC, task_id DESC) WHERE
+        status IN ('dlq', 'failed', 'hibernated', 'waiting_authority', 'waiting_dependency', 'waiting_input')""",
+    """CREATE TABLE task_descents (
+        task_id TEXT {byte_order} NOT NULL,
+        hash {blob} NOT NULL,
+        PRIMARY KEY (task_id, hash)
+    ) {clustered}""",
+    "CREATE INDEX task_descents_by_token ON task_descents (hash)",
+    """CREATE TABLE task_sessions (
+        task_id TEXT {byte_order} NOT NULL,
+        session_id TEXT {byte_order} NOT NULL,
+        identity TEXT {byte_order} NOT NULL,
+        node TEXT {byte_order} NOT NULL,
+        PRIMARY KEY (task_id, session_id)
+    ) {clustered}""",
+    "CREATE INDEX task_sessions_by_session ON task_sessions (session_id)",
+    "CREATE INDEX task_sessions_by_node ON task_sessions (node)",
+    "CREATE INDEX task_memories_by_age ON task_memories (since_ms)",
+    "CREATE INDEX task_letters_resolved ON task_letters (resolved_ms) WHERE resolved_ms > 0",
+    """CREATE TABLE task_inputs (
+        task_id TEXT {byte_order} NOT NULL,
+        log_offset {bigint} NOT NULL,
+        metadata {blob} NOT NULL,
+        PRIMARY KEY (task_id, log_offset)
+    ) {clustered}""",
+    "CREATE INDEX tasks_kept ON tasks (keeper, order_us) WHERE keeper <> ''",
+    "CREATE TABLE task_cancelled_parents (task_id TEXT {byte_order} PRIMARY KEY) {clustered}",
+    """CREATE TABLE task_child_events (
+        id {row_id},
+        task_id TEXT {byte_order} NOT NULL,
+        at_ms {bigint} NOT NULL,
+        event {blob} NOT NULL
+    )""",
+    "CREATE INDEX task_child_events_by_parent ON task_child_events (task_id, id)",
 )
-
-MEMORIES: Final = (
-    (
-        "CREATE TABLE task_memories (identity TEXT {byte_order} PRIMARY KEY, since_ms {bigint} NOT NULL) {clustered}",
-        "ALTER TABLE task_workers ADD COLUMN since_ms {bigint} NOT NULL DEFAULT 0",
-    ),
-)
-
-CHATS: Final = (
-    (
-        """CREATE INDEX tasks_of_subject ON tasks (subject_id, workspace, started_ms) WHERE subject_id <> ''
-            AND status NOT IN ('completed', 'failed', 'cancelled', 'dlq', 'rejected')""",
-    ),
-)
-"""Of tasks that may go on, by the user whose they are."""
-
-KEPT: Final = (
-    (
-        "CREATE INDEX task_memories_by_age ON task_memories (since_ms)",
-        "CREATE INDEX task_letters_resolved ON task_letters (resolved_ms) WHERE resolved_ms > 0",
-    ),
-)
-"""What goes at some age is found by it (services/tasks/housekeeping.py)."""
-
-LEAN: Final = (
-    (
-        "ALTER TABLE tasks ADD COLUMN payload {blob}",
-        "ALTER TABLE tasks ADD COLUMN awaited INTEGER NOT NULL DEFAULT 0",
-        "UPDATE tasks SET awaited = 1 WHERE task_id IN (SELECT depends_on FROM task_dependents)",
-        "DROP INDEX tasks_by_root",
-        "CREATE INDEX tasks_by_root ON tasks (root_task_id) WHERE root_task_id <> task_id",
-    ),
-)
-"""What an ordinary task does without: a row for a payload that is short (NULL: it is in `task_payloads`, if there is one), a look for
-tasks that wait for it, a place in an index as its own root."""
-
-FOUND: Final = (
-    (
-        """CREATE INDEX tasks_in_trouble ON tasks (workspace, updated_ms DESC, task_id DESC) WHERE
-            status IN ('dlq', 'failed', 'hibernated', 'waiting_authority', 'waiting_dependency', 'waiting_input')""",
-        "DROP INDEX tasks_by_correlation",
-        "CREATE INDEX tasks_by_correlation ON tasks (correlation_id, updated_ms DESC, task_id DESC) WHERE correlation_id <> ''",
-        "DROP INDEX tasks_by_context",
-        "CREATE INDEX tasks_by_context ON tasks (context_id, updated_ms DESC, task_id DESC) WHERE context_id <> ''",
-    ),
-)
-"""What is asked for most among very many tasks: what has failed or waits, which no ordinary task ever is, and what belongs together."""
-
-KEYS: Final = (("ALTER TABLE task_keys ADD COLUMN request {blob}",),)
-"""The hash of the request that came with an idempotency key: another request with this key is a mistake. NULL: nobody has written it
-down, so any request is the same."""
-
-CANCELLED_PARENTS: Final = (
-    ("CREATE TABLE task_cancelled_parents (task_id TEXT {byte_order} PRIMARY KEY) {clustered}",),
-)
-"""Cancelled tasks whose children have not all been looked at."""
-
-DESCENTS: Final = (
-    (
-        "ALTER TABLE task_tokens ADD COLUMN lineage TEXT NOT NULL DEFAULT ''",
-        """CREATE TABLE task_descents (
-            task_id TEXT {byte_order} NOT NULL,
-            hash {blob} NOT NULL,
-            PRIMARY KEY (task_id, hash)
-        ) {clustered}""",
-        "CREATE INDEX task_descents_by_token ON task_descents (hash)",
-        """CREATE TABLE task_sessions (
-            task_id TEXT {byte_order} NOT NULL,
-            session_id TEXT {byte_order} NOT NULL,
-            identity TEXT {byte_order} NOT NULL,
-            node TEXT {byte_order} NOT NULL,
-            PRIMARY KEY (task_id, session_id)
-        ) {clustered}""",
-        "CREATE INDEX task_sessions_by_session ON task_sessions (session_id)",
-        "CREATE INDEX task_sessions_by_node ON task_sessions (node)",
-    ),
-)
-"""Which tokens and sessions end with which task. `lineage` is the ids of the tasks that let in whom made the token, oldest first, with
-spaces between them."""
-
-INPUTS: Final = (
-    (
-        "ALTER TABLE tasks ADD COLUMN input_offset {bigint} NOT NULL DEFAULT 0",
-        "ALTER TABLE tasks ADD COLUMN pause_key TEXT NOT NULL DEFAULT ''",
-        """CREATE TABLE task_inputs (
-            task_id TEXT {byte_order} NOT NULL,
-            log_offset {bigint} NOT NULL,
-            metadata {blob} NOT NULL,
-            PRIMARY KEY (task_id, log_offset)
-        ) {clustered}""",
-    ),
-)
-"""Inputs that no wait has used yet: `log_offset` is the number in the log of the task's topic, `metadata` is JSON. The task's
-`input_offset` is the number of the last input that was taken over from there; `pause_key` says which PAUSE was its last."""
-
-STINTS: Final = (
-    (
-        "ALTER TABLE tasks ADD COLUMN deliveries {bigint} NOT NULL DEFAULT 0",
-        "ALTER TABLE tasks ADD COLUMN opened_ms {bigint} NOT NULL DEFAULT 0",
-        "ALTER TABLE tasks ADD COLUMN fresh_ms {bigint} NOT NULL DEFAULT 0",
-        "ALTER TABLE tasks ADD COLUMN running_ms {bigint} NOT NULL DEFAULT 0",
-        "ALTER TABLE tasks ADD COLUMN worked_ms {bigint} NOT NULL DEFAULT 0",
-        "ALTER TABLE tasks ADD COLUMN excused_ms {bigint} NOT NULL DEFAULT 0",
-        "ALTER TABLE tasks ADD COLUMN keeper TEXT {byte_order} NOT NULL DEFAULT ''",
-        """UPDATE tasks SET keeper = assigned_to WHERE mode = 'self_assign' AND attached = 0 AND status IN
-            ('assigned', 'starting', 'running', 'waiting_input', 'waiting_authority', 'waiting_dependency')""",
-        "CREATE INDEX tasks_kept ON tasks (keeper, order_us) WHERE keeper <> ''",
-        "ALTER TABLE task_workers ADD COLUMN claims INTEGER NOT NULL DEFAULT 0",
-    ),
-)
-"""What deadlines count from, whose own tasks there are (by the participant, when it goes), and which workers say when they begin."""
-
-CHILD_EVENTS: Final = (
-    (
-        "ALTER TABLE tasks ADD COLUMN has_children INTEGER NOT NULL DEFAULT 0",
-        """CREATE TABLE task_child_events (
-            id {row_id},
-            task_id TEXT {byte_order} NOT NULL,
-            at_ms {bigint} NOT NULL,
-            event {blob} NOT NULL
-        )""",
-        "CREATE INDEX task_child_events_by_parent ON task_child_events (task_id, id)",
-    ),
-)
-"""What a parent's log is to tell of its children: `task_id` is the parent's, `id` orders the rows of one child."""
-
-BEGUN: Final = (("ALTER TABLE tasks ADD COLUMN begun INTEGER NOT NULL DEFAULT 0",),)
-"""1: its worker, which does not say when it begins, has gone, and is taken to have begun this one."""
-
-PARENTS: Final = (
-    (
-        """UPDATE tasks SET has_children = 1 WHERE has_children = 0
-            AND task_id IN (SELECT parent_task_id FROM tasks WHERE parent_task_id <> '')""",
-    ),
-)
-"""Tasks that had children before CHILD_EVENTS have them in their rows too."""
-
-LAUNCHED: Final = (
-    (
-        "ALTER TABLE tasks ADD COLUMN launched {bigint} NOT NULL DEFAULT 0",
-        "ALTER TABLE task_tokens ADD COLUMN epoch {bigint} NOT NULL DEFAULT 0",
-    ),
-)
-"""Of a start, which of its assignments its agent has come from: the one that the token was made for with which it was let in."""
