@@ -145,7 +145,7 @@ class Outage:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A row of `holds` as it was written, in the order in which those of an identity were. `stolen`: its holder before was on another
+    """A row of `identity_locks` as it was written, in the order in which those of an identity were. `stolen`: its holder before was on another
     node, had not ended, and its lease had not either."""
 
     identity: str

@@ -29,7 +29,7 @@ INSTALL: Final = (
         );
         RETURN NULL;
     END $$""",
-    "CREATE TRIGGER chaos_note_hold AFTER INSERT OR UPDATE ON holds FOR EACH ROW EXECUTE FUNCTION chaos_note_hold()",
+    "CREATE TRIGGER chaos_note_hold AFTER INSERT OR UPDATE ON identity_locks FOR EACH ROW EXECUTE FUNCTION chaos_note_hold()",
     """CREATE FUNCTION chaos_note_backwards() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
         INSERT INTO chaos_backwards VALUES (NEW.topic_id, NEW.consumer, OLD.msg_offset, NEW.msg_offset);

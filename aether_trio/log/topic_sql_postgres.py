@@ -100,7 +100,7 @@ _DELETE: Final = f"""
         SELECT 1 FROM messages m WHERE m.message_key > t.id << {OFFSET_BITS} AND m.message_key < (t.id + 1) << {OFFSET_BITS}
     )
     AND NOT EXISTS (SELECT 1 FROM cursors c WHERE c.topic_id = t.id)
-    AND NOT EXISTS (SELECT 1 FROM work_hands h WHERE h.topic_id = t.id)
+    AND NOT EXISTS (SELECT 1 FROM work_leases h WHERE h.topic_id = t.id)
     RETURNING t.id, t.floor_offset
 """  # noqa: S608  # a constant
 
@@ -248,7 +248,7 @@ def delete_topics(topic_ids: Sequence[int]) -> Program[list[int]]:
     gone: list[Row] = yield Fetch(_DELETE, (topic_ids,))
     ids = [row[0] for row in gone]
     if ids:
-        yield Execute("DELETE FROM work_groups WHERE topic_id = ANY($1::bigint[])", (ids,))
+        yield Execute("DELETE FROM work_queues WHERE topic_id = ANY($1::bigint[])", (ids,))
         yield raise_floor(max(row[1] for row in gone))
     return ids
 

@@ -33,11 +33,11 @@ SWEEP_INTERVAL_S = 60.0
 
 # What a node writes late is not to hide the end of a session that another node had later. Epochs begin anew when an identity has not been
 # held for a day, hence the half of one, in ms.
-_WRITE = """INSERT INTO presence (identity, last_seen_ms, session_id, initial_connection_ms, reconnections, hold_epoch)
+_WRITE = """INSERT INTO presence (identity, last_seen_ms, session_id, initial_connection_ms, reconnections, lock_epoch)
     VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (identity) DO UPDATE SET last_seen_ms = excluded.last_seen_ms,
     session_id = excluded.session_id, initial_connection_ms = excluded.initial_connection_ms,
-    reconnections = excluded.reconnections, hold_epoch = excluded.hold_epoch
-    WHERE excluded.hold_epoch >= presence.hold_epoch OR excluded.last_seen_ms > presence.last_seen_ms + 43200000"""
+    reconnections = excluded.reconnections, lock_epoch = excluded.lock_epoch
+    WHERE excluded.lock_epoch >= presence.lock_epoch OR excluded.last_seen_ms > presence.last_seen_ms + 43200000"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Seen:
 
     last_seen_ms: int
     history: SessionHistory
-    hold_epoch: int = 0
+    lock_epoch: int = 0
 
 
 class PresenceStore:
@@ -161,7 +161,7 @@ class PresenceStore:
                     seen.history.session_id,
                     seen.history.initial_connection_ms,
                     seen.history.reconnections,
-                    seen.hold_epoch,
+                    seen.lock_epoch,
                 )
                 for name, seen in self._writing.items()
                 if not name.startswith("ta::")  # a name that never comes back

@@ -120,7 +120,7 @@ async def read(place: Place, history: TaskHistory) -> None:
     ):
         changed = pb.TaskEvent.FromString(bytes.fromhex(text)).status_changed
         history.events.append(Event(task_id, int(number), changed.from_status, changed.to_status))
-    history.letters = {row[0] for row in await place.sql("SELECT task_id FROM task_letters WHERE resolved_ms = 0")}
+    history.letters = {row[0] for row in await place.sql("SELECT task_id FROM task_dead_letters WHERE resolved_ms = 0")}
     history.busy = {row[0]: int(row[1]) for row in await place.sql("SELECT identity, live FROM task_workers")}
 
 

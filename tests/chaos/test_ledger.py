@@ -80,7 +80,9 @@ async def test_a_theft_is_seen(place: Place, nodes: Nodes) -> None:
         first, second = await nodes.start(), await nodes.start()
         await first.claim(IDENTITY)
         other = second.cluster.node_id
-        await place.sql(f"UPDATE holds SET node_id = {other}, node_epoch = 1, session_id = 'thief', epoch = epoch + 1")
+        await place.sql(
+            f"UPDATE identity_locks SET node_id = {other}, node_epoch = 1, session_id = 'thief', epoch = epoch + 1"
+        )
     (violation,) = one_holder(await place.history()).violations
     assert "was taken from a holder that was alive" in violation
 

@@ -194,6 +194,8 @@ async def test_a_claim_on_its_way_over_a_lost_connection_takes_nothing_afterward
             connection.downstream.release()
         for _ in range(20):
             await a.write(Y, 1)
-        holder = fragile.psql(f"SELECT session_id, ended_ms IS NULL FROM {SCHEMA}.holds WHERE identity = '{X}'")
+        holder = fragile.psql(
+            f"SELECT session_id, ended_ms IS NULL FROM {SCHEMA}.identity_locks WHERE identity = '{X}'"
+        )
         assert holder == "second|t"
         assert a.cluster.locks.mine(X) == second.lock

@@ -402,7 +402,7 @@ class Play:
             assert [number for number, _ in events[name]] == list(range(1, len(job.events) + 1))
             assert epochs[name] == list(range(1, job.epoch + (not job.worker)))
         self._compare_pushed()
-        letters = {row[0] for row in query("SELECT task_id FROM task_letters WHERE resolved_ms = 0")}
+        letters = {row[0] for row in query("SELECT task_id FROM task_dead_letters WHERE resolved_ms = 0")}
         assert letters == {name for name, job in jobs.items() if job.status == "dlq"}
 
     def _compare_pushed(self) -> None:

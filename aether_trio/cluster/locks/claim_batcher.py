@@ -49,18 +49,18 @@ AGAIN_S: Final = 0.5  # before what must be done at some time is tried once more
 _CLAIM: Final = "SELECT * FROM aether_claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
 _RELEASE: Final = "SELECT aether_release($1, $2, $3, $4, $5, $6, $7)"
 _ANSWER: Final = """
-    UPDATE asks SET answer = c.answer FROM unnest($1::text[], $2::int[], $3::text[], $4::text[])
+    UPDATE lock_requests SET answer = c.answer FROM unnest($1::text[], $2::int[], $3::text[], $4::text[])
         AS c (identity, asker, session_id, answer)
-    WHERE asks.identity = c.identity AND asks.asker = c.asker AND asks.session_id = c.session_id
+    WHERE lock_requests.identity = c.identity AND lock_requests.asker = c.asker AND lock_requests.session_id = c.session_id
 """
 _WITHDRAW: Final = """
-    DELETE FROM asks USING unnest($2::text[], $3::text[]) AS c (identity, session_id)
-    WHERE asks.asker = $1 AND asks.identity = c.identity AND asks.session_id = c.session_id
+    DELETE FROM lock_requests USING unnest($2::text[], $3::text[]) AS c (identity, session_id)
+    WHERE lock_requests.asker = $1 AND lock_requests.identity = c.identity AND lock_requests.session_id = c.session_id
 """
 
 
 class Answer(enum.StrEnum):
-    """What the node of an owner answers to a request for its identity: the column `asks.answer`."""
+    """What the node of an owner answers to a request for its identity: the column `lock_requests.answer`."""
 
     NONE = ""
     ALIVE = "alive"

@@ -7,7 +7,7 @@
                 it agrees, and releases the row        granted
                 no word for `lease_grace_s`            end its lease session, declare it dead; granted
 
-A question is a row of `asks` with a hint over the bus: the hint makes it quick, and the holder's look at its lease finds what was not
+A question is a row of `lock_requests` with a hint over the bus: the hint makes it quick, and the holder's look at its lease finds what was not
 heard. So only a node that cannot look at its own lease (stopped, stuck, cut off from the database) is taken for dead.
 
 What this node holds is known here, by identity (`mine`), and for this node's own sessions the caller decides as it always did: a claim
@@ -47,7 +47,7 @@ QUESTIONS_AT_ONCE: Final = 1000
 
 _QUESTIONS: Final = """
     SELECT a.identity, a.asker, a.session_id, a.resume_id, a.answer, h.session_id, h.epoch
-    FROM asks a CROSS JOIN LATERAL (SELECT * FROM holds x WHERE x.identity = a.identity OFFSET 0) AS h
+    FROM lock_requests a CROSS JOIN LATERAL (SELECT * FROM identity_locks x WHERE x.identity = a.identity OFFSET 0) AS h
     WHERE h.node_id = $1 AND h.ended_ms IS NULL AND a.answer <> 'alive' AND a.asked_ms > aether_now_ms() - $2::bigint
     ORDER BY a.asked_ms LIMIT $3
 """
@@ -67,7 +67,7 @@ class HoldsStatistics:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """A row of `asks` beside the row of `holds` that it is about."""
+    """A row of `lock_requests` beside the row of `identity_locks` that it is about."""
 
     identity: str
     asker: int

@@ -52,7 +52,7 @@ SERVICES_MIN_INTERVAL_S: Final = 0.02
 MAX_MOVES: Final = 1000
 
 _LIVE: Final = """
-    FROM holds h JOIN nodes n ON n.node_id = h.node_id AND n.epoch = h.node_epoch AND n.alive WHERE h.ended_ms IS NULL
+    FROM identity_locks h JOIN nodes n ON n.node_id = h.node_id AND n.epoch = h.node_epoch AND n.alive WHERE h.ended_ms IS NULL
 """
 _COLUMNS: Final = "h.identity, h.session_id, h.place, h.connected_ms, h.peer, h.node_id, h.written_ms"
 _PAGE: Final = """
@@ -69,7 +69,7 @@ _FIND: Final = f"SELECT {_COLUMNS} {_LIVE} AND h.session_id = $1"
 _LAST_HELD: Final = """
     SELECT coalesce(bool_or(t.live), false), coalesce(max(t.ms), 0) FROM (
         SELECT s.live, CASE WHEN s.live THEN h.written_ms ELSE coalesce(h.ended_ms, n.ended_ms, h.written_ms) END AS ms
-        FROM holds h LEFT JOIN nodes n ON n.node_id = h.node_id AND n.epoch = h.node_epoch
+        FROM identity_locks h LEFT JOIN nodes n ON n.node_id = h.node_id AND n.epoch = h.node_epoch
         CROSS JOIN LATERAL (SELECT h.ended_ms IS NULL AND coalesce(n.alive, false)
             AND (h.node_id <> $1 OR h.identity <> ALL($2::text[])) AS live) AS s
         WHERE %s
@@ -88,10 +88,10 @@ _SERVICES: Final = f"""
 _MOVE: Final = """
     WITH mine AS (
         SELECT h.identity, h.session_id, c.place FROM unnest($1::text[], $2::text[], $3::text[]) AS c (identity, session_id, place)
-        JOIN holds h ON h.identity = c.identity AND h.session_id = c.session_id
+        JOIN identity_locks h ON h.identity = c.identity AND h.session_id = c.session_id
         WHERE h.ended_ms IS NULL ORDER BY h.identity FOR UPDATE OF h
     )
-    UPDATE holds h SET place = mine.place, written_ms = aether_now_ms() FROM mine
+    UPDATE identity_locks h SET place = mine.place, written_ms = aether_now_ms() FROM mine
     WHERE h.identity = mine.identity AND h.session_id = mine.session_id AND h.ended_ms IS NULL
 """
 

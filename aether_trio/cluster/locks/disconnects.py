@@ -32,13 +32,13 @@ _ORDER: Final = """
     INSERT INTO disconnects AS d (session_id, asker, reason, asked_ms) VALUES ($1, $2, $3, aether_now_ms())
     ON CONFLICT (session_id, asker) DO UPDATE SET asked_ms = excluded.asked_ms
     RETURNING d.done, EXISTS (
-        SELECT FROM holds h JOIN nodes n ON n.node_id = h.node_id AND n.epoch = h.node_epoch AND n.alive
+        SELECT FROM identity_locks h JOIN nodes n ON n.node_id = h.node_id AND n.epoch = h.node_epoch AND n.alive
         WHERE h.session_id = $1 AND h.ended_ms IS NULL
     )
 """
 # From the few orders to their holds.
 _ORDERS: Final = """
-    SELECT d.session_id, d.reason, d.asker FROM disconnects d JOIN holds h ON h.session_id = d.session_id
+    SELECT d.session_id, d.reason, d.asker FROM disconnects d JOIN identity_locks h ON h.session_id = d.session_id
     WHERE h.node_id + 0 = $1 AND h.ended_ms IS NULL AND NOT d.done AND d.asked_ms > aether_now_ms() - $2::bigint
 """
 _DONE: Final = """

@@ -54,7 +54,7 @@ _REGISTER: Final = """
 # OFFSET 0: the few questions lead to their holds, not the many holds of this node to their questions.
 _PROBE: Final = """
     SELECT EXISTS (SELECT FROM nodes WHERE node_id = $1 AND epoch = $2 AND alive),
-        EXISTS (SELECT FROM asks a CROSS JOIN LATERAL (SELECT * FROM holds x WHERE x.identity = a.identity OFFSET 0) AS h
+        EXISTS (SELECT FROM lock_requests a CROSS JOIN LATERAL (SELECT * FROM identity_locks x WHERE x.identity = a.identity OFFSET 0) AS h
                 WHERE h.node_id = $1 AND h.ended_ms IS NULL AND a.answer <> 'alive')
 """
 END_LEASE_SESSIONS: Final = """
@@ -66,8 +66,8 @@ END_LEASE_SESSIONS: Final = """
 # In the order of the identities, as everybody locks them.
 _LOCK_MINE: Final = """
     WITH mine AS (
-        SELECT identity FROM holds WHERE node_id = $1 AND ended_ms IS NULL ORDER BY identity FOR UPDATE
-    ) UPDATE holds h
+        SELECT identity FROM identity_locks WHERE node_id = $1 AND ended_ms IS NULL ORDER BY identity FOR UPDATE
+    ) UPDATE identity_locks h
 """
 _RE_STAMP: Final = f"""
     {_LOCK_MINE} SET node_epoch = $2 FROM mine WHERE h.identity = mine.identity AND h.node_id = $1
@@ -79,7 +79,7 @@ END_HOLDS: Final = f"""
 _NEXT_EPOCH: Final = """
     UPDATE nodes SET epoch = greatest(epoch, $2) + 1, alive = true, ended_ms = NULL WHERE node_id = $1 RETURNING epoch
 """
-_MINE: Final = "SELECT identity, session_id FROM holds WHERE node_id = $1 AND ended_ms IS NULL"
+_MINE: Final = "SELECT identity, session_id FROM identity_locks WHERE node_id = $1 AND ended_ms IS NULL"
 
 Rows = frozenset[tuple[str, str]]
 """(identity, session_id) of every hold that the database says is this node's."""

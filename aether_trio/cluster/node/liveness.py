@@ -72,22 +72,22 @@ _ALIVE: Final = "SELECT node_id, epoch, name, address, version, started_ms FROM 
 _ENDED: Final = "SELECT node_id, epoch FROM nodes WHERE NOT alive"
 # A node that was declared dead may come back within its grace and wants its holds then: hence the age.
 _END_VOID: Final = """
-    UPDATE holds SET ended_ms = n.ended_ms FROM nodes n WHERE holds.identity IN (
-        SELECT h.identity FROM holds h JOIN nodes d ON d.node_id = h.node_id
+    UPDATE identity_locks SET ended_ms = n.ended_ms FROM nodes n WHERE identity_locks.identity IN (
+        SELECT h.identity FROM identity_locks h JOIN nodes d ON d.node_id = h.node_id
         WHERE h.ended_ms IS NULL AND NOT d.alive AND d.ended_ms < aether_now_ms() - $1::bigint
         ORDER BY h.identity LIMIT $2 FOR UPDATE OF h SKIP LOCKED
-    ) AND n.node_id = holds.node_id AND NOT n.alive
+    ) AND n.node_id = identity_locks.node_id AND NOT n.alive
 """
 _FORGET_HOLDS: Final = """
-    DELETE FROM holds WHERE identity IN (
-        SELECT identity FROM holds WHERE ended_ms < aether_now_ms() - $1::bigint
+    DELETE FROM identity_locks WHERE identity IN (
+        SELECT identity FROM identity_locks WHERE ended_ms < aether_now_ms() - $1::bigint
         ORDER BY identity LIMIT $2 FOR UPDATE SKIP LOCKED
     )
 """
-_FORGET_ASKS: Final = "DELETE FROM asks WHERE asked_ms < aether_now_ms() - $1::bigint"
+_FORGET_ASKS: Final = "DELETE FROM lock_requests WHERE asked_ms < aether_now_ms() - $1::bigint"
 _FORGET_NODES: Final = """
     DELETE FROM nodes n WHERE NOT alive AND ended_ms < aether_now_ms() - $1::bigint
-        AND NOT EXISTS (SELECT FROM holds h WHERE h.node_id = n.node_id)
+        AND NOT EXISTS (SELECT FROM identity_locks h WHERE h.node_id = n.node_id)
 """
 _END_LEASE: Final = (
     "UPDATE nodes SET alive = false, ended_ms = aether_now_ms() WHERE node_id = $1 AND epoch = $2 AND alive"
@@ -258,7 +258,7 @@ class Nodes:
         await self.fetch(_END_STUCK, self._server.limits.idle_in_transaction_s)
         old_ms = int(10 * limits.lease_grace_s * 1000)
         await self.fetch(_FORGET_ASKS, old_ms)
-        await self.fetch(f"{_END_VOID} RETURNING holds.identity", old_ms, SWEEP_ROWS)
+        await self.fetch(f"{_END_VOID} RETURNING identity_locks.identity", old_ms, SWEEP_ROWS)
         tombstone_ms = int(limits.tombstone_s * 1000)
         self._swept += len(await self.fetch(f"{_FORGET_HOLDS} RETURNING identity", tombstone_ms, SWEEP_ROWS))
         await self.fetch(_FORGET_NODES, int(FORGET_NODES_S * 1000))

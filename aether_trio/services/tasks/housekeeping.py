@@ -5,7 +5,7 @@ Clients name participants and tasks as they like, so every table that is keyed b
 | rows | go |
 |---|---|
 | `task_memories` | when the participant is not connected and its client began MEMORY_MS ago |
-| `task_letters` that are resolved | `resolved_ms` after that, with their tasks, if these are still dead |
+| `task_dead_letters` that are resolved | `resolved_ms` after that, with their tasks, if these are still dead |
 
 What else falls due of a task is in due.py.
 """
@@ -46,11 +46,11 @@ def forget_resolved(work: Work) -> Program[int]:
     if not keep_ms:
         return 0
     found: list[Row] = yield Fetch(
-        "SELECT task_id FROM task_letters WHERE resolved_ms > 0 AND resolved_ms < $1 ORDER BY resolved_ms LIMIT $2",
+        "SELECT task_id FROM task_dead_letters WHERE resolved_ms > 0 AND resolved_ms < $1 ORDER BY resolved_ms LIMIT $2",
         (work.context.now_ms - keep_ms, PAGE),
     )
     for (task_id,) in found:
-        yield Execute("DELETE FROM task_letters WHERE task_id = $1", (task_id,))
+        yield Execute("DELETE FROM task_dead_letters WHERE task_id = $1", (task_id,))
         task = yield from rows.load(task_id)
         if task is not None and task.status is Status.DLQ:
             yield from rows.delete(task_id)

@@ -62,7 +62,7 @@ LONGEST_PAUSE_S: Final = 0.1
 HURRY_S: Final = 0.05  # that a short queue waits for the lanes that are open
 ASK_AGAIN_S: Final = 0.2  # between two attempts to ask what has become of a group
 
-_COMMITTED: Final = "SELECT 1 FROM program_marks WHERE writer = $1 AND lane = $2 AND number >= $3"
+_COMMITTED: Final = "SELECT 1 FROM commit_marks WHERE writer = $1 AND lane = $2 AND number >= $3"
 # Whoever has the turn and has not been heard of for longer than any transaction may be idle.
 _CLEAR_TURN: Final = """
     SELECT pg_terminate_backend(l.pid) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
@@ -334,7 +334,7 @@ class Writer:
 
     async def _begin(self, connection: Any, fence: str, mark: _Mark) -> None:
         """BEGIN, and in the same round trip the turn, the fence and the mark."""
-        first = f"{fence + '; ' if fence else ''}SELECT aether_mark('{self._id}', {mark.lane}, {mark.number})"
+        first = f"{fence + '; ' if fence else ''}SELECT aether_mark_commit('{self._id}', {mark.lane}, {mark.number})"
         if self._polite and await self._begin_in_turn(connection, first):
             return
         await connection.execute(f"{self._begins}; {first}")

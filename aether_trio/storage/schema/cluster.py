@@ -3,7 +3,7 @@
 `nodes`: a row for each gateway process. (node_id, epoch) is one lease; a node that was declared dead comes back with the next epoch.
 `alive` turns false for an epoch once and never true again: that is what makes a stale look at this table safe (below).
 
-`holds`: a row for each identity that is held, or was lately: an ended hold stays as a tombstone, so that a resume finds its history on
+`identity_locks`: a row for each identity that is held, or was lately: an ended hold stays as a tombstone, so that a resume finds its history on
 any node. A hold is *void* when its lease has ended: its node's row has a later epoch, or this one and is not alive. Evidence of
 death, not absence of life: a statement that waits for a row's lock sees the row as it is then, and `nodes` as it was when it began.
 `epoch` counts the holders of an identity. `previous_id` is the session that this one has resumed, "" if none.
@@ -11,10 +11,10 @@ death, not absence of life: a statement that waits for a row's lock sees the row
 `workspace` is that of the identity; `place` is the workspace the participant is in, which for a user changes. `written_ms` is when
 one of the two was last written.
 
-`asks`: a node that wants an identity which another one holds says so here; the holder answers. Not logged: it is asked every second.
+`lock_requests`: a node that wants an identity which another one holds says so here; the holder answers. Not logged: it is asked every second.
 
 The functions are called with the schema first in `search_path`, at READ COMMITTED (except the fence), so that each of their statements
-sees what was committed before it. Rows of `holds` are locked in the order of their identities, so that two claims never deadlock.
+sees what was committed before it. Rows of `identity_locks` are locked in the order of their identities, so that two claims never deadlock.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NODES: Final = """CREATE TABLE nodes (
     ended_ms {bigint}
 )"""
 
-_HOLDS: Final = """CREATE TABLE holds (
+_HOLDS: Final = """CREATE TABLE identity_locks (
     identity TEXT {byte_order} PRIMARY KEY,
     kind TEXT NOT NULL,
     workspace TEXT NOT NULL,
@@ -56,7 +56,7 @@ _HOLDS: Final = """CREATE TABLE holds (
     ended_ms {bigint}
 )"""
 
-_ASKS: Final = """CREATE UNLOGGED TABLE asks (
+_ASKS: Final = """CREATE UNLOGGED TABLE lock_requests (
     identity TEXT {byte_order} NOT NULL,
     asker INT NOT NULL,
     session_id TEXT NOT NULL,
@@ -113,7 +113,7 @@ BEGIN
         ) AS keys;
         full_up := ARRAY(
             WITH live AS (
-                SELECT h.identity, h.workspace FROM holds h JOIN nodes n
+                SELECT h.identity, h.workspace FROM identity_locks h JOIN nodes n
                 ON n.node_id = h.node_id AND n.epoch = h.node_epoch AND n.alive
                 WHERE h.workspace = ANY(workspaces) AND h.ended_ms IS NULL
             ), counts AS (
@@ -128,7 +128,7 @@ BEGIN
         );
     END IF;
     RETURN QUERY
-    INSERT INTO holds AS h (
+    INSERT INTO identity_locks AS h (
         identity, kind, workspace, place, implementation, node_id, node_epoch, session_id, wanted_id, takes_any,
         connected_ms, initial_ms, peer, client_sdk, client_version, written_ms
     )
@@ -177,10 +177,10 @@ BEGIN
             h.session_id AS holder_session
         FROM unnest(identities, sessions, resumes) AS c (identity, session_id, resume_id)
         -- OFFSET 0: each by its key. The planner would rather go through all that is held, when it takes that for little.
-        CROSS JOIN LATERAL (SELECT * FROM holds x WHERE x.identity = c.identity OFFSET 0) AS h
+        CROSS JOIN LATERAL (SELECT * FROM identity_locks x WHERE x.identity = c.identity OFFSET 0) AS h
         WHERE c.identity <> ALL(full_up) AND h.session_id <> c.session_id AND h.ended_ms IS NULL
     ), asked AS (
-        INSERT INTO asks AS a (identity, asker, session_id, resume_id, asked_ms)
+        INSERT INTO lock_requests AS a (identity, asker, session_id, resume_id, asked_ms)
         SELECT held.identity, me, held.session_id, held.resume_id, aether_now_ms() FROM held
         ORDER BY held.identity COLLATE "C"
         ON CONFLICT (identity, asker) DO UPDATE SET
@@ -206,7 +206,7 @@ BEGIN
             AS u (identity, session_id, epoch, end_id, initial_ms, reconnections)
         ORDER BY u.identity COLLATE "C"
     LOOP
-        UPDATE holds h SET ended_ms = aether_now_ms(),
+        UPDATE identity_locks h SET ended_ms = aether_now_ms(),
             session_id = CASE c.end_id WHEN '' THEN h.session_id ELSE c.end_id END,
             previous_id = CASE c.end_id WHEN '' THEN h.previous_id ELSE '' END,
             initial_ms = CASE c.end_id WHEN '' THEN h.initial_ms ELSE c.initial_ms END,
@@ -223,18 +223,18 @@ MIGRATIONS: Final = (
     (
         _NODES,
         _HOLDS,
-        "CREATE INDEX holds_live_by_workspace ON holds (workspace) WHERE ended_ms IS NULL",
-        "CREATE INDEX holds_live_by_node ON holds (node_id) WHERE ended_ms IS NULL",
-        "CREATE INDEX holds_ended ON holds (ended_ms) WHERE ended_ms IS NOT NULL",
+        "CREATE INDEX identity_locks_live_by_workspace ON identity_locks (workspace) WHERE ended_ms IS NULL",
+        "CREATE INDEX identity_locks_live_by_node ON identity_locks (node_id) WHERE ended_ms IS NULL",
+        "CREATE INDEX identity_locks_ended ON identity_locks (ended_ms) WHERE ended_ms IS NOT NULL",
         _ASKS,
         _NOW,
         _FENCE,
         _DECLARE_DEAD,
         _CLAIM,
         _RELEASE,
-        "CREATE INDEX holds_live_by_place ON holds (place) WHERE ended_ms IS NULL",
-        "CREATE INDEX holds_live_by_session ON holds (session_id) WHERE ended_ms IS NULL",
-        "CREATE INDEX holds_live_services ON holds (identity) WHERE kind = 'service' AND takes_any AND ended_ms IS NULL",
+        "CREATE INDEX identity_locks_live_by_place ON identity_locks (place) WHERE ended_ms IS NULL",
+        "CREATE INDEX identity_locks_live_by_session ON identity_locks (session_id) WHERE ended_ms IS NULL",
+        "CREATE INDEX identity_locks_live_services ON identity_locks (identity) WHERE kind = 'service' AND takes_any AND ended_ms IS NULL",
         """CREATE UNLOGGED TABLE disconnects (
             session_id TEXT NOT NULL,
             asker INT NOT NULL,

@@ -54,7 +54,7 @@ MIGRATIONS: Final = (
             session_id TEXT NOT NULL,
             initial_connection_ms {bigint} NOT NULL,
             reconnections {bigint} NOT NULL,
-            hold_epoch {bigint} NOT NULL
+            lock_epoch {bigint} NOT NULL
         ) {clustered}""",
         "CREATE INDEX presence_by_age ON presence (last_seen_ms)",
     ),

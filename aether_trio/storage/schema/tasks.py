@@ -19,7 +19,7 @@ follows a task.
 `task_child_events` are events of children that their parents' logs do not have yet (services/tasks/transaction/children.py).
 
 `task_dependents` are the tasks that wait for others, `task_outbox` messages for the topic log that were not appended yet,
-`task_letters` the dead letters, `task_inputs` the inputs that wait for their task to wait for them.
+`task_dead_letters` the dead letters, `task_inputs` the inputs that wait for their task to wait for them.
 
 `task_tokens` let participants in. One that was made by a session that a token had let in ends with every task of its maker's lineage:
 `task_descents` has a row for each. `task_sessions` are the live sessions that tokens have let in, with a row for each task of their lineage.
@@ -194,7 +194,7 @@ STATEMENTS: Final = (
         PRIMARY KEY (task_id, number)
     ) {clustered}""",
     "CREATE INDEX task_outbox_by_node ON task_outbox (node)",
-    """CREATE TABLE task_letters (
+    """CREATE TABLE task_dead_letters (
         task_id TEXT {byte_order} PRIMARY KEY,
         workspace TEXT {byte_order} NOT NULL,
         reason TEXT NOT NULL,
@@ -205,7 +205,7 @@ STATEMENTS: Final = (
         resolved_by TEXT NOT NULL DEFAULT '',
         notes TEXT NOT NULL DEFAULT ''
     ) {clustered}""",
-    "CREATE INDEX task_letters_listed ON task_letters (workspace, buried_ms)",
+    "CREATE INDEX task_dead_letters_listed ON task_dead_letters (workspace, buried_ms)",
     "CREATE TABLE task_memories (identity TEXT {byte_order} PRIMARY KEY, since_ms {bigint} NOT NULL) {clustered}",
     """CREATE INDEX tasks_of_subject ON tasks (subject_id, workspace, started_ms) WHERE subject_id <> ''
         AND status NOT IN ('completed', 'failed', 'cancelled', 'dlq', 'rejected')""",
@@ -227,7 +227,7 @@ STATEMENTS: Final = (
     "CREATE INDEX task_sessions_by_session ON task_sessions (session_id)",
     "CREATE INDEX task_sessions_by_node ON task_sessions (node)",
     "CREATE INDEX task_memories_by_age ON task_memories (since_ms)",
-    "CREATE INDEX task_letters_resolved ON task_letters (resolved_ms) WHERE resolved_ms > 0",
+    "CREATE INDEX task_dead_letters_resolved ON task_dead_letters (resolved_ms) WHERE resolved_ms > 0",
     """CREATE TABLE task_inputs (
         task_id TEXT {byte_order} NOT NULL,
         log_offset {bigint} NOT NULL,

@@ -1,9 +1,9 @@
 """Who has which message of a work group, where several nodes hand out work (PostgreSQL only).
 
-`work_groups`: a row for each group. Whoever changes anything of a group locks this row first, so groups need no other order. `position` is
+`work_queues`: a row for each group. Whoever changes anything of a group locks this row first, so groups need no other order. `position` is
 the largest offset that was ever given to a node, `done_upto` the one below which nothing is with anybody.
 
-`work_hands`: what a node has of a group and is not done with: `offsets`, in their order. One row for a node, changed in place, because rows
+`work_leases`: what a node has of a group and is not done with: `offsets`, in their order. One row for a node, changed in place, because rows
 that come and go with every message would leave as many dead ones behind, in the index too. `request` is the number of the last take
 that gave it something, and `latest` what that was: an order whose answer was lost is sent again as it was, and answered as it was. A
 statement that was given up may still run, after later ones: its number is smaller, so it does nothing. What it took if none came in between
@@ -30,13 +30,13 @@ RETURNED: Final = -1
 OFFSET_BITS: Final = 36
 """As in log/topic_sql.py, which storage cannot import; a test compares them."""
 
-_GROUPS: Final = """CREATE TABLE work_groups (
+_GROUPS: Final = """CREATE TABLE work_queues (
     topic_id {bigint} PRIMARY KEY,
     position {bigint} NOT NULL,
     done_upto {bigint} NOT NULL
 ) WITH (fillfactor = 50)"""
 
-_HANDS: Final = """CREATE TABLE work_hands (
+_HANDS: Final = """CREATE TABLE work_leases (
     topic_id {bigint} NOT NULL,
     node_id {bigint} NOT NULL,
     node_epoch {bigint} NOT NULL,
@@ -68,14 +68,14 @@ _LOOK: Final = """CREATE FUNCTION aether_work_look(
     me {bigint}, my_epoch {bigint}, asked {bigint}[]
 ) RETURNS TABLE (topic {bigint}, waits BOOLEAN, held INT) LANGUAGE sql STABLE AS $$
     SELECT t.id, g.position IS NULL OR t.floor_offset > g.position OR EXISTS (
-        SELECT FROM work_hands h WHERE h.topic_id = t.id AND cardinality(h.offsets) > 0
+        SELECT FROM work_leases h WHERE h.topic_id = t.id AND cardinality(h.offsets) > 0
         AND aether_work_is_free(h.node_id, h.node_epoch, me, my_epoch)
     ), coalesce((
-        SELECT cardinality(h.offsets) FROM work_hands h
+        SELECT cardinality(h.offsets) FROM work_leases h
         WHERE h.topic_id = t.id AND h.node_id = me AND h.node_epoch = my_epoch
     ), 0)
     FROM unnest(asked) AS a (topic_id) JOIN topics t ON t.id = a.topic_id
-    LEFT JOIN work_groups g ON g.topic_id = t.id
+    LEFT JOIN work_queues g ON g.topic_id = t.id
 $$"""
 
 # For each group in turn: strike out what is done, take back what is returned (or, with `all_but`, all that is not listed there), give
@@ -124,27 +124,27 @@ BEGIN
 
         -- Most looks are in vain where many nodes have workers: then nothing is locked, and nothing written.
         IF cardinality(done) = 0 AND cardinality(returned) = 0 AND NOT all_but[i] THEN
-            SELECT g.position INTO pos FROM work_groups g JOIN topics t ON t.id = g.topic_id
+            SELECT g.position INTO pos FROM work_queues g JOIN topics t ON t.id = g.topic_id
             WHERE g.topic_id = topic AND t.floor_offset <= g.position AND NOT EXISTS (
-                SELECT FROM work_hands w WHERE w.topic_id = topic AND cardinality(w.offsets) > 0
+                SELECT FROM work_leases w WHERE w.topic_id = topic AND cardinality(w.offsets) > 0
                 AND (w.node_id = me AND w.request = requests[i] OR aether_work_is_free(w.node_id, w.node_epoch, me, my_epoch))
             );
             IF FOUND THEN
                 first := pos; many := 0;
-                held := coalesce((SELECT cardinality(w.offsets) FROM work_hands w
+                held := coalesce((SELECT cardinality(w.offsets) FROM work_leases w
                     WHERE w.topic_id = topic AND w.node_id = me AND w.node_epoch = my_epoch), 0);
                 RETURN NEXT;
                 CONTINUE;
             END IF;
         END IF;
 
-        SELECT g.position, g.done_upto INTO pos, old_upto FROM work_groups g WHERE g.topic_id = topic FOR UPDATE;
+        SELECT g.position, g.done_upto INTO pos, old_upto FROM work_queues g WHERE g.topic_id = topic FOR UPDATE;
         IF NOT FOUND THEN
-            INSERT INTO work_groups (topic_id, position, done_upto)
+            INSERT INTO work_queues (topic_id, position, done_upto)
             SELECT topic, coalesce(max(c.msg_offset), 0), coalesce(max(c.msg_offset), 0)
             FROM cursors c WHERE c.topic_id = topic AND c.consumer = '*'
             ON CONFLICT DO NOTHING;
-            SELECT g.position, g.done_upto INTO pos, old_upto FROM work_groups g WHERE g.topic_id = topic FOR UPDATE;
+            SELECT g.position, g.done_upto INTO pos, old_upto FROM work_queues g WHERE g.topic_id = topic FOR UPDATE;
         END IF;
         SELECT t.floor_offset INTO tail FROM topics t WHERE t.id = topic;
 
@@ -152,7 +152,7 @@ BEGIN
         old_pos := pos;
         had := NULL; latest_mine := none; asked := 0; lowest := NULL;
         free := none; ended := none; taken := none; stale := false;
-        FOR h IN SELECT w.* FROM work_hands w WHERE w.topic_id = topic LOOP
+        FOR h IN SELECT w.* FROM work_leases w WHERE w.topic_id = topic LOOP
             IF h.node_id = me AND h.node_epoch = my_epoch THEN
                 had := h.offsets; latest_mine := h.latest; asked := h.request;
             ELSIF h.node_id = me AND h.node_epoch > my_epoch THEN
@@ -252,7 +252,7 @@ BEGIN
 
         IF cardinality(taken) > 0 OR had IS NOT NULL AND had <> mine THEN
             mine := ARRAY(SELECT o FROM unnest(mine || taken) AS u (o) ORDER BY o);
-            INSERT INTO work_hands AS w (topic_id, node_id, node_epoch, request, latest, offsets)
+            INSERT INTO work_leases AS w (topic_id, node_id, node_epoch, request, latest, offsets)
             VALUES (topic, me, my_epoch, requests[i], taken, mine)
             ON CONFLICT (topic_id, node_id) DO UPDATE SET node_epoch = excluded.node_epoch,
                 request = CASE WHEN cardinality(taken) > 0 THEN excluded.request ELSE w.request END,
@@ -260,18 +260,18 @@ BEGIN
             ended := array_remove(ended, me);
         END IF;
         IF cardinality(free) > 0 THEN
-            INSERT INTO work_hands AS w (topic_id, node_id, node_epoch, request, latest, offsets)
+            INSERT INTO work_leases AS w (topic_id, node_id, node_epoch, request, latest, offsets)
             VALUES (topic, {RETURNED}, 0, 0, none, free)
             ON CONFLICT (topic_id, node_id) DO UPDATE SET offsets = excluded.offsets;
             ended := array_remove(ended, {RETURNED}::{{bigint}});
         END IF;
         IF cardinality(ended) > 0 THEN
-            DELETE FROM work_hands w WHERE w.topic_id = topic AND w.node_id = ANY (ended);
+            DELETE FROM work_leases w WHERE w.topic_id = topic AND w.node_id = ANY (ended);
         END IF;
 
         upto := coalesce(least(lowest, mine[1], free[1]) - 1, pos);
         IF pos <> old_pos OR upto <> old_upto THEN
-            UPDATE work_groups g SET position = pos, done_upto = upto WHERE g.topic_id = topic;
+            UPDATE work_queues g SET position = pos, done_upto = upto WHERE g.topic_id = topic;
         END IF;
         IF upto <> old_upto OR cardinality(done) > 0 THEN
             INSERT INTO cursors AS c (topic_id, consumer, msg_offset, updated_ms) VALUES (topic, '*', upto, now_ms)

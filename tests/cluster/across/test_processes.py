@@ -99,5 +99,5 @@ async def test_clients_of_a_node_that_is_drained_or_killed_go_on_elsewhere() -> 
             assert talkers[(talker.number + 1) % TALKERS].got == [b"%d" % number for number in range(talker.sent)]
         # Who has left is answered before its hold is written off.
         with trio.fail_after(LIMIT_S):
-            while await cluster.sql("SELECT count(*) FROM holds WHERE ended_ms IS NULL") != [["0"]]:
+            while await cluster.sql("SELECT count(*) FROM identity_locks WHERE ended_ms IS NULL") != [["0"]]:
                 await trio.sleep(0.05)

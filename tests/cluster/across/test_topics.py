@@ -87,7 +87,7 @@ async def test_every_form_of_topic_from_a_sender_on_another_node(postgres_engine
 
 
 def worker_topic(engine: PostgresEngine) -> str:
-    [(name,)] = engine.rows(f"SELECT identity FROM {engine.schema}.holds WHERE identity LIKE 'ta::%'")
+    [(name,)] = engine.rows(f"SELECT identity FROM {engine.schema}.identity_locks WHERE identity LIKE 'ta::%'")
     return str(name)
 
 

@@ -80,7 +80,7 @@ async def test_the_work_of_a_dead_gateway_is_taken_when_somebody_finds_it_dead(
             "VALUES ('x', 'x', '', '', 0) RETURNING node_id"
         )
         postgres_engine.outside(
-            f"INSERT INTO {schema}.work_hands SELECT id, {dead}, 1, 1, ARRAY[2], ARRAY[2] FROM {schema}.topics "
+            f"INSERT INTO {schema}.work_leases SELECT id, {dead}, 1, 1, ARRAY[2], ARRAY[2] FROM {schema}.topics "
             f"WHERE name = '{TOPIC}'"
         )
         await one.cluster.nodes.find_dead()

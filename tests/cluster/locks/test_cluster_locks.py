@@ -65,7 +65,7 @@ async def test_a_released_identity_is_leaving_until_the_others_can_know(nodes: N
 
 async def agreed(place: PostgresEngine, asker: Node) -> None:
     """Wait until the holder has said that its session is ending, and the node that asks has read it."""
-    await comes_true(lambda: place.rows("SELECT answer FROM asks") == [("ending",)])
+    await comes_true(lambda: place.rows("SELECT answer FROM lock_requests") == [("ending",)])
     await looked(asker)
 
 
@@ -164,7 +164,7 @@ async def test_a_hold_that_its_node_knows_nothing_of_is_given_back_when_somebody
     del a.cluster.locks._mine[X]  # as if the answer to the claim had been lost
     assert (await b.claim(X)).lock.epoch == 2
     await b.cluster.locks.desk.settled()
-    assert place.rows("SELECT count(*) FROM asks") == [(0,)]
+    assert place.rows("SELECT count(*) FROM lock_requests") == [(0,)]
 
 
 async def test_the_limit_of_a_workspace_is_that_of_the_cluster(nodes: Nodes) -> None:
@@ -215,7 +215,7 @@ async def test_a_clean_exit_frees_everything_at_once(nodes: Nodes, place: Postgr
     for number in range(50):
         await a.claim(f"ag::lab::x::{number}", session=f"s{number}", connected_ms=77)
     await nodes.stop(a)
-    assert place.rows("SELECT count(*) FROM holds WHERE ended_ms IS NULL") == [(0,)]
+    assert place.rows("SELECT count(*) FROM identity_locks WHERE ended_ms IS NULL") == [(0,)]
     for number in range(50):
         claimed = await b.claim(f"ag::lab::x::{number}", resume=f"s{number}")
         assert claimed.lock.epoch == 2
@@ -232,14 +232,16 @@ async def test_what_ended_long_ago_is_forgotten(nodes: Nodes, place: PostgresEng
     await a.claim(X)
     await nodes.stop(b)
     await a.cluster.nodes.sweep()
-    assert place.rows("SELECT count(*) FROM holds") == [(20,)]
+    assert place.rows("SELECT count(*) FROM identity_locks") == [(20,)]
     day_ms = 25 * 3600 * 1000
-    place.outside(f"UPDATE holds SET ended_ms = ended_ms - {day_ms}; UPDATE nodes SET ended_ms = ended_ms - {day_ms}")
-    place.outside("INSERT INTO asks VALUES ('ag::lab::gone::1', 99, 's', '', '', 1)")
+    place.outside(
+        f"UPDATE identity_locks SET ended_ms = ended_ms - {day_ms}; UPDATE nodes SET ended_ms = ended_ms - {day_ms}"
+    )
+    place.outside("INSERT INTO lock_requests VALUES ('ag::lab::gone::1', 99, 's', '', '', 1)")
     await a.cluster.nodes.sweep()
-    assert place.rows("SELECT identity FROM holds") == [(X,)]
+    assert place.rows("SELECT identity FROM identity_locks") == [(X,)]
     assert place.rows("SELECT node_id FROM nodes") == [(a.cluster.node_id,)]
-    assert place.rows("SELECT count(*) FROM asks") == [(0,)]
+    assert place.rows("SELECT count(*) FROM lock_requests") == [(0,)]
 
 
 async def test_a_claim_that_cannot_be_written_costs_no_other_its_claim(nodes: Nodes) -> None:

@@ -163,7 +163,7 @@ async def test_switches_of_the_moment_are_one_statement(nodes: Nodes, place: Pos
         assert len(await listed(a, SessionFilter(workspace="w2"))) == 100
         statistics = a.directory.statistics()
         assert (statistics.move_statements, statistics.moves) == (1, 100)
-        assert place.rows("SELECT DISTINCT place FROM holds") == [("w2",)]
+        assert place.rows("SELECT DISTINCT place FROM identity_locks") == [("w2",)]
 
 
 async def test_switches_wait_for_a_database_that_is_away(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +237,7 @@ async def test_status_says_whether_anybody_is_connected_and_since_when_not(nodes
         a.leave(two)
         await a.node.cluster.locks.desk.settled()
         seen = await b.directory.user_last_seen("ada")
-        [(last_ms,)] = place.rows("SELECT max(ended_ms) FROM holds")
+        [(last_ms,)] = place.rows("SELECT max(ended_ms) FROM identity_locks")
         assert (seen.connected, seen.last_ms) == (False, last_ms)
 
 

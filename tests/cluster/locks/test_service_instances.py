@@ -132,7 +132,7 @@ async def test_the_services_of_a_killed_node_are_gone_when_it_is_found_dead(
         seats(a_node, b_node, limits=LATE) as (a, b),
     ):
         await child.claim("sv::search::1", "s1")
-        place.outside("UPDATE holds SET kind = 'service', implementation = 'search'")
+        place.outside("UPDATE identity_locks SET kind = 'service', implementation = 'search'")
         a.directory._services.trigger()
         b.directory._services.trigger()
         await comes_true(lambda: known(a) == known(b) == ["sv::search::1"])

@@ -73,7 +73,7 @@ async def test_who_was_declared_dead_comes_back_with_what_nobody_took(nodes: Nod
         "SELECT aether_declare_dead($1, $2, 1)", lock_class(place.schema, "lease"), a.cluster.node_id
     ) == [(True,)]
     place.outside(
-        f"UPDATE holds SET node_id = {b.cluster.node_id}, session_id = 'of-b', epoch = epoch + 1 WHERE identity = '{X}'"
+        f"UPDATE identity_locks SET node_id = {b.cluster.node_id}, session_id = 'of-b', epoch = epoch + 1 WHERE identity = '{X}'"
     )
     with pytest.raises(FencedError):
         await a.write(X, x.lock.epoch)
@@ -84,8 +84,8 @@ async def test_who_was_declared_dead_comes_back_with_what_nobody_took(nodes: Nod
     assert a.cluster.locks.mine(X) is None
     assert a.cluster.locks.mine(Y) == y.lock
     await a.write(Y, y.lock.epoch)
-    assert place.rows("SELECT node_epoch FROM holds WHERE identity = $1", Y) == [(2,)]
-    assert place.rows("SELECT session_id, ended_ms FROM holds WHERE identity = $1", X) == [("of-b", None)]
+    assert place.rows("SELECT node_epoch FROM identity_locks WHERE identity = $1", Y) == [(2,)]
+    assert place.rows("SELECT session_id, ended_ms FROM identity_locks WHERE identity = $1", X) == [("of-b", None)]
 
 
 async def test_a_claim_meets_a_lease_that_is_being_taken_back(nodes: Nodes, place: PostgresEngine) -> None:
@@ -225,7 +225,7 @@ async def test_a_registration_that_a_failover_has_lost_is_made_anew(nodes: Nodes
 async def test_holds_that_a_failover_has_lost_are_lost(nodes: Nodes, place: PostgresEngine) -> None:
     a = await nodes.start()
     x, y = await a.claim(X), await a.claim(Y)
-    place.outside(f"DELETE FROM holds WHERE identity = '{X}'")
+    place.outside(f"DELETE FROM identity_locks WHERE identity = '{X}'")
     end_lease_session(place, a)
     await a.host.wait_told("back")
     assert a.host.lost == [x.lock]

@@ -29,7 +29,7 @@ async def test_what_a_dead_node_had_goes_to_another_one(nodes: WorkNodes) -> Non
     await nodes.kill(one)
     await until(lambda: len(survivor.frames) == WINDOW - 6)
     assert survivor.frames == numbers(6, WINDOW)
-    await until(lambda: nodes.rows("node_id", "work_hands") == [two.lease[:1]])
+    await until(lambda: nodes.rows("node_id", "work_leases") == [two.lease[:1]])
 
 
 async def test_a_node_that_is_notified_of_a_death_does_not_wait_for_the_next_poll(
@@ -115,7 +115,7 @@ async def test_a_new_lease_renounces_what_was_taken_under_the_old_one(nodes: Wor
     assert not any(origin.is_open for origin, _ in old)
     await trio.sleep(0.5)
     assert nodes.leased() == list(range(1, 2 * WINDOW + 1))
-    assert nodes.rows("done_upto", "work_groups") == [(0,)]
+    assert nodes.rows("done_upto", "work_queues") == [(0,)]
     other.acknowledge(WINDOW)
     returner.acknowledge(2 * WINDOW)
     await until(lambda: nodes.leased() == [])
@@ -247,12 +247,12 @@ async def test_a_statement_that_runs_after_later_ones_does_nothing(nodes: WorkNo
     await nodes.wait_for(4)
     topic_id = one.log.topic(TOPIC).topic_id
     assert topic_id is not None
-    [(request,)] = nodes.rows("request", "work_hands WHERE node_id > 0")
+    [(request,)] = nodes.rows("request", "work_leases WHERE node_id > 0")
     for number in (request - 1, request):
         late = WorkRequest(topic_id, number, want=5, max_bytes=1000, done=[1], returned=[2])
         for order in (late, replace(late, all_but=True)):
             await one.log.database.write(exchange(one.lease, 0, [order]))
-            assert nodes.rows("node_id, offsets", "work_hands") == [(one.lease[0], [1, 2, 3, 4])]
+            assert nodes.rows("node_id, offsets", "work_leases") == [(one.lease[0], [1, 2, 3, 4])]
 
 
 async def test_an_order_that_is_sent_again_is_answered_as_it_was(nodes: WorkNodes) -> None:
@@ -267,7 +267,7 @@ async def test_an_order_that_is_sent_again_is_answered_as_it_was(nodes: WorkNode
         answers = [responses(await one.log.database.write(exchange(one.lease, 0, [order])))[topic_id] for _ in range(2)]
         assert answers[0] == answers[1]
         assert len(answers[0].messages) == 3
-    assert nodes.rows("offsets", "work_hands") == [([2, 3, 4, 5],)]
+    assert nodes.rows("offsets", "work_leases") == [([2, 3, 4, 5],)]
 
 
 async def test_a_cancelled_take_is_given_back_at_the_end(nodes: WorkNodes) -> None:
@@ -353,7 +353,7 @@ async def test_a_worker_with_room_again_gets_what_was_given_back_for_want_of_it(
     await reached.wait()
     workers[1].leave()  # so what was taken for it finds no worker with room
     go_on.set()
-    await until(lambda: nodes.rows("node_id", "work_hands WHERE node_id < 0 AND cardinality(offsets) > 0") != [])
+    await until(lambda: nodes.rows("node_id", "work_leases WHERE node_id < 0 AND cardinality(offsets) > 0") != [])
     workers[0].acknowledge(WINDOW)
     await nodes.wait_for(3 * WINDOW)
     nodes.assert_each_once(3 * WINDOW)

@@ -29,7 +29,7 @@ async def test_each_message_goes_to_one_worker_of_all_nodes(nodes: WorkNodes) ->
     await until(lambda: nodes.leased() == [])
     nodes.assert_each_once(2000)
     assert all(worker.frames for worker in workers)
-    assert nodes.rows("position, done_upto", "work_groups") == [(2000, 2000)]
+    assert nodes.rows("position, done_upto", "work_queues") == [(2000, 2000)]
     assert nodes.rows("consumer, msg_offset", "cursors") == [("*", 2000)]
 
 
@@ -139,7 +139,7 @@ async def test_messages_that_retention_deleted_hold_up_no_other(nodes: WorkNodes
     await two.publish(b"new")
     await nodes.wait_for(3)
     assert worker.frames == [b"3", b"37", b"new"]
-    await until(lambda: nodes.rows("position, done_upto", "work_groups") == [(41, 41)])
+    await until(lambda: nodes.rows("position, done_upto", "work_queues") == [(41, 41)])
     assert nodes.leased() == []
 
 
@@ -181,10 +181,10 @@ async def test_a_peek_at_an_empty_queue_writes_nothing(nodes: WorkNodes) -> None
     await one.publish(b"0")
     await nodes.wait_for(1)
     await until(lambda: nodes.leased() == [])
-    before = nodes.rows("xmin::text, xmax::text", "work_groups"), nodes.rows("xmin::text", "work_hands")
+    before = nodes.rows("xmin::text, xmax::text", "work_queues"), nodes.rows("xmin::text", "work_leases")
     await nodes.join(two)
     await until(lambda: two.queues.statistics().exchanges > 0)
-    assert (nodes.rows("xmin::text, xmax::text", "work_groups"), nodes.rows("xmin::text", "work_hands")) == before
+    assert (nodes.rows("xmin::text, xmax::text", "work_queues"), nodes.rows("xmin::text", "work_leases")) == before
 
 
 async def test_a_gateway_that_was_alone_before_has_its_position(nodes: WorkNodes) -> None:

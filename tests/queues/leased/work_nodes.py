@@ -207,7 +207,7 @@ class WorkNodes:
 
     def leased(self) -> list[int]:
         """The offsets that some node has, or that were given back."""
-        return sorted(offset for (offsets,) in self.rows("offsets", "work_hands") for offset in offsets)
+        return sorted(offset for (offsets,) in self.rows("offsets", "work_leases") for offset in offsets)
 
     async def _run(self, task_status: trio.TaskStatus[WorkNode]) -> None:
         stop, stopped = trio.Event(), trio.Event()

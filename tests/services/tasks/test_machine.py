@@ -342,7 +342,7 @@ class TaskMachine(RuleBasedStateMachine):
                 wait = task.waits_for
                 assert wait is not None
                 assert left == len(set(wait.depends_on)) if wait.wake_on_any else left > 0
-        buried = {task_id for (task_id,) in self.fetch("SELECT task_id FROM task_letters WHERE resolved_ms = 0")}
+        buried = {task_id for (task_id,) in self.fetch("SELECT task_id FROM task_dead_letters WHERE resolved_ms = 0")}
         assert {task.task_id for task in tasks if task.status is Status.DLQ} <= buried
 
     def check_row(self, task: Task) -> None:

@@ -48,7 +48,7 @@ class DeadLetters:
         """DeadLetters in the order of their task ids, behind `after`; of one workspace, or of all."""
         where = "task_id > $1 AND (workspace = $2 OR $2 = '')" + ("" if resolved else " AND resolved_ms = 0")
         found = await self._engine.database.fetch(
-            f"SELECT {_FIELDS} FROM task_letters WHERE {where} ORDER BY task_id LIMIT $3",  # noqa: S608
+            f"SELECT {_FIELDS} FROM task_dead_letters WHERE {where} ORDER BY task_id LIMIT $3",  # noqa: S608
             after,
             workspace,
             min(limit, MAX_PAGE),
@@ -59,7 +59,7 @@ class DeadLetters:
         """A letter and its task, as far as they exist."""
 
         def program() -> Program[tuple[Letter | None, Task | None]]:
-            found: list[Row] = yield Fetch(f"SELECT {_FIELDS} FROM task_letters WHERE task_id = $1", (task_id,))  # noqa: S608
+            found: list[Row] = yield Fetch(f"SELECT {_FIELDS} FROM task_dead_letters WHERE task_id = $1", (task_id,))  # noqa: S608
             task = yield from rows.load(task_id)
             return (Letter(*found[0]) if found else None), task
 

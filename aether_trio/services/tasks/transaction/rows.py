@@ -115,7 +115,7 @@ def delete(task_id: str) -> Program[None]:
 def resolve_letter(task_id: str, now_ms: int, by: str, notes: str) -> Program[int]:
     """Nothing more is to be done about the dead letter of a task; how many were open: one or none."""
     count: int = yield Execute(
-        "UPDATE task_letters SET resolved_ms = $2, resolved_by = $3, notes = $4 WHERE task_id = $1 AND resolved_ms = 0",
+        "UPDATE task_dead_letters SET resolved_ms = $2, resolved_by = $3, notes = $4 WHERE task_id = $1 AND resolved_ms = 0",
         (task_id, now_ms, by, notes),
     )
     return count

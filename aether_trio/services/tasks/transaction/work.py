@@ -295,7 +295,7 @@ class Work:
             self.outlived.extend((yield from tokens.revoke(task, now_ms)))
         if task.status is Status.DLQ:
             yield Execute(
-                "INSERT INTO task_letters (task_id, workspace, reason, error_type, attempts, buried_ms) "
+                "INSERT INTO task_dead_letters (task_id, workspace, reason, error_type, attempts, buried_ms) "
                 "VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (task_id) DO UPDATE SET reason = excluded.reason, "
                 "error_type = excluded.error_type, attempts = excluded.attempts, buried_ms = excluded.buried_ms, "
                 "resolved_ms = 0, resolved_by = '', notes = ''",
