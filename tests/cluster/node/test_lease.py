@@ -208,7 +208,7 @@ async def test_a_registration_that_a_failover_has_lost_is_made_anew(nodes: Nodes
     a = await nodes.start()
     x = await a.claim(X)
     before = a.cluster.node_id
-    place.outside("DELETE FROM holds; DELETE FROM nodes")
+    place.outside("DELETE FROM identity_locks; DELETE FROM nodes")
     end_lease_session(place, a)
     await a.host.wait_told("back")
     assert a.cluster.node_id > before
