@@ -17,7 +17,11 @@ from unittest import mock
 import trio
 
 from aether_trio.gateway.core import Core
+from aether_trio.log import topic_log
 from aether_trio.model.errors import Status
+from aether_trio.services import checkpoints
+from aether_trio.services.kv import service as kv
+from aether_trio.services.tasks import engine, timer
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, deadlock_is_an_error, open_world, pump
@@ -452,16 +456,16 @@ def _shown(event: pb.TaskEvent) -> tuple[object, ...]:
 @contextmanager
 def nothing_but_tasks() -> Iterator[None]:
     """Nothing but tasks wakes the gateway more often than every few hours, or a month would take minutes."""
-    names = (
-        "core.PROBE_S",
-        "services.kv.service.SWEEP_INTERVAL_S",
-        "services.checkpoints.SWEEP_INTERVAL_S",
-        "services.tasks.clockwork.LOOK_S",
-        "services.tasks.engine.LOOK_S",
+    looks = (
+        (topic_log, "PROBE_S"),
+        (kv, "SWEEP_INTERVAL_S"),
+        (checkpoints, "SWEEP_INTERVAL_S"),
+        (timer, "LOOK_S"),
+        (engine, "LOOK_S"),
     )
     with ExitStack() as stack:
-        for name in names:
-            stack.enter_context(mock.patch(f"aether_trio.{name}", 10_000.0))
+        for module, name in looks:
+            stack.enter_context(mock.patch.object(module, name, 10_000.0))
         yield
 
 
