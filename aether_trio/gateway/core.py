@@ -33,7 +33,7 @@ from aether_trio.model.ids import IdFactory
 from aether_trio.queues import open_work_queues
 from aether_trio.services import unimplemented
 from aether_trio.services.access import DevAuthorizer
-from aether_trio.services.agents import AgentService, AgentStore, Autostarter, AutostartQueue, Starts
+from aether_trio.services.agents import AgentRegistry, AgentService, AgentStarter, Autostarter, AutostartQueue
 from aether_trio.services.checkpoints import CheckpointHandler, CheckpointService
 from aether_trio.services.credentials import CredentialChecker
 from aether_trio.services.kv import KvHandler, KvService
@@ -77,8 +77,8 @@ class Core:
     kv: KvService
     checkpoints: CheckpointService
     tasks: TaskService
-    agents: AgentStore
-    starts: Starts
+    agents: AgentRegistry
+    starter: AgentStarter
     autostarter: Autostarter
     router: Router
     dispatcher: Dispatcher
@@ -169,14 +169,14 @@ async def open_core(
             autostart_queue,
             randomness.randbytes,
         )
-        agents = AgentStore(
+        agents = AgentRegistry(
             tasks_database,
             clock,
             autostart_queue.registration_changed,
             strict=strict,
             most=settings.limits.agent_registrations,
         )
-        starts = Starts(engine, agents, ids)
+        starter = AgentStarter(engine, agents, ids)
         connected = partial(_is_connected, directory)
         creation = Creation(
             engine,
@@ -186,10 +186,10 @@ async def open_core(
             strict=strict,
             random_bytes=randomness.randbytes,
             connected=connected,
-            starter=starts,
+            starter=starter,
         )
         tasks = TaskService(engine, creation, ids, authorizer, checkpoints.exists, capacity=settings.tasks.worker_tasks)
-        autostarter = Autostarter(autostart_queue, starts, agents, clock, connected, log.unread)
+        autostarter = Autostarter(autostart_queue, starter, agents, clock, connected, log.unread)
         conversations = Conversations(tasks_database, ephemeral_topics)
 
         # Sessions: what happens at their steps, how their messages are routed, and who answers each request.
@@ -204,7 +204,7 @@ async def open_core(
             kv=kv,
             tasks=tasks,
             conversations=conversations,
-            starts=starts,
+            starter=starter,
             autostart_queue=autostart_queue,
         )
         if membership.cluster is not None:
@@ -229,7 +229,7 @@ async def open_core(
             "switch_workspace": WorkspaceSwitch(authorizer, hooks.moved, strict=strict).handle,
             "session_op": session_service.operate,
             "connection_status_request": session_service.status,
-            "agent_op": AgentService(agents, starts, authorizer, strict=strict).handle,
+            "agent_op": AgentService(agents, starter, authorizer, strict=strict).handle,
             "create_task": creation.handle,
             "task_op": tasks.operate,
             "task_query": tasks.query,
@@ -285,7 +285,7 @@ async def open_core(
             checkpoints=checkpoints,
             tasks=tasks,
             agents=agents,
-            starts=starts,
+            starter=starter,
             autostarter=autostarter,
             router=router,
             dispatcher=dispatcher,

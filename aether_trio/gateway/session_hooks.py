@@ -14,7 +14,7 @@ from aether_trio.model.containment import run_all
 from aether_trio.model.errors import Status
 from aether_trio.model.identity import Kind
 from aether_trio.model.ownership import SessionHistory
-from aether_trio.services.agents import AutostartQueue, Starts
+from aether_trio.services.agents import AgentStarter, AutostartQueue
 from aether_trio.services.credentials import CredentialChecker
 from aether_trio.services.kv import KvService
 from aether_trio.services.presence import PresenceStore
@@ -45,7 +45,7 @@ class ServiceHooks:
     kv: KvService
     tasks: TaskService
     conversations: Conversations
-    starts: Starts
+    starter: AgentStarter
     autostart_queue: AutostartQueue
 
     async def authenticate(self, claim: Claim, peer: Peer) -> Admitted:
@@ -67,7 +67,7 @@ class ServiceHooks:
 
     async def prepare(self, session: Session) -> None:
         """Give an agent that was started the task of its start (reference: tasks.md 4.4)."""
-        start = await self.starts.of(session.identity)
+        start = await self.starter.current_start(session.identity)
         if start is not None:
             session.start_agent(start.task_id, task_context(start))
 
@@ -95,7 +95,7 @@ class ServiceHooks:
     def _join(self, session: Session, *, back: bool, again: bool = False) -> None:
         self.tasks.joined(session, back=back, again=again)
         if session.identity.kind is Kind.ORCHESTRATOR:
-            self.starts.joined(session, back=back, again=again)
+            self.starter.joined(session, back=back, again=again)
 
     def moved(self, session: Session) -> None:
         """Tell the services that a session has switched its workspace."""
@@ -119,7 +119,7 @@ class ServiceHooks:
 
     def _agent_ended(self, session: Session) -> None:
         if session.identity.kind is Kind.ORCHESTRATOR:
-            self.starts.ended(session)
+            self.starter.ended(session)
         elif session.task_context:
             self.autostart_queue.agent_ended(session.identity.text)
         else:

@@ -42,7 +42,7 @@ def fails_once(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> Calla
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        (Autostarter, "_look"),
+        (Autostarter, "_check"),
         (Autostarter, "_pause_s"),
         (PresenceStore, "flush"),
         (PresenceStore, "_sweep_page"),

@@ -1,8 +1,8 @@
-"""Agents that can be started when they are needed: which there are, who starts them, and when."""
+"""Agents that orchestrators start when needed: registry, startup tasks, autostart."""
 
 from aether_trio.services.agents.autostart import Autostarter, AutostartQueue
-from aether_trio.services.agents.registry import AgentStore
+from aether_trio.services.agents.registry import AgentRegistry
 from aether_trio.services.agents.service import AgentService
-from aether_trio.services.agents.startup import Starts
+from aether_trio.services.agents.startup import AgentStarter
 
-__all__ = ["AgentService", "AgentStore", "AutostartQueue", "Autostarter", "Starts"]
+__all__ = ["AgentRegistry", "AgentService", "AgentStarter", "AutostartQueue", "Autostarter"]

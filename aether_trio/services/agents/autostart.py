@@ -1,19 +1,22 @@
-"""Messages wake agents that are not running: who is written to while it is away is looked at, a moment later, and started if it can be.
+"""Decides which agents are started because messages wait for them.
 
-    router ── target_absent(identity) ──▶ AutostartQueue ──▶ one look for many: registered? connected anywhere? ──▶ Starts.wake
+    router ── target_absent(identity) ──▶ AutostartQueue ──▶ a check of many ──▶ start_all
+                                                             (registered? connected to any node?)
 
-A note costs a dictionary entry, and an identity is looked at once a second at most, so a burst of messages to somebody who is away
-costs the message path next to nothing. A note that comes while its identity was just looked at waits for the next look: what was
-written before a look that finds the agent gone always leads to a start. An agent that has lost its connection and may come back is
-looked at again, until it has or its start has ended.
+Such a call costs the message path a dictionary entry, and an identity is checked once a second at
+most, so a burst of messages to an absent agent is cheap. A call that comes just after a check of
+its identity waits for the next check: a message that was sent before a check that finds the agent
+absent always leads to a start. An agent that lost its connection and may come back is checked
+again, until it has come back or its start has ended.
 
-An agent that was started and has ended, or whose node is gone, is looked at as well: if there are messages that it has not read, sent while it was dying perhaps, it
-is started again for them. One that ends at the same message again and again is given up after MAX_RESTARTS starts; then the next message
-may try.
+An agent that was started and has ended, or whose node has died, is checked as well: if its topic
+has messages that it has not read, it is started again. An agent that ends at the same message again
+and again is given up after MAX_RESTARTS starts; then the next message can start it.
 
-What is registered is known from a look at the names, which is repeated when somebody registers something here and every few seconds while
-there is a use for it: another node's registration counts within REFRESH_S. Whoever nobody has registered is remembered for STRANGER_S:
-the orchestrator that will may be starting just now.
+The registered implementations are read when one is registered on this node, and every REFRESH_S
+while identities wait: so a registration on another node counts within REFRESH_S. A message to an
+implementation that is not registered is remembered for UNREGISTERED_S: its orchestrator may be
+about to register it.
 """
 
 from __future__ import annotations
@@ -30,8 +33,8 @@ from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.model.clock import Clock
 from aether_trio.model.containment import report
 from aether_trio.model.identity import Identity, IdentityError
-from aether_trio.services.agents.registry import AgentStore
-from aether_trio.services.agents.startup import Starts
+from aether_trio.services.agents.registry import AgentRegistry
+from aether_trio.services.agents.startup import AgentStarter
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.bisection import in_halves
 
@@ -39,24 +42,32 @@ logger = structlog.get_logger("aether.agents")
 
 V = TypeVar("V")
 
-QUIET_S: Final = 1.0
+CHECK_PAUSE_S: Final = 1.0
+"""Seconds between two checks of one identity, and after an agent has ended."""
 REFRESH_S: Final = 5.0
-STRANGER_S: Final = 60.0
+"""Seconds between two looks at the registered implementations."""
+UNREGISTERED_S: Final = 60.0
+"""Seconds for which a message to an implementation that is not registered can still start an agent.
+"""
 BATCH: Final = 100
+"""Identities in one check at most."""
 MAX_RESTARTS: Final = 3
-"""Starts of an agent that ends each time before it has read a message; after 1, 2 and 4 seconds."""
+"""Starts of an agent that ends each time before it has read a message: after 1, 2 and 4 seconds."""
 MAX_WAITING: Final = 10_000
-"""Identities; beyond it a message wakes nobody, and the next one may."""
+"""Identities that are remembered.
+
+Beyond it a message starts no agent, and the next message may.
+"""
 SHARE: Final = 10
-"""Those of one workspace may be the tenth part, so that one which writes to very many keeps no other from its agents."""
+"""A workspace gets the tenth part of MAX_WAITING, so that it keeps no other from its agents."""
 
 
 @dataclass(frozen=True, slots=True)
 class AutostartStatistics:
-    """What an Autostarter of one node has done since its start.
+    """Counts the starts that messages caused on this node.
 
-    `started` agents were started because of messages; `given_up` agents ended again and again at the
-    same message; `waiting` receivers are still to be looked at.
+    `started` agents and `given_up` ones (they ended again and again at the same message) count
+    since start; `waiting` identities are to be checked.
     """
 
     started: int
@@ -64,8 +75,8 @@ class AutostartStatistics:
     waiting: int
 
 
-class _Noted(Generic[V]):
-    """Identities, with what is known of each, in their order; a workspace has a share of the room."""
+class _FairMap(Generic[V]):
+    """Maps identities to values in order of arrival; bounds each workspace's share."""
 
     def __init__(self) -> None:
         self._values: dict[str, V] = {}
@@ -81,11 +92,11 @@ class _Noted(Generic[V]):
         return identity in self._values
 
     def items(self) -> list[tuple[str, V]]:
-        """All of them now."""
+        """Return a copy of all entries."""
         return list(self._values.items())
 
     def offer(self, identity: str, value: V) -> bool:
-        """Add an identity, if it is not there and there is room; whether it was added."""
+        """Add a new identity if its workspace has room; return whether it was added."""
         if identity in self._values or len(self._values) >= MAX_WAITING:
             return False
         if self._counts[_workspace_of(identity)] >= MAX_WAITING // SHARE:
@@ -94,13 +105,16 @@ class _Noted(Generic[V]):
         return True
 
     def keep(self, identity: str, value: V) -> None:
-        """Add an identity that was here before, whatever room there is. One that is there stays as it is."""
+        """Add an identity that was accepted before, even if there is no room.
+
+        It keeps a present value.
+        """
         if identity not in self._values:
             self._values[identity] = value
             self._counts[_workspace_of(identity)] += 1
 
     def pop(self, identity: str) -> V | None:
-        """Remove it; what was known of it."""
+        """Remove an identity and return its value."""
         if identity not in self._values:
             return None
         workspace = _workspace_of(identity)
@@ -115,71 +129,79 @@ def _workspace_of(identity: str) -> str:
 
 
 class AutostartQueue:
-    """Collects what an Autostarter is to look at, from parts that are made before it is.
+    """Collects identities for an Autostarter, from parts that are made before it.
 
-    It is the AgentHooks of the task engine.
+    It is the AgentHooks of the task engine. No method blocks.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self.waiting = _Noted[int]()
-        """Receivers of messages that were not connected, and when (Unix ms) the first one came."""
+        self.waiting = _FairMap[int]()
+        """Identities to check, and when the first message for each was sent (Unix ms)."""
         self.ended: dict[str, float] = {}
-        """Started agents whose connection has ended, and when (trio's clock) to look at each."""
-        self.unregistered = _Noted[tuple[int, float]]()
-        """When a message came for an identity that is not registered, and until when (trio's clock) that counts."""
+        """Started agents that have ended, and when each is to be checked (trio's clock)."""
+        self.unregistered = _FairMap[tuple[int, float]]()
+        """Identities that are not registered: when the message was sent, and until when it counts.
+        """
         self.registrations = 0
-        """How often a registration was added or removed on this node."""
+        """How many times a registration was written or deleted on this node."""
         self.changed = AutoResetEvent()
 
     def target_absent(self, identity: str) -> None:
-        """Report a message or task for a participant that is not connected to this node. Never blocks."""
+        """Report that a message or task waits for a participant absent from this node."""
         if identity not in self.waiting and self.waiting.offer(identity, self._clock.now_ms()):
             self.changed.set()
 
     def agent_ended(self, identity: str) -> None:
-        """Report that an agent that was started is no longer connected to this node. Never blocks."""
+        """Report that a started agent is no longer connected to this node."""
         if len(self.ended) < MAX_WAITING:
-            self.ended[identity] = trio.current_time() + QUIET_S
+            self.ended[identity] = trio.current_time() + CHECK_PAUSE_S
             self.changed.set()
 
     def gateway_lost(self, identity: str) -> None:
-        """Report that the node of an agent that was started is gone. Never blocks."""
+        """Report that the node of a started agent has died."""
         self.agent_ended(identity)
 
     def unstarted_ended(self, identity: str) -> None:
-        """Report the end of an agent that was not started: it has seen its messages. Never blocks."""
+        """Report the end of a participant that was not started: it has seen its messages."""
         self.unregistered.pop(identity)
 
     def registration_changed(self) -> None:
-        """Report that a registration was added or removed on this node. Never blocks."""
+        """Report that a registration was written or deleted on this node."""
         self.registrations += 1
         if self.unregistered:
             self.changed.set()
 
 
 class Autostarter:
-    """See the module docstring. `connected(identity)` says whether a participant is, on whichever node; `unread(identity)` gives the
-    position up to which it has read its topic, and how many messages are behind it.
+    """Starts registered agents for which messages wait.
+
+    `connected(identity)` says whether a participant is connected to any node. `unread(identity)`
+    returns the position up to which it has read its topic, and how many messages are behind that
+    position.
     """
 
     def __init__(
         self,
         queue: AutostartQueue,
-        starts: Starts,
-        agents: AgentStore,
+        starter: AgentStarter,
+        agents: AgentRegistry,
         clock: Clock,
         connected: Callable[[str], Awaitable[bool]],
         unread: Callable[[str], Awaitable[tuple[int, int]]],
     ) -> None:
-        self._starts = starts
+        self._queue = queue
+        self._starter = starter
         self._agents = agents
         self._clock = clock
         self._connected = connected
         self._unread = unread
-        self._queue = queue
-        self._stuck: OrderedDict[str, tuple[int, int]] = OrderedDict()
-        self._looked: dict[str, float] = {}
+        self._restarts: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        """Agents that ended with unread messages: the position, and how many times they ended
+        there.
+        """
+        self._checked: dict[str, float] = {}
+        """When an identity was checked (trio's clock): its next check is CHECK_PAUSE_S later."""
         self._names: frozenset[str] = frozenset()
         self._names_until = -1.0
         self._names_of = 0
@@ -187,42 +209,42 @@ class Autostarter:
         self._started = self._given_up = 0
 
     def statistics(self) -> AutostartStatistics:
-        """What has happened so far."""
+        """Return what waits now, and what has happened since start."""
         return AutostartStatistics(self._started, self._given_up, len(self._queue.waiting) + len(self._queue.ended))
 
     async def run(self) -> None:
-        """Look, until cancelled."""
+        """Check identities until cancelled."""
         while True:
             with trio.move_on_after(self._pause_s()):
                 await self._queue.changed.wait()
             try:
-                await self._look()
+                await self._check()
             except StorageUnavailable as error:
-                logger.warning("nobody is woken while storage is away", reason=str(error))
-                await trio.sleep(QUIET_S)
+                logger.warning("storage is unavailable; messages start no agents until it answers", reason=str(error))
+                await trio.sleep(CHECK_PAUSE_S)
 
     def _pause_s(self) -> float:
-        """Until something is to be looked at though nothing is new."""
+        """Return the seconds until an identity is due for a check without a new call."""
         now = trio.current_time()
-        moments = [self._looked.get(identity, now - QUIET_S) + QUIET_S for identity in self._queue.waiting]
+        moments = [self._checked.get(identity, now - CHECK_PAUSE_S) + CHECK_PAUSE_S for identity in self._queue.waiting]
         moments += self._queue.ended.values()
         if self._queue.unregistered:
-            moments.append(self._names_age_out())
+            moments.append(self._names_due())
         return max(min(moments, default=now + 3600) - now, 0.0)
 
-    async def _look(self) -> None:
+    async def _check(self) -> None:
         now = trio.current_time()
-        for identity in [one for one, at in self._looked.items() if at + QUIET_S <= now]:
-            del self._looked[identity]
+        for identity in [one for one, at in self._checked.items() if at + CHECK_PAUSE_S <= now]:
+            del self._checked[identity]
         queue = self._queue
-        if (queue.waiting or queue.unregistered or queue.ended) and self._names_age_out() <= now:
-            await self._learn_names(now)
+        if (queue.waiting or queue.unregistered or queue.ended) and self._names_due() <= now:
+            await self._read_names(now)
         for identity in [one for one, at in self._queue.ended.items() if at <= now]:
             if self._is_registered(identity):
-                await in_halves([identity], self._look_after, _given_up)
-            if self._queue.ended[identity] <= now:  # else it has come and ended again meanwhile
+                await in_halves([identity], self._check_unread, _report_defect)
+            if self._queue.ended[identity] <= now:  # else the agent has come and ended again meanwhile
                 del self._queue.ended[identity]
-        due = [one for one in self._queue.waiting if one not in self._looked][:BATCH]
+        due = [one for one in self._queue.waiting if one not in self._checked][:BATCH]
         wanted: dict[str, int] = {}
         for identity in due:
             trigger_ms = self._queue.waiting.pop(identity)
@@ -231,22 +253,24 @@ class Autostarter:
                 wanted[identity] = trigger_ms
             else:
                 self._queue.unregistered.pop(identity)
-                self._queue.unregistered.offer(identity, (trigger_ms, now + STRANGER_S))
+                self._queue.unregistered.offer(identity, (trigger_ms, now + UNREGISTERED_S))
         if wanted:
             try:
-                await in_halves(list(wanted), lambda some: self._wake({one: wanted[one] for one in some}), _given_up)
+                await in_halves(
+                    list(wanted), lambda some: self._start({one: wanted[one] for one in some}), _report_defect
+                )
             except BaseException:
                 for identity, trigger_ms in wanted.items():
                     self._queue.waiting.keep(identity, trigger_ms)
                 raise
 
-    def _names_age_out(self) -> float:
-        """When the names are to be read again, on trio's clock."""
+    def _names_due(self) -> float:
+        """Return when the names are to be read again (trio's clock)."""
         return self._names_until if self._names_of == self._queue.registrations else -1.0
 
-    async def _learn_names(self, now: float) -> None:
-        """What is registered by now, and who of the strangers is none any more."""
-        # Before the look: what is registered during it, the next one finds.
+    async def _read_names(self, now: float) -> None:
+        """Read the registered implementations, and let messages wait that have one by now."""
+        # Set before the read: the next read finds what is registered during this one.
         self._names_until = now + REFRESH_S
         self._names_of = self._queue.registrations
         try:
@@ -261,36 +285,40 @@ class Autostarter:
                 continue
             self._queue.unregistered.pop(identity)
 
-    async def _look_after(self, ended: Sequence[str]) -> Sequence[None]:
-        """Whether somebody who has ended has left messages behind."""
+    async def _check_unread(self, ended: Sequence[str]) -> Sequence[None]:
+        """Let an agent that has ended wait for a start if it has unread messages."""
         (identity,) = ended
         position, count = await self._unread(identity)
         if not count or await self._connected(identity):
-            self._stuck.pop(identity, None)
+            self._restarts.pop(identity, None)
             return ()
-        before, times = self._stuck.pop(identity, (position, 0))
+        before, times = self._restarts.pop(identity, (position, 0))
         times = times + 1 if before == position else 1
-        self._stuck[identity] = (position, times)
-        if len(self._stuck) > MAX_WAITING:
-            self._stuck.popitem(last=False)
+        self._restarts[identity] = (position, times)
+        if len(self._restarts) > MAX_WAITING:
+            self._restarts.popitem(last=False)
         if times > MAX_RESTARTS:
             self._given_up += 1
-            logger.warning("an agent ends again and again at the same message", identity=identity, message=position + 1)
+            logger.warning(
+                "an agent ends again and again at the same message; it is not started until the next message",
+                identity=identity,
+                message=position + 1,
+            )
             return ()
         self._queue.waiting.keep(identity, self._clock.now_ms())
-        self._looked[identity] = trio.current_time() + (1 << times - 1) - 1 - QUIET_S
+        self._checked[identity] = trio.current_time() + (1 << times - 1) - 1 - CHECK_PAUSE_S
         return ()
 
     def _is_registered(self, identity: str) -> bool:
         implementation = identity.split("::", 3)[2]
         return implementation in self._names or implementation.rpartition(":")[0] in self._names
 
-    async def _wake(self, wanted: Mapping[str, int]) -> Sequence[None]:
+    async def _start(self, wanted: Mapping[str, int]) -> Sequence[None]:
         absent: dict[Identity, int] = {}
-        present = await self._starts.connected(list(wanted))
+        present = await self._starter.connected(list(wanted))
         for name, trigger_ms in wanted.items():
-            self._looked[name] = trio.current_time()
-            # The table of workers is a moment behind when somebody has just come.
+            self._checked[name] = trio.current_time()
+            # The table of workers is a moment behind when a participant has just connected.
             if name in present or await self._connected(name):
                 continue
             try:
@@ -299,19 +327,21 @@ class Autostarter:
                 continue
         if not absent:
             return ()
-        for identity, begun in (await self._starts.wake(absent)).items():
+        for identity, begun in (await self._starter.start_all(absent)).items():
             if begun.problem:
-                logger.info("a message cannot wake its receiver", identity=identity.text, reason=begun.problem)
+                logger.info("a message cannot start its receiver", identity=identity.text, reason=begun.problem)
             elif begun.created:
                 self._started += 1
-                logger.info(
-                    "a message wakes its receiver", identity=identity.text, task=begun.task and begun.task.task_id
-                )
+                task_id = begun.task and begun.task.task_id
+                logger.info("a message starts its receiver", identity=identity.text, task=task_id)
             elif begun.missing:
                 self._queue.waiting.keep(identity.text, absent[identity])
         return ()
 
 
-def _given_up(identity: str, error: Exception) -> None:
-    """It would be met again, and keep all others waiting; the next message for it may wake it."""
-    report(error, f"{identity}, which is not woken")
+def _report_defect(identity: str, error: Exception) -> None:
+    """Report an unexpected error; the next message for `identity` may start it.
+
+    Another try would meet the error again, and keep all other identities waiting.
+    """
+    report(error, f"the start of {identity} for a message")

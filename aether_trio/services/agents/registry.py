@@ -1,10 +1,11 @@
-"""The registered agent implementations, as rows (reference: tasks.md section 3).
+"""Stores the registered agent implementations (reference: tasks.md section 3).
 
-A registration is kept as the message that its owner sent, and beside it what is looked for: implementation, profile, and the resource
-prefixes that no two implementations may own. REGISTER and UPDATE are the same: they replace all of it, and keep when it was first made.
+A row has the registration as its owner sent it, and the keys by which it is found: implementation,
+profile, and the resource prefixes, each of which one implementation owns. REGISTER and UPDATE do
+the same: they replace the registration, and keep the time when it was first made.
 
-Invariants: every prefix has one owner; a registration that was refused has written nothing. Programs answer with a record or a reason
-and never raise.
+Invariants: every prefix has one owner; a registration that is refused writes nothing. Programs
+return a record or a RegistrationRefusal, and never raise.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from aether_trio.storage.base import Database, Execute, ExecuteMany, Fetch, Prog
 from aether_trio.wire.pb import aether_pb2 as pb
 
 PROFILE: Final = "profile"
-"""The launch parameter that says which orchestrators may start the agent."""
+"""The launch parameter that names the orchestrators that may start the agent."""
 MAX_REGISTRATION_BYTES: Final = 64 * KIB
 MAX_PAGE_BYTES: Final = 3 * MIB
 """Of a list: clients refuse messages over 4 MiB."""
@@ -49,7 +50,7 @@ _UPSERT: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Registration:
+class AgentRegistration:
     """One implementation. `info` is complete, with its profile and its times."""
 
     info: pb.AgentRegistrationInfo
@@ -60,7 +61,7 @@ class Registration:
 
     @property
     def profile(self) -> str:
-        """Whose orchestrators may start it; "" when nobody can."""
+        """Which orchestrators may start the agent; "" if none can."""
         return self.info.launch_params.get(PROFILE, "")
 
     @property
@@ -69,25 +70,28 @@ class Registration:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why nothing was written: a sentence for the client. `conflict`: a prefix has another owner."""
+class RegistrationRefusal:
+    """Says why a registration was not written, for the client.
+
+    `conflict`: a prefix has another owner.
+    """
 
     reason: str
     conflict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class RegistrationPage:
-    """Some of the registrations that match, in the order of their implementations, and how many match in all."""
+class AgentRegistrationPage:
+    """Has registrations that match, by implementation, and how many match in all."""
 
-    registrations: Sequence[Registration]
+    registrations: Sequence[AgentRegistration]
     total: int
 
 
 def normalised(
     info: pb.AgentRegistrationInfo, implementation: str, *, strict: bool
-) -> pb.AgentRegistrationInfo | Refusal:
-    """What is stored of a registration: the profile is in its launch parameters, and there are no times.
+) -> pb.AgentRegistrationInfo | RegistrationRefusal:
+    """Return a registration as it is stored: its profile in launch_params, no times.
 
     A profile that is only in `orchestrator_profile` counts too; the reference forgets it there.
     """
@@ -97,7 +101,7 @@ def normalised(
     try:
         check_token(implementation, "implementation", strict=strict)
     except IdentityError as error:
-        return Refusal(str(error))
+        return RegistrationRefusal(str(error))
     if not stored.launch_params.get(PROFILE) and info.orchestrator_profile:
         stored.launch_params[PROFILE] = info.orchestrator_profile
     for field in ("orchestrator_profile", "registered_at", "updated_at"):
@@ -109,28 +113,34 @@ def normalised(
         *(("resource_type_prefix", one.resource_type_prefix) for one in info.resource_schema),
     ]:
         if len(text.encode()) > MAX_TEXT_BYTES:
-            return Refusal(f"{name} has {len(text.encode())} bytes; at most {MAX_TEXT_BYTES} are allowed")
+            return RegistrationRefusal(f"{name} has {len(text.encode())} bytes; at most {MAX_TEXT_BYTES} are allowed")
     for entry in info.resource_schema:
         prefix = _prefix_key(entry.resource_type_prefix)
         if not prefix:
-            return Refusal("an entry of resource_schema has no resource_type_prefix")
+            return RegistrationRefusal("an entry of resource_schema has no resource_type_prefix")
         if prefix in seen:
-            return Refusal(f"resource_type_prefix {entry.resource_type_prefix!r} is there twice", conflict=True)
+            return RegistrationRefusal(
+                f"resource_type_prefix {entry.resource_type_prefix!r} is in resource_schema twice", conflict=True
+            )
         seen.add(prefix)
     if stored.ByteSize() > MAX_REGISTRATION_BYTES:
-        return Refusal(f"the registration has {stored.ByteSize()} bytes; at most {MAX_REGISTRATION_BYTES} are allowed")
+        return RegistrationRefusal(
+            f"the registration has {stored.ByteSize()} bytes; at most {MAX_REGISTRATION_BYTES} are allowed"
+        )
     return stored
 
 
 def _prefix_key(prefix: str) -> str:
-    """A trailing slash makes no other family of resources."""
+    """Return the key of a prefix: with and without a trailing slash it is the same."""
     return prefix.rstrip("/")
 
 
-class AgentStore:
-    """The registry in the database of the tasks, of `most` implementations (0: of any number). What waits raises StorageUnavailable.
+class AgentRegistry:
+    """Reads and writes registrations, `most` at most (0: any number).
 
-    `on_change` is called when a registration was added or removed on this node.
+    Coroutines raise StorageUnavailable.
+
+    `on_change` is called when a registration was written or deleted on this node.
     """
 
     def __init__(
@@ -142,27 +152,29 @@ class AgentStore:
         self._strict = strict
         self._on_change = on_change
 
-    async def find(self, implementation: str) -> Registration | None:
-        """The registration of this implementation; of "name:version" also that of "name"."""
-        if "\0" in implementation:  # which text in PostgreSQL cannot hold, so nobody has registered it
+    async def find(self, implementation: str) -> AgentRegistration | None:
+        """Return an implementation's registration; for "name:version" also that of "name"."""
+        if "\0" in implementation:  # PostgreSQL's text cannot have it, so it is not registered
             return None
         return await self._database.read_small(partial(find, implementation))
 
-    async def page(self, profile: str, offset: int, limit: int) -> RegistrationPage:
-        """Registrations of a profile ("" for all); `limit` 0 is as many as a message takes."""
+    async def page(self, profile: str, offset: int, limit: int) -> AgentRegistrationPage:
+        """Return registrations of a profile ("" for all).
+
+        `limit` 0: as many as one message can have."""
         return await self._database.read(partial(_page, profile.encode(), offset, limit))
 
-    async def put(self, info: pb.AgentRegistrationInfo, implementation: str) -> Registration | Refusal:
+    async def put(self, info: pb.AgentRegistrationInfo, implementation: str) -> AgentRegistration | RegistrationRefusal:
         """Add or replace a registration."""
         stored = normalised(info, implementation, strict=self._strict)
-        if isinstance(stored, Refusal):
+        if isinstance(stored, RegistrationRefusal):
             return stored
         written = await self._database.run(partial(_put, stored, self._clock.now_ms(), self._most))
         self._on_change()
         return written
 
     async def delete(self, implementation: str) -> bool:
-        """Forget a registration; whether there was one."""
+        """Delete a registration; return whether there was one."""
         if "\0" in implementation:
             return False
         found = await self._database.run(partial(_delete, implementation))
@@ -170,21 +182,24 @@ class AgentStore:
         return found
 
     async def names(self) -> frozenset[str]:
-        """All implementations."""
+        """Return the names of all registered implementations."""
         return frozenset(name for (name,) in await self._database.fetch("SELECT implementation FROM agents"))
 
 
-def _read(row: Row) -> Registration:
+def _read(row: Row) -> AgentRegistration:
     data, registered_ms, updated_ms = row
     info = pb.AgentRegistrationInfo.FromString(data)
     info.orchestrator_profile = info.launch_params.get(PROFILE, "")
     info.registered_at = registered_ms // 1000
     info.updated_at = updated_ms // 1000
-    return Registration(info)
+    return AgentRegistration(info)
 
 
-def find(implementation: str) -> Program[Registration | None]:
-    """The registration of this implementation, or of its name without a version; part of a program."""
+def find(implementation: str) -> Program[AgentRegistration | None]:
+    """Return the registration of an implementation, or of its name without a version.
+
+    Part of a program.
+    """
     names = [implementation]
     if ":" in implementation:
         names.append(implementation.rpartition(":")[0])
@@ -195,7 +210,7 @@ def find(implementation: str) -> Program[Registration | None]:
     return None
 
 
-def _page(profile: bytes, offset: int, limit: int) -> Program[RegistrationPage]:
+def _page(profile: bytes, offset: int, limit: int) -> Program[AgentRegistrationPage]:
     window = (limit if limit > 0 else MAX_PAGE_ROWS, offset, MAX_PAGE_BYTES)
     if profile:
         counted = yield Fetch("SELECT count(*) FROM agents WHERE profile = $1", (profile,))
@@ -203,24 +218,26 @@ def _page(profile: bytes, offset: int, limit: int) -> Program[RegistrationPage]:
     else:
         counted = yield Fetch("SELECT count(*) FROM agents")
         rows = yield Fetch(_ALL, window)
-    return RegistrationPage([_read(row) for row in rows], int(counted[0][0]))
+    return AgentRegistrationPage([_read(row) for row in rows], int(counted[0][0]))
 
 
-def _put(info: pb.AgentRegistrationInfo, now_ms: int, most: int) -> Program[Registration | Refusal]:
+def _put(info: pb.AgentRegistrationInfo, now_ms: int, most: int) -> Program[AgentRegistration | RegistrationRefusal]:
     implementation = info.implementation
     known = yield Fetch("SELECT 1 FROM agents WHERE implementation = $1", (implementation,))
     if most and not known:
         [[count]] = yield Fetch("SELECT count(*) FROM agents")
         if count >= most:
-            return Refusal(
+            return RegistrationRefusal(
                 f"{Code.QUOTA}: {count} implementations are registered, which is the limit (limits.agent_registrations); "
-                "delete those that nobody starts any more"
+                "delete those that are not started any more"
             )
     prefixes = sorted(_prefix_key(entry.resource_type_prefix).encode() for entry in info.resource_schema)
     for prefix in prefixes:
         owners = yield Fetch("SELECT implementation FROM agent_prefixes WHERE prefix = $1", (prefix,))
         if owners and owners[0][0] != implementation:
-            return Refusal(f"resource_type_prefix {prefix.decode()!r} belongs to {owners[0][0]}", conflict=True)
+            return RegistrationRefusal(
+                f"resource_type_prefix {prefix.decode()!r} belongs to {owners[0][0]}", conflict=True
+            )
     profile = info.launch_params.get(PROFILE, "").encode()
     rows = yield Fetch(_UPSERT, (implementation, profile, info.SerializeToString(), now_ms))
     yield Execute("DELETE FROM agent_prefixes WHERE implementation = $1", (implementation,))

@@ -1,8 +1,9 @@
-"""`agent_op`: the registry of agent implementations, who can start them, and starting one (reference: tasks.md 6.5).
+"""Handles `agent_op`: registrations and LAUNCH (reference: tasks.md 6.5).
 
-Whoever may not is told by a typed reply and by an ErrorResponse: the reference sends the latter alone, which leaves a caller of the
-published SDK to its time-out (sdk.md, scenario 95). What else goes wrong is in the typed reply's `error`. The reply carries the request's
-id, which the reference never echoes.
+A client without permission gets a typed reply and an ErrorResponse: the reference sends the latter
+alone, and a caller of the published SDK then waits for its time limit (sdk.md, scenario 95). Other
+errors are in the typed reply's `error`. The reply has the request's id, which the reference never
+echoes.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from aether_trio.model.errors import AetherError, Code
 from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.model.text import shown
 from aether_trio.services.access import Authorizer
-from aether_trio.services.agents.registry import AgentStore, Refusal
-from aether_trio.services.agents.startup import Starts
+from aether_trio.services.agents.registry import AgentRegistry, RegistrationRefusal
+from aether_trio.services.agents.startup import AgentStarter
 from aether_trio.session.session import Session
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.outages import outage_text
@@ -25,20 +26,22 @@ from aether_trio.wire.pb import aether_pb2 as pb
 Op = pb.AgentOperation
 
 DEFAULT: Final = "default"
-"""For a workspace and a specifier that are not given."""
+"""The workspace and the specifier of a LAUNCH that names none."""
 
 
 class AgentService:
     """Handles `agent_op`."""
 
-    def __init__(self, store: AgentStore, starts: Starts, authorizer: Authorizer, *, strict: bool = True) -> None:
-        self._store = store
-        self._starts = starts
+    def __init__(
+        self, registry: AgentRegistry, starter: AgentStarter, authorizer: Authorizer, *, strict: bool = True
+    ) -> None:
+        self._registry = registry
+        self._starter = starter
         self._authorizer = authorizer
         self._strict = strict
 
     async def handle(self, session: Session, op: pb.AgentOperation) -> Sequence[pb.DownstreamMessage]:
-        """Do one operation; what the caller is sent, in order."""
+        """Perform one operation; return what the client is sent, in order."""
         response = pb.AgentResponse(request_id=op.request_id)
         try:
             decision = await self._authorizer.check_admin(session.identity, "agents", operation="agent_op")
@@ -55,9 +58,10 @@ class AgentService:
     async def _operate(self, session: Session, op: pb.AgentOperation, response: pb.AgentResponse) -> None:
         match op.op:
             case Op.REGISTER | Op.UPDATE | Op.DELETE if not session.reaches_everything:
-                # A registration says what is started in every workspace.
+                # A registration counts in every workspace.
                 raise AetherError(
-                    Code.PERMISSION_DENIED, "agents are registered by credentials that reach all workspaces"
+                    Code.PERMISSION_DENIED,
+                    "registering agents needs a credential that reaches all workspaces; this one does not",
                 )
             case Op.LIST:
                 await self._list(op.filter, response)
@@ -77,13 +81,13 @@ class AgentService:
                 response.error = f"unknown agent operation {op.op}"
 
     async def _list(self, wanted: pb.AgentFilter, response: pb.AgentResponse) -> None:
-        page = await self._store.page(wanted.orchestrator_profile, max(wanted.offset, 0), max(wanted.limit, 0))
+        page = await self._registry.page(wanted.orchestrator_profile, max(wanted.offset, 0), max(wanted.limit, 0))
         response.agents.extend(one.info for one in page.registrations)
         response.total_count = page.total
         response.success = True
 
     async def _get(self, implementation: str, response: pb.AgentResponse) -> None:
-        found = await self._store.find(implementation)
+        found = await self._registry.find(implementation)
         if found is None:
             response.error = not_registered(implementation)
             return
@@ -92,10 +96,10 @@ class AgentService:
 
     async def _write(self, op: pb.AgentOperation, implementation: str, response: pb.AgentResponse) -> None:
         if not op.HasField("agent"):
-            response.error = "a registration says what is registered: the field agent is missing"
+            response.error = "the field agent is missing: it has the registration to store"
             return
-        written = await self._store.put(op.agent, implementation)
-        if isinstance(written, Refusal):
+        written = await self._registry.put(op.agent, implementation)
+        if isinstance(written, RegistrationRefusal):
             response.error = f"{Code.PREFIX_CONFLICT}: {written.reason}" if written.conflict else written.reason
             return
         response.agent.CopyFrom(written.info)
@@ -103,7 +107,7 @@ class AgentService:
         response.success = True
 
     async def _delete(self, implementation: str, response: pb.AgentResponse) -> None:
-        if not await self._store.delete(implementation):
+        if not await self._registry.delete(implementation):
             response.error = not_registered(implementation)
             return
         response.message = f"{implementation} is not registered any more"
@@ -123,7 +127,7 @@ class AgentService:
             return
         if not session.allows_workspace(target.workspace):
             raise AetherError(Code.PERMISSION_DENIED, f"this credential does not reach workspace {target.workspace}")
-        begun = await self._starts.launch(target, params.param_overrides, session.identity.text)
+        begun = await self._starter.launch(target, params.param_overrides, session.identity.text)
         if begun.problem:
             response.error = begun.problem
         elif begun.task is None:
@@ -136,12 +140,12 @@ class AgentService:
             response.success = True
 
     async def _orchestrators(self, response: pb.AgentResponse) -> None:
-        for name, profiles, connected_ms in await self._starts.orchestrators():
+        for name, profiles, connected_ms in await self._starter.orchestrators():
             response.orchestrators.add(orchestrator_id=name, profiles=profiles, connected_at=connected_ms // 1000)
         response.total_count = len(response.orchestrators)
         response.success = True
 
 
 def not_registered(implementation: str) -> str:
-    """A sentence for whoever asks for it."""
+    """Return the error text for an implementation that is not registered."""
     return f"no agent implementation {shown(implementation)} is registered"

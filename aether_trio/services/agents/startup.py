@@ -1,7 +1,9 @@
-"""Starting agents: the wish for one becomes a task in one transaction, wherever it was made, and an orchestrator is told of it.
+"""Starts agents: makes a startup task, which an orchestrator is assigned.
 
-A Starter of the task service, for TARGETED tasks whose target is not connected; `wake` is for messages, `launch` for whoever asks. The
-registration is read in the transaction that makes the start, so what was registered before the wish counts.
+Three things cause a start: a TARGETED task whose target is not connected (`start`, as the Starter
+of the task service), a message to an absent agent (`start_all`, called by autostart.py), and the
+operation LAUNCH (`launch`). The registration is read in the transaction that makes the startup
+task, so a registration that was committed before counts.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.tasks import Task
 from aether_trio.model.tasks.task import AGENT_STARTUP
-from aether_trio.services.agents.registry import AgentStore, find
+from aether_trio.services.agents.registry import AgentRegistry, find
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction import rows, sessions, startup
 from aether_trio.services.tasks.transaction.startup import Begun, Wish
@@ -25,34 +27,43 @@ from aether_trio.storage.base import Program
 from aether_trio.wire.pb import aether_pb2 as pb
 
 NOT_OVERRIDDEN: Final = frozenset({startup.PROFILE, startup.TOKEN})
-"""Launch parameters that are the registration's and the gateway's: which orchestrators are asked, and the agent's credential."""
+"""Launch parameters that only a registration and the gateway set: the profile and the agent's
+token.
+"""
 STARTABLE: Final = frozenset({Kind.AGENT, Kind.UNIQUE_TASK})
 CAPACITY: Final = 1 << 40
-"""Starts do not count as work, so any number will do."""
+"""Of an orchestrator as a worker: startup tasks do not count against it, so any large number will
+do.
+"""
 _NAMES: Final = uuid.UUID("0a2f6a0e-1df6-4a63-9d35-6cfc4b1e7c0a")
 
 
-class Starts:
-    """See the module docstring."""
+class AgentStarter:
+    """Makes startup tasks, and keeps the table of orchestrators that get them."""
 
     def __init__(
         self,
         engine: Engine,
-        agents: AgentStore,
+        agents: AgentRegistry,
         ids: IdFactory,
     ) -> None:
         self._engine = engine
         self._agents = agents
         self._ids = ids
 
-    # -- wishes -----------------------------------------------------------------------------------------------------
+    # -- startup tasks -----------------------------------------------------------------------------
 
     async def knows(self, implementation: str) -> bool:
-        """See Starter."""
+        """Whether this implementation is registered. Raises StorageUnavailable."""
         return await self._agents.find(implementation) is not None
 
     def start(self, work: Work, target: Identity, cause: Task) -> Program[str]:
-        """See Starter. A cause that is a start itself is made to be the target's."""
+        """Have `target` started, in the transaction that creates `cause`.
+
+        Returns "", or why it cannot be started.
+
+        If `cause` is a startup task itself, it becomes the target's startup task.
+        """
         overrides = pb.CreateTaskRequest.FromString(cause.spec).launch_param_overrides
         own = cause.task_type == AGENT_STARTUP
         task_id = cause.task_id if own else str(uuid.uuid5(_NAMES, cause.task_id))
@@ -63,21 +74,25 @@ class Starts:
         return begun.problem
 
     async def launch(self, target: Identity, overrides: Mapping[str, str], creator: str) -> Begun:
-        """Start an agent because somebody asks for it. Raises StorageUnavailable."""
-        return (await self.wake({target: self._engine.clock.now_ms()}, overrides, creator))[target]
+        """Start an agent for a LAUNCH of `creator`. Raises StorageUnavailable."""
+        return (await self.start_all({target: self._engine.clock.now_ms()}, overrides, creator))[target]
 
-    async def wake(
+    async def start_all(
         self, wanted: Mapping[Identity, int], overrides: Mapping[str, str] | None = None, creator: str = ""
     ) -> dict[Identity, Begun]:
-        """Have these started, that something has happened for at these moments (Unix ms). Raises StorageUnavailable.
+        """Start these participants, each with the time of its trigger (Unix ms).
 
-        Whoever is connected is left alone: then there is neither a task nor a problem. Without `overrides` the first task that waits
-        for one says with what it is started: it may have slept, or be tried again, since it was started for it.
+        A participant that is connected gets neither a startup task nor a problem. `overrides`
+        replace launch parameters of the registration. Without them, the first task that waits for a
+        participant gives the overrides: the participant may have been started for this task before,
+        and hibernated or failed since.
+
+        Raises StorageUnavailable.
         """
         task_ids = {target: self._ids.unique() for target in wanted}
         found: dict[Identity, Begun] = {}
 
-        def errand(work: Work) -> Program[None]:
+        def mutation(work: Work) -> Program[None]:
             found.clear()
             for target, trigger_ms in wanted.items():
                 if (yield from work.find_worker(target.text)) is not None:
@@ -90,7 +105,7 @@ class Starts:
                     work, task_ids[target], target, wanted_params, trigger_ms, creator, priority
                 )
 
-        await self._engine.perform(errand)
+        await self._engine.perform(mutation)
         return found
 
     def _begin(
@@ -125,27 +140,37 @@ class Starts:
         return (yield from startup.begin(work, wish))
 
     async def connected(self, identities: Sequence[str]) -> set[str]:
-        """Those who are connected, on whichever node; a node that was killed is believed for some seconds. Raises StorageUnavailable."""
+        """Return which of these are connected to any node. Raises StorageUnavailable.
+
+        The workers of a node that was killed count as connected for some seconds.
+        """
         return await self._engine.database.read(lambda: startup.connected(identities))
 
-    async def of(self, identity: Identity) -> Task | None:
-        """The start of this identity that has not ended; None for those that are not started. Raises StorageUnavailable."""
+    async def current_start(self, identity: Identity) -> Task | None:
+        """Return the startup task of this identity that has not ended, or None.
+
+        Raises StorageUnavailable.
+        """
         if identity.kind not in STARTABLE:
             return None
         return await self._engine.database.read_small(lambda: startup.live(identity.text))
 
-    # -- orchestrators ----------------------------------------------------------------------------------------------
+    # -- orchestrators -----------------------------------------------------------------------------
 
     def joined(self, session: Session, *, back: bool, again: bool = False) -> None:
-        """An orchestrator has been acknowledged. `back`: it knows what it was told before. `again`: its node was taken for dead since."""
+        """Assign startup tasks to an orchestrator whose session has begun.
+
+        `back`: the orchestrator has resumed a session, and knows its assignments. `again`: other
+        nodes took its node for dead meanwhile.
+        """
         name, session_id, profiles = session.identity.text, session.session_id, session.profiles
         worker = rows.Worker(
             name, session_id, self._engine.hints.node, "", session.identity.implementation, False, 0, CAPACITY
         )
 
-        def errand(work: Work) -> Program[None]:
+        def mutation(work: Work) -> Program[None]:
             if session.detached:
-                return  # written late: another one of its name may have come meanwhile, elsewhere
+                return  # this is written late: an orchestrator of that name may be connected to another node
             yield from sessions.join(work, sessions.Joined(worker, back, again=again))
             if not back:
                 here = worker._replace(node=work.context.node)
@@ -153,23 +178,26 @@ class Starts:
                     work.pushes.append(Push(task, here, b""))
             yield from startup.joined(work, name, session_id, profiles)
 
-        self._engine.writes.put(errand, heartbeat=Heartbeat(name))
+        self._engine.writes.put(mutation, heartbeat=Heartbeat(name))
 
     def ended(self, session: Session) -> None:
-        """An orchestrator has gone. What it was to start goes to the next one."""
+        """Reassign the startup tasks of an orchestrator whose session has ended."""
         left = sessions.Left(
             session.identity.text, session.session_id, session.finished, by_gateway=session.ended_by_gateway
         )
 
-        def errand(work: Work) -> Program[None]:
+        def mutation(work: Work) -> Program[None]:
             yield from startup.left(left.identity, left.session_id)
             yield from sessions.leave(work, left)
 
-        self._engine.writes.put(errand)
+        self._engine.writes.put(mutation)
 
     async def orchestrators(self) -> list[tuple[str, Sequence[str], int]]:
-        """(identity, profiles, connected since) of everybody who can start something. Raises StorageUnavailable."""
-        await self._engine.writes.flush()  # who has been acknowledged here is in it
+        """Return (identity, profiles, connected since) of all orchestrators.
+
+        Raises StorageUnavailable.
+        """
+        await self._engine.writes.flush()  # orchestrators whose sessions have begun on this node are in it
         found: dict[str, tuple[list[str], int]] = {}
         for name, profile, connected_ms in await self._engine.database.read(startup.entries):
             found.setdefault(name, ([], connected_ms))[0].append(profile.decode())

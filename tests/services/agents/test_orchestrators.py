@@ -176,7 +176,7 @@ async def test_an_orchestrator_is_told_though_storage_was_away(core: Core, monke
                     raise StorageUnavailable("no answer")
             return await run(program, **how)
 
-        monkeypatch.setattr(engine, "run_program", away)
+        monkeypatch.setattr(engine.deliveries, "_run_program", away)
         task_id = await launch(other, "1")
         assert (await assignment(orchestrator)).task_id == task_id
         assert failures == -1
@@ -191,8 +191,8 @@ async def test_one_whose_coming_is_written_late_takes_nobodys_place(core: Core) 
         await engine.writes.flush()
         orchestrator.cut()
         await session.wait_detached()
-    core.starts.joined(session, back=False)
-    assert await core.starts.orchestrators() == []
+    core.starter.joined(session, back=False)
+    assert await core.starter.orchestrators() == []
     assert await engine.database.fetch("SELECT identity FROM task_workers") == []
 
 

@@ -133,8 +133,8 @@ async def test_more_tasks_than_a_page_fail_with_their_start(core: Core) -> None:
         for _ in range(startup.WAITING_PAGE * 2 + 1):
             await create(asker)
         await operation(asker, pb.TaskOperation.CANCEL, (await assignment(orchestrator)).task_id)
-        await core.tasks.engine.follow_ups.settle()
-        await core.tasks.engine.follow_ups.settle()
+        await core.tasks.engine.follow_ups.flush()
+        await core.tasks.engine.follow_ups.flush()
         found = await core.tasks.engine.database.fetch("SELECT DISTINCT status FROM tasks WHERE task_type = 't'")
         assert found == [("failed",)]
 

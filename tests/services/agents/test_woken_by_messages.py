@@ -11,7 +11,7 @@ import trio
 from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Status
 from aether_trio.services.agents import autostart
-from aether_trio.services.agents.autostart import REFRESH_S, STRANGER_S
+from aether_trio.services.agents.autostart import REFRESH_S, UNREGISTERED_S
 from aether_trio.storage.base import StorageUnavailable
 from tests.helpers.core import World, agent, barrier, connect, message_to, payloads, task
 from tests.services.agents.cast import ECHO, assignment, cast, echo, nothing_more, starts, until
@@ -113,7 +113,7 @@ async def test_an_orchestrator_that_takes_its_time_to_register_finds_what_has_co
     async with cast(core) as (orchestrator, asker):
         asker.send(message_to("ag::w::later::1", b"one"))
         await barrier(asker)
-        await trio.sleep(STRANGER_S - 3 * REFRESH_S)
+        await trio.sleep(UNREGISTERED_S - 3 * REFRESH_S)
         await register(orchestrator, "later")
         assert (await assignment(orchestrator)).target_implementation == "later"
 
@@ -122,7 +122,7 @@ async def test_what_came_long_before_a_registration_starts_nobody(core: Core) ->
     async with cast(core) as (orchestrator, asker):
         asker.send(message_to("ag::w::later::1", b"one"))
         await barrier(asker)
-        await trio.sleep(STRANGER_S + 2 * REFRESH_S)
+        await trio.sleep(UNREGISTERED_S + 2 * REFRESH_S)
         await register(orchestrator, "later")
         await nothing_more(orchestrator)
         assert await starts(core) == []
@@ -175,7 +175,7 @@ async def test_a_message_wakes_its_receiver_though_storage_was_away(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with cast(core) as (orchestrator, asker):
-        wake, failures = core.starts.wake, 3
+        wake, failures = core.starter.start_all, 3
 
         async def away(*args: Any) -> Any:
             nonlocal failures
@@ -184,7 +184,7 @@ async def test_a_message_wakes_its_receiver_though_storage_was_away(
                 raise StorageUnavailable("no answer")
             return await wake(*args)
 
-        monkeypatch.setattr(core.starts, "wake", away)
+        monkeypatch.setattr(core.starter, "start_all", away)
         asker.send(message_to(ECHO, b"one"))
         await assignment(orchestrator)
         assert failures == -1

@@ -111,7 +111,7 @@ async def test_a_client_is_told_of_no_hibernation_before_its_acknowledgement(cor
         save = pb.CheckpointOperation(op=pb.CheckpointOperation.SAVE, key="half", data=b"done")
         worker.send(pb.UpstreamMessage(checkpoint_op=save))
         assert (await worker.next("checkpoint")).checkpoint.success
-        find = core.starts.of
+        find = core.starter.current_start
 
         async def late(identity: Identity) -> Task | None:
             await gate.wait()
@@ -121,7 +121,7 @@ async def test_a_client_is_told_of_no_hibernation_before_its_acknowledgement(cor
             await gate.wait()
             await core.tasks.engine.perform(errand)
 
-        core.starts.of = late  # type: ignore[method-assign]
+        core.starter.current_start = late  # type: ignore[method-assign]
         core.tasks.engine.writes._perform = written_late  # the former session's row is still there
         nursery.start_soon(core.sessions.serve, back)
         back.send(agent("w", "i", "1", resume_session_id=session_id))
