@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from aether_trio.model.errors import Status, StatusError
-from aether_trio.transport.framed.output import Output
+from aether_trio.transport.framed.output import FramedOutput
 from aether_trio.transport.link import FrameSource, LinkBroken, Peer
 from aether_trio.transport.socket.linger import linger
 from aether_trio.transport.socket.liveness import has_ended, has_input
@@ -29,7 +29,7 @@ from aether_trio.wire.upstream import decode_upstream
 
 if TYPE_CHECKING:
     from aether_trio.transport.framed.limits import FramedLimits
-    from aether_trio.transport.framed.statistics import Counters
+    from aether_trio.transport.framed.statistics import FramedCounters
     from aether_trio.transport.link import Upstream
     from aether_trio.transport.socket.accepted import Accepted
     from aether_trio.transport.socket.unfinished_input import Account
@@ -80,10 +80,10 @@ class FramedLink:
     def __init__(
         self,
         accepted: Accepted,
-        output: Output,
+        output: FramedOutput,
         peer: Peer,
         limits: FramedLimits,
-        counters: Counters,
+        counters: FramedCounters,
         account: Account,
     ) -> None:
         self.sock = accepted.sock
@@ -166,7 +166,7 @@ class FramedLink:
         except BlockingIOError:
             return ()
         except OSError as error:
-            self.output.broken()
+            self.output.writer.abort()
             raise LinkBroken(error.strerror or type(error).__name__) from None
         return self.decode(data)
 
@@ -244,7 +244,7 @@ class FramedLink:
                 _HANDLERS[type(event)](self, event)
                 if self._failure is not behind:
                     break
-        self.output.pump_if_due()
+        self.output.kick_if_due()
         return batch
 
     def _delivered(self, event: framing.Delivered) -> None:
@@ -256,7 +256,7 @@ class FramedLink:
             self._credits += 1
         else:
             self._count_control()
-        self.output.look_again()
+        self.output.credit_granted()
 
     def _ping(self, event: framing.Ping) -> None:
         self._count_control()
@@ -283,7 +283,7 @@ class FramedLink:
         """The codec gives it nothing more; what was queued remains in the log."""
 
     def _error(self, event: framing.Error) -> None:
-        self.output.broken()
+        self.output.writer.abort()
         self._failure = self._failure or LinkBroken(f"the client reports an error: {event.message or event.code}")
 
     # -- the rest of Link -----------------------------------------------------------------------------------------
@@ -298,16 +298,16 @@ class FramedLink:
 
     def kick(self) -> None:
         """See Link."""
-        self.output.pump()
+        self.output.writer.kick()
 
     @property
     def stalled_since(self) -> float | None:
         """See Link. A client that gives no credit does not stall: it has said so."""
-        return self.output.stalled_since
+        return self.output.writer.stalled_since
 
     def peer_has_ended(self) -> bool:
         """See Link."""
-        return self.output.is_broken or has_ended(self.sock)
+        return self.output.writer.is_broken or has_ended(self.sock)
 
     @property
     def has_input(self) -> bool:
@@ -338,7 +338,7 @@ class FramedLink:
         output = self.output
         with trio.move_on_after(self._limits.close_timeout_s):
             await output.finish(None if status is Status.OK else framing.Error(code, text, retryable))
-        if not self._ended and not output.is_broken:
+        if not self._ended and not output.writer.is_broken:
             await linger(self.sock, self._limits.linger_s)
 
 

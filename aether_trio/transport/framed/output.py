@@ -1,90 +1,71 @@
-"""The writing half of a framed connection. No task: whoever has news calls `pump`, and that sends.
+"""What a framed connection sends, in the order that the protocol wants. SocketWriter (transport/socket/writer.py) sends it.
 
-`pump` asks the session's outbox for what it has, in the order that the protocol wants, joins it into one buffer and hands
-that to the kernel: receipts of sends, then answers, then deliveries within the client's credit, then progress. Only when
-the kernel takes less than everything a writer task starts; it waits for room, finishes, pumps on, and ends.
+For each burst: receipts of the client's sends, then answers and signals, then deliveries within the client's credit, then
+ephemeral updates.
 
-Invariants: bytes go out in the order produced; nothing is pulled while a backlog exists, so it is bounded by one burst and
-one message; nothing here blocks but `finish`; a call from inside a call leaves the work to the outer one. `pump` is called
-by the tasks of others and raises nothing: a defect ends this connection (model/containment.py).
+Invariants: nothing is pulled from the session while a backlog exists; nothing here blocks but `finish`; a defect ends this
+connection and no other (model/containment.py).
 """
 
 from __future__ import annotations
 
-import socket
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from aether_trio.model.containment import report
 from aether_trio.transport.link import FrameSource
+from aether_trio.transport.socket.writer import BURST_BYTES, SocketWriter
 from aether_trio.wire import framing
 from aether_trio.wire.framing import deliver_header, encode_ack, encode_channel, encode_channel_closed
 from aether_trio.wire.framing.ledger import OpenChannel
 
 if TYPE_CHECKING:
     from aether_trio.delivery.outbox import Origin
-    from aether_trio.transport.framed.statistics import Counters
+    from aether_trio.transport.framed.statistics import FramedCounters
     from aether_trio.transport.socket.accepted import Accepted
 
-BURST_BYTES: Final = 64 * 1024
-"""Pulled for one send."""
-BURSTS_PER_PUMP: Final = 4
-"""Then the others have a turn: the writer task goes on."""
 CHANNELS_BEFORE_SWEEP: Final = 16
 """A participant has fewer open. Until then topics that it has left stay open, so that DELIVEREDs on their way count."""
 
 
-class Output:
-    """See the module docstring. `connection` is the codec, whose reading half is the link's."""
+class FramedOutput:
+    """The writing half of a framed connection. `connection` is its codec, which the link reads with."""
 
     __slots__ = (
-        "_accepted",
-        "_backlog",
         "_channels",
-        "_counters",
-        "_drained",
         "_due",
         "_failed",
         "_finished",
         "_finishing",
         "_last",
         "_next_channel",
-        "_nursery",
         "_origins",
-        "_pumping",
-        "_raw",
+        "_peer_address",
         "_source",
-        "_writing",
+        "_unflushed",
         "connection",
         "deliveries",
-        "is_broken",
         "pong",
-        "stalled_since",
+        "writer",
     )
 
     def __init__(
-        self, accepted: Accepted, connection: framing.Connection, nursery: trio.Nursery, counters: Counters
+        self, accepted: Accepted, connection: framing.Connection, nursery: trio.Nursery, counters: FramedCounters
     ) -> None:
-        self._accepted = accepted
+        self.writer = SocketWriter(self, accepted.sock, accepted.tls, nursery, counters=counters)
         self.connection = connection
-        self._nursery = nursery
-        self._counters = counters
+        self._peer_address = accepted.peer_address
         self._source: FrameSource | None = None
-        self._raw: list[bytes] = []
-        self._backlog: memoryview | None = None
         self._channels: dict[Origin, tuple[int, OpenChannel]] = {}
         self._origins: dict[int, Origin] = {}
         self._next_channel = 0
-        self._pumping = self._writing = self._due = False
+        self._due = self._unflushed = False
         self._finishing = self._finished = self._failed = False
         self._last: framing.Error | None = None
-        self._drained: trio.Event | None = None
         self.pong: int | None = None
-        """Of the last PING that was not answered yet."""
+        """The number of the last PING that was not answered yet."""
         self.deliveries = 0
-        self.is_broken = False
-        self.stalled_since: float | None = None
 
     # -- what the link says ---------------------------------------------------------------------------------------
 
@@ -93,18 +74,18 @@ class Output:
         if self._source is not None:
             raise RuntimeError("a link has one source; attach it once")
         self._source = source
-        if self.is_broken:
+        if self.writer.is_broken:
             source.cut()
 
     def put(self, event: framing.Event) -> None:
-        """Queue a frame that is no part of the session. Sent by the next pump."""
-        self._raw.append(self.connection.send(event))
+        """Queue a frame that is no part of the session. The next kick sends it."""
+        self.writer.queue.append(self.connection.send(event))
 
-    def say_goaway(self, event: framing.GoAway) -> None:
+    def send_goaway(self, event: framing.GoAway) -> None:
         """Ask the client to leave, if it has been let in and was not asked before."""
-        if self.connection.state is framing.State.LIVE and not self._finishing and not self.is_broken:
+        if self.connection.state is framing.State.LIVE and not self._finishing and not self.writer.is_broken:
             self.put(event)
-            self.pump()
+            self.writer.kick()
 
     def acknowledged(self, number: int, offset: int) -> None:
         """The client is done with a delivery; the codec has checked that it was delivered."""
@@ -112,84 +93,64 @@ class Output:
         if origin is not None and self._source is not None:
             self._source.acknowledged(origin, offset)
 
-    def look_again(self) -> None:
-        """There is credit that was not there before."""
+    def credit_granted(self) -> None:
+        """The client has room for deliveries that had to wait. `kick_if_due` sends them."""
         self._due = True
 
-    def pump_if_due(self) -> None:
-        """Send what reading has brought up."""
+    def kick_if_due(self) -> None:
+        """Send what the frames of the last read have made possible or necessary."""
         if self._due or self.pong is not None:
             self._due = False
-            self.pump()
+            self.writer.kick()
 
-    def broken(self) -> None:
-        """The stream is cut."""
-        if not self.is_broken:
-            self.is_broken = True
-            self._backlog = None
-            self._raw.clear()
-            if self._source is not None:
-                self._source.cut()
-        self._tell_drained()
+    # -- what the writer asks (WriteSource) -------------------------------------------------------------------------
 
-    def cut(self) -> None:
-        """Break the stream from our side: whoever waits for its socket is woken."""
-        self.broken()
-        try:
-            self._accepted.sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the peer was faster
+    def fill(self) -> None:
+        """See WriteSource."""
+        queue = self.writer.queue
+        source = self._source
+        if source is not None and not self._finished and not self._failed:
+            self._collect_from(source, queue)
+        if not queue and self._finishing and not self._finished:
+            self._finished = True
+            if self._last is not None:
+                queue.append(self.connection.send(self._last))
+        if queue:
+            self._unflushed = True
 
-    # -- sending --------------------------------------------------------------------------------------------------
+    def flushed(self) -> bool:
+        """See WriteSource."""
+        source = self._source
+        if source is None:
+            return self._finishing
+        if self._unflushed:
+            self._unflushed = False
+            source.flushed()
+        return bool(source.control_bytes or source.delivery_bytes or source.ephemeral_bytes or self._finishing)
 
-    def pump(self) -> None:
-        """Send what there is. Never blocks, raises nothing."""
-        if self._pumping or self._writing or self.is_broken:
-            return
-        self._pumping = True
-        failure: Exception
-        try:
-            for _ in range(BURSTS_PER_PUMP):
-                parts = self._collect()
-                if not parts:
-                    self._tell_drained()
-                    return
-                if not self._send(b"".join(parts)):
-                    return
-                source = self._source
-                if source is not None:
-                    source.flushed()
-                    if not (source.control_bytes or source.delivery_bytes or source.ephemeral_bytes or self._finishing):
-                        return
-            self._start_writer()
-            return
-        except Exception as error:
-            failure = error
-        finally:
-            self._pumping = False
-        self._fail(failure)
+    def on_stall(self, *, moved: bool) -> None:
+        """See WriteSource. The link reports the writer's `stalled_since`."""
 
-    def _fail(self, error: Exception) -> None:
-        """A defect of the gateway: the session ends and its client is told; without one, or at the second time, cut."""
+    def on_overflow(self) -> None:
+        """See WriteSource. A connection queues two frames of its own at most."""
+
+    def on_broken(self) -> None:
+        """See WriteSource."""
+        if self._source is not None:
+            self._source.cut()
+
+    def on_defect(self, error: Exception) -> None:
+        """See WriteSource. The session ends and its client is told; without one, or at the second time, the stream is cut."""
         if self._source is not None and not self._failed:
             self._failed = True
             self._source.failed(error)
         else:
-            report(error, f"framed from {self._accepted.peer_address}")
-            self.cut()
+            report(error, f"framed from {self._peer_address}")
+            self.writer.abort()
 
-    def _collect(self) -> list[bytes]:
-        parts, self._raw = self._raw, []
-        source = self._source
-        if source is not None and not self._finished and not self._failed:
-            self._collect_from(source, parts)
-        if not parts and self._finishing and not self._finished:
-            self._finished = True
-            if self._last is not None:
-                parts.append(self.connection.send(self._last))
-        return parts
+    # -- one burst ----------------------------------------------------------------------------------------------------
 
-    def _collect_from(self, source: FrameSource, parts: list[bytes]) -> None:
+    def _collect_from(self, source: FrameSource, parts: list[bytes | memoryview]) -> None:
         send = self.connection.send
         if self.pong is not None:
             parts.append(send(framing.Pong(self.pong)))
@@ -203,7 +164,7 @@ class Output:
         if source.ephemeral_bytes:
             parts += [send(framing.Envelope(message)) for message in source.pull_ephemeral(BURST_BYTES)]
 
-    def _add_receipts(self, source: FrameSource, parts: list[bytes]) -> None:
+    def _add_receipts(self, source: FrameSource, parts: list[bytes | memoryview]) -> None:
         assert source.receipts is not None
         refused, acked = source.receipts.take()
         for seq, error in refused:
@@ -213,7 +174,7 @@ class Output:
             self.connection.sequence.ack(acked)
             parts.append(encode_ack(acked))
 
-    def _add_deliveries(self, source: FrameSource, parts: list[bytes]) -> None:
+    def _add_deliveries(self, source: FrameSource, parts: list[bytes | memoryview]) -> None:
         connection = self.connection
         credit = connection.credit
         channels = self._channels
@@ -239,7 +200,7 @@ class Output:
                 credit.take(size)
         self.deliveries += len(deliveries)
 
-    def _open(self, origin: Origin, parts: list[bytes]) -> tuple[int, OpenChannel]:
+    def _open(self, origin: Origin, parts: list[bytes | memoryview]) -> tuple[int, OpenChannel]:
         channels, ledger = self._channels, self.connection.channels
         many = len(channels) >= CHANNELS_BEFORE_SWEEP
         for old in [one for one in channels if not one.is_open and (many or one.topic == origin.topic)]:
@@ -259,78 +220,18 @@ class Output:
         self._origins[number] = origin
         return found
 
-    def _send(self, data: bytes) -> bool:
-        """Give it to the kernel. False when that did not take everything, or the stream is broken."""
-        tls = self._accepted.tls
-        try:
-            if tls is not None:
-                data = tls.seal(data)
-            sent = self._accepted.sock.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self.broken()
-            return False
-        self._counters.bytes_sent += sent
-        if sent == len(data):
-            return True
-        self._backlog = memoryview(data)[sent:]
-        if self.stalled_since is None:
-            self.stalled_since = trio.current_time()
-        self._start_writer()
-        return False
-
-    def _start_writer(self) -> None:
-        self._writing = True
-        self._nursery.start_soon(self._write, name="framed-writer")
-
-    async def _write(self) -> None:
-        sock = self._accepted.sock
-        try:
-            while self._backlog and not self.is_broken:
-                await trio.lowlevel.wait_writable(sock)
-                try:
-                    sent = sock.send(self._backlog)
-                except BlockingIOError:
-                    continue
-                self._counters.bytes_sent += sent
-                self.stalled_since = trio.current_time()
-                self._backlog = self._backlog[sent:]
-            self._backlog = None
-            await trio.lowlevel.checkpoint()
-            if self._source is not None and not self.is_broken:
-                self._source.flushed()
-        except (OSError, trio.ClosedResourceError):
-            self.broken()
-        except Exception as error:
-            self._backlog = None
-            self._fail(error)
-        finally:
-            self._writing = False
-            self.stalled_since = None
-        self.pump()
-
     # -- ending ---------------------------------------------------------------------------------------------------
 
-    def _tell_drained(self) -> None:
-        if self._drained is not None and (self.is_broken or not self._writing):
-            self._drained.set()
-
     async def finish(self, last: framing.Error | None) -> None:
-        """Send what there is and then `last`, and wait until the kernel has it all. Nothing is pulled behind that."""
+        """Send what there is and then `last`, and wait until the kernel has all of it. Nothing is pulled behind that."""
         self._last = last
         self._finishing = True
-        self.pump()
-        if self._writing and not self.is_broken:
-            self._drained = trio.Event()
-            await self._drained.wait()
-        else:
-            await trio.lowlevel.checkpoint()
+        self.writer.kick()
+        await self.writer.wait_flushed()
 
-    def forget(self) -> None:
-        """The connection is over: refer to nobody, and let a writer end."""
-        if self._writing:
-            trio.lowlevel.notify_closing(self._accepted.sock)
+    def release(self) -> None:
+        """The connection is over: send nothing more, and refer to no session."""
+        self.writer.release()
         self._source = None
         self._channels = {}
         self._origins = {}

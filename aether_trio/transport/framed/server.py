@@ -16,8 +16,8 @@ import trio
 from aether_trio.model.errors import Status
 from aether_trio.transport.framed.limits import FramedLimits
 from aether_trio.transport.framed.link import FRAMES_AT_ONCE, FramedLink
-from aether_trio.transport.framed.output import Output
-from aether_trio.transport.framed.statistics import Counters, FramedStatistics
+from aether_trio.transport.framed.output import FramedOutput
+from aether_trio.transport.framed.statistics import FramedCounters, FramedStatistics
 from aether_trio.transport.link import Link, LinkBroken, Peer
 from aether_trio.transport.socket.accepted import Accepted, notice_s
 from aether_trio.transport.socket.unfinished_input import UnfinishedInput
@@ -42,9 +42,9 @@ class FramedServer:
         self._serve = serve
         self._limits = limits
         self._nursery = nursery
-        self._counters = Counters()
+        self._counters = FramedCounters()
         self._unfinished = unfinished or UnfinishedInput()
-        self._outputs: set[Output] = set()
+        self._outputs: set[FramedOutput] = set()
         self._greeting: set[trio.CancelScope] = set()
         """Of those that wait for a HELLO."""
         self._draining = False
@@ -70,7 +70,7 @@ class FramedServer:
         connection = framing.Connection(
             framing.Role.SERVER, max_frame_bytes=self._limits.max_frame_bytes, at_once=FRAMES_AT_ONCE
         )
-        output = Output(accepted, connection, self._nursery, counters)
+        output = FramedOutput(accepted, connection, self._nursery, counters)
         self._outputs.add(output)
         peer, account = Peer(accepted.peer_address, "framed"), self._unfinished.account(accepted.address)
         link = FramedLink(accepted, output, peer, self._limits, counters, account)
@@ -82,12 +82,12 @@ class FramedServer:
         finally:
             counters.connections_open -= 1
             self._outputs.discard(output)
-            output.forget()
+            output.release()
             link.forget()
             if not self._outputs:
                 self._gone.set()
 
-    async def _greet(self, accepted: Accepted, output: Output, reader: FramedLink) -> bool:
+    async def _greet(self, accepted: Accepted, output: FramedOutput, reader: FramedLink) -> bool:
         """Read the HELLO and answer it. False when the client did not get so far. Raises LinkBroken."""
         events: Sequence[framing.Event] = reader.decode(accepted.head) if accepted.head else reader.read_now()
         if not events and reader.waits_for_hello:
@@ -112,7 +112,7 @@ class FramedServer:
             await reader.close(Status.INVALID_ARGUMENT, "a mistake in the first frames")
             return False
         if len(events) == 1:
-            output.pump()
+            output.writer.kick()
         peer = Peer(
             accepted.peer_address,
             "framed",
@@ -145,7 +145,7 @@ class FramedServer:
             waiting.cancel()
         within_ms = min(round(notice_s(deadline_s) * 1000), MAX_UINT32)
         for count, output in enumerate(list(self._outputs)):
-            output.say_goaway(framing.GoAway(GoAwayReason.DRAINING, within_ms, "the gateway is shutting down"))
+            output.send_goaway(framing.GoAway(GoAwayReason.DRAINING, within_ms, "the gateway is shutting down"))
             if count % 64 == 63:
                 await trio.lowlevel.checkpoint()
         task_status.started()
@@ -154,7 +154,7 @@ class FramedServer:
                 self._gone = trio.Event()
                 await self._gone.wait()
         for output in list(self._outputs):
-            output.cut()
+            output.writer.abort()
         await trio.lowlevel.checkpoint()
 
 

@@ -18,7 +18,7 @@ class FramedStatistics:
 
 
 @dataclass(slots=True)
-class Counters:
+class FramedCounters:
     """The same, growing."""
 
     connections_open: int = 0

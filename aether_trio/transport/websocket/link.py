@@ -36,7 +36,7 @@ from aether_trio.transport.websocket import frames
 from aether_trio.transport.websocket.close_codes import INVALID_TEXT, UNSUPPORTED_DATA, close_code, close_reason
 from aether_trio.transport.websocket.deliveries import Deliveries, is_statement
 from aether_trio.transport.websocket.frames import CloseCode, FrameError, FrameReader
-from aether_trio.transport.websocket.output import PING, Output
+from aether_trio.transport.websocket.output import PING, WebSocketOutput
 from aether_trio.wire.browser import Codec
 from aether_trio.wire.framing.constants import OPENING_FRAME_BYTES
 from aether_trio.wire.pb.aether_pb2 import UpstreamMessage
@@ -115,7 +115,7 @@ class WebSocketLink:
         self._closing = False
         self._codec = codec
         self._deliveries = deliveries
-        self._output = Output(stream, codec, nursery, deliveries)
+        self._output = WebSocketOutput(stream, codec, nursery, deliveries)
         self._kinds: Collection[str] | None = None if ANY_KIND in kinds else kinds
         self._max_bytes = max_message_bytes
         self._rate = rate
@@ -164,10 +164,10 @@ class WebSocketLink:
             else:
                 data = await self._stream.receive()
         except OSError as error:
-            self._output.abandon()
+            self._output.writer.abort()
             raise LinkBroken(error.strerror or type(error).__name__) from None
         if not data:
-            self._output.abandon()
+            self._output.writer.abort()
             raise LinkBroken("the connection ended without a close frame")
         return data
 
@@ -219,7 +219,7 @@ class WebSocketLink:
         if ping is not None and self._ended is None:
             self._output.pong(frames.pong_frame(ping.payload))
         elif room:
-            self._output.pump()
+            self._output.writer.kick()
         return batch
 
     def _fail(self, error: FrameError) -> None:
@@ -278,11 +278,7 @@ class WebSocketLink:
 
     def attach(self, source: FrameSource) -> None:
         """See Link."""
-        if self._output.source is not None:
-            raise RuntimeError("a link has one source; attach it once")
-        self._output.source = source
-        if self._output.broken:
-            source.cut()
+        self._output.attach(source)
 
     def accept(self) -> None:
         """See Link."""
@@ -291,7 +287,7 @@ class WebSocketLink:
 
     def kick(self) -> None:
         """See Link."""
-        self._output.pump()
+        self._output.writer.kick()
 
     def ping_if_quiet(self) -> None:
         """Send a ping, unless something was sent since the last call."""
@@ -300,11 +296,11 @@ class WebSocketLink:
     @property
     def stalled_since(self) -> float | None:
         """See Link."""
-        return self._output.stalled_since
+        return self._output.writer.stalled_since
 
     def peer_has_ended(self) -> bool:
         """See Link."""
-        return self._output.broken or has_ended(self._stream.sock)
+        return self._output.writer.is_broken or has_ended(self._stream.sock)
 
     @property
     def has_input(self) -> bool:
@@ -323,7 +319,7 @@ class WebSocketLink:
     async def close(self, status: Status, message: str = "") -> None:
         """See Link. Sends the close frame (close_codes.py) and waits up to ANSWER_S for the peer's."""
         output = self._output
-        if output.broken or self._closing:
+        if output.writer.is_broken or self._closing:
             await trio.lowlevel.checkpoint()
             return
         self._closing = True
@@ -334,7 +330,7 @@ class WebSocketLink:
             code = self._close_as if failed and self._close_as is not None else close_code(status)
             last = frames.close_frame(code, close_reason(message))
         await output.finish(last, CLOSE_S)
-        if self._ended is None and output.idle and not output.broken:
+        if self._ended is None and output.writer.is_idle and not output.writer.is_broken:
             await self._await_answer()
         output.release()
 

@@ -10,7 +10,7 @@ import trio.testing
 from aether_trio.wire import framing
 from tests.transport.framed.harness import agent, open_transport
 
-WRITER = "framed-writer"
+WRITER = "socket-writer"
 
 
 def living() -> int:

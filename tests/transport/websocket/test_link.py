@@ -454,7 +454,7 @@ async def test_a_connection_that_ends_without_a_close_frame_is_cut(reset: bool) 
         assert isinstance(seen.refusal, LinkBroken)
         assert source.broken.is_set()
         late = Source()
-        seen.link._output.source = None  # type: ignore[attr-defined]  # as if the session had not attached yet
+        seen.link._output._source = None  # type: ignore[attr-defined]  # as if the session had not attached yet
         seen.link.attach(late)
         assert late.broken.is_set()
 

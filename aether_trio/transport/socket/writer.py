@@ -1,0 +1,302 @@
+"""One connection's writes: sent at once while the kernel takes them, by a task while it does not.
+
+    writer = SocketWriter(source, sock, tls, nursery)
+    writer.kick()                       # the source has something new
+    await writer.wait_flushed()
+
+`kick` asks the source for its next bytes, joins them into one buffer and hands that to the kernel, from the task that has
+the news. Only when the kernel takes less than everything does a task start: it waits for room, sends the rest, kicks again,
+and ends. So an idle connection has no writer task. The framed, WebSocket and HTTP/2 transports send through this class.
+
+Invariants:
+* bytes leave in the order in which they entered `queue`;
+* the source is asked for nothing while a backlog exists, so a backlog is one burst and one message at most, and what is put
+  into `queue` meanwhile is bounded by `max_queued_bytes`;
+* what is not `async` never blocks, raises nothing, and may be called from any task of the run;
+* a `kick` inside a `kick` leaves the work to the outer one;
+* after `abort` or `release` nothing is sent, and the task ends.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Final, Protocol
+
+import trio
+
+from aether_trio.concurrency.events import RepeatedEvent
+
+BURST_BYTES: Final = 64 * 1024
+"""What a source should put into the queue for one send."""
+BURSTS_PER_KICK: Final = 4
+"""Sent by one `kick`. Then other tasks have their turn, and the writer task goes on."""
+UNBOUNDED: Final = 1 << 62
+
+
+class WriteSource(Protocol):
+    """What a SocketWriter asks of the connection for which it writes."""
+
+    def fill(self) -> None:
+        """Put the next bytes into the writer's queue: BURST_BYTES and one message at most; nothing when nothing waits."""
+        ...
+
+    def flushed(self) -> bool:
+        """The kernel has all that was queued. Returns whether `fill` may find more. May be called without new bytes."""
+        ...
+
+    def on_stall(self, *, moved: bool) -> None:
+        """The writer task begins to wait for room; with `moved`, it has sent some of the backlog and waits again."""
+        ...
+
+    def on_overflow(self) -> None:
+        """More than `max_queued_bytes` wait for a peer that does not read. `on_broken` follows."""
+        ...
+
+    def on_broken(self) -> None:
+        """The connection has broken, or was aborted; nothing will be sent any more. Called once."""
+        ...
+
+    def on_defect(self, error: Exception) -> None:
+        """A method of this source raised: a defect of the gateway, to be reported (model/containment.py)."""
+        ...
+
+
+class Sealer(Protocol):
+    """TLS without a socket (transport/socket/tls.py): plain bytes on one side, records on the other."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the peer has ended its side."""
+        ...
+
+    def seal(self, data: bytes) -> bytes:
+        """Records that hold `data`."""
+        ...
+
+    def open(self, data: bytes) -> bytes:
+        """The plain bytes of the records that are complete."""
+        ...
+
+
+class SentBytes(Protocol):
+    """Where the bytes that the kernel took are counted."""
+
+    bytes_sent: int
+
+
+class SocketWriter:
+    """Writes what `source` has to `sock`. `nursery` holds the task that waits for room."""
+
+    __slots__ = (
+        "_again",
+        "_backlog",
+        "_counters",
+        "_flushed",
+        "_kicking",
+        "_max_queued_bytes",
+        "_nursery",
+        "_source",
+        "_tls",
+        "is_broken",
+        "is_writing",
+        "queue",
+        "sock",
+        "stalled_since",
+    )
+
+    def __init__(
+        self,
+        source: WriteSource,
+        sock: socket.socket,
+        tls: Sealer | None,
+        nursery: trio.Nursery,
+        *,
+        counters: SentBytes | None = None,
+        queue: list[bytes | memoryview] | None = None,
+        max_queued_bytes: int = UNBOUNDED,
+    ) -> None:
+        self.sock = sock
+        self.queue: list[bytes | memoryview] = [] if queue is None else queue
+        """What leaves with the next send, in order. Anyone may append; `kick` sends it."""
+        self.is_writing = False
+        """Whether the socket takes nothing at the moment, and the task waits for room."""
+        self.is_broken = False
+        self.stalled_since: float | None = None
+        """trio time since when the kernel has taken nothing of what waits; None when nothing waits."""
+        self._source: WriteSource | None = source
+        self._tls = tls
+        self._nursery = nursery
+        self._counters = counters
+        self._max_queued_bytes = max_queued_bytes
+        self._backlog: memoryview | None = None
+        self._kicking = self._again = False
+        self._flushed: RepeatedEvent | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the kernel has everything, or nothing will be sent any more."""
+        return self.is_broken or not (self.is_writing or self.queue)
+
+    @property
+    def backlog_bytes(self) -> int:
+        """Bytes that were to be sent and that the kernel has not taken."""
+        return 0 if self._backlog is None else len(self._backlog)
+
+    def kick(self) -> None:
+        """Send what there is, now or as soon as there is room. Cheap to call twice."""
+        if self._kicking:
+            self._again = True
+            return
+        source = self._source
+        if self.is_broken or source is None:
+            self.queue.clear()
+            return
+        if self.is_writing:
+            if self.queue and sum(map(len, self.queue)) > self._max_queued_bytes:
+                source.on_overflow()
+                self.abort()
+            return
+        failure: Exception
+        self._kicking = True
+        try:
+            self._send_bursts(source)
+            return
+        except Exception as error:
+            failure = error
+        finally:
+            self._kicking = False
+        source.on_defect(failure)
+
+    def _send_bursts(self, source: WriteSource) -> None:
+        queue = self.queue
+        for _ in range(BURSTS_PER_KICK):
+            self._again = False
+            source.fill()
+            if queue:
+                if not self._send():
+                    return
+                more = source.flushed()
+            else:
+                source.flushed()
+                more = False
+            if not (more or self._again or queue) or self.is_broken:
+                self._tell_flushed()
+                return
+        self._start_task(source)
+
+    def _send(self) -> bool:
+        """Hand the queue to the kernel. Returns False when some of it must wait, or the connection has broken."""
+        if self.is_broken:
+            return False
+        queue = self.queue
+        data = b"".join(queue)
+        queue.clear()
+        try:
+            if self._tls is not None:
+                data = self._tls.seal(data)
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.abort()
+            return False
+        if self._counters is not None:
+            self._counters.bytes_sent += sent
+        if sent == len(data):
+            return True
+        self._backlog = memoryview(data)[sent:]
+        if self._source is not None:
+            self._start_task(self._source)
+        return False
+
+    # -- the task ---------------------------------------------------------------------------------------------------
+
+    def _start_task(self, source: WriteSource) -> None:
+        # Also without a backlog: the next burst may find a socket without room, and no other task would send then.
+        self.is_writing = True
+        self.stalled_since = trio.current_time()
+        source.on_stall(moved=False)
+        self._nursery.start_soon(self._write, name="socket-writer")
+
+    async def _write(self) -> None:
+        """Wait until the kernel has the backlog; then send what has come meanwhile."""
+        failure: Exception | None = None
+        try:
+            await self._write_backlog()
+        except (OSError, trio.ClosedResourceError):
+            self.abort()
+        except Exception as error:
+            failure = error
+        finally:
+            self.is_writing = False
+            self.stalled_since = None
+        source = self._source
+        if source is not None and not self.is_broken:
+            try:
+                if failure is None and not self.queue:
+                    source.flushed()
+            except Exception as error:
+                failure = error
+            if failure is not None:
+                source.on_defect(failure)
+        self.kick()
+
+    async def _write_backlog(self) -> None:
+        while not self.is_broken:
+            await trio.lowlevel.wait_writable(self.sock)
+            backlog = self._backlog
+            if backlog is None:
+                return
+            try:
+                sent = self.sock.send(backlog)
+            except BlockingIOError:
+                continue
+            if self._counters is not None:
+                self._counters.bytes_sent += sent
+            if sent == len(backlog):
+                self._backlog = None
+                return
+            self._backlog = backlog[sent:]
+            self.stalled_since = trio.current_time()  # the peer reads, if slowly
+            if self._source is not None:
+                self._source.on_stall(moved=True)
+
+    # -- ending -----------------------------------------------------------------------------------------------------
+
+    async def wait_flushed(self) -> None:
+        """Wait until the kernel has everything that was queued, or the connection has broken. A checkpoint."""
+        await trio.lowlevel.checkpoint()
+        while not self.is_idle:
+            if self._flushed is None:
+                self._flushed = RepeatedEvent()
+            await self._flushed.wait()
+
+    def abort(self) -> None:
+        """Drop what waits and end the socket in both directions: its reader sees the end. Idempotent."""
+        if self.is_broken:
+            return
+        self.is_broken = True
+        self._drop()
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the peer was faster
+        if self._source is not None:
+            self._source.on_broken()
+
+    def release(self) -> None:
+        """Send nothing more, and refer to the source no more. To be called before the socket is closed. Idempotent."""
+        self.is_broken = True
+        self._drop()
+        self._source = None
+        if self.is_writing:
+            trio.lowlevel.notify_closing(self.sock)
+
+    def _drop(self) -> None:
+        self._backlog = self.stalled_since = None
+        self.queue.clear()
+        self._tell_flushed()
+
+    def _tell_flushed(self) -> None:
+        if self._flushed is not None:
+            self._flushed.set()
