@@ -5,12 +5,12 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from aether_trio.model.errors import StatusError
-from aether_trio.transport.grpc.assembly import Assembler
+from aether_trio.transport.grpc.limits import GrpcLimits
+from aether_trio.transport.grpc.message_stream import AssemblyBudget, MessageStream
 from aether_trio.transport.grpc.messages import PREFIX, PREFIX_BYTES, SLICE_BYTES, Inflation, Packed
-from aether_trio.transport.http2.data_stream import DataStream
 from fuzz.feeding import choices, split
 
 LARGEST: Final = 600 * 1024
@@ -23,32 +23,34 @@ class _Account:
     """Of unfinished input, as the assembler knows it."""
 
     def __init__(self) -> None:
-        self.held: dict[DataStream, int] = {}
+        self.held: dict[MessageStream, int] = {}
 
-    def note(self, receiver: DataStream, held: int, *, anew: bool = False) -> None:
-        """See transport.unfinished.Account."""
-        assert held or not anew or receiver.partial is None
+    def note(self, receiver: MessageStream, held: int, *, anew: bool = False) -> None:
+        """See unfinished_input.Account."""
+        assert held or not anew or not receiver.partial_bytes
         self.held[receiver] = held
 
 
 def assemble(stream_bytes: bytes, step: int, encoding: str) -> tuple[list[bytes], bool]:
     """The messages as they came, and whether a mistake ended them."""
-    account = _Account()
-    assembler = Assembler(LARGEST, MOST, account)  # type: ignore[arg-type]
-    stream = DataStream(1)
-    stream.encoding, stream.largest = encoding, LARGEST
+    account: Any = _Account()
+    limits = GrpcLimits(max_receive_message_bytes=LARGEST, max_assembling_bytes=MOST)
+    budget = AssemblyBudget(limits, account)
+    no_rpc: Any = None
+    messages = MessageStream(1, no_rpc, no_rpc, budget, encoding=encoding)
+    stream = messages.stream
     for part in split(stream_bytes, step):
         if stream.failure is None:
-            assembler.assemble(stream, part, 0, len(part))
-            assembler.note(stream)
-        held = 0 if stream.partial is None else len(stream.partial)
+            messages.read(part, 0, len(part))
+            messages.after_read()
+        held = messages.partial_bytes
         assert held < PREFIX_BYTES + LARGEST
-        assert account.held.get(stream, 0) == held
-        assert assembler.assembling == max(0, stream.partial_need - PREFIX_BYTES)
-    assert stream.packed == sum(isinstance(message, Packed) for message in stream.inbox)
-    assembler.drop(stream)
-    assert not assembler.assembling
-    assert not account.held.get(stream, 0)
+        assert account.held.get(messages, 0) == held
+        assert budget.assembling == messages.announced_bytes
+    assert messages._packed == sum(isinstance(message, Packed) for message in stream.inbox)
+    messages.drop()
+    assert not budget.assembling
+    assert not account.held.get(messages, 0)
     return stream.inbox, stream.failure is not None
 
 

@@ -18,17 +18,19 @@ from grpclib.const import Cardinality, Handler
 from grpclib.exceptions import GRPCError
 from grpclib.health.v1.health_pb2 import HealthCheckRequest
 
-from aether_trio.transport.grpc.inflation import InflationTurns
+from aether_trio.transport.grpc.limits import GrpcLimits
+from aether_trio.transport.grpc.message_stream import AssemblyBudget
 from aether_trio.transport.grpc.messages import PREFIX_BYTES, Packed
 from aether_trio.transport.grpc.rpc import accept_rpc
 from aether_trio.transport.grpc.stream import ServerStream
 from aether_trio.transport.http2 import flood_budgets, frames
 from aether_trio.transport.http2.control import SharedControl
-from aether_trio.transport.http2.limits import GrpcLimits
 from aether_trio.transport.http2.server_connection import ServerConnection
-from aether_trio.transport.http2.statistics import Counters
+from aether_trio.transport.http2.statistics import Http2Counters
+from aether_trio.transport.http2.stream import Http2Stream
+from aether_trio.transport.socket.accepted import Accepted
 from aether_trio.transport.socket.unfinished_input import UnfinishedInput, UnfinishedLimits
-from fuzz.feeding import choices, run, split
+from fuzz.feeding import choices, split
 
 KIB: Final = 1024
 LIMITS: Final = GrpcLimits(
@@ -81,16 +83,6 @@ class _Nursery:
         """As a nursery's."""
 
 
-class _Connection(ServerConnection):
-    """Without the pauses in which handlers answer, and others have their turn."""
-
-    async def _let_answer(self) -> None:
-        pass
-
-    async def _let_others(self) -> None:
-        pass
-
-
 class Server:
     """One connection that is fed."""
 
@@ -98,51 +90,50 @@ class Server:
         self.reads = reads
         self.accepts = accepts
         self.unfinished = UnfinishedInput(BUDGET)
-        self.counters = Counters()
-        self.streams: dict[int, ServerStream] = {}
+        self.counters = Http2Counters()
+        self.streams: dict[int, Http2Stream] = {}
         self.messages: dict[int, list[bytes]] = {}
         nursery: Any = _Nursery()
         sock: Any = _Socket(room)
-        self.connection = _Connection(
-            sock,
-            ("192.0.2.1", 1),
-            None,
-            None,
+        address = ("192.0.2.1", 1)
+        self.budget = AssemblyBudget(LIMITS, self.unfinished.account(address))
+        self.connection = ServerConnection(
+            Accepted(sock, address),
             LIMITS,
             flood_budgets.table(LIMITS.allowances),
             SharedControl(LIMITS, client_side=False),
             self.counters,
             nursery,
             self._accept,
-            self.unfinished.account(("192.0.2.1", 1)),
-            InflationTurns(),
         )
 
     def _accept(self, connection: ServerConnection, stream_id: int, headers: list[tuple[str, str]]) -> None:
-        accept_rpc(HANDLERS, connection, stream_id, headers)
+        accept_rpc(HANDLERS, self.budget, connection, stream_id, headers)
         stream = connection.plane.streams.get(stream_id)
-        if isinstance(stream, ServerStream):
+        if stream is not None and isinstance(stream.handler, ServerStream):
             self.streams[stream_id] = stream
             self.messages[stream_id] = []
             if self.accepts:
-                stream.largest = LIMITS.max_receive_message_bytes
+                stream.handler._messages.accept()
             stream.reading = self.reads
             try:
-                assert stream.metadata is not None  # a link looks at it at once
+                assert stream.handler.metadata is not None  # a link looks at it at once
             except GRPCError:
                 pass
 
     def receive(self, data: bytes) -> bool:
         """One read. False when it was the last."""
-        plane = self.connection.plane
-        goes_on = run(self.connection.received(data))
+        plane, wire = self.connection.plane, self.connection.wire
+        while wire.scan(data) and not wire.closing:
+            data = b""
+        wire.writer.kick()
+        goes_on = not wire.closing
         if self.reads:
             for stream_id, stream in self.streams.items():
                 while stream_id in plane.streams or stream.inbox:
                     self.messages[stream_id] += plane.take(stream)
                     if not stream.inbox:
                         break
-                    stream.packed = 0
         if goes_on:
             self._check_held()
         return goes_on
@@ -151,7 +142,7 @@ class Server:
         connection, plane = self.connection, self.connection.plane
         assert len(plane._tail) < frames.HEADER_BYTES + frames.DEFAULT_FRAME_BYTES + len(frames.PREFACE)
         assert len(plane.streams) <= LIMITS.max_concurrent_streams
-        partial = sum(len(stream.partial) for stream in plane.streams.values() if stream.partial is not None)
+        partial = sum(getattr(stream.payload, "partial_bytes", 0) for stream in plane.streams.values())
         held = self.unfinished.statistics()
         assert held.bytes == partial
         assert held.counted_bytes == max(0, partial - BUDGET.free_bytes)
@@ -159,12 +150,12 @@ class Server:
         unread = sum(stream.unread for stream in plane.streams.values())
         assert unread <= LIMITS.max_unread_bytes + LIMITS.connection_window_bytes
         assert sum(stream.held for stream in plane.streams.values()) == plane._unread >= unread
-        assert plane._assembler.assembling <= LIMITS.max_assembling_bytes
-        if not connection.closing:
+        assert self.budget.assembling <= LIMITS.max_assembling_bytes
+        if not connection.wire.closing:
             assert sum(map(len, plane.out)) <= LIMITS.max_backlog_bytes
         engine = connection.control_plane._h2
         if engine is not None:
-            assert len(engine._h2.incoming_buffer._data) <= LIMITS.max_header_block_bytes + len(frames.PREFACE)
+            assert engine.buffered_bytes <= LIMITS.max_header_block_bytes + len(frames.PREFACE)
             assert len(engine._h2.streams) <= LIMITS.max_concurrent_streams + 1
 
 

@@ -18,7 +18,8 @@ from aether_trio.log.retention import RetentionLimits
 from aether_trio.log.topic_log import LogLimits
 from aether_trio.model.tasks.due import TimeLimits
 from aether_trio.transport.framed.limits import FramedLimits
-from aether_trio.transport.http2.limits import Allowance, Allowances, GrpcLimits
+from aether_trio.transport.grpc.limits import GrpcLimits
+from aether_trio.transport.http2.limits import Allowance, Allowances
 from aether_trio.transport.socket import tls
 from aether_trio.transport.socket.accepted import TransportServer
 from aether_trio.transport.socket.listener import TcpSettings

@@ -24,7 +24,7 @@ from aether_trio.transport.grpc import link as grpc_link
 from aether_trio.transport.grpc import server
 from aether_trio.transport.http2 import frames
 from aether_trio.transport.http2.control import ControlPlane
-from aether_trio.transport.http2.data_stream import MESSAGES_AT_ONCE
+from aether_trio.transport.http2.stream import MESSAGES_AT_ONCE
 from aether_trio.wire import framing, undecodable
 from tests.security.clients import WAIT_S, FramedTalker, gateway_with, talkers
 from tests.transport.framed.adversary import frame

@@ -14,26 +14,29 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import h2.events
 import trio
 from grpclib.const import Status as GrpclibStatus
 from grpclib.exceptions import GRPCError
-from grpclib.metadata import encode_metadata, encode_timeout
+from grpclib.metadata import decode_grpc_message, encode_metadata, encode_timeout
 
-from aether_trio.transport.grpc.call import Call, Message
+from aether_trio.model.containment import report
+from aether_trio.model.errors import StatusError
+from aether_trio.transport.grpc.limits import GrpcLimits
+from aether_trio.transport.grpc.message_stream import AssemblyBudget, MessageStream
 from aether_trio.transport.http2 import flood_budgets, frames
-from aether_trio.transport.http2.connection import Connection
+from aether_trio.transport.http2.connection import Http2Connection
 from aether_trio.transport.http2.control import ControlPlane, SharedControl
-from aether_trio.transport.http2.data_stream import DataStream
 from aether_trio.transport.http2.flood_budgets import Budgets
 from aether_trio.transport.http2.frame_checks import parse_goaway
 from aether_trio.transport.http2.frames import ErrorCode
-from aether_trio.transport.http2.limits import NO_ALLOWANCES, GrpcLimits
-from aether_trio.transport.http2.statistics import Counters, GrpcServerStatistics
+from aether_trio.transport.http2.limits import NO_ALLOWANCES
+from aether_trio.transport.http2.statistics import Http2Counters, Http2Statistics
+from aether_trio.transport.http2.stream import Http2Stream
 from aether_trio.transport.link import LinkBroken
 from aether_trio.transport.socket.tls import TlsSession
 
@@ -41,43 +44,196 @@ __all__ = ["Call", "Channel", "open_channel"]
 
 USER_AGENT: Final = "grpc-python-aether-trio"
 _TABLE: Final = flood_budgets.table(NO_ALLOWANCES)
-
+_NO_STATUS: Final = {"grpc-status": "2", "grpc-message": "stream ended without a status"}
 
 M = TypeVar("M")
 
 
-class Channel(Connection):
+class Message(Protocol):
+    """A protobuf message class, seen from here."""
+
+    def SerializeToString(self) -> bytes: ...  # noqa: N802
+
+
+class Call:
+    """The client's end of one RPC. One reader and one sender at a time. Made by `Channel.stream`."""
+
+    __slots__ = ("_channel", "_decode", "_headers", "_messages", "_stream", "_trailers")
+
+    def __init__(self, stream_id: int, channel: Channel, reply_type: Any) -> None:
+        self._messages = MessageStream(stream_id, self, channel.wire, channel.budget)
+        self._stream = self._messages.stream
+        self._channel = channel
+        self._decode = reply_type.FromString
+        self._headers: dict[str, str] = {}
+        self._trailers: dict[str, str] = {}
+
+    @property
+    def http2(self) -> Http2Stream:
+        """The HTTP/2 stream that carries the call."""
+        return self._stream
+
+    @property
+    def ended(self) -> bool:
+        """Whether the server has ended the call."""
+        return self._stream.ended
+
+    async def send(self, *messages: Message) -> None:
+        """Send; returns when the peer's windows and the kernel have taken it all."""
+        await self.send_bytes([message.SerializeToString() for message in messages])
+
+    async def send_bytes(self, batch: list[bytes]) -> None:
+        """As `send`, encoded. Raises GRPCError when the server has ended the call, LinkBroken when it broke."""
+        if self._stream.ended:
+            await trio.lowlevel.checkpoint()
+            self._raise_for_status()
+            raise LinkBroken("the server has ended the call")
+        self._messages.check_sendable()
+        try:
+            await self._messages.send(batch)
+        except LinkBroken:
+            self._raise_if_over()
+            raise
+
+    async def end(self) -> None:
+        """Say that nothing more will be sent."""
+        await trio.lowlevel.checkpoint()
+        if not self._stream.finished and not self._stream.ended:
+            self._stream.finished = True
+            self._channel.end_of_request(self)
+
+    async def receive_bytes(self) -> Sequence[bytes]:
+        """The messages that have arrived, at least one; [] after status OK. Raises GRPCError for any other status."""
+        try:
+            batch = await self._messages.receive_batch()
+        except StatusError as error:
+            raise GRPCError(GrpclibStatus(int(error.status)), error.message) from None
+        except LinkBroken:
+            if not self._stream.ended:
+                raise
+            batch = []  # the server said how it ended before the connection broke
+        if not batch:
+            self._raise_for_status()
+        return batch
+
+    async def receive(self) -> list[Any]:
+        """As `receive_bytes`, decoded."""
+        return [self._decode(message) for message in await self.receive_bytes()]
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        while batch := await self.receive():
+            for message in batch:
+                yield message
+
+    def _raise_if_over(self) -> None:
+        if self._stream.ended:
+            self._raise_for_status()
+
+    def _raise_for_status(self) -> None:
+        http_status = self._headers.get(":status", "200")
+        try:
+            status = GrpclibStatus(int(self._trailers.get("grpc-status", "2")))
+        except ValueError:
+            status = GrpclibStatus.UNKNOWN
+        if status is not GrpclibStatus.OK:
+            message = decode_grpc_message(self._trailers.get("grpc-message", f"HTTP status {http_status}"))
+            raise GRPCError(status, message)
+
+    # What the channel says -------------------------------------------------------------------------------------------
+
+    def response(self, headers: dict[str, str], *, is_last: bool) -> None:
+        """The response's headers have come; with `is_last` they are its trailers as well."""
+        self._headers = headers
+        if is_last:
+            self._trailers = headers
+
+    def trailers(self, headers: dict[str, str]) -> None:
+        """The trailers have come, with the status."""
+        self._trailers = headers
+
+    def over(self) -> None:
+        """The server has ended its side; without a status, if no trailers came."""
+        self._stream.ended = True
+        self._trailers = self._trailers or _NO_STATUS
+
+    # StreamHandler ---------------------------------------------------------------------------------------------------
+
+    @property
+    def answered(self) -> bool:
+        """See StreamHandler. A client's connection does not ask."""
+        return bool(self._headers)
+
+    @property
+    def has_source(self) -> bool:
+        """See StreamHandler."""
+        return False
+
+    @property
+    def is_public(self) -> bool:
+        """See StreamHandler."""
+        return False
+
+    def fill(self) -> bool:
+        """See StreamHandler."""
+        self._channel.wire.plane.send_pending(self._stream)
+        return False
+
+    def on_drained(self) -> None:
+        """See StreamHandler. The sender has been resumed."""
+
+    def on_stall(self) -> None:
+        """See StreamHandler. A slow server is waited for."""
+
+    def on_moved(self) -> None:
+        """See StreamHandler."""
+
+    def on_peer_ended(self) -> None:
+        """See StreamHandler. The next read finds it."""
+
+    def on_broken(self) -> None:
+        """See StreamHandler. Reader and sender have been resumed."""
+
+    def evict(self, status: int, message: str) -> None:
+        """See StreamHandler. Only servers do that."""
+
+
+class Channel:
     """One connection to a server. Made by `open_channel`."""
 
-    __slots__ = ("_authority", "_failure", "_scheme", "control_plane")
+    __slots__ = ("_authority", "_calls", "_control_plane", "_counters", "_failure", "_scheme", "budget", "wire")
 
     def __init__(
         self, sock: socket.socket, session: TlsSession | None, authority: str, limits: GrpcLimits, nursery: trio.Nursery
     ) -> None:
         shared = SharedControl(limits, client_side=True)
-        counters = Counters()
-        super().__init__(sock, session, limits, Budgets(_TABLE, trio.current_time), counters, nursery, client_side=True)
-        self.control_plane = ControlPlane(shared, client_side=True)
+        self._counters = Http2Counters()
+        budgets = Budgets(_TABLE, trio.current_time)
+        self.wire = Http2Connection(self, sock, session, limits, budgets, self._counters, nursery, client_side=True)
+        self.budget = AssemblyBudget(limits)
+        self._control_plane = ControlPlane(shared, client_side=True)
+        self._calls: dict[int, Call] = {}
+        """Those that are open, by the id of their stream."""
         self._authority = authority
         self._scheme = "http" if session is None else "https"
         self._failure: str | None = None
-        self.plane.out += [frames.PREFACE, self.control_plane.settings(shared), self.plane.opening_window_update()]
+        plane = self.wire.plane
+        plane.out += [frames.PREFACE, self._control_plane.settings(shared), plane.opening_window_update()]
 
-    def statistics(self) -> GrpcServerStatistics:
-        return self.counters.snapshot()
+    def statistics(self) -> Http2Statistics:
+        return self._counters.snapshot()
 
     async def run(self) -> None:
         """Read until the connection ends."""
-        self.pump()
-        reason = await self.read_until_end()
-        self._end(reason)
-
-    def _end(self, reason: str) -> None:
+        self.wire.writer.kick()
+        reason = await self.wire.read_until_end()
         self._failure = self._failure or reason
-        self.closing = True
-        for stream in list(self.plane.streams.values()):
-            assert isinstance(stream, Call)
-            stream.broken(self._failure)
+        self.wire.stop()
+        for call in list(self._calls.values()):
+            call.http2.broken(self._failure)
+
+    def close(self) -> None:
+        """Start no more calls."""
+        self.wire.stop()
 
     async def unary(
         self,
@@ -114,7 +270,7 @@ class Channel(Connection):
     ) -> AsyncIterator[Call]:
         """A call of any shape; leaving the block cancels what is not over. `timeout` in seconds also goes to the server."""
         await trio.lowlevel.checkpoint()
-        if self._failure is not None or self.closing:
+        if self._failure is not None or self.wire.closing:
             raise LinkBroken(self._failure or "the channel is closed")
         headers = [
             (":method", "POST"),
@@ -128,11 +284,12 @@ class Channel(Connection):
         if timeout is not None:
             headers.append(("grpc-timeout", encode_timeout(timeout)))
         headers += encode_metadata(metadata or {})
-        call = Call(self.control_plane.next_stream_id(), self, reply_type)
+        stream_id = self._control_plane.next_stream_id()
+        call = self._calls[stream_id] = Call(stream_id, self, reply_type)
         encoded = [(name.encode(), value.encode()) for name, value in headers]
-        self.plane.open(call)
-        self.plane.out.append(self.control_plane.send_headers(call.stream_id, encoded, end_stream=False))
-        self.pump()
+        self.wire.plane.open(call.http2)
+        self.wire.plane.out.append(self._control_plane.send_headers(stream_id, encoded, end_stream=False))
+        self.wire.writer.kick()
         try:
             if timeout is None:
                 yield call
@@ -144,77 +301,85 @@ class Channel(Connection):
         finally:
             self._close_call(call)
 
+    def end_of_request(self, call: Call) -> None:
+        """The call sends nothing more."""
+        self.wire.plane.out.append(self._control_plane.end_stream(call.http2.stream_id))
+        self.wire.writer.kick()
+
     def _close_call(self, call: Call) -> None:
-        if call.stream_id in self.plane.streams:
-            self.plane.out.append(self.control_plane.reset(call.stream_id, ErrorCode.CANCEL))
-            self._forget(call)
-            self.pump()
+        stream = call.http2
+        if self._calls.pop(stream.stream_id, None) is not None:
+            self.wire.plane.out.append(self._control_plane.reset(stream.stream_id, ErrorCode.CANCEL))
+            self.wire.plane.close(stream)
+            self.wire.dirty.pop(stream, None)
+            self._control_plane.forget(stream.stream_id)
+            self.wire.writer.kick()
 
-    def _forget(self, call: Call) -> None:
-        self.plane.close(call)
-        self.dirty.pop(call, None)
-        self.control_plane.forget(call.stream_id)
+    # What the connection asks (ConnectionOwner) ----------------------------------------------------------------------
 
-    # Owner of the data plane
+    def on_defect(self, error: Exception) -> None:
+        """See ConnectionOwner. The calls hear that the connection has broken."""
+        report(error, f"grpc with {self._authority}")
+        self.wire.writer.abort()
+
+    def on_half_close(self) -> None:
+        """See ConnectionOwner. A client ends by closing its socket."""
 
     def control(self, kind: int, flags: int, stream_id: int, frame: bytes) -> None:
+        """See FrameOwner."""
         if kind == frames.PING:
             if not flags & frames.ACK:
-                self.plane.out.append(frames.ping(frame[frames.HEADER_BYTES :], ack=True))
+                self.wire.plane.out.append(frames.ping(frame[frames.HEADER_BYTES :], ack=True))
         elif kind == frames.GOAWAY:
             self._goaway(stream_id, frame)
         elif kind != frames.PRIORITY and kind <= frames.CONTINUATION:
-            events = self.control_plane.receive(frame)
+            events = self._control_plane.receive(frame)
             for event in events:
                 self._event(event)
-            output = self.control_plane.take_output()
+            output = self._control_plane.take_output()
             if output:
-                self.plane.out.append(output)
+                self.wire.plane.out.append(output)
 
     def _goaway(self, stream_id: int, frame: bytes) -> None:
         last, code, debug = parse_goaway(stream_id, frame)
         self._failure = f"GOAWAY {code}: {debug}"
-        for call_id, call in list(self.plane.streams.items()):
+        for call_id, call in list(self._calls.items()):
             if call_id > last:
-                assert isinstance(call, Call)
-                call.broken(self._failure)
+                call.http2.broken(self._failure)
 
     def _event(self, event: h2.events.Event) -> None:
         if isinstance(event, h2.events.RemoteSettingsChanged):
             changed = {int(code): setting.new_value for code, setting in event.changed_settings.items()}
-            self.plane.peer_settings(changed.get(4), changed.get(5))
-            self.control_plane.settings_changed()
+            self.wire.plane.peer_settings(changed.get(4), changed.get(5))
+            self._control_plane.settings_changed()
             return
-        call = self.plane.streams.get(getattr(event, "stream_id", 0) or 0)
-        if not isinstance(call, Call):
+        call = self._calls.get(getattr(event, "stream_id", 0) or 0)
+        if call is None:
             return
         if isinstance(event, (h2.events.ResponseReceived, h2.events.TrailersReceived)):
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
             if isinstance(event, h2.events.ResponseReceived):
-                call.headers = headers
-                if event.stream_ended is not None:
-                    call.trailers = headers
+                call.response(headers, is_last=event.stream_ended is not None)
             else:
-                call.trailers = headers
+                call.trailers(headers)
         elif isinstance(event, h2.events.StreamEnded):
-            call.ended = True
-            call.trailers = call.trailers or {"grpc-status": "2", "grpc-message": "stream ended without a status"}
-            self.plane.touched.append(call)
+            call.over()
+            self.wire.plane.touched.append(call.http2)
         elif isinstance(event, h2.events.StreamReset):
-            # After its end it means that nobody reads what we still send (RFC 9113 section 8.1): the status says why.
-            call.broken("ended" if call.ended else f"stream reset by the server ({event.error_code!r})")
+            # After its end it means that the server reads no more of what we send (RFC 9113 section 8.1): the status says why.
+            call.http2.broken("ended" if call.ended else f"stream reset by the server ({event.error_code!r})")
 
-    def end_of_stream(self, stream: DataStream) -> None:
-        """The server ended a call by DATA, without trailers: no gRPC server does."""
-        self.control_plane.end_of_stream(stream.stream_id)
-        assert isinstance(stream, Call)
-        stream.trailers = {"grpc-status": "2", "grpc-message": "stream ended without a status"}
+    def end_of_stream(self, stream: Http2Stream) -> None:
+        """See FrameOwner. The server ended a call by DATA, without trailers: no gRPC server does."""
+        self._control_plane.end_of_stream(stream.stream_id)
+        self._calls[stream.stream_id].over()
 
     def stream_error(self, stream_id: int, code: ErrorCode, text: str) -> None:
-        call = self.plane.streams.get(stream_id)
-        if isinstance(call, Call):
-            self.plane.out.append(self.control_plane.reset(stream_id, code))
-            call.broken(text)
+        """See FrameOwner."""
+        call = self._calls.get(stream_id)
+        if call is not None:
+            self.wire.plane.out.append(self._control_plane.reset(stream_id, code))
+            call.http2.broken(text)
 
 
 @asynccontextmanager
@@ -239,7 +404,7 @@ async def open_channel(
             try:
                 yield channel
             finally:
-                channel.closing = True
+                channel.close()
                 nursery.cancel_scope.cancel()
     finally:
         trio.lowlevel.notify_closing(sock)

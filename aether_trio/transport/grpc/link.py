@@ -10,6 +10,7 @@ from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.limits import Limits
 from aether_trio.transport.grpc.stream import ServerStream
 from aether_trio.transport.link import FrameSource, LinkBroken, Peer
+from aether_trio.transport.socket.accepted import address_text
 from aether_trio.wire.errors import shortened
 from aether_trio.wire.pb.aether_pb2 import UpstreamMessage
 from aether_trio.wire.upstream import decode_upstream
@@ -28,10 +29,9 @@ class GrpcLink:
         user_agent = stream.user_agent
         if user_agent is not None:
             metadata["user-agent"] = user_agent
-        self.peer = Peer(_address(stream), "grpc", stream.connection.certificate, metadata)
-        stream.scope = None
-        # The request's headers are not needed any more and an idle stream should hold nothing idle.
-        stream.headers = [(":path", stream.path)]
+        self.peer = Peer(address_text(stream.peer.addr()), "grpc", stream.connection.certificate, metadata)
+        stream.drop_scope()
+        stream.drop_headers()
 
     async def receive(self) -> Sequence[UpstreamMessage]:
         if self._failure is not None:
@@ -49,21 +49,16 @@ class GrpcLink:
         return messages
 
     def attach(self, source: FrameSource) -> None:
-        if self._stream.source is not None:
-            raise RuntimeError("a link has one source; attach it once")
-        self._stream.source = source
-        if self._stream.broken_reason is not None:
-            source.cut()
+        """See Link."""
+        self._stream.attach(source)
 
     def kick(self) -> None:
+        """See Link."""
         self._stream.kick()
 
     def accept(self) -> None:
         """See Link."""
-        stream = self._stream
-        stream.accepted = True
-        stream.connection.plane.accepts()
-        stream.largest = stream.connection.limits.max_receive_message_bytes
+        self._stream.accept()
 
     @property
     def stalled_since(self) -> float | None:
@@ -71,12 +66,12 @@ class GrpcLink:
 
     def peer_has_ended(self) -> bool:
         """See Link. The connection's own task reads, so it is known."""
-        return self._stream.broken_reason is not None or self._stream.ended
+        return self._stream.peer_has_ended
 
     @property
     def has_input(self) -> bool:
         """See Link."""
-        return bool(self._stream.inbox) or bool(self._stream.unread)
+        return self._stream.has_input
 
     async def round_trip(self) -> None:
         """See Link: the PING that goes with GOAWAY, and its answer."""
@@ -89,7 +84,7 @@ class GrpcLink:
             await trio.lowlevel.checkpoint()
             return
         stream.stop_pulling()
-        if stream.drains:
+        if stream.is_draining:
             with trio.move_on_after(stream.connection.limits.close_timeout_s):
                 try:
                     await stream.wait_drained()
@@ -98,11 +93,3 @@ class GrpcLink:
         else:
             await trio.lowlevel.checkpoint()
         stream.finish(status, shortened(message, Limits.status_text_bytes))
-
-
-def _address(stream: ServerStream) -> str:
-    address = stream.peer.addr()
-    if not isinstance(address, tuple):
-        return "unknown"
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

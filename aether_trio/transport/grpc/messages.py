@@ -31,9 +31,14 @@ def known_encoding(encoding: str) -> bool:
     return encoding == "identity" or encoding in _WBITS
 
 
-def frame(message: bytes) -> bytes:
-    """One uncompressed message, ready to travel in DATA frames."""
-    return PREFIX.pack(0, len(message)) + message
+def with_prefixes(batch: list[bytes]) -> list[bytes]:
+    """Uncompressed messages, each behind its prefix, ready to travel in DATA frames."""
+    pack = PREFIX.pack
+    pieces: list[bytes] = []
+    for message in batch:
+        pieces.append(pack(0, len(message)))
+        pieces.append(message)
+    return pieces
 
 
 class Packed(bytes):

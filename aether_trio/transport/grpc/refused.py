@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from aether_trio.transport.http2 import frames, response_headers
+from aether_trio.transport.grpc import response_headers
+from aether_trio.transport.http2 import frames
 from aether_trio.transport.http2.frames import ErrorCode
-from aether_trio.transport.http2.pumped import PumpedStream
+from aether_trio.transport.http2.stream import DISCARDED, Http2Stream
 
 if TYPE_CHECKING:
     from aether_trio.model.errors import StatusError
@@ -22,31 +23,36 @@ WAIT_S: Final = 1.0
 """For a request that does not end."""
 
 
-class RefusedStream(PumpedStream):
+class RefusedRequest:
     """See the module docstring. `length` is the request's content-length, if it has one."""
 
-    __slots__ = ("_answered", "_connection", "_http_status", "_length", "_over", "_refusal")
+    __slots__ = ("_answered", "_connection", "_http_status", "_length", "_over", "_refusal", "stream")
 
     def __init__(
         self, stream_id: int, connection: ServerConnection, http_status: int, refusal: StatusError, length: int | None
     ) -> None:
-        super().__init__(stream_id)
+        self.stream = Http2Stream(stream_id, self, DISCARDED)
         self._connection = connection
         self._http_status = http_status
         self._refusal = refusal
         self._length = length
         self._answered = False
         self._over = trio.Event()
-        self.failure = refusal  # so the data plane drops what arrives
+        self.stream.failure = refusal  # so the data plane drops what arrives
 
     @property
     def is_public(self) -> bool:
-        """See PumpedStream."""
+        """See StreamHandler."""
         return True
 
     @property
+    def has_source(self) -> bool:
+        """See StreamHandler."""
+        return False
+
+    @property
     def answered(self) -> bool:
-        """See PumpedStream."""
+        """See StreamHandler."""
         return self._answered
 
     async def answer_soon(self) -> None:
@@ -56,13 +62,14 @@ class RefusedStream(PumpedStream):
         if not self._over.is_set():
             self._answer()
 
-    def wake(self) -> None:
-        """See PumpedStream. The client has ended its side."""
-        if not self.ended or self._over.is_set():
+    def on_peer_ended(self) -> None:
+        """See StreamHandler. The request is whole."""
+        if self._over.is_set():
             return
-        if self._length is not None and self._length != self.credit:
-            text = f"content-length is {self._length}, and {self.credit} bytes came"
-            self._connection.stream_error(self.stream_id, ErrorCode.PROTOCOL_ERROR, text)
+        stream = self.stream
+        if self._length is not None and self._length != stream.credit:
+            text = f"content-length is {self._length}, and {stream.credit} bytes came"
+            self._connection.stream_error(stream.stream_id, ErrorCode.PROTOCOL_ERROR, text)
         else:
             self._answer()
 
@@ -70,32 +77,39 @@ class RefusedStream(PumpedStream):
         if not self._answered:
             self._answered = True
             block = response_headers.plain_refusal(self._http_status, self._refusal.status, self._refusal.message)
-            self._connection.send_block(self.stream_id, block, end_stream=False)
-            self.pending = memoryview(f"{self._refusal.message}: this is a gRPC server\n".encode())
-            self._connection.kick(self)
+            self._connection.send_block(self.stream.stream_id, block, end_stream=False)
+            self.stream.pending = memoryview(f"{self._refusal.message}: this is a gRPC server\n".encode())
+            self._connection.wire.kick(self.stream)
 
     def fill(self) -> bool:
-        """See PumpedStream."""
-        if self._answered and not self._over.is_set() and self._connection.plane.send_pending(self):
-            self._connection.plane.out.append(frames.empty_end_of_stream(self.stream_id))
+        """See StreamHandler."""
+        plane = self._connection.plane
+        if self._answered and not self._over.is_set() and plane.send_pending(self.stream):
+            plane.out.append(frames.empty_end_of_stream(self.stream.stream_id))
             self._end()
         return False
 
-    def drained(self) -> None:
-        """See PumpedStream. Nothing waits for it."""
+    def on_drained(self) -> None:
+        """See StreamHandler. No task waits for it."""
 
-    def broken(self, reason: str) -> None:
-        """See PumpedStream."""
+    def on_stall(self) -> None:
+        """See StreamHandler. Its answer is short."""
+
+    def on_moved(self) -> None:
+        """See StreamHandler."""
+
+    def on_broken(self) -> None:
+        """See StreamHandler."""
         self._over.set()
 
     def evict(self, status: int, message: str) -> None:
-        """See PumpedStream."""
+        """See StreamHandler."""
         if not self._over.is_set():
             self._end()
 
     def _end(self) -> None:
         self._over.set()
-        if not self.ended:
+        if not self.stream.ended:
             # The client may still be sending; tell it that the server reads no more (RFC 9113 section 8.1).
-            self._connection.reset(self, ErrorCode.NO_ERROR)
-        self._connection.forget(self)
+            self._connection.reset(self.stream, ErrorCode.NO_ERROR)
+        self._connection.forget(self.stream)

@@ -16,10 +16,11 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.metadata import decode_timeout
 
 from aether_trio.model.errors import Status, StatusError
-from aether_trio.transport.grpc import messages
-from aether_trio.transport.grpc.refused import RefusedStream
+from aether_trio.transport.grpc import messages, response_headers
+from aether_trio.transport.grpc.message_stream import AssemblyBudget
+from aether_trio.transport.grpc.refused import RefusedRequest
 from aether_trio.transport.grpc.stream import ServerStream
-from aether_trio.transport.http2 import frames, response_headers
+from aether_trio.transport.http2.frames import ErrorCode
 from aether_trio.transport.http2.server_connection import ServerConnection
 from aether_trio.transport.link import LinkBroken
 
@@ -52,25 +53,30 @@ class Refusal(Exception):
 
 def accept_rpc(
     handlers: Mapping[str, Handler],
+    budget: AssemblyBudget,
     connection: ServerConnection,
     stream_id: int,
     headers: list[tuple[str, str]],
 ) -> None:
     """Start the task of an RPC, or answer why there is none. Synchronous: called while the read buffer is scanned."""
     try:
-        stream = _open(handlers, connection, stream_id, headers)
+        stream = _open(handlers, budget, connection, stream_id, headers)
     except Refusal as refusal:
         if refusal.http_status in _NO_GRPC:
             _refuse_plainly(connection, stream_id, refusal, dict(headers).get("content-length", ""))
         else:
             _refuse(connection, stream_id, refusal)
         return
-    connection.open(stream)
+    connection.open(stream.http2)
     connection.nursery.start_soon(run_rpc, stream)
 
 
 def _open(
-    handlers: Mapping[str, Handler], connection: ServerConnection, stream_id: int, headers: list[tuple[str, str]]
+    handlers: Mapping[str, Handler],
+    budget: AssemblyBudget,
+    connection: ServerConnection,
+    stream_id: int,
+    headers: list[tuple[str, str]],
 ) -> ServerStream:
     by_name = dict(headers)
     if by_name.get(":method") != "POST":
@@ -89,9 +95,7 @@ def _open(
     deadline = None
     if "grpc-timeout" in by_name:
         deadline = trio.current_time() + _timeout(by_name["grpc-timeout"])
-    stream = ServerStream(stream_id, connection, handler, headers, deadline)
-    stream.encoding = encoding
-    return stream
+    return ServerStream(stream_id, connection, budget, handler, headers, encoding=encoding, deadline=deadline)
 
 
 def _timeout(value: str) -> float:
@@ -108,26 +112,31 @@ def _refuse(connection: ServerConnection, stream_id: int, refusal: Refusal) -> N
     connection.counters.reject(f"http_{refusal.http_status}" if refusal.http_status != 200 else "unimplemented")
     block = response_headers.refusal(refusal.http_status, refusal.status, refusal.message)
     connection.send_block(stream_id, block, end_stream=True)
-    connection.refuse(stream_id, frames.ErrorCode.NO_ERROR)
+    connection.refuse(stream_id, ErrorCode.NO_ERROR)
 
 
 def _refuse_plainly(connection: ServerConnection, stream_id: int, refusal: Refusal, length: str) -> None:
     connection.counters.reject(f"http_{refusal.http_status}")
     error = StatusError(refusal.status, refusal.message)
     declared = int(length) if length.isascii() and length.isdigit() and len(length) <= _LENGTH_DIGITS else None
-    stream = RefusedStream(stream_id, connection, refusal.http_status, error, declared)
-    connection.open(stream)
-    connection.nursery.start_soon(stream.answer_soon)
+    refused = RefusedRequest(stream_id, connection, refusal.http_status, error, declared)
+    connection.open(refused.stream)
+    connection.nursery.start_soon(refused.answer_soon)
 
 
 async def run_rpc(stream: ServerStream) -> None:
     """The RPC task."""
-    if stream.deadline is None and getattr(stream.handler.func, "told_when_broken", False):
-        await _run_unscoped(stream)
-        return
-    scope = stream.scope = trio.CancelScope()
-    if stream.deadline is not None:
-        scope.deadline = stream.deadline
+    try:
+        if stream.deadline is None and getattr(stream.handler.func, "told_when_broken", False):
+            await _run_unscoped(stream)
+        else:
+            await _run_scoped(stream)
+    finally:
+        stream.release()
+
+
+async def _run_scoped(stream: ServerStream) -> None:
+    scope = stream.scope_until_broken()
     try:
         with scope:
             await stream.handler.func(stream)

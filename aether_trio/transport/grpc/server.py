@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Final, Protocol
 
 import trio
@@ -20,12 +21,13 @@ from grpclib.const import Handler
 from aether_trio.model.containment import alone
 from aether_trio.model.errors import Status
 from aether_trio.transport.grpc.inflation import InflationTurns
+from aether_trio.transport.grpc.limits import GrpcLimits
+from aether_trio.transport.grpc.message_stream import AssemblyBudget
 from aether_trio.transport.grpc.rpc import accept_rpc
 from aether_trio.transport.http2 import flood_budgets
 from aether_trio.transport.http2.control import SharedControl
-from aether_trio.transport.http2.limits import GrpcLimits
 from aether_trio.transport.http2.server_connection import ServerConnection
-from aether_trio.transport.http2.statistics import Counters, GrpcServerStatistics
+from aether_trio.transport.http2.statistics import Http2Counters, Http2Statistics
 from aether_trio.transport.socket.accepted import Accepted
 from aether_trio.transport.socket.linger import linger
 from aether_trio.transport.socket.unfinished_input import UnfinishedInput
@@ -65,7 +67,7 @@ class GrpcServer:
             self._handlers.update(service.__mapping__())
         self._allowances = flood_budgets.table(self.limits.allowances)
         self._shared = SharedControl(self.limits, client_side=False)
-        self._counters = Counters()
+        self._counters = Http2Counters()
         self._connections: set[ServerConnection] = set()
         self._draining = False
         self._unfinished = unfinished or UnfinishedInput()
@@ -76,7 +78,7 @@ class GrpcServer:
         """Those that are open now."""
         return tuple(self._connections)
 
-    def statistics(self) -> GrpcServerStatistics:
+    def statistics(self) -> Http2Statistics:
         return self._counters.snapshot()
 
     async def serve(self, accepted: Accepted) -> None:
@@ -87,19 +89,10 @@ class GrpcServer:
         connection: ServerConnection | None = None
         try:
             async with trio.open_nursery() as nursery:
+                account = self._unfinished.account(accepted.address)
+                accept = partial(accept_rpc, self._handlers, AssemblyBudget(self.limits, account, self._turns))
                 connection = ServerConnection(
-                    accepted.sock,
-                    accepted.address,
-                    accepted.tls,
-                    accepted.certificate,
-                    self.limits,
-                    self._allowances,
-                    self._shared,
-                    counters,
-                    nursery,
-                    self._accept,
-                    self._unfinished.account(accepted.address),
-                    self._turns,
+                    accepted, self.limits, self._allowances, self._shared, counters, nursery, accept
                 )
                 self._connections.add(connection)
                 if self._draining:
@@ -114,9 +107,6 @@ class GrpcServer:
             counters.connections_open -= 1
         if connection.lingering:
             await linger(accepted.sock, self.limits.linger_s)
-
-    def _accept(self, connection: ServerConnection, stream_id: int, headers: list[tuple[str, str]]) -> None:
-        accept_rpc(self._handlers, connection, stream_id, headers)
 
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Say GOAWAY twice, let RPCs end by themselves, and after `deadline_s` end them with UNAVAILABLE.
@@ -150,7 +140,7 @@ class GrpcServer:
         """Say so as far as that goes without waiting: a client that reads gets its status, and one that does not is not waited for."""
         for connection in tuple(self._connections):
             connection.evict(Status.UNAVAILABLE, _GOING)
-            connection.abandon()
+            connection.cut()
         for connection in tuple(self._connections):
             await connection.wait_ended()
 

@@ -1,7 +1,7 @@
 """The server's end of one RPC: what a grpclib-style handler is given, and what our links are built on.
 
 The public coroutines and attributes are those of `grpclib.server.Stream`, so that generated service bases and grpclib's
-own reflection service run on it unchanged; `receive_batch`, `source` and `kick` are ours, for the hot path.
+own reflection service run on it unchanged; `receive_batch`, `attach` and `kick` are ours, for the hot path.
 
 One reader and one sender per stream at a time. Every coroutine here is a checkpoint.
 """
@@ -18,17 +18,17 @@ from grpclib.const import Status as GrpclibStatus
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from grpclib.metadata import decode_metadata, encode_metadata
 
-from aether_trio.model.errors import StatusError
-from aether_trio.transport.http2 import response_headers
-from aether_trio.transport.http2.duplex import DuplexStream
+from aether_trio.transport.grpc import messages, response_headers
+from aether_trio.transport.grpc.message_stream import AssemblyBudget, MessageStream
 from aether_trio.transport.http2.frames import ErrorCode
-from aether_trio.transport.http2.output import BURST_BYTES
 from aether_trio.transport.link import FrameSource, LinkBroken, PeerCertificate
+from aether_trio.transport.socket.writer import BURST_BYTES
 
 if TYPE_CHECKING:
     from multidict import MultiDict
 
     from aether_trio.transport.http2.server_connection import ServerConnection
+    from aether_trio.transport.http2.stream import Http2Stream
 
 MetadataLike = Mapping[str, str | bytes] | Collection[tuple[str, str | bytes]]
 
@@ -49,19 +49,21 @@ class StreamPeer:
         return self.certificate
 
 
-class ServerStream(DuplexStream):
-    """See the module. `handler` says which message types travel; `headers` are the request's, pseudo headers included."""
+class ServerStream:
+    """One RPC. `handler` says which message types travel; `headers` are the request's, pseudo headers included."""
 
     __slots__ = (
         "_closing",
         "_initial_sent",
         "_message_sent",
+        "_messages",
+        "_scope",
+        "_source",
+        "_stream",
         "connection",
         "deadline",
         "handler",
         "headers",
-        "scope",
-        "source",
         "stalled_since",
     )
 
@@ -69,27 +71,46 @@ class ServerStream(DuplexStream):
         self,
         stream_id: int,
         connection: ServerConnection,
+        budget: AssemblyBudget,
         handler: Handler,
         headers: list[tuple[str, str]],
-        deadline: float | None,
+        *,
+        encoding: str = "identity",
+        deadline: float | None = None,
     ) -> None:
-        super().__init__(stream_id)
+        self._messages = MessageStream(stream_id, self, connection.wire, budget, encoding=encoding)
+        self._stream = self._messages.stream
         self.connection = connection
         self.handler = handler
         self.headers: list[tuple[str, str]] = headers
         self.deadline = deadline
         """trio time, from grpc-timeout."""
-        self.scope: trio.CancelScope | None = None
+        self._scope: trio.CancelScope | None = None
         """Cancelled when the stream breaks; None for a stream whose reader is told by LinkBroken instead."""
-        self.source: FrameSource | None = None
         self.stalled_since: float | None = None
+        """trio time since when what it sends waits for room; None when nothing waits."""
+        self._source: FrameSource | None = None
         self._closing = False
         self._initial_sent = False
         self._message_sent = False
 
     @property
-    def _wire(self) -> ServerConnection:
-        return self.connection
+    def http2(self) -> Http2Stream:
+        """The HTTP/2 stream that carries the RPC."""
+        return self._stream
+
+    def scope_until_broken(self) -> trio.CancelScope:
+        """A scope for the RPC's task that ends at the deadline, and when the stream breaks."""
+        self._scope = trio.CancelScope() if self.deadline is None else trio.CancelScope(deadline=self.deadline)
+        return self._scope
+
+    def drop_scope(self) -> None:
+        """From here on the handler learns by LinkBroken that the stream has broken, and is not cancelled for it."""
+        self._scope = None
+
+    def drop_headers(self) -> None:
+        """Keep no header of the request but its path: an idle stream should hold nothing idle."""
+        self.headers = [(":path", self.path)]
 
     # What the call is ----------------------------------------------------------------------------------------------
 
@@ -116,18 +137,38 @@ class ServerStream(DuplexStream):
 
     @property
     def answered(self) -> bool:
-        """See PumpedStream."""
+        """See StreamHandler."""
         return self._initial_sent
 
     @property
     def has_source(self) -> bool:
-        """See PumpedStream."""
-        return self.source is not None
+        """See StreamHandler."""
+        return self._source is not None
 
     @property
     def is_public(self) -> bool:
-        """See PumpedStream: gRPC's own services, health and reflection."""
+        """See StreamHandler: gRPC's own services, health and reflection."""
         return self.path.startswith("/grpc.")
+
+    @property
+    def finished(self) -> bool:
+        """Whether its status was sent, or it broke."""
+        return self._stream.finished
+
+    @property
+    def broken_reason(self) -> str | None:
+        """Why it has ended abnormally; None when it has not."""
+        return self._stream.broken_reason
+
+    @property
+    def peer_has_ended(self) -> bool:
+        """Whether it has broken, or the client has ended its side."""
+        return self._stream.broken_reason is not None or self._stream.ended
+
+    @property
+    def has_input(self) -> bool:
+        """Whether something has come that was not read."""
+        return bool(self._stream.inbox) or bool(self._stream.unread)
 
     @property
     def user_agent(self) -> str | None:
@@ -139,13 +180,22 @@ class ServerStream(DuplexStream):
 
     # Receiving -----------------------------------------------------------------------------------------------------
 
+    def accept(self) -> None:
+        """The client has shown who it is: its messages may have their full length."""
+        self._messages.accept()
+        self.connection.plane.accepts()
+
+    async def receive_batch(self) -> list[bytes]:
+        """See MessageStream.receive_batch."""
+        return await self._messages.receive_batch()
+
     async def recv_message(self) -> Any:
         """The next message, decoded; None once the peer has ended its side. As in grpclib, a cut is StreamTerminatedError.
 
         Raises GRPCError for what is no such message: the caller's mistake, not the handler's.
         """
         try:
-            message = await self.receive_one()
+            message = await self._messages.receive_one()
         except LinkBroken as error:
             raise StreamTerminatedError(str(error)) from None
         if message is not None:
@@ -175,12 +225,12 @@ class ServerStream(DuplexStream):
         block = response_headers.RESPONSE
         if metadata:
             block += response_headers.metadata(encode_metadata(metadata))
-        self.connection.send_block(self.stream_id, block, end_stream=False)
+        self.connection.send_block(self._stream.stream_id, block, end_stream=False)
 
     async def send_initial_metadata(self, *, metadata: MetadataLike | None = None) -> None:
-        if not self.finished:
+        if not self._stream.finished:
             self.start_response(metadata or ())
-            self.connection.pump()
+            self.connection.wire.writer.kick()
         await trio.lowlevel.checkpoint()
 
     async def send_message(self, message: Any) -> None:
@@ -193,30 +243,48 @@ class ServerStream(DuplexStream):
 
     async def send_batch(self, batch: list[bytes]) -> None:
         """Send encoded messages; returns when the windows and the kernel have taken them. Raises LinkBroken."""
-        self.check_sendable()
+        self._messages.check_sendable()
         if not self._initial_sent:
             self.start_response()
         self._message_sent = True
-        await self._send_and_wait(batch)
+        await self._messages.send(batch)
+
+    async def wait_drained(self) -> None:
+        """Wait until everything given so far is with the kernel. Raises LinkBroken."""
+        await self._messages.wait_drained()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether something that was given is not with the kernel yet."""
+        return self._messages.is_draining
+
+    def attach(self, source: FrameSource) -> None:
+        """See Link.attach: pull what is to be sent from `source`."""
+        if self._source is not None:
+            raise RuntimeError("a link has one source; attach it once")
+        self._source = source
+        if self._stream.broken_reason is not None:
+            source.cut()
 
     def stop_pulling(self) -> None:
         """Take nothing more from the source; what was taken still goes."""
         self._closing = True
 
     def fill(self) -> bool:
-        """See PumpedStream: what waits first, then what the source has."""
-        plane, source, waited = self.connection.plane, self.source, self.pending
-        if not plane.send_pending(self):
-            if self.pending is not waited:
-                self.moved()
-            self.stall()
+        """See StreamHandler: what waits first, then what the source has."""
+        stream, wire, source = self._stream, self.connection.wire, self._source
+        plane, waited = wire.plane, stream.pending
+        if not plane.send_pending(stream):
+            if stream.pending is not waited:
+                self.on_moved()
+            self.on_stall()
             return False
         if source is None or self._closing:
             return False
-        room = plane.room(self)
+        room = plane.room(stream)
         if room <= 0:
-            plane.blocked[self] = None
-            self.stall()
+            plane.blocked[stream] = None
+            self.on_stall()
             return False
         asked = min(room, BURST_BYTES)
         try:
@@ -229,37 +297,39 @@ class ServerStream(DuplexStream):
             return False
         if not self._initial_sent:
             self.start_response()
-        self.connection.dirty[self] = None
-        plane.send(self, batch)
-        if self.pending is not None:
-            self.stall()
+        wire.dirty[stream] = None
+        plane.send(stream, messages.with_prefixes(batch))
+        if stream.pending is not None:
+            self.on_stall()
             return False
         # A source stops short of what was asked for only when it has nothing more.
         return sum(map(len, batch)) >= asked
 
-    def stall(self) -> None:
+    def on_stall(self) -> None:
+        """See StreamHandler."""
         if self.stalled_since is None:
             self.stalled_since = trio.current_time()
 
-    def moved(self) -> None:
-        """See PumpedStream. Its client reads, if slowly."""
+    def on_moved(self) -> None:
+        """See StreamHandler. Its client reads, if slowly."""
         if self.stalled_since is not None:
             self.stalled_since = trio.current_time()
 
-    def drained(self) -> None:
-        super().drained()
-        if self.source is None:
+    def on_drained(self) -> None:
+        """See StreamHandler."""
+        if self._source is None:
             self.connection.answers_moved()
-        elif not self.finished:
+        elif not self._stream.finished:
             self.stalled_since = None
             try:
-                self.source.flushed()
+                self._source.flushed()
             except Exception as error:
-                self.source.failed(error)
+                self._source.failed(error)
 
     def kick(self) -> None:
-        if not self.finished:
-            self.connection.kick(self)
+        """The source has something new."""
+        if not self._stream.finished:
+            self.connection.wire.kick(self._stream)
 
     # Ending --------------------------------------------------------------------------------------------------------
 
@@ -276,57 +346,52 @@ class ServerStream(DuplexStream):
             raise NotImplementedError("status_details needs the googleapis messages")
         if status is GrpclibStatus.OK and self.incomplete:
             raise ProtocolError("Unary response with OK status requires a single message to be sent")
-        if self in self.connection.dirty and not self.finished:
-            await self.wait_drained()
+        if self._messages.is_draining and not self._stream.finished:
+            await self._messages.wait_drained()
         else:
             await trio.lowlevel.checkpoint()
         self.finish(status.value, status_message, metadata or ())
 
     def finish(self, status: int, message: str | None, metadata: MetadataLike = ()) -> None:
         """Trailers, now; a trailers-only response when nothing was sent before. Does nothing on an ended stream."""
-        if self.finished:
+        if self._stream.finished:
             return
-        self.finished = self._closing = True
+        self._stream.finished = self._closing = True
         block = response_headers.trailers(status, message)
         if not self._initial_sent:
             block = response_headers.OK + block
         if metadata:
             block += response_headers.metadata(encode_metadata(metadata))
-        self.connection.send_block(self.stream_id, block, end_stream=True)
-        if not self.ended:
-            # The peer may still be sending; tell it that nobody reads (RFC 9113 section 8.1).
-            self.connection.reset(self, ErrorCode.NO_ERROR)
-        self.connection.closed_locally(self)
-
-    @property
-    def awaits_rest(self) -> bool:
-        """See unfinished.Receiver. A peer whose window is shut because nobody reads is not slow."""
-        return self.reading and self.connection.plane.has_room
-
-    def give_up(self, error: StatusError) -> None:
-        """See unfinished.Receiver."""
-        self.connection.counters.reject("unfinished_message")
-        self.connection.plane.fail(self, error)
-        self.wake()
+        self.connection.send_block(self._stream.stream_id, block, end_stream=True)
+        if not self._stream.ended:
+            # The peer may still be sending; tell it that the server reads no more (RFC 9113 section 8.1).
+            self.connection.reset(self._stream, ErrorCode.NO_ERROR)
+        self.connection.closed_locally(self._stream)
 
     def evict(self, status: int, message: str) -> None:
         """End the RPC from outside: its caller gets the status, its task finds the stream broken."""
         self.finish(status, message)
-        self.broken(f"ended by the server: {message}")
+        self._stream.broken(f"ended by the server: {message}")
 
     async def cancel(self) -> None:
         """Reset the stream instead of ending it with a status."""
-        if not self.finished:
-            self.finished = self._closing = True
-            self.connection.reset(self, ErrorCode.CANCEL)
-            self.connection.closed_locally(self)
+        if not self._stream.finished:
+            self._stream.finished = self._closing = True
+            self.connection.reset(self._stream, ErrorCode.CANCEL)
+            self.connection.closed_locally(self._stream)
         await trio.lowlevel.checkpoint()
 
-    def broken(self, reason: str) -> None:
-        if self.broken_reason is None:
-            self._closing = True
-            super().broken(reason)
-            if self.source is not None:
-                self.source.cut()
-            if self.scope is not None:
-                self.scope.cancel()
+    def on_peer_ended(self) -> None:
+        """See StreamHandler. The next read finds it."""
+
+    def on_broken(self) -> None:
+        """See StreamHandler."""
+        self._closing = True
+        if self._source is not None:
+            self._source.cut()
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def release(self) -> None:
+        """The RPC's task has ended: hold no message any more."""
+        self._messages.release()

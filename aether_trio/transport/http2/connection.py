@@ -1,96 +1,119 @@
-"""One HTTP/2 connection on a socket, seen from its reader. Both our server and our client use it.
+"""One HTTP/2 connection on a socket: it reads, drives the data plane, and lets the streams send. The same on both sides.
 
-One task reads; the other half is Output, which needs none.
+What frames mean, and how the connection ends, is for its owner: ServerConnection on our server's side
+(server_connection.py), the Channel of our gRPC client. Writing is SocketWriter's (transport/socket/writer.py).
 
 Sockets are plain non-blocking ones from the standard library, waited for with `trio.lowlevel.wait_readable/writable`:
 trio documents both for foreign sockets, whereas the send of trio's own socket objects is async only and their inner
-socket private. It also keeps an idle connection smaller. The socket is closed by whoever opened it, after all tasks.
+socket private. It also keeps an idle connection smaller. The task that opened the socket closes it, after all tasks.
+
+Invariants: one task reads; what is not `async` never blocks and may be called from any task; a defect ends this connection
+(model/containment.py) or only the stream that it was found in.
 """
 
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
-from aether_trio.transport.grpc.inflation import Inflater, InflationTurns
 from aether_trio.transport.http2 import frames
-from aether_trio.transport.http2.data_stream import DataStream
-from aether_trio.transport.http2.frames import ErrorCode, ProtocolViolation
-from aether_trio.transport.http2.limits import GrpcLimits
-from aether_trio.transport.http2.output import Output, Sealer
+from aether_trio.transport.http2.dataplane import DataPlane, FrameOwner
+from aether_trio.transport.http2.frames import ProtocolViolation
+from aether_trio.transport.http2.limits import Http2Limits
+from aether_trio.transport.http2.stream import Http2Stream
+from aether_trio.transport.socket.writer import BURST_BYTES, Sealer, SocketWriter
 
 if TYPE_CHECKING:
     from aether_trio.transport.http2.flood_budgets import Budgets
-    from aether_trio.transport.http2.statistics import Counters
-    from aether_trio.transport.socket.unfinished_input import Account
+    from aether_trio.transport.http2.statistics import Http2Counters
 
 RECV_BYTES: Final = 64 * 1024
 ANSWER_TURNS: Final = 6
-"""Of the scheduler, in which a new stream may answer: enough for a session that waits for no other thread."""
+"""Turns of the scheduler in which a new stream may answer: enough for a session that waits for no other thread."""
 
 
-class Connection(Output):
-    """What both sides of a connection do alike. Subclasses decide what streams and control frames mean."""
+class ConnectionOwner(FrameOwner, Protocol):
+    """What the connection asks of the side that it belongs to."""
 
-    __slots__ = ("_inflater", "_turns", "opened")
+    def on_defect(self, error: Exception) -> None:
+        """Sending found a defect of the gateway. The connection is of no more use."""
+        ...
+
+    def on_half_close(self) -> None:
+        """Our side is about to end; the peer is to end its own."""
+        ...
+
+
+class Http2Connection:
+    """Reading, sending and the end of one connection; see the module docstring."""
+
+    __slots__ = (
+        "_half_close_due",
+        "_opened",
+        "_owner",
+        "_sealer",
+        "closing",
+        "counters",
+        "dirty",
+        "limits",
+        "plane",
+        "writer",
+    )
 
     def __init__(
         self,
+        owner: ConnectionOwner,
         sock: socket.socket,
         sealer: Sealer | None,
-        limits: GrpcLimits,
+        limits: Http2Limits,
         budgets: Budgets,
-        counters: Counters,
+        counters: Http2Counters,
         nursery: trio.Nursery,
         *,
         client_side: bool,
-        account: Account | None = None,
-        turns: InflationTurns | None = None,
     ) -> None:
-        super().__init__(
-            self, sock, sealer, limits, budgets, counters, nursery, client_side=client_side, account=account
+        self._owner = owner
+        self._sealer = sealer
+        self.limits = limits
+        self.counters = counters
+        self.plane = DataPlane(owner, limits, budgets, expect_preface=not client_side)
+        self.writer = SocketWriter(
+            self,
+            sock,
+            sealer,
+            nursery,
+            counters=counters,
+            queue=self.plane.out,
+            max_queued_bytes=limits.max_backlog_bytes,
         )
-        self._turns = turns
-        self._inflater: Inflater | None = None
-        self.opened = False
-        """The bytes being served have opened a stream."""
-
-    # Owner of the data plane -------------------------------------------------------------------------------------
-
-    def control(self, kind: int, flags: int, stream_id: int, frame: bytes) -> None:
-        raise NotImplementedError
-
-    def end_of_stream(self, stream: DataStream) -> None:
-        raise NotImplementedError
-
-    def stream_error(self, stream_id: int, code: ErrorCode, text: str) -> None:
-        raise NotImplementedError
-
-    @property
-    def inflater(self) -> Inflater:
-        """For compressed messages, made when the first one is read."""
-        if self._inflater is None:
-            self._inflater = Inflater(self._turns or InflationTurns())
-        return self._inflater
+        self.dirty: dict[Http2Stream, None] = {}
+        """Streams whose bytes are not all with the kernel."""
+        self.closing = False
+        """Whether nothing more is read or started; what is in `plane.out` still goes."""
+        self._opened = False
+        """Whether the bytes being served have opened a stream."""
+        self._half_close_due = False
 
     # Reading -----------------------------------------------------------------------------------------------------
 
     async def read_until_end(self) -> str:
         """Read and serve until the peer ends the connection, or it breaks, or `closing`. Returns why."""
-        sock = self.sock
+        sock = self.writer.sock
         while True:
             data = b""  # an idle connection must not keep what it read last alive in this frame
-            if self.sealer is not None and self.sealer.ended:
+            if self._sealer is not None and self._sealer.ended:
                 return "end of connection"
             await trio.lowlevel.wait_readable(sock)
             try:
-                data = self.receive_some()
+                data = sock.recv(RECV_BYTES)
+                self.counters.bytes_received += len(data)
                 if not data:
                     return "end of connection"
-                if self.sealer is not None:
-                    data = self.sealer.open(data)
+                if self._sealer is not None:
+                    data = self._sealer.open(data)
             except BlockingIOError:
                 continue
             except OSError as error:
@@ -98,40 +121,36 @@ class Connection(Output):
             if not await self.received(data):
                 return "closed"
 
-    def receive_some(self) -> bytes:
-        """What the socket has; raises OSError."""
-        data = self.sock.recv(RECV_BYTES)
-        self.counters.bytes_received += len(data)
-        return data
-
     async def received(self, data: bytes) -> bool:
         """Serve what one read brought. False when that was the last. A checkpoint only when it opened streams, or holds much."""
-        plane = self.plane
-        while True:
-            try:
-                plane.receive(data)
-            except ProtocolViolation as violation:
-                self.violated(violation)
-                return False
-            if plane.touched:
-                self._wake_touched()
-            if not plane.more:
-                break
-            await self._let_others()
+        while self.scan(data):
+            # Other tasks have their turn before more of the read is looked at; what is to be sent leaves with the last of it.
+            await trio.lowlevel.checkpoint()
             if self.closing:
                 return False
             data = b""
-        if self.opened:
-            self.opened = False
-            if plane.out and not plane.ready:
+        plane = self.plane
+        if self._opened:
+            self._opened = False
+            if plane.out and not plane.ready and not self.closing:
                 await self._let_answer()
         if plane.out or plane.ready:
-            self.pump()
+            self.writer.kick()
         return not self.closing
 
-    async def _let_others(self) -> None:
-        """Have their turn, before more of the same read is looked at. What is to be sent leaves with the last of it."""
-        await trio.lowlevel.checkpoint()
+    def scan(self, data: bytes) -> bool:
+        """Look at the next bytes, and wake the readers of what they bring. Returns whether more are kept: then pass b""."""
+        plane = self.plane
+        try:
+            plane.receive(data)
+        except ProtocolViolation as violation:
+            self._violated(violation)
+            return False
+        if plane.touched:
+            touched, plane.touched = plane.touched, []
+            for stream in touched:
+                stream.wake()
+        return plane.more
 
     async def _let_answer(self) -> None:
         """Streams were opened. If they answer soon, then acknowledgements leave with that, in one send instead of two."""
@@ -140,15 +159,138 @@ class Connection(Output):
             if not self.plane.out:
                 return
 
-    def _wake_touched(self) -> None:
-        touched, self.plane.touched = self.plane.touched, []
-        for stream in touched:
-            stream.wake()  # type: ignore[attr-defined]
-
-    def violated(self, violation: ProtocolViolation) -> None:
+    def _violated(self, violation: ProtocolViolation) -> None:
         """The peer broke a rule: say so once and stop."""
         self.counters.reject(violation.reason)
         if not self.closing:
             self.closing = True
             self.plane.out.append(frames.goaway(self.plane.highest_stream_id, violation.code, violation.debug))
-            self.pump()
+            self.writer.kick()
+
+    # Streams -------------------------------------------------------------------------------------------------------
+
+    def note_opened(self) -> None:
+        """The bytes being served have opened a stream, which may answer soon."""
+        self._opened = True
+
+    async def wait_for_news(self, stream: Http2Stream) -> None:
+        """Wait until a stream has a message, or its end. A checkpoint."""
+        if stream.has_news:
+            await trio.lowlevel.checkpoint()
+            return
+        stream.begin_reading()
+        if stream.unread:
+            # Parts of a message that must be read before the rest can come.
+            self.take(stream)
+        await stream.park_reader()
+
+    def take(self, stream: Http2Stream) -> list[bytes]:
+        """The messages in a stream's inbox, MESSAGES_AT_ONCE at most. The peer may be waiting for the room that this makes."""
+        plane = self.plane
+        waited = len(plane.out)
+        batch = plane.take(stream)
+        if len(plane.out) > waited:
+            self.writer.kick()  # what waited before has a reason (see `received`)
+        return batch
+
+    async def send(self, stream: Http2Stream, pieces: Sequence[bytes]) -> None:
+        """Send these bytes as DATA; returns when the windows and the kernel have taken all, or the stream has broken."""
+        self.dirty[stream] = None
+        if self.writer.is_writing:
+            # Framed now it would be memory that a peer which does not read makes us hold, for as many streams as it has.
+            self.plane.hold(stream, pieces)
+            self.kick(stream)
+        else:
+            self.plane.send(stream, pieces)
+            self.writer.kick()
+        await self.wait_drained(stream)
+
+    async def wait_drained(self, stream: Http2Stream) -> None:
+        """Wait until all that a stream gave so far is with the kernel, or the stream has broken. A checkpoint."""
+        if stream in self.dirty:
+            await stream.park_sender()
+        else:
+            await trio.lowlevel.checkpoint()
+
+    def kick(self, stream: Http2Stream) -> None:
+        """A stream has something to send: ask for it now, or as soon as there is room."""
+        plane = self.plane
+        if self.writer.is_writing or (stream in plane.blocked and plane.room(stream) <= 0):
+            stream.handler.on_stall()
+        plane.ready[stream] = None
+        self.writer.kick()
+
+    # What the writer asks (WriteSource) ------------------------------------------------------------------------------
+
+    def fill(self) -> None:
+        """See WriteSource. The streams that have something take turns."""
+        plane = self.plane
+        ready = plane.ready
+        if not ready or self.closing:
+            return
+        enough = plane.send_window - BURST_BYTES
+        while ready:
+            stream = next(iter(ready))
+            del ready[stream]
+            if stream.handler.fill():
+                ready[stream] = None
+            if plane.send_window <= enough:
+                return
+
+    def flushed(self) -> bool:
+        """See WriteSource."""
+        dirty = self.dirty
+        if dirty:
+            self.dirty = {}
+            for stream in dirty:
+                if stream.pending is None:
+                    stream.drained()
+                else:
+                    self.dirty[stream] = None
+        plane = self.plane
+        if plane.ready and not self.closing:
+            return True
+        if self._half_close_due and not plane.out:
+            self._half_close()
+        return False
+
+    def on_stall(self, *, moved: bool) -> None:
+        """See WriteSource."""
+        if moved:
+            for stream in self.dirty:
+                if stream.pending is None:  # all that it gave is in the backlog
+                    stream.handler.on_moved()
+        else:
+            for stream in (*self.dirty, *self.plane.ready):
+                stream.handler.on_stall()
+
+    def on_overflow(self) -> None:
+        """See WriteSource."""
+        self.counters.reject("unread_replies")
+
+    def on_broken(self) -> None:
+        """See WriteSource. The reader sees the end of the socket, and its owner tells the streams."""
+        self.closing = True
+
+    def on_defect(self, error: Exception) -> None:
+        """See WriteSource."""
+        self._owner.on_defect(error)
+
+    # Ending ------------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Read and start nothing more; what is to be sent still goes."""
+        self.closing = True
+
+    def end_when_flushed(self) -> None:
+        """Read and start nothing more, send what there is, then end our side; the peer ends its own, and so the reader."""
+        self.closing = self._half_close_due = True
+        self.writer.kick()
+
+    def _half_close(self) -> None:
+        self._half_close_due = False
+        self._owner.on_half_close()
+        try:
+            self.writer.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # it is gone already

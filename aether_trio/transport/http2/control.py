@@ -17,12 +17,12 @@ import h2.events
 import h2.exceptions
 import h2.settings
 import h2.stream
-import hyperframe.frame
 
 from aether_trio.transport.http2 import frames
 from aether_trio.transport.http2.frames import ErrorCode, ProtocolViolation
+from aether_trio.transport.http2.h2_internals import LeanH2Connection
 from aether_trio.transport.http2.hpack_cache import BlockCache, CachingDecoder
-from aether_trio.transport.http2.limits import GrpcLimits
+from aether_trio.transport.http2.limits import Http2Limits
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -39,71 +39,10 @@ _CONFIGS: Final = {
 }
 
 
-_CLOSED: Final = h2.stream.StreamClosedBy
 _LEAST_REQUEST: Final = b"\x83\x86\x84\x01\x01x"
 """`:method POST, :scheme http, :path /, :authority x` by HPACK's static table: valid, and without effect on a dynamic one."""
 _SETTING_BYTES: Final = 6
 _KNOWN_SETTINGS: Final = frozenset(code.to_bytes(2, "big") for code in h2.settings.SettingCodes)
-
-_FRAMES: Final = (
-    hyperframe.frame.HeadersFrame,
-    hyperframe.frame.DataFrame,
-    hyperframe.frame.SettingsFrame,
-    hyperframe.frame.RstStreamFrame,
-)
-
-
-class _Values(list[int | None]):
-    """A setting's current and proposed values: what h2 asks of the deques (760 bytes each) that it would keep them in."""
-
-    __slots__ = ()
-
-    def popleft(self) -> int | None:
-        return self.pop(0)
-
-
-class _LeanSettings(h2.settings.Settings):
-    """h2's Settings in a tenth of the memory; an idle connection has two of them with ten values and more."""
-
-    def __init__(self, *, client: bool) -> None:
-        # Not calling the base class on purpose: it does nothing but fill `_settings` with deques.
-        self._client = client
-        defaults = ((1, 4096), (2, int(client)), (4, 65_535), (5, 16_384), (8, 0))
-        self._settings = {h2.settings.SettingCodes(code): _Values((value,)) for code, value in defaults}  # type: ignore[misc]
-
-    def __setitem__(self, key: h2.settings.SettingCodes | int, value: int) -> None:
-        self._settings.setdefault(key, _Values((None,)))  # type: ignore[arg-type]
-        super().__setitem__(key, value)
-
-
-class _LeanH2(h2.connection.H2Connection):
-    """h2 with less memory, and without its scan of all streams at every HEADERS: we count streams ourselves, refuse with
-    REFUSED_STREAM instead of ending the connection, and say when a stream can be forgotten."""
-
-    MAX_CLOSED_STREAMS = 64
-
-    def __init__(self, config: h2.config.H2Configuration) -> None:
-        super().__init__(config)
-        self.local_settings = _LeanSettings(client=config.client_side)
-        self.remote_settings = _LeanSettings(client=not config.client_side)
-        # The frames that we let through; bound methods, so each entry is an object per connection.
-        table = self._frame_dispatch_table
-        self._frame_dispatch_table = {kind: table[kind] for kind in _FRAMES}
-
-    @property
-    def open_inbound_streams(self) -> int:
-        return 0
-
-    @property
-    def open_outbound_streams(self) -> int:
-        return 0
-
-    def forget(self, stream_id: int, *, reset_by_us: bool) -> None:
-        stream = self.streams.pop(stream_id, None)
-        if stream is not None:
-            # A server's answers and resets do not pass through h2, so it does not know how a stream ended.
-            by_us = _CLOSED.SEND_RST_STREAM if reset_by_us else _CLOSED.SEND_END_STREAM
-            self._closed_streams[stream_id] = stream.closed_by or by_us
 
 
 class SharedControl:
@@ -111,7 +50,7 @@ class SharedControl:
 
     __slots__ = ("blocks", "header_table_bytes", "max_header_list_bytes", "peer_settings", "settings", "settings_frame")
 
-    def __init__(self, limits: GrpcLimits, *, client_side: bool) -> None:
+    def __init__(self, limits: Http2Limits, *, client_side: bool) -> None:
         codes = h2.settings.SettingCodes
         self.settings: dict[h2.settings.SettingCodes | int, int] = {
             codes.HEADER_TABLE_SIZE: limits.header_table_bytes,
@@ -136,7 +75,7 @@ class ControlPlane:
     __slots__ = ("_h2", "decoder")
 
     def __init__(self, shared: SharedControl, *, client_side: bool) -> None:
-        self._h2 = _LeanH2(_CONFIGS[client_side])
+        self._h2 = LeanH2Connection(_CONFIGS[client_side])
         self.decoder = self._h2.decoder = CachingDecoder(shared.blocks, shared.max_header_list_bytes)
         # No table for what we send: our few headers are static entries or short. An empty deque is 760 bytes, and with a
         # size of 0 hpack only ever clears it.
@@ -210,14 +149,19 @@ class ControlPlane:
         """...and of those that are over."""
         self._h2.highest_inbound_stream_id = highest_stream_id
         for stream_id in reset_by_us:
-            self._h2._closed_streams[stream_id] = _CLOSED.SEND_RST_STREAM
+            self._h2.adopt_reset(stream_id)
 
     def forget(self, stream_id: int, *, reset_by_us: bool = False) -> None:
         self._h2.forget(stream_id, reset_by_us=reset_by_us)
 
     def ignore_content_length(self, stream_id: int) -> None:
         """h2 would compare content-length with DATA that it never sees; gRPC's own prefixes say what belongs together."""
-        self._h2.streams[stream_id]._expected_content_length = None
+        self._h2.ignore_content_length(stream_id)
+
+    @property
+    def buffered_bytes(self) -> int:
+        """What has been fed, and belongs to a frame that is not whole."""
+        return self._h2.buffered_bytes
 
     def next_stream_id(self) -> int:
         return self._h2.get_next_available_stream_id()

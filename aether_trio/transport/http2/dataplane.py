@@ -1,40 +1,39 @@
 """The data plane of an HTTP/2 connection: DATA and WINDOW_UPDATE as pure arithmetic, without h2.
 
 h2 spends about 30 µs on a DATA event and a routed message may cost little more than that altogether. So the received
-bytes are scanned here: DATA becomes batches of gRPC messages under our own windows, WINDOW_UPDATE opens the peer's, and
-every other frame goes to `Owner.control` untouched, in its place, which drives h2. h2 hears of DATA only when it ends a
+bytes are scanned here: DATA goes to the stream's PayloadReader under our own windows, WINDOW_UPDATE opens the peer's, and
+every other frame goes to `FrameOwner.control` untouched, in its place, which drives h2. h2 hears of DATA only when it ends a
 stream, because its state machine must move.
 
 Sans-I/O, and the same for both sides: bytes in by `receive`, bytes out by `out`. Invariants:
-* a length prefix is compared with its limit before anything of what it announces is kept;
 * bytes count against a window until they were *read*; a reader that waits reads a message's parts as they come;
-* a ProtocolViolation ends the connection, `Owner.stream_error` ends one stream, and nothing else is ever raised;
+* a ProtocolViolation ends the connection, `FrameOwner.stream_error` ends one stream, and nothing else is ever raised;
 * frames leave in the order they were put into `out`, and DATA never exceeds a window or the peer's frame size;
-* one call of `receive` costs a millisecond or two, however small the frames and messages are: with `more` left, the next one takes b"".
+* a stream that wants to send and cannot is in `blocked`, and moves to `ready` when the room that it lacks appears, never
+  otherwise (RFC 9113 section 6.9);
+* one call of `receive` costs a millisecond or two, however small the frames and messages are: with `more` left, the next
+  one takes b"".
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import Final, Protocol
 
-from aether_trio.model.errors import Status, StatusError
-from aether_trio.transport.grpc.assembly import Assembler
+from aether_trio.model.errors import StatusError
 from aether_trio.transport.http2 import flood_budgets, frames
-from aether_trio.transport.http2.data_stream import MESSAGE_BYTES, MESSAGES_AT_ONCE, DataStream
 from aether_trio.transport.http2.flood_budgets import Budgets
 from aether_trio.transport.http2.frames import (
     FRAME_HEADER,
     HEADER_BYTES,
+    LARGEST_WINDOW_BYTES,
     STREAM_MASK,
     UINT32,
     ErrorCode,
     ProtocolViolation,
 )
-from aether_trio.transport.http2.limits import GrpcLimits
-from aether_trio.transport.http2.sending import Owner, SendSide
-
-if TYPE_CHECKING:
-    from aether_trio.transport.socket.unfinished_input import Account
+from aether_trio.transport.http2.limits import Http2Limits
+from aether_trio.transport.http2.stream import MESSAGE_BYTES, MESSAGES_AT_ONCE, Http2Stream
 
 CONTROL_AT_ONCE: Final = 4096
 """Bytes of control frames, each of which counts for CONTROL_FRAME_BYTES more: a request costs 0.2 ms when h2 has to look at its
@@ -44,13 +43,31 @@ CONTROL_FIELD_BYTES: Final = 16
 """What each header field counts for beside: one that is in HPACK's table has one byte, and costs what others cost."""
 DATA_AT_ONCE: Final = 256
 """DATA frames; 64 KiB may hold five thousand."""
+UPDATES_PER_FRAME: Final = 4
+"""WINDOW_UPDATEs that one DATA frame earns. grpc-core answers each small message with two, for the stream and for the
+connection, and a large frame that is read in pieces with some more. A flood earns nothing, for it sends without reading."""
 
 
-class DataPlane(SendSide):
-    """Both halves: our windows and what arrives under them here, the peer's in SendSide."""
+class FrameOwner(Protocol):
+    """What the data plane asks of the connection around it."""
+
+    def control(self, kind: int, flags: int, stream_id: int, frame: bytes) -> None:
+        """One whole frame that is neither DATA nor WINDOW_UPDATE. May open and close streams; may raise ProtocolViolation."""
+        ...
+
+    def end_of_stream(self, stream: Http2Stream) -> None:
+        """The peer ended `stream` with a DATA frame."""
+        ...
+
+    def stream_error(self, stream_id: int, code: ErrorCode, text: str) -> None:
+        """Reset this stream, which may be closed already."""
+        ...
+
+
+class DataPlane:
+    """Our windows and what arrives under them, the peer's windows and what leaves under them."""
 
     __slots__ = (
-        "_assembler",
         "_block_bytes",
         "_block_frames",
         "_block_stream",
@@ -63,29 +80,45 @@ class DataPlane(SendSide):
         "_unread",
         "_unread_most",
         "accepted",
+        "blocked",
+        "budgets",
+        "data_frames_sent",
+        "highest_stream_id",
         "limits",
         "more",
+        "out",
+        "owner",
+        "peer_frame_bytes",
+        "peer_initial_window",
+        "ready",
+        "send_window",
         "settings_seen",
+        "streams",
         "touched",
     )
 
-    def __init__(
-        self,
-        owner: Owner,
-        limits: GrpcLimits,
-        budgets: Budgets,
-        *,
-        expect_preface: bool,
-        account: Account | None = None,
-    ) -> None:
-        super().__init__(owner, budgets)
+    def __init__(self, owner: FrameOwner, limits: Http2Limits, budgets: Budgets, *, expect_preface: bool) -> None:
+        self.owner = owner
+        self.budgets = budgets
+        self.streams: dict[int, Http2Stream] = {}
+        self.highest_stream_id = 0
+        """Of the streams that were ever opened: above it a stream is idle, below it one that is not known is closed."""
+        self.out: list[bytes | memoryview] = []
+        """Whole frames, in the order in which they must leave."""
+        self.ready: dict[Http2Stream, None] = {}
+        """Streams that want to send and may try; in order of their turn."""
+        self.blocked: dict[Http2Stream, None] = {}
+        """Streams that want to send and lack window."""
+        self.send_window = frames.DEFAULT_WINDOW_BYTES
+        self.peer_initial_window = frames.DEFAULT_WINDOW_BYTES
+        self.peer_frame_bytes = frames.DEFAULT_FRAME_BYTES
+        self.data_frames_sent = 0
         self.limits = limits
-        self.touched: list[DataStream] = []
+        self.touched: list[Http2Stream] = []
         """Streams with news for their reader since the owner last emptied this list; may hold one twice."""
         self.settings_seen = False
         self.more = False
         """Bytes are kept that were not looked at."""
-        self._assembler = Assembler(limits.max_receive_message_bytes, limits.max_assembling_bytes, account)
         self._preface = expect_preface
         self._client = not expect_preface
         self._tail = b""
@@ -99,7 +132,7 @@ class DataPlane(SendSide):
         self.accepted = False
         """Some client of the connection has shown who it is."""
         if expect_preface:
-            self._unread_most = min(self._unread_most, limits.max_stranger_unread_bytes)
+            self._unread_most = min(self._unread_most, limits.max_unauthenticated_unread_bytes)
         self._block_stream = 0
         """While a header block is open, its stream; no other frame may come between."""
         self._block_bytes = 0
@@ -114,20 +147,19 @@ class DataPlane(SendSide):
         extra = self.limits.connection_window_bytes - frames.DEFAULT_WINDOW_BYTES
         return frames.window_update(0, extra) if extra else b""
 
-    def open(self, stream: DataStream) -> None:
+    def open(self, stream: Http2Stream) -> None:
         stream.recv_window = self.limits.stream_window_bytes
-        stream.largest = self.limits.opening_bytes
         stream.send_window = self.peer_initial_window
         self.streams[stream.stream_id] = stream
         self.highest_stream_id = max(self.highest_stream_id, stream.stream_id)
 
-    def close(self, stream: DataStream) -> None:
+    def close(self, stream: Http2Stream) -> None:
         """Forget a stream. What its reader has not taken is given back to the connection."""
         if self.streams.pop(stream.stream_id, None) is None:
             return
         self.ready.pop(stream, None)
         self.blocked.pop(stream, None)
-        self._assembler.drop(stream)
+        stream.payload.drop()
         self._unread -= stream.held
         stream.unread = stream.held = 0
         stream.pending = None
@@ -182,8 +214,7 @@ class DataPlane(SendSide):
         else:
             self.more = False
         for stream in self.touched:
-            if stream.partial is not None or stream.begun:
-                self._assembler.note(stream)
+            stream.payload.after_read()
             if stream.reading and stream.unread and not stream.inbox:
                 self._credit_stream(stream)
 
@@ -195,7 +226,7 @@ class DataPlane(SendSide):
         want = frames.PREFACE
         have = data[: len(want)]
         if have != want[: len(have)]:
-            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "bad_preface", "this port speaks gRPC over HTTP/2")
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "bad_preface", "this port speaks HTTP/2")
         if len(have) < len(want):
             return 0
         self._preface = False
@@ -244,7 +275,7 @@ class DataPlane(SendSide):
             position, stop = _without_padding(data, position, stop)
         held = size - MESSAGE_BYTES * len(stream.inbox)
         if position < stop:
-            self._assembler.assemble(stream, data, position, stop)
+            stream.payload.read(data, position, stop)
         elif not flags & frames.END_STREAM:
             self.budgets.spend(flood_budgets.EMPTY_DATA_FLOOD)
         held += MESSAGE_BYTES * len(stream.inbox)
@@ -253,8 +284,8 @@ class DataPlane(SendSide):
         self._unread += held
         self._connection_credit(size)
         if flags & frames.END_STREAM:
-            if stream.partial is not None and stream.failure is None:
-                self.fail(stream, StatusError(Status.INTERNAL, "stream ended inside a message"))
+            if stream.failure is None:
+                stream.payload.end()
             stream.ended = True
             self.owner.end_of_stream(stream)
         self.touched.append(stream)
@@ -262,7 +293,7 @@ class DataPlane(SendSide):
             self.more = True
 
     def _unwanted_data(
-        self, stream: DataStream | None, stream_id: int, data: bytes, position: int, stop: int, flags: int
+        self, stream: Http2Stream | None, stream_id: int, data: bytes, position: int, stop: int, flags: int
     ) -> None:
         size = stop - position
         if stream is None:
@@ -286,17 +317,11 @@ class DataPlane(SendSide):
             self.owner.end_of_stream(stream)
             self.touched.append(stream)
 
-    def fail(self, stream: DataStream, failure: StatusError) -> None:
+    def fail(self, stream: Http2Stream, failure: StatusError) -> None:
         """Let the reader have what came before, then `failure`; drop whatever else arrives."""
-        self._assembler.drop(stream)
+        stream.payload.drop()
         stream.failure = failure
         self.touched.append(stream)
-
-    def check_rest(self, stream: DataStream) -> None:
-        """A reader is about to wait for the rest of a message: fail it when that is longer than the peer may send now."""
-        failure = self._assembler.too_long_to_wait_for(stream)
-        if failure is not None:
-            self.fail(stream, failure)
 
     def accepts(self) -> None:
         """A client of this connection has shown who it is."""
@@ -311,7 +336,7 @@ class DataPlane(SendSide):
 
     # Giving room back --------------------------------------------------------------------------------------------
 
-    def take(self, stream: DataStream) -> list[bytes]:
+    def take(self, stream: Http2Stream) -> list[bytes]:
         """Complete messages of a stream, MESSAGES_AT_ONCE at most; when its reader has read them all, their room goes back to the peer."""
         batch = stream.inbox
         if len(batch) > MESSAGES_AT_ONCE:
@@ -323,7 +348,7 @@ class DataPlane(SendSide):
             self._credit_stream(stream)
         return batch
 
-    def _credit_stream(self, stream: DataStream) -> None:
+    def _credit_stream(self, stream: Http2Stream) -> None:
         stream.credit += stream.unread
         self._unread -= stream.held
         stream.unread = stream.held = 0
@@ -345,6 +370,108 @@ class DataPlane(SendSide):
             self.out.append(frames.window_update(0, self._credit))
             self._recv_window += self._credit
             self._credit = 0
+
+    # Sending -----------------------------------------------------------------------------------------------------
+
+    def room(self, stream: Http2Stream) -> int:
+        """Bytes of DATA that both windows allow now; may be negative (RFC 9113 section 6.9.2)."""
+        return min(self.send_window, stream.send_window)
+
+    def send(self, stream: Http2Stream, pieces: Sequence[bytes]) -> None:
+        """Frame these bytes into `out` as far as the windows reach; the rest waits in `stream.pending`."""
+        size = sum(map(len, pieces))
+        if (
+            stream.pending is None
+            and size <= self.peer_frame_bytes
+            and size <= self.send_window
+            and size <= stream.send_window
+        ):
+            self.out.append(FRAME_HEADER.pack(size << 8, 0, stream.stream_id))
+            self.out += pieces
+            self.send_window -= size
+            stream.send_window -= size
+            self.data_frames_sent += 1
+        else:
+            self.hold(stream, pieces)
+            self.send_pending(stream)
+
+    def hold(self, stream: Http2Stream, pieces: Sequence[bytes]) -> None:
+        """Put bytes behind what waits in `stream.pending` already, and frame nothing."""
+        waiting = b"" if stream.pending is None else stream.pending
+        stream.pending = memoryview(b"".join((waiting, *pieces)))
+
+    def send_pending(self, stream: Http2Stream) -> bool:
+        """Frame more of what waits. True when nothing waits any more."""
+        pending = stream.pending
+        if pending is None:
+            return True
+        room, position, size = self.room(stream), 0, len(pending)
+        while position < size and room > 0:
+            length = min(self.peer_frame_bytes, room, size - position)
+            self.out.append(FRAME_HEADER.pack(length << 8, 0, stream.stream_id))
+            self.out.append(pending[position : position + length])
+            position += length
+            room -= length
+            self.data_frames_sent += 1
+        self.send_window -= position
+        stream.send_window -= position
+        if position == size:
+            stream.pending = None
+            return True
+        if position:
+            stream.pending = pending[position:]
+        self.blocked[stream] = None
+        return False
+
+    def window_update(self, stream_id: int, increment: int) -> None:
+        """The peer has made room. DATA frames that we sent earn it the right to say so."""
+        self.budgets.spend(flood_budgets.WINDOW_UPDATE_FLOOD, UPDATES_PER_FRAME * self.data_frames_sent)
+        if not stream_id:
+            was_shut = self.send_window <= 0
+            self.send_window += increment
+            if not increment:
+                raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "window_update", "WINDOW_UPDATE of 0")
+            if self.send_window > LARGEST_WINDOW_BYTES:
+                raise ProtocolViolation(ErrorCode.FLOW_CONTROL_ERROR, "window_overflow")
+            if was_shut:  # otherwise each that is blocked lacks its own
+                self._unblock(list(self.blocked))
+            return
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            if self.is_idle(stream_id):
+                raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "idle_stream", f"WINDOW_UPDATE on idle {stream_id}")
+            return
+        stream.send_window += increment
+        if not increment:
+            self.owner.stream_error(stream_id, ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
+        elif stream.send_window > LARGEST_WINDOW_BYTES:
+            self.owner.stream_error(stream_id, ErrorCode.FLOW_CONTROL_ERROR, "window beyond 2^31-1")
+        elif stream in self.blocked:
+            self._unblock([stream])
+
+    def peer_settings(self, initial_window: int | None, frame_bytes: int | None) -> None:
+        """Apply what the peer's SETTINGS say of DATA. A smaller window may turn open ones negative."""
+        if frame_bytes is not None:
+            self.peer_frame_bytes = frame_bytes
+        if initial_window is None:
+            return
+        delta = initial_window - self.peer_initial_window
+        self.peer_initial_window = initial_window
+        for stream in self.streams.values():
+            stream.send_window += delta
+            if stream.send_window > LARGEST_WINDOW_BYTES:
+                raise ProtocolViolation(ErrorCode.FLOW_CONTROL_ERROR, "window_overflow")
+        self._unblock(list(self.blocked))
+
+    def _unblock(self, streams: list[Http2Stream]) -> None:
+        for stream in streams:
+            if self.room(stream) > 0:
+                del self.blocked[stream]
+                self.ready[stream] = None
+
+    def is_idle(self, stream_id: int) -> bool:
+        """Never opened. We accept only the client's odd ids, and a client's own streams are odd as well."""
+        return stream_id > self.highest_stream_id or stream_id % 2 == 0
 
 
 def _without_padding(data: bytes, position: int, stop: int) -> tuple[int, int]:

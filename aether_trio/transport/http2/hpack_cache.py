@@ -14,19 +14,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-import hpack
-import hpack.hpack
 import hpack.struct
-import hpack.table
+
+from aether_trio.transport.http2.h2_internals import LenientDecoder, TableState
 
 MAX_BLOCKS: Final = 256
 MAX_BLOCK_BYTES: Final = 1024
 
 Key = tuple[bytes, int, int]
 """A block, the table's size, and the largest size that it may have."""
-Table = tuple[int, int, tuple[tuple[bytes, bytes], ...]]
-"""What a block leaves: the table's size, the bytes used of it, and its entries."""
-EMPTY_TABLE: Final[Table] = (hpack.table.HeaderTable.DEFAULT_SIZE, 0, ())
 
 
 class KnownBlock:
@@ -34,7 +30,7 @@ class KnownBlock:
 
     __slots__ = ("headers", "request", "table")
 
-    def __init__(self, headers: tuple[hpack.struct.HeaderTuple, ...], table: Table) -> None:
+    def __init__(self, headers: tuple[hpack.struct.HeaderTuple, ...], table: TableState) -> None:
         self.headers = headers
         self.table = table
         self.request: list[tuple[str, str]] | None = None
@@ -62,13 +58,13 @@ class BlockCache:
             self.hits += 1
         return found
 
-    def put(self, key: Key, headers: tuple[hpack.struct.HeaderTuple, ...], table: Table) -> None:
+    def put(self, key: Key, headers: tuple[hpack.struct.HeaderTuple, ...], table: TableState) -> None:
         if len(self._blocks) >= MAX_BLOCKS:
             del self._blocks[next(iter(self._blocks))]
         self._blocks[key] = KnownBlock(headers, table)
 
 
-class CachingDecoder(hpack.hpack.Decoder):
+class CachingDecoder(LenientDecoder):
     """One connection's decoder. Exactly hpack's, answered from the cache when the dynamic table is empty."""
 
     def __init__(self, cache: BlockCache, max_header_list_size: int) -> None:
@@ -86,19 +82,5 @@ class CachingDecoder(hpack.hpack.Decoder):
             return list(found.headers)
         decoded = list(super().decode(data, raw))
         if all(header.indexable for header in decoded):
-            self._cache.put(key, tuple(decoded), (table.maxsize, table._current_size, tuple(table.dynamic_entries)))
+            self._cache.put(key, tuple(decoded), self.table_state())
         return decoded
-
-    def _assert_valid_table_size(self) -> None:
-        """What hpack asks at the end of a block: has the peer shrunk its table to the size that our SETTINGS allow?
-
-        hpack refuses a peer that has not said so in the block. RFC 9113 section 4.3.1 asks it to, and many that keep no table do not
-        think of it. Here the table is shrunk for them: a peer that refers to an entry that is gone fails by that reference.
-        """
-        self.header_table_size = min(self.header_table_size, self.max_allowed_table_size)
-
-    def restore(self, left: Table) -> None:
-        """Go on with an empty table as if the block that left this had been decoded here."""
-        table = self.header_table
-        table._maxsize, table._current_size, entries = left
-        table.dynamic_entries.extend(entries)

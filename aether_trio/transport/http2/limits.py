@@ -1,4 +1,4 @@
-"""What a peer may cost us: every bound of the gRPC transport in one frozen record, with its unit in its name."""
+"""What a peer may cost us on an HTTP/2 connection: every bound in one frozen record, with its unit in its name."""
 
 from __future__ import annotations
 
@@ -50,15 +50,9 @@ NO_ALLOWANCES: Final = Allowances(*(UNLIMITED for _ in range(8)))
 
 
 @dataclass(frozen=True, slots=True)
-class GrpcLimits:
+class Http2Limits:
     """Defaults suit an open port; reference values where the reference has one (core.md section 0, sdk.md section 3)."""
 
-    max_receive_message_bytes: int = 10 * MIB
-    max_opening_message_bytes: int | None = None
-    """Of a stream whose client is not accepted, as long as its reader waits for it; None: as of any other. A gateway has
-    some: who calls must be known before much of it is kept, and health checks and reflection are for anybody."""
-    max_assembling_bytes: int = 40 * MIB
-    """Declared lengths of messages still arriving, over one connection; a stream that goes beyond is refused."""
     stream_window_bytes: int = 65_535
     """What an RPC that does not read can make us hold. At least 65,535: a peer may use that much before our SETTINGS."""
     connection_window_bytes: int = 1 * MIB
@@ -66,11 +60,11 @@ class GrpcLimits:
     """Unread by all RPCs of a connection together, MESSAGE_BYTES for each message included; beyond it the connection window stays
     shut until they read."""
     max_unread_answers_bytes: int = 256 * KIB
-    """Of calls that are no link (health, reflection), over one connection: beyond it their next requests wait. No setting: as
-    much as one participant's, and strangers may call these."""
-    max_stranger_unread_bytes: int = 256 * KIB
+    """Of calls that are answered as they ask (health, reflection), over one connection: beyond it their next requests wait. No
+    setting: as much as one participant's, and such calls need no credential."""
+    max_unauthenticated_unread_bytes: int = 256 * KIB
     """In place of `max_unread_bytes` on a connection of whose clients none is accepted yet."""
-    max_stranger_header_bytes: int = 512 * KIB
+    max_unauthenticated_header_bytes: int = 512 * KIB
     """Of the requests of open calls together, on such a connection: a thousand of a gRPC library have 300 KiB. No setting, as above."""
     max_header_list_bytes: int = 16 * KIB
     max_header_block_bytes: int = 32 * KIB
@@ -89,23 +83,12 @@ class GrpcLimits:
     """For a status to follow what was pulled, and for the tasks of a broken connection to end."""
     linger_s: float = 1 * SECONDS
     """Reading on after a GOAWAY, so that the kernel does not replace it with a reset."""
-    max_connection_age_s: float | None = None
-    max_connection_age_grace_s: float = 5 * SECONDS
-
     min_ping_interval_s: float = 10 * SECONDS
     max_ping_strikes: int = 2
     """As in grpc-core: the third early ping without data from us between them ends the connection."""
 
     allowances: Allowances = field(default_factory=Allowances)
 
-    @property
-    def opening_bytes(self) -> int:
-        """The longest message from a client that is not accepted."""
-        opening = self.max_opening_message_bytes
-        return self.max_receive_message_bytes if opening is None else min(opening, self.max_receive_message_bytes)
-
     def __post_init__(self) -> None:
         if self.stream_window_bytes < 65_535 or self.connection_window_bytes < 65_535:
             raise ValueError("windows start at 65,535 bytes (RFC 9113 section 6.9.2) and can only be widened here")
-        if self.max_assembling_bytes < self.max_receive_message_bytes:
-            raise ValueError("max_assembling_bytes must hold one message of max_receive_message_bytes")

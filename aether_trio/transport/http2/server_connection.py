@@ -1,90 +1,116 @@
-"""The server's side of a connection: its life, what control frames mean, keepalive rules, drain, and the end.
+"""The server's side of an HTTP/2 connection: its life, its streams, what control frames mean, keepalive rules, and drain.
 
-Lifecycle: `serve` owns a nursery in which the RPC tasks and the on-demand writer live, while it reads itself. When reading
-ends, every open stream is told that it broke; tasks whose stream has a scope are cancelled, link tasks see LinkBroken,
-and whoever is left after `close_timeout_s` is cancelled with the nursery. One deadline, the nursery's own, covers the
+Lifecycle: `serve` reads in the caller's task, while `nursery` holds the tasks of the RPCs and of the writer. When reading
+ends, every open stream is told that it broke: tasks whose stream has a scope are cancelled, link tasks see LinkBroken, and
+tasks that are left after `close_timeout_s` are cancelled with the nursery. One deadline, the nursery's, covers the
 handshake, idleness, and that last wait.
+
+Invariants: a stream is open in the plane from `open` to `forget`, and counted as long; headers, trailers and resets leave
+without h2, which is told only that a stream is over; a drained connection ends with its last stream.
 """
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from math import inf
+from typing import TYPE_CHECKING, Final
 
 import h2.events
 import trio
 
 from aether_trio.model.containment import DEFECT, report
 from aether_trio.model.errors import Status
-from aether_trio.transport.http2 import flood_budgets, frames
+from aether_trio.transport.http2 import flood_budgets, frames, header_blocks
+from aether_trio.transport.http2.connection import Http2Connection
 from aether_trio.transport.http2.control import SharedControl
+from aether_trio.transport.http2.flood_budgets import Budgets
 from aether_trio.transport.http2.frame_checks import check_ping, check_priority, parse_goaway, parse_reset
 from aether_trio.transport.http2.frames import STREAM_MASK, ErrorCode, ProtocolViolation
-from aether_trio.transport.http2.output import Sealer
-from aether_trio.transport.http2.pumped import PumpedStream
-from aether_trio.transport.http2.server_control import SETTINGS_ACK, as_text, size_of
-from aether_trio.transport.http2.server_streams import ServerStreams
-from aether_trio.transport.http2.statistics import ConnectionStatistics, Counters
-from aether_trio.transport.link import PeerCertificate
-from aether_trio.transport.socket.accepted import address_text
+from aether_trio.transport.http2.ping_strikes import PingStrikes
+from aether_trio.transport.http2.server_control import SETTINGS_ACK, ServerControl, as_text, size_of
+from aether_trio.transport.http2.statistics import Http2ConnectionStatistics, Http2Counters
+from aether_trio.transport.http2.stream import Http2Stream
+from aether_trio.transport.socket.accepted import Accepted, address_text
 
 if TYPE_CHECKING:
-    from aether_trio.transport.grpc.inflation import InflationTurns
-    from aether_trio.transport.http2.limits import Allowance, GrpcLimits
-    from aether_trio.transport.socket.unfinished_input import Account
+    from aether_trio.transport.http2.limits import Allowance, Http2Limits
 
 _INITIAL_WINDOW_SIZE: Final = 4
 _MAX_FRAME_SIZE: Final = 5
 _LARGEST_FRAME_BYTES: Final = 64 * 1024
 """Ours, whatever more the peer allows: one stream's frame is what the others wait for."""
 
-Accept = Callable[["ServerConnection", int, list[tuple[str, str]]], None]
+AcceptStream = Callable[["ServerConnection", int, list[tuple[str, str]]], None]
+"""`accept(connection, stream_id, headers)` starts an RPC for a request, or refuses it. Called while a read is scanned."""
 
 
-class ServerConnection(ServerStreams):
-    """One client. `accept` starts an RPC for a request's headers, or refuses it."""
+class ServerConnection:
+    """One client's connection. `wire` reads and sends; this class decides what streams and control frames mean."""
 
     __slots__ = (
         "_accept",
         "_defective",
         "_ended_event",
         "_finished",
+        "_header_bytes",
         "_ping_acked",
+        "_pings",
         "_round_trip",
+        "_said_no_table",
+        "_settings_frame",
+        "_waits_for_room",
         "address",
         "certificate",
+        "control_plane",
+        "counters",
+        "draining",
+        "goaway_limit",
+        "limits",
         "lingering",
-        "shared",
+        "nursery",
+        "plane",
         "started",
+        "wire",
     )
 
     def __init__(
         self,
-        sock: socket.socket,
-        address: Any,
-        sealer: Sealer | None,
-        certificate: PeerCertificate | None,
-        limits: GrpcLimits,
+        accepted: Accepted,
+        limits: Http2Limits,
         allowances: tuple[Allowance, ...],
         shared: SharedControl,
-        counters: Counters,
+        counters: Http2Counters,
         nursery: trio.Nursery,
-        accept: Accept,
-        account: Account,
-        turns: InflationTurns,
+        accept: AcceptStream,
     ) -> None:
-        super().__init__(sock, sealer, limits, allowances, shared, counters, nursery, account, turns)
-        self.address = address
+        self.limits = limits
+        self.counters = counters
+        self.nursery = nursery
+        budgets = Budgets(allowances, trio.current_time)
+        self.wire = Http2Connection(
+            self, accepted.sock, accepted.tls, limits, budgets, counters, nursery, client_side=False
+        )
+        self.plane = self.wire.plane
+        self.control_plane = ServerControl(shared, self.plane)
+        self.address = accepted.address
         """The peer's, as `accept` returned it."""
-        self.certificate = certificate
+        self.certificate = accepted.certificate
+        self.started = trio.current_time()
+        self.draining = False
+        self.goaway_limit = STREAM_MASK
+        """Streams above it are refused: the last id of our final GOAWAY."""
         self.lingering = False
-        """The end came from us: the socket must not be closed before the peer has read why."""
+        """Whether the end came from us: the socket must not be closed before the peer has read why."""
+        self._accept = accept
+        self._settings_frame = shared.settings_frame
+        self._pings = PingStrikes()
+        self._header_bytes = 0
+        """Bytes in the requests of open streams."""
+        self._said_no_table = False
+        self._waits_for_room: trio.lowlevel.ParkingLot | None = None
+        """Handlers whose next request waits until the peer has read earlier answers."""
         self._ended_event: trio.Event | None = None
         self._finished = self._defective = False
-        self.shared = shared
-        self.started = trio.current_time()
-        self._accept = accept
         self._ping_acked: trio.Event | None = None
         self._round_trip: trio.Event | None = None
 
@@ -93,25 +119,25 @@ class ServerConnection(ServerStreams):
     async def serve(self, head: bytes) -> str:
         """Serve until the connection ends; returns why. The caller closes the socket."""
         # These leave with the answer to the client's first bytes, which it sends without waiting (RFC 9113 section 3.4).
-        self.plane.out.append(self.shared.settings_frame)
+        self.plane.out.append(self._settings_frame)
         self.plane.out.append(self.plane.opening_window_update())
         try:
-            reason = await self._serve_first(head) or await self.read_until_end()
+            reason = await self._serve_first(head) or await self.wire.read_until_end()
         except trio.Cancelled:
             self._cut_off()
             raise
-        self.lingering = self.closing
-        self.closing = True
+        self.lingering = self.wire.closing
+        self.wire.stop()
         if self.nursery.child_tasks:
             self.nursery.cancel_scope.deadline = trio.current_time() + self.limits.close_timeout_s
             if not self.lingering:
-                self.abandon()
+                self.wire.writer.abort()
         self.break_streams(reason)
         return reason
 
     async def _serve_first(self, head: bytes) -> str | None:
         """Serve what has come at once; why that was the end, if it was. From here on the handshake is waited for."""
-        if head and not await self.received(head):
+        if head and not await self.wire.received(head):
             return "closed"
         if not self.plane.streams:
             self.nursery.cancel_scope.deadline = self.started + self.limits.handshake_timeout_s
@@ -122,25 +148,24 @@ class ServerConnection(ServerStreams):
         self.lingering = True
         if self.plane.streams:
             self.evict(Status.UNAVAILABLE, "the server stops")
-        elif not self.closing:
+        elif not self.wire.closing:
             settled = self.plane.settings_seen
             self.counters.reject("idle_timeout" if settled else "handshake_timeout")
             code = ErrorCode.NO_ERROR if settled else ErrorCode.SETTINGS_TIMEOUT
             self.plane.out.append(frames.goaway(self.plane.highest_stream_id, code, "timeout"))
-        self.closing = True
-        self.pump()
+        self.wire.stop()
+        self.wire.writer.kick()
 
     def break_streams(self, reason: str) -> None:
         """Tell every open stream that the connection has ended."""
         for stream in list(self.plane.streams.values()):
-            assert isinstance(stream, PumpedStream)
             stream.broken(reason)
             self.forget(stream)
 
     def evict_public(self, status: Status, message: str) -> None:
         """End with trailers the streams that need no credential. Does not wait."""
         for stream in self._public():
-            stream.evict(status, message)
+            stream.handler.evict(status, message)
         self.end_if_done()
 
     @property
@@ -148,30 +173,33 @@ class ServerConnection(ServerStreams):
         """A stream is open that needs no credential."""
         return bool(self._public())
 
-    def _public(self) -> list[PumpedStream]:
+    def _public(self) -> list[Http2Stream]:
         streams = self.plane.streams.values()
-        return [stream for stream in streams if isinstance(stream, PumpedStream) and stream.is_public]
+        return [stream for stream in streams if stream.handler.is_public]
 
     def evict(self, status: Status, message: str) -> None:
         """End every stream with trailers, and then the connection. Does not wait."""
         self._say_last_goaway()
         for stream in list(self.plane.streams.values()):
-            assert isinstance(stream, PumpedStream)
-            stream.evict(status, message)
+            stream.handler.evict(status, message)
         self.end_if_done()
+
+    def cut(self) -> None:
+        """End the connection at once; what waits is dropped."""
+        self.wire.writer.abort()
 
     @property
     def who(self) -> str:
         """The connection, for logs."""
         return f"grpc with {address_text(self.address)}"
 
-    def failed(self, error: Exception) -> None:
-        """See Output: the calls end with UNKNOWN, if that can be said."""
+    def on_defect(self, error: Exception) -> None:
+        """See ConnectionOwner. The calls end with UNKNOWN; at the second time, the connection is cut."""
+        report(error, self.who)
         if self._defective:
-            super().failed(error)
+            self.wire.writer.abort()
             return
         self._defective = True
-        report(error, self.who)
         self.evict(Status.UNKNOWN, DEFECT)
 
     async def wait_ended(self) -> None:
@@ -186,15 +214,111 @@ class ServerConnection(ServerStreams):
         """All tasks of the connection have ended."""
         if self._round_trip is not None:
             self._round_trip.set()
-        self.closing = True
+        self.wire.stop()
         self._finished = True
         if self._ended_event is not None:
             self._ended_event.set()
 
+    # Streams -------------------------------------------------------------------------------------------------------
+
+    async def wait_answers_room(self) -> None:
+        """Wait until the peer has read of its answers what is over the bound; those of links have their own. A checkpoint only then."""
+        while self._unread_answers_bytes() > self.limits.max_unread_answers_bytes:
+            if self._waits_for_room is None:
+                self._waits_for_room = trio.lowlevel.ParkingLot()
+            await self._waits_for_room.park()
+        self.answers_moved()  # one after the other, as each may fill the room
+
+    def _unread_answers_bytes(self) -> int:
+        return sum(
+            len(stream.pending)
+            for stream in self.wire.dirty
+            if stream.pending is not None and not stream.handler.has_source
+        )
+
+    def answers_moved(self) -> None:
+        """An answer has left, or is not wanted any more."""
+        if self._waits_for_room is not None:
+            self._waits_for_room.unpark()
+
+    def open(self, stream: Http2Stream) -> None:
+        self.plane.open(stream)
+        self.wire.note_opened()
+        self.counters.streams_open += 1
+        self.counters.streams_total += 1
+        if self.nursery.cancel_scope.deadline != inf:
+            self.nursery.cancel_scope.deadline = inf
+
+    def forget(self, stream: Http2Stream) -> None:
+        """The stream is over on both sides."""
+        if stream.stream_id in self.plane.streams:
+            self.plane.close(stream)
+            self._header_bytes -= stream.header_bytes
+            self.wire.dirty.pop(stream, None)
+            self.answers_moved()
+            self.control_plane.forget(stream.stream_id)
+            self.counters.streams_open -= 1
+            self.arm_idle_deadline()
+            self.end_if_done()
+
+    def send_block(self, stream_id: int, block: bytes, *, end_stream: bool) -> None:
+        """Put a response's headers or trailers (header_blocks.py) into the output; they leave with the next pump."""
+        if not self._said_no_table:
+            self._said_no_table = True
+            block = header_blocks.NO_TABLE + block
+        plane = self.plane
+        plane.out.append(header_blocks.block_frames(stream_id, block, plane.peer_frame_bytes, end_stream=end_stream))
+        self._pings.forgive()
+
+    def refuse(self, stream_id: int, code: ErrorCode) -> None:
+        """Reset a stream that never became an RPC."""
+        self.plane.out.append(frames.rst_stream(stream_id, code))
+        self.control_plane.forget(stream_id, reset_by_us=True)
+
+    def closed_locally(self, stream: Http2Stream) -> None:
+        """Our trailers or reset are in the output."""
+        self.forget(stream)
+        self.wire.writer.kick()
+
+    def reset(self, stream: Http2Stream, code: ErrorCode) -> None:
+        """Put RST_STREAM into the output; the caller is about to forget the stream."""
+        self.plane.out.append(frames.rst_stream(stream.stream_id, code))
+        self.control_plane.forget(stream.stream_id, reset_by_us=True)
+
+    def end_of_stream(self, stream: Http2Stream) -> None:
+        """See FrameOwner."""
+        self.control_plane.end_of_stream(stream.stream_id)
+
+    def stream_error(self, stream_id: int, code: ErrorCode, text: str) -> None:
+        """See FrameOwner. Every reset that the peer provokes is charged to it."""
+        stream = self.plane.streams.get(stream_id)
+        if stream is None:
+            # What was on its way when we reset a stream needs no second word.
+            if not self.control_plane.reset_by_us(stream_id):
+                self.plane.budgets.spend(flood_budgets.STRAY_DATA_FLOOD)
+                self.plane.out.append(frames.rst_stream(stream_id, code))
+            return
+        self.plane.budgets.spend(flood_budgets.RESET_FLOOD)
+        self.counters.reject("stream_error")
+        self.reset(stream, code)
+        stream.ended = True
+        stream.broken(text)
+        self.forget(stream)
+
+    def arm_idle_deadline(self) -> None:
+        if not self.plane.streams and not self.wire.closing:
+            self.nursery.cancel_scope.deadline = trio.current_time() + (self.limits.idle_timeout_s or inf)
+
+    def end_if_done(self) -> None:
+        """Nothing more can come on a drained connection: end our side, and the peer will end its own."""
+        if self.goaway_limit != STREAM_MASK and not self.plane.streams and not self.wire.closing:
+            self.nursery.cancel_scope.deadline = trio.current_time() + self.limits.close_timeout_s
+            self.wire.end_when_flushed()
+
     # Control frames ------------------------------------------------------------------------------------------------
 
     def control(self, kind: int, flags: int, stream_id: int, frame: bytes) -> None:
-        """See dataplane.Owner."""
+        """See FrameOwner."""
         if kind == frames.PING:
             self._ping(flags, stream_id, frame)
         elif kind == frames.PRIORITY:
@@ -243,14 +367,14 @@ class ServerConnection(ServerStreams):
 
     def _take(self, stream_id: int, headers: list[tuple[str, str]]) -> None:
         size = size_of(headers)
-        if not self.plane.accepted and self.header_bytes + size > self.limits.max_stranger_header_bytes:
+        if not self.plane.accepted and self._header_bytes + size > self.limits.max_unauthenticated_header_bytes:
             self._refuse(stream_id, "too_many_headers")
             return
         self._accept(self, stream_id, headers)
         stream = self.plane.streams.get(stream_id)
         if stream is not None:
             stream.header_bytes = size
-            self.header_bytes += size
+            self._header_bytes += size
 
     def _refuse(self, stream_id: int, reason: str) -> None:
         self.counters.reject(reason)
@@ -268,8 +392,7 @@ class ServerConnection(ServerStreams):
         if self.plane.is_idle(stream_id):
             raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "idle_stream", f"RST_STREAM on idle {stream_id}")
         stream = self.plane.streams.get(stream_id)
-        assert stream is None or isinstance(stream, PumpedStream)
-        if stream is None or not stream.answered:
+        if stream is None or not stream.handler.answered:
             # Floods reset before they are answered (CVE-2023-44487). Who closes many clients resets as many streams that
             # were served, on the one connection that they share in a process; some of these resets cross our trailers.
             self.plane.budgets.spend(flood_budgets.RESET_FLOOD, self.plane.data_frames_sent)
@@ -278,7 +401,6 @@ class ServerConnection(ServerStreams):
     def _broken(self, stream_id: int, reason: str) -> None:
         stream = self.plane.streams.get(stream_id)
         if stream is not None:
-            assert isinstance(stream, PumpedStream)
             stream.ended = True
             stream.broken(reason)
             self.forget(stream)
@@ -306,7 +428,7 @@ class ServerConnection(ServerStreams):
             if self._ping_acked is not None:
                 self._ping_acked.set()
             return
-        self.pings.ping(
+        self._pings.ping(
             trio.current_time(), plane.data_frames_sent, limits.min_ping_interval_s, limits.max_ping_strikes
         )
         plane.out.append(frames.ping(frame[frames.HEADER_BYTES :], ack=True))
@@ -329,7 +451,7 @@ class ServerConnection(ServerStreams):
 
     def ask_to_leave(self) -> None:
         """The first GOAWAY, and a PING whose answer says that it has come. `drain` goes on from there."""
-        if self._round_trip is not None or self.closing:
+        if self._round_trip is not None or self.wire.closing:
             return
         self._ping_acked = trio.Event()
         self._round_trip = trio.Event()
@@ -337,7 +459,7 @@ class ServerConnection(ServerStreams):
             self.draining = True
             self.plane.out.append(frames.goaway(STREAM_MASK, ErrorCode.NO_ERROR, "draining"))
         self.plane.out.append(frames.ping(b"draining"))
-        self.pump()
+        self.wire.writer.kick()
 
     async def drain(self, round_trip_s: float) -> None:
         """Both GOAWAYs, with a round trip or `round_trip_s` between them."""
@@ -359,21 +481,22 @@ class ServerConnection(ServerStreams):
             await self._round_trip.wait()
 
     def _say_last_goaway(self) -> None:
-        if self.goaway_limit == STREAM_MASK and not self.closing:
+        if self.goaway_limit == STREAM_MASK and not self.wire.closing:
             self.draining = True
             self.goaway_limit = self.plane.highest_stream_id
             self.plane.out.append(frames.goaway(self.goaway_limit, ErrorCode.NO_ERROR, "draining"))
-            self.pump()
+            self.wire.writer.kick()
 
-    def _half_close(self) -> None:
+    def on_half_close(self) -> None:
+        """See ConnectionOwner."""
         self.nursery.cancel_scope.deadline = trio.current_time() + self.limits.linger_s
-        super()._half_close()
 
-    def statistics(self) -> ConnectionStatistics:
-        return ConnectionStatistics(
+    def statistics(self) -> Http2ConnectionStatistics:
+        """The connection at this moment."""
+        return Http2ConnectionStatistics(
             streams_open=len(self.plane.streams),
             send_window_bytes=self.plane.send_window,
             streams_blocked=len(self.plane.blocked),
-            backlog_bytes=0 if self._backlog is None else len(self._backlog),
+            backlog_bytes=self.wire.writer.backlog_bytes,
             data_frames_sent=self.plane.data_frames_sent,
         )

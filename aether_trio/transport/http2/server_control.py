@@ -20,7 +20,8 @@ import h2.events
 
 from aether_trio.transport.http2 import frames
 from aether_trio.transport.http2.control import ControlPlane, SharedControl
-from aether_trio.transport.http2.hpack_cache import EMPTY_TABLE, Key
+from aether_trio.transport.http2.h2_internals import EMPTY_TABLE
+from aether_trio.transport.http2.hpack_cache import Key
 
 if TYPE_CHECKING:
     from aether_trio.transport.http2.dataplane import DataPlane

@@ -1,4 +1,4 @@
-"""Counters of the gRPC transport and the frozen records that show them."""
+"""Counters of HTTP/2 connections and the frozen records that show them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class GrpcServerStatistics:
+class Http2Statistics:
     """Totals since the server was made, except `*_open`. `rejects` counts by reason what was refused or cut off."""
 
     connections_open: int
@@ -21,7 +21,7 @@ class GrpcServerStatistics:
 
 
 @dataclass(frozen=True, slots=True)
-class ConnectionStatistics:
+class Http2ConnectionStatistics:
     """One connection at this moment."""
 
     streams_open: int
@@ -31,7 +31,7 @@ class ConnectionStatistics:
     data_frames_sent: int
 
 
-class Counters:
+class Http2Counters:
     """What connections count into; one per server or channel."""
 
     __slots__ = (
@@ -56,8 +56,8 @@ class Counters:
     def reject(self, reason: str) -> None:
         self.rejects[reason] += 1
 
-    def snapshot(self) -> GrpcServerStatistics:
-        return GrpcServerStatistics(
+    def snapshot(self) -> Http2Statistics:
+        return Http2Statistics(
             connections_open=self.connections_open,
             connections_total=self.connections_total,
             streams_open=self.streams_open,

@@ -11,9 +11,10 @@ import trio
 import trio.testing
 from grpclib.health.v1.health_pb2 import HealthCheckRequest
 
+from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.http2 import frames
 from aether_trio.transport.http2.frames import ErrorCode
-from aether_trio.transport.http2.limits import Allowance, Allowances, GrpcLimits
+from aether_trio.transport.http2.limits import Allowance, Allowances
 from tests.transport.grpc.harness import RawClient, data, frame, message, probe_server, serving, settings
 
 SMALL = Allowance(20, 0.0)
@@ -170,7 +171,7 @@ async def test_http_1_is_told_what_this_port_speaks() -> None:
     async with serving(server) as port:
         client = await RawClient.bare(port)
         await client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert "gRPC" in (await client.goaway())[2]
+        assert "speaks HTTP/2" in (await client.goaway())[2]
 
 
 async def test_resets_of_streams_that_were_served_are_no_flood() -> None:

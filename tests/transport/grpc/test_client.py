@@ -8,10 +8,11 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 from grpclib.health.v1.health_pb2 import HealthCheckRequest
 
-from aether_trio.transport.grpc.call import Call
-from aether_trio.transport.grpc.client import open_channel
+from aether_trio.transport.grpc.client import Call, open_channel
+from aether_trio.transport.grpc.limits import GrpcLimits
+from aether_trio.transport.http2.connection import Http2Connection
 from aether_trio.transport.http2.frames import ErrorCode, goaway
-from aether_trio.transport.http2.limits import GrpcLimits
+from aether_trio.transport.http2.stream import Http2Stream
 from aether_trio.transport.link import LinkBroken
 from tests.transport.grpc.harness import probe_server, serving
 
@@ -45,14 +46,14 @@ async def test_large_messages_cross_every_window() -> None:
 
 async def test_an_answer_that_comes_before_our_end_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that has read the request answers, and resets what it need not read."""
-    wait_drained = Call.wait_drained
+    wait_drained = Http2Connection.wait_drained
 
-    async def late(call: Call) -> None:
-        while call.broken_reason is None:
+    async def late(connection: Http2Connection, stream: Http2Stream) -> None:
+        while isinstance(stream.handler, Call) and stream.broken_reason is None:
             await trio.sleep(0.01)
-        await wait_drained(call)
+        await wait_drained(connection, stream)
 
-    monkeypatch.setattr(Call, "wait_drained", late)
+    monkeypatch.setattr(Http2Connection, "wait_drained", late)
     server, _ = probe_server()
     async with serving(server) as port, open_channel("127.0.0.1", int(port)) as channel:
         with trio.fail_after(300):

@@ -9,9 +9,9 @@ import grpc
 import pytest
 import trio
 
+from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.http2 import frames
 from aether_trio.transport.http2.frames import ErrorCode
-from aether_trio.transport.http2.limits import GrpcLimits
 from aether_trio.transport.socket.accepted import Accepted
 from tests.transport.grpc.harness import RawClient, data, frame, message, probe_server, serving, settings
 

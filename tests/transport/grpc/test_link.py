@@ -10,12 +10,12 @@ import pytest
 import trio
 
 from aether_trio.model.errors import Status, StatusError
+from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.link import GrpcLink
 from aether_trio.transport.grpc.server import GrpcServer
 from aether_trio.transport.grpc.stream import ServerStream
 from aether_trio.transport.http2 import frames
 from aether_trio.transport.http2.frames import ErrorCode
-from aether_trio.transport.http2.limits import GrpcLimits
 from aether_trio.transport.link import Link, LinkBroken
 from aether_trio.wire.pb import aether_pb2 as pb
 from aether_trio.wire.pb.aether_grpc import AetherGatewayBase
@@ -224,7 +224,7 @@ async def test_one_stalled_stream_does_not_hold_up_another_on_the_same_connectio
         client = await RawClient.connect(port, settings(window=0))
         await client.send(client.request(1, CONNECT), client.request(3, CONNECT))
         links = [await gateway.link(), await gateway.link()]  # trio starts tasks in any order
-        stalled, moving = sorted(links, key=lambda link: link._stream.stream_id)
+        stalled, moving = sorted(links, key=lambda link: link._stream.http2.stream_id)
         sources = Source(), Source()
         for link, source in zip((stalled, moving), sources, strict=True):
             link.attach(source)
@@ -289,7 +289,7 @@ async def test_a_source_may_kick_from_flushed() -> None:
                     link.kick()
 
         refilling = Refilling()
-        link._stream.source = refilling
+        link._stream._source = refilling
         refilling.queue.append(b"0")
         link.kick()
         want = b"".join(message(b"%d" % n) for n in range(50))

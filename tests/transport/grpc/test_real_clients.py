@@ -20,9 +20,9 @@ from grpclib.reflection.v1.reflection_grpc import ServerReflectionStub
 from grpclib.reflection.v1.reflection_pb2 import ServerReflectionRequest
 
 from aether_trio.transport.grpc.health import GATEWAY, NOT_SERVING, SERVING, Health
+from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.reflection import with_reflection
 from aether_trio.transport.grpc.server import GrpcServer
-from aether_trio.transport.http2.limits import GrpcLimits
 from aether_trio.wire.pb.aether_grpc import AetherGatewayBase
 from tests.transport.grpc.harness import probe_server, serving
 

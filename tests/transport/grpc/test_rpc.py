@@ -9,9 +9,9 @@ import trio
 from grpclib.health.v1.health_pb2 import HealthCheckRequest
 
 from aether_trio.transport.grpc import messages
+from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.http2 import frames
 from aether_trio.transport.http2.frames import ErrorCode
-from aether_trio.transport.http2.limits import GrpcLimits
 from tests.transport.grpc.harness import RawClient, data, frame, message, probe_server, serving
 
 

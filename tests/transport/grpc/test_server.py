@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 import trio
 
+from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.http2 import frames
 from aether_trio.transport.http2.frames import ErrorCode
-from aether_trio.transport.http2.limits import GrpcLimits
 from aether_trio.transport.socket.accepted import Accepted
 from tests.transport.grpc.harness import Frame, RawClient, data, frame, message, probe_server, serving, settings
 
@@ -130,11 +130,11 @@ async def test_an_idle_connection_holds_nothing_of_what_it_read() -> None:
         await trio.testing.wait_all_tasks_blocked()
         assert _bytes_held_by_tasks() < 1_000
         (connection,) = server.connections
-        assert connection._backlog is None
+        assert connection.wire.writer.backlog_bytes == 0
         assert connection.plane._tail == b""
         assert connection.plane.out == []
         (stream,) = connection.plane.streams.values()
-        assert (stream.inbox, stream.partial, stream.pending) == ([], None, None)
+        assert (stream.inbox, stream.payload.partial_bytes, stream.pending) == ([], 0, None)
 
 
 def _bytes_held_by_tasks() -> int:
@@ -169,7 +169,7 @@ async def test_large_answers_on_many_streams_wait_for_a_slow_reader_and_all_arri
         await _send_within_windows(client, streams, body)
         await trio.testing.wait_all_tasks_blocked(0.05)
         (connection,) = server.connections
-        assert connection.stalled
+        assert connection.wire.writer.is_writing
         assert sum(map(len, connection.plane.out)) < 10_000
         got = dict.fromkeys(streams, b"")
         await client.send(*(data(stream_id, b"", end=True) for stream_id in streams))

@@ -5,19 +5,23 @@ from __future__ import annotations
 import itertools
 import struct
 import zlib
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aether_trio.model.errors import Status, StatusError
-from aether_trio.transport.grpc.messages import SLICE_BYTES, Inflation, Packed
+from aether_trio.transport.grpc.limits import GrpcLimits
+from aether_trio.transport.grpc.message_stream import AssemblyBudget, MessageStream
+from aether_trio.transport.grpc.messages import SLICE_BYTES, Inflation, Packed, with_prefixes
 from aether_trio.transport.http2 import flood_budgets, frames
-from aether_trio.transport.http2.data_stream import DataStream
 from aether_trio.transport.http2.dataplane import DataPlane
 from aether_trio.transport.http2.flood_budgets import Budgets
 from aether_trio.transport.http2.frames import ErrorCode, ProtocolViolation
-from aether_trio.transport.http2.limits import Allowances, GrpcLimits
+from aether_trio.transport.http2.limits import Allowances
+from aether_trio.transport.http2.stream import Http2Stream
 from tests.transport.grpc.harness import data, frame, message, settings
 
 MIB = 1024 * 1024
@@ -36,18 +40,26 @@ class Side:
         self.ended: list[int] = []
         self.errors: list[tuple[int, ErrorCode]] = []
         self.controls: list[int] = []
-        self.streams: dict[int, DataStream] = {}
+        self.streams: dict[int, Http2Stream] = {}
+        self.messages: dict[int, MessageStream] = {}
+        self.budget = AssemblyBudget(self.limits)
         self.batches: dict[int, list[bytes]] = {}
 
     def control(self, kind: int, flags: int, stream_id: int, frame: bytes) -> None:
         self.controls.append(kind)
         if kind == frames.HEADERS and stream_id % 2:
-            stream = self.streams[stream_id] = DataStream(stream_id)
-            self.plane.open(stream)
+            self.plane.open(self.message_stream(stream_id).stream)
         elif kind == frames.RST_STREAM and stream_id in self.plane.streams:
             self.plane.close(self.plane.streams[stream_id])
 
-    def end_of_stream(self, stream: DataStream) -> None:
+    def message_stream(self, stream_id: int, encoding: str = "identity") -> MessageStream:
+        handler: Any = None
+        connection: Any = SimpleNamespace(plane=self.plane)
+        messages = MessageStream(stream_id, handler, connection, self.budget, encoding=encoding)
+        self.messages[stream_id], self.streams[stream_id] = messages, messages.stream
+        return messages
+
+    def end_of_stream(self, stream: Http2Stream) -> None:
         self.ended.append(stream.stream_id)
 
     def stream_error(self, stream_id: int, code: ErrorCode, text: str) -> None:
@@ -155,9 +167,10 @@ def test_every_split_of_a_valid_stream_gives_the_same_messages(
     assert {key: side.batches.get(key, []) for key in (1, 3)} == {1: first, 3: second}
     assert sorted(side.ended) == [1, 3]
     assert side.errors == []
-    for stream in side.streams.values():
+    for messages in side.messages.values():
+        stream = messages.stream
         assert stream.failure is None
-        assert (stream.partial, stream.inbox, stream.unread, stream.held) == (None, [], 0, 0)
+        assert (messages.partial_bytes, stream.inbox, stream.unread, stream.held) == (0, [], 0, 0)
 
 
 @pytest.mark.parametrize("is_client", [False, True], ids=["server", "client"])
@@ -203,7 +216,7 @@ def test_random_frames_end_a_connection_or_a_stream_and_raise_nothing_else(
         side.feed(*split(bytes(whole), cuts))
     except ProtocolViolation as violation:
         assert isinstance(violation.code, ErrorCode)  # noqa: PT017 -- either outcome is right
-    held = sum(len(stream.partial or b"") for stream in side.plane.streams.values())
+    held = sum(side.messages[stream_id].partial_bytes for stream_id in side.plane.streams)
     assert held <= len(whole)
 
 
@@ -226,7 +239,7 @@ def test_data_never_exceeds_either_window_and_all_of_it_arrives_in_order(
             windows[1] -= len(chunk)
             sent += chunk
 
-    side.plane.send(stream, [body])
+    side.plane.send(stream, with_prefixes([body]))
     collect()
     for connection, increment in [*updates, (True, 400_000), (False, 400_000)]:
         stream_id = 0 if connection else 1
@@ -243,11 +256,11 @@ def test_data_never_exceeds_either_window_and_all_of_it_arrives_in_order(
 def test_a_smaller_initial_window_turns_an_open_one_negative_and_sending_waits_for_it() -> None:
     side = Side.opened()
     stream = side.streams[1]
-    side.plane.send(stream, [b"x" * 50_000])
+    side.plane.send(stream, with_prefixes([b"x" * 50_000]))
     side.plane.peer_settings(1_000, None)
     assert side.plane.room(stream) == 1_000 - 50_005
     side.output()
-    side.plane.send(stream, [b"y" * 10])
+    side.plane.send(stream, with_prefixes([b"y" * 10]))
     assert side.output() == b""
     side.feed(frames.window_update(1, 49_005))  # exactly zero
     assert stream in side.plane.blocked
@@ -320,7 +333,7 @@ def test_small_messages_that_are_not_read_count_for_what_they_cost() -> None:
 
 
 def test_a_stranger_leaves_less_unread_than_an_accepted_client() -> None:
-    side = Side.opened(1, 3, connection_window_bytes=65_535, max_stranger_unread_bytes=30_000)
+    side = Side.opened(1, 3, connection_window_bytes=65_535, max_unauthenticated_unread_bytes=30_000)
     side.output()
     side.feed(*(data(1, message(b"u" * 16_000)) for _ in range(3)), read=False)
     assert 0 not in side.updates()
@@ -349,9 +362,9 @@ def test_the_cap_is_judged_by_the_prefix_alone() -> None:
     stream = side.streams[1]
     assert stream.failure is not None
     assert stream.failure.status is Status.RESOURCE_EXHAUSTED
-    assert stream.partial is None
+    assert side.messages[1].partial_bytes == 0
     side.feed(data(1, b"z" * 1000))
-    assert stream.partial is None
+    assert side.messages[1].partial_bytes == 0
     assert stream.inbox == []
 
 
@@ -374,13 +387,13 @@ def test_many_large_messages_at_once_are_refused_by_what_they_announce() -> None
 
 @pytest.mark.parametrize(("encoding", "wbits"), [("gzip", 31), ("deflate", 15)])
 def test_compressed_messages_stay_compressed_until_they_are_read(encoding: str, wbits: int) -> None:
-    side = Side.opened(1)
-    side.streams[1].encoding = encoding
+    side = Side.opened(3)
+    side.plane.open(side.message_stream(1, encoding).stream)
     packed = squeeze(b"a" * 1_000_000, wbits)
     side.feed(data(1, message(packed, compressed=1) + message(b"plain")), read=False)
     assert side.streams[1].inbox == [packed, b"plain"]
     assert [type(one) for one in side.streams[1].inbox] == [Packed, bytes]
-    assert side.streams[1].packed == 1
+    assert side.messages[1]._packed == 1
 
 
 def squeeze(content: bytes, wbits: int) -> bytes:

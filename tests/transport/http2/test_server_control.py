@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
+from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.server import GrpcServer
 from aether_trio.transport.http2 import frames
 from aether_trio.transport.http2.control import SharedControl
-from aether_trio.transport.http2.data_stream import DataStream
 from aether_trio.transport.http2.frames import ProtocolViolation
-from aether_trio.transport.http2.limits import GrpcLimits
 from aether_trio.transport.http2.server_control import ServerControl, as_text
+from aether_trio.transport.http2.stream import DISCARDED, Http2Stream
 from tests.transport.grpc.harness import Frame, RawClient, data, frame, message, probe_server, serving, settings
 
 ACK = frame(frames.SETTINGS, frames.ACK, 0)
@@ -178,7 +178,7 @@ class Plane:
     """What a ServerControl asks of its plane."""
 
     def __init__(self) -> None:
-        self.streams: dict[int, DataStream] = {}
+        self.streams: dict[int, Http2Stream] = {}
         self.highest_stream_id = 0
         self.out: list[bytes] = []
 
@@ -229,7 +229,7 @@ class Peer:
                     found.append((type(event).__name__, event.stream_id))
         for kind, on, *_ in found:  # type: ignore[misc]
             if kind == "request":
-                self.plane.streams[on] = DataStream(on)
+                self.plane.streams[on] = Http2Stream(on, NO_HANDLER, DISCARDED)
                 self.plane.highest_stream_id = max(self.plane.highest_stream_id, on)
             elif kind == "ended" and on in self.plane.streams:
                 self.plane.streams[on].ended = True
@@ -247,6 +247,7 @@ class Peer:
             self.control.forget(stream_id)
 
 
+NO_HANDLER: Any = None
 STREAMS = st.integers(1, 9)
 FIELDS = st.sampled_from(
     [

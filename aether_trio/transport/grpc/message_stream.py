@@ -1,0 +1,336 @@
+"""gRPC's messages on one HTTP/2 stream, in both directions: assembled from DATA, read in batches, and sent.
+
+A message's length is judged when its five-byte prefix is complete, before one byte of it is kept. What all streams of a
+connection together have announced is bounded as well (AssemblyBudget): a thousand streams with ten megabytes each under way
+would be allowed one by one. What is held of unfinished messages goes to the connection's account of unfinished input, which
+bounds the gateway's (transport/socket/unfinished_input.py). Compressed messages wait as they came until they are read
+(inflation.py).
+
+Invariants: a message that cannot be accepted becomes the stream's `failure`, behind what came before it; every coroutine
+here is a checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from grpclib.exceptions import ProtocolError
+
+from aether_trio.model.errors import Status, StatusError
+from aether_trio.transport.grpc import messages
+from aether_trio.transport.grpc.inflation import Inflater, InflationTurns
+from aether_trio.transport.grpc.messages import PREFIX, PREFIX_BYTES, Packed
+from aether_trio.transport.http2.stream import MESSAGES_AT_ONCE, Http2Stream, StreamHandler
+from aether_trio.transport.link import LinkBroken
+
+if TYPE_CHECKING:
+    from aether_trio.transport.grpc.limits import GrpcLimits
+    from aether_trio.transport.http2.connection import Http2Connection
+    from aether_trio.transport.socket.unfinished_input import Account
+
+
+class AssemblyBudget:
+    """What the messages of one connection may cost while they arrive and are inflated. Shared by its streams."""
+
+    __slots__ = ("_inflater", "_turns", "account", "assembling", "limits")
+
+    def __init__(self, limits: GrpcLimits, account: Account | None = None, turns: InflationTurns | None = None) -> None:
+        self.limits = limits
+        self.account = account
+        self.assembling = 0
+        """Bytes announced and not complete, over all streams."""
+        self._turns = turns
+        self._inflater: Inflater | None = None
+
+    @property
+    def inflater(self) -> Inflater:
+        """The connection's, made when its first compressed message is read."""
+        if self._inflater is None:
+            self._inflater = Inflater(self._turns or InflationTurns())
+        return self._inflater
+
+    def reserve(self, length: int) -> bool:
+        """Reserve room for a message that a prefix announces. Returns False when there is none."""
+        if self.assembling + length > self.limits.max_assembling_bytes:
+            return False
+        self.assembling += length
+        return True
+
+    def release(self, length: int) -> None:
+        """A message is complete, or was given up."""
+        self.assembling -= length
+
+
+class MessageStream:
+    """The messages of one RPC. `stream` is its HTTP/2 stream, whose handler is the RPC."""
+
+    __slots__ = (
+        "_begun",
+        "_budget",
+        "_connection",
+        "_encoding",
+        "_largest",
+        "_need",
+        "_other",
+        "_packed",
+        "_partial",
+        "accepted",
+        "stream",
+    )
+
+    def __init__(
+        self,
+        stream_id: int,
+        handler: StreamHandler,
+        connection: Http2Connection,
+        budget: AssemblyBudget,
+        *,
+        encoding: str = "identity",
+    ) -> None:
+        self.stream = Http2Stream(stream_id, handler, self)
+        self.accepted = False
+        """Whether the client has shown who it is. See unfinished_input.Receiver."""
+        self._connection = connection
+        self._budget = budget
+        self._encoding = encoding
+        self._largest = budget.limits.opening_bytes
+        """The longest message that a reader waits for, in bytes: little until the client is accepted."""
+        self._partial: bytearray | None = None
+        """The beginning of a message, prefix included."""
+        self._need = 0
+        """Bytes of prefix and message together, once the prefix is complete."""
+        self._begun = False
+        """Whether the account of unfinished input knows of the partial message."""
+        self._other = False
+        """Whether the partial message is another one than the account knows of."""
+        self._packed = 0
+        """How many messages in the inbox are compressed."""
+
+    @property
+    def partial_bytes(self) -> int:
+        """What is held of a message that is not whole."""
+        return 0 if self._partial is None else len(self._partial)
+
+    @property
+    def announced_bytes(self) -> int:
+        """What the message that is arriving has reserved in the budget."""
+        return max(0, self._need - PREFIX_BYTES)
+
+    def accept(self) -> None:
+        """The client has shown who it is: from here on its messages may have their full length."""
+        self.accepted = True
+        self._largest = self._budget.limits.max_receive_message_bytes
+
+    # Assembling: PayloadReader ---------------------------------------------------------------------------------------
+
+    def read(self, data: bytes, position: int, stop: int) -> None:
+        """See PayloadReader. Put what `data[position:stop]` completes into the inbox, and keep the beginning of a message."""
+        stream = self.stream
+        if self._partial is not None:
+            position = self._continue_partial(self._partial, data, position, stop)
+        inbox, largest = stream.inbox, self._budget.limits.max_receive_message_bytes
+        while position < stop and stream.failure is None:
+            body = position + PREFIX_BYTES
+            if body > stop:
+                self._begin(data[position:stop], 0)
+                return
+            flag, length = PREFIX.unpack_from(data, position)
+            end = body + length
+            if end > stop or flag or length > largest:
+                if not self._admit(length):
+                    return
+                if end > stop:
+                    self._begin(data[position:stop], PREFIX_BYTES + length)
+                    return
+                self._budget.release(length)
+                self._deliver(flag, data[body:end])
+            else:
+                inbox.append(data[body:end])
+            position = end
+
+    def _begin(self, part: bytes, need: int) -> None:
+        self._partial, self._need = bytearray(part), need
+        self._other = True
+
+    def _continue_partial(self, partial: bytearray, data: bytes, position: int, stop: int) -> int:
+        if not self._need:
+            upto = min(position + PREFIX_BYTES - len(partial), stop)
+            partial += data[position:upto]
+            position = upto
+            if len(partial) < PREFIX_BYTES:
+                return position
+            length = PREFIX.unpack_from(partial)[1]
+            if not self._admit(length):
+                return position
+            self._need = PREFIX_BYTES + length
+        upto = min(position + self._need - len(partial), stop)
+        partial += data[position:upto]
+        if len(partial) == self._need:
+            self._release()
+            self._deliver(partial[0], bytes(memoryview(partial)[PREFIX_BYTES:]))
+        return upto
+
+    def _admit(self, length: int) -> bool:
+        """Reserve room for a message that a prefix announces, or fail the stream."""
+        largest = self._budget.limits.max_receive_message_bytes
+        if length > largest:
+            self._fail(messages.too_large(length, largest))
+        elif self.stream.reading and length > self._largest:
+            self._fail(messages.too_large_to_open(length, self._largest))
+        elif not self._budget.reserve(length):
+            text = "too many large messages at once on one connection"
+            self._fail(StatusError(Status.RESOURCE_EXHAUSTED, text))
+        else:
+            return True
+        return False
+
+    def _deliver(self, flag: int, message: bytes) -> None:
+        if flag:
+            try:
+                message = messages.packed(flag, message, self._encoding)
+            except StatusError as error:
+                self._fail(error)
+                return
+            self._packed += 1
+        self.stream.inbox.append(message)
+
+    def _release(self) -> None:
+        if self._need:
+            self._budget.release(self._need - PREFIX_BYTES)
+        self._partial, self._need = None, 0
+
+    def _fail(self, failure: StatusError) -> None:
+        self.drop()
+        self.stream.failure = failure
+
+    def end(self) -> None:
+        """See PayloadReader. A message that has begun will not be finished."""
+        if self._partial is not None:
+            self._connection.plane.fail(self.stream, StatusError(Status.INTERNAL, "stream ended inside a message"))
+
+    def drop(self) -> None:
+        """See PayloadReader. Its reservation is free again."""
+        self._release()
+        self.after_read()
+
+    def after_read(self) -> None:
+        """See PayloadReader. Tell the account what is held of a message that is not whole."""
+        account = self._budget.account
+        if account is not None and (self._partial is not None or self._begun):
+            held = self.partial_bytes
+            self._begun = held > 0
+            other, self._other = self._other, False
+            account.note(self, held, anew=other)
+
+    # Messages that do not go on: unfinished_input.Receiver -------------------------------------------------------------
+
+    @property
+    def awaits_rest(self) -> bool:
+        """See unfinished_input.Receiver. A peer whose window is shut because nothing is read is not slow."""
+        return self.stream.reading and self._connection.plane.has_room
+
+    def give_up(self, error: StatusError) -> None:
+        """See unfinished_input.Receiver."""
+        self._connection.counters.reject("unfinished_message")
+        self._connection.plane.fail(self.stream, error)
+        self.stream.wake()
+
+    # Receiving -----------------------------------------------------------------------------------------------------
+
+    async def receive_batch(self) -> list[bytes]:
+        """Messages that have arrived, at least one, MESSAGES_AT_ONCE at most; [] once the peer has ended its side.
+
+        Raises StatusError for what cannot be accepted (after the messages before it) and LinkBroken for a cut stream.
+        """
+        await self._wait_for_news()
+        if self.stream.inbox:
+            return await self._unpack() if self._packed else self._connection.take(self.stream)
+        self._raise_what_happened()
+        return []
+
+    async def receive_one(self) -> bytes | None:
+        """The next message, None at the end. The others stay unread and hold the window shut."""
+        await self._wait_for_news()
+        inbox = self.stream.inbox
+        if not inbox:
+            self._raise_what_happened()
+            return None
+        if isinstance(inbox[0], Packed):
+            return await self._inflate()
+        message = inbox.pop(0)
+        if not inbox:
+            self._connection.take(self.stream)
+        return message
+
+    async def _wait_for_news(self) -> None:
+        if self._need > self._largest and not self.stream.has_news:
+            length = self._need - PREFIX_BYTES
+            if length > self._largest:
+                # The rest would be waited for, and is longer than this peer may send now.
+                self._connection.plane.fail(self.stream, messages.too_large_to_open(length, self._largest))
+        await self._connection.wait_for_news(self.stream)
+
+    def _raise_what_happened(self) -> None:
+        if self.stream.failure is not None:
+            raise self.stream.failure
+        if self.stream.broken_reason is not None:
+            raise LinkBroken(self.stream.broken_reason)
+
+    async def _unpack(self) -> list[bytes]:
+        """The messages in front of a compressed one, or that one alone; the others stay unread and hold the window shut."""
+        inbox = self.stream.inbox
+        count = next(index for index, message in enumerate(inbox) if isinstance(message, Packed))
+        count = min(count, MESSAGES_AT_ONCE)
+        if not count:
+            return [await self._inflate()]
+        batch = inbox[:count]
+        del inbox[:count]
+        return batch
+
+    async def _inflate(self) -> bytes:
+        """The first message, which is compressed. Raises StatusError; then nothing more is read."""
+        stream, largest = self.stream, self._largest
+        try:
+            message = await self._budget.inflater.inflate(stream.inbox[0], self._encoding, largest)
+        except StatusError as failure:
+            error = failure
+            most = self._budget.limits.max_receive_message_bytes
+            if error.status is Status.RESOURCE_EXHAUSTED and largest < most:
+                error = messages.too_large_to_open(largest + 1, largest)
+            stream.inbox.clear()
+            self._packed = 0
+            self._connection.plane.fail(stream, error)
+            raise error from None
+        stream.inbox.pop(0)
+        self._packed -= 1
+        if not stream.inbox:
+            self._connection.take(stream)
+        return message
+
+    # Sending -------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether something that was given is not with the kernel yet."""
+        return self.stream in self._connection.dirty
+
+    async def send(self, batch: list[bytes]) -> None:
+        """Send encoded messages; returns when the windows and the kernel have taken them. Raises as `check_sendable`."""
+        await self._connection.send(self.stream, messages.with_prefixes(batch))
+        self.check_sendable()
+
+    async def wait_drained(self) -> None:
+        """Wait until everything given so far is with the kernel. Raises as `check_sendable`."""
+        await self._connection.wait_drained(self.stream)
+        self.check_sendable()
+
+    def check_sendable(self) -> None:
+        """Raises LinkBroken when the stream was cut, ProtocolError when we have ended it ourselves."""
+        if self.stream.broken_reason is not None:
+            raise LinkBroken(self.stream.broken_reason)
+        if self.stream.finished:
+            raise ProtocolError("the stream has ended already")
+
+    def release(self) -> None:
+        """The RPC's task has ended: hold no message any more."""
+        self.stream.inbox.clear()

@@ -1,0 +1,47 @@
+"""The response headers and trailers of a gRPC server, as HPACK blocks made once (http2/header_blocks.py).
+
+Pure. grpclib's `encode_metadata` and this module see to it that values are what a header can hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from aether_trio.transport.grpc import messages
+from aether_trio.transport.http2.header_blocks import literal, named
+
+_STATUS_200: Final = b"\x88"
+_STATUS: Final = 8
+_CONTENT_TYPE: Final = 31
+"""Indexes into the static table (RFC 7541 appendix A)."""
+
+OK: Final = _STATUS_200 + named(_CONTENT_TYPE, b"application/grpc+proto")
+"""Of every response, and with a status behind it of one that has nothing else to say."""
+RESPONSE: Final = OK + literal(b"grpc-accept-encoding", messages.ACCEPT_ENCODING.encode())
+
+
+def metadata(fields: Iterable[tuple[str, str]]) -> bytes:
+    """What `encode_metadata` returns."""
+    return b"".join([literal(name.encode("ascii"), value.encode("ascii")) for name, value in fields])
+
+
+_STATUSES: Final = tuple(literal(b"grpc-status", b"%d" % status) for status in range(17))
+
+
+def trailers(status: int, message: str | None) -> bytes:
+    """How an RPC ends."""
+    block = _STATUSES[status]
+    return block + literal(b"grpc-message", messages.status_message(message)) if message else block
+
+
+def refusal(http_status: int, status: int, message: str) -> bytes:
+    """The whole response to a request that cannot become an RPC."""
+    first = _STATUS_200 if http_status == 200 else named(_STATUS, b"%d" % http_status)
+    accepts = literal(b"grpc-accept-encoding", messages.ACCEPT_ENCODING.encode())
+    return first + named(_CONTENT_TYPE, b"application/grpc") + accepts + trailers(status, message)
+
+
+def plain_refusal(http_status: int, status: int, message: str) -> bytes:
+    """The headers of the answer to a request that is no gRPC; a text follows."""
+    return named(_STATUS, b"%d" % http_status) + named(_CONTENT_TYPE, b"text/plain") + trailers(status, message)

@@ -1,0 +1,127 @@
+"""h2 and hpack, trimmed: the one file that uses private names of these libraries.
+
+An idle connection should cost little memory, and h2 keeps deques and tables that it never needs here. Its public interface
+has no switch for them, nor for streams that were opened without it. tests/transport/http2/test_h2_internals.py fails when a
+release of h2 or hpack changes what is relied on here.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import h2.config
+import h2.connection
+import h2.settings
+import h2.stream
+import hpack
+import hpack.hpack
+import hpack.table
+import hyperframe.frame
+
+TableState = tuple[int, int, tuple[tuple[bytes, bytes], ...]]
+"""An HPACK table: its size, the bytes used of it, and its entries."""
+EMPTY_TABLE: Final[TableState] = (hpack.table.HeaderTable.DEFAULT_SIZE, 0, ())
+
+_CLOSED: Final = h2.stream.StreamClosedBy
+
+_FRAMES: Final = (
+    hyperframe.frame.HeadersFrame,
+    hyperframe.frame.DataFrame,
+    hyperframe.frame.SettingsFrame,
+    hyperframe.frame.RstStreamFrame,
+)
+
+
+class _Values(list[int | None]):
+    """A setting's current and proposed values, with what h2 asks of the deques (760 bytes each) that it would use."""
+
+    __slots__ = ()
+
+    def popleft(self) -> int | None:
+        return self.pop(0)
+
+
+class LeanSettings(h2.settings.Settings):
+    """Settings in a tenth of h2's memory; an idle connection has two of them with ten values and more."""
+
+    def __init__(self, *, client: bool) -> None:
+        # Not calling the base class on purpose: it does nothing but fill `_settings` with deques.
+        self._client = client
+        defaults = ((1, 4096), (2, int(client)), (4, 65_535), (5, 16_384), (8, 0))
+        self._settings = {h2.settings.SettingCodes(code): _Values((value,)) for code, value in defaults}  # type: ignore[misc]
+
+    def __setitem__(self, key: h2.settings.SettingCodes | int, value: int) -> None:
+        self._settings.setdefault(key, _Values((None,)))  # type: ignore[arg-type]
+        super().__setitem__(key, value)
+
+
+class LeanH2Connection(h2.connection.H2Connection):
+    """h2 with less memory, and without its scan of all streams at every HEADERS.
+
+    The transport counts streams itself, refuses with REFUSED_STREAM instead of ending the connection, and says when a stream
+    can be forgotten.
+    """
+
+    MAX_CLOSED_STREAMS = 64
+
+    def __init__(self, config: h2.config.H2Configuration) -> None:
+        super().__init__(config)
+        self.local_settings = LeanSettings(client=config.client_side)
+        self.remote_settings = LeanSettings(client=not config.client_side)
+        # The frames that we let through; bound methods, so each entry is an object per connection.
+        table = self._frame_dispatch_table
+        self._frame_dispatch_table = {kind: table[kind] for kind in _FRAMES}
+
+    @property
+    def open_inbound_streams(self) -> int:
+        """Asked by h2 at every HEADERS; it would count all streams."""
+        return 0
+
+    @property
+    def open_outbound_streams(self) -> int:
+        """Asked by h2 at every HEADERS; it would count all streams."""
+        return 0
+
+    @property
+    def buffered_bytes(self) -> int:
+        """What has been fed, and belongs to a frame that is not whole."""
+        return len(self.incoming_buffer._data)
+
+    def adopt_reset(self, stream_id: int) -> None:
+        """Remember a stream that was opened without h2 and reset by us."""
+        self._closed_streams[stream_id] = _CLOSED.SEND_RST_STREAM
+
+    def ignore_content_length(self, stream_id: int) -> None:
+        """Do not compare content-length with DATA, which h2 never sees."""
+        self.streams[stream_id]._expected_content_length = None
+
+    def forget(self, stream_id: int, *, reset_by_us: bool) -> None:
+        """A stream is over; `reset_by_us` says how, as answers and resets of a server do not pass through h2."""
+        stream = self.streams.pop(stream_id, None)
+        if stream is not None:
+            # A server's answers and resets do not pass through h2, so it does not know how a stream ended.
+            by_us = _CLOSED.SEND_RST_STREAM if reset_by_us else _CLOSED.SEND_END_STREAM
+            self._closed_streams[stream_id] = stream.closed_by or by_us
+
+
+class LenientDecoder(hpack.hpack.Decoder):
+    """hpack's decoder, whose table can be saved and restored, and which shrinks it for peers that forget to say so."""
+
+    def _assert_valid_table_size(self) -> None:
+        """What hpack asks at the end of a block: has the peer shrunk its table to the size that our SETTINGS allow?
+
+        hpack refuses a peer that has not said so in the block. RFC 9113 section 4.3.1 asks it to, and many that keep no table do not
+        think of it. Here the table is shrunk for them: a peer that refers to an entry that is gone fails by that reference.
+        """
+        self.header_table_size = min(self.header_table_size, self.max_allowed_table_size)
+
+    def table_state(self) -> TableState:
+        """What the dynamic table holds now."""
+        table = self.header_table
+        return table.maxsize, table._current_size, tuple(table.dynamic_entries)
+
+    def restore(self, state: TableState) -> None:
+        """Go on with an empty table as if the block that left this had been decoded here."""
+        table = self.header_table
+        table._maxsize, table._current_size, entries = state
+        table.dynamic_entries.extend(entries)

@@ -1,0 +1,63 @@
+"""Header blocks made without an HPACK encoder (RFC 7541), and the frames that carry them.
+
+A server says almost the same few headers always, so their blocks are bytes made once: entries and names of the static table,
+and literals that enter no table. Nothing here keeps state, hence no connection has any. The one thing that must be announced
+is that we use no dynamic table: a peer may offer less than the default of 4,096 bytes and then has to hear, in front of the
+first block, a size that fits (section 4.2). NO_TABLE fits every offer.
+
+Pure. Names are lower-case ASCII and values free of CR, LF and NUL, which the caller sees to.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aether_trio.transport.http2 import frames
+from aether_trio.transport.http2.frames import FRAME_HEADER
+
+NO_TABLE: Final = b"\x20"
+"""Dynamic table size update to 0 (section 6.3)."""
+
+
+def integer(value: int, prefix_bits: int, first: int = 0) -> bytes:
+    """`value` in the low bits of an octet whose high bits are `first`, continued in further octets (section 5.1)."""
+    limit = (1 << prefix_bits) - 1
+    if value < limit:
+        return bytes((first | value,))
+    octets = bytearray((first | limit,))
+    value -= limit
+    while value >= 0x80:
+        octets.append(value & 0x7F | 0x80)
+        value >>= 7
+    octets.append(value)
+    return bytes(octets)
+
+
+def text(octets: bytes) -> bytes:
+    """A string literal (section 5.2)."""
+    return integer(len(octets), 7) + octets
+
+
+def literal(name: bytes, value: bytes) -> bytes:
+    """A field that enters no table (section 6.2.2)."""
+    return b"\x00" + text(name) + text(value)
+
+
+def named(index: int, value: bytes) -> bytes:
+    """A field with a name of the static table (appendix A) that enters no table."""
+    return integer(index, 4) + text(value)
+
+
+def block_frames(stream_id: int, block: bytes, frame_bytes: int, *, end_stream: bool) -> bytes:
+    """HEADERS, and CONTINUATION where one frame of the peer's size does not hold it (RFC 9113 section 4.3)."""
+    flags = frames.END_STREAM if end_stream else 0
+    if len(block) <= frame_bytes:
+        return FRAME_HEADER.pack(len(block) << 8 | frames.HEADERS, flags | frames.END_HEADERS, stream_id) + block
+    pieces, kind = [], frames.HEADERS
+    for start in range(0, len(block), frame_bytes):
+        piece = block[start : start + frame_bytes]
+        if start + frame_bytes >= len(block):
+            flags |= frames.END_HEADERS
+        pieces += [FRAME_HEADER.pack(len(piece) << 8 | kind, flags, stream_id), piece]
+        kind, flags = frames.CONTINUATION, 0
+    return b"".join(pieces)

@@ -1,0 +1,226 @@
+"""One open stream of an HTTP/2 connection: its windows, what has arrived on it, and the tasks that wait for it.
+
+Three parts share it. The data plane (dataplane.py) does the arithmetic on its plain fields. Its PayloadReader makes messages
+of the DATA that arrives. Its StreamHandler, an RPC, is asked for bytes to send and is told how the stream fares.
+
+Invariants: at most one task waits to read, and one for its bytes to leave; a stream that has broken stays broken.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+import trio
+
+from aether_trio.model.errors import StatusError
+
+MESSAGES_AT_ONCE: Final = 256
+"""Messages handed to a reader at once; a window may hold ten thousand."""
+MESSAGE_BYTES: Final = 48
+"""What a message costs beside its content: the head of a bytes object, and its place in a list."""
+
+
+class PayloadReader(Protocol):
+    """Makes messages of a stream's DATA and puts them into its inbox."""
+
+    def read(self, data: bytes, position: int, stop: int) -> None:
+        """Take `data[position:stop]`. What cannot be accepted becomes the stream's `failure`."""
+        ...
+
+    def end(self) -> None:
+        """The peer has ended its side, and the stream has not failed."""
+        ...
+
+    def after_read(self) -> None:
+        """A read of the socket that brought something for this stream has been taken apart."""
+        ...
+
+    def drop(self) -> None:
+        """Give up the message that is arriving."""
+        ...
+
+
+class StreamHandler(Protocol):
+    """The RPC on a stream, as its connection sees it."""
+
+    @property
+    def answered(self) -> bool:
+        """Whether the response has begun."""
+        ...
+
+    @property
+    def has_source(self) -> bool:
+        """Whether what it sends is pulled as there is room, so that little of it waits."""
+        ...
+
+    @property
+    def is_public(self) -> bool:
+        """Whether the call needs no credential."""
+        ...
+
+    def fill(self) -> bool:
+        """Put bytes into the data plane. Returns True when there is more, and room for it."""
+        ...
+
+    def on_drained(self) -> None:
+        """The kernel has everything that this stream gave."""
+        ...
+
+    def on_stall(self) -> None:
+        """What this stream gave, or would give, waits for room."""
+        ...
+
+    def on_moved(self) -> None:
+        """Some of what waits has left."""
+        ...
+
+    def on_peer_ended(self) -> None:
+        """The peer has ended its side while no task waits to read."""
+        ...
+
+    def on_broken(self) -> None:
+        """The stream has ended abnormally (`broken_reason`): nothing more comes or goes. Called once."""
+        ...
+
+    def evict(self, status: int, message: str) -> None:
+        """End the stream now with a status."""
+        ...
+
+
+class Http2Stream:
+    """The state of one stream. The data plane and the connection change its fields; see the module docstring."""
+
+    __slots__ = (
+        "_reader",
+        "_sender",
+        "broken_reason",
+        "credit",
+        "ended",
+        "failure",
+        "finished",
+        "handler",
+        "header_bytes",
+        "held",
+        "inbox",
+        "payload",
+        "pending",
+        "reading",
+        "recv_window",
+        "send_window",
+        "stream_id",
+        "unread",
+    )
+
+    def __init__(self, stream_id: int, handler: StreamHandler, payload: PayloadReader) -> None:
+        self.stream_id = stream_id
+        self.handler = handler
+        self.payload = payload
+        self.header_bytes = 0
+        """Bytes of names and values in the request that opened the stream."""
+        self.inbox: list[bytes] = []
+        """Complete messages that no reader has taken yet."""
+        self.recv_window = 0
+        self.send_window = 0
+        self.unread = 0
+        """Bytes that count against our window and are not read."""
+        self.held = 0
+        """What the unread messages cost in memory."""
+        self.credit = 0
+        """Bytes read whose room the peer has not been given back."""
+        self.pending: memoryview | None = None
+        """Bytes to send that found no window."""
+        self.reading = False
+        """Whether a reader waits: what arrives then counts as read."""
+        self.ended = False
+        """Whether the peer has ended its side."""
+        self.finished = False
+        """Whether we have sent the last that we shall send, or the stream broke."""
+        self.failure: StatusError | None = None
+        """Raised to the reader after what is in the inbox; further DATA is dropped."""
+        self.broken_reason: str | None = None
+        self._reader: trio.lowlevel.Task | None = None
+        self._sender: trio.lowlevel.Task | None = None
+
+    @property
+    def has_news(self) -> bool:
+        """Whether a reader need not wait."""
+        return bool(self.inbox) or self.ended or self.failure is not None or self.broken_reason is not None
+
+    def begin_reading(self) -> None:
+        """A task is about to wait for news. Raises BusyResourceError when another one does."""
+        if self._reader is not None:
+            raise trio.BusyResourceError("another task is already receiving from this stream")
+        self.reading = True
+
+    async def park_reader(self) -> None:
+        """Wait for `wake`. Only after `begin_reading`, without a checkpoint in between."""
+        self._reader = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._stop_reading)
+
+    def _stop_reading(self, _: object) -> trio.lowlevel.Abort:
+        self._reader = None
+        self.reading = False
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def wake(self) -> None:
+        """Resume the reader if there is news; without a reader, tell the handler if the peer has ended its side."""
+        if self._reader is not None:
+            self._resume_reader()
+        elif self.ended:
+            self.handler.on_peer_ended()
+
+    def _resume_reader(self) -> None:
+        reader = self._reader
+        if reader is not None and self.has_news:
+            self._reader = None
+            self.reading = False
+            trio.lowlevel.reschedule(reader)
+
+    async def park_sender(self) -> None:
+        """Wait for `drained`, or for the stream to break. Raises BusyResourceError when another task does."""
+        if self._sender is not None:
+            raise trio.BusyResourceError("another task is already sending on this stream")
+        self._sender = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._stop_sending)
+
+    def _stop_sending(self, _: object) -> trio.lowlevel.Abort:
+        self._sender = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def _resume_sender(self) -> None:
+        sender, self._sender = self._sender, None
+        if sender is not None:
+            trio.lowlevel.reschedule(sender)
+
+    def drained(self) -> None:
+        """The kernel has everything that this stream gave: resume the sender and tell the handler."""
+        self._resume_sender()
+        self.handler.on_drained()
+
+    def broken(self, reason: str) -> None:
+        """The peer reset the stream, or the connection has ended: tell the reader, the sender and the handler. Idempotent."""
+        if self.broken_reason is None:
+            self.broken_reason = reason
+            self.finished = True
+            self._resume_reader()
+            self._resume_sender()
+            self.handler.on_broken()
+
+
+class DiscardedPayload:
+    """The PayloadReader of a stream whose DATA means nothing to us."""
+
+    def read(self, data: bytes, position: int, stop: int) -> None:
+        """See PayloadReader."""
+
+    def end(self) -> None:
+        """See PayloadReader."""
+
+    def after_read(self) -> None:
+        """See PayloadReader."""
+
+    def drop(self) -> None:
+        """See PayloadReader."""
+
+
+DISCARDED: Final = DiscardedPayload()
