@@ -21,7 +21,7 @@ from grpclib.health.v1.health_pb2 import HealthCheckRequest
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.message_stream import AssemblyBudget
 from aether_trio.transport.grpc.messages import PREFIX_BYTES, Packed
-from aether_trio.transport.grpc.rpc import accept_rpc
+from aether_trio.transport.grpc.rpc import RpcAcceptor
 from aether_trio.transport.grpc.stream import ServerStream
 from aether_trio.transport.http2 import flood_budgets, frames
 from aether_trio.transport.http2.control import SharedControl
@@ -97,6 +97,7 @@ class Server:
         sock: Any = _Socket(room)
         address = ("192.0.2.1", 1)
         self.budget = AssemblyBudget(LIMITS, self.unfinished.account(address))
+        self.acceptor = RpcAcceptor(HANDLERS, self.budget)
         self.connection = ServerConnection(
             Accepted(sock, address),
             LIMITS,
@@ -108,7 +109,7 @@ class Server:
         )
 
     def _accept(self, connection: ServerConnection, stream_id: int, headers: list[tuple[str, str]]) -> None:
-        accept_rpc(HANDLERS, self.budget, connection, stream_id, headers)
+        self.acceptor(connection, stream_id, headers)
         stream = connection.plane.streams.get(stream_id)
         if stream is not None and isinstance(stream.handler, ServerStream):
             self.streams[stream_id] = stream

@@ -135,7 +135,7 @@ async def test_the_headers_of_a_strangers_calls_are_bounded_together() -> None:
                 assert refused.body == int(ErrorCode.REFUSED_STREAM).to_bytes(4, "big")
                 await client.until_kind(frames.RST_STREAM, stream_id=199)
                 [connection] = gateway._ports._transports["grpc"].connections
-                assert 500_000 < connection.header_bytes <= 512 * 1024
+                assert 500_000 < connection._header_bytes <= 512 * 1024
                 await client.send(frame(frames.RST_STREAM, 0, 1, bytes(4)), client.request(201, watch, x="a" * 10_000))
                 await client.send(data(201, message(b""), end=True))
                 await client.payload(201, 7)

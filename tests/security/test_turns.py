@@ -21,7 +21,7 @@ from aether_trio.session.dispatch import Dispatcher
 from aether_trio.session.read_loop import A_TURN, REQUEST_COSTS, ReadLoop
 from aether_trio.transport.framed.link import FRAMES_AT_ONCE, FramedLink
 from aether_trio.transport.grpc import link as grpc_link
-from aether_trio.transport.grpc import server
+from aether_trio.transport.grpc.rpc import RpcAcceptor
 from aether_trio.transport.http2 import frames
 from aether_trio.transport.http2.control import ControlPlane
 from aether_trio.transport.http2.stream import MESSAGES_AT_ONCE
@@ -68,7 +68,7 @@ async def steps(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Steps]:
     watch(Dispatcher, "dispatch")
     watch(ReadLoop, "_publish")
     watch(grpc_link, "decode_upstream")
-    watch(server, "accept_rpc")
+    watch(RpcAcceptor, "_open")
     watch(FramedLink, "_count_control")
     watch(h11._readers, "validate")
     watch(undecodable, "_varint")
@@ -147,8 +147,8 @@ async def test_many_requests_of_a_stranger_are_answered_in_many_turns(steps: Ste
                 settled = _h2(frames.SETTINGS, 0, 0, b"") + _h2(frames.SETTINGS, 1, 0, b"")
                 nursery.start_soon(stream.send_all, frames.PREFACE + settled + requests)
                 await _until_answered(stream, last)
-    assert steps.total["accept_rpc"] == MANY
-    assert steps.most["accept_rpc"] <= 24
+    assert steps.total["_open"] == MANY
+    assert steps.most["_open"] <= 24
 
 
 def _h2(kind: int, flags: int, stream_id: int, body: bytes) -> bytes:
@@ -228,5 +228,5 @@ async def test_a_request_of_many_headers_counts_for_many_requests(steps: Steps) 
                 requests = b"".join(request(number) for number in range(1, 200, 2))
                 nursery.start_soon(stream.send_all, frames.PREFACE + settled + requests)
                 await _until_answered(stream, 199)
-    assert steps.total["accept_rpc"] == 100
-    assert steps.most["accept_rpc"] == 1
+    assert steps.total["_open"] == 100
+    assert steps.most["_open"] == 1

@@ -12,6 +12,7 @@ here is a checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 from grpclib.exceptions import ProtocolError
@@ -262,13 +263,13 @@ class MessageStream:
             self._connection.take(self.stream)
         return message
 
-    async def _wait_for_news(self) -> None:
+    def _wait_for_news(self) -> Awaitable[object]:
         if self._need > self._largest and not self.stream.has_news:
             length = self._need - PREFIX_BYTES
             if length > self._largest:
                 # The rest would be waited for, and is longer than this peer may send now.
                 self._connection.plane.fail(self.stream, messages.too_large_to_open(length, self._largest))
-        await self._connection.wait_for_news(self.stream)
+        return self._connection.wait_for_news(self.stream)
 
     def _raise_what_happened(self) -> None:
         if self.stream.failure is not None:

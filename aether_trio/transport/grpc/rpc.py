@@ -51,51 +51,47 @@ class Refusal(Exception):
         self.message = message
 
 
-def accept_rpc(
-    handlers: Mapping[str, Handler],
-    budget: AssemblyBudget,
-    connection: ServerConnection,
-    stream_id: int,
-    headers: list[tuple[str, str]],
-) -> None:
-    """Start the task of an RPC, or answer why there is none. Synchronous: called while the read buffer is scanned."""
-    try:
-        stream = _open(handlers, budget, connection, stream_id, headers)
-    except Refusal as refusal:
-        if refusal.http_status in _NO_GRPC:
-            _refuse_plainly(connection, stream_id, refusal, dict(headers).get("content-length", ""))
-        else:
-            _refuse(connection, stream_id, refusal)
-        return
-    connection.open(stream.http2)
-    connection.nursery.start_soon(run_rpc, stream)
+class RpcAcceptor:
+    """Starts the RPCs of one connection. `budget` is what its messages may cost."""
 
+    __slots__ = ("_budget", "_handlers")
 
-def _open(
-    handlers: Mapping[str, Handler],
-    budget: AssemblyBudget,
-    connection: ServerConnection,
-    stream_id: int,
-    headers: list[tuple[str, str]],
-) -> ServerStream:
-    by_name = dict(headers)
-    if by_name.get(":method") != "POST":
-        raise Refusal(405, Status.INTERNAL, "gRPC requests are POST")
-    content_type = by_name.get("content-type", "").partition(";")[0].strip()
-    if content_type not in _CONTENT_TYPES:
-        raise Refusal(415, Status.INTERNAL, f"unacceptable content-type {content_type!r}")
-    if by_name.get("te") != "trailers":
-        raise Refusal(400, Status.INTERNAL, 'the header "te: trailers" is missing')
-    handler = handlers.get(by_name.get(":path", ""))
-    if handler is None:
-        raise Refusal(200, Status.UNIMPLEMENTED, f"Method not found: {by_name.get(':path', '')}")
-    encoding = by_name.get("grpc-encoding", "identity")
-    if not messages.known_encoding(encoding):
-        raise Refusal(200, Status.UNIMPLEMENTED, f"grpc-encoding {encoding!r} is not supported")
-    deadline = None
-    if "grpc-timeout" in by_name:
-        deadline = trio.current_time() + _timeout(by_name["grpc-timeout"])
-    return ServerStream(stream_id, connection, budget, handler, headers, encoding=encoding, deadline=deadline)
+    def __init__(self, handlers: Mapping[str, Handler], budget: AssemblyBudget) -> None:
+        self._handlers = handlers
+        self._budget = budget
+
+    def __call__(self, connection: ServerConnection, stream_id: int, headers: list[tuple[str, str]]) -> None:
+        """Start the task of an RPC, or answer why there is none. Called while a read is scanned."""
+        try:
+            stream = self._open(connection, stream_id, headers)
+        except Refusal as refusal:
+            if refusal.http_status in _NO_GRPC:
+                _refuse_plainly(connection, stream_id, refusal, dict(headers).get("content-length", ""))
+            else:
+                _refuse(connection, stream_id, refusal)
+            return
+        connection.open(stream.http2)
+        connection.nursery.start_soon(run_rpc, stream)
+
+    def _open(self, connection: ServerConnection, stream_id: int, headers: list[tuple[str, str]]) -> ServerStream:
+        by_name = dict(headers)
+        if by_name.get(":method") != "POST":
+            raise Refusal(405, Status.INTERNAL, "gRPC requests are POST")
+        content_type = by_name.get("content-type", "").partition(";")[0].strip()
+        if content_type not in _CONTENT_TYPES:
+            raise Refusal(415, Status.INTERNAL, f"unacceptable content-type {content_type!r}")
+        if by_name.get("te") != "trailers":
+            raise Refusal(400, Status.INTERNAL, 'the header "te: trailers" is missing')
+        handler = self._handlers.get(by_name.get(":path", ""))
+        if handler is None:
+            raise Refusal(200, Status.UNIMPLEMENTED, f"Method not found: {by_name.get(':path', '')}")
+        encoding = by_name.get("grpc-encoding", "identity")
+        if not messages.known_encoding(encoding):
+            raise Refusal(200, Status.UNIMPLEMENTED, f"grpc-encoding {encoding!r} is not supported")
+        deadline = None
+        if "grpc-timeout" in by_name:
+            deadline = trio.current_time() + _timeout(by_name["grpc-timeout"])
+        return ServerStream(stream_id, connection, self._budget, handler, headers, encoding=encoding, deadline=deadline)
 
 
 def _timeout(value: str) -> float:
@@ -126,16 +122,9 @@ def _refuse_plainly(connection: ServerConnection, stream_id: int, refusal: Refus
 
 async def run_rpc(stream: ServerStream) -> None:
     """The RPC task."""
-    try:
-        if stream.deadline is None and getattr(stream.handler.func, "told_when_broken", False):
-            await _run_unscoped(stream)
-        else:
-            await _run_scoped(stream)
-    finally:
-        stream.release()
-
-
-async def _run_scoped(stream: ServerStream) -> None:
+    if stream.deadline is None and getattr(stream.handler.func, "told_when_broken", False):
+        await _run_unscoped(stream)
+        return
     scope = stream.scope_until_broken()
     try:
         with scope:
@@ -143,6 +132,8 @@ async def _run_scoped(stream: ServerStream) -> None:
             await _end_well(stream)
     except Exception as error:
         _end_badly(stream, error)
+    finally:
+        stream.release()
     if scope.cancelled_caught:
         stream.finish(Status.DEADLINE_EXCEEDED, "Deadline exceeded")
 
@@ -153,6 +144,8 @@ async def _run_unscoped(stream: ServerStream) -> None:
         await _end_well(stream)
     except Exception as error:
         _end_badly(stream, error)
+    finally:
+        stream.release()
 
 
 async def _end_well(stream: ServerStream) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Final, Protocol
 
 import trio
@@ -23,7 +22,7 @@ from aether_trio.model.errors import Status
 from aether_trio.transport.grpc.inflation import InflationTurns
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.message_stream import AssemblyBudget
-from aether_trio.transport.grpc.rpc import accept_rpc
+from aether_trio.transport.grpc.rpc import RpcAcceptor
 from aether_trio.transport.http2 import flood_budgets
 from aether_trio.transport.http2.control import SharedControl
 from aether_trio.transport.http2.server_connection import ServerConnection
@@ -90,7 +89,7 @@ class GrpcServer:
         try:
             async with trio.open_nursery() as nursery:
                 account = self._unfinished.account(accepted.address)
-                accept = partial(accept_rpc, self._handlers, AssemblyBudget(self.limits, account, self._turns))
+                accept = RpcAcceptor(self._handlers, AssemblyBudget(self.limits, account, self._turns))
                 connection = ServerConnection(
                     accepted, self.limits, self._allowances, self._shared, counters, nursery, accept
                 )

@@ -8,7 +8,7 @@ One reader and one sender per stream at a time. Every coroutine here is a checkp
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -185,9 +185,9 @@ class ServerStream:
         self._messages.accept()
         self.connection.plane.accepts()
 
-    async def receive_batch(self) -> list[bytes]:
-        """See MessageStream.receive_batch."""
-        return await self._messages.receive_batch()
+    def receive_batch(self) -> Awaitable[list[bytes]]:
+        """See MessageStream.receive_batch. Await the result at once."""
+        return self._messages.receive_batch()
 
     async def recv_message(self) -> Any:
         """The next message, decoded; None once the peer has ended its side. As in grpclib, a cut is StreamTerminatedError.

@@ -463,6 +463,10 @@ class DataPlane:
                 raise ProtocolViolation(ErrorCode.FLOW_CONTROL_ERROR, "window_overflow")
         self._unblock(list(self.blocked))
 
+    def forget_ready(self) -> None:
+        """No stream is ready: an idle connection need not keep the table of those that were, 0.2 KiB."""
+        self.ready = {}
+
     def _unblock(self, streams: list[Http2Stream]) -> None:
         for stream in streams:
             if self.room(stream) > 0:

@@ -103,7 +103,8 @@ class ServerConnection:
         """Whether the end came from us: the socket must not be closed before the peer has read why."""
         self._accept = accept
         self._settings_frame = shared.settings_frame
-        self._pings = PingStrikes()
+        self._pings: PingStrikes | None = None
+        """Made when the client pings."""
         self._header_bytes = 0
         """Bytes in the requests of open streams."""
         self._said_no_table = False
@@ -268,7 +269,8 @@ class ServerConnection:
             block = header_blocks.NO_TABLE + block
         plane = self.plane
         plane.out.append(header_blocks.block_frames(stream_id, block, plane.peer_frame_bytes, end_stream=end_stream))
-        self._pings.forgive()
+        if self._pings is not None:
+            self._pings.forgive()
 
     def refuse(self, stream_id: int, code: ErrorCode) -> None:
         """Reset a stream that never became an RPC."""
@@ -428,6 +430,8 @@ class ServerConnection:
             if self._ping_acked is not None:
                 self._ping_acked.set()
             return
+        if self._pings is None:
+            self._pings = PingStrikes()
         self._pings.ping(
             trio.current_time(), plane.data_frames_sent, limits.min_ping_interval_s, limits.max_ping_strikes
         )

@@ -8,6 +8,7 @@ Invariants: at most one task waits to read, and one for its bytes to leave; a st
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Final, Protocol
 
 import trio
@@ -152,10 +153,10 @@ class Http2Stream:
             raise trio.BusyResourceError("another task is already receiving from this stream")
         self.reading = True
 
-    async def park_reader(self) -> None:
-        """Wait for `wake`. Only after `begin_reading`, without a checkpoint in between."""
+    def park_reader(self) -> Awaitable[object]:
+        """Wait for `wake`. After `begin_reading`, without a checkpoint in between; await the result at once."""
         self._reader = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(self._stop_reading)
+        return trio.lowlevel.wait_task_rescheduled(self._stop_reading)  # noqa: ASYNC105 -- the caller awaits it
 
     def _stop_reading(self, _: object) -> trio.lowlevel.Abort:
         self._reader = None
