@@ -1,6 +1,9 @@
-"""Every check and tool of the project. `pip install nox && nox -s tests` is all a fresh machine needs.
+"""Every check and tool of the project.
 
-Sessions make their own virtual environments with the standard library's venv and keep them between runs.
+`pip install nox && nox -s tests` is all a fresh machine needs.
+
+Sessions make their own virtual environments with the standard library's venv and keep them between
+runs.
 """
 
 from __future__ import annotations
@@ -26,10 +29,12 @@ def tests(session: nox.Session) -> None:
     session.install("-e", ".", *group("test"), *group("load"))
     # Without a Chromium (1) the browser tests are skipped, and in CI they fail.
     session.run("python", "scripts/ensure_chromium.py", success_codes=[0, 1])
-    # A container's environment often forbids to keep compiled modules (PYTHONDONTWRITEBYTECODE). Then each of the hundreds of processes
-    # that tests start compiles all that it imports, which takes as long as the rest of its start. Hence the empty value.
-    # In the order of the folders: xdist's own order, by the number of tests, has the files of a few long tests last, and one worker waits.
-    # Two at a time, as most of the time is waiting; a file's tests stay together, and so do its fixtures. `-- -n 0` runs them in one process.
+    # A container's environment often forbids to keep compiled modules (PYTHONDONTWRITEBYTECODE).
+    # Then each of the hundreds of processes that tests start compiles all that it imports, which
+    # takes as long as the rest of its start. Hence the empty value. In the order of the folders:
+    # xdist's own order, by the number of tests, has the files of a few long tests last, and one
+    # worker waits. Two at a time, as most of the time is waiting; a file's tests stay together, and
+    # so do its fixtures. `-- -n 0` runs them in one process.
     session.run(
         "python",
         "-m",
@@ -59,7 +64,10 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """A gateway, two agents of the published SDK, a user and a progress line. `-- --once` ends by itself."""
+    """A gateway, two agents of the published SDK, a user and a progress line.
+
+    `-- --once` ends by itself.
+    """
     session.install("-e", ".", *group("interop"))
     session.run("python", "-m", "aether_trio.demo", *session.posargs)
 
@@ -73,7 +81,10 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def load(session: nox.Session) -> None:
-    """Many users of one transport against a gateway; arguments after -- go to the load tests (try `-- --help`)."""
+    """Many users of one transport against a gateway.
+
+    Arguments after -- go to the load tests (try `-- --help`).
+    """
     session.install("-e", ".", *group("load"))
     # After Ctrl-C it settles what is under way, and writes its report.
     session.run("python", "-m", "loadtests", *session.posargs, interrupt_timeout=300.0)
@@ -81,21 +92,30 @@ def load(session: nox.Session) -> None:
 
 @nox.session
 def chaos(session: nox.Session) -> None:
-    """Faults by chance on a cluster under load, and what held; arguments after -- go to it (try `-- --help`)."""
+    """Faults by chance on a cluster under load, and what held.
+
+    Arguments after -- go to it (try `-- --help`).
+    """
     session.install("-e", ".", *group("chaos"))
     session.run("python", "-m", "chaos", *session.posargs)
 
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Feed every decoder that strangers reach with nonsense, a minute each; `-- --target NAME --seconds N`, see `-- --help`."""
+    """Feed every decoder that strangers reach with nonsense, a minute each.
+
+    `-- --target NAME --seconds N`, see `-- --help`.
+    """
     session.install("-e", ".", *group("fuzz"))
     session.run("python", "-m", "fuzz", *session.posargs)
 
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Change a module, one line at a time in a copy, and see which test notices; `-- MODULE --count N --seed N`, see `-- --help`."""
+    """Change a module, one line at a time in a copy, and see which test notices.
+
+    `-- MODULE --count N --seed N`, see `-- --help`.
+    """
     session.install("-e", ".", *group("test"), *group("load"))
     # After Ctrl-C it ends what runs, and removes the copy.
     session.run("python", "-m", "mutants", *session.posargs, interrupt_timeout=30.0)

@@ -187,7 +187,10 @@ def report(arguments: Sequence[str]) -> int:
 
 
 def choose(names: Sequence[str]) -> list[type[Scenario]]:
-    """Scenario classes by name or family, in their own order; SCENARIOS for no names. ValueError names an unknown one."""
+    """Scenario classes by name or family, in their own order; SCENARIOS for no names.
+
+    ValueError names an unknown one.
+    """
     known = every()
     wanted = {each for name in names for each in FAMILIES.get(name, [name])} if names else set(SCENARIOS)
     if unknown := sorted(wanted - set(known)):

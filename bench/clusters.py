@@ -1,8 +1,9 @@
 """A cluster to measure: gateways on one embedded PostgreSQL, and what each part of it has done.
 
-PostgreSQL comes from a wheel and is set as it comes, so that a commit waits for the disk, which is the one of `--data-root`.
-Nodes are `aether dev` on that database, workers `aether serve --workers`; limits on what one client may send are off. The CPU of
-all gateways and of all processes of the database counts together, and is given apart as well.
+PostgreSQL comes from a wheel and is set as it comes, so that a commit waits for the disk, which is
+the one of `--data-root`. Nodes are `aether dev` on that database, workers `aether serve --workers`;
+limits on what one client may send are off. The CPU of all gateways and of all processes of the
+database counts together, and is given apart as well.
 """
 
 from __future__ import annotations

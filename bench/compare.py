@@ -1,7 +1,8 @@
 """Two results side by side: what changed, and whether it is too much.
 
-Only echoes and KiB are judged, never microseconds or rates: those measure the machine's neighbours. A scenario counts as
-worse when its cost has grown by more than the threshold; a scenario that ran with other sizes is shown, not judged.
+Only echoes and KiB are judged, never microseconds or rates: those measure the machine's neighbours.
+A scenario counts as worse when its cost has grown by more than the threshold; a scenario that ran
+with other sizes is shown, not judged.
 """
 
 from __future__ import annotations

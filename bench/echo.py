@@ -41,7 +41,10 @@ class EchoProcess:
             self._loop.__exit__()
 
     def window(self, seconds: float) -> Window:
-        """Echo for that long. The last rounds are waited for, so every one that cost CPU is counted."""
+        """Echo for that long.
+
+        The last rounds are waited for, so every one that cost CPU is counted.
+        """
         self.rounds = 0
         self.stopping = False
         cpu, load, start = self.probe.cpu_ns(), process_time_ns(), perf_counter()

@@ -1,7 +1,7 @@
 """The raw trio TCP echo: the floor under every trio server, and the unit of every figure here.
 
-Run as `python -m bench.echo_server`; it prints its port and echoes until its standard input ends, so that it cannot outlive
-the bench.
+Run as `python -m bench.echo_server`; it prints its port and echoes until its standard input ends,
+so that it cannot outlive the bench.
 """
 
 from __future__ import annotations

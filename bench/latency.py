@@ -1,6 +1,8 @@
-"""Latencies: collected as plain numbers while a window runs, counted into an HDR histogram when it is over.
+"""Latencies: collected as plain numbers while a window runs, counted into an HDR histogram when it
+is over.
 
-Appending to an array costs a tenth of recording into a histogram, and the load's CPU is the scarcer thing.
+Appending to an array costs a tenth of recording into a histogram, and the load's CPU is the scarcer
+thing.
 """
 
 from __future__ import annotations
@@ -42,7 +44,10 @@ class Latencies:
         del self.pending[:]
 
     def summary(self) -> dict[str, Any]:
-        """Microseconds, over all windows and in the best one; {} when nothing was recorded."""
+        """Microseconds, over all windows and in the best one.
+
+        {} when nothing was recorded.
+        """
         if not self.total.get_total_count():
             return {}
         return {

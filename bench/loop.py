@@ -1,9 +1,11 @@
 """The load's event loop: one epoll set, no tasks, no futures.
 
-An event costs a dictionary look-up and a method call. Everything that handlers queue while a batch of events is worked
-off leaves at the end of the batch, one `send` per connection, so that a burst of receipts becomes a burst of sends.
+An event costs a dictionary look-up and a method call. Everything that handlers queue while a batch
+of events is worked off leaves at the end of the batch, one `send` per connection, so that a burst
+of receipts becomes a burst of sends.
 
-Invariant: only `run` touches sockets, and it returns between batches, so a scenario sees its own state at rest.
+Invariant: only `run` touches sockets, and it returns between batches, so a scenario sees its own
+state at rest.
 """
 
 from __future__ import annotations
@@ -34,7 +36,10 @@ class Pollable(Protocol):
 
 
 class Loop:
-    """`with Loop() as loop: loop.add(connection); loop.run(until)`. Time is `perf_counter` seconds."""
+    """`with Loop() as loop: loop.add(connection); loop.run(until)`.
+
+    Time is `perf_counter` seconds.
+    """
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -57,7 +62,10 @@ class Loop:
         self._epoll.close()
 
     def add(self, connection: Pollable) -> None:
-        """Watch a non-blocking socket, which may still be connecting; its `take` is asked in the next round."""
+        """Watch a non-blocking socket, which may still be connecting.
+
+        Its `take` is asked in the next round.
+        """
         fd = connection.socket.fileno()
         self._watched[fd] = connection
         self._epoll.register(fd, READ)
@@ -78,7 +86,10 @@ class Loop:
         self._dirty.add(connection)
 
     def ends_writing(self, connection: Pollable) -> None:
-        """End this side of the socket behind everything that `connection` has to write. It stays watched."""
+        """End this side of the socket behind everything that `connection` has to write.
+
+        It stays watched.
+        """
         self._dirty.add(connection)
         self._ending.add(connection)
 
@@ -90,8 +101,9 @@ class Loop:
     ) -> bool:
         """Move bytes until `done()` (True) or the time `until` (False).
 
-        `pulse(now)` is called in each round and returns when it wants to be called next; it makes waits precise to some
-        50 µs, which epoll's milliseconds are not, for the price of one more system call.
+        `pulse(now)` is called in each round and returns when it wants to be called next; it makes
+        waits precise to some 50 µs, which epoll's milliseconds are not, for the price of one more
+        system call.
         """
         poll, watched = self._epoll.poll, self._watched
         while True:

@@ -1,4 +1,7 @@
-"""What the figures were measured on. A comparison across machines is still fair in echoes, and still worth knowing about."""
+"""What the figures were measured on.
+
+A comparison across machines is still fair in echoes, and still worth knowing about.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,9 @@ def describe(data_root: Path | None) -> dict[str, Any]:
 
 
 def fsync_us(place: Path | None) -> float:
-    """Median microseconds to append 4 KiB and fdatasync them where the gateway's data will be; tmpfs shows as almost none."""
+    """Median microseconds to append 4 KiB and fdatasync them where the gateway's data will be;
+    tmpfs shows as almost none.
+    """
     with tempfile.TemporaryFile(dir=place) as file:
         took = []
         for _ in range(SYNCS):

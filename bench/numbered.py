@@ -1,8 +1,8 @@
 """Numbered payloads, and the ledger that finds what was lost, repeated or out of order.
 
-A payload begins with a mark, its stream, its number in that stream and the nanosecond it was sent (or was meant to be sent);
-the rest is filler. The mark makes it possible to look for the payload where the last delivery of that size had it, and to
-parse the message only when it is not there.
+A payload begins with a mark, its stream, its number in that stream and the nanosecond it was sent
+(or was meant to be sent); the rest is filler. The mark makes it possible to look for the payload
+where the last delivery of that size had it, and to parse the message only when it is not there.
 """
 
 from __future__ import annotations
@@ -15,14 +15,19 @@ MARK = b"\xaeb1\x00"
 
 
 def filler(payload_bytes: int) -> bytes:
-    """What follows the head in a payload of that size. ValueError when the head does not fit."""
+    """What follows the head in a payload of that size.
+
+    ValueError when the head does not fit.
+    """
     if payload_bytes < HEAD.size:
         raise ValueError(f"a numbered payload needs {HEAD.size} bytes, not {payload_bytes}")
     return bytes(0x20 + index % 95 for index in range(payload_bytes - HEAD.size))
 
 
 class PayloadReader:
-    """Reads (stream, number, nanosecond) out of deliveries, given the transport's way to find a payload."""
+    """Reads (stream, number, nanosecond) out of deliveries, given the transport's way to find a
+    payload.
+    """
 
     def __init__(self, payload_at: Callable[[bytes], int]) -> None:
         self._payload_at = payload_at

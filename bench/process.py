@@ -1,9 +1,10 @@
 """CPU time and memory of other processes, in the kernel's own best resolution.
 
-CPU comes from the process's POSIX CPU clock (nanoseconds, all threads, clock_getcpuclockid(3)), not from the 10 ms ticks of
-/proc/PID/stat; memory is the resident set of /proc/PID/smaps_rollup, which is exact where statm may lag by some pages per
-CPU. Several processes (a gateway and the store beside it) are added up. A server that has a process for each connection, as PostgreSQL,
-is counted with all of them, those included that have ended.
+CPU comes from the process's POSIX CPU clock (nanoseconds, all threads, clock_getcpuclockid(3)), not
+from the 10 ms ticks of /proc/PID/stat; memory is the resident set of /proc/PID/smaps_rollup, which
+is exact where statm may lag by some pages per CPU. Several processes (a gateway and the store
+beside it) are added up. A server that has a process for each connection, as PostgreSQL, is counted
+with all of them, those included that have ended.
 """
 
 from __future__ import annotations
@@ -22,12 +23,18 @@ class ProcessGone(Exception):
 
 
 def cpu_clock_id(pid: int) -> int:
-    """The clock id that clock_getcpuclockid(3) gives for a process; Python only offers the one for threads."""
+    """The clock id that clock_getcpuclockid(3) gives for a process.
+
+    Python only offers the one for threads.
+    """
     return (~pid << 3) | CPUCLOCK_SCHED
 
 
 class ProcessProbe:
-    """Reads `pids` together. Every reading raises ProcessGone when one of them is not there any more."""
+    """Reads `pids` together.
+
+    Every reading raises ProcessGone when one of them is not there any more.
+    """
 
     def __init__(self, pids: Sequence[int]) -> None:
         self.pids = tuple(pids)
@@ -37,7 +44,10 @@ class ProcessProbe:
         return sum(map(_cpu_ns, self.pids))
 
     def main_thread_ns(self) -> int:
-        """CPU nanoseconds of the main threads alone; 0 where the kernel keeps no scheduler statistics."""
+        """CPU nanoseconds of the main threads alone.
+
+        0 where the kernel keeps no scheduler statistics.
+        """
         return sum(map(_main_thread_ns, self.pids))
 
     def rss_kib(self) -> int:
@@ -46,9 +56,12 @@ class ProcessProbe:
 
 
 class FamilyProbe(ProcessProbe):
-    """One process and its children, which come and go. Its own children's are the only ones that are looked for.
+    """One process and its children, which come and go.
 
-    What an ended child has used is known to the kernel in ticks of 10 ms, so a reading may be off by that for each child that ends.
+    Its own children's are the only ones that are looked for.
+
+    What an ended child has used is known to the kernel in ticks of 10 ms, so a reading may be off
+    by that for each child that ends.
     """
 
     def __init__(self, pid: int) -> None:

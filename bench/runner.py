@@ -24,11 +24,15 @@ from bench.world import Options, ScenarioFailed, World
 
 WARM_UP_SECONDS = 0.3
 SETTLE_SECONDS = 0.03
-"""What a server does behind its last answer (offsets, statistics) belongs to the window that caused it."""
+"""What a server does behind its last answer (offsets, statistics) belongs to the window that caused
+it.
+"""
 
 
 class Progress:
-    """One line on standard error that is rewritten on a terminal, and only its last state elsewhere."""
+    """One line on standard error that is rewritten on a terminal, and only its last state
+    elsewhere.
+    """
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
@@ -48,9 +52,12 @@ def run(
     server: ServerOptions,
     progress: Progress,
 ) -> dict[str, dict[str, Any]]:
-    """Name → result for each scenario on each transport. One that fails does not stop the others.
+    """Name → result for each scenario on each transport.
 
-    The transports of a scenario follow each other, so that what is compared was measured close together.
+    One that fails does not stop the others.
+
+    The transports of a scenario follow each other, so that what is compared was measured close
+    together.
     """
     raise_file_limit()
     found: dict[str, dict[str, Any]] = {}
@@ -67,9 +74,12 @@ def run(
 
 
 def planned(scenarios: Sequence[type[Scenario]], transports: Sequence[str]) -> list[tuple[type[Scenario], str]]:
-    """Every scenario on every transport; one that needs no gateway has no transport, and counts for the main one.
+    """Every scenario on every transport.
 
-    What a cluster costs is behind the transports, and what a task costs: these are measured on the first of them alone.
+    One that needs no gateway has no transport, and counts for the main one.
+
+    What a cluster costs is behind the transports, and what a task costs: these are measured on the
+    first of them alone.
     """
 
     def transports_of(scenario: type[Scenario]) -> Sequence[str]:
@@ -124,7 +134,9 @@ def _run_one(
 
 
 class _Shares:
-    """How much of a server's CPU its main thread (the event loop) used, and how much its other threads (the storage)."""
+    """How much of a server's CPU its main thread (the event loop) used, and how much its other
+    threads (the storage).
+    """
 
     def __init__(self, probe: ProcessProbe | None) -> None:
         self._probe = probe
@@ -171,7 +183,10 @@ def _state(windows: Sequence[Window], echo_windows: Sequence[Window]) -> str:
 
 @contextmanager
 def _quiet_collector() -> Iterator[None]:
-    """The load makes no cycles that matter within a run; its collector would only add noise."""
+    """The load makes no cycles that matter within a run.
+
+    Its collector would only add noise.
+    """
     gc.collect()
     gc.disable()
     try:
@@ -181,7 +196,9 @@ def _quiet_collector() -> Iterator[None]:
 
 
 def raise_file_limit() -> None:
-    """Two thousand connections need as many files, here and in the servers, which inherit the limit."""
+    """Two thousand connections need as many files, here and in the servers, which inherit the
+    limit.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

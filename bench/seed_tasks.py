@@ -1,7 +1,9 @@
-"""Tasks that wait, by the hundred thousand: copies of one that was created, put into the gateway's database beside it.
+"""Tasks that wait, by the hundred thousand: copies of one that was created, put into the gateway's
+database beside it.
 
-Through the protocol a million tasks would take longer than everything else the bench does. What is written is what the gateway
-writes, as the row that is copied is its own; ids begin with a moment, one after another, and go on by chance, as its ids do.
+Through the protocol a million tasks would take longer than everything else the bench does. What is
+written is what the gateway writes, as the row that is copied is its own; ids begin with a moment,
+one after another, and go on by chance, as its ids do.
 """
 
 from __future__ import annotations

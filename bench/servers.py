@@ -1,7 +1,8 @@
 """What is measured: a gateway started here in a process of its own, or one that runs already.
 
-A started gateway is the real one: `aether dev` with its SQLite log on a disk, synchronous FULL, on a free port, on data that
-is thrown away afterwards. It gets SIGTERM at the end, and SIGKILL if it does not leave.
+A started gateway is the real one: `aether dev` with its SQLite log on a disk, synchronous FULL, on
+a free port, on data that is thrown away afterwards. It gets SIGTERM at the end, and SIGKILL if it
+does not leave.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ class ServerFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to connect, and whose CPU to count. `ready` is what the gateway has written into its ready file."""
+    """Where to connect, and whose CPU to count.
+
+    `ready` is what the gateway has written into its ready file.
+    """
 
     address: str
     probe: ProcessProbe | None
@@ -46,7 +50,11 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """How to get a target. With `target` nothing is started. `command` is the one of `aether` that is started, with its first arguments."""
+    """How to get a target.
+
+    With `target` nothing is started. `command` is the one of `aether` that is started, with its
+    first arguments.
+    """
 
     target: str | None = None
     pids: Sequence[int] = ()
@@ -58,7 +66,10 @@ class ServerOptions:
 
 @contextmanager
 def serving(options: ServerOptions, scenario: str) -> Iterator[Target]:
-    """A target for one scenario. What is started ends with the block, also by Ctrl-C or SIGTERM."""
+    """A target for one scenario.
+
+    What is started ends with the block, also by Ctrl-C or SIGTERM.
+    """
     if options.target:
         yield Target(options.target, ProcessProbe(options.pids) if options.pids else None)
         return
@@ -79,7 +90,9 @@ def scratch(data_root: Path | None) -> Iterator[Path]:
 
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM is KeyboardInterrupt, so that the gateway and its data do not stay behind. In the main thread only."""
+    """SIGTERM is KeyboardInterrupt, so that the gateway and its data do not stay behind. In the
+    main thread only.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,6 +1,7 @@
 """Results as tables: columns on a console, or Markdown between two markers of a page.
 
-With several transports a small table comes first that has them side by side, one figure each; clusters have one more behind.
+With several transports a small table comes first that has them side by side, one figure each;
+clusters have one more behind.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
 
 def rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """One row of texts for each scenario, under `HEADINGS`; an empty text where a scenario has no such figure."""
+    """One row of texts for each scenario, under `HEADINGS`.
+
+    An empty text where a scenario has no such figure.
+    """
     return [_row(name, result) for name, result in results["scenarios"].items()]
 
 
@@ -49,7 +53,8 @@ def _pair(pair: Mapping[str, float], form: str) -> tuple[str, str]:
 
 
 def side_by_side(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Headings, then for each scenario its figure on each transport: echoes, or KiB where those are what counts.
+    """Headings, then for each scenario its figure on each transport: echoes, or KiB where those are
+    what counts.
 
     Empty when no scenario ran on several.
     """
@@ -71,7 +76,9 @@ def _figure(result: Mapping[str, Any]) -> str:
 
 
 def of_clusters(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Headings, then for each scenario on a cluster its cost by part, and what was done a second. Empty when there is none."""
+    """Headings, then for each scenario on a cluster its cost by part, and what was done a second.
+    Empty when there is none.
+    """
     body = []
     for name, result in results["scenarios"].items():
         if (done := result.get("cluster")) and (echoes := result.get("echoes")):
@@ -132,7 +139,8 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         if result.get("load_us"):
             parts.append(f"load {result['load_us']:.1f} us each")
         if why := result.get("failed"):
-            lines = why.splitlines()  # a server that broke says much; its first and last words tell most
+            # A server that broke says much; its first and last words tell most.
+            lines = why.splitlines()
             parts.append("FAILED: " + " … ".join(lines[:1] + lines[1:][-1:]))
         if parts:
             said.append(f"{name}: {'; '.join(parts)}")

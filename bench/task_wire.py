@@ -1,7 +1,7 @@
 """The messages about tasks that the load needs, laid by hand as those in wire.py.
 
-Field numbers are those of reference `aether.v1`: CreateTaskRequest and TaskOperation upstream, TaskAssignment, TaskOperationResponse
-and CreateTaskResponse downstream.
+Field numbers are those of reference `aether.v1`: CreateTaskRequest and TaskOperation upstream,
+TaskAssignment, TaskOperationResponse and CreateTaskResponse downstream.
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ def read_moved(message: bytes) -> tuple[bytes, str]:
 
 
 def read_created(message: bytes) -> tuple[str, bytes, str]:
-    """(request id, task id, error) of a CreateTaskResponse; the error is "" when it is a success."""
+    """(request id, task id, error) of a CreateTaskResponse.
+
+    The error is "" when it is a success.
+    """
     success, error, request_id, task_id = False, "", "", b""
     for number, start, stop in fields(message, *_inside(message)):
         if number == 1:
@@ -89,7 +92,9 @@ def read_created(message: bytes) -> tuple[str, bytes, str]:
 
 
 def worker_tasks(count: int) -> bytes:
-    """The extension of an InitConnection by which a worker says how many live tasks it wants at most."""
+    """The extension of an InitConnection by which a worker says how many live tasks it wants at
+    most.
+    """
     return bytes_field(12, bytes_field(1, "urn:aether-trio:worker-tasks") + bytes_field(2, str(count)))
 
 

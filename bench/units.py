@@ -1,8 +1,9 @@
 """The arithmetic of echoes.
 
-A window is half a second of one kind of work. Windows of the raw echo and of the scenario alternate, so that both meet
-the same machine; of each kind the cheapest window counts, because a neighbour that steals the CPU (or its caches) can only
-make work dearer, never cheaper. One echo is the CPU time of one round of the echo in its best window.
+A window is half a second of one kind of work. Windows of the raw echo and of the scenario
+alternate, so that both meet the same machine; of each kind the cheapest window counts, because a
+neighbour that steals the CPU (or its caches) can only make work dearer, never cheaper. One echo is
+the CPU time of one round of the echo in its best window.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ NS_PER_US = 1000
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What one window saw. `server_cpu_ns` is None when the server's process is not known."""
+    """What one window saw.
+
+    `server_cpu_ns` is None when the server's process is not known.
+    """
 
     seconds: float
     count: int
@@ -29,7 +33,10 @@ class Window:
 
     @property
     def cpu_us(self) -> float | None:
-        """Server CPU microseconds for each thing done; None when unknown or when nothing was done."""
+        """Server CPU microseconds for each thing done.
+
+        None when unknown or when nothing was done.
+        """
         if self.server_cpu_ns is None or not self.count:
             return None
         return self.server_cpu_ns / self.count / NS_PER_US
@@ -45,7 +52,10 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """A scenario's cost. `cpu_us` and `echoes` are None without a known server process."""
+    """A scenario's cost.
+
+    `cpu_us` and `echoes` are None without a known server process.
+    """
 
     rate: Pair
     cpu_us: Pair | None
@@ -81,7 +91,10 @@ def figures(windows: Sequence[Window], echo_windows: Sequence[Window]) -> Figure
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
-    """The least-squares slope through (x, y) points; ValueError with fewer than two different x."""
+    """The least-squares slope through (x, y) points.
+
+    ValueError with fewer than two different x.
+    """
     mean_x = sum(x for x, _ in points) / len(points) if points else 0.0
     mean_y = sum(y for _, y in points) / len(points) if points else 0.0
     spread = sum((x - mean_x) ** 2 for x, _ in points)

@@ -1,10 +1,12 @@
 """The few protobuf messages that the load needs, laid by hand.
 
-A real protobuf runtime would cost the load as much as the server; a benchmark client that sends the same message with
-another number in it needs a prefix and a concatenation. Field numbers are those of reference `aether.v1` (InitConnection,
-SendMessage, KVOperation upstream; IncomingMessage, ErrorResponse, KVResponse, ConnectionAck downstream).
+A real protobuf runtime would cost the load as much as the server; a benchmark client that sends the
+same message with another number in it needs a prefix and a concatenation. Field numbers are those
+of reference `aether.v1` (InitConnection, SendMessage, KVOperation upstream; IncomingMessage,
+ErrorResponse, KVResponse, ConnectionAck downstream).
 
-Invariant: a function that makes bytes makes one whole message, unless its name ends in `_prefix` or `_field`.
+Invariant: a function that makes bytes makes one whole message, unless its name ends in `_prefix` or
+`_field`.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from collections.abc import Iterator, Mapping
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
-# Tags (field number << 3 | BYTES) of DownstreamMessage's oneof: a message's first byte tells what it is, because every
-# protobuf serializer in use writes fields in ascending order and nothing in the message comes before the oneof.
+# Tags (field number << 3 | BYTES) of DownstreamMessage's oneof: a message's first byte tells what
+# it is, because every protobuf serializer in use writes fields in ascending order and nothing in
+# the message comes before the oneof.
 DELIVERY, CONFIG, SIGNAL, ERROR, KV, ACK = 0x0A, 0x12, 0x1A, 0x22, 0x2A, 0x3A
 
 OPAQUE = 6
@@ -42,7 +45,10 @@ def number_field(number: int, value: int) -> bytes:
 
 
 def bytes_field(number: int, value: bytes | str) -> bytes:
-    """A string, bytes or message field; written even when it is empty, because a oneof member must be."""
+    """A string, bytes or message field.
+
+    Written even when it is empty, because a oneof member must be.
+    """
     raw = value.encode() if isinstance(value, str) else value
     return varint(number << 3 | BYTES) + varint(len(raw)) + raw
 
@@ -55,7 +61,10 @@ def _init(client_type: int, identity: bytes, credentials: Mapping[str, str], ext
 def agent_init(
     workspace: str, implementation: str, specifier: str, credentials: Mapping[str, str], extensions: bytes = b""
 ) -> bytes:
-    """InitConnection of `ag::{workspace}::{implementation}::{specifier}`; `extensions` are encoded fields."""
+    """InitConnection of `ag::{workspace}::{implementation}::{specifier}`.
+
+    `extensions` are encoded fields.
+    """
     identity = bytes_field(1, workspace) + bytes_field(2, implementation) + bytes_field(3, specifier)
     return _init(1, identity, credentials, extensions)
 
@@ -84,7 +93,9 @@ def kv_get(key: str, request_id: str) -> bytes:
 
 
 def error_response(code: bytes, text: bytes) -> bytes:
-    """A DownstreamMessage with an ErrorResponse, for a transport that has another frame for refusals."""
+    """A DownstreamMessage with an ErrorResponse, for a transport that has another frame for
+    refusals.
+    """
     return bytes_field(4, bytes_field(1, code) + bytes_field(2, text))
 
 
@@ -103,7 +114,8 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
 def fields(data: bytes, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
     """(field number, first offset, last offset + 1) of each field's value between two offsets.
 
-    A varint's value is given as (number, value, -1). ValueError for wire types that the protocol does not use.
+    A varint's value is given as (number, value, -1). ValueError for wire types that the protocol
+    does not use.
     """
     at = start
     while at < stop:
@@ -133,7 +145,10 @@ def _body(message: bytes) -> tuple[int, int]:
 
 
 def payload_at(message: bytes) -> int:
-    """Where the payload of a delivery begins; -1 when `message` is not a delivery or has none."""
+    """Where the payload of a delivery begins.
+
+    -1 when `message` is not a delivery or has none.
+    """
     if message[0] != DELIVERY:
         return -1
     for number, start, _ in fields(message, *_body(message)):

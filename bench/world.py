@@ -1,8 +1,8 @@
 """What a scenario is given: the loop, the transport, the target, and participants to open on it.
 
-A participant is one connection that has sent Init. What it receives goes to its handler in whole batches; what no scenario
-wants (configuration, the ack, errors) is sorted out here, so a refusal by the gateway is always counted by its code and
-never mistaken for slowness.
+A participant is one connection that has sent Init. What it receives goes to its handler in whole
+batches; what no scenario wants (configuration, the ack, errors) is sorted out here, so a refusal by
+the gateway is always counted by its code and never mistaken for slowness.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ CONNECTING_AT_ONCE = 32
 SETTLING_SECONDS = 30.0
 """How long acknowledgements may come behind the last delivery."""
 PATIENCE_SECONDS = 60.0
-"""How long anything that must happen may take before the scenario gives up; long, because CPU is stolen in bursts."""
+"""How long anything that must happen may take before the scenario gives up; long, because CPU is
+stolen in bursts.
+"""
 
 
 class ScenarioFailed(Exception):
@@ -47,7 +49,10 @@ class Options:
 
 
 class Participant:
-    """One connection. `handler(participant, messages)` gets every batch that follows the ack."""
+    """One connection.
+
+    `handler(participant, messages)` gets every batch that follows the ack.
+    """
 
     __slots__ = ("acknowledged", "closing", "codec", "early", "handler", "index", "label", "socket", "world")
 
@@ -92,7 +97,10 @@ class Participant:
 
 
 class World:
-    """A target and the participants on it. `probe` is None when the server's process is not known."""
+    """A target and the participants on it.
+
+    `probe` is None when the server's process is not known.
+    """
 
     def __init__(
         self,
@@ -108,7 +116,9 @@ class World:
         self.nodes = nodes
         """The addresses of a cluster's nodes."""
         self.data_dir, self.dsn = data_dir, dsn
-        """Where the data of a gateway lies that was started here: a directory, or the PostgreSQL of a cluster."""
+        """Where the data of a gateway lies that was started here: a directory, or the PostgreSQL of
+        a cluster.
+        """
         self.loop, self.transport, self.address, self.probe, self.options = loop, transport, address, probe, options
         self.workspace = f"bench-{secrets.token_hex(4)}"
         self.errors: Counter[str] = Counter()
@@ -119,7 +129,10 @@ class World:
         self.on_greeted: Callable[[Participant], None] | None = None
 
     def dial(self, init: bytes, label: str, index: int = 0, address: str = "") -> Participant:
-        """Begin to connect one participant, to the target or to another `address`; `on_greeted` is told of its ack."""
+        """Begin to connect one participant, to the target or to another `address`.
+
+        `on_greeted` is told of its ack.
+        """
         address = address or self.address
         host, _, port = address.rpartition(":")
         raw = dial(host.strip("[]"), int(port))
@@ -130,7 +143,8 @@ class World:
         return participant
 
     def open(self, inits: Iterable[bytes], label: str, places: Sequence[str] = ()) -> list[Participant]:
-        """Connect one participant for each Init, a few at a time, and wait until all have their ack.
+        """Connect one participant for each Init, a few at a time, and wait until all have their
+        ack.
 
         `places` are the addresses to connect to, in turn; none is the target's.
         """
@@ -150,7 +164,10 @@ class World:
     def agents(
         self, implementation: str, count: int, workspace: str = "", places: Sequence[str] = ()
     ) -> list[Participant]:
-        """Open agents `implementation::0`, `::1`, …; `index` of each is its number. For `places` see `open`."""
+        """Open agents `implementation::0`, `::1`, …; `index` of each is its number.
+
+        For `places` see `open`.
+        """
         place = workspace or self.workspace
         credentials = self.options.credentials
         return self.open(
@@ -206,7 +223,9 @@ class World:
         self.loop.run(perf_counter() + seconds)
 
     def greeted(self, participant: Participant, messages: list[bytes]) -> None:
-        """The first messages of a connection: the ack, with more behind it or (some gateways do) before it."""
+        """The first messages of a connection: the ack, with more behind it or (some gateways do)
+        before it.
+        """
         participant.early += messages
         for position, message in enumerate(participant.early):
             if message[0] == wire.ACK:

@@ -1,4 +1,5 @@
-"""The invariants, as functions of a history. docs/guarantees.md states them for users; each says here what it takes for a violation.
+"""The invariants, as functions of a history. docs/guarantees.md states them for users; each says
+here what it takes for a violation.
 
 A check also says how much it has looked at, because one that has seen nothing holds nothing.
 """
@@ -30,13 +31,18 @@ class Verdict:
 
 
 def check_all(history: History, *, bound_s: float) -> list[Verdict]:
-    """Every invariant. `bound_s` is how long after the last fault a client may take to be back."""
+    """Every invariant.
+
+    `bound_s` is how long after the last fault a client may take to be back.
+    """
     verdicts = [check(history) for check in _CHECKS]
     return [*verdicts, tasks_reach_their_workers(history, bound_s), everybody_came_back(history, bound_s)]
 
 
 def one_holder(history: History) -> Verdict:
-    """By the database: epochs of an identity only grow, each belongs to one session on one node, and none was taken from a live holder."""
+    """By the database: epochs of an identity only grow, each belongs to one session on one node,
+    and none was taken from a live holder.
+    """
     return Verdict(
         "one holder of an identity at a time (by epoch)",
         len({(row.identity, row.epoch) for row in history.held}),
@@ -62,7 +68,9 @@ def _holders(history: History) -> Iterator[str]:
 
 
 def no_old_holder_speaks(history: History) -> Verdict:
-    """By the log: in the order of a topic, who has followed another session under the same identity is followed by that one no more."""
+    """By the log: in the order of a topic, who has followed another session under the same identity
+    is followed by that one no more.
+    """
     blocks: dict[tuple[str, str], list[str]] = {}
     violations = []
     looked_at = 0
@@ -104,7 +112,9 @@ def nothing_invented(history: History) -> Verdict:
 
 
 def one_place_in_the_log(history: History) -> Verdict:
-    """An offset of a topic has one message, whoever reads it, and a message that was sent again after a cut has one offset."""
+    """An offset of a topic has one message, whoever reads it, and a message that was sent again
+    after a cut has one offset.
+    """
     violations = []
     contents: dict[tuple[str, int], Message] = {}
     places: dict[tuple[str, Message], int] = {}
@@ -119,7 +129,9 @@ def one_place_in_the_log(history: History) -> Verdict:
 
 
 def the_log_has_no_gaps(history: History) -> Verdict:
-    """By the database: each topic has as many messages as its last offset says, from 1 on, and that is what was counted."""
+    """By the database: each topic has as many messages as its last offset says, from 1 on, and that
+    is what was counted.
+    """
     violations = tuple(
         f"{one.topic} has {one.messages} messages from {one.first} to {one.last}, and counted {one.counted}"
         for one in history.logged
@@ -129,7 +141,9 @@ def the_log_has_no_gaps(history: History) -> Verdict:
 
 
 def in_order(history: History) -> Verdict:
-    """A reader gets the offsets of its topic one by one, without a gap and without a repeat: our client drops what it has had."""
+    """A reader gets the offsets of its topic one by one, without a gap and without a repeat: our
+    client drops what it has had.
+    """
     violations = []
     last: dict[tuple[str, str], int] = {}
     looked_at = 0
@@ -173,9 +187,11 @@ def positions_go_forward(history: History) -> Verdict:
 
 
 def work_is_done_once(history: History) -> Verdict:
-    """A message of a `tb` topic goes to a second worker only when the first one's connection has ended.
+    """A message of a `tb` topic goes to a second worker only when the first one's connection has
+    ended.
 
-    Another delivery is a violation when the first worker was given something else on that same connection after it.
+    Another delivery is a violation when the first worker was given something else on that same
+    connection after it.
     """
     by_message: dict[Message, list[Delivered]] = defaultdict(list)
     last_on: dict[tuple[str, int], float] = {}
@@ -195,7 +211,10 @@ def work_is_done_once(history: History) -> Verdict:
 
 
 def counters_are_exact(history: History) -> Verdict:
-    """Every increment that was answered counts once, one in doubt at most once; answers are distinct and grow with time."""
+    """Every increment that was answered counts once, one in doubt at most once.
+
+    Answers are distinct and grow with time.
+    """
     violations = []
     by_key = defaultdict(list)
     for one in history.counted:
@@ -216,7 +235,8 @@ def counters_are_exact(history: History) -> Verdict:
             if one.value in seen:
                 violations.append(f"{key}: {one.client} and {seen[one.value]} were both answered {one.value}")
             seen[one.value] = one.client
-        # In the order of their beginnings, each must be above all that had been answered before it began.
+        # In the order of their beginnings, each must be above all that had been answered before it
+        # began.
         settled = sorted(answered, key=lambda one: one.settled_s)
         highest, next_settled = 0, 0
         for one in sorted(answered, key=lambda one: one.started_s):
@@ -229,8 +249,9 @@ def counters_are_exact(history: History) -> Verdict:
 
 
 def answered_writes_stay(history: History) -> Verdict:
-    """What is read of a place is never older than what was answered, or read, before the reading began: also when a former session of the
-    writer still had something on its way."""
+    """What is read of a place is never older than what was answered, or read, before the reading
+    began: also when a former session of the writer still had something on its way.
+    """
     violations = []
     by_place = defaultdict(list)
     for one in history.kept:
@@ -256,7 +277,9 @@ def answered_writes_stay(history: History) -> Verdict:
 
 
 def gateways_live(history: History) -> Verdict:
-    """No gateway ends that nobody has ended, and none prints a traceback, whatever a client does to it."""
+    """No gateway ends that nobody has ended, and none prints a traceback, whatever a client does to
+    it.
+    """
     ended = [f"{one.node} ended by itself at {one.at_s:.1f} s with {one.code}" for one in history.ended]
     return Verdict("a gateway never ends", len(history.attacks), "attacks", (*ended, *history.tracebacks))
 
@@ -264,7 +287,8 @@ def gateways_live(history: History) -> Verdict:
 def the_next_holder_goes_on(history: History) -> Verdict:
     """Who comes to hold an identity is given what lies behind what the holders before it have read.
 
-    What a former holder reads when another one knows that it has the identity does not count: the log may not take that for delivered.
+    What a former holder reads when another one knows that it has the identity does not count: the
+    log may not take that for delivered.
     """
     violations = []
     looked_at = 0
@@ -274,7 +298,8 @@ def the_next_holder_goes_on(history: History) -> Verdict:
     topics: dict[str, list[Turn]] = defaultdict(list)
     for turn in history.turns:
         topics[turn.topic].append(turn)
-    # A node that was stopped acknowledges late: its client knows of the identity when another one has it already.
+    # A node that was stopped acknowledges late: its client knows of the identity when another one
+    # has it already.
     epochs = {one.session: one.epoch for one in history.held}
     for topic, turns in topics.items():
         turns.sort(key=lambda turn: turn.since_s)
@@ -295,8 +320,10 @@ def the_next_holder_goes_on(history: History) -> Verdict:
 
 
 def tasks_reach_their_workers(history: History, bound_s: float) -> Verdict:
-    """Each task that was created has been begun, by the worker that it is for, within `bound_s` of its creation and of the last fault
-    that overlaps: a worker that is connected gets its work, wherever its node has been meanwhile."""
+    """Each task that was created has been begun, by the worker that it is for, within `bound_s` of
+    its creation and of the last fault that overlaps: a worker that is connected gets its work,
+    wherever its node has been meanwhile.
+    """
     violations = []
     begun: dict[str, list[Begun]] = defaultdict(list)
     for one in history.begun:
@@ -318,7 +345,9 @@ def tasks_reach_their_workers(history: History, bound_s: float) -> Verdict:
 
 
 def _excused(history: History, since_s: float, until_s: float, bound_s: float) -> float:
-    """The end of the last fault that may be what something waits for that began at `since_s` and lasted until `until_s`."""
+    """The end of the last fault that may be what something waits for that began at `since_s` and
+    lasted until `until_s`.
+    """
     for fault in sorted(history.disturbances, key=lambda one: one.since_s):
         if fault.since_s <= since_s + bound_s and fault.since_s <= until_s:
             since_s = max(since_s, fault.until_s)
@@ -326,7 +355,9 @@ def _excused(history: History, since_s: float, until_s: float, bound_s: float) -
 
 
 def everybody_came_back(history: History, bound_s: float) -> Verdict:
-    """No client gave up, and each was back within `bound_s` of what had gone wrong: its own cut, or the last fault that overlaps."""
+    """No client gave up, and each was back within `bound_s` of what had gone wrong: its own cut, or
+    the last fault that overlaps.
+    """
     violations = [f"{why}" for why in history.gave_up]
     for outage in history.outages:
         excused_s = _excused(history, outage.since_s, outage.until_s, bound_s)

@@ -24,7 +24,9 @@ SLOW_S: Final = 0.05
 WRITE_S: Final = 5.0
 """How long a write is waited for."""
 THEN_S: Final = 0.2
-"""From a write that is stalled to the cut of its node's clients, which go elsewhere and write there."""
+"""From a write that is stalled to the cut of its node's clients, which go elsewhere and write
+there.
+"""
 CUTS: Final = 0.7
 """How often that happens. (The rest of `pick` says what kind of write it is to be.)"""
 BEGIN: Final = b"BEGIN;"
@@ -33,7 +35,10 @@ LEASE: Final = b"application_name = 'aether-lease'"
 
 
 class Weather:
-    """Does a plan. What it did is in the history's `disturbances`; `missed` counts what the moment did not allow."""
+    """Does a plan.
+
+    What it did is in the history's `disturbances`; `missed` counts what the moment did not allow.
+    """
 
     def __init__(
         self, cluster: ProcessCluster, history: History, now: Callable[[], float], say: Callable[[str], None]
@@ -114,7 +119,9 @@ class Weather:
 
     @contextmanager
     def _node_for_itself(self, step: Step) -> Iterator[ClusterNode]:
-        """A fault may last longer than planned: a drain has its time, and a start waits for the database."""
+        """A fault may last longer than planned: a drain has its time, and a start waits for the
+        database.
+        """
         if step.target in self._taken:
             raise _NothingThere(f"{step.target} is not back yet")
         self._taken.add(step.target)
@@ -183,8 +190,10 @@ class Weather:
         await trio.sleep(step.duration_s)
 
     async def _stall_write(self, step: Step) -> None:
-        """The very connection on which a write is under way: before its transaction has begun (it holds no lock, and others may write
-        meanwhile), before the write itself has gone, or before its COMMIT has."""
+        """The very connection on which a write is under way: before its transaction has begun (it
+        holds no lock, and others may write meanwhile), before the write itself has gone, or before
+        its COMMIT has.
+        """
         link = self._way(step)
         kind = step.pick * 10 % 1
         marks = [BEGIN] if kind < 0.7 else [MARK] if kind < 0.85 else [COMMIT]
@@ -215,7 +224,9 @@ class Weather:
         await trio.sleep(max(0.0, ends_s - self._now()))
 
     async def _withhold_lease(self, step: Step) -> None:
-        """Others may take what the node holds, while it goes on with what it has: its clients, its way to the log."""
+        """Others may take what the node holds, while it goes on with what it has: its clients, its
+        way to the log.
+        """
         link = self._way(step)
         ends_s = self._now() + step.duration_s
 

@@ -1,4 +1,6 @@
-"""What was seen, by the clients and by the database. Only records: checks.py says what they mean.
+"""What was seen, by the clients and by the database.
+
+Only records: checks.py says what they mean.
 
 Times are seconds since the run began, of this process's clock, which all clients share.
 """
@@ -23,7 +25,9 @@ class Outcome(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a payload says of itself: (sender, number) is unique in a run; `session` is the sender's at that moment."""
+    """What a payload says of itself: (sender, number) is unique in a run; `session` is the sender's
+    at that moment.
+    """
 
     sender: str
     number: int
@@ -51,7 +55,10 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """One message that an application was given. `connection` counts the reader's connections."""
+    """One message that an application was given.
+
+    `connection` counts the reader's connections.
+    """
 
     reader: str
     topic: str
@@ -75,8 +82,10 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A number that was written to a place, or read from it ("wrote", "read"; 0: nothing was there). One at a time for each place, and
-    what is written grows."""
+    """A number that was written to a place, or read from it ("wrote", "read".
+
+    0: nothing was there). One at a time for each place, and what is written grows.
+    """
 
     place: str
     what: str
@@ -108,7 +117,9 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A session of an identity that several want: who reads in it, and when its client knew that it has the identity."""
+    """A session of an identity that several want: who reads in it, and when its client knew that it
+    has the identity.
+    """
 
     topic: str
     reader: str
@@ -145,8 +156,9 @@ class Outage:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A row of `identity_locks` as it was written, in the order in which those of an identity were. `stolen`: its holder before was on another
-    node, had not ended, and its lease had not either."""
+    """A row of `identity_locks` as it was written, in the order in which those of an identity were.
+    `stolen`: its holder before was on another node, had not ended, and its lease had not either.
+    """
 
     identity: str
     session: str
@@ -169,7 +181,9 @@ class Backwards:
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """A topic in the database at the end: how many messages there are, the first and the last offset, and what was counted."""
+    """A topic in the database at the end: how many messages there are, the first and the last
+    offset, and what was counted.
+    """
 
     topic: str
     messages: int

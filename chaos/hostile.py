@@ -1,6 +1,8 @@
-"""A client without manners beside the load: one attack after another, on every transport, and none of them may cost anybody else anything.
+"""A client without manners beside the load: one attack after another, on every transport, and none
+of them may cost anybody else anything.
 
-It has a workspace and names of its own. What becomes of its connections is of no interest; the check is that the gateways live on.
+It has a workspace and names of its own. What becomes of its connections is of no interest; the
+check is that the gateways live on.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ TEXTS: Final = (
     b"y" * 70_000,
     b"\xf0\x9f\xa6\x80" * 5_000,
 )
-"""NUL, broken UTF-8, a surrogate, separators, and what is far too long, for an index of the database, too."""
+"""NUL, broken UTF-8, a surrogate, separators, and what is far too long, for an index of the
+database, too.
+"""
 
 
 Way = Callable[[trio.SocketStream, random.Random], Awaitable[None]]
@@ -127,7 +131,9 @@ class Hostile:
         await _hear(stream)
 
     async def _small_frames(self, stream: trio.SocketStream, chance: random.Random) -> None:
-        """What it is then owed (its own messages, refusals that repeat what it said) does not fit what it has said it takes."""
+        """What it is then owed (its own messages, refusals that repeat what it said) does not fit
+        what it has said it takes.
+        """
         topic = await self._enter(stream, chance, max_frame=chance.choice((0, 1, 64, 256, 1024, 4096)))
         for number in range(1, 10):
             await stream.send_all(_send(number, topic.encode(), b"z" * chance.choice((10, 2_000, 60_000))))
@@ -157,7 +163,9 @@ class Hostile:
         await _hear(stream)
 
     async def _long_ids(self, stream: trio.SocketStream, chance: random.Random) -> None:
-        """Behind answers that it does not read, so that the gateway writes later, when there is room."""
+        """Behind answers that it does not read, so that the gateway writes later, when there is
+        room.
+        """
         await self._enter(stream, chance, max_frame=4 * MIB)
 
         def ask(op: pb.KVOperation.OpType.ValueType, request_id: str, value: bytes = b"") -> bytes:
@@ -288,7 +296,10 @@ async def _hear_later(stream: trio.SocketStream) -> None:
 
 
 def _fill(message: Message, chance: random.Random, depth: int = 0) -> None:
-    """Something in every field, mostly; what is no text for protobuf comes in other attacks."""
+    """Something in every field, mostly.
+
+    What is no text for protobuf comes in other attacks.
+    """
     for field in message.DESCRIPTOR.fields:
         if field.is_repeated or chance.random() < 0.3:
             continue

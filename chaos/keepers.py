@@ -1,7 +1,9 @@
-"""Participants who write numbers under their own names, to a key and to a checkpoint, and read them back: a ledger of what was answered.
+"""Participants who write numbers under their own names, to a key and to a checkpoint, and read them
+back: a ledger of what was answered.
 
-Each writes one number after another, wherever it is connected just then; of one that was not answered it goes on to the next, so what
-its former connection may still have on its way is an older number. What is read must never be older than what was answered, or read.
+Each writes one number after another, wherever it is connected just then; of one that was not
+answered it goes on to the next, so what its former connection may still have on its way is an older
+number. What is read must never be older than what was answered, or read.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ LAST_READS: Final = 300
 
 
 class Keepers:
-    """`run` until the load is closed; they write until it is quiet, and read once more then."""
+    """`run` until the load is closed.
+
+    They write until it is quiet, and read once more then.
+    """
 
     def __init__(self, load: Load, several: int = KEEPERS) -> None:
         self._load = load
@@ -82,7 +87,8 @@ class Keepers:
             await trio.sleep(load.chance.expovariate(PER_S))
             if load.quiet:
                 break
-            await self._read(place, read)  # right before it is overwritten: whatever has come meanwhile is seen
+            # Right before it is overwritten: whatever has come meanwhile is seen.
+            await self._read(place, read)
             await self._write(place, number, write)
         # What was on its way at the last fault has had its time by now.
         for _ in range(LAST_READS):

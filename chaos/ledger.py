@@ -1,7 +1,8 @@
-"""The database's own account: triggers that write down each change of a hold, and each stored position that went back.
+"""The database's own account: triggers that write down each change of a hold, and each stored
+position that went back.
 
-A trigger runs in the transaction that it is about, behind the row's lock: so what it writes is in the order of the changes, and there
-exactly when they are.
+A trigger runs in the transaction that it is about, behind the row's lock: so what it writes is in
+the order of the changes, and there exactly when they are.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""The clients: peers that write to each other and count, workers that share work, readers that are slow, and what they see.
+"""The clients: peers that write to each other and count, workers that share work, readers that are
+slow, and what they see.
 
-Each runs for the whole run, through whatever comes, as an application would: with our client, which comes back by itself.
+Each runs for the whole run, through whatever comes, as an application would: with our client, which
+comes back by itself.
 """
 
 from __future__ import annotations
@@ -34,7 +36,10 @@ SLOW_CREDIT: Final = 16
 
 
 def options() -> ClientOptions:
-    """Of every client that stays. It finds a silent gateway within 20 s, and comes back quickly."""
+    """Of every client that stays.
+
+    It finds a silent gateway within 20 s, and comes back quickly.
+    """
     return ClientOptions(connect_timeout=math.inf, ping_interval=10.0, retry=Retry(base_s=0.1, cap_s=1.0))
 
 
@@ -81,7 +86,8 @@ class Load:
         self._connected: dict[str, Outage | None] = {}
         self._topics = [f"ag::{WORKSPACE}::peer::{number}" for number in range(1, rates.peers + 1)]
         self._topics += [f"ag::{WORKSPACE}::slow::{number}" for number in range(1, rates.slow + 1)]
-        self._topics += SHARED * 2  # those who have them in turn are to have something to tell of it
+        # Those who have them in turn are to have something to tell of it.
+        self._topics += SHARED * 2
 
     @property
     def quiet(self) -> bool:
@@ -158,7 +164,10 @@ class Load:
         make: Make,
         works: Sequence[Callable[[str, Client], Awaitable[None]]],
     ) -> None:
-        """One client for the whole run. One that gives up is noted, and there is another one."""
+        """One client for the whole run.
+
+        One that gives up is noted, and there is another one.
+        """
         for life in count(1):
             mine = name if life == 1 else f"{name}#{life}"
             self._disconnected(mine)

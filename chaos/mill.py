@@ -1,7 +1,8 @@
-"""Tasks beside the messages: somebody makes them, for a pool and for certain workers, and the workers write down what they are given.
+"""Tasks beside the messages: somebody makes them, for a pool and for certain workers, and the
+workers write down what they are given.
 
-A worker gives a silent gateway up late, so that it stays with a node that stands still, and is taken for dead, and goes on: there it
-must be given work as before.
+A worker gives a silent gateway up late, so that it stays with a node that stands still, and is
+taken for dead, and goes on: there it must be given work as before.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class Mill:
             if load.chance.random() < TARGETED:
                 made.target = f"ag::{WORKSPACE}::{POOL}::{load.chance.randint(1, self._several)}"
             with load.busy(), contextlib.suppress(AetherError):
-                # Asked for again after a cut, which the key makes one task; if it is refused there is none to be waited for.
+                # Asked for again after a cut, which the key makes one task; if it is refused there
+                # is none to be waited for.
                 await client.tasks.create(
                     "grind",
                     made.name.encode(),

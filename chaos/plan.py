@@ -1,7 +1,9 @@
-"""The faults of a run, from a seed: which, when, to whom, for how long. Pure; faults.py does them.
+"""The faults of a run, from a seed: which, when, to whom, for how long.
 
-A target has one fault at a time, and of the nodes one at least is left alone by whatever takes a whole node away, because with none
-nobody could be anywhere. Faults of different targets overlap.
+Pure; faults.py does them.
+
+A target has one fault at a time, and of the nodes one at least is left alone by whatever takes a
+whole node away, because with none nobody could be anywhere. Faults of different targets overlap.
 """
 
 from __future__ import annotations
@@ -44,7 +46,10 @@ class Kind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class _Chance:
-    """How often, relative to the others, and how long (seconds; 0 for what is done at once)."""
+    """How often, relative to the others, and how long (seconds.
+
+    0 for what is done at once).
+    """
 
     weight: float
     least_s: float = 0.0
@@ -57,7 +62,8 @@ CHANCES: Final[Mapping[Kind, _Chance]] = MappingProxyType(
         Kind.KILL_NODE: _Chance(4, 0.5, 5.0, takes_node=True),
         # The grace of a lease is 5 s: some end before it, some after.
         Kind.STOP_NODE: _Chance(4, 1.0, 12.0, takes_node=True),
-        # Without anybody who wants what it holds it is found after 10 s and two looks, and its workers are let go 5 s later.
+        # Without anybody who wants what it holds it is found after 10 s and two looks, and its
+        # workers are let go 5 s later.
         Kind.STOP_NODE_LONG: _Chance(2, 14.0, 24.0, takes_node=True),
         Kind.DRAIN_NODE: _Chance(1, 0.0, 1.0, takes_node=True),
         Kind.RESTART_DATABASE: _Chance(1, 0.0, 1.0),
@@ -91,7 +97,11 @@ REST_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One fault. `target` is a node's name, or DATABASE; `pick` chooses among what only the moment knows (0 <= pick < 1)."""
+    """One fault.
+
+    `target` is a node's name, or DATABASE; `pick` chooses among what only the moment knows (0 <=
+    pick < 1).
+    """
 
     at_s: float
     kind: Kind
@@ -109,9 +119,12 @@ def plan(
     kinds: Sequence[Kind] = BY_CHANCE,
     fail_over: bool = False,
 ) -> list[Step]:
-    """The faults of `seconds`, in order, `mean_s` apart on average. All have ended by then.
+    """The faults of `seconds`, in order, `mean_s` apart on average.
 
-    With `fail_over` there is one of that kind, as soon as half of the time is over and nothing else happens to the database.
+    All have ended by then.
+
+    With `fail_over` there is one of that kind, as soon as half of the time is over and nothing else
+    happens to the database.
     """
     chance = random.Random(seed)
     busy_until: dict[str, float] = {}

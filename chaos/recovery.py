@@ -1,8 +1,9 @@
-"""How soon an identity works again: on another node after its node was killed or stopped, and at all after a database restart.
+"""How soon an identity works again: on another node after its node was killed or stopped, and at
+all after a database restart.
 
-Each trial is a participant that holds an identity on one node, something that happens to that node, and another participant that from
-that moment tries to take the identity on another node, without knowing the session that held it. It is back when a message that it sends
-to itself has come.
+Each trial is a participant that holds an identity on one node, something that happens to that node,
+and another participant that from that moment tries to take the identity on another node, without
+knowing the session that held it. It is back when a message that it sends to itself has come.
 """
 
 from __future__ import annotations
@@ -124,7 +125,8 @@ async def _holder(node: ClusterNode, name: str) -> AsyncIterator[None]:
             await ready.wait()
         yield
         over.set()
-        nursery.cancel_scope.deadline = trio.current_time() + 1.0  # a stopped node does not hear a goodbye
+        # A stopped node does not hear a goodbye.
+        nursery.cancel_scope.deadline = trio.current_time() + 1.0
 
 
 async def _take(node: ClusterNode, name: str) -> None:

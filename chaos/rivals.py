@@ -1,7 +1,9 @@
-"""Two who fight over one identity, twice: each takes it when it can, speaks and reads while it has it, and lets it go, or has it taken away.
+"""Two who fight over one identity, twice: each takes it when it can, speaks and reads while it has
+it, and lets it go, or has it taken away.
 
-What they say to a witness has their session in it, so the log tells whether anybody has spoken after his successor did. What they are
-sent they read slowly, each turn under a name of its own, so that it shows whether a turn goes on where the one before it was.
+What they say to a witness has their session in it, so the log tells whether anybody has spoken
+after his successor did. What they are sent they read slowly, each turn under a name of its own, so
+that it shows whether a turn goes on where the one before it was.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ LONGEST_TURN_S: Final = 4.0
 TAKEOVERS: Final = 0.4
 """How often one names the session of the other, which takes the identity over at once."""
 READS_S: Final = (0.02, 1.5)
-"""For one message, at most: one of two reads all that it is sent, and one leaves nearly all to the next holder. A position that the first
-one moves when the second one has the identity already is missed by that."""
+"""For one message, at most: one of two reads all that it is sent, and one leaves nearly all to the
+next holder. A position that the first one moves when the second one has the identity already is
+missed by that.
+"""
 READ_AHEAD: Final = 8
 """Messages that may be on their way to one of them."""
 
@@ -47,7 +51,8 @@ class Rivals:
 
     async def _fight_over(self, topic: str) -> None:
         specifier = topic.rpartition("::")[2]
-        # No checkpoint between the end of the fight and the last one's begin: the end of the run waits for that one, too.
+        # No checkpoint between the end of the fight and the last one's begin: the end of the run
+        # waits for that one, too.
         with self._load.busy():
             async with trio.open_nursery() as nursery:
                 for number in range(1, self._several + 1):

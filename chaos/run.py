@@ -43,7 +43,9 @@ class Wishes:
     nodes: int = 3
     mean_s: float = 2.0
     bound_s: float = 35.0
-    """The client cuts what has been silent for 20 s, connects within seconds, and may meet a holder that has to be given up first."""
+    """The client cuts what has been silent for 20 s, connects within seconds, and may meet a holder
+    that has to be given up first.
+    """
     trials: int = 6
     """Of each recovery time; 0 measures none."""
     kinds: tuple[Kind, ...] = BY_CHANCE
@@ -144,7 +146,10 @@ async def _watch(
 
 
 def last_lines_of_tracebacks(printed: str) -> list[str]:
-    """What was raised, of each traceback that a node has printed; one line for each error, and not the causes of the causes."""
+    """What was raised, of each traceback that a node has printed.
+
+    One line for each error, and not the causes of the causes.
+    """
     found: list[str] = []
     inside = False
     for line in printed.splitlines():

@@ -1,11 +1,12 @@
 """Where connections come from, and how many one machine can have.
 
-A TCP connection is known by (source address, source port, destination address, destination port). Towards one gateway
-only the source varies, and Linux gives out about 28,000 source ports (ip_local_port_range), so more connections need more
-source addresses. The loopback network is 127.0.0.0/8: every address of it can be bound without being configured.
+A TCP connection is known by (source address, source port, destination address, destination port).
+Towards one gateway only the source varies, and Linux gives out about 28,000 source ports
+(ip_local_port_range), so more connections need more source addresses. The loopback network is
+127.0.0.0/8: every address of it can be bound without being configured.
 
-The port must then be chosen at connect and not at bind: bind reserves a port for all destinations of that address, and
-looks for one that nobody has. IP_BIND_ADDRESS_NO_PORT (ip(7)) puts that off.
+The port must then be chosen at connect and not at bind: bind reserves a port for all destinations
+of that address, and looks for one that nobody has. IP_BIND_ADDRESS_NO_PORT (ip(7)) puts that off.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def is_loopback_v4(host: str) -> bool:
 
 
 def per_address() -> int:
-    """How many connections one source address gets: PER_ADDRESS, or fewer where the port range is narrow."""
+    """How many connections one source address gets: PER_ADDRESS, or fewer where the port range is
+    narrow.
+    """
     try:
         low, high = map(int, _RANGE.read_text().split())
     except (OSError, ValueError):
@@ -53,7 +56,9 @@ def per_address() -> int:
 
 
 def sources(host: str, users: int, given: Sequence[str] = (), each: int | None = None) -> tuple[str, ...]:
-    """The source addresses for `users` connections to `host`; "" stands for whatever the kernel takes.
+    """The source addresses for `users` connections to `host`.
+
+    "" stands for whatever the kernel takes.
 
     User number n uses the one at n // each. Raises TooMany when they do not suffice.
     """
@@ -102,9 +107,12 @@ def source_of(index: int, addresses: Sequence[str], each: int) -> str:
 
 
 def raise_descriptor_limit() -> int:
-    """Allow this process and its children as many open files as it may have; returns that number.
+    """Allow this process and its children as many open files as it may have.
 
-    Root may raise the hard limit as well, up to fs.nr_open; where that is forbidden the hard limit stays.
+    Returns that number.
+
+    Root may raise the hard limit as well, up to fs.nr_open; where that is forbidden the hard limit
+    stays.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:

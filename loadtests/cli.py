@@ -161,7 +161,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def interruptible(coordinator: Coordinator) -> Iterator[None]:
-    """The first Ctrl-C ends a run that is under way early, with its report. Every other one raises KeyboardInterrupt."""
+    """The first Ctrl-C ends a run that is under way early, with its report.
+
+    Every other one raises KeyboardInterrupt.
+    """
 
     before = signal.getsignal(signal.SIGINT)
     if before is signal.SIG_IGN:  # a shell's background

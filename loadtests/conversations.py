@@ -1,8 +1,9 @@
 """Who says something when: an open loop.
 
-A conversation is a pair of users that talk in turns for some seconds at exponential gaps; then another pair, drawn at
-random, takes its place. When a message is due does not depend on how the gateway does: a late message keeps the time at
-which it was meant to be sent, and its latency counts from there (no coordinated omission).
+A conversation is a pair of users that talk in turns for some seconds at exponential gaps; then
+another pair, drawn at random, takes its place. When a message is due does not depend on how the
+gateway does: a late message keeps the time at which it was meant to be sent, and its latency counts
+from there (no coordinated omission).
 
 Pure: given times and a random generator, no clock and no sockets.
 """
@@ -15,13 +16,18 @@ from collections.abc import Callable, Iterator
 
 NS = 1_000_000_000
 TRIES = 16
-"""Pairs that are drawn before the place of a conversation stays empty for a second: while few are connected."""
+"""Pairs that are drawn before the place of a conversation stays empty for a second: while few are
+connected.
+"""
 
 
 class Conversations:
-    """`places` conversations at a time among `pairs` pairs; each of the two says `rate` messages a second.
+    """`places` conversations at a time among `pairs` pairs.
 
-    `ready(pair)` says whether both have been connected; `open_places()` how many places are in use by now.
+    Each of the two says `rate` messages a second.
+
+    `ready(pair)` says whether both have been connected; `open_places()` how many places are in use
+    by now.
     """
 
     def __init__(

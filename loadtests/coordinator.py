@@ -28,7 +28,10 @@ LEAVE_S = 30.0
 
 
 class Coordinator:
-    """`Coordinator(plans, probe, show).run()`. `show` is given every row, and the last mark."""
+    """`Coordinator(plans, probe, show).run()`.
+
+    `show` is given every row, and the last mark.
+    """
 
     def __init__(
         self,
@@ -50,7 +53,10 @@ class Coordinator:
         self._early = self._under_way = False
 
     def end_early(self) -> bool:
-        """Go on to the end as if the time were over. May be called by a signal handler; False before all are there."""
+        """Go on to the end as if the time were over.
+
+        May be called by a signal handler; False before all are there.
+        """
         self._early = self._under_way
         return self._early
 
@@ -86,7 +92,8 @@ class Coordinator:
     def _watch(self, phase: str, seconds: float, done: Callable[[], bool] = lambda: False) -> bool:
         """Let that time pass, a row every interval; ends early, with True, when `done()`.
 
-        Workers are asked for a report in each. One that is late makes a row longer, not its rates wrong.
+        Workers are asked for a report in each. One that is late makes a row longer, not its rates
+        wrong.
         """
         until = time.monotonic() + seconds
         while True:

@@ -54,7 +54,10 @@ class Crew:
         return member
 
     def turn(self) -> int:
-        """Wait for the moment when the next user is due, so that users come evenly; that moment in nanoseconds."""
+        """Wait for the moment when the next user is due, so that users come evenly.
+
+        That moment in nanoseconds.
+        """
         now = time.perf_counter_ns()
         due = max(self._next_turn_ns, now)
         self.recorder.first_due_ns = self.recorder.first_due_ns or due
@@ -124,7 +127,10 @@ class Crew:
             member.leave()
 
     def verdict(self) -> dict[str, Any]:
-        """What became of all messages; asked once, at the end. Broadcasts are judged by the coordinator's `said`."""
+        """What became of all messages; asked once, at the end.
+
+        Broadcasts are judged by the coordinator's `said`.
+        """
         said = self.members[0].said if self.plan.what.broadcast and self.plan.first == 0 and self.members else 0
         lost = in_doubt = 0
         if not self.plan.what.broadcast:

@@ -27,7 +27,9 @@ class WorkerFailed(Exception):
 
 
 class Fleet:
-    """`with Fleet(plans) as fleet:` starts one worker for each plan and kills what is left at the end."""
+    """`with Fleet(plans) as fleet:` starts one worker for each plan and kills what is left at the
+    end.
+    """
 
     def __init__(self, plans: Sequence[Plan]) -> None:
         self._plans = plans
@@ -88,7 +90,10 @@ class Fleet:
                 raise self._failed(number) from None
 
     def lines(self, until: float) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(worker, line) of what arrives before the time `until` (monotonic seconds). Raises WorkerFailed."""
+        """(worker, line) of what arrives before the time `until` (monotonic seconds).
+
+        Raises WorkerFailed.
+        """
         while (wait := until - time.monotonic()) > 0:
             for key, _ in self._selector.select(wait):
                 number: int = key.data

@@ -1,10 +1,11 @@
 """One user's life: connect, stay, come back, and account for every message.
 
-A member has one greenlet, which connects and then reads. Others make it talk (`say`), cut it or let it go. What it says
-while it is not connected waits and keeps its intended time, so an outage shows in the latencies.
+A member has one greenlet, which connects and then reads. Others make it talk (`say`), cut it or let
+it go. What it says while it is not connected waits and keeps its intended time, so an outage shows
+in the latencies.
 
-Members 2p and 2p + 1 are a pair: what one says goes to the other, numbered without gaps, and the other keeps the ledger.
-With broadcasts, member 0 speaks and everybody keeps a ledger of member 0.
+Members 2p and 2p + 1 are a pair: what one says goes to the other, numbered without gaps, and the
+other keeps the ledger. With broadcasts, member 0 speaks and everybody keeps a ledger of member 0.
 """
 
 from __future__ import annotations
@@ -30,12 +31,17 @@ OPEN_SECONDS = 60.0
 LEAVE_SECONDS = 20.0
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.2, 10.0
 DOUBT_NS = 2_000_000_000
-"""A message that was under way this long before a cut may be gone, on transports that acknowledge nothing."""
+"""A message that was under way this long before a cut may be gone, on transports that acknowledge
+nothing.
+"""
 SLOW_RECEIVE_BUFFER = 8192
 
 
 class _LifeOver(BaseException):
-    """A churning user leaves now. Not an Exception: nothing on the way may take it for its own."""
+    """A churning user leaves now.
+
+    Not an Exception: nothing on the way may take it for its own.
+    """
 
 
 class Member:
@@ -59,7 +65,8 @@ class Member:
         self.outbox = Outbox(secrets.token_bytes(16))
         self.positions: dict[str, int] = {}
         self.backlog: deque[tuple[str, bytes, int]] = deque()
-        self.recent: deque[tuple[int, int]] = deque()  # (time, number) of what was said in the last DOUBT_NS
+        # (time, number) of what was said in the last DOUBT_NS.
+        self.recent: deque[tuple[int, int]] = deque()
         self.doubtful: set[int] = set()  # numbers of ours that a cut may have swallowed
 
     def live(self) -> None:
@@ -124,7 +131,10 @@ class Member:
             self._publish(link, *self.backlog.popleft())
 
     def _stay(self) -> int:
-        """Read until the connection is over, and rest as long as the shape says; when the next one is due."""
+        """Read until the connection is over, and rest as long as the shape says.
+
+        When the next one is due.
+        """
         crew, link = self.crew, self.live_link
         assert link is not None
         recorder = crew.recorder
@@ -197,7 +207,10 @@ class Member:
                 series.append(now - stamp)
 
     def say(self, topic: str, intended_ns: int) -> None:
-        """Send the next numbered message, which was due at that time; wait with it while not connected."""
+        """Send the next numbered message, which was due at that time.
+
+        Wait with it while not connected.
+        """
         crew = self.crew
         number, self.said = self.said, self.said + 1
         payload = HEAD.pack(MARK, self.index, number, intended_ns) + crew.filler
@@ -215,7 +228,9 @@ class Member:
         link.publish(topic, payload, intended_ns)
 
     def doubt(self) -> None:
-        """The connection was broken: what was just said, by either of the pair, may be gone where nothing is acknowledged."""
+        """The connection was broken: what was just said, by either of the pair, may be gone where
+        nothing is acknowledged.
+        """
         if self.link is not None and self.link.settles:
             return
         after = time.perf_counter_ns() - DOUBT_NS
@@ -224,9 +239,12 @@ class Member:
                 member.doubtful.update(number for at, number in member.recent if at >= after)
 
     def condemn(self, now_ns: int) -> Link | None:
-        """From now on the connection counts as cut; returns it, to be cut. The member comes back by itself.
+        """From now on the connection counts as cut; returns it, to be cut.
 
-        Apart from the cut itself because that one may let other greenlets run, which must know already.
+        The member comes back by itself.
+
+        Apart from the cut itself because that one may let other greenlets run, which must know
+        already.
         """
         link, self.live_link = self.live_link, None
         if link is not None:

@@ -1,4 +1,6 @@
-"""What a run has shown, as JSON values: counts, latencies, costs, and the sentences that say what went wrong."""
+"""What a run has shown, as JSON values: counts, latencies, costs, and the sentences that say what
+went wrong.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,10 @@ def failures(
     churn: bool = False,
     talks: bool = False,
 ) -> list[str]:
-    """Sentences; none means that the run passes. With `churn` some are always away; who `talks` has sent something."""
+    """Sentences; none means that the run passes.
+
+    With `churn` some are always away; who `talks` has sent something.
+    """
     found = []
     if talks and connections["most"] and not messages["sent"]:
         found.append("nothing was sent, so nothing is known of messages")
@@ -93,7 +98,10 @@ def failures(
 
 
 def costs(timeline: Timeline) -> dict[str, float]:
-    """RSS and CPU of the gateway while the connections were held; {} when it is not known."""
+    """RSS and CPU of the gateway while the connections were held.
+
+    {} when it is not known.
+    """
     held = [row for row in timeline.rows if row.phase == "hold" and row.rss_mib is not None]
     all_rows = [row for row in timeline.rows if row.rss_mib is not None]
     if not all_rows:

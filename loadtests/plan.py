@@ -11,7 +11,8 @@ from loadtests.shapes import SHAPES, Shape
 
 TRANSPORTS = ("framed", "websocket", "grpc", "grpc-raw")
 GRPCIO_CHANNELS = 8
-"""Under gevent grpcio waits for each of its channels in a thread of gevent's pool, which has ten."""
+"""Under gevent grpcio waits for each of its channels in a thread of gevent's pool, which has ten.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,9 @@ class Plan:
         return int(self.address.rpartition(":")[2])
 
     def identity(self, index: int) -> Identity:
-        """User number `index`: an agent, or on the WebSocket transport, which admits only those by default, a window."""
+        """User number `index`: an agent, or on the WebSocket transport, which admits only those by
+        default, a window.
+        """
         if self.transport == "websocket":
             return Identity.user(f"{self.run}-{index}", "w")
         return Identity.agent(self.run, "load", str(index))

@@ -55,7 +55,9 @@ def line_plot(
     x_labels: dict[float, str] | None = None,
     x_range: tuple[float, float] | None = None,
 ) -> str:
-    """A `<figure>` with one plot. None among the values makes a gap. "" when nothing is there to draw.
+    """A `<figure>` with one plot.
+
+    None among the values makes a gap. "" when nothing is there to draw.
 
     `x_labels` are the ticks and their texts; without `x_range` the axis is as long as the values.
     """

@@ -1,4 +1,6 @@
-"""What a worker counts. Plain numbers, so that counting costs the load little; the coordinator makes histograms of them.
+"""What a worker counts.
+
+Plain numbers, so that counting costs the load little; the coordinator makes histograms of them.
 
 Counts and errors only grow; latencies are handed over with each report and forgotten here.
 """
@@ -34,7 +36,9 @@ class Recorder:
         self.first_due_ns = 0
         """When the first user was to connect."""
         self.last_new_ns = 0
-        """When the last user that came for the first time was connected. Both are of the clock that all processes share."""
+        """When the last user that came for the first time was connected. Both are of the clock that
+        all processes share.
+        """
         self.latencies: defaultdict[str, array[int]] = defaultdict(lambda: array("q"))
 
     def error(self, code: str, text: str = "") -> None:
@@ -48,7 +52,10 @@ class Recorder:
         self.latencies[series].append(ns)
 
     def report(self) -> dict[str, Any]:
-        """Everything so far as JSON values; latencies in whole microseconds, since the last report only."""
+        """Everything so far as JSON values.
+
+        Latencies in whole microseconds, since the last report only.
+        """
         taken = {name: [ns // 1000 for ns in values] for name, values in self.latencies.items() if values}
         self.latencies.clear()
         return {

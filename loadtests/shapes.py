@@ -1,6 +1,7 @@
 """What the users do: a table of shapes, and how many users there are when.
 
-In every shape users connect at an even rate, and then a part of them talks. What differs is in the record.
+In every shape users connect at an even rate, and then a part of them talks. What differs is in the
+record.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ RAMP_STEPS = 10
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One way to load a gateway. The numbers are defaults that the command line may change."""
+    """One way to load a gateway.
+
+    The numbers are defaults that the command line may change.
+    """
 
     name: str
     doc: str
@@ -60,7 +64,10 @@ def target(shape: Shape, users: int, elapsed_s: float, total_s: float) -> int:
 
 
 def spread(users: int, processes: int) -> list[tuple[int, int]]:
-    """(first, count) for each process. All firsts are even, so that pairs stay together; nobody gets nothing."""
+    """(first, count) for each process.
+
+    All firsts are even, so that pairs stay together; nobody gets nothing.
+    """
     pairs = -(-users // 2)
     processes = max(1, min(processes, pairs))
     parts: list[tuple[int, int]] = []

@@ -23,7 +23,10 @@ SERIES = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One second of the run. Rates are per second, times milliseconds; None where nothing was measured."""
+    """One second of the run.
+
+    Rates are per second, times milliseconds; None where nothing was measured.
+    """
 
     at_s: float
     phase: str

@@ -1,7 +1,8 @@
 """A worker process: locust with a part of the users, told what to do over a socket.
 
-`python -m loadtests.worker FD`: the first line on the socket is the plan, the following ones are commands: start, talk, cut,
-quiet, leave, report, end. `ready`, `report` and `end` have an answer. When the coordinator is gone, so is the worker.
+`python -m loadtests.worker FD`: the first line on the socket is the plan, the following ones are
+commands: start, talk, cut, quiet, leave, report, end. `ready`, `report` and `end` have an answer.
+When the coordinator is gone, so is the worker.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ class Worker:
 def main() -> None:
     """See the module docstring."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("locust.runners").setLevel(logging.ERROR)  # it finds more than 100 users a second dangerous
+    # It finds more than 100 users a second dangerous.
+    logging.getLogger("locust.runners").setLevel(logging.ERROR)
     raise_descriptor_limit()
     gc.set_threshold(*GC_THRESHOLDS)
     channel = socket.socket(fileno=int(sys.argv[1]))

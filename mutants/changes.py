@@ -1,7 +1,7 @@
 """What may be changed in a module, one change at a time, as a mistake of its author could have it.
 
-Left alone are annotations, docstrings and other texts, decorators, assertions, logging, `__all__`, `__slots__` and what only a type
-checker reads: nobody's test is to fail for these.
+Left alone are annotations, docstrings and other texts, decorators, assertions, logging, `__all__`,
+`__slots__` and what only a type checker reads: nobody's test is to fail for these.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ _LOGS: Final = frozenset({"logger", "log", "logging"})
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Replace the bytes `start:end` of the source by `text`. `lines` are those whose tests can notice it; none means all tests."""
+    """Replace the bytes `start:end` of the source by `text`.
+
+    `lines` are those whose tests can notice it; none means all tests.
+    """
 
     start: int
     end: int
@@ -58,14 +61,20 @@ class Change:
 
 
 def changes(source: str) -> list[Change]:
-    """All changes of a module, in the order of its statements. Each compiles, and means something else."""
+    """All changes of a module, in the order of its statements.
+
+    Each compiles, and means something else.
+    """
     found = _Finder(source)
     found.body(ast.parse(source).body, None)
     return found.found
 
 
 class _Finder:
-    """Goes through the statements; each knows the lines of its own, and whether they run when the module is imported."""
+    """Goes through the statements.
+
+    Each knows the lines of its own, and whether they run when the module is imported.
+    """
 
     def __init__(self, source: str) -> None:
         self.found: list[Change] = []

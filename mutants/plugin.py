@@ -1,7 +1,9 @@
-"""What a run of pytest tells `sample`, and what it is told: `python -m pytest -p mutants.plugin`, with two variables.
+"""What a run of pytest tells `sample`, and what it is told: `python -m pytest -p mutants.plugin`,
+with two variables.
 
-MUTANTS_RECORD names a file for a Record: all that is chosen, and which of it runs which lines of the module MUTANTS_MODULE.
-MUTANTS_CHOICE names a file with the tests to run, in their order, and gets which of them is at work and which has failed.
+MUTANTS_RECORD names a file for a Record: all that is chosen, and which of it runs which lines of
+the module MUTANTS_MODULE. MUTANTS_CHOICE names a file with the tests to run, in their order, and
+gets which of them is at work and which has failed.
 """
 
 from __future__ import annotations
@@ -71,7 +73,9 @@ class Recorder:
 
 
 class Chooser:
-    """Runs the chosen tests, and writes what becomes of them as it happens: a run may have to be killed."""
+    """Runs the chosen tests, and writes what becomes of them as it happens: a run may have to be
+    killed.
+    """
 
     def __init__(self, choice: Path) -> None:
         self._order = {name: index for index, name in enumerate(json.loads(choice.read_text()))}
@@ -79,7 +83,9 @@ class Chooser:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """The quick ones first; pytest itself then keeps those together that share what is expensive."""
+        """The quick ones first; pytest itself then keeps those together that share what is
+        expensive.
+        """
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in self._order])
         items[:] = sorted(
             (item for item in items if item.nodeid in self._order), key=lambda item: self._order[item.nodeid]

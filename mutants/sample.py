@@ -24,7 +24,9 @@ from mutants.changes import Change, changes
 
 LEFT_OUT: Final = (".git", ".venv", ".nox", ".*_cache", "__pycache__", ".hypothesis", ".coverage*", "bench-results")
 BOUND_FACTOR: Final = 4
-"""A run has so many times what its tests took before, and LEAST_BOUND_S beside: tests that wait for a minute at most fail by then."""
+"""A run has so many times what its tests took before, and LEAST_BOUND_S beside: tests that wait for
+a minute at most fail by then.
+"""
 LEAST_BOUND_S: Final = 150.0
 RECORD_BOUND_S: Final = 3600.0
 SAMPLE_SEED: Final = 0
@@ -55,7 +57,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """`module` and `tests` are relative to `root`. `whole`: all tests for each change, also those that only start processes."""
+    """`module` and `tests` are relative to `root`.
+
+    `whole`: all tests for each change, also those that only start processes.
+    """
 
     root: Path
     module: Path
@@ -76,7 +81,9 @@ class Record:
     lines: dict[int, frozenset[str]]
 
     def tests_of(self, lines: Sequence[int], *, whole: bool) -> list[str]:
-        """The tests that run one of these lines, any line of the module if there are none, or all; quick ones first."""
+        """The tests that run one of these lines, any line of the module if there are none, or all;
+        quick ones first.
+        """
         if whole:
             found = set(self.seconds)
         else:
@@ -85,7 +92,10 @@ class Record:
 
 
 def tests_for(root: Path, module: Path) -> tuple[str, ...]:
-    """The folder that mirrors the module's, or the nearest above it; of a module at the top the files of `tests` itself."""
+    """The folder that mirrors the module's, or the nearest above it.
+
+    Of a module at the top the files of `tests` itself.
+    """
     folder = Path("tests", *module.parts[1:-1])
     while not (root / folder).is_dir():
         folder = folder.parent
@@ -170,7 +180,10 @@ class Workplace:
         return Outcome(change, Result.KILLED, "import", took_s)
 
     def _pytest(self, variables: dict[str, str], arguments: Sequence[str], bound_s: float) -> int | None:
-        """The exit status; None when it had to be killed. Nothing that it has started goes on."""
+        """The exit status; None when it had to be killed.
+
+        Nothing that it has started goes on.
+        """
         temporary = self._folder / "tmp"
         temporary.mkdir(exist_ok=True)
         environment = {

@@ -6,8 +6,8 @@
 
 - In aether_trio a class name is used once, and no files of a package import each other in a circle.
   Imports for type checkers and imports within functions count.
-- Lines of docstrings, comments and Markdown end at column 100, and the first line of a docstring has
-  80 characters at most. Tables, code blocks, the targets of links, and instructions to tools
+- Lines of docstrings, comments and Markdown end at column 100, and the first line of a docstring
+  has 80 characters at most. Tables, code blocks, the targets of links, and instructions to tools
   ("noqa: ...") do not count.
 - No private word (PRIVATE_WORDS) and no retired name (RETIRED_NAMES) is in a file.
 """
@@ -79,7 +79,9 @@ RETIRED_NAMES: Final = {
     "companion": "sidecar_process",
     "told_of_gap": "gap_reported",
 }
-"""Names that the project used to have, with the field's word for each. A lowercase name counts in any case."""
+"""Names that the project used to have, with the field's word for each. A lowercase name counts in
+any case.
+"""
 
 DIRECTIVE: Final = re.compile(r"#\s*(noqa|type:|pragma:|ruff:|mypy:|fmt:|pyright:)")
 
@@ -97,7 +99,9 @@ class Finding:
 
 
 def _pattern(words: Iterable[str]) -> re.Pattern[str]:
-    """Match the words where they stand alone or as a part of an identifier, also across a line break."""
+    """Match the words where they stand alone or as a part of an identifier, also across a line
+    break.
+    """
     spellings = {case(word) if word.islower() else word for word in words for case in (str, str.capitalize, str.upper)}
     any_word = "|".join(r"[\s#]+".join(map(re.escape, spelling.split())) for spelling in sorted(spellings))
     return re.compile(rf"(?<![A-Za-z])({any_word})(?![a-z])")
@@ -125,7 +129,9 @@ def _line_of(source: str, match: re.Match[str]) -> int:
 
 
 def check_python(path: str, source: str) -> Iterator[Finding]:
-    """Find docstrings and comments of a Python file that are too wide, and first lines that are too long."""
+    """Find docstrings and comments of a Python file that are too wide, and first lines that are too
+    long.
+    """
     tree = ast.parse(source)
     lines = source.splitlines()
     prose: set[int] = set()
@@ -180,7 +186,10 @@ def check_class_names(sources: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def check_circles(sources: Mapping[str, str]) -> Iterator[Finding]:
-    """Find circles of files that import each other; of several through one import, one."""
+    """Find circles of files that import each other.
+
+    Of several through one import, one.
+    """
     modules = {_module_of(path): path for path in sources}
     imports = {
         module: {name for name in _imported(sources[path], modules) if name != module}
@@ -202,7 +211,10 @@ def _module_of(path: str) -> str:
 
 
 def _imported(source: str, modules: Mapping[str, str]) -> Iterator[str]:
-    """Give the modules that a file imports. Relative imports are not looked at: ruff forbids them."""
+    """Give the modules that a file imports.
+
+    Relative imports are not looked at: ruff forbids them.
+    """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names if name.name in modules)

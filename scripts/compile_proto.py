@@ -1,8 +1,9 @@
-"""Compile proto/aether/v1 into aether_trio/wire/pb: descriptor set, type stubs and grpclib service bases.
+"""Compile proto/aether/v1 into aether_trio/wire/pb: descriptor set, type stubs and grpclib service
+bases.
 
-Needs grpcio-tools (for protoc), mypy-protobuf and grpclib in the running interpreter's environment. `--check` writes
-nothing and exits 1 when a committed file is not what the tools produce now. The output holds no time, path or tool
-version, so the same tool versions give the same bytes anywhere.
+Needs grpcio-tools (for protoc), mypy-protobuf and grpclib in the running interpreter's environment.
+`--check` writes nothing and exits 1 when a committed file is not what the tools produce now. The
+output holds no time, path or tool version, so the same tool versions give the same bytes anywhere.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("aether/v1/aether.proto", "aether/v1/sandbox_relay_tunnel.proto")
 PACKAGE = "aether_trio.wire.pb"
 TARGET = ROOT / "aether_trio" / "wire" / "pb"
-# Generated files are exempt from our lint and formatting; saying so inside them needs no configuration elsewhere.
+# Generated files are exempt from our lint and formatting; saying so inside them needs no
+# configuration elsewhere.
 HEADER = "# Written by scripts/compile_proto.py; do not edit.\n# ruff: noqa\n# fmt: off\n"
 
 
@@ -63,7 +65,8 @@ def compile_all(scratch: Path) -> dict[str, bytes]:
 
 
 def run_protoc(*arguments: str) -> None:
-    # protoc finds its plugins on PATH; the environment's own scripts come first even when it is not activated.
+    # protoc finds its plugins on PATH; the environment's own scripts come first even when it is not
+    # activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     subprocess.run(
         [sys.executable, "-m", "grpc_tools.protoc", *arguments], check=True, env={**os.environ, "PATH": path}
@@ -71,7 +74,9 @@ def run_protoc(*arguments: str) -> None:
 
 
 def slim(serialized_set: bytes) -> bytes:
-    """Drop the json_name of every field: protobuf derives the same name itself, and it is a quarter of the file."""
+    """Drop the json_name of every field: protobuf derives the same name itself, and it is a quarter
+    of the file.
+    """
     from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorSet
 
     def strip(message: DescriptorProto) -> None:
@@ -95,7 +100,8 @@ def stub(text: str) -> str:
 def service_bases(text: str) -> str:
     """grpclib's bases and stubs on our classes.
 
-    grpclib.client pulls in asyncio and ssl, which a server has no use for, so it is imported when a stub is made.
+    grpclib.client pulls in asyncio and ssl, which a server has no use for, so it is imported when a
+    stub is made.
     """
     for source in SOURCES:
         module = source.removesuffix(".proto").replace("/", ".") + "_pb2"
@@ -110,7 +116,10 @@ def service_bases(text: str) -> str:
 
 
 def replace(text: str, what: str, *, before: str = "", after: str = "", instead: str | None = None) -> str:
-    """Replace exactly one occurrence; anything else means that a generator changed its output and needs a look."""
+    """Replace exactly one occurrence.
+
+    Anything else means that a generator changed its output and needs a look.
+    """
     if text.count(what) != 1:
         raise SystemExit(f"expected one {what!r} in generated code, found {text.count(what)}")
     return text.replace(what, before + (what if instead is None else instead) + after)

@@ -2,8 +2,9 @@
 
     python scripts/ensure_chromium.py     prints its path; exits with 1 when there is none and none can be installed
 
-Looked for: the variable CHROMIUM, then chromium, chromium-browser and google-chrome on PATH. Installing needs root and
-apt-get; everywhere else this says what to do. Playwright's own download is not used.
+Looked for: the variable CHROMIUM, then chromium, chromium-browser and google-chrome on PATH.
+Installing needs root and apt-get; everywhere else this says what to do. Playwright's own download
+is not used.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ ADVICE = (
 
 
 def find() -> str | None:
-    """The path of a Chromium, or None. Raises SystemExit when CHROMIUM names something that cannot be run."""
+    """The path of a Chromium, or None.
+
+    Raises SystemExit when CHROMIUM names something that cannot be run.
+    """
     named = os.environ.get("CHROMIUM")
     if named:
         path = shutil.which(named)
@@ -32,7 +36,10 @@ def find() -> str | None:
 
 
 def install() -> bool:
-    """Install it with apt-get, with its output as progress; says whether it could be tried and went well."""
+    """Install it with apt-get, with its output as progress.
+
+    Says whether it could be tried and went well.
+    """
     if shutil.which("apt-get") is None or not hasattr(os, "geteuid") or os.geteuid() != 0:
         return False
     print("installing Chromium for the browser tests (about 100 MB to fetch)", flush=True)

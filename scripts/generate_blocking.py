@@ -1,11 +1,13 @@
-"""Write aether_trio/client/blocking/operations.py, the blocking form of the async client, from the async classes.
+"""Write aether_trio/client/blocking/operations.py, the blocking form of the async client, from the
+async classes.
 
     python scripts/generate_blocking.py             write it
     python scripts/generate_blocking.py --check     exit with 1 when it is not up to date
 
-A coroutine method becomes a method that blocks, an async iterator an iterator, an async context manager a context manager,
-and a property stays one. Arguments, results and docstrings are those of the async class, for people and for type checkers.
-Run this after a change of a namespace or of a client; tests/client/blocking/test_generated.py fails until then.
+A coroutine method becomes a method that blocks, an async iterator an iterator, an async context
+manager a context manager, and a property stays one. Arguments, results and docstrings are those of
+the async class, for people and for type checkers. Run this after a change of a namespace or of a
+client; tests/client/blocking/test_generated.py fails until then.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from typing import Any, Final
 
 
 class _StandIn:
-    """A class of the module that is to be written: what imports it is imported here, whatever the file holds now."""
+    """A class of the module that is to be written: what imports it is imported here, whatever the
+    file holds now.
+    """
 
     def __class_getitem__(cls, _: object) -> type:
         return cls

@@ -1,7 +1,9 @@
-"""Print the Pythons of this machine that the project supports, one a line, the oldest first, each as a path.
+"""Print the Pythons of this machine that the project supports, one a line, the oldest first, each
+as a path.
 
-A `python3.X` counts when X is in the classifiers of pyproject.toml, and it starts and says that it is X. They are looked for on PATH and,
-where there is a pyenv, among its versions: its own `python3.X` on PATH start only those that are switched on.
+A `python3.X` counts when X is in the classifiers of pyproject.toml, and it starts and says that it
+is X. They are looked for on PATH and, where there is a pyenv, among its versions: its own
+`python3.X` on PATH start only those that are switched on.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Settings: what can be configured, where a value may come from, and how it is explained.
 
-Layers, the later one wins: defaults, YAML file, environment (`AETHER_SECTION__KEY`), command-line flags,
-`--set KEY.PATH=VALUE`. Nothing is ignored in silence: an unknown key is an error that names its source and the nearest
-known key, and a wrong value is an error that names the type and the unit that were expected.
+Layers, the later one wins: defaults, YAML file, environment (`AETHER_SECTION__KEY`), command-line
+flags, `--set KEY.PATH=VALUE`. Nothing is ignored in silence: an unknown key is an error that names
+its source and the nearest known key, and a wrong value is an error that names the type and the unit
+that were expected.
 """
 
 from aether_trio.config.describe import describe

@@ -1,4 +1,6 @@
-"""Settings as commented YAML: what `aether config default` and `aether config show` print, and what they can read back."""
+"""Settings as commented YAML: what `aether config default` and `aether config show` print, and what
+they can read back.
+"""
 
 from __future__ import annotations
 

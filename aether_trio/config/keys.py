@@ -1,7 +1,7 @@
 """The known keys, derived from the types of settings.py, and how one value is checked.
 
-A key is a leaf of the tree: `grpc.drain_deadline_s`. Each knows its type, default and text, so that loading, `aether
-config` and the error messages can never disagree about what exists.
+A key is a leaf of the tree: `grpc.drain_deadline_s`. Each knows its type, default and text, so that
+loading, `aether config` and the error messages can never disagree about what exists.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class Key:
 
     @property
     def takes_text(self) -> bool:
-        """Whether a string is a legal value as it is, so that `12345` in the environment stays text."""
+        """Whether a string is a legal value as it is, so that `12345` in the environment stays
+        text.
+        """
         return str in _alternatives(self.type)
 
     @property
@@ -183,7 +185,8 @@ def section_texts() -> Mapping[str, str]:
 def nearest(word: str, known: Mapping[str, Any] | None = None) -> str | None:
     """The known key that `word` was probably meant to be."""
     names = list(all_keys() if known is None else known)
-    # Most slips are in the last part or in the section, so compare whole names first and bare last parts second.
+    # Most slips are in the last part or in the section, so compare whole names first and bare last
+    # parts second.
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if close:
         return close[0]
@@ -195,7 +198,8 @@ def nearest(word: str, known: Mapping[str, Any] | None = None) -> str | None:
     return anything[0] if anything else None
 
 
-# The model is plain Python and knows nothing of settings, so its limits are explained here (a test holds the two equal).
+# The model is plain Python and knows nothing of settings, so its limits are explained here (a test
+# holds the two equal).
 LIMIT_TEXTS: Final[Mapping[str, str]] = {
     "payload_bytes": "Payload of one message; beyond it ERR_PAYLOAD_TOO_LARGE. At most 4127744: clients take messages of 4 MiB.",
     "task_payload_bytes": "Payload of a created task; beyond it TASK_PAYLOAD_TOO_LARGE. At most 3144704.",

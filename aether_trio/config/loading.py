@@ -1,6 +1,8 @@
-"""From layers of text to one `Settings`, with every value's origin kept for the error messages and `config show`.
+"""From layers of text to one `Settings`, with every value's origin kept for the error messages and
+`config show`.
 
-All problems of all layers are collected and raised together: a person fixes a file once, not key by key.
+All problems of all layers are collected and raised together: a person fixes a file once, not key by
+key.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ ALIASES: Final[Mapping[str, str]] = {
     "AETHER_LOG_FORMAT": "logging.format",
 }
 
-# Variables of clients (the published SDK's and ours) may stand in the same environment; they are none of our business.
+# Variables of clients (the published SDK's and ours) may stand in the same environment; they are
+# none of our business.
 CLIENT_VARIABLES: Final = frozenset(
     {
         "AETHER_ADDRESS",
@@ -107,8 +110,8 @@ def load_settings(
 ) -> Settings:
     """Read all layers. Raises SettingsError with every problem of every layer.
 
-    `path` is a YAML file or None; `environ` normally os.environ; `flags` maps dotted keys to values, None meaning "not
-    given"; `sets` are the KEY.PATH=VALUE texts of `--set`.
+    `path` is a YAML file or None; `environ` normally os.environ; `flags` maps dotted keys to
+    values, None meaning "not given"; `sets` are the KEY.PATH=VALUE texts of `--set`.
     """
     return load_settings_with_origins(path, environ, flags, sets).settings
 
@@ -233,7 +236,8 @@ def _is_client(variable: str) -> bool:
 def _from_environment(environ: Mapping[str, str], problems: list[str]) -> Iterator[tuple[str, _Given]]:
     known = environment_names()
     chosen: dict[str, str] = {}
-    # The longer spelling of a key sorts later and wins over its alias, whatever the order of the environment.
+    # The longer spelling of a key sorts later and wins over its alias, whatever the order of the
+    # environment.
     for variable in sorted((v for v in environ if v.startswith(ENVIRONMENT_PREFIX)), key=lambda v: ("__" in v, v)):
         if _is_client(variable):
             continue
@@ -271,7 +275,10 @@ def _from_sets(sets: Sequence[str], problems: list[str]) -> Iterator[tuple[str, 
 
 
 def _parsed(origin: str, key: Key, text: str, problems: list[str]) -> _Given:
-    """A value that came as text. Text keys take it as it is, lists of texts if it has commas; all others are YAML."""
+    """A value that came as text.
+
+    Text keys take it as it is, lists of texts if it has commas; all others are YAML.
+    """
     if key.optional and text.strip() in {"", "null", "~"}:
         return _Given(origin, None)
     if key.takes_text or (key.is_text_list and not text.lstrip().startswith(("[", "{"))):

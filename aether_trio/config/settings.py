@@ -1,8 +1,9 @@
 """The tree of settings: one frozen struct per section, one documented key per field.
 
-Units are in the names: `_s` seconds (floats), `_bytes` bytes, `_per_s` a rate per second. A rate of 0 means "not
-limited", a period of 0 means "never"; each field says so where it applies. Reference values are the defaults, unless the
-text says why not. The struct itself never reads a file or the environment; loading.py does.
+Units are in the names: `_s` seconds (floats), `_bytes` bytes, `_per_s` a rate per second. A rate of
+0 means "not limited", a period of 0 means "never"; each field says so where it applies. Reference
+values are the defaults, unless the text says why not. The struct itself never reads a file or the
+environment; loading.py does.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ Principal = Literal[
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a listener on `host` (a name other than localhost counts as reachable)."""
+    """Whether only this machine can reach a listener on `host` (a name other than localhost counts
+    as reachable).
+    """
     if host == "localhost":
         return True
     try:
@@ -111,7 +114,10 @@ class TlsSettings(Section, frozen=True):
 
 
 class ApiKey(Section, frozen=True):
-    """One API key as the settings keep it: never the key itself. `aether keys new` prints such a record."""
+    """One API key as the settings keep it: never the key itself.
+
+    `aether keys new` prints such a record.
+    """
 
     id: Annotated[str, Meta(min_length=1, max_length=128)]
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
@@ -390,7 +396,10 @@ class LoggingSettings(Section, frozen=True):
 
 
 class Settings(Section, frozen=True):
-    """Everything that can be configured. `Settings()` is `aether serve` without a file; `Settings.for_dev()` is dev."""
+    """Everything that can be configured.
+
+    `Settings()` is `aether serve` without a file; `Settings.for_dev()` is dev.
+    """
 
     gateway: Annotated[GatewaySettings, Meta(description="The gateway itself.")] = GatewaySettings()
     ops: Annotated[OpsSettings, Meta(description="The port for operators.")] = OpsSettings()
@@ -425,7 +434,9 @@ class Settings(Section, frozen=True):
 
     @property
     def credentials_in_plaintext(self) -> str | None:
-        """The key of the address on which credentials of other machines would be taken without TLS; None: there is none."""
+        """The key of the address on which credentials of other machines would be taken without TLS;
+        None: there is none.
+        """
         if self.auth.plaintext_credentials:
             return None
         asks = bool(self.auth.api_keys) or not self.auth.allow_anonymous

@@ -1,10 +1,13 @@
-"""One direction of a proxied connection, and what can be done to it. fault_proxy.py joins two of them.
+"""One direction of a proxied connection, and what can be done to it. fault_proxy.py joins two of
+them.
 
-A task reads up to 64 KiB at a time, another one writes; between them are at most 16 pieces, so a direction that does not
-move keeps 1 MiB and leaves the rest to TCP. All that is done to a direction is done where it writes.
+A task reads up to 64 KiB at a time, another one writes; between them are at most 16 pieces, so a
+direction that does not move keeps 1 MiB and leaves the rest to TCP. All that is done to a direction
+is done where it writes.
 
-Invariants: bytes leave in the order in which they came, unchanged, or not at all; once one was dropped none follows; a fault
-takes effect on what has not been handed to the kernel, also when the writer waits for room at that moment.
+Invariants: bytes leave in the order in which they came, unchanged, or not at all; once one was
+dropped none follows; a fault takes effect on what has not been handed to the kernel, also when the
+writer waits for room at that moment.
 """
 
 from __future__ import annotations
@@ -46,7 +49,10 @@ class Fault(enum.Enum):
 
 
 class Flow:
-    """One direction: from `source` to `sink`. Made by the proxy; every method may be called at any time from its trio run."""
+    """One direction: from `source` to `sink`.
+
+    Made by the proxy; every method may be called at any time from its trio run.
+    """
 
     def __init__(self, source: trio.socket.SocketType, sink: trio.socket.SocketType, injected: Counter[Fault]) -> None:
         self._source = source
@@ -91,13 +97,18 @@ class Flow:
         self._tell()
 
     def truncate(self, after_bytes: int, then: Callable[[], None]) -> None:
-        """Forward so many bytes more, then call this, which is another fault's method. What comes later is dropped."""
+        """Forward so many bytes more, then call this, which is another fault's method.
+
+        What comes later is dropped.
+        """
         self._injected[Fault.TRUNCATE] += 1
         self._last = self.forwarded_bytes + after_bytes, then
         self._tell()
 
     def trap(self, catches: Callable[[bytes], bool], then: Callable[[], None]) -> None:
-        """Wait for a piece of which `catches` says so: before it is forwarded, call `then`, which is another fault's method. Once."""
+        """Wait for a piece of which `catches` says so: before it is forwarded, call `then`, which
+        is another fault's method. Once.
+        """
         self._trap = catches, then
 
     def disarm(self) -> None:
@@ -110,7 +121,10 @@ class Flow:
         self.discard()
 
     def half_close(self) -> None:
-        """FIN to the receiver, although the sender has not ended; what it still sends is dropped."""
+        """FIN to the receiver, although the sender has not ended.
+
+        What it still sends is dropped.
+        """
         self._injected[Fault.HALF_CLOSE] += 1
         self.finish()
 
@@ -135,7 +149,10 @@ class Flow:
             self._sink.shutdown(socket.SHUT_WR)
 
     async def run(self) -> bool:
-        """Forward until the sender has ended its side. False: one of the sockets has failed, or was closed under us."""
+        """Forward until the sender has ended its side.
+
+        False: one of the sockets has failed, or was closed under us.
+        """
         whole = True
         try:
             async with trio.open_nursery() as nursery:
@@ -188,7 +205,10 @@ class Flow:
                 await self._news.wait()
 
     def _room(self, size: int) -> tuple[int, float]:
-        """How many bytes may leave now, and the pause behind them. Sets off the fault that follows the last byte."""
+        """How many bytes may leave now, and the pause behind them.
+
+        Sets off the fault that follows the last byte.
+        """
         room, pause = size, 0.0
         if self._drip is not None:
             room, pause = min(room, self._drip[0]), self._drip[1]

@@ -1,4 +1,5 @@
-"""A TCP proxy that injects faults: between a client and a gateway, or between any two that talk TCP.
+"""A TCP proxy that injects faults: between a client and a gateway, or between any two that talk
+TCP.
 
     async with open_fault_proxy("127.0.0.1:50051") as proxy:
         client = await connect(proxy.address)
@@ -7,12 +8,14 @@
         connection.upstream.release()               # ... until now
         connection.cut()                            # both see a reset
 
-`upstream` is from the client to the target, `downstream` the way back. The target may be several, chosen anew for each connection
-(round_robin.py). A *script* is an async function that is run for every
-connection, for as long as it lasts: `open_fault_proxy(target, script)`. RandomFaults (random_faults.py) is one.
+`upstream` is from the client to the target, `downstream` the way back. The target may be several,
+chosen anew for each connection (round_robin.py). A *script* is an async function that is run for
+every connection, for as long as it lasts: `open_fault_proxy(target, script)`. RandomFaults
+(random_faults.py) is one.
 
-Invariants: without faults the proxy is invisible, half-closed streams and resets included; a connection is one task and its
-children, and gone when both sockets are closed; nothing that happens to one disturbs another.
+Invariants: without faults the proxy is invisible, half-closed streams and resets included; a
+connection is one task and its children, and gone when both sockets are closed; nothing that happens
+to one disturbs another.
 """
 
 from __future__ import annotations
@@ -64,7 +67,10 @@ class FaultProxyStatistics:
 
 
 class ProxiedConnection:
-    """A client's connection and ours to `target_address`. `number` counts from 0, in the order of being connected."""
+    """A client's connection and ours to `target_address`.
+
+    `number` counts from 0, in the order of being connected.
+    """
 
     def __init__(
         self,
@@ -85,7 +91,10 @@ class ProxiedConnection:
         self._ended = trio.Event()
 
     def cut(self, *, client: bool = True, target: bool = True) -> None:
-        """RST. Who is left out learns nothing: its connection stays open, and what it says is thrown away."""
+        """RST.
+
+        Who is left out learns nothing: its connection stays open, and what it says is thrown away.
+        """
         self._injected[Fault.CUT] += 1
         both = client and target
         for flow in (self.upstream, self.downstream):
@@ -138,7 +147,10 @@ Script = Callable[[ProxiedConnection], Awaitable[None]]
 
 
 class FaultProxy:
-    """Made by `open_fault_proxy`. `address` is "HOST:PORT", for the clients; `target` may be changed for later ones."""
+    """Made by `open_fault_proxy`.
+
+    `address` is "HOST:PORT", for the clients; `target` may be changed for later ones.
+    """
 
     def __init__(self, address: str, target: Target, script: Script | None) -> None:
         self.address = address
@@ -147,7 +159,8 @@ class FaultProxy:
         self.open: dict[int, ProxiedConnection] = {}
         self._injected: Counter[Fault] = Counter()
         self._connections = self._unreachable = 0
-        self._upstream_bytes = self._downstream_bytes = self._dropped_bytes = 0  # of those that have ended
+        # Of those that have ended.
+        self._upstream_bytes = self._downstream_bytes = self._dropped_bytes = 0
         self._news = trio.Event()
 
     def statistics(self) -> FaultProxyStatistics:
@@ -164,7 +177,10 @@ class FaultProxy:
         )
 
     async def connection(self, number: int) -> ProxiedConnection:
-        """The connection of this number, as soon as there is one. Raises KeyError when it has ended already."""
+        """The connection of this number, as soon as there is one.
+
+        Raises KeyError when it has ended already.
+        """
         while self._connections <= number:
             await self._news.wait()
         return self.open[number]
@@ -213,7 +229,10 @@ class FaultProxy:
 async def open_fault_proxy(
     target: Target, script: Script | None = None, *, host: str = "127.0.0.1", port: int = 0
 ) -> AsyncIterator[FaultProxy]:
-    """Listen on a free port (or `port`) and forward to `target` until the block ends; then cut what is left."""
+    """Listen on a free port (or `port`) and forward to `target` until the block ends.
+
+    Then cut what is left.
+    """
     (listener,) = await trio.open_tcp_listeners(port, host=host)
     bound = listener.socket.getsockname()
     proxy = FaultProxy(f"{host}:{bound[1]}", target, script)

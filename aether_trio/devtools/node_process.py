@@ -1,7 +1,9 @@
-"""A gateway process that this process has started: known by its ready file, and drained when this process is gone.
+"""A gateway process that this process has started: known by its ready file, and drained when this
+process is gone.
 
-Whoever starts it holds its standard input open: when that ends, it drains as if it had been told to (`--until-stdin-ends`). It is in
-a session of its own, so that Ctrl-C reaches whoever started it, who then decides. Everything it prints goes to `output`.
+Whoever starts it holds its standard input open: when that ends, it drains as if it had been told to
+(`--until-stdin-ends`). It is in a session of its own, so that Ctrl-C reaches whoever started it,
+who then decides. Everything it prints goes to `output`.
 """
 
 from __future__ import annotations
@@ -24,12 +26,17 @@ _LAST_WORDS: Final = 4000
 
 
 class NodeFailed(Exception):
-    """It ended or stayed silent instead of becoming ready; the text has its last words when they are kept."""
+    """It ended or stayed silent instead of becoming ready.
+
+    The text has its last words when they are kept.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What it says of itself once all is served: addresses are HOST:PORT; `ops` is "" when there is none."""
+    """What it says of itself once all is served: addresses are HOST:PORT; `ops` is "" when there is
+    none.
+    """
 
     pid: int
     gateway: str
@@ -40,7 +47,8 @@ class Ready:
 class NodeProcess:
     """`aether ARGUMENTS`, in `directory`, which is there and has room for its ready file.
 
-    It may be started again and again. `output` is a file or a descriptor for what it prints, None for a file that `said` reads.
+    It may be started again and again. `output` is a file or a descriptor for what it prints, None
+    for a file that `said` reads.
     """
 
     def __init__(
@@ -65,7 +73,10 @@ class NodeProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     async def start(self, *arguments: str) -> Ready:
-        """Start it with these arguments behind its own, and return once it serves. Raises NodeFailed."""
+        """Start it with these arguments behind its own, and return once it serves.
+
+        Raises NodeFailed.
+        """
         assert not self.running, "it is running"
         self._ready_file.unlink(missing_ok=True)
         process = self._process = self._spawn(arguments)
@@ -77,7 +88,8 @@ class NodeProcess:
                     raise NodeFailed(
                         f"{self.name} ended with {process.returncode} before it served anybody{self.said()}"
                     )
-                await trio.sleep(_POLL_S)  # it is another process, and a file is all that it promises
+                # It is another process, and a file is all that it promises.
+                await trio.sleep(_POLL_S)
             self.ready = _ready_of(json.loads(self._ready_file.read_text()))
             return self.ready
         await self.kill()
@@ -107,7 +119,10 @@ class NodeProcess:
             await self.wait()
 
     async def wait(self) -> int:
-        """Wait for its end; the exit code, negative for a signal. At once when it was never started."""
+        """Wait for its end; the exit code, negative for a signal.
+
+        At once when it was never started.
+        """
         process = self._process
         if process is None:
             return 0
@@ -158,6 +173,9 @@ def _ready_of(body: Mapping[str, Any]) -> Ready:
 
 
 def _python() -> list[str]:
-    """This interpreter, on this program. Not the one in the working directory, unless this one came from there."""
+    """This interpreter, on this program.
+
+    Not the one in the working directory, unless this one came from there.
+    """
     here = {"", str(Path.cwd())} & set(sys.path)
     return [sys.executable, *([] if here else ["-P"]), "-m", "aether_trio"]

@@ -1,8 +1,9 @@
 """TCP ports that belong to a test for longer than the process that listens on them.
 
-A port that was free a moment ago, or whose owner has just been killed, may be given to anybody by the kernel. One that is bound and not
-listened on is given to nobody; who asks for it by its number gets it, if both sockets have SO_REUSEADDR (socket(7)), as servers' have.
-Until somebody listens, connections to it are refused.
+A port that was free a moment ago, or whose owner has just been killed, may be given to anybody by
+the kernel. One that is bound and not listened on is given to nobody; who asks for it by its number
+gets it, if both sockets have SO_REUSEADDR (socket(7)), as servers' have. Until somebody listens,
+connections to it are refused.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ class HeldPorts:
         self._sockets: list[socket.socket] = []
 
     def hold(self, addresses: Iterable[str]) -> None:
-        """Hold these, "HOST:PORT" or "" for none, instead of what was held before. What somebody has taken already is left to them."""
+        """Hold these, "HOST:PORT" or "" for none, instead of what was held before.
+
+        What somebody has taken already is left to them.
+        """
         self.release()
         for address in filter(None, addresses):
             host, _, port = address.rpartition(":")

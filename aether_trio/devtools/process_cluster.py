@@ -1,4 +1,5 @@
-"""A cluster of real processes to break: PostgreSQL, gateway nodes, and a fault proxy on every way between any two of them.
+"""A cluster of real processes to break: PostgreSQL, gateway nodes, and a fault proxy on every way
+between any two of them.
 
     async with open_process_cluster(3) as cluster:
         async with AgentClient(f"aether://{cluster.front.address}", ...) as agent:      # some node
@@ -11,8 +12,9 @@
     clients ─────┤                                                 ├──▶ node ── node.database_link ──▶ PostgreSQL
                  └── node.link, one for each node ─────────────────┘
 
-Nothing has to be installed but the extra `cluster`. Everything is gone when the block ends, and dies with this process. Durability
-is off (embedded.FAST): what is killed is processes, not the machine.
+Nothing has to be installed but the extra `cluster`. Everything is gone when the block ends, and
+dies with this process. Durability is off (embedded.FAST): what is killed is processes, not the
+machine.
 
 All methods belong to one trio run; those of PostgreSQL take turns.
 """
@@ -50,14 +52,20 @@ SCHEMA: Final = "aether"
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A connection of a node, as PostgreSQL sees it; `role` is "writer", "lease", "bus", ..."""
+    """A connection of a node, as PostgreSQL sees it.
+
+    `role` is "writer", "lease", "bus", ...
+    """
 
     pid: int
     role: str
 
 
 class ClusterNode:
-    """One gateway process. `link`, `database_link` and `standby_link` stay where they are when it is started again."""
+    """One gateway process.
+
+    `link`, `database_link` and `standby_link` stay where they are when it is started again.
+    """
 
     def __init__(
         self,
@@ -118,7 +126,10 @@ class ClusterNode:
         return self._process.printed()
 
     async def wait(self) -> int:
-        """Wait for the end of a process that nobody has told to end; its exit code. At once when that was before."""
+        """Wait for the end of a process that nobody has told to end; its exit code.
+
+        At once when that was before.
+        """
         code = await self._process.wait()
         self._hold_ports()
         self.stopped = False
@@ -147,7 +158,10 @@ class ClusterNode:
         self._settled()
 
     def stop(self) -> None:
-        """SIGSTOP: the process is there and does nothing. The kernel still accepts for it, and answers keepalive probes."""
+        """SIGSTOP: the process is there and does nothing.
+
+        The kernel still accepts for it, and answers keepalive probes.
+        """
         self._process.send(signal.SIGSTOP)
         self.stopped = True
         self._settled()
@@ -192,7 +206,10 @@ class ClusterNode:
 
 
 class ProcessCluster:
-    """Made by `open_process_cluster`. `front` is the load balancer; `turns` its choice."""
+    """Made by `open_process_cluster`.
+
+    `front` is the load balancer; `turns` its choice.
+    """
 
     def __init__(
         self,
@@ -218,7 +235,10 @@ class ProcessCluster:
         return [node for node in self.nodes if node.running and not node.stopped]
 
     async def start(self) -> None:
-        """Start every node that does not run, together. Raises NodeFailed of the first that does not start."""
+        """Start every node that does not run, together.
+
+        Raises NodeFailed of the first that does not start.
+        """
         failed: list[NodeFailed] = []
 
         async def start(node: ClusterNode) -> None:
@@ -247,14 +267,19 @@ class ProcessCluster:
         await self._in_turn(partial(self.postgres.restart, signum=signum))
 
     async def fail_over(self, *, signum: int = signal.SIGKILL) -> None:
-        """The primary ends for good, and the synchronous standby is promoted: it is `postgres` from now on."""
+        """The primary ends for good, and the synchronous standby is promoted: it is `postgres` from
+        now on.
+        """
         assert self.standby is not None, "there is no standby; open the cluster with standby=True"
         former, self.postgres, self.standby = self.postgres, self.standby, None
         await self._in_turn(partial(former.stop, signum=signum))
         await self._in_turn(partial(self.postgres.psql, "SELECT pg_promote()"))
 
     async def sql(self, text: str) -> list[list[str]]:
-        """Run statements in a connection of their own, with the nodes' schema; the rows as text. Raises StorageSetupError."""
+        """Run statements in a connection of their own, with the nodes' schema.
+
+        The rows as text. Raises StorageSetupError.
+        """
         said = await self._in_turn(partial(self.postgres.psql, f"SET search_path = {SCHEMA}; {text}"))
         return [line.split("|") for line in said.splitlines()]
 
@@ -293,13 +318,17 @@ async def open_process_cluster(
     keep: Path | None = None,
     checkout: Path | None = None,
 ) -> AsyncIterator[ProcessCluster]:
-    """PostgreSQL and so many nodes, serving; or nodes yet to be started. Everything ends with the block.
+    """PostgreSQL and so many nodes, serving; or nodes yet to be started.
 
-    `settings` are texts for the nodes' `--set`, `postgres` what PostgreSQL has beside embedded.FAST. `command` is what the nodes run.
-    Without `proxied` the nodes' `database_link` is not on their way to PostgreSQL: a proxy costs more of each statement than PostgreSQL does.
-    The nodes are of this package, or of the one in the directory `checkout`, to see what another version of it does.
-    With `standby` there is a synchronous hot standby, and the nodes know both. What the processes have printed is left in `keep`.
-    Raises NodeFailed or StorageSetupError with what was said by whoever did not start.
+    Everything ends with the block.
+
+    `settings` are texts for the nodes' `--set`, `postgres` what PostgreSQL has beside
+    embedded.FAST. `command` is what the nodes run. Without `proxied` the nodes' `database_link` is
+    not on their way to PostgreSQL: a proxy costs more of each statement than PostgreSQL does. The
+    nodes are of this package, or of the one in the directory `checkout`, to see what another
+    version of it does. With `standby` there is a synchronous hot standby, and the nodes know both.
+    What the processes have printed is left in `keep`. Raises NodeFailed or StorageSetupError with
+    what was said by whoever did not start.
     """
     home = _make_home()
     given = {**FAST, **(postgres or {})}
@@ -397,7 +426,9 @@ def _make_home() -> Path:
 
 
 def _environment(checkout: Path | None) -> dict[str, str]:
-    """Without a developer's own settings, and so that the nodes are of the program that is being tested."""
+    """Without a developer's own settings, and so that the nodes are of the program that is being
+    tested.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AETHER_")}
     root = str(checkout or Path(aether_trio.__file__).parents[1])
     path = os.pathsep.join(filter(None, [root, kept.get("PYTHONPATH")]))

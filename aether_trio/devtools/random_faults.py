@@ -3,9 +3,10 @@
     async with open_fault_proxy(address, RandomFaults(random.Random(7))) as proxy:
         ...
 
-A connection lives for a random time, or for a random number of bytes, until something happens to it; bytes let a cut
-fall into the middle of a frame. What passes by (a stall, a delay, a drip) is followed by another draw. The draws of a connection
-depend on the seed and on its number only; when they take effect depends on the traffic.
+A connection lives for a random time, or for a random number of bytes, until something happens to
+it; bytes let a cut fall into the middle of a frame. What passes by (a stall, a delay, a drip) is
+followed by another draw. The draws of a connection depend on the seed and on its number only; when
+they take effect depends on the traffic.
 """
 
 from __future__ import annotations
@@ -38,11 +39,14 @@ EVERY_FAULT: Final[Mapping[Fault, float]] = MappingProxyType(
 
 
 class RandomFaults:
-    """A script of `open_fault_proxy`. Times are in seconds, and means of exponential distributions.
+    """A script of `open_fault_proxy`.
 
-    `weights` says how often each fault is drawn. Something happens after `mean_s`, or after `mean_bytes` of a direction; what
-    passes by lasts `stall_s`. After that time both sides of a DROP are cut: nothing closes there, so only the kernel's keepalive
-    would find it. Once `over()` is true nothing more is drawn.
+    Times are in seconds, and means of exponential distributions.
+
+    `weights` says how often each fault is drawn. Something happens after `mean_s`, or after
+    `mean_bytes` of a direction; what passes by lasts `stall_s`. After that time both sides of a
+    DROP are cut: nothing closes there, so only the kernel's keepalive would find it. Once `over()`
+    is true nothing more is drawn.
     """
 
     def __init__(

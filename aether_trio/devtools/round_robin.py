@@ -1,4 +1,5 @@
-"""A load balancer's choice, for a fault proxy: a node for each connection, in turn, and the next one when it does not accept.
+"""A load balancer's choice, for a fault proxy: a node for each connection, in turn, and the next
+one when it does not accept.
 
 async with open_fault_proxy(RoundRobin(["127.0.0.1:50051", "127.0.0.1:50052"])) as front:
     ...
@@ -12,10 +13,12 @@ __all__ = ["RoundRobin"]
 
 
 class RoundRobin:
-    """A Target of `open_fault_proxy`. `addresses` ("HOST:PORT") may be changed at any time.
+    """A Target of `open_fault_proxy`.
 
-    An address in `out` is tried last: a node that is stopped accepts, in its kernel, and serves nobody; a load balancer's
-    health check would have found that.
+    `addresses` ("HOST:PORT") may be changed at any time.
+
+    An address in `out` is tried last: a node that is stopped accepts, in its kernel, and serves
+    nobody; a load balancer's health check would have found that.
     """
 
     def __init__(self, addresses: Iterable[str]) -> None:

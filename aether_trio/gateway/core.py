@@ -1,7 +1,8 @@
 """The gateway without its sockets: databases, log, sessions and services, made in order.
 
-`open_core` makes each part with all that it needs; nothing is set on a part afterwards. Tests open a core
-with in-memory links (aether_trio.testing.memory), a seeded randomness and a clock of their own.
+`open_core` makes each part with all that it needs; nothing is set on a part afterwards. Tests open
+a core with in-memory links (aether_trio.testing.memory), a seeded randomness and a clock of their
+own.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ class Core:
     async def end_stalled_sessions(self, write_timeout_s: float) -> None:
         """End sessions whose client has read nothing for so long while data waits for it.
 
-        Runs until cancelled. Durable messages wait in the log; the identity must not stay with such a client.
+        Runs until cancelled. Durable messages wait in the log; the identity must not stay with such
+        a client.
         """
         while True:
             await trio.sleep(write_timeout_s / STALL_CHECKS)
@@ -102,9 +104,9 @@ class Core:
     async def let_sessions_go(self, reason: str, within_s: float = 0.0) -> None:
         """Ask every client to connect elsewhere, in slices, without a wait for their ends.
 
-        Sessions that stay end with UNAVAILABLE after `within_s`. The published Python SDK's blocking client
-        takes GRACEFUL_DISCONNECT for the end of everything, so Python clients get the status alone: both
-        clients of that SDK answer it by reconnecting.
+        Sessions that stay end with UNAVAILABLE after `within_s`. The published Python SDK's
+        blocking client takes GRACEFUL_DISCONNECT for the end of everything, so Python clients get
+        the status alone: both clients of that SDK answer it by reconnecting.
         """
         self.sessions.handshake.turn_away()
         for count, session in enumerate(self.registry):
@@ -118,7 +120,10 @@ class Core:
 async def open_core(
     settings: Settings, *, clock: Clock | None = None, randomness: random.Random | None = None
 ) -> AsyncIterator[Core]:
-    """Open the gateway without its sockets. Tests give a clock and a seeded `randomness`."""
+    """Open the gateway without its sockets.
+
+    Tests give a clock and a seeded `randomness`.
+    """
     clock = clock or SystemClock(trio.current_time)
     randomness = randomness or random.SystemRandom()
     ids = IdFactory(randomness)
@@ -192,7 +197,8 @@ async def open_core(
         autostarter = Autostarter(autostart_queue, starter, agents, clock, connected, log.unread)
         conversations = Conversations(tasks_database, ephemeral_topics)
 
-        # Sessions: what happens at their steps, how their messages are routed, and who answers each request.
+        # Sessions: what happens at their steps, how their messages are routed, and who answers each
+        # request.
         hooks = ServiceHooks(
             clock=clock,
             metrics=metric_families,
@@ -313,7 +319,8 @@ async def open_core(
             end_stalled = partial(core.end_stalled_sessions, write_timeout_s)
             nursery.start_soon(keep_running, "stalled-sessions", end_stalled, name="stalled-sessions")
         try:
-            # The engine settles what it has taken on before it ends, so it ends before everything is cancelled.
+            # The engine settles what it has taken on before it ends, so it ends before everything
+            # is cancelled.
             async with engine.running():
                 done()
                 try:

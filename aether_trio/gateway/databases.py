@@ -60,9 +60,11 @@ class Databases:
 
 @contextmanager
 def starting(failed: str) -> Iterator[Callable[[], None]]:
-    """Until what it gives is called: storage that does not answer is a StorageSetupError, for the person who starts this gateway.
+    """Until what it gives is called: storage that does not answer is a StorageSetupError, for the
+    person who starts this gateway.
 
-    `failed` begins its text. Whatever is opened has a nursery, so the error may lie in groups; the first one of a group is told.
+    `failed` begins its text. Whatever is opened has a nursery, so the error may lie in groups; the
+    first one of a group is told.
     """
     started = False
 
@@ -83,7 +85,10 @@ def starting(failed: str) -> Iterator[Callable[[], None]]:
 
 @asynccontextmanager
 async def open_databases(settings: Settings) -> AsyncIterator[Databases]:
-    """Open them until the block ends. Raises StorageSetupError, whose text says what to do."""
+    """Open them until the block ends.
+
+    Raises StorageSetupError, whose text says what to do.
+    """
     async with (
         _open_postgres(settings, settings.storage.database)
         if settings.storage.database
@@ -136,9 +141,12 @@ async def _open_postgres(settings: Settings, dsn: str) -> AsyncIterator[Database
 
 
 async def probe_while_failing(name: str, database: OpenDatabase) -> None:
-    """Write to a database that fails until it can be written again, and log both. Runs until cancelled.
+    """Write to a database that fails until it can be written again, and log both.
 
-    Clients that readiness turned away write nothing, so only this finds out that the database works again.
+    Runs until cancelled.
+
+    Clients that readiness turned away write nothing, so only this finds out that the database works
+    again.
     """
     failing = False
     while True:

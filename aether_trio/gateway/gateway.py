@@ -1,10 +1,12 @@
-"""The running gateway: a core (core.py), its transports and their ports, and the ops port. The top of the composition.
+"""The running gateway: a core (core.py), its transports and their ports, and the ops port. The top
+of the composition.
 
-Order of opening, and backwards at the end: data directory (locked against a second gateway) -> databases -> log and its
-tasks -> sessions and services -> transports -> ports -> ops port.
+Order of opening, and backwards at the end: data directory (locked against a second gateway) ->
+databases -> log and its tasks -> sessions and services -> transports -> ports -> ops port.
 
-Draining loses nothing: nothing more is accepted, each transport asks clients to go, what they sent before they knew is served,
-sessions end with UNAVAILABLE so that they resume elsewhere, then the log settles what it was given.
+Draining loses nothing: nothing more is accepted, each transport asks clients to go, what they sent
+before they knew is served, sessions end with UNAVAILABLE so that they resume elsewhere, then the
+log settles what it was given.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ class Gateway:
         self.address = ports.address
         """HOST:PORT that the transports share; of the first transport when each has its own."""
         self.addresses: Mapping[str, str] = ports.addresses
-        """HOST:PORT by transport: "grpc", "framed", "websocket". Those that are off are not in it."""
+        """HOST:PORT by transport: "grpc", "framed", "websocket". Those that are off are not in it.
+        """
         self.ops_address = ops_address
         self._ports = ports
         self._health = health
@@ -72,7 +75,10 @@ class Gateway:
         await self._closed.wait()
 
     async def drain(self) -> None:
-        """Refuse new work, let clients go elsewhere, settle what was accepted. Safe to call twice."""
+        """Refuse new work, let clients go elsewhere, settle what was accepted.
+
+        Safe to call twice.
+        """
         core = self.core
         if core.sessions.handshake.draining:
             await self._closed.wait()
@@ -92,7 +98,10 @@ class Gateway:
 
 @asynccontextmanager
 async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
-    """A gateway that serves. Raises OSError when a port is taken or the data directory is in use."""
+    """A gateway that serves.
+
+    Raises OSError when a port is taken or the data directory is in use.
+    """
     async with open_core(settings) as core, trio.open_nursery() as nursery:
         health = Health()
         transports = _open_transports(core, health, nursery)
@@ -122,7 +131,10 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
 
 
 def _open_transports(core: Core, health: Health, nursery: trio.Nursery) -> dict[str, TransportServer]:
-    """The transports that are on, by name. What they need beside their connections runs in `nursery`."""
+    """The transports that are on, by name.
+
+    What they need beside their connections runs in `nursery`.
+    """
     settings, serve = core.settings, core.sessions.serve
     transports: dict[str, TransportServer] = {}
     unfinished = UnfinishedInput(limits.unfinished_limits(settings))

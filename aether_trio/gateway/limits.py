@@ -1,8 +1,8 @@
 """The limits of each part, from the settings.
 
 Parts know nothing of the settings file: each has its own record of limits, with defaults, and works
-without a gateway. Each function here spells one record out, so a setting without an effect shows as a
-name that no function reads.
+without a gateway. Each function here spells one record out, so a setting without an effect shows as
+a name that no function reads.
 """
 
 from __future__ import annotations

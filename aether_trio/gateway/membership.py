@@ -3,9 +3,10 @@
     SQLite      ──▶ registry                             nothing else
     PostgreSQL  ──▶ registry + cluster (lease, holds, bus) + directory + progress and log of the other nodes
 
-Nothing of this is asked for by name anywhere else: services and sessions are handed a IdentityLocks and a SessionDirectory, the log and the
-topics get a relay. Leaving a cluster: what sessions appended and read is committed first, then everything is given back at once, so that
-other nodes take over without a wait.
+Nothing of this is asked for by name anywhere else: services and sessions are handed a IdentityLocks
+and a SessionDirectory, the log and the topics get a relay. Leaving a cluster: what sessions
+appended and read is committed first, then everything is given back at once, so that other nodes
+take over without a wait.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ SETTLE_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """`cluster` is None for a gateway that is alone. `statistics` are those of the cluster's parts, by name."""
+    """`cluster` is None for a gateway that is alone.
+
+    `statistics` are those of the cluster's parts, by name.
+    """
 
     registry: Registry
     gate: LeaseGate
@@ -60,7 +64,10 @@ class Membership:
 async def open_membership(
     settings: Settings, clock: Clock, databases: Databases, log: TopicLog, ephemeral_topics: EphemeralTopics
 ) -> AsyncIterator[Membership]:
-    """Be a gateway alone, or join the cluster on this database, until the block ends. Raises StorageSetupError."""
+    """Be a gateway alone, or join the cluster on this database, until the block ends.
+
+    Raises StorageSetupError.
+    """
     if databases.server is None:
         registry = Registry(settings.limits.connections_per_workspace)
         yield Membership(registry, LeaseGate(), LocalIdentityLocks(registry), LocalDirectory(registry))

@@ -1,7 +1,7 @@
 """The statistics of each part as Prometheus metrics, under the reference's names where it has them.
 
-Each function shows one part. Parts count in records of their own (`statistics()`), which are read when
-Prometheus asks (telemetry/metrics.py).
+Each function shows one part. Parts count in records of their own (`statistics()`), which are read
+when Prometheus asks (telemetry/metrics.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the services do when a session connects, joins, moves and ends.
 
-The session server (session/lifecycle.py) knows no service: it calls these hooks. Each hook tells the parts
-that are concerned; a part that raises keeps no other part from its call.
+The session server (session/lifecycle.py) knows no service: it calls these hooks. Each hook tells
+the parts that are concerned; a part that raises keeps no other part from its call.
 """
 
 from __future__ import annotations
@@ -53,11 +53,16 @@ class ServiceHooks:
         return await self.credentials.admit(claim, peer)
 
     async def recall(self, identity: str, session_id: str) -> SessionHistory | None:
-        """Find a session that ended before this gateway started. Raises StorageUnavailable."""
+        """Find a session that ended before this gateway started.
+
+        Raises StorageUnavailable.
+        """
         return await self.presence.recall(identity, session_id)
 
     def attempted(self, claim: Claim | None, status: Status, authenticated: bool) -> None:
-        """Count a handshake. The workspace of a claim that is not authenticated is no label.
+        """Count a handshake.
+
+        The workspace of a claim that is not authenticated is no label.
 
         A client could make up workspaces until there is no room left for those that exist.
         """
@@ -103,7 +108,10 @@ class ServiceHooks:
         self.conversations.moved(session)
 
     def ended(self, session: Session) -> None:
-        """Tell the services of a session's end; called once for each session, acknowledged or not."""
+        """Tell the services of a session's end.
+
+        Called once for each session, acknowledged or not.
+        """
         parts = (
             self.locks.release,
             self.presence.ended,
@@ -128,6 +136,9 @@ class ServiceHooks:
 
 @lru_cache(maxsize=256)
 def _attempt_label(status: Status) -> str:
-    """Give the reference's word for how a handshake ended; it has none for most statuses."""
+    """Give the reference's word for how a handshake ended.
+
+    It has none for most statuses.
+    """
     words = {Status.OK: "success", Status.ALREADY_EXISTS: "lock_failed", Status.RESOURCE_EXHAUSTED: "quota_exceeded"}
     return words.get(status, status.name.lower())

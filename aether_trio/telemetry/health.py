@@ -1,8 +1,9 @@
 """Whether the gateway lives and whether it should be given work.
 
-`/healthz` asks the first question: answering at all is the answer. `/readyz` asks the second: no while starting, while
-draining, and while a probe (storage, say) reports a problem. Probes are plain calls that read a flag; they do no I/O,
-because a readiness check must be quick exactly when the disk is not.
+`/healthz` asks the first question: answering at all is the answer. `/readyz` asks the second: no
+while starting, while draining, and while a probe (storage, say) reports a problem. Probes are plain
+calls that read a flag; they do no I/O, because a readiness check must be quick exactly when the
+disk is not.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ class Readiness:
 
 
 class Health:
-    """The gateway's phase and its probes. The composition root owns one and moves it on."""
+    """The gateway's phase and its probes.
+
+    The composition root owns one and moves it on.
+    """
 
     def __init__(self) -> None:
         self._phase = Phase.STARTING
@@ -45,7 +49,10 @@ class Health:
         return self._phase
 
     def add_probe(self, name: str, probe: Probe) -> None:
-        """Ask `probe` at every readiness check. A second probe of the same name is a mistake."""
+        """Ask `probe` at every readiness check.
+
+        A second probe of the same name is a mistake.
+        """
         if name in self._probes:
             raise ValueError(f"there is already a probe {name!r}; give this one another name")
         self._probes[name] = probe

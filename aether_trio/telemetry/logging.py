@@ -1,8 +1,10 @@
-"""What the gateway says about itself: structlog for us, the standard library's logging for what we use, one output.
+"""What the gateway says about itself: structlog for us, the standard library's logging for what we
+use, one output.
 
-Lines go to standard error, so that a command's standard output stays for its result. Console lines are for people,
-JSON lines (one object each) for machines. Never log credentials, payloads or message metadata; so tracebacks come without the
-values of variables, which structlog would show (and take most of a second for, in which nobody is served).
+Lines go to standard error, so that a command's standard output stays for its result. Console lines
+are for people, JSON lines (one object each) for machines. Never log credentials, payloads or
+message metadata; so tracebacks come without the values of variables, which structlog would show
+(and take most of a second for, in which nobody is served).
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from aether_trio.config import LoggingSettings
 from aether_trio.model.text import escaped
 
 MAX_VALUE: Final = 2048
-"""Characters of one value in a line. The longest of our own, a list of hosts with their errors, has some hundred."""
+"""Characters of one value in a line. The longest of our own, a list of hosts with their errors, has
+some hundred.
+"""
 _TRACES: Final = frozenset({"stack", "exception"})
 """Made by us, and of many lines."""
 _LEVELS: Final = {
@@ -33,7 +37,8 @@ _LEVELS: Final = {
 
 
 def configure_logging(settings: LoggingSettings, stream: TextIO | None = None, *, node: str | None = None) -> None:
-    """Send every log line of this process to `stream` (standard error) in the configured format. Call once, first.
+    """Send every log line of this process to `stream` (standard error) in the configured format.
+    Call once, first.
 
     With `node` each line says whose it is, for several gateways that write to one place.
     """
@@ -75,7 +80,9 @@ def configure_logging(settings: LoggingSettings, stream: TextIO | None = None, *
 
 
 def one_line(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """A processor that bounds and escapes texts: clients choose some, and a terminal or a collector obeys what is in a line."""
+    """A processor that bounds and escapes texts: clients choose some, and a terminal or a collector
+    obeys what is in a line.
+    """
     for name, value in event.items():
         if type(value) is str and name not in _TRACES and (len(value) > MAX_VALUE or not value.isprintable()):
             event[name] = escaped(value, MAX_VALUE)
@@ -90,7 +97,11 @@ def _traceback(to: TextIO, failure: ExcInfo) -> None:
 
 
 class _Output:
-    """Where lines go. One that has no reader any more loses them: the gateway serves on, and a log line never raises for it."""
+    """Where lines go.
+
+    One that has no reader any more loses them: the gateway serves on, and a log line never raises
+    for it.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

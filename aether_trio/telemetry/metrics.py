@@ -1,12 +1,14 @@
 """Prometheus metrics, collected when somebody asks.
 
-The hot path adds to a plain dictionary (Tally, Distribution) or to nothing at all: components have `.statistics()`
-records, and `watch` reads them at scrape time. Names and labels are the reference's (security.md 7.4) where it has
-them; others follow the OpenTelemetry naming conventions with an `aether_` prefix.
+The hot path adds to a plain dictionary (Tally, Distribution) or to nothing at all: components have
+`.statistics()` records, and `watch` reads them at scrape time. Names and labels are the reference's
+(security.md 7.4) where it has them; others follow the OpenTelemetry naming conventions with an
+`aether_` prefix.
 
-Invariants: no label carries an identity, a topic or anything else that a client can make up without end. Workspaces are
-the one label of a client's choosing, so each family keeps at most MAX_SERIES label sets and counts the rest under
-"_other". Every registry is its own; the process-wide default one is never touched.
+Invariants: no label carries an identity, a topic or anything else that a client can make up without
+end. Workspaces are the one label of a client's choosing, so each family keeps at most MAX_SERIES
+label sets and counts the rest under "_other". Every registry is its own; the process-wide default
+one is never touched.
 """
 
 from __future__ import annotations
@@ -165,8 +167,9 @@ class Metrics(Collector):
     def watch(self, prefix: str, statistics: Callable[[], Any], *, counters: Collection[str] = ()) -> None:
         """Expose the numbers of a component's `.statistics()` record, as `aether_{prefix}_{field}`.
 
-        A field whose name is in `counters`, or ends in `_total`, only grows: it is a counter, and its metric ends in
-        `_total`. Every other is a gauge. Fields that are not numbers are left out.
+        A field whose name is in `counters`, or ends in `_total`, only grows: it is a counter, and
+        its metric ends in `_total`. Every other is a gauge. Fields that are not numbers are left
+        out.
         """
 
         def collect() -> Iterable[Metric]:

@@ -1,12 +1,15 @@
-"""The ops port: `/healthz`, `/readyz`, `/metrics`, `/v1/tail` and what is done to a dead letter, over h11 on trio.
+"""The ops port: `/healthz`, `/readyz`, `/metrics`, `/v1/tail` and what is done to a dead letter,
+over h11 on trio.
 
-A small HTTP/1.1 server on purpose. It takes GET and HEAD (and POST for a dead letter), reads no bodies, and is bounded everywhere: connections, header
-bytes, the time for a request to arrive and for each write to be taken. An answer is never worth a gateway, so whatever
-goes wrong in one connection ends that connection and nothing else.
+A small HTTP/1.1 server on purpose. It takes GET and HEAD (and POST for a dead letter), reads no
+bodies, and is bounded everywhere: connections, header bytes, the time for a request to arrive and
+for each write to be taken. An answer is never worth a gateway, so whatever goes wrong in one
+connection ends that connection and nothing else.
 
-`/v1/tail` streams a topic's messages as JSON lines and shows payloads, so it is served only to a loopback address in
-development mode, or to whoever brings `ops.tail_token`. `POST /v1/dlq/TASK_ID/resolve?by=NAME&notes=TEXT` says that a dead letter has been
-seen to; it is taken from the same people, and needs a header of its own, which a web page of somebody else cannot send.
+`/v1/tail` streams a topic's messages as JSON lines and shows payloads, so it is served only to a
+loopback address in development mode, or to whoever brings `ops.tail_token`. `POST
+/v1/dlq/TASK_ID/resolve?by=NAME&notes=TEXT` says that a dead letter has been seen to; it is taken
+from the same people, and needs a header of its own, which a web page of somebody else cannot send.
 """
 
 from __future__ import annotations
@@ -32,13 +35,15 @@ from aether_trio.telemetry.metrics import Metrics
 from aether_trio.telemetry.tail import tail_line
 
 TailSource = Callable[[str, int | None], AsyncGenerator[tuple[int, int, bytes], None]]
-"""`tail(topic, from_offset)` yields (offset, timestamp in Unix ms, encoded DownstreamMessage), live, until closed.
+"""`tail(topic, from_offset)` yields (offset, timestamp in Unix ms, encoded DownstreamMessage),
+live, until closed.
 
 `from_offset` is the first offset wanted; None means only what comes from now on.
 """
 
 ResolveLetter = Callable[[str, str, str], Awaitable[bool]]
-"""`resolve(task_id, by, notes)`: whether there was such an open letter. Raises StorageUnavailable."""
+"""`resolve(task_id, by, notes)`: whether there was such an open letter. Raises StorageUnavailable.
+"""
 
 OPS_SERVER: Final = b"aether-trio-ops"
 """The Server header, by which `aether tail` knows an ops port."""
@@ -85,7 +90,10 @@ class _Refused(Exception):
 
 
 class OpsServer:
-    """Answers requests about one gateway. `tail` and `resolve` are None where there is nothing of the kind."""
+    """Answers requests about one gateway.
+
+    `tail` and `resolve` are None where there is nothing of the kind.
+    """
 
     def __init__(
         self,
@@ -181,7 +189,8 @@ class OpsServer:
             return
         if not (self._dev and is_loopback(self._settings.host)):
             raise _Refused(403, f"{why}: set ops.tail_token, or run in development mode on loopback")
-        # A web page may make the browser of this machine ask, under a name that it has pointed at 127.0.0.1.
+        # A web page may make the browser of this machine ask, under a name that it has pointed at
+        # 127.0.0.1.
         host = urlsplit("//" + headers.get("host", "localhost")).hostname or ""
         if not is_loopback(host):
             raise _Refused(403, "ask by a loopback address")
@@ -299,7 +308,10 @@ class _Connection:
         await self._send(*events, h11.EndOfMessage())
 
     async def _send_tail(self, request: _Stream) -> None:
-        """Stream messages until the reader leaves. A reader too slow to take one write in time is cut off."""
+        """Stream messages until the reader leaves.
+
+        A reader too slow to take one write in time is cut off.
+        """
         headers = [
             (b"server", OPS_SERVER),
             (b"content-type", b"application/x-ndjson"),
@@ -318,7 +330,9 @@ class _Connection:
     async def _until_reader_leaves(self, scope: trio.CancelScope) -> None:
         try:
             while await self._stream.receive_some(_READ_BYTES):
-                pass  # pipelined requests after a tail are not answered: the answer says connection: close
+                # Pipelined requests after a tail are not answered: the answer says connection:
+                # close.
+                pass
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         scope.cancel()
@@ -334,11 +348,15 @@ async def serve_ops(
     dev: bool = False,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve the ops port until cancelled; `task_status.started` gets its "HOST:PORT". Raises OSError when it is taken."""
+    """Serve the ops port until cancelled; `task_status.started` gets its "HOST:PORT".
+
+    Raises OSError when it is taken.
+    """
     server = OpsServer(settings, health=health, metrics=metrics, tail=tail, resolve=resolve, dev=dev)
     listeners = await trio.open_tcp_listeners(settings.port, host=settings.host)
     if settings.port == 0:
-        # Several address families would each get another free port; one address is what the ready line can say.
+        # Several address families would each get another free port; one address is what the ready
+        # line can say.
         for extra in listeners[1:]:
             await extra.aclose()
         listeners = listeners[:1]

@@ -1,7 +1,8 @@
 """One message of a tailed topic as one JSON line, for people and scripts.
 
-Shape: {"offset", "timestamp_ms", "topic", "kind", ...}. For a message, `source`, `type` (chat, event, ...) and `text`
-when the payload is UTF-8, else `payload_base64`. For anything else `message` has the protobuf's JSON form.
+Shape: {"offset", "timestamp_ms", "topic", "kind", ...}. For a message, `source`, `type` (chat,
+event, ...) and `text` when the payload is UTF-8, else `payload_base64`. For anything else `message`
+has the protobuf's JSON form.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 
 def tail_line(topic: str, offset: int, timestamp_ms: int, encoded: bytes) -> bytes:
-    """The line, with its newline. Bytes that are no DownstreamMessage are shown as they are."""
+    """The line, with its newline.
+
+    Bytes that are no DownstreamMessage are shown as they are.
+    """
     line: dict[str, Any] = {"offset": offset, "timestamp_ms": timestamp_ms, "topic": topic}
     message = pb.DownstreamMessage()
     try:

@@ -1,4 +1,6 @@
-"""The one place that turns a refusal into wire form: an ErrorResponse, and the typed response of an operation."""
+"""The one place that turns a refusal into wire form: an ErrorResponse, and the typed response of an
+operation.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ ANSWERS: Final[Mapping[str, str]] = MappingProxyType(
         "tunnel_data": "tunnel_close",
     }
 )
-"""The response of each operation that has one: a case of UpstreamMessage → a case of DownstreamMessage."""
+"""The response of each operation that has one: a case of UpstreamMessage → a case of
+DownstreamMessage.
+"""
 
 TYPED_ONLY: Final = frozenset(
     {
@@ -52,7 +56,9 @@ TYPED_ONLY: Final = frozenset(
         "task_subscription_response",
     }
 )
-"""Responses that carry their error, so no ErrorResponse follows (docs/wire.md, "Errors in a live connection")."""
+"""Responses that carry their error, so no ErrorResponse follows (docs/wire.md, "Errors in a live
+connection").
+"""
 
 _ONLY_WITH_ID: Final = frozenset({"kv", "create_task"})
 """Responses that nobody could match without an id; the ErrorResponse says it alone then."""
@@ -84,7 +90,8 @@ def shortened(text: str, most: int) -> str:
 
 
 def refusal_of(case: str, payload: Any, text: str) -> list[pb.DownstreamMessage]:
-    """The answers of a request of this case that is not even looked at: its typed failure and, where there is one, the error.
+    """The answers of a request of this case that is not even looked at: its typed failure and,
+    where there is one, the error.
 
     An id that is too long to be repeated is left out.
     """

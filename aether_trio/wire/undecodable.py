@@ -1,7 +1,8 @@
 """Why a client's message cannot be decoded, for the status that ends its stream.
 
-protobuf says only that it cannot. The usual mistake is a text that is no UTF-8 (a lone surrogate, or bytes in a text field), and
-with the field's name its author finds it. Only a short message is searched: the search costs a thousand times what decoding does.
+protobuf says only that it cannot. The usual mistake is a text that is no UTF-8 (a lone surrogate,
+or bytes in a text field), and with the field's name its author finds it. Only a short message is
+searched: the search costs a thousand times what decoding does.
 """
 
 from __future__ import annotations
@@ -24,14 +25,19 @@ _FIXED: Final = {1: 8, 5: 4}
 
 
 def undecodable(data: bytes | str, error: DecodeError) -> StatusError:
-    """The status for a client's message that raised `error`: INVALID_ARGUMENT, with the field if it can be told."""
+    """The status for a client's message that raised `error`: INVALID_ARGUMENT, with the field if it
+    can be told.
+    """
     field = _not_utf8(data, UpstreamMessage.DESCRIPTOR, "", [_SEARCHED_FIELDS]) if isinstance(data, bytes) else None
     reason = f"{field} is not UTF-8" if field else str(error)
     return StatusError(Status.INVALID_ARGUMENT, f"cannot decode UpstreamMessage: {reason}")
 
 
 def _not_utf8(data: bytes, descriptor: Descriptor, path: str, left: list[int]) -> str | None:
-    """The path of the first text field that is no UTF-8. None: there is none among as many fields as are `left`, or no message."""
+    """The path of the first text field that is no UTF-8.
+
+    None: there is none among as many fields as are `left`, or no message.
+    """
     if len(data) > _SEARCHED_BYTES:
         return None
     try:
@@ -55,7 +61,10 @@ def _not_utf8(data: bytes, descriptor: Descriptor, path: str, left: list[int]) -
 
 
 def _length_delimited(data: bytes, left: list[int]) -> Iterator[tuple[int, bytes]]:
-    """(field number, value) of texts, bytes and messages. Raises IndexError where the data ends early, and when no field is `left`."""
+    """(field number, value) of texts, bytes and messages.
+
+    Raises IndexError where the data ends early, and when no field is `left`.
+    """
     position = 0
     while position < len(data):
         left[0] -= 1

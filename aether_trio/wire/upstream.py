@@ -1,7 +1,8 @@
 """A client's message from protobuf, within a bound on how much of a message it is.
 
-A message of n bytes may hold n/2 empty messages, and protobuf makes an object of each: 10 MiB are 300 ms of the loop. What is
-long for a good reason is so for its payload, so the fields of long messages are counted before they are made.
+A message of n bytes may hold n/2 empty messages, and protobuf makes an object of each: 10 MiB are
+300 ms of the loop. What is long for a good reason is so for its payload, so the fields of long
+messages are counted before they are made.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from aether_trio.wire.undecodable import undecodable
 UNCOUNTED_BYTES: Final = 64 * 1024
 """The longest message whose fields are not counted: full of the smallest fields it takes 2 ms."""
 MAX_FIELDS: Final = 8192
-"""Of a longer one, those of its parts included; counting so many takes 3 ms. An entry of a map is three."""
+"""Of a longer one, those of its parts included; counting so many takes 3 ms. An entry of a map is
+three.
+"""
 
 _parse: Final = UpstreamMessage.FromString
 
@@ -35,7 +38,10 @@ def decode_upstream(data: bytes) -> UpstreamMessage:
 
 
 def too_many_fields(data: bytes, descriptor: Any) -> bool:
-    """Whether `data`, of a message of this type, has more than MAX_FIELDS fields. False where it is no such message."""
+    """Whether `data`, of a message of this type, has more than MAX_FIELDS fields.
+
+    False where it is no such message.
+    """
     parts = _parts_of(descriptor)
     enclosing: list[tuple[int, dict[int, Descriptor]]] = []
     at, end, fields = 0, len(data), 0
@@ -86,5 +92,8 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 @cache
 def _parts_of(descriptor: Descriptor) -> dict[int, Descriptor]:
-    """The types of the fields that are messages, by number; bounded by the number of message types."""
+    """The types of the fields that are messages, by number.
+
+    Bounded by the number of message types.
+    """
     return {field.number: field.message_type for field in descriptor.fields if field.message_type is not None}

@@ -1,6 +1,7 @@
 """All scenarios, in the order in which they run, by the name the command line takes.
 
-SCENARIOS are those that run when none is named; FAMILIES are others, which run by the family's name or by their own.
+SCENARIOS are those that run when none is named; FAMILIES are others, which run by the family's name
+or by their own.
 """
 
 from bench.scenarios.base import Scenario

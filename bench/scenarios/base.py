@@ -1,7 +1,8 @@
 """What a scenario is: something to prepare, a window of work that ends at rest, and a verdict.
 
-Life: `prepare` once, `window` for the warm-up and then many times, `finish` once. Between windows nothing is in flight, so
-that the CPU counted is the CPU of what was counted, and the echo has the machine for itself.
+Life: `prepare` once, `window` for the warm-up and then many times, `finish` once. Between windows
+nothing is in flight, so that the CPU counted is the CPU of what was counted, and the echo has the
+machine for itself.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ DRAIN_SECONDS = 30.0
 
 @dataclass(slots=True)
 class Verdict:
-    """Whether what was sent arrived. `failures` are sentences; none means that the scenario passes."""
+    """Whether what was sent arrived.
+
+    `failures` are sentences; none means that the scenario passes.
+    """
 
     counts: dict[str, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
@@ -74,7 +78,10 @@ class Scenario:
         self.drain(outstanding)
 
     def drain(self, outstanding: Callable[[], int]) -> None:
-        """Run the loop until nothing is outstanding; ScenarioFailed when something stays out."""
+        """Run the loop until nothing is outstanding.
+
+        ScenarioFailed when something stays out.
+        """
         if not self.world.loop.run(perf_counter() + DRAIN_SECONDS, lambda: not outstanding()):
             raise ScenarioFailed(
                 f"{outstanding()} still missing {DRAIN_SECONDS:.0f} s after the window{self.world.refusals()}"

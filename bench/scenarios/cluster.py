@@ -1,7 +1,8 @@
 """Gateways on one PostgreSQL: what it costs that sender and receiver may be anywhere.
 
-A pair's receiver is on the sender's node ("same") or on the next one ("across"), and pairs are dealt to the nodes in turn, so every node
-has as many senders as receivers. Between workers the kernel chooses.
+A pair's receiver is on the sender's node ("same") or on the next one ("across"), and pairs are
+dealt to the nodes in turn, so every node has as many senders as receivers. Between workers the
+kernel chooses.
 """
 
 from __future__ import annotations

@@ -68,7 +68,9 @@ class ConnectStorm(Scenario):
 
 
 class Idle(Scenario):
-    """Memory by the slope over several steps, so that what the process needs anyway does not count; then CPU at rest."""
+    """Memory by the slope over several steps, so that what the process needs anyway does not count;
+    then CPU at rest.
+    """
 
     name = "idle"
     doc = "idle agents: resident KiB of the server for each connection, and CPU for each connection-second"
@@ -84,7 +86,8 @@ class Idle(Scenario):
         self.open = 0
         step = max(1, self.options.connections // IDLE_STEPS)
         for number in range(IDLE_STEPS):
-            # each step in a workspace of its own, because the reference allows a thousand connections in one
+            # each step in a workspace of its own, because the reference allows a thousand
+            # connections in one
             self.world.agents("idle", step, f"{self.world.workspace}-{number}")
             self.open += step
             self.steps.append((self.open, self._rss()))
@@ -102,7 +105,10 @@ class Idle(Scenario):
         return max(1, round(self.open * seconds))
 
     def finish(self) -> None:
-        """See `Scenario.finish`. A connection that ended meanwhile has failed the scenario already."""
+        """See `Scenario.finish`.
+
+        A connection that ended meanwhile has failed the scenario already.
+        """
         self.verdict.counts = {"connections": self.open}
 
     def parameters(self) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Durable messages to those who are not there.
 
-Accepted means: the gateway has answered a request which the same connection sent after the message. So each sender sends
-a batch and one KV get behind it; its answer accepts the batch and releases the next. In the end the receivers connect and
-must find everything, once and in order; how fast they catch up is given beside.
+Accepted means: the gateway has answered a request which the same connection sent after the message.
+So each sender sends a batch and one KV get behind it; its answer accepts the batch and releases the
+next. In the end the receivers connect and must find everything, once and in order; how fast they
+catch up is given beside.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ class Enqueue(Scenario):
     doc = "durable enqueue to offline agents, 20 senders, a barrier after every 32 messages; then all catch up"
 
     def prepare(self) -> None:
-        """See `Scenario.prepare`. The receivers have been there once, so their topics begin before the first message."""
+        """See `Scenario.prepare`.
+
+        The receivers have been there once, so their topics begin before the first message.
+        """
         world = self.world
         world.close_all(world.agents("absent", SENDERS))
         self.senders = world.agents("sender", SENDERS)

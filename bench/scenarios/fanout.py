@@ -1,8 +1,9 @@
-"""One message to many: a service sends to `ga::{workspace}`, where every agent of the workspace listens.
+"""One message to many: a service sends to `ga::{workspace}`, where every agent of the workspace
+listens.
 
-The sender is a service because services do not hear `ga` themselves and do not count among a workspace's connections,
-of which the reference allows a thousand. A few broadcasts are in flight; each is over when its
-last receiver has it. The unit is one delivery, since that is what costs.
+The sender is a service because services do not hear `ga` themselves and do not count among a
+workspace's connections, of which the reference allows a thousand. A few broadcasts are in flight;
+each is over when its last receiver has it. The unit is one delivery, since that is what costs.
 """
 
 from __future__ import annotations
@@ -76,7 +77,10 @@ class FanOut(Scenario):
                 self._send()
 
     def _refusal(self, participant: Participant, code: str) -> None:
-        """To the sender: no broadcast. To a receiver (BACKPRESSURE): one delivery will be missing; the drain will tell."""
+        """To the sender: no broadcast.
+
+        To a receiver (BACKPRESSURE): one delivery will be missing; the drain will tell.
+        """
         if participant is self.sender:
             self.refused += 1
 

@@ -1,9 +1,11 @@
-"""Latency as a user meets it: an open loop at a fixed rate, timed from the moment each message was meant to be sent.
+"""Latency as a user meets it: an open loop at a fixed rate, timed from the moment each message was
+meant to be sent.
 
-A closed loop waits for a slow server before it sends again and so hides the wait (coordinated omission); here the schedule
-does not wait. Gaps are exponential with a fixed seed, so that bursts come as they do in life and the same in every run.
-The rate is half of what the same pairs reach just before in a closed loop with one message in flight each, unless `--rate`
-gives it. Not half of the highest rate there is: that one lives on large batches, which a schedule does not make.
+A closed loop waits for a slow server before it sends again and so hides the wait (coordinated
+omission); here the schedule does not wait. Gaps are exponential with a fixed seed, so that bursts
+come as they do in life and the same in every run. The rate is half of what the same pairs reach
+just before in a closed loop with one message in flight each, unless `--rate` gives it. Not half of
+the highest rate there is: that one lives on large batches, which a schedule does not make.
 """
 
 from __future__ import annotations

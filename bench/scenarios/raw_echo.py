@@ -1,7 +1,8 @@
 """The ceiling: a raw trio TCP echo against itself, one connection count above the unit's.
 
-Measured in echoes it shows what the alternation leaves of noise: a hundred connections in flight make a round a little
-cheaper than the unit's ten do, and the figure should be the same from run to run.
+Measured in echoes it shows what the alternation leaves of noise: a hundred connections in flight
+make a round a little cheaper than the unit's ten do, and the figure should be the same from run to
+run.
 """
 
 from __future__ import annotations

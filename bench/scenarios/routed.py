@@ -1,7 +1,7 @@
 """The main job: durable messages from one agent to another, windowed by delivery receipt.
 
-Each of `pairs` senders keeps `in_flight` numbered messages on the way to its receiver; a receipt at the receiver releases
-the next. Both ends live here, so the receipt costs no message.
+Each of `pairs` senders keeps `in_flight` numbered messages on the way to its receiver; a receipt at
+the receiver releases the next. Both ends live here, so the receipt costs no message.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ class Routed(Scenario):
         world.on_refusal = self.refusal
 
     def places(self) -> tuple[Sequence[str], Sequence[str]]:
-        """Where receivers and senders connect, each in turn; nothing is the target's address."""
+        """Where receivers and senders connect, each in turn.
+
+        Nothing is the target's address.
+        """
         return (), ()
 
     def send(self, pair: int, stamp: int) -> None:
@@ -77,7 +80,9 @@ class Routed(Scenario):
                 self.send(pair, now)
 
     def refusal(self, participant: Participant, code: str) -> None:
-        """The gateway has refused a message of this sender: it will not arrive, and the next one may be tried."""
+        """The gateway has refused a message of this sender: it will not arrive, and the next one
+        may be tried.
+        """
         self.refused += 1
         self.outstanding -= 1
         if self.running:

@@ -1,8 +1,10 @@
-"""Tasks: created, assigned, claimed, completed, by workers that ask for each step as a worker has to.
+"""Tasks: created, assigned, claimed, completed, by workers that ask for each step as a worker has
+to.
 
-A cycle is four messages of participants, and one of the gateway's own: CreateTask and its answer, the assignment, CLAIM and its
-answer, COMPLETE and its answer. In the closed loop each slot creates the next task when its last one is completed, so workers are
-never idle for long and tasks never wait for one. What a user waits for, from CreateTask to the assignment of an idle worker, is
+A cycle is four messages of participants, and one of the gateway's own: CreateTask and its answer,
+the assignment, CLAIM and its answer, COMPLETE and its answer. In the closed loop each slot creates
+the next task when its last one is completed, so workers are never idle for long and tasks never
+wait for one. What a user waits for, from CreateTask to the assignment of an idle worker, is
 measured by the paced scenarios.
 """
 
@@ -58,7 +60,10 @@ class Cycle(Scenario):
             worker.handler = self.working
 
     def places(self) -> tuple[Sequence[str], Sequence[str]]:
-        """Where creators and workers connect, each in turn; nothing is the target's address."""
+        """Where creators and workers connect, each in turn.
+
+        Nothing is the target's address.
+        """
         return (), ()
 
     def seed(self) -> None:

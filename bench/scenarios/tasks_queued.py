@@ -1,7 +1,8 @@
 """The same with many tasks in the queue: what a cycle costs must not grow with them.
 
-The queue is there before the workers, each of which takes SLOTS tasks at most. From then on every completed task is followed by the
-first one of the queue, and by a new one at its end, so the queue stays as long as it was.
+The queue is there before the workers, each of which takes SLOTS tasks at most. From then on every
+completed task is followed by the first one of the queue, and by a new one at its end, so the queue
+stays as long as it was.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a transport gives the bench: a sans-I/O codec per connection, and the shape of its messages.
 
-A transport that carries protobuf envelopes takes everything from `bench.wire`. One with frames of its own for messages (the
-framed transport) answers `publication_prefix` in its own bytes, and hands on what it receives as the envelopes that its frames
-stand for. Scenarios need not know.
+A transport that carries protobuf envelopes takes everything from `bench.wire`. One with frames of
+its own for messages (the framed transport) answers `publication_prefix` in its own bytes, and hands
+on what it receives as the envelopes that its frames stand for. Scenarios need not know.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from typing import Protocol
 
 
 class ClientCodec(Protocol):
-    """One connection's bytes; a new one has its opening in `take`. Never touches a socket; never blocks."""
+    """One connection's bytes; a new one has its opening in `take`.
+
+    Never touches a socket; never blocks.
+    """
 
     ended: bool
     """The peer has ended the stream, in whatever way."""
@@ -21,7 +24,10 @@ class ClientCodec(Protocol):
     """The end of this side is the socket's FIN, and so is the peer's; otherwise both are bytes."""
 
     def status(self) -> str:
-        """How the stream ended: "OK", or a status and its text. Slow; for the one who asks why."""
+        """How the stream ended: "OK", or a status and its text.
+
+        Slow; for the one who asks why.
+        """
         ...
 
     def send(self, message: bytes) -> None:
@@ -36,7 +42,10 @@ class ClientCodec(Protocol):
     """How many acknowledgements of publications have come; 0 on a transport without them."""
 
     def unsettled(self) -> int:
-        """How many publications the peer has not acknowledged; 0 on a transport without acknowledgements."""
+        """How many publications the peer has not acknowledged.
+
+        0 on a transport without acknowledgements.
+        """
         ...
 
     def take(self) -> bytes:
@@ -44,7 +53,10 @@ class ClientCodec(Protocol):
         ...
 
     def receive(self, data: bytes) -> list[bytes]:
-        """The whole messages that `data` completes. Answers to the peer's control frames wait in `take`."""
+        """The whole messages that `data` completes.
+
+        Answers to the peer's control frames wait in `take`.
+        """
         ...
 
 
@@ -61,7 +73,9 @@ class Transport(Protocol):
         ...
 
     def publication_prefix(self, topic: str, payload_bytes: int) -> bytes:
-        """What makes, with a payload of that many bytes behind it, one message for `ClientCodec.send`."""
+        """What makes, with a payload of that many bytes behind it, one message for
+        `ClientCodec.send`.
+        """
         ...
 
     def payload_at(self, message: bytes) -> int:

@@ -1,13 +1,14 @@
 """The framed transport: the framing of docs/wire.md, by hand.
 
-The opening (preface and HELLO) is the same bytes for every connection. A publication is the part of a SEND behind its
-number, so `send` packs length, type and number in front of it in one go; its first byte is the upper one of the message
-type, which is 0, where an UpstreamMessage has a tag, which never is. What is delivered is handed on as the serialized
-DownstreamMessage that a DELIVER holds, and a NACK as the ErrorResponse that it stands for.
+The opening (preface and HELLO) is the same bytes for every connection. A publication is the part of
+a SEND behind its number, so `send` packs length, type and number in front of it in one go; its
+first byte is the upper one of the message type, which is 0, where an UpstreamMessage has a tag,
+which never is. What is delivered is handed on as the serialized DownstreamMessage that a DELIVER
+holds, and a NACK as the ErrorResponse that it stands for.
 
-ACKs are read, for the window and for `unsettled`. DELIVERED is sent by `framed-acks` alone: the last offset of each
-channel, once for each read, as an application does that is done with a batch. Plain `framed` has no delivery acks, so that
-it does what gRPC does.
+ACKs are read, for the window and for `unsettled`. DELIVERED is sent by `framed-acks` alone: the
+last offset of each channel, once for each read, as an application does that is done with a batch.
+Plain `framed` has no delivery acks, so that it does what gRPC does.
 """
 
 from __future__ import annotations
@@ -194,7 +195,10 @@ class FramedCodec:
             raise ValueError(f"frame {kind:#06x} from a gateway")
 
     def status(self) -> str:
-        """See `ClientCodec.status`. A clean end is the socket's, of which a codec knows nothing."""
+        """See `ClientCodec.status`.
+
+        A clean end is the socket's, of which a codec knows nothing.
+        """
         return self._why or self._goaway or "OK"
 
 

@@ -1,9 +1,10 @@
 """The gRPC transport: HTTP/2 frames written by hand for a single stream.
 
-The opening is the same bytes for every connection of a target (RFC 9113 sections 3.4 and 6.5, and a header block of
-literals that are never indexed), so it is made once. Receive windows are opened to their maximum at once and topped up
-every gibibyte, so that the bench never throttles a server. Send windows are honoured: what does not fit waits in `_held`.
-Response headers are kept undecoded until somebody asks why a stream ended, because HPACK costs more than a message.
+The opening is the same bytes for every connection of a target (RFC 9113 sections 3.4 and 6.5, and a
+header block of literals that are never indexed), so it is made once. Receive windows are opened to
+their maximum at once and topped up every gibibyte, so that the bench never throttles a server. Send
+windows are honoured: what does not fit waits in `_held`. Response headers are kept undecoded until
+somebody asks why a stream ended, because HPACK costs more than a message.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, ENABLE_PUSH = 0x4, 0x5, 0x2
 MAX_WINDOW = 2**31 - 1
 DEFAULT_WINDOW = 65_535
 TOP_UP_BYTES = 2**30
-"""Received bytes after which credit is returned; half of the window, so the peer never sees its end."""
+"""Received bytes after which credit is returned; half of the window, so the peer never sees its
+end.
+"""
 
 PATH = "/aether.v1.AetherGateway/Connect"
 STREAM = 1
 
 _FRAME = struct.Struct(">BHBBL")  # 24-bit length as 8 + 16 bits, type, flags, stream
-_DATA_MESSAGE = struct.Struct(">BHBBLBL")  # a DATA frame's header and the 5-byte gRPC prefix in one go
+# A DATA frame's header and the 5-byte gRPC prefix in one go.
+_DATA_MESSAGE = struct.Struct(">BHBBLBL")
 _MESSAGE = struct.Struct(">BL")
 
 
@@ -38,7 +42,9 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def header_block(authority: str) -> bytes:
-    """The request's headers for HPACK (RFC 7541): static-table indexes, and literals never added to a table."""
+    """The request's headers for HPACK (RFC 7541): static-table indexes, and literals never added to
+    a table.
+    """
 
     def literal(index: int, name: str, value: str) -> bytes:
         raw = value.encode()
@@ -100,7 +106,8 @@ class GrpcCodec:
 
     def __init__(self, opening: bytes) -> None:
         self._out = [opening]
-        self._held: deque[bytes | None] = deque()  # DATA payloads waiting for window; None ends the stream
+        # DATA payloads waiting for window; None ends the stream.
+        self._held: deque[bytes | None] = deque()
         self._connection_window = self._stream_window = self._initial_window = DEFAULT_WINDOW
         self._max_frame = 16_384
         self._rest = b""  # a frame cut by the end of a read
@@ -200,7 +207,8 @@ class GrpcCodec:
             self._pump()
         elif kind == SETTINGS and not flags & ACK_FLAG:
             for key, value in struct.iter_unpack(">HL", payload):
-                if key == INITIAL_WINDOW_SIZE:  # moves the live stream by the difference, RFC 9113 section 6.9.2
+                # Moves the live stream by the difference, RFC 9113 section 6.9.2.
+                if key == INITIAL_WINDOW_SIZE:
                     self._stream_window += value - self._initial_window
                     self._initial_window = value
                 elif key == MAX_FRAME_SIZE:
@@ -251,7 +259,10 @@ class GrpcCodec:
                 self._held.popleft()
 
     def status(self) -> str:
-        """See `ClientCodec.status`. Decoding every block in order keeps HPACK's dynamic table right."""
+        """See `ClientCodec.status`.
+
+        Decoding every block in order keeps HPACK's dynamic table right.
+        """
         from hpack import Decoder
 
         decoder = Decoder()

@@ -1,7 +1,9 @@
-"""The WebSocket transport: RFC 6455 by hand, with the subprotocol `aether.v1.proto`, so one binary message is one envelope.
+"""The WebSocket transport: RFC 6455 by hand, with the subprotocol `aether.v1.proto`, so one binary
+message is one envelope.
 
-Frames of a client are masked, as they must be, with a key of zeros, which leaves the bytes as they are: the server has the
-work of any key, the load has none. Nothing is compressed. Messages wait for the server's 101, which the RFC asks of clients.
+Frames of a client are masked, as they must be, with a key of zeros, which leaves the bytes as they
+are: the server has the work of any key, the load has none. Nothing is compressed. Messages wait for
+the server's 101, which the RFC asks of clients.
 """
 
 from __future__ import annotations
@@ -43,7 +45,10 @@ def masked(opcode: int, payload: bytes) -> bytes:
 
 
 class WebSocketTransport:
-    """`Transport` of `ws://`. The gateway lets users in by default and bounds their rate; the scenarios are agents."""
+    """`Transport` of `ws://`.
+
+    The gateway lets users in by default and bounds their rate; the scenarios are agents.
+    """
 
     name = "websocket"
     gateway_args: Sequence[str] = ("--set", "websocket.principals=*", "--set", "websocket.max_messages_per_s=1000000")
@@ -149,7 +154,10 @@ class WebSocketCodec:
         return messages
 
     def _upgraded(self, data: bytes) -> int:
-        """Where frames begin behind the server's answer; 0 while that has not come, or when it is a refusal."""
+        """Where frames begin behind the server's answer.
+
+        0 while that has not come, or when it is a refusal.
+        """
         head, end, _ = data.partition(b"\r\n\r\n")
         if not end:
             return 0

@@ -1,4 +1,7 @@
-"""The invariants of tasks, as functions of a history. Each says what it takes for a violation, and how much it has looked at."""
+"""The invariants of tasks, as functions of a history.
+
+Each says what it takes for a violation, and how much it has looked at.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,9 @@ CLOCK_MS: Final = 50.0
 """The workers' clock is read a little before or behind the gateway's."""
 
 QUEUE_MS: Final = 5_000.0
-"""A transaction bears the time at which it was asked for, and may have waited behind others of its node. That epochs are numbered in the
-order of their transactions is the database's doing."""
+"""A transaction bears the time at which it was asked for, and may have waited behind others of its
+node. That epochs are numbered in the order of their transactions is the database's doing.
+"""
 
 
 def check_all(history: TaskHistory) -> list[Verdict]:
@@ -107,7 +111,9 @@ def _too_often(history: TaskHistory, attempts: dict[str, list[Attempt]]) -> Iter
 
 
 def _workers(history: TaskHistory, attempts: dict[str, list[Attempt]]) -> Iterator[str]:
-    """By what the workers wrote: each beginning belongs to an attempt of its own, inside of its time; each end that was confirmed, too."""
+    """By what the workers wrote: each beginning belongs to an attempt of its own, inside of its
+    time; each end that was confirmed, too.
+    """
     begun: Counter[tuple[str, str]] = Counter()
     completed: Counter[str] = Counter()
     for moment in history.moments:
@@ -128,7 +134,9 @@ def _workers(history: TaskHistory, attempts: dict[str, list[Attempt]]) -> Iterat
 
 
 def _beside(history: TaskHistory) -> Iterator[str]:
-    """Whoever has completed a task was alone with it from its beginning on, by the one clock that all workers read."""
+    """Whoever has completed a task was alone with it from its beginning on, by the one clock that
+    all workers read.
+    """
     at_it: dict[tuple[str, str], float] = {}
     beginnings: dict[str, list[Moment]] = defaultdict(list)
     for moment in history.moments:

@@ -1,4 +1,6 @@
-"""What was seen: by the tables at the end, by the workers as they worked, and by whoever made the tasks and killed."""
+"""What was seen: by the tables at the end, by the workers as they worked, and by whoever made the
+tasks and killed.
+"""
 
 from __future__ import annotations
 
@@ -95,8 +97,9 @@ async def read(place: Place, history: TaskHistory) -> None:
             "SELECT task_id, status, epoch, retry_count, max_attempts, next_retry_ms, created_ms, updated_ms, error_type FROM tasks"
         )
     ]
-    # The latest assignment is in the task's own row, those before it have rows of their own (services/tasks/transaction/assignment.py). One to a worker
-    # of another node is in both, and its own row does not say how it ended.
+    # The latest assignment is in the task's own row, those before it have rows of their own
+    # (services/tasks/transaction/assignment.py). One to a worker of another node is in both, and
+    # its own row does not say how it ended.
     latest = "GREATEST" if _is_postgres(place) else "MAX"
     attempts: dict[tuple[str, int], Attempt] = {}
     for row in await place.sql(

@@ -1,4 +1,6 @@
-"""Where a run takes place: nodes that can be killed, an address for clients, and a way to read the tables behind them."""
+"""Where a run takes place: nodes that can be killed, an address for clients, and a way to read the
+tables behind them.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +108,10 @@ class Alone:
 
 @asynccontextmanager
 async def open_place(nodes: int, keep: Path | None) -> AsyncIterator[Place]:
-    """So many nodes on PostgreSQL, or with 0 one gateway on SQLite. Everything ends with the block."""
+    """So many nodes on PostgreSQL, or with 0 one gateway on SQLite.
+
+    Everything ends with the block.
+    """
     if nodes:
         postgres = {"max_connections": "300"}
         async with open_process_cluster(nodes, postgres=postgres, proxied=False, keep=keep) as cluster:

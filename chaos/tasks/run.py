@@ -1,4 +1,6 @@
-"""One run: tasks are made while workers and gateways are killed, until every task has ended or it has taken too long."""
+"""One run: tasks are made while workers and gateways are killed, until every task has ended or it
+has taken too long.
+"""
 
 from __future__ import annotations
 
@@ -50,10 +52,13 @@ class TaskWishes:
     mean_s: float = 2.0
     """Between two kills."""
     heartbeat_ms: int = 4_000
-    """So soon a task is given up whose worker was killed while it ran; a few have only their grace window of 30 s instead."""
+    """So soon a task is given up whose worker was killed while it ran; a few have only their grace
+    window of 30 s instead.
+    """
     grace_share: float = 0.05
     kills: int = 0
-    """0: until nine tenths of the tasks have ended; else so many, of workers and of nodes in turn."""
+    """0: until nine tenths of the tasks have ended; else so many, of workers and of nodes in turn.
+    """
     pace_s: float = 0.0
     """Before each request for a task, on average; there are CREATORS * AT_ONCE who ask."""
     patience_s: float = 300.0

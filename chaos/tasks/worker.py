@@ -1,7 +1,9 @@
-"""A worker: `python -m chaos.tasks.worker ADDRESS SPECIFIER FILE SEED`. It is meant to be killed.
+"""A worker: `python -m chaos.tasks.worker ADDRESS SPECIFIER FILE SEED`.
 
-Each line of the file is one moment, written with one system call, so that a kill loses none that has happened: the worker has begun a
-task, or has ended one and knows how.
+It is meant to be killed.
+
+Each line of the file is one moment, written with one system call, so that a kill loses none that
+has happened: the worker has begun a task, or has ended one and knows how.
 """
 
 from __future__ import annotations

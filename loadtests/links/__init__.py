@@ -1,4 +1,7 @@
-"""The ways a user may be connected, by the name that `--transport` takes. Needs gevent with everything patched."""
+"""The ways a user may be connected, by the name that `--transport` takes.
+
+Needs gevent with everything patched.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,10 @@ __all__ = ["Ended", "Link", "Opening", "opener"]
 
 
 def opener(transport: str) -> Callable[[Opening], Link]:
-    """What connects one user; imports only what that transport needs. A link is made unconnected: call `open`."""
+    """What connects one user; imports only what that transport needs.
+
+    A link is made unconnected: call `open`.
+    """
     if transport == "framed":
         from loadtests.links.framed import FramedLink
 

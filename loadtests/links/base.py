@@ -1,8 +1,8 @@
 """What every transport gives a user: one connection that blocks as gevent does.
 
-Life: `open` (until the gateway's ack), then `receive` again and again by one greenlet while any other may `publish`, until
-`receive` raises Ended. `leave` asks for a clean end, `cut` breaks the connection; both make `receive` raise Ended, and
-neither waits.
+Life: `open` (until the gateway's ack), then `receive` again and again by one greenlet while any
+other may `publish`, until `receive` raises Ended. `leave` asks for a clean end, `cut` breaks the
+connection; both make `receive` raise Ended, and neither waits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ FINAL = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "INVALID_ARGUMENT", "
 
 
 class Ended(Exception):
-    """The connection is over. `code` is OK, CUT (by us), EOF (without a word), a status, or an errno's name."""
+    """The connection is over.
+
+    `code` is OK, CUT (by us), EOF (without a word), a status, or an errno's name.
+    """
 
     def __init__(self, code: str, text: str = "") -> None:
         super().__init__(f"{code}: {text}" if text else code)
@@ -49,7 +52,9 @@ class Unsettled(NamedTuple):
 
 @dataclass(slots=True)
 class Outbox:
-    """What one user has published: kept over its connections, so that a transport with acknowledgements can repeat it."""
+    """What one user has published: kept over its connections, so that a transport with
+    acknowledgements can repeat it.
+    """
 
     publisher: bytes
     next_seq: int = 1
@@ -110,7 +115,10 @@ class Link(ABC):
 
     @abstractmethod
     def receive(self) -> list[bytes]:
-        """The next serialized DownstreamMessages, at least one. The ones before count as handled. Raises Ended."""
+        """The next serialized DownstreamMessages, at least one.
+
+        The ones before count as handled. Raises Ended.
+        """
 
     @abstractmethod
     def send(self, message: bytes) -> None:

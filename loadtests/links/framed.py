@@ -1,4 +1,6 @@
-"""The framed transport: our own codec on a gevent socket, with acknowledged sends and acknowledged deliveries."""
+"""The framed transport: our own codec on a gevent socket, with acknowledged sends and acknowledged
+deliveries.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ class FramedLink(Link):
         self._handled: dict[int, int] = {}
         self._early: list[bytes] = []
         self._leaving = False
-        self._over: Ended | None = None  # the gateway's last word; what came before it is handled first
+        # The gateway's last word; what came before it is handled first.
+        self._over: Ended | None = None
 
     def open(self) -> None:
         """See `Link.open`."""

@@ -1,8 +1,10 @@
-"""The gRPC transport: grpcio with its gevent support, one call per user, messages as bytes laid by hand.
+"""The gRPC transport: grpcio with its gevent support, one call per user, messages as bytes laid by
+hand.
 
-`streams` users share a channel, which is one TCP connection. Under gevent grpcio waits for each channel in a thread of
-gevent's pool of ten, up to 0.2 s at a time, so with more channels than threads messages wait for their turn. Messages go
-through grpcio unparsed, so neither our private descriptor pool nor the SDK's classes take part.
+`streams` users share a channel, which is one TCP connection. Under gevent grpcio waits for each
+channel in a thread of gevent's pool of ten, up to 0.2 s at a time, so with more channels than
+threads messages wait for their turn. Messages go through grpcio unparsed, so neither our private
+descriptor pool nor the SDK's classes take part.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from loadtests.links.base import CUT, OK, Ended, Link, Opening, init_bytes
 
 PATH = "/aether.v1.AetherGateway/Connect"
 _OPTIONS = (
-    ("grpc.use_local_subchannel_pool", 1),  # a connection of its own, which channels of one target do not have
+    # A connection of its own, which channels of one target do not have.
+    ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
     ("grpc.enable_http_proxy", 0),
     ("grpc.max_receive_message_length", -1),

@@ -1,6 +1,8 @@
-"""The gRPC transport without a gRPC library: the bench's codec, which lays HTTP/2 by hand, on a gevent socket.
+"""The gRPC transport without a gRPC library: the bench's codec, which lays HTTP/2 by hand, on a
+gevent socket.
 
-What the gateway sees is the same as from grpcio, one connection and one call for each user; what the load pays is a tenth.
+What the gateway sees is the same as from grpcio, one connection and one call for each user; what
+the load pays is a tenth.
 """
 
 from __future__ import annotations

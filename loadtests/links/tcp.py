@@ -1,7 +1,8 @@
 """A TCP connection on gevent for codecs without sockets.
 
-Reading belongs to the user's greenlet. Writing never waits: what the kernel does not take at once goes to a greenlet that
-exists only for that time, so that one slow connection cannot hold up the greenlet that talks for all.
+Reading belongs to the user's greenlet. Writing never waits: what the kernel does not take at once
+goes to a greenlet that exists only for that time, so that one slow connection cannot hold up the
+greenlet that talks for all.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Tcp:
         except BaseException:
             self.socket.close()
             raise
-        self._raw: stdlib_socket.socket = self.socket._sock  # non-blocking: gevent waits in its own way
+        # Non-blocking: gevent waits in its own way.
+        self._raw: stdlib_socket.socket = self.socket._sock
 
     def receive(self) -> bytes:
         """Some bytes; b"" at the end. Raises Ended."""
@@ -75,7 +77,9 @@ class Tcp:
             pass
 
     def end(self) -> None:
-        """End our side, unless something still waits to be written: then the other side is left to end."""
+        """End our side, unless something still waits to be written: then the other side is left to
+        end.
+        """
         try:
             self.socket.shutdown(socket.SHUT_WR)
         except OSError:

@@ -1,4 +1,6 @@
-"""The WebSocket transport: wsproto on a gevent socket, subprotocol aether.v1.proto (one binary message, one protobuf message)."""
+"""The WebSocket transport: wsproto on a gevent socket, subprotocol aether.v1.proto (one binary
+message, one protobuf message).
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ class WebSocketLink(Link):
         self._partial = bytearray()
         self._early: list[bytes] = []
         self._accepted = self._leaving = False
-        self._over: Ended | None = None  # the gateway's last word; what came before it is handled first
+        # The gateway's last word; what came before it is handled first.
+        self._over: Ended | None = None
 
     def open(self) -> None:
         """See `Link.open`."""

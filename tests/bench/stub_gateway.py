@@ -1,8 +1,9 @@
 """A gateway of a few lines to try the bench against: other stacks than ours, and faults on order.
 
-`python -m tests.bench.stub_gateway --ready-file F [--transport L] [--lose N] [--repeat N] [--refuse N] [--forget N]` loses,
-repeats or refuses the N-th message it is sent and every N-th after it, and forgets one acknowledgement. gRPC is served
-by grpcio, the other transports by `stub_transports`. Offline messages stay in memory. Ends on SIGTERM.
+`python -m tests.bench.stub_gateway --ready-file F [--transport L] [--lose N] [--repeat N] [--refuse
+N] [--forget N]` loses, repeats or refuses the N-th message it is sent and every N-th after it, and
+forgets one acknowledgement. gRPC is served by grpcio, the other transports by `stub_transports`.
+Offline messages stay in memory. Ends on SIGTERM.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class Stub:
     async def connect(
         self, requests: AsyncIterator[pb.UpstreamMessage], context: grpc.aio.ServicerContext | stub_transports.Context
     ) -> AsyncIterator[pb.DownstreamMessage]:
-        """The one RPC; on a transport with acknowledgements, with an empty message behind what each send has caused."""
+        """The one RPC; on a transport with acknowledgements, with an empty message behind what each
+        send has caused.
+        """
         init = (await anext(requests)).init
         kind = init.WhichOneof("client_type")
         if kind == "agent":

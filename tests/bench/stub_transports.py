@@ -1,6 +1,8 @@
-"""The stub gateway's other transports on asyncio: the framing by `wire.framing.Connection`, WebSocket by wsproto.
+"""The stub gateway's other transports on asyncio: the framing by `wire.framing.Connection`,
+WebSocket by wsproto.
 
-Both refuse what their specification forbids, so the bench's own codecs are held to it in whole runs.
+Both refuse what their specification forbids, so the bench's own codecs are held to it in whole
+runs.
 """
 
 from __future__ import annotations
@@ -65,7 +67,8 @@ class Framed:
     def send(self, message: pb.DownstreamMessage) -> bytes:
         what = message.WhichOneof("payload")
         if what == "error":
-            self.refusal = message.error  # until the send that it is about is settled, which is the next one
+            # Until the send that it is about is settled, which is the next one.
+            self.refusal = message.error
             return b""
         if what is None:
             seq = self.waiting.popleft()

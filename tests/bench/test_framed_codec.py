@@ -1,4 +1,6 @@
-"""The hand-written framed client against the framing's own connection, which refuses what the specification forbids."""
+"""The hand-written framed client against the framing's own connection, which refuses what the
+specification forbids.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The hand-written HTTP/2 client against h2 as the server, and against hyperframe for what h2 does not send."""
+"""The hand-written HTTP/2 client against h2 as the server, and against hyperframe for what h2 does
+not send.
+"""
 
 from __future__ import annotations
 

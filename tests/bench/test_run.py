@@ -29,7 +29,10 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def stub(tmp_path: Path) -> Iterator[Start]:
-    """Start the stub gateway on a transport, with some faults; gives the arguments that aim the bench at it."""
+    """Start the stub gateway on a transport, with some faults.
+
+    Gives the arguments that aim the bench at it.
+    """
     started: list[subprocess.Popen[bytes]] = []
 
     def start(transport: str, *faults: str) -> list[str]:
@@ -104,7 +107,8 @@ def test_a_repeated_message_fails_the_run(scenario: str, stub: Start, bench: Cal
 def test_a_lost_message_fails_the_run(
     scenario: str, stub: Start, bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base, "DRAIN_SECONDS", 0.3)  # what is lost never comes, however long one waits
+    # What is lost never comes, however long one waits.
+    monkeypatch.setattr(base, "DRAIN_SECONDS", 0.3)
     status, found = bench(scenario, *stub("grpc", "--lose", "7"))
     assert status == 1
     assert "still missing" in found[scenario]["failed"]
@@ -175,9 +179,11 @@ def test_our_own_gateway_is_started_measured_and_ended_on_every_transport(
 
 def test_a_cluster_is_started_measured_by_its_parts_and_ended(bench: Callable[..., Any]) -> None:
     chosen = ("cluster-2-across", "cluster-workers-2", "cluster-paced-across")
-    with tempfile.TemporaryDirectory(prefix="aether-test-bench-") as place:  # PostgreSQL may have to be somebody else's
+    # PostgreSQL may have to be somebody else's.
+    with tempfile.TemporaryDirectory(prefix="aether-test-bench-") as place:
         Path(place).chmod(0o755)
-        # Longer windows: something is to be committed and told in them on a machine that is busy, too.
+        # Longer windows: something is to be committed and told in them on a machine that is busy,
+        # too.
         status, found = bench(*chosen, "--window", "0.25", "--data-root", place)
         assert not list(Path(place).iterdir())
     assert {name: result["failed"] for name, result in found.items()} == dict.fromkeys(chosen, "")

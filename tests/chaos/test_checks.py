@@ -1,4 +1,6 @@
-"""The checker finds what it is there for: each invariant holds for a good history, and a made-up bad one is told what is bad."""
+"""The checker finds what it is there for: each invariant holds for a good history, and a made-up
+bad one is told what is bad.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ SHARED = "ag::chaos::rival::1"
 
 
 def good() -> History:
-    """Two senders, a reader, two workers, a counter, a session that was taken over, a ledger, tasks, an attack, and a fault."""
+    """Two senders, a reader, two workers, a counter, a session that was taken over, a ledger,
+    tasks, an attack, and a fault.
+    """
     history = History(ended_s=100.0)
     for number in range(1, 5):
         for sender, offset in (("a", 2 * number - 1), ("b", 2 * number)):
@@ -93,7 +97,8 @@ def good() -> History:
     history.logged = [Logged(TOPIC, 9, 1, 9, 9), Logged(WORK, 4, 1, 4, 4)]
     history.held = [
         Held("ag::a", "a-old", 1, "1 1", live=True, stolen=False),
-        Held("ag::a", "a-old", 1, "1 2", live=True, stolen=False),  # its node came back with a new epoch
+        # Its node came back with a new epoch.
+        Held("ag::a", "a-old", 1, "1 2", live=True, stolen=False),
         Held("ag::a", "a-old-ended", 1, "1 2", live=False, stolen=False),
         Held("ag::a", "a-new", 2, "2 1", live=True, stolen=False),
     ]
@@ -242,7 +247,9 @@ def skip_for_the_next_holder(history: History) -> None:
 
 
 def test_a_turn_that_its_client_hears_of_late_comes_where_its_epoch_is() -> None:
-    """The second holder was acknowledged by a node that had stood still, when the third one read already."""
+    """The second holder was acknowledged by a node that had stood still, when the third one read
+    already.
+    """
     history = good()
     late = Turn(SHARED, "rival-late", 2.65, "s-late")
     history.turns = [replace(turn, session=f"s-{turn.reader}") for turn in history.turns] + [late]

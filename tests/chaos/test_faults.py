@@ -1,4 +1,7 @@
-"""Faults are done to what is there; what the moment does not allow is counted as missed."""
+"""Faults are done to what is there.
+
+What the moment does not allow is counted as missed.
+"""
 
 from __future__ import annotations
 

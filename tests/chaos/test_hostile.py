@@ -1,4 +1,6 @@
-"""The attacks of the chaos runs, each of them, on one gateway: it goes on, and serves others meanwhile."""
+"""The attacks of the chaos runs, each of them, on one gateway: it goes on, and serves others
+meanwhile.
+"""
 
 from __future__ import annotations
 

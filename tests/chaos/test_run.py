@@ -1,4 +1,6 @@
-"""A short run for real: a database and three gateways as processes, half a minute of faults, and every invariant."""
+"""A short run for real: a database and three gateways as processes, half a minute of faults, and
+every invariant.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from chaos.run import Wishes, last_lines_of_tracebacks, run
 pytestmark = pytest.mark.crash
 
 SEED: Final = 834
-"""Its faults are of all the kinds below, one of them a SIGSTOP that is longer than the grace of a lease."""
+"""Its faults are of all the kinds below, one of them a SIGSTOP that is longer than the grace of a
+lease.
+"""
 KINDS: Final = (
     Kind.KILL_NODE,
     Kind.STOP_NODE,
@@ -31,7 +35,9 @@ KINDS: Final = (
     Kind.STALL_WRITE,
 )
 BOUND_S: Final = 120.0
-"""A safety net: how soon clients are back on a machine that does nothing else is what a run of `nox -s chaos` is about."""
+"""A safety net: how soon clients are back on a machine that does nothing else is what a run of `nox
+-s chaos` is about.
+"""
 
 
 async def test_half_a_minute_of_faults_violates_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""The invariants of tasks find what violates them; and a short run for real on each engine, with a kill of each kind."""
+"""The invariants of tasks find what violates them.
+
+And a short run for real on each engine, with a kill of each kind.
+"""
 
 from __future__ import annotations
 

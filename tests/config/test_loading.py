@@ -241,7 +241,8 @@ def test_variables_of_clients_are_left_alone() -> None:
 
 
 def test_the_variables_of_the_published_sdk_are_all_known_to_us() -> None:
-    # Searched in the SDK's own source, so that a new release that reads a new variable is noticed here.
+    # Searched in the SDK's own source, so that a new release that reads a new variable is noticed
+    # here.
     code = (
         "import pathlib, re, scitrera_aether_client as sdk\n"
         "root = pathlib.Path(sdk.__file__).parent\n"
@@ -455,7 +456,8 @@ def test_one_slip_of_the_finger_is_always_put_right(name: str, letter: str, data
     with pytest.raises(SettingsError) as caught:
         load_settings(sets=[f"{slipped}=1"])
     suggestion = caught.value.problems[0].rpartition("did you mean ")[2].rstrip("?")
-    # Some names differ from each other by little; the suggestion must then be at least as close as the true one.
+    # Some names differ from each other by little; the suggestion must then be at least as close as
+    # the true one.
     assert suggestion in all_keys()
     assert sum(a != b for a, b in zip(suggestion, slipped, strict=False)) + abs(
         len(suggestion) - len(slipped)

@@ -166,7 +166,8 @@ async def test_half_close_of_a_direction_that_waits_for_room() -> None:
         nursery.start_soon(ends.client.send_all, bytes(50_000_000))
         await ends.connection.upstream.until_forwarded(1)
         await trio.testing.wait_all_tasks_blocked(0.05)
-        ends.connection.upstream.half_close()  # the rest is read and dropped, or the client would stand still for ever
+        # The rest is read and dropped, or the client would stand still for ever.
+        ends.connection.upstream.half_close()
         nursery.cancel_scope.deadline = trio.current_time() + LIMIT_S
         await rest(ends.target)
     assert not nursery.cancel_scope.cancelled_caught

@@ -1,4 +1,6 @@
-"""A port that is held: nobody gets it by chance, connections to it are refused, and its owner listens on it all the same."""
+"""A port that is held: nobody gets it by chance, connections to it are refused, and its owner
+listens on it all the same.
+"""
 
 from __future__ import annotations
 

@@ -126,7 +126,8 @@ async def _until(condition: Callable[[], Awaitable[bool]], address: str) -> None
             if await condition():
                 return
             with trio.move_on_after(1.0):
-                # A connection that was lost is noticed when it is used. Who was cut off here may still hold its name.
+                # A connection that was lost is noticed when it is used. Who was cut off here may
+                # still hold its name.
                 await echo(address, b"something to write", str(number))
 
 

@@ -1,4 +1,7 @@
-"""Fault tests kill, starve and disconnect real gateway processes; all of them are marked `crash`."""
+"""Fault tests kill, starve and disconnect real gateway processes.
+
+All of them are marked `crash`.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""A client that holds an identity until it is killed: `python -m tests.faults.holder ADDRESS WORKSPACE [API_KEY]`.
+"""A client that holds an identity until it is killed: `python -m tests.faults.holder ADDRESS
+WORKSPACE [API_KEY]`.
 
-Prints one line once it is connected. An agent of the published SDK, so that what ends is a real client.
+Prints one line once it is connected. An agent of the published SDK, so that what ends is a real
+client.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Numbered, timed payloads of 1 KiB: what the readers of a flood can check without decoding protobuf."""
+"""Numbered, timed payloads of 1 KiB: what the readers of a flood can check without decoding
+protobuf.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,8 @@ def payload(number: int) -> bytes:
 
 
 def find(downstream: bytes) -> tuple[int, int] | None:
-    """The number and the sending time (CLOCK_MONOTONIC, ns) inside a serialised DownstreamMessage, if it carries one."""
+    """The number and the sending time (CLOCK_MONOTONIC, ns) inside a serialised DownstreamMessage,
+    if it carries one.
+    """
     at = downstream.find(MARK)
     return _HEAD.unpack_from(downstream, at + len(MARK)) if at >= 0 else None

@@ -1,7 +1,9 @@
-"""Fifty readers of one broadcast in a process of their own: `python -m tests.faults.swarm ADDRESS WORKSPACE COUNT`.
+"""Fifty readers of one broadcast in a process of their own: `python -m tests.faults.swarm ADDRESS
+WORKSPACE COUNT`.
 
-Takes commands as lines, answers each with a line of JSON: `state` (least and most messages over the readers, and what went
-wrong), `latency` (percentiles since the last `latency`, in milliseconds). Every reader checks that it misses nothing.
+Takes commands as lines, answers each with a line of JSON: `state` (least and most messages over the
+readers, and what went wrong), `latency` (percentiles since the last `latency`, in milliseconds).
+Every reader checks that it misses nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from tests.faults import numbered, upstream
 from tests.helpers.rawh2 import open_raw_peer
 
 SAMPLE_EVERY = 4
-ROOT = Path(__file__).resolve().parents[2]  # the process must find the tests, wherever pytest was started
+# The process must find the tests, wherever pytest was started.
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Readers:

@@ -1,7 +1,8 @@
 """However a holder ends, its identity is free again soon, and the next holder is a whole one.
 
-The time until it is free is printed and not asserted; the requirement is 100 ms where the gateway can know, and what TCP
-takes to find out where it cannot. Each wait has the usual limit, the vanished peer's a longer one.
+The time until it is free is printed and not asserted; the requirement is 100 ms where the gateway
+can know, and what TCP takes to find out where it cannot. Each wait has the usual limit, the
+vanished peer's a longer one.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ def init_of(ws: str, key: str = "") -> bytes:
 
 
 async def is_acked(peer: RawPeer) -> bool:
-    """Whether the handshake went well; anything but ALREADY_EXISTS instead is a failure."""
+    """Whether the handshake went well.
+
+    Anything but ALREADY_EXISTS instead is a failure.
+    """
     batch = await peer.receive()
     if batch:
         assert upstream.Down.FromString(batch[0]).WhichOneof("payload") == "connection_ack"
@@ -68,7 +72,9 @@ async def holder(address: str, ws: str) -> AsyncIterator[RawPeer]:
 
 
 async def time_until_free(address: str, ws: str, *, key: str = "", limit_s: float = LIMIT_S) -> float:
-    """Try to take the identity until it works, then see that the new holder gets its messages; seconds until the ack."""
+    """Try to take the identity until it works, then see that the new holder gets its messages;
+    seconds until the ack.
+    """
     started = trio.current_time()
     with trio.fail_after(limit_s):
         while True:
@@ -191,7 +197,10 @@ async def test_the_gateway_is_killed(ws: str, tmp_path: Path) -> None:
 
 @pytest.mark.timeout(0)
 async def test_the_clients_machine_vanishes(ws: str, tmp_path: Path) -> None:
-    """Half-open: no FIN, no RST, nobody who answers. Only the gateway's kernel, or its pings, can find out."""
+    """Half-open: no FIN, no RST, nobody who answers.
+
+    Only the gateway's kernel, or its pings, can find out.
+    """
     key, record = new_key()
     with contextlib.ExitStack() as stack:
         try:

@@ -1,11 +1,13 @@
 """kill -9 loses nothing that was accepted, and reorders nothing.
 
-Agents send numbered messages to agents that are offline, 20,000 for each of ten lives of the gateway: at a seeded moment it
-is killed and started again on the same data. Then the targets connect, and the gateway is killed twice more while it delivers.
+Agents send numbered messages to agents that are offline, 20,000 for each of ten lives of the
+gateway: at a seeded moment it is killed and started again on the same data. Then the targets
+connect, and the gateway is killed twice more while it delivers.
 
-Accepted means: the gateway has answered a KV GET that the same connection sent after the message. Every accepted message
-must arrive; what was sent and not accepted may. Per target the order is the log's order: each sender's numbers rise, and
-a connection after a crash may repeat only a suffix of what was delivered, in the same order, before it goes on.
+Accepted means: the gateway has answered a KV GET that the same connection sent after the message.
+Every accepted message must arrive; what was sent and not accepted may. Per target the order is the
+log's order: each sender's numbers rise, and a connection after a crash may repeat only a suffix of
+what was delivered, in the same order, before it goes on.
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ END = b"end"
 
 @dataclass
 class Sender:
-    """One sending agent over all its connections. Numbers are never used again, whatever became of them."""
+    """One sending agent over all its connections.
+
+    Numbers are never used again, whatever became of them.
+    """
 
     name: str
     quota: int
@@ -47,7 +52,10 @@ class Sender:
     unknown: set[int] = field(default_factory=set)
 
     def crashed(self) -> None:
-        """What was sent and not accepted may or may not have been committed; nobody can know."""
+        """What was sent and not accepted may or may not have been committed.
+
+        Nobody can know.
+        """
         self.unknown |= set(range(self.accepted, self.sent))
         self.accepted = self.sent
 
@@ -67,7 +75,10 @@ class Target:
     at_end: bool = False
 
     def deliver(self, payload: bytes, position: int | None) -> int:
-        """Take one delivery of a connection that has come to `position` in the log; its new position."""
+        """Take one delivery of a connection that has come to `position` in the log.
+
+        Its new position.
+        """
         place = self.places.get(payload)
         if position is None:
             position = len(self.log) if place is None else place  # where a new connection takes up
@@ -135,13 +146,17 @@ class Run:
         for number in range(sender.sent, min(sender.sent + BATCH, sender.quota)):
             target = self.targets[number % TARGETS]
             batch.append(upstream.message(self.topic(target), b"%s %d %s" % (sender.name.encode(), number, PADDING)))
-        sender.sent += len(batch)  # before the bytes leave: who is cut while sending does not know what arrived
+        # Before the bytes leave: who is cut while sending does not know what arrived.
+        sender.sent += len(batch)
         await peer.send(*batch, upstream.barrier(str(sender.sent)))
 
     @staticmethod
     @contextlib.asynccontextmanager
     async def cut_is_an_end() -> AsyncIterator[None]:
-        """A connection that was cut ends both of its tasks; anything else is a failure of the test."""
+        """A connection that was cut ends both of its tasks.
+
+        Anything else is a failure of the test.
+        """
         try:
             yield
         except* (Disconnected, OSError):

@@ -1,12 +1,14 @@
 """Nothing is lost and nothing is repeated to the application, whatever happens to the connections.
 
-Senders and receivers of our own client talk over the binary framing, through a proxy that cuts, ends, half-closes, truncates,
-stalls, delays and starves their connections at random. Sends are acknowledged after the commit and repeated by their
-numbers after a cut; deliveries are acknowledged by the application. In one variant the gateway is killed and started
-again as well, so the numbers that tell a repetition must have been committed with their messages.
+Senders and receivers of our own client talk over the binary framing, through a proxy that cuts,
+ends, half-closes, truncates, stalls, delays and starves their connections at random. Sends are
+acknowledged after the commit and repeated by their numbers after a cut; deliveries are acknowledged
+by the application. In one variant the gateway is killed and started again as well, so the numbers
+that tell a repetition must have been committed with their messages.
 
-Each receiver must see each sender's numbers exactly once and in order. A run lasts about ten seconds, and where the machine is
-slow as long as it takes to be as bad as it is meant to be; with TESTS_FULL=1 in the environment it lasts two minutes.
+Each receiver must see each sender's numbers exactly once and in order. A run lasts about ten
+seconds, and where the machine is slow as long as it takes to be as bad as it is meant to be; with
+TESTS_FULL=1 in the environment it lasts two minutes.
 """
 
 from __future__ import annotations
@@ -148,7 +150,8 @@ class Run:
                 else:
                     self.tally.received.setdefault((sender, receiver), []).append(number)
                 if chance.random() < 0.01:
-                    await trio.sleep(0.02)  # an application takes its time: what waits for it survives the cuts as well
+                    # An application takes its time: what waits for it survives the cuts as well.
+                    await trio.sleep(0.02)
 
     async def play(self, gateway: GatewayProcess, *, kills: int) -> FaultProxy:
         faults = RandomFaults(

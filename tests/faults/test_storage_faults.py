@@ -1,8 +1,9 @@
-"""A full disk and a locked database, seen by clients: senders are told, nobody is thrown off, and it passes by itself.
+"""A full disk and a locked database, seen by clients: senders are told, nobody is thrown off, and
+it passes by itself.
 
-What is due: ERR_PUBLISH_FAILED (retryable) for the messages that could not be written, the stream stays up, the process stays
-up, and once the cause is gone the same gateway accepts again without help. What had been accepted before is still there,
-and what was refused is not delivered later.
+What is due: ERR_PUBLISH_FAILED (retryable) for the messages that could not be written, the stream
+stays up, the process stays up, and once the cause is gone the same gateway accepts again without
+help. What had been accepted before is still there, and what was refused is not delivered later.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ KIB = 1024
 
 
 async def publish_until(sender: Peer, world: World, name: str, *, refused: bool) -> tuple[list[bytes], list[bytes]]:
-    """Send numbered messages to the offline agent `late` until one is refused (or accepted): (accepted, refused).
+    """Send numbered messages to the offline agent `late` until one is refused (or accepted):
+    (accepted, refused).
 
-    One message at a time, each followed by a barrier, so that an error belongs to exactly one message. The barrier is an
-    KV GET, which writes nothing and must be answered whatever the disk does.
+    One message at a time, each followed by a barrier, so that an error belongs to exactly one
+    message. The barrier is an KV GET, which writes nothing and must be answered whatever the disk
+    does.
     """
     accepted: list[bytes] = []
     rejected: list[bytes] = []

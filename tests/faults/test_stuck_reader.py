@@ -1,7 +1,9 @@
-"""A subscriber that stops reading costs the gateway bounded memory, the others nothing, and itself no message.
+"""A subscriber that stops reading costs the gateway bounded memory, the others nothing, and itself
+no message.
 
-Two of them, stuck in the two ways there are: one does not read its socket, one reads but never opens its HTTP/2 window.
-Fifty others read on. 20,000 messages of 1 KiB flow; with TESTS_FULL=1 the 100,000 of the requirement.
+Two of them, stuck in the two ways there are: one does not read its socket, one reads but never
+opens its HTTP/2 window. Fifty others read on. 20,000 messages of 1 KiB flow; with TESTS_FULL=1 the
+100,000 of the requirement.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ class Publisher:
         await event.wait()
 
     async def flood(self, count: int, swarm: Swarm) -> None:
-        """As fast as the fifty follow: were they allowed to fall behind, their own full outboxes would be measured."""
+        """As fast as the fifty follow: were they allowed to fall behind, their own full outboxes
+        would be measured.
+        """
         for start in range(0, count, BARRIER_EVERY):
             batch = range(self.sent, self.sent + min(BARRIER_EVERY, count - start))
             await self.peer.send(*(upstream.message(self.topic, numbered.payload(n)) for n in batch))
@@ -127,7 +131,8 @@ async def test_a_stuck_reader_costs_little_and_loses_nothing() -> None:
         nursery = await stack.enter_async_context(trio.open_nursery())
         nursery.start_soon(publisher.read)
 
-        # Everybody reads: the allocators reach their working size, and the latency without a stuck reader is taken.
+        # Everybody reads: the allocators reach their working size, and the latency without a stuck
+        # reader is taken.
         async with trio.open_nursery() as warm:
             for reader in (deaf, shut):
                 warm.start_soon(reader.read_until, WARM_UP + PACED)
@@ -137,7 +142,8 @@ async def test_a_stuck_reader_costs_little_and_loses_nothing() -> None:
             await swarm.wait_for("least", publisher.sent)
         before = await swarm.ask("latency")
 
-        # Both stop: one leaves its socket alone, the other goes on reading, but its window closes behind what it has.
+        # Both stop: one leaves its socket alone, the other goes on reading, but its window closes
+        # behind what it has.
         shut.peer.h2.shut()
         end = publisher.sent + FLOOD + PACED
         reading = await stack.enter_async_context(trio.open_nursery())

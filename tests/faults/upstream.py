@@ -1,4 +1,6 @@
-"""Upstream messages as bytes, and downstream messages as objects, for the raw client. Built with the SDK's classes."""
+"""Upstream messages as bytes, and downstream messages as objects, for the raw client. Built with
+the SDK's classes.
+"""
 
 from __future__ import annotations
 

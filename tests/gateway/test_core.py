@@ -1,4 +1,6 @@
-"""The core on real files and real threads: what its parts promise on a virtual clock holds on a disk as well."""
+"""The core on real files and real threads: what its parts promise on a virtual clock holds on a
+disk as well.
+"""
 
 from __future__ import annotations
 
@@ -169,7 +171,8 @@ async def test_metrics_have_the_references_names_labels_and_words(tmp_path: Path
         'aether_metering_kv_operations_total{operation="GET",workspace="w"} 1.0',
         'aether_metering_active_connections{principal_type="agent",workspace="w"} 1.0',
         "aether_message_routing_latency_seconds_count 1.0",
-        "aether_topic_subscriptions_active 4.0",  # of the agent: its own topic, ga; of the window: its own, uu
+        # Of the agent: its own topic, ga; of the window: its own, uu.
+        "aether_topic_subscriptions_active 4.0",
         "aether_log_appended_total 1.0",
         "aether_log_expired_total 0.0",
     }

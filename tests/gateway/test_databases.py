@@ -25,7 +25,10 @@ LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"
 
 
 async def no_locks_are_left(engine: PostgresEngine) -> None:
-    """The server takes a moment to see that a connection was cut. No other gateway is on it now."""
+    """The server takes a moment to see that a connection was cut.
+
+    No other gateway is on it now.
+    """
     with trio.fail_after(LONG_S):
         while engine.rows(LOCKS) != [(0,)]:
             await trio.sleep(0.02)

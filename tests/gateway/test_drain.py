@@ -1,4 +1,6 @@
-"""A drain: what is on its way is served, on every transport, and the gateway is gone when its clients are."""
+"""A drain: what is on its way is served, on every transport, and the gateway is gone when its
+clients are.
+"""
 
 from __future__ import annotations
 
@@ -82,8 +84,10 @@ async def test_a_framed_client_that_does_not_go_is_served_for_as_long_as_was_sai
         error = await a.until_end()
         assert error is not None
         assert (error.code, error.retryable) == (Status.UNAVAILABLE, True)
-        assert trio.current_time() - began >= goaway.within_ms / 1000  # a lower bound: no machine is too slow for it
-        assert not [event for event in a._events if isinstance(event, framing.Deliver)]  # nothing new to work on
+        # A lower bound: no machine is too slow for it.
+        assert trio.current_time() - began >= goaway.within_ms / 1000
+        # Nothing new to work on.
+        assert not [event for event in a._events if isinstance(event, framing.Deliver)]
         with trio.fail_after(300):
             await gateway.wait_closed()
         await a.stream.aclose()

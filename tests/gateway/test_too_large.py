@@ -1,4 +1,6 @@
-"""What does not fit into one message to a client: on every transport a refusal, and never the end of anything."""
+"""What does not fit into one message to a client: on every transport a refusal, and never the end
+of anything.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""One development gateway for the whole session, and gateways of their own for the scenarios that need one."""
+"""One development gateway for the whole session, and gateways of their own for the scenarios that
+need one.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,10 @@ def target(shared_gateway: GatewayProcess) -> str:
 
 @pytest.fixture(scope="package")
 def postgres_gateway(postgres_server: PostgresServer, postgres_session: PostgresSession) -> Iterator[GatewayProcess]:
-    """The shared gateway's twin, on PostgreSQL. Tests of other folders look at the connections and locks of the whole server."""
+    """The shared gateway's twin, on PostgreSQL.
+
+    Tests of other folders look at the connections and locks of the whole server.
+    """
     with (
         open_postgres_engine(postgres_server, postgres_session) as engine,
         start_gateway(extra_args=on_postgres(engine)) as gateway,
@@ -47,7 +52,10 @@ def any_target(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def own_gateway() -> Iterator[Callable[..., GatewayProcess]]:
-    """Start gateways that belong to this test; whatever still runs at its end is killed."""
+    """Start gateways that belong to this test.
+
+    Whatever still runs at its end is killed.
+    """
     with ExitStack() as stack:
 
         def start(*args: Any, **kwargs: Any) -> GatewayProcess:
@@ -58,7 +66,10 @@ def own_gateway() -> Iterator[Callable[..., GatewayProcess]]:
 
 @pytest.fixture(scope="session")
 def idle_watch(shared_gateway: GatewayProcess) -> Iterator[IdleWatch]:
-    """The idle client of scenario 25. It needs 35 seconds of nothing, so it idles while the other scenarios run."""
+    """The idle client of scenario 25.
+
+    It needs 35 seconds of nothing, so it idles while the other scenarios run.
+    """
     with IdleWatch(shared_gateway.address) as watch:
         yield watch
 
@@ -71,7 +82,10 @@ def start_idling_early(request: pytest.FixtureRequest) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every scenario here is marked; scenario 25 comes last, when its client has idled long enough."""
+    """Every scenario here is marked.
+
+    Scenario 25 comes last, when its client has idled long enough.
+    """
     for item in items:
         if "tests/interop/" in item.nodeid:
             item.add_marker(pytest.mark.interop)

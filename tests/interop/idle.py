@@ -1,4 +1,5 @@
-"""The idle client of scenario 25: an SDK agent in a process of its own that does nothing but keep its connection.
+"""The idle client of scenario 25: an SDK agent in a process of its own that does nothing but keep
+its connection.
 
 It goes through a forwarder that counts HTTP/2 frames, because the SDK hides pings and GOAWAYs.
 """
@@ -17,11 +18,15 @@ from typing import Self
 from tests.helpers.forwarder import Forwarder
 
 PING_MS = 10_000
-ROOT = Path(__file__).resolve().parents[2]  # the process must find the tests, wherever pytest was started
+# The process must find the tests, wherever pytest was started.
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class IdleWatch:
-    """Owns the forwarder and the idle process. `finish` lets it idle out and returns what it saw."""
+    """Owns the forwarder and the idle process.
+
+    `finish` lets it idle out and returns what it saw.
+    """
 
     def __init__(self, target: str) -> None:
         self.idle_s = 185.0 if os.environ.get("TESTS_SLOW") else 35.0
@@ -49,7 +54,9 @@ class IdleWatch:
 
 
 async def idle(target: str, idle_s: float) -> dict[str, object]:
-    """Connect, do nothing for so long, and report whether the connection was still the first one and still of use."""
+    """Connect, do nothing for so long, and report whether the connection was still the first one
+    and still of use.
+    """
     from tests.helpers.sdk import World
 
     async with World(target) as world:

@@ -1,4 +1,6 @@
-"""API keys for the gateways of `aether serve`: made by `aether keys new`, kept as hashes in a settings file."""
+"""API keys for the gateways of `aether serve`: made by `aether keys new`, kept as hashes in a
+settings file.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ SERVE = (sys.executable, "-m", "aether_trio", "serve")
 
 
 def new_key(*arguments: str) -> tuple[str, dict[str, object]]:
-    """The plaintext of a new key for all kinds of participants, and the record of it for the settings."""
+    """The plaintext of a new key for all kinds of participants, and the record of it for the
+    settings.
+    """
     made = subprocess.run(
         [sys.executable, "-m", "aether_trio", "keys", "new", "--json", "--principal", "*", *arguments],
         check=True, capture_output=True, text=True, timeout=60,

@@ -18,7 +18,8 @@ def test_38_a_ga_reaches_the_agents_of_its_workspace(target: str) -> None:
             await a.client.send_broadcast_to_agents(world.ws, b"to all agents")
             for agent in (a, b, other_impl):
                 assert (await agent.message(b"to all agents")).source_topic == a.topic
-            # The sender's own workspace rules what it may send, so each marker comes from a peer that may send there.
+            # The sender's own workspace rules what it may send, so each marker comes from a peer
+            # that may send there.
             await foreign.only(foreign)
             await task.only(a)
             await user.only(a)

@@ -16,7 +16,9 @@ from tests.interop.keys import SERVE, new_key, serve_arguments
 
 
 class Certificates:
-    """A private authority, a server certificate for 127.0.0.1 (clients dial an address, not a name), a client's."""
+    """A private authority, a server certificate for 127.0.0.1 (clients dial an address, not a
+    name), a client's.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.ca, self.strangers = trustme.CA(), trustme.CA()
@@ -79,7 +81,9 @@ def test_26_a_tls_with_a_private_ca(own_gateway: Callable[..., GatewayProcess], 
 def test_plaintext_on_a_tls_port_is_an_error_and_not_a_storm_of_connections(
     own_gateway: Callable[..., GatewayProcess], certificates: Certificates
 ) -> None:
-    """What grpcio takes for a connection that ended well, it makes again at once, thousands of times a second."""
+    """What grpcio takes for a connection that ended well, it makes again at once, thousands of
+    times a second.
+    """
     gateway = own_gateway(ephemeral=True, extra_args=certificates.server_settings)
     with grpc.insecure_channel(gateway.address) as channel, pytest.raises(grpc.RpcError) as failure:
         channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=LIMIT_S)

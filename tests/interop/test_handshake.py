@@ -133,8 +133,9 @@ def test_24_r_required_unknown_extension_is_refused(target: str) -> None:
 
 
 def test_24_a_a_refused_sdk_client_does_not_spin(target: str) -> None:
-    """FAILED_PRECONDITION is recoverable for the SDK, and any message resets its retry counter: ack-then-status would
-    loop without a pause. Here it must run out of its two retries."""
+    """FAILED_PRECONDITION is recoverable for the SDK, and any message resets its retry counter:
+    ack-then-status would loop without a pause. Here it must run out of its two retries.
+    """
 
     async def scenario() -> None:
         with forwarder(target) as path:

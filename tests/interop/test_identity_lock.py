@@ -63,7 +63,8 @@ def test_12_a_identity_is_free_after_close(target: str) -> None:
             (holder,) = await world.open(world.agent("again"))
             for _ in range(5):
                 await holder.close()
-                # 1 s is granted, as five attempts; a gateway with a lock that times out needs many more.
+                # 1 s is granted, as five attempts; a gateway with a lock that times out needs many
+                # more.
                 for _ in range(5):
                     holder = await world.agent("again").connect()
                     if await holder.came_up():
@@ -106,7 +107,8 @@ def test_14_r_takeover_is_told_to_both_sides(target: str) -> None:
                     assert resumed.session_id not in ("", ack.session_id)
                     end, _ = await first.ended()
                     assert end.code is not grpc.StatusCode.OK
-                    # The evicted stream's cleanup must not have freed the identity of its successor.
+                    # The evicted stream's cleanup must not have freed the identity of its
+                    # successor.
                     async with raw_stream(target, **init) as third:
                         end, kinds = await third.ended()
                         assert (end.code, kinds) == (grpc.StatusCode.ALREADY_EXISTS, [])
@@ -120,7 +122,9 @@ def test_14_r_takeover_is_told_to_both_sides(target: str) -> None:
 
 
 def test_14_r_resume_after_the_stream_died(target: str) -> None:
-    """A reconnecting client names a session that has just ended, or is about to: both must let it in."""
+    """A reconnecting client names a session that has just ended, or is about to: both must let it
+    in.
+    """
 
     async def scenario() -> None:
         async with World(target) as world:

@@ -71,9 +71,10 @@ def agent(target: str) -> Iterator[SyncPeer]:
 
 
 def test_59_q_a_long_row_of_requests_is_no_flood(target: str) -> None:
-    """grpcio answers every small message with two WINDOW_UPDATEs, one for the stream and one for the connection, so
-    thousands of quick round trips must not look like an attack with them. On a connection of its own, so that nothing
-    else counts."""
+    """grpcio answers every small message with two WINDOW_UPDATEs, one for the stream and one for
+    the connection, so thousands of quick round trips must not look like an attack with them. On a
+    connection of its own, so that nothing else counts.
+    """
     with forwarder(target) as path, SyncWorld(path.address) as world:
         agent = world.agent("busy").open()
         for n in range(1, 4001):

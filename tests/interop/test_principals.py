@@ -199,7 +199,9 @@ def test_09_r_bridge_sends_as_br(target: str) -> None:
 
 
 def test_09_r_task_ack_names_the_invented_id(target: str) -> None:
-    """An improvement on the reference, which leaves assigned_id empty: it is how such a task learns its own topic."""
+    """An improvement on the reference, which leaves assigned_id empty: it is how such a task learns
+    its own topic.
+    """
 
     async def scenario() -> None:
         async with World(target) as world:

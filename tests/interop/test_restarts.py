@@ -47,11 +47,15 @@ def test_22_a_client_resumes_after_a_drain(own_gateway: Callable[..., GatewayPro
 
 
 def test_25_a_idle_connection_with_pings_is_left_alone(idle_watch: IdleWatch) -> None:
-    """35 s, that is three pings, beside the other scenarios; with TESTS_SLOW=1 the three minutes of the checklist."""
+    """35 s, that is three pings, beside the other scenarios.
+
+    With TESTS_SLOW=1 the three minutes of the checklist.
+    """
     seen = idle_watch.finish()
     assert seen["alive"]
     assert seen["connects"] == 1
     assert idle_watch.forwarder.client_pings >= int(idle_watch.idle_s // 10) - 1
     assert idle_watch.forwarder.server_ping_acks >= idle_watch.forwarder.client_pings - 1
-    # The drain of the client's own close may end with one; none may have come before, or there were two connections.
+    # The drain of the client's own close may end with one; none may have come before, or there were
+    # two connections.
     assert idle_watch.forwarder.connections == 1

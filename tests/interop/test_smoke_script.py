@@ -1,4 +1,6 @@
-"""The smoke script that every gateway of the protocol is measured with, when it lies beside the checkout."""
+"""The smoke script that every gateway of the protocol is measured with, when it lies beside the
+checkout.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,10 @@ async def test_smoke_script_on_a_cluster() -> None:
 
 
 def run_script(target: str) -> None:
-    """All must pass. What has only run into the script's own limit, on a machine that stalls, is tried again."""
+    """All must pass.
+
+    What has only run into the script's own limit, on a machine that stalls, is tried again.
+    """
     lines = said(target, ALL)
     failed = [line for line in lines if line.startswith("FAIL")]
     late = [found[1] for line in failed if (found := FAILED.match(line)) and float(found[2]) >= ITS_LIMIT_S]

@@ -1,4 +1,6 @@
-"""One port, three transports at once: an SDK agent over gRPC, an agent of ours over the framing, and a person's window over WebSocket."""
+"""One port, three transports at once: an SDK agent over gRPC, an agent of ours over the framing,
+and a person's window over WebSocket.
+"""
 
 from __future__ import annotations
 

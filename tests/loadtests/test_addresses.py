@@ -1,4 +1,6 @@
-"""Source addresses: enough of them, each used for no more connections than it has ports, and really bound."""
+"""Source addresses: enough of them, each used for no more connections than it has ports, and really
+bound.
+"""
 
 from __future__ import annotations
 

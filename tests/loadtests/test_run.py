@@ -155,7 +155,8 @@ def test_ctrl_c_ends_early_with_a_report_and_twice_without(tmp_path: Path) -> No
     for interrupts in (1, 2):
         place, data = tmp_path / str(interrupts), tmp_path / "data"
         data.mkdir(exist_ok=True)
-        # Its standard error says when it is under way; the gateway and the workers are sessions of their own, as for a terminal.
+        # Its standard error says when it is under way; the gateway and the workers are sessions of
+        # their own, as for a terminal.
         with subprocess.Popen(
             [*command, "--interval", "0.2", "--out", str(place), "--data-root", str(data)],
             cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL, start_new_session=True,
@@ -164,7 +165,8 @@ def test_ctrl_c_ends_early_with_a_report_and_twice_without(tmp_path: Path) -> No
             assert process.stdout is not None
             try:
                 said = ""
-                while " hold " not in said:  # the first such line comes some rows after all were connected
+                # The first such line comes some rows after all were connected.
+                while " hold " not in said:
                     said = process.stdout.readline()
                     assert said, "it has ended"
                 os.killpg(process.pid, signal.SIGINT)

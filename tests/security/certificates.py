@@ -1,4 +1,6 @@
-"""A private authority for a test: the gateway's certificate, and whatever certificate a client may come with."""
+"""A private authority for a test: the gateway's certificate, and whatever certificate a client may
+come with.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,10 @@ class Authority:
         authority: bool | None = False,
         usages: Sequence[x509.ObjectIdentifier] | None = (ExtendedKeyUsageOID.CLIENT_AUTH,),
     ) -> Path:
-        """A PEM file of a certificate and its key. `authority` None: without basicConstraints; `usages` None: without any."""
+        """A PEM file of a certificate and its key.
+
+        `authority` None: without basicConstraints; `usages` None: without any.
+        """
         signer = serialization.load_pem_private_key(self._ca.private_key_pem.bytes(), None)
         assert isinstance(signer, ec.EllipticCurvePrivateKey)
         key = ec.generate_private_key(ec.SECP256R1())

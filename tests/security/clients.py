@@ -50,7 +50,9 @@ def init_of(name: str, **fields: Any) -> pb.UpstreamMessage:
 
 
 def checkpoint_of(size: int) -> bytes:
-    """A message of so many bytes and some more that the gateway takes, and answers with `checkpoint`."""
+    """A message of so many bytes and some more that the gateway takes, and answers with
+    `checkpoint`.
+    """
     operation = pb.CheckpointOperation(op=pb.CheckpointOperation.SAVE, key="k", data=bytes(size), request_id="r")
     return pb.UpstreamMessage(checkpoint_op=operation).SerializeToString()
 
@@ -78,7 +80,10 @@ class Talker(Protocol):
         ...
 
     async def begin(self, size: int, content: bytes) -> None:
-        """Announce a message of `size` bytes and send its beginning; returns when the kernel has it."""
+        """Announce a message of `size` bytes and send its beginning.
+
+        Returns when the kernel has it.
+        """
         ...
 
     async def go_on(self, content: bytes) -> None:

@@ -1,4 +1,5 @@
-"""One stream on each transport, without a client library: what is sent is exactly what the test says.
+"""One stream on each transport, without a client library: what is sent is exactly what the test
+says.
 
 async with open_stream(gateway.address, "framed") as stream:
     await stream.send(agent("w", "a", "1"))
@@ -39,7 +40,10 @@ _RECONNECT, _STAY_AWAY = 4100, 4200
 
 
 class Ended(Exception):
-    """The gateway has ended the stream. `number` is what the transport said when that is no gRPC status."""
+    """The gateway has ended the stream.
+
+    `number` is what the transport said when that is no gRPC status.
+    """
 
     def __init__(self, status: Status | None, text: str, number: int = 0) -> None:
         super().__init__(f"{status.name if status is not None else number}: {text}")
@@ -224,7 +228,10 @@ async def open_stream(
     metadata: Mapping[str, str] | None = None,
     local_host: str | None = None,
 ) -> AsyncIterator[Stream]:
-    """Connect on one transport, from an address of our own. At the end our side ends, and the socket is closed."""
+    """Connect on one transport, from an address of our own.
+
+    At the end our side ends, and the socket is closed.
+    """
     host, port = split_address(address)
     dial = partial(trio.open_tcp_stream, local_address=local_host)
     with trio.fail_after(LIMIT_S), mock.patch.object(trio, "open_tcp_stream", dial):
@@ -250,7 +257,9 @@ async def open_stream(
 
 
 def gateway_settings(**sections: Mapping[str, Any]) -> Any:
-    """Of a gateway in this process: free ports, nothing kept, every kind of participant on every transport."""
+    """Of a gateway in this process: free ports, nothing kept, every kind of participant on every
+    transport.
+    """
     defaults: dict[str, dict[str, Any]] = {
         "gateway": {"ephemeral": True, "port": 0},
         "ops": {"enabled": False},

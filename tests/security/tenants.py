@@ -1,6 +1,8 @@
-"""Two tenants of one gateway: keys that are limited to the workspace "red" or "blue", and one that reaches all.
+"""Two tenants of one gateway: keys that are limited to the workspace "red" or "blue", and one that
+reaches all.
 
-The gateway listens on a real port; `SCHEMES` are the transports of our client, and "memory" tests go through `MemoryLink`.
+The gateway listens on a real port; `SCHEMES` are the transports of our client, and "memory" tests
+go through `MemoryLink`.
 """
 
 from __future__ import annotations

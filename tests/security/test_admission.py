@@ -62,7 +62,7 @@ async def outcome(
     return Status.OK, ""
 
 
-# -- H2: a certificate that names somebody counts, whatever is shown beside it ------------------------------------------
+# -- H2: a certificate that names somebody counts, whatever is shown beside it ---------------------
 
 
 async def make_token(stream: Stream, owner: str) -> str:
@@ -103,7 +103,7 @@ async def test_a_key_does_not_outweigh_a_certificate_that_names_somebody_else(
         assert status is Status.PERMISSION_DENIED
 
 
-# -- H8: a name that is no identity ------------------------------------------------------------------------------------
+# -- H8: a name that is no identity ----------------------------------------------------------------
 
 
 @EVERY_TRANSPORT
@@ -140,7 +140,7 @@ async def test_in_relaxed_mode_the_name_decides_the_kind(authority: Authority, t
             assert found[0] is expected, found
 
 
-# -- H18: which certificate is a client's ------------------------------------------------------------------------------
+# -- H18: which certificate is a client's ----------------------------------------------------------
 
 
 @EVERY_TRANSPORT
@@ -165,10 +165,15 @@ async def test_a_certificate_with_two_names_is_no_clients(authority: Authority, 
 
 @EVERY_TRANSPORT
 async def test_a_servers_certificate_is_no_clients(authority: Authority, transport: str) -> None:
-    """OpenSSL refuses it in the handshake; were that to change, the gateway reads it as well (tests/transport/socket/test_client_certificates.py)."""
+    """OpenSSL refuses it in the handshake.
+
+    Were that to change, the gateway reads it as well
+    (tests/transport/socket/test_client_certificates.py).
+    """
     certificate = authority.issue("ag::red::worker::1", usages=[ExtendedKeyUsageOID.SERVER_AUTH])
     async with serving(authority) as gateway:
-        with pytest.raises(BaseException) as failed:  # whichever way the transport's client hears of a broken handshake
+        # Whichever way the transport's client hears of a broken handshake.
+        with pytest.raises(BaseException) as failed:
             await outcome(gateway, transport, agent("red", "worker", "1"), authority=authority, certificate=certificate)
         assert not isinstance(failed.value, AssertionError)
         assert len(gateway.core.registry) == 0
@@ -188,7 +193,7 @@ async def test_a_leaf_is_a_clients(
         assert found == (Status.OK, "")
 
 
-# -- H18: no part of an identity passes for another one ----------------------------------------------------------------
+# -- H18: no part of an identity passes for another one --------------------------------------------
 
 
 @EVERY_TRANSPORT
@@ -205,7 +210,7 @@ async def test_a_colon_in_a_part_makes_no_other_implementation_of_it(transport: 
             assert found[0] is expected, (parts, found)
 
 
-# -- H14: no pattern makes the gateway slow ----------------------------------------------------------------------------
+# -- H14: no pattern makes the gateway slow --------------------------------------------------------
 
 
 @EVERY_TRANSPORT
@@ -218,7 +223,7 @@ async def test_a_pattern_of_many_stars_does_not_hold_up_the_gateway(transport: s
         assert found[0] is Status.PERMISSION_DENIED
 
 
-# -- H17: wrong keys lock their own sender out, and nobody else --------------------------------------------------------
+# -- H17: wrong keys lock their own sender out, and nobody else ------------------------------------
 
 
 @EVERY_TRANSPORT

@@ -1,4 +1,6 @@
-"""Compressed messages of gRPC clients: none is inflated before it is read, little before the acknowledgement, and never much at once."""
+"""Compressed messages of gRPC clients: none is inflated before it is read, little before the
+acknowledgement, and never much at once.
+"""
 
 from __future__ import annotations
 
@@ -119,7 +121,8 @@ async def test_a_bomb_gives_the_others_a_turn_after_every_slice(monkeypatch: pyt
                 assert (await talker.answer("checkpoint")).checkpoint.success
         nursery.cancel_scope.cancel()
     assert len(at) >= 6 * 12
-    # One in each turn of the scheduler, which runs the tasks of a turn in any order: the last of one, the first of the next.
+    # One in each turn of the scheduler, which runs the tasks of a turn in any order: the last of
+    # one, the first of the next.
     assert max(Counter(at).values()) <= 2
 
 

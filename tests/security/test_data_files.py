@@ -1,4 +1,7 @@
-"""What a gateway keeps can be read by its user alone, wherever it lies; and what it is not to keep goes."""
+"""What a gateway keeps can be read by its user alone, wherever it lies.
+
+And what it is not to keep goes.
+"""
 
 from __future__ import annotations
 

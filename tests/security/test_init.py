@@ -1,4 +1,6 @@
-"""Every text, map and list of InitConnection is bounded and checked before anything is done with it, on every transport."""
+"""Every text, map and list of InitConnection is bounded and checked before anything is done with
+it, on every transport.
+"""
 
 from __future__ import annotations
 
@@ -161,7 +163,8 @@ async def test_too_many_are_refused_by_name(
             pass  # the gateway has read enough
         ended = await stream.ended()
     if field == "init has":
-        # Each transport has a bound of its own for what comes before the acknowledgement, and does not read so far.
+        # Each transport has a bound of its own for what comes before the acknowledgement, and does
+        # not read so far.
         assert (ended.status or ended.number) == {"framed": 0x102, "websocket": 1009, "grpc": 3}[transport], ended
         assert str(512 * KIB) in ended.text
         return

@@ -1,7 +1,9 @@
-"""A key that is limited to one workspace touches nothing of another, by any operation, on any transport.
+"""A key that is limited to one workspace touches nothing of another, by any operation, on any
+transport.
 
-`TABLE` has an entry for each operation of the protocol. An operation without one fails `test_every_operation_is_here`, and so does a new
-value of an operation's enum: whoever builds it has to say here what it does with a foreign workspace.
+`TABLE` has an entry for each operation of the protocol. An operation without one fails
+`test_every_operation_is_here`, and so does a new value of an operation's enum: whoever builds it
+has to say here what it does with a foreign workspace.
 """
 
 from __future__ import annotations
@@ -43,7 +45,10 @@ class Place:
 
 @asynccontextmanager
 async def serving() -> AsyncIterator[Gateway]:
-    """A gateway with a key for red and one for all. Rights are given to everyone, so that only the keys limit anybody."""
+    """A gateway with a key for red and one for all.
+
+    Rights are given to everyone, so that only the keys limit anybody.
+    """
     keys = [
         ApiKey(id=name, sha256=hash_api_key(f"aek_{name}"), principal="*", workspaces=workspaces)
         for name, workspaces in WORKSPACES.items()
@@ -83,7 +88,9 @@ def switch(workspace: str) -> pb.UpstreamMessage:
 
 
 async def everything(stream: Stream, identity: str) -> list[pb.DownstreamMessage]:
-    """What the gateway has said to what was sent before: everything up to the answer to a question about oneself."""
+    """What the gateway has said to what was sent before: everything up to the answer to a question
+    about oneself.
+    """
     kind = {"ag": "agent", "us": "user", "sv": "service"}[identity[:2]]
     who = pb.PrincipalRef(principal_type=kind, principal_id=identity)
     ask = pb.ConnectionStatusRequest(principal=who, request_id="barrier")
@@ -97,14 +104,16 @@ async def everything(stream: Stream, identity: str) -> list[pb.DownstreamMessage
         said.append(message)
 
 
-# -- the table ----------------------------------------------------------------------------------------------------------
+# -- the table -------------------------------------------------------------------------------------
 
 Ask = Callable[[Place], pb.UpstreamMessage]
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """Requests that touch blue, by name. They begin with the members of the operation's `enum` that they cover; `harmless` are those that
+    """Requests that touch blue, by name.
+
+    They begin with the members of the operation's `enum` that they cover; `harmless` are those that
     name and find no workspace, and why. What is in `empty` is answered by an empty list.
     """
 
@@ -318,7 +327,7 @@ async def test_what_is_not_served_yet_touches_nothing(transport: str) -> None:
                 assert any(one.error.code == "ERR_NOT_IMPLEMENTED" for one in said), case
 
 
-# -- the test -----------------------------------------------------------------------------------------------------------
+# -- the test --------------------------------------------------------------------------------------
 
 
 def refusals(said: Sequence[pb.DownstreamMessage]) -> list[str]:

@@ -1,4 +1,6 @@
-"""A key that is limited to one workspace touches no task, agent or token of another one (issue 10: H1, H3, H5, H12, H18)."""
+"""A key that is limited to one workspace touches no task, agent or token of another one (issue 10:
+H1, H3, H5, H12, H18).
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ async def refusal(ask: Callable[[], Awaitable[Any]]) -> tuple[str, str]:
     return caught.value.code, caught.value.message
 
 
-# -- H1: tokens -------------------------------------------------------------------------------------------------------
+# -- H1: tokens ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("owner", [*IN_BLUE, "sv::worker::1", "us::alice::1", "orc::o::1", "br::b::1", "wfe::shard0"])
@@ -106,7 +108,7 @@ async def test_a_service_is_let_in_by_a_token_of_someone_who_reaches_all(scheme:
                     pass
 
 
-# -- H3: tasks by their ids -------------------------------------------------------------------------------------------
+# -- H3: tasks by their ids ------------------------------------------------------------------------
 
 
 async def _followed(tasks: Tasks, task_id: str, *, recursive: bool = False) -> None:
@@ -197,7 +199,7 @@ async def test_a_worker_of_another_workspace_sees_its_own_task_there_and_nothing
                         break
 
 
-# -- H5, H12, H18: whom a task may be for -----------------------------------------------------------------------------
+# -- H5, H12, H18: whom a task may be for ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("task_type", ["t", "agent_startup"])

@@ -1,4 +1,6 @@
-"""What is run on an orchestrator's machine is its operator's choice: a start brings parameters, and nothing else (issue 10, H11)."""
+"""What is run on an orchestrator's machine is its operator's choice: a start brings parameters, and
+nothing else (issue 10, H11).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What a client says before it is known is no label of a metric, and no more than a bounded, escaped line of the log (issue 10, H16)."""
+"""What a client says before it is known is no label of a metric, and no more than a bounded,
+escaped line of the log (issue 10, H16).
+"""
 
 from __future__ import annotations
 
@@ -121,7 +123,9 @@ async def test_types_of_messages_that_do_not_exist_are_counted_together() -> Non
 
 
 async def test_the_headers_of_a_strangers_calls_are_bounded_together() -> None:
-    """A call that nobody has to be known for lasts as long as its caller likes, and so do its headers."""
+    """A call that nobody has to be known for lasts as long as its caller likes, and so do its
+    headers.
+    """
     async with serving() as gateway:
         client = RawClient(await trio.open_tcp_stream(*split_address(gateway.address)))
         with trio.fail_after(300):

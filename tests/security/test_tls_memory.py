@@ -1,4 +1,6 @@
-"""What a TLS peer that has shown no credential can make a gateway keep: records after its end, and records without data."""
+"""What a TLS peer that has shown no credential can make a gateway keep: records after its end, and
+records without data.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,10 @@ def context_for(pki: Pki, protocol: str | None) -> ssl.SSLContext:
 
 
 def sent_until_refused(sock: socket.socket, parts: Callable[[], bytes], most_bytes: int) -> int:
-    """Send until the gateway ends the connection, or `most_bytes` are sent; how many the kernel took."""
+    """Send until the gateway ends the connection, or `most_bytes` are sent.
+
+    How many the kernel took.
+    """
     sent = 0
     try:
         while sent < most_bytes:

@@ -1,4 +1,6 @@
-"""A session, and what it has made, ends with the task or start whose token let it in (issue 10, H13)."""
+"""A session, and what it has made, ends with the task or start whose token let it in (issue 10,
+H13).
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,9 @@ async def test_the_end_that_a_worker_brings_about_is_answered_first(core: Core, 
 
 @pytest.mark.parametrize("what", ["create", "complete"])
 async def test_what_a_worker_asks_for_at_once_comes_behind_its_own_coming(core: Core, world: World, what: str) -> None:
-    """Its session is written behind its acknowledgement, here late: the task that let it in is its own from the first request on."""
+    """Its session is written behind its acknowledgement, here late: the task that let it in is its
+    own from the first request on.
+    """
     async with connect(core, agent("w", "c", "1")) as creator:
         task_id, token = await token_for(creator, "ag::w::i::1")
         await pump(100)

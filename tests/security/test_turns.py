@@ -1,4 +1,5 @@
-"""One read of a connection holds ten thousand small things, and the others have their turn between them.
+"""One read of a connection holds ten thousand small things, and the others have their turn between
+them.
 
 What is counted is how much one step of a task does, which no machine's speed changes.
 """
@@ -124,7 +125,9 @@ async def test_many_small_frames_are_looked_at_in_many_turns(steps: Steps) -> No
 
 
 async def test_many_requests_of_a_stranger_are_answered_in_many_turns(steps: Steps) -> None:
-    """Of one that no credential was asked of: each opens a call, and is told that there is no such method."""
+    """Of one that no credential was asked of: each opens a call, and is told that there is no such
+    method.
+    """
     encoder = hpack.Encoder()
     encoder.header_table_size = 0
     block = encoder.encode(

@@ -1,4 +1,6 @@
-"""Messages that begin and do not end, on every transport of a running gateway: one budget, one deadline, and nobody else's trouble."""
+"""Messages that begin and do not end, on every transport of a running gateway: one budget, one
+deadline, and nobody else's trouble.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +120,8 @@ async def test_a_client_that_is_not_accepted_begins_nothing_long(transport: str)
         talker = await open_.dial(transport)
         await talker.begin(513 * KIB, b"")
         if transport == "framed":
-            with pytest.raises(AssertionError):  # FRAME_TOO_LARGE is not for coming back with the same
+            # FRAME_TOO_LARGE is not for coming back with the same.
+            with pytest.raises(AssertionError):
                 await talker.end()
         elif transport == "grpc":
             assert (await talker.end())[0] is Status.INVALID_ARGUMENT

@@ -1,4 +1,6 @@
-"""A task is worked on by those that may be given it, and what a worker has saved is its own (issue 10: H4, H15)."""
+"""A task is worked on by those that may be given it, and what a worker has saved is its own (issue
+10: H4, H15).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ async def work(peer: MemoryLink, op: Op.OpType.ValueType, task_id: str) -> pb.Ta
     return await operate(peer, op, task_id, **fields)
 
 
-# -- H15: who works on a task of a pool -------------------------------------------------------------------------------
+# -- H15: who works on a task of a pool ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("who", STRANGERS)
@@ -130,7 +132,7 @@ async def test_nobody_takes_a_start(core: Core) -> None:
             assert (await get(asker, start)).status == pb.TASK_STATUS_QUEUED
 
 
-# -- H4: what a worker has saved --------------------------------------------------------------------------------------
+# -- H4: what a worker has saved -------------------------------------------------------------------
 
 
 async def checkpoint(peer: MemoryLink, op: pb.CheckpointOperation.OpType.ValueType, **fields: object) -> bytes:

@@ -1,4 +1,5 @@
-"""A zero byte, which text in PostgreSQL cannot hold, in every text of every request: refused or stored, on each engine the same.
+"""A zero byte, which text in PostgreSQL cannot hold, in every text of every request: refused or
+stored, on each engine the same.
 
 Never a defect of the gateway, which would cost whoever shares a statement with it theirs.
 """

@@ -1,4 +1,6 @@
-"""Arbitrary messages of any type, as plain data, so that one draw can be built with two sets of classes."""
+"""Arbitrary messages of any type, as plain data, so that one draw can be built with two sets of
+classes.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ _SCALARS: dict[int, st.SearchStrategy[Any]] = {
 }
 
 
-# Field descriptors are Any below: protobuf's stubs type a field's message as optional and as one of two classes.
+# Field descriptors are Any below: protobuf's stubs type a field's message as optional and as one of
+# two classes.
 
 
 def is_repeated(field: Any) -> bool:
@@ -70,7 +73,9 @@ def plans(draw: st.DrawFn, message: Descriptor, depth: int = 3) -> Plan:
 
 @st.composite
 def enveloped_plans(draw: st.DrawFn, message: Descriptor) -> Plan:
-    """A plan for UpstreamMessage or DownstreamMessage in which one member of the oneof is always set."""
+    """A plan for UpstreamMessage or DownstreamMessage in which one member of the oneof is always
+    set.
+    """
     member: Any = draw(st.sampled_from(list(message.oneofs_by_name["payload"].fields)))
     return {
         member.name: draw(plans(member.message_type)),
@@ -79,7 +84,10 @@ def enveloped_plans(draw: st.DrawFn, message: Descriptor) -> Plan:
 
 
 def build(plan: Plan, message: Message) -> Message:
-    """Fill `message` by the plan; an empty plan for a sub-message makes it present and empty."""
+    """Fill `message` by the plan.
+
+    An empty plan for a sub-message makes it present and empty.
+    """
     message.SetInParent()
     for name, value in plan.items():
         field: Any = message.DESCRIPTOR.fields_by_name[name]

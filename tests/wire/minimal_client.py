@@ -1,4 +1,5 @@
-"""A client of the binary framing, written from docs/wire.md alone: sockets, struct and msgpack, nothing of aether_trio.
+"""A client of the binary framing, written from docs/wire.md alone: sockets, struct and msgpack,
+nothing of aether_trio.
 
 python minimal_client.py localhost:50051
 """
@@ -17,7 +18,9 @@ MAX_FRAME = 4_194_304
 
 
 class Ended(Exception):
-    """Its arguments: the code of the gateway's ERROR, whether it is retryable, its text. Code 0: the stream has ended."""
+    """Its arguments: the code of the gateway's ERROR, whether it is retryable, its text. Code 0:
+    the stream has ended.
+    """
 
 
 def varint(value):
@@ -48,7 +51,10 @@ def fields(data):
 
 
 class Client:
-    """An agent, accepted once it is made. `identity` is its workspace, implementation and specifier."""
+    """An agent, accepted once it is made.
+
+    `identity` is its workspace, implementation and specifier.
+    """
 
     def __init__(self, address, identity, publisher=None, credit=100):
         self.seq, self.acked, self.refused, self.channels = 0, 0, {}, {}
@@ -63,7 +69,8 @@ class Client:
         if self.read_exactly(8) != PREFACE:
             raise Ended(0, False, "no gateway of this version")
         self.read_until(lambda: self.envelopes)
-        self.session = fields(fields(self.envelopes.pop(0))[7])[1].decode()  # connection_ack.session_id
+        # Connection_ack.session_id.
+        self.session = fields(fields(self.envelopes.pop(0))[7])[1].decode()
 
     def write(self, kind, body):
         self.socket.sendall(struct.pack(">IBB", len(body), kind, 0) + body)
@@ -109,13 +116,19 @@ class Client:
             raise Ended(0x103, False, f"UNKNOWN_FRAME {kind}")
 
     def send(self, topic, payload, seq=None):
-        """Send, and return the number; `settle` waits for what becomes of it. `seq` is the old number of a repetition."""
+        """Send, and return the number; `settle` waits for what becomes of it.
+
+        `seq` is the old number of a repetition.
+        """
         self.seq = seq or self.seq + 1
         self.write(SEND, struct.pack(">qHHI", self.seq, 1, len(topic.encode()), 0) + topic.encode() + payload)
         return self.seq
 
     def settle(self, seq):
-        """None when the message is on the disk; otherwise (code, whether retryable, retry_after_ms, text)."""
+        """None when the message is on the disk.
+
+        Otherwise (code, whether retryable, retry_after_ms, text).
+        """
         self.read_until(lambda: self.acked >= seq)
         return self.refused.pop(seq, None)
 

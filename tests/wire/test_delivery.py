@@ -12,7 +12,8 @@ from aether_trio.wire.pb import aether_pb2 as pb
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
 enum_numbers = st.integers(-(2**31), 2**31 - 1)
 
-# Every place where one of the two length varints grows by a byte, or leaves the table, and both sides of it.
+# Every place where one of the two length varints grows by a byte, or leaves the table, and both
+# sides of it.
 BORDERS = [size for border in (1, 128, 2048, 16384, 2097152) for size in range(max(0, border - 48), border + 3)]
 
 

@@ -31,7 +31,9 @@ def parse(module: ModuleType) -> FileDescriptorProto:
 
 
 def facts(file: FileDescriptorProto) -> set[str]:
-    """Everything about a file that can be seen on the wire or in generated code, one line each, in no order."""
+    """Everything about a file that can be seen on the wire or in generated code, one line each, in
+    no order.
+    """
     lines = {f"package {file.package}", f"syntax {file.syntax}"}
     for message in file.message_type:
         lines.update(message_facts(message, file.package))

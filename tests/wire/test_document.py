@@ -1,4 +1,6 @@
-"""docs/wire.md says in tables what the code has in tables: whoever writes a client from the page must not find another truth."""
+"""docs/wire.md says in tables what the code has in tables: whoever writes a client from the page
+must not find another truth.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,10 @@ def number(text: str) -> int:
 
 
 def takes(kind: FrameType, length: int) -> bool:
-    """Whether a body of this length goes beyond the header; hot frames are judged with their bodies."""
+    """Whether a body of this length goes beyond the header.
+
+    Hot frames are judged with their bodies.
+    """
     try:
         reader_of(length, kind << 8)
     except RemoteProtocolError:

@@ -1,4 +1,6 @@
-"""docs/wire.md alone suffices: a client written from it, with socket, struct and msgpack only, does what the framing is for."""
+"""docs/wire.md alone suffices: a client written from it, with socket, struct and msgpack only, does
+what the framing is for.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,10 @@ def run(arguments: list[str]) -> str:
 
 
 def converse(gateway: GatewayProcess, libraries: Path, script: str) -> Any:
-    """Run a script in an interpreter without site-packages and PYTHONPATH; it prints its results as JSON."""
+    """Run a script in an interpreter without site-packages and PYTHONPATH.
+
+    It prints its results as JSON.
+    """
     host, _, port = gateway.address.rpartition(":")
     prelude = PRELUDE.format(paths=[str(libraries)], address=(host, int(port)))
     return json.loads(run([sys.executable, "-I", "-S", "-c", prelude + script]))

@@ -40,5 +40,6 @@ def test_every_message_field_and_constant_has_its_stub(module: ModuleType) -> No
 
     declared = [s.target.id for s in body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)]
     values = {value.name for enum in file.enum_types_by_name.values() for value in enum.values}
-    # POOL is a value of TaskAssignmentMode: nothing else at the top of the module may take a value's name.
+    # POOL is a value of TaskAssignmentMode: nothing else at the top of the module may take a
+    # value's name.
     assert sorted(name for name in declared if name in values) == sorted(values)

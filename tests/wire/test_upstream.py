@@ -17,7 +17,10 @@ MIB = 1024 * 1024
 
 
 def fields(message: Any) -> int:
-    """Set fields, those of parts included; an entry of a map is a part with two fields."""
+    """Set fields, those of parts included.
+
+    An entry of a map is a part with two fields.
+    """
     count = 0
     for field, value in message.ListFields():
         repeated = field.is_repeated if hasattr(field, "is_repeated") else field.label == field.LABEL_REPEATED

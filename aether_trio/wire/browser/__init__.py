@@ -1,10 +1,12 @@
-"""The three codecs of the WebSocket transport: one WebSocket message is one UpstreamMessage or DownstreamMessage.
+"""The three codecs of the WebSocket transport: one WebSocket message is one UpstreamMessage or
+DownstreamMessage.
 
     aether.v1.proto     binary   serialized protobuf
     aether.v1.msgpack   binary   MessagePack of a plain map; bytes are bin, integers are integers
     aether.v1.json      text     proto3 JSON with the proto's own snake_case names
 
-The name is the WebSocket subprotocol. codecs.py has them, plain.py what JSON and MessagePack have in common. Sans-I/O.
+The name is the WebSocket subprotocol. codecs.py has them, plain.py what JSON and MessagePack have
+in common. Sans-I/O.
 
     codec = CODECS["aether.v1.json"]
     message = codec.decode(data)                        # the gateway's side: UpstreamMessage from a client's message

@@ -1,7 +1,8 @@
 """How many values a JSON or MessagePack document has, found without decoding it.
 
-A decoder makes an object of each value: 2 MiB of empty arrays are two million objects and 100 MiB, and most of a second of the
-loop. A message that is long for a good reason is so for its payload, which is one value.
+A decoder makes an object of each value: 2 MiB of empty arrays are two million objects and 100 MiB,
+and most of a second of the loop. A message that is long for a good reason is so for its payload,
+which is one value.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ from typing import Final
 UNCOUNTED_BYTES: Final = 8 * 1024
 """The longest document whose values are not counted: it has no more than MAX_VALUES."""
 MAX_VALUES: Final = 8 * 1024
-"""Of a message, keys and all that is inside of others included: decoding so many takes some milliseconds."""
+"""Of a message, keys and all that is inside of others included: decoding so many takes some
+milliseconds.
+"""
 
 _JSON_TEXT: Final = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
-"""One text, or what is left of one that does not end; so it fits wherever a quote is, and each character is seen once."""
+"""One text, or what is left of one that does not end; so it fits wherever a quote is, and each
+character is seen once.
+"""
 
 _SIZED: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4, 0xC7: 1, 0xC8: 2, 0xC9: 4}
 _EXT: Final = frozenset((0xC7, 0xC8, 0xC9))
@@ -42,7 +47,10 @@ def _json_values(document: str) -> int:
 
 
 def msgpack_has_too_many(document: bytes) -> bool:
-    """Whether a MessagePack document has more than MAX_VALUES values; keys count. False where it is none."""
+    """Whether a MessagePack document has more than MAX_VALUES values; keys count.
+
+    False where it is none.
+    """
     at, size, due, values = 0, len(document), 1, 0
     while due and at < size:
         values += 1

@@ -1,11 +1,13 @@
 """The codecs by subprotocol. See the package for what each of them is.
 
-Deliveries are what a gateway encodes most, and every subscriber is given the same bytes, so the last encodings are kept,
-by the bytes that they were made from. Measured for a delivery of 200 bytes: JSON 2.8 us anew and 0.17 us when kept,
-MessagePack 2.5 and 0.10; decoding a SendMessage 2.6 and 1.9.
+Deliveries are what a gateway encodes most, and every subscriber is given the same bytes, so the
+last encodings are kept, by the bytes that they were made from. Measured for a delivery of 200
+bytes: JSON 2.8 us anew and 0.17 us when kept, MessagePack 2.5 and 0.10; decoding a SendMessage 2.6
+and 1.9.
 
-Errors: `decode` and `decode_downstream` raise StatusError INVALID_ARGUMENT, with the path of the offending field where there
-is one, as in `send.payload: expected base64 text, not 'x'`. Encoding never fails.
+Errors: `decode` and `decode_downstream` raise StatusError INVALID_ARGUMENT, with the path of the
+offending field where there is one, as in `send.payload: expected base64 text, not 'x'`. Encoding
+never fails.
 """
 
 from __future__ import annotations
@@ -26,15 +28,22 @@ from aether_trio.wire.upstream import decode_upstream
 M = TypeVar("M", bound=Message)
 
 _KEPT: Final = 64
-"""Encodings per codec: of a fan-out every subscriber is given the same few messages, one after the other."""
+"""Encodings per codec: of a fan-out every subscriber is given the same few messages, one after the
+other.
+"""
 _TEXT: Final = 200
-"""Characters of a decoder's complaint: it names the whole path to what it does not like, which may be a thousand arrays deep."""
+"""Characters of a decoder's complaint: it names the whole path to what it does not like, which may
+be a thousand arrays deep.
+"""
 _KEPT_BYTES: Final = 4096
 """Longest message whose encoding is kept, so that all that is kept is below a MiB."""
 
 
 class Codec(Protocol):
-    """Between messages and the data of WebSocket messages. Stateless towards its callers: one serves all connections."""
+    """Between messages and the data of WebSocket messages.
+
+    Stateless towards its callers: one serves all connections.
+    """
 
     subprotocol: str
     text: bool

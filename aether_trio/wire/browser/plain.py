@@ -1,14 +1,18 @@
-"""Messages as plain maps, and back: what the JSON and the MessagePack codec share. Driven by the descriptors alone.
+"""Messages as plain maps, and back: what the JSON and the MessagePack codec share.
 
-A message is a map from the proto's own field names to values. A field that holds its default is left out, and null means
-the same as leaving it out; a message field is in the map when it is present, however empty. Repeated fields are lists,
-map fields are maps, enums are names (a number is accepted, and is what an unknown value is written as). For JSON, bytes
-become standard base64 when they are written, 64-bit integers are decimal texts, and the numbers that JSON lacks are
-the texts "NaN", "Infinity" and "-Infinity"; all as in proto3's own JSON mapping.
+Driven by the descriptors alone.
 
-Invariants: what is written reads back as an equal message; what is read is refused, with the path of the field, unless
-every part of it has a place in the message: unknown fields, two members of one oneof, numbers out of range, wrong types.
-The depth of what is read is bounded by the messages themselves: none of aether.v1 contains itself.
+A message is a map from the proto's own field names to values. A field that holds its default is
+left out, and null means the same as leaving it out; a message field is in the map when it is
+present, however empty. Repeated fields are lists, map fields are maps, enums are names (a number is
+accepted, and is what an unknown value is written as). For JSON, bytes become standard base64 when
+they are written, 64-bit integers are decimal texts, and the numbers that JSON lacks are the texts
+"NaN", "Infinity" and "-Infinity"; all as in proto3's own JSON mapping.
+
+Invariants: what is written reads back as an equal message; what is read is refused, with the path
+of the field, unless every part of it has a place in the message: unknown fields, two members of one
+oneof, numbers out of range, wrong types. The depth of what is read is bounded by the messages
+themselves: none of aether.v1 contains itself.
 """
 
 from __future__ import annotations
@@ -33,7 +37,10 @@ Fill: TypeAlias = Callable[[Message, Any], None]
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What is known of a message type, by field name; `groups` has the members of each real oneof."""
+    """What is known of a message type, by field name.
+
+    `groups` has the members of each real oneof.
+    """
 
     writers: dict[str, Convert | None]
     fillers: dict[str, Fill]
@@ -41,14 +48,20 @@ class _Shape:
 
 
 class Plainer:
-    """Conversions in one dialect. Made once; it learns each message type when it first meets it."""
+    """Conversions in one dialect.
+
+    Made once; it learns each message type when it first meets it.
+    """
 
     def __init__(self, *, json: bool) -> None:
         self._json = json
         self._shape = cache(self._learn)  # bounded by the number of message types
 
     def to_plain(self, message: Message) -> Plain:
-        """The map for `message`. Bytes stay bytes: both encoders of msgspec write them as the dialect has them."""
+        """The map for `message`.
+
+        Bytes stay bytes: both encoders of msgspec write them as the dialect has them.
+        """
         writers = self._shape(message.DESCRIPTOR).writers
         plain: Plain = {}
         for field, value in message.ListFields():
@@ -76,10 +89,11 @@ class Plainer:
                     raise error.within(name) from None
         return message
 
-    # -- learning a message type ----------------------------------------------------------------------------------
+    # -- learning a message type -------------------------------------------------------------------
 
     def _learn(self, descriptor: Descriptor) -> _Shape:
-        fields: list[Any] = list(descriptor.fields)  # Any: protobuf's stubs type a field's message as optional
+        # Any: protobuf's stubs type a field's message as optional.
+        fields: list[Any] = list(descriptor.fields)
         return _Shape(
             {field.name: self._writer(field) for field in fields},
             {field.name: self._filler(field) for field in fields},

@@ -1,7 +1,7 @@
 """Single values, from and to their plain form: the half of plain.py that knows nothing of messages.
 
-A reader takes what a JSON or MessagePack decoder made and returns what protobuf takes for the field, or raises
-PlainError. A writer is None where the value is plain already.
+A reader takes what a JSON or MessagePack decoder made and returns what protobuf takes for the
+field, or raises PlainError. A writer is None where the value is plain already.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ _NAMES: Final = {
 
 
 class PlainError(ValueError):
-    """A value that has no place in the message. `str()` names the field, as in `send.payload: expected base64 text`."""
+    """A value that has no place in the message.
+
+    `str()` names the field, as in `send.payload: expected base64 text`.
+    """
 
     def __init__(self, problem: str) -> None:
         super().__init__(problem)

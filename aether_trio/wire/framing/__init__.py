@@ -1,8 +1,8 @@
 """Our own binary framing, without sockets. docs/wire.md is its specification.
 
 Servers, clients, load generators and fuzzers share this: `Connection` is a whole end of it,
-`FrameDecoder` and the `encode_*` functions are its two halves without the rules. Nothing here waits, and nothing knows
-protobuf.
+`FrameDecoder` and the `encode_*` functions are its two halves without the rules. Nothing here
+waits, and nothing knows protobuf.
 """
 
 from aether_trio.wire.framing.connection import Connection

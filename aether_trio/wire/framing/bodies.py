@@ -1,6 +1,7 @@
 """Bodies of frames to events: everything but SEND and DELIVER, which decode.py reads in its loop.
 
-A reader takes the body of one frame, whose length and flags SHAPES has accepted, and raises RemoteProtocolError.
+A reader takes the body of one frame, whose length and flags SHAPES has accepted, and raises
+RemoteProtocolError.
 """
 
 from __future__ import annotations
@@ -155,7 +156,10 @@ _SHAPES: Final[Mapping[int, tuple[int, int, int, Reader]]] = MappingProxyType(
 
 
 def reader_of(length: int, kind: int) -> Reader | None:
-    """The reader of a frame that is not hot; None for one to skip. Refuses by the header alone, before the body comes."""
+    """The reader of a frame that is not hot; None for one to skip.
+
+    Refuses by the header alone, before the body comes.
+    """
     kind, flags = kind >> 8, kind & 0xFF
     shape = _SHAPES.get(kind)
     if shape is None:

@@ -1,17 +1,19 @@
-"""A whole connection without its socket: bytes in, events out; events in, bytes out; the same for both ends.
+"""A whole connection without its socket: bytes in, events out; events in, bytes out; the same for
+both ends.
 
     connection = Connection(Role.SERVER)
     for event in connection.receive(data):             # RemoteProtocolError: tell the peer, and close
         ...
     data = connection.send(ServerHello())              # LocalProtocolError: a mistake of ours
 
-It checks what docs/wire.md says: who may send what when (states.py), numbers, channels and credit (ledger.py), and
-both frame limits. It keeps no messages, sends nothing by itself and knows no time: answering a Ping, repeating what
-was not acknowledged, and budgets against floods are the caller's. The preface goes in front of the first frame that is
-sent, and is taken off the first one that comes.
+It checks what docs/wire.md says: who may send what when (states.py), numbers, channels and credit
+(ledger.py), and both frame limits. It keeps no messages, sends nothing by itself and knows no time:
+answering a Ping, repeating what was not acknowledged, and budgets against floods are the caller's.
+The preface goes in front of the first frame that is sent, and is taken off the first one that
+comes.
 
-Invariants: a call that raises LocalProtocolError has changed nothing; after RemoteProtocolError every `receive` raises it,
-and an Error may still be sent.
+Invariants: a call that raises LocalProtocolError has changed nothing; after RemoteProtocolError
+every `receive` raises it, and an Error may still be sent.
 """
 
 from __future__ import annotations
@@ -43,9 +45,12 @@ _FINISHING: Final = frozenset({State.LEAVING, State.DONE})
 
 
 class Connection:
-    """See the module docstring. `max_frame_bytes` is what we accept, and what our HELLO has to say.
+    """See the module docstring.
 
-    `at_once`: the most events that one `receive` returns; while `more` is true, it has others without new bytes.
+    `max_frame_bytes` is what we accept, and what our HELLO has to say.
+
+    `at_once`: the most events that one `receive` returns; while `more` is true, it has others
+    without new bytes.
     """
 
     __slots__ = (
@@ -96,7 +101,10 @@ class Connection:
 
     @property
     def send_limit_bytes(self) -> int:
-        """How long a frame may be now, behind its header. A client's limit grows when it has been accepted."""
+        """How long a frame may be now, behind its header.
+
+        A client's limit grows when it has been accepted.
+        """
         if self.role is Role.CLIENT and self.peer_state not in _ACCEPTED:
             return OPENING_FRAME_BYTES
         return self._peer_max_frame_bytes
@@ -117,7 +125,10 @@ class Connection:
         return self._decoder.more
 
     def give_up(self) -> None:
-        """Drop the frame that is not whole; the peer is at its end, and every further `receive` raises RemoteProtocolError."""
+        """Drop the frame that is not whole.
+
+        The peer is at its end, and every further `receive` raises RemoteProtocolError.
+        """
         self._decoder.fail(ErrorCode.TIMEOUT, "the rest of a frame is not waited for any more")
         self._move(self.role.peer, State.DONE)
 
@@ -163,7 +174,9 @@ class Connection:
         self._move(self.role, State.DONE)
 
     def receive(self, data: bytes | bytearray | memoryview) -> Sequence[ev.Event]:
-        """The events that the next bytes complete. A Delivered that comes too late for its channel is left out.
+        """The events that the next bytes complete.
+
+        A Delivered that comes too late for its channel is left out.
 
         Raises RemoteProtocolError, with the events before the mistake.
         """
@@ -210,7 +223,10 @@ class Connection:
         return found
 
     def receive_end(self) -> None:
-        """The peer has ended its side. Raises RemoteProtocolError (TRUNCATED) when that was inside of a frame."""
+        """The peer has ended its side.
+
+        Raises RemoteProtocolError (TRUNCATED) when that was inside of a frame.
+        """
         self._move(self.role.peer, State.DONE)
         self._decoder.finish()
 

@@ -1,7 +1,8 @@
-"""Every number of the framing, with the reason for it. docs/wire.md is the specification; this file repeats its tables.
+"""Every number of the framing, with the reason for it. docs/wire.md is the specification; this file
+repeats its tables.
 
-All integers on the wire are big-endian. Sequence numbers and offsets are signed 64-bit and positive, so that languages
-without unsigned integers can hold them.
+All integers on the wire are big-endian. Sequence numbers and offsets are signed 64-bit and
+positive, so that languages without unsigned integers can hold them.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ KIB: Final = 1024
 MIB: Final = 1024 * KIB
 
 MAGIC: Final = b"\xaeAETHER"
-"""The first byte is no letter (HTTP/1.1, `PRI * HTTP/2.0`), no TLS record type (0x14-0x18), no UTF-8 lead byte."""
+"""The first byte is no letter (HTTP/1.1, `PRI * HTTP/2.0`), no TLS record type (0x14-0x18), no
+UTF-8 lead byte.
+"""
 MAJOR: Final = 1
-"""Of the layout: preface, frame header, HELLO. Everything else may change by `minor` and by new frame types."""
+"""Of the layout: preface, frame header, HELLO. Everything else may change by `minor` and by new
+frame types.
+"""
 MINOR: Final = 0
 PREFACE: Final = MAGIC + bytes((MAJOR,))
 
@@ -23,7 +28,9 @@ HEADER_BYTES: Final = 6
 """u32 length of what follows the header, u8 type, u8 flags."""
 
 FIRST_OPTIONAL_TYPE: Final = 0x80
-"""Frames of unknown types from here on are skipped; below, they are an error. As PNG's ancillary chunks."""
+"""Frames of unknown types from here on are skipped; below, they are an error. As PNG's ancillary
+chunks.
+"""
 
 
 class FrameType(enum.IntEnum):
@@ -45,7 +52,10 @@ class FrameType(enum.IntEnum):
 
 
 class Flag(enum.IntFlag):
-    """Bits of the flags byte; what a bit means depends on the type. All others must be 0."""
+    """Bits of the flags byte; what a bit means depends on the type.
+
+    All others must be 0.
+    """
 
     FROM_SERVER = 0x01
     """HELLO: the server's map."""
@@ -58,7 +68,10 @@ class Flag(enum.IntFlag):
 
 
 class ErrorCode(enum.IntEnum):
-    """Codes of ERROR frames from 256 on: mistakes in the framing. Below, they are gRPC statuses (model.errors.Status)."""
+    """Codes of ERROR frames from 256 on: mistakes in the framing.
+
+    Below, they are gRPC statuses (model.errors.Status).
+    """
 
     BAD_PREFACE = 0x100
     UNSUPPORTED_VERSION = 0x101
@@ -90,10 +103,13 @@ MAX_HELLO_BYTES: Final = 4 * KIB
 MAX_HELLO_NESTING: Final = 16
 """Arrays and maps inside each other in a HELLO; the known keys need one."""
 OPENING_FRAME_BYTES: Final = 512 * KIB
-"""The longest frame of a client that is not accepted yet. The largest InitConnection within the limits (16 credentials
-of 16 KiB, 64 extensions) has about 400 KiB."""
+"""The longest frame of a client that is not accepted yet. The largest InitConnection within the
+limits (16 credentials of 16 KiB, 64 extensions) has about 400 KiB.
+"""
 LEAST_MAX_FRAME_BYTES: Final = 4 * MIB
-"""Every side accepts frames of this length, so a message that was accepted can be delivered to anybody."""
+"""Every side accepts frames of this length, so a message that was accepted can be delivered to
+anybody.
+"""
 DEFAULT_MAX_FRAME_BYTES: Final = 10 * MIB
 """As the gRPC transport's cap of a message from a client."""
 MAX_FRAME_BYTES: Final = 2**31 - 1

@@ -1,10 +1,11 @@
 """Bytes to events: the decoder of one direction of one connection.
 
-Invariants: whatever the bytes, `receive` returns events or raises RemoteProtocolError; the same stream gives the same
-events, however it is split; nothing is allocated for a length that was declared, only for bytes that came, and a
-declared length beyond the limit is refused when its header is read. Between two calls at most one incomplete frame is
-kept, and with `at_once` what came behind so many events. So a connection holds at most `max_frame_bytes` and one read here,
-and twice that while a frame becomes events.
+Invariants: whatever the bytes, `receive` returns events or raises RemoteProtocolError; the same
+stream gives the same events, however it is split; nothing is allocated for a length that was
+declared, only for bytes that came, and a declared length beyond the limit is refused when its
+header is read. Between two calls at most one incomplete frame is kept, and with `at_once` what came
+behind so many events. So a connection holds at most `max_frame_bytes` and one read here, and twice
+that while a frame becomes events.
 
 The decoder knows frames, not conversations: which frame may come when is Connection's business.
 """
@@ -43,7 +44,9 @@ _PREFACE_BYTES: Final = len(PREFACE)
 
 
 _KNOWN_TOPICS: Final = 64
-"""Topics whose text is kept: somebody who talks to more of them pays 0.1 µs a message for decoding it."""
+"""Topics whose text is kept: somebody who talks to more of them pays 0.1 µs a message for decoding
+it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,8 @@ class FrameDecoder:
         self._needed = 0  # bytes of `_partial` before which nothing new can be said
         self._prefaced = not preface
         self._topics: dict[bytes, str] = {}
-        self._failed: tuple[ErrorCode, str] | None = None  # not the exception, which would keep its events
+        # Not the exception, which would keep its events.
+        self._failed: tuple[ErrorCode, str] | None = None
         self._frames = 0
         self._bytes = 0
 
@@ -101,7 +105,8 @@ class FrameDecoder:
     def receive(self, data: bytes | bytearray | memoryview) -> list[events.Event]:
         """What the next bytes complete, in order. The data is not kept.
 
-        Raises RemoteProtocolError, with the events before the mistake; from then on every call does, without events.
+        Raises RemoteProtocolError, with the events before the mistake; from then on every call
+        does, without events.
         """
         if self._failed is not None:
             raise RemoteProtocolError(*self._failed)
@@ -116,7 +121,8 @@ class FrameDecoder:
             whole = bytes(partial)
             partial.clear()
         else:
-            # Slices of bytes are three times cheaper than slices of a memoryview, for which one copy pays.
+            # Slices of bytes are three times cheaper than slices of a memoryview, for which one
+            # copy pays.
             whole = bytes(data)
             self._bytes += len(whole)
         try:
@@ -138,14 +144,18 @@ class FrameDecoder:
         self._partial.clear()
 
     def finish(self) -> None:
-        """The peer has ended its side. Raises RemoteProtocolError (TRUNCATED) when that was inside of a frame."""
+        """The peer has ended its side.
+
+        Raises RemoteProtocolError (TRUNCATED) when that was inside of a frame.
+        """
         if self._partial or not self._prefaced:
             raise RemoteProtocolError(ErrorCode.TRUNCATED, f"the stream ended {len(self._partial)} bytes into a frame")
 
     def _preface(self, data: bytes) -> int:
         head = data[:_PREFACE_BYTES]
         if not head.startswith(MAGIC[: len(head)]):
-            # Said at the first wrong byte: whoever talks something else may wait for an answer before it sends the rest.
+            # Said at the first wrong byte: whoever talks something else may wait for an answer
+            # before it sends the rest.
             raise RemoteProtocolError(ErrorCode.BAD_PREFACE, f"not this framing: the stream begins with {head!r}")
         if len(head) < _PREFACE_BYTES:
             self._needed = len(head) + 1
@@ -158,7 +168,10 @@ class FrameDecoder:
         return _PREFACE_BYTES
 
     def _read(self, data: bytes, found: list[events.Event]) -> int:
-        """Append the events of all whole frames; the number of bytes they took. Sets `_needed` for the rest."""
+        """Append the events of all whole frames; the number of bytes they took.
+
+        Sets `_needed` for the rest.
+        """
         at = 0
         self.more = False
         if not self._prefaced:

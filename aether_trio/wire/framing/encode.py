@@ -1,11 +1,15 @@
-"""Events to bytes. Each function returns one whole frame; `encode` finds the function for an event.
+"""Events to bytes.
 
-The functions of hot frames (SEND, DELIVER, ACK) take plain values, so that nobody makes an event only to have it encoded.
-What no correct peer could accept raises LocalProtocolError and encodes nothing. They do not know the connection: what
-may be sent when, and the peer's frame limit, are Connection's business.
+Each function returns one whole frame; `encode` finds the function for an event.
 
-`deliver_header` is for those who write many deliveries at once: `join([header, message, header, message])` copies each
-message once, `join` of encoded frames twice. A frame is the same for everybody who has the same number for the channel.
+The functions of hot frames (SEND, DELIVER, ACK) take plain values, so that nobody makes an event
+only to have it encoded. What no correct peer could accept raises LocalProtocolError and encodes
+nothing. They do not know the connection: what may be sent when, and the peer's frame limit, are
+Connection's business.
+
+`deliver_header` is for those who write many deliveries at once: `join([header, message, header,
+message])` copies each message once, `join` of encoded frames twice. A frame is the same for
+everybody who has the same number for the channel.
 """
 
 from __future__ import annotations
@@ -95,7 +99,9 @@ def _positive(value: int, what: str) -> None:
 
 
 def _text(text: str) -> bytes:
-    """UTF-8, cut to MAX_TEXT_BYTES between characters: an explanation that is too long is still one."""
+    """UTF-8, cut to MAX_TEXT_BYTES between characters: an explanation that is too long is still
+    one.
+    """
     data = text.encode(errors="replace")
     if len(data) > MAX_TEXT_BYTES:
         data = data[:MAX_TEXT_BYTES].decode(errors="ignore").encode()

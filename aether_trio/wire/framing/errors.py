@@ -1,8 +1,10 @@
-"""What a misuse of the framing raises: our own, or the peer's. The distinction is h11's.
+"""What a misuse of the framing raises: our own, or the peer's.
 
-The decoder and `Connection.receive` raise RemoteProtocolError and nothing else, whatever the bytes; encoders and
-`Connection.send` raise LocalProtocolError. After a RemoteProtocolError the connection is dead: tell the peer with
-`encode_error(error.code, str(error))` and close.
+The distinction is h11's.
+
+The decoder and `Connection.receive` raise RemoteProtocolError and nothing else, whatever the bytes;
+encoders and `Connection.send` raise LocalProtocolError. After a RemoteProtocolError the connection
+is dead: tell the peer with `encode_error(error.code, str(error))` and close.
 """
 
 from __future__ import annotations
@@ -28,14 +30,17 @@ class ProtocolError(Exception):
 
 
 class LocalProtocolError(ProtocolError):
-    """We were about to send what the peer would have to refuse. Nothing was encoded, and no state has changed."""
+    """We were about to send what the peer would have to refuse.
+
+    Nothing was encoded, and no state has changed.
+    """
 
 
 class RemoteProtocolError(ProtocolError):
     """The peer sent what no correct peer sends.
 
-    `events` is what was decoded before the mistake in the same call, so that the same stream gives the same events, however
-    it is split.
+    `events` is what was decoded before the mistake in the same call, so that the same stream gives
+    the same events, however it is split.
     """
 
     def __init__(self, code: ErrorCode, message: str) -> None:

@@ -1,10 +1,12 @@
 """One frozen record per frame: what a decoder returns and what `Connection.send` takes.
 
-They are msgspec Structs rather than dataclasses because a frozen dataclass of five fields costs 0.63 µs to make and such
-a Struct 0.06 (CPython 3.11), and SEND and DELIVER are made for every message. Otherwise they are the same thing: frozen,
-slotted, compared and hashed by value. None can be part of a reference cycle, hence gc=False.
+They are msgspec Structs rather than dataclasses because a frozen dataclass of five fields costs
+0.63 µs to make and such a Struct 0.06 (CPython 3.11), and SEND and DELIVER are made for every
+message. Otherwise they are the same thing: frozen, slotted, compared and hashed by value. None can
+be part of a reference cycle, hence gc=False.
 
-A record holds what was on the wire and interprets nothing: protobuf stays bytes, times are milliseconds.
+A record holds what was on the wire and interprets nothing: protobuf stays bytes, times are
+milliseconds.
 """
 
 from __future__ import annotations
@@ -69,11 +71,16 @@ class ServerHello(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defa
     """Seconds for which a publisher's numbers are remembered after its connection has ended."""
     agent: Agent = ""
     log: Log = b""
-    """Which log this is: offsets of another one mean nothing here. Empty when the gateway does not say."""
+    """Which log this is: offsets of another one mean nothing here. Empty when the gateway does not
+    say.
+    """
 
 
 class Send(msgspec.Struct, frozen=True, gc=False):
-    """Publish a message. `extra` is a serialized SendMessage with the rarer fields only, mostly empty."""
+    """Publish a message.
+
+    `extra` is a serialized SendMessage with the rarer fields only, mostly empty.
+    """
 
     seq: int
     topic: str
@@ -83,7 +90,9 @@ class Send(msgspec.Struct, frozen=True, gc=False):
 
 
 class Deliver(msgspec.Struct, frozen=True, gc=False):
-    """A durable message: `message` is a serialized DownstreamMessage{msg}, byte for byte as it was encoded once for all."""
+    """A durable message: `message` is a serialized DownstreamMessage{msg}, byte for byte as it was
+    encoded once for all.
+    """
 
     channel: int
     offset: int
@@ -107,7 +116,9 @@ class Nack(msgspec.Struct, frozen=True, gc=False):
 
 
 class Delivered(msgspec.Struct, frozen=True, gc=False):
-    """The application is done with everything of the channel up to `offset` (of a shared channel: with just that one)."""
+    """The application is done with everything of the channel up to `offset` (of a shared channel:
+    with just that one).
+    """
 
     channel: int
     offset: int
@@ -139,7 +150,10 @@ class Pong(msgspec.Struct, frozen=True, gc=False):
 
 
 class GoAway(msgspec.Struct, frozen=True, gc=False):
-    """The sender starts nothing new; the peer has `within_ms` to finish (0: unsaid). `reason`: see GoAwayReason."""
+    """The sender starts nothing new; the peer has `within_ms` to finish (0: unsaid).
+
+    `reason`: see GoAwayReason.
+    """
 
     reason: int = 0
     within_ms: int = 0
@@ -147,7 +161,10 @@ class GoAway(msgspec.Struct, frozen=True, gc=False):
 
 
 class Error(msgspec.Struct, frozen=True, gc=False):
-    """The last frame of its sender. `code` below 256 is a gRPC status, from 256 on an ErrorCode."""
+    """The last frame of its sender.
+
+    `code` below 256 is a gRPC status, from 256 on an ErrorCode.
+    """
 
     code: int
     message: str = ""
@@ -156,7 +173,10 @@ class Error(msgspec.Struct, frozen=True, gc=False):
 
 
 class Channel(msgspec.Struct, frozen=True, gc=False):
-    """From now on `channel` stands for the log of `topic`; deliveries have offsets beyond `position`."""
+    """From now on `channel` stands for the log of `topic`.
+
+    Deliveries have offsets beyond `position`.
+    """
 
     channel: int
     topic: str
@@ -171,7 +191,10 @@ class ChannelClosed(msgspec.Struct, frozen=True, gc=False):
 
 
 class Skipped(msgspec.Struct, frozen=True, gc=False):
-    """An optional frame of a type that this version does not know. Decoded for counting, never sent."""
+    """An optional frame of a type that this version does not know.
+
+    Decoded for counting, never sent.
+    """
 
     kind: int
     size: int

@@ -1,7 +1,8 @@
 """What one connection counts beside its states: sequence numbers, channels, credit.
 
-Both ends count the same frames, the one as it sends them, the other as it receives them, and both find the same
-mistakes. Methods raise `Breach`, which Connection turns into the local or the remote error.
+Both ends count the same frames, the one as it sends them, the other as it receives them, and both
+find the same mistakes. Methods raise `Breach`, which Connection turns into the local or the remote
+error.
 """
 
 from __future__ import annotations
@@ -21,11 +22,17 @@ class Breach(Exception):
 
 
 class Late(Breach):
-    """A DELIVERED for nothing that is open. Of the peer it is no mistake: it did not know yet, and is not listened to."""
+    """A DELIVERED for nothing that is open.
+
+    Of the peer it is no mistake: it did not know yet, and is not listened to.
+    """
 
 
 class Sequence:
-    """Sends and their settlement. Numbers grow, with gaps; an ACK is never beyond the last SEND, and never repeated."""
+    """Sends and their settlement.
+
+    Numbers grow, with gaps; an ACK is never beyond the last SEND, and never repeated.
+    """
 
     __slots__ = ("acked", "last", "window")
 
@@ -62,7 +69,9 @@ class Sequence:
 
 @dataclass(slots=True)
 class OpenChannel:
-    """One channel: `position` is the greatest offset that was delivered, or that the channel began behind."""
+    """One channel: `position` is the greatest offset that was delivered, or that the channel began
+    behind.
+    """
 
     topic: str
     position: int
@@ -110,7 +119,10 @@ class Channels:
             )
 
     def delivered(self, number: int, offset: int) -> None:
-        """DELIVERED. Raises Late when the channel was closed, or closed and opened again further back."""
+        """DELIVERED.
+
+        Raises Late when the channel was closed, or closed and opened again further back.
+        """
         channel = self._open.get(number)
         if channel is None:
             raise Late(ErrorCode.BAD_CHANNEL, f"channel {number} is not open")
@@ -123,7 +135,8 @@ class Channels:
 class Credit:
     """What may still be delivered. A bound of None is no bound.
 
-    The last delivery may take the bytes below zero, so that a message longer than all the credit is not stuck.
+    The last delivery may take the bytes below zero, so that a message longer than all the credit is
+    not stuck.
     """
 
     __slots__ = ("bounded", "byte_count", "message_count")

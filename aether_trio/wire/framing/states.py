@@ -1,20 +1,22 @@
 """Who may send what when, as tables.
 
-As in h11, both ends run the same machine over the same frames: each connection has a state for the client's side and
-one for the server's. A frame moves the state of the side that sent it (BY_FRAME; what is not in the table is illegal).
-Where a side has to wait for the other, the pair of states moves it on (BY_PAIR), so the one step that an implementation
-could forget is in a table as well:
+As in h11, both ends run the same machine over the same frames: each connection has a state for the
+client's side and one for the server's. A frame moves the state of the side that sent it (BY_FRAME;
+what is not in the table is illegal). Where a side has to wait for the other, the pair of states
+moves it on (BY_PAIR), so the one step that an implementation could forget is in a table as well:
 
     client  GREETING --HELLO--> OPENING --ENVELOPE (Init)--> WAITING ==server's HELLO==> LIVE --GOAWAY--> LEAVING
     server  IDLE ==client's HELLO==> GREETING --HELLO--> OPENING ==client LIVE==> ANSWERING --ENVELOPE (Ack)--> LIVE
             --GOAWAY--> LEAVING
 
-`--` is a frame of its own, `==` the other side. ERROR and the end of its stream bring a side from anywhere to DONE.
+`--` is a frame of its own, `==` the other side. ERROR and the end of its stream bring a side from
+anywhere to DONE.
 
-The two ends see the pair at different moments, but never disagree about what is legal: a side's state depends on the
-other's only through frames that this other side has sent, and a side acts on what it has received. What a side must not
-send because of a frame that may still be on its way (SEND after the server's GOAWAY, DELIVER after the client's) can be
-checked at the sender only: that is LOCALLY_ILLEGAL.
+The two ends see the pair at different moments, but never disagree about what is legal: a side's
+state depends on the other's only through frames that this other side has sent, and a side acts on
+what it has received. What a side must not send because of a frame that may still be on its way
+(SEND after the server's GOAWAY, DELIVER after the client's) can be checked at the sender only: that
+is LOCALLY_ILLEGAL.
 """
 
 from __future__ import annotations
@@ -110,8 +112,10 @@ LOCALLY_ILLEGAL: Final[Mapping[Role, frozenset[type]]] = MappingProxyType(
         Role.SERVER: frozenset({ev.Channel, ev.Deliver}),
     }
 )
-"""What a side may not begin any more once the *other* one is LEAVING or DONE. ENVELOPEs are not among it: they also carry
-answers (of a service, of the workflow engine) to what the other side has asked."""
+"""What a side may not begin any more once the *other* one is LEAVING or DONE. ENVELOPEs are not
+among it: they also carry answers (of a service, of the workflow engine) to what the other side has
+asked.
+"""
 
 START: Final[Mapping[Role, State]] = MappingProxyType({Role.CLIENT: State.GREETING, Role.SERVER: State.IDLE})
 

@@ -1,11 +1,13 @@
-"""Whole gateways without sockets on one database, in one process: what a participant on one node sees of those on others.
+"""Whole gateways without sockets on one database, in one process: what a participant on one node
+sees of those on others.
 
     async with open_fabric(engine) as fabric:
         one, two = await fabric.start(), await fabric.start()
         async with join(one, agent("w", "a", "1")) as a, join(two, agent("w", "b", "1")) as b:
             a.send(message_to("ag::w::b::1", b"hello"))
 
-Each core has a task, an engine and a loop of its own, so one can be stopped, cut off or deafened without the others.
+Each core has a task, an engine and a loop of its own, so one can be stopped, cut off or deafened
+without the others.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ STEADY = ClusterLimits(
     ending_s=LONG_S,
     sweep_s=1.0,
 )
-"""Nothing ends by waiting: a machine that stalls for seconds takes nobody for dead, and gives up no connection."""
+"""Nothing ends by waiting: a machine that stalls for seconds takes nobody for dead, and gives up no
+connection.
+"""
 
 
 @dataclass(eq=False)
@@ -75,7 +79,10 @@ async def _maybe(read: Callable[..., Any], fails: Callable[[], bool], *args: Any
 
 
 class Fabric:
-    """Made by `open_fabric`. `settings` are sections for every core, `poll_s` how often nodes look without a hint."""
+    """Made by `open_fabric`.
+
+    `settings` are sections for every core, `poll_s` how often nodes look without a hint.
+    """
 
     def __init__(self, nursery: trio.Nursery, engine: PostgresEngine, settings: Mapping[str, Any]) -> None:
         self._nursery = nursery
@@ -158,14 +165,17 @@ async def open_fabric(
                         await fabric.close()
 
 
-# -- participants -----------------------------------------------------------------------------------------------------
+# -- participants ----------------------------------------------------------------------------------
 
 
 @asynccontextmanager
 async def join(
     gateway: Gateway, hello: pb.UpstreamMessage, link: MemoryLink | None = None
 ) -> AsyncIterator[MemoryLink]:
-    """Connect a scripted participant; `link.ack` is its acknowledgement. It may have been ended by the end of the block."""
+    """Connect a scripted participant; `link.ack` is its acknowledgement.
+
+    It may have been ended by the end of the block.
+    """
     link = link or Participant()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.core.sessions.serve, link)
@@ -186,7 +196,9 @@ class Participant(MemoryLink):
 
 
 class Numbered(Participant):
-    """A client of the framed topic as far as its numbered sends go: `acked` and `refused` are what it was told of them."""
+    """A client of the framed topic as far as its numbered sends go: `acked` and `refused` are what
+    it was told of them.
+    """
 
     def __init__(self, token: bytes) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""Taking a node's lease away while everything else that it has goes on: what it does then, it does without being entitled to."""
+"""Taking a node's lease away while everything else that it has goes on: what it does then, it does
+without being entitled to.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from tests.helpers.engines import PostgresEngine
 
 @asynccontextmanager
 async def without_lease(gateway: Gateway, engine: PostgresEngine, *, aware: bool = True) -> AsyncIterator[None]:
-    """The lease is free until the block ends; then the node takes it again, and that is done when this returns.
+    """The lease is free until the block ends.
+
+    Then the node takes it again, and that is done when this returns.
 
     Not `aware`: the node believes in it all the while, as one does that has stood still.
     """

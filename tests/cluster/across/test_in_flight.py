@@ -1,7 +1,8 @@
-"""What a session has asked for and was not answered when it ended is over before its successor begins, wherever that is.
+"""What a session has asked for and was not answered when it ended is over before its successor
+begins, wherever that is.
 
-The way of a node to PostgreSQL stalls while it writes for a session: the session ends, its client comes back on another node or on the
-same one, and what it writes there is what stays.
+The way of a node to PostgreSQL stalls while it writes for a session: the session ends, its client
+comes back on another node or on the same one, and what it writes there is what stays.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ Kv = pb.KVOperation
 Checkpoint = pb.CheckpointOperation
 
 LONG_ENOUGH_S = 2.0
-"""For a successor that does not wait to have written, on most machines; on another one the test sees less."""
+"""For a successor that does not wait to have written, on most machines; on another one the test
+sees less.
+"""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,6 @@
-"""An input that a node has accepted reaches its task on whichever node, once, though the first one is killed before it has told of it."""
+"""An input that a node has accepted reaches its task on whichever node, once, though the first one
+is killed before it has told of it.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,8 @@ async def test_what_a_node_has_not_taken_over_at_its_end_is_taken_over_by_anothe
             task_id = (await create(worker, assignment_mode=pb.SELF_ASSIGN, target_implementation="")).task_id
             assert (await operate(worker, Op.CLAIM, task_id)).success
             assert (await operate(worker, Op.PAUSE, task_id, wait_spec=pb.WaitSpec(reason=1))).success
-            one.core.router._on_task_input = lambda _topic, _number: None  # it ends before it gets to that
+            # It ends before it gets to that.
+            one.core.router._on_task_input = lambda _topic, _number: None
             async with join(one, agent("w", "b", "1")) as person:
                 person.send(message_to(f"tk::w::{task_id}::input", b"{}"))
                 await barrier(person)

@@ -1,4 +1,6 @@
-"""Nodes that begin: a node that is alone tells nobody anything, and must not believe so any longer than it is true."""
+"""Nodes that begin: a node that is alone tells nobody anything, and must not believe so any longer
+than it is true.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A session that leaves while its write is under way keeps its place in its own workspace, and in no other."""
+"""A session that leaves while its write is under way keeps its place in its own workspace, and in
+no other.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""A node that loses its lease, or stands still for so long that others take it for dead, and then goes on.
+"""A node that loses its lease, or stands still for so long that others take it for dead, and then
+goes on.
 
-What it did meanwhile has no effect on those who hold its identities now; and whoever is still connected to it, and was not told to
-leave, is all that it was before.
+What it did meanwhile has no effect on those who hold its identities now; and whoever is still
+connected to it, and was not told to leave, is all that it was before.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ async def follow(gateway: Gateway, topic: str, upto: int) -> None:
     await until(lambda: gateway.core.log.topic(topic).tail >= upto)
 
 
-# -- positions ----------------------------------------------------------------------------------------------------------
+# -- positions -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("aware", [True, False])
@@ -62,12 +63,14 @@ async def test_what_was_delivered_to_a_former_holder_comes_to_the_holder(
         assert other.ended is None
 
 
-# -- what others delete for a node that they take for dead --------------------------------------------------------------
+# -- what others delete for a node that they take for dead -----------------------------------------
 
 
 @asynccontextmanager
 async def taken_for_dead(gateway: Gateway, by: Gateway, engine: PostgresEngine, *, aware: bool) -> AsyncIterator[None]:
-    """Others do all that they do for a dead node, and more: its interest is forgotten, which happens when it was away for a minute."""
+    """Others do all that they do for a dead node, and more: its interest is forgotten, which
+    happens when it was away for a minute.
+    """
     node_id = gateway.cluster.node_id
     async with without_lease(gateway, engine, aware=aware):
         await declare_dead(gateway, by)
@@ -121,7 +124,9 @@ async def test_what_others_gave_to_its_workers_before_they_knew_is_told(postgres
 async def test_what_was_being_given_when_a_lease_ended_is_told(
     postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The assignment is committed under the lease that ends, and what follows from it is done under the next one."""
+    """The assignment is committed under the lease that ends, and what follows from it is done under
+    the next one.
+    """
     async with open_fabric(postgres_engine) as fabric, AsyncExitStack() as stack:
         one, two = await fabric.start_many(2)
         worker = await stack.enter_async_context(join(one, agent("w", "i", "1")))

@@ -21,7 +21,10 @@ def figures(core: Core) -> dict[str, float]:
 
 
 def documented() -> list[str]:
-    """Names in the section on the cluster; "_wakes_total" stands for the rest of a name like the one before it."""
+    """Names in the section on the cluster.
+
+    "_wakes_total" stands for the rest of a name like the one before it.
+    """
     section = OPERATIONS.read_text().partition("### Is the cluster well?")[2].partition("###")[0]
     return re.findall(r"`(?:aether)?(_[a-z_]+)`", section)
 

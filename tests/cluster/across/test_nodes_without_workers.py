@@ -1,4 +1,6 @@
-"""A node to which no worker was connected is killed: what follows from what its clients had done is done by others, and no row of it stays."""
+"""A node to which no worker was connected is killed: what follows from what its clients had done is
+done by others, and no row of it stays.
+"""
 
 from __future__ import annotations
 

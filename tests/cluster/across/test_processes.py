@@ -1,4 +1,6 @@
-"""Nodes that end while their clients talk, with processes and our own client: the clients go on elsewhere, and nothing is lost."""
+"""Nodes that end while their clients talk, with processes and our own client: the clients go on
+elsewhere, and nothing is lost.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ MORE = 30
 
 @dataclass(eq=False)
 class Talker:
-    """An agent that sends numbers to its neighbour, one after another, and writes down what it gets."""
+    """An agent that sends numbers to its neighbour, one after another, and writes down what it
+    gets.
+    """
 
     address: str
     number: int

@@ -1,4 +1,6 @@
-"""One identity, many nodes: who may have it, how it moves, and that nothing is lost or comes again when it does."""
+"""One identity, many nodes: who may have it, how it moves, and that nothing is lost or comes again
+when it does.
+"""
 
 from __future__ import annotations
 
@@ -298,6 +300,7 @@ async def test_agents_that_hop_get_everything_once(postgres_engine: PostgresEngi
         for number in range(2):
             mine = [int(one.split(b":")[1]) for one in got if one.startswith(b"%d:" % number)]
             assert mine == list(range(count // 2))
-    # In each way by two of them at least, however few moves it took on a machine where each took long.
+    # In each way by two of them at least, however few moves it took on a machine where each took
+    # long.
     moves = sum((moves for _, moves in results.values()), Counter())
     assert min(moves[how] for how in WAYS) >= 2

@@ -143,8 +143,9 @@ async def test_a_switch_on_one_node_is_heard_and_seen_on_the_other(postgres_engi
 
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_counters_and_compares_of_two_nodes_are_linearizable(postgres_engine: PostgresEngine, seed: int) -> None:
-    """Each answer is what it would be if the operations of all nodes had been done one after another, each between its request and
-    its answer."""
+    """Each answer is what it would be if the operations of all nodes had been done one after
+    another, each between its request and its answer.
+    """
     rounds, clients = 25, 3
     counted: list[tuple[float, float, int]] = []
     swapped: list[tuple[float, float, int]] = []

@@ -1,4 +1,6 @@
-"""A node process that stands still (SIGSTOP) until others have taken it for dead, and goes on: its clients never notice, and are served."""
+"""A node process that stands still (SIGSTOP) until others have taken it for dead, and goes on: its
+clients never notice, and are served.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A mistake that a task of a node meets, in a cluster: the node stays, and what waited at that moment is done."""
+"""A mistake that a task of a node meets, in a cluster: the node stays, and what waited at that
+moment is done.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Following topics that other nodes write: nothing is skipped, whatever gets lost, lags, fails, begins or ends meanwhile.
+"""Following topics that other nodes write: nothing is skipped, whatever gets lost, lags, fails,
+begins or ends meanwhile.
 
-The history check: a listener that is there all the time, on one node, is the order. Everybody else heard a piece of it without a gap.
+The history check: a listener that is there all the time, on one node, is the order. Everybody else
+heard a piece of it without a gap.
 """
 
 from __future__ import annotations
@@ -45,7 +47,10 @@ async def send_numbers(
     sent: list[int] | None = None,
     pace_s: float = 0.004,
 ) -> None:
-    """`name:number` to all topics, in the order given, a few at a time; `sent` has the first number that is not sent yet."""
+    """`name:number` to all topics, in the order given, a few at a time.
+
+    `sent` has the first number that is not sent yet.
+    """
     async with join(gateway, service("sender", str(name))) as sender:
         at = 0
         while at < count:
@@ -79,7 +84,8 @@ async def test_two_nodes_commit_in_opposite_orders(postgres_engine: PostgresEngi
             heard = [await one.take(2 * count) for one in heard_by]
             assert heard[0] == heard[1] == heard[2]
             assert [numbers(heard[0], b"%d" % name) for name in range(2)] == [list(range(count))] * 2
-        # Both nodes had to leave some of their own messages to RemoteCommitReader, which is what this is about.
+        # Both nodes had to leave some of their own messages to RemoteCommitReader, which is what
+        # this is about.
         assert all(gateway.core.log._remote.messages for gateway in gateways)
 
 
@@ -110,7 +116,9 @@ async def test_a_message_of_its_own_tells_a_node_of_what_is_in_front_of_it(postg
 
 
 async def test_hints_are_what_makes_it_quick(postgres_engine: PostgresEngine) -> None:
-    """In the other tests nothing is found by looking now and then: a hint that is never sent would hang them."""
+    """In the other tests nothing is found by looking now and then: a hint that is never sent would
+    hang them.
+    """
     async with open_fabric(postgres_engine) as fabric:
         one, two = await fabric.start_many(2)
         async with join(one, agent("w", "a", "1")) as a, join(two, agent("w", "b", "1")) as b:
@@ -139,7 +147,9 @@ async def loses_hints(fabric: Fabric, chance: random.Random) -> AsyncIterator[No
 async def visit(
     fabric: Fabric, name: str, chance: random.Random, sent: list[int], counts: list[int]
 ) -> tuple[list[bytes], list[int]]:
-    """Listen on some node for a while, slow now and then: what was heard, and what had been sent when it began to count."""
+    """Listen on some node for a while, slow now and then: what was heard, and what had been sent
+    when it began to count.
+    """
     async with join(chance.choice(fabric.gateways), agent("w", "visitor", name)) as link:
         since = list(sent)
         for _ in range(chance.randint(1, 5)):
@@ -165,7 +175,9 @@ def leaves(group: BaseExceptionGroup[StreamEnded]) -> list[StreamEnded]:
 async def test_whoever_listens_hears_everything_from_its_beginning_to_its_end(
     postgres_engine: PostgresEngine, seed: int
 ) -> None:
-    """Listeners come and go, lag, and lose hints, while all nodes commit to the same topic; reads fail now and then."""
+    """Listeners come and go, lag, and lose hints, while all nodes commit to the same topic; reads
+    fail now and then.
+    """
     counts = [150, 150, 150]
     heard: list[tuple[list[bytes], list[int]]] = []
     refusals: set[Status] = set()
@@ -178,7 +190,8 @@ async def test_whoever_listens_hears_everything_from_its_beginning_to_its_end(
         gateways[1].fail_reads(lambda: trouble.random() < 0.05 and sum(sent) < sum(counts))
 
         async def come_and_go(name: str, own: random.Random) -> None:
-            while sum(sent) < sum(counts) or len(heard) < VISITS:  # those that come late hear what is still on its way
+            # Those that come late hear what is still on its way.
+            while sum(sent) < sum(counts) or len(heard) < VISITS:
                 try:
                     heard.append(await visit(fabric, name, own, sent, counts))
                 except* StreamEnded as refused:
@@ -297,9 +310,11 @@ async def test_what_retention_took_behind_the_tail_is_said_to_be_gone(postgres_e
             failing = True
             a.send(*[message_to("ag::w::b::1", b"lost") for _ in range(20)])
             await barrier(a)
-            postgres_engine.outside("DELETE FROM messages")  # as when the partition goes that all of it is in
+            # As when the partition goes that all of it is in.
+            postgres_engine.outside("DELETE FROM messages")
             failing = False
-            assert await gone(b) == 20  # nothing of it is left to be read: a look at the end of the topic tells
+            # Nothing of it is left to be read: a look at the end of the topic tells.
+            assert await gone(b) == 20
             a.send(message_to("ag::w::b::1", b"next"))
             assert await b.take(1) == [b"next"]
         await nothing_is_pinned(fabric)

@@ -1,4 +1,6 @@
-"""Every form of topic, from a sender on another node, and the order of one topic whose senders are on two nodes."""
+"""Every form of topic, from a sender on another node, and the order of one topic whose senders are
+on two nodes.
+"""
 
 from __future__ import annotations
 
@@ -183,7 +185,9 @@ async def test_messages_of_one_topic_are_in_one_order_for_everybody(postgres_eng
 
 
 async def test_an_answer_is_a_barrier_for_readers_on_other_nodes(postgres_engine: PostgresEngine) -> None:
-    """What was sent before an answer is in the log, so whoever connects after it, anywhere, finds it."""
+    """What was sent before an answer is in the log, so whoever connects after it, anywhere, finds
+    it.
+    """
     async with open_fabric(postgres_engine) as fabric:
         one, two = await fabric.start_many(2)
         async with join(one, agent("w", "a", "1")) as a:

@@ -1,4 +1,6 @@
-"""A node whose clock is wrong: nothing of what the nodes share is old before its time, and nothing is dated wrongly."""
+"""A node whose clock is wrong: nothing of what the nodes share is old before its time, and nothing
+is dated wrongly.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,10 @@ SELF, TARGETED, POOL = pb.SELF_ASSIGN, pb.TARGETED, pb.POOL
 
 
 async def create(peer: Peer, world: World, task_type: str = "work", *, mode: int = POOL, **fields: Any) -> str:
-    """A new task; its id. A POOL task is for the world's implementation unless another is named."""
+    """A new task; its id.
+
+    A POOL task is for the world's implementation unless another is named.
+    """
     if mode == POOL:
         fields.setdefault("target_implementation", world.impl)
     response = await peer.client.create_task_sync(

@@ -1,4 +1,6 @@
-"""What no scenario of the SDK asks for: how many tasks a worker is given, whose checkpoint it may load, and dead letters on the wire."""
+"""What no scenario of the SDK asks for: how many tasks a worker is given, whose checkpoint it may
+load, and dead letters on the wire.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Scenarios 87, 88 and 91: agents that are started when a task or a message needs them, and the SDK's own orchestrator."""
+"""Scenarios 87, 88 and 91: agents that are started when a task or a message needs them, and the
+SDK's own orchestrator.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +87,9 @@ def test_88_a_message_to_an_agent_that_is_not_running(gateway: str) -> None:
 
 
 class EchoOrchestrator:
-    """`scitrera_aether_client.echo_test`: the SDK's MultiprocessOrchestrator in a process of its own."""
+    """`scitrera_aether_client.echo_test`: the SDK's MultiprocessOrchestrator in a process of its
+    own.
+    """
 
     def __init__(self, gateway: str, log: Path) -> None:
         self._log = log
@@ -141,7 +145,10 @@ def echo_orchestrator(gateway: str, folder: Path) -> Iterator[EchoOrchestrator]:
 
 
 def test_91_s_the_orchestrator_of_the_sdk(gateway: str, tmp_path: Path) -> None:
-    """From a message to a real process that has it; killed with -9, the next message starts it again."""
+    """From a message to a real process that has it.
+
+    Killed with -9, the next message starts it again.
+    """
 
     async def write(payload: bytes, *, register: bool = False) -> None:
         async with World(gateway) as world:

@@ -1,4 +1,6 @@
-"""Workers of the SDK's blocking client, which has no CLAIM: they are given a task, report, and complete it."""
+"""Workers of the SDK's blocking client, which has no CLAIM: they are given a task, report, and
+complete it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from tests.interop.tasks import steps
 def create(creator: SyncPeer, world: SyncWorld) -> str:
     """A new task for the world's implementation; its id.
 
-    Its grace window is five minutes, which no slow machine uses up. The client's own method knows no class of tasks.
+    Its grace window is five minutes, which no slow machine uses up. The client's own method knows
+    no class of tasks.
     """
     request_id = uuid.uuid4().hex
     wanted = pb.CreateTaskRequest(

@@ -1,4 +1,6 @@
-"""Scenarios 53 to 55 and 57 to 65: keys, scopes, counters, comparisons, sets, pages, expiry, and who may have them."""
+"""Scenarios 53 to 55 and 57 to 65: keys, scopes, counters, comparisons, sets, pages, expiry, and
+who may have them.
+"""
 
 from __future__ import annotations
 
@@ -287,7 +289,9 @@ CALLS: dict[str, Callable[[Kv], Awaitable[Any]]] = {
 
 @framed
 async def test_64_purging_an_identity_needs_a_capability(target: str, transport: str) -> None:
-    """Nobody has it until access rules are served, so nothing is purged: not even what is one's own."""
+    """Nobody has it until access rules are served, so nothing is purged: not even what is one's
+    own.
+    """
     own: dict[str, Any] = {"scope": Scope.WORKSPACE_EXCLUSIVE}
     async with World(target, transport) as world:
         owner, other = await world.agent("owner"), await world.agent("other")

@@ -1,9 +1,11 @@
 """The participants of one scenario, as clients of ours.
 
-`transport` says how users connect: "framed" is everybody over aether://, "ws" is users over ws:// and the others, who may not use
-that transport, over aether://. `talker` is who plays a part that a user may play too.
+`transport` says how users connect: "framed" is everybody over aether://, "ws" is users over ws://
+and the others, who may not use that transport, over aether://. `talker` is who plays a part that a
+user may play too.
 
-Silence is never proved by waiting, but by a marker: a message that comes after everything that was sent before it.
+Silence is never proved by waiting, but by a marker: a message that comes after everything that was
+sent before it.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ framed = pytest.mark.parametrize("transport", TRANSPORTS[:1])
 
 
 class World:
-    """Opens participants in a workspace that no other scenario knows, and closes all of them at its end."""
+    """Opens participants in a workspace that no other scenario knows, and closes all of them at its
+    end.
+    """
 
     def __init__(self, target: str, transport: str) -> None:
         self.target = target
@@ -145,6 +149,9 @@ async def alive(client: Client) -> None:
 
 
 async def until(probe: Callable[[], Awaitable[Any]], wanted: Any) -> None:
-    """Repeat until the result is this: for what only time brings. The world's limit ends it."""
+    """Repeat until the result is this: for what only time brings.
+
+    The world's limit ends it.
+    """
     while await probe() != wanted:
         await trio.sleep(POLL_S)

@@ -1,4 +1,6 @@
-"""The plain forms against protobuf's own JSON mapping and against another MessagePack, for arbitrary messages."""
+"""The plain forms against protobuf's own JSON mapping and against another MessagePack, for
+arbitrary messages.
+"""
 
 from __future__ import annotations
 

@@ -78,7 +78,8 @@ def test_msgpack_that_has_no_place_in_the_message(plain: Any, text: str) -> None
     assert problem(MSGPACK, msgspec.msgpack.encode(plain)).startswith(text)
 
 
-# From Python 3.12 on C code may nest deeper than a document of so few values can: its end is missing is what is found then.
+# From Python 3.12 on C code may nest deeper than a document of so few values can: its end is
+# missing is what is found then.
 TOO_DEEP = "it is nested too deeply" if sys.version_info < (3, 12) else "Input data was truncated"
 
 

@@ -1,4 +1,7 @@
-"""Both ends of a connection: what they refuse to send, count, and limit. What they refuse to hear is in the vectors."""
+"""Both ends of a connection: what they refuse to send, count, and limit.
+
+What they refuse to hear is in the vectors.
+"""
 
 from __future__ import annotations
 
@@ -323,7 +326,9 @@ def scripts(draw: st.DrawFn) -> list[tuple[str, int]]:
 def test_what_one_end_allows_the_other_accepts_however_late_it_comes(
     script: list[tuple[str, int]], window: int, messages: int, size: int
 ) -> None:
-    """Both directions have bytes on their way while the ends go on: no end is ever told off for what it could not know."""
+    """Both directions have bytes on their way while the ends go on: no end is ever told off for
+    what it could not know.
+    """
     pair = live(ClientHello(credit_messages=messages, credit_bytes=size), ServerHello(publish_window=window))
     pair.down(Channel(1, "t"))
     up, down = bytearray(), bytearray()

@@ -1,4 +1,7 @@
-"""The vectors mean what they say. They were written without the codec, from the specification."""
+"""The vectors mean what they say.
+
+They were written without the codec, from the specification.
+"""
 
 from __future__ import annotations
 
